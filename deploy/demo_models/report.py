@@ -1,0 +1,41 @@
+"""What the pair is worth: held-out loss, the draft's greedy agreement, repetition in samples."""
+
+from pathlib import Path
+
+import torch
+from corpus import encode, read_corpus
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+WINDOW = 256
+WINDOWS = 64
+SAMPLES, SAMPLE_TOKENS, PROMPT_TOKENS = 16, 128, 64
+
+
+@torch.no_grad()
+def print_report(target_folder: Path, draft_folder: Path) -> None:
+    """Print the figures, all on whole held-out files."""
+    tokenizer = AutoTokenizer.from_pretrained(target_folder)
+    target = LlamaForCausalLM.from_pretrained(target_folder, dtype=torch.float32).eval()
+    draft = LlamaForCausalLM.from_pretrained(draft_folder, dtype=torch.float32).eval()
+    tokens = torch.from_numpy(encode(tokenizer, read_corpus().held_out))
+    windows = tokens[: len(tokens) // (WINDOW + 1) * (WINDOW + 1)].view(-1, WINDOW + 1)
+    windows = windows[torch.linspace(0, len(windows) - 1, min(WINDOWS, len(windows))).long()]
+    wanted, drafted = (model(input_ids=windows[:, :-1]).logits for model in (target, draft))
+    answers = windows[:, 1:].flatten()
+    for name, logits in (("target", wanted), ("draft", drafted)):
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), answers)
+        print(f"{name}: held-out loss {loss:.3f} nats a token")
+    agreement = (wanted.argmax(-1) == drafted.argmax(-1)).float().mean()
+    print(f"draft's greedy agreement with the target on held-out text: {agreement:.3f}")
+    prompts = windows[torch.linspace(0, len(windows) - 1, SAMPLES).long(), :PROMPT_TOKENS]
+    for label, options in (("greedy", {"do_sample": False}), ("T=1", {"do_sample": True, "top_k": 0})):
+        torch.manual_seed(0)
+        texts = target.generate(prompts, max_new_tokens=SAMPLE_TOKENS, min_new_tokens=SAMPLE_TOKENS, **options)
+        shares = [repeated_4grams(text[PROMPT_TOKENS:].tolist()) for text in texts]
+        print(f"repeated 4-grams in {label} samples: mean {sum(shares) / len(shares):.3f}, median {sorted(shares)[len(shares) // 2]:.3f}")
+
+
+def repeated_4grams(tokens: list[int]) -> float:
+    """The share of 4-grams that already occurred earlier in the text: 0 for novel, towards 1 for a loop."""
+    grams = list(zip(*(tokens[i:] for i in range(4)), strict=False))
+    return 1.0 - len(set(grams)) / max(1, len(grams))

@@ -1,0 +1,91 @@
+"""The training loop both models share.
+
+The schedule runs on the wall clock, not on steps: a machine gives what it has, the learning
+rate still ends at zero, and a busy neighbour costs quality, not a broken run.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from muon import Muon
+from transformers import PreTrainedModel
+
+TOKENS_PER_STEP = 4096
+SHORT, LONG = 256, 512
+# The last third sees longer windows, so that positions past 256 are trained ones.
+LONG_FROM = 0.67
+WARM_UP = 0.02
+# Muon for the matrices, AdamW for embeddings and norms: a run on two cores has only some thousand
+# steps, and orthogonalised steps make more of each (Jordan et al., 2024).
+MUON_LR, ADAM_LR = 0.02, 4e-3
+REPORT_EVERY = 20
+CHECKPOINT_EVERY_S = 240.0
+
+Loss = Callable[[torch.Tensor], torch.Tensor]
+
+
+def batches(tokens: np.ndarray, progress: Callable[[], float], seed: int) -> Iterator[torch.Tensor]:
+    """Random windows of the corpus, int64 [batch, length + 1], for ever."""
+    random = np.random.default_rng(seed)
+    while True:
+        length = LONG if progress() >= LONG_FROM else SHORT
+        starts = random.integers(0, len(tokens) - length - 1, TOKENS_PER_STEP // length)
+        yield torch.from_numpy(np.stack([tokens[s : s + length + 1] for s in starts]))
+
+
+def train(model: PreTrainedModel, tokens: np.ndarray, loss_of: Loss, minutes: float, save_to: Path, seed: int) -> None:
+    """Train `model` in place for `minutes`, saving it every few minutes and at the end."""
+    start = time.monotonic()
+
+    def progress() -> float:
+        return min(1.0, (time.monotonic() - start) / (60 * minutes))
+
+    optimizers = _optimizers(model)
+    model.train()
+    saved, seen = start, 0
+    for step, batch in enumerate(batches(tokens, progress, seed)):
+        _set_learning_rates(optimizers, progress())
+        loss = loss_of(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        seen += batch.numel() - len(batch)
+        if step % REPORT_EVERY == 0:
+            spent = time.monotonic() - start
+            print(f"{spent / 60:6.1f} min  step {step:5d}  {seen / 1e6:6.2f} M tokens  loss {loss.item():.3f}", flush=True)
+        if time.monotonic() - saved > CHECKPOINT_EVERY_S:
+            save(model, save_to)
+            saved = time.monotonic()
+        if progress() >= 1.0:
+            break
+    model.eval()
+    save(model, save_to)
+
+
+def save(model: PreTrainedModel, folder: Path) -> None:
+    """Write a bf16 copy; training goes on in float32."""
+    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(folder, state_dict=state)
+
+
+def _optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        Muon(matrices, lr=MUON_LR),
+        torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def _set_learning_rates(optimizers: list[torch.optim.Optimizer], progress: float) -> None:
+    scale = min(progress / WARM_UP, (1.0 - progress) / (1.0 - WARM_UP)) if progress < 1 else 0.0
+    for optimizer, peak in zip(optimizers, (MUON_LR, ADAM_LR), strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = peak * max(scale, 1e-3)

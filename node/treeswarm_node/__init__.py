@@ -1,0 +1,1 @@
+"""The program `swarm-node`: hosts a span of a model's decoder blocks."""

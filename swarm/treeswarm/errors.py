@@ -1,0 +1,84 @@
+"""Every error this project raises on purpose.
+
+    SwarmError
+    ├── BadRequest            the caller asked for what cannot be: empty prompt, too long, bad flag
+    ├── ModelError            a model directory is missing, partial, corrupt or unsupported
+    │   └── UnsupportedModel  its layers failed a named check at load
+    ├── RouteError            the known nodes do not make a whole model
+    │   ├── MissingBlocks     some blocks are served by nobody
+    │   └── Mismatch          other weights, another numerics class, another tokenizer
+    ├── TransportError        a stream or a connection
+    │   ├── Unreachable       nobody answers at that address
+    │   └── LinkBroken        an open stream ended without goodbye
+    ├── ProtocolError         a peer broke the contract
+    │   ├── Malformed         bytes that are no message, or a field out of its limits
+    │   └── Refused           the peer said no, and why
+    └── NodeLost              a node of the route died in the middle of a generation
+
+A message says what happened, to whom, and what to do.  Adapters translate at the border: no
+`grpc.RpcError`, `OSError` or `KeyError` crosses it.
+"""
+
+
+class SwarmError(Exception):
+    """The root.  `str(error)` is fit for a user to read."""
+
+
+class BadRequest(SwarmError):
+    """The caller asked for something impossible."""
+
+
+class ModelError(SwarmError):
+    """A model directory that cannot be used as it is."""
+
+
+class UnsupportedModel(ModelError):
+    """The model's layers failed a check at load; the message names the check."""
+
+
+class RouteError(SwarmError):
+    """The known nodes do not make a whole model."""
+
+
+class MissingBlocks(RouteError):
+    """Blocks that nobody serves."""
+
+
+class Mismatch(RouteError):
+    """Two parties disagree on weights, numerics class or tokenizer."""
+
+
+class TransportError(SwarmError):
+    """Something about a stream or a connection."""
+
+
+class Unreachable(TransportError):
+    """Nobody answers at an address."""
+
+
+class LinkBroken(TransportError):
+    """An open stream ended without goodbye."""
+
+
+class ProtocolError(SwarmError):
+    """A peer broke the contract."""
+
+
+class Malformed(ProtocolError):
+    """Bytes that are no message, or a field outside its limits."""
+
+
+class Refused(ProtocolError):
+    """A peer said no.  `code` is one of `treeswarm.messages.FaultCode`."""
+
+    def __init__(self, message: str, code: str = "refused") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NodeLost(SwarmError):
+    """A node of the route died or fell silent; `address` names it."""
+
+    def __init__(self, message: str, address: str) -> None:
+        super().__init__(message)
+        self.address = address

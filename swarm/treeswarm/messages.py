@@ -1,0 +1,267 @@
+"""What client and nodes say to each other, as plain frozen data.
+
+`wire/codec.py` turns these into the protobuf of `proto/treeswarm.proto` and back, and checks every
+field against the limits below; behind it a message can be trusted to be well-formed, not to be
+true.  Arrays are NumPy, one-dimensional, read-only.
+
+Two kinds of stream carry them:
+
+    control  client → node: Describe, Open, Hint, Ping, Close
+             node → client: Description, Opened, Answer (from the tail), Pong, Fault
+    link     upstream → downstream: LinkHello once, then Append after Append (the client is the head's
+             upstream); nothing but the end of the stream comes back
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treeswarm.sampling import SamplingSettings
+from treeswarm.spans import Span
+
+# One append is at most this many bytes of activations, so that a stage computes while the next
+# segment uploads; a client cuts larger trees and prompts into several appends.
+SEGMENT_BYTES = 1 << 20
+# Above any segment with its ids, timings and headers; gRPC refuses larger frames before parsing.
+MAX_MESSAGE_BYTES = 4 << 20
+MAX_ROWS = 4096
+MAX_CROWN = 4096
+MAX_TRUNK = 1 << 22
+MAX_HOPS = 256
+MAX_TEXT = 4096
+SESSION_ID_BYTES = 16
+TICKET_BYTES = 16
+
+Ids = NDArray[np.uint32]
+
+
+class Answers(StrEnum):
+    """For which rows of an append the tail computes the target's token."""
+
+    NONE = "none"
+    LAST = "last"
+    ALL = "all"
+
+
+class FaultCode(StrEnum):
+    """Why a node said no."""
+
+    MALFORMED = "malformed"
+    UNKNOWN_SESSION = "unknown-session"
+    WRONG_TICKET = "wrong-ticket"
+    WRONG_VERSION = "wrong-version"
+    MISMATCH = "mismatch"
+    FULL = "full"
+    OUT_OF_ROOM = "out-of-room"
+    OUT_OF_CREDIT = "out-of-credit"
+    BAD_TREE = "bad-tree"
+    REPLAYED = "replayed"
+    NOT_FINITE = "not-finite"
+    DOWNSTREAM = "downstream"
+    INTERNAL = "internal"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class NumericsClass:
+    """Nodes of one route share all of it; mixing changes the text."""
+
+    weights: str
+    """Hex digest of the model's config and every weight file."""
+    dtype: str
+    """`float32`, `bfloat16` or `float16`: of weights, KV cache and activations on the wire."""
+    quantization: str = "none"
+
+
+@dataclass(frozen=True)
+class HopTiming:
+    """What one node did with one append, in microseconds of its own clock."""
+
+    queue_us: int
+    """From arrival to the start of its forward."""
+    compute_us: int
+    """Of the forward it was part of."""
+    rows: int
+    """Rows of this append the node computed."""
+    batch_sessions: int
+    """Sessions in that forward."""
+
+
+# ---------------------------------------------------------------- control, client to node
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Ask what a node serves."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class NextHop:
+    """Where a node sends its activations, and the ticket that link accepts."""
+
+    address: str
+    ticket: bytes
+
+
+@dataclass(frozen=True)
+class Open:
+    """Reserve a session.  Every node of the route gets its own."""
+
+    version: int
+    session: bytes
+    epoch: int
+    span: Span
+    numerics: NumericsClass
+    trunk_room: int
+    """Committed tokens the session may reach: prompt and answer."""
+    crown_room: int
+    """Speculated rows alive at once."""
+    ticket: bytes
+    """What the upstream link must show."""
+    next_hop: NextHop | None
+    """None: this node is the tail."""
+
+
+@dataclass(frozen=True)
+class Hint:
+    """The client knows more than the ring yet: nodes not below this tip are dead.  Changes no state."""
+
+    session: bytes
+    trunk_length: int
+    """After `tip` has joined the trunk."""
+    tip: int
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Liveness; `stamp` comes back untouched."""
+
+    stamp: int
+
+
+@dataclass(frozen=True)
+class Close:
+    """Free the session now."""
+
+    session: bytes
+
+
+# ---------------------------------------------------------------- control, node to client
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a node serves."""
+
+    version: int
+    software: str
+    span: Span
+    blocks: int
+    """Decoder blocks of the whole model."""
+    vocab_size: int
+    hidden_size: int
+    max_positions: int
+    config: str
+    """Hex digest of the numerics-relevant config, which a client without weights can compute too."""
+    numerics: NumericsClass
+    attention: str
+    """The attention adapter in use, such as `torch-reference`."""
+    trunk_free: int
+    """KV rows not reserved by any session."""
+    frames: int
+    """Appends computed since start."""
+    forwards: int
+    forward_sessions: int
+    """Sum over forwards of the sessions in each."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The session is reserved."""
+
+    session: bytes
+    epoch: int
+    credit_rows: int
+    """Rows the client may have in flight."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """The target's own token for rows of one append, from the tail."""
+
+    session: bytes
+    epoch: int
+    seq: int
+    ids: Ids
+    """Tree nodes answered, in the append's order; skipped rows are missing."""
+    tokens: Ids
+    logprobs: NDArray[np.float32]
+    """Of each token under the target's filtered distribution."""
+    timings: tuple[HopTiming, ...]
+
+
+@dataclass(frozen=True)
+class Pong:
+    stamp: int
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something went wrong; `fatal` means the session is gone (or never was)."""
+
+    session: bytes
+    code: FaultCode
+    message: str
+    fatal: bool
+
+
+# ---------------------------------------------------------------- link
+
+
+@dataclass(frozen=True)
+class LinkHello:
+    """First on a link stream: which session it feeds, and the right to."""
+
+    version: int
+    session: bytes
+    epoch: int
+    ticket: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Append:
+    """The one verb.  Commit a path of the crown, then add nodes; see ARCHITECTURE.md.
+
+    Node i of the append has id `first_id + i`; a parent is a live crown node, an earlier node of this
+    append, or the tip.  With `prefill` the nodes are a chain that joins the trunk at once.
+    """
+
+    epoch: int
+    seq: int
+    commit: Ids
+    """Ids from just after the old tip to the new tip, in order."""
+    first_id: int
+    parents: Ids
+    tokens: Ids
+    prefill: bool
+    answers: Answers
+    settings: SamplingSettings
+    skipped: NDArray[np.bool_]
+    """Per row: an upstream node knew it dead and did not compute it."""
+    hidden: bytes = field(default=b"", repr=False)
+    """Activations entering this node, row-major [rows not skipped, hidden_size] in the class's dtype; empty towards the head."""
+    timings: tuple[HopTiming, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return len(self.tokens)
+
+
+ControlUp = Describe | Open | Hint | Ping | Close
+ControlDown = Description | Opened | Answer | Pong | Fault
+LinkUp = LinkHello | Append
+Message = ControlUp | ControlDown | LinkUp

@@ -1,0 +1,67 @@
+"""Which decoder blocks a node serves, and whether a set of spans makes a whole model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from treeswarm.errors import BadRequest, MissingBlocks
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """Decoder blocks `start` up to, not including, `end`."""
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise BadRequest(f"blocks {self.start}:{self.end} are no span: give START:END with 0 <= START < END")
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __str__(self) -> str:
+        return f"{self.start}:{self.end}"
+
+    def __contains__(self, other: "Span") -> bool:
+        return self.start <= other.start and other.end <= self.end
+
+    @classmethod
+    def parse(cls, text: str) -> "Span":
+        """Read `"4:8"`.  Raises BadRequest for anything else."""
+        start, colon, end = text.partition(":")
+        if not (colon and start.isdecimal() and end.isdecimal()):
+            raise BadRequest(f"'{text}' is no span of blocks: give START:END, such as 0:4")
+        return cls(int(start), int(end))
+
+
+def missing_blocks(spans: Sequence[Span], blocks: int) -> list[Span]:
+    """The gaps that `spans` leave in blocks 0 to `blocks`, in order."""
+    gaps, reached = [], 0
+    for span in sorted(spans):
+        if span.start > reached:
+            gaps.append(Span(reached, min(span.start, blocks)))
+        reached = max(reached, span.end)
+        if reached >= blocks:
+            return gaps
+    return [*gaps, Span(reached, blocks)]
+
+
+def shortest_chain(spans: Sequence[Span], blocks: int) -> list[tuple[int, Span]]:
+    """The chain with the fewest hops: (index into `spans`, the part of it to use), in order.
+
+    Greedy interval cover: at each block take the span that reaches furthest.  Raises MissingBlocks.
+    """
+    if gaps := missing_blocks(spans, blocks):
+        raise MissingBlocks(
+            f"nobody serves block{'s' if sum(map(len, gaps)) > 1 else ''} {', '.join(map(str, gaps))} "
+            f"of {blocks}: start `swarm-node MODEL --blocks {gaps[0]}` and add its address to --peers"
+        )
+    chain: list[tuple[int, Span]] = []
+    reached = 0
+    while reached < blocks:
+        best = max((i for i, span in enumerate(spans) if span.start <= reached), key=lambda i: spans[i].end)
+        end = min(spans[best].end, blocks)
+        chain.append((best, Span(reached, end)))
+        reached = end
+    return chain
