@@ -1,1 +1,233 @@
-"""placeholder"""
+"""A node's side of a session: appends in, steps for a device out.  Pure: no I/O, no clock, no tensors.
+
+State changes only by appends, in the order of their sequence numbers.  A hint changes no state; with the
+commits that have already arrived it only tells which rows still waiting for the device are dead.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treeswarm.errors import Refused
+from treeswarm.messages import Answers, Append, FaultCode, Hint
+from treeswarm.steps import Step
+from treeswarm.tree import TokenTree
+
+# Appends that overtook a late one and wait for it.  A stream keeps order, so only a transport that does not ever
+# uses this; more than this ahead means that the missing one is lost.
+REORDER_WINDOW = 64
+
+
+@dataclass(frozen=True)
+class SessionTerms:
+    """What a node granted at open."""
+
+    epoch: int
+    trunk_room: int
+    crown_room: int
+    credit_rows: int
+    vocab_size: int
+    row_bytes: int
+    """Activation bytes per row on the upstream link; 0 at the head."""
+
+
+class NodeSession:
+    """The state machine.  `receive` and `start` raise Refused; after any code but REPLAYED the session is lost."""
+
+    def __init__(self, terms: SessionTerms) -> None:
+        self.terms = terms
+        self.tree = TokenTree()
+        self.late_frames = 0
+        """Appends of an old epoch, dropped."""
+        self._next_seq = 0
+        self._early: dict[int, Append] = {}
+        self._waiting_rows = 0
+        self._slots = np.empty(0, np.int64)
+        """Crown slot of each crown node, in the tree's order."""
+        self._skipped: set[int] = set()
+        """Crown nodes that were not computed, here or upstream."""
+        self._promised: set[int] = set()
+        """Committed nodes whose rows may still wait for the device."""
+        self._hint: Hint | None = None
+
+    def receive(self, append: Append) -> list[Step]:
+        """Take one append; returns the steps that are now in order, usually just its own."""
+        if append.epoch < self.terms.epoch:
+            self.late_frames += 1
+            return []
+        if append.epoch > self.terms.epoch:
+            raise Refused(f"epoch {append.epoch} has not begun: this session is in {self.terms.epoch}", FaultCode.MALFORMED)
+        if append.seq < self._next_seq or append.seq in self._early:
+            raise Refused(f"append {append.seq} was already received", FaultCode.REPLAYED)
+        if append.seq >= self._next_seq + REORDER_WINDOW:
+            raise Refused(f"append {self._next_seq} never came, {append.seq} did", FaultCode.MALFORMED)
+        self._take_credit(append)
+        self._early[append.seq] = append
+        steps = []
+        while (due := self._early.pop(self._next_seq, None)) is not None:
+            steps.append(self._apply(due))
+            self._next_seq += 1
+        return steps
+
+    def hint(self, hint: Hint) -> None:
+        """Learn of a newer tip; older or repeated hints say nothing new."""
+        if self._hint is None or hint.trunk_length > self._hint.trunk_length:
+            self._hint = hint
+
+    def start(self, step: Step) -> Step:
+        """The step as it should run now: without the rows that have died while it waited."""
+        if step.append.prefill:
+            return step
+        ids = _computed_ids(step)
+        places = self.tree.indices_of(ids)
+        alive = places >= 0
+        if self._hint is not None and self._hint.trunk_length > self.tree.trunk_length:
+            alive[alive] = self.tree.alive_below(self._hint.tip)[places[alive]]
+        promised = np.array([int(i) in self._promised for i in ids], np.bool_)
+        self._promised.difference_update(ids[promised].tolist())
+        needed = alive | promised
+        if needed.all():
+            return step
+        self._skipped.update(ids[(places >= 0) & ~needed].tolist())
+        return prune(step, needed)
+
+    def finish(self, step: Step) -> None:
+        """The device is done with the step: its rows' credit comes back."""
+        self._waiting_rows -= step.append.rows
+
+    def _take_credit(self, append: Append) -> None:
+        self._waiting_rows += append.rows
+        if self._waiting_rows > self.terms.credit_rows:
+            raise Refused(
+                f"{self._waiting_rows} rows in flight, {self.terms.credit_rows} were granted", FaultCode.OUT_OF_CREDIT
+            )
+
+    def _apply(self, append: Append) -> Step:
+        self._check(append)
+        commit_slots = self._commit(append)
+        return self._prefill(append, commit_slots) if append.prefill else self._grow(append, commit_slots)
+
+    def _check(self, append: Append) -> None:
+        if append.rows and int(append.tokens.max()) >= self.terms.vocab_size:
+            raise Refused(f"token {int(append.tokens.max())} is outside the vocabulary", FaultCode.MALFORMED)
+        expected = int((~append.skipped).sum()) * self.terms.row_bytes
+        if len(append.hidden) != expected:
+            raise Refused(f"{len(append.hidden)} bytes of activations, expected {expected}", FaultCode.MALFORMED)
+        grown = self.tree.trunk_length + len(append.commit) + (append.rows if append.prefill else 0)
+        if grown > self.terms.trunk_room:
+            raise Refused(
+                f"the text would reach {grown} tokens, {self.terms.trunk_room} were reserved", FaultCode.OUT_OF_ROOM
+            )
+
+    def _commit(self, append: Append) -> NDArray[np.int64]:
+        path = append.commit.tolist()
+        if lost := self._skipped.intersection(path):
+            raise Refused(f"commit names node {min(lost)}, which a hint declared dead", FaultCode.BAD_TREE)
+        places = self.tree.indices_of(path)
+        self.tree, kept = self.tree.commit(path)
+        commit_slots = self._slots[places]
+        self._slots = self._slots[kept]
+        self._promised.update(path)
+        self._skipped.intersection_update(self.tree.ids.tolist())
+        return commit_slots
+
+    def _prefill(self, append: Append, commit_slots: NDArray[np.int64]) -> Step:
+        if append.skipped.any():
+            raise Refused("prefill rows cannot be skipped", FaultCode.BAD_TREE)
+        before = self.tree.trunk_length
+        self.tree = self.tree.join(append.first_id, append.parents)
+        self._slots = self._slots[:0] if append.rows else self._slots
+        return Step(
+            append=append,
+            commit_slots=commit_slots,
+            trunk_length=before,
+            positions=np.arange(before, before + append.rows),
+            tokens=append.tokens.astype(np.int64),
+            slots=np.empty(0, np.int64),
+            visible=np.tri(append.rows, dtype=np.bool_),
+            computed=np.ones(append.rows, np.bool_),
+            answered=_answered(append.answers, append.rows),
+        )
+
+    def _grow(self, append: Append, commit_slots: NDArray[np.int64]) -> Step:
+        old = len(self.tree)
+        self.tree = self.tree.add(append.first_id, append.parents, append.tokens)
+        self._slots = np.concatenate([self._slots, self._free_slots(append.rows)])
+        computed = self._computed(append, old)
+        new = np.arange(old, len(self.tree))[computed]
+        visible = np.zeros((len(new), int(self._slots.max(initial=-1)) + 1), np.bool_)
+        visible[:, self._slots] = self.tree.ancestors[new]
+        return Step(
+            append=append,
+            commit_slots=commit_slots,
+            trunk_length=self.tree.trunk_length,
+            positions=self.tree.positions[new],
+            tokens=self.tree.tokens[new],
+            slots=self._slots[new],
+            visible=visible,
+            computed=computed,
+            answered=_answered(append.answers, len(new)),
+        )
+
+    def _free_slots(self, count: int) -> NDArray[np.int64]:
+        used = np.zeros(self.terms.crown_room, np.bool_)
+        used[self._slots] = True
+        free = np.flatnonzero(~used)
+        if len(free) < count:
+            raise Refused(
+                f"{len(self._slots) + count} crown rows, {self.terms.crown_room} were reserved", FaultCode.OUT_OF_ROOM
+            )
+        return free[:count]
+
+    def _computed(self, append: Append, old: int) -> NDArray[np.bool_]:
+        """Rows to compute: not skipped upstream, and no ancestor was."""
+        new_ids = self.tree.ids[old:]
+        self._skipped.update(new_ids[append.skipped].tolist())
+        if not self._skipped:
+            return np.ones(append.rows, np.bool_)
+        gone = np.isin(self.tree.ids, list(self._skipped))
+        missing = (self.tree.ancestors[old:] & gone).any(axis=1)
+        if (missing & ~append.skipped).any():
+            self._skipped.update(new_ids[missing].tolist())
+        return ~missing
+
+
+def prune(step: Step, needed: NDArray[np.bool_]) -> Step:
+    """The step without the computed rows that are not `needed`."""
+    computed = step.computed.copy()
+    computed[computed] = needed
+    renumbered = np.cumsum(needed) - 1
+    return replace(
+        step,
+        positions=step.positions[needed],
+        tokens=step.tokens[needed],
+        slots=step.slots[needed],
+        visible=step.visible[needed],
+        computed=computed,
+        answered=renumbered[step.answered[needed[step.answered]]],
+    )
+
+
+def incoming_rows(step: Step) -> NDArray[np.int64]:
+    """Which rows of `append.hidden` belong to the step's rows: upstream may have sent rows that died since."""
+    return np.flatnonzero(step.computed[~step.append.skipped])
+
+
+def _computed_ids(step: Step) -> NDArray[np.int64]:
+    return step.append.first_id + np.flatnonzero(step.computed)
+
+
+def answered_ids(step: Step) -> NDArray[np.uint32]:
+    """Ids of the tree nodes that the step's answer is about."""
+    return _computed_ids(step)[step.answered].astype(np.uint32)
+
+
+def _answered(answers: Answers, rows: int) -> NDArray[np.int64]:
+    match answers:
+        case Answers.NONE:
+            return np.empty(0, np.int64)
+        case Answers.LAST:
+            return np.arange(max(rows - 1, 0), rows)
+        case Answers.ALL:
+            return np.arange(rows)

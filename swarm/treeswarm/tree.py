@@ -1,0 +1,172 @@
+"""The token tree: the one data structure that client and every node hold for a session.
+
+    trunk   committed text, a line of positions 0 .. trunk_length - 1; its last node is the tip
+    crown   speculation hanging off the tip; a node's position is its depth in the whole text
+
+A node's id is counted up by the client and never reused.  Id 0 is the root, before the text.  Committing a
+path makes its end the new tip; whatever does not hang below it is dead, on every machine, by the parent table
+alone: there is no message that frees.
+
+A tree is immutable: every change gives a new one, so a refused change leaves nothing half done.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treeswarm.errors import Refused
+from treeswarm.messages import FaultCode
+
+ROOT = 0
+TIP = -1
+"""In index arrays: the parent is the tip, not a crown node."""
+
+Indices = NDArray[np.int64]
+
+
+def _no_indices() -> Indices:
+    return np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTree:
+    """Crown arrays run in order of ids; an index is a place in them.
+
+    `ancestors[i, j]` says that node j is node i or above it: row i of an attention mask.
+    """
+
+    trunk_length: int = 0
+    tip: int = ROOT
+    next_id: int = ROOT + 1
+    ids: Indices = field(default_factory=_no_indices)
+    parents: Indices = field(default_factory=_no_indices)
+    positions: Indices = field(default_factory=_no_indices)
+    tokens: Indices = field(default_factory=_no_indices)
+    ancestors: NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 0), np.bool_))
+
+    def __len__(self) -> int:
+        """Nodes in the crown."""
+        return len(self.ids)
+
+    def indices_of(self, ids: Sequence[int] | NDArray[np.integer]) -> Indices:
+        """Places of `ids` in the crown, -1 where an id is no live crown node."""
+        wanted = np.asarray(ids, np.int64)
+        places = np.searchsorted(self.ids, wanted)
+        found = places < len(self.ids)
+        found[found] = self.ids[places[found]] == wanted[found]
+        return np.where(found, places, -1)
+
+    def add(self, first_id: int, parent_ids: NDArray[np.integer], tokens: NDArray[np.integer]) -> "TokenTree":
+        """Grow the crown by nodes `first_id`, `first_id + 1`, …
+
+        A parent is the tip, a live crown node or an earlier node of the same call.  Raises Refused (bad-tree).
+        """
+        if not len(tokens):
+            return self
+        self._check_first_id(first_id)
+        parents = self._parent_indices(first_id, np.asarray(parent_ids, np.int64))
+        old, new = len(self), len(tokens)
+        positions = np.concatenate([self.positions, np.zeros(new, np.int64)])
+        ancestors = np.zeros((old + new, old + new), np.bool_)
+        ancestors[:old, :old] = self.ancestors
+        for level in _levels(parents, old):
+            above = parents[level - old]
+            hanging = above != TIP
+            ancestors[level[hanging]] = ancestors[above[hanging]]
+            positions[level] = np.where(hanging, positions[above] + 1, self.trunk_length)
+        ancestors[np.arange(old, old + new), np.arange(old, old + new)] = True
+        return replace(
+            self,
+            next_id=first_id + new,
+            ids=np.concatenate([self.ids, np.arange(first_id, first_id + new)]),
+            parents=np.concatenate([self.parents, parents]),
+            positions=positions,
+            tokens=np.concatenate([self.tokens, np.asarray(tokens, np.int64)]),
+            ancestors=ancestors,
+        )
+
+    def commit(self, path: Sequence[int] | NDArray[np.integer]) -> tuple["TokenTree", Indices]:
+        """Make the end of `path` (ids from just after the tip, in order) the new tip.
+
+        Returns the tree and the indices, in this tree, of the crown nodes that live on.  Raises Refused (bad-tree).
+        """
+        if not len(path):
+            return self, np.arange(len(self))
+        places = self.indices_of(path)
+        if (places < 0).any():
+            raise _bad(f"commit names node {int(np.asarray(path)[places < 0][0])}, which is no live crown node")
+        above = np.concatenate([[TIP], places[:-1]])
+        if not np.array_equal(self.parents[places], above):
+            raise _bad("commit names nodes that are no path from the tip")
+        end = places[-1]
+        below = self.ancestors[:, end].copy()
+        below[end] = False
+        kept = np.flatnonzero(below)
+        reindexed = np.full(len(self) + 1, TIP)
+        reindexed[kept] = np.arange(len(kept))
+        committed = replace(
+            self,
+            trunk_length=self.trunk_length + len(path),
+            tip=int(self.ids[end]),
+            ids=self.ids[kept],
+            parents=reindexed[self.parents[kept]],
+            positions=self.positions[kept],
+            tokens=self.tokens[kept],
+            ancestors=self.ancestors[np.ix_(kept, kept)],
+        )
+        return committed, kept
+
+    def join(self, first_id: int, parent_ids: NDArray[np.integer]) -> "TokenTree":
+        """Prefill: a chain from the tip that joins the trunk at once; a crown beside it is dead.
+
+        Raises Refused (bad-tree).
+        """
+        count = len(parent_ids)
+        if not count:
+            return self
+        self._check_first_id(first_id)
+        chain = np.concatenate([[self.tip], np.arange(first_id, first_id + count - 1)])
+        if not np.array_equal(parent_ids, chain):
+            raise _bad("a prefill is no chain from the tip")
+        last = first_id + count - 1
+        return TokenTree(trunk_length=self.trunk_length + count, tip=last, next_id=last + 1)
+
+    def alive_below(self, tip: int) -> NDArray[np.bool_]:
+        """Which crown nodes can still matter once `tip` is the tip: those below it, it, and the path to it.
+
+        All of them where `tip` is no crown node (a hint from another time says nothing).
+        """
+        (place,) = self.indices_of([tip])
+        if place < 0:
+            return np.ones(len(self), np.bool_)
+        return self.ancestors[:, place] | self.ancestors[place]
+
+    def _check_first_id(self, first_id: int) -> None:
+        if first_id < self.next_id:
+            raise _bad(f"node id {first_id} was used before: the next free id is {self.next_id}")
+
+    def _parent_indices(self, first_id: int, parent_ids: Indices) -> Indices:
+        own = np.arange(len(parent_ids))
+        within = parent_ids >= first_id
+        if (parent_ids[within] >= first_id + own[within]).any():
+            raise _bad("a node's parent comes after it")
+        places = np.where(within, parent_ids - first_id + len(self), self.indices_of(parent_ids))
+        is_tip = parent_ids == self.tip
+        if (dead := (places < 0) & ~is_tip).any():
+            raise _bad(f"parent {int(parent_ids[dead][0])} is neither the tip nor a live crown node")
+        return np.where(is_tip, TIP, places)
+
+
+def _levels(parents: Indices, old: int) -> list[Indices]:
+    """New nodes (as indices from `old` on) grouped so that each group's parents come in an earlier one."""
+    depth: list[int] = []
+    for parent in parents.tolist():
+        depth.append(depth[parent - old] + 1 if parent >= old else 0)
+    depths = np.array(depth)
+    return [np.flatnonzero(depths == d) + old for d in range(depths.max() + 1)]
+
+
+def _bad(message: str) -> Refused:
+    return Refused(message, FaultCode.BAD_TREE)
