@@ -1,0 +1,40 @@
+"""What a node is told at start, read once at the edge."""
+
+from dataclasses import dataclass
+
+from treeswarm.spans import Span
+from treeswarm_node.scheduler import Budget
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one node grants.  Every number bounds memory or time that a stranger could otherwise take."""
+
+    sessions: int = 256
+    """Open at once."""
+    credit_rows: int = 4096
+    """Rows in flight per session, at least: 64 MiB of activations at hidden size 8192 in 16 bits."""
+    lease_s: float = 30.0
+    """A session whose client's control stream broke lives this long."""
+    hello_s: float = 10.0
+    """A link that says nothing for so long after it was opened is closed."""
+    budget: Budget = Budget(rows=2048, prefill_rows=512)
+    """Rows of one forward: past some hundred rows a forward's time grows with its rows, so larger batches
+    buy no throughput and cost everyone in them latency (docs/log.md)."""
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """`swarm-node`'s command line, parsed."""
+
+    model: str
+    span: Span | None
+    """None: every block."""
+    listen: str
+    dtype: str
+    device: str
+    kv_tokens: int
+    threads: int
+    emulate_link: str | None
+    log_json: bool
+    limits: Limits = Limits()

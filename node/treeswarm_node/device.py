@@ -1,0 +1,71 @@
+"""One forward on the device: steps in, activations or tokens out.  Runs in the device thread."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from treeswarm.errors import ProtocolError
+from treeswarm.session import incoming_rows
+from treeswarm_node.sampler import Sampler
+from treeswarm_node.span_model import Segment, SpanModel
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """What became of one step.  `error` set: nothing else holds."""
+
+    compute_us: int
+    hidden: bytes = b""
+    """Activations of the step's rows, row-major in the model's dtype; empty from the tail."""
+    tokens: NDArray[np.int64] | None = None
+    logprobs: NDArray[np.float32] | None = None
+    error: ProtocolError | None = None
+
+
+class Device:
+    """The model and its sampler, behind one synchronous verb."""
+
+    def __init__(self, model: SpanModel, sampler: Sampler) -> None:
+        self._model = model
+        self._sampler = sampler
+
+    @torch.inference_mode()
+    def run(self, segments: Sequence[Segment]) -> list[Computed]:
+        """Compute every segment's step in one forward; a segment with activations that are not finite gets an
+        error, the others their results."""
+        start = time.perf_counter()
+        inputs = [self._input(segment) for segment in segments]
+        good = [i for i, rows in enumerate(inputs) if bool(torch.isfinite(rows).all())]
+        outputs = self._forward([segments[i] for i in good], [inputs[i] for i in good])
+        compute_us = int((time.perf_counter() - start) * 1e6)
+        results = [Computed(compute_us, error=ProtocolError("activations from upstream are not finite"))] * len(segments)
+        for i, output in zip(good, outputs, strict=True):
+            results[i] = self._result(segments[i], output, compute_us)
+        return results
+
+    def _input(self, segment: Segment) -> torch.Tensor:
+        step = segment.step
+        if segment.span.start == 0:
+            return self._model.embed(torch.from_numpy(step.tokens).to(self._model.device))
+        sent = torch.frombuffer(bytearray(step.append.hidden), dtype=self._model.dtype) if step.append.hidden else torch.empty(0)
+        rows = sent.view(-1, self._model.hidden_size)[torch.from_numpy(incoming_rows(step))]
+        return rows.to(self._model.device, self._model.dtype)
+
+    def _forward(self, segments: list[Segment], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        if not segments:
+            return []
+        hidden = self._model.forward(segments, torch.cat(inputs))
+        return list(hidden.split([segment.step.rows for segment in segments]))
+
+    def _result(self, segment: Segment, hidden: torch.Tensor, compute_us: int) -> Computed:
+        if segment.span.end < self._model.blocks:
+            return Computed(compute_us, hidden=hidden.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        step = segment.step
+        logits = self._model.logits(hidden[torch.from_numpy(step.answered)])
+        settings = [step.append.settings] * len(step.answered)
+        tokens, logprobs = self._sampler.choose(logits, step.positions[step.answered] + 1, settings)
+        return Computed(compute_us, tokens=tokens, logprobs=logprobs)

@@ -1,0 +1,122 @@
+"""Continuous batching: whatever waits when the device falls idle goes into its next forward.
+
+All choices are made in the event loop, where the sessions live; the one device thread only computes.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from treeswarm.messages import HopTiming
+from treeswarm.session import NodeSession
+from treeswarm.spans import Span
+from treeswarm.steps import Step
+from treeswarm_node.device import Computed
+from treeswarm_node.kv import SessionKV
+from treeswarm_node.scheduler import Budget, next_batch
+from treeswarm_node.span_model import Segment
+
+log = logging.getLogger(__name__)
+
+Done = Callable[[Step, Computed, HopTiming], None]
+"""Called in the event loop with the step as it ran."""
+
+
+class Runs(Protocol):
+    """What the engine needs of a device: see `treeswarm_node.device.Device`."""
+
+    def run(self, segments: Sequence[Segment]) -> list[Computed]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A step waiting for the device."""
+
+    session: NodeSession
+    kv: SessionKV
+    span: Span
+    step: Step
+    done: Done
+    arrived: float
+
+    @property
+    def rows(self) -> int:
+        return self.step.rows
+
+    @property
+    def prefill(self) -> bool:
+        return self.step.append.prefill
+
+    @property
+    def commits(self) -> bool:
+        return self.step.commits
+
+
+@dataclass
+class Counters:
+    """Since start, for whoever asks the node."""
+
+    frames: int = 0
+    forwards: int = 0
+    forward_sessions: int = 0
+
+
+@dataclass(eq=False)
+class Engine:
+    """Owns the queue and the device thread.  `run` for ever; `submit` from the same loop."""
+
+    device: Runs
+    budget: Budget
+    counters: Counters = field(default_factory=Counters)
+    _waiting: deque[Work] = field(default_factory=deque)
+    _arrival: asyncio.Event = field(default_factory=asyncio.Event)
+    _running: list[Work] = field(default_factory=list)
+
+    def submit(self, work: Work) -> None:
+        """Queue a step; the queue is bounded by the credits of the sessions."""
+        self._waiting.append(work)
+        self._arrival.set()
+
+    def withdraw(self, session: NodeSession) -> None:
+        """Forget a session's waiting steps."""
+        self._waiting = deque(work for work in self._waiting if work.session is not session)
+
+    async def idle_of(self, session: NodeSession) -> None:
+        """Wait until no running forward touches the session, so that its KV can be freed."""
+        while any(work.session is session for work in self._running):
+            await asyncio.sleep(0.001)
+
+    async def run(self) -> None:
+        """Batch, compute, hand out; until cancelled."""
+        with ThreadPoolExecutor(1, thread_name_prefix="device") as thread:
+            while True:
+                await self._arrival.wait()
+                self._running = self._take()
+                if not self._running:
+                    self._arrival.clear()
+                    continue
+                await self._forward(thread)
+
+    def _take(self) -> list[Work]:
+        waiting = list(self._waiting)
+        chosen = next_batch(waiting, self.budget)
+        self._waiting = deque(work for i, work in enumerate(waiting) if i not in set(chosen))
+        return [replace(waiting[i], step=waiting[i].session.start(waiting[i].step)) for i in chosen]
+
+    async def _forward(self, thread: ThreadPoolExecutor) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        segments = [Segment(work.kv, work.step, work.span) for work in self._running]
+        results = await loop.run_in_executor(thread, self.device.run, segments)
+        finished, self._running = self._running, []
+        sessions = len({id(work.session) for work in finished})
+        self.counters.frames += len(finished)
+        self.counters.forwards += 1
+        self.counters.forward_sessions += sessions
+        for work, computed in zip(finished, results, strict=True):
+            queued = int((started - work.arrived) * 1e6)
+            work.done(work.step, computed, HopTiming(queued, computed.compute_us, work.rows, sessions))
