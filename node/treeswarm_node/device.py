@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from treeswarm.errors import ProtocolError
+from treeswarm.errors import ProtocolError, Refused
+from treeswarm.messages import FaultCode
 from treeswarm.session import incoming_rows
 from treeswarm_node.sampler import Sampler
 from treeswarm_node.span_model import Segment, SpanModel
@@ -42,7 +43,7 @@ class Device:
         good = [i for i, rows in enumerate(inputs) if bool(torch.isfinite(rows).all())]
         outputs = self._forward([segments[i] for i in good], [inputs[i] for i in good])
         compute_us = int((time.perf_counter() - start) * 1e6)
-        results = [Computed(compute_us, error=ProtocolError("activations from upstream are not finite"))] * len(segments)
+        results = [Computed(compute_us, error=Refused("activations from upstream are not finite", FaultCode.NOT_FINITE))] * len(segments)
         for i, output in zip(good, outputs, strict=True):
             results[i] = self._result(segments[i], output, compute_us)
         return results

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from treeswarm.messages import HopTiming
+from treeswarm.errors import Refused
+from treeswarm.messages import FaultCode, HopTiming
 from treeswarm.session import NodeSession
 from treeswarm.spans import Span
 from treeswarm.steps import Step
@@ -111,7 +112,11 @@ class Engine:
         loop = asyncio.get_running_loop()
         started = loop.time()
         segments = [Segment(work.kv, work.step, work.span) for work in self._running]
-        results = await loop.run_in_executor(thread, self.device.run, segments)
+        try:
+            results = await loop.run_in_executor(thread, self.device.run, segments)
+        except Exception as error:  # a forward that fails costs its own sessions, never the node
+            log.exception("a forward of %d steps failed", len(segments))
+            results = [Computed(0, error=Refused(f"the node failed to compute: {error}", FaultCode.INTERNAL))] * len(segments)
         finished, self._running = self._running, []
         sessions = len({id(work.session) for work in finished})
         self.counters.frames += len(finished)

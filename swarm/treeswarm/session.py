@@ -48,7 +48,9 @@ class NodeSession:
         self._skipped: set[int] = set()
         """Crown nodes that were not computed, here or upstream."""
         self._promised: set[int] = set()
-        """Committed nodes whose rows may still wait for the device."""
+        """Committed nodes whose rows still wait for the device."""
+        self._started_id = 0
+        """Rows of lower ids have been handed to the device, or were skipped."""
         self._hint: Hint | None = None
 
     def receive(self, append: Append) -> list[Step]:
@@ -77,6 +79,7 @@ class NodeSession:
 
     def start(self, step: Step) -> Step:
         """The step as it should run now: without the rows that have died while it waited."""
+        self._started_id = max(self._started_id, step.append.first_id + step.append.rows)
         if step.append.prefill:
             return step
         ids = _computed_ids(step)
@@ -128,7 +131,7 @@ class NodeSession:
         self.tree, kept = self.tree.commit(path)
         commit_slots = self._slots[places]
         self._slots = self._slots[kept]
-        self._promised.update(path)
+        self._promised.update(i for i in path if i >= self._started_id)
         self._skipped.intersection_update(self.tree.ids.tolist())
         return commit_slots
 

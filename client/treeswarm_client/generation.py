@@ -1,0 +1,116 @@
+"""The client's loop: draft, ship, walk, commit."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from treeswarm.sampling import SamplingSettings
+from treeswarm.walk import Walk, walk
+from treeswarm_client.chain import Chain
+from treeswarm_client.drafters.seam import Drafter, DraftTree
+from treeswarm_client.session import Answered, ClientSession, Shipment
+from treeswarm_client.stats import Meter
+
+
+NO_TREE = DraftTree(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a generation ends."""
+
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The tokens one traversal bought."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    traversal: int
+
+
+@dataclass(eq=False)
+class Generation:
+    """One prompt on one chain."""
+
+    chain: Chain
+    drafter: Drafter
+    session: ClientSession
+    limits: Limits
+    tree_size: int
+    meter: Meter = field(default_factory=Meter)
+
+    async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncIterator[Committed]:
+        """Yield what each traversal commits, until a stop token or the limit."""
+        prefill, _ = await asyncio.gather(
+            self._traverse(self.session.prefill(prompt)), asyncio.to_thread(self.drafter.begin, prompt, settings)
+        )
+        news = self._commit(prefill.tokens.tolist(), prefill.logprobs.tolist())
+        yield news
+        bonus = news.tokens[-1]
+        await self._learn(NO_TREE, prefill, Walk((), bonus))
+        while not self._ended(news):
+            tree = await self._propose()
+            shipment = self.session.round(bonus, tree)
+            answered = await self._traverse(shipment)
+            found = walk(tree.parents, tree.tokens, answered.tokens)
+            self.session.accept(shipment, found.accepted)
+            await self._learn(tree, answered, found)
+            bonus = found.bonus
+            path = [0, *(i + 1 for i in found.accepted)]
+            news = self._commit(answered.tokens[path].tolist(), answered.logprobs[path].tolist())
+            yield news
+
+    async def _traverse(self, shipment: Shipment) -> Answered:
+        start = time.perf_counter()
+        waiting = [await self.chain.append(append) for append in shipment.appends]
+        answered = self.session.gather(shipment, await asyncio.gather(*waiting))
+        self.meter.add_traversal(answered.timings)
+        self.meter.rounds.append(time.perf_counter() - start)
+        return answered
+
+    async def _propose(self) -> DraftTree:
+        """A tree no deeper than what may still be committed: the mandatory node's answer is one token."""
+        remaining = self.limits.max_new_tokens - self.meter.committed
+        if not self.tree_size or remaining <= 1:
+            return NO_TREE
+        start = time.perf_counter()
+        tree = await asyncio.to_thread(self.drafter.propose, self.tree_size)
+        self.meter.draft_s += time.perf_counter() - start
+        return shallower(tree, remaining - 1)
+
+    async def _learn(self, tree: DraftTree, answered: Answered, found: Walk) -> None:
+        start = time.perf_counter()
+        await asyncio.to_thread(self.drafter.observe, tree, answered.tokens, found.accepted, found.bonus)
+        self.meter.draft_s += time.perf_counter() - start
+        if len(tree):  # without a tree there was nothing to hit or miss
+            self.meter.add_walk(len(tree), len(found.accepted))
+
+    def _commit(self, tokens: list[int], logprobs: list[float]) -> Committed:
+        end = self.limits.max_new_tokens - self.meter.committed
+        stop = next((i + 1 for i, token in enumerate(tokens) if token in self.limits.stop_ids), len(tokens))
+        kept = min(end, stop)
+        self.meter.committed += kept
+        return Committed(tuple(tokens[:kept]), tuple(logprobs[:kept]), self.meter.traversals)
+
+    def _ended(self, news: Committed) -> bool:
+        return self.meter.committed >= self.limits.max_new_tokens or news.tokens[-1] in self.limits.stop_ids
+
+
+def shallower(tree: DraftTree, depth: int) -> DraftTree:
+    """The tree's nodes down to `depth` levels below the root."""
+    depths = np.zeros(len(tree) + 1, np.int64)
+    for i, parent in enumerate(tree.parents.tolist()):
+        depths[i + 1] = depths[parent + 1] + 1
+    kept = np.flatnonzero(depths[1:] <= depth)
+    if len(kept) == len(tree):
+        return tree
+    renumbered = np.full(len(tree) + 1, -1)
+    renumbered[kept] = np.arange(len(kept))
+    return DraftTree(renumbered[tree.parents[kept]], tree.tokens[kept], tree.scores[kept])

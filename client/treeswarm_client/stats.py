@@ -1,0 +1,84 @@
+"""What a generation cost: counters while it runs, one frozen summary at the end."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from treeswarm.messages import HopTiming
+
+
+@dataclass(frozen=True)
+class TimeSplit:
+    """Seconds; they add up to the generation's."""
+
+    draft: float
+    wire: float
+    """Links, and whatever no other column claims."""
+    queue: float
+    """Waiting for nodes' devices."""
+    compute: float
+    """Nodes' forwards, summed over the hops."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """`tokens_per_traversal` counts the bonus token; `acceptance` is the chance that the target's next token was
+    in the tree where a tree was shipped, None where none was."""
+
+    traversals: int
+    committed: int
+    tokens_per_traversal: float
+    acceptance: float | None
+    drafted: int
+    seconds: float
+    tokens_per_second: float
+    time: TimeSplit
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+@dataclass
+class Meter:
+    """Adds up traversals."""
+
+    traversals: int = 0
+    committed: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    misses: int = 0
+    draft_s: float = 0.0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    rounds: list[float] = field(default_factory=list)
+    """Seconds of each traversal after the prefill."""
+
+    def add_traversal(self, timings: Sequence[Sequence[HopTiming]]) -> None:
+        """Count one traversal.  Its segments overlap on the way, so each hop counts once: its last segment's queue
+        and the compute of all."""
+        self.traversals += 1
+        hops = [[segment[i] for segment in timings if i < len(segment)] for i in range(max(map(len, timings), default=0))]
+        self.queue_s += sum(hop[0].queue_us for hop in hops) / 1e6
+        self.compute_s += sum(segment.compute_us for hop in hops for segment in hop) / 1e6
+
+    def add_walk(self, drafted: int, accepted: int) -> None:
+        """Count what a shipped tree brought: each walk ends at a miss."""
+        self.drafted += drafted
+        self.accepted += accepted
+        self.misses += 1
+
+    def summary(self, seconds: float) -> Stats:
+        """The figures after `seconds` of generation."""
+        tried = self.accepted + self.misses
+        claimed = self.draft_s + self.queue_s + self.compute_s
+        return Stats(
+            traversals=self.traversals,
+            committed=self.committed,
+            tokens_per_traversal=self.committed / self.traversals if self.traversals else 0.0,
+            acceptance=self.accepted / tried if tried else None,
+            drafted=self.drafted,
+            seconds=seconds,
+            tokens_per_second=self.committed / seconds if seconds else 0.0,
+            time=TimeSplit(self.draft_s, max(0.0, seconds - claimed), self.queue_s, self.compute_s),
+        )
