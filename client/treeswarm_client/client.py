@@ -1,19 +1,18 @@
 """The library: a client of a swarm, asyncio inside, a thin synchronous face outside."""
 
 import asyncio
-import contextlib
+import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tokenizers import Tokenizer
 
-from treeswarm.errors import BadRequest, SwarmError, Unreachable
+from treeswarm.errors import BadRequest, NodeLost, TransportError
 from treeswarm.identity import config_digest
-from treeswarm.messages import MAX_CROWN, MAX_ROWS, SEGMENT_BYTES, Description
+from treeswarm.messages import MAX_ROWS, SEGMENT_BYTES, Description
 from treeswarm.model_files import ModelShape, load_tokenizer, read_config, read_shape, resolve_model
 from treeswarm.registry import parse_registry
 from treeswarm.sampling import SamplingSettings
@@ -28,6 +27,8 @@ from treeswarm_client.route import Route, plan_route
 from treeswarm_client.session import ClientSession
 from treeswarm_client.stats import Meter, Stats
 from treeswarm_client.text import TextStream
+
+log = logging.getLogger(__name__)
 
 LARGEST_TREE = 2048
 DEFAULT_TREE_SIZE = 64
@@ -45,20 +46,34 @@ class Token:
     """Tokens of one traversal came in one round trip."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """What entering the client found."""
+
+    shape: ModelShape
+    config: str
+    tokenizer: Tokenizer
+    drafter: Drafter
+    transport: Transport
+
+
 @dataclass(eq=False)
 class Run:
-    """A generation that streams: iterate it, then read `stats`.  After an error the text so far is kept."""
+    """A generation that streams: iterate it for its tokens, then read `stats`.
 
+    After an error `text` and `token_ids` hold what was committed before it.
+    """
+
+    tokens: AsyncIterator[Token]
+    prompt_ids: list[int]
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
     text: str = ""
     stats: Stats | None = None
-    route: Route | None = None
-    error: SwarmError | None = None
-    _tokens: AsyncIterator[Token] | None = None
+    meter: Meter = field(default_factory=Meter)
 
     def __aiter__(self) -> AsyncIterator[Token]:
-        assert self._tokens is not None
-        return self._tokens
+        return self.tokens
 
 
 @dataclass(eq=False)
@@ -69,39 +84,160 @@ class SwarmClient:
             async for token in client.stream("def main():"):
                 print(token.text, end="")
 
-    `model` is a directory, a hub id or `demo`; only its config and tokenizer are read.  `draft` is `none` or a model.
-    Raises, on entering, what is wrong with the model, the draft or the addresses.
+    `model` is a directory, a hub id or `demo`; only its config and tokenizer are read.  `draft` is `none`, a directory,
+    a hub id or `demo-draft`.  Entering raises what is wrong with the model, the draft, the addresses or the nodes
+    (ModelError, Mismatch, BadRequest, RouteError, Unreachable).  One generation at a time uses the drafter.
     """
 
     model: str
-    peers: str | Sequence[str] | None = None
+    peers: str | None = None
     registry: str | None = None
     draft: str = "none"
     tree_size: int = DEFAULT_TREE_SIZE
     draft_device: str = "cpu"
     emulate_link: str | None = None
-    transport: Transport | None = None
-    """For tests; gRPC otherwise."""
     drafter: Drafter | None = None
     """A drafter of one's own, instead of `draft`."""
-    _opened: "_Opened | None" = None
+    transport: Transport | None = None
+    """Instead of gRPC; stays open afterwards."""
+    route: Route = field(init=False)
+    descriptions: dict[str, Description] = field(init=False)
+    """What the nodes said of themselves on entering."""
+    _opened: _Opened = field(init=False)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def __aenter__(self) -> Self:
-        if not 0 <= self.tree_size <= min(LARGEST_TREE, MAX_CROWN - 1):
+        if not 0 <= self.tree_size <= LARGEST_TREE:
             raise BadRequest(f"tree size {self.tree_size} is out of range: give 0 (plain decoding) up to {LARGEST_TREE}")
-        folder = await asyncio.to_thread(resolve_model, self.model)
-        config = read_config(folder)
-        tokenizer = load_tokenizer(folder)
-        drafter = self.drafter or await asyncio.to_thread(
-            load_drafter, "none" if self.tree_size == 0 else self.draft, folder, self.draft_device
-        )
-        transport = self.transport or GrpcTransport()
-        if self.emulate_link:
-            transport = EmulatedTransport(transport, LinkShape.parse(self.emulate_link))
-        self._opened = _Opened(folder, read_shape(folder), config_digest(config), tokenizer, drafter, transport)
+        registry = parse_registry(registry_spec(self.peers, self.registry))
+        self._opened = await asyncio.to_thread(self._open)
+        try:
+            addresses = [record.address for record in await registry.snapshot()]
+            self.descriptions = await self.describe_nodes(addresses)
+            self.route = plan_route(self.descriptions, self._opened.config)
+        except BaseException:
+            await self._close_transport()
+            raise
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        opened, self._opened = self._opened, None
-        if opened is not None and self.transport is None:
-            await opened.transport.close()
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._close_transport()
+
+    async def describe_nodes(self, addresses: Sequence[str]) -> dict[str, Description]:
+        """Ask all of them at once.  Nodes that do not answer are left out, unless none does; then raises why."""
+        asked = [describe(self._opened.transport, address) for address in addresses]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        found: dict[str, Description] = {}
+        for address, answer in zip(addresses, answers, strict=True):
+            if isinstance(answer, Description):
+                found[address] = answer
+            elif isinstance(answer, TransportError | NodeLost):
+                log.warning("%s", answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+        if not found and answers:
+            raise next(answer for answer in answers if isinstance(answer, BaseException))
+        return found
+
+    def encode(self, prompt: str) -> list[int]:
+        """The prompt's token ids, special tokens as the tokenizer adds them."""
+        return list(self._opened.tokenizer.encode(prompt).ids)
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        tree_size: int | None = None,
+        ignore_eos: bool = False,
+    ) -> Run:
+        """Generate: an asynchronous iterator of Tokens that also keeps text, ids and statistics.
+
+        `prompt` is text or token ids.  Raises BadRequest at once for what can't be; while iterating NodeLost, Refused
+        and the other SwarmErrors.
+        """
+        settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        prompt_ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        self._check(prompt_ids, max_new_tokens)
+        limits = Limits(max_new_tokens, frozenset() if ignore_eos else self._opened.shape.eos_ids)
+        run = Run(tokens=_nothing(), prompt_ids=prompt_ids)
+        run.tokens = self._generate(run, settings, limits, self.tree_size if tree_size is None else tree_size)
+        return run
+
+    async def generate(self, prompt: str | Sequence[int], **options: Any) -> Run:
+        """The whole generation at once; options as `stream`'s."""
+        run = self.stream(prompt, **options)
+        async for _ in run:
+            pass
+        return run
+
+    async def _generate(self, run: Run, settings: SamplingSettings, limits: Limits, tree_size: int) -> AsyncIterator[Token]:
+        text = TextStream(self._opened.tokenizer)
+        start = time.perf_counter()
+        async with (
+            self._turn,
+            open_chain(
+                self._opened.transport,
+                self.route,
+                trunk_room=len(run.prompt_ids) + limits.max_new_tokens,
+                crown_room=tree_size + 1,
+            ) as chain,
+        ):
+            session = ClientSession(settings, segment_rows=self._segment_rows())
+            generation = Generation(chain, self._opened.drafter, session, limits, tree_size, run.meter)
+            try:
+                async for news in generation.rounds(run.prompt_ids, settings):
+                    for token, logprob in zip(news.tokens, news.logprobs, strict=True):
+                        piece = text.add(token)
+                        run.token_ids.append(token)
+                        run.logprobs.append(logprob)
+                        run.text += piece
+                        yield Token(token, piece, logprob, news.traversal)
+            finally:
+                run.stats = run.meter.summary(time.perf_counter() - start)
+
+    def _open(self) -> _Opened:
+        folder = resolve_model(self.model)
+        drafter = self.drafter or load_drafter("none" if self.tree_size == 0 else self.draft, folder, self.draft_device)
+        transport: Transport = self.transport or GrpcTransport()
+        if self.emulate_link:
+            transport = EmulatedTransport(transport, LinkShape.parse(self.emulate_link))
+        return _Opened(read_shape(folder), config_digest(read_config(folder)), load_tokenizer(folder), drafter, transport)
+
+    def _check(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+        if not prompt:
+            raise BadRequest("the prompt is empty: give some text to continue")
+        if max_new_tokens < 1:
+            raise BadRequest(f"max_new_tokens is {max_new_tokens}: give at least 1")
+        if any(not 0 <= token < self.route.vocab_size for token in prompt):
+            raise BadRequest(f"the prompt has token ids outside the vocabulary of {self.route.vocab_size}")
+        if (total := len(prompt) + max_new_tokens) > self.route.max_positions:
+            raise BadRequest(
+                f"{len(prompt)} prompt tokens and {max_new_tokens} new ones are {total}, the model's context is "
+                f"{self.route.max_positions}: shorten the prompt or lower --max-new-tokens"
+            )
+
+    def _segment_rows(self) -> int:
+        return max(1, min(MAX_ROWS, SEGMENT_BYTES // self.route.row_bytes))
+
+    async def _close_transport(self) -> None:
+        if self.transport is None:
+            await self._opened.transport.close()
+
+
+def registry_spec(peers: str | None, registry: str | None) -> str:
+    """`--peers` is short for `--registry static:…`.  Raises BadRequest unless exactly one is given."""
+    if (peers is None) == (registry is None):
+        raise BadRequest("say where the nodes are: --peers HOST:PORT,HOST:PORT or --registry static:HOST:PORT,…")
+    return registry if registry is not None else f"static:{peers}"
+
+
+async def _nothing() -> AsyncIterator[Token]:
+    return
+    yield

@@ -1,0 +1,113 @@
+"""The program `swarm-node`."""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+
+from treeswarm import __version__
+from treeswarm.errors import BadRequest, SwarmError
+from treeswarm.spans import Span
+from treeswarm_node.config import NodeConfig
+
+EXAMPLES = """examples:
+  swarm-node demo                                        serve the whole bundled model on a free port
+  swarm-node demo --blocks 0:3 --listen 127.0.0.1:4001   serve its first three blocks
+  swarm-node ./Llama-3-8B --blocks 16:32 --listen 0.0.0.0:4002 --dtype bfloat16 --device cuda
+  swarm-node demo --emulate-link delay=25ms,rate=100mbit as if 25 ms away on a 100 Mbit/s line
+
+the model is a Hugging Face causal-LM directory, a hub id, or demo"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; the flags are a promise to users."""
+    made = argparse.ArgumentParser(
+        prog="swarm-node",
+        description="Host a span of a model's decoder blocks for a swarm.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("model", metavar="MODEL", help="model directory, hub id, or `demo`")
+    made.add_argument("--blocks", metavar="START:END", help="decoder blocks to serve (default: all)")
+    made.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:0", help="default 127.0.0.1 and a free port")
+    made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="default float32")
+    made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default cpu)")
+    made.add_argument("--kv-tokens", type=int, default=16384, help="KV cache rows for all sessions (default 16384)")
+    made.add_argument("--threads", type=int, default=0, help="CPU threads for the model (default: torch's choice)")
+    made.add_argument("--emulate-link", metavar="SHAPE", help="delay what this node sends: delay=25ms,rate=100mbit")
+    made.add_argument("--log-format", choices=["text", "json"], default="text", help="json: one object a line")
+    made.add_argument("--verbose", action="store_true", help="log every session")
+    made.add_argument("--version", action="version", version=f"treeswarm {__version__}")
+    return made
+
+
+def read_config(arguments: Sequence[str] | None = None) -> tuple[NodeConfig, bool]:
+    """The command line as a config, and whether to be verbose.  Raises BadRequest."""
+    args = parser().parse_args(arguments)
+    if args.kv_tokens < 1:
+        raise BadRequest(f"--kv-tokens {args.kv_tokens} leaves no room for any session: give some thousand")
+    if args.threads < 0:
+        raise BadRequest(f"--threads {args.threads} is no number of threads")
+    config = NodeConfig(
+        model=args.model,
+        span=Span.parse(args.blocks) if args.blocks else None,
+        listen=args.listen,
+        dtype=args.dtype,
+        device=args.device,
+        kv_tokens=args.kv_tokens,
+        threads=args.threads,
+        emulate_link=args.emulate_link,
+        log_json=args.log_format == "json",
+    )
+    return config, args.verbose
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until Ctrl-C or SIGTERM.  Exit status 0, or 1 after an error told in one line."""
+    try:
+        config, verbose = read_config(arguments)
+        _set_up_logging(json_lines=config.log_json, verbose=verbose)
+        asyncio.run(_serve_until_stopped(config))
+    except SwarmError as error:
+        print(f"swarm-node: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+async def _serve_until_stopped(config: NodeConfig) -> None:
+    # Imported here so that --help and a wrong flag answer at once, without torch.
+    from treeswarm_node.serve import serving  # noqa: PLC0415
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):
+            loop.add_signal_handler(number, stop.set)
+    async with serving(config) as ready:
+        print(json.dumps(ready.as_dict()) if config.log_json else ready, flush=True)
+        await stop.wait()
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": record.created, "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _set_up_logging(*, json_lines: bool, verbose: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonLines() if json_lines else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("treeswarm_node").setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

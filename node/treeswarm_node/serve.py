@@ -1,0 +1,125 @@
+"""From a config to a node that serves: load, prove, listen."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+from treeswarm.errors import BadRequest
+from treeswarm.identity import config_digest, weights_digest
+from treeswarm.messages import NumericsClass
+from treeswarm.model_files import read_config, read_shape, resolve_model
+from treeswarm.spans import Span
+from treeswarm.transport.emulated import EmulatedTransport, LinkShape
+from treeswarm.transport.grpc import GrpcTransport
+from treeswarm.transport.seam import Transport
+from treeswarm_node.config import NodeConfig
+from treeswarm_node.device import Device
+from treeswarm_node.engine import Engine
+from treeswarm_node.loader import load_span
+from treeswarm_node.node import Node, Served
+from treeswarm_node.proof import prove
+from treeswarm_node.sampler import Sampler
+from treeswarm_node.span_model import SpanModel
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the ready line says."""
+
+    address: str
+    model: str
+    blocks: str
+    of: int
+    dtype: str
+    device: str
+    attention: str
+    weights: str
+    kv_tokens: int
+
+    def __str__(self) -> str:
+        return (
+            f"swarm-node ready on {self.address}: blocks {self.blocks} of {self.of} of {self.model} "
+            f"({self.dtype}, {self.device}, attention {self.attention}, {self.kv_tokens} KV rows)"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"event": "ready", **asdict(self)}
+
+
+@contextlib.asynccontextmanager
+async def serving(config: NodeConfig) -> AsyncIterator[Ready]:
+    """Serve until left; then every session's client is told and every room freed."""
+    model, served = await asyncio.to_thread(_load, config)
+    transport: Transport = GrpcTransport()
+    if config.emulate_link:
+        transport = EmulatedTransport(transport, LinkShape.parse(config.emulate_link))
+    engine = Engine(Device(model, Sampler()), config.limits.budget)
+    node = Node(served, engine, model.store, transport, config.limits)
+    running = asyncio.create_task(engine.run())
+    try:
+        listener = await transport.listen(config.listen, node.accept)
+        try:
+            yield _ready(config, listener.address, served)
+        finally:
+            await node.close()
+            await listener.close()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await transport.close()
+
+
+def _load(config: NodeConfig) -> tuple[SpanModel, Served]:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = _device(config.device)
+    folder = resolve_model(config.model, span=config.span)
+    shape = read_shape(folder)
+    span = config.span or Span(0, shape.blocks)
+    with _progress() as progress:
+        loaded = load_span(folder, span, getattr(torch, config.dtype), device, progress)
+        weights = weights_digest(folder)
+    model = SpanModel(loaded, config.kv_tokens)
+    prove(model)
+    served = Served(
+        span=span,
+        blocks=shape.blocks,
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        max_positions=shape.max_positions,
+        config=config_digest(read_config(folder)),
+        numerics=NumericsClass(weights=weights, dtype=config.dtype),
+        attention=model.attention_name,
+        activation_bytes=shape.hidden_size * loaded.dtype.itemsize,
+    )
+    return model, served
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadRequest(f"device '{name}' cannot be used here ({str(error).splitlines()[0]}): try --device cpu") from None
+    return device
+
+
+def _ready(config: NodeConfig, address: str, served: Served) -> Ready:
+    return Ready(
+        address=address,
+        model=config.model,
+        blocks=str(served.span),
+        of=served.blocks,
+        dtype=config.dtype,
+        device=config.device,
+        attention=served.attention,
+        weights=served.numerics.weights,
+        kv_tokens=config.kv_tokens,
+    )
