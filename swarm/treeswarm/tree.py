@@ -75,8 +75,8 @@ class TokenTree:
             above = parents[level - old]
             hanging = above != TIP
             ancestors[level[hanging]] = ancestors[above[hanging]]
+            ancestors[level, level] = True
             positions[level] = np.where(hanging, positions[above] + 1, self.trunk_length)
-        ancestors[np.arange(old, old + new), np.arange(old, old + new)] = True
         return replace(
             self,
             next_id=first_id + new,
