@@ -1,0 +1,112 @@
+"""`swarm generate`: continue a prompt."""
+
+import argparse
+import asyncio
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+
+from treeswarm.errors import SwarmError
+from treeswarm_client.cli.live import LiveText, summary_line
+from treeswarm_client.client import DEFAULT_TREE_SIZE, Run, SwarmClient
+
+EXAMPLES = """examples:
+  swarm generate "def main():" --model demo --peers 127.0.0.1:4001,127.0.0.1:4002 --draft demo-draft
+  swarm generate "Once" --model ./Llama-3-8B --peers 10.0.0.5:4001,10.0.0.6:4001 --draft ./Llama-3.2-1B \\
+        --temperature 0.7 --top-p 0.9 --seed 1 --max-new-tokens 300
+  swarm generate "x =" --model demo --peers 127.0.0.1:4001 --tree-size 0 --json | jq .stats"""
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    made = commands.add_parser(
+        "generate",
+        help="continue a prompt",
+        description="Continue a prompt with the target model's own text, token for token.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("prompt", metavar="PROMPT")
+    made.add_argument("--model", required=True, help="model directory, hub id or `demo`: its config and tokenizer are read")
+    add_route_flags(made)
+    made.add_argument("--draft", default="none", help="none, or a draft model: directory, hub id or `demo-draft`")
+    made.add_argument("--draft-device", default="cpu", help="where the draft runs (default cpu)")
+    made.add_argument(
+        "--tree-size",
+        type=int,
+        default=DEFAULT_TREE_SIZE,
+        metavar="N",
+        help=f"drafted nodes a traversal; 0 is plain decoding (default {DEFAULT_TREE_SIZE})",
+    )
+    made.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default 128")
+    made.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    made.add_argument("--top-p", type=float, default=1.0, help="default 1.0: off")
+    made.add_argument("--top-k", type=int, default=0, help="default 0: off")
+    made.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
+    made.add_argument("--emulate-link", metavar="SHAPE", help="delay what this client sends: delay=25ms,rate=100mbit")
+    made.add_argument("--json", action="store_true", help="one JSON object instead of live text")
+    made.set_defaults(run=lambda args: asyncio.run(_run(args)))
+
+
+def add_route_flags(made: argparse.ArgumentParser) -> None:
+    """Where the nodes are."""
+    where = made.add_mutually_exclusive_group(required=True)
+    where.add_argument("--peers", metavar="HOST:PORT,…", help="the nodes' addresses")
+    where.add_argument("--registry", metavar="SPEC", help="static:HOST:PORT,… (the same as --peers)")
+
+
+async def _run(args: argparse.Namespace) -> int:
+    client = SwarmClient(
+        model=args.model,
+        peers=args.peers,
+        registry=args.registry,
+        draft=args.draft,
+        tree_size=args.tree_size,
+        draft_device=args.draft_device,
+        emulate_link=args.emulate_link,
+    )
+    async with client:
+        run = client.stream(
+            args.prompt,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            seed=args.seed,
+        )
+        return await (_as_json(run) if args.json else _live(args.prompt, run))
+
+
+async def _live(prompt: str, run: Run) -> int:
+    console = Console(highlight=False)
+    live = LiveText(console)
+    live.prompt(prompt)
+    try:
+        async for token in run:
+            live.token(token)
+    finally:
+        live.end()
+        if run.stats is not None and run.stats.traversals:
+            console.print(summary_line(run.stats))
+    return 0
+
+
+async def _as_json(run: Run) -> int:
+    """The object comes out whole even when the generation broke: with `error` and the text so far."""
+    failure: SwarmError | None = None
+    try:
+        async for _ in run:
+            pass
+    except SwarmError as error:
+        failure = error
+    result: dict[str, Any] = {
+        "text": run.text,
+        "token_ids": run.token_ids,
+        "stats": run.stats.as_dict() if run.stats else None,
+    }
+    if failure is not None:
+        result["error"] = {"type": type(failure).__name__, "message": str(failure)}
+        print(f"swarm: {failure}", file=sys.stderr)
+    print(json.dumps(result))
+    return 1 if failure else 0

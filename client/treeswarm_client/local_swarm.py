@@ -1,0 +1,109 @@
+"""A swarm on this machine: real `swarm-node` processes on loopback, for the demo, benches and tests."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from treeswarm.errors import ModelError, NodeLost
+from treeswarm.spans import Span
+
+# Importing torch and proving a span takes seconds; minutes on a machine busy with something else.
+READY_S = 180.0
+STOP_S = 10.0
+
+
+@dataclass(frozen=True)
+class LocalNode:
+    """A running `swarm-node`."""
+
+    process: asyncio.subprocess.Process
+    address: str
+    ready: dict[str, Any]
+    """Its ready line."""
+    errors: asyncio.Task[bytes]
+    """Everything it wrote to standard error, once it has ended."""
+
+
+@dataclass(frozen=True)
+class LocalSwarm:
+    """Nodes in the order of their blocks."""
+
+    nodes: list[LocalNode] = field(default_factory=list)
+
+    @property
+    def peers(self) -> str:
+        """For `--peers`."""
+        return ",".join(node.address for node in self.nodes)
+
+
+def even_cuts(blocks: int, nodes: int) -> list[Span]:
+    """`blocks` in `nodes` spans that differ by at most one block."""
+    edges = [round(blocks * i / nodes) for i in range(nodes + 1)]
+    return [Span(start, end) for start, end in zip(edges, edges[1:], strict=False)]
+
+
+@contextlib.asynccontextmanager
+async def local_swarm(
+    model: str, spans: Sequence[Span], *, dtype: str = "float32", emulate_link: str | None = None, threads: int = 1
+) -> AsyncIterator[LocalSwarm]:
+    """Start one node a span, wait until all are ready, stop them on leaving.  Raises ModelError with what a node
+    that would not start said."""
+    swarm = LocalSwarm()
+    async with contextlib.AsyncExitStack() as stack:
+        started = [await _start(model, span, dtype, emulate_link, threads) for span in spans]
+        for process, errors in started:
+            stack.push_async_callback(_stop, process, errors)
+        swarm.nodes.extend(await asyncio.gather(*(_ready(process, errors) for process, errors in started)))
+        yield swarm
+
+
+def node_command() -> list[str]:
+    """How to run `swarm-node` here: the program beside this Python, or on the PATH.  Raises ModelError."""
+    beside = Path(sys.executable).with_name("swarm-node")
+    found = str(beside) if beside.exists() else shutil.which("swarm-node")
+    if found is None:
+        raise ModelError("the program swarm-node is not installed: pip install 'treeswarm[node]'")
+    return [found]
+
+
+async def _start(
+    model: str, span: Span, dtype: str, emulate_link: str | None, threads: int
+) -> tuple[asyncio.subprocess.Process, asyncio.Task[bytes]]:
+    flags = ["--blocks", str(span), "--dtype", dtype, "--threads", str(threads), "--log-format", "json"]
+    if emulate_link:
+        flags += ["--emulate-link", emulate_link]
+    process = await asyncio.create_subprocess_exec(
+        *node_command(), model, *flags, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+    return process, asyncio.create_task(process.stderr.read())
+
+
+async def _ready(process: asyncio.subprocess.Process, errors: asyncio.Task[bytes]) -> LocalNode:
+    assert process.stdout is not None
+    try:
+        line = await asyncio.wait_for(process.stdout.readline(), READY_S)
+    except TimeoutError:
+        raise NodeLost(f"a node was not ready after {READY_S:.0f} s", "127.0.0.1") from None
+    if not line:
+        said = (await errors).decode(errors="replace").strip().splitlines()
+        raise ModelError(said[-1].removeprefix("swarm-node: ") if said else "a node ended without a word")
+    ready = json.loads(line)
+    return LocalNode(process, ready["address"], ready, errors)
+
+
+async def _stop(process: asyncio.subprocess.Process, errors: asyncio.Task[bytes]) -> None:
+    if process.returncode is None:
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+    await errors

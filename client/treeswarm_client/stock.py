@@ -1,0 +1,71 @@
+"""What a stock transformers model says: the reference that exactness is measured against.
+
+Run as a program, in a process of its own that imports transformers and torch and nothing of this project:
+
+    echo '{"model": DIR, "prompts": [[1, 2]], "max_new_tokens": 8, "dtype": "float32"}' | python stock.py
+
+It prints `{"token_ids": [[…]], "gaps": [[…]], "versions": {…}}`: greedy continuations, stopped at no token, and for each
+token the gap between the two best logits.  With `"forced": [[…]]` it continues nothing and gives, for each prompt,
+its own choice and gap at every position of that text: teacher forcing on someone else's tokens.
+"""
+
+import json
+import sys
+from typing import Any
+
+
+def main() -> None:
+    import torch  # noqa: PLC0415  # this file is also imported for its path alone
+    import transformers  # noqa: PLC0415
+
+    transformers.utils.logging.disable_progress_bar()
+    request = json.load(sys.stdin)
+    torch.set_num_threads(int(request.get("threads", 1)))
+    model = transformers.AutoModelForCausalLM.from_pretrained(request["model"], dtype=getattr(torch, request["dtype"])).eval()
+    texts: list[list[int]] = []
+    gaps: list[list[float]] = []
+    with torch.inference_mode():
+        for i, prompt in enumerate(request["prompts"]):
+            text, gap = (
+                _forced(model, prompt, request["forced"][i])
+                if "forced" in request
+                else _greedy(model, prompt, int(request["max_new_tokens"]))
+            )
+            texts.append(text)
+            gaps.append(gap)
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    print(json.dumps({"token_ids": texts, "gaps": gaps, "versions": versions}))
+
+
+def _greedy(model: Any, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
+    """One token at a time with the model's own KV cache: plain decoding, spelled out."""
+    import torch  # noqa: PLC0415
+
+    cache, ids = None, torch.tensor([prompt])
+    text: list[int] = []
+    gaps: list[float] = []
+    for _ in range(count):
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        token, gap = _choice(output.logits[0, -1])
+        text.append(token)
+        gaps.append(gap)
+        ids = torch.tensor([[token]])
+    return text, gaps
+
+
+def _forced(model: Any, prompt: list[int], text: list[int]) -> tuple[list[int], list[float]]:
+    import torch  # noqa: PLC0415
+
+    logits = model(input_ids=torch.tensor([prompt + text]), use_cache=False).logits[0]
+    choices = [_choice(row) for row in logits[len(prompt) - 1 : -1]]
+    return [token for token, _ in choices], [gap for _, gap in choices]
+
+
+def _choice(logits: Any) -> tuple[int, float]:
+    best = logits.float().topk(2)
+    return int(best.indices[0]), float(best.values[0] - best.values[1])
+
+
+if __name__ == "__main__":
+    main()
