@@ -1,0 +1,50 @@
+"""Make `swarm/treeswarm/wire/treeswarm_pb2.py` from `treeswarm.proto`; with --check only compare.
+
+    python proto/generate.py [--check]
+
+grpcio-tools is pinned in the development extra: newer ones make code that demands the newest runtime.
+"""
+
+import argparse
+import sys
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+from grpc_tools import protoc
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "swarm" / "treeswarm" / "wire"
+MADE = ("treeswarm_pb2.py", "treeswarm_pb2.pyi")
+
+
+def generate(out: Path) -> None:
+    """The virtual path makes the generated imports right without patching."""
+    arguments = [
+        "protoc",
+        f"-Itreeswarm/wire={ROOT / 'proto'}",
+        f"-I{files('grpc_tools') / '_proto'}",
+        f"--python_out={out}",
+        f"--pyi_out={out}",
+        "treeswarm/wire/treeswarm.proto",
+    ]
+    if protoc.main(arguments) != 0:
+        sys.exit("protoc failed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail if the committed code is not what would be made")
+    check = parser.parse_args().check
+    with tempfile.TemporaryDirectory() as scratch:
+        generate(Path(scratch))
+        for name in MADE:
+            made = (Path(scratch) / "treeswarm" / "wire" / name).read_text()
+            if not check:
+                (TARGET / name).write_text(made)
+            elif (TARGET / name).read_text() != made:
+                sys.exit(f"{TARGET / name} is not what proto/treeswarm.proto makes: run python proto/generate.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Links of a given delay and rate, around any transport: what a program sends arrives later."""
+
+import asyncio
+import contextlib
+import re
+from dataclasses import dataclass, field
+
+from treeswarm.errors import BadRequest, LinkBroken, TransportError
+from treeswarm.messages import Message
+from treeswarm.transport.seam import Accept, Listener, Stream, StreamKind, Transport
+from treeswarm.wire.codec import encode
+
+UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+# Messages on their way; a real link of 200 ms holds far fewer of these sizes.
+ON_THE_WAY = 256
+
+
+@dataclass(frozen=True)
+class LinkShape:
+    """`delay_s` one way; `rate` in bits a second, None for no limit."""
+
+    delay_s: float = 0.0
+    rate: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "LinkShape":
+        """Read `delay=25ms,rate=100mbit`; either may be left out.  Raises BadRequest."""
+        found: dict[str, float] = {}
+        for part in text.split(","):
+            match = re.fullmatch(r"(delay=(\d+(?:\.\d+)?)(us|ms|s)|rate=(\d+(?:\.\d+)?)(kbit|mbit|gbit))", part.strip())
+            if match is None:
+                raise BadRequest(f"'{text}' is no link: give delay=25ms,rate=100mbit or one of the two")
+            number, unit = (match[2], match[3]) if match[2] else (match[4], match[5])
+            found[part.strip().split("=")[0]] = float(number) * UNITS[unit]
+        if found.get("rate") == 0.0:
+            raise BadRequest(f"'{text}' is a link that carries nothing: give a rate above 0")
+        return cls(found.get("delay", 0.0), found.get("rate"))
+
+
+@dataclass(eq=False)
+class Uplink:
+    """A program's line out, shared by all its streams: one message at a time leaves at the line's rate."""
+
+    shape: LinkShape
+    _free_at: float = 0.0
+
+    def arrival(self, size: int, now: float) -> float:
+        """When `size` bytes handed over at `now` reach the other end."""
+        sent = max(now, self._free_at) + (size * 8 / self.shape.rate if self.shape.rate else 0.0)
+        self._free_at = sent
+        return sent + self.shape.delay_s
+
+
+@dataclass(eq=False)
+class EmulatedStream:
+    """Delays what this end sends; order is kept, because one uplink's arrivals only grow."""
+
+    inner: Stream
+    uplink: Uplink
+    _outbox: asyncio.Queue[tuple[float, Message | None]] = field(default_factory=lambda: asyncio.Queue(ON_THE_WAY))
+    _broken: TransportError | None = None
+    _ending: bool = False
+
+    def __post_init__(self) -> None:
+        self._carrier = asyncio.create_task(self._carry())
+
+    @property
+    def peer(self) -> str:
+        return self.inner.peer
+
+    async def send(self, message: Message) -> None:
+        if self._broken is not None:
+            raise self._broken
+        if self._ending:
+            raise LinkBroken(f"the stream to {self.peer} has ended")
+        now = asyncio.get_running_loop().time()
+        await self._outbox.put((self.uplink.arrival(len(encode(message)), now), message))
+
+    async def receive(self) -> Message | None:
+        return await self.inner.receive()
+
+    async def end(self, error: Exception | None = None) -> None:
+        if not self._ending:
+            self._ending = True
+            await self._outbox.put((0.0, None))
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({self._carrier}, timeout=self.uplink.shape.delay_s + 5.0)
+        await self.inner.end(error)
+
+    def drop(self) -> None:
+        """Forget what is on the way."""
+        self._carrier.cancel()
+
+    async def _carry(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            arrival, message = await self._outbox.get()
+            if message is None:
+                return
+            await asyncio.sleep(arrival - loop.time())
+            try:
+                await self.inner.send(message)
+            except TransportError as error:
+                self._broken = error
+                return
+
+
+@dataclass(eq=False)
+class EmulatedTransport:
+    """`inner`, seen through links of `shape`: dialled and accepted streams alike."""
+
+    inner: Transport
+    shape: LinkShape
+    _streams: set[EmulatedStream] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._uplink = Uplink(self.shape)
+
+    async def connect(self, address: str, kind: StreamKind) -> Stream:
+        return self._around(await self.inner.connect(address, kind))
+
+    async def listen(self, address: str, accept: Accept) -> Listener:
+        async def accept_slowly(kind: StreamKind, stream: Stream) -> None:
+            around = self._around(stream)
+            try:
+                await accept(kind, around)
+            finally:
+                around.drop()
+                self._streams.discard(around)
+
+        return await self.inner.listen(address, accept_slowly)
+
+    async def close(self) -> None:
+        for stream in self._streams:
+            stream.drop()
+        self._streams.clear()
+        await self.inner.close()
+
+    def _around(self, stream: Stream) -> EmulatedStream:
+        around = EmulatedStream(stream, self._uplink)
+        self._streams.add(around)
+        return around

@@ -1,0 +1,295 @@
+"""The transport seam over gRPC: bidirectional streams of protobuf, HTTP/2 underneath."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from treeswarm.errors import BadRequest, LinkBroken, Malformed, Refused, SwarmError, Unreachable
+from treeswarm.messages import MAX_MESSAGE_BYTES, Message
+from treeswarm.transport.address import Address
+from treeswarm.transport.seam import Accept, StreamKind
+from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_up, encode
+
+PATHS = {StreamKind.CONTROL: "/treeswarm.Swarm/Control", StreamKind.LINK: "/treeswarm.Swarm/Link"}
+KINDS = {path: kind for kind, path in PATHS.items()}
+CODE_KEY = "treeswarm-code"
+CONNECT_S = 5.0
+# How long what was sent before an end may take to arrive.
+FLUSH_S = 5.0
+# Messages read ahead of whoever receives; past them HTTP/2 flow control holds the peer back.
+READ_AHEAD = 16
+
+OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # Home routers forget idle connections within minutes; these find a dead one in 15 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+]
+CHANNEL_OPTIONS = [
+    *OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Without it, channels to one address share a connection, and bulk queues in front of control.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+# So that a port in use is an error and not a second server beside the first.
+SERVER_OPTIONS = [*OPTIONS, ("grpc.so_reuseport", 0)]
+
+
+@dataclass(frozen=True)
+class _Over:
+    """The last thing a stream's reader says: it ended, well or with an error."""
+
+    error: SwarmError | None
+
+
+@dataclass(eq=False)
+class GrpcStream:
+    """One end of a stream.
+
+    Reading runs in a task of its own, because a cancelled read would take the whole RPC with it.
+    """
+
+    peer: str
+    read: Callable[[], Awaitable[Any]]
+    write: Callable[[bytes], Awaitable[None]]
+    decode: Callable[[bytes], Message]
+    why_over: Callable[[], Awaitable[SwarmError | None]]
+    finish: Callable[["GrpcStream"], Awaitable[None]]
+    error: SwarmError | None = None
+    """What the accepting side ended the stream with."""
+    ended: bool = False
+    _inbox: asyncio.Queue[Message | _Over] = field(default_factory=lambda: asyncio.Queue(READ_AHEAD))
+    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _over: _Over | None = None
+
+    def __post_init__(self) -> None:
+        self.reader = asyncio.create_task(self._read_ahead())
+
+    async def send(self, message: Message) -> None:
+        if self.ended:
+            raise LinkBroken(f"the stream to {self.peer} has ended")
+        await asyncio.shield(self._write(encode(message)))
+
+    async def receive(self) -> Message | None:
+        if self._over is None:
+            item = await self._inbox.get()
+            if not isinstance(item, _Over):
+                return item
+            self._over = item
+        if self._over.error is not None:
+            raise self._over.error
+        return None
+
+    async def end(self, error: Exception | None = None) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        self.error = error if isinstance(error, SwarmError) else Refused(str(error)) if error else None
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+            await self.finish(self)
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            async with self._writing:
+                await self.write(data)
+        except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+            raise await self.why_over() or LinkBroken(f"the stream to {self.peer} broke: {error}") from None
+
+    async def _read_ahead(self) -> None:
+        over: _Over | None = None
+        while over is None:
+            item: Message | _Over
+            try:
+                data = await self.read()
+                item = over = _Over(await self.why_over()) if data is grpc.aio.EOF else None  # type: ignore[assignment]
+                if over is None:
+                    item = self.decode(data)
+            except Malformed as error:
+                item = over = _Over(error)
+            except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+                item = over = _Over(await self.why_over() or LinkBroken(f"the stream to {self.peer} broke: {error}"))
+            await self._inbox.put(item)
+
+
+@dataclass(eq=False)
+class GrpcListener:
+    """An open port."""
+
+    address: str
+    server: grpc.aio.Server
+
+    async def close(self) -> None:
+        await self.server.stop(grace=0.5)
+
+
+@dataclass(eq=False)
+class GrpcTransport:
+    """Dials and listens.  Control and link streams to one address use connections of their own."""
+
+    connect_s: float = CONNECT_S
+    _channels: dict[tuple[str, StreamKind], grpc.aio.Channel] = field(default_factory=dict)
+    _streams: set[GrpcStream] = field(default_factory=set)
+    _endings: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def connect(self, address: str, kind: StreamKind) -> GrpcStream:
+        target = str(Address.parse(address))
+        call = self._channel(target, kind).stream_stream(PATHS[kind])()
+        try:
+            await asyncio.wait_for(call.wait_for_connection(), self.connect_s)
+        except (grpc.RpcError, TimeoutError, asyncio.CancelledError) as error:
+            call.cancel()
+            if isinstance(error, asyncio.CancelledError) and not call.done():
+                raise
+            why = "no answer in time" if isinstance(error, TimeoutError) else _details(error)
+            raise Unreachable(
+                f"nobody answers at {target} ({why}): check the address, that the node runs, and any firewall between"
+            ) from None
+        stream = GrpcStream(
+            peer=target,
+            read=call.read,
+            write=call.write,
+            decode=decode_control_down if kind is StreamKind.CONTROL else _no_message,
+            why_over=lambda: _why_call_ended(call, target),
+            finish=lambda stream: self._hang_up(call, stream),
+        )
+        self._streams.add(stream)
+        return stream
+
+    async def listen(self, address: str, accept: Accept) -> GrpcListener:
+        wanted = Address.parse(address)
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        server.add_generic_rpc_handlers((_Handler(accept),))
+        try:
+            port = server.add_insecure_port(str(wanted))
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            await server.stop(None)
+            raise BadRequest(
+                f"cannot listen on {wanted}: the port is in use or the address is not this machine's; "
+                "choose another with --listen HOST:PORT, port 0 for a free one"
+            )
+        await server.start()
+        return GrpcListener(str(Address(wanted.host, port)), server)
+
+    async def close(self) -> None:
+        for ending in list(self._endings):
+            ending.cancel()
+        await asyncio.gather(*self._endings, return_exceptions=True)
+        for stream in list(self._streams):
+            stream.ended = True
+            stream.reader.cancel()
+        await asyncio.gather(*(stream.reader for stream in self._streams), return_exceptions=True)
+        for channel in self._channels.values():
+            await channel.close()
+        self._streams.clear()
+        self._channels.clear()
+
+    def _channel(self, target: str, kind: StreamKind) -> grpc.aio.Channel:
+        if (target, kind) not in self._channels:
+            self._channels[target, kind] = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        return self._channels[target, kind]
+
+    async def _hang_up(self, call: Any, stream: GrpcStream) -> None:
+        """Say goodbye, leave the call to finish in the background, and drop it if it does not."""
+        await call.done_writing()
+        ending = asyncio.create_task(self._see_off(call, stream))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+
+    async def _see_off(self, call: Any, stream: GrpcStream) -> None:
+        try:
+            await asyncio.wait_for(call.code(), FLUSH_S)
+        except TimeoutError:
+            pass
+        finally:
+            call.cancel()
+            stream.reader.cancel()
+            self._streams.discard(stream)
+
+
+class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Hands every accepted stream to `accept`, and turns what it raises into the stream's end."""
+
+    def __init__(self, accept: Accept) -> None:
+        self._accept = accept
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        kind = KINDS.get(details.method)
+        if kind is None:
+            return None
+
+        async def serve(_: Any, context: grpc.aio.ServicerContext) -> None:
+            await self._serve(kind, context)
+
+        return grpc.stream_stream_rpc_method_handler(serve)
+
+    async def _serve(self, kind: StreamKind, context: Any) -> None:
+        await context.send_initial_metadata(())
+        stream = GrpcStream(
+            peer=str(context.peer()).removeprefix("ipv4:").removeprefix("ipv6:"),
+            read=context.read,
+            write=context.write,
+            decode=decode_control_up if kind is StreamKind.CONTROL else decode_link_up,
+            why_over=lambda: _why_context_ended(context),
+            finish=lambda stream: _cancel_other(accepted),
+        )
+        accepted = asyncio.create_task(self._accept(kind, stream))  # type: ignore[arg-type]
+        try:
+            await asyncio.wait({accepted})
+        finally:
+            stream.ended = True
+            for task in (accepted, stream.reader):
+                task.cancel()
+            await asyncio.gather(accepted, stream.reader, return_exceptions=True)
+        error = stream.error or (None if accepted.cancelled() else accepted.exception())
+        if error is not None and not isinstance(error, LinkBroken):
+            await _abort(context, error)
+
+
+async def _cancel_other(task: "asyncio.Task[None]") -> None:
+    if task is not asyncio.current_task():
+        task.cancel()
+
+
+async def _abort(context: Any, error: BaseException) -> None:
+    if not isinstance(error, SwarmError):
+        asyncio.get_running_loop().call_exception_handler({"message": "a stream's handler failed", "exception": error})
+    status = grpc.StatusCode.INVALID_ARGUMENT if isinstance(error, Malformed) else grpc.StatusCode.FAILED_PRECONDITION
+    code = error.code if isinstance(error, Refused) else "malformed" if isinstance(error, Malformed) else "internal"
+    text = str(error) if isinstance(error, SwarmError) else "internal error"
+    await context.abort(status, text[:1000], trailing_metadata=((CODE_KEY, str(code)),))
+
+
+async def _why_context_ended(context: Any) -> SwarmError | None:
+    return LinkBroken("the peer broke the stream") if context.cancelled() else None
+
+
+async def _why_call_ended(call: Any, target: str) -> SwarmError | None:
+    status, details = await call.code(), await call.details()
+    if status is grpc.StatusCode.OK:
+        return None
+    if status is grpc.StatusCode.INVALID_ARGUMENT:
+        return Malformed(details)
+    if status is grpc.StatusCode.FAILED_PRECONDITION:
+        codes = {key: value for key, value in (await call.trailing_metadata()) or ()}
+        return Refused(details, codes.get(CODE_KEY, "refused"))
+    return LinkBroken(f"the connection to {target} broke ({details or status.name.lower()})")
+
+
+def _details(error: BaseException) -> str:
+    return str(error.details()) if isinstance(error, grpc.aio.AioRpcError) else "cancelled"
+
+
+def _no_message(data: bytes) -> Message:
+    raise Malformed(f"{len(data)} bytes up a link, which carries nothing upstream")

@@ -1,0 +1,1 @@
+"""The wire: generated protobuf and the codec that checks it."""

@@ -1,0 +1,335 @@
+"""Messages to bytes and back.  Decoding checks every field: what passes is well-formed, whoever sent it.
+
+Raises Malformed, naming the field, and nothing else.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from google.protobuf.message import Message as Proto
+from numpy.typing import NDArray
+
+from treeswarm import messages as m
+from treeswarm.errors import BadRequest, Malformed
+from treeswarm.sampling import SamplingSettings
+from treeswarm.spans import Span
+from treeswarm.wire import treeswarm_pb2 as pb
+
+U32_LIMIT = 2**32
+ANSWERS = {pb.NONE: m.Answers.NONE, pb.LAST: m.Answers.LAST, pb.ALL: m.Answers.ALL}
+ANSWERS_OUT = {value: key for key, value in ANSWERS.items()}
+DTYPES = {"float32", "bfloat16", "float16"}
+
+# ---------------------------------------------------------------- out
+
+
+def encode(message: m.Message) -> bytes:
+    """Any message as the bytes its stream carries."""
+    kind, name, build = _OUT[type(message)]
+    return bytes(kind(**{name: build(message)}).SerializeToString())
+
+
+def _timings_out(timings: tuple[m.HopTiming, ...]) -> list[pb.HopTiming]:
+    return [
+        pb.HopTiming(queue_us=_u32(t.queue_us), compute_us=_u32(t.compute_us), rows=t.rows, batch_sessions=t.batch_sessions)
+        for t in timings
+    ]
+
+
+def _u32(value: int) -> int:
+    """A duration that a u32 cannot hold is as good as the longest it can."""
+    return max(0, min(value, U32_LIMIT - 1))
+
+
+def _numerics_out(n: m.NumericsClass) -> pb.NumericsClass:
+    return pb.NumericsClass(weights=n.weights, dtype=n.dtype, quantization=n.quantization)
+
+
+def _span_out(span: Span) -> pb.Span:
+    return pb.Span(start=span.start, end=span.end)
+
+
+def _array_out(array: NDArray[Any], dtype: str) -> bytes:
+    return array.astype(dtype, copy=False).tobytes()
+
+
+def _description_out(d: m.Description) -> pb.Description:
+    return pb.Description(
+        version=d.version,
+        software=d.software,
+        span=_span_out(d.span),
+        blocks=d.blocks,
+        vocab_size=d.vocab_size,
+        hidden_size=d.hidden_size,
+        max_positions=d.max_positions,
+        config=d.config,
+        numerics=_numerics_out(d.numerics),
+        attention=d.attention,
+        trunk_free=d.trunk_free,
+        frames=d.frames,
+        forwards=d.forwards,
+        forward_sessions=d.forward_sessions,
+    )
+
+
+def _open_out(o: m.Open) -> pb.Open:
+    made = pb.Open(
+        version=o.version,
+        session=o.session,
+        epoch=o.epoch,
+        span=_span_out(o.span),
+        numerics=_numerics_out(o.numerics),
+        trunk_room=o.trunk_room,
+        crown_room=o.crown_room,
+        ticket=o.ticket,
+    )
+    if o.next_hop is not None:
+        made.next_hop.CopyFrom(pb.NextHop(address=o.next_hop.address, ticket=o.next_hop.ticket))
+    return made
+
+
+def _answer_out(a: m.Answer) -> pb.Answer:
+    return pb.Answer(
+        session=a.session,
+        epoch=a.epoch,
+        seq=a.seq,
+        ids=_array_out(a.ids, "<u4"),
+        tokens=_array_out(a.tokens, "<u4"),
+        logprobs=_array_out(a.logprobs, "<f4"),
+        timings=_timings_out(a.timings),
+    )
+
+
+def _append_out(a: m.Append) -> pb.Append:
+    s = a.settings
+    return pb.Append(
+        epoch=a.epoch,
+        seq=a.seq,
+        commit=_array_out(a.commit, "<u4"),
+        first_id=a.first_id,
+        parents=_array_out(a.parents, "<u4"),
+        tokens=_array_out(a.tokens, "<u4"),
+        prefill=a.prefill,
+        answers=ANSWERS_OUT[a.answers],
+        settings=pb.SamplingSettings(
+            temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, seed=s.seed, sample=s.sample
+        ),
+        skipped=np.packbits(a.skipped, bitorder="little").tobytes() if a.skipped.any() else b"",
+        hidden=a.hidden,
+        timings=_timings_out(a.timings),
+    )
+
+
+_OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
+    m.Describe: (pb.ControlUp, "describe", lambda d: pb.Describe(version=d.version)),
+    m.Open: (pb.ControlUp, "open", _open_out),
+    m.Hint: (pb.ControlUp, "hint", lambda h: pb.Hint(session=h.session, trunk_length=h.trunk_length, tip=h.tip)),
+    m.Ping: (pb.ControlUp, "ping", lambda p: pb.Ping(stamp=p.stamp)),
+    m.Close: (pb.ControlUp, "close", lambda c: pb.Close(session=c.session)),
+    m.Description: (pb.ControlDown, "description", _description_out),
+    m.Opened: (
+        pb.ControlDown,
+        "opened",
+        lambda o: pb.Opened(session=o.session, epoch=o.epoch, credit_rows=o.credit_rows),
+    ),
+    m.Answer: (pb.ControlDown, "answer", _answer_out),
+    m.Pong: (pb.ControlDown, "pong", lambda p: pb.Pong(stamp=p.stamp)),
+    m.Fault: (
+        pb.ControlDown,
+        "fault",
+        lambda f: pb.Fault(session=f.session, code=f.code.value, message=f.message, fatal=f.fatal),
+    ),
+    m.LinkHello: (
+        pb.LinkUp,
+        "hello",
+        lambda h: pb.LinkHello(version=h.version, session=h.session, epoch=h.epoch, ticket=h.ticket),
+    ),
+    m.Append: (pb.LinkUp, "append", _append_out),
+}
+
+# ---------------------------------------------------------------- in
+
+
+def decode_control_up(data: bytes) -> m.ControlUp:
+    """What a client says on a control stream."""
+    return _decode(pb.ControlUp(), data)  # type: ignore[return-value]
+
+
+def decode_control_down(data: bytes) -> m.ControlDown:
+    """What a node says on a control stream."""
+    return _decode(pb.ControlDown(), data)  # type: ignore[return-value]
+
+
+def decode_link_up(data: bytes) -> m.LinkUp:
+    """What comes down a link."""
+    return _decode(pb.LinkUp(), data)  # type: ignore[return-value]
+
+
+def _decode(envelope: Proto, data: bytes) -> m.Message:
+    if len(data) > m.MAX_MESSAGE_BYTES:
+        raise Malformed(f"a message of {len(data)} bytes is over the limit of {m.MAX_MESSAGE_BYTES}")
+    try:
+        envelope.ParseFromString(data)
+    except DecodeError as error:
+        raise Malformed(f"bytes that are no {envelope.DESCRIPTOR.name}: {error}") from None
+    kind = envelope.WhichOneof("message")
+    if kind is None:
+        raise Malformed(f"a {envelope.DESCRIPTOR.name} without a message")
+    try:
+        return _IN[kind](getattr(envelope, kind))
+    except BadRequest as error:  # spans and settings check themselves
+        raise Malformed(f"{kind}: {error}") from None
+
+
+def _require(fine: bool, field: str, why: str) -> None:
+    if not fine:
+        raise Malformed(f"{field}: {why}")
+
+
+def _id_bytes(value: bytes, field: str, length: int) -> bytes:
+    _require(len(value) == length, field, f"{len(value)} bytes, expected {length}")
+    return value
+
+
+def _session(value: bytes) -> bytes:
+    return _id_bytes(value, "session", m.SESSION_ID_BYTES)
+
+
+def _text(value: str, field: str, limit: int = m.MAX_TEXT) -> str:
+    _require(len(value) <= limit, field, f"{len(value)} characters, at most {limit}")
+    return value
+
+
+def _count(value: int, field: str, least: int, most: int) -> int:
+    _require(least <= value <= most, field, f"{value} is not within {least} and {most}")
+    return value
+
+
+def _array(data: bytes, field: str, dtype: str, limit: int = m.MAX_ROWS) -> NDArray[Any]:
+    """A read-only view of the message's own bytes."""
+    _require(len(data) % 4 == 0, field, f"{len(data)} bytes are no array of 4-byte elements")
+    _require(len(data) <= 4 * limit, field, f"{len(data) // 4} elements, at most {limit}")
+    return np.frombuffer(data, dtype)
+
+
+def _timings_in(timings: Any) -> tuple[m.HopTiming, ...]:
+    _require(len(timings) <= m.MAX_HOPS, "timings", f"{len(timings)} hops, at most {m.MAX_HOPS}")
+    return tuple(m.HopTiming(t.queue_us, t.compute_us, t.rows, t.batch_sessions) for t in timings)
+
+
+def _numerics_in(n: pb.NumericsClass) -> m.NumericsClass:
+    _require(n.dtype in DTYPES, "numerics.dtype", "not one of " + ", ".join(sorted(DTYPES)))
+    return m.NumericsClass(
+        weights=_text(n.weights, "numerics.weights", 128),
+        dtype=n.dtype,
+        quantization=_text(n.quantization, "numerics.quantization", 64),
+    )
+
+
+def _description_in(d: pb.Description) -> m.Description:
+    return m.Description(
+        version=d.version,
+        software=_text(d.software, "software", 128),
+        span=Span(d.span.start, d.span.end),
+        blocks=_count(d.blocks, "blocks", d.span.end, 2**16),
+        vocab_size=_count(d.vocab_size, "vocab_size", 1, 2**31),
+        hidden_size=_count(d.hidden_size, "hidden_size", 1, 2**20),
+        max_positions=_count(d.max_positions, "max_positions", 1, 2**31),
+        config=_text(d.config, "config", 128),
+        numerics=_numerics_in(d.numerics),
+        attention=_text(d.attention, "attention", 128),
+        trunk_free=d.trunk_free,
+        frames=d.frames,
+        forwards=d.forwards,
+        forward_sessions=d.forward_sessions,
+    )
+
+
+def _open_in(o: pb.Open) -> m.Open:
+    hop = None
+    if o.HasField("next_hop"):
+        ticket = _id_bytes(o.next_hop.ticket, "next_hop.ticket", m.TICKET_BYTES)
+        hop = m.NextHop(_text(o.next_hop.address, "next_hop.address", 512), ticket)
+    return m.Open(
+        version=o.version,
+        session=_session(o.session),
+        epoch=o.epoch,
+        span=Span(o.span.start, o.span.end),
+        numerics=_numerics_in(o.numerics),
+        trunk_room=_count(o.trunk_room, "trunk_room", 1, m.MAX_TRUNK),
+        crown_room=_count(o.crown_room, "crown_room", 1, m.MAX_CROWN),
+        ticket=_id_bytes(o.ticket, "ticket", m.TICKET_BYTES),
+        next_hop=hop,
+    )
+
+
+def _answer_in(a: pb.Answer) -> m.Answer:
+    ids, tokens = _array(a.ids, "ids", "<u4"), _array(a.tokens, "tokens", "<u4")
+    logprobs = _array(a.logprobs, "logprobs", "<f4")
+    _require(len(ids) == len(tokens) == len(logprobs), "answer", "ids, tokens and logprobs differ in length")
+    return m.Answer(
+        session=_session(a.session),
+        epoch=a.epoch,
+        seq=a.seq,
+        ids=ids,
+        tokens=tokens,
+        logprobs=logprobs,
+        timings=_timings_in(a.timings),
+    )
+
+
+def _fault_in(f: pb.Fault) -> m.Fault:
+    codes = {code.value for code in m.FaultCode}
+    _require(len(f.session) in {0, m.SESSION_ID_BYTES}, "session", f"{len(f.session)} bytes")
+    code = m.FaultCode(f.code) if f.code in codes else m.FaultCode.REFUSED  # a newer node's code
+    return m.Fault(f.session, code, _text(f.message, "message"), f.fatal)
+
+
+def _append_in(a: pb.Append) -> m.Append:
+    parents, tokens = _array(a.parents, "parents", "<u4"), _array(a.tokens, "tokens", "<u4")
+    rows = len(tokens)
+    _require(len(parents) == rows, "parents", f"{len(parents)} parents for {rows} tokens")
+    _require(a.first_id + rows <= U32_LIMIT, "first_id", "node ids run past 32 bits")
+    _require(a.answers in ANSWERS, "answers", f"{a.answers} is unknown")
+    s = a.settings
+    return m.Append(
+        epoch=a.epoch,
+        seq=a.seq,
+        commit=_array(a.commit, "commit", "<u4"),
+        first_id=a.first_id,
+        parents=parents,
+        tokens=tokens,
+        prefill=a.prefill,
+        answers=ANSWERS[a.answers],
+        settings=SamplingSettings(s.temperature, s.top_k, s.top_p, s.seed, s.sample),
+        skipped=_bits(a.skipped, rows),
+        hidden=a.hidden,
+        timings=_timings_in(a.timings),
+    )
+
+
+def _bits(data: bytes, rows: int) -> NDArray[np.bool_]:
+    if not data:
+        return np.zeros(rows, np.bool_)
+    _require(len(data) == (rows + 7) // 8, "skipped", f"{len(data)} bytes for {rows} rows")
+    return np.unpackbits(np.frombuffer(data, np.uint8), count=rows, bitorder="little").astype(np.bool_)
+
+
+_IN: dict[str, Callable[[Any], m.Message]] = {
+    "describe": lambda d: m.Describe(d.version),
+    "open": _open_in,
+    "hint": lambda h: m.Hint(_session(h.session), h.trunk_length, h.tip),
+    "ping": lambda p: m.Ping(p.stamp),
+    "close": lambda c: m.Close(_session(c.session)),
+    "description": _description_in,
+    "opened": lambda o: m.Opened(_session(o.session), o.epoch, o.credit_rows),
+    "answer": _answer_in,
+    "pong": lambda p: m.Pong(p.stamp),
+    "fault": _fault_in,
+    "hello": lambda h: m.LinkHello(
+        h.version, _session(h.session), h.epoch, _id_bytes(h.ticket, "ticket", m.TICKET_BYTES)
+    ),
+    "append": _append_in,
+}

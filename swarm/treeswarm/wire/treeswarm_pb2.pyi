@@ -1,0 +1,276 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Answers(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NONE: _ClassVar[Answers]
+    LAST: _ClassVar[Answers]
+    ALL: _ClassVar[Answers]
+NONE: Answers
+LAST: Answers
+ALL: Answers
+
+class ControlUp(_message.Message):
+    __slots__ = ("describe", "open", "hint", "ping", "close")
+    DESCRIBE_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
+    PING_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    describe: Describe
+    open: Open
+    hint: Hint
+    ping: Ping
+    close: Close
+    def __init__(self, describe: _Optional[_Union[Describe, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., hint: _Optional[_Union[Hint, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
+
+class ControlDown(_message.Message):
+    __slots__ = ("description", "opened", "answer", "pong", "fault")
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    PONG_FIELD_NUMBER: _ClassVar[int]
+    FAULT_FIELD_NUMBER: _ClassVar[int]
+    description: Description
+    opened: Opened
+    answer: Answer
+    pong: Pong
+    fault: Fault
+    def __init__(self, description: _Optional[_Union[Description, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ...) -> None: ...
+
+class LinkUp(_message.Message):
+    __slots__ = ("hello", "append")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    APPEND_FIELD_NUMBER: _ClassVar[int]
+    hello: LinkHello
+    append: Append
+    def __init__(self, hello: _Optional[_Union[LinkHello, _Mapping]] = ..., append: _Optional[_Union[Append, _Mapping]] = ...) -> None: ...
+
+class LinkDown(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class NumericsClass(_message.Message):
+    __slots__ = ("weights", "dtype", "quantization")
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    weights: str
+    dtype: str
+    quantization: str
+    def __init__(self, weights: _Optional[str] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ...) -> None: ...
+
+class Span(_message.Message):
+    __slots__ = ("start", "end")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    end: int
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+
+class Describe(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class Description(_message.Message):
+    __slots__ = ("version", "software", "span", "blocks", "vocab_size", "hidden_size", "max_positions", "config", "numerics", "attention", "trunk_free", "frames", "forwards", "forward_sessions")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    SPAN_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    TRUNK_FREE_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    FORWARDS_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    software: str
+    span: Span
+    blocks: int
+    vocab_size: int
+    hidden_size: int
+    max_positions: int
+    config: str
+    numerics: NumericsClass
+    attention: str
+    trunk_free: int
+    frames: int
+    forwards: int
+    forward_sessions: int
+    def __init__(self, version: _Optional[int] = ..., software: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., vocab_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., max_positions: _Optional[int] = ..., config: _Optional[str] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., attention: _Optional[str] = ..., trunk_free: _Optional[int] = ..., frames: _Optional[int] = ..., forwards: _Optional[int] = ..., forward_sessions: _Optional[int] = ...) -> None: ...
+
+class NextHop(_message.Message):
+    __slots__ = ("address", "ticket")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    ticket: bytes
+    def __init__(self, address: _Optional[str] = ..., ticket: _Optional[bytes] = ...) -> None: ...
+
+class Open(_message.Message):
+    __slots__ = ("version", "session", "epoch", "span", "numerics", "trunk_room", "crown_room", "ticket", "next_hop")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SPAN_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_FIELD_NUMBER: _ClassVar[int]
+    TRUNK_ROOM_FIELD_NUMBER: _ClassVar[int]
+    CROWN_ROOM_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    NEXT_HOP_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    session: bytes
+    epoch: int
+    span: Span
+    numerics: NumericsClass
+    trunk_room: int
+    crown_room: int
+    ticket: bytes
+    next_hop: NextHop
+    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., trunk_room: _Optional[int] = ..., crown_room: _Optional[int] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ...) -> None: ...
+
+class Opened(_message.Message):
+    __slots__ = ("session", "epoch", "credit_rows")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_ROWS_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: int
+    credit_rows: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., credit_rows: _Optional[int] = ...) -> None: ...
+
+class Hint(_message.Message):
+    __slots__ = ("session", "trunk_length", "tip")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TRUNK_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    TIP_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    trunk_length: int
+    tip: int
+    def __init__(self, session: _Optional[bytes] = ..., trunk_length: _Optional[int] = ..., tip: _Optional[int] = ...) -> None: ...
+
+class Ping(_message.Message):
+    __slots__ = ("stamp",)
+    STAMP_FIELD_NUMBER: _ClassVar[int]
+    stamp: int
+    def __init__(self, stamp: _Optional[int] = ...) -> None: ...
+
+class Pong(_message.Message):
+    __slots__ = ("stamp",)
+    STAMP_FIELD_NUMBER: _ClassVar[int]
+    stamp: int
+    def __init__(self, stamp: _Optional[int] = ...) -> None: ...
+
+class Close(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    def __init__(self, session: _Optional[bytes] = ...) -> None: ...
+
+class HopTiming(_message.Message):
+    __slots__ = ("queue_us", "compute_us", "rows", "batch_sessions")
+    QUEUE_US_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    queue_us: int
+    compute_us: int
+    rows: int
+    batch_sessions: int
+    def __init__(self, queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., rows: _Optional[int] = ..., batch_sessions: _Optional[int] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("session", "epoch", "seq", "ids", "tokens", "logprobs", "timings")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: int
+    seq: int
+    ids: bytes
+    tokens: bytes
+    logprobs: bytes
+    timings: _containers.RepeatedCompositeFieldContainer[HopTiming]
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., ids: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ...) -> None: ...
+
+class Fault(_message.Message):
+    __slots__ = ("session", "code", "message", "fatal")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FATAL_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    code: str
+    message: str
+    fatal: bool
+    def __init__(self, session: _Optional[bytes] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., fatal: bool = ...) -> None: ...
+
+class LinkHello(_message.Message):
+    __slots__ = ("version", "session", "epoch", "ticket")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    session: bytes
+    epoch: int
+    ticket: bytes
+    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., ticket: _Optional[bytes] = ...) -> None: ...
+
+class SamplingSettings(_message.Message):
+    __slots__ = ("temperature", "top_k", "top_p", "seed", "sample")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    sample: int
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., sample: _Optional[int] = ...) -> None: ...
+
+class Append(_message.Message):
+    __slots__ = ("epoch", "seq", "commit", "first_id", "parents", "tokens", "prefill", "answers", "settings", "skipped", "hidden", "timings")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_ID_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    seq: int
+    commit: bytes
+    first_id: int
+    parents: bytes
+    tokens: bytes
+    prefill: bool
+    answers: Answers
+    settings: SamplingSettings
+    skipped: bytes
+    hidden: bytes
+    timings: _containers.RepeatedCompositeFieldContainer[HopTiming]
+    def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., commit: _Optional[bytes] = ..., first_id: _Optional[int] = ..., parents: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., prefill: bool = ..., answers: _Optional[_Union[Answers, str]] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., skipped: _Optional[bytes] = ..., hidden: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ...) -> None: ...
