@@ -4,6 +4,7 @@ The schedule runs on the wall clock, not on steps: a machine gives what it has, 
 rate still ends at zero, and a busy neighbour costs quality, not a broken run.
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,9 +70,9 @@ def train(model: PreTrainedModel, tokens: np.ndarray, loss_of: Loss, minutes: fl
 
 def save(model: PreTrainedModel, folder: Path) -> None:
     """Write a bf16 copy; training goes on in float32."""
-    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    model.config.dtype = torch.bfloat16
-    model.save_pretrained(folder, state_dict=state)
+    copied = copy.deepcopy(model).to(torch.bfloat16)
+    copied.tie_weights()
+    copied.save_pretrained(folder)
 
 
 def _optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:

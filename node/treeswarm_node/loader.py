@@ -1,0 +1,137 @@
+"""Loads a span of a model: its tensors and no others, by transformers' own rules."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+
+from treeswarm.errors import BadRequest, ModelError, UnsupportedModel
+from treeswarm.identity import Progress
+from treeswarm.model_files import read_config, read_header, weight_files
+from treeswarm.spans import Span
+from treeswarm_node.loaded import LoadedSpan
+
+
+def load_span(
+    folder: Path, span: Span, dtype: torch.dtype, device: torch.device, progress: Progress | None = None
+) -> LoadedSpan:
+    """Load decoder blocks `span`, with the embedding at the head and norm and LM head at the tail.
+
+    Only these tensors are read, from only the files that hold them.  Checkpoints whose names or layouts differ from
+    the modules' (fused experts) go through transformers' own conversions.  Raises BadRequest for a span the model
+    does not have, ModelError for files that are missing or corrupt, UnsupportedModel.
+    """
+    skeleton = _skeleton(folder, dtype)
+    blocks = int(skeleton.config.num_hidden_layers)
+    if span.end > blocks:
+        raise BadRequest(f"blocks {span} run past the model, which has {blocks}: give --blocks within 0:{blocks}")
+    conversions = get_model_conversion_mapping(skeleton)
+    wanted = _wanted_tensors(folder, skeleton, span, conversions)
+    state = _open_tensors(folder, wanted, progress)
+    try:
+        info, _ = convert_and_load_state_dict_in_model(
+            skeleton,
+            state,
+            LoadStateDictConfig(device_map={"": device}, dtype=dtype, weight_mapping=conversions),
+        )
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ModelError(f"the weights in '{folder}' cannot be read ({error}): download them again") from None
+    skeleton.tie_weights()
+    _check_complete(folder, skeleton, span, info)
+    for buffer in skeleton.buffers():
+        buffer.data = buffer.data.to(device)
+    return LoadedSpan(skeleton.eval().requires_grad_(False), span, dtype, device)
+
+
+def hosted_parts(skeleton: PreTrainedModel, span: Span) -> list[torch.nn.Module]:
+    """The modules of which `span` needs real tensors."""
+    base = skeleton.base_model
+    parts: list[torch.nn.Module] = list(base.layers[span.start : span.end])
+    if span.start == 0:
+        parts.append(skeleton.get_input_embeddings())
+    if span.end == len(base.layers):
+        parts += [base.norm, skeleton.get_output_embeddings()]
+    return parts
+
+
+def _skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The whole model with every parameter on meta; buffers are computed from the config and real."""
+    model_type = read_config(folder)["model_type"]
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with init_empty_weights(include_buffers=False):
+            skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
+        skeleton.tie_weights()
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError) as error:
+        raise UnsupportedModel(
+            f"transformers {transformers.__version__} cannot build a causal LM of type '{model_type}': {error}"
+        ) from error
+    if not (hasattr(skeleton.base_model, "layers") and hasattr(skeleton.base_model, "norm")):
+        raise UnsupportedModel(f"models of type '{model_type}' keep their decoder blocks where they are not looked for")
+    return skeleton
+
+
+def _wanted_tensors(
+    folder: Path, skeleton: PreTrainedModel, span: Span, conversions: list[Any]
+) -> dict[str, list[str]]:
+    """By file, the checkpoint tensors that end up in the span's modules."""
+    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
+    converters = [c for c in conversions if isinstance(c, WeightConverter)]
+    parts = {id(module) for part in hosted_parts(skeleton, span) for module in part.modules()}
+    known = skeleton.state_dict(keep_vars=True)
+    wanted_parameters = {
+        id(p) for module in skeleton.modules() if id(module) in parts for p in module.parameters(recurse=False)
+    }
+    hosted = {name for name, tensor in known.items() if id(tensor) in wanted_parameters}
+    wanted: dict[str, list[str]] = {}
+    for file, tensors in weight_files(folder).items():
+        for tensor in tensors:
+            name, _ = rename_source_key(tensor, renamings, converters, skeleton.base_model_prefix, known)
+            if name in hosted:
+                wanted.setdefault(file, []).append(tensor)
+    return wanted
+
+
+def _open_tensors(folder: Path, wanted: dict[str, list[str]], progress: Progress | None) -> dict[str, Any]:
+    """Lazy slices of the wanted tensors; transformers reads each when it places it."""
+    state: dict[str, Any] = {}
+    for done, (file, tensors) in enumerate(sorted(wanted.items())):
+        read_header(folder / file)
+        if progress is not None:
+            progress(done, len(wanted), f"reading {file}")
+        try:
+            opened = safe_open(folder / file, framework="pt", device="cpu")
+            state.update({tensor: opened.get_slice(tensor) for tensor in tensors})
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{folder / file} cannot be read ({error}): download it again") from None
+    return state
+
+
+def _check_complete(folder: Path, skeleton: PreTrainedModel, span: Span, info: Any) -> None:
+    if info.mismatched_keys:
+        name = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.mismatched_keys)[0]
+        raise ModelError(f"tensor {name} in '{folder}' has not the shape that config.json says")
+    if info.conversion_errors:
+        raise ModelError(f"the weights in '{folder}' do not convert: {next(iter(info.conversion_errors.values()))}")
+    names = {id(p): name for name, p in skeleton.named_parameters()}
+    for part in hosted_parts(skeleton, span):
+        for parameter in part.parameters():
+            if parameter.device.type == "meta":
+                raise ModelError(
+                    f"tensor {names.get(id(parameter), '?')} is missing in '{folder}': the directory is partial, "
+                    "download it again"
+                )

@@ -1,0 +1,83 @@
+"""Which model is it?  Digests that two strangers' machines compute alike from the same files."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from treeswarm.errors import ModelError
+from treeswarm.model_files import weight_files
+
+# Fields of config.json that change no number: names, versions, bookkeeping, how to run rather than what.
+NOT_NUMERIC = {
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "attn_implementation",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "initializer_range",
+    "pad_token_id",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+CHUNK = 1 << 22
+
+Progress = Callable[[int, int, str], None]
+"""Called with bytes done, bytes in all, and what is being done."""
+
+
+def config_digest(config: dict[str, Any]) -> str:
+    """Hex digest of the config's numerics-relevant part."""
+    relevant = {key: value for key, value in config.items() if key not in NOT_NUMERIC and value is not None}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def weights_digest(folder: Path, config: dict[str, Any], progress: Progress | None = None) -> str:
+    """Hex digest of the config and the content of every weight file, so that replicas agree to the last bit.
+
+    A file's SHA-256 is remembered in the user's cache directory until its size or time changes.  Raises ModelError.
+    """
+    names = sorted(weight_files(folder))
+    sizes = {name: _size(folder / name) for name in names}
+    total, done = sum(sizes.values()), 0
+    digest = hashlib.sha256(config_digest(config).encode())
+    for name in names:
+        digest.update(f"\n{name} {_file_digest(folder / name)}".encode())
+        done += sizes[name]
+        if progress is not None:
+            progress(done, total, "checking weights")
+    return digest.hexdigest()
+
+
+def _size(path: Path) -> int:
+    if not path.exists():
+        raise ModelError(f"{path} is missing: the model directory is partial, download it again")
+    return path.stat().st_size
+
+
+def _file_digest(path: Path) -> str:
+    stat = path.stat()
+    key = hashlib.sha256(f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()
+    remembered = _cache_folder() / key
+    if remembered.exists():
+        return remembered.read_text("ascii")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    try:
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        remembered.write_text(digest.hexdigest(), "ascii")
+    except OSError:
+        pass  # a read-only home costs time at the next start, nothing else
+    return digest.hexdigest()
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "treeswarm" / "digests"

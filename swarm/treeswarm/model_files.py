@@ -1,0 +1,168 @@
+"""Where a model's files are, and what its config says.  No weights are read here, and no torch is needed."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from treeswarm.errors import ModelError
+
+BUNDLED = ("demo", "demo-draft")
+CLIENT_FILES = ("*.json", "*.txt", "tokenizer*", "*.jinja")
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What both programs need to know of a model, from its config alone."""
+
+    model_type: str
+    blocks: int
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    eos_ids: frozenset[int]
+
+
+def resolve_model(name: str, *, weights: bool = False) -> Path:
+    """The directory of a model given as a directory, a bundled name or a hub id.
+
+    A directory is used as it is, offline.  From the hub come config and tokenizer, and the weight files only with
+    `weights`.  Raises ModelError.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if name in BUNDLED:
+        return Path(str(files("treeswarm") / "models" / name))
+    if HUB_ID.fullmatch(name) and not name.startswith("."):
+        return _from_hub(name, weights)
+    raise ModelError(
+        f"there is no model '{name}': give a directory with config.json, a hub id such as org/model, or "
+        + " or ".join(BUNDLED)
+    )
+
+
+def _from_hub(name: str, weights: bool) -> Path:
+    try:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415  # only for hub ids
+    except ImportError:
+        raise ModelError(f"'{name}' is a hub id, which needs huggingface_hub: pip install huggingface_hub") from None
+    patterns = [*CLIENT_FILES, "*.safetensors"] if weights else list(CLIENT_FILES)
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises requests', httpx' and its own errors
+        raise ModelError(
+            f"cannot get '{name}' from the hub ({type(error).__name__}: {str(error).splitlines()[0]}): check the name and the "
+            "network, or give a local directory"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json`.  Raises ModelError."""
+    config = _read_json(folder / "config.json", f"'{folder}' is no model directory")
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelError(f"{folder / 'config.json'} names no model_type: it is not a transformers config")
+    if config.get("auto_map"):
+        raise ModelError(f"'{folder}' needs code from its own repository (auto_map), which is never run here")
+    return config
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """The model's shape.  Raises ModelError naming what the config lacks."""
+    config = read_config(folder)
+    text = config.get("text_config") or config
+    try:
+        return ModelShape(
+            model_type=str(config["model_type"]),
+            blocks=int(text["num_hidden_layers"]),
+            hidden_size=int(text["hidden_size"]),
+            vocab_size=int(text["vocab_size"]),
+            max_positions=int(text.get("max_position_embeddings") or 2**20),
+            eos_ids=frozenset(_eos_ids(folder, text)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder / 'config.json'} lacks or garbles {error}: it is not a decoder model's config") from None
+
+
+def _eos_ids(folder: Path, config: dict[str, Any]) -> Iterable[int]:
+    path = folder / "generation_config.json"
+    generation = _read_json(path, "") if path.exists() else {}
+    eos = generation.get("eos_token_id", config.get("eos_token_id"))
+    return [] if eos is None else [int(e) for e in eos] if isinstance(eos, list) else [int(eos)]
+
+
+def weight_files(folder: Path) -> dict[str, list[str]]:
+    """Checkpoint tensor names by the safetensors file that holds them.
+
+    Raises ModelError where files are missing, cut off or of another format.
+    """
+    if (folder / INDEX).exists():
+        index = _read_json(folder / INDEX, "")
+        by_file: dict[str, list[str]] = {}
+        for tensor, file in index.get("weight_map", {}).items():
+            by_file.setdefault(str(file), []).append(str(tensor))
+        return by_file
+    if (folder / SINGLE).exists():
+        return {SINGLE: [name for name in read_header(folder / SINGLE) if name != "__metadata__"]}
+    if any(folder.glob("*.bin")):
+        raise ModelError(f"'{folder}' has its weights as .bin, which is never loaded: convert them to safetensors")
+    raise ModelError(f"'{folder}' has no {SINGLE} and no {INDEX}: the download is not complete")
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """A safetensors file's header: tensor names with dtype, shape and offsets.  Raises ModelError."""
+    if not path.exists():
+        raise ModelError(f"{path} is missing: the model directory is partial, download it again")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            if length > size - 8:
+                raise ValueError("the header runs past the file's end")
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            if 8 + length + max(ends, default=0) != size:
+                raise ValueError(f"the file has {size} bytes, its header says {8 + length + max(ends, default=0)}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{path} is corrupt ({error}): download it again") from None
+    return dict(header)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The model's own tokenizer.  Raises ModelError."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise ModelError(
+            f"'{folder}' has no tokenizer.json: save one with transformers' AutoTokenizer(…, use_fast=True).save_pretrained"
+        )
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise ModelError(f"{path} is no tokenizer ({error}): download it again") from None
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Hex digest of what turns ids into text: vocabulary, merges and added tokens.  Raises ModelError."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise ModelError(f"'{folder}' has no tokenizer.json")
+    content = _read_json(path, "")
+    meaning = {key: content.get(key) for key in ("model", "added_tokens")}
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
+
+
+def _read_json(path: Path, otherwise: str) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{otherwise}: {path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}): download it again") from None
