@@ -10,12 +10,9 @@ import numpy as np
 from treeswarm.sampling import SamplingSettings
 from treeswarm.walk import Walk, walk
 from treeswarm_client.chain import Chain
-from treeswarm_client.drafters.seam import Drafter, DraftTree
+from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree
 from treeswarm_client.session import Answered, ClientSession, Shipment
 from treeswarm_client.stats import Meter
-
-
-NO_TREE = DraftTree(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
 
 @dataclass(frozen=True)

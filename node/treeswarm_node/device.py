@@ -12,7 +12,8 @@ from treeswarm.errors import ProtocolError, Refused
 from treeswarm.messages import FaultCode
 from treeswarm.session import incoming_rows
 from treeswarm_node.sampler import Sampler
-from treeswarm_node.span_model import Segment, SpanModel
+from treeswarm_node.batch import Segment
+from treeswarm_node.span_model import SpanModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,5 @@ class Device:
             return Computed(compute_us, hidden=hidden.contiguous().cpu().view(torch.uint8).numpy().tobytes())
         step = segment.step
         logits = self._model.logits(hidden[torch.from_numpy(step.answered)])
-        settings = [step.append.settings] * len(step.answered)
-        tokens, logprobs = self._sampler.choose(logits, step.positions[step.answered] + 1, settings)
+        tokens, logprobs = self._sampler.choose(logits, step.positions[step.answered] + 1, step.append.settings)
         return Computed(compute_us, tokens=tokens, logprobs=logprobs)

@@ -19,7 +19,7 @@ from treeswarm.steps import Step
 from treeswarm_node.device import Computed
 from treeswarm_node.kv import SessionKV
 from treeswarm_node.scheduler import Budget, next_batch
-from treeswarm_node.span_model import Segment
+from treeswarm_node.batch import Segment
 
 log = logging.getLogger(__name__)
 

@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from treeswarm.errors import BadRequest
 from treeswarm.identity import config_digest, weights_digest
@@ -60,7 +59,7 @@ async def serving(config: NodeConfig) -> AsyncIterator[Ready]:
     transport: Transport = GrpcTransport()
     if config.emulate_link:
         transport = EmulatedTransport(transport, LinkShape.parse(config.emulate_link))
-    engine = Engine(Device(model, Sampler()), config.limits.budget)
+    engine = Engine(Device(model, Sampler(served.vocab_size)), config.limits.budget)
     node = Node(served, engine, model.store, transport, config.limits)
     running = asyncio.create_task(engine.run())
     try:
@@ -80,12 +79,12 @@ def _load(config: NodeConfig) -> tuple[SpanModel, Served]:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = _device(config.device)
-    folder = resolve_model(config.model, span=config.span)
+    folder = resolve_model(config.model, weights=True)
     shape = read_shape(folder)
     span = config.span or Span(0, shape.blocks)
     with _progress() as progress:
         loaded = load_span(folder, span, getattr(torch, config.dtype), device, progress)
-        weights = weights_digest(folder)
+        weights = weights_digest(folder, read_config(folder), progress)
     model = SpanModel(loaded, config.kv_tokens)
     prove(model)
     served = Served(
@@ -100,6 +99,15 @@ def _load(config: NodeConfig) -> tuple[SpanModel, Served]:
         activation_bytes=shape.hidden_size * loaded.dtype.itemsize,
     )
     return model, served
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    with Progress(TextColumn("{task.description}"), BarColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("loading", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
 
 
 def _device(name: str) -> torch.device:

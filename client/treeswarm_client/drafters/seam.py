@@ -31,6 +31,9 @@ class DraftTree:
         return len(self.tokens)
 
 
+NO_TREE = DraftTree(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+
+
 class Drafter(Protocol):
     """Guesses what the target will say."""
 

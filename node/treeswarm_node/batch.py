@@ -1,0 +1,114 @@
+"""What attention must know of a forward, worked out once and used by every layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from treeswarm.spans import Span
+from treeswarm.steps import Step
+from treeswarm_node.kv import KVStore, SessionKV
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One step of one session within a forward."""
+
+    kv: SessionKV
+    step: Step
+    span: Span
+    """Blocks to run: all of what is hosted, or a part."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """What a segment's rows see of the trunk under one sliding window.
+
+    `runs` are (first pool row, rows) with an optional bool mask [T, rows] each; `local` is a bool mask [T, C].
+    """
+
+    runs: list[tuple[int, int, torch.Tensor | None]]
+    local: torch.Tensor
+
+
+@dataclass(eq=False)
+class SegmentMeta:
+    """A segment as attention sees it: T new rows, and C local rows they may see besides the trunk."""
+
+    rows: slice
+    """Where the segment lies in the batch."""
+    positions: torch.Tensor
+    """int64 [T]."""
+    trunk_runs: list[tuple[int, int]]
+    local_rows: torch.Tensor | None
+    """Pool rows of the crown, int64 [C]; None where the segment's own rows are all there is (C = T)."""
+    local_positions: torch.Tensor
+    visible: torch.Tensor
+    """bool [T, C]."""
+    _reach: dict[int | None, Reach] = field(default_factory=dict)
+
+    def reach(self, window: int | None) -> Reach:
+        """What a layer with this sliding window attends to; a row at p sees keys past p - window."""
+        if window not in self._reach:
+            self._reach[window] = self._windowed(window) if window else self._whole()
+        return self._reach[window]
+
+    def _whole(self) -> Reach:
+        return Reach([(first, count, None) for first, count in self.trunk_runs], self.visible)
+
+    def _windowed(self, window: int) -> Reach:
+        oldest = self.positions - window + 1
+        lowest, highest = (int(oldest.min()), int(oldest.max())) if len(oldest) else (0, 0)
+        runs: list[tuple[int, int, torch.Tensor | None]] = []
+        start = 0
+        for first, count in self.trunk_runs:
+            skipped = min(max(lowest - start, 0), count)
+            if skipped < count:
+                keys = torch.arange(start + skipped, start + count, device=self.positions.device)
+                mask = None if start + skipped >= highest else keys >= oldest[:, None]
+                runs.append((first + skipped, count - skipped, mask))
+            start += count
+        return Reach(runs, self.visible & (self.local_positions >= oldest[:, None]))
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A forward's metadata.  Layer i of the model has its rows in block `i - first_block` of the store."""
+
+    store: KVStore
+    first_block: int
+    segments: list[SegmentMeta]
+    written: torch.Tensor
+    """Pool rows that the batch's K and V go to, int64 [ΣT]."""
+    positions: torch.Tensor
+    """int64 [1, ΣT]."""
+
+
+def make_batch(segments: Sequence[Segment], store: KVStore, first_block: int, device: torch.device) -> Batch:
+    """After every segment's commit."""
+    metas, start = [], 0
+    for segment in segments:
+        metas.append(_segment_meta(segment, start, device))
+        start += segment.step.rows
+    written = np.concatenate([segment.kv.rows_of(segment.step) for segment in segments])
+    positions = np.concatenate([segment.step.positions for segment in segments])
+    return Batch(store, first_block, metas, _tensor(written, device), _tensor(positions, device)[None])
+
+
+def _segment_meta(segment: Segment, start: int, device: torch.device) -> SegmentMeta:
+    step, kv = segment.step, segment.kv
+    slots = step.visible.shape[1]
+    own = step.append.prefill or (slots == step.rows and np.array_equal(step.slots, np.arange(slots)))
+    return SegmentMeta(
+        rows=slice(start, start + step.rows),
+        positions=_tensor(step.positions, device),
+        trunk_runs=kv.trunk_runs(step.trunk_length),
+        local_rows=None if own else _tensor(kv.crown_rows(np.arange(slots)), device),
+        local_positions=_tensor(step.positions if own else kv.crown_positions[:slots], device),
+        visible=_tensor(step.visible, device),
+    )
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:  # type: ignore[type-arg]
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)

@@ -1,0 +1,159 @@
+"""The KV cache of a span: one pool of rows for all sessions, trunks paged in it, crowns beside them.
+
+    trunk   logical positions 0, 1, 2 … in pages, append-only; read as contiguous runs of rows, never gathered
+    crown   rows a tree's nodes write to, in pages of the session's own
+
+Moving a committed path is a copy of a handful of rows a block.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from treeswarm.messages import MAX_CROWN
+from treeswarm.steps import Step
+from treeswarm_node.pages import PAGE, PagePool, runs
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """Of one row in one block."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+
+class KVStore:
+    """K and V of `blocks` blocks, `tokens` rows each."""
+
+    def __init__(self, blocks: int, shape: KVShape, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.pool = PagePool(max(1, tokens // PAGE))
+        rows = self.pool.pages * PAGE
+        # Heads first: a head's run of rows is then one strided view that a batched product reads in place.
+        self.keys = torch.zeros(blocks, shape.kv_heads, rows, shape.key_dim, dtype=dtype, device=device)
+        self.values = torch.zeros(blocks, shape.kv_heads, rows, shape.value_dim, dtype=dtype, device=device)
+        self.sessions: set[SessionKV] = set()
+
+    @property
+    def free_tokens(self) -> int:
+        """Rows not promised to any session."""
+        return self.pool.available * PAGE
+
+    def open(self, trunk_room: int, crown_room: int) -> "SessionKV":
+        """Reserve a session's whole room.  Raises Refused (full)."""
+        assert crown_room <= MAX_CROWN
+        crown_pages = _pages_for(crown_room)
+        self.pool.reserve(_pages_for(trunk_room) + crown_pages)
+        session = SessionKV(self, trunk_room, self.pool.allocate(crown_pages), reserved=_pages_for(trunk_room))
+        self.sessions.add(session)
+        return session
+
+    def check(self) -> None:
+        """Assert that no page is lost or owned twice."""
+        self.pool.check(pages for session in self.sessions for pages in (session.trunk_pages, session.crown_pages))
+
+    def copy_rows(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
+        """Copy rows in every block."""
+        source, target = (torch.from_numpy(rows).to(self.keys.device) for rows in (sources, targets))
+        for pool in (self.keys, self.values):
+            pool[:, :, target] = pool[:, :, source]
+
+
+@dataclass(eq=False)
+class SessionKV:
+    """One session's rows."""
+
+    store: KVStore
+    trunk_room: int
+    crown_pages: list[int]
+    reserved: int
+    """Pages promised and not yet allocated."""
+    trunk_pages: list[int] = field(default_factory=list)
+    trunk_length: int = 0
+    crown_positions: NDArray[np.int64] = field(init=False)
+    """Of the row last written to each crown slot."""
+
+    def __post_init__(self) -> None:
+        self.crown_positions = np.zeros(len(self.crown_pages) * PAGE, np.int64)
+
+    def commit(self, step: Step) -> None:
+        """Move the step's committed crown rows to the end of the trunk, and make room for a prefill's rows."""
+        count = len(step.commit_slots)
+        length = self.trunk_length + count
+        assert length == step.trunk_length
+        self._grow_to(length + (step.rows if step.append.prefill else 0))
+        if count:
+            self.store.copy_rows(
+                self.crown_rows(step.commit_slots), self.trunk_rows(np.arange(self.trunk_length, length))
+            )
+        self.trunk_length = length + (step.rows if step.append.prefill else 0)
+        self.crown_positions[step.slots] = step.positions[: len(step.slots)]
+
+    def rows_of(self, step: Step) -> NDArray[np.int64]:
+        """Where the step's new rows are written, int64 [rows]."""
+        return self.trunk_rows(step.positions) if step.append.prefill else self.crown_rows(step.slots)
+
+    def trunk_runs(self, length: int) -> list[tuple[int, int]]:
+        """The first `length` trunk rows as contiguous (first row, rows) runs, in order."""
+        found = []
+        for page, count in runs(self.trunk_pages):
+            rows = min(count * PAGE, length)
+            if rows <= 0:
+                break
+            found.append((page * PAGE, rows))
+            length -= rows
+        return found
+
+    def trunk_rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return _rows(self.trunk_pages, positions)
+
+    def crown_rows(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        return _rows(self.crown_pages, slots)
+
+    def fork(self, length: int) -> "SessionKV":
+        """A session that shares the first `length` trunk rows; a page only partly shared is copied.
+
+        Raises Refused (full).
+        """
+        assert length <= self.trunk_length
+        pool, whole = self.store.pool, length // PAGE
+        own = _pages_for(self.trunk_room) - whole
+        pool.reserve(own + len(self.crown_pages))
+        child = SessionKV(self.store, self.trunk_room, pool.allocate(len(self.crown_pages)), reserved=own)
+        child.trunk_pages = self.trunk_pages[:whole]
+        pool.share(child.trunk_pages)
+        child._grow_to(length)
+        partial = np.arange(whole * PAGE, length)
+        if len(partial):
+            self.store.copy_rows(self.trunk_rows(partial), child.trunk_rows(partial))
+        child.trunk_length = length
+        self.store.sessions.add(child)
+        return child
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self not in self.store.sessions:
+            return
+        self.store.sessions.discard(self)
+        self.store.pool.release(self.trunk_pages)
+        self.store.pool.release(self.crown_pages)
+        self.store.pool.unreserve(self.reserved)
+        self.trunk_pages, self.crown_pages, self.reserved = [], [], 0
+
+    def _grow_to(self, length: int) -> None:
+        missing = _pages_for(length) - len(self.trunk_pages)
+        if missing > 0:
+            last = self.trunk_pages[-1] if self.trunk_pages else None
+            self.trunk_pages += self.store.pool.allocate(missing, after=last)
+            self.reserved -= missing
+
+
+def _pages_for(rows: int) -> int:
+    return -(-rows // PAGE)
+
+
+def _rows(pages: list[int], logical: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.asarray(pages, np.int64)[logical // PAGE] * PAGE + logical % PAGE
