@@ -5,8 +5,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from treeswarm.sampling import SamplingSettings
 from treeswarm.walk import Walk, walk
 from treeswarm_client.chain import Chain
@@ -78,9 +76,9 @@ class Generation:
         if not self.tree_size or remaining <= 1:
             return NO_TREE
         start = time.perf_counter()
-        tree = await asyncio.to_thread(self.drafter.propose, self.tree_size)
+        tree = await asyncio.to_thread(self.drafter.propose, self.tree_size, remaining - 1)
         self.meter.draft_s += time.perf_counter() - start
-        return shallower(tree, remaining - 1)
+        return tree
 
     async def _learn(self, tree: DraftTree, answered: Answered, found: Walk) -> None:
         start = time.perf_counter()
@@ -98,16 +96,3 @@ class Generation:
 
     def _ended(self, news: Committed) -> bool:
         return self.meter.committed >= self.limits.max_new_tokens or news.tokens[-1] in self.limits.stop_ids
-
-
-def shallower(tree: DraftTree, depth: int) -> DraftTree:
-    """The tree's nodes down to `depth` levels below the root."""
-    depths = np.zeros(len(tree) + 1, np.int64)
-    for i, parent in enumerate(tree.parents.tolist()):
-        depths[i + 1] = depths[parent + 1] + 1
-    kept = np.flatnonzero(depths[1:] <= depth)
-    if len(kept) == len(tree):
-        return tree
-    renumbered = np.full(len(tree) + 1, -1)
-    renumbered[kept] = np.arange(len(kept))
-    return DraftTree(renumbered[tree.parents[kept]], tree.tokens[kept], tree.scores[kept])

@@ -17,7 +17,7 @@ class NoneDrafter:
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         """Nothing to remember."""
 
-    def propose(self, size: int) -> DraftTree:
+    def propose(self, size: int, depth: int) -> DraftTree:
         return NO_TREE
 
     def observe(self, tree: DraftTree, answers: NDArray[np.int64], accepted: Sequence[int], bonus: int) -> None:

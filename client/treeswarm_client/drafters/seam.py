@@ -46,8 +46,9 @@ class Drafter(Protocol):
         """A new generation: forget the last one's context, keep what was learned."""
         ...
 
-    def propose(self, size: int) -> DraftTree:
-        """Up to `size` nodes below the context's last token; fewer where no more are worth anything."""
+    def propose(self, size: int, depth: int) -> DraftTree:
+        """Up to `size` nodes below the context's last token, at most `depth` levels; fewer where no more are worth
+        anything."""
         ...
 
     def observe(self, tree: DraftTree, answers: NDArray[np.int64], accepted: Sequence[int], bonus: int) -> None:

@@ -1,0 +1,125 @@
+"""Best-first growth of a draft tree in batched levels (SpecExec, arXiv 2406.02532).  Pure: the model is a callback.
+
+A child never outranks its parent, so the best `size` nodes by cumulative score are always a connected tree, and a
+node once outside them never comes back.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treeswarm_client.drafters.seam import DraftTree
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a tree grows."""
+
+    beam: int = 128
+    """Nodes expanded in one level, at most."""
+    width: int = 32
+    """Children of a node, at most."""
+    depth: int = 48
+    """Levels, at most: each costs a forward of the draft."""
+
+
+class Expand(Protocol):
+    """One level through the draft: children of some nodes."""
+
+    def __call__(
+        self, nodes: NDArray[np.int64], parents: NDArray[np.int64], tokens: NDArray[np.int64], depth: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """For new nodes (numbers of their own, parents' numbers or -1, tokens, levels below the root from 1 on) the best
+        children: token ids [n, width] and conditional log-scores [n, width], best first."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Grown:
+    """A tree, and the growth's own number of each of its nodes."""
+
+    tree: DraftTree
+    numbers: NDArray[np.int64]
+
+
+def grow(
+    size: int, first_tokens: NDArray[np.int64], first_scores: NDArray[np.float32], expand: Expand, growth: Growth
+) -> Grown:
+    """The best `size` nodes below a root whose children are given, best first."""
+    pool = _Pool.of_root(first_tokens, first_scores).best(size)
+    while len(level := pool.unexpanded(growth)):
+        tokens, scores = expand(pool.number[level], pool.parent[level], pool.token[level], pool.level[level])
+        pool = pool.with_children(level, tokens, scores).best(size)
+    return pool.finished()
+
+
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """All nodes that may still be in the tree, in columns; `parent` is a node's number, -1 for the root."""
+
+    number: NDArray[np.int64]
+    parent: NDArray[np.int64]
+    token: NDArray[np.int64]
+    level: NDArray[np.int64]
+    score: NDArray[np.float32]
+    expanded: NDArray[np.bool_]
+    next_number: int
+
+    @classmethod
+    def of_root(cls, tokens: NDArray[np.int64], scores: NDArray[np.float32]) -> "_Pool":
+        count = len(tokens)
+        return cls(
+            number=np.arange(count),
+            parent=np.full(count, -1),
+            token=tokens,
+            level=np.ones(count, np.int64),
+            score=scores,
+            expanded=np.zeros(count, np.bool_),
+            next_number=count,
+        )
+
+    def best(self, size: int) -> "_Pool":
+        """The `size` best; of equals the one made first, so that parents stay before children."""
+        order = np.lexsort((self.number, -self.score))[:size]
+        return _Pool(
+            self.number[order],
+            self.parent[order],
+            self.token[order],
+            self.level[order],
+            self.score[order],
+            self.expanded[order],
+            self.next_number,
+        )
+
+    def unexpanded(self, growth: Growth) -> NDArray[np.int64]:
+        """Places of the best nodes whose children are unknown.  The last node's children can't enter a full tree,
+        but only ever as its last is that known; expanding it costs one row, not one level."""
+        return np.flatnonzero(~self.expanded & (self.level < growth.depth))[: growth.beam]
+
+    def with_children(self, level: NDArray[np.int64], tokens: NDArray[np.int64], scores: NDArray[np.float32]) -> "_Pool":
+        """The children of the nodes at `level` joined; a score of −inf is no child."""
+        rows, columns = np.nonzero(np.isfinite(scores))
+        expanded = self.expanded.copy()
+        expanded[level] = True
+        count = len(rows)
+        parents = level[rows]
+        # Rounding must not let a child outrank its parent.
+        cumulative = self.score[parents] + np.minimum(scores[rows, columns], 0.0)
+        return _Pool(
+            number=np.concatenate([self.number, np.arange(self.next_number, self.next_number + count)]),
+            parent=np.concatenate([self.parent, self.number[parents]]),
+            token=np.concatenate([self.token, tokens[rows, columns]]),
+            level=np.concatenate([self.level, self.level[parents] + 1]),
+            score=np.concatenate([self.score, cumulative.astype(np.float32)]),
+            expanded=np.concatenate([expanded, np.zeros(count, np.bool_)]),
+            next_number=self.next_number + count,
+        )
+
+    def finished(self) -> Grown:
+        """Numbers become places; the pool is sorted, so a parent's place comes before its children's."""
+        order = np.argsort(self.number)
+        places = order[np.searchsorted(self.number, self.parent, sorter=order).clip(max=max(len(order) - 1, 0))]
+        parents = np.where(self.parent < 0, -1, places) if len(order) else self.parent
+        return Grown(DraftTree(parents, self.token, self.score), self.number)
