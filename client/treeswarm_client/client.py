@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -140,6 +140,10 @@ class SwarmClient:
         if not found and answers:
             raise next(answer for answer in answers if isinstance(answer, BaseException))
         return found
+
+    def use_drafter(self, drafter: Drafter) -> None:
+        """Draft with this one from the next generation on."""
+        self._opened = replace(self._opened, drafter=drafter)
 
     def encode(self, prompt: str) -> list[int]:
         """The prompt's token ids, special tokens as the tokenizer adds them."""

@@ -66,8 +66,7 @@ class Generation:
         start = time.perf_counter()
         waiting = [await self.chain.append(append) for append in shipment.appends]
         answered = self.session.gather(shipment, await asyncio.gather(*waiting))
-        self.meter.add_traversal(answered.timings)
-        self.meter.rounds.append(time.perf_counter() - start)
+        self.meter.add_traversal(time.perf_counter() - start, answered.timings)
         return answered
 
     async def _propose(self) -> DraftTree:

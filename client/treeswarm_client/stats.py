@@ -39,6 +39,17 @@ class Stats:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Trip:
+    """One traversal."""
+
+    seconds: float
+    compute_s: float
+    """Inside forwards, all hops."""
+    rows: int
+    """Tree nodes or prompt tokens it carried."""
+
+
 @dataclass
 class Meter:
     """Adds up traversals."""
@@ -51,16 +62,17 @@ class Meter:
     draft_s: float = 0.0
     queue_s: float = 0.0
     compute_s: float = 0.0
-    rounds: list[float] = field(default_factory=list)
-    """Seconds of each traversal after the prefill."""
+    trips: list[Trip] = field(default_factory=list)
 
-    def add_traversal(self, timings: Sequence[Sequence[HopTiming]]) -> None:
-        """Count one traversal.  Its segments overlap on the way, so each hop counts once: its last segment's queue
-        and the compute of all."""
+    def add_traversal(self, seconds: float, timings: Sequence[Sequence[HopTiming]]) -> None:
+        """Count one traversal.  Its segments overlap on the way: each hop counts its first segment's queue and the
+        compute of all."""
         self.traversals += 1
         hops = [[segment[i] for segment in timings if i < len(segment)] for i in range(max(map(len, timings), default=0))]
         self.queue_s += sum(hop[0].queue_us for hop in hops) / 1e6
-        self.compute_s += sum(segment.compute_us for hop in hops for segment in hop) / 1e6
+        compute_s = sum(segment.compute_us for hop in hops for segment in hop) / 1e6
+        self.compute_s += compute_s
+        self.trips.append(Trip(seconds, compute_s, sum(segment.rows for segment in hops[0]) if hops else 0))
 
     def add_walk(self, drafted: int, accepted: int) -> None:
         """Count what a shipped tree brought: each walk ends at a miss."""

@@ -4,22 +4,17 @@ Nothing is downloaded, so anyone with a Python can repeat the training.  Files a
 whole: a held-out prompt comes from a file of which the models saw no line.
 """
 
-import hashlib
-import sysconfig
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from pydoc_data.topics import topics
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from treeswarm_client.bench.texts import is_held_out, library_texts
+
 VOCAB_SIZE = 4096
 END_OF_TEXT = "<|endoftext|>"
-HELD_OUT_SHARE = 0.05
-# Tables of characters and fixtures teach a small model nothing but themselves.
-SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "__pycache__", "encodings", "pydoc_data", "idlelib"}
-LARGEST_FILE = 200_000
 
 
 @dataclass(frozen=True)
@@ -32,24 +27,12 @@ class Corpus:
 
 def read_corpus() -> Corpus:
     """All texts of the running Python, the held-out ones chosen by a hash of their names."""
-    texts = {**_library_files(), **{f"topic:{name}": text for name, text in topics.items()}}
-    held_out = {name for name in texts if _fraction(name) < HELD_OUT_SHARE}
+    texts = {**library_texts(), **{f"topic:{name}": text for name, text in topics.items()}}
+    held_out = {name for name in texts if is_held_out(name)}
     return Corpus(
         train={name: text for name, text in texts.items() if name not in held_out},
         held_out={name: texts[name] for name in sorted(held_out)},
     )
-
-
-def _library_files() -> dict[str, str]:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    files = (path.relative_to(root) for path in sorted(root.rglob("*.py")))
-    kept = (path for path in files if not SKIPPED_FOLDERS & set(path.parts))
-    texts = {path.as_posix(): (root / path).read_text("utf-8", errors="ignore") for path in kept}
-    return {name: text for name, text in texts.items() if 0 < len(text) <= LARGEST_FILE}
-
-
-def _fraction(name: str) -> float:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
 def train_tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:

@@ -6,6 +6,8 @@ import torch
 from corpus import encode, read_corpus
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from treeswarm_client.bench.texts import repeated_4grams
+
 WINDOW = 256
 WINDOWS = 64
 SAMPLES, SAMPLE_TOKENS, PROMPT_TOKENS = 16, 128, 64
@@ -33,9 +35,3 @@ def print_report(target_folder: Path, draft_folder: Path) -> None:
         texts = target.generate(prompts, max_new_tokens=SAMPLE_TOKENS, min_new_tokens=SAMPLE_TOKENS, **options)
         shares = [repeated_4grams(text[PROMPT_TOKENS:].tolist()) for text in texts]
         print(f"repeated 4-grams in {label} samples: mean {sum(shares) / len(shares):.3f}, median {sorted(shares)[len(shares) // 2]:.3f}")
-
-
-def repeated_4grams(tokens: list[int]) -> float:
-    """The share of 4-grams that already occurred earlier in the text: 0 for novel, towards 1 for a loop."""
-    grams = list(zip(*(tokens[i:] for i in range(4)), strict=False))
-    return 1.0 - len(set(grams)) / max(1, len(grams))

@@ -1,1 +1,103 @@
-def add_command(commands): pass
+"""`swarm bench`: repeat the figures of docs/benchmarks.md on this machine."""
+
+import argparse
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from rich.console import Console
+from rich.pretty import pprint
+
+from treeswarm_client.bench.common import BenchSetup
+
+EXAMPLES = """examples:
+  swarm bench exact --json                   20 prompts, 1 to 3 nodes, five tree sizes, against stock transformers
+  swarm bench trees --prompts 4 --json       tokens a traversal by tree size, beside three baselines
+  swarm bench wan --tree-size 64 --json      plain against trees over links of 0, 25 and 50 ms
+  swarm bench exact --model DIR --draft DIR  the same on a model of your own"""
+
+EXACT_PROMPTS, EXACT_TOKENS = 20, 128
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    made = commands.add_parser(
+        "bench",
+        help="measure exactness and speed with real nodes on this machine",
+        description="Start real swarm-node processes on loopback and measure.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("which", choices=sorted(_benches()))
+    made.add_argument("--model", default="demo", help="target: directory, hub id or demo (default)")
+    made.add_argument("--draft", default="demo-draft", help="draft model (default demo-draft)")
+    made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    made.add_argument("--nodes", type=int, default=3, help="node processes (default 3)")
+    made.add_argument("--prompts", type=int, help="held-out prompts (default 8; exact: 20)")
+    made.add_argument("--max-new-tokens", type=int, help="tokens a prompt (default 64; exact: 128)")
+    made.add_argument("--tree-size", type=int, default=64, help="of the wan bench (default 64)")
+    made.add_argument("--sizes", type=_numbers, help="tree sizes of exact and trees, such as 0,8,64")
+    made.add_argument("--json", action="store_true", help="one JSON object")
+    made.set_defaults(run=_run)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _run(args: argparse.Namespace) -> int:
+    exact = args.which == "exact"
+    setup = BenchSetup(
+        model=args.model,
+        draft=args.draft,
+        dtype=args.dtype,
+        nodes=args.nodes,
+        prompts=args.prompts or (EXACT_PROMPTS if exact else BenchSetup.prompts),
+        tokens=args.max_new_tokens or (EXACT_TOKENS if exact else BenchSetup.tokens),
+    )
+    result = asyncio.run(_benches()[args.which](setup, args))
+    if args.json:
+        print(json.dumps(result))
+    else:
+        pprint(result, console=Console(), expand_all=True)
+    return 1 if result.get("mismatches") else 0
+
+
+def _benches() -> dict[str, Callable[[BenchSetup, argparse.Namespace], Coroutine[None, None, dict[str, Any]]]]:
+    return {"exact": _exact, "trees": _trees, "overhead": _overhead, "wan": _wan, "batch": _batch, "flips": _flips}
+
+
+async def _exact(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_client.bench import exact  # noqa: PLC0415  # benches load only what they use
+
+    return await exact.bench_exact(setup, sizes=args.sizes or exact.SIZES)
+
+
+async def _trees(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_client.bench import trees  # noqa: PLC0415  # brings torch
+
+    return await trees.bench_trees(setup, sizes=args.sizes or trees.SIZES)
+
+
+async def _overhead(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_client.bench import links  # noqa: PLC0415
+
+    return await links.bench_overhead(setup)
+
+
+async def _wan(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_client.bench import links  # noqa: PLC0415
+
+    return await links.bench_wan(setup, tree_size=args.tree_size)
+
+
+async def _batch(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_client.bench import links  # noqa: PLC0415
+
+    return await links.bench_batch(setup)
+
+
+async def _flips(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_client.bench import flips  # noqa: PLC0415
+
+    return await flips.bench_flips(setup)

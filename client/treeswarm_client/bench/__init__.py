@@ -1,0 +1,1 @@
+"""Benchmarks that anyone can repeat: they start the shipped `swarm-node` in processes of its own."""

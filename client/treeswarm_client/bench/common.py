@@ -1,0 +1,101 @@
+"""What every bench shares: a swarm of processes, a client on it, and a record of what was measured on what."""
+
+import contextlib
+import datetime
+import os
+import platform
+import statistics
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from treeswarm.errors import SwarmError
+from treeswarm.model_files import read_shape, resolve_model
+from treeswarm_client.client import Run, SwarmClient
+from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
+
+PACKAGES = ("treeswarm", "torch", "transformers", "grpcio", "numpy")
+
+
+@dataclass(frozen=True)
+class BenchSetup:
+    """What `swarm bench` was told."""
+
+    model: str = "demo"
+    draft: str = "demo-draft"
+    dtype: str = "float32"
+    nodes: int = 3
+    prompts: int = 8
+    tokens: int = 64
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A running swarm and a client of it."""
+
+    setup: BenchSetup
+    swarm: LocalSwarm
+    client: SwarmClient
+    link: str | None
+
+    async def run(self, prompt: Sequence[int], *, tree_size: int, tokens: int | None = None, **sampling: Any) -> Run:
+        """One whole generation that no stop token ends.  Raises what broke it: a bench with a dead node is no bench."""
+        return await self.client.generate(
+            prompt, max_new_tokens=tokens or self.setup.tokens, tree_size=tree_size, ignore_eos=True, **sampling
+        )
+
+    async def provenance(self) -> dict[str, Any]:
+        """Versions, weights, links, and what each node really computed.  Raises SwarmError if a node is gone."""
+        described = await self.client.describe_nodes([node.address for node in self.swarm.nodes])
+        if len(described) != len(self.swarm.nodes):
+            raise SwarmError("a node died during the bench: its figures do not count")
+        return {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
+            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "model": self.setup.model,
+            "draft": self.setup.draft,
+            "weights": self.client.route.numerics.weights,
+            "dtype": self.client.route.numerics.dtype,
+            "link": self.link or "loopback",
+            "nodes": [
+                {
+                    "blocks": str(node.span),
+                    "attention": node.attention,
+                    "frames": node.frames,
+                    "forwards": node.forwards,
+                    "sessions_per_forward": node.forward_sessions / node.forwards if node.forwards else 0.0,
+                }
+                for node in described.values()
+            ],
+        }
+
+
+@contextlib.asynccontextmanager
+async def bench_swarm(
+    setup: BenchSetup, *, link: str | None = None, nodes: int | None = None, **client: Any
+) -> AsyncIterator[Bench]:
+    """Start the nodes, connect a client, stop the nodes.  `link` shapes what nodes and client send."""
+    blocks = read_shape(resolve_model(setup.model)).blocks
+    spans = even_cuts(blocks, nodes or setup.nodes)
+    async with local_swarm(setup.model, spans, dtype=setup.dtype, emulate_link=link) as swarm:
+        options = {"draft": setup.draft, "emulate_link": link} | client
+        async with SwarmClient(model=setup.model, peers=swarm.peers, **options) as connected:
+            yield Bench(setup, swarm, connected, link)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles: these machines are noisy, and one number hides it."""
+    if len(values) < 2:
+        return {"median": values[0], "low": values[0], "high": values[0]} if values else {}
+    low, median, high = statistics.quantiles(values, n=4)
+    return {"median": median, "low": low, "high": high}
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as lines:  # noqa: PTH123  # a kernel file
+            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,65 @@
+"""Texts for benches and for training: this Python's own standard library, split by whole files.
+
+The split is a rule, not a list: a file is held out by the hash of its name, so every machine holds out the same
+files, and what the bundled models saw in training is never a prompt.
+"""
+
+import hashlib
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from treeswarm_client.client import SwarmClient
+
+HELD_OUT_SHARE = 0.05
+# Tables of characters and fixtures teach a small model nothing but themselves.
+SKIPPED_FOLDERS = {
+    "__pycache__",
+    "encodings",
+    "idle_test",
+    "idlelib",
+    "pydoc_data",
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+}
+LARGEST_FILE = 200_000
+# A prompt that shows what kind of text it is, and leaves the rest of a file unseen.
+PROMPT_TOKENS = 128
+PROMPT_CHARACTERS = 1500
+
+
+def library_texts() -> dict[str, str]:
+    """Modules of the running Python by name."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    names = (path.relative_to(root) for path in sorted(root.rglob("*.py")))
+    kept = (path for path in names if not SKIPPED_FOLDERS & set(path.parts))
+    texts = {path.as_posix(): (root / path).read_text("utf-8", errors="ignore") for path in kept}
+    return {name: text for name, text in texts.items() if 0 < len(text) <= LARGEST_FILE}
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a text of this name is kept from training."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 < HELD_OUT_SHARE
+
+
+def held_out_prompts(client: SwarmClient, count: int) -> list[list[int]]:
+    """`count` prompts of PROMPT_TOKENS tokens from held-out files, in turn from as many files as there are."""
+    texts = [text for name, text in library_texts().items() if is_held_out(name) and len(text) > PROMPT_CHARACTERS]
+    prompts: list[list[int]] = []
+    for start in range(0, LARGEST_FILE, PROMPT_CHARACTERS):
+        for text in texts:
+            window = text[start : start + PROMPT_CHARACTERS]
+            tokens = client.encode(window)[:PROMPT_TOKENS] if len(window) == PROMPT_CHARACTERS else []
+            if tokens:
+                prompts.append(tokens)
+            if len(prompts) == count:
+                return prompts
+    return prompts
+
+
+def repeated_4grams(tokens: Sequence[int]) -> float:
+    """The share of 4-grams that already occurred in the text: 0 for novel, towards 1 for a loop."""
+    grams = list(zip(*(tokens[i:] for i in range(4)), strict=False))
+    return 1.0 - len(set(grams)) / max(1, len(grams))
