@@ -87,7 +87,9 @@ class Chain:
         try:
             await self.link.send(append)
         except SwarmError as error:
-            await self._fail(error if isinstance(error, Refused) else self._lost(self.route.hops[0].address, str(error)))
+            await self._fail(
+                error if isinstance(error, Refused) else self._lost(self.route.hops[0].address, str(error))
+            )
             self._raise_failure()
         return answer
 
@@ -217,7 +219,9 @@ async def open_chain(
     ]
     controls: dict[str, Stream] = {}
     async with contextlib.AsyncExitStack() as undo:
-        granted = await _together([_open_one(transport, hop, wanted, controls, undo) for hop, wanted in zip(route.hops, opens, strict=True)])
+        granted = await _together(
+            [_open_one(transport, hop, wanted, controls, undo) for hop, wanted in zip(route.hops, opens, strict=True)]
+        )
         link = await transport.connect(route.hops[0].address, StreamKind.LINK)
         undo.push_async_callback(link.end)
         await link.send(LinkHello(PROTOCOL_VERSION, session, epoch, tickets[0]))

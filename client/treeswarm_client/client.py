@@ -108,7 +108,9 @@ class SwarmClient:
 
     async def __aenter__(self) -> Self:
         if not 0 <= self.tree_size <= LARGEST_TREE:
-            raise BadRequest(f"tree size {self.tree_size} is out of range: give 0 (plain decoding) up to {LARGEST_TREE}")
+            raise BadRequest(
+                f"tree size {self.tree_size} is out of range: give 0 (plain decoding) up to {LARGEST_TREE}"
+            )
         registry = parse_registry(registry_spec(self.peers, self.registry))
         self._opened = await asyncio.to_thread(self._open)
         try:
@@ -181,7 +183,9 @@ class SwarmClient:
             pass
         return run
 
-    async def _generate(self, run: Run, settings: SamplingSettings, limits: Limits, tree_size: int) -> AsyncIterator[Token]:
+    async def _generate(
+        self, run: Run, settings: SamplingSettings, limits: Limits, tree_size: int
+    ) -> AsyncIterator[Token]:
         text = TextStream(self._opened.tokenizer)
         start = time.perf_counter()
         async with (
@@ -212,7 +216,9 @@ class SwarmClient:
         transport: Transport = self.transport or GrpcTransport()
         if self.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(self.emulate_link))
-        return _Opened(read_shape(folder), config_digest(read_config(folder)), load_tokenizer(folder), drafter, transport)
+        return _Opened(
+            read_shape(folder), config_digest(read_config(folder)), load_tokenizer(folder), drafter, transport
+        )
 
     def _check(self, prompt: Sequence[int], max_new_tokens: int) -> None:
         if not prompt:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import shutil
 import sys
@@ -45,7 +46,7 @@ class LocalSwarm:
 def even_cuts(blocks: int, nodes: int) -> list[Span]:
     """`blocks` in `nodes` spans that differ by at most one block."""
     edges = [round(blocks * i / nodes) for i in range(nodes + 1)]
-    return [Span(start, end) for start, end in zip(edges, edges[1:], strict=False)]
+    return [Span(start, end) for start, end in itertools.pairwise(edges)]
 
 
 @contextlib.asynccontextmanager

@@ -50,8 +50,9 @@ def plan_route(nodes: Mapping[str, Description], config: str) -> Route:
             )
         if node.numerics != first.numerics:
             raise Mismatch(
-                f"{first_address} and {address} would compute different text: {_difference(first.numerics, node.numerics)}; "
-                "start both from the same model directory with the same --dtype"
+                f"{first_address} and {address} would compute different text: "
+                f"{_difference(first.numerics, node.numerics)}; start both from the same model "
+                "directory with the same --dtype"
             )
     addresses = list(nodes)
     chain = shortest_chain([nodes[address].span for address in addresses], first.blocks)

@@ -90,7 +90,12 @@ class ClientSession:
         )
 
     def _append(
-        self, commit: Sequence[int], parents: NDArray[np.int64], tokens: NDArray[np.int64], answers: Answers, prefill: bool
+        self,
+        commit: Sequence[int],
+        parents: NDArray[np.int64],
+        tokens: NDArray[np.int64],
+        answers: Answers,
+        prefill: bool,
     ) -> Append:
         append = Append(
             epoch=self.epoch,

@@ -68,7 +68,9 @@ class Meter:
         """Count one traversal.  Its segments overlap on the way: each hop counts its first segment's queue and the
         compute of all."""
         self.traversals += 1
-        hops = [[segment[i] for segment in timings if i < len(segment)] for i in range(max(map(len, timings), default=0))]
+        hops = [
+            [segment[i] for segment in timings if i < len(segment)] for i in range(max(map(len, timings), default=0))
+        ]
         self.queue_s += sum(hop[0].queue_us for hop in hops) / 1e6
         compute_s = sum(segment.compute_us for hop in hops for segment in hop) / 1e6
         self.compute_s += compute_s

@@ -4,8 +4,8 @@ Run as a program, in a process of its own that imports transformers and torch an
 
     echo '{"model": DIR, "prompts": [[1, 2]], "max_new_tokens": 8, "dtype": "float32"}' | python stock.py
 
-It prints `{"token_ids": [[…]], "gaps": [[…]], "versions": {…}}`: greedy continuations, stopped at no token, and for each
-token the gap between the two best logits.  With `"forced": [[…]]` it continues nothing and gives, for each prompt,
+It prints `{"token_ids": [[…]], "gaps": [[…]], "versions": {…}}`: greedy continuations, stopped at no token, and for
+each token the gap between the two best logits.  With `"forced": [[…]]` it continues nothing and gives, for each prompt,
 its own choice and gap at every position of that text: teacher forcing on someone else's tokens.
 """
 
@@ -21,7 +21,9 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     request = json.load(sys.stdin)
     torch.set_num_threads(int(request.get("threads", 1)))
-    model = transformers.AutoModelForCausalLM.from_pretrained(request["model"], dtype=getattr(torch, request["dtype"])).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        request["model"], dtype=getattr(torch, request["dtype"])
+    ).eval()
     texts: list[list[int]] = []
     gaps: list[list[float]] = []
     with torch.inference_mode():

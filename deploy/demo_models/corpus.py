@@ -5,9 +5,9 @@ whole: a held-out prompt comes from a file of which the models saw no line.
 """
 
 from dataclasses import dataclass
+from pydoc_data.topics import topics
 
 import numpy as np
-from pydoc_data.topics import topics
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 

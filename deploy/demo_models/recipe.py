@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from corpus import VOCAB_SIZE, encode, read_corpus, train_tokenizer
 from report import print_report
 from training import train
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SEED = 7
 CONTEXT = 2048

@@ -1,11 +1,12 @@
 """What the pair is worth: held-out loss, the draft's greedy agreement, repetition in samples."""
 
+import statistics
 from pathlib import Path
 
 import torch
-from corpus import encode, read_corpus
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from corpus import encode, read_corpus
 from treeswarm_client.bench.texts import repeated_4grams
 
 WINDOW = 256
@@ -34,4 +35,7 @@ def print_report(target_folder: Path, draft_folder: Path) -> None:
         torch.manual_seed(0)
         texts = target.generate(prompts, max_new_tokens=SAMPLE_TOKENS, min_new_tokens=SAMPLE_TOKENS, **options)
         shares = [repeated_4grams(text[PROMPT_TOKENS:].tolist()) for text in texts]
-        print(f"repeated 4-grams in {label} samples: mean {sum(shares) / len(shares):.3f}, median {sorted(shares)[len(shares) // 2]:.3f}")
+        print(
+            f"repeated 4-grams in {label} samples: mean {statistics.fmean(shares):.3f}, "
+            f"median {statistics.median(shares):.3f}"
+        )

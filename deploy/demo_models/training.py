@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from muon import Muon
 from transformers import PreTrainedModel
+
+from muon import Muon
 
 TOKENS_PER_STEP = 4096
 SHORT, LONG = 256, 512
@@ -58,7 +59,9 @@ def train(model: PreTrainedModel, tokens: np.ndarray, loss_of: Loss, minutes: fl
         seen += batch.numel() - len(batch)
         if step % REPORT_EVERY == 0:
             spent = time.monotonic() - start
-            print(f"{spent / 60:6.1f} min  step {step:5d}  {seen / 1e6:6.2f} M tokens  loss {loss.item():.3f}", flush=True)
+            print(
+                f"{spent / 60:6.1f} min  step {step:5d}  {seen / 1e6:6.2f} M tokens  loss {loss.item():.3f}", flush=True
+            )
         if time.monotonic() - saved > CHECKPOINT_EVERY_S:
             save(model, save_to)
             saved = time.monotonic()

@@ -4,7 +4,7 @@ Every live crown node sees the whole trunk, so attention is an unmasked part ove
 part over the crown, merged in float32 by log-sum-exp.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from transformers import AttentionInterface
@@ -15,7 +15,15 @@ from treeswarm_node.batch import Batch, SegmentMeta
 
 IMPLEMENTATION = "treeswarm"
 # What layers pass along that says nothing about which keys are seen or how scores are formed.
-HARMLESS = {"position_ids", "cache_position", "use_cache", "output_attentions", "dropout", "is_causal", "position_embeddings"}
+HARMLESS = {
+    "position_ids",
+    "cache_position",
+    "use_cache",
+    "output_attentions",
+    "dropout",
+    "is_causal",
+    "position_embeddings",
+}
 
 
 class Attention(Protocol):
@@ -36,8 +44,8 @@ class Attention(Protocol):
         softcap: float | None,
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        """`query` [heads, ΣT, dim], `key` and `value` [kv_heads, ΣT, dim], `block` the store's.  First writes K and V to
-        the batch's rows, then attends.  Returns [ΣT, heads, value_dim] in the query's dtype."""
+        """`query` [heads, ΣT, dim], `key` and `value` [kv_heads, ΣT, dim], `block` the store's.  First writes K and V
+        to the batch's rows, then attends.  Returns [ΣT, heads, value_dim] in the query's dtype."""
         ...
 
 
@@ -108,7 +116,12 @@ def _attend_segment(
 
 
 def _part(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, softcap: float | None, rows: int
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    softcap: float | None,
+    rows: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention over some keys alone: normalised output [kv_heads, G·T, dim] and log-sum-exp [kv_heads, G·T, 1]."""
     scores = query @ key.float().transpose(-1, -2)
@@ -127,7 +140,9 @@ def _merge(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         return parts[0][0]
     levels = torch.stack([level for _, level in parts])
     shares = torch.softmax(levels, 0)
-    return sum((output * share for (output, _), share in zip(parts[1:], shares[1:], strict=True)), parts[0][0] * shares[0])
+    return sum(
+        (output * share for (output, _), share in zip(parts[1:], shares[1:], strict=True)), parts[0][0] * shares[0]
+    )
 
 
 def _from_layer(
@@ -146,12 +161,14 @@ def _from_layer(
     """What transformers calls, with tensors [1, heads, ΣT, dim]."""
     strange = sorted(name for name, value in others.items() if name not in HARMLESS and value is not None)
     if strange or attention_mask is not None:
-        raise UnsupportedModel(f"its attention takes {', '.join(strange) or 'a mask of its own'}, which is not honoured here")
+        raise UnsupportedModel(
+            f"its attention takes {', '.join(strange) or 'a mask of its own'}, which is not honoured here"
+        )
     if treeswarm is None:
         raise UnsupportedModel("its layers do not pass extra arguments on to attention")
     attention, batch = treeswarm
     output = attention.attend(
-        int(module.layer_idx) - batch.first_block,
+        int(cast(int, module.layer_idx)) - batch.first_block,
         query[0],
         key[0],
         value[0],

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from treeswarm.spans import Span
 from treeswarm.steps import Step
@@ -110,5 +112,5 @@ def _segment_meta(segment: Segment, start: int, device: torch.device) -> Segment
     )
 
 
-def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:  # type: ignore[type-arg]
+def _tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)

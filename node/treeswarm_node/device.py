@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from treeswarm.errors import ProtocolError, Refused
 from treeswarm.messages import FaultCode
 from treeswarm.session import incoming_rows
-from treeswarm_node.sampler import Sampler
 from treeswarm_node.batch import Segment
+from treeswarm_node.sampler import Sampler
 from treeswarm_node.span_model import SpanModel
 
 
@@ -44,7 +44,9 @@ class Device:
         good = [i for i, rows in enumerate(inputs) if bool(torch.isfinite(rows).all())]
         outputs = self._forward([segments[i] for i in good], [inputs[i] for i in good])
         compute_us = int((time.perf_counter() - start) * 1e6)
-        results = [Computed(compute_us, error=Refused("activations from upstream are not finite", FaultCode.NOT_FINITE))] * len(segments)
+        results = [
+            Computed(compute_us, error=Refused("activations from upstream are not finite", FaultCode.NOT_FINITE))
+        ] * len(segments)
         for i, output in zip(good, outputs, strict=True):
             results[i] = self._result(segments[i], output, compute_us)
         return results
@@ -53,7 +55,11 @@ class Device:
         step = segment.step
         if segment.span.start == 0:
             return self._model.embed(torch.from_numpy(step.tokens).to(self._model.device))
-        sent = torch.frombuffer(bytearray(step.append.hidden), dtype=self._model.dtype) if step.append.hidden else torch.empty(0)
+        sent = (
+            torch.frombuffer(bytearray(step.append.hidden), dtype=self._model.dtype)
+            if step.append.hidden
+            else torch.empty(0)
+        )
         rows = sent.view(-1, self._model.hidden_size)[torch.from_numpy(incoming_rows(step))]
         return rows.to(self._model.device, self._model.dtype)
 
@@ -61,7 +67,7 @@ class Device:
         if not segments:
             return []
         hidden = self._model.forward(segments, torch.cat(inputs))
-        return list(hidden.split([segment.step.rows for segment in segments]))
+        return list(torch.split(hidden, [segment.step.rows for segment in segments]))
 
     def _result(self, segment: Segment, hidden: torch.Tensor, compute_us: int) -> Computed:
         if segment.span.end < self._model.blocks:

@@ -16,10 +16,10 @@ from treeswarm.messages import FaultCode, HopTiming
 from treeswarm.session import NodeSession
 from treeswarm.spans import Span
 from treeswarm.steps import Step
+from treeswarm_node.batch import Segment
 from treeswarm_node.device import Computed
 from treeswarm_node.kv import SessionKV
 from treeswarm_node.scheduler import Budget, next_batch
-from treeswarm_node.batch import Segment
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ class Engine:
     _waiting: deque[Work] = field(default_factory=deque)
     _arrival: asyncio.Event = field(default_factory=asyncio.Event)
     _running: list[Work] = field(default_factory=list)
+    _over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the running forward is over."""
 
     def submit(self, work: Work) -> None:
         """Queue a step; the queue is bounded by the credits of the sessions."""
@@ -89,7 +91,7 @@ class Engine:
     async def idle_of(self, session: NodeSession) -> None:
         """Wait until no running forward touches the session, so that its KV can be freed."""
         while any(work.session is session for work in self._running):
-            await asyncio.sleep(0.001)
+            await self._over.wait()
 
     async def run(self) -> None:
         """Batch, compute, hand out; until cancelled."""
@@ -116,8 +118,12 @@ class Engine:
             results = await loop.run_in_executor(thread, self.device.run, segments)
         except Exception as error:  # a forward that fails costs its own sessions, never the node
             log.exception("a forward of %d steps failed", len(segments))
-            results = [Computed(0, error=Refused(f"the node failed to compute: {error}", FaultCode.INTERNAL))] * len(segments)
+            results = [Computed(0, error=Refused(f"the node failed to compute: {error}", FaultCode.INTERNAL))] * len(
+                segments
+            )
         finished, self._running = self._running, []
+        self._over.set()
+        self._over = asyncio.Event()
         sessions = len({id(work.session) for work in finished})
         self.counters.frames += len(finished)
         self.counters.forwards += 1

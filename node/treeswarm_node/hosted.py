@@ -109,9 +109,7 @@ class HostedSession:
     def _outlet(self) -> Outlet:
         if self.opened.next_hop is None:
             return ToClient(self.opened, self.control)
-        return ToNextHop(
-            self.opened, self.opened.next_hop, self.transport, lambda error: self._spawn(self.fail(error))
-        )
+        return ToNextHop(self.opened, self.opened.next_hop, self.transport, lambda error: self._spawn(self.fail(error)))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

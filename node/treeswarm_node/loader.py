@@ -1,6 +1,5 @@
 """Loads a span of a model: its tensors and no others, by transformers' own rules."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,7 @@ def _open_tensors(folder: Path, wanted: dict[str, list[str]], progress: Progress
         if progress is not None:
             progress(done, len(wanted), f"reading {file}")
         try:
-            opened = safe_open(folder / file, framework="pt", device="cpu")
+            opened: Any = safe_open(folder / file, framework="pt", device="cpu")
             state.update({tensor: opened.get_slice(tensor) for tensor in tensors})
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{folder / file} cannot be read ({error}): download it again") from None

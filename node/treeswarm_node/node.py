@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from treeswarm import PROTOCOL_VERSION, __version__
 from treeswarm.errors import Refused, TransportError
@@ -13,6 +12,7 @@ from treeswarm.messages import (
     Close,
     Describe,
     Description,
+    Fault,
     FaultCode,
     Hint,
     LinkHello,
@@ -21,7 +21,6 @@ from treeswarm.messages import (
     Opened,
     Ping,
     Pong,
-    Fault,
 )
 from treeswarm.session import NodeSession, SessionTerms
 from treeswarm.spans import Span
@@ -147,10 +146,13 @@ class Node:
             control=stream,
             engine=self.engine,
             transport=self.transport,
-            forget=lambda: self.sessions.pop(wanted.session, None) and None,
+            forget=lambda: self._forget(wanted.session),
         )
         self.sessions[wanted.session] = hosted
         return hosted
+
+    def _forget(self, session: bytes) -> None:
+        self.sessions.pop(session, None)
 
     def _check_open(self, wanted: Open) -> None:
         served = self.served

@@ -66,9 +66,7 @@ class ToNextHop:
         if self._link is None:
             self._link = await self.transport.connect(self.hop.address, StreamKind.LINK)
             self._watch = asyncio.create_task(self._watch_end(self._link))
-            await self._link.send(
-                LinkHello(PROTOCOL_VERSION, self.opened.session, self.opened.epoch, self.hop.ticket)
-            )
+            await self._link.send(LinkHello(PROTOCOL_VERSION, self.opened.session, self.opened.epoch, self.hop.ticket))
         await self._link.send(replace(step.append, skipped=~step.computed, hidden=computed.hidden, timings=timings))
 
     async def end(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from treeswarm.errors import UnsupportedModel
 from treeswarm.messages import Answers, Append
@@ -65,16 +66,18 @@ def _difference(model: SpanModel, index: int, kind: tuple[str, ...]) -> float:
     try:
         worst = _run(model, index)
     except UnsupportedModel as error:
-        raise UnsupportedModel(f"models of type '{model_type}' are not supported: {error}. Supported: {FAMILIES}") from error
+        raise UnsupportedModel(
+            f"models of type '{model_type}' are not supported: {error}. Supported: {FAMILIES}"
+        ) from error
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
         raise UnsupportedModel(
-            f"models of type '{model_type}' are not supported: layer {index} ({', '.join(kind)}) failed the tree check with "
-            f"{type(error).__name__}: {error}. Supported: {FAMILIES}"
+            f"models of type '{model_type}' are not supported: layer {index} ({', '.join(kind)}) failed the "
+            f"tree check with {type(error).__name__}: {error}. Supported: {FAMILIES}"
         ) from error
     if not worst <= TOLERANCE:
         raise UnsupportedModel(
-            f"models of type '{model_type}' are not supported: in the tree check layer {index} ({', '.join(kind)}) differs "
-            f"from plain attention by {worst:.1e}, more than {TOLERANCE:.0e}. Supported: {FAMILIES}"
+            f"models of type '{model_type}' are not supported: in the tree check layer {index} ({', '.join(kind)}) "
+            f"differs from plain attention by {worst:.1e}, more than {TOLERANCE:.0e}. Supported: {FAMILIES}"
         )
     return worst
 
@@ -115,7 +118,7 @@ def _steps() -> tuple[list[Step], list[int]]:
     ], parents
 
 
-def _append(seq: int, first_id: int, parents: np.ndarray, prefill: bool) -> Append:  # type: ignore[type-arg]
+def _append(seq: int, first_id: int, parents: NDArray[np.int64], prefill: bool) -> Append:
     rows = len(parents)
     return Append(
         epoch=0,

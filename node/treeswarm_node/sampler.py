@@ -1,7 +1,5 @@
 """The tail's choice: `argmax(log p̃ + gumbel)`, with p̃ after temperature, top-k, top-p in Hugging Face's order."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -44,9 +44,8 @@ def next_batch(waiting: Sequence[Waiting], budget: Budget) -> list[int]:
         step = waiting[index]
         in_turn = before[index] is None or before[index] in chosen
         opens = not any(waiting[i].session == step.session for i in chosen)
-        fits = (
-            not chosen
-            or step.span == waiting[chosen[0]].span
+        fits = not chosen or (
+            step.span == waiting[chosen[0]].span
             and rows + step.rows <= budget.rows
             and (not step.prefill or prefill_rows + step.rows <= budget.prefill_rows)
         )

@@ -105,7 +105,9 @@ def _load(config: NodeConfig) -> tuple[SpanModel, Served]:
 def _progress() -> Iterator[Callable[[int, int, str], None]]:
     """A bar on a terminal, nothing elsewhere."""
     console = Console(stderr=True)
-    with Progress(TextColumn("{task.description}"), BarColumn(), console=console, disable=not console.is_terminal) as bar:
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("loading", total=None)
         yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
 
@@ -115,7 +117,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BadRequest(f"device '{name}' cannot be used here ({str(error).splitlines()[0]}): try --device cpu") from None
+        raise BadRequest(
+            f"device '{name}' cannot be used here ({str(error).splitlines()[0]}): try --device cpu"
+        ) from None
     return device
 
 

@@ -58,8 +58,8 @@ class SpanModel:
         """Token ids int64 [n] to activations [n, hidden], with whatever scaling the family applies."""
         if not len(tokens):
             return torch.empty(0, self.hidden_size, dtype=self.dtype, device=self.device)
-        output = self._embed(input_ids=tokens[None], use_cache=False).last_hidden_state[0]
-        return output.to(self.dtype)
+        embedded: torch.Tensor = self._embed(input_ids=tokens[None], use_cache=False).last_hidden_state[0]
+        return embedded.to(self.dtype)
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment], hidden: torch.Tensor) -> torch.Tensor:
@@ -115,9 +115,7 @@ class _Rotary:
         self._rotary = rotary
         config: Any = base.config
         by_layer = isinstance(getattr(rotary, "layer_types", None), list | set | tuple)
-        self._kinds: list[str | None] = (
-            list(config.layer_types) if by_layer else [None] * int(config.num_hidden_layers)
-        )
+        self._kinds: list[str | None] = list(config.layer_types) if by_layer else [None] * int(config.num_hidden_layers)
         types = getattr(rotary, "rope_type", "default")
         self._types = set(types.values()) if isinstance(types, dict) else {types}
         if any(REFUSED_ROPE in str(kind) for kind in self._types):
@@ -161,7 +159,8 @@ class _Head:
         head = copy.deepcopy(skeleton.get_output_embeddings()).float()
         self._final = _Final()
         self._model = _with_children(
-            skeleton, **{skeleton.base_model_prefix: self._final, _name_of(skeleton, skeleton.get_output_embeddings()): head}
+            skeleton,
+            **{skeleton.base_model_prefix: self._final, _name_of(skeleton, skeleton.get_output_embeddings()): head},
         )
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -199,7 +198,9 @@ def kv_shape(layers: Sequence[torch.nn.Module], loaded: LoadedSpan) -> KVShape:
         config: Any = loaded.config
         kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         if inner is None or dim is None:
-            raise UnsupportedModel(f"layer {type(layer).__name__} has no standard self-attention (recurrent or hybrid models)")
+            raise UnsupportedModel(
+                f"layer {type(layer).__name__} has no standard self-attention (recurrent or hybrid models)"
+            )
         shapes.add(KVShape(int(kv_heads), int(dim), int(dim)))
     if len(shapes) != 1:
         raise UnsupportedModel("its layers keep KV rows of different shapes")

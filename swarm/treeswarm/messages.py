@@ -253,7 +253,8 @@ class Append:
     skipped: NDArray[np.bool_]
     """Per row: an upstream node knew it dead and did not compute it."""
     hidden: bytes = field(default=b"", repr=False)
-    """Activations entering this node, row-major [rows not skipped, hidden_size] in the class's dtype; empty towards the head."""
+    """Activations entering this node, row-major [rows not skipped, hidden_size] in the class's dtype; empty towards the
+    head."""
     timings: tuple[HopTiming, ...] = ()
 
     @property

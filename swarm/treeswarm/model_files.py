@@ -60,8 +60,8 @@ def _from_hub(name: str, weights: bool) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises requests', httpx' and its own errors
         raise ModelError(
-            f"cannot get '{name}' from the hub ({type(error).__name__}: {str(error).splitlines()[0]}): check the name and the "
-            "network, or give a local directory"
+            f"cannot get '{name}' from the hub ({type(error).__name__}: {str(error).splitlines()[0]}): check the "
+            "name and the network, or give a local directory"
         ) from error
 
 
@@ -89,7 +89,9 @@ def read_shape(folder: Path) -> ModelShape:
             eos_ids=frozenset(_eos_ids(folder, text)),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} lacks or garbles {error}: it is not a decoder model's config") from None
+        raise ModelError(
+            f"{folder / 'config.json'} lacks or garbles {error}: it is not a decoder model's config"
+        ) from None
 
 
 def _eos_ids(folder: Path, config: dict[str, Any]) -> Iterable[int]:
@@ -141,7 +143,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.exists():
         raise ModelError(
-            f"'{folder}' has no tokenizer.json: save one with transformers' AutoTokenizer(…, use_fast=True).save_pretrained"
+            f"'{folder}' has no tokenizer.json: load it with transformers' AutoTokenizer and save_pretrained it"
         )
     try:
         return Tokenizer.from_file(str(path))

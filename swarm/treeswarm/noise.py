@@ -25,7 +25,7 @@ def noise_bits(seed: int, sample: int, position: int, vocab_size: int) -> NDArra
     """The contract's integers for token ids 0 to `vocab_size`, uint64."""
     # NumPy counts up before it generates, so it must start one before block 0 of this position.
     counter = ((position << 64) - 1) % 2**COUNTER_BITS
-    generator = np.random.Philox(counter=counter, key=seed | sample << 64)  # type: ignore[arg-type]
+    generator = np.random.Philox(counter=counter, key=seed | sample << 64)
     return np.asarray(generator.random_raw(vocab_size), np.uint64)
 
 

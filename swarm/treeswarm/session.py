@@ -59,7 +59,9 @@ class NodeSession:
             self.late_frames += 1
             return []
         if append.epoch > self.terms.epoch:
-            raise Refused(f"epoch {append.epoch} has not begun: this session is in {self.terms.epoch}", FaultCode.MALFORMED)
+            raise Refused(
+                f"epoch {append.epoch} has not begun: this session is in {self.terms.epoch}", FaultCode.MALFORMED
+            )
         if append.seq < self._next_seq or append.seq in self._early:
             raise Refused(f"append {append.seq} was already received", FaultCode.REPLAYED)
         if append.seq >= self._next_seq + REORDER_WINDOW:
@@ -193,7 +195,7 @@ class NodeSession:
         missing = (self.tree.ancestors[old:] & gone).any(axis=1)
         if (missing & ~append.skipped).any():
             self._skipped.update(new_ids[missing].tolist())
-        return ~missing
+        return np.asarray(~missing)
 
 
 def prune(step: Step, needed: NDArray[np.bool_]) -> Step:

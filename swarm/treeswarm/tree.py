@@ -141,7 +141,7 @@ class TokenTree:
         (place,) = self.indices_of([tip])
         if place < 0:
             return np.ones(len(self), np.bool_)
-        return self.ancestors[:, place] | self.ancestors[place]
+        return np.asarray(self.ancestors[:, place] | self.ancestors[place])
 
     def _check_first_id(self, first_id: int) -> None:
         if first_id < self.next_id:

@@ -16,7 +16,9 @@ TERMS = SessionTerms(epoch=1, trunk_room=100, crown_room=8, credit_rows=32, voca
 SESSION = b"s" * 16
 
 
-def append(seq: int, first_id: int, parents: list[int], *, commit: list[int] | None = None, **changes: object) -> Append:
+def append(
+    seq: int, first_id: int, parents: list[int], *, commit: list[int] | None = None, **changes: object
+) -> Append:
     """A tree append; `changes` override fields."""
     made = Append(
         epoch=1,

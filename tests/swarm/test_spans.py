@@ -33,7 +33,13 @@ def fewest(served: list[Span]) -> int:
     """By exhaustive reach, block by block."""
     reached, hops = {0}, 0
     while 12 not in reached:
-        reached |= {block for span in served if any(span.start <= r < span.end for r in reached) for block in range(span.end + 1) if block > span.start}
+        reached |= {
+            block
+            for span in served
+            if any(span.start <= r < span.end for r in reached)
+            for block in range(span.end + 1)
+            if block > span.start
+        }
         hops += 1
     return hops
 

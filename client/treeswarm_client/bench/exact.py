@@ -12,9 +12,13 @@ NODES = (1, 2, 3)
 SIZES = (0, 1, 8, 64, 512)
 
 
-async def bench_exact(setup: BenchSetup, *, nodes: Sequence[int] = NODES, sizes: Sequence[int] = SIZES) -> dict[str, Any]:
+async def bench_exact(
+    setup: BenchSetup, *, nodes: Sequence[int] = NODES, sizes: Sequence[int] = SIZES
+) -> dict[str, Any]:
     """Every prompt on every number of nodes and every tree size: `cases`, `mismatches`, `near_ties`."""
-    cases, mismatches, near_ties = 0, [], []
+    cases = 0
+    mismatches: list[dict[str, int]] = []
+    near_ties: list[dict[str, int]] = []
     provenance: list[dict[str, Any]] = []
     stock: StockTexts | None = None
     for count in nodes:

@@ -46,7 +46,8 @@ async def bench_wan(setup: BenchSetup, *, tree_size: int, delays_ms: Sequence[in
             prompts = held_out_prompts(bench.client, setup.prompts)
             await bench.run(prompts[0], tree_size=tree_size)  # connections, caches and τ warm up once
             pairs = [
-                (await bench.run(prompt, tree_size=0), await bench.run(prompt, tree_size=tree_size)) for prompt in prompts
+                (await bench.run(prompt, tree_size=0), await bench.run(prompt, tree_size=tree_size))
+                for prompt in prompts
             ]
             ring_s = (len(bench.swarm.nodes) + 1) * delay / 1e3
             rows.append(

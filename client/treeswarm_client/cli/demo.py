@@ -29,8 +29,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made = commands.add_parser(
         "demo",
         help="three nodes on this machine, live text, plain decoding against trees",
-        description="Start three swarm-node processes on loopback with the bundled model, stream a completion over links "
-        "emulated at 25 ms one way, and compare plain decoding, trees and a stock transformers model.",
+        description="Start three swarm-node processes on loopback with the bundled model, stream a completion over "
+        "links emulated at 25 ms one way, and compare plain decoding, trees and a stock transformers model.",
     )
     made.add_argument("--prompt", default=PROMPT)
     made.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="default 96")

@@ -28,7 +28,9 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("prompt", metavar="PROMPT")
-    made.add_argument("--model", required=True, help="model directory, hub id or `demo`: its config and tokenizer are read")
+    made.add_argument(
+        "--model", required=True, help="model directory, hub id or `demo`: its config and tokenizer are read"
+    )
     add_route_flags(made)
     made.add_argument("--draft", default="none", help="none, or a draft model: directory, hub id or `demo-draft`")
     made.add_argument("--draft-device", default="cpu", help="where the draft runs (default cpu)")

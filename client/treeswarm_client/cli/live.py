@@ -37,8 +37,8 @@ def summary_line(stats: Stats) -> Text:
     """One line under the text."""
     time = stats.time
     return Text(
-        f"{stats.committed} tokens in {stats.traversals} traversals: {stats.tokens_per_traversal:.2f} tokens a traversal, "
-        f"{stats.tokens_per_second:.1f} tokens/s "
+        f"{stats.committed} tokens in {stats.traversals} traversals: "
+        f"{stats.tokens_per_traversal:.2f} tokens a traversal, {stats.tokens_per_second:.1f} tokens/s "
         f"(draft {time.draft:.2f} s, wire {time.wire:.2f} s, queue {time.queue:.2f} s, compute {time.compute:.2f} s)",
         style="dim",
     )

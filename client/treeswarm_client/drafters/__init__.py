@@ -27,5 +27,7 @@ def load_drafter(name: str, target: Path, device: str = "cpu", dtype: str = "flo
     try:
         from treeswarm_client.drafters.model import ModelDrafter  # noqa: PLC0415  # brings torch
     except ImportError as error:
-        raise BadRequest(f"a draft model needs torch: pip install 'treeswarm[draft]' ({error.name} is missing)") from error
+        raise BadRequest(
+            f"a draft model needs torch: pip install 'treeswarm[draft]' ({error.name} is missing)"
+        ) from error
     return ModelDrafter.load(folder, device=device, dtype=dtype)

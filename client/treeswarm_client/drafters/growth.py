@@ -31,8 +31,8 @@ class Expand(Protocol):
     def __call__(
         self, nodes: NDArray[np.int64], parents: NDArray[np.int64], tokens: NDArray[np.int64], depth: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """For new nodes (numbers of their own, parents' numbers or -1, tokens, levels below the root from 1 on) the best
-        children: token ids [n, width] and conditional log-scores [n, width], best first."""
+        """For new nodes (numbers of their own, parents' numbers or -1, tokens, levels below the root from 1 on) the
+        best children: token ids [n, width] and conditional log-scores [n, width], best first."""
         ...
 
 
@@ -98,7 +98,9 @@ class _Pool:
         but only ever as its last is that known; expanding it costs one row, not one level."""
         return np.flatnonzero(~self.expanded & (self.level < growth.depth))[: growth.beam]
 
-    def with_children(self, level: NDArray[np.int64], tokens: NDArray[np.int64], scores: NDArray[np.float32]) -> "_Pool":
+    def with_children(
+        self, level: NDArray[np.int64], tokens: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> "_Pool":
         """The children of the nodes at `level` joined; a score of −inf is no child."""
         rows, columns = np.nonzero(np.isfinite(scores))
         expanded = self.expanded.copy()

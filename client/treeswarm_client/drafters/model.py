@@ -147,7 +147,9 @@ class ModelDrafter:
             before, count = self._cache.trunk, len(part)
             self._cache.used = self._cache.trunk = before + count
             self._cache.mask = (
-                torch.ones(count, before + count, dtype=torch.bool).tril(before).to(self.model.device) if count > 1 else None
+                torch.ones(count, before + count, dtype=torch.bool).tril(before).to(self.model.device)
+                if count > 1
+                else None
             )
             logits = self._forward(np.array(part), np.arange(before, before + count), last=True)
             self._cached += part
@@ -179,7 +181,11 @@ class ModelDrafter:
             base = base + torch.from_numpy(noise).to(base.device)[torch.from_numpy(inverse).to(base.device)]
         fitted = options.ranking == "fitted"
         top = base.topk(min(LABEL_CANDIDATES, base.shape[-1]))
-        scores = top.values / self.tau - torch.logsumexp(base / self.tau, -1, keepdim=True) if fitted else top.values + RAW_DECAY
+        scores = (
+            top.values / self.tau - torch.logsumexp(base / self.tau, -1, keepdim=True)
+            if fitted
+            else top.values + RAW_DECAY
+        )
         return _Candidates(top.indices.cpu().numpy(), top.values.cpu().numpy(), scores.cpu().numpy())
 
 
@@ -231,9 +237,7 @@ class _Round:
         width = 1 if drafter.options.chain else drafter.options.growth.width
         return children.tokens[:, :width], children.scores[:, :width]
 
-    def labels(
-        self, answers: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    def labels(self, answers: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
         """Scores before τ [n, m] and candidate tokens [n, m] of the root and every expanded node of the tree, and the
         target's token at each."""
         before = np.concatenate([c.before for c in self._candidates])

@@ -18,9 +18,9 @@ from treeswarm.sampling import SamplingSettings
 class DraftTree:
     """Guesses below the context's last token (the root, which is not part of it), best first.
 
-    Node i is `tokens[i]` below node `parents[i]`, or below the root where that is -1.  `parents[i] < i`, siblings differ,
-    and `scores` (cumulative log-probabilities that the target's choice follows the path) never rise along a path
-    nor along the array: any prefix is the best tree of its size.
+    Node i is `tokens[i]` below node `parents[i]`, or below the root where that is -1.  `parents[i] < i`, siblings
+    differ, and `scores` (cumulative log-probabilities that the target's choice follows the path) never rise along a
+    path nor along the array: any prefix is the best tree of its size.
     """
 
     parents: NDArray[np.int64]

@@ -43,8 +43,8 @@ class Temperature:
         return float(GRID[best] * np.exp(np.clip(shift, -1, 1) * step))
 
     def learned(self, scores: NDArray[np.float32], chosen: NDArray[np.int64]) -> "Temperature":
-        """After labels: `scores` [n, m] of each node's best candidates before τ, `chosen[i]` the column of the token the
-        target chose.  Nodes where it chose none of them teach nothing about τ and are not passed."""
+        """After labels: `scores` [n, m] of each node's best candidates before τ, `chosen[i]` the column of the token
+        that the target chose.  Nodes where it chose none of them teach nothing about τ and are not passed."""
         if not len(chosen):
             return self
         scaled = scores[:, :, None].astype(np.float64) / GRID

@@ -5,7 +5,7 @@ place, so that no token is ever computed twice.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -57,7 +57,10 @@ class TreeCache:
             size = FIRST_ROWS
             while size < rows:
                 size *= 2
-            grown = (key.new_zeros(key.shape[0], size, key.shape[2]), value.new_zeros(value.shape[0], size, value.shape[2]))
+            grown = (
+                key.new_zeros(key.shape[0], size, key.shape[2]),
+                value.new_zeros(value.shape[0], size, value.shape[2]),
+            )
             for old, new in zip(pair or (), grown, strict=False):
                 new[:, : old.shape[1]] = old
             self._layers[layer] = pair = grown
@@ -82,8 +85,13 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """Windows and soft caps of the draft are passed over: they can cost guesses, never exactness."""
     assert treeswarm_cache is not None
-    keys, values = treeswarm_cache.write(int(module.layer_idx), key[0], value[0])
+    keys, values = treeswarm_cache.write(int(cast(int, module.layer_idx)), key[0], value[0])
     output = torch.nn.functional.scaled_dot_product_attention(
-        query, keys[None], values[None], attn_mask=treeswarm_cache.mask, scale=scaling, enable_gqa=query.shape[1] != keys.shape[0]
+        query,
+        keys[None],
+        values[None],
+        attn_mask=treeswarm_cache.mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != keys.shape[0],
     )
     return output.transpose(1, 2), None

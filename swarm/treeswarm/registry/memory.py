@@ -30,7 +30,8 @@ class MemoryRegistry:
         seen = -1
         while True:
             async with self._changed:
-                await self._changed.wait_for(lambda: self._version > seen)
+                while self._version <= seen:
+                    await self._changed.wait()
                 seen = self._version
             yield await self.snapshot()
 

@@ -242,9 +242,9 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
             write=context.write,
             decode=decode_control_up if kind is StreamKind.CONTROL else decode_link_up,
             why_over=lambda: _why_context_ended(context),
-            finish=lambda stream: _cancel_other(accepted),
+            finish=lambda _: _cancel_other(accepted),
         )
-        accepted = asyncio.create_task(self._accept(kind, stream))  # type: ignore[arg-type]
+        accepted: asyncio.Task[None] = asyncio.create_task(_accepting(self._accept, kind, stream))
         try:
             await asyncio.wait({accepted})
         finally:
@@ -255,6 +255,10 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         error = stream.error or (None if accepted.cancelled() else accepted.exception())
         if error is not None and not isinstance(error, LinkBroken):
             await _abort(context, error)
+
+
+async def _accepting(accept: Accept, kind: StreamKind, stream: GrpcStream) -> None:
+    await accept(kind, stream)
 
 
 async def _cancel_other(task: "asyncio.Task[None]") -> None:
@@ -282,7 +286,7 @@ async def _why_call_ended(call: Any, target: str) -> SwarmError | None:
     if status is grpc.StatusCode.INVALID_ARGUMENT:
         return Malformed(details)
     if status is grpc.StatusCode.FAILED_PRECONDITION:
-        codes = {key: value for key, value in (await call.trailing_metadata()) or ()}
+        codes = dict((await call.trailing_metadata()) or ())
         return Refused(details, codes.get(CODE_KEY, "refused"))
     return LinkBroken(f"the connection to {target} broke ({details or status.name.lower()})")
 

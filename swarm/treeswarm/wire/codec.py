@@ -33,7 +33,9 @@ def encode(message: m.Message) -> bytes:
 
 def _timings_out(timings: tuple[m.HopTiming, ...]) -> list[pb.HopTiming]:
     return [
-        pb.HopTiming(queue_us=_u32(t.queue_us), compute_us=_u32(t.compute_us), rows=t.rows, batch_sessions=t.batch_sessions)
+        pb.HopTiming(
+            queue_us=_u32(t.queue_us), compute_us=_u32(t.compute_us), rows=t.rows, batch_sessions=t.batch_sessions
+        )
         for t in timings
     ]
 

@@ -1,0 +1,77 @@
+# make help says what there is.  Everything happens in .venv; nothing outside this directory is touched.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# CPU users may name PyTorch's CPU index here: TORCH_INDEX=https://... make demo
+TORCH_INDEX ?=
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: help demo test test-slow check bench format models clean
+
+help:
+	@echo "make demo        three nodes on this machine, live text, plain decoding against trees"
+	@echo "make test        the tests (minutes)"
+	@echo "make test-slow   the long ones"
+	@echo "make check       lint, types, import rules, generated code"
+	@echo "make bench       the figures of docs/benchmarks.md (half an hour and more)"
+	@echo "make format      let ruff rewrite"
+	@echo "make models      train the bundled pair again (hours)"
+	@echo "make clean       remove .venv and caches"
+
+demo: $(VENV)/demo.stamp
+	@$(VENV)/bin/swarm demo
+
+test: $(VENV)/dev.stamp
+	@OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m "not slow"
+
+test-slow: $(VENV)/dev.stamp
+	@OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m slow
+
+check: $(VENV)/dev.stamp
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+	@$(PY) proto/generate.py --check
+	@echo "all checks passed"
+
+bench: $(VENV)/demo.stamp
+	@mkdir -p build
+	@for which in exact trees overhead wan batch flips; do \
+		echo "swarm bench $$which -> build/bench-$$which.json"; \
+		$(VENV)/bin/swarm bench $$which --json > build/bench-$$which.json || exit 1; \
+	done
+
+format: $(VENV)/dev.stamp
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+models: $(VENV)/dev.stamp
+	@$(PY) deploy/demo_models/recipe.py tokenizer target draft report --out swarm/treeswarm/models
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# The stamps are made again when what is to be installed changes, so a second run starts at once.
+$(VENV)/demo.stamp: pyproject.toml constraints.txt
+	@echo "This installs treeswarm with PyTorch and transformers into $(CURDIR)/$(VENV):"
+	@echo "about 0.3 GB of packages to download and 1.2 GB on disk with PyTorch's CPU build, the one pinned here where"
+	@echo "the index has it.  Where the index serves a CUDA build instead, several GB: name a CPU index in TORCH_INDEX."
+	@$(MAKE) --no-print-directory install EXTRAS=node,draft
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt
+	@echo "This installs treeswarm with PyTorch, transformers and the development tools into $(CURDIR)/$(VENV):"
+	@echo "about 0.4 GB of packages to download and 1.5 GB on disk with PyTorch's CPU build."
+	@$(MAKE) --no-print-directory install EXTRAS=node,draft,dev
+	@touch $@ $(VENV)/demo.stamp
+
+.PHONY: install
+install:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "treeswarm needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) \
+		|| { echo "this Python cannot make environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(PY) -m pip install -q --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"

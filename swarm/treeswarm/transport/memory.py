@@ -1,0 +1,233 @@
+"""The transport seam within one process: reliable by default, and as terrible as a seeded schedule says.
+
+Messages pass through the codec, so what a test sends is what the wire would carry.  Everything is timed by the
+running loop's clock, virtual in tests.
+"""
+
+import asyncio
+import itertools
+import random
+from dataclasses import dataclass, field
+
+from treeswarm.errors import BadRequest, LinkBroken, Malformed, Refused, SwarmError, Unreachable
+from treeswarm.messages import Message
+from treeswarm.transport.address import Address
+from treeswarm.transport.seam import Accept, StreamKind
+from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_up, encode
+
+# Messages a stream holds for a receiver that does not read; then send waits.
+WINDOW = 16
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What the network does to each message of the kinds named: chances, and a delay's longest, in seconds."""
+
+    drop: float = 0.0
+    double: float = 0.0
+    delay: float = 0.0
+    """Chance of a delay on its own, so that later messages overtake."""
+    longest_s: float = 0.0
+    cut: float = 0.0
+    """Chance that the stream breaks at this message."""
+    kinds: frozenset[StreamKind] = frozenset(StreamKind)
+
+
+@dataclass(frozen=True)
+class _Over:
+    error: SwarmError | None
+
+
+@dataclass(eq=False)
+class MemoryStream:
+    """One end; `other` is the far one."""
+
+    network: "MemoryNetwork"
+    kind: StreamKind
+    dialled: bool
+    peer: str
+    ended: bool = False
+    other: "MemoryStream" = field(init=False)
+    _inbox: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(WINDOW))
+    _over: _Over | None = None
+    _ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def send(self, message: Message) -> None:
+        if self.ended or self._over is not None or self.other._over is not None:
+            raise LinkBroken(f"the stream to {self.peer} has ended")
+        await self.send_bytes(encode(message))
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Raw, for tests that are hostile."""
+        for delay in self.network.fate(self.kind):
+            if delay is None:
+                self.break_off()
+                return
+            if delay:
+                asyncio.get_running_loop().call_later(delay, self.other.arrive_late, data)
+            else:
+                await self.other.arrive(data)
+
+    async def arrive(self, data: bytes) -> None:
+        waiting = asyncio.ensure_future(self._inbox.put(data))
+        broken = asyncio.ensure_future(self._broken.wait())
+        await asyncio.wait({waiting, broken}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (waiting, broken):
+            task.cancel()
+        self._ready.set()
+
+    def arrive_late(self, data: bytes) -> None:
+        if self._over is None and not self._inbox.full():
+            self._inbox.put_nowait(data)
+            self._ready.set()
+
+    async def receive(self) -> Message | None:
+        while self._inbox.empty():
+            if self._over is not None:
+                if self._over.error is not None:
+                    raise self._over.error
+                return None
+            self._ready.clear()
+            await self._ready.wait()
+        data = self._inbox.get_nowait()
+        try:
+            return self._decode(data)
+        except Malformed as error:
+            await self.end(error)
+            self.finish(error)
+            raise
+
+    async def end(self, error: Exception | None = None) -> None:
+        if not self.ended:
+            self.ended = True
+            translated = error if error is None or isinstance(error, SwarmError) else Refused(str(error))
+            if isinstance(translated, LinkBroken):
+                translated = None
+            self.other.finish(translated)
+
+    def finish(self, error: SwarmError | None) -> None:
+        """The far end is over; what it sent before is still read."""
+        if self._over is None:
+            self._over = _Over(error)
+        self._ready.set()
+
+    def break_off(self) -> None:
+        """Both ends are lost."""
+        for end in (self, self.other):
+            end._over = _Over(LinkBroken(f"the stream to {end.peer} broke"))
+            end._broken.set()
+            end._ready.set()
+
+    def __post_init__(self) -> None:
+        self._broken = asyncio.Event()
+
+    def _decode(self, data: bytes) -> Message:
+        if self.kind is StreamKind.LINK:
+            return decode_link_up(data)
+        return decode_control_down(data) if self.dialled else decode_control_up(data)
+
+
+@dataclass(eq=False)
+class MemoryNetwork:
+    """All that is connected to it, by address."""
+
+    seed: int = 0
+    faults: Faults = Faults()
+    streams: list[MemoryStream] = field(default_factory=list)
+    listeners: dict[str, "MemoryListener"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        self._ports = itertools.count(50_000)
+
+    def transport(self) -> "MemoryTransport":
+        """A way in."""
+        return MemoryTransport(self)
+
+    def free_port(self) -> int:
+        return next(self._ports)
+
+    def fate(self, kind: StreamKind) -> list[float | None]:
+        """Delays at which copies of one message arrive: usually [0.0]; [] dropped, [None] the stream breaks."""
+        faults = self.faults
+        if kind not in faults.kinds:
+            return [0.0]
+        if self._random.random() < faults.cut:
+            return [None]
+        if self._random.random() < faults.drop:
+            return []
+        copies = 2 if self._random.random() < faults.double else 1
+        return [
+            self._random.uniform(0, faults.longest_s) if self._random.random() < faults.delay else 0.0
+            for _ in range(copies)
+        ]
+
+
+@dataclass(eq=False)
+class MemoryListener:
+    """An open address."""
+
+    network: MemoryNetwork
+    address: str
+    accept: Accept
+    serving: set[asyncio.Task[None]] = field(default_factory=set)
+    accepted: list[MemoryStream] = field(default_factory=list)
+
+    async def close(self) -> None:
+        self.network.listeners.pop(self.address, None)
+        for stream in self.accepted:
+            stream.break_off()
+        for task in self.serving:
+            task.cancel()
+        await asyncio.gather(*self.serving, return_exceptions=True)
+
+    def serve(self, kind: StreamKind, stream: MemoryStream) -> None:
+        """Hand a stream to the acceptor in a task of its own."""
+        task = asyncio.create_task(self._serve(kind, stream))
+        self.serving.add(task)
+        self.accepted.append(stream)
+        task.add_done_callback(self.serving.discard)
+
+    async def _serve(self, kind: StreamKind, stream: MemoryStream) -> None:
+        try:
+            await self.accept(kind, stream)
+        except SwarmError as error:
+            await stream.end(error)
+        else:
+            await stream.end()
+
+
+@dataclass(eq=False)
+class MemoryTransport:
+    """Dials and listens on a network."""
+
+    network: MemoryNetwork
+    dialled: list[MemoryStream] = field(default_factory=list)
+
+    async def connect(self, address: str, kind: StreamKind) -> MemoryStream:
+        target = str(Address.parse(address))
+        listener = self.network.listeners.get(target)
+        if listener is None:
+            raise Unreachable(f"nobody answers at {target}: check the address and that the node runs")
+        near = MemoryStream(self.network, kind, True, target)
+        far = MemoryStream(self.network, kind, False, "memory")
+        near.other, far.other = far, near
+        self.network.streams += [near, far]
+        self.dialled.append(near)
+        listener.serve(kind, far)
+        return near
+
+    async def listen(self, address: str, accept: Accept) -> MemoryListener:
+        wanted = Address.parse(address)
+        bound = str(Address(wanted.host, wanted.port or self.network.free_port()))
+        if bound in self.network.listeners:
+            raise BadRequest(f"cannot listen on {bound}: the port is in use; choose another with --listen HOST:PORT")
+        listener = MemoryListener(self.network, bound, accept)
+        self.network.listeners[bound] = listener
+        return listener
+
+    async def close(self) -> None:
+        for stream in self.dialled:
+            if not stream.ended:
+                stream.break_off()
+        self.dialled.clear()
