@@ -57,7 +57,7 @@ def _kind(model: SpanModel, index: int) -> tuple[str, ...]:
         type(model.base.layers[index]).__name__,
         mlp,
         str(model.rotary.kind_of(index)),
-        str(getattr(inner, "sliding_window", None)),
+        str(_window_owner(inner).sliding_window),
     )
 
 
@@ -85,9 +85,10 @@ def _difference(model: SpanModel, index: int, kind: tuple[str, ...]) -> float:
 def _run(model: SpanModel, index: int) -> float:
     layer = copy.deepcopy(model.base.layers[index]).float()
     inner: Any = layer.self_attn
-    window = getattr(inner, "sliding_window", None)
-    if window is not None:
-        inner.sliding_window = window = min(int(window), NARROW_WINDOW)
+    owner = _window_owner(inner)
+    if owner.sliding_window is not None:
+        owner.sliding_window = min(int(owner.sliding_window), NARROW_WINDOW)
+    window = owner.sliding_window
     generator = torch.Generator().manual_seed(SEED)
     hidden = torch.randn(TRUNK + TREE, model.hidden_size, generator=generator).to(model.device)
     steps, parents = _steps()
@@ -101,6 +102,14 @@ def _run(model: SpanModel, index: int) -> float:
         plain = _eager(model, layer, index, hidden[rows], window)
         worst = max(worst, float((plain - ours[node]).abs().max() / plain.abs().max().clamp_min(1.0)))
     return worst
+
+
+def _window_owner(inner: Any) -> Any:
+    """Who says how far a layer's attention sees: the module where families mix windows, else its config."""
+    owner = inner if hasattr(inner, "sliding_window") else inner.config
+    if not hasattr(owner, "sliding_window"):
+        owner.sliding_window = None
+    return owner
 
 
 def _steps() -> tuple[list[Step], list[int]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from treeswarm.errors import UnsupportedModel
 from treeswarm_node import attention as seam
@@ -174,8 +174,9 @@ class _Final(torch.nn.Module):
 
     hidden: torch.Tensor
 
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=self.hidden)
+    def forward(self, *_: Any, **__: Any) -> MoeModelOutputWithPast:
+        # The mixture's output has every field that any causal-LM head looks at.
+        return MoeModelOutputWithPast(last_hidden_state=self.hidden)
 
 
 def _with_children(module: torch.nn.Module, **children: torch.nn.Module) -> Any:
