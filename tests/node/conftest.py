@@ -111,7 +111,13 @@ def cut_in_three() -> Callable[[PreTrainedModel], SpanChain]:
 
 
 def append_of(
-    seq: int, first_id: int, parents: Sequence[int], tokens: Sequence[int], *, commit: Sequence[int] = (), prefill: bool = False
+    seq: int,
+    first_id: int,
+    parents: Sequence[int],
+    tokens: Sequence[int],
+    *,
+    commit: Sequence[int] = (),
+    prefill: bool = False,
 ) -> Append:
     """An append that asks for every row's answer."""
     return Append(

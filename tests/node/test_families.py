@@ -6,14 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from treeswarm.errors import UnsupportedModel
-from treeswarm.spans import Span
 from treeswarm_node import batch
-from treeswarm_node.loaded import LoadedSpan
 from treeswarm_node.proof import prove
-from treeswarm_node.span_model import SpanModel
 
 from .conftest import FAMILIES, SpanChain, append_of, tiny_model
 
@@ -143,11 +140,3 @@ class TestPlantedMistakes:
         monkeypatch.setattr(batch.SegmentMeta, "reach", lambda meta, window: honest(meta, None))
         with pytest.raises(UnsupportedModel, match=r"'gemma2'.*differs from plain attention.*Supported: Llama"):
             prove(chain.models[0])
-
-
-@pytest.mark.parametrize("model_type", ["bloom", "mamba", "falcon"])
-def test_an_unsupported_model_is_refused_by_name(model_type: str) -> None:
-    config = AutoConfig.for_model(model_type, hidden_size=64, num_hidden_layers=2, vocab_size=99, num_attention_heads=4)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises((UnsupportedModel, AttributeError)):
-        prove(SpanModel(LoadedSpan(model, Span(0, 2), torch.float32, torch.device("cpu")), 256))

@@ -20,6 +20,9 @@ CODE_KEY = "treeswarm-code"
 CONNECT_S = 5.0
 # How long what was sent before an end may take to arrive.
 FLUSH_S = 5.0
+STOP_GRACE_S = 0.5
+# gRPC tells a server that a peer's messages are over before it tells that the peer is gone.
+GONE_S = 0.05
 # Messages read ahead of whoever receives; past them HTTP/2 flow control holds the peer back.
 READ_AHEAD = 16
 
@@ -98,6 +101,14 @@ class GrpcStream:
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
             await self.finish(self)
 
+    def break_off(self, error: LinkBroken) -> None:
+        """The transport knows that the peer is gone."""
+        self.ended = True
+        self.reader.cancel()
+        while self._inbox.full():
+            self._inbox.get_nowait()
+        self._inbox.put_nowait(_Over(error))
+
     async def _write(self, data: bytes) -> None:
         try:
             async with self._writing:
@@ -127,9 +138,13 @@ class GrpcListener:
 
     address: str
     server: grpc.aio.Server
+    accepted: set[asyncio.Task[None]]
 
     async def close(self) -> None:
-        await self.server.stop(grace=0.5)
+        await self.server.stop(grace=STOP_GRACE_S)
+        for task in list(self.accepted):
+            task.cancel()
+        await asyncio.gather(*self.accepted, return_exceptions=True)
 
 
 @dataclass(eq=False)
@@ -168,7 +183,8 @@ class GrpcTransport:
     async def listen(self, address: str, accept: Accept) -> GrpcListener:
         wanted = Address.parse(address)
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        server.add_generic_rpc_handlers((_Handler(accept),))
+        handler = _Handler(accept)
+        server.add_generic_rpc_handlers((handler,))
         try:
             port = server.add_insecure_port(str(wanted))
         except RuntimeError:
@@ -180,7 +196,7 @@ class GrpcTransport:
                 "choose another with --listen HOST:PORT, port 0 for a free one"
             )
         await server.start()
-        return GrpcListener(str(Address(wanted.host, port)), server)
+        return GrpcListener(str(Address(wanted.host, port)), server, handler.accepted)
 
     async def close(self) -> None:
         for ending in list(self._endings):
@@ -223,6 +239,7 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self, accept: Accept) -> None:
         self._accept = accept
+        self.accepted: set[asyncio.Task[None]] = set()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         kind = KINDS.get(details.method)
@@ -245,13 +262,17 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
             finish=lambda _: _cancel_other(accepted),
         )
         accepted: asyncio.Task[None] = asyncio.create_task(_accepting(self._accept, kind, stream))
+        self.accepted.add(accepted)
+        accepted.add_done_callback(self.accepted.discard)
         try:
             await asyncio.wait({accepted})
-        finally:
-            stream.ended = True
-            for task in (accepted, stream.reader):
-                task.cancel()
-            await asyncio.gather(accepted, stream.reader, return_exceptions=True)
+        except asyncio.CancelledError:
+            # The peer is gone.  That ends the stream, not whoever serves it: a session outlives its stream.
+            stream.break_off(LinkBroken(f"the peer {stream.peer} broke the stream"))
+            raise
+        stream.ended = True
+        stream.reader.cancel()
+        await asyncio.gather(stream.reader, return_exceptions=True)
         error = stream.error or (None if accepted.cancelled() else accepted.exception())
         if error is not None and not isinstance(error, LinkBroken):
             await _abort(context, error)
@@ -276,6 +297,7 @@ async def _abort(context: Any, error: BaseException) -> None:
 
 
 async def _why_context_ended(context: Any) -> SwarmError | None:
+    await asyncio.sleep(GONE_S)
     return LinkBroken("the peer broke the stream") if context.cancelled() else None
 
 

@@ -1,0 +1,169 @@
+"""The codec: what goes out comes back; what is hostile is Malformed and nothing else."""
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from treeswarm import messages as m
+from treeswarm.errors import Malformed
+from treeswarm.sampling import SamplingSettings
+from treeswarm.spans import Span
+from treeswarm.wire import treeswarm_pb2 as pb
+from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_up, encode
+
+u32 = st.integers(0, 2**32 - 1)
+u64 = st.integers(0, 2**64 - 1)
+ids16 = st.binary(min_size=16, max_size=16)
+short = st.text(max_size=40)
+spans = st.tuples(st.integers(0, 100), st.integers(1, 100)).map(lambda pair: Span(pair[0], pair[0] + pair[1]))
+numerics = st.builds(m.NumericsClass, short, st.sampled_from(["float32", "bfloat16", "float16"]), short)
+timings = st.lists(st.builds(m.HopTiming, u32, u32, u32, u32), max_size=4).map(tuple)
+choices = st.builds(
+    SamplingSettings, st.floats(0, 100), st.integers(0, 2**31 - 1), st.floats(0.01, 1.0), u64, st.integers(0, 2**32 - 1)
+)
+
+
+def arrays(count: int) -> st.SearchStrategy[Any]:
+    return st.lists(u32, min_size=count, max_size=count).map(lambda values: np.array(values, np.uint32))
+
+
+@st.composite
+def appends(draw: st.DrawFn) -> m.Append:
+    rows = draw(st.integers(0, 20))
+    skipped = draw(st.lists(st.booleans(), min_size=rows, max_size=rows))
+    return m.Append(
+        epoch=draw(u32),
+        seq=draw(u32),
+        commit=draw(arrays(draw(st.integers(0, 5)))),
+        first_id=draw(st.integers(0, 2**32 - 1 - rows)),
+        parents=draw(arrays(rows)),
+        tokens=draw(arrays(rows)),
+        prefill=draw(st.booleans()),
+        answers=draw(st.sampled_from(m.Answers)),
+        settings=draw(choices),
+        skipped=np.array(skipped, np.bool_),
+        hidden=draw(st.binary(max_size=50)),
+        timings=draw(timings),
+    )
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> m.Answer:
+    rows = draw(st.integers(0, 20))
+    logprobs = np.array(draw(st.lists(st.floats(width=32), min_size=rows, max_size=rows)), np.float32)
+    return m.Answer(draw(ids16), draw(u32), draw(u32), draw(arrays(rows)), draw(arrays(rows)), logprobs, draw(timings))
+
+
+hops = st.none() | st.builds(m.NextHop, short, ids16)
+rooms = st.integers(1, m.MAX_CROWN)
+opens = st.builds(m.Open, u32, ids16, u32, spans, numerics, st.integers(1, m.MAX_TRUNK), rooms, ids16, hops)
+descriptions = st.builds(
+    m.Description,
+    version=u32,
+    software=short,
+    span=st.just(Span(2, 4)),
+    blocks=st.integers(4, 999),
+    vocab_size=st.integers(1, 2**31),
+    hidden_size=st.integers(1, 2**20),
+    max_positions=st.integers(1, 2**31),
+    config=short,
+    numerics=numerics,
+    attention=short,
+    trunk_free=u64,
+    frames=u64,
+    forwards=u64,
+    forward_sessions=u64,
+)
+UP = st.one_of(
+    st.builds(m.Describe, u32),
+    opens,
+    st.builds(m.Hint, ids16, u32, u32),
+    st.builds(m.Ping, u64),
+    st.builds(m.Close, ids16),
+)
+DOWN = st.one_of(
+    descriptions,
+    st.builds(m.Opened, ids16, u32, u32),
+    answers(),
+    st.builds(m.Pong, u64),
+    st.builds(m.Fault, ids16, st.sampled_from(m.FaultCode), short, st.booleans()),
+)
+LINK = st.one_of(st.builds(m.LinkHello, u32, ids16, u32, ids16), appends())
+DECODERS = (decode_control_up, decode_control_down, decode_link_up)
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+    if is_dataclass(one):
+        return type(one) is type(other) and all(same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    return bool(one == other)
+
+
+@settings(max_examples=150, deadline=None)
+@given(up=UP, down=DOWN, link=LINK)
+def test_every_message_comes_back(up: m.Message, down: m.Message, link: m.Message) -> None:
+    for message, decode in zip((up, down, link), DECODERS, strict=True):
+        assert same(message, decode(encode(message)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.binary(max_size=200),
+    message=st.one_of(UP, DOWN, LINK),
+    place=st.integers(0, 10_000),
+    byte=st.integers(0, 255),
+)
+def test_hostile_bytes_are_malformed_and_nothing_else(data: bytes, message: m.Message, place: int, byte: int) -> None:
+    valid = bytearray(encode(message))
+    if valid:
+        valid[place % len(valid)] = byte
+    for decode in DECODERS:
+        for tried in (data, bytes(valid), bytes(valid[: place % (len(valid) + 1)])):
+            try:
+                decode(tried)
+            except Malformed as error:
+                assert str(error)
+
+
+def link(**fields_of_append: Any) -> bytes:
+    plain = {"settings": pb.SamplingSettings(top_p=1.0), "first_id": 1}
+    return bytes(pb.LinkUp(append=pb.Append(**{**plain, **fields_of_append})).SerializeToString())
+
+
+ROWS4 = np.zeros(4, "<u4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        (link(tokens=ROWS4), "parents"),
+        (link(tokens=b"abc"), "tokens"),
+        (link(tokens=bytes(4 * 5000), parents=bytes(4 * 5000)), "4096"),
+        (link(tokens=bytes(4_000_000), parents=bytes(100)), "4096"),
+        (link(tokens=ROWS4, parents=ROWS4, first_id=2**32 - 2), "32 bits"),
+        (link(tokens=ROWS4, parents=ROWS4, skipped=b"\x00\x00"), "skipped"),
+        (link(answers=9), "answers"),
+        (link(settings=pb.SamplingSettings(temperature=float("nan"), top_p=1)), "temperature"),
+        (link(settings=pb.SamplingSettings(top_p=0)), "top_p"),
+        (link(timings=[pb.HopTiming()] * 300), "timings"),
+        (pb.LinkUp(hello=pb.LinkHello(session=b"short")).SerializeToString(), "session"),
+        (b"", "without a message"),
+        (bytes(m.MAX_MESSAGE_BYTES + 1), "limit"),
+    ],
+    ids=range(13),
+)
+def test_what_is_out_of_bounds_is_named(data: bytes, field: str) -> None:
+    with pytest.raises(Malformed, match=field):
+        decode_link_up(data)
+
+
+def test_decoded_arrays_cannot_be_written_to() -> None:
+    append = decode_link_up(link(tokens=ROWS4, parents=ROWS4))
+    assert isinstance(append, m.Append)
+    with pytest.raises(ValueError, match="read-only"):
+        append.tokens[0] = 1
