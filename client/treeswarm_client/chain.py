@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 
 from treeswarm import PROTOCOL_VERSION
-from treeswarm.errors import Malformed, NodeLost, Refused, SwarmError, TransportError
+from treeswarm.errors import LinkBroken, Malformed, NodeLost, Refused, SwarmError, TransportError
 from treeswarm.messages import (
     SESSION_ID_BYTES,
     TICKET_BYTES,
@@ -34,6 +34,8 @@ PING_EVERY_S = 1.0
 # from a living one, with three nodes and a training run on two cores.
 SILENCE_S = 10.0
 OPEN_S = 20.0
+# A frame unanswered for so long is lost: the longest a forward of a full budget may take on a slow CPU, several times.
+ANSWER_S = 120.0
 
 
 async def describe(transport: Transport, address: str) -> Description:
@@ -73,6 +75,9 @@ class Chain:
     _heard: dict[str, float] = field(default_factory=dict)
     _room: asyncio.Condition = field(default_factory=asyncio.Condition)
     _in_flight: dict[int, int] = field(default_factory=dict)
+    """Rows by sequence number."""
+    _moved: float = 0.0
+    """When the chain last took or answered a frame."""
 
     async def append(self, append: Append) -> asyncio.Future[Answer]:
         """Ship one append as soon as credit allows; the future holds its answer.  Raises what broke the session."""
@@ -84,6 +89,7 @@ class Chain:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._answers[append.seq] = answer
         self._in_flight[append.seq] = append.rows
+        self._moved = asyncio.get_running_loop().time()
         try:
             await self.link.send(append)
         except SwarmError as error:
@@ -130,6 +136,12 @@ class Chain:
                 silence = loop.time() - self._heard[address]
                 if silence > SILENCE_S:
                     await self._fail(self._lost(address, f"nothing heard for {silence:.0f} s"))
+                if self._in_flight and loop.time() - self._moved > ANSWER_S:
+                    await self._fail(
+                        LinkBroken(
+                            f"no answer for {ANSWER_S:.0f} s, though every node is alive: a frame was lost on the way"
+                        )
+                    )
 
     async def _take(self, address: str, message: Message) -> None:
         match message:
@@ -154,6 +166,7 @@ class Chain:
         if answer.tokens.size and int(answer.tokens.max()) >= self.route.vocab_size:
             await self._fail(Malformed(f"{address} answered a token outside the vocabulary"))
             return
+        self._moved = asyncio.get_running_loop().time()
         if not waiting.cancelled():
             waiting.set_result(answer)
         async with self._room:

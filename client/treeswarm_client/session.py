@@ -70,7 +70,7 @@ class ClientSession:
         appends = []
         for start in range(0, len(tokens), self.segment_rows):
             rows = slice(start, start + self.segment_rows)
-            appends.append(self._append(commit, parents[rows], tokens[rows], Answers.ALL, False))
+            appends.append(self._append(commit, parents[rows], tokens[rows], Answers.ALL, False, fresh=not start))
             commit = []
         return Shipment(tuple(appends), ids)
 
@@ -96,6 +96,8 @@ class ClientSession:
         tokens: NDArray[np.int64],
         answers: Answers,
         prefill: bool,
+        *,
+        fresh: bool = False,
     ) -> Append:
         append = Append(
             epoch=self.epoch,
@@ -108,6 +110,7 @@ class ClientSession:
             answers=answers,
             settings=self.settings,
             skipped=np.zeros(len(tokens), np.bool_),
+            fresh=fresh,
         )
         self._seq += 1
         self._next_id += len(tokens)

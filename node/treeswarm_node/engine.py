@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -72,6 +72,8 @@ class Engine:
 
     device: Runs
     budget: Budget
+    threads: Callable[[], Executor] = lambda: ThreadPoolExecutor(1, thread_name_prefix="device")
+    """Makes the device's thread."""
     counters: Counters = field(default_factory=Counters)
     _waiting: deque[Work] = field(default_factory=deque)
     _arrival: asyncio.Event = field(default_factory=asyncio.Event)
@@ -95,7 +97,7 @@ class Engine:
 
     async def run(self) -> None:
         """Batch, compute, hand out; until cancelled."""
-        with ThreadPoolExecutor(1, thread_name_prefix="device") as thread:
+        with self.threads() as thread:
             while True:
                 await self._arrival.wait()
                 self._running = self._take()
@@ -110,7 +112,7 @@ class Engine:
         self._waiting = deque(work for i, work in enumerate(waiting) if i not in set(chosen))
         return [replace(waiting[i], step=waiting[i].session.start(waiting[i].step)) for i in chosen]
 
-    async def _forward(self, thread: ThreadPoolExecutor) -> None:
+    async def _forward(self, thread: Executor) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
         segments = [Segment(work.kv, work.step, work.span) for work in self._running]

@@ -256,6 +256,9 @@ class Append:
     """Activations entering this node, row-major [rows not skipped, hidden_size] in the class's dtype; empty towards the
     head."""
     timings: tuple[HopTiming, ...] = ()
+    fresh: bool = False
+    """After the commit, what is left of the crown is dead: the target's token was none of the new tip's children.
+    Descent alone would keep them until the commit after this one, and every crown would need twice its room."""
 
     @property
     def rows(self) -> int:

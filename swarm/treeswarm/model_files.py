@@ -38,7 +38,7 @@ def resolve_model(name: str, *, weights: bool = False) -> Path:
     A directory is used as it is, offline.  From the hub come config and tokenizer, and the weight files only with
     `weights`.  Raises ModelError.
     """
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return Path(name)
     if name in BUNDLED:
         return Path(str(files("treeswarm") / "models" / name))

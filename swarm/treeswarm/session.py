@@ -132,6 +132,8 @@ class NodeSession:
         places = self.tree.indices_of(path)
         self.tree, kept = self.tree.commit(path)
         commit_slots = self._slots[places]
+        if append.fresh:
+            self.tree, kept = self.tree.bare(), kept[:0]
         self._slots = self._slots[kept]
         self._promised.update(i for i in path if i >= self._started_id)
         self._skipped.intersection_update(self.tree.ids.tolist())

@@ -133,6 +133,10 @@ class TokenTree:
         last = first_id + count - 1
         return TokenTree(trunk_length=self.trunk_length + count, tip=last, next_id=last + 1)
 
+    def bare(self) -> "TokenTree":
+        """The trunk alone: the walk left the crown."""
+        return TokenTree(self.trunk_length, self.tip, self.next_id)
+
     def alive_below(self, tip: int) -> NDArray[np.bool_]:
         """Which crown nodes can still matter once `tip` is the tip: those below it, it, and the path to it.
 

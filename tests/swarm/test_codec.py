@@ -48,6 +48,7 @@ def appends(draw: st.DrawFn) -> m.Append:
         skipped=np.array(skipped, np.bool_),
         hidden=draw(st.binary(max_size=50)),
         timings=draw(timings),
+        fresh=draw(st.booleans()),
     )
 
 

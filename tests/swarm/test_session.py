@@ -72,6 +72,16 @@ def test_a_tree_in_flight_can_be_extended() -> None:
     assert step.visible.astype(int).tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
 
 
+def test_a_fresh_append_drops_what_descent_would_keep() -> None:
+    session = started()
+    session.receive(append(1, 5, [4, 5, 5, 6]))
+    (step,) = session.receive(append(2, 9, [5] * 8, commit=[5], fresh=True))
+    assert step.slots.tolist() == list(range(8))
+    assert session.tree.ids.tolist() == list(range(9, 17))
+    with pytest.raises(Refused, match="neither the tip nor a live"):
+        session.receive(append(3, 17, [6]))
+
+
 def test_appends_that_overtake_wait_for_their_turn() -> None:
     session = started()
     assert session.receive(append(2, 6, [5])) == []

@@ -7,10 +7,11 @@ running loop's clock, virtual in tests.
 import asyncio
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from treeswarm.errors import BadRequest, LinkBroken, Malformed, Refused, SwarmError, Unreachable
-from treeswarm.messages import Message
+from treeswarm.messages import Describe, LinkHello, Message, Open
 from treeswarm.transport.address import Address
 from treeswarm.transport.seam import Accept, StreamKind
 from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_up, encode
@@ -55,11 +56,16 @@ class MemoryStream:
     async def send(self, message: Message) -> None:
         if self.ended or self._over is not None or self.other._over is not None:
             raise LinkBroken(f"the stream to {self.peer} has ended")
-        await self.send_bytes(encode(message))
+        # A stream's first words are spared: a transport that lost them would not have connected.
+        fate = [0.0] if isinstance(message, LinkHello | Open | Describe) else self.network.fate(self.kind)
+        await self._carry(encode(message), fate)
 
     async def send_bytes(self, data: bytes) -> None:
         """Raw, for tests that are hostile."""
-        for delay in self.network.fate(self.kind):
+        await self._carry(data, [0.0])
+
+    async def _carry(self, data: bytes, fate: Sequence[float | None]) -> None:
+        for delay in fate:
             if delay is None:
                 self.break_off()
                 return

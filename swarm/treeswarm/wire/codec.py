@@ -121,6 +121,7 @@ def _append_out(a: m.Append) -> pb.Append:
         skipped=np.packbits(a.skipped, bitorder="little").tobytes() if a.skipped.any() else b"",
         hidden=a.hidden,
         timings=_timings_out(a.timings),
+        fresh=a.fresh,
     )
 
 
@@ -309,6 +310,7 @@ def _append_in(a: pb.Append) -> m.Append:
         skipped=_bits(a.skipped, rows),
         hidden=a.hidden,
         timings=_timings_in(a.timings),
+        fresh=a.fresh,
     )
 
 

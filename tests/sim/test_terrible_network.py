@@ -1,0 +1,167 @@
+"""Whole generations on a virtual clock over networks from perfect to terrible, by seeded schedules."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from treeswarm.errors import LinkBroken, NodeLost, SwarmError
+from treeswarm.messages import Append
+from treeswarm.session import NodeSession
+from treeswarm.steps import Step
+from treeswarm.transport.emulated import EmulatedTransport, LinkShape
+from treeswarm.transport.memory import Faults, MemoryNetwork
+from treeswarm.transport.seam import StreamKind
+from treeswarm.walk import Walk, walk
+from treeswarm_client import generation
+from treeswarm_client.session import Answered, ClientSession, Shipment
+
+from ..virtual_clock import run_virtually
+from .toy import plain_text, toy_swarm
+
+PROMPT = [1, 2, 3, 4, 0, 1, 2]
+COUNT = 40
+LINKS = frozenset({StreamKind.LINK})
+
+
+def generate(faults: Faults, seed: int = 0, **options: Any) -> list[int]:
+    async def run() -> list[int]:
+        network = MemoryNetwork(seed, faults)
+        async with toy_swarm(network) as swarm:
+            text = await swarm.generate(PROMPT, COUNT, seed=seed, **options)
+            await asyncio.sleep(60)
+            for node in swarm.nodes:
+                assert not node.sessions
+                node.store.check()
+                assert node.store.free_tokens == 4096
+            return text
+
+    return run_virtually(run())
+
+
+@pytest.mark.parametrize("tree_size", [0, 1, 3, 17])
+def test_any_tree_gives_the_plain_text(tree_size: int) -> None:
+    assert generate(Faults(), tree_size=tree_size) == plain_text(PROMPT, COUNT)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_frames_late_doubled_and_out_of_order_change_nothing(seed: int) -> None:
+    faults = Faults(double=0.3, delay=0.5, longest_s=2.0, kinds=LINKS)
+    assert generate(faults, seed, tree_size=9) == plain_text(PROMPT, COUNT)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_lost_frame_or_a_cut_ends_in_an_error_that_keeps_a_right_text(seed: int) -> None:
+    faults = Faults(drop=0.04, cut=0.03, delay=0.2, longest_s=0.5, kinds=LINKS)
+
+    async def run() -> None:
+        network = MemoryNetwork(seed, faults)
+        async with toy_swarm(network) as swarm:
+            try:
+                await swarm.generate(PROMPT, COUNT, seed=seed)
+            except (LinkBroken, NodeLost) as error:
+                assert str(error)
+            assert swarm.kept == plain_text(PROMPT, COUNT)[: len(swarm.kept)]
+            await asyncio.sleep(60)
+            for node in swarm.nodes:
+                assert not node.sessions
+                node.store.check()
+
+    run_virtually(run())
+
+
+def test_a_node_that_goes_away_is_named_and_the_others_free_the_session() -> None:
+    async def run() -> None:
+        network = MemoryNetwork()
+        async with toy_swarm(network) as swarm:
+            generating = asyncio.create_task(swarm.generate(PROMPT, 2000 - len(PROMPT)))
+            while len(getattr(swarm, "kept", [])) < 5:
+                await asyncio.sleep(0)
+            await network.listeners[swarm.addresses[1]].close()
+            with pytest.raises(NodeLost, match="blocks 1:3") as lost:
+                await generating
+            assert lost.value.address == swarm.addresses[1]
+            assert len(swarm.kept) >= 5
+            await asyncio.sleep(60)
+            assert not swarm.nodes[0].sessions
+            assert not swarm.nodes[2].sessions
+
+    run_virtually(run())
+
+
+def test_a_cancelled_generation_frees_its_sessions() -> None:
+    async def run() -> None:
+        async with toy_swarm(MemoryNetwork()) as swarm:
+            generating = asyncio.create_task(swarm.generate(PROMPT, 1000))
+            while len(getattr(swarm, "kept", [])) < 5:
+                await asyncio.sleep(0)
+            generating.cancel()
+            await asyncio.gather(generating, return_exceptions=True)
+            await asyncio.sleep(1)
+            assert not any(node.sessions for node in swarm.nodes)
+
+    run_virtually(run())
+
+
+def test_a_traversal_costs_one_way_latency_per_hop_and_one_more() -> None:
+    """25 ms links: four one-way trips a traversal, by the virtual clock exactly."""
+
+    async def run() -> None:
+        network = MemoryNetwork()
+        original = network.transport
+        network.transport = lambda: EmulatedTransport(original(), LinkShape(0.025))  # type: ignore[method-assign, assignment, return-value]
+        async with toy_swarm(network) as swarm:
+            loop = asyncio.get_running_loop()
+            took = []
+            for count in (1, 11):
+                start = loop.time()
+                assert await swarm.generate(PROMPT, count, tree_size=0, segment_rows=64) == plain_text(PROMPT, count)
+                took.append(loop.time() - start)
+            assert took[1] - took[0] == pytest.approx(10 * 4 * 0.025, rel=0.01)
+
+    run_virtually(run())
+
+
+class TestPlantedMistakes:
+    """Each must change the text or end in an error."""
+
+    def differs(self, faults: Faults | None = None) -> bool:
+        try:
+            return generate(faults or Faults(), seed=1, tree_size=9) != plain_text(PROMPT, COUNT)
+        except (SwarmError, AssertionError):
+            return True
+
+    def test_without_them_the_text_is_right(self) -> None:
+        assert not self.differs()
+        assert not self.differs(Faults(double=1.0, kinds=LINKS))
+
+    def test_dropping_the_bonus_token(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def greedy_for_trees(parents: Any, tokens: Any, answers: Any) -> Walk:
+            found = walk(parents, tokens, answers)
+            return replace(found, bonus=int(tokens[found.accepted[-1]])) if found.accepted else found
+
+        monkeypatch.setattr(generation, "walk", greedy_for_trees)
+        assert self.differs()
+
+    def test_answers_shifted_by_one_node(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        honest = ClientSession.gather
+
+        def shifted(self: ClientSession, shipment: Shipment, answers: Sequence[Any]) -> Answered:
+            answered = honest(self, shipment, answers)
+            return replace(answered, tokens=np.roll(answered.tokens, 1))
+
+        monkeypatch.setattr(ClientSession, "gather", shifted)
+        assert self.differs()
+
+    def test_applying_a_replayed_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        honest = NodeSession.receive
+
+        def forgetful(self: NodeSession, append: Append) -> list[Step]:
+            self._next_seq = min(self._next_seq, append.seq)
+            return honest(self, append)
+
+        monkeypatch.setattr(NodeSession, "receive", forgetful)
+        assert self.differs(Faults(double=1.0, kinds=LINKS))
