@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
@@ -64,7 +65,7 @@ class Run:
     After an error `text` and `token_ids` hold what was committed before it.
     """
 
-    tokens: AsyncIterator[Token]
+    tokens: AsyncGenerator[Token, None]
     prompt_ids: list[int]
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -74,6 +75,10 @@ class Run:
 
     def __aiter__(self) -> AsyncIterator[Token]:
         return self.tokens
+
+    async def aclose(self) -> None:
+        """End it and free its sessions; leaving the client does the same."""
+        await self.tokens.aclose()
 
 
 @dataclass(eq=False)
@@ -105,6 +110,8 @@ class SwarmClient:
     """What the nodes said of themselves on entering."""
     _opened: _Opened = field(init=False)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _runs: set[Run] = field(default_factory=set)
+    """Generations under way."""
 
     async def __aenter__(self) -> Self:
         if not 0 <= self.tree_size <= LARGEST_TREE:
@@ -125,6 +132,8 @@ class SwarmClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        for run in list(self._runs):
+            await run.aclose()
         await self._close_transport()
 
     async def describe_nodes(self, addresses: Sequence[str]) -> dict[str, Description]:
@@ -185,7 +194,7 @@ class SwarmClient:
 
     async def _generate(
         self, run: Run, settings: SamplingSettings, limits: Limits, tree_size: int
-    ) -> AsyncIterator[Token]:
+    ) -> AsyncGenerator[Token, None]:
         text = TextStream(self._opened.tokenizer)
         start = time.perf_counter()
         async with (
@@ -196,11 +205,14 @@ class SwarmClient:
                 trunk_room=len(run.prompt_ids) + limits.max_new_tokens,
                 crown_room=tree_size + 1,
             ) as chain,
+            AsyncExitStack() as undo,
         ):
             session = ClientSession(settings, segment_rows=self._segment_rows())
             generation = Generation(chain, self._opened.drafter, session, limits, tree_size, run.meter)
+            rounds = await undo.enter_async_context(aclosing(generation.rounds(run.prompt_ids, settings)))
+            self._runs.add(run)
             try:
-                async for news in generation.rounds(run.prompt_ids, settings):
+                async for news in rounds:
                     for token, logprob in zip(news.tokens, news.logprobs, strict=True):
                         piece = text.add(token)
                         run.token_ids.append(token)
@@ -208,6 +220,7 @@ class SwarmClient:
                         run.text += piece
                         yield Token(token, piece, logprob, news.traversal)
             finally:
+                self._runs.discard(run)
                 run.stats = run.meter.summary(time.perf_counter() - start)
 
     def _open(self) -> _Opened:
@@ -248,6 +261,6 @@ def registry_spec(peers: str | None, registry: str | None) -> str:
     return registry if registry is not None else f"static:{peers}"
 
 
-async def _nothing() -> AsyncIterator[Token]:
+async def _nothing() -> AsyncGenerator[Token, None]:
     return
     yield

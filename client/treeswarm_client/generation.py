@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from treeswarm.sampling import SamplingSettings
@@ -41,7 +41,7 @@ class Generation:
     tree_size: int
     meter: Meter = field(default_factory=Meter)
 
-    async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncIterator[Committed]:
+    async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncGenerator[Committed, None]:
         """Yield what each traversal commits, until a stop token or the limit."""
         prefill, _ = await asyncio.gather(
             self._traverse(self.session.prefill(prompt)), asyncio.to_thread(self.drafter.begin, prompt, settings)

@@ -47,9 +47,10 @@ class Grown:
 def grow(
     size: int, first_tokens: NDArray[np.int64], first_scores: NDArray[np.float32], expand: Expand, growth: Growth
 ) -> Grown:
-    """The best `size` nodes below a root whose children are given, best first."""
+    """The best `size` nodes below a root whose children are given, best first: exactly those of the whole tree of
+    `growth.width` and `growth.depth`, whatever the beam (it only says how many nodes share a forward)."""
     pool = _Pool.of_root(first_tokens, first_scores).best(size)
-    while len(level := pool.unexpanded(growth)):
+    while len(level := pool.promising(size, growth)):
         tokens, scores = expand(pool.number[level], pool.parent[level], pool.token[level], pool.level[level])
         pool = pool.with_children(level, tokens, scores).best(size)
     return pool.finished()
@@ -69,13 +70,14 @@ class _Pool:
 
     @classmethod
     def of_root(cls, tokens: NDArray[np.int64], scores: NDArray[np.float32]) -> "_Pool":
-        count = len(tokens)
+        real = np.isfinite(scores)
+        count = int(real.sum())
         return cls(
             number=np.arange(count),
             parent=np.full(count, -1),
-            token=tokens,
+            token=tokens[real],
             level=np.ones(count, np.int64),
-            score=scores,
+            score=np.minimum(scores[real], np.float32(0)),
             expanded=np.zeros(count, np.bool_),
             next_number=count,
         )
@@ -93,10 +95,13 @@ class _Pool:
             self.next_number,
         )
 
-    def unexpanded(self, growth: Growth) -> NDArray[np.int64]:
-        """Places of the best nodes whose children are unknown.  The last node's children can't enter a full tree,
-        but only ever as its last is that known; expanding it costs one row, not one level."""
-        return np.flatnonzero(~self.expanded & (self.level < growth.depth))[: growth.beam]
+    def promising(self, size: int, growth: Growth) -> NDArray[np.int64]:
+        """Places of the best nodes whose children are unknown and may still be in the tree."""
+        hopeful = ~self.expanded & (self.level < growth.depth)
+        if len(self.score) >= size:
+            # A child is no better than its parent, and loses a tie with a node made before it.
+            hopeful &= self.score > self.score[-1:]
+        return np.flatnonzero(hopeful)[: growth.beam]
 
     def with_children(
         self, level: NDArray[np.int64], tokens: NDArray[np.int64], scores: NDArray[np.float32]

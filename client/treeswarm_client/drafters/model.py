@@ -1,7 +1,8 @@
 """Drafting with a small model: best-first trees, ranked by what the target is likely to choose."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,14 +12,14 @@ import transformers
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from treeswarm.errors import ModelError
+from treeswarm.errors import ModelError, UnsupportedModel
 from treeswarm.noise import NoiseRows
 from treeswarm.sampling import SamplingSettings
 from treeswarm_client.drafters import tree_cache
 from treeswarm_client.drafters.growth import Growth, grow
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree
 from treeswarm_client.drafters.temperature import Temperature
-from treeswarm_client.drafters.tree_cache import TreeCache
+from treeswarm_client.drafters.tree_cache import CrownRows, TreeCache
 
 # Candidates kept per node as a label for τ: at τ < 1 the rest of the vocabulary weighs nothing.
 LABEL_CANDIDATES = 64
@@ -27,6 +28,10 @@ PREFILL_ROWS = 512
 GREEDY_PRIOR, SAMPLED_PRIOR = 0.5, 0.8
 # SpecExec's discount of a level, part of its ranking.
 RAW_DECAY = float(np.log(0.95))
+# Below it sampling is greedy in all but name, and logits divided by it would overflow.
+COLDEST = 1e-4
+# Of logits, relative to their largest: rows of a tree against the same tokens as a text.
+PROOF_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 @dataclass(frozen=True)
@@ -44,16 +49,20 @@ class DraftOptions:
 
 @dataclass(eq=False)
 class ModelDrafter:
-    """A transformers causal LM as a drafter.  What it learned (τ) outlives a generation; its context does not."""
+    """A transformers causal LM as a drafter.  What it learned (τ) outlives a generation; its context does not.
+
+    A child's score is log_softmax((log p + gumbel) / τ): p the draft's probabilities at the request's temperature,
+    gumbel the noise that the target will choose with (none under greedy).
+    """
 
     model: Any
     vocab_size: int
+    """Guesses are below it."""
     max_positions: int
     options: DraftOptions = DraftOptions()
     name: str = "model"
     _settings: SamplingSettings = field(default_factory=SamplingSettings)
     _text: list[int] = field(default_factory=list)
-    _cache: TreeCache = field(default_factory=TreeCache)
     _cached: list[int] = field(default_factory=list)
     """The tokens whose K and V are the cache's trunk."""
     _temperatures: dict[bool, Temperature] = field(
@@ -64,32 +73,49 @@ class ModelDrafter:
 
     def __post_init__(self) -> None:
         self._noise = NoiseRows(self.vocab_size)
+        self._cache = TreeCache(device=self.model.device)
 
     @classmethod
     def load(
-        cls, folder: Path, *, device: str = "cpu", dtype: str = "float32", options: DraftOptions | None = None
+        cls,
+        folder: Path,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        options: DraftOptions | None = None,
+        vocab_size: int | None = None,
+        threads: int | None = None,
     ) -> Self:
-        """Load a model directory.  Raises ModelError."""
+        """Load a model directory; `vocab_size` is the target's, where the draft's may be padded beyond it.
+
+        `threads` sets torch's for the whole process.  Raises ModelError, or UnsupportedModel for layers that cannot
+        compute a tree.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
         tree_cache.register()
         transformers.utils.logging.disable_progress_bar()
         try:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ModelError(f"the draft in '{folder}' cannot be loaded: {str(error).splitlines()[0]}") from error
-        model.set_attn_implementation(tree_cache.IMPLEMENTATION)
-        config = model.config
-        return cls(
+            model.set_attn_implementation(tree_cache.IMPLEMENTATION)
+        except Exception as error:  # transformers raises whatever its parts raise
+            first_line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ModelError(f"the draft in '{folder}' cannot be loaded: {first_line}") from error
+        config = model.config.get_text_config()
+        drafter = cls(
             model=model.to(device).eval().requires_grad_(False),
-            vocab_size=int(config.vocab_size),
-            max_positions=int(getattr(config, "max_position_embeddings", 2**20)),
+            vocab_size=min(int(config.vocab_size), vocab_size or int(config.vocab_size)),
+            max_positions=int(getattr(config, "max_position_embeddings", None) or 2**20),
             options=options or DraftOptions(),
             name=folder.name,
         )
+        drafter._prove()
+        return drafter
 
     @property
     def tau(self) -> float:
-        """τ as fitted so far for the present settings."""
-        return self._temperatures[self._settings.greedy].value
+        """τ as fitted so far for the present settings; 1 where ranking is raw."""
+        return self._temperatures[self._settings.greedy].value if self.options.ranking == "fitted" else 1.0
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self._settings = settings
@@ -100,64 +126,80 @@ class ModelDrafter:
             min(len(self._cached), len(self._text)),
         )
         # The last token is the root of the next tree: its row is computed when its children are asked for.
-        self._cache.cut(min(common, len(self._text) - 1))
-        self._cached = self._text[: self._cache.trunk]
+        self._forget_after(max(min(common, len(self._text) - 1), 0))
         if len(self._text) < self.max_positions:
             self._feed(self._text[len(self._cached) : -1])
 
     def propose(self, size: int, depth: int) -> DraftTree:
-        deepest = size if self.options.chain else self.options.growth.depth
-        depth = min(depth, deepest, self.max_positions - len(self._text))
-        if size == 0 or depth < 1:
-            self._round = None
+        growth, chain = self.options.growth, self.options.chain
+        depth = min(depth, size if chain else growth.depth, self.max_positions - len(self._text))
+        self._round = None
+        if size < 1 or depth < 1 or not self._text:
             return NO_TREE
-        root_logits = self._feed(self._text[len(self._cached) :])
-        self._round = current = _Round(self, self._children(root_logits, np.array([len(self._text)])))
-        width = 1 if self.options.chain else self.options.growth.width
-        growth = Growth(beam=self.options.growth.beam, width=width, depth=depth)
-        tokens, scores = current.first_children(width)
-        grown = grow(size, tokens, scores, current.expand, growth)
+        # A proposal nobody answered leaves its crown behind, and the root's row computed.
+        self._forget_after(min(len(self._cached), len(self._text) - 1))
+        tau = self.tau
+        first = self._children(self._feed(self._text[len(self._cached) :]), np.array([len(self._text)]), tau)
+        self._round = current = _Round(1 if chain else growth.width, [first])
+        tokens, scores = current.offered(first)
+        limits = replace(growth, width=current.width, depth=depth)
+        grown = grow(size, tokens[0], scores[0], partial(self._expand, current, tau), limits)
         current.numbers = grown.numbers
         return grown.tree
 
     def observe(self, tree: DraftTree, answers: NDArray[np.int64], accepted: Sequence[int], bonus: int) -> None:
+        path: list[int] = [int(tree.tokens[node]) for node in accepted]
+        kept = np.empty(0, np.int64)
         if self._round is not None and len(tree):
-            self._learn(self._round, answers)
-            rows = self._round.rows_of_path(accepted)
-            self._cache.keep(np.array(rows, np.int64))
-            self._cached += [int(tree.tokens[i]) for i in accepted[: len(rows)]]
-        else:
-            self._cache.keep(np.empty(0, np.int64))
-        self._text += [*(int(tree.tokens[i]) for i in accepted), bonus]
+            self._learn(self._round, len(tree), np.asarray(answers, np.int64))
+            kept = self._round.rows_of_path(accepted)
+        self._cache.keep(kept)
+        self._cached += path[: len(kept)]
+        self._text += [*path, bonus]
         self._round = None
 
-    def _learn(self, current: "_Round", answers: NDArray[np.int64]) -> None:
+    def _expand(
+        self,
+        current: "_Round",
+        tau: float,
+        nodes: NDArray[np.int64],
+        parents: NDArray[np.int64],
+        tokens: NDArray[np.int64],
+        depth: NDArray[np.int64],
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """One level: see `growth.Expand`."""
+        self._cache.add_crown(current.rows.add(nodes, parents))
+        positions = len(self._text) - 1 + depth
+        found = self._children(self._forward(tokens, positions), positions + 1, tau)
+        current.candidates.append(found)
+        return current.offered(found)
+
+    def _learn(self, current: "_Round", size: int, answers: NDArray[np.int64]) -> None:
         """Every verified node that the draft also expanded is a label for τ."""
-        scores, candidates, chosen = current.labels(answers)
+        before, candidates, chosen = current.labels(size, answers)
         hit = candidates == chosen[:, None]
         known = hit.any(1)
         key = self._settings.greedy
-        self._temperatures[key] = self._temperatures[key].learned(scores[known], hit[known].argmax(1))
+        self._temperatures[key] = self._temperatures[key].learned(before[known], hit[known].argmax(1))
 
-    def _feed(self, tokens: list[int]) -> torch.Tensor | None:
-        """Add tokens to the cached trunk; the last one's logits float32 [1, vocab], None without tokens."""
-        logits = None
+    def _forget_after(self, length: int) -> None:
+        self._cache.cut(length)
+        del self._cached[length:]
+
+    def _feed(self, tokens: list[int]) -> torch.Tensor:
+        """Add tokens to the cached trunk; logits float32 [1, vocab] after the last one, [0, vocab] without tokens."""
+        logits = torch.empty(0, self.vocab_size)
         for start in range(0, len(tokens), PREFILL_ROWS):
             part = tokens[start : start + PREFILL_ROWS]
-            before, count = self._cache.trunk, len(part)
-            self._cache.used = self._cache.trunk = before + count
-            self._cache.mask = (
-                torch.ones(count, before + count, dtype=torch.bool).tril(before).to(self.model.device)
-                if count > 1
-                else None
-            )
-            logits = self._forward(np.array(part), np.arange(before, before + count), last=True)
+            before = self._cache.trunk
+            self._cache.add_trunk(len(part))
+            logits = self._forward(np.array(part), np.arange(before, before + len(part)), last=True)
             self._cached += part
         return logits
 
     @torch.inference_mode()
     def _forward(self, tokens: NDArray[np.int64], positions: NDArray[np.int64], *, last: bool = False) -> torch.Tensor:
-        """Logits float32 [n, vocab], or [1, vocab] of the last row."""
+        """Logits float32 [n, vocab] of the rows last added to the cache, or [1, vocab] of the last row."""
         device = self.model.device
         output = self.model(
             input_ids=torch.from_numpy(tokens).to(device)[None],
@@ -170,23 +212,42 @@ class ModelDrafter:
         return logits
 
     @torch.inference_mode()
-    def _children(self, logits: torch.Tensor | None, positions: NDArray[np.int64]) -> "_Candidates":
-        """Rank the tokens that may stand at `positions` (one a row)."""
-        assert logits is not None
+    def _children(self, logits: torch.Tensor, positions: NDArray[np.int64], tau: float) -> "_Candidates":
+        """Rank the tokens that may stand at `positions` (one a row of `logits`)."""
         settings, options = self._settings, self.options
-        base = torch.log_softmax(logits if settings.greedy else logits / settings.temperature, -1)
+        # The softmax below takes away what log p would have; only the differences count.
+        base = logits if settings.greedy else logits / max(settings.temperature, COLDEST)
         if options.ranking == "fitted" and options.shared_noise and not settings.greedy:
             distinct, inverse = np.unique(positions, return_inverse=True)
             noise = np.stack([self._noise.row(settings, int(position)) for position in distinct])
-            base = base + torch.from_numpy(noise).to(base.device)[torch.from_numpy(inverse).to(base.device)]
-        fitted = options.ranking == "fitted"
-        top = base.topk(min(LABEL_CANDIDATES, base.shape[-1]))
-        scores = (
-            top.values / self.tau - torch.logsumexp(base / self.tau, -1, keepdim=True)
-            if fitted
-            else top.values + RAW_DECAY
-        )
+            base = base + torch.from_numpy(noise[inverse]).to(base.device)
+        top = base.topk(min(max(LABEL_CANDIDATES, options.growth.width), base.shape[-1]))
+        scores = top.values / tau - torch.logsumexp(base / tau, -1, keepdim=True)
+        if options.ranking == "raw":
+            scores += RAW_DECAY
         return _Candidates(top.indices.cpu().numpy(), top.values.cpu().numpy(), scores.cpu().numpy())
+
+    def _prove(self) -> None:
+        """A node of a tree must get the logits it gets at the end of a text: layers that keep their state elsewhere
+        than in K and V would draft nonsense without a word.  Raises UnsupportedModel."""
+        text, sibling = [1 % self.vocab_size, 2 % self.vocab_size], 3 % self.vocab_size
+        try:
+            self._feed(text[:1])
+            visible = np.array([[True, False, False], [False, True, False], [False, True, True]])
+            self._cache.add_crown(visible)
+            in_tree = self._forward(np.array([sibling, text[1], sibling]), np.array([1, 1, 2]))[-1]
+            self._forget_after(0)
+            in_text = self._feed([*text, sibling])[-1]
+        except Exception as error:  # whatever a layer raises that meets our attention
+            raise UnsupportedModel(f"the draft '{self.name}' cannot draft trees: {error}") from error
+        finally:
+            self._forget_after(0)
+        off = float((in_tree - in_text).abs().max() / in_text.abs().max().clamp_min(1e-6))
+        if not off <= PROOF_TOLERANCE.get(self.model.dtype, 1e-3):
+            raise UnsupportedModel(
+                f"the draft '{self.name}' cannot draft trees: a node's logits are {off:.1%} off those of the same "
+                "tokens as a text, so some of its layers are not plain attention; name another draft, or none"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,64 +259,34 @@ class _Candidates:
     scores: NDArray[np.float32]
 
 
+@dataclass(eq=False)
 class _Round:
-    """One proposal under way: which node has which row of the cache, who is above whom, what was predicted where.
+    """One proposal under way: who has which row, and what was predicted where."""
 
-    Row r of the round's bookkeeping is crown row `trunk + r` of the cache.
-    """
+    width: int
+    candidates: list[_Candidates]
+    """The root's, then the crown rows' in order."""
+    rows: CrownRows = field(default_factory=CrownRows.empty)
+    numbers: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """The growth's number of each node of the tree proposed."""
 
-    def __init__(self, drafter: ModelDrafter, root: _Candidates) -> None:
-        self._drafter = drafter
-        self._candidates = [root]
-        self._row_of: dict[int, int] = {}
-        self._above = np.zeros((0, 0), np.bool_)
-        self.numbers = np.empty(0, np.int64)
+    def offered(self, found: _Candidates) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """What growth sees of the candidates: tokens and scores [n, width]."""
+        return found.tokens[:, : self.width], found.scores[:, : self.width]
 
-    def first_children(self, width: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The root's."""
-        return self._candidates[0].tokens[0, :width], self._candidates[0].scores[0, :width]
+    def labels(
+        self, size: int, answers: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """Scores before τ [n, m] and candidate tokens [n, m] of the root and every expanded node among the tree's first
+        `size`, and the target's token at each."""
+        rows = self.rows.of(self.numbers[:size])
+        places = np.flatnonzero(rows >= 0)
+        known = np.concatenate([[0], rows[places] + 1])
+        before = np.concatenate([found.before for found in self.candidates])[known]
+        tokens = np.concatenate([found.tokens for found in self.candidates])[known]
+        return before, tokens, answers[np.concatenate([[0], places + 1])]
 
-    def expand(
-        self, nodes: NDArray[np.int64], parents: NDArray[np.int64], tokens: NDArray[np.int64], depth: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        drafter, cache = self._drafter, self._drafter._cache
-        old, new = len(self._above), len(nodes)
-        above = np.zeros((old + new, old + new), np.bool_)
-        above[:old, :old] = self._above
-        for i, (node, parent) in enumerate(zip(nodes.tolist(), parents.tolist(), strict=True)):
-            if parent >= 0:
-                above[old + i] = above[self._row_of[parent]]
-            above[old + i, old + i] = True
-            self._row_of[node] = old + i
-        self._above = above
-        cache.used = cache.trunk + old + new
-        mask = np.concatenate([np.ones((new, cache.trunk), np.bool_), above[old:]], 1)
-        cache.mask = torch.from_numpy(mask).to(drafter.model.device)
-        root = len(drafter._text) - 1
-        children = drafter._children(drafter._forward(tokens, root + depth), root + depth + 1)
-        self._candidates.append(children)
-        width = 1 if drafter.options.chain else drafter.options.growth.width
-        return children.tokens[:, :width], children.scores[:, :width]
-
-    def labels(self, answers: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-        """Scores before τ [n, m] and candidate tokens [n, m] of the root and every expanded node of the tree, and the
-        target's token at each."""
-        before = np.concatenate([c.before for c in self._candidates])
-        tokens = np.concatenate([c.tokens for c in self._candidates])
-        rows, places = [0], [0]
-        for i, number in enumerate(self.numbers.tolist()):
-            if number in self._row_of:
-                rows.append(self._row_of[number] + 1)
-                places.append(i + 1)
-        return before[rows], tokens[rows], answers[places]
-
-    def rows_of_path(self, accepted: Sequence[int]) -> list[int]:
-        """Cache rows of the accepted nodes, up to the first that was never expanded."""
-        trunk = self._drafter._cache.trunk
-        rows: list[int] = []
-        for node in accepted:
-            row = self._row_of.get(int(self.numbers[node]))
-            if row is None:
-                break
-            rows.append(trunk + row)
-        return rows
+    def rows_of_path(self, accepted: Sequence[int]) -> NDArray[np.int64]:
+        """Crown rows of the accepted nodes, up to the first that was never expanded."""
+        rows = self.rows.of(self.numbers[np.array(accepted, np.int64)])
+        return rows[: len(rows) if (rows >= 0).all() else int(np.argmin(rows >= 0))]

@@ -1,0 +1,106 @@
+"""The draft's KV rows: who sees whom, what stays, what goes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from treeswarm_client.drafters.tree_cache import FIRST_ROWS, CrownRows, TreeCache
+
+
+def write(cache: TreeCache, values: list[int]) -> list[int]:
+    """Put rows that hold these numbers (layers 0 and 1, one head) and read all rows back."""
+    rows = torch.tensor(values, dtype=torch.float32)[None, :, None]
+    with torch.inference_mode():
+        cache.write(0, rows, rows + 0.25)
+        keys, vals = cache.write(1, rows, rows + 0.5)
+    assert torch.equal(keys + 0.5, vals)
+    return [int(row) for row in keys[0, :, 0]]
+
+
+def test_an_accepted_path_joins_the_trunk_and_the_rest_is_gone() -> None:
+    cache = TreeCache()
+    cache.add_trunk(3)
+    write(cache, [0, 1, 2])
+    cache.add_crown(np.eye(4, dtype=np.bool_))
+    write(cache, [10, 11, 12, 13])
+    cache.keep(np.array([1, 3]))
+    assert (cache.trunk, cache.used) == (5, 5)
+    cache.add_trunk(1)
+    assert write(cache, [20]) == [0, 1, 2, 11, 13, 20]
+
+
+def test_a_path_whose_rows_overlap_their_new_places_survives() -> None:
+    cache = TreeCache()
+    cache.add_crown(np.eye(5, dtype=np.bool_))
+    write(cache, [0, 1, 2, 3, 4])
+    cache.keep(np.array([1, 0, 4, 2]))
+    cache.add_trunk(1)
+    assert write(cache, [9]) == [1, 0, 4, 2, 9]
+
+
+def test_growing_by_doubling_loses_no_row() -> None:
+    cache = TreeCache()
+    cache.add_trunk(FIRST_ROWS - 1)
+    write(cache, list(range(FIRST_ROWS - 1)))
+    cache.add_crown(np.eye(FIRST_ROWS + 3, dtype=np.bool_))
+    read = write(cache, list(range(FIRST_ROWS - 1, 2 * FIRST_ROWS + 2)))
+    assert read == list(range(2 * FIRST_ROWS + 2))
+
+
+def test_what_is_cut_is_written_over() -> None:
+    cache = TreeCache()
+    cache.add_trunk(4)
+    write(cache, [0, 1, 2, 3])
+    cache.cut(2)
+    cache.add_trunk(2)
+    assert write(cache, [7, 8]) == [0, 1, 7, 8]
+    cache.cut(99)
+    assert cache.trunk == 4
+
+
+def test_masks_show_the_trunk_and_the_text_before() -> None:
+    cache = TreeCache()
+    cache.add_trunk(2)
+    cache.add_trunk(3)
+    assert cache.mask is not None
+    assert cache.mask.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    cache.add_crown(np.array([[True, False], [False, True]]))
+    assert cache.mask.int().tolist() == [[1] * 5 + [1, 0], [1] * 5 + [0, 1]]
+
+
+def test_a_text_cannot_go_on_above_a_living_crown() -> None:
+    cache = TreeCache()
+    cache.add_crown(np.eye(2, dtype=np.bool_))
+    with pytest.raises(AssertionError, match="neither kept nor dropped"):
+        cache.add_trunk(1)
+
+
+@given(seed=st.integers(0, 2**32), levels=st.lists(st.integers(1, 9), min_size=1, max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_ancestors_are_those_of_the_parent_table(seed: int, levels: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    rows = CrownRows.empty()
+    parent_of: dict[int, int] = {}
+    order: list[int] = []
+    numbers = rng.permutation(500)  # growth numbers every candidate, so rows' numbers have gaps and no order
+    for count in levels:
+        nodes, numbers = numbers[:count], numbers[count:]
+        parents = rng.choice(np.array([-1, *order]), count)
+        parent_of.update(zip(nodes.tolist(), parents.tolist(), strict=True))
+        order += nodes.tolist()
+        visible = rows.add(nodes, parents)
+        assert visible.shape == (count, len(order))
+        for node, seen in zip(nodes.tolist(), visible, strict=True):
+            ancestors, at = set(), node
+            while at >= 0:
+                ancestors.add(at)
+                at = parent_of[at]
+            assert {order[i] for i in np.flatnonzero(seen)} == ancestors
+    assert rows.of(np.array(order)).tolist() == list(range(len(order)))
+    assert (rows.of(np.array([int(numbers[0]), 10**6])) == -1).all()
+
+
+def test_no_rows_means_no_node_has_one() -> None:
+    assert CrownRows.empty().of(np.array([0, 3])).tolist() == [-1, -1]

@@ -1,0 +1,235 @@
+"""The drafter seam: one conformance suite; growth against brute force; τ against what generated the labels."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from treeswarm.errors import BadRequest, Mismatch, ModelError
+from treeswarm.model_files import resolve_model
+from treeswarm.sampling import SamplingSettings
+from treeswarm_client.drafters import load_drafter
+from treeswarm_client.drafters.growth import Growth, grow
+from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
+from treeswarm_client.drafters.none import NoneDrafter
+from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree
+from treeswarm_client.drafters.temperature import GRID, Temperature
+
+VOCAB, CONTEXT = 61, 96
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+SETTINGS = [SamplingSettings(), SamplingSettings(temperature=1.0, seed=5), SamplingSettings(temperature=0.7, seed=6)]
+
+
+@pytest.fixture(scope="module")
+def draft_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("draft")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+    )
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+Make = Callable[[], Drafter]
+
+
+@pytest.fixture(params=["none", "model", "chain", "raw"])
+def make(request: pytest.FixtureRequest, draft_folder: Path) -> Make:
+    options = {"chain": DraftOptions(chain=True), "raw": DraftOptions(ranking="raw", shared_noise=False)}
+    if request.param == "none":
+        return NoneDrafter
+    return lambda: ModelDrafter.load(draft_folder, options=options.get(request.param, DraftOptions()))
+
+
+def check_tree(tree: DraftTree, size: int, depth: int) -> None:
+    assert len(tree) <= size
+    assert len({*zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True)}) == len(tree)
+    depths: list[int] = []
+    for i, parent in enumerate(tree.parents.tolist()):
+        assert -1 <= parent < i
+        depths.append(1 + (depths[parent] if parent >= 0 else 0))
+        if parent >= 0:
+            assert tree.scores[i] <= tree.scores[parent]
+    assert max(depths, default=0) <= depth
+    assert (np.diff(tree.scores) <= 0).all()
+
+
+def answer(tree: DraftTree, random: np.random.Generator) -> tuple[NDArray[np.int64], list[int], int]:
+    """A made-up target that often agrees with the tree."""
+    answers = random.integers(0, VOCAB, len(tree) + 1)
+    for i, parent in enumerate(tree.parents.tolist()):
+        if random.random() < 0.5:
+            answers[parent + 1] = tree.tokens[i]
+    children = {(int(p), int(t)): i for i, (p, t) in enumerate(zip(tree.parents, tree.tokens, strict=True))}
+    accepted, at = [], -1
+    while (child := children.get((at, int(answers[at + 1])))) is not None:
+        accepted.append(child)
+        at = child
+    return answers, accepted, int(answers[at + 1])
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("size", [1, 2, 7, 40])
+def test_trees_are_trees_and_rounds_equal_a_fresh_start(make: Make, settings: SamplingSettings, size: int) -> None:
+    """Whatever a drafter keeps between rounds changes nothing: the same context gives the same tree."""
+    random, drafter = np.random.default_rng(size), make()
+    text = list(PROMPT)
+    drafter.begin(text, settings)
+    for _ in range(6):
+        tree = drafter.propose(size, depth=9)
+        check_tree(tree, size, depth=9)
+        fresh = make()
+        if isinstance(fresh, ModelDrafter) and isinstance(drafter, ModelDrafter):
+            fresh._temperatures = dict(drafter._temperatures)
+        fresh.begin(text, settings)
+        again = fresh.propose(size, depth=9)
+        assert again.tokens.tolist() == tree.tokens.tolist()
+        assert again.parents.tolist() == tree.parents.tolist()
+        np.testing.assert_allclose(again.scores, tree.scores, atol=1e-4)
+        answers, accepted, bonus = answer(tree, random)
+        drafter.observe(tree, answers, accepted, bonus)
+        text += [*(int(tree.tokens[i]) for i in accepted), bonus]
+
+
+def test_a_new_prompt_that_shares_a_prefix_gives_the_same_trees(make: Make) -> None:
+    used, fresh = make(), make()
+    used.begin([*PROMPT, 7, 7, 7], SamplingSettings())
+    used.propose(5, 5)
+    for prompt in ([*PROMPT, 8, 8], PROMPT[:3], [9]):
+        used.begin(prompt, SamplingSettings())
+        fresh.begin(prompt, SamplingSettings())
+        assert used.propose(5, 5).tokens.tolist() == fresh.propose(5, 5).tokens.tolist()
+
+
+def test_nothing_is_proposed_past_the_drafts_context(make: Make) -> None:
+    drafter = make()
+    drafter.begin(list(range(VOCAB)) + [1] * (CONTEXT - VOCAB - 3), SamplingSettings())
+    for _ in range(5):
+        tree = drafter.propose(4, depth=50)
+        check_tree(tree, 4, depth=3)
+        drafter.observe(tree, np.zeros(len(tree) + 1, np.int64), [], 0)
+    assert len(drafter.propose(4, depth=50)) == 0
+    drafter.begin([1] * 500, SamplingSettings())
+    drafter.observe(NO_TREE, np.zeros(1, np.int64), (), 0)
+    assert len(drafter.propose(4, depth=50)) == 0
+
+
+def test_no_size_and_no_depth_are_no_tree(make: Make) -> None:
+    drafter = make()
+    drafter.begin(PROMPT, SamplingSettings())
+    assert len(drafter.propose(0, 5)) == len(drafter.propose(5, 0)) == 0
+
+
+def test_a_draft_that_is_the_target_is_always_right(draft_folder: Path) -> None:
+    """Shared noise: at any temperature the tree's best path is the text the target will choose."""
+    from treeswarm.noise import gumbel_row
+
+    target = LlamaForCausalLM.from_pretrained(draft_folder, dtype=torch.float32).eval()
+    for chosen in SETTINGS:
+        drafter = ModelDrafter.load(draft_folder, options=DraftOptions(chain=True))
+        drafter.begin(PROMPT, chosen)
+        tree, text = drafter.propose(8, 8), list(PROMPT)
+        with torch.inference_mode():
+            for token in tree.tokens.tolist():
+                logits = target(torch.tensor([text])).logits[0, -1]
+                scores = torch.log_softmax(logits / (chosen.temperature or 1.0), -1).numpy()
+                if not chosen.greedy:
+                    scores = scores + gumbel_row(chosen.seed, 0, len(text), VOCAB)
+                assert int(scores.argmax()) == token
+                text.append(token)
+
+
+# ---------------------------------------------------------------- growth
+
+TOY_VOCAB = 4
+
+
+def toy_scores(path: Sequence[int], seed: int) -> NDArray[np.float32]:
+    """Conditional log-scores after a path, sorted by nothing."""
+    random = np.random.default_rng([seed, len(path), *path])
+    return np.log(random.dirichlet(np.full(TOY_VOCAB, 0.5)) + 1e-9).astype(np.float32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), size=st.integers(1, 40), depth=st.integers(1, 4), beam=st.sampled_from([1, 3, 1000])
+)
+def test_growth_is_the_best_of_all_nodes(seed: int, size: int, depth: int, beam: int) -> None:
+    paths: dict[int, tuple[int, ...]] = {}
+
+    def best(path: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        scores = toy_scores(path, seed)
+        order = np.argsort(-scores, kind="stable")
+        return order, scores[order]
+
+    def expand(nodes: Any, parents: Any, tokens: Any, levels: Any) -> Any:
+        for node, parent, token in zip(nodes.tolist(), parents.tolist(), tokens.tolist(), strict=True):
+            paths[node] = (*paths.get(parent, ()), token)
+        children = [best(paths[node]) for node in nodes.tolist()]
+        return np.stack([c[0] for c in children]), np.stack([c[1] for c in children])
+
+    tree = grow(size, *best(()), expand, Growth(beam=beam, width=TOY_VOCAB, depth=depth)).tree
+    everything = []
+    for length in range(1, depth + 1):
+        for path in itertools.product(range(TOY_VOCAB), repeat=length):
+            everything.append(sum(float(toy_scores(path[:i], seed)[path[i]]) for i in range(length)))
+    expected = sorted(everything, reverse=True)[:size]
+    np.testing.assert_allclose(tree.scores, expected, atol=1e-4)
+    check_tree(tree, size, depth)
+
+
+# ---------------------------------------------------------------- τ
+
+
+@pytest.mark.parametrize("true", [0.3, 0.6, 1.2])
+def test_tau_finds_what_generated_the_labels(true: float) -> None:
+    random = np.random.default_rng(0)
+    fitted = Temperature.fresh(prior=0.5)
+    for _ in range(40):
+        scores = np.sort(random.normal(-3, 1.5, (64, 20)))[:, ::-1].astype(np.float32)
+        noise = random.gumbel(size=scores.shape)
+        fitted = fitted.learned(scores, (scores / true + noise).argmax(1))
+    assert fitted.value == pytest.approx(true, rel=0.1)
+
+
+def test_tau_without_labels_is_its_prior_and_never_leaves_the_grid() -> None:
+    fresh = Temperature.fresh(prior=0.5)
+    assert fresh.value == pytest.approx(0.5, rel=0.05)
+    assert fresh.learned(np.empty((0, 4), np.float32), np.empty(0, np.int64)) is fresh
+    sure = fresh.learned(np.tile(np.array([[0.0, -1.0]], np.float32), (5000, 1)), np.zeros(5000, np.int64))
+    assert GRID[0] * 0.8 <= sure.value <= GRID[-1]
+
+
+# ---------------------------------------------------------------- by name
+
+
+def test_drafters_by_name(draft_folder: Path) -> None:
+    demo = resolve_model("demo")
+    assert load_drafter("none", demo).name == "none"
+    for name in ("ngram", "auto"):
+        with pytest.raises(BadRequest, match=name):
+            load_drafter(name, demo)
+    with pytest.raises(ModelError, match="no model"):
+        load_drafter("no-such-draft", demo)
+    (draft_folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    with pytest.raises(Mismatch, match="another tokenizer"):
+        load_drafter(str(draft_folder), demo)

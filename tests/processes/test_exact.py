@@ -1,0 +1,86 @@
+"""Real processes, real sockets: the swarm's text is the target's own."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from treeswarm.model_files import resolve_model
+from treeswarm_client.bench.common import BenchSetup
+from treeswarm_client.bench.exact import bench_exact
+from treeswarm_client.bench.texts import held_out_prompts
+from treeswarm_client.client import SwarmClient
+from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
+from treeswarm_client.reference import stock_greedy
+from treeswarm_client.sync import SyncSwarmClient
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+TOKENS = 40
+
+
+async def test_greedy_trees_give_the_stock_models_text(three_nodes: LocalSwarm) -> None:
+    async with SwarmClient(model="demo", peers=three_nodes.peers, draft="demo-draft") as client:
+        prompts = held_out_prompts(client, 4)
+        stock = await stock_greedy(resolve_model("demo"), prompts, TOKENS, "float32")
+        for size in (0, 1, 8, 64, 512):
+            for prompt, expected in zip(prompts, stock.token_ids, strict=True):
+                run = await client.generate(prompt, max_new_tokens=TOKENS, tree_size=size, ignore_eos=True)
+                assert run.token_ids == expected, f"tree size {size}"
+                assert run.stats is not None
+                assert run.stats.committed == TOKENS
+                assert (run.stats.traversals == TOKENS) == (size == 0)
+        described = await client.describe_nodes(three_nodes.peers.split(","))
+        assert all(node.frames > 0 for node in described.values())
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.9, "top_k": 40}], ids=str)
+async def test_a_seed_gives_one_text_whatever_the_tree_and_the_chain(
+    three_nodes: LocalSwarm, sampling: dict[str, float]
+) -> None:
+    texts = set()
+    async with local_swarm("demo", even_cuts(8, 1)) as one_node:
+        for swarm in (three_nodes, one_node):
+            async with SwarmClient(model="demo", peers=swarm.peers, draft="demo-draft") as client:
+                for size in (0, 8, 256):
+                    run = await client.generate(
+                        "def read(self, size=-1):\n", max_new_tokens=TOKENS, tree_size=size, seed=11, **sampling
+                    )
+                    texts.add(tuple(run.token_ids))
+    assert len(texts) == 1
+
+
+async def test_different_seeds_give_different_texts(three_nodes: LocalSwarm) -> None:
+    async with SwarmClient(model="demo", peers=three_nodes.peers, draft="demo-draft") as client:
+        runs = [await client.generate("import ", max_new_tokens=16, temperature=1.0, seed=seed) for seed in range(4)]
+        assert len({tuple(run.token_ids) for run in runs}) == 4
+
+
+async def test_a_stream_says_which_tokens_came_together(three_nodes: LocalSwarm) -> None:
+    async with SwarmClient(model="demo", peers=three_nodes.peers, draft="demo-draft") as client:
+        run = client.stream("class Queue:\n    def ", max_new_tokens=30)
+        tokens = [token async for token in run]
+        assert "".join(token.text for token in tokens) == run.text
+        assert [token.id for token in tokens] == run.token_ids
+        assert run.stats is not None
+        assert tokens[-1].traversal == run.stats.traversals < len(tokens)
+        time = run.stats.time
+        assert time.draft + time.wire + time.queue + time.compute == pytest.approx(run.stats.seconds, rel=0.02)
+
+
+async def test_a_model_never_seen_before(strange_model: Path, strange_draft: Path) -> None:
+    setup = BenchSetup(str(strange_model), str(strange_draft), prompts=3, tokens=24)
+    result = await bench_exact(setup, nodes=(1, 3), sizes=(0, 8, 64))
+    assert result["cases"] == 18
+    assert result["mismatches"] == 0
+    assert [node["blocks"] for node in result["provenance"][1]["nodes"]] == ["0:2", "2:3", "3:5"]
+
+
+async def test_the_synchronous_face(three_nodes: LocalSwarm) -> None:
+    def program() -> tuple[list[int], list[int]]:
+        with SyncSwarmClient(model="demo", peers=three_nodes.peers, draft="demo-draft") as client:
+            streamed = [token.id for token in client.stream("for i in ", max_new_tokens=12)]
+            return streamed, client.generate("for i in ", max_new_tokens=12).token_ids
+
+    streamed, whole = await asyncio.to_thread(program)
+    assert streamed == whole
+    assert len(streamed) > 1
