@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 GRID = np.geomspace(0.1, 2.5, 28)
 # Labels after which an older one counts half: some dozens of traversals, so that τ follows the text.
 HALF_LIFE = 2000.0
-# The prior counts as so many labels, its width in log τ as below.
-PRIOR_LABELS = 30.0
-PRIOR_WIDTH = 0.4
+# The prior's precision of log τ.  A label's is between a half and one: a round of a mid-size tree outweighs it.
+PRIOR_PRECISION = 40.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +33,7 @@ class Temperature:
     @property
     def value(self) -> float:
         """The best τ: the grid's minimum, refined by the parabola through it and its neighbours."""
-        total = self.losses + PRIOR_LABELS * (np.log(GRID / self.prior) / PRIOR_WIDTH) ** 2 / 2
+        total = self.losses + PRIOR_PRECISION * np.log(GRID / self.prior) ** 2 / 2
         best = int(np.clip(np.argmin(total), 1, len(GRID) - 2))
         left, middle, right = total[best - 1 : best + 2]
         bend = left - 2 * middle + right

@@ -1,0 +1,267 @@
+"""The draft model's trees against plain forwards of the same model, and what is computed for them."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from treeswarm.errors import ModelError, UnsupportedModel
+from treeswarm.sampling import SamplingSettings
+from treeswarm.walk import walk
+from treeswarm_client.drafters.growth import Growth
+from treeswarm_client.drafters.model import RAW_DECAY, DraftOptions, ModelDrafter
+from treeswarm_client.drafters.seam import NO_TREE, DraftTree
+
+from .conftest import VOCAB, drafter_of, half_agreeing, noised, paths_of, plain_logprobs, tiny_model
+
+GREEDY = SamplingSettings()
+SAMPLED = SamplingSettings(temperature=0.8, seed=11, sample=2)
+PROMPT = [5, 3, 40, 7, 7, 19, 22]
+
+
+def pair(
+    family: str = "llama", options: DraftOptions | None = None, **changes: int
+) -> tuple[PreTrainedModel, ModelDrafter]:
+    """A model that nobody touches and a drafter with the same weights."""
+    model = tiny_model(family, **changes)
+    return model, drafter_of(copy.deepcopy(model), options)
+
+
+def play(drafter: ModelDrafter, text: list[int], rounds: int, size: int, seed: int = 0) -> None:
+    """Rounds with a target that sometimes agrees; `text` grows as the drafter's context does."""
+    rng = np.random.default_rng(seed)
+    for _ in range(rounds):
+        tree = drafter.propose(size, 20)
+        answers = half_agreeing(tree, rng)
+        found = walk(tree.parents, tree.tokens, answers)
+        drafter.observe(tree, answers, found.accepted, found.bonus)
+        text += [*(int(tree.tokens[i]) for i in found.accepted), found.bonus]
+
+
+def expected_scores(
+    model: PreTrainedModel, text: list[int], tree: DraftTree, settings: SamplingSettings, tau: float
+) -> list[float]:
+    """Cumulative log_softmax((log p + gumbel) / τ) along each node's path, each context computed from nothing."""
+    scores = []
+    for path in paths_of(tree):
+        total = 0.0
+        for i, token in enumerate(path):
+            context = [*text, *path[:i]]
+            ranked = torch.from_numpy(noised(plain_logprobs(model, context, settings), len(context), settings) / tau)
+            total += float(torch.log_softmax(ranked, -1)[token])
+        scores.append(total)
+    return scores
+
+
+@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gpt_neox"])
+def test_scores_are_those_of_the_formula_after_many_rounds(family: str, settings: SamplingSettings) -> None:
+    model, drafter = pair(family, DraftOptions(growth=Growth(width=3)))
+    text = list(PROMPT)
+    drafter.begin(text, settings)
+    play(drafter, text, rounds=5, size=30)
+    tree = drafter.propose(20, 6)
+    assert max(map(len, paths_of(tree))) > 2
+    np.testing.assert_allclose(tree.scores, expected_scores(model, text, tree, settings, drafter.tau), atol=2e-4)
+
+
+def test_raw_ranking_is_the_drafts_own_probability_discounted_by_depth() -> None:
+    model, drafter = pair(options=DraftOptions(ranking="raw"))
+    drafter.begin(PROMPT, SAMPLED)
+    tree = drafter.propose(20, 6)
+    for path, score in zip(paths_of(tree), tree.scores, strict=True):
+        contexts = [[*PROMPT, *path[:i]] for i in range(len(path))]
+        own = sum(plain_logprobs(model, c, SAMPLED)[t] + RAW_DECAY for c, t in zip(contexts, path, strict=True))
+        assert score == pytest.approx(own, abs=2e-4)
+
+
+@pytest.mark.parametrize(("shared_noise", "all_right"), [(True, True), (False, False)])
+def test_a_draft_that_is_the_target_is_right_by_its_noise(shared_noise: bool, all_right: bool) -> None:
+    """Without the shared noise the best chain is the likeliest text, not the one the target will choose."""
+    model, drafter = pair(options=DraftOptions(chain=True, shared_noise=shared_noise))
+    settings = SamplingSettings(temperature=1.5, seed=4)
+    drafter.begin(PROMPT, settings)
+    tree = drafter.propose(10, 10)
+    truth = list(PROMPT)
+    for _ in tree.tokens:
+        truth.append(int(noised(plain_logprobs(model, truth, settings), len(truth), settings).argmax()))
+    assert len(tree) == 10
+    assert (tree.tokens.tolist() == truth[len(PROMPT) :]) == all_right
+
+
+class Watch:
+    """Counts the rows of each forward."""
+
+    def __init__(self, drafter: ModelDrafter) -> None:
+        self.forwards: list[int] = []
+        drafter.model.register_forward_pre_hook(self._seen, with_kwargs=True)
+
+    def _seen(self, module: torch.nn.Module, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        self.forwards.append(kwargs["input_ids"].shape[1])
+
+
+def test_an_accepted_token_that_was_processed_is_not_processed_again() -> None:
+    _, drafter = pair()
+    watch = Watch(drafter)
+    drafter.begin(PROMPT, GREEDY)
+    assert watch.forwards == [len(PROMPT) - 1]
+    tree = drafter.propose(40, 12)
+    parents_with_children = set(tree.parents.tolist())
+    leaf = next(i for i in range(len(tree)) if i not in parents_with_children and tree.parents[i] >= 0)
+    path = [leaf]
+    while tree.parents[path[0]] >= 0:
+        path.insert(0, int(tree.parents[path[0]]))
+    drafter.observe(tree, np.zeros(len(tree) + 1, np.int64), path[:-1], 9)
+    watch.forwards.clear()
+    drafter.propose(1, 1)
+    assert watch.forwards == [1], "only the bonus token is new: the accepted path had its rows"
+
+
+def test_a_tree_of_one_node_costs_one_forward() -> None:
+    _, drafter = pair()
+    drafter.begin(PROMPT, GREEDY)
+    watch = Watch(drafter)
+    assert len(drafter.propose(1, 20)) == 1
+    assert watch.forwards == [1]
+
+
+def test_a_level_is_one_forward() -> None:
+    _, drafter = pair()
+    drafter.begin(PROMPT, GREEDY)
+    watch = Watch(drafter)
+    tree = drafter.propose(64, 8)
+    assert max(map(len, paths_of(tree))) <= 8
+    assert len(watch.forwards) <= 8
+
+
+def test_a_prompt_that_continues_the_last_text_is_not_read_again() -> None:
+    _, drafter = pair()
+    text = list(PROMPT)
+    drafter.begin(text, GREEDY)
+    play(drafter, text, rounds=4, size=20)
+    cached = len(text) - 1
+    drafter.propose(1, 1)
+    watch = Watch(drafter)
+    drafter.begin([*text, 1, 2, 3, 4], SAMPLED)
+    assert sum(watch.forwards) == len(text) + 3 - (cached + 1)
+
+
+def test_proposing_twice_gives_the_same_tree_twice() -> None:
+    _, drafter = pair()
+    drafter.begin(PROMPT, SAMPLED)
+    first, second = drafter.propose(30, 9), drafter.propose(30, 9)
+    assert first.tokens.tolist() == second.tokens.tolist()
+    assert first.parents.tolist() == second.parents.tolist()
+
+
+def test_a_proposal_that_was_never_shipped_leaves_no_trace() -> None:
+    model, drafter = pair()
+    drafter.begin(PROMPT, GREEDY)
+    drafter.propose(30, 9)
+    drafter.observe(NO_TREE, np.array([17]), (), 17)
+    tree = drafter.propose(12, 5)
+    expected = expected_scores(model, [*PROMPT, 17], tree, GREEDY, drafter.tau)
+    np.testing.assert_allclose(tree.scores, expected, atol=2e-4)
+
+
+def test_any_prefix_of_a_proposal_may_be_shipped() -> None:
+    """The planner may cut a tree; what was cut has no answers."""
+    model, drafter = pair()
+    drafter.begin(PROMPT, GREEDY)
+    tree = drafter.propose(40, 9)
+    cut = DraftTree(tree.parents[:5], tree.tokens[:5], tree.scores[:5])
+    answers = half_agreeing(cut, np.random.default_rng(2))
+    found = walk(cut.parents, cut.tokens, answers)
+    drafter.observe(cut, answers, found.accepted, found.bonus)
+    text = [*PROMPT, *(int(cut.tokens[i]) for i in found.accepted), found.bonus]
+    again = drafter.propose(12, 5)
+    np.testing.assert_allclose(again.scores, expected_scores(model, text, again, GREEDY, drafter.tau), atol=2e-4)
+
+
+def test_tau_learns_apart_for_greedy_and_sampled_and_outlives_a_generation() -> None:
+    _, drafter = pair()
+    drafter.begin(PROMPT, SAMPLED)
+    sampled_before = drafter.tau
+    drafter.begin(PROMPT, GREEDY)
+    before = drafter.tau
+    for _ in range(12):  # a target that never takes the draft's first choice
+        tree = drafter.propose(24, 6)
+        answers = np.array(
+            [t[len(t) // 2] if len(t := tree.tokens[tree.parents == i]) else 0 for i in range(-1, len(tree))]
+        )
+        drafter.observe(tree, answers, (), int(answers[0]))
+    assert drafter.tau > 1.1 * before
+    learned = drafter.tau
+    drafter.begin([1, 2], SAMPLED)
+    assert drafter.tau == sampled_before
+    drafter.begin([1, 2], GREEDY)
+    assert drafter.tau == learned
+
+
+def test_a_long_text_outgrows_the_first_cache() -> None:
+    model, drafter = pair(max_position_embeddings=2048)
+    text = np.random.default_rng(3).integers(0, VOCAB, 1100).tolist()
+    drafter.begin(text, GREEDY)
+    tree = drafter.propose(6, 3)
+    np.testing.assert_allclose(tree.scores, expected_scores(model, text, tree, GREEDY, drafter.tau), atol=5e-4)
+
+
+def test_the_largest_tree_grows() -> None:
+    _, drafter = pair(options=DraftOptions(growth=Growth(beam=256)))
+    drafter.begin(PROMPT, SAMPLED)
+    tree = drafter.propose(2048, 48)
+    assert len(tree) == len(set(paths_of(tree))) == 2048
+
+
+# ---------------------------------------------------------------- loading
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_model().save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_a_draft_loads_from_its_directory(folder: Path) -> None:
+    drafter = ModelDrafter.load(folder, threads=1)
+    assert (drafter.name, drafter.vocab_size) == ("tiny", VOCAB)
+    by_hand = pair()[1]
+    for each in (drafter, by_hand):
+        each.begin(PROMPT, GREEDY)
+    assert drafter.propose(20, 5).tokens.tolist() == by_hand.propose(20, 5).tokens.tolist()
+
+
+def test_guesses_stay_within_the_targets_vocabulary(folder: Path) -> None:
+    drafter = ModelDrafter.load(folder, vocab_size=20)
+    for settings in (GREEDY, SAMPLED):
+        drafter.begin([1, 2, 3], settings)
+        tree = drafter.propose(200, 6)
+        assert len(tree) == 200
+        assert tree.tokens.max() < 20
+
+
+def test_half_precision_drafts_trees(folder: Path) -> None:
+    drafter = ModelDrafter.load(folder, dtype="bfloat16")
+    drafter.begin(PROMPT, SAMPLED)
+    assert len(drafter.propose(30, 6)) == 30
+
+
+def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        ModelDrafter.load(tmp_path)
+
+
+def test_a_damaged_model_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"no tensors here")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        ModelDrafter.load(folder)
+
+
+def test_layers_that_keep_their_state_elsewhere_are_refused(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("mamba", vocab_size=VOCAB, hidden_size=16, state_size=4, num_hidden_layers=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "recurrent")
+    with pytest.raises(UnsupportedModel, match="cannot draft trees"):
+        ModelDrafter.load(tmp_path / "recurrent")
