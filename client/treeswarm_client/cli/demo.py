@@ -17,11 +17,8 @@ from treeswarm_client.client import Run
 from treeswarm_client.reference import stock_greedy
 from treeswarm_client.stats import Stats
 
-PROMPT = '''class Queue:
-    """A queue that keeps its items in order of priority."""
-
-    def __init__(self, maxsize=0):
-'''
+PROMPT = '''def copy(src, dst, *, follow_symlinks=True):
+    """Copy data and mode bits'''
 DELAY = "delay=25ms"
 
 

@@ -201,6 +201,20 @@ def test_tau_learns_apart_for_greedy_and_sampled_and_outlives_a_generation() -> 
     assert drafter.tau == learned
 
 
+def test_labels_are_matched_with_the_nodes_they_are_about() -> None:
+    """A target that is the draft itself is as sure as can be; answers laid at other nodes' doors would deny it."""
+    model, drafter = pair()
+    text = list(PROMPT)
+    drafter.begin(text, GREEDY)
+    for _ in range(4):
+        tree = drafter.propose(40, 6)
+        contexts = [text, *([*text, *path] for path in paths_of(tree))]
+        answers = np.array([int(plain_logprobs(model, context, GREEDY).argmax()) for context in contexts])
+        drafter.observe(tree, answers, (), int(answers[0]))
+        text.append(int(answers[0]))
+    assert drafter.tau < 0.2
+
+
 def test_a_long_text_outgrows_the_first_cache() -> None:
     model, drafter = pair(max_position_embeddings=2048)
     text = np.random.default_rng(3).integers(0, VOCAB, 1100).tolist()
