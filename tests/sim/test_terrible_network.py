@@ -53,6 +53,21 @@ def test_frames_late_doubled_and_out_of_order_change_nothing(seed: int) -> None:
     assert generate(faults, seed, tree_size=9) == plain_text(PROMPT, COUNT)
 
 
+@pytest.mark.parametrize("faults", [Faults(), Faults(double=0.2, delay=0.4, longest_s=1.0, kinds=LINKS)])
+def test_sessions_that_share_forwards_do_not_mix(faults: Faults) -> None:
+    async def run() -> None:
+        async with toy_swarm(MemoryNetwork(3, faults)) as swarm:
+            prompts = [[i % 5, 1, (2 * i) % 5] for i in range(12)]
+            texts = await asyncio.gather(
+                *(swarm.generate(prompt, 20, seed=i, tree_size=i) for i, prompt in enumerate(prompts))
+            )
+            assert texts == [plain_text(prompt, 20) for prompt in prompts]
+            counters = swarm.nodes[0].engine.counters
+            assert counters.forward_sessions > counters.forwards
+
+    run_virtually(run())
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_lost_frame_or_a_cut_ends_in_an_error_that_keeps_a_right_text(seed: int) -> None:
     faults = Faults(drop=0.04, cut=0.03, delay=0.2, longest_s=0.5, kinds=LINKS)

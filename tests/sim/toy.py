@@ -150,7 +150,8 @@ class ToySwarm:
         self, prompt: Sequence[int], count: int, *, tree_size: int = 6, seed: int = 0, segment_rows: int = 4
     ) -> list[int]:
         """One generation; what was committed before an error is in `self.kept`."""
-        self.kept: list[int] = []
+        kept: list[int] = []
+        self.kept = kept
         transport = self.network.transport()
         described = {address: await describe(transport, address) for address in self.addresses}
         route = plan_route(described, config="toy")
@@ -159,8 +160,8 @@ class ToySwarm:
             limits = Limits(count, frozenset())
             generation = Generation(chain, GuessingDrafter(seed), session, limits, tree_size)
             async for news in generation.rounds(prompt, SamplingSettings()):
-                self.kept += news.tokens
-        return self.kept
+                kept += news.tokens
+        return kept
 
 
 @contextlib.asynccontextmanager
