@@ -79,7 +79,7 @@ def _load(config: NodeConfig) -> tuple[SpanModel, Served]:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = _device(config.device)
-    folder = resolve_model(config.model, weights=True)
+    folder = resolve_model(config.model, weights=True, span=config.span)
     shape = read_shape(folder)
     span = config.span or Span(0, shape.blocks)
     with _progress() as progress:

@@ -40,18 +40,38 @@ def config_digest(config: dict[str, Any]) -> str:
 def weights_digest(folder: Path, config: dict[str, Any], progress: Progress | None = None) -> str:
     """Hex digest of the config and the content of every weight file, so that replicas agree to the last bit.
 
-    A file's SHA-256 is remembered in the user's cache directory until its size or time changes.  Raises ModelError.
+    A file's SHA-256 is remembered in the user's cache directory until its size or time changes.  Of a hub snapshot's
+    files that were not downloaded, the hub tells it.  Raises ModelError.
     """
     names = sorted(weight_files(folder))
-    sizes = {name: _size(folder / name) for name in names}
+    elsewhere = _hub_digests(folder) if not all((folder / name).exists() for name in names) else {}
+    sizes = {name: _size(folder / name) for name in names if name not in elsewhere}
     total, done = sum(sizes.values()), 0
     digest = hashlib.sha256(config_digest(config).encode())
     for name in names:
-        digest.update(f"\n{name} {_file_digest(folder / name)}".encode())
-        done += sizes[name]
+        digest.update(f"\n{name} {elsewhere.get(name) or _file_digest(folder / name)}".encode())
+        done += sizes.get(name, 0)
         if progress is not None:
             progress(done, total, "checking weights")
     return digest.hexdigest()
+
+
+def _hub_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 by file name, as the hub has them, where `folder` is a snapshot in the hub's cache; else nothing."""
+    repository, snapshots, revision = folder.parts[-3:]
+    if snapshots != "snapshots" or not repository.startswith("models--"):
+        return {}
+    from huggingface_hub import HfApi  # noqa: PLC0415  # only for snapshots of the hub
+
+    name = repository.removeprefix("models--").replace("--", "/")
+    try:
+        info = HfApi().model_info(name, revision=revision, files_metadata=True)
+    except Exception as error:  # the hub's client raises requests', httpx' and its own errors
+        raise ModelError(
+            f"cannot ask the hub which weights '{name}' has ({type(error).__name__}): only part of them is on disk; "
+            "connect once, or give a local directory with all files"
+        ) from error
+    return {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs is not None}
 
 
 def _size(path: Path) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,11 +12,14 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from treeswarm.errors import ModelError
+from treeswarm.spans import Span
 
 BUNDLED = ("demo", "demo-draft")
 CLIENT_FILES = ("*.json", "*.txt", "tokenizer*", "*.jinja")
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# Where checkpoints number their decoder blocks.
+BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -32,37 +35,50 @@ class ModelShape:
     eos_ids: frozenset[int]
 
 
-def resolve_model(name: str, *, weights: bool = False) -> Path:
+def resolve_model(name: str, *, weights: bool = False, span: Span | None = None) -> Path:
     """The directory of a model given as a directory, a bundled name or a hub id.
 
-    A directory is used as it is, offline.  From the hub come config and tokenizer, and the weight files only with
-    `weights`.  Raises ModelError.
+    A directory is used as it is, offline.  From the hub come config and tokenizer, and with `weights` the files that
+    hold tensors of the blocks `span` (None: all) or of no block.  Raises ModelError.
     """
     if name and Path(name).is_dir():
         return Path(name)
     if name in BUNDLED:
         return Path(str(files("treeswarm") / "models" / name))
     if HUB_ID.fullmatch(name) and not name.startswith("."):
-        return _from_hub(name, weights)
+        folder = _from_hub(name, CLIENT_FILES)
+        return _from_hub(name, needed_files(folder, span)) if weights else folder
     raise ModelError(
         f"there is no model '{name}': give a directory with config.json, a hub id such as org/model, or "
         + " or ".join(BUNDLED)
     )
 
 
-def _from_hub(name: str, weights: bool) -> Path:
+def _from_hub(name: str, patterns: Sequence[str]) -> Path:
     try:
         from huggingface_hub import snapshot_download  # noqa: PLC0415  # only for hub ids
     except ImportError:
         raise ModelError(f"'{name}' is a hub id, which needs huggingface_hub: pip install huggingface_hub") from None
-    patterns = [*CLIENT_FILES, "*.safetensors"] if weights else list(CLIENT_FILES)
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:  # the hub's client raises requests', httpx' and its own errors
         raise ModelError(
             f"cannot get '{name}' from the hub ({type(error).__name__}: {str(error).splitlines()[0]}): check the "
             "name and the network, or give a local directory"
         ) from error
+
+
+def needed_files(folder: Path, span: Span | None) -> list[str]:
+    """The weight files that a node of `span` reads, by the index; a model without one is a single file."""
+    if not (folder / INDEX).exists():
+        return [SINGLE]
+    needed = set()
+    for file, tensors in weight_files(folder).items():
+        for tensor in tensors:
+            block = BLOCK.search(tensor)
+            if span is None or block is None or span.start <= int(block[1]) < span.end:
+                needed.add(file)
+    return sorted(needed)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
