@@ -1,6 +1,5 @@
 """One forward on the device: steps in, activations or tokens out.  Runs in the device thread."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,6 @@ from treeswarm_node.span_model import SpanModel
 class Computed:
     """What became of one step.  `error` set: nothing else holds."""
 
-    compute_us: int
     hidden: bytes = b""
     """Activations of the step's rows, row-major in the model's dtype; empty from the tail."""
     tokens: NDArray[np.int64] | None = None
@@ -39,16 +37,13 @@ class Device:
     def run(self, segments: Sequence[Segment]) -> list[Computed]:
         """Compute every segment's step in one forward; a segment with activations that are not finite gets an
         error, the others their results."""
-        start = time.perf_counter()
         inputs = [self._input(segment) for segment in segments]
         good = [i for i, rows in enumerate(inputs) if bool(torch.isfinite(rows).all())]
         outputs = self._forward([segments[i] for i in good], [inputs[i] for i in good])
-        compute_us = int((time.perf_counter() - start) * 1e6)
-        results = [
-            Computed(compute_us, error=Refused("activations from upstream are not finite", FaultCode.NOT_FINITE))
-        ] * len(segments)
+        not_finite = Refused("activations from upstream are not finite", FaultCode.NOT_FINITE)
+        results = [Computed(error=not_finite)] * len(segments)
         for i, output in zip(good, outputs, strict=True):
-            results[i] = self._result(segments[i], output, compute_us)
+            results[i] = self._result(segments[i], output)
         return results
 
     def _input(self, segment: Segment) -> torch.Tensor:
@@ -69,10 +64,13 @@ class Device:
         hidden = self._model.forward(segments, torch.cat(inputs))
         return list(torch.split(hidden, [segment.step.rows for segment in segments]))
 
-    def _result(self, segment: Segment, hidden: torch.Tensor, compute_us: int) -> Computed:
+    def _result(self, segment: Segment, hidden: torch.Tensor) -> Computed:
         if segment.span.end < self._model.blocks:
-            return Computed(compute_us, hidden=hidden.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+            return Computed(hidden=hidden.contiguous().cpu().view(torch.uint8).numpy().tobytes())
         step = segment.step
         logits = self._model.logits(hidden[torch.from_numpy(step.answered)])
-        tokens, logprobs = self._sampler.choose(logits, step.positions[step.answered] + 1, step.append.settings)
-        return Computed(compute_us, tokens=tokens, logprobs=logprobs)
+        try:
+            tokens, logprobs = self._sampler.choose(logits, step.positions[step.answered] + 1, step.append.settings)
+        except Refused as error:
+            return Computed(error=error)
+        return Computed(tokens=tokens, logprobs=logprobs)

@@ -82,7 +82,7 @@ class HopTiming:
     queue_us: int
     """From arrival to the start of its forward."""
     compute_us: int
-    """Of the forward it was part of."""
+    """In the device thread, of the forward it was part of."""
     rows: int
     """Rows of this append the node computed."""
     batch_sessions: int

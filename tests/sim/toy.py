@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,15 +52,6 @@ def plain_text(prompt: Sequence[int], count: int) -> list[int]:
     return text[len(prompt) :]
 
 
-class InlineExecutor(Executor):
-    """Computes at once, in the event loop: a virtual clock has no threads to wait for."""
-
-    def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(work(*args, **kwargs))
-        return done
-
-
 @dataclass
 class ToyDevice:
     """Keeps each session's trunk and crown as tokens, the way a KV cache keeps rows, and hashes what each row sees."""
@@ -92,9 +81,9 @@ class ToyDevice:
             for i, context in enumerate(contexts)
         ]
         if segment.span.end < self.blocks:
-            return Computed(0, hidden=b"".join(states))
+            return Computed(hidden=b"".join(states))
         tokens = np.array([states[i][0] % VOCAB for i in step.answered], np.int64)
-        return Computed(0, tokens=tokens, logprobs=np.zeros(len(tokens), np.float32))
+        return Computed(tokens=tokens, logprobs=np.zeros(len(tokens), np.float32))
 
     def _seen(self, trunk: list[int], crown: dict[int, int], visible: NDArray[np.bool_]) -> list[int]:
         # Slots fill from the lowest, so within one tree a parent's slot is below its child's.
@@ -171,7 +160,7 @@ async def toy_swarm(network: MemoryNetwork, limits: NodeLimits | None = None) ->
     nodes, addresses, running, listeners = [], [], [], []
     for span in SPANS:
         store = KVStore(1, KVShape(1, 1, 1), 4096, torch.float32, torch.device("cpu"))
-        engine = Engine(ToyDevice(), (limits or NodeLimits()).budget, InlineExecutor)
+        engine = Engine(ToyDevice(), (limits or NodeLimits()).budget)
         served = Served(span, 4, VOCAB, 4, 2048, "toy", numerics, "toy", STATE)
         transport = network.transport()
         node = Node(served, engine, store, transport, limits or NodeLimits())

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from treeswarm.errors import ModelError, UnsupportedModel
 from treeswarm.sampling import SamplingSettings
 from treeswarm.walk import walk
+from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.growth import Growth
 from treeswarm_client.drafters.model import RAW_DECAY, DraftOptions, ModelDrafter
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree
@@ -255,6 +256,16 @@ def test_guesses_stay_within_the_targets_vocabulary(folder: Path) -> None:
         tree = drafter.propose(200, 6)
         assert len(tree) == 200
         assert tree.tokens.max() < 20
+
+
+def test_a_draft_loaded_by_name_heeds_the_targets_vocabulary(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    tiny_model(vocab_size=30).save_pretrained(target)
+    for each in (folder, target):
+        (each / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    drafter = load_drafter(str(folder), target)
+    assert isinstance(drafter, ModelDrafter)
+    assert drafter.vocab_size == 30
 
 
 def test_half_precision_drafts_trees(folder: Path) -> None:
