@@ -140,17 +140,14 @@ class SwarmClient:
         """Ask all of them at once.  Nodes that do not answer are left out, unless none does; then raises why."""
         asked = [describe(self._opened.transport, address) for address in addresses]
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        found: dict[str, Description] = {}
-        for address, answer in zip(addresses, answers, strict=True):
-            if isinstance(answer, Description):
-                found[address] = answer
-            elif isinstance(answer, TransportError | NodeLost):
-                log.warning("%s", answer)
-            elif isinstance(answer, BaseException):
+        silent = [answer for answer in answers if isinstance(answer, TransportError | NodeLost)]
+        for answer in answers:
+            if isinstance(answer, BaseException) and (answer not in silent or len(silent) == len(answers)):
                 raise answer
-        if not found and answers:
-            raise next(answer for answer in answers if isinstance(answer, BaseException))
-        return found
+        for answer in silent:
+            log.warning("%s", answer)
+        named = zip(addresses, answers, strict=True)
+        return {address: answer for address, answer in named if isinstance(answer, Description)}
 
     def use_drafter(self, drafter: Drafter) -> None:
         """Draft with this one from the next generation on."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from treeswarm.errors import BadRequest, Mismatch
-from treeswarm.model_files import resolve_model, tokenizer_digest
+from treeswarm.model_files import read_shape, resolve_model, tokenizer_digest
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.seam import Drafter
 
@@ -30,4 +30,4 @@ def load_drafter(name: str, target: Path, device: str = "cpu", dtype: str = "flo
         raise BadRequest(
             f"a draft model needs torch: pip install 'treeswarm[draft]' ({error.name} is missing)"
         ) from error
-    return ModelDrafter.load(folder, device=device, dtype=dtype)
+    return ModelDrafter.load(folder, device=device, dtype=dtype, vocab_size=read_shape(target).vocab_size)

@@ -314,7 +314,8 @@ async def _why_call_ended(call: Any, target: str) -> SwarmError | None:
 
 
 def _details(error: BaseException) -> str:
-    return str(error.details()) if isinstance(error, grpc.aio.AioRpcError) else "cancelled"
+    """The end of gRPC's chain of reasons, which is the one that a user can act on."""
+    return str(error.details()).rpartition(": ")[2] if isinstance(error, grpc.aio.AioRpcError) else "cancelled"
 
 
 def _no_message(data: bytes) -> Message:
