@@ -168,3 +168,19 @@ def test_decoded_arrays_cannot_be_written_to() -> None:
     assert isinstance(append, m.Append)
     with pytest.raises(ValueError, match="read-only"):
         append.tokens[0] = 1
+
+
+@pytest.mark.parametrize("text", ["x" * 9000, "é" * 4000, "a path \udcff of no encoding"])
+def test_words_about_a_failure_arrive_however_long(text: str) -> None:
+    fault = decode_control_down(encode(m.Fault(b"", m.FaultCode.INTERNAL, text, True)))
+    assert isinstance(fault, m.Fault)
+    assert fault.message[:7] == text[:7]
+    assert len(fault.message.encode()) <= m.MAX_TEXT
+
+
+def test_a_texts_limit_is_in_bytes_and_its_encoding_is_checked() -> None:
+    with pytest.raises(Malformed, match=r"message: .* bytes"):
+        decode_control_down(pb.ControlDown(fault=pb.Fault(message="é" * 3000)).SerializeToString())
+    valid = pb.ControlDown(fault=pb.Fault(message="abcdefg")).SerializeToString()
+    with pytest.raises(Malformed, match="no ControlDown"):
+        decode_control_down(valid.replace(b"abc", b"\xff\xfe\xfd"))

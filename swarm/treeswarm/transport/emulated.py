@@ -1,11 +1,10 @@
 """Links of a given delay and rate, around any transport: what a program sends arrives later."""
 
 import asyncio
-import contextlib
 import re
 from dataclasses import dataclass, field
 
-from treeswarm.errors import BadRequest, LinkBroken, TransportError
+from treeswarm.errors import BadRequest, LinkBroken, SwarmError
 from treeswarm.messages import Message
 from treeswarm.transport.seam import Accept, Listener, Stream, StreamKind, Transport
 from treeswarm.wire.codec import encode
@@ -13,6 +12,8 @@ from treeswarm.wire.codec import encode
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 # Messages on their way; a real link of 200 ms holds far fewer of these sizes.
 ON_THE_WAY = 256
+# How long the inner transport may take with what has crossed the emulated link.
+FLUSH_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Uplink:
         self._free_at = sent
         return sent + self.shape.delay_s
 
+    def quiet_in(self, now: float) -> float:
+        """Seconds until all that was handed over has arrived."""
+        return max(0.0, self._free_at - now) + self.shape.delay_s
+
 
 @dataclass(eq=False)
 class EmulatedStream:
@@ -58,7 +63,7 @@ class EmulatedStream:
     inner: Stream
     uplink: Uplink
     _outbox: asyncio.Queue[tuple[float, Message | None]] = field(default_factory=lambda: asyncio.Queue(ON_THE_WAY))
-    _broken: TransportError | None = None
+    _broken: SwarmError | None = None
     _ending: bool = False
 
     def __post_init__(self) -> None:
@@ -80,16 +85,29 @@ class EmulatedStream:
         return await self.inner.receive()
 
     async def end(self, error: Exception | None = None) -> None:
+        try:
+            await self.flush()
+        finally:
+            await self.inner.end(error)
+
+    async def flush(self) -> None:
+        """Take nothing more, and wait until what was sent has arrived."""
         if not self._ending:
             self._ending = True
             await self._outbox.put((0.0, None))
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({self._carrier}, timeout=self.uplink.shape.delay_s + 5.0)
-        await self.inner.end(error)
+        if not self.over:
+            patience = self.uplink.quiet_in(asyncio.get_running_loop().time()) + FLUSH_S
+            await asyncio.wait({self._carrier}, timeout=patience)
 
     def drop(self) -> None:
         """Forget what is on the way."""
+        self._ending = True
         self._carrier.cancel()
+
+    @property
+    def over(self) -> bool:
+        """Nothing is on the way, or ever will be."""
+        return self._carrier.done()
 
     async def _carry(self) -> None:
         loop = asyncio.get_running_loop()
@@ -97,12 +115,13 @@ class EmulatedStream:
             arrival, message = await self._outbox.get()
             if message is None:
                 return
+            if self._broken is not None:
+                continue  # whoever waits for room must get it, to be told at the next send
             await asyncio.sleep(arrival - loop.time())
             try:
                 await self.inner.send(message)
-            except TransportError as error:
+            except SwarmError as error:
                 self._broken = error
-                return
 
 
 @dataclass(eq=False)
@@ -124,9 +143,13 @@ class EmulatedTransport:
             around = self._around(stream)
             try:
                 await accept(kind, around)
+            except SwarmError:
+                await around.flush()  # the words that explain the error come before it
+                raise
+            else:
+                await around.flush()
             finally:
                 around.drop()
-                self._streams.discard(around)
 
         return await self.inner.listen(address, accept_slowly)
 
@@ -137,6 +160,7 @@ class EmulatedTransport:
         await self.inner.close()
 
     def _around(self, stream: Stream) -> EmulatedStream:
+        self._streams = {known for known in self._streams if not known.over}
         around = EmulatedStream(stream, self._uplink)
         self._streams.add(around)
         return around

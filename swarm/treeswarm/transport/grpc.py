@@ -2,14 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
 from treeswarm.errors import BadRequest, LinkBroken, Malformed, Refused, SwarmError, Unreachable
-from treeswarm.messages import MAX_MESSAGE_BYTES, Message
+from treeswarm.messages import MAX_MESSAGE_BYTES, FaultCode, Message
 from treeswarm.transport.address import Address
 from treeswarm.transport.seam import Accept, StreamKind
 from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_up, encode
@@ -23,6 +23,10 @@ FLUSH_S = 5.0
 STOP_GRACE_S = 0.5
 # gRPC tells a server that a peer's messages are over before it tells that the peer is gone.
 GONE_S = 0.05
+# The status of a call whose messages are over is in the same packet, or lost for good.
+LAST_WORDS_S = 1.0
+# What gRPC says of a write to a stream that its peer has just ended.
+CORE_ERROR = "Internal error from Core"
 # Messages read ahead of whoever receives; past them HTTP/2 flow control holds the peer back.
 READ_AHEAD = 16
 
@@ -39,8 +43,9 @@ OPTIONS: list[tuple[str, int]] = [
 CHANNEL_OPTIONS = [
     *OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Despite its name, how long one attempt may take; at 200 ms nobody beyond a 100 ms round trip was reachable.
+    ("grpc.min_reconnect_backoff_ms", int(CONNECT_S * 1000)),
     # Without it, channels to one address share a connection, and bulk queues in front of control.
     ("grpc.use_local_subchannel_pool", 1),
 ]
@@ -159,11 +164,13 @@ class GrpcTransport:
     async def connect(self, address: str, kind: StreamKind) -> GrpcStream:
         target = str(Address.parse(address))
         call = self._channel(target, kind).stream_stream(PATHS[kind])()
+        last_words = _LastWords(call, target)
         try:
             await asyncio.wait_for(call.wait_for_connection(), self.connect_s)
         except (grpc.RpcError, TimeoutError, asyncio.CancelledError) as error:
+            ours = isinstance(error, asyncio.CancelledError) and not call.done()  # else gRPC cancelled the call
             call.cancel()
-            if isinstance(error, asyncio.CancelledError) and not call.done():
+            if ours:
                 raise
             why = "no answer in time" if isinstance(error, TimeoutError) else _details(error)
             raise Unreachable(
@@ -174,7 +181,7 @@ class GrpcTransport:
             read=call.read,
             write=call.write,
             decode=decode_control_down if kind is StreamKind.CONTROL else _no_message,
-            why_over=lambda: _why_call_ended(call, target),
+            why_over=last_words,
             finish=lambda stream: self._hang_up(call, stream),
         )
         self._streams.add(stream)
@@ -269,6 +276,7 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         except asyncio.CancelledError:
             # The peer is gone.  That ends the stream, not whoever serves it: a session outlives its stream.
             stream.break_off(LinkBroken(f"the peer {stream.peer} broke the stream"))
+            accepted.add_done_callback(_tell_of_bugs)
             raise
         stream.ended = True
         stream.reader.cancel()
@@ -282,6 +290,17 @@ async def _accepting(accept: Accept, kind: StreamKind, stream: GrpcStream) -> No
     await accept(kind, stream)
 
 
+def _tell_of_bugs(task: "asyncio.Task[None]") -> None:
+    """Nobody is left to hear how a handler ended; only its bugs are news."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, SwarmError):
+        _report_bug(error)
+
+
+def _report_bug(error: BaseException) -> None:
+    asyncio.get_running_loop().call_exception_handler({"message": "a stream's handler failed", "exception": error})
+
+
 async def _cancel_other(task: "asyncio.Task[None]") -> None:
     if task is not asyncio.current_task():
         task.cancel()
@@ -289,7 +308,7 @@ async def _cancel_other(task: "asyncio.Task[None]") -> None:
 
 async def _abort(context: Any, error: BaseException) -> None:
     if not isinstance(error, SwarmError):
-        asyncio.get_running_loop().call_exception_handler({"message": "a stream's handler failed", "exception": error})
+        _report_bug(error)
     status = grpc.StatusCode.INVALID_ARGUMENT if isinstance(error, Malformed) else grpc.StatusCode.FAILED_PRECONDITION
     code = error.code if isinstance(error, Refused) else "malformed" if isinstance(error, Malformed) else "internal"
     text = str(error) if isinstance(error, SwarmError) else "internal error"
@@ -301,16 +320,52 @@ async def _why_context_ended(context: Any) -> SwarmError | None:
     return LinkBroken("the peer broke the stream") if context.cancelled() else None
 
 
-async def _why_call_ended(call: Any, target: str) -> SwarmError | None:
-    status, details = await call.code(), await call.details()
+class _LastWords:
+    """What the peer ended a call with.
+
+    A write that fails because the call is over replaces the call's status by an error of its own, before or after the
+    peer's status arrives; so every status is noted as it comes.
+    """
+
+    def __init__(self, call: Any, target: str) -> None:
+        self._target = target
+        self._heard: asyncio.Future[SwarmError | None] = asyncio.get_running_loop().create_future()
+        call.add_done_callback(self._note)
+
+    async def __call__(self) -> SwarmError | None:
+        """Waits for them.  None: the peer ended well."""
+        done, _ = await asyncio.wait({self._heard}, timeout=LAST_WORDS_S)
+        return self._heard.result() if done else LinkBroken(f"the connection to {self._target} broke")
+
+    def _note(self, call: Any) -> None:
+        details = _at_once(call.details())
+        if details != CORE_ERROR and not self._heard.done():
+            said = (_at_once(call.code()), details, dict(_at_once(call.trailing_metadata()) or ()))
+            self._heard.set_result(_why_call_ended(*said, self._target))
+
+
+def _at_once(asked: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that has nothing to wait for."""
+    try:
+        asked.send(None)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("a finished call knows its status")
+
+
+def _why_call_ended(status: grpc.StatusCode, details: str, metadata: dict[str, Any], target: str) -> SwarmError | None:
     if status is grpc.StatusCode.OK:
         return None
     if status is grpc.StatusCode.INVALID_ARGUMENT:
         return Malformed(details)
     if status is grpc.StatusCode.FAILED_PRECONDITION:
-        codes = dict((await call.trailing_metadata()) or ())
-        return Refused(details, codes.get(CODE_KEY, "refused"))
+        return Refused(details, _known_code(metadata.get(CODE_KEY)))
     return LinkBroken(f"the connection to {target} broke ({details or status.name.lower()})")
+
+
+def _known_code(code: Any) -> str:
+    """A peer's code, or what stands for one we do not know."""
+    return str(code) if code in {known.value for known in FaultCode} else FaultCode.REFUSED.value
 
 
 def _details(error: BaseException) -> str:

@@ -54,6 +54,8 @@ class MemoryStream:
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def send(self, message: Message) -> None:
+        if self._over is not None and self._over.error is not None:
+            raise self._over.error
         if self.ended or self._over is not None or self.other._over is not None:
             raise LinkBroken(f"the stream to {self.peer} has ended")
         # A stream's first words are spared: a transport that lost them would not have connected.
@@ -107,8 +109,8 @@ class MemoryStream:
         if not self.ended:
             self.ended = True
             translated = error if error is None or isinstance(error, SwarmError) else Refused(str(error))
-            if isinstance(translated, LinkBroken):
-                translated = None
+            if self.dialled or isinstance(translated, LinkBroken):
+                translated = None  # a dialler has no words for its going
             self.other.finish(translated)
 
     def finish(self, error: SwarmError | None) -> None:
@@ -199,6 +201,10 @@ class MemoryListener:
             await self.accept(kind, stream)
         except SwarmError as error:
             await stream.end(error)
+        except Exception as error:
+            report = {"message": "a stream's handler failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(report)
+            await stream.end(Refused("internal error"))
         else:
             await stream.end()
 

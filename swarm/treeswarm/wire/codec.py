@@ -45,6 +45,11 @@ def _u32(value: int) -> int:
     return max(0, min(value, U32_LIMIT - 1))
 
 
+def _clipped(text: str) -> str:
+    """Words about a failure must arrive, if not all of them; a path in them need not be valid text."""
+    return text.encode(errors="replace")[: m.MAX_TEXT].decode(errors="ignore")
+
+
 def _numerics_out(n: m.NumericsClass) -> pb.NumericsClass:
     return pb.NumericsClass(weights=n.weights, dtype=n.dtype, quantization=n.quantization)
 
@@ -142,7 +147,7 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
     m.Fault: (
         pb.ControlDown,
         "fault",
-        lambda f: pb.Fault(session=f.session, code=f.code.value, message=f.message, fatal=f.fatal),
+        lambda f: pb.Fault(session=f.session, code=f.code.value, message=_clipped(f.message), fatal=f.fatal),
     ),
     m.LinkHello: (
         pb.LinkUp,
@@ -201,7 +206,8 @@ def _session(value: bytes) -> bytes:
 
 
 def _text(value: str, field: str, limit: int = m.MAX_TEXT) -> str:
-    _require(len(value) <= limit, field, f"{len(value)} characters, at most {limit}")
+    size = len(value.encode())
+    _require(size <= limit, field, f"{size} bytes, at most {limit}")
     return value
 
 

@@ -1,0 +1,105 @@
+"""What the gRPC transport does beyond the seam: distance, silence, strangers."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+
+from treeswarm.errors import Refused, Unreachable
+from treeswarm.messages import FaultCode, Ping, Pong
+from treeswarm.transport.grpc import GrpcTransport
+from treeswarm.transport.seam import Stream, StreamKind
+
+CONTROL, LINK = StreamKind.CONTROL, StreamKind.LINK
+
+
+async def echo(kind: StreamKind, stream: Stream) -> None:
+    """Answers pings until the peer is done."""
+    while (message := await stream.receive()) is not None:
+        assert isinstance(message, Ping)
+        await stream.send(Pong(message.stamp))
+
+
+async def test_grpc_garbage_ends_its_own_stream_only() -> None:
+    transport = GrpcTransport()
+    listener = await transport.listen("127.0.0.1:0", echo)
+    async with grpc.aio.insecure_channel(listener.address) as channel:
+        call = channel.stream_stream("/treeswarm.Swarm/Control")()
+        await call.write(b"\xff\xff garbage")
+        with pytest.raises(grpc.RpcError):
+            assert await call.read() is None
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "no ControlUp" in await call.details()
+    stream = await transport.connect(listener.address, CONTROL)
+    await stream.send(Ping(5))
+    assert await stream.receive() == Pong(5)
+    await stream.end()
+    await listener.close()
+    await transport.close()
+
+
+@contextlib.asynccontextmanager
+async def far_away(port: int, one_way_s: float) -> AsyncIterator[str]:
+    """A door to `port` behind which every byte comes late."""
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            while data := await reader.read(1 << 16):
+                await asyncio.sleep(one_way_s)
+                writer.write(data)
+
+    inside: list[asyncio.Task[None]] = []
+
+    async def enter(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(carry(reader, inner_writer), carry(inner_reader, writer), return_exceptions=True)
+
+    async with await asyncio.start_server(
+        lambda *ends: inside.append(asyncio.create_task(enter(*ends))), "127.0.0.1", 0
+    ) as door:
+        yield f"127.0.0.1:{door.sockets[0].getsockname()[1]}"
+        await asyncio.gather(*inside)
+
+
+async def test_grpc_reaches_the_other_side_of_the_world() -> None:
+    transport = GrpcTransport()
+    listener = await transport.listen("127.0.0.1:0", echo)
+    async with far_away(int(listener.address.rpartition(":")[2]), 0.4) as address:
+        stream = await transport.connect(address, CONTROL)
+        await stream.send(Ping(9))
+        assert await stream.receive() == Pong(9)
+        await stream.end()
+        await transport.close()
+        await listener.close()
+
+
+async def test_grpc_connecting_can_be_cancelled_and_does_not_wait_for_ever() -> None:
+    transport = GrpcTransport(connect_s=0.3)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        connecting = asyncio.create_task(transport.connect(address, CONTROL))
+        await asyncio.sleep(0.1)
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        with pytest.raises(Unreachable, match="no answer in time"):
+            await transport.connect(address, LINK)
+    await transport.close()
+
+
+async def test_grpc_a_code_nobody_knows_is_a_refusal() -> None:
+    async def accept(kind: StreamKind, stream: Stream) -> None:
+        raise Refused("in words of a later version", "not-a-code")
+
+    transport = GrpcTransport()
+    listener = await transport.listen("[::1]:0", accept)
+    assert listener.address.startswith("[::1]:")
+    stream = await transport.connect(listener.address, CONTROL)
+    with pytest.raises(Refused, match="later version") as refused:
+        await stream.receive()
+    assert refused.value.code == FaultCode.REFUSED
+    await transport.close()
+    await listener.close()
