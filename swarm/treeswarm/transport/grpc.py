@@ -44,7 +44,7 @@ CHANNEL_OPTIONS = [
     *OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # Despite its name, how long one attempt may take; at 200 ms nobody beyond a 100 ms round trip was reachable.
+    # Despite its name, how long one attempt may take: at 200 ms, a peer whose handshake took 300 ms was out of reach.
     ("grpc.min_reconnect_backoff_ms", int(CONNECT_S * 1000)),
     # Without it, channels to one address share a connection, and bulk queues in front of control.
     ("grpc.use_local_subchannel_pool", 1),
