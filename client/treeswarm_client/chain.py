@@ -111,7 +111,7 @@ class Chain:
     async def close(self) -> None:
         """Free the session on every node that still listens."""
         for control in self.controls.values():
-            with contextlib.suppress(TransportError):
+            with contextlib.suppress(SwarmError):
                 await control.send(Close(self.session))
         for stream in (self.link, *self.controls.values()):
             await stream.end()
@@ -129,7 +129,7 @@ class Chain:
 
     async def _ping(self, address: str, control: Stream) -> None:
         loop = asyncio.get_running_loop()
-        with contextlib.suppress(TransportError):
+        with contextlib.suppress(SwarmError):
             while not self._failed.is_set():
                 await control.send(Ping(int(loop.time() * 1e6)))
                 await asyncio.sleep(PING_EVERY_S)

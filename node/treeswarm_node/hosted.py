@@ -122,5 +122,5 @@ class HostedSession:
             code = FaultCode(error.code)
         elif isinstance(error, TransportError):
             code = FaultCode.DOWNSTREAM
-        with contextlib.suppress(TransportError):
+        with contextlib.suppress(SwarmError):
             await self.control.send(Fault(self.opened.session, code, str(error)[:1000], fatal))

@@ -27,7 +27,10 @@ class Stream(Protocol):
         ...
 
     async def send(self, message: Message) -> None:
-        """Hand over one message; waits while the stream is full.  Raises LinkBroken."""
+        """Hand over one message; waits while the stream is full.
+
+        Raises LinkBroken, or what the peer ended the stream with (Refused, Malformed) where that is known.
+        """
         ...
 
     async def receive(self) -> Message | None:
