@@ -26,10 +26,15 @@ class Sampler:
         """Tokens int64 [n] and their log-probabilities under p̃, float32 [n].
 
         `logits` are float32 [n, vocab]; `positions[i]` is the place in the text of the token that row i chooses.
-        Ties go to the lowest id.  Raises Refused where a row is not finite.
+        Ties go to the lowest id.  A row's result does not depend on the other rows.  Raises Refused where a row is
+        not finite.
         """
         if not bool(torch.isfinite(logits).all()):
-            raise Refused("the model's logits are not finite", FaultCode.NOT_FINITE)
+            raise Refused(
+                "the model's logits are not finite: its weights are damaged, or overflow their dtype; try other nodes "
+                "or another dtype",
+                FaultCode.NOT_FINITE,
+            )
         logprobs = filtered_logprobs(logits, settings)
         scores = logprobs if settings.greedy else logprobs + self._noise_for(positions, settings, logits.device)
         tokens = first_argmax(scores)
@@ -48,7 +53,7 @@ def filtered_logprobs(logits: torch.Tensor, settings: SamplingSettings) -> torch
     """log p̃, float32 [n, vocab]; −inf for what a filter removed.  Greedy settings filter nothing."""
     if settings.greedy:
         return torch.log_softmax(logits, -1)
-    warm = logits / settings.temperature
+    warm = _tempered(logits, settings.temperature)
     if 0 < settings.top_k < logits.shape[-1]:
         smallest = warm.topk(settings.top_k).values[:, -1:]
         warm = warm.masked_fill(warm < smallest, -torch.inf)
@@ -64,23 +69,49 @@ def first_argmax(scores: torch.Tensor) -> torch.Tensor:
     return torch.where(scores == best, ids, scores.shape[-1]).amin(-1)
 
 
+def _tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """logits / temperature; rows that overflow there are moved first, so that their largest becomes 0: the same
+    distribution, and no other row's rounding changes."""
+    warm = logits / temperature
+    if bool(torch.isfinite(warm).all()):
+        return warm
+    below = logits - logits.amax(-1, keepdim=True)
+    moved = below / max(temperature, torch.finfo(torch.float32).tiny)
+    return torch.where(torch.isfinite(warm).all(-1, keepdim=True), warm, moved)
+
+
 def _nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Which tokens make the smallest set of mass ≥ `top_p`, bool [n, vocab]; the best token always does."""
-    probabilities = torch.softmax(logits, -1)
-    count = min(NUCLEUS_GUESS, logits.shape[-1])
-    kept = _largest_until(probabilities, count, top_p)
-    if kept is None:
-        kept = _largest_until(probabilities, logits.shape[-1], top_p)
-    assert kept is not None
+    """Which tokens make the smallest set of mass ≥ `top_p`, bool [n, vocab]; the best token always does.
+
+    Hugging Face leaves open which of equal logits fall outside; here the lowest ids stay.  Sorting alone would choose
+    otherwise for another number of candidates, and then a text would depend on its tree.
+    """
+    total = torch.logsumexp(logits, -1, keepdim=True)
+    likeliest = logits.topk(min(NUCLEUS_GUESS, logits.shape[-1])).values
+    size, least, covered = _largest_until(likeliest, total, top_p)
+    if not bool(covered.all()):
+        wide = ~covered[:, 0]
+        by_size = logits[wide].sort(-1, descending=True).values
+        size[wide], least[wide], _ = _largest_until(by_size, total[wide], top_p)
+    kept = logits >= least
+    crowded = kept.sum(-1) > size[:, 0]
+    if bool(crowded.any()):
+        kept[crowded] = _lowest_ids(logits[crowded], size[crowded], least[crowded])
     return kept
 
 
-def _largest_until(probabilities: torch.Tensor, count: int, top_p: float) -> torch.Tensor | None:
-    """The nucleus if its tokens are among each row's `count` largest, else None."""
-    values, ids = probabilities.topk(count)
-    before = values.cumsum(-1) - values
-    if count < probabilities.shape[-1] and bool((before[:, -1] + values[:, -1] < top_p).any()):
-        return None
-    inside = before < top_p
-    inside[:, 0] = True
-    return torch.zeros_like(probabilities, dtype=torch.bool).scatter_(-1, ids, inside)
+def _largest_until(
+    falling: torch.Tensor, total: torch.Tensor, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How many of each row's largest logits make mass `top_p`, the least of them, and whether they do; each [n, 1]."""
+    # In float64, since a sum over many thousand float32 would move the boundary.
+    mass = (falling.double() - total).exp().cumsum(-1)
+    # A token is inside if what stands before it falls short.
+    size = (mass[:, :-1] < top_p).sum(-1, keepdim=True) + 1
+    return size, falling.gather(-1, size - 1), mass[:, -1:] >= top_p
+
+
+def _lowest_ids(logits: torch.Tensor, size: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
+    """The `size` tokens from `least` up, where too many equal it: those of the lowest ids, bool [n, vocab]."""
+    above, level = logits > least, logits == least
+    return above | (level & (level.cumsum(-1) <= size - above.sum(-1, keepdim=True)))

@@ -94,6 +94,55 @@ def test_rows_are_chosen_alike_alone_and_together() -> None:
         assert logprob[0] == pytest.approx(logprobs[i], abs=1e-6)
 
 
+def tied_logits(rows: int) -> torch.Tensor:
+    """Rows whose nucleus ends among equal logits, as those of 16-bit models do, and a flat one that needs more of the
+    vocabulary than any guess."""
+    peaked = torch.randn(rows, 4096, generator=torch.Generator().manual_seed(2)) * 3
+    return torch.cat([peaked.bfloat16().float(), torch.zeros(1, 4096)])
+
+
+def test_a_row_keeps_its_nucleus_whatever_stands_beside_it() -> None:
+    logits = tied_logits(20)
+    chosen = SamplingSettings(1.0, 0, 0.9)
+    together = filtered_logprobs(logits, chosen)
+    for i in range(len(logits)):
+        assert torch.equal(together[i] > -torch.inf, filtered_logprobs(logits[i : i + 1], chosen)[0] > -torch.inf)
+
+
+def test_of_equal_logits_the_nucleus_keeps_the_lowest_ids() -> None:
+    """And as many as Hugging Face keeps, give or take the one that float32 rounding of the mass decides."""
+    chosen = SamplingSettings(1.0, 0, 0.9)
+    logits = tied_logits(20)
+    split = 0
+    for row, theirs, mine in zip(logits, hugging_face(logits, chosen), filtered_logprobs(logits, chosen), strict=True):
+        kept = mine > -torch.inf
+        assert abs(int(kept.sum()) - int((theirs > -torch.inf).sum())) <= 1
+        level = kept[row == row[kept].min()].tolist()
+        assert level == sorted(level, reverse=True)
+        assert bool(kept[row > row[kept].min()].all())
+        split += not all(level)
+    assert split > 5
+
+
+@pytest.mark.parametrize("temperature", [1e-37, 1e-45, 1e-300])
+def test_next_to_no_temperature_is_greedy(temperature: float) -> None:
+    """Division overflows here, which once became a token beyond the vocabulary."""
+    logits = torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(3)) * 30
+    for chosen in (SamplingSettings(temperature), SamplingSettings(temperature, 5, 0.9)):
+        tokens, logprobs = Sampler(VOCAB).choose(logits, np.arange(6), chosen)
+        assert tokens.tolist() == logits.argmax(-1).tolist()
+        assert logprobs.tolist() == [0.0] * 6
+
+
+def test_a_row_that_overflows_leaves_the_others_as_they_are() -> None:
+    logits = torch.cat([LOGITS[None], LOGITS[None] * 3.5e37])
+    chosen = SamplingSettings(0.1, 0, 0.95)
+    together = filtered_logprobs(logits, chosen)
+    assert torch.equal(together[:1], filtered_logprobs(logits[:1], chosen))
+    assert together[1].argmax() == 0
+    assert together[1, 0] == 0.0
+
+
 def test_ties_go_to_the_lowest_id() -> None:
     scores = torch.tensor([[1.0, 3.0, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
     assert first_argmax(scores).tolist() == [1, 0]
