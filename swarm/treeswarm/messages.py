@@ -6,8 +6,9 @@ true.  Arrays are NumPy, one-dimensional, read-only.
 
 Two kinds of stream carry them:
 
-    control  client → node: Describe, Open, Hint, Ping, Close
-             node → client: Description, Opened, Answer (from the tail), Pong, Fault
+    control  client → node: Describe, Open, Resume, Hint, Ping, Close; Watch, DialBack, Manage, Rent
+             node → client: Description, Opened, Answer (from the tail), Pong, Fault; Records, DialledBack, Managed,
+             Rented, Incoming
     link     upstream → downstream: LinkHello once, then Append after Append (the client is the head's
              upstream); nothing but the end of the stream comes back
 """
@@ -31,6 +32,9 @@ MAX_CROWN = 4096
 MAX_TRUNK = 1 << 22
 MAX_HOPS = 256
 MAX_TEXT = 4096
+MAX_RECORD_BYTES = 600
+MAX_RECORDS = 4096
+SIGNATURE_BYTES = 64
 SESSION_ID_BYTES = 16
 TICKET_BYTES = 16
 
@@ -60,6 +64,11 @@ class FaultCode(StrEnum):
     REPLAYED = "replayed"
     NOT_FINITE = "not-finite"
     DOWNSTREAM = "downstream"
+    DRAINING = "draining"
+    NO_JOURNAL = "no-journal"
+    EXPIRED = "expired"
+    TOO_MANY = "too-many"
+    WRONG_SWARM_KEY = "wrong-swarm-key"
     INTERNAL = "internal"
     REFUSED = "refused"
 
@@ -108,6 +117,15 @@ class NextHop:
 
 
 @dataclass(frozen=True)
+class Resumption:
+    """Where a session goes on after a loss: the text that every survivor is sure to have."""
+
+    trunk_length: int
+    tip: int
+    """What the client calls the last token of it: an id never used before."""
+
+
+@dataclass(frozen=True)
 class Open:
     """Reserve a session.  Every node of the route gets its own."""
 
@@ -124,6 +142,24 @@ class Open:
     """What the upstream link must show."""
     next_hop: NextHop | None
     """None: this node is the tail."""
+    resumption: Resumption | None = None
+    """This node replaces a lost one: replayed rows come first."""
+    forwards_replay: bool = False
+    """The next hop is a replacement too."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """To a node that stays when others were lost: cut the trunk back, drop the crown, go on in a new epoch."""
+
+    version: int
+    session: bytes
+    epoch: int
+    resumption: Resumption
+    ticket: bytes
+    next_hop: NextHop | None
+    replays: bool
+    """The next hop is new: send it the journal first."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +177,8 @@ class Ping:
     """Liveness; `stamp` comes back untouched."""
 
     stamp: int
+    session: bytes = b""
+    """Whose progress the Pong tells; empty: nobody's."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +186,37 @@ class Close:
     """Free the session now."""
 
     session: bytes
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Ask for signed records: this node's own, or everyone's that it knows, now and as they change."""
+
+    version: int
+    everyone: bool
+
+
+@dataclass(frozen=True)
+class DialBack:
+    """Ask a node to dial `address`, to learn whether strangers reach it."""
+
+    address: str
+
+
+@dataclass(frozen=True)
+class Manage:
+    """An owner's order, signed by the node's own identity: `pause`, `resume` or `drain`."""
+
+    action: str
+    stamp: int
+    signature: bytes
+
+
+@dataclass(frozen=True)
+class Rent:
+    """Ask for a port that strangers can reach, in place of one's own."""
+
+    version: int
 
 
 # ---------------------------------------------------------------- control, node to client
@@ -206,7 +275,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Pong:
+    """With how far the session's appends have come here, in its present epoch."""
+
     stamp: int
+    received: int = 0
+    passed_on: int = 0
 
 
 @dataclass(frozen=True)
@@ -217,6 +290,39 @@ class Fault:
     code: FaultCode
     message: str
     fatal: bool
+
+
+@dataclass(frozen=True)
+class Records:
+    """Signed records, each as its bytes; all of them first, then what is new."""
+
+    sealed: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class DialledBack:
+    reached: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Managed:
+    message: str
+
+
+@dataclass(frozen=True)
+class Rented:
+    """Strangers dial `port`; the tenant fetches each of their connections at `fetch_port`, by its token."""
+
+    port: int
+    fetch_port: int
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A stranger has dialled the rented port."""
+
+    token: bytes
 
 
 # ---------------------------------------------------------------- link
@@ -259,13 +365,16 @@ class Append:
     fresh: bool = False
     """After the commit, what is left of the crown is dead: the target's token was none of the new tip's children.
     Descent alone would keep them until the commit after this one, and every crown would need twice its room."""
+    replay: bool = False
+    """Rows of the trunk for a node that replaces a lost one: a prefill that nobody answers.  `seq` counts replays
+    alone, and ids are positions + 1."""
 
     @property
     def rows(self) -> int:
         return len(self.tokens)
 
 
-ControlUp = Describe | Open | Hint | Ping | Close
-ControlDown = Description | Opened | Answer | Pong | Fault
+ControlUp = Describe | Open | Resume | Hint | Ping | Close | Watch | DialBack | Manage | Rent
+ControlDown = Description | Opened | Answer | Pong | Fault | Records | DialledBack | Managed | Rented | Incoming
 LinkUp = LinkHello | Append
 Message = ControlUp | ControlDown | LinkUp

@@ -1,35 +1,44 @@
 """The registry seam: who is out there.
 
-Adapters: `memory.py` and `static.py`; one conformance suite runs against all.
+Everything in a registry is signed bytes that anyone may store and pass on; `book.py` decides what of it is believed.
+Adapters: `memory.py`, `peers.py` (what nodes tell clients), `dht.py`, `mqtt.py`; one conformance suite runs against
+all.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Protocol
 
+from treeswarm.records import SealedRecord
 
-@dataclass(frozen=True)
-class NodeRecord:
-    """What a registry knows of one node; the node itself says the rest."""
-
-    address: str
+Snapshot = tuple[SealedRecord, ...]
 
 
 class Registry(Protocol):
-    """Four verbs.  All may raise TransportError where a registry is reached over a network."""
+    """Records of the nodes that serve one model.  Verbs raise TransportError where the registry cannot be reached; what
+    was known stays known until it expires."""
 
-    async def announce(self, record: NodeRecord) -> None:
-        """Make `record` known, in place of an older one of the same address."""
+    @property
+    def rejected(self) -> "Counter[str]":
+        """Records that were not believed, by reason: forged, stale, expired, oversized, malformed, other-model."""
         ...
 
-    async def withdraw(self, address: str) -> None:
-        """Forget the node at `address`; nothing happens if it was not known."""
+    async def announce(self, sealed: SealedRecord) -> None:
+        """Make it known, in place of older ones of the same node."""
         ...
 
-    async def snapshot(self) -> tuple[NodeRecord, ...]:
-        """All that is known now, in the order announced."""
+    async def withdraw(self, sealed: SealedRecord) -> None:
+        """Make known that the node is gone: `sealed` is its last record, in state GONE."""
         ...
 
-    def watch(self) -> AsyncIterator[tuple[NodeRecord, ...]]:
-        """Snapshots: the present one at once, then one after every change."""
+    async def snapshot(self) -> Snapshot:
+        """All believed and alive now; at most one a node, none in state GONE."""
+        ...
+
+    def watch(self) -> AsyncIterator[Snapshot]:
+        """Snapshots: the present one at once, then one after changes (several may come as one)."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and processes.  Announced records stay until they expire."""
         ...

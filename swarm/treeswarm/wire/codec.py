@@ -16,148 +16,13 @@ from treeswarm.errors import BadRequest, Malformed
 from treeswarm.sampling import SamplingSettings
 from treeswarm.spans import Span
 from treeswarm.wire import treeswarm_pb2 as pb
+from treeswarm.wire.encode import encode
+
+__all__ = ["decode_control_down", "decode_control_up", "decode_link_up", "encode"]
 
 U32_LIMIT = 2**32
 ANSWERS = {pb.NONE: m.Answers.NONE, pb.LAST: m.Answers.LAST, pb.ALL: m.Answers.ALL}
-ANSWERS_OUT = {value: key for key, value in ANSWERS.items()}
 DTYPES = {"float32", "bfloat16", "float16"}
-
-# ---------------------------------------------------------------- out
-
-
-def encode(message: m.Message) -> bytes:
-    """Any message as the bytes its stream carries."""
-    kind, name, build = _OUT[type(message)]
-    return bytes(kind(**{name: build(message)}).SerializeToString())
-
-
-def _timings_out(timings: tuple[m.HopTiming, ...]) -> list[pb.HopTiming]:
-    return [
-        pb.HopTiming(
-            queue_us=_u32(t.queue_us), compute_us=_u32(t.compute_us), rows=t.rows, batch_sessions=t.batch_sessions
-        )
-        for t in timings
-    ]
-
-
-def _u32(value: int) -> int:
-    """A duration that a u32 cannot hold is as good as the longest it can."""
-    return max(0, min(value, U32_LIMIT - 1))
-
-
-def _clipped(text: str) -> str:
-    """Words about a failure must arrive, if not all of them; a path in them need not be valid text."""
-    return text.encode(errors="replace")[: m.MAX_TEXT].decode(errors="ignore")
-
-
-def _numerics_out(n: m.NumericsClass) -> pb.NumericsClass:
-    return pb.NumericsClass(weights=n.weights, dtype=n.dtype, quantization=n.quantization)
-
-
-def _span_out(span: Span) -> pb.Span:
-    return pb.Span(start=span.start, end=span.end)
-
-
-def _array_out(array: NDArray[Any], dtype: str) -> bytes:
-    return array.astype(dtype, copy=False).tobytes()
-
-
-def _description_out(d: m.Description) -> pb.Description:
-    return pb.Description(
-        version=d.version,
-        software=d.software,
-        span=_span_out(d.span),
-        blocks=d.blocks,
-        vocab_size=d.vocab_size,
-        hidden_size=d.hidden_size,
-        max_positions=d.max_positions,
-        config=d.config,
-        numerics=_numerics_out(d.numerics),
-        attention=d.attention,
-        trunk_free=d.trunk_free,
-        frames=d.frames,
-        forwards=d.forwards,
-        forward_sessions=d.forward_sessions,
-    )
-
-
-def _open_out(o: m.Open) -> pb.Open:
-    made = pb.Open(
-        version=o.version,
-        session=o.session,
-        epoch=o.epoch,
-        span=_span_out(o.span),
-        numerics=_numerics_out(o.numerics),
-        trunk_room=o.trunk_room,
-        crown_room=o.crown_room,
-        ticket=o.ticket,
-    )
-    if o.next_hop is not None:
-        made.next_hop.CopyFrom(pb.NextHop(address=o.next_hop.address, ticket=o.next_hop.ticket))
-    return made
-
-
-def _answer_out(a: m.Answer) -> pb.Answer:
-    return pb.Answer(
-        session=a.session,
-        epoch=a.epoch,
-        seq=a.seq,
-        ids=_array_out(a.ids, "<u4"),
-        tokens=_array_out(a.tokens, "<u4"),
-        logprobs=_array_out(a.logprobs, "<f4"),
-        timings=_timings_out(a.timings),
-    )
-
-
-def _append_out(a: m.Append) -> pb.Append:
-    s = a.settings
-    return pb.Append(
-        epoch=a.epoch,
-        seq=a.seq,
-        commit=_array_out(a.commit, "<u4"),
-        first_id=a.first_id,
-        parents=_array_out(a.parents, "<u4"),
-        tokens=_array_out(a.tokens, "<u4"),
-        prefill=a.prefill,
-        answers=ANSWERS_OUT[a.answers],
-        settings=pb.SamplingSettings(
-            temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, seed=s.seed, sample=s.sample
-        ),
-        skipped=np.packbits(a.skipped, bitorder="little").tobytes() if a.skipped.any() else b"",
-        hidden=a.hidden,
-        timings=_timings_out(a.timings),
-        fresh=a.fresh,
-    )
-
-
-_OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
-    m.Describe: (pb.ControlUp, "describe", lambda d: pb.Describe(version=d.version)),
-    m.Open: (pb.ControlUp, "open", _open_out),
-    m.Hint: (pb.ControlUp, "hint", lambda h: pb.Hint(session=h.session, trunk_length=h.trunk_length, tip=h.tip)),
-    m.Ping: (pb.ControlUp, "ping", lambda p: pb.Ping(stamp=p.stamp)),
-    m.Close: (pb.ControlUp, "close", lambda c: pb.Close(session=c.session)),
-    m.Description: (pb.ControlDown, "description", _description_out),
-    m.Opened: (
-        pb.ControlDown,
-        "opened",
-        lambda o: pb.Opened(session=o.session, epoch=o.epoch, credit_rows=o.credit_rows),
-    ),
-    m.Answer: (pb.ControlDown, "answer", _answer_out),
-    m.Pong: (pb.ControlDown, "pong", lambda p: pb.Pong(stamp=p.stamp)),
-    m.Fault: (
-        pb.ControlDown,
-        "fault",
-        lambda f: pb.Fault(session=f.session, code=f.code.value, message=_clipped(f.message), fatal=f.fatal),
-    ),
-    m.LinkHello: (
-        pb.LinkUp,
-        "hello",
-        lambda h: pb.LinkHello(version=h.version, session=h.session, epoch=h.epoch, ticket=h.ticket),
-    ),
-    m.Append: (pb.LinkUp, "append", _append_out),
-}
-
-# ---------------------------------------------------------------- in
 
 
 def decode_control_up(data: bytes) -> m.ControlUp:
@@ -257,10 +122,6 @@ def _description_in(d: pb.Description) -> m.Description:
 
 
 def _open_in(o: pb.Open) -> m.Open:
-    hop = None
-    if o.HasField("next_hop"):
-        ticket = _id_bytes(o.next_hop.ticket, "next_hop.ticket", m.TICKET_BYTES)
-        hop = m.NextHop(_text(o.next_hop.address, "next_hop.address", 512), ticket)
     return m.Open(
         version=o.version,
         session=_session(o.session),
@@ -270,8 +131,39 @@ def _open_in(o: pb.Open) -> m.Open:
         trunk_room=_count(o.trunk_room, "trunk_room", 1, m.MAX_TRUNK),
         crown_room=_count(o.crown_room, "crown_room", 1, m.MAX_CROWN),
         ticket=_id_bytes(o.ticket, "ticket", m.TICKET_BYTES),
-        next_hop=hop,
+        next_hop=_hop_in(o),
+        resumption=_resumption_in(o.resumption) if o.HasField("resumption") else None,
+        forwards_replay=o.forwards_replay,
     )
+
+
+def _resume_in(r: pb.Resume) -> m.Resume:
+    return m.Resume(
+        version=r.version,
+        session=_session(r.session),
+        epoch=r.epoch,
+        resumption=_resumption_in(r.resumption),
+        ticket=_id_bytes(r.ticket, "ticket", m.TICKET_BYTES),
+        next_hop=_hop_in(r),
+        replays=r.replays,
+    )
+
+
+def _hop_in(message: pb.Open | pb.Resume) -> m.NextHop | None:
+    if not message.HasField("next_hop"):
+        return None
+    ticket = _id_bytes(message.next_hop.ticket, "next_hop.ticket", m.TICKET_BYTES)
+    return m.NextHop(_text(message.next_hop.address, "next_hop.address", 512), ticket)
+
+
+def _resumption_in(r: pb.Resumption) -> m.Resumption:
+    return m.Resumption(_count(r.trunk_length, "trunk_length", 0, m.MAX_TRUNK), r.tip)
+
+
+def _records_in(r: pb.Records) -> m.Records:
+    _require(len(r.sealed) <= m.MAX_RECORDS, "records", f"{len(r.sealed)} records, at most {m.MAX_RECORDS}")
+    # A record too large is for the reader to refuse and count, not a reason to lose the others.
+    return m.Records(tuple(r.sealed))
 
 
 def _answer_in(a: pb.Answer) -> m.Answer:
@@ -317,6 +209,7 @@ def _append_in(a: pb.Append) -> m.Append:
         hidden=a.hidden,
         timings=_timings_in(a.timings),
         fresh=a.fresh,
+        replay=a.replay,
     )
 
 
@@ -331,12 +224,24 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "describe": lambda d: m.Describe(d.version),
     "open": _open_in,
     "hint": lambda h: m.Hint(_session(h.session), h.trunk_length, h.tip),
-    "ping": lambda p: m.Ping(p.stamp),
+    "ping": lambda p: m.Ping(p.stamp, _session(p.session) if p.session else b""),
     "close": lambda c: m.Close(_session(c.session)),
     "description": _description_in,
     "opened": lambda o: m.Opened(_session(o.session), o.epoch, o.credit_rows),
     "answer": _answer_in,
-    "pong": lambda p: m.Pong(p.stamp),
+    "pong": lambda p: m.Pong(p.stamp, p.received, p.passed_on),
+    "resume": _resume_in,
+    "watch": lambda w: m.Watch(w.version, w.everyone),
+    "records": _records_in,
+    "dial_back": lambda d: m.DialBack(_text(d.address, "address", 512)),
+    "dialled_back": lambda d: m.DialledBack(d.reached, _text(d.why, "why")),
+    "manage": lambda o: m.Manage(
+        _text(o.action, "action", 32), o.stamp, _id_bytes(o.signature, "signature", m.SIGNATURE_BYTES)
+    ),
+    "managed": lambda d: m.Managed(_text(d.message, "message")),
+    "rent": lambda r: m.Rent(r.version),
+    "rented": lambda r: m.Rented(_count(r.port, "port", 1, 65535), _count(r.fetch_port, "fetch_port", 1, 65535)),
+    "incoming": lambda i: m.Incoming(_id_bytes(i.token, "token", m.TICKET_BYTES)),
     "fault": _fault_in,
     "hello": lambda h: m.LinkHello(
         h.version, _session(h.session), h.epoch, _id_bytes(h.ticket, "ticket", m.TICKET_BYTES)

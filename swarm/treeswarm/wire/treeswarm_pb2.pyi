@@ -16,32 +16,52 @@ LAST: Answers
 ALL: Answers
 
 class ControlUp(_message.Message):
-    __slots__ = ("describe", "open", "hint", "ping", "close")
+    __slots__ = ("describe", "open", "hint", "ping", "close", "resume", "watch", "dial_back", "manage", "rent")
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     HINT_FIELD_NUMBER: _ClassVar[int]
     PING_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    WATCH_FIELD_NUMBER: _ClassVar[int]
+    DIAL_BACK_FIELD_NUMBER: _ClassVar[int]
+    MANAGE_FIELD_NUMBER: _ClassVar[int]
+    RENT_FIELD_NUMBER: _ClassVar[int]
     describe: Describe
     open: Open
     hint: Hint
     ping: Ping
     close: Close
-    def __init__(self, describe: _Optional[_Union[Describe, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., hint: _Optional[_Union[Hint, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
+    resume: Resume
+    watch: Watch
+    dial_back: DialBack
+    manage: Manage
+    rent: Rent
+    def __init__(self, describe: _Optional[_Union[Describe, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., hint: _Optional[_Union[Hint, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., dial_back: _Optional[_Union[DialBack, _Mapping]] = ..., manage: _Optional[_Union[Manage, _Mapping]] = ..., rent: _Optional[_Union[Rent, _Mapping]] = ...) -> None: ...
 
 class ControlDown(_message.Message):
-    __slots__ = ("description", "opened", "answer", "pong", "fault")
+    __slots__ = ("description", "opened", "answer", "pong", "fault", "records", "dialled_back", "managed", "rented", "incoming")
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     PONG_FIELD_NUMBER: _ClassVar[int]
     FAULT_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    DIALLED_BACK_FIELD_NUMBER: _ClassVar[int]
+    MANAGED_FIELD_NUMBER: _ClassVar[int]
+    RENTED_FIELD_NUMBER: _ClassVar[int]
+    INCOMING_FIELD_NUMBER: _ClassVar[int]
     description: Description
     opened: Opened
     answer: Answer
     pong: Pong
     fault: Fault
-    def __init__(self, description: _Optional[_Union[Description, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ...) -> None: ...
+    records: Records
+    dialled_back: DialledBack
+    managed: Managed
+    rented: Rented
+    incoming: Incoming
+    def __init__(self, description: _Optional[_Union[Description, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., dialled_back: _Optional[_Union[DialledBack, _Mapping]] = ..., managed: _Optional[_Union[Managed, _Mapping]] = ..., rented: _Optional[_Union[Rented, _Mapping]] = ..., incoming: _Optional[_Union[Incoming, _Mapping]] = ...) -> None: ...
 
 class LinkUp(_message.Message):
     __slots__ = ("hello", "append")
@@ -120,7 +140,7 @@ class NextHop(_message.Message):
     def __init__(self, address: _Optional[str] = ..., ticket: _Optional[bytes] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("version", "session", "epoch", "span", "numerics", "trunk_room", "crown_room", "ticket", "next_hop")
+    __slots__ = ("version", "session", "epoch", "span", "numerics", "trunk_room", "crown_room", "ticket", "next_hop", "resumption", "forwards_replay")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +150,8 @@ class Open(_message.Message):
     CROWN_ROOM_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     NEXT_HOP_FIELD_NUMBER: _ClassVar[int]
+    RESUMPTION_FIELD_NUMBER: _ClassVar[int]
+    FORWARDS_REPLAY_FIELD_NUMBER: _ClassVar[int]
     version: int
     session: bytes
     epoch: int
@@ -139,7 +161,35 @@ class Open(_message.Message):
     crown_room: int
     ticket: bytes
     next_hop: NextHop
-    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., trunk_room: _Optional[int] = ..., crown_room: _Optional[int] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ...) -> None: ...
+    resumption: Resumption
+    forwards_replay: bool
+    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., trunk_room: _Optional[int] = ..., crown_room: _Optional[int] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., forwards_replay: bool = ...) -> None: ...
+
+class Resumption(_message.Message):
+    __slots__ = ("trunk_length", "tip")
+    TRUNK_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    TIP_FIELD_NUMBER: _ClassVar[int]
+    trunk_length: int
+    tip: int
+    def __init__(self, trunk_length: _Optional[int] = ..., tip: _Optional[int] = ...) -> None: ...
+
+class Resume(_message.Message):
+    __slots__ = ("version", "session", "epoch", "resumption", "ticket", "next_hop", "replays")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RESUMPTION_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    NEXT_HOP_FIELD_NUMBER: _ClassVar[int]
+    REPLAYS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    session: bytes
+    epoch: int
+    resumption: Resumption
+    ticket: bytes
+    next_hop: NextHop
+    replays: bool
+    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., replays: bool = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("session", "epoch", "credit_rows")
@@ -162,16 +212,22 @@ class Hint(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., trunk_length: _Optional[int] = ..., tip: _Optional[int] = ...) -> None: ...
 
 class Ping(_message.Message):
-    __slots__ = ("stamp",)
+    __slots__ = ("stamp", "session")
     STAMP_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     stamp: int
-    def __init__(self, stamp: _Optional[int] = ...) -> None: ...
+    session: bytes
+    def __init__(self, stamp: _Optional[int] = ..., session: _Optional[bytes] = ...) -> None: ...
 
 class Pong(_message.Message):
-    __slots__ = ("stamp",)
+    __slots__ = ("stamp", "received", "passed_on")
     STAMP_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    PASSED_ON_FIELD_NUMBER: _ClassVar[int]
     stamp: int
-    def __init__(self, stamp: _Optional[int] = ...) -> None: ...
+    received: int
+    passed_on: int
+    def __init__(self, stamp: _Optional[int] = ..., received: _Optional[int] = ..., passed_on: _Optional[int] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ("session",)
@@ -248,7 +304,7 @@ class SamplingSettings(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., sample: _Optional[int] = ...) -> None: ...
 
 class Append(_message.Message):
-    __slots__ = ("epoch", "seq", "commit", "first_id", "parents", "tokens", "prefill", "answers", "settings", "skipped", "hidden", "timings", "fresh")
+    __slots__ = ("epoch", "seq", "commit", "first_id", "parents", "tokens", "prefill", "answers", "settings", "skipped", "hidden", "timings", "fresh", "replay")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
@@ -262,6 +318,7 @@ class Append(_message.Message):
     HIDDEN_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     FRESH_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     seq: int
     commit: bytes
@@ -275,4 +332,123 @@ class Append(_message.Message):
     hidden: bytes
     timings: _containers.RepeatedCompositeFieldContainer[HopTiming]
     fresh: bool
-    def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., commit: _Optional[bytes] = ..., first_id: _Optional[int] = ..., parents: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., prefill: bool = ..., answers: _Optional[_Union[Answers, str]] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., skipped: _Optional[bytes] = ..., hidden: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., fresh: bool = ...) -> None: ...
+    replay: bool
+    def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., commit: _Optional[bytes] = ..., first_id: _Optional[int] = ..., parents: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., prefill: bool = ..., answers: _Optional[_Union[Answers, str]] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., skipped: _Optional[bytes] = ..., hidden: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., fresh: bool = ..., replay: bool = ...) -> None: ...
+
+class NodeRecord(_message.Message):
+    __slots__ = ("version", "generation", "expires", "state", "address", "pin", "reachable", "name", "model", "weights", "dtype", "quantization", "span", "blocks", "rate", "hop_s", "free_tokens", "total_tokens", "coordinate", "software")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    REACHABLE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    SPAN_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    HOP_S_FIELD_NUMBER: _ClassVar[int]
+    FREE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COORDINATE_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    generation: int
+    expires: int
+    state: str
+    address: str
+    pin: bytes
+    reachable: bool
+    name: str
+    model: bytes
+    weights: bytes
+    dtype: str
+    quantization: str
+    span: Span
+    blocks: int
+    rate: float
+    hop_s: float
+    free_tokens: int
+    total_tokens: int
+    coordinate: _containers.RepeatedScalarFieldContainer[float]
+    software: str
+    def __init__(self, version: _Optional[int] = ..., generation: _Optional[int] = ..., expires: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., pin: _Optional[bytes] = ..., reachable: bool = ..., name: _Optional[str] = ..., model: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., rate: _Optional[float] = ..., hop_s: _Optional[float] = ..., free_tokens: _Optional[int] = ..., total_tokens: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ..., software: _Optional[str] = ...) -> None: ...
+
+class SealedRecord(_message.Message):
+    __slots__ = ("record", "key", "signature")
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    record: bytes
+    key: bytes
+    signature: bytes
+    def __init__(self, record: _Optional[bytes] = ..., key: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Watch(_message.Message):
+    __slots__ = ("version", "everyone")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    EVERYONE_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    everyone: bool
+    def __init__(self, version: _Optional[int] = ..., everyone: bool = ...) -> None: ...
+
+class Records(_message.Message):
+    __slots__ = ("sealed",)
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    sealed: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, sealed: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class DialBack(_message.Message):
+    __slots__ = ("address",)
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    def __init__(self, address: _Optional[str] = ...) -> None: ...
+
+class DialledBack(_message.Message):
+    __slots__ = ("reached", "why")
+    REACHED_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    reached: bool
+    why: str
+    def __init__(self, reached: bool = ..., why: _Optional[str] = ...) -> None: ...
+
+class Manage(_message.Message):
+    __slots__ = ("action", "stamp", "signature")
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    STAMP_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    action: str
+    stamp: int
+    signature: bytes
+    def __init__(self, action: _Optional[str] = ..., stamp: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Managed(_message.Message):
+    __slots__ = ("message",)
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    message: str
+    def __init__(self, message: _Optional[str] = ...) -> None: ...
+
+class Rent(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class Rented(_message.Message):
+    __slots__ = ("port", "fetch_port")
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    FETCH_PORT_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    fetch_port: int
+    def __init__(self, port: _Optional[int] = ..., fetch_port: _Optional[int] = ...) -> None: ...
+
+class Incoming(_message.Message):
+    __slots__ = ("token",)
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
+    def __init__(self, token: _Optional[bytes] = ...) -> None: ...

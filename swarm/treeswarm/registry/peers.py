@@ -1,0 +1,118 @@
+"""What nodes tell whoever asks: a client needs a few addresses, and neither a DHT nor a broker."""
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass, field
+
+from treeswarm import PROTOCOL_VERSION
+from treeswarm.errors import BadRequest, SwarmError, TransportError, Unreachable
+from treeswarm.messages import Records, Watch
+from treeswarm.records import SealedRecord
+from treeswarm.registry.book import BookRegistry
+from treeswarm.transport.seam import Stream, StreamKind, Transport
+
+log = logging.getLogger(__name__)
+
+# Two may lie or die at once, and a third still tells.
+SOURCES = 3
+RETRY_S = 2.0
+FIRST_WORD_S = 10.0
+
+
+@dataclass(eq=False)
+class PeersRegistry(BookRegistry):
+    """Watches nodes over the transport.
+
+    With `everyone` each node tells all it knows, so a few addresses stand for the swarm, and when those are gone, nodes
+    heard of take their place.  Without, each speaks for itself: exactly `addresses` are the swarm.
+    """
+
+    transport: Transport = field(kw_only=True)
+    addresses: tuple[str, ...] = field(kw_only=True)
+    everyone: bool = True
+    silent: dict[str, SwarmError] = field(default_factory=dict)
+    """Addresses that did not answer when last asked, and why."""
+    _asked: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _first: dict[str, asyncio.Event] = field(default_factory=dict)
+    _keeper: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.addresses:
+            raise BadRequest("no node is named: give --peers HOST:PORT,HOST:PORT")
+
+    async def start(self) -> None:
+        """Ask, and wait for the first words.  Raises why, if none of the addresses answers."""
+        self._keeper = asyncio.create_task(self._keep_asking())
+        waiting = [asyncio.create_task(self._heard_of(address)) for address in self.addresses]
+        # Everyone's word in a static list; anyone's where each tells of all.
+        await asyncio.wait(
+            waiting,
+            timeout=FIRST_WORD_S,
+            return_when=asyncio.FIRST_COMPLETED if self.everyone else asyncio.ALL_COMPLETED,
+        )
+        while self.everyone and not self.book.alive() and not all(task.done() for task in waiting):
+            done, _ = await asyncio.wait([t for t in waiting if not t.done()], timeout=FIRST_WORD_S)
+            if not done:
+                break
+        for task in waiting:
+            task.cancel()
+        if not self.book.alive():
+            await self.close()
+            errors = list(self.silent.values())
+            raise errors[0] if errors else Unreachable(f"nobody answers at {', '.join(self.addresses)}")
+
+    async def announce(self, sealed: SealedRecord) -> None:
+        raise BadRequest("a node announces itself in a DHT, at a broker or nowhere; clients' lists take no records")
+
+    async def withdraw(self, sealed: SealedRecord) -> None:
+        await self.announce(sealed)
+
+    async def close(self) -> None:
+        tasks = [task for task in (self._keeper, *self._asked.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _heard_of(self, address: str) -> None:
+        await self._first.setdefault(address, asyncio.Event()).wait()
+
+    async def _keep_asking(self) -> None:
+        while True:
+            for address in self._wanted():
+                if address not in self._asked or self._asked[address].done():
+                    self._asked[address] = asyncio.create_task(self._ask(address))
+            await asyncio.sleep(RETRY_S)
+
+    def _wanted(self) -> list[str]:
+        if not self.everyone:
+            return list(self.addresses)
+        speaking = [address for address, task in self._asked.items() if not task.done()]
+        known = [sealed.record.dial for sealed in self.book.alive() if sealed.record.reachable]
+        candidates = [address for address in (*self.addresses, *known) if address not in speaking]
+        return [*speaking, *candidates][: max(SOURCES, len(self.addresses))]
+
+    async def _ask(self, address: str) -> None:
+        """Listen to one node until it stops talking."""
+        try:
+            stream = await self.transport.connect(address, StreamKind.CONTROL)
+            try:
+                await self._listen(address, stream)
+            finally:
+                with contextlib.suppress(SwarmError):
+                    await stream.end()
+        except SwarmError as error:
+            self.silent[address] = error
+            log.info("%s tells nothing: %s", address, error)
+        finally:
+            self._first.setdefault(address, asyncio.Event()).set()
+
+    async def _listen(self, address: str, stream: Stream) -> None:
+        await stream.send(Watch(PROTOCOL_VERSION, self.everyone))
+        while (message := await stream.receive()) is not None:
+            if not isinstance(message, Records):
+                raise TransportError(f"{address} answered a watch with a {type(message).__name__}")
+            await self.hear(message.sealed)
+            self.silent.pop(address, None)
+            self._first.setdefault(address, asyncio.Event()).set()

@@ -1,0 +1,117 @@
+"""Records to signed bytes and back.  What comes out was signed by the node it speaks of, with every field in bounds."""
+
+import math
+
+from google.protobuf.message import DecodeError
+
+from treeswarm.errors import BadRequest, Malformed
+from treeswarm.keys import Signer, verify
+from treeswarm.messages import MAX_RECORD_BYTES, SIGNATURE_BYTES, NumericsClass
+from treeswarm.records import COORDINATE_LENGTH, RECORD_VERSION, NodeRecord, NodeState, SealedRecord
+from treeswarm.spans import Span
+from treeswarm.transport.address import Address
+from treeswarm.wire import treeswarm_pb2 as pb
+
+# So that a signature over a record can never pass for one over anything else.
+RECORD_PREFIX = b"treeswarm record\n"
+KEY_BYTES = 32
+DIGEST_BYTES = 32
+PIN_BYTES = 16
+MAX_BLOCKS = 2**16
+DTYPES = {"float32", "bfloat16", "float16"}
+
+
+class Forged(Malformed):
+    """A record whose signature is not its node's."""
+
+
+def seal(record: NodeRecord, signer: Signer) -> SealedRecord:
+    """Sign.  Raises BadRequest for a record that would be too large to pass on."""
+    assert record.key == signer.public_key
+    body = pb.NodeRecord(
+        version=RECORD_VERSION,
+        generation=record.generation,
+        expires=record.expires,
+        state=record.state.value,
+        address=record.address,
+        pin=bytes.fromhex(record.pin),
+        reachable=record.reachable,
+        name=record.name,
+        model=bytes.fromhex(record.model),
+        weights=bytes.fromhex(record.numerics.weights),
+        dtype=record.numerics.dtype,
+        quantization=record.numerics.quantization,
+        span=pb.Span(start=record.span.start, end=record.span.end),
+        blocks=record.blocks,
+        rate=record.rate,
+        hop_s=record.hop_s,
+        free_tokens=record.free_tokens,
+        total_tokens=record.total_tokens,
+        coordinate=record.coordinate,
+        software=record.software,
+    ).SerializeToString()
+    signature = signer.sign(RECORD_PREFIX + body)
+    sealed = pb.SealedRecord(record=body, key=signer.public_key, signature=signature).SerializeToString()
+    if len(sealed) > MAX_RECORD_BYTES:
+        raise BadRequest(
+            f"this node's record would be {len(sealed)} bytes, at most {MAX_RECORD_BYTES} are passed on: "
+            "use a shorter address or model name"
+        )
+    return SealedRecord(record, sealed)
+
+
+def unseal(sealed: bytes) -> SealedRecord:
+    """Read and check.  Raises Malformed, and Forged where the signature is wrong; dates are the reader's business."""
+    if len(sealed) > MAX_RECORD_BYTES:
+        raise Malformed(f"a record of {len(sealed)} bytes, at most {MAX_RECORD_BYTES}")
+    envelope, body = pb.SealedRecord(), pb.NodeRecord()
+    try:
+        envelope.ParseFromString(sealed)
+        body.ParseFromString(envelope.record)
+    except DecodeError as error:
+        raise Malformed(f"bytes that are no record: {error}") from None
+    if len(envelope.key) != KEY_BYTES or len(envelope.signature) != SIGNATURE_BYTES:
+        raise Malformed("a record's key or signature has a wrong length")
+    if not verify(envelope.key, envelope.signature, RECORD_PREFIX + envelope.record):
+        raise Forged("a record whose signature is not its node's")
+    try:
+        return SealedRecord(_read(body, envelope.key), sealed)
+    except (BadRequest, ValueError) as error:
+        raise Malformed(f"record: {error}") from None
+
+
+def _read(body: pb.NodeRecord, key: bytes) -> NodeRecord:
+    _require(body.version == RECORD_VERSION, f"version {body.version}, {RECORD_VERSION} is spoken here")
+    _require(len(body.model) == DIGEST_BYTES, "model is no digest")
+    _require(len(body.weights) == DIGEST_BYTES, "weights are no digest")
+    _require(len(body.pin) in {0, PIN_BYTES}, "pin has a wrong length")
+    _require(body.dtype in DTYPES, "dtype is unknown")
+    _require(body.span.end <= body.blocks <= MAX_BLOCKS, "span is outside the model")
+    _require(len(body.coordinate) <= COORDINATE_LENGTH, "coordinate is too long")
+    _require(all(map(math.isfinite, [*body.coordinate, body.rate, body.hop_s])), "a number is not finite")
+    _require(body.rate >= 0 and body.hop_s >= 0, "a rate or time is negative")
+    return NodeRecord(
+        key=key,
+        generation=body.generation,
+        expires=body.expires,
+        state=NodeState(body.state),
+        address=str(Address.parse(body.address)),
+        pin=body.pin.hex(),
+        reachable=body.reachable,
+        name=body.name,
+        model=body.model.hex(),
+        numerics=NumericsClass(body.weights.hex(), body.dtype, body.quantization),
+        span=Span(body.span.start, body.span.end),
+        blocks=body.blocks,
+        rate=body.rate,
+        hop_s=body.hop_s,
+        free_tokens=body.free_tokens,
+        total_tokens=body.total_tokens,
+        coordinate=tuple(body.coordinate),
+        software=body.software,
+    )
+
+
+def _require(fine: bool, why: str) -> None:
+    if not fine:
+        raise ValueError(why)
