@@ -1,277 +1,367 @@
-"""A session on a chain of nodes: control streams to all, appends to the head, answers from the tail."""
+"""A session on a chain of nodes: appends to the head, answers from the tail, and a chain that changes under way.
+
+Opening a session and going on after a loss are one procedure (`mend`): keep the nodes that are sure to have the trunk,
+fill the gaps with others, begin a new epoch, replay the trunk to whoever lacks it.
+"""
 
 import asyncio
 import contextlib
+import logging
 import secrets
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 from treeswarm import PROTOCOL_VERSION
-from treeswarm.errors import LinkBroken, Malformed, NodeLost, Refused, SwarmError, TransportError
+from treeswarm.deadlines import RoundTrip
+from treeswarm.errors import Malformed, MissingBlocks, NodeLost, Refused, SwarmError, TransportError
 from treeswarm.messages import (
     SESSION_ID_BYTES,
-    TICKET_BYTES,
     Answer,
     Append,
-    Close,
-    Describe,
-    Description,
+    ControlDown,
     Fault,
     FaultCode,
     LinkHello,
-    Message,
-    NextHop,
-    Open,
     Opened,
-    Ping,
-    Pong,
 )
+from treeswarm.replay import replay
 from treeswarm.transport.seam import Stream, StreamKind, Transport
-from treeswarm_client.route import Hop, Route
+from treeswarm_client.control import GOODBYE_S, NodeControl
+from treeswarm_client.mending import Interrupted, Member, Mender, Room
+from treeswarm_client.route import Hop, Pilot, Target
 
-PING_EVERY_S = 1.0
-# A node answers pings from its event loop even while its device computes.  Ten seconds of silence were never seen
-# from a living one, with three nodes and a training run on two cores.
-SILENCE_S = 10.0
-OPEN_S = 20.0
-# A frame unanswered for so long is lost: the longest a forward of a full budget may take on a slow CPU, several times.
-ANSWER_S = 120.0
+log = logging.getLogger(__name__)
+
+# How often a chain that waits for answers asks itself whether they are overdue.
+WATCH_EVERY_S = 0.25
+# A frame handed to one node and not received by the next: some megabytes over a slow line take this long.
+LEAST_ON_THE_WAY_S = 5.0
+# A frame received and not passed on: the longest a forward may take on a slow CPU under load, several times.
+LEAST_IN_A_NODE_S = 60.0
 
 
-async def describe(transport: Transport, address: str) -> Description:
-    """Ask one node what it serves.  Raises Unreachable, LinkBroken, Refused, Malformed."""
-    stream = await transport.connect(address, StreamKind.CONTROL)
-    try:
-        await stream.send(Describe(PROTOCOL_VERSION))
-        answer = await asyncio.wait_for(stream.receive(), OPEN_S)
-    except TimeoutError:
-        raise NodeLost(f"{address} accepted the connection and then said nothing", address) from None
-    finally:
-        await stream.end()
-    if not isinstance(answer, Description):
-        raise Malformed(f"{address} did not describe itself: is it a swarm-node?")
-    if answer.version != PROTOCOL_VERSION:
-        raise Refused(
-            f"{address} speaks protocol {answer.version} ({answer.software}), this client {PROTOCOL_VERSION}: "
-            "install the same release on both",
-            FaultCode.WRONG_VERSION,
-        )
-    return answer
+@dataclass(frozen=True)
+class Repair:
+    """What happened to a chain once."""
+
+    epoch: int
+    lost: tuple[tuple[Hop, str], ...]
+    """Nodes, and why each was let go."""
+    gained: tuple[Hop, ...]
+    seconds: float
+    """From the first sign to a chain that takes appends again; the replay runs on behind it."""
 
 
 @dataclass(eq=False)
 class Chain:
-    """One open session.  Use `open_chain`."""
+    """One session.  Use `open_chain`; it needs `watch` running."""
 
-    route: Route
-    session: bytes
-    controls: dict[str, Stream]
-    link: Stream
-    credit_rows: int
-    epoch: int
+    target: Target
+    pilot: Pilot
+    transport: Transport
+    room: Room
+    patience_s: float
+    session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_ID_BYTES))
+    epoch: int = -1
+    members: list[Member] = field(default_factory=list)
+    repairs: list[Repair] = field(default_factory=list)
+    answered: int = 0
+    """Appends of this epoch whose answers are here: every node has what they brought."""
+    _link: Stream | None = None
+    _lost: dict[str, SwarmError] = field(default_factory=dict)
+    """Nodes of the chain that are of no more use to it, by address."""
+    _interrupted: asyncio.Event = field(default_factory=asyncio.Event)
+    _interrupted_at: float = 0.0
     _answers: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
-    _failure: SwarmError | None = None
-    _failed: asyncio.Event = field(default_factory=asyncio.Event)
-    _heard: dict[str, float] = field(default_factory=dict)
-    _room: asyncio.Condition = field(default_factory=asyncio.Condition)
     _in_flight: dict[int, int] = field(default_factory=dict)
     """Rows by sequence number."""
-    _moved: float = 0.0
-    """When the chain last took or answered a frame."""
+    _free: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when an answer has made room."""
+    _moved_at: float = 0.0
+    _traversal: RoundTrip = RoundTrip()
+    _goodbyes: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def hops(self) -> tuple[Hop, ...]:
+        """The chain as it is now."""
+        return tuple(member.hop for member in self.members)
+
+    @property
+    def credit_rows(self) -> int:
+        return min(member.credit_rows for member in self.members)
 
     async def append(self, append: Append) -> asyncio.Future[Answer]:
-        """Ship one append as soon as credit allows; the future holds its answer.  Raises what broke the session."""
-        async with self._room:
-            await self._room.wait_for(
-                lambda: self._failure or sum(self._in_flight.values()) + append.rows <= self.credit_rows
-            )
-        self._raise_failure()
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        """Ship one append as soon as credit allows; the future holds its answer.  Raises Interrupted."""
+        while not self._interrupted.is_set() and sum(self._in_flight.values()) + append.rows > self.credit_rows:
+            self._free.clear()
+            await self._free.wait()
+        self._raise_interruption(leaving=append.seq == 0 or not self._in_flight)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Answer] = loop.create_future()
         self._answers[append.seq] = answer
         self._in_flight[append.seq] = append.rows
-        self._moved = asyncio.get_running_loop().time()
+        self._moved_at = loop.time()
         try:
-            await self.link.send(append)
-        except SwarmError as error:
-            await self._fail(
-                error if isinstance(error, Refused) else self._lost(self.route.hops[0].address, str(error))
-            )
-            self._raise_failure()
+            assert self._link is not None
+            await self._link.send(append)
+        except SwarmError:
+            self._relink(self.members[0])
+            self._raise_interruption()
         return answer
 
-    async def watch(self) -> None:
-        """Read every control stream and keep asking for signs of life, until the session fails or is closed."""
+    async def mend(self, trunk: Sequence[int], tip: int) -> None:
+        """Make the chain whole: every node then has the tokens `trunk`, whose last one is called `tip`, and no more.
+
+        Waits up to the chain's patience for nodes to appear.  Raises MissingBlocks naming what nobody serves, or
+        Refused (full) where nobody has room.
+        """
         loop = asyncio.get_running_loop()
-        self._heard = dict.fromkeys(self.controls, loop.time())
-        async with asyncio.TaskGroup() as tasks:
-            for address, control in self.controls.items():
-                tasks.create_task(self._listen(address, control))
-                tasks.create_task(self._ping(address, control))
+        started = self._interrupted_at or loop.time()
+        before, lost = self.hops, dict(self._lost)
+        end = loop.time() + self.patience_s
+        while not await self._mended(trunk, tip, end):
+            lost.update(self._lost)
+        if before:
+            gone = tuple(
+                (hop, str(lost.get(hop.address, "it asked to leave"))) for hop in before if hop not in self.hops
+            )
+            gained = tuple(hop for hop in self.hops if hop not in before)
+            self.repairs.append(Repair(self.epoch, gone, gained, loop.time() - started))
+
+    async def _mended(self, trunk: Sequence[int], tip: int, end: float) -> bool:
+        """One try, in an epoch of its own."""
+        self.epoch += 1
+        try:
+            self._begin_epoch(await Mender(self).attempt(trunk, tip))
+            self._link = await self._feed(trunk)
+        except Interrupted:
+            return False  # another node failed meanwhile: the next try goes without it
+        except (MissingBlocks, Refused):
+            patience = end - asyncio.get_running_loop().time()
+            if patience <= 0:
+                raise
+            await self.pilot.changed(patience)
+            return False
+        return True
+
+    def lose(self, hop: Hop, error: SwarmError) -> None:
+        """A node of the chain is of no more use to it."""
+        if any(member.hop == hop for member in self.members) and hop.address not in self._lost:
+            log.info("%s", error)
+            self._lost[hop.address] = error
+            self.pilot.failed(hop.node, error)
+            self._interrupt()
+
+    async def watch(self) -> None:
+        """Find frames that are lost though every node lives; until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            if self._in_flight and not self._interrupted.is_set() and (stuck := self._stuck(loop.time())):
+                self.lose(*stuck)
 
     async def close(self) -> None:
         """Free the session on every node that still listens."""
-        for control in self.controls.values():
-            with contextlib.suppress(SwarmError):
-                await control.send(Close(self.session))
-        for stream in (self.link, *self.controls.values()):
-            await stream.end()
+        for member in self.members:
+            self.dismiss(member)
+        if self._link is not None:
+            self._see_off(self._link)
+        if self._goodbyes:
+            await asyncio.wait(self._goodbyes, timeout=2 * GOODBYE_S)
+        for task in self._goodbyes:
+            task.cancel()
 
-    async def _listen(self, address: str, control: Stream) -> None:
-        try:
-            while (message := await control.receive()) is not None:
-                self._heard[address] = asyncio.get_running_loop().time()
-                await self._take(address, message)
-            await self._fail(self._lost(address, "it ended the session"))
-        except TransportError as error:
-            await self._fail(self._lost(address, str(error)))
-        except SwarmError as error:
-            await self._fail(error)
+    def dismiss(self, member: Member) -> None:
+        """Let a node go, in the background: it may be deaf."""
+        self._background(member.control.say_goodbye())
 
-    async def _ping(self, address: str, control: Stream) -> None:
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(SwarmError):
-            while not self._failed.is_set():
-                await control.send(Ping(int(loop.time() * 1e6)))
-                await asyncio.sleep(PING_EVERY_S)
-                silence = loop.time() - self._heard[address]
-                if silence > SILENCE_S:
-                    await self._fail(self._lost(address, f"nothing heard for {silence:.0f} s"))
-                if self._in_flight and loop.time() - self._moved > ANSWER_S:
-                    await self._fail(
-                        LinkBroken(
-                            f"no answer for {ANSWER_S:.0f} s, though every node is alive: a frame was lost on the way"
-                        )
-                    )
+    def control_of(self, hop: Hop) -> NodeControl:
+        """A control stream to be, for a node of this chain."""
+        return NodeControl(hop, self.session, self._hear, self._broken, self.pilot.answered)
 
-    async def _take(self, address: str, message: Message) -> None:
+    # ---------------------------------------------------------------- what nodes say
+
+    def _hear(self, control: NodeControl, message: ControlDown) -> None:
         match message:
             case Answer():
-                await self._answered(address, message)
+                self._take_answer(control, message)
             case Fault(code=FaultCode.REPLAYED):
                 pass  # a doubled frame, ignored by the node: nothing was lost
-            case Fault(session, code, text) if session == self.session:
-                await self._fail(self._fault(address, code, text))
-            case Pong() | Opened() | Fault():
+            case Opened():
+                pass  # of an epoch that is over
+            case Fault(session=session) if session != self.session:
                 pass
+            case Fault(code=FaultCode.DRAINING, fatal=False):
+                self._member(control).leaving = True
+            case Fault():
+                self._blame(control, message)
             case _:
-                await self._fail(Malformed(f"{address} sent a {type(message).__name__} into a session"))
+                self.lose(control.hop, Malformed(f"{control.hop} sent a {type(message).__name__} into a session"))
 
-    async def _answered(self, address: str, answer: Answer) -> None:
+    def _take_answer(self, control: NodeControl, answer: Answer) -> None:
         if answer.session != self.session or answer.epoch != self.epoch:
             return
         waiting = self._answers.pop(answer.seq, None)
-        if waiting is None:
-            await self._fail(Malformed(f"{address} answered append {answer.seq}, which waits for no answer"))
-            return
-        if answer.tokens.size and int(answer.tokens.max()) >= self.route.vocab_size:
-            await self._fail(Malformed(f"{address} answered a token outside the vocabulary"))
-            return
-        self._moved = asyncio.get_running_loop().time()
-        if not waiting.cancelled():
-            waiting.set_result(answer)
-        async with self._room:
+        if waiting is None or answer.seq != self.answered:
+            self.lose(control.hop, Malformed(f"{control.hop} answered append {answer.seq} out of turn"))
+        elif answer.tokens.size and int(answer.tokens.max()) >= self.target.vocab_size:
+            self.lose(control.hop, Malformed(f"{control.hop} answered a token outside the vocabulary"))
+        elif not waiting.done():
+            self.answered += 1
+            self._moved_at = asyncio.get_running_loop().time()
+            for member in self.members:
+                member.proven, member.complaints = True, 0
             self._in_flight.pop(answer.seq, None)
-            self._room.notify_all()
+            self._free.set()
+            waiting.set_result(answer)
 
-    def _fault(self, address: str, code: FaultCode, text: str) -> SwarmError:
-        if code == FaultCode.DOWNSTREAM:
-            after = self._next_address(address)
-            return self._lost(after, f"{address} cannot reach it: {text}")
-        return Refused(f"{address} refused: {text}", code)
-
-    def _lost(self, address: str, why: str) -> NodeLost:
-        hop = next(hop for hop in self.route.hops if hop.address == address)
-        return NodeLost(f"lost the node {address} with blocks {hop.span}: {why}", address)
-
-    def _next_address(self, address: str) -> str:
-        addresses = [hop.address for hop in self.route.hops]
-        return addresses[min(addresses.index(address) + 1, len(addresses) - 1)]
-
-    async def _fail(self, error: SwarmError) -> None:
-        if self._failure is not None:
+    def _blame(self, control: NodeControl, fault: Fault) -> None:
+        """A node complains: of its way on, of what it was sent, or of itself."""
+        index = next((i for i, member in enumerate(self.members) if member.control is control), None)
+        if index is None or self._link is None:
+            return  # of an epoch that is over
+        said = Refused(f"{control.hop} says: {fault.message}", fault.code)
+        if fault.code == FaultCode.DOWNSTREAM and index + 1 < len(self.members):
+            self._relink(self.members[index + 1], said)
             return
-        self._failure = error
-        self._failed.set()
+        if fault.code in {FaultCode.NOT_FINITE, FaultCode.MALFORMED, FaultCode.BAD_TREE} and index:
+            # Either it lies or its upstream neighbour does; neither is needed to find out which.
+            self.lose(self.members[index - 1].hop, said)
+        self.lose(control.hop, said)
+
+    def _relink(self, member: Member, said: SwarmError | None = None) -> None:
+        """The link into a node broke; a new one may do.  One that breaks again at once means the node."""
+        member.upstream, member.complaints = None, member.complaints + 1
+        if member is self.members[0]:
+            self._link = None
+        if member.complaints > 1:
+            why = f"lost {member.hop}: it cannot be reached from the node before it ({said or 'the link broke'})"
+            self.lose(member.hop, NodeLost(why, member.hop.address))
+        self._interrupt()
+
+    def _broken(self, control: NodeControl, error: SwarmError) -> None:
+        """The stream to a node is of no use; the node itself may be."""
+        member = next((member for member in self.members if member.control is control), None)
+        if member is None:
+            return
+        if isinstance(error, TransportError):
+            self._interrupt()
+        else:
+            self.lose(control.hop, error)
+
+    def _stuck(self, now: float) -> tuple[Hop, SwarmError] | None:
+        """The node that a frame waits for too long, if there is one."""
+        usual = self._traversal.deadline(0.0)
+        for member in self.members:
+            control = member.control
+            quiet = now - max(self._moved_at, control.moved_at)
+            if control.received <= min(self._in_flight):
+                if quiet > max(LEAST_ON_THE_WAY_S, 2 * usual):
+                    why = f"lost {member.hop}: a frame has been on its way there for {quiet:.0f} s"
+                    return member.hop, NodeLost(why, member.hop.address)
+                return None
+        slowest = max(self.members, key=lambda member: now - member.control.moved_at)
+        quiet = now - max(self._moved_at, slowest.control.moved_at)
+        if quiet > max(LEAST_IN_A_NODE_S, 8 * usual):
+            return slowest.hop, NodeLost(f"lost {slowest.hop}: it computes for {quiet:.0f} s", slowest.hop.address)
+        return None
+
+    # ---------------------------------------------------------------- epochs
+
+    def _begin_epoch(self, members: list[Member]) -> None:
+        self.members, self.answered = members, 0
+        self._answers, self._in_flight = {}, {}
+        self._lost = {address: error for address, error in self._lost.items() if address in self._addresses()}
+        self._interrupted.clear()
+        if self._lost or any(member.control.broken for member in members):
+            self._interrupt()
+        self._raise_interruption()
+        self._interrupted_at = 0.0
+
+    async def _feed(self, trunk: Sequence[int]) -> Stream:
+        """The link to the head; a new one, with the trunk replayed, if the head is new or the old link broke."""
+        head = self.members[0]
+        if not head.relinked and self._link is not None:
+            return self._link
+        if self._link is not None:
+            self._see_off(self._link)
+            self._link = None
+        try:
+            link = await self.transport.connect(head.hop.address, StreamKind.LINK)
+            await link.send(LinkHello(PROTOCOL_VERSION, self.session, self.epoch, head.ticket))
+            if not head.proven:
+                for append in replay(self.epoch, trunk):
+                    await link.send(append)
+        except SwarmError as error:
+            self.lose(head.hop, error)
+            raise Interrupted("the chain lost its head") from None
+        self._background(self._watch_link(link))
+        return link
+
+    async def _watch_link(self, link: Stream) -> None:
+        """The head ends its link only when something is wrong; its control stream tells what, if it can."""
+        with contextlib.suppress(SwarmError):
+            await link.receive()
+        if self._link is link:
+            self._relink(self.members[0])
+
+    def _interrupt(self) -> None:
+        if self._interrupted.is_set():
+            return
+        self._interrupted_at = self._interrupted_at or asyncio.get_running_loop().time()
+        self._interrupted.set()
+        self._free.set()
         for waiting in self._answers.values():
             if not waiting.done():
-                waiting.set_exception(error)
+                waiting.set_exception(Interrupted("the chain lost a node"))
                 waiting.exception()  # nobody may be waiting; then it is raised by the next append instead
-        async with self._room:
-            self._room.notify_all()
 
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+    def _raise_interruption(self, *, leaving: bool = False) -> None:
+        if self._interrupted.is_set() or (leaving and any(member.leaving for member in self.members)):
+            raise Interrupted("the chain lost a node")
+
+    def lost_of(self, hop: Hop) -> SwarmError | None:
+        """Why a node was let go, if it was."""
+        return self._lost.get(hop.address)
+
+    def traversed(self, seconds: float) -> None:
+        """A shipment took so long: what is overdue is measured by it."""
+        self._traversal = self._traversal.saw(seconds)
+
+    def _addresses(self) -> set[str]:
+        return {member.hop.address for member in self.members}
+
+    def _member(self, control: NodeControl) -> Member:
+        return next(member for member in self.members if member.control is control)
+
+    def _see_off(self, link: Stream) -> None:
+        self._background(_end_quietly(link))
+
+    def _background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._goodbyes.add(task)
+        task.add_done_callback(self._goodbyes.discard)
+
+
+async def _end_quietly(link: Stream) -> None:
+    with contextlib.suppress(SwarmError, TimeoutError):
+        await asyncio.wait_for(link.end(), GOODBYE_S)
 
 
 @contextlib.asynccontextmanager
 async def open_chain(
-    transport: Transport, route: Route, *, trunk_room: int, crown_room: int, epoch: int = 0
+    transport: Transport, pilot: Pilot, target: Target, room: Room, *, patience_s: float = 0.0
 ) -> AsyncIterator[Chain]:
-    """Open a session on every node of `route`; closed on leaving, whatever happened.
+    """A session on the chain that `pilot` chooses; closed on leaving, whatever happened.
 
-    Raises Unreachable, NodeLost, and Refused with the node's address where a node says no.
+    Raises MissingBlocks and Refused (full) when `patience_s` seconds brought no chain.
     """
-    session = secrets.token_bytes(SESSION_ID_BYTES)
-    tickets = [secrets.token_bytes(TICKET_BYTES) for _ in route.hops]
-    opens = [
-        Open(
-            version=PROTOCOL_VERSION,
-            session=session,
-            epoch=epoch,
-            span=hop.span,
-            numerics=route.numerics,
-            trunk_room=trunk_room,
-            crown_room=crown_room,
-            ticket=ticket,
-            next_hop=NextHop(after.address, after_ticket) if after else None,
-        )
-        for hop, ticket, after, after_ticket in zip(
-            route.hops, tickets, (*route.hops[1:], None), (*tickets[1:], b""), strict=True
-        )
-    ]
-    controls: dict[str, Stream] = {}
-    async with contextlib.AsyncExitStack() as undo:
-        granted = await _together(
-            [_open_one(transport, hop, wanted, controls, undo) for hop, wanted in zip(route.hops, opens, strict=True)]
-        )
-        link = await transport.connect(route.hops[0].address, StreamKind.LINK)
-        undo.push_async_callback(link.end)
-        await link.send(LinkHello(PROTOCOL_VERSION, session, epoch, tickets[0]))
-        chain = Chain(route, session, controls, link, min(granted), epoch)
-        watching = asyncio.create_task(chain.watch())
-        try:
-            yield chain
-        finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-            await chain.close()
-
-
-async def _open_one(
-    transport: Transport, hop: Hop, wanted: Open, controls: dict[str, Stream], undo: contextlib.AsyncExitStack
-) -> int:
-    control = await transport.connect(hop.address, StreamKind.CONTROL)
-    controls[hop.address] = control
-    undo.push_async_callback(control.end)
-    await control.send(wanted)
+    chain = Chain(target, pilot, transport, room, patience_s)
+    watching = asyncio.create_task(chain.watch())
     try:
-        reply = await asyncio.wait_for(control.receive(), OPEN_S)
-    except TimeoutError:
-        raise NodeLost(f"{hop.address} did not answer an open within {OPEN_S:.0f} s", hop.address) from None
-    match reply:
-        case Opened(credit_rows=credit):
-            return credit
-        case Fault(code=code, message=text):
-            raise Refused(f"{hop.address} refused the session: {text}", code)
-        case _:
-            raise Malformed(f"{hop.address} answered an open with {type(reply).__name__}")
-
-
-async def _together(work: list[Coroutine[None, None, int]]) -> list[int]:
-    """All at once; the first error, alone, if any fails."""
-    results = await asyncio.gather(*work, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return [result for result in results if isinstance(result, int)]
+        await chain.mend((), 0)
+        yield chain
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await chain.close()

@@ -9,6 +9,7 @@ from treeswarm.sampling import SamplingSettings
 from treeswarm.walk import Walk, walk
 from treeswarm_client.chain import Chain
 from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree
+from treeswarm_client.mending import Interrupted
 from treeswarm_client.session import Answered, ClientSession, Shipment
 from treeswarm_client.stats import Meter
 
@@ -43,7 +44,7 @@ class Generation:
 
     async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncGenerator[Committed, None]:
         """Yield what each traversal commits, until a stop token or the limit."""
-        prefill, _ = await asyncio.gather(
+        (prefill, _), _ = await asyncio.gather(
             self._traverse(self.session.prefill(prompt)), asyncio.to_thread(self.drafter.begin, prompt, settings)
         )
         news = self._commit(prefill.tokens.tolist(), prefill.logprobs.tolist())
@@ -52,8 +53,7 @@ class Generation:
         await self._learn(NO_TREE, prefill, Walk((), bonus))
         while not self._ended(news):
             tree = await self._propose()
-            shipment = self.session.round(bonus, tree)
-            answered = await self._traverse(shipment)
+            answered, shipment = await self._traverse(self.session.round(bonus, tree))
             found = walk(tree.parents, tree.tokens, answered.tokens)
             self.session.accept(shipment, found.accepted)
             await self._learn(tree, answered, found)
@@ -62,12 +62,30 @@ class Generation:
             news = self._commit(answered.tokens[path].tolist(), answered.logprobs[path].tolist())
             yield news
 
-    async def _traverse(self, shipment: Shipment) -> Answered:
+    async def _traverse(self, shipment: Shipment) -> tuple[Answered, Shipment]:
+        """One request through the chain, which is mended as often as it breaks under way."""
         start = time.perf_counter()
+        broke: float | None = None
+        while True:
+            try:
+                answered = await self._ship(shipment)
+                break
+            except Interrupted:
+                broke = broke or time.perf_counter()
+                trunk, tip = self.session.resumption(self.chain.answered)
+                await self.chain.mend(trunk, tip)
+                shipment = self.session.again(shipment, self.chain.epoch)
+        seconds = time.perf_counter() - start
+        self.meter.add_traversal(seconds, answered.timings)
+        if broke is None:
+            self.chain.traversed(seconds)
+        else:
+            self.meter.recoveries_s.append(time.perf_counter() - broke)
+        return answered, shipment
+
+    async def _ship(self, shipment: Shipment) -> Answered:
         waiting = [await self.chain.append(append) for append in shipment.appends]
-        answered = self.session.gather(shipment, await asyncio.gather(*waiting))
-        self.meter.add_traversal(time.perf_counter() - start, answered.timings)
-        return answered
+        return self.session.gather(shipment, await asyncio.gather(*waiting))
 
     async def _propose(self) -> DraftTree:
         """A tree no deeper than what may still be committed: the mandatory node's answer is one token."""

@@ -1,26 +1,32 @@
-"""Which nodes make the model: descriptions in, a route out.  Pure."""
+"""Which nodes, which blocks; and which model they serve."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from treeswarm.errors import Mismatch, RouteError
-from treeswarm.messages import Description, NumericsClass
-from treeswarm.spans import Span, shortest_chain
+from treeswarm.errors import SwarmError
+from treeswarm.messages import NumericsClass
+from treeswarm.spans import Span
 
 
 @dataclass(frozen=True)
 class Hop:
-    """One node of a route and the blocks it computes."""
+    """One node of a chain and the blocks it computes."""
 
+    node: str
+    """Its id."""
     address: str
+    """As a transport dials it."""
     span: Span
+
+    def __str__(self) -> str:
+        return f"{self.address.partition('#')[0]} with blocks {self.span}"
 
 
 @dataclass(frozen=True)
-class Route:
-    """Nodes in the order of their blocks, all of one numerics class."""
+class Target:
+    """The model as the nodes of a chain must serve it."""
 
-    hops: tuple[Hop, ...]
     numerics: NumericsClass
     blocks: int
     vocab_size: int
@@ -33,42 +39,38 @@ class Route:
         return self.hidden_size * (4 if self.numerics.dtype == "float32" else 2)
 
 
-def plan_route(nodes: Mapping[str, Description], config: str) -> Route:
-    """The shortest chain over `nodes` (by address) for the model with config digest `config`.
+class Pilot(Protocol):
+    """Who finds the way: a chain asks it for nodes, and tells it how they did."""
 
-    Raises RouteError without nodes, Mismatch where a node serves another model or the nodes differ in weights or
-    numerics, MissingBlocks where they do not cover the model.
-    """
-    if not nodes:
-        raise RouteError("no node answered: check the addresses in --peers and that `swarm-node` runs there")
-    first_address, first = next(iter(nodes.items()))
-    for address, node in nodes.items():
-        if node.config != config:
-            raise Mismatch(
-                f"{address} serves a model of another config ({node.blocks} blocks, digest {node.config[:12]}) than "
-                f"--model says ({config[:12]}): name the model that the node serves"
-            )
-        if node.numerics != first.numerics:
-            raise Mismatch(
-                f"{first_address} and {address} would compute different text: "
-                f"{_difference(first.numerics, node.numerics)}; start both from the same model "
-                "directory with the same --dtype"
-            )
-    addresses = list(nodes)
-    chain = shortest_chain([nodes[address].span for address in addresses], first.blocks)
-    return Route(
-        hops=tuple(Hop(addresses[index], span) for index, span in chain),
-        numerics=first.numerics,
-        blocks=first.blocks,
-        vocab_size=first.vocab_size,
-        hidden_size=first.hidden_size,
-        max_positions=min(node.max_positions for node in nodes.values()),
-    )
+    def route(
+        self, wanted: Span, *, before: str | None, after: str | None, room: int, avoid: Collection[str]
+    ) -> Sequence[Hop]:
+        """Nodes for `wanted`, in order, between the nodes `before` and `after` (None: the client itself), with room
+        for `room` tokens each.
+
+        Raises MissingBlocks, and Refused (full) where all that keeps them out is want of room.
+        """
+        ...
+
+    def failed(self, node: str, error: SwarmError) -> None:
+        """Keep away from it for a while."""
+        ...
+
+    def answered(self, node: str, round_trip_s: float) -> None:
+        """It is alive, and this far away."""
+        ...
+
+    async def changed(self, timeout_s: float) -> None:
+        """Wait until there may be another way, at most so long."""
+        ...
 
 
-def _difference(one: NumericsClass, other: NumericsClass) -> str:
-    if one.weights != other.weights:
-        return f"their weights differ ({one.weights[:12]} and {other.weights[:12]})"
-    if one.dtype != other.dtype:
-        return f"they compute in {one.dtype} and {other.dtype}"
-    return f"their quantization differs ({one.quantization} and {other.quantization})"
+def gaps(spans: Sequence[Span], blocks: int) -> list[tuple[int, Span]]:
+    """What `spans`, in order and without overlap, leave of 0 to `blocks`: (how many spans come before it, the gap)."""
+    found, reached = [], 0
+    for i, span in enumerate([*spans, None]):
+        start = span.start if span else blocks
+        if start > reached:
+            found.append((i, Span(reached, start)))
+        reached = span.end if span else blocks
+    return found

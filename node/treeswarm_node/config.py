@@ -12,10 +12,21 @@ class Limits:
 
     sessions: int = 256
     """Open at once."""
+    sessions_per_host: int = 128
+    """Of one IP address: several users may share one, none may take everything."""
+    streams: int = 4096
+    """Control and link streams at once."""
     credit_rows: int = 4096
     """Rows in flight per session, at least: 64 MiB of activations at hidden size 8192 in 16 bits."""
     lease_s: float = 30.0
     """A session whose client's control stream broke lives this long."""
+    idle_s: float = 600.0
+    """A session that asks for nothing for so long gives its room to others."""
+    journal_bytes: int = 1 << 30
+    """Host memory for all journals.  Two sessions of 32k tokens at hidden size 8192 in 16 bits fill it; a session
+    without one is replayed from further upstream."""
+    grace_s: float = 30.0
+    """A draining node waits so long for its sessions to move elsewhere."""
     hello_s: float = 10.0
     """A link that says nothing for so long after it was opened is closed."""
     budget: Budget = Budget(rows=2048, prefill_rows=512)

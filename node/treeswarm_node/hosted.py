@@ -1,4 +1,4 @@
-"""One session as this node hosts it: link in, device, link or answer out."""
+"""One session as this node hosts it: link in, device, link or answer out; in epochs, since neighbours may change."""
 
 import asyncio
 import contextlib
@@ -7,12 +7,14 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 from treeswarm.errors import Refused, SwarmError, TransportError
-from treeswarm.messages import Append, Fault, FaultCode, HopTiming, Open
+from treeswarm.messages import Append, Fault, FaultCode, HopTiming, NextHop, Open, Opened, Resume
 from treeswarm.session import NodeSession
+from treeswarm.spans import Span
 from treeswarm.steps import Step
 from treeswarm.transport.seam import Stream, Transport
 from treeswarm_node.device import Computed
 from treeswarm_node.engine import Engine, Work
+from treeswarm_node.journal import Journal
 from treeswarm_node.kv import SessionKV
 from treeswarm_node.outlets import Outlet, ToClient, ToNextHop
 
@@ -23,27 +25,67 @@ log = logging.getLogger(__name__)
 class HostedSession:
     """Everything one session holds on this node.  `fail` and `free` end it; either may be called again."""
 
-    opened: Open
+    id: bytes
+    span: Span
+    ticket: bytes
+    """What the upstream link must show."""
+    next_hop: NextHop | None
     session: NodeSession
     kv: SessionKV
+    journal: Journal | None
     control: Stream
     engine: Engine
     transport: Transport
     forget: Callable[[], None]
     """Take it off the node's list."""
+    forwards_replay: bool = False
+    """The next hop replaces a lost node too, and needs what is replayed here."""
+    detached_at: float | None = None
+    """When the client's control stream broke; None while it lives."""
+    touched_at: float = 0.0
+    """When the client last asked for something."""
+    passed_on: int = 0
+    """Steps sent on or answered, replayed ones too."""
+    _outlet: Outlet = field(init=False)
     _outbox: asyncio.Queue[tuple[Step, Computed, HopTiming]] = field(default_factory=asyncio.Queue)
     """Bounded by the session's credits: a row's credit returns when it has been sent on."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _passing: asyncio.Task[None] | None = None
+    _room: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set whenever credit comes back."""
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _complained: bool = False
     _over: bool = False
+
+    @classmethod
+    def opened(
+        cls,
+        wanted: Open,
+        session: NodeSession,
+        kv: SessionKV,
+        journal: Journal | None,
+        control: Stream,
+        engine: Engine,
+        transport: Transport,
+        forget: Callable[[], None],
+    ) -> "HostedSession":
+        """A session just granted; starts passing results on at once."""
+        hosted = cls(
+            wanted.session, wanted.span, wanted.ticket, wanted.next_hop, session, kv, journal, control, engine,
+            transport, forget, forwards_replay=wanted.forwards_replay, touched_at=asyncio.get_running_loop().time(),
+        )  # fmt: skip
+        hosted._outlet = hosted._make_outlet()
+        hosted._passing = hosted._spawn(hosted._pass_on())
+        return hosted
 
     @property
     def name(self) -> str:
         """Short, for logs."""
-        return self.opened.session.hex()[:8]
+        return self.id.hex()[:8]
 
-    def begin(self) -> None:
-        """Start passing results on."""
-        self._spawn(self._pass_on(self._outlet()))
+    @property
+    def epoch(self) -> int:
+        return self.session.terms.epoch
 
     async def feed(self, link: Stream) -> None:
         """Take appends from the upstream link until it ends.  Raises what made the session fail."""
@@ -58,11 +100,46 @@ class HostedSession:
             await self.fail(error)
             raise
 
+    async def resume(self, wanted: Resume, control: Stream) -> None:
+        """Go on in a new epoch, with new neighbours perhaps.  Raises Refused, and then nothing has changed."""
+        async with self._turn:
+            if wanted.replays and self.journal is None:
+                raise Refused("this node kept no journal of the session: it had no room", FaultCode.NO_JOURNAL)
+            length = wanted.resumption.trunk_length
+            self.engine.withdraw(self.session)
+            await self.engine.idle_of(self.session)
+            if length > self.kv.trunk_length:
+                raise Refused(f"{self.kv.trunk_length} tokens are here, not {length}", FaultCode.NO_JOURNAL)
+            self.session.resume(wanted.epoch, wanted.resumption)
+            await self._stop_passing()
+            self.kv.truncate(length)
+            if self.journal is not None:
+                self.journal.truncate(length)
+            self.attach(control)
+            self.ticket, self.forwards_replay, self._complained = wanted.ticket, False, False
+            if self.next_hop != wanted.next_hop or wanted.next_hop is None or wanted.replays:
+                self._spawn(self._outlet.end())
+                self.next_hop = wanted.next_hop
+                self._outlet = self._make_outlet()
+            self._passing = self._spawn(self._pass_on(replays=wanted.replays))
+        log.info("session %s goes on in epoch %d from %d tokens", self.name, wanted.epoch, length)
+
+    def attach(self, control: Stream) -> None:
+        """The client speaks on this stream now."""
+        self.control, self.detached_at = control, None
+        self.touched_at = asyncio.get_running_loop().time()
+
+    def expired(self, now: float, lease_s: float, idle_s: float) -> bool:
+        """Whether its client has been gone for a lease, or has asked nothing for too long."""
+        if self.detached_at is not None and now - self.detached_at > lease_s:
+            return True
+        return now - self.touched_at > idle_s
+
     async def fail(self, error: SwarmError) -> None:
         """Tell the client why, and free everything."""
         if not self._over:
             log.warning("session %s failed: %s", self.name, error)
-            await self._tell(error, fatal=True)
+            await self.tell(error, fatal=True)
             await self.free()
 
     async def free(self) -> None:
@@ -71,56 +148,106 @@ class HostedSession:
             return
         self._over = True
         self.forget()
+        self._room.set()
         self.engine.withdraw(self.session)
         for task in self._tasks - {asyncio.current_task()}:
             task.cancel()
         await self.engine.idle_of(self.session)
         self.kv.close()
+        if self.journal is not None:
+            self.journal.close()
+        await self._outlet.end()
 
-    async def _take(self, append: Append) -> None:
-        arrived = asyncio.get_running_loop().time()
-        try:
-            steps = self.session.receive(append)
-        except Refused as error:
-            if error.code != FaultCode.REPLAYED:
-                raise
-            await self._tell(error, fatal=False)
-            return
-        for step in steps:
-            self.engine.submit(Work(self.session, self.kv, self.opened.span, step, self._done, arrived))
+    async def grant(self) -> None:
+        """Tell the client that the session is open in its present epoch."""
+        terms = self.session.terms
+        await self.control.send(Opened(self.id, terms.epoch, terms.credit_rows))
 
-    def _done(self, step: Step, computed: Computed, timing: HopTiming) -> None:
-        if not self._over:
-            self._outbox.put_nowait((step, computed, timing))
-
-    async def _pass_on(self, outlet: Outlet) -> None:
-        try:
-            while True:
-                step, computed, timing = await self._outbox.get()
-                if computed.error is not None:
-                    raise computed.error
-                await outlet.send(step, computed, (*step.append.timings, timing))
-                self.session.finish(step)
-        except SwarmError as error:
-            await self.fail(error)
-        finally:
-            await outlet.end()
-
-    def _outlet(self) -> Outlet:
-        if self.opened.next_hop is None:
-            return ToClient(self.opened, self.control)
-        return ToNextHop(self.opened, self.opened.next_hop, self.transport, lambda error: self._spawn(self.fail(error)))
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _tell(self, error: SwarmError, *, fatal: bool) -> None:
+    async def tell(self, error: SwarmError, *, fatal: bool) -> None:
+        """A fault on the client's control stream, if that still lives."""
         code = FaultCode.INTERNAL
         if isinstance(error, Refused):
             code = FaultCode(error.code)
         elif isinstance(error, TransportError):
             code = FaultCode.DOWNSTREAM
         with contextlib.suppress(SwarmError):
-            await self.control.send(Fault(self.opened.session, code, str(error)[:1000], fatal))
+            await self.control.send(Fault(self.id, code, str(error)[:1000], fatal))
+
+    async def _take(self, append: Append) -> None:
+        self.touched_at = arrived = asyncio.get_running_loop().time()
+        while append.replay and not self._over and self.session.waiting_rows > self.session.terms.credit_rows:
+            self._room.clear()
+            await self._room.wait()
+        try:
+            steps = self.session.receive(append)
+        except Refused as error:
+            if error.code != FaultCode.REPLAYED:
+                raise
+            await self.tell(error, fatal=False)
+            return
+        for step in steps:
+            self.engine.submit(Work(self.session, self.kv, self.span, step, self._done, arrived))
+
+    def _done(self, step: Step, computed: Computed, timing: HopTiming) -> None:
+        if not self._over and step.append.epoch == self.epoch:
+            self._outbox.put_nowait((step, computed, timing))
+
+    async def _pass_on(self, *, replays: bool = False) -> None:
+        try:
+            if replays and self.journal is not None:
+                for append in self.journal.replay(self.epoch):
+                    await self._outlet.replay(append)
+            while True:
+                step, computed, timing = await self._outbox.get()
+                if computed.error is not None:
+                    raise computed.error
+                if self.journal is not None:
+                    self.journal.note(step, computed.hidden)
+                if self.forwards_replay or not step.append.replay:
+                    await self._outlet.send(step, computed, (*step.append.timings, timing))
+                self.session.finish(step)
+                self.passed_on += 1
+                self._room.set()
+        except TransportError as error:
+            self._complain(error)
+        except SwarmError as error:
+            await self.fail(error)
+
+    async def _stop_passing(self) -> None:
+        """Whatever of the old epoch was on its way is of no use."""
+        if self._passing is not None:
+            self._passing.cancel()
+            await asyncio.gather(self._passing, return_exceptions=True)
+        while not self._outbox.empty():
+            self._outbox.get_nowait()
+        self._room.set()
+
+    def _complain(self, error: SwarmError) -> None:
+        """The way on is broken: the client decides who comes next.  The session stays."""
+        if not self._complained and not self._over:
+            self._complained = True
+            log.info("session %s: %s", self.name, error)
+            self._spawn(self.tell(_downstream(error), fatal=False))
+
+    def _make_outlet(self) -> Outlet:
+        if self.next_hop is None:
+            return ToClient(self.id, self.control)
+        outlet: ToNextHop
+
+        def broken(error: SwarmError) -> None:
+            if self._outlet is outlet:
+                self._complain(error)
+
+        outlet = ToNextHop(self.id, self.epoch, self.next_hop, self.transport, broken)
+        return outlet
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _downstream(error: SwarmError) -> SwarmError:
+    """Whatever the next hop's words were, to the client they are about the way there."""
+    return Refused(str(error), FaultCode.DOWNSTREAM)

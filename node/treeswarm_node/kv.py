@@ -92,6 +92,13 @@ class SessionKV:
         self.trunk_length = length + (step.rows if step.append.prefill else 0)
         self.crown_positions[step.slots] = step.positions[: len(step.slots)]
 
+    def truncate(self, length: int) -> None:
+        """Forget trunk rows from `length` on.  Their pages stay the session's: what follows is written into them, so no
+        fork may share them."""
+        assert length <= self.trunk_length
+        assert not any(self.store.pool.shared(page) for page in self.trunk_pages[length // PAGE :])
+        self.trunk_length = length
+
     def rows_of(self, step: Step) -> NDArray[np.int64]:
         """Where the step's new rows are written, int64 [rows]."""
         return self.trunk_rows(step.positions) if step.append.prefill else self.crown_rows(step.slots)

@@ -1,106 +1,102 @@
 """The node: accepts control and link streams, hosts sessions, answers what it is asked."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from dataclasses import dataclass, field
 
 from treeswarm import PROTOCOL_VERSION, __version__
-from treeswarm.errors import Refused, TransportError
-from treeswarm.messages import (
-    MAX_CROWN,
-    Close,
-    Describe,
-    Description,
-    Fault,
-    FaultCode,
-    Hint,
-    LinkHello,
-    NumericsClass,
-    Open,
-    Opened,
-    Ping,
-    Pong,
-)
+from treeswarm.errors import Refused
+from treeswarm.messages import Description, FaultCode, LinkHello, Open
+from treeswarm.records import NodeState
 from treeswarm.session import NodeSession, SessionTerms
-from treeswarm.spans import Span
 from treeswarm.transport.seam import Stream, StreamKind, Transport
+from treeswarm_node.admission import Served, check_open, host_of
 from treeswarm_node.config import Limits
+from treeswarm_node.conversation import Conversation
 from treeswarm_node.engine import Engine
 from treeswarm_node.hosted import HostedSession
+from treeswarm_node.journal import JournalBudget
 from treeswarm_node.kv import KVStore
+from treeswarm_node.membership import Membership
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Served:
-    """What this node hosts, as it tells clients."""
-
-    span: Span
-    blocks: int
-    vocab_size: int
-    hidden_size: int
-    max_positions: int
-    config: str
-    numerics: NumericsClass
-    attention: str
-    activation_bytes: int
-    """Of one row on a link."""
+SWEEP_S = 1.0
 
 
-@dataclass(eq=False)
-class Node:
-    """`accept` is handed to a transport's `listen`; `engine.run()` must be running."""
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A loaded span and what runs it; `engine.run()` must be running."""
 
     served: Served
     engine: Engine
     store: KVStore
+
+
+@dataclass(eq=False)
+class Node:
+    """`accept` is handed to a transport's `listen`; `sweep` must be running.
+
+    A node lives longer than its stage: while it loads, moves or pauses it has none, and still tells who is out there.
+    """
+
     transport: Transport
     limits: Limits = Limits()
+    membership: Membership | None = None
+    stage: Stage | None = None
+    state: NodeState = NodeState.JOINING
     sessions: dict[bytes, HostedSession] = field(default_factory=dict)
+    refused: int = 0
+    """Sessions refused for want of room."""
+    _journals: JournalBudget = field(init=False)
+    _news: asyncio.Condition = field(default_factory=asyncio.Condition)
+    """Told whenever a session opens or begins an epoch."""
+    _streams: int = 0
+    _beside: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self._journals = JournalBudget(self.limits.journal_bytes)
 
     async def accept(self, kind: StreamKind, stream: Stream) -> None:
         """Serve one stream until it ends.  What it raises ends that stream alone."""
-        await (self._control(stream) if kind is StreamKind.CONTROL else self._link(stream))
+        if self._streams >= self.limits.streams:
+            raise Refused(f"this node has {self._streams} streams open and takes no more", FaultCode.TOO_MANY)
+        self._streams += 1
+        try:
+            await (Conversation(self, stream).run() if kind is StreamKind.CONTROL else self._link(stream))
+        finally:
+            self._streams -= 1
+
+    async def sweep(self) -> None:
+        """Free the sessions nobody comes back to; until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = asyncio.get_running_loop().time()
+            for hosted in list(self.sessions.values()):
+                if hosted.expired(now, self.limits.lease_s, self.limits.idle_s):
+                    await hosted.fail(Refused("the session expired: nothing was asked of it", FaultCode.EXPIRED))
+
+    async def drain(self, grace_s: float) -> None:
+        """Open nothing new, ask every session's client to go elsewhere, and wait for them to; then end what is left."""
+        self.state = NodeState.DRAINING
+        leaving = Refused("this node is about to leave: go on elsewhere", FaultCode.DRAINING)
+        await asyncio.gather(*(hosted.tell(leaving, fatal=False) for hosted in self.sessions.values()))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s), self._news:
+                await self._news.wait_for(lambda: not self.sessions)
+        await self.close()
 
     async def close(self) -> None:
         """Tell every client, free every session."""
         for hosted in list(self.sessions.values()):
-            await hosted.fail(Refused("the node is shutting down", FaultCode.REFUSED))
+            await hosted.fail(Refused("the node is shutting down", FaultCode.DRAINING))
 
-    # ---------------------------------------------------------------- control streams
-
-    async def _control(self, stream: Stream) -> None:
-        mine: dict[bytes, HostedSession] = {}
-        try:
-            while (message := await stream.receive()) is not None:
-                await self._obey(message, stream, mine)
-        except TransportError:
-            await asyncio.sleep(self.limits.lease_s)
-        finally:
-            for hosted in list(mine.values()):
-                await hosted.free()
-
-    async def _obey(self, message: object, stream: Stream, mine: dict[bytes, HostedSession]) -> None:
-        match message:
-            case Describe():
-                await stream.send(self._describe())
-            case Ping(stamp):
-                await stream.send(Pong(stamp))
-            case Open():
-                await self._open(message, stream, mine)
-            case Hint(session) if session in mine:
-                mine[session].session.hint(message)
-            case Close(session) if session in mine:
-                await mine.pop(session).free()
-            case Hint() | Close():
-                pass  # of a session that has just failed: its Fault is on the way
-            case _:
-                raise Refused(f"{type(message).__name__} does not belong on a control stream", FaultCode.MALFORMED)
-
-    def _describe(self) -> Description:
-        served, counters = self.served, self.engine.counters
+    def describe(self) -> Description:
+        """What is hosted, and how busy it is.  Raises Refused while nothing is."""
+        stage = self.ready_stage()
+        served, counters = stage.served, stage.engine.counters
         return Description(
             version=PROTOCOL_VERSION,
             software=f"treeswarm {__version__}",
@@ -112,88 +108,63 @@ class Node:
             config=served.config,
             numerics=served.numerics,
             attention=served.attention,
-            trunk_free=self.store.free_tokens,
+            trunk_free=stage.store.free_tokens,
             frames=counters.frames,
             forwards=counters.forwards,
             forward_sessions=counters.forward_sessions,
         )
 
-    async def _open(self, wanted: Open, stream: Stream, mine: dict[bytes, HostedSession]) -> None:
-        try:
-            hosted = self._host(wanted, stream)
-        except Refused as error:
-            await stream.send(Fault(wanted.session, FaultCode(error.code), str(error), fatal=True))
-            return
-        mine[wanted.session] = hosted
-        hosted.begin()
-        log.info("session %s opened for blocks %s by %s", hosted.name, wanted.span, stream.peer)
-        await stream.send(Opened(wanted.session, wanted.epoch, hosted.session.terms.credit_rows))
+    def ready_stage(self) -> Stage:
+        """Raises Refused while there is none."""
+        if self.stage is None:
+            raise Refused(f"this node is {self.state} and hosts nothing at the moment", FaultCode.DRAINING)
+        return self.stage
 
-    def _host(self, wanted: Open, stream: Stream) -> HostedSession:
-        self._check_open(wanted)
+    async def open(self, wanted: Open, control: Stream) -> HostedSession:
+        """Grant a session.  Raises Refused."""
+        await self._leave_older_epoch(wanted)
+        stage = self.ready_stage()
+        guests = [host_of(hosted.control.peer) for hosted in self.sessions.values()]
+        try:
+            check_open(wanted, stage.served, self.limits, self.state, host_of(control.peer), guests)
+            kv = stage.store.open(wanted.trunk_room, wanted.crown_room)
+        except Refused:
+            self.refused += 1
+            raise
         terms = SessionTerms(
             epoch=wanted.epoch,
             trunk_room=wanted.trunk_room,
             crown_room=wanted.crown_room,
             credit_rows=max(self.limits.credit_rows, 2 * wanted.crown_room),
-            vocab_size=self.served.vocab_size,
-            row_bytes=0 if wanted.span.start == 0 else self.served.activation_bytes,
+            vocab_size=stage.served.vocab_size,
+            row_bytes=0 if wanted.span.start == 0 else stage.served.activation_bytes,
+            resumption=wanted.resumption,
         )
-        hosted = HostedSession(
-            opened=wanted,
-            session=NodeSession(terms),
-            kv=self.store.open(wanted.trunk_room, wanted.crown_room),
-            control=stream,
-            engine=self.engine,
-            transport=self.transport,
+        journal = None
+        if wanted.next_hop is not None:
+            journal = self._journals.open(stage.served.activation_bytes, wanted.trunk_room, wanted.crown_room)
+        hosted = HostedSession.opened(
+            wanted, NodeSession(terms), kv, journal, control, stage.engine, self.transport,
             forget=lambda: self._forget(wanted.session),
-        )
+        )  # fmt: skip
         self.sessions[wanted.session] = hosted
+        await self.tell_links()
+        log.info("session %s opened for blocks %s by %s", hosted.name, wanted.span, control.peer)
         return hosted
 
     def _forget(self, session: bytes) -> None:
         self.sessions.pop(session, None)
+        if not self.sessions and self.state is NodeState.DRAINING:
+            self._beside = asyncio.create_task(self.tell_links())
 
-    def _check_open(self, wanted: Open) -> None:
-        served = self.served
-        for wrong, code, why in (
-            (
-                wanted.version != PROTOCOL_VERSION,
-                FaultCode.WRONG_VERSION,
-                f"protocol {wanted.version} is spoken, this node speaks {PROTOCOL_VERSION}: install the same release",
-            ),
-            (
-                wanted.numerics != served.numerics,
-                FaultCode.MISMATCH,
-                f"this node serves {_class_name(served.numerics)}, not {_class_name(wanted.numerics)}",
-            ),
-            (
-                wanted.span not in served.span,
-                FaultCode.MISMATCH,
-                f"this node serves blocks {served.span}, not {wanted.span}",
-            ),
-            (
-                (wanted.span.end == served.blocks) != (wanted.next_hop is None),
-                FaultCode.MISMATCH,
-                "the last block's node, and it alone, has no next hop",
-            ),
-            (wanted.session in self.sessions, FaultCode.REFUSED, "a session of this id is open"),
-            (
-                len(self.sessions) >= self.limits.sessions,
-                FaultCode.FULL,
-                f"this node is full: {len(self.sessions)} sessions are open",
-            ),
-            (
-                wanted.trunk_room > served.max_positions,
-                FaultCode.OUT_OF_ROOM,
-                f"{wanted.trunk_room} tokens were asked for, the model's context is {served.max_positions}",
-            ),
-            (wanted.crown_room > MAX_CROWN, FaultCode.OUT_OF_ROOM, f"a crown has at most {MAX_CROWN} rows"),
-        ):
-            if wrong:
-                raise Refused(why, code)
-
-    # ---------------------------------------------------------------- link streams
+    async def _leave_older_epoch(self, wanted: Open) -> None:
+        """A client that lost sight of this node may come back to it for the same session, as to a new one."""
+        hosted = self.sessions.get(wanted.session)
+        if hosted is None:
+            return
+        if wanted.epoch <= hosted.epoch:
+            raise Refused("a session of this id is open", FaultCode.REFUSED)
+        await hosted.free()
 
     async def _link(self, stream: Stream) -> None:
         try:
@@ -204,18 +175,30 @@ class Node:
             return
         if not isinstance(hello, LinkHello):
             raise Refused("a link must begin with a hello", FaultCode.MALFORMED)
-        await self._welcome(hello).feed(stream)
+        hosted = await self._welcome(hello)
+        await hosted.feed(stream)
 
-    def _welcome(self, hello: LinkHello) -> HostedSession:
-        hosted = self.sessions.get(hello.session)
-        if hosted is None:
-            raise Refused(f"session {hello.session.hex()[:8]} is not open here", FaultCode.UNKNOWN_SESSION)
-        if not secrets.compare_digest(hosted.opened.ticket, hello.ticket):
+    async def _welcome(self, hello: LinkHello) -> HostedSession:
+        """Raises Refused.  A neighbour may dial before the client's own word has come: it waits for that a while."""
+        if hello.version != PROTOCOL_VERSION:
+            raise Refused("the link speaks another version", FaultCode.WRONG_VERSION)
+        try:
+            async with asyncio.timeout(self.limits.hello_s), self._news:
+                await self._news.wait_for(lambda: self._epoch_of(hello.session) >= hello.epoch)
+        except TimeoutError:
+            raise Refused(
+                f"session {hello.session.hex()[:8]} is not open here in epoch {hello.epoch}", FaultCode.UNKNOWN_SESSION
+            ) from None
+        hosted = self.sessions[hello.session]
+        if not secrets.compare_digest(hosted.ticket, hello.ticket):
             raise Refused("the link's ticket is not the one this session was opened with", FaultCode.WRONG_TICKET)
-        if hello.version != PROTOCOL_VERSION or hello.epoch != hosted.opened.epoch:
-            raise Refused("the link speaks another version or epoch", FaultCode.WRONG_VERSION)
         return hosted
 
+    def _epoch_of(self, session: bytes) -> int:
+        hosted = self.sessions.get(session)
+        return -1 if hosted is None else hosted.epoch
 
-def _class_name(numerics: NumericsClass) -> str:
-    return f"weights {numerics.weights[:12]} in {numerics.dtype} (quantization {numerics.quantization})"
+    async def tell_links(self) -> None:
+        """Wake the links that wait for a session to open or to reach an epoch."""
+        async with self._news:
+            self._news.notify_all()

@@ -1,25 +1,30 @@
 """Where a step's result goes: on to the next node, or back to the client."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import LinkBroken, SwarmError
-from treeswarm.messages import Answer, HopTiming, LinkHello, NextHop, Open
+from treeswarm.messages import Answer, Append, HopTiming, LinkHello, NextHop
 from treeswarm.session import answered_ids
 from treeswarm.steps import Step
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_node.device import Computed
+
+# A dead peer takes no goodbye; nobody waits for it longer.
+GOODBYE_S = 1.0
 
 
 class Outlet(Protocol):
     """Takes results in order."""
 
     async def send(self, step: Step, computed: Computed, timings: tuple[HopTiming, ...]) -> None: ...
+    async def replay(self, append: Append) -> None: ...
     async def end(self) -> None: ...
 
 
@@ -27,7 +32,7 @@ class Outlet(Protocol):
 class ToClient:
     """The tail's: answers on the client's control stream."""
 
-    opened: Open
+    session: bytes
     control: Stream
 
     async def send(self, step: Step, computed: Computed, timings: tuple[HopTiming, ...]) -> None:
@@ -35,8 +40,8 @@ class ToClient:
         assert computed.logprobs is not None
         await self.control.send(
             Answer(
-                session=self.opened.session,
-                epoch=self.opened.epoch,
+                session=self.session,
+                epoch=step.append.epoch,
                 seq=step.append.seq,
                 ids=answered_ids(step),
                 tokens=computed.tokens.astype(np.uint32),
@@ -45,35 +50,57 @@ class ToClient:
             )
         )
 
+    async def replay(self, append: Append) -> None:
+        raise AssertionError("nobody is behind the tail")
+
     async def end(self) -> None:
         """The control stream is the client's to end."""
 
 
 @dataclass(eq=False)
 class ToNextHop:
-    """Everyone else's: the same append with this node's activations, on a link dialled at the first result,
-    when the client has opened the session everywhere."""
+    """Everyone else's: the same append with this node's activations, on a link of its own.
 
-    opened: Open
+    Dialled as soon as it exists: the handshake is then over before the first result.
+    """
+
+    session: bytes
+    epoch: int
     hop: NextHop
     transport: Transport
     broken: Callable[[SwarmError], None]
     """Called when the next hop ends the link."""
-    _link: Stream | None = None
+    _link: asyncio.Task[Stream] = field(init=False)
     _watch: asyncio.Task[None] | None = None
 
+    def __post_init__(self) -> None:
+        self._link = asyncio.create_task(self._dial())
+
     async def send(self, step: Step, computed: Computed, timings: tuple[HopTiming, ...]) -> None:
-        if self._link is None:
-            self._link = await self.transport.connect(self.hop.address, StreamKind.LINK)
-            self._watch = asyncio.create_task(self._watch_end(self._link))
-            await self._link.send(LinkHello(PROTOCOL_VERSION, self.opened.session, self.opened.epoch, self.hop.ticket))
-        await self._link.send(replace(step.append, skipped=~step.computed, hidden=computed.hidden, timings=timings))
+        link = await asyncio.shield(self._link)
+        await link.send(replace(step.append, skipped=~step.computed, hidden=computed.hidden, timings=timings))
+
+    async def replay(self, append: Append) -> None:
+        link = await asyncio.shield(self._link)
+        await link.send(append)
 
     async def end(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
-        if self._link is not None:
-            await self._link.end()
+        if not self._link.done():
+            self._link.cancel()
+        with contextlib.suppress(SwarmError, asyncio.CancelledError, TimeoutError):
+            await asyncio.wait_for((await self._link).end(), GOODBYE_S)
+
+    async def _dial(self) -> Stream:
+        try:
+            link = await self.transport.connect(self.hop.address, StreamKind.LINK)
+            await link.send(LinkHello(PROTOCOL_VERSION, self.session, self.epoch, self.hop.ticket))
+        except SwarmError as error:
+            self.broken(error)
+            raise
+        self._watch = asyncio.create_task(self._watch_end(link))
+        return link
 
     async def _watch_end(self, link: Stream) -> None:
         try:

@@ -1,16 +1,21 @@
 """A node's side of a session: appends in, steps for a device out.  Pure: no I/O, no clock, no tensors.
 
-State changes only by appends, in the order of their sequence numbers.  A hint changes no state; with the
-commits that have already arrived it only tells which rows still waiting for the device are dead.
+State changes only by appends, in the order of their sequence numbers, and by a resumption, which begins a new epoch.
+A hint changes no state; with the commits that have already arrived it only tells which rows still waiting for the device
+are dead.
+
+After a loss the session goes on in a new epoch.  A survivor cuts its trunk back to what every survivor has; a node that
+replaces a lost one gets those rows replayed, and holds appends back until it has them all.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.errors import Refused
-from treeswarm.messages import Answers, Append, FaultCode, Hint
+from treeswarm.messages import Answers, Append, FaultCode, Hint, Resumption
 from treeswarm.steps import Step
 from treeswarm.tree import TokenTree
 
@@ -30,6 +35,28 @@ class SessionTerms:
     vocab_size: int
     row_bytes: int
     """Activation bytes per row on the upstream link; 0 at the head."""
+    resumption: Resumption | None = None
+    """This node replaces a lost one: so many rows are replayed first."""
+
+
+@dataclass(eq=False)
+class _Lane:
+    """Appends of one count of sequence numbers: what overtook a late one waits for it."""
+
+    next_seq: int = 0
+    early: dict[int, Append] = field(default_factory=dict)
+
+    def take(self, append: Append) -> None:
+        if append.seq < self.next_seq or append.seq in self.early:
+            raise Refused(f"append {append.seq} was already received", FaultCode.REPLAYED)
+        if append.seq >= self.next_seq + REORDER_WINDOW:
+            raise Refused(f"append {self.next_seq} never came, {append.seq} did", FaultCode.MALFORMED)
+        self.early[append.seq] = append
+
+    def due(self) -> Iterator[Append]:
+        while (append := self.early.pop(self.next_seq, None)) is not None:
+            self.next_seq += 1
+            yield append
 
 
 class NodeSession:
@@ -37,11 +64,15 @@ class NodeSession:
 
     def __init__(self, terms: SessionTerms) -> None:
         self.terms = terms
-        self.tree = TokenTree()
         self.late_frames = 0
         """Appends of an old epoch, dropped."""
-        self._next_seq = 0
-        self._early: dict[int, Append] = {}
+        self._begin(TokenTree(), terms.resumption)
+
+    def _begin(self, tree: TokenTree, goal: Resumption | None) -> None:
+        self.tree = tree
+        self._goal = goal
+        """What is replayed here before any append counts."""
+        self._appends, self._replays = _Lane(), _Lane()
         self._waiting_rows = 0
         self._slots = np.empty(0, np.int64)
         """Crown slot of each crown node, in the tree's order."""
@@ -52,6 +83,17 @@ class NodeSession:
         self._started_id = 0
         """Rows of lower ids have been handed to the device, or were skipped."""
         self._hint: Hint | None = None
+        self._reach_goal()
+
+    @property
+    def received(self) -> int:
+        """Appends received in order in this epoch."""
+        return self._appends.next_seq
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows received and not yet passed on."""
+        return self._waiting_rows
 
     def receive(self, append: Append) -> list[Step]:
         """Take one append; returns the steps that are now in order, usually just its own."""
@@ -62,17 +104,26 @@ class NodeSession:
             raise Refused(
                 f"epoch {append.epoch} has not begun: this session is in {self.terms.epoch}", FaultCode.MALFORMED
             )
-        if append.seq < self._next_seq or append.seq in self._early:
-            raise Refused(f"append {append.seq} was already received", FaultCode.REPLAYED)
-        if append.seq >= self._next_seq + REORDER_WINDOW:
-            raise Refused(f"append {self._next_seq} never came, {append.seq} did", FaultCode.MALFORMED)
+        (self._replays if append.replay else self._appends).take(append)
         self._take_credit(append)
-        self._early[append.seq] = append
-        steps = []
-        while (due := self._early.pop(self._next_seq, None)) is not None:
-            steps.append(self._apply(due))
-            self._next_seq += 1
+        steps = [self._apply_replay(due) for due in self._replays.due()]
+        if self._goal is None:
+            steps += [self._apply(due) for due in self._appends.due()]
         return steps
+
+    def resume(self, epoch: int, resumption: Resumption) -> None:
+        """Begin a new epoch: the trunk is cut back, the crown and whatever waits are forgotten.
+
+        Raises Refused, and then nothing has changed.
+        """
+        if epoch <= self.terms.epoch:
+            raise Refused(f"epoch {epoch} is over: this session is in {self.terms.epoch}", FaultCode.REPLAYED)
+        if self._goal is not None or resumption.trunk_length > self.tree.trunk_length:
+            raise Refused(
+                f"{self.tree.trunk_length} tokens are here, not {resumption.trunk_length}", FaultCode.NO_JOURNAL
+            )
+        self.terms = replace(self.terms, epoch=epoch)
+        self._begin(_resumed(resumption), None)
 
     def hint(self, hint: Hint) -> None:
         """Learn of a newer tip; older or repeated hints say nothing new."""
@@ -98,15 +149,32 @@ class NodeSession:
         return prune(step, needed)
 
     def finish(self, step: Step) -> None:
-        """The device is done with the step: its rows' credit comes back."""
-        self._waiting_rows -= step.append.rows
+        """The step's results have been passed on: its rows' credit comes back."""
+        if step.append.epoch == self.terms.epoch:
+            self._waiting_rows -= step.append.rows
 
     def _take_credit(self, append: Append) -> None:
         self._waiting_rows += append.rows
+        if append.replay:
+            return  # the client's credit is not its upstream neighbour's; whoever feeds a replay waits for room
         if self._waiting_rows > self.terms.credit_rows:
             raise Refused(
                 f"{self._waiting_rows} rows in flight, {self.terms.credit_rows} were granted", FaultCode.OUT_OF_CREDIT
             )
+
+    def _apply_replay(self, append: Append) -> Step:
+        if self._goal is None or self.tree.trunk_length + append.rows > self._goal.trunk_length:
+            raise Refused("a replay runs past its end", FaultCode.MALFORMED)
+        if not append.prefill or len(append.commit) or append.answers is not Answers.NONE:
+            raise Refused("a replay is a prefill that nobody answers", FaultCode.MALFORMED)
+        self._check(append)
+        step = self._prefill(append, np.empty(0, np.int64))
+        self._reach_goal()
+        return step
+
+    def _reach_goal(self) -> None:
+        if self._goal is not None and self.tree.trunk_length == self._goal.trunk_length:
+            self.tree, self._goal = _resumed(self._goal), None
 
     def _apply(self, append: Append) -> Step:
         self._check(append)
@@ -198,6 +266,10 @@ class NodeSession:
         if (missing & ~append.skipped).any():
             self._skipped.update(new_ids[missing].tolist())
         return np.asarray(~missing)
+
+
+def _resumed(resumption: Resumption) -> TokenTree:
+    return TokenTree(resumption.trunk_length, resumption.tip, resumption.tip + 1)
 
 
 def prune(step: Step, needed: NDArray[np.bool_]) -> Step:

@@ -3,32 +3,39 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from treeswarm.errors import MissingBlocks, SwarmError
 from treeswarm.messages import NumericsClass
+from treeswarm.records import NodeState
 from treeswarm.sampling import SamplingSettings
 from treeswarm.session import incoming_rows
 from treeswarm.spans import Span
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.walk import Walk
-from treeswarm_client.chain import describe, open_chain
+from treeswarm_client.chain import Chain, open_chain
 from treeswarm_client.drafters.seam import DraftTree
 from treeswarm_client.generation import Generation, Limits
-from treeswarm_client.route import plan_route
+from treeswarm_client.mending import Room
+from treeswarm_client.route import Hop, Target
 from treeswarm_client.session import ClientSession
+from treeswarm_node.admission import Served
 from treeswarm_node.batch import Segment
 from treeswarm_node.config import Limits as NodeLimits
 from treeswarm_node.device import Computed
 from treeswarm_node.engine import Engine
 from treeswarm_node.kv import KVShape, KVStore
-from treeswarm_node.node import Node, Served
+from treeswarm_node.node import Node, Stage
 
 VOCAB, STATE = 5, 16
+NUMERICS = NumericsClass("toy", "float32")
+BLOCKS = 4
+# Unequal on purpose.
 SPANS = [Span(0, 1), Span(1, 3), Span(3, 4)]
 
 
@@ -40,8 +47,8 @@ def mix(stage: int, context: Sequence[int], incoming: bytes) -> bytes:
 def toy_token(context: Sequence[int]) -> int:
     """What the whole model says after `context`."""
     state = b""
-    for span in SPANS:
-        state = mix(span.start, context, state)
+    for block in range(BLOCKS):
+        state = mix(block, context, state)
     return state[0] % VOCAB
 
 
@@ -66,7 +73,9 @@ class ToyDevice:
     def _step(self, segment: Segment) -> Computed:
         step, key = segment.step, id(segment.kv)
         trunk, crown = self.trunks.setdefault(key, []), self.crowns.setdefault(key, {})
+        del trunk[segment.kv.trunk_length :]  # a resumption cuts back
         trunk += [crown[slot] for slot in step.commit_slots.tolist()]
+        segment.kv.commit(step)
         assert len(trunk) == step.trunk_length
         if step.append.prefill:
             contexts = [[*trunk, *step.tokens[: i + 1].tolist()] for i in range(step.rows)]
@@ -76,10 +85,9 @@ class ToyDevice:
             contexts = [self._seen(trunk, crown, step.visible[i]) for i in range(step.rows)]
             assert [len(c) - 1 for c in contexts] == step.positions.tolist()
         sent = [step.append.hidden[i * STATE : (i + 1) * STATE] for i in incoming_rows(step)]
-        states = [
-            mix(segment.span.start, context, sent[i] if segment.span.start else b"")
-            for i, context in enumerate(contexts)
-        ]
+        states = [sent[i] if segment.span.start else b"" for i in range(len(contexts))]
+        for block in range(segment.span.start, segment.span.end):
+            states = [mix(block, context, state) for context, state in zip(contexts, states, strict=True)]
         if segment.span.end < self.blocks:
             return Computed(hidden=b"".join(states))
         tokens = np.array([states[i][0] % VOCAB for i in step.answered], np.int64)
@@ -128,57 +136,147 @@ class GuessingDrafter:
 
 
 @dataclass
+class ToyPilot:
+    """Knows all nodes of the swarm; takes the first that fit, and keeps away from those that failed."""
+
+    swarm: "ToySwarm"
+    banned: dict[str, float] = field(default_factory=dict)
+    forgetful: bool = False
+    """A planted mistake: bans nobody."""
+
+    def route(
+        self, wanted: Span, *, before: str | None, after: str | None, room: int, avoid: Collection[str]
+    ) -> list[Hop]:
+        now = asyncio.get_running_loop().time()
+        usable = [
+            (address, span)
+            for address, span in self.swarm.spans.items()
+            if address not in avoid and self.banned.get(address, 0.0) <= now
+        ]
+        hops: list[Hop] = []
+        reached = wanted.start
+        while reached < wanted.end:
+            best = max(((s.end, a) for a, s in usable if s.start <= reached < s.end), default=None)
+            if best is None:
+                raise MissingBlocks(f"nobody serves block {reached}")
+            hops.append(Hop(best[1], best[1], Span(reached, min(best[0], wanted.end))))
+            reached = hops[-1].span.end
+        return hops
+
+    def failed(self, node: str, error: SwarmError) -> None:
+        if not self.forgetful:
+            self.banned[node] = asyncio.get_running_loop().time() + 15.0
+
+    def answered(self, node: str, round_trip_s: float) -> None:
+        pass
+
+    async def changed(self, timeout_s: float) -> None:
+        await asyncio.sleep(min(timeout_s, 1.0))
+
+
+@dataclass
 class ToySwarm:
-    """Three nodes on a memory network."""
+    """Nodes on a memory network."""
 
     network: MemoryNetwork
-    nodes: list[Node]
-    addresses: list[str]
+    limits: NodeLimits
+    nodes: dict[str, Node] = field(default_factory=dict)
+    spans: dict[str, Span] = field(default_factory=dict)
+    devices: dict[str, ToyDevice] = field(default_factory=dict)
+    kept: list[int] = field(default_factory=list)
+    """What the last generation committed, also when it failed."""
+    chain: Chain | None = None
+    _stops: dict[str, contextlib.AsyncExitStack] = field(default_factory=dict)
+
+    async def start(self, span: Span) -> str:
+        """One more node; its address."""
+        stop = contextlib.AsyncExitStack()
+        store = KVStore(1, KVShape(1, 1, 1), 4096, torch.float32, torch.device("cpu"))
+        device = ToyDevice()
+        engine = Engine(device, self.limits.budget)
+        served = Served(span, BLOCKS, VOCAB, 4, 2048, "toy", NUMERICS, "toy", STATE)
+        transport = self.network.transport()
+        node = Node(transport, self.limits, stage=Stage(served, engine, store), state=NodeState.ONLINE)
+        listener = await transport.listen("127.0.0.1:0", node.accept)
+        running = [asyncio.create_task(engine.run()), asyncio.create_task(node.sweep())]
+
+        async def end() -> None:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+        stop.push_async_callback(end)
+        stop.push_async_callback(listener.close)
+        stop.push_async_callback(node.close)
+        address = listener.address
+        self.nodes[address], self.spans[address], self.devices[address] = node, span, device
+        self._stops[address] = stop
+        return address
+
+    async def stop(self, address: str) -> None:
+        """Politely."""
+        self.spans.pop(address)
+        await self._stops.pop(address).aclose()
+        self.nodes.pop(address)
+
+    async def kill(self, address: str) -> None:
+        """As if its machine lost power: its streams break, it says nothing, and nobody else may notice for a while."""
+        self.spans.pop(address)
+        self.network.cut_off(address)
+        node = self.nodes.pop(address)
+        for hosted in list(node.sessions.values()):
+            await hosted.free()
+        await self._stops.pop(address).aclose()
 
     async def generate(
-        self, prompt: Sequence[int], count: int, *, tree_size: int = 6, seed: int = 0, segment_rows: int = 4
+        self,
+        prompt: Sequence[int],
+        count: int,
+        *,
+        tree_size: int = 6,
+        seed: int = 0,
+        segment_rows: int = 4,
+        patience_s: float = 0.0,
+        forgetful: bool = False,
     ) -> list[int]:
         """One generation; what was committed before an error is in `self.kept`."""
         kept: list[int] = []
         self.kept = kept
-        transport = self.network.transport()
-        described = {address: await describe(transport, address) for address in self.addresses}
-        route = plan_route(described, config="toy")
-        async with open_chain(transport, route, trunk_room=len(prompt) + count, crown_room=tree_size + 1) as chain:
-            session = ClientSession(SamplingSettings(), segment_rows)
+        target = Target(NUMERICS, BLOCKS, VOCAB, 4, 2048)
+        room = Room(len(prompt) + count, tree_size + 1)
+        pilot = ToyPilot(self, forgetful=forgetful)
+        async with open_chain(self.network.transport(), pilot, target, room, patience_s=patience_s) as chain:
+            self.chain = chain
+            session = ClientSession(SamplingSettings(), segment_rows, chain.epoch)
             limits = Limits(count, frozenset())
             generation = Generation(chain, GuessingDrafter(seed), session, limits, tree_size)
             async for news in generation.rounds(prompt, SamplingSettings()):
                 kept += news.tokens
         return kept
 
+    def check_idle(self) -> None:
+        """Nothing is left of any session."""
+        for node in self.nodes.values():
+            assert not node.sessions
+            assert node.stage is not None
+            node.stage.store.check()
+            assert node.stage.store.free_tokens == 4096
+            assert node._journals.taken == 0
+
 
 @contextlib.asynccontextmanager
-async def toy_swarm(network: MemoryNetwork, limits: NodeLimits | None = None) -> AsyncIterator[ToySwarm]:
+async def toy_swarm(
+    network: MemoryNetwork, limits: NodeLimits | None = None, spans: Sequence[Span] = SPANS
+) -> AsyncIterator[ToySwarm]:
     """Start the nodes; stop them on leaving."""
-    numerics = NumericsClass("toy", "float32")
-    nodes, addresses, running, listeners = [], [], [], []
-    for span in SPANS:
-        store = KVStore(1, KVShape(1, 1, 1), 4096, torch.float32, torch.device("cpu"))
-        engine = Engine(ToyDevice(), (limits or NodeLimits()).budget)
-        served = Served(span, 4, VOCAB, 4, 2048, "toy", numerics, "toy", STATE)
-        transport = network.transport()
-        node = Node(served, engine, store, transport, limits or NodeLimits())
-        listener = await transport.listen("127.0.0.1:0", node.accept)
-        running.append(asyncio.create_task(engine.run()))
-        nodes.append(node)
-        listeners.append(listener)
-        addresses.append(listener.address)
+    swarm = ToySwarm(network, limits or NodeLimits())
+    for span in spans:
+        await swarm.start(span)
     try:
-        yield ToySwarm(network, nodes, addresses)
+        yield swarm
     finally:
-        for node in nodes:
-            await node.close()
-        for listener in listeners:
-            await listener.close()
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        for address in list(swarm.nodes):
+            await swarm.stop(address)
 
 
 __all__ = ["GuessingDrafter", "ToySwarm", "Walk", "plain_text", "toy_swarm"]

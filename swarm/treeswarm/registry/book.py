@@ -44,9 +44,13 @@ class RecordBook:
 
     def alive(self) -> Snapshot:
         """In date, and not gone; in the order of node ids."""
+        return tuple(known for known in self.in_date() if known.record.state is not NodeState.GONE)
+
+    def in_date(self) -> Snapshot:
+        """Those of nodes that are gone too: a farewell must be passed on until what it revokes has expired."""
         now = self.clock()
         self._records = {node: known for node, known in self._records.items() if known.record.expires > now}
-        return tuple(known for _, known in sorted(self._records.items()) if known.record.state is not NodeState.GONE)
+        return tuple(known for _, known in sorted(self._records.items()))
 
     def _doubt(self, record: NodeRecord, known: SealedRecord | None) -> str:
         """Why not to believe a record, or nothing."""

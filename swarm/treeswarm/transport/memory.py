@@ -47,6 +47,8 @@ class MemoryStream:
     kind: StreamKind
     dialled: bool
     peer: str
+    host: str = ""
+    """Whose end this is: the address its transport listens on, if it does."""
     ended: bool = False
     other: "MemoryStream" = field(init=False)
     _inbox: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(WINDOW))
@@ -67,6 +69,8 @@ class MemoryStream:
         await self._carry(data, [0.0])
 
     async def _carry(self, data: bytes, fate: Sequence[float | None]) -> None:
+        if self.network.holds(self, data) or self.network.parted(self.host, self.other.host):
+            return
         for delay in fate:
             if delay is None:
                 self.break_off()
@@ -143,6 +147,10 @@ class MemoryNetwork:
     faults: Faults = Faults()
     streams: list[MemoryStream] = field(default_factory=list)
     listeners: dict[str, "MemoryListener"] = field(default_factory=dict)
+    partitions: set[frozenset[str]] = field(default_factory=set)
+    """Pairs of hosts between which messages vanish, though every stream looks open."""
+    frozen: dict[str, list[tuple[MemoryStream, bytes]]] = field(default_factory=dict)
+    """Hosts that hang, and what waits for them or would leave them."""
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -151,6 +159,34 @@ class MemoryNetwork:
     def transport(self) -> "MemoryTransport":
         """A way in."""
         return MemoryTransport(self)
+
+    def cut_off(self, host: str) -> None:
+        """The host is gone: its streams break, nobody answers there."""
+        self.listeners.pop(host, None)
+        self.frozen.pop(host, None)
+        for stream in [stream for stream in self.streams if stream.host == host]:
+            stream.break_off()
+
+    def parted(self, one: str, other: str) -> bool:
+        """Whether messages between two hosts vanish."""
+        return frozenset((one, other)) in self.partitions
+
+    def freeze(self, host: str) -> None:
+        """The host hangs: nothing moves, nothing breaks."""
+        self.frozen.setdefault(host, [])
+
+    async def thaw(self, host: str) -> None:
+        """It goes on where it was: what waited arrives, in order."""
+        for stream, data in self.frozen.pop(host, []):
+            if stream._over is None and not self.holds(stream, data):
+                stream.other.arrive_late(data)
+
+    def holds(self, stream: MemoryStream, data: bytes) -> bool:
+        """Whether a message has to wait for one of its ends."""
+        waiting = next((self.frozen[host] for host in (stream.host, stream.other.host) if host in self.frozen), None)
+        if waiting is not None:
+            waiting.append((stream, data))
+        return waiting is not None
 
     def free_port(self) -> int:
         return next(self._ports)
@@ -215,14 +251,15 @@ class MemoryTransport:
 
     network: MemoryNetwork
     dialled: list[MemoryStream] = field(default_factory=list)
+    host: str = ""
 
     async def connect(self, address: str, kind: StreamKind) -> MemoryStream:
         target = str(Address.parse(address))
         listener = self.network.listeners.get(target)
-        if listener is None:
+        if listener is None or self.network.parted(self.host, target) or target in self.network.frozen:
             raise Unreachable(f"nobody answers at {target}: check the address and that the node runs")
-        near = MemoryStream(self.network, kind, True, target)
-        far = MemoryStream(self.network, kind, False, "memory")
+        near = MemoryStream(self.network, kind, True, target, self.host)
+        far = MemoryStream(self.network, kind, False, self.host or "memory", target)
         near.other, far.other = far, near
         self.network.streams += [near, far]
         self.dialled.append(near)
@@ -234,6 +271,7 @@ class MemoryTransport:
         bound = str(Address(wanted.host, wanted.port or self.network.free_port()))
         if bound in self.network.listeners:
             raise BadRequest(f"cannot listen on {bound}: the port is in use; choose another with --listen HOST:PORT")
+        self.host = self.host or bound
         listener = MemoryListener(self.network, bound, accept)
         self.network.listeners[bound] = listener
         return listener
