@@ -1,0 +1,79 @@
+"""Network coordinates: predict the round trip between two hosts that never met.
+
+Vivaldi (Dabek, Cox, Kaashoek, Morris: "Vivaldi: a decentralized network coordinate system", SIGCOMM 2004) with a height
+vector: the plane is the long haul, the height is what a host's own access line adds to every path.  All lengths are
+seconds of round trip.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The paper's c_c and c_e: how far a coordinate and its error estimate follow one measurement.
+STEP = 0.25
+ERROR_STEP = 0.25
+# No path is free; a height that reaches zero could also never grow again in proportion.
+LEAST_HEIGHT_S = 1e-5
+# Relative; a newcomer knows nothing, and an estimate of zero would freeze a coordinate for ever.
+WORST_ERROR, LEAST_ERROR = 1.0, 0.01
+LEAST_RTT_S = 1e-6
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """Where a host is, in seconds of round trip; `error` is its own estimate of its relative error, 0.01 to 1."""
+
+    x: float = 0.0
+    y: float = 0.0
+    height_s: float = LEAST_HEIGHT_S
+    error: float = WORST_ERROR
+
+
+def distance(one: Coordinate, other: Coordinate) -> float:
+    """The predicted round trip, seconds."""
+    return math.hypot(one.x - other.x, one.y - other.y) + one.height_s + other.height_s
+
+
+def update(mine: Coordinate, theirs: Coordinate, rtt_s: float) -> Coordinate:
+    """My coordinate after one measured round trip of `rtt_s` seconds to a host that says it is at `theirs`.
+
+    A spring of length `rtt_s` between the two pulls or pushes me; the surer of us moves the other more.
+    """
+    rtt_s = max(rtt_s, LEAST_RTT_S)
+    predicted = distance(mine, theirs)
+    weight = mine.error / (mine.error + theirs.error)
+    miss = abs(predicted - rtt_s) / rtt_s
+    error = miss * ERROR_STEP * weight + mine.error * (1 - ERROR_STEP * weight)
+    push = STEP * weight * (rtt_s - predicted) / predicted
+    x, y = mine.x - theirs.x, mine.y - theirs.y
+    if x == y == 0.0:
+        # Two newcomers at the origin must part in some direction: the last digits of the measurement choose it.
+        angle = math.tau * math.modf(rtt_s * 1e6)[0]
+        x, y = predicted * math.cos(angle), predicted * math.sin(angle)
+    return Coordinate(
+        mine.x + push * x,
+        mine.y + push * y,
+        max(mine.height_s + push * (mine.height_s + theirs.height_s), LEAST_HEIGHT_S),
+        min(max(error, LEAST_ERROR), WORST_ERROR),
+    )
+
+
+def as_points(coordinates: Iterable[Coordinate]) -> NDArray[np.float64]:
+    """float64 [hosts, 3]: x, y, height, for `distances`."""
+    rows = [(one.x, one.y, one.height_s) for one in coordinates]
+    return np.array(rows, np.float64).reshape(len(rows), 3)
+
+
+def distances(ones: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`distance` for all pairs, seconds: float64 [n, 3] and [m, 3] to [n, m]."""
+    x = np.subtract.outer(ones[:, 0], others[:, 0])
+    y = np.subtract.outer(ones[:, 1], others[:, 1])
+    x *= x
+    y *= y
+    x += y
+    np.sqrt(x, out=x)
+    x += np.add.outer(ones[:, 2], others[:, 2])
+    return x

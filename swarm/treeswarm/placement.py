@@ -1,0 +1,209 @@
+"""Which blocks should I host?  Pure: a snapshot of the swarm in, a span out.
+
+Every node decides for itself, over a snapshot that lags by some seconds, at the same time as many others.  So the
+decisions are made such that nodes with the same snapshot do not all do the same: a joining node imagines those that
+choose beside it, and a move is one node's part of a plan that everybody computes alike.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treeswarm.rebalancing import Moves, plan_moves
+from treeswarm.spans import Span
+
+State = Literal["joining", "online", "draining"]
+STATES: tuple[State, ...] = ("joining", "online", "draining")
+JOINING, ONLINE, DRAINING = range(3)
+
+# Of the joining nodes in a snapshot, how many more are choosing just now unseen: a record takes some seconds to
+# arrive, loading weights a minute.
+UNSEEN = 0.2
+# A crowd is imagined as at most so many choices, of 75 µs each; those whose turns are closer than that choose alike.
+PORTIONS = 256
+# At most this share of a block's replicas is on the move at once (so never two of fewer than 40): a plan made while
+# others are under way cannot know where they go.
+MOVING = 0.05
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One node's place.  `rate`: block-rows a second it computes, so its throughput over k blocks is rate / k."""
+
+    node: str
+    span: Span
+    rate: float
+    state: State
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """A snapshot as arrays, [nodes] each; what everybody would compute from it is computed once."""
+
+    nodes: NDArray[np.str_]
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
+    rate: NDArray[np.float64]
+    state: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, placed: "Layout | Sequence[Placed]") -> "Layout":
+        if isinstance(placed, Layout):
+            return placed
+        return cls(
+            np.array([one.node for one in placed], np.str_),
+            np.array([one.span.start for one in placed], np.int64),
+            np.array([one.span.end for one in placed], np.int64),
+            np.array([one.rate for one in placed], np.float64),
+            np.array([STATES.index(one.state) for one in placed], np.int64),
+        )
+
+    def only(self, kept: NDArray[np.bool_]) -> "Layout":
+        return Layout(self.nodes[kept], self.start[kept], self.end[kept], self.rate[kept], self.state[kept])
+
+    def overlapping(self, span: Span) -> NDArray[np.bool_]:
+        return (self.start < span.end) & (span.start < self.end)
+
+    def replicas(self, blocks: int, state: int) -> NDArray[np.int64]:
+        """How many nodes of that state have each block, int64 [blocks]."""
+        here = self.state == state
+        return _summed(self.start[here], self.end[here], np.ones(here.sum()), blocks).round().astype(np.int64)
+
+    @cached_property
+    def moves(self) -> dict[int, Moves]:
+        """Plans made, by number of blocks."""
+        return {}
+
+
+def block_throughput(placed: Layout | Sequence[Placed], blocks: int) -> NDArray[np.float64]:
+    """Rows a second that each block can compute, float64 [blocks]; joining nodes count, draining ones do not."""
+    layout = Layout.of(placed)
+    stays = layout.state != DRAINING
+    start, end = layout.start[stays], layout.end[stays]
+    return _summed(start, end, layout.rate[stays] / (end - start), blocks)
+
+
+def swarm_throughput(placed: Layout | Sequence[Placed], blocks: int) -> float:
+    """Rows a second of the weakest block: what the swarm as a whole can compute."""
+    return float(block_throughput(placed, blocks).min())
+
+
+def best_possible(rates: NDArray[np.float64] | Sequence[float], blocks: int) -> float:
+    """No placement makes the weakest block faster than this, rows a second."""
+    return float(np.sum(rates)) / blocks
+
+
+def choose_span(placed: Layout | Sequence[Placed], blocks: int, length: int, rate: float, node: str) -> Span:
+    """The window of `length` blocks that helps the weakest block most.
+
+    In a crowd, `node` first imagines some of those that choose beside it unseen, as many as its id says, so that the
+    crowd fills the weak blocks evenly instead of all choosing the weakest.
+    """
+    layout = Layout.of(placed)
+    unseen = UNSEEN * float(layout.rate[layout.state == JOINING].sum())
+    turn = _digest(node) / 2**64
+    throughput = _poured(block_throughput(layout, blocks), length, turn * unseen, max(rate, unseen / PORTIONS))
+    return _weakest_window(throughput, length, node)
+
+
+def choose_again(mine: Placed, placed: Layout | Sequence[Placed], blocks: int) -> Span:
+    """My window once I see who else announced joining: the lowest id stays, the others make room for those before.
+
+    Rivals with a higher id do not count at all: they will make room for me.
+    """
+    layout = Layout.of(placed)
+    others = layout.only(layout.nodes != mine.node)
+    rivals = (others.state == JOINING) & others.overlapping(mine.span)
+    before = rivals & (others.nodes < mine.node)
+    if not before.any():
+        return mine.span
+    length, rate = len(mine.span), others.rate[rivals]
+    portion = max(float(rate.mean()), float(rate.sum()) / PORTIONS)
+    throughput = block_throughput(others.only(~rivals), blocks)
+    throughput = _poured(throughput, length, float(others.rate[before].sum()), portion)
+    return _weakest_window(throughput, length, mine.node)
+
+
+def yields(mine: Placed, placed: Layout | Sequence[Placed], blocks: int) -> bool:
+    """Whether I, still joining, leave my window to nodes that announced it at nearly the same time."""
+    return choose_again(mine, placed, blocks) != mine.span
+
+
+def plan_move(me: Placed, placed: Layout | Sequence[Placed], blocks: int) -> Span | None:
+    """Where I should move to, or None to stay.
+
+    Asked when online, and once more when draining has been announced and has had time to be seen: None then means to
+    go back online.  I move if I am part of the plan that everybody makes of this snapshot (`rebalancing.plan_moves`),
+    all my blocks are online elsewhere, and not too many of those that share them are moving already.
+    """
+    layout = Layout.of(placed)
+    others = layout.only(layout.nodes != me.node)
+    online = others.replicas(blocks, ONLINE)[me.span.start : me.span.end]
+    moving = others.state == DRAINING
+    if me.state == "draining":
+        moving &= others.nodes < me.node
+    sharing = int((moving & others.overlapping(me.span)).sum())
+    if online.min() == 0 or sharing > max(0, MOVING * online.min() - 1):
+        return None
+    if me.state == "draining":
+        layout = _back_online(me, others)
+    if blocks not in layout.moves:
+        layout.moves[blocks] = plan_moves(
+            block_throughput(layout, blocks),
+            layout.replicas(blocks, ONLINE),
+            layout.only(layout.state == ONLINE),
+        )
+    return layout.moves[blocks].get(me.node)
+
+
+def _back_online(me: Placed, others: Layout) -> Layout:
+    return Layout(
+        np.append(others.nodes, me.node),
+        np.append(others.start, me.span.start),
+        np.append(others.end, me.span.end),
+        np.append(others.rate, me.rate),
+        np.append(others.state, ONLINE),
+    )
+
+
+def _poured(throughput: NDArray[np.float64], length: int, load: float, portion: float) -> NDArray[np.float64]:
+    """`throughput` after `load` block-rows a second chose windows of `length` before me, `portion` at a time."""
+    throughput = throughput.copy()
+    for _ in range(round(load / portion) if portion > 0 else 0):
+        window = _weakest_window(throughput, length, "")
+        throughput[window.start : window.end] += portion / length
+    return throughput
+
+
+def _weakest_window(throughput: NDArray[np.float64], length: int, node: str) -> Span:
+    """The window whose throughputs, sorted, are the lowest; of equal ones the one that a hash of `node` says."""
+    windows = np.sort(np.lib.stride_tricks.sliding_window_view(throughput, length), axis=1)
+    # Sums of floats in another order differ in the last digits.
+    windows = windows.round(9 - int(np.log10(throughput.max() + 1)))
+    tied = np.arange(len(windows))
+    for column in windows.T:
+        tied = tied[column[tied] == column[tied].min()]
+        if len(tied) == 1:
+            break
+    start = int(min(tied.tolist(), key=lambda start: _digest(f"{node} {start}"))) if len(tied) > 1 else int(tied[0])
+    return Span(start, start + length)
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _summed(
+    start: NDArray[np.int64], end: NDArray[np.int64], value: NDArray[np.float64], blocks: int
+) -> NDArray[np.float64]:
+    """The sum of `value` over the spans that contain each block, float64 [blocks]."""
+    steps = np.bincount(start, value, blocks + 1)[: blocks + 1] - np.bincount(end, value, blocks + 1)[: blocks + 1]
+    summed: NDArray[np.float64] = steps.cumsum()[:blocks]
+    # What was added and taken away again leaves rounding behind, and an empty block must read as empty.
+    summed[np.abs(summed) < 1e-9 * max(1.0, float(value.sum()))] = 0.0
+    return summed
