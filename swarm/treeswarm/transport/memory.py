@@ -217,7 +217,7 @@ class MemoryTransport:
     dialled: list[MemoryStream] = field(default_factory=list)
 
     async def connect(self, address: str, kind: StreamKind) -> MemoryStream:
-        target = str(Address.parse(address))
+        target = Address.parse(address).bare
         listener = self.network.listeners.get(target)
         if listener is None:
             raise Unreachable(f"nobody answers at {target}: check the address and that the node runs")
