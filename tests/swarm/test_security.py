@@ -210,7 +210,7 @@ async def test_a_peer_without_tls_is_told_apart() -> None:
     plain = GrpcTransport()
     listener = await plain.listen("127.0.0.1:0", echo)
     async with dialler() as client:
-        with pytest.raises(Unreachable, match=rf"{listener.address}.*"):
+        with pytest.raises(Unreachable, match=f"{listener.address} does not speak as a swarm-node does"):
             await ask(client, listener.address)
     async with node() as (address, _, _):
         with pytest.raises(SwarmError, match=address):
@@ -219,16 +219,26 @@ async def test_a_peer_without_tls_is_told_apart() -> None:
     await plain.close()
 
 
-@pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b"", bytes(100)])
-async def test_what_speaks_another_protocol_is_told_apart(says: bytes) -> None:
+@contextlib.asynccontextmanager
+async def stranger(says: bytes = b"", *, stays: bool = False, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    """A server of something else: says its word at once, and goes or stays."""
+    gone = asyncio.Event()
+
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(says)
-        await reader.read(100)
+        if stays:
+            await gone.wait()
         writer.close()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server, dialler() as client:
+    async with await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        gone.set()
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b"", bytes(100)])
+async def test_what_speaks_another_protocol_is_told_apart(says: bytes) -> None:
+    async with stranger(says) as address, dialler() as client:
         with pytest.raises(Unreachable, match=f"{address}.*check the (port|address)"):
             await ask(client, address)
 
@@ -238,21 +248,13 @@ async def test_tls_that_is_not_ours_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "own.pem").write_bytes(own.key_pem + own.certificate_pem)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "own.pem")
-    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
-    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server, dialler() as client:
+    async with stranger(tls=context) as address, dialler() as client:
         with pytest.raises(Unreachable, match=r"TLS is for another protocol.*check the port"):
             await ask(client, address)
 
 
 async def test_silence_is_not_waited_out_for_ever() -> None:
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server, dialler(connect_s=0.3) as client:
+    async with stranger(stays=True) as address, dialler(connect_s=0.3) as client:
         with pytest.raises(Unreachable, match="no answer in time"):
             await ask(client, address)
 
