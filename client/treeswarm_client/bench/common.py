@@ -58,10 +58,7 @@ class Bench:
         described = await self.client.describe_nodes([node.address for node in self.swarm.nodes])
         if len(described) != len(self.swarm.nodes):
             raise SwarmError("a node died during the bench: its figures do not count")
-        return {
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
-            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        return provenance_of_machine() | {
             "model": self.setup.model,
             "draft": self.setup.draft,
             "weights": self.client.route.numerics.weights,
@@ -93,6 +90,15 @@ async def bench_swarm(
         SwarmClient(model=setup.model, peers=swarm.peers, **options) as connected,
     ):
         yield Bench(setup, swarm, connected, link)
+
+
+def provenance_of_machine() -> dict[str, Any]:
+    """When, where and with which versions."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    }
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
