@@ -22,7 +22,15 @@ from treeswarm.transport.seam import StreamKind
 from treeswarm.transport.tls import Security
 from treeswarm.wire.codec import decode_control_down, encode
 from treeswarm_client.bench.common import BenchSetup
-from treeswarm_client.bench.hostile import SESSIONS, TICKET, Hostile, hostile_messages, hostile_openings, opening
+from treeswarm_client.bench.hostile import (
+    SESSIONS,
+    TICKET,
+    Hostile,
+    honest_prompt,
+    hostile_messages,
+    hostile_openings,
+    opening,
+)
 from treeswarm_client.chain import describe
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.local_swarm import LocalSwarm, local_swarm
@@ -152,6 +160,7 @@ class _Attacker:
             await control.send(encode(opening(self.described, self.session)))
             await control.until_seen(next(self._stamps))
             await line.send(encode(LinkHello(PROTOCOL_VERSION, self.session, 0, TICKET)))
+            await line.send(encode(honest_prompt(self.described)))
         return line
 
 

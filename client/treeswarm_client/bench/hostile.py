@@ -3,7 +3,7 @@
 import random
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from treeswarm.wire.codec import encode
 SESSIONS = [bytes([65 + i]) * m.SESSION_ID_BYTES for i in range(8)]
 TICKET = b"T" * m.TICKET_BYTES
 NOBODY = "127.0.0.1:9"
+PROMPT_ROWS = 3
 EXTREMES = (0, 1, 2, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
 REALS = (0.0, -1.0, 1e-45, 1e308, float("inf"), float("-inf"), float("nan"))
 # Megabytes take their time; one in so many messages is one of these.
@@ -98,27 +99,50 @@ def _hello(chance: random.Random) -> m.LinkHello:
     return m.LinkHello(PROTOCOL_VERSION, chance.choice(SESSIONS), 0, chance.choice((TICKET, bytes(len(TICKET)))))
 
 
+def honest_prompt(described: m.Description) -> m.Append:
+    """The first frame of a session, as a client would send it: ids 1 to 3."""
+    return _frame_of(described, rows=PROMPT_ROWS, seq=0, first_id=1, prefill=True)
+
+
 def _append(chance: random.Random, described: m.Description) -> m.Append:
-    rows = chance.choice((0, 1, 2, 8, 17, 65))
-    first = chance.choice((1, 1, 1, 0, 2, 2**31))
+    """What could follow that prompt, with nothing wrong or a little."""
+    honest = _frame_of(described, rows=chance.choice((1, 2, 8, 13)), seq=1, first_id=PROMPT_ROWS + 1, prefill=False)
+    rows = honest.rows
+    oddities: tuple[dict[str, Any], ...] = (
+        {},
+        {"fresh": True, "prefill": True, "answers": m.Answers.NONE},
+        {"seq": chance.choice((0, 2, 500, 2**32 - 1))},
+        {"epoch": 1},
+        {"first_id": chance.choice((0, 1, 2**31))},
+        {"commit": np.array(chance.choice(([1], [4], [4, 5], [5, 4], [9])), np.uint32)},
+        {"parents": np.array([chance.choice((0, 3, 4, 5, 99)) for _ in range(rows)], np.uint32)},
+        {"tokens": np.array([chance.choice((0, described.vocab_size, 2**32 - 1)) for _ in range(rows)], np.uint32)},
+        {"skipped": np.array([chance.random() < 0.5 for _ in range(rows)], np.bool_)},
+        {"hidden": chance.randbytes(len(honest.hidden) or 64)},
+        {"hidden": honest.hidden[:-1]},
+        {"settings": SamplingSettings(1e-9, 2**31 - 1, 1e-9, 2**64 - 1, 2**32 - 1)},
+        _frame_of(
+            described, rows=chance.choice((0, 17, 65)), seq=1, first_id=4, prefill=chance.random() < 0.5
+        ).__dict__,
+    )
+    return replace(honest, **chance.choice(oddities))
+
+
+def _frame_of(described: m.Description, *, rows: int, seq: int, first_id: int, prefill: bool) -> m.Append:
+    """A chain below the tip."""
     width = described.hidden_size * (4 if described.numerics.dtype == "float32" else 2)
-    hidden = chance.choice((0, rows)) if described.span.start else 0
-    parents = [chance.choice((max(0, first + i - 1), 0, first, 7)) for i in range(rows)]
     return m.Append(
-        epoch=chance.choice((0, 0, 0, 1)),
-        seq=chance.choice((0, 0, 1, 2, 500)),
-        commit=np.array(chance.choice(([], [], [1], [1, 2], [2, 1], [9])), np.uint32),
-        first_id=first,
-        parents=np.array(
-            parents if chance.random() < 0.5 else range(max(0, first - 1), max(0, first - 1) + rows), np.uint32
-        ),
-        tokens=np.array([chance.choice((0, 1, 3, described.vocab_size)) for _ in range(rows)], np.uint32),
-        prefill=chance.random() < 0.5,
-        answers=chance.choice(list(m.Answers)),
-        settings=SamplingSettings(chance.choice((0.0, 1.0)), 0, 1.0, chance.choice(EXTREMES), 0),
-        skipped=np.array([chance.random() < 0.1 for _ in range(rows)], np.bool_),
-        hidden=chance.choice((bytes, chance.randbytes))(hidden * width),
-        fresh=chance.random() < 0.3,
+        epoch=0,
+        seq=seq,
+        commit=np.empty(0, np.uint32),
+        first_id=first_id,
+        parents=np.arange(first_id - 1, first_id - 1 + rows, dtype=np.uint32),
+        tokens=np.ones(rows, np.uint32),
+        prefill=prefill,
+        answers=m.Answers.LAST,
+        settings=SamplingSettings(),
+        skipped=np.zeros(rows, np.bool_),
+        hidden=bytes(rows * width) if described.span.start else b"",
     )
 
 
