@@ -20,6 +20,7 @@ from treeswarm.sampling import SamplingSettings
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
+from treeswarm.transport.tls import Security
 from treeswarm_client.chain import describe, open_chain
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.seam import Drafter
@@ -89,7 +90,8 @@ class SwarmClient:
             async for token in client.stream("def main():"):
                 print(token.text, end="")
 
-    `model` is a directory, a hub id or `demo`; only its config and tokenizer are read.  `draft` is `none`, a directory,
+    A peer is `HOST:PORT`, or `HOST:PORT#PIN` as its ready line shows it: then nobody else may answer there.  `model` is
+    a directory, a hub id or `demo`; only its config and tokenizer are read.  `draft` is `none`, a directory,
     a hub id or `demo-draft`.  Entering raises what is wrong with the model, the draft, the addresses or the nodes
     (ModelError, Mismatch, BadRequest, RouteError, Unreachable).  One generation at a time uses the drafter.
     """
@@ -103,8 +105,10 @@ class SwarmClient:
     emulate_link: str | None = None
     drafter: Drafter | None = None
     """A drafter of one's own, instead of `draft`."""
+    swarm_key: bytes | None = field(default=None, repr=False)
+    """Of a private swarm, as `treeswarm.keys.read_swarm_key` reads it."""
     transport: Transport | None = None
-    """Instead of gRPC; stays open afterwards."""
+    """Instead of gRPC with TLS; stays open afterwards."""
     route: Route = field(init=False)
     descriptions: dict[str, Description] = field(init=False)
     """What the nodes said of themselves on entering."""
@@ -223,7 +227,7 @@ class SwarmClient:
     def _open(self) -> _Opened:
         folder = resolve_model(self.model)
         drafter = self.drafter or load_drafter("none" if self.tree_size == 0 else self.draft, folder, self.draft_device)
-        transport: Transport = self.transport or GrpcTransport()
+        transport: Transport = self.transport or GrpcTransport(security=Security(swarm_key=self.swarm_key))
         if self.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(self.emulate_link))
         return _Opened(

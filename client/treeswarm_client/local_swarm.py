@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ class LocalNode:
 
     process: asyncio.subprocess.Process
     address: str
+    pinned: str
+    """The address that nobody else can answer at."""
     ready: dict[str, Any]
     """Its ready line."""
     errors: asyncio.Task[bytes]
@@ -51,13 +54,28 @@ def even_cuts(blocks: int, nodes: int) -> list[Span]:
 
 @contextlib.asynccontextmanager
 async def local_swarm(
-    model: str, spans: Sequence[Span], *, dtype: str = "float32", emulate_link: str | None = None, threads: int = 1
+    model: str,
+    spans: Sequence[Span],
+    *,
+    dtype: str = "float32",
+    emulate_link: str | None = None,
+    threads: int = 1,
+    swarm_key: Path | None = None,
 ) -> AsyncIterator[LocalSwarm]:
-    """Start one node a span, wait until all are ready, stop them on leaving.  Raises ModelError with what a node
-    that would not start said."""
+    """Start one node a span, wait until all are ready, stop them on leaving; their identities are for this once.
+
+    Raises ModelError with what a node that would not start said.
+    """
+    flags = ["--dtype", dtype, "--threads", str(threads), "--log-format", "json"]
+    flags += ["--emulate-link", emulate_link] if emulate_link else []
+    flags += ["--swarm-key", str(swarm_key)] if swarm_key else []
     swarm = LocalSwarm()
     async with contextlib.AsyncExitStack() as stack:
-        started = [await _start(model, span, dtype, emulate_link, threads) for span in spans]
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="treeswarm-")))
+        started = [
+            await _start(model, "--blocks", str(span), "--identity", str(folder / f"{i}.pem"), *flags)
+            for i, span in enumerate(spans)
+        ]
         for process, errors in started:
             stack.push_async_callback(_stop, process, errors)
         swarm.nodes.extend(await asyncio.gather(*(_ready(process, errors) for process, errors in started)))
@@ -73,14 +91,9 @@ def node_command() -> list[str]:
     return [found]
 
 
-async def _start(
-    model: str, span: Span, dtype: str, emulate_link: str | None, threads: int
-) -> tuple[asyncio.subprocess.Process, asyncio.Task[bytes]]:
-    flags = ["--blocks", str(span), "--dtype", dtype, "--threads", str(threads), "--log-format", "json"]
-    if emulate_link:
-        flags += ["--emulate-link", emulate_link]
+async def _start(*arguments: str) -> tuple[asyncio.subprocess.Process, asyncio.Task[bytes]]:
     process = await asyncio.create_subprocess_exec(
-        *node_command(), model, *flags, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *node_command(), *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     assert process.stderr is not None
     return process, asyncio.create_task(process.stderr.read())
@@ -96,7 +109,7 @@ async def _ready(process: asyncio.subprocess.Process, errors: asyncio.Task[bytes
         said = (await errors).decode(errors="replace").strip().splitlines()
         raise ModelError(said[-1].removeprefix("swarm-node: ") if said else "a node ended without a word")
     ready = json.loads(line)
-    return LocalNode(process, ready["address"], ready, errors)
+    return LocalNode(process, ready["address"], ready["pinned"], ready, errors)
 
 
 async def _stop(process: asyncio.subprocess.Process, errors: asyncio.Task[bytes]) -> None:

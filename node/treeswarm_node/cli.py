@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from treeswarm import __version__
 from treeswarm.errors import BadRequest, SwarmError
@@ -18,6 +19,7 @@ EXAMPLES = """examples:
   swarm-node demo                                        serve the whole bundled model on a free port
   swarm-node demo --blocks 0:3 --listen 127.0.0.1:4001   serve its first three blocks
   swarm-node ./Llama-3-8B --blocks 16:32 --listen 0.0.0.0:4002 --dtype bfloat16 --device cuda
+  swarm-node demo --swarm-key swarm.key                  for those alone who have the same key file
   swarm-node demo --emulate-link delay=25ms,rate=100mbit as if 25 ms away on a 100 Mbit/s line
 
 the model is a Hugging Face causal-LM directory, a hub id, or demo"""
@@ -39,6 +41,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--kv-tokens", type=int, default=16384, help="KV cache rows for all sessions (default 16384)")
     made.add_argument("--threads", type=int, default=0, help="CPU threads for the model (default: torch's choice)")
     made.add_argument("--emulate-link", metavar="SHAPE", help="delay what this node sends: delay=25ms,rate=100mbit")
+    made.add_argument(
+        "--identity", type=Path, metavar="PATH", help="this node's keys, made at its first start (default: per user)"
+    )
+    made.add_argument("--swarm-key", type=Path, metavar="PATH", help="key file of a private swarm (default: open)")
     made.add_argument("--log-format", choices=["text", "json"], default="text", help="json: one object a line")
     made.add_argument("--verbose", action="store_true", help="log every session")
     made.add_argument("--version", action="version", version=f"treeswarm {__version__}")
@@ -62,6 +68,8 @@ def read_config(arguments: Sequence[str] | None = None) -> tuple[NodeConfig, boo
         threads=args.threads,
         emulate_link=args.emulate_link,
         log_json=args.log_format == "json",
+        identity=args.identity,
+        swarm_key=args.swarm_key,
     )
     return config, args.verbose
 

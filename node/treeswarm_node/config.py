@@ -1,6 +1,7 @@
 """What a node is told at start, read once at the edge."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from treeswarm.spans import Span
 from treeswarm_node.scheduler import Budget
@@ -48,4 +49,8 @@ class NodeConfig:
     threads: int
     emulate_link: str | None
     log_json: bool
+    identity: Path | None = None
+    """None: the user's first that no running node holds."""
+    swarm_key: Path | None = None
+    """None: an open swarm."""
     limits: Limits = Limits()

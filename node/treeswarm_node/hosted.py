@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
-from treeswarm.errors import Refused, SwarmError, TransportError
+from treeswarm.errors import Malformed, Refused, SwarmError, TransportError
 from treeswarm.messages import Append, Fault, FaultCode, HopTiming, NextHop, Open, Opened, Resume
 from treeswarm.session import NodeSession
 from treeswarm.spans import Span
@@ -168,6 +168,8 @@ class HostedSession:
         code = FaultCode.INTERNAL
         if isinstance(error, Refused):
             code = FaultCode(error.code)
+        elif isinstance(error, Malformed):
+            code = FaultCode.MALFORMED
         elif isinstance(error, TransportError):
             code = FaultCode.DOWNSTREAM
         with contextlib.suppress(SwarmError):

@@ -12,17 +12,20 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from treeswarm.errors import BadRequest
 from treeswarm.identity import config_digest, weights_digest
+from treeswarm.keys import Identity, read_swarm_key
 from treeswarm.messages import NumericsClass
 from treeswarm.model_files import read_config, read_shape, resolve_model
 from treeswarm.spans import Span
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
+from treeswarm.transport.tls import Security
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.device import Device
 from treeswarm_node.engine import Engine
 from treeswarm_node.loader import load_span
 from treeswarm_node.node import Node, Served
+from treeswarm_node.own_identity import own_identity
 from treeswarm_node.proof import prove
 from treeswarm_node.sampler import Sampler
 from treeswarm_node.span_model import SpanModel
@@ -33,6 +36,10 @@ class Ready:
     """What the ready line says."""
 
     address: str
+    pinned: str
+    """The address with the pin, for clients that want nobody else."""
+    node: str
+    pin: str
     model: str
     blocks: str
     of: int
@@ -44,7 +51,7 @@ class Ready:
 
     def __str__(self) -> str:
         return (
-            f"swarm-node ready on {self.address}: blocks {self.blocks} of {self.of} of {self.model} "
+            f"swarm-node {self.node} ready on {self.pinned}: blocks {self.blocks} of {self.of} of {self.model} "
             f"({self.dtype}, {self.device}, attention {self.attention}, {self.kv_tokens} KV rows)"
         )
 
@@ -55,8 +62,16 @@ class Ready:
 @contextlib.asynccontextmanager
 async def serving(config: NodeConfig) -> AsyncIterator[Ready]:
     """Serve until left; then every session's client is told and every room freed."""
-    model, served = await asyncio.to_thread(_load, config)
-    transport: Transport = GrpcTransport()
+    swarm_key = read_swarm_key(config.swarm_key) if config.swarm_key else None
+    with own_identity(config.identity) as identity:
+        model, served = await asyncio.to_thread(_load, config)
+        async with _listening(config, Security(identity, swarm_key), model, served) as address:
+            yield _ready(config, identity, address, served)
+
+
+@contextlib.asynccontextmanager
+async def _listening(config: NodeConfig, security: Security, model: SpanModel, served: Served) -> AsyncIterator[str]:
+    transport: Transport = GrpcTransport(security=security)
     if config.emulate_link:
         transport = EmulatedTransport(transport, LinkShape.parse(config.emulate_link))
     engine = Engine(Device(model, Sampler(served.vocab_size)), config.limits.budget)
@@ -65,7 +80,7 @@ async def serving(config: NodeConfig) -> AsyncIterator[Ready]:
     try:
         listener = await transport.listen(config.listen, node.accept)
         try:
-            yield _ready(config, listener.address, served)
+            yield listener.address
         finally:
             await node.close()
             await listener.close()
@@ -123,9 +138,12 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _ready(config: NodeConfig, address: str, served: Served) -> Ready:
+def _ready(config: NodeConfig, identity: Identity, address: str, served: Served) -> Ready:
     return Ready(
         address=address,
+        pinned=f"{address}#{identity.pin}",
+        node=identity.node_id,
+        pin=identity.pin,
         model=config.model,
         blocks=str(served.span),
         of=served.blocks,

@@ -9,6 +9,7 @@
     │   └── Mismatch          other weights, another numerics class, another tokenizer
     ├── TransportError        a stream or a connection
     │   ├── Unreachable       nobody answers at that address
+    │   ├── Impostor          somebody else answers there, by the key it shows
     │   └── LinkBroken        an open stream ended without goodbye
     ├── ProtocolError         a peer broke the contract
     │   ├── Malformed         bytes that are no message, or a field out of its limits
@@ -54,6 +55,10 @@ class TransportError(SwarmError):
 
 class Unreachable(TransportError):
     """Nobody answers at an address."""
+
+
+class Impostor(TransportError):
+    """Who answers at an address shows another key than the one it was named with."""
 
 
 class LinkBroken(TransportError):

@@ -55,6 +55,7 @@ class FaultCode(StrEnum):
     MALFORMED = "malformed"
     UNKNOWN_SESSION = "unknown-session"
     WRONG_TICKET = "wrong-ticket"
+    WRONG_SWARM_KEY = "wrong-swarm-key"
     WRONG_VERSION = "wrong-version"
     MISMATCH = "mismatch"
     FULL = "full"

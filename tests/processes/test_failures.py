@@ -30,6 +30,7 @@ from treeswarm.sampling import SamplingSettings
 from treeswarm.spans import Span
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Stream, StreamKind
+from treeswarm.transport.tls import Security
 from treeswarm_client.bench.common import BenchSetup, bench_swarm
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
@@ -259,7 +260,7 @@ async def test_a_hostile_frame_ends_its_session_and_nothing_else(
     three_nodes: LocalSwarm, bad: Append, code: str
 ) -> None:
     before = await free_rows(three_nodes)
-    transport = GrpcTransport()
+    transport = GrpcTransport(security=Security())
     control, session = await opened(transport, three_nodes)
     link = await transport.connect(three_nodes.nodes[1].address, StreamKind.LINK)
     await link.send(LinkHello(PROTOCOL_VERSION, bytes.fromhex(session), 0, TICKET))
@@ -274,7 +275,7 @@ async def test_a_hostile_frame_ends_its_session_and_nothing_else(
 
 
 async def test_a_replayed_frame_is_told_and_ignored(three_nodes: LocalSwarm) -> None:
-    transport = GrpcTransport()
+    transport = GrpcTransport(security=Security())
     control, session = await opened(transport, three_nodes)
     link = await transport.connect(three_nodes.nodes[1].address, StreamKind.LINK)
     await link.send(LinkHello(PROTOCOL_VERSION, bytes.fromhex(session), 0, TICKET))
@@ -303,7 +304,7 @@ async def test_a_replayed_frame_is_told_and_ignored(three_nodes: LocalSwarm) -> 
     ids=["session", "ticket", "version", "no hello"],
 )
 async def test_a_link_without_the_right_to_is_refused(three_nodes: LocalSwarm, hello: Any, code: str) -> None:
-    transport = GrpcTransport()
+    transport = GrpcTransport(security=Security())
     _, session = await opened(transport, three_nodes)
     if isinstance(hello, LinkHello) and hello.session == SESSION:
         hello = dataclasses.replace(hello, session=bytes.fromhex(session))

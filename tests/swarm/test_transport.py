@@ -1,4 +1,4 @@
-"""One conformance suite for the transport seam: in memory, over gRPC, and both through emulated links."""
+"""One conformance suite for the transport seam: in memory, over gRPC in all its kinds of trust, and emulated links."""
 
 import asyncio
 import contextlib
@@ -8,26 +8,36 @@ import numpy as np
 import pytest
 
 from treeswarm.errors import BadRequest, LinkBroken, Malformed, Refused, SwarmError, Unreachable
+from treeswarm.keys import Identity
 from treeswarm.messages import Answers, Append, Describe, FaultCode, LinkHello, Message, Ping, Pong
 from treeswarm.sampling import SamplingSettings
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape, Uplink
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.memory import Faults, MemoryNetwork
 from treeswarm.transport.seam import Stream, StreamKind, Transport
+from treeswarm.transport.tls import Security
 
 CONTROL, LINK = StreamKind.CONTROL, StreamKind.LINK
 SHAPE = LinkShape(delay_s=0.003, rate=1e9)
 Make = Callable[[], Transport]
 
 
-@pytest.fixture(params=["memory", "grpc", "emulated memory", "emulated grpc"])
+SECURITY: dict[str, Callable[[], Security | None]] = {
+    "grpc": lambda: None,
+    "tls": lambda: Security(Identity.ephemeral()),
+    "private": lambda: Security(Identity.ephemeral(), b"a key of the tests' swarm"),
+}
+
+
+@pytest.fixture(params=["memory", "grpc", "tls", "private", "emulated memory", "emulated grpc", "emulated tls"])
 async def make(request: pytest.FixtureRequest) -> AsyncIterator[Make]:
     """Makes transports that can reach each other; closes them."""
     network, made = MemoryNetwork(), []
 
     def new() -> Transport:
-        inner: Transport = network.transport() if "memory" in request.param else GrpcTransport()
-        made.append(EmulatedTransport(inner, SHAPE) if "emulated" in request.param else inner)
+        emulated, _, form = request.param.rpartition(" ")
+        inner: Transport = network.transport() if form == "memory" else GrpcTransport(security=SECURITY[form]())
+        made.append(EmulatedTransport(inner, SHAPE) if emulated else inner)
         return made[-1]
 
     yield new

@@ -8,9 +8,11 @@ import statistics
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from treeswarm.errors import SwarmError
+from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import read_shape, resolve_model
 from treeswarm_client.client import Run, SwarmClient
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
@@ -28,6 +30,12 @@ class BenchSetup:
     nodes: int = 3
     prompts: int = 8
     tokens: int = 64
+    swarm_key: Path | None = None
+
+    @property
+    def key(self) -> bytes | None:
+        """Raises BadRequest."""
+        return read_swarm_key(self.swarm_key) if self.swarm_key else None
 
 
 @dataclass(frozen=True)
@@ -50,10 +58,7 @@ class Bench:
         described = await self.client.describe_nodes([node.address for node in self.swarm.nodes])
         if len(described) != len(self.swarm.nodes):
             raise SwarmError("a node died during the bench: its figures do not count")
-        return {
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
-            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        return provenance_of_machine() | {
             "model": self.setup.model,
             "draft": self.setup.draft,
             "weights": self.client.route.numerics.weights,
@@ -79,10 +84,21 @@ async def bench_swarm(
     """Start the nodes, connect a client, stop the nodes.  `link` shapes what nodes and client send."""
     blocks = read_shape(resolve_model(setup.model)).blocks
     spans = even_cuts(blocks, nodes or setup.nodes)
-    async with local_swarm(setup.model, spans, dtype=setup.dtype, emulate_link=link) as swarm:
-        options = {"draft": setup.draft, "emulate_link": link} | client
-        async with SwarmClient(model=setup.model, peers=swarm.peers, **options) as connected:
-            yield Bench(setup, swarm, connected, link)
+    options = {"draft": setup.draft, "emulate_link": link, "swarm_key": setup.key} | client
+    async with (
+        local_swarm(setup.model, spans, dtype=setup.dtype, emulate_link=link, swarm_key=setup.swarm_key) as swarm,
+        SwarmClient(model=setup.model, peers=swarm.peers, **options) as connected,
+    ):
+        yield Bench(setup, swarm, connected, link)
+
+
+def provenance_of_machine() -> dict[str, Any]:
+    """When, where and with which versions."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    }
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

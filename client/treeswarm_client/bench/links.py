@@ -96,7 +96,9 @@ async def bench_batch(setup: BenchSetup, *, clients: Sequence[int] = CLIENTS) ->
         async with bench_swarm(setup, draft="none") as bench, contextlib.AsyncExitStack() as stack:
             prompts = held_out_prompts(bench.client, count)
             crowd = [
-                await stack.enter_async_context(SwarmClient(model=setup.model, peers=bench.swarm.peers, tree_size=0))
+                await stack.enter_async_context(
+                    SwarmClient(model=setup.model, peers=bench.swarm.peers, tree_size=0, swarm_key=setup.key)
+                )
                 for _ in prompts
             ]
             start = asyncio.get_running_loop().time()

@@ -10,11 +10,14 @@ from rich.console import Console
 from rich.pretty import pprint
 
 from treeswarm_client.bench.common import BenchSetup
+from treeswarm_client.cli.generate import add_swarm_key_flag
 
 EXAMPLES = """examples:
   swarm bench exact --json                   20 prompts, 1 to 3 nodes, five tree sizes, against stock transformers
   swarm bench trees --prompts 4 --json       tokens a traversal by tree size, beside three baselines
   swarm bench wan --tree-size 64 --json      plain against trees over links of 0, 25 and 50 ms
+  swarm bench fuzz --messages 10000 --json   hostile messages at a real node: does it live, does it still serve?
+  swarm bench tls --json                     what TLS costs on loopback, beside plaintext in the same run
   swarm bench exact --model DIR --draft DIR  the same on a model of your own"""
 
 EXACT_PROMPTS, EXACT_TOKENS = 20, 128
@@ -37,6 +40,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.add_argument("--max-new-tokens", type=int, help="tokens a prompt (default 64; exact: 128)")
     made.add_argument("--tree-size", type=int, default=64, help="of the wan bench (default 64)")
     made.add_argument("--sizes", type=_numbers, help="tree sizes of exact and trees, such as 0,8,64")
+    made.add_argument("--messages", type=int, default=10_000, help="of the fuzz bench (default 10000)")
+    add_swarm_key_flag(made)
     made.add_argument("--json", action="store_true", help="one JSON object")
     made.set_defaults(run=_run)
 
@@ -53,18 +58,32 @@ def _run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         nodes=args.nodes,
         prompts=args.prompts or (EXACT_PROMPTS if exact else BenchSetup.prompts),
+        swarm_key=args.swarm_key,
         tokens=args.max_new_tokens or (EXACT_TOKENS if exact else BenchSetup.tokens),
     )
     result = asyncio.run(_benches()[args.which](setup, args))
     if args.json:
         print(json.dumps(result))
+    elif args.which == "tls":
+        from treeswarm_client.bench import tls  # noqa: PLC0415
+
+        Console().print(tls.table(result))
     else:
         pprint(result, console=Console(), expand_all=True)
-    return 1 if result.get("mismatches") else 0
+    return 1 if result.get("mismatches") or result.get("node_alive") is False else 0
 
 
 def _benches() -> dict[str, Callable[[BenchSetup, argparse.Namespace], Coroutine[None, None, dict[str, Any]]]]:
-    return {"exact": _exact, "trees": _trees, "overhead": _overhead, "wan": _wan, "batch": _batch, "flips": _flips}
+    return {
+        "exact": _exact,
+        "trees": _trees,
+        "overhead": _overhead,
+        "wan": _wan,
+        "batch": _batch,
+        "flips": _flips,
+        "fuzz": _fuzz,
+        "tls": _tls,
+    }
 
 
 async def _exact(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
@@ -101,3 +120,15 @@ async def _flips(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
     from treeswarm_client.bench import flips  # noqa: PLC0415
 
     return await flips.bench_flips(setup)
+
+
+async def _fuzz(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_client.bench import fuzz  # noqa: PLC0415
+
+    return await fuzz.bench_fuzz(setup, messages=args.messages)
+
+
+async def _tls(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_client.bench import tls  # noqa: PLC0415
+
+    return await tls.bench_tls()

@@ -4,11 +4,13 @@ import argparse
 import asyncio
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from treeswarm.errors import SwarmError
+from treeswarm.keys import read_swarm_key
 from treeswarm_client.cli.live import LiveText, summary_line
 from treeswarm_client.client import DEFAULT_TREE_SIZE, Run, SwarmClient
 
@@ -54,8 +56,14 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def add_route_flags(made: argparse.ArgumentParser) -> None:
     """Where the nodes are."""
     where = made.add_mutually_exclusive_group(required=True)
-    where.add_argument("--peers", metavar="HOST:PORT,…", help="the nodes' addresses")
+    where.add_argument("--peers", metavar="HOST:PORT,…", help="the nodes' addresses, each with its #PIN or without")
     where.add_argument("--registry", metavar="SPEC", help="static:HOST:PORT,… (the same as --peers)")
+    add_swarm_key_flag(made)
+
+
+def add_swarm_key_flag(made: argparse.ArgumentParser) -> None:
+    """Which private swarm."""
+    made.add_argument("--swarm-key", type=Path, metavar="PATH", help="key file of a private swarm (default: open)")
 
 
 async def _run(args: argparse.Namespace) -> int:
@@ -67,6 +75,7 @@ async def _run(args: argparse.Namespace) -> int:
         tree_size=args.tree_size,
         draft_device=args.draft_device,
         emulate_link=args.emulate_link,
+        swarm_key=read_swarm_key(args.swarm_key) if args.swarm_key else None,
     )
     async with client:
         run = client.stream(

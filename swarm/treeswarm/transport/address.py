@@ -1,8 +1,11 @@
-"""`host:port`, read and checked once."""
+"""`host:port`, and who is to be found there: `host:port#pin`; read and checked once."""
 
+import re
 from dataclasses import dataclass
 
 from treeswarm.errors import BadRequest
+
+PIN = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -11,15 +14,28 @@ class Address:
 
     host: str
     port: int
+    pin: str = ""
+    """What `treeswarm.keys` makes of the TLS key that must answer; empty: whoever answers."""
+
+    @property
+    def bare(self) -> str:
+        """Without the pin."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"{self.bare}#{self.pin}" if self.pin else self.bare
 
     @classmethod
     def parse(cls, text: str) -> "Address":
         """Raises BadRequest."""
-        host, colon, port = text.rpartition(":")
+        place, sharp, pin = text.partition("#")
+        if sharp and PIN.fullmatch(pin) is None:
+            raise BadRequest(
+                f"'{text}' is no address: after # belongs the pin of the node's key, 32 lowercase hex digits, "
+                "as the node's ready line shows it; leave #… out to trust whoever answers"
+            )
+        host, colon, port = place.rpartition(":")
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if not (colon and bare and port.isdecimal() and int(port) < 2**16) or (":" in bare and bare == host):
             raise BadRequest(f"'{text}' is no address: give HOST:PORT, such as 127.0.0.1:4001 or [::1]:4001")
-        return cls(bare, int(port))
+        return cls(bare, int(port), pin)

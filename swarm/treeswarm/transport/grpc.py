@@ -1,37 +1,47 @@
-"""The transport seam over gRPC: bidirectional streams of protobuf, HTTP/2 underneath."""
+"""The transport seam over gRPC: bidirectional streams of protobuf, HTTP/2 underneath, TLS around it."""
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
-from treeswarm.errors import BadRequest, LinkBroken, Malformed, Refused, SwarmError, Unreachable
-from treeswarm.messages import MAX_MESSAGE_BYTES, FaultCode, Message
+from treeswarm.errors import BadRequest, Impostor, LinkBroken, Refused, SwarmError, Unreachable
+from treeswarm.keys import SERVER_NAME
+from treeswarm.messages import MAX_MESSAGE_BYTES
 from treeswarm.transport.address import Address
+from treeswarm.transport.grpc_streams import (
+    CODE_KEY,
+    MESSAGES,
+    Codec,
+    GrpcStream,
+    LastWords,
+    details_of,
+    refusal,
+    why_context_ended,
+)
 from treeswarm.transport.seam import Accept, StreamKind
-from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_up, encode
+from treeswarm.transport.tls import (
+    Certificate,
+    Role,
+    Security,
+    check_pin,
+    fetch_certificate,
+    unreachable,
+)
+
+log = logging.getLogger(__name__)
 
 PATHS = {StreamKind.CONTROL: "/treeswarm.Swarm/Control", StreamKind.LINK: "/treeswarm.Swarm/Link"}
 KINDS = {path: kind for kind, path in PATHS.items()}
-CODE_KEY = "treeswarm-code"
 CONNECT_S = 5.0
 # How long what was sent before an end may take to arrive.
 FLUSH_S = 5.0
 STOP_GRACE_S = 0.5
-# gRPC tells a server that a peer's messages are over before it tells that the peer is gone.
-GONE_S = 0.05
-# The status of a call whose messages are over is in the same packet, or lost for good.
-LAST_WORDS_S = 1.0
-# What gRPC says of a write to a stream that its peer has just ended.
-CORE_ERROR = "Internal error from Core"
-# Messages read ahead of whoever receives; past them HTTP/2 flow control holds the peer back.
-READ_AHEAD = 16
 
-OPTIONS: list[tuple[str, int]] = [
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # Home routers forget idle connections within minutes; these find a dead one in 15 s.
     ("grpc.keepalive_time_ms", 10_000),
@@ -49,92 +59,14 @@ CHANNEL_OPTIONS = [
     # Without it, channels to one address share a connection, and bulk queues in front of control.
     ("grpc.use_local_subchannel_pool", 1),
 ]
-# So that a port in use is an error and not a second server beside the first.
-SERVER_OPTIONS = [*OPTIONS, ("grpc.so_reuseport", 0)]
-
-
-@dataclass(frozen=True)
-class _Over:
-    """The last thing a stream's reader says: it ended, well or with an error."""
-
-    error: SwarmError | None
-
-
-@dataclass(eq=False)
-class GrpcStream:
-    """One end of a stream.
-
-    Reading runs in a task of its own, because a cancelled read would take the whole RPC with it.
-    """
-
-    peer: str
-    read: Callable[[], Awaitable[Any]]
-    write: Callable[[bytes], Awaitable[None]]
-    decode: Callable[[bytes], Message]
-    why_over: Callable[[], Awaitable[SwarmError | None]]
-    finish: Callable[["GrpcStream"], Awaitable[None]]
-    error: SwarmError | None = None
-    """What the accepting side ended the stream with."""
-    ended: bool = False
-    _inbox: asyncio.Queue[Message | _Over] = field(default_factory=lambda: asyncio.Queue(READ_AHEAD))
-    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _over: _Over | None = None
-
-    def __post_init__(self) -> None:
-        self.reader = asyncio.create_task(self._read_ahead())
-
-    async def send(self, message: Message) -> None:
-        if self.ended:
-            raise LinkBroken(f"the stream to {self.peer} has ended")
-        await asyncio.shield(self._write(encode(message)))
-
-    async def receive(self) -> Message | None:
-        if self._over is None:
-            item = await self._inbox.get()
-            if not isinstance(item, _Over):
-                return item
-            self._over = item
-        if self._over.error is not None:
-            raise self._over.error
-        return None
-
-    async def end(self, error: Exception | None = None) -> None:
-        if self.ended:
-            return
-        self.ended = True
-        self.error = error if isinstance(error, SwarmError) else Refused(str(error)) if error else None
-        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-            await self.finish(self)
-
-    def break_off(self, error: LinkBroken) -> None:
-        """The transport knows that the peer is gone."""
-        self.ended = True
-        self.reader.cancel()
-        while self._inbox.full():
-            self._inbox.get_nowait()
-        self._inbox.put_nowait(_Over(error))
-
-    async def _write(self, data: bytes) -> None:
-        try:
-            async with self._writing:
-                await self.write(data)
-        except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
-            raise await self.why_over() or LinkBroken(f"the stream to {self.peer} broke: {error}") from None
-
-    async def _read_ahead(self) -> None:
-        over: _Over | None = None
-        while over is None:
-            item: Message | _Over
-            try:
-                data = await self.read()
-                item = over = _Over(await self.why_over()) if data is grpc.aio.EOF else None  # type: ignore[assignment]
-                if over is None:
-                    item = self.decode(data)
-            except Malformed as error:
-                item = over = _Over(error)
-            except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
-                item = over = _Over(await self.why_over() or LinkBroken(f"the stream to {self.peer} broke: {error}"))
-            await self._inbox.put(item)
+SERVER_OPTIONS = [
+    *OPTIONS,
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # So that a port in use is an error and not a second server beside the first.
+    ("grpc.so_reuseport", 0),
+    # Whoever connects and says nothing holds a socket no longer than this; gRPC's own patience is two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+]
 
 
 @dataclass(eq=False)
@@ -157,53 +89,53 @@ class GrpcTransport:
     """Dials and listens.  Control and link streams to one address use connections of their own."""
 
     connect_s: float = CONNECT_S
-    _channels: dict[tuple[str, StreamKind], grpc.aio.Channel] = field(default_factory=dict)
+    security: Security | None = None
+    """None: plaintext, for tests and measurements."""
+    codec: Codec = MESSAGES
+    send_limit: int = MAX_MESSAGE_BYTES
+    """The largest message that a dialled stream takes."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Peers turned away, by code: streams accepted and then ended with an error, and dialled peers that were not who
+    they should be."""
+    _certificates: dict[str, Certificate] = field(default_factory=dict)
+    _pins: dict[str, str] = field(default_factory=dict)
+    _channels: dict[tuple[str, StreamKind, str], grpc.aio.Channel] = field(default_factory=dict)
     _streams: set[GrpcStream] = field(default_factory=set)
     _endings: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def connect(self, address: str, kind: StreamKind) -> GrpcStream:
-        target = str(Address.parse(address))
-        call = self._channel(target, kind).stream_stream(PATHS[kind])()
-        last_words = _LastWords(call, target)
+        wanted = Address.parse(address)
+        known = wanted.bare in self._certificates
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         try:
-            await asyncio.wait_for(call.wait_for_connection(), self.connect_s)
-        except (grpc.RpcError, TimeoutError, asyncio.CancelledError) as error:
-            ours = isinstance(error, asyncio.CancelledError) and not call.done()  # else gRPC cancelled the call
-            call.cancel()
-            if ours:
+            return await self._dial(wanted, kind)
+        except Unreachable:
+            if not known or loop.time() - started > self.connect_s:
                 raise
-            why = "no answer in time" if isinstance(error, TimeoutError) else _details(error)
-            raise Unreachable(
-                f"nobody answers at {target} ({why}): check the address, that the node runs, and any firewall between"
-            ) from None
-        stream = GrpcStream(
-            peer=target,
-            read=call.read,
-            write=call.write,
-            decode=decode_control_down if kind is StreamKind.CONTROL else _no_message,
-            why_over=last_words,
-            finish=lambda stream: self._hang_up(call, stream),
-        )
-        self._streams.add(stream)
-        return stream
+        return await self._dial(wanted, kind)  # it may have been started anew, with another certificate
+
+    def pin_seen(self, address: str) -> str | None:
+        """The pin of who answered at an address the last time it was dialled; None before, and without TLS."""
+        return self._pins.get(Address.parse(address).bare)
 
     async def listen(self, address: str, accept: Accept) -> GrpcListener:
         wanted = Address.parse(address)
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        handler = _Handler(accept)
+        handler = _Handler(accept, self.codec, self.security, self.refused)
         server.add_generic_rpc_handlers((handler,))
         try:
-            port = server.add_insecure_port(str(wanted))
+            port = _add_port(server, wanted.bare, self.security)
         except RuntimeError:
             port = 0
         if port == 0:
             await server.stop(None)
             raise BadRequest(
-                f"cannot listen on {wanted}: the port is in use or the address is not this machine's; "
+                f"cannot listen on {wanted.bare}: the port is in use or the address is not this machine's; "
                 "choose another with --listen HOST:PORT, port 0 for a free one"
             )
         await server.start()
-        return GrpcListener(str(Address(wanted.host, port)), server, handler.accepted)
+        return GrpcListener(Address(wanted.host, port).bare, server, handler.accepted)
 
     async def close(self) -> None:
         for ending in list(self._endings):
@@ -218,10 +150,93 @@ class GrpcTransport:
         self._streams.clear()
         self._channels.clear()
 
-    def _channel(self, target: str, kind: StreamKind) -> grpc.aio.Channel:
-        if (target, kind) not in self._channels:
-            self._channels[target, kind] = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-        return self._channels[target, kind]
+    async def _dial(self, address: Address, kind: StreamKind) -> GrpcStream:
+        target = address.bare
+        certificate = await self._certificate_of(address) if self.security else None
+        proof = self.security.proof(Role.DIALLER, certificate.pin) if self.security and certificate else ()
+        call = self._channel(target, kind, certificate).stream_stream(PATHS[kind])(metadata=proof)
+        last_words = LastWords(call, target)
+        try:
+            await asyncio.wait_for(call.wait_for_connection(), self.connect_s)
+        except (grpc.RpcError, TimeoutError, asyncio.CancelledError) as error:
+            ours = isinstance(error, asyncio.CancelledError) and not call.done()  # else gRPC cancelled the call
+            call.cancel()
+            if ours:
+                raise
+            self._certificates.pop(target, None)
+            said = await last_words()
+            if isinstance(said, Refused):
+                raise said from None
+            raise unreachable(
+                target, "no answer in time" if isinstance(error, TimeoutError) else details_of(error)
+            ) from None
+        if proof and certificate:
+            await self._check_acceptor(call, last_words, target, certificate)
+        stream = GrpcStream(
+            peer=target,
+            read=call.read,
+            write=call.write,
+            encode=self.codec.encode,
+            decode=self.codec.down[kind],
+            why_over=last_words,
+            finish=lambda stream: self._hang_up(call, stream),
+        )
+        self._streams.add(stream)
+        return stream
+
+    async def _certificate_of(self, address: Address) -> Certificate:
+        """Raises Impostor when it is not the pinned one, Unreachable."""
+        known = self._certificates.get(address.bare)
+        if known is not None and address.pin in {"", known.pin}:
+            return known
+        shown = await fetch_certificate(address, self.connect_s)
+        try:
+            check_pin(address, shown)
+        except Impostor:
+            self.refused["impostor"] += 1
+            raise
+        before = self._pins.get(address.bare, shown.pin)
+        if shown.pin != before and not address.pin:
+            log.warning(
+                "%s answers with the key %s, earlier with %s: it was set up anew, or a machine in the middle answers; "
+                "name the node as HOST:PORT#PIN to be sure",
+                *(address.bare, shown.pin, before),
+            )
+        self._certificates[address.bare] = shown
+        self._pins[address.bare] = shown.pin
+        return shown
+
+    async def _check_acceptor(self, call: Any, last_words: LastWords, target: str, certificate: Certificate) -> None:
+        """Say nothing to a node that does not know the swarm's key.  Raises Refused, Unreachable."""
+        assert self.security is not None
+        try:
+            answer = await asyncio.wait_for(call.initial_metadata(), self.connect_s)
+            self.security.check_acceptor(target, certificate.pin, dict(answer))
+        except TimeoutError:
+            call.cancel()
+            raise unreachable(target, "no answer in time") from None
+        except Refused:
+            said = await last_words()
+            if call.done() and said is not None:
+                raise said from None
+            call.cancel()
+            self.refused["wrong-swarm-key"] += 1
+            raise
+        except BaseException:
+            call.cancel()
+            raise
+
+    def _channel(self, target: str, kind: StreamKind, certificate: Certificate | None) -> grpc.aio.Channel:
+        key = (target, kind, certificate.pin if certificate else "")
+        if key not in self._channels:
+            options = [*CHANNEL_OPTIONS, ("grpc.max_send_message_length", self.send_limit)]
+            if certificate is None:
+                self._channels[key] = grpc.aio.insecure_channel(target, options=options)
+            else:
+                options.append(("grpc.ssl_target_name_override", SERVER_NAME))
+                only = grpc.ssl_channel_credentials(root_certificates=certificate.pem)
+                self._channels[key] = grpc.aio.secure_channel(target, only, options=options)
+        return self._channels[key]
 
     async def _hang_up(self, call: Any, stream: GrpcStream) -> None:
         """Say goodbye, leave the call to finish in the background, and drop it if it does not."""
@@ -244,8 +259,8 @@ class GrpcTransport:
 class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Hands every accepted stream to `accept`, and turns what it raises into the stream's end."""
 
-    def __init__(self, accept: Accept) -> None:
-        self._accept = accept
+    def __init__(self, accept: Accept, codec: Codec, security: Security | None, refused: Counter[str]) -> None:
+        self._accept, self._codec, self._security, self._refused = accept, codec, security, refused
         self.accepted: set[asyncio.Task[None]] = set()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
@@ -259,13 +274,17 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         return grpc.stream_stream_rpc_method_handler(serve)
 
     async def _serve(self, kind: StreamKind, context: Any) -> None:
-        await context.send_initial_metadata(())
+        try:
+            await context.send_initial_metadata(self._proof(context))
+        except Refused as error:
+            await self._abort(context, error)
         stream = GrpcStream(
             peer=str(context.peer()).removeprefix("ipv4:").removeprefix("ipv6:"),
             read=context.read,
             write=context.write,
-            decode=decode_control_up if kind is StreamKind.CONTROL else decode_link_up,
-            why_over=lambda: _why_context_ended(context),
+            encode=self._codec.encode,
+            decode=self._codec.up[kind],
+            why_over=lambda: why_context_ended(context),
             finish=lambda _: _cancel_other(accepted),
         )
         accepted: asyncio.Task[None] = asyncio.create_task(_accepting(self._accept, kind, stream))
@@ -281,9 +300,32 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         stream.ended = True
         stream.reader.cancel()
         await asyncio.gather(stream.reader, return_exceptions=True)
-        error = stream.error or (None if accepted.cancelled() else accepted.exception())
-        if error is not None and not isinstance(error, LinkBroken):
-            await _abort(context, error)
+        why = stream.error or (None if accepted.cancelled() else accepted.exception())
+        if why is not None and not isinstance(why, LinkBroken):
+            await self._abort(context, why)
+
+    def _proof(self, context: Any) -> tuple[tuple[str, str], ...]:
+        """For a caller of this swarm, that this node is of it too.  Raises Refused for any other caller."""
+        if self._security is None:
+            return ()
+        self._security.check_dialler(dict(context.invocation_metadata() or ()))
+        return self._security.proof(Role.ACCEPTOR, self._security.listening().pin)
+
+    async def _abort(self, context: Any, error: BaseException) -> None:
+        if not isinstance(error, SwarmError):
+            _report_bug(error)
+        status, code, text = refusal(error)
+        self._refused[code] += 1
+        await context.abort(status, text, trailing_metadata=((CODE_KEY, code),))
+
+
+def _add_port(server: grpc.aio.Server, address: str, security: Security | None) -> int:
+    """The port bound; 0 or RuntimeError where that fails."""
+    if security is None:
+        return int(server.add_insecure_port(address))
+    identity = security.listening()
+    credentials = grpc.ssl_server_credentials([(identity.key_pem, identity.certificate_pem)])
+    return int(server.add_secure_port(address, credentials))
 
 
 async def _accepting(accept: Accept, kind: StreamKind, stream: GrpcStream) -> None:
@@ -304,74 +346,3 @@ def _report_bug(error: BaseException) -> None:
 async def _cancel_other(task: "asyncio.Task[None]") -> None:
     if task is not asyncio.current_task():
         task.cancel()
-
-
-async def _abort(context: Any, error: BaseException) -> None:
-    if not isinstance(error, SwarmError):
-        _report_bug(error)
-    status = grpc.StatusCode.INVALID_ARGUMENT if isinstance(error, Malformed) else grpc.StatusCode.FAILED_PRECONDITION
-    code = error.code if isinstance(error, Refused) else "malformed" if isinstance(error, Malformed) else "internal"
-    text = str(error) if isinstance(error, SwarmError) else "internal error"
-    await context.abort(status, text[:1000], trailing_metadata=((CODE_KEY, str(code)),))
-
-
-async def _why_context_ended(context: Any) -> SwarmError | None:
-    await asyncio.sleep(GONE_S)
-    return LinkBroken("the peer broke the stream") if context.cancelled() else None
-
-
-class _LastWords:
-    """What the peer ended a call with.
-
-    A write that fails because the call is over replaces the call's status by an error of its own, before or after the
-    peer's status arrives; so every status is noted as it comes.
-    """
-
-    def __init__(self, call: Any, target: str) -> None:
-        self._target = target
-        self._heard: asyncio.Future[SwarmError | None] = asyncio.get_running_loop().create_future()
-        call.add_done_callback(self._note)
-
-    async def __call__(self) -> SwarmError | None:
-        """Waits for them.  None: the peer ended well."""
-        done, _ = await asyncio.wait({self._heard}, timeout=LAST_WORDS_S)
-        return self._heard.result() if done else LinkBroken(f"the connection to {self._target} broke")
-
-    def _note(self, call: Any) -> None:
-        details = _at_once(call.details())
-        if details != CORE_ERROR and not self._heard.done():
-            said = (_at_once(call.code()), details, dict(_at_once(call.trailing_metadata()) or ()))
-            self._heard.set_result(_why_call_ended(*said, self._target))
-
-
-def _at_once(asked: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine that has nothing to wait for."""
-    try:
-        asked.send(None)
-    except StopIteration as done:
-        return done.value
-    raise AssertionError("a finished call knows its status")
-
-
-def _why_call_ended(status: grpc.StatusCode, details: str, metadata: dict[str, Any], target: str) -> SwarmError | None:
-    if status is grpc.StatusCode.OK:
-        return None
-    if status is grpc.StatusCode.INVALID_ARGUMENT:
-        return Malformed(details)
-    if status is grpc.StatusCode.FAILED_PRECONDITION:
-        return Refused(details, _known_code(metadata.get(CODE_KEY)))
-    return LinkBroken(f"the connection to {target} broke ({details or status.name.lower()})")
-
-
-def _known_code(code: Any) -> str:
-    """A peer's code, or what stands for one we do not know."""
-    return str(code) if code in {known.value for known in FaultCode} else FaultCode.REFUSED.value
-
-
-def _details(error: BaseException) -> str:
-    """The end of gRPC's chain of reasons, which is the one that a user can act on."""
-    return str(error.details()).rpartition(": ")[2] if isinstance(error, grpc.aio.AioRpcError) else "cancelled"
-
-
-def _no_message(data: bytes) -> Message:
-    raise Malformed(f"{len(data)} bytes up a link, which carries nothing upstream")

@@ -254,7 +254,7 @@ class MemoryTransport:
     host: str = ""
 
     async def connect(self, address: str, kind: StreamKind) -> MemoryStream:
-        target = str(Address.parse(address))
+        target = Address.parse(address).bare
         listener = self.network.listeners.get(target)
         if listener is None or self.network.parted(self.host, target) or target in self.network.frozen:
             raise Unreachable(f"nobody answers at {target}: check the address and that the node runs")

@@ -68,7 +68,8 @@ class Transport(Protocol):
     """Dials and listens."""
 
     async def connect(self, address: str, kind: StreamKind) -> Stream:
-        """Open a stream.  Raises Unreachable when nobody answers, BadRequest when it is no address."""
+        """Open a stream.  Raises Unreachable when nobody answers, Impostor when somebody else than the address's pin
+        says does, Refused when one of the two is not of the other's private swarm, BadRequest when it is no address."""
         ...
 
     async def listen(self, address: str, accept: Accept) -> Listener:
