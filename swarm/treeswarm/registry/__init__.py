@@ -1,17 +1,60 @@
 """Who is out there: one seam, and the forms it takes."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from treeswarm.errors import BadRequest
+from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.registry.peers import PeersRegistry
-from treeswarm.transport.address import Address
+from treeswarm.registry.seam import Registry
+from treeswarm.registry.spec import Broker, Kind, addresses_of, dht_peers, registry_kind
 from treeswarm.transport.seam import Transport
 
+__all__ = ["Kind", "Registry", "addresses_of", "client_registry", "open_registry", "peers_registry", "registry_kind"]
 
-def addresses_of(text: str) -> tuple[str, ...]:
-    """Read `H:P,H:P`.  Raises BadRequest naming what is no address."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise BadRequest("no node is named: give --peers HOST:PORT,HOST:PORT")
-    return tuple(dict.fromkeys(str(Address.parse(part)) for part in parts))
+
+async def open_registry(
+    spec: str,
+    model: str,
+    node: str,
+    listen: Sequence[str] = ("/ip4/0.0.0.0/tcp/0",),
+    identity: Path | None = None,
+) -> Registry:
+    """A node's: where it announces itself.  `listen` (multiaddresses) and `identity` (a file) are the DHT daemon's.
+
+    Raises BadRequest or Unreachable with the next step.
+    """
+    kind = registry_kind(spec)
+    if kind == "none":
+        return MemoryRegistry(model)
+    if kind == "dht":
+        from treeswarm.registry.dht import DhtRegistry  # noqa: PLC0415  # hivemind brings torch
+
+        return await DhtRegistry.start(model, dht_peers(spec), listen, identity)
+    if kind == "mqtt":
+        from treeswarm.registry.mqtt import MqttRegistry  # noqa: PLC0415  # an extra
+
+        return await MqttRegistry.start(Broker.parse(spec), model, node)
+    raise BadRequest(
+        f"a node cannot announce itself in '{spec}': give 'dht:', 'dht:ADDRESS', 'mqtts://BROKER/NAMESPACE' or 'none'; "
+        "lists of addresses are for clients"
+    )
+
+
+async def client_registry(spec: str, model: str | None, transport: Transport) -> Registry:
+    """A client's: where it looks for nodes.  Raises BadRequest or Unreachable with the next step."""
+    kind = registry_kind(spec)
+    if kind == "mqtt":
+        from treeswarm.registry.mqtt import MqttRegistry  # noqa: PLC0415  # an extra
+
+        return await MqttRegistry.start(Broker.parse(spec), model)
+    if kind in ("static", "peers"):
+        peers = peers_registry(spec, transport, model)
+        await peers.start()
+        return peers
+    raise BadRequest(
+        f"a client does not read '{spec}': give --peers HOST:PORT of any node, which tells all it knows from the DHT"
+    )
 
 
 def peers_registry(spec: str, transport: Transport, model: str | None) -> PeersRegistry:

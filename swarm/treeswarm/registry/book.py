@@ -34,7 +34,7 @@ class RecordBook:
             known = self._records.get(read.record.node)
             doubt = self._doubt(read.record, known)
         except Malformed as error:
-            read, known, doubt = None, None, _kind(error, sealed)
+            read, known, doubt = None, None, doubt_of(error, sealed)
         if read is None or doubt:
             if known is None or known.sealed != sealed:  # hearing the same again is no attack
                 self.rejected[doubt] += 1
@@ -52,6 +52,10 @@ class RecordBook:
         self._records = {node: known for node, known in self._records.items() if known.record.expires > now}
         return tuple(known for _, known in sorted(self._records.items()))
 
+    def of(self, node: str) -> SealedRecord | None:
+        """The newest believed record of a node, gone or not."""
+        return self._records.get(node)
+
     def _doubt(self, record: NodeRecord, known: SealedRecord | None) -> str:
         """Why not to believe a record, or nothing."""
         now = self.clock()
@@ -65,7 +69,8 @@ class RecordBook:
         return next((doubt for doubt, holds in doubts.items() if holds), "")
 
 
-def _kind(error: Malformed, sealed: bytes) -> str:
+def doubt_of(error: Malformed, sealed: bytes) -> str:
+    """The word it is counted under."""
     if isinstance(error, Forged):
         return "forged"
     return "oversized" if len(sealed) > MAX_RECORD_BYTES else "malformed"

@@ -1,0 +1,127 @@
+"""What `--registry` and `--peers` may say.  Pure: text in, data or BadRequest out."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+from treeswarm.errors import BadRequest
+from treeswarm.transport.address import Address
+
+Kind = Literal["dht", "mqtt", "static", "peers", "none"]
+
+MADDR = re.compile(r"/(?:ip4|ip6|dns|dns4|dns6)/[^/,\s]+/tcp/\d{1,5}/p2p/[1-9A-HJ-NP-Za-km-z]{30,70}")
+MADDR_EXAMPLE = "/ip4/203.0.113.7/tcp/4002/p2p/12D3KooW…"
+# What every broker and every tool for it takes in a topic level; `+`, `#` and `$` mean something else there.
+LEVEL = re.compile(r"[A-Za-z0-9._-]+")
+MAX_NAMESPACE = 128
+EXAMPLES = (
+    "'dht:' (the first node of a swarm), "
+    f"'dht:{MADDR_EXAMPLE}' (join one), "
+    "'mqtts://user:password@broker.example.org/swarm', "
+    "'10.0.0.1:4001,10.0.0.2:4001' (these nodes and whoever they know), "
+    "'static:10.0.0.1:4001' (exactly these) or 'none'"
+)
+
+
+def registry_kind(spec: str) -> Kind:
+    """Which form of registry is meant.  Raises BadRequest with examples; details are checked where it is opened."""
+    scheme, colon, _ = spec.partition(":")
+    if spec == "none":
+        return "none"
+    if colon and scheme in ("mqtt", "mqtts") and spec.startswith(f"{scheme}://"):
+        return "mqtt"
+    if colon and scheme in ("dht", "static"):
+        return "dht" if scheme == "dht" else "static"
+    try:
+        addresses_of(spec)
+    except BadRequest:
+        raise BadRequest(f"'{spec}' names no registry: give {EXAMPLES}") from None
+    return "peers"
+
+
+def addresses_of(text: str) -> tuple[str, ...]:
+    """Read `H:P,H:P`.  Raises BadRequest naming what is no address."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise BadRequest("no node is named: give --peers HOST:PORT,HOST:PORT")
+    return tuple(dict.fromkeys(str(Address.parse(part)) for part in parts))
+
+
+def dht_peers(spec: str) -> tuple[str, ...]:
+    """The multiaddresses after `dht:`; none for a new swarm's first node.  Raises BadRequest."""
+    parts = [part.strip() for part in spec.removeprefix("dht:").split(",") if part.strip()]
+    for part in parts:
+        if not MADDR.fullmatch(part):
+            raise BadRequest(f"'{part}' is no address in a DHT: give what a node prints, such as dht:{MADDR_EXAMPLE}")
+    return tuple(dict.fromkeys(parts))
+
+
+@dataclass(frozen=True)
+class Broker:
+    """An MQTT broker, and the place in it."""
+
+    host: str
+    port: int
+    namespace: str
+    tls: bool = False
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca: Path | None = None
+    """Certificates to trust in place of the system's."""
+
+    def __str__(self) -> str:
+        """For people and logs: without the password."""
+        return f"{'mqtts' if self.tls else 'mqtt'}://{Address(self.host, self.port)}/{self.namespace}"
+
+    @classmethod
+    def parse(cls, spec: str) -> "Broker":
+        """`mqtt[s]://[user:pass@]host[:port]/namespace[?ca=/path.pem]`.  Raises BadRequest."""
+        try:
+            url = urlsplit(spec)
+            host, port = url.hostname, url.port
+        except ValueError as error:
+            raise BadRequest(f"'{spec}' is no address of a broker: {error}") from None
+        if url.scheme not in ("mqtt", "mqtts") or not host:
+            raise BadRequest(
+                f"'{spec}' names no broker: give mqtt://HOST[:PORT]/NAMESPACE, with TLS mqtts://USER:PASSWORD@HOST/NAMESPACE"
+            )
+        tls = url.scheme == "mqtts"
+        return cls(
+            host=host,
+            port=port or (8883 if tls else 1883),
+            namespace=_namespace(url.path, host),
+            tls=tls,
+            user=unquote(url.username) if url.username else None,
+            password=unquote(url.password) if url.password else None,
+            ca=_ca(url, tls),
+        )
+
+
+def _namespace(path: str, host: str) -> str:
+    namespace = path.strip("/")
+    if not namespace:
+        raise BadRequest(
+            f"say where in the broker the swarm lives: mqtt://{host}/NAMESPACE, the same for all its nodes"
+        )
+    if len(namespace) > MAX_NAMESPACE or not all(LEVEL.fullmatch(level) for level in namespace.split("/")):
+        raise BadRequest(
+            f"'{namespace}' is no namespace: letters, digits, '.', '_', '-', levels between single '/', "
+            f"at most {MAX_NAMESPACE} characters, no wildcards"
+        )
+    return namespace
+
+
+def _ca(url: SplitResult, tls: bool) -> Path | None:
+    query = parse_qs(url.query, keep_blank_values=True)
+    if unknown := set(query) - {"ca"}:
+        raise BadRequest(f"'{', '.join(sorted(unknown))}' means nothing in a broker's address: only ?ca=/path.pem does")
+    if "ca" not in query:
+        return None
+    path = Path(query["ca"][0])
+    if not tls:
+        raise BadRequest("?ca=… is about TLS: write mqtts://, or leave it away")
+    if not path.is_file():
+        raise BadRequest(f"{path} is no file: ?ca= takes a PEM file with the broker's certificate authority")
+    return path
