@@ -234,7 +234,7 @@ class Chain:
         member.upstream, member.complaints = None, member.complaints + 1
         if member is self.members[0]:
             self._link = None
-        if member.complaints > 1:
+        if member.complaints > 1 or not member.proven:
             why = f"lost {member.hop}: it cannot be reached from the node before it ({said or 'the link broke'})"
             self.lose(member.hop, NodeLost(why, member.hop.address))
         self._interrupt()

@@ -1,6 +1,7 @@
 """The library: a client of a swarm, asyncio inside, a thin synchronous face outside."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -11,29 +12,38 @@ from typing import Any, Self
 
 from tokenizers import Tokenizer
 
-from treeswarm.errors import BadRequest, NodeLost, TransportError
+from treeswarm.errors import BadRequest
 from treeswarm.identity import config_digest
 from treeswarm.messages import MAX_ROWS, SEGMENT_BYTES, Description
 from treeswarm.model_files import ModelShape, load_tokenizer, read_config, read_shape, resolve_model
-from treeswarm.registry import parse_registry
+from treeswarm.registry import Registry, client_registry, registry_kind
+from treeswarm.registry.peers import PeersRegistry
+from treeswarm.registry.seam import Snapshot
 from treeswarm.sampling import SamplingSettings
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
-from treeswarm_client.chain import describe, open_chain
+from treeswarm_client.chain import Chain, open_chain
+from treeswarm_client.describe import describe_all
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.generation import Generation, Limits
-from treeswarm_client.route import Route, plan_route
+from treeswarm_client.mending import Room
+from treeswarm_client.route import Target
 from treeswarm_client.session import ClientSession
 from treeswarm_client.stats import Meter, Stats
 from treeswarm_client.text import TextStream
+from treeswarm_client.view import SwarmView, choose_target
 
 log = logging.getLogger(__name__)
 
 LARGEST_TREE = 2048
 DEFAULT_TREE_SIZE = 64
+# A volunteer who restarts a node, or another one who joins, takes about so long to serve.
+DEFAULT_PATIENCE_S = 30.0
+# A registry that is reached and empty for so long is empty.
+FIRST_SNAPSHOT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,8 @@ class Run:
     text: str = ""
     stats: Stats | None = None
     meter: Meter = field(default_factory=Meter)
+    chain: Chain | None = field(default=None, repr=False)
+    """Once the first nodes are found: its `hops` and `repairs` tell who computed what."""
 
     def __aiter__(self) -> AsyncIterator[Token]:
         return self.tokens
@@ -109,10 +121,14 @@ class SwarmClient:
     """Of a private swarm, as `treeswarm.keys.read_swarm_key` reads it."""
     transport: Transport | None = None
     """Instead of gRPC with TLS; stays open afterwards."""
-    route: Route = field(init=False)
-    descriptions: dict[str, Description] = field(init=False)
-    """What the nodes said of themselves on entering."""
+    patience: float = DEFAULT_PATIENCE_S
+    """Seconds a generation waits for nodes to appear where no chain can be made, before it ends."""
+    target: Target = field(init=False)
+    """The model as the nodes serve it."""
+    view: SwarmView = field(init=False)
+    """Who is out there, as this client sees it."""
     _opened: _Opened = field(init=False)
+    _leave: AsyncExitStack = field(default_factory=AsyncExitStack)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _runs: set[Run] = field(default_factory=set)
     """Generations under way."""
@@ -122,15 +138,19 @@ class SwarmClient:
             raise BadRequest(
                 f"tree size {self.tree_size} is out of range: give 0 (plain decoding) up to {LARGEST_TREE}"
             )
-        registry = parse_registry(registry_spec(self.peers, self.registry))
-        self._opened = await asyncio.to_thread(self._open)
-        try:
-            addresses = [record.address for record in await registry.snapshot()]
-            self.descriptions = await self.describe_nodes(addresses)
-            self.route = plan_route(self.descriptions, self._opened.config)
-        except BaseException:
-            await self._close_transport()
-            raise
+        spec = registry_spec(self.peers, self.registry)
+        async with AsyncExitStack() as undo:
+            self._opened = await asyncio.to_thread(self._open)
+            undo.push_async_callback(self._close_transport)
+            registry = await client_registry(spec, self._model_of(spec), self._opened.transport)
+            undo.push_async_callback(registry.close)
+            snapshot = await self._first_snapshot(registry)
+            self.target = choose_target(snapshot, self._opened.config, self._opened.shape)
+            dials = registry.dials if isinstance(registry, PeersRegistry) else {}
+            self.view = SwarmView(registry, self.target, self.tree_size + 1, dials, snapshot)
+            watching = asyncio.create_task(self.view.watch())
+            undo.push_async_callback(_cancel, watching)
+            self._leave = undo.pop_all()
         return self
 
     async def __aexit__(
@@ -138,20 +158,12 @@ class SwarmClient:
     ) -> None:
         for run in list(self._runs):
             await run.aclose()
-        await self._close_transport()
+        await self._leave.aclose()
 
-    async def describe_nodes(self, addresses: Sequence[str]) -> dict[str, Description]:
-        """Ask all of them at once.  Nodes that do not answer are left out, unless none does; then raises why."""
-        asked = [describe(self._opened.transport, address) for address in addresses]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        silent = [answer for answer in answers if isinstance(answer, TransportError | NodeLost)]
-        for answer in answers:
-            if isinstance(answer, BaseException) and (answer not in silent or len(silent) == len(answers)):
-                raise answer
-        for answer in silent:
-            log.warning("%s", answer)
-        named = zip(addresses, answers, strict=True)
-        return {address: answer for address, answer in named if isinstance(answer, Description)}
+    async def describe_nodes(self, addresses: Sequence[str] | None = None) -> dict[str, Description]:
+        """Ask nodes (by default, all known) how busy they are.  Raises why, if none answers."""
+        known = [self.view.dials.get(s.record.node) or s.record.dial for s in self.view.snapshot]
+        return await describe_all(self._opened.transport, known if addresses is None else addresses)
 
     def use_drafter(self, drafter: Drafter) -> None:
         """Draft with this one from the next generation on."""
@@ -202,13 +214,15 @@ class SwarmClient:
             self._turn,
             open_chain(
                 self._opened.transport,
-                self.route,
-                trunk_room=len(run.prompt_ids) + limits.max_new_tokens,
-                crown_room=tree_size + 1,
+                self.view,
+                self.target,
+                Room(len(run.prompt_ids) + limits.max_new_tokens, tree_size + 1),
+                patience_s=self.patience,
             ) as chain,
             AsyncExitStack() as undo,
         ):
-            session = ClientSession(settings, segment_rows=self._segment_rows())
+            session = ClientSession(settings, self._segment_rows(), chain.epoch)
+            run.chain = chain
             generation = Generation(chain, self._opened.drafter, session, limits, tree_size, run.meter)
             rounds = await undo.enter_async_context(aclosing(generation.rounds(run.prompt_ids, settings)))
             self._runs.add(run)
@@ -239,16 +253,29 @@ class SwarmClient:
             raise BadRequest("the prompt is empty: give some text to continue")
         if max_new_tokens < 1:
             raise BadRequest(f"max_new_tokens is {max_new_tokens}: give at least 1")
-        if any(not 0 <= token < self.route.vocab_size for token in prompt):
-            raise BadRequest(f"the prompt has token ids outside the vocabulary of {self.route.vocab_size}")
-        if (total := len(prompt) + max_new_tokens) > self.route.max_positions:
+        if any(not 0 <= token < self.target.vocab_size for token in prompt):
+            raise BadRequest(f"the prompt has token ids outside the vocabulary of {self.target.vocab_size}")
+        if (total := len(prompt) + max_new_tokens) > self.target.max_positions:
             raise BadRequest(
                 f"{len(prompt)} prompt tokens and {max_new_tokens} new ones are {total}, the model's context is "
-                f"{self.route.max_positions}: shorten the prompt or lower --max-new-tokens"
+                f"{self.target.max_positions}: shorten the prompt or lower --max-new-tokens"
             )
 
     def _segment_rows(self) -> int:
-        return max(1, min(MAX_ROWS, SEGMENT_BYTES // self.route.row_bytes))
+        return max(1, min(MAX_ROWS, SEGMENT_BYTES // self.target.row_bytes))
+
+    def _model_of(self, spec: str) -> str | None:
+        """Records of other models are refused, but for nodes named one by one: of those a user must hear why."""
+        return None if registry_kind(spec) == "static" else self._opened.config
+
+    async def _first_snapshot(self, registry: Registry) -> Snapshot:
+        """With somebody in it, if anybody appears within the client's patience."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(self.patience, FIRST_SNAPSHOT_S)):
+                async for snapshot in registry.watch():
+                    if snapshot:
+                        return snapshot
+        return ()
 
     async def _close_transport(self) -> None:
         if self.transport is None:
@@ -258,8 +285,13 @@ class SwarmClient:
 def registry_spec(peers: str | None, registry: str | None) -> str:
     """`--peers` is short for `--registry static:…`.  Raises BadRequest unless exactly one is given."""
     if (peers is None) == (registry is None):
-        raise BadRequest("say where the nodes are: --peers HOST:PORT,HOST:PORT or --registry static:HOST:PORT,…")
+        raise BadRequest("say where the nodes are: --peers HOST:PORT,HOST:PORT or --registry HOST:PORT of any node")
     return registry if registry is not None else f"static:{peers}"
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _nothing() -> AsyncGenerator[Token, None]:

@@ -69,7 +69,6 @@ class FaultCode(StrEnum):
     NO_JOURNAL = "no-journal"
     EXPIRED = "expired"
     TOO_MANY = "too-many"
-    WRONG_SWARM_KEY = "wrong-swarm-key"
     INTERNAL = "internal"
     REFUSED = "refused"
 

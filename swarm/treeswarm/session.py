@@ -1,8 +1,8 @@
 """A node's side of a session: appends in, steps for a device out.  Pure: no I/O, no clock, no tensors.
 
 State changes only by appends, in the order of their sequence numbers, and by a resumption, which begins a new epoch.
-A hint changes no state; with the commits that have already arrived it only tells which rows still waiting for the device
-are dead.
+A hint changes no state; with the commits that have already arrived it only tells which rows that still wait for the
+device are dead.
 
 After a loss the session goes on in a new epoch.  A survivor cuts its trunk back to what every survivor has; a node that
 replaces a lost one gets those rows replayed, and holds appends back until it has them all.

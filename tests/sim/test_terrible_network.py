@@ -153,7 +153,7 @@ class TestPlantedMistakes:
         honest = NodeSession.receive
 
         def forgetful(self: NodeSession, append: Append) -> list[Step]:
-            self._next_seq = min(self._next_seq, append.seq)
+            self._appends.next_seq = min(self._appends.next_seq, append.seq)
             return honest(self, append)
 
         monkeypatch.setattr(NodeSession, "receive", forgetful)

@@ -215,7 +215,12 @@ class ToySwarm:
 
     async def stop(self, address: str) -> None:
         """Politely."""
-        self.spans.pop(address)
+        self.spans.pop(address, None)
+        await self._stops.pop(address).aclose()
+        self.nodes.pop(address)
+
+    async def stop_drained(self, address: str) -> None:
+        """The program ends after its drain."""
         await self._stops.pop(address).aclose()
         self.nodes.pop(address)
 

@@ -19,7 +19,7 @@ from treeswarm.transport.tls import Security
 from treeswarm.wire.codec import decode_control_up, decode_link_up
 from treeswarm_client.bench.fuzz import assault, knock
 from treeswarm_client.bench.hostile import hostile_messages, hostile_openings
-from treeswarm_client.chain import describe
+from treeswarm_client.describe import describe
 from treeswarm_node.config import Limits
 from treeswarm_node.engine import Engine
 from treeswarm_node.kv import KVShape, KVStore

@@ -61,8 +61,8 @@ class Bench:
         return provenance_of_machine() | {
             "model": self.setup.model,
             "draft": self.setup.draft,
-            "weights": self.client.route.numerics.weights,
-            "dtype": self.client.route.numerics.dtype,
+            "weights": self.client.target.numerics.weights,
+            "dtype": self.client.target.numerics.dtype,
             "link": self.link or "loopback",
             "nodes": [
                 {

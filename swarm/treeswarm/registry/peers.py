@@ -31,6 +31,8 @@ class PeersRegistry(BookRegistry):
     transport: Transport = field(kw_only=True)
     addresses: tuple[str, ...] = field(kw_only=True)
     everyone: bool = True
+    dials: dict[str, str] = field(default_factory=dict)
+    """Where each node speaks for itself, by id: the address as typed, with the pin of its record."""
     silent: dict[str, SwarmError] = field(default_factory=dict)
     """Addresses that did not answer when last asked, and why."""
     _asked: dict[str, asyncio.Task[None]] = field(default_factory=dict)
@@ -113,6 +115,8 @@ class PeersRegistry(BookRegistry):
         while (message := await stream.receive()) is not None:
             if not isinstance(message, Records):
                 raise TransportError(f"{address} answered a watch with a {type(message).__name__}")
-            await self.hear(message.sealed)
+            for news in await self.hear(message.sealed):
+                if not self.everyone:
+                    self.dials[news.record.node] = f"{address.partition('#')[0]}#{news.record.pin}"
             self.silent.pop(address, None)
             self._first.setdefault(address, asyncio.Event()).set()
