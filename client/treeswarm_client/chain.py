@@ -78,6 +78,9 @@ class Chain:
     _free: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when an answer has made room."""
     _moved_at: float = 0.0
+    _mending: bool = False
+    _complaints: list[tuple[NodeControl, Fault]] = field(default_factory=list)
+    """That came while the chain was mended, about the epoch to come."""
     _traversal: RoundTrip = RoundTrip()
     _goodbyes: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -131,6 +134,7 @@ class Chain:
     async def _mended(self, trunk: Sequence[int], tip: int, end: float) -> bool:
         """One try, in an epoch of its own."""
         self.epoch += 1
+        self._mending, self._complaints = True, []
         try:
             self._begin_epoch(await Mender(self).attempt(trunk, tip))
             self._link = await self._feed(trunk)
@@ -217,9 +221,12 @@ class Chain:
 
     def _blame(self, control: NodeControl, fault: Fault) -> None:
         """A node complains: of its way on, of what it was sent, or of itself."""
-        index = next((i for i, member in enumerate(self.members) if member.control is control), None)
-        if index is None or self._link is None:
+        if control.epoch != self.epoch:
             return  # of an epoch that is over
+        index = next((i for i, member in enumerate(self.members) if member.control is control), None)
+        if index is None or self._mending:
+            self._complaints.append((control, fault))  # its place in the chain is known when the epoch begins
+            return
         said = Refused(f"{control.hop} says: {fault.message}", fault.code)
         if fault.code == FaultCode.DOWNSTREAM and index + 1 < len(self.members):
             self._relink(self.members[index + 1], said)
@@ -270,9 +277,12 @@ class Chain:
 
     def _begin_epoch(self, members: list[Member]) -> None:
         self.members, self.answered = members, 0
-        self._answers, self._in_flight = {}, {}
+        self._answers, self._in_flight, self._mending = {}, {}, False
         self._lost = {address: error for address, error in self._lost.items() if address in self._addresses()}
         self._interrupted.clear()
+        complaints, self._complaints = self._complaints, []
+        for control, fault in complaints:
+            self._blame(control, fault)
         if self._lost or any(member.control.broken for member in members):
             self._interrupt()
         self._raise_interruption()

@@ -32,6 +32,8 @@ class NodeControl:
     answered: Callable[[str, float], None]
     stream: Stream | None = None
     round_trip: RoundTrip = RoundTrip()
+    epoch: int = -1
+    """The last one the node was told of and agreed to."""
     received: int = 0
     """Appends the node has received in order, as its last pong said."""
     passed_on: int = 0
@@ -109,6 +111,7 @@ class NodeControl:
                     self.received, self.passed_on, self.moved_at = received, passed_on, self._heard_at
                 self.answered(self.hop.node, round_trip_s)
             case Opened() if self._granted is not None and not self._granted.done():
+                self.epoch = message.epoch
                 self._granted.set_result(message)
             case Fault(fatal=True) if self._granted is not None and not self._granted.done():
                 said = Refused(f"{self.hop} refused: {message.message}", message.code)

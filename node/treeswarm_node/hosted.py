@@ -116,8 +116,9 @@ class HostedSession:
             if self.journal is not None:
                 self.journal.truncate(length)
             self.attach(control)
-            self.ticket, self.forwards_replay, self._complained = wanted.ticket, False, False
-            if self.next_hop != wanted.next_hop or wanted.next_hop is None or wanted.replays:
+            broken, self._complained = self._complained, False
+            self.ticket, self.forwards_replay = wanted.ticket, False
+            if broken or self.next_hop != wanted.next_hop or wanted.next_hop is None or wanted.replays:
                 self._spawn(self._outlet.end())
                 self.next_hop = wanted.next_hop
                 self._outlet = self._make_outlet()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from treeswarm.errors import MissingBlocks, SwarmError
-from treeswarm.messages import Append
+from treeswarm.errors import MissingBlocks, Refused, SwarmError
+from treeswarm.messages import Append, FaultCode
 from treeswarm.session import NodeSession
 from treeswarm.spans import Span
 from treeswarm.steps import Step
@@ -271,8 +271,20 @@ async def calamities(swarm: ToySwarm, random_: random.Random, generating: "async
                 await swarm.stop_drained(address)
 
 
+# What no network can cause, only a program that breaks the contract.
+BREACHES = {FaultCode.BAD_TREE, FaultCode.MALFORMED, FaultCode.OUT_OF_CREDIT, FaultCode.OUT_OF_ROOM}
+
+
 def live_through(seed: int, faults: Faults | None = None) -> list[int] | None:
-    """A generation through a seeded schedule: its text, or None after a clear error; never a hang or a leak."""
+    """A generation through a seeded schedule: its text, or None after a clear error; never a hang, a leak or a breach
+    of the contract."""
+    breaches: list[str] = []
+    fail = HostedSession.fail
+
+    async def noted(self: HostedSession, error: SwarmError) -> None:
+        if isinstance(error, Refused) and error.code in BREACHES:
+            breaches.append(str(error))
+        await fail(self, error)
 
     async def run() -> list[int] | None:
         random_ = random.Random(seed)
@@ -299,8 +311,7 @@ def live_through(seed: int, faults: Faults | None = None) -> list[int] | None:
             except SwarmError as error:
                 assert str(error)
             assert swarm.kept == plain_text(PROMPT, COUNT)[: len(swarm.kept)]
-            harming.cancel()
-            await asyncio.gather(harming, return_exceptions=True)
+            await harming
             network.partitions.clear()
             for address in list(network.frozen):
                 await network.thaw(address)
@@ -310,7 +321,11 @@ def live_through(seed: int, faults: Faults | None = None) -> list[int] | None:
             assert not [name for name in names if "_pass_on" in name or "_ping" in name or "_listen" in name]
             return text
 
-    return run_virtually(run())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(HostedSession, "fail", noted)
+        text = run_virtually(run())
+    assert not breaches
+    return text
 
 
 TERRIBLE = Faults(drop=0.002, double=0.1, delay=0.1, longest_s=0.3, cut=0.002, kinds=LINKS)
