@@ -72,6 +72,8 @@ class TorchReference:
         values[:, batch.written] = value
         outputs = []
         for segment in batch.segments:
+            if segment.rows.start == segment.rows.stop:
+                continue  # it only commits, or all its rows died while they waited
             own = slice(segment.rows.start, segment.rows.stop)
             local_key, local_value = (
                 (key[:, own], value[:, own])
@@ -83,7 +85,7 @@ class TorchReference:
                     query[:, own] * scaling, keys, values, local_key, local_value, segment, window, softcap, sinks
                 )
             )
-        return torch.cat(outputs).to(query.dtype)
+        return torch.cat(outputs or [query.transpose(0, 1)]).to(query.dtype)
 
 
 def _attend_segment(

@@ -1,8 +1,8 @@
 """What a node has sent for the trunk, kept to be sent again when its next hop is lost.
 
-Mirrors the KV cache: activations of crown rows wait in their slots until a commit moves them to the trunk; what the tree
-loses is overwritten.  In host memory, within a budget; a session that gets no share of it can still go on after a loss,
-from further upstream.
+Mirrors the KV cache: activations of crown rows wait in their slots until a commit moves them to the trunk; what the
+tree loses is overwritten.  In host memory, within a budget; a session that gets no share of it can still go on after a
+loss, from further upstream.
 """
 
 from collections.abc import Iterator

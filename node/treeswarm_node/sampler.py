@@ -29,6 +29,8 @@ class Sampler:
         Ties go to the lowest id.  A row's result does not depend on the other rows.  Raises Refused where a row is
         not finite.
         """
+        if not len(positions):
+            return np.empty(0, np.int64), np.empty(0, np.float32)
         if not bool(torch.isfinite(logits).all()):
             raise Refused(
                 "the model's logits are not finite: its weights are damaged, or overflow their dtype; try other nodes "

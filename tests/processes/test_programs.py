@@ -20,8 +20,10 @@ BIN = Path(sys.executable).parent
         (["demo", "--listen", "nowhere"], "HOST:PORT"),
         (["demo", "--kv-tokens", "0"], "--kv-tokens"),
         (["demo", "--emulate-link", "25"], "delay=25ms"),
+        (["demo", "--swarm-key", "./no-such-key"], "openssl rand -hex 32"),
+        (["demo", "--identity", "/dev/null/identity.pem"], "--identity PATH"),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_a_node_that_cannot_start_says_why_in_one_line(arguments: list[str], words: str) -> None:
     done = subprocess.run([BIN / "swarm-node", *arguments], capture_output=True, text=True, timeout=120, check=False)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import json
 import random
 import ssl
 from collections import Counter
@@ -31,9 +32,9 @@ from treeswarm_client.bench.hostile import (
     hostile_openings,
     opening,
 )
-from treeswarm_client.client import SwarmClient
 from treeswarm_client.describe import describe
-from treeswarm_client.local_swarm import LocalSwarm, local_swarm
+from treeswarm_client.client import SwarmClient
+from treeswarm_client.local_swarm import LocalNode, LocalSwarm, local_swarm
 
 # Above the largest hostile message.
 SEND_LIMIT = 8 << 20
@@ -206,26 +207,44 @@ async def knock(address: str, *, times: int, seed: int = 0) -> None:
 
 
 async def bench_fuzz(setup: BenchSetup, *, messages: int, seed: int = 0) -> dict[str, Any]:
-    """What one node with the first blocks makes of `messages` hostile ones, and whether the swarm still works."""
+    """What two nodes, a head and a tail, make of `messages` hostile ones, and whether the swarm still works."""
     blocks = read_shape(resolve_model(setup.model)).blocks
     spans = [Span(0, 2), Span(2, blocks)]
     security = Security(swarm_key=setup.key)
     async with local_swarm(setup.model, spans, dtype=setup.dtype, swarm_key=setup.swarm_key) as swarm:
-        target = swarm.nodes[0]
         texts = await _texts(setup, swarm)
-        transport = GrpcTransport(security=security)
-        before = await describe(transport, target.pinned)
-        toll = await assault(target.pinned, security, before, messages=messages, seed=seed)
-        knocks = messages // MESSAGES_A_KNOCK
-        await knock(target.address, times=knocks, seed=seed)
-        room_back = await _room_back(transport, target.pinned, before.trunk_free)
-        frames = (await describe(transport, target.pinned)).frames - before.frames
-        await transport.close()
+        fates = [
+            await _besiege(node, security, messages=messages // len(spans), seed=seed + i)
+            for i, node in enumerate(swarm.nodes)
+        ]
         again = await _texts(setup, swarm)
-        alive = target.process.returncode is None
-    said = await target.errors
+        alive = all(node.process.returncode is None for node in swarm.nodes)
+    said = b"\n".join([await node.errors for node in swarm.nodes])
+    tracebacks = [_readable(line) for line in said.splitlines() if b"Traceback" in line]
     return {
         "bench": "fuzz",
+        "sent": sum(fate["sent"] for fate in fates),
+        "node_alive": alive,
+        "generations_after": len(again),
+        "generations_after_ok": sum(a == b for a, b in zip(texts, again, strict=True)),
+        "well": alive and texts == again and not tracebacks and all(fate["room_back"] for fate in fates),
+        "tracebacks": tracebacks,
+        "nodes": fates,
+    }
+
+
+async def _besiege(node: LocalNode, security: Security, *, messages: int, seed: int) -> dict[str, Any]:
+    """One node's share, and what it made of it."""
+    transport = GrpcTransport(security=security)
+    before = await describe(transport, node.pinned)
+    toll = await assault(node.pinned, security, before, messages=messages, seed=seed)
+    knocks = messages // MESSAGES_A_KNOCK
+    await knock(node.address, times=knocks, seed=seed)
+    room_back = await _room_back(transport, node.pinned, before.trunk_free)
+    frames = (await describe(transport, node.pinned)).frames - before.frames
+    await transport.close()
+    return {
+        "blocks": str(before.span),
         "sent": toll.sent.total(),
         "sent_by_kind": dict(toll.sent.most_common()),
         "connections_below_grpc": knocks,
@@ -233,11 +252,7 @@ async def bench_fuzz(setup: BenchSetup, *, messages: int, seed: int = 0) -> dict
         "refused_by_code": dict(toll.refused.most_common()),
         "frames_computed": frames,
         "unanswered": toll.unanswered,
-        "node_alive": alive,
         "room_back": room_back,
-        "tracebacks": said.count(b"Traceback"),
-        "generations_after": len(again),
-        "generations_after_ok": sum(a == b for a, b in zip(texts, again, strict=True)),
     }
 
 
@@ -256,6 +271,11 @@ async def _room_back(transport: GrpcTransport, address: str, expected: int) -> b
                     return True
                 await asyncio.sleep(0.5)
     return False
+
+
+def _readable(line: bytes) -> str:
+    """A line of the node's log, which is JSON."""
+    return str(json.loads(line).get("traceback", "")) if line.startswith(b"{") else line.decode(errors="replace")
 
 
 def _code(error: SwarmError) -> str:

@@ -20,6 +20,11 @@ SESSIONS = [bytes([65 + i]) * m.SESSION_ID_BYTES for i in range(8)]
 TICKET = b"T" * m.TICKET_BYTES
 NOBODY = "127.0.0.1:9"
 PROMPT_ROWS = 3
+SETTINGS = (
+    SamplingSettings(0.7, 0, 0.9, 1, 0),
+    SamplingSettings(1e-9, 2**31 - 1, 1e-9, 2**64 - 1, 2**32 - 1),
+    SamplingSettings(100.0, 1, 1.0, 0, 0),
+)
 EXTREMES = (0, 1, 2, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
 REALS = (0.0, -1.0, 1e-45, 1e308, float("inf"), float("-inf"), float("nan"))
 # Megabytes take their time; one in so many messages is one of these.
@@ -120,7 +125,8 @@ def _append(chance: random.Random, described: m.Description) -> m.Append:
         {"skipped": np.array([chance.random() < 0.5 for _ in range(rows)], np.bool_)},
         {"hidden": chance.randbytes(len(honest.hidden) or 64)},
         {"hidden": honest.hidden[:-1]},
-        {"settings": SamplingSettings(1e-9, 2**31 - 1, 1e-9, 2**64 - 1, 2**32 - 1)},
+        {"settings": chance.choice(SETTINGS)},
+        {"settings": chance.choice(SETTINGS), "answers": m.Answers.NONE},
         _frame_of(
             described, rows=chance.choice((0, 17, 65)), seq=1, first_id=4, prefill=chance.random() < 0.5
         ).__dict__,

@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
         Console().print(tls.table(result))
     else:
         pprint(result, console=Console(), expand_all=True)
-    return 1 if result.get("mismatches") or result.get("node_alive") is False else 0
+    return 1 if result.get("mismatches") or not result.get("well", True) else 0
 
 
 def _benches() -> dict[str, Callable[[BenchSetup, argparse.Namespace], Coroutine[None, None, dict[str, Any]]]]:
