@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from treeswarm.errors import BadRequest, Malformed, TransportError
 from treeswarm.records import LIFETIME_S, RECORD_VERSION, SealedRecord
 from treeswarm.registry.book import MAX_NODES, doubt_of
@@ -103,6 +105,7 @@ class Peer:
 
         p2p = None
         try:
+            _make_identity(identity)
             async with asyncio.timeout(START_S):
                 # Others are dialled later: a daemon that starts with none of its peers there gives up.
                 p2p = await P2P.create(
@@ -221,6 +224,19 @@ class Peer:
         with contextlib.suppress(TransportError):
             await _asked(self.node.shutdown(), DIAL_S)
         await _end(self.p2p)
+
+
+def _make_identity(path: Path) -> None:
+    """libp2p's form of an Ed25519 key, unless there is one.  (hivemind's own maker takes a second, for RSA.)"""
+    from hivemind.proto import crypto_pb2  # noqa: PLC0415
+
+    if path.exists():
+        return
+    key = Ed25519PrivateKey.generate()
+    data = key.private_bytes_raw() + key.public_key().public_bytes_raw()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_bytes(crypto_pb2.PrivateKey(key_type=crypto_pb2.KeyType.Ed25519, data=data).SerializeToString())
 
 
 def _distrusting(call_find: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
