@@ -78,7 +78,7 @@ class Node:
             "span": Span(0, 4),
             "blocks": 8,
             "rate": 1000.0,
-            "hop_s": 0.002,
+            "hop_s": 2.0**-9,  # these are float32 on the wire
             "free_tokens": 4096,
             "total_tokens": 8192,
             "coordinate": (0.25, 0.5),
@@ -338,7 +338,9 @@ class AtBroker:
             await asyncio.to_thread(self.process.wait)
 
     async def restore(self) -> None:
-        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(  # noqa: ASYNC220  # it does not block: nobody reads it
+            self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         await until(self._listens, f"{self.kind} listens on {self.port}")
 
     async def _listens(self) -> bool:

@@ -133,19 +133,23 @@ class DhtRegistry(BookRegistry):
         for pause in ATTEMPTS_S:
             await asyncio.sleep(pause)
             life = self._life
-            try:
-                if await life.store(sealed):
+            with contextlib.suppress(TransportError):
+                if await self._kept(life, sealed):
                     return
-                if life.alone and self.initial_peers:
-                    await life.meet(self._acquaintances())
-            except TransportError as error:
-                log.info("announcing failed: %s", error)
-            if not life.alone or not await life.alive():  # nobody to be seen is no reason for another daemon
-                await self._rebuild(life)
+            if await life.useless():
+                with contextlib.suppress(SwarmError):
+                    await self._rebuild(life)
         raise Unreachable(
             "no other node keeps this node's record: it is announced again as soon as one of "
             f"{', '.join(self._acquaintances()) or 'them'} answers"
         )
+
+    async def _kept(self, life: Peer, sealed: SealedRecord) -> bool:
+        """Store it, and see whether others have it; whoever begins a swarm is content with having it himself."""
+        met = await life.met()
+        if life.alone:
+            await life.meet(self._acquaintances())
+        return await life.store(sealed) or (life.alone and not met and not self.initial_peers)
 
     async def _keep_polling(self) -> None:
         pause = FIRST_PAUSE_S
