@@ -119,7 +119,8 @@ async def mqtt(kind: str) -> None:
     print(f"| {kind} | announced until another knows | {await seen(writer, member)} |")
     known = 11
     for size in SIZES:
-        await asyncio.gather(*(writer.announce(Node().record()) for _ in range(size - known)))
+        for _ in range(size - known):
+            await writer.announce(Node().record())
         known = size
         carried, begun = relay.carried, time.perf_counter()
         late = await MqttRegistry.start(here, MODEL)

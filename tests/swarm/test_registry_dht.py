@@ -85,6 +85,16 @@ async def test_a_lone_node_announces_to_itself_and_whoever_comes_later_knows(dht
     await knows(await member(dht), "127.0.0.1:4001")
 
 
+async def test_announcing_while_nobody_is_there_says_so_and_happens_later(dht: InDht) -> None:
+    writer, node = await member(dht), Node()
+    await dht.kill()
+    with pytest.raises(Unreachable, match=r"as soon as one of /ip4/127.0.0.1/tcp/.* answers"):
+        await writer.announce(node.record(4001))
+    await dht.restore()
+    assert dht.first is not None
+    await knows(dht.first, "127.0.0.1:4001")
+
+
 async def test_what_comes_too_large_is_refused_before_it_is_stored(dht: InDht) -> None:
     assert dht.first is not None
     record = Node().record()
