@@ -52,6 +52,8 @@ class DhtRegistry(BookRegistry):
     _peer: Peer | None = None
     _rebuilding: asyncio.Lock = field(default_factory=asyncio.Lock)
     _own: dict[str, SealedRecord] = field(default_factory=dict)
+    _unkept: set[str] = field(default_factory=set)
+    """Of our own, those that no other peer was seen to have."""
     _polled: dict[str, bytes] = field(default_factory=dict)
     _remembered: tuple[str, ...] = ()
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -108,11 +110,14 @@ class DhtRegistry(BookRegistry):
         if len(sealed.sealed) > MAX_RECORD_BYTES:  # hivemind would say yes, and its daemon would talk to nobody again
             raise BadRequest(f"a record of {len(sealed.sealed)} bytes, at most {MAX_RECORD_BYTES} go into the DHT")
         self._own[sealed.record.node] = sealed
+        self._unkept.add(sealed.record.node)
         await self.hear([sealed.sealed])
         await self._publish(sealed)
+        self._unkept.discard(sealed.record.node)
 
     async def withdraw(self, sealed: SealedRecord) -> None:
         self._own.pop(sealed.record.node, None)
+        self._unkept.discard(sealed.record.node)
         await self.hear([sealed.sealed])
         await self._publish(sealed)
 
@@ -133,19 +138,23 @@ class DhtRegistry(BookRegistry):
         for pause in ATTEMPTS_S:
             await asyncio.sleep(pause)
             life = self._life
-            try:
-                if await life.store(sealed):
+            with contextlib.suppress(TransportError):
+                if await self._kept(life, sealed):
                     return
-                if life.alone and self.initial_peers:
-                    await life.meet(self._acquaintances())
-            except TransportError as error:
-                log.info("announcing failed: %s", error)
-            if not life.alone or not await life.alive():  # nobody to be seen is no reason for another daemon
-                await self._rebuild(life)
+            if await life.useless():
+                with contextlib.suppress(SwarmError):
+                    await self._rebuild(life)
         raise Unreachable(
             "no other node keeps this node's record: it is announced again as soon as one of "
             f"{', '.join(self._acquaintances()) or 'them'} answers"
         )
+
+    async def _kept(self, life: Peer, sealed: SealedRecord) -> bool:
+        """Store it, and see whether others have it; whoever begins a swarm is content with having it himself."""
+        met = await life.met()
+        if life.alone:
+            await life.meet(self._acquaintances())
+        return await life.store(sealed) or (life.alone and not met and not self.initial_peers)
 
     async def _keep_polling(self) -> None:
         pause = FIRST_PAUSE_S
@@ -196,12 +205,14 @@ class DhtRegistry(BookRegistry):
             with contextlib.suppress(TransportError):
                 life = self._life
                 missing = self._acquaintances() if life.alone else life.missing(self.initial_peers)
-                if missing and await life.meet(missing):
+                met = missing and await life.meet(missing)
+                if met or (self._unkept and not life.alone):
                     await self._announce_all()
 
     async def _announce_all(self) -> None:
-        for sealed in list(self._own.values()):
-            await self._life.store(sealed)
+        for node, sealed in list(self._own.items()):
+            if await self._life.store(sealed):
+                self._unkept.discard(node)
 
     async def _begin(self) -> None:
         self._peer = await Peer.start(self.listen, self.identity, self._believable)

@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from treeswarm.errors import BadRequest, Malformed, TransportError
 from treeswarm.records import LIFETIME_S, RECORD_VERSION, SealedRecord
 from treeswarm.registry.book import MAX_NODES, doubt_of
@@ -103,6 +105,7 @@ class Peer:
 
         p2p = None
         try:
+            _make_identity(identity)
             async with asyncio.timeout(START_S):
                 # Others are dialled later: a daemon that starts with none of its peers there gives up.
                 p2p = await P2P.create(
@@ -137,11 +140,13 @@ class Peer:
         """Knows of nobody who answers."""
         return not self.node.protocol.routing_table.uid_to_peer_id
 
-    async def alive(self) -> bool:
-        with contextlib.suppress(TransportError):
-            await self.met()
+    async def useless(self) -> bool:
+        """Dead, or with connections (asked when nothing gets through them).  Where nobody is to be seen at all, another
+        daemon would see no more."""
+        try:
+            return bool(await self.met())
+        except TransportError:
             return True
-        return False
 
     async def maddrs(self) -> tuple[str, ...]:
         return tuple(map(str, await _asked(self.p2p.get_visible_maddrs(latest=True))))
@@ -176,14 +181,14 @@ class Peer:
         return False
 
     async def store(self, sealed: SealedRecord) -> bool:
-        """Whether another peer has the record afterwards; where there is no other, whether this one has.
+        """Whether another peer has the record afterwards.
 
         hivemind's own yes means nothing: it counts this peer's own copy, and says it after the daemon's death as well.
         """
         record = sealed.record
         key, date = shard_key(record.model, record.node), dht_date(record.generation)
-        stored = await _asked(self.node.store(key, sealed.sealed, date, subkey=record.node))
-        return bool(stored) if self.alone else await self._others_have(key, record.node, sealed.sealed)
+        await _asked(self.node.store(key, sealed.sealed, date, subkey=record.node))
+        return await self._others_have(key, record.node, sealed.sealed)
 
     async def _others_have(self, key: str, subkey: str, value: bytes) -> bool:
         from hivemind.dht.routing import DHTID  # noqa: PLC0415
@@ -218,9 +223,22 @@ class Peer:
                 entries.value.maxsize = MAX_SHARD
 
     async def close(self) -> None:
-        with contextlib.suppress(TransportError):
-            await _asked(self.node.shutdown(), DIAL_S)
+        """hivemind's own way asks the daemon first to forget its handlers, and waits for ever for a dead one."""
+        self.node.is_alive = False
         await _end(self.p2p)
+
+
+def _make_identity(path: Path) -> None:
+    """libp2p's form of an Ed25519 key, unless there is one.  (hivemind's own maker takes a second, for RSA.)"""
+    from hivemind.proto import crypto_pb2  # noqa: PLC0415
+
+    if path.exists():
+        return
+    key = Ed25519PrivateKey.generate()
+    data = key.private_bytes_raw() + key.public_key().public_bytes_raw()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_bytes(crypto_pb2.PrivateKey(key_type=crypto_pb2.KeyType.Ed25519, data=data).SerializeToString())
 
 
 def _distrusting(call_find: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -246,6 +264,10 @@ async def _end(p2p: Any) -> None:
     except TimeoutError:  # it asks the daemon to go; one that hangs has to be told
         p2p._child.kill()
         await p2p._child.wait()
+    control = p2p._client and p2p._client.control
+    for task in (control._read_task, control._write_task) if control else ():
+        if task.done() and not task.cancelled():
+            task.exception()  # looked at, or asyncio tells everyone that it died with its daemon
 
 
 async def _asked(answer: Awaitable[Any], timeout: float = STUCK_S) -> Any:

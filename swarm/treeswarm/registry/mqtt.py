@@ -157,10 +157,9 @@ class MqttRegistry(BookRegistry):
                     raise BadRequest(
                         f"{self.broker} lets user {self.broker.user or '(anonymous)'} not read: allow it {root}/#"
                     )
-                for sealed in list(self._own.values()):
-                    await client.publish(self._topic(sealed), sealed.sealed, qos=1, retain=True)
                 self._client = client
                 try:
+                    await self._announce_all()
                     yield client
                 finally:
                     self._client = None
@@ -230,9 +229,13 @@ class MqttRegistry(BookRegistry):
             await self._tampered.wait()
             await asyncio.sleep(MEND_S)
             self._tampered.clear()
-            for sealed in list(self._own.values()):
-                with contextlib.suppress(TransportError):  # the next connection announces it
-                    await self._publish(self._topic(sealed), sealed.sealed)
+            with contextlib.suppress(TransportError):  # the next connection does it
+                await self._announce_all()
+
+    async def _announce_all(self) -> None:
+        for node in list(self._own):
+            if (sealed := self._own.get(node)) is not None:  # as it is now: announcing goes on meanwhile
+                await self._publish(self._topic(sealed), sealed.sealed)
 
     async def _publish(self, topic: str, payload: bytes) -> None:
         import aiomqtt  # noqa: PLC0415
