@@ -20,6 +20,14 @@ STOP_S = 10.0
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a node runs: the command line it is started through, and the address it listens on."""
+
+    through: tuple[str, ...] = ()
+    listen: str = "127.0.0.1:0"
+
+
+@dataclass(frozen=True)
 class LocalNode:
     """A running `swarm-node`."""
 
@@ -51,13 +59,22 @@ def even_cuts(blocks: int, nodes: int) -> list[Span]:
 
 @contextlib.asynccontextmanager
 async def local_swarm(
-    model: str, spans: Sequence[Span], *, dtype: str = "float32", emulate_link: str | None = None, threads: int = 1
+    model: str,
+    spans: Sequence[Span],
+    *,
+    dtype: str = "float32",
+    emulate_link: str | None = None,
+    threads: int = 1,
+    places: Sequence[Place] | None = None,
 ) -> AsyncIterator[LocalSwarm]:
-    """Start one node a span, wait until all are ready, stop them on leaving.  Raises ModelError with what a node
-    that would not start said."""
+    """Start one node a span, wait until all are ready, stop them on leaving.  `places` says where each runs, if not
+    here on loopback.  Raises ModelError with what a node that would not start said."""
     swarm = LocalSwarm()
     async with contextlib.AsyncExitStack() as stack:
-        started = [await _start(model, span, dtype, emulate_link, threads) for span in spans]
+        started = [
+            await _start(model, span, dtype, emulate_link, threads, place)
+            for span, place in zip(spans, places or [Place()] * len(spans), strict=True)
+        ]
         for process, errors in started:
             stack.push_async_callback(_stop, process, errors)
         swarm.nodes.extend(await asyncio.gather(*(_ready(process, errors) for process, errors in started)))
@@ -74,13 +91,16 @@ def node_command() -> list[str]:
 
 
 async def _start(
-    model: str, span: Span, dtype: str, emulate_link: str | None, threads: int
+    model: str, span: Span, dtype: str, emulate_link: str | None, threads: int, place: Place
 ) -> tuple[asyncio.subprocess.Process, asyncio.Task[bytes]]:
-    flags = ["--blocks", str(span), "--dtype", dtype, "--threads", str(threads), "--log-format", "json"]
+    flags = ["--blocks", str(span), "--dtype", dtype, "--threads", str(threads), "--listen", place.listen]
+    flags += ["--log-format", "json"]
     if emulate_link:
         flags += ["--emulate-link", emulate_link]
     process = await asyncio.create_subprocess_exec(
-        *node_command(), model, *flags, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *(*place.through, *node_command(), model, *flags),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None
     return process, asyncio.create_task(process.stderr.read())
