@@ -28,16 +28,23 @@ class BenchSetup:
     nodes: int = 3
     prompts: int = 8
     tokens: int = 64
+    peers: str | None = None
+    """Nodes that run already, wherever they are, instead of ones that the bench starts here."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A running swarm and a client of it."""
+    """A running swarm and a client of it.  `swarm` has no nodes where they were running already."""
 
     setup: BenchSetup
     swarm: LocalSwarm
     client: SwarmClient
     link: str | None
+
+    @property
+    def addresses(self) -> list[str]:
+        """The nodes', in the order of their blocks."""
+        return [hop.address for hop in self.client.route.hops]
 
     async def run(self, prompt: Sequence[int], *, tree_size: int, tokens: int | None = None, **sampling: Any) -> Run:
         """One whole generation that no stop token ends.  Raises what broke it: a bench with a dead node is no bench."""
@@ -47,8 +54,8 @@ class Bench:
 
     async def provenance(self) -> dict[str, Any]:
         """Versions, weights, links, and what each node really computed.  Raises SwarmError if a node is gone."""
-        described = await self.client.describe_nodes([node.address for node in self.swarm.nodes])
-        if len(described) != len(self.swarm.nodes):
+        described = await self.client.describe_nodes(self.addresses)
+        if len(described) != len(self.addresses):
             raise SwarmError("a node died during the bench: its figures do not count")
         return {
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -58,7 +65,7 @@ class Bench:
             "draft": self.setup.draft,
             "weights": self.client.route.numerics.weights,
             "dtype": self.client.route.numerics.dtype,
-            "link": self.link or "loopback",
+            "link": self.link or ("as it is" if self.setup.peers else "loopback"),
             "nodes": [
                 {
                     "blocks": str(node.span),
@@ -76,13 +83,17 @@ class Bench:
 async def bench_swarm(
     setup: BenchSetup, *, link: str | None = None, nodes: int | None = None, **client: Any
 ) -> AsyncIterator[Bench]:
-    """Start the nodes, connect a client, stop the nodes.  `link` shapes what nodes and client send."""
-    blocks = read_shape(resolve_model(setup.model)).blocks
-    spans = even_cuts(blocks, nodes or setup.nodes)
-    async with local_swarm(setup.model, spans, dtype=setup.dtype, emulate_link=link) as swarm:
+    """Start the nodes unless they run already, connect a client, stop the nodes.  `link` shapes what client and nodes of
+    our own send."""
+    async with contextlib.AsyncExitStack() as stack:
+        swarm = LocalSwarm()
+        if setup.peers is None:
+            spans = even_cuts(read_shape(resolve_model(setup.model)).blocks, nodes or setup.nodes)
+            started = local_swarm(setup.model, spans, dtype=setup.dtype, emulate_link=link)
+            swarm = await stack.enter_async_context(started)
         options = {"draft": setup.draft, "emulate_link": link} | client
-        async with SwarmClient(model=setup.model, peers=swarm.peers, **options) as connected:
-            yield Bench(setup, swarm, connected, link)
+        connecting = SwarmClient(model=setup.model, peers=setup.peers or swarm.peers, **options)
+        yield Bench(setup, swarm, await stack.enter_async_context(connecting), link)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

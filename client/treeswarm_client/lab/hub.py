@@ -94,7 +94,7 @@ class Hub:
                     os.write(line.device, packet)
 
     def obey(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Give the lines named in `pairs` another `link`, or `cut` (true) or heal (false) them.  Answers the counters."""
+        """Give the lines named in `pairs` another `link`, or `cut` them (false: heal).  Answers the counters."""
         for source, target in order.get("pairs", []):
             line = self.lines[source, target]
             line.cut = order.get("cut", line.cut)
