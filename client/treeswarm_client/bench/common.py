@@ -83,8 +83,8 @@ class Bench:
 async def bench_swarm(
     setup: BenchSetup, *, link: str | None = None, nodes: int | None = None, **client: Any
 ) -> AsyncIterator[Bench]:
-    """Start the nodes unless they run already, connect a client, stop the nodes.  `link` shapes what client and nodes of
-    our own send."""
+    """Start the nodes unless they run already, connect a client, stop the nodes.  `link` shapes what client and nodes
+    of our own send."""
     async with contextlib.AsyncExitStack() as stack:
         swarm = LocalSwarm()
         if setup.peers is None:

@@ -45,9 +45,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.add_argument("--sizes", type=_numbers, help="tree sizes of exact and trees, such as 0,8,64")
     where = made.add_mutually_exclusive_group()
     where.add_argument("--peers", help="overhead, wan: nodes that run already, HOST:PORT,HOST:PORT")
-    where.add_argument(
-        "--lab", metavar="LINK", help="overhead, wan: a namespace a node, links like delay=25ms,rate=100mbit"
-    )
+    where.add_argument("--lab", metavar="LINK", help="overhead, wan: a namespace a node; delay=25ms,rate=100mbit")
     made.add_argument("--congestion", help="TCP congestion control in the lab: cubic, reno, bbr (default: system's)")
     made.add_argument("--json", action="store_true", help="one JSON object")
     made.set_defaults(run=_run)
