@@ -2,15 +2,19 @@
 
 import asyncio
 import contextlib
-import sys
+import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from treeswarm_client.lab import Lab
+from treeswarm_client.lab.measure import PROGRAM, running
 
-PEER = Path(__file__).with_name("peer.py")
 # These programs take a second; on a machine busy with something else, much more.
 PATIENCE_S = 60.0
+
+
+def program(lab: Lab, name: str, *words: object) -> contextlib.AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """`lab/peer.py` with these words on a host."""
+    return running(lab.command(name, *PROGRAM, *map(str, words)))
 
 
 async def read_line(process: asyncio.subprocess.Process) -> str:
@@ -19,28 +23,20 @@ async def read_line(process: asyncio.subprocess.Process) -> str:
 
 
 @contextlib.asynccontextmanager
-async def peer(lab: Lab, name: str, *words: object) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`peer.py` with these words on a host."""
-    pipe = asyncio.subprocess.PIPE
-    command = lab.command(name, sys.executable, str(PEER), *map(str, words))
-    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
-
-
-@contextlib.asynccontextmanager
 async def server(lab: Lab, name: str) -> AsyncIterator[str]:
     """The address of a host that echoes."""
-    async with peer(lab, name, "serve") as process:
+    async with program(lab, name, "serve") as process:
         assert await read_line(process) == "ready\n"
         yield lab.host(name).address
 
 
-async def seconds(lab: Lab, name: str, *words: object) -> float:
-    """What `rtt` or `send` found."""
-    async with peer(lab, name, *words) as process:
+async def rtt(lab: Lab, name: str, address: str) -> float:
+    """The shortest of some round trips."""
+    async with program(lab, name, "rtt", address, 5) as process:
+        return float(min(json.loads(await read_line(process))))
+
+
+async def echo(lab: Lab, name: str, address: str, size: int) -> float:
+    """Seconds until all came back as it was."""
+    async with program(lab, name, "echo", address, size) as process:
         return float(await read_line(process))

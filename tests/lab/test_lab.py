@@ -13,7 +13,7 @@ from treeswarm.errors import BadRequest, LinkBroken
 from treeswarm_client.lab import Lab, LabLink, can_make_namespaces, wan_lab
 from treeswarm_client.lab.namespaces import NAMESPACES, new_namespace, remove_leftovers
 
-from .conftest import PATIENCE_S, peer, read_line, seconds, server
+from .conftest import PATIENCE_S, echo, program, read_line, rtt, server
 
 pytestmark = pytest.mark.skipif(can_make_namespaces() is not None, reason=str(can_make_namespaces()))
 # Long enough for anything that is not cut to arrive; nothing fails if it is too short.
@@ -26,7 +26,7 @@ def namespaces() -> set[str]:
 
 async def test_a_round_trip_takes_twice_the_delay() -> None:
     async with wan_lab(["a", "b"], LabLink(delay_s=0.05)) as lab, server(lab, "b") as address:
-        assert await seconds(lab, "a", "rtt", address) >= 0.1
+        assert await rtt(lab, "a", address) >= 0.1
 
 
 async def test_three_hosts_with_links_of_their_own() -> None:
@@ -34,7 +34,7 @@ async def test_three_hosts_with_links_of_their_own() -> None:
         await lab.shape("a", "b", LabLink(delay_s=0.02))
         await lab.shape("a", "c", LabLink(delay_s=0.3))
         await lab.shape("b", "c", LabLink(delay_s=0.1), one_way=True)
-        near, far, half = [await seconds(lab, *trip) for trip in (("a", "rtt", b), ("a", "rtt", c), ("b", "rtt", c))]
+        near, far, half = [await rtt(lab, *trip) for trip in (("a", b), ("a", c), ("b", c))]
         assert near >= 0.04
         assert far >= 0.6
         assert half >= 0.1
@@ -46,9 +46,9 @@ async def test_three_hosts_with_links_of_their_own() -> None:
 async def test_a_slower_line_takes_longer() -> None:
     size = 256 * 1024
     async with wan_lab(["a", "b"], LabLink(rate_bps=1e6)) as lab, server(lab, "b") as address:
-        slow = await seconds(lab, "a", "send", address, size)
+        slow = await echo(lab, "a", address, size)
         await lab.shape("a", "b", LabLink(rate_bps=100e6))
-        fast = await seconds(lab, "a", "send", address, size)
+        fast = await echo(lab, "a", address, size)
         assert slow >= size * 8 / 1e6
         assert slow > 2 * fast
 
@@ -57,7 +57,7 @@ async def test_a_slower_line_takes_longer() -> None:
 async def test_tcp_outlives_loss(congestion: str | None) -> None:
     link = LabLink.parse("delay=2ms,jitter=1ms,rate=50mbit,loss=3%")
     async with wan_lab(["a", "b"], link, congestion=congestion) as lab, server(lab, "b") as address:
-        await seconds(lab, "a", "send", address, 500_000)
+        await echo(lab, "a", address, 500_000)
         traffic = await lab.traffic()
         assert traffic["a", "b"].lost > 0
         assert traffic["a", "b"].bytes > 500_000 < traffic["b", "a"].bytes
@@ -79,8 +79,8 @@ async def test_a_cut_connection_stalls_and_comes_back() -> None:
     async with (
         wan_lab(["a", "b", "c"]) as lab,
         server(lab, "b") as address,
-        peer(lab, "a", "lines", address) as dialler,
-        peer(lab, "c", "lines", address) as other,
+        program(lab, "a", "lines", address) as dialler,
+        program(lab, "c", "lines", address) as other,
     ):
         for process in (dialler, other):
             assert process.stdin is not None
@@ -106,7 +106,7 @@ async def test_two_labs_side_by_side_see_nothing_of_each_other() -> None:
             assert address == same
             await one.shape("a", "b", LabLink(delay_s=0.2))
             await other.cut_host("a")
-            assert await seconds(one, "a", "rtt", address) >= 0.4
+            assert await rtt(one, "a", address) >= 0.4
             assert (await other.traffic())["a", "b"].packets == 0
     assert not namespaces()
 
