@@ -159,9 +159,18 @@ async def test_ctrl_c_removes_everything(tmp_path: Path) -> None:
     assert not list(NAMESPACES.glob(f"{prefix.name}*"))
 
 
-async def test_the_next_lab_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+async def test_a_killed_lab_is_removed_by_its_hub(tmp_path: Path) -> None:
     process, prefix = await program_with_a_lab(tmp_path)
     process.kill()
+    async with asyncio.timeout(PATIENCE_S):
+        while list(NAMESPACES.glob(f"{prefix.name}*")):
+            await asyncio.sleep(0.05)
+    await process.wait()
+
+
+async def test_the_next_lab_removes_what_a_killed_one_and_its_hub_left(tmp_path: Path) -> None:
+    process, prefix = await program_with_a_lab(tmp_path)
+    os.killpg(process.pid, signal.SIGKILL)
     await process.wait()
     assert len(list(NAMESPACES.glob(f"{prefix.name}*"))) == 2
     with new_namespace("mine") as mine:

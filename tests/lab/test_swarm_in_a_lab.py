@@ -38,6 +38,7 @@ async def test_a_client_that_fails_in_the_lab_says_why() -> None:
         (["exact", "--lab", "delay=1ms"], "overhead and wan"),
         (["trees", "--peers", "127.0.0.1:1"], "overhead and wan"),
         (["wan", "--lab", "25"], "is no link"),
+        (["wan", "--congestion", "cubic"], "for --lab"),
     ],
 )
 def test_what_cannot_be_measured_in_a_lab(capsys: pytest.CaptureFixture[str], flags: list[str], words: str) -> None:

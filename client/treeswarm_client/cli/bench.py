@@ -59,6 +59,8 @@ def _run(args: argparse.Namespace) -> int:
     exact = args.which == "exact"
     if (args.peers or args.lab) and args.which not in ANYWHERE:
         raise BadRequest(f"--peers and --lab are for {' and '.join(ANYWHERE)}: {args.which} starts its own")
+    if args.congestion and not args.lab:
+        raise BadRequest("--congestion is for --lab: elsewhere the hosts' own settings count")
     setup = BenchSetup(
         model=args.model,
         draft=args.draft,

@@ -151,7 +151,13 @@ async def wan_lab(
 async def _hub(
     hosts: Sequence[Host], devices: Sequence[int], link: LabLink, seed: int
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    told = {"devices": devices, "addresses": [host.address for host in hosts], "link": asdict(link), "seed": seed}
+    told = {
+        "devices": devices,
+        "addresses": [host.address for host in hosts],
+        "namespaces": [host.namespace for host in hosts],
+        "link": asdict(link),
+        "seed": seed,
+    }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "treeswarm_client.lab.hub", json.dumps(told)),
         stdin=asyncio.subprocess.PIPE,

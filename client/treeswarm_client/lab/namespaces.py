@@ -1,7 +1,6 @@
 """Network namespaces and the TUN devices in them: what needs root, made and removed through iproute2's `ip`."""
 
 import contextlib
-import fcntl
 import functools
 import ipaddress
 import itertools
@@ -82,6 +81,8 @@ def new_namespace(host: str) -> Iterator[str]:
 def new_device(namespace: str, address: str, *, congestion: str | None = None) -> Iterator[int]:
     """The descriptor of a TUN device inside `namespace` with `address` (CIDR).  `congestion` names the TCP congestion
     control of connections over it."""
+    import fcntl  # noqa: PLC0415  # not on Windows, where `swarm bench --help` must work as well
+
     descriptor = os.open(TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         asked = struct.pack("16sH22x", b"lab%d", IFF_TUN | IFF_NO_PI)  # the kernel puts a free number for %d
@@ -108,7 +109,7 @@ def remove_namespace(name: str) -> None:
 
 
 def remove_leftovers() -> None:
-    """Remove the namespaces of labs whose process died before it could."""
+    """Remove the namespaces of labs whose process and hub died before they could."""
     for path in NAMESPACES.glob("treeswarm-*-*"):
         pid = path.name.split("-")[1]
         if pid.isdecimal() and not Path("/proc", pid).exists():
