@@ -21,6 +21,14 @@ STOP_S = 10.0
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a node runs: the command line it is started through, and the address it listens on."""
+
+    through: tuple[str, ...] = ()
+    listen: str = "127.0.0.1:0"
+
+
+@dataclass(frozen=True)
 class LocalNode:
     """A running `swarm-node`."""
 
@@ -34,16 +42,39 @@ class LocalNode:
     """Everything it wrote to standard error, once it has ended."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class LocalSwarm:
-    """Nodes in the order of their blocks."""
+    """Nodes in the order they were started; identities are for this once."""
 
+    model: str = ""
+    flags: tuple[str, ...] = ()
+    """Of every node."""
     nodes: list[LocalNode] = field(default_factory=list)
+    _folder: Path = field(default_factory=Path)
+    _stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+    _names: "itertools.count[int]" = field(default_factory=itertools.count)
 
     @property
     def peers(self) -> str:
         """For `--peers`."""
         return ",".join(node.address for node in self.nodes)
+
+    async def start(self, *flags: str, place: Place = Place()) -> LocalNode:
+        """One more node, ready.  Raises ModelError with what a node that would not start said."""
+        (node,) = await self.start_all([flags], [place])
+        return node
+
+    async def start_all(self, flags: Sequence[Sequence[str]], places: Sequence[Place]) -> list[LocalNode]:
+        """Some at once: they load side by side."""
+        started = [
+            await _start(place, self.model, *self.flags, "--identity", str(self._folder / f"{next(self._names)}.pem"), *own)
+            for own, place in zip(flags, places, strict=True)
+        ]
+        for process, errors in started:
+            self._stack.push_async_callback(_stop, process, errors)
+        ready = await asyncio.gather(*(_ready(process, errors) for process, errors in started))
+        self.nodes.extend(ready)
+        return ready
 
 
 def even_cuts(blocks: int, nodes: int) -> list[Span]:
@@ -61,24 +92,22 @@ async def local_swarm(
     emulate_link: str | None = None,
     threads: int = 1,
     swarm_key: Path | None = None,
+    registry: str = "none",
+    places: Sequence[Place] | None = None,
+    flags: Sequence[str] = (),
 ) -> AsyncIterator[LocalSwarm]:
-    """Start one node a span, wait until all are ready, stop them on leaving; their identities are for this once.
+    """Start one node a span, wait until all are ready, stop them on leaving.
 
-    Raises ModelError with what a node that would not start said.
+    `places` says where each runs, if not here on loopback; `flags` are more of every node's.  Raises ModelError with
+    what a node that would not start said.
     """
-    flags = ["--dtype", dtype, "--threads", str(threads), "--log-format", "json"]
-    flags += ["--emulate-link", emulate_link] if emulate_link else []
-    flags += ["--swarm-key", str(swarm_key)] if swarm_key else []
-    swarm = LocalSwarm()
+    shared = ["--dtype", dtype, "--threads", str(threads), "--log-format", "json", "--registry", registry, *flags]
+    shared += ["--emulate-link", emulate_link] if emulate_link else []
+    shared += ["--swarm-key", str(swarm_key)] if swarm_key else []
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="treeswarm-")))
-        started = [
-            await _start(model, "--blocks", str(span), "--identity", str(folder / f"{i}.pem"), *flags)
-            for i, span in enumerate(spans)
-        ]
-        for process, errors in started:
-            stack.push_async_callback(_stop, process, errors)
-        swarm.nodes.extend(await asyncio.gather(*(_ready(process, errors) for process, errors in started)))
+        swarm = LocalSwarm(model, tuple(shared), _folder=folder, _stack=stack)
+        await swarm.start_all([("--blocks", str(span)) for span in spans], places or [Place()] * len(spans))
         yield swarm
 
 
@@ -91,9 +120,11 @@ def node_command() -> list[str]:
     return [found]
 
 
-async def _start(*arguments: str) -> tuple[asyncio.subprocess.Process, asyncio.Task[bytes]]:
+async def _start(place: Place, *arguments: str) -> tuple[asyncio.subprocess.Process, asyncio.Task[bytes]]:
     process = await asyncio.create_subprocess_exec(
-        *node_command(), *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *(*place.through, *node_command(), *arguments, "--listen", place.listen),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None
     return process, asyncio.create_task(process.stderr.read())

@@ -31,6 +31,8 @@ class BenchSetup:
     prompts: int = 8
     tokens: int = 64
     swarm_key: Path | None = None
+    peers: str | None = None
+    """Nodes that run already, wherever they are, instead of ones that the bench starts here."""
 
     @property
     def key(self) -> bytes | None:
@@ -40,12 +42,17 @@ class BenchSetup:
 
 @dataclass(frozen=True)
 class Bench:
-    """A running swarm and a client of it."""
+    """A running swarm and a client of it.  `swarm` has no nodes where they were running already."""
 
     setup: BenchSetup
     swarm: LocalSwarm
     client: SwarmClient
     link: str | None
+
+    @property
+    def addresses(self) -> list[str]:
+        """The nodes', in the order of their blocks."""
+        return [hop.address for hop in self.client.route.hops]
 
     async def run(self, prompt: Sequence[int], *, tree_size: int, tokens: int | None = None, **sampling: Any) -> Run:
         """One whole generation that no stop token ends.  Raises what broke it: a bench with a dead node is no bench."""
@@ -55,15 +62,15 @@ class Bench:
 
     async def provenance(self) -> dict[str, Any]:
         """Versions, weights, links, and what each node really computed.  Raises SwarmError if a node is gone."""
-        described = await self.client.describe_nodes([node.address for node in self.swarm.nodes])
-        if len(described) != len(self.swarm.nodes):
+        described = await self.client.describe_nodes(self.addresses)
+        if len(described) != len(self.addresses):
             raise SwarmError("a node died during the bench: its figures do not count")
         return provenance_of_machine() | {
             "model": self.setup.model,
             "draft": self.setup.draft,
             "weights": self.client.target.numerics.weights,
             "dtype": self.client.target.numerics.dtype,
-            "link": self.link or "loopback",
+            "link": self.link or ("as it is" if self.setup.peers else "loopback"),
             "nodes": [
                 {
                     "blocks": str(node.span),
@@ -81,15 +88,17 @@ class Bench:
 async def bench_swarm(
     setup: BenchSetup, *, link: str | None = None, nodes: int | None = None, **client: Any
 ) -> AsyncIterator[Bench]:
-    """Start the nodes, connect a client, stop the nodes.  `link` shapes what nodes and client send."""
-    blocks = read_shape(resolve_model(setup.model)).blocks
-    spans = even_cuts(blocks, nodes or setup.nodes)
-    options = {"draft": setup.draft, "emulate_link": link, "swarm_key": setup.key} | client
-    async with (
-        local_swarm(setup.model, spans, dtype=setup.dtype, emulate_link=link, swarm_key=setup.swarm_key) as swarm,
-        SwarmClient(model=setup.model, peers=swarm.peers, **options) as connected,
-    ):
-        yield Bench(setup, swarm, connected, link)
+    """Start the nodes unless they run already, connect a client, stop the nodes.  `link` shapes what client and nodes
+    of our own send."""
+    async with contextlib.AsyncExitStack() as stack:
+        swarm = LocalSwarm()
+        if setup.peers is None:
+            spans = even_cuts(read_shape(resolve_model(setup.model)).blocks, nodes or setup.nodes)
+            started = local_swarm(setup.model, spans, dtype=setup.dtype, emulate_link=link, swarm_key=setup.swarm_key)
+            swarm = await stack.enter_async_context(started)
+        options = {"draft": setup.draft, "emulate_link": link, "swarm_key": setup.key} | client
+        connecting = SwarmClient(model=setup.model, peers=setup.peers or swarm.peers, **options)
+        yield Bench(setup, swarm, await stack.enter_async_context(connecting), link)
 
 
 def provenance_of_machine() -> dict[str, Any]:

@@ -19,7 +19,7 @@ OVERHEAD_DRAFTED = 7
 async def bench_overhead(setup: BenchSetup) -> dict[str, Any]:
     """Milliseconds of an 8-token traversal that are not spent inside torch, per hop."""
     async with bench_swarm(setup) as bench:
-        hops = len(bench.swarm.nodes)
+        hops = len(bench.addresses)
         overheads: list[float] = []
         computes: list[float] = []
         for prompt in held_out_prompts(bench.client, setup.prompts):
@@ -49,40 +49,48 @@ async def bench_wan(setup: BenchSetup, *, tree_size: int, delays_ms: Sequence[in
                 (await bench.run(prompt, tree_size=0), await bench.run(prompt, tree_size=tree_size))
                 for prompt in prompts
             ]
-            ring_s = (len(bench.swarm.nodes) + 1) * delay / 1e3
+            ring_s = (len(bench.addresses) + 1) * delay / 1e3
             rows.append(
                 {
                     "delay_ms": delay,
                     "identical": all(plain.token_ids == tree.token_ids for plain, tree in pairs),
-                    "plain": _speed([plain for plain, _ in pairs], ring_s),
-                    "tree": _speed([tree for _, tree in pairs], ring_s),
-                    "ratio": spread([_rate(tree) / _rate(plain) for plain, tree in pairs]),
+                    "plain": _against_bound([plain for plain, _ in pairs], ring_s),
+                    "tree": _against_bound([tree for _, tree in pairs], ring_s),
+                    "ratio": spread([rate(tree) / rate(plain) for plain, tree in pairs]),
                     "provenance": await bench.provenance(),
                 }
             )
     return {"bench": "wan", "tree_size": tree_size, "rows": rows}
 
 
-def _rate(run: Run) -> float:
+def rate(run: Run) -> float:
+    """Tokens a second."""
     assert run.stats is not None
     return run.stats.tokens_per_second
 
 
-def _speed(runs: Sequence[Run], ring_s: float) -> dict[str, Any]:
+def speed(runs: Sequence[Run]) -> dict[str, Any]:
+    """What the generations came to."""
+    stats = [run.stats for run in runs if run.stats]
+    traversals = sum(s.traversals for s in stats)
+    return {
+        "tokens_per_traversal": sum(s.committed for s in stats) / traversals,
+        "tokens_per_second": spread([s.tokens_per_second for s in stats]),
+        "draft_ms_per_traversal": 1e3 * sum(s.time.draft for s in stats) / traversals,
+        "compute_ms_per_traversal": 1e3 * sum(s.time.compute for s in stats) / traversals,
+    }
+
+
+def _against_bound(runs: Sequence[Run], ring_s: float) -> dict[str, Any]:
     """`bound` is tokens a traversal / (ring + compute): what a client could reach that drafts in no time."""
     stats = [run.stats for run in runs if run.stats]
     committed, traversals = sum(s.committed for s in stats), sum(s.traversals for s in stats)
     seconds, draft = sum(s.seconds for s in stats), sum(s.time.draft for s in stats)
-    compute = sum(s.time.compute for s in stats)
-    bound = committed / (traversals * ring_s + compute)
-    return {
-        "tokens_per_traversal": committed / traversals,
-        "tokens_per_second": spread([s.tokens_per_second for s in stats]),
+    bound = committed / (traversals * ring_s + sum(s.time.compute for s in stats))
+    return speed(runs) | {
         "bound_tokens_per_second": bound,
         "share_of_bound": committed / (seconds - draft) / bound,
         "share_of_bound_with_drafting": committed / seconds / bound,
-        "draft_ms_per_traversal": 1e3 * draft / traversals,
-        "compute_ms_per_traversal": 1e3 * compute / traversals,
     }
 
 

@@ -9,8 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.pretty import pprint
 
+from treeswarm.errors import BadRequest
 from treeswarm_client.bench.common import BenchSetup
 from treeswarm_client.cli.generate import add_swarm_key_flag
+from treeswarm_client.lab.shape import LabLink
 
 EXAMPLES = """examples:
   swarm bench exact --json                   20 prompts, 1 to 3 nodes, five tree sizes, against stock transformers
@@ -18,9 +20,13 @@ EXAMPLES = """examples:
   swarm bench wan --tree-size 64 --json      plain against trees over links of 0, 25 and 50 ms
   swarm bench fuzz --messages 10000 --json   hostile messages at a real node: does it live, does it still serve?
   swarm bench tls --json                     what TLS costs on loopback, beside plaintext in the same run
+  swarm bench wan --lab delay=25ms,rate=100mbit   the same over real TCP between network namespaces (root, Linux)
+  swarm bench wan --peers A:4001,B:4001      the same with nodes that run already
   swarm bench exact --model DIR --draft DIR  the same on a model of your own"""
 
 EXACT_PROMPTS, EXACT_TOKENS = 20, 128
+ANYWHERE = ("overhead", "wan")
+"""Benches that can do with nodes that are not their own."""
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -42,6 +48,10 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.add_argument("--sizes", type=_numbers, help="tree sizes of exact and trees, such as 0,8,64")
     made.add_argument("--messages", type=int, default=10_000, help="of the fuzz bench (default 10000)")
     add_swarm_key_flag(made)
+    where = made.add_mutually_exclusive_group()
+    where.add_argument("--peers", help="overhead, wan: nodes that run already, HOST:PORT,HOST:PORT")
+    where.add_argument("--lab", metavar="LINK", help="overhead, wan: a namespace a node; delay=25ms,rate=100mbit")
+    made.add_argument("--congestion", help="TCP congestion control in the lab: cubic, reno, bbr (default: system's)")
     made.add_argument("--json", action="store_true", help="one JSON object")
     made.set_defaults(run=_run)
 
@@ -52,6 +62,10 @@ def _numbers(text: str) -> list[int]:
 
 def _run(args: argparse.Namespace) -> int:
     exact = args.which == "exact"
+    if (args.peers or args.lab) and args.which not in ANYWHERE:
+        raise BadRequest(f"--peers and --lab are for {' and '.join(ANYWHERE)}: {args.which} starts its own")
+    if args.congestion and not args.lab:
+        raise BadRequest("--congestion is for --lab: elsewhere the hosts' own settings count")
     setup = BenchSetup(
         model=args.model,
         draft=args.draft,
@@ -60,8 +74,10 @@ def _run(args: argparse.Namespace) -> int:
         prompts=args.prompts or (EXACT_PROMPTS if exact else BenchSetup.prompts),
         swarm_key=args.swarm_key,
         tokens=args.max_new_tokens or (EXACT_TOKENS if exact else BenchSetup.tokens),
+        peers=args.peers,
     )
-    result = asyncio.run(_benches()[args.which](setup, args))
+    bench = _in_lab if args.lab else _benches()[args.which]
+    result = asyncio.run(bench(setup, args))
     if args.json:
         print(json.dumps(result))
     elif args.which == "tls":
@@ -105,9 +121,18 @@ async def _overhead(setup: BenchSetup, args: argparse.Namespace) -> dict[str, An
 
 
 async def _wan(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_client.bench import links  # noqa: PLC0415
+    from treeswarm_client.bench import links, wan  # noqa: PLC0415
 
+    if setup.peers:
+        return await wan.bench_peers(setup, tree_size=args.tree_size)
     return await links.bench_wan(setup, tree_size=args.tree_size)
+
+
+async def _in_lab(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_client.bench import wan  # noqa: PLC0415
+
+    link = LabLink.parse(args.lab)
+    return await wan.bench_in_lab(args.which, setup, link=link, congestion=args.congestion, tree_size=args.tree_size)
 
 
 async def _batch(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
