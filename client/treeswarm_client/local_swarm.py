@@ -67,7 +67,9 @@ class LocalSwarm:
     async def start_all(self, flags: Sequence[Sequence[str]], places: Sequence[Place]) -> list[LocalNode]:
         """Some at once: they load side by side."""
         started = [
-            await _start(place, self.model, *self.flags, "--identity", str(self._folder / f"{next(self._names)}.pem"), *own)
+            await _start(
+                place, self.model, *self.flags, "--identity", str(self._folder / f"{next(self._names)}.pem"), *own
+            )
             for own, place in zip(flags, places, strict=True)
         ]
         for process, errors in started:

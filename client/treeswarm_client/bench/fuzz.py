@@ -32,8 +32,8 @@ from treeswarm_client.bench.hostile import (
     hostile_openings,
     opening,
 )
-from treeswarm_client.describe import describe
 from treeswarm_client.client import SwarmClient
+from treeswarm_client.describe import describe
 from treeswarm_client.local_swarm import LocalNode, LocalSwarm, local_swarm
 
 # Above the largest hostile message.
