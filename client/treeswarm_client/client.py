@@ -30,9 +30,11 @@ from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.generation import Generation, Limits
 from treeswarm_client.mending import Room
+from treeswarm_client.overview import Overview, Wanted
 from treeswarm_client.route import Target
 from treeswarm_client.session import ClientSession
 from treeswarm_client.stats import Meter, Stats
+from treeswarm_client.survey import swarm_overview
 from treeswarm_client.text import TextStream
 from treeswarm_client.view import SwarmView, choose_target
 
@@ -164,6 +166,11 @@ class SwarmClient:
         """Ask nodes (by default, all known) how busy they are.  Raises why, if none answers."""
         known = [self.view.dials.get(s.record.node) or s.record.dial for s in self.view.snapshot]
         return await describe_all(self._opened.transport, known if addresses is None else addresses)
+
+    async def overview(self) -> Overview:
+        """The swarm of this model as it is now: blocks, gaps, nodes, and how far each is from here."""
+        wanted = Wanted(self.model, self._opened.config, self._opened.shape.blocks)
+        return await swarm_overview(self.view.registry, self._opened.transport, wanted)
 
     def use_drafter(self, drafter: Drafter) -> None:
         """Draft with this one from the next generation on."""
