@@ -87,6 +87,7 @@ def _replicas(served: ClassView, scale: Scale) -> Text:
         else:
             count = str(fewest) if fewest < 10 else MANY
             made.append(count.ljust(scale.cell), "yellow" if fewest == 1 else "green")
+    made.rstrip()
     return made
 
 

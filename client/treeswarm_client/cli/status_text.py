@@ -16,6 +16,8 @@ from treeswarm_client.overview import ClassView, ModelView, NodeView, Overview
 NARROWEST = 20
 # Columns touch in a terminal without something between them.
 BETWEEN = 2
+GAPS = 8
+NEW_LINE = "\n  "
 REASONS = 5
 """Silent nodes whose reasons are told; the others are counted."""
 # A name that a stranger chose, shown inside a command: nothing that a shell would act on.
@@ -54,7 +56,7 @@ def render(
     shown: list[RenderableType] = []
     for model in overview.models:
         parts = [_class(model, served, width, ascii_only=ascii_only) for served in model.classes]
-        for body, verdict in parts or [([_heading(model, None)], _verdict(model, model.gaps, 0))]:
+        for body, verdict in parts or [([_heading(model, None)], _verdict(model, model.gaps, 0, width))]:
             shown += [body[0], verdict, *body[1:], ""] if verdict_first else [*body, verdict, ""]
     if not overview.models:
         shown += [Text("no node announces itself here: start `swarm-node MODEL --registry …`", "bold red")]
@@ -65,7 +67,7 @@ def _class(
     model: ModelView, served: ClassView, width: int, *, ascii_only: bool
 ) -> tuple[list[RenderableType], RenderableType]:
     body = [_heading(model, served), *picture(served, width, ascii_only=ascii_only), "", _table(served.nodes, width)]
-    return [*body, ""], _verdict(model, served.gaps, served.weakest)
+    return [*body, ""], _verdict(model, served.gaps, served.weakest, width)
 
 
 def _heading(model: ModelView, served: ClassView | None) -> Text:
@@ -104,16 +106,16 @@ def _width(column: Column, nodes: Sequence[NodeView]) -> int:
     return max(Text(text).cell_len for text in (column.title, *map(column.cell, nodes)))
 
 
-def _verdict(model: ModelView, gaps: Sequence[Span], weakest: int) -> Text:
+def _verdict(model: ModelView, gaps: Sequence[Span], weakest: int, width: int) -> Text:
     if not gaps:
         replicas = f"{weakest} replica{'s' if weakest > 1 else ''}"
         return Text(f"blocks 0:{model.blocks} covered, weakest block has {replicas}", "bold green")
     name = model.name if SAFE_NAME.fullmatch(model.name) else "MODEL"
-    return Text(
-        f"nobody serves block{'s' if sum(map(len, gaps)) > 1 else ''} {', '.join(map(str, gaps))}: "
-        f"start `swarm-node {name} --blocks {gaps[0]} --registry …`",
-        "bold red",
-    )
+    named = ", ".join(map(str, gaps[:GAPS])) + (f" and {len(gaps) - GAPS} gaps more" if len(gaps) > GAPS else "")
+    what = f"nobody serves block{'s' if sum(map(len, gaps)) > 1 else ''} {named}:"
+    do = f"start `swarm-node {name} --blocks {gaps[0]} --registry …`"
+    # Wrapped within it, a command cannot be copied.
+    return Text(f"{what}{' ' if len(what) + 1 + len(do) <= width else NEW_LINE}{do}", "bold red")
 
 
 def _footnotes(overview: Overview) -> list[RenderableType]:
