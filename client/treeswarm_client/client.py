@@ -160,10 +160,15 @@ class SwarmClient:
             await run.aclose()
         await self._leave.aclose()
 
+    @property
+    def addresses(self) -> list[str]:
+        """Of all nodes known, in the order of their blocks."""
+        known = sorted(self.view.snapshot, key=lambda sealed: sealed.record.span)
+        return [self.view.dials.get(s.record.node) or s.record.dial for s in known]
+
     async def describe_nodes(self, addresses: Sequence[str] | None = None) -> dict[str, Description]:
         """Ask nodes (by default, all known) how busy they are.  Raises why, if none answers."""
-        known = [self.view.dials.get(s.record.node) or s.record.dial for s in self.view.snapshot]
-        return await describe_all(self._opened.transport, known if addresses is None else addresses)
+        return await describe_all(self._opened.transport, self.addresses if addresses is None else addresses)
 
     def use_drafter(self, drafter: Drafter) -> None:
         """Draft with this one from the next generation on."""

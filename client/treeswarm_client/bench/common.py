@@ -52,7 +52,7 @@ class Bench:
     @property
     def addresses(self) -> list[str]:
         """The nodes', in the order of their blocks."""
-        return [hop.address for hop in self.client.target.hops]
+        return self.client.addresses
 
     async def run(self, prompt: Sequence[int], *, tree_size: int, tokens: int | None = None, **sampling: Any) -> Run:
         """One whole generation that no stop token ends.  Raises what broke it: a bench with a dead node is no bench."""
