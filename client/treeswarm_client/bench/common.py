@@ -28,6 +28,8 @@ class BenchSetup:
     nodes: int = 3
     prompts: int = 8
     tokens: int = 64
+    prompt_tokens: int | None = None
+    """Cut the prompts to so many."""
     peers: str | None = None
     """Nodes that run already, wherever they are, instead of ones that the bench starts here."""
 
