@@ -31,6 +31,8 @@ class BenchSetup:
     prompts: int = 8
     tokens: int = 64
     swarm_key: Path | None = None
+    prompt_tokens: int | None = None
+    """Cut the prompts to so many."""
     peers: str | None = None
     """Nodes that run already, wherever they are, instead of ones that the bench starts here."""
 
