@@ -162,10 +162,15 @@ class SwarmClient:
             await run.aclose()
         await self._leave.aclose()
 
+    @property
+    def addresses(self) -> list[str]:
+        """Of all nodes known, in the order of their blocks."""
+        known = sorted(self.view.snapshot, key=lambda sealed: sealed.record.span)
+        return [self.view.dials.get(s.record.node) or s.record.dial for s in known]
+
     async def describe_nodes(self, addresses: Sequence[str] | None = None) -> dict[str, Description]:
         """Ask nodes (by default, all known) how busy they are.  Raises why, if none answers."""
-        known = [self.view.dials.get(s.record.node) or s.record.dial for s in self.view.snapshot]
-        return await describe_all(self._opened.transport, known if addresses is None else addresses)
+        return await describe_all(self._opened.transport, self.addresses if addresses is None else addresses)
 
     async def overview(self) -> Overview:
         """The swarm of this model as it is now: blocks, gaps, nodes, and how far each is from here."""

@@ -12,27 +12,17 @@ from treeswarm.messages import Description, FaultCode, LinkHello, Open
 from treeswarm.records import NodeState
 from treeswarm.session import NodeSession, SessionTerms
 from treeswarm.transport.seam import Stream, StreamKind, Transport
-from treeswarm_node.admission import Served, check_open, host_of
+from treeswarm_node.admission import check_open, host_of
 from treeswarm_node.config import Limits
 from treeswarm_node.conversation import Conversation
-from treeswarm_node.engine import Engine
 from treeswarm_node.hosted import HostedSession
 from treeswarm_node.journal import JournalBudget
-from treeswarm_node.kv import KVStore
 from treeswarm_node.membership import Membership
+from treeswarm_node.stage import Stage
 
 log = logging.getLogger(__name__)
 
 SWEEP_S = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """A loaded span and what runs it; `engine.run()` must be running."""
-
-    served: Served
-    engine: Engine
-    store: KVStore
 
 
 @dataclass(eq=False)

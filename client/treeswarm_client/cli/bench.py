@@ -48,6 +48,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.add_argument("--sizes", type=_numbers, help="tree sizes of exact and trees, such as 0,8,64")
     made.add_argument("--messages", type=int, default=10_000, help="of the fuzz bench (default 10000)")
     add_swarm_key_flag(made)
+    made.add_argument("--prompt-tokens", type=int, help="wan with --lab or --peers: cut prompts to so many (all 128)")
     where = made.add_mutually_exclusive_group()
     where.add_argument("--peers", help="overhead, wan: nodes that run already, HOST:PORT,HOST:PORT")
     where.add_argument("--lab", metavar="LINK", help="overhead, wan: a namespace a node; delay=25ms,rate=100mbit")
@@ -74,6 +75,7 @@ def _run(args: argparse.Namespace) -> int:
         prompts=args.prompts or (EXACT_PROMPTS if exact else BenchSetup.prompts),
         swarm_key=args.swarm_key,
         tokens=args.max_new_tokens or (EXACT_TOKENS if exact else BenchSetup.tokens),
+        prompt_tokens=args.prompt_tokens,
         peers=args.peers,
     )
     bench = _in_lab if args.lab else _benches()[args.which]
