@@ -29,12 +29,12 @@ from treeswarm_client.describe import describe_all
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.generation import Generation, Limits
+from treeswarm_client.lookout import swarm_overview
 from treeswarm_client.mending import Room
 from treeswarm_client.overview import Overview, Wanted
 from treeswarm_client.route import Target
 from treeswarm_client.session import ClientSession
 from treeswarm_client.stats import Meter, Stats
-from treeswarm_client.survey import swarm_overview
 from treeswarm_client.text import TextStream
 from treeswarm_client.view import SwarmView, choose_target
 

@@ -25,7 +25,7 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import Listener, Stream, StreamKind, Transport
 from treeswarm.transport.tls import Security
-from treeswarm_client import survey, swarm_overview
+from treeswarm_client import lookout, swarm_overview
 from treeswarm_client.cli.main import main, parser
 from treeswarm_client.cli.status import status
 
@@ -59,7 +59,7 @@ class Teller:
 
     def change(self, **changes: Any) -> None:
         self.changes |= changes
-        pinless = {"pin": "", "address": self.address, "span": self.span}
+        pinless: dict[str, Any] = {"pin": "", "address": self.address, "span": self.span}
         self.sealed = self._key.record(**pinless | self.changes).sealed
         self._changed.set()
 
@@ -201,19 +201,19 @@ def test_an_address_in_the_list_that_tells_nothing_is_told() -> None:
 
 def test_pings_go_out_some_at_once_and_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        monkeypatch.setattr(survey, "AT_ONCE", 4)
+        monkeypatch.setattr(lookout, "AT_ONCE", 4)
         network = MemoryNetwork()
         async with tellers(network, *[Span(0, 8)] * 9) as made:
             for teller in made:
                 teller.answers_s = None
             addresses = {teller.address: teller.address for teller in made}
             start = asyncio.get_running_loop().time()
-            asked = asyncio.create_task(survey.probe_all(network.transport(), addresses))
+            asked = asyncio.create_task(lookout.probe_all(network.transport(), addresses))
             await asyncio.sleep(1)
             assert len(network.streams) == 2 * 4  # two ends each
             probes = await asked
             # Two turns fit; the ninth node was still being asked: nothing is known of it.
-            assert asyncio.get_running_loop().time() - start == survey.SURVEY_S
+            assert asyncio.get_running_loop().time() - start == lookout.TOGETHER_S
             assert len(probes) == 8
 
     run_virtually(scenario())
@@ -241,11 +241,11 @@ def test_watching_tells_changes_and_nothing_else() -> None:
             watching = asyncio.create_task(said.run(network, "--peers", peers(made), "--watch", "--json"))
             await asyncio.sleep(60)
             assert len(said.text.splitlines()) == 1
-            assert made[0].pinged <= 3 * (60 / survey.PROBE_AGAIN_S + 1)
+            assert made[0].pinged <= 3 * (60 / lookout.PROBE_AGAIN_S + 1)
             made[1].change(state=NodeState.PAUSED)
             await asyncio.sleep(3)
             made[0].answers_s = None  # it hangs: no registry tells that
-            await asyncio.sleep(3 * survey.PROBE_AGAIN_S)
+            await asyncio.sleep(3 * lookout.PROBE_AGAIN_S)
             await cancelled(watching)
         told = [json.loads(line) for line in said.text.splitlines()]
         assert [line["models"][0]["gaps"] for line in told] == [[], ["3:8"], ["0:8"]]

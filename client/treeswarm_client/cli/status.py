@@ -22,8 +22,8 @@ from treeswarm.transport.tls import Security
 from treeswarm_client.cli.generate import add_route_flags
 from treeswarm_client.cli.status_text import render
 from treeswarm_client.client import registry_spec
+from treeswarm_client.lookout import PROBE_AGAIN_S, Lookout
 from treeswarm_client.overview import Overview, Wanted
-from treeswarm_client.survey import PROBE_AGAIN_S, Survey
 
 EXAMPLES = """examples:
   swarm status --peers 127.0.0.1:4001,127.0.0.1:4002        exactly these nodes
@@ -70,10 +70,10 @@ async def status(args: argparse.Namespace, transport: Transport, console: Consol
     wanted = await asyncio.to_thread(_wanted, args.model) if args.model else None
     registry = await _open(registry_spec(args.peers, args.registry), wanted, transport)
     try:
-        survey = Survey(registry, transport, wanted)
+        lookout = Lookout(registry, transport, wanted)
         if args.watch:
-            return await _watch(survey, console, as_json=args.json)
-        overview = await survey.look()
+            return await _watch(lookout, console, as_json=args.json)
+        overview = await lookout.look()
     finally:
         await registry.close()
     if args.json:
@@ -95,9 +95,9 @@ async def _open(spec: str, wanted: Wanted | None, transport: Transport) -> Regis
     return await client_registry(spec, wanted.digest if wanted is not None and by_model else None, transport)
 
 
-async def _watch(survey: Survey, console: Console, *, as_json: bool) -> int:
+async def _watch(lookout: Lookout, console: Console, *, as_json: bool) -> int:
     """Until cancelled."""
-    async with contextlib.aclosing(_overviews(survey)) as overviews:
+    async with contextlib.aclosing(_overviews(lookout)) as overviews:
         if as_json:
             last: object = None
             async for overview in overviews:
@@ -116,25 +116,38 @@ async def _watch(survey: Survey, console: Console, *, as_json: bool) -> int:
     return 0
 
 
-async def _overviews(survey: Survey) -> AsyncGenerator[Overview, None]:
-    """After every change, and now and then without: what expires and who falls silent is no news in a registry."""
+async def _overviews(lookout: Lookout) -> AsyncGenerator[Overview, None]:
+    """After every change and every round of pings, and now and then without: what expires is no news in a registry."""
     changed = asyncio.Event()
 
     async def follow() -> None:
-        async for _ in survey.registry.watch():
+        async for _ in lookout.registry.watch():
             changed.set()
 
-    following = asyncio.create_task(follow())
-    try:
-        while True:
-            changed.clear()
-            yield await survey.look()
+    async def ask() -> None:
+        while True:  # beside the drawing: a node that hangs holds up nobody
+            if await lookout.ask():
+                changed.set()
             await asyncio.sleep(REDRAW_S)
+
+    yield await lookout.look()
+    tasks = [asyncio.create_task(follow()), asyncio.create_task(ask())]
+    try:
+        while not any(task.done() for task in tasks):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), PROBE_AGAIN_S)
+                # Python 3.11's wait_for forgets a Ctrl-C that comes together with a change.
+                async with asyncio.timeout(PROBE_AGAIN_S):
+                    await changed.wait()
+            changed.clear()
+            yield await lookout.see()
+            await asyncio.sleep(REDRAW_S)
     finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    for error in ended:
+        if isinstance(error, Exception):
+            raise error
 
 
 def _without_times(overview: Overview) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from treeswarm.errors import NodeLost, SwarmError
@@ -20,14 +20,14 @@ ANSWER_S = 8.0
 # The first finds buffers cold, and any of them may wait for another node's handshake on this side.
 PINGS = 3
 # For all nodes together; those not asked by then are shown without a latency.
-SURVEY_S = 20.0
+TOGETHER_S = 20.0
 GOODBYE_S = 1.0
 # A latency does not change faster, and thousands of watchers must not keep a node busy answering.
 PROBE_AGAIN_S = 10.0
 
 
 @dataclass(eq=False)
-class Survey:
+class Lookout:
     """Looks at one swarm again and again, and remembers for a while who answered."""
 
     registry: Registry
@@ -37,39 +37,46 @@ class Survey:
     """By node: the address asked, when, and how it answered."""
 
     async def look(self) -> Overview:
-        """As things stand now."""
-        shown = [sealed.record for sealed in await self.registry.snapshot()]
+        """As things stand now, whatever time that takes."""
+        await self.ask()
+        return await self.see()
+
+    async def see(self) -> Overview:
+        """As the registry and the latest answers have it, at once."""
         peers = self.registry if isinstance(self.registry, PeersRegistry) else None
-        probes = await self._probe([r for r in shown if self._is_wanted(r)], peers.dials if peers else {})
+        addresses = await self._addresses()
         return make_overview(
-            shown,
-            probes,
+            [sealed.record for sealed in await self.registry.snapshot()],
+            {node: probe for node, (asked, _, probe) in self._probes.items() if addresses.get(node) == asked},
             wanted=self.wanted,
             refused=self.registry.rejected,
             silent={address: str(error) for address, error in peers.silent.items()} if peers else {},
         )
 
-    def _is_wanted(self, record: NodeRecord) -> bool:
-        return self.wanted is None or (record.model, record.blocks) == (self.wanted.digest, self.wanted.blocks)
-
-    async def _probe(self, records: Collection[NodeRecord], dials: Mapping[str, str]) -> dict[str, Probe]:
-        """Ask those whose answer is old or was given elsewhere."""
+    async def ask(self) -> bool:
+        """Ping those whose answer is old or was given at another address; whether there were any."""
         now = asyncio.get_running_loop().time()
-        addresses = {record.node: dials.get(record.node) or record.dial for record in records}
-        self._probes = {
-            node: known
-            for node, known in self._probes.items()
-            if addresses.get(node) == known[0] and now < known[1] + PROBE_AGAIN_S
-        }
-        due = {node: address for node, address in addresses.items() if node not in self._probes}
+        addresses = await self._addresses()
+        self._probes = {node: known for node, known in self._probes.items() if addresses.get(node) == known[0]}
+        fresh = {node for node, (_, asked_at, _) in self._probes.items() if now < asked_at + PROBE_AGAIN_S}
+        due = {node: address for node, address in addresses.items() if node not in fresh}
         for node, probe in (await probe_all(self.transport, due)).items():
             self._probes[node] = (due[node], now, probe)
-        return {node: probe for node, (_, _, probe) in self._probes.items()}
+        return bool(due)
+
+    async def _addresses(self) -> dict[str, str]:
+        """Where to ask the nodes that are of interest."""
+        dials = self.registry.dials if isinstance(self.registry, PeersRegistry) else {}
+        records = [sealed.record for sealed in await self.registry.snapshot()]
+        return {r.node: dials.get(r.node) or r.dial for r in records if self._is_wanted(r)}
+
+    def _is_wanted(self, record: NodeRecord) -> bool:
+        return self.wanted is None or (record.model, record.blocks) == (self.wanted.digest, self.wanted.blocks)
 
 
 async def swarm_overview(registry: Registry, transport: Transport, wanted: Wanted | None = None) -> Overview:
     """Who is out there, what they serve, which blocks nobody serves, and how far everyone is from here."""
-    return await Survey(registry, transport, wanted).look()
+    return await Lookout(registry, transport, wanted).look()
 
 
 async def probe_all(transport: Transport, addresses: Mapping[str, str]) -> dict[str, Probe]:
@@ -83,7 +90,7 @@ async def probe_all(transport: Transport, addresses: Mapping[str, str]) -> dict[
     asked = {node: asyncio.create_task(take_turn(address)) for node, address in addresses.items()}
     try:
         if asked:
-            await asyncio.wait(asked.values(), timeout=SURVEY_S)
+            await asyncio.wait(asked.values(), timeout=TOGETHER_S)
         return {node: task.result() for node, task in asked.items() if task.done()}
     finally:
         for task in asked.values():
@@ -100,7 +107,8 @@ async def probe(transport: Transport, address: str) -> Probe:
                 return Probe(min([await _ping(stream, stamp) for stamp in range(1, PINGS + 1)]))
             finally:
                 with contextlib.suppress(SwarmError, TimeoutError):
-                    await asyncio.wait_for(stream.end(), GOODBYE_S)
+                    async with asyncio.timeout(GOODBYE_S):
+                        await stream.end()
     except TimeoutError:
         return Probe(None, f"no answer within {ANSWER_S:.0f} s")
     except SwarmError as error:
