@@ -25,8 +25,8 @@ from treeswarm.wire.sealing import unseal
 SHARDS = 16
 # Of one shard, kept here and taken in a poll: 16 of these are more nodes than a list of one model needs, 2 MiB a shard.
 MAX_SHARD = 4096
-# Of this and other models, that this node keeps for the swarm.
-MAX_KEYS = 1024
+# Of this and other models, that this node keeps for the swarm; an enemy can fill 0.7 GB of memory with them, not more.
+MAX_KEYS = 256
 REPLICAS = 5
 # hivemind gives up on a peer after 3 s; a whole walk through the DHT that takes this long hangs in a dead daemon.
 STUCK_S = 30.0
@@ -181,26 +181,25 @@ class Peer:
         return False
 
     async def store(self, sealed: SealedRecord) -> bool:
-        """Whether another peer has the record afterwards.
+        """Whether another peer has the record afterwards, or a newer one of the same node.
 
         hivemind's own yes means nothing: it counts this peer's own copy, and says it after the daemon's death as well.
         """
         record = sealed.record
         key, date = shard_key(record.model, record.node), dht_date(record.generation)
         await _asked(self.node.store(key, sealed.sealed, date, subkey=record.node))
-        return await self._others_have(key, record.node, sealed.sealed)
+        return await self._others_have(key, record.node, date)
 
-    async def _others_have(self, key: str, subkey: str, value: bytes) -> bool:
+    async def _others_have(self, key: str, subkey: str, date: float) -> bool:
         from hivemind.dht.routing import DHTID  # noqa: PLC0415
-        from hivemind.utils import MSGPackSerializer  # noqa: PLC0415
 
-        key_id, wanted = DHTID.generate(key), MSGPackSerializer.dumps(value)
+        key_id = DHTID.generate(key)
         nearest = await _asked(self.node.find_nearest_nodes([key_id], k_nearest=REPLICAS, exclude_self=True))
         for peer in nearest[key_id].values():
             found = await _asked(self.node.protocol.call_find(peer, [key_id]))
             entries = found[key_id][0] if found else None
-            entry = entries.value.get(subkey) if entries and hasattr(entries.value, "get") else None
-            if entry is not None and entry.value == wanted:
+            entry = entries.value.get(subkey) if entries else None
+            if entry is not None and entry.expiration_time >= date:
                 return True
         return False
 
