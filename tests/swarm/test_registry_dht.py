@@ -17,7 +17,7 @@ from treeswarm.registry import open_registry
 from treeswarm.registry.dht import DhtRegistry
 from treeswarm.registry.dht_peer import shard_key
 
-from ..registry_media import LOOPBACK, MODEL, InDht, Node, kill_daemon, knows, nothing_left, until
+from ..registry_media import LOOPBACK, MODEL, InDht, Node, all_gone, kill_daemon, knows, until
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ async def dht(tmp_path: Path) -> AsyncIterator[InDht]:
         yield made
     finally:
         await made.end()
-    await until(nothing_left(set()), "tasks and processes end")
+    await all_gone(set())
 
 
 async def member(dht: InDht) -> DhtRegistry:
@@ -171,7 +171,7 @@ async def test_joining_a_swarm_that_is_not_there_says_so() -> None:
     nobody = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
     with pytest.raises(Unreachable, match=r"no DHT answers at /ip4/127.0.0.1/tcp/9.*begin a new swarm"):
         await open_registry(f"dht:{nobody}", MODEL, Node().id, LOOPBACK)
-    await until(nothing_left(set()), "tasks and processes end")
+    await all_gone(set())
 
 
 async def test_a_machine_without_hivemind_is_told_what_it_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
