@@ -142,23 +142,23 @@ def plan_move(me: Placed, placed: Layout | Sequence[Placed], blocks: int) -> Spa
     all my blocks are online elsewhere, and not too many of those that share them are moving already.
     """
     layout = Layout.of(placed)
-    others = layout.only(layout.nodes != me.node)
-    online = others.replicas(blocks, ONLINE)[me.span.start : me.span.end]
-    moving = others.state == DRAINING
+    if me.state == "draining":
+        layout = _back_online(me, layout.only(layout.nodes != me.node))
+    # The plan first: of thousands of nodes that ask, few are part of it.
+    if blocks not in layout.moves:
+        online = layout.only(layout.state == ONLINE)
+        layout.moves[blocks] = plan_moves(block_throughput(layout, blocks), layout.replicas(blocks, ONLINE), online)
+    target = layout.moves[blocks].get(me.node)
+    return target if target and _may_leave(me, layout.only(layout.nodes != me.node), blocks) else None
+
+
+def _may_leave(me: Placed, others: Layout, blocks: int) -> bool:
+    """Whether all my blocks are online elsewhere, and few enough nodes that share them are moving already."""
+    replicas = int(others.replicas(blocks, ONLINE)[me.span.start : me.span.end].min())
+    moving = (others.state == DRAINING) & others.overlapping(me.span)
     if me.state == "draining":
         moving &= others.nodes < me.node
-    sharing = int((moving & others.overlapping(me.span)).sum())
-    if online.min() == 0 or sharing > max(0, MOVING * online.min() - 1):
-        return None
-    if me.state == "draining":
-        layout = _back_online(me, others)
-    if blocks not in layout.moves:
-        layout.moves[blocks] = plan_moves(
-            block_throughput(layout, blocks),
-            layout.replicas(blocks, ONLINE),
-            layout.only(layout.state == ONLINE),
-        )
-    return layout.moves[blocks].get(me.node)
+    return replicas > 0 and int(moving.sum()) <= max(0, MOVING * replicas - 1)
 
 
 def _back_online(me: Placed, others: Layout) -> Layout:
