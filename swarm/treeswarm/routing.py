@@ -33,6 +33,8 @@ PREDECESSORS = 32
 BRANCHES = 64
 # Equal replicas differ by less than this in what a snapshot knows of them; clients must not all choose the same.
 JITTER = 0.05
+# With one place left on a node, one in 1 + RIVALS clients tries for it: the others would find it taken.
+RIVALS = 3
 # Estimates are off by some percent: a route must promise this share to be worth leaving a working one.
 LEAST_GAIN = 0.1
 # The name of both ends in `measured`: (END, node) is from the start, (node, END) to the end.
@@ -123,8 +125,12 @@ def fastest_chain(
     full = everyone.free_tokens < room
     banned = np.isin(everyone.nodes, list(avoid)) if avoid else np.zeros_like(full)
     overlaps = (everyone.start < wanted.end) & (wanted.start < everyone.end)
-    usable = everyone.only(overlaps & ~full & ~banned)
+    allowed = overlaps & ~full & ~banned
+    usable = everyone.only(allowed)
     _require_all(everyone, usable, wanted, full, banned)
+    if jitter_seed is not None:
+        left_to_others = everyone.only(allowed & _has_place(everyone.free_tokens // max(room, 1), jitter_seed))
+        usable = usable if _gaps(left_to_others, wanted) else left_to_others
     graph = _Graph(usable, wanted, as_points([start, end]), measured or {})
     path = _without_returns(graph.disturbed(jitter_seed))
     return Chain(graph.hops(path), graph.seconds(path))
@@ -133,6 +139,13 @@ def fastest_chain(
 def worth_changing(current_s: float, best_s: float, *, change_s: float, rounds_left: float) -> bool:
     """Whether a traversal of `best_s` instead of `current_s` repays `change_s` in the rounds that are left."""
     return best_s < (1 - LEAST_GAIN) * current_s and (current_s - best_s) * rounds_left > change_s
+
+
+def _has_place(places: Ints, seed: int) -> Mask:
+    """Where so many `places` are left, whether a client with this seed is one of those that try to get one."""
+    # Not the stream that `disturbed` draws from.
+    random = np.random.default_rng([seed, 1]).random(len(places))
+    return random * (places + RIVALS) < places
 
 
 class _Graph:

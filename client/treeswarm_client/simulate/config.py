@@ -12,6 +12,7 @@ PROPAGATION_S = (0.5, 5.0)
 
 # A node that announced something looks again after this: propagation and a poll, and some.
 SETTLE_S = 20.0
+SETTLE_TIMES = 3
 # Weights of some GB from disk or from a mirror.
 LOAD_S = (30.0, 90.0)
 # Nodes that leave or move let their sessions end or go elsewhere for so long.

@@ -76,7 +76,7 @@ class Nodes:
         self.truth.start[node] = span.start
         self._become(node, JOINING)
         self.registry.announce(node)
-        self.agenda.after(config.SETTLE_S, partial(self._settle, node))
+        self.agenda.after(config.SETTLE_S, partial(self._settle, node, 1))
 
     def leave_one(self) -> None:
         """Some node goes: half of them drain first."""
@@ -102,7 +102,7 @@ class Nodes:
         return bool(self.truth.state[node] == ABSENT)
 
     def load(self, node: int, sessions: int) -> None:
-        """`sessions` more (or fewer) are on `node`: its next record says so, and at once where it is full or no longer."""
+        """`sessions` more (or fewer) are on `node`: its next record says so, at once where it is full or no longer."""
         was_full = self.full(node)
         busy_s = float(self.hosts.length[node]) * config.ROWS / float(self.hosts.rate[node])
         self.truth.free[node] -= sessions * config.ROOM
@@ -119,14 +119,17 @@ class Nodes:
                 self.agenda.after(delay, partial(self._hurry, node))
         self._alarm = weakest == 0
 
-    def _settle(self, node: int) -> None:
+    def _settle(self, node: int, times: int) -> None:
+        """Make room for those that announced the same; load once nobody is in the way."""
         if self.truth.state[node] != JOINING:
             return
         span = choose_again(self._placed(node), self.registry.view().layout, self.settings.blocks)
         if span.start != self.truth.start[node]:
             self.truth.start[node] = span.start
             self.registry.announce(node)
-        self.agenda.after(float(self.random.uniform(*config.LOAD_S)), partial(self._serve, node))
+            if times < config.SETTLE_TIMES:
+                return self.agenda.after(config.SETTLE_S, partial(self._settle, node, times + 1))
+        return self.agenda.after(float(self.random.uniform(*config.LOAD_S)), partial(self._serve, node))
 
     def _serve(self, node: int) -> None:
         if self.truth.state[node] != JOINING:

@@ -18,7 +18,7 @@ from treeswarm_client.simulate.registry import SimulatedRegistry
 
 @dataclass(frozen=True)
 class Swarm:
-    """Shares of 1, unless the name says otherwise.  `balance`: the weakest block's throughput over the best possible."""
+    """Shares of 1, unless the name says otherwise.  `balance`: the weakest block's throughput over the best one."""
 
     coverage: float
     balance_mean: float
