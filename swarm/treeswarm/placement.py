@@ -97,7 +97,7 @@ def best_possible(rates: NDArray[np.float64] | Sequence[float], blocks: int) -> 
 
 def choose_span(placed: Layout | Sequence[Placed], blocks: int, length: int, rate: float, node: str) -> Span:
     """The window of `length` blocks that helps the weakest block most; `choose_again` when others did the same."""
-    return _weakest_window(block_throughput(placed, blocks), length, node)
+    return _weakest_window(block_throughput(placed, blocks), min(length, blocks), node)
 
 
 def choose_again(mine: Placed, placed: Layout | Sequence[Placed], blocks: int) -> Span:
@@ -135,7 +135,7 @@ def plan_move(me: Placed, placed: Layout | Sequence[Placed], blocks: int) -> Spa
         layout = _back_online(me, layout.only(layout.nodes != me.node))
     # The plan first: of thousands of nodes that ask, few are part of it.
     if blocks not in layout.moves:
-        online = layout.only(layout.state == ONLINE)
+        online = layout.only((layout.state == ONLINE) & (layout.end <= blocks))
         layout.moves[blocks] = plan_moves(block_throughput(layout, blocks), layout.replicas(blocks, ONLINE), online)
     target = layout.moves[blocks].get(me.node)
     return target if target and _may_leave(me, layout.only(layout.nodes != me.node), blocks) else None

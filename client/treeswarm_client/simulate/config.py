@@ -10,9 +10,9 @@ RECORD_BYTES = 600
 ANNOUNCE_S, EXPIRY_S, POLL_S = 60.0, 150.0, 10.0
 PROPAGATION_S = (0.5, 5.0)
 
-# A node that announced something looks again after this: propagation and a poll, and some.
-SETTLE_S = 20.0
-SETTLE_TIMES = 3
+# A node that announced something looks again after this: propagation and a poll, and some.  In a crowd it makes room
+# at most so often before it loads.
+SETTLE_S, SETTLE_TIMES = 20.0, 3
 # Weights of some GB from disk or from a mirror.
 LOAD_S = (30.0, 90.0)
 # Nodes that leave or move let their sessions end or go elsewhere for so long.

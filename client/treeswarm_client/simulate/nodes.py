@@ -77,6 +77,7 @@ class Nodes:
         self._become(node, JOINING)
         self.registry.announce(node)
         self.agenda.after(config.SETTLE_S, partial(self._settle, node, 1))
+        self.agenda.after(float(self.random.uniform(*config.CHECK_S)), partial(self._check, node))
 
     def leave_one(self) -> None:
         """Some node goes: half of them drain first."""
@@ -116,7 +117,7 @@ class Nodes:
         if weakest == 0 and not self._alarm:
             for node in np.flatnonzero(self.truth.state == ONLINE).tolist():
                 delay = float(self.random.uniform(*config.ALARM_S))
-                self.agenda.after(delay, partial(self._hurry, node))
+                self.agenda.after(delay, partial(self._look, node))
         self._alarm = weakest == 0
 
     def _settle(self, node: int, times: int) -> None:
@@ -124,53 +125,45 @@ class Nodes:
         if self.truth.state[node] != JOINING:
             return
         span = choose_again(self._placed(node), self.registry.view().layout, self.settings.blocks)
-        if span.start != self.truth.start[node]:
+        if span.start != self.truth.start[node] and times <= config.SETTLE_TIMES:
             self.truth.start[node] = span.start
             self.registry.announce(node)
-            if times < config.SETTLE_TIMES:
-                return self.agenda.after(config.SETTLE_S, partial(self._settle, node, times + 1))
-        return self.agenda.after(float(self.random.uniform(*config.LOAD_S)), partial(self._serve, node))
+            self.agenda.after(config.SETTLE_S, partial(self._settle, node, times + 1))
+        else:
+            self.agenda.after(float(self.random.uniform(*config.LOAD_S)), partial(self._serve, node))
 
     def _serve(self, node: int) -> None:
-        if self.truth.state[node] != JOINING:
-            return
-        self._become(node, ONLINE)
-        self.registry.announce(node)
-        self.agenda.after(float(self.random.uniform(*config.CHECK_S)), partial(self._check, node))
+        if self.truth.state[node] == JOINING:
+            self._become(node, ONLINE)
+            self.registry.announce(node)
 
     def _check(self, node: int) -> None:
         """Every ten minutes, for as long as the node lives."""
-        if self.truth.state[node] == ONLINE and not self._look(node):
-            self.agenda.after(float(self.random.uniform(*config.CHECK_S)), partial(self._check, node))
-
-    def _hurry(self, node: int) -> None:
+        if self.dead(node):
+            return
         self._look(node)
+        self.agenda.after(float(self.random.uniform(*config.CHECK_S)), partial(self._check, node))
 
-    def _look(self, node: int) -> bool:
+    def _look(self, node: int) -> None:
         """Begin to move if that is wise."""
         if self.truth.state[node] != ONLINE:
-            return False
-        if plan_move(self._placed(node), self.registry.view().layout, self.settings.blocks) is None:
-            return False
-        self._become(node, DRAINING)
-        self.registry.announce(node)
-        self.agenda.after(config.SETTLE_S, partial(self._look_again, node))
-        return True
+            return
+        if plan_move(self._placed(node), self.registry.view().layout, self.settings.blocks):
+            self._become(node, DRAINING)
+            self.registry.announce(node)
+            self.agenda.after(config.SETTLE_S, partial(self._look_again, node))
 
     def _look_again(self, node: int) -> None:
+        """Others can see by now that this node moves, and it can see them."""
         if self.truth.state[node] != DRAINING:
             return
         span = plan_move(self._placed(node), self.registry.view().layout, self.settings.blocks)
-        if span is None:
-            self.moves_refused += 1
-            self._serve_as_before(node)
-        else:
+        if span:
             self.agenda.after(max(config.DRAIN_S - config.SETTLE_S, 0), partial(self._move, node, span))
-
-    def _serve_as_before(self, node: int) -> None:
-        self._become(node, ONLINE)
-        self.registry.announce(node)
-        self.agenda.after(float(self.random.uniform(*config.CHECK_S)), partial(self._check, node))
+        else:
+            self.moves_refused += 1
+            self._become(node, ONLINE)
+            self.registry.announce(node)
 
     def _move(self, node: int, span: Span) -> None:
         if self.truth.state[node] != DRAINING:
