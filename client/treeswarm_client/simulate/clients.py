@@ -46,7 +46,8 @@ class Clients:
         self.counts: Counter[str] = Counter()
         self.planning_s: list[float] = []
         self.traversal_s: list[float] = []
-        self._sessions: dict[int, set[Session]] = {}
+        # Dictionaries as sets that keep their order: the order of a set of objects differs from run to run.
+        self._sessions: dict[int, dict[Session, None]] = {}
         self._model = Span(0, settings.blocks)
         nodes.on_gone = self._on_gone
 
@@ -154,8 +155,11 @@ class Clients:
     def _occupy(self, session: Session, hops: Hops, sign: int) -> None:
         for node, _ in hops:
             self.nodes.load(node, sign)
-            here = self._sessions.setdefault(node, set())
-            (here.add if sign > 0 else here.discard)(session)
+            here = self._sessions.setdefault(node, {})
+            if sign > 0:
+                here[session] = None
+            else:
+                here.pop(session, None)
 
     def _cost_s(self, bad: list[int]) -> float:
         return config.CONNECT_S if any(map(self.nodes.dead, bad)) else config.REFUSED_S
