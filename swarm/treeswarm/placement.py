@@ -95,7 +95,7 @@ def best_possible(rates: NDArray[np.float64] | Sequence[float], blocks: int) -> 
     return float(np.sum(rates)) / blocks
 
 
-def choose_span(placed: Layout | Sequence[Placed], blocks: int, length: int, rate: float, node: str) -> Span:
+def choose_span(placed: Layout | Sequence[Placed], blocks: int, length: int, node: str) -> Span:
     """The window of `length` blocks that helps the weakest block most; `choose_again` when others did the same."""
     return _weakest_window(block_throughput(placed, blocks), min(length, blocks), node)
 

@@ -37,7 +37,7 @@ def grown(nodes: int, blocks: int, seed: int) -> list[Placed]:
     for number in range(nodes):
         node, rate = f"{random.integers(2**32):08x}", float(random.lognormal(10, 0.7))
         length = int(random.integers(1, blocks // 2 + 1))
-        swarm.append(Placed(node + str(number), choose_span(swarm, blocks, length, rate, node), rate, "online"))
+        swarm.append(Placed(node + str(number), choose_span(swarm, blocks, length, node), rate, "online"))
     return swarm
 
 
@@ -51,13 +51,13 @@ def test_throughput_counts_who_comes_and_not_who_goes() -> None:
 
 def test_a_newcomer_takes_the_weakest_window() -> None:
     swarm = [placed("a", 0, 4), placed("b", 0, 2), placed("c", 6, 8, 10)]
-    assert choose_span(swarm, 8, 2, 100.0, "new") == Span(4, 6)
-    assert choose_span([*swarm, placed("d", 4, 6)], 8, 2, 100.0, "new") == Span(6, 8)
-    assert choose_span(swarm, 8, 8, 100.0, "new") == Span(0, 8)
+    assert choose_span(swarm, 8, 2, "new") == Span(4, 6)
+    assert choose_span([*swarm, placed("d", 4, 6)], 8, 2, "new") == Span(6, 8)
+    assert choose_span(swarm, 8, 8, "new") == Span(0, 8)
 
 
 def test_newcomers_to_an_empty_swarm_choose_different_windows() -> None:
-    chosen = {choose_span([], 32, 4, 100.0, f"n{i}") for i in range(40)}
+    chosen = {choose_span([], 32, 4, f"n{i}") for i in range(40)}
     assert len(chosen) > 15
 
 
@@ -74,7 +74,7 @@ def test_a_crowd_that_joins_at_once_spreads(crowd: int) -> None:
     before = grown(100, 40, 1)
     names = [f"{random.integers(2**32):08x}" for _ in range(crowd)]
     rate = float(np.mean([one.rate for one in before]))
-    first = [Placed(name, choose_span(before, 40, 8, rate, name), rate, "joining") for name in names]
+    first = [Placed(name, choose_span(before, 40, 8, name), rate, "joining") for name in names]
     seen = [*before, *first]
     settled = [replace(one, span=choose_again(one, seen, 40)) for one in first]
     assert [yields(one, seen, 40) for one in first] == [

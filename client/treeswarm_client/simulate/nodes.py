@@ -56,7 +56,7 @@ class Nodes:
         end = truth.start.copy()
         for node in range(count):
             before = Layout(hosts.ids[:node], truth.start[:node], end[:node], hosts.rate[:node], np.full(node, ONLINE))
-            span = choose_span(before, blocks, int(hosts.length[node]), float(hosts.rate[node]), str(hosts.ids[node]))
+            span = choose_span(before, blocks, int(hosts.length[node]), str(hosts.ids[node]))
             truth.start[node], end[node] = span.start, span.end
             self.registry.place(node, self.coordinates[node])
             self._become(node, ONLINE)
@@ -70,9 +70,8 @@ class Nodes:
         known = [self.coordinates[one] for one in asked.tolist()]
         self.coordinates.append(locate(self.hosts.place[node], self.hosts.place[asked], known, self.random))
         self.registry.place(node, self.coordinates[node])
-        length, rate = int(self.hosts.length[node]), float(self.hosts.rate[node])
-        layout = self.registry.view().layout
-        span = choose_span(layout, self.settings.blocks, length, rate, str(self.hosts.ids[node]))
+        layout, length = self.registry.view().layout, int(self.hosts.length[node])
+        span = choose_span(layout, self.settings.blocks, length, str(self.hosts.ids[node]))
         self.truth.start[node] = span.start
         self._become(node, JOINING)
         self.registry.announce(node)
