@@ -26,14 +26,15 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-# 10,000 nodes, some 1,250 a block: 45 ms with 32, 69 to 158 ms with 64 (larger arrays leave the cache), the same chains
-# (2026-11-21, EPYC Zen 3).
+# 10,000 nodes, some 1,500 a block: 47 ms with 32, 145 ms with 64 (larger arrays leave the cache), 2.5 s without a cut;
+# all chains were the same, even with 8 (2026-11-21, EPYC Zen 3, CPU time).
 PREDECESSORS = 32
 # A chain that visits a node twice is rare; the rest of the search is bounded, and what remains is merged.
 BRANCHES = 64
 # Equal replicas differ by less than this in what a snapshot knows of them; clients must not all choose the same.
 JITTER = 0.05
-# With one place left on a node, one in 1 + RIVALS clients tries for it: the others would find it taken.
+# With one place left on a node, one in 1 + RIVALS clients tries for it: the others would find it taken.  Of 100 clients
+# over 1,000 simulated nodes 19 % failed at first without this, 5 % with it, for chains 1 % slower (2026-11-21).
 RIVALS = 3
 # Estimates are off by some percent: a route must promise this share to be worth leaving a working one.
 LEAST_GAIN = 0.1
@@ -117,9 +118,10 @@ def fastest_chain(
     """The chain over blocks `wanted` with the shortest traversal from `start` to `end`.
 
     Only nodes with `room` free tokens that are not in `avoid`.  `measured` round trips (seconds, by pair of nodes in
-    either order; `END` names the two ends) go before the coordinates' prediction.  A `jitter_seed` disturbs the
-    choice, not the reported seconds, by some percent: the same seed over the same candidates chooses the same.
-    Raises MissingBlocks.
+    either order; `END` names the two ends) go before the coordinates' prediction.  With a `jitter_seed`, one client of
+    many with the same snapshot does not choose as the others: costs are disturbed by some percent (the reported
+    seconds are not) and a node's last places are often left to others; the same seed chooses the same.  Raises
+    MissingBlocks.
     """
     everyone = Candidates.of(candidates)
     full = everyone.free_tokens < room
