@@ -133,9 +133,10 @@ def test_the_only_replica_stays() -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(1, 6), st.floats(1, 100)), min_size=3, max_size=25),
     st.randoms(use_true_random=False),
+    st.booleans(),
 )
-def test_moves_never_uncover_a_block(shapes: list[tuple[int, int, float]], random: object) -> None:
-    """All decide on one snapshot and announce; then, one after another, each looks again and goes or stays."""
+def test_moves_never_uncover_a_block(shapes: list[tuple[int, int, float]], random: object, at_once: bool) -> None:
+    """All decide on one snapshot and announce; then each looks again, in turn or at once, and goes or stays."""
     blocks = 10
     swarm = [
         placed(f"n{i:02}", start, min(start + length, blocks), rate) for i, (start, length, rate) in enumerate(shapes)
@@ -143,11 +144,12 @@ def test_moves_never_uncover_a_block(shapes: list[tuple[int, int, float]], rando
     served = {block for one in swarm for block in range(one.span.start, one.span.end)}
     moves = {one.node: plan_move(one, swarm, blocks) for one in swarm}
     now = {one.node: replace(one, state="draining") if moves[one.node] else one for one in swarm}
+    announced = list(now.values())
     order = list(moves)
     random.shuffle(order)  # type: ignore[attr-defined]
     for node in order:
         if now[node].state == "draining":
-            again = plan_move(now[node], list(now.values()), blocks)
+            again = plan_move(now[node], announced if at_once else list(now.values()), blocks)
             now[node] = replace(now[node], state="joining", span=again) if again else replace(now[node], state="online")
     online = {block for one in now.values() if one.state == "online" for block in range(one.span.start, one.span.end)}
     assert online == served
