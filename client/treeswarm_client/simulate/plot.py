@@ -25,17 +25,17 @@ def write_plot(report: Report, path: Path) -> None:
     rate, life, failed = figure.subplots(3, sharex=True)
     rate.plot(hours, [sample.best for sample in samples], color="0.6", label="best possible")
     rate.plot(hours, [sample.weakest for sample in samples], color="C0", label="weakest block")
-    rate.set(ylabel="rows/s", ylim=(0, None))
+    rate.set(ylabel="rows/s", ylim=(0, 1.1 * max((sample.best for sample in samples), default=1)))
     rate.legend(loc="lower right")
     life.plot(hours, [sample.online for sample in samples], color="C0", label="nodes online")
-    life.set(ylabel="nodes online", ylim=(0, None))
-    moves = life.twinx()
+    life.set(ylabel="nodes online", ylim=(0, 1.1 * max((sample.online for sample in samples), default=1)))
+    moves, nodes_moved = life.twinx(), max((sample.moves for sample in samples), default=0)
     moves.plot(hours, [sample.moves for sample in samples], color="C1", label="moves so far (right)")
-    moves.set(ylim=(0, None))
+    moves.set(ylabel="moves", ylim=(0, 1.1 * max(nodes_moved, 10)))
     lines = [*life.lines, *moves.lines]
     life.legend(lines, [str(line.get_label()) for line in lines], loc="lower right")
     failed.plot(hours, [100 * sample.failed for sample in samples], color="C3")
-    failed.set(ylabel="first tries that failed, %", xlabel="virtual hours", ylim=(0, None))
+    failed.set(ylabel="first tries that failed, %", xlabel="virtual hours", ylim=(0, 100))
     rate.set_title(
         f"{settings.nodes:,} nodes, {settings.blocks} blocks, {100 * settings.churn:g} % replaced an hour, "
         f"{settings.clients} clients, seed {settings.seed}"
