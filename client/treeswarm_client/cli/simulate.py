@@ -11,7 +11,7 @@ from treeswarm_client.simulate.engine import simulate
 from treeswarm_client.simulate.plot import require_matplotlib, write_plot
 
 EXAMPLES = """examples:
-  swarm simulate                                       1,000 nodes for an hour; seconds
+  swarm simulate                                       1,000 nodes for an hour; half a minute
   swarm simulate --churn 0.2 --plot swarm.png          a fifth of them replaced every hour
   swarm simulate --nodes 200 --flash-crowd 400         400 nodes join within a minute
   swarm simulate --nodes 10000 --churn 0.2 --json      minutes

@@ -33,7 +33,7 @@ def write_plot(report: Report, path: Path) -> None:
     moves.plot(hours, [sample.moves for sample in samples], color="C1", label="moves so far (right)")
     moves.set(ylabel="moves", ylim=(0, 1.1 * max(nodes_moved, 10)))
     lines = [*life.lines, *moves.lines]
-    life.legend(lines, [str(line.get_label()) for line in lines], loc="lower right")
+    moves.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
     failed.plot(hours, [100 * sample.failed for sample in samples], color="C3")
     failed.set(ylabel="first tries that failed, %", xlabel="virtual hours", ylim=(0, 100))
     rate.set_title(

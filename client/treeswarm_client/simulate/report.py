@@ -60,11 +60,11 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Cost:
-    """Real time: it differs from run to run."""
+    """CPU time of this process: it differs from run to run."""
 
     route_planning_p50_s: float | None
     events: int
-    wall_s: float
+    cpu_s: float
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def make_report(
     registry: SimulatedRegistry,
     coordinate_error: float,
     agenda: Agenda,
-    wall_s: float,
+    cpu_s: float,
 ) -> Report:
     counts, seconds = clients.counts, settings.seconds
     return Report(
@@ -136,7 +136,7 @@ def make_report(
             coordinate_error_median=coordinate_error,
         ),
         Traffic(registry.announced / seconds, registry.announced * config.RECORD_BYTES / seconds),
-        Cost(_percentile(clients.planning_s, 50), agenda.happened, wall_s),
+        Cost(_percentile(clients.planning_s, 50), agenda.happened, cpu_s),
         tuple(meter.samples),
     )
 
