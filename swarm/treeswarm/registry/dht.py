@@ -35,6 +35,9 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 # Pauses between attempts to announce before the caller is told.
 ATTEMPTS_S = (0.0, 0.5, 2.0)
+# Before a node that wants to join is told that nobody is there: six nodes that loaded torch at once on two cores did not
+# answer for ten seconds.
+JOIN_PAUSES_S = (0.0, 1.0, 3.0, 10.0)
 # Of others, by which the swarm is found again when those named at the start are gone.
 MAX_REMEMBERED = 16
 
@@ -84,7 +87,7 @@ class DhtRegistry(BookRegistry):
         )
         try:
             await registry._begin()
-            if initial_peers and not await registry._life.meet(initial_peers):
+            if initial_peers and not await registry._meet_patiently(initial_peers):
                 raise Unreachable(
                     f"no DHT answers at {', '.join(initial_peers)}: check that they run and their ports are open, "
                     "or begin a new swarm with dht:"
@@ -98,6 +101,13 @@ class DhtRegistry(BookRegistry):
             asyncio.create_task(registry._keep_meeting()),
         ]
         return registry
+
+    async def _meet_patiently(self, initial_peers: Sequence[str]) -> int:
+        for pause_s in JOIN_PAUSES_S:
+            await asyncio.sleep(pause_s)
+            if met := await self._life.meet(initial_peers):
+                return met
+        return 0
 
     @property
     def spec(self) -> str:
