@@ -84,6 +84,8 @@ class Run:
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
     stats: Stats | None = None
+    first_token_s: float | None = None
+    """From the call to the first token, waiting for room included."""
     meter: Meter = field(default_factory=Meter)
     chain: Chain | None = field(default=None, repr=False)
     """Once the first nodes are found: its `hops` and `repairs` tell who computed what."""
@@ -242,6 +244,7 @@ class SwarmClient:
                 async for news in rounds:
                     for token, logprob in zip(news.tokens, news.logprobs, strict=True):
                         piece = text.add(token)
+                        run.first_token_s = run.first_token_s or time.perf_counter() - start
                         run.token_ids.append(token)
                         run.logprobs.append(logprob)
                         run.text += piece

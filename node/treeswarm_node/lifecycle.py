@@ -152,7 +152,7 @@ class Lifecycle:
         if length is None:
             length = await asyncio.to_thread(self._fitting)
         others = await self._others()
-        span = choose_span(others, blocks, min(length, blocks), _typical(others), self.identity.node_id)
+        span = choose_span(others, blocks, min(length, blocks), self.identity.node_id)
         log.info("choosing blocks %s of %d among %d nodes", span, blocks, len(others))
         return span
 

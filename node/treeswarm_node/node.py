@@ -38,8 +38,9 @@ class Node:
     stage: Stage | None = None
     state: NodeState = NodeState.JOINING
     sessions: dict[bytes, HostedSession] = field(default_factory=dict)
+    opened: int = 0
+    resumed: int = 0
     refused: int = 0
-    """Sessions refused for want of room."""
     _journals: JournalBudget = field(init=False)
     _news: asyncio.Condition = field(default_factory=asyncio.Condition)
     """Told whenever a session opens or begins an epoch."""
@@ -102,6 +103,10 @@ class Node:
             frames=counters.frames,
             forwards=counters.forwards,
             forward_sessions=counters.forward_sessions,
+            sessions=len(self.sessions),
+            opened=self.opened,
+            resumed=self.resumed,
+            refused=self.refused,
         )
 
     def ready_stage(self) -> Stage:
@@ -138,6 +143,7 @@ class Node:
             forget=lambda: self._forget(wanted.session),
         )  # fmt: skip
         self.sessions[wanted.session] = hosted
+        self.opened += 1
         await self.tell_links()
         log.info("session %s opened for blocks %s by %s", hosted.name, wanted.span, control.peer)
         return hosted
