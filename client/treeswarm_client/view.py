@@ -103,7 +103,8 @@ class SwarmView:
         """News from the registry, or a ban that may have ended."""
         self._news.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), min(timeout_s, LOOK_AGAIN_S))
+            async with asyncio.timeout(min(timeout_s, LOOK_AGAIN_S)):
+                await self._news.wait()
 
     def _usable(self) -> dict[str, NodeRecord]:
         return {

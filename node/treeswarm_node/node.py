@@ -164,7 +164,8 @@ class Node:
 
     async def _link(self, stream: Stream) -> None:
         try:
-            hello = await asyncio.wait_for(stream.receive(), self.limits.hello_s)
+            async with asyncio.timeout(self.limits.hello_s):
+                hello = await stream.receive()
         except TimeoutError:
             raise Refused("a link must begin with a hello", FaultCode.MALFORMED) from None
         if hello is None:

@@ -43,6 +43,8 @@ class Replica:
     span: Span
     node: LocalNode
     line: Cuttable
+    ended: bool = False
+    """Killed, or told to leave."""
 
     @property
     def process(self) -> asyncio.subprocess.Process:
@@ -80,15 +82,15 @@ class Field:
 
     async def fill_up(self) -> None:
         """Every span has its replicas, running and ready."""
-        self.replicas = [one for one in self.replicas if one.process.returncode is None]
+        await asyncio.gather(*(one.process.wait() for one in self.replicas if one.ended))
+        self.replicas = [one for one in self.replicas if not one.ended]
         missing = [
             span for span in self.spans for _ in range(REPLICAS - sum(one.span == span for one in self.replicas))
         ]
-        if self.join == "dht:" and missing:
+        if not self.replicas:
             await self._start(missing.pop(0))
-            self.join = str(self.replicas[0].node.ready["join"])
+        self.join = str(self.replicas[0].node.ready["join"])
         await asyncio.gather(*(self._start(span) for span in missing))
-        self.join = next(str(one.node.ready["join"]) for one in self.replicas)
 
     async def _start(self, span: Span) -> None:
         line = await self.stack.enter_async_context(cuttable())
@@ -201,6 +203,7 @@ async def _hit(
     kind: str, hits: list[Replica], field_: Field, client: SwarmClient, undo: contextlib.AsyncExitStack
 ) -> None:
     for one in hits:
+        one.ended = kind in {"kill", "two", "drain", "refusal"}
         match kind:
             case "kill" | "two":
                 os.kill(one.process.pid, signal.SIGKILL)

@@ -35,7 +35,7 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 # Pauses between attempts to announce before the caller is told.
 ATTEMPTS_S = (0.0, 0.5, 2.0)
-# Before a node that wants to join is told that nobody is there: six nodes that loaded torch at once on two cores did not
+# Before a node that wants to join is told that nobody is there: a peer on a machine busy with loading a model may not
 # answer for ten seconds.
 JOIN_PAUSES_S = (0.0, 1.0, 3.0, 10.0)
 # Of others, by which the swarm is found again when those named at the start are gone.
