@@ -19,6 +19,7 @@ from treeswarm_node.engine import Engine
 from treeswarm_node.hosted import HostedSession
 from treeswarm_node.journal import JournalBudget
 from treeswarm_node.kv import KVStore
+from treeswarm_node.landlord import Landlord
 from treeswarm_node.membership import Membership
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,9 @@ class Node:
     membership: Membership | None = None
     stage: Stage | None = None
     state: NodeState = NodeState.JOINING
+    landlord: Landlord | None = None
+    guests: set[int] = field(default_factory=set)
+    """Ports of this machine behind which strangers are: those who come through a rented port."""
     sessions: dict[bytes, HostedSession] = field(default_factory=dict)
     refused: int = 0
     """Sessions refused for want of room."""
