@@ -37,7 +37,7 @@ class Limits:
     lend_ports_to_host: int = 2
     """To one IP address: a household has some machines, none may take everything."""
     lend_connections: int = 128
-    """On one lent port.  Each is two sockets here, and up to 256 KiB of memory while both its ends are slow; a client
+    """On one lent port.  Each is two sockets here, and up to 640 KiB of memory while both its ends are slow; a client
     has two on a node, an upstream node one."""
     lend_connections_of_host: int = 64
     """Of one IP address on one lent port."""

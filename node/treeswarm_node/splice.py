@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-# One read's worth; 256 KiB was no faster for frames of 1 MiB (docs/_ports_figures.md).
-READ_BYTES = 1 << 16
+# One read's worth.  An echo of 1 MiB through a lent port takes a third of a millisecond's work less for every doubling
+# up to here (docs/_ports_figures.md); one buffer serves all ends.
+READ_BYTES = 1 << 18
 # What may wait in front of a receiver before its sender is held back.  With one read more, that is all the memory of
 # one direction.
 WAITING_BYTES = 1 << 16
