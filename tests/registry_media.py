@@ -104,13 +104,20 @@ async def knows(registry: Registry, *addresses: str) -> None:
     await until(ask, f"known is {addresses}")
 
 
-def nothing_left(before: set[psutil.Process]) -> Callable[[], Awaitable[bool]]:
+async def all_gone(before: set[psutil.Process]) -> None:
+    """Wait until every task and child process made since has ended."""
+    left: list[object] = []
+
     async def ask() -> bool:
         this = asyncio.current_task()
-        tasks = [task for task in asyncio.all_tasks() if task is not this and "pytest" not in repr(task)]
-        return not tasks and set(psutil.Process().children(recursive=True)) <= before
+        left[:] = [task for task in asyncio.all_tasks() if task is not this and "pytest" not in repr(task)]
+        left.extend(set(psutil.Process().children(recursive=True)) - before)
+        return not left
 
-    return ask
+    try:
+        await until(ask, "all ends", timeout=15)
+    except AssertionError:
+        raise AssertionError(f"left over: {left}") from None
 
 
 class Medium(Protocol):

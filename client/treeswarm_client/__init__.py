@@ -1,7 +1,9 @@
 """The client library and the program `swarm`."""
 
 from treeswarm_client.client import Run, SwarmClient, Token
+from treeswarm_client.lookout import swarm_overview
+from treeswarm_client.overview import Overview
 from treeswarm_client.stats import Stats
 from treeswarm_client.sync import SyncSwarmClient
 
-__all__ = ["Run", "Stats", "SwarmClient", "SyncSwarmClient", "Token"]
+__all__ = ["Overview", "Run", "Stats", "SwarmClient", "SyncSwarmClient", "Token", "swarm_overview"]

@@ -29,7 +29,9 @@ from treeswarm_client.describe import describe_all
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.generation import Generation, Limits
+from treeswarm_client.lookout import swarm_overview
 from treeswarm_client.mending import Room
+from treeswarm_client.overview import Overview, Wanted
 from treeswarm_client.route import Target
 from treeswarm_client.session import ClientSession
 from treeswarm_client.stats import Meter, Stats
@@ -82,6 +84,8 @@ class Run:
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
     stats: Stats | None = None
+    first_token_s: float | None = None
+    """From the call to the first token, waiting for room included."""
     meter: Meter = field(default_factory=Meter)
     chain: Chain | None = field(default=None, repr=False)
     """Once the first nodes are found: its `hops` and `repairs` tell who computed what."""
@@ -160,10 +164,20 @@ class SwarmClient:
             await run.aclose()
         await self._leave.aclose()
 
+    @property
+    def addresses(self) -> list[str]:
+        """Of all nodes known, in the order of their blocks."""
+        known = sorted(self.view.snapshot, key=lambda sealed: sealed.record.span)
+        return [self.view.dials.get(s.record.node) or s.record.dial for s in known]
+
     async def describe_nodes(self, addresses: Sequence[str] | None = None) -> dict[str, Description]:
         """Ask nodes (by default, all known) how busy they are.  Raises why, if none answers."""
-        known = [self.view.dials.get(s.record.node) or s.record.dial for s in self.view.snapshot]
-        return await describe_all(self._opened.transport, known if addresses is None else addresses)
+        return await describe_all(self._opened.transport, self.addresses if addresses is None else addresses)
+
+    async def overview(self) -> Overview:
+        """The swarm of this model as it is now: blocks, gaps, nodes, and how far each is from here."""
+        wanted = Wanted(self.model, self._opened.config, self._opened.shape.blocks)
+        return await swarm_overview(self.view.registry, self._opened.transport, wanted)
 
     def use_drafter(self, drafter: Drafter) -> None:
         """Draft with this one from the next generation on."""
@@ -230,6 +244,7 @@ class SwarmClient:
                 async for news in rounds:
                     for token, logprob in zip(news.tokens, news.logprobs, strict=True):
                         piece = text.add(token)
+                        run.first_token_s = run.first_token_s or time.perf_counter() - start
                         run.token_ids.append(token)
                         run.logprobs.append(logprob)
                         run.text += piece

@@ -95,11 +95,16 @@ class SwarmView:
         if record is not None and record.coordinate:
             self.coordinate = update(self.coordinate, coordinate_of(record), known.smoothed)
 
+    def forgive(self) -> None:
+        """Forget all failures: the owner of these nodes says that they are well."""
+        self.bans, self._full = BanList(), {}
+
     async def changed(self, timeout_s: float) -> None:
         """News from the registry, or a ban that may have ended."""
         self._news.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), min(timeout_s, LOOK_AGAIN_S))
+            async with asyncio.timeout(min(timeout_s, LOOK_AGAIN_S)):
+                await self._news.wait()
 
     def _usable(self) -> dict[str, NodeRecord]:
         return {

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,10 +14,14 @@ from pathlib import Path
 from treeswarm import __version__
 from treeswarm.errors import BadRequest, SwarmError
 from treeswarm.spans import Span
-from treeswarm_node.config import NodeConfig
+from treeswarm_node.config import Limits, NodeConfig
+from treeswarm_node.owner import COMMANDS, command
 
 EXAMPLES = """examples:
-  swarm-node demo                                        serve the whole bundled model on a free port
+  swarm-node demo                                        begin a swarm; prints how others join
+  swarm-node demo --registry dht:/ip4/203.0.113.7/tcp/4002/p2p/12D3KooW…    join one
+  swarm-node demo --registry mqtts://me:secret@broker.example.org/ours      the same through a broker
+  swarm-node pause; swarm-node resume                    have the machine back for an hour
   swarm-node demo --blocks 0:3 --listen 127.0.0.1:4001   serve its first three blocks
   swarm-node ./Llama-3-8B --blocks 16:32 --listen 0.0.0.0:4002 --dtype bfloat16 --device cuda
   swarm-node demo --swarm-key swarm.key                  for those alone who have the same key file
@@ -34,8 +39,20 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("model", metavar="MODEL", help="model directory, hub id, or `demo`")
-    made.add_argument("--blocks", metavar="START:END", help="decoder blocks to serve (default: all)")
-    made.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:0", help="default 127.0.0.1 and a free port")
+    made.add_argument(
+        "--blocks", metavar="START:END", help="decoder blocks to serve (default: those that help the swarm most)"
+    )
+    made.add_argument("--num-blocks", type=int, metavar="N", help="how many to choose (default: as many as fit)")
+    made.add_argument("--memory", metavar="SIZE", help="use no more than this, such as 6GiB (default: what is free)")
+    made.add_argument("--listen", metavar="HOST:PORT", default="0.0.0.0:0", help="default: everywhere, a free port")
+    made.add_argument("--announce", metavar="HOST:PORT", help="where others reach it, behind a router (default: found)")
+    made.add_argument(
+        "--registry",
+        metavar="SPEC",
+        help="dht:ADDRESS,… of a swarm to join, mqtts://USER:PASSWORD@HOST/NAMESPACE, or none (default: a new swarm)",
+    )
+    made.add_argument("--grace", type=float, default=30.0, metavar="SECONDS", help="to finish sessions on leaving (30)")
+    made.add_argument("--max-sessions", type=int, default=256, metavar="N", help="open at once (default 256)")
     made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="default float32")
     made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default cpu)")
     made.add_argument("--kv-tokens", type=int, default=16384, help="KV cache rows for all sessions (default 16384)")
@@ -58,6 +75,8 @@ def read_config(arguments: Sequence[str] | None = None) -> tuple[NodeConfig, boo
         raise BadRequest(f"--kv-tokens {args.kv_tokens} leaves no room for any session: give some thousand")
     if args.threads < 0:
         raise BadRequest(f"--threads {args.threads} is no number of threads")
+    if args.num_blocks is not None and args.num_blocks < 1:
+        raise BadRequest(f"--num-blocks {args.num_blocks} hosts nothing: give at least 1")
     config = NodeConfig(
         model=args.model,
         span=Span.parse(args.blocks) if args.blocks else None,
@@ -70,13 +89,21 @@ def read_config(arguments: Sequence[str] | None = None) -> tuple[NodeConfig, boo
         log_json=args.log_format == "json",
         identity=args.identity,
         swarm_key=args.swarm_key,
+        registry=args.registry,
+        announce=args.announce,
+        num_blocks=args.num_blocks,
+        memory=parse_size(args.memory) if args.memory else None,
+        limits=Limits(sessions=args.max_sessions, grace_s=args.grace),
     )
     return config, args.verbose
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until Ctrl-C or SIGTERM.  Exit status 0, or 1 after an error told in one line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if arguments and arguments[0] in COMMANDS:
+            return asyncio.run(command(arguments))
         config, verbose = read_config(arguments)
         _set_up_logging(json_lines=config.log_json, verbose=verbose)
         asyncio.run(_serve_until_stopped(config))
@@ -97,9 +124,17 @@ async def _serve_until_stopped(config: NodeConfig) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(number, stop.set)
-    async with serving(config) as ready:
+    async with serving(config) as (ready, life):
         print(json.dumps(ready.as_dict()) if config.log_json else ready, flush=True)
-        await stop.wait()
+        await life.live(stop)
+
+
+def parse_size(text: str) -> int:
+    """`6GiB`, `500MB` or bytes.  Raises BadRequest."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGT]?)(i?)B?", text)
+    if match is None:
+        raise BadRequest(f"'{text}' is no size: give something like 6GiB or 500MB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
 
 
 class _JsonLines(logging.Formatter):

@@ -55,7 +55,7 @@ class NodeConfig:
 
     model: str
     span: Span | None
-    """None: every block."""
+    """None: those that help the swarm most."""
     listen: str
     dtype: str
     device: str
@@ -67,4 +67,12 @@ class NodeConfig:
     """None: the user's first that no running node holds."""
     swarm_key: Path | None = None
     """None: an open swarm."""
+    registry: str | None = None
+    """Where the node announces itself; None: a new swarm in a DHT of its own."""
+    announce: str | None = None
+    """`HOST:PORT` where others reach it, if not where it listens; port 0 is the one listened on."""
+    num_blocks: int | None = None
+    """How many blocks to host where `span` is None; None: as many as fit."""
+    memory: int | None = None
+    """Bytes to use; None: what is free."""
     limits: Limits = Limits()

@@ -114,6 +114,7 @@ class Conversation:
                 name = wanted.session.hex()[:8]
                 raise Refused(f"session {name} is not open here", FaultCode.UNKNOWN_SESSION)
             await hosted.resume(wanted, self.stream)
+            self.node.resumed += 1
             await self.node.tell_links()
             await hosted.grant()
         except Refused as error:

@@ -24,6 +24,9 @@ from treeswarm_node.scheduler import Budget, next_batch
 
 log = logging.getLogger(__name__)
 
+# How far the smoothed queue follows one append: some dozens of them are a second of a busy node.
+QUEUE_STEP = 1 / 32
+
 Done = Callable[[Step, Computed, HopTiming], None]
 """Called in the event loop with the step as it ran."""
 
@@ -65,6 +68,8 @@ class Counters:
     frames: int = 0
     forwards: int = 0
     forward_sessions: int = 0
+    queue_s: float = 0.0
+    """What an append waits before its forward, smoothed over the last dozens."""
 
 
 @dataclass(eq=False)
@@ -138,4 +143,5 @@ class Engine:
         self.counters.forward_sessions += sessions
         for work, computed in zip(finished, results, strict=True):
             queued = int((started - work.arrived) * 1e6)
+            self.counters.queue_s += QUEUE_STEP * (started - work.arrived - self.counters.queue_s)
             work.done(work.step, computed, HopTiming(queued, compute_us, work.rows, sessions))

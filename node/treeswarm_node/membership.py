@@ -51,7 +51,8 @@ class Membership:
             await self.announce()
             try:
                 # Jitter, so that nodes started together do not speak together for ever.
-                await asyncio.wait_for(self._due.wait(), ANNOUNCE_EVERY_S * random.uniform(0.8, 1.2))
+                async with asyncio.timeout(ANNOUNCE_EVERY_S * random.uniform(0.8, 1.2)):
+                    await self._due.wait()
             except TimeoutError:
                 continue
 

@@ -12,28 +12,18 @@ from treeswarm.messages import Description, FaultCode, LinkHello, Open
 from treeswarm.records import NodeState
 from treeswarm.session import NodeSession, SessionTerms
 from treeswarm.transport.seam import Stream, StreamKind, Transport
-from treeswarm_node.admission import Served, check_open, host_of
+from treeswarm_node.admission import check_open, host_of
 from treeswarm_node.config import Limits
 from treeswarm_node.conversation import Conversation
-from treeswarm_node.engine import Engine
 from treeswarm_node.hosted import HostedSession
 from treeswarm_node.journal import JournalBudget
-from treeswarm_node.kv import KVStore
 from treeswarm_node.landlord import Landlord
 from treeswarm_node.membership import Membership
+from treeswarm_node.stage import Stage
 
 log = logging.getLogger(__name__)
 
 SWEEP_S = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """A loaded span and what runs it; `engine.run()` must be running."""
-
-    served: Served
-    engine: Engine
-    store: KVStore
 
 
 @dataclass(eq=False)
@@ -52,8 +42,9 @@ class Node:
     guests: set[int] = field(default_factory=set)
     """Ports of this machine behind which strangers are: those who come through a rented port."""
     sessions: dict[bytes, HostedSession] = field(default_factory=dict)
+    opened: int = 0
+    resumed: int = 0
     refused: int = 0
-    """Sessions refused for want of room."""
     _journals: JournalBudget = field(init=False)
     _news: asyncio.Condition = field(default_factory=asyncio.Condition)
     """Told whenever a session opens or begins an epoch."""
@@ -116,6 +107,10 @@ class Node:
             frames=counters.frames,
             forwards=counters.forwards,
             forward_sessions=counters.forward_sessions,
+            sessions=len(self.sessions),
+            opened=self.opened,
+            resumed=self.resumed,
+            refused=self.refused,
         )
 
     def ready_stage(self) -> Stage:
@@ -152,6 +147,7 @@ class Node:
             forget=lambda: self._forget(wanted.session),
         )  # fmt: skip
         self.sessions[wanted.session] = hosted
+        self.opened += 1
         await self.tell_links()
         log.info("session %s opened for blocks %s by %s", hosted.name, wanted.span, control.peer)
         return hosted
@@ -172,7 +168,8 @@ class Node:
 
     async def _link(self, stream: Stream) -> None:
         try:
-            hello = await asyncio.wait_for(stream.receive(), self.limits.hello_s)
+            async with asyncio.timeout(self.limits.hello_s):
+                hello = await stream.receive()
         except TimeoutError:
             raise Refused("a link must begin with a hello", FaultCode.MALFORMED) from None
         if hello is None:

@@ -16,8 +16,8 @@ MOST = 256
 
 
 @contextlib.contextmanager
-def own_identity(path: Path | None = None) -> Iterator[Identity]:
-    """The one kept at `path`, or the user's first that no running node holds; nobody else's while this lasts.
+def own_identity(path: Path | None = None) -> Iterator[tuple[Identity, Path]]:
+    """The one kept at `path` and where, or the user's first that no running node holds; nobody else's while this lasts.
 
     Raises BadRequest when another node holds `path`, and for a file that `Identity.load_or_create` refuses.
     """
@@ -25,7 +25,7 @@ def own_identity(path: Path | None = None) -> Iterator[Identity]:
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(_opened(candidate.with_name(f"{candidate.name}.lock")))
             if _taken(lock):
-                yield Identity.load_or_create(candidate)
+                yield Identity.load_or_create(candidate), candidate
                 return
     raise BadRequest(
         f"another running node has the identity {path or defaults_folder()}: give this one its own with --identity PATH"

@@ -1,34 +1,35 @@
-"""From a config to a node that serves: load, prove, listen."""
+"""From a config to a node that serves: identity, registry, port, and a life in between."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+import logging
+import socket
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-
 from treeswarm.errors import BadRequest
-from treeswarm.identity import config_digest, weights_digest
 from treeswarm.keys import Identity, read_swarm_key
-from treeswarm.messages import NumericsClass
-from treeswarm.model_files import read_config, read_shape, resolve_model
-from treeswarm.spans import Span
+from treeswarm.registry import Registry, open_registry, registry_kind
+from treeswarm.registry.book import BookRegistry
+from treeswarm.transport.address import Address
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.device import Device
-from treeswarm_node.engine import Engine
-from treeswarm_node.loader import load_span
-from treeswarm_node.node import Node, Served
+from treeswarm_node.lifecycle import Lifecycle, keep_surveying
+from treeswarm_node.membership import Membership
+from treeswarm_node.node import Node
 from treeswarm_node.own_identity import own_identity
-from treeswarm_node.proof import prove
-from treeswarm_node.sampler import Sampler
-from treeswarm_node.span_model import SpanModel
+from treeswarm_node.owner import noted
+from treeswarm_node.stage import Model, Stage
+from treeswarm_node.survey import Survey
+
+log = logging.getLogger(__name__)
+
+NEW_SWARM = "dht:"
+SURVEY_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -48,102 +49,94 @@ class Ready:
     attention: str
     weights: str
     kv_tokens: int
+    rate: float
+    join: str | None
+    """What another node gives as `--registry`; None where there is no registry."""
 
     def __str__(self) -> str:
-        return (
+        lines = [
             f"swarm-node {self.node} ready on {self.pinned}: blocks {self.blocks} of {self.of} of {self.model} "
             f"({self.dtype}, {self.device}, attention {self.attention}, {self.kv_tokens} KV rows)"
-        )
+        ]
+        if self.join:
+            lines.append(f"  nodes join with:  swarm-node {self.model} --registry {self.join}")
+        lines.append(f"  clients ask with: swarm generate PROMPT --model {self.model} --registry {self.pinned}")
+        return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
         return {"event": "ready", **asdict(self)}
 
 
 @contextlib.asynccontextmanager
-async def serving(config: NodeConfig) -> AsyncIterator[Ready]:
-    """Serve until left; then every session's client is told and every room freed."""
+async def serving(config: NodeConfig) -> AsyncIterator[tuple[Ready, Lifecycle]]:
+    """A node that serves; on leaving, its sessions are handed over and its record withdrawn."""
     swarm_key = read_swarm_key(config.swarm_key) if config.swarm_key else None
-    with own_identity(config.identity) as identity:
-        model, served = await asyncio.to_thread(_load, config)
-        async with _listening(config, Security(identity, swarm_key), model, served) as address:
-            yield _ready(config, identity, address, served)
-
-
-@contextlib.asynccontextmanager
-async def _listening(config: NodeConfig, security: Security, model: SpanModel, served: Served) -> AsyncIterator[str]:
-    transport: Transport = GrpcTransport(security=security)
-    if config.emulate_link:
-        transport = EmulatedTransport(transport, LinkShape.parse(config.emulate_link))
-    engine = Engine(Device(model, Sampler(served.vocab_size)), config.limits.budget)
-    node = Node(served, engine, model.store, transport, config.limits)
-    running = asyncio.create_task(engine.run())
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        identity, kept_at = stack.enter_context(own_identity(config.identity))
+        model = await asyncio.to_thread(Model.find, config.model)
+        transport: Transport = GrpcTransport(security=Security(identity, swarm_key))
+        if config.emulate_link:
+            transport = EmulatedTransport(transport, LinkShape.parse(config.emulate_link))
+        stack.push_async_callback(transport.close)
+        node = Node(transport, config.limits)
         listener = await transport.listen(config.listen, node.accept)
-        try:
-            yield listener.address
-        finally:
-            await node.close()
-            await listener.close()
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await transport.close()
+        stack.push_async_callback(listener.close)
+        registry = await _registry(config, model, identity)
+        stack.push_async_callback(registry.close)
+        life = Lifecycle(config, identity, model, node, _seen_from_outside(config, listener.address), Survey(transport))
+        assert isinstance(registry, BookRegistry)
+        life.membership = node.membership = Membership(identity, life.draft, registry, registry)
+        stage = await life.join()
+        stack.push_async_callback(life.leave)
+        stack.enter_context(noted(kept_at, f"{life.address.bare}#{identity.pin}"))
+        for work in (node.sweep(), life.membership.run(), keep_surveying(life, SURVEY_EVERY_S)):
+            stack.push_async_callback(_cancel, asyncio.create_task(work))
+        yield _ready(config, life, stage, registry), life
 
 
-def _load(config: NodeConfig) -> tuple[SpanModel, Served]:
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = _device(config.device)
-    folder = resolve_model(config.model, weights=True, span=config.span)
-    shape = read_shape(folder)
-    span = config.span or Span(0, shape.blocks)
-    with _progress() as progress:
-        loaded = load_span(folder, span, getattr(torch, config.dtype), device, progress)
-        weights = weights_digest(folder, read_config(folder), progress)
-    model = SpanModel(loaded, config.kv_tokens)
-    prove(model)
-    served = Served(
-        span=span,
-        blocks=shape.blocks,
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        max_positions=shape.max_positions,
-        config=config_digest(read_config(folder)),
-        numerics=NumericsClass(weights=weights, dtype=config.dtype),
-        attention=model.attention_name,
-        activation_bytes=shape.hidden_size * loaded.dtype.itemsize,
-    )
-    return model, served
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), console=console, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("loading", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
-
-
-def _device(name: str) -> torch.device:
+async def _registry(config: NodeConfig, model: Model, identity: Identity) -> Registry:
+    """The one asked for; else this node begins a swarm of its own, where the DHT is installed."""
+    spec = config.registry or NEW_SWARM
+    host = Address.parse(config.listen).host
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadRequest(
-            f"device '{name}' cannot be used here ({str(error).splitlines()[0]}): try --device cpu"
-        ) from None
-    return device
+        kind = "ip6" if ":" in host else "ip4"
+        return await open_registry(spec, model.config, identity.node_id, listen=(f"/{kind}/{host}/tcp/0",))
+    except BadRequest as error:
+        if config.registry is not None:
+            raise
+        log.warning("%s; serving those who know this address", error)
+        return await open_registry("none", model.config, identity.node_id)
 
 
-def _ready(config: NodeConfig, identity: Identity, address: str, served: Served) -> Ready:
+def _seen_from_outside(config: NodeConfig, bound: str) -> Address:
+    """Where others find this node: as its owner says, else as bound, a wildcard as this machine's way out."""
+    address = Address.parse(bound)
+    if config.announce:
+        told = Address.parse(config.announce)
+        return Address(told.host, told.port or address.port)
+    if address.host in {"0.0.0.0", "::"}:
+        return Address(_way_out(address.host), address.port)
+    return address
+
+
+def _way_out(wildcard: str) -> str:
+    """This machine's address towards the internet; asks the routing table, sends nothing."""
+    family, far = (socket.AF_INET6, "2001:db8::1") if ":" in wildcard else (socket.AF_INET, "192.0.2.1")
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((far, 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "::1" if ":" in wildcard else "127.0.0.1"
+
+
+def _ready(config: NodeConfig, life: Lifecycle, stage: Stage, registry: Registry) -> Ready:
+    address, served = str(life.address.bare), stage.served
     return Ready(
         address=address,
-        pinned=f"{address}#{identity.pin}",
-        node=identity.node_id,
-        pin=identity.pin,
+        pinned=f"{address}#{life.identity.pin}",
+        node=life.identity.node_id,
+        pin=life.identity.pin,
         model=config.model,
         blocks=str(served.span),
         of=served.blocks,
@@ -152,4 +145,17 @@ def _ready(config: NodeConfig, identity: Identity, address: str, served: Served)
         attention=served.attention,
         weights=served.numerics.weights,
         kv_tokens=config.kv_tokens,
+        rate=stage.rate,
+        join=_join_line(config, registry),
     )
+
+
+def _join_line(config: NodeConfig, registry: Registry) -> str | None:
+    kind = registry_kind(config.registry or NEW_SWARM)
+    spec = getattr(registry, "spec", None)
+    return str(spec) if spec else config.registry if kind == "mqtt" else None
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -247,6 +247,14 @@ class Description:
     forwards: int
     forward_sessions: int
     """Sum over forwards of the sessions in each."""
+    sessions: int = 0
+    """Open now."""
+    opened: int = 0
+    """Since start, as are the two below."""
+    resumed: int = 0
+    """Epochs begun in sessions that lost another node."""
+    refused: int = 0
+    """Sessions refused."""
 
 
 @dataclass(frozen=True)

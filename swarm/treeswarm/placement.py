@@ -1,8 +1,8 @@
 """Which blocks should I host?  Pure: a snapshot of the swarm in, a span out.
 
 Every node decides for itself, over a snapshot that lags by some seconds, at the same time as many others.  So the
-decisions are made such that nodes with the same snapshot do not all do the same: a joining node imagines those that
-choose beside it, and a move is one node's part of a plan that everybody computes alike.
+decisions are made such that nodes with the same snapshot do not all do the same: joining nodes that see each other
+choose again in turn, and a move is one node's part of a plan that everybody computes alike.
 """
 
 import hashlib
@@ -21,11 +21,8 @@ State = Literal["joining", "online", "draining"]
 STATES: tuple[State, ...] = ("joining", "online", "draining")
 JOINING, ONLINE, DRAINING = range(3)
 
-# Of the joining nodes in a snapshot, how many more are choosing just now unseen: a record takes some seconds to
-# arrive, loading weights a minute.
-UNSEEN = 0.2
-# A crowd is imagined as at most so many choices, of 75 µs each; those whose turns are closer than that choose alike.
-PORTIONS = 256
+# A crowd is imagined as at most so many choices, of 75 µs each; larger ones choose in groups of neighbouring ids.
+TURNS = 256
 # At most this share of a block's replicas is on the move at once (so never two of fewer than 40): a plan made while
 # others are under way cannot know where they go.
 MOVING = 0.05
@@ -98,35 +95,27 @@ def best_possible(rates: NDArray[np.float64] | Sequence[float], blocks: int) -> 
     return float(np.sum(rates)) / blocks
 
 
-def choose_span(placed: Layout | Sequence[Placed], blocks: int, length: int, rate: float, node: str) -> Span:
-    """The window of `length` blocks that helps the weakest block most.
-
-    In a crowd, `node` first imagines some of those that choose beside it unseen, as many as its id says, so that the
-    crowd fills the weak blocks evenly instead of all choosing the weakest.
-    """
-    layout = Layout.of(placed)
-    unseen = UNSEEN * float(layout.rate[layout.state == JOINING].sum())
-    turn = _digest(node) / 2**64
-    throughput = _poured(block_throughput(layout, blocks), length, turn * unseen, max(rate, unseen / PORTIONS))
-    return _weakest_window(throughput, length, node)
+def choose_span(placed: Layout | Sequence[Placed], blocks: int, length: int, node: str) -> Span:
+    """The window of `length` blocks that helps the weakest block most; `choose_again` when others did the same."""
+    return _weakest_window(block_throughput(placed, blocks), min(length, blocks), node)
 
 
 def choose_again(mine: Placed, placed: Layout | Sequence[Placed], blocks: int) -> Span:
-    """My window once I see who else announced joining: the lowest id stays, the others make room for those before.
+    """My window once I see who else announced joining over blocks of mine: we choose in turn, the lowest id first.
 
-    Rivals with a higher id do not count at all: they will make room for me.
+    I imagine the choices of those before me; those after me do not count, they will imagine mine.
     """
     layout = Layout.of(placed)
     others = layout.only(layout.nodes != mine.node)
     rivals = (others.state == JOINING) & others.overlapping(mine.span)
-    before = rivals & (others.nodes < mine.node)
-    if not before.any():
+    before = others.only(rivals & (others.nodes < mine.node))
+    if not len(before.nodes):
         return mine.span
-    length, rate = len(mine.span), others.rate[rivals]
-    portion = max(float(rate.mean()), float(rate.sum()) / PORTIONS)
     throughput = block_throughput(others.only(~rivals), blocks)
-    throughput = _poured(throughput, length, float(others.rate[before].sum()), portion)
-    return _weakest_window(throughput, length, mine.node)
+    in_turn = np.array_split(np.argsort(before.nodes), min(len(before.nodes), TURNS))
+    lengths = [int(before.end[turn[0]] - before.start[turn[0]]) for turn in in_turn]
+    throughput = _poured(throughput, lengths, [float(before.rate[turn].sum()) for turn in in_turn])
+    return _weakest_window(throughput, len(mine.span), mine.node)
 
 
 def yields(mine: Placed, placed: Layout | Sequence[Placed], blocks: int) -> bool:
@@ -142,23 +131,23 @@ def plan_move(me: Placed, placed: Layout | Sequence[Placed], blocks: int) -> Spa
     all my blocks are online elsewhere, and not too many of those that share them are moving already.
     """
     layout = Layout.of(placed)
-    others = layout.only(layout.nodes != me.node)
-    online = others.replicas(blocks, ONLINE)[me.span.start : me.span.end]
-    moving = others.state == DRAINING
+    if me.state == "draining":
+        layout = _back_online(me, layout.only(layout.nodes != me.node))
+    # The plan first: of thousands of nodes that ask, few are part of it.
+    if blocks not in layout.moves:
+        online = layout.only((layout.state == ONLINE) & (layout.end <= blocks))
+        layout.moves[blocks] = plan_moves(block_throughput(layout, blocks), layout.replicas(blocks, ONLINE), online)
+    target = layout.moves[blocks].get(me.node)
+    return target if target and _may_leave(me, layout.only(layout.nodes != me.node), blocks) else None
+
+
+def _may_leave(me: Placed, others: Layout, blocks: int) -> bool:
+    """Whether all my blocks are online elsewhere, and few enough nodes that share them are moving already."""
+    replicas = int(others.replicas(blocks, ONLINE)[me.span.start : me.span.end].min())
+    moving = (others.state == DRAINING) & others.overlapping(me.span)
     if me.state == "draining":
         moving &= others.nodes < me.node
-    sharing = int((moving & others.overlapping(me.span)).sum())
-    if online.min() == 0 or sharing > max(0, MOVING * online.min() - 1):
-        return None
-    if me.state == "draining":
-        layout = _back_online(me, others)
-    if blocks not in layout.moves:
-        layout.moves[blocks] = plan_moves(
-            block_throughput(layout, blocks),
-            layout.replicas(blocks, ONLINE),
-            layout.only(layout.state == ONLINE),
-        )
-    return layout.moves[blocks].get(me.node)
+    return replicas > 0 and int(moving.sum()) <= max(0, MOVING * replicas - 1)
 
 
 def _back_online(me: Placed, others: Layout) -> Layout:
@@ -171,12 +160,12 @@ def _back_online(me: Placed, others: Layout) -> Layout:
     )
 
 
-def _poured(throughput: NDArray[np.float64], length: int, load: float, portion: float) -> NDArray[np.float64]:
-    """`throughput` after `load` block-rows a second chose windows of `length` before me, `portion` at a time."""
+def _poured(throughput: NDArray[np.float64], lengths: Sequence[int], rates: Sequence[float]) -> NDArray[np.float64]:
+    """`throughput` after nodes of these lengths and rates have chosen, one after another."""
     throughput = throughput.copy()
-    for _ in range(round(load / portion) if portion > 0 else 0):
+    for length, rate in zip(lengths, rates, strict=True):
         window = _weakest_window(throughput, length, "")
-        throughput[window.start : window.end] += portion / length
+        throughput[window.start : window.end] += rate / length
     return throughput
 
 

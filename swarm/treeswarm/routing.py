@@ -26,13 +26,16 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-# 10,000 nodes, some 1,250 a block: 45 ms with 32, 69 to 158 ms with 64 (larger arrays leave the cache), the same chains
-# (2026-11-21, EPYC Zen 3).
+# 10,000 nodes, some 1,500 a block: 47 ms with 32, 145 ms with 64 (larger arrays leave the cache), 2.5 s without a cut;
+# all chains were the same, even with 8 (2026-11-21, EPYC Zen 3, CPU time).
 PREDECESSORS = 32
 # A chain that visits a node twice is rare; the rest of the search is bounded, and what remains is merged.
 BRANCHES = 64
 # Equal replicas differ by less than this in what a snapshot knows of them; clients must not all choose the same.
 JITTER = 0.05
+# With one place left on a node, one in 1 + RIVALS clients tries for it: the others would find it taken.  Of 100 clients
+# over 1,000 simulated nodes 19 % failed at first without this, 5 % with it, for chains 1 % slower (2026-11-21).
+RIVALS = 3
 # Estimates are off by some percent: a route must promise this share to be worth leaving a working one.
 LEAST_GAIN = 0.1
 # The name of both ends in `measured`: (END, node) is from the start, (node, END) to the end.
@@ -115,16 +118,21 @@ def fastest_chain(
     """The chain over blocks `wanted` with the shortest traversal from `start` to `end`.
 
     Only nodes with `room` free tokens that are not in `avoid`.  `measured` round trips (seconds, by pair of nodes in
-    either order; `END` names the two ends) go before the coordinates' prediction.  A `jitter_seed` disturbs the
-    choice, not the reported seconds, by some percent: the same seed over the same candidates chooses the same.
-    Raises MissingBlocks.
+    either order; `END` names the two ends) go before the coordinates' prediction.  With a `jitter_seed`, one client of
+    many with the same snapshot does not choose as the others: costs are disturbed by some percent (the reported
+    seconds are not) and a node's last places are often left to others; the same seed chooses the same.  Raises
+    MissingBlocks.
     """
     everyone = Candidates.of(candidates)
     full = everyone.free_tokens < room
     banned = np.isin(everyone.nodes, list(avoid)) if avoid else np.zeros_like(full)
     overlaps = (everyone.start < wanted.end) & (wanted.start < everyone.end)
-    usable = everyone.only(overlaps & ~full & ~banned)
+    allowed = overlaps & ~full & ~banned
+    usable = everyone.only(allowed)
     _require_all(everyone, usable, wanted, full, banned)
+    if jitter_seed is not None:
+        left_to_others = everyone.only(allowed & _has_place(everyone.free_tokens // max(room, 1), jitter_seed))
+        usable = usable if _gaps(left_to_others, wanted) else left_to_others
     graph = _Graph(usable, wanted, as_points([start, end]), measured or {})
     path = _without_returns(graph.disturbed(jitter_seed))
     return Chain(graph.hops(path), graph.seconds(path))
@@ -133,6 +141,13 @@ def fastest_chain(
 def worth_changing(current_s: float, best_s: float, *, change_s: float, rounds_left: float) -> bool:
     """Whether a traversal of `best_s` instead of `current_s` repays `change_s` in the rounds that are left."""
     return best_s < (1 - LEAST_GAIN) * current_s and (current_s - best_s) * rounds_left > change_s
+
+
+def _has_place(places: Ints, seed: int) -> Mask:
+    """Where so many `places` are left, whether a client with this seed is one of those that try to get one."""
+    # Not the stream that `disturbed` draws from.
+    random = np.random.default_rng([seed, 1]).random(len(places))
+    return random * (places + RIVALS) < places
 
 
 class _Graph:

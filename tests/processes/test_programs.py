@@ -32,7 +32,9 @@ def test_a_node_that_cannot_start_says_why_in_one_line(arguments: list[str], wor
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words", ["swarm", "swarm generate", "swarm demo", "swarm bench", "swarm-node"])
+@pytest.mark.parametrize(
+    "words", ["swarm", "swarm generate", "swarm status", "swarm demo", "swarm bench", "swarm-node"]
+)
 def test_help_helps(words: str) -> None:
     program = words.split()
     command = [BIN / program[0], *program[1:], "--help"]

@@ -30,7 +30,8 @@ from treeswarm_node.config import Limits as NodeLimits
 from treeswarm_node.device import Computed
 from treeswarm_node.engine import Engine
 from treeswarm_node.kv import KVShape, KVStore
-from treeswarm_node.node import Node, Stage
+from treeswarm_node.node import Node
+from treeswarm_node.stage import Stage
 
 VOCAB, STATE = 5, 16
 NUMERICS = NumericsClass("toy", "float32")
@@ -196,7 +197,7 @@ class ToySwarm:
         engine = Engine(device, self.limits.budget)
         served = Served(span, BLOCKS, VOCAB, 4, 2048, "toy", NUMERICS, "toy", STATE)
         transport = self.network.transport()
-        node = Node(transport, self.limits, stage=Stage(served, engine, store), state=NodeState.ONLINE)
+        node = Node(transport, self.limits, stage=Stage(served, engine, store, 1.0), state=NodeState.ONLINE)
         listener = await transport.listen("127.0.0.1:0", node.accept)
         running = [asyncio.create_task(engine.run()), asyncio.create_task(node.sweep())]
 

@@ -20,10 +20,11 @@ from treeswarm.wire.codec import decode_control_up, decode_link_up
 from treeswarm_client.bench.fuzz import assault, knock
 from treeswarm_client.bench.hostile import hostile_messages, hostile_openings
 from treeswarm_client.describe import describe
+from treeswarm_node.admission import Served
 from treeswarm_node.config import Limits
 from treeswarm_node.engine import Engine
 from treeswarm_node.kv import KVShape, KVStore
-from treeswarm_node.node import Node, Served
+from treeswarm_node.node import Node
 
 MESSAGES = 300
 DESCRIBED = Description(

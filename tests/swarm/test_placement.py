@@ -37,7 +37,7 @@ def grown(nodes: int, blocks: int, seed: int) -> list[Placed]:
     for number in range(nodes):
         node, rate = f"{random.integers(2**32):08x}", float(random.lognormal(10, 0.7))
         length = int(random.integers(1, blocks // 2 + 1))
-        swarm.append(Placed(node + str(number), choose_span(swarm, blocks, length, rate, node), rate, "online"))
+        swarm.append(Placed(node + str(number), choose_span(swarm, blocks, length, node), rate, "online"))
     return swarm
 
 
@@ -51,13 +51,13 @@ def test_throughput_counts_who_comes_and_not_who_goes() -> None:
 
 def test_a_newcomer_takes_the_weakest_window() -> None:
     swarm = [placed("a", 0, 4), placed("b", 0, 2), placed("c", 6, 8, 10)]
-    assert choose_span(swarm, 8, 2, 100.0, "new") == Span(4, 6)
-    assert choose_span([*swarm, placed("d", 4, 6)], 8, 2, 100.0, "new") == Span(6, 8)
-    assert choose_span(swarm, 8, 8, 100.0, "new") == Span(0, 8)
+    assert choose_span(swarm, 8, 2, "new") == Span(4, 6)
+    assert choose_span([*swarm, placed("d", 4, 6)], 8, 2, "new") == Span(6, 8)
+    assert choose_span(swarm, 8, 8, "new") == Span(0, 8)
 
 
 def test_newcomers_to_an_empty_swarm_choose_different_windows() -> None:
-    chosen = {choose_span([], 32, 4, 100.0, f"n{i}") for i in range(40)}
+    chosen = {choose_span([], 32, 4, f"n{i}") for i in range(40)}
     assert len(chosen) > 15
 
 
@@ -74,7 +74,7 @@ def test_a_crowd_that_joins_at_once_spreads(crowd: int) -> None:
     before = grown(100, 40, 1)
     names = [f"{random.integers(2**32):08x}" for _ in range(crowd)]
     rate = float(np.mean([one.rate for one in before]))
-    first = [Placed(name, choose_span(before, 40, 8, rate, name), rate, "joining") for name in names]
+    first = [Placed(name, choose_span(before, 40, 8, name), rate, "joining") for name in names]
     seen = [*before, *first]
     settled = [replace(one, span=choose_again(one, seen, 40)) for one in first]
     assert [yields(one, seen, 40) for one in first] == [
@@ -133,9 +133,10 @@ def test_the_only_replica_stays() -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(1, 6), st.floats(1, 100)), min_size=3, max_size=25),
     st.randoms(use_true_random=False),
+    st.booleans(),
 )
-def test_moves_never_uncover_a_block(shapes: list[tuple[int, int, float]], random: object) -> None:
-    """All decide on one snapshot and announce; then, one after another, each looks again and goes or stays."""
+def test_moves_never_uncover_a_block(shapes: list[tuple[int, int, float]], random: object, at_once: bool) -> None:
+    """All decide on one snapshot and announce; then each looks again, in turn or at once, and goes or stays."""
     blocks = 10
     swarm = [
         placed(f"n{i:02}", start, min(start + length, blocks), rate) for i, (start, length, rate) in enumerate(shapes)
@@ -143,11 +144,12 @@ def test_moves_never_uncover_a_block(shapes: list[tuple[int, int, float]], rando
     served = {block for one in swarm for block in range(one.span.start, one.span.end)}
     moves = {one.node: plan_move(one, swarm, blocks) for one in swarm}
     now = {one.node: replace(one, state="draining") if moves[one.node] else one for one in swarm}
+    announced = list(now.values())
     order = list(moves)
     random.shuffle(order)  # type: ignore[attr-defined]
     for node in order:
         if now[node].state == "draining":
-            again = plan_move(now[node], list(now.values()), blocks)
+            again = plan_move(now[node], announced if at_once else list(now.values()), blocks)
             now[node] = replace(now[node], state="joining", span=again) if again else replace(now[node], state="online")
     online = {block for one in now.values() if one.state == "online" for block in range(one.span.start, one.span.end)}
     assert online == served

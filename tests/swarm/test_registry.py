@@ -11,7 +11,7 @@ import pytest
 from treeswarm.records import NodeState
 from treeswarm.registry.seam import Registry, Snapshot
 
-from ..registry_media import MEDIA, OTHER_MODEL, Clock, InDht, InMemory, Medium, Node, knows, nothing_left, until
+from ..registry_media import MEDIA, OTHER_MODEL, Clock, InDht, InMemory, Medium, Node, all_gone, knows, until
 
 
 @pytest.fixture(params=list(MEDIA))
@@ -24,7 +24,7 @@ async def medium(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         yield made
     finally:
         await made.end()
-    await until(nothing_left(before), "tasks and processes end")
+    await all_gone(before)
 
 
 async def pair(medium: Medium, clock: Clock = time.time) -> tuple[Registry, Registry]:

@@ -14,7 +14,7 @@ from treeswarm.registry import client_registry, mqtt, open_registry
 from treeswarm.registry.mqtt import MqttRegistry
 from treeswarm.transport.memory import MemoryNetwork
 
-from ..registry_media import MODEL, AtBroker, Node, free_port, knows, nothing_left, until
+from ..registry_media import MODEL, AtBroker, Node, all_gone, free_port, knows, until
 
 
 @pytest.fixture(params=["amqtt", "mosquitto"])
@@ -37,7 +37,7 @@ async def begun(kind: str, folder: Path) -> AsyncIterator[AtBroker]:
         yield made
     finally:
         await made.end()
-    await until(nothing_left(set()), "tasks and processes end")
+    await all_gone(set())
 
 
 async def test_a_record_that_anyone_clears_or_overwrites_is_not_forgotten_and_comes_back(

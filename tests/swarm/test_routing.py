@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -132,6 +133,26 @@ def test_clients_with_one_snapshot_spread_over_equal_replicas() -> None:
     assert min(counts) > 20
     assert chain([*replicas, candidate("slow", 0, 4, 0.02)], 0, 4, jitter_seed=3).hops[0][0] != "slow"
     assert chain(replicas, 0, 4, jitter_seed=3).seconds == chain(replicas, 0, 4).seconds
+
+
+def test_the_last_place_is_left_to_some() -> None:
+    scarce, ample = candidate("scarce", 0, 4, free_tokens=10), candidate("ample", 0, 4, 0.02)
+    chosen = [chain([scarce, ample], 0, 4, room=10, jitter_seed=seed).hops[0][0] for seed in range(200)]
+    assert 20 < chosen.count("scarce") < 100
+    assert chain([scarce], 0, 4, room=10, jitter_seed=1).hops[0][0] == "scarce"
+
+
+def test_the_cut_costs_little_where_many_nodes_serve_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    many = []
+    for node in range(400):
+        start, length = (int(value) for value in random.integers(1, 8, size=2))
+        place = Coordinate(*random.uniform(0, 0.1, 2).tolist(), 0.002)
+        span = Span(start - 1, min(start + length, 12))
+        many.append(Candidate(f"n{node}", span, float(random.lognormal(-5, 0.5)), 0.005, 100, place))
+    cut = chain(many, 0, 12)
+    monkeypatch.setattr(routing, "PREDECESSORS", len(many))
+    assert chain(many, 0, 12).seconds <= cut.seconds < 1.02 * chain(many, 0, 12).seconds
 
 
 def test_a_queue_sends_clients_elsewhere() -> None:

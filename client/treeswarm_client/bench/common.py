@@ -31,6 +31,8 @@ class BenchSetup:
     prompts: int = 8
     tokens: int = 64
     swarm_key: Path | None = None
+    prompt_tokens: int | None = None
+    """Cut the prompts to so many."""
     peers: str | None = None
     """Nodes that run already, wherever they are, instead of ones that the bench starts here."""
 
@@ -52,7 +54,7 @@ class Bench:
     @property
     def addresses(self) -> list[str]:
         """The nodes', in the order of their blocks."""
-        return [hop.address for hop in self.client.target.hops]
+        return self.client.addresses
 
     async def run(self, prompt: Sequence[int], *, tree_size: int, tokens: int | None = None, **sampling: Any) -> Run:
         """One whole generation that no stop token ends.  Raises what broke it: a bench with a dead node is no bench."""

@@ -29,9 +29,10 @@ CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 async def bench_peers(setup: BenchSetup, *, tree_size: int) -> dict[str, Any]:
     """Against the nodes at `setup.peers`.  `first` is this client's first generation: on connections that nobody has
-    used yet, if the nodes are new as well; `later` ran on the same connections."""
+    used yet, if the nodes are new as well; `later` ran on the same connections.  A long prompt warms them up: only
+    after a short one is the first tree sent cold."""
     async with bench_swarm(setup) as bench:
-        prompts = held_out_prompts(bench.client, setup.prompts)
+        prompts = [prompt[: setup.prompt_tokens] for prompt in held_out_prompts(bench.client, setup.prompts)]
         first = await bench.run(prompts[0], tree_size=tree_size)
         pairs = [
             (await bench.run(prompt, tree_size=0), await bench.run(prompt, tree_size=tree_size)) for prompt in prompts
@@ -121,6 +122,8 @@ async def _on_client(lab: Lab, which: str, setup: BenchSetup, tree_size: int) ->
         "--max-new-tokens": setup.tokens,
         "--tree-size": tree_size,
     }
+    if setup.prompt_tokens:
+        flags["--prompt-tokens"] = setup.prompt_tokens
     words = [str(word) for flag in flags.items() for word in flag]
     command = lab.command("client", sys.executable, "-m", "treeswarm_client.cli.main", "bench", which, "--json", *words)
     process = await asyncio.create_subprocess_exec(

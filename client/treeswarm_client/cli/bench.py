@@ -18,6 +18,8 @@ EXAMPLES = """examples:
   swarm bench exact --json                   20 prompts, 1 to 3 nodes, five tree sizes, against stock transformers
   swarm bench trees --prompts 4 --json       tokens a traversal by tree size, beside three baselines
   swarm bench wan --tree-size 64 --json      plain against trees over links of 0, 25 and 50 ms
+  swarm bench faults --json                  100 generations, each hit by a kill, a hang, a cut, a refusal or a drain
+  swarm bench load --clients 64 --json       more clients than there is room for
   swarm bench fuzz --messages 10000 --json   hostile messages at a real node: does it live, does it still serve?
   swarm bench tls --json                     what TLS costs on loopback, beside plaintext in the same run
   swarm bench wan --lab delay=25ms,rate=100mbit   the same over real TCP between network namespaces (root, Linux)
@@ -46,8 +48,12 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.add_argument("--max-new-tokens", type=int, help="tokens a prompt (default 64; exact: 128)")
     made.add_argument("--tree-size", type=int, default=64, help="of the wan bench (default 64)")
     made.add_argument("--sizes", type=_numbers, help="tree sizes of exact and trees, such as 0,8,64")
+    made.add_argument("--generations", type=int, default=100, help="of the faults bench (default 100)")
+    made.add_argument("--seed", type=int, default=0, help="of the faults bench's schedule (default 0)")
+    made.add_argument("--clients", type=int, default=64, help="of the load bench (default 64)")
     made.add_argument("--messages", type=int, default=10_000, help="of the fuzz bench (default 10000)")
     add_swarm_key_flag(made)
+    made.add_argument("--prompt-tokens", type=int, help="wan with --lab or --peers: cut prompts to so many (all 128)")
     where = made.add_mutually_exclusive_group()
     where.add_argument("--peers", help="overhead, wan: nodes that run already, HOST:PORT,HOST:PORT")
     where.add_argument("--lab", metavar="LINK", help="overhead, wan: a namespace a node; delay=25ms,rate=100mbit")
@@ -74,6 +80,7 @@ def _run(args: argparse.Namespace) -> int:
         prompts=args.prompts or (EXACT_PROMPTS if exact else BenchSetup.prompts),
         swarm_key=args.swarm_key,
         tokens=args.max_new_tokens or (EXACT_TOKENS if exact else BenchSetup.tokens),
+        prompt_tokens=args.prompt_tokens,
         peers=args.peers,
     )
     bench = _in_lab if args.lab else _benches()[args.which]
@@ -99,6 +106,8 @@ def _benches() -> dict[str, Callable[[BenchSetup, argparse.Namespace], Coroutine
         "flips": _flips,
         "fuzz": _fuzz,
         "tls": _tls,
+        "faults": _faults,
+        "load": _load,
     }
 
 
@@ -133,6 +142,18 @@ async def _in_lab(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]
 
     link = LabLink.parse(args.lab)
     return await wan.bench_in_lab(args.which, setup, link=link, congestion=args.congestion, tree_size=args.tree_size)
+
+
+async def _faults(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_client.bench import faults  # noqa: PLC0415
+
+    return await faults.bench_faults(setup, generations=args.generations, seed=args.seed)
+
+
+async def _load(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_client.bench import load  # noqa: PLC0415
+
+    return await load.bench_load(setup, clients=args.clients)
 
 
 async def _batch(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:

@@ -35,6 +35,9 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 # Pauses between attempts to announce before the caller is told.
 ATTEMPTS_S = (0.0, 0.5, 2.0)
+# Before a node that wants to join is told that nobody is there: a peer on a machine busy with loading a model may not
+# answer for ten seconds.
+JOIN_PAUSES_S = (0.0, 1.0, 3.0, 10.0)
 # Of others, by which the swarm is found again when those named at the start are gone.
 MAX_REMEMBERED = 16
 
@@ -46,6 +49,7 @@ class DhtRegistry(BookRegistry):
     initial_peers: tuple[str, ...] = field(kw_only=True)
     listen: tuple[str, ...] = field(kw_only=True)
     identity: Path = field(kw_only=True)
+    temporary: tempfile.TemporaryDirectory[str] = field(kw_only=True)
     poll_s: float = POLL_S
     visible_maddrs: tuple[str, ...] = ()
     """Where others reach this peer's daemon: `/ip4/HOST/tcp/PORT/p2p/ID`."""
@@ -57,7 +61,6 @@ class DhtRegistry(BookRegistry):
     _polled: dict[str, bytes] = field(default_factory=dict)
     _remembered: tuple[str, ...] = ()
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    _made: list[tempfile.TemporaryDirectory[str]] = field(default_factory=list)
 
     @classmethod
     async def start(
@@ -72,19 +75,19 @@ class DhtRegistry(BookRegistry):
         """Join the DHT of `initial_peers`, or begin one.  `identity` is the file of the daemon's key, made if it is
         missing; without one, the key lasts as long as this registry.  Raises BadRequest or Unreachable."""
         check_hivemind()
-        temporary = tempfile.TemporaryDirectory(prefix="treeswarm-dht-") if identity is None else None
+        temporary = tempfile.TemporaryDirectory(prefix="treeswarm-dht-")
         registry = cls(
             model,
             clock,
             initial_peers=tuple(initial_peers),
             listen=tuple(listen),
-            identity=Path(temporary.name) / "identity" if temporary else identity or Path(),
+            identity=identity or Path(temporary.name) / "identity",
+            temporary=temporary,
             poll_s=poll_s,
         )
-        registry._made = [temporary] if temporary else []
         try:
             await registry._begin()
-            if initial_peers and not await registry._life.meet(initial_peers):
+            if initial_peers and not await registry._meet_patiently(initial_peers):
                 raise Unreachable(
                     f"no DHT answers at {', '.join(initial_peers)}: check that they run and their ports are open, "
                     "or begin a new swarm with dht:"
@@ -98,6 +101,13 @@ class DhtRegistry(BookRegistry):
             asyncio.create_task(registry._keep_meeting()),
         ]
         return registry
+
+    async def _meet_patiently(self, initial_peers: Sequence[str]) -> int:
+        for pause_s in JOIN_PAUSES_S:
+            await asyncio.sleep(pause_s)
+            if met := await self._life.meet(initial_peers):
+                return met
+        return 0
 
     @property
     def spec(self) -> str:
@@ -129,8 +139,7 @@ class DhtRegistry(BookRegistry):
             if self._peer is not None:
                 await self._peer.close()
             self._peer = None
-        for temporary in self._made:
-            temporary.cleanup()
+        self.temporary.cleanup()
 
     # ---- what is told and heard --------------------------------------------------------------------------------
 
@@ -145,8 +154,8 @@ class DhtRegistry(BookRegistry):
                 with contextlib.suppress(SwarmError):
                     await self._rebuild(life)
         raise Unreachable(
-            "no other node keeps this node's record: it is announced again as soon as one of "
-            f"{', '.join(self._acquaintances()) or 'them'} answers"
+            f"nobody else in the DHT has the record of {sealed.record.node} yet: "
+            f"none of {', '.join(self._acquaintances()) or 'its peers'} answers; check this machine's network"
         )
 
     async def _kept(self, life: Peer, sealed: SealedRecord) -> bool:

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from treeswarm.wire.sealing import unseal
 SHARDS = 16
 # Of one shard, kept here and taken in a poll: 16 of these are more nodes than a list of one model needs, 2 MiB a shard.
 MAX_SHARD = 4096
-# Of this and other models, that this node keeps for the swarm.
-MAX_KEYS = 1024
+# Of this and other models, that this node keeps for the swarm; an enemy can fill 0.7 GB of memory with them, not more.
+MAX_KEYS = 256
 REPLICAS = 5
 # hivemind gives up on a peer after 3 s; a whole walk through the DHT that takes this long hangs in a dead daemon.
 STUCK_S = 30.0
@@ -96,6 +96,7 @@ class Peer:
 
     p2p: Any
     node: Any
+    _asked: set[asyncio.Future[Any]] = field(default_factory=set)
 
     @classmethod
     async def start(cls, listen: Sequence[str], identity: Path, believable: Validate) -> "Peer":
@@ -149,11 +150,11 @@ class Peer:
             return True
 
     async def maddrs(self) -> tuple[str, ...]:
-        return tuple(map(str, await _asked(self.p2p.get_visible_maddrs(latest=True))))
+        return tuple(map(str, await self._ask(self.p2p.get_visible_maddrs(latest=True))))
 
     async def met(self) -> list[str]:
         """Addresses of the peers connected now.  Raises TransportError when the daemon is dead."""
-        peers = await _asked(self.p2p.list_peers())
+        peers = await self._ask(self.p2p.list_peers())
         return [f"{maddr}/p2p/{peer.peer_id}" for peer in peers for maddr in peer.addrs[:1]]
 
     def missing(self, maddrs: Iterable[str]) -> list[str]:
@@ -165,7 +166,7 @@ class Peer:
         """Dial and greet; returns how many answered."""
         answers = await asyncio.gather(*map(self._meet_one, self.missing(maddrs)))
         if any(answers):  # whoever answered knows others
-            await _asked(self.node.find_nearest_nodes([self.node.node_id]))
+            await self._ask(self.node.find_nearest_nodes([self.node.node_id]))
         return sum(answers) + len(maddrs) - len(answers)
 
     async def _meet_one(self, maddr: str) -> bool:
@@ -176,38 +177,37 @@ class Peer:
         with contextlib.suppress(TransportError):
             peer = PeerID.from_base58(name)
             # P2P has no public way to dial an address later than at its start.
-            await _asked(self.p2p._client.connect(peer, [Multiaddr(where)]), DIAL_S)
-            return await _asked(self.node.protocol.call_ping(peer)) is not None
+            await self._ask(self.p2p._client.connect(peer, [Multiaddr(where)]), DIAL_S)
+            return await self._ask(self.node.protocol.call_ping(peer)) is not None
         return False
 
     async def store(self, sealed: SealedRecord) -> bool:
-        """Whether another peer has the record afterwards.
+        """Whether another peer has the record afterwards, or a newer one of the same node.
 
         hivemind's own yes means nothing: it counts this peer's own copy, and says it after the daemon's death as well.
         """
         record = sealed.record
         key, date = shard_key(record.model, record.node), dht_date(record.generation)
-        await _asked(self.node.store(key, sealed.sealed, date, subkey=record.node))
-        return await self._others_have(key, record.node, sealed.sealed)
+        await self._ask(self.node.store(key, sealed.sealed, date, subkey=record.node))
+        return await self._others_have(key, record.node, date)
 
-    async def _others_have(self, key: str, subkey: str, value: bytes) -> bool:
+    async def _others_have(self, key: str, subkey: str, date: float) -> bool:
         from hivemind.dht.routing import DHTID  # noqa: PLC0415
-        from hivemind.utils import MSGPackSerializer  # noqa: PLC0415
 
-        key_id, wanted = DHTID.generate(key), MSGPackSerializer.dumps(value)
-        nearest = await _asked(self.node.find_nearest_nodes([key_id], k_nearest=REPLICAS, exclude_self=True))
+        key_id = DHTID.generate(key)
+        nearest = await self._ask(self.node.find_nearest_nodes([key_id], k_nearest=REPLICAS, exclude_self=True))
         for peer in nearest[key_id].values():
-            found = await _asked(self.node.protocol.call_find(peer, [key_id]))
+            found = await self._ask(self.node.protocol.call_find(peer, [key_id]))
             entries = found[key_id][0] if found else None
-            entry = entries.value.get(subkey) if entries and hasattr(entries.value, "get") else None
-            if entry is not None and entry.value == wanted:
+            entry = entries.value.get(subkey) if entries else None
+            if entry is not None and entry.expiration_time >= date:
                 return True
         return False
 
     async def read(self, keys: Sequence[str], known: Callable[[str], SealedRecord | None]) -> dict[str, bytes]:
         """Node ids and what is said to be their records."""
         self._forget_surplus()
-        found = await _asked(self.node.get_many(keys, sufficient_expiration_time=float("inf")))
+        found = await self._ask(self.node.get_many(keys, sufficient_expiration_time=float("inf")))
         shards = [entries.value for entries in found.values() if entries and isinstance(entries.value, dict)]
         return {
             node: sealed
@@ -225,7 +225,26 @@ class Peer:
     async def close(self) -> None:
         """hivemind's own way asks the daemon first to forget its handlers, and waits for ever for a dead one."""
         self.node.is_alive = False
+        if self._asked:
+            await asyncio.wait(self._asked, timeout=DIAL_S)
         await _end(self.p2p)
+        for task in self._asked:
+            task.cancel()
+        await asyncio.gather(*self._asked, return_exceptions=True)
+
+    async def _ask(self, answer: Awaitable[Any], timeout: float = STUCK_S) -> Any:
+        """Await something of hivemind's.  Raises TransportError whatever it raises.
+
+        Who asks may be cancelled; hivemind's walks may not: a cancelled one leaves tasks that wait for ever.
+        """
+        task = asyncio.ensure_future(answer)
+        self._asked.add(task)
+        task.add_done_callback(self._asked.discard)
+        try:
+            async with asyncio.timeout(timeout):
+                return await asyncio.shield(task)
+        except Exception as error:  # OSError, RuntimeError, KeyError and its daemon's own; none may cross this border
+            raise TransportError(f"the DHT's daemon does not do its part ({error or type(error).__name__})") from error
 
 
 def _make_identity(path: Path) -> None:
@@ -268,15 +287,6 @@ async def _end(p2p: Any) -> None:
     for task in (control._read_task, control._write_task) if control else ():
         if task.done() and not task.cancelled():
             task.exception()  # looked at, or asyncio tells everyone that it died with its daemon
-
-
-async def _asked(answer: Awaitable[Any], timeout: float = STUCK_S) -> Any:
-    """Await something of hivemind's.  Raises TransportError whatever it raises."""
-    try:
-        async with asyncio.timeout(timeout):
-            return await answer
-    except Exception as error:  # OSError, RuntimeError, KeyError and its daemon's own; none may cross this border
-        raise TransportError(f"the DHT's daemon does not do its part ({error or type(error).__name__})") from error
 
 
 def check_hivemind() -> None:

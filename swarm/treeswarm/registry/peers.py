@@ -117,6 +117,7 @@ class PeersRegistry(BookRegistry):
                 raise TransportError(f"{address} answered a watch with a {type(message).__name__}")
             for news in await self.hear(message.sealed):
                 if not self.everyone:
-                    self.dials[news.record.node] = f"{address.partition('#')[0]}#{news.record.pin}"
+                    pin = f"#{news.record.pin}" if news.record.pin else ""
+                    self.dials[news.record.node] = address.partition("#")[0] + pin
             self.silent.pop(address, None)
             self._first.setdefault(address, asyncio.Event()).set()

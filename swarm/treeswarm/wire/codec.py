@@ -118,6 +118,10 @@ def _description_in(d: pb.Description) -> m.Description:
         frames=d.frames,
         forwards=d.forwards,
         forward_sessions=d.forward_sessions,
+        sessions=d.sessions,
+        opened=d.opened,
+        resumed=d.resumed,
+        refused=d.refused,
     )
 
 

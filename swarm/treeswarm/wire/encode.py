@@ -68,6 +68,10 @@ def _description_out(d: m.Description) -> pb.Description:
         frames=d.frames,
         forwards=d.forwards,
         forward_sessions=d.forward_sessions,
+        sessions=d.sessions,
+        opened=d.opened,
+        resumed=d.resumed,
+        refused=d.refused,
     )
 
 

@@ -100,7 +100,7 @@ class Describe(_message.Message):
     def __init__(self, version: _Optional[int] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("version", "software", "span", "blocks", "vocab_size", "hidden_size", "max_positions", "config", "numerics", "attention", "trunk_free", "frames", "forwards", "forward_sessions")
+    __slots__ = ("version", "software", "span", "blocks", "vocab_size", "hidden_size", "max_positions", "config", "numerics", "attention", "trunk_free", "frames", "forwards", "forward_sessions", "sessions", "opened", "resumed", "refused")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     SPAN_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +115,10 @@ class Description(_message.Message):
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     FORWARDS_FIELD_NUMBER: _ClassVar[int]
     FORWARD_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     version: int
     software: str
     span: Span
@@ -129,7 +133,11 @@ class Description(_message.Message):
     frames: int
     forwards: int
     forward_sessions: int
-    def __init__(self, version: _Optional[int] = ..., software: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., vocab_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., max_positions: _Optional[int] = ..., config: _Optional[str] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., attention: _Optional[str] = ..., trunk_free: _Optional[int] = ..., frames: _Optional[int] = ..., forwards: _Optional[int] = ..., forward_sessions: _Optional[int] = ...) -> None: ...
+    sessions: int
+    opened: int
+    resumed: int
+    refused: int
+    def __init__(self, version: _Optional[int] = ..., software: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., vocab_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., max_positions: _Optional[int] = ..., config: _Optional[str] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., attention: _Optional[str] = ..., trunk_free: _Optional[int] = ..., frames: _Optional[int] = ..., forwards: _Optional[int] = ..., forward_sessions: _Optional[int] = ..., sessions: _Optional[int] = ..., opened: _Optional[int] = ..., resumed: _Optional[int] = ..., refused: _Optional[int] = ...) -> None: ...
 
 class NextHop(_message.Message):
     __slots__ = ("address", "ticket")

@@ -1,0 +1,69 @@
+"""A TCP relay in front of a node, whose connections can be cut: what a home router does to a volunteer."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+CHUNK = 1 << 16
+
+
+@dataclass(eq=False)
+class Cuttable:
+    """Strangers dial `port`, the node listens on `inner`, both on loopback."""
+
+    port: int
+    inner: int
+    _streams: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, both ways, until either end is over."""
+        try:
+            inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self.inner)
+        except OSError:
+            writer.transport.abort()
+            return
+        ends = {writer, inner_writer}
+        self._streams |= ends
+        pumps = [asyncio.ensure_future(_pump(*way)) for way in ((reader, inner_writer), (inner_reader, writer))]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            for end in ends:
+                end.transport.abort()
+            self._streams -= ends
+
+    def cut(self) -> None:
+        """Break every connection there is; new ones are welcome."""
+        for stream in self._streams:
+            stream.transport.abort()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(CHUNK):
+            writer.write(data)
+            await writer.drain()
+
+
+@contextlib.asynccontextmanager
+async def cuttable() -> AsyncIterator[Cuttable]:
+    """A relay to a port that nobody listens on yet."""
+    line = Cuttable(0, free_port())
+    server = await asyncio.start_server(line.relay, "127.0.0.1", 0)
+    line.port = server.sockets[0].getsockname()[1]
+    try:
+        yield line
+    finally:
+        server.close()
+        line.cut()
+
+
+def free_port() -> int:
+    """One that nobody has at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,235 @@
+"""A node's life: join, serve, move where it helps most, pause for its owner, leave.
+
+Spans and sessions come and go; the node, its address and its identity stay.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from treeswarm import __version__
+from treeswarm.errors import SwarmError
+from treeswarm.keys import Identity
+from treeswarm.messages import NumericsClass
+from treeswarm.placement import Placed, State, choose_again, choose_span, plan_move
+from treeswarm.records import NodeRecord, NodeState
+from treeswarm.spans import Span
+from treeswarm.transport.address import Address
+from treeswarm_node.config import NodeConfig
+from treeswarm_node.fit import blocks_that_fit, footprint_of, free_memory
+from treeswarm_node.membership import Membership
+from treeswarm_node.node import Node
+from treeswarm_node.stage import Model, Stage, find_device, on_stage
+from treeswarm_node.survey import Survey
+
+log = logging.getLogger(__name__)
+
+# A record is seen by everybody within one poll of the DHT, three seconds; with room for a slow one.
+SETTLE_S = 5.0
+CHOICES = 4
+# A move costs a minute of work; twice an hour or so is soon enough for a swarm that lives for days (swarm simulate).
+LOOK_EVERY_S = 600.0
+UNKNOWN_WEIGHTS = "0" * 64
+# What a node that has measured nothing is taken for, block-rows a second; it is measured before it serves.
+GUESSED_RATE = 1000.0
+# Streams, codec and event loop around a forward, measured by `swarm bench overhead` (docs/benchmarks.md).
+OVERHEAD_S = 0.002
+PLACED: dict[NodeState, State] = {
+    NodeState.JOINING: "joining",
+    NodeState.ONLINE: "online",
+    NodeState.DRAINING: "draining",
+}
+
+
+@dataclass(eq=False)
+class Lifecycle:
+    """`join` until it serves, then `live` until told to stop, then `leave`."""
+
+    config: NodeConfig
+    identity: Identity
+    model: Model
+    node: Node
+    address: Address
+    survey: Survey
+    reachable: bool = False
+    span: Span | None = None
+    membership: Membership = field(init=False)
+    _stage: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+
+    def draft(self, generation: int, expires: int) -> NodeRecord:
+        """What there is to say of this node now."""
+        stage = self.node.stage
+        return NodeRecord(
+            key=self.identity.public_key,
+            generation=generation,
+            expires=expires,
+            state=self.node.state,
+            address=str(self.address.bare),
+            pin=self.identity.pin,
+            reachable=self.reachable,
+            name=self.config.model[-64:],
+            model=self.model.config,
+            numerics=stage.served.numerics if stage else NumericsClass(UNKNOWN_WEIGHTS, self.config.dtype),
+            span=self.span or Span(0, self.model.shape.blocks),
+            blocks=self.model.shape.blocks,
+            rate=stage.rate if stage else GUESSED_RATE,
+            hop_s=OVERHEAD_S + (stage.engine.counters.queue_s if stage else 0.0),
+            free_tokens=stage.store.free_tokens if stage else 0,
+            total_tokens=self.config.kv_tokens,
+            coordinate=self.survey.as_recorded(),
+            software=f"treeswarm {__version__}",
+        )
+
+    async def join(self) -> Stage:
+        """Choose a span, say so, load it, serve it.  Raises ModelError, BadRequest."""
+        self.span = self.config.span or await self._choose()
+        self.node.state = NodeState.JOINING
+        await self.membership.announce()
+        if self.config.span is None:
+            self.span = await self._settle(self.span)
+        return await self._serve(self.span)
+
+    async def live(self, stop: asyncio.Event) -> None:
+        """Serve, obey the owner, and move where it helps, until `stop` is set or the owner says drain."""
+        told = asyncio.create_task(stop.wait())
+        try:
+            while not told.done():
+                order = asyncio.create_task(self.membership.orders.get())
+                pause = LOOK_EVERY_S * random.uniform(0.5, 1.5)
+                await asyncio.wait({told, order}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                if not order.done():
+                    order.cancel()
+                    if not told.done() and self.config.span is None and self.node.state is NodeState.ONLINE:
+                        await self._consider_moving()
+                elif await self._obey(order.result()):
+                    return
+        finally:
+            told.cancel()
+
+    async def leave(self) -> None:
+        """Withdraw, let the sessions go elsewhere, free everything."""
+        await self._drain()
+        self.node.state = NodeState.GONE
+        await self.membership.leave()
+
+    async def _obey(self, order: str) -> bool:
+        """Whether the order ends the node."""
+        log.info("the owner says: %s", order)
+        if order == "pause" and self.node.stage is not None:
+            await self._drain()
+            self.node.state = NodeState.PAUSED
+            await self.membership.announce()
+        elif order == "resume" and self.node.stage is None:
+            await self.join()
+        return order == "drain"
+
+    async def _serve(self, span: Span) -> Stage:
+        self.span = span
+        stage = await self._stage.enter_async_context(on_stage(self.config, self.model, span))
+        self.node.stage, self.node.state = stage, NodeState.ONLINE
+        await self.membership.announce()
+        return stage
+
+    async def _drain(self) -> None:
+        """Sessions move elsewhere, within the grace time; then the span is unloaded."""
+        self.node.state = NodeState.DRAINING
+        await self.membership.announce()
+        await self.node.drain(self.config.limits.grace_s)
+        self.node.stage = None
+        await self._stage.aclose()
+
+    # ---------------------------------------------------------------- where
+
+    async def _choose(self) -> Span:
+        """The window that helps most, as long as fits.  Raises BadRequest."""
+        blocks = self.model.shape.blocks
+        length = self.config.num_blocks
+        if length is None:
+            length = await asyncio.to_thread(self._fitting)
+        others = await self._others()
+        span = choose_span(others, blocks, min(length, blocks), self.identity.node_id)
+        log.info("choosing blocks %s of %d among %d nodes", span, blocks, len(others))
+        return span
+
+    async def _settle(self, span: Span) -> Span:
+        """Announced; does anybody else take the same just now?  The lowest id stays, the others make room."""
+        for _ in range(CHOICES):
+            if not await self._others():
+                return span  # nobody is there whose record could still be on its way
+            await asyncio.sleep(SETTLE_S * random.uniform(1.0, 1.5))
+            others = await self._others()
+            mine = Placed(self.identity.node_id, span, _typical(others), "joining")
+            again = choose_again(mine, [*others, mine], self.model.shape.blocks)
+            if again == span:
+                return span
+            self.span = span = again
+            await self.membership.announce()
+        return span
+
+    async def _consider_moving(self) -> None:
+        """Move if the swarm gains enough by it, and nobody is left without a block meanwhile."""
+        span = await self._planned()
+        if span is None:
+            return
+        log.info("moving from blocks %s to %s", self.span, span)
+        self.node.state = NodeState.DRAINING
+        await self.membership.announce()
+        await asyncio.sleep(SETTLE_S)  # whoever decided the same at the same time is seen by now
+        if await self._planned() is None:
+            self.node.state = NodeState.ONLINE
+            await self.membership.announce()
+            return
+        await self._drain()
+        self.node.state = NodeState.JOINING
+        await self._serve(span)
+
+    async def _planned(self) -> Span | None:
+        assert self.span is not None
+        assert self.node.stage is not None
+        me = Placed(self.identity.node_id, self.span, self.node.stage.rate, PLACED[self.node.state])
+        others = await self._others()
+        return plan_move(me, [*others, me], self.model.shape.blocks)
+
+    async def _others(self) -> list[Placed]:
+        return [
+            Placed(sealed.record.node, sealed.record.span, sealed.record.rate, PLACED[sealed.record.state])
+            for sealed in await self.membership.others()
+            if sealed.record.model == self.model.config and sealed.record.state in PLACED
+        ]
+
+    def _fitting(self) -> int:
+        device = find_device(self.config.device)
+        footprint = footprint_of(self.model.folder, getattr(torch, self.config.dtype))
+        return blocks_that_fit(
+            self.config.memory or free_memory(device),
+            footprint,
+            kv_tokens=self.config.kv_tokens,
+            forward_rows=self.config.limits.budget.rows,
+            blocks=self.model.shape.blocks,
+        )
+
+
+def _typical(others: Sequence[Placed]) -> float:
+    """This node's speed is not known before it has loaded something; it is taken for an average one."""
+    rates = [one.rate for one in others if one.rate > 0]
+    return sum(rates) / len(rates) if rates else GUESSED_RATE
+
+
+async def keep_surveying(life: Lifecycle, every_s: float) -> None:
+    """Measure the way to another node now and then, and ask one whether this node can be reached; until cancelled."""
+    while True:
+        try:
+            others = [sealed.record for sealed in await life.membership.others()]
+            await life.survey.look_at(others)
+            if not life.reachable and others:
+                life.reachable = await life.survey.dialled_back(random.choice(others), life.address)
+                if life.reachable:
+                    await life.membership.announce()
+        except SwarmError as error:
+            log.info("surveying: %s", error)
+        await asyncio.sleep(every_s * random.uniform(0.5, 1.5))

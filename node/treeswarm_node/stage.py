@@ -1,0 +1,148 @@
+"""A span on this machine: loaded, proven, measured."""
+
+import asyncio
+import contextlib
+import gc
+import statistics
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from treeswarm.errors import BadRequest
+from treeswarm.identity import config_digest, weights_digest
+from treeswarm.messages import NumericsClass, Resumption
+from treeswarm.model_files import ModelShape, read_config, read_shape, resolve_model
+from treeswarm.replay import replay
+from treeswarm.session import NodeSession, SessionTerms
+from treeswarm.spans import Span
+from treeswarm_node.admission import Served
+from treeswarm_node.batch import Segment
+from treeswarm_node.config import NodeConfig
+from treeswarm_node.device import Device
+from treeswarm_node.engine import Engine
+from treeswarm_node.kv import KVStore
+from treeswarm_node.loader import load_span
+from treeswarm_node.proof import prove
+from treeswarm_node.sampler import Sampler
+from treeswarm_node.span_model import SpanModel
+
+# As many rows as a usual tree has: what a swarm's nodes are compared by.
+RATE_ROWS = 64
+RATE_RUNS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What a node serves at the moment."""
+
+    served: Served
+    engine: Engine
+    store: KVStore
+    rate: float
+    """Block-rows a second, measured on trees of `RATE_ROWS` rows."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known before any weight is loaded."""
+
+    name: str
+    folder: Path
+    shape: ModelShape
+    config: str
+    """Digest."""
+
+    @classmethod
+    def find(cls, name: str) -> "Model":
+        """Raises ModelError."""
+        folder = resolve_model(name)
+        return cls(name, folder, read_shape(folder), config_digest(read_config(folder)))
+
+
+@contextlib.asynccontextmanager
+async def on_stage(config: NodeConfig, model: Model, span: Span) -> AsyncIterator[Stage]:
+    """Load, prove and measure a span; its memory is free again on leaving.  Raises ModelError, BadRequest."""
+    loaded, served, rate = await asyncio.to_thread(_load, config, model, span)
+    engine = Engine(Device(loaded, Sampler(served.vocab_size)), config.limits.budget)
+    running = asyncio.create_task(engine.run())
+    try:
+        yield Stage(served, engine, loaded.store, rate)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        del engine, loaded
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def find_device(name: str) -> torch.device:
+    """Raises BadRequest for one that cannot be used here."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadRequest(
+            f"device '{name}' cannot be used here ({str(error).splitlines()[0]}): try --device cpu"
+        ) from None
+    return device
+
+
+def _load(config: NodeConfig, model: Model, span: Span) -> tuple[SpanModel, Served, float]:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = find_device(config.device)
+    folder = resolve_model(model.name, weights=True, span=span)
+    with _progress() as progress:
+        loaded = load_span(folder, span, getattr(torch, config.dtype), device, progress)
+        weights = weights_digest(folder, read_config(folder), progress)
+    spanned = SpanModel(loaded, config.kv_tokens)
+    prove(spanned)
+    served = Served(
+        span=span,
+        blocks=model.shape.blocks,
+        vocab_size=model.shape.vocab_size,
+        hidden_size=model.shape.hidden_size,
+        max_positions=model.shape.max_positions,
+        config=model.config,
+        numerics=NumericsClass(weights=weights, dtype=config.dtype),
+        attention=spanned.attention_name,
+        activation_bytes=model.shape.hidden_size * loaded.dtype.itemsize,
+    )
+    return spanned, served, measure_rate(spanned)
+
+
+def measure_rate(model: SpanModel) -> float:
+    """Block-rows a second of this span on this machine: the median of some forwards, after one to warm up."""
+    rows = min(RATE_ROWS, model.store.free_tokens // 2)
+    span = model.loaded.span
+    took = []
+    for _ in range(RATE_RUNS + 1):
+        session = NodeSession(SessionTerms(0, rows, 1, 0, model.loaded.config.vocab_size, 0, Resumption(rows, rows)))
+        kv = model.store.open(rows, 1)
+        try:
+            start = time.perf_counter()
+            for append in replay(0, [0] * rows):
+                (step,) = session.receive(append)
+                hidden = torch.zeros(step.rows, model.hidden_size, dtype=model.dtype, device=model.device)
+                model.forward([Segment(kv, step, span)], hidden)[-1].float().cpu()
+            took.append(time.perf_counter() - start)
+        finally:
+            kv.close()
+    return rows * len(span) / statistics.median(took[1:])
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("loading", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
