@@ -1,4 +1,4 @@
-"""What a rented port costs: `python -m tests.bench_ports [--lab delay=25ms,rate=100mbit]`, one JSON object.
+"""What a rented port costs: `python -m tests.bench_ports [--lab delay=25ms [--beside]]`, one JSON object.
 
 The same echoes from one process to a second, directly and through a third that lends the second its port, one by one in
 turn; over TLS, on one bidirectional stream each.  In a lab (root, Linux) each process has a host of its own.
@@ -114,22 +114,22 @@ async def program(command: list[str]) -> AsyncIterator[dict[str, Any]]:
         await process.wait()
 
 
-async def bench(place: Place, hosts: dict[str, str], *, lab: bool) -> dict[str, Any]:
+async def bench(place: Place, hosts: dict[str, str], client: str, *, lab: bool) -> dict[str, Any]:
     this = [sys.executable, "-m", "tests.bench_ports"]
     async with (
         program(place("landlord", [*this, "lend", hosts["landlord"]])) as landlord,
         program(place("tenant", [*this, "live", hosts["tenant"], landlord["address"]])) as tenant,
         program(
-            place("client", [*this, "measure", tenant["direct"], tenant["rented"], *(["lab"] if lab else [])])
+            place(client, [*this, "measure", tenant["direct"], tenant["rented"], *(["lab"] if lab else [])])
         ) as measured,
     ):
         return measured
 
 
-async def bench_in_lab(link: LabLink) -> dict[str, Any]:
+async def bench_in_lab(link: LabLink, client: str) -> dict[str, Any]:
     async with wan_lab(["client", "landlord", "tenant"], link) as lab:
         hosts = {host.name: host.address for host in lab.hosts}
-        return {"link": str(link), **await bench(_in(lab), hosts, lab=True)}
+        return {"link": str(link), "client_at": client, **await bench(_in(lab), hosts, client, lab=True)}
 
 
 def _in(lab: Lab) -> Place:
@@ -146,12 +146,13 @@ async def main() -> None:
             return print(json.dumps(await measure(direct, rented, lab=bool(lab))), flush=True)
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--lab", metavar="LINK", help="between any two of the three: delay=25ms,rate=100mbit")
+    made.add_argument("--beside", action="store_true", help="in the lab: who dials is on the landlord's host")
     args = made.parse_args()
     if args.lab:
-        result = await bench_in_lab(LabLink.parse(args.lab))
+        result = await bench_in_lab(LabLink.parse(args.lab), "landlord" if args.beside else "client")
     else:
         loopback = dict.fromkeys(("landlord", "tenant"), "127.0.0.1")
-        result = {"link": "loopback", **await bench(lambda _, command: command, loopback, lab=False)}
+        result = {"link": "loopback", **await bench(lambda _, command: command, loopback, "client", lab=False)}
     load = os.getloadavg()[0]
     return print(json.dumps({"bench": "ports", **result, "load": load, "provenance": provenance_of_machine()}))
 
