@@ -71,6 +71,8 @@ class NodeConfig:
     """Where the node announces itself; None: a new swarm in a DHT of its own."""
     announce: str | None = None
     """`HOST:PORT` where others reach it, if not where it listens; port 0 is the one listened on."""
+    lend_from: int = 0
+    """The first of the ports lent to others, where they fetch; the next ones are theirs.  0: any that are free."""
     num_blocks: int | None = None
     """How many blocks to host where `span` is None; None: as many as fit."""
     memory: int | None = None

@@ -5,6 +5,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -12,6 +13,7 @@ from treeswarm.errors import SwarmError
 from treeswarm.messages import DialBack, DialledBack
 from treeswarm.transport.address import Address
 from treeswarm.transport.seam import StreamKind, Transport
+from treeswarm.transport.tls import check_pin, fetch_certificate
 from treeswarm_node.tenant import RentedPort, rent
 
 log = logging.getLogger(__name__)
@@ -21,8 +23,11 @@ log = logging.getLogger(__name__)
 ASKED = 3
 # Two dials in vain at the other end, of five seconds each (transport/grpc.py), and the way there and back.
 ASK_S = 15.0
-# Landlords tried one after another before the matter is looked at anew.
+# Nodes that are asked whether they reach this one, and landlords tried, before the matter rests a while: some of them
+# rent a port themselves, and can neither say nor lend.
 TRIED = 8
+# Strangers lose patience earlier.
+CHECK_S = 10.0
 # Routers and lines seldom change; a node that could be dialled, or could not, is looked at again after this.
 CHECK_EVERY_S = 600.0
 # Somebody who can say, or who lends, may come any moment.
@@ -118,10 +123,9 @@ class PlaceFinder:
     listening: str
     """`host:port` as bound."""
     pin: str
-    """Of this node; empty without TLS."""
+    """Of this node."""
     others: Callable[[], Awaitable[Sequence[str]]]
-    """Addresses, with pins, of other nodes that are reachable and rent no port themselves: the best landlord first, so
-    the nearest."""
+    """Addresses, with pins, of other nodes that are reachable: the best landlord first, see docs/_ports_figures.md."""
     settled: Callable[[Place], Awaitable[None]]
     """Called with the place when it is found, and when it changes."""
     announced: str | None = None
@@ -151,14 +155,17 @@ class PlaceFinder:
         if self.announced is not None:
             own = self._pinned(Address.parse(self.announced))
         others = list(await self.others())
-        asked = random.sample(others, min(ASKED, len(others)))
-        verdicts = await asyncio.gather(*(verdict_of(self.transport, other, own) for other in asked))
-        return own_place(self.announced, self.listening, [verdict for verdict in verdicts if verdict is not None])
+        asked, verdicts = random.sample(others, min(TRIED, len(others))), list[Verdict]()
+        while asked and len(verdicts) < ASKED:
+            some, asked = asked[:ASKED], asked[ASKED:]
+            said = await asyncio.gather(*(verdict_of(self.transport, other, own) for other in some))
+            verdicts += [verdict for verdict in said if verdict is not None]
+        return own_place(self.announced, self.listening, verdicts)
 
     async def _rent_somewhere(self) -> bool:
         """Rent, and keep it until it is lost; False if nobody lends."""
-        landlords = [landlord for landlord in await self.others() if landlord != self._lost_by][:TRIED]
-        for landlord in [*landlords, *filter(None, [self._lost_by])]:
+        landlords = sorted(await self.others(), key=lambda landlord: landlord == self._lost_by)
+        for landlord in landlords[:TRIED]:
             if await self._rent_of(landlord):
                 self._lost_by = landlord
                 await asyncio.sleep(random.uniform(0.0, SPREAD_S))
@@ -173,15 +180,19 @@ class PlaceFinder:
                 await self._check(port)
                 await self._settle(Place(port.address, How.RENTED, True))
                 settled = True
-                await port.kept()
+                while True:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(CHECK_EVERY_S):
+                            await port.kept()
+                    await self._check(port)
         except SwarmError as error:
             log.info("%s %s: %s", "lost the port rented of" if settled else "no port of", landlord, error)
         return settled
 
     async def _check(self, port: RentedPort) -> None:
-        """Dial it as a stranger does: only this node's own key answers.  Raises SwarmError."""
-        there = await self.transport.connect(self._pinned(Address.parse(port.address)), StreamKind.CONTROL)
-        await there.end()
+        """Dial it as a stranger does at first: this node's own key must answer.  Raises Unreachable, Impostor."""
+        address = Address.parse(self._pinned(Address.parse(port.address)))
+        check_pin(address, await fetch_certificate(address, CHECK_S))
 
     async def _settle(self, place: Place) -> None:
         if place != self.place:

@@ -24,7 +24,7 @@ async def run(peers: list[str], arguments: list[str]) -> None:
         print(json.dumps({"address": f"{place.address}#{life.identity.pin}", "how": place.how}), flush=True)
 
     async with serving(config) as (_, life):
-        life.node.landlord = Landlord(life.address.host, config.limits)
+        life.node.landlord = Landlord(life.address.host, config.limits, config.lend_from)
         finder = PlaceFinder(
             *(life.node.transport, life.address.bare, life.identity.pin, others, settled),
             announced=config.announce,

@@ -176,3 +176,42 @@ async def test_a_port_that_does_not_lead_here_is_not_told_of() -> None:
             assert (await next_place()).how is How.RENTED
             assert honest.landlord.tenants == 1
         await landlord.close()
+
+
+@pytest.mark.usefixtures("behind_a_router")
+async def test_a_rented_port_is_dialled_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lent still, but nobody comes through any more."""
+    monkeypatch.setattr(place, "CHECK_EVERY_S", 0.2)
+    async with (
+        peer() as first,
+        peer() as second,
+        peer() as node,
+        finding(node, lambda: [first, second]) as next_place,
+    ):
+        rented = await next_place()
+        await asyncio.sleep(0.5)
+        (tenancy,) = first.landlord._tenancies
+        assert tenancy.server is not None
+        tenancy.server.close()
+        again = await next_place()
+        assert (again.how, again.address != rented.address) == (How.RENTED, True)
+        assert second.landlord.tenants == 1
+
+
+async def test_those_who_rent_themselves_are_not_asked_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def say(transport: object, other: str, own: str) -> Verdict | None:
+        asked.append(other)
+        return YES if other == "last" else None
+
+    async def others() -> list[str]:
+        return [*map(str, range(6)), "last"]
+
+    async def settled(_: Place) -> None: ...
+
+    monkeypatch.setattr(place, "verdict_of", say)
+    async with stranger() as transport:
+        finder = PlaceFinder(transport, HERE, "", others, settled)
+        assert await finder.find() == Place(THERE, How.DIALLED, True)
+    assert len(asked) == 7
