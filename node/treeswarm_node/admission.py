@@ -84,6 +84,12 @@ def host_of(peer: str) -> str:
     return peer.rpartition(":")[0] or peer
 
 
+def port_of(peer: str) -> int:
+    """The port of a peer's `host:port`; 0 for one without."""
+    port = peer.rpartition(":")[2]
+    return int(port) if port.isdecimal() else 0
+
+
 def class_name(numerics: NumericsClass) -> str:
     """For people."""
     return f"weights {numerics.weights[:12]} in {numerics.dtype} (quantization {numerics.quantization})"

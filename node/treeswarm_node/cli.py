@@ -51,6 +51,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="SPEC",
         help="dht:ADDRESS,… of a swarm to join, mqtts://USER:PASSWORD@HOST/NAMESPACE, or none (default: a new swarm)",
     )
+    made.add_argument(
+        "--lend-ports", type=int, default=4, metavar="N", help="to nodes behind routers, at most so many; 0: none (4)"
+    )
+    made.add_argument(
+        "--lend-from", type=int, default=0, metavar="PORT", help="lend this port and the next ones (default: free ones)"
+    )
     made.add_argument("--grace", type=float, default=30.0, metavar="SECONDS", help="to finish sessions on leaving (30)")
     made.add_argument("--max-sessions", type=int, default=256, metavar="N", help="open at once (default 256)")
     made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="default float32")
@@ -75,6 +81,10 @@ def read_config(arguments: Sequence[str] | None = None) -> tuple[NodeConfig, boo
         raise BadRequest(f"--kv-tokens {args.kv_tokens} leaves no room for any session: give some thousand")
     if args.threads < 0:
         raise BadRequest(f"--threads {args.threads} is no number of threads")
+    if args.lend_ports < 0 or not 0 <= args.lend_from < 2**16 - max(0, args.lend_ports):
+        raise BadRequest(
+            f"--lend-ports {args.lend_ports} --lend-from {args.lend_from} are no ports: give some below 65536"
+        )
     if args.num_blocks is not None and args.num_blocks < 1:
         raise BadRequest(f"--num-blocks {args.num_blocks} hosts nothing: give at least 1")
     config = NodeConfig(
@@ -93,7 +103,8 @@ def read_config(arguments: Sequence[str] | None = None) -> tuple[NodeConfig, boo
         announce=args.announce,
         num_blocks=args.num_blocks,
         memory=parse_size(args.memory) if args.memory else None,
-        limits=Limits(sessions=args.max_sessions, grace_s=args.grace),
+        lend_from=args.lend_from,
+        limits=Limits(sessions=args.max_sessions, grace_s=args.grace, lend_ports=args.lend_ports),
     )
     return config, args.verbose
 

@@ -14,7 +14,9 @@ class Limits:
     sessions: int = 256
     """Open at once."""
     sessions_per_host: int = 128
-    """Of one IP address: several users may share one, none may take everything."""
+    """Of one IP address: several users may share one, none may take everything.  Whoever comes through a rented port
+    seems to come from this machine: they share one such number, and it is the landlord who sees that no host takes
+    all of that port's connections."""
     streams: int = 4096
     """Control and link streams at once."""
     credit_rows: int = 4096
@@ -30,6 +32,18 @@ class Limits:
     """A draining node waits so long for its sessions to move elsewhere."""
     hello_s: float = 10.0
     """A link that says nothing for so long after it was opened is closed."""
+    lend_ports: int = 4
+    """Nodes behind routers that may rent a port here; 0: none."""
+    lend_ports_to_host: int = 2
+    """To one IP address: a household has some machines, none may take everything."""
+    lend_connections: int = 128
+    """On one lent port.  Each is two sockets here, and up to 640 KiB of memory while both its ends are slow; a client
+    has two on a node, an upstream node one."""
+    lend_connections_of_host: int = 64
+    """Of one IP address on one lent port."""
+    lend_bytes_per_s: int = 0
+    """Through one lent port, both ways together; 0: as the line takes it.  Below some 100 kB/s gRPC's pings are late,
+    and it drops connections."""
     budget: Budget = Budget(rows=2048, prefill_rows=512)
     """Rows of one forward: past some hundred rows a forward's time grows with its rows, so larger batches
     buy no throughput and cost everyone in them latency (docs/log.md)."""
@@ -57,6 +71,8 @@ class NodeConfig:
     """Where the node announces itself; None: a new swarm in a DHT of its own."""
     announce: str | None = None
     """`HOST:PORT` where others reach it, if not where it listens; port 0 is the one listened on."""
+    lend_from: int = 0
+    """The first of the ports lent to others, where they fetch; the next ones are theirs.  0: any that are free."""
     num_blocks: int | None = None
     """How many blocks to host where `span` is None; None: as many as fit."""
     memory: int | None = None

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from treeswarm.errors import Refused, SwarmError, TransportError
@@ -28,7 +28,7 @@ from treeswarm.messages import (
 )
 from treeswarm.transport.address import Address
 from treeswarm.transport.seam import Stream, StreamKind
-from treeswarm_node.admission import host_of
+from treeswarm_node.admission import host_of, port_of
 from treeswarm_node.hosted import HostedSession
 from treeswarm_node.membership import Membership
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # a node makes conversations
 
 # Things one stream may have under way: a client has a session or a few, each resumed once at a time.
 ERRANDS = 64
+# Who asks to be dialled there means whatever host it is seen to come from.
+ANY_HOST = ("0.0.0.0", "::")
 
 
 @dataclass(eq=False)
@@ -83,11 +85,12 @@ class Conversation:
             case Watch():
                 self._beside(self._tell_records(everyone=message.everyone))
             case DialBack(address):
+                self._check_direct()
                 self._beside(self._dial_back(address))
             case Manage():
                 await self.stream.send(Managed(self._membership().manage(message)))
             case Rent():
-                raise Refused("this node lends no ports", FaultCode.REFUSED)
+                self._beside(self._lend(message))
             case _:
                 raise Refused(f"{type(message).__name__} does not belong on a control stream", FaultCode.MALFORMED)
 
@@ -127,25 +130,41 @@ class Conversation:
                 for start in range(0, len(news), MAX_RECORDS):
                     await self.stream.send(Records(news[start : start + MAX_RECORDS]))
 
-    async def _dial_back(self, address: str) -> None:
-        answer = DialledBack(True, "")
+    def _check_direct(self) -> None:
+        """Whoever comes through a rented port has this machine's own address, and could have its ports dialled."""
+        if port_of(self.stream.peer) in self.node.guests:
+            raise Refused("your address cannot be seen from here: ask another node", FaultCode.REFUSED)
+
+    async def _dial_back(self, asked: str) -> None:
         try:
-            await self._check_own(Address.parse(address))
-            there = await self.node.transport.connect(address, StreamKind.CONTROL)
+            address = await self._own_address(Address.parse(asked))
+            there = await self.node.transport.connect(str(address), StreamKind.CONTROL)
             await there.end()
+            answer = DialledBack(True, address.bare)
         except SwarmError as error:
             answer = DialledBack(False, str(error))
         with contextlib.suppress(TransportError):
             await self.stream.send(answer)
 
-    async def _check_own(self, address: Address) -> None:
+    async def _own_address(self, address: Address) -> Address:
         """A node that dialled whatever it is told would be a stranger's port scanner.  Raises Refused."""
         host = host_of(self.stream.peer).strip("[]")
+        if address.host in ANY_HOST:
+            return replace(address, host=host)
         with contextlib.suppress(OSError):
             found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port)
             if any(str(entry[4][0]) == host for entry in found):
-                return
+                return address
         raise Refused(f"{address} is not the address you come from ({host})", FaultCode.REFUSED)
+
+    async def _lend(self, wanted: Rent) -> None:
+        """Ends with the stream, and the tenancy with it."""
+        try:
+            if self.node.landlord is None:
+                raise Refused("this node lends no ports: ask another", FaultCode.REFUSED)
+            await self.node.landlord.lend(wanted, self.stream)
+        except SwarmError as error:
+            await self.stream.end(error)
 
     def _membership(self) -> Membership:
         if self.node.membership is None:

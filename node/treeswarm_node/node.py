@@ -17,6 +17,7 @@ from treeswarm_node.config import Limits
 from treeswarm_node.conversation import Conversation
 from treeswarm_node.hosted import HostedSession
 from treeswarm_node.journal import JournalBudget
+from treeswarm_node.landlord import Landlord
 from treeswarm_node.membership import Membership
 from treeswarm_node.stage import Stage
 
@@ -37,6 +38,9 @@ class Node:
     membership: Membership | None = None
     stage: Stage | None = None
     state: NodeState = NodeState.JOINING
+    landlord: Landlord | None = None
+    guests: set[int] = field(default_factory=set)
+    """Ports of this machine behind which strangers are: those who come through a rented port."""
     sessions: dict[bytes, HostedSession] = field(default_factory=dict)
     opened: int = 0
     resumed: int = 0

@@ -201,6 +201,7 @@ class DialBack:
     """Ask a node to dial `address`, to learn whether strangers reach it."""
 
     address: str
+    """The asker's own; 0.0.0.0 or [::] for whatever host it is seen to come from."""
 
 
 @dataclass(frozen=True)
@@ -311,6 +312,7 @@ class Records:
 class DialledBack:
     reached: bool
     why: str
+    """Why not; otherwise the address that was dialled."""
 
 
 @dataclass(frozen=True)

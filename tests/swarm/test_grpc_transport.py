@@ -103,3 +103,21 @@ async def test_grpc_a_code_nobody_knows_is_a_refusal() -> None:
     assert refused.value.code == FaultCode.REFUSED
     await transport.close()
     await listener.close()
+
+
+async def test_a_peer_of_ipv6_has_its_brackets() -> None:
+    peers: asyncio.Queue[str] = asyncio.Queue()
+
+    async def accept(kind: StreamKind, stream: Stream) -> None:
+        peers.put_nowait(stream.peer)
+
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    transport = GrpcTransport()
+    listener = await transport.listen("[::1]:0", accept)
+    await transport.connect(listener.address, CONTROL)
+    assert (await asyncio.wait_for(peers.get(), 10)).startswith("[::1]:")
+    await listener.close()
+    await transport.close()

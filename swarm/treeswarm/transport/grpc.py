@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 
@@ -279,7 +280,8 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         except Refused as error:
             await self._abort(context, error)
         stream = GrpcStream(
-            peer=str(context.peer()).removeprefix("ipv4:").removeprefix("ipv6:"),
+            # gRPC writes an IPv6 host's brackets as %5B and %5D.
+            peer=unquote(str(context.peer())).removeprefix("ipv4:").removeprefix("ipv6:"),
             read=context.read,
             write=context.write,
             encode=self._codec.encode,
