@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 # How often a chain that waits for answers asks itself whether they are overdue.
 WATCH_EVERY_S = 0.25
+# Records change every minute or so; a look at ten thousand of them takes some 0.1 s.
+RECONSIDER_S = 10.0
 # A frame handed to one node and not received by the next: some megabytes over a slow line take this long.
 LEAST_ON_THE_WAY_S = 5.0
 # A frame received and not passed on: the longest a forward may take on a slow CPU under load, several times.
@@ -78,6 +80,7 @@ class Chain:
     _free: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when an answer has made room."""
     _moved_at: float = 0.0
+    _considered_at: float = 0.0
     _mending: bool = False
     _complaints: list[tuple[NodeControl, Fault]] = field(default_factory=list)
     """That came while the chain was mended, about the epoch to come."""
@@ -147,6 +150,17 @@ class Chain:
             await self.pilot.changed(patience)
             return False
         return True
+
+    def reconsider(self, *, trunk: int, rounds_left: float) -> None:
+        """Ask now and then whether a faster chain has appeared; if so, the next append goes its way."""
+        now = asyncio.get_running_loop().time()
+        if now - self._considered_at < RECONSIDER_S:
+            return
+        self._considered_at = now
+        room = self.room.trunk + self.room.crown
+        leaving = self.pilot.without(self.hops, room=room, trunk=trunk, rounds_left=rounds_left)
+        for member in self.members:
+            member.leaving |= member.hop.node in leaving
 
     def lose(self, hop: Hop, error: SwarmError) -> None:
         """A node of the chain is of no more use to it."""

@@ -61,6 +61,10 @@ class Generation:
             path = [0, *(i + 1 for i in found.accepted)]
             news = self._commit(answered.tokens[path].tolist(), answered.logprobs[path].tolist())
             yield news
+            self.chain.reconsider(trunk=len(prompt) + self.meter.committed, rounds_left=self._rounds_left())
+
+    def _rounds_left(self) -> float:
+        return (self.limits.max_new_tokens - self.meter.committed) * self.meter.traversals / self.meter.committed
 
     async def _traverse(self, shipment: Shipment) -> tuple[Answered, Shipment]:
         """One request through the chain, which is mended as often as it breaks under way."""

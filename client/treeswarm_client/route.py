@@ -52,6 +52,11 @@ class Pilot(Protocol):
         """
         ...
 
+    def without(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
+        """Nodes of a working chain that a faster one would do without, if changing pays in the rounds that are left;
+        `trunk` tokens would have to be replayed."""
+        ...
+
     def failed(self, node: str, error: SwarmError) -> None:
         """Keep away from it for a while."""
         ...

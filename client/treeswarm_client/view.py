@@ -5,7 +5,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from treeswarm.bans import BanList
 from treeswarm.coordinates import Coordinate, update
@@ -15,7 +15,7 @@ from treeswarm.messages import FaultCode, NumericsClass
 from treeswarm.model_files import ModelShape
 from treeswarm.records import NodeRecord, NodeState
 from treeswarm.registry.seam import Registry, Snapshot
-from treeswarm.routing import END, Candidate, Candidates, fastest_chain
+from treeswarm.routing import END, Candidate, Candidates, fastest_chain, worth_changing
 from treeswarm.spans import Span, missing_blocks
 from treeswarm_client.route import Hop, Target
 
@@ -77,6 +77,28 @@ class SwarmView:
                 ) from None
             raise MissingBlocks(f"{missing}{self._reasons(wanted)}") from None
 
+    def without(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
+        """See `Pilot`."""
+        records, own = self._usable(), {hop.node: hop for hop in hops}
+        if not own.keys() <= records.keys():
+            return ()
+        now = asyncio.get_running_loop().time()
+        whole = Span(0, self.target.blocks)
+        here = [replace(_candidate(records[node], self.rows), span=hop.span) for node, hop in own.items()]
+        there = [_candidate(record, self.rows) for record in records.values()]
+        # What this session has reserved is free to itself.
+        there = [replace(one, free_tokens=one.free_tokens + (room if one.node in own else 0)) for one in there]
+        measured = self._measured(start=True, end=True)
+        ends = (self.coordinate, self.coordinate)
+        with contextlib.suppress(MissingBlocks):
+            current = fastest_chain(here, whole, *ends, room=0, measured=measured)
+            best = fastest_chain(there, whole, *ends, room=room, avoid=self.bans.banned(now), measured=measured)
+            # Open, resume and one more traversal, while the trunk is computed again as fast as trees are.
+            change_s = 4 * current.seconds + best.seconds * trunk / self.rows
+            if worth_changing(current.seconds, best.seconds, change_s=change_s, rounds_left=rounds_left):
+                return own.keys() - {node for node, _ in best.hops}
+        return ()
+
     def failed(self, node: str, error: SwarmError) -> None:
         """Avoid it for a while, longer each time; one that is only full, not so long."""
         now = asyncio.get_running_loop().time()
@@ -124,9 +146,7 @@ class SwarmView:
         room: int,
         avoid: Collection[str],
     ) -> Sequence[Hop]:
-        measured = {(END, node): trip.smoothed for node, trip in self.round_trips.items()} if before is None else {}
-        if after is None:
-            measured |= {(node, END): trip.smoothed for node, trip in self.round_trips.items()}
+        measured = self._measured(start=before is None, end=after is None)
         chain = fastest_chain(
             self._as_candidates(records),
             wanted,
@@ -138,6 +158,13 @@ class SwarmView:
             jitter_seed=self._seed,
         )
         return [Hop(node, self.dials.get(node) or records[node].dial, span) for node, span in chain.hops]
+
+    def _measured(self, *, start: bool, end: bool) -> dict[tuple[str, str], float]:
+        """Round trips that this client measured, where a chain begins or ends with it."""
+        trips = {node: trip.smoothed for node, trip in self.round_trips.items()}
+        return ({(END, node): s for node, s in trips.items()} if start else {}) | (
+            {(node, END): s for node, s in trips.items()} if end else {}
+        )
 
     def _where(self, node: str | None, records: Mapping[str, NodeRecord]) -> Coordinate:
         return coordinate_of(records[node]) if node is not None and node in records else self.coordinate

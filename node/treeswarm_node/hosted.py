@@ -241,8 +241,12 @@ class HostedSession:
             if self._outlet is outlet:
                 self._complain(error)
 
-        outlet = ToNextHop(self.id, self.epoch, self.next_hop, self.transport, broken)
+        outlet = ToNextHop(self.id, self.epoch, self.next_hop, self.transport, self._tree_bytes(), broken)
         return outlet
+
+    def _tree_bytes(self) -> int:
+        """On the link to the next hop."""
+        return self.session.terms.crown_room * (self.journal.row_bytes if self.journal else 0)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

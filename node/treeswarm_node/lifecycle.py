@@ -59,6 +59,8 @@ class Lifecycle:
     reachable: bool = False
     span: Span | None = None
     membership: Membership = field(init=False)
+    _numerics: NumericsClass | None = None
+    """Known once the weights were read."""
     _stage: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
     def draft(self, generation: int, expires: int) -> NodeRecord:
@@ -74,7 +76,7 @@ class Lifecycle:
             reachable=self.reachable,
             name=self.config.model[-64:],
             model=self.model.config,
-            numerics=stage.served.numerics if stage else NumericsClass(UNKNOWN_WEIGHTS, self.config.dtype),
+            numerics=self._numerics or NumericsClass(UNKNOWN_WEIGHTS, self.config.dtype),
             span=self.span or Span(0, self.model.shape.blocks),
             blocks=self.model.shape.blocks,
             rate=stage.rate if stage else GUESSED_RATE,
@@ -147,7 +149,7 @@ class Lifecycle:
     async def _serve(self, span: Span) -> Stage:
         self.span = span
         stage = await self._stage.enter_async_context(on_stage(self.config, self.model, span))
-        self.node.stage, self.node.state = stage, NodeState.ONLINE
+        self.node.stage, self.node.state, self._numerics = stage, NodeState.ONLINE, stage.served.numerics
         await self.membership.announce()
         return stage
 

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 # A record lives five minutes; four chances to replace it before it is forgotten, and loads no older than this.
 ANNOUNCE_EVERY_S = LIFETIME_S / 5
 RETRY_S = 5.0
+# A node that fills up and empties all the time does not say so each time.
+LEAST_PAUSE_S = 5.0
 # Between two words to one watcher: a large swarm changes all the time, and a client replans in seconds at best.
 TELL_EVERY_S = 0.5
 # An order older than this may be somebody's recording of it.
@@ -42,6 +44,7 @@ class Membership:
     registry: Registry | None = None
     orders: asyncio.Queue[str] = field(default_factory=lambda: asyncio.Queue(4))
     _last_order: int = 0
+    _last_said: int = 0
     _due: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
@@ -65,6 +68,11 @@ class Membership:
             except SwarmError as error:
                 log.warning("not announced, will try again: %s", error)
                 asyncio.get_running_loop().call_later(RETRY_S, self._due.set)
+
+    def changed(self) -> None:
+        """Things have changed that others choose by, such as room: announce soon, if not just done."""
+        if time.time() * 1e6 - self._last_said > 1e6 * LEAST_PAUSE_S:
+            self._due.set()
 
     async def leave(self) -> None:
         """Withdraw: the last record says that the node is gone."""
@@ -112,6 +120,7 @@ class Membership:
 
     async def _renew(self) -> SealedRecord:
         now = time.time()
+        self._last_said = int(now * 1e6)
         sealed = seal(self.draft(int(now * 1e6), int(now) + LIFETIME_S), self.signer)
         await self.known.hear([sealed.sealed])
         return sealed

@@ -129,6 +129,8 @@ class Node:
             kv = stage.store.open(wanted.trunk_room, wanted.crown_room)
         except Refused:
             self.refused += 1
+            if self.membership is not None:
+                self.membership.changed()
             raise
         terms = SessionTerms(
             epoch=wanted.epoch,

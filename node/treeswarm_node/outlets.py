@@ -18,6 +18,8 @@ from treeswarm_node.device import Computed
 
 # A dead peer takes no goodbye; nobody waits for it longer.
 GOODBYE_S = 1.0
+# A burst of one segment opens a cold connection's window as far as any segment needs it.
+MOST_WARM_UP = 1 << 18
 
 
 class Outlet(Protocol):
@@ -68,6 +70,8 @@ class ToNextHop:
     epoch: int
     hop: NextHop
     transport: Transport
+    warm_up: int
+    """Bytes a tree will take on this link: so many go ahead, while the client still waits for the session to open."""
     broken: Callable[[SwarmError], None]
     """Called when the next hop ends the link."""
     _link: asyncio.Task[Stream] = field(init=False)
@@ -95,7 +99,8 @@ class ToNextHop:
     async def _dial(self) -> Stream:
         try:
             link = await self.transport.connect(self.hop.address, StreamKind.LINK)
-            await link.send(LinkHello(PROTOCOL_VERSION, self.session, self.epoch, self.hop.ticket))
+            warm_up = bytes(min(self.warm_up, MOST_WARM_UP))
+            await link.send(LinkHello(PROTOCOL_VERSION, self.session, self.epoch, self.hop.ticket, warm_up))
         except SwarmError as error:
             self.broken(error)
             raise

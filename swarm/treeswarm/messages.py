@@ -346,6 +346,8 @@ class LinkHello:
     session: bytes
     epoch: int
     ticket: bytes
+    warm_up: bytes = field(default=b"", repr=False)
+    """Of no meaning: a burst that opens a new connection's window before the first tree needs it."""
 
 
 @dataclass(frozen=True, eq=False)

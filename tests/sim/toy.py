@@ -164,6 +164,9 @@ class ToyPilot:
             reached = hops[-1].span.end
         return hops
 
+    def without(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
+        return ()
+
     def failed(self, node: str, error: SwarmError) -> None:
         if not self.forgetful:
             self.banned[node] = asyncio.get_running_loop().time() + 15.0

@@ -248,7 +248,7 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "incoming": lambda i: m.Incoming(_id_bytes(i.token, "token", m.TICKET_BYTES)),
     "fault": _fault_in,
     "hello": lambda h: m.LinkHello(
-        h.version, _session(h.session), h.epoch, _id_bytes(h.ticket, "ticket", m.TICKET_BYTES)
+        h.version, _session(h.session), h.epoch, _id_bytes(h.ticket, "ticket", m.TICKET_BYTES), h.warm_up
     ),
     "append": _append_in,
 }

@@ -194,7 +194,7 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
     m.LinkHello: (
         pb.LinkUp,
         "hello",
-        lambda h: pb.LinkHello(version=h.version, session=h.session, epoch=h.epoch, ticket=h.ticket),
+        lambda h: pb.LinkHello(version=h.version, session=h.session, epoch=h.epoch, ticket=h.ticket, warm_up=h.warm_up),
     ),
     m.Append: (pb.LinkUp, "append", _append_out),
 }

@@ -286,16 +286,18 @@ class Fault(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., fatal: bool = ...) -> None: ...
 
 class LinkHello(_message.Message):
-    __slots__ = ("version", "session", "epoch", "ticket")
+    __slots__ = ("version", "session", "epoch", "ticket", "warm_up")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
+    WARM_UP_FIELD_NUMBER: _ClassVar[int]
     version: int
     session: bytes
     epoch: int
     ticket: bytes
-    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., ticket: _Optional[bytes] = ...) -> None: ...
+    warm_up: bytes
+    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., ticket: _Optional[bytes] = ..., warm_up: _Optional[bytes] = ...) -> None: ...
 
 class SamplingSettings(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "seed", "sample")
