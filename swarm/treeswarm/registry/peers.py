@@ -35,6 +35,7 @@ class PeersRegistry(BookRegistry):
     """Where each node speaks for itself, by id: the address as typed, with the pin of its record."""
     silent: dict[str, SwarmError] = field(default_factory=dict)
     """Addresses that did not answer when last asked, and why."""
+    _failed_at: dict[str, float] = field(default_factory=dict)
     _asked: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _first: dict[str, asyncio.Event] = field(default_factory=dict)
     _keeper: asyncio.Task[None] | None = None
@@ -91,9 +92,15 @@ class PeersRegistry(BookRegistry):
         if not self.everyone:
             return list(self.addresses)
         speaking = [address for address, task in self._asked.items() if not task.done()]
-        known = [sealed.record.dial for sealed in self.book.alive() if sealed.record.reachable]
-        candidates = [address for address in (*self.addresses, *known) if address not in speaking]
-        return [*speaking, *candidates][: max(SOURCES, len(self.addresses))]
+        heard_of = sorted((s.record for s in self.book.alive()), key=lambda record: not record.reachable)
+        others = [address for address in (*self.addresses, *(record.dial for record in heard_of))]
+        # Those that failed come last, the latest failure at the very end: a list of dead addresses is not tried for ever.
+        waiting = sorted(
+            dict.fromkeys(address for address in others if address not in speaking),
+            key=lambda address: self._failed_at.get(address, 0.0),
+        )
+        wanted = SOURCES if self.book.alive() else max(SOURCES, len(self.addresses))
+        return [*speaking, *waiting[: max(0, wanted - len(speaking))]]
 
     async def _ask(self, address: str) -> None:
         """Listen to one node until it stops talking."""
@@ -106,6 +113,7 @@ class PeersRegistry(BookRegistry):
                     await stream.end()
         except SwarmError as error:
             self.silent[address] = error
+            self._failed_at[address] = asyncio.get_running_loop().time()
             log.info("%s tells nothing: %s", address, error)
         finally:
             self._first.setdefault(address, asyncio.Event()).set()
