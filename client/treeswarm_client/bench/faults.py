@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,8 +25,6 @@ from treeswarm_client.bench.texts import held_out_prompts
 from treeswarm_client.client import Run, SwarmClient
 from treeswarm_client.local_swarm import LocalNode, LocalSwarm, Place, even_cuts, local_swarm
 
-log = logging.getLogger(__name__)
-
 KINDS = ("kill", "hang", "cut", "refusal", "drain", "two")
 REPLICAS = 2
 TREE_SIZE = 32
@@ -37,6 +35,7 @@ TRAVERSAL_S = 0.25
 # Each session of the hog's takes a page for its crown.
 CROWN_ROOM = 64
 HOPS = 3
+PLACES = ("head", "middle", "tail")
 # The replica that should take over has no room for so long.
 FULL_S = 1.5
 PATIENCE_S = 60.0
@@ -77,6 +76,14 @@ class Outcome:
     """What a healthy chain needs from the prompt to the token where the blow fell."""
     kept: bool
     """Whether the nodes that were not hit stayed in the session, without opening it again."""
+
+    def __str__(self) -> str:
+        what = f"{self.kind} of {', '.join(PLACES[place] for place in self.places)} after {self.at_token} tokens"
+        text = self.error or ("identical" if self.identical else "DIFFERENT")
+        took = (
+            f"mended in {self.mend_ms:.0f} ms, {self.recovery_ms:.0f} from the blow" if self.noticed else "not noticed"
+        )
+        return f"{what}: {text}, {took}; from scratch {self.restart_ms:.0f} ms{'' if self.kept else '; survivors opened again'}"
 
 
 @dataclass(eq=False)
@@ -142,7 +149,7 @@ async def bench_faults(setup: BenchSetup, *, generations: int, seed: int) -> dic
                 await field_.fill_up()
                 await _known(client, field_)
                 outcomes.append(await _one(bench, number, KINDS[number % len(KINDS)]))
-                log.info("%d of %d: %s", number + 1, generations, outcomes[-1])
+                print(f"{number + 1} of {generations}: {outcomes[-1]}", file=sys.stderr, flush=True)
     return _summary(outcomes, setup, seed)
 
 
@@ -345,9 +352,7 @@ def _summary(outcomes: Sequence[Outcome], setup: BenchSetup, seed: int) -> dict[
         "different": [
             {"kind": one.kind, "places": one.places, "at_token": one.at_token} for one in done if not one.identical
         ],
-        "places": {
-            name: sum(place in one.places for one in outcomes) for place, name in enumerate(("head", "middle", "tail"))
-        },
+        "places": {name: sum(place in one.places for one in outcomes) for place, name in enumerate(PLACES)},
         "well": len(done) == len(outcomes) and all(one.identical for one in outcomes),
         "provenance": provenance_of_machine() | {"model": setup.model, "dtype": setup.dtype, "link": LINK},
     }

@@ -93,8 +93,8 @@ class PeersRegistry(BookRegistry):
             return list(self.addresses)
         speaking = [address for address, task in self._asked.items() if not task.done()]
         heard_of = sorted((s.record for s in self.book.alive()), key=lambda record: not record.reachable)
-        others = [address for address in (*self.addresses, *(record.dial for record in heard_of))]
-        # Those that failed come last, the latest failure at the very end: a list of dead addresses is not tried for ever.
+        others = (*self.addresses, *(record.dial for record in heard_of))
+        # Those that failed come last, the latest at the very end: a list of dead addresses is not tried for ever.
         waiting = sorted(
             dict.fromkeys(address for address in others if address not in speaking),
             key=lambda address: self._failed_at.get(address, 0.0),
