@@ -80,7 +80,7 @@ class Generation:
         if broke is None:
             self.chain.traversed(seconds)
         else:
-            self.meter.recoveries_s.append(time.perf_counter() - broke)
+            self.meter.recoveries.append((broke, time.perf_counter()))
         return answered, shipment
 
     async def _ship(self, shipment: Shipment) -> Answered:

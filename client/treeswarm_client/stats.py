@@ -63,8 +63,8 @@ class Meter:
     queue_s: float = 0.0
     compute_s: float = 0.0
     trips: list[Trip] = field(default_factory=list)
-    recoveries_s: list[float] = field(default_factory=list)
-    """From the first sign of each loss to the answer that came after it."""
+    recoveries: list[tuple[float, float]] = field(default_factory=list)
+    """When each loss was first noticed, and when the answer after it came; seconds of `time.perf_counter`."""
 
     def add_traversal(self, seconds: float, timings: Sequence[Sequence[HopTiming]]) -> None:
         """Count one traversal.  Its segments overlap on the way: each hop counts its first segment's queue and the

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import torch
 
 from treeswarm import __version__
-from treeswarm.errors import SwarmError
 from treeswarm.keys import Identity
 from treeswarm.messages import NumericsClass
 from treeswarm.placement import Placed, State, choose_again, choose_span, plan_move
@@ -24,6 +23,7 @@ from treeswarm_node.config import NodeConfig
 from treeswarm_node.fit import blocks_that_fit, footprint_of, free_memory
 from treeswarm_node.membership import Membership
 from treeswarm_node.node import Node
+from treeswarm_node.place import Place
 from treeswarm_node.stage import Model, Stage, find_device, on_stage
 from treeswarm_node.survey import Survey
 
@@ -84,6 +84,22 @@ class Lifecycle:
             coordinate=self.survey.as_recorded(),
             software=f"treeswarm {__version__}",
         )
+
+    async def settle(self, place: Place) -> None:
+        """Others find this node there from now on."""
+        self.address, self.reachable = Address.parse(place.address), place.reachable
+        if self.node.landlord is not None:
+            self.node.landlord.reachable = place.lends
+        await self.membership.announce()
+
+    async def landlords(self) -> list[str]:
+        """Reachable others, the nearest first: a port rented there costs the least."""
+        here = [r for r in await self.neighbours() if r.reachable and r.state is NodeState.ONLINE]
+        return [record.dial for record in sorted(here, key=self.survey.distance_to)]
+
+    async def neighbours(self) -> list[NodeRecord]:
+        """Everyone else's records."""
+        return [sealed.record for sealed in await self.membership.others()]
 
     async def join(self) -> Stage:
         """Choose a span, say so, load it, serve it.  Raises ModelError, BadRequest."""
@@ -197,9 +213,9 @@ class Lifecycle:
 
     async def _others(self) -> list[Placed]:
         return [
-            Placed(sealed.record.node, sealed.record.span, sealed.record.rate, PLACED[sealed.record.state])
-            for sealed in await self.membership.others()
-            if sealed.record.model == self.model.config and sealed.record.state in PLACED
+            Placed(record.node, record.span, record.rate, PLACED[record.state])
+            for record in await self.neighbours()
+            if record.model == self.model.config and record.state in PLACED
         ]
 
     def _fitting(self) -> int:
@@ -218,18 +234,3 @@ def _typical(others: Sequence[Placed]) -> float:
     """This node's speed is not known before it has loaded something; it is taken for an average one."""
     rates = [one.rate for one in others if one.rate > 0]
     return sum(rates) / len(rates) if rates else GUESSED_RATE
-
-
-async def keep_surveying(life: Lifecycle, every_s: float) -> None:
-    """Measure the way to another node now and then, and ask one whether this node can be reached; until cancelled."""
-    while True:
-        try:
-            others = [sealed.record for sealed in await life.membership.others()]
-            await life.survey.look_at(others)
-            if not life.reachable and others:
-                life.reachable = await life.survey.dialled_back(random.choice(others), life.address)
-                if life.reachable:
-                    await life.membership.announce()
-        except SwarmError as error:
-            log.info("surveying: %s", error)
-        await asyncio.sleep(every_s * random.uniform(0.5, 1.5))

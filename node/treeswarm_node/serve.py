@@ -18,18 +18,19 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.lifecycle import Lifecycle, keep_surveying
+from treeswarm_node.landlord import Landlord
+from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership import Membership
 from treeswarm_node.node import Node
 from treeswarm_node.own_identity import own_identity
 from treeswarm_node.owner import noted
+from treeswarm_node.place import PlaceFinder
 from treeswarm_node.stage import Model, Stage
 from treeswarm_node.survey import Survey
 
 log = logging.getLogger(__name__)
 
 NEW_SWARM = "dht:"
-SURVEY_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ async def serving(config: NodeConfig) -> AsyncIterator[tuple[Ready, Lifecycle]]:
         node = Node(transport, config.limits)
         listener = await transport.listen(config.listen, node.accept)
         stack.push_async_callback(listener.close)
+        node.landlord = Landlord(Address.parse(config.listen).host, config.limits, config.lend_from)
         registry = await _registry(config, model, identity)
         stack.push_async_callback(registry.close)
         life = Lifecycle(config, identity, model, node, _seen_from_outside(config, listener.address), Survey(transport))
@@ -89,7 +91,10 @@ async def serving(config: NodeConfig) -> AsyncIterator[tuple[Ready, Lifecycle]]:
         stage = await life.join()
         stack.push_async_callback(life.leave)
         stack.enter_context(noted(kept_at, f"{life.address.bare}#{identity.pin}"))
-        for work in (node.sweep(), life.membership.run(), keep_surveying(life, SURVEY_EVERY_S)):
+        finder = PlaceFinder(
+            transport, listener.address, identity.pin, life.landlords, life.settle, config.announce, node.guests
+        )
+        for work in (node.sweep(), life.membership.run(), life.survey.run(life.neighbours), finder.run()):
             stack.push_async_callback(_cancel, asyncio.create_task(work))
         yield _ready(config, life, stage, registry), life
 

@@ -2,15 +2,15 @@
 
 import asyncio
 import logging
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import astuple, dataclass
 
-from treeswarm.coordinates import Coordinate, update
+from treeswarm.coordinates import Coordinate, distance, update
 from treeswarm.errors import SwarmError
-from treeswarm.messages import DialBack, DialledBack, Ping, Pong
+from treeswarm.messages import Ping, Pong
 from treeswarm.records import NodeRecord, NodeState
-from treeswarm.transport.address import Address
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,8 @@ PINGS = 4
 # Nodes a round.  A coordinate settles within some twenty visits.
 VISITS = 3
 ANSWER_S = 10.0
+# Half a dozen connections a minute; a node that joins is placed within some minutes.
+SURVEY_EVERY_S = 30.0
 
 
 @dataclass(eq=False)
@@ -33,6 +35,17 @@ class Survey:
         """For the node's record."""
         return astuple(self.coordinate)
 
+    def distance_to(self, record: NodeRecord) -> float:
+        """Predicted round trip, seconds; far where the record does not say where it is."""
+        known = len(record.coordinate) == len(astuple(self.coordinate))
+        return distance(self.coordinate, Coordinate(*record.coordinate)) if known else math.inf
+
+    async def run(self, others: Callable[[], Awaitable[Sequence[NodeRecord]]]) -> None:
+        """Look at some of them now and then; until cancelled."""
+        while True:
+            await self.look_at(await others())
+            await asyncio.sleep(SURVEY_EVERY_S * random.uniform(0.5, 1.5))
+
     async def look_at(self, others: Sequence[NodeRecord]) -> None:
         """Visit some of them; those that do not answer are no news."""
         there = [record for record in others if record.state is NodeState.ONLINE]
@@ -44,21 +57,6 @@ class Survey:
                 continue
             if len(record.coordinate) == len(astuple(self.coordinate)):
                 self.coordinate = update(self.coordinate, Coordinate(*record.coordinate), round_trip_s)
-
-    async def dialled_back(self, other: NodeRecord, own: Address) -> bool:
-        """Whether another node reaches this one at `own`.  Raises TransportError when it cannot be asked."""
-        stream = await self.transport.connect(other.dial, StreamKind.CONTROL)
-        try:
-            await stream.send(DialBack(str(own)))
-            async with asyncio.timeout(ANSWER_S):
-                answer = await stream.receive()
-        except TimeoutError:
-            return False
-        finally:
-            await stream.end()
-        if isinstance(answer, DialledBack) and not answer.reached:
-            log.info("%s cannot reach this node at %s: %s", other.address, own, answer.why)
-        return isinstance(answer, DialledBack) and answer.reached
 
     async def _distance(self, address: str) -> float:
         stream = await self.transport.connect(address, StreamKind.CONTROL)

@@ -12,6 +12,7 @@ from tests.sim.toy import STATE, VOCAB, ToyDevice
 from treeswarm.errors import Malformed
 from treeswarm.keys import Identity
 from treeswarm.messages import Description, NumericsClass
+from treeswarm.records import NodeState
 from treeswarm.spans import Span
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import StreamKind
@@ -25,6 +26,7 @@ from treeswarm_node.config import Limits
 from treeswarm_node.engine import Engine
 from treeswarm_node.kv import KVShape, KVStore
 from treeswarm_node.node import Node
+from treeswarm_node.stage import Stage
 
 MESSAGES = 300
 DESCRIBED = Description(
@@ -39,16 +41,18 @@ async def toy_node(span: Span) -> AsyncIterator[tuple[str, Node, GrpcTransport]]
     engine = Engine(ToyDevice(), Limits().budget)
     served = Served(span, 4, VOCAB, 4, 2048, "toy", NumericsClass("toy", "float32"), "toy", STATE)
     transport = GrpcTransport(security=Security(Identity.ephemeral()))
-    node = Node(served, engine, store, transport, Limits(lease_s=0.2))
+    stage = Stage(served, engine, store, 1.0)
+    node = Node(transport, Limits(lease_s=0.2), stage=stage, state=NodeState.ONLINE)
     listener = await transport.listen("127.0.0.1:0", node.accept)
-    running = asyncio.create_task(engine.run())
+    running = [asyncio.create_task(engine.run()), asyncio.create_task(node.sweep())]
     try:
         yield listener.address, node, transport
     finally:
         await node.close()
         await listener.close()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await transport.close()
 
 

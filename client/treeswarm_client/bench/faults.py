@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import itertools
+import logging
 import os
 import random
 import signal
@@ -13,7 +13,7 @@ from typing import Any
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import SwarmError
-from treeswarm.messages import Close, Description, Open, Opened
+from treeswarm.messages import Close, Description, NextHop, Open, Opened
 from treeswarm.model_files import read_shape, resolve_model
 from treeswarm.spans import Span
 from treeswarm.transport.grpc import GrpcTransport
@@ -25,10 +25,17 @@ from treeswarm_client.bench.texts import held_out_prompts
 from treeswarm_client.client import Run, SwarmClient
 from treeswarm_client.local_swarm import LocalNode, LocalSwarm, Place, even_cuts, local_swarm
 
+log = logging.getLogger(__name__)
+
 KINDS = ("kill", "hang", "cut", "refusal", "drain", "two")
 REPLICAS = 2
 TREE_SIZE = 32
+LINK_MS = 25.0
 LINK = "delay=25ms"
+# A blow falls somewhere within a traversal.
+TRAVERSAL_S = 0.25
+# Each session of the hog's takes a page for its crown.
+CROWN_ROOM = 64
 HOPS = 3
 # The replica that should take over has no room for so long.
 FULL_S = 1.5
@@ -60,10 +67,12 @@ class Outcome:
     at_token: int
     identical: bool
     error: str | None
+    noticed: bool
+    """Whether the client had to do anything: a node may die after its last append, or warn in time."""
     recovery_ms: float
-    """From the blow to the next token."""
-    noticed_ms: float | None
-    """Of these, from the first sign in the client on; None where it noticed nothing, or was warned in time."""
+    """From the blow to the first answer of the mended chain; 0 where nothing was noticed."""
+    mend_ms: float
+    """Of these, from the first sign in the client on: choosing, opening, resuming, replay and one traversal."""
     restart_ms: float
     """What a healthy chain needs from the prompt to the token where the blow fell."""
     kept: bool
@@ -112,7 +121,6 @@ class Field:
 async def bench_faults(setup: BenchSetup, *, generations: int, seed: int) -> dict[str, Any]:
     """`generations` of `setup.tokens` tokens, each hit once, against the same prompts on a healthy chain."""
     spans = even_cuts(read_shape(resolve_model(setup.model)).blocks, HOPS)
-    random_ = random.Random(seed)
     async with (
         local_swarm(setup.model, [], dtype=setup.dtype, emulate_link=LINK, flags=("--grace", "20")) as swarm,
         contextlib.AsyncExitStack() as stack,
@@ -127,62 +135,77 @@ async def bench_faults(setup: BenchSetup, *, generations: int, seed: int) -> dic
             emulate_link=LINK,
             patience=PATIENCE_S,
         ) as client:
-            prompts = held_out_prompts(client, setup.prompts)
+            bench = _Bench(setup, client, field_, random.Random(seed), held_out_prompts(client, setup.prompts))
+            await client.generate(bench.prompts[0], max_new_tokens=setup.tokens)  # connections and caches warm up once
             outcomes = []
-            kinds = itertools.cycle(KINDS)
             for number in range(generations):
                 await field_.fill_up()
                 await _known(client, field_)
-                prompt = prompts[number % len(prompts)]
-                sampling = {"temperature": 0.8, "seed": number} if number % 2 else {}
-                outcomes.append(await _one(setup, client, field_, prompt, next(kinds), random_, sampling))
+                outcomes.append(await _one(bench, number, KINDS[number % len(KINDS)]))
+                log.info("%d of %d: %s", number + 1, generations, outcomes[-1])
     return _summary(outcomes, setup, seed)
 
 
-async def _one(
-    setup: BenchSetup,
-    client: SwarmClient,
-    field_: Field,
-    prompt: Sequence[int],
-    kind: str,
-    random_: random.Random,
-    sampling: dict[str, Any],
-) -> Outcome:
-    options = {"max_new_tokens": setup.tokens, "ignore_eos": True, **sampling}
-    healthy, healthy_at = await _timed(client.stream(prompt, **options))
+async def _one(bench: "_Bench", number: int, kind: str) -> Outcome:
+    """One generation, hit once: at a random token, and then at a random moment of the traversal under way."""
+    setup, client, field_, random_ = bench.setup, bench.client, bench.harmed, bench.random
+    prompt = bench.prompts[number % len(bench.prompts)]
+    options: dict[str, Any] = {"max_new_tokens": setup.tokens, "ignore_eos": True}
+    options |= {"temperature": 0.8, "seed": number % len(bench.prompts)} if number % 2 else {}
+    healthy, healthy_at = await bench.healthy(prompt, options)
     before = await _opened(client, field_)
-    at_token = random_.randrange(1, setup.tokens - 8)
-    run = client.stream(prompt, **options)
-    hit_at, next_at, error, hits, mends = 0.0, 0.0, None, list[Replica](), 0
-    undo = contextlib.AsyncExitStack()
-    async with undo:
+    at_token = random_.randrange(1, setup.tokens - 16)
+    run, error = client.stream(prompt, **options), None
+    blow: asyncio.Task[Blow] | None = None
+    async with contextlib.AsyncExitStack() as undo:
         try:
             async for _ in run:
-                now = time.perf_counter()
-                if hit_at and not next_at and now > hit_at:
-                    next_at = now
-                if not hit_at and len(run.token_ids) >= at_token:
-                    await asyncio.sleep(random_.uniform(0.0, 0.1))
-                    assert run.chain is not None
-                    mends = len(run.chain.repairs)
-                    hits = _choose(run, field_, kind, random_)
-                    hit_at = time.perf_counter()
-                    await _hit(kind, hits, field_, client, undo)
+                if blow is None and len(run.token_ids) >= at_token:
+                    blow = asyncio.create_task(_strike(kind, run, field_, client, undo, random_))
         except SwarmError as failure:
             error = f"{type(failure).__name__}: {failure}"
-    assert run.chain is not None
-    noticed = run.meter.recoveries_s
+        assert blow is not None
+        struck = await blow
+    mended = [(noticed, ended) for noticed, ended in run.meter.recoveries if ended > struck.at]
+    noticed, ended = mended[0] if mended else (struck.at, struck.at)
     return Outcome(
         kind=kind,
-        places=tuple(sorted(field_.spans.index(one.span) for one in hits)),
+        places=tuple(sorted(field_.spans.index(one.span) for one in struck.hits)),
         at_token=at_token,
         identical=run.token_ids == healthy.token_ids,
         error=error,
-        recovery_ms=1e3 * (next_at - hit_at),
-        noticed_ms=1e3 * noticed[0] if noticed else None,
+        noticed=bool(mended),
+        recovery_ms=1e3 * (ended - struck.at),
+        mend_ms=1e3 * (ended - noticed),
         restart_ms=1e3 * healthy_at[at_token - 1],
-        kept=await _survivors_kept(client, field_, before, run, hits) if mends is not None else False,
+        kept=await _survivors_kept(client, field_, before, run, struck),
     )
+
+
+@dataclass(frozen=True)
+class Blow:
+    """What was done, when, and to which of the chain's nodes."""
+
+    at: float
+    hits: list[Replica]
+    others: list[Replica]
+
+
+@dataclass(eq=False)
+class _Bench:
+    setup: BenchSetup
+    client: SwarmClient
+    harmed: Field
+    random: random.Random
+    prompts: Sequence[Sequence[int]]
+    _healthy: dict[str, tuple[Run, list[float]]] = field(default_factory=dict)
+
+    async def healthy(self, prompt: Sequence[int], options: dict[str, Any]) -> tuple[Run, list[float]]:
+        """The same generation on a chain that nobody harms; made once."""
+        key = f"{list(prompt)} {options}"
+        if key not in self._healthy:
+            self._healthy[key] = await _timed(self.client.stream(prompt, **options))
+        return self._healthy[key]
 
 
 async def _timed(run: Run) -> tuple[Run, list[float]]:
@@ -193,19 +216,36 @@ async def _timed(run: Run) -> tuple[Run, list[float]]:
     return run, at
 
 
-def _choose(run: Run, field_: Field, kind: str, random_: random.Random) -> list[Replica]:
+async def _strike(
+    kind: str,
+    run: Run,
+    field_: Field,
+    client: SwarmClient,
+    undo: contextlib.AsyncExitStack,
+    random_: random.Random,
+) -> Blow:
+    await asyncio.sleep(random_.uniform(0.0, TRAVERSAL_S))
     assert run.chain is not None
     chain = [field_.at(hop.address) for hop in run.chain.hops]
-    return random_.sample(chain, 2 if kind == "two" else 1)
+    hits = random_.sample(chain, 2 if kind == "two" else 1)
+    at = await _hit(kind, hits, field_, client, undo)
+    return Blow(at, hits, [one for one in chain if one not in hits])
 
 
 async def _hit(
     kind: str, hits: list[Replica], field_: Field, client: SwarmClient, undo: contextlib.AsyncExitStack
-) -> None:
+) -> float:
+    """Returns when."""
+    if kind == "refusal":  # whoever should take over has no room at first
+        full = asyncio.Event()
+        hogging = asyncio.create_task(_hog(client, field_.spare_of(hits[0]).node.pinned, full))
+        undo.push_async_callback(asyncio.gather, hogging)
+        await full.wait()
+    at = time.perf_counter()
     for one in hits:
         one.ended = kind in {"kill", "two", "drain", "refusal"}
         match kind:
-            case "kill" | "two":
+            case "kill" | "two" | "refusal":
                 os.kill(one.process.pid, signal.SIGKILL)
             case "hang":
                 os.kill(one.process.pid, signal.SIGSTOP)
@@ -214,35 +254,31 @@ async def _hit(
                 one.line.cut()
             case "drain":
                 os.kill(one.process.pid, signal.SIGTERM)
-            case "refusal":
-                spare = field_.spare_of(one)
-                hogging = asyncio.create_task(_hog(client, spare.node.pinned))
-                undo.push_async_callback(asyncio.gather, hogging)
-                await asyncio.sleep(0.05)  # on loopback the hog is first
-                os.kill(one.process.pid, signal.SIGKILL)
+    return at
 
 
-async def _hog(client: SwarmClient, address: str) -> None:
+async def _hog(client: SwarmClient, address: str, full: asyncio.Event) -> None:
     """Takes all the room that a node has, for a while."""
     transport = GrpcTransport(security=Security())
-    stream = await transport.connect(address, StreamKind.CONTROL)
-    session = os.urandom(16)
     try:
-        (described,) = (await client.describe_nodes([address])).values()
-        room = min(described.trunk_free - 128, described.max_positions)
-        while room > 0 and isinstance(await _open(stream, described, os.urandom(16), room), Opened):
-            described = next(iter((await client.describe_nodes([address])).values()))
-            room = min(described.trunk_free - 128, described.max_positions)
+        stream = await transport.connect(address, StreamKind.CONTROL)
+        taken: list[bytes] = []
+        while (node := (await client.describe_nodes([address]))[address]).trunk_free > CROWN_ROOM:
+            taken.append(os.urandom(16))
+            room = min(node.trunk_free - CROWN_ROOM, node.max_positions)
+            if not isinstance(await _open(stream, node, taken[-1], room), Opened):
+                break
+        full.set()
         await asyncio.sleep(FULL_S)
-        await stream.send(Close(session))
+        for session in taken:
+            await stream.send(Close(session))
     finally:
+        full.set()
         await transport.close()
 
 
 async def _open(stream: Any, node: Description, session: bytes, room: int) -> Any:
     tail = node.span.end == node.blocks
-    from treeswarm.messages import NextHop  # noqa: PLC0415
-
     after = None if tail else NextHop("127.0.0.1:9", bytes(16))
     await stream.send(Open(PROTOCOL_VERSION, session, 0, node.span, node.numerics, room, 1, bytes(16), after))
     return await stream.receive()
@@ -266,21 +302,20 @@ async def _opened(client: SwarmClient, field_: Field) -> dict[str, int]:
     return {address.partition("#")[0]: node.opened for address, node in described.items()}
 
 
-async def _survivors_kept(
-    client: SwarmClient, field_: Field, before: dict[str, int], run: Run, hits: Sequence[Replica]
-) -> bool:
-    """By their own counters: the nodes of the chain that were not hit opened the session once."""
+async def _survivors_kept(client: SwarmClient, field_: Field, before: dict[str, int], run: Run, blow: Blow) -> bool:
+    """By the counters of the nodes that were not hit: the same process opened this session once, and never again."""
     assert run.chain is not None
-    hit = {one.node.address for one in hits}
-    stayed = [hop.address.partition("#")[0] for hop in run.chain.hops]
-    living = [a for a in stayed if a not in hit and a in before]
-    now = await client.describe_nodes([one.node.pinned for one in field_.replicas if one.node.address in living])
-    return all(node.opened - before[address.partition("#")[0]] == 1 for address, node in now.items())
+    final = {hop.address.partition("#")[0] for hop in run.chain.hops}
+    now = await client.describe_nodes([one.node.pinned for one in blow.others])
+    opened = {address.partition("#")[0]: node.opened for address, node in now.items()}
+    return all(
+        one.node.address in final and opened[one.node.address] - before[one.node.address] == 1 for one in blow.others
+    )
 
 
 def _summary(outcomes: Sequence[Outcome], setup: BenchSetup, seed: int) -> dict[str, Any]:
     done = [one for one in outcomes if one.error is None]
-    rings_ms = (HOPS + 1) * 25.0
+    noticed = [one for one in done if one.noticed]
     return {
         "bench": "faults",
         "seed": seed,
@@ -289,16 +324,19 @@ def _summary(outcomes: Sequence[Outcome], setup: BenchSetup, seed: int) -> dict[
         "identical": sum(one.identical for one in outcomes),
         "failed": len(outcomes) - len(done),
         "survivors_kept": sum(one.kept for one in outcomes),
-        "recovery_ms": percentiles([one.recovery_ms for one in done]),
-        "baseline_restart_ms": percentiles([one.restart_ms for one in done]),
-        "ring_ms": rings_ms,
+        "noticed": len(noticed),
+        "recovery_ms": percentiles([one.recovery_ms for one in noticed]),
+        "mend_ms": percentiles([one.mend_ms for one in noticed]),
+        "baseline_restart_ms": percentiles([one.restart_ms for one in noticed]),
+        "ring_ms": (HOPS + 1) * LINK_MS,
         "by_kind": {
             kind: {
                 "generations": len(mine),
                 "identical": sum(one.identical for one in mine),
-                "recovery_ms": percentiles([one.recovery_ms for one in mine if one.error is None]),
-                "noticed_ms": percentiles([one.noticed_ms for one in mine if one.noticed_ms is not None]),
-                "baseline_restart_ms": percentiles([one.restart_ms for one in mine]),
+                "noticed": sum(one.noticed for one in mine),
+                "recovery_ms": percentiles([one.recovery_ms for one in mine if one.noticed]),
+                "mend_ms": percentiles([one.mend_ms for one in mine if one.noticed]),
+                "baseline_restart_ms": percentiles([one.restart_ms for one in mine if one.noticed]),
             }
             for kind in KINDS
             if (mine := [one for one in outcomes if one.kind == kind])

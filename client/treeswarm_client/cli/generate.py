@@ -12,12 +12,14 @@ from rich.console import Console
 from treeswarm.errors import SwarmError
 from treeswarm.keys import read_swarm_key
 from treeswarm_client.cli.live import LiveText, summary_line
-from treeswarm_client.client import DEFAULT_TREE_SIZE, Run, SwarmClient
+from treeswarm_client.cli.route_text import route_as_dict, route_lines
+from treeswarm_client.client import DEFAULT_PATIENCE_S, DEFAULT_TREE_SIZE, Run, SwarmClient
 
 EXAMPLES = """examples:
   swarm generate "def main():" --model demo --peers 127.0.0.1:4001,127.0.0.1:4002 --draft demo-draft
   swarm generate "Once" --model ./Llama-3-8B --peers 10.0.0.5:4001,10.0.0.6:4001 --draft ./Llama-3.2-1B \\
         --temperature 0.7 --top-p 0.9 --seed 1 --max-new-tokens 300
+  swarm generate "x =" --model demo --registry 203.0.113.7:4001 --show-route --patience 120
   swarm generate "x =" --model demo --peers 127.0.0.1:4001 --tree-size 0 --json | jq .stats"""
 
 
@@ -49,6 +51,14 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.add_argument("--top-k", type=int, default=0, help="default 0: off")
     made.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
     made.add_argument("--emulate-link", metavar="SHAPE", help="delay what this client sends: delay=25ms,rate=100mbit")
+    made.add_argument(
+        "--patience",
+        type=float,
+        default=DEFAULT_PATIENCE_S,
+        metavar="SECONDS",
+        help=f"wait so long for missing blocks to be served again (default {DEFAULT_PATIENCE_S:.0f})",
+    )
+    made.add_argument("--show-route", action="store_true", help="which nodes computed what, and what happened to them")
     made.add_argument("--json", action="store_true", help="one JSON object instead of live text")
     made.set_defaults(run=lambda args: asyncio.run(_run(args)))
 
@@ -57,7 +67,12 @@ def add_route_flags(made: argparse.ArgumentParser) -> None:
     """Where the nodes are."""
     where = made.add_mutually_exclusive_group(required=True)
     where.add_argument("--peers", metavar="HOST:PORT,…", help="the nodes' addresses, each with its #PIN or without")
-    where.add_argument("--registry", metavar="SPEC", help="static:HOST:PORT,… (the same as --peers)")
+    where.add_argument(
+        "--registry",
+        metavar="SPEC",
+        help="HOST:PORT,… of any nodes, which tell of all others; or mqtts://USER:PASSWORD@HOST/NAMESPACE; or "
+        "static:HOST:PORT,… (the same as --peers)",
+    )
     add_swarm_key_flag(made)
 
 
@@ -76,6 +91,7 @@ async def _run(args: argparse.Namespace) -> int:
         draft_device=args.draft_device,
         emulate_link=args.emulate_link,
         swarm_key=read_swarm_key(args.swarm_key) if args.swarm_key else None,
+        patience=args.patience,
     )
     async with client:
         run = client.stream(
@@ -86,10 +102,10 @@ async def _run(args: argparse.Namespace) -> int:
             top_k=args.top_k,
             seed=args.seed,
         )
-        return await (_as_json(run) if args.json else _live(args.prompt, run))
+        return await (_as_json(run) if args.json else _live(args.prompt, run, show_route=args.show_route))
 
 
-async def _live(prompt: str, run: Run) -> int:
+async def _live(prompt: str, run: Run, *, show_route: bool) -> int:
     console = Console(highlight=False)
     live = LiveText(console)
     live.prompt(prompt)
@@ -100,6 +116,9 @@ async def _live(prompt: str, run: Run) -> int:
         live.end()
         if run.stats is not None and run.stats.traversals:
             console.print(summary_line(run.stats))
+        if show_route and run.chain is not None:
+            for line in route_lines(run.chain):
+                console.print(line)
     return 0
 
 
@@ -115,6 +134,7 @@ async def _as_json(run: Run) -> int:
         "text": run.text,
         "token_ids": run.token_ids,
         "stats": run.stats.as_dict() if run.stats else None,
+        "route": route_as_dict(run.chain) if run.chain else None,
     }
     if failure is not None:
         result["error"] = {"type": type(failure).__name__, "message": str(failure)}
