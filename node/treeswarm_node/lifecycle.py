@@ -95,9 +95,10 @@ class Lifecycle:
         await self.membership.announce()
 
     async def landlords(self) -> list[str]:
-        """Reachable others, the nearest first: a port rented there costs the least."""
-        here = [r for r in await self.neighbours() if r.reachable and r.state is NodeState.ONLINE]
-        return [record.dial for record in sorted(here, key=self.survey.distance_to)]
+        """The others, reachable ones and then the nearest first: a port rented there costs the least.  Also those that
+        nobody has dialled yet: were they left out, the first two nodes of a swarm would never ask each other."""
+        here = [r for r in await self.neighbours() if r.state is NodeState.ONLINE]
+        return [r.dial for r in sorted(here, key=lambda r: (not r.reachable, self.survey.distance_to(r)))]
 
     async def neighbours(self) -> list[NodeRecord]:
         """Everyone else's records."""

@@ -64,8 +64,9 @@ class Place:
 
     @property
     def lends(self) -> bool:
-        """Whether its ports are of use to others."""
-        return self.how is not How.RENTED and self.reachable
+        """Whether its ports may be of use to others.  The first node of a swarm has nobody to tell it; its tenants look
+        themselves whether the port leads to them."""
+        return self.how not in {How.RENTED, How.HIDDEN}
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,17 @@ def own_place(announced: str | None, listening: str, verdicts: Sequence[Verdict]
     """None: strangers cannot reach this node, it needs a port of another.  Pure."""
     reached = Counter(verdict.address for verdict in verdicts if verdict.reached)
     if announced is not None:
-        return Place(Address.parse(announced).bare, How.ANNOUNCED, bool(reached))
+        return Place(announced_address(announced, listening).bare, How.ANNOUNCED, bool(reached))
     if not verdicts:
         return Place(Address.parse(listening).bare, How.ASSUMED, False)
     address, votes = max(reached.items(), key=lambda found: found[1], default=("", 0))
     return Place(address, How.DIALLED, True) if 2 * votes > len(verdicts) else None
+
+
+def announced_address(announced: str, listening: str) -> Address:
+    """Port 0 is the one listened on."""
+    told = Address.parse(announced)
+    return Address(told.host, told.port or Address.parse(listening).port)
 
 
 async def verdict_of(transport: Transport, asked: str, own: str) -> Verdict | None:
@@ -125,7 +132,8 @@ class PlaceFinder:
     pin: str
     """Of this node."""
     others: Callable[[], Awaitable[Sequence[str]]]
-    """Addresses, with pins, of other nodes that are reachable: the best landlord first, see docs/_ports_figures.md."""
+    """Addresses, with pins, of other nodes: the best landlord first, see docs/_ports_figures.md.  All of them, for in a
+    young swarm nobody knows of anybody yet whether strangers reach it."""
     settled: Callable[[Place], Awaitable[None]]
     """Called with the place when it is found, and when it changes."""
     announced: str | None = None
@@ -151,9 +159,9 @@ class PlaceFinder:
 
     async def find(self) -> Place | None:
         """Ask some others and decide; None: a port must be rented."""
-        own = self._pinned(Address("0.0.0.0", Address.parse(self.announced or self.listening).port))
+        own = self._pinned(Address("0.0.0.0", Address.parse(self.listening).port))
         if self.announced is not None:
-            own = self._pinned(Address.parse(self.announced))
+            own = self._pinned(announced_address(self.announced, self.listening))
         others = list(await self.others())
         asked, verdicts = random.sample(others, min(TRIED, len(others))), list[Verdict]()
         while asked and len(verdicts) < ASKED:

@@ -1,4 +1,4 @@
-"""A swarm-node that lends ports and rents one if it must: `python -m tests.lab.port_node PEERS ARGUMENT…`.
+"""A swarm-node that knows others without a registry: `python -m tests.lab.port_node PEERS ARGUMENT…`.
 
 PEERS are addresses by commas, or -; the arguments are swarm-node's.  Prints a line for every place that it settles on,
 until standard input ends.
@@ -7,33 +7,29 @@ until standard input ends.
 import asyncio
 import json
 import sys
+from unittest.mock import patch
 
 from treeswarm_node.cli import read_config
-from treeswarm_node.landlord import Landlord
-from treeswarm_node.place import Place, PlaceFinder
+from treeswarm_node.lifecycle import Lifecycle
+from treeswarm_node.place import Place
 from treeswarm_node.serve import serving
+
+settle = Lifecycle.settle
 
 
 async def run(peers: list[str], arguments: list[str]) -> None:
     config, _ = read_config(arguments)
 
-    async def others() -> list[str]:
+    async def others(_: Lifecycle) -> list[str]:
         return peers
 
-    async def settled(place: Place) -> None:
+    async def settle_and_say(life: Lifecycle, place: Place) -> None:
+        await settle(life, place)
         print(json.dumps({"address": f"{place.address}#{life.identity.pin}", "how": place.how}), flush=True)
 
-    async with serving(config) as (_, life):
-        life.node.landlord = Landlord(life.address.host, config.limits, config.lend_from)
-        finder = PlaceFinder(
-            *(life.node.transport, life.address.bare, life.identity.pin, others, settled),
-            announced=config.announce,
-            guests=life.node.guests,
-        )
-        finding = asyncio.create_task(finder.run())
-        await asyncio.to_thread(sys.stdin.read)
-        finding.cancel()
-        await asyncio.gather(finding, return_exceptions=True)
+    with patch.object(Lifecycle, "landlords", others), patch.object(Lifecycle, "settle", settle_and_say):
+        async with serving(config):
+            await asyncio.to_thread(sys.stdin.read)
 
 
 if __name__ == "__main__":

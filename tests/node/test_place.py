@@ -21,6 +21,7 @@ YES, NO = Verdict(True, THERE), Verdict(False)
     ("announced", "verdicts", "expected"),
     [
         (THERE, [], Place(THERE, How.ANNOUNCED, False)),
+        ("203.0.113.5:0", [], Place(THERE, How.ANNOUNCED, False)),
         (THERE, [NO, NO], Place(THERE, How.ANNOUNCED, False)),
         (THERE, [NO, YES], Place(THERE, How.ANNOUNCED, True)),
         (None, [], Place(HERE, How.ASSUMED, False)),
@@ -41,9 +42,9 @@ def test_where_a_node_is(announced: str | None, verdicts: list[Verdict], expecte
     [
         (How.DIALLED, True, True),
         (How.ANNOUNCED, True, True),
-        (How.ANNOUNCED, False, False),
+        (How.ANNOUNCED, False, True),
         (How.RENTED, True, False),
-        (How.ASSUMED, False, False),
+        (How.ASSUMED, False, True),
         (How.HIDDEN, False, False),
     ],
 )

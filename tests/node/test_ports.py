@@ -271,9 +271,8 @@ async def test_one_stream_rents_one_port_in_one_version() -> None:
 
 
 async def test_a_landlord_lends_the_ports_it_was_told_to() -> None:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        first = found.getsockname()[1] - 2  # the port just found stands for one that is in use
+    first, taken = _three_ports()
+    with taken:
         limits = replace(OPEN_HANDED, lend_ports=2)
         async with peer(limits, first_port=first) as landlord, stranger() as tenant:
             stream, rented = await _rented(tenant, landlord)
@@ -281,6 +280,16 @@ async def test_a_landlord_lends_the_ports_it_was_told_to() -> None:
             with pytest.raises(Refused, match="no port can be opened"):
                 await _rented(tenant, landlord)
             await stream.end()
+
+
+def _three_ports() -> tuple[int, socket.socket]:
+    """The first of two free ones, and the next, taken; below those that systems give to whoever asks for any."""
+    for first in range(20000, 30000, 3):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in (first, first + 1):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first, socket.create_server(("127.0.0.1", first + 2))
+    raise AssertionError("no three free ports in a row")
 
 
 @pytest.mark.parametrize("limit", ["lend_connections", "lend_connections_of_host"])
