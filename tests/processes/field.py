@@ -1,0 +1,159 @@
+"""A model cut in three, every cut served twice by real processes behind lines that can be cut."""
+
+import asyncio
+import contextlib
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from treeswarm.messages import Description
+from treeswarm.spans import Span
+from treeswarm_client.bench.cuttable import Cuttable, cuttable
+from treeswarm_client.chain import Chain
+from treeswarm_client.client import Run, SwarmClient
+from treeswarm_client.local_swarm import LocalNode, LocalSwarm, Place, even_cuts, local_swarm
+
+SPANS = even_cuts(8, 3)
+# Lines beyond the six that nodes stand behind at first: a client is told of them all before anybody is there.
+SPARE_LINES = 8
+LINK = "delay=5ms"
+PROMPT = "class Queue:\n    def __init__(self"
+TOKENS = 96
+AT = 24
+
+Harm = Callable[["Replica", Run], Coroutine[Any, Any, None]]
+
+
+@dataclass(eq=False)
+class Replica:
+    """A node and the line to it."""
+
+    span: Span
+    node: LocalNode
+    line: Cuttable
+    identity: Path
+    """Where its keys are."""
+    ended: bool = False
+
+    @property
+    def address(self) -> str:
+        return self.node.address
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to the process; some end it."""
+        self.ended |= number in {signal.SIGKILL, signal.SIGTERM}
+        self.node.process.send_signal(number)
+
+
+@dataclass(eq=False)
+class Field:
+    """`whole` before every test: then each span has two replicas again."""
+
+    swarm: LocalSwarm
+    client: SwarmClient
+    lines: list[Cuttable]
+    folder: Path
+    replicas: list[Replica] = field(default_factory=list)
+    _unharmed: dict[str, Run] = field(default_factory=dict)
+
+    async def whole(self, *spans: Span, copies: int = 2) -> None:
+        """Start what is missing of `spans` (by default, all)."""
+        await asyncio.gather(*(one.node.process.wait() for one in self.replicas if one.ended))
+        self.replicas = [one for one in self.replicas if not one.ended]
+        missing = [
+            span for span in spans or SPANS for _ in range(copies - sum(one.span == span for one in self.replicas))
+        ]
+        await self.start(*missing)
+        await self.known(*self.replicas)
+
+    async def start(self, *spans: Span) -> list[Replica]:
+        """More nodes, each behind a line of its own."""
+        lines = [self.lines.pop(0) for _ in spans]
+        keys = [self.folder / f"{line.port}.pem" for line in lines]
+        told = zip(spans, lines, keys, strict=True)
+        started = await self.swarm.start_all(
+            [("--blocks", str(s), "--announce", f"127.0.0.1:{w.port}", "--identity", str(k)) for s, w, k in told],
+            [Place(listen=f"127.0.0.1:{line.inner}") for line in lines],
+        )
+        new = [Replica(*one) for one in zip(spans, started, lines, keys, strict=True)]
+        self.replicas += new
+        return new
+
+    async def known(self, *replicas: Replica) -> None:
+        """Until the client has heard that these are online."""
+        async with asyncio.timeout(30):
+            while not {one.node.ready["node"] for one in replicas} <= self.online():
+                await self.client.view.changed(0.5)
+        self.client.view.forgive()
+
+    def online(self) -> set[str]:
+        """Ids, as the client knows them."""
+        return {s.record.node for s in self.client.view.snapshot if s.record.state == "online"}
+
+    def at(self, address: str) -> Replica:
+        """By the address a chain knows it by."""
+        return next(one for one in self.replicas if one.address == address.partition("#")[0])
+
+    def hops(self, chain: Chain | None) -> list[Replica]:
+        """The nodes of a chain."""
+        assert chain is not None
+        return [self.at(hop.address) for hop in chain.hops]
+
+    async def counters(self) -> dict[str, Description]:
+        """Of everyone who lives, by address."""
+        living = [one.node.pinned for one in self.replicas if not one.ended]
+        described = await self.client.describe_nodes(living)
+        return {address.partition("#")[0]: node for address, node in described.items()}
+
+    async def unharmed(self, options: Mapping[str, Any]) -> Run:
+        """What a run gives that nobody harms; made once."""
+        if str(options) not in self._unharmed:
+            run = await self.client.generate(PROMPT, max_new_tokens=TOKENS, ignore_eos=True, **options)
+            assert run.chain is not None
+            assert not run.chain.repairs
+            self._unharmed[str(options)] = run
+        return self._unharmed[str(options)]
+
+    async def survives(self, harm: Harm, place: int, **options: Any) -> tuple[Run, Replica, list[Replica]]:
+        """One run whose node at `place` is harmed after some tokens; its tokens must be those of the unharmed run.
+
+        Returns the run, the node that was harmed, and the others it began with.
+        """
+        expected = await self.unharmed(options)
+        run = self.client.stream(PROMPT, max_new_tokens=TOKENS, ignore_eos=True, **options)
+        hit, others, harming = None, list[Replica](), None
+        async for _ in run:
+            if hit is None and len(run.token_ids) >= AT:
+                others = self.hops(run.chain)
+                hit = others.pop(place)
+                harming = asyncio.create_task(harm(hit, run))
+        assert harming is not None
+        assert hit is not None
+        await harming
+        assert run.token_ids == expected.token_ids
+        assert run.text == expected.text
+        return run, hit, others
+
+
+@contextlib.asynccontextmanager
+async def living_field() -> AsyncIterator[Field]:
+    """The swarm and a client that knows where nodes are and where more may come."""
+    async with contextlib.AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="treeswarm-")))
+        lines = [await stack.enter_async_context(cuttable()) for _ in range(2 * len(SPANS) + SPARE_LINES)]
+        swarm = await stack.enter_async_context(local_swarm("demo", [], emulate_link=LINK, flags=("--grace", "20")))
+        client = SwarmClient(
+            model="demo",
+            peers=",".join(f"127.0.0.1:{line.port}" for line in lines),
+            draft="demo-draft",
+            tree_size=16,
+            emulate_link=LINK,
+            patience=60.0,
+        )
+        made = Field(swarm, client, lines, folder)
+        await made.start(*SPANS, *SPANS)
+        await stack.enter_async_context(client)
+        yield made
