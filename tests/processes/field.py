@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,10 +102,9 @@ class Field:
         assert chain is not None
         return [self.at(hop.address) for hop in chain.hops]
 
-    async def counters(self) -> dict[str, Description]:
-        """Of everyone who lives, by address."""
-        living = [one.node.pinned for one in self.replicas if not one.ended]
-        described = await self.client.describe_nodes(living)
+    async def counters(self, replicas: Iterable[Replica]) -> dict[str, Description]:
+        """By address."""
+        described = await self.client.describe_nodes([one.node.pinned for one in replicas])
         return {address.partition("#")[0]: node for address, node in described.items()}
 
     async def unharmed(self, options: Mapping[str, Any]) -> Run:
@@ -117,12 +116,10 @@ class Field:
             self._unharmed[str(options)] = run
         return self._unharmed[str(options)]
 
-    async def survives(self, harm: Harm, place: int, **options: Any) -> tuple[Run, Replica, list[Replica]]:
-        """One run whose node at `place` is harmed after some tokens; its tokens must be those of the unharmed run.
-
-        Returns the run, the node that was harmed, and the others it began with.
-        """
+    async def survives(self, harm: Harm, place: int, **options: Any) -> "Harmed":
+        """One run whose node at `place` is harmed after some tokens; its tokens must be those of the unharmed run."""
         expected = await self.unharmed(options)
+        before = await self.counters(self.replicas)
         run = self.client.stream(PROMPT, max_new_tokens=TOKENS, ignore_eos=True, **options)
         hit, others, harming = None, list[Replica](), None
         async for _ in run:
@@ -135,7 +132,35 @@ class Field:
         await harming
         assert run.token_ids == expected.token_ids
         assert run.text == expected.text
-        return run, hit, others
+        assert run.chain is not None
+        return Harmed(run, run.chain, hit, others, before)
+
+
+@dataclass(frozen=True, eq=False)
+class Harmed:
+    """A run that was harmed, the node that was, the others it began with, and what all had counted before."""
+
+    run: Run
+    chain: Chain
+    hit: Replica
+    others: list[Replica]
+    before: dict[str, Description]
+
+    def check_replaced(self, why: str) -> None:
+        """By the chain's own account: this node was let go for one reason, and one like it came instead."""
+        repairs = self.chain.repairs
+        lost = [(hop.address.partition("#")[0], said) for repair in repairs for hop, said in repair.lost]
+        assert [address for address, _ in lost] == [self.hit.address]
+        assert why in lost[0][1]
+        assert [hop.span for repair in repairs for hop in repair.gained] == [self.hit.span]
+
+    async def check_stayed(self, field: Field, *replicas: Replica) -> None:
+        """By the nodes' own account: they (by default, the others) opened the session once, and went on in it."""
+        after = await field.counters(replicas or self.others)
+        assert after.keys() <= {hop.address.partition("#")[0] for hop in self.chain.hops}
+        for address, now in after.items():
+            assert now.opened == self.before[address].opened + 1
+            assert now.resumed > self.before[address].resumed
 
 
 @contextlib.asynccontextmanager
