@@ -1,4 +1,4 @@
-"""What a node sent for its trunk, and would send again, is what its KV cache holds, however the text grew and was cut."""
+"""What a node sent for its trunk, and would send again, is what its KV cache holds, grown and cut as you please."""
 
 import numpy as np
 import pytest

@@ -54,7 +54,7 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(session=sessions, data=st.data())
     def truncate(self, session: SessionKV | None, data: st.DataObject) -> None:
-        """Nothing is given back; what is written next goes where the forgotten rows were.  Never in pages a fork reads."""
+        """Nothing is given back; what comes next is written over what was forgotten; never in pages a fork reads."""
         if session not in self.written:
             return
         length = data.draw(st.integers(0, session.trunk_length))

@@ -37,7 +37,7 @@ class Cuttable:
             self._streams -= ends
 
     def cut(self, dialled_from: Collection[int] | None = None) -> int:
-        """Break every connection there is, or those dialled from these ports; returns how many.  New ones are welcome."""
+        """Break every connection there is, or those from these ports; returns how many.  New ones are welcome."""
         streams = [s for s in self._streams if s.get_extra_info("sockname")[1] == self.port]
         cut = [s for s in streams if dialled_from is None or s.get_extra_info("peername")[1] in dialled_from]
         for stream in cut:
