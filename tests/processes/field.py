@@ -146,12 +146,12 @@ class Harmed:
     others: list[Replica]
     before: dict[str, Description]
 
-    def check_replaced(self, why: str) -> None:
+    def check_replaced(self, why: str = "") -> None:
         """By the chain's own account: this node was let go for one reason, and one like it came instead."""
         repairs = self.chain.repairs
         lost = [(hop.address.partition("#")[0], said) for repair in repairs for hop, said in repair.lost]
         assert [address for address, _ in lost] == [self.hit.address]
-        assert why in lost[0][1]
+        assert why in lost[0][1], lost
         assert [hop.span for repair in repairs for hop in repair.gained] == [self.hit.span]
 
     async def check_stayed(self, field: Field, *replicas: Replica) -> None:
