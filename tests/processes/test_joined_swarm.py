@@ -92,7 +92,7 @@ async def test_a_generation_on_the_command_line_survives_a_kill_and_says_so(join
     assert result["token_ids"] == healthy.token_ids
     assert result["text"] == healthy.text
     lost = [lost["address"] for repair in result["route"]["repairs"] for lost in repair["lost"]]
-    assert lost == [hit.address], result["route"]
+    assert lost == [hit.address], json.dumps(result["route"]["repairs"], indent=1)
     assert all(hop["address"] != hit.address for hop in result["route"]["hops"])
     assert not missing_blocks([Span.parse(hop["blocks"]) for hop in result["route"]["hops"]], 8)
 
