@@ -78,12 +78,13 @@ class Outcome:
     """Whether the nodes that were not hit stayed in the session, without opening it again."""
 
     def __str__(self) -> str:
-        what = f"{self.kind} of {', '.join(PLACES[place] for place in self.places)} after {self.at_token} tokens"
+        places = ", ".join(PLACES[place] for place in self.places)
         text = self.error or ("identical" if self.identical else "DIFFERENT")
-        took = (
-            f"mended in {self.mend_ms:.0f} ms, {self.recovery_ms:.0f} from the blow" if self.noticed else "not noticed"
+        took = f"{self.recovery_ms:.0f} ms, mending {self.mend_ms:.0f} of them" if self.noticed else "not noticed"
+        return (
+            f"{self.kind} of {places} after {self.at_token} tokens: {text}, {took}; "
+            f"from scratch {self.restart_ms:.0f} ms" + ("" if self.kept else "; survivors opened again")
         )
-        return f"{what}: {text}, {took}; from scratch {self.restart_ms:.0f} ms{'' if self.kept else '; survivors opened again'}"
 
 
 @dataclass(eq=False)
