@@ -174,6 +174,27 @@ def test_lost_blocks_are_covered_by_one_node_or_several_with_any_boundaries(cuts
     survives(kill, spans=SPANS, at=at)
 
 
+@pytest.mark.parametrize("dies", [False, True], ids=["", "and one dies"])
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+@pytest.mark.parametrize("at", [1, 15, 50])
+def test_three_lost_blocks_by_one_two_and_three_nodes(at: int, nodes: int, dies: bool) -> None:
+    """Trunks of differing lengths; a replacement may die while the trunk is replayed into it."""
+    cuts = {1: [Span(1, 4)], 2: [Span(1, 2), Span(2, 4)], 3: [Span(1, 2), Span(2, 3), Span(3, 4)]}[nodes]
+
+    async def kill(swarm: ToySwarm, chain: Chain) -> None:
+        for address in [hop.address for hop in chain.hops[1:]]:
+            await swarm.kill(address)
+        first = [await swarm.start(span) for span in cuts]
+        if dies:
+            while not any(swarm.nodes[address].sessions for address in first):
+                await asyncio.sleep(0.0005)
+            await swarm.kill(first[-1])
+            await swarm.start(cuts[-1])
+
+    chain = survives(kill, spans=SPANS, at=at)
+    assert chain.epoch >= 1 + dies
+
+
 def test_three_replacements_one_dies_while_the_trunk_is_replayed() -> None:
     async def kill(swarm: ToySwarm, chain: Chain) -> None:
         head = chain.hops[0].address
@@ -379,6 +400,26 @@ class TestPlantedMistakes:
 
         monkeypatch.setattr(NodeSession, "receive", careless)
         assert self.noticed(faults=self.late)
+
+    def test_forgetting_a_ban(self) -> None:
+        """A node that hangs is asked again and again: told in the end, and not by a client gone mad."""
+
+        async def run() -> None:
+            network = MemoryNetwork()
+            slow_links(network)
+            async with toy_swarm(network, spans=TWICE) as swarm:
+                generating = asyncio.create_task(swarm.generate(PROMPT, COUNT, patience_s=30.0, forgetful=True))
+                await at_token(swarm, 10, generating)
+                assert swarm.chain is not None
+                for address in [address for address, span in swarm.spans.items() if span == SPANS[1]]:
+                    network.freeze(address)
+                with pytest.raises(MissingBlocks, match="no chain held"):
+                    await generating
+                assert swarm.chain.epoch < 100
+                for address in list(network.frozen):
+                    await network.thaw(address)
+
+        run_virtually(run())
 
     def test_forwarding_a_replay_past_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(HostedSession, "forwards_replay", property(lambda self: True, lambda self, value: None))
