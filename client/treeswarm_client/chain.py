@@ -28,6 +28,7 @@ from treeswarm.replay import replay
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_client.control import GOODBYE_S, NodeControl
 from treeswarm_client.mending import Interrupted, Member, Mender, Room
+from treeswarm_client.overdue import overdue
 from treeswarm_client.route import Hop, Pilot, Target
 
 log = logging.getLogger(__name__)
@@ -39,10 +40,6 @@ RECONSIDER_S = 10.0
 # More dead nodes in a row than this were never seen in a simulated swarm that loses a fifth of its nodes an hour.
 QUICK_TRIES = 8
 PAUSE_S = 0.5
-# A frame handed to one node and not received by the next: some megabytes over a slow line take this long.
-LEAST_ON_THE_WAY_S = 5.0
-# A frame received and not passed on: the longest a forward may take on a slow CPU under load, several times.
-LEAST_IN_A_NODE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -190,8 +187,11 @@ class Chain:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
-            if self._in_flight and not self._interrupted.is_set() and (stuck := self._stuck(loop.time())):
-                self.lose(*stuck)
+            if self._in_flight and not self._interrupted.is_set():
+                usual_s = self._traversal.deadline(0.0)
+                late = overdue(self.members, min(self._in_flight), self._moved_at, usual_s, loop.time())
+                if late is not None:
+                    self.lose(*late)
 
     async def close(self) -> None:
         """Free the session on every node that still listens."""
@@ -284,23 +284,6 @@ class Chain:
             self._interrupt()
         else:
             self.lose(control.hop, error)
-
-    def _stuck(self, now: float) -> tuple[Hop, SwarmError] | None:
-        """The node that a frame waits for too long, if there is one."""
-        usual = self._traversal.deadline(0.0)
-        for member in self.members:
-            control = member.control
-            quiet = now - max(self._moved_at, control.moved_at)
-            if control.received <= min(self._in_flight):
-                if quiet > max(LEAST_ON_THE_WAY_S, 2 * usual):
-                    why = f"lost {member.hop}: a frame has been on its way there for {quiet:.0f} s"
-                    return member.hop, NodeLost(why, member.hop.address)
-                return None
-        slowest = max(self.members, key=lambda member: now - member.control.moved_at)
-        quiet = now - max(self._moved_at, slowest.control.moved_at)
-        if quiet > max(LEAST_IN_A_NODE_S, 8 * usual):
-            return slowest.hop, NodeLost(f"lost {slowest.hop}: it computes for {quiet:.0f} s", slowest.hop.address)
-        return None
 
     # ---------------------------------------------------------------- epochs
 
