@@ -72,6 +72,8 @@ class Chain:
     _link: Stream | None = None
     _lost: dict[str, SwarmError] = field(default_factory=dict)
     """Nodes of the chain that are of no more use to it, by address."""
+    _why: dict[str, SwarmError] = field(default_factory=dict)
+    """The same, and those given up since, until the chain is whole again."""
     _interrupted: asyncio.Event = field(default_factory=asyncio.Event)
     _interrupted_at: float = 0.0
     _answers: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
@@ -81,6 +83,7 @@ class Chain:
     """Set when an answer has made room."""
     _moved_at: float = 0.0
     _considered_at: float = 0.0
+    _better_without: frozenset[str] = frozenset()
     _tries: int = 0
     """Interrupted ones since the chain broke."""
     _mending: bool = False
@@ -125,16 +128,16 @@ class Chain:
         """
         loop = asyncio.get_running_loop()
         started = self._interrupted_at or loop.time()
-        before, lost = self.hops, dict(self._lost)
+        before = self.hops
         end, self._tries = loop.time() + self.patience_s, 0
         while not await self._mended(trunk, tip, end):
-            lost.update(self._lost)
+            pass
         if before:
-            gone = tuple(
-                (hop, str(lost.get(hop.address, "it asked to leave"))) for hop in before if hop not in self.hops
-            )
+            left = [hop for hop in before if hop not in self.hops]
+            gone = tuple((hop, str(self._why.get(hop.address, "it asked to leave"))) for hop in left)
             gained = tuple(hop for hop in self.hops if hop not in before)
             self.repairs.append(Repair(self.epoch, gone, gained, loop.time() - started))
+        self._why.clear()
 
     async def _mended(self, trunk: Sequence[int], tip: int, end: float) -> bool:
         """One try, in an epoch of its own."""
@@ -170,15 +173,17 @@ class Chain:
             return
         self._considered_at = now
         room = self.room.trunk + self.room.crown
-        leaving = self.pilot.without(self.hops, room=room, trunk=trunk, rounds_left=rounds_left)
+        leaving = frozenset(self.pilot.without(self.hops, room=room, trunk=trunk, rounds_left=rounds_left))
+        # Measurements come and go; what was better a while ago and still is will stay so.
+        still, self._better_without = self._better_without & leaving, leaving
         for member in self.members:
-            member.leaving |= member.hop.node in leaving
+            member.leaving |= member.hop.node in still
 
     def lose(self, hop: Hop, error: SwarmError) -> None:
         """A node of the chain is of no more use to it."""
         if any(member.hop == hop for member in self.members) and hop.address not in self._lost:
             log.info("%s", error)
-            self._lost[hop.address] = error
+            self._lost[hop.address] = self._why[hop.address] = error
             self.pilot.failed(hop.node, error)
             self._interrupt()
 
