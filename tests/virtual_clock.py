@@ -39,14 +39,12 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         done: asyncio.Future[T] = self.create_future()
 
         def run() -> None:
+            if done.cancelled():
+                return
             try:
-                result = work(*args)
+                done.set_result(work(*args))
             except Exception as error:
-                if not done.done():
-                    done.set_exception(error)
-            else:
-                if not done.done():
-                    done.set_result(result)
+                done.set_exception(error)
 
         if self.work_s:
             self.call_later(self.work_s, run)

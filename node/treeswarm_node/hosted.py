@@ -212,6 +212,8 @@ class HostedSession:
         while append.replay and not self._over and self.session.replayed_rows > self.session.terms.credit_rows:
             self._room.clear()
             await self._room.wait()
+        if self._over:
+            return
         try:
             steps = self.session.receive(append)
         except Refused as error:

@@ -229,6 +229,26 @@ def test_a_long_replay_takes_none_of_the_clients_credit() -> None:
     visit(story, limits=Limits(credit_rows=4))
 
 
+def test_a_replay_that_waits_for_room_is_forgotten_with_its_session() -> None:
+    """Computed all the same, it would take its pages from what was promised to others, and never give them back."""
+
+    async def story(visitor: Visitor) -> None:
+        control = await visitor.control()
+        await control.send(opening(1, Resumption(60, 1000)))
+        assert isinstance(await control.receive(), Opened)
+        link = await visitor.link(1)
+        for append in parts(next(replay(1, [1] * 60)), 12):
+            await link.send(append)
+        await asyncio.sleep(WORK_S / 2)
+        await control.send(Close(SESSION))
+        await asyncio.sleep(10 * WORK_S)
+        visitor.swarm.check_idle()
+        await control.end()
+        await link.end()
+
+    visit(story, limits=Limits(credit_rows=4))
+
+
 def test_a_client_that_does_not_listen_keeps_nobody_waiting() -> None:
     """It fills its own stream; telling it that its session has expired must not hold up the sweeping of others."""
 
