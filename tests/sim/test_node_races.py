@@ -239,14 +239,17 @@ def test_a_replay_that_waits_for_room_is_forgotten_with_its_session() -> None:
         link = await visitor.link(1)
         for append in parts(next(replay(1, [1] * 60)), 12):
             await link.send(append)
+        busy, other = await visitor.opened(session=OTHER), await visitor.link(session=OTHER)
+        for append in parts(prompt(rows=9), 3):
+            await other.send(append)
         await asyncio.sleep(WORK_S / 2)
         await control.send(Close(SESSION))
         await asyncio.sleep(10 * WORK_S)
-        visitor.swarm.check_idle()
-        await control.end()
-        await link.end()
+        visitor.node.ready_stage().store.check()
+        for stream in (control, link, busy, other):
+            await stream.end()
 
-    visit(story, limits=Limits(credit_rows=4))
+    visit(story, limits=Limits(credit_rows=4, budget=Budget(8, 4)))
 
 
 def test_a_client_that_does_not_listen_keeps_nobody_waiting() -> None:
