@@ -62,6 +62,8 @@ class Conversation:
     node: Host
     stream: Stream
     _errands: set[asyncio.Task[None]] = field(default_factory=set)
+    _watching: bool = False
+    """Every watch keeps in mind what it has told, of every node."""
 
     async def run(self) -> None:
         """Until the stream ends; a stream that ends frees nothing: sessions live on for a lease."""
@@ -95,8 +97,11 @@ class Conversation:
                     hosted.session.hint(message)
             case Close(session):
                 if (hosted := self._mine(session)) is not None:
-                    self._beside(hosted.free())
+                    hosted.let_go()
             case Watch():
+                if self._watching:
+                    raise Refused("a stream watches once", FaultCode.TOO_MANY)
+                self._watching = True
                 self._beside(self._tell_records(everyone=message.everyone))
             case DialBack(address):
                 self._check_direct()
