@@ -72,8 +72,7 @@ class LocalSwarm:
             )
             for own, place in zip(flags, places, strict=True)
         ]
-        for process, errors in started:
-            self._stack.push_async_callback(_stop, process, errors)
+        self._stack.push_async_callback(_stop_all, started)
         ready = await asyncio.gather(*(_ready(process, errors) for process, errors in started))
         self.nodes.extend(ready)
         return ready
@@ -143,6 +142,10 @@ async def _ready(process: asyncio.subprocess.Process, errors: asyncio.Task[bytes
         raise ModelError(said[-1].removeprefix("swarm-node: ") if said else "a node ended without a word")
     ready = json.loads(line)
     return LocalNode(process, ready["address"], ready["pinned"], ready, errors)
+
+
+async def _stop_all(started: Sequence[tuple[asyncio.subprocess.Process, asyncio.Task[bytes]]]) -> None:
+    await asyncio.gather(*(_stop(process, errors) for process, errors in started))
 
 
 async def _stop(process: asyncio.subprocess.Process, errors: asyncio.Task[bytes]) -> None:

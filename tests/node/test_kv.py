@@ -52,6 +52,21 @@ class Sessions(RuleBasedStateMachine):
         session.trunk_length = end
         self.written[session] += stamps
 
+    @rule(session=sessions, data=st.data())
+    def truncate(self, session: SessionKV | None, data: st.DataObject) -> None:
+        """Nothing is given back; what comes next is written over what was forgotten; never in pages a fork reads."""
+        if session not in self.written:
+            return
+        length = data.draw(st.integers(0, session.trunk_length))
+        if any(self.store.pool.shared(page) for page in session.trunk_pages[length // PAGE :]):
+            with pytest.raises(AssertionError):
+                session.truncate(length)
+            return
+        free, pages = self.store.free_tokens, list(session.trunk_pages)
+        session.truncate(length)
+        assert (self.store.free_tokens, session.trunk_pages) == (free, pages)
+        self.written[session] = self.written[session][:length]
+
     @rule(target=sessions, session=sessions, data=st.data())
     def fork(self, session: SessionKV | None, data: st.DataObject) -> SessionKV | None:
         if session not in self.written:

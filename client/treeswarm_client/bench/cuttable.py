@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 
 CHUNK = 1 << 16
@@ -36,10 +36,13 @@ class Cuttable:
                 end.transport.abort()
             self._streams -= ends
 
-    def cut(self) -> None:
-        """Break every connection there is; new ones are welcome."""
-        for stream in self._streams:
+    def cut(self, dialled_from: Collection[int] | None = None) -> int:
+        """Break every connection there is, or those from these ports; returns how many.  New ones are welcome."""
+        streams = [s for s in self._streams if s.get_extra_info("sockname")[1] == self.port]
+        cut = [s for s in streams if dialled_from is None or s.get_extra_info("peername")[1] in dialled_from]
+        for stream in cut:
             stream.transport.abort()
+        return len(cut)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
