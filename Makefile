@@ -38,7 +38,7 @@ check: $(VENV)/dev.stamp
 
 bench: $(VENV)/demo.stamp
 	@mkdir -p build
-	@for which in exact trees overhead wan batch flips tls fuzz; do \
+	@for which in exact trees overhead wan batch flips tls fuzz load faults; do \
 		echo "swarm bench $$which -> build/bench-$$which.json"; \
 		$(VENV)/bin/swarm bench $$which --json > build/bench-$$which.json || exit 1; \
 	done

@@ -27,22 +27,39 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.work_s = 0.0
+        """How long whatever runs in an executor takes."""
         super().__init__(_NoWaiting(self))
 
     def time(self) -> float:
         return self.now
 
     def run_in_executor(self, executor: Any, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
-        """At once, in the loop: a clock that jumps cannot wait for threads."""
+        """In the loop, when its time is over: a clock that jumps cannot wait for threads."""
         done: asyncio.Future[T] = self.create_future()
-        try:
-            done.set_result(work(*args))
-        except Exception as error:
-            done.set_exception(error)
+
+        def run() -> None:
+            if done.cancelled():
+                return
+            try:
+                done.set_result(work(*args))
+            except Exception as error:
+                done.set_exception(error)
+
+        if self.work_s:
+            self.call_later(self.work_s, run)
+        else:
+            run()
         return done
 
 
-def run_virtually(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end on a virtual clock."""
-    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+def run_virtually(work: Coroutine[Any, Any, T], work_s: float = 0.0) -> T:
+    """Run a coroutine to its end on a virtual clock; threads' work takes `work_s`."""
+
+    def loop() -> VirtualClockLoop:
+        made = VirtualClockLoop()
+        made.work_s = work_s
+        return made
+
+    with asyncio.Runner(loop_factory=loop) as runner:
         return runner.run(work)

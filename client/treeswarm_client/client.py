@@ -1,7 +1,6 @@
 """The library: a client of a swarm, asyncio inside, a thin synchronous face outside."""
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Self
 
 from tokenizers import Tokenizer
 
-from treeswarm.errors import BadRequest
+from treeswarm.errors import BadRequest, RouteError
 from treeswarm.identity import config_digest
 from treeswarm.messages import MAX_ROWS, SEGMENT_BYTES, Description
 from treeswarm.model_files import ModelShape, load_tokenizer, read_config, read_shape, resolve_model
@@ -44,8 +43,9 @@ LARGEST_TREE = 2048
 DEFAULT_TREE_SIZE = 64
 # A volunteer who restarts a node, or another one who joins, takes about so long to serve.
 DEFAULT_PATIENCE_S = 30.0
-# A registry that is reached and empty for so long is empty.
-FIRST_SNAPSHOT_S = 5.0
+# Records take one poll of the DHT, three seconds, from node to node.
+FIRST_TARGET_S = 5.0
+LOOK_AGAIN_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,7 @@ class SwarmClient:
             undo.push_async_callback(self._close_transport)
             registry = await client_registry(spec, self._model_of(spec), self._opened.transport)
             undo.push_async_callback(registry.close)
-            snapshot = await self._first_snapshot(registry)
-            self.target = choose_target(snapshot, self._opened.config, self._opened.shape)
+            self.target, snapshot = await self._first_target(registry, spec)
             dials = registry.dials if isinstance(registry, PeersRegistry) else {}
             self.view = SwarmView(registry, self.target, self.tree_size + 1, dials, snapshot)
             watching = asyncio.create_task(self.view.watch())
@@ -283,14 +282,18 @@ class SwarmClient:
         """Records of other models are refused, but for nodes named one by one: of those a user must hear why."""
         return None if registry_kind(spec) == "static" else self._opened.config
 
-    async def _first_snapshot(self, registry: Registry) -> Snapshot:
-        """With somebody in it, if anybody appears within the client's patience."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(self.patience, FIRST_SNAPSHOT_S)):
-                async for snapshot in registry.watch():
-                    if snapshot:
-                        return snapshot
-        return ()
+    async def _first_target(self, registry: Registry, spec: str) -> tuple[Target, Snapshot]:
+        """Nodes may be about to serve, or known to whom we ask in a moment; those named one by one have spoken."""
+        patience_s = 0.0 if registry_kind(spec) == "static" else min(self.patience, FIRST_TARGET_S)
+        end = asyncio.get_running_loop().time() + patience_s
+        while True:
+            snapshot = await registry.snapshot()
+            try:
+                return choose_target(snapshot, self._opened.config, self._opened.shape), snapshot
+            except RouteError:
+                if asyncio.get_running_loop().time() > end:
+                    raise
+            await asyncio.sleep(LOOK_AGAIN_S)
 
     async def _close_transport(self) -> None:
         if self.transport is None:

@@ -10,16 +10,14 @@ import asyncio
 import secrets
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import MissingBlocks, NodeLost, Refused, SwarmError
 from treeswarm.messages import TICKET_BYTES, NextHop, Open, Resume, Resumption
+from treeswarm.transport.seam import Transport
 from treeswarm_client.control import NodeControl
-from treeswarm_client.route import Hop, gaps
-
-if TYPE_CHECKING:  # a chain makes menders
-    from treeswarm_client.chain import Chain
+from treeswarm_client.route import Hop, Pilot, Target, gaps
 
 # A living node whose stream broke answers within a few round trips; on a busy machine not much sooner than this.
 LEAST_REATTACH_S = 1.0
@@ -57,11 +55,28 @@ class Member:
     """About the link into it, since the last answer."""
 
 
+class Mendable(Protocol):
+    """What a mender needs of a chain."""
+
+    target: Target
+    pilot: Pilot
+    transport: Transport
+    room: Room
+    session: bytes
+    epoch: int
+    members: list[Member]
+
+    def control_of(self, hop: Hop) -> NodeControl: ...
+    def lost_of(self, hop: Hop) -> SwarmError | None: ...
+    def lose(self, hop: Hop, error: SwarmError) -> None: ...
+    def dismiss(self, member: Member) -> None: ...
+
+
 @dataclass(eq=False)
 class Mender:
     """One try, for one epoch of `chain`."""
 
-    chain: "Chain"
+    chain: Mendable
 
     async def attempt(self, trunk: Sequence[int], tip: int) -> list[Member]:
         """The members of the chain from this epoch on.

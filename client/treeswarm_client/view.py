@@ -26,6 +26,8 @@ FULL_S = 3.0
 # What a node that tells no rate is thought to need for a block's tree, seconds: a slow CPU.
 UNKNOWN_BLOCK_S = 0.05
 LOOK_AGAIN_S = 0.5
+# What others load, or have put away, they may not serve; before loading, a node does not know its weights' digest.
+SERVING = {NodeState.ONLINE, NodeState.DRAINING}
 HARMLESS = {FaultCode.NO_JOURNAL, FaultCode.UNKNOWN_SESSION, FaultCode.EXPIRED}
 FULL = {FaultCode.FULL, FaultCode.TOO_MANY, FaultCode.OUT_OF_ROOM}
 
@@ -192,9 +194,10 @@ def choose_target(snapshot: Snapshot, config: str, shape: ModelShape) -> Target:
     Of several that cover the model, the one with most nodes.  Raises RouteError without nodes, Mismatch where they
     serve other models or no class covers the model, MissingBlocks where one class is all there is and it has gaps.
     """
-    records = [sealed.record for sealed in snapshot]
+    records = [sealed.record for sealed in snapshot if sealed.record.state in SERVING]
     if not records:
-        raise RouteError("no node answered: check the addresses in --peers and that `swarm-node` runs there")
+        soon = f" ({len(snapshot)} known, but none serves at the moment)" if snapshot else ""
+        raise RouteError(f"no node answered{soon}: check the addresses given and that `swarm-node` runs there")
     ours = [record for record in records if record.model == config]
     if not ours:
         other = records[0]

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from treeswarm.errors import Refused, SwarmError, TransportError
 from treeswarm.messages import (
     MAX_RECORDS,
     Close,
     Describe,
+    Description,
     DialBack,
     DialledBack,
     Fault,
@@ -27,13 +28,11 @@ from treeswarm.messages import (
     Watch,
 )
 from treeswarm.transport.address import Address
-from treeswarm.transport.seam import Stream, StreamKind
+from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_node.admission import host_of, port_of
 from treeswarm_node.hosted import HostedSession
+from treeswarm_node.landlord import Landlord
 from treeswarm_node.membership import Membership
-
-if TYPE_CHECKING:  # a node makes conversations
-    from treeswarm_node.node import Node
 
 # Things one stream may have under way: a client has a session or a few, each resumed once at a time.
 ERRANDS = 64
@@ -41,13 +40,30 @@ ERRANDS = 64
 ANY_HOST = ("0.0.0.0", "::")
 
 
+class Host(Protocol):
+    """What a conversation needs of its node."""
+
+    transport: Transport
+    membership: Membership | None
+    landlord: Landlord | None
+    guests: set[int]
+    sessions: dict[bytes, HostedSession]
+    resumed: int
+
+    def describe(self) -> Description: ...
+    async def open(self, wanted: Open, control: Stream) -> HostedSession: ...
+    async def tell_links(self) -> None: ...
+
+
 @dataclass(eq=False)
 class Conversation:
     """Answers until the stream ends.  What takes time runs beside it, so that a ping is answered at once."""
 
-    node: "Node"
+    node: Host
     stream: Stream
     _errands: set[asyncio.Task[None]] = field(default_factory=set)
+    _watching: bool = False
+    """Every watch keeps in mind what it has told, of every node."""
 
     async def run(self) -> None:
         """Until the stream ends; a stream that ends frees nothing: sessions live on for a lease."""
@@ -81,8 +97,11 @@ class Conversation:
                     hosted.session.hint(message)
             case Close(session):
                 if (hosted := self._mine(session)) is not None:
-                    self._beside(hosted.free())
+                    hosted.let_go()
             case Watch():
+                if self._watching:
+                    raise Refused("a stream watches once", FaultCode.TOO_MANY)
+                self._watching = True
                 self._beside(self._tell_records(everyone=message.everyone))
             case DialBack(address):
                 self._check_direct()

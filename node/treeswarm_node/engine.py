@@ -101,14 +101,24 @@ class Engine:
 
     async def run(self) -> None:
         """Batch, compute, hand out; until cancelled."""
-        with ThreadPoolExecutor(1, thread_name_prefix="device") as thread:
-            while True:
-                await self._arrival.wait()
-                self._running = self._take()
-                if not self._running:
-                    self._arrival.clear()
-                    continue
-                await self._forward(thread)
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="device") as thread:
+                while True:
+                    await self._arrival.wait()
+                    self._running = self._take()
+                    if not self._running:
+                        self._arrival.clear()
+                        continue
+                    await self._forward(thread)
+        finally:
+            self._ended()  # with the thread's last forward: whoever waits to free its rows may
+
+    def _ended(self) -> list[Work]:
+        """No forward runs any more; returns what was in it."""
+        finished, self._running = self._running, []
+        self._over.set()
+        self._over = asyncio.Event()
+        return finished
 
     def _timed_run(self, segments: Sequence[Segment]) -> tuple[list[Computed], int]:
         """In the device thread: the results, and the microseconds they took."""
@@ -134,9 +144,7 @@ class Engine:
             results = [Computed(error=Refused(f"the node failed to compute: {error}", FaultCode.INTERNAL))] * len(
                 segments
             )
-        finished, self._running = self._running, []
-        self._over.set()
-        self._over = asyncio.Event()
+        finished = self._ended()
         sessions = len({id(work.session) for work in finished})
         self.counters.frames += len(finished)
         self.counters.forwards += 1

@@ -20,6 +20,9 @@ from treeswarm_node.outlets import Outlet, ToClient, ToNextHop
 
 log = logging.getLogger(__name__)
 
+# A client that does not listen is told nothing; nobody else waits for it.
+TELL_S = 5.0
+
 
 @dataclass(eq=False)
 class HostedSession:
@@ -50,6 +53,9 @@ class HostedSession:
     _outbox: asyncio.Queue[tuple[Step, Computed, HopTiming]] = field(default_factory=asyncio.Queue)
     """Bounded by the session's credits: a row's credit returns when it has been sent on."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _feeding: set[asyncio.Task[None]] = field(default_factory=set)
+    """Those that take from upstream links; each in its transport's task."""
+    _freeing: asyncio.Task[None] | None = None
     _passing: asyncio.Task[None] | None = None
     _room: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever credit comes back."""
@@ -88,7 +94,10 @@ class HostedSession:
         return self.session.terms.epoch
 
     async def feed(self, link: Stream) -> None:
-        """Take appends from the upstream link until it ends.  Raises what made the session fail."""
+        """Take appends from the upstream link until it ends or its ticket does.  Raises what made the session fail."""
+        ticket, feeding = self.ticket, asyncio.current_task()
+        assert feeding is not None
+        self._feeding.add(feeding)
         try:
             while (append := await link.receive()) is not None and not self._over:
                 if not isinstance(append, Append):
@@ -99,6 +108,12 @@ class HostedSession:
         except SwarmError as error:
             await self.fail(error)
             raise
+        except asyncio.CancelledError:
+            if not self._over and self.ticket == ticket:
+                raise
+            feeding.uncancel()  # cut by `_cut_links`: that ends the stream, and nothing else
+        finally:
+            self._feeding.discard(feeding)
 
     async def resume(self, wanted: Resume, control: Stream) -> None:
         """Go on in a new epoch, with new neighbours perhaps.  Raises Refused, and then nothing has changed."""
@@ -106,17 +121,23 @@ class HostedSession:
             if wanted.replays and self.journal is None:
                 raise Refused("this node kept no journal of the session: it had no room", FaultCode.NO_JOURNAL)
             length = wanted.resumption.trunk_length
-            self.engine.withdraw(self.session)
-            await self.engine.idle_of(self.session)
+            self.session.check_resumption(wanted.epoch, wanted.resumption)
             if length > self.kv.trunk_length:
                 raise Refused(f"{self.kv.trunk_length} tokens are here, not {length}", FaultCode.NO_JOURNAL)
+            self.engine.withdraw(self.session)
+            await self.engine.idle_of(self.session)
+            self.engine.withdraw(self.session)  # what came meanwhile
             self.session.resume(wanted.epoch, wanted.resumption)
-            await self._stop_passing()
             self.kv.truncate(length)
+            await self._stop_passing()
+            if self._over:
+                raise Refused("the session ended meanwhile", FaultCode.UNKNOWN_SESSION)
             if self.journal is not None:
                 self.journal.truncate(length)
             self.attach(control)
             broken, self._complained = self._complained, False
+            if self.ticket != wanted.ticket:
+                self._cut_links()
             self.ticket, self.forwards_replay = wanted.ticket, False
             if broken or self.next_hop != wanted.next_hop or wanted.next_hop is None or wanted.replays:
                 self._spawn(self._outlet.end())
@@ -140,24 +161,33 @@ class HostedSession:
         """Tell the client why, and free everything."""
         if not self._over:
             log.warning("session %s failed: %s", self.name, error)
+            self.let_go()
             await self.tell(error, fatal=True)
-            await self.free()
+        await self.free()
 
     async def free(self) -> None:
         """Give the room back, once no forward touches it."""
-        if self._over:
-            return
-        self._over = True
-        self.forget()
-        self._room.set()
-        self.engine.withdraw(self.session)
-        for task in self._tasks - {asyncio.current_task()}:
-            task.cancel()
+        await asyncio.shield(self.let_go())
+
+    def let_go(self) -> asyncio.Task[None]:
+        """Begin to free: whoever asked for it may be cut off, the room comes back all the same."""
+        if self._freeing is None:
+            self._over = True
+            self.forget()
+            self._room.set()
+            self.engine.withdraw(self.session)
+            for task in self._tasks - {asyncio.current_task()}:
+                task.cancel()
+            self._freeing = asyncio.create_task(self._give_back())
+        return self._freeing
+
+    async def _give_back(self) -> None:
         await self.engine.idle_of(self.session)
         self.kv.close()
         if self.journal is not None:
             self.journal.close()
         await self._outlet.end()
+        self._cut_links()
 
     async def grant(self) -> None:
         """Tell the client that the session is open in its present epoch."""
@@ -173,14 +203,17 @@ class HostedSession:
             code = FaultCode.MALFORMED
         elif isinstance(error, TransportError):
             code = FaultCode.DOWNSTREAM
-        with contextlib.suppress(SwarmError):
-            await self.control.send(Fault(self.id, code, str(error)[:1000], fatal))
+        with contextlib.suppress(SwarmError, TimeoutError):
+            async with asyncio.timeout(TELL_S):
+                await self.control.send(Fault(self.id, code, str(error)[:1000], fatal))
 
     async def _take(self, append: Append) -> None:
         self.touched_at = arrived = asyncio.get_running_loop().time()
-        while append.replay and not self._over and self.session.waiting_rows > self.session.terms.credit_rows:
+        while append.replay and not self._over and self.session.replayed_rows > self.session.terms.credit_rows:
             self._room.clear()
             await self._room.wait()
+        if self._over:
+            return
         try:
             steps = self.session.receive(append)
         except Refused as error:
@@ -215,6 +248,11 @@ class HostedSession:
             self._complain(error)
         except SwarmError as error:
             await self.fail(error)
+
+    def _cut_links(self) -> None:
+        """Whoever feeds this session now must not speak into what comes."""
+        for task in self._feeding - {asyncio.current_task()}:
+            task.cancel()
 
     async def _stop_passing(self) -> None:
         """Whatever of the old epoch was on its way is of no use."""

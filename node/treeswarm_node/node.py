@@ -69,9 +69,9 @@ class Node:
         while True:
             await asyncio.sleep(SWEEP_S)
             now = asyncio.get_running_loop().time()
-            for hosted in list(self.sessions.values()):
-                if hosted.expired(now, self.limits.lease_s, self.limits.idle_s):
-                    await hosted.fail(Refused("the session expired: nothing was asked of it", FaultCode.EXPIRED))
+            why = Refused("the session expired: nothing was asked of it", FaultCode.EXPIRED)
+            over = [h for h in self.sessions.values() if h.expired(now, self.limits.lease_s, self.limits.idle_s)]
+            await asyncio.gather(*(hosted.fail(why) for hosted in over))
 
     async def drain(self, grace_s: float) -> None:
         """Open nothing new, ask every session's client to go elsewhere, and wait for them to; then end what is left."""
@@ -85,8 +85,8 @@ class Node:
 
     async def close(self) -> None:
         """Tell every client, free every session."""
-        for hosted in list(self.sessions.values()):
-            await hosted.fail(Refused("the node is shutting down", FaultCode.DRAINING))
+        why = Refused("the node is shutting down", FaultCode.DRAINING)
+        await asyncio.gather(*(hosted.fail(why) for hosted in self.sessions.values()))
 
     def describe(self) -> Description:
         """What is hosted, and how busy it is.  Raises Refused while nothing is."""
@@ -146,7 +146,7 @@ class Node:
             journal = self._journals.open(stage.served.activation_bytes, wanted.trunk_room, wanted.crown_room)
         hosted = HostedSession.opened(
             wanted, NodeSession(terms), kv, journal, control, stage.engine, self.transport,
-            forget=lambda: self._forget(wanted.session),
+            forget=lambda: self._forget(hosted),
         )  # fmt: skip
         self.sessions[wanted.session] = hosted
         self.opened += 1
@@ -154,19 +154,18 @@ class Node:
         log.info("session %s opened for blocks %s by %s", hosted.name, wanted.span, control.peer)
         return hosted
 
-    def _forget(self, session: bytes) -> None:
-        self.sessions.pop(session, None)
+    def _forget(self, hosted: HostedSession) -> None:
+        if self.sessions.get(hosted.id) is hosted:
+            del self.sessions[hosted.id]
         if not self.sessions and self.state is NodeState.DRAINING:
             self._beside = asyncio.create_task(self.tell_links())
 
     async def _leave_older_epoch(self, wanted: Open) -> None:
         """A client that lost sight of this node may come back to it for the same session, as to a new one."""
-        hosted = self.sessions.get(wanted.session)
-        if hosted is None:
-            return
-        if wanted.epoch <= hosted.epoch:
-            raise Refused("a session of this id is open", FaultCode.REFUSED)
-        await hosted.free()
+        while (hosted := self.sessions.get(wanted.session)) is not None:  # another may open while one is freed
+            if wanted.epoch <= hosted.epoch:
+                raise Refused("a session of this id is open", FaultCode.REFUSED)
+            await hosted.free()
 
     async def _link(self, stream: Stream) -> None:
         try:

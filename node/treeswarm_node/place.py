@@ -132,7 +132,7 @@ class PlaceFinder:
     pin: str
     """Of this node."""
     others: Callable[[], Awaitable[Sequence[str]]]
-    """Addresses, with pins, of other nodes: the best landlord first, see docs/_ports_figures.md.  All of them, for in a
+    """Addresses, with pins, of other nodes: the best landlord first, see docs/benchmarks.md.  All of them, for in a
     young swarm nobody knows of anybody yet whether strangers reach it."""
     settled: Callable[[Place], Awaitable[None]]
     """Called with the place when it is found, and when it changes."""

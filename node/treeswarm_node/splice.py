@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-# One read's worth.  With 64 KiB an echo of 1 MiB through a lent port took 0.8 ms longer (docs/_ports_figures.md).
+# One read's worth.  With 64 KiB an echo of 1 MiB through a lent port took 0.8 ms longer (docs/benchmarks.md).
 READ_BYTES = 1 << 18
 # What may wait in front of a receiver before its sender is held back.  With one read more, that is all the memory of
 # one direction.

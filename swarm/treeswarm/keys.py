@@ -131,6 +131,12 @@ def verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
     return True
 
 
+def new_raw_key() -> tuple[bytes, bytes]:
+    """A new Ed25519 key, private and public half, 32 bytes each; for libraries with a file format of their own."""
+    key = Ed25519PrivateKey.generate()
+    return key.private_bytes_raw(), key.public_key().public_bytes_raw()
+
+
 def pin_of(certificate_der: bytes) -> str:
     """What names a certificate's key; the rest of the certificate may change.  Raises ValueError for no certificate."""
     key = x509.load_der_x509_certificate(certificate_der).public_key()

@@ -73,7 +73,7 @@ class NodeSession:
         self._goal = goal
         """What is replayed here before any append counts."""
         self._appends, self._replays = _Lane(), _Lane()
-        self._waiting_rows = 0
+        self._waiting_rows = self._replayed_rows = 0
         self._slots = np.empty(0, np.int64)
         """Crown slot of each crown node, in the tree's order."""
         self._skipped: set[int] = set()
@@ -91,9 +91,9 @@ class NodeSession:
         return self._appends.next_seq
 
     @property
-    def waiting_rows(self) -> int:
-        """Rows received and not yet passed on."""
-        return self._waiting_rows
+    def replayed_rows(self) -> int:
+        """Rows of replays received and not yet passed on."""
+        return self._replayed_rows
 
     def receive(self, append: Append) -> list[Step]:
         """Take one append; returns the steps that are now in order, usually just its own."""
@@ -116,14 +116,18 @@ class NodeSession:
 
         Raises Refused, and then nothing has changed.
         """
+        self.check_resumption(epoch, resumption)
+        self.terms = replace(self.terms, epoch=epoch)
+        self._begin(_resumed(resumption), None)
+
+    def check_resumption(self, epoch: int, resumption: Resumption) -> None:
+        """Raises Refused where `resume` would."""
         if epoch <= self.terms.epoch:
             raise Refused(f"epoch {epoch} is over: this session is in {self.terms.epoch}", FaultCode.REPLAYED)
         if self._goal is not None or resumption.trunk_length > self.tree.trunk_length:
             raise Refused(
                 f"{self.tree.trunk_length} tokens are here, not {resumption.trunk_length}", FaultCode.NO_JOURNAL
             )
-        self.terms = replace(self.terms, epoch=epoch)
-        self._begin(_resumed(resumption), None)
 
     def hint(self, hint: Hint) -> None:
         """Learn of a newer tip; older or repeated hints say nothing new."""
@@ -151,12 +155,17 @@ class NodeSession:
     def finish(self, step: Step) -> None:
         """The step's results have been passed on: its rows' credit comes back."""
         if step.append.epoch == self.terms.epoch:
-            self._waiting_rows -= step.append.rows
+            if step.append.replay:
+                self._replayed_rows -= _price(step.append)
+            else:
+                self._waiting_rows -= _price(step.append)
 
     def _take_credit(self, append: Append) -> None:
-        self._waiting_rows += append.rows
         if append.replay:
-            return  # the client's credit is not its upstream neighbour's; whoever feeds a replay waits for room
+            # The client's credit is not its upstream neighbour's; whoever feeds a replay waits for room.
+            self._replayed_rows += _price(append)
+            return
+        self._waiting_rows += _price(append)
         if self._waiting_rows > self.terms.credit_rows:
             raise Refused(
                 f"{self._waiting_rows} rows in flight, {self.terms.credit_rows} were granted", FaultCode.OUT_OF_CREDIT
@@ -266,6 +275,11 @@ class NodeSession:
         if (missing & ~append.skipped).any():
             self._skipped.update(new_ids[missing].tolist())
         return np.asarray(~missing)
+
+
+def _price(append: Append) -> int:
+    """What it takes of the credit: a queue of appends without rows has to end too."""
+    return max(1, append.rows)
 
 
 def _resumed(resumption: Resumption) -> TokenTree:

@@ -121,3 +121,29 @@ async def test_a_peer_of_ipv6_has_its_brackets() -> None:
     assert (await asyncio.wait_for(peers.get(), 10)).startswith("[::1]:")
     await listener.close()
     await transport.close()
+
+
+async def test_idle_connections_are_not_kept_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger who names next hop after next hop must not fill this machine with connections."""
+    monkeypatch.setattr("treeswarm.transport.grpc.MAX_CHANNELS", 3)
+    dialling = GrpcTransport()
+
+    async def accept(kind: StreamKind, stream: Stream) -> None:
+        while await stream.receive() is not None:
+            pass
+
+    listening = GrpcTransport()
+    listeners = [await listening.listen("127.0.0.1:0", accept) for _ in range(6)]
+    busy = await dialling.connect(listeners[0].address, StreamKind.CONTROL)
+    for listener in listeners[1:]:
+        stream = await dialling.connect(listener.address, StreamKind.CONTROL)
+        await stream.end()
+        while stream in dialling._streams:
+            await asyncio.sleep(0.01)
+    assert len(dialling._channels) <= 4
+    await busy.send(Ping(1))
+    await busy.end()
+    await dialling.close()
+    for listener in listeners:
+        await listener.close()
+    await listening.close()

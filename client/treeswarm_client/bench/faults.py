@@ -78,12 +78,13 @@ class Outcome:
     """Whether the nodes that were not hit stayed in the session, without opening it again."""
 
     def __str__(self) -> str:
-        what = f"{self.kind} of {', '.join(PLACES[place] for place in self.places)} after {self.at_token} tokens"
+        places = ", ".join(PLACES[place] for place in self.places)
         text = self.error or ("identical" if self.identical else "DIFFERENT")
-        took = (
-            f"mended in {self.mend_ms:.0f} ms, {self.recovery_ms:.0f} from the blow" if self.noticed else "not noticed"
+        took = f"{self.recovery_ms:.0f} ms, mending {self.mend_ms:.0f} of them" if self.noticed else "not noticed"
+        return (
+            f"{self.kind} of {places} after {self.at_token} tokens: {text}, {took}; "
+            f"from scratch {self.restart_ms:.0f} ms" + ("" if self.kept else "; survivors opened again")
         )
-        return f"{what}: {text}, {took}; from scratch {self.restart_ms:.0f} ms{'' if self.kept else '; survivors opened again'}"
 
 
 @dataclass(eq=False)
@@ -160,7 +161,6 @@ async def _one(bench: "_Bench", number: int, kind: str) -> Outcome:
     options: dict[str, Any] = {"max_new_tokens": setup.tokens, "ignore_eos": True}
     options |= {"temperature": 0.8, "seed": number % len(bench.prompts)} if number % 2 else {}
     healthy, healthy_at = await bench.healthy(prompt, options)
-    before = await _opened(client, field_)
     at_token = random_.randrange(1, setup.tokens - 16)
     run, error = client.stream(prompt, **options), None
     blow: asyncio.Task[Blow] | None = None
@@ -185,7 +185,7 @@ async def _one(bench: "_Bench", number: int, kind: str) -> Outcome:
         recovery_ms=1e3 * (ended - struck.at),
         mend_ms=1e3 * (ended - noticed),
         restart_ms=1e3 * healthy_at[at_token - 1],
-        kept=await _survivors_kept(client, field_, before, run, struck),
+        kept=await _survivors_kept(client, run, struck),
     )
 
 
@@ -196,6 +196,8 @@ class Blow:
     at: float
     hits: list[Replica]
     others: list[Replica]
+    opened: dict[str, int]
+    """Sessions that every node had opened before, by address."""
 
 
 @dataclass(eq=False)
@@ -231,12 +233,13 @@ async def _strike(
     undo: contextlib.AsyncExitStack,
     random_: random.Random,
 ) -> Blow:
+    opened = await _opened(client, field_)
     await asyncio.sleep(random_.uniform(0.0, TRAVERSAL_S))
     assert run.chain is not None
     chain = [field_.at(hop.address) for hop in run.chain.hops]
     hits = random_.sample(chain, 2 if kind == "two" else 1)
     at = await _hit(kind, hits, field_, client, undo)
-    return Blow(at, hits, [one for one in chain if one not in hits])
+    return Blow(at, hits, [one for one in chain if one not in hits], opened)
 
 
 async def _hit(
@@ -309,14 +312,15 @@ async def _opened(client: SwarmClient, field_: Field) -> dict[str, int]:
     return {address.partition("#")[0]: node.opened for address, node in described.items()}
 
 
-async def _survivors_kept(client: SwarmClient, field_: Field, before: dict[str, int], run: Run, blow: Blow) -> bool:
-    """By the counters of the nodes that were not hit: the same process opened this session once, and never again."""
+async def _survivors_kept(client: SwarmClient, run: Run, blow: Blow) -> bool:
+    """By the counters of the nodes that were not hit: the same process is in the chain to the end, and has opened no
+    session since the blow."""
     assert run.chain is not None
     final = {hop.address.partition("#")[0] for hop in run.chain.hops}
     now = await client.describe_nodes([one.node.pinned for one in blow.others])
     opened = {address.partition("#")[0]: node.opened for address, node in now.items()}
     return all(
-        one.node.address in final and opened[one.node.address] - before[one.node.address] == 1 for one in blow.others
+        one.node.address in final and opened[one.node.address] == blow.opened[one.node.address] for one in blow.others
     )
 
 

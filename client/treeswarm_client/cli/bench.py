@@ -26,7 +26,8 @@ EXAMPLES = """examples:
   swarm bench wan --peers A:4001,B:4001      the same with nodes that run already
   swarm bench exact --model DIR --draft DIR  the same on a model of your own"""
 
-EXACT_PROMPTS, EXACT_TOKENS = 20, 128
+EXACT_PROMPTS = 20
+TOKENS = {"exact": 128, "faults": 96}
 ANYWHERE = ("overhead", "wan")
 """Benches that can do with nodes that are not their own."""
 
@@ -45,7 +46,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     made.add_argument("--nodes", type=int, default=3, help="node processes (default 3)")
     made.add_argument("--prompts", type=int, help="held-out prompts (default 8; exact: 20)")
-    made.add_argument("--max-new-tokens", type=int, help="tokens a prompt (default 64; exact: 128)")
+    made.add_argument("--max-new-tokens", type=int, help="tokens a prompt (default 64; exact: 128, faults: 96)")
     made.add_argument("--tree-size", type=int, default=64, help="of the wan bench (default 64)")
     made.add_argument("--sizes", type=_numbers, help="tree sizes of exact and trees, such as 0,8,64")
     made.add_argument("--generations", type=int, default=100, help="of the faults bench (default 100)")
@@ -79,7 +80,7 @@ def _run(args: argparse.Namespace) -> int:
         nodes=args.nodes,
         prompts=args.prompts or (EXACT_PROMPTS if exact else BenchSetup.prompts),
         swarm_key=args.swarm_key,
-        tokens=args.max_new_tokens or (EXACT_TOKENS if exact else BenchSetup.tokens),
+        tokens=args.max_new_tokens or TOKENS.get(args.which, BenchSetup.tokens),
         prompt_tokens=args.prompt_tokens,
         peers=args.peers,
     )

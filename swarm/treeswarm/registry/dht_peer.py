@@ -14,9 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from treeswarm.errors import BadRequest, Malformed, TransportError
+from treeswarm.keys import new_raw_key
 from treeswarm.records import LIFETIME_S, RECORD_VERSION, SealedRecord
 from treeswarm.registry.book import MAX_NODES, doubt_of
 from treeswarm.wire.sealing import unseal
@@ -253,8 +252,7 @@ def _make_identity(path: Path) -> None:
 
     if path.exists():
         return
-    key = Ed25519PrivateKey.generate()
-    data = key.private_bytes_raw() + key.public_key().public_bytes_raw()
+    data = b"".join(new_raw_key())
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)
     path.write_bytes(crypto_pb2.PrivateKey(key_type=crypto_pb2.KeyType.Ed25519, data=data).SerializeToString())

@@ -85,6 +85,10 @@ class GrpcListener:
         await asyncio.gather(*self.accepted, return_exceptions=True)
 
 
+# Connections kept for later to peers that nothing is said to at the moment; a node speaks to some dozens.
+MAX_CHANNELS = 256
+
+
 @dataclass(eq=False)
 class GrpcTransport:
     """Dials and listens.  Control and link streams to one address use connections of their own."""
@@ -229,15 +233,30 @@ class GrpcTransport:
 
     def _channel(self, target: str, kind: StreamKind, certificate: Certificate | None) -> grpc.aio.Channel:
         key = (target, kind, certificate.pin if certificate else "")
-        if key not in self._channels:
-            options = [*CHANNEL_OPTIONS, ("grpc.max_send_message_length", self.send_limit)]
-            if certificate is None:
-                self._channels[key] = grpc.aio.insecure_channel(target, options=options)
-            else:
-                options.append(("grpc.ssl_target_name_override", SERVER_NAME))
-                only = grpc.ssl_channel_credentials(root_certificates=certificate.pem)
-                self._channels[key] = grpc.aio.secure_channel(target, only, options=options)
-        return self._channels[key]
+        channel = self._channels.pop(key, None) or self._new_channel(target, certificate)
+        self._channels[key] = channel  # the latest used stand last
+        self._forget_old()
+        return channel
+
+    def _new_channel(self, target: str, certificate: Certificate | None) -> grpc.aio.Channel:
+        options = [*CHANNEL_OPTIONS, ("grpc.max_send_message_length", self.send_limit)]
+        if certificate is None:
+            return grpc.aio.insecure_channel(target, options=options)
+        options.append(("grpc.ssl_target_name_override", SERVER_NAME))
+        only = grpc.ssl_channel_credentials(root_certificates=certificate.pem)
+        return grpc.aio.secure_channel(target, only, options=options)
+
+    def _forget_old(self) -> None:
+        """Whoever opens a session names the next hop: a stranger must not fill this machine with connections."""
+        in_use = {stream.peer for stream in self._streams}
+        idle = [key for key in self._channels if key[0] not in in_use]
+        for key in idle[: max(0, len(self._channels) - MAX_CHANNELS)]:
+            target = key[0]
+            self._certificates.pop(target, None)
+            self._pins.pop(target, None)
+            ending = asyncio.create_task(self._channels.pop(key).close())
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
 
     async def _hang_up(self, call: Any, stream: GrpcStream) -> None:
         """Say goodbye, leave the call to finish in the background, and drop it if it does not."""
