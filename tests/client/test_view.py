@@ -53,6 +53,18 @@ def test_a_class_with_gaps_is_passed_over_however_many_serve_it(shape: ModelShap
     assert choose_target(snapshot, MODEL, shape).numerics == HALF
 
 
+@pytest.mark.parametrize("state", [NodeState.JOINING, NodeState.PAUSED, NodeState.GONE])
+def test_what_nodes_say_that_serve_nothing_yet_is_no_class(shape: ModelShape, state: NodeState) -> None:
+    """They may not know their weights: a client that believed them would look for those for ever."""
+    unknown = NumericsClass("00" * 32, "float32")
+    loading = [record(0, 8, numerics=unknown, state=state) for _ in range(3)]
+    assert choose_target((*loading, record(0, 4), record(4, 8)), MODEL, shape).numerics == ONE
+    with pytest.raises(MissingBlocks, match="4:8"):
+        choose_target((*loading, record(0, 4)), MODEL, shape)
+    with pytest.raises(RouteError, match="3 known, but none serves"):
+        choose_target(tuple(loading), MODEL, shape)
+
+
 def test_nobody_at_all(shape: ModelShape) -> None:
     with pytest.raises(RouteError, match="no node answered"):
         choose_target((), MODEL, shape)

@@ -14,6 +14,8 @@ from treeswarm.spans import Span, missing_blocks
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.local_swarm import LocalNode, LocalSwarm, Place, local_swarm
 
+from .field import SILENT
+
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 BIN = Path(sys.executable).parent
 PROMPT = "x = "
@@ -91,8 +93,9 @@ async def test_a_generation_on_the_command_line_survives_a_kill_and_says_so(join
     result = json.loads(said)
     assert result["token_ids"] == healthy.token_ids
     assert result["text"] == healthy.text
-    lost = [lost["address"] for repair in result["route"]["repairs"] for lost in repair["lost"]]
-    assert lost == [hit.address], json.dumps(result["route"]["repairs"], indent=1)
+    lost = {lost["address"]: lost["why"] for repair in result["route"]["repairs"] for lost in repair["lost"]}
+    assert lost.pop(hit.address)
+    assert all(SILENT in why for why in lost.values()), lost  # a busy machine may stall a node
     assert all(hop["address"] != hit.address for hop in result["route"]["hops"])
     assert not missing_blocks([Span.parse(hop["blocks"]) for hop in result["route"]["hops"]], 8)
 

@@ -242,9 +242,8 @@ def test_a_resumed_session_goes_on_from_the_cut_and_drops_what_is_late() -> None
     session.receive(append(2, 7, [6], commit=[5, 6]))
     session.resume(3, Resumption(5, 8))
     assert (session.tree.trunk_length, session.tree.tip, len(session.tree)) == (5, 8, 0)
-    assert (session.received, session.waiting_rows) == (0, 0)
+    assert session.received == 0
     session.finish(tree)  # of the old epoch: its credit is forgotten already
-    assert session.waiting_rows == 0
     for late in (append(3, 8, [7]), append(0, 9, [8], epoch=2)):
         assert session.receive(late) == []
     assert session.late_frames == 2
@@ -253,6 +252,16 @@ def test_a_resumed_session_goes_on_from_the_cut_and_drops_what_is_late() -> None
     assert step.slots.tolist() == [0, 1]
     with pytest.raises(Refused, match="neither the tip nor a live"):
         session.receive(append(1, 11, [6], epoch=3))  # the old epoch's names mean nothing now
+
+
+def test_a_resumption_gives_all_credit_back_once() -> None:
+    session = started(replace(TERMS, credit_rows=4))
+    (old,) = session.receive(append(1, 5, [4, 5, 6]))
+    session.resume(2, Resumption(4, 8))
+    (new,) = session.receive(append(0, 9, [8, 9, 10], epoch=2))
+    session.finish(old)
+    with pytest.raises(Refused, match="5 rows in flight, 4 were granted"):
+        session.receive(append(1, 12, [11, 12], epoch=2))
 
 
 def test_what_overtook_before_a_resumption_is_forgotten() -> None:
@@ -376,4 +385,22 @@ def test_a_replay_is_not_bound_by_the_clients_credit() -> None:
     session = replacement(40, credit_rows=8)
     for one in replayed(40, 4):
         assert len(session.receive(one)) == 1
-    assert session.waiting_rows == 40
+    assert session.replayed_rows == 40
+    assert len(session.receive(append(0, 21, [20] * 8, epoch=3))) == 1
+    with pytest.raises(Refused, match="9 rows in flight, 8 were granted"):
+        session.receive(append(1, 29, [28], epoch=3))
+
+
+def test_a_replays_room_comes_back_when_it_was_passed_on() -> None:
+    session = replacement(40)
+    first, *others = replayed(40, 4)
+    (step,) = session.receive(first)
+    assert session.replayed_rows == 10
+    session.finish(step)
+    assert session.replayed_rows == 0
+    for one in others:
+        session.receive(one)
+    session.resume(4, Resumption(40, 30))
+    assert session.replayed_rows == 0
+    session.finish(step)
+    assert session.replayed_rows == 0
