@@ -1,0 +1,37 @@
+"""Nodes that survey each other believe nobody too much."""
+
+import asyncio
+
+import pytest
+
+from treeswarm.coordinates import Coordinate
+from treeswarm.messages import Pong
+from treeswarm.records import NodeRecord, NodeState
+from treeswarm.transport.memory import MemoryNetwork
+from treeswarm.transport.seam import Stream, StreamKind
+from treeswarm_node.survey import Survey
+
+from ..registry_media import Node
+
+
+async def surveyed(answers: int, *told: float) -> Coordinate:
+    """The coordinate of a node after a visit to one that says it is at `told`, answers some pings and ends."""
+    network = MemoryNetwork()
+
+    async def accept(kind: StreamKind, stream: Stream) -> None:
+        for _ in range(answers):
+            await stream.receive()
+            await stream.send(Pong(0))
+
+    listener = await network.transport().listen("127.0.0.1:0", accept)
+    changes = {"address": listener.address, "pin": "", "coordinate": told, "state": NodeState.ONLINE}
+    record: NodeRecord = Node().record(**changes).record
+    survey = Survey(network.transport())
+    await survey.look_at([record])
+    await listener.close()
+    return survey.coordinate
+
+
+@pytest.mark.timeout(20)
+async def test_a_node_that_ends_the_conversation_is_no_news() -> None:
+    assert await asyncio.wait_for(surveyed(0, 0.0, 0.0, 0.1, 1.0), 10) == Coordinate()
