@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from treeswarm.coordinates import Coordinate
+from treeswarm.coordinates import Coordinate, update
 from treeswarm.messages import Pong
 from treeswarm.records import NodeRecord, NodeState
 from treeswarm.transport.memory import MemoryNetwork
@@ -35,3 +35,11 @@ async def surveyed(answers: int, *told: float) -> Coordinate:
 @pytest.mark.timeout(20)
 async def test_a_node_that_ends_the_conversation_is_no_news() -> None:
     assert await asyncio.wait_for(surveyed(0, 0.0, 0.0, 0.1, 1.0), 10) == Coordinate()
+
+
+def test_a_coordinate_that_lies_moves_nobody_far() -> None:
+    """Where the prediction is nearly zero or the lie a light year off, one step would take an honest node there."""
+    here = Coordinate(0.01, 0.02, 0.005, 0.3)
+    for told in (Coordinate(1e30, 0.0, 0.1, 0.01), Coordinate(0.01, 0.02, -0.005, 0.3), Coordinate(0, 0, 0.1, -0.3)):
+        moved = update(here, told, 0.05)
+        assert max(abs(moved.x - here.x), abs(moved.y - here.y), abs(moved.height_s - here.height_s)) < 1.0
