@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import astuple, dataclass
 
 from treeswarm.coordinates import Coordinate, distance, update
-from treeswarm.errors import SwarmError
+from treeswarm.errors import LinkBroken, SwarmError
 from treeswarm.messages import Ping, Pong
 from treeswarm.records import NodeRecord, NodeState
 from treeswarm.transport.seam import Stream, StreamKind, Transport
@@ -71,6 +71,7 @@ async def _ping(stream: Stream) -> float:
     loop = asyncio.get_running_loop()
     start = loop.time()
     await stream.send(Ping(int(start * 1e6)))
-    while not isinstance(await stream.receive(), Pong):
-        pass
-    return loop.time() - start
+    while (message := await stream.receive()) is not None:
+        if isinstance(message, Pong):
+            return loop.time() - start
+    raise LinkBroken(f"{stream.peer} ended the conversation")

@@ -20,6 +20,8 @@ LEAST_HEIGHT_S = 1e-5
 # Relative; a newcomer knows nothing, and an estimate of zero would freeze a coordinate for ever.
 WORST_ERROR, LEAST_ERROR = 1.0, 0.01
 LEAST_RTT_S = 1e-6
+# An honest spring pulls by a quarter of its length, and half the earth is 0.2 s away.
+LONGEST_STEP_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def update(mine: Coordinate, theirs: Coordinate, rtt_s: float) -> Coordinate:
     A spring of length `rtt_s` between the two pulls or pushes me; the surer of us moves the other more.
     """
     rtt_s = max(rtt_s, LEAST_RTT_S)
-    predicted = distance(mine, theirs)
-    weight = mine.error / (mine.error + theirs.error)
+    predicted = max(distance(mine, theirs), LEAST_RTT_S)
+    weight = mine.error / (mine.error + max(theirs.error, LEAST_ERROR))
     miss = abs(predicted - rtt_s) / rtt_s
     error = miss * ERROR_STEP * weight + mine.error * (1 - ERROR_STEP * weight)
     push = STEP * weight * (rtt_s - predicted) / predicted
@@ -53,12 +55,17 @@ def update(mine: Coordinate, theirs: Coordinate, rtt_s: float) -> Coordinate:
         # Two newcomers at the origin must part in some direction: the last digits of the measurement choose it.
         angle = math.tau * math.modf(rtt_s * 1e6)[0]
         x, y = predicted * math.cos(angle), predicted * math.sin(angle)
+    # What one visit may change: who lies about where he is must not take anybody there.
     return Coordinate(
-        mine.x + push * x,
-        mine.y + push * y,
-        max(mine.height_s + push * (mine.height_s + theirs.height_s), LEAST_HEIGHT_S),
+        mine.x + _step(push * x),
+        mine.y + _step(push * y),
+        max(mine.height_s + _step(push * (mine.height_s + theirs.height_s)), LEAST_HEIGHT_S),
         min(max(error, LEAST_ERROR), WORST_ERROR),
     )
+
+
+def _step(length: float) -> float:
+    return min(max(length, -LONGEST_STEP_S), LONGEST_STEP_S)
 
 
 def as_points(coordinates: Iterable[Coordinate]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from treeswarm.wire.sealing import Forged, seal, unseal
 from ..registry_media import MODEL, Node
 
 NODES = [Node() for _ in range(4)]
-floats = st.floats(0, 1e6, width=32)
+floats = st.floats(0.0625, 1, width=32)
 
 
 @st.composite
@@ -100,3 +101,23 @@ def test_the_book_holds_the_newest_of_each_node_whatever_the_order(history: list
     )
     assert all(book.of(node) == sealed for node, sealed in newest.items())
     assert set(book.rejected) <= {"stale"}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"free_tokens": 2**63},
+        {"total_tokens": 2**63},
+        {"rate": 1e30},
+        {"hop_s": 1e30},
+        {"coordinate": (1e30, 0.0, 0.1, 0.5)},
+        {"coordinate": (0.0, 0.0, -1.0, 0.5)},
+        {"coordinate": (0.0, 0.0, 0.1, -0.5)},
+        {"coordinate": (0.0, 0.0, 0.1, 0.0)},
+    ],
+)
+def test_a_number_that_no_machine_has_is_malformed(lie: dict[str, Any]) -> None:
+    """One such record would break every client's arithmetic: integers past 64 bits, predictions below zero."""
+    node = NODES[0]
+    with pytest.raises(Malformed):
+        unseal(seal(replace(node.record().record, **lie), node).sealed)

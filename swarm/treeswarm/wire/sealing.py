@@ -18,6 +18,10 @@ KEY_BYTES = 32
 DIGEST_BYTES = 32
 PIN_BYTES = 16
 MAX_BLOCKS = 2**16
+# What arithmetic over records may rely on; a thousand times what any machine has.
+MAX_TOKENS = 2**48
+MAX_RATE = 1e9
+MAX_SECONDS = 3600.0
 DTYPES = {"float32", "bfloat16", "float16"}
 
 
@@ -89,7 +93,11 @@ def _read(body: pb.NodeRecord, key: bytes) -> NodeRecord:
     _require(body.span.end <= body.blocks <= MAX_BLOCKS, "span is outside the model")
     _require(len(body.coordinate) <= COORDINATE_LENGTH, "coordinate is too long")
     _require(all(map(math.isfinite, [*body.coordinate, body.rate, body.hop_s])), "a number is not finite")
-    _require(body.rate >= 0 and body.hop_s >= 0, "a rate or time is negative")
+    _require(0 <= body.rate <= MAX_RATE, "rate is out of bounds")
+    _require(0 <= body.hop_s <= MAX_SECONDS, "hop_s is out of bounds")
+    _require(max(body.free_tokens, body.total_tokens) <= MAX_TOKENS, "tokens are out of bounds")
+    _require(all(abs(length) <= MAX_SECONDS for length in body.coordinate), "coordinate is out of bounds")
+    _require(all(length > 0 for length in body.coordinate[2:]), "coordinate has a height or error that is none")
     return NodeRecord(
         key=key,
         generation=body.generation,
