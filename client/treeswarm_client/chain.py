@@ -330,7 +330,11 @@ class Chain:
         """The head ends its link only when something is wrong; its control stream tells what, if it can."""
         with contextlib.suppress(SwarmError):
             await link.receive()
-        if self._link is link:
+        if self._link is not link:
+            return
+        if self._mending:
+            self._link = None  # a session begun anew ends the old one's link, and `_feed` dials in any case
+        else:
             self._relink(self.members[0])
 
     def _interrupt(self) -> None:
