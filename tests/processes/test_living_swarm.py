@@ -21,7 +21,7 @@ from treeswarm.transport.tls import Security
 from treeswarm_client.client import Run, SwarmClient
 from treeswarm_node.membership import order_bytes
 
-from .field import PROMPT, SILENT, SPANS, Field, Replica, living_field
+from .field import PROMPT, SPANS, Field, Replica, living_field
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 BIN = Path(sys.executable).parent
@@ -80,9 +80,12 @@ async def test_a_node_that_hangs_is_left_and_may_come_back(
     living: Field, place: int, options: dict[str, float]
 ) -> None:
     await living.whole()
-    harmed = await living.survives(hang, place, **options)
-    harmed.hit.send(signal.SIGCONT)
-    harmed.check_replaced(SILENT)
+    try:
+        harmed = await living.survives(hang, place, **options)
+    finally:
+        for one in living.replicas:
+            one.send(signal.SIGCONT)
+    harmed.check_replaced()
     await harmed.check_stayed(living)
 
 

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import random
 import socket
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 
 CHUNK = 1 << 16
+# Below what Linux, macOS and Windows take for outgoing connections: a node may come minutes later.
+LASTING_PORTS = range(20000, 32000)
 
 
 @dataclass(eq=False)
@@ -66,7 +69,9 @@ async def cuttable() -> AsyncIterator[Cuttable]:
 
 
 def free_port() -> int:
-    """One that nobody has at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that nobody has at the moment, and that no system hands out by itself before a node listens on it."""
+    for port in random.sample(LASTING_PORTS, len(LASTING_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free on loopback")
