@@ -71,6 +71,9 @@ class SwarmView:
             return self._fastest(records, wanted, before, after, room, {*avoid, *full, *banned})
         except MissingBlocks as missing:
             with contextlib.suppress(MissingBlocks):
+                # A record may be a minute old: who has not refused lately may have room again.
+                return self._fastest(records, wanted, before, after, 0, {*avoid, *full, *banned})
+            with contextlib.suppress(MissingBlocks):
                 self._fastest(records, wanted, before, after, 0, {*avoid, *banned})
                 raise Refused(
                     f"every node that serves blocks {wanted} is full: wait with --patience SECONDS, ask for fewer "

@@ -70,9 +70,9 @@ class Membership:
                 asyncio.get_running_loop().call_later(RETRY_S, self._due.set)
 
     def changed(self) -> None:
-        """Things have changed that others choose by, such as room: announce soon, if not just done."""
-        if time.time() * 1e6 - self._last_said > 1e6 * LEAST_PAUSE_S:
-            self._due.set()
+        """Things have changed that others choose by, such as room: announce, if not just done, then a little later."""
+        since_s = time.time() - self._last_said / 1e6
+        asyncio.get_running_loop().call_later(max(0.0, LEAST_PAUSE_S - since_s), self._due.set)
 
     async def leave(self) -> None:
         """Withdraw: the last record says that the node is gone."""

@@ -49,6 +49,8 @@ class Node:
     _news: asyncio.Condition = field(default_factory=asyncio.Condition)
     """Told whenever a session opens or begins an epoch."""
     _streams: int = 0
+    _was_full: bool = False
+    """A session was refused since one was last freed."""
     _beside: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
@@ -129,8 +131,7 @@ class Node:
             kv = stage.store.open(wanted.trunk_room, wanted.crown_room)
         except Refused:
             self.refused += 1
-            if self.membership is not None:
-                self.membership.changed()
+            self._say_room(full=True)
             raise
         terms = SessionTerms(
             epoch=wanted.epoch,
@@ -154,9 +155,17 @@ class Node:
         log.info("session %s opened for blocks %s by %s", hosted.name, wanted.span, control.peer)
         return hosted
 
+    def _say_room(self, *, full: bool) -> None:
+        """Clients stay away from a node whose record says that it is full, so it must say when it no longer is."""
+        self._was_full = full
+        if self.membership is not None:
+            self.membership.changed()
+
     def _forget(self, hosted: HostedSession) -> None:
         if self.sessions.get(hosted.id) is hosted:
             del self.sessions[hosted.id]
+        if self._was_full:
+            self._say_room(full=False)
         if not self.sessions and self.state is NodeState.DRAINING:
             self._beside = asyncio.create_task(self.tell_links())
 
