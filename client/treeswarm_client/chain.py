@@ -154,6 +154,10 @@ class Chain:
             if patience <= 0:
                 raise
             await self.pilot.changed(patience)
+            for member in [m for m in self.members if m.hop.address in self._lost]:
+                self.members.remove(member)  # a node like any other again: the pilot knows from when on
+                self.dismiss(member)
+            self._lost = {}
             return False
         return True
 
