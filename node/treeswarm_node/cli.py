@@ -160,6 +160,8 @@ def _set_up_logging(*, json_lines: bool, verbose: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines() if json_lines else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    # It logs a traceback of its own for every peer that leaves while a stream's last words are sent.
+    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
     logging.getLogger("treeswarm_node").setLevel(logging.INFO if verbose else logging.WARNING)
 
 

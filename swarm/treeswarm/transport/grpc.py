@@ -1,6 +1,7 @@
 """The transport seam over gRPC: bidirectional streams of protobuf, HTTP/2 underneath, TLS around it."""
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
@@ -337,7 +338,8 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
             _report_bug(error)
         status, code, text = refusal(error)
         self._refused[code] += 1
-        await context.abort(status, text, trailing_metadata=((CODE_KEY, code),))
+        with contextlib.suppress(grpc.aio.InternalError):  # the peer did not wait for an answer
+            await context.abort(status, text, trailing_metadata=((CODE_KEY, code),))
 
 
 def _add_port(server: grpc.aio.Server, address: str, security: Security | None) -> int:

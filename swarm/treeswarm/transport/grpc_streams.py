@@ -20,6 +20,8 @@ GONE_S = 0.05
 LAST_WORDS_S = 1.0
 # What gRPC says of a write to a stream that its peer has just ended.
 CORE_ERROR = "Internal error from Core"
+# What gRPC raises where a stream is over; a server whose peer has just gone gets `InternalError`.
+STREAM_ERRORS = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
 # Messages read ahead of whoever receives; past them HTTP/2 flow control holds the peer back.
 READ_AHEAD = 16
 
@@ -85,7 +87,7 @@ class GrpcStream:
             return
         self.ended = True
         self.error = error if isinstance(error, SwarmError) else Refused(str(error)) if error else None
-        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+        with contextlib.suppress(*STREAM_ERRORS):
             await self.finish(self)
 
     def break_off(self, error: LinkBroken) -> None:
@@ -100,7 +102,7 @@ class GrpcStream:
         try:
             async with self._writing:
                 await self.write(data)
-        except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+        except STREAM_ERRORS as error:
             raise await self.why_over() or LinkBroken(f"the stream to {self.peer} broke: {error}") from None
 
     async def _read_ahead(self) -> None:
@@ -114,7 +116,7 @@ class GrpcStream:
                     item = self.decode(data)
             except Malformed as error:
                 item = over = _Over(error)
-            except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+            except STREAM_ERRORS as error:
                 item = over = _Over(await self.why_over() or LinkBroken(f"the stream to {self.peer} broke: {error}"))
             await self._inbox.put(item)
 
