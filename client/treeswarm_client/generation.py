@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from treeswarm.sampling import SamplingSettings
 from treeswarm.walk import Walk, walk
 from treeswarm_client.chain import Chain
-from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree
+from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, Verdict
 from treeswarm_client.mending import Interrupted
 from treeswarm_client.session import Answered, ClientSession, Shipment
 from treeswarm_client.stats import Meter
@@ -103,7 +103,8 @@ class Generation:
 
     async def _learn(self, tree: DraftTree, answered: Answered, found: Walk) -> None:
         start = time.perf_counter()
-        await asyncio.to_thread(self.drafter.observe, tree, answered.tokens, found.accepted, found.bonus)
+        verdict = Verdict(tree, answered.tokens, found.accepted, found.bonus)
+        await asyncio.to_thread(self.drafter.observe, verdict)
         self.meter.draft_s += time.perf_counter() - start
         if len(tree):  # without a tree there was nothing to hit or miss
             self.meter.add_walk(len(tree), len(found.accepted))

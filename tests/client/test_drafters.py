@@ -20,7 +20,7 @@ from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.growth import Growth, grow
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
-from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree
+from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, Verdict
 from treeswarm_client.drafters.temperature import GRID, Temperature
 
 VOCAB, CONTEXT = 61, 96
@@ -106,7 +106,7 @@ def test_trees_are_trees_and_rounds_equal_a_fresh_start(make: Make, settings: Sa
         assert again.parents.tolist() == tree.parents.tolist()
         np.testing.assert_allclose(again.scores, tree.scores, atol=1e-4)
         answers, accepted, bonus = answer(tree, random)
-        drafter.observe(tree, answers, accepted, bonus)
+        drafter.observe(Verdict(tree, answers, accepted, bonus))
         text += [*(int(tree.tokens[i]) for i in accepted), bonus]
 
 
@@ -126,10 +126,10 @@ def test_nothing_is_proposed_past_the_drafts_context(make: Make) -> None:
     for _ in range(5):
         tree = drafter.propose(4, depth=50)
         check_tree(tree, 4, depth=3)
-        drafter.observe(tree, np.zeros(len(tree) + 1, np.int64), [], 0)
+        drafter.observe(Verdict(tree, np.zeros(len(tree) + 1, np.int64), [], 0))
     assert len(drafter.propose(4, depth=50)) == 0
     drafter.begin([1] * 500, SamplingSettings())
-    drafter.observe(NO_TREE, np.zeros(1, np.int64), (), 0)
+    drafter.observe(Verdict(NO_TREE, np.zeros(1, np.int64), (), 0))
     assert len(drafter.propose(4, depth=50)) == 0
 
 

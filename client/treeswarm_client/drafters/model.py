@@ -1,6 +1,6 @@
 """Drafting with a small model: best-first trees, ranked by what the target is likely to choose."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from treeswarm.noise import NoiseRows
 from treeswarm.sampling import SamplingSettings
 from treeswarm_client.drafters import tree_cache
 from treeswarm_client.drafters.growth import Growth, grow
-from treeswarm_client.drafters.seam import NO_TREE, DraftTree
+from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verdict, in_no_hurry
 from treeswarm_client.drafters.temperature import Temperature
 from treeswarm_client.drafters.tree_cache import CrownRows, TreeCache
 
@@ -130,7 +130,7 @@ class ModelDrafter:
         if len(self._text) < self.max_positions:
             self._feed(self._text[len(self._cached) : -1])
 
-    def propose(self, size: int, depth: int) -> DraftTree:
+    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
         growth, chain = self.options.growth, self.options.chain
         depth = min(depth, size if chain else growth.depth, self.max_positions - len(self._text))
         self._round = None
@@ -147,15 +147,16 @@ class ModelDrafter:
         current.numbers = grown.numbers
         return grown.tree
 
-    def observe(self, tree: DraftTree, answers: NDArray[np.int64], accepted: Sequence[int], bonus: int) -> None:
+    def observe(self, verdict: Verdict) -> None:
+        tree, accepted = verdict.tree, verdict.accepted
         path: list[int] = [int(tree.tokens[node]) for node in accepted]
         kept = np.empty(0, np.int64)
         if self._round is not None and len(tree):
-            self._learn(self._round, len(tree), np.asarray(answers, np.int64))
+            self._learn(self._round, len(tree), np.asarray(verdict.answers, np.int64))
             kept = self._round.rows_of_path(accepted)
         self._cache.keep(kept)
         self._cached += path[: len(kept)]
-        self._text += [*path, bonus]
+        self._text += [*path, verdict.bonus]
         self._round = None
 
     def _expand(

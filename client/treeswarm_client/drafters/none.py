@@ -1,12 +1,9 @@
 """The drafter that guesses nothing: plain decoding."""
 
-from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Sequence
 
 from treeswarm.sampling import SamplingSettings
-from treeswarm_client.drafters.seam import NO_TREE, DraftTree
+from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verdict, in_no_hurry
 
 
 class NoneDrafter:
@@ -17,8 +14,8 @@ class NoneDrafter:
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         """Nothing to remember."""
 
-    def propose(self, size: int, depth: int) -> DraftTree:
+    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
         return NO_TREE
 
-    def observe(self, tree: DraftTree, answers: NDArray[np.int64], accepted: Sequence[int], bonus: int) -> None:
+    def observe(self, verdict: Verdict) -> None:
         """Nothing to learn."""

@@ -4,8 +4,8 @@ Adapters: `none.py` and `model.py`; one conformance suite runs against all.  A d
 generation at a time and runs in a worker thread, never in the event loop.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +32,32 @@ class DraftTree:
 
 
 NO_TREE = DraftTree(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+UNANSWERED = -1
+"""Among answers: the walk was over before this one came."""
+
+
+def _none_known() -> NDArray[np.int64]:
+    return np.empty((0, 0), np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What the target said of a tree as it was shipped: nodes that were proposed, parents before children."""
+
+    tree: DraftTree
+    answers: NDArray[np.int64]
+    """[nodes + 1]: the target's token after the root, then after each node; UNANSWERED where none came in time."""
+    accepted: Sequence[int]
+    """Nodes of the walked path, in order."""
+    bonus: int
+    """The target's token after the last of them."""
+    alternatives: NDArray[np.int64] = field(default_factory=_none_known)
+    """[nodes + 1, k], or nothing: the target's best tokens at the same places, best first, before any noise."""
+
+
+def in_no_hurry() -> bool:
+    """Whoever asks may take its time."""
+    return False
 
 
 class Drafter(Protocol):
@@ -46,15 +72,15 @@ class Drafter(Protocol):
         """A new generation: forget the last one's context, keep what was learned."""
         ...
 
-    def propose(self, size: int, depth: int) -> DraftTree:
+    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
         """Up to `size` nodes below the context's last token, at most `depth` levels; fewer where no more are worth
-        anything."""
+        anything.
+
+        May be asked again for the same root: a larger size gives a larger tree, and costs only what is new.  Once
+        `enough` says so, it ends soon with what it has.
+        """
         ...
 
-    def observe(self, tree: DraftTree, answers: NDArray[np.int64], accepted: Sequence[int], bonus: int) -> None:
-        """What the target said of the last proposal; the context grows by the accepted tokens and the bonus.
-
-        `answers[0]` is the target's token after the root, `answers[i + 1]` after node i; `accepted` are the node
-        indices of the walked path, in order; `bonus` the target's token after the last of them.
-        """
+    def observe(self, verdict: Verdict) -> None:
+        """The context grows by the accepted tokens and the bonus; what was drafted below the bonus is kept."""
         ...

@@ -14,7 +14,7 @@ from treeswarm.walk import walk
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.growth import Growth
 from treeswarm_client.drafters.model import RAW_DECAY, DraftOptions, ModelDrafter
-from treeswarm_client.drafters.seam import NO_TREE, DraftTree
+from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verdict
 
 from .conftest import VOCAB, drafter_of, half_agreeing, noised, paths_of, plain_logprobs, tiny_model
 
@@ -38,7 +38,7 @@ def play(drafter: ModelDrafter, text: list[int], rounds: int, size: int, seed: i
         tree = drafter.propose(size, 20)
         answers = half_agreeing(tree, rng)
         found = walk(tree.parents, tree.tokens, answers)
-        drafter.observe(tree, answers, found.accepted, found.bonus)
+        drafter.observe(Verdict(tree, answers, found.accepted, found.bonus))
         text += [*(int(tree.tokens[i]) for i in found.accepted), found.bonus]
 
 
@@ -115,7 +115,7 @@ def test_an_accepted_token_that_was_processed_is_not_processed_again() -> None:
     path = [leaf]
     while tree.parents[path[0]] >= 0:
         path.insert(0, int(tree.parents[path[0]]))
-    drafter.observe(tree, np.zeros(len(tree) + 1, np.int64), path[:-1], 9)
+    drafter.observe(Verdict(tree, np.zeros(len(tree) + 1, np.int64), path[:-1], 9))
     watch.forwards.clear()
     drafter.propose(1, 1)
     assert watch.forwards == [1], "only the bonus token is new: the accepted path had its rows"
@@ -162,7 +162,7 @@ def test_a_proposal_that_was_never_shipped_leaves_no_trace() -> None:
     model, drafter = pair()
     drafter.begin(PROMPT, GREEDY)
     drafter.propose(30, 9)
-    drafter.observe(NO_TREE, np.array([17]), (), 17)
+    drafter.observe(Verdict(NO_TREE, np.array([17]), (), 17))
     tree = drafter.propose(12, 5)
     expected = expected_scores(model, [*PROMPT, 17], tree, GREEDY, drafter.tau)
     np.testing.assert_allclose(tree.scores, expected, atol=2e-4)
@@ -176,7 +176,7 @@ def test_any_prefix_of_a_proposal_may_be_shipped() -> None:
     cut = DraftTree(tree.parents[:5], tree.tokens[:5], tree.scores[:5])
     answers = half_agreeing(cut, np.random.default_rng(2))
     found = walk(cut.parents, cut.tokens, answers)
-    drafter.observe(cut, answers, found.accepted, found.bonus)
+    drafter.observe(Verdict(cut, answers, found.accepted, found.bonus))
     text = [*PROMPT, *(int(cut.tokens[i]) for i in found.accepted), found.bonus]
     again = drafter.propose(12, 5)
     np.testing.assert_allclose(again.scores, expected_scores(model, text, again, GREEDY, drafter.tau), atol=2e-4)
@@ -193,7 +193,7 @@ def test_tau_learns_apart_for_greedy_and_sampled_and_outlives_a_generation() -> 
         answers = np.array(
             [t[len(t) // 2] if len(t := tree.tokens[tree.parents == i]) else 0 for i in range(-1, len(tree))]
         )
-        drafter.observe(tree, answers, (), int(answers[0]))
+        drafter.observe(Verdict(tree, answers, (), int(answers[0])))
     assert drafter.tau > 1.1 * before
     learned = drafter.tau
     drafter.begin([1, 2], SAMPLED)
@@ -211,7 +211,7 @@ def test_labels_are_matched_with_the_nodes_they_are_about() -> None:
         tree = drafter.propose(40, 6)
         contexts = [text, *([*text, *path] for path in paths_of(tree))]
         answers = np.array([int(plain_logprobs(model, context, GREEDY).argmax()) for context in contexts])
-        drafter.observe(tree, answers, (), int(answers[0]))
+        drafter.observe(Verdict(tree, answers, (), int(answers[0])))
         text.append(int(answers[0]))
     assert drafter.tau < 0.2
 

@@ -1,0 +1,56 @@
+"""From a drafter's scores to chances.  Pure.
+
+A cumulative score is the drafter's opinion; what the planner and a union of drafters need is how often nodes of such a
+score really turn out to be on the target's path.  The opinions are sorted into bins, the hits in each are counted, and
+old ones are forgotten: a text changes its nature half way.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Edges of the bins, in log-probability: fine where most nodes lie that are worth shipping, down to one in 3,000.
+EDGES = np.linspace(-8.0, 0.0, 17)
+CENTRES = np.exp((EDGES[1:] + EDGES[:-1]) / 2)
+# How many nodes' worth of trust a drafter's own opinion starts with, in each bin.
+PRIOR_NODES = 6.0
+# Rounds after which an older one counts half.
+HALF_LIFE = 24.0
+
+
+def _nothing() -> NDArray[np.float64]:
+    return np.zeros(len(CENTRES))
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Per bin of scores, how many nodes were shipped and how many were on the target's path."""
+
+    shipped: NDArray[np.float64] = field(default_factory=_nothing)
+    hit: NDArray[np.float64] = field(default_factory=_nothing)
+
+    def chances(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The chance of each node to be on the target's path, [n]; a better score never has a lower chance."""
+        if not len(scores):
+            return np.empty(0)
+        # The whole drafter's optimism, of all bins, is what a bin is believed to share until it has its own figures.
+        optimism = (self.hit.sum() + PRIOR_NODES) / (float(self.shipped @ CENTRES) + PRIOR_NODES)
+        expected = np.minimum(CENTRES * optimism, 1.0)
+        rates = (self.hit + PRIOR_NODES * expected) / (self.shipped + PRIOR_NODES)
+        rising = np.maximum.accumulate(rates)
+        clipped = np.clip(scores, EDGES[0], 0.0)
+        found = np.exp(np.interp(clipped, np.log(CENTRES), np.log(np.maximum(rising, 1e-9))))
+        below = np.exp(np.minimum(scores - EDGES[0], 0.0))
+        return np.asarray(np.minimum(found * below, 1.0))
+
+    def learned(self, scores: NDArray[np.floating], on_path: NDArray[np.bool_]) -> "Calibration":
+        """After a round: the scores of the nodes shipped whose fate is known, and which of them were on the path."""
+        if not len(scores):
+            return self
+        bins = np.clip(np.digitize(scores, EDGES) - 1, 0, len(CENTRES) - 1)
+        kept = 0.5 ** (1 / HALF_LIFE)
+        return Calibration(
+            self.shipped * kept + np.bincount(bins, minlength=len(CENTRES)),
+            self.hit * kept + np.bincount(bins[on_path], minlength=len(CENTRES)),
+        )
