@@ -29,6 +29,7 @@ from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_client.control import GOODBYE_S, NodeControl
 from treeswarm_client.mending import Interrupted, Member, Mender, Room
 from treeswarm_client.overdue import overdue
+from treeswarm_client.prefix import SharedPrompt
 from treeswarm_client.route import Hop, Pilot, Target
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Chain:
     transport: Transport
     room: Room
     patience_s: float
+    shared: SharedPrompt | None = None
     session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_ID_BYTES))
     epoch: int = -1
     members: list[Member] = field(default_factory=list)
@@ -100,6 +102,11 @@ class Chain:
     @property
     def credit_rows(self) -> int:
         return min(member.credit_rows for member in self.members)
+
+    @property
+    def prefix_rows(self) -> int:
+        """The prompt's first so many tokens every node had when the chain was opened."""
+        return min(member.prefix_rows for member in self.members)
 
     async def append(self, append: Append) -> asyncio.Future[Answer]:
         """Ship one append as soon as credit allows; the future holds its answer.  Raises Interrupted."""
@@ -386,13 +393,20 @@ async def _end_quietly(link: Stream) -> None:
 
 @contextlib.asynccontextmanager
 async def open_chain(
-    transport: Transport, pilot: Pilot, target: Target, room: Room, *, patience_s: float = 0.0
+    transport: Transport,
+    pilot: Pilot,
+    target: Target,
+    room: Room,
+    *,
+    patience_s: float = 0.0,
+    shared: SharedPrompt | None = None,
 ) -> AsyncIterator[Chain]:
-    """A session on the chain that `pilot` chooses; closed on leaving, whatever happened.
+    """A session on the chain that `pilot` chooses, for the prompt `shared` if its KV may be; closed on leaving, whatever
+    happened.
 
     Raises MissingBlocks and Refused (full) when `patience_s` seconds brought no chain.
     """
-    chain = Chain(target, pilot, transport, room, patience_s)
+    chain = Chain(target, pilot, transport, room, patience_s, shared)
     watching = asyncio.create_task(chain.watch())
     try:
         await chain.mend((), 0)

@@ -19,6 +19,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from treeswarm.prefix import Prefix
 from treeswarm.sampling import SamplingSettings
 from treeswarm.spans import Span
 
@@ -146,6 +147,8 @@ class Open:
     """This node replaces a lost one: replayed rows come first."""
     forwards_replay: bool = False
     """The next hop is a replacement too."""
+    prefix: Prefix | None = None
+    """KV of this prompt may be shared; None: it may not."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +258,12 @@ class Description:
     """Epochs begun in sessions that lost another node."""
     refused: int = 0
     """Sessions refused."""
+    prefix_hits: int = 0
+    """Sessions that began on KV of an earlier one, since this span was loaded."""
+    prefix_tokens: int = 0
+    """Rows they had not to prefill."""
+    shared_pages: int = 0
+    """KV pages that several open sessions read now."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +274,8 @@ class Opened:
     epoch: int
     credit_rows: int
     """Rows the client may have in flight."""
+    prefix_rows: int = 0
+    """The prompt's first so many tokens are here already: whole units of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -380,6 +391,8 @@ class Append:
     replay: bool = False
     """Rows of the trunk for a node that replaces a lost one: a prefill that nobody answers.  `seq` counts replays
     alone, and ids are positions + 1."""
+    prefix: int = 0
+    """In a session's first append: the trunk begins with so many rows that every node said it has."""
 
     @property
     def rows(self) -> int:

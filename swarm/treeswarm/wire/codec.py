@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from treeswarm import messages as m
 from treeswarm.errors import BadRequest, Malformed
+from treeswarm.prefix import DIGEST_BYTES, MAX_PREFIX_UNITS, SCOPE_BYTES, Prefix
 from treeswarm.sampling import SamplingSettings
 from treeswarm.spans import Span
 from treeswarm.wire import treeswarm_pb2 as pb
@@ -122,6 +123,9 @@ def _description_in(d: pb.Description) -> m.Description:
         opened=d.opened,
         resumed=d.resumed,
         refused=d.refused,
+        prefix_hits=d.prefix_hits,
+        prefix_tokens=d.prefix_tokens,
+        shared_pages=d.shared_pages,
     )
 
 
@@ -138,6 +142,7 @@ def _open_in(o: pb.Open) -> m.Open:
         next_hop=_hop_in(o),
         resumption=_resumption_in(o.resumption) if o.HasField("resumption") else None,
         forwards_replay=o.forwards_replay,
+        prefix=_prefix_in(o),
     )
 
 
@@ -158,6 +163,17 @@ def _hop_in(message: pb.Open | pb.Resume) -> m.NextHop | None:
         return None
     ticket = _id_bytes(message.next_hop.ticket, "next_hop.ticket", m.TICKET_BYTES)
     return m.NextHop(_text(message.next_hop.address, "next_hop.address", 512), ticket)
+
+
+def _prefix_in(o: pb.Open) -> Prefix | None:
+    if not o.prefix_scope and not o.prefix_digests:
+        return None
+    units, rest = divmod(len(o.prefix_digests), DIGEST_BYTES)
+    _require(not rest, "prefix_digests", f"{len(o.prefix_digests)} bytes are no digests of {DIGEST_BYTES}")
+    _count(units, "prefix_digests", 0, MAX_PREFIX_UNITS)
+    edges = range(0, len(o.prefix_digests), DIGEST_BYTES)
+    digests = tuple(o.prefix_digests[start : start + DIGEST_BYTES] for start in edges)
+    return Prefix(_id_bytes(o.prefix_scope, "prefix_scope", SCOPE_BYTES), digests)
 
 
 def _resumption_in(r: pb.Resumption) -> m.Resumption:
@@ -214,6 +230,7 @@ def _append_in(a: pb.Append) -> m.Append:
         timings=_timings_in(a.timings),
         fresh=a.fresh,
         replay=a.replay,
+        prefix=_count(a.prefix, "prefix", 0, m.MAX_TRUNK),
     )
 
 
@@ -231,7 +248,9 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "ping": lambda p: m.Ping(p.stamp, _session(p.session) if p.session else b""),
     "close": lambda c: m.Close(_session(c.session)),
     "description": _description_in,
-    "opened": lambda o: m.Opened(_session(o.session), o.epoch, o.credit_rows),
+    "opened": lambda o: m.Opened(
+        _session(o.session), o.epoch, o.credit_rows, _count(o.prefix_rows, "prefix_rows", 0, m.MAX_TRUNK)
+    ),
     "answer": _answer_in,
     "pong": lambda p: m.Pong(p.stamp, p.received, p.passed_on),
     "resume": _resume_in,
