@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
@@ -15,6 +16,7 @@ from treeswarm.errors import BadRequest, RouteError
 from treeswarm.identity import config_digest
 from treeswarm.messages import MAX_ROWS, SEGMENT_BYTES, Description
 from treeswarm.model_files import ModelShape, load_tokenizer, read_config, read_shape, resolve_model
+from treeswarm.prefix import SCOPE_BYTES
 from treeswarm.registry import Registry, client_registry, registry_kind
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.registry.seam import Snapshot
@@ -26,11 +28,13 @@ from treeswarm.transport.tls import Security
 from treeswarm_client.chain import Chain, open_chain
 from treeswarm_client.describe import describe_all
 from treeswarm_client.drafters import load_drafter
+from treeswarm_client.drafters.pool import DrafterPool
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.generation import Generation, Limits
 from treeswarm_client.lookout import swarm_overview
 from treeswarm_client.mending import Room
 from treeswarm_client.overview import Overview, Wanted
+from treeswarm_client.prefix import PrefixScope, SharedPrompt, check_scope
 from treeswarm_client.route import Target
 from treeswarm_client.session import ClientSession
 from treeswarm_client.stats import Meter, Stats
@@ -67,7 +71,7 @@ class _Opened:
     shape: ModelShape
     config: str
     tokenizer: Tokenizer
-    drafter: Drafter
+    drafters: DrafterPool
     transport: Transport
 
 
@@ -84,6 +88,8 @@ class Run:
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
     stats: Stats | None = None
+    prefix_tokens: int = 0
+    """Tokens of the prompt that the nodes had already."""
     first_token_s: float | None = None
     """From the call to the first token, waiting for room included."""
     meter: Meter = field(default_factory=Meter)
@@ -109,7 +115,8 @@ class SwarmClient:
     A peer is `HOST:PORT`, or `HOST:PORT#PIN` as its ready line shows it: then nobody else may answer there.  `model` is
     a directory, a hub id or `demo`; only its config and tokenizer are read.  `draft` is `none`, a directory,
     a hub id or `demo-draft`.  Entering raises what is wrong with the model, the draft, the addresses or the nodes
-    (ModelError, Mismatch, BadRequest, RouteError, Unreachable).  One generation at a time uses the drafter.
+    (ModelError, Mismatch, BadRequest, RouteError, Unreachable).  Several generations may run at once; with a drafter that
+    cannot be copied they take turns.
     """
 
     model: str
@@ -127,13 +134,18 @@ class SwarmClient:
     """Instead of gRPC with TLS; stays open afterwards."""
     patience: float = DEFAULT_PATIENCE_S
     """Seconds a generation waits for nodes to appear where no chain can be made, before it ends."""
+    prefix_scope: PrefixScope = "client"
+    """With whom nodes may share the KV of a prompt's beginning: `client`, this one's own generations; `swarm`, whoever
+    sends the same prompt, who can then tell that somebody did, and whose nodes must be trusted to have computed it;
+    `none`."""
     target: Target = field(init=False)
     """The model as the nodes serve it."""
     view: SwarmView = field(init=False)
     """Who is out there, as this client sees it."""
     _opened: _Opened = field(init=False)
     _leave: AsyncExitStack = field(default_factory=AsyncExitStack)
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _secret: bytes = field(default_factory=lambda: secrets.token_bytes(SCOPE_BYTES), repr=False)
+    """Who knows it could share this client's prefixes."""
     _runs: set[Run] = field(default_factory=set)
     """Generations under way."""
 
@@ -142,6 +154,7 @@ class SwarmClient:
             raise BadRequest(
                 f"tree size {self.tree_size} is out of range: give 0 (plain decoding) up to {LARGEST_TREE}"
             )
+        check_scope(self.prefix_scope)
         spec = registry_spec(self.peers, self.registry)
         async with AsyncExitStack() as undo:
             self._opened = await asyncio.to_thread(self._open)
@@ -180,7 +193,7 @@ class SwarmClient:
 
     def use_drafter(self, drafter: Drafter) -> None:
         """Draft with this one from the next generation on."""
-        self._opened = replace(self._opened, drafter=drafter)
+        self._opened = replace(self._opened, drafters=DrafterPool(drafter))
 
     def encode(self, prompt: str) -> list[int]:
         """The prompt's token ids, special tokens as the tokenizer adds them."""
@@ -195,15 +208,16 @@ class SwarmClient:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
+        sample: int = 0,
         tree_size: int | None = None,
         ignore_eos: bool = False,
     ) -> Run:
         """Generate: an asynchronous iterator of Tokens that also keeps text, ids and statistics.
 
-        `prompt` is text or token ids.  Raises BadRequest at once for what can't be; while iterating NodeLost, Refused
+        `prompt` is text or token ids; `sample` numbers several samples of one prompt and seed.  Raises BadRequest at once for what can't be; while iterating NodeLost, Refused
         and the other SwarmErrors.
         """
-        settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, sample=sample)
         prompt_ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         self._check(prompt_ids, max_new_tokens)
         limits = Limits(max_new_tokens, frozenset() if ignore_eos else self._opened.shape.eos_ids)
@@ -218,25 +232,45 @@ class SwarmClient:
             pass
         return run
 
+    async def generate_many(self, prompt: str | Sequence[int], *, n: int, sample: int = 0, **options: Any) -> list[Run]:
+        """`n` samples of one prompt, side by side: run i is what `generate` gives with the sample index `sample` + i.
+
+        The prompt is prefilled once, and the nodes share its KV among the samples.  Options as `stream`'s; raises what
+        `generate` does, and then ends all of them.
+        """
+        if n < 1:
+            raise BadRequest(f"{n} samples were asked for: ask for at least 1")
+        runs = [self.stream(prompt, sample=sample + i, **options) for i in range(n)]
+        await anext(runs[0].tokens, None)  # the prompt has passed all nodes: the others begin on it
+        ends = [asyncio.create_task(_finish(run)) for run in runs]
+        try:
+            await asyncio.gather(*ends)
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+        return runs
+
     async def _generate(
         self, run: Run, settings: SamplingSettings, limits: Limits, tree_size: int
     ) -> AsyncGenerator[Token, None]:
         text = TextStream(self._opened.tokenizer)
         start = time.perf_counter()
         async with (
-            self._turn,
+            self._opened.drafters.one() as drafter,
             open_chain(
                 self._opened.transport,
                 self.view,
                 self.target,
                 Room(len(run.prompt_ids) + limits.max_new_tokens, tree_size + 1),
                 patience_s=self.patience,
+                shared=SharedPrompt(run.prompt_ids, self.prefix_scope, self._secret),
             ) as chain,
             AsyncExitStack() as undo,
         ):
-            session = ClientSession(settings, self._segment_rows(), chain.epoch)
-            run.chain = chain
-            generation = Generation(chain, self._opened.drafter, session, limits, tree_size, run.meter)
+            session = ClientSession(settings, self._segment_rows(), chain.epoch, chain.prefix_rows)
+            run.chain, run.prefix_tokens = chain, chain.prefix_rows
+            generation = Generation(chain, drafter, session, limits, tree_size, run.meter)
             rounds = await undo.enter_async_context(aclosing(generation.rounds(run.prompt_ids, settings)))
             self._runs.add(run)
             try:
@@ -259,7 +293,11 @@ class SwarmClient:
         if self.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(self.emulate_link))
         return _Opened(
-            read_shape(folder), config_digest(read_config(folder)), load_tokenizer(folder), drafter, transport
+            read_shape(folder),
+            config_digest(read_config(folder)),
+            load_tokenizer(folder),
+            DrafterPool(drafter),
+            transport,
         )
 
     def _check(self, prompt: Sequence[int], max_new_tokens: int) -> None:
@@ -310,6 +348,11 @@ def registry_spec(peers: str | None, registry: str | None) -> str:
 async def _cancel(task: "asyncio.Task[None]") -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def _finish(run: Run) -> None:
+    async for _ in run:
+        pass
 
 
 async def _nothing() -> AsyncGenerator[Token, None]:

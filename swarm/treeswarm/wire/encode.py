@@ -166,9 +166,7 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
     m.Opened: (
         pb.ControlDown,
         "opened",
-        lambda o: pb.Opened(
-            session=o.session, epoch=o.epoch, credit_rows=o.credit_rows, prefix_rows=o.prefix_rows
-        ),
+        lambda o: pb.Opened(session=o.session, epoch=o.epoch, credit_rows=o.credit_rows, prefix_rows=o.prefix_rows),
     ),
     m.Answer: (pb.ControlDown, "answer", _answer_out),
     m.Pong: (
