@@ -401,8 +401,8 @@ async def open_chain(
     patience_s: float = 0.0,
     shared: SharedPrompt | None = None,
 ) -> AsyncIterator[Chain]:
-    """A session on the chain that `pilot` chooses, for the prompt `shared` if its KV may be; closed on leaving, whatever
-    happened.
+    """A session on the chain that `pilot` chooses, for the prompt `shared` if its KV may be shared; closed on leaving,
+    whatever happened.
 
     Raises MissingBlocks and Refused (full) when `patience_s` seconds brought no chain.
     """

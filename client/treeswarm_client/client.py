@@ -115,8 +115,8 @@ class SwarmClient:
     A peer is `HOST:PORT`, or `HOST:PORT#PIN` as its ready line shows it: then nobody else may answer there.  `model` is
     a directory, a hub id or `demo`; only its config and tokenizer are read.  `draft` is `none`, a directory,
     a hub id or `demo-draft`.  Entering raises what is wrong with the model, the draft, the addresses or the nodes
-    (ModelError, Mismatch, BadRequest, RouteError, Unreachable).  Several generations may run at once; with a drafter that
-    cannot be copied they take turns.
+    (ModelError, Mismatch, BadRequest, RouteError, Unreachable).  Several generations may run at once; with a drafter
+    that cannot be copied they take turns.
     """
 
     model: str
@@ -214,8 +214,8 @@ class SwarmClient:
     ) -> Run:
         """Generate: an asynchronous iterator of Tokens that also keeps text, ids and statistics.
 
-        `prompt` is text or token ids; `sample` numbers several samples of one prompt and seed.  Raises BadRequest at once for what can't be; while iterating NodeLost, Refused
-        and the other SwarmErrors.
+        `prompt` is text or token ids; `sample` numbers several samples of one prompt and seed.  Raises BadRequest at
+        once for what can't be; while iterating NodeLost, Refused and the other SwarmErrors.
         """
         settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, sample=sample)
         prompt_ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]

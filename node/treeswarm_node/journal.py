@@ -118,8 +118,8 @@ class Journal:
         return chunk
 
     def truncate(self, length: int) -> bool:
-        """Forget rows from `length` on.  False, and closed, if the budget has no room for the rows that were in chunks of
-        several holders."""
+        """Forget rows from `length` on.  False, and closed, if the budget has no room for a copy of what was in chunks
+        that others hold."""
         opened: list[Chunk] = []
         while length < self._sealed:
             opened.insert(0, self._chunks.pop())

@@ -117,8 +117,8 @@ class SessionKV:
         self.crown_positions[step.slots] = step.positions[: len(step.slots)]
 
     def truncate(self, length: int) -> None:
-        """Forget trunk rows from `length` on.  Their pages stay the session's, and what follows is written into them; in
-        place of those that others read it gets new ones.  Raises Refused (full), and then nothing has changed."""
+        """Forget trunk rows from `length` on.  Their pages stay the session's, and what follows is written into them;
+        in place of those that others read it gets new ones.  Raises Refused (full), and then nothing has changed."""
         assert length <= self.trunk_length
         pool, rest = self.store.pool, self.trunk_pages[length // PAGE :]
         if theirs := [page for page in rest if pool.owners(page) > 1]:

@@ -102,7 +102,8 @@ def test_what_was_generated_is_shared_as_well() -> None:
         assert text == plain_text(longer, 10)
         assert hits(swarm) == [(1, 3 * PREFIX_TOKENS)] * 3
         whole = [*PROMPT, *TEXT, *([4] * 40)]
-        assert await swarm.generate(whole, 60, shared="client") == (said := plain_text(whole, 60))
+        said = plain_text(whole, 60)
+        assert await swarm.generate(whole, 60, shared="client") == said
         again = [*whole, *said, 0]
         assert await swarm.generate(again, 10, shared="client") == plain_text(again, 10)
         assert hits(swarm)[0] == (3, (3 + 3 + 5) * PREFIX_TOKENS)
@@ -119,7 +120,7 @@ def test_nodes_that_have_less_of_it_are_agreed_with(place: int) -> None:
         node = list(swarm.nodes.values())[place]
         assert node.stage is not None
         kept = node.stage.store.prefixes
-        kept._drop(list(kept._units)[0])  # the oldest is the end of the text
+        kept._drop(next(iter(kept._units)))  # the oldest is the end of the text
         await say(swarm)
         assert hits(swarm) == [(1, 2 * PREFIX_TOKENS)] * 3
         kept.clear()
