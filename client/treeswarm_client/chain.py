@@ -28,16 +28,13 @@ from treeswarm.replay import replay
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_client.control import GOODBYE_S, NodeControl
 from treeswarm_client.mending import Interrupted, Member, Mender, Room
+from treeswarm_client.overdue import LEAST_IN_A_NODE_S, overdue
 from treeswarm_client.route import Hop, Pilot, Target
 
 log = logging.getLogger(__name__)
 
 # How often a chain that waits for answers asks itself whether they are overdue.
 WATCH_EVERY_S = 0.25
-# A frame handed to one node and not received by the next: some megabytes over a slow line take this long.
-LEAST_ON_THE_WAY_S = 5.0
-# A frame received and not passed on: the longest a forward may take on a slow CPU under load, several times.
-LEAST_IN_A_NODE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -78,9 +75,11 @@ class Chain:
     _free: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when an answer has made room."""
     _moved_at: float = 0.0
+    _trunk_length: int = 0
+    """That every node has or is replayed in this epoch."""
     _mending: bool = False
-    _complaints: list[tuple[NodeControl, Fault]] = field(default_factory=list)
-    """That came while the chain was mended, about the epoch to come."""
+    _complaints: dict[NodeControl, Fault] = field(default_factory=dict)
+    """Each node's first that came while the chain was mended, about the epoch to come."""
     _traversal: RoundTrip = RoundTrip()
     _goodbyes: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -95,7 +94,8 @@ class Chain:
 
     async def append(self, append: Append) -> asyncio.Future[Answer]:
         """Ship one append as soon as credit allows; the future holds its answer.  Raises Interrupted."""
-        while not self._interrupted.is_set() and sum(self._in_flight.values()) + append.rows > self.credit_rows:
+        # One append is always worth a try: a node that grants less than that says so, or is found stuck.
+        while self._in_flight and not self._interrupted.is_set() and self._rows_in_flight(append) > self.credit_rows:
             self._free.clear()
             await self._free.wait()
         self._raise_interruption(leaving=append.seq == 0 or not self._in_flight)
@@ -104,13 +104,35 @@ class Chain:
         self._answers[append.seq] = answer
         self._in_flight[append.seq] = append.rows
         self._moved_at = loop.time()
+        link = self._link
+        assert link is not None
         try:
-            assert self._link is not None
-            await self._link.send(append)
+            await self._send(link, append)
         except SwarmError:
-            self._relink(self.members[0])
-            self._raise_interruption()
+            if self._link is link:  # else its watch has told already
+                self._relink(self.members[0])
+            self._interrupt()
+        self._raise_interruption()
         return answer
+
+    def _rows_in_flight(self, with_append: Append) -> int:
+        return sum(self._in_flight.values()) + with_append.rows
+
+    async def _send(self, link: Stream, append: Append) -> None:
+        """Hand it over, unless the chain breaks before the head takes it.  Raises what the link says, and NodeLost."""
+        sending = asyncio.ensure_future(link.send(append))
+        interrupted = asyncio.ensure_future(self._interrupted.wait())
+        try:
+            await asyncio.wait({sending, interrupted}, timeout=LEAST_IN_A_NODE_S, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+            elif not interrupted.done():
+                head = self.members[0].hop
+                raise NodeLost(f"lost {head}: it takes nothing for {LEAST_IN_A_NODE_S:.0f} s", head.address)
+        finally:
+            for task in (sending, interrupted):
+                task.cancel()
+            await asyncio.gather(sending, interrupted, return_exceptions=True)
 
     async def mend(self, trunk: Sequence[int], tip: int) -> None:
         """Make the chain whole: every node then has the tokens `trunk`, whose last one is called `tip`, and no more.
@@ -120,6 +142,7 @@ class Chain:
         """
         loop = asyncio.get_running_loop()
         started = self._interrupted_at or loop.time()
+        self._trunk_length = len(trunk)
         before, lost = self.hops, dict(self._lost)
         end = loop.time() + self.patience_s
         while not await self._mended(trunk, tip, end):
@@ -134,7 +157,7 @@ class Chain:
     async def _mended(self, trunk: Sequence[int], tip: int, end: float) -> bool:
         """One try, in an epoch of its own."""
         self.epoch += 1
-        self._mending, self._complaints = True, []
+        self._mending, self._complaints = True, {}
         try:
             self._begin_epoch(await Mender(self).attempt(trunk, tip))
             self._link = await self._feed(trunk)
@@ -168,8 +191,7 @@ class Chain:
         """Free the session on every node that still listens."""
         for member in self.members:
             self.dismiss(member)
-        if self._link is not None:
-            self._see_off(self._link)
+        self.unlink()
         if self._goodbyes:
             await asyncio.wait(self._goodbyes, timeout=2 * GOODBYE_S)
         for task in self._goodbyes:
@@ -178,6 +200,12 @@ class Chain:
     def dismiss(self, member: Member) -> None:
         """Let a node go, in the background: it may be deaf."""
         self._background(member.control.say_goodbye())
+
+    def unlink(self) -> None:
+        """The link to the head is over: how it ends is nobody's fault any more."""
+        if self._link is not None:
+            self._see_off(self._link)
+            self._link = None
 
     def control_of(self, hop: Hop) -> NodeControl:
         """A control stream to be, for a node of this chain."""
@@ -195,22 +223,23 @@ class Chain:
                 pass  # of an epoch that is over
             case Fault(session=session) if session != self.session:
                 pass
-            case Fault(code=FaultCode.DRAINING, fatal=False):
-                self._member(control).leaving = True
             case Fault():
                 self._blame(control, message)
             case _:
                 self.lose(control.hop, Malformed(f"{control.hop} sent a {type(message).__name__} into a session"))
 
     def _take_answer(self, control: NodeControl, answer: Answer) -> None:
-        if answer.session != self.session or answer.epoch != self.epoch:
+        if answer.session != self.session or answer.epoch != self.epoch or self._interrupted.is_set():
+            return  # what is in flight is shipped again in the epoch to come
+        if control is not self.members[-1].control:
+            self.lose(control.hop, Malformed(f"{control.hop} answered, and is not the tail"))
             return
         waiting = self._answers.pop(answer.seq, None)
         if waiting is None or answer.seq != self.answered:
             self.lose(control.hop, Malformed(f"{control.hop} answered append {answer.seq} out of turn"))
         elif answer.tokens.size and int(answer.tokens.max()) >= self.target.vocab_size:
             self.lose(control.hop, Malformed(f"{control.hop} answered a token outside the vocabulary"))
-        elif not waiting.done():
+        else:
             self.answered += 1
             self._moved_at = asyncio.get_running_loop().time()
             for member in self.members:
@@ -221,11 +250,14 @@ class Chain:
 
     def _blame(self, control: NodeControl, fault: Fault) -> None:
         """A node complains: of its way on, of what it was sent, or of itself."""
+        index = next((i for i, member in enumerate(self.members) if member.control is control), None)
+        if fault.code == FaultCode.DRAINING and not fault.fatal and index is not None:
+            self.members[index].leaving = True
+            return
         if control.epoch != self.epoch:
             return  # of an epoch that is over
-        index = next((i for i, member in enumerate(self.members) if member.control is control), None)
         if index is None or self._mending:
-            self._complaints.append((control, fault))  # its place in the chain is known when the epoch begins
+            self._complaints.setdefault(control, fault)  # its place in the chain is known when the epoch begins
             return
         said = Refused(f"{control.hop} says: {fault.message}", fault.code)
         if fault.code == FaultCode.DOWNSTREAM and index + 1 < len(self.members):
@@ -259,19 +291,7 @@ class Chain:
     def _stuck(self, now: float) -> tuple[Hop, SwarmError] | None:
         """The node that a frame waits for too long, if there is one."""
         usual = self._traversal.deadline(0.0)
-        for member in self.members:
-            control = member.control
-            quiet = now - max(self._moved_at, control.moved_at)
-            if control.received <= min(self._in_flight):
-                if quiet > max(LEAST_ON_THE_WAY_S, 2 * usual):
-                    why = f"lost {member.hop}: a frame has been on its way there for {quiet:.0f} s"
-                    return member.hop, NodeLost(why, member.hop.address)
-                return None
-        slowest = max(self.members, key=lambda member: now - member.control.moved_at)
-        quiet = now - max(self._moved_at, slowest.control.moved_at)
-        if quiet > max(LEAST_IN_A_NODE_S, 8 * usual):
-            return slowest.hop, NodeLost(f"lost {slowest.hop}: it computes for {quiet:.0f} s", slowest.hop.address)
-        return None
+        return overdue(self.members, min(self._in_flight), self._moved_at, now, usual, replays=self._trunk_length > 0)
 
     # ---------------------------------------------------------------- epochs
 
@@ -280,8 +300,8 @@ class Chain:
         self._answers, self._in_flight, self._mending = {}, {}, False
         self._lost = {address: error for address, error in self._lost.items() if address in self._addresses()}
         self._interrupted.clear()
-        complaints, self._complaints = self._complaints, []
-        for control, fault in complaints:
+        complaints, self._complaints = self._complaints, {}
+        for control, fault in complaints.items():
             self._blame(control, fault)
         if self._lost or any(member.control.broken for member in members):
             self._interrupt()
@@ -293,15 +313,16 @@ class Chain:
         head = self.members[0]
         if not head.relinked and self._link is not None:
             return self._link
-        if self._link is not None:
-            self._see_off(self._link)
-            self._link = None
         try:
             link = await self.transport.connect(head.hop.address, StreamKind.LINK)
             await link.send(LinkHello(PROTOCOL_VERSION, self.session, self.epoch, head.ticket))
+            self._link = link  # whatever happens from here on, it is ended
             if not head.proven:
                 for append in replay(self.epoch, trunk):
-                    await link.send(append)
+                    await self._send(link, append)
+                    self._raise_interruption()
+        except Interrupted:
+            raise
         except SwarmError as error:
             self.lose(head.hop, error)
             raise Interrupted("the chain lost its head") from None
@@ -340,9 +361,6 @@ class Chain:
 
     def _addresses(self) -> set[str]:
         return {member.hop.address for member in self.members}
-
-    def _member(self, control: NodeControl) -> Member:
-        return next(member for member in self.members if member.control is control)
 
     def _see_off(self, link: Stream) -> None:
         self._background(_end_quietly(link))

@@ -71,6 +71,8 @@ class Mender:
         """
         members = self._fill_gaps(await self._survivors())
         self._give_tickets(members)
+        if members[0].relinked:
+            self.chain.unlink()
         new, old = [m for m in members if not m.proven], [m for m in members if m.proven]
         resumption = Resumption(len(trunk), tip)
         try:

@@ -48,7 +48,9 @@ class HostedSession:
     touched_at: float = 0.0
     """When the client last asked for something."""
     passed_on: int = 0
-    """Steps sent on or answered, replayed ones too."""
+    """Appends of this epoch, sent on or answered."""
+    replayed: int = 0
+    """Frames of this epoch's replay that have been computed and sent on, where that is asked."""
     _outlet: Outlet = field(init=False)
     _outbox: asyncio.Queue[tuple[Step, Computed, HopTiming]] = field(default_factory=asyncio.Queue)
     """Bounded by the session's credits: a row's credit returns when it has been sent on."""
@@ -128,6 +130,7 @@ class HostedSession:
             await self.engine.idle_of(self.session)
             self.engine.withdraw(self.session)  # what came meanwhile
             self.session.resume(wanted.epoch, wanted.resumption)
+            self.passed_on = self.replayed = 0
             self.kv.truncate(length)
             await self._stop_passing()
             if self._over:
@@ -242,7 +245,10 @@ class HostedSession:
                 if self.forwards_replay or not step.append.replay:
                     await self._outlet.send(step, computed, (*step.append.timings, timing))
                 self.session.finish(step)
-                self.passed_on += 1
+                if step.append.replay:
+                    self.replayed += 1
+                else:
+                    self.passed_on += 1
                 self._room.set()
         except TransportError as error:
             self._complain(error)

@@ -1,0 +1,124 @@
+"""Nodes that break the contract, or are merely slow, in a chain of honest ones: the text comes, or a clear error."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from treeswarm.messages import Answer, Opened
+from treeswarm.spans import Span
+from treeswarm.transport.memory import MemoryNetwork, MemoryStream
+from treeswarm.transport.seam import Stream, StreamKind
+from treeswarm_client.chain import Chain
+from treeswarm_node.hosted import HostedSession
+
+from ..virtual_clock import run_virtually
+from .toy import SPANS, ToySwarm, plain_text, toy_swarm
+
+PROMPT = [1, 2, 3, 4, 0, 1, 2]
+COUNT = 30
+
+
+def generated(
+    harm: Any, *, spans: list[Span], work_s: float = 0.0, prompt: list[int] = PROMPT, **options: Any
+) -> Chain:
+    """A generation in a swarm that `harm` was done to; it must end with the plain text, in time."""
+
+    async def run() -> Chain:
+        async with toy_swarm(MemoryNetwork(), spans=spans) as swarm:
+            harm(swarm, list(swarm.nodes))
+            text = await asyncio.wait_for(swarm.generate(prompt, COUNT, patience_s=100.0, **options), 3000)
+            assert text == plain_text(prompt, COUNT)
+            assert swarm.chain is not None
+            return swarm.chain
+
+    return run_virtually(run(), work_s)
+
+
+def reads_no_link(swarm: ToySwarm, address: str) -> None:
+    """It answers every ping, and takes nothing."""
+    listener = swarm.network.listeners[address]
+    honest = listener.accept
+
+    async def accept(kind: StreamKind, stream: Stream) -> None:
+        if kind is StreamKind.LINK:
+            await asyncio.sleep(1e6)
+        await honest(kind, stream)
+
+    listener.accept = accept
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_node_that_takes_nothing_is_let_go(place: int) -> None:
+    """The sender waits for room on the link that never comes."""
+
+    def harm(swarm: ToySwarm, addresses: list[str]) -> None:
+        # The toy pilot prefers the highest address.
+        reads_no_link(swarm, addresses[len(SPANS) + place])
+
+    chain = generated(harm, spans=[*SPANS, *SPANS], prompt=PROMPT * 8, segment_rows=1)
+    assert len(chain.repairs) <= 2
+
+
+def test_a_head_that_takes_no_replay_is_let_go() -> None:
+    async def run() -> None:
+        async with toy_swarm(MemoryNetwork(), spans=[*SPANS, SPANS[0]]) as swarm:
+            generating = asyncio.create_task(swarm.generate(PROMPT * 8, COUNT, patience_s=100.0, tree_size=0))
+            while len(swarm.kept) < 10:
+                await asyncio.sleep(0)
+            assert swarm.chain is not None
+            deaf = await swarm.start(SPANS[0])
+            reads_no_link(swarm, deaf)
+            await swarm.kill(swarm.chain.hops[0].address)
+            assert await asyncio.wait_for(generating, 1000) == plain_text(PROMPT * 8, COUNT)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("treeswarm.replay.REPLAY_ROWS", 2)
+        run_virtually(run())
+
+
+def test_a_node_that_grants_no_credit_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = HostedSession.grant
+
+    async def grant(self: HostedSession) -> None:
+        if self.control.peer == "memory" and self.span == SPANS[1]:
+            await self.control.send(Opened(self.id, self.epoch, 0))
+        else:
+            await honest(self)
+
+    monkeypatch.setattr(HostedSession, "grant", grant)
+    generated(lambda *_: None, spans=SPANS)
+
+
+def test_a_node_that_answers_in_the_tails_place_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = MemoryStream.send
+    liars: list[str] = []
+
+    async def send(self: MemoryStream, message: Any) -> None:
+        await honest(self, message)
+        if isinstance(message, Opened) and self.host in liars:
+            nothing = np.empty(0, np.uint32)
+            await asyncio.sleep(0.1)
+            await honest(self, Answer(message.session, message.epoch, 0, nothing, nothing, np.empty(0, np.float32), ()))
+
+    monkeypatch.setattr(MemoryStream, "send", send)
+    chain = generated(lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[0]], work_s=0.2)
+    (repair,) = chain.repairs
+    assert [hop.span for hop, _ in repair.lost] == [SPANS[0]]
+
+
+@pytest.mark.parametrize("slow_s", [8.0, 40.0])
+def test_a_slow_node_costs_nobody_his_place(slow_s: float) -> None:
+    chain = generated(lambda *_: None, spans=SPANS, work_s=slow_s, tree_size=2)
+    assert not chain.repairs
+
+
+def test_a_tail_that_computes_for_ever_is_found_and_nobody_else() -> None:
+    def harm(swarm: ToySwarm, addresses: list[str]) -> None:
+        stage = swarm.nodes[addresses[3]].ready_stage()
+        stage.engine.submit = lambda work: None  # type: ignore[method-assign]
+
+    chain = generated(harm, spans=[*SPANS, SPANS[2]])
+    (repair,) = chain.repairs
+    assert [hop.span for hop, _ in repair.lost] == [SPANS[2]]
