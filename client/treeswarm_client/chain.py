@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ from treeswarm.messages import (
 from treeswarm.replay import replay
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_client.control import GOODBYE_S, NodeControl
-from treeswarm_client.mending import Interrupted, Member, Mender, Room
+from treeswarm_client.mending import Interrupted, Member, Mender, Repair, Room
 from treeswarm_client.overdue import LEAST_IN_A_NODE_S, overdue
 from treeswarm_client.route import Hop, Pilot, Target
 
@@ -35,18 +36,8 @@ log = logging.getLogger(__name__)
 
 # How often a chain that waits for answers asks itself whether they are overdue.
 WATCH_EVERY_S = 0.25
-
-
-@dataclass(frozen=True)
-class Repair:
-    """What happened to a chain once."""
-
-    epoch: int
-    lost: tuple[tuple[Hop, str], ...]
-    """Nodes, and why each was let go."""
-    gained: tuple[Hop, ...]
-    seconds: float
-    """From the first sign to a chain that takes appends again; the replay runs on behind it."""
+# A stream that breaks more often than that without an answer in between is not the network's fault.
+MOST_BREAKS = 3
 
 
 @dataclass(eq=False)
@@ -80,6 +71,8 @@ class Chain:
     _mending: bool = False
     _complaints: dict[NodeControl, Fault] = field(default_factory=dict)
     """Each node's first that came while the chain was mended, about the epoch to come."""
+    _accused: Counter[str] = field(default_factory=Counter)
+    """Nodes lost since the last answer, by who complained of the way to them."""
     _traversal: RoundTrip = RoundTrip()
     _goodbyes: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -95,7 +88,11 @@ class Chain:
     async def append(self, append: Append) -> asyncio.Future[Answer]:
         """Ship one append as soon as credit allows; the future holds its answer.  Raises Interrupted."""
         # One append is always worth a try: a node that grants less than that says so, or is found stuck.
-        while self._in_flight and not self._interrupted.is_set() and self._rows_in_flight(append) > self.credit_rows:
+        while (
+            self._in_flight
+            and not self._interrupted.is_set()
+            and sum(self._in_flight.values(), append.rows) > self.credit_rows
+        ):
             self._free.clear()
             await self._free.wait()
         self._raise_interruption(leaving=append.seq == 0 or not self._in_flight)
@@ -114,9 +111,6 @@ class Chain:
             self._interrupt()
         self._raise_interruption()
         return answer
-
-    def _rows_in_flight(self, with_append: Append) -> int:
-        return sum(self._in_flight.values()) + with_append.rows
 
     async def _send(self, link: Stream, append: Append) -> None:
         """Hand it over, unless the chain breaks before the head takes it.  Raises what the link says, and NodeLost."""
@@ -173,10 +167,11 @@ class Chain:
 
     def lose(self, hop: Hop, error: SwarmError) -> None:
         """A node of the chain is of no more use to it."""
-        if any(member.hop == hop for member in self.members) and hop.address not in self._lost:
+        member = next((member for member in self.members if member.hop == hop), None)
+        if member is not None and hop.address not in self._lost:
             log.info("%s", error)
             self._lost[hop.address] = error
-            self.pilot.failed(hop.node, error)
+            self.pilot.failed(hop.node, member.excused(error))
             self._interrupt()
 
     async def watch(self) -> None:
@@ -243,7 +238,8 @@ class Chain:
             self.answered += 1
             self._moved_at = asyncio.get_running_loop().time()
             for member in self.members:
-                member.proven, member.complaints = True, 0
+                member.progressed()
+            self._accused.clear()
             self._in_flight.pop(answer.seq, None)
             self._free.set()
             waiting.set_result(answer)
@@ -261,7 +257,12 @@ class Chain:
             return
         said = Refused(f"{control.hop} says: {fault.message}", fault.code)
         if fault.code == FaultCode.DOWNSTREAM and index + 1 < len(self.members):
-            self._relink(self.members[index + 1], said)
+            member = self.members[index + 1]
+            self._relink(member, said)
+            if self.lost_of(member.hop) is not None:
+                self._accused[control.hop.node] += 1
+            if self._accused[control.hop.node] > 1:  # two in a row that it cannot reach: it is not theirs
+                self.lose(control.hop, said)
             return
         if fault.code in {FaultCode.NOT_FINITE, FaultCode.MALFORMED, FaultCode.BAD_TREE} and index:
             # Either it lies or its upstream neighbour does; neither is needed to find out which.
@@ -283,7 +284,8 @@ class Chain:
         member = next((member for member in self.members if member.control is control), None)
         if member is None:
             return
-        if isinstance(error, TransportError):
+        member.breaks += 1
+        if isinstance(error, TransportError) and member.breaks <= MOST_BREAKS:
             self._interrupt()
         else:
             self.lose(control.hop, error)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import MissingBlocks, NodeLost, Refused, SwarmError
-from treeswarm.messages import TICKET_BYTES, NextHop, Open, Resume, Resumption
+from treeswarm.messages import TICKET_BYTES, FaultCode, NextHop, Open, Resume, Resumption
 from treeswarm_client.control import NodeControl
 from treeswarm_client.route import Hop, gaps
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # a chain makes menders
 
 # A living node whose stream broke answers within a few round trips; on a busy machine not much sooner than this.
 LEAST_REATTACH_S = 1.0
+# What excuses a node that had the session once.
+FORGOTTEN = {FaultCode.NO_JOURNAL, FaultCode.UNKNOWN_SESSION, FaultCode.EXPIRED}
 
 
 class Interrupted(SwarmError):
@@ -35,6 +37,18 @@ class Room:
 
     trunk: int
     crown: int
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What happened to a chain once."""
+
+    epoch: int
+    lost: tuple[tuple[Hop, str], ...]
+    """Nodes, and why each was let go."""
+    gained: tuple[Hop, ...]
+    seconds: float
+    """From the first sign to a chain that takes appends again; the replay runs on behind it."""
 
 
 @dataclass(eq=False)
@@ -55,6 +69,19 @@ class Member:
     """Its upstream link is new in this epoch."""
     complaints: int = 0
     """About the link into it, since the last answer."""
+    breaks: int = 0
+    """Of its control stream, since the last answer."""
+
+    def progressed(self) -> None:
+        """An answer has come through the chain."""
+        self.proven = True
+        self.complaints = self.breaks = 0
+
+    def excused(self, error: SwarmError) -> SwarmError:
+        """What the pilot should know: a newcomer has nothing to have forgotten, and would be asked again at once."""
+        if not self.proven and isinstance(error, Refused) and error.code in FORGOTTEN:
+            return NodeLost(str(error), self.hop.address)
+        return error
 
 
 @dataclass(eq=False)
@@ -189,7 +216,7 @@ class Mender:
                 raise error
             self.chain.lose(member.hop, error)
             if not member.proven:
-                self.chain.pilot.failed(member.hop.node, error)
+                self.chain.pilot.failed(member.hop.node, member.excused(error))
         if failed:
             raise Interrupted("a node failed while the chain was mended")
 

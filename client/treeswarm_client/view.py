@@ -17,6 +17,7 @@ from treeswarm.records import NodeRecord, NodeState
 from treeswarm.registry.seam import Registry, Snapshot
 from treeswarm.routing import END, Candidate, Candidates, fastest_chain
 from treeswarm.spans import Span, missing_blocks
+from treeswarm_client.mending import FORGOTTEN
 from treeswarm_client.route import Hop, Target
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ FULL_S = 3.0
 # What a node that tells no rate is thought to need for a block's tree, seconds: a slow CPU.
 UNKNOWN_BLOCK_S = 0.05
 LOOK_AGAIN_S = 0.5
-HARMLESS = {FaultCode.NO_JOURNAL, FaultCode.UNKNOWN_SESSION, FaultCode.EXPIRED}
 FULL = {FaultCode.FULL, FaultCode.TOO_MANY, FaultCode.OUT_OF_ROOM}
 
 
@@ -84,7 +84,7 @@ class SwarmView:
         self.errors[node] = str(error)
         if code in FULL:
             self._full[node] = now + FULL_S * random.uniform(0.5, 1.5)
-        elif code not in HARMLESS:
+        elif code not in FORGOTTEN:
             self.bans = self.bans.failed(node, now)
 
     def answered(self, node: str, round_trip_s: float) -> None:

@@ -6,15 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from treeswarm.messages import Answer, Opened
+from treeswarm.errors import Refused
+from treeswarm.messages import Answer, Fault, FaultCode, Opened
 from treeswarm.spans import Span
 from treeswarm.transport.memory import MemoryNetwork, MemoryStream
 from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm_client.chain import Chain
+from treeswarm_client.mending import FORGOTTEN
 from treeswarm_node.hosted import HostedSession
+from treeswarm_node.node import Node
 
 from ..virtual_clock import run_virtually
-from .toy import SPANS, ToySwarm, plain_text, toy_swarm
+from .toy import SPANS, ToyPilot, ToySwarm, plain_text, toy_swarm
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
 COUNT = 30
@@ -122,3 +125,82 @@ def test_a_tail_that_computes_for_ever_is_found_and_nobody_else() -> None:
     chain = generated(harm, spans=[*SPANS, SPANS[2]])
     (repair,) = chain.repairs
     assert [hop.span for hop, _ in repair.lost] == [SPANS[2]]
+
+
+def says_when_granted(patched: pytest.MonkeyPatch, liars: list[str], code: FaultCode, *, fatal: bool) -> None:
+    """Nodes that complain as soon as they have agreed to an epoch."""
+    honest = MemoryStream.send
+
+    async def send(self: MemoryStream, message: Any) -> None:
+        await honest(self, message)
+        if isinstance(message, Opened) and self.host in liars:
+            await asyncio.sleep(0.01)
+            await honest(self, Fault(message.session, code, "so it says", fatal))
+
+    patched.setattr(MemoryStream, "send", send)
+
+
+def test_a_head_that_complains_of_everybody_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One liar must not make the client leave every honest node behind it, one after another."""
+    liars: list[str] = []
+    says_when_granted(monkeypatch, liars, FaultCode.DOWNSTREAM, fatal=False)
+    chain = generated(
+        lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[0], SPANS[1], SPANS[1]], work_s=0.2
+    )
+    assert len(chain.repairs) <= 4
+
+
+def excused(pilot: type[ToyPilot], patched: pytest.MonkeyPatch) -> None:
+    """As the real pilot: who has forgotten a session, or let it expire, is not banned."""
+    honest = pilot.failed
+
+    def failed(self: ToyPilot, node: str, error: Any) -> None:
+        if not isinstance(error, Refused) or error.code not in FORGOTTEN:
+            honest(self, node, error)
+
+    patched.setattr(pilot, "failed", failed)
+
+
+@pytest.mark.parametrize("code", [FaultCode.EXPIRED, FaultCode.UNKNOWN_SESSION])
+def test_a_newcomer_has_no_excuse(code: FaultCode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be asked again at once, for ever, and no patience would end it."""
+    excused(ToyPilot, monkeypatch)
+    liars: list[str] = []
+    says_when_granted(monkeypatch, liars, code, fatal=True)
+    chain = generated(lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[0]], work_s=0.2)
+    assert len(chain.repairs) <= 2
+
+
+def test_a_newcomer_that_refuses_without_reason_is_not_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    excused(ToyPilot, monkeypatch)
+
+    async def refuse(self: Node, wanted: Any, control: Any) -> Any:
+        if self is liar[0]:
+            raise Refused("never heard of it", FaultCode.UNKNOWN_SESSION)
+        return await honest(self, wanted, control)
+
+    liar: list[Node] = []
+    honest = Node.open
+    monkeypatch.setattr(Node, "open", refuse)
+    generated(lambda swarm, addresses: liar.append(swarm.nodes[addresses[3]]), spans=[*SPANS, SPANS[0]])
+
+
+def test_a_node_whose_streams_always_break_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = MemoryStream.send
+    liars: list[str] = []
+    ready: list[float] = []
+
+    async def send(self: MemoryStream, message: Any) -> None:
+        await honest(self, message)
+        if isinstance(message, Opened) and self.host in liars and message.epoch:
+            asyncio.get_running_loop().call_later(0.01, self.break_off)
+        elif isinstance(message, Answer) and not ready and message.seq == 5:
+            ready.append(1.0)
+            for stream in [s for s in self.network.streams if s.host in liars and s.kind is StreamKind.CONTROL]:
+                stream.break_off()
+
+    monkeypatch.setattr(MemoryStream, "send", send)
+    chain = generated(lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[0]], work_s=0.2)
+    assert ready
+    assert any(hop.span == SPANS[0] for repair in chain.repairs for hop, _ in repair.lost)
+    assert len(chain.repairs) < 10
