@@ -37,6 +37,9 @@ class PeersRegistry(BookRegistry):
     """Addresses that did not answer when last asked, and why."""
     _asked: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _first: dict[str, asyncio.Event] = field(default_factory=dict)
+    _failed: dict[str, int] = field(default_factory=dict)
+    """When each address that stopped talking did, counted in failures."""
+    _failures: int = 0
     _keeper: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
@@ -82,17 +85,29 @@ class PeersRegistry(BookRegistry):
 
     async def _keep_asking(self) -> None:
         while True:
+            self._forget_those_gone()
             for address in self._wanted():
                 if address not in self._asked or self._asked[address].done():
                     self._asked[address] = asyncio.create_task(self._ask(address))
             await asyncio.sleep(RETRY_S)
+
+    def _forget_those_gone(self) -> None:
+        """Addresses that no record names any more; a stranger may have named thousands."""
+        kept = {*self.addresses, *(sealed.record.dial for sealed in self.book.alive())}
+        for address in [a for a, task in self._asked.items() if a not in kept and task.done()]:
+            for known in (self._asked, self._first, self._failed, self.silent):
+                known.pop(address, None)
 
     def _wanted(self) -> list[str]:
         if not self.everyone:
             return list(self.addresses)
         speaking = [address for address, task in self._asked.items() if not task.done()]
         known = [sealed.record.dial for sealed in self.book.alive() if sealed.record.reachable]
-        candidates = [address for address in (*self.addresses, *known) if address not in speaking]
+        # Who was named goes first; who did not answer waits until all others have been asked since.
+        candidates = sorted(
+            (address for address in dict.fromkeys((*self.addresses, *known)) if address not in speaking),
+            key=lambda address: self._failed.get(address, 0),
+        )
         return [*speaking, *candidates][: max(SOURCES, len(self.addresses))]
 
     async def _ask(self, address: str) -> None:
@@ -108,6 +123,8 @@ class PeersRegistry(BookRegistry):
             self.silent[address] = error
             log.info("%s tells nothing: %s", address, error)
         finally:
+            self._failures += 1
+            self._failed[address] = self._failures
             self._first.setdefault(address, asyncio.Event()).set()
 
     async def _listen(self, address: str, stream: Stream) -> None:
