@@ -139,8 +139,8 @@ class Chain:
         self._trunk_length = len(trunk)
         before, lost = self.hops, dict(self._lost)
         end = loop.time() + self.patience_s
-        while not await self._mended(trunk, tip, end):
-            lost.update(self._lost)
+        while not await self._mended(trunk, tip, end, lost):
+            pass
         if before:
             gone = tuple(
                 (hop, str(lost.get(hop.address, "it asked to leave"))) for hop in before if hop not in self.hops
@@ -148,20 +148,26 @@ class Chain:
             gained = tuple(hop for hop in self.hops if hop not in before)
             self.repairs.append(Repair(self.epoch, gone, gained, loop.time() - started))
 
-    async def _mended(self, trunk: Sequence[int], tip: int, end: float) -> bool:
-        """One try, in an epoch of its own."""
+    async def _mended(self, trunk: Sequence[int], tip: int, end: float, lost: dict[str, SwarmError]) -> bool:
+        """One try, in an epoch of its own; adds to `lost` why nodes were let go."""
         self.epoch += 1
         self._mending, self._complaints = True, {}
         try:
             self._begin_epoch(await Mender(self).attempt(trunk, tip))
             self._link = await self._feed(trunk)
         except Interrupted:
+            lost.update(self._lost)
             return False  # another node failed meanwhile: the next try goes without it
         except (MissingBlocks, Refused):
             patience = end - asyncio.get_running_loop().time()
             if patience <= 0:
                 raise
             await self.pilot.changed(patience)
+            lost.update(self._lost)
+            for member in [m for m in self.members if m.hop.address in self._lost]:
+                self.members.remove(member)  # a node like any other again: the pilot knows from when on
+                self.dismiss(member)
+            self._lost = {}
             return False
         return True
 
@@ -199,7 +205,7 @@ class Chain:
     def unlink(self) -> None:
         """The link to the head is over: how it ends is nobody's fault any more."""
         if self._link is not None:
-            self._see_off(self._link)
+            self._background(_end_quietly(self._link))
             self._link = None
 
     def control_of(self, hop: Hop) -> NodeControl:
@@ -300,7 +306,7 @@ class Chain:
     def _begin_epoch(self, members: list[Member]) -> None:
         self.members, self.answered = members, 0
         self._answers, self._in_flight, self._mending = {}, {}, False
-        self._lost = {address: error for address, error in self._lost.items() if address in self._addresses()}
+        self._lost = {m.hop.address: self._lost[m.hop.address] for m in members if m.hop.address in self._lost}
         self._interrupted.clear()
         complaints, self._complaints = self._complaints, {}
         for control, fault in complaints.items():
@@ -360,12 +366,6 @@ class Chain:
     def traversed(self, seconds: float) -> None:
         """A shipment took so long: what is overdue is measured by it."""
         self._traversal = self._traversal.saw(seconds)
-
-    def _addresses(self) -> set[str]:
-        return {member.hop.address for member in self.members}
-
-    def _see_off(self, link: Stream) -> None:
-        self._background(_end_quietly(link))
 
     def _background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -199,6 +199,18 @@ def test_a_client_waits_for_a_node_to_appear() -> None:
     survives(kill, spans=SPANS, patience_s=30.0)
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_client_waits_for_the_only_node_to_come_back(place: int) -> None:
+    """Its ban ends before the client's patience does."""
+
+    async def freeze(swarm: ToySwarm, chain: Chain) -> None:
+        address = chain.hops[place].address
+        swarm.network.freeze(address)
+        asyncio.get_running_loop().call_later(10, lambda: asyncio.ensure_future(swarm.network.thaw(address)))
+
+    survives(freeze, spans=SPANS)
+
+
 def test_patience_ends_with_an_error_that_names_the_blocks_and_keeps_the_text() -> None:
     async def run() -> None:
         network = MemoryNetwork()
