@@ -62,6 +62,8 @@ class HostedSession:
     _room: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever credit comes back."""
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _stalled: bool = False
+    """Work was withdrawn: what follows on it must not run before a resumption has begun anew."""
     _complained: bool = False
     _over: bool = False
 
@@ -126,12 +128,13 @@ class HostedSession:
             self.session.check_resumption(wanted.epoch, wanted.resumption)
             if length > self.kv.trunk_length:
                 raise Refused(f"{self.kv.trunk_length} tokens are here, not {length}", FaultCode.NO_JOURNAL)
+            self._stalled = True
             self.engine.withdraw(self.session)
             await self.engine.idle_of(self.session)
-            self.engine.withdraw(self.session)  # what came meanwhile
             self.session.resume(wanted.epoch, wanted.resumption)
             self.passed_on = self.replayed = 0
             self.kv.truncate(length)
+            self._stalled = False
             await self._stop_passing()
             if self._over:
                 raise Refused("the session ended meanwhile", FaultCode.UNKNOWN_SESSION)
@@ -215,7 +218,7 @@ class HostedSession:
         while append.replay and not self._over and self.session.replayed_rows > self.session.terms.credit_rows:
             self._room.clear()
             await self._room.wait()
-        if self._over:
+        if self._over or self._stalled:
             return
         try:
             steps = self.session.receive(append)
