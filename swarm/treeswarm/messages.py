@@ -289,6 +289,8 @@ class Pong:
     stamp: int
     received: int = 0
     passed_on: int = 0
+    replayed: int = 0
+    """Frames of a replay passed on, which come before any append."""
 
 
 @dataclass(frozen=True)

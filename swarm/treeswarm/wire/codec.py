@@ -233,7 +233,7 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "description": _description_in,
     "opened": lambda o: m.Opened(_session(o.session), o.epoch, o.credit_rows),
     "answer": _answer_in,
-    "pong": lambda p: m.Pong(p.stamp, p.received, p.passed_on),
+    "pong": lambda p: m.Pong(p.stamp, p.received, p.passed_on, p.replayed),
     "resume": _resume_in,
     "watch": lambda w: m.Watch(w.version, w.everyone),
     "records": _records_in,

@@ -166,7 +166,9 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
     m.Pong: (
         pb.ControlDown,
         "pong",
-        lambda p: pb.Pong(stamp=p.stamp, received=_u32(p.received), passed_on=_u32(p.passed_on)),
+        lambda p: pb.Pong(
+            stamp=p.stamp, received=_u32(p.received), passed_on=_u32(p.passed_on), replayed=_u32(p.replayed)
+        ),
     ),
     m.Fault: (
         pb.ControlDown,

@@ -228,14 +228,16 @@ class Ping(_message.Message):
     def __init__(self, stamp: _Optional[int] = ..., session: _Optional[bytes] = ...) -> None: ...
 
 class Pong(_message.Message):
-    __slots__ = ("stamp", "received", "passed_on")
+    __slots__ = ("stamp", "received", "passed_on", "replayed")
     STAMP_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     PASSED_ON_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_FIELD_NUMBER: _ClassVar[int]
     stamp: int
     received: int
     passed_on: int
-    def __init__(self, stamp: _Optional[int] = ..., received: _Optional[int] = ..., passed_on: _Optional[int] = ...) -> None: ...
+    replayed: int
+    def __init__(self, stamp: _Optional[int] = ..., received: _Optional[int] = ..., passed_on: _Optional[int] = ..., replayed: _Optional[int] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ("session",)
