@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,9 +19,10 @@ from treeswarm.spans import Span
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.walk import Walk
 from treeswarm_client.chain import Chain, open_chain
-from treeswarm_client.drafters.seam import DraftTree
+from treeswarm_client.drafters.seam import DraftTree, Verdict, in_no_hurry
 from treeswarm_client.generation import Generation, Limits
 from treeswarm_client.mending import Room
+from treeswarm_client.pace import FixedPace, Round, joined, prefix
 from treeswarm_client.route import Hop, Target
 from treeswarm_client.session import ClientSession
 from treeswarm_node.admission import Served
@@ -110,7 +111,7 @@ class GuessingDrafter:
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self._text, self._random = list(prompt), np.random.default_rng(self.seed)
 
-    def propose(self, size: int, depth: int) -> DraftTree:
+    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
         parents: list[int] = []
         tokens: list[int] = []
         depths = {-1: 0}
@@ -132,8 +133,34 @@ class GuessingDrafter:
         scores = -np.arange(len(tokens), dtype=np.float32)
         return DraftTree(np.array(parents, np.int64), np.array(tokens, np.int64), scores)
 
-    def observe(self, tree: DraftTree, answers: NDArray[np.int64], accepted: Sequence[int], bonus: int) -> None:
-        self._text += [*(int(tree.tokens[i]) for i in accepted), bonus]
+    def observe(self, verdict: Verdict) -> None:
+        self._text += [*(int(verdict.tree.tokens[i]) for i in verdict.accepted), verdict.bonus]
+
+
+@dataclass
+class HastyPace:
+    """Ships a few nodes at once and the others after them, in two further appends."""
+
+    size: int
+
+    def wanted(self) -> int:
+        return (self.size + 1) // 2
+
+    def patience(self) -> Callable[[], bool]:
+        return in_no_hurry
+
+    def choose(self, tree: DraftTree) -> DraftTree:
+        return prefix(tree, len(tree) - 1)
+
+    def ahead(self, shipped: int) -> int:
+        return 4 * self.size
+
+    def further(self, shipped: DraftTree, wider: DraftTree) -> DraftTree:
+        return joined(shipped, wider, min(self.size, len(shipped) + 1 + self.size // 4))
+
+    def learn(self, flown: Round) -> None:
+        assert flown.first <= len(flown.draft) <= self.size
+        assert len(flown.found.accepted) <= flown.answered <= len(flown.draft)
 
 
 @dataclass
@@ -258,7 +285,9 @@ class ToySwarm:
             self.chain = chain
             session = ClientSession(SamplingSettings(), segment_rows, chain.epoch)
             limits = Limits(count, frozenset())
-            generation = Generation(chain, GuessingDrafter(seed), session, limits, tree_size)
+            generation = Generation(
+                chain, GuessingDrafter(seed), session, limits, FixedPace(tree_size, drafts_ahead=False)
+            )
             async for news in generation.rounds(prompt, SamplingSettings()):
                 kept += news.tokens
         return kept
