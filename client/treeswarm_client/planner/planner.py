@@ -15,8 +15,7 @@ from treeswarm_client.drafters.calibration import Calibration
 from treeswarm_client.drafters.seam import DraftTree
 from treeswarm_client.planner.explain import RoundReport, reason_of
 from treeswarm_client.planner.ledger import Ledger
-from treeswarm_client.planner.levels import Levels
-from treeswarm_client.planner.lines import Line
+from treeswarm_client.planner.levels import Levels, mixed
 from treeswarm_client.planner.links import LinkEstimate
 from treeswarm_client.planner.node_time import HopEstimate
 from treeswarm_client.planner.plan import (
@@ -37,8 +36,10 @@ EXPLORE_EVERY = 16
 EXPLORE_SHARE = 0.02
 # What an exploring tree may add to a round: enough for the few best nodes, where chances show first.
 EXPLORE_LONGER = 0.025
-# Nodes asked for when nothing is known of a drafter's trees.
-FIRST_WISH = 64
+# And no more of them than show that.
+EXPLORE_NODES = 8
+# Nodes asked for when nothing is known of a drafter's trees: on a fast network drafting is what costs most.
+FIRST_WISH = 16
 # Trees differ from round to round: draft a little more than the usual tree ships.
 SLACK = 1.25
 # Costs are known as far as they were seen: a tree has at most so many times the rows that ever travelled here.
@@ -88,8 +89,7 @@ class Planner:
     _segment_rows: int = MAX_ROWS
     _most_rows: int = FIRST_ROWS
     _levels: Levels = field(default_factory=Levels)
-    _drafting: Line = Line(0.0)
-    """Seconds over nodes drafted."""
+    _most_drafted: int = 0
     _usual: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     """By rank, what the drafter itself thinks of its nodes' chances."""
     _ledger: Ledger = Ledger()
@@ -138,17 +138,16 @@ class Planner:
 
     def wish(self, largest: int) -> int:
         """How many nodes to ask the drafter for, at most `largest`; 0: the coming round is plain."""
-        limit = self._limit(largest)
+        limit = min(self._limit(largest), max(FIRST_WISH, FURTHER * self._most_drafted))
         if limit < 1:
             return 0
         if self._explore_in <= 0:
-            return cheap_size(self.costs, EXPLORE_LONGER, min(limit, FIRST_WISH))
+            return cheap_size(self.costs, EXPLORE_LONGER, min(limit, EXPLORE_NODES))
         if self._ledger.in_debt:
             return 0
         if not len(self._usual):
             return min(limit, FIRST_WISH)
-        sizes = np.arange(limit + 1, dtype=np.float64)
-        draft_s = np.where(sizes > 0, self._drafting.at(sizes), 0.0)
+        draft_s = self._levels.draft_s(limit)
         best = plan_round(self._usual_chances(limit), self.costs, exposed_draft_s=draft_s).size
         return min(limit, int(np.ceil(SLACK * best)))
 
@@ -157,10 +156,10 @@ class Planner:
         self._draft_s = seconds
         if len(tree):
             chances = self.calibration.chances(tree.scores)
-            self._drafting = self._drafting.learned(len(tree), seconds)
+            self._most_drafted = max(self._most_drafted, len(tree))
             self._levels = self._levels.learned(tree, chances, seconds)
             opinions = np.exp(np.minimum(tree.scores.astype(np.float64), 0.0))
-            self._usual = _mixed(self._usual, opinions)
+            self._usual = np.minimum.accumulate(mixed(self._usual, opinions))
 
     def choose(self, tree: DraftTree, largest: int = MAX_ROWS - 1) -> Plan:
         """How many of the tree's nodes to ship."""
@@ -170,7 +169,8 @@ class Planner:
         plan = plan_round(considered, costs, exposed_draft_s=draft_s)
         exploring = bool(len(considered)) and self._explore_in <= 0 and (plan.size == 0 or self._ledger.in_debt)
         if exploring:
-            plan = plan_of(cheap_size(costs, EXPLORE_LONGER, len(considered)), chances, costs, exposed_draft_s=draft_s)
+            size = cheap_size(costs, EXPLORE_LONGER, min(len(considered), EXPLORE_NODES))
+            plan = plan_of(size, chances, costs, exposed_draft_s=draft_s)
         elif self._ledger.in_debt:
             plan = plan_of(0, chances, costs, exposed_draft_s=draft_s)
         why = reason_of(plan, chances, costs, exploring=exploring, in_debt=self._ledger.in_debt)
@@ -271,8 +271,9 @@ class Planner:
 
     def _explore_every(self) -> int:
         costs = self.costs
-        size = float(cheap_size(costs, EXPLORE_LONGER, FIRST_WISH))
-        longer = float(traversal_s(costs, 1 + size) - traversal_s(costs, 1.0) + self._drafting.at(np.float64(size)))
+        size = cheap_size(costs, EXPLORE_LONGER, EXPLORE_NODES)
+        draft_s = self._levels.draft_s(size)[-1]
+        longer = float(traversal_s(costs, 1.0 + size) - traversal_s(costs, 1.0) + draft_s)
         return max(EXPLORE_EVERY, int(np.ceil(longer / (EXPLORE_SHARE * self.plain_s))))
 
     def _decided(
@@ -296,16 +297,6 @@ class Planner:
         if not len(self._usual):
             return plan_of(0, np.empty(0), self.costs)
         return plan_round(self._usual_chances(min(len(self._usual), self._limit(MAX_ROWS))), self.costs)
-
-
-def _mixed(usual: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The usual tree moved towards a new one, as far as either goes."""
-    if not len(usual):
-        return new
-    common = min(len(usual), len(new))
-    mixed = usual[:common] + STEP * (new[:common] - usual[:common])
-    longer = usual if len(usual) > common else new
-    return np.minimum.accumulate(np.concatenate([mixed, longer[common:]]))
 
 
 def _forwards(timings: Sequence[HopTiming]) -> list[HopTiming]:
