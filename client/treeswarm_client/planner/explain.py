@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from treeswarm_client.planner.plan import Costs, Plan, traversal_s
 
 
+IN_DEBT = " (doubted: trees have cost more than they brought)"
+
+
 @dataclass(frozen=True)
 class RoundReport:
     """One round.  Seconds of queue and compute are summed over the hops along the longest way."""
@@ -40,17 +43,16 @@ def reason_of(plan: Plan, chances: NDArray[np.float64], costs: Costs, *, explori
     """Why this size and no other."""
     if exploring:
         return f"{plan.size} nodes: only to see whether guesses hit again"
-    if in_debt:
-        return "plain: trees have cost more than they brought"
     if not len(chances):
         return "plain: nothing was drafted"
-    name = f"{plan.size} nodes" if plan.size else "plain"
+    name, doubt = f"{plan.size} nodes" if plan.size else "plain", IN_DEBT if in_debt else ""
     if plan.size == len(chances):
-        return f"{name}: all that was drafted"
+        return f"{name}: all that was drafted{doubt}"
     # Past a segment's end a node costs a forward of its own; the next one tells nothing of those after it.
     gain = float(chances[plan.size])
     before, after = traversal_s(costs, np.array([plan.size, plan.size + 1]) + 1.0)
-    return f"{name}: +{gain:.3f} tokens a further node would cost {(after - before) * plan.rate:.3f} tokens of time"
+    cost = (after - before) * plan.rate
+    return f"{name}: +{gain:.3f} tokens a further node would cost {cost:.3f} tokens of time{doubt}"
 
 
 def explain_line(report: RoundReport) -> str:

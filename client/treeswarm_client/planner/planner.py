@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from treeswarm.messages import MAX_ROWS, HopTiming, Profile
 from treeswarm_client.drafters.calibration import Calibration
 from treeswarm_client.drafters.seam import DraftTree
-from treeswarm_client.planner.explain import RoundReport, reason_of
+from treeswarm_client.planner.explain import IN_DEBT, RoundReport, reason_of
 from treeswarm_client.planner.ledger import Ledger
 from treeswarm_client.planner.levels import Levels, mixed
 from treeswarm_client.planner.links import LinkEstimate
@@ -45,6 +45,8 @@ SLACK = 1.25
 # Costs are known as far as they were seen: a tree has at most so many times the rows that ever travelled here.
 FURTHER = 2
 FIRST_ROWS = 16
+# Usual times lie this near each other.
+LATE = 1.2
 # How far one tree moves the usual one.
 STEP = 1 / 8
 # Chains and nodes remembered after they were left.
@@ -143,12 +145,11 @@ class Planner:
             return 0
         if self._explore_in <= 0:
             return cheap_size(self.costs, EXPLORE_LONGER, min(limit, EXPLORE_NODES))
-        if self._ledger.in_debt:
-            return 0
         if not len(self._usual):
             return min(limit, FIRST_WISH)
         draft_s = self._levels.draft_s(limit)
-        best = plan_round(self._usual_chances(limit), self.costs, exposed_draft_s=draft_s).size
+        chances = self._ledger.believed(self._usual_chances(limit))
+        best = plan_round(chances, self.costs, exposed_draft_s=draft_s).size
         return min(limit, int(np.ceil(SLACK * best)))
 
     def drafted(self, tree: DraftTree, seconds: float) -> None:
@@ -164,16 +165,14 @@ class Planner:
     def choose(self, tree: DraftTree, largest: int = MAX_ROWS - 1) -> Plan:
         """How many of the tree's nodes to ship."""
         chances = self.calibration.chances(tree.scores)
-        considered = chances[: self._limit(largest)]
+        considered = self._ledger.believed(chances[: self._limit(largest)])
         costs, draft_s = self.costs, self._draft_s
         plan = plan_round(considered, costs, exposed_draft_s=draft_s)
-        exploring = bool(len(considered)) and self._explore_in <= 0 and (plan.size == 0 or self._ledger.in_debt)
+        exploring = bool(len(considered)) and self._explore_in <= 0 and plan.size == 0
         if exploring:
             size = cheap_size(costs, EXPLORE_LONGER, min(len(considered), EXPLORE_NODES))
-            plan = plan_of(size, chances, costs, exposed_draft_s=draft_s)
-        elif self._ledger.in_debt:
-            plan = plan_of(0, chances, costs, exposed_draft_s=draft_s)
-        why = reason_of(plan, chances, costs, exploring=exploring, in_debt=self._ledger.in_debt)
+            plan = plan_of(size, considered, costs, exposed_draft_s=draft_s)
+        why = reason_of(plan, considered, costs, exploring=exploring, in_debt=self._ledger.in_debt)
         return self._decided(plan, chances, len(tree), why, exploring=exploring)
 
     def told(self, tree: DraftTree) -> Plan:
@@ -185,14 +184,14 @@ class Planner:
     def plain(self) -> Plan:
         """The coming round ships nothing drafted, since `wish` was 0 or only one more token is wanted."""
         plan = plan_of(0, np.empty(0), self.costs, exposed_draft_s=self._draft_s)
-        why = "plain: trees have cost more than they brought" if self._ledger.in_debt else "plain: no draft was wanted"
+        why = "plain: a draft is not worth its time" + (IN_DEBT if self._ledger.in_debt else "")
         return self._decided(plan, np.empty(0), 0, why)
 
     def extension(self, tree: DraftTree, shipped: int) -> int:
         """How many nodes of the (grown) tree after the first `shipped` to send after those in flight; 0: none."""
-        if self._round is None or self._ledger.in_debt:
+        if self._round is None:
             return 0
-        chances = self.calibration.chances(tree.scores)
+        chances = self._ledger.believed(self.calibration.chances(tree.scores))
         count = worth_extending(chances[shipped:], self.costs, self._round.plan.rate)
         self._round = replace(self._round, extended=self._round.extended + count, drafted=len(tree), chances=chances)
         return count
@@ -261,7 +260,9 @@ class Planner:
     def _settle(self, done: _Round, tokens: int, seconds: float) -> None:
         """Into the account, and when to explore next."""
         if done.drafted:
-            self._ledger = self._ledger.after_tree(tokens, seconds, self.plain_s)
+            # By the clock, but a packet that came late is not the tree's fault: no longer than such rounds usually are.
+            usual_s = done.draft_s + float(traversal_s(self.costs, 1.0 + done.plan.size, priced=False))
+            self._ledger = self._ledger.after_tree(tokens, min(seconds, LATE * usual_s), self.plain_s)
         else:
             self._ledger = self._ledger.after_plain()
         self._explore_in -= 1
