@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.messages import MAX_ROWS, HopTiming, Profile
-from treeswarm_client.drafters.calibration import Calibration
 from treeswarm_client.drafters.seam import DraftTree
 from treeswarm_client.planner.explain import IN_DEBT, RoundReport, reason_of
 from treeswarm_client.planner.ledger import Ledger
-from treeswarm_client.planner.levels import Levels, mixed
+from treeswarm_client.planner.levels import Levels
 from treeswarm_client.planner.links import LinkEstimate
 from treeswarm_client.planner.node_time import HopEstimate
+from treeswarm_client.planner.outlook import Outlook
 from treeswarm_client.planner.plan import (
     Costs,
     Plan,
@@ -82,7 +82,7 @@ class Planner:
     """`begin`; then for every round `wish`, `drafted`, `choose` (where `wish` said nothing: `plain`), `learn_traversal`
     and `learn_walk`."""
 
-    calibration: Calibration = field(default_factory=Calibration)
+    outlook: Outlook = field(default_factory=Outlook)
     rounds: int = 0
     _nodes: dict[str, HopEstimate] = field(default_factory=dict)
     _links: dict[tuple[str, ...], LinkEstimate] = field(default_factory=dict)
@@ -92,8 +92,6 @@ class Planner:
     _most_rows: int = FIRST_ROWS
     _levels: Levels = field(default_factory=Levels)
     _most_drafted: int = 0
-    _usual: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    """By rank, what the drafter itself thinks of its nodes' chances."""
     _ledger: Ledger = Ledger()
     _explore_in: int = EXPLORE_EVERY
     _draft_s: float = 0.0
@@ -145,10 +143,10 @@ class Planner:
             return 0
         if self._explore_in <= 0:
             return cheap_size(self.costs, EXPLORE_LONGER, min(limit, EXPLORE_NODES))
-        if not len(self._usual):
+        if not self.outlook.trees:
             return min(limit, FIRST_WISH)
         draft_s = self._levels.draft_s(limit)
-        chances = self._ledger.believed(self._usual_chances(limit))
+        chances = self._ledger.believed(self.outlook.usual(limit))
         best = plan_round(chances, self.costs, exposed_draft_s=draft_s).size
         return min(limit, int(np.ceil(SLACK * best)))
 
@@ -156,15 +154,16 @@ class Planner:
         """The drafter made this tree for the coming round, in `seconds` that nothing hid."""
         self._draft_s = seconds
         if len(tree):
-            chances = self.calibration.chances(tree.scores)
+            chances = self.outlook.chances(tree)
             self._most_drafted = max(self._most_drafted, len(tree))
             self._levels = self._levels.learned(tree, chances, seconds)
-            opinions = np.exp(np.minimum(tree.scores.astype(np.float64), 0.0))
-            self._usual = np.minimum.accumulate(mixed(self._usual, opinions))
+            # A few nodes, drafted only to explore, tell little of a whole tree.
+            if len(tree) > EXPLORE_NODES or not self.outlook.trees:
+                self.outlook = self.outlook.drafted(tree)
 
     def choose(self, tree: DraftTree, largest: int = MAX_ROWS - 1) -> Plan:
         """How many of the tree's nodes to ship."""
-        chances = self.calibration.chances(tree.scores)
+        chances = self.outlook.chances(tree)
         considered = self._ledger.believed(chances[: self._limit(largest)])
         costs, draft_s = self.costs, self._draft_s
         plan = plan_round(considered, costs, exposed_draft_s=draft_s)
@@ -177,7 +176,7 @@ class Planner:
 
     def told(self, tree: DraftTree) -> Plan:
         """Somebody else decided to ship the whole tree: nothing is chosen, but all is learned."""
-        chances = self.calibration.chances(tree.scores)
+        chances = self.outlook.chances(tree)
         plan = plan_of(len(tree), chances, self.costs, exposed_draft_s=self._draft_s)
         return self._decided(plan, chances, len(tree), f"{len(tree)} nodes: as told")
 
@@ -191,7 +190,7 @@ class Planner:
         """How many nodes of the (grown) tree after the first `shipped` to send after those in flight; 0: none."""
         if self._round is None:
             return 0
-        chances = self._ledger.believed(self.calibration.chances(tree.scores))
+        chances = self._ledger.believed(self.outlook.chances(tree))
         count = worth_extending(chances[shipped:], self.costs, self._round.plan.rate)
         self._round = replace(self._round, extended=self._round.extended + count, drafted=len(tree), chances=chances)
         return count
@@ -225,19 +224,22 @@ class Planner:
         if not prefill:
             self._trip, self._trip_s = found, seconds
 
-    def learn_walk(self, scores: NDArray[np.floating], on_path: NDArray[np.bool_]) -> RoundReport | None:
-        """The walk is over: scores [n] of the nodes whose fate it told, and which of them were on the path.
+    def learn_walk(self, tree: DraftTree, accepted: Sequence[int]) -> RoundReport | None:
+        """The walk is over: the tree as it was shipped (extensions too, as far as answers came), and the nodes of the
+        path.
 
         Returns what there is to tell of the round; None where a loss interrupted it.
         """
-        self.calibration = self.calibration.learned(scores, on_path)
+        on_path = np.zeros(len(tree), np.bool_)
+        on_path[list(accepted)] = True
+        self.outlook = self.outlook.learned(tree, on_path)
         done, trip = self._round, self._trip
         self._round = self._trip = None
         draft_s, self._draft_s = self._draft_s, 0.0
         if done is None or trip is None:
             return None
         self.rounds += 1
-        tokens = 1 + int(on_path.sum())
+        tokens = 1 + len(accepted)
         self._settle(done, tokens, draft_s + self._trip_s)
         return RoundReport(
             round=self.rounds,
@@ -287,17 +289,8 @@ class Planner:
     def _limit(self, largest: int) -> int:
         return min(largest, FURTHER * self._most_rows)
 
-    def _usual_chances(self, count: int) -> NDArray[np.float64]:
-        """Of the best `count` nodes of a usual tree; beyond those known a node's chance falls with its rank."""
-        known = self._usual[:count]
-        further = np.arange(len(known) + 1, count + 1)
-        opinions = np.concatenate([known, known[-1] * len(known) / further])
-        return self.calibration.chances(np.log(np.maximum(opinions, 1e-12)))
-
     def _usual_plan(self) -> Plan:
-        if not len(self._usual):
-            return plan_of(0, np.empty(0), self.costs)
-        return plan_round(self._usual_chances(min(len(self._usual), self._limit(MAX_ROWS))), self.costs)
+        return plan_round(self.outlook.usual(min(self._most_drafted, self._limit(MAX_ROWS))), self.costs)
 
 
 def _forwards(timings: Sequence[HopTiming]) -> list[HopTiming]:

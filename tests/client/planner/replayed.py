@@ -202,6 +202,7 @@ def automatic(cell: Cell, agreement: tuple[float, float], tokens: int, seed: int
         planner.drafted(tree, seconds)
         size = planner.choose(tree, LARGEST).size if len(tree) else planner.plain().size
         planner.learn_traversal(*world.traverse(1 + size))
-        planner.learn_walk(tree.scores[:size], world.outcome(found, size))
+        shipped = DraftTree(tree.parents[:size], tree.tokens[:size], tree.scores[:size])
+        planner.learn_walk(shipped, np.flatnonzero(world.outcome(found, size)).tolist())
         sizes.append(size)
     return world.said / world.now, sizes
