@@ -34,6 +34,8 @@ from treeswarm_client.planner.plan import (
 # A text that has changed is noticed after so many plain rounds; rarer where a try costs more than its share.
 EXPLORE_EVERY = 16
 EXPLORE_SHARE = 0.02
+# Trees that would nearly pay are looked at sooner: it was chance perhaps, and little is lost.
+EXPLORE_SOON, NEARLY = 4, 0.6
 # What an exploring tree may add to a round: enough for the few best nodes, where chances show first.
 EXPLORE_LONGER = 0.025
 # And no more of them than show that.
@@ -277,6 +279,8 @@ class Planner:
         size = cheap_size(costs, EXPLORE_LONGER, EXPLORE_NODES)
         draft_s = self._levels.draft_s(size)[-1]
         longer = float(traversal_s(costs, 1.0 + size) - traversal_s(costs, 1.0) + draft_s)
+        if self.outlook.usual(size).sum() * self.plain_s > NEARLY * longer:
+            return EXPLORE_SOON
         return max(EXPLORE_EVERY, int(np.ceil(longer / (EXPLORE_SHARE * self.plain_s))))
 
     def _decided(
