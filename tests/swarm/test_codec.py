@@ -79,6 +79,9 @@ descriptions = st.builds(
     forwards=u64,
     forward_sessions=u64,
 )
+profiles = st.dictionaries(
+    st.integers(1, m.MAX_ROWS), st.integers(1, m.MAX_PROFILE_US), max_size=m.MAX_PROFILE_POINTS
+).map(lambda points: tuple(sorted(points.items())))
 UP = st.one_of(
     st.builds(m.Describe, u32),
     opens,
@@ -88,7 +91,7 @@ UP = st.one_of(
 )
 DOWN = st.one_of(
     descriptions,
-    st.builds(m.Opened, ids16, u32, u32),
+    st.builds(m.Opened, ids16, u32, u32, profiles),
     answers(),
     st.builds(m.Pong, u64),
     st.builds(m.Fault, ids16, st.sampled_from(m.FaultCode), short, st.booleans()),
