@@ -50,6 +50,7 @@ class Generation:
 
     async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncGenerator[Committed, None]:
         """Yield what each traversal commits, until a stop token or the limit."""
+        self.pace.begin(self.chain.computed_by)
         (prefill, found), _ = await asyncio.gather(
             self._traverse(self.session.prefill(prompt)), asyncio.to_thread(self.drafter.begin, prompt, settings)
         )
@@ -122,6 +123,7 @@ class Generation:
                 broke = broke or time.perf_counter()
                 trunk, tip = self.session.resumption(self.chain.answered)
                 await self.chain.mend(trunk, tip)
+                self.pace.begin(self.chain.computed_by)
                 flight = Flight(self.session.again(flight.shipment, self.chain.epoch))
         seconds = time.perf_counter() - start
         self.meter.add_traversal(seconds, flight.timings)

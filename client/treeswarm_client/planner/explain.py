@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from treeswarm_client.planner.plan import Costs, Plan, traversal_s
 
-
 IN_DEBT = " (doubted: trees have cost more than they brought)"
 
 

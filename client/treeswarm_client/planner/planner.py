@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from treeswarm.messages import MAX_ROWS, HopTiming, Profile
+from treeswarm.messages import MAX_ROWS, HopTiming
 from treeswarm_client.drafters.seam import DraftTree
+from treeswarm_client.pace import ChainHop
 from treeswarm_client.planner.explain import IN_DEBT, RoundReport, reason_of
 from treeswarm_client.planner.ledger import Ledger
 from treeswarm_client.planner.levels import Levels
@@ -53,16 +54,6 @@ LATE = 1.2
 STEP = 1 / 8
 # Chains and nodes remembered after they were left.
 REMEMBERED = 64
-
-
-@dataclass(frozen=True)
-class ChainHop:
-    """One node of a chain, for what its time is known by."""
-
-    node: str
-    """Its id, with the span it computes here."""
-    profile: Profile = ()
-    """As the node told it when it opened the session."""
 
 
 @dataclass(frozen=True, eq=False)
