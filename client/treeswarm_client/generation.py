@@ -10,6 +10,7 @@ from treeswarm.walk import Walk, walk
 from treeswarm_client.chain import Chain
 from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, Verdict
 from treeswarm_client.mending import Interrupted
+from treeswarm_client.planner.planner import ChainHop, Planner
 from treeswarm_client.session import Answered, ClientSession, Shipment
 from treeswarm_client.stats import Meter
 
@@ -41,6 +42,9 @@ class Generation:
     limits: Limits
     tree_size: int
     meter: Meter = field(default_factory=Meter)
+    planner: Planner = field(default_factory=Planner)
+    auto: bool = False
+    """The planner chooses each round's size, up to `tree_size`; otherwise every round ships that many."""
 
     async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncGenerator[Committed, None]:
         """Yield what each traversal commits, until a stop token or the limit."""
@@ -52,11 +56,13 @@ class Generation:
         bonus = news.tokens[-1]
         await self._learn(NO_TREE, prefill, Walk((), bonus))
         while not self._ended(news):
-            tree = await self._propose()
+            tree = self._planned(await self._propose())
             answered, shipment = await self._traverse(self.session.round(bonus, tree))
             found = walk(tree.parents, tree.tokens, answered.tokens)
             self.session.accept(shipment, found.accepted)
             await self._learn(tree, answered, found)
+            if report := self.planner.learn_walk(tree, found.accepted):
+                self.meter.reports.append(report)
             bonus = found.bonus
             path = [0, *(i + 1 for i in found.accepted)]
             news = self._commit(answered.tokens[path].tolist(), answered.logprobs[path].tolist())
@@ -83,6 +89,9 @@ class Generation:
         self.meter.add_traversal(seconds, answered.timings)
         if broke is None:
             self.chain.traversed(seconds)
+            rows = [append.rows for append in shipment.appends]
+            self._know_chain()
+            self.planner.learn_traversal(rows, seconds, answered.timings, prefill=shipment.draft is None)
         else:
             self.meter.recoveries.append((broke, time.perf_counter()))
         return answered, shipment
@@ -94,12 +103,30 @@ class Generation:
     async def _propose(self) -> DraftTree:
         """A tree no deeper than what may still be committed: the mandatory node's answer is one token."""
         remaining = self.limits.max_new_tokens - self.meter.committed
-        if not self.tree_size or remaining <= 1:
+        largest = min(self.tree_size, self.chain.credit_rows - 1)
+        size = self.planner.wish(largest) if self.auto else self.tree_size
+        if not size or remaining <= 1:
             return NO_TREE
         start = time.perf_counter()
-        tree = await asyncio.to_thread(self.drafter.propose, self.tree_size, remaining - 1)
-        self.meter.draft_s += time.perf_counter() - start
+        tree = await asyncio.to_thread(self.drafter.propose, size, remaining - 1)
+        seconds = time.perf_counter() - start
+        self.meter.draft_s += seconds
+        self.planner.drafted(tree, seconds)
         return tree
+
+    def _planned(self, drafted: DraftTree) -> DraftTree:
+        """What of the tree is shipped."""
+        self._know_chain()
+        if not len(drafted):
+            self.planner.plain()
+            return drafted
+        plan = self.planner.choose(drafted, self.chain.credit_rows - 1) if self.auto else self.planner.told(drafted)
+        return drafted.best(plan.size)
+
+    def _know_chain(self) -> None:
+        """It may have been mended since."""
+        hops = [ChainHop(f"{member.hop.node} {member.hop.span}", member.profile) for member in self.chain.members]
+        self.planner.begin(hops, row_bytes=self.chain.target.row_bytes, segment_rows=self.session.segment_rows)
 
     async def _learn(self, tree: DraftTree, answered: Answered, found: Walk) -> None:
         start = time.perf_counter()
