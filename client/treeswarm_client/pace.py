@@ -9,6 +9,7 @@ import numpy as np
 from treeswarm.messages import HopTiming, Profile
 from treeswarm.walk import Walk
 from treeswarm_client.drafters.seam import DraftTree, in_no_hurry
+from treeswarm_client.planner.explain import RoundReport
 
 # While a tree travels, this many times its nodes are drafted: what the walk does not reach is wasted work on the
 # client's own machine, and the chance that it reaches a node falls quickly with the node's rank.
@@ -65,7 +66,7 @@ class Pace(Protocol):
         ...
 
     def choose(self, tree: DraftTree) -> DraftTree:
-        """What to ship of a tree: a prefix of it."""
+        """What to ship of a tree: a prefix of it.  Asked every round, also where nothing was drafted."""
         ...
 
     def ahead(self, shipped: int) -> int:
@@ -76,8 +77,8 @@ class Pace(Protocol):
         """`shipped`, and after it what is worth an append of its own of what `wider` has beyond it."""
         ...
 
-    def learn(self, flown: Round) -> None:
-        """What came of it."""
+    def learn(self, flown: Round) -> RoundReport | None:
+        """What came of it; returns what there is to tell."""
         ...
 
 

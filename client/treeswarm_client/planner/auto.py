@@ -2,31 +2,32 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from treeswarm.messages import HopTiming
-from treeswarm_client.drafters.seam import DraftTree
+from treeswarm_client.drafters.seam import DraftTree, in_no_hurry
 from treeswarm_client.pace import AHEAD, ChainHop, Round, joined, prefix
 from treeswarm_client.planner.explain import RoundReport
 from treeswarm_client.planner.plan import slowest_s
 from treeswarm_client.planner.planner import Planner
 
-# Nodes alive at once that a session asks room for.  In all cells measured the best tree was smaller (docs/benchmarks.md),
-# and a crown's rows are reserved on every node whether they are used or not.
+# What `auto` reserves on every node and may ship: over the dearest links that its planner was tried on (100 ms one way)
+# it chose 30 to 80 nodes and hardly ever more than 100; a larger reservation only keeps others out.
 LARGEST = 256
 
 
 @dataclass(eq=False)
 class AutoPace:
-    """Trees that fit the links, the nodes and the text."""
+    """Trees that fit the links, the nodes and the text; or all of one size, and then the planner only learns."""
 
     planner: Planner
     row_bytes: int
     segment_rows: int
     largest: int = LARGEST
+    size: int | None = None
+    """Somebody else decided."""
     overlaps: bool = True
-    """Draft while a tree travels, and ship on."""
-    reports: list[RoundReport] = field(default_factory=list)
+    """Draft while a tree travels; ship on where the size is the planner's."""
     _asked_at: float | None = None
 
     def begin(self, hops: Sequence[ChainHop]) -> None:
@@ -38,14 +39,13 @@ class AutoPace:
             self.planner.learn_traversal(rows, seconds, timings, prefill=True)
 
     def wanted(self) -> int:
-        wish = self.planner.wish(self.largest)
-        if not wish:
-            self.planner.plain()
-        return wish
+        return self.planner.wish(self.largest) if self.size is None else self.size
 
     def patience(self) -> Callable[[], bool]:
         """What is not drafted now may follow the tree, at the price of a further append: no longer than that takes."""
         self._asked_at = time.perf_counter()
+        if self.size is not None:
+            return in_no_hurry
         pays_no_more = self.planner.enough()
         if not self.overlaps:
             return pays_no_more
@@ -53,29 +53,33 @@ class AutoPace:
         return lambda: pays_no_more() or time.perf_counter() > end
 
     def choose(self, tree: DraftTree) -> DraftTree:
-        assert self._asked_at is not None, "nobody asked for a draft"
+        if self._asked_at is None:
+            self.planner.plain()
+            return tree
         self.planner.drafted(tree, time.perf_counter() - self._asked_at)
         self._asked_at = None
-        return prefix(tree, self.planner.choose(tree, self.largest).size)
+        plan = self.planner.choose(tree, self.largest) if self.size is None else self.planner.told(tree)
+        return prefix(tree, plan.size)
 
     def ahead(self, shipped: int) -> int:
         """As many as the next round may want, twice; nothing where guesses are worth nothing."""
-        wish = self.planner.wish(self.largest) if self.overlaps else 0
+        if not self.overlaps:
+            return 0
+        if self.size is not None:
+            return AHEAD * self.size
+        wish = self.planner.wish(self.largest)
         return max(AHEAD * shipped, 2 * wish) if wish else 0
 
     def further(self, shipped: DraftTree, wider: DraftTree) -> DraftTree:
-        both = joined(shipped, wider, self.largest)
+        both = joined(shipped, wider, self.largest) if self.size is None else shipped
         if len(both) == len(shipped):
             return shipped
         return prefix(both, len(shipped) + self.planner.extension(both, len(shipped)))
 
-    def learn(self, flown: Round) -> None:
+    def learn(self, flown: Round) -> RoundReport | None:
         if flown.whole:
             self.planner.learn_traversal(*_first_trip(flown))
-        answered = prefix(flown.draft, flown.answered)
-        report = self.planner.learn_walk(answered, flown.found.accepted)
-        if report is not None:
-            self.reports.append(report)
+        return self.planner.learn_walk(prefix(flown.draft, flown.answered), flown.found.accepted)
 
 
 def _first_trip(flown: Round) -> tuple[list[int], float, list[Sequence[HopTiming]]]:

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from treeswarm.messages import HopTiming, Profile
 
-# A node that told nothing: a forward of 256 rows takes some five times that of one (two cores of an EPYC, the
-# bundled model, 2026-11-21: 4 to 6; a GPU that reads weights from memory is flatter).  Only the shape counts: the
-# first timing sets the height.
+# A node that told nothing: between a GPU that reads its weights from memory (256 rows cost little more than one) and a
+# CPU (they cost a multiple).  Only the shape counts: the first timing sets the height, the next ones bend it.
 UNKNOWN: Profile = ((1, 10_000), (16, 13_000), (64, 20_000), (256, 50_000))
 # How far one timing moves an estimate once there are several.
 STEP = 1 / 8
@@ -69,7 +68,7 @@ class HopEstimate:
             return self
         step = max(STEP, 1 / (self.samples + 1))
         took = timing.compute_us / 1e6
-        alone = float(self._table(np.float64(timing.rows)))
+        alone = float(self._table(np.asarray(float(timing.rows))))
         in_company = timing.batch_sessions > 1 and (self.told or self.samples > 0)
         # With others in the forward, what it took longer is theirs; what it took less is a table too dear.
         company = min(max(0.0, took - alone), FARTHEST * (alone + self.company_s)) if in_company else 0.0

@@ -36,7 +36,7 @@ class Outlook:
     def usual(self, count: int) -> NDArray[np.float64]:
         """By rank, of the best `count` nodes of a tree like the last ones, float64 [count].  Beyond those known a
         node's chance falls with its rank; nothing is known: nothing is expected."""
-        known = [self.chances(_cut(tree, count)) for tree in self.trees]
+        known = [self.chances(tree.best(count)) for tree in self.trees]
         longest = max(map(len, known), default=0)
         if not longest:
             return np.zeros(count)
@@ -64,7 +64,3 @@ def _steps(tree: DraftTree) -> NDArray[np.float64]:
     """Conditional scores, float64 [n]."""
     scores = tree.scores.astype(np.float64)
     return np.asarray(np.minimum(scores - np.concatenate([scores, [0.0]])[tree.parents], 0.0))
-
-
-def _cut(tree: DraftTree, size: int) -> DraftTree:
-    return DraftTree(tree.parents[:size], tree.tokens[:size], tree.scores[:size])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from treeswarm.messages import MAX_ROWS, HopTiming
 from treeswarm_client.drafters.seam import DraftTree
 from treeswarm_client.pace import ChainHop
-from treeswarm_client.planner.explain import IN_DEBT, RoundReport, reason_of
+from treeswarm_client.planner.explain import RoundReport, reason_of
 from treeswarm_client.planner.ledger import Ledger
 from treeswarm_client.planner.levels import Levels
 from treeswarm_client.planner.links import LinkEstimate
@@ -176,8 +176,7 @@ class Planner:
     def plain(self) -> Plan:
         """The coming round ships nothing drafted, since `wish` was 0 or only one more token is wanted."""
         plan = plan_of(0, np.empty(0), self.costs, exposed_draft_s=self._draft_s)
-        why = "plain: a draft is not worth its time" + (IN_DEBT if self._ledger.in_debt else "")
-        return self._decided(plan, np.empty(0), 0, why)
+        return self._decided(plan, np.empty(0), 0, "plain: nothing was drafted, or its time would not pay")
 
     def extension(self, tree: DraftTree, shipped: int) -> int:
         """How many nodes of the (grown) tree after the first `shipped` to send after those in flight; 0: none."""

@@ -4,6 +4,7 @@ Raises Malformed, naming the field, and nothing else.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def _profile_in(points: Any) -> m.Profile:
     most = m.MAX_PROFILE_POINTS
     _require(len(points) <= most, "profile", f"{len(points)} points, at most {most}")
     rows = [_count(point.rows, "profile.rows", 1, m.MAX_ROWS) for point in points]
-    _require(all(a < b for a, b in zip(rows, rows[1:], strict=False)), "profile.rows", "rows do not rise")
+    _require(all(a < b for a, b in pairwise(rows)), "profile.rows", "rows do not rise")
     micros = [_count(point.microseconds, "profile.microseconds", 1, m.MAX_PROFILE_US) for point in points]
     return tuple(zip(rows, micros, strict=True))
 

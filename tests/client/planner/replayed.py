@@ -1,5 +1,5 @@
-"""A world on exact virtual time for planners: links, nodes, a drafter and a target, all seeded; a planner sees only what
-a client would see."""
+"""A world on exact virtual time for planners: links, nodes, a drafter and a target, all seeded; a planner sees only
+what a client would see."""
 
 import heapq
 from dataclasses import dataclass, field
