@@ -17,13 +17,16 @@ from treeswarm_node.kv import KVStore
 # One token, and trees from small to the largest that clients choose by themselves.
 SIZES = (1, 16, 64, 256)
 RUNS = 3
-# Loading took longer by far.  A size that would overstep what is left is not measured, and clients go on from the others.
+# Loading takes longer by far.  A size that would overstep it is not measured, and clients go on from the others.
 BUDGET_S = 1.0
 
 
 def measure_profile(device: Device, served: Served, store: KVStore) -> Profile:
-    """The median microseconds of some forwards for each of `SIZES`, after one to warm up: whole ones, with embedding, LM
-    head and choice where this node has them.  Always the first size, further ones while time and KV rows allow."""
+    """The median microseconds of some forwards for each of `SIZES`, after one to warm up.
+
+    Whole forwards, with embedding, LM head and choice where this node has them.  The first size always, further ones
+    while time and KV rows allow.
+    """
     points: list[tuple[int, int]] = []
     start, last_s = time.perf_counter(), 0.0
     for rows in SIZES:

@@ -96,7 +96,6 @@ def test_drafting_ends_where_another_level_would_not_pay() -> None:
     answers = [enough() for _ in range(80)]
     assert not answers[0]
     assert answers[-1]
-    assert answers == sorted(answers) or answers.index(True) > 0
 
 
 def test_a_round_is_told_in_a_line_and_the_time_in_a_table() -> None:
