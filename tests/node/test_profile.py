@@ -25,7 +25,7 @@ def test_head_middle_and_tail_tell_their_forwards(span: Span, kv_tokens: int) ->
     profile = measure_profile(Device(model, Sampler(vocab)), served, model.store)
     assert [rows for rows, _ in profile] == list(SIZES[: len(profile)])
     assert all(micros > 0 for _, micros in profile)
-    assert len(profile) >= (1 if kv_tokens == 64 else 2)
+    assert bool(profile) == (kv_tokens > 64)  # one page holds no session
     assert all(rows < free for rows, _ in profile)
     model.store.check()
     assert model.store.free_tokens == free

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from replayed import AGREEMENT, CELLS, LARGEST, ROW_BYTES, SEGMENT_ROWS, World, automatic, fixed
+from tests.client.planner.replayed import AGREEMENT, CELLS, LARGEST, ROW_BYTES, SEGMENT_ROWS, World, automatic, fixed
 
 from treeswarm_client.drafters.seam import NO_TREE
 from treeswarm_client.planner.explain import explain_lines
@@ -101,7 +101,7 @@ def test_drafting_ends_where_another_level_would_not_pay() -> None:
 def test_a_round_is_told_in_a_line_and_the_time_in_a_table() -> None:
     planner, _ = planned(3, 0.9)
     world = World(CELLS["25 ms, 100 Mbit/s"], (0.9, 0.9), 100)
-    found, tree, seconds = world.draft(32)
+    _, tree, seconds = world.draft(32)
     planner.drafted(tree, seconds)
     planner.choose(tree)
     planner.learn_traversal(*world.traverse(9))
