@@ -13,24 +13,28 @@ from treeswarm_node.admission import Served
 from treeswarm_node.batch import Segment
 from treeswarm_node.device import Device
 from treeswarm_node.kv import KVStore
+from treeswarm_node.pages import PAGE
 
 # One token, and trees from small to the largest that clients choose by themselves.
 SIZES = (1, 16, 64, 256)
 RUNS = 3
-# Loading took longer by far.  A size that would overstep what is left is not measured, and clients go on from the others.
+# Loading takes longer by far.  A size that would overstep it is not measured, and clients go on from the others.
 BUDGET_S = 1.0
 
 
 def measure_profile(device: Device, served: Served, store: KVStore) -> Profile:
-    """The median microseconds of some forwards for each of `SIZES`, after one to warm up: whole ones, with embedding, LM
-    head and choice where this node has them.  Always the first size, further ones while time and KV rows allow."""
+    """The median microseconds of some forwards for each of `SIZES`, after one to warm up.
+
+    Whole forwards, with embedding, LM head and choice where this node has them.  Sizes for which there is
+    no time or no room among the KV rows are left out; the first one has time always.
+    """
     points: list[tuple[int, int]] = []
     start, last_s = time.perf_counter(), 0.0
     for rows in SIZES:
         # A forward is at most as much dearer than the last size's as it has more rows.
         dearest_s = last_s * rows / points[-1][0] * (RUNS + 1) if points else 0.0
         spent_s = time.perf_counter() - start
-        if points and (spent_s + dearest_s > BUDGET_S or store.free_tokens < 2 * rows + 2):
+        if spent_s + dearest_s > BUDGET_S or store.free_tokens < rows + 2 * PAGE:
             break
         took = [_forward_s(device, served, store, rows) for _ in range(RUNS + 1)]
         last_s = statistics.median(took[1:])

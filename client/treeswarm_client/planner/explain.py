@@ -79,9 +79,9 @@ def _table(reports: Sequence[RoundReport]) -> list[str]:
         "queue": sum(report.queue_s for report in reports),
         "compute": sum(report.compute_s for report in reports),
     }
-    tokens = sum(report.got for report in reports)
+    tokens, expected = sum(report.got for report in reports), sum(report.expected for report in reports)
+    expected_s = sum(report.expected_s for report in reports)
     return [
-        f"{len(reports)} rounds, {tokens} tokens, {total:.3f} s; expected {sum(r.expected for r in reports):.1f} tokens, "
-        f"{sum(r.expected_s for r in reports):.3f} s",
+        f"{len(reports)} rounds, {tokens} tokens ({expected:.1f} expected), {total:.3f} s ({expected_s:.3f} expected)",
         *(f"  {name:<8}{seconds:9.3f} s {seconds / total:6.1%}" for name, seconds in parts.items()),
     ]

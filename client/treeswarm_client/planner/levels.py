@@ -43,8 +43,11 @@ class Levels:
         )
 
     def draft_s(self, largest: int) -> NDArray[np.float64]:
-        """What drafting 0 to `largest` nodes takes, float64 [largest + 1].  A level is one forward of the draft, however
-        many nodes it has; a tree larger than any seen is deeper by the root of how much larger."""
+        """What drafting 0 to `largest` nodes takes, float64 [largest + 1].
+
+        A level is one forward of the draft, however many nodes it has; a tree larger than any seen is deeper by the
+        root of how much larger.
+        """
         known = np.maximum.accumulate(self.deep[:largest])
         if not len(known):
             return np.zeros(largest + 1)

@@ -1,7 +1,7 @@
 """How many drafted nodes to ship: the tree that brings most tokens a second.  Pure.
 
 A round ships the bonus token of the last one and the best `size` drafted nodes.  It brings 1 token, and one more for
-every node on the target's path: 1 + Σ chances.  Its time is the links', the nodes' and whatever drafting was not hidden.
+every node on the target's path: 1 + Σ chances.  Its time is the links', the nodes' and the drafting that nothing hid.
 """
 
 from collections.abc import Sequence

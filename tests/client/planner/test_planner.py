@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from replayed import AGREEMENT, CELLS, LARGEST, ROW_BYTES, SEGMENT_ROWS, World, automatic, fixed
 
-from treeswarm_client.drafters.seam import NO_TREE
 from treeswarm_client.planner.explain import explain_lines
+from treeswarm_client.planner.plan import traversal_s
 from treeswarm_client.planner.planner import EXPLORE_EVERY, ChainHop, Planner
+
+from .replayed import AGREEMENT, CELLS, LARGEST, ROW_BYTES, SEGMENT_ROWS, World, automatic, fixed
 
 TOKENS = 600
 SIZES = (0, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -21,13 +22,15 @@ def test_within_five_per_cent_of_the_best_fixed_size_and_never_far_under_plain(c
     assert found >= 0.95 * rates[0]
 
 
-def planned(rounds: int, agreement: float) -> tuple[Planner, list[int]]:
-    world = World(CELLS["25 ms, 100 Mbit/s"], (agreement, agreement), 10**9)
+def planned(rounds: int, agreement: float, cell: str = "25 ms, 100 Mbit/s") -> tuple[Planner, list[int]]:
+    world = World(CELLS[cell], (agreement, agreement), 10**9)
     planner, sizes = Planner(), []
     for _ in range(rounds):
         hops = [ChainHop(f"node{i}", profile) for i, profile in enumerate(world.profiles)]
         planner.begin(hops, row_bytes=ROW_BYTES, segment_rows=SEGMENT_ROWS)
-        found, tree, seconds = world.draft(planner.wish(LARGEST))
+        wish = planner.wish(LARGEST)
+        assert planner.wants_draft() == (wish > 0)
+        found, tree, seconds = world.draft(wish)
         planner.drafted(tree, seconds)
         size = planner.choose(tree).size if len(tree) else planner.plain().size
         planner.learn_traversal(*world.traverse(1 + size))
@@ -38,22 +41,18 @@ def planned(rounds: int, agreement: float) -> tuple[Planner, list[int]]:
     return planner, sizes
 
 
-def test_without_any_luck_it_is_plain_but_for_a_look_now_and_then() -> None:
-    _, sizes = planned(400, 0.0)
-    late = sizes[200:]
-    assert 0 < sum(size > 0 for size in late) <= 200 / EXPLORE_EVERY + 1
-    assert max(late) <= 8
+def test_without_any_luck_only_what_costs_nearly_nothing_is_tried() -> None:
+    planner, sizes = planned(400, 0.0)
+    late = np.array(sizes[200:], np.float64)
+    assert late.any()
+    extra = traversal_s(planner.costs, 1 + late).mean() / float(traversal_s(planner.costs, 1.0)) - 1
+    assert extra < 0.02
 
 
 def test_a_drafter_is_not_asked_when_nothing_will_be_shipped() -> None:
-    planner, _ = planned(300, 0.0)
-    asked = 0
-    for _ in range(2 * EXPLORE_EVERY):
-        asked += planner.wants_draft()
-        planner.plain()
-        planner.learn_traversal([1], 0.115, [])
-        planner.learn_walk(NO_TREE, [])
-    assert asked < 2 * EXPLORE_EVERY
+    _, sizes = planned(300, 0.0, "1 ms, 1 Gbit/s")  # where drafting costs most
+    assert sum(size > 0 for size in sizes[150:]) <= 150 / EXPLORE_EVERY + 1
+    assert 0 in sizes
 
 
 def test_costs_are_trusted_no_further_than_twice_what_was_seen() -> None:
@@ -96,13 +95,12 @@ def test_drafting_ends_where_another_level_would_not_pay() -> None:
     answers = [enough() for _ in range(80)]
     assert not answers[0]
     assert answers[-1]
-    assert answers == sorted(answers) or answers.index(True) > 0
 
 
 def test_a_round_is_told_in_a_line_and_the_time_in_a_table() -> None:
     planner, _ = planned(3, 0.9)
     world = World(CELLS["25 ms, 100 Mbit/s"], (0.9, 0.9), 100)
-    found, tree, seconds = world.draft(32)
+    _, tree, seconds = world.draft(32)
     planner.drafted(tree, seconds)
     planner.choose(tree)
     planner.learn_traversal(*world.traverse(9))
