@@ -39,7 +39,11 @@ class AutoPace:
             self.planner.learn_traversal(rows, seconds, timings, prefill=True)
 
     def wanted(self) -> int:
-        return self.planner.wish(self.largest) if self.size is None else self.size
+        """What was drafted ahead costs nothing, and `patience` ends what does: where a tree is wanted at all, any."""
+        if self.size is not None:
+            return self.size
+        wish = self.planner.wish(self.largest)
+        return self.largest if wish and self.overlaps else wish
 
     def patience(self) -> Callable[[], bool]:
         """What is not drafted now may follow the tree, at the price of a further append: no longer than that takes."""

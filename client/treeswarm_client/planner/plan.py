@@ -17,6 +17,8 @@ from treeswarm_client.planner.node_time import HopEstimate
 # On the client's own links a row is its parent and token on the way out, and id, token and log-probability back.
 CLIENT_ROW_BYTES = 24
 
+EXTENSION_MARGIN = 2.0
+
 Rows = NDArray[np.float64] | float
 
 
@@ -114,11 +116,12 @@ def worth_extending(chances: NDArray[np.float64], costs: Costs, rate: float) -> 
     """How many of the next nodes, float64 [n] best first, to send after a tree that is in flight; 0: none.
 
     They cost a further forward, the fixed part of it included, at the slowest node.  `rate` (tokens a second) is what
-    time is worth, as planned for the round.
+    time is worth, as planned for the round.  They must bring twice that: nodes that share a machine wait for each other,
+    and nobody tells a client which do.
     """
     if not len(chances):
         return 0
-    gain = np.cumsum(chances) - rate * slowest_s(costs, np.arange(1.0, len(chances) + 1))
+    gain = np.cumsum(chances) - EXTENSION_MARGIN * rate * slowest_s(costs, np.arange(1.0, len(chances) + 1))
     best = int(np.argmax(gain))
     return best + 1 if gain[best] > 0 else 0
 
