@@ -31,6 +31,7 @@ from treeswarm.transport.seam import Transport
 from treeswarm_client.control import GOODBYE_S, NodeControl
 from treeswarm_client.mending import Interrupted, Member, Mender, Repair, Room
 from treeswarm_client.overdue import overdue
+from treeswarm_client.pace import ChainHop
 from treeswarm_client.route import Hop, Pilot, Target
 from treeswarm_client.second_thoughts import SecondThoughts
 from treeswarm_client.uplink import Uplink
@@ -96,6 +97,11 @@ class Chain:
     def hops(self) -> tuple[Hop, ...]:
         """The chain as it is now."""
         return tuple(member.hop for member in self.members)
+
+    @property
+    def computed_by(self) -> tuple[ChainHop, ...]:
+        """The same, and what each said of its speed."""
+        return tuple(ChainHop(f"{m.hop.node} {m.hop.span}", m.profile) for m in self.members)
 
     @property
     def credit_rows(self) -> int:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import MissingBlocks, NodeLost, Refused, SwarmError
-from treeswarm.messages import TICKET_BYTES, NextHop, Open, Resume, Resumption
+from treeswarm.messages import TICKET_BYTES, NextHop, Open, Profile, Resume, Resumption
 from treeswarm.transport.seam import Transport
 from treeswarm_client.control import NodeControl
 from treeswarm_client.route import FORGOTTEN, Hop, Pilot, Target, gaps
@@ -55,6 +55,8 @@ class Member:
     control: NodeControl
     ticket: bytes = b""
     credit_rows: int = 0
+    profile: Profile = ()
+    """How long its forwards take, as it told when it opened the session."""
     proven: bool = False
     """An answer has passed through it: it has the whole trunk."""
     leaving: bool = False
@@ -194,7 +196,7 @@ class Mender:
                 forwards_replay=after is not None and not after.proven,
             )
         )
-        member.credit_rows = granted.credit_rows
+        member.credit_rows, member.profile = granted.credit_rows, granted.profile
 
     async def _resume(self, member: Member, members: list[Member], resumption: Resumption) -> None:
         after = _after(member, members)

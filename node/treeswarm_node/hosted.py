@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 from treeswarm.errors import Malformed, Refused, SwarmError, TransportError
-from treeswarm.messages import Append, Fault, FaultCode, HopTiming, NextHop, Open, Opened, Resume
+from treeswarm.messages import Append, Fault, FaultCode, HopTiming, NextHop, Open, Opened, Profile, Resume
 from treeswarm.session import NodeSession
 from treeswarm.spans import Span
 from treeswarm.steps import Step
@@ -43,6 +43,8 @@ class HostedSession:
     """Take it off the node's list."""
     forwards_replay: bool = False
     """The next hop replaces a lost node too, and needs what is replayed here."""
+    profile: Profile = ()
+    """Of a forward through `span`, for the client to plan by."""
     detached_at: float | None = None
     """When the client's control stream broke; None while it lives."""
     touched_at: float = 0.0
@@ -78,11 +80,13 @@ class HostedSession:
         engine: Engine,
         transport: Transport,
         forget: Callable[[], None],
+        profile: Profile = (),
     ) -> "HostedSession":
         """A session just granted; starts passing results on at once."""
         hosted = cls(
             wanted.session, wanted.span, wanted.ticket, wanted.next_hop, session, kv, journal, control, engine,
-            transport, forget, forwards_replay=wanted.forwards_replay, touched_at=asyncio.get_running_loop().time(),
+            transport, forget, forwards_replay=wanted.forwards_replay, profile=profile,
+            touched_at=asyncio.get_running_loop().time(),
         )  # fmt: skip
         hosted._outlet = hosted._make_outlet()
         hosted._passing = hosted._spawn(hosted._pass_on())
@@ -198,7 +202,7 @@ class HostedSession:
     async def grant(self) -> None:
         """Tell the client that the session is open in its present epoch."""
         terms = self.session.terms
-        await self.control.send(Opened(self.id, terms.epoch, terms.credit_rows))
+        await self.control.send(Opened(self.id, terms.epoch, terms.credit_rows, self.profile))
 
     async def tell(self, error: SwarmError, *, fatal: bool) -> None:
         """A fault on the client's control stream, if that still lives."""

@@ -160,7 +160,12 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
     m.Opened: (
         pb.ControlDown,
         "opened",
-        lambda o: pb.Opened(session=o.session, epoch=o.epoch, credit_rows=o.credit_rows),
+        lambda o: pb.Opened(
+            session=o.session,
+            epoch=o.epoch,
+            credit_rows=o.credit_rows,
+            profile=[pb.ProfilePoint(rows=rows, microseconds=micros) for rows, micros in o.profile],
+        ),
     ),
     m.Answer: (pb.ControlDown, "answer", _answer_out),
     m.Pong: (
