@@ -116,8 +116,8 @@ def worth_extending(chances: NDArray[np.float64], costs: Costs, rate: float) -> 
     """How many of the next nodes, float64 [n] best first, to send after a tree that is in flight; 0: none.
 
     They cost a further forward, the fixed part of it included, at the slowest node.  `rate` (tokens a second) is what
-    time is worth, as planned for the round.  They must bring twice that: nodes that share a machine wait for each other,
-    and nobody tells a client which do.
+    time is worth, as planned for the round.  They must bring twice that: nodes that share a machine wait for each
+    other, and nobody tells a client which do.
     """
     if not len(chances):
         return 0
