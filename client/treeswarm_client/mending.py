@@ -14,12 +14,12 @@ from typing import Protocol
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Malformed, MissingBlocks, NodeLost, Refused, SwarmError
-from treeswarm.messages import TICKET_BYTES, NextHop, Open, Resume, Resumption
+from treeswarm.messages import TICKET_BYTES, NextHop, Open, Profile, Resume, Resumption
 from treeswarm.prefix import PREFIX_TOKENS
 from treeswarm.transport.seam import Transport
 from treeswarm_client.control import NodeControl
 from treeswarm_client.prefix import SharedPrompt
-from treeswarm_client.route import Hop, Pilot, Target, gaps
+from treeswarm_client.route import FORGOTTEN, Hop, Pilot, Target, gaps
 
 # A living node whose stream broke answers within a few round trips; on a busy machine not much sooner than this.
 LEAST_REATTACH_S = 1.0
@@ -37,6 +37,18 @@ class Room:
     crown: int
 
 
+@dataclass(frozen=True)
+class Repair:
+    """What happened to a chain once."""
+
+    epoch: int
+    lost: tuple[tuple[Hop, str], ...]
+    """Nodes, and why each was let go."""
+    gained: tuple[Hop, ...]
+    seconds: float
+    """From the first sign to a chain that takes appends again; the replay runs on behind it."""
+
+
 @dataclass(eq=False)
 class Member:
     """One node of a chain, and what the chain knows of it."""
@@ -45,6 +57,8 @@ class Member:
     control: NodeControl
     ticket: bytes = b""
     credit_rows: int = 0
+    profile: Profile = ()
+    """How long its forwards take, as it told when it opened the session."""
     prefix_rows: int = 0
     """The prompt's first so many tokens it had already when the session was opened there."""
     proven: bool = False
@@ -57,6 +71,12 @@ class Member:
     """Its upstream link is new in this epoch."""
     complaints: int = 0
     """About the link into it, since the last answer."""
+
+    def excused(self, error: SwarmError) -> SwarmError:
+        """What the pilot should know: a newcomer has nothing to have forgotten, and would be asked again at once."""
+        if not self.proven and isinstance(error, Refused) and error.code in FORGOTTEN:
+            return NodeLost(str(error), self.hop.address)
+        return error
 
 
 class Mendable(Protocol):
@@ -185,7 +205,8 @@ class Mender:
                 prefix=prefix,
             )
         )
-        member.credit_rows, member.prefix_rows = granted.credit_rows, granted.prefix_rows
+        member.credit_rows, member.profile = granted.credit_rows, granted.profile
+        member.prefix_rows = granted.prefix_rows
         if granted.prefix_rows % PREFIX_TOKENS or granted.prefix_rows > (prefix.rows if prefix else 0):
             raise Malformed(f"{member.hop} claims {granted.prefix_rows} tokens of the prompt, which were not asked for")
 
@@ -213,7 +234,7 @@ class Mender:
                 raise error
             self.chain.lose(member.hop, error)
             if not member.proven:
-                self.chain.pilot.failed(member.hop.node, error)
+                self.chain.pilot.failed(member.hop.node, member.excused(error))
         if failed:
             raise Interrupted("a node failed while the chain was mended")
 

@@ -22,6 +22,7 @@ from treeswarm_node.journal import Journal, JournalBudget
 from treeswarm_node.landlord import Landlord
 from treeswarm_node.membership import Membership
 from treeswarm_node.prefixes import Unit
+from treeswarm_node.profile import of_part
 from treeswarm_node.sharing import begins, sharing_of
 from treeswarm_node.stage import Stage
 
@@ -157,6 +158,7 @@ class Node:
         hosted = HostedSession.opened(
             wanted, NodeSession(terms), kv, self._journal(wanted, stage, units), control, stage.engine, self.transport,
             forget=lambda: self._forget(hosted), sharing=sharing_of(wanted, stage.store.prefixes),
+            profile=of_part(stage.profile, wanted.span, stage.served.span),
         )  # fmt: skip
         self.sessions[wanted.session] = hosted
         self.opened += 1

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from treeswarm.errors import MissingBlocks, SwarmError
-from treeswarm.messages import NumericsClass
+from treeswarm.messages import HopTiming, NumericsClass
 from treeswarm.records import NodeState
 from treeswarm.sampling import SamplingSettings
 from treeswarm.session import incoming_rows
@@ -22,6 +22,7 @@ from treeswarm_client.chain import Chain, open_chain
 from treeswarm_client.drafters.seam import DraftTree, Verdict, in_no_hurry
 from treeswarm_client.generation import Generation, Limits
 from treeswarm_client.mending import Room
+from treeswarm_client.pace import ChainHop, FixedPace, Round, joined, prefix
 from treeswarm_client.prefix import PrefixScope, SharedPrompt
 from treeswarm_client.route import Hop, Target
 from treeswarm_client.session import ClientSession
@@ -132,6 +133,38 @@ class GuessingDrafter:
 
     def observe(self, verdict: Verdict) -> None:
         self._text += [*(int(verdict.tree.tokens[i]) for i in verdict.accepted), verdict.bonus]
+
+
+@dataclass
+class HastyPace:
+    """Ships a few nodes at once and the others after them, in two further appends."""
+
+    size: int
+
+    def begin(self, hops: Sequence[ChainHop]) -> None:
+        assert hops
+
+    def prefilled(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, whole: bool) -> None:
+        assert timings
+
+    def wanted(self) -> int:
+        return (self.size + 1) // 2
+
+    def patience(self) -> Callable[[], bool]:
+        return in_no_hurry
+
+    def choose(self, tree: DraftTree) -> DraftTree:
+        return prefix(tree, len(tree) - 1)
+
+    def ahead(self, shipped: int) -> int:
+        return 4 * self.size
+
+    def further(self, shipped: DraftTree, wider: DraftTree) -> DraftTree:
+        return joined(shipped, wider, min(self.size, len(shipped) + 1 + self.size // 4))
+
+    def learn(self, flown: Round) -> None:
+        assert flown.first <= len(flown.draft) <= self.size
+        assert len(flown.found.accepted) <= flown.answered <= len(flown.draft)
 
 
 @dataclass
@@ -265,7 +298,9 @@ class ToySwarm:
             self.chain = chain
             session = ClientSession(SamplingSettings(), segment_rows, chain.epoch, chain.prefix_rows)
             limits = Limits(count, frozenset())
-            generation = Generation(chain, GuessingDrafter(seed), session, limits, tree_size)
+            generation = Generation(
+                chain, GuessingDrafter(seed), session, limits, FixedPace(tree_size, drafts_ahead=False)
+            )
             async for news in generation.rounds(prompt, SamplingSettings()):
                 kept += news.tokens
         return kept
