@@ -12,6 +12,7 @@ from treeswarm.prefix import PREFIX_TOKENS
 from treeswarm.spans import Span
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm_node.config import Limits
+from treeswarm_node.hosted import HostedSession
 from treeswarm_node.pages import PAGE
 
 from ..virtual_clock import run_virtually
@@ -190,6 +191,25 @@ def test_journals_share_what_they_have_in_common_and_kept_ones_give_way() -> Non
         assert hits(swarm) == [(2, 2 * SHARED)] * 3
 
     live(story, limits=Limits(journal_bytes=room + row * 10))
+
+
+@pytest.mark.parametrize("claimed", [4 * PREFIX_TOKENS, PREFIX_TOKENS + 1])
+def test_a_node_that_claims_what_it_was_not_asked_for_is_left(claimed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(swarm: ToySwarm) -> None:
+        liar = list(swarm.nodes.values())[-1]
+        honest = HostedSession.grant
+
+        async def lie(hosted: HostedSession) -> None:
+            if liar.sessions.get(hosted.id) is hosted:
+                hosted.session.offered = claimed
+            await honest(hosted)
+
+        monkeypatch.setattr(HostedSession, "grant", lie)
+        await say(swarm)
+        assert swarm.chain is not None
+        assert swarm.nodes[swarm.chain.hops[-1].address] is not liar
+
+    live(story, spans=TWICE)
 
 
 # ---------------------------------------------------------------- losses
