@@ -250,4 +250,6 @@ def _difference(one: NumericsClass, other: NumericsClass) -> str:
         return f"their weights differ ({one.weights[:12]} and {other.weights[:12]})"
     if one.dtype != other.dtype:
         return f"they compute in {one.dtype} and {other.dtype}"
-    return f"their quantization differs ({one.quantization} and {other.quantization})"
+    if one.quantization != other.quantization:
+        return f"their quantization differs ({one.quantization} and {other.quantization})"
+    return f"their activations differ ({one.activations or 'native'} and {other.activations or 'native'})"
