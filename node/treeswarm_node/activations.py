@@ -29,7 +29,7 @@ class Native:
         self._hidden_size = hidden_size
 
     def pack(self, rows: torch.Tensor) -> bytes:
-        return rows.contiguous().cpu().view(torch.uint8).numpy().tobytes()
+        return rows.contiguous().cpu().view(torch.uint8).numpy().tobytes() if len(rows) else b""
 
     def unpack(self, data: bytes, dtype: torch.dtype) -> torch.Tensor:
         if not data:
@@ -40,8 +40,8 @@ class Native:
 class Blockwise8:
     """Per row: its values as int8, then a float16 scale for every `ACTIVATION_BLOCK` of them.
 
-    A value is off by at most half its block's scale, which is the block's largest value / 127.  What is not finite stays
-    so, as a scale that is none, and the next node refuses it; values too large for a float16 scale are clipped.
+    A value is off by at most half its block's scale, which is the block's largest value / 127.  What is not finite
+    stays so, as a scale that is none, and the next node refuses it; values too large for a float16 scale are clipped.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -49,6 +49,8 @@ class Blockwise8:
         self._blocks = -(-hidden_size // ACTIVATION_BLOCK)
 
     def pack(self, rows: torch.Tensor) -> bytes:
+        if not len(rows):
+            return b""
         padded = torch.nn.functional.pad(rows.float(), (0, self._blocks * ACTIVATION_BLOCK - self._hidden_size))
         blocks = padded.view(-1, self._blocks, ACTIVATION_BLOCK)
         largest = blocks.abs().amax(-1, keepdim=True)
@@ -63,10 +65,11 @@ class Blockwise8:
         if not data:
             return torch.empty(0, self._hidden_size, dtype=dtype)
         packed = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, self._hidden_size + 2 * self._blocks)
-        values, scales = packed.split([self._hidden_size, 2 * self._blocks], 1)
+        values, scales = packed[:, : self._hidden_size], packed[:, self._hidden_size :]
         by_value = scales.contiguous().view(torch.float16).float().repeat_interleave(ACTIVATION_BLOCK, 1)
         levels = values.contiguous().view(torch.int8).float()
-        return (levels * by_value[:, : self._hidden_size]).to(dtype)
+        rows: torch.Tensor = (levels * by_value[:, : self._hidden_size]).to(dtype)
+        return rows
 
 
 def row_codec(activations: str, hidden_size: int) -> RowCodec:

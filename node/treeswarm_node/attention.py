@@ -111,14 +111,14 @@ def _attend_segment(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     by_row = scores.view(kv_heads, -1, rows, scores.shape[-1])
-    for seen, (_, _, mask) in zip(by_row.split(counts, -1), parts, strict=True):
+    for seen, (_, _, mask) in zip(torch.split(by_row, counts, -1), parts, strict=True):
         if mask is not None:
             seen.masked_fill_(~mask, -torch.inf)
     if sinks is not None:
         # A sink takes probability and gives nothing: one more key of that score and value zero.
         level = sinks.float().view(kv_heads, -1, 1).expand(-1, -1, rows).reshape(kv_heads, -1, 1)
         scores, counts = torch.cat([scores, level], -1), [*counts, 1]
-    weights = scores.softmax(-1).split(counts, -1)
+    weights = torch.split(scores.softmax(-1), counts, -1)
     merged = torch.bmm(weights[0], parts[0][1].float())
     for weight, (_, value, _) in zip(weights[1:], parts[1:], strict=False):  # a sink has no value
         merged = torch.baddbmm(merged, weight, value.float())

@@ -88,7 +88,7 @@ def footprint_of(folder: Path, dtype: torch.dtype, quantization: str = "none") -
 
 
 def _quantized(shape: list[int], size: int, quantization: str) -> int:
-    """Bytes of a block's tensor of that shape, which takes `size` as it is: matrices are quantized, with their scales."""
+    """Bytes of a block's tensor of that shape, `size` as it is: matrices are quantized, and have scales."""
     if quantization == "none" or len(shape) != 2:
         return size
     return math.prod(shape) * BITS[quantization] // 8 + math.prod(shape) // BLOCK_OF_WEIGHTS[quantization] * 4

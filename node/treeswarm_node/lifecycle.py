@@ -76,9 +76,8 @@ class Lifecycle:
             reachable=self.reachable,
             name=self.config.model[-64:],
             model=self.model.config,
-            numerics=self._numerics or NumericsClass(
-                UNKNOWN_WEIGHTS, self.config.dtype, self.config.quantization, self.config.activations
-            ),
+            numerics=self._numerics
+            or NumericsClass(UNKNOWN_WEIGHTS, self.config.dtype, self.config.quantization, self.config.activations),
             span=self.span or Span(0, self.model.shape.blocks),
             blocks=self.model.shape.blocks,
             rate=stage.rate if stage else GUESSED_RATE,
@@ -225,9 +224,7 @@ class Lifecycle:
 
     def _fitting(self) -> int:
         device = find_device(self.config.device)
-        footprint = footprint_of(
-            self.model.folder, getattr(torch, self.config.dtype), self.config.quantization
-        )
+        footprint = footprint_of(self.model.folder, getattr(torch, self.config.dtype), self.config.quantization)
         return blocks_that_fit(
             self.config.memory or free_memory(device),
             footprint,

@@ -39,8 +39,8 @@ def load_span(
     """Load decoder blocks `span`, with the embedding at the head and norm and LM head at the tail.
 
     Only these tensors are read, from only the files that hold them.  Checkpoints whose names or layouts differ from
-    the modules' (fused experts) go through transformers' own conversions.  With `quantization` or `offload`, block after
-    block is loaded and put away, so that the device holds one of them whole at a time.  Raises BadRequest for a span the model
+    the modules' (fused experts) go through transformers' own conversions.  With `quantization` or
+    `offload`, block after block is loaded and put away, so that the device holds one of them whole at a time.  Raises BadRequest for a span the model
     does not have, ModelError for files that are missing or corrupt, UnsupportedModel.
     """
     skeleton = _skeleton(folder, dtype)
@@ -64,8 +64,16 @@ def load_span(
         if block is None:
             skeleton.tie_weights()
         layers = skeleton.base_model.layers
-        _check_complete(folder, skeleton, hosted_parts(skeleton, span) if not by_block else
-                        [layers[block]] if block is not None else hosted_ends(skeleton, span), info)
+        _check_complete(
+            folder,
+            skeleton,
+            hosted_parts(skeleton, span)
+            if not by_block
+            else [layers[block]]
+            if block is not None
+            else hosted_ends(skeleton, span),
+            info,
+        )
         if block is not None:
             layers[block].requires_grad_(False)
             if quantization != "none":

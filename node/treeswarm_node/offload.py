@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
-from typing import IO
+from typing import IO, cast
 
 import torch
 
@@ -74,9 +74,9 @@ class Offload:
         if self.device.type not in {"cpu", "cuda"}:
             raise BadRequest(f"--offload does not know device '{self.device}': use cpu or cuda")
         if self.where == "disk":
-            self._file = TemporaryFile(dir=self.folder, buffering=0)
+            self._file = TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115  # `close` closes it
         if self.device.type == "cuda":
-            self._side = torch.cuda.Stream(self.device)
+            self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def take(self, layer: torch.nn.Module) -> None:
@@ -129,7 +129,7 @@ class Offload:
         return self._slots
 
     def _fetch(self, slot: _Slot, block: int) -> None:
-        """In the reader's thread, after whatever it does now; what the device still computes from the slot comes first."""
+        """In the reader's thread; what the device still computes from the slot comes first."""
         free = torch.cuda.current_stream(self.device).record_event() if self._side is not None else None
         slot.holds = block
         slot.filling = self._reader.submit(self._fill, slot, self._blocks[block], free)
@@ -147,12 +147,13 @@ class Offload:
         with torch.cuda.stream(self._side):
             self._side.wait_event(free)
             slot.memory[: block.size].copy_(source, non_blocking=True)
-            return self._side.record_event()
+            copied: torch.cuda.Event = self._side.record_event()
+            return copied
 
     def _write(self, packed: torch.Tensor) -> int:
         assert self._file is not None
         begin = self._file.seek(0, 2)
-        left = memoryview(packed.numpy())
+        left = memoryview(cast(bytes, packed.numpy()))
         try:
             while left:
                 left = left[self._file.write(left) :]
@@ -163,7 +164,7 @@ class Offload:
     def _read(self, begin: int, into: torch.Tensor) -> None:
         assert self._file is not None
         self._file.seek(begin)
-        left = memoryview(into.numpy())
+        left = memoryview(cast(bytes, into.numpy()))
         while left:
             count = self._file.readinto(left)  # type: ignore[attr-defined]
             if not count:

@@ -94,6 +94,11 @@ class NumericsClass:
             return hidden_size + 2 * -(-hidden_size // ACTIVATION_BLOCK)
         return hidden_size * (4 if self.dtype == "float32" else 2)
 
+    @property
+    def plain(self) -> bool:
+        """Neither weights nor activations lose anything to fewer bits than `dtype` has."""
+        return self.quantization in {"", "none"} and not self.activations
+
     def __str__(self) -> str:
         """For people: what differs from class to class, weights by their first digits."""
         quantization = f", {self.quantization} weights" if self.quantization not in ("", "none") else ""
