@@ -196,7 +196,8 @@ def choose_target(
 ) -> Target:
     """The numerics class to speak to, among those that serve the model of config digest `config`.
 
-    Of several that cover the model, the one with most nodes; `dtype` and `quantization` leave only such classes.  Raises RouteError without nodes, Mismatch where they
+    Of several that cover the model, the one with most nodes; `dtype` and `quantization` leave only such
+    classes.  Raises RouteError without nodes, Mismatch where they
     serve other models or no class covers the model, MissingBlocks where one class is all there is and it has gaps.
     """
     records = [sealed.record for sealed in snapshot if sealed.record.state in SERVING]

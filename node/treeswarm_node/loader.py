@@ -40,7 +40,9 @@ def load_span(
 
     Only these tensors are read, from only the files that hold them.  Checkpoints whose names or layouts differ from
     the modules' (fused experts) go through transformers' own conversions.  With `quantization` or
-    `offload`, block after block is loaded and put away, so that the device holds one of them whole at a time.  Raises BadRequest for a span the model
+    `offload`, block after block is loaded and put away, so that the device holds one of them whole at a time.
+
+    Raises BadRequest for a span the model
     does not have, ModelError for files that are missing or corrupt, UnsupportedModel.
     """
     skeleton = _skeleton(folder, dtype)
