@@ -5,11 +5,10 @@ All choices are made in the event loop, where the sessions live; the one device 
 
 import asyncio
 import logging
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -103,7 +102,7 @@ class Engine:
     async def run(self) -> None:
         """Batch, compute, hand out; until cancelled."""
         try:
-            with _DeviceThread(self._timed_run) as thread:
+            with ThreadPoolExecutor(1, thread_name_prefix="device") as thread:
                 while True:
                     await self._arrival.wait()
                     self._running = self._take()
@@ -136,12 +135,12 @@ class Engine:
         self._waiting = deque(work for i, work in enumerate(waiting) if i not in taken)
         return [replace(waiting[i], step=waiting[i].session.start(waiting[i].step)) for i in chosen]
 
-    async def _forward(self, thread: "_DeviceThread") -> None:
+    async def _forward(self, thread: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
         segments = [Segment(work.kv, work.step, work.span) for work in self._running]
         try:
-            results, compute_us = await thread.run(segments)
+            results, compute_us = await loop.run_in_executor(thread, self._timed_run, segments)
         except Exception as error:  # a forward that fails costs its own sessions, never the node
             log.exception("a forward of %d steps failed", len(segments))
             compute_us = 0
@@ -157,53 +156,3 @@ class Engine:
             queued = int((started - work.arrived) * 1e6)
             self.counters.queue_s += QUEUE_STEP * (started - work.arrived - self.counters.queue_s)
             work.done(work.step, computed, HopTiming(queued, compute_us, work.rows, sessions))
-
-
-_Ran = tuple[list[Computed], int]
-
-
-class _DeviceThread:
-    """One thread, one forward at a time, one hand-over each way.
-
-    An executor's futures are two a call, chained through the loop a second time: some tenths of a millisecond a hop.
-    """
-
-    def __init__(self, run: Callable[[Sequence[Segment]], _Ran]) -> None:
-        self._run = run
-        self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[tuple[asyncio.Future[_Ran], Sequence[Segment]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
-
-    def __enter__(self) -> "_DeviceThread":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Waits for the running forward."""
-        self._jobs.put(None)
-        self._thread.join()
-
-    def run(self, segments: Sequence[Segment]) -> "asyncio.Future[_Ran]":
-        """What the forward gives or raises."""
-        future: asyncio.Future[_Ran] = self._loop.create_future()
-        self._jobs.put((future, segments))
-        return future
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            future, segments = job
-            try:
-                ran, error = self._run(segments), None
-            except Exception as raised:  # for whoever awaits it
-                ran, error = ([], 0), raised
-            self._loop.call_soon_threadsafe(_settle, future, ran, error)
-            del job, future, segments, ran, error  # a thread that waits keeps nobody's rows
-
-
-def _settle(future: "asyncio.Future[_Ran]", ran: _Ran, error: Exception | None) -> None:
-    if future.cancelled():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(ran)
