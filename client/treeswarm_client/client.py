@@ -134,6 +134,10 @@ class SwarmClient:
     """Of a private swarm, as `treeswarm.keys.read_swarm_key` reads it."""
     transport: Transport | None = None
     """Instead of gRPC with TLS; stays open afterwards."""
+    dtype: str | None = None
+    """Only nodes that compute in it; None: whichever class has most nodes."""
+    quantization: str | None = None
+    """Only nodes whose weights are so: `none`, `int8`, `nf4`; None: as above."""
     patience: float = DEFAULT_PATIENCE_S
     """Seconds a generation waits for nodes to appear where no chain can be made, before it ends."""
     prefix_scope: PrefixScope = "client"
@@ -336,7 +340,14 @@ class SwarmClient:
         while True:
             snapshot = await registry.snapshot()
             try:
-                return choose_target(snapshot, self._opened.config, self._opened.shape), snapshot
+                target = choose_target(
+                    snapshot,
+                    self._opened.config,
+                    self._opened.shape,
+                    dtype=self.dtype,
+                    quantization=self.quantization,
+                )
+                return target, snapshot
             except RouteError:
                 if asyncio.get_running_loop().time() > end:
                     raise

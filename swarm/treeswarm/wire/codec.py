@@ -25,6 +25,7 @@ __all__ = ["decode_control_down", "decode_control_up", "decode_link_up", "encode
 U32_LIMIT = 2**32
 ANSWERS = {pb.NONE: m.Answers.NONE, pb.LAST: m.Answers.LAST, pb.ALL: m.Answers.ALL}
 DTYPES = {"float32", "bfloat16", "float16"}
+ACTIVATIONS = {"", "int8"}
 
 
 def decode_control_up(data: bytes) -> m.ControlUp:
@@ -106,10 +107,12 @@ def _profile_in(points: Any) -> m.Profile:
 
 def _numerics_in(n: pb.NumericsClass) -> m.NumericsClass:
     _require(n.dtype in DTYPES, "numerics.dtype", "not one of " + ", ".join(sorted(DTYPES)))
+    _require(n.activations in ACTIVATIONS, "numerics.activations", "not one of native, int8")
     return m.NumericsClass(
         weights=_text(n.weights, "numerics.weights", 128),
         dtype=n.dtype,
         quantization=_text(n.quantization, "numerics.quantization", 64),
+        activations=n.activations,
     )
 
 

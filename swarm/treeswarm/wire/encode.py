@@ -41,7 +41,7 @@ def _clipped(text: str) -> str:
 
 
 def _numerics_out(n: m.NumericsClass) -> pb.NumericsClass:
-    return pb.NumericsClass(weights=n.weights, dtype=n.dtype, quantization=n.quantization)
+    return pb.NumericsClass(weights=n.weights, dtype=n.dtype, quantization=n.quantization, activations=n.activations)
 
 
 def _span_out(span: Span) -> pb.Span:

@@ -76,14 +76,16 @@ class LinkDown(_message.Message):
     def __init__(self) -> None: ...
 
 class NumericsClass(_message.Message):
-    __slots__ = ("weights", "dtype", "quantization")
+    __slots__ = ("weights", "dtype", "quantization", "activations")
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
     weights: str
     dtype: str
     quantization: str
-    def __init__(self, weights: _Optional[str] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ...) -> None: ...
+    activations: str
+    def __init__(self, weights: _Optional[str] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., activations: _Optional[str] = ...) -> None: ...
 
 class Span(_message.Message):
     __slots__ = ("start", "end")
@@ -372,7 +374,7 @@ class Append(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., commit: _Optional[bytes] = ..., first_id: _Optional[int] = ..., parents: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., prefill: bool = ..., answers: _Optional[_Union[Answers, str]] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., skipped: _Optional[bytes] = ..., hidden: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., fresh: bool = ..., replay: bool = ..., prefix: _Optional[int] = ...) -> None: ...
 
 class NodeRecord(_message.Message):
-    __slots__ = ("version", "generation", "expires", "state", "address", "pin", "reachable", "name", "model", "weights", "dtype", "quantization", "span", "blocks", "rate", "hop_s", "free_tokens", "total_tokens", "coordinate", "software")
+    __slots__ = ("version", "generation", "expires", "state", "address", "pin", "reachable", "name", "model", "weights", "dtype", "quantization", "span", "blocks", "rate", "hop_s", "free_tokens", "total_tokens", "coordinate", "software", "activations")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_FIELD_NUMBER: _ClassVar[int]
@@ -393,6 +395,7 @@ class NodeRecord(_message.Message):
     TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COORDINATE_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
     version: int
     generation: int
     expires: int
@@ -413,7 +416,8 @@ class NodeRecord(_message.Message):
     total_tokens: int
     coordinate: _containers.RepeatedScalarFieldContainer[float]
     software: str
-    def __init__(self, version: _Optional[int] = ..., generation: _Optional[int] = ..., expires: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., pin: _Optional[bytes] = ..., reachable: bool = ..., name: _Optional[str] = ..., model: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., rate: _Optional[float] = ..., hop_s: _Optional[float] = ..., free_tokens: _Optional[int] = ..., total_tokens: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ..., software: _Optional[str] = ...) -> None: ...
+    activations: str
+    def __init__(self, version: _Optional[int] = ..., generation: _Optional[int] = ..., expires: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., pin: _Optional[bytes] = ..., reachable: bool = ..., name: _Optional[str] = ..., model: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., rate: _Optional[float] = ..., hop_s: _Optional[float] = ..., free_tokens: _Optional[int] = ..., total_tokens: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ..., software: _Optional[str] = ..., activations: _Optional[str] = ...) -> None: ...
 
 class SealedRecord(_message.Message):
     __slots__ = ("record", "key", "signature")
