@@ -63,6 +63,8 @@ class Chain:
     transport: Transport
     room: Room
     patience_s: float
+    alternatives: int = 0
+    """How many of the target's best tokens come with every answered row."""
     session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_ID_BYTES))
     epoch: int = -1
     members: list[Member] = field(default_factory=list)
@@ -248,6 +250,8 @@ class Chain:
             self.lose(control.hop, Malformed(f"{control.hop} answered append {answer.seq} out of turn"))
         elif answer.tokens.size and int(answer.tokens.max()) >= self.target.vocab_size:
             self.lose(control.hop, Malformed(f"{control.hop} answered a token outside the vocabulary"))
+        elif int(answer.alternatives.max(initial=0)) >= self.target.vocab_size:
+            self.lose(control.hop, Malformed(f"{control.hop} sent an alternative outside the vocabulary"))
         elif not waiting.done():
             self.answered += 1
             self._moved_at = asyncio.get_running_loop().time()
@@ -386,13 +390,14 @@ async def _end_quietly(link: Stream) -> None:
 
 @contextlib.asynccontextmanager
 async def open_chain(
-    transport: Transport, pilot: Pilot, target: Target, room: Room, *, patience_s: float = 0.0
+    transport: Transport, pilot: Pilot, target: Target, room: Room, *, patience_s: float = 0.0, alternatives: int = 0
 ) -> AsyncIterator[Chain]:
-    """A session on the chain that `pilot` chooses; closed on leaving, whatever happened.
+    """A session on the chain that `pilot` chooses; closed on leaving, whatever happened.  Its tail sends so many
+    `alternatives` with every answered row.
 
     Raises MissingBlocks and Refused (full) when `patience_s` seconds brought no chain.
     """
-    chain = Chain(target, pilot, transport, room, patience_s)
+    chain = Chain(target, pilot, transport, room, patience_s, alternatives)
     watching = asyncio.create_task(chain.watch())
     try:
         await chain.mend((), 0)

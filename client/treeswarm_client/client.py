@@ -231,6 +231,7 @@ class SwarmClient:
                 self.target,
                 Room(len(run.prompt_ids) + limits.max_new_tokens, tree_size + 1),
                 patience_s=self.patience,
+                alternatives=self._opened.drafter.alternatives,
             ) as chain,
             AsyncExitStack() as undo,
         ):

@@ -103,7 +103,7 @@ class Generation:
 
     async def _learn(self, tree: DraftTree, answered: Answered, found: Walk) -> None:
         start = time.perf_counter()
-        verdict = Verdict(tree, answered.tokens, found.accepted, found.bonus)
+        verdict = Verdict(tree, answered.tokens, found.accepted, found.bonus, answered.alternatives)
         await asyncio.to_thread(self.drafter.observe, verdict)
         self.meter.draft_s += time.perf_counter() - start
         if len(tree):  # without a tree there was nothing to hit or miss

@@ -62,6 +62,7 @@ class Mendable(Protocol):
     pilot: Pilot
     transport: Transport
     room: Room
+    alternatives: int
     session: bytes
     epoch: int
     members: list[Member]
@@ -174,6 +175,7 @@ class Mender:
                 next_hop=_next_hop(after),
                 resumption=resumption,
                 forwards_replay=after is not None and not after.proven,
+                alternatives=chain.alternatives,
             )
         )
         member.credit_rows = granted.credit_rows

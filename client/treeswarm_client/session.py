@@ -30,6 +30,8 @@ class Answered:
 
     tokens: NDArray[np.int64]
     logprobs: NDArray[np.float32]
+    alternatives: NDArray[np.int64]
+    """[asked, k]: the target's best tokens; k may be 0."""
     timings: tuple[tuple[HopTiming, ...], ...]
     """Per append, per hop."""
 
@@ -127,6 +129,7 @@ class ClientSession:
         return Answered(
             tokens=np.concatenate([answer.tokens for answer in answers]).astype(np.int64),
             logprobs=np.concatenate([answer.logprobs for answer in answers]),
+            alternatives=_alternatives(answers),
             timings=tuple(answer.timings for answer in answers),
         )
 
@@ -155,3 +158,13 @@ class ClientSession:
         )
         self._next_id += len(tokens)
         return append
+
+
+def _alternatives(answers: Sequence[Answer]) -> NDArray[np.int64]:
+    """Of all rows, as many as every answer has: they are hints, and a tail may lack them."""
+    sent = [answer.alternatives for answer in answers if len(answer.ids)]
+    width = min((each.shape[1] for each in sent), default=0)
+    rows = sum(len(answer.ids) for answer in answers)
+    return (
+        np.concatenate([each[:, :width] for each in sent]).astype(np.int64) if width else np.empty((rows, 0), np.int64)
+    )

@@ -141,6 +141,7 @@ class Node:
             vocab_size=stage.served.vocab_size,
             row_bytes=0 if wanted.span.start == 0 else stage.served.activation_bytes,
             resumption=wanted.resumption,
+            alternatives=wanted.alternatives,
         )
         journal = None
         if wanted.next_hop is not None:

@@ -2,7 +2,7 @@
 
 `wire/codec.py` turns these into the protobuf of `proto/treeswarm.proto` and back, and checks every
 field against the limits below; behind it a message can be trusted to be well-formed, not to be
-true.  Arrays are NumPy, one-dimensional, read-only.
+true.  Arrays are NumPy, read-only, and one-dimensional but for `Answer.alternatives`.
 
 Two kinds of stream carry them:
 
@@ -37,8 +37,15 @@ MAX_RECORDS = 4096
 SIGNATURE_BYTES = 64
 SESSION_ID_BYTES = 16
 TICKET_BYTES = 16
+# Token Recycling keeps eight successors of a token; more never paid there.
+MAX_ALTERNATIVES = 8
 
 Ids = NDArray[np.uint32]
+
+
+def no_alternatives() -> Ids:
+    """Of an answer that was asked for none."""
+    return np.empty((0, 0), np.uint32)
 
 
 class Answers(StrEnum):
@@ -146,6 +153,8 @@ class Open:
     """This node replaces a lost one: replayed rows come first."""
     forwards_replay: bool = False
     """The next hop is a replacement too."""
+    alternatives: int = 0
+    """For the tail: how many of the target's best tokens to send with every answered row."""
 
 
 @dataclass(frozen=True)
@@ -280,6 +289,8 @@ class Answer:
     logprobs: NDArray[np.float32]
     """Of each token under the target's filtered distribution."""
     timings: tuple[HopTiming, ...]
+    alternatives: Ids = field(default_factory=no_alternatives)
+    """[ids, k], or nothing: the best tokens by raw logit at the same rows, best first."""
 
 
 @dataclass(frozen=True)

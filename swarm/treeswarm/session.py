@@ -37,6 +37,8 @@ class SessionTerms:
     """Activation bytes per row on the upstream link; 0 at the head."""
     resumption: Resumption | None = None
     """This node replaces a lost one: so many rows are replayed first."""
+    alternatives: int = 0
+    """How many of the target's best tokens go with every answered row."""
 
 
 @dataclass(eq=False)
@@ -232,6 +234,7 @@ class NodeSession:
             visible=np.tri(append.rows, dtype=np.bool_),
             computed=np.ones(append.rows, np.bool_),
             answered=_answered(append.answers, append.rows),
+            alternatives=self.terms.alternatives,
         )
 
     def _grow(self, append: Append, commit_slots: NDArray[np.int64]) -> Step:
@@ -252,6 +255,7 @@ class NodeSession:
             visible=visible,
             computed=computed,
             answered=_answered(append.answers, len(new)),
+            alternatives=self.terms.alternatives,
         )
 
     def _free_slots(self, count: int) -> NDArray[np.int64]:

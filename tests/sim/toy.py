@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from treeswarm.spans import Span
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.walk import Walk
 from treeswarm_client.chain import Chain, open_chain
-from treeswarm_client.drafters.seam import DraftTree
+from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Verdict, in_no_hurry
 from treeswarm_client.generation import Generation, Limits
 from treeswarm_client.mending import Room
 from treeswarm_client.route import Hop, Target
@@ -92,7 +92,8 @@ class ToyDevice:
         if segment.span.end < self.blocks:
             return Computed(hidden=b"".join(states))
         tokens = np.array([states[i][0] % VOCAB for i in step.answered], np.int64)
-        return Computed(tokens=tokens, logprobs=np.zeros(len(tokens), np.float32))
+        best = (tokens[:, None] + np.arange(step.alternatives)) % VOCAB
+        return Computed(tokens=tokens, logprobs=np.zeros(len(tokens), np.float32), alternatives=best)
 
     def _seen(self, trunk: list[int], crown: dict[int, int], visible: NDArray[np.bool_]) -> list[int]:
         # Slots fill from the lowest, so within one tree a parent's slot is below its child's.
@@ -106,11 +107,12 @@ class GuessingDrafter:
     seed: int
     luck: float = 0.7
     name: str = "guessing"
+    alternatives: int = 2
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self._text, self._random = list(prompt), np.random.default_rng(self.seed)
 
-    def propose(self, size: int, depth: int) -> DraftTree:
+    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
         parents: list[int] = []
         tokens: list[int] = []
         depths = {-1: 0}
@@ -132,8 +134,11 @@ class GuessingDrafter:
         scores = -np.arange(len(tokens), dtype=np.float32)
         return DraftTree(np.array(parents, np.int64), np.array(tokens, np.int64), scores)
 
-    def observe(self, tree: DraftTree, answers: NDArray[np.int64], accepted: Sequence[int], bonus: int) -> None:
-        self._text += [*(int(tree.tokens[i]) for i in accepted), bonus]
+    def observe(self, verdict: Verdict) -> None:
+        answered = verdict.answers != UNANSWERED
+        assert verdict.alternatives.shape == (len(verdict.tree) + 1, self.alternatives)
+        assert (verdict.alternatives[answered, 0] == verdict.answers[answered]).all()
+        self._text += [*(int(verdict.tree.tokens[i]) for i in verdict.accepted), verdict.bonus]
 
 
 @dataclass
@@ -254,11 +259,14 @@ class ToySwarm:
         target = Target(NUMERICS, BLOCKS, VOCAB, 4, 2048)
         room = Room(len(prompt) + count, tree_size + 1)
         pilot = ToyPilot(self, forgetful=forgetful)
-        async with open_chain(self.network.transport(), pilot, target, room, patience_s=patience_s) as chain:
+        drafter = GuessingDrafter(seed)
+        async with open_chain(
+            self.network.transport(), pilot, target, room, patience_s=patience_s, alternatives=drafter.alternatives
+        ) as chain:
             self.chain = chain
             session = ClientSession(SamplingSettings(), segment_rows, chain.epoch)
             limits = Limits(count, frozenset())
-            generation = Generation(chain, GuessingDrafter(seed), session, limits, tree_size)
+            generation = Generation(chain, drafter, session, limits, tree_size)
             async for news in generation.rounds(prompt, SamplingSettings()):
                 kept += news.tokens
         return kept

@@ -10,6 +10,7 @@ class NoneDrafter:
     """Proposes empty trees."""
 
     name = "none"
+    alternatives = 0
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         """Nothing to remember."""

@@ -148,7 +148,7 @@ class NextHop(_message.Message):
     def __init__(self, address: _Optional[str] = ..., ticket: _Optional[bytes] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("version", "session", "epoch", "span", "numerics", "trunk_room", "crown_room", "ticket", "next_hop", "resumption", "forwards_replay")
+    __slots__ = ("version", "session", "epoch", "span", "numerics", "trunk_room", "crown_room", "ticket", "next_hop", "resumption", "forwards_replay", "alternatives")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +160,7 @@ class Open(_message.Message):
     NEXT_HOP_FIELD_NUMBER: _ClassVar[int]
     RESUMPTION_FIELD_NUMBER: _ClassVar[int]
     FORWARDS_REPLAY_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     version: int
     session: bytes
     epoch: int
@@ -171,7 +172,8 @@ class Open(_message.Message):
     next_hop: NextHop
     resumption: Resumption
     forwards_replay: bool
-    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., trunk_room: _Optional[int] = ..., crown_room: _Optional[int] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., forwards_replay: bool = ...) -> None: ...
+    alternatives: int
+    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., trunk_room: _Optional[int] = ..., crown_room: _Optional[int] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., forwards_replay: bool = ..., alternatives: _Optional[int] = ...) -> None: ...
 
 class Resumption(_message.Message):
     __slots__ = ("trunk_length", "tip")
@@ -256,7 +258,7 @@ class HopTiming(_message.Message):
     def __init__(self, queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., rows: _Optional[int] = ..., batch_sessions: _Optional[int] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("session", "epoch", "seq", "ids", "tokens", "logprobs", "timings")
+    __slots__ = ("session", "epoch", "seq", "ids", "tokens", "logprobs", "timings", "alternatives")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -264,6 +266,7 @@ class Answer(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     seq: int
@@ -271,7 +274,8 @@ class Answer(_message.Message):
     tokens: bytes
     logprobs: bytes
     timings: _containers.RepeatedCompositeFieldContainer[HopTiming]
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., ids: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ...) -> None: ...
+    alternatives: bytes
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., ids: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., alternatives: _Optional[bytes] = ...) -> None: ...
 
 class Fault(_message.Message):
     __slots__ = ("session", "code", "message", "fatal")
