@@ -187,7 +187,7 @@ def test_growth_is_the_best_of_all_nodes(seed: int, size: int, depth: int, beam:
         children = [best(paths[node]) for node in nodes.tolist()]
         return np.stack([c[0] for c in children]), np.stack([c[1] for c in children])
 
-    tree = grow(size, *best(()), expand, Growth(beam=beam, width=TOY_VOCAB, depth=depth)).tree
+    tree = grow(size, *best(()), expand, Growth(beam=beam, width=TOY_VOCAB, depth=depth))
     everything = []
     for length in range(1, depth + 1):
         for path in itertools.product(range(TOY_VOCAB), repeat=length):

@@ -4,13 +4,14 @@ A child never outranks its parent, so the best `size` nodes by cumulative score 
 node once outside them never comes back.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from treeswarm_client.drafters.seam import DraftTree
+from treeswarm_client.drafters.seam import DraftTree, in_no_hurry
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,21 @@ class Expand(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class Grown:
-    """A tree, and the growth's own number of each of its nodes."""
-
-    tree: DraftTree
-    numbers: NDArray[np.int64]
-
-
 def grow(
-    size: int, first_tokens: NDArray[np.int64], first_scores: NDArray[np.float32], expand: Expand, growth: Growth
-) -> Grown:
+    size: int,
+    first_tokens: NDArray[np.int64],
+    first_scores: NDArray[np.float32],
+    expand: Expand,
+    growth: Growth,
+    enough: Callable[[], bool] = in_no_hurry,
+) -> DraftTree:
     """The best `size` nodes below a root whose children are given, best first: exactly those of the whole tree of
-    `growth.width` and `growth.depth`, whatever the beam (it only says how many nodes share a forward)."""
+    `growth.width` and `growth.depth`, whatever the beam (it only says how many nodes share a forward).  Once `enough`
+    says so, the best of those known so far."""
     pool = _Pool.of_root(first_tokens, first_scores).best(size)
-    while len(level := pool.promising(size, growth)):
+    while len(level := pool.promising(size, growth)) and not enough():
         tokens, scores = expand(pool.number[level], pool.parent[level], pool.token[level], pool.level[level])
-        pool = pool.with_children(level, tokens, scores).best(size)
+        pool = pool.with_children(level, tokens, scores, size).best(size)
     return pool.finished()
 
 
@@ -104,10 +103,14 @@ class _Pool:
         return np.flatnonzero(hopeful)[: growth.beam]
 
     def with_children(
-        self, level: NDArray[np.int64], tokens: NDArray[np.int64], scores: NDArray[np.float32]
+        self, level: NDArray[np.int64], tokens: NDArray[np.int64], scores: NDArray[np.float32], size: int
     ) -> "_Pool":
-        """The children of the nodes at `level` joined; a score of −inf is no child."""
-        rows, columns = np.nonzero(np.isfinite(scores))
+        """The children of the nodes at `level` joined, but for those that cannot be among the best `size`; a score of
+        −inf is no child."""
+        hopeful = np.isfinite(scores)
+        if len(self.score) >= size:
+            hopeful &= self.score[level, None] + np.minimum(scores, np.float32(0)) > self.score[-1]
+        rows, columns = np.nonzero(hopeful)
         expanded = self.expanded.copy()
         expanded[level] = True
         count = len(rows)
@@ -124,9 +127,9 @@ class _Pool:
             next_number=self.next_number + count,
         )
 
-    def finished(self) -> Grown:
+    def finished(self) -> DraftTree:
         """Numbers become places; the pool is sorted, so a parent's place comes before its children's."""
         order = np.argsort(self.number)
         places = order[np.searchsorted(self.number, self.parent, sorter=order).clip(max=max(len(order) - 1, 0))]
         parents = np.where(self.parent < 0, -1, places) if len(order) else self.parent
-        return Grown(DraftTree(parents, self.token, self.score), self.number)
+        return DraftTree(parents, self.token, self.score)

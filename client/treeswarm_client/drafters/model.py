@@ -1,8 +1,8 @@
 """Drafting with a small model: best-first trees, ranked by what the target is likely to choose."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,9 +17,10 @@ from treeswarm.noise import NoiseRows
 from treeswarm.sampling import SamplingSettings
 from treeswarm_client.drafters import tree_cache
 from treeswarm_client.drafters.growth import Growth, grow
-from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verdict, in_no_hurry
+from treeswarm_client.drafters.lookahead import NO_ROW, Candidates, Lookahead
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Verdict, in_no_hurry
 from treeswarm_client.drafters.temperature import Temperature
-from treeswarm_client.drafters.tree_cache import CrownRows, TreeCache
+from treeswarm_client.drafters.tree_cache import TreeCache
 
 # Candidates kept per node as a label for τ: at τ < 1 the rest of the vocabulary weighs nothing.
 LABEL_CANDIDATES = 64
@@ -30,6 +31,9 @@ GREEDY_PRIOR, SAMPLED_PRIOR = 0.5, 0.8
 RAW_DECAY = float(np.log(0.95))
 # Below it sampling is greedy in all but name, and logits divided by it would overflow.
 COLDEST = 1e-4
+# A tree is ranked by one τ.  When the fitted one has moved so far (of its logarithm), what was drafted ahead is drafted
+# anew.
+TAU_DRIFT = 0.1
 # Of logits, relative to their largest: rows of a tree against the same tokens as a text.
 PROOF_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
@@ -70,7 +74,10 @@ class ModelDrafter:
         default_factory=lambda: {True: Temperature.fresh(GREEDY_PRIOR), False: Temperature.fresh(SAMPLED_PRIOR)}
     )
     """By whether the target is greedy."""
-    _round: "_Round | None" = None
+    _lookahead: Lookahead | None = None
+    """What was drafted below the text's last token, whose row is in the trunk then."""
+    ranked_by: float = 1.0
+    """The τ of the last proposal's scores."""
 
     def __post_init__(self) -> None:
         self._noise = NoiseRows(self.vocab_size)
@@ -121,7 +128,6 @@ class ModelDrafter:
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self._settings = settings
         self._text = list(prompt)
-        self._round = None
         common = next(
             (i for i, (old, new) in enumerate(zip(self._cached, self._text, strict=False)) if old != new),
             min(len(self._cached), len(self._text)),
@@ -134,57 +140,68 @@ class ModelDrafter:
     def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
         growth, chain = self.options.growth, self.options.chain
         depth = min(depth, size if chain else growth.depth, self.max_positions - len(self._text))
-        self._round = None
         if size < 1 or depth < 1 or not self._text:
             return NO_TREE
-        # A proposal nobody answered leaves its crown behind, and the root's row computed.
-        self._forget_after(min(len(self._cached), len(self._text) - 1))
-        tau = self.tau
-        first = self._children(self._feed(self._text[len(self._cached) :]), np.array([len(self._text)]), tau)
-        self._round = current = _Round(1 if chain else growth.width, [first])
-        tokens, scores = current.offered(first)
-        limits = replace(growth, width=current.width, depth=depth)
-        grown = grow(size, tokens[0], scores[0], partial(self._expand, current, tau), limits)
-        current.numbers = grown.numbers
-        return grown.tree
+        lookahead = self._rooted()
+        width = 1 if chain else growth.width
+        return grow(
+            size,
+            lookahead.root.tokens[0, :width],
+            lookahead.root.scores[0, :width],
+            _Expansion(self, lookahead, width),
+            replace(growth, width=width, depth=depth),
+            enough,
+        )
 
     def observe(self, verdict: Verdict) -> None:
-        tree, accepted = verdict.tree, verdict.accepted
-        path: list[int] = [int(tree.tokens[node]) for node in accepted]
-        kept = np.empty(0, np.int64)
-        if self._round is not None and len(tree):
-            self._learn(self._round, len(tree), np.asarray(verdict.answers, np.int64))
-            kept = self._round.rows_of_path(accepted)
-        self._cache.keep(kept)
-        self._cached += path[: len(kept)]
+        path = [int(verdict.tree.tokens[node]) for node in verdict.accepted]
         self._text += [*path, verdict.bonus]
-        self._round = None
+        lookahead, self._lookahead = self._lookahead, None
+        if lookahead is None:
+            return
+        self._learn(lookahead, verdict)
+        moved = lookahead.moved(path, verdict.bonus)
+        warm = len(moved.to_trunk) > len(path) and abs(math.log(self.tau / self.ranked_by)) < TAU_DRIFT
+        self._cache.keep(moved.to_trunk, moved.kept if warm else moved.kept[:0])
+        self._cached += [*path, verdict.bonus][: len(moved.to_trunk)]
+        if warm:
+            self._lookahead = lookahead.below(moved)
+        elif len(self._cached) == len(self._text):
+            self._forget_after(len(self._text) - 1)  # the root's logits are gone: its row is computed again
 
-    def _expand(
+    def _rooted(self) -> Lookahead:
+        """What is known below the text's last token; at least its own candidates."""
+        if self._lookahead is None:
+            self.ranked_by = self.tau
+            logits = self._feed(self._text[len(self._cached) :])
+            self._lookahead = Lookahead(self.children(logits, np.array([len(self._text)])))
+        return self._lookahead
+
+    def expand(
         self,
-        current: "_Round",
-        tau: float,
-        nodes: NDArray[np.int64],
+        lookahead: Lookahead,
         parents: NDArray[np.int64],
         tokens: NDArray[np.int64],
         depth: NDArray[np.int64],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """One level: see `growth.Expand`."""
-        self._cache.add_crown(current.rows.add(nodes, parents))
+    ) -> None:
+        """One forward: new nodes, below parents' rows, `depth` levels below the root."""
+        self._cache.add_crown(lookahead.add(parents, tokens))
         positions = len(self._text) - 1 + depth
-        found = self._children(self._forward(tokens, positions), positions + 1, tau)
-        current.candidates.append(found)
-        return current.offered(found)
+        lookahead.learn(self.children(self._forward(tokens, positions), positions + 1))
 
-    def _learn(self, current: "_Round", size: int, answers: NDArray[np.int64]) -> None:
+    def _learn(self, lookahead: Lookahead, verdict: Verdict) -> None:
         """Every verified node that the draft also expanded is a label for τ."""
-        before, candidates, chosen = current.labels(size, answers)
-        hit = candidates == chosen[:, None]
-        known = hit.any(1)
+        rows = np.concatenate([[0], lookahead.rows_of(verdict.tree) + 1])
+        answers = np.asarray(verdict.answers, np.int64)
+        known = np.flatnonzero(((rows > 0) | (np.arange(len(rows)) == 0)) & (answers != UNANSWERED))
+        found = lookahead.candidates().of(rows[known])
+        hit = found.tokens == answers[known][:, None]
+        told = hit.any(1)
         key = self._settings.greedy
-        self._temperatures[key] = self._temperatures[key].learned(before[known], hit[known].argmax(1))
+        self._temperatures[key] = self._temperatures[key].learned(found.before[told], hit[told].argmax(1))
 
     def _forget_after(self, length: int) -> None:
+        self._lookahead = None
         self._cache.cut(length)
         del self._cached[length:]
 
@@ -214,9 +231,9 @@ class ModelDrafter:
         return logits
 
     @torch.inference_mode()
-    def _children(self, logits: torch.Tensor, positions: NDArray[np.int64], tau: float) -> "_Candidates":
+    def children(self, logits: torch.Tensor, positions: NDArray[np.int64]) -> Candidates:
         """Rank the tokens that may stand at `positions` (one a row of `logits`)."""
-        settings, options = self._settings, self.options
+        settings, options, tau = self._settings, self.options, self.ranked_by
         # The softmax below takes away what log p would have; only the differences count.
         base = logits if settings.greedy else logits / max(settings.temperature, COLDEST)
         if options.ranking == "fitted" and options.shared_noise and not settings.greedy:
@@ -227,7 +244,7 @@ class ModelDrafter:
         scores = top.values / tau - torch.logsumexp(base / tau, -1, keepdim=True)
         if options.ranking == "raw":
             scores += RAW_DECAY
-        return _Candidates(top.indices.cpu().numpy(), top.values.cpu().numpy(), scores.cpu().numpy())
+        return Candidates(top.indices.cpu().numpy(), top.values.cpu().numpy(), scores.cpu().numpy())
 
     def _prove(self) -> None:
         """A node of a tree must get the logits it gets at the end of a text: layers that keep their state elsewhere
@@ -252,43 +269,24 @@ class ModelDrafter:
             )
 
 
-@dataclass(frozen=True, eq=False)
-class _Candidates:
-    """Of some nodes, the best next tokens [n, m], their scores before τ, and their conditional log-scores."""
+class _Expansion:
+    """One growth's view of the lookahead: growth counts nodes, the lookahead knows rows.  See `growth.Expand`."""
 
-    tokens: NDArray[np.int64]
-    before: NDArray[np.float32]
-    scores: NDArray[np.float32]
+    def __init__(self, drafter: ModelDrafter, lookahead: Lookahead, width: int) -> None:
+        self._drafter, self._lookahead, self._width = drafter, lookahead, width
+        self._row_of: dict[int, int] = {-1: NO_ROW}
+        """By the growth's number."""
 
-
-@dataclass(eq=False)
-class _Round:
-    """One proposal under way: who has which row, and what was predicted where."""
-
-    width: int
-    candidates: list[_Candidates]
-    """The root's, then the crown rows' in order."""
-    rows: CrownRows = field(default_factory=CrownRows.empty)
-    numbers: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    """The growth's number of each node of the tree proposed."""
-
-    def offered(self, found: _Candidates) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """What growth sees of the candidates: tokens and scores [n, width]."""
-        return found.tokens[:, : self.width], found.scores[:, : self.width]
-
-    def labels(
-        self, size: int, answers: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-        """Scores before τ [n, m] and candidate tokens [n, m] of the root and every expanded node among the tree's first
-        `size`, and the target's token at each."""
-        rows = self.rows.of(self.numbers[:size])
-        places = np.flatnonzero(rows >= 0)
-        known = np.concatenate([[0], rows[places] + 1])
-        before = np.concatenate([found.before for found in self.candidates])[known]
-        tokens = np.concatenate([found.tokens for found in self.candidates])[known]
-        return before, tokens, answers[np.concatenate([[0], places + 1])]
-
-    def rows_of_path(self, accepted: Sequence[int]) -> NDArray[np.int64]:
-        """Crown rows of the accepted nodes, up to the first that was never expanded."""
-        rows = self.rows.of(self.numbers[np.array(accepted, np.int64)])
-        return rows[: len(rows) if (rows >= 0).all() else int(np.argmin(rows >= 0))]
+    def __call__(
+        self, nodes: NDArray[np.int64], parents: NDArray[np.int64], tokens: NDArray[np.int64], depth: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        lookahead = self._lookahead
+        above = np.array([self._row_of[parent] for parent in parents.tolist()], np.int64)
+        rows = lookahead.rows(above, tokens)
+        new = rows == NO_ROW
+        if new.any():
+            rows[new] = len(lookahead) + np.arange(new.sum())
+            self._drafter.expand(lookahead, above[new], tokens[new], depth[new])
+        self._row_of.update(zip(nodes.tolist(), rows.tolist(), strict=True))
+        found = lookahead.candidates().of(rows + 1)
+        return found.tokens[:, : self._width], found.scores[:, : self._width]

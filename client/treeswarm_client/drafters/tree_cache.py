@@ -1,11 +1,11 @@
 """The draft model's own tree-shaped KV cache, behind transformers' attention interface.
 
-Rows 0 to `trunk` are the text; a round's nodes follow.  An accepted path's rows move up to the end of the trunk, in
-place, so that no token is ever computed twice.
+Rows 0 to `trunk` are the text; the nodes drafted below it follow.  When a path is walked, its rows and those below it
+move up in place, so that no token is ever computed twice.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -55,16 +55,17 @@ class TreeCache:
         return keys[:, :end], values[:, :end]
 
     @torch.inference_mode()
-    def keep(self, rows: NDArray[np.int64]) -> None:
-        """Make these crown rows (0 is the crown's first), in order, the trunk's next; drop the rest of the crown."""
-        if len(rows):
-            source = torch.from_numpy(self.trunk + rows)
-            end = self.trunk + len(rows)
+    def keep(self, rows: NDArray[np.int64], below: NDArray[np.int64]) -> None:
+        """Make the crown rows `rows` (0 is the crown's first), in order, the trunk's next, and `below`, in order, the
+        whole crown."""
+        count = len(rows) + len(below)
+        if count:
+            source = torch.from_numpy(self.trunk + np.concatenate([rows, below]))
             for pair in self._layers.values():
                 for pool in pair:
-                    pool[:, self.trunk : end] = pool[:, source.to(pool.device)]
-            self.trunk = end
-        self.used = self.trunk
+                    pool[:, self.trunk : self.trunk + count] = pool[:, source.to(pool.device)]
+        self.trunk += len(rows)
+        self.used = self.trunk + len(below)
 
     def cut(self, length: int) -> None:
         """Forget all rows past the first `length` of the trunk."""
@@ -84,51 +85,6 @@ class TreeCache:
                 new[:, : old.shape[1]] = old
             self._layers[layer] = pair = grown
         return pair
-
-
-@dataclass(eq=False)
-class CrownRows:
-    """Which node of the tree under way has which crown row, and who is above whom."""
-
-    count: int
-    _row: NDArray[np.int64]
-    """By node number; -1 where a node has none."""
-    _above: NDArray[np.bool_]
-    """[rows, rows]: ancestors and self."""
-
-    @classmethod
-    def empty(cls) -> Self:
-        """No node has a row yet."""
-        return cls(0, np.empty(0, np.int64), np.empty((0, 0), np.bool_))
-
-    def add(self, nodes: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Give nodes (numbers) the next rows, below parents that have one (-1: the root, which is trunk).
-
-        Returns bool [new, rows]: the crown rows each of them sees, itself included.
-        """
-        old, self.count = self.count, self.count + len(nodes)
-        self._make_room(int(nodes.max()) + 1)
-        above = self._above[old : self.count, : self.count]
-        below_root = parents < 0
-        above[:, :old] = self._above[self._row[np.where(below_root, 0, parents)], :old]
-        above[below_root] = False
-        above[np.arange(len(nodes)), np.arange(old, self.count)] = True
-        self._row[nodes] = np.arange(old, self.count)
-        return above
-
-    def of(self, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The row of each node, -1 where it has none."""
-        known = nodes < len(self._row)
-        return np.where(known, self._row[np.where(known, nodes, 0)], -1) if len(self._row) else np.full(len(nodes), -1)
-
-    def _make_room(self, numbers: int) -> None:
-        if numbers > len(self._row):
-            more = np.full(2 * numbers - len(self._row), -1)
-            self._row = np.concatenate([self._row, more])
-        if self.count > len(self._above):
-            grown = np.zeros((2 * self.count, 2 * self.count), np.bool_)
-            grown[: len(self._above), : len(self._above)] = self._above
-            self._above = grown
 
 
 def register() -> None:

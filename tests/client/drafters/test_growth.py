@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from treeswarm_client.drafters.growth import Grown, Growth, grow
+from treeswarm_client.drafters.growth import Growth, grow
 from treeswarm_client.drafters.seam import DraftTree
 
 from .conftest import paths_of
@@ -41,7 +41,7 @@ class Model:
         self.paths: dict[int, Path] = {-1: ()}
         self.levels: list[int] = []
 
-    def grow(self, size: int) -> Grown:
+    def grow(self, size: int) -> DraftTree:
         tokens, scores = self.children(())
         return grow(size, tokens, scores, self.expand, self.growth)
 
@@ -96,7 +96,7 @@ def test_it_is_exactly_the_best_of_the_whole_tree_whatever_the_beam(
     children = toy_language(seed, width, certain=certain, ends=ends)
     everything = whole_tree(children, depth)
     best = sorted(everything, key=lambda path: -everything[path])[:size]
-    tree = Model(children, Growth(beam=beam, width=width, depth=depth)).grow(size).tree
+    tree = Model(children, Growth(beam=beam, width=width, depth=depth)).grow(size)
     check_invariants(tree)
     assert len(tree) == min(size, len(everything))
     found = dict(zip(paths_of(tree), tree.scores, strict=True))
@@ -105,7 +105,7 @@ def test_it_is_exactly_the_best_of_the_whole_tree_whatever_the_beam(
 
 def test_it_grows_the_largest_tree_level_by_level() -> None:
     model = Model(toy_language(1, 32), Growth(beam=128, width=32, depth=48))
-    tree = model.grow(2048).tree
+    tree = model.grow(2048)
     check_invariants(tree)
     assert len(tree) == 2048
     # A forward a level, and no more of them than a sensible draft can afford.
@@ -115,21 +115,22 @@ def test_it_grows_the_largest_tree_level_by_level() -> None:
 @pytest.mark.parametrize("size", [1, 2])
 def test_nothing_is_expanded_that_cannot_have_a_child_in_the_tree(size: int) -> None:
     model = Model(toy_language(3, 1), Growth(width=1))
-    assert len(model.grow(size).tree) == size
+    assert len(model.grow(size)) == size
     assert sum(model.levels) == size - 1
 
 
 def test_a_width_of_one_is_a_chain() -> None:
-    tree = Model(toy_language(5, 1), Growth(width=1, depth=12)).grow(12).tree
+    tree = Model(toy_language(5, 1), Growth(width=1, depth=12)).grow(12)
     assert tree.parents.tolist() == list(range(-1, 11))
 
 
-def test_numbers_tell_which_node_of_growth_each_node_is() -> None:
-    model = Model(toy_language(7, 3), Growth(width=3, depth=5))
-    grown = model.grow(40)
-    for number, path in zip(grown.numbers.tolist(), paths_of(grown.tree), strict=True):
-        assert model.paths.get(number, path) == path
-    assert sum(number in model.paths for number in grown.numbers.tolist()) > 5
+def test_it_ends_with_what_it_has_once_it_is_enough() -> None:
+    model = Model(toy_language(7, 3), Growth(width=3, depth=9))
+    tokens, scores = model.children(())
+    tree = grow(40, tokens, scores, model.expand, model.growth, lambda: len(model.levels) == 2)
+    check_invariants(tree)
+    assert len(model.levels) == 2
+    assert 3 < len(tree) < 40
 
 
 def test_scores_that_are_no_numbers_make_no_nodes() -> None:
@@ -137,15 +138,15 @@ def test_scores_that_are_no_numbers_make_no_nodes() -> None:
         return np.zeros((1, 1), np.int64), np.full((1, 1), np.nan, np.float32)
 
     scores = np.array([-0.5, np.nan, -np.inf], np.float32)
-    tree = grow(8, np.arange(3), scores, expand, Growth()).tree
+    tree = grow(8, np.arange(3), scores, expand, Growth())
     assert tree.tokens.tolist() == [0]
-    assert len(grow(8, np.arange(1), scores[1:2], expand, Growth()).tree) == 0
+    assert len(grow(8, np.arange(1), scores[1:2], expand, Growth())) == 0
 
 
 def test_rounding_above_one_lets_no_child_outrank_its_parent() -> None:
     def expand(nodes: NDArray[np.int64], *_: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         return np.full((len(nodes), 1), 4), np.full((len(nodes), 1), 1e-6, np.float32)
 
-    tree = grow(6, np.array([1, 2]), np.array([1e-7, -3.0], np.float32), expand, Growth(depth=3)).tree
+    tree = grow(6, np.array([1, 2]), np.array([1e-7, -3.0], np.float32), expand, Growth(depth=3))
     check_invariants(tree)
     assert tree.tokens.tolist() == [1, 4, 4, 2, 4, 4]

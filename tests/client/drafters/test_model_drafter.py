@@ -20,6 +20,8 @@ from .conftest import VOCAB, drafter_of, half_agreeing, noised, paths_of, plain_
 
 GREEDY = SamplingSettings()
 SAMPLED = SamplingSettings(temperature=0.8, seed=11, sample=2)
+# Its scores never move, so nothing that was drafted ahead is dropped.
+RAW = DraftOptions(ranking="raw")
 PROMPT = [5, 3, 40, 7, 7, 19, 22]
 
 
@@ -66,7 +68,7 @@ def test_scores_are_those_of_the_formula_after_many_rounds(family: str, settings
     play(drafter, text, rounds=5, size=30)
     tree = drafter.propose(20, 6)
     assert max(map(len, paths_of(tree))) > 2
-    np.testing.assert_allclose(tree.scores, expected_scores(model, text, tree, settings, drafter.tau), atol=2e-4)
+    np.testing.assert_allclose(tree.scores, expected_scores(model, text, tree, settings, drafter.ranked_by), atol=2e-4)
 
 
 def test_raw_ranking_is_the_drafts_own_probability_discounted_by_depth() -> None:
@@ -77,6 +79,28 @@ def test_raw_ranking_is_the_drafts_own_probability_discounted_by_depth() -> None
         contexts = [[*PROMPT, *path[:i]] for i in range(len(path))]
         own = sum(plain_logprobs(model, c, SAMPLED)[t] + RAW_DECAY for c, t in zip(contexts, path, strict=True))
         assert score == pytest.approx(own, abs=2e-4)
+
+
+def test_what_was_drafted_ahead_is_used_and_not_computed_again() -> None:
+    """A larger tree costs only what is new; below the new root nothing that was known is asked again."""
+    _, drafter = pair(options=RAW)
+    drafter.begin(PROMPT, GREEDY)
+    watch = Watch(drafter)
+    small = drafter.propose(20, 9)
+    first = sum(watch.forwards)
+    large = drafter.propose(200, 9)
+    assert set(paths_of(small)) < set(paths_of(large))
+    fresh = pair(options=RAW)[1]
+    fresh.begin(PROMPT, GREEDY)
+    whole = Watch(fresh)
+    assert paths_of(fresh.propose(200, 9)) == paths_of(large)
+    # A small tree's growth may look at a node that the large one, in other batches, would not have needed.
+    assert sum(watch.forwards) <= sum(whole.forwards) + first
+    second = int(large.tokens[np.flatnonzero(large.parents == -1)[1]])
+    drafter.observe(Verdict(NO_TREE, np.array([second]), (), second))
+    watch.forwards.clear()
+    assert len(drafter.propose(5, 9)) == 5
+    assert watch.forwards == []
 
 
 @pytest.mark.parametrize(("shared_noise", "all_right"), [(True, True), (False, False)])
@@ -164,7 +188,7 @@ def test_a_proposal_that_was_never_shipped_leaves_no_trace() -> None:
     drafter.propose(30, 9)
     drafter.observe(Verdict(NO_TREE, np.array([17]), (), 17))
     tree = drafter.propose(12, 5)
-    expected = expected_scores(model, [*PROMPT, 17], tree, GREEDY, drafter.tau)
+    expected = expected_scores(model, [*PROMPT, 17], tree, GREEDY, drafter.ranked_by)
     np.testing.assert_allclose(tree.scores, expected, atol=2e-4)
 
 
@@ -179,7 +203,7 @@ def test_any_prefix_of_a_proposal_may_be_shipped() -> None:
     drafter.observe(Verdict(cut, answers, found.accepted, found.bonus))
     text = [*PROMPT, *(int(cut.tokens[i]) for i in found.accepted), found.bonus]
     again = drafter.propose(12, 5)
-    np.testing.assert_allclose(again.scores, expected_scores(model, text, again, GREEDY, drafter.tau), atol=2e-4)
+    np.testing.assert_allclose(again.scores, expected_scores(model, text, again, GREEDY, drafter.ranked_by), atol=2e-4)
 
 
 def test_tau_learns_apart_for_greedy_and_sampled_and_outlives_a_generation() -> None:
@@ -221,7 +245,7 @@ def test_a_long_text_outgrows_the_first_cache() -> None:
     text = np.random.default_rng(3).integers(0, VOCAB, 1100).tolist()
     drafter.begin(text, GREEDY)
     tree = drafter.propose(6, 3)
-    np.testing.assert_allclose(tree.scores, expected_scores(model, text, tree, GREEDY, drafter.tau), atol=5e-4)
+    np.testing.assert_allclose(tree.scores, expected_scores(model, text, tree, GREEDY, drafter.ranked_by), atol=5e-4)
 
 
 def test_the_largest_tree_grows() -> None:

@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from treeswarm_client.drafters.tree_cache import FIRST_ROWS, CrownRows, TreeCache
+from treeswarm_client.drafters.tree_cache import FIRST_ROWS, TreeCache
 
 
 def write(cache: TreeCache, values: list[int]) -> list[int]:
@@ -25,7 +23,7 @@ def test_an_accepted_path_joins_the_trunk_and_the_rest_is_gone() -> None:
     write(cache, [0, 1, 2])
     cache.add_crown(np.eye(4, dtype=np.bool_))
     write(cache, [10, 11, 12, 13])
-    cache.keep(np.array([1, 3]))
+    cache.keep(np.array([1, 3]), np.empty(0, np.int64))
     assert (cache.trunk, cache.used) == (5, 5)
     cache.add_trunk(1)
     assert write(cache, [20]) == [0, 1, 2, 11, 13, 20]
@@ -35,7 +33,7 @@ def test_a_path_whose_rows_overlap_their_new_places_survives() -> None:
     cache = TreeCache()
     cache.add_crown(np.eye(5, dtype=np.bool_))
     write(cache, [0, 1, 2, 3, 4])
-    cache.keep(np.array([1, 0, 4, 2]))
+    cache.keep(np.array([1, 0, 4, 2]), np.empty(0, np.int64))
     cache.add_trunk(1)
     assert write(cache, [9]) == [1, 0, 4, 2, 9]
 
@@ -75,32 +73,3 @@ def test_a_text_cannot_go_on_above_a_living_crown() -> None:
     cache.add_crown(np.eye(2, dtype=np.bool_))
     with pytest.raises(AssertionError, match="neither kept nor dropped"):
         cache.add_trunk(1)
-
-
-@given(seed=st.integers(0, 2**32), levels=st.lists(st.integers(1, 9), min_size=1, max_size=8))
-@settings(max_examples=100, deadline=None)
-def test_ancestors_are_those_of_the_parent_table(seed: int, levels: list[int]) -> None:
-    rng = np.random.default_rng(seed)
-    rows = CrownRows.empty()
-    parent_of: dict[int, int] = {}
-    order: list[int] = []
-    numbers = rng.permutation(500)  # growth numbers every candidate, so rows' numbers have gaps and no order
-    for count in levels:
-        nodes, numbers = numbers[:count], numbers[count:]
-        parents = rng.choice(np.array([-1, *order]), count)
-        parent_of.update(zip(nodes.tolist(), parents.tolist(), strict=True))
-        order += nodes.tolist()
-        visible = rows.add(nodes, parents)
-        assert visible.shape == (count, len(order))
-        for node, seen in zip(nodes.tolist(), visible, strict=True):
-            ancestors, at = set(), node
-            while at >= 0:
-                ancestors.add(at)
-                at = parent_of[at]
-            assert {order[i] for i in np.flatnonzero(seen)} == ancestors
-    assert rows.of(np.array(order)).tolist() == list(range(len(order)))
-    assert (rows.of(np.array([int(numbers[0]), 10**6])) == -1).all()
-
-
-def test_no_rows_means_no_node_has_one() -> None:
-    assert CrownRows.empty().of(np.array([0, 3])).tolist() == [-1, -1]
