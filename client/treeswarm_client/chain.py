@@ -21,6 +21,7 @@ from treeswarm.messages import (
     ControlDown,
     Fault,
     FaultCode,
+    Hint,
     LinkHello,
     Opened,
 )
@@ -102,6 +103,16 @@ class Chain:
     @property
     def credit_rows(self) -> int:
         return min(member.credit_rows for member in self.members)
+
+    @property
+    def credit_left(self) -> int:
+        """Rows that may be shipped without waiting."""
+        return self.credit_rows - sum(self._in_flight.values())
+
+    def hint(self, trunk_length: int, tip: int) -> None:
+        """Tell every node how far the walk has come: what waits there and does not hang below need not be computed."""
+        for member in self.members:
+            self._background(member.control.tell(Hint(self.session, trunk_length, tip)))
 
     async def append(self, append: Append) -> asyncio.Future[Answer]:
         """Ship one append as soon as credit allows; the future holds its answer.  Raises Interrupted."""

@@ -31,6 +31,7 @@ from treeswarm_client.generation import Generation, Limits
 from treeswarm_client.lookout import swarm_overview
 from treeswarm_client.mending import Room
 from treeswarm_client.overview import Overview, Wanted
+from treeswarm_client.pace import FixedPace
 from treeswarm_client.route import Target
 from treeswarm_client.session import ClientSession
 from treeswarm_client.stats import Meter, Stats
@@ -237,7 +238,7 @@ class SwarmClient:
         ):
             session = ClientSession(settings, self._segment_rows(), chain.epoch)
             run.chain = chain
-            generation = Generation(chain, self._opened.drafter, session, limits, tree_size, run.meter)
+            generation = Generation(chain, self._opened.drafter, session, limits, FixedPace(tree_size), run.meter)
             rounds = await undo.enter_async_context(aclosing(generation.rounds(run.prompt_ids, settings)))
             self._runs.add(run)
             try:

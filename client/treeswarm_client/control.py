@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from treeswarm.deadlines import RoundTrip
 from treeswarm.errors import LinkBroken, NodeLost, Refused, SwarmError, TransportError
-from treeswarm.messages import Close, ControlDown, Fault, Open, Opened, Ping, Pong, Resume
+from treeswarm.messages import Close, ControlDown, Fault, Hint, Open, Opened, Ping, Pong, Resume
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_client.route import Hop
 
@@ -73,6 +73,12 @@ class NodeControl:
             raise NodeLost(f"{self.hop} did not answer within {GRANT_S:.0f} s", self.hop.address) from None
         finally:
             self._granted = None
+
+    async def tell(self, hint: Hint) -> None:
+        """Whoever does not hear it only works in vain."""
+        if self.stream is not None and self.broken is None:
+            with contextlib.suppress(SwarmError):
+                await self.stream.send(hint)
 
     async def say_goodbye(self) -> None:
         """Free the session there, if anybody listens."""

@@ -1,16 +1,22 @@
-"""The client's loop: draft, ship, walk, commit."""
+"""The client's loop: draft, ship, draft on while it travels, walk, commit."""
 
 import asyncio
+import contextlib
+import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
+from treeswarm.messages import Answer
 from treeswarm.sampling import SamplingSettings
-from treeswarm.walk import Walk, walk
+from treeswarm.walk import Walk
 from treeswarm_client.chain import Chain
 from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, Verdict
+from treeswarm_client.flight import Flight
 from treeswarm_client.mending import Interrupted
-from treeswarm_client.session import Answered, ClientSession, Shipment
+from treeswarm_client.pace import Pace, Round
+from treeswarm_client.session import ClientSession, Shipment
 from treeswarm_client.stats import Meter
 
 
@@ -39,77 +45,139 @@ class Generation:
     drafter: Drafter
     session: ClientSession
     limits: Limits
-    tree_size: int
+    pace: Pace
     meter: Meter = field(default_factory=Meter)
 
     async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncGenerator[Committed, None]:
         """Yield what each traversal commits, until a stop token or the limit."""
-        (prefill, _), _ = await asyncio.gather(
+        (prefill, found), _ = await asyncio.gather(
             self._traverse(self.session.prefill(prompt)), asyncio.to_thread(self.drafter.begin, prompt, settings)
         )
-        news = self._commit(prefill.tokens.tolist(), prefill.logprobs.tolist())
+        news = self._commit(prefill, found)
         yield news
-        bonus = news.tokens[-1]
-        await self._learn(NO_TREE, prefill, Walk((), bonus))
+        await self._observe(Verdict(NO_TREE, prefill.answers, (), found.bonus, prefill.alternatives))
         while not self._ended(news):
-            tree = await self._propose()
-            answered, shipment = await self._traverse(self.session.round(bonus, tree))
-            found = walk(tree.parents, tree.tokens, answered.tokens)
-            self.session.accept(shipment, found.accepted)
-            await self._learn(tree, answered, found)
-            bonus = found.bonus
-            path = [0, *(i + 1 for i in found.accepted)]
-            news = self._commit(answered.tokens[path].tolist(), answered.logprobs[path].tolist())
+            tree = await self._draft()
+            flight, found = await self._traverse(self.session.round(found.bonus, tree), first=len(tree))
+            self.session.accept(flight.shipment, found.accepted)
+            news = self._commit(flight, found)
+            await self._observe(flight.verdict(found))
             yield news
             self.chain.reconsider(trunk=len(prompt) + self.meter.committed, rounds_left=self._rounds_left())
 
-    def _rounds_left(self) -> float:
-        return (self.limits.max_new_tokens - self.meter.committed) * self.meter.traversals / self.meter.committed
+    # ---------------------------------------------------------------- drafting
 
-    async def _traverse(self, shipment: Shipment) -> tuple[Answered, Shipment]:
+    async def _draft(self) -> DraftTree:
+        """What to ship first: no deeper than what may still be committed, since the mandatory node's answer is one
+        token."""
+        wanted = self.pace.wanted() if self._depth() else 0
+        if not wanted:
+            return NO_TREE
+        start = time.perf_counter()
+        tree = await asyncio.to_thread(self.drafter.propose, wanted, self._depth(), self.pace.patience())
+        self.meter.draft_s += time.perf_counter() - start
+        return self.pace.choose(tree)
+
+    async def _draft_ahead(
+        self, flight: Flight, on_their_way: "deque[asyncio.Future[Answer]]", over: threading.Event
+    ) -> None:
+        """Draft on below what travels, and ship what is worth it, until the walk is over or nothing is left to say."""
+        size = most = self.pace.ahead(len(flight.draft))
+        size = min(most, 2 * len(flight.draft) + 1)
+        while size and not over.is_set():
+            wider = await asyncio.to_thread(self.drafter.propose, size, self._depth(), over.is_set)
+            if over.is_set():
+                return
+            extended = self.pace.further(flight.draft, wider)
+            if 0 < len(extended) - len(flight.draft) <= self.chain.credit_left:
+                further = self.session.extend(flight.shipment, extended)
+                flight.extend(further)
+                for append in further.appends:
+                    on_their_way.append(await self.chain.append(append))
+            if len(wider) < size or size == most:
+                return
+            size = min(most, 2 * size)
+
+    async def _observe(self, verdict: Verdict) -> None:
+        start = time.perf_counter()
+        await asyncio.to_thread(self.drafter.observe, verdict)
+        self.meter.draft_s += time.perf_counter() - start
+
+    def _depth(self) -> int:
+        """Levels below the mandatory token that may still be committed."""
+        return self.limits.max_new_tokens - self.meter.committed - 1
+
+    # ---------------------------------------------------------------- travelling
+
+    async def _traverse(self, shipment: Shipment, *, first: int = 0) -> tuple[Flight, Walk]:
         """One request through the chain, which is mended as often as it breaks under way."""
         start = time.perf_counter()
         broke: float | None = None
+        flight = Flight(shipment)
         while True:
             try:
-                answered = await self._ship(shipment)
+                found, first_s = await self._fly(flight)
                 break
             except Interrupted:
                 broke = broke or time.perf_counter()
                 trunk, tip = self.session.resumption(self.chain.answered)
                 await self.chain.mend(trunk, tip)
-                shipment = self.session.again(shipment, self.chain.epoch)
+                flight = Flight(self.session.again(flight.shipment, self.chain.epoch))
         seconds = time.perf_counter() - start
-        self.meter.add_traversal(seconds, answered.timings)
+        self.meter.add_traversal(seconds, flight.timings)
         if broke is None:
             self.chain.traversed(seconds)
         else:
             self.meter.recoveries.append((broke, time.perf_counter()))
-        return answered, shipment
+        if flight.shipment.draft is not None:
+            flown = Round(
+                flight.draft, found, flight.landed - 1, first, seconds, first_s, flight.timings, broke is None
+            )
+            self.meter.add_walk(flown)
+            self.pace.learn(flown)
+        return flight, found
 
-    async def _ship(self, shipment: Shipment) -> Answered:
-        waiting = [await self.chain.append(append) for append in shipment.appends]
-        return self.session.gather(shipment, await asyncio.gather(*waiting))
+    async def _fly(self, flight: Flight) -> tuple[Walk, float]:
+        """Ship, and take answers as they come until the walk is over; drafting goes on meanwhile.  Also returns when
+        the last answer of the first shipment was here, in seconds, or 0.  Raises Interrupted."""
+        start, first_s, first = time.perf_counter(), 0.0, len(flight.shipment.asked)
+        on_their_way: deque[asyncio.Future[Answer]] = deque()
+        for append in flight.shipment.appends:
+            on_their_way.append(await self.chain.append(append))
+        async with self._drafting_ahead(flight, on_their_way):
+            found: Walk | None = None
+            while found is None:
+                flight.land(await on_their_way.popleft())
+                found = flight.found()
+                if flight.landed == first:
+                    first_s = time.perf_counter() - start
+        if on_their_way:
+            self.chain.hint(*self.session.news(flight.shipment, found.accepted))
+        return found, first_s
 
-    async def _propose(self) -> DraftTree:
-        """A tree no deeper than what may still be committed: the mandatory node's answer is one token."""
-        remaining = self.limits.max_new_tokens - self.meter.committed
-        if not self.tree_size or remaining <= 1:
-            return NO_TREE
-        start = time.perf_counter()
-        tree = await asyncio.to_thread(self.drafter.propose, self.tree_size, remaining - 1)
-        self.meter.draft_s += time.perf_counter() - start
-        return tree
+    @contextlib.asynccontextmanager
+    async def _drafting_ahead(
+        self, flight: Flight, on_their_way: "deque[asyncio.Future[Answer]]"
+    ) -> AsyncGenerator[None, None]:
+        if flight.shipment.draft is None or not self.pace.ahead(len(flight.draft)):
+            yield
+            return
+        over = threading.Event()
+        drafting = asyncio.create_task(self._draft_ahead(flight, on_their_way, over))
+        try:
+            yield
+        finally:
+            over.set()
+            start = time.perf_counter()
+            # A chain that broke meanwhile says so again to the next append.
+            with contextlib.suppress(Interrupted):
+                await drafting
+            self.meter.draft_s += time.perf_counter() - start
 
-    async def _learn(self, tree: DraftTree, answered: Answered, found: Walk) -> None:
-        start = time.perf_counter()
-        verdict = Verdict(tree, answered.tokens, found.accepted, found.bonus, answered.alternatives)
-        await asyncio.to_thread(self.drafter.observe, verdict)
-        self.meter.draft_s += time.perf_counter() - start
-        if len(tree):  # without a tree there was nothing to hit or miss
-            self.meter.add_walk(len(tree), len(found.accepted))
+    # ---------------------------------------------------------------- committing
 
-    def _commit(self, tokens: list[int], logprobs: list[float]) -> Committed:
+    def _commit(self, flight: Flight, found: Walk) -> Committed:
+        tokens, logprobs = flight.said(found)
         end = self.limits.max_new_tokens - self.meter.committed
         stop = next((i + 1 for i, token in enumerate(tokens) if token in self.limits.stop_ids), len(tokens))
         kept = min(end, stop)
@@ -118,3 +186,6 @@ class Generation:
 
     def _ended(self, news: Committed) -> bool:
         return self.meter.committed >= self.limits.max_new_tokens or news.tokens[-1] in self.limits.stop_ids
+
+    def _rounds_left(self) -> float:
+        return (self.limits.max_new_tokens - self.meter.committed) * self.meter.traversals / self.meter.committed

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from treeswarm.errors import Malformed
-from treeswarm.messages import Answer, Answers, Append, HopTiming
+from treeswarm.messages import Answers, Append
 from treeswarm.sampling import SamplingSettings
 from treeswarm.tree import ROOT
 from treeswarm_client.drafters.seam import DraftTree
@@ -15,25 +14,13 @@ from treeswarm_client.drafters.seam import DraftTree
 
 @dataclass(frozen=True, eq=False)
 class Shipment:
-    """What goes out for one traversal: appends in order, and the ids whose answers come back."""
+    """What goes out: appends in order, and the ids whose answers come back in this round."""
 
     appends: tuple[Append, ...]
     asked: NDArray[np.int64]
     """Ids of the nodes answered, in order: for a round the mandatory node, then the drafted ones."""
     draft: DraftTree | None
     """What was drafted for this round; None for a prefill."""
-
-
-@dataclass(frozen=True, eq=False)
-class Answered:
-    """All answers to one shipment, in the order of `Shipment.asked`."""
-
-    tokens: NDArray[np.int64]
-    logprobs: NDArray[np.float32]
-    alternatives: NDArray[np.int64]
-    """[asked, k]: the target's best tokens; k may be 0."""
-    timings: tuple[tuple[HopTiming, ...], ...]
-    """Per append, per hop."""
 
 
 @dataclass(eq=False)
@@ -67,11 +54,25 @@ class ClientSession:
         self._text.append(mandatory)
         return self._ship(draft)
 
+    def extend(self, shipment: Shipment, wider: DraftTree) -> Shipment:
+        """Further nodes below those of a round that is on its way; `wider` begins with what it shipped."""
+        assert shipment.draft is not None
+        known = len(shipment.draft)
+        ids = np.arange(self._next_id, self._next_id + len(wider) - known)
+        asked = np.concatenate([shipment.asked, ids])
+        appends = self._segments([], asked[wider.parents[known:] + 1], wider.tokens[known:], fresh=False)
+        return Shipment(tuple(appends), asked, wider)
+
     def accept(self, shipment: Shipment, accepted: Sequence[int]) -> None:
         """The walk followed these drafted nodes (indices into the tree) of a round's shipment."""
         assert shipment.draft is not None
         self._path = [int(shipment.asked[0]), *(int(shipment.asked[i + 1]) for i in accepted)]
         self._text += shipment.draft.tokens[list(accepted)].tolist()
+
+    def news(self, shipment: Shipment, accepted: Sequence[int]) -> tuple[int, int]:
+        """Length of the trunk and its tip, as they will be once this walk is committed: for nodes that still compute
+        what it passed by."""
+        return len(self._text) + len(accepted), int(shipment.asked[accepted[-1] + 1 if accepted else 0])
 
     def resumption(self, answered: int) -> tuple[list[int], int]:
         """The tokens that every node is sure to have, now that so many appends of this epoch are answered, and a new
@@ -113,25 +114,19 @@ class ClientSession:
         self._tip = commit[-1] if commit else self._tip
         parents = np.concatenate([[self._tip], ids[draft.parents + 1]]) if len(draft) else np.array([self._tip])
         tokens = np.concatenate([[self._text[-1]], draft.tokens])
+        return self._segments(commit, parents, tokens, fresh=True)
+
+    def _segments(
+        self, commit: Sequence[int], parents: NDArray[np.int64], tokens: NDArray[np.int64], *, fresh: bool
+    ) -> list[Append]:
+        """Nodes cut into appends; the first one commits, and buries what is left of the crown."""
         appends = []
         for start in range(0, len(tokens), self.segment_rows):
             rows = slice(start, start + self.segment_rows)
             self._reached.append(len(self._text) - 1)
-            appends.append(self._append(commit, parents[rows], tokens[rows], Answers.ALL, fresh=not start))
+            appends.append(self._append(commit, parents[rows], tokens[rows], Answers.ALL, fresh=fresh and not start))
             commit = []
         return appends
-
-    def gather(self, shipment: Shipment, answers: Sequence[Answer]) -> Answered:
-        """Check the answers against what was asked.  Raises Malformed: a node answers what it was not asked."""
-        ids = np.concatenate([answer.ids for answer in answers])
-        if not np.array_equal(ids, shipment.asked):
-            raise Malformed("the tail answered other nodes than it was asked about")
-        return Answered(
-            tokens=np.concatenate([answer.tokens for answer in answers]).astype(np.int64),
-            logprobs=np.concatenate([answer.logprobs for answer in answers]),
-            alternatives=_alternatives(answers),
-            timings=tuple(answer.timings for answer in answers),
-        )
 
     def _append(
         self,
@@ -158,13 +153,3 @@ class ClientSession:
         )
         self._next_id += len(tokens)
         return append
-
-
-def _alternatives(answers: Sequence[Answer]) -> NDArray[np.int64]:
-    """Of all rows, as many as every answer has: they are hints, and a tail may lack them."""
-    sent = [answer.alternatives for answer in answers if len(answer.ids)]
-    width = min((each.shape[1] for each in sent), default=0)
-    rows = sum(len(answer.ids) for answer in answers)
-    return (
-        np.concatenate([each[:, :width] for each in sent]).astype(np.int64) if width else np.empty((rows, 0), np.int64)
-    )

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from treeswarm.messages import HopTiming
+from treeswarm_client.pace import Round
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,12 @@ class Meter:
         self.compute_s += compute_s
         self.trips.append(Trip(seconds, compute_s, sum(segment.rows for segment in hops[0]) if hops else 0))
 
-    def add_walk(self, drafted: int, accepted: int) -> None:
+    def add_walk(self, flown: Round) -> None:
         """Count what a shipped tree brought: each walk ends at a miss."""
-        self.drafted += drafted
-        self.accepted += accepted
-        self.misses += 1
+        if len(flown.draft):  # without a tree there was nothing to hit or miss
+            self.drafted += len(flown.draft)
+            self.accepted += len(flown.found.accepted)
+            self.misses += 1
 
     def summary(self, seconds: float) -> Stats:
         """The figures after `seconds` of generation."""

@@ -1,7 +1,6 @@
 """Whole generations on a virtual clock over networks from perfect to terrible, by seeded schedules."""
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,15 +8,16 @@ import numpy as np
 import pytest
 
 from treeswarm.errors import MissingBlocks, SwarmError
-from treeswarm.messages import Append
+from treeswarm.messages import Answer, Append
 from treeswarm.session import NodeSession
 from treeswarm.steps import Step
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.memory import Faults, MemoryNetwork
 from treeswarm.transport.seam import StreamKind
 from treeswarm.walk import Walk, walk
-from treeswarm_client import generation
-from treeswarm_client.session import Answered, ClientSession, Shipment
+from treeswarm_client import flight
+from treeswarm_client.drafters.seam import UNANSWERED
+from treeswarm_client.flight import Flight
 
 from ..virtual_clock import run_virtually
 from .toy import plain_text, toy_swarm
@@ -134,19 +134,19 @@ class TestPlantedMistakes:
     def test_dropping_the_bonus_token(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def greedy_for_trees(parents: Any, tokens: Any, answers: Any) -> Walk:
             found = walk(parents, tokens, answers)
-            return replace(found, bonus=int(tokens[found.accepted[-1]])) if found.accepted else found
+            whole = found.accepted and found.bonus != UNANSWERED
+            return replace(found, bonus=int(tokens[found.accepted[-1]])) if whole else found
 
-        monkeypatch.setattr(generation, "walk", greedy_for_trees)
+        monkeypatch.setattr(flight, "walk", greedy_for_trees)
         assert self.differs()
 
     def test_answers_shifted_by_one_node(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        honest = ClientSession.gather
+        honest = Flight.land
 
-        def shifted(self: ClientSession, shipment: Shipment, answers: Sequence[Any]) -> Answered:
-            answered = honest(self, shipment, answers)
-            return replace(answered, tokens=np.roll(answered.tokens, 1))
+        def shifted(self: Flight, answer: Answer) -> None:
+            honest(self, replace(answer, tokens=np.roll(answer.tokens, 1)))
 
-        monkeypatch.setattr(ClientSession, "gather", shifted)
+        monkeypatch.setattr(Flight, "land", shifted)
         assert self.differs()
 
     def test_applying_a_replayed_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from treeswarm_client.chain import Chain, open_chain
 from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Verdict, in_no_hurry
 from treeswarm_client.generation import Generation, Limits
 from treeswarm_client.mending import Room
+from treeswarm_client.pace import FixedPace, Round, joined, prefix
 from treeswarm_client.route import Hop, Target
 from treeswarm_client.session import ClientSession
 from treeswarm_node.admission import Served
@@ -139,6 +140,32 @@ class GuessingDrafter:
         assert verdict.alternatives.shape == (len(verdict.tree) + 1, self.alternatives)
         assert (verdict.alternatives[answered, 0] == verdict.answers[answered]).all()
         self._text += [*(int(verdict.tree.tokens[i]) for i in verdict.accepted), verdict.bonus]
+
+
+@dataclass
+class HastyPace:
+    """Ships a few nodes at once and the others after them, in two further appends."""
+
+    size: int
+
+    def wanted(self) -> int:
+        return (self.size + 1) // 2
+
+    def patience(self) -> Callable[[], bool]:
+        return in_no_hurry
+
+    def choose(self, tree: DraftTree) -> DraftTree:
+        return prefix(tree, len(tree) - 1)
+
+    def ahead(self, shipped: int) -> int:
+        return 4 * self.size
+
+    def further(self, shipped: DraftTree, wider: DraftTree) -> DraftTree:
+        return joined(shipped, wider, min(self.size, len(shipped) + 1 + self.size // 4))
+
+    def learn(self, flown: Round) -> None:
+        assert flown.first <= len(flown.draft) <= self.size
+        assert len(flown.found.accepted) <= flown.answered <= len(flown.draft)
 
 
 @dataclass
@@ -266,7 +293,7 @@ class ToySwarm:
             self.chain = chain
             session = ClientSession(SamplingSettings(), segment_rows, chain.epoch)
             limits = Limits(count, frozenset())
-            generation = Generation(chain, drafter, session, limits, tree_size)
+            generation = Generation(chain, drafter, session, limits, FixedPace(tree_size, drafts_ahead=False))
             async for news in generation.rounds(prompt, SamplingSettings()):
                 kept += news.tokens
         return kept

@@ -140,7 +140,8 @@ def branches(end: Sequence[int], verdict: Verdict) -> Iterator[list[int]]:
         paths.append([*(paths[parent] if parent >= 0 else end), token][-LEAD:])
         if answers[parent + 1] == token or answers[node + 1] == UNANSWERED:
             continue
-        said, at = list(paths[node]), node
+        said: list[int] = list(paths[node])
+        at: int | None = node
         while at is not None and answers[at + 1] != UNANSWERED:
             said.append(answers[at + 1])
             at = children.get((at, answers[at + 1]))

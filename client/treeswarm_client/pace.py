@@ -1,0 +1,117 @@
+"""How much to speculate, round by round: the seam between the loop that ships and whoever decides."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from treeswarm.messages import HopTiming
+from treeswarm.walk import Walk
+from treeswarm_client.drafters.seam import DraftTree, in_no_hurry
+
+# While a tree travels, this many times its nodes are drafted: what the walk does not reach is wasted work on the
+# client's own machine, and the chance that it reaches a node falls quickly with the node's rank.
+AHEAD = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """What one traversal was and brought."""
+
+    draft: DraftTree
+    found: Walk
+    answered: int
+    """Nodes of the draft whose answers came before the walk was over."""
+    first: int
+    """Nodes of the draft in the first shipment; the others went after it."""
+    seconds: float
+    """From the first append to the end of the walk."""
+    first_seconds: float
+    """From the first append to the last answer of the first shipment; 0 where the walk was over before."""
+    timings: Sequence[Sequence[HopTiming]]
+    """Per append answered, per hop."""
+    whole: bool
+    """Nothing broke on the way: its times mean something."""
+
+
+class Pace(Protocol):
+    """Decides; learns from what came of it."""
+
+    def wanted(self) -> int:
+        """Nodes to draft before anything is shipped; 0: plain decoding."""
+        ...
+
+    def patience(self) -> Callable[[], bool]:
+        """To be asked, from now on, whether drafting before shipping has taken long enough."""
+        ...
+
+    def choose(self, tree: DraftTree) -> DraftTree:
+        """What to ship of a tree: a prefix of it."""
+        ...
+
+    def ahead(self, shipped: int) -> int:
+        """Nodes to draft, those shipped included, while so many are on their way."""
+        ...
+
+    def further(self, shipped: DraftTree, wider: DraftTree) -> DraftTree:
+        """`shipped`, and after it what is worth an append of its own of what `wider` has beyond it."""
+        ...
+
+    def learn(self, flown: Round) -> None:
+        """What came of it."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedPace:
+    """Trees of one size; what is drafted ahead only saves time in the next round."""
+
+    size: int
+    drafts_ahead: bool = True
+
+    def wanted(self) -> int:
+        return self.size
+
+    def patience(self) -> Callable[[], bool]:
+        return in_no_hurry
+
+    def choose(self, tree: DraftTree) -> DraftTree:
+        return tree
+
+    def ahead(self, shipped: int) -> int:
+        return AHEAD * self.size if self.drafts_ahead else 0
+
+    def further(self, shipped: DraftTree, wider: DraftTree) -> DraftTree:
+        return shipped
+
+    def learn(self, flown: Round) -> None:
+        """It knows what it wants."""
+
+
+def prefix(tree: DraftTree, size: int) -> DraftTree:
+    """The best `size` nodes."""
+    return DraftTree(tree.parents[:size], tree.tokens[:size], tree.scores[:size])
+
+
+def joined(shipped: DraftTree, wider: DraftTree, most: int) -> DraftTree:
+    """`shipped`, then those of the best nodes of `wider` that it lacks and whose parents are there, up to `most` nodes
+    in all.  Both are trees below the same root."""
+    place = {(int(p), int(t)): i for i, (p, t) in enumerate(zip(shipped.parents, shipped.tokens, strict=True))}
+    where: list[int] = []
+    new: list[tuple[int, int, float]] = []
+    for parent, token, score in zip(wider.parents.tolist(), wider.tokens.tolist(), wider.scores.tolist(), strict=True):
+        above = -1 if parent < 0 else where[parent]
+        known = place.get((above, token)) if parent < 0 or above >= 0 else None
+        if known is None and (parent < 0 or above >= 0) and len(place) < most:
+            known = place[above, token] = len(place)
+            new.append((above, token, score))
+        where.append(-1 if known is None else known)
+    if not new:
+        return shipped
+    parents, tokens, scores = zip(*new, strict=True)
+    return DraftTree(
+        np.concatenate([shipped.parents, np.array(parents, np.int64)]),
+        np.concatenate([shipped.tokens, np.array(tokens, np.int64)]),
+        np.concatenate([shipped.scores, np.array(scores, np.float32)]),
+    )
