@@ -116,7 +116,7 @@ class SwarmClient:
     model: str
     peers: str | None = None
     registry: str | None = None
-    draft: str = "none"
+    draft: str = "auto"
     tree_size: int = DEFAULT_TREE_SIZE
     draft_device: str = "cpu"
     emulate_link: str | None = None

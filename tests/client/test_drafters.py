@@ -207,8 +207,6 @@ def test_a_part_of_a_tree_may_be_shipped_with_the_guesses_of_others(make: Make, 
         tree = drafter.propose(20, 8)
         check_tree(tree, 20, 8)
         text = finish(drafter, text, some_of(tree, random), random)
-    if not isinstance(drafter, NoneDrafter):
-        assert len(drafter.propose(20, 8))
 
 
 def test_a_drafter_follows_the_text_when_nothing_was_shipped(make: Make) -> None:
