@@ -108,9 +108,10 @@ class SwarmClient:
                 print(token.text, end="")
 
     A peer is `HOST:PORT`, or `HOST:PORT#PIN` as its ready line shows it: then nobody else may answer there.  `model` is
-    a directory, a hub id or `demo`; only its config and tokenizer are read.  `draft` is `none`, a directory,
-    a hub id or `demo-draft`.  Entering raises what is wrong with the model, the draft, the addresses or the nodes
-    (ModelError, Mismatch, BadRequest, RouteError, Unreachable).  One generation at a time uses the drafter.
+    a directory, a hub id or `demo`; only its config and tokenizer are read.  `draft` is `auto`, `ngram`, `none`, or a
+    draft model (a directory, a hub id or `demo-draft`), with `+ngram` behind it both.  Entering raises what is wrong
+    with the model, the draft, the addresses or the nodes (ModelError, Mismatch, BadRequest, RouteError, Unreachable).
+    One generation at a time uses the drafter.
     """
 
     model: str

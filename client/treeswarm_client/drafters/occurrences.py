@@ -1,7 +1,7 @@
 """Texts in which earlier occurrences of two tokens are found at once."""
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 SEPARATOR = -1
 """Between texts of one index: nothing matches across it."""
@@ -28,22 +28,26 @@ class IndexedText:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def add(self, tokens: Sequence[int]) -> None:
-        """At the end.  Places found before are void where that forgets the oldest."""
+    def add(self, tokens: Sequence[int]) -> bool:
+        """At the end.  Returns whether the oldest were forgotten: places found before are void then."""
         for token in tokens:
             place = len(self.tokens)
             pair = (self.tokens[-1] if place else SEPARATOR) << 32 | token & 0xFFFFFFFF
             self._before.append(self._last.get(pair, -1))
             self._last[pair] = place
             self.tokens.append(token)
-        if self._capacity is not None and len(self.tokens) > 2 * self._capacity:
-            kept = self.tokens[-self._capacity :]
-            self._clear()
-            self.add(kept)
+        if self._capacity is None or len(self.tokens) <= 2 * self._capacity:
+            return False
+        kept = self.tokens[-self._capacity :]
+        self._clear()
+        self.add(kept)
+        return True
 
-    def ended_by(self, first: int, second: int, most: int) -> Iterator[int]:
+    def ended_by(self, first: int, second: int, most: int) -> list[int]:
         """Places of `second` just after `first`, the latest first, at most so many."""
+        found: list[int] = []
         place = self._last.get(first << 32 | second & 0xFFFFFFFF, -1)
-        while place >= 0 and most:
-            yield place
-            place, most = self._before[place], most - 1
+        while place >= 0 and len(found) < most:
+            found.append(place)
+            place = self._before[place]
+        return found

@@ -36,6 +36,7 @@ LEAD = 3
 KINDS = (2, 3, 4, 5, 7, 10, 16)
 PRIOR_AGREED = (0.35, 0.5, 0.6, 0.7, 0.8, 0.87, 0.93)
 PRIOR_SPLIT = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+VOTE = [LONGER**length for length in range(LONGEST + 1)]
 _KIND = [max(0, sum(length >= least for least in KINDS) - 1) for length in range(LONGEST + 1)]
 
 
@@ -59,6 +60,8 @@ class SuffixDrafter:
     _output: int = 0
     """Where in the text the target's own words begin."""
     _rates: Rates = field(default_factory=lambda: Rates(np.array(PRIOR_AGREED + PRIOR_SPLIT)))
+    _end: Matches | None = None
+    """Of the text so far; None where it has to be found anew."""
     _tree: Expansion[Matches] | None = None
 
     @property
@@ -68,14 +71,15 @@ class SuffixDrafter:
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         if said := self._text.tokens[self._output :]:
             self._past.add([*said, SEPARATOR])
-        self._text, self._tree, self._output = IndexedText(), None, len(prompt)
+        self._text, self._end, self._tree, self._output = IndexedText(), None, None, len(prompt)
         self._text.add(prompt)
 
     def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
         if not len(self._text):
             return NO_TREE
         if self._tree is None or self._tree.depth != depth:
-            self._tree = Expansion(self, self._root(), depth)
+            self._end = self._end or self._found()
+            self._tree = Expansion(self, self._end, depth)
         return self._tree.grow(size, enough)
 
     def observe(self, verdict: Verdict) -> None:
@@ -85,9 +89,11 @@ class SuffixDrafter:
                 if votes:
                     self._rates.saw([(kind, answer in votes)])
         for branch in branches(self._text.tokens[-LEAD:].tolist(), verdict):
-            self._pool.add([*branch, SEPARATOR])
-        path = verdict.tree.tokens[list(verdict.accepted)].tolist()
-        self._text.add([*path, verdict.bonus])
+            if self._pool.add([*branch, SEPARATOR]):
+                self._end = None
+        for token in (*verdict.tree.tokens[list(verdict.accepted)].tolist(), verdict.bonus):
+            self._end = self._end and self.after(self._end, token)
+            self._text.add([token])
         self._tree = None
 
     def after(self, state: Matches, token: int) -> Matches:
@@ -98,10 +104,12 @@ class SuffixDrafter:
             if place + 1 < len(self._sources[source]) and self._sources[source].tokens[place + 1] == token
         ]
         followed = {(source, place) for source, place, _ in found}
-        for source, text in enumerate(self._sources):
-            for place in text.ended_by(state.token, token, LOOKED_AT):
-                if (source, place) not in followed:
-                    found.append((source, place, 2))
+        found += [
+            (source, place, 2)
+            for source, text in enumerate(self._sources)
+            for place in text.ended_by(state.token, token, LOOKED_AT)
+            if (source, place) not in followed
+        ]
         return Matches(token, tuple(found))
 
     def guesses(self, state: Matches) -> list[tuple[int, float]]:
@@ -116,12 +124,12 @@ class SuffixDrafter:
         for source, place, length in matches.found:
             tokens = self._sources[source].tokens
             if place + 1 < len(tokens) and (token := tokens[place + 1]) != SEPARATOR:
-                votes[token] = votes.get(token, 0.0) + TRUST[source] * LONGER**length
+                votes[token] = votes.get(token, 0.0) + TRUST[source] * VOTE[length]
                 longest = max(longest, length)
         return votes, _KIND[longest] + (len(KINDS) if len(votes) > 1 else 0)
 
-    def _root(self) -> Matches:
-        """At the end of the text."""
+    def _found(self) -> Matches:
+        """At the end of the text, from as far back as matters."""
         end = self._text.tokens[-LONGEST:].tolist()
         matches = Matches(end[0], ())
         for token in end[1:]:
