@@ -72,6 +72,11 @@ class Drafter(Protocol):
         """For statistics and for a user's eyes."""
         ...
 
+    @property
+    def alternatives(self) -> int:
+        """How many of the target's best tokens, 0 to 8, its verdicts should bring for every node."""
+        ...
+
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         """A new generation: forget the last one's context, keep what was learned."""
         ...
