@@ -23,7 +23,7 @@ from treeswarm_client.drafters.growth import Growth, grow
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.recycling import RecyclingDrafter
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Verdict
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Verdict, copied
 from treeswarm_client.drafters.suffix import SuffixDrafter
 from treeswarm_client.drafters.temperature import GRID, Temperature
 from treeswarm_client.drafters.union import UnionDrafter
@@ -385,3 +385,12 @@ def test_without_torch_a_model_cannot_draft_and_auto_does_without(
     with caplog.at_level(logging.INFO):
         assert load_drafter("auto", demo).name == "ngram"
     assert "without a model" in caplog.text
+
+
+def test_a_union_beside_a_union_shares_no_context() -> None:
+    first = UnionDrafter([SuffixDrafter(), RecyclingDrafter()])
+    first.begin([1, 2, 3, 1, 2], SamplingSettings())
+    second = copied(first)
+    second.begin([7, 8, 9, 7, 8], SamplingSettings())
+    assert first.propose(1, 3).tokens.tolist() == [3]
+    assert second.propose(1, 3).tokens.tolist() == [9]

@@ -6,14 +6,15 @@ this text loses its place by its own account alone.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.sampling import SamplingSettings
 from treeswarm_client.drafters.calibration import Calibration
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Verdict, copied, in_no_hurry
 
 NOT_THERE = -2
 """Among places: a node that is in no tree."""
@@ -40,6 +41,12 @@ class UnionDrafter:
     def alternatives(self) -> int:
         """As many as the member that wants most."""
         return max((member.alternatives for member in self.members), default=0)
+
+    def another(self) -> Self:
+        """One for a generation beside this one."""
+        beside = replace(self, members=[copied(member) for member in self.members], _trees=[], _tree=NO_TREE)
+        beside._calibrations = list(self._calibrations)
+        return beside
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         for member in self.members:
