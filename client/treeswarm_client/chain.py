@@ -58,6 +58,8 @@ class Chain:
     room: Room
     patience_s: float
     shared: SharedPrompt | None = None
+    alternatives: int = 0
+    """How many of the target's best tokens come with every answered row."""
     session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_ID_BYTES))
     epoch: int = -1
     members: list[Member] = field(default_factory=list)
@@ -274,6 +276,8 @@ class Chain:
             self.lose(control.hop, Malformed(f"{control.hop} answered append {answer.seq} out of turn"))
         elif answer.tokens.size and int(answer.tokens.max()) >= self.target.vocab_size:
             self.lose(control.hop, Malformed(f"{control.hop} answered a token outside the vocabulary"))
+        elif int(answer.alternatives.max(initial=0)) >= self.target.vocab_size:
+            self.lose(control.hop, Malformed(f"{control.hop} sent an alternative outside the vocabulary"))
         else:
             self.answered += 1
             self._moved_at = asyncio.get_running_loop().time()
@@ -412,13 +416,14 @@ async def open_chain(
     *,
     patience_s: float = 0.0,
     shared: SharedPrompt | None = None,
+    alternatives: int = 0,
 ) -> AsyncIterator[Chain]:
     """A session on the chain that `pilot` chooses, for the prompt `shared` if its KV may be shared; closed on leaving,
-    whatever happened.
+    whatever happened.  Its tail sends so many `alternatives` with every answered row.
 
     Raises MissingBlocks and Refused (full) when `patience_s` seconds brought no chain.
     """
-    chain = Chain(target, pilot, transport, room, patience_s, shared)
+    chain = Chain(target, pilot, transport, room, patience_s, shared, alternatives)
     watching = asyncio.create_task(chain.watch())
     try:
         await chain.mend((), 0)

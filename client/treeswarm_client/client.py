@@ -114,16 +114,16 @@ class SwarmClient:
                 print(token.text, end="")
 
     A peer is `HOST:PORT`, or `HOST:PORT#PIN` as its ready line shows it: then nobody else may answer there.  `model` is
-    a directory, a hub id or `demo`; only its config and tokenizer are read.  `draft` is `none`, a directory,
-    a hub id or `demo-draft`.  Entering raises what is wrong with the model, the draft, the addresses or the nodes
-    (ModelError, Mismatch, BadRequest, RouteError, Unreachable).  Several generations may run at once; with a drafter
-    that cannot be copied they take turns.
+    a directory, a hub id or `demo`; only its config and tokenizer are read.  `draft` is `auto`, `ngram`, `none`, or a
+    draft model (a directory, a hub id or `demo-draft`), with `+ngram` behind it both.  Entering raises what is wrong
+    with the model, the draft, the addresses or the nodes (ModelError, Mismatch, BadRequest, RouteError, Unreachable).
+    Several generations may run at once; with a drafter that cannot be copied they take turns.
     """
 
     model: str
     peers: str | None = None
     registry: str | None = None
-    draft: str = "none"
+    draft: str = "auto"
     tree_size: TreeSize = "auto"
     """Drafted nodes a traversal; 0 is plain decoding; `auto`: what brings most tokens a second, round by round."""
     draft_device: str = "cpu"
@@ -134,6 +134,10 @@ class SwarmClient:
     """Of a private swarm, as `treeswarm.keys.read_swarm_key` reads it."""
     transport: Transport | None = None
     """Instead of gRPC with TLS; stays open afterwards."""
+    dtype: str | None = None
+    """Only nodes that compute in it; None: whichever class has most nodes."""
+    quantization: str | None = None
+    """Only nodes whose weights are so: `none`, `int8`, `nf4`; None: as above."""
     patience: float = DEFAULT_PATIENCE_S
     """Seconds a generation waits for nodes to appear where no chain can be made, before it ends."""
     prefix_scope: PrefixScope = "client"
@@ -267,6 +271,7 @@ class SwarmClient:
                 Room(len(run.prompt_ids) + limits.max_new_tokens, largest + 1),
                 patience_s=self.patience,
                 shared=SharedPrompt(run.prompt_ids, self.prefix_scope, self._secret),
+                alternatives=seat.drafter.alternatives if largest else 0,
             ) as chain,
             AsyncExitStack() as undo,
         ):
@@ -336,7 +341,14 @@ class SwarmClient:
         while True:
             snapshot = await registry.snapshot()
             try:
-                return choose_target(snapshot, self._opened.config, self._opened.shape), snapshot
+                target = choose_target(
+                    snapshot,
+                    self._opened.config,
+                    self._opened.shape,
+                    dtype=self.dtype,
+                    quantization=self.quantization,
+                )
+                return target, snapshot
             except RouteError:
                 if asyncio.get_running_loop().time() > end:
                     raise

@@ -86,6 +86,7 @@ class Mendable(Protocol):
     pilot: Pilot
     transport: Transport
     room: Room
+    alternatives: int
     session: bytes
     epoch: int
     members: list[Member]
@@ -203,6 +204,7 @@ class Mender:
                 resumption=resumption,
                 forwards_replay=after is not None and not after.proven,
                 prefix=prefix,
+                alternatives=chain.alternatives,
             )
         )
         member.credit_rows, member.profile = granted.credit_rows, granted.profile

@@ -97,4 +97,7 @@ def port_of(peer: str) -> int:
 
 def class_name(numerics: NumericsClass) -> str:
     """For people."""
-    return f"weights {numerics.weights[:12]} in {numerics.dtype} (quantization {numerics.quantization})"
+    return (
+        f"weights {numerics.weights[:12]} in {numerics.dtype} (quantization {numerics.quantization}, "
+        f"activations {numerics.activations or 'native'})"
+    )

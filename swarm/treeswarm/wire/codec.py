@@ -25,6 +25,7 @@ __all__ = ["decode_control_down", "decode_control_up", "decode_link_up", "encode
 U32_LIMIT = 2**32
 ANSWERS = {pb.NONE: m.Answers.NONE, pb.LAST: m.Answers.LAST, pb.ALL: m.Answers.ALL}
 DTYPES = {"float32", "bfloat16", "float16"}
+ACTIVATIONS = {"", "int8"}
 
 
 def decode_control_up(data: bytes) -> m.ControlUp:
@@ -106,10 +107,12 @@ def _profile_in(points: Any) -> m.Profile:
 
 def _numerics_in(n: pb.NumericsClass) -> m.NumericsClass:
     _require(n.dtype in DTYPES, "numerics.dtype", "not one of " + ", ".join(sorted(DTYPES)))
+    _require(n.activations in ACTIVATIONS, "numerics.activations", "not one of native, int8")
     return m.NumericsClass(
         weights=_text(n.weights, "numerics.weights", 128),
         dtype=n.dtype,
         quantization=_text(n.quantization, "numerics.quantization", 64),
+        activations=n.activations,
     )
 
 
@@ -153,6 +156,7 @@ def _open_in(o: pb.Open) -> m.Open:
         resumption=_resumption_in(o.resumption) if o.HasField("resumption") else None,
         forwards_replay=o.forwards_replay,
         prefix=_prefix_in(o),
+        alternatives=_count(o.alternatives, "alternatives", 0, m.MAX_ALTERNATIVES),
     )
 
 
@@ -208,7 +212,17 @@ def _answer_in(a: pb.Answer) -> m.Answer:
         tokens=tokens,
         logprobs=logprobs,
         timings=_timings_in(a.timings),
+        alternatives=_alternatives_in(a.alternatives, len(ids)),
     )
+
+
+def _alternatives_in(data: bytes, rows: int) -> NDArray[Any]:
+    flat = _array(data, "alternatives", "<u4", m.MAX_ROWS * m.MAX_ALTERNATIVES)
+    if not len(flat):
+        return m.no_alternatives()
+    even = rows > 0 and len(flat) % rows == 0
+    _require(even, "alternatives", f"{len(flat)} tokens are not as many for each of {rows} rows")
+    return flat.reshape(rows, _count(len(flat) // rows, "alternatives", 1, m.MAX_ALTERNATIVES))
 
 
 def _fault_in(f: pb.Fault) -> m.Fault:
