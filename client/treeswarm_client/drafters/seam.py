@@ -1,6 +1,6 @@
 """The drafter seam: context in, scored tree out.
 
-Adapters: `none.py` and `model.py`; one conformance suite runs against all.  A drafter is used by one
+Adapters: `none.py`, `model.py`, `suffix.py`, `recycling.py`, `union.py`; one conformance suite runs against all.  A drafter is used by one
 generation at a time and runs in a worker thread, never in the event loop.
 """
 
