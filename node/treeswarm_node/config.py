@@ -77,4 +77,10 @@ class NodeConfig:
     """How many blocks to host where `span` is None; None: as many as fit."""
     memory: int | None = None
     """Bytes to use; None: what is free."""
+    quantization: str = "none"
+    """Of the hosted blocks' weights: `none`, `int8`, `nf4`."""
+    activations: str = ""
+    """On links: empty as computed, or `int8`."""
+    offload: str = "none"
+    """Where the blocks' weights stay while they are not computed with: `none`, `ram`, `disk`."""
     limits: Limits = Limits()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 from treeswarm.errors import Malformed, Refused, SwarmError, TransportError
-from treeswarm.messages import Append, Fault, FaultCode, HopTiming, NextHop, Open, Opened, Resume
+from treeswarm.messages import Append, Fault, FaultCode, HopTiming, NextHop, Open, Opened, Profile, Resume
 from treeswarm.session import NodeSession
 from treeswarm.spans import Span
 from treeswarm.steps import Step
@@ -17,6 +17,7 @@ from treeswarm_node.engine import Engine, Work
 from treeswarm_node.journal import Journal
 from treeswarm_node.kv import SessionKV
 from treeswarm_node.outlets import Outlet, ToClient, ToNextHop
+from treeswarm_node.sharing import Sharing
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +42,20 @@ class HostedSession:
     transport: Transport
     forget: Callable[[], None]
     """Take it off the node's list."""
+    sharing: Sharing | None = None
+    """What it shares its trunk by."""
     forwards_replay: bool = False
     """The next hop replaces a lost node too, and needs what is replayed here."""
+    profile: Profile = ()
+    """Of a forward through `span`, for the client to plan by."""
     detached_at: float | None = None
     """When the client's control stream broke; None while it lives."""
     touched_at: float = 0.0
     """When the client last asked for something."""
     passed_on: int = 0
-    """Steps sent on or answered, replayed ones too."""
+    """Appends of this epoch, sent on or answered."""
+    replayed: int = 0
+    """Frames of this epoch's replay, sent from the journal, or computed and sent on where that is asked."""
     _outlet: Outlet = field(init=False)
     _outbox: asyncio.Queue[tuple[Step, Computed, HopTiming]] = field(default_factory=asyncio.Queue)
     """Bounded by the session's credits: a row's credit returns when it has been sent on."""
@@ -60,6 +67,8 @@ class HostedSession:
     _room: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever credit comes back."""
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _stalled: bool = False
+    """Work was withdrawn: what follows on it must not run before a resumption has begun anew."""
     _complained: bool = False
     _over: bool = False
 
@@ -74,11 +83,14 @@ class HostedSession:
         engine: Engine,
         transport: Transport,
         forget: Callable[[], None],
+        sharing: Sharing | None = None,
+        profile: Profile = (),
     ) -> "HostedSession":
         """A session just granted; starts passing results on at once."""
         hosted = cls(
             wanted.session, wanted.span, wanted.ticket, wanted.next_hop, session, kv, journal, control, engine,
-            transport, forget, forwards_replay=wanted.forwards_replay, touched_at=asyncio.get_running_loop().time(),
+            transport, forget, sharing, forwards_replay=wanted.forwards_replay, profile=profile,
+            touched_at=asyncio.get_running_loop().time(),
         )  # fmt: skip
         hosted._outlet = hosted._make_outlet()
         hosted._passing = hosted._spawn(hosted._pass_on())
@@ -124,16 +136,21 @@ class HostedSession:
             self.session.check_resumption(wanted.epoch, wanted.resumption)
             if length > self.kv.trunk_length:
                 raise Refused(f"{self.kv.trunk_length} tokens are here, not {length}", FaultCode.NO_JOURNAL)
+            self._stalled = True
             self.engine.withdraw(self.session)
             await self.engine.idle_of(self.session)
-            self.engine.withdraw(self.session)  # what came meanwhile
-            self.session.resume(wanted.epoch, wanted.resumption)
+            self.session.check_resumption(wanted.epoch, wanted.resumption)
             self.kv.truncate(length)
+            self.session.resume(wanted.epoch, wanted.resumption)
+            self.passed_on = self.replayed = 0
+            self._stalled = False
             await self._stop_passing()
+            self.sharing = None
             if self._over:
                 raise Refused("the session ended meanwhile", FaultCode.UNKNOWN_SESSION)
-            if self.journal is not None:
-                self.journal.truncate(length)
+            self._truncate_journal(length)
+            if wanted.replays and self.journal is None:
+                raise Refused("this node has no room any more for a journal of its own", FaultCode.NO_JOURNAL)
             self.attach(control)
             broken, self._complained = self._complained, False
             if self.ticket != wanted.ticket:
@@ -192,7 +209,8 @@ class HostedSession:
     async def grant(self) -> None:
         """Tell the client that the session is open in its present epoch."""
         terms = self.session.terms
-        await self.control.send(Opened(self.id, terms.epoch, terms.credit_rows))
+        offered = self.session.offered
+        await self.control.send(Opened(self.id, terms.epoch, terms.credit_rows, self.profile, offered))
 
     async def tell(self, error: SwarmError, *, fatal: bool) -> None:
         """A fault on the client's control stream, if that still lives."""
@@ -212,8 +230,9 @@ class HostedSession:
         while append.replay and not self._over and self.session.replayed_rows > self.session.terms.credit_rows:
             self._room.clear()
             await self._room.wait()
-        if self._over:
+        if self._over or self._stalled:
             return
+        offered = self.session.offered
         try:
             steps = self.session.receive(append)
         except Refused as error:
@@ -221,6 +240,9 @@ class HostedSession:
                 raise
             await self.tell(error, fatal=False)
             return
+        if offered and steps and steps[0].append.prefix < offered:
+            self.kv.truncate(steps[0].append.prefix)
+            self._truncate_journal(steps[0].append.prefix)
         for step in steps:
             self.engine.submit(Work(self.session, self.kv, self.span, step, self._done, arrived))
 
@@ -233,21 +255,31 @@ class HostedSession:
             if replays and self.journal is not None:
                 for append in self.journal.replay(self.epoch):
                     await self._outlet.replay(append)
+                    self.replayed += 1
             while True:
                 step, computed, timing = await self._outbox.get()
                 if computed.error is not None:
                     raise computed.error
                 if self.journal is not None:
                     self.journal.note(step, computed.hidden)
+                if self.sharing is not None:
+                    self.sharing.note(step, self.kv, self.journal)
                 if self.forwards_replay or not step.append.replay:
                     await self._outlet.send(step, computed, (*step.append.timings, timing))
                 self.session.finish(step)
-                self.passed_on += 1
+                if step.append.replay:
+                    self.replayed += 1
+                else:
+                    self.passed_on += 1
                 self._room.set()
         except TransportError as error:
             self._complain(error)
         except SwarmError as error:
             await self.fail(error)
+
+    def _truncate_journal(self, length: int) -> None:
+        if self.journal is not None and not self.journal.truncate(length):
+            self.journal = None
 
     def _cut_links(self) -> None:
         """Whoever feeds this session now must not speak into what comes."""

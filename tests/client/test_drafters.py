@@ -27,6 +27,7 @@ from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTr
 from treeswarm_client.drafters.suffix import SuffixDrafter
 from treeswarm_client.drafters.temperature import GRID, Temperature
 from treeswarm_client.drafters.union import UnionDrafter
+from treeswarm_client.seats import Copyable
 
 VOCAB, CONTEXT = 61, 96
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -215,6 +216,25 @@ def test_a_drafter_follows_the_text_when_nothing_was_shipped(make: Make) -> None
     for _ in range(5):
         text = finish(drafter, text, NO_TREE, random)
     check_tree(drafter.propose(9, 4), 9, 4)
+
+
+def test_another_knows_what_was_learned_and_has_a_text_of_its_own(make: Make) -> None:
+    """As a fresh one that has learned the same; neither disturbs the other from then on."""
+    drafter = make()
+    text = talked(drafter)
+    assert isinstance(drafter, Copyable)
+    before = drafter.propose(12, 6)
+    other = drafter.another()
+    random = np.random.default_rng(9)
+    other.begin([1, 2, 3], SamplingSettings())
+    there = [1, 2, 3]
+    for _ in range(3):
+        there = finish(other, there, other.propose(9, 5), random)
+    assert drafter.propose(12, 6).tokens.tolist() == before.tokens.tolist()
+    one, two = drafter.another(), drafter.another()
+    for each in (one, two):
+        each.begin(text, SamplingSettings())
+    assert one.propose(12, 6).tokens.tolist() == two.propose(12, 6).tokens.tolist()
 
 
 def test_a_new_generation_knows_nothing_of_the_last_ones_prompt(make: Make) -> None:

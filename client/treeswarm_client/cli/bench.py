@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   swarm bench wan --tree-size 64 --json      plain against trees over links of 0, 25 and 50 ms
   swarm bench faults --json                  100 generations, each hit by a kill, a hang, a cut, a refusal or a drain
   swarm bench load --clients 64 --json       more clients than there is room for
+  swarm bench offload --json                 weights streamed from disk beside plain, by tree size
   swarm bench fuzz --messages 10000 --json   hostile messages at a real node: does it live, does it still serve?
   swarm bench tls --json                     what TLS costs on loopback, beside plaintext in the same run
   swarm bench wan --lab delay=25ms,rate=100mbit   the same over real TCP between network namespaces (root, Linux)
@@ -109,6 +110,7 @@ def _benches() -> dict[str, Callable[[BenchSetup, argparse.Namespace], Coroutine
         "tls": _tls,
         "faults": _faults,
         "load": _load,
+        "offload": _offload,
     }
 
 
@@ -155,6 +157,12 @@ async def _load(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
     from treeswarm_client.bench import load  # noqa: PLC0415
 
     return await load.bench_load(setup, clients=args.clients)
+
+
+async def _offload(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_client.bench import offload  # noqa: PLC0415
+
+    return await offload.bench_offload(setup, sizes=args.sizes or offload.SIZES)
 
 
 async def _batch(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The drafter seam: context in, scored tree out.
 
-Adapters: `none.py`, `model.py`, `suffix.py`, `recycling.py`, `union.py`; one conformance suite runs against all.  A drafter is used by one
-generation at a time and runs in a worker thread, never in the event loop.
+Adapters: `none.py`, `model.py`, `suffix.py`, `recycling.py`, `union.py`; one conformance suite runs against all.  A
+drafter is used by one generation at a time and runs in a worker thread, never in the event loop.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +29,10 @@ class DraftTree:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def best(self, size: int) -> "DraftTree":
+        """The tree of its best `size` nodes."""
+        return DraftTree(self.parents[:size], self.tokens[:size], self.scores[:size])
 
 
 NO_TREE = DraftTree(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))

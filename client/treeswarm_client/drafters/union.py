@@ -7,6 +7,7 @@ this text loses its place by its own account alone.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +21,19 @@ NOT_THERE = -2
 LEAST_CHANCE = 1e-9
 
 
+class Member(Drafter, Protocol):
+    """A drafter that a union may have."""
+
+    def another(self) -> "Member":
+        """One for a generation beside this one."""
+        ...
+
+
 @dataclass(eq=False)
 class UnionDrafter:
     """Members in the order in which they are asked: the quick ones first."""
 
-    members: Sequence[Drafter]
+    members: Sequence[Member]
     name: str = "union"
     _calibrations: list[Calibration] = field(init=False)
     _trees: list[DraftTree] = field(default_factory=list)
@@ -41,6 +50,12 @@ class UnionDrafter:
         """As many as the member that wants most."""
         return max((member.alternatives for member in self.members), default=0)
 
+    def another(self) -> "UnionDrafter":
+        """One for a generation beside this one: what is known so far, and contexts of its own."""
+        copied = UnionDrafter([member.another() for member in self.members], self.name)
+        copied._calibrations = list(self._calibrations)
+        return copied
+
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         for member in self.members:
             member.begin(prompt, settings)
@@ -53,7 +68,7 @@ class UnionDrafter:
             self._trees = [member.propose(size, depth, enough) for member in self.members]
             chances = [believed(c, tree.scores) for c, tree in zip(self._calibrations, self._trees, strict=True)]
             self._tree = united(self._tree, self._trees, chances, size)
-        return prefix(self._tree, max(size, 0))
+        return self._tree.best(max(size, 0))
 
     def observe(self, verdict: Verdict) -> None:
         known, on_path = fates(verdict)
@@ -108,11 +123,6 @@ def united(
         tokens=np.array(tokens, np.int64)[order],
         scores=np.minimum.accumulate(scores),
     )
-
-
-def prefix(tree: DraftTree, size: int) -> DraftTree:
-    """Its first `size` nodes."""
-    return DraftTree(tree.parents[:size], tree.tokens[:size], tree.scores[:size])
 
 
 def places_in(tree: DraftTree, other: DraftTree) -> NDArray[np.int64]:
