@@ -1,10 +1,9 @@
 """The drafter seam: context in, scored tree out.
 
-Adapters: `none.py` and `model.py`; one conformance suite runs against all.  A drafter is used by one
-generation at a time and runs in a worker thread, never in the event loop.
+Adapters: `none.py`, `model.py`, `suffix.py`, `recycling.py`, `union.py`; one conformance suite runs against all.  A
+drafter is used by one generation at a time and runs in a worker thread, never in the event loop.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self, runtime_checkable
@@ -103,8 +102,3 @@ class Copyable(Protocol):
     def another(self) -> Self:
         """One for a generation beside this one: the same weights and what was learned, a context of its own."""
         ...
-
-
-def copied(drafter: Drafter) -> Drafter:
-    """Another one; a drafter that shares nothing heavy is simply copied."""
-    return drafter.another() if isinstance(drafter, Copyable) else copy.deepcopy(drafter)
