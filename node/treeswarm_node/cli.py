@@ -61,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--max-sessions", type=int, default=256, metavar="N", help="open at once (default 256)")
     made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="default float32")
     made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default cpu)")
+    made.add_argument(
+        "--device-share", type=float, default=1.0, metavar="SHARE", help="use it at most this share of the time (1)"
+    )
     made.add_argument("--kv-tokens", type=int, default=16384, help="KV cache rows for all sessions (default 16384)")
     made.add_argument("--threads", type=int, default=0, help="CPU threads for the model (default: torch's choice)")
     made.add_argument("--emulate-link", metavar="SHAPE", help="delay what this node sends: delay=25ms,rate=100mbit")
@@ -103,6 +106,7 @@ def read_config(arguments: Sequence[str] | None = None) -> tuple[NodeConfig, boo
         announce=args.announce,
         num_blocks=args.num_blocks,
         memory=parse_size(args.memory) if args.memory else None,
+        device_share=args.device_share,
         lend_from=args.lend_from,
         limits=Limits(sessions=args.max_sessions, grace_s=args.grace, lend_ports=args.lend_ports),
     )

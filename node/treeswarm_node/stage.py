@@ -23,7 +23,7 @@ from treeswarm.spans import Span
 from treeswarm_node.admission import Served
 from treeswarm_node.batch import Segment
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.device import Device
+from treeswarm_node.device import Device, Lent, Runs
 from treeswarm_node.engine import Engine
 from treeswarm_node.kv import KVStore
 from treeswarm_node.loader import load_span
@@ -68,7 +68,7 @@ class Model:
 async def on_stage(config: NodeConfig, model: Model, span: Span) -> AsyncIterator[Stage]:
     """Load, prove and measure a span; its memory is free again on leaving.  Raises ModelError, BadRequest."""
     loaded, served, rate = await asyncio.to_thread(_load, config, model, span)
-    engine = Engine(Device(loaded, Sampler(served.vocab_size)), config.limits.budget)
+    engine = Engine(_lent(Device(loaded, Sampler(served.vocab_size)), config.device_share), config.limits.budget)
     running = asyncio.create_task(engine.run())
     try:
         yield Stage(served, engine, loaded.store, rate)
@@ -114,7 +114,12 @@ def _load(config: NodeConfig, model: Model, span: Span) -> tuple[SpanModel, Serv
         attention=spanned.attention_name,
         activation_bytes=model.shape.hidden_size * loaded.dtype.itemsize,
     )
-    return spanned, served, measure_rate(spanned)
+    return spanned, served, measure_rate(spanned) * config.device_share
+
+
+def _lent(device: Runs, share: float) -> Runs:
+    """What its owner lets others have of it."""
+    return Lent(device, share) if share < 1.0 else device
 
 
 def measure_rate(model: SpanModel) -> float:
