@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 
@@ -26,33 +27,24 @@ from treeswarm.messages import (
     Opened,
 )
 from treeswarm.replay import replay
-from treeswarm.transport.seam import Stream, StreamKind, Transport
+from treeswarm.transport.seam import Transport
 from treeswarm_client.control import GOODBYE_S, NodeControl
-from treeswarm_client.mending import Interrupted, Member, Mender, Room
+from treeswarm_client.mending import Interrupted, Member, Mender, Repair, Room
 from treeswarm_client.overdue import overdue
+from treeswarm_client.pace import ChainHop
 from treeswarm_client.route import Hop, Pilot, Target
+from treeswarm_client.second_thoughts import SecondThoughts
+from treeswarm_client.uplink import Uplink
 
 log = logging.getLogger(__name__)
 
 # How often a chain that waits for answers asks itself whether they are overdue.
 WATCH_EVERY_S = 0.25
-# Records change every minute or so; a look at ten thousand of them takes some 0.1 s.
-RECONSIDER_S = 10.0
 # More dead nodes in a row than this were never seen in a simulated swarm that loses a fifth of its nodes an hour.
 QUICK_TRIES = 8
 PAUSE_S = 0.5
-
-
-@dataclass(frozen=True)
-class Repair:
-    """What happened to a chain once."""
-
-    epoch: int
-    lost: tuple[tuple[Hop, str], ...]
-    """Nodes, and why each was let go."""
-    gained: tuple[Hop, ...]
-    seconds: float
-    """From the first sign to a chain that takes appends again; the replay runs on behind it."""
+# A node's control stream that breaks more often than that without an answer in between is not the network's fault.
+MOST_BREAKS = 3
 
 
 @dataclass(eq=False)
@@ -70,7 +62,7 @@ class Chain:
     repairs: list[Repair] = field(default_factory=list)
     answered: int = 0
     """Appends of this epoch whose answers are here: every node has what they brought."""
-    _link: Stream | None = None
+    _uplink: Uplink = field(init=False)
     _lost: dict[str, SwarmError] = field(default_factory=dict)
     """Nodes of the chain that are of no more use to it, by address."""
     _why: dict[str, SwarmError] = field(default_factory=dict)
@@ -83,20 +75,33 @@ class Chain:
     _free: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when an answer has made room."""
     _moved_at: float = 0.0
-    _considered_at: float = 0.0
-    _better_without: frozenset[str] = frozenset()
+    _second_thoughts: SecondThoughts = field(default_factory=SecondThoughts)
     _tries: int = 0
     """Interrupted ones since the chain broke."""
     _mending: bool = False
-    _complaints: list[tuple[NodeControl, Fault]] = field(default_factory=list)
+    _replays: bool = False
+    """In this epoch new nodes get the trunk before any append."""
+    _complaints: dict[tuple[NodeControl, FaultCode], Fault] = field(default_factory=dict)
     """That came while the chain was mended, about the epoch to come."""
+    _accused: Counter[str] = field(default_factory=Counter)
+    """Nodes lost since the last answer, by who complained of the way to them."""
+    _breaks: Counter[str] = field(default_factory=Counter)
+    """Of nodes' control streams since the last answer."""
     _traversal: RoundTrip = RoundTrip()
     _goodbyes: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._uplink = Uplink(self._link_broke, self._background)
 
     @property
     def hops(self) -> tuple[Hop, ...]:
         """The chain as it is now."""
         return tuple(member.hop for member in self.members)
+
+    @property
+    def computed_by(self) -> tuple[ChainHop, ...]:
+        """The same, and what each said of its speed."""
+        return tuple(ChainHop(f"{m.hop.node} {m.hop.span}", m.profile) for m in self.members)
 
     @property
     def credit_rows(self) -> int:
@@ -114,7 +119,7 @@ class Chain:
 
     async def append(self, append: Append) -> asyncio.Future[Answer]:
         """Ship one append as soon as credit allows; the future holds its answer.  Raises Interrupted."""
-        while not self._interrupted.is_set() and sum(self._in_flight.values()) + append.rows > self.credit_rows:
+        while not self._interrupted.is_set() and not self._has_room(append):
             self._free.clear()
             await self._free.wait()
         self._raise_interruption(leaving=append.seq == 0 or not self._in_flight)
@@ -123,13 +128,14 @@ class Chain:
         self._answers[append.seq] = answer
         self._in_flight[append.seq] = append.rows
         self._moved_at = loop.time()
-        try:
-            assert self._link is not None
-            await self._link.send(append)
-        except SwarmError:
-            self._relink(self.members[0])
-            self._raise_interruption()
+        if not await self._uplink.send(append, unless=self._interrupted):
+            self._interrupt()
+        self._raise_interruption()
         return answer
+
+    def _has_room(self, append: Append) -> bool:
+        """One append is always worth a try: a node that grants less than that says so, or is found stuck."""
+        return not self._in_flight or sum(self._in_flight.values(), append.rows) <= self.credit_rows
 
     async def mend(self, trunk: Sequence[int], tip: int) -> None:
         """Make the chain whole: every node then has the tokens `trunk`, whose last one is called `tip`, and no more.
@@ -139,7 +145,7 @@ class Chain:
         """
         loop = asyncio.get_running_loop()
         started = self._interrupted_at or loop.time()
-        before = self.hops
+        before, self._replays = self.hops, bool(trunk)
         end, self._tries = loop.time() + self.patience_s, 0
         while not await self._mended(trunk, tip, end):
             pass
@@ -153,10 +159,10 @@ class Chain:
     async def _mended(self, trunk: Sequence[int], tip: int, end: float) -> bool:
         """One try, in an epoch of its own."""
         self.epoch += 1
-        self._mending, self._complaints = True, []
+        self._mending, self._complaints = True, {}
         try:
             self._begin_epoch(await Mender(self).attempt(trunk, tip))
-            self._link = await self._feed(trunk)
+            await self._feed(trunk)
         except Interrupted:  # another node failed meanwhile: the next try goes without it
             await self._pause_between_tries(end)
             return False
@@ -183,23 +189,22 @@ class Chain:
 
     def reconsider(self, *, trunk: int, rounds_left: float) -> None:
         """Ask now and then whether a faster chain has appeared; if so, the next append goes its way."""
-        now = asyncio.get_running_loop().time()
-        if now - self._considered_at < RECONSIDER_S:
+        if not self._second_thoughts.due(asyncio.get_running_loop().time()):
             return
-        self._considered_at = now
         room = self.room.trunk + self.room.crown
-        leaving = frozenset(self.pilot.without(self.hops, room=room, trunk=trunk, rounds_left=rounds_left))
-        # Measurements come and go; what was better a while ago and still is will stay so.
-        still, self._better_without = self._better_without & leaving, leaving
+        leaving = self._second_thoughts.leave(
+            self.pilot.without(self.hops, room=room, trunk=trunk, rounds_left=rounds_left)
+        )
         for member in self.members:
-            member.leaving |= member.hop.node in still
+            member.leaving |= member.hop.node in leaving
 
     def lose(self, hop: Hop, error: SwarmError) -> None:
         """A node of the chain is of no more use to it."""
-        if any(member.hop == hop for member in self.members) and hop.address not in self._lost:
+        member = next((member for member in self.members if member.hop == hop), None)
+        if member is not None and hop.address not in self._lost:
             log.info("%s", error)
             self._lost[hop.address] = self._why[hop.address] = error
-            self.pilot.failed(hop.node, error)
+            self.pilot.failed(hop.node, member.excused(error))
             self._interrupt()
 
     async def watch(self) -> None:
@@ -209,7 +214,8 @@ class Chain:
             await asyncio.sleep(WATCH_EVERY_S)
             if self._in_flight and not self._interrupted.is_set():
                 usual_s = self._traversal.deadline(0.0)
-                late = overdue(self.members, min(self._in_flight), self._moved_at, usual_s, loop.time())
+                oldest = min(self._in_flight)
+                late = overdue(self.members, oldest, self._moved_at, usual_s, loop.time(), replays=self._replays)
                 if late is not None:
                     self.lose(*late)
 
@@ -217,8 +223,7 @@ class Chain:
         """Free the session on every node that still listens."""
         for member in self.members:
             self.dismiss(member)
-        if self._link is not None:
-            self._see_off(self._link)
+        self._uplink.let_go()
         if self._goodbyes:
             await asyncio.wait(self._goodbyes, timeout=2 * GOODBYE_S)
         for task in self._goodbyes:
@@ -244,8 +249,6 @@ class Chain:
                 pass  # of an epoch that is over
             case Fault(session=session) if session != self.session:
                 pass
-            case Fault(code=FaultCode.DRAINING, fatal=False):
-                self._member(control).leaving = True
             case Fault():
                 self._blame(control, message)
             case _:
@@ -254,42 +257,61 @@ class Chain:
     def _take_answer(self, control: NodeControl, answer: Answer) -> None:
         if answer.session != self.session or answer.epoch != self.epoch:
             return
+        if self._mending or self._interrupted.is_set():
+            return  # what was in flight is shipped again in the epoch to come
+        if control is not self.members[-1].control:
+            self.lose(control.hop, Malformed(f"{control.hop} answered, and is not the tail"))
+            return
         waiting = self._answers.pop(answer.seq, None)
         if waiting is None or answer.seq != self.answered:
             self.lose(control.hop, Malformed(f"{control.hop} answered append {answer.seq} out of turn"))
         elif answer.tokens.size and int(answer.tokens.max()) >= self.target.vocab_size:
             self.lose(control.hop, Malformed(f"{control.hop} answered a token outside the vocabulary"))
-        elif not waiting.done():
+        else:
             self.answered += 1
             self._moved_at = asyncio.get_running_loop().time()
             for member in self.members:
                 member.proven, member.complaints = True, 0
+            self._accused.clear()
+            self._breaks.clear()
             self._in_flight.pop(answer.seq, None)
             self._free.set()
             waiting.set_result(answer)
 
     def _blame(self, control: NodeControl, fault: Fault) -> None:
         """A node complains: of its way on, of what it was sent, or of itself."""
+        index = next((i for i, member in enumerate(self.members) if member.control is control), None)
+        if fault.code == FaultCode.DRAINING and not fault.fatal and index is not None:
+            self.members[index].leaving = True
+            return
         if control.epoch != self.epoch:
             return  # of an epoch that is over
-        index = next((i for i, member in enumerate(self.members) if member.control is control), None)
         if index is None or self._mending:
-            self._complaints.append((control, fault))  # its place in the chain is known when the epoch begins
+            # Its place in the chain is known when the epoch begins.
+            self._complaints.setdefault((control, fault.code), fault)
             return
         said = Refused(f"{control.hop} says: {fault.message}", fault.code)
         if fault.code == FaultCode.DOWNSTREAM and index + 1 < len(self.members):
-            self._relink(self.members[index + 1], said)
+            self._accuse(control, self.members[index + 1], said)
             return
         if fault.code in {FaultCode.NOT_FINITE, FaultCode.MALFORMED, FaultCode.BAD_TREE} and index:
             # Either it lies or its upstream neighbour does; neither is needed to find out which.
             self.lose(self.members[index - 1].hop, said)
         self.lose(control.hop, said)
 
+    def _accuse(self, control: NodeControl, next_one: Member, said: SwarmError) -> None:
+        """The link between two nodes broke; one that loses two in a row by its word is let go as well."""
+        self._relink(next_one, said)
+        if self.lost_of(next_one.hop) is not None:
+            self._accused[control.hop.node] += 1
+        if self._accused[control.hop.node] > 1:
+            self.lose(control.hop, said)
+
     def _relink(self, member: Member, said: SwarmError | None = None) -> None:
         """The link into a node broke; a new one may do.  One that breaks again at once means the node."""
         member.upstream, member.complaints = None, member.complaints + 1
         if member is self.members[0]:
-            self._link = None
+            self._uplink.let_go()
         if member.complaints > 1 or not member.proven:
             why = f"lost {member.hop}: it cannot be reached from the node before it ({said or 'the link broke'})"
             self.lose(member.hop, NodeLost(why, member.hop.address))
@@ -300,7 +322,8 @@ class Chain:
         member = next((member for member in self.members if member.control is control), None)
         if member is None:
             return
-        if isinstance(error, TransportError):
+        self._breaks[control.hop.node] += 1
+        if isinstance(error, TransportError) and self._breaks[control.hop.node] <= MOST_BREAKS:
             self._interrupt()
         else:
             self.lose(control.hop, error)
@@ -310,47 +333,39 @@ class Chain:
     def _begin_epoch(self, members: list[Member]) -> None:
         self.members, self.answered = members, 0
         self._answers, self._in_flight, self._mending = {}, {}, False
-        self._considered_at = asyncio.get_running_loop().time()
-        self._lost = {address: error for address, error in self._lost.items() if address in self._addresses()}
+        self._second_thoughts.had_at = asyncio.get_running_loop().time()
+        self._lost = {m.hop.address: self._lost[m.hop.address] for m in members if m.hop.address in self._lost}
         self._interrupted.clear()
-        complaints, self._complaints = self._complaints, []
-        for control, fault in complaints:
+        complaints, self._complaints = self._complaints, {}
+        for (control, _), fault in complaints.items():
             self._blame(control, fault)
-        if self._lost or any(member.control.broken for member in members):
+        for member in members:
+            if member.control.broken is not None:
+                self._broken(member.control, member.control.broken)
+        if self._lost:
             self._interrupt()
         self._raise_interruption()
         self._interrupted_at = 0.0
 
-    async def _feed(self, trunk: Sequence[int]) -> Stream:
-        """The link to the head; a new one, with the trunk replayed, if the head is new or the old link broke."""
+    async def _feed(self, trunk: Sequence[int]) -> None:
+        """Link up with the head; anew, with the trunk replayed, if the head is new or the old link broke."""
         head = self.members[0]
-        if not head.relinked and self._link is not None:
-            return self._link
-        if self._link is not None:
-            self._see_off(self._link)
-            self._link = None
+        if not head.relinked and self._uplink.stands:
+            return
+        hello = LinkHello(PROTOCOL_VERSION, self.session, self.epoch, head.ticket)
         try:
-            link = await self.transport.connect(head.hop.address, StreamKind.LINK)
-            await link.send(LinkHello(PROTOCOL_VERSION, self.session, self.epoch, head.ticket))
-            if not head.proven:
-                for append in replay(self.epoch, trunk):
-                    await link.send(append)
+            await self._uplink.dial(self.transport, head.hop, hello)
+            for append in () if head.proven else replay(self.epoch, trunk):
+                if not await self._uplink.send(append, unless=self._interrupted):
+                    self._interrupt()
+                    break
         except SwarmError as error:
             self.lose(head.hop, error)
-            raise Interrupted("the chain lost its head") from None
-        self._background(self._watch_link(link))
-        return link
+        self._raise_interruption()
 
-    async def _watch_link(self, link: Stream) -> None:
-        """The head ends its link only when something is wrong; its control stream tells what, if it can."""
-        with contextlib.suppress(SwarmError):
-            await link.receive()
-        if self._link is not link:
-            return
-        if self._mending:
-            self._link = None  # a session begun anew ends the old one's link, and `_feed` dials in any case
-        else:
-            self._relink(self.members[0])
+    def _link_broke(self, why: SwarmError | None) -> None:
+        if not self._mending:  # a session begun anew ends the old one's link, and `_feed` dials in any case
+            self._relink(self.members[0], why)
 
     def _interrupt(self) -> None:
         if self._interrupted.is_set():
@@ -375,24 +390,10 @@ class Chain:
         """A shipment took so long: what is overdue is measured by it."""
         self._traversal = self._traversal.saw(seconds)
 
-    def _addresses(self) -> set[str]:
-        return {member.hop.address for member in self.members}
-
-    def _member(self, control: NodeControl) -> Member:
-        return next(member for member in self.members if member.control is control)
-
-    def _see_off(self, link: Stream) -> None:
-        self._background(_end_quietly(link))
-
     def _background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._goodbyes.add(task)
         task.add_done_callback(self._goodbyes.discard)
-
-
-async def _end_quietly(link: Stream) -> None:
-    with contextlib.suppress(SwarmError, TimeoutError):
-        await asyncio.wait_for(link.end(), GOODBYE_S)
 
 
 @contextlib.asynccontextmanager

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from tokenizers import Tokenizer
 
@@ -31,7 +31,8 @@ from treeswarm_client.generation import Generation, Limits
 from treeswarm_client.lookout import swarm_overview
 from treeswarm_client.mending import Room
 from treeswarm_client.overview import Overview, Wanted
-from treeswarm_client.pace import FixedPace
+from treeswarm_client.planner.auto import LARGEST, AutoPace
+from treeswarm_client.planner.planner import Planner
 from treeswarm_client.route import Target
 from treeswarm_client.session import ClientSession
 from treeswarm_client.stats import Meter, Stats
@@ -41,7 +42,7 @@ from treeswarm_client.view import SwarmView, choose_target
 log = logging.getLogger(__name__)
 
 LARGEST_TREE = 2048
-DEFAULT_TREE_SIZE = 64
+TreeSize = int | Literal["auto"]
 # A volunteer who restarts a node, or another one who joins, takes about so long to serve.
 DEFAULT_PATIENCE_S = 30.0
 # Records take one poll of the DHT, three seconds, from node to node.
@@ -117,7 +118,8 @@ class SwarmClient:
     peers: str | None = None
     registry: str | None = None
     draft: str = "none"
-    tree_size: int = DEFAULT_TREE_SIZE
+    tree_size: TreeSize = "auto"
+    """Drafted nodes a traversal; 0 is plain decoding; `auto`: what brings most tokens a second, round by round."""
     draft_device: str = "cpu"
     emulate_link: str | None = None
     drafter: Drafter | None = None
@@ -135,14 +137,12 @@ class SwarmClient:
     _opened: _Opened = field(init=False)
     _leave: AsyncExitStack = field(default_factory=AsyncExitStack)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _planner: Planner = field(default_factory=Planner)
     _runs: set[Run] = field(default_factory=set)
     """Generations under way."""
 
     async def __aenter__(self) -> Self:
-        if not 0 <= self.tree_size <= LARGEST_TREE:
-            raise BadRequest(
-                f"tree size {self.tree_size} is out of range: give 0 (plain decoding) up to {LARGEST_TREE}"
-            )
+        largest = _largest_of(self.tree_size)
         spec = registry_spec(self.peers, self.registry)
         async with AsyncExitStack() as undo:
             self._opened = await asyncio.to_thread(self._open)
@@ -151,7 +151,7 @@ class SwarmClient:
             undo.push_async_callback(registry.close)
             self.target, snapshot = await self._first_target(registry, spec)
             dials = registry.dials if isinstance(registry, PeersRegistry) else {}
-            self.view = SwarmView(registry, self.target, self.tree_size + 1, dials, snapshot)
+            self.view = SwarmView(registry, self.target, largest + 1, dials, snapshot)
             watching = asyncio.create_task(self.view.watch())
             undo.push_async_callback(_cancel, watching)
             self._leave = undo.pop_all()
@@ -182,6 +182,7 @@ class SwarmClient:
     def use_drafter(self, drafter: Drafter) -> None:
         """Draft with this one from the next generation on."""
         self._opened = replace(self._opened, drafter=drafter)
+        self._planner = Planner()  # what was learned is of the other one's trees
 
     def encode(self, prompt: str) -> list[int]:
         """The prompt's token ids, special tokens as the tokenizer adds them."""
@@ -196,7 +197,7 @@ class SwarmClient:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
-        tree_size: int | None = None,
+        tree_size: TreeSize | None = None,
         ignore_eos: bool = False,
     ) -> Run:
         """Generate: an asynchronous iterator of Tokens that also keeps text, ids and statistics.
@@ -207,9 +208,11 @@ class SwarmClient:
         settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         prompt_ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         self._check(prompt_ids, max_new_tokens)
+        tree_size = self.tree_size if tree_size is None else tree_size
+        _largest_of(tree_size)
         limits = Limits(max_new_tokens, frozenset() if ignore_eos else self._opened.shape.eos_ids)
         run = Run(tokens=_nothing(), prompt_ids=prompt_ids)
-        run.tokens = self._generate(run, settings, limits, self.tree_size if tree_size is None else tree_size)
+        run.tokens = self._generate(run, settings, limits, tree_size)
         return run
 
     async def generate(self, prompt: str | Sequence[int], **options: Any) -> Run:
@@ -220,24 +223,32 @@ class SwarmClient:
         return run
 
     async def _generate(
-        self, run: Run, settings: SamplingSettings, limits: Limits, tree_size: int
+        self, run: Run, settings: SamplingSettings, limits: Limits, tree_size: TreeSize
     ) -> AsyncGenerator[Token, None]:
         text = TextStream(self._opened.tokenizer)
         start = time.perf_counter()
+        largest = _largest_of(tree_size)
         async with (
             self._turn,
             open_chain(
                 self._opened.transport,
                 self.view,
                 self.target,
-                Room(len(run.prompt_ids) + limits.max_new_tokens, tree_size + 1),
+                Room(len(run.prompt_ids) + limits.max_new_tokens, largest + 1),
                 patience_s=self.patience,
             ) as chain,
             AsyncExitStack() as undo,
         ):
             session = ClientSession(settings, self._segment_rows(), chain.epoch)
             run.chain = chain
-            generation = Generation(chain, self._opened.drafter, session, limits, FixedPace(tree_size), run.meter)
+            pace = AutoPace(
+                self._planner,
+                self.target.row_bytes,
+                session.segment_rows,
+                largest,
+                size=None if tree_size == "auto" else tree_size,
+            )
+            generation = Generation(chain, self._opened.drafter, session, limits, pace, run.meter)
             rounds = await undo.enter_async_context(aclosing(generation.rounds(run.prompt_ids, settings)))
             self._runs.add(run)
             try:
@@ -299,6 +310,17 @@ class SwarmClient:
     async def _close_transport(self) -> None:
         if self.transport is None:
             await self._opened.transport.close()
+
+
+def _largest_of(tree_size: TreeSize) -> int:
+    """The most nodes of a tree.  Raises BadRequest."""
+    if tree_size == "auto":
+        return LARGEST
+    if not isinstance(tree_size, int) or not 0 <= tree_size <= LARGEST_TREE:
+        raise BadRequest(
+            f"tree size {tree_size} is out of range: give auto, 0 (plain decoding), or up to {LARGEST_TREE}"
+        )
+    return tree_size
 
 
 def registry_spec(peers: str | None, registry: str | None) -> str:

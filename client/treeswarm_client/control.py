@@ -37,8 +37,10 @@ class NodeControl:
     received: int = 0
     """Appends the node has received in order, as its last pong said."""
     passed_on: int = 0
+    """Of these, those that it has sent on or answered."""
+    replayed: int = 0
     moved_at: float = 0.0
-    """When either of these last grew."""
+    """When any of these last changed."""
     broken: SwarmError | None = None
     """Why the stream is no longer of use."""
     _heard_at: float = 0.0
@@ -62,8 +64,8 @@ class NodeControl:
             raise self.broken or LinkBroken(f"{self.hop.address} is not connected")
         self._granted = asyncio.get_running_loop().create_future()
         try:
-            await self.stream.send(wanted)
             async with asyncio.timeout(GRANT_S):
+                await self.stream.send(wanted)
                 while True:
                     granted = await asyncio.shield(self._granted)
                     if granted.epoch == wanted.epoch:
@@ -110,11 +112,12 @@ class NodeControl:
 
     def _take(self, message: object) -> None:
         match message:
-            case Pong(stamp, received, passed_on):
+            case Pong(stamp, received, passed_on, replayed):
                 round_trip_s = max(0.0, self._heard_at - stamp / 1e6)
                 self.round_trip = self.round_trip.saw(round_trip_s)
-                if (received, passed_on) != (self.received, self.passed_on):
-                    self.received, self.passed_on, self.moved_at = received, passed_on, self._heard_at
+                if (received, passed_on, replayed) != (self.received, self.passed_on, self.replayed):
+                    self.received, self.passed_on, self.replayed = received, passed_on, replayed
+                    self.moved_at = self._heard_at
                 self.answered(self.hop.node, round_trip_s)
             case Opened() if self._granted is not None and not self._granted.done():
                 self.epoch = message.epoch

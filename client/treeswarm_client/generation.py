@@ -50,6 +50,7 @@ class Generation:
 
     async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncGenerator[Committed, None]:
         """Yield what each traversal commits, until a stop token or the limit."""
+        self.pace.begin(self.chain.computed_by)
         (prefill, found), _ = await asyncio.gather(
             self._traverse(self.session.prefill(prompt)), asyncio.to_thread(self.drafter.begin, prompt, settings)
         )
@@ -70,9 +71,9 @@ class Generation:
     async def _draft(self) -> DraftTree:
         """What to ship first: no deeper than what may still be committed, since the mandatory node's answer is one
         token."""
-        wanted = self.pace.wanted() if self._depth() else 0
+        wanted = min(self.pace.wanted(), self.chain.credit_rows - 1) if self._depth() else 0
         if not wanted:
-            return NO_TREE
+            return self.pace.choose(NO_TREE)
         start = time.perf_counter()
         tree = await asyncio.to_thread(self.drafter.propose, wanted, self._depth(), self.pace.patience())
         self.meter.draft_s += time.perf_counter() - start
@@ -122,6 +123,7 @@ class Generation:
                 broke = broke or time.perf_counter()
                 trunk, tip = self.session.resumption(self.chain.answered)
                 await self.chain.mend(trunk, tip)
+                self.pace.begin(self.chain.computed_by)
                 flight = Flight(self.session.again(flight.shipment, self.chain.epoch))
         seconds = time.perf_counter() - start
         self.meter.add_traversal(seconds, flight.timings)
@@ -134,7 +136,8 @@ class Generation:
                 flight.draft, found, flight.landed - 1, first, seconds, first_s, flight.timings, broke is None
             )
             self.meter.add_walk(flown)
-            self.pace.learn(flown)
+            if (report := self.pace.learn(flown)) is not None:
+                self.meter.reports.append(report)
         return flight, found
 
     async def _fly(self, flight: Flight) -> tuple[Walk, float]:

@@ -14,10 +14,10 @@ from typing import Protocol
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import MissingBlocks, NodeLost, Refused, SwarmError
-from treeswarm.messages import TICKET_BYTES, NextHop, Open, Resume, Resumption
+from treeswarm.messages import TICKET_BYTES, NextHop, Open, Profile, Resume, Resumption
 from treeswarm.transport.seam import Transport
 from treeswarm_client.control import NodeControl
-from treeswarm_client.route import Hop, Pilot, Target, gaps
+from treeswarm_client.route import FORGOTTEN, Hop, Pilot, Target, gaps
 
 # A living node whose stream broke answers within a few round trips; on a busy machine not much sooner than this.
 LEAST_REATTACH_S = 1.0
@@ -35,6 +35,18 @@ class Room:
     crown: int
 
 
+@dataclass(frozen=True)
+class Repair:
+    """What happened to a chain once."""
+
+    epoch: int
+    lost: tuple[tuple[Hop, str], ...]
+    """Nodes, and why each was let go."""
+    gained: tuple[Hop, ...]
+    seconds: float
+    """From the first sign to a chain that takes appends again; the replay runs on behind it."""
+
+
 @dataclass(eq=False)
 class Member:
     """One node of a chain, and what the chain knows of it."""
@@ -43,6 +55,8 @@ class Member:
     control: NodeControl
     ticket: bytes = b""
     credit_rows: int = 0
+    profile: Profile = ()
+    """How long its forwards take, as it told when it opened the session."""
     proven: bool = False
     """An answer has passed through it: it has the whole trunk."""
     leaving: bool = False
@@ -53,6 +67,12 @@ class Member:
     """Its upstream link is new in this epoch."""
     complaints: int = 0
     """About the link into it, since the last answer."""
+
+    def excused(self, error: SwarmError) -> SwarmError:
+        """What the pilot should know: a newcomer has nothing to have forgotten, and would be asked again at once."""
+        if not self.proven and isinstance(error, Refused) and error.code in FORGOTTEN:
+            return NodeLost(str(error), self.hop.address)
+        return error
 
 
 class Mendable(Protocol):
@@ -176,7 +196,7 @@ class Mender:
                 forwards_replay=after is not None and not after.proven,
             )
         )
-        member.credit_rows = granted.credit_rows
+        member.credit_rows, member.profile = granted.credit_rows, granted.profile
 
     async def _resume(self, member: Member, members: list[Member], resumption: Resumption) -> None:
         after = _after(member, members)
@@ -202,7 +222,7 @@ class Mender:
                 raise error
             self.chain.lose(member.hop, error)
             if not member.proven:
-                self.chain.pilot.failed(member.hop.node, error)
+                self.chain.pilot.failed(member.hop.node, member.excused(error))
         if failed:
             raise Interrupted("a node failed while the chain was mended")
 

@@ -13,23 +13,26 @@ LEAST_IN_A_NODE_S = 60.0
 
 
 def overdue(
-    members: Sequence[Member], oldest_seq: int, moved_at: float, usual_s: float, now: float
+    members: Sequence[Member], oldest_seq: int, moved_at: float, usual_s: float, now: float, *, replays: bool
 ) -> tuple[Hop, SwarmError] | None:
     """The node that append `oldest_seq` waits for too long, and how to say so; None while there is hope.
 
-    `moved_at`: when the chain last took or answered a frame; `usual_s`: what a traversal usually takes.  A node's pongs
-    tell how far the session's appends have come there, so the first that lacks the append is the one.
+    `moved_at`: when the chain last took or answered a frame; `usual_s`: what a traversal usually takes; with `replays`,
+    members not yet proven get the trunk first, a forward of hundreds of rows a frame.  A node's pongs tell how far the
+    session's appends have come there, so the first that has not passed the append on is the one.
     """
+    on_the_way_s, in_a_node_s = max(LEAST_ON_THE_WAY_S, 2 * usual_s), max(LEAST_IN_A_NODE_S, 8 * usual_s)
     for member in members:
-        quiet_s = now - max(moved_at, member.control.moved_at)
-        if member.control.received <= oldest_seq:
-            if quiet_s > max(LEAST_ON_THE_WAY_S, 2 * usual_s):
-                return _lost(member.hop, f"a frame has been on its way there for {quiet_s:.0f} s")
-            return None
-    slowest = min(members, key=lambda member: member.control.moved_at)
-    quiet_s = now - max(moved_at, slowest.control.moved_at)
-    if quiet_s > max(LEAST_IN_A_NODE_S, 8 * usual_s):
-        return _lost(slowest.hop, f"it computes for {quiet_s:.0f} s")
+        control = member.control
+        moved_at = max(moved_at, control.moved_at)
+        quiet_s = now - moved_at
+        if control.received <= oldest_seq and quiet_s > on_the_way_s and (member.proven or not replays):
+            return _lost(member.hop, f"a frame has been on its way there for {quiet_s:.0f} s")
+        if control.passed_on <= oldest_seq:
+            return _lost(member.hop, f"it computes for {quiet_s:.0f} s") if quiet_s > in_a_node_s else None
+    quiet_s = now - moved_at
+    if quiet_s > on_the_way_s:
+        return _lost(members[-1].hop, f"its answer has been on its way for {quiet_s:.0f} s")
     return None
 
 

@@ -6,13 +6,24 @@ from typing import Protocol
 
 import numpy as np
 
-from treeswarm.messages import HopTiming
+from treeswarm.messages import HopTiming, Profile
 from treeswarm.walk import Walk
 from treeswarm_client.drafters.seam import DraftTree, in_no_hurry
+from treeswarm_client.planner.explain import RoundReport
 
 # While a tree travels, this many times its nodes are drafted: what the walk does not reach is wasted work on the
 # client's own machine, and the chance that it reaches a node falls quickly with the node's rank.
 AHEAD = 4
+
+
+@dataclass(frozen=True)
+class ChainHop:
+    """One node of a chain, for what its time is known by."""
+
+    node: str
+    """Its id, with the span it computes here."""
+    profile: Profile = ()
+    """As the node told it when it opened the session."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +49,14 @@ class Round:
 class Pace(Protocol):
     """Decides; learns from what came of it."""
 
+    def begin(self, hops: Sequence[ChainHop]) -> None:
+        """A generation begins, or its chain has changed."""
+        ...
+
+    def prefilled(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, whole: bool) -> None:
+        """The prompt has been through; `whole`: nothing broke on the way."""
+        ...
+
     def wanted(self) -> int:
         """Nodes to draft before anything is shipped; 0: plain decoding."""
         ...
@@ -47,7 +66,7 @@ class Pace(Protocol):
         ...
 
     def choose(self, tree: DraftTree) -> DraftTree:
-        """What to ship of a tree: a prefix of it."""
+        """What to ship of a tree: a prefix of it.  Asked every round, also where nothing was drafted."""
         ...
 
     def ahead(self, shipped: int) -> int:
@@ -58,8 +77,8 @@ class Pace(Protocol):
         """`shipped`, and after it what is worth an append of its own of what `wider` has beyond it."""
         ...
 
-    def learn(self, flown: Round) -> None:
-        """What came of it."""
+    def learn(self, flown: Round) -> RoundReport | None:
+        """What came of it; returns what there is to tell."""
         ...
 
 
@@ -69,6 +88,12 @@ class FixedPace:
 
     size: int
     drafts_ahead: bool = True
+
+    def begin(self, hops: Sequence[ChainHop]) -> None:
+        """Any chain will do."""
+
+    def prefilled(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, whole: bool) -> None:
+        """However long it took."""
 
     def wanted(self) -> int:
         return self.size

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from treeswarm.errors import SwarmError
-from treeswarm.messages import NumericsClass
+from treeswarm.messages import FaultCode, NumericsClass
 from treeswarm.spans import Span
+
+# No reason to keep away from a node that had a session and has it no more.
+FORGOTTEN = {FaultCode.NO_JOURNAL, FaultCode.UNKNOWN_SESSION, FaultCode.EXPIRED}
 
 
 @dataclass(frozen=True)

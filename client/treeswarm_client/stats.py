@@ -6,6 +6,7 @@ from typing import Any
 
 from treeswarm.messages import HopTiming
 from treeswarm_client.pace import Round
+from treeswarm_client.planner.explain import RoundReport
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Meter:
     queue_s: float = 0.0
     compute_s: float = 0.0
     trips: list[Trip] = field(default_factory=list)
+    reports: list[RoundReport] = field(default_factory=list)
+    """What was planned for each round, and what came of it."""
     recoveries: list[tuple[float, float]] = field(default_factory=list)
     """When each loss was first noticed, and when the answer after it came; seconds of `time.perf_counter`."""
 

@@ -17,7 +17,7 @@ from treeswarm.records import NodeRecord, NodeState
 from treeswarm.registry.seam import Registry, Snapshot
 from treeswarm.routing import END, Candidate, Candidates, fastest_chain, worth_changing
 from treeswarm.spans import Span, missing_blocks
-from treeswarm_client.route import Hop, Target
+from treeswarm_client.route import FORGOTTEN, Hop, Target
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,6 @@ UNKNOWN_BLOCK_S = 0.05
 LOOK_AGAIN_S = 0.5
 # What others load, or have put away, they may not serve; before loading, a node does not know its weights' digest.
 SERVING = {NodeState.ONLINE, NodeState.DRAINING}
-HARMLESS = {FaultCode.NO_JOURNAL, FaultCode.UNKNOWN_SESSION, FaultCode.EXPIRED}
 FULL = {FaultCode.FULL, FaultCode.TOO_MANY, FaultCode.OUT_OF_ROOM}
 
 
@@ -111,7 +110,7 @@ class SwarmView:
         self.errors[node] = str(error)
         if code in FULL:
             self._full[node] = now + FULL_S * random.uniform(0.5, 1.5)
-        elif code not in HARMLESS:
+        elif code not in FORGOTTEN:
             self.bans = self.bans.failed(node, now)
 
     def answered(self, node: str, round_trip_s: float) -> None:

@@ -84,7 +84,7 @@ class Conversation:
         match message:
             case Ping(stamp, session):
                 hosted = self._mine(session)
-                progress = (hosted.session.received, hosted.passed_on) if hosted else (0, 0)
+                progress = (hosted.session.received, hosted.passed_on, hosted.replayed) if hosted else (0, 0, 0)
                 await self.stream.send(Pong(stamp, *progress))
             case Describe():
                 await self.stream.send(self.node.describe())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 from treeswarm.errors import Malformed, Refused, SwarmError, TransportError
-from treeswarm.messages import Append, Fault, FaultCode, HopTiming, NextHop, Open, Opened, Resume
+from treeswarm.messages import Append, Fault, FaultCode, HopTiming, NextHop, Open, Opened, Profile, Resume
 from treeswarm.session import NodeSession
 from treeswarm.spans import Span
 from treeswarm.steps import Step
@@ -43,12 +43,16 @@ class HostedSession:
     """Take it off the node's list."""
     forwards_replay: bool = False
     """The next hop replaces a lost node too, and needs what is replayed here."""
+    profile: Profile = ()
+    """Of a forward through `span`, for the client to plan by."""
     detached_at: float | None = None
     """When the client's control stream broke; None while it lives."""
     touched_at: float = 0.0
     """When the client last asked for something."""
     passed_on: int = 0
-    """Steps sent on or answered, replayed ones too."""
+    """Appends of this epoch, sent on or answered."""
+    replayed: int = 0
+    """Frames of this epoch's replay, sent from the journal, or computed and sent on where that is asked."""
     _outlet: Outlet = field(init=False)
     _outbox: asyncio.Queue[tuple[Step, Computed, HopTiming]] = field(default_factory=asyncio.Queue)
     """Bounded by the session's credits: a row's credit returns when it has been sent on."""
@@ -60,6 +64,8 @@ class HostedSession:
     _room: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever credit comes back."""
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _stalled: bool = False
+    """Work was withdrawn: what follows on it must not run before a resumption has begun anew."""
     _complained: bool = False
     _over: bool = False
 
@@ -74,11 +80,13 @@ class HostedSession:
         engine: Engine,
         transport: Transport,
         forget: Callable[[], None],
+        profile: Profile = (),
     ) -> "HostedSession":
         """A session just granted; starts passing results on at once."""
         hosted = cls(
             wanted.session, wanted.span, wanted.ticket, wanted.next_hop, session, kv, journal, control, engine,
-            transport, forget, forwards_replay=wanted.forwards_replay, touched_at=asyncio.get_running_loop().time(),
+            transport, forget, forwards_replay=wanted.forwards_replay, profile=profile,
+            touched_at=asyncio.get_running_loop().time(),
         )  # fmt: skip
         hosted._outlet = hosted._make_outlet()
         hosted._passing = hosted._spawn(hosted._pass_on())
@@ -124,11 +132,13 @@ class HostedSession:
             self.session.check_resumption(wanted.epoch, wanted.resumption)
             if length > self.kv.trunk_length:
                 raise Refused(f"{self.kv.trunk_length} tokens are here, not {length}", FaultCode.NO_JOURNAL)
+            self._stalled = True
             self.engine.withdraw(self.session)
             await self.engine.idle_of(self.session)
-            self.engine.withdraw(self.session)  # what came meanwhile
             self.session.resume(wanted.epoch, wanted.resumption)
+            self.passed_on = self.replayed = 0
             self.kv.truncate(length)
+            self._stalled = False
             await self._stop_passing()
             if self._over:
                 raise Refused("the session ended meanwhile", FaultCode.UNKNOWN_SESSION)
@@ -192,7 +202,7 @@ class HostedSession:
     async def grant(self) -> None:
         """Tell the client that the session is open in its present epoch."""
         terms = self.session.terms
-        await self.control.send(Opened(self.id, terms.epoch, terms.credit_rows))
+        await self.control.send(Opened(self.id, terms.epoch, terms.credit_rows, self.profile))
 
     async def tell(self, error: SwarmError, *, fatal: bool) -> None:
         """A fault on the client's control stream, if that still lives."""
@@ -212,7 +222,7 @@ class HostedSession:
         while append.replay and not self._over and self.session.replayed_rows > self.session.terms.credit_rows:
             self._room.clear()
             await self._room.wait()
-        if self._over:
+        if self._over or self._stalled:
             return
         try:
             steps = self.session.receive(append)
@@ -233,6 +243,7 @@ class HostedSession:
             if replays and self.journal is not None:
                 for append in self.journal.replay(self.epoch):
                     await self._outlet.replay(append)
+                    self.replayed += 1
             while True:
                 step, computed, timing = await self._outbox.get()
                 if computed.error is not None:
@@ -242,7 +253,10 @@ class HostedSession:
                 if self.forwards_replay or not step.append.replay:
                     await self._outlet.send(step, computed, (*step.append.timings, timing))
                 self.session.finish(step)
-                self.passed_on += 1
+                if step.append.replay:
+                    self.replayed += 1
+                else:
+                    self.passed_on += 1
                 self._room.set()
         except TransportError as error:
             self._complain(error)

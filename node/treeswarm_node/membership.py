@@ -98,7 +98,7 @@ class Membership:
                 if (everyone or sealed.record.key == self.signer.public_key)
                 and told.get(sealed.record.node) != sealed.record.generation
             ]
-            told.update({sealed.record.node: sealed.record.generation for sealed in news})
+            told = {sealed.record.node: sealed.record.generation for sealed in self.known.book.in_date()}
             if news:
                 yield tuple(sealed.sealed for sealed in news)
             await asyncio.sleep(TELL_EVERY_S)

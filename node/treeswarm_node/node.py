@@ -19,6 +19,7 @@ from treeswarm_node.hosted import HostedSession
 from treeswarm_node.journal import JournalBudget
 from treeswarm_node.landlord import Landlord
 from treeswarm_node.membership import Membership
+from treeswarm_node.profile import of_part
 from treeswarm_node.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ class Node:
             journal = self._journals.open(stage.served.activation_bytes, wanted.trunk_room, wanted.crown_room)
         hosted = HostedSession.opened(
             wanted, NodeSession(terms), kv, journal, control, stage.engine, self.transport,
-            forget=lambda: self._forget(hosted),
+            forget=lambda: self._forget(hosted), profile=of_part(stage.profile, wanted.span, stage.served.span),
         )  # fmt: skip
         self.sessions[wanted.session] = hosted
         self.opened += 1

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from treeswarm.errors import BadRequest
 from treeswarm.identity import config_digest, weights_digest
-from treeswarm.messages import NumericsClass, Resumption
+from treeswarm.messages import NumericsClass, Profile, Resumption
 from treeswarm.model_files import ModelShape, read_config, read_shape, resolve_model
 from treeswarm.replay import replay
 from treeswarm.session import NodeSession, SessionTerms
@@ -27,6 +27,7 @@ from treeswarm_node.device import Device, Lent, Runs
 from treeswarm_node.engine import Engine
 from treeswarm_node.kv import KVStore
 from treeswarm_node.loader import load_span
+from treeswarm_node.profile import measure_profile
 from treeswarm_node.proof import prove
 from treeswarm_node.sampler import Sampler
 from treeswarm_node.span_model import SpanModel
@@ -45,6 +46,8 @@ class Stage:
     store: KVStore
     rate: float
     """Block-rows a second, measured on trees of `RATE_ROWS` rows."""
+    profile: Profile = ()
+    """Of a forward through the whole span, as clients are told it."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,16 @@ class Model:
 async def on_stage(config: NodeConfig, model: Model, span: Span) -> AsyncIterator[Stage]:
     """Load, prove and measure a span; its memory is free again on leaving.  Raises ModelError, BadRequest."""
     loaded, served, rate = await asyncio.to_thread(_load, config, model, span)
-    engine = Engine(_lent(Device(loaded, Sampler(served.vocab_size)), config.device_share), config.limits.budget)
+    device = _lent(Device(loaded, Sampler(served.vocab_size)), config.device_share)
+    profile = await asyncio.to_thread(measure_profile, device, served, loaded.store)
+    engine = Engine(device, config.limits.budget)
     running = asyncio.create_task(engine.run())
     try:
-        yield Stage(served, engine, loaded.store, rate)
+        yield Stage(served, engine, loaded.store, rate, profile)
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        del engine, loaded
+        del engine, device, loaded
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -37,8 +37,13 @@ MAX_RECORDS = 4096
 SIGNATURE_BYTES = 64
 SESSION_ID_BYTES = 16
 TICKET_BYTES = 16
+MAX_PROFILE_POINTS = 16
+# Longer than any forward that a client would wait for.
+MAX_PROFILE_US = 3_600_000_000
 
 Ids = NDArray[np.uint32]
+Profile = tuple[tuple[int, int], ...]
+"""How long a node's forward takes: (rows, microseconds), rows rising; empty where the node tells nothing."""
 
 
 class Answers(StrEnum):
@@ -265,6 +270,8 @@ class Opened:
     epoch: int
     credit_rows: int
     """Rows the client may have in flight."""
+    profile: Profile = ()
+    """Measured at load for the session's own blocks: what a planner starts from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,6 +296,8 @@ class Pong:
     stamp: int
     received: int = 0
     passed_on: int = 0
+    replayed: int = 0
+    """Frames of a replay passed on, which come before any append."""
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,35 @@ def test_what_arrives_while_a_resume_waits_for_the_device_is_of_the_old_epoch() 
     visit(story, limits=Limits(budget=Budget(20, 20)))
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_follows_on_withdrawn_work_does_not_run(cut: bool) -> None:
+    """The rows before it are missing, and a forward that fails ends every session in it.  Also where the stream breaks
+    that asked for the resumption, and it never comes about."""
+
+    async def story(visitor: Visitor) -> None:
+        control, link = await visitor.opened(), await visitor.link()
+        first, second, third = parts(prompt(rows=30), 10)
+        await link.send(first)
+        await asyncio.sleep(0.2 * WORK_S)
+        await link.send(second)
+        asker = await visitor.control()
+        await asker.send(resuming(1))
+        await asyncio.sleep(0.2 * WORK_S)
+        if cut:
+            await asker.end()
+            await asyncio.sleep(0.1 * WORK_S)
+            asker = await visitor.control()
+        await link.send(third)
+        await asyncio.sleep(3 * WORK_S)
+        if cut:
+            await asker.send(resuming(2))
+        assert isinstance(await answered(asker), Opened)
+        for stream in (control, asker, link):
+            await stream.end()
+
+    visit(story)
+
+
 async def answered(control: Stream) -> ControlDown:
     """The next message that is no Answer."""
     while isinstance(message := await control.receive(), Answer):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from treeswarm.errors import MissingBlocks, SwarmError
-from treeswarm.messages import NumericsClass
+from treeswarm.messages import HopTiming, NumericsClass
 from treeswarm.records import NodeState
 from treeswarm.sampling import SamplingSettings
 from treeswarm.session import incoming_rows
@@ -22,7 +22,7 @@ from treeswarm_client.chain import Chain, open_chain
 from treeswarm_client.drafters.seam import DraftTree, Verdict, in_no_hurry
 from treeswarm_client.generation import Generation, Limits
 from treeswarm_client.mending import Room
-from treeswarm_client.pace import FixedPace, Round, joined, prefix
+from treeswarm_client.pace import ChainHop, FixedPace, Round, joined, prefix
 from treeswarm_client.route import Hop, Target
 from treeswarm_client.session import ClientSession
 from treeswarm_node.admission import Served
@@ -142,6 +142,12 @@ class HastyPace:
     """Ships a few nodes at once and the others after them, in two further appends."""
 
     size: int
+
+    def begin(self, hops: Sequence[ChainHop]) -> None:
+        assert hops
+
+    def prefilled(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, whole: bool) -> None:
+        assert timings
 
     def wanted(self) -> int:
         return (self.size + 1) // 2

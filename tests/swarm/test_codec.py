@@ -79,6 +79,9 @@ descriptions = st.builds(
     forwards=u64,
     forward_sessions=u64,
 )
+profiles = st.dictionaries(
+    st.integers(1, m.MAX_ROWS), st.integers(1, m.MAX_PROFILE_US), max_size=m.MAX_PROFILE_POINTS
+).map(lambda points: tuple(sorted(points.items())))
 UP = st.one_of(
     st.builds(m.Describe, u32),
     opens,
@@ -88,7 +91,7 @@ UP = st.one_of(
 )
 DOWN = st.one_of(
     descriptions,
-    st.builds(m.Opened, ids16, u32, u32),
+    st.builds(m.Opened, ids16, u32, u32, profiles),
     answers(),
     st.builds(m.Pong, u64),
     st.builds(m.Fault, ids16, st.sampled_from(m.FaultCode), short, st.booleans()),
@@ -184,3 +187,17 @@ def test_a_texts_limit_is_in_bytes_and_its_encoding_is_checked() -> None:
     valid = pb.ControlDown(fault=pb.Fault(message="abcdefg")).SerializeToString()
     with pytest.raises(Malformed, match="no ControlDown"):
         decode_control_down(valid.replace(b"abc", b"\xff\xfe\xfd"))
+
+
+RISING_TOO_FAR = [(rows, 1) for rows in range(1, 18)]
+
+
+@pytest.mark.parametrize(
+    "points",
+    [[(2, 5), (2, 6)], [(9, 5), (3, 6)], [(0, 5)], [(5000, 5)], [(1, 0)], [(1, 2**32 - 1)], RISING_TOO_FAR],
+)
+def test_a_profile_that_cannot_be_is_malformed(points: list[tuple[int, int]]) -> None:
+    profile = [pb.ProfilePoint(rows=rows, microseconds=micros) for rows, micros in points]
+    opened = pb.ControlDown(opened=pb.Opened(session=bytes(16), profile=profile))
+    with pytest.raises(Malformed, match="profile"):
+        decode_control_down(opened.SerializeToString())

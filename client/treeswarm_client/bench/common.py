@@ -14,7 +14,7 @@ from typing import Any
 from treeswarm.errors import SwarmError
 from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import read_shape, resolve_model
-from treeswarm_client.client import Run, SwarmClient
+from treeswarm_client.client import Run, SwarmClient, TreeSize
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
 
 PACKAGES = ("treeswarm", "torch", "transformers", "grpcio", "numpy")
@@ -56,7 +56,9 @@ class Bench:
         """The nodes', in the order of their blocks."""
         return self.client.addresses
 
-    async def run(self, prompt: Sequence[int], *, tree_size: int, tokens: int | None = None, **sampling: Any) -> Run:
+    async def run(
+        self, prompt: Sequence[int], *, tree_size: TreeSize, tokens: int | None = None, **sampling: Any
+    ) -> Run:
         """One whole generation that no stop token ends.  Raises what broke it: a bench with a dead node is no bench."""
         return await self.client.generate(
             prompt, max_new_tokens=tokens or self.setup.tokens, tree_size=tree_size, ignore_eos=True, **sampling

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from treeswarm.model_files import resolve_model
 from treeswarm_client.bench.common import Bench, BenchSetup, bench_swarm
+from treeswarm_client.cli.generate import tree_size
 from treeswarm_client.cli.live import LiveText
-from treeswarm_client.client import Run
+from treeswarm_client.client import Run, TreeSize
 from treeswarm_client.reference import stock_greedy
 from treeswarm_client.stats import Stats
 
@@ -31,7 +32,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     made.add_argument("--prompt", default=PROMPT)
     made.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="default 96")
-    made.add_argument("--tree-size", type=int, default=64, metavar="N", help="default 64")
+    made.add_argument("--tree-size", type=tree_size, default="auto", metavar="N", help="default auto")
     made.add_argument("--json", action="store_true", help="one JSON object: exact, plain, tree")
     made.set_defaults(run=lambda args: asyncio.run(_run(args)))
 
@@ -66,10 +67,10 @@ def _introduce(console: Console, bench: Bench) -> None:
     console.print("each colour is one round trip through all three:\n", style="dim")
 
 
-async def _stream(bench: Bench, prompt: str, console: Console, tree_size: int) -> Run:
+async def _stream(bench: Bench, prompt: str, console: Console, size: TreeSize) -> Run:
     live = LiveText(console)
     live.prompt(prompt)
-    run = bench.client.stream(prompt, max_new_tokens=bench.setup.tokens, tree_size=tree_size, ignore_eos=True)
+    run = bench.client.stream(prompt, max_new_tokens=bench.setup.tokens, tree_size=size, ignore_eos=True)
     async for token in run:
         live.token(token)
     live.end()

@@ -13,7 +13,8 @@ from treeswarm.errors import SwarmError
 from treeswarm.keys import read_swarm_key
 from treeswarm_client.cli.live import LiveText, summary_line
 from treeswarm_client.cli.route_text import route_as_dict, route_lines
-from treeswarm_client.client import DEFAULT_PATIENCE_S, DEFAULT_TREE_SIZE, Run, SwarmClient
+from treeswarm_client.client import DEFAULT_PATIENCE_S, Run, SwarmClient, TreeSize
+from treeswarm_client.planner.explain import explain_lines
 
 EXAMPLES = """examples:
   swarm generate "def main():" --model demo --peers 127.0.0.1:4001,127.0.0.1:4002 --draft demo-draft
@@ -40,10 +41,10 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.add_argument("--draft-device", default="cpu", help="where the draft runs (default cpu)")
     made.add_argument(
         "--tree-size",
-        type=int,
-        default=DEFAULT_TREE_SIZE,
+        type=tree_size,
+        default="auto",
         metavar="N",
-        help=f"drafted nodes a traversal; 0 is plain decoding (default {DEFAULT_TREE_SIZE})",
+        help="drafted nodes a traversal; 0 is plain decoding; auto (default): what brings most tokens a second",
     )
     made.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default 128")
     made.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
@@ -59,8 +60,18 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help=f"wait so long for missing blocks to be served again (default {DEFAULT_PATIENCE_S:.0f})",
     )
     made.add_argument("--show-route", action="store_true", help="which nodes computed what, and what happened to them")
+    made.add_argument("--explain", action="store_true", help="on stderr: each round's tree, why, and where time went")
     made.add_argument("--json", action="store_true", help="one JSON object instead of live text")
     made.set_defaults(run=lambda args: asyncio.run(_run(args)))
+
+
+def tree_size(word: str) -> TreeSize:
+    """`auto`, or a number of nodes."""
+    if word == "auto":
+        return "auto"
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{word}' is neither auto nor a number of nodes")
+    return int(word)
 
 
 def add_route_flags(made: argparse.ArgumentParser) -> None:
@@ -102,7 +113,11 @@ async def _run(args: argparse.Namespace) -> int:
             top_k=args.top_k,
             seed=args.seed,
         )
-        return await (_as_json(run) if args.json else _live(args.prompt, run, show_route=args.show_route))
+        try:
+            return await (_as_json(run) if args.json else _live(args.prompt, run, show_route=args.show_route))
+        finally:
+            if args.explain:
+                print(*explain_lines(run.meter.reports), sep="\n", file=sys.stderr)
 
 
 async def _live(prompt: str, run: Run, *, show_route: bool) -> int:
@@ -134,6 +149,7 @@ async def _as_json(run: Run) -> int:
         "text": run.text,
         "token_ids": run.token_ids,
         "stats": run.stats.as_dict() if run.stats else None,
+        "rounds": [report.as_dict() for report in run.meter.reports],
         "route": route_as_dict(run.chain) if run.chain else None,
     }
     if failure is not None:

@@ -37,8 +37,7 @@ class Calibration:
         # The whole drafter's optimism, of all bins, is what a bin is believed to share until it has its own figures.
         optimism = (self.hit.sum() + PRIOR_NODES) / (float(self.shipped @ CENTRES) + PRIOR_NODES)
         expected = np.minimum(CENTRES * optimism, 1.0)
-        rates = (self.hit + PRIOR_NODES * expected) / (self.shipped + PRIOR_NODES)
-        rising = np.maximum.accumulate(rates)
+        rising = _rising(self.hit + PRIOR_NODES * expected, self.shipped + PRIOR_NODES)
         clipped = np.clip(scores, EDGES[0], 0.0)
         found = np.exp(np.interp(clipped, np.log(CENTRES), np.log(np.maximum(rising, 1e-9))))
         below = np.exp(np.minimum(scores - EDGES[0], 0.0))
@@ -54,3 +53,16 @@ class Calibration:
             self.shipped * kept + np.bincount(bins, minlength=len(CENTRES)),
             self.hit * kept + np.bincount(bins[on_path], minlength=len(CENTRES)),
         )
+
+
+def _rising(hit: NDArray[np.float64], shipped: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rates that never fall from bin to bin: bins that would are pooled.  (To lift the later one instead would let a
+    lucky hit among bad scores speak for all better ones.)"""
+    pools: list[tuple[float, float, int]] = []
+    for hits, nodes in zip(hit.tolist(), shipped.tolist(), strict=True):
+        pool = (hits, nodes, 1)
+        while pools and pools[-1][0] * pool[1] >= pool[0] * pools[-1][1]:
+            before = pools.pop()
+            pool = (before[0] + pool[0], before[1] + pool[1], before[2] + pool[2])
+        pools.append(pool)
+    return np.repeat([hits / nodes for hits, nodes, _ in pools], [bins for _, _, bins in pools])

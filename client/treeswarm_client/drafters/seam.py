@@ -30,6 +30,10 @@ class DraftTree:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def best(self, size: int) -> "DraftTree":
+        """The tree of its best `size` nodes."""
+        return DraftTree(self.parents[:size], self.tokens[:size], self.scores[:size])
+
 
 NO_TREE = DraftTree(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 UNANSWERED = -1

@@ -35,7 +35,8 @@ class PeersRegistry(BookRegistry):
     """Where each node speaks for itself, by id: the address as typed, with the pin of its record."""
     silent: dict[str, SwarmError] = field(default_factory=dict)
     """Addresses that did not answer when last asked, and why."""
-    _failed_at: dict[str, float] = field(default_factory=dict)
+    _stopped_at: dict[str, float] = field(default_factory=dict)
+    """When each address last did not answer, or stopped talking."""
     _asked: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _first: dict[str, asyncio.Event] = field(default_factory=dict)
     _keeper: asyncio.Task[None] | None = None
@@ -83,10 +84,18 @@ class PeersRegistry(BookRegistry):
 
     async def _keep_asking(self) -> None:
         while True:
+            self._forget_those_gone()
             for address in self._wanted():
                 if address not in self._asked or self._asked[address].done():
                     self._asked[address] = asyncio.create_task(self._ask(address))
             await asyncio.sleep(RETRY_S)
+
+    def _forget_those_gone(self) -> None:
+        """Addresses that no record names any more; a stranger may have named thousands."""
+        kept = {*self.addresses, *(sealed.record.dial for sealed in self.book.alive())}
+        for address in [a for a, task in self._asked.items() if a not in kept and task.done()]:
+            for known in (self._asked, self._first, self._stopped_at, self.silent):
+                known.pop(address, None)
 
     def _wanted(self) -> list[str]:
         if not self.everyone:
@@ -94,10 +103,10 @@ class PeersRegistry(BookRegistry):
         speaking = [address for address, task in self._asked.items() if not task.done()]
         heard_of = sorted((s.record for s in self.book.alive()), key=lambda record: not record.reachable)
         others = (*self.addresses, *(record.dial for record in heard_of))
-        # Those that failed come last, the latest at the very end: a list of dead addresses is not tried for ever.
+        # Those that stopped come last, the latest at the very end: a list of dead addresses is not tried for ever.
         waiting = sorted(
             dict.fromkeys(address for address in others if address not in speaking),
-            key=lambda address: self._failed_at.get(address, 0.0),
+            key=lambda address: self._stopped_at.get(address, 0.0),
         )
         wanted = SOURCES if self.book.alive() else max(SOURCES, len(self.addresses))
         return [*speaking, *waiting[: max(0, wanted - len(speaking))]]
@@ -113,9 +122,9 @@ class PeersRegistry(BookRegistry):
                     await stream.end()
         except SwarmError as error:
             self.silent[address] = error
-            self._failed_at[address] = asyncio.get_running_loop().time()
             log.info("%s tells nothing: %s", address, error)
         finally:
+            self._stopped_at[address] = asyncio.get_running_loop().time()
             self._first.setdefault(address, asyncio.Event()).set()
 
     async def _listen(self, address: str, stream: Stream) -> None:

@@ -4,6 +4,7 @@ Raises Malformed, naming the field, and nothing else.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,15 @@ def _array(data: bytes, field: str, dtype: str, limit: int = m.MAX_ROWS) -> NDAr
 def _timings_in(timings: Any) -> tuple[m.HopTiming, ...]:
     _require(len(timings) <= m.MAX_HOPS, "timings", f"{len(timings)} hops, at most {m.MAX_HOPS}")
     return tuple(m.HopTiming(t.queue_us, t.compute_us, t.rows, t.batch_sessions) for t in timings)
+
+
+def _profile_in(points: Any) -> m.Profile:
+    most = m.MAX_PROFILE_POINTS
+    _require(len(points) <= most, "profile", f"{len(points)} points, at most {most}")
+    rows = [_count(point.rows, "profile.rows", 1, m.MAX_ROWS) for point in points]
+    _require(all(a < b for a, b in pairwise(rows)), "profile.rows", "rows do not rise")
+    micros = [_count(point.microseconds, "profile.microseconds", 1, m.MAX_PROFILE_US) for point in points]
+    return tuple(zip(rows, micros, strict=True))
 
 
 def _numerics_in(n: pb.NumericsClass) -> m.NumericsClass:
@@ -231,9 +241,9 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "ping": lambda p: m.Ping(p.stamp, _session(p.session) if p.session else b""),
     "close": lambda c: m.Close(_session(c.session)),
     "description": _description_in,
-    "opened": lambda o: m.Opened(_session(o.session), o.epoch, o.credit_rows),
+    "opened": lambda o: m.Opened(_session(o.session), o.epoch, o.credit_rows, _profile_in(o.profile)),
     "answer": _answer_in,
-    "pong": lambda p: m.Pong(p.stamp, p.received, p.passed_on),
+    "pong": lambda p: m.Pong(p.stamp, p.received, p.passed_on, p.replayed),
     "resume": _resume_in,
     "watch": lambda w: m.Watch(w.version, w.everyone),
     "records": _records_in,

@@ -160,13 +160,20 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
     m.Opened: (
         pb.ControlDown,
         "opened",
-        lambda o: pb.Opened(session=o.session, epoch=o.epoch, credit_rows=o.credit_rows),
+        lambda o: pb.Opened(
+            session=o.session,
+            epoch=o.epoch,
+            credit_rows=o.credit_rows,
+            profile=[pb.ProfilePoint(rows=rows, microseconds=micros) for rows, micros in o.profile],
+        ),
     ),
     m.Answer: (pb.ControlDown, "answer", _answer_out),
     m.Pong: (
         pb.ControlDown,
         "pong",
-        lambda p: pb.Pong(stamp=p.stamp, received=_u32(p.received), passed_on=_u32(p.passed_on)),
+        lambda p: pb.Pong(
+            stamp=p.stamp, received=_u32(p.received), passed_on=_u32(p.passed_on), replayed=_u32(p.replayed)
+        ),
     ),
     m.Fault: (
         pb.ControlDown,

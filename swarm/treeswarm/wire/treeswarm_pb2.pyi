@@ -200,14 +200,24 @@ class Resume(_message.Message):
     def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., replays: bool = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "epoch", "credit_rows")
+    __slots__ = ("session", "epoch", "credit_rows", "profile")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CREDIT_ROWS_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     credit_rows: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., credit_rows: _Optional[int] = ...) -> None: ...
+    profile: _containers.RepeatedCompositeFieldContainer[ProfilePoint]
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., credit_rows: _Optional[int] = ..., profile: _Optional[_Iterable[_Union[ProfilePoint, _Mapping]]] = ...) -> None: ...
+
+class ProfilePoint(_message.Message):
+    __slots__ = ("rows", "microseconds")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    microseconds: int
+    def __init__(self, rows: _Optional[int] = ..., microseconds: _Optional[int] = ...) -> None: ...
 
 class Hint(_message.Message):
     __slots__ = ("session", "trunk_length", "tip")
@@ -228,14 +238,16 @@ class Ping(_message.Message):
     def __init__(self, stamp: _Optional[int] = ..., session: _Optional[bytes] = ...) -> None: ...
 
 class Pong(_message.Message):
-    __slots__ = ("stamp", "received", "passed_on")
+    __slots__ = ("stamp", "received", "passed_on", "replayed")
     STAMP_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     PASSED_ON_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_FIELD_NUMBER: _ClassVar[int]
     stamp: int
     received: int
     passed_on: int
-    def __init__(self, stamp: _Optional[int] = ..., received: _Optional[int] = ..., passed_on: _Optional[int] = ...) -> None: ...
+    replayed: int
+    def __init__(self, stamp: _Optional[int] = ..., received: _Optional[int] = ..., passed_on: _Optional[int] = ..., replayed: _Optional[int] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ("session",)

@@ -1,0 +1,101 @@
+"""`--tree-size auto`: the planner's decisions, behind the seam of whoever ships."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from treeswarm.messages import HopTiming
+from treeswarm_client.drafters.seam import DraftTree, in_no_hurry
+from treeswarm_client.pace import AHEAD, ChainHop, Round, joined, prefix
+from treeswarm_client.planner.explain import RoundReport
+from treeswarm_client.planner.plan import slowest_s
+from treeswarm_client.planner.planner import Planner
+
+# What `auto` reserves on every node and may ship: over the dearest links that its planner was tried on (100 ms one way)
+# it chose 30 to 80 nodes and hardly ever more than 100; a larger reservation only keeps others out.
+LARGEST = 256
+
+
+@dataclass(eq=False)
+class AutoPace:
+    """Trees that fit the links, the nodes and the text; or all of one size, and then the planner only learns."""
+
+    planner: Planner
+    row_bytes: int
+    segment_rows: int
+    largest: int = LARGEST
+    size: int | None = None
+    """Somebody else decided."""
+    overlaps: bool = True
+    """Draft while a tree travels; ship on where the size is the planner's."""
+    _asked_at: float | None = None
+
+    def begin(self, hops: Sequence[ChainHop]) -> None:
+        self.planner.begin(hops, row_bytes=self.row_bytes, segment_rows=self.segment_rows)
+
+    def prefilled(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, whole: bool) -> None:
+        if whole:
+            rows = [hops[0].rows if hops else 0 for hops in timings]
+            self.planner.learn_traversal(rows, seconds, timings, prefill=True)
+
+    def wanted(self) -> int:
+        """What was drafted ahead costs nothing, and `patience` ends what does: where a tree is wanted at all, any."""
+        if self.size is not None:
+            return self.size
+        wish = self.planner.wish(self.largest)
+        return self.largest if wish and self.overlaps else wish
+
+    def patience(self) -> Callable[[], bool]:
+        """What is not drafted now may follow the tree, at the price of a further append: no longer than that takes."""
+        self._asked_at = time.perf_counter()
+        if self.size is not None:
+            return in_no_hurry
+        pays_no_more = self.planner.enough()
+        if not self.overlaps:
+            return pays_no_more
+        end = self._asked_at + float(slowest_s(self.planner.costs, 1.0))
+        return lambda: pays_no_more() or time.perf_counter() > end
+
+    def choose(self, tree: DraftTree) -> DraftTree:
+        if self._asked_at is None:
+            self.planner.plain()
+            return tree
+        self.planner.drafted(tree, time.perf_counter() - self._asked_at)
+        self._asked_at = None
+        plan = self.planner.choose(tree, self.largest) if self.size is None else self.planner.told(tree)
+        return prefix(tree, plan.size)
+
+    def ahead(self, shipped: int) -> int:
+        """As many as the next round may want, twice; nothing where guesses are worth nothing."""
+        if not self.overlaps:
+            return 0
+        if self.size is not None:
+            return AHEAD * self.size
+        wish = self.planner.wish(self.largest)
+        return max(AHEAD * shipped, 2 * wish) if wish else 0
+
+    def further(self, shipped: DraftTree, wider: DraftTree) -> DraftTree:
+        both = joined(shipped, wider, self.largest) if self.size is None else shipped
+        if len(both) == len(shipped):
+            return shipped
+        return prefix(both, len(shipped) + self.planner.extension(both, len(shipped)))
+
+    def learn(self, flown: Round) -> RoundReport | None:
+        if flown.whole:
+            self.planner.learn_traversal(*_first_trip(flown))
+        return self.planner.learn_walk(prefix(flown.draft, flown.answered), flown.found.accepted)
+
+
+def _first_trip(flown: Round) -> tuple[list[int], float, list[Sequence[HopTiming]]]:
+    """Rows of each append, seconds, timings: of what was shipped at once, as far as it came back."""
+    rows: list[int] = []
+    for timings in flown.timings:
+        if sum(rows) > flown.first:
+            break
+        rows.append(timings[0].rows if timings else 0)
+    whole = sum(rows) > flown.first
+    return (
+        rows,
+        flown.first_seconds if whole and flown.first_seconds else flown.seconds,
+        list(flown.timings[: len(rows)]),
+    )

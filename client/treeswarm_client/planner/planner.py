@@ -1,0 +1,304 @@
+"""The one thing that remembers: what rounds cost and brought so far, and what that says of the next one.
+
+Everything it knows is frozen estimates; it replaces them as rounds come back.  One planner serves one client, one
+generation at a time, and outlives generations.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treeswarm.messages import MAX_ROWS, HopTiming
+from treeswarm_client.drafters.seam import DraftTree
+from treeswarm_client.pace import ChainHop
+from treeswarm_client.planner.explain import RoundReport, reason_of
+from treeswarm_client.planner.ledger import Ledger
+from treeswarm_client.planner.levels import Levels
+from treeswarm_client.planner.links import LinkEstimate
+from treeswarm_client.planner.node_time import HopEstimate
+from treeswarm_client.planner.outlook import Outlook
+from treeswarm_client.planner.plan import (
+    Costs,
+    Plan,
+    Split,
+    cheap_size,
+    plan_of,
+    plan_round,
+    split,
+    traversal_s,
+    worth_drafting,
+    worth_extending,
+)
+
+# A text that has changed is noticed after so many plain rounds; rarer where a try costs more than its share.
+EXPLORE_EVERY = 16
+EXPLORE_SHARE = 0.02
+# Trees that would nearly pay are looked at sooner: it was chance perhaps, and little is lost.
+EXPLORE_SOON, NEARLY = 4, 0.6
+# What an exploring tree may add to a round: enough for the few best nodes, where chances show first.
+EXPLORE_LONGER = 0.025
+# And no more of them than show that.
+EXPLORE_NODES = 8
+# Nodes asked for when nothing is known of a drafter's trees: on a fast network drafting is what costs most.
+FIRST_WISH = 16
+# Trees differ from round to round: draft a little more than the usual tree ships.
+SLACK = 1.25
+# Costs are known as far as they were seen: a tree has at most so many times the rows that ever travelled here.
+FURTHER = 2
+FIRST_ROWS = 16
+# Usual times lie this near each other.
+LATE = 1.2
+# How far one tree moves the usual one.
+STEP = 1 / 8
+# Chains and nodes remembered after they were left.
+REMEMBERED = 64
+
+
+@dataclass(frozen=True, eq=False)
+class _Round:
+    """What was decided for the round under way."""
+
+    plan: Plan
+    chances: NDArray[np.float64]
+    drafted: int
+    draft_s: float
+    expected_s: float
+    reason: str
+    exploring: bool
+    extended: int = 0
+
+
+@dataclass(eq=False)
+class Planner:
+    """`begin`; then for every round `wish`, `drafted`, `choose` (where `wish` said nothing: `plain`), `learn_traversal`
+    and `learn_walk`."""
+
+    outlook: Outlook = field(default_factory=Outlook)
+    rounds: int = 0
+    _nodes: dict[str, HopEstimate] = field(default_factory=dict)
+    _links: dict[tuple[str, ...], LinkEstimate] = field(default_factory=dict)
+    _chain: tuple[str, ...] = ()
+    _row_bytes: int = 0
+    _segment_rows: int = MAX_ROWS
+    _most_rows: int = FIRST_ROWS
+    _levels: Levels = field(default_factory=Levels)
+    _most_drafted: int = 0
+    _ledger: Ledger = Ledger()
+    _explore_in: int = EXPLORE_EVERY
+    _draft_s: float = 0.0
+    """Of the round to be chosen."""
+    _round: _Round | None = None
+    _trip: Split | None = None
+    _trip_s: float = 0.0
+
+    # ---------------------------------------------------------------- what is known
+
+    def begin(self, hops: Sequence[ChainHop], *, row_bytes: int, segment_rows: int) -> None:
+        """A generation begins, or its chain has changed.  What is known of a node and of a chain is kept."""
+        chain = tuple(hop.node for hop in hops)
+        self._row_bytes, self._segment_rows = row_bytes, segment_rows
+        for hop in hops:
+            if hop.node not in self._nodes:
+                self._nodes[hop.node] = HopEstimate.begin(hop.profile)
+        if chain != self._chain:
+            self._chain, self._most_rows = chain, FIRST_ROWS
+        for known in (self._nodes, self._links):
+            _forget(known, REMEMBERED + len(chain))  # type: ignore[arg-type]
+
+    @property
+    def costs(self) -> Costs:
+        """Of the present chain."""
+        return Costs(
+            link=self._links.get(self._chain, LinkEstimate()),
+            hops=tuple(self._nodes[node] for node in self._chain),
+            row_bytes=self._row_bytes,
+            inner_links=max(0, len(self._chain) - 1),
+            segment_rows=self._segment_rows,
+        )
+
+    @property
+    def plain_s(self) -> float:
+        """What a plain round takes, by the clock."""
+        return max(1e-9, float(traversal_s(self.costs, 1.0, priced=False)))
+
+    # ---------------------------------------------------------------- what to do
+
+    def wants_draft(self) -> bool:
+        """Whether the coming round needs the drafter at all."""
+        return self.wish(FIRST_WISH) > 0
+
+    def wish(self, largest: int) -> int:
+        """How many nodes to ask the drafter for, at most `largest`; 0: the coming round is plain."""
+        limit = min(self._limit(largest), max(FIRST_WISH, FURTHER * self._most_drafted))
+        if limit < 1:
+            return 0
+        if self._explore_in <= 0:
+            return cheap_size(self.costs, EXPLORE_LONGER, min(limit, EXPLORE_NODES))
+        if not self.outlook.trees:
+            return min(limit, FIRST_WISH)
+        draft_s = self._levels.draft_s(limit)
+        chances = self._ledger.believed(self.outlook.usual(limit))
+        best = plan_round(chances, self.costs, exposed_draft_s=draft_s).size
+        return min(limit, int(np.ceil(SLACK * best)))
+
+    def drafted(self, tree: DraftTree, seconds: float) -> None:
+        """The drafter made this tree for the coming round, in `seconds` that nothing hid."""
+        self._draft_s = seconds
+        if len(tree):
+            chances = self.outlook.chances(tree)
+            self._most_drafted = max(self._most_drafted, len(tree))
+            self._levels = self._levels.learned(tree, chances, seconds)
+            # A few nodes, drafted only to explore, tell little of a whole tree.
+            if len(tree) > EXPLORE_NODES or not self.outlook.trees:
+                self.outlook = self.outlook.drafted(tree)
+
+    def choose(self, tree: DraftTree, largest: int = MAX_ROWS - 1) -> Plan:
+        """How many of the tree's nodes to ship."""
+        chances = self.outlook.chances(tree)
+        considered = self._ledger.believed(chances[: self._limit(largest)])
+        costs, draft_s = self.costs, self._draft_s
+        plan = plan_round(considered, costs, exposed_draft_s=draft_s)
+        exploring = bool(len(considered)) and self._explore_in <= 0 and plan.size == 0
+        if exploring:
+            size = cheap_size(costs, EXPLORE_LONGER, min(len(considered), EXPLORE_NODES))
+            plan = plan_of(size, considered, costs, exposed_draft_s=draft_s)
+        why = reason_of(plan, considered, costs, exploring=exploring, in_debt=self._ledger.in_debt)
+        return self._decided(plan, chances, len(tree), why, exploring=exploring)
+
+    def told(self, tree: DraftTree) -> Plan:
+        """Somebody else decided to ship the whole tree: nothing is chosen, but all is learned."""
+        chances = self.outlook.chances(tree)
+        plan = plan_of(len(tree), chances, self.costs, exposed_draft_s=self._draft_s)
+        return self._decided(plan, chances, len(tree), f"{len(tree)} nodes: as told")
+
+    def plain(self) -> Plan:
+        """The coming round ships nothing drafted, since `wish` was 0 or only one more token is wanted."""
+        plan = plan_of(0, np.empty(0), self.costs, exposed_draft_s=self._draft_s)
+        return self._decided(plan, np.empty(0), 0, "plain: nothing was drafted, or its time would not pay")
+
+    def extension(self, tree: DraftTree, shipped: int) -> int:
+        """How many nodes of the (grown) tree after the first `shipped` to send after those in flight; 0: none."""
+        if self._round is None:
+            return 0
+        chances = self._ledger.believed(self.outlook.chances(tree))
+        count = worth_extending(chances[shipped:], self.costs, self._round.plan.rate)
+        self._round = replace(self._round, extended=self._round.extended + count, drafted=len(tree), chances=chances)
+        return count
+
+    def enough(self) -> Callable[[], bool]:
+        """For one proposal that a round waits for: asked once before each further level, says whether to stop there.
+        Safe in another thread, since it looks at nothing that changes."""
+        levels, plan = self._levels, self._usual_plan()
+        depth = 0
+
+        def stop() -> bool:
+            nonlocal depth
+            depth += 1
+            return levels.samples > 0 and not worth_drafting(levels.level_s, levels.mass_below(depth), plan.rate)
+
+        return stop
+
+    # ---------------------------------------------------------------- what was seen
+
+    def learn_traversal(
+        self, rows: Sequence[int], seconds: float, timings: Sequence[Sequence[HopTiming]], *, prefill: bool = False
+    ) -> None:
+        """A traversal that nothing broke came back: rows of each append, and what each hop says of each."""
+        found = split(self.costs, rows, seconds, timings)
+        link = self._links.pop(self._chain, LinkEstimate())
+        self._links[self._chain] = link.learned(found.bytes, found.wire_s)
+        for place, node in enumerate(self._chain):
+            for timing in _forwards([hops[place] for hops in timings if place < len(hops)]):
+                self._nodes[node] = self._nodes[node].learned(timing)
+        self._most_rows = max(self._most_rows, sum(rows))
+        if not prefill:
+            self._trip, self._trip_s = found, seconds
+
+    def learn_walk(self, tree: DraftTree, accepted: Sequence[int]) -> RoundReport | None:
+        """The walk is over: the tree as it was shipped (extensions too, as far as answers came), and the nodes of the
+        path.
+
+        Returns what there is to tell of the round; None where a loss interrupted it.
+        """
+        on_path = np.zeros(len(tree), np.bool_)
+        on_path[list(accepted)] = True
+        self.outlook = self.outlook.learned(tree, on_path)
+        done, trip = self._round, self._trip
+        self._round = self._trip = None
+        draft_s, self._draft_s = self._draft_s, 0.0
+        if done is None or trip is None:
+            return None
+        self.rounds += 1
+        tokens = 1 + len(accepted)
+        self._settle(done, tokens, draft_s + self._trip_s)
+        return RoundReport(
+            round=self.rounds,
+            drafted=done.drafted,
+            shipped=done.plan.size,
+            extended=done.extended,
+            expected=1.0 + float(done.chances[: done.plan.size + done.extended].sum()),
+            got=tokens,
+            expected_s=done.expected_s,
+            seconds=draft_s + self._trip_s,
+            draft_s=draft_s,
+            wire_s=trip.wire_s,
+            queue_s=trip.queue_s,
+            compute_s=trip.compute_s,
+            reason=done.reason,
+        )
+
+    # ---------------------------------------------------------------- inside
+
+    def _settle(self, done: _Round, tokens: int, seconds: float) -> None:
+        """Into the account, and when to explore next."""
+        if done.drafted:
+            # By the clock, but a packet that came late is not the tree's fault: no longer than such rounds usually are.
+            usual_s = done.draft_s + float(traversal_s(self.costs, 1.0 + done.plan.size, priced=False))
+            self._ledger = self._ledger.after_tree(tokens, min(seconds, LATE * usual_s), self.plain_s)
+        else:
+            self._ledger = self._ledger.after_plain()
+        self._explore_in -= 1
+        if done.plan.size:
+            # Hits where none were expected: look again at once.
+            self._explore_in = 0 if done.exploring and tokens > 1 else self._explore_every()
+
+    def _explore_every(self) -> int:
+        costs = self.costs
+        size = cheap_size(costs, EXPLORE_LONGER, EXPLORE_NODES)
+        draft_s = self._levels.draft_s(size)[-1]
+        longer = float(traversal_s(costs, 1.0 + size) - traversal_s(costs, 1.0) + draft_s)
+        if self.outlook.usual(size).sum() * self.plain_s > NEARLY * longer:
+            return EXPLORE_SOON
+        return max(EXPLORE_EVERY, int(np.ceil(longer / (EXPLORE_SHARE * self.plain_s))))
+
+    def _decided(
+        self, plan: Plan, chances: NDArray[np.float64], drafted: int, why: str, *, exploring: bool = False
+    ) -> Plan:
+        expected_s = float(traversal_s(self.costs, 1.0 + plan.size, priced=False)) + self._draft_s
+        self._round = _Round(plan, chances, drafted, self._draft_s, expected_s, why, exploring)
+        return plan
+
+    def _limit(self, largest: int) -> int:
+        return min(largest, FURTHER * self._most_rows)
+
+    def _usual_plan(self) -> Plan:
+        return plan_round(self.outlook.usual(min(self._most_drafted, self._limit(MAX_ROWS))), self.costs)
+
+
+def _forwards(timings: Sequence[HopTiming]) -> list[HopTiming]:
+    """One hop's timings of one traversal by forward: appends that waited together were computed together, and say so
+    by the same microseconds."""
+    found: list[HopTiming] = []
+    for timing in timings:
+        if found and found[-1].compute_us == timing.compute_us:
+            found[-1] = replace(found[-1], rows=found[-1].rows + timing.rows)
+        else:
+            found.append(timing)
+    return found
+
+
+def _forget(known: dict[object, object], keep: int) -> None:
+    for key in list(known)[: max(0, len(known) - keep)]:
+        del known[key]

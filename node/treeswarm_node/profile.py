@@ -1,0 +1,83 @@
+"""How long this node's forwards take, by rows: what clients plan their trees by."""
+
+import statistics
+import time
+
+import numpy as np
+
+from treeswarm.messages import Answers, Append, Profile
+from treeswarm.sampling import SamplingSettings
+from treeswarm.session import NodeSession, SessionTerms
+from treeswarm.spans import Span
+from treeswarm_node.admission import Served
+from treeswarm_node.batch import Segment
+from treeswarm_node.device import Runs
+from treeswarm_node.kv import KVStore
+from treeswarm_node.pages import PAGE
+
+# One token, and trees from small to the largest that clients choose by themselves.
+SIZES = (1, 16, 64, 256)
+RUNS = 3
+# Loading takes longer by far.  A size that would overstep it is not measured, and clients go on from the others.
+BUDGET_S = 1.0
+
+
+def measure_profile(device: Runs, served: Served, store: KVStore) -> Profile:
+    """The median microseconds of some forwards for each of `SIZES`, after one to warm up.
+
+    Whole forwards, with embedding, LM head and choice where this node has them.  Sizes for which there is
+    no time or no room among the KV rows are left out; the first one has time always.
+    """
+    points: list[tuple[int, int]] = []
+    start, last_s = time.perf_counter(), 0.0
+    for rows in SIZES:
+        # A forward is at most as much dearer than the last size's as it has more rows.
+        dearest_s = last_s * rows / points[-1][0] * (RUNS + 1) if points else 0.0
+        spent_s = time.perf_counter() - start
+        if spent_s + dearest_s > BUDGET_S or store.free_tokens < rows + 2 * PAGE:
+            break
+        took = [_forward_s(device, served, store, rows) for _ in range(RUNS + 1)]
+        last_s = statistics.median(took[1:])
+        points.append((rows, max(1, int(1e6 * last_s))))
+    return tuple(points)
+
+
+def of_part(profile: Profile, part: Span, whole: Span) -> Profile:
+    """For a session that computes a part of the blocks: as many times less as it has fewer."""
+    share = len(part) / len(whole)
+    return tuple((rows, max(1, int(micros * share))) for rows, micros in profile)
+
+
+def _forward_s(device: Runs, served: Served, store: KVStore, rows: int) -> float:
+    """A tree of so many rows below a text of one token."""
+    row_bytes = served.activation_bytes if served.span.start else 0
+    session = NodeSession(SessionTerms(0, 1, rows, rows + 1, served.vocab_size, row_bytes))
+    kv = store.open(1, rows)
+    try:
+        took = 0.0
+        for append in (_append(0, 1, row_bytes, prefill=True), _append(1, rows, row_bytes, prefill=False)):
+            (step,) = session.receive(append)
+            start = time.perf_counter()
+            device.run([Segment(kv, step, served.span)])
+            took = time.perf_counter() - start
+            session.finish(step)
+        return took
+    finally:
+        kv.close()
+
+
+def _append(seq: int, rows: int, row_bytes: int, *, prefill: bool) -> Append:
+    first = 1 + seq
+    return Append(
+        epoch=0,
+        seq=seq,
+        commit=np.empty(0, np.uint32),
+        first_id=first,
+        parents=np.arange(first - 1, first - 1 + rows, dtype=np.uint32),
+        tokens=np.zeros(rows, np.uint32),
+        prefill=prefill,
+        answers=Answers.NONE if prefill else Answers.ALL,
+        settings=SamplingSettings(),
+        skipped=np.zeros(rows, np.bool_),
+        hidden=bytes(rows * row_bytes),
+    )

@@ -1,0 +1,137 @@
+"""The choice of a size: never beaten under the costs it is told, and moved the right way by each of them."""
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from treeswarm.messages import HopTiming
+from treeswarm_client.planner.lines import Line
+from treeswarm_client.planner.links import LinkEstimate
+from treeswarm_client.planner.node_time import HopEstimate
+from treeswarm_client.planner.plan import (
+    Costs,
+    cheap_size,
+    plan_round,
+    slowest_s,
+    split,
+    traversal_s,
+    worth_drafting,
+    worth_extending,
+)
+
+chance_lists = st.lists(st.floats(0, 1), max_size=60).map(lambda found: np.sort(np.array(found, np.float64))[::-1])
+seconds = st.floats(1e-4, 0.5)
+
+
+def link(latency_s: float, seconds_per_byte: float) -> LinkEstimate:
+    return LinkEstimate(Line(seconds_per_byte, latency_s, seconds_per_byte))
+
+
+@st.composite
+def hop_estimates(draw: st.DrawFn) -> HopEstimate:
+    start, steps = draw(seconds), draw(st.lists(st.floats(0, 0.1), min_size=3, max_size=3))
+    table = np.cumsum([start, *steps])
+    return replace(
+        HopEstimate.begin(tuple(zip((1, 8, 32, 128), (max(1, int(1e6 * s)) for s in table), strict=True))),
+        sessions=draw(st.floats(1, 8)),
+        queue_s=draw(st.floats(0, 0.1)),
+    )
+
+
+costs_of = st.builds(
+    Costs,
+    link=st.builds(link, seconds, st.floats(0, 1e-6)),
+    hops=st.lists(hop_estimates(), min_size=1, max_size=4).map(tuple),
+    row_bytes=st.integers(1, 16384),
+    inner_links=st.integers(0, 3),
+    segment_rows=st.sampled_from([8, 32, 4096]),
+)
+
+
+def one_segment(costs: Costs) -> Costs:
+    return replace(costs, segment_rows=4096)
+
+
+@given(chances=chance_lists, costs=costs_of, draft_s=st.floats(0, 0.5))
+def test_no_fixed_size_does_better(chances: NDArray[np.float64], costs: Costs, draft_s: float) -> None:
+    plan = plan_round(chances, costs, exposed_draft_s=draft_s)
+    for size in range(len(chances) + 1):
+        took = float(traversal_s(costs, 1.0 + size)) + draft_s
+        assert (1 + chances[:size].sum()) / took <= plan.rate * (1 + 1e-9)
+
+
+@given(costs=costs_of)
+def test_more_rows_never_take_less(costs: Costs) -> None:
+    for priced in (True, False):
+        assert (np.diff(traversal_s(costs, np.arange(1.0, 100), priced=priced)) >= -1e-12).all()
+        assert (np.diff(slowest_s(costs, np.arange(1.0, 100), priced=priced)) >= -1e-12).all()
+
+
+@given(chances=chance_lists, costs=costs_of, times=st.floats(1.0, 10))
+def test_dearer_rows_never_make_a_larger_tree(chances: NDArray[np.float64], costs: Costs, times: float) -> None:
+    costs = one_segment(costs)
+    dearer = replace(costs, hops=tuple(replace(h, sessions=h.sessions * times) for h in costs.hops))
+    dearer = replace(dearer, link=link(costs.link.latency_s, costs.link.seconds_per_byte * times))
+    # The link's share of the one row that is always there does not count as dearer.
+    fixed = float(traversal_s(dearer, 1.0) - traversal_s(costs, 1.0))
+    dearer = replace(dearer, link=link(max(0.0, costs.link.latency_s - fixed), dearer.link.seconds_per_byte))
+    if costs.link.latency_s >= fixed:
+        assert plan_round(chances, dearer).size <= plan_round(chances, costs).size
+
+
+@given(chances=chance_lists, costs=costs_of, more=st.floats(0, 10))
+def test_more_sessions_never_make_a_larger_tree(chances: NDArray[np.float64], costs: Costs, more: float) -> None:
+    costs = one_segment(costs)
+    first = costs.hops[0]
+    alike = replace(costs, hops=(first,), link=link(costs.link.latency_s, 0.0))
+    busier = replace(alike, hops=(replace(first, sessions=first.sessions + more),))
+    assert plan_round(chances, busier).size <= plan_round(chances, alike).size
+
+
+@given(chances=chance_lists, costs=costs_of, more=st.floats(0, 10))
+def test_farther_nodes_never_make_a_smaller_tree(chances: NDArray[np.float64], costs: Costs, more: float) -> None:
+    farther = replace(costs, link=link(costs.link.latency_s + more, costs.link.seconds_per_byte))
+    assert plan_round(chances, farther).size >= plan_round(chances, costs).size
+
+
+@given(costs=costs_of, count=st.integers(0, 50))
+def test_what_cannot_hit_is_not_shipped(costs: Costs, count: int) -> None:
+    assert plan_round(np.zeros(count), costs).size == 0
+    assert worth_extending(np.zeros(count), costs, 1.0) == 0
+
+
+@given(chances=chance_lists, costs=costs_of, rate=st.floats(0.1, 1000))
+def test_an_extension_brings_more_than_its_time(chances: NDArray[np.float64], costs: Costs, rate: float) -> None:
+    count = worth_extending(chances, costs, rate)
+    if count:
+        assert chances[:count].sum() > rate * float(slowest_s(costs, float(count)))
+
+
+def test_a_level_is_drafted_while_it_brings_more_than_its_time() -> None:
+    assert worth_drafting(level_s=0.01, mass=0.2, rate=10)
+    assert not worth_drafting(level_s=0.01, mass=0.05, rate=10)
+
+
+@given(costs=costs_of, share=st.floats(0, 0.5))
+def test_a_cheap_tree_is_cheap(costs: Costs, share: float) -> None:
+    size = cheap_size(costs, share, 64)
+    assert 1 <= size <= 64
+    if size > 1:
+        assert traversal_s(costs, 1.0 + size) <= traversal_s(costs, 1.0) * (1 + share) + 1e-9
+
+
+def test_a_traversal_is_taken_apart_along_its_longest_way() -> None:
+    hop = HopEstimate.begin(((1, 1000), (100, 2000)))
+    costs = Costs(link(0.01, 1e-8), (hop, hop), row_bytes=1000, inner_links=1, segment_rows=50)
+    first = (HopTiming(100, 1000, 50, 1), HopTiming(200, 2000, 50, 1))
+    later = (HopTiming(0, 1500, 10, 1), HopTiming(900, 2500, 10, 1))
+    alone = split(costs, [50], 0.02, [first])
+    assert (round(alone.queue_s, 6), round(alone.compute_s, 6), round(alone.wire_s, 6)) == (0.0003, 0.003, 0.0167)
+    both = split(costs, [50, 10], 0.02, [first, later])
+    assert round(both.compute_s, 6) == 0.0055  # of the second append only the slower node
+    assert both.bytes == alone.bytes
+    slow_link = replace(costs, link=link(0.01, 1e-6))
+    assert split(slow_link, [50, 10], 0.02, [first, later]).bytes == alone.bytes + 10 * 1000

@@ -1,0 +1,115 @@
+"""A planner that learns from observations only, against the best size that hindsight would have fixed."""
+
+import numpy as np
+import pytest
+
+from treeswarm_client.planner.explain import explain_lines
+from treeswarm_client.planner.plan import traversal_s
+from treeswarm_client.planner.planner import EXPLORE_EVERY, ChainHop, Planner
+
+from .replayed import AGREEMENT, CELLS, LARGEST, ROW_BYTES, SEGMENT_ROWS, World, automatic, fixed
+
+TOKENS = 600
+SIZES = (0, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@pytest.mark.parametrize("text", AGREEMENT)
+@pytest.mark.parametrize("cell", CELLS)
+def test_within_five_per_cent_of_the_best_fixed_size_and_never_far_under_plain(cell: str, text: str) -> None:
+    rates = {size: fixed(CELLS[cell], AGREEMENT[text], TOKENS, size) for size in SIZES}
+    found, _ = automatic(CELLS[cell], AGREEMENT[text], TOKENS)
+    assert found >= 0.95 * max(rates.values())
+    assert found >= 0.95 * rates[0]
+
+
+def planned(rounds: int, agreement: float, cell: str = "25 ms, 100 Mbit/s") -> tuple[Planner, list[int]]:
+    world = World(CELLS[cell], (agreement, agreement), 10**9)
+    planner, sizes = Planner(), []
+    for _ in range(rounds):
+        hops = [ChainHop(f"node{i}", profile) for i, profile in enumerate(world.profiles)]
+        planner.begin(hops, row_bytes=ROW_BYTES, segment_rows=SEGMENT_ROWS)
+        wish = planner.wish(LARGEST)
+        assert planner.wants_draft() == (wish > 0)
+        found, tree, seconds = world.draft(wish)
+        planner.drafted(tree, seconds)
+        size = planner.choose(tree).size if len(tree) else planner.plain().size
+        planner.learn_traversal(*world.traverse(1 + size))
+        report = planner.learn_walk(tree.best(size), np.flatnonzero(world.outcome(found, size)).tolist())
+        assert report is not None
+        assert (report.shipped, report.drafted) == (size, len(tree))
+        sizes.append(size)
+    return planner, sizes
+
+
+def test_without_any_luck_only_what_costs_nearly_nothing_is_tried() -> None:
+    planner, sizes = planned(400, 0.0)
+    late = np.array(sizes[200:], np.float64)
+    assert late.any()
+    extra = traversal_s(planner.costs, 1 + late).mean() / float(traversal_s(planner.costs, 1.0)) - 1
+    assert extra < 0.02
+
+
+def test_a_drafter_is_not_asked_when_nothing_will_be_shipped() -> None:
+    _, sizes = planned(300, 0.0, "1 ms, 1 Gbit/s")  # where drafting costs most
+    assert sum(size > 0 for size in sizes[150:]) <= 150 / EXPLORE_EVERY + 1
+    assert 0 in sizes
+
+
+def test_costs_are_trusted_no_further_than_twice_what_was_seen() -> None:
+    _, sizes = planned(5, 1.0)
+    most = 16
+    for size in sizes:
+        assert size <= 2 * most
+        most = max(most, size + 1)
+
+
+def test_a_planner_remembers_nodes_when_the_chain_changes_and_comes_back() -> None:
+    planner, _ = planned(30, 0.9)
+    before = planner.costs
+    others = [ChainHop("another"), ChainHop("node1")]
+    planner.begin(others, row_bytes=ROW_BYTES, segment_rows=SEGMENT_ROWS)
+    assert planner.costs.hops[1] is before.hops[1]
+    assert planner.costs.inner_links == 1
+    world = World(CELLS["25 ms, 100 Mbit/s"], (0.9, 0.9), 100)
+    hops = [ChainHop(f"node{i}", profile) for i, profile in enumerate(world.profiles)]
+    planner.begin(hops, row_bytes=ROW_BYTES, segment_rows=SEGMENT_ROWS)
+    assert planner.costs == before
+
+
+def test_more_of_a_grown_tree_is_sent_while_the_first_part_travels() -> None:
+    planner, _ = planned(60, 0.95)
+    world = World(CELLS["100 ms, 100 Mbit/s"], (0.95, 0.95), 100)
+    _, tree, _ = world.draft(64)
+    planner.choose(tree.best(4))
+    further = planner.extension(tree, 4)
+    assert 0 < further <= 60
+    planner.learn_traversal([5, further], 0.2, [])
+    report = planner.learn_walk(tree.best(4 + further), [])
+    assert report is not None
+    assert (report.shipped, report.extended, report.got) == (4, further, 1)
+
+
+def test_drafting_ends_where_another_level_would_not_pay() -> None:
+    planner, _ = planned(60, 0.9)
+    enough = planner.enough()
+    answers = [enough() for _ in range(80)]
+    assert not answers[0]
+    assert answers[-1]
+
+
+def test_a_round_is_told_in_a_line_and_the_time_in_a_table() -> None:
+    planner, _ = planned(3, 0.9)
+    world = World(CELLS["25 ms, 100 Mbit/s"], (0.9, 0.9), 100)
+    _, tree, seconds = world.draft(32)
+    planner.drafted(tree, seconds)
+    planner.choose(tree)
+    planner.learn_traversal(*world.traverse(9))
+    report = planner.learn_walk(tree.best(8), [])
+    assert report is not None
+    lines = explain_lines([report])
+    assert "tokens 1 (" in lines[0]
+    assert report.reason in lines[0]
+    assert [line.split()[0] for line in lines[2:]] == ["draft", "wire", "queue", "compute"]
+    parts = report.draft_s + report.wire_s + report.queue_s + report.compute_s
+    assert parts == pytest.approx(report.seconds)
+    assert explain_lines([]) == []

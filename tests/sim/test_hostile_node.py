@@ -1,0 +1,248 @@
+"""Nodes that break the contract, or are merely slow, in a chain of honest ones: the text comes, or a clear error."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from treeswarm.errors import Refused
+from treeswarm.messages import Answer, Append, Fault, FaultCode, Opened
+from treeswarm.spans import Span
+from treeswarm.transport.memory import MemoryNetwork, MemoryStream
+from treeswarm.transport.seam import Stream, StreamKind
+from treeswarm_client.chain import Chain
+from treeswarm_client.route import FORGOTTEN
+from treeswarm_node.hosted import HostedSession
+from treeswarm_node.node import Node
+
+from ..virtual_clock import run_virtually
+from .toy import SPANS, ToyPilot, ToySwarm, plain_text, toy_swarm
+
+PROMPT = [1, 2, 3, 4, 0, 1, 2]
+COUNT = 30
+
+
+def generated(
+    harm: Any, *, spans: list[Span], work_s: float = 0.0, prompt: list[int] = PROMPT, **options: Any
+) -> Chain:
+    """A generation in a swarm that `harm` was done to; it must end with the plain text, in time."""
+
+    async def run() -> Chain:
+        async with toy_swarm(MemoryNetwork(), spans=spans) as swarm:
+            harm(swarm, list(swarm.nodes))
+            text = await asyncio.wait_for(swarm.generate(prompt, COUNT, patience_s=100.0, **options), 3000)
+            assert text == plain_text(prompt, COUNT)
+            assert swarm.chain is not None
+            return swarm.chain
+
+    return run_virtually(run(), work_s)
+
+
+def reads_no_link(swarm: ToySwarm, address: str) -> None:
+    """It answers every ping, and takes nothing."""
+    listener = swarm.network.listeners[address]
+    honest = listener.accept
+
+    async def accept(kind: StreamKind, stream: Stream) -> None:
+        if kind is StreamKind.LINK:
+            await asyncio.sleep(1e6)
+        await honest(kind, stream)
+
+    listener.accept = accept
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_node_that_takes_nothing_is_let_go(place: int) -> None:
+    """The sender waits for room on the link that never comes."""
+
+    def harm(swarm: ToySwarm, addresses: list[str]) -> None:
+        # The toy pilot prefers the highest address.
+        reads_no_link(swarm, addresses[len(SPANS) + place])
+
+    chain = generated(harm, spans=[*SPANS, *SPANS], prompt=PROMPT * 8, segment_rows=1)
+    assert len(chain.repairs) <= 2
+
+
+def test_a_head_that_takes_no_replay_is_let_go() -> None:
+    async def run() -> None:
+        async with toy_swarm(MemoryNetwork(), spans=[*SPANS, SPANS[0]]) as swarm:
+            generating = asyncio.create_task(swarm.generate(PROMPT * 8, COUNT, patience_s=100.0, tree_size=0))
+            while len(swarm.kept) < 10:
+                await asyncio.sleep(0)
+            assert swarm.chain is not None
+            deaf = await swarm.start(SPANS[0])
+            reads_no_link(swarm, deaf)
+            await swarm.kill(swarm.chain.hops[0].address)
+            assert await asyncio.wait_for(generating, 1000) == plain_text(PROMPT * 8, COUNT)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("treeswarm.replay.REPLAY_ROWS", 2)
+        run_virtually(run())
+
+
+def test_a_node_that_grants_no_credit_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = HostedSession.grant
+
+    async def grant(self: HostedSession) -> None:
+        if self.control.peer == "memory" and self.span == SPANS[1]:
+            await self.control.send(Opened(self.id, self.epoch, 0))
+        else:
+            await honest(self)
+
+    monkeypatch.setattr(HostedSession, "grant", grant)
+    generated(lambda *_: None, spans=SPANS)
+
+
+def test_a_node_that_answers_in_the_tails_place_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = MemoryStream.send
+    liars: list[str] = []
+
+    async def send(self: MemoryStream, message: Any) -> None:
+        await honest(self, message)
+        if isinstance(message, Opened) and self.host in liars:
+            nothing = np.empty(0, np.uint32)
+            await asyncio.sleep(0.1)
+            await honest(self, Answer(message.session, message.epoch, 0, nothing, nothing, np.empty(0, np.float32), ()))
+
+    monkeypatch.setattr(MemoryStream, "send", send)
+    chain = generated(lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[0]], work_s=0.2)
+    (repair,) = chain.repairs
+    assert [hop.span for hop, _ in repair.lost] == [SPANS[0]]
+
+
+@pytest.mark.parametrize("slow_s", [8.0, 40.0])
+def test_a_slow_node_costs_nobody_his_place(slow_s: float) -> None:
+    chain = generated(lambda *_: None, spans=SPANS, work_s=slow_s, tree_size=2)
+    assert not chain.repairs
+
+
+def test_a_survivor_that_replays_for_minutes_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line to the newcomer is slow; real appends wait behind the journal."""
+    monkeypatch.setattr("treeswarm.replay.REPLAY_ROWS", 2)
+    prompt, honest = PROMPT * 8, MemoryStream.send
+
+    async def send(self: MemoryStream, message: Any) -> None:
+        if isinstance(message, Append) and message.replay:
+            await asyncio.sleep(4.0)
+        await honest(self, message)
+
+    monkeypatch.setattr(MemoryStream, "send", send)
+
+    async def run() -> None:
+        async with toy_swarm(MemoryNetwork(), spans=[*SPANS, SPANS[1]]) as swarm:
+            generating = asyncio.create_task(swarm.generate(prompt, COUNT, patience_s=100.0))
+            while len(swarm.kept) < 3:
+                await asyncio.sleep(0)
+            assert swarm.chain is not None
+            await swarm.kill(swarm.chain.hops[1].address)
+            assert await asyncio.wait_for(generating, 10_000) == plain_text(prompt, COUNT)
+            (repair,) = swarm.chain.repairs
+            assert [hop.span for hop, _ in repair.lost] == [SPANS[1]]
+
+    run_virtually(run())
+
+
+def test_a_tail_that_computes_for_ever_is_found_and_nobody_else() -> None:
+    def harm(swarm: ToySwarm, addresses: list[str]) -> None:
+        stage = swarm.nodes[addresses[3]].ready_stage()
+        stage.engine.submit = lambda work: None  # type: ignore[method-assign]
+
+    chain = generated(harm, spans=[*SPANS, SPANS[2]])
+    (repair,) = chain.repairs
+    assert [hop.span for hop, _ in repair.lost] == [SPANS[2]]
+
+
+def says_when_granted(patched: pytest.MonkeyPatch, liars: list[str], code: FaultCode, *, fatal: bool) -> None:
+    """Nodes that complain as soon as they have agreed to an epoch."""
+    honest = MemoryStream.send
+
+    async def send(self: MemoryStream, message: Any) -> None:
+        await honest(self, message)
+        if isinstance(message, Opened) and self.host in liars:
+            await asyncio.sleep(0.01)
+            await honest(self, Fault(message.session, code, "so it says", fatal))
+
+    patched.setattr(MemoryStream, "send", send)
+
+
+def test_a_head_that_complains_of_everybody_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One liar must not make the client leave every honest node behind it, one after another."""
+    liars: list[str] = []
+    says_when_granted(monkeypatch, liars, FaultCode.DOWNSTREAM, fatal=False)
+    chain = generated(
+        lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[0], SPANS[1], SPANS[1]], work_s=0.2
+    )
+    assert len(chain.repairs) <= 4
+
+
+def excused(pilot: type[ToyPilot], patched: pytest.MonkeyPatch) -> None:
+    """As the real pilot: who has forgotten a session, or let it expire, is not banned."""
+    honest = pilot.failed
+
+    def failed(self: ToyPilot, node: str, error: Any) -> None:
+        if not isinstance(error, Refused) or error.code not in FORGOTTEN:
+            honest(self, node, error)
+
+    patched.setattr(pilot, "failed", failed)
+
+
+@pytest.mark.parametrize("code", [FaultCode.EXPIRED, FaultCode.UNKNOWN_SESSION])
+def test_a_newcomer_has_no_excuse(code: FaultCode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be asked again at once, for ever, and no patience would end it."""
+    excused(ToyPilot, monkeypatch)
+    liars: list[str] = []
+    says_when_granted(monkeypatch, liars, code, fatal=True)
+    chain = generated(lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[0]], work_s=0.2)
+    assert len(chain.repairs) <= 2
+
+
+def test_a_newcomer_that_refuses_without_reason_is_not_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    excused(ToyPilot, monkeypatch)
+
+    async def refuse(self: Node, wanted: Any, control: Any) -> Any:
+        if self is liar[0]:
+            raise Refused("never heard of it", FaultCode.UNKNOWN_SESSION)
+        return await honest(self, wanted, control)
+
+    liar: list[Node] = []
+    honest = Node.open
+    monkeypatch.setattr(Node, "open", refuse)
+    generated(lambda swarm, addresses: liar.append(swarm.nodes[addresses[3]]), spans=[*SPANS, SPANS[0]])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_node_whose_streams_always_break_is_let_go(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From epoch `first` on: one that an answer has come through, and a newcomer, are excused a few times."""
+    honest = MemoryStream.send
+    liars: list[str] = []
+    ready: list[float] = []
+
+    async def send(self: MemoryStream, message: Any) -> None:
+        await honest(self, message)
+        if isinstance(message, Opened) and self.host in liars and message.epoch >= first:
+            asyncio.get_running_loop().call_later(0.01, self.break_off)
+        elif isinstance(message, Answer) and not ready and message.seq == 5:
+            ready.append(1.0)
+            for stream in [s for s in self.network.streams if s.host in liars and s.kind is StreamKind.CONTROL]:
+                stream.break_off()
+
+    monkeypatch.setattr(MemoryStream, "send", send)
+    chain = generated(lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[0]], work_s=0.2)
+    assert ready
+    assert any(hop.span == SPANS[0] for repair in chain.repairs for hop, _ in repair.lost)
+    assert len(chain.repairs) < 10
+
+
+def test_a_node_that_answers_before_anything_was_asked_disturbs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chain is still opened and has no tail yet."""
+    honest = MemoryStream.send
+
+    async def send(self: MemoryStream, message: Any) -> None:
+        if isinstance(message, Opened):
+            nothing = np.empty(0, np.uint32)
+            await honest(self, Answer(message.session, message.epoch, 0, nothing, nothing, np.empty(0, np.float32), ()))
+        await honest(self, message)
+
+    monkeypatch.setattr(MemoryStream, "send", send)
+    assert not generated(lambda *_: None, spans=SPANS).repairs
