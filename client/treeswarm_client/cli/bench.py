@@ -112,7 +112,7 @@ def _run(args: argparse.Namespace) -> int:
         Console().print(tls.table(result))
     else:
         pprint(result, console=Console(), expand_all=True)
-    return 0 if result.get("identical", True) and result.get("well", True) and not result.get("mismatches") else 1
+    return 1 if result.get("mismatches") or not result.get("well", True) else 0
 
 
 def _benches() -> dict[str, Callable[[BenchSetup, argparse.Namespace], Coroutine[None, None, dict[str, Any]]]]:
