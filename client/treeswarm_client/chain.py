@@ -32,6 +32,7 @@ from treeswarm_client.control import GOODBYE_S, NodeControl
 from treeswarm_client.mending import Interrupted, Member, Mender, Repair, Room
 from treeswarm_client.overdue import overdue
 from treeswarm_client.pace import ChainHop
+from treeswarm_client.prefix import SharedPrompt
 from treeswarm_client.route import Hop, Pilot, Target
 from treeswarm_client.second_thoughts import SecondThoughts
 from treeswarm_client.uplink import Uplink
@@ -56,6 +57,7 @@ class Chain:
     transport: Transport
     room: Room
     patience_s: float
+    shared: SharedPrompt | None = None
     session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_ID_BYTES))
     epoch: int = -1
     members: list[Member] = field(default_factory=list)
@@ -106,6 +108,11 @@ class Chain:
     @property
     def credit_rows(self) -> int:
         return min(member.credit_rows for member in self.members)
+
+    @property
+    def prefix_rows(self) -> int:
+        """The prompt's first so many tokens every node had when the chain was opened."""
+        return min(member.prefix_rows for member in self.members)
 
     @property
     def credit_left(self) -> int:
@@ -398,13 +405,20 @@ class Chain:
 
 @contextlib.asynccontextmanager
 async def open_chain(
-    transport: Transport, pilot: Pilot, target: Target, room: Room, *, patience_s: float = 0.0
+    transport: Transport,
+    pilot: Pilot,
+    target: Target,
+    room: Room,
+    *,
+    patience_s: float = 0.0,
+    shared: SharedPrompt | None = None,
 ) -> AsyncIterator[Chain]:
-    """A session on the chain that `pilot` chooses; closed on leaving, whatever happened.
+    """A session on the chain that `pilot` chooses, for the prompt `shared` if its KV may be shared; closed on leaving,
+    whatever happened.
 
     Raises MissingBlocks and Refused (full) when `patience_s` seconds brought no chain.
     """
-    chain = Chain(target, pilot, transport, room, patience_s)
+    chain = Chain(target, pilot, transport, room, patience_s, shared)
     watching = asyncio.create_task(chain.watch())
     try:
         await chain.mend((), 0)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
@@ -15,6 +16,7 @@ from treeswarm.errors import BadRequest, RouteError
 from treeswarm.identity import config_digest
 from treeswarm.messages import MAX_ROWS, SEGMENT_BYTES, Description
 from treeswarm.model_files import ModelShape, load_tokenizer, read_config, read_shape, resolve_model
+from treeswarm.prefix import SCOPE_BYTES
 from treeswarm.registry import Registry, client_registry, registry_kind
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.registry.seam import Snapshot
@@ -32,8 +34,9 @@ from treeswarm_client.lookout import swarm_overview
 from treeswarm_client.mending import Room
 from treeswarm_client.overview import Overview, Wanted
 from treeswarm_client.planner.auto import LARGEST, AutoPace
-from treeswarm_client.planner.planner import Planner
+from treeswarm_client.prefix import PrefixScope, SharedPrompt, check_scope
 from treeswarm_client.route import Target
+from treeswarm_client.seats import Seats
 from treeswarm_client.session import ClientSession
 from treeswarm_client.stats import Meter, Stats
 from treeswarm_client.text import TextStream
@@ -69,7 +72,7 @@ class _Opened:
     shape: ModelShape
     config: str
     tokenizer: Tokenizer
-    drafter: Drafter
+    seats: Seats
     transport: Transport
 
 
@@ -86,6 +89,8 @@ class Run:
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
     stats: Stats | None = None
+    prefix_tokens: int = 0
+    """Tokens of the prompt that the nodes had already."""
     first_token_s: float | None = None
     """From the call to the first token, waiting for room included."""
     meter: Meter = field(default_factory=Meter)
@@ -111,7 +116,8 @@ class SwarmClient:
     A peer is `HOST:PORT`, or `HOST:PORT#PIN` as its ready line shows it: then nobody else may answer there.  `model` is
     a directory, a hub id or `demo`; only its config and tokenizer are read.  `draft` is `none`, a directory,
     a hub id or `demo-draft`.  Entering raises what is wrong with the model, the draft, the addresses or the nodes
-    (ModelError, Mismatch, BadRequest, RouteError, Unreachable).  One generation at a time uses the drafter.
+    (ModelError, Mismatch, BadRequest, RouteError, Unreachable).  Several generations may run at once; with a drafter
+    that cannot be copied they take turns.
     """
 
     model: str
@@ -128,21 +134,30 @@ class SwarmClient:
     """Of a private swarm, as `treeswarm.keys.read_swarm_key` reads it."""
     transport: Transport | None = None
     """Instead of gRPC with TLS; stays open afterwards."""
+    dtype: str | None = None
+    """Only nodes that compute in it; None: whichever class has most nodes."""
+    quantization: str | None = None
+    """Only nodes whose weights are so: `none`, `int8`, `nf4`; None: as above."""
     patience: float = DEFAULT_PATIENCE_S
     """Seconds a generation waits for nodes to appear where no chain can be made, before it ends."""
+    prefix_scope: PrefixScope = "client"
+    """With whom nodes may share the KV of a prompt's beginning: `client`, this one's own generations; `swarm`, whoever
+    sends the same prompt, who can then tell that somebody did, and whose nodes must be trusted to have computed it;
+    `none`."""
     target: Target = field(init=False)
     """The model as the nodes serve it."""
     view: SwarmView = field(init=False)
     """Who is out there, as this client sees it."""
     _opened: _Opened = field(init=False)
     _leave: AsyncExitStack = field(default_factory=AsyncExitStack)
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _planner: Planner = field(default_factory=Planner)
+    _secret: bytes = field(default_factory=lambda: secrets.token_bytes(SCOPE_BYTES), repr=False)
+    """Who knows it could share this client's prefixes."""
     _runs: set[Run] = field(default_factory=set)
     """Generations under way."""
 
     async def __aenter__(self) -> Self:
         largest = _largest_of(self.tree_size)
+        check_scope(self.prefix_scope)
         spec = registry_spec(self.peers, self.registry)
         async with AsyncExitStack() as undo:
             self._opened = await asyncio.to_thread(self._open)
@@ -181,8 +196,7 @@ class SwarmClient:
 
     def use_drafter(self, drafter: Drafter) -> None:
         """Draft with this one from the next generation on."""
-        self._opened = replace(self._opened, drafter=drafter)
-        self._planner = Planner()  # what was learned is of the other one's trees
+        self._opened = replace(self._opened, seats=Seats(drafter))
 
     def encode(self, prompt: str) -> list[int]:
         """The prompt's token ids, special tokens as the tokenizer adds them."""
@@ -197,17 +211,18 @@ class SwarmClient:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
+        sample: int = 0,
         tree_size: TreeSize | None = None,
         ignore_eos: bool = False,
         altered: Callable[[Generation], Generation] | None = None,
     ) -> Run:
         """Generate: an asynchronous iterator of Tokens that also keeps text, ids and statistics.
 
-        `prompt` is text or token ids.  `altered` takes the loop about to begin and gives the one to run instead, such as
-        one of another pace; it may ship `tree_size` nodes at most.  Raises BadRequest at once for what can't be; while
-        iterating NodeLost, Refused and the other SwarmErrors.
+        `prompt` is text or token ids; `sample` numbers several samples of one prompt and seed.  `altered` takes the loop
+        about to begin and gives the one to run instead, such as one of another pace; it may ship `tree_size` nodes at
+        most.  Raises BadRequest at once for what can't be; while iterating NodeLost, Refused and the other SwarmErrors.
         """
-        settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, sample=sample)
         prompt_ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         self._check(prompt_ids, max_new_tokens)
         tree_size = self.tree_size if tree_size is None else tree_size
@@ -224,6 +239,25 @@ class SwarmClient:
             pass
         return run
 
+    async def generate_many(self, prompt: str | Sequence[int], *, n: int, sample: int = 0, **options: Any) -> list[Run]:
+        """`n` samples of one prompt, side by side: run i is what `generate` gives with the sample index `sample` + i.
+
+        The prompt is prefilled once, and the nodes share its KV among the samples.  Options as `stream`'s; raises what
+        `generate` does, and then ends all of them.
+        """
+        if n < 1:
+            raise BadRequest(f"{n} samples were asked for: ask for at least 1")
+        runs = [self.stream(prompt, sample=sample + i, **options) for i in range(n)]
+        await anext(runs[0].tokens, None)  # the prompt has passed all nodes: the others begin on it
+        ends = [asyncio.create_task(_finish(run)) for run in runs]
+        try:
+            await asyncio.gather(*ends)
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+        return runs
+
     async def _generate(
         self,
         run: Run,
@@ -236,26 +270,27 @@ class SwarmClient:
         start = time.perf_counter()
         largest = _largest_of(tree_size)
         async with (
-            self._turn,
+            self._opened.seats.one() as seat,
             open_chain(
                 self._opened.transport,
                 self.view,
                 self.target,
                 Room(len(run.prompt_ids) + limits.max_new_tokens, largest + 1),
                 patience_s=self.patience,
+                shared=SharedPrompt(run.prompt_ids, self.prefix_scope, self._secret),
             ) as chain,
             AsyncExitStack() as undo,
         ):
-            session = ClientSession(settings, self._segment_rows(), chain.epoch)
-            run.chain = chain
+            session = ClientSession(settings, self._segment_rows(), chain.epoch, chain.prefix_rows)
+            run.chain, run.prefix_tokens = chain, chain.prefix_rows
             pace = AutoPace(
-                self._planner,
+                seat.planner,
                 self.target.row_bytes,
                 session.segment_rows,
                 largest,
                 size=None if tree_size == "auto" else tree_size,
             )
-            generation = Generation(chain, self._opened.drafter, session, limits, pace, run.meter)
+            generation = Generation(chain, seat.drafter, session, limits, pace, run.meter)
             generation = altered(generation) if altered else generation
             rounds = await undo.enter_async_context(aclosing(generation.rounds(run.prompt_ids, settings)))
             self._runs.add(run)
@@ -279,7 +314,11 @@ class SwarmClient:
         if self.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(self.emulate_link))
         return _Opened(
-            read_shape(folder), config_digest(read_config(folder)), load_tokenizer(folder), drafter, transport
+            read_shape(folder),
+            config_digest(read_config(folder)),
+            load_tokenizer(folder),
+            Seats(drafter),
+            transport,
         )
 
     def _check(self, prompt: Sequence[int], max_new_tokens: int) -> None:
@@ -309,7 +348,14 @@ class SwarmClient:
         while True:
             snapshot = await registry.snapshot()
             try:
-                return choose_target(snapshot, self._opened.config, self._opened.shape), snapshot
+                target = choose_target(
+                    snapshot,
+                    self._opened.config,
+                    self._opened.shape,
+                    dtype=self.dtype,
+                    quantization=self.quantization,
+                )
+                return target, snapshot
             except RouteError:
                 if asyncio.get_running_loop().time() > end:
                     raise
@@ -341,6 +387,11 @@ def registry_spec(peers: str | None, registry: str | None) -> str:
 async def _cancel(task: "asyncio.Task[None]") -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def _finish(run: Run) -> None:
+    async for _ in run:
+        pass
 
 
 async def _nothing() -> AsyncGenerator[Token, None]:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from treeswarm import PROTOCOL_VERSION
-from treeswarm.errors import MissingBlocks, NodeLost, Refused, SwarmError
+from treeswarm.errors import Malformed, MissingBlocks, NodeLost, Refused, SwarmError
 from treeswarm.messages import TICKET_BYTES, NextHop, Open, Profile, Resume, Resumption
+from treeswarm.prefix import PREFIX_TOKENS
 from treeswarm.transport.seam import Transport
 from treeswarm_client.control import NodeControl
+from treeswarm_client.prefix import SharedPrompt
 from treeswarm_client.route import FORGOTTEN, Hop, Pilot, Target, gaps
 
 # A living node whose stream broke answers within a few round trips; on a busy machine not much sooner than this.
@@ -57,6 +59,8 @@ class Member:
     credit_rows: int = 0
     profile: Profile = ()
     """How long its forwards take, as it told when it opened the session."""
+    prefix_rows: int = 0
+    """The prompt's first so many tokens it had already when the session was opened there."""
     proven: bool = False
     """An answer has passed through it: it has the whole trunk."""
     leaving: bool = False
@@ -85,6 +89,7 @@ class Mendable(Protocol):
     session: bytes
     epoch: int
     members: list[Member]
+    shared: SharedPrompt | None
 
     def control_of(self, hop: Hop) -> NodeControl: ...
     def lost_of(self, hop: Hop) -> SwarmError | None: ...
@@ -181,6 +186,9 @@ class Mender:
         chain = self.chain
         await member.control.connect(chain.transport)
         after = _after(member, members)
+        prefix = None
+        if chain.shared is not None and not resumption.trunk_length:
+            prefix = chain.shared.at([m.hop.node for m in members[: members.index(member) + 1]])
         granted = await member.control.ask(
             Open(
                 version=PROTOCOL_VERSION,
@@ -194,9 +202,13 @@ class Mender:
                 next_hop=_next_hop(after),
                 resumption=resumption,
                 forwards_replay=after is not None and not after.proven,
+                prefix=prefix,
             )
         )
         member.credit_rows, member.profile = granted.credit_rows, granted.profile
+        member.prefix_rows = granted.prefix_rows
+        if granted.prefix_rows % PREFIX_TOKENS or granted.prefix_rows > (prefix.rows if prefix else 0):
+            raise Malformed(f"{member.hop} claims {granted.prefix_rows} tokens of the prompt, which were not asked for")
 
     async def _resume(self, member: Member, members: list[Member], resumption: Resumption) -> None:
         after = _after(member, members)

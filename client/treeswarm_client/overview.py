@@ -125,6 +125,7 @@ class ClassView:
             "weights": self.numerics.weights,
             "dtype": self.numerics.dtype,
             "quantization": self.numerics.quantization,
+            "activations": self.numerics.activations or "native",
             "covered": not self.gaps,
             "gaps": [str(gap) for gap in self.gaps],
             "replicas": list(self.replicas),

@@ -39,7 +39,7 @@ class Target:
     @property
     def row_bytes(self) -> int:
         """Of one row of activations between nodes."""
-        return self.hidden_size * (4 if self.numerics.dtype == "float32" else 2)
+        return self.numerics.row_bytes(self.hidden_size)
 
 
 class Pilot(Protocol):

@@ -33,6 +33,8 @@ class ClientSession:
     settings: SamplingSettings
     segment_rows: int
     epoch: int
+    prefix_rows: int = 0
+    """The prompt's first so many tokens that every node has, if nothing happens until they are used."""
     _text: list[int] = field(default_factory=list)
     """All tokens known: prompt, what walks accepted, and the bonus that the present round ships."""
     _sure: int = 0
@@ -45,8 +47,9 @@ class ClientSession:
     """Walked and not yet committed on the nodes."""
 
     def prefill(self, prompt: Sequence[int]) -> Shipment:
-        """The prompt, as chains that join the trunk; only its last token is answered."""
-        self._text = list(prompt)
+        """The prompt, but for what the nodes have of it, as chains that join the trunk; only its last token is
+        answered."""
+        self._text, self._sure = list(prompt), self.prefix_rows
         return self._ship(None)
 
     def round(self, mandatory: int, draft: DraftTree) -> Shipment:
@@ -78,7 +81,7 @@ class ClientSession:
         """The tokens that every node is sure to have, now that so many appends of this epoch are answered, and a new
         name for the last of them: where to go on after a loss."""
         self._sure = self._reached[answered - 1] if answered else self._sure
-        self._tip, self._path, self._reached = self._next_id, [], []
+        self._tip, self._path, self._reached, self.prefix_rows = self._next_id, [], [], 0
         self._next_id += 1
         return self._text[: self._sure], self._tip
 
@@ -150,6 +153,7 @@ class ClientSession:
             settings=self.settings,
             skipped=np.zeros(len(tokens), np.bool_),
             fresh=fresh,
+            prefix=self.prefix_rows if len(self._reached) == 1 else 0,
         )
         self._next_id += len(tokens)
         return append

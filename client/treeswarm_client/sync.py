@@ -44,6 +44,10 @@ class SyncSwarmClient:
         """The whole text at once: see the returned Run's `text`, `token_ids` and `stats`."""
         return self._runner.run(self._client.generate(prompt, **options))
 
+    def generate_many(self, prompt: str | Sequence[int], **options: Any) -> list[Run]:
+        """`n` samples of one prompt; options as `SwarmClient.generate_many`'s."""
+        return self._runner.run(self._client.generate_many(prompt, **options))
+
 
 async def _next(tokens: AsyncIterator[Token]) -> Token | None:
     return await anext(tokens, None)

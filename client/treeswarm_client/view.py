@@ -190,10 +190,13 @@ class SwarmView:
         return f" (lately: {'; '.join(said[:3])})" if said else ""
 
 
-def choose_target(snapshot: Snapshot, config: str, shape: ModelShape) -> Target:
+def choose_target(
+    snapshot: Snapshot, config: str, shape: ModelShape, *, dtype: str | None = None, quantization: str | None = None
+) -> Target:
     """The numerics class to speak to, among those that serve the model of config digest `config`.
 
-    Of several that cover the model, the one with most nodes.  Raises RouteError without nodes, Mismatch where they
+    Of several that cover the model, the one with most nodes; `dtype` and `quantization` leave only such
+    classes.  Raises RouteError without nodes, Mismatch where they
     serve other models or no class covers the model, MissingBlocks where one class is all there is and it has gaps.
     """
     records = [sealed.record for sealed in snapshot if sealed.record.state in SERVING]
@@ -210,6 +213,14 @@ def choose_target(snapshot: Snapshot, config: str, shape: ModelShape) -> Target:
     classes: dict[NumericsClass, list[NodeRecord]] = {}
     for record in ours:
         classes.setdefault(record.numerics, []).append(record)
+    classes = {
+        c: nodes for c, nodes in classes.items() if dtype in {None, c.dtype} and quantization in {None, c.quantization}
+    }
+    if not classes:
+        raise Mismatch(
+            f"nobody serves the model with {' and '.join(filter(None, (dtype, quantization)))}: "
+            f"there is {', '.join(sorted({str(record.numerics) for record in ours}))}"
+        )
     whole = {c: nodes for c, nodes in classes.items() if not missing_blocks([n.span for n in nodes], shape.blocks)}
     if not whole and len(classes) > 1:
         one, other = (nodes[0] for nodes in list(classes.values())[:2])
@@ -222,7 +233,7 @@ def choose_target(snapshot: Snapshot, config: str, shape: ModelShape) -> Target:
     if len(whole) > 1:
         log.warning("several versions of the model are served; taking the one with most nodes, %s", chosen)
     if not whole:
-        _raise_gaps([node.span for node in ours], shape.blocks)
+        _raise_gaps([node.span for node in classes[chosen]], shape.blocks)
     return Target(chosen, shape.blocks, shape.vocab_size, shape.hidden_size, shape.max_positions)
 
 
@@ -249,4 +260,6 @@ def _difference(one: NumericsClass, other: NumericsClass) -> str:
         return f"their weights differ ({one.weights[:12]} and {other.weights[:12]})"
     if one.dtype != other.dtype:
         return f"they compute in {one.dtype} and {other.dtype}"
-    return f"their quantization differs ({one.quantization} and {other.quantization})"
+    if one.quantization != other.quantization:
+        return f"their quantization differs ({one.quantization} and {other.quantization})"
+    return f"their activations differ ({one.activations or 'native'} and {other.activations or 'native'})"

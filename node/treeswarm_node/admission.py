@@ -74,6 +74,11 @@ def check_open(
             FaultCode.OUT_OF_ROOM,
             "a session cannot go on with more tokens than it has room for",
         ),
+        (
+            wanted.prefix is not None and wanted.prefix.rows >= wanted.trunk_room,
+            FaultCode.OUT_OF_ROOM,
+            "a session cannot begin with more tokens than it has room for",
+        ),
     ):
         if wrong:
             raise Refused(why, code)
@@ -92,4 +97,7 @@ def port_of(peer: str) -> int:
 
 def class_name(numerics: NumericsClass) -> str:
     """For people."""
-    return f"weights {numerics.weights[:12]} in {numerics.dtype} (quantization {numerics.quantization})"
+    return (
+        f"weights {numerics.weights[:12]} in {numerics.dtype} (quantization {numerics.quantization}, "
+        f"activations {numerics.activations or 'native'})"
+    )

@@ -1,7 +1,7 @@
 """The attention seam: transformers' layers call `attend` once a layer for the whole batch.
 
 Every live crown node sees the whole trunk, so attention is an unmasked part over the trunk, in place, and a masked
-part over the crown, merged in float32 by log-sum-exp.
+part over the crown, under one softmax in float32.
 """
 
 from typing import Any, Protocol, cast
@@ -104,47 +104,25 @@ def _attend_segment(
     # A KV head's query heads become rows of one product: [kv_heads, heads / kv_heads · T, dim].
     folded = query.reshape(kv_heads, -1, dim).float()
     reach = segment.reach(window)
-    parts = [
-        _part(folded, keys[:, first : first + count], values[:, first : first + count], mask, softcap, rows)
-        for first, count, mask in reach.runs
-    ]
-    parts.append(_part(folded, local_key, local_value, reach.local, softcap, rows))
+    parts = [(keys[:, at : at + count], values[:, at : at + count], mask) for at, count, mask in reach.runs]
+    parts.append((local_key, local_value, reach.local))
+    counts = [part[0].shape[1] for part in parts]
+    scores = torch.cat([torch.bmm(folded, key.float().transpose(1, 2)) for key, _, _ in parts], -1)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    by_row = scores.view(kv_heads, -1, rows, scores.shape[-1])
+    for seen, (_, _, mask) in zip(torch.split(by_row, counts, -1), parts, strict=True):
+        if mask is not None:
+            seen.masked_fill_(~mask, -torch.inf)
     if sinks is not None:
         # A sink takes probability and gives nothing: one more key of that score and value zero.
         level = sinks.float().view(kv_heads, -1, 1).expand(-1, -1, rows).reshape(kv_heads, -1, 1)
-        parts.append((torch.zeros_like(parts[0][0]), level))
-    merged = _merge(parts)
+        scores, counts = torch.cat([scores, level], -1), [*counts, 1]
+    weights = torch.split(scores.softmax(-1), counts, -1)
+    merged = torch.bmm(weights[0], parts[0][1].float())
+    for weight, (_, value, _) in zip(weights[1:], parts[1:], strict=False):  # a sink has no value
+        merged = torch.baddbmm(merged, weight, value.float())
     return merged.view(heads, rows, -1).transpose(0, 1)
-
-
-def _part(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    softcap: float | None,
-    rows: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention over some keys alone: normalised output [kv_heads, G·T, dim] and log-sum-exp [kv_heads, G·T, 1]."""
-    scores = query @ key.float().transpose(-1, -2)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores.view(scores.shape[0], -1, rows, scores.shape[-1]).masked_fill_(~mask, -torch.inf)
-    level = scores.logsumexp(-1, keepdim=True)
-    # A row that sees none of these keys has level −inf and weight 0 in the merge; its output must not be NaN.
-    weights = torch.exp(scores - level.clamp_min(torch.finfo(torch.float32).min))
-    return weights @ value.float(), level
-
-
-def _merge(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    if len(parts) == 1:
-        return parts[0][0]
-    levels = torch.stack([level for _, level in parts])
-    shares = torch.softmax(levels, 0)
-    return sum(
-        (output * share for (output, _), share in zip(parts[1:], shares[1:], strict=True)), parts[0][0] * shares[0]
-    )
 
 
 def _from_layer(

@@ -59,7 +59,21 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--grace", type=float, default=30.0, metavar="SECONDS", help="to finish sessions on leaving (30)")
     made.add_argument("--max-sessions", type=int, default=256, metavar="N", help="open at once (default 256)")
-    made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="default float32")
+    made.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16", "auto"], default="float32",
+        help="auto: bfloat16 where the device computes in it, else float32 (default float32)",
+    )  # fmt: skip
+    made.add_argument(
+        "--quantization", choices=["none", "int8", "nf4"], default="none", help="of weights: 8 or 4 bits (default none)"
+    )
+    made.add_argument(
+        "--activations", choices=["native", "int8"], default="native",
+        help="between nodes: as computed, or in 8 bits, which changes the text (default native)",
+    )  # fmt: skip
+    made.add_argument(
+        "--offload", choices=["none", "ram", "disk"], default="none",
+        help="host more blocks than the device holds: their weights wait there (default none)",
+    )  # fmt: skip
     made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default cpu)")
     made.add_argument(
         "--device-share", type=float, default=1.0, metavar="SHARE", help="use it at most this share of the time (1)"
@@ -95,6 +109,9 @@ def read_config(arguments: Sequence[str] | None = None) -> tuple[NodeConfig, boo
         span=Span.parse(args.blocks) if args.blocks else None,
         listen=args.listen,
         dtype=args.dtype,
+        quantization=args.quantization,
+        activations="" if args.activations == "native" else args.activations,
+        offload=args.offload,
         device=args.device,
         kv_tokens=args.kv_tokens,
         threads=args.threads,

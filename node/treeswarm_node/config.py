@@ -7,7 +7,6 @@ from treeswarm.errors import BadRequest
 from treeswarm.spans import Span
 from treeswarm_node.scheduler import Budget
 
-
 # Below it a forward would hold up a chain twenty times as long as its neighbours': whoever wants to give less pauses.
 LEAST_SHARE = 0.05
 
@@ -84,6 +83,12 @@ class NodeConfig:
     """Bytes to use; None: what is free."""
     device_share: float = 1.0
     """Of the time, at most: after each forward the device rests."""
+    quantization: str = "none"
+    """Of the hosted blocks' weights: `none`, `int8`, `nf4`."""
+    activations: str = ""
+    """On links: empty as computed, or `int8`."""
+    offload: str = "none"
+    """Where the blocks' weights stay while they are not computed with: `none`, `ram`, `disk`."""
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:

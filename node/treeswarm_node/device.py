@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from treeswarm.errors import ProtocolError, Refused
 from treeswarm.messages import FaultCode
 from treeswarm.session import incoming_rows
+from treeswarm_node.activations import Native, RowCodec
 from treeswarm_node.batch import Segment
 from treeswarm_node.sampler import Sampler
 from treeswarm_node.span_model import SpanModel
@@ -22,7 +23,7 @@ class Computed:
     """What became of one step.  `error` set: nothing else holds."""
 
     hidden: bytes = b""
-    """Activations of the step's rows, row-major in the model's dtype; empty from the tail."""
+    """Activations of the step's rows as they travel; empty from the tail."""
     tokens: NDArray[np.int64] | None = None
     logprobs: NDArray[np.float32] | None = None
     error: ProtocolError | None = None
@@ -56,8 +57,9 @@ class Lent:
 class Device:
     """The model and its sampler, behind one synchronous verb."""
 
-    def __init__(self, model: SpanModel, sampler: Sampler) -> None:
+    def __init__(self, model: SpanModel, sampler: Sampler, codec: RowCodec | None = None) -> None:
         self._model = model
+        self._codec = codec or Native(model.hidden_size)
         self._sampler = sampler
 
     @torch.inference_mode()
@@ -77,13 +79,10 @@ class Device:
         step = segment.step
         if segment.span.start == 0:
             return self._model.embed(torch.from_numpy(step.tokens).to(self._model.device))
-        sent = (
-            torch.frombuffer(bytearray(step.append.hidden), dtype=self._model.dtype)
-            if step.append.hidden
-            else torch.empty(0)
-        )
-        rows = sent.view(-1, self._model.hidden_size)[torch.from_numpy(incoming_rows(step))]
-        return rows.to(self._model.device, self._model.dtype)
+        rows = self._codec.unpack(step.append.hidden, self._model.dtype)
+        if len(rows) != step.rows:
+            rows = rows[torch.from_numpy(incoming_rows(step))]
+        return rows.to(self._model.device)
 
     def _forward(self, segments: list[Segment], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         if not segments:
@@ -93,7 +92,7 @@ class Device:
 
     def _result(self, segment: Segment, hidden: torch.Tensor) -> Computed:
         if segment.span.end < self._model.blocks:
-            return Computed(hidden=hidden.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+            return Computed(hidden=self._codec.pack(hidden))
         step = segment.step
         logits = self._model.logits(hidden[torch.from_numpy(step.answered)])
         try:

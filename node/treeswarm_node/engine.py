@@ -121,8 +121,11 @@ class Engine:
 
     def _take(self) -> list[Work]:
         waiting = list(self._waiting)
+        if not waiting:
+            return []
         chosen = next_batch(waiting, self.budget)
-        self._waiting = deque(work for i, work in enumerate(waiting) if i not in set(chosen))
+        taken = set(chosen)
+        self._waiting = deque(work for i, work in enumerate(waiting) if i not in taken)
         return [replace(waiting[i], step=waiting[i].session.start(waiting[i].step)) for i in chosen]
 
     async def _forward(self, thread: ThreadPoolExecutor) -> None:

@@ -2,6 +2,8 @@
 
 import math
 import os
+import shutil
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +12,16 @@ import torch
 
 from treeswarm.errors import BadRequest
 from treeswarm.model_files import BLOCK, read_config, read_header, weight_files
+from treeswarm_node.quantization import BITS
+from treeswarm_node.quantization import BLOCK as BLOCK_OF_WEIGHTS
 
 # Of the memory that is free now: the allocator's own waste, and whatever else the owner does meanwhile.
 USABLE = 0.85
 # Activations of one forward live several times over in a decoder layer (query, key, value, gate, up, residual); the
 # widest families seen need less than this many times the hidden size.
 ACTIVATION_COPIES = 24
+# Offloaded weights pass through two of them: one computes, one is filled.
+SLOTS = 2
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,21 @@ class Footprint:
     """One row of a forward."""
 
 
-def blocks_that_fit(room: int, footprint: Footprint, *, kv_tokens: int, forward_rows: int, blocks: int) -> int:
+def blocks_that_fit(
+    room: int, footprint: Footprint, *, kv_tokens: int, forward_rows: int, blocks: int, store: int | None = None
+) -> int:
     """How many blocks `room` bytes hold, with `kv_tokens` KV rows in each and forwards of `forward_rows`.
 
+    `store`: weights are offloaded there, so many bytes; then `room` holds two blocks' weights, whatever their number.
     Whoever may become head or tail must have room for the ends.  Raises BadRequest if not even one fits.
     """
     left = room * USABLE - footprint.ends - footprint.forward_row * forward_rows
     each = footprint.block + footprint.kv_row * kv_tokens
-    fit = min(blocks, math.floor(left / each))
+    if store is None:
+        fit = min(blocks, math.floor(left / each))
+    else:
+        kept = math.floor((left - SLOTS * footprint.block) / (footprint.kv_row * kv_tokens))
+        fit = min(blocks, kept, math.floor(store * USABLE / footprint.block))
     if fit < 1:
         raise BadRequest(
             f"not one block fits: {room / 2**30:.1f} GiB are free, one block with {kv_tokens} KV rows needs "
@@ -46,7 +59,7 @@ def blocks_that_fit(room: int, footprint: Footprint, *, kv_tokens: int, forward_
     return fit
 
 
-def footprint_of(folder: Path, dtype: torch.dtype) -> Footprint:
+def footprint_of(folder: Path, dtype: torch.dtype, quantization: str = "none") -> Footprint:
     """From the checkpoint's headers and config.  Raises ModelError."""
     config = read_config(folder)
     text = config.get("text_config") or config
@@ -60,6 +73,7 @@ def footprint_of(folder: Path, dtype: torch.dtype) -> Footprint:
             size = math.prod(entry["shape"]) * width
             block = BLOCK.search(name)
             if block:
+                size = _quantized(entry["shape"], size, quantization)
                 by_block[int(block[1])] += size
             else:
                 ends += size
@@ -71,6 +85,20 @@ def footprint_of(folder: Path, dtype: torch.dtype) -> Footprint:
         kv_row=2 * heads * head_dim * width,
         forward_row=ACTIVATION_COPIES * int(text["hidden_size"]) * 4,
     )
+
+
+def _quantized(shape: list[int], size: int, quantization: str) -> int:
+    """Bytes of a block's tensor of that shape, `size` as it is: matrices are quantized, and have scales."""
+    if quantization == "none" or len(shape) != 2:
+        return size
+    return math.prod(shape) * BITS[quantization] // 8 + math.prod(shape) // BLOCK_OF_WEIGHTS[quantization] * 4
+
+
+def store_room(offload: str) -> int | None:
+    """Bytes that offloaded weights may take; None: nothing is offloaded."""
+    if offload == "disk":
+        return shutil.disk_usage(tempfile.gettempdir()).free
+    return free_memory(torch.device("cpu")) if offload == "ram" else None
 
 
 def free_memory(device: torch.device) -> int:

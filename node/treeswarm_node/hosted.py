@@ -17,6 +17,7 @@ from treeswarm_node.engine import Engine, Work
 from treeswarm_node.journal import Journal
 from treeswarm_node.kv import SessionKV
 from treeswarm_node.outlets import Outlet, ToClient, ToNextHop
+from treeswarm_node.sharing import Sharing
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ class HostedSession:
     transport: Transport
     forget: Callable[[], None]
     """Take it off the node's list."""
+    sharing: Sharing | None = None
+    """What it shares its trunk by."""
     forwards_replay: bool = False
     """The next hop replaces a lost node too, and needs what is replayed here."""
     profile: Profile = ()
@@ -80,12 +83,13 @@ class HostedSession:
         engine: Engine,
         transport: Transport,
         forget: Callable[[], None],
+        sharing: Sharing | None = None,
         profile: Profile = (),
     ) -> "HostedSession":
         """A session just granted; starts passing results on at once."""
         hosted = cls(
             wanted.session, wanted.span, wanted.ticket, wanted.next_hop, session, kv, journal, control, engine,
-            transport, forget, forwards_replay=wanted.forwards_replay, profile=profile,
+            transport, forget, sharing, forwards_replay=wanted.forwards_replay, profile=profile,
             touched_at=asyncio.get_running_loop().time(),
         )  # fmt: skip
         hosted._outlet = hosted._make_outlet()
@@ -135,15 +139,18 @@ class HostedSession:
             self._stalled = True
             self.engine.withdraw(self.session)
             await self.engine.idle_of(self.session)
+            self.session.check_resumption(wanted.epoch, wanted.resumption)
+            self.kv.truncate(length)
             self.session.resume(wanted.epoch, wanted.resumption)
             self.passed_on = self.replayed = 0
-            self.kv.truncate(length)
             self._stalled = False
             await self._stop_passing()
+            self.sharing = None
             if self._over:
                 raise Refused("the session ended meanwhile", FaultCode.UNKNOWN_SESSION)
-            if self.journal is not None:
-                self.journal.truncate(length)
+            self._truncate_journal(length)
+            if wanted.replays and self.journal is None:
+                raise Refused("this node has no room any more for a journal of its own", FaultCode.NO_JOURNAL)
             self.attach(control)
             broken, self._complained = self._complained, False
             if self.ticket != wanted.ticket:
@@ -202,7 +209,8 @@ class HostedSession:
     async def grant(self) -> None:
         """Tell the client that the session is open in its present epoch."""
         terms = self.session.terms
-        await self.control.send(Opened(self.id, terms.epoch, terms.credit_rows, self.profile))
+        offered = self.session.offered
+        await self.control.send(Opened(self.id, terms.epoch, terms.credit_rows, self.profile, offered))
 
     async def tell(self, error: SwarmError, *, fatal: bool) -> None:
         """A fault on the client's control stream, if that still lives."""
@@ -224,6 +232,7 @@ class HostedSession:
             await self._room.wait()
         if self._over or self._stalled:
             return
+        offered = self.session.offered
         try:
             steps = self.session.receive(append)
         except Refused as error:
@@ -231,6 +240,9 @@ class HostedSession:
                 raise
             await self.tell(error, fatal=False)
             return
+        if offered and steps and steps[0].append.prefix < offered:
+            self.kv.truncate(steps[0].append.prefix)
+            self._truncate_journal(steps[0].append.prefix)
         for step in steps:
             self.engine.submit(Work(self.session, self.kv, self.span, step, self._done, arrived))
 
@@ -250,6 +262,8 @@ class HostedSession:
                     raise computed.error
                 if self.journal is not None:
                     self.journal.note(step, computed.hidden)
+                if self.sharing is not None:
+                    self.sharing.note(step, self.kv, self.journal)
                 if self.forwards_replay or not step.append.replay:
                     await self._outlet.send(step, computed, (*step.append.timings, timing))
                 self.session.finish(step)
@@ -262,6 +276,10 @@ class HostedSession:
             self._complain(error)
         except SwarmError as error:
             await self.fail(error)
+
+    def _truncate_journal(self, length: int) -> None:
+        if self.journal is not None and not self.journal.truncate(length):
+            self.journal = None
 
     def _cut_links(self) -> None:
         """Whoever feeds this session now must not speak into what comes."""

@@ -1,20 +1,25 @@
 """The KV cache of a span: one pool of rows for all sessions, trunks paged in it, crowns beside them.
 
-    trunk   logical positions 0, 1, 2 … in pages, append-only; read as contiguous runs of rows, never gathered
+    trunk   logical positions 0, 1, 2 … in pages, append-only; read as contiguous runs of rows, never gathered; full
+            pages at its beginning may be read by other sessions too
     crown   rows a tree's nodes write to, in pages of the session's own
 
 Moving a committed path is a copy of a handful of rows a block.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from treeswarm.errors import Refused
 from treeswarm.messages import MAX_CROWN
 from treeswarm.steps import Step
 from treeswarm_node.pages import PAGE, PagePool, runs
+from treeswarm_node.prefixes import PrefixIndex
 
 
 @dataclass(frozen=True)
@@ -36,24 +41,43 @@ class KVStore:
         self.keys = torch.zeros(blocks, shape.kv_heads, rows, shape.key_dim, dtype=dtype, device=device)
         self.values = torch.zeros(blocks, shape.kv_heads, rows, shape.value_dim, dtype=dtype, device=device)
         self.sessions: set[SessionKV] = set()
+        self.prefixes = PrefixIndex(self.pool)
 
     @property
     def free_tokens(self) -> int:
-        """Rows not promised to any session."""
-        return self.pool.available * PAGE
+        """Rows not promised to any session; what is only kept for later sessions counts as free."""
+        return (self.pool.available + self.prefixes.idle_pages) * PAGE
 
-    def open(self, trunk_room: int, crown_room: int) -> "SessionKV":
-        """Reserve a session's whole room.  Raises Refused (full)."""
+    @property
+    def shared_pages(self) -> int:
+        """Pages that several open sessions read."""
+        read = Counter(page for session in self.sessions for page in list(session.trunk_pages))
+        return sum(readers > 1 for readers in read.values())
+
+    def open(self, trunk_room: int, crown_room: int, shared: Sequence[int] = ()) -> "SessionKV":
+        """Reserve a session's whole room.  Its trunk begins with the `shared` pages, which are full and stay as they
+        are.  Raises Refused (full)."""
         assert crown_room <= MAX_CROWN
-        crown_pages = _pages_for(crown_room)
-        self.pool.reserve(_pages_for(trunk_room) + crown_pages)
-        session = SessionKV(self, trunk_room, self.pool.allocate(crown_pages), reserved=_pages_for(trunk_room))
+        crown_pages, own = _pages_for(crown_room), _pages_for(trunk_room) - len(shared)
+        self.pool.share(shared)
+        try:
+            self.reserve(own + crown_pages)
+        except Refused:
+            self.pool.release(shared)
+            raise
+        session = SessionKV(self, trunk_room, self.pool.allocate(crown_pages), own, list(shared), len(shared) * PAGE)
         self.sessions.add(session)
         return session
 
+    def reserve(self, pages: int) -> None:
+        """Promise pages; what is only kept for later sessions gives way.  Raises Refused (full)."""
+        self.prefixes.make_room(pages)
+        self.pool.reserve(pages)
+
     def check(self) -> None:
         """Assert that no page is lost or owned twice."""
-        self.pool.check(pages for session in self.sessions for pages in (session.trunk_pages, session.crown_pages))
+        owned = [pages for session in self.sessions for pages in (session.trunk_pages, session.crown_pages)]
+        self.pool.check([*owned, self.prefixes.pages])
 
     def copy_rows(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
         """Copy rows in every block."""
@@ -93,11 +117,30 @@ class SessionKV:
         self.crown_positions[step.slots] = step.positions[: len(step.slots)]
 
     def truncate(self, length: int) -> None:
-        """Forget trunk rows from `length` on.  Their pages stay the session's: what follows is written into them, so no
-        fork may share them."""
+        """Forget trunk rows from `length` on.  Their pages stay the session's, and what follows is written into them;
+        in place of those that others read it gets new ones.  Raises Refused (full), and then nothing has changed."""
         assert length <= self.trunk_length
-        assert not any(self.store.pool.shared(page) for page in self.trunk_pages[length // PAGE :])
+        pool, rest = self.store.pool, self.trunk_pages[length // PAGE :]
+        if theirs := [page for page in rest if pool.owners(page) > 1]:
+            self.store.reserve(len(theirs))
+            self.reserved += len(theirs)
+            self._leave(theirs, length)
         self.trunk_length = length
+
+    def _leave(self, theirs: list[int], length: int) -> None:
+        """Give up the pages from `length` on; the rows before it in a page that others read are copied."""
+        pool, whole = self.store.pool, length // PAGE
+        partial = np.arange(whole * PAGE, length)
+        copied = len(partial) > 0 and self.trunk_pages[whole] in theirs
+        kept = whole + (len(partial) > 0 and not copied)
+        sources = self.trunk_rows(partial)
+        given, self.trunk_pages = self.trunk_pages[kept:], self.trunk_pages[:kept]
+        if copied:
+            self._grow_to(length)
+            self.store.copy_rows(sources, self.trunk_rows(partial))
+        pool.release(given)
+        pool.reserve(len(given) - len(theirs))
+        self.reserved += len(given) - len(theirs)
 
     def rows_of(self, step: Step) -> NDArray[np.int64]:
         """Where the step's new rows are written, int64 [rows]."""
@@ -120,26 +163,6 @@ class SessionKV:
     def crown_rows(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         return _rows(self.crown_pages, slots)
 
-    def fork(self, length: int) -> "SessionKV":
-        """A session that shares the first `length` trunk rows; a page only partly shared is copied.
-
-        Raises Refused (full).
-        """
-        assert length <= self.trunk_length
-        pool, whole = self.store.pool, length // PAGE
-        own = _pages_for(self.trunk_room) - whole
-        pool.reserve(own + len(self.crown_pages))
-        child = SessionKV(self.store, self.trunk_room, pool.allocate(len(self.crown_pages)), reserved=own)
-        child.trunk_pages = self.trunk_pages[:whole]
-        pool.share(child.trunk_pages)
-        child._grow_to(length)
-        partial = np.arange(whole * PAGE, length)
-        if len(partial):
-            self.store.copy_rows(self.trunk_rows(partial), child.trunk_rows(partial))
-        child.trunk_length = length
-        self.store.sessions.add(child)
-        return child
-
     def close(self) -> None:
         """Give everything back."""
         if self not in self.store.sessions:
@@ -149,6 +172,7 @@ class SessionKV:
         self.store.pool.release(self.crown_pages)
         self.store.pool.unreserve(self.reserved)
         self.trunk_pages, self.crown_pages, self.reserved = [], [], 0
+        self.store.prefixes.trim()
 
     def _grow_to(self, length: int) -> None:
         missing = _pages_for(length) - len(self.trunk_pages)

@@ -20,7 +20,7 @@ from treeswarm.records import NodeRecord, NodeState
 from treeswarm.spans import Span
 from treeswarm.transport.address import Address
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.fit import blocks_that_fit, footprint_of, free_memory
+from treeswarm_node.fit import blocks_that_fit, footprint_of, free_memory, store_room
 from treeswarm_node.membership import Membership
 from treeswarm_node.node import Node
 from treeswarm_node.place import Place
@@ -76,7 +76,8 @@ class Lifecycle:
             reachable=self.reachable,
             name=self.config.model[-64:],
             model=self.model.config,
-            numerics=self._numerics or NumericsClass(UNKNOWN_WEIGHTS, self.config.dtype),
+            numerics=self._numerics
+            or NumericsClass(UNKNOWN_WEIGHTS, self.config.dtype, self.config.quantization, self.config.activations),
             span=self.span or Span(0, self.model.shape.blocks),
             blocks=self.model.shape.blocks,
             rate=stage.rate if stage else GUESSED_RATE,
@@ -223,12 +224,13 @@ class Lifecycle:
 
     def _fitting(self) -> int:
         device = find_device(self.config.device)
-        footprint = footprint_of(self.model.folder, getattr(torch, self.config.dtype))
+        footprint = footprint_of(self.model.folder, getattr(torch, self.config.dtype), self.config.quantization)
         return blocks_that_fit(
             self.config.memory or free_memory(device),
             footprint,
             kv_tokens=self.config.kv_tokens,
             forward_rows=self.config.limits.budget.rows,
+            store=store_room(self.config.offload),
             blocks=self.model.shape.blocks,
         )
 

@@ -6,6 +6,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from treeswarm.spans import Span
+from treeswarm_node.offload import Offload
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,13 @@ class LoadedSpan:
     span: Span
     dtype: torch.dtype
     device: torch.device
+    offload: Offload | None = None
+    """Where the blocks' weights wait; None: they are in place."""
+
+    def place(self, block: int) -> None:
+        """Before the block runs, or anybody looks at its weights."""
+        if self.offload is not None:
+            self.offload.place(block - self.span.start)
 
     @property
     def config(self) -> PretrainedConfig:

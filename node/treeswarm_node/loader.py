@@ -19,18 +19,30 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from treeswarm.errors import BadRequest, ModelError, UnsupportedModel
 from treeswarm.identity import Progress
-from treeswarm.model_files import read_config, read_header, weight_files
+from treeswarm.model_files import BLOCK, read_config, read_header, weight_files
 from treeswarm.spans import Span
 from treeswarm_node.loaded import LoadedSpan
+from treeswarm_node.offload import Offload
+from treeswarm_node.quantization import quantize
 
 
 def load_span(
-    folder: Path, span: Span, dtype: torch.dtype, device: torch.device, progress: Progress | None = None
+    folder: Path,
+    span: Span,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress | None = None,
+    *,
+    quantization: str = "none",
+    offload: Offload | None = None,
 ) -> LoadedSpan:
     """Load decoder blocks `span`, with the embedding at the head and norm and LM head at the tail.
 
     Only these tensors are read, from only the files that hold them.  Checkpoints whose names or layouts differ from
-    the modules' (fused experts) go through transformers' own conversions.  Raises BadRequest for a span the model
+    the modules' (fused experts) go through transformers' own conversions.  With `quantization` or
+    `offload`, block after block is loaded and put away, so that the device holds one of them whole at a time.
+
+    Raises BadRequest for a span the model
     does not have, ModelError for files that are missing or corrupt, UnsupportedModel.
     """
     skeleton = _skeleton(folder, dtype)
@@ -39,26 +51,58 @@ def load_span(
         raise BadRequest(f"blocks {span} run past the model, which has {blocks}: give --blocks within 0:{blocks}")
     conversions = get_model_conversion_mapping(skeleton)
     wanted = _wanted_tensors(folder, skeleton, span, conversions)
-    state = _open_tensors(folder, wanted, progress)
-    try:
-        info, _ = convert_and_load_state_dict_in_model(
-            skeleton,
-            state,
-            LoadStateDictConfig(device_map={"": device}, dtype=dtype, weight_mapping=conversions),
-        )
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ModelError(f"the weights in '{folder}' cannot be read ({error}): download them again") from None
-    skeleton.tie_weights()
-    _check_complete(folder, skeleton, span, info)
     for buffer in skeleton.buffers():
         buffer.data = buffer.data.to(device)
-    return LoadedSpan(skeleton.eval().requires_grad_(False), span, dtype, device)
+    skeleton.eval().requires_grad_(False)
+    state = _open_tensors(folder, wanted, progress)
+    by_block = quantization != "none" or offload is not None
+    for block, part in _portions(state, span) if by_block else [(None, state)]:
+        try:
+            info, _ = convert_and_load_state_dict_in_model(
+                skeleton, part, LoadStateDictConfig(device_map={"": device}, dtype=dtype, weight_mapping=conversions)
+            )
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise ModelError(f"the weights in '{folder}' cannot be read ({error}): download them again") from None
+        if block is None:
+            skeleton.tie_weights()
+        layers = skeleton.base_model.layers
+        _check_complete(
+            folder,
+            skeleton,
+            hosted_parts(skeleton, span)
+            if not by_block
+            else [layers[block]]
+            if block is not None
+            else hosted_ends(skeleton, span),
+            info,
+        )
+        if block is not None:
+            layers[block].requires_grad_(False)
+            if quantization != "none":
+                quantize(layers[block], quantization)
+            if offload is not None:
+                offload.take(layers[block])
+    return LoadedSpan(skeleton.eval().requires_grad_(False), span, dtype, device, offload)
+
+
+def _portions(state: dict[str, Any], span: Span) -> list[tuple[int | None, dict[str, Any]]]:
+    """The tensors of each block, and last (None) those of no block."""
+    parts: dict[int | None, dict[str, Any]] = {block: {} for block in [*range(span.start, span.end), None]}
+    for name, tensor in state.items():
+        found = BLOCK.search(name)
+        parts[int(found[1]) if found else None][name] = tensor
+    return list(parts.items())
 
 
 def hosted_parts(skeleton: PreTrainedModel, span: Span) -> list[torch.nn.Module]:
     """The modules of which `span` needs real tensors."""
+    return [*skeleton.base_model.layers[span.start : span.end], *hosted_ends(skeleton, span)]
+
+
+def hosted_ends(skeleton: PreTrainedModel, span: Span) -> list[torch.nn.Module]:
+    """Those that are no decoder block."""
     base = skeleton.base_model
-    parts: list[torch.nn.Module] = list(base.layers[span.start : span.end])
+    parts: list[torch.nn.Module] = []
     if span.start == 0:
         parts.append(skeleton.get_input_embeddings())
     if span.end == len(base.layers):
@@ -120,14 +164,14 @@ def _open_tensors(folder: Path, wanted: dict[str, list[str]], progress: Progress
     return state
 
 
-def _check_complete(folder: Path, skeleton: PreTrainedModel, span: Span, info: Any) -> None:
+def _check_complete(folder: Path, skeleton: PreTrainedModel, parts: list[torch.nn.Module], info: Any) -> None:
     if info.mismatched_keys:
         name = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.mismatched_keys)[0]
         raise ModelError(f"tensor {name} in '{folder}' has not the shape that config.json says")
     if info.conversion_errors:
         raise ModelError(f"the weights in '{folder}' do not convert: {next(iter(info.conversion_errors.values()))}")
     names = {id(p): name for name, p in skeleton.named_parameters()}
-    for part in hosted_parts(skeleton, span):
+    for part in parts:
         for parameter in part.parameters():
             if parameter.device.type == "meta":
                 raise ModelError(

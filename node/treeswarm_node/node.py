@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from treeswarm import PROTOCOL_VERSION, __version__
 from treeswarm.errors import Refused
 from treeswarm.messages import Description, FaultCode, LinkHello, Open
+from treeswarm.prefix import PREFIX_TOKENS
 from treeswarm.records import NodeState
 from treeswarm.session import NodeSession, SessionTerms
 from treeswarm.transport.seam import Stream, StreamKind, Transport
@@ -16,10 +18,12 @@ from treeswarm_node.admission import check_open, host_of
 from treeswarm_node.config import Limits
 from treeswarm_node.conversation import Conversation
 from treeswarm_node.hosted import HostedSession
-from treeswarm_node.journal import JournalBudget
+from treeswarm_node.journal import Journal, JournalBudget
 from treeswarm_node.landlord import Landlord
 from treeswarm_node.membership import Membership
+from treeswarm_node.prefixes import Unit
 from treeswarm_node.profile import of_part
+from treeswarm_node.sharing import begins, sharing_of
 from treeswarm_node.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -87,9 +91,11 @@ class Node:
         await self.close()
 
     async def close(self) -> None:
-        """Tell every client, free every session."""
+        """Tell every client, free every session, keep nothing."""
         why = Refused("the node is shutting down", FaultCode.DRAINING)
         await asyncio.gather(*(hosted.fail(why) for hosted in self.sessions.values()))
+        if self.stage is not None:
+            self.stage.store.prefixes.clear()
 
     def describe(self) -> Description:
         """What is hosted, and how busy it is.  Raises Refused while nothing is."""
@@ -114,6 +120,9 @@ class Node:
             opened=self.opened,
             resumed=self.resumed,
             refused=self.refused,
+            prefix_hits=stage.store.prefixes.hits,
+            prefix_tokens=stage.store.prefixes.hit_tokens,
+            shared_pages=stage.store.shared_pages,
         )
 
     def ready_stage(self) -> Stage:
@@ -129,7 +138,9 @@ class Node:
         guests = [host_of(hosted.control.peer) for hosted in self.sessions.values()]
         try:
             check_open(wanted, stage.served, self.limits, self.state, host_of(control.peer), guests)
-            kv = stage.store.open(wanted.trunk_room, wanted.crown_room)
+            units = self._kept_of(wanted, stage)
+            pages = [page for unit in units for page in unit.pages]
+            kv = stage.store.open(wanted.trunk_room, wanted.crown_room, pages)
         except Refused:
             self.refused += 1
             self._say_room(full=True)
@@ -142,19 +153,34 @@ class Node:
             vocab_size=stage.served.vocab_size,
             row_bytes=0 if wanted.span.start == 0 else stage.served.activation_bytes,
             resumption=wanted.resumption,
+            offered=len(units) * PREFIX_TOKENS,
         )
-        journal = None
-        if wanted.next_hop is not None:
-            journal = self._journals.open(stage.served.activation_bytes, wanted.trunk_room, wanted.crown_room)
         hosted = HostedSession.opened(
-            wanted, NodeSession(terms), kv, journal, control, stage.engine, self.transport,
-            forget=lambda: self._forget(hosted), profile=of_part(stage.profile, wanted.span, stage.served.span),
+            wanted, NodeSession(terms), kv, self._journal(wanted, stage, units), control, stage.engine, self.transport,
+            forget=lambda: self._forget(hosted), sharing=sharing_of(wanted, stage.store.prefixes),
+            profile=of_part(stage.profile, wanted.span, stage.served.span),
         )  # fmt: skip
         self.sessions[wanted.session] = hosted
         self.opened += 1
         await self.tell_links()
         log.info("session %s opened for blocks %s by %s", hosted.name, wanted.span, control.peer)
         return hosted
+
+    def _kept_of(self, wanted: Open, stage: Stage) -> list[Unit]:
+        """What is here of the text that a session is about to begin with."""
+        if wanted.prefix is None or not begins(wanted):
+            return []
+        return stage.store.prefixes.find(wanted.span, wanted.prefix.digests)
+
+    def _journal(self, wanted: Open, stage: Stage, units: Sequence[Unit]) -> Journal | None:
+        """None at the tail, where there is no room for it, and where the units lack their part of it."""
+        chunks = [unit.chunk for unit in units if unit.chunk is not None]
+        if wanted.next_hop is None or len(chunks) < len(units):
+            return None
+        row_bytes = stage.served.activation_bytes
+        rows = wanted.trunk_room + wanted.crown_room - len(units) * PREFIX_TOKENS
+        stage.store.prefixes.make_room_for(self._journals, rows * row_bytes)
+        return self._journals.open(row_bytes, wanted.trunk_room, wanted.crown_room, chunks)
 
     def _say_room(self, *, full: bool) -> None:
         """Clients stay away from a node whose record says that it is full, so it must say when it no longer is."""

@@ -2,16 +2,19 @@
 
 Invariant, checked by `check`: every page is free or has as many references as owners hold it; reservations never
 exceed what is free.  A session reserves its whole room when it opens, so that an allocation inside it cannot fail.
+
+Sessions open and close in the event loop and grow in the device thread, so every change is made under a lock.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from threading import Lock
 
 from treeswarm.errors import Refused
 from treeswarm.messages import FaultCode
 
 PAGE = 64
-"""Rows of a page: a fork copies less than one, a tree's crown fits in few."""
+"""Rows of a page: what is shared is whole ones, a tree's crown fits in few."""
 
 
 @dataclass(eq=False)
@@ -21,6 +24,7 @@ class PagePool:
     pages: int
     _references: dict[int, int] = field(default_factory=dict)
     _reserved: int = 0
+    _lock: Lock = field(default_factory=Lock)
 
     @property
     def available(self) -> int:
@@ -29,44 +33,49 @@ class PagePool:
 
     def reserve(self, count: int) -> None:
         """Promise `count` pages.  Raises Refused (full)."""
-        if count > self.available:
-            raise Refused(
-                f"this node is full: {count * PAGE} KV rows were asked for, {self.available * PAGE} are free",
-                FaultCode.FULL,
-            )
-        self._reserved += count
+        with self._lock:
+            if count > self.available:
+                raise Refused(
+                    f"this node is full: {count * PAGE} KV rows were asked for, {self.available * PAGE} are free",
+                    FaultCode.FULL,
+                )
+            self._reserved += count
 
     def unreserve(self, count: int) -> None:
         """Take back a promise."""
-        assert count <= self._reserved
-        self._reserved -= count
+        with self._lock:
+            assert count <= self._reserved
+            self._reserved -= count
 
     def allocate(self, count: int, after: int | None = None) -> list[int]:
         """Turn `count` reserved pages into real ones, next to page `after` if those are free."""
-        assert count <= self._reserved
-        found = self._run_from(after + 1, count) if after is not None else None
-        found = found or self._first_run(count) or self._any(count)
-        self._reserved -= count
-        for page in found:
-            self._references[page] = 1
+        with self._lock:
+            assert count <= self._reserved
+            found = self._run_from(after + 1, count) if after is not None else None
+            found = found or self._first_run(count) or self._any(count)
+            self._reserved -= count
+            for page in found:
+                self._references[page] = 1
         return found
 
     def share(self, pages: Iterable[int]) -> None:
         """One more owner of each page."""
-        for page in pages:
-            assert page in self._references
-            self._references[page] += 1
+        with self._lock:
+            for page in pages:
+                assert page in self._references
+                self._references[page] += 1
 
-    def shared(self, page: int) -> bool:
-        """Whether a page has more than one owner, and so must not be written."""
-        return self._references[page] > 1
+    def owners(self, page: int) -> int:
+        """How many a page has; with more than one it must not be written."""
+        return self._references.get(page, 0)
 
     def release(self, pages: Iterable[int]) -> None:
         """One owner less of each page; a page without owners is free."""
-        for page in pages:
-            self._references[page] -= 1
-            if not self._references[page]:
-                del self._references[page]
+        with self._lock:
+            for page in pages:
+                self._references[page] -= 1
+                if not self._references[page]:
+                    del self._references[page]
 
     def check(self, owners: Iterable[Iterable[int]]) -> None:
         """Assert the invariant against all owners' pages."""

@@ -16,6 +16,7 @@ from treeswarm.spans import Span
 from treeswarm.steps import Step
 from treeswarm_node.batch import Segment, make_batch
 from treeswarm_node.kv import KVStore
+from treeswarm_node.quantization import unfolded
 from treeswarm_node.span_model import SpanModel, kv_shape, run_layer
 
 FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Mixtral, Qwen3-MoE, Phi-3, OLMo2, Granite, Gemma 2, Gemma 3"
@@ -83,7 +84,8 @@ def _difference(model: SpanModel, index: int, kind: tuple[str, ...]) -> float:
 
 
 def _run(model: SpanModel, index: int) -> float:
-    layer = copy.deepcopy(model.base.layers[index]).float()
+    model.loaded.place(index)
+    layer: Any = unfolded(model.base.layers[index])
     inner: Any = layer.self_attn
     owner = _window_owner(inner)
     if owner.sliding_window is not None:

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from treeswarm.errors import BadRequest
@@ -25,7 +25,7 @@ from treeswarm_node.node import Node
 from treeswarm_node.own_identity import own_identity
 from treeswarm_node.owner import noted
 from treeswarm_node.place import PlaceFinder
-from treeswarm_node.stage import Model, Stage
+from treeswarm_node.stage import Model, Stage, dtype_for, find_device
 from treeswarm_node.survey import Survey
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class Ready:
 @contextlib.asynccontextmanager
 async def serving(config: NodeConfig) -> AsyncIterator[tuple[Ready, Lifecycle]]:
     """A node that serves; on leaving, its sessions are handed over and its record withdrawn."""
+    config = replace(config, dtype=dtype_for(config.dtype, find_device(config.device)))
     swarm_key = read_swarm_key(config.swarm_key) if config.swarm_key else None
     async with contextlib.AsyncExitStack() as stack:
         identity, kept_at = stack.enter_context(own_identity(config.identity))

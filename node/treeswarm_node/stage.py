@@ -20,6 +20,7 @@ from treeswarm.model_files import ModelShape, read_config, read_shape, resolve_m
 from treeswarm.replay import replay
 from treeswarm.session import NodeSession, SessionTerms
 from treeswarm.spans import Span
+from treeswarm_node.activations import row_codec
 from treeswarm_node.admission import Served
 from treeswarm_node.batch import Segment
 from treeswarm_node.config import NodeConfig
@@ -27,8 +28,10 @@ from treeswarm_node.device import Device, Lent, Runs
 from treeswarm_node.engine import Engine
 from treeswarm_node.kv import KVStore
 from treeswarm_node.loader import load_span
+from treeswarm_node.offload import Offload, offloading
 from treeswarm_node.profile import measure_profile
 from treeswarm_node.proof import prove
+from treeswarm_node.quantization import check_library
 from treeswarm_node.sampler import Sampler
 from treeswarm_node.span_model import SpanModel
 
@@ -70,20 +73,22 @@ class Model:
 @contextlib.asynccontextmanager
 async def on_stage(config: NodeConfig, model: Model, span: Span) -> AsyncIterator[Stage]:
     """Load, prove and measure a span; its memory is free again on leaving.  Raises ModelError, BadRequest."""
-    loaded, served, rate = await asyncio.to_thread(_load, config, model, span)
-    device = _lent(Device(loaded, Sampler(served.vocab_size)), config.device_share)
-    profile = await asyncio.to_thread(measure_profile, device, served, loaded.store)
-    engine = Engine(device, config.limits.budget)
-    running = asyncio.create_task(engine.run())
-    try:
-        yield Stage(served, engine, loaded.store, rate, profile)
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        del engine, device, loaded
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    with offloading(find_device(config.device), config.offload) as offload:
+        loaded, served, rate = await asyncio.to_thread(_load, config, model, span, offload)
+        codec = row_codec(config.activations, served.hidden_size)
+        device = _lent(Device(loaded, Sampler(served.vocab_size), codec), config.device_share)
+        profile = await asyncio.to_thread(measure_profile, device, served, loaded.store)
+        engine = Engine(device, config.limits.budget)
+        running = asyncio.create_task(engine.run())
+        try:
+            yield Stage(served, engine, loaded.store, rate, profile)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            del engine, device, loaded
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def find_device(name: str) -> torch.device:
@@ -98,16 +103,33 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def _load(config: NodeConfig, model: Model, span: Span) -> tuple[SpanModel, Served, float]:
+def dtype_for(name: str, device: torch.device) -> str:
+    """`auto`: bfloat16 where the device has instructions for it, else float32; other names as they are."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+        native = any(has.get(feature) for feature in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    return "bfloat16" if native else "float32"
+
+
+def _load(config: NodeConfig, model: Model, span: Span, offload: Offload | None) -> tuple[SpanModel, Served, float]:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = find_device(config.device)
+    check_library(config.quantization)
     folder = resolve_model(model.name, weights=True, span=span)
     with _progress() as progress:
-        loaded = load_span(folder, span, getattr(torch, config.dtype), device, progress)
+        loaded = load_span(
+            folder, span, getattr(torch, config.dtype), device, progress,
+            quantization=config.quantization, offload=offload,
+        )  # fmt: skip
         weights = weights_digest(folder, read_config(folder), progress)
     spanned = SpanModel(loaded, config.kv_tokens)
     prove(spanned)
+    numerics = NumericsClass(weights, config.dtype, config.quantization, config.activations)
     served = Served(
         span=span,
         blocks=model.shape.blocks,
@@ -115,9 +137,9 @@ def _load(config: NodeConfig, model: Model, span: Span) -> tuple[SpanModel, Serv
         hidden_size=model.shape.hidden_size,
         max_positions=model.shape.max_positions,
         config=model.config,
-        numerics=NumericsClass(weights=weights, dtype=config.dtype),
+        numerics=numerics,
         attention=spanned.attention_name,
-        activation_bytes=model.shape.hidden_size * loaded.dtype.itemsize,
+        activation_bytes=numerics.row_bytes(model.shape.hidden_size),
     )
     return spanned, served, measure_rate(spanned) * config.device_share
 

@@ -1,6 +1,7 @@
 """Rows of the trunk on their way to a node that replaces a lost one.  Pure."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,7 +12,24 @@ from treeswarm.sampling import SamplingSettings
 REPLAY_ROWS = 512
 
 
-def replay(epoch: int, tokens: Sequence[int], hidden: bytes | bytearray = b"", row_bytes: int = 0) -> Iterator[Append]:
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Pieces read as one run of bytes, and never copied into one."""
+
+    pieces: Sequence[bytes | bytearray]
+
+    def __getitem__(self, part: slice) -> bytes:
+        """Of a slice from one place to another."""
+        found, start = [], 0
+        for piece in self.pieces:
+            found.append(piece[max(0, part.start - start) : max(0, part.stop - start)])
+            start += len(piece)
+        return b"".join(found)
+
+
+def replay(
+    epoch: int, tokens: Sequence[int], hidden: bytes | bytearray | Joined = b"", row_bytes: int = 0
+) -> Iterator[Append]:
     """The whole trunk as appends for a node that has none of it.
 
     `hidden` is row-major, `row_bytes` a row: what the node's upstream neighbour once sent; empty towards the head.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from treeswarm.errors import Refused
 from treeswarm.messages import Answers, Append, FaultCode, Hint, Resumption
+from treeswarm.prefix import PREFIX_TOKENS
 from treeswarm.steps import Step
 from treeswarm.tree import TokenTree
 
@@ -37,6 +38,8 @@ class SessionTerms:
     """Activation bytes per row on the upstream link; 0 at the head."""
     resumption: Resumption | None = None
     """This node replaces a lost one: so many rows are replayed first."""
+    offered: int = 0
+    """Rows of the prompt that are here already: the first append says how many of them the trunk begins with."""
 
 
 @dataclass(eq=False)
@@ -67,6 +70,7 @@ class NodeSession:
         self.late_frames = 0
         """Appends of an old epoch, dropped."""
         self._begin(TokenTree(), terms.resumption)
+        self.offered = terms.offered
 
     def _begin(self, tree: TokenTree, goal: Resumption | None) -> None:
         self.tree = tree
@@ -83,6 +87,8 @@ class NodeSession:
         self._started_id = 0
         """Rows of lower ids have been handed to the device, or were skipped."""
         self._hint: Hint | None = None
+        self.offered = 0
+        """Rows of the prompt that are here and that no append has spoken of yet."""
         self._reach_goal()
 
     @property
@@ -186,9 +192,17 @@ class NodeSession:
             self.tree, self._goal = _resumed(self._goal), None
 
     def _apply(self, append: Append) -> Step:
+        self._begin_on(append.prefix)
         self._check(append)
         commit_slots = self._commit(append)
         return self._prefill(append, commit_slots) if append.prefill else self._grow(append, commit_slots)
+
+    def _begin_on(self, prefix: int) -> None:
+        offered, self.offered = self.offered, 0
+        if prefix > offered or prefix % PREFIX_TOKENS:
+            raise Refused(f"{prefix} rows of a prefix were named, {offered} were offered", FaultCode.MALFORMED)
+        if prefix:
+            self.tree = replace(self.tree, trunk_length=prefix)
 
     def _check(self, append: Append) -> None:
         if append.rows and int(append.tokens.max()) >= self.terms.vocab_size:

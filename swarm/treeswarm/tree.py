@@ -11,7 +11,7 @@ A tree is immutable: every change gives a new one, so a refused change leaves no
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,10 +53,12 @@ class TokenTree:
     def indices_of(self, ids: Sequence[int] | NDArray[np.integer]) -> Indices:
         """Places of `ids` in the crown, -1 where an id is no live crown node."""
         wanted = np.asarray(ids, np.int64)
-        places = np.searchsorted(self.ids, wanted)
-        found = places < len(self.ids)
-        found[found] = self.ids[places[found]] == wanted[found]
-        return np.where(found, places, -1)
+        if not len(self.ids):
+            return np.full(wanted.shape, -1)
+        places = self.ids.searchsorted(wanted)
+        places[places == len(self.ids)] = 0
+        places[self.ids[places] != wanted] = -1
+        return places
 
     def add(self, first_id: int, parent_ids: NDArray[np.integer], tokens: NDArray[np.integer]) -> "TokenTree":
         """Grow the crown by nodes `first_id`, `first_id + 1`, …
@@ -68,21 +70,25 @@ class TokenTree:
         self._check_first_id(first_id)
         parents = self._parent_indices(first_id, np.asarray(parent_ids, np.int64))
         old, new = len(self), len(tokens)
-        positions = np.concatenate([self.positions, np.zeros(new, np.int64)])
+        positions = self.positions.tolist()
         ancestors = np.zeros((old + new, old + new), np.bool_)
         ancestors[:old, :old] = self.ancestors
-        for level in _levels(parents, old):
-            above = parents[level - old]
-            hanging = above != TIP
-            ancestors[level[hanging]] = ancestors[above[hanging]]
-            ancestors[level, level] = True
-            positions[level] = np.where(hanging, positions[above] + 1, self.trunk_length)
-        return replace(
-            self,
+        # Row by row: a parent comes before its children, and a usual append has so few rows that grouping them by
+        # depth costs more than it saves.
+        for row, above in enumerate(parents.tolist(), old):
+            if above == TIP:
+                positions.append(self.trunk_length)
+            else:
+                ancestors[row] = ancestors[above]
+                positions.append(positions[above] + 1)
+            ancestors[row, row] = True
+        return TokenTree(
+            trunk_length=self.trunk_length,
+            tip=self.tip,
             next_id=first_id + new,
             ids=np.concatenate([self.ids, np.arange(first_id, first_id + new)]),
             parents=np.concatenate([self.parents, parents]),
-            positions=positions,
+            positions=np.array(positions, np.int64),
             tokens=np.concatenate([self.tokens, np.asarray(tokens, np.int64)]),
             ancestors=ancestors,
         )
@@ -106,15 +112,15 @@ class TokenTree:
         kept = np.flatnonzero(below)
         reindexed = np.full(len(self) + 1, TIP)
         reindexed[kept] = np.arange(len(kept))
-        committed = replace(
-            self,
+        committed = TokenTree(
             trunk_length=self.trunk_length + len(path),
             tip=int(self.ids[end]),
+            next_id=self.next_id,
             ids=self.ids[kept],
             parents=reindexed[self.parents[kept]],
             positions=self.positions[kept],
             tokens=self.tokens[kept],
-            ancestors=self.ancestors[np.ix_(kept, kept)],
+            ancestors=self.ancestors[kept[:, None], kept],
         )
         return committed, kept
 
@@ -161,15 +167,6 @@ class TokenTree:
         if (dead := (places < 0) & ~is_tip).any():
             raise _bad(f"parent {int(parent_ids[dead][0])} is neither the tip nor a live crown node")
         return np.where(is_tip, TIP, places)
-
-
-def _levels(parents: Indices, old: int) -> list[Indices]:
-    """New nodes (as indices from `old` on) grouped so that each group's parents come in an earlier one."""
-    depth: list[int] = []
-    for parent in parents.tolist():
-        depth.append(depth[parent - old] + 1 if parent >= old else 0)
-    depths = np.array(depth)
-    return [np.flatnonzero(depths == d) + old for d in range(depths.max() + 1)]
 
 
 def _bad(message: str) -> Refused:

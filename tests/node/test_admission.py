@@ -8,6 +8,7 @@ import pytest
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Refused
 from treeswarm.messages import MAX_CROWN, NextHop, NumericsClass, Open, Resumption
+from treeswarm.prefix import Prefix
 from treeswarm.records import NodeState
 from treeswarm.spans import Span
 from treeswarm_node.admission import Served, check_open, host_of
@@ -33,8 +34,9 @@ def check(
         replace(FITTING, span=Span(3, 4)),
         replace(FITTING, resumption=Resumption(512, 9)),
         replace(FITTING, trunk_room=1, crown_room=1),
+        replace(FITTING, prefix=Prefix(b"s" * 16, (b"d" * 16,) * 7)),
     ],
-    ids=["all of it", "part of the span", "a resumption", "little"],
+    ids=["all of it", "part of the span", "a resumption", "little", "a prefix"],
 )
 def test_what_fits_is_granted(wanted: Open) -> None:
     check(wanted)
@@ -52,6 +54,7 @@ def test_what_fits_is_granted(wanted: Open) -> None:
         ({"next_hop": None}, "mismatch", "no next hop"),
         ({"trunk_room": 513}, "out-of-room", "context is 512"),
         ({"crown_room": MAX_CROWN + 1}, "out-of-room", "a crown has at most"),
+        ({"prefix": Prefix(b"s" * 16, (b"d" * 16,) * 8)}, "out-of-room", "begin with more tokens than it has room"),
         ({"resumption": Resumption(513, 9)}, "out-of-room", "more tokens than it has room for"),
     ],
     ids=str,

@@ -11,7 +11,7 @@ from treeswarm.messages import Append, Resumption
 from treeswarm.replay import REPLAY_ROWS
 from treeswarm.session import NodeSession, SessionTerms
 from treeswarm.steps import Step
-from treeswarm_node.journal import Journal, JournalBudget
+from treeswarm_node.journal import Chunk, Journal, JournalBudget
 from treeswarm_node.kv import KVShape, KVStore
 
 from .conftest import append_of
@@ -34,7 +34,8 @@ class Journals(RuleBasedStateMachine):
     def begin(self, rows: int) -> None:
         self.store = KVStore(1, KVShape(1, 1, 1), 1024, torch.float32, torch.device("cpu"))
         self.kv = self.store.open(TRUNK, CROWN)
-        self.budget = JournalBudget(ROW * (TRUNK + CROWN))
+        self.budget = JournalBudget(10 * ROW * (TRUNK + CROWN))
+        self.held: list[Chunk] = []
         journal = self.budget.open(ROW, TRUNK, CROWN)
         assert journal is not None
         self.journal: Journal = journal
@@ -77,6 +78,26 @@ class Journals(RuleBasedStateMachine):
         self.next_id += 1
         self.kv.truncate(length)
         self.journal.truncate(length)
+
+    @rule(data=st.data())
+    def seal(self, data: st.DataObject) -> None:
+        """The first rows after what is sealed become a chunk, which others hold for a while."""
+        rows = data.draw(st.integers(0, len(self.journal) - self.journal._sealed))
+        chunk = self.journal.seal(rows)
+        if data.draw(st.booleans()):
+            self.held.append(chunk.share())
+
+    @rule()
+    def let_go(self) -> None:
+        while self.held:
+            self.held.pop().release()
+
+    @invariant()
+    def what_is_taken_is_there(self) -> None:
+        """Whoever holds a chunk, it is paid for once."""
+        chunks = {id(chunk): chunk.size for chunk in (*self.journal._chunks, *self.held)}
+        assert self.budget.taken == self.journal.size + sum(chunks.values())
+        assert self.journal.size + self.journal._sealed * ROW == ROW * (TRUNK + CROWN)
 
     def receive(self, parents: list[int], commit: list[int], **changes: object) -> None:
         tokens = [(self.next_id + i) * 7 % 50 for i in range(len(parents))]
@@ -170,3 +191,38 @@ def test_forgetting_more_than_there_is_forgets_nothing_else(length: int) -> None
     journal.truncate(length)
     assert len(journal) == min(length, 2)
     assert b"".join(append.hidden for append in journal.replay(2)) == b"abcdef"[: ROW * length]
+
+
+def test_two_journals_hold_what_they_share_once() -> None:
+    budget = JournalBudget(ROW * 120)
+    first = budget.open(ROW, 50, 10)
+    assert first is not None
+    session = NodeSession(SessionTerms(1, 50, 10, 100, 50, 0))
+    (step,) = session.receive(append_of(0, 1, range(5), [5, 6, 7, 8, 9], prefill=True))
+    first.note(step, b"abcdefghijklmno")
+    chunk = first.seal(4)
+    second = budget.open(ROW, 54, 10, [chunk])
+    assert second is not None
+    assert budget.taken == ROW * 120
+    assert [(append.tokens.tolist(), append.hidden) for append in second.replay(2)] == [([5, 6, 7, 8], b"abcdefghijkl")]
+    first.close()
+    assert budget.taken == ROW * 64
+    assert second.truncate(1)
+    assert budget.taken == ROW * 64
+    assert [(append.tokens.tolist(), append.hidden) for append in second.replay(2)] == [([5], b"abc")]
+    second.close()
+    assert budget.taken == 0
+
+
+def test_a_journal_that_cannot_afford_its_own_copy_closes() -> None:
+    budget = JournalBudget(ROW * 60)
+    journal = budget.open(ROW, 50, 10)
+    assert journal is not None
+    session = NodeSession(SessionTerms(1, 50, 10, 100, 50, 0))
+    (step,) = session.receive(append_of(0, 1, [0, 1], [5, 6], prefill=True))
+    journal.note(step, b"abcdef")
+    held = journal.seal(2).share()
+    assert not journal.truncate(1)
+    assert budget.taken == held.size == 2 * ROW
+    held.release()
+    assert budget.taken == 0

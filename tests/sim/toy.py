@@ -23,6 +23,7 @@ from treeswarm_client.drafters.seam import DraftTree, Verdict, in_no_hurry
 from treeswarm_client.generation import Generation, Limits
 from treeswarm_client.mending import Room
 from treeswarm_client.pace import ChainHop, FixedPace, Round, joined, prefix
+from treeswarm_client.prefix import PrefixScope, SharedPrompt
 from treeswarm_client.route import Hop, Target
 from treeswarm_client.session import ClientSession
 from treeswarm_node.admission import Served
@@ -30,8 +31,9 @@ from treeswarm_node.batch import Segment
 from treeswarm_node.config import Limits as NodeLimits
 from treeswarm_node.device import Computed
 from treeswarm_node.engine import Engine
-from treeswarm_node.kv import KVShape, KVStore
+from treeswarm_node.kv import KVShape, KVStore, SessionKV
 from treeswarm_node.node import Node
+from treeswarm_node.pages import PAGE
 from treeswarm_node.stage import Stage
 
 VOCAB, STATE = 5, 16
@@ -63,28 +65,25 @@ def plain_text(prompt: Sequence[int], count: int) -> list[int]:
 
 @dataclass
 class ToyDevice:
-    """Keeps each session's trunk and crown as tokens, the way a KV cache keeps rows, and hashes what each row sees."""
+    """Keeps tokens where a KV cache keeps rows, and hashes what each row sees."""
 
     blocks: int = 4
-    trunks: dict[int, list[int]] = field(default_factory=dict)
-    crowns: dict[int, dict[int, int]] = field(default_factory=dict)
 
     def run(self, segments: Sequence[Segment]) -> list[Computed]:
         return [self._step(segment) for segment in segments]
 
     def _step(self, segment: Segment) -> Computed:
-        step, key = segment.step, id(segment.kv)
-        trunk, crown = self.trunks.setdefault(key, []), self.crowns.setdefault(key, {})
-        del trunk[segment.kv.trunk_length :]  # a resumption cuts back
-        trunk += [crown[slot] for slot in step.commit_slots.tolist()]
-        segment.kv.commit(step)
-        assert len(trunk) == step.trunk_length
+        step, kv = segment.step, segment.kv
+        kv.commit(step)
+        assert not any(kv.store.pool.owners(row // PAGE) > 1 for row in kv.rows_of(step).tolist())
+        kv.store.keys[0, 0, torch.from_numpy(kv.rows_of(step)), 0] = torch.from_numpy(step.tokens).float()
+        trunk = self._read(kv, kv.trunk_rows(np.arange(step.trunk_length)))
         if step.append.prefill:
             contexts = [[*trunk, *step.tokens[: i + 1].tolist()] for i in range(step.rows)]
-            trunk += step.tokens.tolist()
         else:
-            crown.update(zip(step.slots.tolist(), step.tokens.tolist(), strict=True))
-            contexts = [self._seen(trunk, crown, step.visible[i]) for i in range(step.rows)]
+            # Slots fill from the lowest, so within one tree a parent's slot is below its child's.
+            seen = [self._read(kv, kv.crown_rows(np.flatnonzero(step.visible[i]))) for i in range(step.rows)]
+            contexts = [[*trunk, *above] for above in seen]
             assert [len(c) - 1 for c in contexts] == step.positions.tolist()
         sent = [step.append.hidden[i * STATE : (i + 1) * STATE] for i in incoming_rows(step)]
         states = [sent[i] if segment.span.start else b"" for i in range(len(contexts))]
@@ -95,9 +94,8 @@ class ToyDevice:
         tokens = np.array([states[i][0] % VOCAB for i in step.answered], np.int64)
         return Computed(tokens=tokens, logprobs=np.zeros(len(tokens), np.float32))
 
-    def _seen(self, trunk: list[int], crown: dict[int, int], visible: NDArray[np.bool_]) -> list[int]:
-        # Slots fill from the lowest, so within one tree a parent's slot is below its child's.
-        return [*trunk, *(crown[slot] for slot in np.flatnonzero(visible).tolist())]
+    def _read(self, kv: SessionKV, rows: NDArray[np.int64]) -> list[int]:
+        return [int(token) for token in kv.store.keys[0, 0, torch.from_numpy(rows), 0].tolist()]
 
 
 @dataclass
@@ -280,6 +278,8 @@ class ToySwarm:
         segment_rows: int = 4,
         patience_s: float = 0.0,
         forgetful: bool = False,
+        shared: PrefixScope = "none",
+        secret: bytes = b"s" * 16,
     ) -> list[int]:
         """One generation; what was committed before an error is in `self.kept`."""
         kept: list[int] = []
@@ -287,9 +287,16 @@ class ToySwarm:
         target = Target(NUMERICS, BLOCKS, VOCAB, 4, 2048)
         room = Room(len(prompt) + count, tree_size + 1)
         pilot = ToyPilot(self, forgetful=forgetful)
-        async with open_chain(self.network.transport(), pilot, target, room, patience_s=patience_s) as chain:
+        async with open_chain(
+            self.network.transport(),
+            pilot,
+            target,
+            room,
+            patience_s=patience_s,
+            shared=SharedPrompt(prompt, shared, secret),
+        ) as chain:
             self.chain = chain
-            session = ClientSession(SamplingSettings(), segment_rows, chain.epoch)
+            session = ClientSession(SamplingSettings(), segment_rows, chain.epoch, chain.prefix_rows)
             limits = Limits(count, frozenset())
             generation = Generation(
                 chain, GuessingDrafter(seed), session, limits, FixedPace(tree_size, drafts_ahead=False)
@@ -305,6 +312,10 @@ class ToySwarm:
             assert node.stage is not None
             node.stage.store.check()
             assert node.stage.store.free_tokens == 4096
+            kept = node.stage.store.prefixes
+            assert kept.idle_pages == len(kept.pages)
+            kept.clear()
+            assert node.stage.store.pool.available * PAGE == 4096
             assert node._journals.taken == 0
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from treeswarm import messages as m
 from treeswarm.errors import Malformed
+from treeswarm.prefix import MAX_PREFIX_UNITS, PREFIX_TOKENS, Prefix
 from treeswarm.sampling import SamplingSettings
 from treeswarm.spans import Span
 from treeswarm.wire import treeswarm_pb2 as pb
@@ -49,6 +50,7 @@ def appends(draw: st.DrawFn) -> m.Append:
         hidden=draw(st.binary(max_size=50)),
         timings=draw(timings),
         fresh=draw(st.booleans()),
+        prefix=draw(st.integers(0, m.MAX_TRUNK)),
     )
 
 
@@ -61,7 +63,10 @@ def answers(draw: st.DrawFn) -> m.Answer:
 
 hops = st.none() | st.builds(m.NextHop, short, ids16)
 rooms = st.integers(1, m.MAX_CROWN)
-opens = st.builds(m.Open, u32, ids16, u32, spans, numerics, st.integers(1, m.MAX_TRUNK), rooms, ids16, hops)
+prefixes = st.none() | st.builds(Prefix, ids16, st.lists(ids16, max_size=5).map(tuple))
+opens = st.builds(
+    m.Open, u32, ids16, u32, spans, numerics, st.integers(1, m.MAX_TRUNK), rooms, ids16, hops, prefix=prefixes
+)
 descriptions = st.builds(
     m.Description,
     version=u32,
@@ -78,6 +83,9 @@ descriptions = st.builds(
     frames=u64,
     forwards=u64,
     forward_sessions=u64,
+    prefix_hits=u64,
+    prefix_tokens=u64,
+    shared_pages=u64,
 )
 profiles = st.dictionaries(
     st.integers(1, m.MAX_ROWS), st.integers(1, m.MAX_PROFILE_US), max_size=m.MAX_PROFILE_POINTS
@@ -91,7 +99,7 @@ UP = st.one_of(
 )
 DOWN = st.one_of(
     descriptions,
-    st.builds(m.Opened, ids16, u32, u32, profiles),
+    st.builds(m.Opened, ids16, u32, u32, profiles, st.integers(0, m.MAX_TRUNK)),
     answers(),
     st.builds(m.Pong, u64),
     st.builds(m.Fault, ids16, st.sampled_from(m.FaultCode), short, st.booleans()),
@@ -164,6 +172,48 @@ ROWS4 = np.zeros(4, "<u4").tobytes()
 def test_what_is_out_of_bounds_is_named(data: bytes, field: str) -> None:
     with pytest.raises(Malformed, match=field):
         decode_link_up(data)
+
+
+def opening(**changes: Any) -> bytes:
+    fields_of_open: dict[str, Any] = {
+        "session": bytes(16),
+        "ticket": bytes(16),
+        "span": pb.Span(start=0, end=1),
+        "numerics": pb.NumericsClass(dtype="float32"),
+        "trunk_room": 1,
+        "crown_room": 1,
+    }
+    return bytes(pb.ControlUp(open=pb.Open(**{**fields_of_open, **changes})).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("scope", "digests", "field"),
+    [
+        (bytes(15), b"", "prefix_scope: 15 bytes"),
+        (b"", bytes(16), "prefix_scope: 0 bytes"),
+        (bytes(16), bytes(17), "prefix_digests: 17 bytes"),
+        (bytes(16), bytes(16 * (MAX_PREFIX_UNITS + 1)), "prefix_digests: 4097"),
+    ],
+)
+def test_a_prefix_out_of_bounds_is_named(scope: bytes, digests: bytes, field: str) -> None:
+    with pytest.raises(Malformed, match=field):
+        decode_control_up(opening(prefix_scope=scope, prefix_digests=digests))
+    fine = decode_control_up(opening(prefix_scope=bytes(16), prefix_digests=bytes(16 * MAX_PREFIX_UNITS)))
+    assert isinstance(fine, m.Open)
+    assert fine.prefix is not None
+    assert fine.prefix.rows == MAX_PREFIX_UNITS * PREFIX_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("down", "data"),
+    [
+        (True, pb.ControlDown(opened=pb.Opened(session=bytes(16), prefix_rows=m.MAX_TRUNK + 1)).SerializeToString()),
+        (False, link(prefix=m.MAX_TRUNK + 1)),
+    ],
+)
+def test_more_of_a_prefix_than_there_can_be_is_malformed(down: bool, data: bytes) -> None:
+    with pytest.raises(Malformed, match="prefix"):
+        (decode_control_down if down else decode_link_up)(data)
 
 
 def test_decoded_arrays_cannot_be_written_to() -> None:

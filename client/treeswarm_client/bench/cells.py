@@ -24,7 +24,7 @@ class Cell:
         return LinkShape.parse(self.link).delay_s
 
     def ring_s(self, hops: int) -> float:
-        """Seconds that a traversal spends in links at least: one way each from the client through all nodes and back."""
+        """Seconds that a traversal spends in links at least: from the client through all nodes and back."""
         return (hops + 1) * self.delay_s
 
     def star_s(self, hops: int) -> float:

@@ -94,7 +94,9 @@ def _bound_by_misses(measured: Measured, ring_s: Mapping[str, float]) -> list[di
         headline = Place(cell, "code", 0.0)
         per = {str(place): share for place, share in shares.items()}
         found.append(
-            check.of(Ratio(shares[headline], np.empty(0)), per) if headline in shares else {"name": check.name, "per": per}
+            check.of(Ratio(shares[headline], np.empty(0)), per)
+            if headline in shares
+            else {"name": check.name, "per": per}
         )
     return found
 

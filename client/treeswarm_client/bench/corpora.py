@@ -76,12 +76,19 @@ async def _copying(source: Source) -> Corpus:
 
 
 async def _zero(source: Source) -> Corpus:
-    says = "the prompts of `code`; drafters ship the trees they would, with other tokens in them (half the vocabulary on)"
+    says = (
+        "the prompts of `code`; drafters ship the trees they would, with other tokens in them (half the vocabulary on)"
+    )
     prompts = held_out_prompts(source.client, source.count)
     return Corpus("zero", says, prompts, misled=True, tokens_share=0.5)
 
 
-MAKERS: dict[str, Callable[[Source], Awaitable[Corpus]]] = {"code": _code, "prose": _prose, "copying": _copying, "zero": _zero}
+MAKERS: dict[str, Callable[[Source], Awaitable[Corpus]]] = {
+    "code": _code,
+    "prose": _prose,
+    "copying": _copying,
+    "zero": _zero,
+}
 
 
 async def corpora(source: Source, names: Sequence[str]) -> list[Corpus]:

@@ -125,7 +125,8 @@ def summary(samples: Samples, ring_s: float) -> dict[str, Any]:
         "first_token_ms": spread([1e3 * s.first_token_s for s in samples]),
         "miss_share": miss_share(samples, ring_s),
         "time_share": {
-            name: sum(getattr(s, f"{name}_s") for s in samples) / whole for name in ("draft", "wire", "queue", "compute")
+            name: sum(getattr(s, f"{name}_s") for s in samples) / whole
+            for name in ("draft", "wire", "queue", "compute")
         },
         "runs": [s.as_dict() for s in samples],
     }

@@ -136,7 +136,7 @@ def _append(chance: random.Random, described: m.Description) -> m.Append:
 
 def _frame_of(described: m.Description, *, rows: int, seq: int, first_id: int, prefill: bool) -> m.Append:
     """A chain below the tip."""
-    width = described.hidden_size * (4 if described.numerics.dtype == "float32" else 2)
+    width = described.numerics.row_bytes(described.hidden_size)
     return m.Append(
         epoch=0,
         seq=seq,

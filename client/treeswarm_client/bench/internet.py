@@ -228,9 +228,7 @@ async def _measure(
         # Nobody always goes first.
         for strategy in [*strategies[turn % len(strategies) :], *strategies[: turn % len(strategies)]]:
             contestant = field_.contestant(strategy, corpus)
-            run = await contestant.run(
-                prompt, tokens=field_.tokens(strategy, corpus), temperature=place.temperature
-            )
+            run = await contestant.run(prompt, tokens=field_.tokens(strategy, corpus), temperature=place.temperature)
             assert run.stats is not None
             assert run.first_token_s is not None
             samples[strategy.name].append(Sample.of(run.stats, run.first_token_s))

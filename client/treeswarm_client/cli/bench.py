@@ -23,9 +23,10 @@ EXAMPLES = """examples:
   swarm bench draw wan.json --out wan.svg    what came of it, as pictures
   swarm bench faults --json                  100 generations, each hit by a kill, a hang, a cut, a refusal or a drain
   swarm bench load --clients 64 --json       more clients than there is room for
+  swarm bench offload --json                 weights streamed from disk beside plain, by tree size
   swarm bench fuzz --messages 10000 --json   hostile messages at a real node: does it live, does it still serve?
   swarm bench tls --json                     what TLS costs on loopback, beside plaintext in the same run
-  swarm bench wan --lab delay=25ms,rate=100mbit   plain against trees over real TCP between network namespaces (root, Linux)
+  swarm bench wan --lab delay=25ms,rate=100mbit   plain against trees over real TCP, a namespace a node (root, Linux)
   swarm bench wan --peers A:4001,B:4001      the same with nodes that run already
   swarm bench exact --model DIR --draft DIR  the same on a model of your own"""
 
@@ -128,6 +129,7 @@ def _benches() -> dict[str, Callable[[BenchSetup, argparse.Namespace], Coroutine
         "faults": _faults,
         "load": _load,
         "draw": _draw,
+        "offload": _offload,
     }
 
 
@@ -183,6 +185,12 @@ async def _load(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
     from treeswarm_client.bench import load  # noqa: PLC0415
 
     return await load.bench_load(setup, clients=args.clients)
+
+
+async def _offload(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_client.bench import offload  # noqa: PLC0415
+
+    return await offload.bench_offload(setup, sizes=args.sizes or offload.SIZES)
 
 
 async def _batch(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:

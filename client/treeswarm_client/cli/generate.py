@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from treeswarm.errors import SwarmError
 from treeswarm.keys import read_swarm_key
+from treeswarm.messages import NumericsClass
 from treeswarm_client.cli.live import LiveText, summary_line
 from treeswarm_client.cli.route_text import route_as_dict, route_lines
 from treeswarm_client.client import DEFAULT_PATIENCE_S, Run, SwarmClient, TreeSize
@@ -46,6 +48,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         metavar="N",
         help="drafted nodes a traversal; 0 is plain decoding; auto (default): what brings most tokens a second",
     )
+    made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="only nodes that compute in it")
+    made.add_argument("--quantization", choices=["none", "int8", "nf4"], help="only nodes with such weights")
     made.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default 128")
     made.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     made.add_argument("--top-p", type=float, default=1.0, help="default 1.0: off")
@@ -103,6 +107,8 @@ async def _run(args: argparse.Namespace) -> int:
         emulate_link=args.emulate_link,
         swarm_key=read_swarm_key(args.swarm_key) if args.swarm_key else None,
         patience=args.patience,
+        dtype=args.dtype,
+        quantization=args.quantization,
     )
     async with client:
         run = client.stream(
@@ -114,13 +120,15 @@ async def _run(args: argparse.Namespace) -> int:
             seed=args.seed,
         )
         try:
-            return await (_as_json(run) if args.json else _live(args.prompt, run, show_route=args.show_route))
+            if args.json:
+                return await _as_json(run, client.target.numerics)
+            return await _live(args.prompt, run, client.target.numerics, show_route=args.show_route)
         finally:
             if args.explain:
                 print(*explain_lines(run.meter.reports), sep="\n", file=sys.stderr)
 
 
-async def _live(prompt: str, run: Run, *, show_route: bool) -> int:
+async def _live(prompt: str, run: Run, numerics: NumericsClass, *, show_route: bool) -> int:
     console = Console(highlight=False)
     live = LiveText(console)
     live.prompt(prompt)
@@ -131,13 +139,15 @@ async def _live(prompt: str, run: Run, *, show_route: bool) -> int:
         live.end()
         if run.stats is not None and run.stats.traversals:
             console.print(summary_line(run.stats))
+            if not numerics.plain:
+                console.print(f"computed in {numerics}: not the text of the weights as published", style="dim")
         if show_route and run.chain is not None:
             for line in route_lines(run.chain):
                 console.print(line)
     return 0
 
 
-async def _as_json(run: Run) -> int:
+async def _as_json(run: Run, numerics: NumericsClass) -> int:
     """The object comes out whole even when the generation broke: with `error` and the text so far."""
     failure: SwarmError | None = None
     try:
@@ -150,6 +160,7 @@ async def _as_json(run: Run) -> int:
         "token_ids": run.token_ids,
         "stats": run.stats.as_dict() if run.stats else None,
         "rounds": [report.as_dict() for report in run.meter.reports],
+        "numerics": asdict(numerics),
         "route": route_as_dict(run.chain) if run.chain else None,
     }
     if failure is not None:

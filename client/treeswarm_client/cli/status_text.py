@@ -76,6 +76,8 @@ def _heading(model: ModelView, served: ClassView | None) -> Text:
         text.append(f"  {served.numerics.dtype}  weights {served.numerics.weights[:SHORT_ID]}")
         if served.numerics.quantization not in ("", "none"):
             text.append(f"  quantization {served.numerics.quantization}")
+        if served.numerics.activations:
+            text.append(f"  activations {served.numerics.activations}")
         text.append(f"  {len(served.nodes)} node{'s' if len(served.nodes) > 1 else ''}")
     return text
 

@@ -124,6 +124,10 @@ class ModelDrafter:
         """τ as fitted so far for the present settings; 1 where ranking is raw."""
         return self._temperatures[self._settings.greedy].value if self.options.ranking == "fitted" else 1.0
 
+    def another(self) -> Self:
+        """One for a generation beside this one: the same weights and the same τ, a context of its own."""
+        return replace(self, _text=[], _cached=[], _lookahead=None)
+
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self._settings = settings
         self._text = list(prompt)

@@ -1,6 +1,7 @@
 """The drafter that guesses nothing: plain decoding."""
 
 from collections.abc import Callable, Sequence
+from typing import Self
 
 from treeswarm.sampling import SamplingSettings
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verdict, in_no_hurry
@@ -10,6 +11,9 @@ class NoneDrafter:
     """Proposes empty trees."""
 
     name = "none"
+
+    def another(self) -> Self:
+        return self
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         """Nothing to remember."""

@@ -34,8 +34,6 @@ class Costs:
     """Between nodes: one less than there are hops."""
     segment_rows: int = MAX_ROWS
     """Larger trees travel as several appends, of which each node computes one while the next is on its way."""
-    draft_s: float = 0.0
-    """Drafting a round that is not hidden behind a traversal."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from treeswarm import messages as m
 from treeswarm.errors import BadRequest, Malformed
+from treeswarm.prefix import DIGEST_BYTES, MAX_PREFIX_UNITS, SCOPE_BYTES, Prefix
 from treeswarm.sampling import SamplingSettings
 from treeswarm.spans import Span
 from treeswarm.wire import treeswarm_pb2 as pb
@@ -24,6 +25,7 @@ __all__ = ["decode_control_down", "decode_control_up", "decode_link_up", "encode
 U32_LIMIT = 2**32
 ANSWERS = {pb.NONE: m.Answers.NONE, pb.LAST: m.Answers.LAST, pb.ALL: m.Answers.ALL}
 DTYPES = {"float32", "bfloat16", "float16"}
+ACTIVATIONS = {"", "int8"}
 
 
 def decode_control_up(data: bytes) -> m.ControlUp:
@@ -105,10 +107,12 @@ def _profile_in(points: Any) -> m.Profile:
 
 def _numerics_in(n: pb.NumericsClass) -> m.NumericsClass:
     _require(n.dtype in DTYPES, "numerics.dtype", "not one of " + ", ".join(sorted(DTYPES)))
+    _require(n.activations in ACTIVATIONS, "numerics.activations", "not one of native, int8")
     return m.NumericsClass(
         weights=_text(n.weights, "numerics.weights", 128),
         dtype=n.dtype,
         quantization=_text(n.quantization, "numerics.quantization", 64),
+        activations=n.activations,
     )
 
 
@@ -132,6 +136,9 @@ def _description_in(d: pb.Description) -> m.Description:
         opened=d.opened,
         resumed=d.resumed,
         refused=d.refused,
+        prefix_hits=d.prefix_hits,
+        prefix_tokens=d.prefix_tokens,
+        shared_pages=d.shared_pages,
     )
 
 
@@ -148,6 +155,7 @@ def _open_in(o: pb.Open) -> m.Open:
         next_hop=_hop_in(o),
         resumption=_resumption_in(o.resumption) if o.HasField("resumption") else None,
         forwards_replay=o.forwards_replay,
+        prefix=_prefix_in(o),
     )
 
 
@@ -168,6 +176,17 @@ def _hop_in(message: pb.Open | pb.Resume) -> m.NextHop | None:
         return None
     ticket = _id_bytes(message.next_hop.ticket, "next_hop.ticket", m.TICKET_BYTES)
     return m.NextHop(_text(message.next_hop.address, "next_hop.address", 512), ticket)
+
+
+def _prefix_in(o: pb.Open) -> Prefix | None:
+    if not o.prefix_scope and not o.prefix_digests:
+        return None
+    units, rest = divmod(len(o.prefix_digests), DIGEST_BYTES)
+    _require(not rest, "prefix_digests", f"{len(o.prefix_digests)} bytes are no digests of {DIGEST_BYTES}")
+    _count(units, "prefix_digests", 0, MAX_PREFIX_UNITS)
+    edges = range(0, len(o.prefix_digests), DIGEST_BYTES)
+    digests = tuple(o.prefix_digests[start : start + DIGEST_BYTES] for start in edges)
+    return Prefix(_id_bytes(o.prefix_scope, "prefix_scope", SCOPE_BYTES), digests)
 
 
 def _resumption_in(r: pb.Resumption) -> m.Resumption:
@@ -224,6 +243,7 @@ def _append_in(a: pb.Append) -> m.Append:
         timings=_timings_in(a.timings),
         fresh=a.fresh,
         replay=a.replay,
+        prefix=_count(a.prefix, "prefix", 0, m.MAX_TRUNK),
     )
 
 
@@ -241,7 +261,13 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "ping": lambda p: m.Ping(p.stamp, _session(p.session) if p.session else b""),
     "close": lambda c: m.Close(_session(c.session)),
     "description": _description_in,
-    "opened": lambda o: m.Opened(_session(o.session), o.epoch, o.credit_rows, _profile_in(o.profile)),
+    "opened": lambda o: m.Opened(
+        _session(o.session),
+        o.epoch,
+        o.credit_rows,
+        _profile_in(o.profile),
+        _count(o.prefix_rows, "prefix_rows", 0, m.MAX_TRUNK),
+    ),
     "answer": _answer_in,
     "pong": lambda p: m.Pong(p.stamp, p.received, p.passed_on, p.replayed),
     "resume": _resume_in,

@@ -41,7 +41,7 @@ def _clipped(text: str) -> str:
 
 
 def _numerics_out(n: m.NumericsClass) -> pb.NumericsClass:
-    return pb.NumericsClass(weights=n.weights, dtype=n.dtype, quantization=n.quantization)
+    return pb.NumericsClass(weights=n.weights, dtype=n.dtype, quantization=n.quantization, activations=n.activations)
 
 
 def _span_out(span: Span) -> pb.Span:
@@ -72,6 +72,9 @@ def _description_out(d: m.Description) -> pb.Description:
         opened=d.opened,
         resumed=d.resumed,
         refused=d.refused,
+        prefix_hits=d.prefix_hits,
+        prefix_tokens=d.prefix_tokens,
+        shared_pages=d.shared_pages,
     )
 
 
@@ -91,6 +94,8 @@ def _open_out(o: m.Open) -> pb.Open:
         made.next_hop.CopyFrom(_hop_out(o.next_hop))
     if o.resumption is not None:
         made.resumption.CopyFrom(_resumption_out(o.resumption))
+    if o.prefix is not None:
+        made.prefix_scope, made.prefix_digests = o.prefix.scope, b"".join(o.prefix.digests)
     return made
 
 
@@ -147,6 +152,7 @@ def _append_out(a: m.Append) -> pb.Append:
         timings=_timings_out(a.timings),
         fresh=a.fresh,
         replay=a.replay,
+        prefix=a.prefix,
     )
 
 
@@ -165,6 +171,7 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
             epoch=o.epoch,
             credit_rows=o.credit_rows,
             profile=[pb.ProfilePoint(rows=rows, microseconds=micros) for rows, micros in o.profile],
+            prefix_rows=o.prefix_rows,
         ),
     ),
     m.Answer: (pb.ControlDown, "answer", _answer_out),

@@ -23,6 +23,7 @@ MAX_TOKENS = 2**48
 MAX_RATE = 1e9
 MAX_SECONDS = 3600.0
 DTYPES = {"float32", "bfloat16", "float16"}
+ACTIVATIONS = {"", "int8"}
 
 
 class Forged(Malformed):
@@ -45,6 +46,7 @@ def seal(record: NodeRecord, signer: Signer) -> SealedRecord:
         weights=bytes.fromhex(record.numerics.weights),
         dtype=record.numerics.dtype,
         quantization=record.numerics.quantization,
+        activations=record.numerics.activations,
         span=pb.Span(start=record.span.start, end=record.span.end),
         blocks=record.blocks,
         rate=record.rate,
@@ -90,6 +92,7 @@ def _read(body: pb.NodeRecord, key: bytes) -> NodeRecord:
     _require(len(body.weights) == DIGEST_BYTES, "weights are no digest")
     _require(len(body.pin) in {0, PIN_BYTES}, "pin has a wrong length")
     _require(body.dtype in DTYPES, "dtype is unknown")
+    _require(body.activations in ACTIVATIONS, "activations are unknown")
     _require(body.span.end <= body.blocks <= MAX_BLOCKS, "span is outside the model")
     _require(len(body.coordinate) <= COORDINATE_LENGTH, "coordinate is too long")
     _require(all(map(math.isfinite, [*body.coordinate, body.rate, body.hop_s])), "a number is not finite")
@@ -108,7 +111,7 @@ def _read(body: pb.NodeRecord, key: bytes) -> NodeRecord:
         reachable=body.reachable,
         name=body.name,
         model=body.model.hex(),
-        numerics=NumericsClass(body.weights.hex(), body.dtype, body.quantization),
+        numerics=NumericsClass(body.weights.hex(), body.dtype, body.quantization, body.activations),
         span=Span(body.span.start, body.span.end),
         blocks=body.blocks,
         rate=body.rate,

@@ -76,14 +76,16 @@ class LinkDown(_message.Message):
     def __init__(self) -> None: ...
 
 class NumericsClass(_message.Message):
-    __slots__ = ("weights", "dtype", "quantization")
+    __slots__ = ("weights", "dtype", "quantization", "activations")
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
     weights: str
     dtype: str
     quantization: str
-    def __init__(self, weights: _Optional[str] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ...) -> None: ...
+    activations: str
+    def __init__(self, weights: _Optional[str] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., activations: _Optional[str] = ...) -> None: ...
 
 class Span(_message.Message):
     __slots__ = ("start", "end")
@@ -100,7 +102,7 @@ class Describe(_message.Message):
     def __init__(self, version: _Optional[int] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("version", "software", "span", "blocks", "vocab_size", "hidden_size", "max_positions", "config", "numerics", "attention", "trunk_free", "frames", "forwards", "forward_sessions", "sessions", "opened", "resumed", "refused")
+    __slots__ = ("version", "software", "span", "blocks", "vocab_size", "hidden_size", "max_positions", "config", "numerics", "attention", "trunk_free", "frames", "forwards", "forward_sessions", "sessions", "opened", "resumed", "refused", "prefix_hits", "prefix_tokens", "shared_pages")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     SPAN_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +121,9 @@ class Description(_message.Message):
     OPENED_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HITS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_PAGES_FIELD_NUMBER: _ClassVar[int]
     version: int
     software: str
     span: Span
@@ -137,7 +142,10 @@ class Description(_message.Message):
     opened: int
     resumed: int
     refused: int
-    def __init__(self, version: _Optional[int] = ..., software: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., vocab_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., max_positions: _Optional[int] = ..., config: _Optional[str] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., attention: _Optional[str] = ..., trunk_free: _Optional[int] = ..., frames: _Optional[int] = ..., forwards: _Optional[int] = ..., forward_sessions: _Optional[int] = ..., sessions: _Optional[int] = ..., opened: _Optional[int] = ..., resumed: _Optional[int] = ..., refused: _Optional[int] = ...) -> None: ...
+    prefix_hits: int
+    prefix_tokens: int
+    shared_pages: int
+    def __init__(self, version: _Optional[int] = ..., software: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., vocab_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., max_positions: _Optional[int] = ..., config: _Optional[str] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., attention: _Optional[str] = ..., trunk_free: _Optional[int] = ..., frames: _Optional[int] = ..., forwards: _Optional[int] = ..., forward_sessions: _Optional[int] = ..., sessions: _Optional[int] = ..., opened: _Optional[int] = ..., resumed: _Optional[int] = ..., refused: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., prefix_tokens: _Optional[int] = ..., shared_pages: _Optional[int] = ...) -> None: ...
 
 class NextHop(_message.Message):
     __slots__ = ("address", "ticket")
@@ -148,7 +156,7 @@ class NextHop(_message.Message):
     def __init__(self, address: _Optional[str] = ..., ticket: _Optional[bytes] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("version", "session", "epoch", "span", "numerics", "trunk_room", "crown_room", "ticket", "next_hop", "resumption", "forwards_replay")
+    __slots__ = ("version", "session", "epoch", "span", "numerics", "trunk_room", "crown_room", "ticket", "next_hop", "resumption", "forwards_replay", "prefix_scope", "prefix_digests")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +168,8 @@ class Open(_message.Message):
     NEXT_HOP_FIELD_NUMBER: _ClassVar[int]
     RESUMPTION_FIELD_NUMBER: _ClassVar[int]
     FORWARDS_REPLAY_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_SCOPE_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     version: int
     session: bytes
     epoch: int
@@ -171,7 +181,9 @@ class Open(_message.Message):
     next_hop: NextHop
     resumption: Resumption
     forwards_replay: bool
-    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., trunk_room: _Optional[int] = ..., crown_room: _Optional[int] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., forwards_replay: bool = ...) -> None: ...
+    prefix_scope: bytes
+    prefix_digests: bytes
+    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., trunk_room: _Optional[int] = ..., crown_room: _Optional[int] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., forwards_replay: bool = ..., prefix_scope: _Optional[bytes] = ..., prefix_digests: _Optional[bytes] = ...) -> None: ...
 
 class Resumption(_message.Message):
     __slots__ = ("trunk_length", "tip")
@@ -200,16 +212,18 @@ class Resume(_message.Message):
     def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., replays: bool = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "epoch", "credit_rows", "profile")
+    __slots__ = ("session", "epoch", "credit_rows", "profile", "prefix_rows")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CREDIT_ROWS_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_ROWS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     credit_rows: int
     profile: _containers.RepeatedCompositeFieldContainer[ProfilePoint]
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., credit_rows: _Optional[int] = ..., profile: _Optional[_Iterable[_Union[ProfilePoint, _Mapping]]] = ...) -> None: ...
+    prefix_rows: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., credit_rows: _Optional[int] = ..., profile: _Optional[_Iterable[_Union[ProfilePoint, _Mapping]]] = ..., prefix_rows: _Optional[int] = ...) -> None: ...
 
 class ProfilePoint(_message.Message):
     __slots__ = ("rows", "microseconds")
@@ -326,7 +340,7 @@ class SamplingSettings(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., sample: _Optional[int] = ...) -> None: ...
 
 class Append(_message.Message):
-    __slots__ = ("epoch", "seq", "commit", "first_id", "parents", "tokens", "prefill", "answers", "settings", "skipped", "hidden", "timings", "fresh", "replay")
+    __slots__ = ("epoch", "seq", "commit", "first_id", "parents", "tokens", "prefill", "answers", "settings", "skipped", "hidden", "timings", "fresh", "replay", "prefix")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
@@ -341,6 +355,7 @@ class Append(_message.Message):
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     FRESH_FIELD_NUMBER: _ClassVar[int]
     REPLAY_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     seq: int
     commit: bytes
@@ -355,10 +370,11 @@ class Append(_message.Message):
     timings: _containers.RepeatedCompositeFieldContainer[HopTiming]
     fresh: bool
     replay: bool
-    def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., commit: _Optional[bytes] = ..., first_id: _Optional[int] = ..., parents: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., prefill: bool = ..., answers: _Optional[_Union[Answers, str]] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., skipped: _Optional[bytes] = ..., hidden: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., fresh: bool = ..., replay: bool = ...) -> None: ...
+    prefix: int
+    def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., commit: _Optional[bytes] = ..., first_id: _Optional[int] = ..., parents: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., prefill: bool = ..., answers: _Optional[_Union[Answers, str]] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., skipped: _Optional[bytes] = ..., hidden: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., fresh: bool = ..., replay: bool = ..., prefix: _Optional[int] = ...) -> None: ...
 
 class NodeRecord(_message.Message):
-    __slots__ = ("version", "generation", "expires", "state", "address", "pin", "reachable", "name", "model", "weights", "dtype", "quantization", "span", "blocks", "rate", "hop_s", "free_tokens", "total_tokens", "coordinate", "software")
+    __slots__ = ("version", "generation", "expires", "state", "address", "pin", "reachable", "name", "model", "weights", "dtype", "quantization", "span", "blocks", "rate", "hop_s", "free_tokens", "total_tokens", "coordinate", "software", "activations")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_FIELD_NUMBER: _ClassVar[int]
@@ -379,6 +395,7 @@ class NodeRecord(_message.Message):
     TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COORDINATE_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
     version: int
     generation: int
     expires: int
@@ -399,7 +416,8 @@ class NodeRecord(_message.Message):
     total_tokens: int
     coordinate: _containers.RepeatedScalarFieldContainer[float]
     software: str
-    def __init__(self, version: _Optional[int] = ..., generation: _Optional[int] = ..., expires: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., pin: _Optional[bytes] = ..., reachable: bool = ..., name: _Optional[str] = ..., model: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., rate: _Optional[float] = ..., hop_s: _Optional[float] = ..., free_tokens: _Optional[int] = ..., total_tokens: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ..., software: _Optional[str] = ...) -> None: ...
+    activations: str
+    def __init__(self, version: _Optional[int] = ..., generation: _Optional[int] = ..., expires: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., pin: _Optional[bytes] = ..., reachable: bool = ..., name: _Optional[str] = ..., model: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., rate: _Optional[float] = ..., hop_s: _Optional[float] = ..., free_tokens: _Optional[int] = ..., total_tokens: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ..., software: _Optional[str] = ..., activations: _Optional[str] = ...) -> None: ...
 
 class SealedRecord(_message.Message):
     __slots__ = ("record", "key", "signature")

@@ -1,0 +1,53 @@
+"""What a generation works with and nobody else uses meanwhile: a drafter, and a planner of its trees."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol, Self, runtime_checkable
+
+from treeswarm_client.drafters.seam import Drafter
+from treeswarm_client.planner.planner import Planner
+
+# Each drafter has a KV cache of its own; more at once than that would wait for the draft's device anyway.
+MOST_SEATS = 8
+
+
+@runtime_checkable
+class Copyable(Protocol):
+    """A drafter of which there may be several."""
+
+    def another(self) -> Self:
+        """One for a generation beside this one: the same weights and what was learned, a context of its own."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Seat:
+    """Both outlive generations: what they have learned serves the next one."""
+
+    drafter: Drafter
+    planner: Planner = field(default_factory=Planner)
+
+
+class Seats:
+    """One with the `first` drafter, and others with copies of it; generations take turns where it cannot be copied."""
+
+    def __init__(self, first: Drafter) -> None:
+        self._first = first
+        self._free = [Seat(first)]
+        self._turns = asyncio.Semaphore(MOST_SEATS if isinstance(first, Copyable) else 1)
+
+    @contextlib.asynccontextmanager
+    async def one(self) -> AsyncIterator[Seat]:
+        """The seat last used of those that are free; waits for one where there are too many generations."""
+        async with self._turns:
+            seat = self._free.pop() if self._free else self._another()
+            try:
+                yield seat
+            finally:
+                self._free.append(seat)
+
+    def _another(self) -> Seat:
+        assert isinstance(self._first, Copyable)
+        return Seat(self._first.another())
