@@ -93,11 +93,10 @@ def _bound_by_misses(measured: Measured, ring_s: Mapping[str, float]) -> list[di
         check = Aim(f"misses × ring latency / time of auto, {cell}, code, greedy", aim)
         headline = Place(cell, "code", 0.0)
         per = {str(place): share for place, share in shares.items()}
-        found.append(
-            check.of(Ratio(shares[headline], np.empty(0)), per)
-            if headline in shares
-            else {"name": check.name, "per": per}
-        )
+        if headline in shares:
+            found.append(check.of(Ratio(shares[headline], np.empty(0)), per))
+        else:
+            found.append({"name": check.name})
     return found
 
 

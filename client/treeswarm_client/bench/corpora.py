@@ -64,8 +64,8 @@ async def _copying(source: Source) -> Corpus:
     # The first that copy; if there are too few, those that copy most.
     order = sorted(range(len(prompts)), key=lambda i: (-min(copied[i], COPIED), i))[: source.count]
     says = (
-        f"{PASSAGE} tokens of held-out Python and {CONTINUED} more in the target's own words, twice, the second time cut "
-        f"{STARTED} tokens into those: under greedy the target repeats itself"
+        f"{PASSAGE} tokens of held-out Python and {CONTINUED} more in the target's own words, twice, the second time "
+        f"cut {STARTED} tokens into those: under greedy the target repeats itself"
     )
     facts = {
         "tokens_copied_under_greedy": [copied[i] for i in order],

@@ -16,6 +16,7 @@ from treeswarm_client.stats import Stats
 
 RESAMPLES = 2000
 INTERVAL = (5.0, 95.0)
+PARTS = ("draft", "wire", "queue", "compute")
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,7 @@ def summary(samples: Samples, ring_s: float) -> dict[str, Any]:
         "acceptance": float(np.mean(told)) if told else None,
         "first_token_ms": spread([1e3 * s.first_token_s for s in samples]),
         "miss_share": miss_share(samples, ring_s),
-        "time_share": {
-            name: sum(getattr(s, f"{name}_s") for s in samples) / whole
-            for name in ("draft", "wire", "queue", "compute")
-        },
+        "time_share": {name: sum(getattr(s, f"{name}_s") for s in samples) / whole for name in PARTS},
         "runs": [s.as_dict() for s in samples],
     }
 

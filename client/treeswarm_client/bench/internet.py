@@ -28,8 +28,6 @@ from treeswarm_client.drafters.model import ModelDrafter
 from treeswarm_client.local_swarm import even_cuts, local_swarm
 
 TEMPERATURES = (0.0, 1.0)
-# So that the whole matrix takes some 40 minutes on two idle cores.
-PROMPTS, TOKENS = 3, 24
 # Where a traversal takes a tenth of a second and more, whoever buys one token each is timed over fewer.
 SLOW_DELAY_S, SLOW_TOKENS = 0.02, 12
 # For the estimate of what is left: what computing adds to a traversal, and opening a session to a generation.
@@ -75,7 +73,7 @@ class Plan:
         ]
 
 
-async def bench_internet(setup: BenchSetup, plan: Plan, *, say: Say = lambda line: None) -> dict[str, Any]:
+async def bench_internet(setup: BenchSetup, plan: Plan, *, say: Say) -> dict[str, Any]:
     """All of `plan`; `say` hears how far it is."""
     progress = Progress(plan, setup, say)
     rows: list[dict[str, Any]] = []
@@ -107,15 +105,15 @@ async def bench_internet(setup: BenchSetup, plan: Plan, *, say: Say = lambda lin
 
 
 WHAT = {
-    "tokens_per_second": "from a generation's first token to its last: connecting and prefill are told by first_token_ms",
+    "tokens_per_second": "from a generation's first token to its last; connecting and prefill are in first_token_ms",
     "tokens_per_prompt": f"{SLOW_TOKENS} at most where a strategy buys one token a traversal and the links have "
     f"{1e3 * SLOW_DELAY_S:.0f} ms or more: its rate is constant; half as many for all on text `zero`",
     "over_plain": "ratio of rates on the same prompts; low and high hold nine of ten draws of a bootstrap over prompts",
     "miss_share": "traversals × the links' configured delays (of a ring; of a star for star) / time",
     "time_share": "of whole generations; drafting that a traversal hides is in none",
     "identical": "every strategy's text is the beginning of the longest, plain's among them",
-    "warm_up": "each strategy has generated once before; drafters and planners go on learning over a cell's texts, those "
-    "of `zero` apart",
+    "warm_up": "each strategy has generated once before; drafters and planners go on learning over a cell's texts, "
+    "those of `zero` apart; planners learn before those too",
 }
 
 
@@ -187,6 +185,8 @@ async def _field(setup: BenchSetup, cell: Cell, plan: Plan) -> AsyncIterator[Fie
     drafter = load_drafter(setup.draft, model)
     if not isinstance(drafter, ModelDrafter):
         raise BadRequest("the wan bench compares ways to draft: name a draft model with --draft")
+    # Everybody computes the prompt: what the one before left on the nodes would spare the next one that.
+    told: dict[str, Any] = {"swarm_key": setup.key, "prefix_scope": "none"}
     spans = even_cuts(read_shape(model).blocks, setup.nodes)
     async with contextlib.AsyncExitStack() as stack:
         swarm = await stack.enter_async_context(
@@ -200,13 +200,13 @@ async def _field(setup: BenchSetup, cell: Cell, plan: Plan) -> AsyncIterator[Fie
             )
         )
         ring = await stack.enter_async_context(
-            SwarmClient(model=setup.model, peers=swarm.peers, emulate_link=cell.link, swarm_key=setup.key)
+            SwarmClient(model=setup.model, peers=swarm.peers, emulate_link=cell.link, **told)
         )
         star = ring
         if any(s.star for s in plan.strategies):
             relay = await stack.enter_async_context(star_transport(cell.link, setup.key))
             star = await stack.enter_async_context(
-                SwarmClient(model=setup.model, peers=swarm.peers, transport=relay, swarm_key=setup.key)
+                SwarmClient(model=setup.model, peers=swarm.peers, transport=relay, **told)
             )
         contestants = {
             (s.name, misled): Contestant.of(s, star if s.star else ring, drafter, misled=misled)

@@ -48,7 +48,7 @@ class Strategy:
 
 
 def _fixed(size: int) -> MakePace:
-    return lambda usual, planner: FixedPace(size, drafts_ahead=False)
+    return lambda _usual, _planner: FixedPace(size, drafts_ahead=False)
 
 
 def _auto(*, overlaps: bool) -> MakePace:

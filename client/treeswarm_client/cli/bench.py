@@ -30,6 +30,7 @@ EXAMPLES = """examples:
   swarm bench wan --peers A:4001,B:4001      the same with nodes that run already
   swarm bench exact --model DIR --draft DIR  the same on a model of your own"""
 
+# With these the wan bench's whole matrix takes some 40 minutes on two idle cores.
 PROMPTS = {"exact": 20, "wan": 3}
 TOKENS = {"exact": 128, "faults": 96, "wan": 24}
 ANYWHERE = ("overhead", "wan")
