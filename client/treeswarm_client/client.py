@@ -220,7 +220,8 @@ class SwarmClient:
 
         `prompt` is text or token ids; `sample` numbers several samples of one prompt and seed.  `altered` takes the
         loop about to begin and gives the one to run instead, such as one of another pace; it may ship `tree_size` nodes
-        at most.  Raises BadRequest at once for what can't be; while iterating NodeLost, Refused and the other SwarmErrors.
+        at most.  Raises BadRequest at once for what can't be; while iterating NodeLost, Refused and the other
+        SwarmErrors.
         """
         settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, sample=sample)
         prompt_ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
