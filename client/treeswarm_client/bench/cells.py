@@ -17,6 +17,8 @@ class Cell:
     """One way; of everything that anybody sends."""
     slow: frozenset[int] = frozenset()
     """Nodes whose owners lend a quarter of their device."""
+    tokens_share: float = 1.0
+    """Of the tokens asked for: what is compared within a cell has the same number, and these would take longest."""
 
     @property
     def delay_s(self) -> float:
@@ -39,7 +41,7 @@ class Cell:
 CELLS = (
     Cell("1ms", "delay=1ms,rate=1gbit"),
     Cell("25ms", "delay=25ms,rate=100mbit"),
-    Cell("50ms", "delay=50ms,rate=20mbit"),
-    Cell("100ms", "delay=100ms,rate=100mbit"),
+    Cell("50ms", "delay=50ms,rate=20mbit", tokens_share=0.75),
+    Cell("100ms", "delay=100ms,rate=100mbit", tokens_share=0.5),
     Cell("slow-node", "delay=25ms,rate=100mbit", frozenset({1})),
 )

@@ -29,7 +29,8 @@ class Corpus:
     misled: bool = False
     """Drafters draft something else than they would."""
     tokens_share: float = 1.0
-    """Of the tokens asked for: where each costs a traversal, fewer tell the rate."""
+    """Of the tokens asked for: more where trees pay, since their rate shows over some rounds; fewer where each token
+    costs a traversal."""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -44,7 +45,8 @@ class Source:
 
 
 async def _code(source: Source) -> Corpus:
-    return Corpus("code", "Python that neither model saw in training", held_out_prompts(source.client, source.count))
+    prompts = held_out_prompts(source.client, source.count)
+    return Corpus("code", "Python that neither model saw in training", prompts, tokens_share=2.0)
 
 
 async def _prose(source: Source) -> Corpus:

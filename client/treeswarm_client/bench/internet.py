@@ -30,6 +30,7 @@ from treeswarm_client.local_swarm import even_cuts, local_swarm
 TEMPERATURES = (0.0, 1.0)
 # Where a traversal takes a tenth of a second and more, whoever buys one token each is timed over fewer.
 SLOW_DELAY_S, SLOW_TOKENS = 0.02, 12
+LEAST_TOKENS = 6
 # For the estimate of what is left: what computing adds to a traversal, and opening a session to a generation.
 GUESSED_COMPUTE_S, GUESSED_ROUNDS = 0.08, 12
 
@@ -95,7 +96,10 @@ async def bench_internet(setup: BenchSetup, plan: Plan, *, say: Say) -> dict[str
         "bench": "wan",
         "what": WHAT,
         "cells": {c.name: _cell_as_dict(c, hops) for c in plan.cells},
-        "texts": {t.name: {"says": t.says, "prompts": len(t.prompts), **t.facts} for t in texts},
+        "texts": {
+            t.name: {"says": t.says, "prompts": len(t.prompts), "tokens_share": t.tokens_share, **t.facts}
+            for t in texts
+        },
         "strategies": {s.name: s.says for s in plan.strategies},
         "identical": all(row["identical"] for row in rows),
         "summary": checks(measured, {cell.name: cell.ring_s(hops) for cell in plan.cells}),
@@ -106,8 +110,8 @@ async def bench_internet(setup: BenchSetup, plan: Plan, *, say: Say) -> dict[str
 
 WHAT = {
     "tokens_per_second": "from a generation's first token to its last; connecting and prefill are in first_token_ms",
-    "tokens_per_prompt": f"{SLOW_TOKENS} at most where a strategy buys one token a traversal and the links have "
-    f"{1e3 * SLOW_DELAY_S:.0f} ms or more: its rate is constant; half as many for all on text `zero`",
+    "tokens_per_prompt": "--max-new-tokens × what the text says × what the cell says; of a strategy that buys one token a "
+    f"traversal, whose rate is constant, {SLOW_TOKENS} at most where a link has {1e3 * SLOW_DELAY_S:.0f} ms and more",
     "over_plain": "ratio of rates on the same prompts; low and high hold nine of ten draws of a bootstrap over prompts",
     "miss_share": "traversals × the links' configured delays (of a ring; of a star for star) / time",
     "time_share": "of whole generations; drafting that a traversal hides is in none",
@@ -139,7 +143,7 @@ class Field:
 
     def tokens(self, strategy: Strategy, corpus: Corpus) -> int:
         """To generate for one prompt."""
-        wanted = max(2, round(self.bench.setup.tokens * corpus.tokens_share))
+        wanted = max(LEAST_TOKENS, round(self.bench.setup.tokens * corpus.tokens_share * self.cell.tokens_share))
         slow = strategy.one_a_round and self.cell.delay_s >= SLOW_DELAY_S
         return min(wanted, SLOW_TOKENS) if slow else wanted
 
@@ -259,6 +263,7 @@ def _cell_as_dict(cell: Cell, hops: int) -> dict[str, Any]:
     return {
         "link": cell.link,
         "slow_nodes": sorted(cell.slow),
+        "tokens_share": cell.tokens_share,
         "ring_ms": 1e3 * cell.ring_s(hops),
         "star_ms": 1e3 * cell.star_s(hops),
     }
