@@ -33,6 +33,10 @@ class Corpus:
     costs a traversal."""
     facts: dict[str, Any] = field(default_factory=dict)
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"says": self.says, "prompts": len(self.prompts), "tokens_share": self.tokens_share, **self.facts}
+
 
 @dataclass(frozen=True)
 class Source:

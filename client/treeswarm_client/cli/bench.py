@@ -53,9 +53,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     made.add_argument("--nodes", type=int, default=3, help="node processes (default 3)")
     made.add_argument("--prompts", type=int, help="held-out prompts (default 8; exact: 20, wan: 3 of each text)")
-    made.add_argument(
-        "--max-new-tokens", type=int, help="a prompt (default 64; exact: 128, faults: 96, wan: 20, twice that on code)"
-    )
+    made.add_argument("--max-new-tokens", type=int, help="a prompt (default 64; exact: 128, faults: 96, wan: 20)")
     for name, what in (("cells", "1ms,25ms,50ms,100ms,slow-node"), ("texts", "code,prose,copying,zero")):
         made.add_argument(f"--{name}", type=_words, metavar="A,B", help=f"wan: some of {what} (default all)")
     made.add_argument("--strategies", type=_words, metavar="A,B", help="wan: such as plain,tree-64,auto (default all)")
