@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -214,11 +214,14 @@ class SwarmClient:
         sample: int = 0,
         tree_size: TreeSize | None = None,
         ignore_eos: bool = False,
+        altered: Callable[[Generation], Generation] | None = None,
     ) -> Run:
         """Generate: an asynchronous iterator of Tokens that also keeps text, ids and statistics.
 
-        `prompt` is text or token ids; `sample` numbers several samples of one prompt and seed.  Raises BadRequest at
-        once for what can't be; while iterating NodeLost, Refused and the other SwarmErrors.
+        `prompt` is text or token ids; `sample` numbers several samples of one prompt and seed.  `altered` takes the
+        loop about to begin and gives the one to run instead, such as one of another pace; it may ship `tree_size` nodes
+        at most.  Raises BadRequest at once for what can't be; while iterating NodeLost, Refused and the other
+        SwarmErrors.
         """
         settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, sample=sample)
         prompt_ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
@@ -227,7 +230,7 @@ class SwarmClient:
         _largest_of(tree_size)
         limits = Limits(max_new_tokens, frozenset() if ignore_eos else self._opened.shape.eos_ids)
         run = Run(tokens=_nothing(), prompt_ids=prompt_ids)
-        run.tokens = self._generate(run, settings, limits, tree_size)
+        run.tokens = self._generate(run, settings, limits, tree_size, altered)
         return run
 
     async def generate(self, prompt: str | Sequence[int], **options: Any) -> Run:
@@ -257,7 +260,12 @@ class SwarmClient:
         return runs
 
     async def _generate(
-        self, run: Run, settings: SamplingSettings, limits: Limits, tree_size: TreeSize
+        self,
+        run: Run,
+        settings: SamplingSettings,
+        limits: Limits,
+        tree_size: TreeSize,
+        altered: Callable[[Generation], Generation] | None,
     ) -> AsyncGenerator[Token, None]:
         text = TextStream(self._opened.tokenizer)
         start = time.perf_counter()
@@ -285,6 +293,7 @@ class SwarmClient:
                 size=None if tree_size == "auto" else tree_size,
             )
             generation = Generation(chain, seat.drafter, session, limits, pace, run.meter)
+            generation = altered(generation) if altered else generation
             rounds = await undo.enter_async_context(aclosing(generation.rounds(run.prompt_ids, settings)))
             self._runs.add(run)
             try:

@@ -96,11 +96,12 @@ async def local_swarm(
     registry: str = "none",
     places: Sequence[Place] | None = None,
     flags: Sequence[str] = (),
+    own_flags: Sequence[Sequence[str]] | None = None,
 ) -> AsyncIterator[LocalSwarm]:
     """Start one node a span, wait until all are ready, stop them on leaving.
 
-    `places` says where each runs, if not here on loopback; `flags` are more of every node's.  Raises ModelError with
-    what a node that would not start said.
+    `places` says where each runs, if not here on loopback; `flags` are more of every node's, `own_flags` of each.
+    Raises ModelError with what a node that would not start said.
     """
     shared = ["--dtype", dtype, "--threads", str(threads), "--log-format", "json", "--registry", registry, *flags]
     shared += ["--emulate-link", emulate_link] if emulate_link else []
@@ -108,7 +109,8 @@ async def local_swarm(
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="treeswarm-")))
         swarm = LocalSwarm(model, tuple(shared), _folder=folder, _stack=stack)
-        await swarm.start_all([("--blocks", str(span)) for span in spans], places or [Place()] * len(spans))
+        told = [("--blocks", str(span), *own) for span, own in zip(spans, own_flags or [()] * len(spans), strict=True)]
+        await swarm.start_all(told, places or [Place()] * len(spans))
         yield swarm
 
 

@@ -75,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
         help="host more blocks than the device holds: their weights wait there (default none)",
     )  # fmt: skip
     made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default cpu)")
+    made.add_argument(
+        "--device-share", type=float, default=1.0, metavar="SHARE", help="use it at most this share of the time (1)"
+    )
     made.add_argument("--kv-tokens", type=int, default=16384, help="KV cache rows for all sessions (default 16384)")
     made.add_argument("--threads", type=int, default=0, help="CPU threads for the model (default: torch's choice)")
     made.add_argument("--emulate-link", metavar="SHAPE", help="delay what this node sends: delay=25ms,rate=100mbit")
@@ -120,6 +123,7 @@ def read_config(arguments: Sequence[str] | None = None) -> tuple[NodeConfig, boo
         announce=args.announce,
         num_blocks=args.num_blocks,
         memory=parse_size(args.memory) if args.memory else None,
+        device_share=args.device_share,
         lend_from=args.lend_from,
         limits=Limits(sessions=args.max_sessions, grace_s=args.grace, lend_ports=args.lend_ports),
     )

@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from treeswarm.errors import BadRequest
 from treeswarm.spans import Span
 from treeswarm_node.scheduler import Budget
+
+# Below it a forward would hold up a chain twenty times as long as its neighbours': whoever wants to give less pauses.
+LEAST_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class NodeConfig:
     """How many blocks to host where `span` is None; None: as many as fit."""
     memory: int | None = None
     """Bytes to use; None: what is free."""
+    device_share: float = 1.0
+    """Of the time, at most: after each forward the device rests."""
     quantization: str = "none"
     """Of the hosted blocks' weights: `none`, `int8`, `nf4`."""
     activations: str = ""
@@ -84,3 +90,10 @@ class NodeConfig:
     offload: str = "none"
     """Where the blocks' weights stay while they are not computed with: `none`, `ram`, `disk`."""
     limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        if not LEAST_SHARE <= self.device_share <= 1.0:
+            raise BadRequest(
+                f"--device-share {self.device_share:g} is no share of the time: give {LEAST_SHARE:g} to 1, or "
+                "`swarm-node pause` to have the device alone"
+            )

@@ -1,7 +1,9 @@
 """One forward on the device: steps in, activations or tokens out.  Runs in the device thread."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,6 +29,31 @@ class Computed:
     alternatives: NDArray[np.int64] | None = None
     """[answered, k], where the session asked for them."""
     error: ProtocolError | None = None
+
+
+class Runs(Protocol):
+    """What an engine needs of a device."""
+
+    def run(self, segments: Sequence[Segment]) -> list[Computed]: ...
+
+
+@dataclass(frozen=True)
+class Lent:
+    """A device that its owner lends for a share of the time: after each forward it rests, so that somebody else's work
+    has the rest of it.  The rest counts as computing: that is what whoever waits for this node must reckon with."""
+
+    device: Runs
+    share: float
+    clock: Callable[[], float] = time.perf_counter
+    sleep: Callable[[float], None] = time.sleep
+
+    def run(self, segments: Sequence[Segment]) -> list[Computed]:
+        start = self.clock()
+        try:
+            return self.device.run(segments)
+        finally:
+            # One that failed took the device as well.
+            self.sleep((self.clock() - start) * (1.0 / self.share - 1.0))
 
 
 class Device:

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from treeswarm.errors import Refused
 from treeswarm.messages import FaultCode, HopTiming
@@ -18,7 +17,7 @@ from treeswarm.session import NodeSession
 from treeswarm.spans import Span
 from treeswarm.steps import Step
 from treeswarm_node.batch import Segment
-from treeswarm_node.device import Computed
+from treeswarm_node.device import Computed, Runs
 from treeswarm_node.kv import SessionKV
 from treeswarm_node.scheduler import Budget, next_batch
 
@@ -29,12 +28,6 @@ QUEUE_STEP = 1 / 32
 
 Done = Callable[[Step, Computed, HopTiming], None]
 """Called in the event loop with the step as it ran."""
-
-
-class Runs(Protocol):
-    """What the engine needs of a device: see `treeswarm_node.device.Device`."""
-
-    def run(self, segments: Sequence[Segment]) -> list[Computed]: ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from treeswarm.session import NodeSession, SessionTerms
 from treeswarm.spans import Span
 from treeswarm_node.admission import Served
 from treeswarm_node.batch import Segment
-from treeswarm_node.device import Device
+from treeswarm_node.device import Runs
 from treeswarm_node.kv import KVStore
 from treeswarm_node.pages import PAGE
 
@@ -22,7 +22,7 @@ RUNS = 3
 BUDGET_S = 1.0
 
 
-def measure_profile(device: Device, served: Served, store: KVStore) -> Profile:
+def measure_profile(device: Runs, served: Served, store: KVStore) -> Profile:
     """The median microseconds of some forwards for each of `SIZES`, after one to warm up.
 
     Whole forwards, with embedding, LM head and choice where this node has them.  Sizes for which there is
@@ -48,7 +48,7 @@ def of_part(profile: Profile, part: Span, whole: Span) -> Profile:
     return tuple((rows, max(1, int(micros * share))) for rows, micros in profile)
 
 
-def _forward_s(device: Device, served: Served, store: KVStore, rows: int) -> float:
+def _forward_s(device: Runs, served: Served, store: KVStore, rows: int) -> float:
     """A tree of so many rows below a text of one token."""
     row_bytes = served.activation_bytes if served.span.start else 0
     session = NodeSession(SessionTerms(0, 1, rows, rows + 1, served.vocab_size, row_bytes))

@@ -24,7 +24,7 @@ from treeswarm_node.activations import row_codec
 from treeswarm_node.admission import Served
 from treeswarm_node.batch import Segment
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.device import Device
+from treeswarm_node.device import Device, Lent, Runs
 from treeswarm_node.engine import Engine
 from treeswarm_node.kv import KVStore
 from treeswarm_node.loader import load_span
@@ -76,7 +76,7 @@ async def on_stage(config: NodeConfig, model: Model, span: Span) -> AsyncIterato
     with offloading(find_device(config.device), config.offload) as offload:
         loaded, served, rate = await asyncio.to_thread(_load, config, model, span, offload)
         codec = row_codec(config.activations, served.hidden_size)
-        device = Device(loaded, Sampler(served.vocab_size), codec)
+        device = _lent(Device(loaded, Sampler(served.vocab_size), codec), config.device_share)
         profile = await asyncio.to_thread(measure_profile, device, served, loaded.store)
         engine = Engine(device, config.limits.budget)
         running = asyncio.create_task(engine.run())
@@ -141,7 +141,12 @@ def _load(config: NodeConfig, model: Model, span: Span, offload: Offload | None)
         attention=spanned.attention_name,
         activation_bytes=numerics.row_bytes(model.shape.hidden_size),
     )
-    return spanned, served, measure_rate(spanned)
+    return spanned, served, measure_rate(spanned) * config.device_share
+
+
+def _lent(device: Runs, share: float) -> Runs:
+    """What its owner lets others have of it."""
+    return Lent(device, share) if share < 1.0 else device
 
 
 def measure_rate(model: SpanModel) -> float:

@@ -1,4 +1,4 @@
-"""What a traversal costs: overhead on loopback, speed over emulated links, and batching of many clients."""
+"""What a traversal costs: overhead on loopback, and batching of many clients."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,6 @@ from treeswarm_client.bench.common import BenchSetup, bench_swarm, spread
 from treeswarm_client.bench.texts import held_out_prompts
 from treeswarm_client.client import Run, SwarmClient
 
-DELAYS_MS = (0, 25, 50)
 CLIENTS = (1, 4, 16)
 # Seven drafted nodes and the mandatory one.
 OVERHEAD_DRAFTED = 7
@@ -37,32 +36,6 @@ async def bench_overhead(setup: BenchSetup) -> dict[str, Any]:
         }
 
 
-async def bench_wan(setup: BenchSetup, *, tree_size: int, delays_ms: Sequence[int] = DELAYS_MS) -> dict[str, Any]:
-    """Plain decoding against trees over links of each delay, in interleaved pairs on the same prompts."""
-    rows = []
-    for delay in delays_ms:
-        link = f"delay={delay}ms" if delay else None
-        async with bench_swarm(setup, link=link) as bench:
-            prompts = held_out_prompts(bench.client, setup.prompts)
-            await bench.run(prompts[0], tree_size=tree_size)  # connections, caches and τ warm up once
-            pairs = [
-                (await bench.run(prompt, tree_size=0), await bench.run(prompt, tree_size=tree_size))
-                for prompt in prompts
-            ]
-            ring_s = (len(bench.addresses) + 1) * delay / 1e3
-            rows.append(
-                {
-                    "delay_ms": delay,
-                    "identical": all(plain.token_ids == tree.token_ids for plain, tree in pairs),
-                    "plain": _against_bound([plain for plain, _ in pairs], ring_s),
-                    "tree": _against_bound([tree for _, tree in pairs], ring_s),
-                    "ratio": spread([rate(tree) / rate(plain) for plain, tree in pairs]),
-                    "provenance": await bench.provenance(),
-                }
-            )
-    return {"bench": "wan", "tree_size": tree_size, "rows": rows}
-
-
 def rate(run: Run) -> float:
     """Tokens a second."""
     assert run.stats is not None
@@ -78,19 +51,6 @@ def speed(runs: Sequence[Run]) -> dict[str, Any]:
         "tokens_per_second": spread([s.tokens_per_second for s in stats]),
         "draft_ms_per_traversal": 1e3 * sum(s.time.draft for s in stats) / traversals,
         "compute_ms_per_traversal": 1e3 * sum(s.time.compute for s in stats) / traversals,
-    }
-
-
-def _against_bound(runs: Sequence[Run], ring_s: float) -> dict[str, Any]:
-    """`bound` is tokens a traversal / (ring + compute): what a client could reach that drafts in no time."""
-    stats = [run.stats for run in runs if run.stats]
-    committed, traversals = sum(s.committed for s in stats), sum(s.traversals for s in stats)
-    seconds, draft = sum(s.seconds for s in stats), sum(s.time.draft for s in stats)
-    bound = committed / (traversals * ring_s + sum(s.time.compute for s in stats))
-    return speed(runs) | {
-        "bound_tokens_per_second": bound,
-        "share_of_bound": committed / (seconds - draft) / bound,
-        "share_of_bound_with_drafting": committed / seconds / bound,
     }
 
 

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,18 +18,21 @@ from treeswarm_client.lab.shape import LabLink
 EXAMPLES = """examples:
   swarm bench exact --json                   20 prompts, 1 to 3 nodes, five tree sizes, against stock transformers
   swarm bench trees --prompts 4 --json       tokens a traversal by tree size, beside three baselines
-  swarm bench wan --tree-size 64 --json      plain against trees over links of 0, 25 and 50 ms
+  swarm bench wan --json > wan.json          nine ways to decode over five kinds of links; some 40 minutes
+  swarm bench wan --cells 25ms --texts code --strategies plain,star,auto   a few minutes of the same
+  swarm bench draw wan.json --out wan.svg    what came of it, as pictures
   swarm bench faults --json                  100 generations, each hit by a kill, a hang, a cut, a refusal or a drain
   swarm bench load --clients 64 --json       more clients than there is room for
   swarm bench offload --json                 weights streamed from disk beside plain, by tree size
   swarm bench fuzz --messages 10000 --json   hostile messages at a real node: does it live, does it still serve?
   swarm bench tls --json                     what TLS costs on loopback, beside plaintext in the same run
-  swarm bench wan --lab delay=25ms,rate=100mbit   the same over real TCP between network namespaces (root, Linux)
+  swarm bench wan --lab delay=25ms,rate=100mbit   plain against trees over real TCP, a namespace a node (root, Linux)
   swarm bench wan --peers A:4001,B:4001      the same with nodes that run already
   swarm bench exact --model DIR --draft DIR  the same on a model of your own"""
 
-EXACT_PROMPTS = 20
-TOKENS = {"exact": 128, "faults": 96}
+# With these the wan bench's whole matrix takes some 40 minutes on two idle cores.
+PROMPTS = {"exact": 20, "wan": 3}
+TOKENS = {"exact": 128, "faults": 96, "wan": 20}
 ANYWHERE = ("overhead", "wan")
 """Benches that can do with nodes that are not their own."""
 
@@ -42,13 +46,19 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("which", choices=sorted(_benches()))
+    made.add_argument("file", nargs="?", type=Path, metavar="FILE.json", help="draw: what wan --json printed")
+    made.add_argument("--out", type=Path, metavar="FILE.svg", help="draw: where to (needs the extra `plot`)")
     made.add_argument("--model", default="demo", help="target: directory, hub id or demo (default)")
     made.add_argument("--draft", default="demo-draft", help="draft model (default demo-draft)")
     made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     made.add_argument("--nodes", type=int, default=3, help="node processes (default 3)")
-    made.add_argument("--prompts", type=int, help="held-out prompts (default 8; exact: 20)")
-    made.add_argument("--max-new-tokens", type=int, help="tokens a prompt (default 64; exact: 128, faults: 96)")
-    made.add_argument("--tree-size", type=int, default=64, help="of the wan bench (default 64)")
+    made.add_argument("--prompts", type=int, help="held-out prompts (default 8; exact: 20, wan: 3 of each text)")
+    made.add_argument("--max-new-tokens", type=int, help="a prompt (default 64; exact: 128, faults: 96, wan: 20)")
+    for name, what in (("cells", "1ms,25ms,50ms,100ms,slow-node"), ("texts", "code,prose,copying,zero")):
+        made.add_argument(f"--{name}", type=_words, metavar="A,B", help=f"wan: some of {what} (default all)")
+    made.add_argument("--strategies", type=_words, metavar="A,B", help="wan: such as plain,tree-64,auto (default all)")
+    made.add_argument("--temperatures", type=_decimals, metavar="A,B", help="wan: default 0,1")
+    made.add_argument("--tree-size", type=int, default=64, help="wan with --lab or --peers (default 64)")
     made.add_argument("--sizes", type=_numbers, help="tree sizes of exact and trees, such as 0,8,64")
     made.add_argument("--generations", type=int, default=100, help="of the faults bench (default 100)")
     made.add_argument("--seed", type=int, default=0, help="of the faults bench's schedule (default 0)")
@@ -64,12 +74,21 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.set_defaults(run=_run)
 
 
+def _words(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _decimals(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
 def _run(args: argparse.Namespace) -> int:
-    exact = args.which == "exact"
+    # Between nodes that run elsewhere `wan` is another bench, on eight prompts of 64 tokens.
+    where = "elsewhere" if args.peers or args.lab else args.which
     if (args.peers or args.lab) and args.which not in ANYWHERE:
         raise BadRequest(f"--peers and --lab are for {' and '.join(ANYWHERE)}: {args.which} starts its own")
     if args.congestion and not args.lab:
@@ -79,9 +98,9 @@ def _run(args: argparse.Namespace) -> int:
         draft=args.draft,
         dtype=args.dtype,
         nodes=args.nodes,
-        prompts=args.prompts or (EXACT_PROMPTS if exact else BenchSetup.prompts),
+        prompts=args.prompts or PROMPTS.get(where, BenchSetup.prompts),
         swarm_key=args.swarm_key,
-        tokens=args.max_new_tokens or TOKENS.get(args.which, BenchSetup.tokens),
+        tokens=args.max_new_tokens or TOKENS.get(where, BenchSetup.tokens),
         prompt_tokens=args.prompt_tokens,
         peers=args.peers,
     )
@@ -110,6 +129,7 @@ def _benches() -> dict[str, Callable[[BenchSetup, argparse.Namespace], Coroutine
         "tls": _tls,
         "faults": _faults,
         "load": _load,
+        "draw": _draw,
         "offload": _offload,
     }
 
@@ -133,11 +153,20 @@ async def _overhead(setup: BenchSetup, args: argparse.Namespace) -> dict[str, An
 
 
 async def _wan(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_client.bench import links, wan  # noqa: PLC0415
+    from treeswarm_client.bench import internet, wan  # noqa: PLC0415
 
     if setup.peers:
         return await wan.bench_peers(setup, tree_size=args.tree_size)
-    return await links.bench_wan(setup, tree_size=args.tree_size)
+    plan = internet.Plan.of(args.cells, args.texts, args.temperatures, args.strategies)
+    return await internet.bench_internet(setup, plan, say=internet.to_stderr)
+
+
+async def _draw(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_client.bench import draw  # noqa: PLC0415  # brings matplotlib
+
+    if args.file is None or args.out is None:
+        raise BadRequest("say what to draw and where: swarm bench draw FILE.json --out FILE.svg")
+    return {"bench": "draw", "wrote": [str(path) for path in draw.draw(args.file, args.out)]}
 
 
 async def _in_lab(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:

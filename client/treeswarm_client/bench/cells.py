@@ -1,0 +1,47 @@
+"""The swarms that `swarm bench wan` measures on: three nodes and a client, over links of one shape.  Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from treeswarm.transport.emulated import LinkShape
+
+SLOW_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What node processes and client are told."""
+
+    name: str
+    link: str
+    """One way; of everything that anybody sends."""
+    slow: frozenset[int] = frozenset()
+    """Nodes whose owners lend a quarter of their device."""
+    tokens_share: float = 1.0
+    """Of the tokens asked for: what is compared within a cell has the same number, and these would take longest."""
+
+    @property
+    def delay_s(self) -> float:
+        """One way."""
+        return LinkShape.parse(self.link).delay_s
+
+    def ring_s(self, hops: int) -> float:
+        """Seconds that a traversal spends in links at least: from the client through all nodes and back."""
+        return (hops + 1) * self.delay_s
+
+    def star_s(self, hops: int) -> float:
+        """The same where everything between two nodes goes through the client."""
+        return 2 * hops * self.delay_s
+
+    def node_flags(self, nodes: int) -> list[Sequence[str]]:
+        """Of each node."""
+        return [("--device-share", str(SLOW_SHARE)) if i in self.slow else () for i in range(nodes)]
+
+
+CELLS = (
+    Cell("1ms", "delay=1ms,rate=1gbit"),
+    Cell("25ms", "delay=25ms,rate=100mbit"),
+    Cell("50ms", "delay=50ms,rate=20mbit", tokens_share=0.75),
+    Cell("100ms", "delay=100ms,rate=100mbit", tokens_share=0.5),
+    Cell("slow-node", "delay=25ms,rate=100mbit", frozenset({1})),
+)

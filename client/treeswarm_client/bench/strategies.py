@@ -1,0 +1,183 @@
+"""What `swarm bench wan` compares: ways to spend a traversal, each the product's own loop with another pace."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from treeswarm.sampling import SamplingSettings
+from treeswarm.walk import Walk
+from treeswarm_client.client import Run, SwarmClient
+from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
+from treeswarm_client.drafters.none import NoneDrafter
+from treeswarm_client.drafters.seam import Drafter, DraftTree, Verdict, in_no_hurry
+from treeswarm_client.flight import Flight
+from treeswarm_client.generation import Generation
+from treeswarm_client.pace import FixedPace, Pace
+from treeswarm_client.planner.auto import LARGEST, AutoPace
+from treeswarm_client.planner.planner import Planner
+
+SEED = 1
+# A session that has been going on for a while: connections, caches and τ are warm, and a planner knows its chain.
+WARM_UP_TOKENS, LEARNER_WARM_UP_TOKENS = 8, 24
+
+MakePace = Callable[[Generation, Planner], Pace]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to decode."""
+
+    name: str
+    says: str
+    room: int
+    """Nodes of its largest tree."""
+    pace: MakePace
+    draft: DraftOptions | None = DraftOptions()
+    """How it drafts; None: not at all."""
+    star: bool = False
+    """Every hop goes through the client."""
+    keeps_bonus: bool = True
+    plans: bool = False
+    """Its planner learns."""
+    greedy_only: bool = False
+    code_only: bool = False
+
+    @property
+    def one_a_round(self) -> bool:
+        """It buys one token a traversal whatever the text: a few tokens tell its rate."""
+        return self.draft is None
+
+
+def _fixed(size: int) -> MakePace:
+    return lambda _usual, _planner: FixedPace(size, drafts_ahead=False)
+
+
+def _auto(*, overlaps: bool) -> MakePace:
+    return lambda usual, planner: AutoPace(
+        planner, usual.chain.target.row_bytes, usual.session.segment_rows, LARGEST, overlaps=overlaps
+    )
+
+
+CHAIN = DraftOptions(chain=True)
+RAW_CHAIN = DraftOptions(chain=True, ranking="raw", shared_noise=False)
+STRATEGIES = (
+    Strategy("plain", "one token a traversal, node to node", 0, _fixed(0), draft=None),
+    Strategy(
+        "star",
+        "one token a traversal, every hop through the client (2H links, as Petals ships)",
+        0,
+        _fixed(0),
+        draft=None,
+        star=True,
+        greedy_only=True,  # what plain decoding takes depends neither on the text nor on the temperature
+        code_only=True,
+    ),
+    Strategy(
+        "chain-10-no-bonus",
+        "a chain of 10 drafted tokens whose bonus token is thrown away, node to node (Petals' speculation, which has "
+        "greedy only)",
+        10,
+        _fixed(10),
+        draft=RAW_CHAIN,
+        keeps_bonus=False,
+        greedy_only=True,
+    ),
+    Strategy("chain-8", "the draft's best chain of 8", 8, _fixed(8), draft=CHAIN),
+    Strategy("tree-16", "trees of 16, one after another", 16, _fixed(16)),
+    Strategy("tree-64", "trees of 64, one after another", 64, _fixed(64)),
+    Strategy("tree-256", "trees of 256, one after another", 256, _fixed(256)),
+    Strategy("auto-sync", "planned trees, one after another", LARGEST, _auto(overlaps=False), plans=True),
+    Strategy(
+        "auto",
+        "planned trees; drafting goes on while they travel, and further nodes follow them",
+        LARGEST,
+        _auto(overlaps=True),
+        plans=True,
+    ),
+)
+
+
+@dataclass(eq=False)
+class WithoutBonus(Generation):
+    """What a loop gets that keeps only drafted tokens the target agrees with: the last of them is shipped again, and
+    the target's next token, known already, has to be guessed or bought anew.  Where no guess was right, the target's
+    own token is kept, or nothing would ever come of it."""
+
+    async def _fly(self, flight: Flight) -> tuple[Walk, float]:
+        found, first_s = await super()._fly(flight)
+        return (found if flight.shipment.draft is None else without_bonus(flight.draft, found)), first_s
+
+
+def without_bonus(draft: DraftTree, found: Walk) -> Walk:
+    """The walk, ended at its last drafted token."""
+    if not found.accepted:
+        return found
+    return Walk(found.accepted[:-1], int(draft.tokens[found.accepted[-1]]))
+
+
+@dataclass(frozen=True, eq=False)
+class Misled:
+    """A drafter as sure of itself as ever whose guesses are wrong: trees of the very same shape and scores, with every
+    token half the vocabulary further.  Hits are left to chance, and told by the acceptance measured."""
+
+    inner: Drafter
+    vocab_size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.inner.name}, misled"
+
+    def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
+        self.inner.begin(prompt, settings)
+
+    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
+        tree = self.inner.propose(size, depth, enough)
+        return replace(tree, tokens=(tree.tokens + self.vocab_size // 2) % self.vocab_size)
+
+    def observe(self, verdict: Verdict) -> None:
+        # What was shipped is what the target judged: true labels, of nodes that the inner drafter never had.
+        self.inner.observe(verdict)
+
+
+@dataclass(eq=False)
+class Contestant:
+    """A strategy with a drafter and a planner of its own, which last as long as a client would."""
+
+    strategy: Strategy
+    client: SwarmClient
+    drafter: Drafter
+    planner: Planner
+
+    @classmethod
+    def of(cls, strategy: Strategy, client: SwarmClient, loaded: ModelDrafter, *, misled: bool) -> "Contestant":
+        """`loaded` lends its weights."""
+        drafter: Drafter = NoneDrafter()
+        if strategy.draft is not None:
+            # The same weights, and nothing of what another one has cached and learned.
+            drafter = ModelDrafter(
+                loaded.model, loaded.vocab_size, loaded.max_positions, options=strategy.draft, name=loaded.name
+            )
+            drafter = Misled(drafter, loaded.vocab_size) if misled else drafter
+        return cls(strategy, client, drafter, Planner())
+
+    async def run(self, prompt: Sequence[int], *, tokens: int, temperature: float) -> Run:
+        """One whole generation that no stop token ends.  Raises what broke it."""
+        return await self.client.generate(
+            prompt,
+            max_new_tokens=tokens,
+            temperature=temperature,
+            seed=SEED,
+            tree_size=self.strategy.room,
+            ignore_eos=True,
+            altered=self._altered,
+        )
+
+    async def warm_up(self, prompt: Sequence[int]) -> None:
+        """So that what is measured is not the first of its kind."""
+        await self.run(
+            prompt, tokens=LEARNER_WARM_UP_TOKENS if self.strategy.plans else WARM_UP_TOKENS, temperature=0.0
+        )
+
+    def _altered(self, usual: Generation) -> Generation:
+        loop = Generation if self.strategy.keeps_bonus else WithoutBonus
+        pace = self.strategy.pace(usual, self.planner)
+        return loop(usual.chain, self.drafter, usual.session, usual.limits, pace, usual.meter)

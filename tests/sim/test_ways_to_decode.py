@@ -1,0 +1,106 @@
+"""The benches' baselines on a toy swarm: the star's longer way, and a loop that throws its bonus tokens away."""
+
+import asyncio
+
+import pytest
+
+from treeswarm.errors import Refused
+from treeswarm.messages import LinkHello
+from treeswarm.sampling import SamplingSettings
+from treeswarm.transport.emulated import EmulatedTransport, LinkShape
+from treeswarm.transport.memory import MemoryNetwork
+from treeswarm.transport.seam import StreamKind
+from treeswarm_client.bench.star import StarTransport
+from treeswarm_client.bench.strategies import WithoutBonus
+from treeswarm_client.chain import open_chain
+from treeswarm_client.generation import Generation, Limits
+from treeswarm_client.mending import Room
+from treeswarm_client.pace import FixedPace
+from treeswarm_client.prefix import SharedPrompt
+from treeswarm_client.route import Target
+from treeswarm_client.session import ClientSession
+from treeswarm_client.stats import Meter
+
+from ..virtual_clock import run_virtually
+from .toy import BLOCKS, NUMERICS, VOCAB, GuessingDrafter, ToyPilot, ToySwarm, plain_text, toy_swarm
+
+PROMPT = [1, 2, 3, 4, 0, 1, 2]
+DELAY_S = 0.01
+
+
+def slow_network() -> MemoryNetwork:
+    network = MemoryNetwork(1)
+    original = network.transport
+    network.transport = lambda: EmulatedTransport(original(), LinkShape(DELAY_S))  # type: ignore[method-assign, assignment, return-value]
+    return network
+
+
+async def star_of(network: MemoryNetwork) -> StarTransport:
+    star = StarTransport(network.transport())
+    star.address = (await star.listen("127.0.0.1:0", star.relay)).address
+    return star
+
+
+async def seconds_a_token(swarm: ToySwarm) -> float:
+    """Of plain decoding, whatever it takes to begin."""
+    took = []
+    for count in (10, 30):
+        start = asyncio.get_running_loop().time()
+        assert await swarm.generate(PROMPT, count, tree_size=0) == plain_text(PROMPT, count)
+        took.append(asyncio.get_running_loop().time() - start)
+    return (took[1] - took[0]) / 20
+
+
+def test_a_star_says_the_same_over_two_links_a_node() -> None:
+    async def run() -> None:
+        network = slow_network()
+        async with toy_swarm(network) as swarm:
+            assert await seconds_a_token(swarm) == pytest.approx(4 * DELAY_S, rel=0.01)
+            star = await star_of(network)
+            network.transport = lambda: star  # type: ignore[method-assign, assignment, return-value]
+            assert await seconds_a_token(swarm) == pytest.approx(6 * DELAY_S, rel=0.01)
+            assert await swarm.generate(PROMPT, 40, tree_size=8) == plain_text(PROMPT, 40)
+            await asyncio.sleep(60)
+            swarm.check_idle()
+            await star.close()
+
+    run_virtually(run())
+
+
+def test_a_star_leads_nobody_elses_links() -> None:
+    async def run() -> None:
+        network = MemoryNetwork(1)
+        star = await star_of(network)
+        stranger = await network.transport().connect(star.address, StreamKind.LINK)
+        await stranger.send(LinkHello(1, bytes(16), 0, bytes(16)))
+        with pytest.raises(Refused, match="links of its own sessions"):
+            await stranger.receive()
+        await star.close()
+
+    run_virtually(run())
+
+
+async def decoded(swarm: ToySwarm, loop: type[Generation], count: int) -> tuple[list[int], Meter]:
+    settings = SamplingSettings()
+    room = Room(len(PROMPT) + count, 7)
+    target = Target(NUMERICS, BLOCKS, VOCAB, 4, 2048)
+    shared = SharedPrompt(PROMPT, "none", b"s" * 16)
+    async with open_chain(swarm.network.transport(), ToyPilot(swarm), target, room, shared=shared) as chain:
+        session = ClientSession(settings, 4, chain.epoch, chain.prefix_rows)
+        limits, pace = Limits(count, frozenset()), FixedPace(6, drafts_ahead=False)
+        generation = loop(chain, GuessingDrafter(3), session, limits, pace)
+        text = [token async for news in generation.rounds(PROMPT, settings) for token in news.tokens]
+        return text, generation.meter
+
+
+def test_a_loop_without_bonus_says_the_same_in_more_traversals() -> None:
+    async def run() -> None:
+        async with toy_swarm(MemoryNetwork(1)) as swarm:
+            text, meter = await decoded(swarm, WithoutBonus, 40)
+            whole_text, whole = await decoded(swarm, Generation, 40)
+            assert text == whole_text == plain_text(PROMPT, 40)
+            assert meter.traversals > whole.traversals
+            await asyncio.sleep(60)
+            swarm.check_idle()
+
+    run_virtually(run())
