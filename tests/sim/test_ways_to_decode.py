@@ -88,7 +88,7 @@ async def decoded(swarm: ToySwarm, loop: type[Generation], count: int) -> tuple[
     async with open_chain(swarm.network.transport(), ToyPilot(swarm), target, room, shared=shared) as chain:
         session = ClientSession(settings, 4, chain.epoch, chain.prefix_rows)
         limits, pace = Limits(count, frozenset()), FixedPace(6, drafts_ahead=False)
-        generation = loop(chain, GuessingDrafter(3), session, limits, pace)
+        generation = loop(chain, GuessingDrafter(3, alternatives=0), session, limits, pace)
         text = [token async for news in generation.rounds(PROMPT, settings) for token in news.tokens]
         return text, generation.meter
 

@@ -107,8 +107,8 @@ async def bench_internet(setup: BenchSetup, plan: Plan, *, say: Say) -> dict[str
 
 WHAT = {
     "tokens_per_second": "from a generation's first token to its last; connecting and prefill are in first_token_ms",
-    "tokens_per_prompt": "--max-new-tokens × the text's share × the cell's; of a strategy that buys one token a traversal, "
-    f"whose rate is constant, {SLOW_TOKENS} at most where a link has {1e3 * SLOW_DELAY_S:.0f} ms and more",
+    "tokens_per_prompt": "--max-new-tokens × the text's share × the cell's; of a strategy that buys one token a "
+    f"traversal, whose rate is constant, {SLOW_TOKENS} at most where a link has {1e3 * SLOW_DELAY_S:.0f} ms and more",
     "over_plain": "ratio of rates on the same prompts; low and high hold nine of ten draws of a bootstrap over prompts",
     "miss_share": "traversals × the links' configured delays (of a ring; of a star for star) / time",
     "time_share": "of whole generations; drafting that a traversal hides is in none",

@@ -8,7 +8,10 @@ from treeswarm.walk import Walk
 from treeswarm_client.client import Run, SwarmClient
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
+from treeswarm_client.drafters.recycling import RecyclingDrafter
 from treeswarm_client.drafters.seam import Drafter, DraftTree, Verdict, in_no_hurry
+from treeswarm_client.drafters.suffix import SuffixDrafter
+from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.flight import Flight
 from treeswarm_client.generation import Generation
 from treeswarm_client.pace import FixedPace, Pace
@@ -38,6 +41,8 @@ class Strategy:
     keeps_bonus: bool = True
     plans: bool = False
     """Its planner learns."""
+    unites: bool = False
+    """It drafts with everything at hand, as `--draft auto` does, not with the draft model alone."""
     greedy_only: bool = False
     code_only: bool = False
 
@@ -87,11 +92,19 @@ STRATEGIES = (
     Strategy("tree-256", "trees of 256, one after another", 256, _fixed(256)),
     Strategy("auto-sync", "planned trees, one after another", LARGEST, _auto(overlaps=False), plans=True),
     Strategy(
-        "auto",
+        "auto-model",
         "planned trees; drafting goes on while they travel, and further nodes follow them",
         LARGEST,
         _auto(overlaps=True),
         plans=True,
+    ),
+    Strategy(
+        "auto",
+        "what users get: the same, drafted by the draft model and ngram in one tree",
+        LARGEST,
+        _auto(overlaps=True),
+        plans=True,
+        unites=True,
     ),
 )
 
@@ -126,6 +139,10 @@ class Misled:
     def name(self) -> str:
         return f"{self.inner.name}, misled"
 
+    @property
+    def alternatives(self) -> int:
+        return self.inner.alternatives
+
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self.inner.begin(prompt, settings)
 
@@ -150,17 +167,19 @@ class Contestant:
     @classmethod
     def of(cls, strategy: Strategy, client: SwarmClient, loaded: ModelDrafter, *, misled: bool) -> "Contestant":
         """`loaded` lends its weights."""
-        drafter: Drafter = NoneDrafter()
-        if strategy.draft is not None:
-            # The same weights, and nothing of what another one has cached and learned.
-            drafter = ModelDrafter(
-                loaded.model, loaded.vocab_size, loaded.max_positions, options=strategy.draft, name=loaded.name
-            )
-            drafter = Misled(drafter, loaded.vocab_size) if misled else drafter
+        if strategy.draft is None:
+            return cls(strategy, client, NoneDrafter(), Planner())
+        # The same weights, and nothing of what another one has cached and learned.
+        model = ModelDrafter(
+            loaded.model, loaded.vocab_size, loaded.max_positions, options=strategy.draft, name=loaded.name
+        )
+        alone_or_not = UnionDrafter([SuffixDrafter(), RecyclingDrafter(), model], "auto") if strategy.unites else model
+        drafter = Misled(alone_or_not, loaded.vocab_size) if misled else alone_or_not
         return cls(strategy, client, drafter, Planner())
 
     async def run(self, prompt: Sequence[int], *, tokens: int, temperature: float) -> Run:
         """One whole generation that no stop token ends.  Raises what broke it."""
+        self.client.use_drafter(self.drafter)
         return await self.client.generate(
             prompt,
             max_new_tokens=tokens,
@@ -180,4 +199,4 @@ class Contestant:
     def _altered(self, usual: Generation) -> Generation:
         loop = Generation if self.strategy.keeps_bonus else WithoutBonus
         pace = self.strategy.pace(usual, self.planner)
-        return loop(usual.chain, self.drafter, usual.session, usual.limits, pace, usual.meter)
+        return loop(usual.chain, usual.drafter, usual.session, usual.limits, pace, usual.meter)
