@@ -29,7 +29,7 @@ from treeswarm.messages import (
 from treeswarm.replay import replay
 from treeswarm.transport.seam import Transport
 from treeswarm_client.control import GOODBYE_S, NodeControl
-from treeswarm_client.mending import Interrupted, Member, Mender, Repair, Room
+from treeswarm_client.mending import Interrupted, Member, Mender, Repair, Room, Tries
 from treeswarm_client.overdue import overdue
 from treeswarm_client.pace import ChainHop
 from treeswarm_client.prefix import SharedPrompt
@@ -41,9 +41,6 @@ log = logging.getLogger(__name__)
 
 # How often a chain that waits for answers asks itself whether they are overdue.
 WATCH_EVERY_S = 0.25
-# More dead nodes in a row than this were never seen in a simulated swarm that loses a fifth of its nodes an hour.
-QUICK_TRIES = 8
-PAUSE_S = 0.5
 # A node's control stream that breaks more often than that without an answer in between is not the network's fault.
 MOST_BREAKS = 3
 
@@ -58,6 +55,8 @@ class Chain:
     room: Room
     patience_s: float
     shared: SharedPrompt | None = None
+    alternatives: int = 0
+    """How many of the target's best tokens come with every answered row."""
     session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_ID_BYTES))
     epoch: int = -1
     members: list[Member] = field(default_factory=list)
@@ -78,8 +77,6 @@ class Chain:
     """Set when an answer has made room."""
     _moved_at: float = 0.0
     _second_thoughts: SecondThoughts = field(default_factory=SecondThoughts)
-    _tries: int = 0
-    """Interrupted ones since the chain broke."""
     _mending: bool = False
     _replays: bool = False
     """In this epoch new nodes get the trunk before any append."""
@@ -142,7 +139,7 @@ class Chain:
 
     def _has_room(self, append: Append) -> bool:
         """One append is always worth a try: a node that grants less than that says so, or is found stuck."""
-        return not self._in_flight or sum(self._in_flight.values(), append.rows) <= self.credit_rows
+        return not self._in_flight or append.rows <= self.credit_left
 
     async def mend(self, trunk: Sequence[int], tip: int) -> None:
         """Make the chain whole: every node then has the tokens `trunk`, whose last one is called `tip`, and no more.
@@ -153,8 +150,8 @@ class Chain:
         loop = asyncio.get_running_loop()
         started = self._interrupted_at or loop.time()
         before, self._replays = self.hops, bool(trunk)
-        end, self._tries = loop.time() + self.patience_s, 0
-        while not await self._mended(trunk, tip, end):
+        tries = Tries(until=loop.time() + self.patience_s)
+        while not await self._mended(trunk, tip, tries):
             pass
         if before:
             left = [hop for hop in before if hop not in self.hops]
@@ -163,7 +160,7 @@ class Chain:
             self.repairs.append(Repair(self.epoch, gone, gained, loop.time() - started))
         self._why.clear()
 
-    async def _mended(self, trunk: Sequence[int], tip: int, end: float) -> bool:
+    async def _mended(self, trunk: Sequence[int], tip: int, tries: Tries) -> bool:
         """One try, in an epoch of its own."""
         self.epoch += 1
         self._mending, self._complaints = True, {}
@@ -171,10 +168,10 @@ class Chain:
             self._begin_epoch(await Mender(self).attempt(trunk, tip))
             await self._feed(trunk)
         except Interrupted:  # another node failed meanwhile: the next try goes without it
-            await self._pause_between_tries(end)
+            await tries.pause()
             return False
         except (MissingBlocks, Refused):
-            patience = end - asyncio.get_running_loop().time()
+            patience = tries.until - asyncio.get_running_loop().time()
             if patience <= 0:
                 raise
             await self.pilot.changed(patience)
@@ -184,15 +181,6 @@ class Chain:
             self._lost = {}
             return False
         return True
-
-    async def _pause_between_tries(self, end: float) -> None:
-        """The first tries follow each other at once: each finds another record out of date.  A pilot that names the
-        same dead nodes again and again must neither keep this client busy nor make it wait for ever."""
-        self._tries += 1
-        if self._tries > QUICK_TRIES:
-            if asyncio.get_running_loop().time() > end:
-                raise MissingBlocks(f"no chain held: {self._tries} times a node failed while it was put together")
-            await asyncio.sleep(PAUSE_S)
 
     def reconsider(self, *, trunk: int, rounds_left: float) -> None:
         """Ask now and then whether a faster chain has appeared; if so, the next append goes its way."""
@@ -274,6 +262,8 @@ class Chain:
             self.lose(control.hop, Malformed(f"{control.hop} answered append {answer.seq} out of turn"))
         elif answer.tokens.size and int(answer.tokens.max()) >= self.target.vocab_size:
             self.lose(control.hop, Malformed(f"{control.hop} answered a token outside the vocabulary"))
+        elif int(answer.alternatives.max(initial=0)) >= self.target.vocab_size:
+            self.lose(control.hop, Malformed(f"{control.hop} sent an alternative outside the vocabulary"))
         else:
             self.answered += 1
             self._moved_at = asyncio.get_running_loop().time()
@@ -283,7 +273,8 @@ class Chain:
             self._breaks.clear()
             self._in_flight.pop(answer.seq, None)
             self._free.set()
-            waiting.set_result(answer)
+            if not waiting.done():  # else nobody waits any more
+                waiting.set_result(answer)
 
     def _blame(self, control: NodeControl, fault: Fault) -> None:
         """A node complains: of its way on, of what it was sent, or of itself."""
@@ -412,13 +403,14 @@ async def open_chain(
     *,
     patience_s: float = 0.0,
     shared: SharedPrompt | None = None,
+    alternatives: int = 0,
 ) -> AsyncIterator[Chain]:
     """A session on the chain that `pilot` chooses, for the prompt `shared` if its KV may be shared; closed on leaving,
-    whatever happened.
+    whatever happened.  Its tail sends so many `alternatives` with every answered row.
 
     Raises MissingBlocks and Refused (full) when `patience_s` seconds brought no chain.
     """
-    chain = Chain(target, pilot, transport, room, patience_s, shared)
+    chain = Chain(target, pilot, transport, room, patience_s, shared, alternatives)
     watching = asyncio.create_task(chain.watch())
     try:
         await chain.mend((), 0)

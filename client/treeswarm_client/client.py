@@ -114,16 +114,16 @@ class SwarmClient:
                 print(token.text, end="")
 
     A peer is `HOST:PORT`, or `HOST:PORT#PIN` as its ready line shows it: then nobody else may answer there.  `model` is
-    a directory, a hub id or `demo`; only its config and tokenizer are read.  `draft` is `none`, a directory,
-    a hub id or `demo-draft`.  Entering raises what is wrong with the model, the draft, the addresses or the nodes
-    (ModelError, Mismatch, BadRequest, RouteError, Unreachable).  Several generations may run at once; with a drafter
-    that cannot be copied they take turns.
+    a directory, a hub id or `demo`; only its config and tokenizer are read.  `draft` is `auto`, `ngram`, `none`, or a
+    draft model (a directory, a hub id or `demo-draft`), with `+ngram` behind it both.  Entering raises what is wrong
+    with the model, the draft, the addresses or the nodes (ModelError, Mismatch, BadRequest, RouteError, Unreachable).
+    Several generations may run at once; with a drafter that cannot be copied they take turns.
     """
 
     model: str
     peers: str | None = None
     registry: str | None = None
-    draft: str = "none"
+    draft: str = "auto"
     tree_size: TreeSize = "auto"
     """Drafted nodes a traversal; 0 is plain decoding; `auto`: what brings most tokens a second, round by round."""
     draft_device: str = "cpu"
@@ -279,6 +279,7 @@ class SwarmClient:
                 Room(len(run.prompt_ids) + limits.max_new_tokens, largest + 1),
                 patience_s=self.patience,
                 shared=SharedPrompt(run.prompt_ids, self.prefix_scope, self._secret),
+                alternatives=seat.drafter.alternatives if largest else 0,
             ) as chain,
             AsyncExitStack() as undo,
         ):

@@ -79,8 +79,9 @@ class NodeControl:
     async def tell(self, hint: Hint) -> None:
         """Whoever does not hear it only works in vain."""
         if self.stream is not None and self.broken is None:
-            with contextlib.suppress(SwarmError):
-                await self.stream.send(hint)
+            with contextlib.suppress(SwarmError, TimeoutError):
+                async with asyncio.timeout(GOODBYE_S):
+                    await self.stream.send(hint)
 
     async def say_goodbye(self) -> None:
         """Free the session there, if anybody listens."""

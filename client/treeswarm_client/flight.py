@@ -26,6 +26,7 @@ class Flight:
     """How many nodes each append on its way asks about."""
     _tokens: list[int] = field(default_factory=list)
     _logprobs: list[float] = field(default_factory=list)
+    _alternatives: list[NDArray[np.uint32]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._due.extend(_questions(append) for append in self.shipment.appends)
@@ -47,6 +48,17 @@ class Flight:
         self.shipment = shipment
         self._due.extend(_questions(append) for append in shipment.appends)
 
+    @property
+    def alternatives(self) -> NDArray[np.int64]:
+        """[asked, k]: the target's best tokens at the same nodes, as many as came with every answer, which may be
+        none; UNANSWERED like the answers."""
+        sent = [each for each in self._alternatives if len(each)]
+        width = min((each.shape[1] for each in sent), default=0)
+        known = np.full((len(self.shipment.asked), width), UNANSWERED, np.int64)
+        if width and self.landed == sum(len(each) for each in sent):
+            known[: self.landed] = np.concatenate([each[:, :width] for each in sent])
+        return known
+
     def land(self, answer: Answer) -> None:
         """Take the next append's answer.  Raises Malformed: a node answers what it was not asked."""
         asked = self.shipment.asked[self.landed : self.landed + self._due.popleft()]
@@ -56,6 +68,7 @@ class Flight:
         self.timings.append(answer.timings)
         self._tokens += answer.tokens.tolist()
         self._logprobs += answer.logprobs.tolist()
+        self._alternatives.append(answer.alternatives)
 
     def found(self) -> Walk | None:
         """The whole walk; None while it leads to a node whose answer is not here yet."""
@@ -71,7 +84,7 @@ class Flight:
 
     def verdict(self, found: Walk) -> Verdict:
         """What a drafter may learn."""
-        return Verdict(self.draft, self.answers, found.accepted, found.bonus)
+        return Verdict(self.draft, self.answers, found.accepted, found.bonus, self.alternatives)
 
 
 def _questions(append: Append) -> int:

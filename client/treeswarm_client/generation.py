@@ -56,7 +56,7 @@ class Generation:
         )
         news = self._commit(prefill, found)
         yield news
-        await self._observe(Verdict(NO_TREE, prefill.answers, (), found.bonus))
+        await self._observe(Verdict(NO_TREE, prefill.answers, (), found.bonus, prefill.alternatives))
         while not self._ended(news):
             tree = await self._draft()
             flight, found = await self._traverse(self.session.round(found.bonus, tree), first=len(tree))

@@ -4,22 +4,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Protocol, Self, runtime_checkable
 
-from treeswarm_client.drafters.seam import Drafter
+from treeswarm_client.drafters.seam import Copyable, Drafter
 from treeswarm_client.planner.planner import Planner
 
 # Each drafter has a KV cache of its own; more at once than that would wait for the draft's device anyway.
 MOST_SEATS = 8
-
-
-@runtime_checkable
-class Copyable(Protocol):
-    """A drafter of which there may be several."""
-
-    def another(self) -> Self:
-        """One for a generation beside this one: the same weights and what was learned, a context of its own."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from treeswarm.messages import FaultCode
 from treeswarm.session import incoming_rows
 from treeswarm_node.activations import Native, RowCodec
 from treeswarm_node.batch import Segment
-from treeswarm_node.sampler import Sampler
+from treeswarm_node.sampler import Sampler, best_tokens
 from treeswarm_node.span_model import SpanModel
 
 
@@ -26,6 +26,8 @@ class Computed:
     """Activations of the step's rows as they travel; empty from the tail."""
     tokens: NDArray[np.int64] | None = None
     logprobs: NDArray[np.float32] | None = None
+    alternatives: NDArray[np.int64] | None = None
+    """[answered, k], where the session asked for them."""
     error: ProtocolError | None = None
 
 
@@ -99,4 +101,5 @@ class Device:
             tokens, logprobs = self._sampler.choose(logits, step.positions[step.answered] + 1, step.append.settings)
         except Refused as error:
             return Computed(error=error)
-        return Computed(tokens=tokens, logprobs=logprobs)
+        alternatives = best_tokens(logits, step.alternatives) if step.alternatives else None
+        return Computed(tokens=tokens, logprobs=logprobs, alternatives=alternatives)

@@ -154,6 +154,7 @@ class Node:
             row_bytes=0 if wanted.span.start == 0 else stage.served.activation_bytes,
             resumption=wanted.resumption,
             offered=len(units) * PREFIX_TOKENS,
+            alternatives=wanted.alternatives,
         )
         hosted = HostedSession.opened(
             wanted, NodeSession(terms), kv, self._journal(wanted, stage, units), control, stage.engine, self.transport,

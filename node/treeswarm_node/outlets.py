@@ -10,7 +10,7 @@ import numpy as np
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import LinkBroken, SwarmError
-from treeswarm.messages import Answer, Append, HopTiming, LinkHello, NextHop
+from treeswarm.messages import Answer, Append, HopTiming, LinkHello, NextHop, no_alternatives
 from treeswarm.session import answered_ids
 from treeswarm.steps import Step
 from treeswarm.transport.seam import Stream, StreamKind, Transport
@@ -40,6 +40,7 @@ class ToClient:
     async def send(self, step: Step, computed: Computed, timings: tuple[HopTiming, ...]) -> None:
         assert computed.tokens is not None
         assert computed.logprobs is not None
+        best = computed.alternatives
         await self.control.send(
             Answer(
                 session=self.session,
@@ -49,6 +50,7 @@ class ToClient:
                 tokens=computed.tokens.astype(np.uint32),
                 logprobs=computed.logprobs,
                 timings=timings,
+                alternatives=no_alternatives() if best is None else best.astype(np.uint32),
             )
         )
 

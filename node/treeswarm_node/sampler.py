@@ -71,6 +71,18 @@ def first_argmax(scores: torch.Tensor) -> torch.Tensor:
     return torch.where(scores == best, ids, scores.shape[-1]).amin(-1)
 
 
+def best_tokens(logits: torch.Tensor, count: int) -> NDArray[np.int64]:
+    """The tokens of each row's largest logits, best first, of equal ones the lowest id first; [n, count], or all of
+    the vocabulary where that is smaller.
+
+    Which of equal logits are the last inside is the device's choice: these are hints to a drafter, and no text depends
+    on them, so a sort of the vocabulary would buy nothing.
+    """
+    ids = logits.topk(min(count, logits.shape[-1])).indices.sort(-1).values
+    order = logits.gather(-1, ids).sort(stable=True, dim=-1, descending=True).indices
+    return np.asarray(ids.gather(-1, order).cpu().numpy())
+
+
 def _tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """logits / temperature; rows that overflow there are moved first, so that their largest becomes 0: the same
     distribution, and no other row's rounding changes."""

@@ -2,7 +2,7 @@
 
 `wire/codec.py` turns these into the protobuf of `proto/treeswarm.proto` and back, and checks every
 field against the limits below; behind it a message can be trusted to be well-formed, not to be
-true.  Arrays are NumPy, one-dimensional, read-only.
+true.  Arrays are NumPy, read-only, and one-dimensional but for `Answer.alternatives`.
 
 Two kinds of stream carry them:
 
@@ -43,10 +43,17 @@ TICKET_BYTES = 16
 MAX_PROFILE_POINTS = 16
 # Longer than any forward that a client would wait for.
 MAX_PROFILE_US = 3_600_000_000
+# Token Recycling keeps eight successors of a token; more never paid there.
+MAX_ALTERNATIVES = 8
 
 Ids = NDArray[np.uint32]
 Profile = tuple[tuple[int, int], ...]
 """How long a node's forward takes: (rows, microseconds), rows rising; empty where the node tells nothing."""
+
+
+def no_alternatives() -> Ids:
+    """Of an answer that was asked for none."""
+    return np.empty((0, 0), np.uint32)
 
 
 class Answers(StrEnum):
@@ -176,6 +183,8 @@ class Open:
     """The next hop is a replacement too."""
     prefix: Prefix | None = None
     """KV of this prompt may be shared; None: it may not."""
+    alternatives: int = 0
+    """For the tail: how many of the target's best tokens to send with every answered row."""
 
 
 @dataclass(frozen=True)
@@ -320,6 +329,8 @@ class Answer:
     logprobs: NDArray[np.float32]
     """Of each token under the target's filtered distribution."""
     timings: tuple[HopTiming, ...]
+    alternatives: Ids = field(default_factory=no_alternatives)
+    """[ids, k], or nothing: the best tokens by raw logit at the same rows, best first."""
 
 
 @dataclass(frozen=True)

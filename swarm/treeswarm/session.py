@@ -40,6 +40,8 @@ class SessionTerms:
     """This node replaces a lost one: so many rows are replayed first."""
     offered: int = 0
     """Rows of the prompt that are here already: the first append says how many of them the trunk begins with."""
+    alternatives: int = 0
+    """How many of the target's best tokens go with every answered row."""
 
 
 @dataclass(eq=False)
@@ -246,6 +248,7 @@ class NodeSession:
             visible=np.tri(append.rows, dtype=np.bool_),
             computed=np.ones(append.rows, np.bool_),
             answered=_answered(append.answers, append.rows),
+            alternatives=self.terms.alternatives,
         )
 
     def _grow(self, append: Append, commit_slots: NDArray[np.int64]) -> Step:
@@ -266,6 +269,7 @@ class NodeSession:
             visible=visible,
             computed=computed,
             answered=_answered(append.answers, len(new)),
+            alternatives=self.terms.alternatives,
         )
 
     def _free_slots(self, count: int) -> NDArray[np.int64]:

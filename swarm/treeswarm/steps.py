@@ -34,6 +34,8 @@ class Step:
     computed: NDArray[np.bool_]
     answered: NDArray[np.int64]
     """Which of the computed rows (indices into `positions`) want the target's token, in order."""
+    alternatives: int = 0
+    """How many of the target's best tokens are wanted beside each of these."""
 
     @property
     def rows(self) -> int:

@@ -1,6 +1,8 @@
 """The drafter seam: one conformance suite; growth against brute force; τ against what generated the labels."""
 
 import itertools
+import logging
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,11 @@ from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.growth import Growth, grow
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
-from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, Verdict
+from treeswarm_client.drafters.recycling import RecyclingDrafter
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Verdict, copied
+from treeswarm_client.drafters.suffix import SuffixDrafter
 from treeswarm_client.drafters.temperature import GRID, Temperature
+from treeswarm_client.drafters.union import UnionDrafter
 
 VOCAB, CONTEXT = 61, 96
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -52,12 +57,37 @@ def draft_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Make = Callable[[], Drafter]
 
 
-@pytest.fixture(params=["none", "model", "chain", "raw"])
+OPTIONS = {
+    "model": DraftOptions(),
+    "chain": DraftOptions(chain=True),
+    "raw": DraftOptions(ranking="raw", shared_noise=False),
+}
+
+
+def maker(kind: str, draft_folder: Path) -> Make:
+    """How to make a drafter of a kind."""
+
+    def model() -> Drafter:
+        return ModelDrafter.load(draft_folder, options=OPTIONS.get(kind, DraftOptions()))
+
+    makers: dict[str, Make] = {
+        "none": NoneDrafter,
+        "suffix": SuffixDrafter,
+        "recycling": RecyclingDrafter,
+        "ngram": lambda: UnionDrafter([SuffixDrafter(), RecyclingDrafter()]),
+        "all": lambda: UnionDrafter([SuffixDrafter(), RecyclingDrafter(), model()]),
+    }
+    return makers.get(kind, model)
+
+
+@pytest.fixture(params=["none", *OPTIONS, "suffix", "recycling", "ngram", "all"])
 def make(request: pytest.FixtureRequest, draft_folder: Path) -> Make:
-    options = {"chain": DraftOptions(chain=True), "raw": DraftOptions(ranking="raw", shared_noise=False)}
-    if request.param == "none":
-        return NoneDrafter
-    return lambda: ModelDrafter.load(draft_folder, options=options.get(request.param, DraftOptions()))
+    return maker(request.param, draft_folder)
+
+
+@pytest.fixture(params=list(OPTIONS))
+def make_model(request: pytest.FixtureRequest, draft_folder: Path) -> Make:
+    return maker(request.param, draft_folder)
 
 
 def check_tree(tree: DraftTree, size: int, depth: int) -> None:
@@ -87,16 +117,128 @@ def answer(tree: DraftTree, random: np.random.Generator) -> tuple[NDArray[np.int
     return answers, accepted, int(answers[at + 1])
 
 
+def finish(drafter: Drafter, text: list[int], shipped: DraftTree, random: np.random.Generator) -> list[int]:
+    """The target answers a tree; the text afterwards.  Half the time only as much as the walk needs."""
+    answers, accepted, bonus = answer(shipped, random)
+    best = np.empty((0, 0), np.int64)
+    if drafter.alternatives:
+        best = np.stack([random.permutation(VOCAB)[: drafter.alternatives] for _ in answers])
+    if random.random() < 0.5:
+        needless = np.ones(len(answers), np.bool_)
+        needless[[0, *(node + 1 for node in accepted)]] = False
+        answers[needless] = UNANSWERED
+        best[needless[: len(best)]] = UNANSWERED
+    drafter.observe(Verdict(shipped, answers, accepted, bonus, best))
+    return [*text, *(int(shipped.tokens[i]) for i in accepted), bonus]
+
+
+def some_of(tree: DraftTree, random: np.random.Generator) -> DraftTree:
+    """A parent-closed part of a tree, and a node that nobody proposed."""
+    place: dict[int, int] = {-1: -1}
+    kept: list[int] = []
+    for i, parent in enumerate(tree.parents.tolist()):
+        if parent in place and random.random() < 0.7:
+            place[i] = len(kept)
+            kept.append(i)
+    parents = [place[int(tree.parents[i])] for i in kept]
+    strange = next(token for token in range(VOCAB) if token not in tree.tokens[tree.parents == -1])
+    return DraftTree(
+        np.array([*parents, -1], np.int64),
+        np.array([*tree.tokens[kept].tolist(), strange], np.int64),
+        np.array([*tree.scores[kept].tolist(), -20.0], np.float32),
+    )
+
+
+def paths(tree: DraftTree) -> set[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = []
+    for parent, token in zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True):
+        found.append((*(found[parent] if parent >= 0 else ()), token))
+    return set(found)
+
+
+def talked(drafter: Drafter, rounds: int = 8, seed: int = 0) -> list[int]:
+    """A generation, in which whatever can be learned has been; its text."""
+    random, text = np.random.default_rng(seed), [*PROMPT, *PROMPT[:4]]
+    drafter.begin(text, SamplingSettings())
+    text = finish(drafter, text, NO_TREE, random)
+    for _ in range(rounds):
+        text = finish(drafter, text, drafter.propose(12, 6), random)
+    return text
+
+
+def test_asked_again_for_the_same_root_a_larger_tree_holds_the_smaller(make: Make) -> None:
+    drafter = make()
+    text, random = talked(drafter), np.random.default_rng(5)
+    for _ in range(4):
+        small, middle, large = (drafter.propose(size, 6) for size in (4, 9, 30))
+        for tree, size in ((small, 4), (middle, 9), (large, 30)):
+            check_tree(tree, size, depth=6)
+        assert paths(small) <= paths(middle) <= paths(large)
+        assert len(drafter.propose(4, 6)) == len(small)
+        text = finish(drafter, text, large, random)
+
+
+def test_whoever_has_enough_is_not_kept_waiting(make: Make) -> None:
+    """It ends with what it has, and goes on when asked again."""
+    drafter = make()
+    talked(drafter)
+    asked = 0
+
+    def enough() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 3
+
+    hasty = drafter.propose(40, 6, enough)
+    check_tree(hasty, 40, 6)
+    patient = drafter.propose(40, 6)
+    check_tree(patient, 40, 6)
+    assert len(hasty) <= len(patient)
+    assert asked <= 8
+    if not isinstance(drafter, ModelDrafter):
+        assert paths(hasty) <= paths(patient)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_part_of_a_tree_may_be_shipped_with_the_guesses_of_others(make: Make, seed: int) -> None:
+    drafter, random = make(), np.random.default_rng(seed)
+    text = talked(drafter, 3, seed)
+    for _ in range(5):
+        tree = drafter.propose(20, 8)
+        check_tree(tree, 20, 8)
+        text = finish(drafter, text, some_of(tree, random), random)
+
+
+def test_a_drafter_follows_the_text_when_nothing_was_shipped(make: Make) -> None:
+    drafter, random = make(), np.random.default_rng(0)
+    text = talked(drafter)
+    for _ in range(5):
+        text = finish(drafter, text, NO_TREE, random)
+    check_tree(drafter.propose(9, 4), 9, 4)
+
+
+def test_a_new_generation_knows_nothing_of_the_last_ones_prompt(make: Make) -> None:
+    used, fresh = make(), make()
+    used.begin([7, 8, 9, 10, 11, 12, 7, 8, 9, 10], SamplingSettings())
+    used.propose(5, 5)
+    for drafter in (used, fresh):
+        drafter.begin([50, 51, 8, 9], SamplingSettings())
+    assert used.propose(5, 5).tokens.tolist() == fresh.propose(5, 5).tokens.tolist()
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("size", [1, 2, 7, 40])
 def test_trees_are_trees_and_rounds_equal_a_fresh_start(make: Make, settings: SamplingSettings, size: int) -> None:
-    """Whatever a drafter keeps between rounds changes nothing: the same context gives the same tree."""
+    """Whatever a model keeps between rounds changes nothing: the same context gives the same tree."""
     random, drafter = np.random.default_rng(size), make()
     text = list(PROMPT)
     drafter.begin(text, settings)
     for _ in range(6):
         tree = drafter.propose(size, depth=9)
         check_tree(tree, size, depth=9)
+        if not isinstance(drafter, ModelDrafter | NoneDrafter):
+            text = finish(drafter, text, tree, random)
+            continue  # it has learned since
         fresh = make()
         if isinstance(fresh, ModelDrafter) and isinstance(drafter, ModelDrafter):
             fresh._temperatures = dict(drafter._temperatures)
@@ -105,9 +247,7 @@ def test_trees_are_trees_and_rounds_equal_a_fresh_start(make: Make, settings: Sa
         assert again.tokens.tolist() == tree.tokens.tolist()
         assert again.parents.tolist() == tree.parents.tolist()
         np.testing.assert_allclose(again.scores, tree.scores, atol=1e-4)
-        answers, accepted, bonus = answer(tree, random)
-        drafter.observe(Verdict(tree, answers, accepted, bonus))
-        text += [*(int(tree.tokens[i]) for i in accepted), bonus]
+        text = finish(drafter, text, tree, random)
 
 
 def test_a_new_prompt_that_shares_a_prefix_gives_the_same_trees(make: Make) -> None:
@@ -120,8 +260,8 @@ def test_a_new_prompt_that_shares_a_prefix_gives_the_same_trees(make: Make) -> N
         assert used.propose(5, 5).tokens.tolist() == fresh.propose(5, 5).tokens.tolist()
 
 
-def test_nothing_is_proposed_past_the_drafts_context(make: Make) -> None:
-    drafter = make()
+def test_nothing_is_proposed_past_the_drafts_context(make_model: Make) -> None:
+    drafter = make_model()
     drafter.begin(list(range(VOCAB)) + [1] * (CONTEXT - VOCAB - 3), SamplingSettings())
     for _ in range(5):
         tree = drafter.propose(4, depth=50)
@@ -224,12 +364,33 @@ def test_tau_without_labels_is_its_prior_and_never_leaves_the_grid() -> None:
 
 def test_drafters_by_name(draft_folder: Path) -> None:
     demo = resolve_model("demo")
-    assert load_drafter("none", demo).name == "none"
-    for name in ("ngram", "auto"):
-        with pytest.raises(BadRequest, match=name):
-            load_drafter(name, demo)
+    for name in ("none", "ngram", "auto", "demo-draft", "demo-draft+ngram"):
+        assert load_drafter(name, demo).name == name
     with pytest.raises(ModelError, match="no model"):
         load_drafter("no-such-draft", demo)
     (draft_folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
-    with pytest.raises(Mismatch, match="another tokenizer"):
-        load_drafter(str(draft_folder), demo)
+    for name in (str(draft_folder), f"{draft_folder}+ngram"):
+        with pytest.raises(Mismatch, match="another tokenizer"):
+            load_drafter(name, demo)
+    assert load_drafter("auto", draft_folder).name == "ngram", "no draft of that tokenizer is at hand"
+
+
+def test_without_torch_a_model_cannot_draft_and_auto_does_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "treeswarm_client.drafters.model", None)
+    demo = resolve_model("demo")
+    with pytest.raises(BadRequest, match="needs torch"):
+        load_drafter("demo-draft", demo)
+    with caplog.at_level(logging.INFO):
+        assert load_drafter("auto", demo).name == "ngram"
+    assert "without a model" in caplog.text
+
+
+def test_a_union_beside_a_union_shares_no_context() -> None:
+    first = UnionDrafter([SuffixDrafter(), RecyclingDrafter()])
+    first.begin([1, 2, 3, 1, 2], SamplingSettings())
+    second = copied(first)
+    second.begin([7, 8, 9, 7, 8], SamplingSettings())
+    assert first.propose(1, 3).tokens.tolist() == [3]
+    assert second.propose(1, 3).tokens.tolist() == [9]

@@ -11,7 +11,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from treeswarm.errors import Refused
 from treeswarm.sampling import SamplingSettings
 from treeswarm_node import sampler
-from treeswarm_node.sampler import Sampler, filtered_logprobs, first_argmax
+from treeswarm_node.sampler import Sampler, best_tokens, filtered_logprobs, first_argmax
 
 VOCAB = 12
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -9.0])
@@ -151,6 +151,18 @@ def test_ties_go_to_the_lowest_id() -> None:
     scores = torch.tensor([[1.0, 3.0, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
     assert first_argmax(scores).tolist() == [1, 0]
     assert Sampler(4).choose(scores, np.array([0, 1]), SamplingSettings())[0].tolist() == [1, 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), rows=st.integers(0, 4), count=st.integers(1, 15))
+def test_the_best_tokens_are_the_largest_logits_in_order(seed: int, rows: int, count: int) -> None:
+    logits = torch.randint(-3, 4, (rows, VOCAB), generator=torch.Generator().manual_seed(seed)).float()
+    found = best_tokens(logits, count)
+    assert found.shape == (rows, min(count, VOCAB))
+    for row, tokens in zip(logits.tolist(), found.tolist(), strict=True):
+        assert len(set(tokens)) == len(tokens)
+        assert sorted(row, reverse=True)[: len(tokens)] == [row[token] for token in tokens]
+        assert tokens == sorted(tokens, key=lambda token: (-row[token], token))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

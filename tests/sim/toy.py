@@ -19,7 +19,7 @@ from treeswarm.spans import Span
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.walk import Walk
 from treeswarm_client.chain import Chain, open_chain
-from treeswarm_client.drafters.seam import DraftTree, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Verdict, in_no_hurry
 from treeswarm_client.generation import Generation, Limits
 from treeswarm_client.mending import Room
 from treeswarm_client.pace import ChainHop, FixedPace, Round, joined, prefix
@@ -92,7 +92,8 @@ class ToyDevice:
         if segment.span.end < self.blocks:
             return Computed(hidden=b"".join(states))
         tokens = np.array([states[i][0] % VOCAB for i in step.answered], np.int64)
-        return Computed(tokens=tokens, logprobs=np.zeros(len(tokens), np.float32))
+        best = (tokens[:, None] + np.arange(step.alternatives)) % VOCAB
+        return Computed(tokens=tokens, logprobs=np.zeros(len(tokens), np.float32), alternatives=best)
 
     def _read(self, kv: SessionKV, rows: NDArray[np.int64]) -> list[int]:
         return [int(token) for token in kv.store.keys[0, 0, torch.from_numpy(rows), 0].tolist()]
@@ -105,6 +106,7 @@ class GuessingDrafter:
     seed: int
     luck: float = 0.7
     name: str = "guessing"
+    alternatives: int = 2
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self._text, self._random = list(prompt), np.random.default_rng(self.seed)
@@ -132,6 +134,9 @@ class GuessingDrafter:
         return DraftTree(np.array(parents, np.int64), np.array(tokens, np.int64), scores)
 
     def observe(self, verdict: Verdict) -> None:
+        answered = verdict.answers != UNANSWERED
+        assert verdict.alternatives.shape == (len(verdict.tree) + 1, self.alternatives)
+        assert (verdict.alternatives[answered, 0] == verdict.answers[answered]).all()
         self._text += [*(int(verdict.tree.tokens[i]) for i in verdict.accepted), verdict.bonus]
 
 
@@ -287,6 +292,7 @@ class ToySwarm:
         target = Target(NUMERICS, BLOCKS, VOCAB, 4, 2048)
         room = Room(len(prompt) + count, tree_size + 1)
         pilot = ToyPilot(self, forgetful=forgetful)
+        drafter = GuessingDrafter(seed)
         async with open_chain(
             self.network.transport(),
             pilot,
@@ -294,13 +300,13 @@ class ToySwarm:
             room,
             patience_s=patience_s,
             shared=SharedPrompt(prompt, shared, secret),
+            alternatives=drafter.alternatives,
         ) as chain:
             self.chain = chain
             session = ClientSession(SamplingSettings(), segment_rows, chain.epoch, chain.prefix_rows)
             limits = Limits(count, frozenset())
-            generation = Generation(
-                chain, GuessingDrafter(seed), session, limits, FixedPace(tree_size, drafts_ahead=False)
-            )
+            pace = HastyPace(tree_size) if tree_size else FixedPace(0)
+            generation = Generation(chain, drafter, session, limits, pace)
             async for news in generation.rounds(prompt, SamplingSettings()):
                 kept += news.tokens
         return kept

@@ -1,6 +1,6 @@
 """The codec: what goes out comes back; what is hostile is Malformed and nothing else."""
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,14 +58,29 @@ def appends(draw: st.DrawFn) -> m.Append:
 def answers(draw: st.DrawFn) -> m.Answer:
     rows = draw(st.integers(0, 20))
     logprobs = np.array(draw(st.lists(st.floats(width=32), min_size=rows, max_size=rows)), np.float32)
-    return m.Answer(draw(ids16), draw(u32), draw(u32), draw(arrays(rows)), draw(arrays(rows)), logprobs, draw(timings))
+    width = draw(st.integers(0, m.MAX_ALTERNATIVES)) if rows else 0
+    best = draw(arrays(rows * width)).reshape(rows, width) if width else m.no_alternatives()
+    return m.Answer(
+        draw(ids16), draw(u32), draw(u32), draw(arrays(rows)), draw(arrays(rows)), logprobs, draw(timings), best
+    )
 
 
 hops = st.none() | st.builds(m.NextHop, short, ids16)
 rooms = st.integers(1, m.MAX_CROWN)
 prefixes = st.none() | st.builds(Prefix, ids16, st.lists(ids16, max_size=5).map(tuple))
 opens = st.builds(
-    m.Open, u32, ids16, u32, spans, numerics, st.integers(1, m.MAX_TRUNK), rooms, ids16, hops, prefix=prefixes
+    m.Open,
+    u32,
+    ids16,
+    u32,
+    spans,
+    numerics,
+    st.integers(1, m.MAX_TRUNK),
+    rooms,
+    ids16,
+    hops,
+    prefix=prefixes,
+    alternatives=st.integers(0, m.MAX_ALTERNATIVES),
 )
 descriptions = st.builds(
     m.Description,
@@ -214,6 +229,27 @@ def test_a_prefix_out_of_bounds_is_named(scope: bytes, digests: bytes, field: st
 def test_more_of_a_prefix_than_there_can_be_is_malformed(down: bool, data: bytes) -> None:
     with pytest.raises(Malformed, match="prefix"):
         (decode_control_down if down else decode_link_up)(data)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 18], ids=["too few", "uneven", "more uneven", "nine a row"])
+def test_alternatives_are_as_many_for_every_row(count: int) -> None:
+    answer = pb.Answer(session=bytes(16), ids=ROWS4[:8], tokens=ROWS4[:8], logprobs=ROWS4[:8])
+    answer.alternatives = bytes(4 * count)
+    with pytest.raises(Malformed, match="alternatives"):
+        decode_control_down(pb.ControlDown(answer=answer).SerializeToString())
+
+
+def test_alternatives_without_rows_are_malformed() -> None:
+    answer = pb.Answer(session=bytes(16), alternatives=ROWS4)
+    with pytest.raises(Malformed, match="alternatives"):
+        decode_control_down(pb.ControlDown(answer=answer).SerializeToString())
+
+
+def test_nobody_asks_for_more_alternatives_than_there_may_be() -> None:
+    opened = m.Open(1, bytes(16), 0, Span(0, 1), m.NumericsClass("w", "float32"), 1, 1, bytes(16), None)
+    assert decode_control_up(encode(replace(opened, alternatives=8)))
+    with pytest.raises(Malformed, match="alternatives"):
+        decode_control_up(encode(replace(opened, alternatives=9)))
 
 
 def test_decoded_arrays_cannot_be_written_to() -> None:

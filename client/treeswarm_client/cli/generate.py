@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   swarm generate "def main():" --model demo --peers 127.0.0.1:4001,127.0.0.1:4002 --draft demo-draft
   swarm generate "Once" --model ./Llama-3-8B --peers 10.0.0.5:4001,10.0.0.6:4001 --draft ./Llama-3.2-1B \\
         --temperature 0.7 --top-p 0.9 --seed 1 --max-new-tokens 300
+  swarm generate "Twice" --model ./Llama-3-8B --peers 10.0.0.5:4001,10.0.0.6:4001 --draft ngram
   swarm generate "x =" --model demo --registry 203.0.113.7:4001 --show-route --patience 120
   swarm generate "x =" --model demo --peers 127.0.0.1:4001 --tree-size 0 --json | jq .stats"""
 
@@ -39,7 +40,13 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--model", required=True, help="model directory, hub id or `demo`: its config and tokenizer are read"
     )
     add_route_flags(made)
-    made.add_argument("--draft", default="none", help="none, or a draft model: directory, hub id or `demo-draft`")
+    made.add_argument(
+        "--draft",
+        default="auto",
+        metavar="WHO",
+        help="who guesses: a draft model (directory, hub id or `demo-draft`), the same with `+ngram` behind it, ngram "
+        "(no model, no torch), none, or auto: the draft model at hand with ngram, else ngram (default auto)",
+    )
     made.add_argument("--draft-device", default="cpu", help="where the draft runs (default cpu)")
     made.add_argument(
         "--tree-size",

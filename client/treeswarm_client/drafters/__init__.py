@@ -1,33 +1,76 @@
 """Drafters: who guesses what the target will say."""
 
+import logging
 from pathlib import Path
 
 from treeswarm.errors import BadRequest, Mismatch
 from treeswarm.model_files import read_shape, resolve_model, tokenizer_digest
 from treeswarm_client.drafters.none import NoneDrafter
+from treeswarm_client.drafters.recycling import RecyclingDrafter
 from treeswarm_client.drafters.seam import Drafter
+from treeswarm_client.drafters.suffix import SuffixDrafter
+from treeswarm_client.drafters.union import UnionDrafter
+
+log = logging.getLogger(__name__)
+
+KNOWN_DRAFTS = ("demo-draft",)
+"""Draft models that are always at hand: for targets of the same tokenizer."""
+WITH_NGRAM = "+ngram"
 
 
 def load_drafter(name: str, target: Path, device: str = "cpu", dtype: str = "float32") -> Drafter:
-    """`none`, or a draft model by directory, hub id or bundled name.
+    """The drafter of this name for a target (a model directory).
 
-    Raises BadRequest for a name that is none of these, ModelError for a bad directory, Mismatch where draft and
-    target (a model directory) do not share their tokenizer.
+    `none`; `ngram`, which needs no model: what this client's texts and the target's own words repeat; a draft model by
+    directory, hub id or bundled name; the same with `+ngram` behind it: both in one tree; or `auto`: a draft model that
+    is at hand for this target, with `ngram`, or `ngram` alone where there is none or no torch.
+
+    Raises BadRequest for a name that is none of these, ModelError for a bad directory, Mismatch where draft and target
+    do not share their tokenizer.
     """
     if name == "none":
         return NoneDrafter()
-    if name in {"ngram", "auto"}:
-        raise BadRequest(f"--draft {name} is not there yet: name a draft model, or none")
+    if name == "ngram":
+        return UnionDrafter(_ngram(), name)
+    if name == "auto":
+        return _auto(target, device, dtype)
+    if name.endswith(WITH_NGRAM):
+        return UnionDrafter([*_ngram(), _model(name.removesuffix(WITH_NGRAM), target, device, dtype)], name)
+    return _model(name, target, device, dtype)
+
+
+def _ngram() -> list[Drafter]:
+    return [SuffixDrafter(), RecyclingDrafter()]
+
+
+def _auto(target: Path, device: str, dtype: str) -> Drafter:
+    draft = next((name for name in KNOWN_DRAFTS if _fits(resolve_model(name), target)), None)
+    if draft is None:
+        return UnionDrafter(_ngram(), "ngram")
+    try:
+        return UnionDrafter([*_ngram(), _model(draft, target, device, dtype)], "auto")
+    except BadRequest as error:
+        log.info("drafting without a model: %s", error)
+        return UnionDrafter(_ngram(), "ngram")
+
+
+def _fits(draft: Path, target: Path) -> bool:
+    """The sizes differ at a glance; a tokenizer takes a while to read."""
+    same_size = read_shape(draft).vocab_size == read_shape(target).vocab_size
+    return same_size and tokenizer_digest(draft) == tokenizer_digest(target)
+
+
+def _model(name: str, target: Path, device: str, dtype: str) -> Drafter:
     folder = resolve_model(name)
     if tokenizer_digest(folder) != tokenizer_digest(target):
         raise Mismatch(
             f"the draft {name} has another tokenizer than the target: its guesses would be other words. "
-            "Name a draft of the same model family"
+            "Name a draft of the same model family, or ngram"
         )
     try:
         from treeswarm_client.drafters.model import ModelDrafter  # noqa: PLC0415  # brings torch
     except ImportError as error:
         raise BadRequest(
-            f"a draft model needs torch: pip install 'treeswarm[draft]' ({error.name} is missing)"
+            f"a draft model needs torch: pip install 'treeswarm[draft]' ({error.name} is missing), or --draft ngram"
         ) from error
     return ModelDrafter.load(folder, device=device, dtype=dtype, vocab_size=read_shape(target).vocab_size)

@@ -65,6 +65,7 @@ class ModelDrafter:
     max_positions: int
     options: DraftOptions = DraftOptions()
     name: str = "model"
+    alternatives: int = 0
     _settings: SamplingSettings = field(default_factory=SamplingSettings)
     _text: list[int] = field(default_factory=list)
     _cached: list[int] = field(default_factory=list)

@@ -11,6 +11,7 @@ class NoneDrafter:
     """Proposes empty trees."""
 
     name = "none"
+    alternatives = 0
 
     def another(self) -> Self:
         return self

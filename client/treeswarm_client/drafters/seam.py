@@ -4,9 +4,10 @@ Adapters: `none.py` and `model.py`; one conformance suite runs against all.  A d
 generation at a time and runs in a worker thread, never in the event loop.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,11 @@ class Drafter(Protocol):
         """For statistics and for a user's eyes."""
         ...
 
+    @property
+    def alternatives(self) -> int:
+        """How many of the target's best tokens, 0 to 8, its verdicts should bring for every node."""
+        ...
+
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         """A new generation: forget the last one's context, keep what was learned."""
         ...
@@ -88,3 +94,17 @@ class Drafter(Protocol):
     def observe(self, verdict: Verdict) -> None:
         """The context grows by the accepted tokens and the bonus; what was drafted below the bonus is kept."""
         ...
+
+
+@runtime_checkable
+class Copyable(Protocol):
+    """A drafter of which there may be several."""
+
+    def another(self) -> Self:
+        """One for a generation beside this one: the same weights and what was learned, a context of its own."""
+        ...
+
+
+def copied(drafter: Drafter) -> Drafter:
+    """Another one; a drafter that shares nothing heavy is simply copied."""
+    return drafter.another() if isinstance(drafter, Copyable) else copy.deepcopy(drafter)

@@ -156,6 +156,7 @@ def _open_in(o: pb.Open) -> m.Open:
         resumption=_resumption_in(o.resumption) if o.HasField("resumption") else None,
         forwards_replay=o.forwards_replay,
         prefix=_prefix_in(o),
+        alternatives=_count(o.alternatives, "alternatives", 0, m.MAX_ALTERNATIVES),
     )
 
 
@@ -211,7 +212,17 @@ def _answer_in(a: pb.Answer) -> m.Answer:
         tokens=tokens,
         logprobs=logprobs,
         timings=_timings_in(a.timings),
+        alternatives=_alternatives_in(a.alternatives, len(ids)),
     )
+
+
+def _alternatives_in(data: bytes, rows: int) -> NDArray[Any]:
+    flat = _array(data, "alternatives", "<u4", m.MAX_ROWS * m.MAX_ALTERNATIVES)
+    if not len(flat):
+        return m.no_alternatives()
+    even = rows > 0 and len(flat) % rows == 0
+    _require(even, "alternatives", f"{len(flat)} tokens are not as many for each of {rows} rows")
+    return flat.reshape(rows, _count(len(flat) // rows, "alternatives", 1, m.MAX_ALTERNATIVES))
 
 
 def _fault_in(f: pb.Fault) -> m.Fault:

@@ -89,6 +89,7 @@ def _open_out(o: m.Open) -> pb.Open:
         crown_room=o.crown_room,
         ticket=o.ticket,
         forwards_replay=o.forwards_replay,
+        alternatives=o.alternatives,
     )
     if o.next_hop is not None:
         made.next_hop.CopyFrom(_hop_out(o.next_hop))
@@ -130,6 +131,7 @@ def _answer_out(a: m.Answer) -> pb.Answer:
         tokens=_array_out(a.tokens, "<u4"),
         logprobs=_array_out(a.logprobs, "<f4"),
         timings=_timings_out(a.timings),
+        alternatives=_array_out(a.alternatives, "<u4"),
     )
 
 

@@ -156,7 +156,7 @@ class NextHop(_message.Message):
     def __init__(self, address: _Optional[str] = ..., ticket: _Optional[bytes] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("version", "session", "epoch", "span", "numerics", "trunk_room", "crown_room", "ticket", "next_hop", "resumption", "forwards_replay", "prefix_scope", "prefix_digests")
+    __slots__ = ("version", "session", "epoch", "span", "numerics", "trunk_room", "crown_room", "ticket", "next_hop", "resumption", "forwards_replay", "prefix_scope", "prefix_digests", "alternatives")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +170,7 @@ class Open(_message.Message):
     FORWARDS_REPLAY_FIELD_NUMBER: _ClassVar[int]
     PREFIX_SCOPE_FIELD_NUMBER: _ClassVar[int]
     PREFIX_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     version: int
     session: bytes
     epoch: int
@@ -183,7 +184,8 @@ class Open(_message.Message):
     forwards_replay: bool
     prefix_scope: bytes
     prefix_digests: bytes
-    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., trunk_room: _Optional[int] = ..., crown_room: _Optional[int] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., forwards_replay: bool = ..., prefix_scope: _Optional[bytes] = ..., prefix_digests: _Optional[bytes] = ...) -> None: ...
+    alternatives: int
+    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., trunk_room: _Optional[int] = ..., crown_room: _Optional[int] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., forwards_replay: bool = ..., prefix_scope: _Optional[bytes] = ..., prefix_digests: _Optional[bytes] = ..., alternatives: _Optional[int] = ...) -> None: ...
 
 class Resumption(_message.Message):
     __slots__ = ("trunk_length", "tip")
@@ -282,7 +284,7 @@ class HopTiming(_message.Message):
     def __init__(self, queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., rows: _Optional[int] = ..., batch_sessions: _Optional[int] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("session", "epoch", "seq", "ids", "tokens", "logprobs", "timings")
+    __slots__ = ("session", "epoch", "seq", "ids", "tokens", "logprobs", "timings", "alternatives")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -290,6 +292,7 @@ class Answer(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     seq: int
@@ -297,7 +300,8 @@ class Answer(_message.Message):
     tokens: bytes
     logprobs: bytes
     timings: _containers.RepeatedCompositeFieldContainer[HopTiming]
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., ids: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ...) -> None: ...
+    alternatives: bytes
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., ids: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., alternatives: _Optional[bytes] = ...) -> None: ...
 
 class Fault(_message.Message):
     __slots__ = ("session", "code", "message", "fatal")

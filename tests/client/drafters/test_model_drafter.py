@@ -314,3 +314,21 @@ def test_layers_that_keep_their_state_elsewhere_are_refused(tmp_path: Path) -> N
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "recurrent")
     with pytest.raises(UnsupportedModel, match="cannot draft trees"):
         ModelDrafter.load(tmp_path / "recurrent")
+
+
+def test_another_drafter_drafts_beside_the_first_as_if_it_were_alone() -> None:
+    _, drafter = pair()
+    settings = SamplingSettings(temperature=1.0, seed=3)
+    drafter.begin([1, 2, 3], settings)
+    alone = drafter.propose(8, 4)
+    other = drafter.another()
+    assert other.model is drafter.model
+    other.begin([4, 5, 6, 7], settings)
+    other.propose(8, 4)
+    again = drafter.propose(8, 4)
+    assert np.array_equal(alone.tokens, again.tokens)
+    assert np.array_equal(alone.parents, again.parents)
+    other.begin([1, 2, 3], settings)
+    same = other.propose(8, 4)
+    assert np.array_equal(alone.tokens, same.tokens)
+    assert np.array_equal(alone.parents, same.parents)

@@ -1,0 +1,103 @@
+"""Best-first trees from guesses that cost microseconds: one node at a time, and resumable.  Pure.
+
+`growth.py` asks a model for whole levels at once; a table is asked for one node whenever that node is the best left.
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Verdict, in_no_hurry
+
+State = TypeVar("State")
+# Log of one in 3,000: no node of such a chance is worth its bytes, and a calibration tells none of them apart.
+WORTHLESS = -8.0
+
+
+class Guesses(Protocol[State]):
+    """What follows a node, from what is known at it."""
+
+    def after(self, state: State, token: int) -> State:
+        """What is known at the child `token` of a node."""
+        ...
+
+    def guesses(self, state: State) -> Sequence[tuple[int, float]]:
+        """Tokens that may follow, all different, each with the log of its chance (at most 0)."""
+        ...
+
+
+class Expansion(Generic[State]):
+    """The tree below one root, as far as anybody has asked."""
+
+    def __init__(self, source: Guesses[State], root: State, depth: int) -> None:
+        self.depth = depth
+        self._source = source
+        self._parents: list[int] = []
+        self._tokens: list[int] = []
+        self._scores: list[float] = []
+        self._levels: list[int] = []
+        self._places: dict[tuple[int, int], int] = {}
+        """Of nodes, by parent's place and token."""
+        self._states: dict[int, State] = {-1: root}
+        self._expanded = 0
+        """Places below it have offered their children; the root has from the start."""
+        self._open: list[tuple[float, int, int, int]] = []
+        """A heap of −score, a count that settles ties, parent's place, token."""
+        self._count = 0
+        if depth > 0:
+            self._offer(-1, 0.0)
+
+    def grow(self, size: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
+        """The best `size` nodes, or fewer where no more are worth anything; once `enough` says so, what is there."""
+        while len(self._tokens) < size and not enough():
+            self._expand()
+            if not self._open:
+                break
+            negative, _, parent, token = heapq.heappop(self._open)
+            self._places[parent, token] = len(self._tokens)
+            self._parents.append(parent)
+            self._tokens.append(token)
+            self._scores.append(-negative)
+            self._levels.append(self._levels[parent] + 1 if parent >= 0 else 1)
+        size = max(size, 0)
+        return DraftTree(
+            np.array(self._parents[:size], np.int64),
+            np.array(self._tokens[:size], np.int64),
+            np.array(self._scores[:size], np.float32),
+        )
+
+    def answered(self, verdict: Verdict) -> list[tuple[State, int]]:
+        """What was known at every answered node of this tree, the root first, and the target's token there."""
+        answers = verdict.answers.tolist()
+        places, found = [-1], [(self._states[-1], answers[0])]
+        pairs = zip(verdict.tree.parents.tolist(), verdict.tree.tokens.tolist(), answers[1:], strict=True)
+        for parent, token, answer in pairs:
+            above = places[parent + 1]
+            place = self._places.get((above, token), -2) if above > -2 else -2
+            places.append(place)
+            if place >= 0:
+                found.append((self._state(place), answer))
+        return [(state, answer) for state, answer in found if answer != UNANSWERED]
+
+    def _expand(self) -> None:
+        """The nodes added since the last time offer their children."""
+        while self._expanded < len(self._tokens):
+            place = self._expanded
+            self._expanded += 1
+            if self._levels[place] < self.depth:
+                self._offer(place, self._scores[place])
+
+    def _offer(self, place: int, score: float) -> None:
+        for token, chance in self._source.guesses(self._state(place)):
+            total = score + min(chance, 0.0)
+            if total >= WORTHLESS:
+                self._count += 1
+                heapq.heappush(self._open, (-total, self._count, place, token))
+
+    def _state(self, place: int) -> State:
+        if place not in self._states:
+            above = self._state(self._parents[place])
+            self._states[place] = self._source.after(above, self._tokens[place])
+        return self._states[place]

@@ -1,0 +1,146 @@
+"""Several drafters in one tree: the best of all their nodes.
+
+A node's chance is the largest that any member gives it, each member's scores read by how often such scores turned out
+right.  So the best `size` nodes of the union are among the best `size` of each member, and a member that is wrong in
+this text loses its place by its own account alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treeswarm.sampling import SamplingSettings
+from treeswarm_client.drafters.calibration import Calibration
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Verdict, copied, in_no_hurry
+
+NOT_THERE = -2
+"""Among places: a node that is in no tree."""
+LEAST_CHANCE = 1e-9
+
+
+@dataclass(eq=False)
+class UnionDrafter:
+    """Members in the order in which they are asked: the quick ones first."""
+
+    members: Sequence[Drafter]
+    name: str = "union"
+    _calibrations: list[Calibration] = field(init=False)
+    _trees: list[DraftTree] = field(default_factory=list)
+    """What each member proposed last, below the present root."""
+    _tree: DraftTree = NO_TREE
+    """What was proposed below the present root so far: it may have been shipped, so larger trees begin with it."""
+    _depth: int = 0
+
+    def __post_init__(self) -> None:
+        self._calibrations = [Calibration() for _ in self.members]
+
+    @property
+    def alternatives(self) -> int:
+        """As many as the member that wants most."""
+        return max((member.alternatives for member in self.members), default=0)
+
+    def another(self) -> Self:
+        """One for a generation beside this one."""
+        beside = replace(self, members=[copied(member) for member in self.members], _trees=[], _tree=NO_TREE)
+        beside._calibrations = list(self._calibrations)
+        return beside
+
+    def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
+        for member in self.members:
+            member.begin(prompt, settings)
+        self._trees, self._tree = [], NO_TREE
+
+    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
+        if depth != self._depth:
+            self._tree, self._depth = NO_TREE, depth
+        if size > len(self._tree):
+            self._trees = [member.propose(size, depth, enough) for member in self.members]
+            chances = [believed(c, tree.scores) for c, tree in zip(self._calibrations, self._trees, strict=True)]
+            self._tree = united(self._tree, self._trees, chances, size)
+        return prefix(self._tree, max(size, 0))
+
+    def observe(self, verdict: Verdict) -> None:
+        known, on_path = fates(verdict)
+        for i, tree in enumerate(self._trees):
+            places = places_in(tree, verdict.tree)
+            counted = known & (places != NOT_THERE)
+            scores = tree.scores[places[counted]]
+            self._calibrations[i] = self._calibrations[i].learned(scores, on_path[counted])
+        for member in self.members:
+            member.observe(verdict)
+        self._trees, self._tree = [], NO_TREE
+
+
+def believed(record: Calibration, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The chance of each of a member's nodes: half way, in logs, between what it says and its record.
+
+    Members fit their own rates to far more than the nodes that were shipped, so their word is finer than the record of
+    some bins; the record knows what a text does to them.  Either alone was seen to be worth some percent less.
+    """
+    return np.sqrt(record.chances(scores) * np.exp(scores.astype(np.float64)))
+
+
+def united(
+    before: DraftTree, trees: Sequence[DraftTree], chances: Sequence[NDArray[np.float64]], size: int
+) -> DraftTree:
+    """`before`, then the best of what `trees` have more; `size` nodes in all, or as many as there are.
+
+    `chances[i]` [nodes of tree i] never rise along a path.  No score is above those before it.
+    """
+    parents, tokens = before.parents.tolist(), before.tokens.tolist()
+    places = {node: place for place, node in enumerate(zip(parents, tokens, strict=True))}
+    best = [1.0] * len(before)  # whatever was proposed comes first
+    for tree, chance in zip(trees, chances, strict=True):
+        own: list[int] = []
+        for parent, token, value in zip(tree.parents.tolist(), tree.tokens.tolist(), chance.tolist(), strict=True):
+            node = (own[parent] if parent >= 0 else -1, token)
+            place = places.setdefault(node, len(parents))
+            if place == len(parents):
+                parents.append(node[0])
+                tokens.append(token)
+                best.append(0.0)
+            best[place] = max(best[place], value)
+            own.append(place)
+    worth = np.array(best)
+    order = np.lexsort((np.arange(len(worth)), -worth))[:size]
+    rank = np.full(len(worth) + 1, -1)  # the root's is the last, where −1 points
+    rank[order] = np.arange(len(order))
+    scores = np.log(np.maximum(worth[order], LEAST_CHANCE)).astype(np.float32)
+    scores[: len(before)] = before.scores
+    return DraftTree(
+        parents=rank[np.array(parents, np.int64)[order]],
+        tokens=np.array(tokens, np.int64)[order],
+        scores=np.minimum.accumulate(scores),
+    )
+
+
+def prefix(tree: DraftTree, size: int) -> DraftTree:
+    """Its first `size` nodes."""
+    return DraftTree(tree.parents[:size], tree.tokens[:size], tree.scores[:size])
+
+
+def places_in(tree: DraftTree, other: DraftTree) -> NDArray[np.int64]:
+    """For each node of `other`, the place of the same path in `tree`, or NOT_THERE."""
+    places = {node: i for i, node in enumerate(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True))}
+    found: list[int] = []
+    for parent, token in zip(other.parents.tolist(), other.tokens.tolist(), strict=True):
+        found.append(places.get((found[parent] if parent >= 0 else -1, token), NOT_THERE))
+    return np.array(found, np.int64)
+
+
+def fates(verdict: Verdict) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of each node shipped, whether its fate is known, and whether the target's path runs through it.
+
+    It is unknown only below a node of the path that nobody has answered.
+    """
+    tree, answers = verdict.tree, verdict.answers
+    known, on_path = np.ones(len(tree), np.bool_), np.zeros(len(tree), np.bool_)
+    for i, (parent, token) in enumerate(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True)):
+        above = parent < 0 or bool(on_path[parent])
+        said = int(answers[parent + 1])
+        known[i] = (parent < 0 or bool(known[parent])) and not (above and said == UNANSWERED)
+        on_path[i] = above and said == token
+    return known, on_path

@@ -1,0 +1,132 @@
+"""The union: the best of all its members' nodes, and a record of each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from treeswarm.sampling import SamplingSettings
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Verdict, in_no_hurry
+from treeswarm_client.drafters.union import NOT_THERE, UnionDrafter, fates, places_in, united
+
+
+def random_tree(random: np.random.Generator, size: int) -> DraftTree:
+    """Over three tokens, so that trees share paths."""
+    nodes: list[tuple[int, int]] = []
+    scores: list[float] = []
+    for _ in range(size):
+        parent = int(random.integers(-1, len(nodes)))
+        node = (parent, int(random.integers(3)))
+        if node not in nodes:
+            nodes.append(node)
+            scores.append((scores[parent] if parent >= 0 else 0.0) - float(random.exponential(0.7)))
+    order = sorted(range(len(nodes)), key=lambda i: -scores[i])
+    place = {-1: -1} | {old: new for new, old in enumerate(order)}
+    return DraftTree(
+        np.array([place[nodes[i][0]] for i in order], np.int64),
+        np.array([nodes[i][1] for i in order], np.int64),
+        np.array([scores[i] for i in order], np.float32),
+    )
+
+
+def by_path(tree: DraftTree) -> dict[tuple[int, ...], float]:
+    found: list[tuple[int, ...]] = []
+    for parent, token in zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True):
+        found.append((*(found[parent] if parent >= 0 else ()), token))
+    return dict(zip(found, tree.scores.tolist(), strict=True))
+
+
+@dataclass
+class Fixed:
+    """Proposes the same tree for ever."""
+
+    tree: DraftTree
+    name: str = "fixed"
+    alternatives: int = 0
+    seen: list[Verdict] = field(default_factory=list)
+
+    def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
+        self.seen = []
+
+    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
+        return DraftTree(self.tree.parents[:size], self.tree.tokens[:size], self.tree.scores[:size])
+
+    def observe(self, verdict: Verdict) -> None:
+        self.seen.append(verdict)
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(0, 3), size=st.integers(0, 25))
+def test_the_best_of_all_by_the_largest_chance(seed: int, count: int, size: int) -> None:
+    random = np.random.default_rng(seed)
+    trees = [random_tree(random, int(random.integers(0, 20))) for _ in range(count)]
+    chances = [np.exp(tree.scores.astype(np.float64)) for tree in trees]
+    made = by_path(united(NO_TREE, trees, chances, size))
+    every: dict[tuple[int, ...], float] = {}
+    for tree in trees:
+        for path, score in by_path(tree).items():
+            every[path] = max(score, every.get(path, -99.0))
+    assert list(made.values()) == pytest.approx(sorted(every.values(), reverse=True)[:size], abs=1e-5)
+    assert all(every[path] == pytest.approx(score, abs=1e-5) for path, score in made.items())
+    assert all(path[:-1] in made or len(path) == 1 for path in made)
+
+
+@given(seed=st.integers(0, 10_000), first=st.integers(0, 12), size=st.integers(0, 30))
+def test_what_was_proposed_stays_in_front(seed: int, first: int, size: int) -> None:
+    """Even where a member that had no time before comes with better nodes."""
+    random = np.random.default_rng(seed)
+    trees = [random_tree(random, 15) for _ in range(3)]
+    chances = [np.exp(tree.scores.astype(np.float64)) for tree in trees]
+    before = united(NO_TREE, trees[:1], chances[:1], first)
+    after = united(before, trees, chances, len(before) + size)
+    assert after.parents[: len(before)].tolist() == before.parents.tolist()
+    assert after.tokens[: len(before)].tolist() == before.tokens.tolist()
+    assert (np.diff(after.scores) <= 0).all()
+    assert all(parent < i for i, parent in enumerate(after.parents.tolist()))
+    assert len(by_path(after)) == len(after)
+
+
+@given(seed=st.integers(0, 10_000))
+def test_nodes_are_known_by_their_paths(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    tree, other = random_tree(random, 15), random_tree(random, 15)
+    places, here = places_in(tree, other), list(by_path(tree))
+    for path, place in zip(by_path(other), places.tolist(), strict=True):
+        assert (here[place] == path) if place != NOT_THERE else path not in here
+
+
+def test_fates() -> None:
+    """1 and 2 are walked; nobody has answered at 2, so what hangs below it may yet come true."""
+    tree = DraftTree(np.array([-1, -1, 0, 1, 2]), np.array([1, 5, 2, 6, 3]), np.zeros(5, np.float32))
+    known, on_path = fates(Verdict(tree, np.array([1, 2, 9, UNANSWERED, 9, 9]), (0,), 2))
+    assert on_path.tolist() == [True, False, True, False, False]
+    assert known.tolist() == [True, True, True, True, False]
+
+
+def test_a_member_that_is_wrong_loses_its_place() -> None:
+    def line(*tokens: int, score: float) -> DraftTree:
+        count = len(tokens)
+        return DraftTree(np.arange(-1, count - 1), np.array(tokens), np.full(count, score, np.float32))
+
+    liar, modest = Fixed(line(1, 2, score=-0.1)), Fixed(line(5, 6, score=-1.0))
+    union = UnionDrafter([liar, modest])
+    union.begin([0], SamplingSettings())
+    assert union.propose(4, 9).tokens.tolist() == [1, 2, 5, 6]
+    for _ in range(40):
+        tree = union.propose(4, 9)
+        node = {int(token): i for i, token in enumerate(tree.tokens)}
+        answers = np.full(5, 8)
+        answers[0], answers[node[5] + 1] = 5, 6
+        union.observe(Verdict(tree, answers, (node[5], node[6]), 8))
+    assert union.propose(2, 9).tokens.tolist() == [5, 6]
+    assert len(liar.seen) == len(modest.seen) == 40
+    union.begin([0], SamplingSettings())
+    assert union.propose(2, 9).tokens.tolist() == [5, 6], "what was learned outlives a generation"
+
+
+def test_it_wants_what_the_most_demanding_member_wants() -> None:
+    members = [Fixed(NO_TREE), Fixed(NO_TREE, alternatives=8), Fixed(NO_TREE, alternatives=3)]
+    assert UnionDrafter(members).alternatives == 8
+    assert UnionDrafter([]).alternatives == 0
