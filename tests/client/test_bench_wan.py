@@ -206,6 +206,7 @@ class Confident:
     """Proposes one tree, and keeps what it hears."""
 
     name = "confident"
+    alternatives = 3
 
     def __init__(self) -> None:
         self.begun: list[Sequence[int]] = []
@@ -232,7 +233,7 @@ def test_a_misled_drafter_draws_the_same_tree_of_other_tokens() -> None:
     verdict = Verdict(NO_TREE, np.array([4]), (), 4)
     misled.observe(verdict)
     assert (inner.begun, inner.heard) == ([[1, 2]], [verdict])
-    assert misled.name == "confident, misled"
+    assert (misled.name, misled.alternatives) == ("confident, misled", 3)
 
 
 # ---------------------------------------------------------------- command line and pictures

@@ -62,7 +62,9 @@ async def _prose(source: Source) -> Corpus:
 
 
 async def _copying(source: Source) -> Corpus:
-    beginnings = [prompt[:PASSAGE] for prompt in held_out_prompts(source.client, TRIED * source.count)]
+    # Others than those of `code`: drafters remember.
+    held_out = held_out_prompts(source.client, (1 + TRIED) * source.count)[source.count :]
+    beginnings = [prompt[:PASSAGE] for prompt in held_out]
     written = (await stock_greedy(source.model, beginnings, CONTINUED, source.dtype)).token_ids
     prompts = [twice(start, more) for start, more in zip(beginnings, written, strict=True)]
     again = (await stock_greedy(source.model, prompts, CONTINUED - STARTED, source.dtype)).token_ids
@@ -100,6 +102,11 @@ MAKERS: dict[str, Callable[[Source], Awaitable[Corpus]]] = {
 async def corpora(source: Source, names: Sequence[str]) -> list[Corpus]:
     """Those asked for.  Raises ModelError where the target cannot be asked what it copies."""
     return [await MAKERS[name](source) for name in names]
+
+
+def spare_prompt(source: Source) -> list[int]:
+    """Held out, and in no corpus."""
+    return held_out_prompts(source.client, (1 + TRIED) * source.count + 1)[-1]
 
 
 def prose_passages() -> list[str]:

@@ -17,14 +17,13 @@ from treeswarm.model_files import read_shape, resolve_model
 from treeswarm_client.bench.cells import CELLS, Cell
 from treeswarm_client.bench.checks import Place, checks
 from treeswarm_client.bench.common import Bench, BenchSetup
-from treeswarm_client.bench.corpora import MAKERS, Corpus, Source, corpora
+from treeswarm_client.bench.corpora import MAKERS, Corpus, Source, corpora, spare_prompt
 from treeswarm_client.bench.figures import Sample, Samples, paired, same_text, summary
 from treeswarm_client.bench.star import star_transport
 from treeswarm_client.bench.strategies import STRATEGIES, Contestant, Strategy
-from treeswarm_client.bench.texts import held_out_prompts, repeated_4grams
+from treeswarm_client.bench.texts import repeated_4grams
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.drafters import load_drafter
-from treeswarm_client.drafters.model import ModelDrafter
 from treeswarm_client.local_swarm import even_cuts, local_swarm
 
 TEMPERATURES = (0.0, 1.0)
@@ -84,7 +83,7 @@ async def bench_internet(setup: BenchSetup, plan: Plan, *, say: Say) -> dict[str
     for cell in plan.cells:
         async with _field(setup, cell, plan) as field_:
             texts = texts or await corpora(field_.source, plan.texts)
-            await field_.warm_up(texts)
+            await field_.warm_up(texts, plan)
             for corpus, temperature in itertools.product(texts, plan.temperatures):
                 place = Place(cell.name, corpus.name, temperature)
                 measured[place], row = await _measure(field_, corpus, place, plan)
@@ -113,8 +112,8 @@ WHAT = {
     "miss_share": "traversals × the links' configured delays (of a ring; of a star for star) / time",
     "time_share": "of whole generations; drafting that a traversal hides is in none",
     "identical": "every strategy's text is the beginning of the longest, plain's among them",
-    "warm_up": "each strategy has generated once before; drafters and planners go on learning over a cell's texts, "
-    "those of `zero` apart; planners learn before those too",
+    "warm_up": "each strategy has generated once before; its drafter and planner go on learning over a cell's texts, "
+    "apart for each temperature and for `zero`",
 }
 
 
@@ -125,18 +124,22 @@ class Field:
     bench: Bench
     cell: Cell
     source: Source
-    contestants: dict[tuple[str, bool], Contestant]
-    """By strategy, and whether misled."""
+    contestants: dict[tuple[str, bool, float], Contestant]
+    """By strategy, whether misled, and temperature: drafters may remember texts, and each sees a prompt once."""
 
-    async def warm_up(self, texts: Sequence[Corpus]) -> None:
+    async def warm_up(self, texts: Sequence[Corpus], plan: Plan) -> None:
         """Once each; of the misled those who learn."""
-        (prompt,) = held_out_prompts(self.bench.client, self.source.count + 1)[-1:]
-        for (_, misled), contestant in self.contestants.items():
-            if any(corpus.misled == misled for corpus in texts) and (contestant.strategy.plans or not misled):
-                await contestant.warm_up(prompt)
+        prompt = spare_prompt(self.source)
+        for (_, misled, temperature), contestant in self.contestants.items():
+            there = any(
+                corpus.misled == misled and contestant.strategy in plan.there(corpus.name, temperature)
+                for corpus in texts
+            )
+            if there and (contestant.strategy.plans or not misled):
+                await contestant.warm_up(prompt, temperature=temperature)
 
-    def contestant(self, strategy: Strategy, corpus: Corpus) -> Contestant:
-        return self.contestants[strategy.name, corpus.misled]
+    def contestant(self, strategy: Strategy, corpus: Corpus, temperature: float) -> Contestant:
+        return self.contestants[strategy.name, corpus.misled, temperature]
 
     def tokens(self, strategy: Strategy, corpus: Corpus) -> int:
         """To generate for one prompt."""
@@ -184,8 +187,6 @@ def to_stderr(line: str) -> None:
 async def _field(setup: BenchSetup, cell: Cell, plan: Plan) -> AsyncIterator[Field]:
     model = resolve_model(setup.model)
     drafter = load_drafter(setup.draft, model)
-    if not isinstance(drafter, ModelDrafter):
-        raise BadRequest("the wan bench compares ways to draft: name a draft model with --draft")
     # Everybody computes the prompt: what the one before left on the nodes would spare the next one that.
     told: dict[str, Any] = {"swarm_key": setup.key, "prefix_scope": "none"}
     spans = even_cuts(read_shape(model).blocks, setup.nodes)
@@ -210,9 +211,10 @@ async def _field(setup: BenchSetup, cell: Cell, plan: Plan) -> AsyncIterator[Fie
                 SwarmClient(model=setup.model, peers=swarm.peers, transport=relay, **told)
             )
         contestants = {
-            (s.name, misled): Contestant.of(s, star if s.star else ring, drafter, misled=misled)
+            (s.name, misled, temperature): Contestant.of(s, star if s.star else ring, drafter, misled=misled)
             for s in plan.strategies
             for misled in (False, True)
+            for temperature in plan.temperatures
         }
         source = Source(ring, model, setup.dtype, setup.prompts)
         yield Field(Bench(setup, swarm, ring, cell.link), cell, source, contestants)
@@ -221,15 +223,16 @@ async def _field(setup: BenchSetup, cell: Cell, plan: Plan) -> AsyncIterator[Fie
 async def _measure(
     field_: Field, corpus: Corpus, place: Place, plan: Plan
 ) -> tuple[dict[str, Samples], dict[str, Any]]:
-    strategies = plan.there(place.text, place.temperature)
+    temperature = place.temperature
+    strategies = plan.there(place.text, temperature)
     samples: dict[str, list[Sample]] = {s.name: [] for s in strategies}
     identical, repeats = True, []
     for turn, prompt in enumerate(corpus.prompts):
         texts: dict[str, list[int]] = {}
         # Nobody always goes first.
         for strategy in [*strategies[turn % len(strategies) :], *strategies[: turn % len(strategies)]]:
-            contestant = field_.contestant(strategy, corpus)
-            run = await contestant.run(prompt, tokens=field_.tokens(strategy, corpus), temperature=place.temperature)
+            contestant = field_.contestant(strategy, corpus, temperature)
+            run = await contestant.run(prompt, tokens=field_.tokens(strategy, corpus), temperature=temperature)
             assert run.stats is not None
             assert run.first_token_s is not None
             samples[strategy.name].append(Sample.of(run.stats, run.first_token_s))

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
+from treeswarm.errors import BadRequest
 from treeswarm.sampling import SamplingSettings
 from treeswarm.walk import Walk
 from treeswarm_client.client import Run, SwarmClient
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
-from treeswarm_client.drafters.recycling import RecyclingDrafter
-from treeswarm_client.drafters.seam import Drafter, DraftTree, Verdict, in_no_hurry
-from treeswarm_client.drafters.suffix import SuffixDrafter
+from treeswarm_client.drafters.seam import Copyable, Drafter, DraftTree, Verdict, in_no_hurry
 from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.flight import Flight
 from treeswarm_client.generation import Generation
@@ -20,7 +20,7 @@ from treeswarm_client.planner.planner import Planner
 
 SEED = 1
 # A session that has been going on for a while: connections, caches and τ are warm, and a planner knows its chain.
-WARM_UP_TOKENS, LEARNER_WARM_UP_TOKENS = 8, 24
+WARM_UP_TOKENS, LEARNER_WARM_UP_TOKENS = 8, 16
 
 MakePace = Callable[[Generation, Planner], Pace]
 
@@ -34,22 +34,20 @@ class Strategy:
     room: int
     """Nodes of its largest tree."""
     pace: MakePace
-    draft: DraftOptions | None = DraftOptions()
-    """How it drafts; None: not at all."""
+    draft: DraftOptions | Literal["own", "none"] = "own"
+    """How it drafts: as the user asked, not at all, or with the draft model alone, so."""
     star: bool = False
     """Every hop goes through the client."""
     keeps_bonus: bool = True
     plans: bool = False
     """Its planner learns."""
-    unites: bool = False
-    """It drafts with everything at hand, as `--draft auto` does, not with the draft model alone."""
     greedy_only: bool = False
     code_only: bool = False
 
     @property
     def one_a_round(self) -> bool:
         """It buys one token a traversal whatever the text: a few tokens tell its rate."""
-        return self.draft is None
+        return self.draft == "none"
 
 
 def _fixed(size: int) -> MakePace:
@@ -65,13 +63,13 @@ def _auto(*, overlaps: bool) -> MakePace:
 CHAIN = DraftOptions(chain=True)
 RAW_CHAIN = DraftOptions(chain=True, ranking="raw", shared_noise=False)
 STRATEGIES = (
-    Strategy("plain", "one token a traversal, node to node", 0, _fixed(0), draft=None),
+    Strategy("plain", "one token a traversal, node to node", 0, _fixed(0), draft="none"),
     Strategy(
         "star",
         "one token a traversal, every hop through the client (2H links, as Petals ships)",
         0,
         _fixed(0),
-        draft=None,
+        draft="none",
         star=True,
         greedy_only=True,  # what plain decoding takes depends neither on the text nor on the temperature
         code_only=True,
@@ -92,19 +90,11 @@ STRATEGIES = (
     Strategy("tree-256", "trees of 256, one after another", 256, _fixed(256)),
     Strategy("auto-sync", "planned trees, one after another", LARGEST, _auto(overlaps=False), plans=True),
     Strategy(
-        "auto-model",
+        "auto",
         "planned trees; drafting goes on while they travel, and further nodes follow them",
         LARGEST,
         _auto(overlaps=True),
         plans=True,
-    ),
-    Strategy(
-        "auto",
-        "what users get: the same, drafted by the draft model and ngram in one tree",
-        LARGEST,
-        _auto(overlaps=True),
-        plans=True,
-        unites=True,
     ),
 )
 
@@ -165,21 +155,24 @@ class Contestant:
     planner: Planner
 
     @classmethod
-    def of(cls, strategy: Strategy, client: SwarmClient, loaded: ModelDrafter, *, misled: bool) -> "Contestant":
-        """`loaded` lends its weights."""
-        if strategy.draft is None:
-            return cls(strategy, client, NoneDrafter(), Planner())
-        # The same weights, and nothing of what another one has cached and learned.
-        model = ModelDrafter(
-            loaded.model, loaded.vocab_size, loaded.max_positions, options=strategy.draft, name=loaded.name
-        )
-        alone_or_not = UnionDrafter([SuffixDrafter(), RecyclingDrafter(), model], "auto") if strategy.unites else model
-        drafter = Misled(alone_or_not, loaded.vocab_size) if misled else alone_or_not
+    def of(cls, strategy: Strategy, client: SwarmClient, loaded: Drafter, *, misled: bool) -> "Contestant":
+        """`loaded` lends its weights; it has drafted nothing yet.  Raises BadRequest where the strategy needs a model
+        and it has none."""
+        drafter: Drafter = NoneDrafter()
+        if isinstance(strategy.draft, DraftOptions):
+            model = _model_in(loaded, strategy)
+            drafter = ModelDrafter(
+                model.model, model.vocab_size, model.max_positions, options=strategy.draft, name=model.name
+            )
+        elif strategy.draft == "own":
+            assert isinstance(loaded, Copyable)
+            drafter = loaded.another()
+        if misled and strategy.draft != "none":
+            drafter = Misled(drafter, client.target.vocab_size)
         return cls(strategy, client, drafter, Planner())
 
     async def run(self, prompt: Sequence[int], *, tokens: int, temperature: float) -> Run:
         """One whole generation that no stop token ends.  Raises what broke it."""
-        self.client.use_drafter(self.drafter)
         return await self.client.generate(
             prompt,
             max_new_tokens=tokens,
@@ -190,13 +183,20 @@ class Contestant:
             altered=self._altered,
         )
 
-    async def warm_up(self, prompt: Sequence[int]) -> None:
+    async def warm_up(self, prompt: Sequence[int], *, temperature: float) -> None:
         """So that what is measured is not the first of its kind."""
-        await self.run(
-            prompt, tokens=LEARNER_WARM_UP_TOKENS if self.strategy.plans else WARM_UP_TOKENS, temperature=0.0
-        )
+        tokens = LEARNER_WARM_UP_TOKENS if self.strategy.plans else WARM_UP_TOKENS
+        await self.run(prompt, tokens=tokens, temperature=temperature)
 
     def _altered(self, usual: Generation) -> Generation:
         loop = Generation if self.strategy.keeps_bonus else WithoutBonus
         pace = self.strategy.pace(usual, self.planner)
-        return loop(usual.chain, usual.drafter, usual.session, usual.limits, pace, usual.meter)
+        return loop(usual.chain, self.drafter, usual.session, usual.limits, pace, usual.meter)
+
+
+def _model_in(loaded: Drafter, strategy: Strategy) -> ModelDrafter:
+    members = loaded.members if isinstance(loaded, UnionDrafter) else [loaded]
+    model = next((member for member in members if isinstance(member, ModelDrafter)), None)
+    if model is None:
+        raise BadRequest(f"{strategy.name} drafts with a model: name one with --draft, or leave it out of --strategies")
+    return model

@@ -33,6 +33,7 @@ EXAMPLES = """examples:
 # With these the wan bench's whole matrix takes some 40 minutes on two idle cores.
 PROMPTS = {"exact": 20, "wan": 3}
 TOKENS = {"exact": 128, "faults": 96, "wan": 20}
+DRAFTS = {"wan": "auto"}
 ANYWHERE = ("overhead", "wan")
 """Benches that can do with nodes that are not their own."""
 
@@ -49,7 +50,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.add_argument("file", nargs="?", type=Path, metavar="FILE.json", help="draw: what wan --json printed")
     made.add_argument("--out", type=Path, metavar="FILE.svg", help="draw: where to (needs the extra `plot`)")
     made.add_argument("--model", default="demo", help="target: directory, hub id or demo (default)")
-    made.add_argument("--draft", default="demo-draft", help="draft model (default demo-draft)")
+    made.add_argument("--draft", help="draft model (default demo-draft; wan: auto, as swarm generate's)")
     made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     made.add_argument("--nodes", type=int, default=3, help="node processes (default 3)")
     made.add_argument("--prompts", type=int, help="held-out prompts (default 8; exact: 20, wan: 3 of each text)")
@@ -95,7 +96,7 @@ def _run(args: argparse.Namespace) -> int:
         raise BadRequest("--congestion is for --lab: elsewhere the hosts' own settings count")
     setup = BenchSetup(
         model=args.model,
-        draft=args.draft,
+        draft=args.draft or DRAFTS.get(where, BenchSetup.draft),
         dtype=args.dtype,
         nodes=args.nodes,
         prompts=args.prompts or PROMPTS.get(where, BenchSetup.prompts),

@@ -6,7 +6,7 @@ drafter is used by one generation at a time and runs in a worker thread, never i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +99,6 @@ class Drafter(Protocol):
 class Copyable(Protocol):
     """A drafter of which there may be several."""
 
-    def another(self) -> Self:
+    def another(self) -> Drafter:
         """One for a generation beside this one: the same weights and what was learned, a context of its own."""
         ...
