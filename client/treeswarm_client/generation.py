@@ -92,9 +92,10 @@ class Generation:
             extended = self.pace.further(flight.draft, wider)
             if 0 < len(extended) - len(flight.draft) <= self.chain.credit_left:
                 further = self.session.extend(flight.shipment, extended)
+                answers = [await self.chain.append(append) for append in further.appends]
+                # Only now: a walk that leads into these nodes must find their answers to wait for.
                 flight.extend(further)
-                for append in further.appends:
-                    on_their_way.append(await self.chain.append(append))
+                on_their_way.extend(answers)
             if len(wider) < size or size == most:
                 return
             size = min(most, 2 * size)

@@ -61,6 +61,8 @@ class Counters:
     frames: int = 0
     forwards: int = 0
     forward_sessions: int = 0
+    skipped_rows: int = 0
+    """Rows that died while they waited, and were not computed."""
     queue_s: float = 0.0
     """What an append waits before its forward, smoothed over the last dozens."""
 
@@ -126,7 +128,9 @@ class Engine:
         chosen = next_batch(waiting, self.budget)
         taken = set(chosen)
         self._waiting = deque(work for i, work in enumerate(waiting) if i not in taken)
-        return [replace(waiting[i], step=waiting[i].session.start(waiting[i].step)) for i in chosen]
+        due = [replace(waiting[i], step=waiting[i].session.start(waiting[i].step)) for i in chosen]
+        self.counters.skipped_rows += sum(waiting[i].rows for i in chosen) - sum(work.rows for work in due)
+        return due
 
     async def _forward(self, thread: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()

@@ -122,6 +122,7 @@ class Node:
             refused=self.refused,
             prefix_hits=stage.store.prefixes.hits,
             prefix_tokens=stage.store.prefixes.hit_tokens,
+            skipped_rows=counters.skipped_rows,
             shared_pages=stage.store.shared_pages,
         )
 

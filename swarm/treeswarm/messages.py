@@ -298,6 +298,8 @@ class Description:
     """Sessions that began on KV of an earlier one, since this span was loaded."""
     prefix_tokens: int = 0
     """Rows they had not to prefill."""
+    skipped_rows: int = 0
+    """Rows that died while they waited for the device, and were not computed."""
     shared_pages: int = 0
     """KV pages that several open sessions read now."""
 

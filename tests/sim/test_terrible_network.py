@@ -118,6 +118,15 @@ def test_a_traversal_costs_one_way_latency_per_hop_and_one_more() -> None:
     run_virtually(run())
 
 
+def test_what_a_walk_has_passed_by_is_not_computed_where_it_still_waits() -> None:
+    async def run() -> int:
+        async with toy_swarm(MemoryNetwork()) as swarm:
+            assert await swarm.generate(PROMPT, COUNT, tree_size=24) == plain_text(PROMPT, COUNT)
+            return sum(node.describe().skipped_rows for node in swarm.nodes.values())
+
+    assert run_virtually(run(), work_s=0.2) > 0
+
+
 class TestPlantedMistakes:
     """Each must change the text or end in an error."""
 

@@ -101,6 +101,7 @@ descriptions = st.builds(
     prefix_hits=u64,
     prefix_tokens=u64,
     shared_pages=u64,
+    skipped_rows=u64,
 )
 profiles = st.dictionaries(
     st.integers(1, m.MAX_ROWS), st.integers(1, m.MAX_PROFILE_US), max_size=m.MAX_PROFILE_POINTS

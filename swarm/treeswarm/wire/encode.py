@@ -74,6 +74,7 @@ def _description_out(d: m.Description) -> pb.Description:
         refused=d.refused,
         prefix_hits=d.prefix_hits,
         prefix_tokens=d.prefix_tokens,
+        skipped_rows=d.skipped_rows,
         shared_pages=d.shared_pages,
     )
 

@@ -102,7 +102,7 @@ class Describe(_message.Message):
     def __init__(self, version: _Optional[int] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("version", "software", "span", "blocks", "vocab_size", "hidden_size", "max_positions", "config", "numerics", "attention", "trunk_free", "frames", "forwards", "forward_sessions", "sessions", "opened", "resumed", "refused", "prefix_hits", "prefix_tokens", "shared_pages")
+    __slots__ = ("version", "software", "span", "blocks", "vocab_size", "hidden_size", "max_positions", "config", "numerics", "attention", "trunk_free", "frames", "forwards", "forward_sessions", "sessions", "opened", "resumed", "refused", "prefix_hits", "prefix_tokens", "skipped_rows", "shared_pages")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     SPAN_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +123,7 @@ class Description(_message.Message):
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     PREFIX_HITS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_ROWS_FIELD_NUMBER: _ClassVar[int]
     SHARED_PAGES_FIELD_NUMBER: _ClassVar[int]
     version: int
     software: str
@@ -144,8 +145,9 @@ class Description(_message.Message):
     refused: int
     prefix_hits: int
     prefix_tokens: int
+    skipped_rows: int
     shared_pages: int
-    def __init__(self, version: _Optional[int] = ..., software: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., vocab_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., max_positions: _Optional[int] = ..., config: _Optional[str] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., attention: _Optional[str] = ..., trunk_free: _Optional[int] = ..., frames: _Optional[int] = ..., forwards: _Optional[int] = ..., forward_sessions: _Optional[int] = ..., sessions: _Optional[int] = ..., opened: _Optional[int] = ..., resumed: _Optional[int] = ..., refused: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., prefix_tokens: _Optional[int] = ..., shared_pages: _Optional[int] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., software: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., vocab_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., max_positions: _Optional[int] = ..., config: _Optional[str] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., attention: _Optional[str] = ..., trunk_free: _Optional[int] = ..., frames: _Optional[int] = ..., forwards: _Optional[int] = ..., forward_sessions: _Optional[int] = ..., sessions: _Optional[int] = ..., opened: _Optional[int] = ..., resumed: _Optional[int] = ..., refused: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., prefix_tokens: _Optional[int] = ..., skipped_rows: _Optional[int] = ..., shared_pages: _Optional[int] = ...) -> None: ...
 
 class NextHop(_message.Message):
     __slots__ = ("address", "ticket")
