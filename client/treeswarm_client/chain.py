@@ -30,6 +30,7 @@ from treeswarm.replay import replay
 from treeswarm.transport.seam import Transport
 from treeswarm_client.control import GOODBYE_S, NodeControl
 from treeswarm_client.mending import Interrupted, Member, Mender, Repair, Room, Tries
+from treeswarm_client.on_their_way import OnTheirWay
 from treeswarm_client.overdue import overdue
 from treeswarm_client.pace import ChainHop
 from treeswarm_client.prefix import SharedPrompt
@@ -61,8 +62,6 @@ class Chain:
     epoch: int = -1
     members: list[Member] = field(default_factory=list)
     repairs: list[Repair] = field(default_factory=list)
-    answered: int = 0
-    """Appends of this epoch whose answers are here: every node has what they brought."""
     _uplink: Uplink = field(init=False)
     _lost: dict[str, SwarmError] = field(default_factory=dict)
     """Nodes of the chain that are of no more use to it, by address."""
@@ -70,12 +69,7 @@ class Chain:
     """The same, and those given up since, until the chain is whole again."""
     _interrupted: asyncio.Event = field(default_factory=asyncio.Event)
     _interrupted_at: float = 0.0
-    _answers: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
-    _in_flight: dict[int, int] = field(default_factory=dict)
-    """Rows by sequence number."""
-    _free: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when an answer has made room."""
-    _moved_at: float = 0.0
+    _on_their_way: OnTheirWay = field(default_factory=OnTheirWay)
     _second_thoughts: SecondThoughts = field(default_factory=SecondThoughts)
     _mending: bool = False
     _replays: bool = False
@@ -103,6 +97,11 @@ class Chain:
         return tuple(ChainHop(f"{m.hop.node} {m.hop.span}", m.profile) for m in self.members)
 
     @property
+    def answered(self) -> int:
+        """Appends of this epoch whose answers are here: every node has what they brought."""
+        return self._on_their_way.answered
+
+    @property
     def credit_rows(self) -> int:
         return min(member.credit_rows for member in self.members)
 
@@ -114,7 +113,7 @@ class Chain:
     @property
     def credit_left(self) -> int:
         """Rows that may be shipped without waiting."""
-        return self.credit_rows - sum(self._in_flight.values())
+        return self.credit_rows - self._on_their_way.rows
 
     def hint(self, trunk_length: int, tip: int) -> None:
         """Tell every node how far the walk has come: what waits there and does not hang below need not be computed."""
@@ -124,14 +123,9 @@ class Chain:
     async def append(self, append: Append) -> asyncio.Future[Answer]:
         """Ship one append as soon as credit allows; the future holds its answer.  Raises Interrupted."""
         while not self._interrupted.is_set() and not self._has_room(append):
-            self._free.clear()
-            await self._free.wait()
-        self._raise_interruption(leaving=append.seq == 0 or not self._in_flight)
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Answer] = loop.create_future()
-        self._answers[append.seq] = answer
-        self._in_flight[append.seq] = append.rows
-        self._moved_at = loop.time()
+            await self._on_their_way.change()
+        self._raise_interruption(leaving=append.seq == 0 or not self._on_their_way)
+        answer = self._on_their_way.leaves(append)
         if not await self._uplink.send(append, unless=self._interrupted):
             self._interrupt()
         self._raise_interruption()
@@ -139,7 +133,7 @@ class Chain:
 
     def _has_room(self, append: Append) -> bool:
         """One append is always worth a try: a node that grants less than that says so, or is found stuck."""
-        return not self._in_flight or append.rows <= self.credit_left
+        return not self._on_their_way or append.rows <= self.credit_left
 
     async def mend(self, trunk: Sequence[int], tip: int) -> None:
         """Make the chain whole: every node then has the tokens `trunk`, whose last one is called `tip`, and no more.
@@ -207,10 +201,10 @@ class Chain:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
-            if self._in_flight and not self._interrupted.is_set():
+            out = self._on_their_way
+            if out and not self._interrupted.is_set():
                 usual_s = self._traversal.deadline(0.0)
-                oldest = min(self._in_flight)
-                late = overdue(self.members, oldest, self._moved_at, usual_s, loop.time(), replays=self._replays)
+                late = overdue(self.members, out.oldest, out.moved_at, usual_s, loop.time(), replays=self._replays)
                 if late is not None:
                     self.lose(*late)
 
@@ -257,24 +251,18 @@ class Chain:
         if control is not self.members[-1].control:
             self.lose(control.hop, Malformed(f"{control.hop} answered, and is not the tail"))
             return
-        waiting = self._answers.pop(answer.seq, None)
-        if waiting is None or answer.seq != self.answered:
+        if not self._on_their_way.is_due(answer.seq):
             self.lose(control.hop, Malformed(f"{control.hop} answered append {answer.seq} out of turn"))
         elif answer.tokens.size and int(answer.tokens.max()) >= self.target.vocab_size:
             self.lose(control.hop, Malformed(f"{control.hop} answered a token outside the vocabulary"))
         elif int(answer.alternatives.max(initial=0)) >= self.target.vocab_size:
             self.lose(control.hop, Malformed(f"{control.hop} sent an alternative outside the vocabulary"))
         else:
-            self.answered += 1
-            self._moved_at = asyncio.get_running_loop().time()
             for member in self.members:
                 member.proven, member.complaints = True, 0
             self._accused.clear()
             self._breaks.clear()
-            self._in_flight.pop(answer.seq, None)
-            self._free.set()
-            if not waiting.done():  # else nobody waits any more
-                waiting.set_result(answer)
+            self._on_their_way.arrives(answer)
 
     def _blame(self, control: NodeControl, fault: Fault) -> None:
         """A node complains: of its way on, of what it was sent, or of itself."""
@@ -329,8 +317,7 @@ class Chain:
     # ---------------------------------------------------------------- epochs
 
     def _begin_epoch(self, members: list[Member]) -> None:
-        self.members, self.answered = members, 0
-        self._answers, self._in_flight, self._mending = {}, {}, False
+        self.members, self._on_their_way, self._mending = members, OnTheirWay(), False
         self._second_thoughts.had_at = asyncio.get_running_loop().time()
         self._lost = {m.hop.address: self._lost[m.hop.address] for m in members if m.hop.address in self._lost}
         self._interrupted.clear()
@@ -370,11 +357,7 @@ class Chain:
             return
         self._interrupted_at = self._interrupted_at or asyncio.get_running_loop().time()
         self._interrupted.set()
-        self._free.set()
-        for waiting in self._answers.values():
-            if not waiting.done():
-                waiting.set_exception(Interrupted("the chain lost a node"))
-                waiting.exception()  # nobody may be waiting; then it is raised by the next append instead
+        self._on_their_way.interrupt()
 
     def _raise_interruption(self, *, leaving: bool = False) -> None:
         if self._interrupted.is_set() or (leaving and any(member.leaving for member in self.members)):

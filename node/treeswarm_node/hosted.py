@@ -316,7 +316,7 @@ class HostedSession:
 
     def _tree_bytes(self) -> int:
         """On the link to the next hop."""
-        return self.session.terms.crown_room * (self.journal.row_bytes if self.journal else 0)
+        return self.session.terms.crown_room * (self.journal.row_bytes if self.journal is not None else 0)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -23,10 +23,11 @@ from treeswarm_client.drafters.growth import Growth, grow
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.recycling import RecyclingDrafter
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Verdict, copied
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Verdict
 from treeswarm_client.drafters.suffix import SuffixDrafter
 from treeswarm_client.drafters.temperature import GRID, Temperature
 from treeswarm_client.drafters.union import UnionDrafter
+from treeswarm_client.seats import Copyable
 
 VOCAB, CONTEXT = 61, 96
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -217,6 +218,25 @@ def test_a_drafter_follows_the_text_when_nothing_was_shipped(make: Make) -> None
     check_tree(drafter.propose(9, 4), 9, 4)
 
 
+def test_another_knows_what_was_learned_and_has_a_text_of_its_own(make: Make) -> None:
+    """As a fresh one that has learned the same; neither disturbs the other from then on."""
+    drafter = make()
+    text = talked(drafter)
+    assert isinstance(drafter, Copyable)
+    before = drafter.propose(12, 6)
+    other = drafter.another()
+    random = np.random.default_rng(9)
+    other.begin([1, 2, 3], SamplingSettings())
+    there = [1, 2, 3]
+    for _ in range(3):
+        there = finish(other, there, other.propose(9, 5), random)
+    assert drafter.propose(12, 6).tokens.tolist() == before.tokens.tolist()
+    one, two = drafter.another(), drafter.another()
+    for each in (one, two):
+        each.begin(text, SamplingSettings())
+    assert one.propose(12, 6).tokens.tolist() == two.propose(12, 6).tokens.tolist()
+
+
 def test_a_new_generation_knows_nothing_of_the_last_ones_prompt(make: Make) -> None:
     used, fresh = make(), make()
     used.begin([7, 8, 9, 10, 11, 12, 7, 8, 9, 10], SamplingSettings())
@@ -390,7 +410,7 @@ def test_without_torch_a_model_cannot_draft_and_auto_does_without(
 def test_a_union_beside_a_union_shares_no_context() -> None:
     first = UnionDrafter([SuffixDrafter(), RecyclingDrafter()])
     first.begin([1, 2, 3, 1, 2], SamplingSettings())
-    second = copied(first)
+    second = first.another()
     second.begin([7, 8, 9, 7, 8], SamplingSettings())
     assert first.propose(1, 3).tokens.tolist() == [3]
     assert second.propose(1, 3).tokens.tolist() == [9]

@@ -31,7 +31,7 @@ def generated(
     async def run() -> Chain:
         async with toy_swarm(MemoryNetwork(), spans=spans) as swarm:
             harm(swarm, list(swarm.nodes))
-            text = await asyncio.wait_for(swarm.generate(prompt, COUNT, patience_s=100.0, **options), 3000)
+            text = await asyncio.wait_for(swarm.generate(prompt, COUNT, patience_s=100.0, **options), 30_000)
             assert text == plain_text(prompt, COUNT)
             assert swarm.chain is not None
             return swarm.chain

@@ -85,10 +85,13 @@ async def decoded(swarm: ToySwarm, loop: type[Generation], count: int) -> tuple[
     room = Room(len(PROMPT) + count, 7)
     target = Target(NUMERICS, BLOCKS, VOCAB, 4, 2048)
     shared = SharedPrompt(PROMPT, "none", b"s" * 16)
-    async with open_chain(swarm.network.transport(), ToyPilot(swarm), target, room, shared=shared) as chain:
+    drafter = GuessingDrafter(3)
+    async with open_chain(
+        swarm.network.transport(), ToyPilot(swarm), target, room, shared=shared, alternatives=drafter.alternatives
+    ) as chain:
         session = ClientSession(settings, 4, chain.epoch, chain.prefix_rows)
         limits, pace = Limits(count, frozenset()), FixedPace(6, drafts_ahead=False)
-        generation = loop(chain, GuessingDrafter(3), session, limits, pace)
+        generation = loop(chain, drafter, session, limits, pace)
         text = [token async for news in generation.rounds(PROMPT, settings) for token in news.tokens]
         return text, generation.meter
 

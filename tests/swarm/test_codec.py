@@ -189,6 +189,27 @@ def test_what_is_out_of_bounds_is_named(data: bytes, field: str) -> None:
         decode_link_up(data)
 
 
+@pytest.mark.parametrize("count", [1, 3, 5, 18], ids=["too few", "uneven", "more uneven", "nine a row"])
+def test_alternatives_are_as_many_for_every_row(count: int) -> None:
+    answer = pb.Answer(session=bytes(16), ids=ROWS4[:8], tokens=ROWS4[:8], logprobs=ROWS4[:8])
+    answer.alternatives = bytes(4 * count)
+    with pytest.raises(Malformed, match="alternatives"):
+        decode_control_down(pb.ControlDown(answer=answer).SerializeToString())
+
+
+def test_alternatives_without_rows_are_malformed() -> None:
+    answer = pb.Answer(session=bytes(16), alternatives=ROWS4)
+    with pytest.raises(Malformed, match="alternatives"):
+        decode_control_down(pb.ControlDown(answer=answer).SerializeToString())
+
+
+def test_nobody_asks_for_more_alternatives_than_there_may_be() -> None:
+    opened = m.Open(1, bytes(16), 0, Span(0, 1), m.NumericsClass("w", "float32"), 1, 1, bytes(16), None)
+    assert decode_control_up(encode(replace(opened, alternatives=8)))
+    with pytest.raises(Malformed, match="alternatives"):
+        decode_control_up(encode(replace(opened, alternatives=9)))
+
+
 def opening(**changes: Any) -> bytes:
     fields_of_open: dict[str, Any] = {
         "session": bytes(16),
@@ -229,27 +250,6 @@ def test_a_prefix_out_of_bounds_is_named(scope: bytes, digests: bytes, field: st
 def test_more_of_a_prefix_than_there_can_be_is_malformed(down: bool, data: bytes) -> None:
     with pytest.raises(Malformed, match="prefix"):
         (decode_control_down if down else decode_link_up)(data)
-
-
-@pytest.mark.parametrize("count", [1, 3, 5, 18], ids=["too few", "uneven", "more uneven", "nine a row"])
-def test_alternatives_are_as_many_for_every_row(count: int) -> None:
-    answer = pb.Answer(session=bytes(16), ids=ROWS4[:8], tokens=ROWS4[:8], logprobs=ROWS4[:8])
-    answer.alternatives = bytes(4 * count)
-    with pytest.raises(Malformed, match="alternatives"):
-        decode_control_down(pb.ControlDown(answer=answer).SerializeToString())
-
-
-def test_alternatives_without_rows_are_malformed() -> None:
-    answer = pb.Answer(session=bytes(16), alternatives=ROWS4)
-    with pytest.raises(Malformed, match="alternatives"):
-        decode_control_down(pb.ControlDown(answer=answer).SerializeToString())
-
-
-def test_nobody_asks_for_more_alternatives_than_there_may_be() -> None:
-    opened = m.Open(1, bytes(16), 0, Span(0, 1), m.NumericsClass("w", "float32"), 1, 1, bytes(16), None)
-    assert decode_control_up(encode(replace(opened, alternatives=8)))
-    with pytest.raises(Malformed, match="alternatives"):
-        decode_control_up(encode(replace(opened, alternatives=9)))
 
 
 def test_decoded_arrays_cannot_be_written_to() -> None:

@@ -93,14 +93,14 @@ async def bench_swarm(
     setup: BenchSetup, *, link: str | None = None, nodes: int | None = None, **client: Any
 ) -> AsyncIterator[Bench]:
     """Start the nodes unless they run already, connect a client, stop the nodes.  `link` shapes what client and nodes
-    of our own send."""
+    of our own send.  Prompts are sent again and again, and each time as if it were the first."""
     async with contextlib.AsyncExitStack() as stack:
         swarm = LocalSwarm()
         if setup.peers is None:
             spans = even_cuts(read_shape(resolve_model(setup.model)).blocks, nodes or setup.nodes)
             started = local_swarm(setup.model, spans, dtype=setup.dtype, emulate_link=link, swarm_key=setup.swarm_key)
             swarm = await stack.enter_async_context(started)
-        options = {"draft": setup.draft, "emulate_link": link, "swarm_key": setup.key} | client
+        options = {"draft": setup.draft, "emulate_link": link, "swarm_key": setup.key, "prefix_scope": "none"} | client
         connecting = SwarmClient(model=setup.model, peers=setup.peers or swarm.peers, **options)
         yield Bench(setup, swarm, await stack.enter_async_context(connecting), link)
 

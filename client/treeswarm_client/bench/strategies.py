@@ -10,7 +10,7 @@ from treeswarm.walk import Walk
 from treeswarm_client.client import Run, SwarmClient
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
-from treeswarm_client.drafters.seam import Drafter, DraftTree, Verdict, copied, in_no_hurry
+from treeswarm_client.drafters.seam import Copyable, Drafter, DraftTree, Verdict, in_no_hurry
 from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.flight import Flight
 from treeswarm_client.generation import Generation
@@ -165,7 +165,8 @@ class Contestant:
                 model.model, model.vocab_size, model.max_positions, options=strategy.draft, name=model.name
             )
         elif strategy.draft == "own":
-            drafter = copied(loaded)
+            assert isinstance(loaded, Copyable)
+            drafter = loaded.another()
         if misled and strategy.draft != "none":
             drafter = Misled(drafter, client.target.vocab_size)
         return cls(strategy, client, drafter, Planner())

@@ -9,7 +9,7 @@ from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.recycling import RecyclingDrafter
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.drafters.suffix import SuffixDrafter
-from treeswarm_client.drafters.union import UnionDrafter
+from treeswarm_client.drafters.union import Member, UnionDrafter
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def load_drafter(name: str, target: Path, device: str = "cpu", dtype: str = "flo
     return _model(name, target, device, dtype)
 
 
-def _ngram() -> list[Drafter]:
+def _ngram() -> list[Member]:
     return [SuffixDrafter(), RecyclingDrafter()]
 
 
@@ -60,7 +60,7 @@ def _fits(draft: Path, target: Path) -> bool:
     return same_size and tokenizer_digest(draft) == tokenizer_digest(target)
 
 
-def _model(name: str, target: Path, device: str, dtype: str) -> Drafter:
+def _model(name: str, target: Path, device: str, dtype: str) -> Member:
     folder = resolve_model(name)
     if tokenizer_digest(folder) != tokenizer_digest(target):
         raise Mismatch(

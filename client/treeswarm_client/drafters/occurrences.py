@@ -28,6 +28,12 @@ class IndexedText:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def copy(self) -> "IndexedText":
+        """As it is now; whoever adds to this one meanwhile does no harm."""
+        copied = IndexedText(self._capacity)
+        copied.add(self.tokens[:])
+        return copied
+
     def add(self, tokens: Sequence[int]) -> bool:
         """At the end.  Returns whether the oldest were forgotten: places found before are void then."""
         for token in tokens:

@@ -35,6 +35,12 @@ class Rates:
             self._logs = np.log(np.clip(rates, LEAST, MOST)).tolist()
         return self._logs
 
+    def copy(self) -> "Rates":
+        """As they are now."""
+        copied = Rates(self.prior)
+        copied._tried, copied._right = list(self._tried), list(self._right)
+        return copied
+
     def saw(self, guesses: Iterable[tuple[int, bool]]) -> None:
         """Kinds of guesses, and whether each was right."""
         kept = 0.5 ** (1 / HALF_LIFE)

@@ -7,6 +7,7 @@ rank is right is counted.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Self
 
 import numpy as np
 
@@ -36,10 +37,14 @@ class RecyclingDrafter:
     """By rank."""
     _tree: Expansion[int] | None = None
 
+    def another(self) -> Self:
+        """One for a generation beside this one: what is known so far, and a text of its own."""
+        return type(self)(_said=dict(self._said), _rates=self._rates.copy())
+
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self._read, self._tree = {}, None
         for token, following in pairwise(prompt):
-            _to_front(self._read.setdefault(token, []), following)
+            self._read[token] = _in_front(following, self._read.get(token, ()))
         self._last = prompt[-1] if prompt else None
 
     def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
@@ -76,14 +81,9 @@ class RecyclingDrafter:
         return [*said, *(t for t in self._read.get(token, ()) if t not in said)][:SUCCESSORS]
 
     def _learn(self, token: int, answer: int, alternatives: Sequence[int]) -> None:
-        if alternatives:
-            self._said[token] = [answer, *(t for t in alternatives if t != answer)][:SUCCESSORS]
-        else:
-            _to_front(self._said.setdefault(token, []), answer)
+        self._said[token] = _in_front(answer, alternatives or self._said.get(token, ()))
 
 
-def _to_front(tokens: list[int], token: int) -> None:
-    if token in tokens:
-        tokens.remove(token)
-    tokens.insert(0, token)
-    del tokens[SUCCESSORS:]
+def _in_front(token: int, others: Sequence[int]) -> list[int]:
+    """A new list: copies of a drafter share the old ones."""
+    return [token, *(other for other in others if other != token)][:SUCCESSORS]

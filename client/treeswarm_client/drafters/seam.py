@@ -1,13 +1,12 @@
 """The drafter seam: context in, scored tree out.
 
-Adapters: `none.py` and `model.py`; one conformance suite runs against all.  A drafter is used by one
-generation at a time and runs in a worker thread, never in the event loop.
+Adapters: `none.py`, `model.py`, `suffix.py`, `recycling.py`, `union.py`; one conformance suite runs against all.  A
+drafter is used by one generation at a time and runs in a worker thread, never in the event loop.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,11 +99,6 @@ class Drafter(Protocol):
 class Copyable(Protocol):
     """A drafter of which there may be several."""
 
-    def another(self) -> Self:
+    def another(self) -> Drafter:
         """One for a generation beside this one: the same weights and what was learned, a context of its own."""
         ...
-
-
-def copied(drafter: Drafter) -> Drafter:
-    """Another one; a drafter that shares nothing heavy is simply copied."""
-    return drafter.another() if isinstance(drafter, Copyable) else copy.deepcopy(drafter)

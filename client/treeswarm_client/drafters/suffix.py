@@ -11,6 +11,7 @@ suffixes, which would cost a node for each length.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import log
+from typing import Self
 
 import numpy as np
 
@@ -67,6 +68,10 @@ class SuffixDrafter:
     @property
     def _sources(self) -> tuple[IndexedText, IndexedText, IndexedText]:
         return self._text, self._past, self._pool
+
+    def another(self) -> Self:
+        """One for a generation beside this one: what is known so far, and a text of its own."""
+        return type(self)(_past=self._past.copy(), _pool=self._pool.copy(), _rates=self._rates.copy())
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         if said := self._text.tokens[self._output :]:

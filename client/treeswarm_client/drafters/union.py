@@ -6,26 +6,34 @@ this text loses its place by its own account alone.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.sampling import SamplingSettings
 from treeswarm_client.drafters.calibration import Calibration
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Verdict, copied, in_no_hurry
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Verdict, in_no_hurry
 
 NOT_THERE = -2
 """Among places: a node that is in no tree."""
 LEAST_CHANCE = 1e-9
 
 
+class Member(Drafter, Protocol):
+    """A drafter that a union may have."""
+
+    def another(self) -> "Member":
+        """One for a generation beside this one."""
+        ...
+
+
 @dataclass(eq=False)
 class UnionDrafter:
     """Members in the order in which they are asked: the quick ones first."""
 
-    members: Sequence[Drafter]
+    members: Sequence[Member]
     name: str = "union"
     _calibrations: list[Calibration] = field(init=False)
     _trees: list[DraftTree] = field(default_factory=list)
@@ -42,11 +50,11 @@ class UnionDrafter:
         """As many as the member that wants most."""
         return max((member.alternatives for member in self.members), default=0)
 
-    def another(self) -> Self:
-        """One for a generation beside this one."""
-        beside = replace(self, members=[copied(member) for member in self.members], _trees=[], _tree=NO_TREE)
-        beside._calibrations = list(self._calibrations)
-        return beside
+    def another(self) -> "UnionDrafter":
+        """One for a generation beside this one: what is known so far, and contexts of its own."""
+        copied = UnionDrafter([member.another() for member in self.members], self.name)
+        copied._calibrations = list(self._calibrations)
+        return copied
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         for member in self.members:
@@ -60,7 +68,7 @@ class UnionDrafter:
             self._trees = [member.propose(size, depth, enough) for member in self.members]
             chances = [believed(c, tree.scores) for c, tree in zip(self._calibrations, self._trees, strict=True)]
             self._tree = united(self._tree, self._trees, chances, size)
-        return prefix(self._tree, max(size, 0))
+        return self._tree.best(max(size, 0))
 
     def observe(self, verdict: Verdict) -> None:
         known, on_path = fates(verdict)
@@ -115,11 +123,6 @@ def united(
         tokens=np.array(tokens, np.int64)[order],
         scores=np.minimum.accumulate(scores),
     )
-
-
-def prefix(tree: DraftTree, size: int) -> DraftTree:
-    """Its first `size` nodes."""
-    return DraftTree(tree.parents[:size], tree.tokens[:size], tree.scores[:size])
 
 
 def places_in(tree: DraftTree, other: DraftTree) -> NDArray[np.int64]:

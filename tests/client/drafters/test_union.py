@@ -48,6 +48,9 @@ class Fixed:
     alternatives: int = 0
     seen: list[Verdict] = field(default_factory=list)
 
+    def another(self) -> "Fixed":
+        return Fixed(self.tree)
+
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self.seen = []
 
