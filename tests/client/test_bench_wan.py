@@ -118,6 +118,7 @@ def test_checks_are_computed_from_what_was_measured() -> None:
     assert (sampled["value"], sampled["met"]) == (pytest.approx(0.5), False)
     bound = by_name["misses × ring latency / time of auto, 25ms, code, greedy"]
     assert (bound["value"], bound["met"]) == (pytest.approx(20 * 0.1 / (100 / 48)), True)
+    assert by_name["auto / auto-sync, mean of all places"]["value"] == pytest.approx(1.2)
     assert "auto / chain-8, mean of all places" in found["not_measured"]
     json.dumps(found)
 
