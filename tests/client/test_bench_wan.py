@@ -29,7 +29,7 @@ RING_S = {"25ms": 0.1, "100ms": 0.4}
 
 
 def sample(tokens: int, seconds: float, rounds: int = 1) -> Sample:
-    return Sample(tokens, seconds, rounds, 0.5, 0.5, 0.1, 0.2, 0.0, 0.1)
+    return Sample(tokens, seconds, rounds, 8 * rounds, 0.5, 0.5, 0.1, 0.2, 0.0, 0.1)
 
 
 samples = st.builds(sample, st.integers(1, 100), st.floats(0.01, 100.0), st.integers(1, 100))
@@ -80,6 +80,7 @@ def test_plain_decoding_without_computing_is_bound_by_misses_alone() -> None:
 def test_a_summary_tells_where_the_time_went() -> None:
     told = summary([sample(10, 1.5, rounds=5)], 0.1)
     assert told["tokens_per_traversal"] == 2.0
+    assert told["nodes_per_traversal"] == 8.0
     assert told["tokens_per_prompt"] == 11
     assert told["time_share"] == pytest.approx({"draft": 0.05, "wire": 0.1, "queue": 0.0, "compute": 0.05})
     json.dumps(told)
@@ -117,6 +118,7 @@ def test_checks_are_computed_from_what_was_measured() -> None:
     assert (sampled["value"], sampled["met"]) == (pytest.approx(0.5), False)
     bound = by_name["misses × ring latency / time of auto, 25ms, code, greedy"]
     assert (bound["value"], bound["met"]) == (pytest.approx(20 * 0.1 / (100 / 48)), True)
+    assert by_name["auto / auto-sync, mean of all places"]["value"] == pytest.approx(1.2)
     assert "auto / chain-8, mean of all places" in found["not_measured"]
     json.dumps(found)
 

@@ -81,13 +81,7 @@ def _headline(measured: Measured, ring_s: Mapping[str, float]) -> list[dict[str,
 
 
 def _against_sync(measured: Measured, ring_s: Mapping[str, float]) -> list[dict[str, Any]]:
-    return [
-        _over(
-            Aim("auto-model / auto-sync, mean of all places", 1.0),
-            _ratios(measured, "auto-model", "auto-sync"),
-            mean_of,
-        )
-    ]
+    return [_over(Aim("auto / auto-sync, mean of all places", 1.0), _ratios(measured, "auto", "auto-sync"), mean_of)]
 
 
 def _bound_by_misses(measured: Measured, ring_s: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -29,6 +29,8 @@ class Sample:
     """From the first token to the last."""
     rounds: int
     """Traversals after the prefill; each ended at a miss, since its last token was known only from its answers."""
+    nodes: int
+    """Drafted and shipped."""
     first_token_s: float
     acceptance: float | None
     draft_s: float
@@ -43,6 +45,7 @@ class Sample:
             tokens=stats.committed - 1,
             seconds=max(1e-9, stats.seconds - first_token_s),
             rounds=stats.traversals - 1,
+            nodes=stats.drafted,
             first_token_s=first_token_s,
             acceptance=stats.acceptance,
             draft_s=stats.time.draft,
@@ -122,6 +125,7 @@ def summary(samples: Samples, ring_s: float) -> dict[str, Any]:
         "tokens_per_second": spread([s.rate for s in samples]),
         "tokens_per_second_pooled": rate(samples),
         "tokens_per_traversal": sum(s.tokens for s in samples) / rounds if rounds else None,
+        "nodes_per_traversal": sum(s.nodes for s in samples) / rounds if rounds else None,
         "acceptance": float(np.mean(told)) if told else None,
         "first_token_ms": spread([1e3 * s.first_token_s for s in samples]),
         "miss_share": miss_share(samples, ring_s),

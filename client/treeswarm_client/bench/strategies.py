@@ -173,6 +173,8 @@ class Contestant:
 
     async def run(self, prompt: Sequence[int], *, tokens: int, temperature: float) -> Run:
         """One whole generation that no stop token ends.  Raises what broke it."""
+        # The client's own from here on: what nodes answer depends on what its drafter wants to hear.
+        self.client.use_drafter(self.drafter)
         return await self.client.generate(
             prompt,
             max_new_tokens=tokens,
@@ -191,7 +193,7 @@ class Contestant:
     def _altered(self, usual: Generation) -> Generation:
         loop = Generation if self.strategy.keeps_bonus else WithoutBonus
         pace = self.strategy.pace(usual, self.planner)
-        return loop(usual.chain, self.drafter, usual.session, usual.limits, pace, usual.meter)
+        return loop(usual.chain, usual.drafter, usual.session, usual.limits, pace, usual.meter)
 
 
 def _model_in(loaded: Drafter, strategy: Strategy) -> ModelDrafter:
