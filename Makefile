@@ -14,7 +14,7 @@ help:
 	@echo "make test        the tests (minutes)"
 	@echo "make test-slow   the long ones"
 	@echo "make check       lint, types, import rules, generated code"
-	@echo "make bench       the figures of docs/benchmarks.md (half an hour and more)"
+	@echo "make bench       the figures of docs/benchmarks.md (an hour and a half)"
 	@echo "make format      let ruff rewrite"
 	@echo "make models      train the bundled pair again (hours)"
 	@echo "make clean       remove .venv and caches"
