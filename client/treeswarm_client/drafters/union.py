@@ -39,7 +39,7 @@ class UnionDrafter:
     _trees: list[DraftTree] = field(default_factory=list)
     """What each member proposed last, below the present root."""
     _tree: DraftTree = NO_TREE
-    """What was proposed below the present root so far: it may have been shipped, so larger trees begin with it."""
+    """What was proposed below the present root so far: it may have been shipped, so larger trees hold it."""
     _depth: int = 0
 
     def __post_init__(self) -> None:
@@ -94,13 +94,13 @@ def believed(record: Calibration, scores: NDArray[np.float32]) -> NDArray[np.flo
 def united(
     before: DraftTree, trees: Sequence[DraftTree], chances: Sequence[NDArray[np.float64]], size: int
 ) -> DraftTree:
-    """`before`, then the best of what `trees` have more; `size` nodes in all, or as many as there are.
+    """All of `before` and the best of what `trees` have more, best first; `size` nodes in all, or as many as there are.
 
-    `chances[i]` [nodes of tree i] never rise along a path.  No score is above those before it.
+    `chances[i]` [nodes of tree i] never rise along a path.
     """
     parents, tokens = before.parents.tolist(), before.tokens.tolist()
     places = {node: place for place, node in enumerate(zip(parents, tokens, strict=True))}
-    best = [1.0] * len(before)  # whatever was proposed comes first
+    best = np.exp(before.scores.astype(np.float64)).tolist()
     for tree, chance in zip(trees, chances, strict=True):
         own: list[int] = []
         for parent, token, value in zip(tree.parents.tolist(), tree.tokens.tolist(), chance.tolist(), strict=True):
@@ -113,15 +113,15 @@ def united(
             best[place] = max(best[place], value)
             own.append(place)
     worth = np.array(best)
-    order = np.lexsort((np.arange(len(worth)), -worth))[:size]
+    # What was proposed may have been shipped: it stays, but has no claim to be better than what was found since.
+    ranked = np.lexsort((np.arange(len(worth)), -worth))
+    order = ranked[np.sort(np.argsort(ranked >= len(before), kind="stable")[:size])]
     rank = np.full(len(worth) + 1, -1)  # the root's is the last, where −1 points
     rank[order] = np.arange(len(order))
-    scores = np.log(np.maximum(worth[order], LEAST_CHANCE)).astype(np.float32)
-    scores[: len(before)] = before.scores
     return DraftTree(
         parents=rank[np.array(parents, np.int64)[order]],
         tokens=np.array(tokens, np.int64)[order],
-        scores=np.minimum.accumulate(scores),
+        scores=np.log(np.maximum(worth[order], LEAST_CHANCE)).astype(np.float32),
     )
 
 

@@ -8,7 +8,7 @@ from treeswarm.messages import HopTiming
 from treeswarm_client.drafters.seam import DraftTree, in_no_hurry
 from treeswarm_client.pace import AHEAD, ChainHop, Round, joined, prefix
 from treeswarm_client.planner.explain import RoundReport
-from treeswarm_client.planner.plan import slowest_s
+from treeswarm_client.planner.plan import patience_s
 from treeswarm_client.planner.planner import Planner
 
 # What `auto` reserves on every node and may ship: over the dearest links that its planner was tried on (100 ms one way)
@@ -46,15 +46,12 @@ class AutoPace:
         return self.largest if wish and self.overlaps else wish
 
     def patience(self) -> Callable[[], bool]:
-        """What is not drafted now may follow the tree, at the price of a further append: no longer than that takes."""
+        """What is not drafted now may follow the tree, or is left to the next round."""
         self._asked_at = time.perf_counter()
         if self.size is not None:
             return in_no_hurry
-        pays_no_more = self.planner.enough()
-        if not self.overlaps:
-            return pays_no_more
-        end = self._asked_at + float(slowest_s(self.planner.costs, 1.0))
-        return lambda: pays_no_more() or time.perf_counter() > end
+        end = self._asked_at + patience_s(self.planner.costs, overlaps=self.overlaps)
+        return lambda: time.perf_counter() > end
 
     def choose(self, tree: DraftTree) -> DraftTree:
         if self._asked_at is None:
@@ -75,6 +72,7 @@ class AutoPace:
         return max(AHEAD * shipped, 2 * wish) if wish else 0
 
     def further(self, shipped: DraftTree, wider: DraftTree) -> DraftTree:
+        self.planner.regrown(wider)
         both = joined(shipped, wider, self.largest) if self.size is None else shipped
         if len(both) == len(shipped):
             return shipped

@@ -1,4 +1,4 @@
-"""What a level of drafting takes and brings, by running averages.  Pure."""
+"""What a level of drafting takes, by running averages.  Pure."""
 
 from dataclasses import dataclass, field
 
@@ -12,32 +12,24 @@ STEP = 1 / 8
 DEPTHS = 64
 
 
-def _nothing() -> NDArray[np.float64]:
-    return np.zeros(DEPTHS)
-
-
 @dataclass(frozen=True, eq=False)
 class Levels:
     """Of the trees drafted lately."""
 
     level_s: float = 0.0
-    mass: NDArray[np.float64] = field(default_factory=_nothing)
-    """Expected tokens at each depth, from 0 below the root on."""
     deep: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     """Levels of the best 1, 2, … nodes of a tree."""
     samples: int = 0
 
-    def learned(self, tree: DraftTree, chances: NDArray[np.float64], seconds: float) -> "Levels":
+    def learned(self, tree: DraftTree, seconds: float) -> "Levels":
         """With one more tree and the seconds it took."""
         if not len(tree):
             return self
         depths = np.minimum(depths_of(tree), DEPTHS - 1)
         step = max(STEP, 1 / (self.samples + 1))
-        mass = np.bincount(depths, chances, DEPTHS)
         level_s = seconds / (int(depths.max()) + 1)
         return Levels(
             self.level_s + step * (level_s - self.level_s),
-            self.mass + step * (mass - self.mass),
             mixed(self.deep, np.maximum.accumulate(depths) + 1.0),
             self.samples + 1,
         )
@@ -53,10 +45,6 @@ class Levels:
             return np.zeros(largest + 1)
         further = known[-1] * np.sqrt(np.arange(len(known) + 1, largest + 1) / len(known))
         return self.level_s * np.concatenate([[0.0], known, further])
-
-    def mass_below(self, depth: int) -> float:
-        """Expected tokens of the level after `depth` levels."""
-        return float(self.mass[min(depth, DEPTHS - 1)])
 
 
 def mixed(usual: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:

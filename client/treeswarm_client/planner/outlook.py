@@ -54,6 +54,10 @@ class Outlook:
         """With one more tree."""
         return replace(self, trees=(*self.trees, tree)[-REMEMBERED:])
 
+    def regrown(self, tree: DraftTree) -> "Outlook":
+        """The last tree was drafted on: so it looks now."""
+        return replace(self, trees=(*self.trees[:-1], tree))
+
     def learned(self, tree: DraftTree, on_path: NDArray[np.bool_]) -> "Outlook":
         """After a walk: the nodes whose fate it told, and which of them were on the path, bool [n]."""
         stood = np.concatenate([on_path, [True]])[tree.parents]  # the root's place is the last one, as -1 says

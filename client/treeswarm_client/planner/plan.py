@@ -18,6 +18,7 @@ from treeswarm_client.planner.node_time import HopEstimate
 CLIENT_ROW_BYTES = 24
 
 EXTENSION_MARGIN = 2.0
+DRAFT_SHARE = 0.3
 
 Rows = NDArray[np.float64] | float
 
@@ -124,10 +125,15 @@ def worth_extending(chances: NDArray[np.float64], costs: Costs, rate: float) -> 
     return best + 1 if gain[best] > 0 else 0
 
 
-def worth_drafting(level_s: float, mass: float, rate: float) -> bool:
-    """Whether another level of drafting pays for a tree that still waits for it: it takes `level_s` seconds, and
-    levels so deep have brought `mass` expected tokens, while the round brings `rate` tokens a second without it."""
-    return mass > rate * level_s
+def patience_s(costs: Costs, *, overlaps: bool) -> float:
+    """How long a round may wait for its draft.
+
+    Deeper levels bring less and less, and no average of earlier trees tells how much: those that were cut short would
+    teach to cut shorter.  So it is a share of what a plain round takes, about what trees of 64 needed where they paid.
+    Where a tree may be followed by a further append, waiting longer than that costs would be a waste as well.
+    """
+    share = DRAFT_SHARE * float(traversal_s(costs, 1.0, priced=False))
+    return min(share, EXTENSION_MARGIN * float(slowest_s(costs, 1.0, priced=False))) if overlaps else share
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Everything it knows is frozen estimates; it replaces them as rounds come back.  
 generation at a time, and outlives generations.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,7 +28,6 @@ from treeswarm_client.planner.plan import (
     plan_round,
     split,
     traversal_s,
-    worth_drafting,
     worth_extending,
 )
 
@@ -147,9 +146,8 @@ class Planner:
         """The drafter made this tree for the coming round, in `seconds` that nothing hid."""
         self._draft_s = seconds
         if len(tree):
-            chances = self.outlook.chances(tree)
             self._most_drafted = max(self._most_drafted, len(tree))
-            self._levels = self._levels.learned(tree, chances, seconds)
+            self._levels = self._levels.learned(tree, seconds)
             # A few nodes, drafted only to explore, tell little of a whole tree.
             if len(tree) > EXPLORE_NODES or not self.outlook.trees:
                 self.outlook = self.outlook.drafted(tree)
@@ -178,6 +176,12 @@ class Planner:
         plan = plan_of(0, np.empty(0), self.costs, exposed_draft_s=self._draft_s)
         return self._decided(plan, np.empty(0), 0, "plain: nothing was drafted, or its time would not pay")
 
+    def regrown(self, tree: DraftTree) -> None:
+        """The coming or present round's tree was drafted on, behind a traversal."""
+        if self.outlook.trees and len(tree) > len(self.outlook.trees[-1]):
+            self.outlook = self.outlook.regrown(tree)
+            self._most_drafted = max(self._most_drafted, len(tree))
+
     def extension(self, tree: DraftTree, shipped: int) -> int:
         """How many nodes of the (grown) tree after the first `shipped` to send after those in flight; 0: none."""
         if self._round is None:
@@ -186,19 +190,6 @@ class Planner:
         count = worth_extending(chances[shipped:], self.costs, self._round.plan.rate)
         self._round = replace(self._round, extended=self._round.extended + count, drafted=len(tree), chances=chances)
         return count
-
-    def enough(self) -> Callable[[], bool]:
-        """For one proposal that a round waits for: asked once before each further level, says whether to stop there.
-        Safe in another thread, since it looks at nothing that changes."""
-        levels, plan = self._levels, self._usual_plan()
-        depth = 0
-
-        def stop() -> bool:
-            nonlocal depth
-            depth += 1
-            return levels.samples > 0 and not worth_drafting(levels.level_s, levels.mass_below(depth), plan.rate)
-
-        return stop
 
     # ---------------------------------------------------------------- what was seen
 
@@ -282,9 +273,6 @@ class Planner:
 
     def _limit(self, largest: int) -> int:
         return min(largest, FURTHER * self._most_rows)
-
-    def _usual_plan(self) -> Plan:
-        return plan_round(self.outlook.usual(min(self._most_drafted, self._limit(MAX_ROWS))), self.costs)
 
 
 def _forwards(timings: Sequence[HopTiming]) -> list[HopTiming]:

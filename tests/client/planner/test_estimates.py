@@ -119,9 +119,8 @@ def test_the_usual_tree_goes_on_beyond_what_was_drafted() -> None:
 
 
 def test_levels_are_averaged_and_guessed_beyond_what_was_seen() -> None:
-    levels = Levels().learned(CHAIN, np.array([0.5, 0.2, 0.1]), 0.03)
+    levels = Levels().learned(CHAIN, 0.03)
     assert levels.level_s == pytest.approx(0.01)
-    assert [levels.mass_below(depth) for depth in (0, 2, 3)] == pytest.approx([0.5, 0.1, 0.0])
     assert levels.draft_s(3) == pytest.approx([0, 0.01, 0.02, 0.03])
     assert levels.draft_s(12)[-1] == pytest.approx(0.06)
     assert depths_of(CHAIN).tolist() == [0, 1, 2]

@@ -14,11 +14,11 @@ from treeswarm_client.planner.node_time import HopEstimate
 from treeswarm_client.planner.plan import (
     Costs,
     cheap_size,
+    patience_s,
     plan_round,
     slowest_s,
     split,
     traversal_s,
-    worth_drafting,
     worth_extending,
 )
 
@@ -110,9 +110,10 @@ def test_an_extension_brings_more_than_its_time(chances: NDArray[np.float64], co
         assert chances[:count].sum() > rate * float(slowest_s(costs, float(count)))
 
 
-def test_a_level_is_drafted_while_it_brings_more_than_its_time() -> None:
-    assert worth_drafting(level_s=0.01, mass=0.2, rate=10)
-    assert not worth_drafting(level_s=0.01, mass=0.05, rate=10)
+@given(costs=costs_of)
+def test_nobody_waits_for_a_draft_longer_than_for_the_links_and_nodes(costs: Costs) -> None:
+    plain_s = float(traversal_s(costs, 1.0, priced=False))
+    assert 0 < patience_s(costs, overlaps=True) <= patience_s(costs, overlaps=False) < plain_s
 
 
 @given(costs=costs_of, share=st.floats(0, 0.5))

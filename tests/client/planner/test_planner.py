@@ -89,14 +89,6 @@ def test_more_of_a_grown_tree_is_sent_while_the_first_part_travels() -> None:
     assert (report.shipped, report.extended, report.got) == (4, further, 1)
 
 
-def test_drafting_ends_where_another_level_would_not_pay() -> None:
-    planner, _ = planned(60, 0.9)
-    enough = planner.enough()
-    answers = [enough() for _ in range(80)]
-    assert not answers[0]
-    assert answers[-1]
-
-
 def test_a_round_is_told_in_a_line_and_the_time_in_a_table() -> None:
     planner, _ = planned(3, 0.9)
     world = World(CELLS["25 ms, 100 Mbit/s"], (0.9, 0.9), 100)
