@@ -54,8 +54,9 @@ class Flight:
         none; UNANSWERED like the answers."""
         sent = [each for each in self._alternatives if len(each)]
         width = min((each.shape[1] for each in sent), default=0)
+        width = width if self.landed == sum(len(each) for each in sent) else 0
         known = np.full((len(self.shipment.asked), width), UNANSWERED, np.int64)
-        if width and self.landed == sum(len(each) for each in sent):
+        if width:
             known[: self.landed] = np.concatenate([each[:, :width] for each in sent])
         return known
 

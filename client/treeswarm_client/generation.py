@@ -5,8 +5,9 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from treeswarm.messages import Answer
 from treeswarm.sampling import SamplingSettings
@@ -18,6 +19,8 @@ from treeswarm_client.mending import Interrupted
 from treeswarm_client.pace import Pace, Round
 from treeswarm_client.session import ClientSession, Shipment
 from treeswarm_client.stats import Meter
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,17 @@ class Generation:
     limits: Limits
     pace: Pace
     meter: Meter = field(default_factory=Meter)
+    _leaving: threading.Event = field(default_factory=threading.Event)
+    """Whoever drafts may stop."""
 
     async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncGenerator[Committed, None]:
         """Yield what each traversal commits, until a stop token or the limit."""
         self.pace.begin(self.chain.computed_by)
-        (prefill, found), _ = await asyncio.gather(
-            self._traverse(self.session.prefill(prompt)), asyncio.to_thread(self.drafter.begin, prompt, settings)
-        )
+        begun = asyncio.create_task(self._apart(self.drafter.begin, prompt, settings))
+        try:
+            prefill, found = await self._traverse(self.session.prefill(prompt))
+        finally:
+            await begun
         news = self._commit(prefill, found)
         yield news
         await self._observe(Verdict(NO_TREE, prefill.answers, (), found.bonus, prefill.alternatives))
@@ -75,22 +82,26 @@ class Generation:
         if not wanted:
             return self.pace.choose(NO_TREE)
         start = time.perf_counter()
-        tree = await asyncio.to_thread(self.drafter.propose, wanted, self._depth(), self.pace.patience())
+        patience = self.pace.patience()
+        tree = await self._apart(
+            self.drafter.propose, wanted, self._depth(), lambda: patience() or self._leaving.is_set()
+        )
         self.meter.draft_s += time.perf_counter() - start
         return self.pace.choose(tree)
 
     async def _draft_ahead(
-        self, flight: Flight, on_their_way: "deque[asyncio.Future[Answer]]", over: threading.Event
+        self, flight: Flight, on_their_way: "deque[asyncio.Future[Answer]]", most: int, over: threading.Event
     ) -> None:
-        """Draft on below what travels, and ship what is worth it, until the walk is over or nothing is left to say."""
-        size = most = self.pace.ahead(len(flight.draft))
+        """Draft on below what travels, up to `most` nodes, and ship what is worth it, until the walk is over."""
+        start = time.perf_counter()
         size = min(most, 2 * len(flight.draft) + 1)
-        while size and not over.is_set():
-            wider = await asyncio.to_thread(self.drafter.propose, size, self._depth(), over.is_set)
+        while not over.is_set():
+            wider = await self._apart(self.drafter.propose, size, self._depth(), over.is_set)
             if over.is_set():
                 return
-            extended = self.pace.further(flight.draft, wider)
-            if 0 < len(extended) - len(flight.draft) <= self.chain.credit_left:
+            extended = self.pace.further(flight.draft, wider, time.perf_counter() - start)
+            # Once answers come, the walk may have left the branches that look best to the draft.
+            if not flight.landed and 0 < len(extended) - len(flight.draft) <= self.chain.credit_left:
                 further = self.session.extend(flight.shipment, extended)
                 answers = [await self.chain.append(append) for append in further.appends]
                 # Only now: a walk that leads into these nodes must find their answers to wait for.
@@ -102,8 +113,18 @@ class Generation:
 
     async def _observe(self, verdict: Verdict) -> None:
         start = time.perf_counter()
-        await asyncio.to_thread(self.drafter.observe, verdict)
+        await self._apart(self.drafter.observe, verdict)
         self.meter.draft_s += time.perf_counter() - start
+
+    async def _apart(self, job: Callable[..., T], *args: Any) -> T:
+        """In a worker thread, and not left before it is done: the next generation's drafter may be this one."""
+        running = asyncio.ensure_future(asyncio.to_thread(job, *args))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            self._leaving.set()
+            await asyncio.wait({running})
+            raise
 
     def _depth(self) -> int:
         """Levels below the mandatory token that may still be committed."""
@@ -132,7 +153,9 @@ class Generation:
             self.chain.traversed(seconds)
         else:
             self.meter.recoveries.append((broke, time.perf_counter()))
-        if flight.shipment.draft is not None:
+        if flight.shipment.draft is None:
+            self.pace.prefilled(seconds, flight.timings, whole=broke is None)
+        else:
             flown = Round(
                 flight.draft, found, flight.landed - 1, first, seconds, first_s, flight.timings, broke is None
             )
@@ -163,11 +186,12 @@ class Generation:
     async def _drafting_ahead(
         self, flight: Flight, on_their_way: "deque[asyncio.Future[Answer]]"
     ) -> AsyncGenerator[None, None]:
-        if flight.shipment.draft is None or not self.pace.ahead(len(flight.draft)):
+        most = 0 if flight.shipment.draft is None else self.pace.ahead(len(flight.draft))
+        if not most:
             yield
             return
         over = threading.Event()
-        drafting = asyncio.create_task(self._draft_ahead(flight, on_their_way, over))
+        drafting = asyncio.create_task(self._draft_ahead(flight, on_their_way, most, over))
         try:
             yield
         finally:

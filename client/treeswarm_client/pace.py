@@ -73,8 +73,9 @@ class Pace(Protocol):
         """Nodes to draft, those shipped included, while so many are on their way."""
         ...
 
-    def further(self, shipped: DraftTree, wider: DraftTree) -> DraftTree:
-        """`shipped`, and after it what is worth an append of its own of what `wider` has beyond it."""
+    def further(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
+        """`shipped`, and after it what is worth an append of its own of what `wider` has beyond it, so many seconds
+        after it left."""
         ...
 
     def learn(self, flown: Round) -> RoundReport | None:
@@ -107,7 +108,7 @@ class FixedPace:
     def ahead(self, shipped: int) -> int:
         return AHEAD * self.size if self.drafts_ahead else 0
 
-    def further(self, shipped: DraftTree, wider: DraftTree) -> DraftTree:
+    def further(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
         return shipped
 
     def learn(self, flown: Round) -> None:

@@ -164,7 +164,7 @@ class HastyPace:
     def ahead(self, shipped: int) -> int:
         return 4 * self.size
 
-    def further(self, shipped: DraftTree, wider: DraftTree) -> DraftTree:
+    def further(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
         return joined(shipped, wider, min(self.size, len(shipped) + 1 + self.size // 4))
 
     def learn(self, flown: Round) -> None:

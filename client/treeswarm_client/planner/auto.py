@@ -9,11 +9,14 @@ from treeswarm_client.drafters.seam import DraftTree, in_no_hurry
 from treeswarm_client.pace import AHEAD, ChainHop, Round, joined, prefix
 from treeswarm_client.planner.explain import RoundReport
 from treeswarm_client.planner.plan import patience_s
-from treeswarm_client.planner.planner import Planner
+from treeswarm_client.planner.planner import EXPLORE_NODES, Planner
 
 # What `auto` reserves on every node and may ship: over the dearest links that its planner was tried on (100 ms one way)
 # it chose 30 to 80 nodes and hardly ever more than 100; a larger reservation only keeps others out.
 LARGEST = 256
+# A walk that enters what was sent so much later ends so much later.  A new tree in its place would start when the first
+# answers are here; past this share of a plain round that is the better deal, at usual chances.
+LATEST = 1 / 3
 
 
 @dataclass(eq=False)
@@ -43,7 +46,7 @@ class AutoPace:
         if self.size is not None:
             return self.size
         wish = self.planner.wish(self.largest)
-        return self.largest if wish and self.overlaps else wish
+        return self.largest if self.overlaps and wish > EXPLORE_NODES else wish
 
     def patience(self) -> Callable[[], bool]:
         """What is not drafted now may follow the tree, or is left to the next round."""
@@ -71,8 +74,10 @@ class AutoPace:
         wish = self.planner.wish(self.largest)
         return max(AHEAD * shipped, 2 * wish) if wish else 0
 
-    def further(self, shipped: DraftTree, wider: DraftTree) -> DraftTree:
+    def further(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
         self.planner.regrown(wider)
+        if elapsed_s > LATEST * self.planner.plain_s:
+            return shipped
         both = joined(shipped, wider, self.largest) if self.size is None else shipped
         if len(both) == len(shipped):
             return shipped
@@ -81,7 +86,12 @@ class AutoPace:
     def learn(self, flown: Round) -> RoundReport | None:
         if flown.whole:
             self.planner.learn_traversal(*_first_trip(flown))
-        return self.planner.learn_walk(prefix(flown.draft, flown.answered), flown.found.accepted)
+        return self.planner.learn_walk(
+            flown.draft,
+            flown.found.accepted,
+            flown.found.bonus,
+            waited_s=max(0.0, flown.seconds - flown.first_seconds) if flown.first_seconds else 0.0,
+        )
 
 
 def _first_trip(flown: Round) -> tuple[list[int], float, list[Sequence[HopTiming]]]:

@@ -6,6 +6,7 @@ the parent.  A drafter that is too sure of itself is so again at every step, and
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,16 +28,21 @@ class Outlook:
 
     def chances(self, tree: DraftTree) -> NDArray[np.float64]:
         """Of each node to be on the target's path, float64 [n]; never above its parent's."""
-        chances = self.steps.chances(_steps(tree))
-        for node, parent in enumerate(tree.parents.tolist()):
-            if parent >= 0:
-                chances[node] *= chances[parent]
-        return chances
+        return _along_paths(tree, self.steps.chances(_steps(tree)))
+
+    @cached_property
+    def _chances_of_trees(self) -> list[NDArray[np.float64]]:
+        """Asked some times a round; a calibration takes most of its time to begin."""
+        if not self.trees:
+            return []
+        steps = self.steps.chances(np.concatenate([_steps(tree) for tree in self.trees]))
+        ends = np.cumsum([len(tree) for tree in self.trees])[:-1]
+        return [_along_paths(tree, part) for tree, part in zip(self.trees, np.split(steps, ends), strict=True)]
 
     def usual(self, count: int) -> NDArray[np.float64]:
         """By rank, of the best `count` nodes of a tree like the last ones, float64 [count].  Beyond those known a
         node's chance falls with its rank; nothing is known: nothing is expected."""
-        known = [self.chances(tree.best(count)) for tree in self.trees]
+        known = [chances[:count] for chances in self._chances_of_trees]
         longest = max(map(len, known), default=0)
         if not longest:
             return np.zeros(count)
@@ -62,6 +68,15 @@ class Outlook:
         """After a walk: the nodes whose fate it told, and which of them were on the path, bool [n]."""
         stood = np.concatenate([on_path, [True]])[tree.parents]  # the root's place is the last one, as -1 says
         return replace(self, steps=self.steps.learned(_steps(tree)[stood], on_path[stood]))
+
+
+def _along_paths(tree: DraftTree, steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The product of the steps down to each node."""
+    chances = steps.tolist()
+    for node, parent in enumerate(tree.parents.tolist()):
+        if parent >= 0:
+            chances[node] *= chances[parent]
+    return np.array(chances, np.float64)
 
 
 def _steps(tree: DraftTree) -> NDArray[np.float64]:

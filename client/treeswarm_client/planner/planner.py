@@ -97,6 +97,8 @@ class Planner:
     def begin(self, hops: Sequence[ChainHop], *, row_bytes: int, segment_rows: int) -> None:
         """A generation begins, or its chain has changed.  What is known of a node and of a chain is kept."""
         chain = tuple(hop.node for hop in hops)
+        self._round = self._trip = None
+        self._draft_s = 0.0
         self._row_bytes, self._segment_rows = row_bytes, segment_rows
         for hop in hops:
             if hop.node not in self._nodes:
@@ -207,14 +209,19 @@ class Planner:
         if not prefill:
             self._trip, self._trip_s = found, seconds
 
-    def learn_walk(self, tree: DraftTree, accepted: Sequence[int]) -> RoundReport | None:
-        """The walk is over: the tree as it was shipped (extensions too, as far as answers came), and the nodes of the
-        path.
+    def learn_walk(
+        self, tree: DraftTree, accepted: Sequence[int], bonus: int, *, waited_s: float = 0.0
+    ) -> RoundReport | None:
+        """The walk is over: the tree as it was shipped, extensions too, the nodes of the path, and the target's token
+        after them.  The round took `waited_s` longer than the trip that was learned: further appends, and drafting
+        that had to end.
 
         Returns what there is to tell of the round; None where a loss interrupted it.
         """
         on_path = np.zeros(len(tree), np.bool_)
         on_path[list(accepted)] = True
+        # A node that went out too late to be waited for was right all the same.
+        on_path |= (tree.parents == (accepted[-1] if accepted else -1)) & (tree.tokens == bonus)
         self.outlook = self.outlook.learned(tree, on_path)
         done, trip = self._round, self._trip
         self._round = self._trip = None
@@ -223,7 +230,7 @@ class Planner:
             return None
         self.rounds += 1
         tokens = 1 + len(accepted)
-        self._settle(done, tokens, draft_s + self._trip_s)
+        self._settle(done, tokens, draft_s + self._trip_s, waited_s)
         return RoundReport(
             round=self.rounds,
             drafted=done.drafted,
@@ -232,7 +239,7 @@ class Planner:
             expected=1.0 + float(done.chances[: done.plan.size + done.extended].sum()),
             got=tokens,
             expected_s=done.expected_s,
-            seconds=draft_s + self._trip_s,
+            seconds=draft_s + self._trip_s + waited_s,
             draft_s=draft_s,
             wire_s=trip.wire_s,
             queue_s=trip.queue_s,
@@ -242,12 +249,12 @@ class Planner:
 
     # ---------------------------------------------------------------- inside
 
-    def _settle(self, done: _Round, tokens: int, seconds: float) -> None:
+    def _settle(self, done: _Round, tokens: int, seconds: float, waited_s: float) -> None:
         """Into the account, and when to explore next."""
         if done.drafted:
             # By the clock, but a packet that came late is not the tree's fault: no longer than such rounds usually are.
             usual_s = done.draft_s + float(traversal_s(self.costs, 1.0 + done.plan.size, priced=False))
-            self._ledger = self._ledger.after_tree(tokens, min(seconds, LATE * usual_s), self.plain_s)
+            self._ledger = self._ledger.after_tree(tokens, min(seconds, LATE * usual_s) + waited_s, self.plain_s)
         else:
             self._ledger = self._ledger.after_plain()
         self._explore_in -= 1

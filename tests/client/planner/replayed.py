@@ -203,6 +203,6 @@ def automatic(cell: Cell, agreement: tuple[float, float], tokens: int, seed: int
         size = planner.choose(tree, LARGEST).size if len(tree) else planner.plain().size
         planner.learn_traversal(*world.traverse(1 + size))
         shipped = DraftTree(tree.parents[:size], tree.tokens[:size], tree.scores[:size])
-        planner.learn_walk(shipped, np.flatnonzero(world.outcome(found, size)).tolist())
+        planner.learn_walk(shipped, np.flatnonzero(world.outcome(found, size)).tolist(), -1)
         sizes.append(size)
     return world.said / world.now, sizes

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from treeswarm_client.drafters.seam import DraftTree
 from treeswarm_client.planner.explain import explain_lines
 from treeswarm_client.planner.plan import traversal_s
 from treeswarm_client.planner.planner import EXPLORE_EVERY, ChainHop, Planner
@@ -34,7 +35,7 @@ def planned(rounds: int, agreement: float, cell: str = "25 ms, 100 Mbit/s") -> t
         planner.drafted(tree, seconds)
         size = planner.choose(tree).size if len(tree) else planner.plain().size
         planner.learn_traversal(*world.traverse(1 + size))
-        report = planner.learn_walk(tree.best(size), np.flatnonzero(world.outcome(found, size)).tolist())
+        report = planner.learn_walk(tree.best(size), np.flatnonzero(world.outcome(found, size)).tolist(), -1)
         assert report is not None
         assert (report.shipped, report.drafted) == (size, len(tree))
         sizes.append(size)
@@ -84,7 +85,7 @@ def test_more_of_a_grown_tree_is_sent_while_the_first_part_travels() -> None:
     further = planner.extension(tree, 4)
     assert 0 < further <= 60
     planner.learn_traversal([5, further], 0.2, [])
-    report = planner.learn_walk(tree.best(4 + further), [])
+    report = planner.learn_walk(tree.best(4 + further), [], -1)
     assert report is not None
     assert (report.shipped, report.extended, report.got) == (4, further, 1)
 
@@ -96,7 +97,7 @@ def test_a_round_is_told_in_a_line_and_the_time_in_a_table() -> None:
     planner.drafted(tree, seconds)
     planner.choose(tree)
     planner.learn_traversal(*world.traverse(9))
-    report = planner.learn_walk(tree.best(8), [])
+    report = planner.learn_walk(tree.best(8), [], -1)
     assert report is not None
     lines = explain_lines([report])
     assert "tokens 1 (" in lines[0]
@@ -105,3 +106,16 @@ def test_a_round_is_told_in_a_line_and_the_time_in_a_table() -> None:
     parts = report.draft_s + report.wire_s + report.queue_s + report.compute_s
     assert parts == pytest.approx(report.seconds)
     assert explain_lines([]) == []
+
+
+def test_a_node_that_was_right_but_sent_too_late_counts_as_right() -> None:
+    """Its parent's answer tells its fate; to leave it out would count only the hits that a walk waited for."""
+    chain = DraftTree(np.array([-1, 0]), np.array([4, 5]), np.log(np.array([0.5, 0.25], np.float32)))
+    late, right = Planner(), Planner()
+    for _ in range(40):
+        late.learn_walk(chain, [0], 5)
+        right.learn_walk(chain, [0, 1], 9)
+    assert late.outlook.chances(chain)[1] == pytest.approx(right.outlook.chances(chain)[1])
+    for _ in range(40):
+        late.learn_walk(chain, [0], 6)
+    assert late.outlook.chances(chain)[1] < right.outlook.chances(chain)[1]
