@@ -72,6 +72,8 @@ class Chain:
     _on_their_way: OnTheirWay = field(default_factory=OnTheirWay)
     _second_thoughts: SecondThoughts = field(default_factory=SecondThoughts)
     _mending: bool = False
+    _tries: Tries | None = None
+    """Since the last answer."""
     _replays: bool = False
     """In this epoch new nodes get the trunk before any append."""
     _complaints: dict[tuple[NodeControl, FaultCode], Fault] = field(default_factory=dict)
@@ -144,8 +146,12 @@ class Chain:
         loop = asyncio.get_running_loop()
         started = self._interrupted_at or loop.time()
         before, self._replays = self.hops, bool(trunk)
-        tries = Tries(until=loop.time() + self.patience_s)
-        while not await self._mended(trunk, tip, tries):
+        # Nodes that grant and then fail at once must not keep a client for ever: patience is one until an answer comes.
+        if self._tries is None:
+            self._tries = Tries(until=loop.time() + self.patience_s)
+        else:
+            await self._tries.pause()
+        while not await self._mended(trunk, tip, self._tries):
             pass
         if before:
             left = [hop for hop in before if hop not in self.hops]
@@ -262,6 +268,7 @@ class Chain:
                 member.proven, member.complaints = True, 0
             self._accused.clear()
             self._breaks.clear()
+            self._tries = None
             self._on_their_way.arrives(answer)
 
     def _blame(self, control: NodeControl, fault: Fault) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from treeswarm.errors import Malformed
 from treeswarm.messages import Answer
 from treeswarm.sampling import SamplingSettings
 from treeswarm.walk import Walk
@@ -174,13 +175,21 @@ class Generation:
         async with self._drafting_ahead(flight, on_their_way):
             found: Walk | None = None
             while found is None:
-                flight.land(await on_their_way.popleft())
+                self._land(flight, await on_their_way.popleft())
                 found = flight.found()
                 if flight.landed == first:
                     first_s = time.perf_counter() - start
         if on_their_way:
             self.chain.hint(*self.session.news(flight.shipment, found.accepted))
         return found, first_s
+
+    def _land(self, flight: Flight, answer: Answer) -> None:
+        try:
+            flight.land(answer)
+        except Malformed as error:
+            # It, or a node before it that hid rows from it: the chain goes on without the one that we can name.
+            self.chain.lose(self.chain.hops[-1], error)
+            raise Interrupted(str(error)) from None
 
     @contextlib.asynccontextmanager
     async def _drafting_ahead(

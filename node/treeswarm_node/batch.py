@@ -102,13 +102,15 @@ def _segment_meta(segment: Segment, start: int, device: torch.device) -> Segment
     step, kv = segment.step, segment.kv
     slots = step.visible.shape[1]
     own = step.append.prefill or (slots == step.rows and np.array_equal(step.slots, np.arange(slots)))
+    # A slot that nobody sees may never have been written, and what lies there, times nothing, may be no number.
+    seen = np.flatnonzero(step.visible.any(axis=0))
     return SegmentMeta(
         rows=slice(start, start + step.rows),
         positions=_tensor(step.positions, device),
         trunk_runs=kv.trunk_runs(step.trunk_length),
-        local_rows=None if own else _tensor(kv.crown_rows(np.arange(slots)), device),
-        local_positions=_tensor(step.positions if own else kv.crown_positions[:slots], device),
-        visible=_tensor(step.visible, device),
+        local_rows=None if own else _tensor(kv.crown_rows(seen), device),
+        local_positions=_tensor(step.positions if own else kv.crown_positions[seen], device),
+        visible=_tensor(step.visible if own else step.visible[:, seen], device),
     )
 
 

@@ -67,9 +67,11 @@ class Device:
     @torch.inference_mode()
     def run(self, segments: Sequence[Segment]) -> list[Computed]:
         """Compute every segment's step in one forward; a segment with activations that are not finite gets an
-        error, the others their results."""
+        error, and so do later ones of its session; the others get their results."""
         inputs = [self._input(segment) for segment in segments]
-        good = [i for i, rows in enumerate(inputs) if bool(torch.isfinite(rows).all())]
+        for segment, rows in zip(segments, inputs, strict=True):
+            segment.kv.spoilt |= not bool(torch.isfinite(rows).all())
+        good = [i for i, segment in enumerate(segments) if not segment.kv.spoilt]
         outputs = self._forward([segments[i] for i in good], [inputs[i] for i in good])
         not_finite = Refused("activations from upstream are not finite", FaultCode.NOT_FINITE)
         results = [Computed(error=not_finite)] * len(segments)

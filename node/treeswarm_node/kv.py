@@ -99,6 +99,8 @@ class SessionKV:
     trunk_length: int = 0
     crown_positions: NDArray[np.int64] = field(init=False)
     """Of the row last written to each crown slot."""
+    spoilt: bool = False
+    """A step of this session was not computed: those after it cannot be."""
 
     def __post_init__(self) -> None:
         self.crown_positions = np.zeros(len(self.crown_pages) * PAGE, np.int64)
@@ -122,13 +124,21 @@ class SessionKV:
         assert length <= self.trunk_length
         pool, rest = self.store.pool, self.trunk_pages[length // PAGE :]
         if theirs := [page for page in rest if pool.owners(page) > 1]:
-            self.store.reserve(len(theirs))
+            # Pages that only the index keeps beside us can make room for their own successors, once we let them go.
+            early = theirs[1:] if length % PAGE else theirs
+            pool.release(early)
+            try:
+                self.store.reserve(len(theirs))
+            except Refused:
+                pool.share(early)
+                raise
             self.reserved += len(theirs)
-            self._leave(theirs, length)
-        self.trunk_length = length
+            self._leave(theirs, set(early), length)
+        self.trunk_length, self.spoilt = length, False
 
-    def _leave(self, theirs: list[int], length: int) -> None:
-        """Give up the pages from `length` on; the rows before it in a page that others read are copied."""
+    def _leave(self, theirs: list[int], left: set[int], length: int) -> None:
+        """Give up the pages from `length` on, but for those that were `left` before; the rows before it in a page that
+        others read are copied."""
         pool, whole = self.store.pool, length // PAGE
         partial = np.arange(whole * PAGE, length)
         copied = len(partial) > 0 and self.trunk_pages[whole] in theirs
@@ -138,7 +148,7 @@ class SessionKV:
         if copied:
             self._grow_to(length)
             self.store.copy_rows(sources, self.trunk_rows(partial))
-        pool.release(given)
+        pool.release([page for page in given if page not in left])
         pool.reserve(len(given) - len(theirs))
         self.reserved += len(given) - len(theirs)
 

@@ -159,7 +159,8 @@ class Node:
         )
         hosted = HostedSession.opened(
             wanted, NodeSession(terms), kv, self._journal(wanted, stage, units), control, stage.engine, self.transport,
-            forget=lambda: self._forget(hosted), sharing=sharing_of(wanted, stage.store.prefixes),
+            forget=lambda: self._forget(hosted),
+            sharing=sharing_of(wanted, stage.store.prefixes) if stage.shares else None,
             profile=of_part(stage.profile, wanted.span, stage.served.span),
         )  # fmt: skip
         self.sessions[wanted.session] = hosted
@@ -170,7 +171,7 @@ class Node:
 
     def _kept_of(self, wanted: Open, stage: Stage) -> list[Unit]:
         """What is here of the text that a session is about to begin with."""
-        if wanted.prefix is None or not begins(wanted):
+        if not stage.shares or wanted.prefix is None or not begins(wanted):
             return []
         return stage.store.prefixes.find(wanted.span, wanted.prefix.digests)
 

@@ -50,6 +50,11 @@ class SpanModel:
         return self.loaded.device
 
     @property
+    def depends_on_text_alone(self) -> bool:
+        """Whether K and V are the same in every session with the same text: longrope looks at the room as well."""
+        return not self.rotary.pinned
+
+    @property
     def attention_name(self) -> str:
         return self.attention.name
 
@@ -130,8 +135,13 @@ class _Rotary:
         """Tables (cos, sin) for every kind, each over all of the batch's rows."""
         return {kind: self._table(hidden, batch, sessions, kind) for kind in set(self._kinds)}
 
+    @property
+    def pinned(self) -> bool:
+        """Its factors are chosen by how long a session may become."""
+        return PINNED_ROPE in self._types
+
     def _table(self, hidden: torch.Tensor, batch: Batch, sessions: list[SessionKV], kind: str | None) -> Any:
-        if PINNED_ROPE not in self._types:
+        if not self.pinned:
             return self.plain(hidden, batch.positions[0], 0, kind)
         tables = [
             self.plain(hidden, segment.positions, kv.trunk_room, kind)
@@ -142,7 +152,7 @@ class _Rotary:
     def plain(self, hidden: torch.Tensor, positions: torch.Tensor, room: int, kind: str | None) -> Any:
         """The table of one session's rows at int64 [n] `positions`; the session may grow to `room` tokens."""
         extra = () if kind is None else (kind,)
-        if PINNED_ROPE not in self._types:
+        if not self.pinned:
             return self._rotary(hidden[None], positions[None], *extra)
         # longrope picks its factors by the call's largest position: ask with the last position that the session may
         # ever reach beside its own, so that the choice is made when it opens and never changes.

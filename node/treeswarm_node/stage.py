@@ -51,6 +51,8 @@ class Stage:
     """Block-rows a second, measured on trees of `RATE_ROWS` rows."""
     profile: Profile = ()
     """Of a forward through the whole span, as clients are told it."""
+    shares: bool = True
+    """K and V depend on the text alone, so that sessions may share them."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ async def on_stage(config: NodeConfig, model: Model, span: Span) -> AsyncIterato
         engine = Engine(device, config.limits.budget)
         running = asyncio.create_task(engine.run())
         try:
-            yield Stage(served, engine, loaded.store, rate, profile)
+            yield Stage(served, engine, loaded.store, rate, profile, loaded.depends_on_text_alone)
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
