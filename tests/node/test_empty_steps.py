@@ -1,6 +1,7 @@
 """A step may have no row left to compute: all of it died while it waited, or it only commits."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from treeswarm.sampling import SamplingSettings
+from treeswarm.session import NodeSession, SessionTerms
+from treeswarm_node.batch import Segment
+from treeswarm_node.device import Device
 from treeswarm_node.sampler import Sampler
 
 from .conftest import SpanChain, append_of, tiny_model
@@ -50,3 +54,24 @@ def test_a_step_without_rows_may_be_alone(cut_in_three: Cut) -> None:
 def test_nothing_is_chosen_where_nothing_is_asked() -> None:
     tokens, logprobs = Sampler(199).choose(torch.empty(0, 199), np.empty(0, np.int64), SamplingSettings(1.0, 5, 0.5))
     assert (len(tokens), len(logprobs)) == (0, 0)
+
+
+def test_rows_that_are_no_numbers_cost_their_own_session_alone(cut_in_three: Cut) -> None:
+    """Also its next step, in the same forward or a later one: what it would stand on was not computed."""
+    middle = cut_in_three(tiny_model("llama")).models[1]
+    device, size = Device(middle, Sampler(199)), middle.hidden_size
+    sessions = {
+        name: (NodeSession(SessionTerms(1, 40, 8, 100, 199, 4 * size)), middle.store.open(40, 8))
+        for name in ("bad", "good")
+    }
+
+    def segment(name: str, seq: int, value: float) -> Segment:
+        session, kv = sessions[name]
+        append = append_of(seq, 1 + 2 * seq, [2 * seq, 2 * seq + 1], [5, 6], prefill=True)
+        rows = np.full((2, size), value, np.float32).tobytes()
+        (step,) = session.receive(replace(append, hidden=rows))
+        return Segment(kv, step, middle.loaded.span)
+
+    first, second, good = device.run([segment("bad", 0, np.nan), segment("bad", 1, 0.1), segment("good", 0, 0.1)])
+    third, again = device.run([segment("bad", 2, 0.1), segment("good", 1, 0.1)])
+    assert [computed.error is None for computed in (first, second, third, good, again)] == [False] * 3 + [True] * 2

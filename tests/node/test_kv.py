@@ -215,3 +215,21 @@ def test_two_threads_never_own_the_same_page() -> None:
         assert pool.found.wait(10)
         opened = pool.allocate(2)
         pool.check([opened, grown.result(10)])
+
+
+def test_a_session_that_fills_the_pool_may_give_up_what_it_shares() -> None:
+    """Its shared pages are kept by the index beside it, and make room for their own successors."""
+    store = KVStore(1, KVShape(1, 1, 1), ROWS, torch.float32, torch.device("cpu"))
+    first = store.open(PREFIX_TOKENS, 1)
+    first._grow_to(PREFIX_TOKENS)
+    pages = tuple(first.trunk_pages)
+    store.prefixes.keep(SPAN, [digest_of([1])], [Unit(pages, None)])
+    first.close()
+    second = store.open(ROWS - PAGE, 1, list(pages))
+    assert store.free_tokens == 0
+    second.truncate(0)
+    store.check()
+    second._grow_to(ROWS - PAGE)
+    second.close()
+    store.prefixes.clear()
+    assert store.pool.available == ROWS // PAGE

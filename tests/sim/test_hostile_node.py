@@ -1,6 +1,7 @@
 """Nodes that break the contract, or are merely slow, in a chain of honest ones: the text comes, or a clear error."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,20 @@ def test_a_node_that_answers_in_the_tails_place_is_let_go(monkeypatch: pytest.Mo
     chain = generated(lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[0]], work_s=0.2)
     (repair,) = chain.repairs
     assert [hop.span for hop, _ in repair.lost] == [SPANS[0]]
+
+
+def test_a_tail_that_answers_what_it_was_not_asked_costs_nobody_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = MemoryStream.send
+    liars: list[str] = []
+
+    async def send(self: MemoryStream, message: Any) -> None:
+        if isinstance(message, Answer) and self.host in liars and message.seq > 1:
+            message = replace(message, ids=message.ids + 1)
+        await honest(self, message)
+
+    monkeypatch.setattr(MemoryStream, "send", send)
+    chain = generated(lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[2]])
+    assert [hop.span for hop, _ in chain.repairs[0].lost] == [SPANS[2]]
 
 
 @pytest.mark.parametrize("slow_s", [8.0, 40.0])
