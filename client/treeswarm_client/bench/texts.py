@@ -8,8 +8,7 @@ import hashlib
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
-
-from treeswarm_client.client import SwarmClient
+from typing import Protocol
 
 HELD_OUT_SHARE = 0.05
 # Tables of characters and fixtures teach a small model nothing but themselves.
@@ -30,6 +29,14 @@ PROMPT_TOKENS = 128
 PROMPT_CHARACTERS = 1500
 
 
+class Encoder(Protocol):
+    """A client, or whatever else has the model's tokenizer."""
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids."""
+        ...
+
+
 def library_texts() -> dict[str, str]:
     """Modules of the running Python by name."""
     root = Path(sysconfig.get_paths()["stdlib"])
@@ -44,7 +51,7 @@ def is_held_out(name: str) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 < HELD_OUT_SHARE
 
 
-def held_out_prompts(client: SwarmClient, count: int) -> list[list[int]]:
+def held_out_prompts(client: Encoder, count: int) -> list[list[int]]:
     """`count` prompts of PROMPT_TOKENS tokens from held-out files, in turn from as many files as there are."""
     texts = [text for name, text in library_texts().items() if is_held_out(name) and len(text) > PROMPT_CHARACTERS]
     prompts: list[list[int]] = []

@@ -18,6 +18,7 @@ from treeswarm_client.lab.shape import LabLink
 EXAMPLES = """examples:
   swarm bench exact --json                   20 prompts, 1 to 3 nodes, five tree sizes, against stock transformers
   swarm bench trees --prompts 4 --json       tokens a traversal by tree size, beside three baselines
+  swarm bench sampling --json                shared noise beside trees sampled from the draft; one process, ten minutes
   swarm bench wan --json > wan.json          nine ways to decode over five kinds of links; some 40 minutes
   swarm bench wan --cells 25ms --texts code --strategies plain,star,auto   a few minutes of the same
   swarm bench draw wan.json --out wan.svg    what came of it, as pictures
@@ -31,7 +32,7 @@ EXAMPLES = """examples:
   swarm bench exact --model DIR --draft DIR  the same on a model of your own"""
 
 # With these the wan bench's whole matrix takes some 40 minutes on two idle cores.
-PROMPTS = {"exact": 20, "wan": 3}
+PROMPTS = {"exact": 20, "sampling": 16, "wan": 3}
 TOKENS = {"exact": 128, "faults": 96, "wan": 20}
 DRAFTS = {"wan": "auto"}
 ANYWHERE = ("overhead", "wan")
@@ -53,14 +54,16 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.add_argument("--draft", help="draft model (default demo-draft; wan: auto, as swarm generate's)")
     made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     made.add_argument("--nodes", type=int, default=3, help="node processes (default 3)")
-    made.add_argument("--prompts", type=int, help="held-out prompts (default 8; exact: 20, wan: 3 of each text)")
+    made.add_argument(
+        "--prompts", type=int, help="held-out prompts (default 8; exact: 20, sampling: 16, wan: 3 of each text)"
+    )
     made.add_argument("--max-new-tokens", type=int, help="a prompt (default 64; exact: 128, faults: 96, wan: 20)")
     for name, what in (("cells", "1ms,25ms,50ms,100ms,slow-node"), ("texts", "code,prose,copying,zero")):
         made.add_argument(f"--{name}", type=_words, metavar="A,B", help=f"wan: some of {what} (default all)")
     made.add_argument("--strategies", type=_words, metavar="A,B", help="wan: such as plain,tree-64,auto (default all)")
-    made.add_argument("--temperatures", type=_decimals, metavar="A,B", help="wan: default 0,1")
+    made.add_argument("--temperatures", type=_decimals, metavar="A,B", help="wan: default 0,1; sampling: 0.3,0.7,1")
     made.add_argument("--tree-size", type=int, default=64, help="wan with --lab or --peers (default 64)")
-    made.add_argument("--sizes", type=_numbers, help="tree sizes of exact and trees, such as 0,8,64")
+    made.add_argument("--sizes", type=_numbers, help="tree sizes of exact, trees and sampling, such as 8,64")
     made.add_argument("--generations", type=int, default=100, help="of the faults bench (default 100)")
     made.add_argument("--seed", type=int, default=0, help="of the faults bench's schedule (default 0)")
     made.add_argument("--clients", type=int, default=64, help="of the load bench (default 64)")
@@ -122,6 +125,7 @@ def _benches() -> dict[str, Callable[[BenchSetup, argparse.Namespace], Coroutine
     return {
         "exact": _exact,
         "trees": _trees,
+        "sampling": _sampling,
         "overhead": _overhead,
         "wan": _wan,
         "batch": _batch,
@@ -145,6 +149,13 @@ async def _trees(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
     from treeswarm_client.bench import trees  # noqa: PLC0415  # brings torch
 
     return await trees.bench_trees(setup, sizes=args.sizes or trees.SIZES)
+
+
+async def _sampling(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_client.bench import sampling  # noqa: PLC0415  # brings torch
+
+    temperatures = args.temperatures or sampling.TEMPERATURES
+    return await sampling.bench_sampling(setup, sizes=args.sizes or sampling.SIZES, temperatures=temperatures)
 
 
 async def _overhead(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
