@@ -30,7 +30,7 @@ class AutoPace:
     size: int | None = None
     """Somebody else decided."""
     overlaps: bool = True
-    """Draft while a tree travels; ship on where the size is the planner's."""
+    """Draft while a tree travels, where links leave time for it; ship on where the size is the planner's."""
     _asked_at: float | None = None
 
     def begin(self, hops: Sequence[ChainHop]) -> None:
@@ -46,14 +46,14 @@ class AutoPace:
         if self.size is not None:
             return self.size
         wish = self.planner.wish(self.largest)
-        return self.largest if self.overlaps and wish > EXPLORE_NODES else wish
+        return self.largest if self._overlapping and wish > EXPLORE_NODES else wish
 
     def patience(self) -> Callable[[], bool]:
         """What is not drafted now may follow the tree, or is left to the next round."""
         self._asked_at = time.perf_counter()
         if self.size is not None:
             return in_no_hurry
-        end = self._asked_at + patience_s(self.planner.costs, overlaps=self.overlaps)
+        end = self._asked_at + patience_s(self.planner.costs, overlaps=self._overlapping)
         return lambda: time.perf_counter() > end
 
     def choose(self, tree: DraftTree) -> DraftTree:
@@ -67,12 +67,16 @@ class AutoPace:
 
     def ahead(self, shipped: int) -> int:
         """As many as the next round may want, twice; nothing where guesses are worth nothing."""
-        if not self.overlaps:
-            return 0
         if self.size is not None:
-            return AHEAD * self.size
+            return AHEAD * self.size if self.overlaps else 0
+        if not self._overlapping:
+            return 0
         wish = self.planner.wish(self.largest)
         return max(AHEAD * shipped, 2 * wish) if wish else 0
+
+    @property
+    def _overlapping(self) -> bool:
+        return self.overlaps and self.planner.waits_for_links
 
     def further(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
         self.planner.regrown(wider)

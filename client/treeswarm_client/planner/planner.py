@@ -120,6 +120,13 @@ class Planner:
         )
 
     @property
+    def waits_for_links(self) -> bool:
+        """Whether a plain round spends more time on links than in nodes: then there is time to draft in meanwhile, and
+        nodes that are idle when further appends come."""
+        costs = self.costs
+        return costs.link.latency_s > sum(float(hop.forward_s(1.0)) for hop in costs.hops)
+
+    @property
     def plain_s(self) -> float:
         """What a plain round takes, by the clock."""
         return max(1e-9, float(traversal_s(self.costs, 1.0, priced=False)))
