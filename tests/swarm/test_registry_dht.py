@@ -15,7 +15,7 @@ from treeswarm.errors import BadRequest, TransportError, Unreachable
 from treeswarm.records import NodeState, SealedRecord
 from treeswarm.registry import open_registry
 from treeswarm.registry.dht import DhtRegistry
-from treeswarm.registry.dht_peer import shard_key
+from treeswarm.registry.dht_peer import Peer, shard_key
 
 from ..registry_media import LOOPBACK, MODEL, InDht, Node, all_gone, kill_daemon, knows, until
 
@@ -60,6 +60,23 @@ async def test_a_daemon_that_died_while_nothing_was_announced_is_replaced_and_an
     kill_daemon(writer)  # with them, every copy of the record is gone
     await until(lambda: alive(dht.first, writer), "both are back")
     await knows(await member(dht), "127.0.0.1:4001")
+
+
+async def test_whoever_is_found_again_before_he_finds_anyone_announces_again_too(dht: InDht) -> None:
+    writer, node = await member(dht), Node()
+    await writer.announce(node.record(4001))
+    await dht.kill()  # and does not come back by itself
+    failed = writer._peer
+    kill_daemon(writer)
+    await until(lambda: another_life(writer, failed), "the writer is back")
+    assert dht.first is not None
+    await dht.first._begin()
+    assert await dht.first._life.meet(writer.visible_maddrs)
+    await knows(await member(dht), "127.0.0.1:4001")
+
+
+async def another_life(registry: DhtRegistry, failed: Peer | None) -> bool:
+    return registry._peer not in (None, failed)
 
 
 async def alive(*registries: DhtRegistry | None) -> bool:

@@ -168,7 +168,7 @@ class DhtRegistry(BookRegistry):
     async def _keep_polling(self) -> None:
         pause = FIRST_PAUSE_S
         while True:
-            taken = 0
+            taken, life = 0, self._peer
             try:
                 taken = await self._poll()
                 pause = FIRST_PAUSE_S
@@ -177,7 +177,7 @@ class DhtRegistry(BookRegistry):
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
                 with contextlib.suppress(SwarmError):
-                    await self._rebuild(self._life)
+                    await self._rebuild(life)
                     continue
             price = taken * REPLICAS / POLL_BYTES_PER_S
             await asyncio.sleep(min(max(self.poll_s, price), LIFETIME_S / 2) * random.uniform(0.75, 1.25))
@@ -229,14 +229,16 @@ class DhtRegistry(BookRegistry):
         if port := re.search(r"/tcp/(\d+)/", self.visible_maddrs[0]):  # the next life has the same address
             self.listen = tuple(re.sub(r"/tcp/0$", f"/tcp/{port[1]}", maddr) for maddr in self.listen)
 
-    async def _rebuild(self, failed: Peer) -> None:
+    async def _rebuild(self, failed: Peer | None) -> None:
         """Another daemon in place of one that failed; nothing if somebody has done so meanwhile."""
         async with self._rebuilding:
             if self._peer is not failed:
                 return
             log.info("starting the DHT's daemon anew")
-            await failed.close()
+            if failed is not None:
+                await failed.close()
             await self._begin()
+            self._unkept.update(self._own)  # others may have died with it, and their copies with them
         if (others := self._acquaintances()) and await self._life.meet(others):
             await self._announce_all()
 
