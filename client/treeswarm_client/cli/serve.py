@@ -1,7 +1,7 @@
 """`swarm serve`: a swarm behind the HTTP interface of OpenAI."""
 
 import argparse
-import logging
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,11 +69,10 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _run(args: argparse.Namespace) -> int:
     try:
-        import uvicorn  # noqa: PLC0415  # the rest of `swarm` does without
-
-        from treeswarm_client.gateway.app import make_app  # noqa: PLC0415
+        # The rest of `swarm` does without a web server.
         from treeswarm_client.gateway.backend import Backend  # noqa: PLC0415
         from treeswarm_client.gateway.config import ApiKeys, GatewayConfig, GatewayLimits  # noqa: PLC0415
+        from treeswarm_client.gateway.server import run_gateway  # noqa: PLC0415
     except ImportError as error:
         raise BadRequest(f"swarm serve needs {error.name}: pip install 'treeswarm[serve]'") from None
     keys = ApiKeys.of(read_keys(args.api_key_file, os.environ))
@@ -91,23 +90,7 @@ def _run(args: argparse.Namespace) -> int:
         map_text=not keys.digests if args.map_text is None else args.map_text,
         limits=limits,
     )
-    app = make_app(Backend(config, lambda: _client(args)))
-    print(f"http://{config.listen.bare}/v1 for OpenAI's clients, http://{config.listen.bare}/map/ to look", flush=True)
-    logging.getLogger("treeswarm_client").setLevel(logging.WARNING)
-    settings = uvicorn.Config(
-        app,
-        host=config.listen.host,
-        port=config.listen.port,
-        log_level="info" if args.log_requests else "warning",
-        access_log=args.log_requests,
-        # A stream under way has so long to end after Ctrl-C.
-        timeout_graceful_shutdown=5,
-        limit_concurrency=None,
-        server_header=False,
-    )
-    server = uvicorn.Server(settings)
-    server.run()
-    return 0 if server.started else 1
+    return asyncio.run(run_gateway(Backend(config, lambda: _client(args)), log_requests=args.log_requests))
 
 
 def _client(args: argparse.Namespace) -> SwarmClient:

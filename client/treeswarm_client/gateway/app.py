@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,8 @@ EVENTS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 def make_app(backend: Backend) -> FastAPI:
-    """All routes over one backend, which is opened and closed with the application."""
-
-    @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
-        async with backend.open():
-            yield
-
-    app = FastAPI(title="treeswarm", version=__version__, lifespan=life)
+    """All routes over one backend, which whoever serves it opens."""
+    app = FastAPI(title="treeswarm", version=__version__)
     app.add_middleware(BodyLimit, most=backend.config.limits.body_bytes)
     if backend.config.cors_origins:
         app.add_middleware(

@@ -26,7 +26,7 @@ class Watchers:
     """Nothing is prepared for them while nobody watches."""
 
     most: int
-    _heard: set[asyncio.Queue[dict[str, Any]]] = field(default_factory=set)
+    _heard: set[asyncio.Queue[dict[str, Any] | None]] = field(default_factory=set)
     _overview: dict[str, Any] | None = None
     _ids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -38,16 +38,23 @@ class Watchers:
         """Events, each with a `kind`: `overview`, `round`, `end`.  Raises Busy where too many watch."""
         if len(self._heard) >= self.most:
             raise Busy(f"{len(self._heard)} viewers watch already: close some")
-        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(AHEAD)
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(AHEAD)
         self._heard.add(queue)
         self._arrived.set()
         try:
             if self._overview is not None:
                 yield {"kind": "overview", **self._overview}
-            while True:
-                yield await queue.get()
+            while (event := await queue.get()) is not None:
+                yield event
         finally:
             self._heard.discard(queue)
+
+    def close(self) -> None:
+        """Nothing more comes: let them go."""
+        for queue in self._heard:
+            while queue.full():
+                queue.get_nowait()
+            queue.put_nowait(None)
 
     def tell(self, event: dict[str, Any]) -> None:
         for queue in self._heard:

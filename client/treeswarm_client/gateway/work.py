@@ -74,7 +74,8 @@ async def follow(runs: Sequence[Run], n: int) -> AsyncGenerator[Event, None]:
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Not gathered: a caller cancelled again and again, as a web server does, would cancel their goodbyes too.
+        await asyncio.wait(tasks)
 
 
 async def _follow(
