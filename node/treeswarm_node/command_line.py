@@ -82,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
         "--identity", type=Path, metavar="PATH", help="this node's keys, made at its first start (default: per user)"
     )
     made.add_argument("--swarm-key", type=Path, metavar="PATH", help="key file of a private swarm (default: open)")
+    made.add_argument(
+        "--metrics", metavar="HOST:PORT", help="answer Prometheus there, without any password (default: nowhere)"
+    )
     made.add_argument("--log-format", choices=["text", "json"], default="text", help="json: one object a line")
     made.add_argument("--verbose", action="store_true", help="log every session")
     add_config_flag(made, "node")
@@ -127,6 +130,7 @@ def read_config(
         memory=parse_size(args.memory) if args.memory else None,
         device_share=args.device_share,
         lend_from=args.lend_from,
+        metrics=args.metrics,
         limits=Limits(sessions=args.max_sessions, grace_s=args.grace, lend_ports=args.lend_ports),
     )
     return config, args.verbose

@@ -89,6 +89,8 @@ class NodeConfig:
     """On links: empty as computed, or `int8`."""
     offload: str = "none"
     """Where the blocks' weights stay while they are not computed with: `none`, `ram`, `disk`."""
+    metrics: str | None = None
+    """`HOST:PORT` where Prometheus is answered; None: nowhere."""
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:

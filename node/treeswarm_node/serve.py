@@ -18,9 +18,11 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.config import NodeConfig
+from treeswarm_node.figures import Gauge
 from treeswarm_node.landlord import Landlord
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership import Membership
+from treeswarm_node.metrics import metrics_served
 from treeswarm_node.node import Node
 from treeswarm_node.own_identity import own_identity
 from treeswarm_node.owner import noted
@@ -53,6 +55,8 @@ class Ready:
     rate: float
     join: str | None
     """What another node gives as `--registry`; None where there is no registry."""
+    metrics: str | None = None
+    """Where Prometheus finds this node's figures."""
 
     def __str__(self) -> str:
         lines = [
@@ -62,6 +66,8 @@ class Ready:
         if self.join:
             lines.append(f"  nodes join with:  swarm-node {self.model} --registry {self.join}")
         lines.append(f"  clients ask with: swarm generate PROMPT --model {self.model} --registry {self.pinned}")
+        if self.metrics:
+            lines.append(f"  Prometheus asks:  {self.metrics}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,7 +82,8 @@ async def serving(config: NodeConfig) -> AsyncIterator[tuple[Ready, Lifecycle]]:
     async with contextlib.AsyncExitStack() as stack:
         identity, kept_at = stack.enter_context(own_identity(config.identity))
         model = await asyncio.to_thread(Model.find, config.model)
-        transport: Transport = GrpcTransport(security=Security(identity, swarm_key))
+        line = GrpcTransport(security=Security(identity, swarm_key))
+        transport: Transport = line
         if config.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(config.emulate_link))
         stack.push_async_callback(transport.close)
@@ -89,6 +96,9 @@ async def serving(config: NodeConfig) -> AsyncIterator[tuple[Ready, Lifecycle]]:
         life = Lifecycle(config, identity, model, node, _seen_from_outside(config, listener.address), Survey(transport))
         assert isinstance(registry, BookRegistry)
         life.membership = node.membership = Membership(identity, life.draft, registry, registry)
+        gauge, metrics = Gauge(life, line), None
+        if config.metrics:
+            metrics = await stack.enter_async_context(metrics_served(config.metrics, gauge.read))
         stage = await life.join()
         stack.push_async_callback(life.leave)
         stack.enter_context(noted(kept_at, f"{life.address.bare}#{identity.pin}"))
@@ -97,7 +107,7 @@ async def serving(config: NodeConfig) -> AsyncIterator[tuple[Ready, Lifecycle]]:
         )
         for work in (node.sweep(), life.membership.run(), life.survey.run(life.neighbours), finder.run()):
             stack.push_async_callback(_cancel, asyncio.create_task(work))
-        yield _ready(config, life, stage, registry), life
+        yield _ready(config, life, stage, registry, metrics), life
 
 
 async def _registry(config: NodeConfig, model: Model, identity: Identity) -> Registry:
@@ -136,7 +146,7 @@ def _way_out(wildcard: str) -> str:
             return "::1" if ":" in wildcard else "127.0.0.1"
 
 
-def _ready(config: NodeConfig, life: Lifecycle, stage: Stage, registry: Registry) -> Ready:
+def _ready(config: NodeConfig, life: Lifecycle, stage: Stage, registry: Registry, metrics: str | None) -> Ready:
     address, served = str(life.address.bare), stage.served
     return Ready(
         address=address,
@@ -153,6 +163,7 @@ def _ready(config: NodeConfig, life: Lifecycle, stage: Stage, registry: Registry
         kv_tokens=config.kv_tokens,
         rate=stage.rate,
         join=_join_line(config, registry),
+        metrics=metrics,
     )
 
 

@@ -25,7 +25,7 @@ from treeswarm_node.admission import Served
 from treeswarm_node.batch import Segment
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.device import Device, Lent, Runs
-from treeswarm_node.engine import Engine
+from treeswarm_node.engine import Counters, Engine
 from treeswarm_node.kv import KVStore
 from treeswarm_node.loader import load_span
 from treeswarm_node.offload import Offload, offloading
@@ -73,14 +73,19 @@ class Model:
 
 
 @contextlib.asynccontextmanager
-async def on_stage(config: NodeConfig, model: Model, span: Span) -> AsyncIterator[Stage]:
-    """Load, prove and measure a span; its memory is free again on leaving.  Raises ModelError, BadRequest."""
+async def on_stage(
+    config: NodeConfig, model: Model, span: Span, counters: Counters | None = None
+) -> AsyncIterator[Stage]:
+    """Load, prove and measure a span; its memory is free again on leaving.  What it computes goes on in `counters`.
+
+    Raises ModelError, BadRequest.
+    """
     with offloading(find_device(config.device), config.offload) as offload:
         loaded, served, rate = await asyncio.to_thread(_load, config, model, span, offload)
         codec = row_codec(config.activations, served.hidden_size)
         device = _lent(Device(loaded, Sampler(served.vocab_size), codec), config.device_share)
         profile = await asyncio.to_thread(measure_profile, device, served, loaded.store)
-        engine = Engine(device, config.limits.budget)
+        engine = Engine(device, config.limits.budget, counters or Counters())
         running = asyncio.create_task(engine.run())
         try:
             yield Stage(served, engine, loaded.store, rate, profile, loaded.depends_on_text_alone)

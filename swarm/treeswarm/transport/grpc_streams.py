@@ -10,7 +10,7 @@ import grpc
 
 from treeswarm.errors import LinkBroken, Malformed, Refused, SwarmError
 from treeswarm.messages import FaultCode, Message
-from treeswarm.transport.seam import StreamKind
+from treeswarm.transport.seam import StreamKind, Traffic
 from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_up, encode
 
 CODE_KEY = "treeswarm-code"
@@ -57,6 +57,8 @@ class GrpcStream:
     decode: Callable[[bytes], Message]
     why_over: Callable[[], Awaitable[SwarmError | None]]
     finish: Callable[["GrpcStream"], Awaitable[None]]
+    kind: StreamKind
+    traffic: Traffic
     error: SwarmError | None = None
     """What the accepting side ended the stream with."""
     ended: bool = False
@@ -102,6 +104,7 @@ class GrpcStream:
         try:
             async with self._writing:
                 await self.write(data)
+                self.traffic.sent[self.kind] += len(data)
         except STREAM_ERRORS as error:
             raise await self.why_over() or LinkBroken(f"the stream to {self.peer} broke: {error}") from None
 
@@ -113,6 +116,7 @@ class GrpcStream:
                 data = await self.read()
                 item = over = _Over(await self.why_over()) if data is grpc.aio.EOF else None  # type: ignore[assignment]
                 if over is None:
+                    self.traffic.received[self.kind] += len(data)
                     item = self.decode(data)
             except Malformed as error:
                 item = over = _Over(error)
