@@ -2,16 +2,21 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import logging
 import signal
 import sys
 from collections.abc import Sequence
 
+from rich.console import Console
+
 from treeswarm.errors import SwarmError
 from treeswarm_node.command_line import read_config
 from treeswarm_node.config import NodeConfig
+from treeswarm_node.loading import LoadingBar, LoadingLog
 from treeswarm_node.owner import COMMANDS, command
+from treeswarm_node.panel import LivePanel
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,8 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments and arguments[0] in COMMANDS:
             return asyncio.run(command(arguments))
         config, verbose = read_config(arguments)
-        _set_up_logging(json_lines=config.log_json, verbose=verbose)
-        asyncio.run(_serve_until_stopped(config))
+        panel = _panel(config)
+        _set_up_logging(json_lines=config.log_json, verbose=verbose, panel=panel)
+        asyncio.run(_serve_until_stopped(config, panel))
     except SwarmError as error:
         print(f"swarm-node: {error}", file=sys.stderr)
         return 1
@@ -31,7 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-async def _serve_until_stopped(config: NodeConfig) -> None:
+def _panel(config: NodeConfig) -> LivePanel | None:
+    """On a terminal that can redraw, unless the owner or a program wants lines."""
+    if config.log_json or not config.panel or not sys.stdout.isatty():
+        return None
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model's name in letters that this terminal lacks
+    console = Console(highlight=False)
+    return None if console.is_dumb_terminal else LivePanel(console)
+
+
+async def _serve_until_stopped(config: NodeConfig, panel: LivePanel | None) -> None:
     # Imported here so that --help and a wrong flag answer at once, without torch.
     from treeswarm_node.serve import serving  # noqa: PLC0415
 
@@ -40,9 +56,18 @@ async def _serve_until_stopped(config: NodeConfig) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(number, stop.set)
-    async with serving(config) as (ready, life):
-        print(json.dumps(ready.as_dict()) if config.log_json else ready, flush=True)
-        await life.live(stop)
+    bar = LoadingBar(Console(stderr=True)) if sys.stderr.isatty() and not config.log_json else None
+    async with contextlib.AsyncExitStack() as stack:
+        if bar:
+            stack.callback(bar.stop)
+        served = await stack.enter_async_context(serving(config, bar or LoadingLog()))
+        if bar:
+            bar.stop()
+        print(json.dumps(served.ready.as_dict()) if config.log_json else served.ready, flush=True)
+        served.life.progress = panel.progress if panel else LoadingLog()
+        if panel:
+            await stack.enter_async_context(panel.watching(served.gauge.read))
+        await served.life.live(stop)
 
 
 class _JsonLines(logging.Formatter):
@@ -53,13 +78,23 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-def _set_up_logging(*, json_lines: bool, verbose: bool) -> None:
-    handler = logging.StreamHandler()
+class _ToPanel(logging.Handler):
+    def __init__(self, panel: LivePanel) -> None:
+        super().__init__()
+        self._panel = panel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._panel.event(record, self.format(record))
+
+
+def _set_up_logging(*, json_lines: bool, verbose: bool, panel: LivePanel | None) -> None:
+    handler = _ToPanel(panel) if panel else logging.StreamHandler()
     handler.setFormatter(_JsonLines() if json_lines else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # It logs a traceback of its own for every peer that leaves while a stream's last words are sent.
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
-    logging.getLogger("treeswarm_node").setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("treeswarm_node").setLevel(logging.INFO if verbose or panel else logging.WARNING)
+    logging.getLogger("treeswarm_node.loading").setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--metrics", metavar="HOST:PORT", help="answer Prometheus there, without any password (default: nowhere)"
     )
+    made.add_argument(
+        "--no-panel", dest="panel", action="store_false", help="log lines on a terminal too, in place of a live picture"
+    )
     made.add_argument("--log-format", choices=["text", "json"], default="text", help="json: one object a line")
     made.add_argument("--verbose", action="store_true", help="log every session")
     add_config_flag(made, "node")
@@ -131,6 +134,7 @@ def read_config(
         device_share=args.device_share,
         lend_from=args.lend_from,
         metrics=args.metrics,
+        panel=args.panel,
         limits=Limits(sessions=args.max_sessions, grace_s=args.grace, lend_ports=args.lend_ports),
     )
     return config, args.verbose

@@ -91,6 +91,8 @@ class NodeConfig:
     """Where the blocks' weights stay while they are not computed with: `none`, `ram`, `disk`."""
     metrics: str | None = None
     """`HOST:PORT` where Prometheus is answered; None: nowhere."""
+    panel: bool = True
+    """On a terminal, a live picture of the node."""
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from treeswarm.session import NodeSession
 from treeswarm.spans import Span
 from treeswarm.steps import Step
 from treeswarm_node.batch import Segment
+from treeswarm_node.counters import Counters
 from treeswarm_node.device import Computed, Runs
 from treeswarm_node.kv import SessionKV
 from treeswarm_node.scheduler import Budget, next_batch
@@ -52,27 +53,6 @@ class Work:
     @property
     def commits(self) -> bool:
         return self.step.commits
-
-
-@dataclass
-class Counters:
-    """Since start, for whoever asks the node."""
-
-    frames: int = 0
-    forwards: int = 0
-    forward_sessions: int = 0
-    skipped_rows: int = 0
-    """Rows that died while they waited, and were not computed."""
-    rows: int = 0
-    """Computed."""
-    tokens: int = 0
-    """Of texts, whose rows stay: prompts, and what was committed of trees."""
-    compute_s: float = 0.0
-    """The device's time in forwards."""
-    waited_s: float = 0.0
-    """What all appends together waited before their forwards."""
-    queue_s: float = 0.0
-    """What an append waits before its forward, smoothed over the last dozens."""
 
 
 @dataclass(eq=False)

@@ -16,11 +16,12 @@ from treeswarm import __version__
 from treeswarm.keys import Identity
 from treeswarm.messages import NumericsClass
 from treeswarm.placement import Placed, State, choose_again, choose_span, plan_move
+from treeswarm.progress import Progress
 from treeswarm.records import NodeRecord, NodeState
 from treeswarm.spans import Span
 from treeswarm.transport.address import Address
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.engine import Counters
+from treeswarm_node.counters import Counters
 from treeswarm_node.fit import blocks_that_fit, footprint_of, free_memory, store_room
 from treeswarm_node.membership import Membership
 from treeswarm_node.node import Node
@@ -60,6 +61,8 @@ class Lifecycle:
     reachable: bool = False
     span: Span | None = None
     membership: Membership = field(init=False)
+    progress: Progress | None = None
+    """Hears how far loading is, whenever something is loaded."""
     counters: Counters = field(default_factory=Counters)
     """Of all spans it ever served."""
     moves: int = 0
@@ -155,7 +158,8 @@ class Lifecycle:
 
     async def _serve(self, span: Span) -> Stage:
         self.span = span
-        stage = await self._stage.enter_async_context(on_stage(self.config, self.model, span, self.counters))
+        opening = on_stage(self.config, self.model, span, self.counters, self.progress)
+        stage = await self._stage.enter_async_context(opening)
         self.node.stage, self.node.state, self.numerics = stage, NodeState.ONLINE, stage.served.numerics
         await self.membership.announce()
         return stage

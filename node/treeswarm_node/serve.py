@@ -10,6 +10,7 @@ from typing import Any
 
 from treeswarm.errors import BadRequest
 from treeswarm.keys import Identity, read_swarm_key
+from treeswarm.progress import Progress
 from treeswarm.registry import Registry, open_registry, registry_kind
 from treeswarm.registry.book import BookRegistry
 from treeswarm.transport.address import Address
@@ -18,7 +19,7 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.figures import Gauge
+from treeswarm_node.gauge import Gauge
 from treeswarm_node.landlord import Landlord
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership import Membership
@@ -74,9 +75,19 @@ class Ready:
         return {"event": "ready", **asdict(self)}
 
 
+@dataclass(frozen=True, eq=False)
+class Serving:
+    """A node that serves: what it says of itself, its life, and its figures."""
+
+    ready: Ready
+    life: Lifecycle
+    gauge: Gauge
+
+
 @contextlib.asynccontextmanager
-async def serving(config: NodeConfig) -> AsyncIterator[tuple[Ready, Lifecycle]]:
-    """A node that serves; on leaving, its sessions are handed over and its record withdrawn."""
+async def serving(config: NodeConfig, progress: Progress | None = None) -> AsyncIterator["Serving"]:
+    """A node that serves; on leaving, its sessions are handed over and its record withdrawn.  `progress` hears how far
+    loading is."""
     config = replace(config, dtype=dtype_for(config.dtype, find_device(config.device)))
     swarm_key = read_swarm_key(config.swarm_key) if config.swarm_key else None
     async with contextlib.AsyncExitStack() as stack:
@@ -94,6 +105,7 @@ async def serving(config: NodeConfig) -> AsyncIterator[tuple[Ready, Lifecycle]]:
         registry = await _registry(config, model, identity)
         stack.push_async_callback(registry.close)
         life = Lifecycle(config, identity, model, node, _seen_from_outside(config, listener.address), Survey(transport))
+        life.progress = progress
         assert isinstance(registry, BookRegistry)
         life.membership = node.membership = Membership(identity, life.draft, registry, registry)
         gauge, metrics = Gauge(life, line), None
@@ -107,7 +119,7 @@ async def serving(config: NodeConfig) -> AsyncIterator[tuple[Ready, Lifecycle]]:
         )
         for work in (node.sweep(), life.membership.run(), life.survey.run(life.neighbours), finder.run()):
             stack.push_async_callback(_cancel, asyncio.create_task(work))
-        yield _ready(config, life, stage, registry, metrics), life
+        yield Serving(_ready(config, life, stage, registry, metrics), life, gauge)
 
 
 async def _registry(config: NodeConfig, model: Model, identity: Identity) -> Registry:

@@ -13,7 +13,7 @@ from treeswarm.errors import BadRequest
 from treeswarm.messages import NumericsClass
 from treeswarm.records import NodeState
 from treeswarm.spans import Span
-from treeswarm_node.engine import Counters
+from treeswarm_node.counters import Counters
 from treeswarm_node.figures import Figures, KVFigures
 from treeswarm_node.metrics import METRICS, metrics_served
 
@@ -21,6 +21,7 @@ FIGURES = Figures(
     model="demo",
     node="abc",
     device="cpu",
+    address="127.0.0.1:4001",
     state=NodeState.ONLINE,
     uptime_s=12.5,
     blocks=8,
@@ -67,7 +68,7 @@ async def test_prometheus_reads_what_the_node_says() -> None:
         assert read["treeswarm_node_sent_bytes_total", of(kind="link")] == 1000
         assert any(name == "treeswarm_node_info" and ("weights", "ab" * 8) in labels for name, labels in read)
         assert any(name == "process_resident_memory_bytes" for name, _ in read)
-        figures[0] = Figures("demo", "abc", "cpu", NodeState.PAUSED, 13.0, 8)
+        figures[0] = Figures("demo", "abc", "cpu", "127.0.0.1:4001", NodeState.PAUSED, 13.0, 8)
         read = await asyncio.to_thread(scrape, url)
         assert read["treeswarm_node_state", of(state="paused")] == 1
         assert not any(name == "treeswarm_node_info" for name, _ in read)
