@@ -11,7 +11,9 @@ from treeswarm import __version__
 from treeswarm.errors import BadRequest
 from treeswarm.settings import add_config_flag, parse
 from treeswarm.spans import Span
+from treeswarm.transport.emulated import parse_rate
 from treeswarm_node.config import Limits, NodeConfig
+from treeswarm_node.hours import Hours
 
 EXAMPLES = """examples:
   swarm-node demo                                        begin a swarm; prints how others join
@@ -20,6 +22,7 @@ EXAMPLES = """examples:
   swarm-node pause; swarm-node resume                    have the machine back for an hour
   swarm-node demo --blocks 0:3 --listen 127.0.0.1:4001   serve its first three blocks
   swarm-node ./Llama-3-8B --blocks 16:32 --listen 0.0.0.0:4002 --dtype bfloat16 --device cuda
+  swarm-node demo --hours 22:00-07:00 --bandwidth 20mbit --device-share 0.5   the nights, and not the whole line
   swarm-node demo --swarm-key swarm.key                  for those alone who have the same key file
   swarm-node demo --emulate-link delay=25ms,rate=100mbit as if 25 ms away on a 100 Mbit/s line
 
@@ -77,6 +80,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--kv-tokens", type=int, default=16384, help="KV cache rows for all sessions (default 16384)")
     made.add_argument("--threads", type=int, default=0, help="CPU threads for the model (default: torch's choice)")
+    made.add_argument(
+        "--bandwidth", metavar="RATE", help="send no more than this, such as 20mbit (default: as the line takes it)"
+    )
+    made.add_argument(
+        "--hours", metavar="HH:MM-HH:MM", help="serve then and pause else, local time, such as 22:00-07:00 (all day)"
+    )
     made.add_argument("--emulate-link", metavar="SHAPE", help="delay what this node sends: delay=25ms,rate=100mbit")
     made.add_argument(
         "--identity", type=Path, metavar="PATH", help="this node's keys, made at its first start (default: per user)"
@@ -134,6 +143,8 @@ def read_config(
         device_share=args.device_share,
         lend_from=args.lend_from,
         metrics=args.metrics,
+        bandwidth=parse_rate(args.bandwidth) if args.bandwidth else None,
+        hours=Hours.parse(args.hours) if args.hours else None,
         panel=args.panel,
         limits=Limits(sessions=args.max_sessions, grace_s=args.grace, lend_ports=args.lend_ports),
     )

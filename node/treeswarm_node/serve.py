@@ -16,10 +16,12 @@ from treeswarm.registry.book import BookRegistry
 from treeswarm.transport.address import Address
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
+from treeswarm.transport.pace import Pace
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.gauge import Gauge
+from treeswarm_node.hours import keep_hours
 from treeswarm_node.landlord import Landlord
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership import Membership
@@ -93,7 +95,8 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
     async with contextlib.AsyncExitStack() as stack:
         identity, kept_at = stack.enter_context(own_identity(config.identity))
         model = await asyncio.to_thread(Model.find, config.model)
-        line = GrpcTransport(security=Security(identity, swarm_key))
+        pace = Pace(config.bandwidth) if config.bandwidth else None
+        line = GrpcTransport(security=Security(identity, swarm_key), pace=pace)
         transport: Transport = line
         if config.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(config.emulate_link))
@@ -101,7 +104,7 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         node = Node(transport, config.limits)
         listener = await transport.listen(config.listen, node.accept)
         stack.push_async_callback(listener.close)
-        node.landlord = Landlord(Address.parse(config.listen).host, config.limits, config.lend_from)
+        node.landlord = Landlord(Address.parse(config.listen).host, config.limits, config.lend_from, pace=pace)
         registry = await _registry(config, model, identity)
         stack.push_async_callback(registry.close)
         life = Lifecycle(config, identity, model, node, _seen_from_outside(config, listener.address), Survey(transport))
@@ -117,7 +120,10 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         finder = PlaceFinder(
             transport, listener.address, identity.pin, life.landlords, life.settle, config.announce, node.guests
         )
-        for work in (node.sweep(), life.membership.run(), life.survey.run(life.neighbours), finder.run()):
+        works = [node.sweep(), life.membership.run(), life.survey.run(life.neighbours), finder.run()]
+        if config.hours:
+            works.append(keep_hours(config.hours, life.membership.orders))
+        for work in works:
             stack.push_async_callback(_cancel, asyncio.create_task(work))
         yield Serving(_ready(config, life, stage, registry, metrics), life, gauge)
 

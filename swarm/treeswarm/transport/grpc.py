@@ -24,6 +24,7 @@ from treeswarm.transport.grpc_streams import (
     refusal,
     why_context_ended,
 )
+from treeswarm.transport.pace import Pace
 from treeswarm.transport.seam import Accept, StreamKind, Traffic
 from treeswarm.transport.tls import (
     Certificate,
@@ -104,6 +105,8 @@ class GrpcTransport:
     """Peers turned away, by code: streams accepted and then ended with an error, and dialled peers that were not who
     they should be."""
     traffic: Traffic = field(default_factory=Traffic)
+    pace: Pace | None = None
+    """Of what is sent: links wait their turn; control streams, which are heartbeats and answers, count and do not."""
     _certificates: dict[str, Certificate] = field(default_factory=dict)
     _pins: dict[str, str] = field(default_factory=dict)
     _channels: dict[tuple[str, StreamKind, str], grpc.aio.Channel] = field(default_factory=dict)
@@ -129,7 +132,7 @@ class GrpcTransport:
     async def listen(self, address: str, accept: Accept) -> GrpcListener:
         wanted = Address.parse(address)
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        handler = _Handler(accept, self.codec, self.security, self.refused, self.traffic)
+        handler = _Handler(accept, self.codec, self.security, self.refused, self.traffic, self.pace)
         server.add_generic_rpc_handlers((handler,))
         try:
             port = _add_port(server, wanted.bare, self.security)
@@ -189,6 +192,7 @@ class GrpcTransport:
             finish=lambda stream: self._hang_up(call, stream),
             kind=kind,
             traffic=self.traffic,
+            pace=self.pace,
         )
         self._streams.add(stream)
         return stream
@@ -284,10 +288,16 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Hands every accepted stream to `accept`, and turns what it raises into the stream's end."""
 
     def __init__(
-        self, accept: Accept, codec: Codec, security: Security | None, refused: Counter[str], traffic: Traffic
+        self,
+        accept: Accept,
+        codec: Codec,
+        security: Security | None,
+        refused: Counter[str],
+        traffic: Traffic,
+        pace: Pace | None,
     ) -> None:
         self._accept, self._codec, self._security = accept, codec, security
-        self._refused, self._traffic = refused, traffic
+        self._refused, self._traffic, self._pace = refused, traffic, pace
         self.accepted: set[asyncio.Task[None]] = set()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
@@ -316,6 +326,7 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
             finish=lambda _: _cancel_other(accepted),
             kind=kind,
             traffic=self._traffic,
+            pace=self._pace,
         )
         accepted: asyncio.Task[None] = asyncio.create_task(_accepting(self._accept, kind, stream))
         self.accepted.add(accepted)

@@ -10,6 +10,7 @@ import grpc
 
 from treeswarm.errors import LinkBroken, Malformed, Refused, SwarmError
 from treeswarm.messages import FaultCode, Message
+from treeswarm.transport.pace import Pace
 from treeswarm.transport.seam import StreamKind, Traffic
 from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_up, encode
 
@@ -59,6 +60,7 @@ class GrpcStream:
     finish: Callable[["GrpcStream"], Awaitable[None]]
     kind: StreamKind
     traffic: Traffic
+    pace: Pace | None = None
     error: SwarmError | None = None
     """What the accepting side ended the stream with."""
     ended: bool = False
@@ -72,7 +74,12 @@ class GrpcStream:
     async def send(self, message: Message) -> None:
         if self.ended:
             raise LinkBroken(f"the stream to {self.peer} has ended")
-        await asyncio.shield(self._write(self.encode(message)))
+        data = self.encode(message)
+        if self.pace is not None:
+            wait_s = self.pace.take(len(data), asyncio.get_running_loop().time())
+            if self.kind is StreamKind.LINK:
+                await asyncio.sleep(wait_s)
+        await asyncio.shield(self._write(data))
 
     async def receive(self) -> Message | None:
         if self._over is None:
