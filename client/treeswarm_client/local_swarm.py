@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from treeswarm.errors import ModelError, NodeLost
+from treeswarm.settings import PREFIX
 from treeswarm.spans import Span
 
 # Importing torch and proving a span takes seconds; minutes on a machine busy with something else.
@@ -128,6 +130,8 @@ async def _start(place: Place, *arguments: str) -> tuple[asyncio.subprocess.Proc
         *(*place.through, *node_command(), *arguments, "--listen", place.listen),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        # What the user has set is meant for a node of theirs, not for these.
+        env={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
     )
     assert process.stderr is not None
     return process, asyncio.create_task(process.stderr.read())

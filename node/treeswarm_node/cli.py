@@ -1,133 +1,22 @@
 """The program `swarm-node`."""
 
-import argparse
 import asyncio
 import contextlib
+import io
 import json
 import logging
-import re
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from treeswarm import __version__
-from treeswarm.errors import BadRequest, SwarmError
-from treeswarm.spans import Span
-from treeswarm_node.config import Limits, NodeConfig
+from rich.console import Console
+
+from treeswarm.errors import SwarmError
+from treeswarm_node.command_line import read_config
+from treeswarm_node.config import NodeConfig
+from treeswarm_node.loading import LoadingBar, LoadingLog
 from treeswarm_node.owner import COMMANDS, command
-
-EXAMPLES = """examples:
-  swarm-node demo                                        begin a swarm; prints how others join
-  swarm-node demo --registry dht:/ip4/203.0.113.7/tcp/4002/p2p/12D3KooW…    join one
-  swarm-node demo --registry mqtts://me:secret@broker.example.org/ours      the same through a broker
-  swarm-node pause; swarm-node resume                    have the machine back for an hour
-  swarm-node demo --blocks 0:3 --listen 127.0.0.1:4001   serve its first three blocks
-  swarm-node ./Llama-3-8B --blocks 16:32 --listen 0.0.0.0:4002 --dtype bfloat16 --device cuda
-  swarm-node demo --swarm-key swarm.key                  for those alone who have the same key file
-  swarm-node demo --emulate-link delay=25ms,rate=100mbit as if 25 ms away on a 100 Mbit/s line
-
-the model is a Hugging Face causal-LM directory, a hub id, or demo"""
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line; the flags are a promise to users."""
-    made = argparse.ArgumentParser(
-        prog="swarm-node",
-        description="Host a span of a model's decoder blocks for a swarm.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("model", metavar="MODEL", help="model directory, hub id, or `demo`")
-    made.add_argument(
-        "--blocks", metavar="START:END", help="decoder blocks to serve (default: those that help the swarm most)"
-    )
-    made.add_argument("--num-blocks", type=int, metavar="N", help="how many to choose (default: as many as fit)")
-    made.add_argument("--memory", metavar="SIZE", help="use no more than this, such as 6GiB (default: what is free)")
-    made.add_argument("--listen", metavar="HOST:PORT", default="0.0.0.0:0", help="default: everywhere, a free port")
-    made.add_argument("--announce", metavar="HOST:PORT", help="where others reach it, behind a router (default: found)")
-    made.add_argument(
-        "--registry",
-        metavar="SPEC",
-        help="dht:ADDRESS,… of a swarm to join, mqtts://USER:PASSWORD@HOST/NAMESPACE, or none (default: a new swarm)",
-    )
-    made.add_argument(
-        "--lend-ports", type=int, default=4, metavar="N", help="to nodes behind routers, at most so many; 0: none (4)"
-    )
-    made.add_argument(
-        "--lend-from", type=int, default=0, metavar="PORT", help="lend this port and the next ones (default: free ones)"
-    )
-    made.add_argument("--grace", type=float, default=30.0, metavar="SECONDS", help="to finish sessions on leaving (30)")
-    made.add_argument("--max-sessions", type=int, default=256, metavar="N", help="open at once (default 256)")
-    made.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16", "auto"], default="float32",
-        help="auto: bfloat16 where the device computes in it, else float32 (default float32)",
-    )  # fmt: skip
-    made.add_argument(
-        "--quantization", choices=["none", "int8", "nf4"], default="none", help="of weights: 8 or 4 bits (default none)"
-    )
-    made.add_argument(
-        "--activations", choices=["native", "int8"], default="native",
-        help="between nodes: as computed, or in 8 bits, which changes the text (default native)",
-    )  # fmt: skip
-    made.add_argument(
-        "--offload", choices=["none", "ram", "disk"], default="none",
-        help="host more blocks than the device holds: their weights wait there (default none)",
-    )  # fmt: skip
-    made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default cpu)")
-    made.add_argument(
-        "--device-share", type=float, default=1.0, metavar="SHARE", help="use it at most this share of the time (1)"
-    )
-    made.add_argument("--kv-tokens", type=int, default=16384, help="KV cache rows for all sessions (default 16384)")
-    made.add_argument("--threads", type=int, default=0, help="CPU threads for the model (default: torch's choice)")
-    made.add_argument("--emulate-link", metavar="SHAPE", help="delay what this node sends: delay=25ms,rate=100mbit")
-    made.add_argument(
-        "--identity", type=Path, metavar="PATH", help="this node's keys, made at its first start (default: per user)"
-    )
-    made.add_argument("--swarm-key", type=Path, metavar="PATH", help="key file of a private swarm (default: open)")
-    made.add_argument("--log-format", choices=["text", "json"], default="text", help="json: one object a line")
-    made.add_argument("--verbose", action="store_true", help="log every session")
-    made.add_argument("--version", action="version", version=f"treeswarm {__version__}")
-    return made
-
-
-def read_config(arguments: Sequence[str] | None = None) -> tuple[NodeConfig, bool]:
-    """The command line as a config, and whether to be verbose.  Raises BadRequest."""
-    args = parser().parse_args(arguments)
-    if args.kv_tokens < 1:
-        raise BadRequest(f"--kv-tokens {args.kv_tokens} leaves no room for any session: give some thousand")
-    if args.threads < 0:
-        raise BadRequest(f"--threads {args.threads} is no number of threads")
-    if args.lend_ports < 0 or not 0 <= args.lend_from < 2**16 - max(0, args.lend_ports):
-        raise BadRequest(
-            f"--lend-ports {args.lend_ports} --lend-from {args.lend_from} are no ports: give some below 65536"
-        )
-    if args.num_blocks is not None and args.num_blocks < 1:
-        raise BadRequest(f"--num-blocks {args.num_blocks} hosts nothing: give at least 1")
-    config = NodeConfig(
-        model=args.model,
-        span=Span.parse(args.blocks) if args.blocks else None,
-        listen=args.listen,
-        dtype=args.dtype,
-        quantization=args.quantization,
-        activations="" if args.activations == "native" else args.activations,
-        offload=args.offload,
-        device=args.device,
-        kv_tokens=args.kv_tokens,
-        threads=args.threads,
-        emulate_link=args.emulate_link,
-        log_json=args.log_format == "json",
-        identity=args.identity,
-        swarm_key=args.swarm_key,
-        registry=args.registry,
-        announce=args.announce,
-        num_blocks=args.num_blocks,
-        memory=parse_size(args.memory) if args.memory else None,
-        device_share=args.device_share,
-        lend_from=args.lend_from,
-        limits=Limits(sessions=args.max_sessions, grace_s=args.grace, lend_ports=args.lend_ports),
-    )
-    return config, args.verbose
+from treeswarm_node.panel import LivePanel
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,8 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments and arguments[0] in COMMANDS:
             return asyncio.run(command(arguments))
         config, verbose = read_config(arguments)
-        _set_up_logging(json_lines=config.log_json, verbose=verbose)
-        asyncio.run(_serve_until_stopped(config))
+        panel = _panel(config)
+        _set_up_logging(json_lines=config.log_json, verbose=verbose, panel=panel)
+        asyncio.run(_serve_until_stopped(config, panel))
     except SwarmError as error:
         print(f"swarm-node: {error}", file=sys.stderr)
         return 1
@@ -147,7 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-async def _serve_until_stopped(config: NodeConfig) -> None:
+def _panel(config: NodeConfig) -> LivePanel | None:
+    """On a terminal that can redraw, unless the owner or a program wants lines."""
+    if config.log_json or not config.panel or not sys.stdout.isatty():
+        return None
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model's name in letters that this terminal lacks
+    console = Console(highlight=False)
+    return None if console.is_dumb_terminal else LivePanel(console)
+
+
+async def _serve_until_stopped(config: NodeConfig, panel: LivePanel | None) -> None:
     # Imported here so that --help and a wrong flag answer at once, without torch.
     from treeswarm_node.serve import serving  # noqa: PLC0415
 
@@ -156,17 +56,18 @@ async def _serve_until_stopped(config: NodeConfig) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(number, stop.set)
-    async with serving(config) as (ready, life):
-        print(json.dumps(ready.as_dict()) if config.log_json else ready, flush=True)
-        await life.live(stop)
-
-
-def parse_size(text: str) -> int:
-    """`6GiB`, `500MB` or bytes.  Raises BadRequest."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGT]?)(i?)B?", text)
-    if match is None:
-        raise BadRequest(f"'{text}' is no size: give something like 6GiB or 500MB")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+    bar = LoadingBar(Console(stderr=True)) if sys.stderr.isatty() and not config.log_json else None
+    async with contextlib.AsyncExitStack() as stack:
+        if bar:
+            stack.callback(bar.stop)
+        served = await stack.enter_async_context(serving(config, bar or LoadingLog()))
+        if bar:
+            bar.stop()
+        print(json.dumps(served.ready.as_dict()) if config.log_json else served.ready, flush=True)
+        served.life.progress = panel.progress if panel else LoadingLog()
+        if panel:
+            await stack.enter_async_context(panel.watching(served.gauge.read))
+        await served.life.live(stop)
 
 
 class _JsonLines(logging.Formatter):
@@ -177,13 +78,23 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-def _set_up_logging(*, json_lines: bool, verbose: bool) -> None:
-    handler = logging.StreamHandler()
+class _ToPanel(logging.Handler):
+    def __init__(self, panel: LivePanel) -> None:
+        super().__init__()
+        self._panel = panel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._panel.event(record, self.format(record))
+
+
+def _set_up_logging(*, json_lines: bool, verbose: bool, panel: LivePanel | None) -> None:
+    handler = _ToPanel(panel) if panel else logging.StreamHandler()
     handler.setFormatter(_JsonLines() if json_lines else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # It logs a traceback of its own for every peer that leaves while a stream's last words are sent.
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
-    logging.getLogger("treeswarm_node").setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("treeswarm_node").setLevel(logging.INFO if verbose or panel else logging.WARNING)
+    logging.getLogger("treeswarm_node.loading").setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from treeswarm.errors import BadRequest
 from treeswarm.spans import Span
+from treeswarm.transport.pace import LEAST_RATE
+from treeswarm_node.hours import Hours
 from treeswarm_node.scheduler import Budget
 
 # Below it a forward would hold up a chain twenty times as long as its neighbours': whoever wants to give less pauses.
@@ -89,6 +91,14 @@ class NodeConfig:
     """On links: empty as computed, or `int8`."""
     offload: str = "none"
     """Where the blocks' weights stay while they are not computed with: `none`, `ram`, `disk`."""
+    metrics: str | None = None
+    """`HOST:PORT` where Prometheus is answered; None: nowhere."""
+    bandwidth: float | None = None
+    """Bits a second to send, to nodes and clients together; None: as the line takes it."""
+    hours: Hours | None = None
+    """When to serve; None: always."""
+    panel: bool = True
+    """On a terminal, a live picture of the node."""
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
@@ -96,4 +106,9 @@ class NodeConfig:
             raise BadRequest(
                 f"--device-share {self.device_share:g} is no share of the time: give {LEAST_SHARE:g} to 1, or "
                 "`swarm-node pause` to have the device alone"
+            )
+        if self.bandwidth is not None and self.bandwidth < LEAST_RATE:
+            raise BadRequest(
+                f"--bandwidth {self.bandwidth / 1000:g}kbit is too little to take part: give 1mbit or more, or "
+                "say with --hours when the line is free"
             )

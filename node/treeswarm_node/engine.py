@@ -17,6 +17,7 @@ from treeswarm.session import NodeSession
 from treeswarm.spans import Span
 from treeswarm.steps import Step
 from treeswarm_node.batch import Segment
+from treeswarm_node.counters import Counters
 from treeswarm_node.device import Computed, Runs
 from treeswarm_node.kv import SessionKV
 from treeswarm_node.scheduler import Budget, next_batch
@@ -54,19 +55,6 @@ class Work:
         return self.step.commits
 
 
-@dataclass
-class Counters:
-    """Since start, for whoever asks the node."""
-
-    frames: int = 0
-    forwards: int = 0
-    forward_sessions: int = 0
-    skipped_rows: int = 0
-    """Rows that died while they waited, and were not computed."""
-    queue_s: float = 0.0
-    """What an append waits before its forward, smoothed over the last dozens."""
-
-
 @dataclass(eq=False)
 class Engine:
     """Owns the queue and the device thread.  `run` for ever; `submit` from the same loop."""
@@ -79,6 +67,11 @@ class Engine:
     _running: list[Work] = field(default_factory=list)
     _over: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the running forward is over."""
+
+    @property
+    def waiting(self) -> int:
+        """Steps that are not in a forward yet."""
+        return len(self._waiting)
 
     def submit(self, work: Work) -> None:
         """Queue a step; the queue is bounded by the credits of the sessions."""
@@ -149,7 +142,11 @@ class Engine:
         self.counters.frames += len(finished)
         self.counters.forwards += 1
         self.counters.forward_sessions += sessions
+        self.counters.compute_s += compute_us / 1e6
         for work, computed in zip(finished, results, strict=True):
             queued = int((started - work.arrived) * 1e6)
+            self.counters.waited_s += started - work.arrived
+            self.counters.rows += work.rows
+            self.counters.tokens += len(work.step.commit_slots) + (work.rows if work.prefill else 0)
             self.counters.queue_s += QUEUE_STEP * (started - work.arrived - self.counters.queue_s)
             work.done(work.step, computed, HopTiming(queued, compute_us, work.rows, sessions))

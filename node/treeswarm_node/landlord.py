@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Refused
 from treeswarm.messages import TICKET_BYTES, FaultCode, Incoming, Rent, Rented
+from treeswarm.transport.pace import Pace
 from treeswarm.transport.seam import Stream
 from treeswarm_node.admission import host_of
 from treeswarm_node.config import Limits
@@ -37,6 +38,7 @@ class Tenancy:
     limits: Limits
     buffer: memoryview
     wait_s: float
+    pace: Pace | None = None
     server: asyncio.Server | None = None
     refused: int = 0
     """Strangers turned away."""
@@ -47,7 +49,7 @@ class Tenancy:
     _over: bool = False
 
     def __post_init__(self) -> None:
-        self._meter = Meter(self.limits.lend_bytes_per_s)
+        self._meter = Meter(self.limits.lend_bytes_per_s, self.pace)
 
     @property
     def host(self) -> str:
@@ -125,6 +127,8 @@ class Landlord:
     reachable: bool = True
     """Whether strangers reach this node itself: else it has nothing to lend."""
     wait_s: float = WAIT_S
+    pace: Pace | None = None
+    """Of all that this node sends, what it passes on included."""
     _tenancies: list[Tenancy] = field(default_factory=list)
     _fetching: dict[End, asyncio.TimerHandle] = field(default_factory=dict)
     _server: asyncio.Server | None = None
@@ -134,7 +138,7 @@ class Landlord:
     async def lend(self, wanted: Rent, stream: Stream) -> None:
         """Until cancelled, as when the tenant's stream ends.  Raises Refused, TransportError."""
         self._check(wanted, stream)
-        tenancy = Tenancy(stream, self.limits, self._buffer, self.wait_s)
+        tenancy = Tenancy(stream, self.limits, self._buffer, self.wait_s, self.pace)
         self._tenancies.append(tenancy)
         try:
             rented = await self._open(tenancy)

@@ -16,10 +16,12 @@ from treeswarm import __version__
 from treeswarm.keys import Identity
 from treeswarm.messages import NumericsClass
 from treeswarm.placement import Placed, State, choose_again, choose_span, plan_move
+from treeswarm.progress import Progress
 from treeswarm.records import NodeRecord, NodeState
 from treeswarm.spans import Span
 from treeswarm.transport.address import Address
 from treeswarm_node.config import NodeConfig
+from treeswarm_node.counters import Counters
 from treeswarm_node.fit import blocks_that_fit, footprint_of, free_memory, store_room
 from treeswarm_node.membership import Membership
 from treeswarm_node.node import Node
@@ -59,7 +61,13 @@ class Lifecycle:
     reachable: bool = False
     span: Span | None = None
     membership: Membership = field(init=False)
-    _numerics: NumericsClass | None = None
+    progress: Progress | None = None
+    """Hears how far loading is, whenever something is loaded."""
+    counters: Counters = field(default_factory=Counters)
+    """Of all spans it ever served."""
+    moves: int = 0
+    """To other blocks."""
+    numerics: NumericsClass | None = None
     """Known once the weights were read."""
     _stage: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
@@ -76,7 +84,7 @@ class Lifecycle:
             reachable=self.reachable,
             name=self.config.model[-64:],
             model=self.model.config,
-            numerics=self._numerics
+            numerics=self.numerics
             or NumericsClass(UNKNOWN_WEIGHTS, self.config.dtype, self.config.quantization, self.config.activations),
             span=self.span or Span(0, self.model.shape.blocks),
             blocks=self.model.shape.blocks,
@@ -150,8 +158,9 @@ class Lifecycle:
 
     async def _serve(self, span: Span) -> Stage:
         self.span = span
-        stage = await self._stage.enter_async_context(on_stage(self.config, self.model, span))
-        self.node.stage, self.node.state, self._numerics = stage, NodeState.ONLINE, stage.served.numerics
+        opening = on_stage(self.config, self.model, span, self.counters, self.progress)
+        stage = await self._stage.enter_async_context(opening)
+        self.node.stage, self.node.state, self.numerics = stage, NodeState.ONLINE, stage.served.numerics
         await self.membership.announce()
         return stage
 
@@ -206,6 +215,7 @@ class Lifecycle:
             return
         await self._drain()
         self.node.state = NodeState.JOINING
+        self.moves += 1
         await self._serve(span)
 
     async def _planned(self) -> Span | None:

@@ -1,5 +1,7 @@
 """Loads a span of a model: its tensors and no others, by transformers' own rules."""
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 
 from treeswarm.errors import BadRequest, ModelError, UnsupportedModel
-from treeswarm.identity import Progress
 from treeswarm.model_files import BLOCK, read_config, read_header, weight_files
+from treeswarm.progress import LOADING, Progress
 from treeswarm.spans import Span
 from treeswarm_node.loaded import LoadedSpan
 from treeswarm_node.offload import Offload
@@ -149,16 +151,35 @@ def _wanted_tensors(
     return wanted
 
 
+class _Told:
+    """A lazy slice of a checkpoint's tensor that tells when it is read, in whatever thread transformers does."""
+
+    def __init__(self, inner: Any, read: Callable[[], None]) -> None:
+        self._inner, self._read = inner, read
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._inner[index]
+        self._read()
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
 def _open_tensors(folder: Path, wanted: dict[str, list[str]], progress: Progress | None) -> dict[str, Any]:
     """Lazy slices of the wanted tensors; transformers reads each when it places it."""
+    total, done = sum(map(len, wanted.values())), itertools.count(1)
     state: dict[str, Any] = {}
-    for done, (file, tensors) in enumerate(sorted(wanted.items())):
-        read_header(folder / file)
+
+    def read() -> None:
         if progress is not None:
-            progress(done, len(wanted), f"reading {file}")
+            progress(next(done), total, LOADING)
+
+    for file, tensors in sorted(wanted.items()):
+        read_header(folder / file)
         try:
             opened: Any = safe_open(folder / file, framework="pt", device="cpu")
-            state.update({tensor: opened.get_slice(tensor) for tensor in tensors})
+            state.update({tensor: _Told(opened.get_slice(tensor), read) for tensor in tensors})
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{folder / file} cannot be read ({error}): download it again") from None
     return state

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -49,8 +50,9 @@ class Node:
     sessions: dict[bytes, HostedSession] = field(default_factory=dict)
     opened: int = 0
     resumed: int = 0
-    refused: int = 0
-    _journals: JournalBudget = field(init=False)
+    refusals: Counter[str] = field(default_factory=Counter)
+    """Sessions refused, by code."""
+    journals: JournalBudget = field(init=False)
     _news: asyncio.Condition = field(default_factory=asyncio.Condition)
     """Told whenever a session opens or begins an epoch."""
     _streams: int = 0
@@ -59,7 +61,12 @@ class Node:
     _beside: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
-        self._journals = JournalBudget(self.limits.journal_bytes)
+        self.journals = JournalBudget(self.limits.journal_bytes)
+
+    @property
+    def streams(self) -> int:
+        """Open now, of both kinds."""
+        return self._streams
 
     async def accept(self, kind: StreamKind, stream: Stream) -> None:
         """Serve one stream until it ends.  What it raises ends that stream alone."""
@@ -119,7 +126,7 @@ class Node:
             sessions=len(self.sessions),
             opened=self.opened,
             resumed=self.resumed,
-            refused=self.refused,
+            refused=self.refusals.total(),
             prefix_hits=stage.store.prefixes.hits,
             prefix_tokens=stage.store.prefixes.hit_tokens,
             skipped_rows=counters.skipped_rows,
@@ -142,8 +149,8 @@ class Node:
             units = self._kept_of(wanted, stage)
             pages = [page for unit in units for page in unit.pages]
             kv = stage.store.open(wanted.trunk_room, wanted.crown_room, pages)
-        except Refused:
-            self.refused += 1
+        except Refused as error:
+            self.refusals[error.code] += 1
             self._say_room(full=True)
             raise
         terms = SessionTerms(
@@ -182,8 +189,8 @@ class Node:
             return None
         row_bytes = stage.served.activation_bytes
         rows = wanted.trunk_room + wanted.crown_room - len(units) * PREFIX_TOKENS
-        stage.store.prefixes.make_room_for(self._journals, rows * row_bytes)
-        return self._journals.open(row_bytes, wanted.trunk_room, wanted.crown_room, chunks)
+        stage.store.prefixes.make_room_for(self.journals, rows * row_bytes)
+        return self.journals.open(row_bytes, wanted.trunk_room, wanted.crown_room, chunks)
 
     def _say_room(self, *, full: bool) -> None:
         """Clients stay away from a node whose record says that it is full, so it must say when it no longer is."""

@@ -10,17 +10,22 @@ from typing import Any
 
 from treeswarm.errors import BadRequest
 from treeswarm.keys import Identity, read_swarm_key
+from treeswarm.progress import Progress
 from treeswarm.registry import Registry, open_registry, registry_kind
 from treeswarm.registry.book import BookRegistry
 from treeswarm.transport.address import Address
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
+from treeswarm.transport.pace import Pace
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.config import NodeConfig
+from treeswarm_node.gauge import Gauge
+from treeswarm_node.hours import keep_hours
 from treeswarm_node.landlord import Landlord
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership import Membership
+from treeswarm_node.metrics import metrics_served
 from treeswarm_node.node import Node
 from treeswarm_node.own_identity import own_identity
 from treeswarm_node.owner import noted
@@ -53,6 +58,8 @@ class Ready:
     rate: float
     join: str | None
     """What another node gives as `--registry`; None where there is no registry."""
+    metrics: str | None = None
+    """Where Prometheus finds this node's figures."""
 
     def __str__(self) -> str:
         lines = [
@@ -62,42 +69,63 @@ class Ready:
         if self.join:
             lines.append(f"  nodes join with:  swarm-node {self.model} --registry {self.join}")
         lines.append(f"  clients ask with: swarm generate PROMPT --model {self.model} --registry {self.pinned}")
+        if self.metrics:
+            lines.append(f"  Prometheus asks:  {self.metrics}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
         return {"event": "ready", **asdict(self)}
 
 
+@dataclass(frozen=True, eq=False)
+class Serving:
+    """A node that serves: what it says of itself, its life, and its figures."""
+
+    ready: Ready
+    life: Lifecycle
+    gauge: Gauge
+
+
 @contextlib.asynccontextmanager
-async def serving(config: NodeConfig) -> AsyncIterator[tuple[Ready, Lifecycle]]:
-    """A node that serves; on leaving, its sessions are handed over and its record withdrawn."""
+async def serving(config: NodeConfig, progress: Progress | None = None) -> AsyncIterator["Serving"]:
+    """A node that serves; on leaving, its sessions are handed over and its record withdrawn.  `progress` hears how far
+    loading is."""
     config = replace(config, dtype=dtype_for(config.dtype, find_device(config.device)))
     swarm_key = read_swarm_key(config.swarm_key) if config.swarm_key else None
     async with contextlib.AsyncExitStack() as stack:
         identity, kept_at = stack.enter_context(own_identity(config.identity))
         model = await asyncio.to_thread(Model.find, config.model)
-        transport: Transport = GrpcTransport(security=Security(identity, swarm_key))
+        pace = Pace(config.bandwidth) if config.bandwidth else None
+        line = GrpcTransport(security=Security(identity, swarm_key), pace=pace)
+        transport: Transport = line
         if config.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(config.emulate_link))
         stack.push_async_callback(transport.close)
         node = Node(transport, config.limits)
         listener = await transport.listen(config.listen, node.accept)
         stack.push_async_callback(listener.close)
-        node.landlord = Landlord(Address.parse(config.listen).host, config.limits, config.lend_from)
+        node.landlord = Landlord(Address.parse(config.listen).host, config.limits, config.lend_from, pace=pace)
         registry = await _registry(config, model, identity)
         stack.push_async_callback(registry.close)
         life = Lifecycle(config, identity, model, node, _seen_from_outside(config, listener.address), Survey(transport))
+        life.progress = progress
         assert isinstance(registry, BookRegistry)
         life.membership = node.membership = Membership(identity, life.draft, registry, registry)
+        gauge, metrics = Gauge(life, line), None
+        if config.metrics:
+            metrics = await stack.enter_async_context(metrics_served(config.metrics, gauge.read))
         stage = await life.join()
         stack.push_async_callback(life.leave)
         stack.enter_context(noted(kept_at, f"{life.address.bare}#{identity.pin}"))
         finder = PlaceFinder(
             transport, listener.address, identity.pin, life.landlords, life.settle, config.announce, node.guests
         )
-        for work in (node.sweep(), life.membership.run(), life.survey.run(life.neighbours), finder.run()):
+        works = [node.sweep(), life.membership.run(), life.survey.run(life.neighbours), finder.run()]
+        if config.hours:
+            works.append(keep_hours(config.hours, life.membership.orders))
+        for work in works:
             stack.push_async_callback(_cancel, asyncio.create_task(work))
-        yield _ready(config, life, stage, registry), life
+        yield Serving(_ready(config, life, stage, registry, metrics), life, gauge)
 
 
 async def _registry(config: NodeConfig, model: Model, identity: Identity) -> Registry:
@@ -136,7 +164,7 @@ def _way_out(wildcard: str) -> str:
             return "::1" if ":" in wildcard else "127.0.0.1"
 
 
-def _ready(config: NodeConfig, life: Lifecycle, stage: Stage, registry: Registry) -> Ready:
+def _ready(config: NodeConfig, life: Lifecycle, stage: Stage, registry: Registry, metrics: str | None) -> Ready:
     address, served = str(life.address.bare), stage.served
     return Ready(
         address=address,
@@ -153,6 +181,7 @@ def _ready(config: NodeConfig, life: Lifecycle, stage: Stage, registry: Registry
         kv_tokens=config.kv_tokens,
         rate=stage.rate,
         join=_join_line(config, registry),
+        metrics=metrics,
     )
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from treeswarm.transport.pace import Pace
+
 # One read's worth.  With 64 KiB an echo of 1 MiB through a lent port took 0.8 ms longer (docs/benchmarks.md).
 READ_BYTES = 1 << 18
 # What may wait in front of a receiver before its sender is held back.  With one read more, that is all the memory of
@@ -27,14 +29,17 @@ class Meter:
     """The rate of all that shares it, in bytes a second; 0 for no limit."""
 
     rate: int = 0
+    pace: Pace | None = None
+    """Of all that this program sends."""
     _free_at: float = 0.0
 
     def wait_s(self, size: int, now: float) -> float:
         """How long whoever has just passed on `size` bytes must read nothing."""
+        shared_s = self.pace.took(size, now) if self.pace is not None else 0.0
         if not self.rate:
-            return 0.0
+            return shared_s
         self._free_at = max(self._free_at, now) + size / self.rate
-        return self._free_at - now
+        return max(shared_s, self._free_at - now)
 
 
 class Hold(Enum):

@@ -5,18 +5,17 @@ import contextlib
 import gc
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
 from treeswarm.errors import BadRequest
 from treeswarm.identity import config_digest, weights_digest
 from treeswarm.messages import NumericsClass, Profile, Resumption
 from treeswarm.model_files import ModelShape, read_config, read_shape, resolve_model
+from treeswarm.progress import Progress
 from treeswarm.replay import replay
 from treeswarm.session import NodeSession, SessionTerms
 from treeswarm.spans import Span
@@ -24,6 +23,7 @@ from treeswarm_node.activations import row_codec
 from treeswarm_node.admission import Served
 from treeswarm_node.batch import Segment
 from treeswarm_node.config import NodeConfig
+from treeswarm_node.counters import Counters
 from treeswarm_node.device import Device, Lent, Runs
 from treeswarm_node.engine import Engine
 from treeswarm_node.kv import KVStore
@@ -73,14 +73,24 @@ class Model:
 
 
 @contextlib.asynccontextmanager
-async def on_stage(config: NodeConfig, model: Model, span: Span) -> AsyncIterator[Stage]:
-    """Load, prove and measure a span; its memory is free again on leaving.  Raises ModelError, BadRequest."""
+async def on_stage(
+    config: NodeConfig,
+    model: Model,
+    span: Span,
+    counters: Counters | None = None,
+    progress: Progress | None = None,
+) -> AsyncIterator[Stage]:
+    """Load, prove and measure a span; its memory is free again on leaving.  What it computes goes on in `counters`;
+    `progress` hears how far loading is.
+
+    Raises ModelError, BadRequest.
+    """
     with offloading(find_device(config.device), config.offload) as offload:
-        loaded, served, rate = await asyncio.to_thread(_load, config, model, span, offload)
+        loaded, served, rate = await asyncio.to_thread(_load, config, model, span, offload, progress)
         codec = row_codec(config.activations, served.hidden_size)
         device = _lent(Device(loaded, Sampler(served.vocab_size), codec), config.device_share)
         profile = await asyncio.to_thread(measure_profile, device, served, loaded.store)
-        engine = Engine(device, config.limits.budget)
+        engine = Engine(device, config.limits.budget, counters or Counters())
         running = asyncio.create_task(engine.run())
         try:
             yield Stage(served, engine, loaded.store, rate, profile, loaded.depends_on_text_alone)
@@ -117,18 +127,19 @@ def dtype_for(name: str, device: torch.device) -> str:
     return "bfloat16" if native else "float32"
 
 
-def _load(config: NodeConfig, model: Model, span: Span, offload: Offload | None) -> tuple[SpanModel, Served, float]:
+def _load(
+    config: NodeConfig, model: Model, span: Span, offload: Offload | None, progress: Progress | None
+) -> tuple[SpanModel, Served, float]:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = find_device(config.device)
     check_library(config.quantization)
-    folder = resolve_model(model.name, weights=True, span=span)
-    with _progress() as progress:
-        loaded = load_span(
-            folder, span, getattr(torch, config.dtype), device, progress,
-            quantization=config.quantization, offload=offload,
-        )  # fmt: skip
-        weights = weights_digest(folder, read_config(folder), progress)
+    folder = resolve_model(model.name, weights=True, span=span, progress=progress)
+    loaded = load_span(
+        folder, span, getattr(torch, config.dtype), device, progress,
+        quantization=config.quantization, offload=offload,
+    )  # fmt: skip
+    weights = weights_digest(folder, read_config(folder), progress)
     spanned = SpanModel(loaded, config.kv_tokens)
     prove(spanned)
     numerics = NumericsClass(weights, config.dtype, config.quantization, config.activations)
@@ -169,14 +180,3 @@ def measure_rate(model: SpanModel) -> float:
         finally:
             kv.close()
     return rows * len(span) / statistics.median(took[1:])
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), console=console, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("loading", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)

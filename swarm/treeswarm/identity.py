@@ -3,12 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from treeswarm.errors import ModelError
 from treeswarm.model_files import weight_files
+from treeswarm.progress import CHECKING, Progress
 
 # Fields of config.json that change no number: names, versions, bookkeeping, how to run rather than what.
 NOT_NUMERIC = {
@@ -26,9 +26,6 @@ NOT_NUMERIC = {
     "use_cache",
 }
 CHUNK = 1 << 22
-
-Progress = Callable[[int, int, str], None]
-"""Called with bytes done, bytes in all, and what is being done."""
 
 
 def config_digest(config: dict[str, Any]) -> str:
@@ -52,7 +49,7 @@ def weights_digest(folder: Path, config: dict[str, Any], progress: Progress | No
         digest.update(f"\n{name} {elsewhere.get(name) or _file_digest(folder / name)}".encode())
         done += sizes.get(name, 0)
         if progress is not None:
-            progress(done, total, "checking weights")
+            progress(done, total, CHECKING)
     return digest.hexdigest()
 
 

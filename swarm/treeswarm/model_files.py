@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from treeswarm.errors import ModelError
+from treeswarm.progress import Progress, telling_bar
 from treeswarm.spans import Span
 
 BUNDLED = ("demo", "demo-draft")
@@ -35,7 +36,9 @@ class ModelShape:
     eos_ids: frozenset[int]
 
 
-def resolve_model(name: str, *, weights: bool = False, span: Span | None = None) -> Path:
+def resolve_model(
+    name: str, *, weights: bool = False, span: Span | None = None, progress: Progress | None = None
+) -> Path:
     """The directory of a model given as a directory, a bundled name or a hub id.
 
     A directory is used as it is, offline.  From the hub come config and tokenizer, and with `weights` the files that
@@ -47,20 +50,21 @@ def resolve_model(name: str, *, weights: bool = False, span: Span | None = None)
         return Path(str(files("treeswarm") / "models" / name))
     if HUB_ID.fullmatch(name) and not name.startswith("."):
         folder = _from_hub(name, CLIENT_FILES)
-        return _from_hub(name, needed_files(folder, span)) if weights else folder
+        return _from_hub(name, needed_files(folder, span), progress) if weights else folder
     raise ModelError(
         f"there is no model '{name}': give a directory with config.json, a hub id such as org/model, or "
         + " or ".join(BUNDLED)
     )
 
 
-def _from_hub(name: str, patterns: Sequence[str]) -> Path:
+def _from_hub(name: str, patterns: Sequence[str], progress: Progress | None = None) -> Path:
     try:
         from huggingface_hub import snapshot_download  # noqa: PLC0415  # only for hub ids
     except ImportError:
         raise ModelError(f"'{name}' is a hub id, which needs huggingface_hub: pip install huggingface_hub") from None
+    bar = {"tqdm_class": telling_bar(progress)} if progress is not None else {}
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+        return Path(snapshot_download(name, allow_patterns=list(patterns), **bar))
     except Exception as error:  # the hub's client raises requests', httpx' and its own errors
         raise ModelError(
             f"cannot get '{name}' from the hub ({type(error).__name__}: {str(error).splitlines()[0]}): check the "

@@ -9,7 +9,7 @@ import json
 import sys
 from unittest.mock import patch
 
-from treeswarm_node.cli import read_config
+from treeswarm_node.command_line import read_config
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.place import Place
 from treeswarm_node.serve import serving

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from treeswarm.errors import BadRequest
 from treeswarm_node.batch import Segment
-from treeswarm_node.cli import read_config
+from treeswarm_node.command_line import read_config
 from treeswarm_node.device import Computed, Lent
 
 

@@ -322,7 +322,7 @@ class ToySwarm:
             assert kept.idle_pages == len(kept.pages)
             kept.clear()
             assert node.stage.store.pool.available * PAGE == 4096
-            assert node._journals.taken == 0
+            assert node.journals.taken == 0
 
 
 @contextlib.asynccontextmanager

@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
+from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Refused, Unreachable
-from treeswarm.messages import FaultCode, Ping, Pong
+from treeswarm.messages import FaultCode, LinkHello, Ping, Pong
 from treeswarm.transport.grpc import GrpcTransport
+from treeswarm.transport.pace import LEAST_RATE, Pace
 from treeswarm.transport.seam import Stream, StreamKind
 
 CONTROL, LINK = StreamKind.CONTROL, StreamKind.LINK
@@ -146,4 +148,38 @@ async def test_idle_connections_are_not_kept_without_bound(monkeypatch: pytest.M
     await dialling.close()
     for listener in listeners:
         await listener.close()
+    await listening.close()
+
+
+async def test_where_the_rate_is_used_up_links_wait_and_heartbeats_do_not() -> None:
+    listening, dialling = GrpcTransport(), GrpcTransport(pace=Pace(LEAST_RATE))
+    came = asyncio.Event()
+
+    async def accept(kind: StreamKind, stream: Stream) -> None:
+        while (message := await stream.receive()) is not None:
+            if isinstance(message, Ping):
+                await stream.send(Pong(message.stamp))
+            else:
+                came.set()
+
+    listener = await listening.listen("127.0.0.1:0", accept)
+    control = await dialling.connect(listener.address, StreamKind.CONTROL)
+    link = await dialling.connect(listener.address, StreamKind.LINK)
+    hello = LinkHello(PROTOCOL_VERSION, bytes(16), 0, bytes(16), b"")
+    await link.send(hello)
+    await asyncio.wait_for(came.wait(), 10)
+    came.clear()
+    assert dialling.pace is not None
+    dialling.pace.take(100_000_000, asyncio.get_running_loop().time())  # 800 s of the line
+    waiting = asyncio.create_task(link.send(hello))
+    await control.send(Ping(1))
+    assert await asyncio.wait_for(control.receive(), 10) == Pong(1)
+    assert not waiting.done()
+    assert not came.is_set()
+    waiting.cancel()
+    assert dialling.traffic.sent[StreamKind.LINK] > 0
+    assert dialling.traffic.sent == listening.traffic.received
+    assert dialling.traffic.received == listening.traffic.sent
+    await listener.close()
+    await dialling.close()
     await listening.close()

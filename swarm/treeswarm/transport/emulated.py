@@ -10,10 +10,21 @@ from treeswarm.transport.seam import Accept, Listener, Stream, StreamKind, Trans
 from treeswarm.wire.codec import encode
 
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+DELAY = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")
+RATE = re.compile(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)")
+NOTHING = re.compile(r"(?!)")
 # Messages on their way; a real link of 200 ms holds far fewer of these sizes.
 ON_THE_WAY = 256
 # How long the inner transport may take with what has crossed the emulated link.
 FLUSH_S = 5.0
+
+
+def parse_rate(text: str) -> float:
+    """Bits a second of `20mbit`.  Raises BadRequest."""
+    match = RATE.fullmatch(text.strip())
+    if match is None:
+        raise BadRequest(f"'{text}' is no rate: give something like 20mbit or 800kbit")
+    return float(match[1]) * UNITS[match[2]]
 
 
 @dataclass(frozen=True)
@@ -28,11 +39,11 @@ class LinkShape:
         """Read `delay=25ms,rate=100mbit`; either may be left out.  Raises BadRequest."""
         found: dict[str, float] = {}
         for part in text.split(","):
-            match = re.fullmatch(r"(delay=(\d+(?:\.\d+)?)(us|ms|s)|rate=(\d+(?:\.\d+)?)(kbit|mbit|gbit))", part.strip())
+            what, _, amount = part.strip().partition("=")
+            match = {"delay": DELAY, "rate": RATE}.get(what, NOTHING).fullmatch(amount)
             if match is None:
                 raise BadRequest(f"'{text}' is no link: give delay=25ms,rate=100mbit or one of the two")
-            number, unit = (match[2], match[3]) if match[2] else (match[4], match[5])
-            found[part.strip().split("=")[0]] = float(number) * UNITS[unit]
+            found[what] = float(match[1]) * UNITS[match[2]]
         if found.get("rate") == 0.0:
             raise BadRequest(f"'{text}' is a link that carries nothing: give a rate above 0")
         return cls(found.get("delay", 0.0), found.get("rate"))

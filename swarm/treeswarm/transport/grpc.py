@@ -24,7 +24,8 @@ from treeswarm.transport.grpc_streams import (
     refusal,
     why_context_ended,
 )
-from treeswarm.transport.seam import Accept, StreamKind
+from treeswarm.transport.pace import Pace
+from treeswarm.transport.seam import Accept, StreamKind, Traffic
 from treeswarm.transport.tls import (
     Certificate,
     Role,
@@ -103,6 +104,9 @@ class GrpcTransport:
     refused: Counter[str] = field(default_factory=Counter)
     """Peers turned away, by code: streams accepted and then ended with an error, and dialled peers that were not who
     they should be."""
+    traffic: Traffic = field(default_factory=Traffic)
+    pace: Pace | None = None
+    """Of what is sent: links wait their turn; control streams, which are heartbeats and answers, count and do not."""
     _certificates: dict[str, Certificate] = field(default_factory=dict)
     _pins: dict[str, str] = field(default_factory=dict)
     _channels: dict[tuple[str, StreamKind, str], grpc.aio.Channel] = field(default_factory=dict)
@@ -128,7 +132,7 @@ class GrpcTransport:
     async def listen(self, address: str, accept: Accept) -> GrpcListener:
         wanted = Address.parse(address)
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        handler = _Handler(accept, self.codec, self.security, self.refused)
+        handler = _Handler(accept, self.codec, self.security, self.refused, self.traffic, self.pace)
         server.add_generic_rpc_handlers((handler,))
         try:
             port = _add_port(server, wanted.bare, self.security)
@@ -186,6 +190,9 @@ class GrpcTransport:
             decode=self.codec.down[kind],
             why_over=last_words,
             finish=lambda stream: self._hang_up(call, stream),
+            kind=kind,
+            traffic=self.traffic,
+            pace=self.pace,
         )
         self._streams.add(stream)
         return stream
@@ -280,8 +287,17 @@ class GrpcTransport:
 class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Hands every accepted stream to `accept`, and turns what it raises into the stream's end."""
 
-    def __init__(self, accept: Accept, codec: Codec, security: Security | None, refused: Counter[str]) -> None:
-        self._accept, self._codec, self._security, self._refused = accept, codec, security, refused
+    def __init__(
+        self,
+        accept: Accept,
+        codec: Codec,
+        security: Security | None,
+        refused: Counter[str],
+        traffic: Traffic,
+        pace: Pace | None,
+    ) -> None:
+        self._accept, self._codec, self._security = accept, codec, security
+        self._refused, self._traffic, self._pace = refused, traffic, pace
         self.accepted: set[asyncio.Task[None]] = set()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
@@ -308,6 +324,9 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
             decode=self._codec.up[kind],
             why_over=lambda: why_context_ended(context),
             finish=lambda _: _cancel_other(accepted),
+            kind=kind,
+            traffic=self._traffic,
+            pace=self._pace,
         )
         accepted: asyncio.Task[None] = asyncio.create_task(_accepting(self._accept, kind, stream))
         self.accepted.add(accepted)

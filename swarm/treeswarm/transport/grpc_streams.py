@@ -10,7 +10,8 @@ import grpc
 
 from treeswarm.errors import LinkBroken, Malformed, Refused, SwarmError
 from treeswarm.messages import FaultCode, Message
-from treeswarm.transport.seam import StreamKind
+from treeswarm.transport.pace import Pace
+from treeswarm.transport.seam import StreamKind, Traffic
 from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_up, encode
 
 CODE_KEY = "treeswarm-code"
@@ -57,6 +58,9 @@ class GrpcStream:
     decode: Callable[[bytes], Message]
     why_over: Callable[[], Awaitable[SwarmError | None]]
     finish: Callable[["GrpcStream"], Awaitable[None]]
+    kind: StreamKind
+    traffic: Traffic
+    pace: Pace | None = None
     error: SwarmError | None = None
     """What the accepting side ended the stream with."""
     ended: bool = False
@@ -70,7 +74,12 @@ class GrpcStream:
     async def send(self, message: Message) -> None:
         if self.ended:
             raise LinkBroken(f"the stream to {self.peer} has ended")
-        await asyncio.shield(self._write(self.encode(message)))
+        data = self.encode(message)
+        if self.pace is not None:
+            wait_s = self.pace.take(len(data), asyncio.get_running_loop().time())
+            if self.kind is StreamKind.LINK:
+                await asyncio.sleep(wait_s)
+        await asyncio.shield(self._write(data))
 
     async def receive(self) -> Message | None:
         if self._over is None:
@@ -102,6 +111,7 @@ class GrpcStream:
         try:
             async with self._writing:
                 await self.write(data)
+                self.traffic.sent[self.kind] += len(data)
         except STREAM_ERRORS as error:
             raise await self.why_over() or LinkBroken(f"the stream to {self.peer} broke: {error}") from None
 
@@ -113,6 +123,7 @@ class GrpcStream:
                 data = await self.read()
                 item = over = _Over(await self.why_over()) if data is grpc.aio.EOF else None  # type: ignore[assignment]
                 if over is None:
+                    self.traffic.received[self.kind] += len(data)
                     item = self.decode(data)
             except Malformed as error:
                 item = over = _Over(error)

@@ -4,7 +4,9 @@ Adapters: `memory.py` (a seeded terrible network for tests) and `grpc.py`.  `emu
 in links of a given delay and rate.  One conformance suite runs against all of them.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -16,6 +18,14 @@ class StreamKind(StrEnum):
 
     CONTROL = "control"
     LINK = "link"
+
+
+@dataclass(eq=False)
+class Traffic:
+    """Bytes of messages since start, by the kind of stream; without what TLS and HTTP/2 add."""
+
+    sent: Counter[StreamKind] = field(default_factory=Counter)
+    received: Counter[StreamKind] = field(default_factory=Counter)
 
 
 class Stream(Protocol):

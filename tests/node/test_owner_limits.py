@@ -1,0 +1,150 @@
+"""What an owner keeps back: hours of the day, and a share of the line."""
+
+import asyncio
+import urllib.request
+from datetime import datetime, time, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from treeswarm.errors import BadRequest
+from treeswarm.spans import Span
+from treeswarm.transport.pace import LEAST_RATE, Pace
+from treeswarm_client.local_swarm import local_swarm
+from treeswarm_node.command_line import read_config
+from treeswarm_node.hours import Hours, keep_hours
+from treeswarm_node.splice import Meter
+
+from ..virtual_clock import run_virtually
+
+TIME = st.times().map(lambda t: t.replace(second=0, microsecond=0))
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("22:00-07:00", ["22:00", "23:59", "00:00", "06:59"], ["07:00", "12:00", "21:59"]),
+        ("09:30-17:00", ["09:30", "12:00", "16:59"], ["17:00", "23:00", "00:00", "09:29"]),
+        ("9:00-00:00", ["09:00", "23:59"], ["00:00", "08:59"]),
+        ("00:00-06:00", ["00:00", "05:59"], ["06:00", "23:59"]),
+    ],
+)
+def test_hours_may_go_over_midnight(text: str, inside: list[str], outside: list[str]) -> None:
+    hours = Hours.parse(text)
+    assert all(hours.include(time.fromisoformat(at)) for at in inside)
+    assert not any(hours.include(time.fromisoformat(at)) for at in outside)
+
+
+@given(start=TIME, end=TIME, now=TIME)
+def test_a_time_is_within_hours_or_within_the_rest_of_the_day(start: time, end: time, now: time) -> None:
+    if start != end:
+        hours, rest = Hours(start, end), Hours(end, start)
+        assert hours.include(now) != rest.include(now)
+        assert hours.include(start)
+        assert not hours.include(end)
+        assert Hours.parse(str(hours)) == hours
+
+
+@pytest.mark.parametrize("text", ["", "22-7", "24:00-01:00", "22:60-01:00", "22:00", "12:00-12:00", "22:00-07:00 CET"])
+def test_what_are_no_hours(text: str) -> None:
+    with pytest.raises(BadRequest, match="--hours"):
+        Hours.parse(text)
+
+
+def test_a_node_is_told_at_the_edges_and_the_owners_word_holds_between_them() -> None:
+    began = datetime(2026, 3, 1, 21, 0)
+
+    async def day_and_a_half() -> list[tuple[str, str]]:
+        loop = asyncio.get_running_loop()
+        orders: asyncio.Queue[str] = asyncio.Queue(4)
+        told = list[tuple[str, str]]()
+
+        def clock() -> datetime:
+            return began + timedelta(seconds=loop.time())
+
+        keeping = asyncio.create_task(keep_hours(Hours.parse("22:00-07:00"), orders, clock))
+        try:
+            async with asyncio.timeout(36 * 3600):
+                while True:
+                    order = await orders.get()
+                    told.append((f"{clock():%d %H:%M}", order))
+        except TimeoutError:
+            return told
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
+    assert run_virtually(day_and_a_half()) == [
+        ("01 21:00", "pause"),
+        ("01 22:00", "resume"),
+        ("02 07:00", "pause"),
+        ("02 22:00", "resume"),
+        ("03 07:00", "pause"),
+    ]
+
+
+@given(
+    rate=st.floats(LEAST_RATE, 1e10),
+    sends=st.lists(st.tuples(st.integers(0, 1 << 20), st.floats(0, 2)), min_size=1, max_size=50),
+)
+def test_no_more_is_sent_than_the_rate_but_for_one_message(rate: float, sends: list[tuple[int, float]]) -> None:
+    pace, now, first, sent = Pace(rate), 0.0, 0.0, 0
+    for size, later in sends:
+        now += later
+        leaves = now + pace.take(size, now)
+        assert 8 * sent <= (leaves - first) * rate * (1 + 1e-9) + 1e-3 or sent == 0
+        sent += size
+
+
+def test_an_idle_line_owes_nothing_and_makes_nobody_wait() -> None:
+    pace = Pace(8e6)
+    assert pace.take(1_000_000, 0.0) == 0.0
+    assert pace.take(500_000, 0.25) == 0.75
+    assert pace.take(1, 100.0) == 0.0
+    assert pace.took(1_000_000, 200.0) == 1.0
+
+
+def test_what_goes_through_lent_ports_counts_too() -> None:
+    pace = Pace(8e6)
+    ports = [Meter(0, pace), Meter(500_000, pace)]
+    assert ports[0].wait_s(1_000_000, 0.0) == 1.0
+    assert ports[1].wait_s(1_000_000, 0.0) == 2.0
+    assert ports[1].wait_s(1_000_000, 2.0) == 2.0
+    assert pace.take(1, 2.0) == 1.0
+
+
+def test_flags_and_what_is_too_little() -> None:
+    config, _ = read_config(["demo", "--bandwidth", "20mbit", "--hours", "22:00-07:00"], {})
+    assert config.bandwidth == 20e6
+    assert str(config.hours) == "22:00-07:00"
+    for wrong, said in (("20", "is no rate"), ("800kbit", "too little to take part"), ("0mbit", "too little")):
+        with pytest.raises(BadRequest, match=said):
+            read_config(["demo", "--bandwidth", wrong], {})
+
+
+async def test_outside_its_hours_a_node_pauses_and_within_them_it_serves() -> None:
+    now = datetime.now()
+    later, much_later = (f"{now + timedelta(hours=h):%H:%M}" for h in (3, 6))
+    earlier = f"{now - timedelta(hours=3):%H:%M}"
+    own = [("--hours", f"{later}-{much_later}"), ("--hours", f"{earlier}-{later}")]
+    flags = ("--metrics", "127.0.0.1:0", "--kv-tokens", "1024")
+    async with local_swarm("demo", [Span(0, 1), Span(1, 2)], flags=flags, own_flags=own) as swarm:
+        pausing, serving = (node.ready["metrics"] for node in swarm.nodes)
+        async with asyncio.timeout(60):
+            while await state(pausing) != "paused":
+                await asyncio.sleep(0.2)
+        assert await state(serving) == "online"
+
+
+async def state(url: str) -> str:
+    """As Prometheus hears it."""
+
+    def read() -> str:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return str(answer.read(), "utf-8")
+
+    lines = (await asyncio.to_thread(read)).splitlines()
+    return next(
+        line.split('"')[1] for line in lines if line.startswith("treeswarm_node_state{") and line.endswith(" 1.0")
+    )
