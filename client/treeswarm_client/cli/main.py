@@ -2,11 +2,13 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from treeswarm import __version__
 from treeswarm.errors import SwarmError
+from treeswarm.settings import parse
 from treeswarm_client.cli import bench, demo, generate, serve, simulate, status
 
 INTERRUPTED = 130
@@ -28,9 +30,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 1 after an error told in one line; 130 after Ctrl-C."""
-    args = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="swarm: %(message)s")
     try:
+        args = _read(arguments)
         return int(args.run(args))
     except SwarmError as error:
         print(f"swarm: {error}", file=sys.stderr)
@@ -38,6 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
+
+
+def _read(arguments: Sequence[str]) -> argparse.Namespace:
+    """A service is also told by variables and a config file; what people type takes the command line alone."""
+    if arguments[:1] == ["serve"]:
+        return parse(parser(), "serve", arguments, os.environ)
+    return parser().parse_args(arguments)
 
 
 if __name__ == "__main__":
