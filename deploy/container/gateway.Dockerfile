@@ -33,8 +33,10 @@ RUN pip wheel --no-deps --wheel-dir /wheels .
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="treeswarm gateway" org.opencontainers.image.licenses="Apache-2.0"
-# The number is fixed: volumes keep it, and Kubernetes asks for one to see that it is not root.
-RUN useradd --system --uid 10001 --home-dir /var/lib/treeswarm --no-create-home --shell /usr/sbin/nologin treeswarm \
+# The numbers are fixed: volumes keep them, and Kubernetes asks for them to see that it is not root.
+RUN groupadd --gid 10001 treeswarm \
+    && useradd --no-log-init --uid 10001 --gid 10001 --home-dir /var/lib/treeswarm --no-create-home \
+        --shell /usr/sbin/nologin treeswarm \
     && install -d -o treeswarm -g treeswarm -m 0750 /var/lib/treeswarm /var/cache/treeswarm
 COPY --from=dependencies /opt/treeswarm /opt/treeswarm
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
