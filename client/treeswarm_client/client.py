@@ -4,15 +4,15 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from tokenizers import Tokenizer
 
-from treeswarm.errors import BadRequest, RouteError
+from treeswarm.errors import BadRequest, RouteError, TooLong
 from treeswarm.identity import config_digest
 from treeswarm.messages import MAX_ROWS, SEGMENT_BYTES, Description
 from treeswarm.model_files import ModelShape, load_tokenizer, read_config, read_shape, resolve_model
@@ -25,44 +25,33 @@ from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
-from treeswarm_client.chain import Chain, open_chain
+from treeswarm_client.chain import open_chain
+from treeswarm_client.chat_template import ChatTemplate, Message, load_chat_template
 from treeswarm_client.describe import describe_all
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.generation import Generation, Limits
-from treeswarm_client.lookout import swarm_overview
+from treeswarm_client.lookout import Lookout
 from treeswarm_client.mending import Room
 from treeswarm_client.overview import Overview, Wanted
+from treeswarm_client.pace import Round
 from treeswarm_client.planner.auto import LARGEST, AutoPace
 from treeswarm_client.prefix import PrefixScope, SharedPrompt, check_scope
 from treeswarm_client.route import Target
-from treeswarm_client.seats import Seats
+from treeswarm_client.run import Request, Run, Token, TreeSize
+from treeswarm_client.seats import MOST_SEATS, Seats
 from treeswarm_client.session import ClientSession
-from treeswarm_client.stats import Meter, Stats
-from treeswarm_client.text import TextStream
+from treeswarm_client.text import StopText, TextStream
 from treeswarm_client.view import SwarmView, choose_target
 
 log = logging.getLogger(__name__)
 
 LARGEST_TREE = 2048
-TreeSize = int | Literal["auto"]
 # A volunteer who restarts a node, or another one who joins, takes about so long to serve.
 DEFAULT_PATIENCE_S = 30.0
 # Records take one poll of the DHT, three seconds, from node to node.
 FIRST_TARGET_S = 5.0
 LOOK_AGAIN_S = 0.2
-
-
-@dataclass(frozen=True)
-class Token:
-    """One committed token, as it streams."""
-
-    id: int
-    text: str
-    """What this token adds to the text; may be empty while a character is incomplete."""
-    logprob: float
-    traversal: int
-    """Tokens of one traversal came in one round trip."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,37 +61,9 @@ class _Opened:
     shape: ModelShape
     config: str
     tokenizer: Tokenizer
+    chat: ChatTemplate | None
     seats: Seats
     transport: Transport
-
-
-@dataclass(eq=False)
-class Run:
-    """A generation that streams: iterate it for its tokens, then read `stats`.
-
-    After an error `text` and `token_ids` hold what was committed before it.
-    """
-
-    tokens: AsyncGenerator[Token, None]
-    prompt_ids: list[int]
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    text: str = ""
-    stats: Stats | None = None
-    prefix_tokens: int = 0
-    """Tokens of the prompt that the nodes had already."""
-    first_token_s: float | None = None
-    """From the call to the first token, waiting for room included."""
-    meter: Meter = field(default_factory=Meter)
-    chain: Chain | None = field(default=None, repr=False)
-    """Once the first nodes are found: its `hops` and `repairs` tell who computed what."""
-
-    def __aiter__(self) -> AsyncIterator[Token]:
-        return self.tokens
-
-    async def aclose(self) -> None:
-        """End it and free its sessions; leaving the client does the same."""
-        await self.tokens.aclose()
 
 
 @dataclass(eq=False)
@@ -144,6 +105,8 @@ class SwarmClient:
     """With whom nodes may share the KV of a prompt's beginning: `client`, this one's own generations; `swarm`, whoever
     sends the same prompt, who can then tell that somebody did, and whose nodes must be trusted to have computed it;
     `none`."""
+    concurrency: int = MOST_SEATS
+    """Generations at once; more wait for their turn."""
     target: Target = field(init=False)
     """The model as the nodes serve it."""
     view: SwarmView = field(init=False)
@@ -158,6 +121,8 @@ class SwarmClient:
     async def __aenter__(self) -> Self:
         largest = _largest_of(self.tree_size)
         check_scope(self.prefix_scope)
+        if self.concurrency < 1:
+            raise BadRequest(f"concurrency is {self.concurrency}: give at least 1")
         spec = registry_spec(self.peers, self.registry)
         async with AsyncExitStack() as undo:
             self._opened = await asyncio.to_thread(self._open)
@@ -191,16 +156,32 @@ class SwarmClient:
 
     async def overview(self) -> Overview:
         """The swarm of this model as it is now: blocks, gaps, nodes, and how far each is from here."""
+        return await self.lookout().look()
+
+    def lookout(self) -> Lookout:
+        """For whoever looks at the swarm again and again: it remembers who answered, and asks nobody too often."""
         wanted = Wanted(self.model, self._opened.config, self._opened.shape.blocks)
-        return await swarm_overview(self.view.registry, self._opened.transport, wanted)
+        return Lookout(self.view.registry, self._opened.transport, wanted)
 
     def use_drafter(self, drafter: Drafter) -> None:
         """Draft with this one from the next generation on."""
-        self._opened = replace(self._opened, seats=Seats(drafter))
+        self._opened = replace(self._opened, seats=Seats(drafter, self.concurrency))
 
     def encode(self, prompt: str) -> list[int]:
         """The prompt's token ids, special tokens as the tokenizer adds them."""
         return list(self._opened.tokenizer.encode(prompt).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return str(self._opened.tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation as the model's chat template writes it, up to where its answer begins.  Raises
+        BadRequest where there is no template or it refuses the messages."""
+        if self._opened.chat is None:
+            raise BadRequest(f"'{self.model}' has no chat template: it only continues texts, as `swarm generate` does")
+        written = self._opened.chat.render(messages)
+        return list(self._opened.tokenizer.encode(written, add_special_tokens=False).ids)
 
     def stream(
         self,
@@ -213,12 +194,17 @@ class SwarmClient:
         seed: int = 0,
         sample: int = 0,
         tree_size: TreeSize | None = None,
+        stop: str | Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
+        on_round: Callable[[Round], None] | None = None,
         altered: Callable[[Generation], Generation] | None = None,
     ) -> Run:
         """Generate: an asynchronous iterator of Tokens that also keeps text, ids and statistics.
 
-        `prompt` is text or token ids; `sample` numbers several samples of one prompt and seed.  `altered` takes the
+        `prompt` is text or token ids; `sample` numbers several samples of one prompt and seed.  It ends at the model's
+        own end tokens (but for `ignore_eos`), at `stop_token_ids` and before any text of `stop`.  `on_round` is told of
+        every tree that came back.  `altered` takes the
         loop about to begin and gives the one to run instead, such as one of another pace; it may ship `tree_size` nodes
         at most.  Raises BadRequest at once for what can't be; while iterating NodeLost, Refused and the other
         SwarmErrors.
@@ -228,9 +214,13 @@ class SwarmClient:
         self._check(prompt_ids, max_new_tokens)
         tree_size = self.tree_size if tree_size is None else tree_size
         _largest_of(tree_size)
-        limits = Limits(max_new_tokens, frozenset() if ignore_eos else self._opened.shape.eos_ids)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if not all(stops):
+            raise BadRequest("a stop string is empty: leave it out")
+        ends = frozenset(stop_token_ids) | (frozenset() if ignore_eos else self._opened.shape.eos_ids)
         run = Run(tokens=_nothing(), prompt_ids=prompt_ids)
-        run.tokens = self._generate(run, settings, limits, tree_size, altered)
+        request = Request(settings, Limits(max_new_tokens, ends), stops, tree_size, on_round, altered)
+        run.tokens = self._generate(run, request)
         return run
 
     async def generate(self, prompt: str | Sequence[int], **options: Any) -> Run:
@@ -259,16 +249,10 @@ class SwarmClient:
             await asyncio.gather(*ends, return_exceptions=True)
         return runs
 
-    async def _generate(
-        self,
-        run: Run,
-        settings: SamplingSettings,
-        limits: Limits,
-        tree_size: TreeSize,
-        altered: Callable[[Generation], Generation] | None,
-    ) -> AsyncGenerator[Token, None]:
-        text = TextStream(self._opened.tokenizer)
+    async def _generate(self, run: Run, request: Request) -> AsyncGenerator[Token, None]:
+        text, stop = TextStream(self._opened.tokenizer), StopText(request.stops)
         start = time.perf_counter()
+        settings, limits, tree_size = request.settings, request.limits, request.tree_size
         largest = _largest_of(tree_size)
         async with (
             self._opened.seats.one() as seat,
@@ -292,19 +276,28 @@ class SwarmClient:
                 largest,
                 size=None if tree_size == "auto" else tree_size,
             )
-            generation = Generation(chain, seat.drafter, session, limits, pace, run.meter)
-            generation = altered(generation) if altered else generation
+            generation = Generation(chain, seat.drafter, session, limits, pace, run.meter, request.on_round)
+            generation = request.altered(generation) if request.altered else generation
             rounds = await undo.enter_async_context(aclosing(generation.rounds(run.prompt_ids, settings)))
             self._runs.add(run)
             try:
                 async for news in rounds:
+                    left = len(news.tokens)
                     for token, logprob in zip(news.tokens, news.logprobs, strict=True):
-                        piece = text.add(token)
+                        left -= 1
+                        piece = stop.add(text.add(token))
+                        if stop.hit is not None:
+                            run.finish_reason = "stop"
+                        elif news.finish is not None and not left:
+                            piece += stop.rest()
+                            run.finish_reason = news.finish
                         run.first_token_s = run.first_token_s or time.perf_counter() - start
                         run.token_ids.append(token)
                         run.logprobs.append(logprob)
                         run.text += piece
                         yield Token(token, piece, logprob, news.traversal)
+                        if stop.hit is not None:
+                            return
             finally:
                 self._runs.discard(run)
                 run.stats = run.meter.summary(time.perf_counter() - start)
@@ -319,7 +312,8 @@ class SwarmClient:
             read_shape(folder),
             config_digest(read_config(folder)),
             load_tokenizer(folder),
-            Seats(drafter),
+            load_chat_template(folder),
+            Seats(drafter, self.concurrency),
             transport,
         )
 
@@ -331,9 +325,9 @@ class SwarmClient:
         if any(not 0 <= token < self.target.vocab_size for token in prompt):
             raise BadRequest(f"the prompt has token ids outside the vocabulary of {self.target.vocab_size}")
         if (total := len(prompt) + max_new_tokens) > self.target.max_positions:
-            raise BadRequest(
+            raise TooLong(
                 f"{len(prompt)} prompt tokens and {max_new_tokens} new ones are {total}, the model's context is "
-                f"{self.target.max_positions}: shorten the prompt or lower --max-new-tokens"
+                f"{self.target.max_positions}: shorten the prompt or ask for fewer new tokens"
             )
 
     def _segment_rows(self) -> int:

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from treeswarm.errors import Malformed
 from treeswarm.messages import Answer
@@ -22,6 +22,9 @@ from treeswarm_client.session import ClientSession, Shipment
 from treeswarm_client.stats import Meter
 
 T = TypeVar("T")
+
+
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Committed:
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     traversal: int
+    finish: FinishReason | None
+    """Set where these are the last."""
 
 
 @dataclass(eq=False)
@@ -51,6 +56,8 @@ class Generation:
     limits: Limits
     pace: Pace
     meter: Meter = field(default_factory=Meter)
+    on_round: Callable[[Round], None] | None = None
+    """Told of every tree that came back."""
     _leaving: threading.Event = field(default_factory=threading.Event)
     """Whoever drafts may stop."""
 
@@ -65,7 +72,7 @@ class Generation:
         news = self._commit(prefill, found)
         yield news
         await self._observe(Verdict(NO_TREE, prefill.answers, (), found.bonus, prefill.alternatives))
-        while not self._ended(news):
+        while news.finish is None:
             tree = await self._draft()
             flight, found = await self._traverse(self.session.round(found.bonus, tree), first=len(tree))
             self.session.accept(flight.shipment, found.accepted)
@@ -161,6 +168,8 @@ class Generation:
                 flight.draft, found, flight.landed - 1, first, seconds, first_s, flight.timings, broke is None
             )
             self.meter.add_walk(flown)
+            if self.on_round is not None:
+                self.on_round(flown)
             if (report := self.pace.learn(flown)) is not None:
                 self.meter.reports.append(report)
         return flight, found
@@ -219,10 +228,10 @@ class Generation:
         stop = next((i + 1 for i, token in enumerate(tokens) if token in self.limits.stop_ids), len(tokens))
         kept = min(end, stop)
         self.meter.committed += kept
-        return Committed(tuple(tokens[:kept]), tuple(logprobs[:kept]), self.meter.traversals)
-
-    def _ended(self, news: Committed) -> bool:
-        return self.meter.committed >= self.limits.max_new_tokens or news.tokens[-1] in self.limits.stop_ids
+        finish: FinishReason | None = "length" if self.meter.committed >= self.limits.max_new_tokens else None
+        if tokens[kept - 1] in self.limits.stop_ids:
+            finish = "stop"
+        return Committed(tuple(tokens[:kept]), tuple(logprobs[:kept]), self.meter.traversals, finish)
 
     def _rounds_left(self) -> float:
         return (self.limits.max_new_tokens - self.meter.committed) * self.meter.traversals / self.meter.committed

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from treeswarm_client.client import Run, SwarmClient, Token
+from treeswarm_client.client import SwarmClient
+from treeswarm_client.run import Run, Token
 
 
 class SyncSwarmClient:

@@ -13,8 +13,9 @@ from treeswarm.messages import Description
 from treeswarm.spans import Span, missing_blocks
 from treeswarm_client.bench.cuttable import Cuttable, cuttable
 from treeswarm_client.chain import Chain
-from treeswarm_client.client import Run, SwarmClient
+from treeswarm_client.client import SwarmClient
 from treeswarm_client.local_swarm import LocalNode, LocalSwarm, Place, even_cuts, local_swarm
+from treeswarm_client.run import Run
 
 SPANS = even_cuts(8, 3)
 # Lines beyond the six that nodes stand behind at first: a client is told of them all before anybody is there.

@@ -18,7 +18,8 @@ from treeswarm.spans import Span
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import StreamKind
 from treeswarm.transport.tls import Security
-from treeswarm_client.client import Run, SwarmClient
+from treeswarm_client.client import SwarmClient
+from treeswarm_client.run import Run
 from treeswarm_node.membership import order_bytes
 
 from .field import PROMPT, SPANS, Field, Replica, living_field

@@ -14,8 +14,9 @@ from typing import Any
 from treeswarm.errors import SwarmError
 from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import read_shape, resolve_model
-from treeswarm_client.client import Run, SwarmClient, TreeSize
+from treeswarm_client.client import SwarmClient
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
+from treeswarm_client.run import Run, TreeSize
 
 PACKAGES = ("treeswarm", "torch", "transformers", "grpcio", "numpy")
 

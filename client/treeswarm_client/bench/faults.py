@@ -22,8 +22,9 @@ from treeswarm.transport.tls import Security
 from treeswarm_client.bench.common import BenchSetup, provenance_of_machine, spread
 from treeswarm_client.bench.cuttable import Cuttable, cuttable
 from treeswarm_client.bench.texts import held_out_prompts
-from treeswarm_client.client import Run, SwarmClient
+from treeswarm_client.client import SwarmClient
 from treeswarm_client.local_swarm import LocalNode, LocalSwarm, Place, even_cuts, local_swarm
+from treeswarm_client.run import Run
 
 KINDS = ("kill", "hang", "cut", "refusal", "drain", "two")
 REPLICAS = 2

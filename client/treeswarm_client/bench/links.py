@@ -8,7 +8,8 @@ from typing import Any
 
 from treeswarm_client.bench.common import BenchSetup, bench_swarm, spread
 from treeswarm_client.bench.texts import held_out_prompts
-from treeswarm_client.client import Run, SwarmClient
+from treeswarm_client.client import SwarmClient
+from treeswarm_client.run import Run
 
 CLIENTS = (1, 4, 16)
 # Seven drafted nodes and the mandatory one.

@@ -7,8 +7,9 @@ from treeswarm.model_files import read_shape, resolve_model
 from treeswarm_client.bench.common import BenchSetup, provenance_of_machine, spread
 from treeswarm_client.bench.links import rate
 from treeswarm_client.bench.texts import held_out_prompts
-from treeswarm_client.client import Run, SwarmClient
+from treeswarm_client.client import SwarmClient
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
+from treeswarm_client.run import Run
 
 SIZES = (0, 8, 64)
 

@@ -7,7 +7,7 @@ from typing import Literal
 from treeswarm.errors import BadRequest
 from treeswarm.sampling import SamplingSettings
 from treeswarm.walk import Walk
-from treeswarm_client.client import Run, SwarmClient
+from treeswarm_client.client import SwarmClient
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.seam import Copyable, Drafter, DraftTree, Verdict, in_no_hurry
@@ -17,6 +17,7 @@ from treeswarm_client.generation import Generation
 from treeswarm_client.pace import FixedPace, Pace
 from treeswarm_client.planner.auto import LARGEST, AutoPace
 from treeswarm_client.planner.planner import Planner
+from treeswarm_client.run import Run
 
 SEED = 1
 # A session that has been going on for a while: connections, caches and τ are warm, and a planner knows its chain.

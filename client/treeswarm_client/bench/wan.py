@@ -16,9 +16,9 @@ from treeswarm.transport.address import Address
 from treeswarm_client.bench.common import BenchSetup, bench_swarm, spread
 from treeswarm_client.bench.links import rate, speed
 from treeswarm_client.bench.texts import held_out_prompts
-from treeswarm_client.client import Run
 from treeswarm_client.lab import Lab, LabLink, wan_lab
 from treeswarm_client.local_swarm import Place, even_cuts, local_swarm
+from treeswarm_client.run import Run
 from treeswarm_client.stats import Trip
 
 # A swarm has one first generation; three of them show whether it was chance.

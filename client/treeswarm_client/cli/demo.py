@@ -14,8 +14,8 @@ from treeswarm.model_files import resolve_model
 from treeswarm_client.bench.common import Bench, BenchSetup, bench_swarm
 from treeswarm_client.cli.generate import tree_size
 from treeswarm_client.cli.live import LiveText
-from treeswarm_client.client import Run, TreeSize
 from treeswarm_client.reference import stock_greedy
+from treeswarm_client.run import Run, TreeSize
 from treeswarm_client.stats import Stats
 
 PROMPT = '''def copy(src, dst, *, follow_symlinks=True):

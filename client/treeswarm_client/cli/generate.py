@@ -15,8 +15,9 @@ from treeswarm.keys import read_swarm_key
 from treeswarm.messages import NumericsClass
 from treeswarm_client.cli.live import LiveText, summary_line
 from treeswarm_client.cli.route_text import route_as_dict, route_lines
-from treeswarm_client.client import DEFAULT_PATIENCE_S, Run, SwarmClient, TreeSize
+from treeswarm_client.client import DEFAULT_PATIENCE_S, SwarmClient
 from treeswarm_client.planner.explain import explain_lines
+from treeswarm_client.run import Run, TreeSize
 
 EXAMPLES = """examples:
   swarm generate "def main():" --model demo --peers 127.0.0.1:4001,127.0.0.1:4002 --draft demo-draft

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.text import Text
 
-from treeswarm_client.client import Token
+from treeswarm_client.run import Token
 from treeswarm_client.stats import Stats
 
 # Six that differ for most eyes and read on dark and light grounds alike.

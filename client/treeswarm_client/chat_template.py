@@ -1,0 +1,111 @@
+"""A conversation as the model's own chat template writes it.
+
+Templates are Jinja programs that come with a model's tokenizer; they run in a sandbox.  The functions they may call are
+those that transformers documents for them.
+"""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from treeswarm.errors import BadRequest, ModelError
+
+Message = Mapping[str, Any]
+"""`role` and `content` at least."""
+ROLES = ("system", "developer", "user", "assistant", "tool")
+# What a tokenizer's config calls special and templates write by name.
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """One compiled template, with the special tokens it may write."""
+
+    template: Template
+    special: Mapping[str, str]
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The conversation as text.  Raises BadRequest for what is no conversation, or what the template refuses."""
+        for message in messages:
+            if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+                raise BadRequest(f"every message needs a role, one of {', '.join(ROLES)}")
+            if not isinstance(message.get("content"), str):
+                raise BadRequest(f"the content of a message of role {message['role']} is no text")
+        if not messages:
+            raise BadRequest("there are no messages: give at least one of role user")
+        try:
+            return self.template.render(
+                messages=list(messages), add_generation_prompt=add_generation_prompt, **self.special
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise BadRequest(f"the model's chat template refuses these messages: {error}") from None
+
+
+def load_chat_template(folder: Path) -> ChatTemplate | None:
+    """From `chat_template.jinja` or `tokenizer_config.json`; None where the model has none.  Raises ModelError."""
+    config = _tokenizer_config(folder)
+    file = folder / "chat_template.jinja"
+    source = file.read_text("utf-8") if file.exists() else _default_of(config.get("chat_template"))
+    if source is None:
+        return None
+    try:
+        return ChatTemplate(_environment().from_string(source), _special_of(config))
+    except TemplateError as error:
+        raise ModelError(f"the chat template of '{folder}' does not compile ({error})") from None
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}): download it again") from None
+    return config if isinstance(config, dict) else {}
+
+
+def _default_of(templates: Any) -> str | None:
+    """Some models have several, by name."""
+    if isinstance(templates, list):
+        named = {entry.get("name"): entry.get("template") for entry in templates if isinstance(entry, dict)}
+        templates = named.get("default", next(iter(named.values()), None))
+    return templates if isinstance(templates, str) else None
+
+
+def _special_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Written as text, or as the object an added token is."""
+    found = {}
+    for name in SPECIAL:
+        token = config.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            found[name] = token
+    return found
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    made.filters["tojson"] = _to_json
+    made.globals["raise_exception"] = _refuse
+    made.globals["strftime_now"] = _now
+    return made
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    """Jinja's own escapes HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _now(pattern: str) -> str:
+    return datetime.datetime.now().strftime(pattern)

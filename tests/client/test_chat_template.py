@@ -1,0 +1,96 @@
+"""A conversation is written as transformers would write it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from treeswarm.errors import BadRequest, ModelError
+from treeswarm.model_files import load_tokenizer, resolve_model
+from treeswarm_client.chat_template import load_chat_template
+
+PLAIN = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+WITH_ALL = """{{ bos_token }}{%- if messages[0]['role'] == 'system' %}
+    {{- messages[0]['content'] | trim }}
+{%- endif %}
+{% for message in messages %}
+    {% if message['role'] == 'tool' %}{% continue %}{% endif %}
+    {{ message | tojson }} {{ loop.index }}{% if loop.last %}{{ eos_token }}{% endif %}
+
+{% endfor %}
+{% if add_generation_prompt %}<assistant>{% endif %}"""
+REFUSING = "{% if messages | length > 1 %}{{ raise_exception('one at a time') }}{% endif %}{{ messages[0]['content'] }}"
+TALK = [
+    {"role": "system", "content": " Be <brief> & kind.\n"},
+    {"role": "user", "content": "Was gibt's, 世界?"},
+    {"role": "tool", "content": "{}"},
+    {"role": "assistant", "content": "Not much."},
+    {"role": "user", "content": "So?"},
+]
+
+
+def model_with(folder: Path, **tokenizer_config: object) -> Path:
+    shutil.copytree(resolve_model("demo"), folder, dirs_exist_ok=True)
+    (folder / "chat_template.jinja").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | tokenizer_config))
+    return folder
+
+
+@pytest.mark.parametrize("template", [PLAIN, WITH_ALL])
+def test_a_template_renders_as_in_transformers(tmp_path: Path, template: str) -> None:
+    folder = model_with(tmp_path / "m", chat_template=template)
+    ours = load_chat_template(folder)
+    assert ours is not None
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert ours.render(TALK) == theirs.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
+    ids = theirs.apply_chat_template(TALK, add_generation_prompt=True, return_dict=False)
+    assert load_tokenizer(folder).encode(ours.render(TALK), add_special_tokens=False).ids == ids
+
+
+def test_named_templates_and_a_file_are_found(tmp_path: Path) -> None:
+    several = [{"name": "tools", "template": "no"}, {"name": "default", "template": PLAIN}]
+    folder = model_with(tmp_path / "m", chat_template=several)
+    named = load_chat_template(folder)
+    assert named is not None
+    assert named.render(TALK[1:2]) == "<|user|>Was gibt's, 世界?<|endoftext|>\n"
+    (folder / "chat_template.jinja").write_text("file: {{ messages[0]['content'] }}")
+    from_file = load_chat_template(folder)
+    assert from_file is not None
+    assert from_file.render(TALK[-1:]) == "file: So?"
+
+
+def test_a_model_without_one_has_none(tmp_path: Path) -> None:
+    assert load_chat_template(model_with(tmp_path / "m")) is None
+
+
+def test_one_that_does_not_compile_says_whose_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not compile"):
+        load_chat_template(model_with(tmp_path / "m", chat_template="{% for %}"))
+
+
+@pytest.mark.parametrize(
+    ("messages", "why"),
+    [
+        ([], "no messages"),
+        ([{"content": "x"}], "needs a role"),
+        ([{"role": "emperor", "content": "x"}], "needs a role"),
+        ([{"role": "user", "content": [1]}], "is no text"),
+        (TALK, "one at a time"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(tmp_path: Path, messages: list[dict[str, object]], why: str) -> None:
+    template = load_chat_template(model_with(tmp_path / "m", chat_template=REFUSING))
+    assert template is not None
+    with pytest.raises(BadRequest, match=why):
+        template.render(messages)
+
+
+def test_a_template_cannot_reach_out_of_its_sandbox(tmp_path: Path) -> None:
+    escape = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+    template = load_chat_template(model_with(tmp_path / "m", chat_template=escape))
+    assert template is not None
+    with pytest.raises(BadRequest, match="refuses"):
+        template.render(TALK)
