@@ -28,6 +28,7 @@ class SwarmSeen:
 
     findings: tuple[Finding, ...]
     answering: tuple[str, ...] = ()
+    online: tuple[NodeRecord, ...] = ()
 
 
 async def examine_swarm(
@@ -47,7 +48,7 @@ async def examine_swarm(
             found = Finding.warn("registry", "reachable, but it knows no node", step)
         nodes, answering = await _nodes(online, transport)
         ages = [time.time() - record.generation / 1e6 for record in others]
-        return SwarmSeen((found, *nodes, clock(ages, registry.rejected)), answering)
+        return SwarmSeen((found, *nodes, clock(ages, registry.rejected)), answering, tuple(online))
     finally:
         await registry.close()
 
