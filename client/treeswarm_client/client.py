@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer
 from treeswarm.errors import BadRequest, RouteError
 from treeswarm.identity import config_digest
 from treeswarm.messages import MAX_ROWS, SEGMENT_BYTES, Description
-from treeswarm.model_files import ModelShape, load_tokenizer, read_config, read_shape, resolve_model
+from treeswarm.model_files import HubOptions, ModelShape, load_tokenizer, read_config, read_shape, resolve_model
 from treeswarm.prefix import SCOPE_BYTES
 from treeswarm.registry import Registry, client_registry, registry_kind
 from treeswarm.registry.peers import PeersRegistry
@@ -64,6 +65,7 @@ class _Opened:
     chat: ChatTemplate | None
     seats: Seats
     transport: Transport
+    folder: Path
 
 
 @dataclass(eq=False)
@@ -105,6 +107,8 @@ class SwarmClient:
     """With whom nodes may share the KV of a prompt's beginning: `client`, this one's own generations; `swarm`, whoever
     sends the same prompt, who can then tell that somebody did, and whose nodes must be trusted to have computed it;
     `none`."""
+    hub: HubOptions = HubOptions()
+    """Where and how a model named by a hub id is found."""
     target: Target = field(init=False)
     """The model as the nodes serve it."""
     view: SwarmView = field(init=False)
@@ -154,6 +158,11 @@ class SwarmClient:
         """The swarm of this model as it is now: blocks, gaps, nodes, and how far each is from here."""
         wanted = Wanted(self.model, self._opened.config, self._opened.shape.blocks)
         return await swarm_overview(self.view.registry, self._opened.transport, wanted)
+
+    @property
+    def folder(self) -> Path:
+        """Where the model's config and tokenizer are."""
+        return self._opened.folder
 
     def use_drafter(self, drafter: Drafter) -> None:
         """Draft with this one from the next generation on."""
@@ -283,7 +292,8 @@ class SwarmClient:
                         run.token_ids.append(token)
                         run.logprobs.append(logprob)
                         run.text += piece
-                        yield Token(token, piece, logprob, news.traversal)
+                        following = 0 if stop.hit is not None else left
+                        yield Token(token, piece, logprob, news.traversal, following)
                         if stop.hit is not None:
                             return
             finally:
@@ -291,8 +301,9 @@ class SwarmClient:
                 run.stats = run.meter.summary(time.perf_counter() - start)
 
     def _open(self) -> _Opened:
-        folder = resolve_model(self.model)
-        drafter = self.drafter or load_drafter("none" if self.tree_size == 0 else self.draft, folder, self.draft_device)
+        folder = resolve_model(self.model, hub=self.hub)
+        draft = "none" if self.tree_size == 0 else self.draft
+        drafter = self.drafter or load_drafter(draft, folder, self.draft_device, hub=self.hub.of_another_model())
         transport: Transport = self.transport or GrpcTransport(security=Security(swarm_key=self.swarm_key))
         if self.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(self.emulate_link))
@@ -303,6 +314,7 @@ class SwarmClient:
             load_chat_template(folder),
             Seats(drafter),
             transport,
+            folder,
         )
 
     def _check(self, prompt: Sequence[int], max_new_tokens: int) -> None:
