@@ -89,7 +89,7 @@ def ask(given: Mapping[str, Any], passed: Mapping[str, Any], own: Mapping[str, A
         temperature=_temperature(layers.get("temperature", 1.0)) if sampling else 0.0,
         top_k=(_whole("top_k", layers.get("top_k", DEFAULT_TOP_K)) or 0) if sampling else 0,
         top_p=_number("top_p", layers.get("top_p", 1.0), 1.0) if sampling else 1.0,
-        samples=_samples(_whole("num_return_sequences", layers.get("num_return_sequences", 1)) or 1, sampling),
+        samples=_samples(_whole("num_return_sequences", layers.get("num_return_sequences")), sampling),
         eos_ids=eos_ids,
         pad_id=pad_ids[0] if pad_ids else None,
         bos_id=bos_ids[0] if bos_ids else None,
@@ -172,7 +172,8 @@ def _temperature(value: Any) -> float:
     return found
 
 
-def _samples(count: int, sampling: bool) -> int:
+def _samples(asked: int | None, sampling: bool) -> int:
+    count = 1 if asked is None else asked
     if count < 1:
         raise BadRequest(f"num_return_sequences is {count}: ask for at least 1")
     if count > 1 and not sampling:
