@@ -276,7 +276,7 @@ def test_the_hubs_cache_and_switches_are_honoured(three_nodes: LocalSwarm, model
     cached(tmp_path / "other", "org/big", "demo", ref="v2")
     there = {"cache_dir": tmp_path / "other", "local_files_only": True, "peers": three_nodes.peers, "tree_size": 0}
     with AutoSwarmModelForCausalLM.from_pretrained("org/big", revision="v2", token=False, **there) as other:
-        assert other.client.client.folder == tmp_path / "other" / "models--org--big" / "snapshots" / COMMIT
+        assert other.folder == tmp_path / "other" / "models--org--big" / "snapshots" / COMMIT
         assert other.config.num_hidden_layers == 8
     with pytest.raises(ModelError, match="revision 'v3' of 'org/big' is not in the cache .*local_files_only"):
         AutoSwarmModelForCausalLM.from_pretrained("org/big", revision="v3", **there)

@@ -117,6 +117,11 @@ class AutoSwarmModelForCausalLM:
         return torch.device("cpu")
 
     @property
+    def folder(self) -> Path:
+        """Config and tokenizer of the very revision in use: `AutoTokenizer.from_pretrained(model.folder)`."""
+        return self._client.client.folder
+
+    @property
     def client(self) -> SyncSwarmClient:
         """The client behind it: for `overview`, streams of text, and everything else."""
         return self._client
@@ -191,7 +196,7 @@ class AutoSwarmModelForCausalLM:
         if not all(isinstance(stop, str) and stop for stop in asked.stop_strings):
             raise BadRequest("stop_strings must be texts, none of them empty")
         if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(self._client.client.folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         return at_stop_strings(asked.stop_strings, tokenizer)
 
     def _run(self, asked: Asked, prompts: Prompts, streamer: Any, ended: Ended, seed: int) -> list[Run]:
