@@ -384,6 +384,11 @@ class Chain:
         task.add_done_callback(self._goodbyes.discard)
 
 
+async def _leave(chain: Chain, watching: "asyncio.Task[None]") -> None:
+    await asyncio.wait({watching})
+    await chain.close()
+
+
 @contextlib.asynccontextmanager
 async def open_chain(
     transport: Transport,
@@ -407,5 +412,5 @@ async def open_chain(
         yield chain
     finally:
         watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
-        await chain.close()
+        # Whoever is cancelled once more meanwhile goes at once; the nodes hear a goodbye all the same.
+        await asyncio.shield(asyncio.ensure_future(_leave(chain, watching)))

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from tokenizers import Tokenizer
 
-from treeswarm.errors import BadRequest, RouteError
+from treeswarm.errors import BadRequest, RouteError, TooLong
 from treeswarm.identity import config_digest
 from treeswarm.messages import MAX_ROWS, SEGMENT_BYTES, Description
 from treeswarm.model_files import HubOptions, ModelShape, load_tokenizer, read_config, read_shape, resolve_model
@@ -32,7 +32,7 @@ from treeswarm_client.describe import describe_all
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.generation import Generation, Limits
-from treeswarm_client.lookout import swarm_overview
+from treeswarm_client.lookout import Lookout
 from treeswarm_client.mending import Room
 from treeswarm_client.overview import Overview, Wanted
 from treeswarm_client.pace import Round
@@ -40,7 +40,7 @@ from treeswarm_client.planner.auto import LARGEST, AutoPace
 from treeswarm_client.prefix import PrefixScope, SharedPrompt, check_scope
 from treeswarm_client.route import Target
 from treeswarm_client.run import Request, Run, Token, TreeSize
-from treeswarm_client.seats import Seats
+from treeswarm_client.seats import MOST_SEATS, Seats
 from treeswarm_client.session import ClientSession
 from treeswarm_client.text import StopText, TextStream
 from treeswarm_client.view import SwarmView, choose_target
@@ -109,6 +109,8 @@ class SwarmClient:
     `none`."""
     hub: HubOptions = HubOptions()
     """Where and how a model named by a hub id is found."""
+    concurrency: int = MOST_SEATS
+    """Generations at once; more wait for their turn."""
     target: Target = field(init=False)
     """The model as the nodes serve it."""
     view: SwarmView = field(init=False)
@@ -123,6 +125,8 @@ class SwarmClient:
     async def __aenter__(self) -> Self:
         largest = _largest_of(self.tree_size)
         check_scope(self.prefix_scope)
+        if self.concurrency < 1:
+            raise BadRequest(f"concurrency is {self.concurrency}: give at least 1")
         spec = registry_spec(self.peers, self.registry)
         async with AsyncExitStack() as undo:
             self._opened = await asyncio.to_thread(self._open)
@@ -156,8 +160,12 @@ class SwarmClient:
 
     async def overview(self) -> Overview:
         """The swarm of this model as it is now: blocks, gaps, nodes, and how far each is from here."""
+        return await self.lookout().look()
+
+    def lookout(self) -> Lookout:
+        """For whoever looks at the swarm again and again: it remembers who answered, and asks nobody too often."""
         wanted = Wanted(self.model, self._opened.config, self._opened.shape.blocks)
-        return await swarm_overview(self.view.registry, self._opened.transport, wanted)
+        return Lookout(self.view.registry, self._opened.transport, wanted)
 
     @property
     def folder(self) -> Path:
@@ -166,11 +174,15 @@ class SwarmClient:
 
     def use_drafter(self, drafter: Drafter) -> None:
         """Draft with this one from the next generation on."""
-        self._opened = replace(self._opened, seats=Seats(drafter))
+        self._opened = replace(self._opened, seats=Seats(drafter, self.concurrency))
 
     def encode(self, prompt: str) -> list[int]:
         """The prompt's token ids, special tokens as the tokenizer adds them."""
         return list(self._opened.tokenizer.encode(prompt).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return str(self._opened.tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation as the model's chat template writes it, up to where its answer begins.  Raises
@@ -312,7 +324,7 @@ class SwarmClient:
             config_digest(read_config(folder)),
             load_tokenizer(folder),
             load_chat_template(folder),
-            Seats(drafter),
+            Seats(drafter, self.concurrency),
             transport,
             folder,
         )
@@ -325,9 +337,9 @@ class SwarmClient:
         if any(not 0 <= token < self.target.vocab_size for token in prompt):
             raise BadRequest(f"the prompt has token ids outside the vocabulary of {self.target.vocab_size}")
         if (total := len(prompt) + max_new_tokens) > self.target.max_positions:
-            raise BadRequest(
+            raise TooLong(
                 f"{len(prompt)} prompt tokens and {max_new_tokens} new ones are {total}, the model's context is "
-                f"{self.target.max_positions}: shorten the prompt or lower --max-new-tokens"
+                f"{self.target.max_positions}: shorten the prompt or ask for fewer new tokens"
             )
 
     def _segment_rows(self) -> int:

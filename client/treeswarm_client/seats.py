@@ -23,10 +23,10 @@ class Seat:
 class Seats:
     """One with the `first` drafter, and others with copies of it; generations take turns where it cannot be copied."""
 
-    def __init__(self, first: Drafter) -> None:
+    def __init__(self, first: Drafter, most: int = MOST_SEATS) -> None:
         self._first = first
         self._free = [Seat(first)]
-        self._turns = asyncio.Semaphore(MOST_SEATS if isinstance(first, Copyable) else 1)
+        self._turns = asyncio.Semaphore(most if isinstance(first, Copyable) else 1)
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[Seat]:

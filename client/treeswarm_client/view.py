@@ -121,6 +121,10 @@ class SwarmView:
         if record is not None and record.coordinate:
             self.coordinate = update(self.coordinate, coordinate_of(record), known.smoothed)
 
+    def serving(self) -> Sequence[NodeRecord]:
+        """Who is online in the class that this client asks."""
+        return list(self._usable().values())
+
     def forgive(self) -> None:
         """Forget all failures: the owner of these nodes says that they are well."""
         self.bans, self._full = BanList(), {}

@@ -1,7 +1,8 @@
 """Every error this project raises on purpose.
 
     SwarmError
-    ├── BadRequest            the caller asked for what cannot be: empty prompt, too long, bad flag
+    ├── BadRequest            the caller asked for what cannot be: empty prompt, bad flag
+    │   └── TooLong           prompt and new tokens do not fit into the model's context
     ├── ModelError            a model directory is missing, partial, corrupt or unsupported
     │   └── UnsupportedModel  its layers failed a named check at load
     ├── RouteError            the known nodes do not make a whole model
@@ -27,6 +28,10 @@ class SwarmError(Exception):
 
 class BadRequest(SwarmError):
     """The caller asked for something impossible."""
+
+
+class TooLong(BadRequest):
+    """Prompt and new tokens are more than the model's context."""
 
 
 class ModelError(SwarmError):

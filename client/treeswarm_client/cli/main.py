@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from treeswarm import __version__
 from treeswarm.errors import SwarmError
-from treeswarm_client.cli import bench, demo, generate, simulate, status
+from treeswarm_client.cli import bench, demo, generate, serve, simulate, status
 
 INTERRUPTED = 130
 
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--version", action="version", version=f"treeswarm {__version__}")
     commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (generate, status, demo, bench, simulate):
+    for command in (generate, serve, status, demo, bench, simulate):
         command.add_command(commands)
     return made
 

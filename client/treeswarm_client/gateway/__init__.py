@@ -1,0 +1,1 @@
+"""`swarm serve`: a swarm behind the HTTP interface that OpenAI's clients speak."""

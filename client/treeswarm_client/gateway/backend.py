@@ -1,0 +1,161 @@
+"""The gateway's side of the swarm: one client, opened as soon as there is a swarm, and its generations."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from treeswarm.errors import BadRequest, ModelError, SwarmError
+from treeswarm.spans import missing_blocks
+from treeswarm_client.client import SwarmClient
+from treeswarm_client.gateway.admission import Admission
+from treeswarm_client.gateway.config import GatewayConfig
+from treeswarm_client.gateway.errors import NotReady
+from treeswarm_client.gateway.metrics import GatewayMetrics
+from treeswarm_client.gateway.requests import Ask
+from treeswarm_client.gateway.watchers import Shown, Watchers
+from treeswarm_client.gateway.work import Event, follow
+from treeswarm_client.lookout import Lookout
+from treeswarm_client.pace import Round
+from treeswarm_client.run import Run
+
+log = logging.getLogger(__name__)
+
+# Tokenizing so many letters takes a millisecond; longer texts are not encoded in the event loop.
+LETTERS_AT_ONCE = 4096
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A request, ready to begin."""
+
+    ask: Ask
+    runs: list[Run]
+    """Prompt by prompt, `n` of each."""
+    shown: list[Shown]
+
+
+@dataclass(eq=False)
+class Backend:
+    """`make` gives a client not yet entered."""
+
+    config: GatewayConfig
+    make: Callable[[], SwarmClient]
+    metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
+    watchers: Watchers = field(init=False)
+    admission: Admission = field(init=False)
+    why_not: str = "the gateway has only just begun to look for nodes"
+    """Why nothing can be asked yet."""
+    _client: SwarmClient | None = None
+    _lookout: Lookout | None = None
+
+    def __post_init__(self) -> None:
+        self.admission = Admission(self.config.limits)
+        self.watchers = Watchers(self.config.limits.viewers)
+        self.metrics.follow(lambda: self.admission, lambda: self._client.view if self._client else None)
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Look for the swarm until it is found.  Raises what no waiting mends: ModelError, BadRequest."""
+        async with contextlib.AsyncExitStack() as stack:
+            if not await self._enter(stack):
+                waiting = asyncio.create_task(self._keep_entering(stack))
+                stack.push_async_callback(_cancel, waiting)
+            looking = asyncio.create_task(self.watchers.keep_looking(self._look))
+            try:
+                yield
+            finally:
+                await _cancel(looking)
+
+    @property
+    def client(self) -> SwarmClient:
+        """Raises NotReady."""
+        if self._client is None:
+            raise NotReady(self.why_not)
+        return self._client
+
+    def check_ready(self) -> None:
+        """Raises NotReady while there is a gap that nobody fills."""
+        view = self.client.view
+        spans = [record.span for record in view.serving()]
+        if gaps := missing_blocks(spans, view.target.blocks):
+            raise NotReady(f"nobody serves blocks {', '.join(map(str, gaps))}: start swarm-node for them")
+
+    async def prepare(self, ask: Ask) -> Job:
+        """The runs of a request, prompt by prompt, not yet begun.  Raises BadRequest and NotReady."""
+        client = self.client
+        prompts: list[str | tuple[int, ...]] = list(ask.prompts)
+        if ask.messages:
+            prompts = [tuple(await asyncio.to_thread(client.encode_chat, ask.messages))]
+        for i, prompt in enumerate(prompts):
+            if isinstance(prompt, str) and len(prompt) > LETTERS_AT_ONCE:
+                prompts[i] = tuple(await asyncio.to_thread(client.encode, prompt))
+        runs, shown = [], []
+        for prompt in prompts:
+            for sample in range(ask.n):
+                shown.append(self.watchers.generation(client.decode if self.config.map_text else None))
+                runs.append(client.stream(prompt, sample=sample, on_round=self._told_of(shown[-1]), **ask.options))
+        return Job(ask, runs, shown)
+
+    async def work(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Wait for a turn, then generate.  Raises Busy and what generating raises."""
+        timer = self.metrics.timer()
+        async with self.admission.places(len(job.runs)):
+            try:
+                async with contextlib.aclosing(follow(job.runs, job.ask.n)) as events:
+                    async for event in events:
+                        timer.saw(event)
+                        yield event
+            finally:
+                self.metrics.observe_runs(job.runs, job.ask.n)
+                for shown in job.shown:
+                    shown.end()
+
+    def _told_of(self, shown: Shown) -> Callable[[Round], None]:
+        def tell(flown: Round) -> None:
+            self.metrics.observe_round(flown)
+            shown.round(flown)
+
+        return tell
+
+    async def _enter(self, stack: contextlib.AsyncExitStack) -> bool:
+        client = self.make()
+        try:
+            await stack.enter_async_context(client)
+        except (BadRequest, ModelError):
+            raise
+        except SwarmError as error:
+            self.why_not = str(error)
+            return False
+        self._client = client
+        return True
+
+    async def _keep_entering(self, stack: contextlib.AsyncExitStack) -> None:
+        pause = FIRST_PAUSE_S
+        log.warning("no whole swarm yet: %s", self.why_not)
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+            try:
+                if await self._enter(stack):
+                    log.warning("the swarm is found")
+                    return
+            except SwarmError as error:  # it was well at the first attempt: a registry's word of now
+                self.why_not = str(error)
+
+    async def _look(self) -> dict[str, Any] | None:
+        """The swarm as the map shows it; None while there is none."""
+        if self._client is None:
+            return None
+        self._lookout = self._lookout or self._client.lookout()
+        await self._lookout.ask()
+        return (await self._lookout.see()).as_dict()
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

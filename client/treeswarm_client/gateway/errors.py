@@ -1,0 +1,87 @@
+"""What callers are told when something is wrong: OpenAI's error envelope, and the status that fits."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from treeswarm.errors import (
+    BadRequest,
+    MissingBlocks,
+    ModelError,
+    NodeLost,
+    Refused,
+    RouteError,
+    SwarmError,
+    TooLong,
+    TransportError,
+)
+from treeswarm_client.gateway.requests import Unsupported
+from treeswarm_client.view import FULL
+
+
+class Busy(SwarmError):
+    """The gateway, or every node, has as much to do as it takes."""
+
+
+class NotReady(SwarmError):
+    """There is no whole swarm to ask yet."""
+
+
+class WrongKey(SwarmError):
+    """No key, or an unknown one."""
+
+
+class NoSuchModel(SwarmError):
+    """A model that is not served here."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One error as HTTP tells it."""
+
+    status: int
+    kind: str
+    message: str
+    code: str | None = None
+    param: str | None = None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """OpenAI's envelope."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        match self.status:
+            case 401:
+                return {"WWW-Authenticate": "Bearer"}
+            case 429 | 503:
+                return {"Retry-After": "2"}
+            case _:
+                return {}
+
+
+# The first that fits: an error's own class stands before its parents.
+_TOLD: tuple[tuple[type[SwarmError], int, str, str | None, str | None], ...] = (
+    (TooLong, 400, "invalid_request_error", "context_length_exceeded", "messages"),
+    (BadRequest, 400, "invalid_request_error", None, None),
+    (WrongKey, 401, "invalid_request_error", "invalid_api_key", None),
+    (NoSuchModel, 404, "invalid_request_error", "model_not_found", "model"),
+    (Busy, 429, "rate_limit_error", "rate_limit_exceeded", None),
+    (MissingBlocks, 503, "server_error", "missing_blocks", None),
+    (NotReady, 503, "server_error", "swarm_unavailable", None),
+    (RouteError, 503, "server_error", "swarm_unavailable", None),
+    (TransportError, 503, "server_error", "swarm_unavailable", None),
+    (NodeLost, 503, "server_error", "swarm_unavailable", None),
+    (ModelError, 500, "server_error", "model_error", None),
+    (SwarmError, 502, "server_error", "swarm_error", None),
+)
+
+
+def failure_of(error: SwarmError) -> Failure:
+    """Status and envelope of an error."""
+    if isinstance(error, Unsupported):
+        return Failure(400, "invalid_request_error", str(error), "unsupported_parameter", error.param)
+    if isinstance(error, Refused) and error.code in FULL:
+        return Failure(429, "rate_limit_error", str(error), "swarm_full")
+    _, status, kind, code, param = next(told for told in _TOLD if isinstance(error, told[0]))
+    return Failure(status, kind, str(error), code, param)

@@ -1,0 +1,61 @@
+"""A real `swarm serve` process in front of real nodes."""
+
+import asyncio
+import contextlib
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from openai import AsyncOpenAI
+
+START_S = 120.0
+KEY = "sk-a-key-for-tests"
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """One process, and how to reach it."""
+
+    process: asyncio.subprocess.Process
+    url: str
+
+    def openai(self, key: str = KEY) -> AsyncOpenAI:
+        """The real client; it does not hide failures behind retries."""
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120)
+
+    async def metrics(self) -> dict[str, float]:
+        """Every sample that Prometheus would see, by name and labels."""
+        async with httpx2.AsyncClient() as http:
+            answer = await http.get(f"{self.url}/metrics", headers={"Authorization": f"Bearer {KEY}"})
+        lines = [line.rpartition(" ") for line in answer.text.splitlines() if line and line[0] != "#"]
+        return {name: float(value) for name, _, value in lines}
+
+
+@contextlib.asynccontextmanager
+async def gateway(peers: str, *flags: str) -> AsyncIterator[Gateway]:
+    """Start it, wait until it listens, end it with SIGTERM; fails where it does not end well."""
+    program = Path(sys.executable).with_name("swarm")
+    process = await asyncio.create_subprocess_exec(
+        *(program, "serve", "--model", "demo", "--peers", peers, "--listen", "127.0.0.1:0", *flags),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    errors = asyncio.create_task(process.stderr.read())
+    try:
+        line = (await asyncio.wait_for(process.stdout.readline(), START_S)).decode()
+        found = re.search(r"http://\S+?:\d+", line)
+        assert found is not None, (await errors).decode()
+        yield Gateway(process, found[0])
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(process.wait(), START_S)
+        said = (await errors).decode()
+        assert process.returncode == 0, said
+        assert "Traceback" not in said, said
