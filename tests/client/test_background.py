@@ -1,6 +1,7 @@
 """Coroutines for threads that have no loop."""
 
 import asyncio
+import signal
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -81,6 +82,28 @@ def test_stopping_ends_what_others_wait_for() -> None:
     with pytest.raises(BadRequest, match="not open"):
         thread.run(_double(1))
     thread.stop(_nothing())
+
+
+def test_whoever_is_interrupted_leaves_nothing_running(thread: LoopThread) -> None:
+    """Ctrl-C in the middle of an item, whose generator takes a while to end."""
+    ended = threading.Event()
+
+    async def slow() -> AsyncGenerator[int, None]:
+        yield 1
+        try:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(10):
+                await asyncio.sleep(0)
+            ended.set()
+
+    items = thread.iterate(slow())
+    assert next(items) == 1
+    with pytest.raises(KeyboardInterrupt):
+        next(items)
+    assert ended.is_set()
+    assert thread.run(_double(2)) == 4
 
 
 def test_a_callback_in_the_loop_cannot_wait_for_the_loop(thread: LoopThread) -> None:

@@ -54,7 +54,7 @@ class AutoSwarmModelForCausalLM:
         self._client = client
         folder = client.client.folder
         self.name_or_path = client.client.model
-        self.config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        self.config = _config(folder)
         """transformers' own of this model."""
         self.generation_config = _generation_config(folder, self.config)
         """What `generate` takes where its arguments say nothing."""
@@ -248,6 +248,14 @@ def _values_of(generation_config: Any) -> dict[str, Any]:
     if not isinstance(generation_config, GenerationConfig):
         raise BadRequest("generation_config is no transformers.GenerationConfig: give one, or single arguments")
     return dict(generation_config.to_dict())
+
+
+def _config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"transformers cannot read the config in '{folder}': {first_line}") from None
 
 
 def _generation_config(folder: Path, config: Any) -> Any:
