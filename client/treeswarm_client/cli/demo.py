@@ -12,7 +12,7 @@ from rich.table import Table
 
 from treeswarm.model_files import resolve_model
 from treeswarm_client.bench.common import Bench, BenchSetup, bench_swarm
-from treeswarm_client.cli.generate import tree_size
+from treeswarm_client.cli.flags import tree_size
 from treeswarm_client.cli.live import LiveText
 from treeswarm_client.reference import stock_greedy
 from treeswarm_client.run import Run, TreeSize
