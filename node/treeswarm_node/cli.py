@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from treeswarm import __version__
+from treeswarm.completion import add_completion_flag
 from treeswarm.errors import BadRequest, SwarmError
 from treeswarm.spans import Span
 from treeswarm_node.config import Limits, NodeConfig
@@ -88,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--log-format", choices=["text", "json"], default="text", help="json: one object a line")
     made.add_argument("--verbose", action="store_true", help="log every session")
     made.add_argument("--version", action="version", version=f"treeswarm {__version__}")
+    add_completion_flag(made)
     return made
 
 
