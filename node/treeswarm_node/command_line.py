@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from treeswarm import __version__
+from treeswarm.completion import add_completion_flag
 from treeswarm.errors import BadRequest
 from treeswarm.settings import add_config_flag, parse
 from treeswarm.spans import Span
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("model", metavar="MODEL", help="model directory, hub id, or `demo`")
     add_node_flags(made)
+    add_completion_flag(made)
     return made
 
 

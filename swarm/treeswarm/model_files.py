@@ -1,5 +1,6 @@
 """Where a model's files are, and what its config says.  No weights are read here, and no torch is needed."""
 
+import difflib
 import hashlib
 import json
 import re
@@ -83,9 +84,16 @@ def resolve_model(
         folder = _from_hub(name, CLIENT_FILES, hub)
         return _from_hub(name, needed_files(folder, span), hub, progress) if weights else folder
     raise ModelError(
-        f"there is no model '{name}': give a directory with config.json, a hub id such as org/model, or "
-        + " or ".join(BUNDLED)
+        f"there is no model '{name}': {_near_miss(name)}give a directory with config.json, a hub id such as org/model, "
+        f"or {' or '.join(BUNDLED)}"
     )
+
+
+def _near_miss(name: str) -> str:
+    """What was meant, perhaps: a bundled model, or a directory beside the one that is not there."""
+    beside = [str(config.parent) for config in Path(name).parent.glob("*/config.json")]
+    near = difflib.get_close_matches(name.removeprefix("./"), [*BUNDLED, *beside], n=1)
+    return f"did you mean '{near[0]}'? Else " if near else ""
 
 
 def _from_hub(name: str, patterns: Sequence[str], hub: HubOptions, progress: Progress | None = None) -> Path:

@@ -19,8 +19,7 @@ from treeswarm.registry import client_registry, registry_kind
 from treeswarm.spans import missing_blocks
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.tls import Security
-from treeswarm_client.cli.generate import add_route_flags
-from treeswarm_client.client import registry_spec
+from treeswarm_client.cli.flags import add_route_flags, registry_of
 from treeswarm_client.overview import clean
 
 EXAMPLES = """examples:
@@ -49,7 +48,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _run(args: argparse.Namespace) -> int:
     key = read_swarm_key(args.swarm_key) if args.swarm_key else None
-    findings = asyncio.run(examine(registry_spec(args.peers, args.registry), args.model, key))
+    findings = asyncio.run(examine(registry_of(args), args.model, key))
     return show(Console(highlight=False), findings, as_json=args.json)
 
 

@@ -2,14 +2,25 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from treeswarm import __version__
+from treeswarm.completion import add_completion_flag
 from treeswarm.errors import SwarmError
-from treeswarm_client.cli import bench, demo, doctor, generate, serve, simulate, status
+from treeswarm_client.cli import bench, chat, demo, doctor, generate, models, serve, simulate, status
 
 INTERRUPTED = 130
+NOBODY_READS = 141
+EXAMPLES = """examples:
+  swarm demo                                             everything on this machine, in a minute
+  swarm models --registry 203.0.113.7:4001               what a swarm serves
+  swarm chat --model demo --registry 203.0.113.7:4001    talk with it
+  swarm generate "def main():" --model demo --registry 203.0.113.7:4001
+  eval "$(swarm --print-completion bash)"                complete all of this in bash; the same for swarm-node
+
+`swarm COMMAND --help` has more.  A line for --registry is printed by every `swarm-node` when it starts."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,17 +28,19 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="swarm",
         description="Generate text with a large model that lives on many machines.",
-        epilog="`swarm COMMAND --help` has examples.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--version", action="version", version=f"treeswarm {__version__}")
+    add_completion_flag(made)
     commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (generate, serve, status, doctor, demo, bench, simulate):
+    for command in (generate, chat, serve, status, models, doctor, demo, bench, simulate):
         command.add_command(commands)
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0; 1 after an error told in one line; 130 after Ctrl-C."""
+    """Exit status 0; 1 after an error told in one line; 130 after Ctrl-C; 141 where nobody reads the output."""
     args = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="swarm: %(message)s")
     try:
@@ -35,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SwarmError as error:
         print(f"swarm: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `swarm … | head`: what Python still holds must not be told as an error at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
