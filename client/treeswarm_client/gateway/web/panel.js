@@ -6,12 +6,16 @@ import { grown, label } from "./layout.js";
 
 // Faster pictures than this cannot be followed; rounds that come meanwhile are counted and not drawn.
 const GROW_MS = 420;
-const WALK_MS = 620;
+const WALK_MS = 820;
 const CALM_MS = 1000;
 // Of a monospaced letter at the size of labels.
 const LETTER_PX = 7.1;
-const EDGE = { left: 26, right: 30, top: 24, bottom: 16 };
-const FURTHEST = { x: 104, y: 30 };
+const MOST_LETTERS = 14;
+// Words stand beside their nodes where rows are so far apart.
+const WORDS_PX = 12.5;
+const EDGE = { left: 16, right: 16, top: 18, bottom: 18 };
+// Small trees are not drawn out to the ends of the picture.
+const FURTHEST = { x: 0.24, y: 30 };
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -110,11 +114,14 @@ export class Panel {
     tree.nodes[0].word = tip;
     const width = this.canvas.clientWidth || 600;
     const height = this.canvas.clientHeight || 260;
+    const across = width - EDGE.left - EDGE.right;
+    const high = height - EDGE.top - EDGE.bottom;
+    // The last column needs room for its words too.
     const step = {
-      x: Math.min(FURTHEST.x, (width - EDGE.left - EDGE.right) / Math.max(1, tree.deepest)),
-      y: Math.min(FURTHEST.y, (height - EDGE.top - EDGE.bottom) / Math.max(1, tree.leaves - 1)),
+      x: Math.min(Math.max(90, FURTHEST.x * width), across / (tree.deepest + 0.6)),
+      y: Math.min(FURTHEST.y, high / Math.max(1, tree.leaves - 1)),
     };
-    const above = EDGE.top + (height - EDGE.top - EDGE.bottom - step.y * (tree.leaves - 1)) / 2;
+    const above = EDGE.top + (high - step.y * (tree.leaves - 1)) / 2;
     for (const node of tree.nodes) {
       node.x = EDGE.left + node.depth * step.x;
       node.y = above + node.row * step.y;
@@ -125,30 +132,31 @@ export class Panel {
     this.canvas.dataset.accepted = round.accepted.length;
     this.canvas.classList.toggle("walked", !moving);
     this.canvas.classList.toggle("moving", moving);
-    this.canvas.style.setProperty("--beat", `${(moving ? GROW_MS * 0.6 : 0) / Math.max(1, tree.deepest)}ms`);
+    this.canvas.style.setProperty("--beat", `${(moving ? GROW_MS / 2 : 0) / Math.max(1, tree.deepest)}ms`);
     this.canvas.replaceChildren(...shapes(tree, step));
   }
 }
 
 /** Edges first, what was accepted above what was not, words above all. */
 function shapes(tree, step) {
-  const radius = Math.max(1.4, Math.min(4.5, step.y * 0.3, step.x * 0.3));
-  const letters = Math.floor((step.x - 8) / LETTER_PX);
-  const roomy = step.y >= 17;
+  const radius = Math.max(1.4, Math.min(4, step.y * 0.3, step.x * 0.3));
+  const letters = Math.min(MOST_LETTERS, Math.floor((step.x - 26) / LETTER_PX));
+  const roomy = step.y >= WORDS_PX;
   const drawn = { edges: [], kept: [], nodes: [], labels: [] };
   for (const node of tree.nodes) {
-    const told = { class: `${node.kind} ${node.kept ? "kept" : ""}` };
+    const kinds = `${node.kind} ${node.kept ? "kept" : ""}`;
+    const size = node.kept ? Math.max(3.4, radius * 1.25) : radius;
+    const short = letters > 0 && (roomy || node.kept) ? label(node.word, letters) : "";
+    node.out = short ? node.x + size + 9 + short.length * LETTER_PX : node.x + size;
     const parent = tree.nodes[node.parent];
     if (parent) {
-      const middle = (parent.x + node.x) / 2;
-      const d = `M${parent.x} ${parent.y}C${middle} ${parent.y} ${middle} ${node.y} ${node.x} ${node.y}`;
-      drawn[node.kept ? "kept" : "edges"].push(beaten(svg("path", { ...told, class: `edge ${told.class}`, d, pathLength: 1 }), node));
+      const middle = (parent.out + node.x) / 2;
+      const d = `M${parent.out} ${parent.y}C${middle} ${parent.y} ${middle} ${node.y} ${node.x} ${node.y}`;
+      drawn[node.kept ? "kept" : "edges"].push(beaten(svg("path", { class: `edge ${kinds}`, d, pathLength: 1 }), node));
     }
-    const size = node.kind === "root" ? radius * 1.5 : node.kept ? radius * 1.2 : radius;
-    drawn.nodes.push(beaten(svg("circle", { ...told, class: `node ${told.class}`, cx: node.x, cy: node.y, r: size }), node));
-    const short = label(node.word, node.kind === "root" ? Math.max(letters, 5) : letters);
-    if (short && letters >= 1 && (roomy || node.kept)) {
-      drawn.labels.push(beaten(svg("text", { ...told, class: `label ${told.class}`, x: node.x, y: node.y - size - 5, "text-anchor": "middle" }, short), node));
+    drawn.nodes.push(beaten(svg("circle", { class: `node ${kinds}`, cx: node.x, cy: node.y, r: size }), node));
+    if (short) {
+      drawn.labels.push(beaten(svg("text", { class: `label ${kinds} ${roomy ? "" : "shy"}`, x: node.x + size + 5, y: node.y + 4 }, short), node));
     }
   }
   return [...drawn.edges, ...drawn.kept, ...drawn.nodes, ...drawn.labels];

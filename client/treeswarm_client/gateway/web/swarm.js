@@ -122,12 +122,12 @@ function updateRow(row, nodes, one, crowd) {
   if (crowd) return;
   const [node] = nodes;
   say(row.querySelector("b"), node.address);
-  say(row.querySelector("small"), node.why_silent ?? `${node.id.slice(0, 10)}${node.reachable ? "" : " · behind a router"}`);
+  say(row.querySelector("small"), node.why_silent ?? `${node.id.slice(0, 10)}${node.reachable ? " · strangers can dial it" : ""}`);
   row.title = told(node);
   const figures = row.lastElementChild;
   say(figures.querySelector(".latency"), latency(node));
   say(figures.querySelector(".load"), load(node));
-  say(figures.querySelector(".version"), node.software);
+  say(figures.querySelector(".version"), node.software.replace(/^treeswarm /, ""));
 }
 
 function makeBar() {
