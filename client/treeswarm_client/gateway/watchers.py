@@ -1,7 +1,6 @@
 """Who looks at the map, and what they are told: the swarm now and then, every tree as it comes back."""
 
 import asyncio
-import contextlib
 import itertools
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -18,8 +17,9 @@ from treeswarm_client.run import Token
 LOOK_S = 1.0
 # Proxies close what says nothing for a minute, and a page notices within two of these that nobody is there.
 QUIET_S = 15.0
-# A viewer who reads slower misses what came meanwhile.
+# Trees that wait for a viewer who reads slowly, and events of any kind.
 AHEAD = 256
+MOST_AHEAD = 4 * AHEAD
 # More nodes than a picture can show.
 MOST_DRAWN = 192
 
@@ -51,7 +51,7 @@ class Watchers:
         return self._listen()
 
     async def _listen(self) -> AsyncGenerator[dict[str, Any] | None, None]:
-        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(AHEAD)
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(MOST_AHEAD)
         self._heard.add(queue)
         self._arrived.set()
         try:
@@ -74,13 +74,14 @@ class Watchers:
     def close(self) -> None:
         """Nothing more comes: let them go."""
         for queue in self._heard:
-            while queue.full():
-                queue.get_nowait()
-            queue.put_nowait(None)
+            _let_go(queue)
 
     def tell(self, event: dict[str, Any]) -> None:
+        """Who reads slowly misses trees, never beginnings and ends; who does not read at all must come again."""
         for queue in self._heard:
-            with contextlib.suppress(asyncio.QueueFull):
+            if queue.full():
+                _let_go(queue)
+            elif event["kind"] != "round" or queue.qsize() < AHEAD:
                 queue.put_nowait(event)
 
     def generation(self, decode: Decode | None) -> "Shown":
@@ -144,6 +145,12 @@ class Shown:
     def end(self, finish: FinishReason | None) -> None:
         """It is over; None: it broke, or its caller left."""
         self.watchers.ended({"kind": "end", "id": self.id, "finish": finish})
+
+
+def _let_go(queue: "asyncio.Queue[dict[str, Any] | None]") -> None:
+    while not queue.empty():
+        queue.get_nowait()
+    queue.put_nowait(None)
 
 
 def first_drawn(token: int, seconds: float, decode: Decode | None) -> dict[str, Any]:
