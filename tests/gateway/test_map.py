@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 import httpx2
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, Page, Response, ViewportSize, async_playwright, expect
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    Page,
+    Response,
+    ViewportSize,
+    async_playwright,
+    expect,
+)
 
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
 
@@ -187,10 +195,10 @@ async def test_strangers_words_are_never_markup(context: BrowserContext, served:
     made = await watched.page.evaluate(
         """async (evil) => {
             const { drawSwarm } = await import("./swarm.js");
-            const node = {id: evil, address: evil, blocks: "0:1", state: evil, serves: false, reachable: true, latency_ms: null,
-                          why_silent: evil, load: null, software: evil};
-            const one = {weights: evil, dtype: evil, quantization: evil, activations: evil, covered: false, gaps: ["0:2"],
-                         replicas: [0, 0], nodes: [node]};
+            const node = {id: evil, address: evil, blocks: "0:1", state: evil, serves: false, reachable: true,
+                          latency_ms: null, why_silent: evil, load: null, software: evil};
+            const one = {weights: evil, dtype: evil, quantization: evil, activations: evil, covered: false,
+                         gaps: ["0:2"], replicas: [0, 0], nodes: [node]};
             drawSwarm({models: [{name: evil, model: evil, blocks: 2, covered: false, gaps: ["0:2"], classes: [one]}],
                        refused: {[evil]: 2}, silent: {[evil]: evil}});
             return [document.querySelectorAll("main img").length, document.querySelector("#doubts").textContent];

@@ -146,7 +146,8 @@ export class Forest {
       }
     }
     this.large.dataset.count = shown.length;
-    const others = [...running, ...this.ended.slice(-MOST_ENDED).reverse()].filter((one) => !shown.includes(one));
+    const unseen = (one) => !shown.includes(one);
+    const others = [...running.filter(unseen), ...this.ended.filter(unseen).slice(-MOST_ENDED).reverse()];
     keyed(this.lines, others.slice(0, MOST_LINES), (one) => one.key, makeLine, updateLine);
     this.idle.hidden = shown.length + others.length > 0;
   }
