@@ -204,7 +204,8 @@ def test_a_session_goes_on_with_its_text(model: Any, stock: Any, tokenizer: Any)
             out = session.generate(**new, max_new_tokens=80, eos_token_id=None)
             assert out.tolist() == text.tolist() == session.token_ids.tolist()
             known.append(session.prefix_tokens)
-        more = session.generate(max_new_tokens=4, eos_token_id=None, return_dict_in_generate=True)
+        inside = int(text[0, 5])
+        more = session.generate(max_new_tokens=4, eos_token_id=None, pad_token_id=inside, return_dict_in_generate=True)
         assert more.sequences.shape[1] == text.shape[1] + 4
         with pytest.raises(BadRequest, match="one text"):
             session.generate([[1], [2]])

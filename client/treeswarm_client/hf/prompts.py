@@ -40,6 +40,10 @@ def prompts_of(inputs: Any, attention_mask: Any, asked: Asked) -> Prompts:
         raise BadRequest(f"attention_mask is {list(mask.shape)}, input_ids are {list(ids.shape)}: they must be alike")
     kept = mask != 0
     if not bool((kept[:, 1:] >= kept[:, :-1]).all()):
+        if attention_mask is None:
+            raise BadRequest(
+                f"the pad token {asked.pad_id} stands behind other tokens: give attention_mask to say what is padding"
+            )
         raise BadRequest(
             "attention_mask hides tokens after others: a batch must be padded on the left; set "
             "tokenizer.padding_side = 'left'"

@@ -55,7 +55,9 @@ class InferenceSession:
             raise BadRequest("a session's text has no padding: leave attention_mask out")
         whole = self._with(new)
         as_output = options.pop("return_dict_in_generate", False)
-        out = self._model.generate(whole, return_dict_in_generate=True, **options)
+        # Else a pad token within the text would be taken for padding.
+        ones = None if whole is None else torch.ones_like(whole)
+        out = self._model.generate(whole, attention_mask=ones, return_dict_in_generate=True, **options)
         if len(out.runs) != 1:
             raise BadRequest("a session continues one text: leave num_return_sequences out")
         self.token_ids = out.sequences

@@ -51,6 +51,7 @@ def test_no_prompt_is_the_begin_token() -> None:
     [
         ([[1, 2, 9]], [[1, 1, 0]], "padding_side = 'left'"),
         ([[1, 2, 9]], [[1, 0, 1]], "padding_side = 'left'"),
+        ([[1, 2, 9]], None, "give attention_mask"),
         ([[1, 2, 9]], [[0, 0, 0]], "empty"),
         ([[1, 2, 9]], [[1, 1]], "alike"),
         ("text", None, "tokenize it first"),
