@@ -88,11 +88,12 @@ def context_of(model: ModelView) -> int | None:
 def _at_hand(name: str) -> Path | None:
     if name in BUNDLED:
         return resolve_model(name)
-    if not HUB_ID.fullmatch(name) or ".." in name:
+    if not HUB_ID.fullmatch(name):
         return None
     try:
         from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  # not every client has it
-    except ImportError:
+
+        cached = try_to_load_from_cache(name, "config.json")
+    except (ImportError, ValueError):  # the latter for a name that the hub would not give
         return None
-    cached = try_to_load_from_cache(name, "config.json")
     return Path(cached).parent if isinstance(cached, str) else None

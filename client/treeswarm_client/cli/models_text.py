@@ -57,7 +57,9 @@ def _row(model: ModelView, served: ClassView, context: int | None) -> list[Text]
     gaps = ", ".join(map(str, served.gaps[:GAPS])) + (" …" if len(served.gaps) > GAPS else "")
     state = Text(f"lacks {gaps}", "red") if served.gaps else Text("whole", "green")
     numerics, room = served.numerics, room_of(served)
-    quantisation = numerics.quantization + (f", {numerics.activations} activations" if numerics.activations else "")
+    quantisation = (numerics.quantization or "none") + (
+        f", {numerics.activations} activations" if numerics.activations else ""
+    )
     cells = [numerics.dtype, quantisation, str(sum(node.serves for node in served.nodes))]
     cells += [UNKNOWN if context is None else str(context), f"{room.free} of {room.total}"]
     return [Text(model.name), Text(str(model.blocks)), state, *map(Text, cells)]
