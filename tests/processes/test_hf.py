@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -143,12 +144,12 @@ def test_a_streamer_is_told_the_prompt_and_then_every_round_trip(model: Any, tok
     recorder = Recorder()
     out = model.generate(**inputs, max_new_tokens=40, streamer=recorder, return_dict_in_generate=True)
     assert recorder.values[0] == inputs["input_ids"][0].tolist()
-    assert sum(recorder.values, []) == out.sequences[0].tolist()
+    assert list(chain.from_iterable(recorder.values)) == out.sequences[0].tolist()
     assert len(recorder.values) - 1 == out.runs[0].stats.traversals < 40, "several tokens at once"
     assert recorder.ends == 1
     stopped = Recorder()
     ended = model.generate(**inputs, max_new_tokens=40, streamer=stopped, stop_strings="self")
-    assert sum(stopped.values, []) == ended[0].tolist()
+    assert list(chain.from_iterable(stopped.values)) == ended[0].tolist()
     with pytest.raises(BadRequest, match="one text"):
         model.generate(**tokenizer(["a", "b"], return_tensors="pt"), streamer=recorder)
 
@@ -279,5 +280,5 @@ def test_the_hubs_cache_and_switches_are_honoured(three_nodes: LocalSwarm, model
     with AutoSwarmModelForCausalLM.from_pretrained("org/big", revision="v2", token=False, **there) as other:
         assert other.folder == tmp_path / "other" / "models--org--big" / "snapshots" / COMMIT
         assert other.config.num_hidden_layers == 8
-    with pytest.raises(ModelError, match="revision 'v3' of 'org/big' is not in the cache .*local_files_only"):
+    with pytest.raises(ModelError, match=r"revision 'v3' of 'org/big' is not in the cache .*local_files_only"):
         AutoSwarmModelForCausalLM.from_pretrained("org/big", revision="v3", **there)
