@@ -46,8 +46,11 @@ export class Panel {
   }
 
   round(event) {
-    this.latest = { round: event, tip: this.tip };
+    const picture = { round: event, tip: this.tip };
     this.tip = event.bonus ?? "";
+    // A round without a tree, as the last one often is, wipes no tree away.
+    if (!event.nodes && (this.latest ?? this.picture)?.round.nodes) return;
+    this.latest = picture;
     if (!this.busy) this.show();
   }
 
@@ -145,24 +148,28 @@ function shapes(tree, step) {
   const drawn = { edges: [], kept: [], nodes: [], labels: [] };
   for (const node of tree.nodes) {
     const kinds = `${node.kind} ${node.kept ? "kept" : ""}`;
-    const size = node.kept ? Math.max(3.4, radius * 1.25) : radius;
+    const wide = Math.max(3.4, radius * 1.25); // once the target has been there
+    const size = node.kind === "root" ? wide : radius;
+    const shy = !roomy && node.kind !== "root";
     const short = letters > 0 && (roomy || node.kept) ? label(node.word, letters) : "";
-    node.out = short ? node.x + size + 9 + short.length * LETTER_PX : node.x + size;
+    node.out = short && !shy ? node.x + size + 9 + short.length * LETTER_PX : node.x + size;
     const parent = tree.nodes[node.parent];
     if (parent) {
       const middle = (parent.out + node.x) / 2;
       const d = `M${parent.out} ${parent.y}C${middle} ${parent.y} ${middle} ${node.y} ${node.x} ${node.y}`;
       drawn[node.kept ? "kept" : "edges"].push(beaten(svg("path", { class: `edge ${kinds}`, d, pathLength: 1 }), node));
     }
-    drawn.nodes.push(beaten(svg("circle", { class: `node ${kinds}`, cx: node.x, cy: node.y, r: size }), node));
+    drawn.nodes.push(beaten(svg("circle", { class: `node ${kinds}`, cx: node.x, cy: node.y, r: size }), node, wide));
     if (short) {
-      drawn.labels.push(beaten(svg("text", { class: `label ${kinds} ${roomy ? "" : "shy"}`, x: node.x + size + 5, y: node.y + 4 }, short), node));
+      drawn.labels.push(beaten(svg("text", { class: `label ${kinds} ${shy ? "shy" : ""}`, x: node.x + (node.kept ? wide : size) + 5, y: node.y + (shy ? -6 : 4) }, short), node));
     }
   }
   return [...drawn.edges, ...drawn.kept, ...drawn.nodes, ...drawn.labels];
 }
 
-function beaten(shape, node) {
+/** When it moves, and how large it becomes. */
+function beaten(shape, node, wide) {
   shape.style.setProperty("--depth", node.depth);
+  if (wide) shape.style.setProperty("--wide", `${wide}px`);
   return shape;
 }

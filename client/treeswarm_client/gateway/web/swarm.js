@@ -27,7 +27,7 @@ function drawAlarm(overview) {
   const text = lacking.map((model) => {
     const gap = model.gaps.map(blocks).join(", ");
     const one = model.gaps.length === 1 && ends(model.gaps[0])[1] - ends(model.gaps[0])[0] === 1;
-    return `Nobody serves block${one ? "" : "s"} ${gap} of ${model.name}. Start swarm-node there: --blocks ${model.gaps[0]}`;
+    return `Nobody serves block${one ? "" : "s"} ${gap} of ${model.name}. Start a swarm-node with --blocks ${model.gaps[0]}`;
   });
   return say(alarm, text.join("  "));
 }
@@ -74,7 +74,7 @@ function updateClass(home, one) {
   drawReplicas(grid.querySelector(".cells"), one);
   const crowd = one.nodes.length > MOST_ROWS;
   const list = grid.querySelector(".nodes");
-  list.classList.toggle("crowd", crowd);
+  grid.classList.toggle("crowd", crowd);
   const rows = crowd ? lanes(one.nodes) : one.nodes.map((node) => [node]);
   keyed(list, rows, (row) => (crowd ? `lane ${rows.indexOf(row)}` : row[0].id), makeRow, (row, nodes) => updateRow(row, nodes, one, crowd));
 }
@@ -82,17 +82,19 @@ function updateClass(home, one) {
 function drawTicks(track, count) {
   const step = Math.ceil(count / MOST_TICKS);
   const shown = [...Array(count).keys()].filter((block) => block % step === 0);
-  keyed(track, shown, (block) => block, (block) => el("span", {}, `${block}`), (tick, block) => put(tick, block, block + step, count));
+  keyed(track, shown, (block) => block, (block) => el("span", {}, `${block}`), (tick, block) => {
+    tick.style.left = `${(100 * (block + 0.5)) / count}%`;
+  });
 }
 
 function drawReplicas(track, one) {
   track.setAttribute("aria-label", `nodes that serve each block: ${one.replicas.join(" ")}`);
   keyed(track, one.replicas.map((replicas, block) => ({ replicas, block })), (cell) => cell.block,
-    () => el("span", { class: "cell" }),
+    () => el("span", { class: "cell" }, el("b")),
     (cell, { replicas, block }) => {
       cell.dataset.replicas = Math.min(replicas, 4);
       cell.title = `block ${block}: ${replicas ? plural(replicas, "node") : "nobody"}`;
-      say(cell, `${replicas}`);
+      say(cell.firstChild, `${replicas}`);
     });
 }
 
@@ -122,7 +124,7 @@ function updateRow(row, nodes, one, crowd) {
   if (crowd) return;
   const [node] = nodes;
   say(row.querySelector("b"), node.address);
-  say(row.querySelector("small"), node.why_silent ?? `${node.id.slice(0, 10)}${node.reachable ? " · strangers can dial it" : ""}`);
+  say(row.querySelector("small"), node.why_silent ?? `${node.id.slice(0, 10)}${node.reachable ? " · dialable" : ""}`);
   row.title = told(node);
   const figures = row.lastElementChild;
   say(figures.querySelector(".latency"), latency(node));
@@ -138,7 +140,7 @@ function updateBar(bar, node, count, crowd) {
   const [start, end] = ends(node.blocks);
   put(bar, start, end, count);
   bar.dataset.state = state(node);
-  bar.querySelector(".filled").style.width = `${100 * (node.load ?? 0)}%`;
+  bar.querySelector(".filled").style.width = `${node.why_silent === null ? 100 * (node.load ?? 0) : 0}%`;
   say(bar.querySelector(".name"), `${blocks(node.blocks)}${state(node) === "online" ? "" : ` · ${state(node)}`}`);
   bar.setAttribute("aria-label", told(node));
   if (crowd) {
