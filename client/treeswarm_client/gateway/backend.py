@@ -15,6 +15,7 @@ from treeswarm_client.gateway.config import GatewayConfig
 from treeswarm_client.gateway.errors import NotReady
 from treeswarm_client.gateway.metrics import GatewayMetrics
 from treeswarm_client.gateway.requests import Ask
+from treeswarm_client.gateway.tracing import Tracing
 from treeswarm_client.gateway.watchers import LOOK_S, Shown, Watchers
 from treeswarm_client.gateway.work import Event, Said, follow
 from treeswarm_client.lookout import Lookout
@@ -46,6 +47,7 @@ class Backend:
     config: GatewayConfig
     make: Callable[[], SwarmClient]
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
+    tracing: Tracing = field(default_factory=Tracing)
     watchers: Watchers = field(init=False)
     admission: Admission = field(init=False)
     why_not: str = "the gateway has only just begun to look for nodes"
@@ -108,7 +110,9 @@ class Backend:
     async def work(self, job: Job) -> AsyncGenerator[Event, None]:
         """Wait for a turn, then generate.  Raises Busy and what generating raises."""
         timer = self.metrics.timer()
-        async with self.admission.places(len(job.runs)):
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self.tracing.request(job.runs))
+            await stack.enter_async_context(self.admission.places(len(job.runs)))
             for shown, run in zip(job.shown, job.runs, strict=True):
                 shown.begin(len(run.prompt_ids))
             try:
