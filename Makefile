@@ -66,7 +66,7 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt
 	@echo "This installs treeswarm with PyTorch, transformers and the development tools into $(CURDIR)/$(VENV):"
-	@echo "about 0.4 GB of packages to download and 1.5 GB on disk with PyTorch's CPU build."
+	@echo "about 0.45 GB of packages to download and 1.7 GB on disk with PyTorch's CPU build."
 	@$(MAKE) --no-print-directory install EXTRAS=node,draft,dev
 	@touch $@ $(VENV)/demo.stamp
 

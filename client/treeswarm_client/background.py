@@ -3,12 +3,15 @@
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator
-from typing import Any, Final, Generic, TypeVar
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeVar
 
 from treeswarm.errors import BadRequest
 
 T = TypeVar("T")
 _END: Final = object()
+# On Windows a wait without an end hears no Ctrl-C.
+LISTEN_S = 0.2
 
 
 class LoopThread:
@@ -26,6 +29,15 @@ class LoopThread:
         self._over: asyncio.Event
         self._calls: set[asyncio.Task[Any]] = set()
         """What callers wait for; touched in the thread alone."""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop(_nothing())
 
     @property
     def running(self) -> bool:
@@ -47,12 +59,12 @@ class LoopThread:
                 if loop is not None:
                     loop.call_soon_threadsafe(call.begin)
             if loop is not None:
-                call.ended.wait()
+                call.wait()
         except BaseException:
             # An interrupt may come anywhere, before the job has begun too.
             if loop is not None:
                 loop.call_soon_threadsafe(call.cancel)
-                call.ended.wait()
+                call.wait()
             raise
         if loop is None:
             job.close()
@@ -110,6 +122,11 @@ class _Call(Generic[T]):
         self._task: asyncio.Task[T] | None = None
         self.ended = threading.Event()
 
+    def wait(self) -> None:
+        """In the caller's thread."""
+        while not self.ended.wait(LISTEN_S):
+            pass
+
     def begin(self) -> None:
         if self.ended.is_set():
             return
@@ -142,3 +159,7 @@ async def _next(items: AsyncGenerator[T, None]) -> T | object:
         return await anext(items)
     except StopAsyncIteration:
         return _END
+
+
+async def _nothing() -> None:
+    pass

@@ -8,6 +8,7 @@ from tests.deploy.stated import DEPLOY, SECRETS, accepted_by_gateway, accepted_b
 
 from treeswarm.registry.spec import Broker
 from treeswarm.spans import Span, missing_blocks
+from treeswarm_client.gateway.server import GRACE_S
 
 BLOCKS_OF_DEMO = 8
 
@@ -29,11 +30,12 @@ def test_all_meet_at_the_broker_with_its_password() -> None:
     assert "broker" in swarm.services
 
 
-def test_a_node_has_time_to_take_its_leave() -> None:
+def test_all_have_time_to_take_their_leave() -> None:
     swarm = composed()
     for name, service in swarm.nodes.items():
         config = accepted_by_node(swarm.environment(name))
         assert float(service["stop_grace_period"].removesuffix("s")) > config.limits.grace_s + 10
+    assert float(swarm.services["gateway"]["stop_grace_period"].removesuffix("s")) > GRACE_S + 10
 
 
 def test_another_model_and_free_choice_of_blocks() -> None:

@@ -5,7 +5,7 @@ import sys
 
 from rich.console import Console
 
-from treeswarm_client.cli.background import Background
+from treeswarm_client.background import LoopThread
 from treeswarm_client.cli.chatting import Chat, Voice
 from treeswarm_client.cli.conversation import COMMANDS, Conversation
 from treeswarm_client.cli.flags import add_client_flags, add_sampling_flags, open_client, sampling_of
@@ -49,7 +49,7 @@ def _command(args: argparse.Namespace) -> int:
     typed = sys.stdin.isatty()
     out, notes = stdout_console(), Console(highlight=False, stderr=True)
     prompted = typed and out.is_terminal
-    with Background() as background:
+    with LoopThread("swarm") as background:
         opened = open_client(args)
         client = background.run(opened.__aenter__())
         try:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from treeswarm.errors import BadRequest, SwarmError
-from treeswarm_client.cli.background import Background
+from treeswarm_client.background import LoopThread
 from treeswarm_client.cli.conversation import COMMANDS, Conversation, Entry, Unfinished, unknown_command
 from treeswarm_client.cli.live import LiveText, summary_line
 from treeswarm_client.cli.typing_in import Lines
@@ -75,7 +75,7 @@ class Chat:
     """One conversation, over a client that stays open."""
 
     client: SwarmClient
-    background: Background
+    background: LoopThread
     options: dict[str, Any]
     """As `SwarmClient.stream` takes them."""
     voice: Voice
