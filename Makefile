@@ -5,6 +5,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # CPU users may name PyTorch's CPU index here: TORCH_INDEX=https://... make demo
 TORCH_INDEX ?=
+# Files of tests side by side.  Most of them wait for processes and timers; more than two at once on two cores only makes
+# deadlines late.
+JOBS ?= 2
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: help demo test test-slow check bench format models clean
@@ -23,7 +26,7 @@ demo: $(VENV)/demo.stamp
 	@$(VENV)/bin/swarm demo
 
 test: $(VENV)/dev.stamp
-	@OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/dev.stamp
 	@OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m slow

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer
 from treeswarm.errors import BadRequest, RouteError, TooLong
 from treeswarm.identity import config_digest
 from treeswarm.messages import MAX_ROWS, SEGMENT_BYTES, Description
-from treeswarm.model_files import ModelShape, load_tokenizer, read_config, read_shape, resolve_model
+from treeswarm.model_files import HubOptions, ModelShape, load_tokenizer, read_config, read_shape, resolve_model
 from treeswarm.prefix import SCOPE_BYTES
 from treeswarm.registry import Registry, client_registry, registry_kind
 from treeswarm.registry.peers import PeersRegistry
@@ -64,6 +65,7 @@ class _Opened:
     chat: ChatTemplate | None
     seats: Seats
     transport: Transport
+    folder: Path
 
 
 @dataclass(eq=False)
@@ -105,6 +107,8 @@ class SwarmClient:
     """With whom nodes may share the KV of a prompt's beginning: `client`, this one's own generations; `swarm`, whoever
     sends the same prompt, who can then tell that somebody did, and whose nodes must be trusted to have computed it;
     `none`."""
+    hub: HubOptions = HubOptions()
+    """Where and how a model named by a hub id is found."""
     concurrency: int = MOST_SEATS
     """Generations at once; more wait for their turn."""
     target: Target = field(init=False)
@@ -162,6 +166,11 @@ class SwarmClient:
         """For whoever looks at the swarm again and again: it remembers who answered, and asks nobody too often."""
         wanted = Wanted(self.model, self._opened.config, self._opened.shape.blocks)
         return Lookout(self.view.registry, self._opened.transport, wanted)
+
+    @property
+    def folder(self) -> Path:
+        """Where the model's config and tokenizer are."""
+        return self._opened.folder
 
     def use_drafter(self, drafter: Drafter) -> None:
         """Draft with this one from the next generation on."""
@@ -295,7 +304,8 @@ class SwarmClient:
                         run.token_ids.append(token)
                         run.logprobs.append(logprob)
                         run.text += piece
-                        yield Token(token, piece, logprob, news.traversal)
+                        following = 0 if stop.hit is not None else left
+                        yield Token(token, piece, logprob, news.traversal, following)
                         if stop.hit is not None:
                             return
             finally:
@@ -303,8 +313,9 @@ class SwarmClient:
                 run.stats = run.meter.summary(time.perf_counter() - start)
 
     def _open(self) -> _Opened:
-        folder = resolve_model(self.model)
-        drafter = self.drafter or load_drafter("none" if self.tree_size == 0 else self.draft, folder, self.draft_device)
+        folder = resolve_model(self.model, hub=self.hub)
+        draft = "none" if self.tree_size == 0 else self.draft
+        drafter = self.drafter or load_drafter(draft, folder, self.draft_device, hub=self.hub.of_another_model())
         transport: Transport = self.transport or GrpcTransport(security=Security(swarm_key=self.swarm_key))
         if self.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(self.emulate_link))
@@ -315,6 +326,7 @@ class SwarmClient:
             load_chat_template(folder),
             Seats(drafter, self.concurrency),
             transport,
+            folder,
         )
 
     def _check(self, prompt: Sequence[int], max_new_tokens: int) -> None:

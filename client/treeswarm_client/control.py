@@ -74,6 +74,8 @@ class NodeControl:
         except TimeoutError:
             raise NodeLost(f"{self.hop} did not answer within {GRANT_S:.0f} s", self.hop.address) from None
         finally:
+            if self._granted.done() and not self._granted.cancelled():
+                self._granted.exception()  # sending failed too, and said the same: nobody needs to hear it again
             self._granted = None
 
     async def tell(self, hint: Hint) -> None:

@@ -23,6 +23,8 @@ class Token:
     logprob: float
     traversal: int
     """Tokens of one traversal came in one round trip."""
+    following: int = 0
+    """How many of them come right after this one."""
 
 
 @dataclass(frozen=True, eq=False)

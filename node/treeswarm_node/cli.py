@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in COMMANDS:
             return asyncio.run(command(arguments))
+        if arguments and arguments[0] == "doctor":
+            return _doctor(arguments[1:])
         config, verbose = read_config(arguments)
         panel = _panel(config)
         _set_up_logging(json_lines=config.log_json, verbose=verbose, panel=panel)
@@ -35,6 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         pass
     return 0
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    """Exit status 1 where something fails."""
+    from treeswarm_node.doctor import doctor  # noqa: PLC0415  # it looks at torch, and the others need not wait for that
+
+    _set_up_logging(json_lines=False, verbose=False, panel=None)
+    logging.getLogger().setLevel(logging.ERROR)  # what is wrong is in the findings
+    logging.getLogger("treeswarm_node").setLevel(logging.ERROR)
+    return doctor(arguments)
 
 
 def _panel(config: NodeConfig) -> LivePanel | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from treeswarm import __version__
+from treeswarm.completion import add_completion_flag
 from treeswarm.errors import BadRequest
 from treeswarm.settings import add_config_flag, parse
 from treeswarm.spans import Span
@@ -19,6 +20,7 @@ EXAMPLES = """examples:
   swarm-node demo                                        begin a swarm; prints how others join
   swarm-node demo --registry dht:/ip4/203.0.113.7/tcp/4002/p2p/12D3KooW…    join one
   swarm-node demo --registry mqtts://me:secret@broker.example.org/ours      the same through a broker
+  swarm-node doctor demo --device cuda                   what would go wrong, and what to do about it
   swarm-node pause; swarm-node resume                    have the machine back for an hour
   swarm-node demo --blocks 0:3 --listen 127.0.0.1:4001   serve its first three blocks
   swarm-node ./Llama-3-8B --blocks 16:32 --listen 0.0.0.0:4002 --dtype bfloat16 --device cuda
@@ -39,6 +41,13 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("model", metavar="MODEL", help="model directory, hub id, or `demo`")
+    add_node_flags(made)
+    add_completion_flag(made)
+    return made
+
+
+def add_node_flags(made: argparse.ArgumentParser) -> None:
+    """How to serve: whoever checks that takes the same."""
     made.add_argument(
         "--blocks", metavar="START:END", help="decoder blocks to serve (default: those that help the swarm most)"
     )
@@ -101,7 +110,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--verbose", action="store_true", help="log every session")
     add_config_flag(made, "node")
     made.add_argument("--version", action="version", version=f"treeswarm {__version__}")
-    return made
 
 
 def read_config(
@@ -111,6 +119,11 @@ def read_config(
     args = parse(
         parser(), "node", sys.argv[1:] if arguments is None else arguments, os.environ if environ is None else environ
     )
+    return config_of(args), args.verbose
+
+
+def config_of(args: argparse.Namespace) -> NodeConfig:
+    """What the flags say.  Raises BadRequest."""
     if args.kv_tokens < 1:
         raise BadRequest(f"--kv-tokens {args.kv_tokens} leaves no room for any session: give some thousand")
     if args.threads < 0:
@@ -121,7 +134,7 @@ def read_config(
         )
     if args.num_blocks is not None and args.num_blocks < 1:
         raise BadRequest(f"--num-blocks {args.num_blocks} hosts nothing: give at least 1")
-    config = NodeConfig(
+    return NodeConfig(
         model=args.model,
         span=Span.parse(args.blocks) if args.blocks else None,
         listen=args.listen,
@@ -148,7 +161,6 @@ def read_config(
         panel=args.panel,
         limits=Limits(sessions=args.max_sessions, grace_s=args.grace, lend_ports=args.lend_ports),
     )
-    return config, args.verbose
 
 
 def parse_size(text: str) -> int:

@@ -58,7 +58,8 @@ def picture(now: Figures, pace: Pace, events: Sequence[str], loading: Loading | 
     rows.add_column(style="dim")
     rows.add_column(overflow="ellipsis", no_wrap=True)
     state = Text(now.state.value, COLOURS.get(now.state, "red")).append(f"  {duration(now.uptime_s)}", "default")
-    rows.add_row("state", state.append(f"  {loading}") if loading and not loading.over else state)
+    hint = "  swarm-node resume: serve again" if now.state is NodeState.PAUSED else ""
+    rows.add_row("state", state.append(f"  {loading}" if loading and not loading.over else hint, "default"))
     rows.add_row("blocks", blocks(now))
     refused = sum(now.refusals.values())
     saying_no = f", {refused} refused" if refused else ""

@@ -27,7 +27,10 @@ class BanList:
     bans: Mapping[str, Ban] = field(default_factory=lambda: MappingProxyType({}))
 
     def failed(self, node: str, now: float) -> "BanList":
-        """With one more failure of `node`."""
+        """With one more failure of `node`.  While it is banned nobody asks it anew: what fails then are sessions that
+        had begun before, side by side, and one incident counts once."""
+        if node in self.banned(now):
+            return self
         remembered = {name: ban for name, ban in self.bans.items() if now < ban.until + FORGET_S}
         failures = remembered[node].failures + 1 if node in remembered else 1
         # 2.0 ** 64 is past every cap, and a float may not overflow.

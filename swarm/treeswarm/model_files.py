@@ -1,10 +1,11 @@
 """Where a model's files are, and what its config says.  No weights are read here, and no torch is needed."""
 
+import difflib
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,32 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
+class HubOptions:
+    """How `huggingface_hub` shall look for a model; what is left out follows its environment variables (HF_HOME,
+    HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT)."""
+
+    revision: str | None = None
+    """Branch, tag or commit; the default branch where None."""
+    cache_dir: str | Path | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    """True: the one that `hf auth login` stored; False: none."""
+    local_files_only: bool = False
+
+    def of_another_model(self) -> "HubOptions":
+        """The same for a model that has other revisions."""
+        return replace(self, revision=None)
+
+    def as_arguments(self) -> dict[str, Any]:
+        """Those that were said."""
+        said = {"revision": self.revision, "cache_dir": self.cache_dir, "token": self.token}
+        found = {name: value for name, value in said.items() if value is not None}
+        return found | {"local_files_only": True} if self.local_files_only else found
+
+
+DEFAULT_HUB = HubOptions()
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """What both programs need to know of a model, from its config alone."""
 
@@ -37,7 +64,12 @@ class ModelShape:
 
 
 def resolve_model(
-    name: str, *, weights: bool = False, span: Span | None = None, progress: Progress | None = None
+    name: str,
+    *,
+    weights: bool = False,
+    span: Span | None = None,
+    hub: HubOptions = DEFAULT_HUB,
+    progress: Progress | None = None,
 ) -> Path:
     """The directory of a model given as a directory, a bundled name or a hub id.
 
@@ -49,25 +81,38 @@ def resolve_model(
     if name in BUNDLED:
         return Path(str(files("treeswarm") / "models" / name))
     if HUB_ID.fullmatch(name) and not name.startswith("."):
-        folder = _from_hub(name, CLIENT_FILES)
-        return _from_hub(name, needed_files(folder, span), progress) if weights else folder
+        folder = _from_hub(name, CLIENT_FILES, hub)
+        return _from_hub(name, needed_files(folder, span), hub, progress) if weights else folder
     raise ModelError(
-        f"there is no model '{name}': give a directory with config.json, a hub id such as org/model, or "
-        + " or ".join(BUNDLED)
+        f"there is no model '{name}': {_near_miss(name)}give a directory with config.json, a hub id such as org/model, "
+        f"or {' or '.join(BUNDLED)}"
     )
 
 
-def _from_hub(name: str, patterns: Sequence[str], progress: Progress | None = None) -> Path:
+def _near_miss(name: str) -> str:
+    """What was meant, perhaps: a bundled model, or a directory beside the one that is not there."""
+    beside = [str(config.parent) for config in Path(name).parent.glob("*/config.json")]
+    near = difflib.get_close_matches(name.removeprefix("./"), [*BUNDLED, *beside], n=1)
+    return f"did you mean '{near[0]}'? Else " if near else ""
+
+
+def _from_hub(name: str, patterns: Sequence[str], hub: HubOptions, progress: Progress | None = None) -> Path:
     try:
-        from huggingface_hub import snapshot_download  # noqa: PLC0415  # only for hub ids
+        from huggingface_hub import constants, snapshot_download  # noqa: PLC0415  # only for hub ids
     except ImportError:
         raise ModelError(f"'{name}' is a hub id, which needs huggingface_hub: pip install huggingface_hub") from None
     bar = {"tqdm_class": telling_bar(progress)} if progress is not None else {}
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns), **bar))
+        return Path(snapshot_download(name, allow_patterns=list(patterns), **hub.as_arguments(), **bar))
     except Exception as error:  # the hub's client raises requests', httpx' and its own errors
+        wanted = f"'{name}'" if hub.revision is None else f"revision '{hub.revision}' of '{name}'"
+        if hub.local_files_only or constants.HF_HUB_OFFLINE:
+            raise ModelError(
+                f"{wanted} is not in the cache ({hub.cache_dir or constants.HF_HUB_CACHE}), and asking the hub is "
+                "switched off (local_files_only or HF_HUB_OFFLINE): download it once while online, or give a directory"
+            ) from error
         raise ModelError(
-            f"cannot get '{name}' from the hub ({type(error).__name__}: {str(error).splitlines()[0]}): check the "
+            f"cannot get {wanted} from the hub ({type(error).__name__}: {str(error).splitlines()[0]}): check the "
             "name and the network, or give a local directory"
         ) from error
 

@@ -26,6 +26,8 @@ PREFIX = "TREESWARM_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 # Tables that a config file may have: one file serves a machine that runs several programs.
 PROGRAMS = ("node", "serve", "chat", "generate", "models", "status")
+# What a program is asked to print, and where its settings are, is for the command line.
+NO_SETTINGS = ("config", "print-completion")
 WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
 
@@ -130,7 +132,7 @@ def _key(action: argparse.Action) -> str | None:
     if not action.option_strings:
         return action.dest.replace("_", "-")
     key = long[0].removeprefix("--") if long else action.dest
-    return None if key == "config" else key
+    return None if key in NO_SETTINGS else key
 
 
 def _takes_or_is_a_value(action: argparse.Action) -> bool:

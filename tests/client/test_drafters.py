@@ -2,11 +2,13 @@
 
 import itertools
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treeswarm.errors import BadRequest, Mismatch, ModelError
-from treeswarm.model_files import resolve_model
+from treeswarm.model_files import HubOptions, resolve_model
 from treeswarm.sampling import SamplingSettings
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.growth import Growth, grow
@@ -393,6 +395,35 @@ def test_drafters_by_name(draft_folder: Path) -> None:
         with pytest.raises(Mismatch, match="another tokenizer"):
             load_drafter(name, demo)
     assert load_drafter("auto", draft_folder).name == "ngram", "no draft of that tokenizer is at hand"
+
+
+def test_a_draft_from_the_hub_comes_with_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a stand-in for the hub, which is told what it is asked with; weights come only where tokenizers agree."""
+    asked: list[dict[str, object]] = []
+
+    def download(name: str, allow_patterns: list[str], **options: object) -> str:
+        asked.append(options)
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        for pattern in allow_patterns:
+            for file in resolve_model("demo-draft").glob(pattern):
+                shutil.copy(file, tmp_path / name / file.name)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    hub = HubOptions(revision="v2", cache_dir="cache", token="secret", local_files_only=True)
+    other = tmp_path / "other"
+    shutil.copytree(resolve_model("demo"), other)
+    (other / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    with pytest.raises(Mismatch, match="another tokenizer"):
+        load_drafter("org/draft", other, hub=hub.of_another_model())
+    assert not list((tmp_path / "org/draft").glob("*.safetensors"))
+    assert load_drafter("org/draft", resolve_model("demo"), hub=hub.of_another_model()).name == "draft"
+    assert asked[0] == {"cache_dir": "cache", "token": "secret", "local_files_only": True}
+    resolve_model("org/draft", hub=hub)
+    assert asked[-1]["revision"] == "v2"
+    resolve_model("org/draft")
+    assert asked[-1] == {}
+    assert "secret" not in repr(hub)
 
 
 def test_without_torch_a_model_cannot_draft_and_auto_does_without(

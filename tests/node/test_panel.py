@@ -54,6 +54,7 @@ def test_the_picture_says_what_the_owner_wants_to_know() -> None:
         assert part in seen
     moving = replace(NOW, state=NodeState.JOINING)
     assert "joining  1 min 40 s  loading tensors: 3 of 9" in text_of(moving, Pace(), loading=Loading(3, 9, LOADING))
+    assert "paused  1 min 40 s  swarm-node resume" in text_of(replace(NOW, state=NodeState.PAUSED), Pace())
     assert "loading" not in text_of(NOW, Pace(), loading=Loading(9, 9, LOADING))
 
 

@@ -20,9 +20,9 @@ TOKENS = 40
 
 async def test_greedy_trees_give_the_stock_models_text(three_nodes: LocalSwarm) -> None:
     async with SwarmClient(model="demo", peers=three_nodes.peers, draft="demo-draft") as client:
-        prompts = held_out_prompts(client, 4)
+        prompts = held_out_prompts(client, 3)
         stock = await stock_greedy(resolve_model("demo"), prompts, TOKENS, "float32")
-        for size in (0, 1, 8, 64, 512):
+        for size in (0, 1, 24, 512):
             for prompt, expected in zip(prompts, stock.token_ids, strict=True):
                 run = await client.generate(prompt, max_new_tokens=TOKENS, tree_size=size, ignore_eos=True)
                 assert run.token_ids == expected, f"tree size {size}"
@@ -41,7 +41,7 @@ async def test_a_seed_gives_one_text_whatever_the_tree_and_the_chain(
     async with local_swarm("demo", even_cuts(8, 1)) as one_node:
         for swarm in (three_nodes, one_node):
             async with SwarmClient(model="demo", peers=swarm.peers, draft="demo-draft") as client:
-                for size in (0, 8, 256):
+                for size in (0, 256):
                     run = await client.generate(
                         "def read(self, size=-1):\n", max_new_tokens=TOKENS, tree_size=size, seed=11, **sampling
                     )
@@ -68,9 +68,9 @@ async def test_a_stream_says_which_tokens_came_together(three_nodes: LocalSwarm)
 
 
 async def test_a_model_never_seen_before(strange_model: Path, strange_draft: Path) -> None:
-    setup = BenchSetup(str(strange_model), str(strange_draft), prompts=3, tokens=24)
-    result = await bench_exact(setup, nodes=(1, 3), sizes=(0, 8, 64))
-    assert result["cases"] == 18
+    setup = BenchSetup(str(strange_model), str(strange_draft), prompts=2, tokens=24)
+    result = await bench_exact(setup, nodes=(1, 3), sizes=(0, 32))
+    assert result["cases"] == 8
     assert result["mismatches"] == 0
     assert [node["blocks"] for node in result["provenance"][1]["nodes"]] == ["0:2", "2:3", "3:5"]
 

@@ -205,7 +205,8 @@ async def test_generate_as_json(three_nodes: LocalSwarm) -> None:
     options = ["--draft", "demo-draft", "--tree-size", "16", "--max-new-tokens", "20", "--json"]
     done = await asyncio.to_thread(subprocess.run, [*command, *options], capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
-    assert set(result) == {"text", "token_ids", "stats", "route", "rounds", "numerics"}
+    keys = {"text", "token_ids", "finish_reason", "prefix_tokens", "stats", "route", "rounds", "numerics"}
+    assert set(result) == keys
     assert len(result["token_ids"]) == result["stats"]["committed"] <= 20
     assert {"traversals", "tokens_per_traversal", "acceptance", "seconds", "tokens_per_second", "time"} <= set(
         result["stats"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 BIN = Path(sys.executable).parent
+COMMANDS = ("generate", "chat", "models", "status", "demo", "bench", "simulate")
 
 
 @pytest.mark.parametrize(
@@ -33,12 +34,16 @@ def test_a_node_that_cannot_start_says_why_in_one_line(arguments: list[str], wor
 
 
 @pytest.mark.parametrize(
-    "words", ["swarm", "swarm generate", "swarm status", "swarm demo", "swarm bench", "swarm-node"]
+    "words",
+    [
+        "swarm",
+        *(f"swarm {name}" for name in ["generate", "chat", "models", "status", "demo", "bench", "simulate"]),
+        "swarm-node",
+    ],
 )
 def test_help_helps(words: str) -> None:
     program = words.split()
     command = [BIN / program[0], *program[1:], "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "usage:" in done.stdout
-    if program[-1] not in {"swarm", "demo"}:
-        assert "examples:" in done.stdout
+    assert "examples:" in done.stdout

@@ -22,6 +22,13 @@ def test_a_ban_ends_by_itself_but_is_remembered() -> None:
     assert bans.failed("a", 120.0).until("a") == 120.0 + 2 * FIRST_BAN_S
 
 
+def test_many_sessions_that_one_incident_ends_count_once() -> None:
+    bans = BanList().failed("a", 0.0)
+    for session in range(32):
+        bans = bans.failed("a", session / 10)
+    assert bans.until("a") == FIRST_BAN_S
+
+
 def test_an_answer_or_a_long_quiet_forgives() -> None:
     bans = BanList().failed("a", 0.0).failed("b", 0.0)
     assert bans.answered("a", 1.0).until("a") is None

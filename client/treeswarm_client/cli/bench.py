@@ -12,7 +12,7 @@ from rich.pretty import pprint
 
 from treeswarm.errors import BadRequest
 from treeswarm_client.bench.common import BenchSetup
-from treeswarm_client.cli.generate import add_swarm_key_flag
+from treeswarm_client.cli.flags import add_swarm_key_flag
 from treeswarm_client.lab.shape import LabLink
 
 EXAMPLES = """examples:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from treeswarm.model_files import resolve_model
 from treeswarm_client.bench.common import Bench, BenchSetup, bench_swarm
-from treeswarm_client.cli.generate import tree_size
+from treeswarm_client.cli.flags import tree_size
 from treeswarm_client.cli.live import LiveText
 from treeswarm_client.reference import stock_greedy
 from treeswarm_client.run import Run, TreeSize
@@ -21,6 +21,10 @@ from treeswarm_client.stats import Stats
 PROMPT = '''def copy(src, dst, *, follow_symlinks=True):
     """Copy data and mode bits'''
 DELAY = "delay=25ms"
+EXAMPLES = """examples:
+  swarm demo
+  swarm demo --prompt "import os" --max-new-tokens 48
+  swarm demo --tree-size 16 --json | jq .tree.tokens_per_traversal"""
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -29,6 +33,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="three nodes on this machine, live text, plain decoding against trees",
         description="Start three swarm-node processes on loopback with the bundled model, stream a completion over "
         "links emulated at 25 ms one way, and compare plain decoding, trees and a stock transformers model.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--prompt", default=PROMPT)
     made.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="default 96")

@@ -1,5 +1,9 @@
 """Tokens on a terminal as they arrive: one colour a traversal, so that one sees what each round trip bought."""
 
+import io
+import sys
+import unicodedata
+
 from rich.console import Console
 from rich.text import Text
 
@@ -8,13 +12,25 @@ from treeswarm_client.stats import Stats
 
 # Six that differ for most eyes and read on dark and light grounds alike.
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
+KEPT = "\n\t\r"
+"""Of the letters that move a terminal's cursor; rich leaves the last out."""
+TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""They turn the writing around them."""
+
+
+def stdout_console() -> Console:
+    """On standard output; letters that it cannot write become question marks.  rich minds NO_COLOR and TERM=dumb."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console(highlight=False)
 
 
 class LiveText:
-    """Writes tokens as they come."""
+    """Writes tokens as they come; where nobody looks, the text as it is and nothing else."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, colours: bool = True) -> None:
         self._console = console
+        self._colours = colours
 
     def prompt(self, prompt: str) -> None:
         """The prompt, dimmed, with the answer to follow on the same line."""
@@ -22,15 +38,27 @@ class LiveText:
 
     def token(self, token: Token) -> None:
         """One token in its traversal's colour."""
-        self._write(token.text, COLOURS[token.traversal % len(COLOURS)])
+        self._write(token.text, COLOURS[token.traversal % len(COLOURS)] if self._colours else "")
 
     def end(self) -> None:
         self._console.print()
 
     def _write(self, text: str, style: str) -> None:
-        # soft_wrap: the terminal wraps, so that text copied from it keeps the model's own line ends.
-        self._console.print(Text(text, style=style), end="", soft_wrap=True)
+        if self._console.is_terminal:
+            # soft_wrap: the terminal wraps, so that text copied from it keeps the model's own line ends.
+            self._console.print(Text(harmless(text), style=style), end="", soft_wrap=True)
+        else:
+            self._console.file.write(text)
         self._console.file.flush()
+
+
+def harmless(text: str) -> str:
+    """Strangers compute the text: nothing in it commands the terminal that shows it."""
+    return "".join("�" if _commands(letter) else letter for letter in text)
+
+
+def _commands(letter: str) -> bool:
+    return letter not in KEPT and (unicodedata.category(letter) == "Cc" or letter in TURNING)
 
 
 def summary_line(stats: Stats) -> Text:

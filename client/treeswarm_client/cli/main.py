@@ -7,11 +7,21 @@ import sys
 from collections.abc import Sequence
 
 from treeswarm import __version__
+from treeswarm.completion import add_completion_flag
 from treeswarm.errors import SwarmError
 from treeswarm.settings import parse
-from treeswarm_client.cli import bench, demo, generate, serve, simulate, status
+from treeswarm_client.cli import bench, chat, demo, doctor, generate, models, serve, simulate, status
 
 INTERRUPTED = 130
+NOBODY_READS = 141
+EXAMPLES = """examples:
+  swarm demo                                             everything on this machine, in a minute
+  swarm models --registry 203.0.113.7:4001               what a swarm serves
+  swarm chat --model demo --registry 203.0.113.7:4001    talk with it
+  swarm generate "def main():" --model demo --registry 203.0.113.7:4001
+  eval "$(swarm --print-completion bash)"                complete all of this in bash; the same for swarm-node
+
+`swarm COMMAND --help` has more.  A line for --registry is printed by every `swarm-node` when it starts."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,17 +29,19 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="swarm",
         description="Generate text with a large model that lives on many machines.",
-        epilog="`swarm COMMAND --help` has examples.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--version", action="version", version=f"treeswarm {__version__}")
+    add_completion_flag(made)
     commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (generate, serve, status, demo, bench, simulate):
+    for command in (generate, chat, serve, status, models, doctor, demo, bench, simulate):
         command.add_command(commands)
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0; 1 after an error told in one line; 130 after Ctrl-C."""
+    """Exit status 0; 1 after an error told in one line; 130 after Ctrl-C; 141 where nobody reads the output."""
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="swarm: %(message)s")
     try:
@@ -38,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SwarmError as error:
         print(f"swarm: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `swarm … | head`: what Python still holds must not be told as an error at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED

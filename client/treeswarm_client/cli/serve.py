@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from treeswarm.errors import BadRequest
-from treeswarm.keys import read_swarm_key
 from treeswarm.settings import add_config_flag
 from treeswarm.transport.address import Address
-from treeswarm_client.cli.generate import add_route_flags, tree_size
-from treeswarm_client.client import SwarmClient
+from treeswarm_client.cli.flags import add_client_flags, client_of
 
 EXAMPLES = """examples:
   swarm serve --model demo --registry 127.0.0.1:4001          on http://127.0.0.1:8000, for this machine alone
@@ -39,8 +37,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--model", required=True, help="model directory, hub id or `demo`")
-    add_route_flags(made)
+    add_client_flags(made, patience_s=PATIENCE_S)
     made.add_argument("--listen", default="127.0.0.1:8000", metavar="HOST:PORT", help="default 127.0.0.1:8000")
     made.add_argument(
         "--api-key-file", type=Path, metavar="PATH",
@@ -49,12 +46,6 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.add_argument(
         "--served-model-name", action="append", metavar="NAME", help="what callers call the model (default: --model)"
     )
-    made.add_argument("--draft", default="auto", metavar="WHO", help="who guesses, as of `swarm generate`")
-    made.add_argument("--draft-device", default="cpu", help="where the draft runs (default cpu)")
-    made.add_argument("--tree-size", type=tree_size, default="auto", metavar="N", help="as of `swarm generate`")
-    made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="only nodes that compute in it")
-    made.add_argument("--quantization", choices=["none", "int8", "nf4"], help="only nodes with such weights")
-    made.add_argument("--patience", type=float, default=PATIENCE_S, metavar="SECONDS", help="for missing blocks (10)")
     made.add_argument("--max-concurrent", type=int, default=32, metavar="N", help="generations at once (default 32)")
     made.add_argument("--max-waiting", type=int, default=128, metavar="N", help="requests in line; more get 429 (128)")
     made.add_argument("--max-wait", type=float, default=30.0, metavar="SECONDS", help="in line, then 429 (default 30)")
@@ -79,6 +70,7 @@ def _run(args: argparse.Namespace) -> int:
         from treeswarm_client.gateway.server import run_gateway  # noqa: PLC0415
     except ImportError as error:
         raise BadRequest(f"swarm serve needs {error.name}: pip install 'treeswarm[serve]'") from None
+    client_of(args)  # what is missing is told before anything starts
     keys = ApiKeys.of(read_keys(args.api_key_file, os.environ))
     limits = GatewayLimits(
         generations=args.max_concurrent,
@@ -94,22 +86,10 @@ def _run(args: argparse.Namespace) -> int:
         map_text=not keys.digests if args.map_text is None else args.map_text,
         limits=limits,
     )
-    return asyncio.run(run_gateway(Backend(config, lambda: _client(args)), log_requests=args.log_requests))
-
-
-def _client(args: argparse.Namespace) -> SwarmClient:
-    return SwarmClient(
-        model=args.model,
-        peers=args.peers,
-        registry=args.registry,
-        draft=args.draft,
-        tree_size=args.tree_size,
-        draft_device=args.draft_device,
-        swarm_key=read_swarm_key(args.swarm_key) if args.swarm_key else None,
-        patience=args.patience,
-        dtype=args.dtype,
-        quantization=args.quantization,
-        concurrency=args.max_concurrent,
+    return asyncio.run(
+        run_gateway(
+            Backend(config, lambda: client_of(args, concurrency=args.max_concurrent)), log_requests=args.log_requests
+        )
     )
 
 

@@ -3,9 +3,7 @@
 import argparse
 import asyncio
 import contextlib
-import io
 import json
-import sys
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -13,15 +11,13 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from treeswarm.identity import config_digest
-from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import read_config, read_shape, resolve_model
 from treeswarm.registry import Registry, client_registry, registry_kind
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
-from treeswarm.transport.tls import Security
-from treeswarm_client.cli.generate import add_route_flags
+from treeswarm_client.cli.flags import add_route_flags, registry_of, security_of
+from treeswarm_client.cli.live import stdout_console
 from treeswarm_client.cli.status_text import render
-from treeswarm_client.client import registry_spec
 from treeswarm_client.lookout import PROBE_AGAIN_S, Lookout
 from treeswarm_client.overview import Overview, Wanted
 
@@ -55,12 +51,9 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 async def _run(args: argparse.Namespace) -> int:
-    security = Security(swarm_key=read_swarm_key(args.swarm_key) if args.swarm_key else None)
-    transport = GrpcTransport(security=security)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a stranger's name in letters that this terminal lacks
+    transport = GrpcTransport(security=security_of(args))
     try:
-        return await status(args, transport, Console(highlight=False))
+        return await status(args, transport, stdout_console())
     finally:
         await transport.close()
 
@@ -68,7 +61,7 @@ async def _run(args: argparse.Namespace) -> int:
 async def status(args: argparse.Namespace, transport: Transport, console: Console) -> int:
     """The command, over a transport of one's choosing.  Raises SwarmError."""
     wanted = await asyncio.to_thread(_wanted, args.model) if args.model else None
-    registry = await _open(registry_spec(args.peers, args.registry), wanted, transport)
+    registry = await _open(registry_of(args), wanted, transport)
     try:
         lookout = Lookout(registry, transport, wanted)
         if args.watch:

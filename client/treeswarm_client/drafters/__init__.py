@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from treeswarm.errors import BadRequest, Mismatch
-from treeswarm.model_files import read_shape, resolve_model, tokenizer_digest
+from treeswarm.model_files import DEFAULT_HUB, HubOptions, read_shape, resolve_model, tokenizer_digest
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.recycling import RecyclingDrafter
 from treeswarm_client.drafters.seam import Drafter
@@ -18,7 +18,9 @@ KNOWN_DRAFTS = ("demo-draft",)
 WITH_NGRAM = "+ngram"
 
 
-def load_drafter(name: str, target: Path, device: str = "cpu", dtype: str = "float32") -> Drafter:
+def load_drafter(
+    name: str, target: Path, device: str = "cpu", dtype: str = "float32", hub: HubOptions = DEFAULT_HUB
+) -> Drafter:
     """The drafter of this name for a target (a model directory).
 
     `none`; `ngram`, which needs no model: what this client's texts and the target's own words repeat; a draft model by
@@ -35,8 +37,8 @@ def load_drafter(name: str, target: Path, device: str = "cpu", dtype: str = "flo
     if name == "auto":
         return _auto(target, device, dtype)
     if name.endswith(WITH_NGRAM):
-        return UnionDrafter([*_ngram(), _model(name.removesuffix(WITH_NGRAM), target, device, dtype)], name)
-    return _model(name, target, device, dtype)
+        return UnionDrafter([*_ngram(), _model(name.removesuffix(WITH_NGRAM), target, device, dtype, hub)], name)
+    return _model(name, target, device, dtype, hub)
 
 
 def _ngram() -> list[Member]:
@@ -60,8 +62,8 @@ def _fits(draft: Path, target: Path) -> bool:
     return same_size and tokenizer_digest(draft) == tokenizer_digest(target)
 
 
-def _model(name: str, target: Path, device: str, dtype: str) -> Member:
-    folder = resolve_model(name)
+def _model(name: str, target: Path, device: str, dtype: str, hub: HubOptions = DEFAULT_HUB) -> Member:
+    folder = resolve_model(name, hub=hub)
     if tokenizer_digest(folder) != tokenizer_digest(target):
         raise Mismatch(
             f"the draft {name} has another tokenizer than the target: its guesses would be other words. "
@@ -73,4 +75,5 @@ def _model(name: str, target: Path, device: str, dtype: str) -> Member:
         raise BadRequest(
             f"a draft model needs torch: pip install 'treeswarm[draft]' ({error.name} is missing), or --draft ngram"
         ) from error
+    folder = resolve_model(name, weights=True, hub=hub)
     return ModelDrafter.load(folder, device=device, dtype=dtype, vocab_size=read_shape(target).vocab_size)

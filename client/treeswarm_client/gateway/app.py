@@ -6,15 +6,12 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from treeswarm import __version__
@@ -22,6 +19,7 @@ from treeswarm.errors import SwarmError
 from treeswarm_client.gateway.answers import ChatWriter, CompletionWriter, Heading, Writer
 from treeswarm_client.gateway.backend import Backend, Job
 from treeswarm_client.gateway.errors import Failure, NoSuchModel, WrongKey, failure_of
+from treeswarm_client.gateway.page import map_page
 from treeswarm_client.gateway.presence import BodyLimit, Counted, unless_gone
 from treeswarm_client.gateway.requests import Ask, ChatRequest, CompletionRequest, chat_ask, completion_ask
 from treeswarm_client.gateway.work import Ended, Event, Said, drain, usage_of
@@ -29,6 +27,7 @@ from treeswarm_client.gateway.work import Ended, Event, Said, drain, usage_of
 log = logging.getLogger(__name__)
 
 EVENTS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+QUIET = ": nothing new\n\n"
 
 
 def make_app(backend: Backend) -> FastAPI:
@@ -91,7 +90,8 @@ def _add_openai(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/map/events", dependencies=guarded, include_in_schema=False)
     async def events() -> Response:
-        return StreamingResponse(_map_events(backend), media_type="text/event-stream", headers=EVENTS)
+        events = backend.watchers.listen()  # where too many watch, it says so before there is a status
+        return StreamingResponse(_map_events(events), media_type="text/event-stream", headers=EVENTS)
 
 
 def _add_operator(app: FastAPI, backend: Backend) -> None:
@@ -108,8 +108,8 @@ def _add_operator(app: FastAPI, backend: Backend) -> None:
         backend.check_ready()
         return {"status": "ready"}
 
-    web = Path(str(files("treeswarm_client.gateway") / "web"))
-    app.mount("/map", StaticFiles(directory=web, html=True), name="map")
+    # After the route of its events, which would never be reached otherwise.
+    app.mount("/map", map_page(), name="map")
 
 
 async def _answer(backend: Backend, ask: Ask, writer: Writer, request: Request) -> Response:
@@ -160,10 +160,10 @@ def _chunk(event: Event, writer: Writer) -> str:
             return _event(writer.closing(choice, finish))
 
 
-async def _map_events(backend: Backend) -> AsyncIterator[str]:
-    async with aclosing(backend.watchers.listen()) as events:
+async def _map_events(events: AsyncGenerator[dict[str, Any] | None, None]) -> AsyncIterator[str]:
+    async with aclosing(events):
         async for event in events:
-            yield _event(event)
+            yield QUIET if event is None else _event(event)
 
 
 def _event(data: dict[str, Any]) -> str:

@@ -15,8 +15,9 @@ from treeswarm_client.gateway.config import GatewayConfig
 from treeswarm_client.gateway.errors import NotReady
 from treeswarm_client.gateway.metrics import GatewayMetrics
 from treeswarm_client.gateway.requests import Ask
-from treeswarm_client.gateway.watchers import Shown, Watchers
-from treeswarm_client.gateway.work import Event, follow
+from treeswarm_client.gateway.tracing import Tracing
+from treeswarm_client.gateway.watchers import LOOK_S, Shown, Watchers
+from treeswarm_client.gateway.work import Event, Said, follow
 from treeswarm_client.lookout import Lookout
 from treeswarm_client.pace import Round
 from treeswarm_client.run import Run
@@ -46,12 +47,15 @@ class Backend:
     config: GatewayConfig
     make: Callable[[], SwarmClient]
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
+    tracing: Tracing = field(default_factory=Tracing)
     watchers: Watchers = field(init=False)
     admission: Admission = field(init=False)
     why_not: str = "the gateway has only just begun to look for nodes"
     """Why nothing can be asked yet."""
     _client: SwarmClient | None = None
     _lookout: Lookout | None = None
+    _asking: "asyncio.Task[bool] | None" = None
+    """Nodes are being pinged for the map."""
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.config.limits)
@@ -70,6 +74,8 @@ class Backend:
                 yield
             finally:
                 await _cancel(looking)
+                if self._asking is not None:
+                    await _cancel(self._asking)
 
     @property
     def client(self) -> SwarmClient:
@@ -104,16 +110,22 @@ class Backend:
     async def work(self, job: Job) -> AsyncGenerator[Event, None]:
         """Wait for a turn, then generate.  Raises Busy and what generating raises."""
         timer = self.metrics.timer()
-        async with self.admission.places(len(job.runs)):
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self.tracing.request(job.runs))
+            await stack.enter_async_context(self.admission.places(len(job.runs)))
+            for shown, run in zip(job.shown, job.runs, strict=True):
+                shown.begin(len(run.prompt_ids))
             try:
                 async with contextlib.aclosing(follow(job.runs, job.ask.n)) as events:
                     async for event in events:
                         timer.saw(event)
+                        if isinstance(event, Said):
+                            job.shown[event.choice].said(event.token)
                         yield event
             finally:
                 self.metrics.observe_runs(job.runs, job.ask.n)
-                for shown in job.shown:
-                    shown.end()
+                for shown, run in zip(job.shown, job.runs, strict=True):
+                    shown.end(run.finish_reason)
 
     def _told_of(self, shown: Shown) -> Callable[[Round], None]:
         def tell(flown: Round) -> None:
@@ -147,15 +159,18 @@ class Backend:
             except SwarmError as error:  # it was well at the first attempt: a registry's word of now
                 self.why_not = str(error)
 
-    async def _look(self) -> dict[str, Any] | None:
-        """The swarm as the map shows it; None while there is none."""
+    async def _look(self) -> dict[str, Any]:
+        """The swarm as the map shows it, or why there is none.  A node that takes long to answer holds up nobody."""
         if self._client is None:
-            return None
+            return {"kind": "waiting", "why": self.why_not}
         self._lookout = self._lookout or self._client.lookout()
-        await self._lookout.ask()
-        return (await self._lookout.see()).as_dict()
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._lookout.ask())
+        if (await asyncio.wait({self._asking}, timeout=LOOK_S))[0]:
+            self._asking.result()
+        return {"kind": "overview", **(await self._lookout.see()).as_dict()}
 
 
-async def _cancel(task: "asyncio.Task[None]") -> None:
+async def _cancel(task: "asyncio.Task[Any]") -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -1,24 +1,30 @@
 """Who looks at the map, and what they are told: the swarm now and then, every tree as it comes back."""
 
 import asyncio
-import contextlib
 import itertools
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from treeswarm.errors import SwarmError
 from treeswarm_client.gateway.errors import Busy
+from treeswarm_client.generation import FinishReason
 from treeswarm_client.pace import Round
+from treeswarm_client.run import Token
 
-# Eyes are no faster, and a look asks every node that has not been asked for ten seconds.
+# Eyes are no faster.
 LOOK_S = 1.0
-# A viewer who reads slower misses what came meanwhile.
+# Proxies close what says nothing for a minute, and a page notices within two of these that nobody is there.
+QUIET_S = 15.0
+# Trees that wait for a viewer who reads slowly, and events of any kind.
 AHEAD = 256
+MOST_AHEAD = 4 * AHEAD
 # More nodes than a picture can show.
 MOST_DRAWN = 192
 
 Decode = Callable[[Sequence[int]], str]
-Look = Callable[[], Awaitable[dict[str, Any] | None]]
+Look = Callable[[], Awaitable[dict[str, Any]]]
 
 
 @dataclass(eq=False)
@@ -27,24 +33,40 @@ class Watchers:
 
     most: int
     _heard: set[asyncio.Queue[dict[str, Any] | None]] = field(default_factory=set)
-    _overview: dict[str, Any] | None = None
+    _seen: dict[str, Any] | None = None
+    """The latest look."""
+    _under_way: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """How each generation began, for who comes later."""
     _ids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __bool__(self) -> bool:
         return bool(self._heard)
 
-    async def listen(self) -> AsyncGenerator[dict[str, Any], None]:
-        """Events, each with a `kind`: `overview`, `round`, `end`.  Raises Busy where too many watch."""
+    def listen(self) -> AsyncGenerator[dict[str, Any] | None, None]:
+        """Events, each with a `kind`: `overview` or `waiting`, `begin`, `first`, `round`, `end`; None where there was
+        none for a while.  Raises Busy at once where too many watch."""
         if len(self._heard) >= self.most:
             raise Busy(f"{len(self._heard)} viewers watch already: close some")
-        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(AHEAD)
+        return self._listen()
+
+    async def _listen(self) -> AsyncGenerator[dict[str, Any] | None, None]:
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(MOST_AHEAD)
         self._heard.add(queue)
         self._arrived.set()
         try:
-            if self._overview is not None:
-                yield {"kind": "overview", **self._overview}
-            while (event := await queue.get()) is not None:
+            if self._seen is not None:
+                yield self._seen
+            for begun in list(self._under_way.values()):
+                yield begun
+            while True:
+                try:
+                    event = await asyncio.wait_for(queue.get(), QUIET_S)
+                except TimeoutError:
+                    yield None
+                    continue
+                if event is None:
+                    return
                 yield event
         finally:
             self._heard.discard(queue)
@@ -52,18 +74,27 @@ class Watchers:
     def close(self) -> None:
         """Nothing more comes: let them go."""
         for queue in self._heard:
-            while queue.full():
-                queue.get_nowait()
-            queue.put_nowait(None)
+            _let_go(queue)
 
     def tell(self, event: dict[str, Any]) -> None:
+        """Who reads slowly misses trees, never beginnings and ends; who does not read at all must come again."""
         for queue in self._heard:
-            with contextlib.suppress(asyncio.QueueFull):
+            if queue.full():
+                _let_go(queue)
+            elif event["kind"] != "round" or queue.qsize() < AHEAD:
                 queue.put_nowait(event)
 
     def generation(self, decode: Decode | None) -> "Shown":
         """A generation to show; without `decode`, its shapes only."""
         return Shown(self, next(self._ids), decode)
+
+    def began(self, event: dict[str, Any]) -> None:
+        self._under_way[event["id"]] = event
+        self.tell(event)
+
+    def ended(self, event: dict[str, Any]) -> None:
+        if self._under_way.pop(event["id"], None) is not None:
+            self.tell(event)
 
     async def keep_looking(self, look: Look) -> None:
         """Look at the swarm while anybody watches; until cancelled."""
@@ -71,10 +102,13 @@ class Watchers:
             if not self:
                 self._arrived.clear()
                 await self._arrived.wait()
-            seen = await look()
-            if seen is not None and seen != self._overview:
-                self._overview = seen
-                self.tell({"kind": "overview", **seen})
+            try:
+                seen = await look()
+            except SwarmError as error:  # a registry that is lost comes back
+                seen = {"kind": "waiting", "why": str(error)}
+            if seen != self._seen:
+                self._seen = seen
+                self.tell(seen)
             await asyncio.sleep(LOOK_S)
 
 
@@ -86,6 +120,21 @@ class Shown:
     id: int
     decode: Decode | None
     rounds: int = 0
+    _began_at: float = 0.0
+    _spoke: bool = False
+
+    def begin(self, prompt_tokens: int) -> None:
+        """Its prompt sets off."""
+        self._began_at = time.perf_counter()
+        self.watchers.began({"kind": "begin", "id": self.id, "prompt": prompt_tokens})
+
+    def said(self, token: Token) -> None:
+        """A token came; the first of all came without a tree, with the prompt's own answer."""
+        if self._spoke:
+            return
+        self._spoke = True
+        seconds = time.perf_counter() - self._began_at
+        self.watchers.tell({"kind": "first", "id": self.id, **first_drawn(token.id, seconds, self.decode)})
 
     def round(self, flown: Round) -> None:
         """A tree came back."""
@@ -93,8 +142,21 @@ class Shown:
         if self.watchers:
             self.watchers.tell({"kind": "round", "id": self.id, "round": self.rounds, **drawn(flown, self.decode)})
 
-    def end(self) -> None:
-        self.watchers.tell({"kind": "end", "id": self.id})
+    def end(self, finish: FinishReason | None) -> None:
+        """It is over; None: it broke, or its caller left."""
+        self.watchers.ended({"kind": "end", "id": self.id, "finish": finish})
+
+
+def _let_go(queue: "asyncio.Queue[dict[str, Any] | None]") -> None:
+    while not queue.empty():
+        queue.get_nowait()
+    queue.put_nowait(None)
+
+
+def first_drawn(token: int, seconds: float, decode: Decode | None) -> dict[str, Any]:
+    """The first token, and how long it took."""
+    made: dict[str, Any] = {"ms": round(seconds * 1e3, 1)}
+    return made if decode is None else {**made, "bonus": word(token, decode)}
 
 
 def drawn(flown: Round, decode: Decode | None) -> dict[str, Any]:
@@ -111,6 +173,11 @@ def drawn(flown: Round, decode: Decode | None) -> dict[str, Any]:
         "ms": round(flown.seconds * 1e3, 1),
     }
     if decode is not None:
-        made["words"] = [decode([int(flown.draft.tokens[i])]) for i in kept]
-        made["bonus"] = decode([flown.found.bonus])
+        made["words"] = [word(int(flown.draft.tokens[i]), decode) for i in kept]
+        made["bonus"] = word(flown.found.bonus, decode)
     return made
+
+
+def word(token: int, decode: Decode) -> str:
+    """What a token adds to a text.  Alone it may lack the space before it, so it is read after itself."""
+    return decode([token, token])[len(decode([token])) :]

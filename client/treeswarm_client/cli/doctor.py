@@ -1,0 +1,103 @@
+"""`swarm doctor`: whether this machine reaches a swarm, and what to do where not."""
+
+import argparse
+import asyncio
+import importlib.util
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from treeswarm.errors import SwarmError
+from treeswarm.health import Finding, open_files, python_version
+from treeswarm.health_of_swarm import asking, examine_swarm
+from treeswarm.health_text import show
+from treeswarm.identity import config_digest
+from treeswarm.keys import read_swarm_key
+from treeswarm.model_files import load_tokenizer, read_config, resolve_model
+from treeswarm.records import NodeRecord
+from treeswarm.registry import client_registry, registry_kind
+from treeswarm.spans import missing_blocks
+from treeswarm.transport.grpc import GrpcTransport
+from treeswarm.transport.tls import Security
+from treeswarm_client.cli.flags import add_route_flags, registry_of
+from treeswarm_client.overview import clean
+
+EXAMPLES = """examples:
+  swarm doctor --registry 203.0.113.7:4001                 can this machine use that swarm?
+  swarm doctor --registry 203.0.113.7:4001 --model demo    and this model?
+  swarm doctor --peers 127.0.0.1:4001 --json               for programs
+
+Exit status 1 where something fails, else 0.  Of a machine that is to serve: swarm-node doctor."""
+# A client has two connections to each node of its routes.
+FILES = 256
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    made = commands.add_parser(
+        "doctor",
+        help="what would go wrong here, and what to do about it",
+        description="Check this machine and its way to a swarm.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_route_flags(made)
+    made.add_argument("--model", help="whether it can be used: directory, hub id or `demo` (default: not checked)")
+    made.add_argument("--json", action="store_true", help="one JSON object")
+    made.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    key = read_swarm_key(args.swarm_key) if args.swarm_key else None
+    findings = asyncio.run(examine(registry_of(args), args.model, key))
+    return show(Console(highlight=False), findings, as_json=args.json)
+
+
+async def examine(spec: str, model: str | None = None, swarm_key: bytes | None = None) -> list[Finding]:
+    """All checks of a client of the swarm at `spec`.  Raises BadRequest where `spec` is none."""
+    files = open_files(FILES)
+    found = [python_version(), *([files] if files else []), drafting()]
+    digest = None
+    if model is not None:
+        try:
+            digest = await asyncio.to_thread(_digest, model)
+            found.append(Finding.ok("model", f"config and tokenizer of {model} are here"))
+        except SwarmError as error:
+            found.append(Finding.of_error("model", error))
+    transport = GrpcTransport(security=Security(swarm_key=swarm_key))
+    try:
+        asked = registry_kind(spec) in ("peers", "static")
+        opening = asking(spec, digest, transport) if asked else lambda: client_registry(spec, digest, transport)
+        seen = await examine_swarm(opening, transport)
+    finally:
+        await transport.close()
+    return [*found, *seen.findings, *blocks(seen.online)]
+
+
+def blocks(online: Sequence[NodeRecord]) -> list[Finding]:
+    """Of each model that is served, whether all of it is.  Pure."""
+    found = []
+    for digest in dict.fromkeys(record.model for record in online):
+        of_it = [record for record in online if record.model == digest]
+        name, total = clean(of_it[0].name), of_it[0].blocks
+        gaps = missing_blocks([record.span for record in of_it], total)
+        if gaps:
+            where = ", ".join(map(str, gaps))
+            step = f"start a node for them: swarm-node {name}; or wait, with --patience, until somebody does"
+            found.append(Finding.fail("blocks", f"of {name}, {where} of {total} are served by nobody", step))
+        else:
+            found.append(Finding.ok("blocks", f"all {total} of {name} are served, by {len(of_it)} nodes"))
+    return found
+
+
+def drafting() -> Finding:
+    """Whether draft models can run here."""
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+        return Finding.ok("drafting", "torch is here: --draft may name a model")
+    return Finding.ok("drafting", "without torch: --draft ngram; after pip install 'treeswarm[draft]' a model, too")
+
+
+def _digest(model: str) -> str:
+    """Raises ModelError."""
+    folder = resolve_model(model)
+    load_tokenizer(folder)
+    return config_digest(read_config(folder))

@@ -1,0 +1,139 @@
+"""What transformers' `generate` takes and a swarm cannot honour: which values change nothing, and what to do instead.
+
+Nodes choose each token by temperature, top-k, top-p and seeded noise, and send back the tokens and their
+log-probabilities.  What needs all logits, or changes them in another way, cannot be done from here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+LOCAL = "load the model with transformers' AutoModelForCausalLM for this"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """An argument that only some values of can be honoured."""
+
+    instead: str
+    """What to do."""
+    neutral: tuple[Any, ...] = (None,)
+    """Values that change nothing, the first to be recommended; what is empty never does."""
+    sampling_only: bool = False
+    """Changes nothing where there is no sampling."""
+
+    def allows(self, value: Any) -> bool:
+        """Whether it changes nothing."""
+        if value is None or (isinstance(value, Sequence | dict | set) and len(value) == 0):
+            return True
+        return isinstance(value, bool | int | float | str) and value in self.neutral
+
+
+HONOURED = frozenset(
+    {
+        "max_length", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "num_return_sequences",
+        "pad_token_id", "bos_token_id", "eos_token_id", "stop_strings", "return_dict_in_generate",
+    }
+)  # fmt: skip
+
+INDIFFERENT = frozenset(
+    {
+        # how transformers computes, not what: the nodes have their own ways
+        "use_cache", "max_cache_len", "compile_config", "disable_compile", "continuous_batching_config", "low_memory",
+        "prefill_chunk_size", "use_mtp",
+        # of beam search, of assistants and of encoder-decoder models, none of which is here
+        "early_stopping", "length_penalty", "num_assistant_tokens", "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold", "max_matching_ngram_size", "assistant_lookbehind", "target_lookbehind",
+        "assistant_ensemble_weight", "speculation_type", "is_assistant", "decoder_start_token_id",
+        # neither moves the choice: the nodes' logits are finite or the node is given up
+        "renormalize_logits", "remove_invalid_values",
+        # bookkeeping of the file
+        "transformers_version", "_from_model_config",
+    }
+)  # fmt: skip
+
+_LOGITS = f"nodes choose by temperature, top_k and top_p alone: leave it out, or {LOCAL}"
+_BEAMS = f"beam search needs all logits, nodes send tokens: use num_beams=1, or {LOCAL}"
+_OUTPUTS = (
+    f"nodes send tokens and their log-probabilities (return_dict_in_generate=True: `logprobs`), nothing wider: {LOCAL}"
+)
+_DRAFT = "the swarm drafts by itself: name a draft in from_pretrained(draft=…)"
+_TEXT = "give token ids, left-padded, with their attention_mask"
+
+LIMITED: dict[str, Limit] = {
+    "num_beams": Limit(_BEAMS, (1,)),
+    "num_beam_groups": Limit(_BEAMS, (1,)),
+    "diversity_penalty": Limit(_BEAMS, (0.0,)),
+    "constraints": Limit(_BEAMS),
+    "force_words_ids": Limit(_BEAMS),
+    "penalty_alpha": Limit(_LOGITS, (0.0,)),
+    "dola_layers": Limit(_LOGITS),
+    "custom_generate": Limit(f"only greedy decoding and sampling run on a swarm: {LOCAL}"),
+    "trust_remote_code": Limit("code from a model's repository is never run here", (False,)),
+    "logits_processor": Limit(_LOGITS),
+    "prefix_allowed_tokens_fn": Limit(_LOGITS),
+    "repetition_penalty": Limit(_LOGITS, (1.0,)),
+    "encoder_repetition_penalty": Limit(_LOGITS, (1.0,)),
+    "no_repeat_ngram_size": Limit(_LOGITS, (0,)),
+    "encoder_no_repeat_ngram_size": Limit(_LOGITS, (0,)),
+    "bad_words_ids": Limit(_LOGITS),
+    "sequence_bias": Limit(_LOGITS),
+    "suppress_tokens": Limit(_LOGITS),
+    "begin_suppress_tokens": Limit(_LOGITS),
+    "forced_bos_token_id": Limit(_LOGITS),
+    "forced_eos_token_id": Limit(_LOGITS),
+    "exponential_decay_length_penalty": Limit(_LOGITS),
+    "guidance_scale": Limit(_LOGITS, (1.0,)),
+    "negative_prompt_ids": Limit(_LOGITS),
+    "negative_prompt_attention_mask": Limit(_LOGITS),
+    "watermarking_config": Limit(_LOGITS),
+    "min_length": Limit(f"nodes cannot be told to avoid an end token: leave it out, or {LOCAL}", (0,)),
+    "min_new_tokens": Limit(f"nodes cannot be told to avoid an end token: leave it out, or {LOCAL}", (0,)),
+    "min_p": Limit(f"sample with top_p or top_k, or {LOCAL}", (0.0,), sampling_only=True),
+    "top_h": Limit(f"sample with top_p or top_k, or {LOCAL}", sampling_only=True),
+    "typical_p": Limit(f"sample with top_p or top_k, or {LOCAL}", (1.0,), sampling_only=True),
+    "epsilon_cutoff": Limit(f"sample with top_p or top_k, or {LOCAL}", (0.0,), sampling_only=True),
+    "eta_cutoff": Limit(f"sample with top_p or top_k, or {LOCAL}", (0.0,), sampling_only=True),
+    "stopping_criteria": Limit("use max_new_tokens, eos_token_id or stop_strings, or stop at what a streamer shows"),
+    "max_time": Limit("use max_new_tokens: how long a swarm takes depends on who is there"),
+    "token_healing": Limit("cut the prompt's last token yourself", (False,)),
+    "assistant_model": Limit(_DRAFT),
+    "assistant_tokenizer": Limit(_DRAFT),
+    "assistant_early_exit": Limit(_DRAFT),
+    "prompt_lookup_num_tokens": Limit(f"{_DRAFT}, of which 'ngram' looks up what was said", (None, 0)),
+    "cache_implementation": Limit(
+        "nodes keep KV as they are, unquantised",
+        ("dynamic", "dynamic_full", "static", "hybrid", "hybrid_chunked", "sliding_window", "offloaded",
+         "offloaded_static", "offloaded_hybrid", "offloaded_hybrid_chunked", "paged"),
+    ),
+    "cache_config": Limit("nodes keep KV as they are, unquantised"),
+    "past_key_values": Limit("nodes keep the KV of what was said: see model.inference_session()"),
+    "logits_to_keep": Limit(_OUTPUTS),
+    "output_scores": Limit(_OUTPUTS, (False,)),
+    "output_logits": Limit(_OUTPUTS, (False,)),
+    "output_attentions": Limit(_OUTPUTS, (False,)),
+    "output_hidden_states": Limit(_OUTPUTS, (False,)),
+    "inputs_embeds": Limit(_TEXT),
+    "position_ids": Limit(_TEXT),
+    "synced_gpus": Limit("nodes run on their own", (False,)),
+}  # fmt: skip
+
+LOADING: dict[str, Limit] = {
+    "device_map": Limit("nodes chose their own devices; the draft's is draft_device"),
+    "max_memory": Limit("weights stay on the nodes"),
+    "offload_folder": Limit("weights stay on the nodes"),
+    "quantization_config": Limit("nodes chose their weights' bits: ask for those of a kind with quantization='nf4'"),
+    "load_in_8bit": Limit("ask for nodes with quantization='int8'", (False,)),
+    "load_in_4bit": Limit("ask for nodes with quantization='nf4'", (False,)),
+    "attn_implementation": Limit("nodes attend in their own way"),
+    "low_cpu_mem_usage": Limit("weights stay on the nodes", (False, True)),
+    "use_safetensors": Limit("weights are never read here; nodes read safetensors alone", (True,)),
+    "trust_remote_code": Limit("code from a model's repository is never run here", (False,)),
+    "config": Limit("the config is the one the nodes have: name their model"),
+    "state_dict": Limit("weights stay on the nodes"),
+    "subfolder": Limit("name a directory, or a repository that has the model at its top", ("",)),
+    "force_download": Limit("delete the model from the hub's cache instead", (False,)),
+    "proxies": Limit("set HTTPS_PROXY"),
+    "output_loading_info": Limit("nothing is loaded here", (False,)),
+}
+"""What transformers' `from_pretrained` takes beyond ours."""

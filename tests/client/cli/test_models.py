@@ -1,0 +1,98 @@
+"""What `swarm models` makes of records."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from treeswarm.errors import ModelError
+from treeswarm.identity import config_digest
+from treeswarm.messages import NumericsClass
+from treeswarm.model_files import read_config, resolve_model
+from treeswarm.records import NodeRecord, NodeState
+from treeswarm.spans import Span
+from treeswarm_client.cli.models import context_of
+from treeswarm_client.cli.models_text import Room, models_as_dict, render_models, room_of
+from treeswarm_client.overview import ModelView, Overview, Probe, make_overview
+
+from ..test_overview import BFLOAT16, MODEL, OTHER, record
+
+INT8 = NumericsClass("02" * 32, "bfloat16", "int8")
+
+
+def drawn(overview: Overview, contexts: dict[str, int]) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    with console.capture() as captured:
+        console.print(*render_models(overview, contexts), sep="\n")
+    return captured.get()
+
+
+def seen(*records: NodeRecord, silent: tuple[int, ...] = ()) -> Overview:
+    probes: dict[str, Any] = {one.node: Probe(0.01) for one in records}
+    probes |= {records[number].node: Probe(None, "silent") for number in silent}
+    return make_overview(records, probes)
+
+
+def test_the_room_is_that_of_the_block_with_least() -> None:
+    overview = seen(
+        record(1, Span(0, 8), free_tokens=100, total_tokens=1000),
+        record(2, Span(0, 4), free_tokens=70, total_tokens=500),
+        record(3, Span(4, 8), free_tokens=20, total_tokens=700),
+        record(4, Span(0, 8), free_tokens=9000, total_tokens=9000, state=NodeState.PAUSED),
+        record(5, Span(0, 8), free_tokens=9000, total_tokens=9000),
+        silent=(4,),
+    )
+    ((served,),) = (model.classes for model in overview.models)
+    assert room_of(served) == Room(120, 1500)
+    assert models_as_dict(overview, {})["models"][0]["classes"][0]["nodes"] == 3
+
+
+def test_every_version_of_every_model_has_a_line() -> None:
+    overview = seen(
+        record(1, Span(0, 8)),
+        record(2, Span(0, 3), numerics=INT8),
+        record(3, Span(5, 8), numerics=INT8),
+        record(4, Span(0, 2), model=OTHER, name="org/other\x1b[2J", numerics=BFLOAT16, blocks=2),
+    )
+    lines = drawn(overview, {MODEL: 4096}).splitlines()
+    assert [line.split() for line in lines[1:4]] == [
+        ["demo", "8", "whole", "float32", "none", "1", "4096", "2048", "of", "8192"],
+        ["demo", "8", "lacks", "3:5", "bfloat16", "int8", "2", "4096", "0", "of", "0"],
+        ["org/other?[2J", "2", "whole", "bfloat16", "none", "1", "-", "2048", "of", "8192"],
+    ]
+    told = json.loads(json.dumps(models_as_dict(overview, {MODEL: 4096})))["models"]
+    assert [(model["name"], model["covered"], model["context_tokens"]) for model in told] == [
+        ("demo", True, 4096),
+        ("org/other?[2J", True, None),
+    ]
+    assert [one["gaps"] for one in told[0]["classes"]] == [[], ["3:5"]]
+
+
+def test_nobody_and_gaps_are_told_the_next_step() -> None:
+    assert "swarm-node MODEL" in drawn(Overview(()), {})
+    assert "swarm status" in drawn(seen(record(1, Span(0, 3))), {})
+
+
+def test_a_context_is_known_where_the_config_is_the_nodes_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = config_digest(read_config(resolve_model("demo")))
+    assert context_of(ModelView("demo", digest, 8, ())) == 2048
+    assert context_of(ModelView("demo", OTHER, 8, ())) is None
+    # A stranger's name opens no folder.
+    (tmp_path / "here").symlink_to(resolve_model("demo"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("here", "./here", str(tmp_path / "here")):
+        assert context_of(ModelView(name, digest, 8, ())) is None
+
+
+def test_a_model_that_is_not_there_is_told_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Llama-3-8B").mkdir()
+    (tmp_path / "Llama-3-8B" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for wrong, meant in (("dmeo", "demo"), ("./Llama3-8B", "Llama-3-8B"), (f"{tmp_path}/Llama-38B", "Llama-3-8B")):
+        with pytest.raises(ModelError, match=f"did you mean '[^']*{meant}'"):
+            resolve_model(wrong)
+    with pytest.raises(ModelError, match="there is no model 'qqqqqqqq': give"):
+        resolve_model("qqqqqqqq")

@@ -1,0 +1,168 @@
+"""What a call of `generate` comes to, and what is refused."""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
+
+from treeswarm.errors import BadRequest
+from treeswarm_client.hf.arguments import Asked, ask, check_loading
+from treeswarm_client.hf.limits import HONOURED, INDIFFERENT, LIMITED, LOADING
+
+WHERE = "the generation_config.json of 'm'"
+TAKEN = {"self", "inputs", "generation_config", "streamer", "kwargs"}
+
+
+def asked(*, passed: dict[str, Any] | None = None, own: dict[str, Any] | None = None, **given: Any) -> Asked:
+    return ask(given, passed or {}, own or {}, WHERE)
+
+
+def test_everything_that_transformers_knows_is_decided_on() -> None:
+    known = HONOURED | INDIFFERENT | LIMITED.keys()
+    assert GenerationConfig().__dict__.keys() <= known
+    assert inspect.signature(GenerationMixin.generate).parameters.keys() - TAKEN <= known
+    assert not HONOURED & INDIFFERENT
+    assert not LIMITED.keys() & (HONOURED | INDIFFERENT)
+
+
+def test_transformers_own_defaults_change_nothing() -> None:
+    """Those that it fills in itself, and a config saved with all of them."""
+    defaults = GenerationConfig._get_default_generation_params()
+    assert asked(own=defaults, do_sample=True, max_length=None).top_k == 50
+    assert asked(**defaults).temperature == 0.0
+    assert asked(own=GenerationConfig().to_dict()).samples == 1
+
+
+@pytest.mark.parametrize("limit", LIMITED)
+def test_what_changes_nothing_is_taken_from_anywhere(limit: str) -> None:
+    for value in (None, *LIMITED[limit].neutral):
+        assert asked(**{limit: value}) == asked(own={limit: value}) == asked(passed={limit: value}) == asked()
+
+
+REFUSED: list[tuple[str, Any, str]] = [
+    ("logits_processor", LogitsProcessorList([lambda ids, scores: scores]), "temperature, top_k and top_p alone"),
+    ("logits_processor", [lambda ids, scores: scores], "AutoModelForCausalLM"),
+    ("stopping_criteria", StoppingCriteriaList([lambda ids, scores: True]), "stop_strings"),
+    ("prefix_allowed_tokens_fn", lambda batch, ids: [1], "temperature, top_k and top_p alone"),
+    ("num_beams", 4, "use num_beams=1"),
+    ("num_beam_groups", 2, "beam search"),
+    ("penalty_alpha", 0.6, "AutoModelForCausalLM"),
+    ("repetition_penalty", 1.1, "temperature, top_k and top_p alone"),
+    ("no_repeat_ngram_size", 3, "AutoModelForCausalLM"),
+    ("bad_words_ids", [[5]], "AutoModelForCausalLM"),
+    ("suppress_tokens", [5], "AutoModelForCausalLM"),
+    ("sequence_bias", {(5,): 1.0}, "AutoModelForCausalLM"),
+    ("guidance_scale", 1.5, "AutoModelForCausalLM"),
+    ("assistant_model", object(), r"from_pretrained\(draft="),
+    ("prompt_lookup_num_tokens", 5, "ngram"),
+    ("constraints", [object()], "beam search"),
+    ("output_attentions", True, "log-probabilities"),
+    ("output_hidden_states", True, "log-probabilities"),
+    ("output_logits", True, "log-probabilities"),
+    ("output_scores", True, "log-probabilities"),
+    ("min_p", 0.05, "top_p or top_k"),
+    ("typical_p", 0.9, "top_p or top_k"),
+    ("epsilon_cutoff", 1e-4, "top_p or top_k"),
+    ("eta_cutoff", 1e-4, "top_p or top_k"),
+    ("top_h", 0.4, "top_p or top_k"),
+    ("min_new_tokens", 5, "end token"),
+    ("min_length", 5, "end token"),
+    ("max_time", 3.0, "max_new_tokens"),
+    ("past_key_values", object(), "inference_session"),
+    ("inputs_embeds", torch.zeros(1, 2, 3), "give token ids"),
+    ("position_ids", torch.zeros(1, 2), "give token ids"),
+    ("custom_generate", "org/recipe", "greedy decoding and sampling"),
+    ("cache_implementation", "quantized", "unquantised"),
+    ("watermarking_config", {"bias": 2.0}, "AutoModelForCausalLM"),
+    ("max_token", 5, "did you mean 'max_new_tokens'"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "advice"), REFUSED, ids=[name for name, *_ in REFUSED])
+def test_what_a_swarm_cannot_do_is_refused_by_name(name: str, value: Any, advice: str) -> None:
+    with pytest.raises(BadRequest, match=f"{name}.*{advice}"):
+        asked(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("repetition_penalty", 1.05), ("no_repeat_ngram_size", 2), ("suppress_tokens", [7])]
+)
+def test_a_model_that_asks_for_it_is_refused_with_the_file_and_the_way_out(name: str, value: Any) -> None:
+    with pytest.raises(BadRequest, match=rf"generation_config\.json of 'm' says {name}=.* generate\({name}=") as caught:
+        asked(own={name: value})
+    assert f"generate({name}={LIMITED[name].neutral[0]!r})" in str(caught.value)
+    assert asked(own={name: value}, **{name: LIMITED[name].neutral[0]}) == asked()
+    with pytest.raises(BadRequest, match=f"generation_config says {name}"):
+        asked(passed={name: value})
+
+
+def test_a_models_way_to_sample_matters_where_it_samples() -> None:
+    own = {"do_sample": True, "min_p": 0.1, "temperature": 0.6, "top_p": 0.9, "top_k": 0}
+    with pytest.raises(BadRequest, match="min_p"):
+        asked(own=own)
+    assert asked(own=own, do_sample=False) == asked()
+    sampled = asked(own=own, min_p=None)
+    assert (sampled.temperature, sampled.top_p, sampled.top_k) == (0.6, 0.9, 0)
+
+
+def test_arguments_go_before_the_given_config_before_the_models_own() -> None:
+    own = {"max_new_tokens": 1, "max_length": 10, "eos_token_id": [1, 2], "bos_token_id": 4}
+    passed = {"max_new_tokens": 2, "eos_token_id": None, "pad_token_id": 9}
+    assert asked(own=own).max_new_tokens == 1
+    both = asked(own=own, passed=passed)
+    assert (both.max_new_tokens, both.eos_ids, both.pad_id, both.bos_id) == (2, (1, 2), 9, 4)
+    assert asked(own=own, passed=passed, max_new_tokens=3).max_new_tokens == 3
+    without = asked(own=own, max_new_tokens=None, eos_token_id=None)
+    assert (without.max_new_tokens, without.max_length, without.eos_ids, without.pad_id) == (None, 10, (), None)
+    assert asked(own=own, eos_token_id=torch.tensor([5])).eos_ids == (5,)
+    assert asked(own=own).pad_id == 1, "the first end token pads"
+
+
+def test_lengths_count_the_padding() -> None:
+    assert asked(max_new_tokens=7).new_tokens(100, 2048) == 7
+    assert asked(max_length=30).new_tokens(12, 2048) == 18
+    assert asked(max_length=30, max_new_tokens=5).new_tokens(12, 2048) == 5
+    assert asked().new_tokens(12, 2048) == 20
+    assert asked().new_tokens(2040, 2048) == 8
+    for impossible in (asked(max_length=12), asked(max_new_tokens=0)):
+        with pytest.raises(BadRequest, match="raise max_new_tokens"):
+            impossible.new_tokens(12, 2048)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"temperature": 0.7}, "add do_sample=True"),
+        ({"top_p": 0.7}, "add do_sample=True"),
+        ({"top_k": 7}, "add do_sample=True"),
+        ({"do_sample": True, "temperature": 0.0}, "do_sample=False for greedy"),
+        ({"do_sample": True, "temperature": "hot"}, "give a number"),
+        ({"num_return_sequences": 2}, "add do_sample=True"),
+        ({"do_sample": True, "num_return_sequences": 0}, "at least 1"),
+        ({"max_new_tokens": 2.5}, "whole number"),
+        ({"eos_token_id": "</s>"}, "token id"),
+        ({"pad_token_id": [1.5]}, "token id"),
+        ({"frobnicate": 5}, r"no argument 'frobnicate'$"),
+    ],
+    ids=str,
+)
+def test_contradictions_are_told(given: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadRequest, match=why):
+        asked(**given)
+
+
+def test_greedy_by_name_makes_sampling_arguments_idle_as_in_transformers() -> None:
+    assert asked(do_sample=False, temperature=0.7, top_p=0.5, top_k=3) == asked()
+    assert asked(temperature=0.0) == asked(temperature=1.0) == asked()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("device_map", "auto"), ("load_in_4bit", True), ("trust_remote_code", True), ("subfolder", "x"), ("tokens", 1)],
+)
+def test_loading_weights_is_nothing_for_here(name: str, value: Any) -> None:
+    with pytest.raises(BadRequest, match=name):
+        check_loading({name: value})
+    check_loading({known: limit.neutral[0] for known, limit in LOADING.items()})

@@ -1,0 +1,79 @@
+"""Padded batches to rows and back."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from treeswarm.errors import BadRequest
+from treeswarm_client.hf.arguments import ask
+from treeswarm_client.hf.prompts import check_token_types, joined, prompts_of, unpacked
+
+PAD = 9
+ASKED = ask({"pad_token_id": PAD, "eos_token_id": 1, "bos_token_id": 3}, {}, {}, "")
+token_rows = st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=6), min_size=1, max_size=5)
+
+
+@given(token_rows, token_rows, st.integers(1, 3))
+def test_rows_lose_their_padding_and_get_it_back(rows: list[list[int]], new: list[list[int]], samples: int) -> None:
+    longest = max(map(len, rows))
+    ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    prompts = prompts_of(ids, mask, ASKED)
+    assert list(prompts.rows) == rows
+    assert list(prompts_of(ids, None, ASKED).rows) == rows, "padding is known by its token"
+    texts = [new[i % len(new)] for i in range(len(rows) * samples)]
+    out = joined(prompts, replace(ASKED, samples=samples), texts).tolist()
+    assert len({len(row) for row in out}) == 1
+    for i, row in enumerate(out):
+        assert row[:longest] == ids[i // samples].tolist()
+        end = longest + len(texts[i])
+        assert row[longest:end] == texts[i]
+        assert set(row[end:]) <= {PAD}
+
+
+def test_padding_that_also_ends_texts_is_not_guessed_at() -> None:
+    both = replace(ASKED, eos_ids=(PAD,))
+    assert prompts_of([[PAD, 2]], None, both).rows == ([PAD, 2],)
+
+
+def test_no_prompt_is_the_begin_token() -> None:
+    assert prompts_of(None, None, ASKED).rows == ([3],)
+    with pytest.raises(BadRequest, match="give input_ids"):
+        prompts_of(None, None, replace(ASKED, bos_id=None))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "mask", "why"),
+    [
+        ([[1, 2, 9]], [[1, 1, 0]], "padding_side = 'left'"),
+        ([[1, 2, 9]], [[1, 0, 1]], "padding_side = 'left'"),
+        ([[1, 2, 9]], None, "give attention_mask"),
+        ([[1, 2, 9]], [[0, 0, 0]], "empty"),
+        ([[1, 2, 9]], [[1, 1]], "alike"),
+        ("text", None, "tokenize it first"),
+        ([[1, 2], [3]], None, "no rectangle"),
+        ([[0.5]], None, "whole numbers"),
+        ([], None, "whole numbers"),
+        (torch.zeros(1, 2, 3, dtype=torch.long), None, r"\[rows, tokens\]"),
+    ],
+    ids=str,
+)
+def test_what_is_no_left_padded_batch_is_refused(inputs: Any, mask: Any, why: str) -> None:
+    with pytest.raises(BadRequest, match=why):
+        prompts_of(inputs, mask, ASKED)
+
+
+def test_a_tokenizers_output_is_taken_whole() -> None:
+    assert unpacked({"input_ids": [[1]], "attention_mask": [[1]]}, None, None) == ([[1]], [[1]])
+    assert unpacked(None, [[1]], [[1]]) == ([[1]], [[1]])
+    with pytest.raises(BadRequest, match="give one"):
+        unpacked([[1]], [[1]], None)
+    with pytest.raises(BadRequest, match="no input_ids"):
+        unpacked({"ids": [[1]]}, None, None)
+    check_token_types(torch.zeros(1, 4))
+    with pytest.raises(BadRequest, match="token_type_ids"):
+        check_token_types([[0, 1]])

@@ -1,0 +1,154 @@
+"""The gateway when something is wrong: no key, no room, no swarm, a node that dies under thirty-two streams."""
+
+import asyncio
+import signal
+from pathlib import Path
+
+import httpx2
+import openai
+import pytest
+
+from treeswarm_client.client import SwarmClient
+from treeswarm_client.local_swarm import LocalSwarm, Place, even_cuts, local_swarm
+
+from ..registry_media import free_port
+from .serving import KEY, Gateway, gateway
+
+PROMPT = "class Queue:\n    def __init__(self"
+SPANS = even_cuts(8, 2)
+
+
+async def becomes(served: Gateway, page: str, status: int) -> httpx2.Response:
+    """Wait until the page has this status."""
+    async with httpx2.AsyncClient(base_url=served.url) as http:
+        for _ in range(600):
+            answer = await http.get(page)
+            if answer.status_code == status:
+                return answer
+            await asyncio.sleep(0.1)
+    raise AssertionError(f"{page} is {answer.status_code}: {answer.text}")
+
+
+async def test_thirty_two_streams_survive_a_killed_node() -> None:
+    """Each says what it says alone, and what it says without any loss."""
+    prompts = [f"def function_{i}(self, value{i}):\n    return" for i in range(32)]
+    async with local_swarm("demo", [*SPANS, *SPANS]) as swarm:
+        async with SwarmClient(model="demo", peers=swarm.peers, draft="ngram") as library:
+            wanted = [(await library.generate(prompt, max_new_tokens=32)).text for prompt in prompts]
+        async with gateway(swarm.peers, "--draft", "ngram") as served, served.openai() as api:
+            said, begun = [0] * len(prompts), asyncio.Event()
+
+            async def ask(i: int) -> str:
+                stream = await api.completions.create(
+                    model="demo", prompt=prompts[i], max_tokens=32, temperature=0, stream=True
+                )
+                text = ""
+                async for chunk in stream:
+                    text += chunk.choices[0].text
+                    said[i] += 1
+                    if sum(1 for count in said if count >= 2) == len(said) // 2:
+                        begun.set()
+                return text
+
+            asked = asyncio.gather(*map(ask, range(len(prompts))))
+            await begun.wait()
+            victim = await _busiest(swarm)
+            swarm.nodes[victim].process.send_signal(signal.SIGKILL)
+            assert list(await asked) == wanted
+            assert (await served.metrics())["treeswarm_gateway_failovers_total"] > 0
+
+
+async def _busiest(swarm: LocalSwarm) -> int:
+    """The node with most sessions: somebody will miss it."""
+    async with SwarmClient(model="demo", peers=swarm.peers, draft="none") as client:
+        told = await client.describe_nodes()
+    sessions = {address.partition("#")[0]: node.sessions for address, node in told.items()}
+    return max(range(len(swarm.nodes)), key=lambda i: sessions[swarm.nodes[i].address])
+
+
+async def test_keys_open_the_door_and_nothing_else_does(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text(f"# for tests\n{KEY}   # mine\nanother-key-42\n")
+    async with local_swarm("demo", SPANS) as swarm, gateway(swarm.peers, "--api-key-file", str(keys)) as served:
+        for key in (KEY, "another-key-42"):
+            async with served.openai(key) as api:
+                assert (await api.models.list()).data[0].id == "demo"
+        async with served.openai("sk-a-guess-of-somebodys") as api:
+            with pytest.raises(openai.AuthenticationError, match="Authorization: Bearer KEY") as refused:
+                await api.completions.create(model="demo", prompt=PROMPT)
+            assert refused.value.code == "invalid_api_key"
+        async with httpx2.AsyncClient(base_url=served.url) as http:
+            for page in ("/v1/models", "/metrics", "/map/events"):
+                assert (await http.get(page)).status_code == 401
+                assert (await http.get(page, headers={"Authorization": KEY})).status_code == 401
+            for page in ("/health", "/ready", "/map/"):
+                assert (await http.get(page)).status_code == 200
+
+
+async def test_a_full_gateway_says_so_and_recovers() -> None:
+    flags = ("--draft", "none", "--max-concurrent", "1", "--max-waiting", "1", "--max-wait", "1")
+    async with local_swarm("demo", SPANS) as swarm, gateway(swarm.peers, *flags) as served, served.openai() as api:
+        stream = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=1500, stream=True)
+        await anext(aiter(stream))
+        waiting = [
+            asyncio.create_task(api.completions.create(model="demo", prompt=PROMPT, max_tokens=4)) for _ in range(3)
+        ]
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(answer, openai.RateLimitError) for answer in answers), answers
+        told = sorted(str(answer) for answer in answers)
+        assert sum("requests wait already" in one for one in told) == 2
+        assert sum("no turn within 1 s" in one for one in told) == 1
+        await stream.close()
+        for _ in range(100):
+            if not (await served.metrics())["treeswarm_gateway_generations"]:
+                break
+            await asyncio.sleep(0.1)
+        answer = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=4)
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 4
+
+
+async def test_a_gateway_may_come_before_its_swarm() -> None:
+    later = f"127.0.0.1:{free_port()}"
+    async with (
+        local_swarm("demo", SPANS[:1]) as swarm,
+        gateway(f"{swarm.peers},{later}", "--draft", "none") as served,
+        served.openai() as api,
+    ):
+        assert (await becomes(served, "/ready", 503)).json()["error"]["code"] == "swarm_unavailable"
+        assert (await becomes(served, "/health", 200)).json() == {"status": "ok"}
+        with pytest.raises(openai.InternalServerError, match="nobody serves blocks 4:8"):
+            await api.completions.create(model="demo", prompt=PROMPT)
+        await swarm.start("--blocks", str(SPANS[1]), place=Place(listen=later))
+        await becomes(served, "/ready", 200)
+        answer = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=4)
+        assert answer.choices[0].finish_reason == "length"
+
+
+async def test_a_gap_that_nobody_fills_is_503() -> None:
+    async with (
+        local_swarm("demo", SPANS) as swarm,
+        gateway(swarm.peers, "--patience", "1", "--draft", "none") as served,
+        served.openai() as api,
+    ):
+        await becomes(served, "/ready", 200)
+        victim = swarm.nodes[1]
+        victim.process.send_signal(signal.SIGKILL)
+        await victim.process.wait()
+        with pytest.raises(openai.InternalServerError) as refused:
+            await api.completions.create(model="demo", prompt=PROMPT, max_tokens=4)
+        assert refused.value.status_code == 503
+        assert "4:8" in str(refused.value)
+
+
+async def test_a_stream_that_breaks_says_why_in_the_stream() -> None:
+    async with (
+        local_swarm("demo", SPANS) as swarm,
+        gateway(swarm.peers, "--patience", "0", "--draft", "none") as served,
+        served.openai() as api,
+    ):
+        stream = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=1000, stream=True)
+        with pytest.raises(openai.APIError, match="4:8"):
+            async for _ in stream:
+                if swarm.nodes[1].process.returncode is None:
+                    swarm.nodes[1].process.send_signal(signal.SIGKILL)

@@ -1,0 +1,38 @@
+"""`swarm doctor` beside real nodes: a swarm with a gap, and nobody there."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import sys
+
+from treeswarm.spans import Span
+from treeswarm_client.local_swarm import local_swarm
+
+
+async def run_doctor(*arguments: str) -> tuple[int | None, dict[str, dict[str, str]]]:
+    """Its exit status, and its findings by check."""
+    command = [sys.executable, "-m", "treeswarm_client.cli.main", "doctor", *arguments, "--json"]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    said, _ = await asyncio.wait_for(process.communicate(), 120)
+    findings = json.loads(said)["findings"]
+    assert all(finding["next"] for finding in findings if finding["verdict"] != "ok")
+    return process.returncode, {finding["check"]: finding for finding in findings}
+
+
+async def test_a_whole_model_is_well_a_gap_is_named_and_silence_has_a_next_step() -> None:
+    async with local_swarm("demo", [Span(0, 5)], flags=("--kv-tokens", "1024")) as swarm:
+        status, found = await run_doctor("--registry", swarm.nodes[0].pinned, "--model", "demo")
+        assert status == 1
+        assert "5:8 of 8 are served by nobody" in found["blocks"]["said"]
+        assert "swarm-node demo" in found["blocks"]["next"]
+        assert {found[check]["verdict"] for check in ("registry", "nodes", "clock", "model")} == {"ok"}
+        await swarm.start("--blocks", "5:8")
+        status, found = await run_doctor("--peers", swarm.peers)
+        assert status == 0
+        assert found["blocks"]["said"] == "all 8 of demo are served, by 2 nodes"
+    with contextlib.closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))
+        status, found = await run_doctor("--registry", f"127.0.0.1:{unused.getsockname()[1]}")
+    assert status == 1
+    assert "nobody answers" in found["registry"]["said"]
