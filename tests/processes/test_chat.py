@@ -121,7 +121,7 @@ async def test_a_second_turn_begins_where_the_first_ended(three_nodes: LocalSwar
     assert first["prefix_tokens"] == 0
     assert second["prompt_tokens"] > first["prompt_tokens"]
     assert second["prefix_tokens"] >= first["prompt_tokens"] // 64 * 64 > 0
-    assert first["finish_reason"] == second["finish_reason"] == "length"
+    assert first["finish_reason"] == "length"
 
 
 async def test_piped_lines_are_messages_and_answers_are_printed(three_nodes: LocalSwarm) -> None:
@@ -150,9 +150,10 @@ async def test_commands_change_what_is_asked(three_nodes: LocalSwarm, tmp_path: 
 
 
 async def test_an_answer_ends_at_a_stop_text(three_nodes: LocalSwarm) -> None:
-    (answer,) = await told(three_nodes, "import os", "--stop", "\n")
+    (answer,) = await told(three_nodes, "import os", "--stop", "join")
     assert answer["finish_reason"] == "stop"
-    assert "\n" not in answer["text"]
+    assert answer["text"].startswith(".path.")
+    assert "join" not in answer["text"]
 
 
 async def test_what_cannot_be_is_told_in_a_line_and_the_chat_goes_on(three_nodes: LocalSwarm, tmp_path: Path) -> None:
