@@ -259,7 +259,7 @@ class SwarmClient:
         return runs
 
     async def _generate(self, run: Run, request: Request) -> AsyncGenerator[Token, None]:
-        text, stop = TextStream(self._opened.tokenizer), StopText(request.stops)
+        text, stop = TextStream(self._opened.tokenizer, run.prompt_ids), StopText(request.stops)
         start = time.perf_counter()
         settings, limits, tree_size = request.settings, request.limits, request.tree_size
         largest = _largest_of(tree_size)

@@ -1,21 +1,50 @@
 """Token ids to text, as they come, up to where it shall stop."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+
+# How a token reads may depend on those before it: whether a space stands there, whether bytes become a character.
+BEFORE = 8
+# No character is so many tokens long: what is no text by then never becomes any.
+LONGEST_WAIT = 16
 
 
 @dataclass(eq=False)
 class TextStream:
-    """Decodes one token at a time; a token that ends inside a character adds nothing until the next."""
+    """Decodes one token at a time; a token that ends inside a character adds nothing until the next.
+
+    The tokenizers' own `DecodeStream` raises where a byte that is no text changes how those before it read (tokenizers
+    that fall back to bytes, as Llama 2's and Gemma's do).
+    """
 
     tokenizer: Tokenizer
-    _stream: DecodeStream = field(default_factory=lambda: DecodeStream(skip_special_tokens=True))
+    prompt: Sequence[int] = ()
+    """The tokens before."""
+    _ids: list[int] = field(init=False)
+    _shown: int = field(init=False)
+    """Of `_ids`, so many are in the text."""
+
+    def __post_init__(self) -> None:
+        self._ids = list(self.prompt[-BEFORE:])
+        self._shown = len(self._ids)
 
     def add(self, token: int) -> str:
         """What `token` adds to the text."""
-        return self._stream.step(self.tokenizer, token) or ""
+        self._ids.append(token)
+        before, now = self._text(self._ids[: self._shown]), self._text(self._ids)
+        unfinished = len(now) <= len(before) or now.endswith("\ufffd")
+        if unfinished and len(self._ids) - self._shown < LONGEST_WAIT:
+            return ""
+        # What is shown already stays, also where a later byte makes it read otherwise.
+        piece = now[len(before) :]
+        self._ids = self._ids[self._shown :]
+        self._shown = len(self._ids)
+        return piece
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 @dataclass(eq=False)

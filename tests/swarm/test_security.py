@@ -186,7 +186,9 @@ async def test_members_of_a_private_swarm_reach_each_other() -> None:
         assert served.refused == {}
 
 
-@pytest.mark.parametrize(("theirs", "words"), [(None, "has no swarm key"), (OTHER_KEY, "has another swarm key")])
+@pytest.mark.parametrize(
+    ("theirs", "words"), [(None, "has no swarm key"), (OTHER_KEY, "has another swarm key")], ids=["none", "another"]
+)
 async def test_a_caller_from_outside_is_refused_by_the_node(theirs: bytes | None, words: str) -> None:
     async with node(KEY) as (address, _, served), dialler(theirs) as client:
         with pytest.raises(Refused, match=rf"private swarm.*{words}.*--swarm-key PATH") as refused:
