@@ -1,6 +1,7 @@
 """The library: a client of a swarm, asyncio inside, a thin synchronous face outside."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -53,6 +54,8 @@ DEFAULT_PATIENCE_S = 30.0
 # Records take one poll of the DHT, three seconds, from node to node.
 FIRST_TARGET_S = 5.0
 LOOK_AGAIN_S = 0.2
+# A drafter's forward is not left before it is done.
+LEAVE_S = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +147,10 @@ class SwarmClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for run in list(self._runs):
-            await run.aclose()
-        await self._leave.aclose()
+        try:
+            await asyncio.gather(*map(_end, list(self._runs)))
+        finally:
+            await self._leave.aclose()
 
     @property
     def addresses(self) -> list[str]:
@@ -177,8 +181,8 @@ class SwarmClient:
         self._opened = replace(self._opened, seats=Seats(drafter, self.concurrency))
 
     def encode(self, prompt: str) -> list[int]:
-        """The prompt's token ids, special tokens as the tokenizer adds them."""
-        return list(self._opened.tokenizer.encode(prompt).ids)
+        """The prompt's token ids, special tokens as the tokenizer adds them.  Raises BadRequest for what is no text."""
+        return self._ids(prompt, special=True)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -189,8 +193,13 @@ class SwarmClient:
         BadRequest where there is no template or it refuses the messages."""
         if self._opened.chat is None:
             raise BadRequest(f"'{self.model}' has no chat template: it only continues texts, as `swarm generate` does")
-        written = self._opened.chat.render(messages)
-        return list(self._opened.tokenizer.encode(written, add_special_tokens=False).ids)
+        return self._ids(self._opened.chat.render(messages), special=False)
+
+    def _ids(self, text: str, *, special: bool) -> list[int]:
+        try:
+            return list(self._opened.tokenizer.encode(text, add_special_tokens=special).ids)
+        except (TypeError, UnicodeError):  # half of a surrogate pair, as JSON may bring it
+            raise BadRequest("the text has characters that are none (lone surrogates): send proper Unicode") from None
 
     def stream(
         self,
@@ -207,13 +216,15 @@ class SwarmClient:
         stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         on_round: Callable[[Round], None] | None = None,
+        prefix_secret: bytes | None = None,
         altered: Callable[[Generation], Generation] | None = None,
     ) -> Run:
         """Generate: an asynchronous iterator of Tokens that also keeps text, ids and statistics.
 
         `prompt` is text or token ids; `sample` numbers several samples of one prompt and seed.  It ends at the model's
         own end tokens (but for `ignore_eos`), at `stop_token_ids` and before any text of `stop`.  `on_round` is told of
-        every tree that came back.  `altered` takes the
+        every tree that came back.  Its prompt's beginning is shared with those of the same `prefix_secret` (16 bytes;
+        by default, this client's).  `altered` takes the
         loop about to begin and gives the one to run instead, such as one of another pace; it may ship `tree_size` nodes
         at most.  Raises BadRequest at once for what can't be; while iterating NodeLost, Refused and the other
         SwarmErrors.
@@ -228,7 +239,9 @@ class SwarmClient:
             raise BadRequest("a stop string is empty: leave it out")
         ends = frozenset(stop_token_ids) | (frozenset() if ignore_eos else self._opened.shape.eos_ids)
         run = Run(tokens=_nothing(), prompt_ids=prompt_ids)
-        request = Request(settings, Limits(max_new_tokens, ends), stops, tree_size, on_round, altered)
+        request = Request(
+            settings, Limits(max_new_tokens, ends), stops, tree_size, on_round, prefix_secret or self._secret, altered
+        )
         run.tokens = self._generate(run, request)
         return run
 
@@ -255,10 +268,23 @@ class SwarmClient:
         finally:
             for end in ends:
                 end.cancel()
-            await asyncio.gather(*ends, return_exceptions=True)
+            await asyncio.wait(ends)
         return runs
 
     async def _generate(self, run: Run, request: Request) -> AsyncGenerator[Token, None]:
+        """Known to the client as long as it lasts, so that leaving the client ends it."""
+        self._runs.add(run)
+        run.driver = asyncio.current_task()
+        try:
+            async with aclosing(self._tokens(run, request)) as tokens:
+                async for token in tokens:
+                    yield token
+                    run.driver = asyncio.current_task()
+        finally:
+            self._runs.discard(run)
+            run.ended.set()
+
+    async def _tokens(self, run: Run, request: Request) -> AsyncGenerator[Token, None]:
         text, stop = TextStream(self._opened.tokenizer, run.prompt_ids), StopText(request.stops)
         start = time.perf_counter()
         settings, limits, tree_size = request.settings, request.limits, request.tree_size
@@ -271,7 +297,7 @@ class SwarmClient:
                 self.target,
                 Room(len(run.prompt_ids) + limits.max_new_tokens, largest + 1),
                 patience_s=self.patience,
-                shared=SharedPrompt(run.prompt_ids, self.prefix_scope, self._secret),
+                shared=SharedPrompt(run.prompt_ids, self.prefix_scope, request.prefix_secret),
                 alternatives=seat.drafter.alternatives if largest else 0,
             ) as chain,
             AsyncExitStack() as undo,
@@ -288,7 +314,6 @@ class SwarmClient:
             generation = Generation(chain, seat.drafter, session, limits, pace, run.meter, request.on_round)
             generation = request.altered(generation) if request.altered else generation
             rounds = await undo.enter_async_context(aclosing(generation.rounds(run.prompt_ids, settings)))
-            self._runs.add(run)
             try:
                 async for news in rounds:
                     left = len(news.tokens)
@@ -309,7 +334,6 @@ class SwarmClient:
                         if stop.hit is not None:
                             return
             finally:
-                self._runs.discard(run)
                 run.stats = run.meter.summary(time.perf_counter() - start)
 
     def _open(self) -> _Opened:
@@ -395,6 +419,17 @@ def registry_spec(peers: str | None, registry: str | None) -> str:
 async def _cancel(task: "asyncio.Task[None]") -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def _end(run: Run) -> None:
+    """Also where another task is in the middle of it: that one is cancelled, and has so long to leave."""
+    try:
+        await run.aclose()
+    except RuntimeError:  # it runs
+        if run.driver is not None:
+            run.driver.cancel()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(run.ended.wait(), LEAVE_S)
 
 
 async def _finish(run: Run) -> None:

@@ -1,8 +1,9 @@
 """One generation as its caller sees it: what was asked, what streams, what it came to."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from treeswarm.sampling import SamplingSettings
 from treeswarm_client.chain import Chain
@@ -36,6 +37,7 @@ class Request:
     stops: tuple[str, ...]
     tree_size: TreeSize
     on_round: Callable[[Round], None] | None
+    prefix_secret: bytes
     altered: Callable[[Generation], Generation] | None
 
 
@@ -60,6 +62,10 @@ class Run:
     first_token_s: float | None = None
     """From the call to the first token, waiting for room included."""
     meter: Meter = field(default_factory=Meter)
+    driver: "asyncio.Task[Any] | None" = field(default=None, repr=False)
+    """Who iterates it."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    """Its sessions are freed."""
     chain: Chain | None = field(default=None, repr=False)
     """Once the first nodes are found: its `hops` and `repairs` tell who computed what."""
 

@@ -15,7 +15,7 @@ A program builds its argparse parser, adds `--config` by `add_config_flag`, and 
 import argparse
 import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ def parse(
     path = _config_path(inner, argv, environ)
     found = from_environment(settable, environ)
     if path is not None:
-        found = {**from_table(settable, read_table(path, program), f"{path} [{program}]"), **found}
+        table = from_table(settable, read_table(path, program), f"{path} [{program}]")
+        found = {**_without_rivals(inner, table, set(found)), **found}
     return _filled(parser, inner, argv, found)
 
 
@@ -167,10 +168,32 @@ def _filled(
     for group in inner._mutually_exclusive_groups:
         group.required = group.required and not any(action.dest in found for action in group._group_actions)
     args = parser.parse_args(argv)
-    for setting in found.values():
-        if getattr(args, setting.dest, None) in (None, []):
-            setattr(args, setting.dest, setting.value)
+    typed = {action.dest for action in inner._actions if _is_typed(action, args)}
+    for dest, setting in _without_rivals(inner, found, typed).items():
+        if dest not in typed:
+            setattr(args, dest, setting.value)
+    for dest in found:
+        if not hasattr(args, dest):
+            setattr(args, dest, None)
     return args
+
+
+def _is_typed(action: argparse.Action, args: argparse.Namespace) -> bool:
+    value = getattr(args, action.dest, None)
+    return value not in (None, []) and value != action.default
+
+
+def _without_rivals(
+    parser: argparse.ArgumentParser, weaker: Mapping[str, Setting], stronger: Collection[str]
+) -> dict[str, Setting]:
+    """Those of `weaker` that exclude none of `stronger`: who types --peers means no --registry of a file."""
+    rivals = {
+        action.dest
+        for group in parser._mutually_exclusive_groups
+        if any(action.dest in stronger for action in group._group_actions)
+        for action in group._group_actions
+    }
+    return {dest: setting for dest, setting in weaker.items() if dest not in rivals}
 
 
 def _is_list(action: argparse.Action) -> bool:

@@ -73,6 +73,15 @@ async def test_keys_open_the_door_and_nothing_else_does(tmp_path: Path) -> None:
         for key in (KEY, "another-key-42"):
             async with served.openai(key) as api:
                 assert (await api.models.list()).data[0].id == "demo"
+        long = "import os\n" * 60
+        cached = []
+        for key in (KEY, "another-key-42", KEY):
+            async with served.openai(key) as api:
+                answer = await api.completions.create(model="demo", prompt=long, max_tokens=2)
+                assert answer.usage is not None
+                assert answer.usage.prompt_tokens_details is not None
+                cached.append(answer.usage.prompt_tokens_details.cached_tokens or 0)
+        assert cached[0] == cached[1] == 0 < cached[2], "no key learns what another has sent"
         async with served.openai("sk-a-guess-of-somebodys") as api:
             with pytest.raises(openai.AuthenticationError, match="Authorization: Bearer KEY") as refused:
                 await api.completions.create(model="demo", prompt=PROMPT)
@@ -152,3 +161,27 @@ async def test_a_stream_that_breaks_says_why_in_the_stream() -> None:
             async for _ in stream:
                 if swarm.nodes[1].process.returncode is None:
                     swarm.nodes[1].process.send_signal(signal.SIGKILL)
+
+
+async def test_it_takes_leave_of_a_stream_under_way() -> None:
+    async with local_swarm("demo", SPANS) as swarm:
+        async with gateway(swarm.peers, "--draft", "none") as served, served.openai() as api:
+            stream = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=1900, stream=True)
+            told = False
+            with pytest.raises(openai.APIError, match="being stopped"):
+                async for _ in stream:
+                    if not told:
+                        served.process.send_signal(signal.SIGTERM)
+                    told = True
+        # It ended with status 0 and no traceback, or leaving would have failed.
+        async with SwarmClient(model="demo", peers=swarm.peers, draft="none") as library:
+            for _ in range(200):
+                if not any(node.sessions for node in (await library.describe_nodes()).values()):
+                    break
+                await asyncio.sleep(0.1)
+            assert not any(node.sessions for node in (await library.describe_nodes()).values())
+
+
+async def test_a_gateway_that_waits_for_its_swarm_can_be_stopped() -> None:
+    async with gateway(f"127.0.0.1:{free_port()}", "--draft", "none") as served:
+        await becomes(served, "/ready", 503)

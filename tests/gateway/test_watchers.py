@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from treeswarm.errors import RouteError
 from treeswarm.walk import Walk
 from treeswarm_client.drafters.seam import DraftTree
+from treeswarm_client.gateway.answers import word
 from treeswarm_client.gateway.errors import Busy
-from treeswarm_client.gateway.watchers import AHEAD, MOST_AHEAD, MOST_DRAWN, QUIET_S, Watchers, drawn, word
+from treeswarm_client.gateway.watchers import AHEAD, MOST_AHEAD, MOST_DRAWN, QUIET_S, Watchers, drawn
 from treeswarm_client.pace import Round
 from treeswarm_client.run import Token
 

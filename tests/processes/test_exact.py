@@ -75,6 +75,24 @@ async def test_a_model_never_seen_before(strange_model: Path, strange_draft: Pat
     assert [node["blocks"] for node in result["provenance"][1]["nodes"]] == ["0:2", "2:3", "3:5"]
 
 
+async def test_leaving_the_client_ends_what_another_task_reads(three_nodes: LocalSwarm) -> None:
+    async with SwarmClient(model="demo", peers=three_nodes.peers, draft="demo-draft") as client:
+        run = client.stream("class Queue:\n    def ", max_new_tokens=1500, ignore_eos=True)
+
+        async def read() -> None:
+            async for _ in run:
+                pass
+
+        reading = asyncio.create_task(read())
+        while not run.token_ids:
+            await asyncio.sleep(0.01)
+    assert run.ended.is_set()
+    await asyncio.wait({reading})
+    assert reading.cancelled()
+    async with SwarmClient(model="demo", peers=three_nodes.peers, draft="none") as client:
+        assert not any(node.sessions for node in (await client.describe_nodes()).values())
+
+
 async def test_the_synchronous_face(three_nodes: LocalSwarm) -> None:
     def program() -> tuple[list[int], list[int]]:
         with SyncSwarmClient(model="demo", peers=three_nodes.peers, draft="demo-draft") as client:

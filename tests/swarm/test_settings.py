@@ -185,3 +185,24 @@ def test_a_required_choice_of_flags_may_be_made_in_the_file(tmp_path: Path) -> N
     either.add_argument("--here")
     either.add_argument("--there")
     assert parse(parser, "node", [], {"TREESWARM_THERE": "x"}).there == "x"
+
+
+def test_what_is_typed_excludes_what_a_variable_or_a_file_says_instead(tmp_path: Path) -> None:
+    def made() -> argparse.ArgumentParser:
+        parser = argparse.ArgumentParser()
+        where = parser.add_mutually_exclusive_group()
+        where.add_argument("--peers")
+        where.add_argument("--registry")
+        add_config_flag(parser, "node")
+        return parser
+
+    file = tmp_path / "node.toml"
+    file.write_text('[node]\nregistry = "file"\n')
+    config = ["--config", str(file)]
+    typed = parse(made(), "node", ["--peers", "typed", *config], {"TREESWARM_REGISTRY": "variable"})
+    assert (typed.peers, typed.registry) == ("typed", None)
+    variable = parse(made(), "node", config, {"TREESWARM_PEERS": "variable"})
+    assert (variable.peers, variable.registry) == ("variable", None)
+    same = parse(made(), "node", ["--registry", "typed", *config], {})
+    assert (same.peers, same.registry) == (None, "typed")
+    assert parse(made(), "node", config, {}).registry == "file"

@@ -24,15 +24,25 @@ class Admission:
         return len(self._line)
 
     @contextlib.asynccontextmanager
-    async def places(self, wanted: int) -> AsyncIterator[None]:
+    async def places(self, wanted: int) -> AsyncIterator["Places"]:
         """Hold `wanted` places.  Raises Busy where the line is too long, or does not move."""
         wanted = min(wanted, self.limits.generations)
         await self._take(wanted)
+        held = Places(self, wanted)
         try:
-            yield
+            yield held
         finally:
-            self.running -= wanted
-            self._admit()
+            held.give_back()
+
+    def close(self) -> None:
+        """Nobody who waits gets a turn any more."""
+        for _, turn in self._line:
+            if not turn.done():
+                turn.set_exception(Busy("the gateway is being stopped: ask again in a while"))
+
+    def returned(self, places: int) -> None:
+        self.running -= places
+        self._admit()
 
     async def _take(self, wanted: int) -> None:
         if not self._line and self.running + wanted <= self.limits.generations:
@@ -45,7 +55,8 @@ class Admission:
         try:
             await asyncio.wait_for(turn, self.limits.wait_s)
         except BaseException as error:
-            if turn.done() and not turn.cancelled():  # its turn came in the very moment it gave up
+            # Its turn came in the very moment it gave up.
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self.running -= wanted
             self._line = deque(entry for entry in self._line if entry[1] is not turn)
             self._admit()
@@ -60,3 +71,16 @@ class Admission:
             if not turn.done():
                 self.running += wanted
                 turn.set_result(None)
+
+
+@dataclass(eq=False)
+class Places:
+    """Held by one request."""
+
+    admission: Admission
+    held: int
+
+    def give_back(self) -> None:
+        """Once counts; whoever has ended early need not hold them until his caller has read all."""
+        held, self.held = self.held, 0
+        self.admission.returned(held)

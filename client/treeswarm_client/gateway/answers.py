@@ -1,7 +1,8 @@
 """What callers get: OpenAI's objects, whole or as a stream's chunks.  Pure."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol
 
 from treeswarm_client.gateway.work import Usage
@@ -9,6 +10,11 @@ from treeswarm_client.generation import FinishReason
 from treeswarm_client.run import Run, Token
 
 Decode = Callable[[Sequence[int]], str]
+
+
+def word(token: int, decode: Decode) -> str:
+    """What a token adds to a text.  Alone it may lack the space before it, so it is read after itself."""
+    return decode([token, token])[len(decode([token])) :]
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class ChatWriter:
     def _logprobs(self, ids: Sequence[int], logprobs: Sequence[float]) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
-        tokens = [self.decode([token]) for token in ids]
+        tokens = [word(token, self.decode) for token in ids]
         return {
             "content": [
                 {"token": text, "logprob": float(logprob), "bytes": bytes_of(text), "top_logprobs": []}
@@ -88,13 +94,15 @@ class ChatWriter:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class CompletionWriter:
     """`text_completion`, whole and in chunks."""
 
     heading: Heading
     decode: Decode
     logprobs: bool
+    _said: dict[int, int] = field(default_factory=dict)
+    """Letters of each choice's tokens so far."""
 
     def whole(self, runs: Sequence[Run], usage: Usage) -> dict[str, Any]:
         choices = [
@@ -107,7 +115,10 @@ class CompletionWriter:
         return None
 
     def more(self, choice: int, token: Token) -> dict[str, Any]:
-        logprobs = self._logprobs([token.id], [token.logprob])
+        start = self._said.get(choice, 0)
+        logprobs = self._logprobs([token.id], [token.logprob], start)
+        if logprobs is not None:
+            self._said[choice] = start + len(logprobs["tokens"][0])
         return _object(self.heading, "text_completion", [_text(choice, token.text, logprobs)])
 
     def closing(self, choice: int, finish: FinishReason) -> dict[str, Any]:
@@ -116,11 +127,11 @@ class CompletionWriter:
     def usage(self, usage: Usage) -> dict[str, Any]:
         return _object(self.heading, "text_completion", []) | {"usage": _usage(usage)}
 
-    def _logprobs(self, ids: Sequence[int], logprobs: Sequence[float]) -> dict[str, Any] | None:
+    def _logprobs(self, ids: Sequence[int], logprobs: Sequence[float], start: int = 0) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
-        tokens = [self.decode([token]) for token in ids]
-        offsets = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
+        tokens = [word(token, self.decode) for token in ids]
+        *offsets, _ = accumulate(map(len, tokens), initial=start)
         said = [float(logprob) for logprob in logprobs]
         return {"tokens": tokens, "token_logprobs": said, "top_logprobs": None, "text_offset": offsets}
 

@@ -6,7 +6,8 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,12 +21,13 @@ from treeswarm_client.gateway.answers import ChatWriter, CompletionWriter, Headi
 from treeswarm_client.gateway.backend import Backend, Job
 from treeswarm_client.gateway.errors import Failure, NoSuchModel, WrongKey, failure_of
 from treeswarm_client.gateway.page import map_page
-from treeswarm_client.gateway.presence import BodyLimit, Counted, unless_gone
-from treeswarm_client.gateway.requests import Ask, ChatRequest, CompletionRequest, chat_ask, completion_ask
+from treeswarm_client.gateway.presence import BodyLimit, Counted, OnlyHere, unless_gone
+from treeswarm_client.gateway.requests import ChatRequest, CompletionRequest, chat_ask, completion_ask
 from treeswarm_client.gateway.work import Ended, Event, Said, drain, usage_of
 
 log = logging.getLogger(__name__)
 
+INTERNAL = Failure(500, "server_error", "an internal error: the gateway's log tells more")
 EVENTS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 QUIET = ": nothing new\n\n"
 
@@ -34,6 +36,8 @@ def make_app(backend: Backend) -> FastAPI:
     """All routes over one backend, which whoever serves it opens."""
     app = FastAPI(title="treeswarm", version=__version__)
     app.add_middleware(BodyLimit, most=backend.config.limits.body_bytes)
+    if not backend.config.keys.digests:
+        app.add_middleware(OnlyHere, host=backend.config.listen.host)
     if backend.config.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=backend.config.cors_origins, allow_methods=["*"], allow_headers=["*"]
@@ -48,9 +52,11 @@ def make_app(backend: Backend) -> FastAPI:
 def _add_openai(app: FastAPI, backend: Backend) -> None:
     names = backend.config.model_names
 
-    async def may_ask(request: Request) -> None:
-        if not backend.config.keys.admits(request.headers.get("authorization")):
+    async def may_ask(request: Request) -> bytes:
+        caller = backend.config.keys.caller(request.headers.get("authorization"))
+        if caller is None:
             raise WrongKey("this gateway asks for an API key: send `Authorization: Bearer KEY` with one of its keys")
+        return caller
 
     def served(model: str) -> None:
         if model not in names:
@@ -60,6 +66,7 @@ def _add_openai(app: FastAPI, backend: Backend) -> None:
         return {"id": name, "object": "model", "created": 0, "owned_by": "swarm"}
 
     guarded = [Depends(may_ask)]
+    caller_of = Annotated[bytes, Depends(may_ask)]
 
     @app.get("/v1/models", dependencies=guarded)
     async def models() -> dict[str, Any]:
@@ -70,19 +77,21 @@ def _add_openai(app: FastAPI, backend: Backend) -> None:
         served(model)
         return card(model)
 
-    @app.post("/v1/chat/completions", dependencies=guarded)
-    async def chat(asked: ChatRequest, request: Request) -> Response:
+    @app.post("/v1/chat/completions")
+    async def chat(asked: ChatRequest, caller: caller_of, request: Request) -> Response:
         served(asked.model)
         ask = chat_ask(asked, backend.config.limits)
         heading = _heading("chatcmpl", backend)
-        return await _answer(backend, ask, ChatWriter(heading, backend.client.decode, ask.logprobs), request)
+        job = await backend.prepare(ask, caller)
+        return await _answer(backend, job, ChatWriter(heading, backend.client.decode, ask.logprobs), request)
 
-    @app.post("/v1/completions", dependencies=guarded)
-    async def completions(asked: CompletionRequest, request: Request) -> Response:
+    @app.post("/v1/completions")
+    async def completions(asked: CompletionRequest, caller: caller_of, request: Request) -> Response:
         served(asked.model)
         ask = completion_ask(asked, backend.config.limits)
         heading = _heading("cmpl", backend)
-        return await _answer(backend, ask, CompletionWriter(heading, backend.client.decode, ask.logprobs), request)
+        job = await backend.prepare(ask, caller)
+        return await _answer(backend, job, CompletionWriter(heading, backend.client.decode, ask.logprobs), request)
 
     @app.get("/metrics", dependencies=guarded, include_in_schema=False)
     async def metrics() -> Response:
@@ -112,14 +121,13 @@ def _add_operator(app: FastAPI, backend: Backend) -> None:
     app.mount("/map", map_page(), name="map")
 
 
-async def _answer(backend: Backend, ask: Ask, writer: Writer, request: Request) -> Response:
+async def _answer(backend: Backend, job: Job, writer: Writer, request: Request) -> Response:
     """Whole, or as a stream.  Whoever leaves meanwhile ends the generations."""
-    job = await backend.prepare(ask)
     events = backend.work(job)
-    if not ask.stream:
+    if not job.ask.stream:
         if not await unless_gone(request, drain(events)):
             return Response(status_code=499)
-        return JSONResponse(writer.whole(job.runs, usage_of(job.runs, ask.n)))
+        return JSONResponse(writer.whole(job.runs, usage_of(job.runs, job.ask.n)))
     first: list[Event] = []
     # Until the first token a failure still has a status of its own.
     if not await unless_gone(request, _first(events, first)):
@@ -149,6 +157,9 @@ async def _stream(
                 yield _event(writer.usage(usage_of(job.runs, job.ask.n)))
         except SwarmError as error:
             yield _event(failure_of(error).body)
+        except Exception:
+            log.exception("a stream failed unexpectedly")
+            yield _event(INTERNAL.body)
     yield "data: [DONE]\n\n"
 
 
@@ -196,8 +207,10 @@ def _translate_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> Response:
         log.error("a request failed unexpectedly", exc_info=error)
-        return _told(Failure(500, "server_error", "an internal error: the gateway's log tells more"))
+        return _told(INTERNAL)
 
 
 def _told(failure: Failure) -> Response:
+    # A message may quote what a caller sent, and JSON brings characters that are none.
+    failure = replace(failure, message=failure.message.encode("utf-8", "replace").decode())
     return JSONResponse(failure.body, failure.status, failure.headers)

@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 from treeswarm.errors import BadRequest, ModelError, SwarmError
+from treeswarm.prefix import SCOPE_BYTES
 from treeswarm.spans import missing_blocks
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.gateway.admission import Admission
@@ -53,6 +56,9 @@ class Backend:
     why_not: str = "the gateway has only just begun to look for nodes"
     """Why nothing can be asked yet."""
     _client: SwarmClient | None = None
+    _secret: bytes = field(default_factory=lambda: secrets.token_bytes(SCOPE_BYTES), repr=False)
+    _over: "asyncio.Future[None] | None" = None
+    """Done when nothing more is to be said."""
     _lookout: Lookout | None = None
     _asking: "asyncio.Task[bool] | None" = None
     """Nodes are being pinged for the map."""
@@ -65,6 +71,7 @@ class Backend:
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Look for the swarm until it is found.  Raises what no waiting mends: ModelError, BadRequest."""
+        self._over = asyncio.get_running_loop().create_future()
         async with contextlib.AsyncExitStack() as stack:
             if not await self._enter(stack):
                 waiting = asyncio.create_task(self._keep_entering(stack))
@@ -76,6 +83,14 @@ class Backend:
                 await _cancel(looking)
                 if self._asking is not None:
                     await _cancel(self._asking)
+
+    def stop(self, grace_s: float) -> None:
+        """Viewers and whoever waits are let go at once, streams under way after `grace_s` seconds."""
+        self.watchers.close()
+        self.admission.close()
+        over = self._over
+        if over is not None:
+            asyncio.get_running_loop().call_later(grace_s, lambda: over.done() or over.set_result(None))
 
     @property
     def client(self) -> SwarmClient:
@@ -91,32 +106,48 @@ class Backend:
         if gaps := missing_blocks(spans, view.target.blocks):
             raise NotReady(f"nobody serves blocks {', '.join(map(str, gaps))}: start swarm-node for them")
 
-    async def prepare(self, ask: Ask) -> Job:
+    async def prepare(self, ask: Ask, caller: bytes) -> Job:
         """The runs of a request, prompt by prompt, not yet begun.  Raises BadRequest and NotReady."""
         client = self.client
-        prompts: list[str | tuple[int, ...]] = list(ask.prompts)
         if ask.messages:
-            prompts = [tuple(await asyncio.to_thread(client.encode_chat, ask.messages))]
-        for i, prompt in enumerate(prompts):
-            if isinstance(prompt, str) and len(prompt) > LETTERS_AT_ONCE:
-                prompts[i] = tuple(await asyncio.to_thread(client.encode, prompt))
+            prompts: list[Sequence[int]] = [await asyncio.to_thread(client.encode_chat, ask.messages)]
+        else:
+            prompts = [await self._encoded(prompt) for prompt in ask.prompts]
         runs, shown = [], []
         for prompt in prompts:
             for sample in range(ask.n):
                 shown.append(self.watchers.generation(client.decode if self.config.map_text else None))
-                runs.append(client.stream(prompt, sample=sample, on_round=self._told_of(shown[-1]), **ask.options))
+                run = client.stream(
+                    prompt,
+                    sample=sample,
+                    max_new_tokens=ask.max_new_tokens(client.target.max_positions - len(prompt)),
+                    on_round=self._told_of(shown[-1]),
+                    # What one caller sent, another shall not find out by how soon it is answered.
+                    prefix_secret=blake2b(caller, key=self._secret, digest_size=SCOPE_BYTES).digest(),
+                    **ask.options,
+                )
+                runs.append(run)
         return Job(ask, runs, shown)
+
+    async def _encoded(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        if len(prompt) > LETTERS_AT_ONCE:
+            return await asyncio.to_thread(self.client.encode, prompt)
+        return self.client.encode(prompt)
 
     async def work(self, job: Job) -> AsyncGenerator[Event, None]:
         """Wait for a turn, then generate.  Raises Busy and what generating raises."""
         timer = self.metrics.timer()
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self.tracing.request(job.runs))
-            await stack.enter_async_context(self.admission.places(len(job.runs)))
+            places = await stack.enter_async_context(self.admission.places(len(job.runs)))
             for shown, run in zip(job.shown, job.runs, strict=True):
                 shown.begin(len(run.prompt_ids))
             try:
-                async with contextlib.aclosing(follow(job.runs, job.ask.n)) as events:
+                async with contextlib.aclosing(
+                    follow(job.runs, job.ask.n, idle=places.give_back, over=self._over)
+                ) as events:
                     async for event in events:
                         timer.saw(event)
                         if isinstance(event, Said):
@@ -158,6 +189,9 @@ class Backend:
                     return
             except SwarmError as error:  # it was well at the first attempt: a registry's word of now
                 self.why_not = str(error)
+            except Exception:
+                self.why_not = "an internal error: the gateway's log tells more"
+                log.exception("looking for the swarm failed unexpectedly; it goes on")
 
     async def _look(self) -> dict[str, Any]:
         """The swarm as the map shows it, or why there is none.  A node that takes long to answer holds up nobody."""

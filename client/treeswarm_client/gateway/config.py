@@ -46,15 +46,15 @@ class ApiKeys:
                 raise BadRequest(f"an API key needs 8 to {LONGEST_KEY} printable characters without spaces")
         return cls(frozenset(map(_digest, keys)))
 
-    def admits(self, authorization: str | None) -> bool:
-        """Whether the header of a request opens the door; without keys it stands open."""
+    def caller(self, authorization: str | None) -> bytes | None:
+        """Who sends a request with this header, None where the door stays shut; without keys all are one caller."""
         if not self.digests:
-            return True
+            return b""
         kind, _, key = (authorization or "").partition(" ")
         digest = _digest(key.strip())
         # All are compared, each in constant time: how long it takes tells nothing.
         matches = [hmac.compare_digest(digest, known) for known in self.digests]
-        return kind.lower() == "bearer" and any(matches)
+        return digest if kind.lower() == "bearer" and any(matches) else None
 
 
 def _digest(key: str) -> bytes:

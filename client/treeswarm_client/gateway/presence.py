@@ -1,15 +1,16 @@
 """At the socket: how much a caller may send, whether he is still there, and what he was told in the end."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from treeswarm_client.gateway.config import is_loopback
 from treeswarm_client.gateway.errors import Failure
 
 
@@ -35,21 +36,35 @@ class BodyLimit:
             message = await receive()
             came += len(message.get("body", b""))
             if came > self.most:
-                raise _TooLarge
+                raise HTTPException(413, self._why())  # the one kind of error that is not taken for a broken body
             return message
 
-        try:
-            await self.app(scope, counted, send)
-        except _TooLarge:
-            await self._refuse()(scope, receive, send)
+        await self.app(scope, counted, send)
 
     def _refuse(self) -> JSONResponse:
-        failure = Failure(413, "invalid_request_error", f"the request has more than {self.most} bytes: send less")
+        failure = Failure(413, "invalid_request_error", self._why())
         return JSONResponse(failure.body, failure.status)
 
+    def _why(self) -> str:
+        return f"the request has more than {self.most} bytes: send less"
 
-class _TooLarge(Exception):  # never leaves this file
-    pass
+
+@dataclass(frozen=True)
+class OnlyHere:
+    """Without keys, answers those alone who name this machine: a page from elsewhere, whose name was made to mean
+    127.0.0.1 after it was loaded, names another."""
+
+    app: ASGIApp
+    host: str
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        named = dict(scope.get("headers", ())).get(b"host", b"").decode("latin-1")
+        host = named.rsplit(":", 1)[0] if not named.endswith("]") else named
+        if scope["type"] == "http" and host != self.host and not is_loopback(host.strip("[]")):
+            failure = Failure(403, "invalid_request_error", f"this gateway answers at {self.host}, not at '{host}'")
+            await JSONResponse(failure.body, failure.status)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,9 @@ class Counted:
 
         try:
             await self.app(scope, receive, noted)
+        except Exception:  # answered further out
+            status = 500
+            raise
         finally:
             self.tell(getattr(scope.get("route"), "path", "other"), status)
 
@@ -91,8 +109,9 @@ async def unless_gone(request: Request, work: Awaitable[None]) -> bool:
     finally:
         for task in (working, leaving):
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        await asyncio.wait({working, leaving})
+        if not working.cancelled():
+            working.exception()  # heard: whoever left needs no answer
 
 
 async def _left(request: Request) -> None:

@@ -14,6 +14,7 @@ from treeswarm.errors import BadRequest
 from treeswarm_client.gateway.config import GatewayLimits
 
 MAX_MESSAGES = 4096
+MAX_PARTS = 1024
 MAX_STOPS = 16
 # OpenAI's default where a completion names no limit.
 COMPLETION_TOKENS = 16
@@ -65,7 +66,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], Field(fail_fast=True, max_length=MAX_PARTS)] | None = None
 
 
 class _Common(BaseModel):
@@ -87,7 +88,7 @@ class _Common(BaseModel):
 class ChatRequest(_Common):
     """`POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -96,7 +97,8 @@ class ChatRequest(_Common):
 class CompletionRequest(_Common):
     """`POST /v1/completions`."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: Any
+    """Text, token ids, or a list of either; a union's errors would be told for every item of every kind."""
     logprobs: int | None = Field(default=None, ge=0, le=5)
 
 
@@ -118,9 +120,16 @@ class Ask:
     n: int
     options: Mapping[str, Any]
     """Of `SwarmClient.stream`."""
+    wanted: int | None
+    """New tokens; None: as many as fit, up to `usual`."""
+    usual: int
     stream: bool
     include_usage: bool
     logprobs: bool
+
+    def max_new_tokens(self, room: int) -> int:
+        """Where the context has `room` for more tokens."""
+        return self.wanted or max(1, min(self.usual, room))
 
     @property
     def choices(self) -> int:
@@ -135,9 +144,9 @@ def chat_ask(request: ChatRequest, limits: GatewayLimits) -> Ask:
         raise Unsupported("top_logprobs", "top_logprobs: nodes tell the probability of the chosen token only; give 0")
     if request.top_logprobs is not None and not request.logprobs:
         raise Unsupported("top_logprobs", "top_logprobs is only allowed with logprobs: true")
-    wanted = request.max_completion_tokens or request.max_tokens or limits.max_tokens
+    wanted = request.max_completion_tokens or request.max_tokens
     messages = tuple(_message(one) for one in request.messages)
-    return _ask(request, (), messages, wanted, logprobs=bool(request.logprobs), limits=limits)
+    return _ask(request, (), messages, wanted, usual=limits.max_tokens, logprobs=bool(request.logprobs), limits=limits)
 
 
 def completion_ask(request: CompletionRequest, limits: GatewayLimits) -> Ask:
@@ -145,24 +154,24 @@ def completion_ask(request: CompletionRequest, limits: GatewayLimits) -> Ask:
     _refuse_extras(request)
     if request.logprobs and (request.logprobs > 1 or request.temperature != 0):
         raise Unsupported("logprobs", "logprobs: nodes tell the probability of the chosen token only; give 0")
-    prompts = _prompts(request.prompt)
-    wanted = request.max_tokens or COMPLETION_TOKENS
-    return _ask(request, prompts, (), wanted, logprobs=request.logprobs is not None, limits=limits)
+    prompts = _prompts(request.prompt, limits)
+    logprobs = request.logprobs is not None
+    return _ask(request, prompts, (), request.max_tokens, usual=COMPLETION_TOKENS, logprobs=logprobs, limits=limits)
 
 
 def _ask(
     request: _Common,
     prompts: tuple[str | tuple[int, ...], ...],
     messages: tuple[Mapping[str, Any], ...],
-    max_new_tokens: int,
+    wanted: int | None,
     *,
+    usual: int,
     logprobs: bool,
     limits: GatewayLimits,
 ) -> Ask:
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     temperature = 1.0 if request.temperature is None else request.temperature
     options = {
-        "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         # OpenAI allows 0, which keeps only the likeliest: the smallest p does the same.
         "top_p": max(1e-6, 1.0 if request.top_p is None else request.top_p),
@@ -176,6 +185,8 @@ def _ask(
         messages,
         request.n or 1,
         options,
+        wanted,
+        usual,
         bool(request.stream),
         request.stream_options is not None and request.stream_options.include_usage,
         logprobs,
@@ -204,11 +215,20 @@ def _message(message: ChatMessage) -> Mapping[str, Any]:
     return {**(message.model_extra or {}), "role": role, "content": content or ""}
 
 
-def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> tuple[str | tuple[int, ...], ...]:
+def _prompts(prompt: Any, limits: GatewayLimits) -> tuple[str | tuple[int, ...], ...]:
+    """Raises Unsupported."""
     if isinstance(prompt, str):
         return (prompt,)
-    if not prompt:
-        raise Unsupported("prompt", "the prompt is empty: give some text to continue")
-    if all(isinstance(one, int) for one in prompt):
-        return (tuple(int(one) for one in prompt if isinstance(one, int)),)
-    return tuple(one if isinstance(one, str) else tuple(one) for one in prompt if not isinstance(one, int))
+    if not isinstance(prompt, list) or not prompt:
+        raise Unsupported("prompt", "the prompt must be a text, a list of token ids, or a list of either; not empty")
+    if _are_ids(prompt):
+        return (tuple(prompt),)
+    if len(prompt) > limits.choices:
+        raise Unsupported("prompt", f"{len(prompt)} prompts were sent, at most {limits.choices} go into one request")
+    if not all(isinstance(one, str) or _are_ids(one) for one in prompt):
+        raise Unsupported("prompt", "every prompt must be a text or a list of token ids")
+    return tuple(one if isinstance(one, str) else tuple(one) for one in prompt)
+
+
+def _are_ids(prompt: Any) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and all(type(one) is int for one in prompt)

@@ -13,8 +13,9 @@ from treeswarm.transport.address import Address
 from treeswarm_client.gateway.app import make_app
 from treeswarm_client.gateway.backend import Backend
 
-# A stream under way has so long to end after a signal.
-GRACE_S = 5
+# A stream under way has so long to end after a signal, and then so long to say why it did not.
+GRACE_S = 3.0
+LAST_WORDS_S = 7
 BACKLOG = 1024
 
 
@@ -34,24 +35,37 @@ async def run_gateway(backend: Backend, *, log_requests: bool = False) -> int:
             lifespan="off",
             log_level="info" if log_requests else "warning",
             access_log=log_requests,
-            timeout_graceful_shutdown=GRACE_S,
+            timeout_graceful_shutdown=int(GRACE_S) + LAST_WORDS_S,
             server_header=False,
         )
         server = _Server(settings)
 
+        serving = asyncio.ensure_future(_serve(backend, server, listener, address))
+
         def stop() -> None:
-            server.should_exit = True
-            backend.watchers.close()
+            """Once, it takes leave; before it serves, or twice, it ends."""
+            if server.started and not server.should_exit:
+                server.should_exit = True
+                backend.stop(GRACE_S)
+            elif server.started:
+                server.force_exit = True
+            else:
+                serving.cancel()
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(NotImplementedError):
                 loop.add_signal_handler(number, stop)
-        async with backend.open():
-            where = f"http://{address.bare}"
-            print(f"{where}/v1 for OpenAI's clients, {where}/map/ to look", flush=True)
-            await server.serve(sockets=[listener])
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
     return 0
+
+
+async def _serve(backend: Backend, server: uvicorn.Server, listener: socket.socket, address: Address) -> None:
+    async with backend.open():
+        where = f"http://{address.bare}"
+        print(f"{where}/v1 for OpenAI's clients, {where}/map/ to look", flush=True)
+        await server.serve(sockets=[listener])
 
 
 @contextlib.contextmanager

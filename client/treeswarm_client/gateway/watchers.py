@@ -3,11 +3,12 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from treeswarm.errors import SwarmError
+from treeswarm_client.gateway.answers import Decode, word
 from treeswarm_client.gateway.errors import Busy
 from treeswarm_client.generation import FinishReason
 from treeswarm_client.pace import Round
@@ -23,7 +24,6 @@ MOST_AHEAD = 4 * AHEAD
 # More nodes than a picture can show.
 MOST_DRAWN = 192
 
-Decode = Callable[[Sequence[int]], str]
 Look = Callable[[], Awaitable[dict[str, Any]]]
 
 
@@ -176,8 +176,3 @@ def drawn(flown: Round, decode: Decode | None) -> dict[str, Any]:
         made["words"] = [word(int(flown.draft.tokens[i]), decode) for i in kept]
         made["bonus"] = word(flown.found.bonus, decode)
     return made
-
-
-def word(token: int, decode: Decode) -> str:
-    """What a token adds to a text.  Alone it may lack the space before it, so it is read after itself."""
-    return decode([token, token])[len(decode([token])) :]

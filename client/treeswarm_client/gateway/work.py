@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -10,8 +10,10 @@ from treeswarm.errors import SwarmError
 from treeswarm_client.generation import FinishReason
 from treeswarm_client.run import Run, Token
 
-# Tokens that wait for a slow reader; then its generations wait as well.
+# Tokens that wait for a slow reader; then its generations wait as well, and end when he has read nothing for so long:
+# whoever sleeps shall not keep nodes' room.
 AHEAD = 64
+READER_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -53,25 +55,55 @@ def usage_of(runs: Sequence[Run], n: int) -> Usage:
     )
 
 
-async def follow(runs: Sequence[Run], n: int) -> AsyncGenerator[Event, None]:
+class Gone(SwarmError):
+    """Nobody reads what is said, or nothing more will be."""
+
+
+async def follow(
+    runs: Sequence[Run],
+    n: int,
+    *,
+    idle: Callable[[], None] = lambda: None,
+    over: "asyncio.Future[None] | None" = None,
+    reader_s: float = READER_S,
+) -> AsyncGenerator[Event, None]:
     """All runs to their ends.  Closing it ends them and frees their sessions; an error of one ends all and is raised.
 
     Of each prompt the first of its `n` runs begins alone: once the prompt has passed the nodes, the others share it.
+    `idle` is called when all have ended, also where nobody reads on.  When `over` is done, all end with an error.
     """
-    heard: asyncio.Queue[Event | SwarmError] = asyncio.Queue(AHEAD)
+    heard: asyncio.Queue[Event | Exception] = asyncio.Queue(AHEAD)
     passed = [asyncio.Event() for _ in runs[::n]]
     tasks = [
-        asyncio.create_task(_follow(i, run, passed[i // n], heard, first=i % n == 0)) for i, run in enumerate(runs)
+        asyncio.create_task(_follow(i, run, passed[i // n], heard, first=i % n == 0, reader_s=reader_s))
+        for i, run in enumerate(runs)
     ]
+    running = set(tasks)
+
+    def one_less(task: asyncio.Task[None]) -> None:
+        running.discard(task)
+        if not running:
+            idle()
+
+    for task in tasks:
+        task.add_done_callback(one_less)
+
+    def end(_: object) -> None:
+        _force(heard, Gone("the gateway is being stopped: ask again in a while"))
+
+    if over is not None:
+        over.add_done_callback(end)
     left = len(runs)
     try:
         while left:
             event = await heard.get()
-            if isinstance(event, SwarmError):
+            if isinstance(event, Exception):
                 raise event
             left -= isinstance(event, Ended)
             yield event
     finally:
+        if over is not None:
+            over.remove_done_callback(end)
         for task in tasks:
             task.cancel()
         # Not gathered: a caller cancelled again and again, as a web server does, would cancel their goodbyes too.
@@ -79,20 +111,40 @@ async def follow(runs: Sequence[Run], n: int) -> AsyncGenerator[Event, None]:
 
 
 async def _follow(
-    choice: int, run: Run, passed: asyncio.Event, heard: "asyncio.Queue[Event | SwarmError]", *, first: bool
+    choice: int,
+    run: Run,
+    passed: asyncio.Event,
+    heard: "asyncio.Queue[Event | Exception]",
+    *,
+    first: bool,
+    reader_s: float,
 ) -> None:
-    if not first:
-        await passed.wait()
     try:
+        if not first:
+            await passed.wait()
         async with aclosing(run.tokens):
             async for token in run:
                 passed.set()
-                await heard.put(Said(choice, token))
-        await heard.put(Ended(choice, run.finish_reason or "length"))
-    except SwarmError as error:
-        await heard.put(error)
+                await _put(heard, Said(choice, token), reader_s)
+        await _put(heard, Ended(choice, run.finish_reason or "length"), reader_s)
+    except Exception as error:  # whatever it is: who waits for this choice must hear of it
+        _force(heard, error)
     finally:
         passed.set()
+
+
+def _force(heard: "asyncio.Queue[Event | Exception]", error: Exception) -> None:
+    while heard.full():
+        heard.get_nowait()
+    heard.put_nowait(error)
+
+
+async def _put(heard: "asyncio.Queue[Event | Exception]", event: Event, reader_s: float) -> None:
+    try:
+        async with asyncio.timeout(reader_s):
+            await heard.put(event)
+    except TimeoutError:
+        raise Gone(f"nothing of the answer was read for {reader_s:.0f} s: ask again") from None
 
 
 async def drain(events: AsyncGenerator[Event, None]) -> None:
