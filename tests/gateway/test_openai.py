@@ -147,7 +147,9 @@ async def test_logprobs(api: AsyncOpenAI, library: SwarmClient) -> None:
     chat = await api.chat.completions.create(model="demo", messages=TALK, max_tokens=8, temperature=0, logprobs=True)
     assert chat.choices[0].logprobs is not None
     content = chat.choices[0].logprobs.content or []
-    assert [one.logprob for one in content] == pytest.approx(wanted.logprobs)
+    assert [one.logprob for one in content] == pytest.approx(
+        wanted.logprobs, abs=1e-4
+    )  # forwards of other shapes round otherwise
     assert "".join(one.token for one in content) == chat.choices[0].message.content
     assert bytes(b for one in content for b in one.bytes or []).decode() == chat.choices[0].message.content
     text = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=8, temperature=0, logprobs=0)

@@ -88,9 +88,11 @@ class Backend:
         """Viewers and whoever waits are let go at once, streams under way after `grace_s` seconds."""
         self.watchers.close()
         self.admission.close()
-        over = self._over
-        if over is not None:
-            asyncio.get_running_loop().call_later(grace_s, lambda: over.done() or over.set_result(None))
+        asyncio.get_running_loop().call_later(grace_s, self._end_streams)
+
+    def _end_streams(self) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
 
     @property
     def client(self) -> SwarmClient:
