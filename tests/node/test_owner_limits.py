@@ -1,6 +1,7 @@
 """What an owner keeps back: hours of the day, and a share of the line."""
 
 import asyncio
+import contextlib
 import urllib.request
 from datetime import datetime, time, timedelta
 
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 from treeswarm.errors import BadRequest
 from treeswarm.spans import Span
 from treeswarm.transport.pace import LEAST_RATE, Pace
-from treeswarm_client.local_swarm import local_swarm
+from treeswarm_client.local_swarm import local_swarm, node_command
 from treeswarm_node.command_line import read_config
 from treeswarm_node.hours import Hours, keep_hours
 from treeswarm_node.splice import Meter
 
+from ..registry_media import free_port
 from ..virtual_clock import run_virtually
 
 TIME = st.times().map(lambda t: t.replace(second=0, microsecond=0))
@@ -123,18 +125,31 @@ def test_flags_and_what_is_too_little() -> None:
             read_config(["demo", "--bandwidth", wrong], {})
 
 
-async def test_outside_its_hours_a_node_pauses_and_within_them_it_serves() -> None:
-    now = datetime.now()
+async def test_outside_its_hours_a_node_loads_nothing_and_within_them_it_serves() -> None:
+    now, port = datetime.now(), free_port()
     later, much_later = (f"{now + timedelta(hours=h):%H:%M}" for h in (3, 6))
     earlier = f"{now - timedelta(hours=3):%H:%M}"
-    own = [("--hours", f"{later}-{much_later}"), ("--hours", f"{earlier}-{later}")]
-    flags = ("--metrics", "127.0.0.1:0", "--kv-tokens", "1024")
-    async with local_swarm("demo", [Span(0, 1), Span(1, 2)], flags=flags, own_flags=own) as swarm:
-        pausing, serving = (node.ready["metrics"] for node in swarm.nodes)
+    flags = ("--kv-tokens", "1024", "--registry", "none", "--metrics")
+    waits = (*flags, f"127.0.0.1:{port}", "--listen", "127.0.0.1:0", "--hours", f"{later}-{much_later}")
+    waiting = await asyncio.create_subprocess_exec(
+        *(*node_command(), "demo", *waits), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    serves = (*flags, "127.0.0.1:0", "--hours", f"{earlier}-{later}")
+    try:
+        async with local_swarm("demo", [Span(0, 1)], flags=serves) as swarm:
+            assert await state(swarm.nodes[0].ready["metrics"]) == "online"
         async with asyncio.timeout(60):
-            while await state(pausing) != "paused":
+            while True:
+                with contextlib.suppress(OSError):
+                    assert await state(f"http://127.0.0.1:{port}/metrics") == "paused"
+                    break
                 await asyncio.sleep(0.2)
-        assert await state(serving) == "online"
+    finally:
+        waiting.terminate()
+        said, errors = await waiting.communicate()
+    assert waiting.returncode == 0
+    assert said == b"", "it was never ready"
+    assert b"waiting for them" in errors
 
 
 async def state(url: str) -> str:
