@@ -12,7 +12,7 @@ from treeswarm.errors import BadRequest
 from treeswarm.keys import Identity, read_swarm_key
 from treeswarm.progress import Progress
 from treeswarm.records import NodeState
-from treeswarm.registry import Registry, open_registry, registry_kind
+from treeswarm.registry import Registry, invitation, open_registry, registry_kind
 from treeswarm.registry.book import BookRegistry
 from treeswarm.transport.address import Address
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
@@ -192,9 +192,10 @@ def _ready(config: NodeConfig, life: Lifecycle, registry: Registry, metrics: str
 
 
 def _join_line(config: NodeConfig, registry: Registry) -> str | None:
-    kind = registry_kind(config.registry or NEW_SWARM)
+    if config.registry and registry_kind(config.registry) == "mqtt":
+        return invitation(config.registry)
     spec = getattr(registry, "spec", None)
-    return str(spec) if spec else config.registry if kind == "mqtt" else None
+    return str(spec) if spec else None
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:
