@@ -5,9 +5,11 @@ import contextlib
 import io
 import json
 import logging
+import os
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
@@ -17,6 +19,10 @@ from treeswarm_node.config import NodeConfig
 from treeswarm_node.loading import LoadingBar, LoadingLog
 from treeswarm_node.owner import COMMANDS, command
 from treeswarm_node.panel import LivePanel
+
+# Sooner than this, a second signal is the first one again: a terminal tells everybody who runs in it, and whoever
+# started the node passes it on.
+SAME_SIGNAL_S = 1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,15 +34,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments and arguments[0] == "doctor":
             return _doctor(arguments[1:])
         config, verbose = read_config(arguments)
-        panel = _panel(config)
-        _set_up_logging(json_lines=config.log_json, verbose=verbose, panel=panel)
-        asyncio.run(_serve_until_stopped(config, panel))
+        return _serve(config, verbose=verbose)
     except SwarmError as error:
         print(f"swarm-node: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         pass
     return 0
+
+
+def _serve(config: NodeConfig, *, verbose: bool) -> int:
+    panel, status = _panel(config), 1
+    _set_up_logging(json_lines=config.log_json, verbose=verbose, panel=panel)
+    try:
+        asyncio.run(_serve_until_stopped(config, panel))
+        status = 0
+    finally:
+        if panel and not panel.screen.close():
+            os._exit(status)  # the terminal does not read, and Python would wait for it
+    return status
 
 
 def _doctor(arguments: Sequence[str]) -> int:
@@ -63,23 +79,61 @@ async def _serve_until_stopped(config: NodeConfig, panel: LivePanel | None) -> N
     # Imported here so that --help and a wrong flag answer at once, without torch.
     from treeswarm_node.serve import serving  # noqa: PLC0415
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(number, stop.set)
+    stopping = _Stopping()
     bar = LoadingBar(Console(stderr=True)) if sys.stderr.isatty() and not config.log_json else None
     async with contextlib.AsyncExitStack() as stack:
         if bar:
             stack.callback(bar.stop)
-        served = await stack.enter_async_context(serving(config, bar or LoadingLog()))
+        with stopping.cancels():
+            served = await stack.enter_async_context(serving(config, bar or LoadingLog()))
+        if stopping.stop.is_set():
+            return
         if bar:
             bar.stop()
-        print(json.dumps(served.ready.as_dict()) if config.log_json else served.ready, flush=True)
-        served.life.progress = panel.progress if panel else LoadingLog()
         if panel:
+            panel.say(str(served.ready))
+            served.life.progress = panel.progress
             await stack.enter_async_context(panel.watching(served.gauge.read))
-        await served.life.live(stop)
+        else:
+            print(json.dumps(served.ready.as_dict()) if config.log_json else served.ready, flush=True)
+            served.life.progress = LoadingLog()
+        await served.life.live(stopping.stop)
+
+
+class _Stopping:
+    """What Ctrl-C and SIGTERM do: the first lets the node take its leave, the second ends it at once."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self._told_at = 0.0
+        self._cancelled: asyncio.Task[None] | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError):
+                asyncio.get_running_loop().add_signal_handler(number, self._told)
+
+    @contextlib.contextmanager
+    def cancels(self) -> Iterator[None]:
+        """Within it, being told to stop ends what is waited for; then go on after it and look at `stop`."""
+        self._cancelled = asyncio.current_task()
+        assert self._cancelled is not None
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.stop.is_set() or self._cancelled.uncancel():
+                raise
+        finally:
+            self._cancelled = None
+
+    def _told(self) -> None:
+        now = time.monotonic()
+        if self.stop.is_set():
+            if now - self._told_at > SAME_SIGNAL_S:
+                os._exit(1)
+            return
+        self._told_at = now
+        self.stop.set()
+        if self._cancelled is not None:
+            self._cancelled.cancel()
 
 
 class _JsonLines(logging.Formatter):
@@ -96,13 +150,19 @@ class _ToPanel(logging.Handler):
         self._panel = panel
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._panel.event(record, self.format(record))
+        try:
+            self._panel.event(record, self.format(record))
+        except Exception:  # a line that cannot be shown must not end what it tells of
+            self.handleError(record)
 
 
 def _set_up_logging(*, json_lines: bool, verbose: bool, panel: LivePanel | None) -> None:
-    handler = _ToPanel(panel) if panel else logging.StreamHandler()
-    handler.setFormatter(_JsonLines() if json_lines else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    handlers: list[logging.Handler] = [_ToPanel(panel)] if panel else []
+    if panel is None or not sys.stderr.isatty():
+        handlers.append(logging.StreamHandler())  # beside the panel too, where stderr goes to a file
+    for handler in handlers:
+        handler.setFormatter(_JsonLines() if json_lines else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=handlers)
     # It logs a traceback of its own for every peer that leaves while a stream's last words are sent.
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
     logging.getLogger("treeswarm_node").setLevel(logging.INFO if verbose or panel else logging.WARNING)

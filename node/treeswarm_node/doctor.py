@@ -14,7 +14,7 @@ from treeswarm.health import Finding, open_files, python_version
 from treeswarm.health_of_swarm import asking, examine_swarm
 from treeswarm.health_text import show
 from treeswarm.keys import Identity, read_swarm_key
-from treeswarm.registry import Registry, open_registry, registry_kind
+from treeswarm.registry import Registry, client_registry, open_registry, registry_kind
 from treeswarm.settings import parse
 from treeswarm.transport.address import Address
 from treeswarm.transport.grpc import GrpcTransport
@@ -34,8 +34,6 @@ EXAMPLES = """examples:
   swarm-node doctor --json                             for programs
 
 It takes swarm-node's flags, variables and config file.  Exit status 1 where something fails, else 0."""
-# Nobody's model: enough to meet the others of a DHT.
-NO_MODEL = "0" * 64
 
 
 def parser() -> argparse.ArgumentParser:
@@ -92,8 +90,8 @@ async def examine_network(config: NodeConfig, model: Model | None, *, listens: b
     transport = GrpcTransport(security=Security(identity, key))
     try:
         opening = _opening(config.registry, model, transport)
-        if opening is None:
-            return [_new_swarm(config.registry)]
+        if isinstance(opening, Finding):
+            return [opening]
         seen = await examine_swarm(opening, transport)
         if not listens:
             return list(seen.findings)
@@ -104,15 +102,22 @@ async def examine_network(config: NodeConfig, model: Model | None, *, listens: b
         await transport.close()
 
 
-def _opening(spec: str | None, model: Model | None, transport: Transport) -> Callable[[], Awaitable[Registry]] | None:
-    """How to look into a registry without being in it; None: there is none yet.  Raises BadRequest."""
-    if spec in (None, "none", "dht:"):
-        return None
-    assert spec is not None
-    digest = model.config if model else None
-    if registry_kind(spec) in ("peers", "static"):
+def _opening(
+    spec: str | None, model: Model | None, transport: Transport
+) -> Callable[[], Awaitable[Registry]] | Finding:
+    """How to look into a registry without being in it, or why that cannot be.  Raises BadRequest."""
+    if spec is None or spec in ("none", "dht:"):
+        return _new_swarm(spec)
+    digest, kind = model.config if model else None, registry_kind(spec)
+    if kind in ("peers", "static"):
         return asking(spec, digest, transport)
-    return lambda: open_registry(spec, digest or NO_MODEL, f"doctor-{secrets.token_hex(4)}")
+    if kind == "mqtt":
+        return lambda: client_registry(spec, digest, transport)
+    if digest is None:
+        return Finding.warn(
+            "registry", "not looked into: a DHT is asked for one model's nodes", "name a MODEL to see its nodes"
+        )
+    return lambda: open_registry(spec, digest, f"doctor-{secrets.token_hex(4)}")
 
 
 def _new_swarm(spec: str | None) -> Finding:

@@ -44,6 +44,16 @@ class Hours:
         return f"{self.start:%H:%M}-{self.end:%H:%M}"
 
 
+async def until_within(hours: Hours, clock: Callable[[], datetime] = datetime.now) -> None:
+    """Wait for them; nothing is loaded meanwhile."""
+    told = False
+    while not hours.include(clock().time()):
+        if not told:
+            log.warning("the hours are %s: waiting for them", hours)
+            told = True
+        await asyncio.sleep(LOOK_S)
+
+
 async def keep_hours(hours: Hours, orders: "asyncio.Queue[str]", clock: Callable[[], datetime] = datetime.now) -> None:
     """Order a serving node to pause and to resume when its hours end and begin; until cancelled.
 

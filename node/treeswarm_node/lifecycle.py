@@ -7,12 +7,13 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from treeswarm import __version__
+from treeswarm.errors import SwarmError
 from treeswarm.keys import Identity
 from treeswarm.messages import NumericsClass
 from treeswarm.placement import Placed, State, choose_again, choose_span, plan_move
@@ -26,7 +27,7 @@ from treeswarm_node.fit import blocks_that_fit, footprint_of, free_memory, store
 from treeswarm_node.membership import Membership
 from treeswarm_node.node import Node
 from treeswarm_node.place import Place
-from treeswarm_node.stage import Model, Stage, find_device, on_stage
+from treeswarm_node.stage import Model, Stage, find_device, free_unused_memory, on_stage
 from treeswarm_node.survey import Survey
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ SETTLE_S = 5.0
 CHOICES = 4
 # A move costs a minute of work; twice an hour or so is soon enough for a swarm that lives for days (swarm simulate).
 LOOK_EVERY_S = 600.0
+# A model that cannot be loaded now, the disk full or the GPU taken by its owner, may be loadable then.
+LOAD_AGAIN_S = 300.0
 UNKNOWN_WEIGHTS = "0" * 64
 # What a node that has measured nothing is taken for, block-rows a second; it is measured before it serves.
 GUESSED_RATE = 1000.0
@@ -69,6 +72,8 @@ class Lifecycle:
     """To other blocks."""
     numerics: NumericsClass | None = None
     """Known once the weights were read."""
+    _failed: bool = False
+    """It is paused because nothing could be loaded, not because its owner said so."""
     _stage: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
     def draft(self, generation: int, expires: int) -> NodeRecord:
@@ -123,38 +128,64 @@ class Lifecycle:
         return await self._serve(self.span)
 
     async def live(self, stop: asyncio.Event) -> None:
-        """Serve, obey the owner, and move where it helps, until `stop` is set or the owner says drain."""
+        """Serve, obey the owner, and move where it helps, until `stop` is set or the owner says drain.  Whatever is
+        under way when `stop` is set is given up."""
         told = asyncio.create_task(stop.wait())
         try:
             while not told.done():
                 order = asyncio.create_task(self.membership.orders.get())
-                pause = LOOK_EVERY_S * random.uniform(0.5, 1.5)
+                pause = LOAD_AGAIN_S if self._failed else LOOK_EVERY_S * random.uniform(0.5, 1.5)
                 await asyncio.wait({told, order}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-                if not order.done():
-                    order.cancel()
-                    if not told.done() and self.config.span is None and self.node.state is NodeState.ONLINE:
-                        await self._consider_moving()
-                elif await self._obey(order.result()):
-                    return
+                if order.done():
+                    await _unless(told, self._obey(order.result()))
+                    if order.result() == "drain":
+                        return
+                    continue
+                order.cancel()
+                if self._failed:
+                    await _unless(told, self._resume())
+                elif self.config.span is None and self.node.state is NodeState.ONLINE:
+                    await _unless(told, self._consider_moving())
         finally:
             told.cancel()
 
     async def leave(self) -> None:
         """Withdraw, let the sessions go elsewhere, free everything."""
-        await self._drain()
+        if self.node.stage is not None:
+            await self._drain()
         self.node.state = NodeState.GONE
         await self.membership.leave()
 
-    async def _obey(self, order: str) -> bool:
-        """Whether the order ends the node."""
+    async def _obey(self, order: str) -> None:
+        """All but `drain`, which ends the node."""
         log.info("the owner says: %s", order)
-        if order == "pause" and self.node.stage is not None:
-            await self._drain()
-            self.node.state = NodeState.PAUSED
-            await self.membership.announce()
+        if order == "pause":
+            self._failed = False
+            if self.node.stage is not None:
+                await self._drain()
+                await self._pause()
         elif order == "resume" and self.node.stage is None:
-            await self.join()
-        return order == "drain"
+            await self._resume()
+
+    async def _pause(self) -> None:
+        self.node.state = NodeState.PAUSED
+        await self.membership.announce()
+
+    async def _resume(self) -> None:
+        await self._try(self.join())
+
+    async def _try(self, loading: Coroutine[None, None, Stage]) -> None:
+        """Where it fails the node stays, paused, and tries again later or when told."""
+        try:
+            await loading
+            self._failed = False
+            return
+        except Exception as error:  # torch has many classes of them, and none is worth the node's place in the swarm
+            strange = not isinstance(error, SwarmError)
+            log.error("serving nothing, again in %.0f min: %s", LOAD_AGAIN_S / 60, error, exc_info=strange)
+        self._failed = True
+        free_unused_memory()
+        await self._pause()
 
     async def _serve(self, span: Span) -> Stage:
         self.span = span
@@ -216,7 +247,7 @@ class Lifecycle:
         await self._drain()
         self.node.state = NodeState.JOINING
         self.moves += 1
-        await self._serve(span)
+        await self._try(self._serve(span))
 
     async def _planned(self) -> Span | None:
         assert self.span is not None
@@ -243,6 +274,18 @@ class Lifecycle:
             store=store_room(self.config.offload),
             blocks=self.model.shape.blocks,
         )
+
+
+async def _unless(told: "asyncio.Task[bool]", work: Coroutine[None, None, None]) -> None:
+    """Do it, or as much of it as is done when `told` is."""
+    doing = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({told, doing}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            doing.result()
+    finally:
+        doing.cancel()
+        await asyncio.gather(doing, return_exceptions=True)
 
 
 def _typical(others: Sequence[Placed]) -> float:

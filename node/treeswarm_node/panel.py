@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -17,6 +18,7 @@ from rich.text import Text
 from treeswarm.records import NodeState
 from treeswarm_node.figures import Figures
 from treeswarm_node.loading import Loading
+from treeswarm_node.screen import Screen
 
 # Eyes are no faster.
 REDRAW_S = 1.0
@@ -112,7 +114,12 @@ class LivePanel:
     console: Console
     loading: Loading | None = None
     """What is loaded at the moment."""
+    screen: Screen = field(default_factory=Screen)
     _events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS))
+
+    def say(self, line: str) -> None:
+        """On the terminal, above the picture."""
+        self.screen.put(lambda: self.console.print(Text(line), soft_wrap=True))
 
     def progress(self, done: int, total: int, what: str) -> None:
         """As `treeswarm.progress.Progress`."""
@@ -123,23 +130,27 @@ class LivePanel:
         stamp = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         self._events.append(f"{stamp} {record.getMessage()}")
         if record.levelno >= logging.WARNING:
-            self.console.print(Text(line))
+            self.say(line)
 
     @contextlib.asynccontextmanager
     async def watching(self, look: Callable[[], Awaitable[Figures]]) -> AsyncIterator[None]:
-        """Draw until left."""
-        with Live(console=self.console, auto_refresh=False, transient=True) as live:
-            drawing = asyncio.create_task(self._draw(live, look))
-            try:
-                yield
-            finally:
-                drawing.cancel()
-                await asyncio.gather(drawing, return_exceptions=True)
+        """Draw until left.  A terminal that does not read is left out until it does."""
+        live = Live(console=self.console, auto_refresh=False, transient=True)
+        self.screen.put(live.start)
+        drawing = asyncio.create_task(self._draw(live, look))
+        try:
+            yield
+        finally:
+            drawing.cancel()
+            await asyncio.gather(drawing, return_exceptions=True)
+            self.screen.put(live.stop)
 
     async def _draw(self, live: Live, look: Callable[[], Awaitable[Figures]]) -> None:
         old = await look()
         while True:
             new = await look()
-            live.update(picture(new, Pace.between(old, new), list(self._events), self.loading), refresh=True)
+            if self.screen.idle:
+                frame = picture(new, Pace.between(old, new), list(self._events), self.loading)
+                self.screen.put(partial(live.update, frame, refresh=True))
             old = new
             await asyncio.sleep(REDRAW_S)

@@ -11,7 +11,8 @@ from typing import Any
 from treeswarm.errors import BadRequest
 from treeswarm.keys import Identity, read_swarm_key
 from treeswarm.progress import Progress
-from treeswarm.registry import Registry, open_registry, registry_kind
+from treeswarm.records import NodeState
+from treeswarm.registry import Registry, invitation, open_registry, registry_kind
 from treeswarm.registry.book import BookRegistry
 from treeswarm.transport.address import Address
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
@@ -21,7 +22,7 @@ from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.gauge import Gauge
-from treeswarm_node.hours import keep_hours
+from treeswarm_node.hours import keep_hours, until_within
 from treeswarm_node.landlord import Landlord
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership import Membership
@@ -30,7 +31,7 @@ from treeswarm_node.node import Node
 from treeswarm_node.own_identity import own_identity
 from treeswarm_node.owner import noted
 from treeswarm_node.place import PlaceFinder
-from treeswarm_node.stage import Model, Stage, dtype_for, find_device
+from treeswarm_node.stage import Model, dtype_for, find_device
 from treeswarm_node.survey import Survey
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Serving:
 @contextlib.asynccontextmanager
 async def serving(config: NodeConfig, progress: Progress | None = None) -> AsyncIterator["Serving"]:
     """A node that serves; on leaving, its sessions are handed over and its record withdrawn.  `progress` hears how far
-    loading is."""
+    loading is.  Outside its hours it waits for them first.  Cancelled while it waits or loads, it withdraws as well."""
     config = replace(config, dtype=dtype_for(config.dtype, find_device(config.device)))
     swarm_key = read_swarm_key(config.swarm_key) if config.swarm_key else None
     async with contextlib.AsyncExitStack() as stack:
@@ -114,8 +115,12 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         gauge, metrics = Gauge(life, line), None
         if config.metrics:
             metrics = await stack.enter_async_context(metrics_served(config.metrics, gauge.read))
-        stage = await life.join()
+        if config.hours:
+            node.state = NodeState.PAUSED
+            await until_within(config.hours)
         stack.push_async_callback(life.leave)
+        # What it joined with is not kept here: a paused node would keep the weights of its first span.
+        await life.join()
         stack.enter_context(noted(kept_at, f"{life.address.bare}#{identity.pin}"))
         finder = PlaceFinder(
             transport, listener.address, identity.pin, life.landlords, life.settle, config.announce, node.guests
@@ -125,7 +130,7 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
             works.append(keep_hours(config.hours, life.membership.orders))
         for work in works:
             stack.push_async_callback(_cancel, asyncio.create_task(work))
-        yield Serving(_ready(config, life, stage, registry, metrics), life, gauge)
+        yield Serving(_ready(config, life, registry, metrics), life, gauge)
 
 
 async def _registry(config: NodeConfig, model: Model, identity: Identity) -> Registry:
@@ -164,7 +169,8 @@ def _way_out(wildcard: str) -> str:
             return "::1" if ":" in wildcard else "127.0.0.1"
 
 
-def _ready(config: NodeConfig, life: Lifecycle, stage: Stage, registry: Registry, metrics: str | None) -> Ready:
+def _ready(config: NodeConfig, life: Lifecycle, registry: Registry, metrics: str | None) -> Ready:
+    stage = life.node.ready_stage()
     address, served = str(life.address.bare), stage.served
     return Ready(
         address=address,
@@ -186,9 +192,10 @@ def _ready(config: NodeConfig, life: Lifecycle, stage: Stage, registry: Registry
 
 
 def _join_line(config: NodeConfig, registry: Registry) -> str | None:
-    kind = registry_kind(config.registry or NEW_SWARM)
+    if config.registry and registry_kind(config.registry) == "mqtt":
+        return invitation(config.registry)
     spec = getattr(registry, "spec", None)
-    return str(spec) if spec else config.registry if kind == "mqtt" else None
+    return str(spec) if spec else None
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:

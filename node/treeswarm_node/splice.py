@@ -15,6 +15,11 @@ READ_BYTES = 1 << 18
 # What may wait in front of a receiver before its sender is held back.  With one read more, that is all the memory of
 # one direction.
 WAITING_BYTES = 1 << 16
+# For the sake of what this program sends besides, a connection is held no longer: gRPC gives up one whose ping is not
+# answered within five seconds (transport/grpc.py), and pings pass two of these.
+MOST_HOLD_S = 1.0
+# Pings and heartbeats are smaller, trees are larger.
+SMALL_BYTES = 1 << 11
 # gRPC pings every connection each 10 s (transport/grpc.py): one on which nothing comes for so long has lost an end.
 IDLE_S = 60.0
 
@@ -35,7 +40,10 @@ class Meter:
 
     def wait_s(self, size: int, now: float) -> float:
         """How long whoever has just passed on `size` bytes must read nothing."""
-        shared_s = self.pace.took(size, now) if self.pace is not None else 0.0
+        shared_s = 0.0
+        if self.pace is not None:
+            self.pace.charge(size, now)
+            shared_s = min(self.pace.owed_s(now), MOST_HOLD_S) if size > SMALL_BYTES else 0.0
         if not self.rate:
             return shared_s
         self._free_at = max(self._free_at, now) + size / self.rate

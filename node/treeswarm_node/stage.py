@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import statistics
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -86,7 +87,12 @@ async def on_stage(
     Raises ModelError, BadRequest.
     """
     with offloading(find_device(config.device), config.offload) as offload:
-        loaded, served, rate = await asyncio.to_thread(_load, config, model, span, offload, progress)
+        told = _Abandonable(progress)
+        try:
+            loaded, served, rate = await asyncio.to_thread(_load, config, model, span, offload, told)
+        except asyncio.CancelledError:
+            told.abandoned.set()
+            raise
         codec = row_codec(config.activations, served.hidden_size)
         device = _lent(Device(loaded, Sampler(served.vocab_size), codec), config.device_share)
         profile = await asyncio.to_thread(measure_profile, device, served, loaded.store)
@@ -98,9 +104,32 @@ async def on_stage(
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             del engine, device, loaded
+    free_unused_memory()
+
+
+def free_unused_memory() -> None:
+    """Modules are cycles, and torch keeps what they leave for itself."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+class _Abandoned(BaseException):
+    """Nobody waits for this load any more.  No Exception: transformers notes those and reads on."""
+
+
+class _Abandonable:
+    """A `Progress` by which a thread that loads notices that it need not go on."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self.abandoned = threading.Event()
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if self.abandoned.is_set():
+            raise _Abandoned
+        if self._progress is not None:
+            self._progress(done, total, what)
 
 
 def find_device(name: str) -> torch.device:

@@ -38,6 +38,21 @@ def test_all_have_time_to_take_their_leave() -> None:
     assert float(swarm.services["gateway"]["stop_grace_period"].removesuffix("s")) > GRACE_S + 10
 
 
+def test_a_node_that_its_owner_drains_stays_away() -> None:
+    services = composed().services
+    assert {name: services[name]["restart"] for name in ("node-1", "broker", "gateway")} == {
+        "node-1": "on-failure", "broker": "unless-stopped", "gateway": "unless-stopped",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [(), ("compose.tls.yaml",)])
+def test_the_password_is_on_no_command_line(more: tuple[str, ...]) -> None:
+    broker = composed(*more).services["broker"]
+    for command in (*broker["command"], str(broker["healthcheck"]["test"])):
+        of_programs = [part for part in command.split("&&") if not part.strip().startswith("printf ")]
+        assert "MQTT_PASSWORD" not in "".join(of_programs)
+
+
 def test_another_model_and_free_choice_of_blocks() -> None:
     swarm = composed(TREESWARM_MODEL="org/model", NODE_1_BLOCKS="", NODE_2_BLOCKS="12:24")
     first, second = (accepted_by_node(swarm.environment(name)) for name in ("node-1", "node-2"))

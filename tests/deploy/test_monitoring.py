@@ -167,9 +167,15 @@ def test_prometheus_scrapes_whom_compose_starts() -> None:
     assert [secret["source"] for secret in swarm.services["prometheus"]["secrets"]] == ["api_key"]
     assert environment["TREESWARM_API_KEYS"] == SECRETS["TREESWARM_API_KEY"]
     assert config["rule_files"] == ["alerts.yaml"]
-    for rule in rules():
-        if rule["expr"].startswith("up{"):
-            assert any(part in rule["expr"] for part in ("gateway", "node"))
+
+
+def test_the_alerts_of_who_is_down_are_of_our_jobs_alone() -> None:
+    (config,) = yaml_documents(MONITORING / "prometheus.yaml")
+    monitors = yaml_documents(DEPLOY / "kubernetes/extras/monitors.yaml")
+    jobs = {job["job_name"] for job in config["scrape_configs"]}
+    relabelled = [rule for one in monitors for end in one["spec"]["endpoints"] for rule in end["relabelings"]]
+    assert {rule["replacement"] for rule in relabelled if rule["targetLabel"] == "job"} == jobs
+    assert {rule["expr"] for rule in rules() if "up{" in rule["expr"]} == {f'up{{job="{job}"}} == 0' for job in jobs}
 
 
 def test_every_alert_says_what_to_do() -> None:

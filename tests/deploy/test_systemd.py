@@ -10,6 +10,8 @@ from tests.deploy.stated import DEPLOY, accepted_by_gateway, accepted_by_node, e
 
 from treeswarm.settings import PREFIX
 from treeswarm_client.local_swarm import node_command
+from treeswarm_node.config import Limits
+from treeswarm_node.machine import files_needed
 
 FOLDER = DEPLOY / "systemd"
 UNITS = sorted(file.name for file in FOLDER.glob("*.service"))
@@ -78,6 +80,11 @@ def test_what_it_reads_is_in_this_folder_and_what_it_writes_is_its_own(unit: str
             assert any(value.startswith(folder) for folder in own) or (name, value) == ("XDG_CACHE_HOME", "%C")
     if "XDG_STATE_HOME=%S" in said["Environment"]:
         assert said["StateDirectory"] == said["CacheDirectory"] == "treeswarm"
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_it_may_have_more_sockets_than_the_usual_1024(unit: str) -> None:
+    assert int(service(unit)["LimitNOFILE"]) >= files_needed(Limits())
 
 
 def test_a_node_has_time_to_take_its_leave() -> None:

@@ -11,11 +11,15 @@ import pytest
 import pytest_asyncio
 import torch
 
-from treeswarm.health import Verdict
+from treeswarm.health import Finding, Verdict
+from treeswarm.registry.memory import MemoryRegistry
+from treeswarm.registry.mqtt import MqttRegistry
+from treeswarm.registry.spec import Broker
 from treeswarm.spans import Span
+from treeswarm.transport.memory import MemoryNetwork
 from treeswarm_client.local_swarm import LocalSwarm, local_swarm
 from treeswarm_node import place
-from treeswarm_node.doctor import reached
+from treeswarm_node.doctor import _opening, reached
 from treeswarm_node.machine import free_port, judged
 from treeswarm_node.numerics import TOLERANCES, Tried, try_numerics
 
@@ -48,6 +52,26 @@ def test_numerics_fail_only_where_the_class_asked_for_does() -> None:
     assert "nf4 weights (no library)" in wrong.said
     assert "without --quantization" in judged(tried, "float32", "nf4").next
     assert not Tried("float32", "none", float("nan")).passes
+
+
+async def test_without_a_model_a_broker_is_asked_for_all_and_a_dht_wants_a_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = list[str | None]()
+
+    async def start(broker: Broker, model: str | None, node: str | None = None) -> MemoryRegistry:
+        asked.append(model)
+        return MemoryRegistry(model)
+
+    monkeypatch.setattr(MqttRegistry, "start", start)
+    opening = _opening("mqtt://broker/ns", None, MemoryNetwork().transport())
+    assert not isinstance(opening, Finding)
+    await opening()
+    assert asked == [None]
+    peer = "dht:/ip4/10.0.0.1/tcp/4002/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
+    told = _opening(peer, None, MemoryNetwork().transport())
+    assert isinstance(told, Finding)
+    assert (told.verdict, told.next) == (Verdict.WARN, "name a MODEL to see its nodes")
 
 
 def test_this_machines_cpu_computes_every_class_right() -> None:

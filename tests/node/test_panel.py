@@ -1,5 +1,6 @@
 """What a node's owner sees: how far loading is, and the live picture."""
 
+import asyncio
 import io
 import json
 import logging
@@ -10,7 +11,9 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +25,16 @@ from treeswarm.model_files import resolve_model
 from treeswarm.progress import LOADING
 from treeswarm.records import NodeState
 from treeswarm.spans import Span
+from treeswarm_node import panel
+from treeswarm_node.cli import _set_up_logging, _ToPanel
 from treeswarm_node.counters import Counters
 from treeswarm_node.figures import Figures, KVFigures
 from treeswarm_node.loader import load_span
 from treeswarm_node.loading import Loading, LoadingLog
 from treeswarm_node.panel import Pace, blocks, duration, picture, size
+from treeswarm_node.screen import WAITING, Screen
+
+from ..registry_media import free_port
 
 NOW = Figures(
     model="org/model", node="abc", device="cuda", address="10.0.0.5:4001", state=NodeState.ONLINE, uptime_s=100.0,
@@ -137,6 +145,107 @@ def on_a_terminal(command: list[str], until: str) -> str:
     assert until in text
     assert "Traceback" not in text
     return text
+
+
+class Stuck(io.StringIO):
+    """A terminal in which somebody has pressed Ctrl-S."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads, self.written_to = threading.Event(), threading.Event()
+
+    def write(self, text: str) -> int:
+        self.written_to.set()
+        self.reads.wait()
+        return super().write(text)
+
+
+async def test_a_terminal_that_does_not_read_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panel, "REDRAW_S", 0.001)
+    terminal, looks = Stuck(), 0
+    shown = panel.LivePanel(Console(file=terminal, width=100, force_terminal=True))
+
+    async def look() -> Figures:
+        nonlocal looks
+        looks += 1
+        return NOW
+
+    try:
+        async with shown.watching(look), asyncio.timeout(60):
+            while looks < 100:
+                shown.event(logging.makeLogRecord({"levelno": logging.WARNING, "msg": f"look {looks}"}), "a warning")
+                await asyncio.sleep(0.001)
+        assert terminal.written_to.is_set()
+        assert not shown.screen.close(within_s=0.01)
+    finally:
+        terminal.reads.set()
+    assert shown.screen.close(within_s=60)
+    assert terminal.getvalue().count("a warning") <= WAITING
+
+
+def test_a_terminal_that_is_gone_ends_the_drawing_and_nothing_else() -> None:
+    shown, calls = Screen(), list[int]()
+
+    def gone() -> None:
+        raise OSError(5, "Input/output error")
+
+    for call in (lambda: calls.append(1), gone, lambda: calls.append(2)):
+        shown.put(call)
+    assert shown.close(within_s=60)
+    shown.put(gone)
+    assert calls == [1]
+
+
+def test_a_line_that_cannot_be_shown_is_no_error_of_whoever_logs_it(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = panel.LivePanel(Console(file=io.StringIO()))
+    _ToPanel(shown).handle(logging.makeLogRecord({"msg": "%d", "args": ("no number",)}))
+    assert shown.screen.close(within_s=60)
+    assert "TypeError" in capsys.readouterr().err
+
+
+def test_a_node_whose_terminal_does_not_read_answers_and_ends_when_told(tmp_path: Path) -> None:
+    port = free_port()
+    command = [*NODE, "--metrics", f"127.0.0.1:{port}", "--identity", str(tmp_path / "id")]
+    ours, theirs = pty.openpty()
+    environ = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=errors, env=environ) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 120
+            while select.select([], [theirs], [], 0)[1]:  # until what nobody reads has filled it
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.1)
+            time.sleep(3)  # some pictures later
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+                assert 'treeswarm_node_state{state="online"} 1.0' in str(answer.read(), "utf-8")
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+            os.close(ours)
+            os.close(theirs)
+
+
+def test_beside_the_panel_a_file_has_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    set_up = list[list[logging.Handler]]()
+    monkeypatch.setattr(logging, "basicConfig", lambda *, handlers, **_: set_up.append(handlers))
+    shown = panel.LivePanel(Console(file=io.StringIO()))
+    for stderr in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        _set_up_logging(json_lines=False, verbose=False, panel=shown)
+    assert shown.screen.close(within_s=60)
+    assert [[type(handler) for handler in handlers] for handlers in set_up] == [
+        [_ToPanel],
+        [_ToPanel, logging.StreamHandler],
+    ]
 
 
 def test_for_a_program_there_are_only_json_lines(tmp_path: Path) -> None:

@@ -170,13 +170,16 @@ async def test_where_the_rate_is_used_up_links_wait_and_heartbeats_do_not() -> N
     await asyncio.wait_for(came.wait(), 10)
     came.clear()
     assert dialling.pace is not None
-    dialling.pace.take(100_000_000, asyncio.get_running_loop().time())  # 800 s of the line
+    dialling.pace.charge(100_000_000, asyncio.get_running_loop().time())  # 800 s of the line
     waiting = asyncio.create_task(link.send(hello))
     await control.send(Ping(1))
     assert await asyncio.wait_for(control.receive(), 10) == Pong(1)
     assert not waiting.done()
     assert not came.is_set()
+    owed_s = dialling.pace.owed_s(asyncio.get_running_loop().time())
     waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert dialling.pace.owed_s(asyncio.get_running_loop().time()) <= owed_s
     assert dialling.traffic.sent[StreamKind.LINK] > 0
     assert dialling.traffic.sent == listening.traffic.received
     assert dialling.traffic.received == listening.traffic.sent

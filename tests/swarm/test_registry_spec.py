@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from treeswarm.errors import BadRequest
-from treeswarm.registry import client_registry, open_registry, peers_registry, registry_kind
+from treeswarm.registry import client_registry, invitation, open_registry, peers_registry, registry_kind
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.registry.spec import Broker, dht_peers
 from treeswarm.transport.memory import MemoryNetwork
@@ -68,6 +68,34 @@ def test_a_broker_is_read_from_its_address(tmp_path: Path) -> None:
 def test_what_is_no_broker(spec: str, what: str) -> None:
     with pytest.raises(BadRequest, match=what):
         Broker.parse(spec)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "mqtts://al:5ec2e7@broker:99999/ns",
+        "mqtts://al:5e/c2e7@broker/ns",
+        "mqtts://al:1883/5ec2e7@broker/ns",
+        "mqtts://al:5e#c2e7@broker/ns",
+        "mqtts://al:[5ec2e7@broker/ns",
+        "mqtts://al:5ec2e7@broker",
+        "mqtts://al:5ec2e7@broker/a//b",
+        "mqtts:al:5ec2e7@broker/ns",
+        "al:5ec2e7@broker/ns",
+    ],
+)
+async def test_what_is_said_of_a_wrong_one_has_no_password_in_it(spec: str) -> None:
+    transport = MemoryNetwork().transport()
+    for opening in (open_registry(spec, MODEL, Node().id), client_registry(spec, MODEL, transport)):
+        with pytest.raises(BadRequest) as raised:
+            await opening
+        assert not any(part in str(raised.value) for part in ("5ec2e7", "c2e7", "al:"))
+
+
+def test_others_are_invited_with_a_user_of_their_own() -> None:
+    invited = invitation("mqtts://al%40ice:p%2Fw@[::1]:99/ns/deep?ca=/a@b.pem")
+    assert invited == "mqtts://USER:PASSWORD@[::1]:99/ns/deep?ca=/a@b.pem"
+    assert invitation("mqtt://broker/ns") == "mqtt://broker/ns"
 
 
 def test_a_dht_is_joined_by_multiaddresses() -> None:

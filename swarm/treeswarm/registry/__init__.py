@@ -7,10 +7,19 @@ from treeswarm.errors import BadRequest
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.registry.seam import Registry
-from treeswarm.registry.spec import Broker, Kind, addresses_of, dht_peers, registry_kind
+from treeswarm.registry.spec import Broker, Kind, addresses_of, dht_peers, invitation, registry_kind, without_secrets
 from treeswarm.transport.seam import Transport
 
-__all__ = ["Kind", "Registry", "addresses_of", "client_registry", "open_registry", "peers_registry", "registry_kind"]
+__all__ = [
+    "Kind",
+    "Registry",
+    "addresses_of",
+    "client_registry",
+    "invitation",
+    "open_registry",
+    "peers_registry",
+    "registry_kind",
+]
 
 
 async def open_registry(
@@ -36,8 +45,8 @@ async def open_registry(
 
         return await MqttRegistry.start(Broker.parse(spec), model, node)
     raise BadRequest(
-        f"a node cannot announce itself in '{spec}': give 'dht:', 'dht:ADDRESS', 'mqtts://BROKER/NAMESPACE' or 'none'; "
-        "lists of addresses are for clients"
+        f"a node cannot announce itself in '{without_secrets(spec)}': give 'dht:', 'dht:ADDRESS', "
+        "'mqtts://BROKER/NAMESPACE' or 'none'; lists of addresses are for clients"
     )
 
 
@@ -53,7 +62,8 @@ async def client_registry(spec: str, model: str | None, transport: Transport) ->
         await peers.start()
         return peers
     raise BadRequest(
-        f"a client does not read '{spec}': give --peers HOST:PORT of any node, which tells all it knows from the DHT"
+        f"a client does not read '{without_secrets(spec)}': give --peers HOST:PORT of any node, which tells all it "
+        "knows from the DHT"
     )
 
 

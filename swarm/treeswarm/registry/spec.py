@@ -16,6 +16,7 @@ MADDR_EXAMPLE = "/ip4/203.0.113.7/tcp/4002/p2p/12D3KooW…"
 # What every broker and every tool for it takes in a topic level; `+`, `#` and `$` mean something else there.
 LEVEL = re.compile(r"[A-Za-z0-9._-]+")
 MAX_NAMESPACE = 128
+PLACEHOLDERS = "USER:PASSWORD@"
 EXAMPLES = (
     "'dht:' (the first node of a swarm), "
     f"'dht:{MADDR_EXAMPLE}' (join one), "
@@ -23,6 +24,13 @@ EXAMPLES = (
     "'10.0.0.1:4001,10.0.0.2:4001' (these nodes and whoever they know), "
     "'static:10.0.0.1:4001' (exactly these) or 'none'"
 )
+
+
+def without_secrets(spec: str) -> str:
+    """For people and logs, of a spec that may be wrong in any way: a placeholder for what may be user and password."""
+    before, at, after = spec.rpartition("@")
+    scheme = re.match(r"(mqtts?|dht|static):/*", before)
+    return f"{scheme[0] if scheme else ''}{PLACEHOLDERS}{after}" if at else spec
 
 
 def registry_kind(spec: str) -> Kind:
@@ -37,7 +45,7 @@ def registry_kind(spec: str) -> Kind:
     try:
         addresses_of(spec)
     except BadRequest:
-        raise BadRequest(f"'{spec}' names no registry: give {EXAMPLES}") from None
+        raise BadRequest(f"'{without_secrets(spec)}' names no registry: give {EXAMPLES}") from None
     return "peers"
 
 
@@ -81,11 +89,14 @@ class Broker:
         try:
             url = urlsplit(spec)
             host, port = url.hostname, url.port
-        except ValueError as error:
-            raise BadRequest(f"'{spec}' is no address of a broker: {error}") from None
+        except ValueError:  # its words quote what may be part of a password
+            raise BadRequest(
+                f"'{without_secrets(spec)}' is no address of a broker: after HOST: comes a port, 1 to 65535, and in a "
+                "password '/', '?', '#', '[' and ']' are written %2F, %3F, %23, %5B and %5D"
+            ) from None
         if url.scheme not in ("mqtt", "mqtts") or not host:
             raise BadRequest(
-                f"'{spec}' names no broker: give mqtt://HOST[:PORT]/NAMESPACE, with TLS mqtts://USER:PASSWORD@HOST/NAMESPACE"
+                f"'{without_secrets(spec)}' names no broker: give mqtt://HOST[:PORT]/NAMESPACE, with TLS mqtts://USER:PASSWORD@HOST/NAMESPACE"
             )
         tls = url.scheme == "mqtts"
         return cls(
@@ -99,6 +110,13 @@ class Broker:
         )
 
 
+def invitation(spec: str) -> str:
+    """A broker's spec, a right one, for others to join with: whoever may has a user and a password of their own."""
+    url = urlsplit(spec)
+    _, at, place = url.netloc.rpartition("@")
+    return url._replace(netloc=f"{PLACEHOLDERS}{place}" if at else place).geturl()
+
+
 def _namespace(path: str, host: str) -> str:
     namespace = path.strip("/")
     if not namespace:
@@ -107,8 +125,8 @@ def _namespace(path: str, host: str) -> str:
         )
     if len(namespace) > MAX_NAMESPACE or not all(LEVEL.fullmatch(level) for level in namespace.split("/")):
         raise BadRequest(
-            f"'{namespace}' is no namespace: letters, digits, '.', '_', '-', levels between single '/', "
-            f"at most {MAX_NAMESPACE} characters, no wildcards"
+            f"'{without_secrets(namespace)}' is no namespace: letters, digits, '.', '_', '-', levels between single "
+            f"'/', at most {MAX_NAMESPACE} characters, no wildcards"
         )
     return namespace
 

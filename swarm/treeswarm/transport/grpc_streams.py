@@ -76,9 +76,10 @@ class GrpcStream:
             raise LinkBroken(f"the stream to {self.peer} has ended")
         data = self.encode(message)
         if self.pace is not None:
-            wait_s = self.pace.take(len(data), asyncio.get_running_loop().time())
             if self.kind is StreamKind.LINK:
-                await asyncio.sleep(wait_s)
+                await self.pace.turn(len(data))
+            else:
+                self.pace.charge(len(data), asyncio.get_running_loop().time())
         await asyncio.shield(self._write(data))
 
     async def receive(self) -> Message | None:
