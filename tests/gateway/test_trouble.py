@@ -34,13 +34,13 @@ async def test_thirty_two_streams_survive_a_killed_node() -> None:
     prompts = [f"def function_{i}(self, value{i}):\n    return" for i in range(32)]
     async with local_swarm("demo", [*SPANS, *SPANS]) as swarm:
         async with SwarmClient(model="demo", peers=swarm.peers, draft="ngram") as library:
-            wanted = [(await library.generate(prompt, max_new_tokens=32)).text for prompt in prompts]
+            wanted = [(await library.generate(prompt, max_new_tokens=16)).text for prompt in prompts]
         async with gateway(swarm.peers, "--draft", "ngram") as served, served.openai() as api:
             said, begun = [0] * len(prompts), asyncio.Event()
 
             async def ask(i: int) -> str:
                 stream = await api.completions.create(
-                    model="demo", prompt=prompts[i], max_tokens=32, temperature=0, stream=True
+                    model="demo", prompt=prompts[i], max_tokens=16, temperature=0, stream=True
                 )
                 text = ""
                 async for chunk in stream:
