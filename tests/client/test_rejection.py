@@ -130,7 +130,7 @@ def doubt(shape: Shape | None, size: int, texts: int = 6000) -> float:
 
 
 @by_shape
-@pytest.mark.parametrize("size", [3, 9])
+@pytest.mark.parametrize("size", [3, pytest.param(9, marks=pytest.mark.slow)])
 def test_texts_are_distributed_as_the_targets_own(shape: Shape, size: int) -> None:
     """Also while the shape learns, and decides by what it has drawn where it draws next."""
     assert doubt(shape, size) > 0.01

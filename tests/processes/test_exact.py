@@ -67,6 +67,7 @@ async def test_a_stream_says_which_tokens_came_together(three_nodes: LocalSwarm)
         assert time.draft + time.wire + time.queue + time.compute == pytest.approx(run.stats.seconds, rel=0.02)
 
 
+@pytest.mark.slow  # seven processes load torch; `swarm bench exact` does it at length
 async def test_a_model_never_seen_before(strange_model: Path, strange_draft: Path) -> None:
     setup = BenchSetup(str(strange_model), str(strange_draft), prompts=2, tokens=12)
     result = await bench_exact(setup, nodes=(1, 3), sizes=(0, 32))
