@@ -413,4 +413,4 @@ async def open_chain(
     finally:
         watching.cancel()
         # Whoever is cancelled once more meanwhile goes at once; the nodes hear a goodbye all the same.
-        await asyncio.shield(asyncio.ensure_future(_leave(chain, watching)))
+        await asyncio.shield(_leave(chain, watching))

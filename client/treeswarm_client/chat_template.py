@@ -15,6 +15,7 @@ from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from treeswarm.errors import BadRequest, ModelError
+from treeswarm.model_files import read_json
 
 Message = Mapping[str, Any]
 """`role` and `content` at least."""
@@ -64,10 +65,7 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
     if not path.exists():
         return {}
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}): download it again") from None
+    config = read_json(path, "")
     return config if isinstance(config, dict) else {}
 
 

@@ -132,7 +132,7 @@ def needed_files(folder: Path, span: Span | None) -> list[str]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`.  Raises ModelError."""
-    config = _read_json(folder / "config.json", f"'{folder}' is no model directory")
+    config = read_json(folder / "config.json", f"'{folder}' is no model directory")
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"{folder / 'config.json'} names no model_type: it is not a transformers config")
     if config.get("auto_map"):
@@ -161,7 +161,7 @@ def read_shape(folder: Path) -> ModelShape:
 
 def _eos_ids(folder: Path, config: dict[str, Any]) -> Iterable[int]:
     path = folder / "generation_config.json"
-    generation = _read_json(path, "") if path.exists() else {}
+    generation = read_json(path, "") if path.exists() else {}
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
     return [] if eos is None else [int(e) for e in eos] if isinstance(eos, list) else [int(eos)]
 
@@ -172,7 +172,7 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
     Raises ModelError where files are missing, cut off or of another format.
     """
     if (folder / INDEX).exists():
-        index = _read_json(folder / INDEX, "")
+        index = read_json(folder / INDEX, "")
         by_file: dict[str, list[str]] = {}
         for tensor, file in index.get("weight_map", {}).items():
             by_file.setdefault(str(file), []).append(str(tensor))
@@ -221,12 +221,13 @@ def tokenizer_digest(folder: Path) -> str:
     path = folder / "tokenizer.json"
     if not path.exists():
         raise ModelError(f"'{folder}' has no tokenizer.json")
-    content = _read_json(path, "")
+    content = read_json(path, "")
     meaning = {key: content.get(key) for key in ("model", "added_tokens")}
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 
-def _read_json(path: Path, otherwise: str) -> Any:
+def read_json(path: Path, otherwise: str) -> Any:
+    """What a file holds; `otherwise` says what it is that lacks it.  Raises ModelError."""
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:

@@ -12,14 +12,13 @@ from treeswarm.health import Finding, open_files, python_version
 from treeswarm.health_of_swarm import asking, examine_swarm
 from treeswarm.health_text import show
 from treeswarm.identity import config_digest
-from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import load_tokenizer, read_config, resolve_model
 from treeswarm.records import NodeRecord
 from treeswarm.registry import client_registry, registry_kind
 from treeswarm.spans import missing_blocks
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.tls import Security
-from treeswarm_client.cli.flags import add_route_flags, registry_of
+from treeswarm_client.cli.flags import add_route_flags, registry_of, security_of
 from treeswarm_client.overview import clean
 
 EXAMPLES = """examples:
@@ -47,8 +46,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _run(args: argparse.Namespace) -> int:
-    key = read_swarm_key(args.swarm_key) if args.swarm_key else None
-    findings = asyncio.run(examine(registry_of(args), args.model, key))
+    findings = asyncio.run(examine(registry_of(args), args.model, security_of(args).swarm_key))
     return show(Console(highlight=False), findings, as_json=args.json)
 
 

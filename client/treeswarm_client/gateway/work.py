@@ -1,7 +1,6 @@
 """One request's generations: they run side by side, and what they say is merged as it comes."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -149,6 +148,6 @@ async def _put(heard: "asyncio.Queue[Event | Exception]", event: Event, reader_s
 
 async def drain(events: AsyncGenerator[Event, None]) -> None:
     """To the end, for whoever wants it whole."""
-    async with contextlib.aclosing(events):
+    async with aclosing(events):
         async for _ in events:
             pass
