@@ -217,7 +217,7 @@ def test_a_node_whose_terminal_does_not_read_answers_and_ends_when_told(tmp_path
             deadline = time.monotonic() + 120
             while select.select([], [theirs], [], 0)[1]:  # until what nobody reads has filled it
                 assert time.monotonic() < deadline
-                assert process.poll() is None
+                assert process.poll() is None, log.read_text()
                 time.sleep(0.1)
             time.sleep(3)  # some pictures later
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
