@@ -1,11 +1,22 @@
-"""An event loop whose time jumps to the next timer when nothing is ready: hours of network in milliseconds."""
+"""An event loop whose time jumps to the next timer when nothing is ready: hours of network in milliseconds.
+
+Work for threads takes a time of one's choosing, or the processor time that it really took, as if every thread had a
+processor of its own.
+"""
 
 import asyncio
+import contextlib
 import selectors
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+# How long a clock that stands still waits for whatever is ready next; real seconds.
+LISTEN_S = 0.02
 
 
 class _NoWaiting(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
@@ -16,6 +27,8 @@ class _NoWaiting(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[Any]:
+        if self._loop.stands_still:
+            return super().select(LISTEN_S if timeout is None else min(timeout, LISTEN_S))
         found = super().select(0)
         if not found and timeout:
             self._loop.now += timeout
@@ -27,16 +40,43 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.work_s = 0.0
-        """How long whatever runs in an executor takes."""
+        self.work_s: float | None = 0.0
+        """How long whatever runs in an executor takes; None: as much processor time as it took."""
+        self.stands_still = False
         super().__init__(_NoWaiting(self))
+        self._threads = ThreadPoolExecutor(64, thread_name_prefix="virtual")
+        self._job = threading.local()
+        self._under_way: set[_Measured[Any]] = set()
 
     def time(self) -> float:
         return self.now
 
+    def clock(self) -> float:
+        """For the loop and for measured work alike, where the time that the work took so far passes first."""
+        self.rest(0.0)
+        return self.now
+
+    def rest(self, seconds: float) -> None:
+        """In measured work, let so much time pass; elsewhere nothing."""
+        job: _Measured[Any] | None = getattr(self._job, "now", None)
+        if job is not None:
+            job.park(seconds)
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """While it lasts, real time passes and virtual time does not: for what other processes do."""
+        self.stands_still = True
+        try:
+            yield
+        finally:
+            self.stands_still = False
+
     def run_in_executor(self, executor: Any, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
         """In the loop, when its time is over: a clock that jumps cannot wait for threads."""
         done: asyncio.Future[T] = self.create_future()
+        if self.work_s is None:
+            _Measured(self, done, lambda: work(*args)).begin()
+            return done
 
         def run() -> None:
             if done.cancelled():
@@ -52,9 +92,74 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
             run()
         return done
 
+    def close(self) -> None:
+        for job in self._under_way:
+            job.abandon()
+        self._threads.shutdown(wait=False)
+        super().close()
 
-def run_virtually(work: Coroutine[Any, Any, T], work_s: float = 0.0) -> T:
-    """Run a coroutine to its end on a virtual clock; threads' work takes `work_s`."""
+
+class _Measured(Generic[T]):
+    """Work in a thread that runs only while the loop stands, so that nobody takes processor time from anybody.
+
+    Whenever it parks, and at its end, as much virtual time passes as it took of the processor; then it goes on.
+    """
+
+    def __init__(self, loop: VirtualClockLoop, done: "asyncio.Future[T]", work: Callable[[], T]) -> None:
+        self._loop, self._done, self._work = loop, done, work
+        self._go, self._parked = threading.Semaphore(0), threading.Semaphore(0)
+        self._since = self._due_s = 0.0
+        self._outcome: Callable[[], None] | None = None
+        self._abandoned = False
+
+    def begin(self) -> None:
+        self._loop._under_way.add(self)
+        self._loop._threads.submit(self._run)
+        self._wait()
+
+    def park(self, more_s: float) -> None:
+        """In its thread."""
+        self._due_s = time.thread_time() - self._since + more_s
+        self._parked.release()
+        self._go.acquire()
+        if self._abandoned:
+            raise SystemExit
+        self._since = time.thread_time()
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more: its thread may end."""
+        self._abandoned = True
+        self._go.release()
+
+    def _wait(self) -> None:
+        self._parked.acquire()
+        self._loop.call_later(self._due_s, self._after)
+
+    def _after(self) -> None:
+        if self._outcome is None:
+            self._go.release()
+            self._wait()
+            return
+        self._loop._under_way.discard(self)
+        if not self._done.cancelled():
+            self._outcome()
+
+    def _run(self) -> None:
+        self._loop._job.now = self
+        self._since = time.thread_time()
+        try:
+            result = self._work()
+            self._outcome = lambda: self._done.set_result(result)
+        except BaseException as error:
+            raised = error
+            self._outcome = lambda: self._done.set_exception(raised)
+        self._due_s = time.thread_time() - self._since
+        self._loop._job.now = None
+        self._parked.release()
+
+
+def run_virtually(work: Coroutine[Any, Any, T], work_s: float | None = 0.0) -> T:
+    """Run a coroutine to its end on a virtual clock; threads' work takes `work_s`, or what it really took."""
 
     def loop() -> VirtualClockLoop:
         made = VirtualClockLoop()

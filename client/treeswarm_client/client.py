@@ -114,6 +114,8 @@ class SwarmClient:
     """Where and how a model named by a hub id is found."""
     concurrency: int = MOST_SEATS
     """Generations at once; more wait for their turn."""
+    clock: Callable[[], float] = time.perf_counter
+    """Seconds; what a generation's times are read from."""
     target: Target = field(init=False)
     """The model as the nodes serve it."""
     view: SwarmView = field(init=False)
@@ -286,7 +288,7 @@ class SwarmClient:
 
     async def _tokens(self, run: Run, request: Request) -> AsyncGenerator[Token, None]:
         text, stop = TextStream(self._opened.tokenizer, run.prompt_ids), StopText(request.stops)
-        start = time.perf_counter()
+        start = self.clock()
         settings, limits, tree_size = request.settings, request.limits, request.tree_size
         largest = _largest_of(tree_size)
         async with (
@@ -310,8 +312,9 @@ class SwarmClient:
                 session.segment_rows,
                 largest,
                 size=None if tree_size == "auto" else tree_size,
+                clock=self.clock,
             )
-            generation = Generation(chain, seat.drafter, session, limits, pace, run.meter, request.on_round)
+            generation = Generation(chain, seat.drafter, session, limits, pace, run.meter, request.on_round, self.clock)
             generation = request.altered(generation) if request.altered else generation
             rounds = await undo.enter_async_context(aclosing(generation.rounds(run.prompt_ids, settings)))
             try:
@@ -325,7 +328,7 @@ class SwarmClient:
                         elif news.finish is not None and not left:
                             piece += stop.rest()
                             run.finish_reason = news.finish
-                        run.first_token_s = run.first_token_s or time.perf_counter() - start
+                        run.first_token_s = run.first_token_s or self.clock() - start
                         run.token_ids.append(token)
                         run.logprobs.append(logprob)
                         run.text += piece
@@ -334,7 +337,7 @@ class SwarmClient:
                         if stop.hit is not None:
                             return
             finally:
-                run.stats = run.meter.summary(time.perf_counter() - start)
+                run.stats = run.meter.summary(self.clock() - start)
 
     def _open(self) -> _Opened:
         folder = resolve_model(self.model, hub=self.hub)

@@ -58,6 +58,7 @@ class Generation:
     meter: Meter = field(default_factory=Meter)
     on_round: Callable[[Round], None] | None = None
     """Told of every tree that came back."""
+    clock: Callable[[], float] = time.perf_counter
     _leaving: threading.Event = field(default_factory=threading.Event)
     """Whoever drafts may stop."""
 
@@ -89,25 +90,25 @@ class Generation:
         wanted = min(self.pace.wanted(), self.chain.credit_rows - 1) if self._depth() else 0
         if not wanted:
             return self.pace.choose(NO_TREE)
-        start = time.perf_counter()
+        start = self.clock()
         patience = self.pace.patience()
         tree = await self._apart(
             self.drafter.propose, wanted, self._depth(), lambda: patience() or self._leaving.is_set()
         )
-        self.meter.draft_s += time.perf_counter() - start
+        self.meter.draft_s += self.clock() - start
         return self.pace.choose(tree)
 
     async def _draft_ahead(
         self, flight: Flight, on_their_way: "deque[asyncio.Future[Answer]]", most: int, over: threading.Event
     ) -> None:
         """Draft on below what travels, up to `most` nodes, and ship what is worth it, until the walk is over."""
-        start = time.perf_counter()
+        start = self.clock()
         size = min(most, 2 * len(flight.draft) + 1)
         while not over.is_set():
             wider = await self._apart(self.drafter.propose, size, self._depth(), over.is_set)
             if over.is_set():
                 return
-            extended = self.pace.further(flight.draft, wider, time.perf_counter() - start)
+            extended = self.pace.further(flight.draft, wider, self.clock() - start)
             # Once answers come, the walk may have left the branches that look best to the draft.
             if not flight.landed and 0 < len(extended) - len(flight.draft) <= self.chain.credit_left:
                 further = self.session.extend(flight.shipment, extended)
@@ -120,9 +121,9 @@ class Generation:
             size = min(most, 2 * size)
 
     async def _observe(self, verdict: Verdict) -> None:
-        start = time.perf_counter()
+        start = self.clock()
         await self._apart(self.drafter.observe, verdict)
-        self.meter.draft_s += time.perf_counter() - start
+        self.meter.draft_s += self.clock() - start
 
     async def _apart(self, job: Callable[..., T], *args: Any) -> T:
         """In a worker thread, and not left before it is done: the next generation's drafter may be this one."""
@@ -142,7 +143,7 @@ class Generation:
 
     async def _traverse(self, shipment: Shipment, *, first: int = 0) -> tuple[Flight, Walk]:
         """One request through the chain, which is mended as often as it breaks under way."""
-        start = time.perf_counter()
+        start = self.clock()
         broke: float | None = None
         flight = Flight(shipment)
         while True:
@@ -150,17 +151,17 @@ class Generation:
                 found, first_s = await self._fly(flight)
                 break
             except Interrupted:
-                broke = broke or time.perf_counter()
+                broke = broke or self.clock()
                 trunk, tip = self.session.resumption(self.chain.answered)
                 await self.chain.mend(trunk, tip)
                 self.pace.begin(self.chain.computed_by)
                 flight = Flight(self.session.again(flight.shipment, self.chain.epoch))
-        seconds = time.perf_counter() - start
+        seconds = self.clock() - start
         self.meter.add_traversal(seconds, flight.timings)
         if broke is None:
             self.chain.traversed(seconds)
         else:
-            self.meter.recoveries.append((broke, time.perf_counter()))
+            self.meter.recoveries.append((broke, self.clock()))
         if flight.shipment.draft is None:
             self.pace.prefilled(seconds, flight.timings, whole=broke is None)
         else:
@@ -177,7 +178,7 @@ class Generation:
     async def _fly(self, flight: Flight) -> tuple[Walk, float]:
         """Ship, and take answers as they come until the walk is over; drafting goes on meanwhile.  Also returns when
         the last answer of the first shipment was here, in seconds, or 0.  Raises Interrupted."""
-        start, first_s, first = time.perf_counter(), 0.0, len(flight.shipment.asked)
+        start, first_s, first = self.clock(), 0.0, len(flight.shipment.asked)
         on_their_way: deque[asyncio.Future[Answer]] = deque()
         for append in flight.shipment.appends:
             on_their_way.append(await self.chain.append(append))
@@ -187,7 +188,7 @@ class Generation:
                 self._land(flight, await on_their_way.popleft())
                 found = flight.found()
                 if flight.landed == first:
-                    first_s = time.perf_counter() - start
+                    first_s = self.clock() - start
         if on_their_way:
             self.chain.hint(*self.session.news(flight.shipment, found.accepted))
         return found, first_s
@@ -214,11 +215,11 @@ class Generation:
             yield
         finally:
             over.set()
-            start = time.perf_counter()
+            start = self.clock()
             # A chain that broke meanwhile says so again to the next append.
             with contextlib.suppress(Interrupted):
                 await drafting
-            self.meter.draft_s += time.perf_counter() - start
+            self.meter.draft_s += self.clock() - start
 
     # ---------------------------------------------------------------- committing
 

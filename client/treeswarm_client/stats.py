@@ -68,7 +68,7 @@ class Meter:
     reports: list[RoundReport] = field(default_factory=list)
     """What was planned for each round, and what came of it."""
     recoveries: list[tuple[float, float]] = field(default_factory=list)
-    """When each loss was first noticed, and when the answer after it came; seconds of `time.perf_counter`."""
+    """When each loss was first noticed, and when the answer after it came; seconds of the client's clock."""
 
     def add_traversal(self, seconds: float, timings: Sequence[Sequence[HopTiming]]) -> None:
         """Count one traversal.  Its segments overlap on the way: each hop counts its first segment's queue and the

@@ -24,6 +24,7 @@ from treeswarm_client.bench.strategies import STRATEGIES, Contestant, Strategy
 from treeswarm_client.bench.texts import repeated_4grams
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.drafters import load_drafter
+from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.local_swarm import even_cuts, local_swarm
 
 TEMPERATURES = (0.0, 1.0)
@@ -34,6 +35,8 @@ LEAST_TOKENS = 6
 GUESSED_COMPUTE_S, GUESSED_ROUNDS = 0.08, 12
 
 Say = Callable[[str], None]
+FieldOf = Callable[["BenchSetup", Cell, "Plan"], contextlib.AbstractAsyncContextManager["Field"]]
+"""A cell's swarm."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +76,16 @@ class Plan:
         ]
 
 
-async def bench_internet(setup: BenchSetup, plan: Plan, *, say: Say) -> dict[str, Any]:
-    """All of `plan`; `say` hears how far it is."""
+async def bench_internet(setup: BenchSetup, plan: Plan, *, say: Say, field_of: FieldOf | None = None) -> dict[str, Any]:
+    """All of `plan`; `say` hears how far it is.  The swarms are processes on this machine, or whatever `field_of`
+    makes."""
     progress = Progress(plan, setup, say)
     rows: list[dict[str, Any]] = []
     measured: dict[Place, dict[str, Samples]] = {}
     texts: list[Corpus] = []
     provenance: dict[str, Any] = {}
     for cell in plan.cells:
-        async with _field(setup, cell, plan) as field_:
+        async with (field_of or _processes)(setup, cell, plan) as field_:
             texts = texts or await corpora(field_.source, plan.texts)
             await field_.warm_up(texts, plan)
             for corpus, temperature in itertools.product(texts, plan.temperatures):
@@ -126,6 +130,19 @@ class Field:
     source: Source
     contestants: dict[tuple[str, bool, float], Contestant]
     """By strategy, whether misled, and temperature: drafters may remember texts, and each sees a prompt once."""
+
+    @classmethod
+    def of(cls, bench: Bench, cell: Cell, plan: Plan, star: SwarmClient, drafter: Drafter) -> "Field":
+        """`star` is the client whose hops all go through it; the bench's own is the other's."""
+        contestants = {
+            (s.name, misled, temperature): Contestant.of(s, star if s.star else bench.client, drafter, misled=misled)
+            for s in plan.strategies
+            for misled in (False, True)
+            for temperature in plan.temperatures
+        }
+        setup = bench.setup
+        source = Source(bench.client, resolve_model(setup.model), setup.dtype, setup.prompts)
+        return cls(bench, cell, source, contestants)
 
     async def warm_up(self, texts: Sequence[Corpus], plan: Plan) -> None:
         """Once each; of the misled those who learn."""
@@ -184,7 +201,7 @@ def to_stderr(line: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _field(setup: BenchSetup, cell: Cell, plan: Plan) -> AsyncIterator[Field]:
+async def _processes(setup: BenchSetup, cell: Cell, plan: Plan) -> AsyncIterator[Field]:
     model = resolve_model(setup.model)
     drafter = load_drafter(setup.draft, model)
     # Everybody computes the prompt: what the one before left on the nodes would spare the next one that.
@@ -210,14 +227,7 @@ async def _field(setup: BenchSetup, cell: Cell, plan: Plan) -> AsyncIterator[Fie
             star = await stack.enter_async_context(
                 SwarmClient(model=setup.model, peers=swarm.peers, transport=relay, **told)
             )
-        contestants = {
-            (s.name, misled, temperature): Contestant.of(s, star if s.star else ring, drafter, misled=misled)
-            for s in plan.strategies
-            for misled in (False, True)
-            for temperature in plan.temperatures
-        }
-        source = Source(ring, model, setup.dtype, setup.prompts)
-        yield Field(Bench(setup, swarm, ring, cell.link), cell, source, contestants)
+        yield Field.of(Bench(setup, swarm, ring, cell.link), cell, plan, star, drafter)
 
 
 async def _measure(

@@ -57,7 +57,12 @@ def _fixed(size: int) -> MakePace:
 
 def _auto(*, overlaps: bool) -> MakePace:
     return lambda usual, planner: AutoPace(
-        planner, usual.chain.target.row_bytes, usual.session.segment_rows, LARGEST, overlaps=overlaps
+        planner,
+        usual.chain.target.row_bytes,
+        usual.session.segment_rows,
+        LARGEST,
+        overlaps=overlaps,
+        clock=usual.clock,
     )
 
 
@@ -194,7 +199,7 @@ class Contestant:
     def _altered(self, usual: Generation) -> Generation:
         loop = Generation if self.strategy.keeps_bonus else WithoutBonus
         pace = self.strategy.pace(usual, self.planner)
-        return loop(usual.chain, usual.drafter, usual.session, usual.limits, pace, usual.meter)
+        return loop(usual.chain, usual.drafter, usual.session, usual.limits, pace, usual.meter, clock=usual.clock)
 
 
 def _model_in(loaded: Drafter, strategy: Strategy) -> ModelDrafter:

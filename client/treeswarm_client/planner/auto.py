@@ -31,6 +31,7 @@ class AutoPace:
     """Somebody else decided."""
     overlaps: bool = True
     """Draft while a tree travels, where links leave time for it; ship on where the size is the planner's."""
+    clock: Callable[[], float] = time.perf_counter
     _asked_at: float | None = None
 
     def begin(self, hops: Sequence[ChainHop]) -> None:
@@ -50,17 +51,17 @@ class AutoPace:
 
     def patience(self) -> Callable[[], bool]:
         """What is not drafted now may follow the tree, or is left to the next round."""
-        self._asked_at = time.perf_counter()
+        self._asked_at = self.clock()
         if self.size is not None:
             return in_no_hurry
         end = self._asked_at + patience_s(self.planner.costs, overlaps=self._overlapping)
-        return lambda: time.perf_counter() > end
+        return lambda: self.clock() > end
 
     def choose(self, tree: DraftTree) -> DraftTree:
         if self._asked_at is None:
             self.planner.plain()
             return tree
-        self.planner.drafted(tree, time.perf_counter() - self._asked_at)
+        self.planner.drafted(tree, self.clock() - self._asked_at)
         self._asked_at = None
         plan = self.planner.choose(tree, self.largest) if self.size is None else self.planner.told(tree)
         return prefix(tree, plan.size)

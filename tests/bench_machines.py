@@ -1,0 +1,201 @@
+"""`swarm bench wan` as if client and nodes had a machine each: `python -m tests.bench_machines`, the same JSON object.
+
+The product's own client, drafters, planner, sessions and nodes, with the real models, in one process on a virtual
+clock.  Whatever a device thread or a drafter computes takes the processor time that it really took, side by side with
+all others; messages take their links' delay and rate, and what a hop was measured to cost besides.  So the figures are
+those of machines of their own, whatever else this one does meanwhile.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from treeswarm.keys import Identity
+from treeswarm.model_files import read_shape, resolve_model
+from treeswarm.registry import open_registry
+from treeswarm.registry.book import BookRegistry
+from treeswarm.sampling import SamplingSettings
+from treeswarm.spans import Span
+from treeswarm.transport.address import Address
+from treeswarm.transport.emulated import EmulatedTransport, LinkShape
+from treeswarm.transport.memory import MemoryNetwork
+from treeswarm_client.bench import internet
+from treeswarm_client.bench.cells import SLOW_SHARE, Cell
+from treeswarm_client.bench.common import Bench, BenchSetup
+from treeswarm_client.bench.star import StarTransport
+from treeswarm_client.client import SwarmClient
+from treeswarm_client.drafters import load_drafter
+from treeswarm_client.drafters.seam import Drafter, DraftTree, Verdict, in_no_hurry
+from treeswarm_client.local_swarm import LocalSwarm, even_cuts
+from treeswarm_node.config import NodeConfig
+from treeswarm_node.device import Lent
+from treeswarm_node.lifecycle import Lifecycle
+from treeswarm_node.membership import Membership
+from treeswarm_node.node import Node
+from treeswarm_node.stage import Model
+from treeswarm_node.survey import Survey
+
+from .virtual_clock import VirtualClockLoop, run_virtually
+
+# What a hop takes besides the model and the wire: `swarm bench overhead`, docs/benchmarks.md.
+HOP_S = 0.0019
+KV_TOKENS = 16_384
+
+
+@dataclass(eq=False)
+class Polled:
+    """A drafter that looks at the clock whenever it asks whether it has drafted enough."""
+
+    inner: Drafter
+    clock: Callable[[], float]
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def alternatives(self) -> int:
+        return self.inner.alternatives
+
+    def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
+        self.inner.begin(prompt, settings)
+
+    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
+        def asked() -> bool:
+            self.clock()
+            return enough()
+
+        return self.inner.propose(size, depth, asked)
+
+    def observe(self, verdict: Verdict) -> None:
+        self.inner.observe(verdict)
+
+
+@dataclass(frozen=True)
+class World:
+    """One cell's network."""
+
+    network: MemoryNetwork
+    shape: LinkShape
+    loop: VirtualClockLoop
+
+    @classmethod
+    def of(cls, cell: Cell) -> "World":
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualClockLoop)
+        link = LinkShape.parse(cell.link)
+        return cls(MemoryNetwork(), replace(link, delay_s=link.delay_s + HOP_S), loop)
+
+    def line(self) -> EmulatedTransport:
+        """Somebody's own."""
+        return EmulatedTransport(self.network.transport(), self.shape)
+
+    @contextlib.asynccontextmanager
+    async def node(self, setup: BenchSetup, span: Span, share: float) -> AsyncIterator[str]:
+        """One that serves; its address."""
+        config = NodeConfig(
+            setup.model, span, "127.0.0.1:0", setup.dtype, "cpu", KV_TOKENS, 1, None, False, registry="none"
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            line, identity = self.line(), Identity.ephemeral()
+            stack.push_async_callback(line.close)
+            node = Node(line, config.limits)
+            listener = await line.listen(config.listen, node.accept)
+            stack.push_async_callback(listener.close)
+            model = Model.find(setup.model)
+            registry = await open_registry("none", model.config, identity.node_id)
+            assert isinstance(registry, BookRegistry)
+            life = Lifecycle(config, identity, model, node, Address.parse(listener.address), Survey(line))
+            life.membership = node.membership = Membership(identity, life.draft, registry, registry)
+            stack.push_async_callback(life.leave)
+            stage = await life.join()
+            stage.engine.clock = self.loop.clock
+            if share < 1.0:
+                stage.engine.device = Lent(stage.engine.device, share, self.loop.clock, self.loop.rest)
+            for work in (node.sweep(), life.membership.run()):
+                stack.push_async_callback(_end, asyncio.create_task(work))
+            yield listener.address
+
+    @contextlib.asynccontextmanager
+    async def star(self) -> AsyncIterator[StarTransport]:
+        """A client's way through itself to everybody."""
+        star = StarTransport(self.line())
+        listener = await star.listen("127.0.0.1:0", star.relay)
+        star.address = listener.address
+        try:
+            yield star
+        finally:
+            await listener.close()
+            await star.close()
+
+
+@contextlib.asynccontextmanager
+async def machines(setup: BenchSetup, cell: Cell, plan: internet.Plan) -> AsyncIterator[internet.Field]:
+    """A cell's swarm, everybody on a machine of their own."""
+    world, model = World.of(cell), resolve_model(setup.model)
+    drafter = load_drafter(setup.draft, model)
+    shares = dict.fromkeys(cell.slow, SLOW_SHARE)
+    async with contextlib.AsyncExitStack() as stack:
+        peers = ",".join(
+            [
+                await stack.enter_async_context(world.node(setup, span, shares.get(i, 1.0)))
+                for i, span in enumerate(even_cuts(read_shape(model).blocks, setup.nodes))
+            ]
+        )
+        told: dict[str, Any] = {"model": setup.model, "peers": peers, "prefix_scope": "none", "clock": world.loop.clock}
+        line = world.line()
+        stack.push_async_callback(line.close)
+        ring = await stack.enter_async_context(SwarmClient(transport=line, **told))
+        star = ring
+        if any(s.star for s in plan.strategies):
+            way = await stack.enter_async_context(world.star())
+            star = await stack.enter_async_context(SwarmClient(transport=way, **told))
+        field = internet.Field.of(Bench(setup, LocalSwarm(), ring, cell.link), cell, plan, star, drafter)
+        for contestant in field.contestants.values():
+            contestant.drafter = Polled(contestant.drafter, world.loop.clock)
+        yield field
+
+
+async def _end(task: "asyncio.Task[Any]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def bench(setup: BenchSetup, plan: internet.Plan) -> dict[str, Any]:
+    """Cells of real delays, in as long as computing takes."""
+    return await internet.bench_internet(setup, plan, say=internet.to_stderr, field_of=machines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("cells", "texts", "strategies"):
+        parser.add_argument(f"--{name}", type=lambda text: text.split(","))
+    parser.add_argument("--temperatures", type=lambda text: [float(part) for part in text.split(",")])
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--draft", default="auto")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    setup = BenchSetup(draft=args.draft, prompts=args.prompts, tokens=args.max_new_tokens)
+    plan = internet.Plan.of(args.cells, args.texts, args.temperatures, args.strategies)
+    started = time.perf_counter()
+    result = run_virtually(bench(setup, plan), work_s=None)
+    result |= {"bench": "machines", "hop_s": HOP_S, "real_minutes": (time.perf_counter() - started) / 60}
+    text = json.dumps(result)
+    if args.out:
+        args.out.write_text(text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
