@@ -33,7 +33,7 @@ from treeswarm_client.bench.common import Bench, BenchSetup
 from treeswarm_client.bench.star import StarTransport
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.drafters import load_drafter
-from treeswarm_client.drafters.seam import Drafter, DraftTree, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import Drafter, DraftTree, Enough, Verdict, in_no_hurry
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.device import Lent
@@ -68,10 +68,10 @@ class Polled:
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self.inner.begin(prompt, settings)
 
-    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
-        def asked() -> bool:
+    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+        def asked(promise: float) -> bool:
             self.clock()
-            return enough()
+            return enough(promise)
 
         return self.inner.propose(size, depth, asked)
 

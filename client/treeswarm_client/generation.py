@@ -23,6 +23,10 @@ from treeswarm_client.stats import Meter
 
 T = TypeVar("T")
 
+# Drafting behind a tree on its way stops so often to ship what it found: about a forward of a small draft on a CPU, and
+# one more message costs a node as much.
+STRIDE_S = 0.005
+
 
 FinishReason = Literal["stop", "length"]
 
@@ -44,6 +48,20 @@ class Committed:
     traversal: int
     finish: FinishReason | None
     """Set where these are the last."""
+
+
+@dataclass(eq=False)
+class _Stride:
+    """Some drafting behind a tree on its way: until its time is up, or nobody needs it any more."""
+
+    clock: Callable[[], float]
+    over: threading.Event
+    until: float
+    ended: bool = False
+
+    def __call__(self, _promise: float) -> bool:
+        self.ended = self.ended or self.over.is_set() or self.clock() > self.until
+        return self.ended
 
 
 @dataclass(eq=False)
@@ -93,7 +111,7 @@ class Generation:
         start = self.clock()
         patience = self.pace.patience()
         tree = await self._apart(
-            self.drafter.propose, wanted, self._depth(), lambda: patience() or self._leaving.is_set()
+            self.drafter.propose, wanted, self._depth(), lambda promise: patience(promise) or self._leaving.is_set()
         )
         self.meter.draft_s += self.clock() - start
         return self.pace.choose(tree)
@@ -103,9 +121,11 @@ class Generation:
     ) -> None:
         """Draft on below what travels, up to `most` nodes, and ship what is worth it, until the walk is over."""
         start = self.clock()
-        size = min(most, 2 * len(flight.draft) + 1)
-        while not over.is_set():
-            wider = await self._apart(self.drafter.propose, size, self._depth(), over.is_set)
+        whole = False
+        while not whole and not over.is_set():
+            stride = _Stride(self.clock, over, self.clock() + STRIDE_S)
+            wider = await self._apart(self.drafter.propose, most, self._depth(), stride)
+            whole = not stride.ended
             if over.is_set():
                 return
             extended = self.pace.further(flight.draft, wider, self.clock() - start)
@@ -116,9 +136,6 @@ class Generation:
                 # Only now: a walk that leads into these nodes must find their answers to wait for.
                 flight.extend(further)
                 on_their_way.extend(answers)
-            if len(wider) < size or size == most:
-                return
-            size = min(most, 2 * size)
 
     async def _observe(self, verdict: Verdict) -> None:
         start = self.clock()

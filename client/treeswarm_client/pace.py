@@ -1,6 +1,6 @@
 """How much to speculate, round by round: the seam between the loop that ships and whoever decides."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from treeswarm.messages import HopTiming, Profile
 from treeswarm.walk import Walk
-from treeswarm_client.drafters.seam import DraftTree, in_no_hurry
+from treeswarm_client.drafters.seam import DraftTree, Enough, in_no_hurry
 from treeswarm_client.planner.explain import RoundReport
 
 # While a tree travels, this many times its nodes are drafted: what the walk does not reach is wasted work on the
@@ -61,8 +61,8 @@ class Pace(Protocol):
         """Nodes to draft before anything is shipped; 0: plain decoding."""
         ...
 
-    def patience(self) -> Callable[[], bool]:
-        """To be asked, from now on, whether drafting before shipping has taken long enough."""
+    def patience(self) -> Enough:
+        """To be asked, from now on, whether to draft on before shipping."""
         ...
 
     def choose(self, tree: DraftTree) -> DraftTree:
@@ -99,7 +99,7 @@ class FixedPace:
     def wanted(self) -> int:
         return self.size
 
-    def patience(self) -> Callable[[], bool]:
+    def patience(self) -> Enough:
         return in_no_hurry
 
     def choose(self, tree: DraftTree) -> DraftTree:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from treeswarm.spans import Span
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.walk import Walk
 from treeswarm_client.chain import Chain, open_chain
-from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
 from treeswarm_client.generation import Generation, Limits
 from treeswarm_client.mending import Room
 from treeswarm_client.pace import ChainHop, FixedPace, Round, joined, prefix
@@ -111,7 +111,7 @@ class GuessingDrafter:
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self._text, self._random = list(prompt), np.random.default_rng(self.seed)
 
-    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
         parents: list[int] = []
         tokens: list[int] = []
         depths = {-1: 0}
@@ -155,7 +155,7 @@ class HastyPace:
     def wanted(self) -> int:
         return (self.size + 1) // 2
 
-    def patience(self) -> Callable[[], bool]:
+    def patience(self) -> Enough:
         return in_no_hurry
 
     def choose(self, tree: DraftTree) -> DraftTree:

@@ -10,7 +10,7 @@ from treeswarm.walk import Walk
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
-from treeswarm_client.drafters.seam import Copyable, Drafter, DraftTree, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import Copyable, Drafter, DraftTree, Enough, Verdict, in_no_hurry
 from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.flight import Flight
 from treeswarm_client.generation import Generation
@@ -142,7 +142,7 @@ class Misled:
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self.inner.begin(prompt, settings)
 
-    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
         tree = self.inner.propose(size, depth, enough)
         return replace(tree, tokens=(tree.tokens + self.vocab_size // 2) % self.vocab_size)
 

@@ -1,6 +1,7 @@
 """Drafting with a small model: best-first trees, ranked by what the target is likely to choose."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +17,9 @@ from treeswarm.errors import ModelError, UnsupportedModel
 from treeswarm.noise import NoiseRows
 from treeswarm.sampling import SamplingSettings
 from treeswarm_client.drafters import tree_cache
-from treeswarm_client.drafters.growth import Growth, grow
+from treeswarm_client.drafters.growth import Growing, Growth
 from treeswarm_client.drafters.lookahead import NO_ROW, Candidates, Lookahead
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
 from treeswarm_client.drafters.temperature import Temperature
 from treeswarm_client.drafters.tree_cache import TreeCache
 
@@ -27,6 +28,8 @@ LABEL_CANDIDATES = 64
 PREFILL_ROWS = 512
 # Where τ settles for a distilled draft: see docs/log.md.
 GREEDY_PRIOR, SAMPLED_PRIOR = 0.5, 0.8
+# A small draft's forward on a CPU, and how far each one moves what the next is believed to take.
+FIRST_FORWARD_S, FORWARD_STEP = 0.005, 1 / 8
 # SpecExec's discount of a level, part of its ranking.
 RAW_DECAY = float(np.log(0.95))
 # Below it sampling is greedy in all but name, and logits divided by it would overflow.
@@ -76,8 +79,15 @@ class ModelDrafter:
     """By whether the target is greedy."""
     _lookahead: Lookahead | None = None
     """What was drafted below the text's last token, whose row is in the trunk then."""
+    _growing: Growing | None = None
+    """The tree that was proposed last below it."""
+    _expansion: "_Expansion" = field(init=False)
+    """Of that tree."""
     ranked_by: float = 1.0
     """The τ of the last proposal's scores."""
+    clock: Callable[[], float] = time.perf_counter
+    _forward_s: float = FIRST_FORWARD_S
+    """What a forward of new nodes takes, smoothed."""
 
     def __post_init__(self) -> None:
         self._noise = NoiseRows(self.vocab_size)
@@ -127,7 +137,7 @@ class ModelDrafter:
 
     def another(self) -> Self:
         """One for a generation beside this one: the same weights and the same τ, a context of its own."""
-        return replace(self, _text=[], _cached=[], _lookahead=None)
+        return replace(self, _text=[], _cached=[], _lookahead=None, _growing=None)
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self._settings = settings
@@ -141,26 +151,26 @@ class ModelDrafter:
         if len(self._text) < self.max_positions:
             self._feed(self._text[len(self._cached) : -1])
 
-    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
         growth, chain = self.options.growth, self.options.chain
         depth = min(depth, size if chain else growth.depth, self.max_positions - len(self._text))
         if size < 1 or depth < 1 or not self._text:
             return NO_TREE
-        lookahead = self._rooted()
-        width = 1 if chain else growth.width
-        return grow(
-            size,
-            lookahead.root.tokens[0, :width],
-            lookahead.root.scores[0, :width],
-            _Expansion(self, lookahead, width),
-            replace(growth, width=width, depth=depth),
-            enough,
-        )
+        growth = replace(growth, width=1 if chain else growth.width, depth=depth)
+        if self._growing is None or (self._growing.size, self._growing.growth) != (size, growth):
+            root = self._rooted().root
+            self._growing = Growing(size, growth, root.tokens[0, : growth.width], root.scores[0, : growth.width])
+            self._expansion = _Expansion(self, self._rooted(), growth.width)
+        known = self._expansion.known
+        if enough is in_no_hurry:
+            return self._growing.grow(self._expansion, known=known)
+        return self._growing.grow(self._expansion, lambda visits: enough(visits / self._forward_s), known)
 
     def observe(self, verdict: Verdict) -> None:
         path = [int(verdict.tree.tokens[node]) for node in verdict.accepted]
         self._text += [*path, verdict.bonus]
         lookahead, self._lookahead = self._lookahead, None
+        self._growing = None
         if lookahead is None:
             return
         self._learn(lookahead, verdict)
@@ -189,9 +199,11 @@ class ModelDrafter:
         depth: NDArray[np.int64],
     ) -> None:
         """One forward: new nodes, below parents' rows, `depth` levels below the root."""
+        start = self.clock()
         self._cache.add_crown(lookahead.add(parents, tokens))
         positions = len(self._text) - 1 + depth
         lookahead.learn(self.children(self._forward(tokens, positions), positions + 1))
+        self._forward_s += FORWARD_STEP * (self.clock() - start - self._forward_s)
 
     def _learn(self, lookahead: Lookahead, verdict: Verdict) -> None:
         """Every verified node that the draft also expanded is a label for τ."""
@@ -205,7 +217,7 @@ class ModelDrafter:
         self._temperatures[key] = self._temperatures[key].learned(found.before[told], hit[told].argmax(1))
 
     def _forget_after(self, length: int) -> None:
-        self._lookahead = None
+        self._lookahead = self._growing = None
         self._cache.cut(length)
         del self._cached[length:]
 
@@ -285,7 +297,7 @@ class _Expansion:
         self, nodes: NDArray[np.int64], parents: NDArray[np.int64], tokens: NDArray[np.int64], depth: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         lookahead = self._lookahead
-        above = np.array([self._row_of[parent] for parent in parents.tolist()], np.int64)
+        above = self._rows_of(parents)
         rows = lookahead.rows(above, tokens)
         new = rows == NO_ROW
         if new.any():
@@ -294,3 +306,10 @@ class _Expansion:
         self._row_of.update(zip(nodes.tolist(), rows.tolist(), strict=True))
         found = lookahead.candidates().of(rows + 1)
         return found.tokens[:, : self._width], found.scores[:, : self._width]
+
+    def known(self, parents: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+        here: NDArray[np.bool_] = self._lookahead.rows(self._rows_of(parents), tokens) != NO_ROW
+        return here
+
+    def _rows_of(self, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.array([self._row_of[node] for node in nodes.tolist()], np.int64)

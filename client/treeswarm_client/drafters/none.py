@@ -1,10 +1,10 @@
 """The drafter that guesses nothing: plain decoding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 from treeswarm.sampling import SamplingSettings
-from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Enough, Verdict, in_no_hurry
 
 
 class NoneDrafter:
@@ -19,7 +19,7 @@ class NoneDrafter:
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         """Nothing to remember."""
 
-    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
         return NO_TREE
 
     def observe(self, verdict: Verdict) -> None:

@@ -4,7 +4,7 @@ A table of successors, filled from the target's best tokens at every verified no
 rank is right is counted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Self
@@ -14,7 +14,7 @@ import numpy as np
 from treeswarm.sampling import SamplingSettings
 from treeswarm_client.drafters.expansion import Expansion
 from treeswarm_client.drafters.rates import Rates
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
 
 SUCCESSORS = 8
 # How often a rank's token was the target's next, in the demo pair's code; what is seen soon outweighs it.
@@ -47,7 +47,7 @@ class RecyclingDrafter:
             self._read[token] = _in_front(following, self._read.get(token, ()))
         self._last = prompt[-1] if prompt else None
 
-    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
         if self._last is None:
             return NO_TREE
         if self._tree is None or self._tree.depth != depth:

@@ -59,7 +59,11 @@ class Verdict:
     """[nodes + 1, k], or nothing: the target's best tokens at the same places, best first, before any noise."""
 
 
-def in_no_hurry() -> bool:
+Enough = Callable[[float], bool]
+"""Told how many tokens a second going on would bring at best, whether to end with what there is."""
+
+
+def in_no_hurry(_promise: float) -> bool:
     """Whoever asks may take its time."""
     return False
 
@@ -81,7 +85,7 @@ class Drafter(Protocol):
         """A new generation: forget the last one's context, keep what was learned."""
         ...
 
-    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
         """Up to `size` nodes below the context's last token, at most `depth` levels; fewer where no more are worth
         anything.
 

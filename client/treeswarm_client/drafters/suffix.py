@@ -8,7 +8,7 @@ Occurrences are found by their last two tokens and followed, so every match leng
 suffixes, which would cost a node for each length.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import log
 from typing import Self
@@ -19,7 +19,7 @@ from treeswarm.sampling import SamplingSettings
 from treeswarm_client.drafters.expansion import Expansion
 from treeswarm_client.drafters.occurrences import SEPARATOR, IndexedText
 from treeswarm_client.drafters.rates import Rates
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
 
 # Of each source, the latest occurrences of two tokens that are looked at.
 LOOKED_AT = 16
@@ -79,7 +79,7 @@ class SuffixDrafter:
         self._text, self._end, self._tree, self._output = IndexedText(), None, None, len(prompt)
         self._text.add(prompt)
 
-    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
         if not len(self._text):
             return NO_TREE
         if self._tree is None or self._tree.depth != depth:

@@ -5,7 +5,7 @@ right.  So the best `size` nodes of the union are among the best `size` of each 
 this text loses its place by its own account alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from treeswarm.sampling import SamplingSettings
 from treeswarm_client.drafters.calibration import Calibration
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Enough, Verdict, in_no_hurry
 
 NOT_THERE = -2
 """Among places: a node that is in no tree."""
@@ -61,14 +61,18 @@ class UnionDrafter:
             member.begin(prompt, settings)
         self._trees, self._tree = [], NO_TREE
 
-    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
         if depth != self._depth:
             self._tree, self._depth = NO_TREE, depth
-        if size > len(self._tree):
-            self._trees = [member.propose(size, depth, enough) for member in self.members]
-            chances = [believed(c, tree.scores) for c, tree in zip(self._calibrations, self._trees, strict=True)]
-            self._tree = united(self._tree, self._trees, chances, size)
-        return self._tree.best(max(size, 0))
+        if size <= len(self._tree):
+            return self._tree.best(max(size, 0))
+        hurry = _Hurry(enough)
+        self._trees = [member.propose(size, depth, hurry) for member in self.members]
+        chances = [believed(c, tree.scores) for c, tree in zip(self._calibrations, self._trees, strict=True)]
+        tree = united(self._tree, self._trees, chances, size)
+        # A tree that was cut short has many nodes only because better ones, further down, were not found yet.
+        self._tree = NO_TREE if hurry.ended else tree
+        return tree
 
     def observe(self, verdict: Verdict) -> None:
         known, on_path = fates(verdict)
@@ -80,6 +84,19 @@ class UnionDrafter:
         for member in self.members:
             member.observe(verdict)
         self._trees, self._tree = [], NO_TREE
+
+
+@dataclass(eq=False)
+class _Hurry:
+    """Somebody's `enough`, and whether it ever said so."""
+
+    enough: Enough
+    ended: bool = False
+
+    def __call__(self, promise: float) -> bool:
+        ended = self.enough(promise)
+        self.ended = self.ended or ended
+        return ended
 
 
 def believed(record: Calibration, scores: NDArray[np.float32]) -> NDArray[np.float64]:

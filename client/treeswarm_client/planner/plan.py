@@ -17,7 +17,6 @@ from treeswarm_client.planner.node_time import HopEstimate
 # On the client's own links a row is its parent and token on the way out, and id, token and log-probability back.
 CLIENT_ROW_BYTES = 24
 
-EXTENSION_MARGIN = 2.0
 DRAFT_SHARE = 0.3
 
 Rows = NDArray[np.float64] | float
@@ -111,29 +110,27 @@ def cheap_size(costs: Costs, share: float, largest: int) -> int:
     return max(1, int(np.searchsorted(longer, longer[0] * (1 + share), side="right")) - 1)
 
 
-def worth_extending(chances: NDArray[np.float64], costs: Costs, rate: float) -> int:
-    """How many of the next nodes, float64 [n] best first, to send after a tree that is in flight; 0: none.
+def worth_extending(
+    chances: NDArray[np.float64], enters: NDArray[np.bool_], costs: Costs, rate: float, lag_s: float
+) -> int:
+    """How many of the next nodes to send after a tree that is in flight, `lag_s` after it; 0: none.
 
-    They cost a further forward, the fixed part of it included, at the slowest node.  `rate` (tokens a second) is what
-    time is worth, as planned for the round.  They must bring twice that: nodes that share a machine wait for each
-    other, and nobody tells a client which do.
+    `chances` float64 [n], best first; `enters` [n]: the parent is on its way already.  They cost a further forward, the
+    fixed part of it included, at the slowest node; and a text that enters them ends the round so much later.  `rate`
+    (tokens a second) is what time is worth, as planned for the round.
     """
     if not len(chances):
         return 0
-    gain = np.cumsum(chances) - EXTENSION_MARGIN * rate * slowest_s(costs, np.arange(1.0, len(chances) + 1))
+    late_s = lag_s * np.cumsum(np.where(enters, chances, 0.0))
+    gain = np.cumsum(chances) - rate * (slowest_s(costs, np.arange(1.0, len(chances) + 1)) + late_s)
     best = int(np.argmax(gain))
     return best + 1 if gain[best] > 0 else 0
 
 
-def patience_s(costs: Costs, *, overlaps: bool) -> float:
-    """How long a round may wait for its draft.
-
-    Deeper levels bring less and less, and no average of earlier trees tells how much: those that were cut short would
-    teach to cut shorter.  So it is a share of what a plain round takes, about what trees of 64 needed where they paid.
-    Where a tree may be followed by a further append, waiting longer than that costs would be a waste as well.
-    """
-    share = DRAFT_SHARE * float(traversal_s(costs, 1.0, priced=False))
-    return min(share, EXTENSION_MARGIN * float(slowest_s(costs, 1.0, priced=False))) if overlaps else share
+def patience_s(costs: Costs) -> float:
+    """The longest that a round waits for its draft, whatever that promises: a share of what a plain round takes, about
+    what trees of 64 needed where they paid."""
+    return DRAFT_SHARE * float(traversal_s(costs, 1.0, priced=False))
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ FURTHER = 2
 FIRST_ROWS = 16
 # Usual times lie this near each other.
 LATE = 1.2
-# How far one tree moves the usual one.
-STEP = 1 / 8
+# How far one tree moves the usual one, and one plan the usual rate.
+STEP, RATE_STEP = 1 / 8, 1 / 4
 # Chains and nodes remembered after they were left.
 REMEMBERED = 64
 
@@ -86,6 +86,8 @@ class Planner:
     _most_drafted: int = 0
     _ledger: Ledger = Ledger()
     _explore_in: int = EXPLORE_EVERY
+    _rate: float = 0.0
+    """Tokens a second, as planned lately; 0: nothing was."""
     _draft_s: float = 0.0
     """Of the round to be chosen."""
     _round: _Round | None = None
@@ -130,6 +132,11 @@ class Planner:
     def plain_s(self) -> float:
         """What a plain round takes, by the clock."""
         return max(1e-9, float(traversal_s(self.costs, 1.0, priced=False)))
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, as planned lately: what a second is worth."""
+        return self._rate or 1.0 / self.plain_s
 
     # ---------------------------------------------------------------- what to do
 
@@ -191,12 +198,14 @@ class Planner:
             self.outlook = self.outlook.regrown(tree)
             self._most_drafted = max(self._most_drafted, len(tree))
 
-    def extension(self, tree: DraftTree, shipped: int) -> int:
-        """How many nodes of the (grown) tree after the first `shipped` to send after those in flight; 0: none."""
+    def extension(self, tree: DraftTree, shipped: int, lag_s: float) -> int:
+        """How many nodes of the (grown) tree after the first `shipped` to send, `lag_s` after those in flight; 0:
+        none."""
         if self._round is None:
             return 0
         chances = self._ledger.believed(self.outlook.chances(tree))
-        count = worth_extending(chances[shipped:], self.costs, self._round.plan.rate)
+        enters = tree.parents[shipped:] < shipped
+        count = worth_extending(chances[shipped:], enters, self.costs, self._round.plan.rate, lag_s)
         self._round = replace(self._round, extended=self._round.extended + count, drafted=len(tree), chances=chances)
         return count
 
@@ -283,6 +292,7 @@ class Planner:
     ) -> Plan:
         expected_s = float(traversal_s(self.costs, 1.0 + plan.size, priced=False)) + self._draft_s
         self._round = _Round(plan, chances, drafted, self._draft_s, expected_s, why, exploring)
+        self._rate = self.rate + RATE_STEP * (plan.rate - self.rate)
         return plan
 
     def _limit(self, largest: int) -> int:

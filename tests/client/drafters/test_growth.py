@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from treeswarm_client.drafters.growth import Growth, grow
+from treeswarm_client.drafters.growth import Growing, Growth, grow
 from treeswarm_client.drafters.seam import DraftTree
 
 from .conftest import paths_of
@@ -127,10 +127,48 @@ def test_a_width_of_one_is_a_chain() -> None:
 def test_it_ends_with_what_it_has_once_it_is_enough() -> None:
     model = Model(toy_language(7, 3), Growth(width=3, depth=9))
     tokens, scores = model.children(())
-    tree = grow(40, tokens, scores, model.expand, model.growth, lambda: len(model.levels) == 2)
+    tree = grow(40, tokens, scores, model.expand, model.growth, lambda _: len(model.levels) == 2)
     check_invariants(tree)
     assert len(model.levels) == 2
     assert 3 < len(tree) < 40
+
+
+def test_in_a_hurry_few_nodes_share_a_forward_and_the_tree_is_the_same() -> None:
+    children = toy_language(9, 8)
+    patient, hasty = (Model(children, Growth(width=8, depth=9)) for _ in range(2))
+    tree = patient.grow(60)
+    promises: list[float] = []
+
+    def enough(promise: float) -> bool:
+        promises.append(promise)
+        return False
+
+    assert paths_of(grow(60, *children(()), hasty.expand, hasty.growth, enough)) == paths_of(tree)
+    assert hasty.levels[0] < patient.levels[0]
+    assert len(hasty.levels) == len(promises) > len(patient.levels)
+    assert all(0 < promise <= 1.0 + 1e-6 for promise in promises)
+
+
+def test_it_goes_on_where_it_was_stopped() -> None:
+    children = toy_language(11, 8)
+    model = Model(children, Growth(width=8, depth=9))
+    growing = Growing(60, model.growth, *children(()))
+    forwards = -1
+    while forwards < len(model.levels):  # one at a time
+        forwards = len(model.levels)
+        tree = growing.grow(model.expand, lambda _, before=forwards: len(model.levels) > before)
+    assert forwards > 3
+    assert paths_of(tree) == paths_of(Model(children, model.growth).grow(60))
+
+
+def test_what_is_known_costs_no_forward_and_is_not_refused() -> None:
+    model = Model(toy_language(13, 3), Growth(width=3, depth=9))
+
+    def known(parents: NDArray[np.int64], _tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return parents < 0
+
+    tree = grow(40, *model.children(()), model.expand, model.growth, lambda _: True, known)
+    assert max(len(path) for path in paths_of(tree)) == 2
 
 
 def test_scores_that_are_no_numbers_make_no_nodes() -> None:

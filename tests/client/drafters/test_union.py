@@ -1,6 +1,6 @@
 """The union: the best of all its members' nodes, and a record of each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treeswarm.sampling import SamplingSettings
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
 from treeswarm_client.drafters.union import NOT_THERE, UnionDrafter, fates, places_in, united
 
 
@@ -54,11 +54,31 @@ class Fixed:
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self.seen = []
 
-    def propose(self, size: int, depth: int, enough: Callable[[], bool] = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
         return DraftTree(self.tree.parents[:size], self.tree.tokens[:size], self.tree.scores[:size])
 
     def observe(self, verdict: Verdict) -> None:
         self.seen.append(verdict)
+
+
+@dataclass
+class Slow(Fixed):
+    """Has only the first level as long as somebody is in a hurry."""
+
+    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+        first = self.tree.parents < 0
+        if enough(1.0):
+            return DraftTree(self.tree.parents[first], self.tree.tokens[first], self.tree.scores[first])
+        return super().propose(size, depth)
+
+
+def test_what_a_hurry_made_broad_takes_no_place_from_what_is_deeper() -> None:
+    deep = DraftTree(np.array([-1, 0, 1, -1, -1]), np.arange(5), np.array([-0.1, -0.2, -0.3, -4.0, -5.0], np.float32))
+    union = UnionDrafter([Slow(deep)])
+    union.begin([1, 2], SamplingSettings())
+    hasty = union.propose(3, 9, lambda _: True)
+    assert by_path(hasty).keys() == {(0,), (3,), (4,)}
+    assert by_path(union.propose(3, 9)).keys() == {(0,), (0, 1), (0, 1, 2)}
 
 
 @given(seed=st.integers(0, 10_000), count=st.integers(0, 3), size=st.integers(0, 25))

@@ -40,9 +40,28 @@ def test_drafting_goes_on_while_a_tree_travels_where_links_leave_time(
     assert (pace.ahead(16) > 16) == ahead
 
 
-def test_nothing_is_sent_after_a_tree_that_is_nearly_back() -> None:
+def test_less_is_sent_after_a_tree_the_longer_it_is_under_way() -> None:
     pace = after_rounds(0.2)
     pace.patience()
     shipped = pace.choose(DraftTree(TREE.parents[:2], TREE.tokens[:2], TREE.scores[:2]))
-    assert len(pace.further(shipped, TREE, 0.15)) == len(shipped)
-    assert len(pace.further(shipped, TREE, 0.0)) > len(shipped)
+    sent = [len(pace.further(shipped, TREE, elapsed_s)) for elapsed_s in (0.0, 0.15, 2.0)]
+    assert sent[0] >= sent[1] >= sent[2] == len(shipped)
+    assert sent[0] > len(shipped)
+
+
+def test_drafting_is_waited_for_as_long_as_it_promises_more_than_its_time_is_worth() -> None:
+    pace = after_rounds(0.2)
+    ends = pace.patience()
+    worth = 1.0 / pace.planner.plain_s
+    assert not ends(1000 * worth)
+    assert ends(worth)
+
+
+def test_no_promise_is_waited_for_longer_than_a_share_of_a_round() -> None:
+    now = 0.0
+    pace = after_rounds(0.2)
+    pace.clock = lambda: now
+    ends = pace.patience()
+    assert not ends(1e6)
+    now = pace.planner.plain_s
+    assert ends(1e6)

@@ -82,7 +82,7 @@ def test_more_of_a_grown_tree_is_sent_while_the_first_part_travels() -> None:
     world = World(CELLS["100 ms, 100 Mbit/s"], (0.95, 0.95), 100)
     _, tree, _ = world.draft(64)
     planner.choose(tree.best(4))
-    further = planner.extension(tree, 4)
+    further = planner.extension(tree, 4, 0.01)
     assert 0 < further <= 60
     planner.learn_traversal([5, further], 0.2, [])
     report = planner.learn_walk(tree.best(4 + further), [], -1)
