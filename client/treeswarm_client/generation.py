@@ -77,6 +77,8 @@ class Generation:
     on_round: Callable[[Round], None] | None = None
     """Told of every tree that came back."""
     clock: Callable[[], float] = time.perf_counter
+    _observed: "asyncio.Task[None]" = field(init=False)
+    """The drafter knows what came of the last round."""
     _leaving: threading.Event = field(default_factory=threading.Event)
     """Whoever drafts may stop."""
 
@@ -90,25 +92,28 @@ class Generation:
             await begun
         news = self._commit(prefill, found)
         yield news
-        await self._observe(Verdict(NO_TREE, prefill.answers, (), found.bonus, prefill.alternatives))
+        verdict = Verdict(NO_TREE, prefill.answers, (), found.bonus, prefill.alternatives)
         while news.finish is None:
-            tree = await self._draft()
-            flight, found = await self._traverse(self.session.round(found.bonus, tree), first=len(tree))
+            async with self._observing(verdict):
+                tree = await self._draft()
+                flight, found = await self._traverse(self.session.round(found.bonus, tree), first=len(tree))
             self.session.accept(flight.shipment, found.accepted)
             news = self._commit(flight, found)
-            await self._observe(flight.verdict(found))
+            verdict = flight.verdict(found)
             yield news
             self.chain.reconsider(trunk=len(prompt) + self.meter.committed, rounds_left=self._rounds_left())
+        await self._observe(verdict)
 
     # ---------------------------------------------------------------- drafting
 
     async def _draft(self) -> DraftTree:
         """What to ship first: no deeper than what may still be committed, since the mandatory node's answer is one
-        token."""
+        token.  Where nothing is drafted, nobody waits for the drafter to observe the last round."""
         wanted = min(self.pace.wanted(), self.chain.credit_rows - 1) if self._depth() else 0
         if not wanted:
             return self.pace.choose(NO_TREE)
         start = self.clock()
+        await self._observed
         patience = self.pace.patience()
         tree = await self._apart(
             self.drafter.propose, wanted, self._depth(), lambda promise: patience(promise) or self._leaving.is_set()
@@ -121,6 +126,7 @@ class Generation:
     ) -> None:
         """Draft on below what travels, up to `most` nodes, and ship what is worth it, until the walk is over."""
         start = self.clock()
+        await self._observed
         whole = False
         while not whole and not over.is_set():
             stride = _Stride(self.clock, over, self.clock() + STRIDE_S)
@@ -137,10 +143,17 @@ class Generation:
                 flight.extend(further)
                 on_their_way.extend(answers)
 
+    @contextlib.asynccontextmanager
+    async def _observing(self, verdict: Verdict) -> AsyncGenerator[None, None]:
+        """While the next round begins; over at its end."""
+        self._observed = asyncio.create_task(self._observe(verdict))
+        try:
+            yield
+        finally:
+            await self._observed
+
     async def _observe(self, verdict: Verdict) -> None:
-        start = self.clock()
         await self._apart(self.drafter.observe, verdict)
-        self.meter.draft_s += self.clock() - start
 
     async def _apart(self, job: Callable[..., T], *args: Any) -> T:
         """In a worker thread, and not left before it is done: the next generation's drafter may be this one."""
