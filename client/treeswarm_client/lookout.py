@@ -1,27 +1,23 @@
 """Looking at a swarm: who announces itself in a registry, and who answers this client, how fast."""
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from treeswarm.errors import NodeLost, SwarmError
-from treeswarm.messages import Ping, Pong
+from treeswarm.errors import SwarmError
+from treeswarm.pinging import ANSWER_S, round_trip
 from treeswarm.records import NodeRecord
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.registry.seam import Registry
-from treeswarm.transport.seam import Stream, StreamKind, Transport
+from treeswarm.transport.seam import Transport
 from treeswarm_client.overview import Overview, Probe, Wanted, make_overview
 
 # So many handshakes fit beside each other into a home's uplink, and into one event loop without waiting for each other.
 AT_ONCE = 32
-# Longer than a transport tries to connect, so that its reasons are heard rather than none.
-ANSWER_S = 8.0
 # The first finds buffers cold, and any of them may wait for another node's handshake on this side.
 PINGS = 3
 # For all nodes together; those not asked by then are shown without a latency.
 TOGETHER_S = 20.0
-GOODBYE_S = 1.0
 # A latency does not change faster, and thousands of watchers must not keep a node busy answering.
 PROBE_AGAIN_S = 10.0
 
@@ -101,25 +97,8 @@ async def probe_all(transport: Transport, addresses: Mapping[str, str]) -> dict[
 async def probe(transport: Transport, address: str) -> Probe:
     """Ping one node; never raises."""
     try:
-        async with asyncio.timeout(ANSWER_S):
-            stream = await transport.connect(address, StreamKind.CONTROL)
-            try:
-                return Probe(min([await _ping(stream, stamp) for stamp in range(1, PINGS + 1)]))
-            finally:
-                with contextlib.suppress(SwarmError, TimeoutError):
-                    async with asyncio.timeout(GOODBYE_S):
-                        await stream.end()
+        return Probe(await round_trip(transport, address, PINGS))
     except TimeoutError:
         return Probe(None, f"no answer within {ANSWER_S:.0f} s")
     except SwarmError as error:
         return Probe(None, str(error))
-
-
-async def _ping(stream: Stream, stamp: int) -> float:
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    await stream.send(Ping(stamp))
-    while (message := await stream.receive()) is not None:
-        if isinstance(message, Pong) and message.stamp == stamp:
-            return loop.time() - start
-    raise NodeLost(f"{stream.peer} ended the conversation", stream.peer)

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import astuple, dataclass
 
 from treeswarm.coordinates import Coordinate, distance, update
-from treeswarm.errors import LinkBroken, SwarmError
-from treeswarm.messages import Ping, Pong
+from treeswarm.errors import SwarmError
+from treeswarm.pinging import round_trip
 from treeswarm.records import NodeRecord, NodeState
-from treeswarm.transport.seam import Stream, StreamKind, Transport
+from treeswarm.transport.seam import Transport
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 PINGS = 4
 # Nodes a round.  A coordinate settles within some twenty visits.
 VISITS = 3
-ANSWER_S = 10.0
 # Half a dozen connections a minute; a node that joins is placed within some minutes.
 SURVEY_EVERY_S = 30.0
 
@@ -51,27 +50,9 @@ class Survey:
         there = [record for record in others if record.state is NodeState.ONLINE]
         for record in random.sample(there, min(VISITS, len(there))):
             try:
-                round_trip_s = await self._distance(record.dial)
+                round_trip_s = await round_trip(self.transport, record.dial, PINGS)
             except (SwarmError, TimeoutError) as error:
                 log.info("%s cannot be surveyed: %s", record.address, error)
                 continue
             if len(record.coordinate) == len(astuple(self.coordinate)):
                 self.coordinate = update(self.coordinate, Coordinate(*record.coordinate), round_trip_s)
-
-    async def _distance(self, address: str) -> float:
-        stream = await self.transport.connect(address, StreamKind.CONTROL)
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                return min([await _ping(stream) for _ in range(PINGS)])
-        finally:
-            await stream.end()
-
-
-async def _ping(stream: Stream) -> float:
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    await stream.send(Ping(int(start * 1e6)))
-    while (message := await stream.receive()) is not None:
-        if isinstance(message, Pong):
-            return loop.time() - start
-    raise LinkBroken(f"{stream.peer} ended the conversation")

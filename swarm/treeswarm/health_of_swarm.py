@@ -7,19 +7,18 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from treeswarm.errors import LinkBroken, SwarmError
+from treeswarm.errors import SwarmError
 from treeswarm.health import Finding, clock
-from treeswarm.messages import Ping, Pong
+from treeswarm.pinging import round_trip
 from treeswarm.records import NodeRecord, NodeState
 from treeswarm.registry import peers_registry
 from treeswarm.registry.seam import Registry, Snapshot
-from treeswarm.transport.seam import StreamKind, Transport
+from treeswarm.transport.seam import Transport
 
 # A DHT is polled each few seconds; who has heard of nobody by then will hear of nobody.
 FIRST_RECORDS_S = 10.0
 # Nodes dialled: enough to tell a dead network from a dead node.
 DIALLED = 8
-ANSWER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -95,17 +94,7 @@ async def _nodes(online: list[NodeRecord], transport: Transport) -> tuple[list[F
 
 async def _round_trip(transport: Transport, address: str) -> float | None:
     """Seconds; None where nobody answers."""
-    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(ANSWER_S):
-            stream = await transport.connect(address, StreamKind.CONTROL)
-            try:
-                start = loop.time()
-                await stream.send(Ping(int(start * 1e6)))
-                if not isinstance(await stream.receive(), Pong):
-                    raise LinkBroken(f"{address} does not answer a ping")
-                return loop.time() - start
-            finally:
-                await stream.end()
+        return await round_trip(transport, address)
     except (SwarmError, TimeoutError):
         return None
