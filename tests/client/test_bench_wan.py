@@ -291,5 +291,15 @@ def test_what_is_no_figures_is_not_drawn(tmp_path: Path, text: str) -> None:
         draw(source, tmp_path / "no.svg")
 
 
+def test_a_picture_is_svg_or_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (drawn_to,) = drawn(tmp_path, [row(CELLS[0], "code", 0.0)])
+    source = tmp_path / "wan.json"
+    assert draw(source, tmp_path / "wan.png")[0].read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in drawn_to.read_bytes()
+    with pytest.raises(BadRequest, match=r"\.svg or \.png"):
+        draw(source, tmp_path / "wan.jpg")
+
+
 def test_figures_of_one_traversal_each_are_finite() -> None:
     assert math.isfinite(summary([sample(1, 1e-9, rounds=1)], 0.1)["tokens_per_second_pooled"])

@@ -8,13 +8,17 @@ from typing import Any
 from treeswarm.errors import BadRequest
 from treeswarm_client.simulate.plot import require_matplotlib
 
-WIDTH, PANEL_HEIGHT = 12.0, 2.6
+WIDTH, PANEL_HEIGHT, DPI = 12.0, 2.6, 110
+FORMATS: dict[str, dict[str, None]] = {".svg": {"Date": None}, ".png": {"Software": None}}
+"""And what each says of itself that would differ from one run, or one version, to the next."""
 
 
 def draw(source: Path, out: Path) -> list[Path]:
     """One picture a temperature: a row of panels a text, a panel a cell, a bar a strategy relative to plain, with its
     interval.  Of several temperatures each picture's name ends in its own.  Raises BadRequest."""
     require_matplotlib()
+    if out.suffix not in FORMATS:
+        raise BadRequest(f"{out} is no picture that can be drawn: name a file that ends in {' or '.join(FORMATS)}")
     result = _read(source)
     temperatures = list(dict.fromkeys(row["temperature"] for row in result["rows"]))
     written = []
@@ -47,7 +51,7 @@ def _picture(rows: Sequence[Mapping[str, Any]], cells: Mapping[str, Any], out: P
     try:
         # The same figures give the same file: no date, no random names of its parts.
         with mpl.rc_context({"svg.hashsalt": "treeswarm"}):
-            figure.savefig(out, format="svg", metadata={"Date": None})
+            figure.savefig(out, dpi=DPI, metadata=FORMATS[out.suffix])
     except OSError as error:
         raise BadRequest(f"cannot write the picture to {out}: {error}") from error
 

@@ -49,7 +49,9 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     made.add_argument("which", choices=sorted(_benches()))
     made.add_argument("file", nargs="?", type=Path, metavar="FILE.json", help="draw: what wan --json printed")
-    made.add_argument("--out", type=Path, metavar="FILE.svg", help="draw: where to (needs the extra `plot`)")
+    made.add_argument(
+        "--out", type=Path, metavar="FILE.svg", help="draw: where to, svg or png (needs the extra `plot`)"
+    )
     made.add_argument("--model", default="demo", help="target: directory, hub id or demo (default)")
     made.add_argument("--draft", help="draft model (default demo-draft; wan: auto, as swarm generate's)")
     made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
