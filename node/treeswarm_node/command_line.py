@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 def add_node_flags(made: argparse.ArgumentParser) -> None:
     """How to serve: whoever checks that takes the same."""
+    made.add_argument("--revision", metavar="REV", help="of a hub id: branch, tag or commit (default: the main branch)")
     made.add_argument(
         "--blocks", metavar="START:END", help="decoder blocks to serve (default: those that help the swarm most)"
     )
@@ -136,6 +137,7 @@ def config_of(args: argparse.Namespace) -> NodeConfig:
         raise BadRequest(f"--num-blocks {args.num_blocks} hosts nothing: give at least 1")
     return NodeConfig(
         model=args.model,
+        revision=args.revision,
         span=Span.parse(args.blocks) if args.blocks else None,
         listen=args.listen,
         dtype=args.dtype,

@@ -91,6 +91,8 @@ class NodeConfig:
     """On links: empty as computed, or `int8`."""
     offload: str = "none"
     """Where the blocks' weights stay while they are not computed with: `none`, `ram`, `disk`."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub; None: the default branch."""
     metrics: str | None = None
     """`HOST:PORT` where Prometheus is answered; None: nowhere."""
     bandwidth: float | None = None

@@ -65,7 +65,7 @@ async def examine(config: NodeConfig) -> list[Finding]:
     model: Model | None = None
     if config.model:
         try:
-            model = await asyncio.to_thread(Model.find, config.model)
+            model = await asyncio.to_thread(Model.find, config.model, config.revision)
         except SwarmError as error:
             found.append(Finding.of_error("model", error))
     if device is not None:

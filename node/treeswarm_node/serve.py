@@ -59,6 +59,8 @@ class Ready:
     rate: float
     join: str | None
     """What another node gives as `--registry`; None where there is no registry."""
+    revision: str | None = None
+    """Of a model on the hub, if not its main one."""
     metrics: str | None = None
     """Where Prometheus finds this node's figures."""
 
@@ -67,9 +69,10 @@ class Ready:
             f"swarm-node {self.node} ready on {self.pinned}: blocks {self.blocks} of {self.of} of {self.model} "
             f"({self.dtype}, {self.device}, attention {self.attention}, {self.kv_tokens} KV rows)"
         ]
+        model = f"{self.model} --revision {self.revision}" if self.revision else self.model
         if self.join:
-            lines.append(f"  nodes join with:  swarm-node {self.model} --registry {self.join}")
-        lines.append(f"  clients ask with: swarm generate PROMPT --model {self.model} --registry {self.pinned}")
+            lines.append(f"  nodes join with:  swarm-node {model} --registry {self.join}")
+        lines.append(f"  clients ask with: swarm generate PROMPT --model {model} --registry {self.pinned}")
         if self.metrics:
             lines.append(f"  Prometheus asks:  {self.metrics}")
         return "\n".join(lines)
@@ -95,7 +98,7 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
     swarm_key = read_swarm_key(config.swarm_key) if config.swarm_key else None
     async with contextlib.AsyncExitStack() as stack:
         identity, kept_at = stack.enter_context(own_identity(config.identity))
-        model = await asyncio.to_thread(Model.find, config.model)
+        model = await asyncio.to_thread(Model.find, config.model, config.revision)
         pace = Pace(config.bandwidth) if config.bandwidth else None
         line = GrpcTransport(security=Security(identity, swarm_key), pace=pace)
         transport: Transport = line
@@ -187,6 +190,7 @@ def _ready(config: NodeConfig, life: Lifecycle, registry: Registry, metrics: str
         kv_tokens=config.kv_tokens,
         rate=stage.rate,
         join=_join_line(config, registry),
+        revision=config.revision,
         metrics=metrics,
     )
 

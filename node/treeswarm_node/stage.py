@@ -15,7 +15,7 @@ import torch
 from treeswarm.errors import BadRequest
 from treeswarm.identity import config_digest, weights_digest
 from treeswarm.messages import NumericsClass, Profile, Resumption
-from treeswarm.model_files import ModelShape, read_config, read_shape, resolve_model
+from treeswarm.model_files import HubOptions, ModelShape, read_config, read_shape, resolve_model
 from treeswarm.progress import Progress
 from treeswarm.replay import replay
 from treeswarm.session import NodeSession, SessionTerms
@@ -65,12 +65,15 @@ class Model:
     shape: ModelShape
     config: str
     """Digest."""
+    hub: HubOptions = HubOptions()
+    """How it was found."""
 
     @classmethod
-    def find(cls, name: str) -> "Model":
+    def find(cls, name: str, revision: str | None = None) -> "Model":
         """Raises ModelError."""
-        folder = resolve_model(name)
-        return cls(name, folder, read_shape(folder), config_digest(read_config(folder)))
+        hub = HubOptions(revision)
+        folder = resolve_model(name, hub=hub)
+        return cls(name, folder, read_shape(folder), config_digest(read_config(folder)), hub)
 
 
 @contextlib.asynccontextmanager
@@ -163,7 +166,7 @@ def _load(
         torch.set_num_threads(config.threads)
     device = find_device(config.device)
     check_library(config.quantization)
-    folder = resolve_model(model.name, weights=True, span=span, progress=progress)
+    folder = resolve_model(model.name, weights=True, span=span, hub=model.hub, progress=progress)
     loaded = load_span(
         folder, span, getattr(torch, config.dtype), device, progress,
         quantization=config.quantization, offload=offload,

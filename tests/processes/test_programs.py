@@ -1,10 +1,15 @@
 """The programs on a command line."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from treeswarm.model_files import resolve_model
 
 BIN = Path(sys.executable).parent
 COMMANDS = ("generate", "chat", "models", "status", "demo", "bench", "simulate")
@@ -47,3 +52,30 @@ def test_help_helps(words: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "usage:" in done.stdout
     assert "examples:" in done.stdout
+
+
+def test_node_and_client_take_a_models_revision_from_the_cache(tmp_path: Path) -> None:
+    """Offline; the main branch is not there."""
+    folder = tmp_path / "hub" / "models--org--big"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(resolve_model("demo"), folder / "snapshots" / commit)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "v2").write_text(commit)
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    serve = [BIN / "swarm-node", "org/big", "--listen", "127.0.0.1:0", "--registry", "none", "--threads", "1"]
+    serve += ["--identity", tmp_path / "id.pem", "--log-format", "json"]
+    refused = subprocess.run(serve, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert refused.returncode == 1
+    assert "'org/big' is not in the cache" in refused.stderr
+    with subprocess.Popen([*serve, "--revision", "v2"], env=environment, stdout=subprocess.PIPE, text=True) as node:
+        try:
+            assert node.stdout is not None
+            ready = json.loads(node.stdout.readline())
+            assert ready["revision"] == "v2"
+            ask = [BIN / "swarm", "generate", "def main():", "--model", "org/big", "--revision", "v2", "--json"]
+            ask += ["--peers", ready["address"], "--draft", "none", "--max-new-tokens", "4"]
+            asked = subprocess.run(ask, env=environment, capture_output=True, text=True, timeout=120, check=True)
+            assert len(json.loads(asked.stdout)["token_ids"]) == 4
+        finally:
+            node.terminate()
+            assert node.wait(60) == 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from treeswarm.errors import BadRequest, ModelError, SwarmError
 from treeswarm.keys import read_swarm_key
+from treeswarm.model_files import HubOptions
 from treeswarm.registry import client_registry
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.tls import Security
@@ -22,6 +23,7 @@ MODELS_NAMED = 5
 def add_client_flags(made: argparse.ArgumentParser, *, patience_s: float = DEFAULT_PATIENCE_S) -> None:
     """Which model, where its nodes are, who drafts."""
     made.add_argument("--model", help="model directory, hub id or `demo`: its config and tokenizer are read (required)")
+    made.add_argument("--revision", metavar="REV", help="of a hub id: branch, tag or commit (default: the main branch)")
     add_route_flags(made)
     made.add_argument(
         "--draft",
@@ -122,6 +124,7 @@ def client_of(args: argparse.Namespace, **more: Any) -> SwarmClient:
         patience=args.patience,
         dtype=args.dtype,
         quantization=args.quantization,
+        hub=HubOptions(args.revision),
         **more,
     )
 
