@@ -101,8 +101,10 @@ class GrpcStream:
             await self.finish(self)
 
     def break_off(self, error: LinkBroken) -> None:
-        """The transport knows that the peer is gone."""
+        """The transport knows that nothing more comes; whoever waits for a message hears so, if he has not yet."""
         self.ended = True
+        if self.reader.done() and not self.reader.cancelled():
+            return  # it has told of the end
         self.reader.cancel()
         while self._inbox.full():
             self._inbox.get_nowait()
