@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -57,7 +58,8 @@ def _serve(config: NodeConfig, *, verbose: bool) -> int:
 
 def _doctor(arguments: Sequence[str]) -> int:
     """Exit status 1 where something fails."""
-    from treeswarm_node.doctor import doctor  # noqa: PLC0415  # it looks at torch, and the others need not wait for that
+    with _kept_to_the_end():  # it looks at torch, and the others need not wait for that
+        from treeswarm_node.doctor import doctor  # noqa: PLC0415
 
     _set_up_logging(json_lines=False, verbose=False, panel=None)
     logging.getLogger().setLevel(logging.ERROR)  # what is wrong is in the findings
@@ -77,7 +79,8 @@ def _panel(config: NodeConfig) -> LivePanel | None:
 
 async def _serve_until_stopped(config: NodeConfig, panel: LivePanel | None) -> None:
     # Imported here so that --help and a wrong flag answer at once, without torch.
-    from treeswarm_node.serve import serving  # noqa: PLC0415
+    with _kept_to_the_end():
+        from treeswarm_node.serve import serving  # noqa: PLC0415
 
     stopping = _Stopping()
     bar = LoadingBar(Console(stderr=True)) if sys.stderr.isatty() and not config.log_json else None
@@ -98,6 +101,21 @@ async def _serve_until_stopped(config: NodeConfig, panel: LivePanel | None) -> N
             print(json.dumps(served.ready.as_dict()) if config.log_json else served.ready, flush=True)
             served.life.progress = LoadingLog()
         await served.life.live(stopping.stop)
+
+
+@contextlib.contextmanager
+def _kept_to_the_end() -> Iterator[None]:
+    """Import within it: no collection looks at what torch and transformers make, not now, not later, not on leaving.
+
+    They make 630 000 objects, and none of them is rubbish: looking at them was 2.4 of the 7.2 s that importing them
+    and leaving took (2026-11-21, 2 cores).
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class _Stopping:

@@ -1,21 +1,39 @@
 """The gateway when something is wrong: no key, no room, no swarm, a node that dies under thirty-two streams."""
 
 import asyncio
+import contextlib
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx2
 import openai
 import pytest
+import pytest_asyncio
 
 from treeswarm_client.client import SwarmClient
-from treeswarm_client.local_swarm import LocalSwarm, Place, even_cuts, local_swarm
+from treeswarm_client.local_swarm import LocalNode, LocalSwarm, Place, even_cuts, local_swarm
 
 from ..registry_media import free_port
 from .serving import KEY, Gateway, gateway
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 PROMPT = "class Queue:\n    def __init__(self"
 SPANS = even_cuts(8, 2)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def swarm() -> AsyncIterator[LocalSwarm]:
+    """Shared: whoever kills has nodes of his own to kill."""
+    async with local_swarm("demo", SPANS) as swarm:
+        yield swarm
+
+
+@contextlib.asynccontextmanager
+async def mortal_tail(listen: str = "127.0.0.1:0") -> AsyncIterator[LocalNode]:
+    """A node with the last blocks that a shared head may be given to lose."""
+    async with local_swarm("demo", SPANS[1:], places=[Place(listen=listen)]) as tail:
+        yield tail.nodes[0]
 
 
 async def becomes(served: Gateway, page: str, status: int) -> httpx2.Response:
@@ -66,10 +84,10 @@ async def _busiest(swarm: LocalSwarm) -> int:
     return max(range(len(swarm.nodes)), key=lambda i: sessions[swarm.nodes[i].address])
 
 
-async def test_keys_open_the_door_and_nothing_else_does(tmp_path: Path) -> None:
+async def test_keys_open_the_door_and_nothing_else_does(swarm: LocalSwarm, tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text(f"# for tests\n{KEY}   # mine\nanother-key-42\n")
-    async with local_swarm("demo", SPANS) as swarm, gateway(swarm.peers, "--api-key-file", str(keys)) as served:
+    async with gateway(swarm.peers, "--api-key-file", str(keys)) as served:
         for key in (KEY, "another-key-42"):
             async with served.openai(key) as api:
                 assert (await api.models.list()).data[0].id == "demo"
@@ -94,9 +112,9 @@ async def test_keys_open_the_door_and_nothing_else_does(tmp_path: Path) -> None:
                 assert (await http.get(page)).status_code == 200
 
 
-async def test_a_full_gateway_says_so_and_recovers() -> None:
+async def test_a_full_gateway_says_so_and_recovers(swarm: LocalSwarm) -> None:
     flags = ("--draft", "none", "--max-concurrent", "1", "--max-waiting", "1", "--max-wait", "1")
-    async with local_swarm("demo", SPANS) as swarm, gateway(swarm.peers, *flags) as served, served.openai() as api:
+    async with gateway(swarm.peers, *flags) as served, served.openai() as api:
         stream = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=1500, stream=True)
         await anext(aiter(stream))
         waiting = [
@@ -117,31 +135,27 @@ async def test_a_full_gateway_says_so_and_recovers() -> None:
         assert answer.usage.completion_tokens == 4
 
 
-async def test_a_gateway_may_come_before_its_swarm() -> None:
+async def test_a_gateway_may_come_before_its_swarm(swarm: LocalSwarm) -> None:
     later = f"127.0.0.1:{free_port()}"
-    async with (
-        local_swarm("demo", SPANS[:1]) as swarm,
-        gateway(f"{swarm.peers},{later}", "--draft", "none") as served,
-        served.openai() as api,
-    ):
+    peers = f"{swarm.nodes[0].address},{later}"
+    async with gateway(peers, "--draft", "none") as served, served.openai() as api:
         assert (await becomes(served, "/ready", 503)).json()["error"]["code"] == "swarm_unavailable"
         assert (await becomes(served, "/health", 200)).json() == {"status": "ok"}
         with pytest.raises(openai.InternalServerError, match="nobody serves blocks 4:8"):
             await api.completions.create(model="demo", prompt=PROMPT)
-        await swarm.start("--blocks", str(SPANS[1]), place=Place(listen=later))
-        await becomes(served, "/ready", 200)
-        answer = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=4)
+        async with mortal_tail(later):
+            await becomes(served, "/ready", 200)
+            answer = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=4)
         assert answer.choices[0].finish_reason == "length"
 
 
-async def test_a_gap_that_nobody_fills_is_503() -> None:
+async def test_a_gap_that_nobody_fills_is_503(swarm: LocalSwarm) -> None:
     async with (
-        local_swarm("demo", SPANS) as swarm,
-        gateway(swarm.peers, "--patience", "1", "--draft", "none") as served,
+        mortal_tail() as victim,
+        gateway(f"{swarm.nodes[0].address},{victim.address}", "--patience", "1", "--draft", "none") as served,
         served.openai() as api,
     ):
         await becomes(served, "/ready", 200)
-        victim = swarm.nodes[1]
         victim.process.send_signal(signal.SIGKILL)
         await victim.process.wait()
         with pytest.raises(openai.InternalServerError) as refused:
@@ -150,36 +164,35 @@ async def test_a_gap_that_nobody_fills_is_503() -> None:
         assert "4:8" in str(refused.value)
 
 
-async def test_a_stream_that_breaks_says_why_in_the_stream() -> None:
+async def test_a_stream_that_breaks_says_why_in_the_stream(swarm: LocalSwarm) -> None:
     async with (
-        local_swarm("demo", SPANS) as swarm,
-        gateway(swarm.peers, "--patience", "0", "--draft", "none") as served,
+        mortal_tail() as victim,
+        gateway(f"{swarm.nodes[0].address},{victim.address}", "--patience", "0", "--draft", "none") as served,
         served.openai() as api,
     ):
         stream = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=1000, stream=True)
         with pytest.raises(openai.APIError, match="4:8"):
             async for _ in stream:
-                if swarm.nodes[1].process.returncode is None:
-                    swarm.nodes[1].process.send_signal(signal.SIGKILL)
+                if victim.process.returncode is None:
+                    victim.process.send_signal(signal.SIGKILL)
 
 
-async def test_it_takes_leave_of_a_stream_under_way() -> None:
-    async with local_swarm("demo", SPANS) as swarm:
-        async with gateway(swarm.peers, "--draft", "none") as served, served.openai() as api:
-            stream = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=1900, stream=True)
-            told = False
-            with pytest.raises(openai.APIError, match="being stopped"):
-                async for _ in stream:
-                    if not told:
-                        served.process.send_signal(signal.SIGTERM)
-                    told = True
-        # It ended with status 0 and no traceback, or leaving would have failed.
-        async with SwarmClient(model="demo", peers=swarm.peers, draft="none") as library:
-            for _ in range(200):
-                if not any(node.sessions for node in (await library.describe_nodes()).values()):
-                    break
-                await asyncio.sleep(0.1)
-            assert not any(node.sessions for node in (await library.describe_nodes()).values())
+async def test_it_takes_leave_of_a_stream_under_way(swarm: LocalSwarm) -> None:
+    async with gateway(swarm.peers, "--draft", "none") as served, served.openai() as api:
+        stream = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=1900, stream=True)
+        told = False
+        with pytest.raises(openai.APIError, match="being stopped"):
+            async for _ in stream:
+                if not told:
+                    served.process.send_signal(signal.SIGTERM)
+                told = True
+    # It ended with status 0 and no traceback, or leaving would have failed.
+    async with SwarmClient(model="demo", peers=swarm.peers, draft="none") as library:
+        for _ in range(200):
+            if not any(node.sessions for node in (await library.describe_nodes()).values()):
+                break
+            await asyncio.sleep(0.1)
+        assert not any(node.sessions for node in (await library.describe_nodes()).values())
 
 
 async def test_a_gateway_that_waits_for_its_swarm_can_be_stopped() -> None:

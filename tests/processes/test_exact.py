@@ -1,9 +1,11 @@
 """Real processes, real sockets: the swarm's text is the target's own."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from treeswarm.model_files import resolve_model
 from treeswarm_client.bench.common import BenchSetup
@@ -16,6 +18,13 @@ from treeswarm_client.sync import SyncSwarmClient
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 TOKENS = 40
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def one_node() -> AsyncIterator[LocalSwarm]:
+    """The same target uncut."""
+    async with local_swarm("demo", even_cuts(8, 1)) as swarm:
+        yield swarm
 
 
 async def test_greedy_trees_give_the_stock_models_text(three_nodes: LocalSwarm) -> None:
@@ -35,17 +44,16 @@ async def test_greedy_trees_give_the_stock_models_text(three_nodes: LocalSwarm) 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.9, "top_k": 40}], ids=str)
 async def test_a_seed_gives_one_text_whatever_the_tree_and_the_chain(
-    three_nodes: LocalSwarm, sampling: dict[str, float]
+    three_nodes: LocalSwarm, one_node: LocalSwarm, sampling: dict[str, float]
 ) -> None:
     texts = set()
-    async with local_swarm("demo", even_cuts(8, 1)) as one_node:
-        for swarm in (three_nodes, one_node):
-            async with SwarmClient(model="demo", peers=swarm.peers, draft="demo-draft") as client:
-                for size in (0, 256):
-                    run = await client.generate(
-                        "def read(self, size=-1):\n", max_new_tokens=TOKENS, tree_size=size, seed=11, **sampling
-                    )
-                    texts.add(tuple(run.token_ids))
+    for swarm in (three_nodes, one_node):
+        async with SwarmClient(model="demo", peers=swarm.peers, draft="demo-draft") as client:
+            for size in (0, 256):
+                run = await client.generate(
+                    "def read(self, size=-1):\n", max_new_tokens=TOKENS, tree_size=size, seed=11, **sampling
+                )
+                texts.add(tuple(run.token_ids))
     assert len(texts) == 1
 
 

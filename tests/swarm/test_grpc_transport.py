@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections.abc import AsyncIterator
 
@@ -9,11 +10,12 @@ import grpc
 import pytest
 
 from treeswarm import PROTOCOL_VERSION
-from treeswarm.errors import Refused, Unreachable
+from treeswarm.errors import LinkBroken, Refused, SwarmError, Unreachable
 from treeswarm.messages import FaultCode, LinkHello, Ping, Pong
 from treeswarm.transport.grpc import GrpcTransport
+from treeswarm.transport.grpc_streams import RAW, GrpcStream
 from treeswarm.transport.pace import LEAST_RATE, Pace
-from treeswarm.transport.seam import Stream, StreamKind
+from treeswarm.transport.seam import Stream, StreamKind, Traffic
 
 CONTROL, LINK = StreamKind.CONTROL, StreamKind.LINK
 
@@ -190,3 +192,33 @@ async def test_where_the_rate_is_used_up_links_wait_and_heartbeats_do_not() -> N
     await listener.close()
     await dialling.close()
     await listening.close()
+
+
+async def test_a_write_that_fails_when_its_sender_has_gone_is_nobodys_bug() -> None:
+    failing, told = asyncio.Event(), list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+
+    async def write(_: bytes) -> None:
+        await failing.wait()
+        raise grpc.RpcError
+
+    async def nothing(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    async def unknown() -> SwarmError | None:
+        return None
+
+    stream = GrpcStream("peer", nothing, write, RAW.encode, RAW.down[CONTROL], unknown, nothing, CONTROL, Traffic())
+    sending = asyncio.create_task(stream.send(b"x"))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    failing.set()
+    await asyncio.sleep(0.01)
+    gc.collect()
+    assert not told
+    with pytest.raises(LinkBroken):  # who stays hears of it
+        await stream.send(b"x")  # type: ignore[arg-type]
+    stream.reader.cancel()

@@ -155,6 +155,18 @@ async def test_an_acceptor_that_is_done_ends_the_stream(make: Make) -> None:
         assert await asyncio.wait_for(stream.receive(), 10) is None
 
 
+async def test_whoever_waits_for_a_message_hears_that_the_stream_has_ended_after_an_end_of_ours(make: Make) -> None:
+    """The peer's status may come in the same moment as the end of its messages."""
+    dialler = make()
+    async with listening(make, echo) as address, asyncio.timeout(60):
+        for _ in range(20):
+            stream = await dialler.connect(address, LINK)
+            waiting = asyncio.create_task(stream.receive())
+            await asyncio.sleep(0)
+            await stream.end()
+            assert await waiting is None
+
+
 async def test_an_acceptor_that_just_returns_loses_nothing_it_sent(make: Make) -> None:
     async def accept(kind: StreamKind, stream: Stream) -> None:
         for stamp in range(3):

@@ -16,6 +16,7 @@ from treeswarm.messages import MAX_MESSAGE_BYTES
 from treeswarm.transport.address import Address
 from treeswarm.transport.grpc_streams import (
     CODE_KEY,
+    LAST_WORDS_S,
     MESSAGES,
     Codec,
     GrpcStream,
@@ -276,11 +277,13 @@ class GrpcTransport:
     async def _see_off(self, call: Any, stream: GrpcStream) -> None:
         try:
             await asyncio.wait_for(call.code(), FLUSH_S)
+            # The status is here; the reader may be a turn of the loop away from telling of it.
+            await asyncio.wait({stream.reader}, timeout=LAST_WORDS_S)
         except TimeoutError:
             pass
         finally:
             call.cancel()
-            stream.reader.cancel()
+            stream.break_off(LinkBroken(f"{stream.peer} did not end the stream"))
             self._streams.discard(stream)
 
 

@@ -80,7 +80,9 @@ class GrpcStream:
                 await self.pace.turn(len(data))
             else:
                 self.pace.charge(len(data), asyncio.get_running_loop().time())
-        await asyncio.shield(self._write(data))
+        writing = asyncio.create_task(self._write(data))
+        writing.add_done_callback(_heard)
+        await asyncio.shield(writing)
 
     async def receive(self) -> Message | None:
         if self._over is None:
@@ -101,8 +103,10 @@ class GrpcStream:
             await self.finish(self)
 
     def break_off(self, error: LinkBroken) -> None:
-        """The transport knows that the peer is gone."""
+        """The transport knows that nothing more comes; whoever waits for a message hears so, if he has not yet."""
         self.ended = True
+        if self.reader.done() and not self.reader.cancelled():
+            return  # it has told of the end
         self.reader.cancel()
         while self._inbox.full():
             self._inbox.get_nowait()
@@ -131,6 +135,12 @@ class GrpcStream:
             except STREAM_ERRORS as error:
                 item = over = _Over(await self.why_over() or LinkBroken(f"the stream to {self.peer} broke: {error}"))
             await self._inbox.put(item)
+
+
+def _heard(writing: "asyncio.Task[None]") -> None:
+    """How a write failed whose sender has gone meanwhile is nobody's news; asyncio would log it as a bug."""
+    if not writing.cancelled():
+        writing.exception()
 
 
 async def why_context_ended(context: Any) -> SwarmError | None:
