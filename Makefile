@@ -14,7 +14,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 help:
 	@echo "make demo        three nodes on this machine, live text, plain decoding against trees"
-	@echo "make test        the tests (minutes)"
+	@echo "make test        the tests (half an hour on two cores)"
 	@echo "make test-slow   the long ones"
 	@echo "make check       lint, types, import rules, generated code"
 	@echo "make bench       the figures of docs/benchmarks.md (an hour and a half)"
@@ -59,15 +59,15 @@ clean:
 # The stamps are made again when what is to be installed changes, so a second run starts at once.
 $(VENV)/demo.stamp: pyproject.toml constraints.txt
 	@echo "This installs treeswarm with PyTorch and transformers into $(CURDIR)/$(VENV):"
-	@echo "about 0.3 GB of packages to download and 1.2 GB on disk with PyTorch's CPU build, the one pinned here where"
+	@echo "about 0.3 GB of packages to download and 1.4 GB on disk with PyTorch's CPU build, the one pinned here where"
 	@echo "the index has it.  Where the index serves a CUDA build instead, several GB: name a CPU index in TORCH_INDEX."
-	@$(MAKE) --no-print-directory install EXTRAS=node,draft
+	@$(MAKE) --no-print-directory install EXTRAS=node,draft,serve
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt
 	@echo "This installs treeswarm with PyTorch, transformers and the development tools into $(CURDIR)/$(VENV):"
 	@echo "about 0.45 GB of packages to download and 1.7 GB on disk with PyTorch's CPU build."
-	@$(MAKE) --no-print-directory install EXTRAS=node,draft,dev
+	@$(MAKE) --no-print-directory install EXTRAS=node,draft,serve,dev
 	@touch $@ $(VENV)/demo.stamp
 
 .PHONY: install

@@ -33,7 +33,9 @@ from treeswarm_client.bench.common import Bench, BenchSetup
 from treeswarm_client.bench.star import StarTransport
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.drafters import load_drafter
+from treeswarm_client.drafters.model import ModelDrafter
 from treeswarm_client.drafters.seam import Drafter, DraftTree, Enough, Verdict, in_no_hurry
+from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.device import Lent
@@ -160,8 +162,20 @@ async def machines(setup: BenchSetup, cell: Cell, plan: internet.Plan) -> AsyncI
             star = await stack.enter_async_context(SwarmClient(transport=way, **told))
         field = internet.Field.of(Bench(setup, LocalSwarm(), ring, cell.link), cell, plan, star, drafter)
         for contestant in field.contestants.values():
+            for model_drafter in models_in(contestant.drafter):
+                model_drafter.clock = world.loop.clock
             contestant.drafter = Polled(contestant.drafter, world.loop.clock)
         yield field
+
+
+def models_in(drafter: Any) -> list[ModelDrafter]:
+    """The draft models that it asks."""
+    if isinstance(drafter, ModelDrafter):
+        return [drafter]
+    inner = (
+        drafter.members if isinstance(drafter, UnionDrafter) else [drafter.inner] if hasattr(drafter, "inner") else []
+    )
+    return [found for each in inner for found in models_in(each)]
 
 
 async def _end(task: "asyncio.Task[Any]") -> None:

@@ -56,11 +56,14 @@ class _Stride:
 
     clock: Callable[[], float]
     over: threading.Event
-    until: float
     ended: bool = False
+    until: float | None = None
+    """Its time begins when the drafter's thread first asks: that may have had to wait for a turn as long as this."""
 
     def __call__(self, _promise: float) -> bool:
-        self.ended = self.ended or self.over.is_set() or self.clock() > self.until
+        now = self.clock()
+        self.until = now + STRIDE_S if self.until is None else self.until
+        self.ended = self.ended or self.over.is_set() or now > self.until
         return self.ended
 
 
@@ -91,18 +94,20 @@ class Generation:
         finally:
             await begun
         news = self._commit(prefill, found)
-        yield news
-        verdict = Verdict(NO_TREE, prefill.answers, (), found.bonus, prefill.alternatives)
-        while news.finish is None:
-            async with self._observing(verdict):
+        self._observe(Verdict(NO_TREE, prefill.answers, (), found.bonus, prefill.alternatives))
+        try:
+            yield news
+            while news.finish is None:
                 tree = await self._draft()
                 flight, found = await self._traverse(self.session.round(found.bonus, tree), first=len(tree))
-            self.session.accept(flight.shipment, found.accepted)
-            news = self._commit(flight, found)
-            verdict = flight.verdict(found)
-            yield news
-            self.chain.reconsider(trunk=len(prompt) + self.meter.committed, rounds_left=self._rounds_left())
-        await self._observe(verdict)
+                await self._observed
+                self.session.accept(flight.shipment, found.accepted)
+                news = self._commit(flight, found)
+                self._observe(flight.verdict(found))
+                yield news
+                self.chain.reconsider(trunk=len(prompt) + self.meter.committed, rounds_left=self._rounds_left())
+        finally:
+            await self._observed
 
     # ---------------------------------------------------------------- drafting
 
@@ -129,31 +134,25 @@ class Generation:
         await self._observed
         whole = False
         while not whole and not over.is_set():
-            stride = _Stride(self.clock, over, self.clock() + STRIDE_S)
+            stride = _Stride(self.clock, over)
             wider = await self._apart(self.drafter.propose, most, self._depth(), stride)
             whole = not stride.ended
             if over.is_set():
                 return
-            extended = self.pace.further(flight.draft, wider, self.clock() - start)
             # Once answers come, the walk may have left the branches that look best to the draft.
-            if not flight.landed and 0 < len(extended) - len(flight.draft) <= self.chain.credit_left:
+            if flight.landed:
+                continue
+            extended = self.pace.further(flight.draft, wider, self.clock() - start)
+            if 0 < len(extended) - len(flight.draft) <= self.chain.credit_left:
                 further = self.session.extend(flight.shipment, extended)
                 answers = [await self.chain.append(append) for append in further.appends]
                 # Only now: a walk that leads into these nodes must find their answers to wait for.
                 flight.extend(further)
                 on_their_way.extend(answers)
 
-    @contextlib.asynccontextmanager
-    async def _observing(self, verdict: Verdict) -> AsyncGenerator[None, None]:
-        """While the next round begins; over at its end."""
-        self._observed = asyncio.create_task(self._observe(verdict))
-        try:
-            yield
-        finally:
-            await self._observed
-
-    async def _observe(self, verdict: Verdict) -> None:
-        await self._apart(self.drafter.observe, verdict)
+    def _observe(self, verdict: Verdict) -> None:
+        """Beside whatever comes next, until `_observed`."""
+        self._observed = asyncio.create_task(self._apart(self.drafter.observe, verdict))
 
     async def _apart(self, job: Callable[..., T], *args: Any) -> T:
         """In a worker thread, and not left before it is done: the next generation's drafter may be this one."""

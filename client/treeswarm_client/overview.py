@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, groupby
 from typing import Any
 
 from treeswarm.messages import NumericsClass
-from treeswarm.records import NodeRecord, NodeState
+from treeswarm.records import UNKNOWN_WEIGHTS, NodeRecord, NodeState
 from treeswarm.spans import Span, missing_blocks
 
 # What strangers call things ends up on a terminal; nothing honest is longer.
@@ -237,8 +237,10 @@ def _model(records: list[NodeRecord], probes: Mapping[str, Probe], wanted: Wante
     """Of records of one model."""
     names = Counter(record.name for record in records)
     classes: dict[NumericsClass, list[NodeView]] = {}
+    known = Counter(record.numerics for record in records if record.numerics.weights != UNKNOWN_WEIGHTS)
     for record in records:
-        classes.setdefault(record.numerics, []).append(_node(record, probes.get(record.node)))
+        numerics = _likely_class(record.numerics, known)
+        classes.setdefault(numerics, []).append(_node(record, probes.get(record.node)))
     made = [
         ClassView(numerics, records[0].blocks, tuple(sorted(nodes, key=lambda node: (node.span, node.id))))
         for numerics, nodes in classes.items()
@@ -247,6 +249,14 @@ def _model(records: list[NodeRecord], probes: Mapping[str, Probe], wanted: Wante
     # Names are for people, and anybody may lie about them; most nodes have it right, the user always has.
     name = wanted.name if wanted is not None else max(sorted(names), key=lambda name: names[name])
     return ModelView(clean(name), records[0].model, records[0].blocks, tuple(made))
+
+
+def _likely_class(numerics: NumericsClass, known: Mapping[NumericsClass, int]) -> NumericsClass:
+    """Where a node that has not read its weights yet will belong, if it loads what most others of its kind serve."""
+    if numerics.weights != UNKNOWN_WEIGHTS:
+        return numerics
+    alike = [one for one in known if replace(one, weights=UNKNOWN_WEIGHTS) == numerics]
+    return max(alike, key=lambda one: (known[one], one.weights), default=numerics)
 
 
 def _node(record: NodeRecord, probe: Probe | None) -> NodeView:

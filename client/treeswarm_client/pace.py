@@ -1,7 +1,7 @@
 """How much to speculate, round by round: the seam between the loop that ships and whoever decides."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -122,8 +122,10 @@ def prefix(tree: DraftTree, size: int) -> DraftTree:
 
 def joined(shipped: DraftTree, wider: DraftTree, most: int) -> DraftTree:
     """`shipped`, then those of the best nodes of `wider` that it lacks and whose parents are there, up to `most` nodes
-    in all.  Both are trees below the same root."""
+    in all.  Both are trees below the same root; a node of both has the better of its scores, or its children would be
+    believed to be as unlikely as it once was."""
     place = {(int(p), int(t)): i for i, (p, t) in enumerate(zip(shipped.parents, shipped.tokens, strict=True))}
+    scores = shipped.scores.copy()
     where: list[int] = []
     new: list[tuple[int, int, float]] = []
     for parent, token, score in zip(wider.parents.tolist(), wider.tokens.tolist(), wider.scores.tolist(), strict=True):
@@ -132,12 +134,14 @@ def joined(shipped: DraftTree, wider: DraftTree, most: int) -> DraftTree:
         if known is None and (parent < 0 or above >= 0) and len(place) < most:
             known = place[above, token] = len(place)
             new.append((above, token, score))
+        elif known is not None:
+            scores[known] = max(scores[known], score)
         where.append(-1 if known is None else known)
     if not new:
-        return shipped
-    parents, tokens, scores = zip(*new, strict=True)
+        return replace(shipped, scores=scores)
+    parents, tokens, further = zip(*new, strict=True)
     return DraftTree(
         np.concatenate([shipped.parents, np.array(parents, np.int64)]),
         np.concatenate([shipped.tokens, np.array(tokens, np.int64)]),
-        np.concatenate([shipped.scores, np.array(scores, np.float32)]),
+        np.concatenate([scores, np.array(further, np.float32)]),
     )

@@ -18,7 +18,7 @@ from treeswarm.keys import Identity
 from treeswarm.messages import NumericsClass
 from treeswarm.placement import Placed, State, choose_again, choose_span, plan_move
 from treeswarm.progress import Progress
-from treeswarm.records import NodeRecord, NodeState
+from treeswarm.records import UNKNOWN_WEIGHTS, NodeRecord, NodeState
 from treeswarm.spans import Span
 from treeswarm.transport.address import Address
 from treeswarm_node.config import NodeConfig
@@ -39,7 +39,6 @@ CHOICES = 4
 LOOK_EVERY_S = 600.0
 # A model that cannot be loaded now, the disk full or the GPU taken by its owner, may be loadable then.
 LOAD_AGAIN_S = 300.0
-UNKNOWN_WEIGHTS = "0" * 64
 # What a node that has measured nothing is taken for, block-rows a second; it is measured before it serves.
 GUESSED_RATE = 1000.0
 # Streams, codec and event loop around a forward, measured by `swarm bench overhead` (docs/benchmarks.md).

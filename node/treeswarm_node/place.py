@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from treeswarm.errors import SwarmError
 from treeswarm.messages import DialBack, DialledBack
-from treeswarm.transport.address import Address
+from treeswarm.transport.address import Address, is_loopback
 from treeswarm.transport.seam import StreamKind, Transport
 from treeswarm.transport.tls import check_pin, fetch_certificate
 from treeswarm_node.tenant import RentedPort, rent
@@ -78,15 +78,22 @@ class Verdict:
     """Where it reached it."""
 
 
-def own_place(announced: str | None, listening: str, verdicts: Sequence[Verdict]) -> Place | None:
-    """None: strangers cannot reach this node, it needs a port of another.  Pure."""
+def own_place(announced: str | None, assumed: str, verdicts: Sequence[Verdict]) -> Place | None:
+    """None: strangers cannot reach this node, it needs a port of another.  `assumed` is where this machine believes to
+    be reached.  Pure.
+
+    A neighbour on the same machine sees the loopback: no address for anybody else, and no word on what strangers reach.
+    """
     reached = Counter(verdict.address for verdict in verdicts if verdict.reached)
     if announced is not None:
-        return Place(announced_address(announced, listening).bare, How.ANNOUNCED, bool(reached))
-    if not verdicts:
-        return Place(Address.parse(listening).bare, How.ASSUMED, False)
-    address, votes = max(reached.items(), key=lambda found: found[1], default=("", 0))
-    return Place(address, How.DIALLED, True) if 2 * votes > len(verdicts) else None
+        return Place(announced_address(announced, assumed).bare, How.ANNOUNCED, bool(reached))
+    here = is_loopback(Address.parse(assumed).host)
+    said = [v for v in verdicts if here or not (v.reached and is_loopback(Address.parse(v.address).host))]
+    if not said:
+        return Place(Address.parse(assumed).bare, How.ASSUMED, bool(reached))
+    votes = Counter(verdict.address for verdict in said if verdict.reached)
+    address, most = max(votes.items(), key=lambda found: found[1], default=("", 0))
+    return Place(address, How.DIALLED, True) if 2 * most > len(said) else None
 
 
 def announced_address(announced: str, listening: str) -> Address:
@@ -139,6 +146,8 @@ class PlaceFinder:
     announced: str | None = None
     guests: set[int] = field(default_factory=set)
     """The node's own, see `tenant.rent`."""
+    assumed: str = ""
+    """Where this machine believes to be reached; empty: where it listens."""
     place: Place | None = None
     _lost_by: str | None = None
     """The landlord that went, or lost its line: asked last."""
@@ -154,7 +163,8 @@ class PlaceFinder:
             until = asyncio.get_running_loop().time() + CHECK_EVERY_S
             while asyncio.get_running_loop().time() < until:
                 if not await self._rent_somewhere():
-                    await self._settle(Place(Address.parse(self.listening).bare, How.HIDDEN, False))
+                    hidden = Address.parse(self.assumed or self.listening).bare
+                    await self._settle(Place(hidden, How.HIDDEN, False))
                     await _sleep(RETRY_S)
 
     async def find(self) -> Place | None:
@@ -168,7 +178,7 @@ class PlaceFinder:
             some, asked = asked[:ASKED], asked[ASKED:]
             said = await asyncio.gather(*(verdict_of(self.transport, other, own) for other in some))
             verdicts += [verdict for verdict in said if verdict is not None]
-        return own_place(self.announced, self.listening, verdicts)
+        return own_place(self.announced, self.assumed or self.listening, verdicts)
 
     async def _rent_somewhere(self) -> bool:
         """Rent, and keep it until it is lost; False if nobody lends."""

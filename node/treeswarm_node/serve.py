@@ -126,8 +126,9 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         await life.join()
         stack.enter_context(noted(kept_at, f"{life.address.bare}#{identity.pin}"))
         finder = PlaceFinder(
-            transport, listener.address, identity.pin, life.landlords, life.settle, config.announce, node.guests
-        )
+            transport, listener.address, identity.pin, life.landlords, life.settle, config.announce, node.guests,
+            assumed=life.address.bare,
+        )  # fmt: skip
         works = [node.sweep(), life.membership.run(), life.survey.run(life.neighbours), finder.run()]
         if config.hours:
             works.append(keep_hours(config.hours, life.membership.orders))

@@ -14,6 +14,8 @@ LIFETIME_S = 300
 # A record promising to live for longer is no honest one; twice the lifetime leaves room for clocks that differ.
 MAX_LIFETIME_S = 2 * LIFETIME_S
 COORDINATE_LENGTH = 6
+# The digest of weights that a node has not read yet.
+UNKNOWN_WEIGHTS = "0" * 64
 
 
 class NodeState(StrEnum):

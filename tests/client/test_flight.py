@@ -109,5 +109,8 @@ def test_joining_trees_keeps_the_first_as_it_was_and_adds_the_best_of_the_second
     assert len(set(paths_of(both))) == len(both)
     assert len(both) <= max(most, len(shipped))
     assert set(paths_of(both)) <= {*paths_of(shipped), *paths_of(wider)}
+    of_both = dict(zip(paths_of(both), both.scores.tolist(), strict=True))
+    for tree in (shipped, wider):
+        assert all(of_both.get(path, 0.0) >= score for path, score in zip(paths_of(tree), tree.scores, strict=True))
     if most >= a + b:
         assert set(paths_of(both)) == {*paths_of(shipped), *paths_of(wider)}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from treeswarm.messages import NumericsClass
-from treeswarm.records import NodeRecord, NodeState
+from treeswarm.records import UNKNOWN_WEIGHTS, NodeRecord, NodeState
 from treeswarm.spans import Span, missing_blocks
 from treeswarm_client.cli.picture import Scale, picture
 from treeswarm_client.cli.status_text import fitting, render
@@ -54,6 +54,19 @@ def drawn(overview: Overview, width: int) -> str:
 def only(overview: Overview) -> ClassView:
     ((served,),) = (model.classes for model in overview.models)
     return served
+
+
+def test_a_node_that_has_not_read_its_weights_is_shown_among_those_of_its_kind() -> None:
+    unread = NumericsClass(UNKNOWN_WEIGHTS, "float32")
+    joining = record(2, Span(4, 8), numerics=unread, state=NodeState.JOINING)
+    served = only(make_overview([record(1, Span(0, 4)), joining], {}))
+    assert served.numerics == FLOAT32
+    assert [node.state for node in served.nodes] == [NodeState.ONLINE, NodeState.JOINING]
+    assert served.gaps == (Span(4, 8),)
+    alone = make_overview([joining], {})
+    assert "weights not read yet" in drawn(alone, 100)
+    others = make_overview([record(1, Span(0, 4), numerics=BFLOAT16), joining], {})
+    assert len(others.models[0].classes) == 2
 
 
 def test_replicas_and_gaps_are_those_of_nodes_that_serve() -> None:

@@ -38,6 +38,23 @@ def test_where_a_node_is(announced: str | None, verdicts: list[Verdict], expecte
 
 
 @pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        ([], Place(THERE, How.ASSUMED, False)),
+        ([Verdict(True, HERE)], Place(THERE, How.ASSUMED, True)),
+        ([Verdict(True, HERE), Verdict(True, "[::1]:4001")], Place(THERE, How.ASSUMED, True)),
+        ([Verdict(True, HERE), Verdict(True, HERE), Verdict(True, "198.51.100.1:4001")],
+         Place("198.51.100.1:4001", How.DIALLED, True)),
+        ([Verdict(True, HERE), NO], None),
+    ],
+)  # fmt: skip
+def test_a_neighbour_on_the_same_machine_does_not_say_where_others_find_a_node(
+    verdicts: list[Verdict], expected: Place | None
+) -> None:
+    assert own_place(None, THERE, verdicts) == expected
+
+
+@pytest.mark.parametrize(
     ("how", "reachable", "lends"),
     [
         (How.DIALLED, True, True),

@@ -17,7 +17,7 @@ def draw(source: Path, out: Path) -> list[Path]:
     """One picture a temperature: a row of panels a text, a panel a cell, a bar a strategy relative to plain, with its
     interval.  Of several temperatures each picture's name ends in its own.  Raises BadRequest."""
     require_matplotlib()
-    if out.suffix not in FORMATS:
+    if out.suffix.lower() not in FORMATS:
         raise BadRequest(f"{out} is no picture that can be drawn: name a file that ends in {' or '.join(FORMATS)}")
     result = _read(source)
     temperatures = list(dict.fromkeys(row["temperature"] for row in result["rows"]))
@@ -51,7 +51,7 @@ def _picture(rows: Sequence[Mapping[str, Any]], cells: Mapping[str, Any], out: P
     try:
         # The same figures give the same file: no date, no random names of its parts.
         with mpl.rc_context({"svg.hashsalt": "treeswarm"}):
-            figure.savefig(out, dpi=DPI, metadata=FORMATS[out.suffix])
+            figure.savefig(out, dpi=DPI, metadata=FORMATS[out.suffix.lower()])
     except OSError as error:
         raise BadRequest(f"cannot write the picture to {out}: {error}") from error
 

@@ -12,13 +12,13 @@ from treeswarm.health import Finding, open_files, python_version
 from treeswarm.health_of_swarm import asking, examine_swarm
 from treeswarm.health_text import show
 from treeswarm.identity import config_digest
-from treeswarm.model_files import load_tokenizer, read_config, resolve_model
+from treeswarm.model_files import HubOptions, load_tokenizer, read_config, resolve_model
 from treeswarm.records import NodeRecord
 from treeswarm.registry import client_registry, registry_kind
 from treeswarm.spans import missing_blocks
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.tls import Security
-from treeswarm_client.cli.flags import add_route_flags, registry_of, security_of
+from treeswarm_client.cli.flags import add_revision_flag, add_route_flags, registry_of, security_of
 from treeswarm_client.overview import clean
 
 EXAMPLES = """examples:
@@ -41,23 +41,26 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     add_route_flags(made)
     made.add_argument("--model", help="whether it can be used: directory, hub id or `demo` (default: not checked)")
+    add_revision_flag(made)
     made.add_argument("--json", action="store_true", help="one JSON object")
     made.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    findings = asyncio.run(examine(registry_of(args), args.model, security_of(args).swarm_key))
+    findings = asyncio.run(examine(registry_of(args), args.model, security_of(args).swarm_key, args.revision))
     return show(Console(highlight=False), findings, as_json=args.json)
 
 
-async def examine(spec: str, model: str | None = None, swarm_key: bytes | None = None) -> list[Finding]:
+async def examine(
+    spec: str, model: str | None = None, swarm_key: bytes | None = None, revision: str | None = None
+) -> list[Finding]:
     """All checks of a client of the swarm at `spec`.  Raises BadRequest where `spec` is none."""
     files = open_files(FILES)
     found = [python_version(), *([files] if files else []), drafting()]
     digest = None
     if model is not None:
         try:
-            digest = await asyncio.to_thread(_digest, model)
+            digest = await asyncio.to_thread(_digest, model, revision)
             found.append(Finding.ok("model", f"config and tokenizer of {model} are here"))
         except SwarmError as error:
             found.append(Finding.of_error("model", error))
@@ -94,8 +97,8 @@ def drafting() -> Finding:
     return Finding.ok("drafting", "without torch: --draft ngram; after pip install 'treeswarm[draft]' a model, too")
 
 
-def _digest(model: str) -> str:
+def _digest(model: str, revision: str | None) -> str:
     """Raises ModelError."""
-    folder = resolve_model(model)
+    folder = resolve_model(model, hub=HubOptions(revision))
     load_tokenizer(folder)
     return config_digest(read_config(folder))

@@ -23,7 +23,7 @@ MODELS_NAMED = 5
 def add_client_flags(made: argparse.ArgumentParser, *, patience_s: float = DEFAULT_PATIENCE_S) -> None:
     """Which model, where its nodes are, who drafts."""
     made.add_argument("--model", help="model directory, hub id or `demo`: its config and tokenizer are read (required)")
-    made.add_argument("--revision", metavar="REV", help="of a hub id: branch, tag or commit (default: the main branch)")
+    add_revision_flag(made)
     add_route_flags(made)
     made.add_argument(
         "--draft",
@@ -86,6 +86,11 @@ def add_route_flags(made: argparse.ArgumentParser) -> None:
         "static:HOST:PORT,… (the same as --peers)",
     )
     add_swarm_key_flag(made)
+
+
+def add_revision_flag(made: argparse.ArgumentParser) -> None:
+    """Which state of a model."""
+    made.add_argument("--revision", metavar="REV", help="of a hub id: branch, tag or commit (default: the main branch)")
 
 
 def add_swarm_key_flag(made: argparse.ArgumentParser) -> None:

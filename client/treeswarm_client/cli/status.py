@@ -11,11 +11,11 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from treeswarm.identity import config_digest
-from treeswarm.model_files import read_config, read_shape, resolve_model
+from treeswarm.model_files import HubOptions, read_config, read_shape, resolve_model
 from treeswarm.registry import Registry, client_registry, registry_kind
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
-from treeswarm_client.cli.flags import add_route_flags, registry_of, security_of
+from treeswarm_client.cli.flags import add_revision_flag, add_route_flags, registry_of, security_of
 from treeswarm_client.cli.live import stdout_console
 from treeswarm_client.cli.status_text import render
 from treeswarm_client.lookout import PROBE_AGAIN_S, Lookout
@@ -45,6 +45,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     add_route_flags(made)
     made.add_argument("--model", help="only this one: directory, hub id or `demo` (default: all that are served)")
+    add_revision_flag(made)
     made.add_argument("--watch", action="store_true", help="redraw when something changes, until Ctrl-C")
     made.add_argument("--json", action="store_true", help="one JSON object; with --watch one line a change")
     made.set_defaults(run=lambda args: asyncio.run(_run(args)))
@@ -60,7 +61,7 @@ async def _run(args: argparse.Namespace) -> int:
 
 async def status(args: argparse.Namespace, transport: Transport, console: Console) -> int:
     """The command, over a transport of one's choosing.  Raises SwarmError."""
-    wanted = await asyncio.to_thread(_wanted, args.model) if args.model else None
+    wanted = await asyncio.to_thread(_wanted, args.model, args.revision) if args.model else None
     registry = await _open(registry_of(args), wanted, transport)
     try:
         lookout = Lookout(registry, transport, wanted)
@@ -76,8 +77,8 @@ async def status(args: argparse.Namespace, transport: Transport, console: Consol
     return 0 if overview.covered else 1
 
 
-def _wanted(model: str) -> Wanted:
-    folder = resolve_model(model)
+def _wanted(model: str, revision: str | None) -> Wanted:
+    folder = resolve_model(model, hub=HubOptions(revision))
     return Wanted(model, config_digest(read_config(folder)), read_shape(folder).blocks)
 
 

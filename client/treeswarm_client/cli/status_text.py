@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from treeswarm.records import UNKNOWN_WEIGHTS
 from treeswarm.spans import Span
 from treeswarm_client.cli.picture import SHORT_ID, STYLES, condition, picture
 from treeswarm_client.overview import ClassView, ModelView, NodeView, Overview
@@ -73,7 +74,9 @@ def _class(
 def _heading(model: ModelView, served: ClassView | None) -> Text:
     text = Text.assemble((model.name, "bold"), f"  {model.blocks} blocks", f"  config {model.digest[:SHORT_ID]}")
     if served is not None:
-        text.append(f"  {served.numerics.dtype}  weights {served.numerics.weights[:SHORT_ID]}")
+        weights = served.numerics.weights
+        read = f"weights {weights[:SHORT_ID]}" if weights != UNKNOWN_WEIGHTS else "weights not read yet"
+        text.append(f"  {served.numerics.dtype}  {read}")
         if served.numerics.quantization not in ("", "none"):
             text.append(f"  quantization {served.numerics.quantization}")
         if served.numerics.activations:

@@ -31,8 +31,7 @@ class Growth:
     depth: int = 48
     """Levels, at most: each costs a forward of the draft."""
     row_share: float = ROW_SHARE
-    """What a further node takes, of what a forward takes anyway: who is in a hurry computes as few nodes at once as
-    bring most."""
+    """What a further node takes, of what a forward takes anyway."""
 
 
 class Expand(Protocol):
@@ -88,17 +87,12 @@ class Growing:
             if free.any():
                 level = level[free]
             else:
-                level = level[: self._together(pool.score[level], hurry=enough is not in_no_hurry)]
+                level = level[: worth_a_forward(pool.score[level][: self.growth.beam], self.growth.row_share)]
                 if enough(float(np.exp(pool.score[level]).sum())):
                     break
             tokens, scores = expand(pool.number[level], pool.parent[level], pool.token[level], pool.level[level])
             self._pool = pool.with_children(level, tokens, scores, self.size).best(self.size)
         return self._pool.finished()
-
-    def _together(self, scores: NDArray[np.float32], *, hurry: bool) -> int:
-        """How many of the next nodes share a forward: who has time computes the whole tree in few."""
-        scores = scores[: self.growth.beam]
-        return worth_a_forward(scores, self.growth.row_share) if hurry else len(scores)
 
 
 def worth_a_forward(scores: NDArray[np.float32], row_share: float) -> int:

@@ -17,7 +17,7 @@ from treeswarm.errors import ModelError, UnsupportedModel
 from treeswarm.noise import NoiseRows
 from treeswarm.sampling import SamplingSettings
 from treeswarm_client.drafters import tree_cache
-from treeswarm_client.drafters.growth import Growing, Growth
+from treeswarm_client.drafters.growth import BEAM, Growing, Growth
 from treeswarm_client.drafters.lookahead import NO_ROW, Candidates, Lookahead
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
 from treeswarm_client.drafters.temperature import Temperature
@@ -29,7 +29,9 @@ PREFILL_ROWS = 512
 # Where τ settles for a distilled draft: see docs/log.md.
 GREEDY_PRIOR, SAMPLED_PRIOR = 0.5, 0.8
 # A small draft's forward on a CPU, and how far each one moves what the next is believed to take.
-FIRST_FORWARD_S, FORWARD_STEP = 0.005, 1 / 8
+FIRST_FORWARD_S, FORWARD_STEP = 0.002, 1 / 8
+# One forward tells of no more than so many times the usual: a machine that was suspended is not a slow one.
+FARTHEST = 4.0
 # SpecExec's discount of a level, part of its ranking.
 RAW_DECAY = float(np.log(0.95))
 # Below it sampling is greedy in all but name, and logits divided by it would overflow.
@@ -161,10 +163,9 @@ class ModelDrafter:
             root = self._rooted().root
             self._growing = Growing(size, growth, root.tokens[0, : growth.width], root.scores[0, : growth.width])
             self._expansion = _Expansion(self, self._rooted(), growth.width)
-        known = self._expansion.known
-        if enough is in_no_hurry:
-            return self._growing.grow(self._expansion, known=known)
-        return self._growing.grow(self._expansion, lambda visits: enough(visits / self._forward_s), known)
+        return self._growing.grow(
+            self._expansion, lambda visits: enough(visits / self._forward_s), self._expansion.known
+        )
 
     def observe(self, verdict: Verdict) -> None:
         path = [int(verdict.tree.tokens[node]) for node in verdict.accepted]
@@ -187,7 +188,10 @@ class ModelDrafter:
         """What is known below the text's last token; at least its own candidates."""
         if self._lookahead is None:
             self.ranked_by = self.tau
-            logits = self._feed(self._text[len(self._cached) :])
+            unread, start = self._text[len(self._cached) :], self.clock()
+            logits = self._feed(unread)
+            if len(unread) <= BEAM:
+                self._took(self.clock() - start)
             self._lookahead = Lookahead(self.children(logits, np.array([len(self._text)])))
         return self._lookahead
 
@@ -203,7 +207,11 @@ class ModelDrafter:
         self._cache.add_crown(lookahead.add(parents, tokens))
         positions = len(self._text) - 1 + depth
         lookahead.learn(self.children(self._forward(tokens, positions), positions + 1))
-        self._forward_s += FORWARD_STEP * (self.clock() - start - self._forward_s)
+        self._took(self.clock() - start)
+
+    def _took(self, seconds: float) -> None:
+        """A forward of few tokens.  The root's counts too: who believes forwards to be dear makes no others."""
+        self._forward_s += FORWARD_STEP * (min(seconds, FARTHEST * self._forward_s) - self._forward_s)
 
     def _learn(self, lookahead: Lookahead, verdict: Verdict) -> None:
         """Every verified node that the draft also expanded is a label for τ."""

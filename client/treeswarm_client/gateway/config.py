@@ -2,13 +2,12 @@
 
 import hashlib
 import hmac
-import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from treeswarm.errors import BadRequest
-from treeswarm.transport.address import Address
+from treeswarm.transport.address import Address, is_loopback
 
 LONGEST_KEY = 512
 
@@ -83,11 +82,3 @@ class GatewayConfig:
                 f"{self.listen.host} can be reached from other machines, and whoever reaches it could use the swarm: "
                 "give --api-key-file FILE, or listen on 127.0.0.1"
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -110,19 +110,17 @@ def cheap_size(costs: Costs, share: float, largest: int) -> int:
     return max(1, int(np.searchsorted(longer, longer[0] * (1 + share), side="right")) - 1)
 
 
-def worth_extending(
-    chances: NDArray[np.float64], enters: NDArray[np.bool_], costs: Costs, rate: float, lag_s: float
-) -> int:
-    """How many of the next nodes to send after a tree that is in flight, `lag_s` after it; 0: none.
+def worth_extending(chances: NDArray[np.float64], later_s: NDArray[np.float64], costs: Costs, rate: float) -> int:
+    """How many of the next nodes to send after a tree that is in flight; 0: none.
 
-    `chances` float64 [n], best first; `enters` [n]: the parent is on its way already.  They cost a further forward, the
-    fixed part of it included, at the slowest node; and a text that enters them ends the round so much later.  `rate`
-    (tokens a second) is what time is worth, as planned for the round.
+    `chances` float64 [n], best first; `later_s` [n]: how much later than its parent each would leave, 0 where both
+    leave together.  They cost a further forward, the fixed part of it included, at the slowest node; and a text that
+    enters them ends the round so much later.  `rate` (tokens a second) is what time is worth, as planned for the round.
     """
     if not len(chances):
         return 0
-    late_s = lag_s * np.cumsum(np.where(enters, chances, 0.0))
-    gain = np.cumsum(chances) - rate * (slowest_s(costs, np.arange(1.0, len(chances) + 1)) + late_s)
+    busy_s = slowest_s(costs, np.arange(1.0, len(chances) + 1))
+    gain = np.cumsum(chances) - rate * (busy_s + np.cumsum(chances * later_s))
     best = int(np.argmax(gain))
     return best + 1 if gain[best] > 0 else 0
 

@@ -66,7 +66,12 @@ class _Round:
     expected_s: float
     reason: str
     exploring: bool
-    extended: int = 0
+    left: tuple[tuple[int, float], ...] = ()
+    """Of further appends: the first node of each and how much later than the tree it left, the latest last."""
+    reached: int = 0
+    """Nodes on their way when that was asked last."""
+    thought_of: float = 0.0
+    """How much later the next one leaves, if it leaves."""
 
 
 @dataclass(eq=False)
@@ -106,7 +111,7 @@ class Planner:
             if hop.node not in self._nodes:
                 self._nodes[hop.node] = HopEstimate.begin(hop.profile)
         if chain != self._chain:
-            self._chain, self._most_rows = chain, FIRST_ROWS
+            self._chain, self._most_rows, self._rate = chain, FIRST_ROWS, 0.0
         for known in (self._nodes, self._links):
             _forget(known, REMEMBERED + len(chain))  # type: ignore[arg-type]
 
@@ -203,10 +208,15 @@ class Planner:
         none."""
         if self._round is None:
             return 0
-        chances = self._ledger.believed(self.outlook.chances(tree))
-        enters = tree.parents[shipped:] < shipped
-        count = worth_extending(chances[shipped:], enters, self.costs, self._round.plan.rate, lag_s)
-        self._round = replace(self._round, extended=self._round.extended + count, drafted=len(tree), chances=chances)
+        before, chances = self._round, self._ledger.believed(self.outlook.chances(tree))
+        left, known = before.left, before.reached or before.plan.size
+        if shipped > known:
+            left = (*left, (known, before.thought_of))
+        later_s = lag_s - left_at(tree.parents[shipped:], left)
+        count = worth_extending(
+            chances[shipped:], np.where(tree.parents[shipped:] < shipped, later_s, 0.0), self.costs, before.plan.rate
+        )
+        self._round = replace(before, drafted=len(tree), chances=chances, left=left, reached=shipped, thought_of=lag_s)
         return count
 
     # ---------------------------------------------------------------- what was seen
@@ -251,8 +261,8 @@ class Planner:
             round=self.rounds,
             drafted=done.drafted,
             shipped=done.plan.size,
-            extended=done.extended,
-            expected=1.0 + float(done.chances[: done.plan.size + done.extended].sum()),
+            extended=max(0, len(tree) - done.plan.size),
+            expected=1.0 + float(done.chances[: len(tree)].sum()),
             got=tokens,
             expected_s=done.expected_s,
             seconds=draft_s + self._trip_s + waited_s,
@@ -309,6 +319,14 @@ def _forwards(timings: Sequence[HopTiming]) -> list[HopTiming]:
         else:
             found.append(timing)
     return found
+
+
+def left_at(nodes: NDArray[np.int64], left: Sequence[tuple[int, float]]) -> NDArray[np.float64]:
+    """How much later than the first part of a tree these nodes left, given the first node and the time of each later
+    part; 0 for the root."""
+    firsts = np.array([first for first, _ in left], np.int64)
+    times = np.array([0.0, *(seconds for _, seconds in left)])
+    return times[np.searchsorted(firsts, nodes, side="right")]
 
 
 def _forget(known: dict[object, object], keep: int) -> None:

@@ -1,5 +1,6 @@
 """`host:port`, and who is to be found there: `host:port#pin`; read and checked once."""
 
+import ipaddress
 import re
 from dataclasses import dataclass
 
@@ -39,3 +40,11 @@ class Address:
         if not (colon and bare and port.isdecimal() and int(port) < 2**16) or (":" in bare and bare == host):
             raise BadRequest(f"'{text}' is no address: give HOST:PORT, such as 127.0.0.1:4001 or [::1]:4001")
         return cls(bare, int(port), pin)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from treeswarm_client.drafters.growth import Growing, Growth, grow
+from treeswarm_client.drafters.growth import Growing, Growth, grow, worth_a_forward
 from treeswarm_client.drafters.seam import DraftTree
 
 from .conftest import paths_of
@@ -133,20 +133,26 @@ def test_it_ends_with_what_it_has_once_it_is_enough() -> None:
     assert 3 < len(tree) < 40
 
 
-def test_in_a_hurry_few_nodes_share_a_forward_and_the_tree_is_the_same() -> None:
+def test_it_is_told_what_the_next_forward_promises() -> None:
     children = toy_language(9, 8)
-    patient, hasty = (Model(children, Growth(width=8, depth=9)) for _ in range(2))
-    tree = patient.grow(60)
+    patient, asked = (Model(children, Growth(width=8, depth=9)) for _ in range(2))
     promises: list[float] = []
 
     def enough(promise: float) -> bool:
         promises.append(promise)
         return False
 
-    assert paths_of(grow(60, *children(()), hasty.expand, hasty.growth, enough)) == paths_of(tree)
-    assert hasty.levels[0] < patient.levels[0]
-    assert len(hasty.levels) == len(promises) > len(patient.levels)
+    assert paths_of(grow(60, *children(()), asked.expand, asked.growth, enough)) == paths_of(patient.grow(60))
+    assert len(asked.levels) == len(promises)
     assert all(0 < promise <= 1.0 + 1e-6 for promise in promises)
+
+
+@given(scores=st.lists(st.floats(-12, 0), min_size=1, max_size=40), share=st.floats(0.01, 1.0))
+def test_as_many_nodes_share_a_forward_as_bring_most_chance_a_second(scores: list[float], share: float) -> None:
+    best_first = np.sort(np.array(scores, np.float32))[::-1]
+    count = worth_a_forward(best_first, share)
+    rates = [np.exp(best_first[:n].astype(float)).sum() / (1 + share * n) for n in range(1, len(scores) + 1)]
+    assert rates[count - 1] == pytest.approx(max(rates))
 
 
 def test_it_goes_on_where_it_was_stopped() -> None:

@@ -59,6 +59,31 @@ def expected_scores(
     return scores
 
 
+def test_one_slow_forward_does_not_end_drafting_for_ever() -> None:
+    """Whoever believes forwards to be dear makes none, and must find out all the same that they are not."""
+    _, drafter = pair()
+    now, step_s = 0.0, 5.0
+
+    def clock() -> float:
+        nonlocal now
+        now += step_s
+        return now
+
+    drafter.clock = clock
+    drafter.begin(PROMPT, GREEDY)
+    for _ in range(9):
+        drafter.propose(60, 6)
+        drafter.observe(Verdict(NO_TREE, np.array([3]), (), 3))
+    step_s = 0.001
+    levels = []
+    for _ in range(90):
+        tree = drafter.propose(60, 6, lambda promise: promise < 10.0)
+        levels.append(max(map(len, paths_of(tree))))
+        unexpected = next(token for token in range(1000) if token not in tree.tokens)
+        drafter.observe(Verdict(NO_TREE, np.array([unexpected]), (), unexpected))
+    assert levels[0] == 1 < levels[-1]
+
+
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gpt_neox"])
 def test_scores_are_those_of_the_formula_after_many_rounds(family: str, settings: SamplingSettings) -> None:

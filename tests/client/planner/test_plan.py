@@ -100,24 +100,23 @@ def test_farther_nodes_never_make_a_smaller_tree(chances: NDArray[np.float64], c
 @given(costs=costs_of, count=st.integers(0, 50))
 def test_what_cannot_hit_is_not_shipped(costs: Costs, count: int) -> None:
     assert plan_round(np.zeros(count), costs).size == 0
-    assert worth_extending(np.zeros(count), np.ones(count, np.bool_), costs, 1.0, 0.0) == 0
+    assert worth_extending(np.zeros(count), np.zeros(count), costs, 1.0) == 0
 
 
-@given(chances=chance_lists, costs=costs_of, rate=st.floats(0.1, 1000), lag_s=st.floats(0, 1), seed=st.integers(0, 99))
+@given(chances=chance_lists, costs=costs_of, rate=st.floats(0.1, 1000), seed=st.integers(0, 99))
 def test_an_extension_brings_more_than_its_time(
-    chances: NDArray[np.float64], costs: Costs, rate: float, lag_s: float, seed: int
+    chances: NDArray[np.float64], costs: Costs, rate: float, seed: int
 ) -> None:
-    enters = np.random.default_rng(seed).random(len(chances)) < 0.5
-    count = worth_extending(chances, enters, costs, rate, lag_s)
-    late_s = lag_s * chances[:count][enters[:count]].sum()
+    later_s = np.random.default_rng(seed).random(len(chances))
+    count = worth_extending(chances, later_s, costs, rate)
+    late_s = (chances[:count] * later_s[:count]).sum()
     if count:
         assert chances[:count].sum() > rate * (float(slowest_s(costs, float(count))) + late_s)
 
 
 @given(chances=chance_lists, costs=costs_of, lag_s=st.floats(0, 1), more=st.floats(0, 1))
 def test_what_comes_later_is_worth_less(chances: NDArray[np.float64], costs: Costs, lag_s: float, more: float) -> None:
-    enters = np.ones(len(chances), np.bool_)
-    soon, late = (worth_extending(chances, enters, costs, 5.0, s) for s in (lag_s, lag_s + more))
+    soon, late = (worth_extending(chances, np.full(len(chances), s), costs, 5.0) for s in (lag_s, lag_s + more))
     assert late <= soon
 
 

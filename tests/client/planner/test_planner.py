@@ -6,7 +6,7 @@ import pytest
 from treeswarm_client.drafters.seam import DraftTree
 from treeswarm_client.planner.explain import explain_lines
 from treeswarm_client.planner.plan import traversal_s
-from treeswarm_client.planner.planner import EXPLORE_EVERY, ChainHop, Planner
+from treeswarm_client.planner.planner import EXPLORE_EVERY, ChainHop, Planner, left_at
 
 from .replayed import AGREEMENT, CELLS, LARGEST, ROW_BYTES, SEGMENT_ROWS, World, automatic, fixed
 
@@ -88,6 +88,25 @@ def test_more_of_a_grown_tree_is_sent_while_the_first_part_travels() -> None:
     report = planner.learn_walk(tree.best(4 + further), [], -1)
     assert report is not None
     assert (report.shipped, report.extended, report.got) == (4, further, 1)
+
+
+def test_what_hangs_below_a_further_append_is_late_by_what_it_leaves_after_that() -> None:
+    left = [(4, 0.05), (9, 0.06)]
+    assert left_at(np.array([-1, 3, 4, 8, 9, 30]), left).tolist() == [0.0, 0.0, 0.05, 0.05, 0.06, 0.06]
+    assert left_at(np.array([-1, 5]), []).tolist() == [0.0, 0.0]
+    planner, _ = planned(60, 0.95)
+    chain = DraftTree(np.arange(-1, 63), np.arange(64), np.log(0.97) * np.arange(1, 65, dtype=np.float32))
+    planner.choose(chain.best(4))
+    sent = planner.extension(chain.best(8), 4, 0.05)
+    assert sent == 4
+    soon = planner.extension(chain.best(10), 8, 0.055)
+    alone, _ = planned(60, 0.95)
+    alone.choose(chain.best(8))
+    assert soon >= alone.extension(chain.best(10), 8, 0.055)
+    planner.learn_traversal([5, sent], 0.2, [])
+    report = planner.learn_walk(chain.best(8), [], -1)  # what was thought of last never left
+    assert report is not None
+    assert (report.shipped, report.extended) == (4, 4)
 
 
 def test_a_round_is_told_in_a_line_and_the_time_in_a_table() -> None:
