@@ -170,7 +170,11 @@ def _poured(throughput: NDArray[np.float64], lengths: Sequence[int], rates: Sequ
 
 
 def _weakest_window(throughput: NDArray[np.float64], length: int, node: str) -> Span:
-    """The window whose throughputs, sorted, are the lowest; of equal ones the one that a hash of `node` says."""
+    """The window whose throughputs, sorted, are the lowest; of equal ones the one that a hash of `node` says.
+
+    Of equal ones those go first that lie whole windows away from an end of the model: nodes alike then tile it, where
+    two halves begun in the middle would leave a block to nobody.
+    """
     windows = np.sort(np.lib.stride_tricks.sliding_window_view(throughput, length), axis=1)
     # Sums of floats in another order differ in the last digits.
     windows = windows.round(9 - int(np.log10(throughput.max() + 1)))
@@ -179,7 +183,9 @@ def _weakest_window(throughput: NDArray[np.float64], length: int, node: str) -> 
         tied = tied[column[tied] == column[tied].min()]
         if len(tied) == 1:
             break
-    start = int(min(tied.tolist(), key=lambda start: _digest(f"{node} {start}"))) if len(tied) > 1 else int(tied[0])
+    tiling = tied[(tied % length == 0) | ((len(throughput) - tied) % length == 0)]
+    equal = (tiling if len(tiling) else tied).tolist()
+    start = min(equal, key=lambda start: _digest(f"{node} {start}")) if len(equal) > 1 else equal[0]
     return Span(start, start + length)
 
 

@@ -56,9 +56,19 @@ def test_a_newcomer_takes_the_weakest_window() -> None:
     assert choose_span(swarm, 8, 8, "new") == Span(0, 8)
 
 
+@pytest.mark.parametrize(("blocks", "length"), [(8, 4), (9, 3), (32, 8), (8, 8), (7, 1)])
+def test_as_many_nodes_as_are_needed_cover_the_model(blocks: int, length: int) -> None:
+    """Each joins when the one before serves; none is too many."""
+    for number in range(20):
+        swarm: list[Placed] = []
+        for name in (f"{number}-{i}" for i in range(blocks // length)):
+            swarm.append(Placed(name, choose_span(swarm, blocks, length, name), 100.0, "online"))
+        assert sorted(one.span.start for one in swarm) == list(range(0, blocks, length))
+
+
 def test_newcomers_to_an_empty_swarm_choose_different_windows() -> None:
     chosen = {choose_span([], 32, 4, f"n{i}") for i in range(40)}
-    assert len(chosen) > 15
+    assert chosen == {Span(start, start + 4) for start in range(0, 32, 4)}
 
 
 @pytest.mark.parametrize("seed", range(3))
