@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from treeswarm.keys import Identity
 from treeswarm.model_files import read_shape, resolve_model
 from treeswarm.registry import open_registry
 from treeswarm.registry.book import BookRegistry
-from treeswarm.sampling import SamplingSettings
 from treeswarm.spans import Span
 from treeswarm.transport.address import Address
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
@@ -31,10 +30,11 @@ from treeswarm_client.bench import internet
 from treeswarm_client.bench.cells import SLOW_SHARE, Cell
 from treeswarm_client.bench.common import Bench, BenchSetup
 from treeswarm_client.bench.star import StarTransport
+from treeswarm_client.bench.strategies import Around
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.model import ModelDrafter
-from treeswarm_client.drafters.seam import Drafter, DraftTree, Enough, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import DraftTree, Enough, in_no_hurry
 from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts
 from treeswarm_node.config import NodeConfig
@@ -52,23 +52,11 @@ HOP_S = 0.0019
 KV_TOKENS = 16_384
 
 
-@dataclass(eq=False)
-class Polled:
-    """A drafter that looks at the clock whenever it asks whether it has drafted enough."""
+@dataclass(frozen=True, eq=False)
+class Polled(Around):
+    """Looks at the clock whenever it asks whether it has drafted enough."""
 
-    inner: Drafter
     clock: Callable[[], float]
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def alternatives(self) -> int:
-        return self.inner.alternatives
-
-    def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
-        self.inner.begin(prompt, settings)
 
     def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
         def asked(promise: float) -> bool:
@@ -76,9 +64,6 @@ class Polled:
             return enough(promise)
 
         return self.inner.propose(size, depth, asked)
-
-    def observe(self, verdict: Verdict) -> None:
-        self.inner.observe(verdict)
 
 
 @dataclass(frozen=True)

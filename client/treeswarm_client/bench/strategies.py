@@ -124,16 +124,14 @@ def without_bonus(draft: DraftTree, found: Walk) -> Walk:
 
 
 @dataclass(frozen=True, eq=False)
-class Misled:
-    """A drafter as sure of itself as ever whose guesses are wrong: trees of the very same shape and scores, with every
-    token half the vocabulary further.  Hits are left to chance, and told by the acceptance measured."""
+class Around:
+    """A drafter around another one, which does all the work."""
 
     inner: Drafter
-    vocab_size: int
 
     @property
     def name(self) -> str:
-        return f"{self.inner.name}, misled"
+        return self.inner.name
 
     @property
     def alternatives(self) -> int:
@@ -143,12 +141,27 @@ class Misled:
         self.inner.begin(prompt, settings)
 
     def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
-        tree = self.inner.propose(size, depth, enough)
-        return replace(tree, tokens=(tree.tokens + self.vocab_size // 2) % self.vocab_size)
+        return self.inner.propose(size, depth, enough)
 
     def observe(self, verdict: Verdict) -> None:
-        # What was shipped is what the target judged: true labels, of nodes that the inner drafter never had.
         self.inner.observe(verdict)
+
+
+@dataclass(frozen=True, eq=False)
+class Misled(Around):
+    """A drafter as sure of itself as ever whose guesses are wrong: trees of the very same shape and scores, with every
+    token half the vocabulary further.  Hits are left to chance, and told by the acceptance measured.  What was shipped
+    is what the target judged: true labels, of nodes that the inner drafter never had."""
+
+    vocab_size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.inner.name}, misled"
+
+    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+        tree = self.inner.propose(size, depth, enough)
+        return replace(tree, tokens=(tree.tokens + self.vocab_size // 2) % self.vocab_size)
 
 
 @dataclass(eq=False)
