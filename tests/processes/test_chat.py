@@ -100,6 +100,7 @@ async def test_colours_are_there_if_asked_for_and_not_forbidden(three_nodes: Loc
     def shown(*flags: str, **environment: str) -> str:
         environment |= {"TERM": "xterm", "XDG_STATE_HOME": str(tmp_path)}
         with at_a_terminal(chat(three_nodes, "--max-new-tokens", "8", "--no-history", *flags), environment) as terminal:
+            terminal.see("finding nodes")
             terminal.see("> ")
             terminal.type("import os")
             seen = terminal.see("--max-new-tokens N")

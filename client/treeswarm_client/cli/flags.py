@@ -2,9 +2,11 @@
 
 import argparse
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from treeswarm.errors import BadRequest, ModelError, SwarmError
 from treeswarm.keys import read_swarm_key
@@ -140,11 +142,23 @@ async def open_client(args: argparse.Namespace) -> AsyncIterator[SwarmClient]:
     client = client_of(args)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            await stack.enter_async_context(client)
+            with _waiting("loading the draft, finding nodes"):
+                await stack.enter_async_context(client)
         except ModelError as error:
             served = await _served(args)
             raise ModelError(f"{error} (this swarm serves {', '.join(served)})" if served else str(error)) from None
         yield client
+
+
+@contextlib.contextmanager
+def _waiting(words: str) -> Iterator[None]:
+    """What takes some seconds is said meanwhile, where a person looks."""
+    console = Console(stderr=True)
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield
+        return
+    with console.status(f"{words} …"):
+        yield
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
