@@ -29,7 +29,7 @@ from treeswarm.transport.memory import MemoryNetwork
 from treeswarm_client.bench import internet
 from treeswarm_client.bench.cells import SLOW_SHARE, Cell
 from treeswarm_client.bench.common import Bench, BenchSetup
-from treeswarm_client.bench.star import StarTransport
+from treeswarm_client.bench.star import star_over
 from treeswarm_client.bench.strategies import Around
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.drafters import load_drafter
@@ -111,18 +111,6 @@ class World:
                 stack.push_async_callback(_end, asyncio.create_task(work))
             yield listener.address
 
-    @contextlib.asynccontextmanager
-    async def star(self) -> AsyncIterator[StarTransport]:
-        """A client's way through itself to everybody."""
-        star = StarTransport(self.line())
-        listener = await star.listen("127.0.0.1:0", star.relay)
-        star.address = listener.address
-        try:
-            yield star
-        finally:
-            await listener.close()
-            await star.close()
-
 
 @contextlib.asynccontextmanager
 async def machines(setup: BenchSetup, cell: Cell, plan: internet.Plan) -> AsyncIterator[internet.Field]:
@@ -143,7 +131,7 @@ async def machines(setup: BenchSetup, cell: Cell, plan: internet.Plan) -> AsyncI
         ring = await stack.enter_async_context(SwarmClient(transport=line, **told))
         star = ring
         if any(s.star for s in plan.strategies):
-            way = await stack.enter_async_context(world.star())
+            way = await stack.enter_async_context(star_over(world.line()))
             star = await stack.enter_async_context(SwarmClient(transport=way, **told))
         field = internet.Field.of(Bench(setup, LocalSwarm(), ring, cell.link), cell, plan, star, drafter)
         for contestant in field.contestants.values():
@@ -157,10 +145,9 @@ def models_in(drafter: Any) -> list[ModelDrafter]:
     """The draft models that it asks."""
     if isinstance(drafter, ModelDrafter):
         return [drafter]
-    inner = (
-        drafter.members if isinstance(drafter, UnionDrafter) else [drafter.inner] if hasattr(drafter, "inner") else []
-    )
-    return [found for each in inner for found in models_in(each)]
+    if isinstance(drafter, UnionDrafter):
+        return [found for member in drafter.members for found in models_in(member)]
+    return models_in(drafter.inner) if isinstance(drafter, Around) else []
 
 
 async def _end(task: "asyncio.Task[Any]") -> None:

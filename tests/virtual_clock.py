@@ -5,11 +5,10 @@ processor of its own.
 """
 
 import asyncio
-import contextlib
 import selectors
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
@@ -17,8 +16,6 @@ T = TypeVar("T")
 
 # What work takes between two looks at the clock is let pass when it is so much: threads' turns take time as well.
 GRAIN_S = 0.0005
-# How long a clock that stands still waits for whatever is ready next; real seconds.
-LISTEN_S = 0.02
 
 
 class _NoWaiting(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
@@ -29,8 +26,6 @@ class _NoWaiting(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        if self._loop.stands_still:
-            return super().select(LISTEN_S if timeout is None else min(timeout, LISTEN_S))
         found = super().select(0)
         if not found and timeout:
             self._loop.now += timeout
@@ -44,7 +39,6 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         self.now = 0.0
         self.work_s: float | None = 0.0
         """How long whatever runs in an executor takes; None: as much processor time as it took."""
-        self.stands_still = False
         super().__init__(_NoWaiting(self))
         self._threads = ThreadPoolExecutor(64, thread_name_prefix="virtual")
         self._job = threading.local()
@@ -70,15 +64,6 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         job: _Measured[Any] | None = getattr(self._job, "now", None)
         if job is not None:
             job.park(seconds)
-
-    @contextlib.contextmanager
-    def standing_still(self) -> Iterator[None]:
-        """While it lasts, real time passes and virtual time does not: for what other processes do."""
-        self.stands_still = True
-        try:
-            yield
-        finally:
-            self.stands_still = False
 
     def run_in_executor(self, executor: Any, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
         """In the loop, when its time is over: a clock that jumps cannot wait for threads."""

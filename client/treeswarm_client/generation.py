@@ -234,7 +234,7 @@ class Generation:
     async def _drafting_ahead(
         self, flight: Flight, on_their_way: "deque[asyncio.Future[Answer]]"
     ) -> AsyncGenerator[None, None]:
-        most = 0 if flight.shipment.draft is None else self.pace.ahead(len(flight.draft))
+        most = 0 if flight.shipment.draft is None else self.pace.ahead()
         if not most:
             yield
             return

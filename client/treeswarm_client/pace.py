@@ -69,8 +69,8 @@ class Pace(Protocol):
         """What to ship of a tree: a prefix of it.  Asked every round, also where nothing was drafted."""
         ...
 
-    def ahead(self, shipped: int) -> int:
-        """Nodes to draft, those shipped included, while so many are on their way."""
+    def ahead(self) -> int:
+        """Nodes to draft, those shipped included, while a tree is on its way."""
         ...
 
     def further(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
@@ -105,7 +105,7 @@ class FixedPace:
     def choose(self, tree: DraftTree) -> DraftTree:
         return tree
 
-    def ahead(self, shipped: int) -> int:
+    def ahead(self) -> int:
         return AHEAD * self.size if self.drafts_ahead else 0
 
     def further(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:

@@ -152,6 +152,9 @@ class PlaceFinder:
     _lost_by: str | None = None
     """The landlord that went, or lost its line: asked last."""
 
+    def __post_init__(self) -> None:
+        self.assumed = self.assumed or self.listening
+
     async def run(self) -> None:
         """Until cancelled; a rented port is then given back."""
         while True:
@@ -163,8 +166,7 @@ class PlaceFinder:
             until = asyncio.get_running_loop().time() + CHECK_EVERY_S
             while asyncio.get_running_loop().time() < until:
                 if not await self._rent_somewhere():
-                    hidden = Address.parse(self.assumed or self.listening).bare
-                    await self._settle(Place(hidden, How.HIDDEN, False))
+                    await self._settle(Place(Address.parse(self.assumed).bare, How.HIDDEN, False))
                     await _sleep(RETRY_S)
 
     async def find(self) -> Place | None:
@@ -178,7 +180,7 @@ class PlaceFinder:
             some, asked = asked[:ASKED], asked[ASKED:]
             said = await asyncio.gather(*(verdict_of(self.transport, other, own) for other in some))
             verdicts += [verdict for verdict in said if verdict is not None]
-        return own_place(self.announced, self.assumed or self.listening, verdicts)
+        return own_place(self.announced, self.assumed, verdicts)
 
     async def _rent_somewhere(self) -> bool:
         """Rent, and keep it until it is lost; False if nobody lends."""

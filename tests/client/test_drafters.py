@@ -21,7 +21,7 @@ from treeswarm.errors import BadRequest, Mismatch, ModelError
 from treeswarm.model_files import HubOptions, resolve_model
 from treeswarm.sampling import SamplingSettings
 from treeswarm_client.drafters import load_drafter
-from treeswarm_client.drafters.growth import Growth, grow
+from treeswarm_client.drafters.growth import Growing, Growth
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.recycling import RecyclingDrafter
@@ -349,7 +349,8 @@ def test_growth_is_the_best_of_all_nodes(seed: int, size: int, depth: int, beam:
         children = [best(paths[node]) for node in nodes.tolist()]
         return np.stack([c[0] for c in children]), np.stack([c[1] for c in children])
 
-    tree = grow(size, *best(()), expand, Growth(beam=beam, width=TOY_VOCAB, depth=depth))
+    growing = Growing(size, Growth(beam=beam, width=TOY_VOCAB, depth=depth), *best(()))
+    tree = growing.grow(expand)
     everything = []
     for length in range(1, depth + 1):
         for path in itertools.product(range(TOY_VOCAB), repeat=length):

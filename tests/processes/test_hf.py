@@ -22,8 +22,9 @@ from treeswarm.model_files import resolve_model
 from treeswarm_client import AutoSwarmModelForCausalLM
 from treeswarm_client.local_swarm import LocalSwarm
 
+from .hub_cache import COMMIT, cached
+
 PROMPTS = ["def main(", "import os\nimport sys\nimport ", "class Queue:\n    def ", "x", "for i in range(10):\n"]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
@@ -246,14 +247,6 @@ def test_without_shared_prefixes_there_is_no_session_and_after_closing_nothing(t
         model.generate([[5]], max_new_tokens=2)
     with pytest.raises(BadRequest, match="device_map"):
         AutoSwarmModelForCausalLM.from_pretrained("demo", peers=three_nodes.peers, device_map="auto")
-
-
-def cached(home: Path, name: str, bundled: str, *, ref: str = "main") -> None:
-    """A model as huggingface_hub keeps it."""
-    folder = home / f"models--{name.replace('/', '--')}"
-    shutil.copytree(resolve_model(bundled), folder / "snapshots" / COMMIT)
-    (folder / "refs").mkdir()
-    (folder / "refs" / ref).write_text(COMMIT)
 
 
 PROGRAM = """

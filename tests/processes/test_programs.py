@@ -2,14 +2,13 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from treeswarm.model_files import resolve_model
+from .hub_cache import cached
 
 BIN = Path(sys.executable).parent
 COMMANDS = ("generate", "chat", "models", "status", "demo", "bench", "simulate")
@@ -56,11 +55,7 @@ def test_help_helps(words: str) -> None:
 
 def test_node_and_client_take_a_models_revision_from_the_cache(tmp_path: Path) -> None:
     """Offline; the main branch is not there."""
-    folder = tmp_path / "hub" / "models--org--big"
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    shutil.copytree(resolve_model("demo"), folder / "snapshots" / commit)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "v2").write_text(commit)
+    cached(tmp_path / "hub", "org/big", "demo", ref="v2")
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     serve = [BIN / "swarm-node", "org/big", "--listen", "127.0.0.1:0", "--registry", "none", "--threads", "1"]
     serve += ["--identity", tmp_path / "id.pem", "--log-format", "json"]

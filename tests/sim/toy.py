@@ -161,7 +161,7 @@ class HastyPace:
     def choose(self, tree: DraftTree) -> DraftTree:
         return prefix(tree, len(tree) - 1)
 
-    def ahead(self, shipped: int) -> int:
+    def ahead(self) -> int:
         return 4 * self.size
 
     def further(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:

@@ -91,10 +91,17 @@ async def star_transport(link: str, swarm_key: bytes | None) -> AsyncIterator[St
     """For a client: its own line of the shape `link` carries what it says and what it passes on."""
     identity = Identity.ephemeral()
     inner = EmulatedTransport(GrpcTransport(security=Security(identity, swarm_key)), LinkShape.parse(link))
+    async with star_over(inner, identity.pin) as star:
+        yield star
+
+
+@contextlib.asynccontextmanager
+async def star_over(inner: Transport, pin: str = "") -> AsyncIterator[StarTransport]:
+    """One whose relay listens on `inner`, and answers with `pin` where that is secured; `inner` is closed with it."""
     star = StarTransport(inner)
     try:
         listener = await star.listen("127.0.0.1:0", star.relay)
-        star.address = f"{listener.address}#{identity.pin}"
+        star.address = f"{listener.address}#{pin}" if pin else listener.address
         try:
             yield star
         finally:

@@ -54,19 +54,6 @@ def nothing_known(parents: NDArray[np.int64], _tokens: NDArray[np.int64]) -> NDA
     return np.zeros(len(parents), np.bool_)
 
 
-def grow(
-    size: int,
-    first_tokens: NDArray[np.int64],
-    first_scores: NDArray[np.float32],
-    expand: Expand,
-    growth: Growth,
-    enough: Enough = in_no_hurry,
-    known: Known = nothing_known,
-) -> DraftTree:
-    """A `Growing` from its root on."""
-    return Growing(size, growth, first_tokens, first_scores).grow(expand, enough, known)
-
-
 class Growing:
     """The best `size` nodes below a root whose children are given, best first: exactly those of the whole tree of
     `growth.width` and `growth.depth`, whatever the beam (it only says how many nodes share a forward)."""

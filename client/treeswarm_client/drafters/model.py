@@ -160,9 +160,10 @@ class ModelDrafter:
             return NO_TREE
         growth = replace(growth, width=1 if chain else growth.width, depth=depth)
         if self._growing is None or (self._growing.size, self._growing.growth) != (size, growth):
-            root = self._rooted().root
-            self._growing = Growing(size, growth, root.tokens[0, : growth.width], root.scores[0, : growth.width])
-            self._expansion = _Expansion(self, self._rooted(), growth.width)
+            lookahead, width = self._rooted(), growth.width
+            first = lookahead.root
+            self._growing = Growing(size, growth, first.tokens[0, :width], first.scores[0, :width])
+            self._expansion = _Expansion(self, lookahead, width)
         return self._growing.grow(
             self._expansion, lambda visits: enough(visits / self._forward_s), self._expansion.known
         )

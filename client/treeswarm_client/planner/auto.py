@@ -68,7 +68,7 @@ class AutoPace:
         plan = self.planner.choose(tree, self.largest) if self.size is None else self.planner.told(tree)
         return prefix(tree, plan.size)
 
-    def ahead(self, shipped: int) -> int:
+    def ahead(self) -> int:
         """As many as may be shipped; nothing where guesses are worth nothing."""
         if self.size is not None:
             return AHEAD * self.size if self.overlaps else 0

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from treeswarm_client.drafters.growth import Growing, Growth, grow, worth_a_forward
+from treeswarm_client.drafters.growth import Growing, Growth, worth_a_forward
 from treeswarm_client.drafters.seam import DraftTree
 
 from .conftest import paths_of
@@ -43,7 +43,7 @@ class Model:
 
     def grow(self, size: int) -> DraftTree:
         tokens, scores = self.children(())
-        return grow(size, tokens, scores, self.expand, self.growth)
+        return Growing(size, self.growth, tokens, scores).grow(self.expand)
 
     def expand(
         self, nodes: NDArray[np.int64], parents: NDArray[np.int64], tokens: NDArray[np.int64], depth: NDArray[np.int64]
@@ -127,7 +127,8 @@ def test_a_width_of_one_is_a_chain() -> None:
 def test_it_ends_with_what_it_has_once_it_is_enough() -> None:
     model = Model(toy_language(7, 3), Growth(width=3, depth=9))
     tokens, scores = model.children(())
-    tree = grow(40, tokens, scores, model.expand, model.growth, lambda _: len(model.levels) == 2)
+    growing = Growing(40, model.growth, tokens, scores)
+    tree = growing.grow(model.expand, lambda _: len(model.levels) == 2)
     check_invariants(tree)
     assert len(model.levels) == 2
     assert 3 < len(tree) < 40
@@ -142,7 +143,8 @@ def test_it_is_told_what_the_next_forward_promises() -> None:
         promises.append(promise)
         return False
 
-    assert paths_of(grow(60, *children(()), asked.expand, asked.growth, enough)) == paths_of(patient.grow(60))
+    tree = Growing(60, asked.growth, *children(())).grow(asked.expand, enough)
+    assert paths_of(tree) == paths_of(patient.grow(60))
     assert len(asked.levels) == len(promises)
     assert all(0 < promise <= 1.0 + 1e-6 for promise in promises)
 
@@ -173,7 +175,7 @@ def test_what_is_known_costs_no_forward_and_is_not_refused() -> None:
     def known(parents: NDArray[np.int64], _tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
         return parents < 0
 
-    tree = grow(40, *model.children(()), model.expand, model.growth, lambda _: True, known)
+    tree = Growing(40, model.growth, *model.children(())).grow(model.expand, lambda _: True, known)
     assert max(len(path) for path in paths_of(tree)) == 2
 
 
@@ -182,15 +184,16 @@ def test_scores_that_are_no_numbers_make_no_nodes() -> None:
         return np.zeros((1, 1), np.int64), np.full((1, 1), np.nan, np.float32)
 
     scores = np.array([-0.5, np.nan, -np.inf], np.float32)
-    tree = grow(8, np.arange(3), scores, expand, Growth())
+    tree = Growing(8, Growth(), np.arange(3), scores).grow(expand)
     assert tree.tokens.tolist() == [0]
-    assert len(grow(8, np.arange(1), scores[1:2], expand, Growth())) == 0
+    assert len(Growing(8, Growth(), np.arange(1), scores[1:2]).grow(expand)) == 0
 
 
 def test_rounding_above_one_lets_no_child_outrank_its_parent() -> None:
     def expand(nodes: NDArray[np.int64], *_: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         return np.full((len(nodes), 1), 4), np.full((len(nodes), 1), 1e-6, np.float32)
 
-    tree = grow(6, np.array([1, 2]), np.array([1e-7, -3.0], np.float32), expand, Growth(depth=3))
+    growing = Growing(6, Growth(depth=3), np.array([1, 2]), np.array([1e-7, -3.0], np.float32))
+    tree = growing.grow(expand)
     check_invariants(tree)
     assert tree.tokens.tolist() == [1, 4, 4, 2, 4, 4]

@@ -37,7 +37,7 @@ def test_drafting_goes_on_while_a_tree_travels_where_links_leave_time(
     latency_s: float, overlaps: bool, ahead: bool
 ) -> None:
     pace = after_rounds(latency_s, overlaps=overlaps)
-    assert (pace.ahead(16) > 16) == ahead
+    assert (pace.ahead() > 16) == ahead
 
 
 def test_less_is_sent_after_a_tree_the_longer_it_is_under_way() -> None:
