@@ -1,6 +1,6 @@
 """Train the bundled pair: `demo`, a small Llama of Python code, and `demo-draft`, distilled from it.
 
-    python deploy/demo_models/recipe.py tokenizer target draft report --out swarm/treeswarm/models
+    python deploy/demo_models/recipe.py tokenizer target draft practice report --out swarm/treeswarm/models
 
 Needs torch, transformers and tokenizers; the corpus is the Python that runs it.
 """
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from corpus import VOCAB_SIZE, encode, read_corpus, train_tokenizer
 from report import print_report
-from training import train
+from training import distilling, in_turn, train, windows, written_by
 
 SEED = 7
 CONTEXT = 2048
@@ -62,7 +62,7 @@ def make_target(out: Path, minutes: float) -> None:
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
-    train(model, _train_tokens(tokenizer), loss_of, minutes, out / TARGET, SEED)
+    train(model, windows(_train_tokens(tokenizer), SEED), loss_of, minutes, out / TARGET)
 
 
 def make_draft(out: Path, minutes: float) -> None:
@@ -71,15 +71,16 @@ def make_draft(out: Path, minutes: float) -> None:
     target = LlamaForCausalLM.from_pretrained(out / TARGET, dtype=torch.float32).eval()
     model = LlamaForCausalLM(draft_config(tokenizer.eos_token_id))
     print(f"draft: {model.num_parameters() / 1e6:.2f} M parameters")
+    train(model, windows(_train_tokens(tokenizer), SEED + 1), distilling(model, target), minutes, out / DRAFT)
 
-    def loss_of(batch: torch.Tensor) -> torch.Tensor:
-        inputs = batch[:, :-1]
-        with torch.no_grad():
-            wanted = torch.log_softmax(target(input_ids=inputs, use_cache=False).logits, -1).flatten(0, 1)
-        drafted = torch.log_softmax(model(input_ids=inputs, use_cache=False).logits, -1).flatten(0, 1)
-        return torch.nn.functional.kl_div(drafted, wanted, log_target=True, reduction="batchmean")
 
-    train(model, _train_tokens(tokenizer), loss_of, minutes, out / DRAFT, SEED + 1)
+def practise_draft(out: Path, minutes: float) -> None:
+    """Distil on, half of it on texts that the target writes itself: there a draft is asked, and no corpus shows them."""
+    tokenizer = _tokenizer(out)
+    target, model = (LlamaForCausalLM.from_pretrained(out / name, dtype=torch.float32) for name in (TARGET, DRAFT))
+    tokens = _train_tokens(tokenizer)
+    mixed = in_turn(windows(tokens, SEED + 2), written_by(target.eval(), tokens, SEED + 3))
+    train(model, mixed, distilling(model, target), minutes, out / DRAFT, rate=0.5)
 
 
 def _tokenizer(out: Path) -> PreTrainedTokenizerFast:
@@ -94,10 +95,11 @@ def _train_tokens(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("steps", nargs="+", choices=["tokenizer", "target", "draft", "report"])
+    parser.add_argument("steps", nargs="+", choices=["tokenizer", "target", "draft", "practice", "report"])
     parser.add_argument("--out", type=Path, required=True, help="folder that gets the model directories")
     parser.add_argument("--minutes", type=float, default=100, help="wall-clock minutes for the target")
     parser.add_argument("--draft-minutes", type=float, default=25, help="wall-clock minutes for the draft")
+    parser.add_argument("--practice-minutes", type=float, default=70, help="and for its practice")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.manual_seed(SEED)
@@ -106,6 +108,7 @@ def main() -> None:
         "tokenizer": lambda: make_tokenizer(args.out),
         "target": lambda: make_target(args.out, args.minutes),
         "draft": lambda: make_draft(args.out, args.draft_minutes),
+        "practice": lambda: practise_draft(args.out, args.practice_minutes),
         "report": lambda: print_report(args.out / TARGET, args.out / DRAFT),
     }
     for step in args.steps:

@@ -5,8 +5,9 @@ rate still ends at zero, and a busy neighbour costs quality, not a broken run.
 """
 
 import copy
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,17 +30,62 @@ CHECKPOINT_EVERY_S = 240.0
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
-def batches(tokens: np.ndarray, progress: Callable[[], float], seed: int) -> Iterator[torch.Tensor]:
-    """Random windows of the corpus, int64 [batch, length + 1], for ever."""
+# From how far a run is (0 to 1), the next batch: int64 [batch, length + 1].
+Batches = Callable[[float], torch.Tensor]
+
+# What the target writes itself: prompts of training files, and how much it adds to each.
+PROMPT, WRITTEN = 96, 160
+
+
+def windows(tokens: np.ndarray, seed: int) -> Batches:
+    """Random windows of the corpus."""
     random = np.random.default_rng(seed)
-    while True:
-        length = LONG if progress() >= LONG_FROM else SHORT
+
+    def following(progress: float) -> torch.Tensor:
+        length = LONG if progress >= LONG_FROM else SHORT
         starts = random.integers(0, len(tokens) - length - 1, TOKENS_PER_STEP // length)
-        yield torch.from_numpy(np.stack([tokens[s : s + length + 1] for s in starts]))
+        return torch.from_numpy(np.stack([tokens[s : s + length + 1] for s in starts]))
+
+    return following
 
 
-def train(model: PreTrainedModel, tokens: np.ndarray, loss_of: Loss, minutes: float, save_to: Path, seed: int) -> None:
-    """Train `model` in place for `minutes`, saving it every few minutes and at the end."""
+def written_by(target: PreTrainedModel, tokens: np.ndarray, seed: int) -> Batches:
+    """What the target writes after windows of the corpus, greedy and sampled in turn."""
+    random = np.random.default_rng(seed)
+    styles = itertools.cycle(({"do_sample": False}, {"do_sample": True, "top_k": 0}))
+
+    def following(progress: float) -> torch.Tensor:
+        starts = random.integers(0, len(tokens) - PROMPT, TOKENS_PER_STEP // (PROMPT + WRITTEN))
+        prompts = torch.from_numpy(np.stack([tokens[s : s + PROMPT] for s in starts]))
+        length = {"min_new_tokens": WRITTEN + 1, "max_new_tokens": WRITTEN + 1}
+        return target.generate(prompts, attention_mask=torch.ones_like(prompts), **length, **next(styles))
+
+    return following
+
+
+def in_turn(*sources: Batches) -> Batches:
+    """One batch of each, again and again."""
+    turns = itertools.cycle(sources)
+    return lambda progress: next(turns)(progress)
+
+
+def distilling(model: PreTrainedModel, target: PreTrainedModel) -> Loss:
+    """How far the model's whole distribution is from the target's, at every position of a batch: nats a token."""
+
+    def loss_of(batch: torch.Tensor) -> torch.Tensor:
+        inputs = batch[:, :-1]
+        with torch.no_grad():
+            wanted = torch.log_softmax(target(input_ids=inputs, use_cache=False).logits, -1).flatten(0, 1)
+        drafted = torch.log_softmax(model(input_ids=inputs, use_cache=False).logits, -1).flatten(0, 1)
+        return torch.nn.functional.kl_div(drafted, wanted, log_target=True, reduction="batchmean")
+
+    return loss_of
+
+
+def train(
+    model: PreTrainedModel, following: Batches, loss_of: Loss, minutes: float, save_to: Path, rate: float = 1.0
+) -> None:
+    """Train `model` in place for `minutes`, saving it every few minutes and at the end; `rate` scales what it learns by."""
     start = time.monotonic()
 
     def progress() -> float:
@@ -48,8 +94,9 @@ def train(model: PreTrainedModel, tokens: np.ndarray, loss_of: Loss, minutes: fl
     optimizers = _optimizers(model)
     model.train()
     saved, seen = start, 0
-    for step, batch in enumerate(batches(tokens, progress, seed)):
-        _set_learning_rates(optimizers, progress())
+    for step in itertools.count():
+        batch = following(progress())
+        _set_learning_rates(optimizers, rate, progress())
         loss = loss_of(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -88,8 +135,8 @@ def _optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
     ]
 
 
-def _set_learning_rates(optimizers: list[torch.optim.Optimizer], progress: float) -> None:
-    scale = min(progress / WARM_UP, (1.0 - progress) / (1.0 - WARM_UP)) if progress < 1 else 0.0
+def _set_learning_rates(optimizers: list[torch.optim.Optimizer], rate: float, progress: float) -> None:
+    scale = rate * min(progress / WARM_UP, (1.0 - progress) / (1.0 - WARM_UP)) if progress < 1 else 0.0
     for optimizer, peak in zip(optimizers, (MUON_LR, ADAM_LR), strict=True):
         for group in optimizer.param_groups:
             group["lr"] = peak * max(scale, 1e-3)
