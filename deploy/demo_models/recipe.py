@@ -75,7 +75,7 @@ def make_draft(out: Path, minutes: float) -> None:
 
 
 def practise_draft(out: Path, minutes: float) -> None:
-    """Distil on, half of it on texts that the target writes itself: there a draft is asked, and no corpus shows them."""
+    """Distil on, half of it on texts that the target writes itself: there a draft is asked."""
     tokenizer = _tokenizer(out)
     target, model = (LlamaForCausalLM.from_pretrained(out / name, dtype=torch.float32) for name in (TARGET, DRAFT))
     tokens = _train_tokens(tokenizer)

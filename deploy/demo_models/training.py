@@ -66,7 +66,11 @@ def written_by(target: PreTrainedModel, tokens: np.ndarray, seed: int) -> Batche
 def in_turn(*sources: Batches) -> Batches:
     """One batch of each, again and again."""
     turns = itertools.cycle(sources)
-    return lambda progress: next(turns)(progress)
+
+    def following(progress: float) -> torch.Tensor:
+        return next(turns)(progress)
+
+    return following
 
 
 def distilling(model: PreTrainedModel, target: PreTrainedModel) -> Loss:
@@ -85,7 +89,7 @@ def distilling(model: PreTrainedModel, target: PreTrainedModel) -> Loss:
 def train(
     model: PreTrainedModel, following: Batches, loss_of: Loss, minutes: float, save_to: Path, rate: float = 1.0
 ) -> None:
-    """Train `model` in place for `minutes`, saving it every few minutes and at the end; `rate` scales what it learns by."""
+    """Train `model` in place for `minutes`, at `rate` of the usual learning rates; saved every few minutes."""
     start = time.monotonic()
 
     def progress() -> float:

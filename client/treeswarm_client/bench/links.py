@@ -1,4 +1,4 @@
-"""What a traversal costs: overhead on loopback, and batching of many clients."""
+"""How fast generations were, and what many clients at once make of a swarm."""
 
 import asyncio
 import contextlib
@@ -12,29 +12,6 @@ from treeswarm_client.client import SwarmClient
 from treeswarm_client.run import Run
 
 CLIENTS = (1, 4, 16)
-# Seven drafted nodes and the mandatory one.
-OVERHEAD_DRAFTED = 7
-
-
-async def bench_overhead(setup: BenchSetup) -> dict[str, Any]:
-    """Milliseconds of an 8-token traversal that are not spent inside torch, per hop."""
-    async with bench_swarm(setup) as bench:
-        hops = len(bench.addresses)
-        overheads: list[float] = []
-        computes: list[float] = []
-        for prompt in held_out_prompts(bench.client, setup.prompts):
-            run = await bench.run(prompt, tree_size=OVERHEAD_DRAFTED)
-            for trip in run.meter.trips[1:]:
-                if trip.rows == OVERHEAD_DRAFTED + 1:
-                    overheads.append(1e3 * (trip.seconds - trip.compute_s) / hops)
-                    computes.append(1e3 * trip.compute_s / hops)
-        return {
-            "bench": "overhead",
-            "traversals": len(overheads),
-            "overhead_ms_per_hop": spread(overheads),
-            "torch_ms_per_hop": spread(computes),
-            "provenance": await bench.provenance(),
-        }
 
 
 def rate(run: Run) -> float:

@@ -161,9 +161,9 @@ async def _sampling(setup: BenchSetup, args: argparse.Namespace) -> dict[str, An
 
 
 async def _overhead(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_client.bench import links  # noqa: PLC0415
+    from treeswarm_client.bench import overhead  # noqa: PLC0415
 
-    return await links.bench_overhead(setup)
+    return await overhead.bench_overhead(setup)
 
 
 async def _wan(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:

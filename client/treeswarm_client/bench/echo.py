@@ -1,0 +1,73 @@
+"""A process that sends back what it is sent, over the product's own transport: what the wire alone costs."""
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from treeswarm.errors import NodeLost
+from treeswarm.keys import Identity
+from treeswarm.transport.grpc import GrpcTransport
+from treeswarm.transport.grpc_streams import RAW
+from treeswarm.transport.seam import StreamKind
+from treeswarm.transport.tls import Security
+
+KEY = b"the key of this bench's swarm"
+START_S = 60.0
+PLAIN, TLS, PRIVATE = FORMS = ("plain", "tls", "tls and swarm key")
+
+
+async def echo_s(stream: Any, data: bytes) -> float:
+    """Seconds until bytes sent over a `transport_of` stream are back.  Raises NodeLost."""
+    start = time.perf_counter()
+    await stream.send(data)
+    if len(await stream.receive() or b"") != len(data):
+        raise NodeLost("the echo process sent back something else, or ended: see what it wrote above", "127.0.0.1")
+    return time.perf_counter() - start
+
+
+def transport_of(form: str, identity: Identity | None = None) -> GrpcTransport:
+    """One of that form of protection, whose messages are bytes."""
+    security = {PLAIN: None, TLS: Security(identity), PRIVATE: Security(identity, KEY)}[form]
+    return GrpcTransport(security=security, codec=RAW)
+
+
+@contextlib.asynccontextmanager
+async def echo_process() -> AsyncIterator[dict[str, str]]:
+    """Another process that echoes; its addresses by form of protection."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", __name__, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    try:
+        line = await asyncio.wait_for(process.stdout.readline(), START_S)
+        if not line:
+            raise NodeLost("the echo process ended at once: see what it wrote above", "127.0.0.1")
+        yield json.loads(line)
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+async def _echo(kind: StreamKind, stream: Any) -> None:
+    while (data := await stream.receive()) is not None:
+        await stream.send(data)
+
+
+async def _serve() -> None:
+    """Until standard input ends."""
+    identity = Identity.ephemeral()
+    transports = {form: transport_of(form, identity) for form in FORMS}
+    listeners = {form: await transport.listen("127.0.0.1:0", _echo) for form, transport in transports.items()}
+    print(json.dumps({form: listener.address for form, listener in listeners.items()}), flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    for listener in listeners.values():
+        await listener.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve())
