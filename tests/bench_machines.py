@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ from treeswarm_client.drafters.model import ModelDrafter
 from treeswarm_client.drafters.seam import DraftTree, Enough, in_no_hurry
 from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts
+from treeswarm_node.batch import Segment
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.device import Lent
+from treeswarm_node.device import Computed, Lent, Runs
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership import Membership
 from treeswarm_node.node import Node
@@ -67,19 +69,35 @@ class Polled(Around):
 
 
 @dataclass(frozen=True)
+class Swift:
+    """A device so many times as fast as this machine's."""
+
+    device: Runs
+    times: float
+    loop: VirtualClockLoop
+
+    def run(self, segments: Sequence[Segment]) -> list[Computed]:
+        start = time.thread_time()
+        done = self.device.run(segments)
+        self.loop.forgive((time.thread_time() - start) * (1.0 - 1.0 / self.times))
+        return done
+
+
+@dataclass(frozen=True)
 class World:
-    """One cell's network."""
+    """One cell's network, and how many times as fast as this machine its nodes are."""
 
     network: MemoryNetwork
     shape: LinkShape
     loop: VirtualClockLoop
+    swift: float
 
     @classmethod
-    def of(cls, cell: Cell) -> "World":
+    def of(cls, cell: Cell, swift: float) -> "World":
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualClockLoop)
         link = LinkShape.parse(cell.link)
-        return cls(MemoryNetwork(), replace(link, delay_s=link.delay_s + HOP_S), loop)
+        return cls(MemoryNetwork(), replace(link, delay_s=link.delay_s + HOP_S), loop, swift)
 
     def line(self) -> EmulatedTransport:
         """Somebody's own."""
@@ -105,6 +123,8 @@ class World:
             stack.push_async_callback(life.leave)
             stage = await life.join()
             stage.engine.clock = self.loop.clock
+            if self.swift > 1.0:
+                stage.engine.device = Swift(stage.engine.device, self.swift, self.loop)
             if share < 1.0:
                 stage.engine.device = Lent(stage.engine.device, share, self.loop.clock, self.loop.rest)
             for work in (node.sweep(), life.membership.run()):
@@ -113,9 +133,9 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def machines(setup: BenchSetup, cell: Cell, plan: internet.Plan) -> AsyncIterator[internet.Field]:
+async def machines(swift: float, setup: BenchSetup, cell: Cell, plan: internet.Plan) -> AsyncIterator[internet.Field]:
     """A cell's swarm, everybody on a machine of their own."""
-    world, model = World.of(cell), resolve_model(setup.model)
+    world, model = World.of(cell, swift), resolve_model(setup.model)
     drafter = load_drafter(setup.draft, model)
     shares = dict.fromkeys(cell.slow, SLOW_SHARE)
     async with contextlib.AsyncExitStack() as stack:
@@ -155,9 +175,9 @@ async def _end(task: "asyncio.Task[Any]") -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def bench(setup: BenchSetup, plan: internet.Plan) -> dict[str, Any]:
+async def bench(setup: BenchSetup, plan: internet.Plan, swift: float = 1.0) -> dict[str, Any]:
     """Cells of real delays, in as long as computing takes."""
-    return await internet.bench_internet(setup, plan, say=internet.to_stderr, field_of=machines)
+    return await internet.bench_internet(setup, plan, say=internet.to_stderr, field_of=partial(machines, swift))
 
 
 def main() -> None:
@@ -168,14 +188,20 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--draft", default="auto")
+    parser.add_argument("--swift", type=float, default=1.0, help="nodes so many times as fast as this machine")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     setup = BenchSetup(draft=args.draft, prompts=args.prompts, tokens=args.max_new_tokens)
     plan = internet.Plan.of(args.cells, args.texts, args.temperatures, args.strategies)
     started = time.perf_counter()
-    result = run_virtually(bench(setup, plan), work_s=None)
-    result |= {"bench": "machines", "hop_s": HOP_S, "real_minutes": (time.perf_counter() - started) / 60}
+    result = run_virtually(bench(setup, plan, args.swift), work_s=None)
+    result |= {
+        "bench": "machines",
+        "hop_s": HOP_S,
+        "swift": args.swift,
+        "real_minutes": (time.perf_counter() - started) / 60,
+    }
     text = json.dumps(result)
     if args.out:
         args.out.write_text(text)

@@ -18,7 +18,7 @@ from treeswarm.messages import HopTiming, Profile
 
 # A node that told nothing: between a GPU that reads its weights from memory (256 rows cost little more than one) and a
 # CPU (they cost a multiple).  Only the shape counts: the first timing sets the height, the next ones bend it.
-UNKNOWN: Profile = ((1, 10_000), (16, 13_000), (64, 20_000), (256, 50_000))
+UNKNOWN: Profile = ((1, 10_000), (2, 10_500), (4, 11_000), (16, 13_000), (64, 20_000), (256, 50_000))
 # How far one timing moves an estimate once there are several.
 STEP = 1 / 8
 # Of a correction at some rows this much holds for all sizes: a machine that is slow today is slow throughout.
