@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from treeswarm.errors import BadRequest, ModelError, UnsupportedModel
-from treeswarm.model_files import CLIENT_FILES, read_header, resolve_model, tokenizer_digest
+from treeswarm.model_files import CLIENT_FILES, read_header, read_shape, resolve_model, tokenizer_digest
 from treeswarm_client.bench.common import BenchSetup
 from treeswarm_client.bench.widened import widen, widened_model
 from treeswarm_client.cli import bench as command
@@ -136,7 +136,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> BenchSetup:
     asked: list[BenchSetup] = []
 
     async def measured(setup: BenchSetup, args: argparse.Namespace) -> dict[str, object]:
-        assert Path(resolve_model(setup.model), "config.json").exists()
+        read_shape(resolve_model(setup.model))  # raises where there is no model
         asked.append(setup)
         return {}
 

@@ -28,7 +28,8 @@ EXAMPLES = """examples:
   swarm bench draw wan.json --out wan.svg    what came of it, as pictures
   swarm bench faults --json                  100 generations, each hit by a kill, a hang, a cut, a refusal or a drain
   swarm bench load --clients 64 --json       more clients than there is room for
-  swarm bench offload --json                 weights streamed from disk beside plain, by tree size
+  swarm bench batch --widen 16 --json        many clients on a model whose step is bound by its weights
+  swarm bench offload --widen 16 --json      weights streamed from disk beside plain, by tree size
   swarm bench fuzz --messages 10000 --json   hostile messages at a real node: does it live, does it still serve?
   swarm bench tls --json                     what TLS costs on loopback, beside plaintext in the same run
   swarm bench wan --lab delay=25ms,rate=100mbit   plain against trees over real TCP, a namespace a node (root, Linux)
@@ -38,6 +39,8 @@ EXAMPLES = """examples:
 # With these the wan bench's whole matrix takes some 40 minutes on two idle cores.
 PROMPTS = {"exact": 20, "sampling": 16, "wan": 3}
 TOKENS = {"exact": 128, "faults": 96, "wan": 20}
+# Of two or three blocks a node, streamed through two slots, most would stay in memory.
+NODES = {"offload": 1}
 DRAFTS = {"wan": "auto"}
 ANYWHERE = ("overhead", "wan")
 """Benches that can do with nodes that are not their own."""
@@ -68,7 +71,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         metavar="N",
         help="batch, offload: the same text from N times the feed-forward's weights (default 1)",
     )
-    made.add_argument("--nodes", type=int, default=3, help="node processes (default 3)")
+    made.add_argument("--nodes", type=int, help="node processes (default 3; offload: 1)")
     made.add_argument(
         "--prompts", type=int, help="held-out prompts (default 8; exact: 20, sampling: 16, wan: 3 of each text)"
     )
@@ -118,7 +121,7 @@ def _run(args: argparse.Namespace) -> int:
         model=args.model,
         draft=args.draft or DRAFTS.get(where, BenchSetup.draft),
         dtype=args.dtype,
-        nodes=args.nodes,
+        nodes=args.nodes or NODES.get(args.which, BenchSetup.nodes),
         prompts=args.prompts or PROMPTS.get(where, BenchSetup.prompts),
         swarm_key=args.swarm_key,
         tokens=args.max_new_tokens or TOKENS.get(where, BenchSetup.tokens),
