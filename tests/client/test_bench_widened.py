@@ -155,6 +155,7 @@ def test_the_flag_makes_the_bench_measure_a_wider_model(
     setup = run(monkeypatch, which, "--widen", "2")
     assert setup.widened is not None
     assert (setup.widened.of, setup.widened.times, str(setup.widened.folder)) == ("demo", 2, setup.model)
+    assert setup.nodes == {"batch": 3, "offload": 1}[which], "two blocks of a node would stay in its two slots"
     assert not Path(setup.model).exists()
     mib = round(setup.widened.file_bytes / 2**20)
     assert f"{mib} MiB" in capsys.readouterr().err
