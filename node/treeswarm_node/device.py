@@ -17,6 +17,10 @@ from treeswarm_node.batch import Segment
 from treeswarm_node.sampler import Sampler, best_tokens
 from treeswarm_node.span_model import SpanModel
 
+# The LM head is larger than many a block: it is read once for all sessions of a forward, up to so many rows.  Beyond
+# them it is bound by its products, and a vocabulary of float32 for each row by memory.
+HEAD_ROWS = 256
+
 
 @dataclass(frozen=True, eq=False)
 class Computed:
@@ -75,8 +79,9 @@ class Device:
         outputs = self._forward([segments[i] for i in good], [inputs[i] for i in good])
         not_finite = Refused("activations from upstream are not finite", FaultCode.NOT_FINITE)
         results = [Computed(error=not_finite)] * len(segments)
-        for i, output in zip(good, outputs, strict=True):
-            results[i] = self._result(segments[i], output)
+        computed = self._results([segments[i] for i in good], outputs)
+        for i, result in zip(good, computed, strict=True):
+            results[i] = result
         return results
 
     def _input(self, segment: Segment) -> torch.Tensor:
@@ -94,14 +99,38 @@ class Device:
         hidden = self._model.forward(segments, torch.cat(inputs))
         return list(torch.split(hidden, [segment.step.rows for segment in segments]))
 
-    def _result(self, segment: Segment, hidden: torch.Tensor) -> Computed:
-        if segment.span.end < self._model.blocks:
-            return Computed(hidden=self._codec.pack(hidden))
+    def _results(self, segments: list[Segment], outputs: list[torch.Tensor]) -> list[Computed]:
+        """All segments of a forward run the same blocks."""
+        if not segments:
+            return []
+        if segments[0].span.end < self._model.blocks:
+            return [Computed(hidden=self._codec.pack(hidden)) for hidden in outputs]
+        answered = [hidden[torch.from_numpy(s.step.answered)] for s, hidden in zip(segments, outputs, strict=True)]
+        results = []
+        for some in _together([len(rows) for rows in answered], HEAD_ROWS):
+            logits = self._model.logits(torch.cat(answered[some]))
+            each = torch.split(logits, [len(rows) for rows in answered[some]])
+            results += [self._chosen(segment, rows) for segment, rows in zip(segments[some], each, strict=True)]
+        return results
+
+    def _chosen(self, segment: Segment, logits: torch.Tensor) -> Computed:
         step = segment.step
-        logits = self._model.logits(hidden[torch.from_numpy(step.answered)])
         try:
             tokens, logprobs = self._sampler.choose(logits, step.positions[step.answered] + 1, step.append.settings)
         except Refused as error:
             return Computed(error=error)
         alternatives = best_tokens(logits, step.alternatives) if step.alternatives else None
         return Computed(tokens=tokens, logprobs=logprobs, alternatives=alternatives)
+
+
+def _together(rows: Sequence[int], most: int) -> list[slice]:
+    """Neighbours in runs of at most `most` rows; whoever has more is alone."""
+    runs: list[slice] = []
+    held = 0
+    for index, count in enumerate(rows):
+        if runs and held + count <= most:
+            runs[-1], held = slice(runs[-1].start, index + 1), held + count
+        else:
+            runs.append(slice(index, index + 1))
+            held = count
+    return runs

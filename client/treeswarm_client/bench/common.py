@@ -14,10 +14,13 @@ from typing import Any
 from treeswarm.errors import SwarmError
 from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import read_shape, resolve_model
+from treeswarm_client.bench.widened import Widened
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
 from treeswarm_client.run import Run, TreeSize
 
+# Of a number, as nodes keep it.
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PACKAGES = ("treeswarm", "torch", "transformers", "grpcio", "numpy")
 
 
@@ -36,11 +39,20 @@ class BenchSetup:
     """Cut the prompts to so many."""
     peers: str | None = None
     """Nodes that run already, wherever they are, instead of ones that the bench starts here."""
+    widened: Widened | None = None
+    """Where `model` is a wider copy of another for the time of the bench."""
 
     @property
     def key(self) -> bytes | None:
         """Raises BadRequest."""
         return read_swarm_key(self.swarm_key) if self.swarm_key else None
+
+    def told_model(self) -> dict[str, Any]:
+        """For provenance: the model as it was named, and how much wider it was made."""
+        if self.widened is None:
+            return {"model": self.model}
+        mib = self.widened.block_weights * BYTES[self.dtype] / 2**20
+        return {"model": self.widened.of, "widen": self.widened.times, "block_weights_mib": mib}
 
 
 @dataclass(frozen=True)
@@ -70,23 +82,26 @@ class Bench:
         described = await self.client.describe_nodes(self.addresses)
         if len(described) != len(self.addresses):
             raise SwarmError("a node died during the bench: its figures do not count")
-        return provenance_of_machine() | {
-            "model": self.setup.model,
-            "draft": self.setup.draft,
-            "weights": self.client.target.numerics.weights,
-            "dtype": self.client.target.numerics.dtype,
-            "link": self.link or ("as it is" if self.setup.peers else "loopback"),
-            "nodes": [
-                {
-                    "blocks": str(node.span),
-                    "attention": node.attention,
-                    "frames": node.frames,
-                    "forwards": node.forwards,
-                    "sessions_per_forward": node.forward_sessions / node.forwards if node.forwards else 0.0,
-                }
-                for node in described.values()
-            ],
-        }
+        return (
+            provenance_of_machine()
+            | self.setup.told_model()
+            | {
+                "draft": self.setup.draft,
+                "weights": self.client.target.numerics.weights,
+                "dtype": self.client.target.numerics.dtype,
+                "link": self.link or ("as it is" if self.setup.peers else "loopback"),
+                "nodes": [
+                    {
+                        "blocks": str(node.span),
+                        "attention": node.attention,
+                        "frames": node.frames,
+                        "forwards": node.forwards,
+                        "sessions_per_forward": node.forward_sessions / node.forwards if node.forwards else 0.0,
+                    }
+                    for node in described.values()
+                ],
+            }
+        )
 
 
 @contextlib.asynccontextmanager

@@ -1,59 +1,100 @@
 """What it costs to stream a node's weights from disk at every forward, and how trees spread that over their tokens."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from treeswarm.model_files import read_shape, resolve_model
+from treeswarm.spans import Span
 from treeswarm_client.bench.common import BenchSetup, provenance_of_machine, spread
-from treeswarm_client.bench.links import rate
+from treeswarm_client.bench.figures import Sample, paired, rate
 from treeswarm_client.bench.texts import held_out_prompts
 from treeswarm_client.client import SwarmClient
-from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
+from treeswarm_client.local_swarm import even_cuts, local_swarm
 from treeswarm_client.run import Run
 
 SIZES = (0, 8, 64)
+PLACEMENTS = ("none", "disk")
+
+Runs = Mapping[str, Mapping[int, Sequence[Run]]]
+"""By placement and tree size, in the order of the prompts."""
 
 
 async def bench_offload(setup: BenchSetup, *, sizes: Sequence[int]) -> dict[str, Any]:
-    """The same prompts on nodes with `--offload disk` and on plain ones, one after the other.  The operating system may
-    keep the file in memory: then this is what copying costs, and a disk's own time comes on top."""
+    """The same prompts on nodes with `--offload disk` and on plain ones, in turn: both swarms run throughout, and for
+    each prompt and tree size one is asked right after the other, not always the same one first.
+
+    The operating system may keep the file in memory: then this is what copying costs, and a disk's own time comes on
+    top.  A node of two blocks or fewer keeps them in its two slots and streams nothing, so one node is the rule here.
+    """
     spans = even_cuts(read_shape(resolve_model(setup.model)).blocks, setup.nodes)
-    runs: dict[str, dict[int, list[Run]]] = {}
-    for offload in ("none", "disk"):
-        flags = ("--offload", offload)
-        async with local_swarm(setup.model, spans, dtype=setup.dtype, swarm_key=setup.swarm_key, flags=flags) as swarm:
-            runs[offload] = {size: await _runs(setup, swarm, size) for size in sizes}
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(_client(setup, spans, where)) for where in PLACEMENTS]
+        runs = await _in_turn(setup, dict(zip(PLACEMENTS, clients, strict=True)), sizes)
     return {
         "bench": "offload",
-        "sizes": [
-            {"tree_size": size} | {where: _speed(runs[where][size]) for where in runs} | _beside(runs, size)
-            for size in sizes
-        ],
+        "sizes": [_row(runs, size) for size in sizes],
         "mismatches": sum(
             plain.token_ids != streamed.token_ids
             for size in sizes
             for plain, streamed in zip(runs["none"][size], runs["disk"][size], strict=True)
         ),
-        "provenance": provenance_of_machine() | {"model": setup.model, "dtype": setup.dtype, "nodes": setup.nodes},
+        "provenance": provenance_of_machine()
+        | setup.told_model()
+        | {"draft": setup.draft, "dtype": setup.dtype, "nodes": [str(span) for span in spans]},
     }
 
 
-async def _runs(setup: BenchSetup, swarm: LocalSwarm, size: int) -> list[Run]:
-    async with SwarmClient(model=setup.model, peers=swarm.peers, draft=setup.draft, swarm_key=setup.key) as client:
-        return [
-            await client.generate(prompt, max_new_tokens=setup.tokens, tree_size=size, ignore_eos=True)
-            for prompt in held_out_prompts(client, setup.prompts)
-        ]
+@contextlib.asynccontextmanager
+async def _client(setup: BenchSetup, spans: Sequence[Span], where: str) -> AsyncIterator[SwarmClient]:
+    """Of a swarm of its own.  Everybody computes the prompt, which the placement before may have left there."""
+    flags = ("--offload", where)
+    async with (
+        local_swarm(setup.model, spans, dtype=setup.dtype, swarm_key=setup.swarm_key, flags=flags) as swarm,
+        SwarmClient(
+            model=setup.model, peers=swarm.peers, draft=setup.draft, swarm_key=setup.key, prefix_scope="none"
+        ) as client,
+    ):
+        yield client
 
 
-def _speed(runs: Sequence[Run]) -> dict[str, Any]:
-    trips = [trip for run in runs for trip in run.meter.trips[1:]]
-    return {
-        "tokens_per_s": spread([rate(run) for run in runs]),
-        "compute_ms": spread([1e3 * trip.compute_s for trip in trips]),
+async def _in_turn(
+    setup: BenchSetup, clients: Mapping[str, SwarmClient], sizes: Sequence[int]
+) -> dict[str, dict[int, list[Run]]]:
+    runs: dict[str, dict[int, list[Run]]] = {where: {size: [] for size in sizes} for where in clients}
+    order = list(clients)
+    for prompt in held_out_prompts(clients["none"], setup.prompts):
+        for size in sizes:
+            for where in order:
+                run = await clients[where].generate(
+                    prompt, max_new_tokens=setup.tokens, tree_size=size, ignore_eos=True
+                )
+                runs[where][size].append(run)
+            order.reverse()
+    return runs
+
+
+def _row(runs: Runs, size: int) -> dict[str, Any]:
+    told = {where: _speed(runs[where], size) for where in PLACEMENTS}
+    return {"tree_size": size, **told, "disk_over_none": _over(runs["disk"][size], runs["none"][size])}
+
+
+def _speed(by_size: Mapping[int, Sequence[Run]], size: int) -> dict[str, Any]:
+    """Of one placement; `over_plain` is beside plain decoding at the same placement."""
+    samples = _samples(by_size[size])
+    trips = [trip for run in by_size[size] for trip in run.meter.trips[1:]]
+    told = {
+        "tokens_per_second": rate(samples),
+        "tokens_per_traversal": sum(s.tokens for s in samples) / sum(s.rounds for s in samples),
+        "compute_ms_per_traversal": spread([1e3 * trip.compute_s for trip in trips]),
     }
+    return told | ({"over_plain": _over(by_size[size], by_size[0])} if 0 in by_size else {})
 
 
-def _beside(runs: dict[str, dict[int, list[Run]]], size: int) -> dict[str, Any]:
-    pairs = zip(runs["none"][size], runs["disk"][size], strict=True)
-    return {"ratio": spread([rate(streamed) / rate(plain) for plain, streamed in pairs])}
+def _over(runs: Sequence[Run], others: Sequence[Run]) -> dict[str, float | None]:
+    return paired(_samples(runs), _samples(others)).as_dict()
+
+
+def _samples(runs: Sequence[Run]) -> list[Sample]:
+    """From first token to last: streaming costs a prompt the same forward, whatever comes after it."""
+    return [Sample.of(run.stats, run.first_token_s) for run in runs if run.stats and run.first_token_s]

@@ -2,8 +2,11 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
-from collections.abc import Callable, Coroutine
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from rich.pretty import pprint
 
 from treeswarm.errors import BadRequest
 from treeswarm_client.bench.common import BenchSetup
+from treeswarm_client.bench.widened import widened_model
 from treeswarm_client.cli.flags import add_swarm_key_flag
 from treeswarm_client.lab.shape import LabLink
 
@@ -24,7 +28,8 @@ EXAMPLES = """examples:
   swarm bench draw wan.json --out wan.svg    what came of it, as pictures
   swarm bench faults --json                  100 generations, each hit by a kill, a hang, a cut, a refusal or a drain
   swarm bench load --clients 64 --json       more clients than there is room for
-  swarm bench offload --json                 weights streamed from disk beside plain, by tree size
+  swarm bench batch --widen 16 --json        many clients on a model whose step is bound by its weights
+  swarm bench offload --widen 16 --json      weights streamed from disk beside plain, by tree size
   swarm bench fuzz --messages 10000 --json   hostile messages at a real node: does it live, does it still serve?
   swarm bench tls --json                     what TLS costs on loopback, beside plaintext in the same run
   swarm bench wan --lab delay=25ms,rate=100mbit   plain against trees over real TCP, a namespace a node (root, Linux)
@@ -34,9 +39,13 @@ EXAMPLES = """examples:
 # With these the wan bench's whole matrix takes some 40 minutes on two idle cores.
 PROMPTS = {"exact": 20, "sampling": 16, "wan": 3}
 TOKENS = {"exact": 128, "faults": 96, "wan": 20}
+# Of two or three blocks a node, streamed through two slots, most would stay in memory.
+NODES = {"offload": 1}
 DRAFTS = {"wan": "auto"}
 ANYWHERE = ("overhead", "wan")
 """Benches that can do with nodes that are not their own."""
+WIDENING = ("batch", "offload")
+"""Benches of what is bound by weights."""
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -55,7 +64,14 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.add_argument("--model", default="demo", help="target: directory, hub id or demo (default)")
     made.add_argument("--draft", help="draft model (default demo-draft; wan: auto, as swarm generate's)")
     made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    made.add_argument("--nodes", type=int, default=3, help="node processes (default 3)")
+    made.add_argument(
+        "--widen",
+        type=int,
+        default=1,
+        metavar="N",
+        help="batch, offload: the same text from N times the feed-forward's weights (default 1)",
+    )
+    made.add_argument("--nodes", type=int, help="node processes (default 3; offload: 1)")
     made.add_argument(
         "--prompts", type=int, help="held-out prompts (default 8; exact: 20, sampling: 16, wan: 3 of each text)"
     )
@@ -97,13 +113,15 @@ def _run(args: argparse.Namespace) -> int:
     where = "elsewhere" if args.peers or args.lab else args.which
     if (args.peers or args.lab) and args.which not in ANYWHERE:
         raise BadRequest(f"--peers and --lab are for {' and '.join(ANYWHERE)}: {args.which} starts its own")
+    if args.widen != 1 and args.which not in WIDENING:
+        raise BadRequest(f"--widen is for {' and '.join(WIDENING)}, whose figures depend on how much a step reads")
     if args.congestion and not args.lab:
         raise BadRequest("--congestion is for --lab: elsewhere the hosts' own settings count")
     setup = BenchSetup(
         model=args.model,
         draft=args.draft or DRAFTS.get(where, BenchSetup.draft),
         dtype=args.dtype,
-        nodes=args.nodes,
+        nodes=args.nodes or NODES.get(args.which, BenchSetup.nodes),
         prompts=args.prompts or PROMPTS.get(where, BenchSetup.prompts),
         swarm_key=args.swarm_key,
         tokens=args.max_new_tokens or TOKENS.get(where, BenchSetup.tokens),
@@ -111,7 +129,8 @@ def _run(args: argparse.Namespace) -> int:
         peers=args.peers,
     )
     bench = _in_lab if args.lab else _benches()[args.which]
-    result = asyncio.run(bench(setup, args))
+    with _widened(setup, args.widen) as wide:
+        result = asyncio.run(bench(wide, args))
     if args.json:
         print(json.dumps(result))
     elif args.which == "tls":
@@ -121,6 +140,18 @@ def _run(args: argparse.Namespace) -> int:
     else:
         pprint(result, console=Console(), expand_all=True)
     return 1 if result.get("mismatches") or not result.get("well", True) else 0
+
+
+@contextlib.contextmanager
+def _widened(setup: BenchSetup, times: int) -> Iterator[BenchSetup]:
+    """The same for a wider model, which exists meanwhile."""
+    if times == 1:
+        yield setup
+        return
+    with widened_model(setup.model, times) as wide:
+        mib = wide.file_bytes / 2**20
+        print(f"{setup.model} with {times} times the neurons: {mib:.0f} MiB in {wide.folder}", file=sys.stderr)
+        yield replace(setup, model=str(wide.folder), widened=wide)
 
 
 def _benches() -> dict[str, Callable[[BenchSetup, argparse.Namespace], Coroutine[None, None, dict[str, Any]]]]:
