@@ -1,7 +1,6 @@
 """Which attention adapter a node computes with: what its owner wants, what the kernels can, what the proof says."""
 
 import logging
-from collections.abc import Callable
 
 import torch
 
@@ -27,20 +26,23 @@ def check_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> No
     wants_flash(wanted, Demand(device.type, capability_of(device), dtype))
 
 
-def choose_attention(model: SpanModel, wanted: str, make: Callable[[torch.device], Attention] = FlashAttention) -> None:
+def choose_attention(model: SpanModel, wanted: str) -> None:
     """Give a proven span the adapter it computes with from now on.
 
     Raises BadRequest where `flash` is wanted and cannot be, or does not agree with the reference.
     """
     shape, device = model.kv_shape, model.device
     demand = Demand(device.type, capability_of(device), model.dtype, shape.key_dim, shape.value_dim)
-    if not wants_flash(wanted, demand):
-        return
-    adapter = make(device)
+    if wants_flash(wanted, demand):
+        take_if_proven(model, FlashAttention(device), insisted=wanted == "flash")
+
+
+def take_if_proven(model: SpanModel, adapter: Attention, *, insisted: bool) -> None:
+    """Else it stays with what it has, and says so in one line; where its owner `insisted`, raises BadRequest."""
     failure = unproven(adapter, model)
     if failure is None:
         model.attention = adapter
-    elif wanted == "flash":
+    elif insisted:
         raise _cannot(failure)
     else:
         log.warning("attention: %s in place of %s, because %s", model.attention.name, adapter.name, failure)

@@ -18,7 +18,7 @@ PINNED_ROPE, REFUSED_ROPE = "longrope", "dynamic"
 
 
 class SpanModel:
-    """`loaded`, with a KV cache of `kv_tokens` rows; the reference attention, unless told otherwise.  For one thread."""
+    """`loaded`, with a KV cache of `kv_tokens` rows; with the reference attention, if no other.  For one thread."""
 
     def __init__(self, loaded: LoadedSpan, kv_tokens: int, attention: seam.Attention | None = None) -> None:
         seam.register()
