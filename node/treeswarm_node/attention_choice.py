@@ -8,6 +8,7 @@ from treeswarm.errors import BadRequest
 from treeswarm_node.adapter_proof import TOLERANCES, disagreement
 from treeswarm_node.attention import Attention
 from treeswarm_node.flash import Demand, FlashAttention, capability_of, why_not
+from treeswarm_node.kv import KVShape
 from treeswarm_node.span_model import SpanModel
 
 log = logging.getLogger(__name__)
@@ -21,9 +22,9 @@ def wants_flash(wanted: str, demand: Demand) -> bool:
     return wanted == "flash" or (wanted == "auto" and demand.device == "cuda" and refusal is None)
 
 
-def check_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Before any weight is loaded.  Raises BadRequest where `flash` is wanted and cannot be."""
-    wants_flash(wanted, Demand(device.type, capability_of(device), dtype))
+def check_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether flash is to be tried, before anything of the model is known.  Raises BadRequest as `wants_flash` does."""
+    return wants_flash(wanted, Demand(device.type, capability_of(device), dtype))
 
 
 def choose_attention(model: SpanModel, wanted: str) -> None:
@@ -39,7 +40,8 @@ def choose_attention(model: SpanModel, wanted: str) -> None:
 
 def take_if_proven(model: SpanModel, adapter: Attention, *, insisted: bool) -> None:
     """Else it stays with what it has, and says so in one line; where its owner `insisted`, raises BadRequest."""
-    failure = unproven(adapter, model)
+    heads = int(model.loaded.config.num_attention_heads)
+    failure = unproven(adapter, heads, model.kv_shape, model.dtype, model.device)
     if failure is None:
         model.attention = adapter
     elif insisted:
@@ -48,17 +50,16 @@ def take_if_proven(model: SpanModel, adapter: Attention, *, insisted: bool) -> N
         log.warning("attention: %s in place of %s, because %s", model.attention.name, adapter.name, failure)
 
 
-def unproven(adapter: Attention, model: SpanModel) -> str | None:
-    """Why the adapter must not compute this span, for people; None where it agrees with the reference."""
-    heads = int(model.loaded.config.num_attention_heads)
+def unproven(adapter: Attention, heads: int, shape: KVShape, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the adapter must not compute there, for people; None where it agrees with the reference."""
     try:
-        off = disagreement(adapter, heads, model.kv_shape, model.dtype, model.device)
-    except (RuntimeError, NotImplementedError) as error:
-        return f"its check ended with: {str(error).splitlines()[0]}"
-    if off > TOLERANCES[model.dtype]:
-        return f"it differs from plain attention by {off:.1e}, more than {TOLERANCES[model.dtype]:.0e}"
+        off = disagreement(adapter, heads, shape, dtype, device)
+    except RuntimeError as error:
+        return f"its check ended with: {(str(error) or type(error).__name__).splitlines()[0]}"
+    if off > TOLERANCES[dtype]:
+        return f"it differs from plain attention by {off:.1e}, more than {TOLERANCES[dtype]:.0e}"
     return None
 
 
 def _cannot(why: str) -> BadRequest:
-    return BadRequest(f"--attention flash cannot be honoured: {why}; give --attention auto")
+    return BadRequest(f"--attention flash cannot be honoured ({why}): give --attention auto")

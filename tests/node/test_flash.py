@@ -53,7 +53,7 @@ class TestWhyNot:
         ],
     )
     def test_what_they_cannot(self, demand: Demand, why: str) -> None:
-        with pytest.raises(BadRequest, match=rf"--attention flash cannot.*{why}.*give --attention auto"):
+        with pytest.raises(BadRequest, match=rf"--attention flash cannot.*{why}.*: give --attention auto"):
             wants_flash("flash", demand)
         assert not wants_flash("auto", demand)
         assert not wants_flash("torch", demand)
@@ -139,7 +139,7 @@ class TestChoice:
         assert isinstance(model.attention, TorchReference)
         (line,) = caplog.messages
         assert line.startswith("attention: torch-reference in place of torch-flash, because it differs from plain")
-        with pytest.raises(BadRequest, match=r"differs from plain attention by .*give --attention auto"):
+        with pytest.raises(BadRequest, match=r"differs from plain attention by .*: give --attention auto"):
             take_if_proven(model, adapter, insisted=True)
 
     def test_a_kernel_that_does_not_run_is_not_taken(self, model: SpanModel, caplog: pytest.LogCaptureFixture) -> None:
