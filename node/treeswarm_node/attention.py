@@ -4,6 +4,8 @@ Every live crown node sees the whole trunk, so attention is an unmasked part ove
 part over the crown, under one softmax in float32.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
@@ -11,7 +13,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from treeswarm.errors import UnsupportedModel
-from treeswarm_node.batch import Batch, SegmentMeta
+from treeswarm_node.batch import Batch
 
 IMPLEMENTATION = "treeswarm"
 # What layers pass along that says nothing about which keys are seen or how scores are formed.
@@ -30,6 +32,7 @@ class Attention(Protocol):
     """An adapter: computes one layer's attention for the whole batch."""
 
     name: str
+    """For people, as nodes announce it."""
 
     def attend(
         self,
@@ -47,6 +50,32 @@ class Attention(Protocol):
         """`query` [heads, ΣT, dim], `key` and `value` [kv_heads, ΣT, dim], `block` the store's.  First writes K and V
         to the batch's rows, then attends.  Returns [ΣT, heads, value_dim] in the query's dtype."""
         ...
+
+
+# Keys and values [kv_heads, C, dim], and a bool mask [T, C] of those that are seen; None: all are.
+Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """One segment's rows in one layer, and all that they may attend to."""
+
+    query: torch.Tensor
+    """[heads, T, dim], not scaled."""
+    trunk: list[Part]
+    crown: Part
+    """Every row sees itself in it."""
+    scaling: float
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+    def folded(self) -> torch.Tensor:
+        """A KV head's query heads become rows of one product: [kv_heads, heads / kv_heads · T, dim]."""
+        return self.query.reshape(self.crown[0].shape[0], -1, self.query.shape[-1])
+
+    def unfolded(self, output: torch.Tensor) -> torch.Tensor:
+        """What was computed for the folded rows, as `attend` returns it."""
+        return output.reshape(*self.query.shape[:2], -1).transpose(0, 1)
 
 
 class TorchReference:
@@ -67,62 +96,70 @@ class TorchReference:
         softcap: float | None,
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        keys, values = batch.store.keys[block], batch.store.values[block]
-        keys[:, batch.written] = key
-        values[:, batch.written] = value
-        outputs = []
-        for segment in batch.segments:
-            if segment.rows.start == segment.rows.stop:
-                continue  # it only commits, or all its rows died while they waited
-            own = slice(segment.rows.start, segment.rows.stop)
-            local_key, local_value = (
-                (key[:, own], value[:, own])
-                if segment.local_rows is None
-                else (keys[:, segment.local_rows], values[:, segment.local_rows])
-            )
-            outputs.append(
-                _attend_segment(
-                    query[:, own] * scaling, keys, values, local_key, local_value, segment, window, softcap, sinks
-                )
-            )
-        return torch.cat(outputs or [query.transpose(0, 1)]).to(query.dtype)
+        return by_segment(attend_plainly, block, query, key, value, batch, scaling, window, softcap, sinks)
 
 
-def _attend_segment(
+def by_segment(
+    attend_rows: Callable[[Rows], torch.Tensor],
+    block: int,
     query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    local_key: torch.Tensor,
-    local_value: torch.Tensor,
-    segment: SegmentMeta,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    batch: Batch,
+    scaling: float,
     window: int | None,
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    heads, rows, dim = query.shape
-    kv_heads = keys.shape[0]
-    # A KV head's query heads become rows of one product: [kv_heads, heads / kv_heads · T, dim].
-    folded = query.reshape(kv_heads, -1, dim).float()
-    reach = segment.reach(window)
-    parts = [(keys[:, at : at + count], values[:, at : at + count], mask) for at, count, mask in reach.runs]
-    parts.append((local_key, local_value, reach.local))
+    """`Attention.attend` for an adapter that takes segments in turn: K and V written, then each segment's rows."""
+    keys, values = batch.store.keys[block], batch.store.values[block]
+    keys[:, batch.written] = key
+    values[:, batch.written] = value
+    outputs = []
+    for segment in batch.segments:
+        if segment.rows.start == segment.rows.stop:
+            continue  # it only commits, or all its rows died while they waited
+        reach = segment.reach(window)
+        trunk = [(keys[:, at : at + count], values[:, at : at + count], mask) for at, count, mask in reach.runs]
+        if segment.local_rows is None:
+            crown = (key[:, segment.rows], value[:, segment.rows], reach.local)
+        else:
+            crown = (keys[:, segment.local_rows], values[:, segment.local_rows], reach.local)
+        outputs.append(attend_rows(Rows(query[:, segment.rows], trunk, crown, scaling, softcap, sinks)))
+    return torch.cat(outputs or [query.transpose(0, 1)]).to(query.dtype)
+
+
+def attend_plainly(rows: Rows) -> torch.Tensor:
+    """float32 [T, heads, value_dim]: all scores at once, one softmax."""
+    parts = [*rows.trunk, rows.crown]
+    scores = scores_of(rows, parts)
     counts = [part[0].shape[1] for part in parts]
+    if rows.sinks is not None:
+        # A sink takes probability and gives nothing: one more key of that score and value zero.
+        level = rows.sinks.float().view(len(scores), -1, 1).expand(-1, -1, rows.query.shape[1])
+        scores, counts = torch.cat([scores, level.reshape(len(scores), -1, 1)], -1), [*counts, 1]
+    return rows.unfolded(weighed(torch.split(scores.softmax(-1), counts, -1), parts))
+
+
+def scores_of(rows: Rows, parts: Sequence[Part]) -> torch.Tensor:
+    """float32 [kv_heads, folded rows, keys of all parts]; -inf where a key is not seen."""
+    folded = rows.folded().float() * rows.scaling
     scores = torch.cat([torch.bmm(folded, key.float().transpose(1, 2)) for key, _, _ in parts], -1)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    by_row = scores.view(kv_heads, -1, rows, scores.shape[-1])
-    for seen, (_, _, mask) in zip(torch.split(by_row, counts, -1), parts, strict=True):
+    if rows.softcap is not None:
+        scores = torch.tanh(scores / rows.softcap) * rows.softcap
+    by_row = scores.view(len(scores), -1, rows.query.shape[1], scores.shape[-1])
+    for seen, (_, _, mask) in zip(torch.split(by_row, [part[0].shape[1] for part in parts], -1), parts, strict=True):
         if mask is not None:
             seen.masked_fill_(~mask, -torch.inf)
-    if sinks is not None:
-        # A sink takes probability and gives nothing: one more key of that score and value zero.
-        level = sinks.float().view(kv_heads, -1, 1).expand(-1, -1, rows).reshape(kv_heads, -1, 1)
-        scores, counts = torch.cat([scores, level], -1), [*counts, 1]
-    weights = torch.split(scores.softmax(-1), counts, -1)
-    merged = torch.bmm(weights[0], parts[0][1].float())
-    for weight, (_, value, _) in zip(weights[1:], parts[1:], strict=False):  # a sink has no value
-        merged = torch.baddbmm(merged, weight, value.float())
-    return merged.view(heads, rows, -1).transpose(0, 1)
+    return scores
+
+
+def weighed(weights: Sequence[torch.Tensor], parts: Sequence[Part]) -> torch.Tensor:
+    """float32 [kv_heads, folded rows, value_dim]: the values' sum.  Weights past the last part are of no value."""
+    total = torch.bmm(weights[0], parts[0][1].float())
+    for weight, (_, value, _) in zip(weights[1:], parts[1:], strict=False):
+        total = torch.baddbmm(total, weight, value.float())
+    return total
 
 
 def _from_layer(

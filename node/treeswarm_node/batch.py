@@ -66,10 +66,13 @@ class SegmentMeta:
         start = 0
         for first, count in self.trunk_runs:
             skipped = min(max(lowest - start, 0), count)
-            if skipped < count:
-                keys = torch.arange(start + skipped, start + count, device=self.positions.device)
-                mask = None if start + skipped >= highest else keys >= oldest[:, None]
-                runs.append((first + skipped, count - skipped, mask))
+            # Rows of a tree lie at several depths: only the keys between their windows' beginnings need a mask.
+            cut = min(max(highest - start, skipped), count)
+            if skipped < cut:
+                keys = torch.arange(start + skipped, start + cut, device=self.positions.device)
+                runs.append((first + skipped, cut - skipped, keys >= oldest[:, None]))
+            if cut < count:
+                runs.append((first + cut, count - cut, None))
             start += count
         return Reach(runs, self.visible & (self.local_positions >= oldest[:, None]))
 

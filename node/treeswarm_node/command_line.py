@@ -81,6 +81,10 @@ def add_node_flags(made: argparse.ArgumentParser) -> None:
         help="between nodes: as computed, or in 8 bits, which changes the text (default native)",
     )  # fmt: skip
     made.add_argument(
+        "--attention", choices=["auto", "torch", "flash"], default="auto",
+        help="flash: torch's kernels for long texts; auto: those on CUDA where they compute right (default auto)",
+    )  # fmt: skip
+    made.add_argument(
         "--offload", choices=["none", "ram", "disk"], default="none",
         help="host more blocks than the device holds: their weights wait there (default none)",
     )  # fmt: skip
@@ -143,6 +147,7 @@ def config_of(args: argparse.Namespace) -> NodeConfig:
         dtype=args.dtype,
         quantization=args.quantization,
         activations="" if args.activations == "native" else args.activations,
+        attention=args.attention,
         offload=args.offload,
         device=args.device,
         kv_tokens=args.kv_tokens,

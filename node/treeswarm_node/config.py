@@ -89,6 +89,8 @@ class NodeConfig:
     """Of the hosted blocks' weights: `none`, `int8`, `nf4`."""
     activations: str = ""
     """On links: empty as computed, or `int8`."""
+    attention: str = "auto"
+    """How it is computed: `torch`, `flash`, or `auto`, which is flash on CUDA where that passes its proof."""
     offload: str = "none"
     """Where the blocks' weights stay while they are not computed with: `none`, `ram`, `disk`."""
     revision: str | None = None

@@ -22,7 +22,7 @@ from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.command_line import add_node_flags, config_of
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.machine import device_findings, disk, files_needed, free_port, numerics, room, software
+from treeswarm_node.machine import attention, device_findings, disk, files_needed, free_port, numerics, room, software
 from treeswarm_node.place import ASKED, How, Place, Verdict, announced_address, own_place, verdict_of
 from treeswarm_node.stage import Model
 
@@ -77,6 +77,7 @@ async def examine(config: NodeConfig) -> list[Finding]:
     found += [port, *await examine_network(config, model, listens=port.verdict == "ok")]
     if device is not None:
         found.append(await asyncio.to_thread(numerics, config, device))
+        found.append(await asyncio.to_thread(attention, config, device))
     return found
 
 

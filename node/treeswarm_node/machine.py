@@ -12,8 +12,11 @@ from treeswarm.errors import SwarmError
 from treeswarm.health import Finding
 from treeswarm.model_files import HUB_ID
 from treeswarm.transport.address import Address
+from treeswarm_node.attention_choice import check_attention, unproven
 from treeswarm_node.config import Limits, NodeConfig
 from treeswarm_node.fit import blocks_that_fit, footprint_of, free_memory, store_room
+from treeswarm_node.flash import FlashAttention
+from treeswarm_node.kv import KVShape
 from treeswarm_node.numerics import Tried, try_numerics
 from treeswarm_node.stage import Model, dtype_for, find_device
 
@@ -126,6 +129,23 @@ def free_port(listen: str) -> Finding:
 def numerics(config: NodeConfig, device: torch.device) -> Finding:
     """Which classes this device computes right, and whether the one asked for is among them."""
     return judged(try_numerics(device), dtype_for(config.dtype, device), config.quantization)
+
+
+def attention(config: NodeConfig, device: torch.device) -> Finding:
+    """What would compute it, and whether the kernels agree with plain attention, on heads as an 8B model has them."""
+    dtype = getattr(torch, dtype_for(config.dtype, device))
+    try:
+        flash = check_attention(config.attention, device, dtype)
+    except SwarmError as error:
+        return Finding.of_error("attention", error)
+    if not flash:
+        return Finding.ok("attention", "plain torch")
+    adapter = FlashAttention(device)
+    failure = unproven(adapter, 32, KVShape(8, 128, 128), dtype, device)
+    if failure is None:
+        return Finding.ok("attention", f"{adapter.name} agrees with plain torch")
+    step = "go without --attention: the node then computes plainly; or update the driver and torch"
+    return Finding.warn("attention", f"{adapter.name} is of no use here: {failure}", step)
 
 
 def judged(tried: list[Tried], dtype: str, quantization: str) -> Finding:

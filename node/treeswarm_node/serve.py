@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from treeswarm.errors import BadRequest
 from treeswarm.keys import Identity, read_swarm_key
 from treeswarm.progress import Progress
@@ -20,6 +22,7 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.pace import Pace
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
+from treeswarm_node.attention_choice import check_attention
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.gauge import Gauge
 from treeswarm_node.hours import keep_hours, until_within
@@ -94,7 +97,9 @@ class Serving:
 async def serving(config: NodeConfig, progress: Progress | None = None) -> AsyncIterator["Serving"]:
     """A node that serves; on leaving, its sessions are handed over and its record withdrawn.  `progress` hears how far
     loading is.  Outside its hours it waits for them first.  Cancelled while it waits or loads, it withdraws as well."""
-    config = replace(config, dtype=dtype_for(config.dtype, find_device(config.device)))
+    device = find_device(config.device)
+    config = replace(config, dtype=dtype_for(config.dtype, device))
+    check_attention(config.attention, device, getattr(torch, config.dtype))
     swarm_key = read_swarm_key(config.swarm_key) if config.swarm_key else None
     async with contextlib.AsyncExitStack() as stack:
         identity, kept_at = stack.enter_context(own_identity(config.identity))

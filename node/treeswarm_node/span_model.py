@@ -18,7 +18,7 @@ PINNED_ROPE, REFUSED_ROPE = "longrope", "dynamic"
 
 
 class SpanModel:
-    """`loaded`, with a KV cache of `kv_tokens` rows and the reference attention.  For one thread."""
+    """`loaded`, with a KV cache of `kv_tokens` rows; with the reference attention, if no other.  For one thread."""
 
     def __init__(self, loaded: LoadedSpan, kv_tokens: int, attention: seam.Attention | None = None) -> None:
         seam.register()
@@ -28,7 +28,8 @@ class SpanModel:
         self.base = loaded.skeleton.base_model
         self.layers = list(self.base.layers[loaded.span.start : loaded.span.end])
         self.rotary = _Rotary(self.base)
-        self.store = KVStore(len(self.layers), kv_shape(self.layers, loaded), kv_tokens, loaded.dtype, loaded.device)
+        self.kv_shape = kv_shape(self.layers, loaded)
+        self.store = KVStore(len(self.layers), self.kv_shape, kv_tokens, loaded.dtype, loaded.device)
         self._embed = _with_children(self.base, layers=torch.nn.ModuleList(), norm=torch.nn.Identity())
         self._head = _Head(loaded) if loaded.is_tail else None
 

@@ -22,6 +22,7 @@ from treeswarm.session import NodeSession, SessionTerms
 from treeswarm.spans import Span
 from treeswarm_node.activations import row_codec
 from treeswarm_node.admission import Served
+from treeswarm_node.attention_choice import choose_attention
 from treeswarm_node.batch import Segment
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.counters import Counters
@@ -174,6 +175,7 @@ def _load(
     weights = weights_digest(folder, read_config(folder), progress)
     spanned = SpanModel(loaded, config.kv_tokens)
     prove(spanned)
+    choose_attention(spanned, config.attention)
     numerics = NumericsClass(weights, config.dtype, config.quantization, config.activations)
     served = Served(
         span=span,

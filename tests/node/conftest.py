@@ -14,7 +14,9 @@ from treeswarm.messages import Answers, Append
 from treeswarm.sampling import SamplingSettings
 from treeswarm.session import NodeSession, SessionTerms
 from treeswarm.spans import Span
+from treeswarm_node.attention import Attention, TorchReference
 from treeswarm_node.batch import Segment
+from treeswarm_node.flash import FlashAttention
 from treeswarm_node.kv import SessionKV
 from treeswarm_node.loaded import LoadedSpan
 from treeswarm_node.span_model import SpanModel
@@ -98,14 +100,24 @@ class SpanChain:
         return dict(zip(steps, logits.split([step.rows for step in steps.values()]), strict=True))
 
 
+CPU = torch.device("cpu")
+ADAPTERS: dict[str, Callable[[], Attention]] = {"torch": TorchReference, "flash": lambda: FlashAttention(CPU)}
+
+
 @pytest.fixture
-def cut_in_three() -> Callable[[PreTrainedModel], SpanChain]:
+def adapter() -> Attention:
+    """What spans attend with; files whose tests hold of every adapter say so with one of their own."""
+    return TorchReference()
+
+
+@pytest.fixture
+def cut_in_three(adapter: Attention) -> Callable[[PreTrainedModel], SpanChain]:
     """Cut a model into blocks 0:1, 1:3, 3:4, each on a copy of its own, as three machines would have it."""
 
     def cut(model: PreTrainedModel) -> SpanChain:
         spans = [Span(0, 1), Span(1, 3), Span(3, 4)]
-        loaded = [LoadedSpan(copy.deepcopy(model), span, torch.float32, torch.device("cpu")) for span in spans]
-        return SpanChain([SpanModel(part, kv_tokens=2048) for part in loaded])
+        loaded = [LoadedSpan(copy.deepcopy(model), span, torch.float32, CPU) for span in spans]
+        return SpanChain([SpanModel(part, 2048, adapter) for part in loaded])
 
     return cut
 

@@ -19,8 +19,9 @@ from treeswarm.spans import Span
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm_client.local_swarm import LocalSwarm, local_swarm
 from treeswarm_node import place
+from treeswarm_node.command_line import read_config
 from treeswarm_node.doctor import _opening, reached
-from treeswarm_node.machine import free_port, judged
+from treeswarm_node.machine import attention, free_port, judged
 from treeswarm_node.numerics import TOLERANCES, Tried, try_numerics
 
 HERE = "0.0.0.0:4001"
@@ -80,6 +81,14 @@ def test_this_machines_cpu_computes_every_class_right() -> None:
     assert all(one.passes for one in tried), tried
 
 
+def test_attention_is_checked_as_the_node_would_choose_it() -> None:
+    said = {}
+    for wanted in ("auto", "flash"):
+        config, _ = read_config(["demo", "--attention", wanted], {})
+        said[wanted] = attention(config, torch.device("cpu")).said
+    assert said == {"auto": "plain torch", "flash": "torch-flash agrees with plain torch"}
+
+
 def test_ports() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -113,7 +122,18 @@ async def node() -> AsyncIterator[LocalSwarm]:
 
 
 # Not the disk, memory and open files of whatever machine runs the tests.
-MUST_BE_WELL = ("python", "software", "device", "port", "registry", "nodes", "clock", "reachability", "numerics")
+MUST_BE_WELL = (
+    "python",
+    "software",
+    "device",
+    "port",
+    "registry",
+    "nodes",
+    "clock",
+    "reachability",
+    "numerics",
+    "attention",
+)
 LOCAL = ("--listen", "127.0.0.1:0")
 
 

@@ -10,14 +10,21 @@ from transformers import PreTrainedModel
 
 from treeswarm.sampling import SamplingSettings
 from treeswarm.session import NodeSession, SessionTerms
+from treeswarm_node.attention import Attention
 from treeswarm_node.batch import Segment
 from treeswarm_node.device import Device
 from treeswarm_node.sampler import Sampler
 
-from .conftest import SpanChain, append_of, tiny_model
+from .conftest import ADAPTERS, SpanChain, append_of, tiny_model
 
 Cut = Callable[[PreTrainedModel], SpanChain]
 PROMPT = [5, 6, 7]
+
+
+@pytest.fixture(params=ADAPTERS)
+def adapter(request: pytest.FixtureRequest) -> Attention:
+    """Everything here holds of every adapter."""
+    return ADAPTERS[request.param]()
 
 
 def begun(chain: SpanChain, *names: str) -> None:

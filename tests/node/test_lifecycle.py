@@ -9,16 +9,19 @@ import signal
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.virtual_clock import run_virtually
 
+from treeswarm.errors import BadRequest
 from treeswarm.records import NodeState
 from treeswarm.spans import Span
-from treeswarm_node import lifecycle
+from treeswarm_node import lifecycle, serve
 from treeswarm_node.cli import _serve_until_stopped
 from treeswarm_node.command_line import read_config
 from treeswarm_node.config import NodeConfig
@@ -158,6 +161,21 @@ async def test_told_to_stop_while_it_first_loads_a_node_says_that_it_is_gone(
     monkeypatch.setattr(lifecycle, "on_stage", stopping)
     await asyncio.wait_for(_serve_until_stopped(config, None), SOON_S)
     assert left == [NodeState.GONE]
+
+
+@pytest.mark.parametrize(("wanted", "name"), [("auto", "torch-reference"), ("flash", "torch-flash")])
+async def test_a_node_says_which_attention_it_computes_with(config: NodeConfig, wanted: str, name: str) -> None:
+    async with on_stage(replace(config, attention=wanted), Model.find("demo"), Span(0, 1)) as stage:
+        assert stage.served.attention == name
+
+
+async def test_an_attention_that_cannot_be_is_refused_before_anything_is_announced(
+    config: NodeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "find_device", lambda _: torch.device("mps"))
+    with pytest.raises(BadRequest, match=r"no flash kernel for mps\): give --attention auto"):
+        async with serving(replace(config, attention="flash")):
+            pass
 
 
 async def test_a_load_that_nobody_waits_for_ends(config: NodeConfig) -> None:
