@@ -23,6 +23,7 @@ from treeswarm.registry import Registry, client_registry, registry_kind
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.registry.seam import Snapshot
 from treeswarm.sampling import SamplingSettings
+from treeswarm.tasks import cancelled
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
@@ -142,7 +143,7 @@ class SwarmClient:
             dials = registry.dials if isinstance(registry, PeersRegistry) else {}
             self.view = SwarmView(registry, self.target, largest + 1, dials, snapshot)
             watching = asyncio.create_task(self.view.watch())
-            undo.push_async_callback(_cancel, watching)
+            undo.push_async_callback(cancelled, watching)
             self._leave = undo.pop_all()
         return self
 
@@ -417,11 +418,6 @@ def registry_spec(peers: str | None, registry: str | None) -> str:
     if (peers is None) == (registry is None):
         raise BadRequest("say where the nodes are: --peers HOST:PORT,HOST:PORT or --registry HOST:PORT of any node")
     return registry if registry is not None else f"static:{peers}"
-
-
-async def _cancel(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _end(run: Run) -> None:
