@@ -27,7 +27,13 @@ TELL_EVERY_S = 0.5
 # An order older than this may be somebody's recording of it.
 ORDER_AGE_S = 60.0
 ORDER_PREFIX = b"treeswarm manage\n"
-ACTIONS = ("pause", "resume", "drain")
+ACTIONS = {
+    "pause": "pausing: its sessions go on elsewhere, then it frees its memory and serves nothing until "
+    "`swarm-node resume`",
+    "resume": "resuming: unless it serves already, it loads its blocks and serves again; `swarm-node pause` undoes it",
+    "drain": "leaving for good: its sessions go on elsewhere, then the program ends; only starting it anew undoes that",
+}
+"""The owner's orders, and what the node says it does now."""
 
 Draft = Callable[[int, int], NodeRecord]
 """The node's record as of now, given its generation and expiry."""
@@ -116,7 +122,7 @@ class Membership:
             self.orders.put_nowait(order.action)
         except asyncio.QueueFull:
             raise Refused("the node is still busy with earlier orders", FaultCode.TOO_MANY) from None
-        return f"{order.action}: taken"
+        return ACTIONS[order.action]
 
     async def _renew(self) -> SealedRecord:
         now = time.time()
