@@ -46,6 +46,7 @@ from treeswarm_client.seats import MOST_SEATS, Seats
 from treeswarm_client.session import ClientSession
 from treeswarm_client.text import StopText, TextStream
 from treeswarm_client.view import SwarmView, choose_target
+from treeswarm_client.waits import OnWait
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ class SwarmClient:
     """Only nodes whose weights are so: `none`, `int8`, `nf4`; None: as above."""
     patience: float = DEFAULT_PATIENCE_S
     """Seconds a generation waits for nodes to appear where no chain can be made, before it ends."""
+    on_wait: OnWait = lambda _: None
+    """Told while a generation waits so: why, and how long it still does."""
     prefix_scope: PrefixScope = "client"
     """With whom nodes may share the KV of a prompt's beginning: `client`, this one's own generations; `swarm`, whoever
     sends the same prompt, who can then tell that somebody did, and whose nodes must be trusted to have computed it;
@@ -302,6 +305,7 @@ class SwarmClient:
                 patience_s=self.patience,
                 shared=SharedPrompt(run.prompt_ids, self.prefix_scope, request.prefix_secret),
                 alternatives=seat.drafter.alternatives if largest else 0,
+                on_wait=self.on_wait,
             ) as chain,
             AsyncExitStack() as undo,
         ):
