@@ -1,7 +1,6 @@
 """`swarm bench`: repeat the figures of docs/benchmarks.md on this machine."""
 
 import argparse
-import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.pretty import pprint
 
 from treeswarm.errors import BadRequest
 from treeswarm_client.bench.common import BenchSetup
+from treeswarm_client.cli.ending import run
 from treeswarm_client.cli.flags import add_swarm_key_flag
 from treeswarm_client.lab.shape import LabLink
 
@@ -111,7 +111,7 @@ def _run(args: argparse.Namespace) -> int:
         peers=args.peers,
     )
     bench = _in_lab if args.lab else _benches()[args.which]
-    result = asyncio.run(bench(setup, args))
+    result = run(bench(setup, args))
     if args.json:
         print(json.dumps(result))
     elif args.which == "tls":
