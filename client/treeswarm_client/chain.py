@@ -37,6 +37,7 @@ from treeswarm_client.prefix import SharedPrompt
 from treeswarm_client.route import Hop, Pilot, Target
 from treeswarm_client.second_thoughts import SecondThoughts
 from treeswarm_client.uplink import Uplink
+from treeswarm_client.waits import OnWait, Waits
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +59,13 @@ class Chain:
     shared: SharedPrompt | None = None
     alternatives: int = 0
     """How many of the target's best tokens come with every answered row."""
+    on_wait: OnWait = lambda _: None
     session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_ID_BYTES))
     epoch: int = -1
     members: list[Member] = field(default_factory=list)
     repairs: list[Repair] = field(default_factory=list)
     _uplink: Uplink = field(init=False)
+    _waits: Waits = field(init=False)
     _lost: dict[str, SwarmError] = field(default_factory=dict)
     """Nodes of the chain that are of no more use to it, by address."""
     _why: dict[str, SwarmError] = field(default_factory=dict)
@@ -87,6 +90,7 @@ class Chain:
 
     def __post_init__(self) -> None:
         self._uplink = Uplink(self._link_broke, self._background)
+        self._waits = Waits(self.session, self.on_wait)
 
     @property
     def hops(self) -> tuple[Hop, ...]:
@@ -151,8 +155,9 @@ class Chain:
             self._tries = Tries(until=loop.time() + self.patience_s)
         else:
             await self._tries.pause()
-        while not await self._mended(trunk, tip, self._tries):
-            pass
+        with self._waits.told():
+            while not await self._mended(trunk, tip, self._tries):
+                pass
         if before:
             left = [hop for hop in before if hop not in self.hops]
             gone = tuple((hop, str(self._why.get(hop.address, "it asked to leave"))) for hop in left)
@@ -170,10 +175,11 @@ class Chain:
         except Interrupted:  # another node failed meanwhile: the next try goes without it
             await tries.pause()
             return False
-        except (MissingBlocks, Refused):
+        except (MissingBlocks, Refused) as error:
             patience = tries.until - asyncio.get_running_loop().time()
             if patience <= 0:
                 raise
+            self._waits.say(error, patience)
             await self.pilot.changed(patience)
             for member in [m for m in self.members if m.hop.address in self._lost]:
                 self.members.remove(member)  # a node like any other again: the pilot knows from when on
@@ -399,13 +405,14 @@ async def open_chain(
     patience_s: float = 0.0,
     shared: SharedPrompt | None = None,
     alternatives: int = 0,
+    on_wait: OnWait = lambda _: None,
 ) -> AsyncIterator[Chain]:
     """A session on the chain that `pilot` chooses, for the prompt `shared` if its KV may be shared; closed on leaving,
-    whatever happened.  Its tail sends so many `alternatives` with every answered row.
+    whatever happened.  Its tail sends so many `alternatives` with every answered row.  `on_wait` hears of every wait.
 
     Raises MissingBlocks and Refused (full) when `patience_s` seconds brought no chain.
     """
-    chain = Chain(target, pilot, transport, room, patience_s, shared, alternatives)
+    chain = Chain(target, pilot, transport, room, patience_s, shared, alternatives, on_wait)
     watching = asyncio.create_task(chain.watch())
     try:
         await chain.mend((), 0)

@@ -23,6 +23,7 @@ from treeswarm.registry import Registry, client_registry, registry_kind
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.registry.seam import Snapshot
 from treeswarm.sampling import SamplingSettings
+from treeswarm.tasks import cancelled
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
@@ -45,6 +46,7 @@ from treeswarm_client.seats import MOST_SEATS, Seats
 from treeswarm_client.session import ClientSession
 from treeswarm_client.text import StopText, TextStream
 from treeswarm_client.view import SwarmView, choose_target
+from treeswarm_client.waits import OnWait
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +108,8 @@ class SwarmClient:
     """Only nodes whose weights are so: `none`, `int8`, `nf4`; None: as above."""
     patience: float = DEFAULT_PATIENCE_S
     """Seconds a generation waits for nodes to appear where no chain can be made, before it ends."""
+    on_wait: OnWait = lambda _: None
+    """Told while a generation waits so: why, and how long it still does."""
     prefix_scope: PrefixScope = "client"
     """With whom nodes may share the KV of a prompt's beginning: `client`, this one's own generations; `swarm`, whoever
     sends the same prompt, who can then tell that somebody did, and whose nodes must be trusted to have computed it;
@@ -142,7 +146,7 @@ class SwarmClient:
             dials = registry.dials if isinstance(registry, PeersRegistry) else {}
             self.view = SwarmView(registry, self.target, largest + 1, dials, snapshot)
             watching = asyncio.create_task(self.view.watch())
-            undo.push_async_callback(_cancel, watching)
+            undo.push_async_callback(cancelled, watching)
             self._leave = undo.pop_all()
         return self
 
@@ -301,6 +305,7 @@ class SwarmClient:
                 patience_s=self.patience,
                 shared=SharedPrompt(run.prompt_ids, self.prefix_scope, request.prefix_secret),
                 alternatives=seat.drafter.alternatives if largest else 0,
+                on_wait=self.on_wait,
             ) as chain,
             AsyncExitStack() as undo,
         ):
@@ -417,11 +422,6 @@ def registry_spec(peers: str | None, registry: str | None) -> str:
     if (peers is None) == (registry is None):
         raise BadRequest("say where the nodes are: --peers HOST:PORT,HOST:PORT or --registry HOST:PORT of any node")
     return registry if registry is not None else f"static:{peers}"
-
-
-async def _cancel(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _end(run: Run) -> None:

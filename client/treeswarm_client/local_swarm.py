@@ -68,13 +68,12 @@ class LocalSwarm:
 
     async def start_all(self, flags: Sequence[Sequence[str]], places: Sequence[Place]) -> list[LocalNode]:
         """Some at once: they load side by side."""
-        started = [
-            await _start(
-                place, self.model, *self.flags, "--identity", str(self._folder / f"{next(self._names)}.pem"), *own
-            )
-            for own, place in zip(flags, places, strict=True)
-        ]
+        started: list[tuple[asyncio.subprocess.Process, asyncio.Task[bytes]]] = []
+        # Before the first one starts: whoever is told to stop in their midst stops them too.
         self._stack.push_async_callback(_stop_all, started)
+        for own, place in zip(flags, places, strict=True):
+            identity = str(self._folder / f"{next(self._names)}.pem")
+            started.append(await _start(place, self.model, *self.flags, "--identity", identity, *own))
         ready = await asyncio.gather(*(_ready(process, errors) for process, errors in started))
         self.nodes.extend(ready)
         return ready

@@ -44,7 +44,12 @@ async def _ask(request: dict[str, Any]) -> StockTexts:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    output, errors = await process.communicate(json.dumps(request).encode())
+    try:
+        output, errors = await process.communicate(json.dumps(request).encode())
+    finally:
+        if process.returncode is None:  # nobody waits for it any more
+            process.kill()
+            await process.wait()
     if process.returncode:
         raise ModelError(f"the stock model could not run: {errors.decode(errors='replace').strip().splitlines()[-1]}")
     return StockTexts(**json.loads(output))

@@ -27,7 +27,14 @@ TELL_EVERY_S = 0.5
 # An order older than this may be somebody's recording of it.
 ORDER_AGE_S = 60.0
 ORDER_PREFIX = b"treeswarm manage\n"
-ACTIONS = ("pause", "resume", "drain")
+WITHDRAWING = {NodeState.DRAINING, NodeState.PAUSED, NodeState.GONE}
+ACTIONS = {
+    "pause": "pausing: its sessions go on elsewhere, then it frees its memory and serves nothing until "
+    "`swarm-node resume`",
+    "resume": "resuming: unless it serves already, it loads its blocks and serves again; `swarm-node pause` undoes it",
+    "drain": "leaving for good: its sessions go on elsewhere, then the program ends; only starting it anew undoes that",
+}
+"""The owner's orders, and what the node says it does now."""
 
 Draft = Callable[[int, int], NodeRecord]
 """The node's record as of now, given its generation and expiry."""
@@ -66,7 +73,8 @@ class Membership:
             try:
                 await self.registry.announce(sealed)
             except SwarmError as error:
-                log.warning("not announced, will try again: %s", error)
+                if await self._somebody_misses(sealed):
+                    log.warning("not announced, will try again: %s", error)
                 asyncio.get_running_loop().call_later(RETRY_S, self._due.set)
 
     def changed(self) -> None:
@@ -82,7 +90,14 @@ class Membership:
             try:
                 await self.registry.withdraw(sealed)
             except SwarmError as error:
-                log.warning("not withdrawn, the record will expire: %s", error)
+                if await self._somebody_misses(sealed):
+                    log.warning("not withdrawn, the record will expire: %s", error)
+                else:
+                    log.info("left; nobody else was there to be told")
+
+    async def _somebody_misses(self, sealed: SealedRecord) -> bool:
+        """What was not told: that the last node of a swarm stops serving is no news to anybody."""
+        return sealed.record.state not in WITHDRAWING or bool(await self.others())
 
     async def others(self) -> Snapshot:
         """Everyone else."""
@@ -116,7 +131,7 @@ class Membership:
             self.orders.put_nowait(order.action)
         except asyncio.QueueFull:
             raise Refused("the node is still busy with earlier orders", FaultCode.TOO_MANY) from None
-        return f"{order.action}: taken"
+        return ACTIONS[order.action]
 
     async def _renew(self) -> SealedRecord:
         now = time.time()

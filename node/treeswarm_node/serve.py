@@ -16,6 +16,7 @@ from treeswarm.progress import Progress
 from treeswarm.records import NodeState
 from treeswarm.registry import Registry, invitation, open_registry, registry_kind
 from treeswarm.registry.book import BookRegistry
+from treeswarm.tasks import cancelled
 from treeswarm.transport.address import Address
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
@@ -138,7 +139,7 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         if config.hours:
             works.append(keep_hours(config.hours, life.membership.orders))
         for work in works:
-            stack.push_async_callback(_cancel, asyncio.create_task(work))
+            stack.push_async_callback(cancelled, asyncio.create_task(work))
         yield Serving(_ready(config, life, registry, metrics), life, gauge)
 
 
@@ -206,8 +207,3 @@ def _join_line(config: NodeConfig, registry: Registry) -> str | None:
         return invitation(config.registry)
     spec = getattr(registry, "spec", None)
     return str(spec) if spec else None
-
-
-async def _cancel(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -1,6 +1,7 @@
 """What the gateway does with requests before any swarm is asked: in this process, without nodes."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -52,6 +53,22 @@ async def test_without_keys_it_answers_nobody_else(host: str) -> None:
         assert (answer.status_code, answer.json()["error"]["type"]) == (403, "invalid_request_error")
     async with http(backend(ApiKeys.of([KEY])), host) as client:
         assert (await client.get("/health")).status_code == 200
+
+
+async def test_the_front_page_leads_on_and_what_is_nowhere_is_told_as_openai_tells_it() -> None:
+    async with http(backend(ApiKeys.of([KEY]))) as client:
+        page = await client.get("/", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert "/v1" in page.text
+        links = re.findall(r'href="([^"]+)"', page.text)
+        assert links == ["map/", "health", "ready"]
+        assert [(await client.get(f"/{link}")).status_code for link in links] == [200, 200, 503]
+        for accept in ("*/*", "application/json"):
+            told = await client.get("/", headers={"Accept": accept})
+            assert (told.status_code, told.json()["map"], told.json()["openai"]) == (200, "/map/", "/v1")
+        nowhere = await client.get("/nowhere", headers={"Accept": "text/html"})
+        assert (nowhere.status_code, nowhere.json()["error"]["type"]) == (404, "invalid_request_error")
 
 
 async def test_too_large_is_413_however_it_comes() -> None:

@@ -1,14 +1,16 @@
 """A node takes its owner's orders and nobody else's, each once, and none that is old."""
 
+import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from treeswarm.errors import Refused
+from treeswarm.errors import Refused, Unreachable
 from treeswarm.keys import Identity
 from treeswarm.messages import Manage
-from treeswarm.records import NodeRecord, NodeState
+from treeswarm.records import NodeRecord, NodeState, SealedRecord
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm_node.membership import ACTIONS, ORDER_AGE_S, Membership, order_bytes
 
@@ -37,7 +39,7 @@ def order(action: str, at: int, signer: Identity = OWNER, **changes: Any) -> Man
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_the_owners_order_is_taken(membership: Membership, action: str) -> None:
-    assert membership.manage(order(action, stamp())) == f"{action}: taken"
+    assert membership.manage(order(action, stamp())) == ACTIONS[action]
     assert membership.orders.get_nowait() == action
 
 
@@ -122,3 +124,40 @@ async def test_a_node_tells_of_itself_or_of_all_and_passes_farewells_on() -> Non
     (farewell,) = await anext(everyone)
     assert (await anext(alone)) == (farewell,)
     assert [sealed.record.node for sealed in await book.snapshot()] == [other.id]
+
+
+@dataclass(eq=False)
+class DeafRegistry(MemoryRegistry):
+    """Nobody else has what it is told."""
+
+    async def announce(self, sealed: SealedRecord) -> None:
+        await super().announce(sealed)
+        raise Unreachable("nobody else has it")
+
+    async def withdraw(self, sealed: SealedRecord) -> None:
+        await self.announce(sealed)
+
+
+@pytest.mark.parametrize("accompanied", [False, True])
+async def test_only_the_last_nodes_leave_is_nobodys_news(caplog: pytest.LogCaptureFixture, accompanied: bool) -> None:
+    me, book = Node(), DeafRegistry(MODEL)
+    if accompanied:
+        await book.hear([Node().record(4002).sealed])
+    state = NodeState.ONLINE
+
+    def draft(generation: int, expires: int) -> NodeRecord:
+        made = me.record(4001, generation=generation, expires=expires, state=state)
+        return made.record
+
+    membership = Membership(me, draft, book, book)
+    said = []
+    for state in (NodeState.ONLINE, NodeState.DRAINING, NodeState.PAUSED):  # noqa: B007  # `draft` reads it
+        caplog.clear()
+        await membership.announce()
+        said.append(bool(caplog.records))
+    assert said == [True, accompanied, accompanied]
+    state = NodeState.GONE
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        await membership.leave()
+    assert [record.levelname for record in caplog.records] == ["WARNING" if accompanied else "INFO"]

@@ -96,6 +96,21 @@ def _at_the_terminal(swarm: LocalSwarm, state: Path, saved: Path) -> None:
         assert terminal.left() == 0
 
 
+async def test_ctrl_d_typed_during_an_answer_leaves_after_it(three_nodes: LocalSwarm) -> None:
+    def typed() -> None:
+        command = chat(three_nodes, "--tree-size", "0", "--max-new-tokens", "60", "--emulate-link", "delay=25ms")
+        with at_a_terminal([*command, "--no-history"], {}) as terminal:
+            terminal.see("> ")
+            terminal.type("import os")
+            terminal.see("import os\r\n")
+            terminal.see_some()
+            terminal.press(CTRL_D)
+            terminal.see("ended at 60 tokens")
+            assert terminal.left() == 0
+
+    await asyncio.to_thread(typed)
+
+
 async def test_colours_are_there_if_asked_for_and_not_forbidden(three_nodes: LocalSwarm, tmp_path: Path) -> None:
     def shown(*flags: str, **environment: str) -> str:
         environment |= {"TERM": "xterm", "XDG_STATE_HOME": str(tmp_path)}

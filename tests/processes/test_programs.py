@@ -1,7 +1,9 @@
 """The programs on a command line."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +53,22 @@ def test_help_helps(words: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "usage:" in done.stdout
     assert "examples:" in done.stdout
+
+
+def test_told_to_stop_a_command_takes_its_nodes_along() -> None:
+    """As a supervisor tells it: the command alone, not everybody in its group."""
+    command = [BIN / "swarm", "demo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, text=True) as demo:
+        try:
+            assert demo.stdout is not None
+            assert demo.stdout.readline().startswith("swarm-node ")
+            demo.terminate()
+            assert demo.wait(60) == 143
+            with pytest.raises(ProcessLookupError):
+                os.killpg(demo.pid, 0)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(demo.pid, signal.SIGKILL)
 
 
 def test_node_and_client_take_a_models_revision_from_the_cache(tmp_path: Path) -> None:

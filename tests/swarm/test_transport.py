@@ -239,6 +239,21 @@ async def test_a_dialler_that_vanishes_breaks_the_stream(make: Make) -> None:
         assert isinstance(await asyncio.wait_for(over, 10), LinkBroken)
 
 
+async def test_whoever_waits_hears_that_the_transport_was_closed_and_dials_no_more(make: Make) -> None:
+    async with listening(make, echo) as address:
+        transport = make()
+        stream = await transport.connect(address, CONTROL)
+        await stream.send(Ping(1))
+        assert await stream.receive() == Pong(1)
+        waiting = asyncio.create_task(stream.receive())
+        await asyncio.sleep(0)
+        await transport.close()
+        with pytest.raises(LinkBroken):
+            await asyncio.wait_for(waiting, 10)
+        with pytest.raises(Unreachable, match="closed"):
+            await transport.connect(address, CONTROL)
+
+
 async def test_nobody_there(make: Make) -> None:
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9.*check the address"):
         await make().connect("127.0.0.1:9", CONTROL)

@@ -1,7 +1,6 @@
 """`swarm bench`: repeat the figures of docs/benchmarks.md on this machine."""
 
 import argparse
-import asyncio
 import contextlib
 import json
 import sys
@@ -16,6 +15,7 @@ from rich.pretty import pprint
 from treeswarm.errors import BadRequest
 from treeswarm_client.bench.common import BenchSetup
 from treeswarm_client.bench.widened import widened_model
+from treeswarm_client.cli.ending import run
 from treeswarm_client.cli.flags import add_swarm_key_flag
 from treeswarm_client.lab.shape import LabLink
 
@@ -130,7 +130,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     bench = _in_lab if args.lab else _benches()[args.which]
     with _widened(setup, args.widen) as wide:
-        result = asyncio.run(bench(wide, args))
+        result = run(bench(wide, args))
     if args.json:
         print(json.dumps(result))
     elif args.which == "tls":

@@ -1,7 +1,6 @@
 """`swarm demo`: three nodes on this machine, a completion that streams, and what trees buy over slow links."""
 
 import argparse
-import asyncio
 import contextlib
 import io
 import json
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from treeswarm.model_files import resolve_model
 from treeswarm_client.bench.common import Bench, BenchSetup, bench_swarm
+from treeswarm_client.cli.ending import run
 from treeswarm_client.cli.flags import tree_size
 from treeswarm_client.cli.live import LiveText
 from treeswarm_client.reference import stock_greedy
@@ -40,7 +40,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="default 96")
     made.add_argument("--tree-size", type=tree_size, default="auto", metavar="N", help="default auto")
     made.add_argument("--json", action="store_true", help="one JSON object: exact, plain, tree")
-    made.set_defaults(run=lambda args: asyncio.run(_run(args)))
+    made.set_defaults(run=lambda args: run(_run(args)))
 
 
 async def _run(args: argparse.Namespace) -> int:

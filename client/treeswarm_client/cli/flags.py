@@ -2,7 +2,8 @@
 
 import argparse
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from treeswarm.model_files import HubOptions
 from treeswarm.registry import client_registry
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.tls import Security
+from treeswarm_client.cli.patience import PatienceLines
 from treeswarm_client.client import DEFAULT_PATIENCE_S, SwarmClient, registry_spec
 from treeswarm_client.overview import clean
 from treeswarm_client.run import TreeSize
@@ -139,10 +141,12 @@ def client_of(args: argparse.Namespace, **more: Any) -> SwarmClient:
 @contextlib.asynccontextmanager
 async def open_client(args: argparse.Namespace) -> AsyncIterator[SwarmClient]:
     """Entered.  Raises what entering raises; a model that cannot be found is told together with what is served."""
-    client = client_of(args)
+    notes = Console(stderr=True, highlight=False)
+    told = {"on_wait": PatienceLines(notes, midline=sys.stdout.isatty())} if notes.is_terminal else {}
+    client = client_of(args, **told)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            with _waiting("loading the draft, finding nodes"):
+            with waiting("loading the draft, finding nodes"):
                 await stack.enter_async_context(client)
         except ModelError as error:
             served = await _served(args)
@@ -151,14 +155,14 @@ async def open_client(args: argparse.Namespace) -> AsyncIterator[SwarmClient]:
 
 
 @contextlib.contextmanager
-def _waiting(words: str) -> Iterator[None]:
-    """What takes some seconds is said meanwhile, where a person looks."""
+def waiting(words: str) -> Iterator[Callable[[str], None]]:
+    """What takes some seconds is said meanwhile, where a person looks; call what it gives to say it in other words."""
     console = Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
-        yield
+        yield lambda _: None
         return
-    with console.status(f"{words} …"):
-        yield
+    with console.status(f"{words} …") as status:
+        yield lambda words: status.update(f"{words} …")
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add_sampling_flags(made, max_new_tokens=128)
     made.add_argument("--n", type=int, default=1, metavar="N", help="samples of each prompt, side by side (default 1)")
     made.add_argument("--show-route", action="store_true", help="which nodes computed what, and what happened to them")
-    made.add_argument("--explain", action="store_true", help="on stderr: each round's tree, why, and where time went")
+    made.add_argument("--explain", action="store_true", help="on stderr: each traversal's tree, why, where time went")
     made.add_argument("--json", action="store_true", help="one JSON object a text instead of live text")
     made.set_defaults(run=_command)
 

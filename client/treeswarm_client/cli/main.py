@@ -11,8 +11,10 @@ from treeswarm.completion import add_completion_flag
 from treeswarm.errors import SwarmError
 from treeswarm.settings import parse
 from treeswarm_client.cli import bench, chat, demo, doctor, generate, models, serve, simulate, status
+from treeswarm_client.cli.ending import Terminated
 
 INTERRUPTED = 130
+TERMINATED = 143
 NOBODY_READS = 141
 EXAMPLES = """examples:
   swarm demo                                             everything on this machine, in a minute
@@ -41,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0; 1 after an error told in one line; 130 after Ctrl-C; 141 where nobody reads the output."""
+    """Exit status 0; 1 after an error told in one line; 130 after Ctrl-C, 143 after SIGTERM;
+    141 where nobody reads the output."""
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="swarm: %(message)s")
     try:
@@ -56,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
+    except Terminated:
+        print("stopped", file=sys.stderr)
+        return TERMINATED
 
 
 def _read(arguments: Sequence[str]) -> argparse.Namespace:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from treeswarm_client.cli.flags import waiting
 from treeswarm_client.simulate.config import Settings
 from treeswarm_client.simulate.engine import simulate
 from treeswarm_client.simulate.plot import require_matplotlib, write_plot
@@ -48,7 +49,8 @@ def _run(args: argparse.Namespace) -> int:
     settings = Settings(**{name: getattr(args, name) for name in names})
     if args.plot:
         require_matplotlib()
-    report = simulate(settings)
+    with waiting("beginning") as say:
+        report = simulate(settings, lambda hours: say(f"{hours:.2f} of {settings.hours:g} simulated hours"))
     if args.plot:
         write_plot(report, args.plot)
     if args.json:

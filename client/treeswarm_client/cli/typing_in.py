@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import select
+import struct
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,6 +30,8 @@ class Terminal:
 
     def next(self, *, more: bool) -> str:
         """One line."""
+        if _end_was_typed():
+            raise EOFError
         return input(self._prompts[more])
 
 
@@ -40,6 +44,22 @@ class Pipe:
         if not line:
             raise EOFError
         return line.removesuffix("\n").removesuffix("\r")
+
+
+def _end_was_typed() -> bool:
+    """Ctrl-D, before anybody asked: the terminal keeps it as a line of no letters, and readline would turn that into a
+    letter which means nothing to it."""
+    try:
+        import fcntl  # noqa: PLC0415  # Windows has none
+        import termios  # noqa: PLC0415
+    except ImportError:
+        return False
+    keyboard = sys.stdin.fileno()
+    try:
+        letters = struct.unpack("i", fcntl.ioctl(keyboard, termios.FIONREAD, bytes(4)))[0]
+        return not letters and bool(select.select([keyboard], [], [], 0)[0]) and not os.read(keyboard, 1)
+    except OSError:  # the terminal is gone; `input` says how
+        return False
 
 
 @contextlib.contextmanager

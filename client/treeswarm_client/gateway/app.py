@@ -20,7 +20,7 @@ from treeswarm.errors import SwarmError
 from treeswarm_client.gateway.answers import ChatWriter, CompletionWriter, Heading, Writer
 from treeswarm_client.gateway.backend import Backend, Job
 from treeswarm_client.gateway.errors import Failure, NoSuchModel, WrongKey, failure_of
-from treeswarm_client.gateway.page import map_page
+from treeswarm_client.gateway.page import front_page, map_page
 from treeswarm_client.gateway.presence import BodyLimit, Counted, OnlyHere, unless_gone
 from treeswarm_client.gateway.requests import ChatRequest, CompletionRequest, chat_ask, completion_ask
 from treeswarm_client.gateway.work import Ended, Event, Said, drain, usage_of
@@ -116,6 +116,10 @@ def _add_operator(app: FastAPI, backend: Backend) -> None:
         """The swarm is whole, as far as is known: 200, or 503."""
         backend.check_ready()
         return {"status": "ready"}
+
+    @app.get("/", include_in_schema=False)
+    async def front(request: Request) -> Response:
+        return front_page(request)
 
     # After the route of its events, which would never be reached otherwise.
     app.mount("/map", map_page(), name="map")

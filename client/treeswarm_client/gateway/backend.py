@@ -12,6 +12,7 @@ from typing import Any
 from treeswarm.errors import BadRequest, ModelError, SwarmError
 from treeswarm.prefix import SCOPE_BYTES
 from treeswarm.spans import missing_blocks
+from treeswarm.tasks import cancelled
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.gateway.admission import Admission
 from treeswarm_client.gateway.config import GatewayConfig
@@ -75,14 +76,14 @@ class Backend:
         async with contextlib.AsyncExitStack() as stack:
             if not await self._enter(stack):
                 waiting = asyncio.create_task(self._keep_entering(stack))
-                stack.push_async_callback(_cancel, waiting)
+                stack.push_async_callback(cancelled, waiting)
             looking = asyncio.create_task(self.watchers.keep_looking(self._look))
             try:
                 yield
             finally:
-                await _cancel(looking)
+                await cancelled(looking)
                 if self._asking is not None:
-                    await _cancel(self._asking)
+                    await cancelled(self._asking)
 
     def stop(self, grace_s: float) -> None:
         """Viewers and whoever waits are let go at once, streams under way after `grace_s` seconds."""
@@ -205,8 +206,3 @@ class Backend:
         if (await asyncio.wait({self._asking}, timeout=LOOK_S))[0]:
             self._asking.result()
         return {"kind": "overview", **(await self._lookout.see()).as_dict()}
-
-
-async def _cancel(task: "asyncio.Task[Any]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -65,7 +65,7 @@ def explain_line(report: RoundReport) -> str:
 
 
 def explain_lines(reports: Sequence[RoundReport]) -> list[str]:
-    """A line a round, then where the time went."""
+    """A line a round, which is a traversal after the prompt's; then where the time went."""
     return [*map(explain_line, reports), *_table(reports)]
 
 
@@ -82,6 +82,7 @@ def _table(reports: Sequence[RoundReport]) -> list[str]:
     tokens, expected = sum(report.got for report in reports), sum(report.expected for report in reports)
     expected_s = sum(report.expected_s for report in reports)
     return [
-        f"{len(reports)} rounds, {tokens} tokens ({expected:.1f} expected), {total:.3f} s ({expected_s:.3f} expected)",
+        f"{len(reports)} traversals (without the prompt's, and any that broke): "
+        f"{tokens} tokens ({expected:.1f} expected), {total:.3f} s ({expected_s:.3f} expected)",
         *(f"  {name:<8}{seconds:9.3f} s {seconds / total:6.1%}" for name, seconds in parts.items()),
     ]

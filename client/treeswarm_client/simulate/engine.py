@@ -18,8 +18,9 @@ from treeswarm_client.simulate.registry import ABSENT, SimulatedRegistry
 from treeswarm_client.simulate.report import Report, make_report
 
 
-def simulate(settings: Settings) -> Report:
-    """Let a swarm live for `settings.hours`; the same settings give the same report, but for `cost`."""
+def simulate(settings: Settings, progress: Callable[[float], None] = lambda _: None) -> Report:
+    """Let a swarm live for `settings.hours`; the same settings give the same report, but for `cost`.  `progress` hears
+    now and then how many of those hours are done."""
     began = time.process_time()
     random = np.random.default_rng(settings.seed)
     replaced = int(random.poisson(settings.nodes * settings.churn * settings.hours))
@@ -33,7 +34,12 @@ def simulate(settings: Settings) -> Report:
     _plan_arrivals(settings, replaced, agenda, nodes, random)
     _repeat(agenda, config.POLL_S, registry.poll)
     _repeat(agenda, config.POLL_S, nodes.poll)
-    _repeat(agenda, config.SAMPLE_S, lambda: _sample(agenda, meter, nodes, clients))
+
+    def sample() -> None:
+        _sample(agenda, meter, nodes, clients)
+        progress(agenda.now / 3600)
+
+    _repeat(agenda, config.SAMPLE_S, sample)
     agenda.run(settings.seconds)
     meter.advance(settings.seconds)
     error = _coordinate_error(nodes, random)

@@ -205,7 +205,8 @@ class DhtRegistry(BookRegistry):
         return self._peer
 
     def _acquaintances(self) -> list[str]:
-        return [maddr for maddr in (*self.initial_peers, *self._remembered) if maddr not in self.visible_maddrs]
+        known = dict.fromkeys((*self.initial_peers, *self._remembered))
+        return [maddr for maddr in known if maddr not in self.visible_maddrs]
 
     async def _keep_meeting(self) -> None:
         """Dial who was named at the start and is missing: a peer come back, or the other half of a swarm in two."""

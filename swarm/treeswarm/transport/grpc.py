@@ -113,6 +113,7 @@ class GrpcTransport:
     _channels: dict[tuple[str, StreamKind, str], grpc.aio.Channel] = field(default_factory=dict)
     _streams: set[GrpcStream] = field(default_factory=set)
     _endings: set[asyncio.Task[None]] = field(default_factory=set)
+    _closed: bool = False
 
     async def connect(self, address: str, kind: StreamKind) -> GrpcStream:
         wanted = Address.parse(address)
@@ -149,12 +150,12 @@ class GrpcTransport:
         return GrpcListener(Address(wanted.host, port).bare, server, handler.accepted)
 
     async def close(self) -> None:
+        self._closed = True
         for ending in list(self._endings):
             ending.cancel()
         await asyncio.gather(*self._endings, return_exceptions=True)
         for stream in list(self._streams):
-            stream.ended = True
-            stream.reader.cancel()
+            stream.break_off(LinkBroken(f"the stream to {stream.peer} ended: its transport was closed"))
         await asyncio.gather(*(stream.reader for stream in self._streams), return_exceptions=True)
         for channel in self._channels.values():
             await channel.close()
@@ -163,6 +164,7 @@ class GrpcTransport:
 
     async def _dial(self, address: Address, kind: StreamKind) -> GrpcStream:
         target = address.bare
+        self._check_open(target)
         certificate = await self._certificate_of(address) if self.security else None
         proof = self.security.proof(Role.DIALLER, certificate.pin) if self.security and certificate else ()
         call = self._channel(target, kind, certificate).stream_stream(PATHS[kind])(metadata=proof)
@@ -240,7 +242,13 @@ class GrpcTransport:
             call.cancel()
             raise
 
+    def _check_open(self, target: str) -> None:
+        """Whoever is woken by `close` may want his peer back: what he dialled then nobody would ever close."""
+        if self._closed:
+            raise Unreachable(f"{target} is not dialled: this transport was closed")
+
     def _channel(self, target: str, kind: StreamKind, certificate: Certificate | None) -> grpc.aio.Channel:
+        self._check_open(target)  # it may have been closed while the certificate was fetched
         key = (target, kind, certificate.pin if certificate else "")
         channel = self._channels.pop(key, None) or self._new_channel(target, certificate)
         self._channels[key] = channel  # the latest used stand last

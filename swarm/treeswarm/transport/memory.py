@@ -252,9 +252,12 @@ class MemoryTransport:
     network: MemoryNetwork
     dialled: list[MemoryStream] = field(default_factory=list)
     host: str = ""
+    closed: bool = False
 
     async def connect(self, address: str, kind: StreamKind) -> MemoryStream:
         target = Address.parse(address).bare
+        if self.closed:
+            raise Unreachable(f"{target} is not dialled: this transport was closed")
         listener = self.network.listeners.get(target)
         if listener is None or self.network.parted(self.host, target) or target in self.network.frozen:
             raise Unreachable(f"nobody answers at {target}: check the address and that the node runs")
@@ -277,6 +280,7 @@ class MemoryTransport:
         return listener
 
     async def close(self) -> None:
+        self.closed = True
         for stream in self.dialled:
             if not stream.ended:
                 stream.break_off()

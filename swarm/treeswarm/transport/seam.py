@@ -87,5 +87,6 @@ class Transport(Protocol):
         ...
 
     async def close(self) -> None:
-        """Drop every connection this transport dialled."""
+        """Drop every connection this transport dialled: whoever waits for a message hears LinkBroken.  From then on
+        `connect` raises Unreachable."""
         ...

@@ -121,6 +121,7 @@ def test_a_round_is_told_in_a_line_and_the_time_in_a_table() -> None:
     lines = explain_lines([report])
     assert "tokens 1 (" in lines[0]
     assert report.reason in lines[0]
+    assert lines[1].startswith("1 traversals (without the prompt's, and any that broke): 1 tokens (")
     assert [line.split()[0] for line in lines[2:]] == ["draft", "wire", "queue", "compute"]
     parts = report.draft_s + report.wire_s + report.queue_s + report.compute_s
     assert parts == pytest.approx(report.seconds)
