@@ -15,8 +15,10 @@ EDGES = np.linspace(-8.0, 0.0, 17)
 CENTRES = np.exp((EDGES[1:] + EDGES[:-1]) / 2)
 # How many nodes' worth of trust a drafter's own opinion starts with, in each bin.
 PRIOR_NODES = 6.0
-# Rounds after which an older one counts half.
+# Rounds after which an older one counts half: in a bin, and in what is thought of the drafter as a whole.  Were that as
+# short, one that is never right would be believed to be so at every 30th node for ever, and shipped.
 HALF_LIFE = 24.0
+LONG_HALF_LIFE = 192.0
 
 
 def _nothing() -> NDArray[np.float64]:
@@ -29,13 +31,17 @@ class Calibration:
 
     shipped: NDArray[np.float64] = field(default_factory=_nothing)
     hit: NDArray[np.float64] = field(default_factory=_nothing)
+    promised: float = 0.0
+    """Hits that all its scores came to, by its own opinion."""
+    kept: float = 0.0
+    """And how many there were."""
 
     def chances(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
         """The chance of each node to be on the target's path, [n]; a better score never has a lower chance."""
         if not len(scores):
             return np.empty(0)
         # The whole drafter's optimism, of all bins, is what a bin is believed to share until it has its own figures.
-        optimism = (self.hit.sum() + PRIOR_NODES) / (float(self.shipped @ CENTRES) + PRIOR_NODES)
+        optimism = (self.kept + PRIOR_NODES) / (self.promised + PRIOR_NODES)
         expected = np.minimum(CENTRES * optimism, 1.0)
         rising = _rising(self.hit + PRIOR_NODES * expected, self.shipped + PRIOR_NODES)
         clipped = np.clip(scores, EDGES[0], 0.0)
@@ -48,10 +54,14 @@ class Calibration:
         if not len(scores):
             return self
         bins = np.clip(np.digitize(scores, EDGES) - 1, 0, len(CENTRES) - 1)
-        kept = 0.5 ** (1 / HALF_LIFE)
+        shipped = np.bincount(bins, minlength=len(CENTRES))
+        hit = np.bincount(bins[on_path], minlength=len(CENTRES))
+        stays, stays_long = 0.5 ** (1 / HALF_LIFE), 0.5 ** (1 / LONG_HALF_LIFE)
         return Calibration(
-            self.shipped * kept + np.bincount(bins, minlength=len(CENTRES)),
-            self.hit * kept + np.bincount(bins[on_path], minlength=len(CENTRES)),
+            self.shipped * stays + shipped,
+            self.hit * stays + hit,
+            self.promised * stays_long + float(shipped @ CENTRES),
+            self.kept * stays_long + float(hit.sum()),
         )
 
 

@@ -69,13 +69,14 @@ class AutoPace:
         return prefix(tree, plan.size)
 
     def ahead(self) -> int:
-        """As many as may be shipped; nothing where guesses are worth nothing."""
+        """As many as may be shipped; where guesses are worth nothing, only what the next round tries."""
         if self.size is not None:
             return AHEAD * self.size if self.overlaps else 0
         if not self._overlapping:
             return 0
-        wish = self.planner.wish(self.largest)
-        return self.largest if wish else 0
+        if self.planner.wish(self.largest):
+            return self.largest
+        return EXPLORE_NODES if self.planner.explores_next else 0
 
     @property
     def _overlapping(self) -> bool:

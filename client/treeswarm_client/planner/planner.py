@@ -149,6 +149,11 @@ class Planner:
         """Whether the coming round needs the drafter at all."""
         return self.wish(FIRST_WISH) > 0
 
+    @property
+    def explores_next(self) -> bool:
+        """Whether the round after the present one tries some nodes, unless it is worth more."""
+        return self._explore_in <= 1
+
     def wish(self, largest: int) -> int:
         """How many nodes to ask the drafter for, at most `largest`; 0: the coming round is plain."""
         limit = min(self._limit(largest), max(FIRST_WISH, FURTHER * self._most_drafted))

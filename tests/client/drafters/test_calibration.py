@@ -1,5 +1,7 @@
 """Calibration: what was observed outweighs what a drafter thinks of itself, and order is kept."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -56,3 +58,21 @@ def test_no_nodes_teach_nothing() -> None:
     calibration = Calibration()
     assert calibration.learned(np.empty(0), np.empty(0, np.bool_)) is calibration
     assert len(calibration.chances(np.empty(0))) == 0
+
+
+def test_a_drafter_that_is_never_right_is_believed_ever_less() -> None:
+    """Though single rounds are forgotten: else one node in thirty would be shipped for ever."""
+    calibration, score = Calibration(), np.array([-0.2], np.float32)
+    believed = []
+    for _ in range(200):
+        calibration = calibration.learned(score, np.array([False]))
+        believed.append(float(calibration.chances(score)[0]))
+    assert all(later < earlier for earlier, later in itertools.pairwise(believed))
+    assert believed[-1] < 0.01
+
+
+def test_one_that_is_right_again_is_believed_within_some_rounds() -> None:
+    calibration, score = Calibration(), np.array([-0.2], np.float32)
+    for right in [False] * 200 + [True] * 16:
+        calibration = calibration.learned(score, np.array([right]))
+    assert calibration.chances(score)[0] > 0.25

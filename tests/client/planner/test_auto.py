@@ -5,7 +5,7 @@ import pytest
 
 from treeswarm.messages import HopTiming
 from treeswarm.walk import Walk
-from treeswarm_client.drafters.seam import DraftTree
+from treeswarm_client.drafters.seam import NO_TREE, DraftTree
 from treeswarm_client.pace import ChainHop, Round
 from treeswarm_client.planner.auto import AutoPace
 from treeswarm_client.planner.planner import Planner
@@ -38,6 +38,26 @@ def test_drafting_goes_on_while_a_tree_travels_where_links_leave_time(
 ) -> None:
     pace = after_rounds(latency_s, overlaps=overlaps)
     assert (pace.ahead() > 16) == ahead
+
+
+def test_what_a_plain_text_is_tried_with_is_drafted_behind_the_round_before() -> None:
+    pace = AutoPace(Planner(), 1024, 1024)
+    pace.begin([ChainHop("a", ((1, 5_000), (16, 50_000)))])
+    tried, behind = [], []
+    for _ in range(240):
+        wanted = pace.wanted()
+        if wanted:
+            pace.patience()
+        shipped = pace.choose(TREE if wanted else NO_TREE)
+        behind.append(pace.ahead())
+        tried.append(wanted)
+        hop = HopTiming(0, 2_000 + 3_000 * (1 + len(shipped)), 1 + len(shipped), 1)
+        took = 0.2 + hop.compute_us / 1e6
+        pace.learn(Round(shipped, Walk((), 99), len(shipped), len(shipped), took, took, [(hop,)], whole=True))
+    tries = [i for i in range(120, 240) if tried[i]]
+    assert 0 < len(tries) < 30
+    assert all(behind[i - 1] for i in tries)
+    assert sum(made > 0 for made in behind[119:239]) < 60
 
 
 def test_less_is_sent_after_a_tree_the_longer_it_is_under_way() -> None:
