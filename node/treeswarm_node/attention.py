@@ -13,7 +13,8 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from treeswarm.errors import UnsupportedModel
-from treeswarm_node.batch import Batch
+from treeswarm_node.batch import Batch, SegmentMeta
+from treeswarm_node.crowd import Crowd
 
 IMPLEMENTATION = "treeswarm"
 # What layers pass along that says nothing about which keys are seen or how scores are formed.
@@ -78,55 +79,75 @@ class Rows:
         return output.reshape(*self.query.shape[:2], -1).transpose(0, 1)
 
 
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer's attention for a batch whose K and V are in the pool."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    """The batch's own, as `Attention.attend` gets them."""
+    keys: torch.Tensor
+    values: torch.Tensor
+    """The block's whole pool, [kv_heads, pool, dim]."""
+    batch: Batch
+    scaling: float
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+    @classmethod
+    def written(
+        cls, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Batch, **how: Any
+    ) -> "Layer":
+        """Write first: a row may see those of an earlier segment."""
+        keys, values = batch.store.keys[block], batch.store.values[block]
+        keys[:, batch.written] = key
+        values[:, batch.written] = value
+        return cls(query, key, value, keys, values, batch, **how)
+
+    def attend(
+        self,
+        attend_rows: Callable[[Rows], torch.Tensor],
+        alone: Sequence[SegmentMeta],
+        crowds: Sequence[Crowd] = (),
+    ) -> torch.Tensor:
+        """What `Attention.attend` returns: segments in turn, and crowds each at once."""
+        output = self.query.new_empty(self.query.shape[1], self.query.shape[0], self.value.shape[-1])
+        for crowd in crowds:
+            attended = crowd.attend(
+                self.query, self.keys, self.values, scaling=self.scaling, softcap=self.softcap, sinks=self.sinks
+            )
+            output[crowd.into] = attended.to(output.dtype)
+        for segment in alone:
+            if segment.rows.start < segment.rows.stop:  # else it only commits, or all its rows died while they waited
+                output[segment.rows] = attend_rows(self._rows(segment)).to(output.dtype)
+        return output
+
+    def _rows(self, segment: SegmentMeta) -> Rows:
+        reach = segment.reach(self.window)
+        trunk = [
+            (self.keys[:, at : at + count], self.values[:, at : at + count], mask) for at, count, mask in reach.runs
+        ]
+        if segment.local_rows is None:
+            crown = (self.key[:, segment.rows], self.value[:, segment.rows], reach.local)
+        else:
+            crown = (self.keys[:, segment.local_rows], self.values[:, segment.local_rows], reach.local)
+        return Rows(self.query[:, segment.rows], trunk, crown, self.scaling, self.softcap, self.sinks)
+
+
 class TorchReference:
-    """Plain torch, segment by segment: correct everywhere, quick enough on a CPU."""
+    """Plain torch: short sessions of like size together, others in turn.  Correct everywhere, quick enough on a CPU."""
 
     name = "torch-reference"
 
     def attend(
-        self,
-        block: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        batch: Batch,
-        *,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
-        return by_segment(attend_plainly, block, query, key, value, batch, scaling, window, softcap, sinks)
-
-
-def by_segment(
-    attend_rows: Callable[[Rows], torch.Tensor],
-    block: int,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    batch: Batch,
-    scaling: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    """`Attention.attend` for an adapter that takes segments in turn: K and V written, then each segment's rows."""
-    keys, values = batch.store.keys[block], batch.store.values[block]
-    keys[:, batch.written] = key
-    values[:, batch.written] = value
-    outputs = []
-    for segment in batch.segments:
-        if segment.rows.start == segment.rows.stop:
-            continue  # it only commits, or all its rows died while they waited
-        reach = segment.reach(window)
-        trunk = [(keys[:, at : at + count], values[:, at : at + count], mask) for at, count, mask in reach.runs]
-        if segment.local_rows is None:
-            crown = (key[:, segment.rows], value[:, segment.rows], reach.local)
-        else:
-            crown = (keys[:, segment.local_rows], values[:, segment.local_rows], reach.local)
-        outputs.append(attend_rows(Rows(query[:, segment.rows], trunk, crown, scaling, softcap, sinks)))
-    return torch.cat(outputs or [query.transpose(0, 1)]).to(query.dtype)
+        self, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Batch,
+        *, scaling: float, window: int | None, softcap: float | None, sinks: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
+        how = {"scaling": scaling, "window": window, "softcap": softcap, "sinks": sinks}
+        split = batch.split(window)
+        return Layer.written(block, query, key, value, batch, **how).attend(attend_plainly, split.alone, split.crowds)
 
 
 def attend_plainly(rows: Rows) -> torch.Tensor:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from treeswarm.spans import Span
 from treeswarm.steps import Step
+from treeswarm_node.crowd import Crowd, alike
 from treeswarm_node.kv import KVStore, SessionKV
 
 
@@ -78,6 +79,14 @@ class SegmentMeta:
 
 
 @dataclass(frozen=True, eq=False)
+class Split:
+    """A batch's segments as one layer kind computes them; those without rows are in neither."""
+
+    crowds: list[Crowd]
+    alone: list[SegmentMeta]
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """A forward's metadata.  Layer i of the model has its rows in block `i - first_block` of the store."""
 
@@ -88,6 +97,40 @@ class Batch:
     """Pool rows that the batch's K and V go to, int64 [ΣT]."""
     positions: torch.Tensor
     """int64 [1, ΣT]."""
+    _splits: dict[int | None, Split] = field(default_factory=dict)
+
+    def split(self, window: int | None) -> Split:
+        """Which segments layers with this sliding window take together."""
+        if window not in self._splits:
+            self._splits[window] = self._split(window)
+        return self._splits[window]
+
+    def _split(self, window: int | None) -> Split:
+        reaches = [segment.reach(window) for segment in self.segments]
+        sizes = [
+            (segment.rows.stop - segment.rows.start, sum(count for _, count, _ in reach.runs) + reach.local.shape[1])
+            for segment, reach in zip(self.segments, reaches, strict=True)
+        ]
+        groups = alike(sizes, self.store.gathered_rows)
+        together = {i for group in groups for i in group}
+        crowds = [Crowd.of([self._member(self.segments[i], reaches[i]) for i in group]) for group in groups]
+        alone = [
+            segment
+            for i, (segment, (rows, _)) in enumerate(zip(self.segments, sizes, strict=True))
+            if rows and i not in together
+        ]
+        return Split(crowds, alone)
+
+    def _member(self, segment: SegmentMeta, reach: Reach) -> tuple[slice, torch.Tensor, torch.Tensor]:
+        """Of a crowd."""
+        device = self.written.device
+        own = self.written[segment.rows] if segment.local_rows is None else segment.local_rows
+        trunk = [torch.arange(at, at + count, device=device) for at, count, _ in reach.runs]
+        seen = [
+            torch.ones(len(reach.local), count, dtype=torch.bool, device=device) if mask is None else mask
+            for _, count, mask in reach.runs
+        ]
+        return segment.rows, torch.cat([*trunk, own]), torch.cat([*seen, reach.local], -1)
 
 
 def make_batch(segments: Sequence[Segment], store: KVStore, first_block: int, device: torch.device) -> Batch:

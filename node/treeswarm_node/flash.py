@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from treeswarm_node.attention import Part, Rows, attend_plainly, by_segment, scores_of, weighed
+from treeswarm_node.attention import Layer, Part, Rows, attend_plainly, scores_of, weighed
 from treeswarm_node.batch import Batch
 
 # query [kv_heads, rows, dim], key and value [kv_heads, C, dim], scaling; returns the output [kv_heads, rows, dim] and
@@ -107,10 +107,9 @@ class FlashAttention:
             softcap=softcap is not None, sinks=sinks is not None,
         )  # fmt: skip
         plainly = keys.dtype != query.dtype or why_not(demand) is not None
-        return by_segment(
-            attend_plainly if plainly else self._in_parts,
-            block, query, key, value, batch, scaling, window, softcap, sinks,
-        )  # fmt: skip
+        how = {"scaling": scaling, "window": window, "softcap": softcap, "sinks": sinks}
+        layer = Layer.written(block, query, key, value, batch, **how)
+        return layer.attend(attend_plainly if plainly else self._in_parts, batch.segments)
 
     def _in_parts(self, rows: Rows) -> torch.Tensor:
         """float32 [T, heads, value_dim].  What a window cuts into is masked, and goes with the crown."""

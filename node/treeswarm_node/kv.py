@@ -31,6 +31,12 @@ class KVShape:
     value_dim: int
 
 
+# How many numbers of one session's K and V in a block are worth gathering to attend to many sessions at once, instead
+# of reading them in place.  On one core, 16 sessions of one token: 8,000 numbers are 5.7 times as fast gathered, 33,000
+# 3.4 times, 131,000 1.0 to 1.4 times, 524,000 5 times as slow.
+GATHERED = 1 << 17
+
+
 class KVStore:
     """K and V of `blocks` blocks, `tokens` rows each."""
 
@@ -42,6 +48,11 @@ class KVStore:
         self.values = torch.zeros(blocks, shape.kv_heads, rows, shape.value_dim, dtype=dtype, device=device)
         self.sessions: set[SessionKV] = set()
         self.prefixes = PrefixIndex(self.pool)
+
+    @property
+    def gathered_rows(self) -> int:
+        """The most rows of a session for which it is."""
+        return GATHERED // sum(pool.shape[1] * pool.shape[-1] for pool in (self.keys, self.values))
 
     @property
     def free_tokens(self) -> int:

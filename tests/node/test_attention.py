@@ -46,6 +46,8 @@ class Scene:
     known: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     most_runs: int = 0
     """Of a trunk, seen in any batch."""
+    crowds: int = 0
+    """Formed so far."""
 
     def __post_init__(self) -> None:
         self.store = KVStore(1, SHAPE, 2048, self.dtype, CPU)
@@ -72,6 +74,7 @@ class Scene:
             self.known[row] = key[:, i], value[:, i]
         batch = make_batch(segments, self.store, 0, CPU)
         self.most_runs = max(self.most_runs, *(len(meta.trunk_runs) for meta in batch.segments))
+        self.crowds += len(batch.split(self.window).crowds)
         ours = self.adapter.attend(
             0, query, key, value, batch,
             scaling=0.3, window=self.window, softcap=self.softcap, sinks=self.sinks,
@@ -128,6 +131,7 @@ def test_sessions_of_all_lengths_in_one_batch(name: str, kind: str, dtype: torch
     scene = Scene(ADAPTERS[name](), dtype, **KINDS[kind])
     assert worst_difference(scene, {"long": 150, "longer": 170, "short": 3, "empty": 0}) < TOLERANCES[dtype]
     assert scene.most_runs > 1
+    assert scene.crowds
 
 
 @pytest.mark.parametrize(("kind", "used"), [("plain", True), ("window", True), ("softcap", False), ("sinks", False)])

@@ -39,6 +39,8 @@ class BenchSetup:
     """Cut the prompts to so many."""
     peers: str | None = None
     """Nodes that run already, wherever they are, instead of ones that the bench starts here."""
+    quantization: str | None = None
+    """Of the weights of nodes that the bench starts; None: as they are."""
     widened: Widened | None = None
     """Where `model` is a wider copy of another for the time of the bench."""
 
@@ -89,6 +91,7 @@ class Bench:
                 "draft": self.setup.draft,
                 "weights": self.client.target.numerics.weights,
                 "dtype": self.client.target.numerics.dtype,
+                "quantization": self.setup.quantization or "none",
                 "link": self.link or ("as it is" if self.setup.peers else "loopback"),
                 "nodes": [
                     {
@@ -114,7 +117,10 @@ async def bench_swarm(
         swarm = LocalSwarm()
         if setup.peers is None:
             spans = even_cuts(read_shape(resolve_model(setup.model)).blocks, nodes or setup.nodes)
-            started = local_swarm(setup.model, spans, dtype=setup.dtype, emulate_link=link, swarm_key=setup.swarm_key)
+            flags = ("--quantization", setup.quantization) if setup.quantization else ()
+            started = local_swarm(
+                setup.model, spans, dtype=setup.dtype, emulate_link=link, swarm_key=setup.swarm_key, flags=flags
+            )
             swarm = await stack.enter_async_context(started)
         options = {"draft": setup.draft, "emulate_link": link, "swarm_key": setup.key, "prefix_scope": "none"} | client
         connecting = SwarmClient(model=setup.model, peers=setup.peers or swarm.peers, **options)

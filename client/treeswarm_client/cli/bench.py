@@ -71,6 +71,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         metavar="N",
         help="batch, offload: the same text from N times the feed-forward's weights (default 1)",
     )
+    made.add_argument("--quantization", choices=["int8", "nf4"], help="batch: weights of the nodes in so many bits")
     made.add_argument("--nodes", type=int, help="node processes (default 3; offload: 1)")
     made.add_argument(
         "--prompts", type=int, help="held-out prompts (default 8; exact: 20, sampling: 16, wan: 3 of each text)"
@@ -115,6 +116,8 @@ def _run(args: argparse.Namespace) -> int:
         raise BadRequest(f"--peers and --lab are for {' and '.join(ANYWHERE)}: {args.which} starts its own")
     if args.widen != 1 and args.which not in WIDENING:
         raise BadRequest(f"--widen is for {' and '.join(WIDENING)}, whose figures depend on how much a step reads")
+    if args.quantization and args.which != "batch":
+        raise BadRequest(f"--quantization is for batch: {args.which} measures weights as they are")
     if args.congestion and not args.lab:
         raise BadRequest("--congestion is for --lab: elsewhere the hosts' own settings count")
     setup = BenchSetup(
@@ -127,6 +130,7 @@ def _run(args: argparse.Namespace) -> int:
         tokens=args.max_new_tokens or TOKENS.get(where, BenchSetup.tokens),
         prompt_tokens=args.prompt_tokens,
         peers=args.peers,
+        quantization=args.quantization,
     )
     bench = _in_lab if args.lab else _benches()[args.which]
     with _widened(setup, args.widen) as wide:
