@@ -64,7 +64,7 @@ async def test_different_seeds_give_different_texts(three_nodes: LocalSwarm) -> 
 
 
 async def test_a_stream_says_which_tokens_came_together(three_nodes: LocalSwarm) -> None:
-    async with SwarmClient(model="demo", peers=three_nodes.peers, draft="demo-draft") as client:
+    async with SwarmClient(model="demo", peers=three_nodes.peers, draft="demo-draft", tree_size=16) as client:
         run = client.stream("class Queue:\n    def ", max_new_tokens=30)
         tokens = [token async for token in run]
         assert "".join(token.text for token in tokens) == run.text
