@@ -88,7 +88,7 @@ async def _zero(source: Source) -> Corpus:
         "the prompts of `code`; drafters ship the trees they would, with other tokens in them (half the vocabulary on)"
     )
     prompts = held_out_prompts(source.client, source.count)
-    return Corpus("zero", says, prompts, misled=True, tokens_share=0.5)
+    return Corpus("zero", says, prompts, misled=True)
 
 
 MAKERS: dict[str, Callable[[Source], Awaitable[Corpus]]] = {
