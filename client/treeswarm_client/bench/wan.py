@@ -18,7 +18,7 @@ from treeswarm_client.bench.links import rate, speed
 from treeswarm_client.bench.texts import held_out_prompts
 from treeswarm_client.lab import Lab, LabLink, wan_lab
 from treeswarm_client.local_swarm import Place, even_cuts, local_swarm
-from treeswarm_client.run import Run
+from treeswarm_client.run import Run, TreeSize
 from treeswarm_client.stats import Trip
 
 # A swarm has one first generation; three of them show whether it was chance.
@@ -27,7 +27,7 @@ CONNECTS = 5
 CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 
-async def bench_peers(setup: BenchSetup, *, tree_size: int) -> dict[str, Any]:
+async def bench_peers(setup: BenchSetup, *, tree_size: TreeSize) -> dict[str, Any]:
     """Against the nodes at `setup.peers`.  `first` is this client's first generation: on connections that nobody has
     used yet, if the nodes are new as well; `later` ran on the same connections.  A long prompt warms them up: only
     after a short one is the first tree sent cold."""
@@ -53,7 +53,7 @@ async def bench_peers(setup: BenchSetup, *, tree_size: int) -> dict[str, Any]:
 
 
 async def bench_in_lab(
-    which: str, setup: BenchSetup, *, link: LabLink, congestion: str | None, tree_size: int
+    which: str, setup: BenchSetup, *, link: LabLink, congestion: str | None, tree_size: TreeSize
 ) -> dict[str, Any]:
     """`swarm bench WHICH` with the client and every node on a host of its own, `link` between any two.
 
@@ -92,15 +92,16 @@ async def connect_ms(address: str) -> float:
     return statistics.median(taken)
 
 
-def _rounds(runs: Sequence[Run], tree_size: int) -> dict[str, Any]:
-    """What prefill, the first and the later rounds took; of the rounds only those that shipped a whole tree."""
+def _rounds(runs: Sequence[Run], tree_size: TreeSize) -> dict[str, Any]:
+    """What prefill, the first and the later rounds took; of rounds with a tree of one size only those that shipped it
+    whole."""
     prefill, first, later = [], [], []
     for run in runs:
         trips = run.meter.trips
         prefill += trips[:1]
         first += trips[1:2]
         later += trips[2:]
-    whole = [[trip for trip in trips if trip.rows == tree_size + 1] for trips in (first, later)]
+    whole = [[t for t in trips if tree_size == "auto" or t.rows == tree_size + 1] for trips in (first, later)]
     return {"prefill": _cost(prefill), "first_round": _cost(whole[0]), "later_rounds": _cost(whole[1])}
 
 
@@ -112,7 +113,7 @@ def _cost(trips: Sequence[Trip]) -> dict[str, Any]:
     }
 
 
-async def _on_client(lab: Lab, which: str, setup: BenchSetup, tree_size: int) -> dict[str, Any]:
+async def _on_client(lab: Lab, which: str, setup: BenchSetup, tree_size: TreeSize) -> dict[str, Any]:
     """This program again, on the host `client`."""
     flags = {
         "--peers": setup.peers,

@@ -16,7 +16,7 @@ from treeswarm.errors import BadRequest
 from treeswarm_client.bench.common import BenchSetup
 from treeswarm_client.bench.widened import widened_model
 from treeswarm_client.cli.ending import run
-from treeswarm_client.cli.flags import add_swarm_key_flag
+from treeswarm_client.cli.flags import add_swarm_key_flag, tree_size
 from treeswarm_client.lab.shape import LabLink
 
 EXAMPLES = """examples:
@@ -81,7 +81,9 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         made.add_argument(f"--{name}", type=_words, metavar="A,B", help=f"wan: some of {what} (default all)")
     made.add_argument("--strategies", type=_words, metavar="A,B", help="wan: such as plain,tree-64,auto (default all)")
     made.add_argument("--temperatures", type=_decimals, metavar="A,B", help="wan: default 0,1; sampling: 0.3,0.7,1")
-    made.add_argument("--tree-size", type=int, default=64, help="wan with --lab or --peers (default 64)")
+    made.add_argument(
+        "--tree-size", type=tree_size, default=64, help="wan with --lab or --peers: auto, or (default) 64"
+    )
     made.add_argument("--sizes", type=_numbers, help="tree sizes of exact, trees and sampling, such as 8,64")
     made.add_argument("--generations", type=int, default=100, help="of the faults bench (default 100)")
     made.add_argument("--seed", type=int, default=0, help="of the faults bench's schedule (default 0)")
