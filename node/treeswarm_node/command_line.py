@@ -81,6 +81,10 @@ def add_node_flags(made: argparse.ArgumentParser) -> None:
         help="between nodes: as computed, or in 8 bits, which changes the text (default native)",
     )  # fmt: skip
     made.add_argument(
+        "--compression", choices=["auto", "none", "lossless"], default="auto",
+        help="between nodes, losing nothing; auto: of 16-bit values, on lines where it pays (default auto)",
+    )  # fmt: skip
+    made.add_argument(
         "--attention", choices=["auto", "torch", "flash"], default="auto",
         help="flash: torch's kernels for long texts; auto: those on CUDA where they compute right (default auto)",
     )  # fmt: skip
@@ -147,6 +151,7 @@ def config_of(args: argparse.Namespace) -> NodeConfig:
         dtype=args.dtype,
         quantization=args.quantization,
         activations="" if args.activations == "native" else args.activations,
+        compression=args.compression,
         attention=args.attention,
         offload=args.offload,
         device=args.device,

@@ -89,6 +89,8 @@ class NodeConfig:
     """Of the hosted blocks' weights: `none`, `int8`, `nf4`."""
     activations: str = ""
     """On links: empty as computed, or `int8`."""
+    compression: str = "auto"
+    """Of rows to the next node, losing nothing: `none`, `lossless`, or `auto`, where it pays."""
     attention: str = "auto"
     """How it is computed: `torch`, `flash`, or `auto`, which is flash on CUDA where that passes its proof."""
     offload: str = "none"

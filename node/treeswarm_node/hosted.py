@@ -17,6 +17,7 @@ from treeswarm_node.engine import Engine, Work
 from treeswarm_node.journal import Journal
 from treeswarm_node.kv import SessionKV
 from treeswarm_node.outlets import Outlet, ToClient, ToNextHop
+from treeswarm_node.packing import LARGE_BYTES, unpacked
 from treeswarm_node.sharing import Sharing
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class HostedSession:
     """The next hop replaces a lost node too, and needs what is replayed here."""
     profile: Profile = ()
     """Of a forward through `span`, for the client to plan by."""
+    value_bytes_to: Callable[[str], int] = lambda _: 0
+    """Of the values in rows that are worth packing for the node at an address; 0: none are."""
     detached_at: float | None = None
     """When the client's control stream broke; None while it lives."""
     touched_at: float = 0.0
@@ -85,12 +88,13 @@ class HostedSession:
         forget: Callable[[], None],
         sharing: Sharing | None = None,
         profile: Profile = (),
+        value_bytes_to: Callable[[str], int] = lambda _: 0,
     ) -> "HostedSession":
         """A session just granted; starts passing results on at once."""
         hosted = cls(
             wanted.session, wanted.span, wanted.ticket, wanted.next_hop, session, kv, journal, control, engine,
             transport, forget, sharing, forwards_replay=wanted.forwards_replay, profile=profile,
-            touched_at=asyncio.get_running_loop().time(),
+            value_bytes_to=value_bytes_to, touched_at=asyncio.get_running_loop().time(),
         )  # fmt: skip
         hosted._outlet = hosted._make_outlet()
         hosted._passing = hosted._spawn(hosted._pass_on())
@@ -114,7 +118,7 @@ class HostedSession:
             while (append := await link.receive()) is not None and not self._over:
                 if not isinstance(append, Append):
                     raise Refused("a link carries appends after its hello", FaultCode.MALFORMED)
-                await self._take(append)
+                await self._take(await self._as_computed(append))
         except TransportError:
             log.info("session %s: the upstream link broke", self.name)
         except SwarmError as error:
@@ -225,6 +229,14 @@ class HostedSession:
             async with asyncio.timeout(TELL_S):
                 await self.control.send(Fault(self.id, code, str(error)[:1000], fatal))
 
+    async def _as_computed(self, append: Append) -> Append:
+        """Before anything counts its bytes.  Raises Malformed."""
+        if not append.planes:
+            return append
+        if append.rows * self.session.terms.row_bytes < LARGE_BYTES:
+            return unpacked(append, self.session.terms.row_bytes)
+        return await asyncio.to_thread(unpacked, append, self.session.terms.row_bytes)
+
     async def _take(self, append: Append) -> None:
         self.touched_at = arrived = asyncio.get_running_loop().time()
         while append.replay and not self._over and self.session.replayed_rows > self.session.terms.credit_rows:
@@ -311,7 +323,10 @@ class HostedSession:
             if self._outlet is outlet:
                 self._complain(error)
 
-        outlet = ToNextHop(self.id, self.epoch, self.next_hop, self.transport, self._tree_bytes(), broken)
+        outlet = ToNextHop(
+            self.id, self.epoch, self.next_hop, self.transport, self._tree_bytes(), broken,
+            self.value_bytes_to(self.next_hop.address),
+        )  # fmt: skip
         return outlet
 
     def _tree_bytes(self) -> int:

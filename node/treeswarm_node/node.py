@@ -7,10 +7,11 @@ import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from treeswarm import PROTOCOL_VERSION, __version__
-from treeswarm.errors import Refused
-from treeswarm.messages import Description, FaultCode, LinkHello, Open
+from treeswarm.errors import Refused, TransportError
+from treeswarm.messages import Description, FaultCode, LinkHello, LinkWelcome, Open
 from treeswarm.prefix import PREFIX_TOKENS
 from treeswarm.records import NodeState
 from treeswarm.session import NodeSession, SessionTerms
@@ -22,6 +23,7 @@ from treeswarm_node.hosted import HostedSession
 from treeswarm_node.journal import Journal, JournalBudget
 from treeswarm_node.landlord import Landlord
 from treeswarm_node.membership import Membership
+from treeswarm_node.packing import Packing
 from treeswarm_node.prefixes import Unit
 from treeswarm_node.profile import of_part
 from treeswarm_node.sharing import begins, sharing_of
@@ -45,6 +47,8 @@ class Node:
     stage: Stage | None = None
     state: NodeState = NodeState.JOINING
     landlord: Landlord | None = None
+    packing: Packing = Packing()
+    """Of rows to other nodes; what comes packed is always unpacked."""
     guests: set[int] = field(default_factory=set)
     """Ports of this machine behind which strangers are: those who come through a rented port."""
     sessions: dict[bytes, HostedSession] = field(default_factory=dict)
@@ -169,6 +173,7 @@ class Node:
             forget=lambda: self._forget(hosted),
             sharing=sharing_of(wanted, stage.store.prefixes) if stage.shares else None,
             profile=of_part(stage.profile, wanted.span, stage.served.span),
+            value_bytes_to=partial(self.packing.value_bytes, stage.served.numerics),
         )  # fmt: skip
         self.sessions[wanted.session] = hosted
         self.opened += 1
@@ -224,6 +229,9 @@ class Node:
         if not isinstance(hello, LinkHello):
             raise Refused("a link must begin with a hello", FaultCode.MALFORMED)
         hosted = await self._welcome(hello)
+        if hello.packs:
+            with contextlib.suppress(TransportError):  # what it had sent before it went is taken all the same
+                await stream.send(LinkWelcome(unpacks=True))
         await hosted.feed(stream)
 
     async def _welcome(self, hello: LinkHello) -> HostedSession:

@@ -9,12 +9,13 @@ from typing import Protocol
 import numpy as np
 
 from treeswarm import PROTOCOL_VERSION
-from treeswarm.errors import LinkBroken, SwarmError
-from treeswarm.messages import Answer, Append, HopTiming, LinkHello, NextHop, no_alternatives
+from treeswarm.errors import LinkBroken, Refused, SwarmError
+from treeswarm.messages import Answer, Append, FaultCode, HopTiming, LinkHello, LinkWelcome, NextHop, no_alternatives
 from treeswarm.session import answered_ids
 from treeswarm.steps import Step
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_node.device import Computed
+from treeswarm_node.packing import LARGE_BYTES, packed
 
 # A dead peer takes no goodbye; nobody waits for it longer.
 GOODBYE_S = 1.0
@@ -77,18 +78,28 @@ class ToNextHop:
     """Bytes a tree will take on this link: so many go ahead, while the client still waits for the session to open."""
     broken: Callable[[SwarmError], None]
     """Called when the next hop ends the link."""
+    value_bytes: int = 0
+    """Of the values in rows that are packed on this link once the next hop said that it unpacks; 0: none are."""
     _link: asyncio.Task[Stream] = field(init=False)
+    _unpacks: bool = False
     _watch: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
         self._link = asyncio.create_task(self._dial())
 
     async def send(self, step: Step, computed: Computed, timings: tuple[HopTiming, ...]) -> None:
-        link = await asyncio.shield(self._link)
-        await link.send(replace(step.append, skipped=~step.computed, hidden=computed.hidden, timings=timings))
+        await self._send(replace(step.append, skipped=~step.computed, hidden=computed.hidden, timings=timings))
 
     async def replay(self, append: Append) -> None:
+        await self._send(append)
+
+    async def _send(self, append: Append) -> None:
         link = await asyncio.shield(self._link)
+        if self._unpacks and append.hidden:
+            if len(append.hidden) < LARGE_BYTES:
+                append = packed(append, self.value_bytes)
+            else:
+                append = await asyncio.to_thread(packed, append, self.value_bytes)
         await link.send(append)
 
     async def end(self) -> None:
@@ -103,7 +114,8 @@ class ToNextHop:
         try:
             link = await self.transport.connect(self.hop.address, StreamKind.LINK)
             warm_up = bytes(min(self.warm_up, MOST_WARM_UP))
-            await link.send(LinkHello(PROTOCOL_VERSION, self.session, self.epoch, self.hop.ticket, warm_up))
+            packs = self.value_bytes > 0
+            await link.send(LinkHello(PROTOCOL_VERSION, self.session, self.epoch, self.hop.ticket, warm_up, packs))
         except SwarmError as error:
             self.broken(error)
             raise
@@ -112,7 +124,12 @@ class ToNextHop:
 
     async def _watch_end(self, link: Stream) -> None:
         try:
-            await link.receive()
+            said = await link.receive()
+            while isinstance(said, LinkWelcome) and self.value_bytes:
+                self._unpacks = said.unpacks
+                said = await link.receive()
+            if said is not None:
+                raise Refused(f"the next node, {self.hop.address}, talks up its link unasked", FaultCode.MALFORMED)
             self.broken(LinkBroken(f"the next node, {self.hop.address}, closed its link"))
         except SwarmError as error:
             self.broken(error)

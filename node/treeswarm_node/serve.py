@@ -34,6 +34,7 @@ from treeswarm_node.metrics import metrics_served
 from treeswarm_node.node import Node
 from treeswarm_node.own_identity import own_identity
 from treeswarm_node.owner import noted
+from treeswarm_node.packing import Packing
 from treeswarm_node.place import PlaceFinder
 from treeswarm_node.stage import Model, dtype_for, find_device
 from treeswarm_node.survey import Survey
@@ -114,6 +115,7 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         node = Node(transport, config.limits)
         listener = await transport.listen(config.listen, node.accept)
         stack.push_async_callback(listener.close)
+        node.packing = _packing(config, listener.address)
         node.landlord = Landlord(Address.parse(config.listen).host, config.limits, config.lend_from, pace=pace)
         registry = await _registry(config, model, identity)
         stack.push_async_callback(registry.close)
@@ -166,6 +168,12 @@ def _seen_from_outside(config: NodeConfig, bound: str) -> Address:
     if address.host in {"0.0.0.0", "::"}:
         return Address(_way_out(address.host), address.port)
     return address
+
+
+def _packing(config: NodeConfig, bound: str) -> Packing:
+    shape = LinkShape.parse(config.emulate_link) if config.emulate_link else LinkShape()
+    rates = [rate for rate in (config.bandwidth, shape.rate) if rate is not None]
+    return Packing(config.compression, min(rates, default=None), _seen_from_outside(config, bound).host)
 
 
 def _way_out(wildcard: str) -> str:

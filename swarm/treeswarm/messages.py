@@ -10,7 +10,8 @@ Two kinds of stream carry them:
              node → client: Description, Opened, Answer (from the tail), Pong, Fault; Records, DialledBack, Managed,
              Rented, Incoming
     link     upstream → downstream: LinkHello once, then Append after Append (the client is the head's
-             upstream); nothing but the end of the stream comes back
+             upstream)
+             downstream → upstream: LinkWelcome once where the hello asked for it, then nothing but the stream's end
 """
 
 from dataclasses import dataclass, field
@@ -403,6 +404,15 @@ class LinkHello:
     ticket: bytes
     warm_up: bytes = field(default=b"", repr=False)
     """Of no meaning: a burst that opens a new connection's window before the first tree needs it."""
+    packs: bool = False
+    """The upstream node could pack rows: one that can unpack them answers with a LinkWelcome."""
+
+
+@dataclass(frozen=True)
+class LinkWelcome:
+    """To an upstream that packs.  Nodes of before packing send none, and are never sent packed rows."""
+
+    unpacks: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -435,6 +445,8 @@ class Append:
     replay: bool = False
     """Rows of the trunk for a node that replaces a lost one: a prefill that nobody answers.  `seq` counts replays
     alone, and ids are positions + 1."""
+    planes: int = 0
+    """Bytes of a value in `hidden` where that is packed (`wire/planes.py`); 0: it is not, and inside a node never."""
     prefix: int = 0
     """In a session's first append: the trunk begins with so many rows that every node said it has."""
 
@@ -446,4 +458,5 @@ class Append:
 ControlUp = Describe | Open | Resume | Hint | Ping | Close | Watch | DialBack | Manage | Rent
 ControlDown = Description | Opened | Answer | Pong | Fault | Records | DialledBack | Managed | Rented | Incoming
 LinkUp = LinkHello | Append
-Message = ControlUp | ControlDown | LinkUp
+LinkDown = LinkWelcome
+Message = ControlUp | ControlDown | LinkUp | LinkDown

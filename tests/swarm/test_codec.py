@@ -14,14 +14,14 @@ from treeswarm.prefix import MAX_PREFIX_UNITS, PREFIX_TOKENS, Prefix
 from treeswarm.sampling import SamplingSettings
 from treeswarm.spans import Span
 from treeswarm.wire import treeswarm_pb2 as pb
-from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_up, encode
+from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_down, decode_link_up, encode
 
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 ids16 = st.binary(min_size=16, max_size=16)
 short = st.text(max_size=40)
 spans = st.tuples(st.integers(0, 100), st.integers(1, 100)).map(lambda pair: Span(pair[0], pair[0] + pair[1]))
-numerics = st.builds(m.NumericsClass, short, st.sampled_from(["float32", "bfloat16", "float16"]), short)
+numerics = st.builds(m.NumericsClass, short, st.sampled_from(["float32", "bfloat16", "float16"]), st.text(max_size=16))
 timings = st.lists(st.builds(m.HopTiming, u32, u32, u32, u32), max_size=4).map(tuple)
 choices = st.builds(
     SamplingSettings, st.floats(0, 100), st.integers(0, 2**31 - 1), st.floats(0.01, 1.0), u64, st.integers(0, 2**32 - 1)
@@ -47,10 +47,11 @@ def appends(draw: st.DrawFn) -> m.Append:
         answers=draw(st.sampled_from(m.Answers)),
         settings=draw(choices),
         skipped=np.array(skipped, np.bool_),
-        hidden=draw(st.binary(max_size=50)),
+        hidden=(hidden := draw(st.binary(max_size=50))),
         timings=draw(timings),
         fresh=draw(st.booleans()),
         prefix=draw(st.integers(0, m.MAX_TRUNK)),
+        planes=draw(st.sampled_from([0, 1, 2, 4])) if hidden else 0,
     )
 
 
@@ -120,8 +121,11 @@ DOWN = st.one_of(
     st.builds(m.Pong, u64),
     st.builds(m.Fault, ids16, st.sampled_from(m.FaultCode), short, st.booleans()),
 )
-LINK = st.one_of(st.builds(m.LinkHello, u32, ids16, u32, ids16), appends())
-DECODERS = (decode_control_up, decode_control_down, decode_link_up)
+LINK = st.one_of(
+    st.builds(m.LinkHello, u32, ids16, u32, ids16, warm_up=st.binary(max_size=9), packs=st.booleans()), appends()
+)
+BACK = st.builds(m.LinkWelcome, st.booleans())
+DECODERS = (decode_control_up, decode_control_down, decode_link_up, decode_link_down)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -133,16 +137,16 @@ def same(one: Any, other: Any) -> bool:
 
 
 @settings(max_examples=150, deadline=None)
-@given(up=UP, down=DOWN, link=LINK)
-def test_every_message_comes_back(up: m.Message, down: m.Message, link: m.Message) -> None:
-    for message, decode in zip((up, down, link), DECODERS, strict=True):
+@given(up=UP, down=DOWN, link=LINK, back=BACK)
+def test_every_message_comes_back(up: m.Message, down: m.Message, link: m.Message, back: m.Message) -> None:
+    for message, decode in zip((up, down, link, back), DECODERS, strict=True):
         assert same(message, decode(encode(message)))
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     data=st.binary(max_size=200),
-    message=st.one_of(UP, DOWN, LINK),
+    message=st.one_of(UP, DOWN, LINK, BACK),
     place=st.integers(0, 10_000),
     byte=st.integers(0, 255),
 )
@@ -176,6 +180,8 @@ ROWS4 = np.zeros(4, "<u4").tobytes()
         (link(tokens=ROWS4, parents=ROWS4, first_id=2**32 - 2), "32 bits"),
         (link(tokens=ROWS4, parents=ROWS4, skipped=b"\x00\x00"), "skipped"),
         (link(answers=9), "answers"),
+        (link(planes=3, hidden=b"packed"), "planes: values of 3"),
+        (link(planes=2), "planes: nothing"),
         (link(settings=pb.SamplingSettings(temperature=float("nan"), top_p=1)), "temperature"),
         (link(settings=pb.SamplingSettings(top_p=0)), "top_p"),
         (link(timings=[pb.HopTiming()] * 300), "timings"),
@@ -183,7 +189,7 @@ ROWS4 = np.zeros(4, "<u4").tobytes()
         (b"", "without a message"),
         (bytes(m.MAX_MESSAGE_BYTES + 1), "limit"),
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_what_is_out_of_bounds_is_named(data: bytes, field: str) -> None:
     with pytest.raises(Malformed, match=field):

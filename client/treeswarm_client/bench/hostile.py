@@ -29,6 +29,8 @@ EXTREMES = (0, 1, 2, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
 REALS = (0.0, -1.0, 1e-45, 1e308, float("inf"), float("-inf"), float("nan"))
 # Megabytes take their time; one in so many messages is one of these.
 OVERSIZED_ONE_IN = 300
+# A packed append's zstd frame: it says that its content is a terabyte, in 16 bytes.
+BOMB = bytes.fromhex("28b52ffde0") + (1 << 40).to_bytes(8, "little") + bytes.fromhex("030010")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -125,6 +127,7 @@ def _append(chance: random.Random, described: m.Description) -> m.Append:
         {"skipped": np.array([chance.random() < 0.5 for _ in range(rows)], np.bool_)},
         {"hidden": chance.randbytes(len(honest.hidden) or 64)},
         {"hidden": honest.hidden[:-1]},
+        {"planes": chance.choice((1, 2, 4)), "hidden": chance.choice((honest.hidden or BOMB, BOMB))},
         {"settings": chance.choice(SETTINGS)},
         {"settings": chance.choice(SETTINGS), "answers": m.Answers.NONE},
         _frame_of(

@@ -12,7 +12,7 @@ from treeswarm.errors import LinkBroken, Malformed, Refused, SwarmError
 from treeswarm.messages import FaultCode, Message
 from treeswarm.transport.pace import Pace
 from treeswarm.transport.seam import StreamKind, Traffic
-from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_up, encode
+from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_down, decode_link_up, encode
 
 CODE_KEY = "treeswarm-code"
 # gRPC tells a server that a peer's messages are over before it tells that the peer is gone.
@@ -211,14 +211,10 @@ def details_of(error: BaseException) -> str:
     return str(error.details()).rpartition(": ")[2] if isinstance(error, grpc.aio.AioRpcError) else "cancelled"
 
 
-def _no_message(data: bytes) -> Message:
-    raise Malformed(f"{len(data)} bytes up a link, which carries nothing upstream")
-
-
 MESSAGES = Codec(
     encode,
     up={StreamKind.CONTROL: decode_control_up, StreamKind.LINK: decode_link_up},
-    down={StreamKind.CONTROL: decode_control_down, StreamKind.LINK: _no_message},
+    down={StreamKind.CONTROL: decode_control_down, StreamKind.LINK: decode_link_down},
 )
 # For benches that measure the line, or send what no program of ours would.
 RAW = Codec(bytes, up=dict.fromkeys(StreamKind, bytes), down=dict.fromkeys(StreamKind, bytes))

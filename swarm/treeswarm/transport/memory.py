@@ -14,7 +14,7 @@ from treeswarm.errors import BadRequest, LinkBroken, Malformed, Refused, SwarmEr
 from treeswarm.messages import Describe, LinkHello, Message, Open
 from treeswarm.transport.address import Address
 from treeswarm.transport.seam import Accept, StreamKind
-from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_up, encode
+from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_down, decode_link_up, encode
 
 # Messages a stream holds for a receiver that does not read; then send waits.
 WINDOW = 16
@@ -135,7 +135,7 @@ class MemoryStream:
 
     def _decode(self, data: bytes) -> Message:
         if self.kind is StreamKind.LINK:
-            return decode_link_up(data)
+            return decode_link_down(data) if self.dialled else decode_link_up(data)
         return decode_control_down(data) if self.dialled else decode_control_up(data)
 
 

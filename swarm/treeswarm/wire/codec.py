@@ -20,12 +20,13 @@ from treeswarm.spans import Span
 from treeswarm.wire import treeswarm_pb2 as pb
 from treeswarm.wire.encode import encode
 
-__all__ = ["decode_control_down", "decode_control_up", "decode_link_up", "encode"]
+__all__ = ["decode_control_down", "decode_control_up", "decode_link_down", "decode_link_up", "encode"]
 
 U32_LIMIT = 2**32
 ANSWERS = {pb.NONE: m.Answers.NONE, pb.LAST: m.Answers.LAST, pb.ALL: m.Answers.ALL}
 DTYPES = {"float32", "bfloat16", "float16"}
 ACTIVATIONS = {"", "int8"}
+VALUE_BYTES = {1, 2, 4}
 
 
 def decode_control_up(data: bytes) -> m.ControlUp:
@@ -41,6 +42,11 @@ def decode_control_down(data: bytes) -> m.ControlDown:
 def decode_link_up(data: bytes) -> m.LinkUp:
     """What comes down a link."""
     return _decode(pb.LinkUp(), data)  # type: ignore[return-value]
+
+
+def decode_link_down(data: bytes) -> m.LinkDown:
+    """What comes up a link."""
+    return _decode(pb.LinkDown(), data)  # type: ignore[return-value]
 
 
 def _decode(envelope: Proto, data: bytes) -> m.Message:
@@ -256,7 +262,15 @@ def _append_in(a: pb.Append) -> m.Append:
         fresh=a.fresh,
         replay=a.replay,
         prefix=_count(a.prefix, "prefix", 0, m.MAX_TRUNK),
+        planes=_planes_in(a),
     )
+
+
+def _planes_in(a: pb.Append) -> int:
+    """How `hidden` is packed; it stays so until somebody knows how long it must become."""
+    _require(not a.planes or a.planes in VALUE_BYTES, "planes", f"values of {a.planes} bytes are unknown")
+    _require(not a.planes or bool(a.hidden), "planes", "nothing is packed")
+    return a.planes
 
 
 def _bits(data: bytes, rows: int) -> NDArray[np.bool_]:
@@ -296,7 +310,8 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "incoming": lambda i: m.Incoming(_id_bytes(i.token, "token", m.TICKET_BYTES)),
     "fault": _fault_in,
     "hello": lambda h: m.LinkHello(
-        h.version, _session(h.session), h.epoch, _id_bytes(h.ticket, "ticket", m.TICKET_BYTES), h.warm_up
+        h.version, _session(h.session), h.epoch, _id_bytes(h.ticket, "ticket", m.TICKET_BYTES), h.warm_up, h.packs
     ),
+    "welcome": lambda w: m.LinkWelcome(w.unpacks),
     "append": _append_in,
 }

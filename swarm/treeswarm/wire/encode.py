@@ -156,6 +156,7 @@ def _append_out(a: m.Append) -> pb.Append:
         fresh=a.fresh,
         replay=a.replay,
         prefix=a.prefix,
+        planes=a.planes,
     )
 
 
@@ -211,7 +212,10 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
     m.LinkHello: (
         pb.LinkUp,
         "hello",
-        lambda h: pb.LinkHello(version=h.version, session=h.session, epoch=h.epoch, ticket=h.ticket, warm_up=h.warm_up),
+        lambda h: pb.LinkHello(
+            version=h.version, session=h.session, epoch=h.epoch, ticket=h.ticket, warm_up=h.warm_up, packs=h.packs
+        ),
     ),
+    m.LinkWelcome: (pb.LinkDown, "welcome", lambda w: pb.LinkWelcome(unpacks=w.unpacks)),
     m.Append: (pb.LinkUp, "append", _append_out),
 }

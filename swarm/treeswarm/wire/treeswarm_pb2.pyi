@@ -72,8 +72,10 @@ class LinkUp(_message.Message):
     def __init__(self, hello: _Optional[_Union[LinkHello, _Mapping]] = ..., append: _Optional[_Union[Append, _Mapping]] = ...) -> None: ...
 
 class LinkDown(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("welcome",)
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    welcome: LinkWelcome
+    def __init__(self, welcome: _Optional[_Union[LinkWelcome, _Mapping]] = ...) -> None: ...
 
 class NumericsClass(_message.Message):
     __slots__ = ("weights", "dtype", "quantization", "activations")
@@ -318,18 +320,26 @@ class Fault(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., fatal: bool = ...) -> None: ...
 
 class LinkHello(_message.Message):
-    __slots__ = ("version", "session", "epoch", "ticket", "warm_up")
+    __slots__ = ("version", "session", "epoch", "ticket", "warm_up", "packs")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     WARM_UP_FIELD_NUMBER: _ClassVar[int]
+    PACKS_FIELD_NUMBER: _ClassVar[int]
     version: int
     session: bytes
     epoch: int
     ticket: bytes
     warm_up: bytes
-    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., ticket: _Optional[bytes] = ..., warm_up: _Optional[bytes] = ...) -> None: ...
+    packs: bool
+    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., ticket: _Optional[bytes] = ..., warm_up: _Optional[bytes] = ..., packs: bool = ...) -> None: ...
+
+class LinkWelcome(_message.Message):
+    __slots__ = ("unpacks",)
+    UNPACKS_FIELD_NUMBER: _ClassVar[int]
+    unpacks: bool
+    def __init__(self, unpacks: bool = ...) -> None: ...
 
 class SamplingSettings(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "seed", "sample")
@@ -346,7 +356,7 @@ class SamplingSettings(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., sample: _Optional[int] = ...) -> None: ...
 
 class Append(_message.Message):
-    __slots__ = ("epoch", "seq", "commit", "first_id", "parents", "tokens", "prefill", "answers", "settings", "skipped", "hidden", "timings", "fresh", "replay", "prefix")
+    __slots__ = ("epoch", "seq", "commit", "first_id", "parents", "tokens", "prefill", "answers", "settings", "skipped", "hidden", "planes", "timings", "fresh", "replay", "prefix")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
@@ -358,6 +368,7 @@ class Append(_message.Message):
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    PLANES_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     FRESH_FIELD_NUMBER: _ClassVar[int]
     REPLAY_FIELD_NUMBER: _ClassVar[int]
@@ -373,11 +384,12 @@ class Append(_message.Message):
     settings: SamplingSettings
     skipped: bytes
     hidden: bytes
+    planes: int
     timings: _containers.RepeatedCompositeFieldContainer[HopTiming]
     fresh: bool
     replay: bool
     prefix: int
-    def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., commit: _Optional[bytes] = ..., first_id: _Optional[int] = ..., parents: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., prefill: bool = ..., answers: _Optional[_Union[Answers, str]] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., skipped: _Optional[bytes] = ..., hidden: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., fresh: bool = ..., replay: bool = ..., prefix: _Optional[int] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., commit: _Optional[bytes] = ..., first_id: _Optional[int] = ..., parents: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., prefill: bool = ..., answers: _Optional[_Union[Answers, str]] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., skipped: _Optional[bytes] = ..., hidden: _Optional[bytes] = ..., planes: _Optional[int] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., fresh: bool = ..., replay: bool = ..., prefix: _Optional[int] = ...) -> None: ...
 
 class NodeRecord(_message.Message):
     __slots__ = ("version", "generation", "expires", "state", "address", "pin", "reachable", "name", "model", "weights", "dtype", "quantization", "span", "blocks", "rate", "hop_s", "free_tokens", "total_tokens", "coordinate", "software", "activations")

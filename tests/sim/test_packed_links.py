@@ -1,0 +1,150 @@
+"""Packed rows on a toy swarm: the same text, also where neighbours are lost and journals are replayed."""
+
+import asyncio
+
+import pytest
+import zstandard
+
+import treeswarm_node.packing
+from treeswarm.errors import MissingBlocks
+from treeswarm.messages import LinkHello
+from treeswarm.transport.memory import Faults, MemoryNetwork, MemoryStream
+from treeswarm.transport.seam import StreamKind
+from treeswarm.wire import treeswarm_pb2 as pb
+from treeswarm_node.hosted import HostedSession
+from treeswarm_node.node import Node
+from treeswarm_node.packing import Packing
+
+from ..virtual_clock import run_virtually
+from .test_recovery import slow_links
+from .toy import SPANS, STATE, ToySwarm, plain_text, toy_swarm
+
+PROMPT = [1, 2, 3, 4, 0, 1, 2]
+COUNT = 60
+TWICE = [*SPANS, *SPANS]
+
+
+@pytest.fixture(autouse=True)
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A toy's rows are hashes, which nothing makes smaller: here they are packed all the same.  Of each its size."""
+    unpacked: list[int] = []
+    unpack = treeswarm_node.packing.unpack
+
+    def packed(data: bytes, value_bytes: int) -> bytes:
+        planes = b"".join(data[i::value_bytes] for i in range(value_bytes))
+        return zstandard.ZstdCompressor().compress(planes)
+
+    def noted(data: bytes, value_bytes: int, size: int) -> bytes:
+        unpacked.append(size)
+        return unpack(data, value_bytes, size)
+
+    monkeypatch.setattr(treeswarm_node.packing, "pack", packed)
+    monkeypatch.setattr(treeswarm_node.packing, "unpack", noted)
+    return unpacked
+
+
+def all_pack(swarm: ToySwarm) -> None:
+    for node in swarm.nodes.values():
+        node.packing = Packing("lossless")
+
+
+def test_packed_rows_give_the_same_text(sizes: list[int]) -> None:
+    async def run() -> None:
+        async with toy_swarm(MemoryNetwork(1)) as swarm:
+            all_pack(swarm)
+            assert await swarm.generate(PROMPT, COUNT) == plain_text(PROMPT, COUNT)
+            await asyncio.sleep(120)
+            swarm.check_idle()
+
+    run_virtually(run())
+    assert len(sizes) > 20
+    assert all(size % STATE == 0 for size in sizes)
+
+
+@pytest.mark.parametrize("place", [1, 2], ids=["middle", "tail"])
+def test_a_new_neighbour_is_sent_packed_rows_too(place: int, sizes: list[int]) -> None:
+    async def run() -> None:
+        network = MemoryNetwork(1)
+        slow_links(network)
+        async with toy_swarm(network, spans=TWICE) as swarm:
+            all_pack(swarm)
+            generating = asyncio.create_task(swarm.generate(PROMPT, COUNT, patience_s=60.0))
+            while len(swarm.kept) < 20:
+                await asyncio.sleep(0.001)
+            assert swarm.chain is not None
+            await swarm.kill(swarm.chain.hops[place].address)
+            before = len(sizes)
+            assert await asyncio.wait_for(generating, 600) == plain_text(PROMPT, COUNT)
+            assert len(swarm.chain.repairs) == 1
+            assert len(sizes) > before + 10
+            await asyncio.sleep(120)
+            swarm.check_idle()
+
+    run_virtually(run())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_terrible_network_changes_nothing(seed: int) -> None:
+    faults = Faults(drop=0.02, double=0.05, cut=0.01, kinds=frozenset({StreamKind.LINK}))
+
+    async def run() -> None:
+        async with toy_swarm(MemoryNetwork(seed, faults), spans=TWICE) as swarm:
+            all_pack(swarm)
+            text = await asyncio.wait_for(swarm.generate(PROMPT, COUNT, patience_s=600.0), 30_000)
+            assert text == plain_text(PROMPT, COUNT)
+
+    run_virtually(run())
+
+
+def test_garbled_rows_end_their_session_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        network = MemoryNetwork(1)
+        slow_links(network)
+        async with toy_swarm(network) as swarm:
+            all_pack(swarm)
+            generating = asyncio.create_task(swarm.generate(PROMPT, COUNT))
+            while len(swarm.kept) < 10:
+                await asyncio.sleep(0.001)
+            assert swarm.chain is not None
+            (link,) = links_to(network, swarm.chain.hops[1].address)
+            rows = (b"\0" * 4) * 2
+            garbled = pb.Append(
+                first_id=1, parents=rows, tokens=rows, hidden=b"no frame", planes=4,
+                settings=pb.SamplingSettings(top_p=1.0),
+            )  # fmt: skip
+            await link.send_bytes(pb.LinkUp(append=garbled).SerializeToString())
+            with pytest.raises(MissingBlocks):  # the toy's pilot has no other nodes
+                await generating
+            assert "cannot be unpacked" in caplog.text
+            assert await swarm.generate(PROMPT, COUNT) == plain_text(PROMPT, COUNT)
+
+    run_virtually(run())
+
+
+def links_to(network: MemoryNetwork, address: str) -> list[MemoryStream]:
+    return [s for s in network.streams if s.kind is StreamKind.LINK and s.dialled and s.peer == address]
+
+
+def test_the_client_does_not_pack_and_hears_no_welcome() -> None:
+    async def run() -> None:
+        said: list[bool] = []
+        async with toy_swarm(MemoryNetwork(1)) as swarm:
+            all_pack(swarm)
+            for node in swarm.nodes.values():
+                note_hellos(node, said)
+            assert await swarm.generate(PROMPT, 10) == plain_text(PROMPT, 10)
+            assert swarm.chain is not None
+            assert not swarm.chain.repairs
+        assert sorted(said) == [False, True, True], "the client, and two nodes"
+
+    run_virtually(run())
+
+
+def note_hellos(node: Node, said: list[bool]) -> None:
+    honest = node._welcome
+
+    async def welcome(hello: LinkHello) -> HostedSession:
+        said.append(hello.packs)
+        return await honest(hello)
+
+    node._welcome = welcome  # type: ignore[method-assign]
