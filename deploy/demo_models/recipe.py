@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder that gets the model directories")
     parser.add_argument("--minutes", type=float, default=100, help="wall-clock minutes for the target")
     parser.add_argument("--draft-minutes", type=float, default=25, help="wall-clock minutes for the draft")
-    parser.add_argument("--practice-minutes", type=float, default=70, help="and for its practice")
+    parser.add_argument("--practice-minutes", type=float, default=110, help="and for its practice")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.manual_seed(SEED)
