@@ -7,10 +7,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 from treeswarm.errors import Malformed, Refused, SwarmError, TransportError
-from treeswarm.messages import Append, Fault, FaultCode, HopTiming, NextHop, Open, Opened, Profile, Resume
+from treeswarm.messages import Append, Fault, FaultCode, HopTiming, LinkWelcome, NextHop, Open, Opened, Profile, Resume
 from treeswarm.session import NodeSession
 from treeswarm.spans import Span
 from treeswarm.steps import Step
+from treeswarm.tasks import cancelled
 from treeswarm.transport.seam import Stream, Transport
 from treeswarm_node.device import Computed
 from treeswarm_node.engine import Engine, Work
@@ -109,11 +110,14 @@ class HostedSession:
     def epoch(self) -> int:
         return self.session.terms.epoch
 
-    async def feed(self, link: Stream) -> None:
-        """Take appends from the upstream link until it ends or its ticket does.  Raises what made the session fail."""
+    async def feed(self, link: Stream, *, packs: bool = False) -> None:
+        """Take appends from the upstream link until it ends or its ticket does; one that `packs` hears that it may.
+        Raises what made the session fail."""
         ticket, feeding = self.ticket, asyncio.current_task()
         assert feeding is not None
         self._feeding.add(feeding)
+        # Beside what comes: on a slow line its turn to go out may be long in coming.
+        answering = asyncio.create_task(_say_that_rows_may_be_packed(link)) if packs else None
         try:
             while (append := await link.receive()) is not None and not self._over:
                 if not isinstance(append, Append):
@@ -130,6 +134,8 @@ class HostedSession:
             feeding.uncancel()  # cut by `_cut_links`: that ends the stream, and nothing else
         finally:
             self._feeding.discard(feeding)
+            if answering is not None:
+                await cancelled(answering)
 
     async def resume(self, wanted: Resume, control: Stream) -> None:
         """Go on in a new epoch, with new neighbours perhaps.  Raises Refused, and then nothing has changed."""
@@ -343,3 +349,8 @@ class HostedSession:
 def _downstream(error: SwarmError) -> SwarmError:
     """Whatever the next hop's words were, to the client they are about the way there."""
     return Refused(str(error), FaultCode.DOWNSTREAM)
+
+
+async def _say_that_rows_may_be_packed(link: Stream) -> None:
+    with contextlib.suppress(SwarmError):  # whoever takes from this link hears what became of it
+        await link.send(LinkWelcome(unpacks=True))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from treeswarm import PROTOCOL_VERSION, __version__
-from treeswarm.errors import Refused, TransportError
-from treeswarm.messages import Description, FaultCode, LinkHello, LinkWelcome, Open
+from treeswarm.errors import Refused
+from treeswarm.messages import Description, FaultCode, LinkHello, Open
 from treeswarm.prefix import PREFIX_TOKENS
 from treeswarm.records import NodeState
 from treeswarm.session import NodeSession, SessionTerms
@@ -229,10 +229,8 @@ class Node:
         if not isinstance(hello, LinkHello):
             raise Refused("a link must begin with a hello", FaultCode.MALFORMED)
         hosted = await self._welcome(hello)
-        if hello.packs:
-            with contextlib.suppress(TransportError):  # what it had sent before it went is taken all the same
-                await stream.send(LinkWelcome(unpacks=True))
-        await hosted.feed(stream)
+        # Nothing may come between: a resumption would not see a link that is checked and not yet fed from.
+        await hosted.feed(stream, packs=hello.packs)
 
     async def _welcome(self, hello: LinkHello) -> HostedSession:
         """Raises Refused.  A neighbour may dial before the client's own word has come: it waits for that a while."""

@@ -125,7 +125,7 @@ class ToNextHop:
     async def _watch_end(self, link: Stream) -> None:
         try:
             said = await link.receive()
-            while isinstance(said, LinkWelcome) and self.value_bytes:
+            if isinstance(said, LinkWelcome) and self.value_bytes:
                 self._unpacks = said.unpacks
                 said = await link.receive()
             if said is not None:

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 import zstandard
 
+import treeswarm_node.hosted
 import treeswarm_node.packing
 from treeswarm.errors import MissingBlocks
 from treeswarm.messages import LinkHello
@@ -119,6 +120,23 @@ def test_garbled_rows_end_their_session_and_no_other(caplog: pytest.LogCaptureFi
             assert await swarm.generate(PROMPT, COUNT) == plain_text(PROMPT, COUNT)
 
     run_virtually(run())
+
+
+def test_a_welcome_that_cannot_leave_holds_nothing_up(monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
+    async def stuck(_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(treeswarm_node.hosted, "_say_that_rows_may_be_packed", stuck)
+
+    async def run() -> None:
+        async with toy_swarm(MemoryNetwork(1)) as swarm:
+            all_pack(swarm)
+            assert await swarm.generate(PROMPT, COUNT) == plain_text(PROMPT, COUNT)
+            await asyncio.sleep(120)
+            swarm.check_idle()
+
+    run_virtually(run())
+    assert not sizes, "nobody said that rows may be packed"
 
 
 def links_to(network: MemoryNetwork, address: str) -> list[MemoryStream]:

@@ -37,7 +37,8 @@ async def bench_overhead(setup: BenchSetup) -> dict[str, Any]:
                 computes.append(1e3 * compute_s / hops)
             if wire_s is not None:
                 wires.append(1e3 * await wire_s() / hops)
-        beyond = {"beyond_wire_ms_per_hop": spread([each - statistics.median(wires) for each in outside])}
+        wire_ms = statistics.median(wires) if wires else 0.0
+        beyond = {"beyond_wire_ms_per_hop": spread([each - wire_ms for each in outside])}
         return {
             "bench": "overhead",
             "traversals": len(outside),

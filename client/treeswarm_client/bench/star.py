@@ -51,7 +51,7 @@ class StarTransport:
             raise Refused("this relay leads links of its own sessions, and nothing else", FaultCode.MALFORMED)
         onward = await self.inner.connect(self._beyond[hello.ticket], StreamKind.LINK)
         await onward.send(hello)
-        ways = [asyncio.create_task(_lead(stream, onward)), asyncio.create_task(_closed(onward))]
+        ways = [asyncio.create_task(_lead(stream, onward)), asyncio.create_task(_answered(onward, stream))]
         try:
             done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             for way in done:
@@ -115,8 +115,9 @@ async def _lead(stream: Stream, onward: Stream) -> None:
         await onward.send(message)
 
 
-async def _closed(onward: Stream) -> None:
-    """A link carries nothing back: what ends it is all there is to hear.  Raises what it was."""
+async def _answered(onward: Stream, stream: Stream) -> None:
+    """A link carries no more back than that rows may be packed, and its end.  Raises what that was."""
     with contextlib.suppress(SwarmError):
-        await onward.receive()
+        while (message := await onward.receive()) is not None:
+            await stream.send(message)
     raise LinkBroken("the node beyond the relay closed its link")

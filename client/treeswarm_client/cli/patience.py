@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.text import Text
 
+from treeswarm_client.overview import clean
 from treeswarm_client.waits import Wait
 
 # Whoever reads it knows that the program lives; the reason may fill the line.
@@ -38,7 +39,7 @@ class PatienceLines:
             self._since = now
         self._waiting.add(wait.session)
         # What to do about it is for the error that ends the wait.
-        why = str(wait.why).partition(": ")[0]
+        why = clean(str(wait.why).partition(": ")[0])
         if self._said is None or self._said[0] != why or now - self._said[1] >= AGAIN_S:
             self._say(f"{why}: waiting, {wait.left_s:.0f} s left", below=self._said is None)
             self._said = (why, now)
