@@ -18,7 +18,7 @@ PRIOR_NODES = 6.0
 # Rounds after which an older one counts half: in a bin, and in what is thought of the drafter as a whole.  Were that as
 # short, one that is never right would be believed to be so at every 30th node for ever, and shipped.
 HALF_LIFE = 24.0
-LONG_HALF_LIFE = 96.0
+LONG_HALF_LIFE = 192.0
 
 
 def _nothing() -> NDArray[np.float64]:
