@@ -47,6 +47,9 @@ SLACK = 1.25
 # Costs are known as far as they were seen: a tree has at most so many times the rows that ever travelled here.
 FURTHER = 2
 FIRST_ROWS = 16
+# A tree through which the text went for so many nodes and out at a leaf is followed by one of so many times its nodes:
+# usual trees change over rounds, and a text that begins to copy has few.
+OUTGROWN_AT, OUTGROWN = 3, 4
 # Usual times lie this near each other.
 LATE = 1.2
 # How far one tree moves the usual one, and one plan the usual rate.
@@ -89,6 +92,8 @@ class Planner:
     _most_rows: int = FIRST_ROWS
     _levels: Levels = field(default_factory=Levels)
     _most_drafted: int = 0
+    _outgrown: int = 0
+    """Nodes of the last round's tree, if the text went through it to a leaf: it was too small."""
     _ledger: Ledger = Ledger()
     _explore_in: int = EXPLORE_EVERY
     _rate: float = 0.0
@@ -166,7 +171,7 @@ class Planner:
         draft_s = self._levels.draft_s(limit)
         chances = self._ledger.believed(self.outlook.usual(limit))
         best = plan_round(chances, self.costs, exposed_draft_s=draft_s).size
-        return min(limit, int(np.ceil(SLACK * best)))
+        return min(limit, max(int(np.ceil(SLACK * best)), OUTGROWN * self._outgrown))
 
     def drafted(self, tree: DraftTree, seconds: float) -> None:
         """The drafter made this tree for the coming round, in `seconds` that nothing hid."""
@@ -254,6 +259,8 @@ class Planner:
         # A node that went out too late to be waited for was right all the same.
         on_path |= (tree.parents == (accepted[-1] if accepted else -1)) & (tree.tokens == bonus)
         self.outlook = self.outlook.learned(tree, on_path)
+        outgrown = len(accepted) >= OUTGROWN_AT and accepted[-1] not in tree.parents
+        self._outgrown = len(tree) if outgrown else 0
         done, trip = self._round, self._trip
         self._round = self._trip = None
         draft_s, self._draft_s = self._draft_s, 0.0

@@ -139,3 +139,13 @@ def test_a_node_that_was_right_but_sent_too_late_counts_as_right() -> None:
     for _ in range(40):
         late.learn_walk(chain, [0], 6)
     assert late.outlook.chances(chain)[1] < right.outlook.chances(chain)[1]
+
+
+def test_a_tree_that_was_right_to_its_end_is_followed_by_a_larger_one() -> None:
+    planner, _ = planned(120, 0.0)
+    before = planner.wish(LARGEST)
+    chain = DraftTree(np.arange(-1, 7), np.arange(8), np.zeros(8, np.float32))
+    planner.learn_walk(chain, tuple(range(8)), 99)
+    assert planner.wish(LARGEST) >= max(before, 8)
+    planner.learn_walk(chain, tuple(range(3)), 99)
+    assert planner.wish(LARGEST) <= 8
