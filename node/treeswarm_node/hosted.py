@@ -18,7 +18,7 @@ from treeswarm_node.engine import Engine, Work
 from treeswarm_node.journal import Journal
 from treeswarm_node.kv import SessionKV
 from treeswarm_node.outlets import Outlet, ToClient, ToNextHop
-from treeswarm_node.packing import LARGE_BYTES, unpacked
+from treeswarm_node.packing import by_size, unpacked
 from treeswarm_node.sharing import Sharing
 
 log = logging.getLogger(__name__)
@@ -239,9 +239,8 @@ class HostedSession:
         """Before anything counts its bytes.  Raises Malformed."""
         if not append.planes:
             return append
-        if append.rows * self.session.terms.row_bytes < LARGE_BYTES:
-            return unpacked(append, self.session.terms.row_bytes)
-        return await asyncio.to_thread(unpacked, append, self.session.terms.row_bytes)
+        row_bytes = self.session.terms.row_bytes
+        return await by_size(unpacked, append, row_bytes, append.rows * row_bytes)
 
     async def _take(self, append: Append) -> None:
         self.touched_at = arrived = asyncio.get_running_loop().time()

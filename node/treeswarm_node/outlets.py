@@ -15,7 +15,7 @@ from treeswarm.session import answered_ids
 from treeswarm.steps import Step
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_node.device import Computed
-from treeswarm_node.packing import LARGE_BYTES, packed
+from treeswarm_node.packing import by_size, packed
 
 # A dead peer takes no goodbye; nobody waits for it longer.
 GOODBYE_S = 1.0
@@ -96,10 +96,7 @@ class ToNextHop:
     async def _send(self, append: Append) -> None:
         link = await asyncio.shield(self._link)
         if self._unpacks and append.hidden:
-            if len(append.hidden) < LARGE_BYTES:
-                append = packed(append, self.value_bytes)
-            else:
-                append = await asyncio.to_thread(packed, append, self.value_bytes)
+            append = await by_size(packed, append, self.value_bytes, len(append.hidden))
         await link.send(append)
 
     async def end(self) -> None:

@@ -1,5 +1,7 @@
 """Whether rows are worth packing on their way to the next node; `treeswarm.wire.planes` packs."""
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from treeswarm.errors import BadRequest
@@ -48,6 +50,13 @@ def _value_bytes(numerics: NumericsClass) -> int:
     if numerics.activations:
         return 1
     return 4 if numerics.dtype == "float32" else 2
+
+
+async def by_size(work: Callable[[Append, int], Append], append: Append, argument: int, size: int) -> Append:
+    """`packed` or `unpacked` of rows of so many bytes; large ones in a thread.  Raises what `work` does."""
+    if size < LARGE_BYTES:
+        return work(append, argument)
+    return await asyncio.to_thread(work, append, argument)
 
 
 def packed(append: Append, value_bytes: int) -> Append:
