@@ -64,9 +64,14 @@ class AtATerminal:
 
     def left(self, within_s: float = 60.0) -> int:
         """Its exit status, once it has ended."""
-        while self._read():
-            pass
-        return self.process.wait(within_s)
+        end = time.monotonic() + within_s
+        while True:
+            ready, _, _ = select.select([self._screen], [], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                raise AssertionError(f"it did not end, but showed {self._unseen!r}")
+            if not (more := self._read()):
+                return self.process.wait(within_s)
+            self._unseen += more.decode(errors="replace")
 
     def _read(self) -> bytes:
         try:

@@ -56,8 +56,11 @@ def _end_was_typed() -> bool:
         return False
     keyboard = sys.stdin.fileno()
     try:
+        # In this order: a line typed after both questions cannot be taken for the end, nor lose a letter to it.
+        if not select.select([keyboard], [], [], 0)[0]:
+            return False
         letters = struct.unpack("i", fcntl.ioctl(keyboard, termios.FIONREAD, bytes(4)))[0]
-        return not letters and bool(select.select([keyboard], [], [], 0)[0]) and not os.read(keyboard, 1)
+        return not letters and not os.read(keyboard, 1)
     except OSError:  # the terminal is gone; `input` says how
         return False
 
