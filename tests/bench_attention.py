@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from treeswarm_node.attention import Attention, TorchReference
+from treeswarm_node.attention import Attention, Layer, TorchReference
 from treeswarm_node.batch import Batch, SegmentMeta
 from treeswarm_node.flash import FlashAttention
 from treeswarm_node.kv import KVShape, KVStore
@@ -47,9 +47,7 @@ def measure(rows: int, trunk: int, dtype: torch.dtype, device: torch.device, sec
     key, value = (torch.randn(SHAPE.kv_heads, rows, SHAPE.key_dim, device=device).to(dtype) for _ in range(2))
 
     def attending(adapter: Attention) -> Callable[[], torch.Tensor]:
-        return lambda: adapter.attend(
-            0, query, key, value, batch, scaling=SHAPE.key_dim**-0.5, window=None, softcap=None, sinks=None
-        )
+        return lambda: adapter.attend(Layer.written(0, query, key, value, batch, scaling=SHAPE.key_dim**-0.5))
 
     todo = {"reference_ms": attending(TorchReference()), "flash_ms": attending(FlashAttention(device))}
     took: dict[str, list[float]] = {name: [] for name in todo}

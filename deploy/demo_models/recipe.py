@@ -74,12 +74,12 @@ def make_draft(out: Path, minutes: float) -> None:
     train(model, windows(_train_tokens(tokenizer), SEED + 1), distilling(model, target), minutes, out / DRAFT)
 
 
-def practise_draft(out: Path, minutes: float) -> None:
+def practise_draft(out: Path, minutes: float, seed: int) -> None:
     """Distil on, half of it on texts that the target writes itself: there a draft is asked."""
     tokenizer = _tokenizer(out)
     target, model = (LlamaForCausalLM.from_pretrained(out / name, dtype=torch.float32) for name in (TARGET, DRAFT))
     tokens = _train_tokens(tokenizer)
-    mixed = in_turn(windows(tokens, SEED + 2), written_by(target.eval(), tokens, SEED + 3))
+    mixed = in_turn(windows(tokens, seed + 2), written_by(target.eval(), tokens, seed + 3))
     train(model, mixed, distilling(model, target), minutes, out / DRAFT, rate=0.5)
 
 
@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=100, help="wall-clock minutes for the target")
     parser.add_argument("--draft-minutes", type=float, default=25, help="wall-clock minutes for the draft")
     parser.add_argument("--practice-minutes", type=float, default=110, help="and for its practice")
+    parser.add_argument("--seed", type=int, default=SEED, help="another one where practice goes on")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.manual_seed(SEED)
@@ -108,7 +109,7 @@ def main() -> None:
         "tokenizer": lambda: make_tokenizer(args.out),
         "target": lambda: make_target(args.out, args.minutes),
         "draft": lambda: make_draft(args.out, args.draft_minutes),
-        "practice": lambda: practise_draft(args.out, args.practice_minutes),
+        "practice": lambda: practise_draft(args.out, args.practice_minutes, args.seed),
         "report": lambda: print_report(args.out / TARGET, args.out / DRAFT),
     }
     for step in args.steps:

@@ -7,7 +7,7 @@ computes in the node's own dtype, on its device, with heads of the model's shape
 import numpy as np
 import torch
 
-from treeswarm_node.attention import Attention, TorchReference
+from treeswarm_node.attention import Attention, Layer, TorchReference
 from treeswarm_node.batch import Batch, SegmentMeta
 from treeswarm_node.kv import KVShape, KVStore
 
@@ -42,12 +42,8 @@ def disagreement(adapter: Attention, heads: int, shape: KVShape, dtype: torch.dt
     key, value = noise(shape.kv_heads, rows, shape.key_dim), noise(shape.kv_heads, rows, shape.value_dim)
     worst = 0.0
     for window in (None, WINDOW):
-        ours, plain = (
-            one.attend(
-                0, query, key, value, batch, scaling=shape.key_dim**-0.5, window=window, softcap=None, sinks=None
-            ).float()
-            for one in (adapter, TorchReference())
-        )
+        layer = Layer.written(0, query, key, value, batch, scaling=shape.key_dim**-0.5, window=window)
+        ours, plain = (one.attend(layer).float() for one in (adapter, TorchReference()))
         off = float((ours - plain).norm() / plain.norm())
         worst = max(worst, off if np.isfinite(off) else float("inf"))
     return worst

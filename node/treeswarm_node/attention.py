@@ -29,30 +29,6 @@ HARMLESS = {
 }
 
 
-class Attention(Protocol):
-    """An adapter: computes one layer's attention for the whole batch."""
-
-    name: str
-    """For people, as nodes announce it."""
-
-    def attend(
-        self,
-        block: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        batch: Batch,
-        *,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """`query` [heads, ΣT, dim], `key` and `value` [kv_heads, ΣT, dim], `block` the store's.  First writes K and V
-        to the batch's rows, then attends.  Returns [ΣT, heads, value_dim] in the query's dtype."""
-        ...
-
-
 # Keys and values [kv_heads, C, dim], and a bool mask [T, C] of those that are seen; None: all are.
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
@@ -84,29 +60,30 @@ class Layer:
     """One layer's attention for a batch whose K and V are in the pool."""
 
     query: torch.Tensor
+    """[heads, ΣT, dim]."""
     key: torch.Tensor
     value: torch.Tensor
-    """The batch's own, as `Attention.attend` gets them."""
+    """The batch's own, [kv_heads, ΣT, dim]."""
     keys: torch.Tensor
     values: torch.Tensor
     """The block's whole pool, [kv_heads, pool, dim]."""
     batch: Batch
     scaling: float
-    window: int | None
-    softcap: float | None
-    sinks: torch.Tensor | None
+    window: int | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
 
     @classmethod
     def written(
         cls, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Batch, **how: Any
     ) -> "Layer":
-        """Write first: a row may see those of an earlier segment."""
+        """Of a block of the store.  K and V go to the batch's rows first: a row may see those of an earlier segment."""
         keys, values = batch.store.keys[block], batch.store.values[block]
         keys[:, batch.written] = key
         values[:, batch.written] = value
         return cls(query, key, value, keys, values, batch, **how)
 
-    def attend(
+    def attended(
         self,
         attend_rows: Callable[[Rows], torch.Tensor],
         alone: Sequence[SegmentMeta],
@@ -136,18 +113,25 @@ class Layer:
         return Rows(self.query[:, segment.rows], trunk, crown, self.scaling, self.softcap, self.sinks)
 
 
+class Attention(Protocol):
+    """An adapter: computes one layer's attention for the whole batch."""
+
+    name: str
+    """For people, as nodes announce it."""
+
+    def attend(self, layer: Layer) -> torch.Tensor:
+        """[ΣT, heads, value_dim] in the query's dtype."""
+        ...
+
+
 class TorchReference:
     """Plain torch: short sessions of like size together, others in turn.  Correct everywhere, quick enough on a CPU."""
 
     name = "torch-reference"
 
-    def attend(
-        self, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Batch,
-        *, scaling: float, window: int | None, softcap: float | None, sinks: torch.Tensor | None,
-    ) -> torch.Tensor:  # fmt: skip
-        how = {"scaling": scaling, "window": window, "softcap": softcap, "sinks": sinks}
-        split = batch.split(window)
-        return Layer.written(block, query, key, value, batch, **how).attend(attend_plainly, split.alone, split.crowds)
+    def attend(self, layer: Layer) -> torch.Tensor:
+        split = layer.batch.split(layer.window)
+        return layer.attended(attend_plainly, split.alone, split.crowds)
 
 
 def attend_plainly(rows: Rows) -> torch.Tensor:
@@ -205,7 +189,7 @@ def _from_layer(
     if treeswarm is None:
         raise UnsupportedModel("its layers do not pass extra arguments on to attention")
     attention, batch = treeswarm
-    output = attention.attend(
+    layer = Layer.written(
         int(cast(int, module.layer_idx)) - batch.first_block,
         query[0],
         key[0],
@@ -216,7 +200,7 @@ def _from_layer(
         softcap=softcap,
         sinks=s_aux,
     )
-    return output[None], None
+    return attention.attend(layer)[None], None
 
 
 def register() -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from treeswarm_node.attention import Layer, Part, Rows, attend_plainly, scores_of, weighed
-from treeswarm_node.batch import Batch
 
 # query [kv_heads, rows, dim], key and value [kv_heads, C, dim], scaling; returns the output [kv_heads, rows, dim] and
 # its scores' natural log-sum-exp, float32 [kv_heads, rows].
@@ -88,28 +87,14 @@ class FlashAttention:
         self._capability = capability_of(device)
         self._kernel = kernel
 
-    def attend(
-        self,
-        block: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        batch: Batch,
-        *,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
-        keys = batch.store.keys
+    def attend(self, layer: Layer) -> torch.Tensor:
+        query = layer.query
         demand = Demand(
-            query.device.type, self._capability, query.dtype, key.shape[-1], value.shape[-1],
-            softcap=softcap is not None, sinks=sinks is not None,
+            query.device.type, self._capability, query.dtype, layer.key.shape[-1], layer.value.shape[-1],
+            softcap=layer.softcap is not None, sinks=layer.sinks is not None,
         )  # fmt: skip
-        plainly = keys.dtype != query.dtype or why_not(demand) is not None
-        how = {"scaling": scaling, "window": window, "softcap": softcap, "sinks": sinks}
-        layer = Layer.written(block, query, key, value, batch, **how)
-        return layer.attend(attend_plainly if plainly else self._in_parts, batch.segments)
+        plainly = layer.keys.dtype != query.dtype or why_not(demand) is not None
+        return layer.attended(attend_plainly if plainly else self._in_parts, layer.batch.segments)
 
     def _in_parts(self, rows: Rows) -> torch.Tensor:
         """float32 [T, heads, value_dim].  What a window cuts into is masked, and goes with the crown."""

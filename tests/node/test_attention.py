@@ -11,7 +11,7 @@ import torch
 from treeswarm.messages import Append
 from treeswarm.session import NodeSession, SessionTerms
 from treeswarm.spans import Span
-from treeswarm_node.attention import Attention
+from treeswarm_node.attention import Attention, Layer
 from treeswarm_node.batch import Segment, make_batch
 from treeswarm_node.flash import FlashAttention, flash_kernel
 from treeswarm_node.kv import KVShape, KVStore, SessionKV
@@ -75,10 +75,8 @@ class Scene:
         batch = make_batch(segments, self.store, 0, CPU)
         self.most_runs = max(self.most_runs, *(len(meta.trunk_runs) for meta in batch.segments))
         self.crowds += len(batch.split(self.window).crowds)
-        ours = self.adapter.attend(
-            0, query, key, value, batch,
-            scaling=0.3, window=self.window, softcap=self.softcap, sinks=self.sinks,
-        )  # fmt: skip
+        how = {"scaling": 0.3, "window": self.window, "softcap": self.softcap, "sinks": self.sinks}
+        ours = self.adapter.attend(Layer.written(0, query, key, value, batch, **how))
         assert ours.dtype == self.dtype
         assert ours.shape == (len(rows), HEADS, 16)
         return max(float((ours[i].float() - self.by_hand(row, query[:, i])).abs().max()) for i, row in enumerate(rows))
