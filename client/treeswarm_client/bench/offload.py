@@ -29,7 +29,7 @@ async def bench_offload(setup: BenchSetup, *, sizes: Sequence[int]) -> dict[str,
     """
     spans = even_cuts(read_shape(resolve_model(setup.model)).blocks, setup.nodes)
     async with contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(_client(setup, spans, where)) for where in PLACEMENTS]
+        clients = [await stack.enter_async_context(_clients(setup, spans, where, sizes)) for where in PLACEMENTS]
         runs = await _in_turn(setup, dict(zip(PLACEMENTS, clients, strict=True)), sizes)
     return {
         "bench": "offload",
@@ -46,27 +46,35 @@ async def bench_offload(setup: BenchSetup, *, sizes: Sequence[int]) -> dict[str,
 
 
 @contextlib.asynccontextmanager
-async def _client(setup: BenchSetup, spans: Sequence[Span], where: str) -> AsyncIterator[SwarmClient]:
-    """Of a swarm of its own.  Everybody computes the prompt, which the placement before may have left there."""
+async def _clients(
+    setup: BenchSetup, spans: Sequence[Span], where: str, sizes: Sequence[int]
+) -> AsyncIterator[dict[int, SwarmClient]]:
+    """One for each tree size, of a swarm of its own: drafters remember texts, and so each sees a prompt once.
+    Everybody computes the prompt, which the size before may have left there."""
     flags = ("--offload", where)
     async with (
         local_swarm(setup.model, spans, dtype=setup.dtype, swarm_key=setup.swarm_key, flags=flags) as swarm,
-        SwarmClient(
-            model=setup.model, peers=swarm.peers, draft=setup.draft, swarm_key=setup.key, prefix_scope="none"
-        ) as client,
+        contextlib.AsyncExitStack() as stack,
     ):
-        yield client
+        yield {
+            size: await stack.enter_async_context(
+                SwarmClient(
+                    model=setup.model, peers=swarm.peers, draft=setup.draft, swarm_key=setup.key, prefix_scope="none"
+                )
+            )
+            for size in sizes
+        }
 
 
 async def _in_turn(
-    setup: BenchSetup, clients: Mapping[str, SwarmClient], sizes: Sequence[int]
+    setup: BenchSetup, clients: Mapping[str, Mapping[int, SwarmClient]], sizes: Sequence[int]
 ) -> dict[str, dict[int, list[Run]]]:
     runs: dict[str, dict[int, list[Run]]] = {where: {size: [] for size in sizes} for where in clients}
     order = list(clients)
-    for prompt in held_out_prompts(clients["none"], setup.prompts):
+    for prompt in held_out_prompts(clients["none"][sizes[0]], setup.prompts):
         for size in sizes:
             for where in order:
-                run = await clients[where].generate(
+                run = await clients[where][size].generate(
                     prompt, max_new_tokens=setup.tokens, tree_size=size, ignore_eos=True
                 )
                 runs[where][size].append(run)
