@@ -59,6 +59,11 @@ class SpanModel:
     def attention_name(self) -> str:
         return self.attention.name
 
+    def linears(self) -> list[torch.nn.Linear]:
+        """Of the layers and the head, as transformers made them: quantized ones are none."""
+        parts = [*self.layers, *([self._head.module] if self._head else [])]
+        return [module for part in parts for module in part.modules() if type(module) is torch.nn.Linear]
+
     @torch.inference_mode()
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids int64 [n] to activations [n, hidden], with whatever scaling the family applies."""
@@ -168,12 +173,10 @@ class _Head:
     def __init__(self, loaded: LoadedSpan) -> None:
         skeleton, base = loaded.skeleton, loaded.skeleton.base_model
         self._norm = copy.deepcopy(base.norm).float()
-        head = copy.deepcopy(skeleton.get_output_embeddings()).float()
+        self.module = copy.deepcopy(skeleton.get_output_embeddings()).float()
         self._final = _Final()
-        self._model = _with_children(
-            skeleton,
-            **{skeleton.base_model_prefix: self._final, _name_of(skeleton, skeleton.get_output_embeddings()): head},
-        )
+        name = _name_of(skeleton, skeleton.get_output_embeddings())
+        self._model = _with_children(skeleton, **{skeleton.base_model_prefix: self._final, name: self.module})
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         self._final.hidden = self._norm(hidden.float())[None]

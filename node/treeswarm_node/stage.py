@@ -29,6 +29,7 @@ from treeswarm_node.counters import Counters
 from treeswarm_node.device import Device, Lent, Runs
 from treeswarm_node.engine import Engine
 from treeswarm_node.kv import KVStore
+from treeswarm_node.layout import lay_out
 from treeswarm_node.loader import load_span
 from treeswarm_node.offload import Offload, offloading
 from treeswarm_node.profile import measure_profile
@@ -174,6 +175,8 @@ def _load(
     )  # fmt: skip
     weights = weights_digest(folder, read_config(folder), progress)
     spanned = SpanModel(loaded, config.kv_tokens)
+    if offload is None:  # streamed weights lie as they were put away
+        lay_out(spanned.linears())
     prove(spanned)
     choose_attention(spanned, config.attention)
     numerics = NumericsClass(weights, config.dtype, config.quantization, config.activations)
