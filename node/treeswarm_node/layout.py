@@ -16,6 +16,8 @@ ROWS = (1, 2, 4, 8, 16)
 WORTH = 0.95
 # A product is called so often, or for so long where the weight is large; its best call is the undisturbed one.
 CALLS, LONGEST_S = 12, 0.1
+# For a moment there are two of a weight, which the plan of what fits knows nothing of: a large head stays as it is.
+LARGEST_BYTES = 512 << 20
 
 
 @torch.no_grad()
@@ -29,7 +31,7 @@ def lay_out(linears: Iterable[torch.nn.Linear]) -> int:
     changed = 0
     for linear in linears:
         weight = linear.weight
-        if weight.dtype != torch.float32 or weight.device.type != "cpu" or not weight.is_contiguous():
+        if not _may_change(weight):
             continue
         if weight.shape not in columns:
             columns[weight.shape] = _share(weight, by_columns(weight)) < WORTH
@@ -37,6 +39,11 @@ def lay_out(linears: Iterable[torch.nn.Linear]) -> int:
             weight.data = by_columns(weight)
             changed += 1
     return changed
+
+
+def _may_change(weight: torch.Tensor) -> bool:
+    plain = weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
+    return plain and weight.nbytes <= LARGEST_BYTES
 
 
 def by_columns(weight: torch.Tensor) -> torch.Tensor:

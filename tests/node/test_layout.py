@@ -41,11 +41,17 @@ def test_every_weight_of_a_shape_gets_the_layout_that_was_faster(
         torch.testing.assert_close(each(hidden[each.in_features]), product)
 
 
-def test_the_clock_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it says, products stay; and 16 bits are never asked."""
-    kept = linear(32, 8, dtype=torch.bfloat16)
+def test_the_clock_decides() -> None:
+    """Whatever it says, products stay."""
     each, hidden = linear(32, 8), torch.randn(3, 8)
     product = each(hidden)
-    assert lay_out([kept, each]) in (0, 1)
-    assert kept.weight.is_contiguous()
+    assert lay_out([each]) in (0, 1)
     torch.testing.assert_close(each(hidden), product)
+
+
+def test_16_bits_and_what_has_no_room_twice_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "_share", lambda weight, other: 0.1)
+    monkeypatch.setattr(layout, "LARGEST_BYTES", 4 * 32 * 8)
+    halves, large, small = linear(32, 8, dtype=torch.bfloat16), linear(32, 9), linear(32, 8)
+    assert lay_out([halves, large, small]) == 1
+    assert [each.weight.is_contiguous() for each in (halves, large, small)] == [True, True, False]
