@@ -44,11 +44,8 @@ class AtATerminal:
         """Read on until `words` are shown; gives what was shown up to their end."""
         end = time.monotonic() + within_s
         while words not in self._unseen:
-            ready, _, _ = select.select([self._screen], [], [], max(0.0, end - time.monotonic()))
-            more = self._read() if ready else b""
-            if not more:
+            if not self._more(end):
                 raise AssertionError(f"{words!r} was not shown, but {self._unseen!r}")
-            self._unseen += more.decode(errors="replace")
         seen, _, self._unseen = self._unseen.partition(words)
         return seen + words
 
@@ -56,28 +53,31 @@ class AtATerminal:
         """Read on until anything but space is shown; gives it."""
         end = time.monotonic() + within_s
         while not self._unseen.strip():
-            ready, _, _ = select.select([self._screen], [], [], max(0.0, end - time.monotonic()))
-            if not ready:
+            if not self._more(end):
                 raise AssertionError("nothing more was shown")
-            self._unseen += self._read().decode(errors="replace")
         return self._unseen
 
     def left(self, within_s: float = 60.0) -> int:
         """Its exit status, once it has ended."""
         end = time.monotonic() + within_s
-        while True:
-            ready, _, _ = select.select([self._screen], [], [], max(0.0, end - time.monotonic()))
-            if not ready:
-                raise AssertionError(f"it did not end, but showed {self._unseen!r}")
-            if not (more := self._read()):
-                return self.process.wait(within_s)
-            self._unseen += more.decode(errors="replace")
-
-    def _read(self) -> bytes:
+        while self._more(end):
+            pass
         try:
-            return os.read(self._screen, 65536)
-        except OSError:  # how Linux says that nobody is at the other side any more
-            return b""
+            return self.process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it did not end, but showed {self._unseen!r}") from None
+
+    def _more(self, end: float) -> bool:
+        """Read what is shown next; false if nothing came until `end`, or nobody is at the other side any more."""
+        ready, _, _ = select.select([self._screen], [], [], max(0.0, end - time.monotonic()))
+        if not ready:
+            return False
+        try:
+            shown = os.read(self._screen, 65536)
+        except OSError:  # how Linux says so
+            return False
+        self._unseen += shown.decode(errors="replace")
+        return bool(shown)
 
 
 @contextlib.contextmanager

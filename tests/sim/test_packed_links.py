@@ -49,15 +49,17 @@ def all_pack(swarm: ToySwarm) -> None:
         node.packing = Packing("lossless")
 
 
-def test_packed_rows_give_the_same_text(sizes: list[int]) -> None:
-    async def run() -> None:
-        async with toy_swarm(MemoryNetwork(1)) as swarm:
-            all_pack(swarm)
-            assert await swarm.generate(PROMPT, COUNT) == plain_text(PROMPT, COUNT)
-            await asyncio.sleep(120)
-            swarm.check_idle()
+async def generate_where_all_pack() -> None:
+    """The plain text, and nothing is left open."""
+    async with toy_swarm(MemoryNetwork(1)) as swarm:
+        all_pack(swarm)
+        assert await swarm.generate(PROMPT, COUNT) == plain_text(PROMPT, COUNT)
+        await asyncio.sleep(120)
+        swarm.check_idle()
 
-    run_virtually(run())
+
+def test_packed_rows_give_the_same_text(sizes: list[int]) -> None:
+    run_virtually(generate_where_all_pack())
     assert len(sizes) > 20
     assert all(size % STATE == 0 for size in sizes)
 
@@ -128,14 +130,7 @@ def test_a_welcome_that_cannot_leave_holds_nothing_up(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(treeswarm_node.hosted, "_say_that_rows_may_be_packed", stuck)
 
-    async def run() -> None:
-        async with toy_swarm(MemoryNetwork(1)) as swarm:
-            all_pack(swarm)
-            assert await swarm.generate(PROMPT, COUNT) == plain_text(PROMPT, COUNT)
-            await asyncio.sleep(120)
-            swarm.check_idle()
-
-    run_virtually(run())
+    run_virtually(generate_where_all_pack())
     assert not sizes, "nobody said that rows may be packed"
 
 

@@ -37,16 +37,25 @@ async def bench_overhead(setup: BenchSetup) -> dict[str, Any]:
                 computes.append(1e3 * compute_s / hops)
             if wire_s is not None:
                 wires.append(1e3 * await wire_s() / hops)
-        wire_ms = statistics.median(wires) if wires else 0.0
-        beyond = {"beyond_wire_ms_per_hop": spread([each - wire_ms for each in outside])}
         return {
             "bench": "overhead",
             "traversals": len(outside),
             "overhead_ms_per_hop": spread(outside),
-            **({"wire_ms_per_hop": spread(wires), **beyond} if wires else {}),
+            **_beside_wire(outside, wires),
             "torch_ms_per_hop": spread(computes),
             "provenance": await bench.provenance(),
         }
+
+
+def _beside_wire(outside: list[float], wires: list[float]) -> dict[str, Any]:
+    """What is left of milliseconds outside torch without the wire's; nothing where nobody echoed."""
+    if not wires:
+        return {}
+    wire_ms = statistics.median(wires)
+    return {
+        "wire_ms_per_hop": spread(wires),
+        "beyond_wire_ms_per_hop": spread([each - wire_ms for each in outside]),
+    }
 
 
 @contextlib.asynccontextmanager
