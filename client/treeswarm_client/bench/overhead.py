@@ -3,12 +3,15 @@
 import contextlib
 import statistics
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from treeswarm.transport.seam import StreamKind
 from treeswarm_client.bench.common import Bench, BenchSetup, bench_swarm, spread
 from treeswarm_client.bench.echo import TLS, echo_process, echo_s, transport_of
 from treeswarm_client.bench.texts import held_out_prompts
+from treeswarm_client.generation import Generation
+from treeswarm_client.pace import FixedPace
 
 # Seven drafted nodes and the mandatory one.
 DRAFTED = 7
@@ -20,6 +23,7 @@ ECHOES = 40
 async def bench_overhead(setup: BenchSetup) -> dict[str, Any]:
     """Milliseconds a hop of an 8-token traversal, client included and drafting not, that no device thread spent.
 
+    Nothing is drafted while a tree travels: here that would take the cores of the nodes that it waits for.
     Part of them is the wire's: what messages of that size need over the same transport between two processes that do
     nothing else, measured in turn with the generations.  Where nodes run elsewhere (`--peers`, `--lab`), nobody echoes
     beside them, and only the whole is told.
@@ -77,5 +81,9 @@ async def _wire(hops: int, rows_bytes: int) -> AsyncIterator[Callable[[], Awaita
 
 async def _traversals(bench: Bench, prompt: list[int]) -> list[tuple[float, float]]:
     """Seconds and the device threads' part of them, of one generation's full trees."""
-    run = await bench.run(prompt, tree_size=DRAFTED)
+    run = await bench.run(prompt, tree_size=DRAFTED, altered=_one_after_another)
     return [(trip.seconds, trip.compute_s) for trip in run.meter.trips[1:] if trip.rows == DRAFTED + 1]
+
+
+def _one_after_another(usual: Generation) -> Generation:
+    return replace(usual, pace=FixedPace(DRAFTED, drafts_ahead=False))

@@ -6,13 +6,15 @@ old ones are forgotten: a text changes its nature half way.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 # Edges of the bins, in log-probability: fine where most nodes lie that are worth shipping, down to one in 3,000.
 EDGES = np.linspace(-8.0, 0.0, 17)
-CENTRES = np.exp((EDGES[1:] + EDGES[:-1]) / 2)
+MIDDLES = (EDGES[1:] + EDGES[:-1]) / 2
+CENTRES = np.exp(MIDDLES)
 # How many nodes' worth of trust a drafter's own opinion starts with, in each bin.
 PRIOR_NODES = 6.0
 # Rounds after which an older one counts half: in a bin, and in what is thought of the drafter as a whole.  Were that as
@@ -40,14 +42,18 @@ class Calibration:
         """The chance of each node to be on the target's path, [n]; a better score never has a lower chance."""
         if not len(scores):
             return np.empty(0)
+        found = np.exp(np.interp(scores, MIDDLES, self._log_chances))
+        below = np.exp(np.minimum(scores - EDGES[0], 0.0))
+        return np.asarray(np.minimum(found * below, 1.0))
+
+    @cached_property
+    def _log_chances(self) -> NDArray[np.float64]:
+        """In the middle of each bin."""
         # The whole drafter's optimism, of all bins, is what a bin is believed to share until it has its own figures.
         optimism = (self.kept + PRIOR_NODES) / (self.promised + PRIOR_NODES)
         expected = np.minimum(CENTRES * optimism, 1.0)
         rising = _rising(self.hit + PRIOR_NODES * expected, self.shipped + PRIOR_NODES)
-        clipped = np.clip(scores, EDGES[0], 0.0)
-        found = np.exp(np.interp(clipped, np.log(CENTRES), np.log(np.maximum(rising, 1e-9))))
-        below = np.exp(np.minimum(scores - EDGES[0], 0.0))
-        return np.asarray(np.minimum(found * below, 1.0))
+        return np.asarray(np.log(np.maximum(rising, 1e-9)))
 
     def learned(self, scores: NDArray[np.floating], on_path: NDArray[np.bool_]) -> "Calibration":
         """After a round: the scores of the nodes shipped whose fate is known, and which of them were on the path."""

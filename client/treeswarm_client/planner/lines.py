@@ -1,6 +1,9 @@
 """A straight line through noisy measurements that come one by one, some of them far off.  Pure."""
 
+import math
 from dataclasses import dataclass, replace
+from functools import cache
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +40,7 @@ class Line:
         xs, ys = np.array(seen).T
         slope = self._slope(xs, ys)
         newest = slice(-NEWEST, None)
-        height = float(np.median(ys[newest] - slope * xs[newest]))
+        height = median((ys[newest] - slope * xs[newest]).tolist())
         return replace(self, height=max(0.0, height), slope=slope, seen=tuple(seen))
 
     def at(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -45,7 +48,7 @@ class Line:
         return self.height + self.slope * x
 
     def _slope(self, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> float:
-        later, earlier = np.triu_indices(len(xs), 1)[::-1]
+        earlier, later = _pairs(len(xs))
         run, rise = xs[later] - xs[earlier], ys[later] - ys[earlier]
         apart = np.abs(run) >= max(APART * float(xs.max()), 1e-9)
         if not apart.any():
@@ -58,12 +61,19 @@ class Line:
         return max(0.0, float(slopes[order][half]))
 
 
+@cache
+def _pairs(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The earlier and the later of any two of so many (at most `KEPT`)."""
+    earlier, later = np.triu_indices(count, 1)
+    return earlier, later
+
+
 def _kept(seen: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """The newest, and of those of one size (within a factor of two) only so many."""
     alike: dict[int, int] = {}
     kept = []
     for x, y in reversed(seen[-KEPT:]):
-        size = int(np.log2(x + 1))
+        size = int(math.log2(x + 1))
         alike[size] = alike.get(size, 0) + 1
         if alike[size] <= KEPT_ALIKE:
             kept.append((x, y))

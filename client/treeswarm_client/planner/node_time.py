@@ -9,12 +9,15 @@ b times:
 If all of them plan alike, that is also what happens: b trees of `rows` nodes cost the device b times the rows.
 """
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.messages import HopTiming, Profile
+from treeswarm_client.planner.curves import Curve
 
 # A node that told nothing: between a GPU that reads its weights from memory (256 rows cost little more than one) and a
 # CPU (they cost a multiple).  Only the shape counts: the first timing sets the height, the next ones bend it.
@@ -43,18 +46,6 @@ class HopEstimate:
     sessions: float = 1.0
     """In one forward."""
     samples: int = 0
-    _bends: NDArray[np.float64] = field(init=False, repr=False)
-    """The table made to rise, with a point far out that goes on as the last two do."""
-
-    def __post_init__(self) -> None:
-        rising = np.maximum.accumulate(self.table_s)
-        slope = (rising[-1] - rising[-2]) / (self.rows[-1] - self.rows[-2]) if len(rising) > 1 else 0.0
-        far = 16 * self.rows[-1]
-        object.__setattr__(
-            self,
-            "_bends",
-            np.array([np.append(self.rows, far), np.append(rising, rising[-1] + slope * (far - self.rows[-1]))]),
-        )
 
     @classmethod
     def begin(cls, profile: Profile = ()) -> "HopEstimate":
@@ -68,7 +59,7 @@ class HopEstimate:
             return self
         step = max(STEP, 1 / (self.samples + 1))
         took = timing.compute_us / 1e6
-        alone = float(self._table(np.asarray(float(timing.rows))))
+        alone = float(self._alone.at(float(timing.rows)))
         in_company = timing.batch_sessions > 1 and (self.told or self.samples > 0)
         # With others in the forward, what it took longer is theirs; what it took less is a table too dear.
         company = min(max(0.0, took - alone), FARTHEST * (alone + self.company_s)) if in_company else 0.0
@@ -83,23 +74,32 @@ class HopEstimate:
             samples=self.samples + 1,
         )
 
-    def forward_s(self, rows: NDArray[np.float64] | float) -> NDArray[np.float64]:
-        """What a forward with so many rows of ours takes, whoever else is in it."""
-        return self._table(np.asarray(rows, np.float64)) + self.company_s
+    @cached_property
+    def clock(self) -> Curve:
+        """What a forward takes, by rows of ours, whoever else is in it."""
+        return Curve(self._alone.rows, self._alone.seconds + self.company_s)
 
-    def seconds(self, rows: NDArray[np.float64] | float) -> NDArray[np.float64]:
-        """What such a forward costs everybody who is in it: the price to plan by."""
-        one = self.forward_s(1.0)
-        return np.asarray(one + self.sessions * (self.forward_s(rows) - one))
+    @cached_property
+    def price(self) -> Curve:
+        """What such a forward costs everybody who is in it: what to plan by."""
+        one = self.clock.at(1.0)
+        return Curve(self.clock.rows, one + self.sessions * (self.clock.seconds - one))
 
-    def _table(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(np.interp(rows, *self._bends))
+    @cached_property
+    def _alone(self) -> Curve:
+        """The table made to rise, with a point far out that goes on as the last two do."""
+        rising = np.maximum.accumulate(self.table_s)
+        slope = (rising[-1] - rising[-2]) / (self.rows[-1] - self.rows[-2]) if len(rising) > 1 else 0.0
+        far = 16 * self.rows[-1]
+        further = rising[-1] + slope * (far - self.rows[-1])
+        return Curve(np.append(self.rows, far), np.append(rising, further))
 
     def _corrected(self, rows: int, off: float) -> NDArray[np.float64]:
         """The table after a forward that took `off` times what it says: most of it near these rows."""
         if self.samples == 0 and not self.told:
             return self.table_s * off
-        near = np.array([np.interp(rows, self.rows, point) for point in np.eye(len(self.rows))])
+        points = np.arange(len(self.rows))
+        near = np.maximum(0.0, 1.0 - np.abs(points - np.interp(rows, self.rows, points)))
         weights = COMMON + (1 - COMMON) * near
-        by = np.clip(np.log(off), -np.log(FARTHEST), np.log(FARTHEST))
+        by = min(max(math.log(off), -math.log(FARTHEST)), math.log(FARTHEST))
         return np.asarray(self.table_s * np.exp(STEP * weights * by))

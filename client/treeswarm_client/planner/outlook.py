@@ -5,6 +5,7 @@ from parent to child: the drafter's conditional score, against how often the tar
 the parent.  A drafter that is too sure of itself is so again at every step, and its deep nodes lose most.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -35,9 +36,9 @@ class Outlook:
         """Asked some times a round; a calibration takes most of its time to begin."""
         if not self.trees:
             return []
-        steps = self.steps.chances(np.concatenate([_steps(tree) for tree in self.trees]))
-        ends = np.cumsum([len(tree) for tree in self.trees])[:-1]
-        return [_along_paths(tree, part) for tree, part in zip(self.trees, np.split(steps, ends), strict=True)]
+        forest = _forest(self.trees)
+        chances = _along_paths(forest, self.steps.chances(_steps(forest)))
+        return np.split(chances, np.cumsum([len(tree) for tree in self.trees])[:-1])
 
     def usual(self, count: int) -> NDArray[np.float64]:
         """By rank, of the best `count` nodes of a tree like the last ones, float64 [count].  Beyond those known a
@@ -70,13 +71,23 @@ class Outlook:
         return replace(self, steps=self.steps.learned(_steps(tree)[stood], on_path[stood]))
 
 
+def _forest(trees: Sequence[DraftTree]) -> DraftTree:
+    """All of them below one root, one after the other."""
+    starts = np.cumsum([0, *(len(tree) for tree in trees)])
+    return DraftTree(
+        np.concatenate([np.where(t.parents < 0, -1, t.parents + at) for t, at in zip(trees, starts, strict=False)]),
+        np.concatenate([tree.tokens for tree in trees]),
+        np.concatenate([tree.scores for tree in trees]),
+    )
+
+
 def _along_paths(tree: DraftTree, steps: NDArray[np.float64]) -> NDArray[np.float64]:
     """The product of the steps down to each node."""
-    chances = steps.tolist()
-    for node, parent in enumerate(tree.parents.tolist()):
-        if parent >= 0:
-            chances[node] *= chances[parent]
-    return np.array(chances, np.float64)
+    # Every node holds the product of the last 1, 2, 4, … steps above it and points past them; the root's place is last.
+    chances, above = np.append(steps, 1.0), np.append(tree.parents, -1)
+    while (above >= 0).any():
+        chances, above = chances * chances[above], above[above]
+    return chances[:-1]
 
 
 def _steps(tree: DraftTree) -> NDArray[np.float64]:

@@ -6,11 +6,13 @@ every node on the target's path: 1 + Σ chances.  Its time is the links', the no
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.messages import MAX_ROWS, HopTiming
+from treeswarm_client.planner.curves import Curve, total
 from treeswarm_client.planner.links import LinkEstimate
 from treeswarm_client.planner.node_time import HopEstimate
 
@@ -35,6 +37,26 @@ class Costs:
     segment_rows: int = MAX_ROWS
     """Larger trees travel as several appends, of which each node computes one while the next is on its way."""
 
+    @cached_property
+    def clock(self) -> Curve:
+        """What the nodes' forwards take together."""
+        return total([hop.clock for hop in self.hops])
+
+    @cached_property
+    def price(self) -> Curve:
+        """What they cost together, see `node_time.py`."""
+        return total([hop.price for hop in self.hops])
+
+    @cached_property
+    def queue_s(self) -> float:
+        """Of all nodes together."""
+        return sum(hop.queue_s for hop in self.hops)
+
+    @cached_property
+    def plain_s(self) -> float:
+        """What a plain round takes, by the clock."""
+        return max(1e-9, float(traversal_s(self, 1.0, priced=False)))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -56,13 +78,15 @@ def traversal_s(costs: Costs, rows: Rows, *, priced: bool = True) -> NDArray[np.
     """
     count = np.asarray(rows, np.float64)
     first = np.minimum(count, costs.segment_rows)
+    forwards = costs.price if priced else costs.clock
+    seconds = costs.link.seconds(first * whole_way_bytes(costs)) + costs.queue_s + forwards.at(first)
     after = count - first
+    if not after.any():
+        return np.asarray(seconds)
     whole, rest = np.divmod(after, costs.segment_rows)
-    once = costs.link.seconds(first * whole_way_bytes(costs)) + sum(hop.queue_s for hop in costs.hops)
-    forwards = sum((_forward_s(hop, first, priced=priced) for hop in costs.hops), start=np.zeros_like(count))
     later = whole * slowest_s(costs, float(costs.segment_rows), priced=priced)
     last = np.where(rest > 0, slowest_s(costs, rest, priced=priced), 0.0)
-    return np.asarray(once + forwards + later + last)
+    return np.asarray(seconds + later + last)
 
 
 def whole_way_bytes(costs: Costs) -> int:
@@ -79,7 +103,8 @@ def slowest_s(costs: Costs, rows: Rows, *, priced: bool = True) -> NDArray[np.fl
     """What a further append of so many rows adds to a traversal under way: its time at the slowest node or link."""
     count = np.asarray(rows, np.float64)
     stages = [costs.link.seconds_per_byte * count * one_link_bytes(costs)]
-    return np.asarray(np.max([*stages, *(_forward_s(hop, count, priced=priced) for hop in costs.hops)], axis=0))
+    forwards = (hop.price if priced else hop.clock for hop in costs.hops)
+    return np.asarray(np.max([*stages, *(forward.at(count) for forward in forwards)], axis=0))
 
 
 def plan_round(
@@ -128,7 +153,7 @@ def worth_extending(chances: NDArray[np.float64], later_s: NDArray[np.float64], 
 def patience_s(costs: Costs) -> float:
     """The longest that a round waits for its draft, whatever that promises: a share of what a plain round takes, about
     what trees of 64 needed where they paid."""
-    return DRAFT_SHARE * float(traversal_s(costs, 1.0, priced=False))
+    return DRAFT_SHARE * costs.plain_s
 
 
 @dataclass(frozen=True)
@@ -163,7 +188,3 @@ def split(costs: Costs, rows: Sequence[int], seconds: float, timings: Sequence[S
         else:
             compute_s += node_s
     return Split(max(0.0, seconds - queue_s - compute_s), queue_s, compute_s, carried)
-
-
-def _forward_s(hop: HopEstimate, rows: Rows, *, priced: bool) -> NDArray[np.float64]:
-    return hop.seconds(rows) if priced else hop.forward_s(rows)

@@ -84,6 +84,8 @@ class Planner:
 
     outlook: Outlook = field(default_factory=Outlook)
     rounds: int = 0
+    costs: Costs = Costs(LinkEstimate(), (), 0, 0)
+    """Of the present chain, by what is known of it."""
     _nodes: dict[str, HopEstimate] = field(default_factory=dict)
     _links: dict[tuple[str, ...], LinkEstimate] = field(default_factory=dict)
     _chain: tuple[str, ...] = ()
@@ -95,7 +97,8 @@ class Planner:
     _outgrown: int = 0
     """Nodes of the last round's tree, if the text went through it to a leaf: it was too small."""
     _ledger: Ledger = Ledger()
-    _explore_in: int = EXPLORE_EVERY
+    _explore_in: int | None = EXPLORE_EVERY
+    """Rounds; None: a tree was shipped just now, and how long to wait is reckoned when a plain round follows."""
     _rate: float = 0.0
     """Tokens a second, as planned lately; 0: nothing was."""
     _draft_s: float = 0.0
@@ -119,34 +122,18 @@ class Planner:
             self._chain, self._most_rows, self._rate = chain, FIRST_ROWS, 0.0
         for known in (self._nodes, self._links):
             _forget(known, REMEMBERED + len(chain))  # type: ignore[arg-type]
-
-    @property
-    def costs(self) -> Costs:
-        """Of the present chain."""
-        return Costs(
-            link=self._links.get(self._chain, LinkEstimate()),
-            hops=tuple(self._nodes[node] for node in self._chain),
-            row_bytes=self._row_bytes,
-            inner_links=max(0, len(self._chain) - 1),
-            segment_rows=self._segment_rows,
-        )
+        self.costs = self._as_known()
 
     @property
     def waits_for_links(self) -> bool:
         """Whether a plain round spends more time on links than in nodes: then there is time to draft in meanwhile, and
         nodes that are idle when further appends come."""
-        costs = self.costs
-        return costs.link.latency_s > sum(float(hop.forward_s(1.0)) for hop in costs.hops)
-
-    @property
-    def plain_s(self) -> float:
-        """What a plain round takes, by the clock."""
-        return max(1e-9, float(traversal_s(self.costs, 1.0, priced=False)))
+        return self.costs.link.latency_s > float(self.costs.clock.at(1.0))
 
     @property
     def rate(self) -> float:
         """Tokens a second, as planned lately: what a second is worth."""
-        return self._rate or 1.0 / self.plain_s
+        return self._rate or 1.0 / self.costs.plain_s
 
     # ---------------------------------------------------------------- what to do
 
@@ -157,14 +144,14 @@ class Planner:
     @property
     def explores_next(self) -> bool:
         """Whether the round after the present one tries some nodes, unless it is worth more."""
-        return self._explore_in <= 1
+        return self._explore_in is not None and self._explore_in <= 1
 
     def wish(self, largest: int) -> int:
         """How many nodes to ask the drafter for, at most `largest`; 0: the coming round is plain."""
         limit = min(self._limit(largest), max(FIRST_WISH, FURTHER * self._most_drafted))
         if limit < 1:
             return 0
-        if self._explore_in <= 0:
+        if self._explores:
             return cheap_size(self.costs, EXPLORE_LONGER, min(limit, EXPLORE_NODES))
         if not self.outlook.trees:
             return min(limit, FIRST_WISH)
@@ -189,7 +176,7 @@ class Planner:
         considered = self._ledger.believed(chances[: self._limit(largest)])
         costs, draft_s = self.costs, self._draft_s
         plan = plan_round(considered, costs, exposed_draft_s=draft_s)
-        exploring = bool(len(considered)) and self._explore_in <= 0 and plan.size == 0
+        exploring = bool(len(considered)) and self._explores and plan.size == 0
         if exploring:
             size = cheap_size(costs, EXPLORE_LONGER, min(len(considered), EXPLORE_NODES))
             plan = plan_of(size, considered, costs, exposed_draft_s=draft_s)
@@ -242,6 +229,7 @@ class Planner:
             for timing in _forwards([hops[place] for hops in timings if place < len(hops)]):
                 self._nodes[node] = self._nodes[node].learned(timing)
         self._most_rows = max(self._most_rows, sum(rows))
+        self.costs = self._as_known()
         if not prefill:
             self._trip, self._trip_s = found, seconds
 
@@ -287,27 +275,42 @@ class Planner:
 
     # ---------------------------------------------------------------- inside
 
+    def _as_known(self) -> Costs:
+        return Costs(
+            link=self._links.get(self._chain, LinkEstimate()),
+            hops=tuple(self._nodes[node] for node in self._chain),
+            row_bytes=self._row_bytes,
+            inner_links=max(0, len(self._chain) - 1),
+            segment_rows=self._segment_rows,
+        )
+
     def _settle(self, done: _Round, tokens: int, seconds: float, waited_s: float) -> None:
         """Into the account, and when to explore next."""
         if done.drafted:
             # By the clock, but a packet that came late is not the tree's fault: no longer than such rounds usually are.
             usual_s = done.draft_s + float(traversal_s(self.costs, 1.0 + done.plan.size, priced=False))
-            self._ledger = self._ledger.after_tree(tokens, min(seconds, LATE * usual_s) + waited_s, self.plain_s)
+            took_s = min(seconds, LATE * usual_s) + waited_s
+            self._ledger = self._ledger.after_tree(tokens, took_s, self.costs.plain_s)
         else:
             self._ledger = self._ledger.after_plain()
-        self._explore_in -= 1
         if done.plan.size:
             # Hits where none were expected: look again at once.
-            self._explore_in = 0 if done.exploring and tokens > 1 else self._explore_every()
+            self._explore_in = 0 if done.exploring and tokens > 1 else None
+        else:
+            self._explore_in = (self._explore_every() if self._explore_in is None else self._explore_in) - 1
+
+    @property
+    def _explores(self) -> bool:
+        return self._explore_in is not None and self._explore_in <= 0
 
     def _explore_every(self) -> int:
         costs = self.costs
         size = cheap_size(costs, EXPLORE_LONGER, EXPLORE_NODES)
         draft_s = self._levels.draft_s(size)[-1]
         longer = float(traversal_s(costs, 1.0 + size) - traversal_s(costs, 1.0) + draft_s)
-        if self.outlook.usual(size).sum() * self.plain_s > NEARLY * longer:
+        if self.outlook.usual(size).sum() * costs.plain_s > NEARLY * longer:
             return EXPLORE_SOON
-        return max(EXPLORE_EVERY, int(np.ceil(longer / (EXPLORE_SHARE * self.plain_s))))
+        return max(EXPLORE_EVERY, int(np.ceil(longer / (EXPLORE_SHARE * costs.plain_s))))
 
     def _decided(
         self, plan: Plan, chances: NDArray[np.float64], drafted: int, why: str, *, exploring: bool = False

@@ -72,7 +72,7 @@ def test_less_is_sent_after_a_tree_the_longer_it_is_under_way() -> None:
 def test_drafting_is_waited_for_as_long_as_it_promises_more_than_its_time_is_worth() -> None:
     pace = after_rounds(0.2)
     ends = pace.patience()
-    worth = 1.0 / pace.planner.plain_s
+    worth = 1.0 / pace.planner.costs.plain_s
     assert not ends(1000 * worth)
     assert ends(worth)
 
@@ -83,5 +83,5 @@ def test_no_promise_is_waited_for_longer_than_a_share_of_a_round() -> None:
     pace.clock = lambda: now
     ends = pace.patience()
     assert not ends(1e6)
-    now = pace.planner.plain_s
+    now = pace.planner.costs.plain_s
     assert ends(1e6)

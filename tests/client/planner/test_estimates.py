@@ -58,17 +58,17 @@ def test_a_link_never_pays_for_bytes(seen: list[tuple[float, float]]) -> None:
 
 def test_a_node_is_what_it_told_until_it_shows_otherwise() -> None:
     hop = HopEstimate.begin(PROFILE)
-    assert float(hop.forward_s(64)) == pytest.approx(0.009)
-    assert float(hop.forward_s(1000)) > float(hop.forward_s(256))
+    assert float(hop.clock.at(64)) == pytest.approx(0.009)
+    assert float(hop.clock.at(1000)) > float(hop.clock.at(256))
     for _ in range(60):
         hop = hop.learned(HopTiming(0, 18000, 64, 1))
-    assert float(hop.forward_s(64)) == pytest.approx(0.018, rel=0.05)
-    assert float(hop.forward_s(1)) > 0.0045  # slow for one size is slow for the others too, if less surely
+    assert float(hop.clock.at(64)) == pytest.approx(0.018, rel=0.05)
+    assert float(hop.clock.at(1)) > 0.0045  # slow for one size is slow for the others too, if less surely
 
 
 def test_a_node_that_told_nothing_is_known_by_its_first_timing() -> None:
     hop = HopEstimate.begin().learned(HopTiming(0, 40_000, 64, 1))
-    assert float(hop.forward_s(64)) == pytest.approx(0.04, rel=0.01)
+    assert float(hop.clock.at(64)) == pytest.approx(0.04, rel=0.01)
 
 
 def test_company_makes_rows_dearer_and_is_no_slow_node() -> None:
@@ -77,9 +77,9 @@ def test_company_makes_rows_dearer_and_is_no_slow_node() -> None:
         alone = alone.learned(HopTiming(0, 9000, 64, 1))
         shared = shared.learned(HopTiming(500, 26000, 64, 4))
     assert shared.sessions == pytest.approx(4, rel=0.05)
-    assert float(shared.forward_s(64)) == pytest.approx(0.026, rel=0.05)
-    rows_alone = float(alone.seconds(64) - alone.seconds(1))
-    assert float(shared.seconds(64) - shared.seconds(1)) == pytest.approx(4 * rows_alone, rel=0.1)
+    assert float(shared.clock.at(64)) == pytest.approx(0.026, rel=0.05)
+    rows_alone = float(alone.price.at(64) - alone.price.at(1))
+    assert float(shared.price.at(64) - shared.price.at(1)) == pytest.approx(4 * rows_alone, rel=0.1)
     assert shared.table_s == pytest.approx(alone.table_s, rel=0.05)
 
 
@@ -94,7 +94,7 @@ def test_whatever_a_node_says_its_time_rises_with_rows(timings: list[HopTiming],
     hop = HopEstimate.begin(PROFILE if told else ())
     for timing in timings:
         hop = hop.learned(timing)
-    found = hop.seconds(np.arange(1.0, 600))
+    found = hop.price.at(np.arange(1.0, 600))
     assert np.isfinite(found).all()
     assert (found > 0).all()
     assert (np.diff(found) >= -1e-9 * found[-1]).all()
