@@ -152,13 +152,17 @@ class NodeSession:
         alive = places >= 0
         if self._hint is not None and self._hint.trunk_length > self.tree.trunk_length:
             alive[alive] = self.tree.alive_below(self._hint.tip)[places[alive]]
-        promised = np.array([int(i) in self._promised for i in ids], np.bool_)
-        self._promised.difference_update(ids[promised].tolist())
-        needed = alive | promised
+        needed = alive | self._keep_promises(ids) if self._promised else alive
         if needed.all():
             return step
         self._skipped.update(ids[(places >= 0) & ~needed].tolist())
         return prune(step, needed)
+
+    def _keep_promises(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these rows were committed while they waited; they do no longer."""
+        promised = np.array([i in self._promised for i in ids.tolist()], np.bool_)
+        self._promised.difference_update(ids[promised].tolist())
+        return promised
 
     def finish(self, step: Step) -> None:
         """The step's results have been passed on: its rows' credit comes back."""
@@ -223,13 +227,15 @@ class NodeSession:
         if lost := self._skipped.intersection(path):
             raise Refused(f"commit names node {min(lost)}, which a hint declared dead", FaultCode.BAD_TREE)
         places = self.tree.indices_of(path)
-        self.tree, kept = self.tree.commit(path)
-        commit_slots = self._slots[places]
         if append.fresh:
-            self.tree, kept = self.tree.bare(), kept[:0]
+            self.tree, kept = self.tree.commit_alone(path), np.empty(0, np.int64)
+        else:
+            self.tree, kept = self.tree.commit(path)
+        commit_slots = self._slots[places]
         self._slots = self._slots[kept]
         self._promised.update(i for i in path if i >= self._started_id)
-        self._skipped.intersection_update(self.tree.ids.tolist())
+        if self._skipped:
+            self._skipped.intersection_update(self.tree.ids.tolist())
         return commit_slots
 
     def _prefill(self, append: Append, commit_slots: NDArray[np.int64]) -> Step:
@@ -273,14 +279,11 @@ class NodeSession:
         )
 
     def _free_slots(self, count: int) -> NDArray[np.int64]:
+        if (wanted := len(self._slots) + count) > self.terms.crown_room:
+            raise Refused(f"{wanted} crown rows, {self.terms.crown_room} were reserved", FaultCode.OUT_OF_ROOM)
         used = np.zeros(self.terms.crown_room, np.bool_)
         used[self._slots] = True
-        free = np.flatnonzero(~used)
-        if len(free) < count:
-            raise Refused(
-                f"{len(self._slots) + count} crown rows, {self.terms.crown_room} were reserved", FaultCode.OUT_OF_ROOM
-            )
-        return free[:count]
+        return np.flatnonzero(~used)[:count]
 
     def _computed(self, append: Append, old: int) -> NDArray[np.bool_]:
         """Rows to compute: not skipped upstream, and no ancestor was."""

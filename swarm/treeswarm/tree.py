@@ -68,14 +68,20 @@ class TokenTree:
         if not len(tokens):
             return self
         self._check_first_id(first_id)
-        parents = self._parent_indices(first_id, np.asarray(parent_ids, np.int64))
         old, new = len(self), len(tokens)
+        place_of = {node: place for place, node in enumerate(self.ids.tolist())} | {self.tip: TIP}
+        parents: list[int] = []
         positions = self.positions.tolist()
         ancestors = np.zeros((old + new, old + new), np.bool_)
         ancestors[:old, :old] = self.ancestors
-        # Row by row: a parent comes before its children, and a usual append has so few rows that grouping them by
-        # depth costs more than it saves.
-        for row, above in enumerate(parents.tolist(), old):
+        # Row by row: a parent comes before its children, and a usual append has so few rows that array operations over
+        # all of them cost more than they save.
+        for node, parent in enumerate(np.asarray(parent_ids).tolist(), first_id):
+            above = place_of.get(parent)
+            if above is None:
+                raise _bad(_no_parent(parent, first_id, new))
+            row = place_of[node] = len(positions)
+            parents.append(above)
             if above == TIP:
                 positions.append(self.trunk_length)
             else:
@@ -87,7 +93,7 @@ class TokenTree:
             tip=self.tip,
             next_id=first_id + new,
             ids=np.concatenate([self.ids, np.arange(first_id, first_id + new)]),
-            parents=np.concatenate([self.parents, parents]),
+            parents=np.concatenate([self.parents, np.array(parents, np.int64)]),
             positions=np.array(positions, np.int64),
             tokens=np.concatenate([self.tokens, np.asarray(tokens, np.int64)]),
             ancestors=ancestors,
@@ -100,13 +106,7 @@ class TokenTree:
         """
         if not len(path):
             return self, np.arange(len(self))
-        places = self.indices_of(path)
-        if (places < 0).any():
-            raise _bad(f"commit names node {int(np.asarray(path)[places < 0][0])}, which is no live crown node")
-        above = np.concatenate([[TIP], places[:-1]])
-        if not np.array_equal(self.parents[places], above):
-            raise _bad("commit names nodes that are no path from the tip")
-        end = places[-1]
+        end = self._end_of(path)
         below = self.ancestors[:, end].copy()
         below[end] = False
         kept = np.flatnonzero(below)
@@ -124,6 +124,20 @@ class TokenTree:
         )
         return committed, kept
 
+    def commit_alone(self, path: Sequence[int] | NDArray[np.integer]) -> "TokenTree":
+        """The same, and nothing of the crown lives on: the walk left it.  Raises Refused (bad-tree)."""
+        tip = int(self.ids[self._end_of(path)]) if len(path) else self.tip
+        return TokenTree(self.trunk_length + len(path), tip, self.next_id)
+
+    def _end_of(self, path: Sequence[int] | NDArray[np.integer]) -> int:
+        """Place of the last node of a path from the tip; raises Refused (bad-tree) for anything else."""
+        places = self.indices_of(path).tolist()
+        if min(places) < 0:
+            raise _bad(f"commit names node {int(path[places.index(-1)])}, which is no live crown node")
+        if self.parents[places].tolist() != [TIP, *places[:-1]]:
+            raise _bad("commit names nodes that are no path from the tip")
+        return int(places[-1])
+
     def join(self, first_id: int, parent_ids: NDArray[np.integer]) -> "TokenTree":
         """Prefill: a chain from the tip that joins the trunk at once; a crown beside it is dead.
 
@@ -139,10 +153,6 @@ class TokenTree:
         last = first_id + count - 1
         return TokenTree(trunk_length=self.trunk_length + count, tip=last, next_id=last + 1)
 
-    def bare(self) -> "TokenTree":
-        """The trunk alone: the walk left the crown."""
-        return TokenTree(self.trunk_length, self.tip, self.next_id)
-
     def alive_below(self, tip: int) -> NDArray[np.bool_]:
         """Which crown nodes can still matter once `tip` is the tip: those below it, it, and the path to it.
 
@@ -157,16 +167,11 @@ class TokenTree:
         if first_id < self.next_id:
             raise _bad(f"node id {first_id} was used before: the next free id is {self.next_id}")
 
-    def _parent_indices(self, first_id: int, parent_ids: Indices) -> Indices:
-        own = np.arange(len(parent_ids))
-        within = parent_ids >= first_id
-        if (parent_ids[within] >= first_id + own[within]).any():
-            raise _bad("a node's parent comes after it")
-        places = np.where(within, parent_ids - first_id + len(self), self.indices_of(parent_ids))
-        is_tip = parent_ids == self.tip
-        if (dead := (places < 0) & ~is_tip).any():
-            raise _bad(f"parent {int(parent_ids[dead][0])} is neither the tip nor a live crown node")
-        return np.where(is_tip, TIP, places)
+
+def _no_parent(parent: int, first_id: int, new: int) -> str:
+    if first_id <= parent < first_id + new:
+        return "a node's parent comes after it"
+    return f"parent {parent} is neither the tip nor a live crown node"
 
 
 def _bad(message: str) -> Refused:

@@ -60,8 +60,7 @@ class Journals(RuleBasedStateMachine):
         if usable and tree.trunk_length + len(tree) < TRUNK and data.draw(st.booleans()):
             end = data.draw(st.sampled_from(usable))
             path = tree.ids[np.flatnonzero(tree.ancestors[end])].tolist()
-        after, _ = tree.commit(path)
-        after = after.bare() if fresh else after
+        after = tree.commit_alone(path) if fresh else tree.commit(path)[0]
         above = [after.tip, *after.ids.tolist()]
         parents: list[int] = []
         for i in range(data.draw(st.integers(0, CROWN - len(after)))):

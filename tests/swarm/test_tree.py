@@ -78,6 +78,13 @@ class Trees(RuleBasedStateMachine):
         self.tree, kept = self.tree.commit(path)
         self.brute.commit(path)
         assert before.ids[kept].tolist() == self.tree.ids.tolist()
+        alone = before.commit_alone(path)
+        assert (alone.trunk_length, alone.tip, alone.next_id) == (
+            self.tree.trunk_length,
+            self.tree.tip,
+            self.tree.next_id,
+        )
+        assert not len(alone)
 
     @invariant()
     def same(self) -> None:
@@ -118,8 +125,9 @@ def test_bad_nodes_are_refused_and_change_nothing(small: TokenTree, first_id: in
 
 @pytest.mark.parametrize("path", [[9], [4], [3, 4], [2, 3], [2, 2], [1]])
 def test_a_commit_that_is_no_path_is_refused(small: TokenTree, path: list[int]) -> None:
-    with pytest.raises(Refused, match="commit names"):
-        small.commit(path)
+    for commit in (small.commit, small.commit_alone):
+        with pytest.raises(Refused, match="commit names"):
+            commit(path)
 
 
 def test_a_dead_branch_cannot_grow(small: TokenTree) -> None:
