@@ -48,7 +48,7 @@ class AutoPace:
         if self.size is not None:
             return self.size
         wish = self.planner.wish(self.largest)
-        return self.largest if self._overlapping and wish > EXPLORE_NODES else wish
+        return self.largest if wish > EXPLORE_NODES and self._overlapping else wish
 
     def patience(self) -> Enough:
         """What is not drafted now may follow the tree, or is left to the next round."""

@@ -48,11 +48,12 @@ class Line:
         return self.height + self.slope * x
 
     def _slope(self, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> float:
+        least = max(APART * float(xs.max()), 1e-9)
+        if np.ptp(xs) < least:  # as in a session that ships nothing but single rows
+            return self.slope
         earlier, later = _pairs(len(xs))
         run, rise = xs[later] - xs[earlier], ys[later] - ys[earlier]
-        apart = np.abs(run) >= max(APART * float(xs.max()), 1e-9)
-        if not apart.any():
-            return self.slope
+        apart = np.abs(run) >= least
         weights = np.abs(run[apart])
         slopes = np.append(rise[apart] / run[apart], self.prior_slope)
         weights = np.append(weights, PRIOR_PAIRS * weights.mean())

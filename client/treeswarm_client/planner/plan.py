@@ -125,8 +125,14 @@ def plan_round(
 def plan_of(size: int, chances: NDArray[np.float64], costs: Costs, *, exposed_draft_s: float = 0.0) -> Plan:
     """What is expected of a size that was chosen otherwise."""
     tokens = 1.0 + float(chances[:size].sum())
-    seconds = float(traversal_s(costs, 1.0 + size)) + exposed_draft_s
+    # One row alone keeps nobody waiting: its price is its time.
+    seconds = (float(traversal_s(costs, 1.0 + size)) if size else costs.plain_s) + exposed_draft_s
     return Plan(size, tokens, seconds, tokens / seconds)
+
+
+def clock_s(costs: Costs, size: int) -> float:
+    """Seconds of a round that ships so many nodes, as a clock would show them."""
+    return float(traversal_s(costs, 1.0 + size, priced=False)) if size else costs.plain_s
 
 
 def cheap_size(costs: Costs, share: float, largest: int) -> int:

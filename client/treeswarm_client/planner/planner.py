@@ -24,6 +24,7 @@ from treeswarm_client.planner.plan import (
     Plan,
     Split,
     cheap_size,
+    clock_s,
     plan_of,
     plan_round,
     split,
@@ -40,6 +41,9 @@ EXPLORE_SOON, NEARLY = 4, 0.6
 EXPLORE_LONGER = 0.025
 # And no more of them than show that.
 EXPLORE_NODES = 8
+# A plain round teaches nothing of trees, only what links and nodes take: whether trees would pay is asked again after
+# so many of them.
+ASK_EVERY = 4
 # Nodes asked for when nothing is known of a drafter's trees: on a fast network drafting is what costs most.
 FIRST_WISH = 16
 # Trees differ from round to round: draft a little more than the usual tree ships.
@@ -96,6 +100,8 @@ class Planner:
     _most_drafted: int = 0
     _outgrown: int = 0
     """Nodes of the last round's tree, if the text went through it to a leaf: it was too small."""
+    _plain: int = 0
+    """Rounds without a draft since the last one with."""
     _ledger: Ledger = Ledger()
     _explore_in: int | None = EXPLORE_EVERY
     """Rounds; None: a tree was shipped just now, and how long to wait is reckoned when a plain round follows."""
@@ -155,6 +161,8 @@ class Planner:
             return cheap_size(self.costs, EXPLORE_LONGER, min(limit, EXPLORE_NODES))
         if not self.outlook.trees:
             return min(limit, FIRST_WISH)
+        if self._plain % ASK_EVERY:
+            return 0
         draft_s = self._levels.draft_s(limit)
         chances = self._ledger.believed(self.outlook.usual(limit))
         best = plan_round(chances, self.costs, exposed_draft_s=draft_s).size
@@ -162,7 +170,7 @@ class Planner:
 
     def drafted(self, tree: DraftTree, seconds: float) -> None:
         """The drafter made this tree for the coming round, in `seconds` that nothing hid."""
-        self._draft_s = seconds
+        self._draft_s, self._plain = seconds, 0
         if len(tree):
             self._most_drafted = max(self._most_drafted, len(tree))
             self._levels = self._levels.learned(tree, seconds)
@@ -191,6 +199,7 @@ class Planner:
 
     def plain(self) -> Plan:
         """The coming round ships nothing drafted, since `wish` was 0 or only one more token is wanted."""
+        self._plain += 1
         plan = plan_of(0, np.empty(0), self.costs, exposed_draft_s=self._draft_s)
         return self._decided(plan, np.empty(0), 0, "plain: nothing was drafted, or its time would not pay")
 
@@ -288,7 +297,7 @@ class Planner:
         """Into the account, and when to explore next."""
         if done.drafted:
             # By the clock, but a packet that came late is not the tree's fault: no longer than such rounds usually are.
-            usual_s = done.draft_s + float(traversal_s(self.costs, 1.0 + done.plan.size, priced=False))
+            usual_s = done.draft_s + clock_s(self.costs, done.plan.size)
             took_s = min(seconds, LATE * usual_s) + waited_s
             self._ledger = self._ledger.after_tree(tokens, took_s, self.costs.plain_s)
         else:
@@ -315,7 +324,7 @@ class Planner:
     def _decided(
         self, plan: Plan, chances: NDArray[np.float64], drafted: int, why: str, *, exploring: bool = False
     ) -> Plan:
-        expected_s = float(traversal_s(self.costs, 1.0 + plan.size, priced=False)) + self._draft_s
+        expected_s = clock_s(self.costs, plan.size) + self._draft_s
         self._round = _Round(plan, chances, drafted, self._draft_s, expected_s, why, exploring)
         self._rate = self.rate + RATE_STEP * (plan.rate - self.rate)
         return plan
