@@ -41,9 +41,8 @@ EXPLORE_SOON, NEARLY = 4, 0.6
 EXPLORE_LONGER = 0.025
 # And no more of them than show that.
 EXPLORE_NODES = 8
-# A plain round teaches nothing of trees, only what links and nodes take: whether trees would pay is asked again after
-# so many of them.
-ASK_EVERY = 4
+# A plain round teaches nothing of trees, only what links and nodes take: that no tree pays holds for so many of them.
+NO_FOR = 4
 # Nodes asked for when nothing is known of a drafter's trees: on a fast network drafting is what costs most.
 FIRST_WISH = 16
 # Trees differ from round to round: draft a little more than the usual tree ships.
@@ -100,8 +99,8 @@ class Planner:
     _most_drafted: int = 0
     _outgrown: int = 0
     """Nodes of the last round's tree, if the text went through it to a leaf: it was too small."""
-    _plain: int = 0
-    """Rounds without a draft since the last one with."""
+    _no_for: int = 0
+    """Plain rounds to come, before whether a tree pays is asked again."""
     _ledger: Ledger = Ledger()
     _explore_in: int | None = EXPLORE_EVERY
     """Rounds; None: a tree was shipped just now, and how long to wait is reckoned when a plain round follows."""
@@ -119,7 +118,7 @@ class Planner:
         """A generation begins, or its chain has changed.  What is known of a node and of a chain is kept."""
         chain = tuple(hop.node for hop in hops)
         self._round = self._trip = None
-        self._draft_s = 0.0
+        self._draft_s, self._no_for = 0.0, 0
         self._row_bytes, self._segment_rows = row_bytes, segment_rows
         for hop in hops:
             if hop.node not in self._nodes:
@@ -161,16 +160,18 @@ class Planner:
             return cheap_size(self.costs, EXPLORE_LONGER, min(limit, EXPLORE_NODES))
         if not self.outlook.trees:
             return min(limit, FIRST_WISH)
-        if self._plain % ASK_EVERY:
+        if self._no_for:
             return 0
         draft_s = self._levels.draft_s(limit)
         chances = self._ledger.believed(self.outlook.usual(limit))
         best = plan_round(chances, self.costs, exposed_draft_s=draft_s).size
-        return min(limit, max(int(np.ceil(SLACK * best)), OUTGROWN * self._outgrown))
+        wished = min(limit, max(int(np.ceil(SLACK * best)), OUTGROWN * self._outgrown))
+        self._no_for = 0 if wished else NO_FOR
+        return wished
 
     def drafted(self, tree: DraftTree, seconds: float) -> None:
         """The drafter made this tree for the coming round, in `seconds` that nothing hid."""
-        self._draft_s, self._plain = seconds, 0
+        self._draft_s = seconds
         if len(tree):
             self._most_drafted = max(self._most_drafted, len(tree))
             self._levels = self._levels.learned(tree, seconds)
@@ -199,7 +200,7 @@ class Planner:
 
     def plain(self) -> Plan:
         """The coming round ships nothing drafted, since `wish` was 0 or only one more token is wanted."""
-        self._plain += 1
+        self._no_for = max(0, self._no_for - 1)
         plan = plan_of(0, np.empty(0), self.costs, exposed_draft_s=self._draft_s)
         return self._decided(plan, np.empty(0), 0, "plain: nothing was drafted, or its time would not pay")
 
@@ -258,6 +259,8 @@ class Planner:
         self.outlook = self.outlook.learned(tree, on_path)
         outgrown = len(accepted) >= OUTGROWN_AT and accepted[-1] not in tree.parents
         self._outgrown = len(tree) if outgrown else 0
+        if len(tree):
+            self._no_for = 0
         done, trip = self._round, self._trip
         self._round = self._trip = None
         draft_s, self._draft_s = self._draft_s, 0.0

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from treeswarm.messages import HopTiming
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree
+from treeswarm_client.planner.curves import Curve, total
 from treeswarm_client.planner.ledger import START, Ledger
 from treeswarm_client.planner.levels import Levels, depths_of
 from treeswarm_client.planner.links import LinkEstimate
@@ -98,6 +99,18 @@ def test_whatever_a_node_says_its_time_rises_with_rows(timings: list[HopTiming],
     assert np.isfinite(found).all()
     assert (found > 0).all()
     assert (np.diff(found) >= -1e-9 * found[-1]).all()
+
+
+curves = st.dictionaries(st.integers(1, 4096), st.floats(0, 10), min_size=1, max_size=9).map(
+    lambda points: Curve(np.array(sorted(points), np.float64), np.array([points[rows] for rows in sorted(points)]))
+)
+
+
+@given(st.lists(curves, max_size=5), st.lists(st.floats(0.0, 5000.0), min_size=1, max_size=20))
+def test_a_total_of_curves_is_their_sum_everywhere(several: list[Curve], rows: list[float]) -> None:
+    at = np.array(rows)
+    expected = sum((curve.at(at) for curve in several), start=np.zeros(len(at)))
+    assert total(several).at(at) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_a_drafter_too_sure_at_every_step_loses_most_in_depth() -> None:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from treeswarm_client.drafters.seam import DraftTree
+from treeswarm_client.planner import planner as planner_module
 from treeswarm_client.planner.explain import explain_lines
-from treeswarm_client.planner.plan import traversal_s
-from treeswarm_client.planner.planner import EXPLORE_EVERY, ChainHop, Planner, left_at
+from treeswarm_client.planner.plan import plan_round, traversal_s
+from treeswarm_client.planner.planner import EXPLORE_EVERY, NO_FOR, ChainHop, Planner, left_at
 
 from .replayed import AGREEMENT, CELLS, LARGEST, ROW_BYTES, SEGMENT_ROWS, World, automatic, fixed
 
@@ -149,3 +150,25 @@ def test_a_tree_that_was_right_to_its_end_is_followed_by_a_larger_one() -> None:
     assert planner.wish(LARGEST) >= max(before, 8)
     planner.learn_walk(chain, tuple(range(3)), 99)
     assert planner.wish(LARGEST) <= 8
+
+
+def test_that_no_tree_pays_is_believed_for_some_plain_rounds_and_only_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planner, _ = planned(120, 0.0, "1 ms, 1 Gbit/s")
+    asked: list[int] = []
+    monkeypatch.setattr(planner_module, "plan_round", lambda *a, **k: asked.append(1) or plan_round(*a, **k))
+    rounds = 3 * NO_FOR
+    for _ in range(rounds):
+        planner.wish(LARGEST)
+        planner.plain()
+    assert 2 <= len(asked) <= rounds / NO_FOR + 1
+    planner.learn_walk(DraftTree(np.arange(-1, 7), np.arange(8), np.zeros(8, np.float32)), tuple(range(8)), 99)
+    assert planner.wish(LARGEST) > 0
+
+
+def test_a_new_text_is_planned_anew_though_the_last_ended_plain() -> None:
+    planner, _ = planned(120, 1.0)
+    assert planner.wish(LARGEST) > 0
+    planner.plain()  # its last token
+    assert planner.wish(LARGEST) > 0
