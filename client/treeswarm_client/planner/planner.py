@@ -41,7 +41,8 @@ EXPLORE_SOON, NEARLY = 4, 0.6
 EXPLORE_LONGER = 0.025
 # And no more of them than show that.
 EXPLORE_NODES = 8
-# A plain round teaches nothing of trees, only what links and nodes take: that no tree pays holds for so many of them.
+# A plain round teaches nothing of trees, only what links and nodes take: that no tree pays holds for so many of them,
+# of which the last is learned from.  Thinking about each cost a fiftieth of a round at 1 ms.
 NO_FOR = 4
 # Nodes asked for when nothing is known of a drafter's trees: on a fast network drafting is what costs most.
 FIRST_WISH = 16
@@ -72,6 +73,8 @@ class _Round:
     expected_s: float
     reason: str
     exploring: bool
+    teaches: bool
+    """What links and nodes took: unless the next plain round will tell."""
     left: tuple[tuple[int, float], ...] = ()
     """Of further appends: the first node of each and how much later than the tree it left, the latest last."""
     reached: int = 0
@@ -233,6 +236,10 @@ class Planner:
     ) -> None:
         """A traversal that nothing broke came back: rows of each append, and what each hop says of each."""
         found = split(self.costs, rows, seconds, timings)
+        if not prefill:
+            self._trip, self._trip_s = found, seconds
+        if self._round is not None and not self._round.teaches:
+            return
         link = self._links.pop(self._chain, LinkEstimate())
         self._links[self._chain] = link.learned(found.bytes, found.wire_s)
         for place, node in enumerate(self._chain):
@@ -240,8 +247,6 @@ class Planner:
                 self._nodes[node] = self._nodes[node].learned(timing)
         self._most_rows = max(self._most_rows, sum(rows))
         self.costs = self._as_known()
-        if not prefill:
-            self._trip, self._trip_s = found, seconds
 
     def learn_walk(
         self, tree: DraftTree, accepted: Sequence[int], bonus: int, *, waited_s: float = 0.0
@@ -328,7 +333,8 @@ class Planner:
         self, plan: Plan, chances: NDArray[np.float64], drafted: int, why: str, *, exploring: bool = False
     ) -> Plan:
         expected_s = clock_s(self.costs, plan.size) + self._draft_s
-        self._round = _Round(plan, chances, drafted, self._draft_s, expected_s, why, exploring)
+        teaches = drafted > 0 or not self._no_for
+        self._round = _Round(plan, chances, drafted, self._draft_s, expected_s, why, exploring, teaches)
         self._rate = self.rate + RATE_STEP * (plan.rate - self.rate)
         return plan
 
