@@ -188,10 +188,12 @@ def fixed(cell: Cell, agreement: tuple[float, float], tokens: int, size: int, se
     return world.said / world.now
 
 
-def automatic(cell: Cell, agreement: tuple[float, float], tokens: int, seed: int = 0) -> tuple[float, list[int]]:
-    """The same with a planner that starts from nothing; and the sizes it chose."""
+def automatic(
+    cell: Cell, agreement: tuple[float, float], tokens: int, seed: int = 0, planner: Planner | None = None
+) -> tuple[float, list[int]]:
+    """The same with a planner, by default one that starts from nothing; and the sizes it chose."""
     world = World(cell, agreement, tokens, seed)
-    planner = Planner()
+    planner = planner or Planner()
     hops = [ChainHop(f"node{i}", profile) for i, profile in enumerate(world.profiles)]
     planner.begin(hops, row_bytes=ROW_BYTES, segment_rows=SEGMENT_ROWS)
     planner.learn_traversal(*world.traverse(24), prefill=True)
