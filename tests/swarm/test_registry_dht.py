@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import re
 import sys
 import time
@@ -15,7 +16,7 @@ from treeswarm.errors import BadRequest, TransportError, Unreachable
 from treeswarm.records import NodeState, SealedRecord
 from treeswarm.registry import open_registry
 from treeswarm.registry.dht import DhtRegistry
-from treeswarm.registry.dht_peer import Peer, shard_key
+from treeswarm.registry.dht_peer import Peer, check_hivemind, shard_key
 
 from ..registry_media import LOOPBACK, MODEL, InDht, Node, all_gone, kill_daemon, knows, until
 
@@ -195,6 +196,11 @@ async def test_a_machine_without_hivemind_is_told_what_it_can_use(monkeypatch: p
     monkeypatch.setitem(sys.modules, "hivemind.utils.logging", None)
     with pytest.raises(BadRequest, match=r"pip install 'treeswarm\[dht\]'.*Windows.*MQTT"):
         await open_registry("dht:", MODEL, Node().id)
+
+
+def test_hivemind_renames_no_levels_of_our_logs() -> None:
+    check_hivemind()
+    assert logging.getLevelName(logging.WARNING) == "WARNING"
 
 
 def test_a_model_has_sixteen_keys() -> None:

@@ -295,5 +295,6 @@ def check_hivemind() -> None:
             "the DHT needs hivemind: pip install 'treeswarm[dht]'.  Windows has none: use MQTT (mqtts://…) or "
             "static addresses there"
         ) from None
+    logging.addLevelName(logging.WARNING, "WARNING")  # it calls it WARN, for the whole program
     use_hivemind_log_handler("nowhere")  # its words go where ours go …
     logging.getLogger("hivemind").setLevel(logging.ERROR)  # … and a peer that left is no news to anyone
