@@ -95,8 +95,6 @@ class Planner:
     _nodes: dict[str, HopEstimate] = field(default_factory=dict)
     _links: dict[tuple[str, ...], LinkEstimate] = field(default_factory=dict)
     _chain: tuple[str, ...] = ()
-    _row_bytes: int = 0
-    _segment_rows: int = MAX_ROWS
     _most_rows: int = FIRST_ROWS
     _levels: Levels = field(default_factory=Levels)
     _most_drafted: int = 0
@@ -122,7 +120,6 @@ class Planner:
         chain = tuple(hop.node for hop in hops)
         self._round = self._trip = None
         self._draft_s, self._no_for = 0.0, 0
-        self._row_bytes, self._segment_rows = row_bytes, segment_rows
         for hop in hops:
             if hop.node not in self._nodes:
                 self._nodes[hop.node] = HopEstimate.begin(hop.profile)
@@ -130,7 +127,8 @@ class Planner:
             self._chain, self._most_rows, self._rate = chain, FIRST_ROWS, 0.0
         for known in (self._nodes, self._links):
             _forget(known, REMEMBERED + len(chain))  # type: ignore[arg-type]
-        self.costs = self._as_known()
+        link = self._links.get(chain, LinkEstimate())
+        self.costs = Costs(link, self._hops(), row_bytes, max(0, len(chain) - 1), segment_rows)
 
     @property
     def waits_for_links(self) -> bool:
@@ -152,14 +150,14 @@ class Planner:
     @property
     def explores_next(self) -> bool:
         """Whether the round after the present one tries some nodes, unless it is worth more."""
-        return self._explore_in is not None and self._explore_in <= 1
+        return self._explores_within(1)
 
     def wish(self, largest: int) -> int:
         """How many nodes to ask the drafter for, at most `largest`; 0: the coming round is plain."""
         limit = min(self._limit(largest), max(FIRST_WISH, FURTHER * self._most_drafted))
         if limit < 1:
             return 0
-        if self._explores:
+        if self._explores_within(0):
             return cheap_size(self.costs, EXPLORE_LONGER, min(limit, EXPLORE_NODES))
         if not self.outlook.trees:
             return min(limit, FIRST_WISH)
@@ -188,7 +186,7 @@ class Planner:
         considered = self._ledger.believed(chances[: self._limit(largest)])
         costs, draft_s = self.costs, self._draft_s
         plan = plan_round(considered, costs, exposed_draft_s=draft_s)
-        exploring = bool(len(considered)) and self._explores and plan.size == 0
+        exploring = bool(len(considered)) and self._explores_within(0) and plan.size == 0
         if exploring:
             size = cheap_size(costs, EXPLORE_LONGER, min(len(considered), EXPLORE_NODES))
             plan = plan_of(size, considered, costs, exposed_draft_s=draft_s)
@@ -240,13 +238,13 @@ class Planner:
             self._trip, self._trip_s = found, seconds
         if self._round is not None and not self._round.teaches:
             return
-        link = self._links.pop(self._chain, LinkEstimate())
-        self._links[self._chain] = link.learned(found.bytes, found.wire_s)
+        link = self._links.pop(self._chain, LinkEstimate()).learned(found.bytes, found.wire_s)
+        self._links[self._chain] = link
         for place, node in enumerate(self._chain):
             for timing in _forwards([hops[place] for hops in timings if place < len(hops)]):
                 self._nodes[node] = self._nodes[node].learned(timing)
         self._most_rows = max(self._most_rows, sum(rows))
-        self.costs = self._as_known()
+        self.costs = replace(self.costs, link=link, hops=self._hops())
 
     def learn_walk(
         self, tree: DraftTree, accepted: Sequence[int], bonus: int, *, waited_s: float = 0.0
@@ -292,14 +290,8 @@ class Planner:
 
     # ---------------------------------------------------------------- inside
 
-    def _as_known(self) -> Costs:
-        return Costs(
-            link=self._links.get(self._chain, LinkEstimate()),
-            hops=tuple(self._nodes[node] for node in self._chain),
-            row_bytes=self._row_bytes,
-            inner_links=max(0, len(self._chain) - 1),
-            segment_rows=self._segment_rows,
-        )
+    def _hops(self) -> tuple[HopEstimate, ...]:
+        return tuple(self._nodes[node] for node in self._chain)
 
     def _settle(self, done: _Round, tokens: int, seconds: float, waited_s: float) -> None:
         """Into the account, and when to explore next."""
@@ -316,9 +308,8 @@ class Planner:
         else:
             self._explore_in = (self._explore_every() if self._explore_in is None else self._explore_in) - 1
 
-    @property
-    def _explores(self) -> bool:
-        return self._explore_in is not None and self._explore_in <= 0
+    def _explores_within(self, rounds: int) -> bool:
+        return self._explore_in is not None and self._explore_in <= rounds
 
     def _explore_every(self) -> int:
         costs = self.costs
