@@ -2,7 +2,7 @@
 
 import json
 
-from treeswarm.noise import gumbel_row, noise_bits
+from treeswarm.session.noise import gumbel_row, noise_bits
 
 CASES = [
     (seed, sample, position, token)
@@ -24,7 +24,7 @@ def main() -> None:
         }
         for seed, sample, position, token in CASES
     ]
-    print(json.dumps({"contract": "Philox4x64-10, see swarm/treeswarm/noise.py", "vectors": vectors}, indent=1))
+    print(json.dumps({"contract": "Philox4x64-10, see swarm/treeswarm/session/noise.py", "vectors": vectors}, indent=1))
 
 
 if __name__ == "__main__":

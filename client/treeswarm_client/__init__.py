@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from treeswarm_client.client import SwarmClient
-from treeswarm_client.lookout import swarm_overview
-from treeswarm_client.overview import Overview
-from treeswarm_client.run import Run, Token
-from treeswarm_client.stats import Stats
+from treeswarm_client.discovery.overview import Overview
+from treeswarm_client.discovery.prober import swarm_overview
+from treeswarm_client.generation.run import Run, Token
+from treeswarm_client.generation.stats import Stats
 from treeswarm_client.sync import SyncSwarmClient
 
 if TYPE_CHECKING:

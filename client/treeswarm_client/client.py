@@ -16,37 +16,37 @@ from tokenizers import Tokenizer
 
 from treeswarm.errors import BadRequest, RouteError, TooLong
 from treeswarm.identity import config_digest
-from treeswarm.messages import MAX_ROWS, SEGMENT_BYTES, Description
 from treeswarm.model_files import HubOptions, ModelShape, load_tokenizer, read_config, read_shape, resolve_model
-from treeswarm.prefix import SCOPE_BYTES
+from treeswarm.protocol.messages import MAX_ROWS, SEGMENT_BYTES, Description
+from treeswarm.protocol.prefix import SCOPE_BYTES
+from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.registry import Registry, client_registry, registry_kind
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.registry.seam import Snapshot
-from treeswarm.sampling import SamplingSettings
 from treeswarm.tasks import cancelled
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
-from treeswarm_client.chain import open_chain
+from treeswarm_client.chain.chain import open_chain
+from treeswarm_client.chain.repair import Room
+from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt, check_scope
+from treeswarm_client.chain.wait_events import OnWait
 from treeswarm_client.chat_template import ChatTemplate, Message, load_chat_template
-from treeswarm_client.describe import describe_all
+from treeswarm_client.discovery.describe import describe_all
+from treeswarm_client.discovery.overview import Overview, Wanted
+from treeswarm_client.discovery.prober import Lookout
+from treeswarm_client.discovery.route import Target
+from treeswarm_client.discovery.swarm_view import SwarmView, choose_target
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.seam import Drafter
-from treeswarm_client.generation import Generation, Limits
-from treeswarm_client.lookout import Lookout
-from treeswarm_client.mending import Room
-from treeswarm_client.overview import Overview, Wanted
-from treeswarm_client.pace import Round
+from treeswarm_client.generation.append_builder import ClientSession
+from treeswarm_client.generation.drafter_pool import MOST_SEATS, Seats
+from treeswarm_client.generation.loop import Generation, Limits
+from treeswarm_client.generation.run import Request, Run, Token, TreeSize
+from treeswarm_client.generation.text_stream import StopText, TextStream
 from treeswarm_client.planner.auto import LARGEST, AutoPace
-from treeswarm_client.prefix import PrefixScope, SharedPrompt, check_scope
-from treeswarm_client.route import Target
-from treeswarm_client.run import Request, Run, Token, TreeSize
-from treeswarm_client.seats import MOST_SEATS, Seats
-from treeswarm_client.session import ClientSession
-from treeswarm_client.text import StopText, TextStream
-from treeswarm_client.view import SwarmView, choose_target
-from treeswarm_client.waits import OnWait
+from treeswarm_client.planner.pace import Round
 
 log = logging.getLogger(__name__)
 

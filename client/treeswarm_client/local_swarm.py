@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from treeswarm.errors import ModelError, NodeLost
-from treeswarm.settings import PREFIX
-from treeswarm.spans import Span
+from treeswarm.programs.settings import PREFIX
+from treeswarm.protocol.spans import Span
 
 # Importing torch and proving a span takes seconds; minutes on a machine busy with something else.
 READY_S = 180.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from treeswarm.errors import ModelError
-from treeswarm_client import stock
+from treeswarm_client import reference_process as stock
 
 # Two tokens this close in the stock model's own logits may swap when the batch's shape changes the order of sums.
 NEAR_TIE = 1e-3

@@ -4,9 +4,9 @@ from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from treeswarm_client.background import LoopThread
 from treeswarm_client.client import SwarmClient
-from treeswarm_client.run import Run, Token
+from treeswarm_client.generation.run import Run, Token
+from treeswarm_client.loop_thread import LoopThread
 
 T = TypeVar("T")
 

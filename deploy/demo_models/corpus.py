@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from treeswarm_client.bench.texts import is_held_out, library_texts
+from treeswarm_bench.benchmarks.texts import is_held_out, library_texts
 
 VOCAB_SIZE = 4096
 END_OF_TEXT = "<|endoftext|>"

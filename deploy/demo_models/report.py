@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from corpus import encode, read_corpus
-from treeswarm_client.bench.texts import repeated_4grams
+from treeswarm_bench.benchmarks.texts import repeated_4grams
 
 WINDOW = 256
 WINDOWS = 64

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from treeswarm.errors import BadRequest
-from treeswarm.spans import Span
-from treeswarm.transport.pace import LEAST_RATE
-from treeswarm_node.hours import Hours
-from treeswarm_node.scheduler import Budget
+from treeswarm.protocol.spans import Span
+from treeswarm.transport.rate_limit import LEAST_RATE
+from treeswarm_node.engine.scheduler import Budget
+from treeswarm_node.schedule import Hours
 
 # Below it a forward would hold up a chain twenty times as long as its neighbours': whoever wants to give less pauses.
 LEAST_SHARE = 0.05

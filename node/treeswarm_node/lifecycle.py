@@ -15,20 +15,20 @@ import torch
 from treeswarm import __version__
 from treeswarm.errors import SwarmError
 from treeswarm.keys import Identity
-from treeswarm.messages import NumericsClass
-from treeswarm.placement import Placed, State, choose_again, choose_span, plan_move
 from treeswarm.progress import Progress
-from treeswarm.records import UNKNOWN_WEIGHTS, NodeRecord, NodeState
-from treeswarm.spans import Span
-from treeswarm.transport.address import Address
+from treeswarm.protocol.address import Address
+from treeswarm.protocol.messages import NumericsClass
+from treeswarm.protocol.records import UNKNOWN_WEIGHTS, NodeRecord, NodeState
+from treeswarm.protocol.spans import Span
+from treeswarm.topology.placement import Placed, State, choose_again, choose_span, plan_move
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.counters import Counters
-from treeswarm_node.fit import blocks_that_fit, footprint_of, free_memory, store_room
-from treeswarm_node.membership import Membership
-from treeswarm_node.node import Node
-from treeswarm_node.place import Place
-from treeswarm_node.stage import Model, Stage, find_device, free_unused_memory, on_stage
-from treeswarm_node.survey import Survey
+from treeswarm_node.engine.counters import Counters
+from treeswarm_node.engine.loaded_stage import Model, Stage, find_device, free_unused_memory, on_stage
+from treeswarm_node.membership.announcer import Membership
+from treeswarm_node.membership.distances import Survey
+from treeswarm_node.model.memory_fit import blocks_that_fit, footprint_of, free_memory, store_room
+from treeswarm_node.reachability.reachability import Place
+from treeswarm_node.sessions.server import Node
 
 log = logging.getLogger(__name__)
 

@@ -13,31 +13,31 @@ import torch
 from treeswarm.errors import BadRequest
 from treeswarm.keys import Identity, read_swarm_key
 from treeswarm.progress import Progress
-from treeswarm.records import NodeState
+from treeswarm.protocol.address import Address
+from treeswarm.protocol.records import NodeState
 from treeswarm.registry import Registry, invitation, open_registry, registry_kind
 from treeswarm.registry.book import BookRegistry
 from treeswarm.tasks import cancelled
-from treeswarm.transport.address import Address
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
-from treeswarm.transport.pace import Pace
+from treeswarm.transport.rate_limit import Pace
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
-from treeswarm_node.attention_choice import check_attention
+from treeswarm_node.cli.owner_commands import noted
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.gauge import Gauge
-from treeswarm_node.hours import keep_hours, until_within
-from treeswarm_node.landlord import Landlord
+from treeswarm_node.engine.loaded_stage import Model, dtype_for, find_device
 from treeswarm_node.lifecycle import Lifecycle
-from treeswarm_node.membership import Membership
-from treeswarm_node.metrics import metrics_served
-from treeswarm_node.node import Node
-from treeswarm_node.own_identity import own_identity
-from treeswarm_node.owner import noted
-from treeswarm_node.packing import Packing
-from treeswarm_node.place import PlaceFinder
-from treeswarm_node.stage import Model, dtype_for, find_device
-from treeswarm_node.survey import Survey
+from treeswarm_node.membership.announcer import Membership
+from treeswarm_node.membership.distances import Survey
+from treeswarm_node.membership.identity_file import own_identity
+from treeswarm_node.model.attention_selection import check_attention
+from treeswarm_node.monitoring.collect import Gauge
+from treeswarm_node.monitoring.prometheus import metrics_served
+from treeswarm_node.reachability.port_lender import Landlord
+from treeswarm_node.reachability.reachability import PlaceFinder
+from treeswarm_node.schedule import keep_hours, until_within
+from treeswarm_node.sessions.compression import Packing
+from treeswarm_node.sessions.server import Node
 
 log = logging.getLogger(__name__)
 

@@ -79,7 +79,7 @@ class Malformed(ProtocolError):
 
 
 class Refused(ProtocolError):
-    """A peer said no.  `code` is one of `treeswarm.messages.FaultCode`."""
+    """A peer said no.  `code` is one of `treeswarm.protocol.messages.FaultCode`."""
 
     def __init__(self, message: str, code: str = "refused") -> None:
         super().__init__(message)

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from treeswarm.errors import BadRequest
-from treeswarm.records import node_id
+from treeswarm.protocol.records import node_id
 
 # The name in every node's certificate.  A pin says who it is; a volunteer's host name would say nothing.
 SERVER_NAME = "treeswarm"

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from treeswarm.errors import ModelError
 from treeswarm.progress import Progress, telling_bar
-from treeswarm.spans import Span
+from treeswarm.protocol.spans import Span
 
 BUNDLED = ("demo", "demo-draft")
 CLIENT_FILES = ("*.json", "*.txt", "tokenizer*", "*.jinja")

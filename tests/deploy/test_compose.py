@@ -4,10 +4,19 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.deploy.stated import DEPLOY, SECRETS, accepted_by_gateway, accepted_by_node, composed, env_file, ran, tool
+from tests.support.deploy_files import (
+    DEPLOY,
+    SECRETS,
+    accepted_by_gateway,
+    accepted_by_node,
+    composed,
+    env_file,
+    ran,
+    tool,
+)
 
+from treeswarm.protocol.spans import Span, missing_blocks
 from treeswarm.registry.spec import Broker
-from treeswarm.spans import Span, missing_blocks
 from treeswarm_client.gateway.server import GRACE_S
 
 BLOCKS_OF_DEMO = 8

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
-from tests.deploy.stated import DEPLOY, SECRETS, Composed, composed, tool, yaml_documents
 from tests.deploy.test_monitoring import check, expressions
-from tests.registry_media import free_port, until
+from tests.support.deploy_files import DEPLOY, SECRETS, Composed, composed, tool, yaml_documents
+from tests.support.registry_media import free_port, until
 
-from treeswarm.settings import PREFIX
+from treeswarm.programs.settings import PREFIX
 
 HERE = "127.0.0.1"
 LOAD_S = 180.0

@@ -11,10 +11,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from tests.deploy.stated import DEPLOY, ROOT, image_environment, ran, tool
+from tests.support.deploy_files import DEPLOY, ROOT, image_environment, ran, tool
 
 from treeswarm_client.gateway.config import is_loopback
-from treeswarm_node.command_line import read_config
+from treeswarm_node.cli.arguments import read_config
 
 DOCKERFILES = sorted((DEPLOY / "container").glob("*.Dockerfile"))
 trouble = runpy.run_path(str(DEPLOY / "container/healthcheck.py"))["trouble"]

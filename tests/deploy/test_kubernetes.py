@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi.routing import APIRoute
-from tests.deploy.stated import (
+from tests.support.deploy_files import (
     DEPLOY,
     accepted_by_gateway,
     accepted_by_node,

@@ -9,13 +9,21 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
-from tests.deploy.stated import DEPLOY, SECRETS, accepted_by_gateway, accepted_by_node, composed, module, yaml_documents
+from tests.support.deploy_files import (
+    DEPLOY,
+    SECRETS,
+    accepted_by_gateway,
+    accepted_by_node,
+    composed,
+    module,
+    yaml_documents,
+)
 
-from treeswarm.transport.address import Address
+from treeswarm.protocol.address import Address
 from treeswarm_client.gateway.admission import Admission
 from treeswarm_client.gateway.config import GatewayLimits
 from treeswarm_client.gateway.metrics import GatewayMetrics
-from treeswarm_node.metrics import METRICS
+from treeswarm_node.monitoring.prometheus import METRICS
 
 MONITORING = DEPLOY / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana/swarm.json").read_text("utf-8"))

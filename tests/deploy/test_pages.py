@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.deploy.stated import DEPLOY, ROOT, accepted_by_gateway, accepted_by_node
+from tests.support.deploy_files import DEPLOY, ROOT, accepted_by_gateway, accepted_by_node
 
 PAGES = sorted((ROOT / "docs/deploy").glob("*.md"))
 

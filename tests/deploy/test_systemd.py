@@ -6,12 +6,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tests.deploy.stated import DEPLOY, accepted_by_gateway, accepted_by_node, env_file, ran, tool
+from tests.support.deploy_files import DEPLOY, accepted_by_gateway, accepted_by_node, env_file, ran, tool
 
-from treeswarm.settings import PREFIX
+from treeswarm.programs.settings import PREFIX
 from treeswarm_client.local_swarm import node_command
+from treeswarm_node.cli.machine_checks import files_needed
 from treeswarm_node.config import Limits
-from treeswarm_node.machine import files_needed
 
 FOLDER = DEPLOY / "systemd"
 UNITS = sorted(file.name for file in FOLDER.glob("*.service"))

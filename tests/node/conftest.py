@@ -10,16 +10,16 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from treeswarm.messages import Answers, Append
-from treeswarm.sampling import SamplingSettings
-from treeswarm.session import NodeSession, SessionTerms
-from treeswarm.spans import Span
-from treeswarm_node.attention import Attention, TorchReference
-from treeswarm_node.batch import Segment
-from treeswarm_node.flash import FlashAttention
-from treeswarm_node.kv import SessionKV
-from treeswarm_node.loaded import LoadedSpan
-from treeswarm_node.span_model import SpanModel
+from treeswarm.protocol.messages import Answers, Append
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.protocol.spans import Span
+from treeswarm.session.session import NodeSession, SessionTerms
+from treeswarm_node.attention.base import Attention, TorchReference
+from treeswarm_node.attention.flash import FlashAttention
+from treeswarm_node.attention.metadata import Segment
+from treeswarm_node.kv_cache.kv_store import SessionKV
+from treeswarm_node.model.loaded_span import LoadedSpan
+from treeswarm_node.model.span_model import SpanModel
 
 SMALL: dict[str, Any] = {
     "vocab_size": 199,

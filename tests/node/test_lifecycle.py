@@ -16,20 +16,20 @@ from typing import Any
 
 import pytest
 import torch
-from tests.virtual_clock import run_virtually
 
 from treeswarm.errors import BadRequest
-from treeswarm.records import NodeState
-from treeswarm.spans import Span
+from treeswarm.protocol.records import NodeState
+from treeswarm.protocol.spans import Span
+from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_node import lifecycle, serve
-from treeswarm_node.cli import _serve_until_stopped
-from treeswarm_node.command_line import read_config
+from treeswarm_node.cli.arguments import read_config
+from treeswarm_node.cli.main import _serve_until_stopped
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.hours import Hours, until_within
+from treeswarm_node.engine.loaded_stage import Model, on_stage
 from treeswarm_node.lifecycle import Lifecycle
-from treeswarm_node.membership import Membership
+from treeswarm_node.membership.announcer import Membership
+from treeswarm_node.schedule import Hours, until_within
 from treeswarm_node.serve import Serving, serving
-from treeswarm_node.stage import Model, on_stage
 
 SOON_S = 60.0
 

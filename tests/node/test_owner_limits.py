@@ -8,17 +8,16 @@ from datetime import datetime, time, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.registry_media import free_port
 
 from treeswarm.errors import BadRequest
-from treeswarm.spans import Span
-from treeswarm.transport.pace import LEAST_RATE, MOST_DEBT_S, Pace
+from treeswarm.protocol.spans import Span
+from treeswarm.transport.rate_limit import LEAST_RATE, MOST_DEBT_S, Pace
+from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.local_swarm import local_swarm, node_command
-from treeswarm_node.command_line import read_config
-from treeswarm_node.hours import Hours, keep_hours
-from treeswarm_node.splice import MOST_HOLD_S, READ_BYTES, Meter
-
-from ..registry_media import free_port
-from ..virtual_clock import run_virtually
+from treeswarm_node.cli.arguments import read_config
+from treeswarm_node.reachability.tcp_splice import MOST_HOLD_S, READ_BYTES, Meter
+from treeswarm_node.schedule import Hours, keep_hours
 
 TIME = st.times().map(lambda t: t.replace(second=0, microsecond=0))
 

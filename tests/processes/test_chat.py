@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.terminal import CTRL_C, CTRL_D, TAB, at_a_terminal
 
 from treeswarm.model_files import resolve_model
 from treeswarm_client import SwarmClient
 from treeswarm_client.local_swarm import LocalSwarm, Place, even_cuts, local_swarm
-
-from .terminal import CTRL_C, CTRL_D, TAB, at_a_terminal
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -4,7 +4,7 @@ import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from treeswarm.spans import Span
+from treeswarm.protocol.spans import Span
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.local_swarm import LocalNode, local_swarm
 

@@ -6,7 +6,7 @@ import json
 import socket
 import sys
 
-from treeswarm.spans import Span
+from treeswarm.protocol.spans import Span
 from treeswarm_client.local_swarm import local_swarm
 
 

@@ -8,9 +8,9 @@ import pytest
 import pytest_asyncio
 
 from treeswarm.model_files import resolve_model
-from treeswarm_client.bench.common import BenchSetup
-from treeswarm_client.bench.exact import bench_exact
-from treeswarm_client.bench.texts import held_out_prompts
+from treeswarm_bench.benchmarks.common import BenchSetup
+from treeswarm_bench.benchmarks.exact import bench_exact
+from treeswarm_bench.benchmarks.texts import held_out_prompts
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
 from treeswarm_client.reference import stock_greedy

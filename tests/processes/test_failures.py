@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.processes.conftest import save_strange_model
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import BadRequest, Mismatch, MissingBlocks, Refused, SwarmError, Unreachable
-from treeswarm.messages import (
+from treeswarm.protocol.messages import (
     Answers,
     Append,
     Describe,
@@ -26,16 +27,14 @@ from treeswarm.messages import (
     Open,
     Opened,
 )
-from treeswarm.sampling import SamplingSettings
-from treeswarm.spans import Span
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.protocol.spans import Span
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm.transport.tls import Security
-from treeswarm_client.bench.common import BenchSetup, bench_swarm
+from treeswarm_bench.benchmarks.common import BenchSetup, bench_swarm
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
-
-from .conftest import save_strange_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 BIN = Path(sys.executable).parent

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.hub_cache import COMMIT, cached
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextIteratorStreamer, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
@@ -21,8 +22,6 @@ from treeswarm.errors import BadRequest, ModelError
 from treeswarm.model_files import resolve_model
 from treeswarm_client import AutoSwarmModelForCausalLM
 from treeswarm_client.local_swarm import LocalSwarm
-
-from .hub_cache import COMMIT, cached
 
 PROMPTS = ["def main(", "import os\nimport sys\nimport ", "class Queue:\n    def ", "x", "for i in range(10):\n"]
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from tests.support.replicated_swarm import SILENT
 
-from treeswarm.spans import Span, missing_blocks
+from treeswarm.protocol.spans import Span, missing_blocks
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.local_swarm import LocalNode, LocalSwarm, Place, local_swarm
-
-from .field import SILENT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 BIN = Path(sys.executable).parent

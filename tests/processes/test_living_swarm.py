@@ -10,19 +10,18 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_asyncio
+from tests.support.replicated_swarm import PROMPT, SPANS, Field, Replica, living_field
 
 from treeswarm.errors import MissingBlocks, Refused
 from treeswarm.keys import Identity
-from treeswarm.messages import Manage, Managed
-from treeswarm.spans import Span
+from treeswarm.protocol.messages import Manage, Managed
+from treeswarm.protocol.spans import Span
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import StreamKind
 from treeswarm.transport.tls import Security
 from treeswarm_client.client import SwarmClient
-from treeswarm_client.run import Run
-from treeswarm_node.membership import order_bytes
-
-from .field import PROMPT, SPANS, Field, Replica, living_field
+from treeswarm_client.generation.run import Run
+from treeswarm_node.membership.announcer import order_bytes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 BIN = Path(sys.executable).parent

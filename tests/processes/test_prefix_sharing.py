@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from treeswarm.errors import BadRequest
-from treeswarm.messages import Description
 from treeswarm.model_files import resolve_model
-from treeswarm.prefix import PREFIX_TOKENS
+from treeswarm.protocol.messages import Description
+from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.local_swarm import LocalSwarm
 from treeswarm_client.reference import stock_greedy

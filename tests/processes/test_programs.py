@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from .hub_cache import cached
+from tests.support.hub_cache import cached
 
 BIN = Path(sys.executable).parent
 COMMANDS = ("generate", "chat", "models", "status", "demo", "bench", "simulate")

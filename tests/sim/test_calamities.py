@@ -5,19 +5,18 @@ import dataclasses
 import random
 
 import pytest
+from tests.sim.test_recovery import at_token, slow_links
+from tests.support.toy_swarm import SPANS, ToySwarm, plain_text, toy_swarm
 
 from treeswarm.errors import MissingBlocks, Refused, SwarmError
-from treeswarm.messages import Append, FaultCode
-from treeswarm.session import NodeSession
-from treeswarm.spans import Span
-from treeswarm.steps import Step
+from treeswarm.protocol.messages import Append, FaultCode
+from treeswarm.protocol.spans import Span
+from treeswarm.session.session import NodeSession
+from treeswarm.session.steps import Step
 from treeswarm.transport.memory import Faults, MemoryNetwork
 from treeswarm.transport.seam import StreamKind
-from treeswarm_node.hosted import HostedSession
-
-from ..virtual_clock import run_virtually
-from .test_recovery import at_token, slow_links
-from .toy import SPANS, ToySwarm, plain_text, toy_swarm
+from treeswarm_bench.virtual_clock import run_virtually
+from treeswarm_node.sessions.hosted_session import HostedSession
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
 COUNT = 60

@@ -6,19 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.toy_swarm import SPANS, ToyPilot, ToySwarm, plain_text, toy_swarm
 
 from treeswarm.errors import Refused
-from treeswarm.messages import Answer, Append, Fault, FaultCode, Opened
-from treeswarm.spans import Span
+from treeswarm.protocol.messages import Answer, Append, Fault, FaultCode, Opened
+from treeswarm.protocol.spans import Span
 from treeswarm.transport.memory import MemoryNetwork, MemoryStream
 from treeswarm.transport.seam import Stream, StreamKind
-from treeswarm_client.chain import Chain
-from treeswarm_client.route import FORGOTTEN
-from treeswarm_node.hosted import HostedSession
-from treeswarm_node.node import Node
-
-from ..virtual_clock import run_virtually
-from .toy import SPANS, ToyPilot, ToySwarm, plain_text, toy_swarm
+from treeswarm_bench.virtual_clock import run_virtually
+from treeswarm_client.chain.chain import Chain
+from treeswarm_client.discovery.route import FORGOTTEN
+from treeswarm_node.sessions.hosted_session import HostedSession
+from treeswarm_node.sessions.server import Node
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
 COUNT = 30
@@ -78,7 +77,7 @@ def test_a_head_that_takes_no_replay_is_let_go() -> None:
             assert await asyncio.wait_for(generating, 1000) == plain_text(PROMPT * 8, COUNT)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("treeswarm.replay.REPLAY_ROWS", 2)
+        patched.setattr("treeswarm.session.replay.REPLAY_ROWS", 2)
         run_virtually(run())
 
 
@@ -134,7 +133,7 @@ def test_a_slow_node_costs_nobody_his_place(slow_s: float) -> None:
 
 def test_a_survivor_that_replays_for_minutes_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line to the newcomer is slow; real appends wait behind the journal."""
-    monkeypatch.setattr("treeswarm.replay.REPLAY_ROWS", 2)
+    monkeypatch.setattr("treeswarm.session.replay.REPLAY_ROWS", 2)
     prompt, honest = PROMPT * 8, MemoryStream.send
 
     async def send(self: MemoryStream, message: Any) -> None:

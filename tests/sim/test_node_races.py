@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.support.toy_swarm import NUMERICS, ToySwarm, toy_swarm
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import LinkBroken, Refused
-from treeswarm.messages import (
+from treeswarm.protocol.messages import (
     Answer,
     Append,
     Close,
@@ -25,15 +26,13 @@ from treeswarm.messages import (
     Resumption,
     Watch,
 )
-from treeswarm.replay import replay
-from treeswarm.spans import Span
+from treeswarm.protocol.spans import Span
+from treeswarm.session.replay import replay
 from treeswarm.transport.memory import MemoryNetwork, MemoryStream
 from treeswarm.transport.seam import Stream, StreamKind
+from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_node.config import Limits
-from treeswarm_node.scheduler import Budget
-
-from ..virtual_clock import run_virtually
-from .toy import NUMERICS, ToySwarm, toy_swarm
+from treeswarm_node.engine.scheduler import Budget
 
 SESSION, OTHER, TICKET = b"s" * 16, b"o" * 16, b"t" * 16
 WORK_S = 1.0

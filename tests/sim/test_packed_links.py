@@ -4,21 +4,20 @@ import asyncio
 
 import pytest
 import zstandard
+from tests.sim.test_recovery import slow_links
+from tests.support.toy_swarm import SPANS, STATE, ToySwarm, plain_text, toy_swarm
 
-import treeswarm_node.hosted
-import treeswarm_node.packing
+import treeswarm_node.sessions.compression
+import treeswarm_node.sessions.hosted_session
 from treeswarm.errors import MissingBlocks
-from treeswarm.messages import LinkHello
+from treeswarm.protocol.messages import LinkHello
 from treeswarm.transport.memory import Faults, MemoryNetwork, MemoryStream
 from treeswarm.transport.seam import StreamKind
 from treeswarm.wire import treeswarm_pb2 as pb
-from treeswarm_node.hosted import HostedSession
-from treeswarm_node.node import Node
-from treeswarm_node.packing import Packing
-
-from ..virtual_clock import run_virtually
-from .test_recovery import slow_links
-from .toy import SPANS, STATE, ToySwarm, plain_text, toy_swarm
+from treeswarm_bench.virtual_clock import run_virtually
+from treeswarm_node.sessions.compression import Packing
+from treeswarm_node.sessions.hosted_session import HostedSession
+from treeswarm_node.sessions.server import Node
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
 COUNT = 60
@@ -29,7 +28,7 @@ TWICE = [*SPANS, *SPANS]
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A toy's rows are hashes, which nothing makes smaller: here they are packed all the same.  Of each its size."""
     unpacked: list[int] = []
-    unpack = treeswarm_node.packing.unpack
+    unpack = treeswarm_node.sessions.compression.unpack
 
     def packed(data: bytes, value_bytes: int) -> bytes:
         planes = b"".join(data[i::value_bytes] for i in range(value_bytes))
@@ -39,8 +38,8 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         unpacked.append(size)
         return unpack(data, value_bytes, size)
 
-    monkeypatch.setattr(treeswarm_node.packing, "pack", packed)
-    monkeypatch.setattr(treeswarm_node.packing, "unpack", noted)
+    monkeypatch.setattr(treeswarm_node.sessions.compression, "pack", packed)
+    monkeypatch.setattr(treeswarm_node.sessions.compression, "unpack", noted)
     return unpacked
 
 
@@ -128,7 +127,7 @@ def test_a_welcome_that_cannot_leave_holds_nothing_up(monkeypatch: pytest.Monkey
     async def stuck(_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(treeswarm_node.hosted, "_say_that_rows_may_be_packed", stuck)
+    monkeypatch.setattr(treeswarm_node.sessions.hosted_session, "_say_that_rows_may_be_packed", stuck)
 
     run_virtually(generate_where_all_pack())
     assert not sizes, "nobody said that rows may be packed"

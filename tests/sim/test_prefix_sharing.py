@@ -6,18 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.sim.test_recovery import TWICE, slow_links
+from tests.support.toy_swarm import SPANS, ToySwarm, plain_text, toy_swarm
 
-from treeswarm.messages import Description
-from treeswarm.prefix import PREFIX_TOKENS
-from treeswarm.spans import Span
+from treeswarm.protocol.messages import Description
+from treeswarm.protocol.prefix import PREFIX_TOKENS
+from treeswarm.protocol.spans import Span
 from treeswarm.transport.memory import MemoryNetwork
+from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_node.config import Limits
-from treeswarm_node.hosted import HostedSession
-from treeswarm_node.pages import PAGE
-
-from ..virtual_clock import run_virtually
-from .test_recovery import TWICE, slow_links
-from .toy import SPANS, ToySwarm, plain_text, toy_swarm
+from treeswarm_node.kv_cache.page_pool import PAGE
+from treeswarm_node.sessions.hosted_session import HostedSession
 
 PROMPT = [int(token) for token in np.random.default_rng(7).integers(0, 5, 200)]
 COUNT = 40

@@ -5,17 +5,16 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from tests.support.toy_swarm import SPANS, ToySwarm, plain_text, toy_swarm
 
 from treeswarm.errors import MissingBlocks
-from treeswarm.spans import Span
+from treeswarm.protocol.spans import Span
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import StreamKind
-from treeswarm_client.chain import Chain
-from treeswarm_client.waits import Wait
-
-from ..virtual_clock import run_virtually
-from .toy import SPANS, ToySwarm, plain_text, toy_swarm
+from treeswarm_bench.virtual_clock import run_virtually
+from treeswarm_client.chain.chain import Chain
+from treeswarm_client.chain.wait_events import Wait
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
 COUNT = 60

@@ -6,21 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.toy_swarm import plain_text, toy_swarm
 
 from treeswarm.errors import MissingBlocks, SwarmError
-from treeswarm.messages import Answer, Append
-from treeswarm.session import NodeSession
-from treeswarm.steps import Step
+from treeswarm.protocol.messages import Answer, Append
+from treeswarm.session.session import NodeSession
+from treeswarm.session.steps import Step
+from treeswarm.session.walk import Walk, walk
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.memory import Faults, MemoryNetwork
 from treeswarm.transport.seam import StreamKind
-from treeswarm.walk import Walk, walk
-from treeswarm_client import flight
+from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.drafters.seam import UNANSWERED
-from treeswarm_client.flight import Flight
-
-from ..virtual_clock import run_virtually
-from .toy import plain_text, toy_swarm
+from treeswarm_client.generation import round_in_flight as flight
+from treeswarm_client.generation.round_in_flight import Flight
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
 COUNT = 40

@@ -3,26 +3,25 @@
 import asyncio
 
 import pytest
+from tests.support.toy_swarm import BLOCKS, NUMERICS, VOCAB, GuessingDrafter, ToyPilot, ToySwarm, plain_text, toy_swarm
 
 from treeswarm.errors import Refused
-from treeswarm.messages import LinkHello
-from treeswarm.sampling import SamplingSettings
+from treeswarm.protocol.messages import LinkHello
+from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import StreamKind
-from treeswarm_client.bench.star import StarTransport
-from treeswarm_client.bench.strategies import WithoutBonus
-from treeswarm_client.chain import open_chain
-from treeswarm_client.generation import Generation, Limits
-from treeswarm_client.mending import Room
-from treeswarm_client.pace import FixedPace
-from treeswarm_client.prefix import SharedPrompt
-from treeswarm_client.route import Target
-from treeswarm_client.session import ClientSession
-from treeswarm_client.stats import Meter
-
-from ..virtual_clock import run_virtually
-from .toy import BLOCKS, NUMERICS, VOCAB, GuessingDrafter, ToyPilot, ToySwarm, plain_text, toy_swarm
+from treeswarm_bench.benchmarks.star_baseline import StarTransport
+from treeswarm_bench.benchmarks.strategies import WithoutBonus
+from treeswarm_bench.virtual_clock import run_virtually
+from treeswarm_client.chain.chain import open_chain
+from treeswarm_client.chain.repair import Room
+from treeswarm_client.chain.shared_prompt import SharedPrompt
+from treeswarm_client.discovery.route import Target
+from treeswarm_client.generation.append_builder import ClientSession
+from treeswarm_client.generation.loop import Generation, Limits
+from treeswarm_client.generation.stats import Meter
+from treeswarm_client.planner.pace import FixedPace
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
 DELAY_S = 0.01

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from treeswarm.model_files import resolve_model
-from treeswarm_client.bench.common import Bench, BenchSetup, bench_swarm
-from treeswarm_client.cli.ending import run
+from treeswarm_bench.benchmarks.common import Bench, BenchSetup, bench_swarm
 from treeswarm_client.cli.flags import tree_size
-from treeswarm_client.cli.live import LiveText
+from treeswarm_client.cli.render.live import LiveText
+from treeswarm_client.cli.signals import run
+from treeswarm_client.generation.run import Run, TreeSize
+from treeswarm_client.generation.stats import Stats
 from treeswarm_client.reference import stock_greedy
-from treeswarm_client.run import Run, TreeSize
-from treeswarm_client.stats import Stats
 
 PROMPT = '''def copy(src, dst, *, follow_symlinks=True):
     """Copy data and mode bits'''

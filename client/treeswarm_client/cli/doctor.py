@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from treeswarm.errors import SwarmError
-from treeswarm.health import Finding, open_files, python_version
-from treeswarm.health_of_swarm import asking, examine_swarm
-from treeswarm.health_text import show
 from treeswarm.identity import config_digest
 from treeswarm.model_files import HubOptions, load_tokenizer, read_config, resolve_model
-from treeswarm.records import NodeRecord
+from treeswarm.programs.health import Finding, open_files, python_version
+from treeswarm.programs.health_of_swarm import asking, examine_swarm
+from treeswarm.programs.health_text import show
+from treeswarm.protocol.records import NodeRecord
+from treeswarm.protocol.spans import missing_blocks
 from treeswarm.registry import client_registry, registry_kind
-from treeswarm.spans import missing_blocks
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.tls import Security
 from treeswarm_client.cli.flags import add_revision_flag, add_route_flags, registry_of, security_of
-from treeswarm_client.overview import clean
+from treeswarm_client.discovery.overview import clean
 
 EXAMPLES = """examples:
   swarm doctor --registry 203.0.113.7:4001                 can this machine use that swarm?

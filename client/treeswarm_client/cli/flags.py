@@ -15,10 +15,10 @@ from treeswarm.model_files import HubOptions
 from treeswarm.registry import client_registry
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.tls import Security
-from treeswarm_client.cli.patience import PatienceLines
+from treeswarm_client.cli.render.wait_notice import PatienceLines
 from treeswarm_client.client import DEFAULT_PATIENCE_S, SwarmClient, registry_spec
-from treeswarm_client.overview import clean
-from treeswarm_client.run import TreeSize
+from treeswarm_client.discovery.overview import clean
+from treeswarm_client.generation.run import TreeSize
 
 # A hint must not be longer than the error it belongs to.
 MODELS_NAMED = 5

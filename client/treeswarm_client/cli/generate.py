@@ -12,14 +12,14 @@ from typing import Any
 from rich.console import Console
 
 from treeswarm.errors import BadRequest, SwarmError
-from treeswarm.messages import NumericsClass
+from treeswarm.protocol.messages import NumericsClass
+from treeswarm_client.cli.concurrent import Answer, several
 from treeswarm_client.cli.flags import add_client_flags, add_sampling_flags, open_client, sampling_of
-from treeswarm_client.cli.live import LiveText, harmless, stdout_console, summary_line
-from treeswarm_client.cli.many import Answer, several
 from treeswarm_client.cli.prompts import read_prompt, read_prompts
-from treeswarm_client.cli.route_text import route_as_dict, route_lines
+from treeswarm_client.cli.render.live import LiveText, harmless, stdout_console, summary_line
+from treeswarm_client.cli.render.route_lines import route_as_dict, route_lines
+from treeswarm_client.generation.run import Run
 from treeswarm_client.planner.explain import explain_lines
-from treeswarm_client.run import Run
 
 EXAMPLES = """examples:
   swarm generate "def main():" --model demo --peers 127.0.0.1:4001,127.0.0.1:4002 --draft demo-draft

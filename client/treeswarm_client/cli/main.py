@@ -7,11 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from treeswarm import __version__
-from treeswarm.completion import add_completion_flag
 from treeswarm.errors import SwarmError
-from treeswarm.settings import parse
-from treeswarm_client.cli import bench, chat, demo, doctor, generate, models, serve, simulate, status
-from treeswarm_client.cli.ending import Terminated
+from treeswarm.programs.completion import add_completion_flag
+from treeswarm.programs.settings import parse
+from treeswarm_bench import cli as bench
+from treeswarm_bench.simulate import cli as simulate
+from treeswarm_client.cli import demo, doctor, generate, models, serve, status
+from treeswarm_client.cli.chat import command as chat
+from treeswarm_client.cli.signals import Terminated
 
 INTERRUPTED = 130
 TERMINATED = 143

@@ -12,10 +12,10 @@ from treeswarm.registry import client_registry
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
 from treeswarm_client.cli.flags import add_route_flags, registry_of, security_of
-from treeswarm_client.cli.live import stdout_console
-from treeswarm_client.cli.models_text import models_as_dict, render_models
-from treeswarm_client.lookout import swarm_overview
-from treeswarm_client.overview import ModelView, Overview
+from treeswarm_client.cli.render.live import stdout_console
+from treeswarm_client.cli.render.models_table import models_as_dict, render_models
+from treeswarm_client.discovery.overview import ModelView, Overview
+from treeswarm_client.discovery.prober import swarm_overview
 
 EXAMPLES = """examples:
   swarm models --registry 10.0.0.5:4001                            all models that this node knows of

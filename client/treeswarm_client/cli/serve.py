@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from treeswarm.errors import BadRequest
-from treeswarm.settings import add_config_flag
-from treeswarm.transport.address import Address
+from treeswarm.programs.settings import add_config_flag
+from treeswarm.protocol.address import Address
 from treeswarm_client.cli.flags import add_client_flags, client_of
 
 EXAMPLES = """examples:

@@ -16,10 +16,10 @@ from treeswarm.registry import Registry, client_registry, registry_kind
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
 from treeswarm_client.cli.flags import add_revision_flag, add_route_flags, registry_of, security_of
-from treeswarm_client.cli.live import stdout_console
-from treeswarm_client.cli.status_text import render
-from treeswarm_client.lookout import PROBE_AGAIN_S, Lookout
-from treeswarm_client.overview import Overview, Wanted
+from treeswarm_client.cli.render.live import stdout_console
+from treeswarm_client.cli.render.status_table import render
+from treeswarm_client.discovery.overview import Overview, Wanted
+from treeswarm_client.discovery.prober import PROBE_AGAIN_S, Lookout
 
 EXAMPLES = """examples:
   swarm status --peers 127.0.0.1:4001,127.0.0.1:4002        exactly these nodes

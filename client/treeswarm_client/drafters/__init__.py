@@ -6,9 +6,9 @@ from pathlib import Path
 from treeswarm.errors import BadRequest, Mismatch
 from treeswarm.model_files import DEFAULT_HUB, HubOptions, read_shape, resolve_model, tokenizer_digest
 from treeswarm_client.drafters.none import NoneDrafter
-from treeswarm_client.drafters.recycling import RecyclingDrafter
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.drafters.suffix import SuffixDrafter
+from treeswarm_client.drafters.token_recycling import RecyclingDrafter
 from treeswarm_client.drafters.union import Member, UnionDrafter
 
 log = logging.getLogger(__name__)

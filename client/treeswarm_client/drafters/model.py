@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from treeswarm.errors import ModelError, UnsupportedModel
-from treeswarm.noise import NoiseRows
-from treeswarm.sampling import SamplingSettings
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.session.noise import NoiseRows
 from treeswarm_client.drafters import tree_cache
-from treeswarm_client.drafters.growth import BEAM, Growing, Growth
-from treeswarm_client.drafters.lookahead import NO_ROW, Candidates, Lookahead
+from treeswarm_client.drafters.expanded_tree import NO_ROW, Candidates, Lookahead
+from treeswarm_client.drafters.model_tree import BEAM, Growing, Growth
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
-from treeswarm_client.drafters.temperature import Temperature
+from treeswarm_client.drafters.tau import Temperature
 from treeswarm_client.drafters.tree_cache import TreeCache
 
 # Candidates kept per node as a label for τ: at τ < 1 the rest of the vocabulary weighs nothing.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Self
 
-from treeswarm.sampling import SamplingSettings
+from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Enough, Verdict, in_no_hurry
 
 

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from treeswarm.sampling import SamplingSettings
+from treeswarm.protocol.sampling import SamplingSettings
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,11 +15,11 @@ from typing import Self
 
 import numpy as np
 
-from treeswarm.sampling import SamplingSettings
-from treeswarm_client.drafters.expansion import Expansion
-from treeswarm_client.drafters.occurrences import SEPARATOR, IndexedText
-from treeswarm_client.drafters.rates import Rates
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm_client.drafters.hit_rates import Rates
+from treeswarm_client.drafters.ngram_index import SEPARATOR, IndexedText
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
+from treeswarm_client.drafters.table_tree import Expansion
 
 # Of each source, the latest occurrences of two tokens that are looked at.
 LOOKED_AT = 16

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from treeswarm.sampling import SamplingSettings
+from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters.calibration import Calibration
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Enough, Verdict, in_no_hurry
 

@@ -6,8 +6,8 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 from treeswarm_client.gateway.work import Usage
-from treeswarm_client.generation import FinishReason
-from treeswarm_client.run import Run, Token
+from treeswarm_client.generation.loop import FinishReason
+from treeswarm_client.generation.run import Run, Token
 
 Decode = Callable[[Sequence[int]], str]
 

@@ -10,10 +10,11 @@ from hashlib import blake2b
 from typing import Any
 
 from treeswarm.errors import BadRequest, ModelError, SwarmError
-from treeswarm.prefix import SCOPE_BYTES
-from treeswarm.spans import missing_blocks
+from treeswarm.protocol.prefix import SCOPE_BYTES
+from treeswarm.protocol.spans import missing_blocks
 from treeswarm.tasks import cancelled
 from treeswarm_client.client import SwarmClient
+from treeswarm_client.discovery.prober import Lookout
 from treeswarm_client.gateway.admission import Admission
 from treeswarm_client.gateway.config import GatewayConfig
 from treeswarm_client.gateway.errors import NotReady
@@ -22,9 +23,8 @@ from treeswarm_client.gateway.requests import Ask
 from treeswarm_client.gateway.tracing import Tracing
 from treeswarm_client.gateway.watchers import LOOK_S, Shown, Watchers
 from treeswarm_client.gateway.work import Event, Said, follow
-from treeswarm_client.lookout import Lookout
-from treeswarm_client.pace import Round
-from treeswarm_client.run import Run
+from treeswarm_client.generation.run import Run
+from treeswarm_client.planner.pace import Round
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from treeswarm.errors import BadRequest
-from treeswarm.transport.address import Address, is_loopback
+from treeswarm.protocol.address import Address, is_loopback
 
 LONGEST_KEY = 512
 

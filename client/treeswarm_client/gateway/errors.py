@@ -14,9 +14,9 @@ from treeswarm.errors import (
     TooLong,
     TransportError,
 )
+from treeswarm_client.discovery.swarm_view import FULL
 from treeswarm_client.gateway.requests import Unsupported
 from treeswarm_client.gateway.work import Gone
-from treeswarm_client.view import FULL
 
 
 class Busy(SwarmError):

@@ -9,12 +9,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from treeswarm.spans import missing_blocks
+from treeswarm.protocol.spans import missing_blocks
+from treeswarm_client.discovery.swarm_view import SwarmView
 from treeswarm_client.gateway.admission import Admission
 from treeswarm_client.gateway.work import Event, Said, usage_of
-from treeswarm_client.pace import Round
-from treeswarm_client.run import Run
-from treeswarm_client.view import SwarmView
+from treeswarm_client.generation.run import Run
+from treeswarm_client.planner.pace import Round
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 NODES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from treeswarm.transport.address import is_loopback
+from treeswarm.protocol.address import is_loopback
 from treeswarm_client.gateway.errors import Failure
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import uvicorn
 
 from treeswarm.errors import BadRequest
-from treeswarm.transport.address import Address
+from treeswarm.protocol.address import Address
 from treeswarm_client.gateway.app import make_app
 from treeswarm_client.gateway.backend import Backend
 

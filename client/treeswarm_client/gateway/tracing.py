@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from treeswarm_client.run import Run
+from treeswarm_client.generation.run import Run
 
 
 class Tracing:

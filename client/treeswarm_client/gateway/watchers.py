@@ -10,9 +10,9 @@ from typing import Any
 from treeswarm.errors import SwarmError
 from treeswarm_client.gateway.answers import Decode, word
 from treeswarm_client.gateway.errors import Busy
-from treeswarm_client.generation import FinishReason
-from treeswarm_client.pace import Round
-from treeswarm_client.run import Token
+from treeswarm_client.generation.loop import FinishReason
+from treeswarm_client.generation.run import Token
+from treeswarm_client.planner.pace import Round
 
 # Eyes are no faster.
 LOOK_S = 1.0

@@ -6,8 +6,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from treeswarm.errors import SwarmError
-from treeswarm_client.generation import FinishReason
-from treeswarm_client.run import Run, Token
+from treeswarm_client.generation.loop import FinishReason
+from treeswarm_client.generation.run import Run, Token
 
 # Tokens that wait for a slow reader; then its generations wait as well, and end when he has read nothing for so long:
 # whoever sleeps shall not keep nodes' room.

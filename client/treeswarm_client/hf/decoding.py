@@ -9,7 +9,7 @@ import torch
 from transformers import StopStringCriteria
 
 from treeswarm_client.client import SwarmClient
-from treeswarm_client.run import Run
+from treeswarm_client.generation.run import Run
 
 Ended = Callable[[Sequence[int]], bool]
 """Whether a text, prompt included, ends here."""

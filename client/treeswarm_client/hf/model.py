@@ -14,13 +14,13 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from treeswarm.errors import BadRequest, ModelError
 from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import HubOptions
+from treeswarm_client.chain.shared_prompt import PrefixScope
 from treeswarm_client.client import DEFAULT_PATIENCE_S
+from treeswarm_client.generation.run import Run, TreeSize
 from treeswarm_client.hf.arguments import Asked, ask, check_loading
 from treeswarm_client.hf.decoding import Ended, all_rows, at_stop_strings, bursts, never
 from treeswarm_client.hf.prompts import Prompts, check_token_types, joined, prompts_of, unpacked
 from treeswarm_client.hf.turns import InferenceSession
-from treeswarm_client.prefix import PrefixScope
-from treeswarm_client.run import Run, TreeSize
 from treeswarm_client.sync import SyncSwarmClient
 
 # What torch can draw from a generator in one go.

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from treeswarm.errors import BadRequest
+from treeswarm_client.generation.run import Run
 from treeswarm_client.hf.prompts import unpacked
-from treeswarm_client.run import Run
 
 if TYPE_CHECKING:
     from treeswarm_client.hf.model import AutoSwarmModelForCausalLM, SwarmGenerateOutput

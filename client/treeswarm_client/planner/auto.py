@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from treeswarm.messages import HopTiming
+from treeswarm.protocol.messages import HopTiming
 from treeswarm_client.drafters.seam import DraftTree, Enough, in_no_hurry
-from treeswarm_client.pace import AHEAD, ChainHop, Round, joined, prefix
 from treeswarm_client.planner.explain import RoundReport
+from treeswarm_client.planner.pace import AHEAD, ChainHop, Round, joined, prefix
 from treeswarm_client.planner.plan import patience_s
 from treeswarm_client.planner.planner import EXPLORE_NODES, Planner
 

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from treeswarm.messages import HopTiming, Profile
+from treeswarm.protocol.messages import HopTiming, Profile
 from treeswarm_client.planner.curves import Curve
 
 # A node that told nothing: between a GPU that reads its weights from memory (256 rows cost little more than one) and a

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from treeswarm.messages import MAX_ROWS, HopTiming
+from treeswarm.protocol.messages import MAX_ROWS, HopTiming
 from treeswarm_client.planner.curves import Curve, total
 from treeswarm_client.planner.links import LinkEstimate
 from treeswarm_client.planner.node_time import HopEstimate

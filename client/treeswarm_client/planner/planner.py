@@ -10,15 +10,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from treeswarm.messages import MAX_ROWS, HopTiming
+from treeswarm.protocol.messages import MAX_ROWS, HopTiming
 from treeswarm_client.drafters.seam import DraftTree
-from treeswarm_client.pace import ChainHop
 from treeswarm_client.planner.explain import RoundReport, reason_of
 from treeswarm_client.planner.ledger import Ledger
 from treeswarm_client.planner.levels import Levels
 from treeswarm_client.planner.links import LinkEstimate
 from treeswarm_client.planner.node_time import HopEstimate
 from treeswarm_client.planner.outlook import Outlook
+from treeswarm_client.planner.pace import ChainHop
 from treeswarm_client.planner.plan import (
     Costs,
     Plan,

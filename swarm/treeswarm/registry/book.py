@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
 from treeswarm.errors import Malformed
-from treeswarm.messages import MAX_RECORD_BYTES
-from treeswarm.records import MAX_LIFETIME_S, NodeRecord, NodeState, SealedRecord
+from treeswarm.protocol.messages import MAX_RECORD_BYTES
+from treeswarm.protocol.records import MAX_LIFETIME_S, NodeRecord, NodeState, SealedRecord
 from treeswarm.registry.seam import Snapshot
 from treeswarm.wire.sealing import Forged, unseal
 

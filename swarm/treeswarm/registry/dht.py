@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from treeswarm.errors import BadRequest, SwarmError, TransportError, Unreachable
-from treeswarm.messages import MAX_RECORD_BYTES
-from treeswarm.records import LIFETIME_S, SealedRecord
+from treeswarm.protocol.messages import MAX_RECORD_BYTES
+from treeswarm.protocol.records import LIFETIME_S, SealedRecord
 from treeswarm.registry.book import BookRegistry
 from treeswarm.registry.dht_peer import FARTHEST_S, REPLICAS, Peer, check_hivemind, entry_doubt, shard_keys
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from treeswarm.errors import BadRequest, Malformed, TransportError
 from treeswarm.keys import new_raw_key
-from treeswarm.records import LIFETIME_S, RECORD_VERSION, SealedRecord
+from treeswarm.protocol.records import LIFETIME_S, RECORD_VERSION, SealedRecord
 from treeswarm.registry.book import MAX_NODES, doubt_of
 from treeswarm.wire.sealing import unseal
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from treeswarm.records import SealedRecord
+from treeswarm.protocol.records import SealedRecord
 from treeswarm.registry.book import BookRegistry
 
 

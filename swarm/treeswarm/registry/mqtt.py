@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from treeswarm.errors import BadRequest, SwarmError, TransportError, Unreachable
-from treeswarm.records import SealedRecord
+from treeswarm.protocol.records import SealedRecord
 from treeswarm.registry.book import MAX_NODES, BookRegistry
 from treeswarm.registry.spec import Broker
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import BadRequest, SwarmError, TransportError, Unreachable
-from treeswarm.messages import Records, Watch
-from treeswarm.records import SealedRecord
+from treeswarm.protocol.messages import Records, Watch
+from treeswarm.protocol.records import SealedRecord
 from treeswarm.registry.book import BookRegistry
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from treeswarm.records import SealedRecord
+from treeswarm.protocol.records import SealedRecord
 
 Snapshot = tuple[SealedRecord, ...]
 

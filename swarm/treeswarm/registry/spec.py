@@ -7,7 +7,7 @@ from typing import Literal
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from treeswarm.errors import BadRequest
-from treeswarm.transport.address import Address
+from treeswarm.protocol.address import Address
 
 Kind = Literal["dht", "mqtt", "static", "peers", "none"]
 

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 
 from treeswarm.errors import BadRequest, LinkBroken, SwarmError
-from treeswarm.messages import Message
+from treeswarm.protocol.messages import Message
 from treeswarm.transport.seam import Accept, Listener, Stream, StreamKind, Transport
 from treeswarm.wire.codec import encode
 

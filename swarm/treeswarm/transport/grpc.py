@@ -12,8 +12,8 @@ import grpc
 
 from treeswarm.errors import BadRequest, Impostor, LinkBroken, Refused, SwarmError, Unreachable
 from treeswarm.keys import SERVER_NAME
-from treeswarm.messages import MAX_MESSAGE_BYTES
-from treeswarm.transport.address import Address
+from treeswarm.protocol.address import Address
+from treeswarm.protocol.messages import MAX_MESSAGE_BYTES
 from treeswarm.transport.grpc_streams import (
     CODE_KEY,
     LAST_WORDS_S,
@@ -25,7 +25,7 @@ from treeswarm.transport.grpc_streams import (
     refusal,
     why_context_ended,
 )
-from treeswarm.transport.pace import Pace
+from treeswarm.transport.rate_limit import Pace
 from treeswarm.transport.seam import Accept, StreamKind, Traffic
 from treeswarm.transport.tls import (
     Certificate,

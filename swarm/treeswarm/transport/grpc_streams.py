@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 
 from treeswarm.errors import LinkBroken, Malformed, Refused, SwarmError
-from treeswarm.messages import FaultCode, Message
-from treeswarm.transport.pace import Pace
+from treeswarm.protocol.messages import FaultCode, Message
+from treeswarm.transport.rate_limit import Pace
 from treeswarm.transport.seam import StreamKind, Traffic
 from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_down, decode_link_up, encode
 

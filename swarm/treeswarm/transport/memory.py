@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from treeswarm.errors import BadRequest, LinkBroken, Malformed, Refused, SwarmError, Unreachable
-from treeswarm.messages import Describe, LinkHello, Message, Open
-from treeswarm.transport.address import Address
+from treeswarm.protocol.address import Address
+from treeswarm.protocol.messages import Describe, LinkHello, Message, Open
 from treeswarm.transport.seam import Accept, StreamKind
 from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_down, decode_link_up, encode
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from treeswarm.messages import Message
+from treeswarm.protocol.messages import Message
 
 
 class StreamKind(StrEnum):
-    """What a stream is for; see `treeswarm.messages`."""
+    """What a stream is for; see `treeswarm.protocol.messages`."""
 
     CONTROL = "control"
     LINK = "link"

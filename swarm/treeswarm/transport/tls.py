@@ -13,8 +13,8 @@ from enum import StrEnum
 
 from treeswarm.errors import BadRequest, Impostor, Refused, Unreachable
 from treeswarm.keys import SERVER_NAME, Identity, pin_of
-from treeswarm.messages import FaultCode
-from treeswarm.transport.address import Address
+from treeswarm.protocol.address import Address
+from treeswarm.protocol.messages import FaultCode
 
 PROOF_KEY = "treeswarm-swarm-key"
 GRPC_PROTOCOL = "h2"

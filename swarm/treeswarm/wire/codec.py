@@ -12,11 +12,11 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Proto
 from numpy.typing import NDArray
 
-from treeswarm import messages as m
 from treeswarm.errors import BadRequest, Malformed
-from treeswarm.prefix import DIGEST_BYTES, MAX_PREFIX_UNITS, SCOPE_BYTES, Prefix
-from treeswarm.sampling import SamplingSettings
-from treeswarm.spans import Span
+from treeswarm.protocol import messages as m
+from treeswarm.protocol.prefix import DIGEST_BYTES, MAX_PREFIX_UNITS, SCOPE_BYTES, Prefix
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.protocol.spans import Span
 from treeswarm.wire import treeswarm_pb2 as pb
 from treeswarm.wire.encode import encode
 

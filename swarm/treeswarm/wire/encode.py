@@ -7,8 +7,8 @@ import numpy as np
 from google.protobuf.message import Message as Proto
 from numpy.typing import NDArray
 
-from treeswarm import messages as m
-from treeswarm.spans import Span
+from treeswarm.protocol import messages as m
+from treeswarm.protocol.spans import Span
 from treeswarm.wire import treeswarm_pb2 as pb
 
 U32_LIMIT = 2**32

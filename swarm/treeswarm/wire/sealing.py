@@ -6,10 +6,10 @@ from google.protobuf.message import DecodeError
 
 from treeswarm.errors import BadRequest, Malformed
 from treeswarm.keys import Signer, verify
-from treeswarm.messages import MAX_RECORD_BYTES, SIGNATURE_BYTES, NumericsClass
-from treeswarm.records import COORDINATE_LENGTH, RECORD_VERSION, NodeRecord, NodeState, SealedRecord
-from treeswarm.spans import Span
-from treeswarm.transport.address import Address
+from treeswarm.protocol.address import Address
+from treeswarm.protocol.messages import MAX_RECORD_BYTES, SIGNATURE_BYTES, NumericsClass
+from treeswarm.protocol.records import COORDINATE_LENGTH, RECORD_VERSION, NodeRecord, NodeState, SealedRecord
+from treeswarm.protocol.spans import Span
 from treeswarm.wire import treeswarm_pb2 as pb
 
 # So that a signature over a record can never pass for one over anything else.

@@ -7,18 +7,17 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.client.discovery.test_overview import BFLOAT16, MODEL, OTHER, record
 
 from treeswarm.errors import ModelError
 from treeswarm.identity import config_digest
-from treeswarm.messages import NumericsClass
 from treeswarm.model_files import read_config, resolve_model
-from treeswarm.records import NodeRecord, NodeState
-from treeswarm.spans import Span
+from treeswarm.protocol.messages import NumericsClass
+from treeswarm.protocol.records import NodeRecord, NodeState
+from treeswarm.protocol.spans import Span
 from treeswarm_client.cli.models import context_of
-from treeswarm_client.cli.models_text import Room, models_as_dict, render_models, room_of
-from treeswarm_client.overview import ModelView, Overview, Probe, make_overview
-
-from ..test_overview import BFLOAT16, MODEL, OTHER, record
+from treeswarm_client.cli.render.models_table import Room, models_as_dict, render_models, room_of
+from treeswarm_client.discovery.overview import ModelView, Overview, Probe, make_overview
 
 INT8 = NumericsClass("02" * 32, "bfloat16", "int8")
 

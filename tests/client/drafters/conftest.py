@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from treeswarm.noise import gumbel_row
-from treeswarm.sampling import SamplingSettings
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.session.noise import gumbel_row
 from treeswarm_client.drafters import tree_cache
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.seam import DraftTree

@@ -6,17 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.client.drafters.conftest import (
+    VOCAB,
+    drafter_of,
+    half_agreeing,
+    noised,
+    paths_of,
+    plain_logprobs,
+    tiny_model,
+)
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from treeswarm.errors import ModelError, UnsupportedModel
-from treeswarm.sampling import SamplingSettings
-from treeswarm.walk import walk
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.session.walk import walk
 from treeswarm_client.drafters import load_drafter
-from treeswarm_client.drafters.growth import Growth
 from treeswarm_client.drafters.model import RAW_DECAY, DraftOptions, ModelDrafter
+from treeswarm_client.drafters.model_tree import Growth
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verdict
-
-from .conftest import VOCAB, drafter_of, half_agreeing, noised, paths_of, plain_logprobs, tiny_model
 
 GREEDY = SamplingSettings()
 SAMPLED = SamplingSettings(temperature=0.8, seed=11, sample=2)

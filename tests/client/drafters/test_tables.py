@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treeswarm.sampling import SamplingSettings
-from treeswarm_client.drafters.expansion import WORTHLESS, Expansion
-from treeswarm_client.drafters.occurrences import SEPARATOR, IndexedText
-from treeswarm_client.drafters.rates import Rates
-from treeswarm_client.drafters.recycling import SUCCESSORS, RecyclingDrafter
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm_client.drafters.hit_rates import Rates
+from treeswarm_client.drafters.ngram_index import SEPARATOR, IndexedText
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Verdict
 from treeswarm_client.drafters.suffix import LEAD, LONGER, LONGEST, SuffixDrafter, branches
+from treeswarm_client.drafters.table_tree import WORTHLESS, Expansion
+from treeswarm_client.drafters.token_recycling import SUCCESSORS, RecyclingDrafter
 
 GREEDY = SamplingSettings()
 

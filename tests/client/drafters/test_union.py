@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treeswarm.sampling import SamplingSettings
+from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
 from treeswarm_client.drafters.union import NOT_THERE, UnionDrafter, fates, places_in, united
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treeswarm.messages import HopTiming
+from treeswarm.protocol.messages import HopTiming
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree
 from treeswarm_client.planner.curves import Curve, total
 from treeswarm_client.planner.ledger import START, Ledger

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from treeswarm.messages import HopTiming
+from treeswarm.protocol.messages import HopTiming
 from treeswarm_client.planner.lines import Line
 from treeswarm_client.planner.links import LinkEstimate
 from treeswarm_client.planner.node_time import HopEstimate

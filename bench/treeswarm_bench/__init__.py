@@ -1,0 +1,1 @@
+"""Measuring treeswarm: benchmarks, a WAN lab, a simulator."""

@@ -1,0 +1,152 @@
+"""What every bench shares: a swarm of processes, a client on it, and a record of what was measured on what."""
+
+import contextlib
+import datetime
+import os
+import platform
+import statistics
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from treeswarm.errors import SwarmError
+from treeswarm.keys import read_swarm_key
+from treeswarm.model_files import read_shape, resolve_model
+from treeswarm_bench.benchmarks.widened_model import Widened
+from treeswarm_client.client import SwarmClient
+from treeswarm_client.generation.run import Run, TreeSize
+from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
+
+# Of a number, as nodes keep it.
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+PACKAGES = ("treeswarm", "torch", "transformers", "grpcio", "numpy")
+
+
+@dataclass(frozen=True)
+class BenchSetup:
+    """What `swarm bench` was told."""
+
+    model: str = "demo"
+    draft: str = "demo-draft"
+    dtype: str = "float32"
+    nodes: int = 3
+    prompts: int = 8
+    tokens: int = 64
+    swarm_key: Path | None = None
+    prompt_tokens: int | None = None
+    """Cut the prompts to so many."""
+    peers: str | None = None
+    """Nodes that run already, wherever they are, instead of ones that the bench starts here."""
+    quantization: str | None = None
+    """Of the weights of nodes that the bench starts; None: as they are."""
+    widened: Widened | None = None
+    """Where `model` is a wider copy of another for the time of the bench."""
+
+    @property
+    def key(self) -> bytes | None:
+        """Raises BadRequest."""
+        return read_swarm_key(self.swarm_key) if self.swarm_key else None
+
+    def told_model(self) -> dict[str, Any]:
+        """For provenance: the model as it was named, and how much wider it was made."""
+        if self.widened is None:
+            return {"model": self.model}
+        mib = self.widened.block_weights * BYTES[self.dtype] / 2**20
+        return {"model": self.widened.of, "widen": self.widened.times, "block_weights_mib": mib}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A running swarm and a client of it.  `swarm` has no nodes where they were running already."""
+
+    setup: BenchSetup
+    swarm: LocalSwarm
+    client: SwarmClient
+    link: str | None
+
+    @property
+    def addresses(self) -> list[str]:
+        """The nodes', in the order of their blocks."""
+        return self.client.addresses
+
+    async def run(
+        self, prompt: Sequence[int], *, tree_size: TreeSize, tokens: int | None = None, **sampling: Any
+    ) -> Run:
+        """One whole generation that no stop token ends.  Raises what broke it: a bench with a dead node is no bench."""
+        return await self.client.generate(
+            prompt, max_new_tokens=tokens or self.setup.tokens, tree_size=tree_size, ignore_eos=True, **sampling
+        )
+
+    async def provenance(self) -> dict[str, Any]:
+        """Versions, weights, links, and what each node really computed.  Raises SwarmError if a node is gone."""
+        described = await self.client.describe_nodes(self.addresses)
+        if len(described) != len(self.addresses):
+            raise SwarmError("a node died during the bench: its figures do not count")
+        return (
+            provenance_of_machine()
+            | self.setup.told_model()
+            | {
+                "draft": self.setup.draft,
+                "weights": self.client.target.numerics.weights,
+                "dtype": self.client.target.numerics.dtype,
+                "quantization": self.setup.quantization or "none",
+                "link": self.link or ("as it is" if self.setup.peers else "loopback"),
+                "nodes": [
+                    {
+                        "blocks": str(node.span),
+                        "attention": node.attention,
+                        "frames": node.frames,
+                        "forwards": node.forwards,
+                        "sessions_per_forward": node.forward_sessions / node.forwards if node.forwards else 0.0,
+                    }
+                    for node in described.values()
+                ],
+            }
+        )
+
+
+@contextlib.asynccontextmanager
+async def bench_swarm(
+    setup: BenchSetup, *, link: str | None = None, nodes: int | None = None, **client: Any
+) -> AsyncIterator[Bench]:
+    """Start the nodes unless they run already, connect a client, stop the nodes.  `link` shapes what client and nodes
+    of our own send.  Prompts are sent again and again, and each time as if it were the first."""
+    async with contextlib.AsyncExitStack() as stack:
+        swarm = LocalSwarm()
+        if setup.peers is None:
+            spans = even_cuts(read_shape(resolve_model(setup.model)).blocks, nodes or setup.nodes)
+            flags = ("--quantization", setup.quantization) if setup.quantization else ()
+            started = local_swarm(
+                setup.model, spans, dtype=setup.dtype, emulate_link=link, swarm_key=setup.swarm_key, flags=flags
+            )
+            swarm = await stack.enter_async_context(started)
+        options = {"draft": setup.draft, "emulate_link": link, "swarm_key": setup.key, "prefix_scope": "none"} | client
+        connecting = SwarmClient(model=setup.model, peers=setup.peers or swarm.peers, **options)
+        yield Bench(setup, swarm, await stack.enter_async_context(connecting), link)
+
+
+def provenance_of_machine() -> dict[str, Any]:
+    """When, where and with which versions."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles: these machines are noisy, and one number hides it."""
+    if len(values) < 2:
+        return {"median": values[0], "low": values[0], "high": values[0]} if values else {}
+    low, median, high = statistics.quantiles(values, n=4)
+    return {"median": median, "low": low, "high": high}
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as lines:  # noqa: PTH123  # a kernel file
+            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

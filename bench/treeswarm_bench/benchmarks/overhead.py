@@ -1,0 +1,89 @@
+"""What a hop costs beside the model: `swarm bench overhead`."""
+
+import contextlib
+import statistics
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from treeswarm.transport.seam import StreamKind
+from treeswarm_bench.benchmarks.common import Bench, BenchSetup, bench_swarm, spread
+from treeswarm_bench.benchmarks.echo import TLS, echo_process, echo_s, transport_of
+from treeswarm_bench.benchmarks.texts import held_out_prompts
+from treeswarm_client.generation.loop import Generation
+from treeswarm_client.planner.pace import FixedPace
+
+# Seven drafted nodes and the mandatory one.
+DRAFTED = 7
+# What the client sends and is sent: tokens, parents and answers, no activations.
+SMALL_BYTES = 512
+ECHOES = 40
+
+
+async def bench_overhead(setup: BenchSetup) -> dict[str, Any]:
+    """Milliseconds a hop of an 8-token traversal, client included and drafting not, that no device thread spent.
+
+    Nothing is drafted while a tree travels: here that would take the cores of the nodes that it waits for.
+    Part of them is the wire's: what messages of that size need over the same transport between two processes that do
+    nothing else, measured in turn with the generations.  Where nodes run elsewhere (`--peers`, `--lab`), nobody echoes
+    beside them, and only the whole is told.
+    """
+    async with bench_swarm(setup) as bench, contextlib.AsyncExitStack() as stack:
+        hops = len(bench.addresses)
+        rows_bytes = (DRAFTED + 1) * bench.client.target.row_bytes
+        wire_s = await stack.enter_async_context(_wire(hops, rows_bytes)) if setup.peers is None else None
+        outside: list[float] = []
+        computes: list[float] = []
+        wires: list[float] = []
+        for prompt in held_out_prompts(bench.client, setup.prompts):
+            for seconds, compute_s in await _traversals(bench, prompt):
+                outside.append(1e3 * (seconds - compute_s) / hops)
+                computes.append(1e3 * compute_s / hops)
+            if wire_s is not None:
+                wires.append(1e3 * await wire_s() / hops)
+        return {
+            "bench": "overhead",
+            "traversals": len(outside),
+            "overhead_ms_per_hop": spread(outside),
+            **_beside_wire(outside, wires),
+            "torch_ms_per_hop": spread(computes),
+            "provenance": await bench.provenance(),
+        }
+
+
+def _beside_wire(outside: list[float], wires: list[float]) -> dict[str, Any]:
+    """What is left of milliseconds outside torch without the wire's; nothing where nobody echoed."""
+    if not wires:
+        return {}
+    wire_ms = statistics.median(wires)
+    return {
+        "wire_ms_per_hop": spread(wires),
+        "beyond_wire_ms_per_hop": spread([each - wire_ms for each in outside]),
+    }
+
+
+@contextlib.asynccontextmanager
+async def _wire(hops: int, rows_bytes: int) -> AsyncIterator[Callable[[], Awaitable[float]]]:
+    """Asked: seconds that the messages of a whole ring need, by the halves of echoes, medians of some."""
+    async with echo_process() as addresses, contextlib.AsyncExitStack() as stack:
+        transport = transport_of(TLS)
+        stack.push_async_callback(transport.close)
+        stream = await transport.connect(addresses[TLS], StreamKind.LINK)
+
+        async def way_s(size: int) -> float:
+            return statistics.median([await echo_s(stream, bytes(size)) for _ in range(ECHOES)]) / 2
+
+        async def ring_s() -> float:
+            return 2 * await way_s(SMALL_BYTES) + (hops - 1) * await way_s(rows_bytes)
+
+        yield ring_s
+
+
+async def _traversals(bench: Bench, prompt: list[int]) -> list[tuple[float, float]]:
+    """Seconds and the device threads' part of them, of one generation's full trees."""
+    run = await bench.run(prompt, tree_size=DRAFTED, altered=_one_after_another)
+    return [(trip.seconds, trip.compute_s) for trip in run.meter.trips[1:] if trip.rows == DRAFTED + 1]
+
+
+def _one_after_another(usual: Generation) -> Generation:
+    return replace(usual, pace=FixedPace(DRAFTED, drafts_ahead=False))

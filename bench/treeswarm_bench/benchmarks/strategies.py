@@ -1,0 +1,223 @@
+"""What `swarm bench wan` compares: ways to spend a traversal, each the product's own loop with another pace."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from treeswarm.errors import BadRequest
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.session.walk import Walk
+from treeswarm_client.client import SwarmClient
+from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
+from treeswarm_client.drafters.none import NoneDrafter
+from treeswarm_client.drafters.seam import Copyable, Drafter, DraftTree, Enough, Verdict, in_no_hurry
+from treeswarm_client.drafters.union import UnionDrafter
+from treeswarm_client.generation.loop import Generation
+from treeswarm_client.generation.round_in_flight import Flight
+from treeswarm_client.generation.run import Run
+from treeswarm_client.planner.auto import LARGEST, AutoPace
+from treeswarm_client.planner.pace import FixedPace, Pace
+from treeswarm_client.planner.planner import Planner
+
+SEED = 1
+# A session that has been going on for a while: connections, caches and τ are warm, and a planner knows its chain.
+WARM_UP_TOKENS, LEARNER_WARM_UP_TOKENS = 8, 16
+
+MakePace = Callable[[Generation, Planner], Pace]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to decode."""
+
+    name: str
+    says: str
+    room: int
+    """Nodes of its largest tree."""
+    pace: MakePace
+    draft: DraftOptions | Literal["own", "none"] = "own"
+    """How it drafts: as the user asked, not at all, or with the draft model alone, so."""
+    star: bool = False
+    """Every hop goes through the client."""
+    keeps_bonus: bool = True
+    plans: bool = False
+    """Its planner learns."""
+    greedy_only: bool = False
+    code_only: bool = False
+
+    @property
+    def one_a_round(self) -> bool:
+        """It buys one token a traversal whatever the text: a few tokens tell its rate."""
+        return self.draft == "none"
+
+
+def _fixed(size: int) -> MakePace:
+    return lambda _usual, _planner: FixedPace(size, drafts_ahead=False)
+
+
+def _auto(*, overlaps: bool) -> MakePace:
+    return lambda usual, planner: AutoPace(
+        planner,
+        usual.chain.target.row_bytes,
+        usual.session.segment_rows,
+        LARGEST,
+        overlaps=overlaps,
+        clock=usual.clock,
+    )
+
+
+CHAIN = DraftOptions(chain=True)
+RAW_CHAIN = DraftOptions(chain=True, ranking="raw", shared_noise=False)
+STRATEGIES = (
+    Strategy("plain", "one token a traversal, node to node", 0, _fixed(0), draft="none"),
+    Strategy(
+        "star",
+        "one token a traversal, every hop through the client (2H links, as Petals ships)",
+        0,
+        _fixed(0),
+        draft="none",
+        star=True,
+        greedy_only=True,  # what plain decoding takes depends neither on the text nor on the temperature
+        code_only=True,
+    ),
+    Strategy(
+        "chain-10-no-bonus",
+        "a chain of 10 drafted tokens whose bonus token is thrown away, node to node (Petals' speculation, which has "
+        "greedy only)",
+        10,
+        _fixed(10),
+        draft=RAW_CHAIN,
+        keeps_bonus=False,
+        greedy_only=True,
+    ),
+    Strategy("chain-8", "the draft's best chain of 8", 8, _fixed(8), draft=CHAIN),
+    Strategy("tree-16", "trees of 16, one after another", 16, _fixed(16)),
+    Strategy("tree-64", "trees of 64, one after another", 64, _fixed(64)),
+    Strategy("tree-256", "trees of 256, one after another", 256, _fixed(256)),
+    Strategy("auto-sync", "planned trees, one after another", LARGEST, _auto(overlaps=False), plans=True),
+    Strategy(
+        "auto",
+        "planned trees; drafting goes on while they travel, and further nodes follow them",
+        LARGEST,
+        _auto(overlaps=True),
+        plans=True,
+    ),
+)
+
+
+@dataclass(eq=False)
+class WithoutBonus(Generation):
+    """What a loop gets that keeps only drafted tokens the target agrees with: the last of them is shipped again, and
+    the target's next token, known already, has to be guessed or bought anew.  Where no guess was right, the target's
+    own token is kept, or nothing would ever come of it."""
+
+    async def _fly(self, flight: Flight) -> tuple[Walk, float]:
+        found, first_s = await super()._fly(flight)
+        return (found if flight.shipment.draft is None else without_bonus(flight.draft, found)), first_s
+
+
+def without_bonus(draft: DraftTree, found: Walk) -> Walk:
+    """The walk, ended at its last drafted token."""
+    if not found.accepted:
+        return found
+    return Walk(found.accepted[:-1], int(draft.tokens[found.accepted[-1]]))
+
+
+@dataclass(frozen=True, eq=False)
+class Around:
+    """A drafter around another one, which does all the work."""
+
+    inner: Drafter
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def alternatives(self) -> int:
+        return self.inner.alternatives
+
+    def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
+        self.inner.begin(prompt, settings)
+
+    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+        return self.inner.propose(size, depth, enough)
+
+    def observe(self, verdict: Verdict) -> None:
+        self.inner.observe(verdict)
+
+
+@dataclass(frozen=True, eq=False)
+class Misled(Around):
+    """A drafter as sure of itself as ever whose guesses are wrong: trees of the very same shape and scores, with every
+    token half the vocabulary further.  Hits are left to chance, and told by the acceptance measured.  What was shipped
+    is what the target judged: true labels, of nodes that the inner drafter never had."""
+
+    vocab_size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.inner.name}, misled"
+
+    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+        tree = self.inner.propose(size, depth, enough)
+        return replace(tree, tokens=(tree.tokens + self.vocab_size // 2) % self.vocab_size)
+
+
+@dataclass(eq=False)
+class Contestant:
+    """A strategy with a drafter and a planner of its own, which last as long as a client would."""
+
+    strategy: Strategy
+    client: SwarmClient
+    drafter: Drafter
+    planner: Planner
+
+    @classmethod
+    def of(cls, strategy: Strategy, client: SwarmClient, loaded: Drafter, *, misled: bool) -> "Contestant":
+        """`loaded` lends its weights; it has drafted nothing yet.  Raises BadRequest where the strategy needs a model
+        and it has none."""
+        drafter: Drafter = NoneDrafter()
+        if isinstance(strategy.draft, DraftOptions):
+            model = _model_in(loaded, strategy)
+            drafter = ModelDrafter(
+                model.model, model.vocab_size, model.max_positions, options=strategy.draft, name=model.name
+            )
+        elif strategy.draft == "own":
+            assert isinstance(loaded, Copyable)
+            drafter = loaded.another()
+        if misled and strategy.draft != "none":
+            drafter = Misled(drafter, client.target.vocab_size)
+        return cls(strategy, client, drafter, Planner())
+
+    async def run(self, prompt: Sequence[int], *, tokens: int, temperature: float) -> Run:
+        """One whole generation that no stop token ends.  Raises what broke it."""
+        # The client's own from here on: what nodes answer depends on what its drafter wants to hear.
+        self.client.use_drafter(self.drafter)
+        return await self.client.generate(
+            prompt,
+            max_new_tokens=tokens,
+            temperature=temperature,
+            seed=SEED,
+            tree_size=self.strategy.room,
+            ignore_eos=True,
+            altered=self._altered,
+        )
+
+    async def warm_up(self, prompt: Sequence[int], *, temperature: float) -> None:
+        """So that what is measured is not the first of its kind."""
+        tokens = LEARNER_WARM_UP_TOKENS if self.strategy.plans else WARM_UP_TOKENS
+        await self.run(prompt, tokens=tokens, temperature=temperature)
+
+    def _altered(self, usual: Generation) -> Generation:
+        loop = Generation if self.strategy.keeps_bonus else WithoutBonus
+        pace = self.strategy.pace(usual, self.planner)
+        return loop(usual.chain, usual.drafter, usual.session, usual.limits, pace, usual.meter, clock=usual.clock)
+
+
+def _model_in(loaded: Drafter, strategy: Strategy) -> ModelDrafter:
+    members = loaded.members if isinstance(loaded, UnionDrafter) else [loaded]
+    model = next((member for member in members if isinstance(member, ModelDrafter)), None)
+    if model is None:
+        raise BadRequest(f"{strategy.name} drafts with a model: name one with --draft, or leave it out of --strategies")
+    return model

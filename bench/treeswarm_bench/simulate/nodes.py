@@ -1,0 +1,199 @@
+"""The life of the nodes: choose a span, load, serve, think about moving, leave."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from treeswarm.protocol.spans import Span
+from treeswarm.topology.coordinates import Coordinate
+from treeswarm.topology.placement import (
+    DRAINING,
+    JOINING,
+    ONLINE,
+    STATES,
+    Layout,
+    Placed,
+    block_throughput,
+    choose_again,
+    choose_span,
+    plan_move,
+)
+from treeswarm_bench.simulate import config
+from treeswarm_bench.simulate.agenda import Agenda
+from treeswarm_bench.simulate.config import Settings
+from treeswarm_bench.simulate.hosts import Hosts, first_coordinates, locate
+from treeswarm_bench.simulate.meter import Meter
+from treeswarm_bench.simulate.registry import ABSENT, SimulatedRegistry
+
+
+class Nodes:
+    """All nodes by index into `hosts`.  `on_gone(node)` is called when a node stops serving what it served."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        hosts: Hosts,
+        agenda: Agenda,
+        registry: SimulatedRegistry,
+        meter: Meter,
+        random: np.random.Generator,
+    ) -> None:
+        self.settings, self.hosts, self.agenda = settings, hosts, agenda
+        self.registry, self.meter, self.random = registry, meter, random
+        self.truth = registry.truth
+        self.truth.free[:] = hosts.cache
+        self.truth.hop_s[:] = config.OVERHEAD_S
+        self.coordinates: list[Coordinate] = []
+        self.moves = self.moves_refused = 0
+        self.on_gone: Callable[[int], None] = lambda _: None
+        self._alarm = False
+
+    def grow(self, count: int) -> None:
+        """The swarm as it is at the start: nodes 0 to `count` came one after another and are online."""
+        hosts, truth, blocks = self.hosts, self.truth, self.settings.blocks
+        self.coordinates = first_coordinates(hosts.place[:count], self.random)
+        end = truth.start.copy()
+        for node in range(count):
+            before = Layout(hosts.ids[:node], truth.start[:node], end[:node], hosts.rate[:node], np.full(node, ONLINE))
+            span = choose_span(before, blocks, int(hosts.length[node]), str(hosts.ids[node]))
+            truth.start[node], end[node] = span.start, span.end
+            self.registry.place(node, self.coordinates[node])
+            self._become(node, ONLINE)
+            self.agenda.after(float(self.random.uniform(0, config.CHECK_S[1])), partial(self._check, node))
+        self.registry.everything_is_known()
+
+    def arrive(self, node: int) -> None:
+        """A newcomer: nodes arrive in the order of their index."""
+        alive = np.flatnonzero(self.truth.state[:node] != ABSENT)
+        asked = self.random.choice(alive, size=config.SAMPLES) if len(alive) else alive
+        known = [self.coordinates[one] for one in asked.tolist()]
+        self.coordinates.append(locate(self.hosts.place[node], self.hosts.place[asked], known, self.random))
+        self.registry.place(node, self.coordinates[node])
+        layout, length = self.registry.view().layout, int(self.hosts.length[node])
+        span = choose_span(layout, self.settings.blocks, length, str(self.hosts.ids[node]))
+        self.truth.start[node] = span.start
+        self._become(node, JOINING)
+        self.registry.announce(node)
+        self.agenda.after(config.SETTLE_S, partial(self._settle, node, 1))
+        self.agenda.after(float(self.random.uniform(*config.CHECK_S)), partial(self._check, node))
+
+    def leave_one(self) -> None:
+        """Some node goes: half of them drain first."""
+        alive = np.flatnonzero(self.truth.state != ABSENT)
+        if not len(alive):
+            return
+        node = int(self.random.choice(alive))
+        if self.random.random() < config.GRACEFUL and self.truth.state[node] == ONLINE:
+            self._become(node, DRAINING)
+            self.registry.announce(node)
+            self.agenda.after(config.DRAIN_S, partial(self._withdraw, node))
+        else:
+            self._go(node)
+
+    def serves(self, node: int, span: Span) -> bool:
+        """Whether `node` would take a new session over `span` now."""
+        return bool(self.truth.state[node] == ONLINE) and span in self._span(node)
+
+    def full(self, node: int) -> bool:
+        return bool(self.truth.free[node] < config.ROOM)
+
+    def dead(self, node: int) -> bool:
+        return bool(self.truth.state[node] == ABSENT)
+
+    def load(self, node: int, sessions: int) -> None:
+        """`sessions` more (or fewer) are on `node`: its next record says so, at once where it is full or no longer."""
+        was_full = self.full(node)
+        busy_s = float(self.hosts.length[node]) * config.ROWS / float(self.hosts.rate[node])
+        self.truth.free[node] -= sessions * config.ROOM
+        self.truth.hop_s[node] += sessions * config.DUTY * busy_s
+        if self.full(node) != was_full and not self.dead(node):
+            self.registry.announce(node)
+
+    def poll(self) -> None:
+        """Readers have a new snapshot; where a block is missing from it, nodes think sooner."""
+        weakest = float(block_throughput(self.registry.view().layout, self.settings.blocks).min())
+        if weakest == 0 and not self._alarm:
+            for node in np.flatnonzero(self.truth.state == ONLINE).tolist():
+                delay = float(self.random.uniform(*config.ALARM_S))
+                self.agenda.after(delay, partial(self._look, node))
+        self._alarm = weakest == 0
+
+    def _settle(self, node: int, times: int) -> None:
+        """Make room for those that announced the same; load once nobody is in the way."""
+        if self.truth.state[node] != JOINING:
+            return
+        span = choose_again(self._placed(node), self.registry.view().layout, self.settings.blocks)
+        if span.start != self.truth.start[node] and times <= config.SETTLE_TIMES:
+            self.truth.start[node] = span.start
+            self.registry.announce(node)
+            self.agenda.after(config.SETTLE_S, partial(self._settle, node, times + 1))
+        else:
+            self.agenda.after(float(self.random.uniform(*config.LOAD_S)), partial(self._serve, node))
+
+    def _serve(self, node: int) -> None:
+        if self.truth.state[node] == JOINING:
+            self._become(node, ONLINE)
+            self.registry.announce(node)
+
+    def _check(self, node: int) -> None:
+        """Every ten minutes, for as long as the node lives."""
+        if self.dead(node):
+            return
+        self._look(node)
+        self.agenda.after(float(self.random.uniform(*config.CHECK_S)), partial(self._check, node))
+
+    def _look(self, node: int) -> None:
+        """Begin to move if that is wise."""
+        if self.truth.state[node] != ONLINE:
+            return
+        if plan_move(self._placed(node), self.registry.view().layout, self.settings.blocks):
+            self._become(node, DRAINING)
+            self.registry.announce(node)
+            self.agenda.after(config.SETTLE_S, partial(self._look_again, node))
+
+    def _look_again(self, node: int) -> None:
+        """Others can see by now that this node moves, and it can see them."""
+        if self.truth.state[node] != DRAINING:
+            return
+        span = plan_move(self._placed(node), self.registry.view().layout, self.settings.blocks)
+        if span:
+            self.agenda.after(max(config.DRAIN_S - config.SETTLE_S, 0), partial(self._move, node, span))
+        else:
+            self.moves_refused += 1
+            self._become(node, ONLINE)
+            self.registry.announce(node)
+
+    def _move(self, node: int, span: Span) -> None:
+        if self.truth.state[node] != DRAINING:
+            return
+        self.moves += 1
+        self.on_gone(node)
+        self.truth.start[node] = span.start
+        self._become(node, JOINING)
+        self.registry.announce(node)
+        self.agenda.after(float(self.random.uniform(*config.LOAD_S)), partial(self._serve, node))
+
+    def _withdraw(self, node: int) -> None:
+        if self.truth.state[node] == DRAINING:
+            self._go(node)
+            self.registry.announce(node)
+
+    def _go(self, node: int) -> None:
+        self._become(node, ABSENT)
+        self.on_gone(node)
+
+    def _become(self, node: int, state: int) -> None:
+        was_online = bool(self.truth.state[node] == ONLINE)
+        self.truth.state[node] = state
+        if was_online != (state == ONLINE):
+            span, rate = self._span(node), float(self.hosts.rate[node])
+            self.meter.change(self.agenda.now, span.start, span.end, rate, -1 if was_online else 1)
+
+    def _span(self, node: int) -> Span:
+        start = int(self.truth.start[node])
+        return Span(start, start + int(self.hosts.length[node]))
+
+    def _placed(self, node: int) -> Placed:
+        state = STATES[int(self.truth.state[node])]
+        return Placed(str(self.hosts.ids[node]), self._span(node), float(self.hosts.rate[node]), state)

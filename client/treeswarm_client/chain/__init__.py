@@ -1,0 +1,1 @@
+"""The chain of nodes that serves one session: sending, watching, repairing."""

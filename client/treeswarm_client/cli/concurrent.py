@@ -1,0 +1,75 @@
+"""Several prompts, and several samples of each, side by side."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from treeswarm.errors import SwarmError
+from treeswarm_client.client import SwarmClient
+from treeswarm_client.generation.drafter_pool import MOST_SEATS
+from treeswarm_client.generation.run import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What came of one prompt."""
+
+    index: int
+    prompt: str
+    runs: Sequence[Run]
+    """The samples in order; where it failed, as far as it came, or none."""
+    error: SwarmError | None = None
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """One object a sample, for JSON lines; a failure has one at least."""
+        whose = {"index": self.index, "prompt": self.prompt}
+        told = [whose | {"sample": sample} | _told(run) for sample, run in enumerate(self.runs)]
+        if self.error is None:
+            return told
+        failure = {"error": {"type": type(self.error).__name__, "message": str(self.error)}}
+        return [one | failure for one in told or [whose]]
+
+
+async def several(
+    client: SwarmClient, prompts: Sequence[str], *, n: int, options: Mapping[str, Any]
+) -> AsyncGenerator[Answer, None]:
+    """`n` samples of every prompt, in the order of the prompts; one that fails holds up no other."""
+    # More would only wait for seats.
+    turns = asyncio.Semaphore(max(1, MOST_SEATS // n))
+
+    async def take_turn(index: int, prompt: str) -> Answer:
+        async with turns:
+            return await _answer(client, index, prompt, n, options)
+
+    tasks = [asyncio.create_task(take_turn(index, prompt)) for index, prompt in enumerate(prompts)]
+    try:
+        for task in tasks:
+            yield await task
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _answer(client: SwarmClient, index: int, prompt: str, n: int, options: Mapping[str, Any]) -> Answer:
+    runs: list[Run] = []
+    try:
+        if n > 1:
+            return Answer(index, prompt, await client.generate_many(prompt, n=n, **options))
+        runs.append(client.stream(prompt, **options))
+        async for _ in runs[0]:
+            pass
+    except SwarmError as error:
+        return Answer(index, prompt, runs, error)
+    return Answer(index, prompt, runs)
+
+
+def _told(run: Run) -> dict[str, Any]:
+    return {
+        "text": run.text,
+        "token_ids": run.token_ids,
+        "finish_reason": run.finish_reason,
+        "prefix_tokens": run.prefix_tokens,
+        "stats": run.stats.as_dict() if run.stats else None,
+    }

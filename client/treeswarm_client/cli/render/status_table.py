@@ -1,0 +1,147 @@
+"""What `swarm status` prints: for every model the picture, the nodes, one line of what it means.  Pure."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from treeswarm.protocol.records import UNKNOWN_WEIGHTS
+from treeswarm.protocol.spans import Span
+from treeswarm_client.cli.render.block_map import SHORT_ID, STYLES, condition, picture
+from treeswarm_client.discovery.overview import ClassView, ModelView, NodeView, Overview
+
+NARROWEST = 20
+# Columns touch in a terminal without something between them.
+BETWEEN = 2
+GAPS = 8
+NEW_LINE = "\n  "
+REASONS = 5
+"""Silent nodes whose reasons are told; the others are counted."""
+# A name that a stranger chose, shown inside a command: nothing that a shell would act on.
+SAFE_NAME = re.compile(r"[A-Za-z0-9_./-]+")
+
+
+@dataclass(frozen=True)
+class Column:
+    """Of the table; those of the lowest rank go first where the terminal is narrow."""
+
+    title: str
+    rank: int
+    cell: Callable[[NodeView], str]
+    justify: Literal["left", "right"] = "right"
+
+
+COLUMNS = (
+    Column("node", 9, lambda node: node.id[:SHORT_ID], "left"),
+    Column("address", 8, lambda node: node.address, "left"),
+    Column("blocks", 9, lambda node: str(node.span)),
+    Column("state", 9, condition, "left"),
+    Column("load", 6, lambda node: "-" if node.load is None else f"{node.load:.0%}"),
+    Column("ping ms", 7, lambda node: "-" if node.latency_ms is None else f"{node.latency_ms:.1f}"),
+    Column("rows/s", 5, lambda node: _short(node.rate)),
+    Column("queue ms", 4, lambda node: f"{node.hop_s * 1e3:.1f}"),
+    Column("dialled", 2, lambda node: "yes" if node.reachable else "no", "left"),
+    Column("software", 3, lambda node: node.software, "left"),
+)
+
+
+def render(
+    overview: Overview, width: int, *, ascii_only: bool = False, verdict_first: bool = False
+) -> list[RenderableType]:
+    """Line by line."""
+    width = max(width, NARROWEST)
+    shown: list[RenderableType] = []
+    for model in overview.models:
+        parts = [_class(model, served, width, ascii_only=ascii_only) for served in model.classes]
+        for body, verdict in parts or [([_heading(model, None)], _verdict(model, model.gaps, 0, width))]:
+            shown += [body[0], verdict, *body[1:], ""] if verdict_first else [*body, verdict, ""]
+    if not overview.models:
+        shown += [Text("no node announces itself here: start `swarm-node MODEL --registry …`", "bold red")]
+    return [*shown, *_footnotes(overview)] if _footnotes(overview) else shown[:-1] if shown[-1] == "" else shown
+
+
+def _class(
+    model: ModelView, served: ClassView, width: int, *, ascii_only: bool
+) -> tuple[list[RenderableType], RenderableType]:
+    body = [_heading(model, served), *picture(served, width, ascii_only=ascii_only), "", _table(served.nodes, width)]
+    return [*body, ""], _verdict(model, served.gaps, served.weakest, width)
+
+
+def _heading(model: ModelView, served: ClassView | None) -> Text:
+    text = Text.assemble((model.name, "bold"), f"  {model.blocks} blocks", f"  config {model.digest[:SHORT_ID]}")
+    if served is not None:
+        weights = served.numerics.weights
+        read = f"weights {weights[:SHORT_ID]}" if weights != UNKNOWN_WEIGHTS else "weights not read yet"
+        text.append(f"  {served.numerics.dtype}  {read}")
+        if served.numerics.quantization not in ("", "none"):
+            text.append(f"  quantization {served.numerics.quantization}")
+        if served.numerics.activations:
+            text.append(f"  activations {served.numerics.activations}")
+        text.append(f"  {len(served.nodes)} node{'s' if len(served.nodes) > 1 else ''}")
+    return text
+
+
+def _table(nodes: Sequence[NodeView], width: int) -> RenderableType:
+    columns, left_out = fitting(nodes, width)
+    caption = f"not shown for want of width: {', '.join(left_out)}" if left_out else None
+    table = Table(box=None, pad_edge=False, padding=(0, BETWEEN, 0, 0), caption=caption, caption_justify="left")
+    for column in columns:
+        table.add_column(Text(column.title), justify=column.justify, overflow="fold")
+    for node in nodes:
+        style = STYLES.get(condition(node), "")
+        table.add_row(*(Text(column.cell(node), style if column.title == "state" else "") for column in columns))
+    return table
+
+
+def fitting(nodes: Sequence[NodeView], width: int) -> tuple[list[Column], list[str]]:
+    """The columns there is room for, in order, and the titles of the others."""
+    columns, left_out = list(COLUMNS), []
+    while len(columns) > 1 and sum(_width(column, nodes) + BETWEEN for column in columns) - BETWEEN > width:
+        least = min(columns, key=lambda column: column.rank)
+        columns.remove(least)
+        left_out.append(least.title)
+    return columns, left_out
+
+
+def _width(column: Column, nodes: Sequence[NodeView]) -> int:
+    return max(Text(text).cell_len for text in (column.title, *map(column.cell, nodes)))
+
+
+def _verdict(model: ModelView, gaps: Sequence[Span], weakest: int, width: int) -> Text:
+    if not gaps:
+        replicas = f"{weakest} replica{'s' if weakest > 1 else ''}"
+        return Text(f"blocks 0:{model.blocks} covered, weakest block has {replicas}", "bold green")
+    name = model.name if SAFE_NAME.fullmatch(model.name) else "MODEL"
+    named = ", ".join(map(str, gaps[:GAPS])) + (f" and {len(gaps) - GAPS} gaps more" if len(gaps) > GAPS else "")
+    what = f"nobody serves block{'s' if sum(map(len, gaps)) > 1 else ''} {named}:"
+    do = f"start `swarm-node {name} --blocks {gaps[0]} --registry …`"
+    # Wrapped within it, a command cannot be copied.
+    return Text(f"{what}{' ' if len(what) + 1 + len(do) <= width else NEW_LINE}{do}", "bold red")
+
+
+def _footnotes(overview: Overview) -> list[RenderableType]:
+    why = [
+        f"{node.id[:SHORT_ID]} at {node.address} does not answer: {node.probe.why}"
+        for model in overview.models
+        for served in model.classes
+        for node in served.nodes
+        if node.probe is not None and node.silent
+    ]
+    why += [f"{address} tells nothing: {reason}" for address, reason in overview.silent.items()]
+    notes = why[:REASONS]
+    notes += [f"and {len(why) - REASONS} more do not answer"] if len(why) > REASONS else []
+    if overview.refused:
+        counts = ", ".join(f"{count} {reason}" for reason, count in overview.refused.items())
+        notes.append(f"records not shown: {counts}")
+    return [Text(note, "dim") for note in notes]
+
+
+def _short(number: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}" if number else "-"

@@ -1,0 +1,1 @@
+"""What the client knows of the swarm, and the routes it chooses."""

@@ -1,0 +1,1 @@
+"""The generation loop: draft, ship, walk, commit."""

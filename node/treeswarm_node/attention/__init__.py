@@ -1,0 +1,1 @@
+"""Attention over a paged trunk and a tree-shaped crown."""

@@ -1,0 +1,1 @@
+"""The program `swarm-node`: commands, flags, terminal output."""

@@ -1,0 +1,1 @@
+"""The engine: scheduling, model execution and sampling on one device."""

@@ -1,0 +1,219 @@
+"""A span on this machine: loaded, proven, measured."""
+
+import asyncio
+import contextlib
+import gc
+import statistics
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from treeswarm.errors import BadRequest
+from treeswarm.identity import config_digest, weights_digest
+from treeswarm.model_files import HubOptions, ModelShape, read_config, read_shape, resolve_model
+from treeswarm.progress import Progress
+from treeswarm.protocol.messages import NumericsClass, Profile, Resumption
+from treeswarm.protocol.spans import Span
+from treeswarm.session.replay import replay
+from treeswarm.session.session import NodeSession, SessionTerms
+from treeswarm_node.attention.metadata import Segment
+from treeswarm_node.config import NodeConfig
+from treeswarm_node.engine.activation_codec import row_codec
+from treeswarm_node.engine.counters import Counters
+from treeswarm_node.engine.engine import Engine
+from treeswarm_node.engine.latency_profile import measure_profile
+from treeswarm_node.engine.model_runner import Device, Lent, Runs
+from treeswarm_node.engine.sampler import Sampler
+from treeswarm_node.kv_cache.kv_store import KVStore
+from treeswarm_node.model.attention_selection import choose_attention
+from treeswarm_node.model.family_check import prove
+from treeswarm_node.model.loader import load_span
+from treeswarm_node.model.offload import Offload, offloading
+from treeswarm_node.model.quantization import check_library
+from treeswarm_node.model.span_model import SpanModel
+from treeswarm_node.model.weight_layout import lay_out
+from treeswarm_node.sessions.admission import Served
+
+# As many rows as a usual tree has: what a swarm's nodes are compared by.
+RATE_ROWS = 64
+RATE_RUNS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What a node serves at the moment."""
+
+    served: Served
+    engine: Engine
+    store: KVStore
+    rate: float
+    """Block-rows a second, measured on trees of `RATE_ROWS` rows."""
+    profile: Profile = ()
+    """Of a forward through the whole span, as clients are told it."""
+    shares: bool = True
+    """K and V depend on the text alone, so that sessions may share them."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known before any weight is loaded."""
+
+    name: str
+    folder: Path
+    shape: ModelShape
+    config: str
+    """Digest."""
+    hub: HubOptions = HubOptions()
+    """How it was found."""
+
+    @classmethod
+    def find(cls, name: str, revision: str | None = None) -> "Model":
+        """Raises ModelError."""
+        hub = HubOptions(revision)
+        folder = resolve_model(name, hub=hub)
+        return cls(name, folder, read_shape(folder), config_digest(read_config(folder)), hub)
+
+
+@contextlib.asynccontextmanager
+async def on_stage(
+    config: NodeConfig,
+    model: Model,
+    span: Span,
+    counters: Counters | None = None,
+    progress: Progress | None = None,
+) -> AsyncIterator[Stage]:
+    """Load, prove and measure a span; its memory is free again on leaving.  What it computes goes on in `counters`;
+    `progress` hears how far loading is.
+
+    Raises ModelError, BadRequest.
+    """
+    with offloading(find_device(config.device), config.offload) as offload:
+        told = _Abandonable(progress)
+        try:
+            loaded, served, rate = await asyncio.to_thread(_load, config, model, span, offload, told)
+        except asyncio.CancelledError:
+            told.abandoned.set()
+            raise
+        codec = row_codec(config.activations, served.hidden_size)
+        device = _lent(Device(loaded, Sampler(served.vocab_size), codec), config.device_share)
+        profile = await asyncio.to_thread(measure_profile, device, served, loaded.store)
+        engine = Engine(device, config.limits.budget, counters or Counters())
+        running = asyncio.create_task(engine.run())
+        try:
+            yield Stage(served, engine, loaded.store, rate, profile, loaded.depends_on_text_alone)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            del engine, device, loaded
+    free_unused_memory()
+
+
+def free_unused_memory() -> None:
+    """Modules are cycles, and torch keeps what they leave for itself."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class _Abandoned(BaseException):
+    """Nobody waits for this load any more.  No Exception: transformers notes those and reads on."""
+
+
+class _Abandonable:
+    """A `Progress` by which a thread that loads notices that it need not go on."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self.abandoned = threading.Event()
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if self.abandoned.is_set():
+            raise _Abandoned
+        if self._progress is not None:
+            self._progress(done, total, what)
+
+
+def find_device(name: str) -> torch.device:
+    """Raises BadRequest for one that cannot be used here."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadRequest(
+            f"device '{name}' cannot be used here ({str(error).splitlines()[0]}): try --device cpu"
+        ) from None
+    return device
+
+
+def dtype_for(name: str, device: torch.device) -> str:
+    """`auto`: bfloat16 where the device has instructions for it, else float32; other names as they are."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+        native = any(has.get(feature) for feature in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    return "bfloat16" if native else "float32"
+
+
+def _load(
+    config: NodeConfig, model: Model, span: Span, offload: Offload | None, progress: Progress | None
+) -> tuple[SpanModel, Served, float]:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = find_device(config.device)
+    check_library(config.quantization)
+    folder = resolve_model(model.name, weights=True, span=span, hub=model.hub, progress=progress)
+    loaded = load_span(
+        folder, span, getattr(torch, config.dtype), device, progress,
+        quantization=config.quantization, offload=offload,
+    )  # fmt: skip
+    weights = weights_digest(folder, read_config(folder), progress)
+    spanned = SpanModel(loaded, config.kv_tokens)
+    if offload is None:  # streamed weights lie as they were put away
+        lay_out(spanned.linears())
+    prove(spanned)
+    choose_attention(spanned, config.attention)
+    numerics = NumericsClass(weights, config.dtype, config.quantization, config.activations)
+    served = Served(
+        span=span,
+        blocks=model.shape.blocks,
+        vocab_size=model.shape.vocab_size,
+        hidden_size=model.shape.hidden_size,
+        max_positions=model.shape.max_positions,
+        config=model.config,
+        numerics=numerics,
+        attention=spanned.attention_name,
+        activation_bytes=numerics.row_bytes(model.shape.hidden_size),
+    )
+    return spanned, served, measure_rate(spanned) * config.device_share
+
+
+def _lent(device: Runs, share: float) -> Runs:
+    """What its owner lets others have of it."""
+    return Lent(device, share) if share < 1.0 else device
+
+
+def measure_rate(model: SpanModel) -> float:
+    """Block-rows a second of this span on this machine: the median of some forwards, after one to warm up."""
+    rows = min(RATE_ROWS, model.store.free_tokens // 2)
+    span = model.loaded.span
+    took = []
+    for _ in range(RATE_RUNS + 1):
+        session = NodeSession(SessionTerms(0, rows, 1, 0, model.loaded.config.vocab_size, 0, Resumption(rows, rows)))
+        kv = model.store.open(rows, 1)
+        try:
+            start = time.perf_counter()
+            for append in replay(0, [0] * rows):
+                (step,) = session.receive(append)
+                hidden = torch.zeros(step.rows, model.hidden_size, dtype=model.dtype, device=model.device)
+                model.forward([Segment(kv, step, span)], hidden)[-1].float().cpu()
+            took.append(time.perf_counter() - start)
+        finally:
+            kv.close()
+    return rows * len(span) / statistics.median(took[1:])

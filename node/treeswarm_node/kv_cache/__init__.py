@@ -1,0 +1,1 @@
+"""The KV cache: pages, prefixes, and the log that replays them."""

@@ -1,0 +1,74 @@
+"""What one session takes from, and gives to, the trunks that a node keeps."""
+
+from dataclasses import dataclass, field
+
+from treeswarm.protocol.messages import Open
+from treeswarm.protocol.prefix import PREFIX_TOKENS, Prefix, next_digest
+from treeswarm.protocol.spans import Span
+from treeswarm.session.steps import Step
+from treeswarm_node.kv_cache.kv_store import SessionKV
+from treeswarm_node.kv_cache.prefix_cache import UNIT_PAGES, PrefixIndex, Unit
+from treeswarm_node.kv_cache.replay_log import Journal
+
+
+@dataclass(eq=False)
+class Trail:
+    """The tokens of a trunk, for the digests of its whole units.  Pure."""
+
+    scope: bytes
+    digests: list[bytes] = field(default_factory=list)
+    _tokens: list[int] = field(default_factory=list)
+    """After the last whole unit."""
+    _crown: dict[int, int] = field(default_factory=dict)
+    """Tokens by slot."""
+
+    def note(self, step: Step) -> int:
+        """Take a step's commits and rows; steps come in order.  Returns how many units became whole."""
+        self._tokens += [self._crown[slot] for slot in step.commit_slots.tolist()]
+        if step.append.prefill:
+            self._tokens += step.tokens.tolist()
+        else:
+            self._crown.update(zip(step.slots.tolist(), step.tokens.tolist(), strict=True))
+        before = len(self.digests)
+        while len(self._tokens) >= PREFIX_TOKENS:
+            last = self.digests[-1] if self.digests else b""
+            self.digests.append(next_digest(self.scope, last, self._tokens[:PREFIX_TOKENS]))
+            del self._tokens[:PREFIX_TOKENS]
+        return len(self.digests) - before
+
+
+@dataclass(eq=False)
+class Sharing:
+    """One session's.  It ends with the session's first loss of a node: what comes then came another way."""
+
+    index: PrefixIndex
+    span: Span
+    prefix: Prefix
+    _trail: Trail | None = None
+    """None until the first step, which says what of the offer is taken."""
+
+    def note(self, step: Step, kv: SessionKV, journal: Journal | None) -> None:
+        """A step has been computed, and the journal, if there is one, has taken note of it: keep what became whole."""
+        if self._trail is None:
+            units = step.append.prefix // PREFIX_TOKENS
+            self._trail = Trail(self.prefix.scope, list(self.prefix.digests[:units]))
+            self.index.hits += units > 0
+            self.index.hit_tokens += units * PREFIX_TOKENS
+        new = self._trail.note(step)
+        if not new:
+            return
+        first = (len(self._trail.digests) - new) * UNIT_PAGES
+        starts = range(first, first + new * UNIT_PAGES, UNIT_PAGES)
+        pages = [tuple(kv.trunk_pages[start : start + UNIT_PAGES]) for start in starts]
+        chunks = [journal.seal(PREFIX_TOKENS) if journal is not None else None for _ in pages]
+        self.index.keep(self.span, self._trail.digests, [Unit(*unit) for unit in zip(pages, chunks, strict=True)])
+
+
+def begins(wanted: Open) -> bool:
+    """Whether a session begins here with its text, rather than goes on with one that came another way before."""
+    return wanted.resumption is None or wanted.resumption.trunk_length == 0
+
+
+def sharing_of(wanted: Open, index: PrefixIndex) -> Sharing | None:
+    """None for a session that shares nothing."""
+    return Sharing(index, wanted.span, wanted.prefix) if wanted.prefix is not None and begins(wanted) else None

@@ -1,0 +1,1 @@
+"""A node's part in the registry: its record, its identity, its distances."""

@@ -1,0 +1,78 @@
+"""Which numerics a device gets right: one block of the bundled model, computed there and plainly."""
+
+from dataclasses import dataclass
+
+import torch
+
+from treeswarm.errors import SwarmError
+from treeswarm.model_files import resolve_model
+from treeswarm.protocol.messages import Resumption
+from treeswarm.protocol.spans import Span
+from treeswarm.session.replay import replay
+from treeswarm.session.session import NodeSession, SessionTerms
+from treeswarm_node.attention.metadata import Segment
+from treeswarm_node.model.family_check import prove
+from treeswarm_node.model.loader import load_span
+from treeswarm_node.model.quantization import check_library
+from treeswarm_node.model.span_model import SpanModel
+
+ROWS = 48
+BLOCK = Span(0, 1)
+# Relative to the output's norm.  Seen on a CPU (2026-11-21): float32 0, bfloat16 0.0044, float16 0.0005, int8 0.0070,
+# nf4 0.094; a kernel that is wrong is off by about 1.
+TOLERANCES = {
+    ("float32", "none"): 1e-4,
+    ("bfloat16", "none"): 0.03,
+    ("float16", "none"): 0.01,
+    ("float32", "int8"): 0.05,
+    ("float32", "nf4"): 0.3,
+}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One class on one device."""
+
+    dtype: str
+    quantization: str
+    error: float | None
+    """Relative; None: it does not run."""
+    why: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.dtype if self.quantization == "none" else f"{self.quantization} weights"
+
+    @property
+    def passes(self) -> bool:
+        """False for what is not finite, too."""
+        return self.error is not None and self.error <= TOLERANCES[self.dtype, self.quantization]
+
+
+def try_numerics(device: torch.device) -> list[Tried]:
+    """Each class in turn, against float32 on the CPU.  Takes some seconds."""
+    plain = _output(torch.device("cpu"), "float32", "none")
+    return [_tried(device, dtype, quantization, plain) for dtype, quantization in TOLERANCES]
+
+
+def _tried(device: torch.device, dtype: str, quantization: str, plain: torch.Tensor) -> Tried:
+    try:
+        check_library(quantization)
+        error = float((_output(device, dtype, quantization) - plain).norm() / plain.norm())
+    except (SwarmError, RuntimeError) as failure:
+        return Tried(dtype, quantization, None, str(failure).splitlines()[0])
+    return Tried(dtype, quantization, error)
+
+
+@torch.inference_mode()
+def _output(device: torch.device, dtype: str, quantization: str) -> torch.Tensor:
+    loaded = load_span(resolve_model("demo"), BLOCK, getattr(torch, dtype), device, quantization=quantization)
+    model = SpanModel(loaded, kv_tokens=4 * ROWS)
+    prove(model)
+    terms = SessionTerms(0, ROWS, 1, 0, loaded.config.vocab_size, 0, Resumption(ROWS, ROWS))
+    session, kv = NodeSession(terms), model.store.open(ROWS, 1)
+    tokens = list(range(ROWS))
+    (append,) = replay(0, tokens)
+    (step,) = session.receive(append)
+    hidden = model.embed(torch.tensor(tokens, device=device))
+    return model.forward([Segment(kv, step, BLOCK)], hidden).float().cpu()

@@ -1,0 +1,183 @@
+"""Support is proven, not declared: every kind of layer of the span runs a tree here and eagerly, and must agree."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from treeswarm.errors import UnsupportedModel
+from treeswarm.protocol.messages import Answers, Append
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.protocol.spans import Span
+from treeswarm.session.session import NodeSession, SessionTerms
+from treeswarm.session.steps import Step
+from treeswarm_node.attention.metadata import Segment, make_batch
+from treeswarm_node.kv_cache.kv_store import KVStore
+from treeswarm_node.model.quantization import unfolded
+from treeswarm_node.model.span_model import SpanModel, kv_shape, run_layer
+
+FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Mixtral, Qwen3-MoE, Phi-3, OLMo2, Granite, Gemma 2, Gemma 3"
+# float32 sums in another order differ by about 1e-6; a wrong mask, scale or position by far more than this.
+TOLERANCE = 1e-4
+TRUNK, TREE = 19, 9
+# A layer's window is narrowed to this for the check, so that the short trunk is longer than it.
+NARROW_WINDOW = 8
+SEED = 20261121
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The largest difference seen, relative to the output's size, and how many kinds of layers were run."""
+
+    worst: float
+    kinds: int
+
+
+@torch.inference_mode()
+def prove(model: SpanModel) -> Proof:
+    """Run a random trunk and tree through one layer of each kind of the span, against transformers' eager attention
+    along every path of the tree, in float32.
+
+    Raises UnsupportedModel naming the model type, the layer, the difference, and the families known to work.
+    """
+    worst: dict[tuple[str, ...], float] = {}
+    for index in range(model.loaded.span.start, model.loaded.span.end):
+        kind = _kind(model, index)
+        if kind not in worst:
+            worst[kind] = _difference(model, index, kind)
+    return Proof(max(worst.values()), len(worst))
+
+
+def _kind(model: SpanModel, index: int) -> tuple[str, ...]:
+    inner: Any = model.base.layers[index].self_attn
+    mlp = type(getattr(model.base.layers[index], "mlp", None)).__name__
+    return (
+        type(model.base.layers[index]).__name__,
+        mlp,
+        str(model.rotary.kind_of(index)),
+        str(_window_owner(inner).sliding_window),
+    )
+
+
+def _difference(model: SpanModel, index: int, kind: tuple[str, ...]) -> float:
+    model_type = model.loaded.config.model_type
+    try:
+        worst = _run(model, index)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(
+            f"models of type '{model_type}' are not supported: {error}. Supported: {FAMILIES}"
+        ) from error
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        raise UnsupportedModel(
+            f"models of type '{model_type}' are not supported: layer {index} ({', '.join(kind)}) failed the "
+            f"tree check with {type(error).__name__}: {error}. Supported: {FAMILIES}"
+        ) from error
+    if not worst <= TOLERANCE:
+        raise UnsupportedModel(
+            f"models of type '{model_type}' are not supported: in the tree check layer {index} ({', '.join(kind)}) "
+            f"differs from plain attention by {worst:.1e}, more than {TOLERANCE:.0e}. Supported: {FAMILIES}"
+        )
+    return worst
+
+
+def _run(model: SpanModel, index: int) -> float:
+    model.loaded.place(index)
+    layer: Any = unfolded(model.base.layers[index])
+    inner: Any = layer.self_attn
+    owner = _window_owner(inner)
+    if owner.sliding_window is not None:
+        owner.sliding_window = min(int(owner.sliding_window), NARROW_WINDOW)
+    window = owner.sliding_window
+    generator = torch.Generator().manual_seed(SEED)
+    hidden = torch.randn(TRUNK + TREE, model.hidden_size, generator=generator).to(model.device)
+    steps, parents = _steps()
+    ours = _through_our_path(model, layer, index, steps, hidden)
+    worst = 0.0
+    for node in range(TREE):
+        path = [node]
+        while parents[path[-1]] >= 0:
+            path.append(parents[path[-1]])
+        rows = [*range(TRUNK), *(TRUNK + i for i in reversed(path))]
+        plain = _eager(model, layer, index, hidden[rows], window)
+        worst = max(worst, float((plain - ours[node]).abs().max() / plain.abs().max().clamp_min(1.0)))
+    return worst
+
+
+def _window_owner(inner: Any) -> Any:
+    """Who says how far a layer's attention sees: the module where families mix windows, else its config."""
+    owner = inner if hasattr(inner, "sliding_window") else inner.config
+    if not hasattr(owner, "sliding_window"):
+        owner.sliding_window = None
+    return owner
+
+
+def _steps() -> tuple[list[Step], list[int]]:
+    """A prefill of TRUNK rows, and a random tree below it with its parents (-1: the tip)."""
+    random = np.random.default_rng(SEED)
+    parents = [int(random.integers(-1, i)) if i else -1 for i in range(TREE)]
+    session = NodeSession(
+        SessionTerms(epoch=0, trunk_room=TRUNK + TREE, crown_room=TREE, credit_rows=99, vocab_size=1, row_bytes=0)
+    )
+    chain = np.arange(TRUNK)
+    tree = np.array(parents) + TRUNK + 1
+    return [
+        session.receive(_append(seq, first, above, prefill))[0]
+        for seq, first, above, prefill in ((0, 1, chain, True), (1, TRUNK + 1, tree, False))
+    ], parents
+
+
+def _append(seq: int, first_id: int, parents: NDArray[np.int64], prefill: bool) -> Append:
+    rows = len(parents)
+    return Append(
+        epoch=0,
+        seq=seq,
+        commit=np.empty(0, np.uint32),
+        first_id=first_id,
+        parents=parents.astype(np.uint32),
+        tokens=np.zeros(rows, np.uint32),
+        prefill=prefill,
+        answers=Answers.NONE,
+        settings=SamplingSettings(),
+        skipped=np.zeros(rows, np.bool_),
+    )
+
+
+def _through_our_path(
+    model: SpanModel, layer: torch.nn.Module, index: int, steps: list[Step], hidden: torch.Tensor
+) -> torch.Tensor:
+    store = KVStore(1, kv_shape([layer], model.loaded), 4 * (TRUNK + TREE) + 256, torch.float32, model.device)
+    kv = store.open(TRUNK + TREE, TREE)
+    state = hidden[:0]
+    for step, rows in zip(steps, (hidden[:TRUNK], hidden[TRUNK:]), strict=True):
+        segment = Segment(kv, step, Span(index, index + 1))
+        kv.commit(step)
+        batch = make_batch([segment], store, index, model.device)
+        rotation = model.rotary(rows, batch, [kv])[model.rotary.kind_of(index)]
+        state = run_layer(layer, rows[None], rotation, batch, model.attention)[0]
+    return state
+
+
+def _eager(model: SpanModel, layer: Any, index: int, hidden: torch.Tensor, window: int | None) -> torch.Tensor:
+    """The last row of a plain causal pass, with transformers' own eager attention."""
+    count = len(hidden)
+    positions = torch.arange(count, device=model.device)
+    seen = positions[:, None] >= positions
+    if window is not None:
+        seen &= positions[:, None] - positions < window
+    mask = torch.zeros(count, count, device=model.device).masked_fill(~seen, torch.finfo(torch.float32).min)
+    rotation = model.rotary.plain(hidden, positions, TRUNK + TREE, model.rotary.kind_of(index))
+    inner = layer.self_attn
+    config = inner.config
+    inner.config = copy.copy(config)
+    inner.config._attn_implementation = "eager"
+    try:
+        output = layer(
+            hidden[None], position_embeddings=rotation, attention_mask=mask[None, None], position_ids=positions[None]
+        )
+    finally:
+        inner.config = config
+    last: torch.Tensor = (output[0] if isinstance(output, tuple) else output)[0, -1]
+    return last

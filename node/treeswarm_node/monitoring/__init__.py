@@ -1,0 +1,1 @@
+"""A node's figures, for its owner and for Prometheus."""

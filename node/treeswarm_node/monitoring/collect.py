@@ -1,0 +1,83 @@
+"""Reads a node's figures off its parts."""
+
+import os
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from treeswarm.transport.grpc import GrpcTransport
+from treeswarm_node.kv_cache.page_pool import PAGE
+from treeswarm_node.lifecycle import Lifecycle
+from treeswarm_node.monitoring.snapshot import Figures, KVFigures
+
+
+@dataclass(frozen=True, eq=False)
+class Gauge:
+    """Where the figures are read off."""
+
+    life: Lifecycle
+    transport: GrpcTransport
+    started: float = field(default_factory=time.monotonic)
+
+    async def read(self) -> Figures:
+        """As of now.  In the event loop, where all that is read changes."""
+        life, node = self.life, self.life.node
+        stage = node.stage
+        return Figures(
+            model=life.config.model,
+            node=life.identity.node_id,
+            device=life.config.device,
+            address=life.address.bare,
+            state=node.state,
+            uptime_s=time.monotonic() - self.started,
+            blocks=life.model.shape.blocks,
+            span=life.span,
+            numerics=life.numerics,
+            rate=stage.rate if stage else 0.0,
+            memory_bytes=memory_used(torch.device(life.config.device)),
+            sessions=len(node.sessions),
+            most_sessions=node.limits.sessions,
+            opened=node.opened,
+            resumed=node.resumed,
+            refusals=dict(node.refusals),
+            streams=node.streams,
+            turned_away=dict(self.transport.refused),
+            counters=replace(life.counters),
+            queue=stage.engine.waiting if stage else 0,
+            kv=self._kv(),
+            journal_bytes=node.journals.taken,
+            journal_room=node.journals.total,
+            sent={kind.value: count for kind, count in self.transport.traffic.sent.items()},
+            received={kind.value: count for kind, count in self.transport.traffic.received.items()},
+            peers=len(await life.neighbours()),
+            disbelieved=dict(life.membership.known.rejected),
+            tenants=node.landlord.tenants if node.landlord else 0,
+            guest_connections=node.landlord.connections if node.landlord else 0,
+            moves=life.moves,
+        )
+
+    def _kv(self) -> KVFigures:
+        stage = self.life.node.stage
+        if stage is None:
+            return KVFigures()
+        store = stage.store
+        return KVFigures(
+            pages=store.pool.pages,
+            free=store.free_tokens // PAGE,
+            shared=store.shared_pages,
+            prefix_hits=store.prefixes.hits,
+            prefix_tokens=store.prefixes.hit_tokens,
+        )
+
+
+def memory_used(device: torch.device) -> int:
+    """Bytes that this process has of the device's memory, or of the machine's where they are the same; 0: not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_reserved(device))
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

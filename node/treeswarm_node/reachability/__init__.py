@@ -1,0 +1,1 @@
+"""Whether other machines can dial this node, and ports lent to nodes that they cannot dial."""

@@ -1,0 +1,103 @@
+"""Who may open a session here.  Pure: a request and what is known, in; a refusal, out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from treeswarm import PROTOCOL_VERSION
+from treeswarm.errors import Refused
+from treeswarm.protocol.messages import MAX_CROWN, FaultCode, NumericsClass, Open
+from treeswarm.protocol.records import NodeState
+from treeswarm.protocol.spans import Span
+from treeswarm_node.config import Limits
+
+
+@dataclass(frozen=True)
+class Served:
+    """What this node hosts, as it tells clients."""
+
+    span: Span
+    blocks: int
+    vocab_size: int
+    hidden_size: int
+    max_positions: int
+    config: str
+    numerics: NumericsClass
+    attention: str
+    activation_bytes: int
+    """Of one row on a link."""
+
+
+def check_open(
+    wanted: Open, served: Served, limits: Limits, state: NodeState, guest: str, guests: Sequence[str]
+) -> None:
+    """Raises Refused.  `guest` is the asker's host, `guests` the hosts of all sessions open here."""
+    for wrong, code, why in (
+        (
+            wanted.version != PROTOCOL_VERSION,
+            FaultCode.WRONG_VERSION,
+            f"protocol {wanted.version} is spoken, this node speaks {PROTOCOL_VERSION}: install the same release",
+        ),
+        (state is not NodeState.ONLINE, FaultCode.DRAINING, f"this node is {state} and opens no session"),
+        (
+            wanted.numerics != served.numerics,
+            FaultCode.MISMATCH,
+            f"this node serves {class_name(served.numerics)}, not {class_name(wanted.numerics)}",
+        ),
+        (
+            wanted.span not in served.span,
+            FaultCode.MISMATCH,
+            f"this node serves blocks {served.span}, not {wanted.span}",
+        ),
+        (
+            (wanted.span.end == served.blocks) != (wanted.next_hop is None),
+            FaultCode.MISMATCH,
+            "the last block's node, and it alone, has no next hop",
+        ),
+        (
+            len(guests) >= limits.sessions,
+            FaultCode.FULL,
+            f"this node is full: {len(guests)} sessions are open",
+        ),
+        (
+            guests.count(guest) >= limits.sessions_per_host,
+            FaultCode.FULL,
+            f"{guest} has {guests.count(guest)} sessions open here, and one address may have no more",
+        ),
+        (
+            wanted.trunk_room > served.max_positions,
+            FaultCode.OUT_OF_ROOM,
+            f"{wanted.trunk_room} tokens were asked for, the model's context is {served.max_positions}",
+        ),
+        (wanted.crown_room > MAX_CROWN, FaultCode.OUT_OF_ROOM, f"a crown has at most {MAX_CROWN} rows"),
+        (
+            wanted.resumption is not None and wanted.resumption.trunk_length > wanted.trunk_room,
+            FaultCode.OUT_OF_ROOM,
+            "a session cannot go on with more tokens than it has room for",
+        ),
+        (
+            wanted.prefix is not None and wanted.prefix.rows >= wanted.trunk_room,
+            FaultCode.OUT_OF_ROOM,
+            "a session cannot begin with more tokens than it has room for",
+        ),
+    ):
+        if wrong:
+            raise Refused(why, code)
+
+
+def host_of(peer: str) -> str:
+    """The host of a peer's `host:port`."""
+    return peer.rpartition(":")[0] or peer
+
+
+def port_of(peer: str) -> int:
+    """The port of a peer's `host:port`; 0 for one without."""
+    port = peer.rpartition(":")[2]
+    return int(port) if port.isdecimal() else 0
+
+
+def class_name(numerics: NumericsClass) -> str:
+    """For people."""
+    return (
+        f"weights {numerics.weights[:12]} in {numerics.dtype} (quantization {numerics.quantization}, "
+        f"activations {numerics.activations or 'native'})"
+    )

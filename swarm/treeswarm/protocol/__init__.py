@@ -1,0 +1,1 @@
+"""The messages and records that clients and nodes exchange, as plain data."""

@@ -1,0 +1,1 @@
+"""The token tree and the pure state machine of a session."""

@@ -1,0 +1,347 @@
+"""A node's side of a session: appends in, steps for a device out.  Pure: no I/O, no clock, no tensors.
+
+State changes only by appends, in the order of their sequence numbers, and by a resumption, which begins a new epoch.
+A hint changes no state; with the commits that have already arrived it only tells which rows that still wait for the
+device are dead.
+
+After a loss the session goes on in a new epoch.  A survivor cuts its trunk back to what every survivor has; a node that
+replaces a lost one gets those rows replayed, and holds appends back until it has them all.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treeswarm.errors import Refused
+from treeswarm.protocol.messages import Answers, Append, FaultCode, Hint, Resumption
+from treeswarm.protocol.prefix import PREFIX_TOKENS
+from treeswarm.session.steps import Step
+from treeswarm.session.tree import TokenTree
+
+# Appends that overtook a late one and wait for it.  A stream keeps order, so only a transport that does not ever
+# uses this; more than this ahead means that the missing one is lost.
+REORDER_WINDOW = 64
+
+
+@dataclass(frozen=True)
+class SessionTerms:
+    """What a node granted at open."""
+
+    epoch: int
+    trunk_room: int
+    crown_room: int
+    credit_rows: int
+    vocab_size: int
+    row_bytes: int
+    """Activation bytes per row on the upstream link; 0 at the head."""
+    resumption: Resumption | None = None
+    """This node replaces a lost one: so many rows are replayed first."""
+    offered: int = 0
+    """Rows of the prompt that are here already: the first append says how many of them the trunk begins with."""
+    alternatives: int = 0
+    """How many of the target's best tokens go with every answered row."""
+
+
+@dataclass(eq=False)
+class _Lane:
+    """Appends of one count of sequence numbers: what overtook a late one waits for it."""
+
+    next_seq: int = 0
+    early: dict[int, Append] = field(default_factory=dict)
+
+    def take(self, append: Append) -> None:
+        if append.seq < self.next_seq or append.seq in self.early:
+            raise Refused(f"append {append.seq} was already received", FaultCode.REPLAYED)
+        if append.seq >= self.next_seq + REORDER_WINDOW:
+            raise Refused(f"append {self.next_seq} never came, {append.seq} did", FaultCode.MALFORMED)
+        self.early[append.seq] = append
+
+    def due(self) -> Iterator[Append]:
+        while (append := self.early.pop(self.next_seq, None)) is not None:
+            self.next_seq += 1
+            yield append
+
+
+class NodeSession:
+    """The state machine.  `receive` and `start` raise Refused; after any code but REPLAYED the session is lost."""
+
+    def __init__(self, terms: SessionTerms) -> None:
+        self.terms = terms
+        self.late_frames = 0
+        """Appends of an old epoch, dropped."""
+        self._begin(TokenTree(), terms.resumption)
+        self.offered = terms.offered
+
+    def _begin(self, tree: TokenTree, goal: Resumption | None) -> None:
+        self.tree = tree
+        self._goal = goal
+        """What is replayed here before any append counts."""
+        self._appends, self._replays = _Lane(), _Lane()
+        self._waiting_rows = self._replayed_rows = 0
+        self._slots = np.empty(0, np.int64)
+        """Crown slot of each crown node, in the tree's order."""
+        self._skipped: set[int] = set()
+        """Crown nodes that were not computed, here or upstream."""
+        self._promised: set[int] = set()
+        """Committed nodes whose rows still wait for the device."""
+        self._started_id = 0
+        """Rows of lower ids have been handed to the device, or were skipped."""
+        self._hint: Hint | None = None
+        self.offered = 0
+        """Rows of the prompt that are here and that no append has spoken of yet."""
+        self._reach_goal()
+
+    @property
+    def received(self) -> int:
+        """Appends received in order in this epoch."""
+        return self._appends.next_seq
+
+    @property
+    def replayed_rows(self) -> int:
+        """Rows of replays received and not yet passed on."""
+        return self._replayed_rows
+
+    def receive(self, append: Append) -> list[Step]:
+        """Take one append; returns the steps that are now in order, usually just its own."""
+        if append.epoch < self.terms.epoch:
+            self.late_frames += 1
+            return []
+        if append.epoch > self.terms.epoch:
+            raise Refused(
+                f"epoch {append.epoch} has not begun: this session is in {self.terms.epoch}", FaultCode.MALFORMED
+            )
+        (self._replays if append.replay else self._appends).take(append)
+        self._take_credit(append)
+        steps = [self._apply_replay(due) for due in self._replays.due()]
+        if self._goal is None:
+            steps += [self._apply(due) for due in self._appends.due()]
+        return steps
+
+    def resume(self, epoch: int, resumption: Resumption) -> None:
+        """Begin a new epoch: the trunk is cut back, the crown and whatever waits are forgotten.
+
+        Raises Refused, and then nothing has changed.
+        """
+        self.check_resumption(epoch, resumption)
+        self.terms = replace(self.terms, epoch=epoch)
+        self._begin(_resumed(resumption), None)
+
+    def check_resumption(self, epoch: int, resumption: Resumption) -> None:
+        """Raises Refused where `resume` would."""
+        if epoch <= self.terms.epoch:
+            raise Refused(f"epoch {epoch} is over: this session is in {self.terms.epoch}", FaultCode.REPLAYED)
+        if self._goal is not None or resumption.trunk_length > self.tree.trunk_length:
+            raise Refused(
+                f"{self.tree.trunk_length} tokens are here, not {resumption.trunk_length}", FaultCode.NO_JOURNAL
+            )
+
+    def hint(self, hint: Hint) -> None:
+        """Learn of a newer tip; older or repeated hints say nothing new."""
+        if self._hint is None or hint.trunk_length > self._hint.trunk_length:
+            self._hint = hint
+
+    def start(self, step: Step) -> Step:
+        """The step as it should run now: without the rows that have died while it waited."""
+        self._started_id = max(self._started_id, step.append.first_id + step.append.rows)
+        if step.append.prefill:
+            return step
+        ids = _computed_ids(step)
+        places = self.tree.indices_of(ids)
+        alive = places >= 0
+        if self._hint is not None and self._hint.trunk_length > self.tree.trunk_length:
+            alive[alive] = self.tree.alive_below(self._hint.tip)[places[alive]]
+        needed = alive | self._keep_promises(ids) if self._promised else alive
+        if needed.all():
+            return step
+        self._skipped.update(ids[(places >= 0) & ~needed].tolist())
+        return prune(step, needed)
+
+    def _keep_promises(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these rows were committed while they waited; they do no longer."""
+        promised = np.array([i in self._promised for i in ids.tolist()], np.bool_)
+        self._promised.difference_update(ids[promised].tolist())
+        return promised
+
+    def finish(self, step: Step) -> None:
+        """The step's results have been passed on: its rows' credit comes back."""
+        if step.append.epoch == self.terms.epoch:
+            if step.append.replay:
+                self._replayed_rows -= _price(step.append)
+            else:
+                self._waiting_rows -= _price(step.append)
+
+    def _take_credit(self, append: Append) -> None:
+        if append.replay:
+            # The client's credit is not its upstream neighbour's; whoever feeds a replay waits for room.
+            self._replayed_rows += _price(append)
+            return
+        self._waiting_rows += _price(append)
+        if self._waiting_rows > self.terms.credit_rows:
+            raise Refused(
+                f"{self._waiting_rows} rows in flight, {self.terms.credit_rows} were granted", FaultCode.OUT_OF_CREDIT
+            )
+
+    def _apply_replay(self, append: Append) -> Step:
+        if self._goal is None or self.tree.trunk_length + append.rows > self._goal.trunk_length:
+            raise Refused("a replay runs past its end", FaultCode.MALFORMED)
+        if not append.prefill or len(append.commit) or append.answers is not Answers.NONE:
+            raise Refused("a replay is a prefill that nobody answers", FaultCode.MALFORMED)
+        self._check(append)
+        step = self._prefill(append, np.empty(0, np.int64))
+        self._reach_goal()
+        return step
+
+    def _reach_goal(self) -> None:
+        if self._goal is not None and self.tree.trunk_length == self._goal.trunk_length:
+            self.tree, self._goal = _resumed(self._goal), None
+
+    def _apply(self, append: Append) -> Step:
+        self._begin_on(append.prefix)
+        self._check(append)
+        commit_slots = self._commit(append)
+        return self._prefill(append, commit_slots) if append.prefill else self._grow(append, commit_slots)
+
+    def _begin_on(self, prefix: int) -> None:
+        offered, self.offered = self.offered, 0
+        if prefix > offered or prefix % PREFIX_TOKENS:
+            raise Refused(f"{prefix} rows of a prefix were named, {offered} were offered", FaultCode.MALFORMED)
+        if prefix:
+            self.tree = replace(self.tree, trunk_length=prefix)
+
+    def _check(self, append: Append) -> None:
+        if append.rows and int(append.tokens.max()) >= self.terms.vocab_size:
+            raise Refused(f"token {int(append.tokens.max())} is outside the vocabulary", FaultCode.MALFORMED)
+        expected = int((~append.skipped).sum()) * self.terms.row_bytes
+        if len(append.hidden) != expected:
+            raise Refused(f"{len(append.hidden)} bytes of activations, expected {expected}", FaultCode.MALFORMED)
+        grown = self.tree.trunk_length + len(append.commit) + (append.rows if append.prefill else 0)
+        if grown > self.terms.trunk_room:
+            raise Refused(
+                f"the text would reach {grown} tokens, {self.terms.trunk_room} were reserved", FaultCode.OUT_OF_ROOM
+            )
+
+    def _commit(self, append: Append) -> NDArray[np.int64]:
+        path = append.commit.tolist()
+        if lost := self._skipped.intersection(path):
+            raise Refused(f"commit names node {min(lost)}, which a hint declared dead", FaultCode.BAD_TREE)
+        places = self.tree.indices_of(path)
+        if append.fresh:
+            self.tree, kept = self.tree.commit_alone(path), np.empty(0, np.int64)
+        else:
+            self.tree, kept = self.tree.commit(path)
+        commit_slots = self._slots[places]
+        self._slots = self._slots[kept]
+        self._promised.update(i for i in path if i >= self._started_id)
+        if self._skipped:
+            self._skipped.intersection_update(self.tree.ids.tolist())
+        return commit_slots
+
+    def _prefill(self, append: Append, commit_slots: NDArray[np.int64]) -> Step:
+        if append.skipped.any():
+            raise Refused("prefill rows cannot be skipped", FaultCode.BAD_TREE)
+        before = self.tree.trunk_length
+        self.tree = self.tree.join(append.first_id, append.parents)
+        self._slots = self._slots[:0] if append.rows else self._slots
+        return Step(
+            append=append,
+            commit_slots=commit_slots,
+            trunk_length=before,
+            positions=np.arange(before, before + append.rows),
+            tokens=append.tokens.astype(np.int64),
+            slots=np.empty(0, np.int64),
+            visible=np.tri(append.rows, dtype=np.bool_),
+            computed=np.ones(append.rows, np.bool_),
+            answered=_answered(append.answers, append.rows),
+            alternatives=self.terms.alternatives,
+        )
+
+    def _grow(self, append: Append, commit_slots: NDArray[np.int64]) -> Step:
+        old = len(self.tree)
+        self.tree = self.tree.add(append.first_id, append.parents, append.tokens)
+        self._slots = np.concatenate([self._slots, self._free_slots(append.rows)])
+        computed = self._computed(append, old)
+        new = np.arange(old, len(self.tree))[computed]
+        visible = np.zeros((len(new), int(self._slots.max(initial=-1)) + 1), np.bool_)
+        visible[:, self._slots] = self.tree.ancestors[new]
+        return Step(
+            append=append,
+            commit_slots=commit_slots,
+            trunk_length=self.tree.trunk_length,
+            positions=self.tree.positions[new],
+            tokens=self.tree.tokens[new],
+            slots=self._slots[new],
+            visible=visible,
+            computed=computed,
+            answered=_answered(append.answers, len(new)),
+            alternatives=self.terms.alternatives,
+        )
+
+    def _free_slots(self, count: int) -> NDArray[np.int64]:
+        if (wanted := len(self._slots) + count) > self.terms.crown_room:
+            raise Refused(f"{wanted} crown rows, {self.terms.crown_room} were reserved", FaultCode.OUT_OF_ROOM)
+        used = np.zeros(self.terms.crown_room, np.bool_)
+        used[self._slots] = True
+        return np.flatnonzero(~used)[:count]
+
+    def _computed(self, append: Append, old: int) -> NDArray[np.bool_]:
+        """Rows to compute: not skipped upstream, and no ancestor was."""
+        new_ids = self.tree.ids[old:]
+        self._skipped.update(new_ids[append.skipped].tolist())
+        if not self._skipped:
+            return np.ones(append.rows, np.bool_)
+        gone = np.isin(self.tree.ids, list(self._skipped))
+        missing = (self.tree.ancestors[old:] & gone).any(axis=1)
+        if (missing & ~append.skipped).any():
+            self._skipped.update(new_ids[missing].tolist())
+        return np.asarray(~missing)
+
+
+def _price(append: Append) -> int:
+    """What it takes of the credit: a queue of appends without rows has to end too."""
+    return max(1, append.rows)
+
+
+def _resumed(resumption: Resumption) -> TokenTree:
+    return TokenTree(resumption.trunk_length, resumption.tip, resumption.tip + 1)
+
+
+def prune(step: Step, needed: NDArray[np.bool_]) -> Step:
+    """The step without the computed rows that are not `needed`."""
+    computed = step.computed.copy()
+    computed[computed] = needed
+    renumbered = np.cumsum(needed) - 1
+    return replace(
+        step,
+        positions=step.positions[needed],
+        tokens=step.tokens[needed],
+        slots=step.slots[needed],
+        visible=step.visible[needed],
+        computed=computed,
+        answered=renumbered[step.answered[needed[step.answered]]],
+    )
+
+
+def incoming_rows(step: Step) -> NDArray[np.int64]:
+    """Which rows of `append.hidden` belong to the step's rows: upstream may have sent rows that died since."""
+    return np.flatnonzero(step.computed[~step.append.skipped])
+
+
+def _computed_ids(step: Step) -> NDArray[np.int64]:
+    return step.append.first_id + np.flatnonzero(step.computed)
+
+
+def answered_ids(step: Step) -> NDArray[np.uint32]:
+    """Ids of the tree nodes that the step's answer is about."""
+    return _computed_ids(step)[step.answered].astype(np.uint32)
+
+
+def _answered(answers: Answers, rows: int) -> NDArray[np.int64]:
+    match answers:
+        case Answers.NONE:
+            return np.empty(0, np.int64)
+        case Answers.LAST:
+            return np.arange(max(rows - 1, 0), rows)
+        case Answers.ALL:
+            return np.arange(rows)

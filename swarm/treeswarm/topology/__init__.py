@@ -1,0 +1,1 @@
+"""Pure decisions over the swarm: placement, routing, rebalancing, bans."""

@@ -1,0 +1,34 @@
+"""How far a node is: its round trip, asked of the node itself."""
+
+import asyncio
+import contextlib
+
+from treeswarm.errors import NodeLost, SwarmError
+from treeswarm.protocol.messages import Ping, Pong
+from treeswarm.transport.seam import Stream, StreamKind, Transport
+
+# Longer than a transport tries to connect, so that its reasons are heard rather than none.
+ANSWER_S = 8.0
+GOODBYE_S = 1.0
+
+
+async def round_trip(transport: Transport, address: str, pings: int = 1) -> float:
+    """The shortest of some, in seconds.  Raises SwarmError, and TimeoutError after `ANSWER_S`."""
+    async with asyncio.timeout(ANSWER_S):
+        stream = await transport.connect(address, StreamKind.CONTROL)
+        try:
+            return min([await _ping(stream, stamp) for stamp in range(1, pings + 1)])
+        finally:
+            with contextlib.suppress(SwarmError, TimeoutError):
+                async with asyncio.timeout(GOODBYE_S):
+                    await stream.end()
+
+
+async def _ping(stream: Stream, stamp: int) -> float:
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    await stream.send(Ping(stamp))
+    while (message := await stream.receive()) is not None:
+        if isinstance(message, Pong) and message.stamp == stamp:
+            return loop.time() - start
+    raise NodeLost(f"{stream.peer} ended the conversation", stream.peer)

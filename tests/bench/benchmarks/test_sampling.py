@@ -1,0 +1,74 @@
+"""Shared noise beside rejection, on tiny random models: are the texts the target's own, whatever the draft?"""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from tests.client.drafters.conftest import drafter_of, noised, plain_logprobs, tiny_model
+
+from treeswarm.errors import BadRequest
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm_bench.benchmarks.common import BenchSetup
+from treeswarm_bench.benchmarks.rejection import ROOT
+from treeswarm_bench.benchmarks.sampled_trees import BestFirstShape, Shape, StaticShape
+from treeswarm_bench.benchmarks.sampling import SEED, Ours, Rejection, Text, bench_sampling, generate, over
+from treeswarm_bench.benchmarks.tree_model import CachedModel
+from treeswarm_client.drafters.model import DraftOptions
+
+PROMPT = [5, 3, 40, 7, 7, 19, 22]
+TEMPERATURE, SAMPLE = 0.8, 3
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_our_texts_are_the_targets_argmax_with_noise(shared: bool) -> None:
+    model = tiny_model()
+    rule = Ours(drafter_of(tiny_model(num_hidden_layers=1), DraftOptions(shared_noise=shared)))
+    rule.begin(PROMPT, TEMPERATURE, SAMPLE)
+    text = generate(CachedModel.of(copy.deepcopy(model)), rule, PROMPT, 12, 20)
+    settings = SamplingSettings(temperature=TEMPERATURE, seed=SEED, sample=SAMPLE)
+    so_far = list(PROMPT)
+    for token in text.tokens:
+        assert token == noised(plain_logprobs(model, so_far, settings), len(so_far), settings).argmax()
+        so_far.append(token)
+
+
+@pytest.mark.parametrize("shape", [StaticShape(), BestFirstShape()], ids=["static", "best-first"])
+def test_a_draft_that_is_the_target_is_never_rejected(shape: Shape) -> None:
+    """Were a row, a position or a mask of either cache wrong, the two would differ."""
+    model = tiny_model()
+    rule = Rejection(CachedModel.of(copy.deepcopy(model)), shape)
+    rule.begin(PROMPT, TEMPERATURE, SAMPLE)
+    target = CachedModel.of(copy.deepcopy(model))
+    text = generate(target, rule, PROMPT, 6, 30)
+    learned = rule.shape.accepted[0] / rule.shape.tried[0]  # type: ignore[attr-defined]
+    assert np.max(learned) > np.max(shape.accepted[0] / shape.tried[0])  # type: ignore[attr-defined]
+    rejected = (rule.shape.tried - shape.tried) - (rule.shape.accepted - shape.accepted)  # type: ignore[attr-defined]
+    assert rejected.sum() == pytest.approx(0.0)
+    assert text.per_round > 2.0
+
+
+def test_a_tree_reads_as_its_paths_do_alone() -> None:
+    model = tiny_model()
+    cached = CachedModel.of(copy.deepcopy(model))
+    settings = SamplingSettings(temperature=1.0)
+    cached.begin(PROMPT[:-1])
+    cached.below([ROOT], PROMPT[-1:])
+    found = torch.log_softmax(cached.below([0, 0, 1, 2], [9, 8, 7, 7]), -1)
+    for row, path in zip(found, ([9], [8], [9, 7], [8, 7]), strict=True):
+        np.testing.assert_allclose(row, plain_logprobs(model, [*PROMPT, *path], settings), atol=2e-5)
+    cached.advance([0, 2, 4], [11])
+    after = torch.log_softmax(cached.below([ROOT], [12]), -1)[0]
+    np.testing.assert_allclose(after, plain_logprobs(model, [*PROMPT, 8, 7, 11, 12], settings), atol=2e-5)
+
+
+def test_ratios_pair_prompts() -> None:
+    theirs = [Text([0] * 10, 10), Text([0] * 30, 10)]
+    ours = [Text([0] * 20, 10), Text([0] * 60, 10)]
+    assert over(ours, theirs).as_dict() == {"value": 2.0, "low": 2.0, "high": 2.0}
+    assert over(ours[:1], theirs[:1]).as_dict() == {"value": 2.0, "low": None, "high": None}
+
+
+async def test_greedy_text_is_refused() -> None:
+    with pytest.raises(BadRequest, match="above 0"):
+        await bench_sampling(BenchSetup(), temperatures=(0.0, 1.0))

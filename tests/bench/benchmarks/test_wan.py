@@ -1,0 +1,314 @@
+"""What `swarm bench wan` makes of its measurements, and the ways to decode that exist for it alone."""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from treeswarm.errors import BadRequest
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.session.walk import walk
+from treeswarm_bench.benchmarks.common import BenchSetup
+from treeswarm_bench.benchmarks.draw import draw
+from treeswarm_bench.benchmarks.statistics import (
+    Sample,
+    least_of,
+    mean_of,
+    miss_share,
+    paired,
+    rate,
+    same_text,
+    summary,
+)
+from treeswarm_bench.benchmarks.strategies import STRATEGIES, Misled, without_bonus
+from treeswarm_bench.benchmarks.wan_cells import CELLS, Cell
+from treeswarm_bench.benchmarks.wan_matrix import Plan, Progress
+from treeswarm_bench.benchmarks.wan_targets import FIXED, Measured, Place, checks
+from treeswarm_bench.benchmarks.wan_texts import STARTED, common, prose_passages, twice
+from treeswarm_bench.cli import add_command
+from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verdict
+
+RING_S = {"25ms": 0.1, "100ms": 0.4}
+
+
+def sample(tokens: int, seconds: float, rounds: int = 1) -> Sample:
+    return Sample(tokens, seconds, rounds, 8 * rounds, 0.5, 0.5, 0.1, 0.2, 0.0, 0.1)
+
+
+samples = st.builds(sample, st.integers(1, 100), st.floats(0.01, 100.0), st.integers(1, 100))
+pairs = st.lists(st.tuples(samples, samples), min_size=1, max_size=6)
+
+
+# ---------------------------------------------------------------- figures
+
+
+@given(pairs)
+def test_a_ratio_is_that_of_the_rates_over_all_prompts(found: list[tuple[Sample, Sample]]) -> None:
+    over, under = zip(*found, strict=True)
+    assert paired(over, under).value == pytest.approx(rate(over) / rate(under))
+    assert paired(over, under).value == pytest.approx(1.0 / paired(under, over).value)
+
+
+@given(st.lists(samples, min_size=2, max_size=6), st.floats(0.1, 10.0))
+def test_what_hits_all_strategies_alike_leaves_no_doubt_about_their_ratio(ones: list[Sample], times: float) -> None:
+    """The pairing: however much prompts differ, one strategy is `times` as fast on each."""
+    others = [sample(one.tokens, one.seconds / times) for one in ones]
+    told = paired(others, ones).as_dict()
+    assert [told["value"], told["low"], told["high"]] == pytest.approx([times] * 3)
+
+
+def test_one_prompt_says_nothing_of_the_others() -> None:
+    assert paired([sample(8, 1.0)], [sample(4, 1.0)]).as_dict() == {"value": 2.0, "low": None, "high": None}
+
+
+def test_an_interval_is_as_wide_as_prompts_differ() -> None:
+    told = paired([sample(10, 1.0), sample(30, 1.0)], [sample(10, 1.0), sample(10, 1.0)]).as_dict()
+    assert (told["low"], told["value"], told["high"]) == (1.0, 2.0, 3.0)
+
+
+@given(pairs, pairs)
+def test_a_mean_lies_between_its_ratios(
+    first: list[tuple[Sample, Sample]], second: list[tuple[Sample, Sample]]
+) -> None:
+    ratios = [paired(*zip(*found, strict=True)) for found in (first, second)]
+    low, high = sorted(ratio.value for ratio in ratios)
+    assert low * (1 - 1e-9) <= mean_of(ratios).value <= high * (1 + 1e-9)
+    assert least_of(ratios).value == low
+
+
+def test_plain_decoding_without_computing_is_bound_by_misses_alone() -> None:
+    assert miss_share([sample(10, 1.0, rounds=10), sample(5, 0.5, rounds=5)], 0.1) == pytest.approx(1.0)
+
+
+def test_a_summary_tells_where_the_time_went() -> None:
+    told = summary([sample(10, 1.5, rounds=5)], 0.1)
+    assert told["tokens_per_traversal"] == 2.0
+    assert told["nodes_per_traversal"] == 8.0
+    assert told["tokens_per_prompt"] == 11
+    assert told["time_share"] == pytest.approx({"draft": 0.05, "wire": 0.1, "queue": 0.0, "compute": 0.05})
+    json.dumps(told)
+
+
+def test_texts_are_the_same_as_far_as_they_go() -> None:
+    assert same_text({"plain": [1, 2], "auto": [1, 2, 3], "tree": [1, 2, 3]})
+    assert not same_text({"plain": [1, 9], "auto": [1, 2, 3]})
+
+
+# ---------------------------------------------------------------- checks
+
+
+def field(rates: dict[str, float]) -> dict[str, list[Sample]]:
+    """Two prompts of a hundred tokens, five a round."""
+    return {name: [sample(100, 100 / tokens_per_second, 20)] * 2 for name, tokens_per_second in rates.items()}
+
+
+def test_checks_are_computed_from_what_was_measured() -> None:
+    measured: Measured = {
+        Place("25ms", "code", 0.0): field(
+            {"auto": 48.0, "auto-sync": 40.0, "plain": 8.0, "star": 6.0, "tree-64": 50.0}
+        ),
+        Place("25ms", "code", 1.0): field({"auto": 24.0, "plain": 8.0}),
+    }
+    found = checks(measured, RING_S)
+    by_name = {check["name"]: check for check in found["checks"]}
+    best = by_name["auto / best fixed setting, least of all places"]
+    assert best["value"] == pytest.approx(0.96)
+    assert best["met"]
+    assert best["per"]["25ms, code, T=1"] == pytest.approx(3.0)
+    assert by_name["auto / plain, 25ms, code, greedy"]["value"] == pytest.approx(6.0)
+    assert by_name["auto / star, 25ms, code, greedy"]["met"]
+    sampled = by_name["auto at T=1 / greedy, code, mean of all cells"]
+    assert (sampled["value"], sampled["met"]) == (pytest.approx(0.5), False)
+    bound = by_name["misses × ring latency / time of auto, 25ms, code, greedy"]
+    assert (bound["value"], bound["met"]) == (pytest.approx(20 * 0.1 / (100 / 48)), True)
+    assert by_name["auto / auto-sync, mean of all places"]["value"] == pytest.approx(1.2)
+    assert "auto / chain-8, mean of all places" in found["not_measured"]
+    json.dumps(found)
+
+
+def test_nothing_measured_is_nothing_met() -> None:
+    found = checks({}, {})
+    assert found["checks"] == []
+    assert len(found["not_measured"]) == len(set(found["not_measured"])) > len(FIXED)
+
+
+def test_every_fixed_setting_is_a_strategy() -> None:
+    assert {*FIXED, "auto", "auto-sync", "star"} <= {strategy.name for strategy in STRATEGIES}
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def test_cells_are_as_they_say() -> None:
+    by_name = {cell.name: cell for cell in CELLS}
+    assert by_name["25ms"].ring_s(3) == pytest.approx(0.1)
+    assert by_name["25ms"].star_s(3) == pytest.approx(0.15)
+    assert by_name["25ms"].node_flags(3) == [(), (), ()]
+    assert by_name["slow-node"].node_flags(3) == [(), ("--device-share", "0.25"), ()]
+
+
+def test_plain_is_always_there() -> None:
+    plan = Plan.of(["1ms"], ["prose"], [1.0], ["auto", "star", "auto"])
+    assert [strategy.name for strategy in plan.strategies] == ["plain", "auto", "star"]
+    assert [strategy.name for strategy in plan.there("prose", 1.0)] == ["plain", "auto"]
+    assert [strategy.name for strategy in plan.there("code", 0.0)] == ["plain", "auto", "star"]
+
+
+@pytest.mark.parametrize("wrong", [{"cells": ["2ms"]}, {"texts": ["verse"]}, {"strategies": ["oracle"]}])
+def test_an_unknown_name_is_told_with_those_there_are(wrong: dict[str, list[str]]) -> None:
+    with pytest.raises(BadRequest, match="choose from"):
+        Plan.of(**wrong)  # type: ignore[arg-type]
+
+
+def test_progress_ends_at_everything() -> None:
+    said: list[str] = []
+    plan = Plan.of(["1ms", "100ms"], ["code", "zero"], [0.0, 1.0])
+    progress = Progress(plan, BenchSetup(), said.append)
+    for cell in plan.cells:
+        for text in plan.texts:
+            for temperature in plan.temperatures:
+                progress.done(Place(cell.name, text, temperature))
+    assert len(said) == 8
+    assert said[-1].startswith("100%")
+    assert "0.0 left" in said[-1]
+
+
+def test_a_copying_text_is_the_same_twice() -> None:
+    start, more = [1, 2, 3], list(range(10, 30))
+    made = twice(start, more)
+    assert made == [*start, *more, *start, *more[:STARTED]]
+    assert common(more, [*more[:5], 99]) == 5
+    assert common([], more) == 0
+
+
+def test_there_is_prose() -> None:
+    assert len(prose_passages()) >= 6
+    assert all(len(passage) > 400 and "\n" not in passage for passage in prose_passages())
+
+
+# ---------------------------------------------------------------- ways to decode
+
+
+def chain(tokens: Sequence[int]) -> DraftTree:
+    count = len(tokens)
+    return DraftTree(np.arange(-1, count - 1), np.array(tokens, np.int64), -np.arange(count, dtype=np.float32))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=10), st.data())
+def test_without_its_bonus_a_walk_is_as_long_as_its_hits_and_never_stands_still(
+    tokens: list[int], data: st.DataObject
+) -> None:
+    answers = np.array(data.draw(st.lists(st.integers(0, 9), min_size=len(tokens) + 1, max_size=len(tokens) + 1)))
+    draft = chain(tokens)
+    whole = walk(draft.parents, draft.tokens, answers)
+    found = without_bonus(draft, whole)
+    kept = [*(tokens[node] for node in found.accepted), found.bonus]
+    assert len(kept) == max(1, len(whole.accepted))
+    assert kept == answers[: len(kept)].tolist()
+
+
+class Confident:
+    """Proposes one tree, and keeps what it hears."""
+
+    name = "confident"
+    alternatives = 3
+
+    def __init__(self) -> None:
+        self.begun: list[Sequence[int]] = []
+        self.heard: list[Verdict] = []
+
+    def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
+        self.begun.append(prompt)
+
+    def propose(self, size: int, depth: int, enough: object = None) -> DraftTree:
+        return DraftTree(np.array([-1, -1, 0]), np.array([3, 7, 5]), np.array([-0.1, -0.2, -0.3], np.float32))
+
+    def observe(self, verdict: Verdict) -> None:
+        self.heard.append(verdict)
+
+
+def test_a_misled_drafter_draws_the_same_tree_of_other_tokens() -> None:
+    inner = Confident()
+    misled = Misled(inner, 10)
+    misled.begin([1, 2], SamplingSettings())
+    tree, plain = misled.propose(3, 3), inner.propose(3, 3)
+    assert tree.tokens.tolist() == [8, 2, 0]
+    assert tree.parents.tolist() == plain.parents.tolist()
+    assert tree.scores.tolist() == plain.scores.tolist()
+    verdict = Verdict(NO_TREE, np.array([4]), (), 4)
+    misled.observe(verdict)
+    assert (inner.begun, inner.heard) == ([[1, 2]], [verdict])
+    assert (misled.name, misled.alternatives) == ("confident, misled", 3)
+
+
+# ---------------------------------------------------------------- command line and pictures
+
+
+def read(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_command(parser.add_subparsers())
+    return parser.parse_args(["bench", *words])
+
+
+def test_the_command_line_chooses() -> None:
+    args = read("wan", "--cells", "1ms,25ms", "--texts", "code", "--temperatures", "0,1", "--strategies", "plain,auto")
+    plan = Plan.of(args.cells, args.texts, args.temperatures, args.strategies)
+    assert [cell.name for cell in plan.cells] == ["1ms", "25ms"]
+    assert (plan.texts, plan.temperatures) == (["code"], [0.0, 1.0])
+    everything = read("wan")
+    plan = Plan.of(everything.cells, everything.texts, everything.temperatures, everything.strategies)
+    assert len(plan.cells) * len(plan.texts) * len(plan.temperatures) == 40
+
+
+def drawn(folder: Path, rows: list[dict[str, object]]) -> list[Path]:
+    source = folder / "wan.json"
+    cells = {cell.name: {"link": cell.link} for cell in CELLS}
+    source.write_text(json.dumps({"bench": "wan", "cells": cells, "rows": rows}), "utf-8")
+    return draw(source, folder / "wan.svg")
+
+
+def row(cell: Cell, text: str, temperature: float) -> dict[str, object]:
+    ratio = {"value": 2.0, "low": 1.5, "high": 2.5}
+    alone = {"value": 3.0, "low": None, "high": None}
+    strategies = {"plain": {"over_plain": alone}, "tree-64": {"over_plain": ratio}, "auto": {"over_plain": alone}}
+    return {"cell": cell.name, "text": text, "temperature": temperature, "strategies": strategies}
+
+
+def test_a_picture_a_temperature_and_the_same_one_every_time(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [row(cell, text, t) for cell in CELLS[:2] for text in ("code", "zero") for t in (0.0, 1.0)]
+    paths = drawn(tmp_path, rows)
+    assert [path.name for path in paths] == ["wan-t0.svg", "wan-t1.svg"]
+    first = [path.read_bytes() for path in paths]
+    assert all(b"<svg" in picture for picture in first)
+    assert [path.read_bytes() for path in drawn(tmp_path, rows)] == first
+    assert [path.name for path in drawn(tmp_path, rows[:1])] == ["wan.svg"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"bench": "tls"}'])
+def test_what_is_no_figures_is_not_drawn(tmp_path: Path, text: str) -> None:
+    pytest.importorskip("matplotlib")
+    source = tmp_path / "no.json"
+    source.write_text(text, "utf-8")
+    with pytest.raises(BadRequest, match=r"no\.json"):
+        draw(source, tmp_path / "no.svg")
+
+
+def test_a_picture_is_svg_or_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (drawn_to,) = drawn(tmp_path, [row(CELLS[0], "code", 0.0)])
+    source = tmp_path / "wan.json"
+    assert draw(source, tmp_path / "wan.png")[0].read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in drawn_to.read_bytes()
+    with pytest.raises(BadRequest, match=r"\.svg or \.png"):
+        draw(source, tmp_path / "wan.jpg")
+
+
+def test_figures_of_one_traversal_each_are_finite() -> None:
+    assert math.isfinite(summary([sample(1, 1e-9, rounds=1)], 0.1)["tokens_per_second_pooled"])

@@ -1,0 +1,146 @@
+"""The simulated swarm: repeatable, accounts for everything, heals; and notices planted mistakes."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from treeswarm.errors import BadRequest
+from treeswarm.topology.placement import ONLINE
+from treeswarm_bench.simulate import clients, config
+from treeswarm_bench.simulate.agenda import Agenda
+from treeswarm_bench.simulate.config import Settings
+from treeswarm_bench.simulate.engine import simulate
+from treeswarm_bench.simulate.hosts import draw_hosts
+from treeswarm_bench.simulate.meter import Meter
+from treeswarm_bench.simulate.registry import SimulatedRegistry
+from treeswarm_bench.simulate.report import Report
+from treeswarm_client.cli.main import main
+
+SMALL = Settings(nodes=60, blocks=24, hours=1.0, churn=0.5, clients=10, seed=3)
+
+
+@pytest.fixture(scope="module")
+def small() -> Report:
+    return simulate(SMALL)
+
+
+def test_same_settings_same_report(small: Report) -> None:
+    hours: list[float] = []
+    again = simulate(SMALL, hours.append)  # who is told how far it is changes nothing
+    assert hours == sorted(hours)
+    assert hours[-1] == pytest.approx(SMALL.hours)
+    assert replace(again, cost=small.cost) == small
+    other = simulate(replace(SMALL, seed=4))
+    assert other.requests != small.requests
+
+
+def test_every_request_is_served_or_counted(small: Report) -> None:
+    counts = small.requests
+    assert counts.requests > 100
+    assert counts.requests == counts.served + counts.gave_up + counts.no_route + counts.waiting
+    assert counts.sessions_hit_by_a_loss >= counts.recovered + counts.lost
+    assert counts.recovered > 0
+
+
+def test_the_model_stays_served_and_balanced_under_churn(small: Report) -> None:
+    assert small.swarm.coverage == 1.0
+    assert small.swarm.balance_mean > 0.5
+    assert 0 <= small.swarm.balance_least <= small.swarm.balance_mean <= 1
+    assert small.swarm.lost_to_imbalance == pytest.approx(1 - small.swarm.balance_mean)
+    assert small.requests.coordinate_error_median < 0.3
+
+
+def test_lost_blocks_are_covered_again() -> None:
+    """So few nodes that losing one often uncovers blocks."""
+    report = simulate(Settings(nodes=12, blocks=40, hours=10, churn=1.0, clients=2, seed=1))
+    assert report.swarm.blocks_lost > report.swarm.unhealed_blocks
+    assert report.swarm.heal_p50_s is not None
+    # Expiry, a look, draining and loading, with time to spare.
+    assert report.swarm.heal_p50_s < 600
+    assert 0.5 < report.swarm.coverage < 1
+    assert report.requests.no_route > 0
+
+
+def test_a_flash_crowd_spreads() -> None:
+    report = simulate(Settings(nodes=100, blocks=40, hours=0.3, flash_crowd=200, clients=0))
+    assert report.swarm.online_at_end == 300
+    assert report.swarm.balance_end > 0.75
+
+
+def test_clients_that_forget_their_bans_fail_more() -> None:
+    settings = Settings(nodes=60, blocks=24, hours=2.0, churn=2.0, clients=10, seed=1)
+    remembering, forgetting = (simulate(one).requests for one in (settings, replace(settings, forget_bans=True)))
+    assert forgetting.gave_up > 5 * max(remembering.gave_up, 1)
+
+
+def test_clients_that_ignore_full_nodes_fail_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "MEDIAN_CACHE", 2 * config.ROOM)
+    settings = Settings(nodes=100, blocks=24, hours=0.5, clients=20)
+    careful = simulate(settings).requests
+    plan = clients.fastest_chain
+    monkeypatch.setattr(
+        clients,
+        "fastest_chain",
+        lambda *args, room, **options: plan(*args, room=-(10**9), **options),
+    )
+    careless = simulate(settings).requests
+    assert careless.failed_first_share > 2 * careful.failed_first_share
+
+
+def test_records_arrive_late_and_expire() -> None:
+    random = np.random.default_rng(0)
+    hosts, agenda = draw_hosts(2, 8, random), Agenda()
+    registry = SimulatedRegistry(hosts, agenda, random)
+    registry.truth.state[:] = ONLINE
+    registry.announce(0)
+    assert len(registry.view().layout.nodes) == 0
+    agenda.run(config.PROPAGATION_S[1])
+    registry.poll()
+    assert registry.view().layout.nodes.tolist() == [hosts.ids[0]]
+    registry.truth.state[0] = -1
+    for _ in range(round(config.EXPIRY_S / config.POLL_S) + 1):
+        agenda.run(agenda.now + config.POLL_S)
+        registry.poll()
+    # Node 0 died without a word; node 1 was announced again in its minute.
+    assert registry.view().layout.nodes.tolist() == [hosts.ids[1]]
+
+
+def test_the_meter_integrates_over_time() -> None:
+    meter = Meter(blocks=2)
+    meter.change(0.0, 0, 1, 10.0, 1)
+    meter.change(0.0, 1, 2, 30.0, 1)
+    meter.change(10.0, 1, 2, 30.0, -1)
+    meter.change(15.0, 1, 2, 10.0, 1)
+    meter.advance(20.0)
+    assert meter.covered_s == 15.0
+    assert meter.balance_s == 10 * 10 / 20 + 5 * 0 + 5 * 1
+    assert meter.heal_s == [5.0]
+    assert meter.least_balance == 0.0
+
+
+def test_the_command_prints_a_table_json_and_a_plot(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["simulate", "--nodes", "20", "--blocks", "12", "--hours", "0.1", "--clients", "2", "--churn", "1"]
+    assert main(arguments) == 0
+    assert "balance mean" in capsys.readouterr().out
+    plot = tmp_path / "swarm.png"
+    assert main([*arguments, "--json", "--plot", str(plot)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["settings"]["nodes"] == 20
+    assert printed["registry"]["bytes_a_second"] == pytest.approx(600 * printed["registry"]["records_a_second"])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main([*arguments, "--plot", str(plot)]) == 1
+    assert "pip install 'treeswarm[plot]'" in capsys.readouterr().err
+
+
+def test_impossible_settings_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BadRequest):
+        Settings(nodes=0)
+    assert main(["simulate", "--churn", "-1"]) == 1
+    assert "cannot be negative" in capsys.readouterr().err

@@ -1,0 +1,57 @@
+"""A client's control stream to one node."""
+
+import asyncio
+import gc
+from typing import Any
+
+import pytest
+
+from treeswarm.errors import LinkBroken
+from treeswarm.protocol.messages import Resume, Resumption
+from treeswarm.protocol.spans import Span
+from treeswarm.transport.seam import StreamKind
+from treeswarm_client.chain.control_stream import NodeControl
+from treeswarm_client.discovery.route import Hop
+
+
+class _Breaking:
+    """A stream that breaks while something is sent: whoever listens hears it first, whoever sends hears it too."""
+
+    peer = "node:1"
+
+    def __init__(self) -> None:
+        self.heard = asyncio.Event()
+
+    async def send(self, message: object) -> None:
+        if not isinstance(message, Resume):
+            await asyncio.Event().wait()
+        self.heard.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        raise LinkBroken("it broke")
+
+    async def receive(self) -> object:
+        await self.heard.wait()
+        raise LinkBroken("it broke")
+
+    async def end(self) -> None: ...
+
+
+class _Transport:
+    async def connect(self, address: str, kind: StreamKind) -> Any:
+        return _Breaking()
+
+
+async def test_a_stream_that_breaks_under_a_question_is_told_once() -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    hop = Hop("01" * 16, "node:1", Span(0, 4))
+    control = NodeControl(hop, b"s" * 16, lambda *_: None, lambda *_: None, lambda *_: None)
+    await control.connect(_Transport())  # type: ignore[arg-type]
+    with pytest.raises(LinkBroken, match="it broke"):
+        await control.ask(Resume(1, b"s" * 16, 2, Resumption(1, 0), b"t" * 16, None, replays=False))
+    await control.say_goodbye()
+    del control
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not complaints

@@ -1,0 +1,225 @@
+"""Which model a client speaks to, and the words it has when there is no way: nobody, full, or lately failed."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.registry_media import MODEL, OTHER_MODEL, Node
+
+from treeswarm.errors import Mismatch, MissingBlocks, NodeLost, Refused, RouteError
+from treeswarm.model_files import ModelShape, read_shape, resolve_model
+from treeswarm.protocol.messages import NumericsClass
+from treeswarm.protocol.records import NodeState, SealedRecord
+from treeswarm.protocol.spans import Span
+from treeswarm.registry.memory import MemoryRegistry
+from treeswarm_bench.virtual_clock import run_virtually
+from treeswarm_client.discovery.route import Target
+from treeswarm_client.discovery.swarm_view import SwarmView, choose_target
+
+ONE, TWO = NumericsClass("01" * 32, "float32"), NumericsClass("02" * 32, "float32")
+HALF = NumericsClass("01" * 32, "bfloat16")
+TARGET = Target(ONE, 8, 100, 16, 512)
+
+
+@pytest.fixture(scope="module")
+def shape() -> ModelShape:
+    """Eight blocks."""
+    return read_shape(Path(resolve_model("demo")))
+
+
+def record(start: int, end: int, *, port: int = 4001, numerics: NumericsClass = ONE, **changes: Any) -> SealedRecord:
+    return Node().record(port, **{"span": Span(start, end), "numerics": numerics, "coordinate": (), **changes})
+
+
+# ---------------------------------------------------------------- which model
+
+
+def test_one_whole_class_is_taken(shape: ModelShape) -> None:
+    target = choose_target((record(0, 5), record(5, 8)), MODEL, shape)
+    assert target == Target(ONE, 8, shape.vocab_size, shape.hidden_size, shape.max_positions)
+
+
+def test_of_several_whole_classes_the_one_with_most_nodes(shape: ModelShape) -> None:
+    many = (record(0, 8), record(0, 8, numerics=TWO), record(0, 4, numerics=TWO))
+    assert choose_target(many, MODEL, shape).numerics == TWO
+    assert choose_target(many[::-1], MODEL, shape).numerics == TWO
+
+
+def test_a_class_with_gaps_is_passed_over_however_many_serve_it(shape: ModelShape) -> None:
+    snapshot = (record(0, 4), record(0, 4), record(0, 4), record(0, 8, numerics=HALF))
+    assert choose_target(snapshot, MODEL, shape).numerics == HALF
+
+
+@pytest.mark.parametrize("state", [NodeState.JOINING, NodeState.PAUSED, NodeState.GONE])
+def test_what_nodes_say_that_serve_nothing_yet_is_no_class(shape: ModelShape, state: NodeState) -> None:
+    """They may not know their weights: a client that believed them would look for those for ever."""
+    unknown = NumericsClass("00" * 32, "float32")
+    loading = [record(0, 8, numerics=unknown, state=state) for _ in range(3)]
+    assert choose_target((*loading, record(0, 4), record(4, 8)), MODEL, shape).numerics == ONE
+    with pytest.raises(MissingBlocks, match="4:8"):
+        choose_target((*loading, record(0, 4)), MODEL, shape)
+    with pytest.raises(RouteError, match="3 known, but none serves"):
+        choose_target(tuple(loading), MODEL, shape)
+
+
+def test_nobody_at_all(shape: ModelShape) -> None:
+    with pytest.raises(RouteError, match="no node answered"):
+        choose_target((), MODEL, shape)
+
+
+def test_nodes_of_another_model(shape: ModelShape) -> None:
+    with pytest.raises(Mismatch, match=rf"serves a model of another config \(demo, 8 blocks, digest {'cd' * 6}"):
+        choose_target((record(0, 8, model=OTHER_MODEL),), MODEL, shape)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [(TWO, "their weights differ"), (HALF, "float32 and bfloat16"), (NumericsClass("01" * 32, "float32", "q4"), "q4")],
+    ids=["weights", "dtype", "quantization"],
+)
+def test_classes_that_are_whole_only_together(shape: ModelShape, other: NumericsClass, words: str) -> None:
+    with pytest.raises(Mismatch, match=f"would compute different text: .*{words}"):
+        choose_target((record(0, 4), record(4, 8, numerics=other)), MODEL, shape)
+
+
+def test_gaps_are_named(shape: ModelShape) -> None:
+    with pytest.raises(
+        MissingBlocks, match=r"nobody serves blocks 2:4, 7:8 of 8: start `swarm-node MODEL --blocks 2:4"
+    ):
+        choose_target((record(0, 2), record(4, 7)), MODEL, shape)
+
+
+# ---------------------------------------------------------------- which way
+
+
+def view_of(*records: SealedRecord) -> SwarmView:
+    return SwarmView(MemoryRegistry(MODEL), TARGET, 65, snapshot=records)
+
+
+def virtually(test: Callable[[], None]) -> None:
+    """The view asks the running loop what time it is."""
+
+    async def run() -> None:
+        test()
+
+    run_virtually(run())
+
+
+def route(view: SwarmView, *, room: int = 100, avoid: tuple[str, ...] = ()) -> list[str]:
+    hops = view.route(Span(0, 8), before=None, after=None, room=room, avoid=avoid)
+    assert [hop.span.start for hop in hops] == [0, *(hop.span.end for hop in hops[:-1])]
+    return [hop.node for hop in hops]
+
+
+def test_the_way_through_two_nodes_and_the_typed_address_before_the_told_one() -> None:
+    def test() -> None:
+        head, tail = record(0, 4), record(4, 8, port=4002)
+        view = view_of(tail, head)
+        view.dials = {head.record.node: "typed.example:9"}
+        hops = view.route(Span(0, 8), before=None, after=None, room=100, avoid=())
+        assert [(hop.node, hop.address) for hop in hops] == [
+            (head.record.node, "typed.example:9"),
+            (tail.record.node, f"127.0.0.1:4002#{'0f' * 16}"),
+        ]
+
+    virtually(test)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"state": state} for state in NodeState if state is not NodeState.ONLINE] + [{"numerics": TWO}, {"blocks": 9}],
+    ids=str,
+)
+def test_nodes_of_no_use_are_not_counted(changes: dict[str, Any]) -> None:
+    def test() -> None:
+        with pytest.raises(MissingBlocks, match="nobody serves blocks 4:8"):
+            route(view_of(record(0, 4), record(4, 8, **changes)))
+
+    virtually(test)
+
+
+def test_blocks_that_nobody_serves_with_what_their_nodes_said_last() -> None:
+    def test() -> None:
+        head, tail = record(0, 4), record(4, 8)
+        view = view_of(head, tail)
+        view.failed(head.record.node, NodeLost("the head fell silent", "127.0.0.1:4001"))
+        view.failed(tail.record.node, NodeLost("the tail fell silent", "127.0.0.1:4001"))
+        with pytest.raises(
+            MissingBlocks, match=r"failed lately .*\(lately: the (head|tail) fell silent; the"
+        ) as missing:
+            route(view)
+        assert "0:8" in str(missing.value)
+        with pytest.raises(MissingBlocks) as missing:
+            view.route(Span(4, 8), before=None, after=None, room=100, avoid=())
+        assert "the tail fell silent" in str(missing.value)
+        assert "the head" not in str(missing.value)
+
+    virtually(test)
+
+
+def test_a_record_that_says_full_may_be_old_and_is_tried_where_nobody_else_is() -> None:
+    """A node that had been full for a second was left alone for a minute, until its next record."""
+
+    def test() -> None:
+        full, roomy = record(4, 8, free_tokens=50), record(4, 8)
+        assert route(view_of(record(0, 4), full))[1] == full.record.node
+        assert route(view_of(record(0, 4), full, roomy))[1] == roomy.record.node
+
+    virtually(test)
+
+
+def test_a_way_that_is_only_full_is_another_error() -> None:
+    def test() -> None:
+        tail = record(4, 8)
+        view = view_of(record(0, 4), tail)
+        view.failed(tail.record.node, Refused("this node is full", "full"))
+        with pytest.raises(
+            Refused, match=r"every node that serves blocks 0:8 is full: wait with --patience"
+        ) as refused:
+            route(view)
+        assert refused.value.code == "full"
+
+    virtually(test)
+
+
+def test_a_way_that_is_full_here_and_lost_there_is_missing() -> None:
+    def test() -> None:
+        head, tail = record(0, 4), record(4, 8, free_tokens=1)
+        view = view_of(head, tail)
+        view.failed(head.record.node, NodeLost("gone", ""))
+        with pytest.raises(MissingBlocks, match="gone"):
+            route(view)
+
+    virtually(test)
+
+
+def test_who_failed_is_left_alone_for_a_while_who_is_full_not_so_long_and_some_refusals_mean_nothing() -> None:
+    one, two = record(0, 8), record(0, 8)
+    names = {one.record.node, two.record.node}
+
+    async def run() -> None:
+        view = view_of(one, two)
+        for error, least, most in ((NodeLost("gone", ""), 10, 16), (Refused("full", "full"), 1, 5)):
+            view.failed(one.record.node, error)
+            assert route(view) == [two.record.node]
+            await asyncio.sleep(least)
+            assert route(view) == [two.record.node]
+            await asyncio.sleep(most - least)
+            assert {route(view, avoid=(two.record.node,))[0]} == {one.record.node}
+        view.failed(one.record.node, NodeLost("gone", ""))
+        view.forgive()
+        assert {route(view, avoid=(other,))[0] for other in names} == names
+        for code in ("no-journal", "unknown-session", "expired"):
+            view.failed(one.record.node, Refused("who?", code))
+        assert {route(view, avoid=(other,))[0] for other in names} == names
+
+    run_virtually(run())
+
+
+async def test_news_and_patience_end_a_wait() -> None:
+    view = view_of()
+    await view.changed(0.01)
+    view._news.set()
+    await view.changed(0.0)

@@ -1,0 +1,116 @@
+"""A request under way, and what may be shipped after it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from treeswarm.errors import Malformed
+from treeswarm.protocol.messages import Answer, Append
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.session.walk import walk
+from treeswarm_client.drafters.seam import UNANSWERED, DraftTree
+from treeswarm_client.generation.append_builder import ClientSession
+from treeswarm_client.generation.round_in_flight import Flight
+from treeswarm_client.planner.pace import joined, prefix
+
+SESSION = bytes(16)
+
+
+def tree_of(parents: Sequence[int], tokens: Sequence[int]) -> DraftTree:
+    scores = -np.arange(1, len(tokens) + 1, dtype=np.float32)
+    return DraftTree(np.array(parents, np.int64), np.array(tokens, np.int64), scores)
+
+
+def random_tree(rng: np.random.Generator, size: int, vocab: int = 5) -> DraftTree:
+    nodes: dict[tuple[int, int], None] = {}
+    for _ in range(size):
+        nodes.setdefault((int(rng.integers(-1, max(len(nodes), 1) if nodes else 0)), int(rng.integers(vocab))))
+    return tree_of([parent for parent, _ in nodes], [token for _, token in nodes])
+
+
+def paths_of(tree: DraftTree) -> list[tuple[int, ...]]:
+    paths: list[tuple[int, ...]] = []
+    for parent, token in zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True):
+        paths.append((*(paths[parent] if parent >= 0 else ()), token))
+    return paths
+
+
+def answer_to(append: Append, tokens: Sequence[int]) -> Answer:
+    ids = np.arange(append.first_id, append.first_id + append.rows, dtype=np.uint32)
+    said = np.array(tokens, np.uint32)
+    return Answer(SESSION, append.epoch, append.seq, ids, said, np.zeros(len(ids), np.float32), ())
+
+
+def round_of(draft: DraftTree, segment_rows: int = 3) -> tuple[ClientSession, Flight]:
+    session = ClientSession(SamplingSettings(), segment_rows, 0)
+    session.prefill([9, 9])
+    return session, Flight(session.round(3, draft))
+
+
+@given(seed=st.integers(0, 2**32), size=st.integers(0, 20), more=st.integers(0, 20), rows=st.integers(1, 6))
+@settings(max_examples=200, deadline=None)
+def test_a_walk_over_answers_that_come_bit_by_bit_is_the_walk_over_all(
+    seed: int, size: int, more: int, rows: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    session, flight = round_of(random_tree(rng, size), rows)
+    on_their_way = list(flight.shipment.appends)
+    wider = joined(flight.draft, random_tree(rng, more), 30)
+    further = session.extend(flight.shipment, wider)
+    flight.extend(further)
+    on_their_way += further.appends
+    truth = rng.integers(0, 5, len(wider) + 1)
+    expected = walk(wider.parents, wider.tokens, truth)
+    assert flight.found() is None
+    for append in on_their_way:
+        flight.land(answer_to(append, truth[flight.landed : flight.landed + append.rows].tolist()))
+        if (found := flight.found()) is not None:
+            assert found == expected
+            break
+    found = flight.found()
+    assert found == expected
+    assert flight.answers[: flight.landed].tolist() == truth[: flight.landed].tolist()
+    assert set(flight.answers[flight.landed :].tolist()) <= {UNANSWERED}
+    assert flight.said(expected)[0] == [int(truth[0]), *(int(truth[i + 1]) for i in expected.accepted)]
+    session.accept(flight.shipment, expected.accepted)
+    after = session.round(4, tree_of([], []))
+    assert after.appends[0].commit.tolist() == flight.shipment.asked[[0, *(i + 1 for i in expected.accepted)]].tolist()
+    assert after.appends[0].fresh
+
+
+def test_an_answer_to_other_nodes_is_refused() -> None:
+    _, flight = round_of(tree_of([-1, 0], [1, 2]))
+    (append,) = flight.shipment.appends
+    answer = answer_to(append, [1, 2, 3])
+    short = Answer(SESSION, 0, 0, answer.ids[:2], answer.tokens[:2], answer.logprobs[:2], ())
+    with pytest.raises(Malformed, match="other nodes"):
+        flight.land(short)
+
+
+def test_news_for_the_nodes_name_the_end_of_the_walk_and_the_trunk_it_makes() -> None:
+    session, flight = round_of(tree_of([-1, 0], [1, 2]))
+    assert session.news(flight.shipment, ()) == (3, int(flight.shipment.asked[0]))
+    assert session.news(flight.shipment, (0, 1)) == (5, int(flight.shipment.asked[2]))
+
+
+@given(seed=st.integers(0, 2**32), a=st.integers(0, 20), b=st.integers(0, 40), most=st.integers(0, 40))
+@settings(max_examples=200, deadline=None)
+def test_joining_trees_keeps_the_first_as_it_was_and_adds_the_best_of_the_second(
+    seed: int, a: int, b: int, most: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    shipped, wider = random_tree(rng, a), random_tree(rng, b)
+    both = joined(shipped, wider, most)
+    assert paths_of(prefix(both, len(shipped))) == paths_of(shipped)
+    assert (both.parents < np.arange(len(both))).all()
+    assert len(set(paths_of(both))) == len(both)
+    assert len(both) <= max(most, len(shipped))
+    assert set(paths_of(both)) <= {*paths_of(shipped), *paths_of(wider)}
+    of_both = dict(zip(paths_of(both), both.scores.tolist(), strict=True))
+    for tree in (shipped, wider):
+        assert all(of_both.get(path, 0.0) >= score for path, score in zip(paths_of(tree), tree.scores, strict=True))
+    if most >= a + b:
+        assert set(paths_of(both)) == {*paths_of(shipped), *paths_of(wider)}

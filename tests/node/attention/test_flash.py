@@ -1,0 +1,151 @@
+"""What the flash kernels are asked for, how parts become one, and who decides."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.node.conftest import CPU, tiny_model
+
+from treeswarm.errors import BadRequest
+from treeswarm_node.attention import flash
+from treeswarm_node.attention.adapter_check import TOLERANCES, disagreement
+from treeswarm_node.attention.base import TorchReference
+from treeswarm_node.attention.flash import Demand, FlashAttention, merged, why_not
+from treeswarm_node.kv_cache.kv_store import KVShape
+from treeswarm_node.model.attention_selection import check_attention, choose_attention, take_if_proven, wants_flash
+from treeswarm_node.model.span_model import SpanModel
+
+AMPERE = Demand("cuda", (8, 0), torch.bfloat16, 128, 128)
+PROCESSOR = Demand("cpu", (0, 0), torch.float32, 128, 128)
+
+
+class TestWhyNot:
+    @pytest.mark.parametrize(
+        "demand",
+        [
+            AMPERE,
+            replace(AMPERE, dtype=torch.float16, capability=(9, 0)),
+            replace(AMPERE, capability=(12, 0), key_dim=256, value_dim=256),
+            PROCESSOR,
+            replace(PROCESSOR, dtype=torch.bfloat16, key_dim=17, value_dim=17),
+        ],
+    )
+    def test_what_the_kernels_can(self, demand: Demand) -> None:
+        assert why_not(demand) is None
+
+    @pytest.mark.parametrize(
+        ("demand", "why"),
+        [
+            (replace(PROCESSOR, device="mps"), "no flash kernel for mps"),
+            (replace(AMPERE, capability=(7, 5)), r"8\.0, this device has 7\.5"),
+            (replace(AMPERE, dtype=torch.float32), "cuda does not compute in float32"),
+            (replace(PROCESSOR, dtype=torch.float64), "cpu does not compute in float64"),
+            (replace(AMPERE, value_dim=64), "differ in size"),
+            (replace(AMPERE, key_dim=320, value_dim=320), "heads of 320"),
+            (replace(AMPERE, key_dim=20, value_dim=20), "heads of 20"),
+            (replace(AMPERE, softcap=True), "caps no scores"),
+            (replace(PROCESSOR, sinks=True), "no sinks"),
+        ],
+    )
+    def test_what_they_cannot(self, demand: Demand, why: str) -> None:
+        with pytest.raises(BadRequest, match=rf"--attention flash cannot.*{why}.*: give --attention auto"):
+            wants_flash("flash", demand)
+        assert not wants_flash("auto", demand)
+        assert not wants_flash("torch", demand)
+
+
+def test_only_cuda_takes_flash_unasked() -> None:
+    assert [wants_flash("auto", AMPERE), wants_flash("auto", PROCESSOR)] == [True, False]
+    assert [wants_flash("flash", AMPERE), wants_flash("flash", PROCESSOR)] == [True, True]
+    assert not wants_flash("torch", AMPERE)
+
+
+def test_what_cannot_be_is_refused_before_anything_is_loaded() -> None:
+    check_attention("auto", torch.device("mps"), torch.float32)
+    with pytest.raises(BadRequest, match="no flash kernel for mps"):
+        check_attention("flash", torch.device("mps"), torch.float32)
+
+
+@st.composite
+def softmaxes(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Scores [rows, keys], values [keys, dim] and how the keys fall into parts; of the last part all rows see keys."""
+    counts = draw(st.lists(st.integers(1, 7), min_size=1, max_size=5))
+    rows, seed = draw(st.integers(1, 4)), draw(st.integers(0, 2**31))
+    random = torch.Generator().manual_seed(seed)
+    scores = torch.randn(rows, sum(counts), generator=random) * draw(st.sampled_from([0.0, 1.0, 30.0, 1e4]))
+    hidden = torch.rand(rows, len(counts) - 1, generator=random) < draw(st.sampled_from([0.0, 0.5, 1.0]))
+    columns = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    for part in range(len(counts) - 1):
+        scores[hidden[:, part][:, None] & (columns == part)] = -torch.inf
+    return scores, torch.randn(sum(counts), 3, generator=random), counts
+
+
+@given(softmaxes())
+def test_parts_merge_into_one_softmax(case: tuple[torch.Tensor, torch.Tensor, list[int]]) -> None:
+    scores, values, counts = case
+    parts = []
+    for seen, value in zip(scores.split(counts, -1), values.split(counts), strict=True):
+        parts.append((seen.softmax(-1).nan_to_num() @ value, seen.logsumexp(-1)))
+    torch.testing.assert_close(merged(parts), scores.softmax(-1) @ values, atol=1e-5, rtol=1e-4)
+
+
+class TestProof:
+    @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+    @pytest.mark.parametrize(("heads", "shape"), [(8, KVShape(2, 128, 128)), (4, KVShape(4, 24, 24))])
+    def test_flash_agrees_with_the_reference(self, heads: int, shape: KVShape, dtype: torch.dtype) -> None:
+        assert disagreement(FlashAttention(CPU), heads, shape, dtype, CPU) < TOLERANCES[dtype] / 3
+
+    @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+    def test_a_merge_that_forgets_a_part_is_far_off(self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+        honest = flash.merged
+        monkeypatch.setattr(flash, "merged", lambda parts: honest([(o, torch.zeros_like(level)) for o, level in parts]))
+        off = disagreement(FlashAttention(CPU), 8, KVShape(2, 64, 64), dtype, CPU)
+        assert off > 10 * TOLERANCES[dtype]
+
+    def test_no_number_is_not_agreement(self) -> None:
+        def broken(*_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            output, level = flash.flash_kernel(*_)
+            return output * torch.nan, level
+
+        assert disagreement(FlashAttention(CPU, broken), 4, KVShape(2, 16, 16), torch.float32, CPU) == float("inf")
+
+
+class TestChoice:
+    @pytest.fixture
+    def model(self, cut_in_three: Any) -> SpanModel:
+        model: SpanModel = cut_in_three(tiny_model("llama")).models[1]
+        return model
+
+    @pytest.mark.parametrize(
+        ("wanted", "name"), [("auto", "torch-reference"), ("torch", "torch-reference"), ("flash", "torch-flash")]
+    )
+    def test_on_a_processor(self, model: SpanModel, wanted: str, name: str) -> None:
+        choose_attention(model, wanted)
+        assert model.attention_name == name
+
+    def test_what_fails_its_proof_is_not_taken(self, model: SpanModel, caplog: pytest.LogCaptureFixture) -> None:
+        def wrong(*_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            output, level = flash.flash_kernel(*_)
+            return output, torch.zeros_like(level)
+
+        adapter = FlashAttention(CPU, wrong)
+        with caplog.at_level(logging.WARNING):
+            take_if_proven(model, adapter, insisted=False)
+        assert isinstance(model.attention, TorchReference)
+        (line,) = caplog.messages
+        assert line.startswith("attention: torch-reference in place of torch-flash, because it differs from plain")
+        with pytest.raises(BadRequest, match=r"differs from plain attention by .*: give --attention auto"):
+            take_if_proven(model, adapter, insisted=True)
+
+    def test_a_kernel_that_does_not_run_is_not_taken(self, model: SpanModel, caplog: pytest.LogCaptureFixture) -> None:
+        def missing(*_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            raise RuntimeError("no kernel image is available\nfor execution on the device")
+
+        with caplog.at_level(logging.WARNING):
+            take_if_proven(model, FlashAttention(CPU, missing), insisted=False)
+        assert isinstance(model.attention, TorchReference)
+        assert caplog.messages[0].endswith("its check ended with: no kernel image is available")

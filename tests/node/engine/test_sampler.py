@@ -1,0 +1,173 @@
+"""The tail's choice: Hugging Face's filters, the right distribution, ties to the lowest id."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from treeswarm.errors import Refused
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm_node.engine import sampler
+from treeswarm_node.engine.sampler import Sampler, best_tokens, filtered_logprobs, first_argmax
+
+VOCAB = 12
+LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -9.0])
+# Below this the deviation would be one in ten thousand runs'; the seeds are fixed, so a pass stays a pass.
+LEAST_P = 1e-4
+
+
+def hugging_face(logits: torch.Tensor, chosen: SamplingSettings) -> torch.Tensor:
+    """Log p̃ by transformers' own warpers."""
+    ids = torch.zeros(len(logits), 1, dtype=torch.long)
+    logits = TemperatureLogitsWarper(chosen.temperature)(ids, logits)
+    if chosen.top_k:
+        logits = TopKLogitsWarper(chosen.top_k)(ids, logits)
+    if chosen.top_p < 1:
+        logits = TopPLogitsWarper(chosen.top_p)(ids, logits)
+    return torch.log_softmax(logits, -1)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    temperature=st.floats(0.2, 3.0),
+    top_k=st.integers(0, 40),
+    top_p=st.floats(0.05, 1.0),
+)
+def test_filters_are_hugging_faces(seed: int, temperature: float, top_k: int, top_p: float) -> None:
+    logits = torch.randn(5, 37, generator=torch.Generator().manual_seed(seed)) * 3
+    chosen = SamplingSettings(temperature, top_k, top_p)
+    # Where a token's mass is no larger than the rounding of the sum before it, both answers are right.
+    unfiltered = filtered_logprobs(logits, SamplingSettings(temperature, top_k))
+    sums = unfiltered.double().exp().sort(-1).values.cumsum(-1)
+    assume(bool(((sums - (1 - top_p)).abs() > 1e-6).all()))
+    torch.testing.assert_close(filtered_logprobs(logits, chosen), hugging_face(logits, chosen), atol=1e-5, rtol=1e-5)
+
+
+def test_a_nucleus_wider_than_the_guess_is_found_by_a_full_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
+    chosen = SamplingSettings(1.0, 0, 0.95)
+    expected = filtered_logprobs(logits, chosen)
+    monkeypatch.setattr(sampler, "NUCLEUS_GUESS", 8)
+    assert torch.equal(filtered_logprobs(logits, chosen), expected)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        SamplingSettings(1.0),
+        SamplingSettings(0.7),
+        SamplingSettings(1.0, top_k=4),
+        SamplingSettings(1.0, top_p=0.8),
+        SamplingSettings(1.3, top_k=6, top_p=0.9),
+    ],
+    ids=str,
+)
+def test_tokens_follow_the_targets_distribution(chosen: SamplingSettings) -> None:
+    """Over seeds at one position, and over positions of one seed."""
+    expected = np.exp(hugging_face(LOGITS[None].clone(), chosen)[0].double().numpy())
+    choose = Sampler(VOCAB).choose
+    by_seed = [
+        int(
+            choose(
+                LOGITS[None], np.array([17]), SamplingSettings(chosen.temperature, chosen.top_k, chosen.top_p, seed)
+            )[0][0]
+        )
+        for seed in range(3000)
+    ]
+    by_position, _ = choose(LOGITS.repeat(3000, 1), np.arange(3000), chosen)
+    possible = expected > 0
+    for tokens in (by_seed, by_position):
+        counts = np.bincount(tokens, minlength=VOCAB)
+        assert counts[~possible].sum() == 0
+        expectation = expected[possible] / expected[possible].sum() * len(tokens)
+        assert stats.chisquare(counts[possible], expectation).pvalue > LEAST_P
+
+
+def test_rows_are_chosen_alike_alone_and_together() -> None:
+    logits = torch.randn(30, VOCAB, generator=torch.Generator().manual_seed(1))
+    positions = np.arange(30) % 7
+    chosen = SamplingSettings(0.9, 5, 0.95, seed=4)
+    together, logprobs = Sampler(VOCAB).choose(logits, positions, chosen)
+    for i in range(30):
+        alone, logprob = Sampler(VOCAB).choose(logits[i : i + 1], positions[i : i + 1], chosen)
+        assert alone[0] == together[i]
+        assert logprob[0] == pytest.approx(logprobs[i], abs=1e-6)
+
+
+def tied_logits(rows: int) -> torch.Tensor:
+    """Rows whose nucleus ends among equal logits, as those of 16-bit models do, and a flat one that needs more of the
+    vocabulary than any guess."""
+    peaked = torch.randn(rows, 4096, generator=torch.Generator().manual_seed(2)) * 3
+    return torch.cat([peaked.bfloat16().float(), torch.zeros(1, 4096)])
+
+
+def test_a_row_keeps_its_nucleus_whatever_stands_beside_it() -> None:
+    logits = tied_logits(20)
+    chosen = SamplingSettings(1.0, 0, 0.9)
+    together = filtered_logprobs(logits, chosen)
+    for i in range(len(logits)):
+        assert torch.equal(together[i] > -torch.inf, filtered_logprobs(logits[i : i + 1], chosen)[0] > -torch.inf)
+
+
+def test_of_equal_logits_the_nucleus_keeps_the_lowest_ids() -> None:
+    """And as many as Hugging Face keeps, give or take the one that float32 rounding of the mass decides."""
+    chosen = SamplingSettings(1.0, 0, 0.9)
+    logits = tied_logits(20)
+    split = 0
+    for row, theirs, mine in zip(logits, hugging_face(logits, chosen), filtered_logprobs(logits, chosen), strict=True):
+        kept = mine > -torch.inf
+        assert abs(int(kept.sum()) - int((theirs > -torch.inf).sum())) <= 1
+        level = kept[row == row[kept].min()].tolist()
+        assert level == sorted(level, reverse=True)
+        assert bool(kept[row > row[kept].min()].all())
+        split += not all(level)
+    assert split > 5
+
+
+@pytest.mark.parametrize("temperature", [1e-37, 1e-45, 1e-300])
+def test_next_to_no_temperature_is_greedy(temperature: float) -> None:
+    """Division overflows here, which once became a token beyond the vocabulary."""
+    logits = torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(3)) * 30
+    for chosen in (SamplingSettings(temperature), SamplingSettings(temperature, 5, 0.9)):
+        tokens, logprobs = Sampler(VOCAB).choose(logits, np.arange(6), chosen)
+        assert tokens.tolist() == logits.argmax(-1).tolist()
+        assert logprobs.tolist() == [0.0] * 6
+
+
+def test_a_row_that_overflows_leaves_the_others_as_they_are() -> None:
+    logits = torch.cat([LOGITS[None], LOGITS[None] * 3.5e37])
+    chosen = SamplingSettings(0.1, 0, 0.95)
+    together = filtered_logprobs(logits, chosen)
+    assert torch.equal(together[:1], filtered_logprobs(logits[:1], chosen))
+    assert together[1].argmax() == 0
+    assert together[1, 0] == 0.0
+
+
+def test_ties_go_to_the_lowest_id() -> None:
+    scores = torch.tensor([[1.0, 3.0, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
+    assert first_argmax(scores).tolist() == [1, 0]
+    assert Sampler(4).choose(scores, np.array([0, 1]), SamplingSettings())[0].tolist() == [1, 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), rows=st.integers(0, 4), count=st.integers(1, 15))
+def test_the_best_tokens_are_the_largest_logits_in_order(seed: int, rows: int, count: int) -> None:
+    logits = torch.randint(-3, 4, (rows, VOCAB), generator=torch.Generator().manual_seed(seed)).float()
+    found = best_tokens(logits, count)
+    assert found.shape == (rows, min(count, VOCAB))
+    for row, tokens in zip(logits.tolist(), found.tolist(), strict=True):
+        assert len(set(tokens)) == len(tokens)
+        assert sorted(row, reverse=True)[: len(tokens)] == [row[token] for token in tokens]
+        assert tokens == sorted(tokens, key=lambda token: (-row[token], token))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
+    logits = torch.zeros(2, 4)
+    logits[1, 2] = bad
+    with pytest.raises(Refused, match="not finite"):
+        Sampler(4).choose(logits, np.array([0, 1]), SamplingSettings())

@@ -1,0 +1,162 @@
+"""A node takes its owner's orders and nobody else's, each once, and none that is old."""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from tests.support.registry_media import MODEL, Node
+
+from treeswarm.errors import Refused, Unreachable
+from treeswarm.keys import Identity
+from treeswarm.protocol.messages import Manage
+from treeswarm.protocol.records import NodeRecord, NodeState, SealedRecord
+from treeswarm.registry.memory import MemoryRegistry
+from treeswarm_node.membership.announcer import ACTIONS, ORDER_AGE_S, Membership, order_bytes
+
+OWNER, STRANGER = Identity.ephemeral(), Identity.ephemeral()
+
+
+def no_draft(generation: int, expires: int) -> NodeRecord:
+    raise AssertionError("nothing is announced here")
+
+
+@pytest.fixture
+def membership() -> Membership:
+    return Membership(OWNER, no_draft, MemoryRegistry(MODEL))
+
+
+def stamp(age_s: float = 0.0) -> int:
+    return int((time.time() - age_s) * 1e6)
+
+
+def order(action: str, at: int, signer: Identity = OWNER, **changes: Any) -> Manage:
+    signed = order_bytes(changes.get("signed_action", action), changes.get("signed_at", at))
+    return Manage(action, at, signer.sign(signed))
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_the_owners_order_is_taken(membership: Membership, action: str) -> None:
+    assert membership.manage(order(action, stamp())) == ACTIONS[action]
+    assert membership.orders.get_nowait() == action
+
+
+def test_an_order_counts_once_and_none_before_it(membership: Membership) -> None:
+    now = stamp()
+    membership.manage(order("pause", now))
+    for again in (order("pause", now), order("pause", now - 1), order("resume", now - 1)):
+        with pytest.raises(Refused, match="the order is old") as refused:
+            membership.manage(again)
+        assert refused.value.code == "refused"
+    assert membership.manage(order("resume", now + 1))
+    assert [membership.orders.get_nowait() for _ in range(2)] == ["pause", "resume"]
+    assert membership.orders.empty()
+
+
+@pytest.mark.parametrize("age_s", [ORDER_AGE_S + 5, -ORDER_AGE_S - 5], ids=["old", "from the future"])
+def test_an_order_is_given_now(membership: Membership, age_s: float) -> None:
+    with pytest.raises(Refused, match="check this machine's clock"):
+        membership.manage(order("drain", stamp(age_s)))
+    assert membership.orders.empty()
+    assert membership.manage(order("drain", stamp()))  # what was refused left no trace
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        order("drain", stamp(), STRANGER),
+        order("drain", stamp(), signed_action="pause"),
+        order("drain", stamp(), signed_at=1),
+        Manage("drain", stamp(), bytes(64)),
+        Manage("drain", stamp(), b""),
+    ],
+    ids=["stranger", "other action", "other time", "no signature", "empty"],
+)
+def test_what_the_owner_did_not_sign_is_refused(membership: Membership, forged: Manage) -> None:
+    with pytest.raises(Refused, match="not signed by this node's identity"):
+        membership.manage(forged)
+    assert membership.orders.empty()
+
+
+def test_a_forged_order_does_not_make_the_owners_next_one_old(membership: Membership) -> None:
+    later = stamp(-30)
+    with pytest.raises(Refused):
+        membership.manage(order("drain", later, STRANGER))
+    assert membership.manage(order("pause", stamp()))
+
+
+@pytest.mark.parametrize("action", ["", "dance", "Pause", "pause\n1"])
+def test_what_is_no_order(membership: Membership, action: str) -> None:
+    with pytest.raises(Refused, match=r"give one of pause, resume, drain") as refused:
+        membership.manage(order(action, stamp()))
+    assert refused.value.code == "malformed"
+
+
+def test_orders_that_pile_up_are_refused(membership: Membership) -> None:
+    now = stamp()
+    for i in range(4):
+        membership.manage(order("pause", now + i))
+    with pytest.raises(Refused, match="still busy") as refused:
+        membership.manage(order("pause", now + 4))
+    assert refused.value.code == "too-many"
+
+
+async def test_a_node_tells_of_itself_or_of_all_and_passes_farewells_on() -> None:
+    me, other = Node(), Node()
+    book = MemoryRegistry(MODEL)
+    state = NodeState.ONLINE
+
+    def draft(generation: int, expires: int) -> NodeRecord:
+        made = me.record(4001, generation=generation, expires=expires, state=state)
+        return made.record
+
+    membership = Membership(me, draft, book, book)
+    await membership.announce()
+    await book.announce(other.record(4002))
+    assert [sealed.record.node for sealed in await membership.others()] == [other.id]
+    alone, everyone = membership.tell(everyone=False), membership.tell(everyone=True)
+    assert len(await anext(alone)) == 1
+    assert len(await anext(everyone)) == 2
+    state = NodeState.GONE
+    await membership.leave()
+    (farewell,) = await anext(everyone)
+    assert (await anext(alone)) == (farewell,)
+    assert [sealed.record.node for sealed in await book.snapshot()] == [other.id]
+
+
+@dataclass(eq=False)
+class DeafRegistry(MemoryRegistry):
+    """Nobody else has what it is told."""
+
+    async def announce(self, sealed: SealedRecord) -> None:
+        await super().announce(sealed)
+        raise Unreachable("nobody else has it")
+
+    async def withdraw(self, sealed: SealedRecord) -> None:
+        await self.announce(sealed)
+
+
+@pytest.mark.parametrize("accompanied", [False, True])
+async def test_only_the_last_nodes_leave_is_nobodys_news(caplog: pytest.LogCaptureFixture, accompanied: bool) -> None:
+    me, book = Node(), DeafRegistry(MODEL)
+    if accompanied:
+        await book.hear([Node().record(4002).sealed])
+    state = NodeState.ONLINE
+
+    def draft(generation: int, expires: int) -> NodeRecord:
+        made = me.record(4001, generation=generation, expires=expires, state=state)
+        return made.record
+
+    membership = Membership(me, draft, book, book)
+    said = []
+    for state in (NodeState.ONLINE, NodeState.DRAINING, NodeState.PAUSED):  # noqa: B007  # `draft` reads it
+        caplog.clear()
+        await membership.announce()
+        said.append(bool(caplog.records))
+    assert said == [True, accompanied, accompanied]
+    state = NodeState.GONE
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        await membership.leave()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING if accompanied else logging.INFO]

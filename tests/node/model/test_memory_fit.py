@@ -1,0 +1,92 @@
+"""How many blocks fit: never more than there is room for, never fewer than would fit; and real models' sizes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.node.conftest import FAMILIES, tiny_model
+
+from treeswarm.errors import BadRequest
+from treeswarm.model_files import resolve_model
+from treeswarm.protocol.spans import Span
+from treeswarm_node.kv_cache.kv_store import KVStore
+from treeswarm_node.model.loader import load_span
+from treeswarm_node.model.memory_fit import USABLE, Footprint, blocks_that_fit, footprint_of, free_memory
+from treeswarm_node.model.span_model import SpanModel
+
+sizes = st.integers(1, 10**10)
+footprints = st.builds(Footprint, sizes, st.integers(0, 10**10), st.integers(1, 10**6), st.integers(1, 10**6))
+
+
+def needed(count: int, footprint: Footprint, kv_tokens: int, forward_rows: int) -> int:
+    """Bytes, spelled out."""
+    blocks = count * (footprint.block + footprint.kv_row * kv_tokens)
+    return blocks + footprint.ends + footprint.forward_row * forward_rows
+
+
+@given(st.integers(0, 10**13), footprints, st.integers(1, 10**5), st.integers(1, 4096), st.integers(1, 200))
+def test_what_fits_fits_and_one_more_would_not(
+    room: int, footprint: Footprint, kv_tokens: int, forward_rows: int, blocks: int
+) -> None:
+    usable = room * USABLE
+    slack = 1e-6 * room + 1  # floats
+    try:
+        fit = blocks_that_fit(room, footprint, kv_tokens=kv_tokens, forward_rows=forward_rows, blocks=blocks)
+    except BadRequest as error:
+        assert "--kv-tokens" in str(error)
+        assert needed(1, footprint, kv_tokens, forward_rows) > usable - slack
+        return
+    assert 1 <= fit <= blocks
+    assert needed(fit, footprint, kv_tokens, forward_rows) <= usable + slack
+    assert fit == blocks or needed(fit + 1, footprint, kv_tokens, forward_rows) > usable - slack
+
+
+@given(st.integers(0, 10**12), st.integers(0, 10**12), footprints)
+def test_more_room_never_means_fewer_blocks(one: int, other: int, footprint: Footprint) -> None:
+    def fit(room: int) -> int:
+        try:
+            return blocks_that_fit(room, footprint, kv_tokens=1000, forward_rows=100, blocks=80)
+        except BadRequest:
+            return 0
+
+    assert fit(min(one, other)) <= fit(max(one, other))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_demo_models_footprint_is_that_of_its_tensors(dtype: torch.dtype) -> None:
+    check_footprint(resolve_model("demo"), dtype, blocks=8)
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "phi3", "gemma2"])
+def test_a_familys_footprint_is_that_of_its_tensors(family: str, tmp_path: Path) -> None:
+    assert family in FAMILIES
+    tiny_model(family).save_pretrained(tmp_path)
+    check_footprint(tmp_path, torch.float32, blocks=4)
+
+
+def check_footprint(folder: Path, dtype: torch.dtype, *, blocks: int) -> None:
+    """Against what a node that loads it really holds."""
+    footprint = footprint_of(folder, dtype)
+    middle = [held(folder, Span(i, i + 1), dtype) for i in range(1, blocks - 1)]
+    assert footprint.block >= max(size for size, _ in middle)
+    assert footprint.block == pytest.approx(max(size for size, _ in middle), rel=0.02)
+    head, _ = held(folder, Span(0, 1), dtype)
+    tail, _ = held(folder, Span(blocks - 1, blocks), dtype)
+    # Whoever hosts an end has room for both; tied embeddings are one tensor on both ends.
+    assert max(head, tail) - footprint.block <= footprint.ends * 1.02
+    assert footprint.kv_row == middle[0][1]
+
+
+def held(folder: Path, span: Span, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of weights, and of one KV row in one block."""
+    loaded = load_span(folder, span, dtype, torch.device("cpu"))
+    weights = {p.data_ptr(): p.nbytes for p in loaded.skeleton.parameters() if p.device.type != "meta"}
+    store: KVStore = SpanModel(loaded, 128).store
+    rows = store.keys.shape[2]
+    return sum(weights.values()), (store.keys.nbytes + store.values.nbytes) // (rows * len(span))
+
+
+def test_there_is_memory_here() -> None:
+    assert 2**20 < free_memory(torch.device("cpu")) < 2**50

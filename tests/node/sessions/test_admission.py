@@ -1,0 +1,97 @@
+"""Who may open a session: each limit refuses what is past it, says so under the right code, and nothing before it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from treeswarm import PROTOCOL_VERSION
+from treeswarm.errors import Refused
+from treeswarm.protocol.messages import MAX_CROWN, NextHop, NumericsClass, Open, Resumption
+from treeswarm.protocol.prefix import Prefix
+from treeswarm.protocol.records import NodeState
+from treeswarm.protocol.spans import Span
+from treeswarm_node.config import Limits
+from treeswarm_node.sessions.admission import Served, check_open, host_of
+
+NUMERICS = NumericsClass("ab" * 32, "float32")
+SERVED = Served(Span(2, 5), 8, 100, 16, 512, "cd" * 32, NUMERICS, "test", 64)
+HOP = NextHop("127.0.0.1:9", b"t" * 16)
+FITTING = Open(PROTOCOL_VERSION, b"s" * 16, 0, Span(2, 5), NUMERICS, 512, MAX_CROWN, b"t" * 16, HOP)
+LIMITS = Limits(sessions=4, sessions_per_host=2)
+
+
+def check(
+    wanted: Open = FITTING, served: Served = SERVED, state: NodeState = NodeState.ONLINE, guests: tuple[str, ...] = ()
+) -> None:
+    check_open(wanted, served, LIMITS, state, "10.0.0.1", guests)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        FITTING,
+        replace(FITTING, span=Span(3, 4)),
+        replace(FITTING, resumption=Resumption(512, 9)),
+        replace(FITTING, trunk_room=1, crown_room=1),
+        replace(FITTING, prefix=Prefix(b"s" * 16, (b"d" * 16,) * 7)),
+    ],
+    ids=["all of it", "part of the span", "a resumption", "little", "a prefix"],
+)
+def test_what_fits_is_granted(wanted: Open) -> None:
+    check(wanted)
+    check(wanted, guests=("10.0.0.1", "10.0.0.2", "10.0.0.2"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"version": PROTOCOL_VERSION + 1}, "wrong-version", "install the same release"),
+        ({"numerics": replace(NUMERICS, dtype="bfloat16")}, "mismatch", "in float32"),
+        ({"numerics": replace(NUMERICS, weights="ef" * 32)}, "mismatch", "weights abab"),
+        ({"span": Span(1, 5)}, "mismatch", "serves blocks 2:5, not 1:5"),
+        ({"span": Span(2, 6)}, "mismatch", "serves blocks 2:5"),
+        ({"next_hop": None}, "mismatch", "no next hop"),
+        ({"trunk_room": 513}, "out-of-room", "context is 512"),
+        ({"crown_room": MAX_CROWN + 1}, "out-of-room", "a crown has at most"),
+        ({"prefix": Prefix(b"s" * 16, (b"d" * 16,) * 8)}, "out-of-room", "begin with more tokens than it has room"),
+        ({"resumption": Resumption(513, 9)}, "out-of-room", "more tokens than it has room for"),
+    ],
+    ids=str,
+)
+def test_what_does_not_is_refused(changes: dict[str, Any], code: str, words: str) -> None:
+    with pytest.raises(Refused, match=words) as refused:
+        check(replace(FITTING, **changes))
+    assert refused.value.code == code
+
+
+def test_the_last_blocks_node_alone_has_no_next_hop() -> None:
+    tail = replace(SERVED, span=Span(5, 8))
+    check(replace(FITTING, span=Span(5, 8), next_hop=None), tail)
+    check(replace(FITTING, span=Span(5, 7)), tail)
+    with pytest.raises(Refused, match="no next hop"):
+        check(replace(FITTING, span=Span(5, 8)), tail)
+
+
+@pytest.mark.parametrize("state", [state for state in NodeState if state is not NodeState.ONLINE])
+def test_a_node_that_is_not_online_opens_nothing(state: NodeState) -> None:
+    with pytest.raises(Refused, match=f"this node is {state}") as refused:
+        check(state=state)
+    assert refused.value.code == "draining"
+
+
+def test_one_address_takes_its_share_and_all_together_what_there_is() -> None:
+    with pytest.raises(Refused, match=r"10\.0\.0\.1 has 2 sessions open here") as refused:
+        check(guests=("10.0.0.1", "10.0.0.1"))
+    assert refused.value.code == "full"
+    check(guests=("10.0.0.2", "10.0.0.2", "10.0.0.1"))
+    with pytest.raises(Refused, match="4 sessions are open") as refused:
+        check(guests=("10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"))
+    assert refused.value.code == "full"
+
+
+@pytest.mark.parametrize(
+    ("peer", "host"), [("10.0.0.1:80", "10.0.0.1"), ("[::1]:80", "[::1]"), ("memory", "memory"), ("", "")]
+)
+def test_guests_are_counted_by_host(peer: str, host: str) -> None:
+    assert host_of(peer) == host

@@ -1,0 +1,36 @@
+"""A swarm-node that knows others without a registry: `python -m tests.support.port_node PEERS ARGUMENT…`.
+
+PEERS are addresses by commas, or -; the arguments are swarm-node's.  Prints a line for every place that it settles on,
+until standard input ends.
+"""
+
+import asyncio
+import json
+import sys
+from unittest.mock import patch
+
+from treeswarm_node.cli.arguments import read_config
+from treeswarm_node.lifecycle import Lifecycle
+from treeswarm_node.reachability.reachability import Place
+from treeswarm_node.serve import serving
+
+settle = Lifecycle.settle
+
+
+async def run(peers: list[str], arguments: list[str]) -> None:
+    config, _ = read_config(arguments)
+
+    async def others(_: Lifecycle) -> list[str]:
+        return peers
+
+    async def settle_and_say(life: Lifecycle, place: Place) -> None:
+        await settle(life, place)
+        print(json.dumps({"address": f"{place.address}#{life.identity.pin}", "how": place.how}), flush=True)
+
+    with patch.object(Lifecycle, "landlords", others), patch.object(Lifecycle, "settle", settle_and_say):
+        async with serving(config):
+            await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(run([] if sys.argv[1] == "-" else sys.argv[1].split(","), sys.argv[2:]))

@@ -1,0 +1,49 @@
+"""A session's text and tree, kept by hand beside what is tested."""
+
+from typing import Any
+
+import numpy as np
+from tests.node.conftest import append_of
+
+
+class Text:
+    """One session's text and tree, kept by hand: ids are positions in `tokens` plus one."""
+
+    def __init__(self, prompt: list[int], random: np.random.Generator, vocab: int) -> None:
+        self.trunk = list(range(1, len(prompt) + 1))
+        self.tokens = dict(zip(self.trunk, prompt, strict=True))
+        self.parents: dict[int, int] = {i: i - 1 for i in self.trunk}
+        self.random, self.vocab, self.next_id, self.seq = random, vocab, len(prompt) + 1, 0
+
+    def prefill(self, chunk: int) -> list[Any]:
+        """The prompt's appends in chunks."""
+        appends = []
+        for start in range(0, len(self.trunk), chunk):
+            ids = self.trunk[start : start + chunk]
+            tokens = [self.tokens[i] for i in ids]
+            appends.append(append_of(self._count(), ids[0], [i - 1 for i in ids], tokens, prefill=True))
+        return appends
+
+    def tree(self, size: int, commit: list[int]) -> tuple[Any, list[int]]:
+        """A random tree below the new tip."""
+        self.trunk += commit
+        ids = list(range(self.next_id, self.next_id + size))
+        for i in ids:
+            self.parents[i] = int(self.random.choice([(self.trunk or [0])[-1], *range(self.next_id, i)]))
+            self.tokens[i] = int(self.random.integers(self.vocab))
+        self.next_id += size
+        made = append_of(
+            self._count(), ids[0], [self.parents[i] for i in ids], [self.tokens[i] for i in ids], commit=commit
+        )
+        return made, ids
+
+    def path(self, node: int) -> list[int]:
+        line = []
+        while node:
+            line.append(node)
+            node = self.parents[node]
+        return line[::-1]
+
+    def _count(self) -> int:
+        self.seq += 1
+        return self.seq - 1

@@ -1,0 +1,343 @@
+"""A toy swarm: real nodes, sessions, chains and clients; a model that is a hash; a network of one's choosing."""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from treeswarm.errors import MissingBlocks, SwarmError
+from treeswarm.protocol.messages import HopTiming, NumericsClass
+from treeswarm.protocol.records import NodeState
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.protocol.spans import Span
+from treeswarm.session.session import incoming_rows
+from treeswarm.session.walk import Walk
+from treeswarm.transport.memory import MemoryNetwork
+from treeswarm_client.chain.chain import Chain, open_chain
+from treeswarm_client.chain.repair import Room
+from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt
+from treeswarm_client.discovery.route import Hop, Target
+from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
+from treeswarm_client.generation.append_builder import ClientSession
+from treeswarm_client.generation.loop import Generation, Limits
+from treeswarm_client.planner.pace import ChainHop, FixedPace, Round, joined, prefix
+from treeswarm_node.attention.metadata import Segment
+from treeswarm_node.config import Limits as NodeLimits
+from treeswarm_node.engine.engine import Engine
+from treeswarm_node.engine.loaded_stage import Stage
+from treeswarm_node.engine.model_runner import Computed
+from treeswarm_node.kv_cache.kv_store import KVShape, KVStore, SessionKV
+from treeswarm_node.kv_cache.page_pool import PAGE
+from treeswarm_node.sessions.admission import Served
+from treeswarm_node.sessions.server import Node
+
+VOCAB, STATE = 5, 16
+NUMERICS = NumericsClass("toy", "float32")
+BLOCKS = 4
+# Unequal on purpose.
+SPANS = [Span(0, 1), Span(1, 3), Span(3, 4)]
+
+
+def mix(stage: int, context: Sequence[int], incoming: bytes) -> bytes:
+    """A stage's activations of one row: any change of context or input changes all of it."""
+    return hashlib.blake2b(bytes([stage, *context]) + incoming, digest_size=STATE).digest()
+
+
+def toy_token(context: Sequence[int]) -> int:
+    """What the whole model says after `context`."""
+    state = b""
+    for block in range(BLOCKS):
+        state = mix(block, context, state)
+    return state[0] % VOCAB
+
+
+def plain_text(prompt: Sequence[int], count: int) -> list[int]:
+    text = list(prompt)
+    for _ in range(count):
+        text.append(toy_token(text))
+    return text[len(prompt) :]
+
+
+@dataclass
+class ToyDevice:
+    """Keeps tokens where a KV cache keeps rows, and hashes what each row sees."""
+
+    blocks: int = 4
+
+    def run(self, segments: Sequence[Segment]) -> list[Computed]:
+        return [self._step(segment) for segment in segments]
+
+    def _step(self, segment: Segment) -> Computed:
+        step, kv = segment.step, segment.kv
+        kv.commit(step)
+        assert not any(kv.store.pool.owners(row // PAGE) > 1 for row in kv.rows_of(step).tolist())
+        kv.store.keys[0, 0, torch.from_numpy(kv.rows_of(step)), 0] = torch.from_numpy(step.tokens).float()
+        trunk = self._read(kv, kv.trunk_rows(np.arange(step.trunk_length)))
+        if step.append.prefill:
+            contexts = [[*trunk, *step.tokens[: i + 1].tolist()] for i in range(step.rows)]
+        else:
+            # Slots fill from the lowest, so within one tree a parent's slot is below its child's.
+            seen = [self._read(kv, kv.crown_rows(np.flatnonzero(step.visible[i]))) for i in range(step.rows)]
+            contexts = [[*trunk, *above] for above in seen]
+            assert [len(c) - 1 for c in contexts] == step.positions.tolist()
+        sent = [step.append.hidden[i * STATE : (i + 1) * STATE] for i in incoming_rows(step)]
+        states = [sent[i] if segment.span.start else b"" for i in range(len(contexts))]
+        for block in range(segment.span.start, segment.span.end):
+            states = [mix(block, context, state) for context, state in zip(contexts, states, strict=True)]
+        if segment.span.end < self.blocks:
+            return Computed(hidden=b"".join(states))
+        tokens = np.array([states[i][0] % VOCAB for i in step.answered], np.int64)
+        best = (tokens[:, None] + np.arange(step.alternatives)) % VOCAB
+        return Computed(tokens=tokens, logprobs=np.zeros(len(tokens), np.float32), alternatives=best)
+
+    def _read(self, kv: SessionKV, rows: NDArray[np.int64]) -> list[int]:
+        return [int(token) for token in kv.store.keys[0, 0, torch.from_numpy(rows), 0].tolist()]
+
+
+@dataclass
+class GuessingDrafter:
+    """Knows the toy model and says the truth with some luck, beside lies; a seeded one for each test."""
+
+    seed: int
+    luck: float = 0.7
+    name: str = "guessing"
+    alternatives: int = 2
+
+    def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
+        self._text, self._random = list(prompt), np.random.default_rng(self.seed)
+
+    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+        parents: list[int] = []
+        tokens: list[int] = []
+        depths = {-1: 0}
+        paths = {-1: list(self._text)}
+        while len(tokens) < size:
+            parent = (
+                int(self._random.integers(-1, len(tokens))) if self._random.random() > self.luck else len(tokens) - 1
+            )
+            truth = toy_token(paths[parent])
+            token = truth if self._random.random() < self.luck else int(self._random.integers(VOCAB))
+            taken = any(p == parent and t == token for p, t in zip(parents, tokens, strict=True))
+            if taken or depths[parent] >= depth:
+                size -= 1
+                continue
+            node = len(tokens)
+            parents.append(parent)
+            tokens.append(token)
+            depths[node], paths[node] = depths[parent] + 1, [*paths[parent], token]
+        scores = -np.arange(len(tokens), dtype=np.float32)
+        return DraftTree(np.array(parents, np.int64), np.array(tokens, np.int64), scores)
+
+    def observe(self, verdict: Verdict) -> None:
+        answered = verdict.answers != UNANSWERED
+        assert verdict.alternatives.shape == (len(verdict.tree) + 1, self.alternatives)
+        assert (verdict.alternatives[answered, 0] == verdict.answers[answered]).all()
+        self._text += [*(int(verdict.tree.tokens[i]) for i in verdict.accepted), verdict.bonus]
+
+
+@dataclass
+class HastyPace:
+    """Ships a few nodes at once and the others after them, in two further appends."""
+
+    size: int
+
+    def begin(self, hops: Sequence[ChainHop]) -> None:
+        assert hops
+
+    def prefilled(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, whole: bool) -> None:
+        assert timings
+
+    def wanted(self) -> int:
+        return (self.size + 1) // 2
+
+    def patience(self) -> Enough:
+        return in_no_hurry
+
+    def choose(self, tree: DraftTree) -> DraftTree:
+        return prefix(tree, len(tree) - 1)
+
+    def ahead(self) -> int:
+        return 4 * self.size
+
+    def further(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
+        return joined(shipped, wider, min(self.size, len(shipped) + 1 + self.size // 4))
+
+    def learn(self, flown: Round) -> None:
+        assert flown.first <= len(flown.draft) <= self.size
+        assert len(flown.found.accepted) <= flown.answered <= len(flown.draft)
+
+
+@dataclass
+class ToyPilot:
+    """Knows all nodes of the swarm; takes the first that fit, and keeps away from those that failed."""
+
+    swarm: "ToySwarm"
+    banned: dict[str, float] = field(default_factory=dict)
+    forgetful: bool = False
+    """A planted mistake: bans nobody."""
+
+    def route(
+        self, wanted: Span, *, before: str | None, after: str | None, room: int, avoid: Collection[str]
+    ) -> list[Hop]:
+        now = asyncio.get_running_loop().time()
+        usable = [
+            (address, span)
+            for address, span in self.swarm.spans.items()
+            if address not in avoid and self.banned.get(address, 0.0) <= now
+        ]
+        hops: list[Hop] = []
+        reached = wanted.start
+        while reached < wanted.end:
+            best = max(((s.end, a) for a, s in usable if s.start <= reached < s.end), default=None)
+            if best is None:
+                raise MissingBlocks(f"nobody serves block {reached}")
+            hops.append(Hop(best[1], best[1], Span(reached, min(best[0], wanted.end))))
+            reached = hops[-1].span.end
+        return hops
+
+    def without(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
+        return ()
+
+    def failed(self, node: str, error: SwarmError) -> None:
+        if not self.forgetful:
+            self.banned[node] = asyncio.get_running_loop().time() + 15.0
+
+    def answered(self, node: str, round_trip_s: float) -> None:
+        pass
+
+    async def changed(self, timeout_s: float) -> None:
+        await asyncio.sleep(min(timeout_s, 1.0))
+
+
+@dataclass
+class ToySwarm:
+    """Nodes on a memory network."""
+
+    network: MemoryNetwork
+    limits: NodeLimits
+    nodes: dict[str, Node] = field(default_factory=dict)
+    spans: dict[str, Span] = field(default_factory=dict)
+    devices: dict[str, ToyDevice] = field(default_factory=dict)
+    kept: list[int] = field(default_factory=list)
+    """What the last generation committed, also when it failed."""
+    chain: Chain | None = None
+    _stops: dict[str, contextlib.AsyncExitStack] = field(default_factory=dict)
+
+    async def start(self, span: Span) -> str:
+        """One more node; its address."""
+        stop = contextlib.AsyncExitStack()
+        store = KVStore(1, KVShape(1, 1, 1), 4096, torch.float32, torch.device("cpu"))
+        device = ToyDevice()
+        engine = Engine(device, self.limits.budget)
+        served = Served(span, BLOCKS, VOCAB, 4, 2048, "toy", NUMERICS, "toy", STATE)
+        transport = self.network.transport()
+        node = Node(transport, self.limits, stage=Stage(served, engine, store, 1.0), state=NodeState.ONLINE)
+        listener = await transport.listen("127.0.0.1:0", node.accept)
+        running = [asyncio.create_task(engine.run()), asyncio.create_task(node.sweep())]
+
+        async def end() -> None:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+        stop.push_async_callback(end)
+        stop.push_async_callback(listener.close)
+        stop.push_async_callback(node.close)
+        address = listener.address
+        self.nodes[address], self.spans[address], self.devices[address] = node, span, device
+        self._stops[address] = stop
+        return address
+
+    async def stop(self, address: str) -> None:
+        """Politely."""
+        self.spans.pop(address, None)
+        await self._stops.pop(address).aclose()
+        self.nodes.pop(address)
+
+    async def stop_drained(self, address: str) -> None:
+        """The program ends after its drain."""
+        await self._stops.pop(address).aclose()
+        self.nodes.pop(address)
+
+    async def kill(self, address: str) -> None:
+        """As if its machine lost power: its streams break, it says nothing, and nobody else may notice for a while."""
+        self.spans.pop(address)
+        self.network.cut_off(address)
+        node = self.nodes.pop(address)
+        for hosted in list(node.sessions.values()):
+            await hosted.free()
+        await self._stops.pop(address).aclose()
+
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        count: int,
+        *,
+        tree_size: int = 6,
+        seed: int = 0,
+        segment_rows: int = 4,
+        patience_s: float = 0.0,
+        forgetful: bool = False,
+        shared: PrefixScope = "none",
+        secret: bytes = b"s" * 16,
+    ) -> list[int]:
+        """One generation; what was committed before an error is in `self.kept`."""
+        kept: list[int] = []
+        self.kept = kept
+        target = Target(NUMERICS, BLOCKS, VOCAB, 4, 2048)
+        room = Room(len(prompt) + count, tree_size + 1)
+        pilot = ToyPilot(self, forgetful=forgetful)
+        drafter = GuessingDrafter(seed)
+        async with open_chain(
+            self.network.transport(),
+            pilot,
+            target,
+            room,
+            patience_s=patience_s,
+            shared=SharedPrompt(prompt, shared, secret),
+            alternatives=drafter.alternatives,
+        ) as chain:
+            self.chain = chain
+            session = ClientSession(SamplingSettings(), segment_rows, chain.epoch, chain.prefix_rows)
+            limits = Limits(count, frozenset())
+            pace = HastyPace(tree_size) if tree_size else FixedPace(0)
+            generation = Generation(chain, drafter, session, limits, pace)
+            async for news in generation.rounds(prompt, SamplingSettings()):
+                kept += news.tokens
+        return kept
+
+    def check_idle(self) -> None:
+        """Nothing is left of any session."""
+        for node in self.nodes.values():
+            assert not node.sessions
+            assert node.stage is not None
+            node.stage.store.check()
+            assert node.stage.store.free_tokens == 4096
+            kept = node.stage.store.prefixes
+            assert kept.idle_pages == len(kept.pages)
+            kept.clear()
+            assert node.stage.store.pool.available * PAGE == 4096
+            assert node.journals.taken == 0
+
+
+@contextlib.asynccontextmanager
+async def toy_swarm(
+    network: MemoryNetwork, limits: NodeLimits | None = None, spans: Sequence[Span] = SPANS
+) -> AsyncIterator[ToySwarm]:
+    """Start the nodes; stop them on leaving."""
+    swarm = ToySwarm(network, limits or NodeLimits())
+    for span in spans:
+        await swarm.start(span)
+    try:
+        yield swarm
+    finally:
+        for address in list(swarm.nodes):
+            await swarm.stop(address)
+
+
+__all__ = ["GuessingDrafter", "ToySwarm", "Walk", "plain_text", "toy_swarm"]

@@ -1,0 +1,122 @@
+"""Signed records: what goes in comes out, nothing else does, and the newest wins whatever comes in whatever order."""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.registry_media import MODEL, Node
+
+from treeswarm.errors import BadRequest, Malformed
+from treeswarm.protocol.messages import MAX_RECORD_BYTES
+from treeswarm.protocol.records import NodeRecord, NodeState, SealedRecord
+from treeswarm.protocol.spans import Span
+from treeswarm.registry.book import RecordBook
+from treeswarm.wire.sealing import Forged, seal, unseal
+
+NODES = [Node() for _ in range(4)]
+floats = st.floats(0.0625, 1, width=32)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> tuple[Node, NodeRecord]:
+    node = draw(st.sampled_from(NODES))
+    start = draw(st.integers(0, 100))
+    changes = {
+        "generation": draw(st.integers(0, 2**63)),
+        "expires": draw(st.integers(0, 2**40)),
+        "state": draw(st.sampled_from(NodeState)),
+        "address": f"host-{draw(st.integers(0, 9))}.example:{draw(st.integers(0, 65535))}",
+        "pin": draw(st.sampled_from(["", "0f" * 16])),
+        "reachable": draw(st.booleans()),
+        "name": draw(st.text(max_size=20)),
+        "span": Span(start, start + draw(st.integers(1, 20))),
+        "blocks": 200,
+        "free_tokens": draw(st.integers(0, 2**32 - 1)),
+        "coordinate": tuple(draw(st.lists(floats, max_size=6))),
+    }
+    return node, replace(node.record().record, **changes)
+
+
+@given(records())
+def test_what_is_sealed_comes_out_again(made: tuple[Node, NodeRecord]) -> None:
+    node, record = made
+    sealed = seal(record, node)
+    assert len(sealed.sealed) <= MAX_RECORD_BYTES
+    assert unseal(sealed.sealed) == sealed
+    assert unseal(sealed.sealed).record.node == node.id
+
+
+@given(st.integers(0), st.integers(1, 255))
+def test_a_flipped_byte_never_passes(position: int, flip: int) -> None:
+    sealed = bytearray(NODES[0].record().sealed)
+    sealed[position % len(sealed)] ^= flip
+    with pytest.raises(Malformed):
+        unseal(bytes(sealed))
+
+
+@given(st.binary(max_size=2 * MAX_RECORD_BYTES))
+def test_strangers_bytes_are_malformed_and_nothing_else(data: bytes) -> None:
+    with pytest.raises(Malformed):
+        unseal(data)
+
+
+def test_nobody_signs_for_another() -> None:
+    a, b = NODES[:2]
+    record, signature = a.record(), b.record().sealed[-64:]
+    with pytest.raises(Forged):
+        unseal(record.sealed[:-64] + signature)
+
+
+def test_a_record_too_large_is_not_made() -> None:
+    with pytest.raises(BadRequest, match="use a shorter address or model name"):
+        NODES[0].record(name="x" * 600)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[SealedRecord]:
+    """Some records of some nodes, any of them several times, in any order."""
+    made = [
+        node.record(state=draw(st.sampled_from(NodeState))) for node in NODES for _ in range(draw(st.integers(0, 4)))
+    ]
+    repeated = made + draw(st.lists(st.sampled_from(made), max_size=10)) if made else []
+    random.Random(draw(st.integers(0, 2**32))).shuffle(repeated)
+    return repeated
+
+
+@given(histories())
+@settings(max_examples=60)
+def test_the_book_holds_the_newest_of_each_node_whatever_the_order(history: list[SealedRecord]) -> None:
+    book = RecordBook(MODEL)
+    for sealed in history:
+        book.take(sealed.sealed)
+    newest: dict[str, SealedRecord] = {}
+    for sealed in sorted(history, key=lambda sealed: sealed.record.generation):
+        newest[sealed.record.node] = sealed
+    assert book.alive() == tuple(
+        sealed for _, sealed in sorted(newest.items()) if sealed.record.state is not NodeState.GONE
+    )
+    assert all(book.of(node) == sealed for node, sealed in newest.items())
+    assert set(book.rejected) <= {"stale"}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"free_tokens": 2**63},
+        {"total_tokens": 2**63},
+        {"rate": 1e30},
+        {"hop_s": 1e30},
+        {"coordinate": (1e30, 0.0, 0.1, 0.5)},
+        {"coordinate": (0.0, 0.0, -1.0, 0.5)},
+        {"coordinate": (0.0, 0.0, 0.1, -0.5)},
+        {"coordinate": (0.0, 0.0, 0.1, 0.0)},
+    ],
+)
+def test_a_number_that_no_machine_has_is_malformed(lie: dict[str, Any]) -> None:
+    """One such record would break every client's arithmetic: integers past 64 bits, predictions below zero."""
+    node = NODES[0]
+    with pytest.raises(Malformed):
+        unseal(seal(replace(node.record().record, **lie), node).sealed)

@@ -1,0 +1,104 @@
+"""A node's port under fire: hostile messages through gRPC and below it.  The node lives, and its room comes back."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from itertools import islice
+
+import pytest
+import torch
+from tests.support.toy_swarm import STATE, VOCAB, ToyDevice
+
+from treeswarm.errors import Malformed
+from treeswarm.keys import Identity
+from treeswarm.protocol.messages import Description, NumericsClass
+from treeswarm.protocol.records import NodeState
+from treeswarm.protocol.spans import Span
+from treeswarm.transport.grpc import GrpcTransport
+from treeswarm.transport.seam import StreamKind
+from treeswarm.transport.tls import Security
+from treeswarm.wire.codec import decode_control_up, decode_link_up
+from treeswarm_bench.benchmarks.fuzz import assault, knock
+from treeswarm_bench.benchmarks.hostile import hostile_messages, hostile_openings
+from treeswarm_client.discovery.describe import describe
+from treeswarm_node.config import Limits
+from treeswarm_node.engine.engine import Engine
+from treeswarm_node.engine.loaded_stage import Stage
+from treeswarm_node.kv_cache.kv_store import KVShape, KVStore
+from treeswarm_node.sessions.admission import Served
+from treeswarm_node.sessions.server import Node
+
+MESSAGES = 300
+DESCRIBED = Description(
+    1, "test", Span(1, 3), 4, VOCAB, 4, 2048, "toy", NumericsClass("toy", "float32"), "toy", 0, 0, 0, 0
+)
+
+
+@contextlib.asynccontextmanager
+async def toy_node(span: Span) -> AsyncIterator[tuple[str, Node, GrpcTransport]]:
+    """A whole node but for its model, behind real gRPC with TLS."""
+    store = KVStore(1, KVShape(1, 1, 1), 4096, torch.float32, torch.device("cpu"))
+    engine = Engine(ToyDevice(), Limits().budget)
+    served = Served(span, 4, VOCAB, 4, 2048, "toy", NumericsClass("toy", "float32"), "toy", STATE)
+    transport = GrpcTransport(security=Security(Identity.ephemeral()))
+    stage = Stage(served, engine, store, 1.0)
+    node = Node(transport, Limits(lease_s=0.2), stage=stage, state=NodeState.ONLINE)
+    listener = await transport.listen("127.0.0.1:0", node.accept)
+    running = [asyncio.create_task(engine.run()), asyncio.create_task(node.sweep())]
+    try:
+        yield listener.address, node, transport
+    finally:
+        await node.close()
+        await listener.close()
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await transport.close()
+
+
+@pytest.mark.parametrize("span", [Span(0, 2), Span(1, 3), Span(3, 4)], ids=["head", "middle", "tail"])
+async def test_a_node_outlives_hostile_messages(span: Span) -> None:
+    bugs: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))
+    async with toy_node(span) as (address, node, transport):
+        asking = GrpcTransport(security=Security())
+        described = await describe(asking, address)
+        toll = await assault(address, Security(), described, messages=MESSAGES, seed=span.start)
+        assert toll.sent.total() == MESSAGES
+        assert toll.unanswered == 0
+        assert toll.refused["malformed"] > 0
+        assert transport.refused["malformed"] > 0
+        async with asyncio.timeout(20):
+            while (await describe(asking, address)).trunk_free != described.trunk_free:
+                await asyncio.sleep(0.1)
+        assert node.sessions == {}
+        await asking.close()
+    assert bugs == []
+
+
+async def test_a_node_outlives_what_is_no_grpc(capfd: pytest.CaptureFixture[str]) -> None:
+    async with toy_node(Span(0, 2)) as (address, _, _):
+        await knock(address, times=40)
+        asking = GrpcTransport(security=Security())
+        assert (await describe(asking, address)).span == Span(0, 2)
+        await asking.close()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_hostile_messages_are_the_same_for_the_same_seed_and_malformed_or_valid() -> None:
+    first = list(islice(hostile_messages(5, DESCRIBED), 2000))
+    assert first == list(islice(hostile_messages(5, DESCRIBED), 2000))
+    assert first != list(islice(hostile_messages(6, DESCRIBED), 2000))
+    assert len({hostile.what for hostile in first}) == 9
+    fates: dict[bool, int] = {True: 0, False: 0}
+    for hostile in first:
+        try:
+            (decode_control_up if hostile.kind is StreamKind.CONTROL else decode_link_up)(hostile.data)
+            fates[True] += 1
+        except Malformed:
+            fates[False] += 1
+    assert min(fates.values()) > 400
+
+
+def test_hostile_openings_are_the_same_for_the_same_seed() -> None:
+    assert list(islice(hostile_openings(1, "/x"), 50)) == list(islice(hostile_openings(1, "/x"), 50))

@@ -1,0 +1,296 @@
+"""The codec: what goes out comes back; what is hostile is Malformed and nothing else."""
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from treeswarm.errors import Malformed
+from treeswarm.protocol import messages as m
+from treeswarm.protocol.prefix import MAX_PREFIX_UNITS, PREFIX_TOKENS, Prefix
+from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.protocol.spans import Span
+from treeswarm.wire import treeswarm_pb2 as pb
+from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_down, decode_link_up, encode
+
+u32 = st.integers(0, 2**32 - 1)
+u64 = st.integers(0, 2**64 - 1)
+ids16 = st.binary(min_size=16, max_size=16)
+short = st.text(max_size=40)
+spans = st.tuples(st.integers(0, 100), st.integers(1, 100)).map(lambda pair: Span(pair[0], pair[0] + pair[1]))
+numerics = st.builds(m.NumericsClass, short, st.sampled_from(["float32", "bfloat16", "float16"]), st.text(max_size=16))
+timings = st.lists(st.builds(m.HopTiming, u32, u32, u32, u32), max_size=4).map(tuple)
+choices = st.builds(
+    SamplingSettings, st.floats(0, 100), st.integers(0, 2**31 - 1), st.floats(0.01, 1.0), u64, st.integers(0, 2**32 - 1)
+)
+
+
+def arrays(count: int) -> st.SearchStrategy[Any]:
+    return st.lists(u32, min_size=count, max_size=count).map(lambda values: np.array(values, np.uint32))
+
+
+@st.composite
+def appends(draw: st.DrawFn) -> m.Append:
+    rows = draw(st.integers(0, 20))
+    skipped = draw(st.lists(st.booleans(), min_size=rows, max_size=rows))
+    return m.Append(
+        epoch=draw(u32),
+        seq=draw(u32),
+        commit=draw(arrays(draw(st.integers(0, 5)))),
+        first_id=draw(st.integers(0, 2**32 - 1 - rows)),
+        parents=draw(arrays(rows)),
+        tokens=draw(arrays(rows)),
+        prefill=draw(st.booleans()),
+        answers=draw(st.sampled_from(m.Answers)),
+        settings=draw(choices),
+        skipped=np.array(skipped, np.bool_),
+        hidden=(hidden := draw(st.binary(max_size=50))),
+        timings=draw(timings),
+        fresh=draw(st.booleans()),
+        prefix=draw(st.integers(0, m.MAX_TRUNK)),
+        planes=draw(st.sampled_from([0, 1, 2, 4])) if hidden else 0,
+    )
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> m.Answer:
+    rows = draw(st.integers(0, 20))
+    logprobs = np.array(draw(st.lists(st.floats(width=32), min_size=rows, max_size=rows)), np.float32)
+    width = draw(st.integers(0, m.MAX_ALTERNATIVES)) if rows else 0
+    best = draw(arrays(rows * width)).reshape(rows, width) if width else m.no_alternatives()
+    return m.Answer(
+        draw(ids16), draw(u32), draw(u32), draw(arrays(rows)), draw(arrays(rows)), logprobs, draw(timings), best
+    )
+
+
+hops = st.none() | st.builds(m.NextHop, short, ids16)
+rooms = st.integers(1, m.MAX_CROWN)
+prefixes = st.none() | st.builds(Prefix, ids16, st.lists(ids16, max_size=5).map(tuple))
+opens = st.builds(
+    m.Open,
+    u32,
+    ids16,
+    u32,
+    spans,
+    numerics,
+    st.integers(1, m.MAX_TRUNK),
+    rooms,
+    ids16,
+    hops,
+    prefix=prefixes,
+    alternatives=st.integers(0, m.MAX_ALTERNATIVES),
+)
+descriptions = st.builds(
+    m.Description,
+    version=u32,
+    software=short,
+    span=st.just(Span(2, 4)),
+    blocks=st.integers(4, 999),
+    vocab_size=st.integers(1, 2**31),
+    hidden_size=st.integers(1, 2**20),
+    max_positions=st.integers(1, 2**31),
+    config=short,
+    numerics=numerics,
+    attention=short,
+    trunk_free=u64,
+    frames=u64,
+    forwards=u64,
+    forward_sessions=u64,
+    prefix_hits=u64,
+    prefix_tokens=u64,
+    shared_pages=u64,
+    skipped_rows=u64,
+)
+profiles = st.dictionaries(
+    st.integers(1, m.MAX_ROWS), st.integers(1, m.MAX_PROFILE_US), max_size=m.MAX_PROFILE_POINTS
+).map(lambda points: tuple(sorted(points.items())))
+UP = st.one_of(
+    st.builds(m.Describe, u32),
+    opens,
+    st.builds(m.Hint, ids16, u32, u32),
+    st.builds(m.Ping, u64),
+    st.builds(m.Close, ids16),
+)
+DOWN = st.one_of(
+    descriptions,
+    st.builds(m.Opened, ids16, u32, u32, profiles, st.integers(0, m.MAX_TRUNK)),
+    answers(),
+    st.builds(m.Pong, u64),
+    st.builds(m.Fault, ids16, st.sampled_from(m.FaultCode), short, st.booleans()),
+)
+LINK = st.one_of(
+    st.builds(m.LinkHello, u32, ids16, u32, ids16, warm_up=st.binary(max_size=9), packs=st.booleans()), appends()
+)
+BACK = st.builds(m.LinkWelcome, st.booleans())
+DECODERS = (decode_control_up, decode_control_down, decode_link_up, decode_link_down)
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+    if is_dataclass(one):
+        return type(one) is type(other) and all(same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    return bool(one == other)
+
+
+@settings(max_examples=150, deadline=None)
+@given(up=UP, down=DOWN, link=LINK, back=BACK)
+def test_every_message_comes_back(up: m.Message, down: m.Message, link: m.Message, back: m.Message) -> None:
+    for message, decode in zip((up, down, link, back), DECODERS, strict=True):
+        assert same(message, decode(encode(message)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.binary(max_size=200),
+    message=st.one_of(UP, DOWN, LINK, BACK),
+    place=st.integers(0, 10_000),
+    byte=st.integers(0, 255),
+)
+def test_hostile_bytes_are_malformed_and_nothing_else(data: bytes, message: m.Message, place: int, byte: int) -> None:
+    valid = bytearray(encode(message))
+    if valid:
+        valid[place % len(valid)] = byte
+    for decode in DECODERS:
+        for tried in (data, bytes(valid), bytes(valid[: place % (len(valid) + 1)])):
+            try:
+                decode(tried)
+            except Malformed as error:
+                assert str(error)
+
+
+def link(**fields_of_append: Any) -> bytes:
+    plain = {"settings": pb.SamplingSettings(top_p=1.0), "first_id": 1}
+    return bytes(pb.LinkUp(append=pb.Append(**{**plain, **fields_of_append})).SerializeToString())
+
+
+ROWS4 = np.zeros(4, "<u4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        (link(tokens=ROWS4), "parents"),
+        (link(tokens=b"abc"), "tokens"),
+        (link(tokens=bytes(4 * 5000), parents=bytes(4 * 5000)), "4096"),
+        (link(tokens=bytes(4_000_000), parents=bytes(100)), "4096"),
+        (link(tokens=ROWS4, parents=ROWS4, first_id=2**32 - 2), "32 bits"),
+        (link(tokens=ROWS4, parents=ROWS4, skipped=b"\x00\x00"), "skipped"),
+        (link(answers=9), "answers"),
+        (link(planes=3, hidden=b"packed"), "planes: values of 3"),
+        (link(planes=2), "planes: nothing"),
+        (link(settings=pb.SamplingSettings(temperature=float("nan"), top_p=1)), "temperature"),
+        (link(settings=pb.SamplingSettings(top_p=0)), "top_p"),
+        (link(timings=[pb.HopTiming()] * 300), "timings"),
+        (pb.LinkUp(hello=pb.LinkHello(session=b"short")).SerializeToString(), "session"),
+        (b"", "without a message"),
+        (bytes(m.MAX_MESSAGE_BYTES + 1), "limit"),
+    ],
+    ids=range(15),
+)
+def test_what_is_out_of_bounds_is_named(data: bytes, field: str) -> None:
+    with pytest.raises(Malformed, match=field):
+        decode_link_up(data)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 18], ids=["too few", "uneven", "more uneven", "nine a row"])
+def test_alternatives_are_as_many_for_every_row(count: int) -> None:
+    answer = pb.Answer(session=bytes(16), ids=ROWS4[:8], tokens=ROWS4[:8], logprobs=ROWS4[:8])
+    answer.alternatives = bytes(4 * count)
+    with pytest.raises(Malformed, match="alternatives"):
+        decode_control_down(pb.ControlDown(answer=answer).SerializeToString())
+
+
+def test_alternatives_without_rows_are_malformed() -> None:
+    answer = pb.Answer(session=bytes(16), alternatives=ROWS4)
+    with pytest.raises(Malformed, match="alternatives"):
+        decode_control_down(pb.ControlDown(answer=answer).SerializeToString())
+
+
+def test_nobody_asks_for_more_alternatives_than_there_may_be() -> None:
+    opened = m.Open(1, bytes(16), 0, Span(0, 1), m.NumericsClass("w", "float32"), 1, 1, bytes(16), None)
+    assert decode_control_up(encode(replace(opened, alternatives=8)))
+    with pytest.raises(Malformed, match="alternatives"):
+        decode_control_up(encode(replace(opened, alternatives=9)))
+
+
+def opening(**changes: Any) -> bytes:
+    fields_of_open: dict[str, Any] = {
+        "session": bytes(16),
+        "ticket": bytes(16),
+        "span": pb.Span(start=0, end=1),
+        "numerics": pb.NumericsClass(dtype="float32"),
+        "trunk_room": 1,
+        "crown_room": 1,
+    }
+    return bytes(pb.ControlUp(open=pb.Open(**{**fields_of_open, **changes})).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("scope", "digests", "field"),
+    [
+        (bytes(15), b"", "prefix_scope: 15 bytes"),
+        (b"", bytes(16), "prefix_scope: 0 bytes"),
+        (bytes(16), bytes(17), "prefix_digests: 17 bytes"),
+        (bytes(16), bytes(16 * (MAX_PREFIX_UNITS + 1)), "prefix_digests: 4097"),
+    ],
+)
+def test_a_prefix_out_of_bounds_is_named(scope: bytes, digests: bytes, field: str) -> None:
+    with pytest.raises(Malformed, match=field):
+        decode_control_up(opening(prefix_scope=scope, prefix_digests=digests))
+    fine = decode_control_up(opening(prefix_scope=bytes(16), prefix_digests=bytes(16 * MAX_PREFIX_UNITS)))
+    assert isinstance(fine, m.Open)
+    assert fine.prefix is not None
+    assert fine.prefix.rows == MAX_PREFIX_UNITS * PREFIX_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("down", "data"),
+    [
+        (True, pb.ControlDown(opened=pb.Opened(session=bytes(16), prefix_rows=m.MAX_TRUNK + 1)).SerializeToString()),
+        (False, link(prefix=m.MAX_TRUNK + 1)),
+    ],
+)
+def test_more_of_a_prefix_than_there_can_be_is_malformed(down: bool, data: bytes) -> None:
+    with pytest.raises(Malformed, match="prefix"):
+        (decode_control_down if down else decode_link_up)(data)
+
+
+def test_decoded_arrays_cannot_be_written_to() -> None:
+    append = decode_link_up(link(tokens=ROWS4, parents=ROWS4))
+    assert isinstance(append, m.Append)
+    with pytest.raises(ValueError, match="read-only"):
+        append.tokens[0] = 1
+
+
+@pytest.mark.parametrize("text", ["x" * 9000, "é" * 4000, "a path \udcff of no encoding"])
+def test_words_about_a_failure_arrive_however_long(text: str) -> None:
+    fault = decode_control_down(encode(m.Fault(b"", m.FaultCode.INTERNAL, text, True)))
+    assert isinstance(fault, m.Fault)
+    assert fault.message[:7] == text[:7]
+    assert len(fault.message.encode()) <= m.MAX_TEXT
+
+
+def test_a_texts_limit_is_in_bytes_and_its_encoding_is_checked() -> None:
+    with pytest.raises(Malformed, match=r"message: .* bytes"):
+        decode_control_down(pb.ControlDown(fault=pb.Fault(message="é" * 3000)).SerializeToString())
+    valid = pb.ControlDown(fault=pb.Fault(message="abcdefg")).SerializeToString()
+    with pytest.raises(Malformed, match="no ControlDown"):
+        decode_control_down(valid.replace(b"abc", b"\xff\xfe\xfd"))
+
+
+RISING_TOO_FAR = [(rows, 1) for rows in range(1, 18)]
+
+
+@pytest.mark.parametrize(
+    "points",
+    [[(2, 5), (2, 6)], [(9, 5), (3, 6)], [(0, 5)], [(5000, 5)], [(1, 0)], [(1, 2**32 - 1)], RISING_TOO_FAR],
+)
+def test_a_profile_that_cannot_be_is_malformed(points: list[tuple[int, int]]) -> None:
+    profile = [pb.ProfilePoint(rows=rows, microseconds=micros) for rows, micros in points]
+    opened = pb.ControlDown(opened=pb.Opened(session=bytes(16), profile=profile))
+    with pytest.raises(Malformed, match="profile"):
+        decode_control_down(opened.SerializeToString())
