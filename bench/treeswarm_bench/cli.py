@@ -214,7 +214,7 @@ async def _wan(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
 
     if setup.peers:
         return await wan.bench_peers(setup, tree_size=args.tree_size)
-    plan = internet.Plan.of(args.cells, args.texts, args.temperatures, args.strategies)
+    plan = internet.MatrixPlan.of(args.cells, args.texts, args.temperatures, args.strategies)
     return await internet.bench_internet(setup, plan, say=internet.to_stderr)
 
 

@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from treeswarm.errors import BadRequest, ModelError
 from treeswarm.model_files import read_json
 
-Message = Mapping[str, Any]
+MessageDict = Mapping[str, Any]
 """`role` and `content` at least."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What a tokenizer's config calls special and templates write by name.
@@ -31,7 +31,7 @@ class ChatTemplate:
     template: Template
     special: Mapping[str, str]
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(self, messages: Sequence[MessageDict], *, add_generation_prompt: bool = True) -> str:
         """The conversation as text.  Raises BadRequest for what is no conversation, or what the template refuses."""
         for message in messages:
             if not isinstance(message, Mapping) or message.get("role") not in ROLES:

@@ -32,17 +32,17 @@ from treeswarm_client.chain.chain import open_chain
 from treeswarm_client.chain.repair import Room
 from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt, check_scope
 from treeswarm_client.chain.wait_events import OnWait
-from treeswarm_client.chat_template import ChatTemplate, Message, load_chat_template
+from treeswarm_client.chat_template import ChatTemplate, MessageDict, load_chat_template
 from treeswarm_client.discovery.describe import describe_all
 from treeswarm_client.discovery.overview import Overview, Wanted
-from treeswarm_client.discovery.prober import Lookout
+from treeswarm_client.discovery.prober import Prober
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.discovery.swarm_view import SwarmView, choose_target
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.seam import Drafter
-from treeswarm_client.generation.append_builder import ClientSession
-from treeswarm_client.generation.drafter_pool import MOST_SEATS, Seats
-from treeswarm_client.generation.loop import Generation, Limits
+from treeswarm_client.generation.append_builder import AppendBuilder
+from treeswarm_client.generation.drafter_pool import MOST_SEATS, DrafterPool
+from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.generation.run import Request, Run, Token, TreeSize
 from treeswarm_client.generation.text_stream import StopText, TextStream
 from treeswarm_client.planner.auto import LARGEST, AutoPace
@@ -68,7 +68,7 @@ class _Opened:
     config: str
     tokenizer: Tokenizer
     chat: ChatTemplate | None
-    seats: Seats
+    seats: DrafterPool
     transport: Transport
     folder: Path
 
@@ -172,10 +172,10 @@ class SwarmClient:
         """The swarm of this model as it is now: blocks, gaps, nodes, and how far each is from here."""
         return await self.lookout().look()
 
-    def lookout(self) -> Lookout:
+    def lookout(self) -> Prober:
         """For whoever looks at the swarm again and again: it remembers who answered, and asks nobody too often."""
         wanted = Wanted(self.model, self._opened.config, self._opened.shape.blocks)
-        return Lookout(self.view.registry, self._opened.transport, wanted)
+        return Prober(self.view.registry, self._opened.transport, wanted)
 
     @property
     def folder(self) -> Path:
@@ -184,7 +184,7 @@ class SwarmClient:
 
     def use_drafter(self, drafter: Drafter) -> None:
         """Draft with this one from the next generation on."""
-        self._opened = replace(self._opened, seats=Seats(drafter, self.concurrency))
+        self._opened = replace(self._opened, seats=DrafterPool(drafter, self.concurrency))
 
     def encode(self, prompt: str) -> list[int]:
         """The prompt's token ids, special tokens as the tokenizer adds them.  Raises BadRequest for what is no text."""
@@ -194,7 +194,7 @@ class SwarmClient:
         """The text of token ids, special tokens included."""
         return str(self._opened.tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[MessageDict]) -> list[int]:
         """Token ids of a conversation as the model's chat template writes it, up to where its answer begins.  Raises
         BadRequest where there is no template or it refuses the messages."""
         if self._opened.chat is None:
@@ -246,7 +246,13 @@ class SwarmClient:
         ends = frozenset(stop_token_ids) | (frozenset() if ignore_eos else self._opened.shape.eos_ids)
         run = Run(tokens=_nothing(), prompt_ids=prompt_ids)
         request = Request(
-            settings, Limits(max_new_tokens, ends), stops, tree_size, on_round, prefix_secret or self._secret, altered
+            settings,
+            GenerationLimits(max_new_tokens, ends),
+            stops,
+            tree_size,
+            on_round,
+            prefix_secret or self._secret,
+            altered,
         )
         run.tokens = self._generate(run, request)
         return run
@@ -309,7 +315,7 @@ class SwarmClient:
             ) as chain,
             AsyncExitStack() as undo,
         ):
-            session = ClientSession(settings, self._segment_rows(), chain.epoch, chain.prefix_rows)
+            session = AppendBuilder(settings, self._segment_rows(), chain.epoch, chain.prefix_rows)
             run.chain, run.prefix_tokens = chain, chain.prefix_rows
             pace = AutoPace(
                 seat.planner,
@@ -356,7 +362,7 @@ class SwarmClient:
             config_digest(read_config(folder)),
             load_tokenizer(folder),
             load_chat_template(folder),
-            Seats(drafter, self.concurrency),
+            DrafterPool(drafter, self.concurrency),
             transport,
             folder,
         )

@@ -7,14 +7,14 @@ from treeswarm.errors import BadRequest
 from treeswarm.protocol.spans import Span
 from treeswarm.transport.rate_limit import LEAST_RATE
 from treeswarm_node.engine.scheduler import Budget
-from treeswarm_node.schedule import Hours
+from treeswarm_node.schedule import Schedule
 
 # Below it a forward would hold up a chain twenty times as long as its neighbours': whoever wants to give less pauses.
 LEAST_SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class Limits:
+class NodeLimits:
     """What one node grants.  Every number bounds memory or time that a stranger could otherwise take."""
 
     sessions: int = 256
@@ -101,11 +101,11 @@ class NodeConfig:
     """`HOST:PORT` where Prometheus is answered; None: nowhere."""
     bandwidth: float | None = None
     """Bits a second to send, to nodes and clients together; None: as the line takes it."""
-    hours: Hours | None = None
+    hours: Schedule | None = None
     """When to serve; None: always."""
     panel: bool = True
     """On a terminal, a live picture of the node."""
-    limits: Limits = Limits()
+    limits: NodeLimits = NodeLimits()
 
     def __post_init__(self) -> None:
         if not LEAST_SHARE <= self.device_share <= 1.0:

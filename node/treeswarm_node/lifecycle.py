@@ -23,11 +23,11 @@ from treeswarm.protocol.spans import Span
 from treeswarm.topology.placement import Placed, State, choose_again, choose_span, plan_move
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.counters import Counters
-from treeswarm_node.engine.loaded_stage import Model, Stage, find_device, free_unused_memory, on_stage
+from treeswarm_node.engine.loaded_stage import LoadedStage, Model, find_device, free_unused_memory, load_stage
 from treeswarm_node.membership.announcer import Membership
-from treeswarm_node.membership.distances import Survey
+from treeswarm_node.membership.distances import DistanceSurvey
 from treeswarm_node.model.memory_fit import blocks_that_fit, footprint_of, free_memory, store_room
-from treeswarm_node.reachability.reachability import Place
+from treeswarm_node.reachability.reachability import PublicAddress
 from treeswarm_node.sessions.server import Node
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Lifecycle:
     model: Model
     node: Node
     address: Address
-    survey: Survey
+    survey: DistanceSurvey
     reachable: bool = False
     span: Span | None = None
     membership: Membership = field(init=False)
@@ -100,7 +100,7 @@ class Lifecycle:
             software=f"treeswarm {__version__}",
         )
 
-    async def settle(self, place: Place) -> None:
+    async def settle(self, place: PublicAddress) -> None:
         """Others find this node there from now on."""
         self.address, self.reachable = Address.parse(place.address), place.reachable
         if self.node.landlord is not None:
@@ -117,7 +117,7 @@ class Lifecycle:
         """Everyone else's records."""
         return [sealed.record for sealed in await self.membership.others()]
 
-    async def join(self) -> Stage:
+    async def join(self) -> LoadedStage:
         """Choose a span, say so, load it, serve it.  Raises ModelError, BadRequest."""
         self.span = self.config.span or await self._choose()
         self.node.state = NodeState.JOINING
@@ -173,7 +173,7 @@ class Lifecycle:
     async def _resume(self) -> None:
         await self._try(self.join())
 
-    async def _try(self, loading: Coroutine[None, None, Stage]) -> None:
+    async def _try(self, loading: Coroutine[None, None, LoadedStage]) -> None:
         """Where it fails the node stays, paused, and tries again later or when told."""
         try:
             await loading
@@ -186,9 +186,9 @@ class Lifecycle:
         free_unused_memory()
         await self._pause()
 
-    async def _serve(self, span: Span) -> Stage:
+    async def _serve(self, span: Span) -> LoadedStage:
         self.span = span
-        opening = on_stage(self.config, self.model, span, self.counters, self.progress)
+        opening = load_stage(self.config, self.model, span, self.counters, self.progress)
         stage = await self._stage.enter_async_context(opening)
         self.node.stage, self.node.state, self.numerics = stage, NodeState.ONLINE, stage.served.numerics
         await self.membership.announce()

@@ -17,14 +17,14 @@ LOOK_S = 15.0
 
 
 @dataclass(frozen=True)
-class Hours:
+class Schedule:
     """From `start` until `end`, local time; over midnight where `end` is the earlier one."""
 
     start: time
     end: time
 
     @classmethod
-    def parse(cls, text: str) -> "Hours":
+    def parse(cls, text: str) -> "Schedule":
         """`22:00-07:00`.  Raises BadRequest."""
         match = TIMES.fullmatch(text.strip())
         if match is None:
@@ -44,7 +44,7 @@ class Hours:
         return f"{self.start:%H:%M}-{self.end:%H:%M}"
 
 
-async def until_within(hours: Hours, clock: Callable[[], datetime] = datetime.now) -> None:
+async def until_within(hours: Schedule, clock: Callable[[], datetime] = datetime.now) -> None:
     """Wait for them; nothing is loaded meanwhile."""
     told = False
     while not hours.include(clock().time()):
@@ -54,7 +54,9 @@ async def until_within(hours: Hours, clock: Callable[[], datetime] = datetime.no
         await asyncio.sleep(LOOK_S)
 
 
-async def keep_hours(hours: Hours, orders: "asyncio.Queue[str]", clock: Callable[[], datetime] = datetime.now) -> None:
+async def keep_hours(
+    hours: Schedule, orders: "asyncio.Queue[str]", clock: Callable[[], datetime] = datetime.now
+) -> None:
     """Order a serving node to pause and to resume when its hours end and begin; until cancelled.
 
     What the owner orders meanwhile holds until then.

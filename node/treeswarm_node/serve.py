@@ -20,7 +20,7 @@ from treeswarm.registry.book import BookRegistry
 from treeswarm.tasks import cancelled
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
-from treeswarm.transport.rate_limit import Pace
+from treeswarm.transport.rate_limit import RateLimiter
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.cli.owner_commands import noted
@@ -28,15 +28,15 @@ from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.loaded_stage import Model, dtype_for, find_device
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
-from treeswarm_node.membership.distances import Survey
+from treeswarm_node.membership.distances import DistanceSurvey
 from treeswarm_node.membership.identity_file import own_identity
 from treeswarm_node.model.attention_selection import check_attention
-from treeswarm_node.monitoring.collect import Gauge
+from treeswarm_node.monitoring.collect import SnapshotCollector
 from treeswarm_node.monitoring.prometheus import metrics_served
-from treeswarm_node.reachability.port_lender import Landlord
-from treeswarm_node.reachability.reachability import PlaceFinder
+from treeswarm_node.reachability.port_lender import PortLender
+from treeswarm_node.reachability.reachability import AddressMonitor
 from treeswarm_node.schedule import keep_hours, until_within
-from treeswarm_node.sessions.compression import Packing
+from treeswarm_node.sessions.compression import LinkCompression
 from treeswarm_node.sessions.server import Node
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Serving:
 
     ready: Ready
     life: Lifecycle
-    gauge: Gauge
+    gauge: SnapshotCollector
 
 
 @contextlib.asynccontextmanager
@@ -106,7 +106,7 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
     async with contextlib.AsyncExitStack() as stack:
         identity, kept_at = stack.enter_context(own_identity(config.identity))
         model = await asyncio.to_thread(Model.find, config.model, config.revision)
-        pace = Pace(config.bandwidth) if config.bandwidth else None
+        pace = RateLimiter(config.bandwidth) if config.bandwidth else None
         line = GrpcTransport(security=Security(identity, swarm_key), pace=pace)
         transport: Transport = line
         if config.emulate_link:
@@ -116,14 +116,16 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         listener = await transport.listen(config.listen, node.accept)
         stack.push_async_callback(listener.close)
         node.packing = _packing(config, listener.address)
-        node.landlord = Landlord(Address.parse(config.listen).host, config.limits, config.lend_from, pace=pace)
+        node.landlord = PortLender(Address.parse(config.listen).host, config.limits, config.lend_from, pace=pace)
         registry = await _registry(config, model, identity)
         stack.push_async_callback(registry.close)
-        life = Lifecycle(config, identity, model, node, _seen_from_outside(config, listener.address), Survey(transport))
+        life = Lifecycle(
+            config, identity, model, node, _seen_from_outside(config, listener.address), DistanceSurvey(transport)
+        )
         life.progress = progress
         assert isinstance(registry, BookRegistry)
         life.membership = node.membership = Membership(identity, life.draft, registry, registry)
-        gauge, metrics = Gauge(life, line), None
+        gauge, metrics = SnapshotCollector(life, line), None
         if config.metrics:
             metrics = await stack.enter_async_context(metrics_served(config.metrics, gauge.read))
         if config.hours:
@@ -133,7 +135,7 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         # What it joined with is not kept here: a paused node would keep the weights of its first span.
         await life.join()
         stack.enter_context(noted(kept_at, f"{life.address.bare}#{identity.pin}"))
-        finder = PlaceFinder(
+        finder = AddressMonitor(
             transport, listener.address, identity.pin, life.landlords, life.settle, config.announce, node.guests,
             assumed=life.address.bare,
         )  # fmt: skip
@@ -170,10 +172,10 @@ def _seen_from_outside(config: NodeConfig, bound: str) -> Address:
     return address
 
 
-def _packing(config: NodeConfig, bound: str) -> Packing:
+def _packing(config: NodeConfig, bound: str) -> LinkCompression:
     shape = LinkShape.parse(config.emulate_link) if config.emulate_link else LinkShape()
     rates = [rate for rate in (config.bandwidth, shape.rate) if rate is not None]
-    return Packing(config.compression, min(rates, default=None), _seen_from_outside(config, bound).host)
+    return LinkCompression(config.compression, min(rates, default=None), _seen_from_outside(config, bound).host)
 
 
 def _way_out(wildcard: str) -> str:

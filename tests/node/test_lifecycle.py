@@ -25,10 +25,10 @@ from treeswarm_node import lifecycle, serve
 from treeswarm_node.cli.arguments import read_config
 from treeswarm_node.cli.main import _serve_until_stopped
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.engine.loaded_stage import Model, on_stage
+from treeswarm_node.engine.loaded_stage import Model, load_stage
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
-from treeswarm_node.schedule import Hours, until_within
+from treeswarm_node.schedule import Schedule, until_within
 from treeswarm_node.serve import Serving, serving
 
 SOON_S = 60.0
@@ -85,7 +85,7 @@ async def test_a_node_that_cannot_load_stays_paused_and_tries_again(
     async def at_last(*args: Any) -> AsyncIterator[Any]:
         if failures:
             raise failures.pop()
-        async with on_stage(*args) as stage:
+        async with load_stage(*args) as stage:
             yield stage
 
     async with living(config) as (served, _):
@@ -97,7 +97,7 @@ async def test_a_node_that_cannot_load_stays_paused_and_tries_again(
             await announce()
 
         monkeypatch.setattr(served.life.membership, "announce", heard)
-        monkeypatch.setattr(lifecycle, "on_stage", at_last)
+        monkeypatch.setattr(lifecycle, "load_stage", at_last)
         monkeypatch.setattr(lifecycle, "LOAD_AGAIN_S", 0.05)
         await order(served.life, "pause", "resume")
         await until(lambda: not failures and node.state is NodeState.ONLINE)
@@ -118,7 +118,7 @@ async def test_an_owner_who_pauses_is_not_served_again_by_a_retry(
         yield
 
     async with living(config) as (served, _):
-        monkeypatch.setattr(lifecycle, "on_stage", never)
+        monkeypatch.setattr(lifecycle, "load_stage", never)
         monkeypatch.setattr(lifecycle, "LOAD_AGAIN_S", 0.2)
         await order(served.life, "pause", "resume", "pause")
         await until(lambda: len(tried) == 1 and served.life.membership.orders.empty())
@@ -136,7 +136,7 @@ async def test_told_to_stop_a_node_does_not_wait_for_what_it_loads(
     config: NodeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with living(config) as (served, stop):
-        monkeypatch.setattr(lifecycle, "on_stage", for_ever)
+        monkeypatch.setattr(lifecycle, "load_stage", for_ever)
         await order(served.life, "pause", "resume")
         await until(lambda: served.life.node.state is NodeState.JOINING)
         stop.set()
@@ -158,14 +158,14 @@ async def test_told_to_stop_while_it_first_loads_a_node_says_that_it_is_gone(
         return for_ever(*args)
 
     monkeypatch.setattr(Membership, "leave", noticed)
-    monkeypatch.setattr(lifecycle, "on_stage", stopping)
+    monkeypatch.setattr(lifecycle, "load_stage", stopping)
     await asyncio.wait_for(_serve_until_stopped(config, None), SOON_S)
     assert left == [NodeState.GONE]
 
 
 @pytest.mark.parametrize(("wanted", "name"), [("auto", "torch-reference"), ("flash", "torch-flash")])
 async def test_a_node_says_which_attention_it_computes_with(config: NodeConfig, wanted: str, name: str) -> None:
-    async with on_stage(replace(config, attention=wanted), Model.find("demo"), Span(0, 1)) as stage:
+    async with load_stage(replace(config, attention=wanted), Model.find("demo"), Span(0, 1)) as stage:
         assert stage.served.attention == name
 
 
@@ -187,7 +187,7 @@ async def test_a_load_that_nobody_waits_for_ends(config: NodeConfig) -> None:
         goes_on.wait(SOON_S)
 
     model = Model.find("demo")
-    loading = asyncio.create_task(on_stage(config, model, Span(0, 2), progress=slow).__aenter__())
+    loading = asyncio.create_task(load_stage(config, model, Span(0, 2), progress=slow).__aenter__())
     await asyncio.to_thread(begun.wait, SOON_S)
     loading.cancel()
     await asyncio.gather(loading, return_exceptions=True)
@@ -202,7 +202,7 @@ def test_a_node_waits_for_its_hours() -> None:
     async def waited_until() -> float:
         loop = asyncio.get_running_loop()
         began = datetime(2026, 1, 1, 20, 0)
-        hours = Hours.parse("22:00-07:00")
+        hours = Schedule.parse("22:00-07:00")
         await until_within(hours, lambda: began + timedelta(seconds=loop.time()))
         waited = loop.time()
         await until_within(hours, lambda: began + timedelta(seconds=loop.time()))

@@ -12,12 +12,12 @@ from tests.support.registry_media import free_port
 
 from treeswarm.errors import BadRequest
 from treeswarm.protocol.spans import Span
-from treeswarm.transport.rate_limit import LEAST_RATE, MOST_DEBT_S, Pace
+from treeswarm.transport.rate_limit import LEAST_RATE, MOST_DEBT_S, RateLimiter
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.local_swarm import local_swarm, node_command
 from treeswarm_node.cli.arguments import read_config
-from treeswarm_node.reachability.tcp_splice import MOST_HOLD_S, READ_BYTES, Meter
-from treeswarm_node.schedule import Hours, keep_hours
+from treeswarm_node.reachability.tcp_splice import MOST_HOLD_S, READ_BYTES, ByteCounter
+from treeswarm_node.schedule import Schedule, keep_hours
 
 TIME = st.times().map(lambda t: t.replace(second=0, microsecond=0))
 
@@ -32,7 +32,7 @@ TIME = st.times().map(lambda t: t.replace(second=0, microsecond=0))
     ],
 )
 def test_hours_may_go_over_midnight(text: str, inside: list[str], outside: list[str]) -> None:
-    hours = Hours.parse(text)
+    hours = Schedule.parse(text)
     assert all(hours.include(time.fromisoformat(at)) for at in inside)
     assert not any(hours.include(time.fromisoformat(at)) for at in outside)
 
@@ -40,17 +40,17 @@ def test_hours_may_go_over_midnight(text: str, inside: list[str], outside: list[
 @given(start=TIME, end=TIME, now=TIME)
 def test_a_time_is_within_hours_or_within_the_rest_of_the_day(start: time, end: time, now: time) -> None:
     if start != end:
-        hours, rest = Hours(start, end), Hours(end, start)
+        hours, rest = Schedule(start, end), Schedule(end, start)
         assert hours.include(now) != rest.include(now)
         assert hours.include(start)
         assert not hours.include(end)
-        assert Hours.parse(str(hours)) == hours
+        assert Schedule.parse(str(hours)) == hours
 
 
 @pytest.mark.parametrize("text", ["", "22-7", "24:00-01:00", "22:60-01:00", "22:00", "12:00-12:00", "22:00-07:00 CET"])
 def test_what_are_no_hours(text: str) -> None:
     with pytest.raises(BadRequest, match="--hours"):
-        Hours.parse(text)
+        Schedule.parse(text)
 
 
 def test_a_node_is_told_at_the_edges_and_the_owners_word_holds_between_them() -> None:
@@ -64,7 +64,7 @@ def test_a_node_is_told_at_the_edges_and_the_owners_word_holds_between_them() ->
         def clock() -> datetime:
             return began + timedelta(seconds=loop.time())
 
-        keeping = asyncio.create_task(keep_hours(Hours.parse("22:00-07:00"), orders, clock))
+        keeping = asyncio.create_task(keep_hours(Schedule.parse("22:00-07:00"), orders, clock))
         try:
             async with asyncio.timeout(36 * 3600):
                 while True:
@@ -97,7 +97,7 @@ def test_no_more_is_sent_than_the_rate_and_what_is_given_up_costs_nothing(
     """`sends`: bytes, how much later than the one before, and after how long it is given up."""
 
     async def sent() -> list[tuple[float, int]]:
-        loop, pace, left = asyncio.get_running_loop(), Pace(rate), list[tuple[float, int]]()
+        loop, pace, left = asyncio.get_running_loop(), RateLimiter(rate), list[tuple[float, int]]()
 
         async def send(size: int, patience: float | None) -> None:
             with contextlib.suppress(TimeoutError):
@@ -125,7 +125,7 @@ def test_no_more_is_sent_than_the_rate_and_what_is_given_up_costs_nothing(
 
 
 def test_an_idle_line_owes_nothing_and_what_does_not_wait_makes_others_wait() -> None:
-    pace = Pace(8e6)
+    pace = RateLimiter(8e6)
     pace.charge(1_000_000, 0.0)
     assert pace.owed_s(0.25) == 0.75
     assert pace.owed_s(100.0) == 0.0
@@ -138,8 +138,8 @@ def test_an_idle_line_owes_nothing_and_what_does_not_wait_makes_others_wait() ->
 
 
 def test_what_goes_through_lent_ports_counts_too() -> None:
-    pace = Pace(8e6)
-    ports = [Meter(0, pace), Meter(500_000, pace)]
+    pace = RateLimiter(8e6)
+    ports = [ByteCounter(0, pace), ByteCounter(500_000, pace)]
     assert ports[0].wait_s(500_000, 0.0) == 0.5
     assert ports[1].wait_s(1_000_000, 0.0) == 2.0
     assert ports[1].wait_s(1_000_000, 2.0) == 2.0
@@ -147,9 +147,9 @@ def test_what_goes_through_lent_ports_counts_too() -> None:
 
 
 def test_a_tenants_heartbeats_do_not_wait_behind_what_their_landlord_sends() -> None:
-    pace = Pace(LEAST_RATE)
+    pace = RateLimiter(LEAST_RATE)
     pace.charge(1 << 20, 0.0)
-    port = Meter(0, pace)
+    port = ByteCounter(0, pace)
     assert port.wait_s(100, 0.0) == 0.0
     assert port.wait_s(READ_BYTES, 0.0) == MOST_HOLD_S
 

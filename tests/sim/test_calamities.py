@@ -16,7 +16,7 @@ from treeswarm.session.steps import Step
 from treeswarm.transport.memory import Faults, MemoryNetwork
 from treeswarm.transport.seam import StreamKind
 from treeswarm_bench.virtual_clock import run_virtually
-from treeswarm_node.sessions.hosted_session import HostedSession
+from treeswarm_node.sessions.server_session import ServerSession
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
 COUNT = 60
@@ -71,9 +71,9 @@ def live_through(seed: int, faults: Faults | None = None) -> list[int] | None:
     """A generation through a seeded schedule: its text, or None after a clear error; never a hang, a leak or a breach
     of the contract."""
     breaches: list[str] = []
-    fail = HostedSession.fail
+    fail = ServerSession.fail
 
-    async def noted(self: HostedSession, error: SwarmError) -> None:
+    async def noted(self: ServerSession, error: SwarmError) -> None:
         if isinstance(error, Refused) and error.code in BREACHES:
             breaches.append(str(error))
         await fail(self, error)
@@ -114,7 +114,7 @@ def live_through(seed: int, faults: Faults | None = None) -> list[int] | None:
             return text
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(HostedSession, "fail", noted)
+        patched.setattr(ServerSession, "fail", noted)
         text = run_virtually(run())
     assert not breaches
     return text
@@ -193,5 +193,5 @@ class TestPlantedMistakes:
         run_virtually(run())
 
     def test_forwarding_a_replay_past_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(HostedSession, "forwards_replay", property(lambda self: True, lambda self, value: None))
+        monkeypatch.setattr(ServerSession, "forwards_replay", property(lambda self: True, lambda self, value: None))
         assert self.noticed()

@@ -16,8 +16,8 @@ from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.chain.chain import Chain
 from treeswarm_client.discovery.route import FORGOTTEN
-from treeswarm_node.sessions.hosted_session import HostedSession
 from treeswarm_node.sessions.server import Node
+from treeswarm_node.sessions.server_session import ServerSession
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
 COUNT = 30
@@ -82,15 +82,15 @@ def test_a_head_that_takes_no_replay_is_let_go() -> None:
 
 
 def test_a_node_that_grants_no_credit_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = HostedSession.grant
+    honest = ServerSession.grant
 
-    async def grant(self: HostedSession) -> None:
+    async def grant(self: ServerSession) -> None:
         if self.control.peer == "memory" and self.span == SPANS[1]:
             await self.control.send(Opened(self.id, self.epoch, 0))
         else:
             await honest(self)
 
-    monkeypatch.setattr(HostedSession, "grant", grant)
+    monkeypatch.setattr(ServerSession, "grant", grant)
     generated(lambda *_: None, spans=SPANS)
 
 

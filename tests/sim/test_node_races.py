@@ -31,7 +31,7 @@ from treeswarm.session.replay import replay
 from treeswarm.transport.memory import MemoryNetwork, MemoryStream
 from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm_bench.virtual_clock import run_virtually
-from treeswarm_node.config import Limits
+from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.scheduler import Budget
 
 SESSION, OTHER, TICKET = b"s" * 16, b"o" * 16, b"t" * 16
@@ -75,7 +75,7 @@ class Visitor:
 
 
 def visit(
-    story: Callable[[Visitor], Coroutine[Any, Any, None]], *, limits: Limits | None = None, work_s: float = WORK_S
+    story: Callable[[Visitor], Coroutine[Any, Any, None]], *, limits: NodeLimits | None = None, work_s: float = WORK_S
 ) -> None:
     """Live through a story; afterwards nothing is left on the node, and nothing but its own tasks runs."""
 
@@ -86,7 +86,7 @@ def visit(
             await asyncio.sleep(1000)
             swarm.check_idle()
             left = {str(task.get_coro()) for task in asyncio.all_tasks()}
-            assert not [name for name in left if "HostedSession" in name or "ToNextHop" in name]
+            assert not [name for name in left if "ServerSession" in name or "ToNextNode" in name]
 
     run_virtually(run(), work_s)
 
@@ -165,7 +165,7 @@ def test_what_arrives_while_a_resume_waits_for_the_device_is_of_the_old_epoch() 
         for stream in (control, link, busy, other):
             await stream.end()
 
-    visit(story, limits=Limits(budget=Budget(20, 20)))
+    visit(story, limits=NodeLimits(budget=Budget(20, 20)))
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -254,7 +254,7 @@ def test_a_long_replay_takes_none_of_the_clients_credit() -> None:
         await control.end()
         await link.end()
 
-    visit(story, limits=Limits(credit_rows=4))
+    visit(story, limits=NodeLimits(credit_rows=4))
 
 
 def test_a_replay_that_waits_for_room_is_forgotten_with_its_session() -> None:
@@ -277,7 +277,7 @@ def test_a_replay_that_waits_for_room_is_forgotten_with_its_session() -> None:
         for stream in (control, link, busy, other):
             await stream.end()
 
-    visit(story, limits=Limits(credit_rows=4, budget=Budget(8, 4)))
+    visit(story, limits=NodeLimits(credit_rows=4, budget=Budget(8, 4)))
 
 
 def test_a_client_that_does_not_listen_keeps_nobody_waiting() -> None:
@@ -323,7 +323,7 @@ def test_rows_that_are_none_cost_credit_too() -> None:
         assert fault.code == FaultCode.OUT_OF_CREDIT
         await control.end()
 
-    visit(story, limits=Limits(credit_rows=4))
+    visit(story, limits=NodeLimits(credit_rows=4))
 
 
 def test_a_link_whose_ticket_is_no_longer_valid_is_cut() -> None:

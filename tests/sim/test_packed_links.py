@@ -8,16 +8,16 @@ from tests.sim.test_recovery import slow_links
 from tests.support.toy_swarm import SPANS, STATE, ToySwarm, plain_text, toy_swarm
 
 import treeswarm_node.sessions.compression
-import treeswarm_node.sessions.hosted_session
+import treeswarm_node.sessions.server_session
 from treeswarm.errors import MissingBlocks
 from treeswarm.protocol.messages import LinkHello
 from treeswarm.transport.memory import Faults, MemoryNetwork, MemoryStream
 from treeswarm.transport.seam import StreamKind
 from treeswarm.wire import treeswarm_pb2 as pb
 from treeswarm_bench.virtual_clock import run_virtually
-from treeswarm_node.sessions.compression import Packing
-from treeswarm_node.sessions.hosted_session import HostedSession
+from treeswarm_node.sessions.compression import LinkCompression
 from treeswarm_node.sessions.server import Node
+from treeswarm_node.sessions.server_session import ServerSession
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
 COUNT = 60
@@ -45,7 +45,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def all_pack(swarm: ToySwarm) -> None:
     for node in swarm.nodes.values():
-        node.packing = Packing("lossless")
+        node.packing = LinkCompression("lossless")
 
 
 async def generate_where_all_pack() -> None:
@@ -127,7 +127,7 @@ def test_a_welcome_that_cannot_leave_holds_nothing_up(monkeypatch: pytest.Monkey
     async def stuck(_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(treeswarm_node.sessions.hosted_session, "_say_that_rows_may_be_packed", stuck)
+    monkeypatch.setattr(treeswarm_node.sessions.server_session, "_say_that_rows_may_be_packed", stuck)
 
     run_virtually(generate_where_all_pack())
     assert not sizes, "nobody said that rows may be packed"
@@ -155,7 +155,7 @@ def test_the_client_does_not_pack_and_hears_no_welcome() -> None:
 def note_hellos(node: Node, said: list[bool]) -> None:
     honest = node._welcome
 
-    async def welcome(hello: LinkHello) -> HostedSession:
+    async def welcome(hello: LinkHello) -> ServerSession:
         said.append(hello.packs)
         return await honest(hello)
 

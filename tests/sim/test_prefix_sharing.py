@@ -14,9 +14,9 @@ from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm.protocol.spans import Span
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm_bench.virtual_clock import run_virtually
-from treeswarm_node.config import Limits
+from treeswarm_node.config import NodeLimits
 from treeswarm_node.kv_cache.page_pool import PAGE
-from treeswarm_node.sessions.hosted_session import HostedSession
+from treeswarm_node.sessions.server_session import ServerSession
 
 PROMPT = [int(token) for token in np.random.default_rng(7).integers(0, 5, 200)]
 COUNT = 40
@@ -27,7 +27,7 @@ SHARED = 3 * PREFIX_TOKENS
 def live(
     story: Callable[[ToySwarm], Coroutine[Any, Any, None]],
     spans: list[Span] = SPANS,
-    limits: Limits | None = None,
+    limits: NodeLimits | None = None,
 ) -> None:
     """Afterwards nobody owns anything but the kept prefixes, and without them nothing is in use."""
 
@@ -189,21 +189,21 @@ def test_journals_share_what_they_have_in_common_and_kept_ones_give_way() -> Non
             await talking
         assert hits(swarm) == [(2, 2 * SHARED)] * 3
 
-    live(story, limits=Limits(journal_bytes=room + row * 10))
+    live(story, limits=NodeLimits(journal_bytes=room + row * 10))
 
 
 @pytest.mark.parametrize("claimed", [4 * PREFIX_TOKENS, PREFIX_TOKENS + 1])
 def test_a_node_that_claims_what_it_was_not_asked_for_is_left(claimed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(swarm: ToySwarm) -> None:
         liar = list(swarm.nodes.values())[-1]
-        honest = HostedSession.grant
+        honest = ServerSession.grant
 
-        async def lie(hosted: HostedSession) -> None:
+        async def lie(hosted: ServerSession) -> None:
             if liar.sessions.get(hosted.id) is hosted:
                 hosted.session.offered = claimed
             await honest(hosted)
 
-        monkeypatch.setattr(HostedSession, "grant", lie)
+        monkeypatch.setattr(ServerSession, "grant", lie)
         await say(swarm)
         assert swarm.chain is not None
         assert swarm.nodes[swarm.chain.hops[-1].address] is not liar
@@ -263,7 +263,7 @@ def test_a_node_without_the_shared_journal_counts_as_lost() -> None:
         await talking
         assert {hop.address for hop, _ in swarm.chain.repairs[0].lost} == {head, middle}
 
-    live(story, spans=TWICE, limits=Limits(journal_bytes=0))
+    live(story, spans=TWICE, limits=NodeLimits(journal_bytes=0))
 
 
 @pytest.mark.parametrize("seed", range(12))

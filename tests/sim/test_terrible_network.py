@@ -19,7 +19,7 @@ from treeswarm.transport.seam import StreamKind
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.drafters.seam import UNANSWERED
 from treeswarm_client.generation import round_in_flight as flight
-from treeswarm_client.generation.round_in_flight import Flight
+from treeswarm_client.generation.round_in_flight import RoundInFlight
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
 COUNT = 40
@@ -149,12 +149,12 @@ class TestPlantedMistakes:
         assert self.differs()
 
     def test_answers_shifted_by_one_node(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        honest = Flight.land
+        honest = RoundInFlight.land
 
-        def shifted(self: Flight, answer: Answer) -> None:
+        def shifted(self: RoundInFlight, answer: Answer) -> None:
             honest(self, replace(answer, tokens=np.roll(answer.tokens, 1)))
 
-        monkeypatch.setattr(Flight, "land", shifted)
+        monkeypatch.setattr(RoundInFlight, "land", shifted)
         assert self.differs()
 
     def test_applying_a_replayed_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,9 @@ from treeswarm_client.chain.chain import open_chain
 from treeswarm_client.chain.repair import Room
 from treeswarm_client.chain.shared_prompt import SharedPrompt
 from treeswarm_client.discovery.route import Target
-from treeswarm_client.generation.append_builder import ClientSession
-from treeswarm_client.generation.loop import Generation, Limits
-from treeswarm_client.generation.stats import Meter
+from treeswarm_client.generation.append_builder import AppendBuilder
+from treeswarm_client.generation.loop import Generation, GenerationLimits
+from treeswarm_client.generation.stats import StatsRecorder
 from treeswarm_client.planner.pace import FixedPace
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
@@ -79,7 +79,7 @@ def test_a_star_leads_nobody_elses_links() -> None:
     run_virtually(run())
 
 
-async def decoded(swarm: ToySwarm, loop: type[Generation], count: int) -> tuple[list[int], Meter]:
+async def decoded(swarm: ToySwarm, loop: type[Generation], count: int) -> tuple[list[int], StatsRecorder]:
     settings = SamplingSettings()
     room = Room(len(PROMPT) + count, 7)
     target = Target(NUMERICS, BLOCKS, VOCAB, 4, 2048)
@@ -88,8 +88,8 @@ async def decoded(swarm: ToySwarm, loop: type[Generation], count: int) -> tuple[
     async with open_chain(
         swarm.network.transport(), ToyPilot(swarm), target, room, shared=shared, alternatives=drafter.alternatives
     ) as chain:
-        session = ClientSession(settings, 4, chain.epoch, chain.prefix_rows)
-        limits, pace = Limits(count, frozenset()), FixedPace(6, drafts_ahead=False)
+        session = AppendBuilder(settings, 4, chain.epoch, chain.prefix_rows)
+        limits, pace = GenerationLimits(count, frozenset()), FixedPace(6, drafts_ahead=False)
         generation = loop(chain, drafter, session, limits, pace)
         text = [token async for news in generation.rounds(PROMPT, settings) for token in news.tokens]
         return text, generation.meter

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from treeswarm_node.cli.arguments import read_config
 from treeswarm_node.lifecycle import Lifecycle
-from treeswarm_node.reachability.reachability import Place
+from treeswarm_node.reachability.reachability import PublicAddress
 from treeswarm_node.serve import serving
 
 settle = Lifecycle.settle
@@ -23,7 +23,7 @@ async def run(peers: list[str], arguments: list[str]) -> None:
     async def others(_: Lifecycle) -> list[str]:
         return peers
 
-    async def settle_and_say(life: Lifecycle, place: Place) -> None:
+    async def settle_and_say(life: Lifecycle, place: PublicAddress) -> None:
         await settle(life, place)
         print(json.dumps({"address": f"{place.address}#{life.identity.pin}", "how": place.how}), flush=True)
 

@@ -11,13 +11,13 @@ from treeswarm.protocol.messages import Message, Ping, Pong
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm.transport.tls import Security
-from treeswarm_node.config import Limits
-from treeswarm_node.reachability.port_lender import Landlord
+from treeswarm_node.config import NodeLimits
+from treeswarm_node.reachability.port_lender import PortLender
 from treeswarm_node.sessions.server import Node
 
 CONTROL, LINK = StreamKind.CONTROL, StreamKind.LINK
 # All of a test come from one host.
-OPEN_HANDED = Limits(lend_ports=8, lend_ports_to_host=8)
+OPEN_HANDED = NodeLimits(lend_ports=8, lend_ports_to_host=8)
 SOON_S = 20.0
 
 
@@ -38,16 +38,16 @@ class Peer:
         return f"{self.local}#{self.pin}"
 
     @property
-    def landlord(self) -> Landlord:
+    def landlord(self) -> PortLender:
         assert self.node.landlord is not None
         return self.node.landlord
 
 
 @contextlib.asynccontextmanager
-async def peer(limits: Limits = OPEN_HANDED, **landlord: object) -> AsyncIterator[Peer]:
+async def peer(limits: NodeLimits = OPEN_HANDED, **landlord: object) -> AsyncIterator[Peer]:
     identity = Identity.ephemeral()
     transport = GrpcTransport(security=Security(identity))
-    node = Node(transport, limits, landlord=Landlord("127.0.0.1", limits, **landlord))  # type: ignore[arg-type]
+    node = Node(transport, limits, landlord=PortLender("127.0.0.1", limits, **landlord))  # type: ignore[arg-type]
     made = Peer(node, transport, identity.pin)
 
     async def accept(kind: StreamKind, stream: Stream) -> None:

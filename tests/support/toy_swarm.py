@@ -23,17 +23,17 @@ from treeswarm_client.chain.repair import Room
 from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt
 from treeswarm_client.discovery.route import Hop, Target
 from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
-from treeswarm_client.generation.append_builder import ClientSession
-from treeswarm_client.generation.loop import Generation, Limits
+from treeswarm_client.generation.append_builder import AppendBuilder
+from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.planner.pace import ChainHop, FixedPace, Round, joined, prefix
 from treeswarm_node.attention.metadata import Segment
-from treeswarm_node.config import Limits as NodeLimits
+from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.engine import Engine
-from treeswarm_node.engine.loaded_stage import Stage
+from treeswarm_node.engine.loaded_stage import LoadedStage
 from treeswarm_node.engine.model_runner import Computed
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore, SessionKV
 from treeswarm_node.kv_cache.page_pool import PAGE
-from treeswarm_node.sessions.admission import Served
+from treeswarm_node.sessions.admission import ServedSpan
 from treeswarm_node.sessions.server import Node
 
 VOCAB, STATE = 5, 16
@@ -64,7 +64,7 @@ def plain_text(prompt: Sequence[int], count: int) -> list[int]:
 
 
 @dataclass
-class ToyDevice:
+class ToyRunner:
     """Keeps tokens where a KV cache keeps rows, and hashes what each row sees."""
 
     blocks: int = 4
@@ -222,7 +222,7 @@ class ToySwarm:
     limits: NodeLimits
     nodes: dict[str, Node] = field(default_factory=dict)
     spans: dict[str, Span] = field(default_factory=dict)
-    devices: dict[str, ToyDevice] = field(default_factory=dict)
+    devices: dict[str, ToyRunner] = field(default_factory=dict)
     kept: list[int] = field(default_factory=list)
     """What the last generation committed, also when it failed."""
     chain: Chain | None = None
@@ -232,11 +232,11 @@ class ToySwarm:
         """One more node; its address."""
         stop = contextlib.AsyncExitStack()
         store = KVStore(1, KVShape(1, 1, 1), 4096, torch.float32, torch.device("cpu"))
-        device = ToyDevice()
+        device = ToyRunner()
         engine = Engine(device, self.limits.budget)
-        served = Served(span, BLOCKS, VOCAB, 4, 2048, "toy", NUMERICS, "toy", STATE)
+        served = ServedSpan(span, BLOCKS, VOCAB, 4, 2048, "toy", NUMERICS, "toy", STATE)
         transport = self.network.transport()
-        node = Node(transport, self.limits, stage=Stage(served, engine, store, 1.0), state=NodeState.ONLINE)
+        node = Node(transport, self.limits, stage=LoadedStage(served, engine, store, 1.0), state=NodeState.ONLINE)
         listener = await transport.listen("127.0.0.1:0", node.accept)
         running = [asyncio.create_task(engine.run()), asyncio.create_task(node.sweep())]
 
@@ -303,8 +303,8 @@ class ToySwarm:
             alternatives=drafter.alternatives,
         ) as chain:
             self.chain = chain
-            session = ClientSession(SamplingSettings(), segment_rows, chain.epoch, chain.prefix_rows)
-            limits = Limits(count, frozenset())
+            session = AppendBuilder(SamplingSettings(), segment_rows, chain.epoch, chain.prefix_rows)
+            limits = GenerationLimits(count, frozenset())
             pace = HastyPace(tree_size) if tree_size else FixedPace(0)
             generation = Generation(chain, drafter, session, limits, pace)
             async for news in generation.rounds(prompt, SamplingSettings()):

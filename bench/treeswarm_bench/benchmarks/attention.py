@@ -18,7 +18,7 @@ import torch
 
 from treeswarm_node.attention.base import Attention, Layer, TorchReference
 from treeswarm_node.attention.flash import FlashAttention
-from treeswarm_node.attention.metadata import Batch, SegmentMeta
+from treeswarm_node.attention.metadata import Batch, SegmentMetadata
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore
 
 HEADS, SHAPE = 32, KVShape(8, 128, 128)
@@ -34,7 +34,7 @@ def made_up(rows: int, trunk: int, store: KVStore, device: torch.device) -> Batc
         depths[node] = depths[parent] + 1
         sees[node] |= sees[parent]
     crown, positions = torch.arange(trunk, trunk + rows).to(device), (trunk + depths).to(device)
-    meta = SegmentMeta(slice(0, rows), positions, [(0, trunk)], None, positions, sees.to(device))
+    meta = SegmentMetadata(slice(0, rows), positions, [(0, trunk)], None, positions, sees.to(device))
     return Batch(store, 0, [meta], crown, positions[None])
 
 

@@ -28,14 +28,14 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
 from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm.wire.codec import decode_control_down, decode_link_up, encode
-from treeswarm_node.config import Limits
+from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.engine import Engine
-from treeswarm_node.engine.model_runner import Device
+from treeswarm_node.engine.model_runner import ModelRunner
 from treeswarm_node.engine.sampler import Sampler
-from treeswarm_node.kv_cache.replay_log import JournalBudget
+from treeswarm_node.kv_cache.replay_log import ReplayLogBudget
 from treeswarm_node.model.loader import load_span
 from treeswarm_node.model.span_model import SpanModel
-from treeswarm_node.sessions.hosted_session import HostedSession
+from treeswarm_node.sessions.server_session import ServerSession
 
 SPANS = (Span(0, 3), Span(3, 5), Span(5, 8))
 PROMPT, ROWS, ROUNDS = 48, 8, 300
@@ -92,12 +92,12 @@ async def measure(rounds: int, *, profile: bool, dtype: torch.dtype) -> dict[str
     nodes, tasks = [], []
     for model in models:
         span, wire, onward = model.loaded.span, Wire(), Wire()
-        engine = Engine(Device(model, Sampler(vocab)), Limits().budget)
+        engine = Engine(ModelRunner(model, Sampler(vocab)), NodeLimits().budget)
         terms = SessionTerms(0, ROOM - 1024, 64, 10_000, vocab, 0 if span.start == 0 else row_bytes)
         hop = HOP if span.end < 8 else None
         wanted = Open(1, bytes(16), 0, span, numerics, ROOM - 1024, 64, TICKET, hop)
-        journal = JournalBudget(1 << 30).open(row_bytes, ROOM - 1024, 64) if hop else None
-        hosted = HostedSession.opened(
+        journal = ReplayLogBudget(1 << 30).open(row_bytes, ROOM - 1024, 64) if hop else None
+        hosted = ServerSession.opened(
             wanted, NodeSession(terms), model.store.open(ROOM - 1024, 64), journal, onward, engine, Wires(onward),
             forget=lambda: None,
         )  # fmt: skip

@@ -24,9 +24,9 @@ from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm.transport.tls import Security
 from treeswarm_bench.benchmarks.common import provenance_of_machine, spread
 from treeswarm_bench.lab import Lab, LabLink, wan_lab
-from treeswarm_node.config import Limits
+from treeswarm_node.config import NodeLimits
 from treeswarm_node.reachability.port_borrower import rent
-from treeswarm_node.reachability.port_lender import Landlord
+from treeswarm_node.reachability.port_lender import PortLender
 from treeswarm_node.sessions.server import Node
 
 SIZES = (8 << 10, 64 << 10, 1 << 20)
@@ -47,7 +47,7 @@ async def lend(host: str) -> None:
     """A landlord, until standard input ends."""
     identity = Identity.ephemeral()
     transport = GrpcTransport(security=Security(identity))
-    node = Node(transport, landlord=Landlord(host, Limits()))
+    node = Node(transport, landlord=PortLender(host, NodeLimits()))
     listener = await transport.listen(f"{host}:0", node.accept)
     await tell({"address": f"{listener.address}#{identity.pin}"})
     await listener.close()

@@ -13,7 +13,7 @@ from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.seam import Copyable, Drafter, DraftTree, Enough, Verdict, in_no_hurry
 from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.generation.loop import Generation
-from treeswarm_client.generation.round_in_flight import Flight
+from treeswarm_client.generation.round_in_flight import RoundInFlight
 from treeswarm_client.generation.run import Run
 from treeswarm_client.planner.auto import LARGEST, AutoPace
 from treeswarm_client.planner.pace import FixedPace, Pace
@@ -111,7 +111,7 @@ class WithoutBonus(Generation):
     the target's next token, known already, has to be guessed or bought anew.  Where no guess was right, the target's
     own token is kept, or nothing would ever come of it."""
 
-    async def _fly(self, flight: Flight) -> tuple[Walk, float]:
+    async def _fly(self, flight: RoundInFlight) -> tuple[Walk, float]:
         found, first_s = await super()._fly(flight)
         return (found if flight.shipment.draft is None else without_bonus(flight.draft, found)), first_s
 

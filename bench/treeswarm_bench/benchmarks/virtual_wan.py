@@ -44,10 +44,10 @@ from treeswarm_client.local_swarm import LocalSwarm, even_cuts
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.loaded_stage import Model
-from treeswarm_node.engine.model_runner import Computed, Lent, Runs
+from treeswarm_node.engine.model_runner import Computed, Runner, ThrottledRunner
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
-from treeswarm_node.membership.distances import Survey
+from treeswarm_node.membership.distances import DistanceSurvey
 from treeswarm_node.sessions.server import Node
 
 # What a hop takes besides the model and the wire: `swarm bench overhead`, docs/benchmarks.md.
@@ -73,7 +73,7 @@ class Polled(Around):
 class Swift:
     """A device so many times as fast as this machine's."""
 
-    device: Runs
+    device: Runner
     times: float
     loop: VirtualClockLoop
 
@@ -119,7 +119,7 @@ class World:
             model = Model.find(setup.model)
             registry = await open_registry("none", model.config, identity.node_id)
             assert isinstance(registry, BookRegistry)
-            life = Lifecycle(config, identity, model, node, Address.parse(listener.address), Survey(line))
+            life = Lifecycle(config, identity, model, node, Address.parse(listener.address), DistanceSurvey(line))
             life.membership = node.membership = Membership(identity, life.draft, registry, registry)
             stack.push_async_callback(life.leave)
             stage = await life.join()
@@ -127,7 +127,7 @@ class World:
             if self.swift > 1.0:
                 stage.engine.device = Swift(stage.engine.device, self.swift, self.loop)
             if share < 1.0:
-                stage.engine.device = Lent(stage.engine.device, share, self.loop.clock, self.loop.rest)
+                stage.engine.device = ThrottledRunner(stage.engine.device, share, self.loop.clock, self.loop.rest)
             for work in (node.sweep(), life.membership.run()):
                 stack.push_async_callback(_end, asyncio.create_task(work))
             yield listener.address

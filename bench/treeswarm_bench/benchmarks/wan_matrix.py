@@ -35,12 +35,12 @@ LEAST_TOKENS = 6
 GUESSED_COMPUTE_S, GUESSED_ROUNDS = 0.08, 12
 
 Say = Callable[[str], None]
-FieldOf = Callable[["BenchSetup", Cell, "Plan"], contextlib.AbstractAsyncContextManager["Field"]]
+FieldOf = Callable[["BenchSetup", Cell, "MatrixPlan"], contextlib.AbstractAsyncContextManager["Field"]]
 """A cell's swarm."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class MatrixPlan:
     """What to measure."""
 
     cells: Sequence[Cell]
@@ -55,7 +55,7 @@ class Plan:
         texts: Sequence[str] | None = None,
         temperatures: Sequence[float] | None = None,
         strategies: Sequence[str] | None = None,
-    ) -> "Plan":
+    ) -> "MatrixPlan":
         """By name; None: all.  `plain` is always among the strategies, since all is told relative to it.  Raises
         BadRequest for a name that is none."""
         by_cell, by_strategy = {cell.name: cell for cell in CELLS}, {s.name: s for s in STRATEGIES}
@@ -76,10 +76,12 @@ class Plan:
         ]
 
 
-async def bench_internet(setup: BenchSetup, plan: Plan, *, say: Say, field_of: FieldOf | None = None) -> dict[str, Any]:
+async def bench_internet(
+    setup: BenchSetup, plan: MatrixPlan, *, say: Say, field_of: FieldOf | None = None
+) -> dict[str, Any]:
     """All of `plan`; `say` hears how far it is.  The swarms are processes on this machine, or whatever `field_of`
     makes."""
-    progress = Progress(plan, setup, say)
+    progress = MatrixProgress(plan, setup, say)
     rows: list[dict[str, Any]] = []
     measured: dict[Place, dict[str, Samples]] = {}
     texts: list[Corpus] = []
@@ -132,7 +134,7 @@ class Field:
     """By strategy, whether misled, and temperature: drafters may remember texts, and each sees a prompt once."""
 
     @classmethod
-    def of(cls, bench: Bench, cell: Cell, plan: Plan, star: SwarmClient, drafter: Drafter) -> "Field":
+    def of(cls, bench: Bench, cell: Cell, plan: MatrixPlan, star: SwarmClient, drafter: Drafter) -> "Field":
         """`star` is the client whose hops all go through it; the bench's own is the other's."""
         contestants = {
             (s.name, misled, temperature): Contestant.of(s, star if s.star else bench.client, drafter, misled=misled)
@@ -144,7 +146,7 @@ class Field:
         source = Source(bench.client, resolve_model(setup.model), setup.dtype, setup.prompts)
         return cls(bench, cell, source, contestants)
 
-    async def warm_up(self, texts: Sequence[Corpus], plan: Plan) -> None:
+    async def warm_up(self, texts: Sequence[Corpus], plan: MatrixPlan) -> None:
         """Once each; of the misled those who learn."""
         prompt = spare_prompt(self.source)
         for (_, misled, temperature), contestant in self.contestants.items():
@@ -166,10 +168,10 @@ class Field:
 
 
 @dataclass(eq=False)
-class Progress:
+class MatrixProgress:
     """Says how much is done and how long the rest may take."""
 
-    plan: Plan
+    plan: MatrixPlan
     setup: BenchSetup
     say: Say
     _started: float = field(default_factory=time.perf_counter)
@@ -201,7 +203,7 @@ def to_stderr(line: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _processes(setup: BenchSetup, cell: Cell, plan: Plan) -> AsyncIterator[Field]:
+async def _processes(setup: BenchSetup, cell: Cell, plan: MatrixPlan) -> AsyncIterator[Field]:
     model = resolve_model(setup.model)
     drafter = load_drafter(setup.draft, model)
     # Everybody computes the prompt: what the one before left on the nodes would spare the next one that.
@@ -231,7 +233,7 @@ async def _processes(setup: BenchSetup, cell: Cell, plan: Plan) -> AsyncIterator
 
 
 async def _measure(
-    field_: Field, corpus: Corpus, place: Place, plan: Plan
+    field_: Field, corpus: Corpus, place: Place, plan: MatrixPlan
 ) -> tuple[dict[str, Samples], dict[str, Any]]:
     temperature = place.temperature
     strategies = plan.there(place.text, temperature)

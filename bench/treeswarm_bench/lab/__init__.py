@@ -1,7 +1,7 @@
 """A WAN lab: network namespaces on one Linux machine, and links of given delay, jitter, rate and loss between them."""
 
-from treeswarm_bench.lab.lab import Host, Lab, Traffic, wan_lab
+from treeswarm_bench.lab.lab import Lab, LabHost, LinkTraffic, wan_lab
 from treeswarm_bench.lab.namespaces import can_make_namespaces
 from treeswarm_bench.lab.shape import LabLink
 
-__all__ = ["Host", "Lab", "LabLink", "Traffic", "can_make_namespaces", "wan_lab"]
+__all__ = ["Lab", "LabHost", "LabLink", "LinkTraffic", "can_make_namespaces", "wan_lab"]

@@ -28,7 +28,7 @@ IPV4 = 4
 
 
 @dataclass(eq=False)
-class Line:
+class HubPort:
     """One direction between two hosts."""
 
     source: int
@@ -52,16 +52,16 @@ class Hub:
     addresses: list[str]
     link: LabLink
     seed: int
-    lines: dict[tuple[int, int], Line] = field(default_factory=dict)
-    _routes: dict[int, dict[bytes, Line]] = field(default_factory=dict)
+    lines: dict[tuple[int, int], HubPort] = field(default_factory=dict)
+    _routes: dict[int, dict[bytes, HubPort]] = field(default_factory=dict)
     """By the device a packet came from and the address it goes to."""
-    _under_way: list[tuple[float, int, Line, bytes]] = field(default_factory=list)
+    _under_way: list[tuple[float, int, HubPort, bytes]] = field(default_factory=list)
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
         for source, target in itertools.permutations(range(len(self.devices)), 2):
             model = LinkModel(self.link, seed=f"{self.seed}:{source}:{target}")
-            line = self.lines[source, target] = Line(source, target, self.devices[target], model)
+            line = self.lines[source, target] = HubPort(source, target, self.devices[target], model)
             route = self._routes.setdefault(self.devices[source], {})
             route[socket.inet_aton(self.addresses[target])] = line
 

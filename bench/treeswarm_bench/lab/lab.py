@@ -26,7 +26,7 @@ HOST_NAME = re.compile(r"[a-z0-9-]{1,40}")
 
 
 @dataclass(frozen=True)
-class Host:
+class LabHost:
     """A machine of the lab."""
 
     name: str
@@ -35,7 +35,7 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Traffic:
+class LinkTraffic:
     """What one direction carried so far, and what it lost (`dropped`: to a full queue)."""
 
     packets: int
@@ -48,12 +48,12 @@ class Traffic:
 class Lab:
     """Hosts that reach each other through shaped links.  Use `wan_lab`."""
 
-    hosts: tuple[Host, ...]
+    hosts: tuple[LabHost, ...]
     _hub: asyncio.subprocess.Process
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
-    def host(self, name: str) -> Host:
+    def host(self, name: str) -> LabHost:
         """Raises BadRequest."""
         return self.hosts[self._index(name)]
 
@@ -81,11 +81,11 @@ class Lab:
         """Heal its links to all others."""
         await self._order(self._pairs_of(a), cut=False)
 
-    async def traffic(self) -> dict[tuple[str, str], Traffic]:
+    async def traffic(self) -> dict[tuple[str, str], LinkTraffic]:
         """By the names of source and target."""
         counted = (await self._order([]))["lines"]
         return {
-            (self.hosts[line.pop("source")].name, self.hosts[line.pop("target")].name): Traffic(**line)
+            (self.hosts[line.pop("source")].name, self.hosts[line.pop("target")].name): LinkTraffic(**line)
             for line in counted
         }
 
@@ -136,7 +136,7 @@ async def wan_lab(
     remove_leftovers()
     with contextlib.ExitStack() as undo:
         made = [
-            Host(name, undo.enter_context(new_namespace(name)), SUBNET.format(i)) for i, name in enumerate(hosts, 1)
+            LabHost(name, undo.enter_context(new_namespace(name)), SUBNET.format(i)) for i, name in enumerate(hosts, 1)
         ]
         devices = [
             undo.enter_context(new_device(host.namespace, f"{host.address}/24", congestion=congestion)) for host in made
@@ -149,7 +149,7 @@ async def wan_lab(
 
 @contextlib.asynccontextmanager
 async def _hub(
-    hosts: Sequence[Host], devices: Sequence[int], link: LabLink, seed: int
+    hosts: Sequence[LabHost], devices: Sequence[int], link: LabLink, seed: int
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     told = {
         "devices": devices,

@@ -11,7 +11,7 @@ from treeswarm.errors import MissingBlocks
 from treeswarm.protocol.spans import Span
 from treeswarm.topology.bans import BanList
 from treeswarm.topology.coordinates import Coordinate
-from treeswarm.topology.routing import Chain, fastest_chain
+from treeswarm.topology.routing import Route, fastest_chain
 from treeswarm_bench.simulate import config
 from treeswarm_bench.simulate.agenda import Agenda
 from treeswarm_bench.simulate.config import Settings
@@ -115,7 +115,7 @@ class Clients:
             self.traversal_s.append(chain.seconds)
         return hops, bad
 
-    def _plan(self, wanted: Span, start: Coordinate, end: Coordinate, avoid: frozenset[str], timed: bool) -> Chain:
+    def _plan(self, wanted: Span, start: Coordinate, end: Coordinate, avoid: frozenset[str], timed: bool) -> Route:
         candidates = self.nodes.registry.view().candidates
         seed = int(self.random.integers(2**32))
         began = time.thread_time()

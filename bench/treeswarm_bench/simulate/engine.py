@@ -12,7 +12,7 @@ from treeswarm_bench.simulate.agenda import Agenda
 from treeswarm_bench.simulate.clients import Clients
 from treeswarm_bench.simulate.config import Settings
 from treeswarm_bench.simulate.hosts import draw_hosts
-from treeswarm_bench.simulate.meter import Meter, Sample
+from treeswarm_bench.simulate.meter import MeterSample, SimulationMeter
 from treeswarm_bench.simulate.nodes import Nodes
 from treeswarm_bench.simulate.registry import ABSENT, SimulatedRegistry
 from treeswarm_bench.simulate.report import Report, make_report
@@ -25,7 +25,7 @@ def simulate(settings: Settings, progress: Callable[[float], None] = lambda _: N
     random = np.random.default_rng(settings.seed)
     replaced = int(random.poisson(settings.nodes * settings.churn * settings.hours))
     hosts = draw_hosts(settings.nodes + replaced + settings.flash_crowd, settings.blocks, random)
-    agenda, meter = Agenda(), Meter(settings.blocks)
+    agenda, meter = Agenda(), SimulationMeter(settings.blocks)
     registry = SimulatedRegistry(hosts, agenda, random)
     nodes = Nodes(settings, hosts, agenda, registry, meter, random)
     nodes.grow(settings.nodes)
@@ -71,12 +71,12 @@ def _repeat(agenda: Agenda, seconds: float, action: Callable[[], None]) -> None:
     agenda.after(seconds, again)
 
 
-def _sample(agenda: Agenda, meter: Meter, nodes: Nodes, clients: Clients) -> None:
+def _sample(agenda: Agenda, meter: SimulationMeter, nodes: Nodes, clients: Clients) -> None:
     counts = clients.counts
     requests, failed = counts["requests"] - counts["sampled"], counts["failed_first"] - counts["sampled_failed"]
     counts["sampled"], counts["sampled_failed"] = counts["requests"], counts["failed_first"]
     share = failed / requests if requests else 0.0
-    meter.samples.append(Sample(agenda.now / 3600, meter.weakest, meter.best, meter.online, nodes.moves, share))
+    meter.samples.append(MeterSample(agenda.now / 3600, meter.weakest, meter.best, meter.online, nodes.moves, share))
 
 
 def _coordinate_error(nodes: Nodes, random: np.random.Generator) -> float:

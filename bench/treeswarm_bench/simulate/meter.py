@@ -9,7 +9,7 @@ from treeswarm.topology.placement import best_possible
 
 
 @dataclass(frozen=True)
-class Sample:
+class MeterSample:
     """One moment.  `weakest`, `best`: rows a second; `moves`: so far; `failed`: share of first tries since the last."""
 
     hours: float
@@ -21,7 +21,7 @@ class Sample:
 
 
 @dataclass(eq=False)
-class Meter:
+class SimulationMeter:
     """Online nodes' throughput by block, integrated over time."""
 
     blocks: int
@@ -30,7 +30,7 @@ class Meter:
     balance_s: float = 0.0
     least_balance: float = 1.0
     heal_s: list[float] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[MeterSample] = field(default_factory=list)
     online: int = 0
     rates: float = 0.0
 

@@ -23,7 +23,7 @@ from treeswarm_bench.simulate import config
 from treeswarm_bench.simulate.agenda import Agenda
 from treeswarm_bench.simulate.config import Settings
 from treeswarm_bench.simulate.hosts import Hosts, first_coordinates, locate
-from treeswarm_bench.simulate.meter import Meter
+from treeswarm_bench.simulate.meter import SimulationMeter
 from treeswarm_bench.simulate.registry import ABSENT, SimulatedRegistry
 
 
@@ -36,7 +36,7 @@ class Nodes:
         hosts: Hosts,
         agenda: Agenda,
         registry: SimulatedRegistry,
-        meter: Meter,
+        meter: SimulationMeter,
         random: np.random.Generator,
     ) -> None:
         self.settings, self.hosts, self.agenda = settings, hosts, agenda

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from treeswarm.topology.coordinates import Coordinate
 from treeswarm.topology.placement import ONLINE, Layout
-from treeswarm.topology.routing import Candidates
+from treeswarm.topology.routing import CandidateTable
 from treeswarm_bench.simulate import config
 from treeswarm_bench.simulate.agenda import Agenda
 from treeswarm_bench.simulate.hosts import Hosts
@@ -16,7 +16,7 @@ ABSENT = -1
 
 
 @dataclass(eq=False)
-class Records:
+class RecordTable:
     """What is said of each node, [nodes] each: the truth, or what has got about of it.  `end` follows from length."""
 
     state: NDArray[np.int64]
@@ -25,13 +25,13 @@ class Records:
     hop_s: NDArray[np.float64]
 
     @classmethod
-    def none(cls, count: int) -> "Records":
+    def none(cls, count: int) -> "RecordTable":
         return cls(np.full(count, ABSENT), np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count))
 
-    def take(self, nodes: NDArray[np.int64]) -> "Records":
-        return Records(self.state[nodes], self.start[nodes], self.free[nodes], self.hop_s[nodes])
+    def take(self, nodes: NDArray[np.int64]) -> "RecordTable":
+        return RecordTable(self.state[nodes], self.start[nodes], self.free[nodes], self.hop_s[nodes])
 
-    def put(self, nodes: NDArray[np.int64], other: "Records") -> None:
+    def put(self, nodes: NDArray[np.int64], other: "RecordTable") -> None:
         self.state[nodes], self.start[nodes] = other.state, other.start
         self.free[nodes], self.hop_s[nodes] = other.free, other.hop_s
 
@@ -41,7 +41,7 @@ class View:
     """One snapshot, read by everybody until the next poll."""
 
     layout: Layout
-    candidates: Candidates
+    candidates: CandidateTable
 
 
 class SimulatedRegistry:
@@ -49,16 +49,16 @@ class SimulatedRegistry:
 
     def __init__(self, hosts: Hosts, agenda: Agenda, random: np.random.Generator) -> None:
         self.hosts, self.agenda, self.random = hosts, agenda, random
-        self.truth = Records.none(len(hosts))
+        self.truth = RecordTable.none(len(hosts))
         # x, y and height of the coordinate in every node's record.
         self.points = np.zeros((len(hosts), 3))
         self.index = {str(node): i for i, node in enumerate(hosts.ids)}
         self.announced = 0
-        self._seen = Records.none(len(hosts))
+        self._seen = RecordTable.none(len(hosts))
         self._said_at = np.full(len(hosts), -np.inf)
         self._phase = random.integers(round(config.ANNOUNCE_S / config.POLL_S), size=len(hosts))
         self._polls = 0
-        self._on_the_way: tuple[float, NDArray[np.int64], Records] | None = None
+        self._on_the_way: tuple[float, NDArray[np.int64], RecordTable] | None = None
         self._view: View | None = None
 
     def place(self, node: int, coordinate: Coordinate) -> None:
@@ -100,7 +100,7 @@ class SimulatedRegistry:
                     hosts.rate[layout_of],
                     seen.state[layout_of],
                 ),
-                Candidates(
+                CandidateTable(
                     hosts.ids[here],
                     seen.start[here],
                     seen.start[here] + hosts.length[here],
@@ -112,7 +112,7 @@ class SimulatedRegistry:
             )
         return self._view
 
-    def _arrive(self, said_at: float, nodes: NDArray[np.int64], said: Records) -> None:
+    def _arrive(self, said_at: float, nodes: NDArray[np.int64], said: RecordTable) -> None:
         news = self._said_at[nodes] < said_at
         self._seen.put(nodes[news], said.take(np.flatnonzero(news)))
         self._said_at[nodes[news]] = said_at

@@ -11,7 +11,7 @@ from treeswarm_bench.simulate import config
 from treeswarm_bench.simulate.agenda import Agenda
 from treeswarm_bench.simulate.clients import Clients
 from treeswarm_bench.simulate.config import Settings
-from treeswarm_bench.simulate.meter import Meter, Sample
+from treeswarm_bench.simulate.meter import MeterSample, SimulationMeter
 from treeswarm_bench.simulate.nodes import Nodes
 from treeswarm_bench.simulate.registry import SimulatedRegistry
 
@@ -53,7 +53,7 @@ class Requests:
 
 
 @dataclass(frozen=True)
-class Traffic:
+class ClientTraffic:
     records_a_second: float
     bytes_a_second: float
 
@@ -74,9 +74,9 @@ class Report:
     settings: Settings
     swarm: Swarm
     requests: Requests
-    registry: Traffic
+    registry: ClientTraffic
     cost: Cost
-    samples: tuple[Sample, ...]
+    samples: tuple[MeterSample, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Without the samples, which are for the plot."""
@@ -96,7 +96,7 @@ class Report:
 
 def make_report(
     settings: Settings,
-    meter: Meter,
+    meter: SimulationMeter,
     nodes: Nodes,
     clients: Clients,
     registry: SimulatedRegistry,
@@ -135,7 +135,7 @@ def make_report(
             traversal_p95_s=_percentile(clients.traversal_s, 95),
             coordinate_error_median=coordinate_error,
         ),
-        Traffic(registry.announced / seconds, registry.announced * config.RECORD_BYTES / seconds),
+        ClientTraffic(registry.announced / seconds, registry.announced * config.RECORD_BYTES / seconds),
         Cost(_percentile(clients.planning_s, 50), agenda.happened, cpu_s),
         tuple(meter.samples),
     )

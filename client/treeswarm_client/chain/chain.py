@@ -28,13 +28,13 @@ from treeswarm.protocol.messages import (
 from treeswarm.session.replay import replay
 from treeswarm.transport.seam import Transport
 from treeswarm_client.chain.control_stream import GOODBYE_S, NodeControl
-from treeswarm_client.chain.head_link import Uplink
-from treeswarm_client.chain.in_flight import OnTheirWay
-from treeswarm_client.chain.repair import Interrupted, Member, Mender, Repair, Room, Tries
+from treeswarm_client.chain.head_link import HeadLink
+from treeswarm_client.chain.in_flight import RowsInFlight
+from treeswarm_client.chain.repair import ChainMember, Interrupted, Mender, Repair, Room, Tries
 from treeswarm_client.chain.shared_prompt import SharedPrompt
 from treeswarm_client.chain.stall_detection import overdue
-from treeswarm_client.chain.wait_events import OnWait, Waits
-from treeswarm_client.discovery.reroute import SecondThoughts
+from treeswarm_client.chain.wait_events import OnWait, WaitEvents
+from treeswarm_client.discovery.reroute import RerouteTimer
 from treeswarm_client.discovery.round_trip import RoundTrip
 from treeswarm_client.discovery.route import Hop, Pilot, Target
 from treeswarm_client.planner.pace import ChainHop
@@ -62,18 +62,18 @@ class Chain:
     on_wait: OnWait = lambda _: None
     session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_ID_BYTES))
     epoch: int = -1
-    members: list[Member] = field(default_factory=list)
+    members: list[ChainMember] = field(default_factory=list)
     repairs: list[Repair] = field(default_factory=list)
-    _uplink: Uplink = field(init=False)
-    _waits: Waits = field(init=False)
+    _uplink: HeadLink = field(init=False)
+    _waits: WaitEvents = field(init=False)
     _lost: dict[str, SwarmError] = field(default_factory=dict)
     """Nodes of the chain that are of no more use to it, by address."""
     _why: dict[str, SwarmError] = field(default_factory=dict)
     """The same, and those given up since, until the chain is whole again."""
     _interrupted: asyncio.Event = field(default_factory=asyncio.Event)
     _interrupted_at: float = 0.0
-    _on_their_way: OnTheirWay = field(default_factory=OnTheirWay)
-    _second_thoughts: SecondThoughts = field(default_factory=SecondThoughts)
+    _on_their_way: RowsInFlight = field(default_factory=RowsInFlight)
+    _second_thoughts: RerouteTimer = field(default_factory=RerouteTimer)
     _mending: bool = False
     _tries: Tries | None = None
     """Since the last answer."""
@@ -89,8 +89,8 @@ class Chain:
     _goodbyes: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._uplink = Uplink(self._link_broke, self._background)
-        self._waits = Waits(self.session, self.on_wait)
+        self._uplink = HeadLink(self._link_broke, self._background)
+        self._waits = WaitEvents(self.session, self.on_wait)
 
     @property
     def hops(self) -> tuple[Hop, ...]:
@@ -230,7 +230,7 @@ class Chain:
         for task in self._goodbyes:
             task.cancel()
 
-    def dismiss(self, member: Member) -> None:
+    def dismiss(self, member: ChainMember) -> None:
         """Let a node go, in the background: it may be deaf."""
         self._background(member.control.say_goodbye())
 
@@ -298,7 +298,7 @@ class Chain:
             self.lose(self.members[index - 1].hop, said)
         self.lose(control.hop, said)
 
-    def _accuse(self, control: NodeControl, next_one: Member, said: SwarmError) -> None:
+    def _accuse(self, control: NodeControl, next_one: ChainMember, said: SwarmError) -> None:
         """The link between two nodes broke; one that loses two in a row by its word is let go as well."""
         self._relink(next_one, said)
         if self.lost_of(next_one.hop) is not None:
@@ -306,7 +306,7 @@ class Chain:
         if self._accused[control.hop.node] > 1:
             self.lose(control.hop, said)
 
-    def _relink(self, member: Member, said: SwarmError | None = None) -> None:
+    def _relink(self, member: ChainMember, said: SwarmError | None = None) -> None:
         """The link into a node broke; a new one may do.  One that breaks again at once means the node."""
         member.upstream, member.complaints = None, member.complaints + 1
         if member is self.members[0]:
@@ -329,8 +329,8 @@ class Chain:
 
     # ---------------------------------------------------------------- epochs
 
-    def _begin_epoch(self, members: list[Member]) -> None:
-        self.members, self._on_their_way, self._mending = members, OnTheirWay(), False
+    def _begin_epoch(self, members: list[ChainMember]) -> None:
+        self.members, self._on_their_way, self._mending = members, RowsInFlight(), False
         self._second_thoughts.had_at = asyncio.get_running_loop().time()
         self._lost = {m.hop.address: self._lost[m.hop.address] for m in members if m.hop.address in self._lost}
         self._interrupted.clear()

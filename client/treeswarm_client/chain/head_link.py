@@ -14,7 +14,7 @@ from treeswarm_client.discovery.route import Hop
 
 
 @dataclass(eq=False)
-class Uplink:
+class HeadLink:
     """One link at a time.  `broke` is told once of each that ends before it is let go, and why, if anybody said."""
 
     broke: Callable[[SwarmError | None], None]

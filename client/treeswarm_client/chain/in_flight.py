@@ -8,7 +8,7 @@ from treeswarm_client.chain.repair import Interrupted
 
 
 @dataclass(eq=False)
-class OnTheirWay:
+class RowsInFlight:
     """Of one epoch; answers come in the order of the appends."""
 
     answered: int = 0

@@ -53,7 +53,7 @@ class Repair:
 
 
 @dataclass(eq=False)
-class Member:
+class ChainMember:
     """One node of a chain, and what the chain knows of it."""
 
     hop: Hop
@@ -109,13 +109,13 @@ class Mendable(Protocol):
     alternatives: int
     session: bytes
     epoch: int
-    members: list[Member]
+    members: list[ChainMember]
     shared: SharedPrompt | None
 
     def control_of(self, hop: Hop) -> NodeControl: ...
     def lost_of(self, hop: Hop) -> SwarmError | None: ...
     def lose(self, hop: Hop, error: SwarmError) -> None: ...
-    def dismiss(self, member: Member) -> None: ...
+    def dismiss(self, member: ChainMember) -> None: ...
 
 
 @dataclass(eq=False)
@@ -124,7 +124,7 @@ class Mender:
 
     chain: Mendable
 
-    async def attempt(self, trunk: Sequence[int], tip: int) -> list[Member]:
+    async def attempt(self, trunk: Sequence[int], tip: int) -> list[ChainMember]:
         """The members of the chain from this epoch on.
 
         Raises Interrupted when a node failed (it is out of the next try), MissingBlocks and Refused (full) where the
@@ -147,13 +147,13 @@ class Mender:
 
     # ---------------------------------------------------------------- who
 
-    async def _survivors(self) -> list[Member]:
+    async def _survivors(self) -> list[ChainMember]:
         kept = [m for m in self.chain.members if m.proven and self.chain.lost_of(m.hop) is None]
         detached = [m for m in kept if m.control.broken is not None]
         await asyncio.gather(*(self._reattach(m) for m in detached))
         return [m for m in kept if self.chain.lost_of(m.hop) is None]
 
-    async def _reattach(self, member: Member) -> None:
+    async def _reattach(self, member: ChainMember) -> None:
         """The stream broke; the node may live, and then it has the session still."""
         patience = member.control.round_trip.deadline(LEAST_REATTACH_S)
         why = member.control.broken
@@ -163,7 +163,7 @@ class Mender:
         except (SwarmError, TimeoutError):
             self.chain.lose(member.hop, NodeLost(f"lost {member.hop}: {why}", member.hop.address))
 
-    def _fill_gaps(self, kept: list[Member]) -> list[Member]:
+    def _fill_gaps(self, kept: list[ChainMember]) -> list[ChainMember]:
         """Those who ask to leave may, if the model is whole without them."""
         try:
             return self._filled([m for m in kept if not m.leaving])
@@ -174,7 +174,7 @@ class Mender:
             member.leaving = False
         return self._filled(kept)
 
-    def _filled(self, kept: list[Member]) -> list[Member]:
+    def _filled(self, kept: list[ChainMember]) -> list[ChainMember]:
         chain = self.chain
         members = list(kept)
         avoid = {m.hop.node for m in chain.members if m in kept or m.leaving or chain.lost_of(m.hop) is not None}
@@ -187,23 +187,23 @@ class Mender:
                 avoid=avoid,
             )
             avoid |= {hop.node for hop in hops}
-            members[index:index] = [Member(hop, chain.control_of(hop)) for hop in hops]
+            members[index:index] = [ChainMember(hop, chain.control_of(hop)) for hop in hops]
         return members
 
-    def _give_tickets(self, members: list[Member]) -> None:
+    def _give_tickets(self, members: list[ChainMember]) -> None:
         """A link whose ends are not what they were gets a new one, so that the old link's frames stay out."""
         for upstream, member in zip([self.chain, *members], members, strict=False):
             member.relinked = member.upstream is not upstream
             if member.relinked:
                 member.ticket = secrets.token_bytes(TICKET_BYTES)
 
-    def _dismiss(self, members: Sequence[Member]) -> None:
+    def _dismiss(self, members: Sequence[ChainMember]) -> None:
         for member in members:
             self.chain.dismiss(member)
 
     # ---------------------------------------------------------------- how
 
-    async def _open(self, member: Member, members: list[Member], resumption: Resumption) -> None:
+    async def _open(self, member: ChainMember, members: list[ChainMember], resumption: Resumption) -> None:
         chain = self.chain
         await member.control.connect(chain.transport)
         after = _after(member, members)
@@ -232,7 +232,7 @@ class Mender:
         if granted.prefix_rows % PREFIX_TOKENS or granted.prefix_rows > (prefix.rows if prefix else 0):
             raise Malformed(f"{member.hop} claims {granted.prefix_rows} tokens of the prompt, which were not asked for")
 
-    async def _resume(self, member: Member, members: list[Member], resumption: Resumption) -> None:
+    async def _resume(self, member: ChainMember, members: list[ChainMember], resumption: Resumption) -> None:
         after = _after(member, members)
         granted = await member.control.ask(
             Resume(
@@ -247,7 +247,7 @@ class Mender:
         )
         member.credit_rows = granted.credit_rows
 
-    async def _all(self, members: Sequence[Member], work: Sequence[Coroutine[None, None, None]]) -> None:
+    async def _all(self, members: Sequence[ChainMember], work: Sequence[Coroutine[None, None, None]]) -> None:
         """At once; who fails is out.  Raises Interrupted if anybody did."""
         results = await asyncio.gather(*work, return_exceptions=True)
         failed = [(member, error) for member, error in zip(members, results, strict=True) if error is not None]
@@ -261,10 +261,10 @@ class Mender:
             raise Interrupted("a node failed while the chain was mended")
 
 
-def _after(member: Member, members: list[Member]) -> Member | None:
+def _after(member: ChainMember, members: list[ChainMember]) -> ChainMember | None:
     place = members.index(member) + 1
     return members[place] if place < len(members) else None
 
 
-def _next_hop(after: Member | None) -> NextHop | None:
+def _next_hop(after: ChainMember | None) -> NextHop | None:
     return NextHop(after.hop.address, after.ticket) if after else None

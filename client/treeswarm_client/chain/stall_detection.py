@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from treeswarm.errors import NodeLost, SwarmError
-from treeswarm_client.chain.repair import Member
+from treeswarm_client.chain.repair import ChainMember
 from treeswarm_client.discovery.route import Hop
 
 # A frame handed to one node and not received by the next: some megabytes over a slow line take this long.
@@ -13,7 +13,7 @@ LEAST_IN_A_NODE_S = 60.0
 
 
 def overdue(
-    members: Sequence[Member], oldest_seq: int, moved_at: float, usual_s: float, now: float, *, replays: bool
+    members: Sequence[ChainMember], oldest_seq: int, moved_at: float, usual_s: float, now: float, *, replays: bool
 ) -> tuple[Hop, SwarmError] | None:
     """The node that append `oldest_seq` waits for too long, and how to say so; None while there is hope.
 

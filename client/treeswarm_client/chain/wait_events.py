@@ -25,7 +25,7 @@ OnWait = Callable[[Wait], None]
 
 
 @dataclass(eq=False)
-class Waits:
+class WaitEvents:
     """Of one chain."""
 
     session: bytes

@@ -12,7 +12,7 @@ from treeswarm_client.generation.run import Run
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class SampleText:
     """What came of one prompt."""
 
     index: int
@@ -33,12 +33,12 @@ class Answer:
 
 async def several(
     client: SwarmClient, prompts: Sequence[str], *, n: int, options: Mapping[str, Any]
-) -> AsyncGenerator[Answer, None]:
+) -> AsyncGenerator[SampleText, None]:
     """`n` samples of every prompt, in the order of the prompts; one that fails holds up no other."""
     # More would only wait for seats.
     turns = asyncio.Semaphore(max(1, MOST_SEATS // n))
 
-    async def take_turn(index: int, prompt: str) -> Answer:
+    async def take_turn(index: int, prompt: str) -> SampleText:
         async with turns:
             return await _answer(client, index, prompt, n, options)
 
@@ -52,17 +52,17 @@ async def several(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _answer(client: SwarmClient, index: int, prompt: str, n: int, options: Mapping[str, Any]) -> Answer:
+async def _answer(client: SwarmClient, index: int, prompt: str, n: int, options: Mapping[str, Any]) -> SampleText:
     runs: list[Run] = []
     try:
         if n > 1:
-            return Answer(index, prompt, await client.generate_many(prompt, n=n, **options))
+            return SampleText(index, prompt, await client.generate_many(prompt, n=n, **options))
         runs.append(client.stream(prompt, **options))
         async for _ in runs[0]:
             pass
     except SwarmError as error:
-        return Answer(index, prompt, runs, error)
-    return Answer(index, prompt, runs)
+        return SampleText(index, prompt, runs, error)
+    return SampleText(index, prompt, runs)
 
 
 def _told(run: Run) -> dict[str, Any]:

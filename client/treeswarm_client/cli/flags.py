@@ -15,7 +15,7 @@ from treeswarm.model_files import HubOptions
 from treeswarm.registry import client_registry
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.tls import Security
-from treeswarm_client.cli.render.wait_notice import PatienceLines
+from treeswarm_client.cli.render.wait_notice import WaitNotice
 from treeswarm_client.client import DEFAULT_PATIENCE_S, SwarmClient, registry_spec
 from treeswarm_client.discovery.overview import clean
 from treeswarm_client.generation.run import TreeSize
@@ -142,7 +142,7 @@ def client_of(args: argparse.Namespace, **more: Any) -> SwarmClient:
 async def open_client(args: argparse.Namespace) -> AsyncIterator[SwarmClient]:
     """Entered.  Raises what entering raises; a model that cannot be found is told together with what is served."""
     notes = Console(stderr=True, highlight=False)
-    told = {"on_wait": PatienceLines(notes, midline=sys.stdout.isatty())} if notes.is_terminal else {}
+    told = {"on_wait": WaitNotice(notes, midline=sys.stdout.isatty())} if notes.is_terminal else {}
     client = client_of(args, **told)
     async with contextlib.AsyncExitStack() as stack:
         try:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from treeswarm.errors import BadRequest, SwarmError
 from treeswarm.protocol.messages import NumericsClass
-from treeswarm_client.cli.concurrent import Answer, several
+from treeswarm_client.cli.concurrent import SampleText, several
 from treeswarm_client.cli.flags import add_client_flags, add_sampling_flags, open_client, sampling_of
 from treeswarm_client.cli.prompts import read_prompt, read_prompts
 from treeswarm_client.cli.render.live import LiveText, harmless, stdout_console, summary_line
@@ -134,7 +134,7 @@ async def _many(args: argparse.Namespace, prompts: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _show_samples(console: Console, answer: Answer) -> None:
+def _show_samples(console: Console, answer: SampleText) -> None:
     for sample, run in enumerate(answer.runs):
         console.print(f"--- sample {sample} of {len(answer.runs)}", style="dim")
         text = harmless(run.text) if console.is_terminal else run.text

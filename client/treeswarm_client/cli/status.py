@@ -19,7 +19,7 @@ from treeswarm_client.cli.flags import add_revision_flag, add_route_flags, regis
 from treeswarm_client.cli.render.live import stdout_console
 from treeswarm_client.cli.render.status_table import render
 from treeswarm_client.discovery.overview import Overview, Wanted
-from treeswarm_client.discovery.prober import PROBE_AGAIN_S, Lookout
+from treeswarm_client.discovery.prober import PROBE_AGAIN_S, Prober
 
 EXAMPLES = """examples:
   swarm status --peers 127.0.0.1:4001,127.0.0.1:4002        exactly these nodes
@@ -64,7 +64,7 @@ async def status(args: argparse.Namespace, transport: Transport, console: Consol
     wanted = await asyncio.to_thread(_wanted, args.model, args.revision) if args.model else None
     registry = await _open(registry_of(args), wanted, transport)
     try:
-        lookout = Lookout(registry, transport, wanted)
+        lookout = Prober(registry, transport, wanted)
         if args.watch:
             return await _watch(lookout, console, as_json=args.json)
         overview = await lookout.look()
@@ -89,7 +89,7 @@ async def _open(spec: str, wanted: Wanted | None, transport: Transport) -> Regis
     return await client_registry(spec, wanted.digest if wanted is not None and by_model else None, transport)
 
 
-async def _watch(lookout: Lookout, console: Console, *, as_json: bool) -> int:
+async def _watch(lookout: Prober, console: Console, *, as_json: bool) -> int:
     """Until cancelled."""
     async with contextlib.aclosing(_overviews(lookout)) as overviews:
         if as_json:
@@ -110,7 +110,7 @@ async def _watch(lookout: Lookout, console: Console, *, as_json: bool) -> int:
     return 0
 
 
-async def _overviews(lookout: Lookout) -> AsyncGenerator[Overview, None]:
+async def _overviews(lookout: Prober) -> AsyncGenerator[Overview, None]:
     """After every change and every round of pings, and now and then without: what expires is no news in a registry."""
     changed = asyncio.Event()
 

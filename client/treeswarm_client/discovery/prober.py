@@ -23,7 +23,7 @@ PROBE_AGAIN_S = 10.0
 
 
 @dataclass(eq=False)
-class Lookout:
+class Prober:
     """Looks at one swarm again and again, and remembers for a while who answered."""
 
     registry: Registry
@@ -72,7 +72,7 @@ class Lookout:
 
 async def swarm_overview(registry: Registry, transport: Transport, wanted: Wanted | None = None) -> Overview:
     """Who is out there, what they serve, which blocks nobody serves, and how far everyone is from here."""
-    return await Lookout(registry, transport, wanted).look()
+    return await Prober(registry, transport, wanted).look()
 
 
 async def probe_all(transport: Transport, addresses: Mapping[str, str]) -> dict[str, Probe]:

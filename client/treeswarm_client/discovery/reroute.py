@@ -8,7 +8,7 @@ RECONSIDER_S = 10.0
 
 
 @dataclass(eq=False)
-class SecondThoughts:
+class RerouteTimer:
     """Of one chain."""
 
     had_at: float = 0.0

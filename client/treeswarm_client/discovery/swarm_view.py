@@ -15,7 +15,7 @@ from treeswarm.protocol.spans import Span, missing_blocks
 from treeswarm.registry.seam import Registry, Snapshot
 from treeswarm.topology.bans import BanList
 from treeswarm.topology.coordinates import Coordinate, update
-from treeswarm.topology.routing import END, Candidate, Candidates, fastest_chain, worth_changing
+from treeswarm.topology.routing import END, Candidate, CandidateTable, fastest_chain, worth_changing
 from treeswarm_client.discovery.round_trip import RoundTrip
 from treeswarm_client.discovery.route import FORGOTTEN, Hop, Target
 
@@ -48,7 +48,7 @@ class SwarmView:
     """What each node last failed with."""
     round_trips: dict[str, RoundTrip] = field(default_factory=dict)
     _full: dict[str, float] = field(default_factory=dict)
-    _candidates: tuple[Snapshot, Candidates | None] = ((), None)
+    _candidates: tuple[Snapshot, CandidateTable | None] = ((), None)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _seed: int = field(default_factory=lambda: random.getrandbits(32))
 
@@ -177,11 +177,11 @@ class SwarmView:
     def _where(self, node: str | None, records: Mapping[str, NodeRecord]) -> Coordinate:
         return coordinate_of(records[node]) if node is not None and node in records else self.coordinate
 
-    def _as_candidates(self, records: Mapping[str, NodeRecord]) -> Candidates:
+    def _as_candidates(self, records: Mapping[str, NodeRecord]) -> CandidateTable:
         """Made once a snapshot: at ten thousand nodes that takes longer than the search."""
         snapshot, made = self._candidates
         if made is None or snapshot is not self.snapshot:
-            made = Candidates.of([_candidate(record, self.rows) for record in records.values()])
+            made = CandidateTable.of([_candidate(record, self.rows) for record in records.values()])
             self._candidates = (self.snapshot, made)
         return made
 

@@ -8,8 +8,8 @@ from treeswarm.model_files import DEFAULT_HUB, HubOptions, read_shape, resolve_m
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.drafters.suffix import SuffixDrafter
-from treeswarm_client.drafters.token_recycling import RecyclingDrafter
-from treeswarm_client.drafters.union import Member, UnionDrafter
+from treeswarm_client.drafters.token_recycling import TokenRecyclingDrafter
+from treeswarm_client.drafters.union import UnionDrafter, UnionMember
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ def load_drafter(
     return _model(name, target, device, dtype, hub)
 
 
-def _ngram() -> list[Member]:
-    return [SuffixDrafter(), RecyclingDrafter()]
+def _ngram() -> list[UnionMember]:
+    return [SuffixDrafter(), TokenRecyclingDrafter()]
 
 
 def _auto(target: Path, device: str, dtype: str) -> Drafter:
@@ -62,7 +62,7 @@ def _fits(draft: Path, target: Path) -> bool:
     return same_size and tokenizer_digest(draft) == tokenizer_digest(target)
 
 
-def _model(name: str, target: Path, device: str, dtype: str, hub: HubOptions = DEFAULT_HUB) -> Member:
+def _model(name: str, target: Path, device: str, dtype: str, hub: HubOptions = DEFAULT_HUB) -> UnionMember:
     folder = resolve_model(name, hub=hub)
     if tokenizer_digest(folder) != tokenizer_digest(target):
         raise Mismatch(

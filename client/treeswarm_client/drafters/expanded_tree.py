@@ -17,21 +17,21 @@ NO_ROW = -1
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
+class CandidateNodes:
     """Of some nodes, the best next tokens [n, m], their scores before τ, and their conditional log-scores."""
 
     tokens: NDArray[np.int64]
     before: NDArray[np.float32]
     scores: NDArray[np.float32]
 
-    def of(self, rows: NDArray[np.int64]) -> "Candidates":
+    def of(self, rows: NDArray[np.int64]) -> "CandidateNodes":
         """Those of some nodes."""
-        return Candidates(self.tokens[rows], self.before[rows], self.scores[rows])
+        return CandidateNodes(self.tokens[rows], self.before[rows], self.scores[rows])
 
-    def with_more(self, others: Sequence["Candidates"]) -> "Candidates":
+    def with_more(self, others: Sequence["CandidateNodes"]) -> "CandidateNodes":
         """These, then the others'."""
         every = (self, *others)
-        return Candidates(
+        return CandidateNodes(
             np.concatenate([c.tokens for c in every]),
             np.concatenate([c.before for c in every]),
             np.concatenate([c.scores for c in every]),
@@ -49,17 +49,17 @@ class Moved:
 
 
 @dataclass(eq=False)
-class Lookahead:
+class ExpandedTree:
     """Crown rows below the root, in the order they were computed.  `root` holds the root's own candidates."""
 
-    root: Candidates
+    root: CandidateNodes
     _row: dict[tuple[int, int], int] = field(default_factory=dict)
     """By parent's row and token."""
     _above: NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 0), np.bool_))
     """[rows, rows] and room for more: ancestors and self."""
-    _found: list[Candidates] = field(default_factory=list)
+    _found: list[CandidateNodes] = field(default_factory=list)
     """Of the crown rows, a piece a forward."""
-    _joined: Candidates | None = None
+    _joined: CandidateNodes | None = None
 
     def __len__(self) -> int:
         """Crown rows."""
@@ -88,12 +88,12 @@ class Lookahead:
         above[np.arange(len(tokens)), np.arange(old, count)] = True
         return above
 
-    def learn(self, found: Candidates) -> None:
+    def learn(self, found: CandidateNodes) -> None:
         """The candidates of the rows added last."""
         self._found.append(found)
         self._joined = None
 
-    def candidates(self) -> Candidates:
+    def candidates(self) -> CandidateNodes:
         """The root's, then the crown rows' in order."""
         if self._joined is None:
             self._joined = self.root.with_more(self._found)
@@ -120,7 +120,7 @@ class Lookahead:
         below[walked[-1]] = False
         return Moved(np.array(walked), np.flatnonzero(below))
 
-    def below(self, moved: Moved) -> "Lookahead":
+    def below(self, moved: Moved) -> "ExpandedTree":
         """What is left of this below a new root that had a row."""
         known = self.candidates()
         renumbered = np.full(len(self) + 1, NO_ROW)
@@ -130,7 +130,7 @@ class Lookahead:
             for (parent, token), row in self._row.items()
             if renumbered[row] != NO_ROW
         }
-        return Lookahead(
+        return ExpandedTree(
             root=known.of(moved.to_trunk[-1:] + 1),
             _row=kept,
             _above=self._above[np.ix_(moved.kept, moved.kept)].copy(),

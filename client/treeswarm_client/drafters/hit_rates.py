@@ -15,7 +15,7 @@ LEAST, MOST = 0.001, 0.99
 
 
 @dataclass(eq=False)
-class Rates:
+class HitRates:
     """By kind, from 0 on; `prior` [kinds] is what is believed at first."""
 
     prior: NDArray[np.float64]
@@ -35,9 +35,9 @@ class Rates:
             self._logs = np.log(np.clip(rates, LEAST, MOST)).tolist()
         return self._logs
 
-    def copy(self) -> "Rates":
+    def copy(self) -> "HitRates":
         """As they are now."""
-        copied = Rates(self.prior)
+        copied = HitRates(self.prior)
         copied._tried, copied._right = list(self._tried), list(self._right)
         return copied
 

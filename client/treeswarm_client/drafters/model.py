@@ -17,10 +17,10 @@ from treeswarm.errors import ModelError, UnsupportedModel
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.noise import NoiseRows
 from treeswarm_client.drafters import tree_cache
-from treeswarm_client.drafters.expanded_tree import NO_ROW, Candidates, Lookahead
+from treeswarm_client.drafters.expanded_tree import NO_ROW, CandidateNodes, ExpandedTree
 from treeswarm_client.drafters.model_tree import BEAM, Growing, Growth
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
-from treeswarm_client.drafters.tau import Temperature
+from treeswarm_client.drafters.tau import TauEstimate
 from treeswarm_client.drafters.tree_cache import TreeCache
 
 # Candidates kept per node as a label for τ: at τ < 1 the rest of the vocabulary weighs nothing.
@@ -75,11 +75,11 @@ class ModelDrafter:
     _text: list[int] = field(default_factory=list)
     _cached: list[int] = field(default_factory=list)
     """The tokens whose K and V are the cache's trunk."""
-    _temperatures: dict[bool, Temperature] = field(
-        default_factory=lambda: {True: Temperature.fresh(GREEDY_PRIOR), False: Temperature.fresh(SAMPLED_PRIOR)}
+    _temperatures: dict[bool, TauEstimate] = field(
+        default_factory=lambda: {True: TauEstimate.fresh(GREEDY_PRIOR), False: TauEstimate.fresh(SAMPLED_PRIOR)}
     )
     """By whether the target is greedy."""
-    _lookahead: Lookahead | None = None
+    _lookahead: ExpandedTree | None = None
     """What was drafted below the text's last token, whose row is in the trunk then."""
     _growing: Growing | None = None
     """The tree that was proposed last below it."""
@@ -185,7 +185,7 @@ class ModelDrafter:
         elif len(self._cached) == len(self._text):
             self._forget_after(len(self._text) - 1)  # the root's logits are gone: its row is computed again
 
-    def _rooted(self) -> Lookahead:
+    def _rooted(self) -> ExpandedTree:
         """What is known below the text's last token; at least its own candidates."""
         if self._lookahead is None:
             self.ranked_by = self.tau
@@ -193,12 +193,12 @@ class ModelDrafter:
             logits = self._feed(unread)
             if len(unread) <= BEAM:
                 self._took(self.clock() - start)
-            self._lookahead = Lookahead(self.children(logits, np.array([len(self._text)])))
+            self._lookahead = ExpandedTree(self.children(logits, np.array([len(self._text)])))
         return self._lookahead
 
     def expand(
         self,
-        lookahead: Lookahead,
+        lookahead: ExpandedTree,
         parents: NDArray[np.int64],
         tokens: NDArray[np.int64],
         depth: NDArray[np.int64],
@@ -214,7 +214,7 @@ class ModelDrafter:
         """A forward of few tokens.  The root's counts too: who believes forwards to be dear makes no others."""
         self._forward_s += FORWARD_STEP * (min(seconds, FARTHEST * self._forward_s) - self._forward_s)
 
-    def _learn(self, lookahead: Lookahead, verdict: Verdict) -> None:
+    def _learn(self, lookahead: ExpandedTree, verdict: Verdict) -> None:
         """Every verified node that the draft also expanded is a label for τ."""
         rows = np.concatenate([[0], lookahead.rows_of(verdict.tree) + 1])
         answers = np.asarray(verdict.answers, np.int64)
@@ -256,7 +256,7 @@ class ModelDrafter:
         return logits
 
     @torch.inference_mode()
-    def children(self, logits: torch.Tensor, positions: NDArray[np.int64]) -> Candidates:
+    def children(self, logits: torch.Tensor, positions: NDArray[np.int64]) -> CandidateNodes:
         """Rank the tokens that may stand at `positions` (one a row of `logits`)."""
         settings, options, tau = self._settings, self.options, self.ranked_by
         # The softmax below takes away what log p would have; only the differences count.
@@ -269,7 +269,7 @@ class ModelDrafter:
         scores = top.values / tau - torch.logsumexp(base / tau, -1, keepdim=True)
         if options.ranking == "raw":
             scores += RAW_DECAY
-        return Candidates(top.indices.cpu().numpy(), top.values.cpu().numpy(), scores.cpu().numpy())
+        return CandidateNodes(top.indices.cpu().numpy(), top.values.cpu().numpy(), scores.cpu().numpy())
 
     def _prove(self) -> None:
         """A node of a tree must get the logits it gets at the end of a text: layers that keep their state elsewhere
@@ -297,7 +297,7 @@ class ModelDrafter:
 class _Expansion:
     """One growth's view of the lookahead: growth counts nodes, the lookahead knows rows.  See `growth.Expand`."""
 
-    def __init__(self, drafter: ModelDrafter, lookahead: Lookahead, width: int) -> None:
+    def __init__(self, drafter: ModelDrafter, lookahead: ExpandedTree, width: int) -> None:
         self._drafter, self._lookahead, self._width = drafter, lookahead, width
         self._row_of: dict[int, int] = {-1: NO_ROW}
         """By the growth's number."""

@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm_client.drafters.hit_rates import Rates
+from treeswarm_client.drafters.hit_rates import HitRates
 from treeswarm_client.drafters.ngram_index import SEPARATOR, IndexedText
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
 from treeswarm_client.drafters.table_tree import Expansion
@@ -60,7 +60,7 @@ class SuffixDrafter:
     _pool: IndexedText = field(default_factory=lambda: IndexedText(POOL))
     _output: int = 0
     """Where in the text the target's own words begin."""
-    _rates: Rates = field(default_factory=lambda: Rates(np.array(PRIOR_AGREED + PRIOR_SPLIT)))
+    _rates: HitRates = field(default_factory=lambda: HitRates(np.array(PRIOR_AGREED + PRIOR_SPLIT)))
     _end: Matches | None = None
     """Of the text so far; None where it has to be found anew."""
     _tree: Expansion[Matches] | None = None

@@ -19,14 +19,14 @@ PRIOR_PRECISION = 40.0
 
 
 @dataclass(frozen=True, eq=False)
-class Temperature:
+class TauEstimate:
     """Negative log-likelihoods of the labels so far at each τ of the grid, and the prior's centre."""
 
     prior: float
     losses: NDArray[np.float64]
 
     @classmethod
-    def fresh(cls, prior: float) -> "Temperature":
+    def fresh(cls, prior: float) -> "TauEstimate":
         """Nothing learned yet."""
         return cls(prior, np.zeros(len(GRID)))
 
@@ -41,7 +41,7 @@ class Temperature:
         step = np.log(GRID[1] / GRID[0])
         return float(GRID[best] * np.exp(np.clip(shift, -1, 1) * step))
 
-    def learned(self, scores: NDArray[np.float32], chosen: NDArray[np.int64]) -> "Temperature":
+    def learned(self, scores: NDArray[np.float32], chosen: NDArray[np.int64]) -> "TauEstimate":
         """After labels: `scores` [n, m] of each node's best candidates before τ, `chosen[i]` the column of the token
         that the target chose.  Nodes where it chose none of them teach nothing about τ and are not passed."""
         if not len(chosen):
@@ -50,4 +50,4 @@ class Temperature:
         scaled -= scaled.max(1, keepdims=True)
         picked = np.take_along_axis(scaled, chosen[:, None, None], 1)[:, 0]
         losses = (np.log(np.exp(scaled).sum(1)) - picked).sum(0)
-        return Temperature(self.prior, self.losses * 0.5 ** (len(chosen) / HALF_LIFE) + losses)
+        return TauEstimate(self.prior, self.losses * 0.5 ** (len(chosen) / HALF_LIFE) + losses)

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm_client.drafters.hit_rates import Rates
+from treeswarm_client.drafters.hit_rates import HitRates
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
 from treeswarm_client.drafters.table_tree import Expansion
 
@@ -22,7 +22,7 @@ PRIOR = (0.36, 0.13, 0.07, 0.05, 0.035, 0.03, 0.025, 0.02)
 
 
 @dataclass(eq=False)
-class RecyclingDrafter:
+class TokenRecyclingDrafter:
     """What the target said outlives a generation; what the prompt said does not."""
 
     name: str = "recycling"
@@ -33,7 +33,7 @@ class RecyclingDrafter:
     """By token: successors in the target's own words, best first."""
     _read: dict[int, list[int]] = field(default_factory=dict)
     """The same of the prompt, the latest first."""
-    _rates: Rates = field(default_factory=lambda: Rates(np.array(PRIOR)))
+    _rates: HitRates = field(default_factory=lambda: HitRates(np.array(PRIOR)))
     """By rank."""
     _tree: Expansion[int] | None = None
 

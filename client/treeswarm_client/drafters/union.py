@@ -21,10 +21,10 @@ NOT_THERE = -2
 LEAST_CHANCE = 1e-9
 
 
-class Member(Drafter, Protocol):
+class UnionMember(Drafter, Protocol):
     """A drafter that a union may have."""
 
-    def another(self) -> "Member":
+    def another(self) -> "UnionMember":
         """One for a generation beside this one."""
         ...
 
@@ -33,7 +33,7 @@ class Member(Drafter, Protocol):
 class UnionDrafter:
     """Members in the order in which they are asked: the quick ones first."""
 
-    members: Sequence[Member]
+    members: Sequence[UnionMember]
     name: str = "union"
     _calibrations: list[Calibration] = field(init=False)
     _trees: list[DraftTree] = field(default_factory=list)

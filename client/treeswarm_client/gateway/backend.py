@@ -14,7 +14,7 @@ from treeswarm.protocol.prefix import SCOPE_BYTES
 from treeswarm.protocol.spans import missing_blocks
 from treeswarm.tasks import cancelled
 from treeswarm_client.client import SwarmClient
-from treeswarm_client.discovery.prober import Lookout
+from treeswarm_client.discovery.prober import Prober
 from treeswarm_client.gateway.admission import Admission
 from treeswarm_client.gateway.config import GatewayConfig
 from treeswarm_client.gateway.errors import NotReady
@@ -60,7 +60,7 @@ class Backend:
     _secret: bytes = field(default_factory=lambda: secrets.token_bytes(SCOPE_BYTES), repr=False)
     _over: "asyncio.Future[None] | None" = None
     """Done when nothing more is to be said."""
-    _lookout: Lookout | None = None
+    _lookout: Prober | None = None
     _asking: "asyncio.Task[bool] | None" = None
     """Nodes are being pinged for the map."""
 

@@ -53,7 +53,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class Part(BaseModel):
+class ContentPart(BaseModel):
     """Of a message's content."""
 
     model_config = ConfigDict(extra="allow")
@@ -66,7 +66,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: str | Annotated[list[Part], Field(fail_fast=True, max_length=MAX_PARTS)] | None = None
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True, max_length=MAX_PARTS)] | None = None
 
 
 class _Common(BaseModel):

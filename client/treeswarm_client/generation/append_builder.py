@@ -24,7 +24,7 @@ class Shipment:
 
 
 @dataclass(eq=False)
-class ClientSession:
+class AppendBuilder:
     """Counts ids and sequence numbers, cuts shipments into segments, and knows what every node is sure to have.
 
     Every append has at most `segment_rows` rows, so that the next node computes while the rest is on its way.

@@ -13,23 +13,23 @@ MOST_SEATS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Seat:
+class PooledDrafter:
     """Both outlive generations: what they have learned serves the next one."""
 
     drafter: Drafter
     planner: Planner = field(default_factory=Planner)
 
 
-class Seats:
+class DrafterPool:
     """One with the `first` drafter, and others with copies of it; generations take turns where it cannot be copied."""
 
     def __init__(self, first: Drafter, most: int = MOST_SEATS) -> None:
         self._first = first
-        self._free = [Seat(first)]
+        self._free = [PooledDrafter(first)]
         self._turns = asyncio.Semaphore(most if isinstance(first, Copyable) else 1)
 
     @contextlib.asynccontextmanager
-    async def one(self) -> AsyncIterator[Seat]:
+    async def one(self) -> AsyncIterator[PooledDrafter]:
         """The seat last used of those that are free; waits for one where there are too many generations."""
         async with self._turns:
             seat = self._free.pop() if self._free else self._another()
@@ -38,6 +38,6 @@ class Seats:
             finally:
                 self._free.append(seat)
 
-    def _another(self) -> Seat:
+    def _another(self) -> PooledDrafter:
         assert isinstance(self._first, Copyable)
-        return Seat(self._first.another())
+        return PooledDrafter(self._first.another())

@@ -16,9 +16,9 @@ from treeswarm.session.walk import Walk
 from treeswarm_client.chain.chain import Chain
 from treeswarm_client.chain.repair import Interrupted
 from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, Verdict
-from treeswarm_client.generation.append_builder import ClientSession, Shipment
-from treeswarm_client.generation.round_in_flight import Flight
-from treeswarm_client.generation.stats import Meter
+from treeswarm_client.generation.append_builder import AppendBuilder, Shipment
+from treeswarm_client.generation.round_in_flight import RoundInFlight
+from treeswarm_client.generation.stats import StatsRecorder
 from treeswarm_client.planner.pace import Pace, Round
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class Limits:
+class GenerationLimits:
     """When a generation ends."""
 
     max_new_tokens: int
@@ -73,10 +73,10 @@ class Generation:
 
     chain: Chain
     drafter: Drafter
-    session: ClientSession
-    limits: Limits
+    session: AppendBuilder
+    limits: GenerationLimits
     pace: Pace
-    meter: Meter = field(default_factory=Meter)
+    meter: StatsRecorder = field(default_factory=StatsRecorder)
     on_round: Callable[[Round], None] | None = None
     """Told of every tree that came back."""
     clock: Callable[[], float] = time.perf_counter
@@ -127,7 +127,7 @@ class Generation:
         return self.pace.choose(tree)
 
     async def _draft_ahead(
-        self, flight: Flight, on_their_way: "deque[asyncio.Future[Answer]]", most: int, over: threading.Event
+        self, flight: RoundInFlight, on_their_way: "deque[asyncio.Future[Answer]]", most: int, over: threading.Event
     ) -> None:
         """Draft on below what travels, up to `most` nodes, and ship what is worth it, until the walk is over."""
         start = self.clock()
@@ -170,11 +170,11 @@ class Generation:
 
     # ---------------------------------------------------------------- travelling
 
-    async def _traverse(self, shipment: Shipment, *, first: int = 0) -> tuple[Flight, Walk]:
+    async def _traverse(self, shipment: Shipment, *, first: int = 0) -> tuple[RoundInFlight, Walk]:
         """One request through the chain, which is mended as often as it breaks under way."""
         start = self.clock()
         broke: float | None = None
-        flight = Flight(shipment)
+        flight = RoundInFlight(shipment)
         while True:
             try:
                 found, first_s = await self._fly(flight)
@@ -184,7 +184,7 @@ class Generation:
                 trunk, tip = self.session.resumption(self.chain.answered)
                 await self.chain.mend(trunk, tip)
                 self.pace.begin(self.chain.computed_by)
-                flight = Flight(self.session.again(flight.shipment, self.chain.epoch))
+                flight = RoundInFlight(self.session.again(flight.shipment, self.chain.epoch))
         seconds = self.clock() - start
         self.meter.add_traversal(seconds, flight.timings)
         if broke is None:
@@ -204,7 +204,7 @@ class Generation:
                 self.meter.reports.append(report)
         return flight, found
 
-    async def _fly(self, flight: Flight) -> tuple[Walk, float]:
+    async def _fly(self, flight: RoundInFlight) -> tuple[Walk, float]:
         """Ship, and take answers as they come until the walk is over; drafting goes on meanwhile.  Also returns when
         the last answer of the first shipment was here, in seconds, or 0.  Raises Interrupted."""
         start, first_s, first = self.clock(), 0.0, len(flight.shipment.asked)
@@ -222,7 +222,7 @@ class Generation:
             self.chain.hint(*self.session.news(flight.shipment, found.accepted))
         return found, first_s
 
-    def _land(self, flight: Flight, answer: Answer) -> None:
+    def _land(self, flight: RoundInFlight, answer: Answer) -> None:
         try:
             flight.land(answer)
         except Malformed as error:
@@ -232,7 +232,7 @@ class Generation:
 
     @contextlib.asynccontextmanager
     async def _drafting_ahead(
-        self, flight: Flight, on_their_way: "deque[asyncio.Future[Answer]]"
+        self, flight: RoundInFlight, on_their_way: "deque[asyncio.Future[Answer]]"
     ) -> AsyncGenerator[None, None]:
         most = 0 if flight.shipment.draft is None else self.pace.ahead()
         if not most:
@@ -252,7 +252,7 @@ class Generation:
 
     # ---------------------------------------------------------------- committing
 
-    def _commit(self, flight: Flight, found: Walk) -> Committed:
+    def _commit(self, flight: RoundInFlight, found: Walk) -> Committed:
         tokens, logprobs = flight.said(found)
         end = self.limits.max_new_tokens - self.meter.committed
         stop = next((i + 1 for i, token in enumerate(tokens) if token in self.limits.stop_ids), len(tokens))

@@ -14,7 +14,7 @@ from treeswarm_client.generation.append_builder import Shipment
 
 
 @dataclass(eq=False)
-class Flight:
+class RoundInFlight:
     """Grows while further nodes are shipped below those on their way; answers come in the order of the appends."""
 
     shipment: Shipment

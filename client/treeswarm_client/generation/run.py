@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.chain.chain import Chain
-from treeswarm_client.generation.loop import FinishReason, Generation, Limits
-from treeswarm_client.generation.stats import Meter, Stats
+from treeswarm_client.generation.loop import FinishReason, Generation, GenerationLimits
+from treeswarm_client.generation.stats import Stats, StatsRecorder
 from treeswarm_client.planner.pace import Round
 
 TreeSize = int | Literal["auto"]
@@ -33,7 +33,7 @@ class Request:
     """What `stream` was asked for."""
 
     settings: SamplingSettings
-    limits: Limits
+    limits: GenerationLimits
     stops: tuple[str, ...]
     tree_size: TreeSize
     on_round: Callable[[Round], None] | None
@@ -61,7 +61,7 @@ class Run:
     """Tokens of the prompt that the nodes had already."""
     first_token_s: float | None = None
     """From the call to the first token, waiting for room included."""
-    meter: Meter = field(default_factory=Meter)
+    meter: StatsRecorder = field(default_factory=StatsRecorder)
     driver: "asyncio.Task[Any] | None" = field(default=None, repr=False)
     """Who iterates it."""
     ended: asyncio.Event = field(default_factory=asyncio.Event, repr=False)

@@ -53,7 +53,7 @@ class Trip:
 
 
 @dataclass
-class Meter:
+class StatsRecorder:
     """Adds up traversals."""
 
     traversals: int = 0

@@ -21,7 +21,7 @@ NEWEST = 16
 
 
 @dataclass(frozen=True)
-class Line:
+class LineFit:
     """`height + x · slope`, both ≥ 0: the slope is the median of those between any two measurements (Theil and Sen),
     each as heavy as the two are apart; the height is the median of what the slope leaves."""
 
@@ -31,7 +31,7 @@ class Line:
     seen: tuple[tuple[float, float], ...] = ()
     """(x, y), oldest first."""
 
-    def learned(self, x: float, y: float) -> "Line":
+    def learned(self, x: float, y: float) -> "LineFit":
         """With one more measurement; the first is believed to be no more than half slope."""
         if not self.seen:
             slope = min(self.prior_slope, 0.5 * y / x) if x > 0 else self.prior_slope

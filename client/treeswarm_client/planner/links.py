@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from treeswarm_client.planner.lines import Line
+from treeswarm_client.planner.lines import LineFit
 
 # 100 Mbit/s, what a volunteer's line at home carries upstream on a good day: dear enough that the first trees stay
 # small where nothing is known, cheap enough that a fast line is found out by trying.
@@ -18,7 +18,7 @@ PRIOR_LATENCY_S = 0.05
 class LinkEstimate:
     """All links of one chain together, as the client sees them: `latency_s + bytes · seconds_per_byte`."""
 
-    line: Line = Line(PRIOR_SECONDS_PER_BYTE, PRIOR_LATENCY_S, PRIOR_SECONDS_PER_BYTE)
+    line: LineFit = LineFit(PRIOR_SECONDS_PER_BYTE, PRIOR_LATENCY_S, PRIOR_SECONDS_PER_BYTE)
 
     @property
     def latency_s(self) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from treeswarm_node.attention.base import Attention, Layer, TorchReference
-from treeswarm_node.attention.metadata import Batch, SegmentMeta
+from treeswarm_node.attention.metadata import Batch, SegmentMetadata
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore
 
 # Relative to the output's norm.  Rounding was seen to cost 1e-6 in float32, 0.003 in bfloat16, 0.0004 in float16 on a
@@ -58,10 +58,10 @@ def _batch(store: KVStore, device: torch.device) -> Batch:
     chunk_rows = torch.arange(SHORT[0][0] + short, SHORT[0][0] + short + CHUNK)
     whole = torch.ones(CHUNK, CHUNK, dtype=torch.bool).tril()
     segments = [
-        SegmentMeta(
+        SegmentMetadata(
             slice(0, TREE), tree_at.to(device), RUNS, tree_rows.to(device), tree_at.to(device), sees.to(device)
         ),
-        SegmentMeta(
+        SegmentMetadata(
             slice(TREE, TREE + CHUNK), chunk_at.to(device), SHORT, None, chunk_at.to(device), whole.to(device)
         ),
     ]  # fmt: skip

@@ -13,8 +13,8 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from treeswarm.errors import UnsupportedModel
-from treeswarm_node.attention.metadata import Batch, SegmentMeta
-from treeswarm_node.attention.padded import Crowd
+from treeswarm_node.attention.metadata import Batch, SegmentMetadata
+from treeswarm_node.attention.padded import PaddedBatch
 
 IMPLEMENTATION = "treeswarm"
 # What layers pass along that says nothing about which keys are seen or how scores are formed.
@@ -30,17 +30,17 @@ HARMLESS = {
 
 
 # Keys and values [kv_heads, C, dim], and a bool mask [T, C] of those that are seen; None: all are.
-Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+AttentionPart = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class QueryRows:
     """One segment's rows in one layer, and all that they may attend to."""
 
     query: torch.Tensor
     """[heads, T, dim], not scaled."""
-    trunk: list[Part]
-    crown: Part
+    trunk: list[AttentionPart]
+    crown: AttentionPart
     """Every row sees itself in it."""
     scaling: float
     softcap: float | None
@@ -85,9 +85,9 @@ class Layer:
 
     def attended(
         self,
-        attend_rows: Callable[[Rows], torch.Tensor],
-        alone: Sequence[SegmentMeta],
-        crowds: Sequence[Crowd] = (),
+        attend_rows: Callable[[QueryRows], torch.Tensor],
+        alone: Sequence[SegmentMetadata],
+        crowds: Sequence[PaddedBatch] = (),
     ) -> torch.Tensor:
         """What `Attention.attend` returns: segments in turn, and crowds each at once."""
         output = self.query.new_empty(self.query.shape[1], self.query.shape[0], self.value.shape[-1])
@@ -101,7 +101,7 @@ class Layer:
                 output[segment.rows] = attend_rows(self._rows(segment)).to(output.dtype)
         return output
 
-    def _rows(self, segment: SegmentMeta) -> Rows:
+    def _rows(self, segment: SegmentMetadata) -> QueryRows:
         reach = segment.reach(self.window)
         trunk = [
             (self.keys[:, at : at + count], self.values[:, at : at + count], mask) for at, count, mask in reach.runs
@@ -110,7 +110,7 @@ class Layer:
             crown = (self.key[:, segment.rows], self.value[:, segment.rows], reach.local)
         else:
             crown = (self.keys[:, segment.local_rows], self.values[:, segment.local_rows], reach.local)
-        return Rows(self.query[:, segment.rows], trunk, crown, self.scaling, self.softcap, self.sinks)
+        return QueryRows(self.query[:, segment.rows], trunk, crown, self.scaling, self.softcap, self.sinks)
 
 
 class Attention(Protocol):
@@ -134,7 +134,7 @@ class TorchReference:
         return layer.attended(attend_plainly, split.alone, split.crowds)
 
 
-def attend_plainly(rows: Rows) -> torch.Tensor:
+def attend_plainly(rows: QueryRows) -> torch.Tensor:
     """float32 [T, heads, value_dim]: all scores at once, one softmax."""
     parts = [*rows.trunk, rows.crown]
     scores = scores_of(rows, parts)
@@ -146,7 +146,7 @@ def attend_plainly(rows: Rows) -> torch.Tensor:
     return rows.unfolded(weighed(torch.split(scores.softmax(-1), counts, -1), parts))
 
 
-def scores_of(rows: Rows, parts: Sequence[Part]) -> torch.Tensor:
+def scores_of(rows: QueryRows, parts: Sequence[AttentionPart]) -> torch.Tensor:
     """float32 [kv_heads, folded rows, keys of all parts]; -inf where a key is not seen."""
     folded = rows.folded().float() * rows.scaling
     scores = torch.cat([torch.bmm(folded, key.float().transpose(1, 2)) for key, _, _ in parts], -1)
@@ -159,7 +159,7 @@ def scores_of(rows: Rows, parts: Sequence[Part]) -> torch.Tensor:
     return scores
 
 
-def weighed(weights: Sequence[torch.Tensor], parts: Sequence[Part]) -> torch.Tensor:
+def weighed(weights: Sequence[torch.Tensor], parts: Sequence[AttentionPart]) -> torch.Tensor:
     """float32 [kv_heads, folded rows, value_dim]: the values' sum.  Weights past the last part are of no value."""
     total = torch.bmm(weights[0], parts[0][1].float())
     for weight, (_, value, _) in zip(weights[1:], parts[1:], strict=False):

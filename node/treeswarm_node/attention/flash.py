@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from treeswarm_node.attention.base import Layer, Part, Rows, attend_plainly, scores_of, weighed
+from treeswarm_node.attention.base import AttentionPart, Layer, QueryRows, attend_plainly, scores_of, weighed
 
 # query [kv_heads, rows, dim], key and value [kv_heads, C, dim], scaling; returns the output [kv_heads, rows, dim] and
 # its scores' natural log-sum-exp, float32 [kv_heads, rows].
@@ -96,7 +96,7 @@ class FlashAttention:
         plainly = layer.keys.dtype != query.dtype or why_not(demand) is not None
         return layer.attended(attend_plainly if plainly else self._in_parts, layer.batch.segments)
 
-    def _in_parts(self, rows: Rows) -> torch.Tensor:
+    def _in_parts(self, rows: QueryRows) -> torch.Tensor:
         """float32 [T, heads, value_dim].  What a window cuts into is masked, and goes with the crown."""
         whole = [part for part in rows.trunk if part[2] is None]
         if not whole:
@@ -107,7 +107,7 @@ class FlashAttention:
         return rows.unfolded(merged(parts))
 
 
-def _masked(parts: Sequence[Part], rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+def _masked(parts: Sequence[AttentionPart], rows: QueryRows) -> tuple[torch.Tensor, torch.Tensor]:
     """As a kernel would return it."""
     scores = scores_of(rows, parts)
     level = scores.logsumexp(-1)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from treeswarm.protocol.spans import Span
 from treeswarm.session.steps import Step
-from treeswarm_node.attention.padded import Crowd, alike
+from treeswarm_node.attention.padded import PaddedBatch, alike
 from treeswarm_node.kv_cache.kv_store import KVStore, SessionKV
 
 
@@ -25,7 +25,7 @@ class Segment:
 
 
 @dataclass(frozen=True, eq=False)
-class Reach:
+class VisibleKeys:
     """What a segment's rows see of the trunk under one sliding window.
 
     `runs` are (first pool row, rows) with an optional bool mask [T, rows] each; `local` is a bool mask [T, C].
@@ -36,7 +36,7 @@ class Reach:
 
 
 @dataclass(eq=False)
-class SegmentMeta:
+class SegmentMetadata:
     """A segment as attention sees it: T new rows, and C local rows they may see besides the trunk."""
 
     rows: slice
@@ -49,18 +49,18 @@ class SegmentMeta:
     local_positions: torch.Tensor
     visible: torch.Tensor
     """bool [T, C]."""
-    _reach: dict[int | None, Reach] = field(default_factory=dict)
+    _reach: dict[int | None, VisibleKeys] = field(default_factory=dict)
 
-    def reach(self, window: int | None) -> Reach:
+    def reach(self, window: int | None) -> VisibleKeys:
         """What a layer with this sliding window attends to; a row at p sees keys past p - window."""
         if window not in self._reach:
             self._reach[window] = self._windowed(window) if window else self._whole()
         return self._reach[window]
 
-    def _whole(self) -> Reach:
-        return Reach([(first, count, None) for first, count in self.trunk_runs], self.visible)
+    def _whole(self) -> VisibleKeys:
+        return VisibleKeys([(first, count, None) for first, count in self.trunk_runs], self.visible)
 
-    def _windowed(self, window: int) -> Reach:
+    def _windowed(self, window: int) -> VisibleKeys:
         oldest = self.positions - window + 1
         lowest, highest = (int(oldest.min()), int(oldest.max())) if len(oldest) else (0, 0)
         runs: list[tuple[int, int, torch.Tensor | None]] = []
@@ -75,15 +75,15 @@ class SegmentMeta:
             if cut < count:
                 runs.append((first + cut, count - cut, None))
             start += count
-        return Reach(runs, self.visible & (self.local_positions >= oldest[:, None]))
+        return VisibleKeys(runs, self.visible & (self.local_positions >= oldest[:, None]))
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class BatchGroups:
     """A batch's segments as one layer kind computes them; those without rows are in neither."""
 
-    crowds: list[Crowd]
-    alone: list[SegmentMeta]
+    crowds: list[PaddedBatch]
+    alone: list[SegmentMetadata]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,20 +92,20 @@ class Batch:
 
     store: KVStore
     first_block: int
-    segments: list[SegmentMeta]
+    segments: list[SegmentMetadata]
     written: torch.Tensor
     """Pool rows that the batch's K and V go to, int64 [ΣT]."""
     positions: torch.Tensor
     """int64 [1, ΣT]."""
-    _splits: dict[int | None, Split] = field(default_factory=dict)
+    _splits: dict[int | None, BatchGroups] = field(default_factory=dict)
 
-    def split(self, window: int | None) -> Split:
+    def split(self, window: int | None) -> BatchGroups:
         """Which segments layers with this sliding window take together."""
         if window not in self._splits:
             self._splits[window] = self._split(window)
         return self._splits[window]
 
-    def _split(self, window: int | None) -> Split:
+    def _split(self, window: int | None) -> BatchGroups:
         reaches = [segment.reach(window) for segment in self.segments]
         sizes = [
             (segment.rows.stop - segment.rows.start, sum(count for _, count, _ in reach.runs) + reach.local.shape[1])
@@ -113,15 +113,15 @@ class Batch:
         ]
         groups = alike(sizes, self.store.gathered_rows)
         together = {i for group in groups for i in group}
-        crowds = [Crowd.of([self._member(self.segments[i], reaches[i]) for i in group]) for group in groups]
+        crowds = [PaddedBatch.of([self._member(self.segments[i], reaches[i]) for i in group]) for group in groups]
         alone = [
             segment
             for i, (segment, (rows, _)) in enumerate(zip(self.segments, sizes, strict=True))
             if rows and i not in together
         ]
-        return Split(crowds, alone)
+        return BatchGroups(crowds, alone)
 
-    def _member(self, segment: SegmentMeta, reach: Reach) -> tuple[slice, torch.Tensor, torch.Tensor]:
+    def _member(self, segment: SegmentMetadata, reach: VisibleKeys) -> tuple[slice, torch.Tensor, torch.Tensor]:
         """Of a crowd."""
         device = self.written.device
         own = self.written[segment.rows] if segment.local_rows is None else segment.local_rows
@@ -144,13 +144,13 @@ def make_batch(segments: Sequence[Segment], store: KVStore, first_block: int, de
     return Batch(store, first_block, metas, _tensor(written, device), _tensor(positions, device)[None])
 
 
-def _segment_meta(segment: Segment, start: int, device: torch.device) -> SegmentMeta:
+def _segment_meta(segment: Segment, start: int, device: torch.device) -> SegmentMetadata:
     step, kv = segment.step, segment.kv
     slots = step.visible.shape[1]
     own = step.append.prefill or (slots == step.rows and np.array_equal(step.slots, np.arange(slots)))
     # A slot that nobody sees may never have been written, and what lies there, times nothing, may be no number.
     seen = np.flatnonzero(step.visible.any(axis=0))
-    return SegmentMeta(
+    return SegmentMetadata(
         rows=slice(start, start + step.rows),
         positions=_tensor(step.positions, device),
         trunk_runs=kv.trunk_runs(step.trunk_length),

@@ -15,7 +15,7 @@ MOST_ROWS = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Crowd:
+class PaddedBatch:
     """S segments of like size, with at most R rows and L keys each."""
 
     rows: torch.Tensor
@@ -30,7 +30,7 @@ class Crowd:
     """int64 [ΣT]: and where those lie in the batch."""
 
     @classmethod
-    def of(cls, members: Sequence[tuple[slice, torch.Tensor, torch.Tensor]]) -> "Crowd":
+    def of(cls, members: Sequence[tuple[slice, torch.Tensor, torch.Tensor]]) -> "PaddedBatch":
         """From each segment's rows in the batch, the pool rows it may see, [C], and which sees which, bool [T, C]."""
         most_rows = max(len(seen) for _, _, seen in members)
         most_keys = max(len(keys) for _, keys, _ in members)

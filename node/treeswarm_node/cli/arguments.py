@@ -13,8 +13,8 @@ from treeswarm.programs.completion import add_completion_flag
 from treeswarm.programs.settings import add_config_flag, parse
 from treeswarm.protocol.spans import Span
 from treeswarm.transport.emulated import parse_rate
-from treeswarm_node.config import Limits, NodeConfig
-from treeswarm_node.schedule import Hours
+from treeswarm_node.config import NodeConfig, NodeLimits
+from treeswarm_node.schedule import Schedule
 
 EXAMPLES = """examples:
   swarm-node demo                                        begin a swarm; prints how others join
@@ -169,9 +169,9 @@ def config_of(args: argparse.Namespace) -> NodeConfig:
         lend_from=args.lend_from,
         metrics=args.metrics,
         bandwidth=parse_rate(args.bandwidth) if args.bandwidth else None,
-        hours=Hours.parse(args.hours) if args.hours else None,
+        hours=Schedule.parse(args.hours) if args.hours else None,
         panel=args.panel,
-        limits=Limits(sessions=args.max_sessions, grace_s=args.grace, lend_ports=args.lend_ports),
+        limits=NodeLimits(sessions=args.max_sessions, grace_s=args.grace, lend_ports=args.lend_ports),
     )
 
 

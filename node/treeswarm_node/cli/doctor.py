@@ -35,11 +35,11 @@ from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.loaded_stage import Model
 from treeswarm_node.reachability.reachability import (
     ASKED,
-    How,
-    Place,
-    Verdict,
+    Basis,
+    DialResult,
+    PublicAddress,
     announced_address,
-    own_place,
+    decide_address,
     verdict_of,
 )
 
@@ -170,12 +170,12 @@ async def reachability(config: NodeConfig, transport: Transport, pin: str, other
             own = announced_address(config.announce, listener.address)
         asked = [verdict_of(transport, other, str(replace(own, pin=pin))) for other in others[:ASKED]]
         verdicts = [verdict for verdict in await asyncio.gather(*asked) if verdict is not None]
-        return reached(own_place(config.announce, listener.address, verdicts), verdicts, listener.address)
+        return reached(decide_address(config.announce, listener.address, verdicts), verdicts, listener.address)
     finally:
         await listener.close()
 
 
-def reached(place: Place | None, verdicts: Sequence[Verdict], listening: str) -> Finding:
+def reached(place: PublicAddress | None, verdicts: Sequence[DialResult], listening: str) -> Finding:
     """What others' verdicts come to.  Pure."""
     check = "reachability"
     if not verdicts:
@@ -190,6 +190,6 @@ def reached(place: Place | None, verdicts: Sequence[Verdict], listening: str) ->
     if not place.reachable:
         step = "check that the router forwards that port to this machine and its firewall lets it in"
         return Finding.fail(check, f"nobody reaches {place.address}, which --announce says", step)
-    if place.how is How.ASSUMED:
+    if place.how is Basis.ASSUMED:
         return Finding.warn(check, "nobody could be asked", "try again when other nodes are online")
     return Finding.ok(check, f"others reach it at {place.address}")

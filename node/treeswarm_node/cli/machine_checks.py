@@ -13,7 +13,7 @@ from treeswarm.model_files import HUB_ID
 from treeswarm.programs.health import Finding
 from treeswarm.protocol.address import Address
 from treeswarm_node.attention.flash import FlashAttention
-from treeswarm_node.config import Limits, NodeConfig
+from treeswarm_node.config import NodeConfig, NodeLimits
 from treeswarm_node.engine.loaded_stage import Model, dtype_for, find_device
 from treeswarm_node.kv_cache.kv_store import KVShape
 from treeswarm_node.model.attention_selection import check_attention, unproven
@@ -98,7 +98,7 @@ def disk(model: str) -> Finding:
     return Finding.ok("disk", said)
 
 
-def files_needed(limits: Limits) -> int:
+def files_needed(limits: NodeLimits) -> int:
     """Files and sockets of a busy node: two streams' connections a session, two sockets a lent connection."""
     return OWN_FILES + 2 * limits.sessions + 2 * limits.lend_ports * limits.lend_connections
 

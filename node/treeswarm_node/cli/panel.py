@@ -17,8 +17,8 @@ from rich.text import Text
 
 from treeswarm.protocol.records import NodeState
 from treeswarm_node.cli.progress_bar import Loading
-from treeswarm_node.cli.terminal import Screen
-from treeswarm_node.monitoring.snapshot import Figures
+from treeswarm_node.cli.terminal import TerminalWriter
+from treeswarm_node.monitoring.snapshot import NodeSnapshot
 
 # Eyes are no faster.
 REDRAW_S = 1.0
@@ -28,7 +28,7 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """What happens a second, between two looks."""
 
     tokens: float = 0.0
@@ -40,7 +40,7 @@ class Pace:
     """Bytes."""
 
     @classmethod
-    def between(cls, old: Figures, new: Figures) -> "Pace":
+    def between(cls, old: NodeSnapshot, new: NodeSnapshot) -> "Throughput":
         """Nothing where no time has passed."""
         seconds = new.uptime_s - old.uptime_s
         if seconds <= 0:
@@ -54,7 +54,9 @@ class Pace:
         )
 
 
-def picture(now: Figures, pace: Pace, events: Sequence[str], loading: Loading | None = None) -> RenderableType:
+def picture(
+    now: NodeSnapshot, pace: Throughput, events: Sequence[str], loading: Loading | None = None
+) -> RenderableType:
     """What the owner sees.  Pure."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim")
@@ -79,7 +81,7 @@ def picture(now: Figures, pace: Pace, events: Sequence[str], loading: Loading | 
     return Panel(rows, title=title, title_align="left", subtitle="Ctrl-C: leave the swarm", subtitle_align="right")
 
 
-def blocks(now: Figures) -> Text:
+def blocks(now: NodeSnapshot) -> Text:
     """The model as a line, what this node serves filled in."""
     if now.span is None:
         return Text("none yet")
@@ -114,7 +116,7 @@ class LivePanel:
     console: Console
     loading: Loading | None = None
     """What is loaded at the moment."""
-    screen: Screen = field(default_factory=Screen)
+    screen: TerminalWriter = field(default_factory=TerminalWriter)
     _events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS))
 
     def say(self, line: str) -> None:
@@ -133,7 +135,7 @@ class LivePanel:
             self.say(line)
 
     @contextlib.asynccontextmanager
-    async def watching(self, look: Callable[[], Awaitable[Figures]]) -> AsyncIterator[None]:
+    async def watching(self, look: Callable[[], Awaitable[NodeSnapshot]]) -> AsyncIterator[None]:
         """Draw until left.  A terminal that does not read is left out until it does."""
         live = Live(console=self.console, auto_refresh=False, transient=True)
         self.screen.put(live.start)
@@ -145,12 +147,12 @@ class LivePanel:
             await asyncio.gather(drawing, return_exceptions=True)
             self.screen.put(live.stop)
 
-    async def _draw(self, live: Live, look: Callable[[], Awaitable[Figures]]) -> None:
+    async def _draw(self, live: Live, look: Callable[[], Awaitable[NodeSnapshot]]) -> None:
         old = await look()
         while True:
             new = await look()
             if self.screen.idle:
-                frame = picture(new, Pace.between(old, new), list(self._events), self.loading)
+                frame = picture(new, Throughput.between(old, new), list(self._events), self.loading)
                 self.screen.put(partial(live.update, frame, refresh=True))
             old = new
             await asyncio.sleep(REDRAW_S)

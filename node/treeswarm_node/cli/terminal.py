@@ -13,7 +13,7 @@ LAST_WORDS_S = 1.0
 
 
 @dataclass(eq=False)
-class Screen:
+class TerminalWriter:
     """Calls that write, made one after the other in a daemon thread.  One that raises, as all do when the terminal is
     gone, is the last."""
 

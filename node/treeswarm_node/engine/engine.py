@@ -18,7 +18,7 @@ from treeswarm.session.session import NodeSession
 from treeswarm.session.steps import Step
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.engine.counters import Counters
-from treeswarm_node.engine.model_runner import Computed, Runs
+from treeswarm_node.engine.model_runner import Computed, Runner
 from treeswarm_node.engine.scheduler import Budget, next_batch
 from treeswarm_node.kv_cache.kv_store import SessionKV
 
@@ -59,7 +59,7 @@ class Work:
 class Engine:
     """Owns the queue and the device thread.  `run` for ever; `submit` from the same loop."""
 
-    device: Runs
+    device: Runner
     budget: Budget
     counters: Counters = field(default_factory=Counters)
     clock: Callable[[], float] = time.perf_counter

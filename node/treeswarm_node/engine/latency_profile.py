@@ -9,10 +9,10 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
 from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm_node.attention.metadata import Segment
-from treeswarm_node.engine.model_runner import Runs
+from treeswarm_node.engine.model_runner import Runner
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.kv_cache.page_pool import PAGE
-from treeswarm_node.sessions.admission import Served
+from treeswarm_node.sessions.admission import ServedSpan
 
 # One token, and trees from small to the largest that clients choose by themselves.  On a CPU the second row is the
 # dearest of the first sixteen, where a product with a vector becomes one with a matrix (of 1, 2, 4, 8, 16 rows: 7.5,
@@ -23,7 +23,7 @@ RUNS = 4
 BUDGET_S = 1.0
 
 
-def measure_profile(device: Runs, served: Served, store: KVStore) -> Profile:
+def measure_profile(device: Runner, served: ServedSpan, store: KVStore) -> Profile:
     """The least microseconds of some forwards for each of `SIZES`, after one to warm up: whatever else runs on this
     machine only makes them longer, one size at a time, and clients mend a table that is too low throughout sooner than
     one with a bump.
@@ -51,7 +51,7 @@ def of_part(profile: Profile, part: Span, whole: Span) -> Profile:
     return tuple((rows, max(1, int(micros * share))) for rows, micros in profile)
 
 
-def _forward_s(device: Runs, served: Served, store: KVStore, rows: int) -> float:
+def _forward_s(device: Runner, served: ServedSpan, store: KVStore, rows: int) -> float:
     """A tree of so many rows below a text of one token."""
     row_bytes = served.activation_bytes if served.span.start else 0
     session = NodeSession(SessionTerms(0, 1, rows, rows + 1, served.vocab_size, row_bytes))

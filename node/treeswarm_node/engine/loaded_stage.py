@@ -26,7 +26,7 @@ from treeswarm_node.engine.activation_codec import row_codec
 from treeswarm_node.engine.counters import Counters
 from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.latency_profile import measure_profile
-from treeswarm_node.engine.model_runner import Device, Lent, Runs
+from treeswarm_node.engine.model_runner import ModelRunner, Runner, ThrottledRunner
 from treeswarm_node.engine.sampler import Sampler
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.model.attention_selection import choose_attention
@@ -36,7 +36,7 @@ from treeswarm_node.model.offload import Offload, offloading
 from treeswarm_node.model.quantization import check_library
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.model.weight_layout import lay_out
-from treeswarm_node.sessions.admission import Served
+from treeswarm_node.sessions.admission import ServedSpan
 
 # As many rows as a usual tree has: what a swarm's nodes are compared by.
 RATE_ROWS = 64
@@ -44,10 +44,10 @@ RATE_RUNS = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class LoadedStage:
     """What a node serves at the moment."""
 
-    served: Served
+    served: ServedSpan
     engine: Engine
     store: KVStore
     rate: float
@@ -79,13 +79,13 @@ class Model:
 
 
 @contextlib.asynccontextmanager
-async def on_stage(
+async def load_stage(
     config: NodeConfig,
     model: Model,
     span: Span,
     counters: Counters | None = None,
     progress: Progress | None = None,
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[LoadedStage]:
     """Load, prove and measure a span; its memory is free again on leaving.  What it computes goes on in `counters`;
     `progress` hears how far loading is.
 
@@ -99,12 +99,12 @@ async def on_stage(
             told.abandoned.set()
             raise
         codec = row_codec(config.activations, served.hidden_size)
-        device = _lent(Device(loaded, Sampler(served.vocab_size), codec), config.device_share)
+        device = _lent(ModelRunner(loaded, Sampler(served.vocab_size), codec), config.device_share)
         profile = await asyncio.to_thread(measure_profile, device, served, loaded.store)
         engine = Engine(device, config.limits.budget, counters or Counters())
         running = asyncio.create_task(engine.run())
         try:
-            yield Stage(served, engine, loaded.store, rate, profile, loaded.depends_on_text_alone)
+            yield LoadedStage(served, engine, loaded.store, rate, profile, loaded.depends_on_text_alone)
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
@@ -163,7 +163,7 @@ def dtype_for(name: str, device: torch.device) -> str:
 
 def _load(
     config: NodeConfig, model: Model, span: Span, offload: Offload | None, progress: Progress | None
-) -> tuple[SpanModel, Served, float]:
+) -> tuple[SpanModel, ServedSpan, float]:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = find_device(config.device)
@@ -180,7 +180,7 @@ def _load(
     prove(spanned)
     choose_attention(spanned, config.attention)
     numerics = NumericsClass(weights, config.dtype, config.quantization, config.activations)
-    served = Served(
+    served = ServedSpan(
         span=span,
         blocks=model.shape.blocks,
         vocab_size=model.shape.vocab_size,
@@ -194,9 +194,9 @@ def _load(
     return spanned, served, measure_rate(spanned) * config.device_share
 
 
-def _lent(device: Runs, share: float) -> Runs:
+def _lent(device: Runner, share: float) -> Runner:
     """What its owner lets others have of it."""
-    return Lent(device, share) if share < 1.0 else device
+    return ThrottledRunner(device, share) if share < 1.0 else device
 
 
 def measure_rate(model: SpanModel) -> float:

@@ -1,4 +1,4 @@
-"""One forward on the device: steps in, activations or tokens out.  Runs in the device thread."""
+"""One forward on the device: steps in, activations or tokens out.  Runner in the device thread."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -35,18 +35,18 @@ class Computed:
     error: ProtocolError | None = None
 
 
-class Runs(Protocol):
+class Runner(Protocol):
     """What an engine needs of a device."""
 
     def run(self, segments: Sequence[Segment]) -> list[Computed]: ...
 
 
 @dataclass(frozen=True)
-class Lent:
+class ThrottledRunner:
     """A device that its owner lends for a share of the time: after each forward it rests, so that somebody else's work
     has the rest of it.  The rest counts as computing: that is what whoever waits for this node must reckon with."""
 
-    device: Runs
+    device: Runner
     share: float
     clock: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], None] = time.sleep
@@ -60,7 +60,7 @@ class Lent:
             self.sleep((self.clock() - start) * (1.0 / self.share - 1.0))
 
 
-class Device:
+class ModelRunner:
     """The model and its sampler, behind one synchronous verb."""
 
     def __init__(self, model: SpanModel, sampler: Sampler, codec: RowCodec | None = None) -> None:

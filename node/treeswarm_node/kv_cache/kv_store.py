@@ -19,7 +19,7 @@ from treeswarm.errors import Refused
 from treeswarm.protocol.messages import MAX_CROWN
 from treeswarm.session.steps import Step
 from treeswarm_node.kv_cache.page_pool import PAGE, PagePool, runs
-from treeswarm_node.kv_cache.prefix_cache import PrefixIndex
+from treeswarm_node.kv_cache.prefix_cache import PrefixCache
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class KVStore:
         self.keys = torch.zeros(blocks, shape.kv_heads, rows, shape.key_dim, dtype=dtype, device=device)
         self.values = torch.zeros(blocks, shape.kv_heads, rows, shape.value_dim, dtype=dtype, device=device)
         self.sessions: set[SessionKV] = set()
-        self.prefixes = PrefixIndex(self.pool)
+        self.prefixes = PrefixCache(self.pool)
 
     @property
     def gathered_rows(self) -> int:

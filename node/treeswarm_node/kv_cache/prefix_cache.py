@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm.protocol.spans import Span
 from treeswarm_node.kv_cache.page_pool import PAGE, PagePool
-from treeswarm_node.kv_cache.replay_log import Chunk, JournalBudget
+from treeswarm_node.kv_cache.replay_log import ReplayChunk, ReplayLogBudget
 
 UNIT_PAGES = PREFIX_TOKENS // PAGE
 assert PREFIX_TOKENS == UNIT_PAGES * PAGE, "what is shared is whole pages"
@@ -25,23 +25,23 @@ _Key = tuple[Span, bytes]
 
 
 @dataclass(frozen=True, eq=False)
-class Unit:
+class PrefixUnit:
     """`PREFIX_TOKENS` rows of a trunk."""
 
     pages: tuple[int, ...]
-    chunk: Chunk | None
+    chunk: ReplayChunk | None
     """What was sent on for them; None where no journal was kept."""
 
 
 @dataclass(eq=False)
-class PrefixIndex:
+class PrefixCache:
     """Of one loaded span.  For the event loop alone."""
 
     pool: PagePool
     hits: int = 0
     """Sessions that began on units of it."""
     hit_tokens: int = 0
-    _units: OrderedDict[_Key, Unit] = field(default_factory=OrderedDict)
+    _units: OrderedDict[_Key, PrefixUnit] = field(default_factory=OrderedDict)
     """Oldest use first."""
 
     @property
@@ -54,9 +54,9 @@ class PrefixIndex:
         """That nobody else owns."""
         return sum(self.pool.owners(page) == 1 for page in self.pages)
 
-    def find(self, span: Span, digests: Sequence[bytes]) -> list[Unit]:
+    def find(self, span: Span, digests: Sequence[bytes]) -> list[PrefixUnit]:
         """The units of a text from its beginning, as many as are here."""
-        found: list[Unit] = []
+        found: list[PrefixUnit] = []
         for digest in digests:
             unit = self._units.get((span, digest))
             if unit is None:
@@ -65,7 +65,7 @@ class PrefixIndex:
         self._touch(span, digests[: len(found)])
         return found
 
-    def keep(self, span: Span, digests: Sequence[bytes], units: Sequence[Unit]) -> None:
+    def keep(self, span: Span, digests: Sequence[bytes], units: Sequence[PrefixUnit]) -> None:
         """Keep the last units of the text that `digests` name, those that are not here yet."""
         for digest, unit in zip(digests[len(digests) - len(units) :], units, strict=True):
             if (span, digest) not in self._units:
@@ -81,7 +81,7 @@ class PrefixIndex:
         if self.pool.available < pages <= self.pool.available + self.idle_pages:
             self._give_up(self.idle_pages, lambda: pages <= self.pool.available)
 
-    def make_room_for(self, budget: JournalBudget, size: int) -> None:
+    def make_room_for(self, budget: ReplayLogBudget, size: int) -> None:
         """The same, for bytes of journals."""
         idle = sum(unit.chunk.size for unit in self._units.values() if unit.chunk is not None and self._idle(unit))
         if budget.left < size <= budget.left + idle:
@@ -108,7 +108,7 @@ class PrefixIndex:
                 pages -= len(unit.pages)
                 self._drop(key)
 
-    def _idle(self, unit: Unit) -> bool:
+    def _idle(self, unit: PrefixUnit) -> bool:
         return all(self.pool.owners(page) == 1 for page in unit.pages)
 
     def _drop(self, key: _Key) -> None:

@@ -7,8 +7,8 @@ from treeswarm.protocol.prefix import PREFIX_TOKENS, Prefix, next_digest
 from treeswarm.protocol.spans import Span
 from treeswarm.session.steps import Step
 from treeswarm_node.kv_cache.kv_store import SessionKV
-from treeswarm_node.kv_cache.prefix_cache import UNIT_PAGES, PrefixIndex, Unit
-from treeswarm_node.kv_cache.replay_log import Journal
+from treeswarm_node.kv_cache.prefix_cache import UNIT_PAGES, PrefixCache, PrefixUnit
+from treeswarm_node.kv_cache.replay_log import ReplayLog
 
 
 @dataclass(eq=False)
@@ -38,16 +38,16 @@ class Trail:
 
 
 @dataclass(eq=False)
-class Sharing:
+class PrefixRecorder:
     """One session's.  It ends with the session's first loss of a node: what comes then came another way."""
 
-    index: PrefixIndex
+    index: PrefixCache
     span: Span
     prefix: Prefix
     _trail: Trail | None = None
     """None until the first step, which says what of the offer is taken."""
 
-    def note(self, step: Step, kv: SessionKV, journal: Journal | None) -> None:
+    def note(self, step: Step, kv: SessionKV, journal: ReplayLog | None) -> None:
         """A step has been computed, and the journal, if there is one, has taken note of it: keep what became whole."""
         if self._trail is None:
             units = step.append.prefix // PREFIX_TOKENS
@@ -61,7 +61,7 @@ class Sharing:
         starts = range(first, first + new * UNIT_PAGES, UNIT_PAGES)
         pages = [tuple(kv.trunk_pages[start : start + UNIT_PAGES]) for start in starts]
         chunks = [journal.seal(PREFIX_TOKENS) if journal is not None else None for _ in pages]
-        self.index.keep(self.span, self._trail.digests, [Unit(*unit) for unit in zip(pages, chunks, strict=True)])
+        self.index.keep(self.span, self._trail.digests, [PrefixUnit(*unit) for unit in zip(pages, chunks, strict=True)])
 
 
 def begins(wanted: Open) -> bool:
@@ -69,6 +69,6 @@ def begins(wanted: Open) -> bool:
     return wanted.resumption is None or wanted.resumption.trunk_length == 0
 
 
-def sharing_of(wanted: Open, index: PrefixIndex) -> Sharing | None:
+def sharing_of(wanted: Open, index: PrefixCache) -> PrefixRecorder | None:
     """None for a session that shares nothing."""
-    return Sharing(index, wanted.span, wanted.prefix) if wanted.prefix is not None and begins(wanted) else None
+    return PrefixRecorder(index, wanted.span, wanted.prefix) if wanted.prefix is not None and begins(wanted) else None

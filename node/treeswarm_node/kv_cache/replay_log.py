@@ -19,7 +19,7 @@ from treeswarm.session.steps import Step
 
 
 @dataclass(eq=False)
-class JournalBudget:
+class ReplayLogBudget:
     """Bytes of host memory for all sessions' journals."""
 
     total: int
@@ -30,22 +30,22 @@ class JournalBudget:
         return self.total - self.taken
 
     def open(
-        self, row_bytes: int, trunk_room: int, crown_room: int, shared: Sequence["Chunk"] = ()
-    ) -> "Journal | None":
+        self, row_bytes: int, trunk_room: int, crown_room: int, shared: Sequence["ReplayChunk"] = ()
+    ) -> "ReplayLog | None":
         """A journal with room for the whole session, whose trunk begins with the `shared` chunks; or None if that does
         not fit."""
         size = row_bytes * (trunk_room + crown_room) - sum(chunk.size for chunk in shared)
         if size > self.left:
             return None
         self.taken += size
-        return Journal(self, size, row_bytes, crown_room, [chunk.share() for chunk in shared])
+        return ReplayLog(self, size, row_bytes, crown_room, [chunk.share() for chunk in shared])
 
 
 @dataclass(eq=False)
-class Chunk:
+class ReplayChunk:
     """Rows that do not change any more, for everyone who holds it; the last one to let go gives the memory back."""
 
-    budget: JournalBudget
+    budget: ReplayLogBudget
     tokens: list[int]
     hidden: bytes = field(repr=False)
     holders: int = 1
@@ -54,7 +54,7 @@ class Chunk:
     def size(self) -> int:
         return len(self.hidden)
 
-    def share(self) -> "Chunk":
+    def share(self) -> "ReplayChunk":
         """One more holder."""
         assert self.holders
         self.holders += 1
@@ -68,15 +68,15 @@ class Chunk:
 
 
 @dataclass(eq=False)
-class Journal:
+class ReplayLog:
     """One session's.  Rows are `row_bytes` of activations and the token they belong to."""
 
-    budget: JournalBudget
+    budget: ReplayLogBudget
     size: int
     """Bytes of the budget that are its own; chunks are extra."""
     row_bytes: int
     crown_room: int
-    _chunks: list[Chunk] = field(default_factory=list)
+    _chunks: list[ReplayChunk] = field(default_factory=list)
     """The trunk's beginning; what follows is in `_hidden` and `_tokens`."""
     _hidden: bytearray = field(default_factory=bytearray)
     _tokens: list[int] = field(default_factory=list)
@@ -106,10 +106,10 @@ class Journal:
             self._crown_hidden[step.slots] = np.frombuffer(hidden, np.uint8).reshape(step.rows, self.row_bytes)
             self._crown_tokens[step.slots] = step.tokens
 
-    def seal(self, rows: int) -> Chunk:
+    def seal(self, rows: int) -> ReplayChunk:
         """Make the first `rows` that are in no chunk one: others may hold it too."""
         cut = rows * self.row_bytes
-        chunk = Chunk(self.budget, self._tokens[:rows], bytes(self._hidden[:cut]))
+        chunk = ReplayChunk(self.budget, self._tokens[:rows], bytes(self._hidden[:cut]))
         assert len(chunk.tokens) == rows
         assert chunk.size == cut
         del self._hidden[:cut], self._tokens[:rows]
@@ -120,7 +120,7 @@ class Journal:
     def truncate(self, length: int) -> bool:
         """Forget rows from `length` on.  False, and closed, if the budget has no room for a copy of what was in chunks
         that others hold."""
-        opened: list[Chunk] = []
+        opened: list[ReplayChunk] = []
         while length < self._sealed:
             opened.insert(0, self._chunks.pop())
         end = length - self._sealed

@@ -24,7 +24,7 @@ SURVEY_EVERY_S = 30.0
 
 
 @dataclass(eq=False)
-class Survey:
+class DistanceSurvey:
     """Where this node stands; `look_at` makes it truer."""
 
     transport: Transport

@@ -10,22 +10,22 @@ import torch
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm_node.kv_cache.page_pool import PAGE
 from treeswarm_node.lifecycle import Lifecycle
-from treeswarm_node.monitoring.snapshot import Figures, KVFigures
+from treeswarm_node.monitoring.snapshot import KVSnapshot, NodeSnapshot
 
 
 @dataclass(frozen=True, eq=False)
-class Gauge:
+class SnapshotCollector:
     """Where the figures are read off."""
 
     life: Lifecycle
     transport: GrpcTransport
     started: float = field(default_factory=time.monotonic)
 
-    async def read(self) -> Figures:
+    async def read(self) -> NodeSnapshot:
         """As of now.  In the event loop, where all that is read changes."""
         life, node = self.life, self.life.node
         stage = node.stage
-        return Figures(
+        return NodeSnapshot(
             model=life.config.model,
             node=life.identity.node_id,
             device=life.config.device,
@@ -58,12 +58,12 @@ class Gauge:
             moves=life.moves,
         )
 
-    def _kv(self) -> KVFigures:
+    def _kv(self) -> KVSnapshot:
         stage = self.life.node.stage
         if stage is None:
-            return KVFigures()
+            return KVSnapshot()
         store = stage.store
-        return KVFigures(
+        return KVSnapshot(
             pages=store.pool.pages,
             free=store.free_tokens // PAGE,
             shared=store.shared_pages,

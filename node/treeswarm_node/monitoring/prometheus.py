@@ -13,7 +13,7 @@ from treeswarm import __version__
 from treeswarm.errors import BadRequest
 from treeswarm.protocol.address import Address
 from treeswarm.protocol.records import NodeState
-from treeswarm_node.monitoring.snapshot import Figures
+from treeswarm_node.monitoring.snapshot import NodeSnapshot
 
 PREFIX = "treeswarm_node_"
 # The event loop answers within milliseconds; a node that is shutting down may not answer any more.
@@ -30,7 +30,7 @@ class Named:
     name: str
     kind: Literal["counter", "gauge"]
     help: str
-    read: Callable[[Figures], Values]
+    read: Callable[[NodeSnapshot], Values]
     labels: tuple[str, ...] = ()
 
     @property
@@ -38,7 +38,7 @@ class Named:
         """The name in a scrape and in docs/metrics.md."""
         return f"{PREFIX}{self.name}{'_total' if self.kind == 'counter' else ''}"
 
-    def family(self, figures: Figures) -> Metric:
+    def family(self, figures: NodeSnapshot) -> Metric:
         made = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
         family = made(PREFIX + self.name, self.help, labels=self.labels)
         values = self.read(figures)
@@ -51,7 +51,7 @@ def _by(counts: Mapping[str, int]) -> Values:
     return {(reason,): float(count) for reason, count in counts.items()}
 
 
-def _info(figures: Figures) -> Values:
+def _info(figures: NodeSnapshot) -> Values:
     numerics = figures.numerics
     if numerics is None:
         return {}
@@ -116,10 +116,10 @@ class NodeCollector:
     """Asks the event loop, from whatever thread Prometheus is answered in."""
 
     loop: asyncio.AbstractEventLoop
-    look: Callable[[], Awaitable[Figures]]
+    look: Callable[[], Awaitable[NodeSnapshot]]
 
     def collect(self) -> Iterable[Metric]:
-        async def looked() -> Figures:
+        async def looked() -> NodeSnapshot:
             return await self.look()
 
         figures = asyncio.run_coroutine_threadsafe(looked(), self.loop).result(LOOK_S)
@@ -131,7 +131,7 @@ class NodeCollector:
 
 
 @contextlib.asynccontextmanager
-async def metrics_served(listen: str, look: Callable[[], Awaitable[Figures]]) -> AsyncIterator[str]:
+async def metrics_served(listen: str, look: Callable[[], Awaitable[NodeSnapshot]]) -> AsyncIterator[str]:
     """Answer Prometheus at `listen`, `HOST:PORT`, without any password; yields the URL.  Raises BadRequest."""
     wanted = Address.parse(listen)
     registry = CollectorRegistry()

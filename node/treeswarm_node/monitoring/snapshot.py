@@ -11,7 +11,7 @@ from treeswarm_node.kv_cache.page_pool import PAGE
 
 
 @dataclass(frozen=True)
-class KVFigures:
+class KVSnapshot:
     """Pages of KV cache, and who began on kept ones."""
 
     pages: int = 0
@@ -32,7 +32,7 @@ class KVFigures:
 
 
 @dataclass(frozen=True)
-class Figures:
+class NodeSnapshot:
     """Totals are since the node was started; those of `kv` since it loaded its blocks."""
 
     model: str
@@ -60,7 +60,7 @@ class Figures:
     counters: Counters = field(default_factory=Counters)
     queue: int = 0
     """Steps that wait for the device."""
-    kv: KVFigures = KVFigures()
+    kv: KVSnapshot = KVSnapshot()
     journal_bytes: int = 0
     journal_room: int = 0
     """Bytes for all journals."""

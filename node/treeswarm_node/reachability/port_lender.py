@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Refused
 from treeswarm.protocol.messages import TICKET_BYTES, FaultCode, Incoming, Rent, Rented
-from treeswarm.transport.rate_limit import Pace
+from treeswarm.transport.rate_limit import RateLimiter
 from treeswarm.transport.seam import Stream
-from treeswarm_node.config import Limits
-from treeswarm_node.reachability.tcp_splice import End, Meter, new_buffer, splice
+from treeswarm_node.config import NodeLimits
+from treeswarm_node.reachability.tcp_splice import ByteCounter, End, new_buffer, splice
 from treeswarm_node.sessions.admission import host_of
 
 # Strangers of one tenant that it has not fetched yet.  A tenant fetches within a round trip or two; a client opens
@@ -31,14 +31,14 @@ TOKEN_S = 5.0
 
 
 @dataclass(eq=False)
-class Tenancy:
+class Lease:
     """A lent port and everyone on it."""
 
     stream: Stream
-    limits: Limits
+    limits: NodeLimits
     buffer: memoryview
     wait_s: float
-    pace: Pace | None = None
+    pace: RateLimiter | None = None
     server: asyncio.Server | None = None
     refused: int = 0
     """Strangers turned away."""
@@ -49,7 +49,7 @@ class Tenancy:
     _over: bool = False
 
     def __post_init__(self) -> None:
-        self._meter = Meter(self.limits.lend_bytes_per_s, self.pace)
+        self._meter = ByteCounter(self.limits.lend_bytes_per_s, self.pace)
 
     @property
     def host(self) -> str:
@@ -117,19 +117,19 @@ class Tenancy:
 
 
 @dataclass(eq=False)
-class Landlord:
+class PortLender:
     """Lends ports of `host`, the address this node listens on."""
 
     host: str
-    limits: Limits = Limits()
+    limits: NodeLimits = NodeLimits()
     first_port: int = 0
     """Where only chosen ports are open: tenants fetch here, and the next ones are lent.  0: any that are free."""
     reachable: bool = True
     """Whether strangers reach this node itself: else it has nothing to lend."""
     wait_s: float = WAIT_S
-    pace: Pace | None = None
+    pace: RateLimiter | None = None
     """Of all that this node sends, what it passes on included."""
-    _tenancies: list[Tenancy] = field(default_factory=list)
+    _tenancies: list[Lease] = field(default_factory=list)
     _fetching: dict[End, asyncio.TimerHandle] = field(default_factory=dict)
     _server: asyncio.Server | None = None
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -138,7 +138,7 @@ class Landlord:
     async def lend(self, wanted: Rent, stream: Stream) -> None:
         """Until cancelled, as when the tenant's stream ends.  Raises Refused, TransportError."""
         self._check(wanted, stream)
-        tenancy = Tenancy(stream, self.limits, self._buffer, self.wait_s, self.pace)
+        tenancy = Lease(stream, self.limits, self._buffer, self.wait_s, self.pace)
         self._tenancies.append(tenancy)
         try:
             rented = await self._open(tenancy)
@@ -180,7 +180,7 @@ class Landlord:
                 FaultCode.TOO_MANY,
             )
 
-    async def _open(self, tenancy: Tenancy) -> Rented:
+    async def _open(self, tenancy: Lease) -> Rented:
         """Raises Refused."""
         chosen = [0]
         if self.first_port:

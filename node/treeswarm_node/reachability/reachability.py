@@ -38,7 +38,7 @@ ANY_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """With what such a listener is dialled from its own machine."""
 
 
-class How(StrEnum):
+class Basis(StrEnum):
     """On what grounds."""
 
     ANNOUNCED = "announced"
@@ -53,12 +53,12 @@ class How(StrEnum):
 
 
 @dataclass(frozen=True)
-class Place:
+class PublicAddress:
     """What a node tells others."""
 
     address: str
     """Without a pin."""
-    how: How
+    how: Basis
     reachable: bool
     """Another node has dialled it, or this one did from outside."""
 
@@ -66,11 +66,11 @@ class Place:
     def lends(self) -> bool:
         """Whether its ports may be of use to others.  The first node of a swarm has nobody to tell it; its tenants look
         themselves whether the port leads to them."""
-        return self.how not in {How.RENTED, How.HIDDEN}
+        return self.how not in {Basis.RENTED, Basis.HIDDEN}
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DialResult:
     """What one node says of this one."""
 
     reached: bool
@@ -78,7 +78,7 @@ class Verdict:
     """Where it reached it."""
 
 
-def own_place(announced: str | None, assumed: str, verdicts: Sequence[Verdict]) -> Place | None:
+def decide_address(announced: str | None, assumed: str, verdicts: Sequence[DialResult]) -> PublicAddress | None:
     """None: strangers cannot reach this node, it needs a port of another.  `assumed` is where this machine believes to
     be reached.  Pure.
 
@@ -86,14 +86,14 @@ def own_place(announced: str | None, assumed: str, verdicts: Sequence[Verdict]) 
     """
     reached = Counter(verdict.address for verdict in verdicts if verdict.reached)
     if announced is not None:
-        return Place(announced_address(announced, assumed).bare, How.ANNOUNCED, bool(reached))
+        return PublicAddress(announced_address(announced, assumed).bare, Basis.ANNOUNCED, bool(reached))
     here = is_loopback(Address.parse(assumed).host)
     said = [v for v in verdicts if here or not (v.reached and is_loopback(Address.parse(v.address).host))]
     if not said:
-        return Place(Address.parse(assumed).bare, How.ASSUMED, bool(reached))
+        return PublicAddress(Address.parse(assumed).bare, Basis.ASSUMED, bool(reached))
     votes = Counter(verdict.address for verdict in said if verdict.reached)
     address, most = max(votes.items(), key=lambda found: found[1], default=("", 0))
-    return Place(address, How.DIALLED, True) if 2 * most > len(said) else None
+    return PublicAddress(address, Basis.DIALLED, True) if 2 * most > len(said) else None
 
 
 def announced_address(announced: str, listening: str) -> Address:
@@ -102,7 +102,7 @@ def announced_address(announced: str, listening: str) -> Address:
     return Address(told.host, told.port or Address.parse(listening).port)
 
 
-async def verdict_of(transport: Transport, asked: str, own: str) -> Verdict | None:
+async def verdict_of(transport: Transport, asked: str, own: str) -> DialResult | None:
     """Whether `asked` can dial `own`, which with the host 0.0.0.0 is whatever host this node seems to be to it; None
     if it cannot say."""
     try:
@@ -117,8 +117,8 @@ async def verdict_of(transport: Transport, asked: str, own: str) -> Verdict | No
             return None
         reached_at = Address.parse(said.why) if said.reached else None
         if reached_at is None or reached_at.port != Address.parse(own).port:
-            return Verdict(False)
-        return Verdict(True, reached_at.bare)
+            return DialResult(False)
+        return DialResult(True, reached_at.bare)
     except (SwarmError, TimeoutError):
         return None
 
@@ -130,7 +130,7 @@ async def is_reachable(transport: Transport, asked: str, own: str) -> bool | Non
 
 
 @dataclass(eq=False)
-class PlaceFinder:
+class AddressMonitor:
     """`run` finds this node's place and keeps it, while landlords come and go."""
 
     transport: Transport
@@ -141,14 +141,14 @@ class PlaceFinder:
     others: Callable[[], Awaitable[Sequence[str]]]
     """Addresses, with pins, of other nodes: the best landlord first, see docs/benchmarks.md.  All of them, for in a
     young swarm nobody knows of anybody yet whether strangers reach it."""
-    settled: Callable[[Place], Awaitable[None]]
+    settled: Callable[[PublicAddress], Awaitable[None]]
     """Called with the place when it is found, and when it changes."""
     announced: str | None = None
     guests: set[int] = field(default_factory=set)
     """The node's own, see `tenant.rent`."""
     assumed: str = ""
     """Where this machine believes to be reached; empty: where it listens."""
-    place: Place | None = None
+    place: PublicAddress | None = None
     _lost_by: str | None = None
     """The landlord that went, or lost its line: asked last."""
 
@@ -166,21 +166,21 @@ class PlaceFinder:
             until = asyncio.get_running_loop().time() + CHECK_EVERY_S
             while asyncio.get_running_loop().time() < until:
                 if not await self._rent_somewhere():
-                    await self._settle(Place(Address.parse(self.assumed).bare, How.HIDDEN, False))
+                    await self._settle(PublicAddress(Address.parse(self.assumed).bare, Basis.HIDDEN, False))
                     await _sleep(RETRY_S)
 
-    async def find(self) -> Place | None:
+    async def find(self) -> PublicAddress | None:
         """Ask some others and decide; None: a port must be rented."""
         own = self._pinned(Address("0.0.0.0", Address.parse(self.listening).port))
         if self.announced is not None:
             own = self._pinned(announced_address(self.announced, self.listening))
         others = list(await self.others())
-        asked, verdicts = random.sample(others, min(TRIED, len(others))), list[Verdict]()
+        asked, verdicts = random.sample(others, min(TRIED, len(others))), list[DialResult]()
         while asked and len(verdicts) < ASKED:
             some, asked = asked[:ASKED], asked[ASKED:]
             said = await asyncio.gather(*(verdict_of(self.transport, other, own) for other in some))
             verdicts += [verdict for verdict in said if verdict is not None]
-        return own_place(self.announced, self.assumed, verdicts)
+        return decide_address(self.announced, self.assumed, verdicts)
 
     async def _rent_somewhere(self) -> bool:
         """Rent, and keep it until it is lost; False if nobody lends."""
@@ -198,7 +198,7 @@ class PlaceFinder:
         try:
             async with rent(self.transport, landlord, self._local(), self.guests) as port:
                 await self._check(port)
-                await self._settle(Place(port.address, How.RENTED, True))
+                await self._settle(PublicAddress(port.address, Basis.RENTED, True))
                 settled = True
                 while True:
                     with suppress(TimeoutError):
@@ -214,7 +214,7 @@ class PlaceFinder:
         address = Address.parse(self._pinned(Address.parse(port.address)))
         check_pin(address, await fetch_certificate(address, CHECK_S))
 
-    async def _settle(self, place: Place) -> None:
+    async def _settle(self, place: PublicAddress) -> None:
         if place != self.place:
             self.place = place
             log.info("others find this node at %s (%s)", place.address, place.how)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from treeswarm.transport.rate_limit import Pace
+from treeswarm.transport.rate_limit import RateLimiter
 
 # One read's worth.  With 64 KiB an echo of 1 MiB through a lent port took 0.8 ms longer (docs/benchmarks.md).
 READ_BYTES = 1 << 18
@@ -30,11 +30,11 @@ def new_buffer() -> memoryview:
 
 
 @dataclass(eq=False)
-class Meter:
+class ByteCounter:
     """The rate of all that shares it, in bytes a second; 0 for no limit."""
 
     rate: int = 0
-    pace: Pace | None = None
+    pace: RateLimiter | None = None
     """Of all that this program sends."""
     _free_at: float = 0.0
 
@@ -160,7 +160,7 @@ class End(asyncio.BufferedProtocol):
 class _Splice:
     """Two ends joined."""
 
-    def __init__(self, one: End, two: End, meter: Meter, idle_s: float) -> None:
+    def __init__(self, one: End, two: End, meter: ByteCounter, idle_s: float) -> None:
         self._one, self._two, self._meter, self._idle_s = one, two, meter, idle_s
         self._loop = asyncio.get_running_loop()
         self._heard_at = self._loop.time()
@@ -211,9 +211,9 @@ class _Splice:
         self._two.transport.abort()
 
 
-def splice(one: End, two: End, meter: Meter | None = None, idle_s: float = IDLE_S) -> None:
+def splice(one: End, two: End, meter: ByteCounter | None = None, idle_s: float = IDLE_S) -> None:
     """From now on either ends with the other."""
-    made = _Splice(one, two, meter or Meter(), idle_s)
+    made = _Splice(one, two, meter or ByteCounter(), idle_s)
     for end in (one, two):
         if end.gone:
             made.other(end).transport.abort()

@@ -8,11 +8,11 @@ from treeswarm.errors import Refused
 from treeswarm.protocol.messages import MAX_CROWN, FaultCode, NumericsClass, Open
 from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.spans import Span
-from treeswarm_node.config import Limits
+from treeswarm_node.config import NodeLimits
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedSpan:
     """What this node hosts, as it tells clients."""
 
     span: Span
@@ -28,7 +28,7 @@ class Served:
 
 
 def check_open(
-    wanted: Open, served: Served, limits: Limits, state: NodeState, guest: str, guests: Sequence[str]
+    wanted: Open, served: ServedSpan, limits: NodeLimits, state: NodeState, guest: str, guests: Sequence[str]
 ) -> None:
     """Raises Refused.  `guest` is the asker's host, `guests` the hosts of all sessions open here."""
     for wrong, code, why in (

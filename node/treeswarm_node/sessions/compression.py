@@ -17,7 +17,7 @@ LARGE_BYTES = 1 << 17
 
 
 @dataclass(frozen=True)
-class Packing:
+class LinkCompression:
     """What an owner said of it, and what is known of the line."""
 
     compression: str = "none"

@@ -30,9 +30,9 @@ from treeswarm.protocol.messages import (
 )
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_node.membership.announcer import Membership
-from treeswarm_node.reachability.port_lender import Landlord
+from treeswarm_node.reachability.port_lender import PortLender
 from treeswarm_node.sessions.admission import host_of, port_of
-from treeswarm_node.sessions.hosted_session import HostedSession
+from treeswarm_node.sessions.server_session import ServerSession
 
 # Things one stream may have under way: a client has a session or a few, each resumed once at a time.
 ERRANDS = 64
@@ -45,18 +45,18 @@ class Host(Protocol):
 
     transport: Transport
     membership: Membership | None
-    landlord: Landlord | None
+    landlord: PortLender | None
     guests: set[int]
-    sessions: dict[bytes, HostedSession]
+    sessions: dict[bytes, ServerSession]
     resumed: int
 
     def describe(self) -> Description: ...
-    async def open(self, wanted: Open, control: Stream) -> HostedSession: ...
+    async def open(self, wanted: Open, control: Stream) -> ServerSession: ...
     async def tell_links(self) -> None: ...
 
 
 @dataclass(eq=False)
-class Conversation:
+class ControlStream:
     """Answers until the stream ends.  What takes time runs beside it, so that a ping is answered at once."""
 
     node: Host
@@ -113,7 +113,7 @@ class Conversation:
             case _:
                 raise Refused(f"{type(message).__name__} does not belong on a control stream", FaultCode.MALFORMED)
 
-    def _mine(self, session: bytes) -> HostedSession | None:
+    def _mine(self, session: bytes) -> ServerSession | None:
         """None also for a session that has just failed: its fault is on the way."""
         hosted = self.node.sessions.get(session)
         return hosted if hosted is not None and hosted.control is self.stream else None

@@ -33,7 +33,7 @@ GOODBYE_S = 1.0
 MOST_WARM_UP = 1 << 16
 
 
-class Outlet(Protocol):
+class Downstream(Protocol):
     """Takes results in order."""
 
     async def send(self, step: Step, computed: Computed, timings: tuple[HopTiming, ...]) -> None: ...
@@ -73,7 +73,7 @@ class ToClient:
 
 
 @dataclass(eq=False)
-class ToNextHop:
+class ToNextNode:
     """Everyone else's: the same append with this node's activations, on a link of its own.
 
     Dialled as soon as it exists: the handshake is then over before the first result.

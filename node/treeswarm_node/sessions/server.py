@@ -16,18 +16,18 @@ from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm.protocol.records import NodeState
 from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm.transport.seam import Stream, StreamKind, Transport
-from treeswarm_node.config import Limits
+from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.latency_profile import of_part
-from treeswarm_node.engine.loaded_stage import Stage
-from treeswarm_node.kv_cache.prefix_cache import Unit
+from treeswarm_node.engine.loaded_stage import LoadedStage
+from treeswarm_node.kv_cache.prefix_cache import PrefixUnit
 from treeswarm_node.kv_cache.prefix_recorder import begins, sharing_of
-from treeswarm_node.kv_cache.replay_log import Journal, JournalBudget
+from treeswarm_node.kv_cache.replay_log import ReplayLog, ReplayLogBudget
 from treeswarm_node.membership.announcer import Membership
-from treeswarm_node.reachability.port_lender import Landlord
+from treeswarm_node.reachability.port_lender import PortLender
 from treeswarm_node.sessions.admission import check_open, host_of
-from treeswarm_node.sessions.compression import Packing
-from treeswarm_node.sessions.control_stream import Conversation
-from treeswarm_node.sessions.hosted_session import HostedSession
+from treeswarm_node.sessions.compression import LinkCompression
+from treeswarm_node.sessions.control_stream import ControlStream
+from treeswarm_node.sessions.server_session import ServerSession
 
 log = logging.getLogger(__name__)
 
@@ -42,21 +42,21 @@ class Node:
     """
 
     transport: Transport
-    limits: Limits = Limits()
+    limits: NodeLimits = NodeLimits()
     membership: Membership | None = None
-    stage: Stage | None = None
+    stage: LoadedStage | None = None
     state: NodeState = NodeState.JOINING
-    landlord: Landlord | None = None
-    packing: Packing = Packing()
+    landlord: PortLender | None = None
+    packing: LinkCompression = LinkCompression()
     """Of rows to other nodes; what comes packed is always unpacked."""
     guests: set[int] = field(default_factory=set)
     """Ports of this machine behind which strangers are: those who come through a rented port."""
-    sessions: dict[bytes, HostedSession] = field(default_factory=dict)
+    sessions: dict[bytes, ServerSession] = field(default_factory=dict)
     opened: int = 0
     resumed: int = 0
     refusals: Counter[str] = field(default_factory=Counter)
     """Sessions refused, by code."""
-    journals: JournalBudget = field(init=False)
+    journals: ReplayLogBudget = field(init=False)
     _news: asyncio.Condition = field(default_factory=asyncio.Condition)
     """Told whenever a session opens or begins an epoch."""
     _streams: int = 0
@@ -65,7 +65,7 @@ class Node:
     _beside: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
-        self.journals = JournalBudget(self.limits.journal_bytes)
+        self.journals = ReplayLogBudget(self.limits.journal_bytes)
 
     @property
     def streams(self) -> int:
@@ -78,7 +78,7 @@ class Node:
             raise Refused(f"this node has {self._streams} streams open and takes no more", FaultCode.TOO_MANY)
         self._streams += 1
         try:
-            await (Conversation(self, stream).run() if kind is StreamKind.CONTROL else self._link(stream))
+            await (ControlStream(self, stream).run() if kind is StreamKind.CONTROL else self._link(stream))
         finally:
             self._streams -= 1
 
@@ -137,13 +137,13 @@ class Node:
             shared_pages=stage.store.shared_pages,
         )
 
-    def ready_stage(self) -> Stage:
+    def ready_stage(self) -> LoadedStage:
         """Raises Refused while there is none."""
         if self.stage is None:
             raise Refused(f"this node is {self.state} and hosts nothing at the moment", FaultCode.DRAINING)
         return self.stage
 
-    async def open(self, wanted: Open, control: Stream) -> HostedSession:
+    async def open(self, wanted: Open, control: Stream) -> ServerSession:
         """Grant a session.  Raises Refused."""
         await self._leave_older_epoch(wanted)
         stage = self.ready_stage()
@@ -168,7 +168,7 @@ class Node:
             offered=len(units) * PREFIX_TOKENS,
             alternatives=wanted.alternatives,
         )
-        hosted = HostedSession.opened(
+        hosted = ServerSession.opened(
             wanted, NodeSession(terms), kv, self._journal(wanted, stage, units), control, stage.engine, self.transport,
             forget=lambda: self._forget(hosted),
             sharing=sharing_of(wanted, stage.store.prefixes) if stage.shares else None,
@@ -181,13 +181,13 @@ class Node:
         log.info("session %s opened for blocks %s by %s", hosted.name, wanted.span, control.peer)
         return hosted
 
-    def _kept_of(self, wanted: Open, stage: Stage) -> list[Unit]:
+    def _kept_of(self, wanted: Open, stage: LoadedStage) -> list[PrefixUnit]:
         """What is here of the text that a session is about to begin with."""
         if not stage.shares or wanted.prefix is None or not begins(wanted):
             return []
         return stage.store.prefixes.find(wanted.span, wanted.prefix.digests)
 
-    def _journal(self, wanted: Open, stage: Stage, units: Sequence[Unit]) -> Journal | None:
+    def _journal(self, wanted: Open, stage: LoadedStage, units: Sequence[PrefixUnit]) -> ReplayLog | None:
         """None at the tail, where there is no room for it, and where the units lack their part of it."""
         chunks = [unit.chunk for unit in units if unit.chunk is not None]
         if wanted.next_hop is None or len(chunks) < len(units):
@@ -203,7 +203,7 @@ class Node:
         if self.membership is not None:
             self.membership.changed()
 
-    def _forget(self, hosted: HostedSession) -> None:
+    def _forget(self, hosted: ServerSession) -> None:
         if self.sessions.get(hosted.id) is hosted:
             del self.sessions[hosted.id]
         if self._was_full:
@@ -232,7 +232,7 @@ class Node:
         # Nothing may come between: a resumption would not see a link that is checked and not yet fed from.
         await hosted.feed(stream, packs=hello.packs)
 
-    async def _welcome(self, hello: LinkHello) -> HostedSession:
+    async def _welcome(self, hello: LinkHello) -> ServerSession:
         """Raises Refused.  A neighbour may dial before the client's own word has come: it waits for that a while."""
         if hello.version != PROTOCOL_VERSION:
             raise Refused("the link speaks another version", FaultCode.WRONG_VERSION)

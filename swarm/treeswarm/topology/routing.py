@@ -59,7 +59,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
+class CandidateTable:
     """Candidates as arrays, [nodes] each; `points` as `coordinates.as_points` makes them."""
 
     nodes: NDArray[np.str_]
@@ -71,8 +71,8 @@ class Candidates:
     points: Floats
 
     @classmethod
-    def of(cls, candidates: "Candidates | Sequence[Candidate]") -> "Candidates":
-        if isinstance(candidates, Candidates):
+    def of(cls, candidates: "CandidateTable | Sequence[Candidate]") -> "CandidateTable":
+        if isinstance(candidates, CandidateTable):
             return candidates
         return cls(
             np.array([one.node for one in candidates], np.str_),
@@ -84,8 +84,8 @@ class Candidates:
             as_points(one.coordinate for one in candidates),
         )
 
-    def only(self, kept: Mask) -> "Candidates":
-        return Candidates(
+    def only(self, kept: Mask) -> "CandidateTable":
+        return CandidateTable(
             self.nodes[kept],
             self.start[kept],
             self.end[kept],
@@ -97,7 +97,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Chain:
+class Route:
     """Nodes with the part of their span to use, in order, and the predicted seconds of one traversal."""
 
     hops: tuple[tuple[str, Span], ...]
@@ -105,7 +105,7 @@ class Chain:
 
 
 def fastest_chain(
-    candidates: Candidates | Sequence[Candidate],
+    candidates: CandidateTable | Sequence[Candidate],
     wanted: Span,
     start: Coordinate,
     end: Coordinate,
@@ -114,7 +114,7 @@ def fastest_chain(
     avoid: Collection[str] = (),
     measured: Mapping[tuple[str, str], float] | None = None,
     jitter_seed: int | None = None,
-) -> Chain:
+) -> Route:
     """The chain over blocks `wanted` with the shortest traversal from `start` to `end`.
 
     Only nodes with `room` free tokens that are not in `avoid`.  `measured` round trips (seconds, by pair of nodes in
@@ -123,7 +123,7 @@ def fastest_chain(
     seconds are not) and a node's last places are often left to others; the same seed chooses the same.  Raises
     MissingBlocks.
     """
-    everyone = Candidates.of(candidates)
+    everyone = CandidateTable.of(candidates)
     full = everyone.free_tokens < room
     banned = np.isin(everyone.nodes, list(avoid)) if avoid else np.zeros_like(full)
     overlaps = (everyone.start < wanted.end) & (wanted.start < everyone.end)
@@ -135,7 +135,7 @@ def fastest_chain(
         usable = usable if _gaps(left_to_others, wanted) else left_to_others
     graph = _Graph(usable, wanted, as_points([start, end]), measured or {})
     path = _without_returns(graph.disturbed(jitter_seed))
-    return Chain(graph.hops(path), graph.seconds(path))
+    return Route(graph.hops(path), graph.seconds(path))
 
 
 def worth_changing(current_s: float, best_s: float, *, change_s: float, rounds_left: float) -> bool:
@@ -154,7 +154,7 @@ class _Graph:
     """The candidates of one search; everything below speaks of nodes and blocks by index."""
 
     def __init__(
-        self, field: Candidates, wanted: Span, ends: Floats, measured: Mapping[tuple[str, str], float]
+        self, field: CandidateTable, wanted: Span, ends: Floats, measured: Mapping[tuple[str, str], float]
     ) -> None:
         self.field, self.wanted = field, wanted
         blocks = np.arange(wanted.start, wanted.end)[:, None]
@@ -306,7 +306,7 @@ def _runs(path: Sequence[int]) -> Iterable[tuple[int, int, int]]:
             begin = block
 
 
-def _require_all(everyone: Candidates, usable: Candidates, wanted: Span, full: Mask, banned: Mask) -> None:
+def _require_all(everyone: CandidateTable, usable: CandidateTable, wanted: Span, full: Mask, banned: Mask) -> None:
     """Raise MissingBlocks with the reason unless `usable` covers `wanted`."""
     gaps = _gaps(usable, wanted)
     if not gaps:
@@ -324,7 +324,7 @@ def _require_all(everyone: Candidates, usable: Candidates, wanted: Span, full: M
     )
 
 
-def _gaps(candidates: Candidates, wanted: Span) -> list[Span]:
+def _gaps(candidates: CandidateTable, wanted: Span) -> list[Span]:
     """The parts of `wanted` that no candidate serves."""
     edges = np.zeros(len(wanted) + 1, np.int64)
     inside = (candidates.start < wanted.end) & (wanted.start < candidates.end)

@@ -50,7 +50,7 @@ class LinkShape:
 
 
 @dataclass(eq=False)
-class Uplink:
+class EmulatedUplink:
     """A program's line out, shared by all its streams: one message at a time leaves at the line's rate."""
 
     shape: LinkShape
@@ -72,7 +72,7 @@ class EmulatedStream:
     """Delays what this end sends; order is kept, because one uplink's arrivals only grow."""
 
     inner: Stream
-    uplink: Uplink
+    uplink: EmulatedUplink
     _outbox: asyncio.Queue[tuple[float, Message | None]] = field(default_factory=lambda: asyncio.Queue(ON_THE_WAY))
     _broken: SwarmError | None = None
     _ending: bool = False
@@ -144,7 +144,7 @@ class EmulatedTransport:
     _streams: set[EmulatedStream] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._uplink = Uplink(self.shape)
+        self._uplink = EmulatedUplink(self.shape)
 
     async def connect(self, address: str, kind: StreamKind) -> Stream:
         return self._around(await self.inner.connect(address, kind))

@@ -25,7 +25,7 @@ from treeswarm.transport.grpc_streams import (
     refusal,
     why_context_ended,
 )
-from treeswarm.transport.rate_limit import Pace
+from treeswarm.transport.rate_limit import RateLimiter
 from treeswarm.transport.seam import Accept, StreamKind, Traffic
 from treeswarm.transport.tls import (
     Certificate,
@@ -106,7 +106,7 @@ class GrpcTransport:
     """Peers turned away, by code: streams accepted and then ended with an error, and dialled peers that were not who
     they should be."""
     traffic: Traffic = field(default_factory=Traffic)
-    pace: Pace | None = None
+    pace: RateLimiter | None = None
     """Of what is sent: links wait their turn; control streams, which are heartbeats and answers, count and do not."""
     _certificates: dict[str, Certificate] = field(default_factory=dict)
     _pins: dict[str, str] = field(default_factory=dict)
@@ -305,7 +305,7 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         security: Security | None,
         refused: Counter[str],
         traffic: Traffic,
-        pace: Pace | None,
+        pace: RateLimiter | None,
     ) -> None:
         self._accept, self._codec, self._security = accept, codec, security
         self._refused, self._traffic, self._pace = refused, traffic, pace

@@ -10,7 +10,7 @@ import grpc
 
 from treeswarm.errors import LinkBroken, Malformed, Refused, SwarmError
 from treeswarm.protocol.messages import FaultCode, Message
-from treeswarm.transport.rate_limit import Pace
+from treeswarm.transport.rate_limit import RateLimiter
 from treeswarm.transport.seam import StreamKind, Traffic
 from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_down, decode_link_up, encode
 
@@ -60,7 +60,7 @@ class GrpcStream:
     finish: Callable[["GrpcStream"], Awaitable[None]]
     kind: StreamKind
     traffic: Traffic
-    pace: Pace | None = None
+    pace: RateLimiter | None = None
     error: SwarmError | None = None
     """What the accepting side ended the stream with."""
     ended: bool = False

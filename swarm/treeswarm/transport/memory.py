@@ -35,7 +35,7 @@ class Faults:
 
 
 @dataclass(frozen=True)
-class _Over:
+class _StreamClosed:
     error: SwarmError | None
 
 
@@ -52,7 +52,7 @@ class MemoryStream:
     ended: bool = False
     other: "MemoryStream" = field(init=False)
     _inbox: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(WINDOW))
-    _over: _Over | None = None
+    _over: _StreamClosed | None = None
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def send(self, message: Message) -> None:
@@ -120,13 +120,13 @@ class MemoryStream:
     def finish(self, error: SwarmError | None) -> None:
         """The far end is over; what it sent before is still read."""
         if self._over is None:
-            self._over = _Over(error)
+            self._over = _StreamClosed(error)
         self._ready.set()
 
     def break_off(self) -> None:
         """Both ends are lost."""
         for end in (self, self.other):
-            end._over = _Over(LinkBroken(f"the stream to {end.peer} broke"))
+            end._over = _StreamClosed(LinkBroken(f"the stream to {end.peer} broke"))
             end._broken.set()
             end._ready.set()
 

@@ -11,7 +11,7 @@ MOST_DEBT_S = 2.0
 
 
 @dataclass(eq=False)
-class Pace:
+class RateLimiter:
     """Shared by all that sends.  Times are the event loop's, in seconds."""
 
     rate: float

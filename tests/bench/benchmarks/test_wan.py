@@ -28,7 +28,7 @@ from treeswarm_bench.benchmarks.statistics import (
 )
 from treeswarm_bench.benchmarks.strategies import STRATEGIES, Misled, without_bonus
 from treeswarm_bench.benchmarks.wan_cells import CELLS, Cell
-from treeswarm_bench.benchmarks.wan_matrix import Plan, Progress
+from treeswarm_bench.benchmarks.wan_matrix import MatrixPlan, MatrixProgress
 from treeswarm_bench.benchmarks.wan_targets import FIXED, Measured, Place, checks
 from treeswarm_bench.benchmarks.wan_texts import STARTED, common, prose_passages, twice
 from treeswarm_bench.cli import add_command
@@ -154,7 +154,7 @@ def test_cells_are_as_they_say() -> None:
 
 
 def test_plain_is_always_there() -> None:
-    plan = Plan.of(["1ms"], ["prose"], [1.0], ["auto", "star", "auto"])
+    plan = MatrixPlan.of(["1ms"], ["prose"], [1.0], ["auto", "star", "auto"])
     assert [strategy.name for strategy in plan.strategies] == ["plain", "auto", "star"]
     assert [strategy.name for strategy in plan.there("prose", 1.0)] == ["plain", "auto"]
     assert [strategy.name for strategy in plan.there("code", 0.0)] == ["plain", "auto", "star"]
@@ -163,13 +163,13 @@ def test_plain_is_always_there() -> None:
 @pytest.mark.parametrize("wrong", [{"cells": ["2ms"]}, {"texts": ["verse"]}, {"strategies": ["oracle"]}])
 def test_an_unknown_name_is_told_with_those_there_are(wrong: dict[str, list[str]]) -> None:
     with pytest.raises(BadRequest, match="choose from"):
-        Plan.of(**wrong)  # type: ignore[arg-type]
+        MatrixPlan.of(**wrong)  # type: ignore[arg-type]
 
 
 def test_progress_ends_at_everything() -> None:
     said: list[str] = []
-    plan = Plan.of(["1ms", "100ms"], ["code", "zero"], [0.0, 1.0])
-    progress = Progress(plan, BenchSetup(), said.append)
+    plan = MatrixPlan.of(["1ms", "100ms"], ["code", "zero"], [0.0, 1.0])
+    progress = MatrixProgress(plan, BenchSetup(), said.append)
     for cell in plan.cells:
         for text in plan.texts:
             for temperature in plan.temperatures:
@@ -258,11 +258,11 @@ def read(*words: str) -> argparse.Namespace:
 
 def test_the_command_line_chooses() -> None:
     args = read("wan", "--cells", "1ms,25ms", "--texts", "code", "--temperatures", "0,1", "--strategies", "plain,auto")
-    plan = Plan.of(args.cells, args.texts, args.temperatures, args.strategies)
+    plan = MatrixPlan.of(args.cells, args.texts, args.temperatures, args.strategies)
     assert [cell.name for cell in plan.cells] == ["1ms", "25ms"]
     assert (plan.texts, plan.temperatures) == (["code"], [0.0, 1.0])
     everything = read("wan")
-    plan = Plan.of(everything.cells, everything.texts, everything.temperatures, everything.strategies)
+    plan = MatrixPlan.of(everything.cells, everything.texts, everything.temperatures, everything.strategies)
     assert len(plan.cells) * len(plan.texts) * len(plan.temperatures) == 40
 
 

@@ -26,8 +26,8 @@ from treeswarm_client.drafters.model_tree import Growing, Growth
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Verdict
 from treeswarm_client.drafters.suffix import SuffixDrafter
-from treeswarm_client.drafters.tau import GRID, Temperature
-from treeswarm_client.drafters.token_recycling import RecyclingDrafter
+from treeswarm_client.drafters.tau import GRID, TauEstimate
+from treeswarm_client.drafters.token_recycling import TokenRecyclingDrafter
 from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.generation.drafter_pool import Copyable
 
@@ -76,9 +76,9 @@ def maker(kind: str, draft_folder: Path) -> Make:
     makers: dict[str, Make] = {
         "none": NoneDrafter,
         "suffix": SuffixDrafter,
-        "recycling": RecyclingDrafter,
-        "ngram": lambda: UnionDrafter([SuffixDrafter(), RecyclingDrafter()]),
-        "all": lambda: UnionDrafter([SuffixDrafter(), RecyclingDrafter(), model()]),
+        "recycling": TokenRecyclingDrafter,
+        "ngram": lambda: UnionDrafter([SuffixDrafter(), TokenRecyclingDrafter()]),
+        "all": lambda: UnionDrafter([SuffixDrafter(), TokenRecyclingDrafter(), model()]),
     }
     return makers.get(kind, model)
 
@@ -366,7 +366,7 @@ def test_growth_is_the_best_of_all_nodes(seed: int, size: int, depth: int, beam:
 @pytest.mark.parametrize("true", [0.3, 0.6, 1.2])
 def test_tau_finds_what_generated_the_labels(true: float) -> None:
     random = np.random.default_rng(0)
-    fitted = Temperature.fresh(prior=0.5)
+    fitted = TauEstimate.fresh(prior=0.5)
     for _ in range(40):
         scores = np.sort(random.normal(-3, 1.5, (64, 20)))[:, ::-1].astype(np.float32)
         noise = random.gumbel(size=scores.shape)
@@ -375,7 +375,7 @@ def test_tau_finds_what_generated_the_labels(true: float) -> None:
 
 
 def test_tau_without_labels_is_its_prior_and_never_leaves_the_grid() -> None:
-    fresh = Temperature.fresh(prior=0.5)
+    fresh = TauEstimate.fresh(prior=0.5)
     assert fresh.value == pytest.approx(0.5, rel=0.05)
     assert fresh.learned(np.empty((0, 4), np.float32), np.empty(0, np.int64)) is fresh
     sure = fresh.learned(np.tile(np.array([[0.0, -1.0]], np.float32), (5000, 1)), np.zeros(5000, np.int64))
@@ -440,7 +440,7 @@ def test_without_torch_a_model_cannot_draft_and_auto_does_without(
 
 
 def test_a_union_beside_a_union_shares_no_context() -> None:
-    first = UnionDrafter([SuffixDrafter(), RecyclingDrafter()])
+    first = UnionDrafter([SuffixDrafter(), TokenRecyclingDrafter()])
     first.begin([1, 2, 3, 1, 2], SamplingSettings())
     second = first.another()
     second.begin([7, 8, 9, 7, 8], SamplingSettings())

@@ -4,22 +4,22 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treeswarm_client.drafters.expanded_tree import NO_ROW, Candidates, Lookahead
+from treeswarm_client.drafters.expanded_tree import NO_ROW, CandidateNodes, ExpandedTree
 from treeswarm_client.drafters.seam import DraftTree
 
 Path = tuple[int, ...]
 TOKENS = 4
 
 
-def candidates(paths: list[Path]) -> Candidates:
+def candidates(paths: list[Path]) -> CandidateNodes:
     """Candidates that tell whose they are."""
     marks = np.array([[hash(path) % 997] * 3 for path in paths])
-    return Candidates(marks, marks.astype(np.float32), -marks.astype(np.float32))
+    return CandidateNodes(marks, marks.astype(np.float32), -marks.astype(np.float32))
 
 
-def drafted(rng: np.random.Generator, levels: list[int]) -> tuple[Lookahead, list[Path]]:
+def drafted(rng: np.random.Generator, levels: list[int]) -> tuple[ExpandedTree, list[Path]]:
     """A lookahead grown at random, and the paths of its rows."""
-    lookahead, paths = Lookahead(candidates([()])), list[Path]()
+    lookahead, paths = ExpandedTree(candidates([()])), list[Path]()
     for count in levels:
         above = rng.integers(-1, len(paths), count) if paths else np.full(count, NO_ROW)
         tokens = rng.integers(0, TOKENS, count)
@@ -36,7 +36,7 @@ def drafted(rng: np.random.Generator, levels: list[int]) -> tuple[Lookahead, lis
     return lookahead, paths
 
 
-def check(lookahead: Lookahead, paths: list[Path], root: Path) -> None:
+def check(lookahead: ExpandedTree, paths: list[Path], root: Path) -> None:
     """Every row is found, with its own candidates."""
     assert len(lookahead) == len(paths)
     known = lookahead.candidates()

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm_client.drafters.hit_rates import Rates
+from treeswarm_client.drafters.hit_rates import HitRates
 from treeswarm_client.drafters.ngram_index import SEPARATOR, IndexedText
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Verdict
 from treeswarm_client.drafters.suffix import LEAD, LONGER, LONGEST, SuffixDrafter, branches
 from treeswarm_client.drafters.table_tree import WORTHLESS, Expansion
-from treeswarm_client.drafters.token_recycling import SUCCESSORS, RecyclingDrafter
+from treeswarm_client.drafters.token_recycling import SUCCESSORS, TokenRecyclingDrafter
 
 GREEDY = SamplingSettings()
 
@@ -204,7 +204,7 @@ def test_the_agreement_that_comes_true_is_trusted_more() -> None:
 
 
 def test_the_targets_alternatives_are_the_next_guesses() -> None:
-    drafter = RecyclingDrafter()
+    drafter = TokenRecyclingDrafter()
     drafter.begin([5, 6], GREEDY)
     drafter.observe(said(7, 8, 7, 9))
     drafter.observe(said(6, 1, 2, 3))
@@ -213,7 +213,7 @@ def test_the_targets_alternatives_are_the_next_guesses() -> None:
 
 
 def test_rejected_nodes_teach_too_and_unanswered_ones_do_not() -> None:
-    drafter = RecyclingDrafter()
+    drafter = TokenRecyclingDrafter()
     drafter.begin([5], GREEDY)
     tree = tree_of((-1, 20), (-1, 21), (-1, 22))
     best = np.array([[20, 21], [30, 31], [32, 33], [UNANSWERED, UNANSWERED]])
@@ -225,7 +225,7 @@ def test_rejected_nodes_teach_too_and_unanswered_ones_do_not() -> None:
 
 
 def test_without_alternatives_the_latest_answers_come_first() -> None:
-    drafter = RecyclingDrafter()
+    drafter = TokenRecyclingDrafter()
     drafter.begin([5], GREEDY)
     for token in (6, 5, 7, 5, 6, 5):
         drafter.observe(said(token))
@@ -233,7 +233,7 @@ def test_without_alternatives_the_latest_answers_come_first() -> None:
 
 
 def test_a_prompt_is_read_and_forgotten_and_the_targets_words_stay() -> None:
-    drafter = RecyclingDrafter()
+    drafter = TokenRecyclingDrafter()
     drafter.begin([5, 6, 5, 7, 5], GREEDY)
     assert first_level(drafter.propose(9, 1)) == [7, 6]
     drafter.observe(said(9, 9, 10))
@@ -242,7 +242,7 @@ def test_a_prompt_is_read_and_forgotten_and_the_targets_words_stay() -> None:
 
 
 def test_the_ranks_learn_how_often_they_are_right() -> None:
-    drafter = RecyclingDrafter()
+    drafter = TokenRecyclingDrafter()
     drafter.begin([5], GREEDY)
     for _ in range(200):
         drafter.observe(said(5, *range(5, 5 + SUCCESSORS)))
@@ -256,7 +256,7 @@ def test_the_ranks_learn_how_often_they_are_right() -> None:
 
 
 def test_rates_follow_what_is_seen_and_forget() -> None:
-    rates = Rates(np.array([0.5, 0.5]))
+    rates = HitRates(np.array([0.5, 0.5]))
     assert np.exp(rates.logs) == pytest.approx([0.5, 0.5])
     random = np.random.default_rng(0)
     rates.saw([(0, bool(random.random() < 0.2)) for _ in range(3000)])

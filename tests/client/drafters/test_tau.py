@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from treeswarm_client.drafters.tau import GRID, Temperature
+from treeswarm_client.drafters.tau import GRID, TauEstimate
 
 
 def labels(tau: float, count: int, seed: int, candidates: int = 64) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -20,7 +20,7 @@ def labels(tau: float, count: int, seed: int, candidates: int = 64) -> tuple[NDA
 @pytest.mark.parametrize("tau", [0.3, 0.5, 0.8, 1.0, 1.4])
 @pytest.mark.parametrize("prior", [0.5, 0.8])
 def test_it_finds_the_temperature_that_made_the_labels(tau: float, prior: float) -> None:
-    fitted = Temperature.fresh(prior)
+    fitted = TauEstimate.fresh(prior)
     for batch in range(20):
         fitted = fitted.learned(*labels(tau, 100, batch))
     assert fitted.value == pytest.approx(tau, rel=0.08)
@@ -28,17 +28,17 @@ def test_it_finds_the_temperature_that_made_the_labels(tau: float, prior: float)
 
 @given(prior=st.floats(0.15, 2.0))
 def test_without_labels_it_is_the_prior(prior: float) -> None:
-    assert Temperature.fresh(prior).value == pytest.approx(prior, rel=1e-3)
+    assert TauEstimate.fresh(prior).value == pytest.approx(prior, rel=1e-3)
 
 
 def test_a_few_labels_move_it_less_than_many() -> None:
-    few = Temperature.fresh(0.5).learned(*labels(1.2, 5, 0)).value
-    many = Temperature.fresh(0.5).learned(*labels(1.2, 500, 0)).value
+    few = TauEstimate.fresh(0.5).learned(*labels(1.2, 5, 0)).value
+    many = TauEstimate.fresh(0.5).learned(*labels(1.2, 500, 0)).value
     assert 0.4 < few < 0.9 < many
 
 
 def test_it_follows_a_text_that_changes() -> None:
-    fitted = Temperature.fresh(0.5)
+    fitted = TauEstimate.fresh(0.5)
     for batch in range(100):
         fitted = fitted.learned(*labels(0.4, 100, batch))
     for batch in range(100):
@@ -47,7 +47,7 @@ def test_it_follows_a_text_that_changes() -> None:
 
 
 def test_learning_nothing_forgets_nothing() -> None:
-    fitted = Temperature.fresh(0.5).learned(*labels(0.9, 200, 1))
+    fitted = TauEstimate.fresh(0.5).learned(*labels(0.9, 200, 1))
     assert fitted.learned(np.empty((0, 64), np.float32), np.empty(0, np.int64)).value == fitted.value
 
 
@@ -61,13 +61,13 @@ def test_learning_nothing_forgets_nothing() -> None:
 def test_it_stays_in_bounds_whatever_it_is_taught(seed: int, offset: float, scale: float, count: int) -> None:
     rng = np.random.default_rng(seed)
     scores = (offset + scale * rng.normal(size=(count, 16))).astype(np.float32)
-    value = Temperature.fresh(0.5).learned(scores, rng.integers(0, 16, count)).value
+    value = TauEstimate.fresh(0.5).learned(scores, rng.integers(0, 16, count)).value
     assert GRID[0] <= value <= GRID[-1]
 
 
 def test_scores_of_another_zero_point_teach_the_same() -> None:
     scores, chosen = labels(0.7, 300, 2)
     shifted = scores + np.arange(300, dtype=np.float32)[:, None] % 7
-    assert Temperature.fresh(0.5).learned(shifted, chosen).value == pytest.approx(
-        Temperature.fresh(0.5).learned(scores, chosen).value, rel=1e-4
+    assert TauEstimate.fresh(0.5).learned(shifted, chosen).value == pytest.approx(
+        TauEstimate.fresh(0.5).learned(scores, chosen).value, rel=1e-4
     )

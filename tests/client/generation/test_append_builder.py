@@ -11,7 +11,7 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.replay import replay
 from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree
-from treeswarm_client.generation.append_builder import ClientSession, Shipment
+from treeswarm_client.generation.append_builder import AppendBuilder, Shipment
 
 CROWN, ROOM, VOCAB = 16, 300, 50
 
@@ -20,8 +20,8 @@ def tree_of(parents: list[int], tokens: list[int]) -> DraftTree:
     return DraftTree(np.array(parents, np.int64), np.array(tokens, np.int64), np.zeros(len(tokens), np.float32))
 
 
-def session_of(segment_rows: int = 4, epoch: int = 0) -> ClientSession:
-    return ClientSession(SamplingSettings(), segment_rows, epoch)
+def session_of(segment_rows: int = 4, epoch: int = 0) -> AppendBuilder:
+    return AppendBuilder(SamplingSettings(), segment_rows, epoch)
 
 
 def summary(append: Append) -> tuple[object, ...]:

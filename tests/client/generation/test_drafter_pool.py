@@ -7,7 +7,7 @@ from typing import Self
 import pytest
 
 from treeswarm_client.drafters.none import NoneDrafter
-from treeswarm_client.generation.drafter_pool import MOST_SEATS, Seat, Seats
+from treeswarm_client.generation.drafter_pool import MOST_SEATS, DrafterPool, PooledDrafter
 
 
 @dataclass(eq=False)
@@ -19,10 +19,10 @@ class OfWhichThereAreMany(NoneDrafter):
         return made
 
 
-async def most_at_once(seats: Seats, wanted: int) -> tuple[int, set[Seat]]:
+async def most_at_once(seats: DrafterPool, wanted: int) -> tuple[int, set[PooledDrafter]]:
     """With so many that want one, how many had one at once, and which."""
-    taken: list[Seat] = []
-    seen: set[Seat] = set()
+    taken: list[PooledDrafter] = []
+    seen: set[PooledDrafter] = set()
     most = 0
 
     async def work() -> None:
@@ -42,7 +42,7 @@ async def most_at_once(seats: Seats, wanted: int) -> tuple[int, set[Seat]]:
 @pytest.mark.parametrize(("wanted", "most"), [(1, 1), (3, 3), (20, MOST_SEATS)])
 def test_as_many_as_are_wanted_and_not_too_many(wanted: int, most: int) -> None:
     first = OfWhichThereAreMany()
-    found, seen = asyncio.run(most_at_once(Seats(first), wanted))
+    found, seen = asyncio.run(most_at_once(DrafterPool(first), wanted))
     assert found == len(seen) == most == 1 + len(first.made)
     assert len({seat.planner for seat in seen}) == len({seat.drafter for seat in seen}) == most
 
@@ -53,13 +53,13 @@ def test_one_after_the_other_where_there_is_one() -> None:
 
         name, begin, propose, observe = "single", NoneDrafter.begin, NoneDrafter.propose, NoneDrafter.observe
 
-    most, seen = asyncio.run(most_at_once(Seats(Single()), 5))  # type: ignore[arg-type]
+    most, seen = asyncio.run(most_at_once(DrafterPool(Single()), 5))  # type: ignore[arg-type]
     assert (most, len(seen)) == (1, 1)
 
 
 def test_one_generation_after_the_other_keeps_what_was_learned() -> None:
     async def run() -> None:
-        seats = Seats(OfWhichThereAreMany())
+        seats = DrafterPool(OfWhichThereAreMany())
         async with seats.one() as first:
             pass
         with pytest.raises(RuntimeError):

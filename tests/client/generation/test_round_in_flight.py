@@ -12,8 +12,8 @@ from treeswarm.protocol.messages import Answer, Append
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import walk
 from treeswarm_client.drafters.seam import UNANSWERED, DraftTree
-from treeswarm_client.generation.append_builder import ClientSession
-from treeswarm_client.generation.round_in_flight import Flight
+from treeswarm_client.generation.append_builder import AppendBuilder
+from treeswarm_client.generation.round_in_flight import RoundInFlight
 from treeswarm_client.planner.pace import joined, prefix
 
 SESSION = bytes(16)
@@ -44,10 +44,10 @@ def answer_to(append: Append, tokens: Sequence[int]) -> Answer:
     return Answer(SESSION, append.epoch, append.seq, ids, said, np.zeros(len(ids), np.float32), ())
 
 
-def round_of(draft: DraftTree, segment_rows: int = 3) -> tuple[ClientSession, Flight]:
-    session = ClientSession(SamplingSettings(), segment_rows, 0)
+def round_of(draft: DraftTree, segment_rows: int = 3) -> tuple[AppendBuilder, RoundInFlight]:
+    session = AppendBuilder(SamplingSettings(), segment_rows, 0)
     session.prefill([9, 9])
-    return session, Flight(session.round(3, draft))
+    return session, RoundInFlight(session.round(3, draft))
 
 
 @given(seed=st.integers(0, 2**32), size=st.integers(0, 20), more=st.integers(0, 20), rows=st.integers(1, 6))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from treeswarm.protocol.messages import HopTiming
-from treeswarm_client.planner.lines import Line
+from treeswarm_client.planner.lines import LineFit
 from treeswarm_client.planner.links import LinkEstimate
 from treeswarm_client.planner.node_time import HopEstimate
 from treeswarm_client.planner.plan import (
@@ -27,7 +27,7 @@ seconds = st.floats(1e-4, 0.5)
 
 
 def link(latency_s: float, seconds_per_byte: float) -> LinkEstimate:
-    return LinkEstimate(Line(seconds_per_byte, latency_s, seconds_per_byte))
+    return LinkEstimate(LineFit(seconds_per_byte, latency_s, seconds_per_byte))
 
 
 @st.composite

@@ -25,7 +25,7 @@ from treeswarm_node.model.device_check import TOLERANCES, Tried, try_numerics
 from treeswarm_node.reachability import reachability as place
 
 HERE = "0.0.0.0:4001"
-YES, NO = place.Verdict(True, "203.0.113.5:4001"), place.Verdict(False)
+YES, NO = place.DialResult(True, "203.0.113.5:4001"), place.DialResult(False)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ YES, NO = place.Verdict(True, "203.0.113.5:4001"), place.Verdict(False)
         ("203.0.113.5:4001", [NO, NO], Verdict.FAIL, "nobody reaches 203.0.113.5:4001, which --announce says"),
     ],
 )
-def test_what_others_say(announced: str | None, verdicts: list[place.Verdict], verdict: Verdict, said: str) -> None:
-    found = reached(place.own_place(announced, HERE, verdicts), verdicts, HERE)
+def test_what_others_say(announced: str | None, verdicts: list[place.DialResult], verdict: Verdict, said: str) -> None:
+    found = reached(place.decide_address(announced, HERE, verdicts), verdicts, HERE)
     assert (found.verdict, said in found.said) == (verdict, True), found
     assert bool(found.next) == (verdict is not Verdict.OK)
 

@@ -28,23 +28,23 @@ from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm_node.cli import panel
 from treeswarm_node.cli.main import _set_up_logging, _ToPanel
-from treeswarm_node.cli.panel import Pace, blocks, duration, picture, size
+from treeswarm_node.cli.panel import Throughput, blocks, duration, picture, size
 from treeswarm_node.cli.progress_bar import Loading, LoadingLog
-from treeswarm_node.cli.terminal import WAITING, Screen
+from treeswarm_node.cli.terminal import WAITING, TerminalWriter
 from treeswarm_node.engine.counters import Counters
 from treeswarm_node.model.loader import load_span
-from treeswarm_node.monitoring.snapshot import Figures, KVFigures
+from treeswarm_node.monitoring.snapshot import KVSnapshot, NodeSnapshot
 
-NOW = Figures(
+NOW = NodeSnapshot(
     model="org/model", node="abc", device="cuda", address="10.0.0.5:4001", state=NodeState.ONLINE, uptime_s=100.0,
     blocks=8, span=Span(2, 5), memory_bytes=3_200_000_000, sessions=3, most_sessions=256, opened=7,
     refusals={"full": 2}, counters=Counters(rows=500, tokens=100, compute_s=5.0, queue_s=0.004),
-    kv=KVFigures(pages=10, free=4), sent={"link": 3000, "control": 1000}, peers=6, queue=2,
+    kv=KVSnapshot(pages=10, free=4), sent={"link": 3000, "control": 1000}, peers=6, queue=2,
 )  # fmt: skip
 BEFORE = replace(NOW, uptime_s=90.0, counters=Counters(rows=100, tokens=50, compute_s=0.0), sent={"link": 1000})
 
 
-def text_of(now: Figures, pace: Pace, *events: str, loading: Loading | None = None) -> str:
+def text_of(now: NodeSnapshot, pace: Throughput, *events: str, loading: Loading | None = None) -> str:
     console = Console(file=io.StringIO(), width=100)
     console.print(picture(now, pace, events, loading))
     assert isinstance(console.file, io.StringIO)
@@ -52,7 +52,7 @@ def text_of(now: Figures, pace: Pace, *events: str, loading: Loading | None = No
 
 
 def test_the_picture_says_what_the_owner_wants_to_know() -> None:
-    seen = text_of(NOW, Pace.between(BEFORE, NOW), "12:00:00 session 1 opened")
+    seen = text_of(NOW, Throughput.between(BEFORE, NOW), "12:00:00 session 1 opened")
     for part in (
         "org/model at 10.0.0.5:4001", "online", "1 min 40 s", "2:5 of 8", "3 of 256, 7 since start, 2 refused",
         "5 tokens/s, 40 rows/s, device busy 50%", "2 waiting, 4 ms", "256 of 640 rows", "3.2 GB on cuda",
@@ -60,13 +60,15 @@ def test_the_picture_says_what_the_owner_wants_to_know() -> None:
     ):  # fmt: skip
         assert part in seen
     moving = replace(NOW, state=NodeState.JOINING)
-    assert "joining  1 min 40 s  loading tensors: 3 of 9" in text_of(moving, Pace(), loading=Loading(3, 9, LOADING))
-    assert "paused  1 min 40 s  swarm-node resume" in text_of(replace(NOW, state=NodeState.PAUSED), Pace())
-    assert "loading" not in text_of(NOW, Pace(), loading=Loading(9, 9, LOADING))
+    assert "joining  1 min 40 s  loading tensors: 3 of 9" in text_of(
+        moving, Throughput(), loading=Loading(3, 9, LOADING)
+    )
+    assert "paused  1 min 40 s  swarm-node resume" in text_of(replace(NOW, state=NodeState.PAUSED), Throughput())
+    assert "loading" not in text_of(NOW, Throughput(), loading=Loading(9, 9, LOADING))
 
 
 def test_what_a_peer_wrote_is_not_taken_for_markup() -> None:
-    assert "[red]x[/nothing]" in text_of(NOW, Pace(), "[red]x[/nothing]")
+    assert "[red]x[/nothing]" in text_of(NOW, Throughput(), "[red]x[/nothing]")
 
 
 def test_small_words() -> None:
@@ -74,7 +76,7 @@ def test_small_words() -> None:
     assert [size(n) for n in (12, 12_345, 3.2e9, 5e15)] == ["12 B", "12.3 kB", "3.2 GB", "5000.0 TB"]
     assert blocks(NOW).plain == "··███···  2:5 of 8"
     assert blocks(replace(NOW, span=Span(0, 80), blocks=80)).plain == "█" * 32 + "  0:80 of 80"
-    assert Pace.between(NOW, NOW) == Pace()
+    assert Throughput.between(NOW, NOW) == Throughput()
 
 
 def test_a_loader_tells_of_every_tensor_it_reads() -> None:
@@ -164,7 +166,7 @@ async def test_a_terminal_that_does_not_read_holds_nobody_up(monkeypatch: pytest
     terminal, looks = Stuck(), 0
     shown = panel.LivePanel(Console(file=terminal, width=100, force_terminal=True))
 
-    async def look() -> Figures:
+    async def look() -> NodeSnapshot:
         nonlocal looks
         looks += 1
         return NOW
@@ -183,7 +185,7 @@ async def test_a_terminal_that_does_not_read_holds_nobody_up(monkeypatch: pytest
 
 
 def test_a_terminal_that_is_gone_ends_the_drawing_and_nothing_else() -> None:
-    shown, calls = Screen(), list[int]()
+    shown, calls = TerminalWriter(), list[int]()
 
     def gone() -> None:
         raise OSError(5, "Input/output error")

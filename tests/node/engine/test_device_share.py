@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from treeswarm.errors import BadRequest
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.cli.arguments import read_config
-from treeswarm_node.engine.model_runner import Computed, Lent
+from treeswarm_node.engine.model_runner import Computed, ThrottledRunner
 
 
 @dataclass
@@ -39,14 +39,14 @@ class Hand:
 @given(forward_s=st.floats(1e-6, 100.0), share=st.floats(0.05, 1.0))
 def test_the_device_is_used_for_that_share_of_the_time(forward_s: float, share: float) -> None:
     hand = Hand(forward_s)
-    assert len(Lent(hand, share, hand.clock, hand.sleep).run([])) == 1
+    assert len(ThrottledRunner(hand, share, hand.clock, hand.sleep).run([])) == 1
     assert forward_s / hand.now == pytest.approx(share)
 
 
 def test_a_forward_that_fails_is_rested_after_too() -> None:
     hand = Hand(2.0, fails=True)
     with pytest.raises(RuntimeError, match="out of memory"):
-        Lent(hand, 0.25, hand.clock, hand.sleep).run([])
+        ThrottledRunner(hand, 0.25, hand.clock, hand.sleep).run([])
     assert hand.rests == [6.0]
 
 

@@ -13,7 +13,7 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm_node.attention.base import Attention
 from treeswarm_node.attention.metadata import Segment
-from treeswarm_node.engine.model_runner import Device
+from treeswarm_node.engine.model_runner import ModelRunner
 from treeswarm_node.engine.sampler import Sampler
 
 Cut = Callable[[PreTrainedModel], SpanChain]
@@ -65,7 +65,7 @@ def test_nothing_is_chosen_where_nothing_is_asked() -> None:
 def test_rows_that_are_no_numbers_cost_their_own_session_alone(cut_in_three: Cut) -> None:
     """Also its next step, in the same forward or a later one: what it would stand on was not computed."""
     middle = cut_in_three(tiny_model("llama")).models[1]
-    device, size = Device(middle, Sampler(199)), middle.hidden_size
+    device, size = ModelRunner(middle, Sampler(199)), middle.hidden_size
     sessions = {
         name: (NodeSession(SessionTerms(1, 40, 8, 100, 199, 4 * size)), middle.store.open(40, 8))
         for name in ("bad", "good")

@@ -7,11 +7,11 @@ from treeswarm.model_files import resolve_model
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.spans import Span
 from treeswarm_node.engine.latency_profile import SIZES, measure_profile, of_part
-from treeswarm_node.engine.model_runner import Device
+from treeswarm_node.engine.model_runner import ModelRunner
 from treeswarm_node.engine.sampler import Sampler
 from treeswarm_node.model.loader import load_span
 from treeswarm_node.model.span_model import SpanModel
-from treeswarm_node.sessions.admission import Served
+from treeswarm_node.sessions.admission import ServedSpan
 
 
 @pytest.mark.parametrize("span", [Span(0, 1), Span(3, 5), Span(7, 8)], ids=str)
@@ -20,9 +20,9 @@ def test_head_middle_and_tail_tell_their_forwards(span: Span, kv_tokens: int) ->
     loaded = load_span(resolve_model("demo"), span, torch.float32, torch.device("cpu"), lambda *_: None)
     model = SpanModel(loaded, kv_tokens)
     vocab, hidden = loaded.config.vocab_size, loaded.config.hidden_size
-    served = Served(span, 8, vocab, hidden, 2048, "", NumericsClass("", "float32"), "", 4 * hidden)
+    served = ServedSpan(span, 8, vocab, hidden, 2048, "", NumericsClass("", "float32"), "", 4 * hidden)
     free = model.store.free_tokens
-    profile = measure_profile(Device(model, Sampler(vocab)), served, model.store)
+    profile = measure_profile(ModelRunner(model, Sampler(vocab)), served, model.store)
     assert [rows for rows, _ in profile] == list(SIZES[: len(profile)])
     assert all(micros > 0 for _, micros in profile)
     assert bool(profile) == (kv_tokens > 64)  # one page holds no session

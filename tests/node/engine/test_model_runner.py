@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm_node.attention.metadata import Segment
-from treeswarm_node.engine.model_runner import HEAD_ROWS, Device, _together
+from treeswarm_node.engine.model_runner import HEAD_ROWS, ModelRunner, _together
 from treeswarm_node.engine.sampler import Sampler
 from treeswarm_node.model.span_model import SpanModel
 
@@ -32,7 +32,7 @@ def test_the_head_is_read_once_for_all_sessions_of_a_forward(
     cut_in_three: Callable[[PreTrainedModel], SpanChain], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tail = cut_in_three(tiny_model("llama")).models[2]
-    device, head, read = Device(tail, Sampler(199)), tail.logits, []
+    device, head, read = ModelRunner(tail, Sampler(199)), tail.logits, []
 
     def counted(hidden: torch.Tensor) -> torch.Tensor:
         read.append(len(hidden))

@@ -18,8 +18,8 @@ from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm.protocol.spans import Span
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore, SessionKV
 from treeswarm_node.kv_cache.page_pool import PAGE, PagePool, runs
-from treeswarm_node.kv_cache.prefix_cache import MOST_IDLE, UNIT_PAGES, Unit
-from treeswarm_node.kv_cache.replay_log import Chunk, JournalBudget
+from treeswarm_node.kv_cache.prefix_cache import MOST_IDLE, UNIT_PAGES, PrefixUnit
+from treeswarm_node.kv_cache.replay_log import ReplayChunk, ReplayLogBudget
 
 ROWS = 12 * PAGE
 SPAN = Span(0, 1)
@@ -40,7 +40,7 @@ class Sessions(RuleBasedStateMachine):
         self.store = KVStore(1, KVShape(1, 1, 1), ROWS, torch.float32, torch.device("cpu"))
         self.written: dict[SessionKV, list[int]] = {}
         self.stamp = 0
-        self.budget = JournalBudget(10**6)
+        self.budget = ReplayLogBudget(10**6)
         self.kept: dict[bytes, list[int]] = {}
         """What was written to each text that was ever kept, by the digest of its end."""
 
@@ -97,7 +97,7 @@ class Sessions(RuleBasedStateMachine):
         ends = range(PREFIX_TOKENS, len(stamps) + 1, PREFIX_TOKENS)
         texts = {digest_of(stamps[:end]): stamps[:end] for end in ends}
         units = [
-            Unit(tuple(session.trunk_pages[end // PAGE - UNIT_PAGES : end // PAGE]), self.chunk_of(text))
+            PrefixUnit(tuple(session.trunk_pages[end // PAGE - UNIT_PAGES : end // PAGE]), self.chunk_of(text))
             for end, text in zip(ends, texts.values(), strict=True)
         ]
         self.store.prefixes.keep(SPAN, list(texts), units)
@@ -106,9 +106,9 @@ class Sessions(RuleBasedStateMachine):
             unit.chunk.release()
         self.kept |= texts
 
-    def chunk_of(self, text: list[int]) -> Chunk:
+    def chunk_of(self, text: list[int]) -> ReplayChunk:
         self.budget.taken += 7
-        return Chunk(self.budget, text[-PREFIX_TOKENS:], bytes(7))
+        return ReplayChunk(self.budget, text[-PREFIX_TOKENS:], bytes(7))
 
     @rule(target=sessions, data=st.data(), room=st.integers(1, 4 * PAGE), crown=st.integers(1, PAGE))
     def share(self, data: st.DataObject, room: int, crown: int) -> SessionKV | None:
@@ -223,7 +223,7 @@ def test_a_session_that_fills_the_pool_may_give_up_what_it_shares() -> None:
     first = store.open(PREFIX_TOKENS, 1)
     first._grow_to(PREFIX_TOKENS)
     pages = tuple(first.trunk_pages)
-    store.prefixes.keep(SPAN, [digest_of([1])], [Unit(pages, None)])
+    store.prefixes.keep(SPAN, [digest_of([1])], [PrefixUnit(pages, None)])
     first.close()
     second = store.open(ROWS - PAGE, 1, list(pages))
     assert store.free_tokens == 0

@@ -13,7 +13,7 @@ from treeswarm.session.replay import REPLAY_ROWS
 from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm.session.steps import Step
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore
-from treeswarm_node.kv_cache.replay_log import Chunk, Journal, JournalBudget
+from treeswarm_node.kv_cache.replay_log import ReplayChunk, ReplayLog, ReplayLogBudget
 
 ROW = 3
 TRUNK, CROWN = 400, 12
@@ -33,11 +33,11 @@ class Journals(RuleBasedStateMachine):
     def begin(self, rows: int) -> None:
         self.store = KVStore(1, KVShape(1, 1, 1), 1024, torch.float32, torch.device("cpu"))
         self.kv = self.store.open(TRUNK, CROWN)
-        self.budget = JournalBudget(10 * ROW * (TRUNK + CROWN))
-        self.held: list[Chunk] = []
+        self.budget = ReplayLogBudget(10 * ROW * (TRUNK + CROWN))
+        self.held: list[ReplayChunk] = []
         journal = self.budget.open(ROW, TRUNK, CROWN)
         assert journal is not None
-        self.journal: Journal = journal
+        self.journal: ReplayLog = journal
         self.session = NodeSession(SessionTerms(1, TRUNK, CROWN, 10_000, 50, 0))
         self.epoch, self.seq, self.next_id, self.stamp = 1, 0, 1, 0
         self.prefill(rows)
@@ -138,7 +138,7 @@ TestJournals.settings = settings(max_examples=60, stateful_step_count=25, deadli
 
 
 def test_a_long_trunk_is_replayed_in_pieces_in_order() -> None:
-    journal = JournalBudget(10**9).open(ROW, 3 * REPLAY_ROWS, 1)
+    journal = ReplayLogBudget(10**9).open(ROW, 3 * REPLAY_ROWS, 1)
     assert journal is not None
     rows = 2 * REPLAY_ROWS + 7
     session = NodeSession(SessionTerms(1, 3 * REPLAY_ROWS, 1, 10**6, 50, 0))
@@ -154,7 +154,7 @@ def test_a_long_trunk_is_replayed_in_pieces_in_order() -> None:
 
 
 def test_a_budget_is_never_exceeded_and_comes_back() -> None:
-    budget = JournalBudget(1000)
+    budget = ReplayLogBudget(1000)
     first = budget.open(10, 50, 10)
     assert first is not None
     assert budget.open(10, 50, 10) is None
@@ -169,7 +169,7 @@ def test_a_budget_is_never_exceeded_and_comes_back() -> None:
 
 
 def test_a_closed_journal_has_nothing_to_replay() -> None:
-    journal = JournalBudget(1000).open(ROW, 50, 10)
+    journal = ReplayLogBudget(1000).open(ROW, 50, 10)
     assert journal is not None
     session = NodeSession(SessionTerms(1, 50, 10, 100, 50, 0))
     (step,) = session.receive(append_of(0, 1, [0, 1], [5, 6], prefill=True))
@@ -181,7 +181,7 @@ def test_a_closed_journal_has_nothing_to_replay() -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 2, 5])
 def test_forgetting_more_than_there_is_forgets_nothing_else(length: int) -> None:
-    journal = JournalBudget(1000).open(ROW, 50, 10)
+    journal = ReplayLogBudget(1000).open(ROW, 50, 10)
     assert journal is not None
     session = NodeSession(SessionTerms(1, 50, 10, 100, 50, 0))
     (step,) = session.receive(append_of(0, 1, [0, 1], [5, 6], prefill=True))
@@ -192,7 +192,7 @@ def test_forgetting_more_than_there_is_forgets_nothing_else(length: int) -> None
 
 
 def test_two_journals_hold_what_they_share_once() -> None:
-    budget = JournalBudget(ROW * 120)
+    budget = ReplayLogBudget(ROW * 120)
     first = budget.open(ROW, 50, 10)
     assert first is not None
     session = NodeSession(SessionTerms(1, 50, 10, 100, 50, 0))
@@ -213,7 +213,7 @@ def test_two_journals_hold_what_they_share_once() -> None:
 
 
 def test_a_journal_that_cannot_afford_its_own_copy_closes() -> None:
-    budget = JournalBudget(ROW * 60)
+    budget = ReplayLogBudget(ROW * 60)
     journal = budget.open(ROW, 50, 10)
     assert journal is not None
     session = NodeSession(SessionTerms(1, 50, 10, 100, 50, 0))

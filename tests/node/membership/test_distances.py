@@ -10,7 +10,7 @@ from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.topology.coordinates import Coordinate, update
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import Stream, StreamKind
-from treeswarm_node.membership.distances import Survey
+from treeswarm_node.membership.distances import DistanceSurvey
 
 
 async def surveyed(answers: int, *told: float) -> Coordinate:
@@ -25,7 +25,7 @@ async def surveyed(answers: int, *told: float) -> Coordinate:
     listener = await network.transport().listen("127.0.0.1:0", accept)
     changes = {"address": listener.address, "pin": "", "coordinate": told, "state": NodeState.ONLINE}
     record: NodeRecord = Node().record(**changes).record
-    survey = Survey(network.transport())
+    survey = DistanceSurvey(network.transport())
     await survey.look_at([record])
     await listener.close()
     return survey.coordinate

@@ -72,7 +72,7 @@ class TestPlantedMistakes:
     """What the comparison above must catch."""
 
     def test_a_crown_node_that_sees_its_sibling(self, cut_in_three: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
-        def seeing_all(*arguments: Any) -> batch.SegmentMeta:
+        def seeing_all(*arguments: Any) -> batch.SegmentMetadata:
             meta = honest(*arguments)
             meta.visible = torch.tril(torch.ones_like(meta.visible))
             return meta
@@ -93,14 +93,14 @@ class TestPlantedMistakes:
             chain.models[1].store.check()
 
     def test_a_window_one_too_wide(self, cut_in_three: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
-        honest = batch.SegmentMeta.reach
-        monkeypatch.setattr(batch.SegmentMeta, "reach", lambda meta, window: honest(meta, window and window + 1))
+        honest = batch.SegmentMetadata.reach
+        monkeypatch.setattr(batch.SegmentMetadata, "reach", lambda meta, window: honest(meta, window and window + 1))
         model = tiny_model("mistral")
         assert worst_difference(model, cut_in_three(model), {"one": 61}) > TOLERANCE
 
     def test_the_proof_at_load_catches_one_too(self, cut_in_three: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
         chain = cut_in_three(tiny_model("gemma2"))
-        honest = batch.SegmentMeta.reach
-        monkeypatch.setattr(batch.SegmentMeta, "reach", lambda meta, window: honest(meta, None))
+        honest = batch.SegmentMetadata.reach
+        monkeypatch.setattr(batch.SegmentMetadata, "reach", lambda meta, window: honest(meta, None))
         with pytest.raises(UnsupportedModel, match=r"'gemma2'.*differs from plain attention.*Supported: Llama"):
             prove(chain.models[0])

@@ -15,9 +15,9 @@ from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm_node.engine.counters import Counters
 from treeswarm_node.monitoring.prometheus import METRICS, metrics_served
-from treeswarm_node.monitoring.snapshot import Figures, KVFigures
+from treeswarm_node.monitoring.snapshot import KVSnapshot, NodeSnapshot
 
-FIGURES = Figures(
+FIGURES = NodeSnapshot(
     model="demo",
     node="abc",
     device="cpu",
@@ -30,7 +30,7 @@ FIGURES = Figures(
     sessions=3,
     refusals={"full": 2, "mismatch": 1},
     counters=Counters(rows=70, tokens=30, compute_s=1.5, waited_s=0.25),
-    kv=KVFigures(pages=10, free=4),
+    kv=KVSnapshot(pages=10, free=4),
     sent={"link": 1000, "control": 20},
 )
 
@@ -52,7 +52,7 @@ def of(**labels: str) -> frozenset[tuple[str, str]]:
 async def test_prometheus_reads_what_the_node_says() -> None:
     figures = [FIGURES]
 
-    async def look() -> Figures:
+    async def look() -> NodeSnapshot:
         return figures[0]
 
     async with metrics_served("127.0.0.1:0", look) as url:
@@ -68,7 +68,7 @@ async def test_prometheus_reads_what_the_node_says() -> None:
         assert read["treeswarm_node_sent_bytes_total", of(kind="link")] == 1000
         assert any(name == "treeswarm_node_info" and ("weights", "ab" * 8) in labels for name, labels in read)
         assert any(name == "process_resident_memory_bytes" for name, _ in read)
-        figures[0] = Figures("demo", "abc", "cpu", "127.0.0.1:4001", NodeState.PAUSED, 13.0, 8)
+        figures[0] = NodeSnapshot("demo", "abc", "cpu", "127.0.0.1:4001", NodeState.PAUSED, 13.0, 8)
         read = await asyncio.to_thread(scrape, url)
         assert read["treeswarm_node_state", of(state="paused")] == 1
         assert not any(name == "treeswarm_node_info" for name, _ in read)
@@ -77,7 +77,7 @@ async def test_prometheus_reads_what_the_node_says() -> None:
 
 
 async def test_a_port_in_use_is_told_with_the_flag() -> None:
-    async def look() -> Figures:
+    async def look() -> NodeSnapshot:
         return FIGURES
 
     async with metrics_served("127.0.0.1:0", look) as url:

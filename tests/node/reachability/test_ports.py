@@ -38,13 +38,13 @@ from treeswarm.protocol.messages import (
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Stream, StreamKind
-from treeswarm_node.config import Limits
+from treeswarm_node.config import NodeLimits
 from treeswarm_node.reachability.port_borrower import RentedPort, rent
 
 
 @contextlib.asynccontextmanager
-async def tenancy(limits: Limits = OPEN_HANDED) -> AsyncIterator[tuple[Peer, Peer, RentedPort]]:
-    """Landlord, tenant, and the port between them."""
+async def tenancy(limits: NodeLimits = OPEN_HANDED) -> AsyncIterator[tuple[Peer, Peer, RentedPort]]:
+    """PortLender, tenant, and the port between them."""
     async with (
         peer(limits) as landlord,
         peer() as tenant,
@@ -251,7 +251,7 @@ async def test_a_tenant_whose_own_port_is_closed_turns_strangers_away() -> None:
         (replace(OPEN_HANDED, lend_ports_to_host=1), FaultCode.TOO_MANY, "your address rents 1"),
     ],
 )
-async def test_a_landlord_lends_so_many_ports(limits: Limits, code: FaultCode, words: str) -> None:
+async def test_a_landlord_lends_so_many_ports(limits: NodeLimits, code: FaultCode, words: str) -> None:
     async with peer(limits) as landlord, peer() as tenant, contextlib.AsyncExitStack() as stack:
         if limits.lend_ports:
             await stack.enter_async_context(rent(tenant.transport, landlord.address, tenant.local))

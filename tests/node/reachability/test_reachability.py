@@ -11,75 +11,75 @@ from treeswarm.protocol.messages import DialledBack, Rent, Rented
 from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm_node.reachability import reachability as place
 from treeswarm_node.reachability.reachability import (
-    How,
-    Place,
-    PlaceFinder,
-    Verdict,
+    AddressMonitor,
+    Basis,
+    DialResult,
+    PublicAddress,
+    decide_address,
     is_reachable,
-    own_place,
     verdict_of,
 )
 
 HERE, THERE = "127.0.0.1:4001", "203.0.113.5:4001"
-YES, NO = Verdict(True, THERE), Verdict(False)
+YES, NO = DialResult(True, THERE), DialResult(False)
 
 
 @pytest.mark.parametrize(
     ("announced", "verdicts", "expected"),
     [
-        (THERE, [], Place(THERE, How.ANNOUNCED, False)),
-        ("203.0.113.5:0", [], Place(THERE, How.ANNOUNCED, False)),
-        (THERE, [NO, NO], Place(THERE, How.ANNOUNCED, False)),
-        (THERE, [NO, YES], Place(THERE, How.ANNOUNCED, True)),
-        (None, [], Place(HERE, How.ASSUMED, False)),
-        (None, [YES, YES, NO], Place(THERE, How.DIALLED, True)),
-        (None, [YES], Place(THERE, How.DIALLED, True)),
+        (THERE, [], PublicAddress(THERE, Basis.ANNOUNCED, False)),
+        ("203.0.113.5:0", [], PublicAddress(THERE, Basis.ANNOUNCED, False)),
+        (THERE, [NO, NO], PublicAddress(THERE, Basis.ANNOUNCED, False)),
+        (THERE, [NO, YES], PublicAddress(THERE, Basis.ANNOUNCED, True)),
+        (None, [], PublicAddress(HERE, Basis.ASSUMED, False)),
+        (None, [YES, YES, NO], PublicAddress(THERE, Basis.DIALLED, True)),
+        (None, [YES], PublicAddress(THERE, Basis.DIALLED, True)),
         (None, [YES, NO], None),
         (None, [YES, NO, NO], None),
-        (None, [YES, Verdict(True, "198.51.100.1:4001"), NO], None),
+        (None, [YES, DialResult(True, "198.51.100.1:4001"), NO], None),
         (None, [NO], None),
     ],
 )
-def test_where_a_node_is(announced: str | None, verdicts: list[Verdict], expected: Place | None) -> None:
-    assert own_place(announced, HERE, verdicts) == expected
+def test_where_a_node_is(announced: str | None, verdicts: list[DialResult], expected: PublicAddress | None) -> None:
+    assert decide_address(announced, HERE, verdicts) == expected
 
 
 @pytest.mark.parametrize(
     ("verdicts", "expected"),
     [
-        ([], Place(THERE, How.ASSUMED, False)),
-        ([Verdict(True, HERE)], Place(THERE, How.ASSUMED, True)),
-        ([Verdict(True, HERE), Verdict(True, "[::1]:4001")], Place(THERE, How.ASSUMED, True)),
-        ([Verdict(True, HERE), Verdict(True, HERE), Verdict(True, "198.51.100.1:4001")],
-         Place("198.51.100.1:4001", How.DIALLED, True)),
-        ([Verdict(True, HERE), NO], None),
+        ([], PublicAddress(THERE, Basis.ASSUMED, False)),
+        ([DialResult(True, HERE)], PublicAddress(THERE, Basis.ASSUMED, True)),
+        ([DialResult(True, HERE), DialResult(True, "[::1]:4001")], PublicAddress(THERE, Basis.ASSUMED, True)),
+        ([DialResult(True, HERE), DialResult(True, HERE), DialResult(True, "198.51.100.1:4001")],
+         PublicAddress("198.51.100.1:4001", Basis.DIALLED, True)),
+        ([DialResult(True, HERE), NO], None),
     ],
 )  # fmt: skip
 def test_a_neighbour_on_the_same_machine_does_not_say_where_others_find_a_node(
-    verdicts: list[Verdict], expected: Place | None
+    verdicts: list[DialResult], expected: PublicAddress | None
 ) -> None:
-    assert own_place(None, THERE, verdicts) == expected
+    assert decide_address(None, THERE, verdicts) == expected
 
 
 @pytest.mark.parametrize(
     ("how", "reachable", "lends"),
     [
-        (How.DIALLED, True, True),
-        (How.ANNOUNCED, True, True),
-        (How.ANNOUNCED, False, True),
-        (How.RENTED, True, False),
-        (How.ASSUMED, False, True),
-        (How.HIDDEN, False, False),
+        (Basis.DIALLED, True, True),
+        (Basis.ANNOUNCED, True, True),
+        (Basis.ANNOUNCED, False, True),
+        (Basis.RENTED, True, False),
+        (Basis.ASSUMED, False, True),
+        (Basis.HIDDEN, False, False),
     ],
 )
-def test_who_has_ports_to_lend(how: How, reachable: bool, lends: bool) -> None:
-    assert Place(HERE, how, reachable).lends is lends
+def test_who_has_ports_to_lend(how: Basis, reachable: bool, lends: bool) -> None:
+    assert PublicAddress(HERE, how, reachable).lends is lends
 
 
 async def test_another_node_says_whether_it_reaches_this_one() -> None:
     async with peer() as asked, peer() as asking:
         own = f"0.0.0.0:{port_of(asking.address)}#{asking.pin}"
-        assert await verdict_of(asking.transport, asked.address, own) == Verdict(True, asking.local)
+        assert await verdict_of(asking.transport, asked.address, own) == DialResult(True, asking.local)
         assert await is_reachable(asking.transport, asked.address, asking.address) is True
         # Somebody answers there, but not this node; nobody answers; another's address; nobody can be asked.
         assert await is_reachable(asking.transport, asked.address, f"{asked.local}#{asking.pin}") is False
@@ -97,7 +97,7 @@ async def test_a_liar_does_not_choose_this_nodes_port() -> None:
     async with peer() as asking:
         liar = await asking.transport.listen("127.0.0.1:0", lie)
         said = "127.0.0.1:25"
-        assert await verdict_of(asking.transport, liar.address, "0.0.0.0:4001") == Verdict(False)
+        assert await verdict_of(asking.transport, liar.address, "0.0.0.0:4001") == DialResult(False)
         said = "nonsense"
         assert await verdict_of(asking.transport, liar.address, "0.0.0.0:4001") is None
         await liar.close()
@@ -106,14 +106,14 @@ async def test_a_liar_does_not_choose_this_nodes_port() -> None:
 @contextlib.asynccontextmanager
 async def finding(
     node: Peer, others: Callable[[], Sequence[Peer]], *, listening: str = "", announced: str | None = None
-) -> AsyncIterator[Callable[[], Awaitable[Place]]]:
+) -> AsyncIterator[Callable[[], Awaitable[PublicAddress]]]:
     """A finder at work; the next place it settles on."""
-    places: asyncio.Queue[Place] = asyncio.Queue()
+    places: asyncio.Queue[PublicAddress] = asyncio.Queue()
 
     async def addresses() -> list[str]:
         return [other.address for other in others()]
 
-    finder = PlaceFinder(
+    finder = AddressMonitor(
         node.transport, listening or node.local, node.pin, addresses, places.put, announced, node.node.guests
     )
     running = asyncio.create_task(finder.run())
@@ -128,7 +128,7 @@ async def finding(
 def behind_a_router(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody reaches anybody's own port."""
 
-    async def no(transport: object, asked: str, own: str) -> Verdict:
+    async def no(transport: object, asked: str, own: str) -> DialResult:
         return NO
 
     monkeypatch.setattr(place, "verdict_of", no)
@@ -138,7 +138,7 @@ def behind_a_router(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_node_that_others_reach_is_where_it_listens() -> None:
     async with peer() as other, peer() as node, finding(node, lambda: [other]) as next_place:
-        assert await next_place() == Place(node.local, How.DIALLED, True)
+        assert await next_place() == PublicAddress(node.local, Basis.DIALLED, True)
         assert other.landlord.tenants == 0
 
 
@@ -146,15 +146,15 @@ async def test_the_first_node_of_a_swarm_takes_its_word_until_somebody_comes(mon
     monkeypatch.setattr(place, "RETRY_S", 0.05)
     others: list[Peer] = []
     async with peer() as other, peer() as node, finding(node, lambda: others) as next_place:
-        assert await next_place() == Place(node.local, How.ASSUMED, False)
+        assert await next_place() == PublicAddress(node.local, Basis.ASSUMED, False)
         others.append(other)
-        assert await next_place() == Place(node.local, How.DIALLED, True)
+        assert await next_place() == PublicAddress(node.local, Basis.DIALLED, True)
 
 
 @pytest.mark.usefixtures("behind_a_router")
 async def test_the_owners_word_comes_first() -> None:
     async with peer() as other, peer() as node, finding(node, lambda: [other], announced=THERE) as next_place:
-        assert await next_place() == Place(THERE, How.ANNOUNCED, False)
+        assert await next_place() == PublicAddress(THERE, Basis.ANNOUNCED, False)
 
 
 @pytest.mark.usefixtures("behind_a_router")
@@ -163,12 +163,12 @@ async def test_a_hidden_node_rents_and_rents_elsewhere_when_its_landlord_goes() 
         first = await first_stack.enter_async_context(peer())
         async with finding(node, lambda: [first, second]) as next_place:
             rented = await next_place()
-            assert (rented.how, rented.reachable, rented.lends) == (How.RENTED, True, False)
+            assert (rented.how, rented.reachable, rented.lends) == (Basis.RENTED, True, False)
             assert first.landlord.tenants == 1
             await ask(client, f"{rented.address}#{node.pin}")
             await first_stack.aclose()
             again = await next_place()
-            assert again.how is How.RENTED
+            assert again.how is Basis.RENTED
             assert again.address != rented.address
             assert second.landlord.tenants == 1
             await ask(client, f"{again.address}#{node.pin}")
@@ -180,9 +180,9 @@ async def test_a_hidden_node_rents_and_rents_elsewhere_when_its_landlord_goes() 
 @pytest.mark.usefixtures("behind_a_router")
 async def test_a_hidden_node_passes_over_those_who_lend_nothing_and_waits_for_one() -> None:
     async with peer(reachable=False) as mean, peer() as node, finding(node, lambda: [mean]) as next_place:
-        assert await next_place() == Place(node.local, How.HIDDEN, False)
+        assert await next_place() == PublicAddress(node.local, Basis.HIDDEN, False)
         mean.landlord.reachable = True
-        assert (await next_place()).how is How.RENTED
+        assert (await next_place()).how is Basis.RENTED
 
 
 @pytest.mark.usefixtures("behind_a_router")
@@ -198,14 +198,14 @@ async def test_a_port_that_does_not_lead_here_is_not_told_of() -> None:
         landlord = await poser.transport.listen("127.0.0.1:0", pose)
         poser.local = landlord.address
         async with finding(node, lambda: [poser, honest]) as next_place:
-            assert (await next_place()).how is How.RENTED
+            assert (await next_place()).how is Basis.RENTED
             assert honest.landlord.tenants == 1
         await landlord.close()
 
 
 @pytest.mark.usefixtures("behind_a_router")
 async def test_a_rented_port_is_dialled_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lent still, but nobody comes through any more."""
+    """ThrottledRunner still, but nobody comes through any more."""
     monkeypatch.setattr(place, "CHECK_EVERY_S", 0.2)
     async with (
         peer() as first,
@@ -219,24 +219,24 @@ async def test_a_rented_port_is_dialled_now_and_then(monkeypatch: pytest.MonkeyP
         assert tenancy.server is not None
         tenancy.server.close()
         again = await next_place()
-        assert (again.how, again.address != rented.address) == (How.RENTED, True)
+        assert (again.how, again.address != rented.address) == (Basis.RENTED, True)
         assert second.landlord.tenants == 1
 
 
 async def test_those_who_rent_themselves_are_not_asked_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    async def say(transport: object, other: str, own: str) -> Verdict | None:
+    async def say(transport: object, other: str, own: str) -> DialResult | None:
         asked.append(other)
         return YES if other == "last" else None
 
     async def others() -> list[str]:
         return [*map(str, range(6)), "last"]
 
-    async def settled(_: Place) -> None: ...
+    async def settled(_: PublicAddress) -> None: ...
 
     monkeypatch.setattr(place, "verdict_of", say)
     async with stranger() as transport:
-        finder = PlaceFinder(transport, HERE, "", others, settled)
-        assert await finder.find() == Place(THERE, How.DIALLED, True)
+        finder = AddressMonitor(transport, HERE, "", others, settled)
+        assert await finder.find() == PublicAddress(THERE, Basis.DIALLED, True)
     assert len(asked) == 7

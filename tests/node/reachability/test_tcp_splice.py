@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 
 from tests.support.port_peers import SOON_S, until
 
-from treeswarm_node.reachability.tcp_splice import READ_BYTES, WAITING_BYTES, End, Meter, new_buffer, splice
+from treeswarm_node.reachability.tcp_splice import READ_BYTES, WAITING_BYTES, ByteCounter, End, new_buffer, splice
 
 
 @contextlib.asynccontextmanager
-async def spliced(meter: Meter | None = None, idle_s: float = 60.0) -> AsyncIterator[tuple[socket.socket, ...]]:
+async def spliced(meter: ByteCounter | None = None, idle_s: float = 60.0) -> AsyncIterator[tuple[socket.socket, ...]]:
     """Two sockets, each the far side of one end."""
     loop, buffer = asyncio.get_running_loop(), new_buffer()
     near, far = [], []
@@ -75,7 +75,7 @@ async def test_a_silent_splice_is_cleared_away() -> None:
 
 async def test_a_meter_slows_down_and_loses_nothing() -> None:
     loop = asyncio.get_running_loop()
-    async with spliced(Meter(1 << 20), idle_s=0.05) as (left, right, *_):
+    async with spliced(ByteCounter(1 << 20), idle_s=0.05) as (left, right, *_):
         sending = asyncio.create_task(loop.sock_sendall(left, bytes(1 << 18)))
         start, got = loop.time(), 0
         while got < 1 << 18:

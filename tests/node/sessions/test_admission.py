@@ -11,18 +11,21 @@ from treeswarm.protocol.messages import MAX_CROWN, NextHop, NumericsClass, Open,
 from treeswarm.protocol.prefix import Prefix
 from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.spans import Span
-from treeswarm_node.config import Limits
-from treeswarm_node.sessions.admission import Served, check_open, host_of
+from treeswarm_node.config import NodeLimits
+from treeswarm_node.sessions.admission import ServedSpan, check_open, host_of
 
 NUMERICS = NumericsClass("ab" * 32, "float32")
-SERVED = Served(Span(2, 5), 8, 100, 16, 512, "cd" * 32, NUMERICS, "test", 64)
+SERVED = ServedSpan(Span(2, 5), 8, 100, 16, 512, "cd" * 32, NUMERICS, "test", 64)
 HOP = NextHop("127.0.0.1:9", b"t" * 16)
 FITTING = Open(PROTOCOL_VERSION, b"s" * 16, 0, Span(2, 5), NUMERICS, 512, MAX_CROWN, b"t" * 16, HOP)
-LIMITS = Limits(sessions=4, sessions_per_host=2)
+LIMITS = NodeLimits(sessions=4, sessions_per_host=2)
 
 
 def check(
-    wanted: Open = FITTING, served: Served = SERVED, state: NodeState = NodeState.ONLINE, guests: tuple[str, ...] = ()
+    wanted: Open = FITTING,
+    served: ServedSpan = SERVED,
+    state: NodeState = NodeState.ONLINE,
+    guests: tuple[str, ...] = (),
 ) -> None:
     check_open(wanted, served, LIMITS, state, "10.0.0.1", guests)
 

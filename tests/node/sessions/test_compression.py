@@ -12,8 +12,8 @@ from treeswarm.protocol.messages import Answers, Append, LinkHello, LinkWelcome,
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import Stream, StreamKind
-from treeswarm_node.sessions.compression import LARGE_BYTES, Packing, packed, unpacked
-from treeswarm_node.sessions.downstream import ToNextHop
+from treeswarm_node.sessions.compression import LARGE_BYTES, LinkCompression, packed, unpacked
+from treeswarm_node.sessions.downstream import ToNextNode
 
 FAR = "203.0.113.7:4001"
 ROW_BYTES = 64
@@ -24,24 +24,26 @@ IN_8_BITS = replace(BF16, activations="int8")
 @pytest.mark.parametrize(
     ("packing", "numerics", "next_hop", "expected"),
     [
-        (Packing("none"), BF16, FAR, 0),
-        (Packing("lossless"), BF16, "127.0.0.1:4001", 2),
-        (Packing("lossless", rate=10e9), F32, FAR, 4),
-        (Packing("lossless"), IN_8_BITS, FAR, 1),
-        (Packing("auto"), BF16, FAR, 2),
-        (Packing("auto"), replace(BF16, dtype="float16"), FAR, 2),
-        (Packing("auto"), F32, FAR, 0),
-        (Packing("auto"), IN_8_BITS, FAR, 0),
-        (Packing("auto"), BF16, "127.0.0.1:4001", 0),
-        (Packing("auto"), BF16, "[::1]:4001#" + "a" * 32, 0),
-        (Packing("auto", host="203.0.113.7"), BF16, FAR, 0),
-        (Packing("auto", rate=20e6), BF16, "127.0.0.1:4001", 2),
-        (Packing("auto", rate=1e9), BF16, FAR, 0),
-        (Packing("auto"), BF16, "no address", 0),
+        (LinkCompression("none"), BF16, FAR, 0),
+        (LinkCompression("lossless"), BF16, "127.0.0.1:4001", 2),
+        (LinkCompression("lossless", rate=10e9), F32, FAR, 4),
+        (LinkCompression("lossless"), IN_8_BITS, FAR, 1),
+        (LinkCompression("auto"), BF16, FAR, 2),
+        (LinkCompression("auto"), replace(BF16, dtype="float16"), FAR, 2),
+        (LinkCompression("auto"), F32, FAR, 0),
+        (LinkCompression("auto"), IN_8_BITS, FAR, 0),
+        (LinkCompression("auto"), BF16, "127.0.0.1:4001", 0),
+        (LinkCompression("auto"), BF16, "[::1]:4001#" + "a" * 32, 0),
+        (LinkCompression("auto", host="203.0.113.7"), BF16, FAR, 0),
+        (LinkCompression("auto", rate=20e6), BF16, "127.0.0.1:4001", 2),
+        (LinkCompression("auto", rate=1e9), BF16, FAR, 0),
+        (LinkCompression("auto"), BF16, "no address", 0),
     ],
     ids=range(14),
 )
-def test_rows_are_packed_where_it_pays(packing: Packing, numerics: NumericsClass, next_hop: str, expected: int) -> None:
+def test_rows_are_packed_where_it_pays(
+    packing: LinkCompression, numerics: NumericsClass, next_hop: str, expected: int
+) -> None:
     assert packing.value_bytes(numerics, next_hop) == expected
 
 
@@ -105,7 +107,7 @@ class Next:
         network = MemoryNetwork()
         listener = await network.transport().listen("127.0.0.1:0", self.accept)
         hop = NextHop(listener.address, bytes(16))
-        outlet = ToNextHop(bytes(16), 0, hop, network.transport(), 0, self.complaints.append, value_bytes)
+        outlet = ToNextNode(bytes(16), 0, hop, network.transport(), 0, self.complaints.append, value_bytes)
         await self.said.wait()
         await asyncio.sleep(0.05)
         await outlet.replay(sent)

@@ -13,7 +13,7 @@ from treeswarm.errors import MissingBlocks
 from treeswarm.protocol.spans import Span
 from treeswarm.topology import routing
 from treeswarm.topology.coordinates import Coordinate, distance
-from treeswarm.topology.routing import END, Candidate, Chain, fastest_chain, worth_changing
+from treeswarm.topology.routing import END, Candidate, Route, fastest_chain, worth_changing
 
 HERE = Coordinate(0.0, 0.0, 0.001)
 Measured = dict[tuple[str, str], float]
@@ -24,7 +24,7 @@ def candidate(node: str, start: int, end: int, block_s: float = 0.01, x: float =
     return replace(made, **other)  # type: ignore[arg-type]
 
 
-def chain(candidates: list[Candidate], start: int, end: int, **options: object) -> Chain:
+def chain(candidates: list[Candidate], start: int, end: int, **options: object) -> Route:
     return fastest_chain(candidates, Span(start, end), HERE, HERE, **{"room": 1, **options})  # type: ignore[arg-type]
 
 

@@ -25,7 +25,7 @@ from treeswarm_node.config import Limits
 from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.loaded_stage import Stage
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore
-from treeswarm_node.sessions.admission import Served
+from treeswarm_node.sessions.admission import ServedSpan
 from treeswarm_node.sessions.server import Node
 
 MESSAGES = 300
@@ -39,7 +39,7 @@ async def toy_node(span: Span) -> AsyncIterator[tuple[str, Node, GrpcTransport]]
     """A whole node but for its model, behind real gRPC with TLS."""
     store = KVStore(1, KVShape(1, 1, 1), 4096, torch.float32, torch.device("cpu"))
     engine = Engine(ToyDevice(), Limits().budget)
-    served = Served(span, 4, VOCAB, 4, 2048, "toy", NumericsClass("toy", "float32"), "toy", STATE)
+    served = ServedSpan(span, 4, VOCAB, 4, 2048, "toy", NumericsClass("toy", "float32"), "toy", STATE)
     transport = GrpcTransport(security=Security(Identity.ephemeral()))
     stage = Stage(served, engine, store, 1.0)
     node = Node(transport, Limits(lease_s=0.2), stage=stage, state=NodeState.ONLINE)

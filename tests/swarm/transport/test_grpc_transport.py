@@ -14,7 +14,7 @@ from treeswarm.errors import LinkBroken, Refused, SwarmError, Unreachable
 from treeswarm.protocol.messages import FaultCode, LinkHello, Ping, Pong
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.grpc_streams import RAW, GrpcStream
-from treeswarm.transport.rate_limit import LEAST_RATE, Pace
+from treeswarm.transport.rate_limit import LEAST_RATE, RateLimiter
 from treeswarm.transport.seam import Stream, StreamKind, Traffic
 
 CONTROL, LINK = StreamKind.CONTROL, StreamKind.LINK
@@ -154,7 +154,7 @@ async def test_idle_connections_are_not_kept_without_bound(monkeypatch: pytest.M
 
 
 async def test_where_the_rate_is_used_up_links_wait_and_heartbeats_do_not() -> None:
-    listening, dialling = GrpcTransport(), GrpcTransport(pace=Pace(LEAST_RATE))
+    listening, dialling = GrpcTransport(), GrpcTransport(pace=RateLimiter(LEAST_RATE))
     came = asyncio.Event()
 
     async def accept(kind: StreamKind, stream: Stream) -> None:

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from treeswarm_client.chat_template import Message
+from treeswarm_client.chat_template import MessageDict
 
 QUOTES = '"""'
 COMMANDS: Mapping[str, str] = {
@@ -34,7 +34,7 @@ class Conversation:
     system: str = ""
     turns: tuple[Turn, ...] = ()
 
-    def messages(self, question: str | None = None) -> list[Message]:
+    def messages(self, question: str | None = None) -> list[MessageDict]:
         """For a chat template, with a `question` to be answered last."""
         told = [{"role": "system", "content": self.system}] if self.system else []
         for turn in self.turns:

@@ -15,7 +15,7 @@ AGAIN_S = 10.0
 
 
 @dataclass(eq=False)
-class PatienceLines:
+class WaitNotice:
     """A line when waiting begins, when its reason changes and every now and then, and one when it was worth it.
 
     Several generations that wait for the same are told of once.

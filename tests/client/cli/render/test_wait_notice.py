@@ -6,7 +6,7 @@ from rich.console import Console
 
 from treeswarm.errors import MissingBlocks
 from treeswarm_client.chain.wait_events import Wait
-from treeswarm_client.cli.render.wait_notice import PatienceLines
+from treeswarm_client.cli.render.wait_notice import WaitNotice
 
 NOBODY = MissingBlocks("nobody serves blocks 2:4: start `swarm-node MODEL --blocks 2:4`, or wait")
 A, B = b"a" * 16, b"b" * 16
@@ -18,7 +18,7 @@ class Terminal:
     def __init__(self, *, midline: bool = False) -> None:
         self.now = 100.0
         self._file = io.StringIO()
-        self.lines = PatienceLines(Console(file=self._file), midline, lambda: self.now)
+        self.lines = WaitNotice(Console(file=self._file), midline, lambda: self.now)
 
     def at(self, now: float, wait: Wait) -> str:
         """What is written."""

@@ -27,10 +27,10 @@ from treeswarm.transport.seam import Stream, Transport
 from treeswarm_node.engine.engine import Engine, Work
 from treeswarm_node.engine.model_runner import Computed
 from treeswarm_node.kv_cache.kv_store import SessionKV
-from treeswarm_node.kv_cache.prefix_recorder import Sharing
-from treeswarm_node.kv_cache.replay_log import Journal
+from treeswarm_node.kv_cache.prefix_recorder import PrefixRecorder
+from treeswarm_node.kv_cache.replay_log import ReplayLog
 from treeswarm_node.sessions.compression import by_size, unpacked
-from treeswarm_node.sessions.downstream import Outlet, ToClient, ToNextHop
+from treeswarm_node.sessions.downstream import Downstream, ToClient, ToNextNode
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ TELL_S = 5.0
 
 
 @dataclass(eq=False)
-class HostedSession:
+class ServerSession:
     """Everything one session holds on this node.  `fail` and `free` end it; either may be called again."""
 
     id: bytes
@@ -49,13 +49,13 @@ class HostedSession:
     next_hop: NextHop | None
     session: NodeSession
     kv: SessionKV
-    journal: Journal | None
+    journal: ReplayLog | None
     control: Stream
     engine: Engine
     transport: Transport
     forget: Callable[[], None]
     """Take it off the node's list."""
-    sharing: Sharing | None = None
+    sharing: PrefixRecorder | None = None
     """What it shares its trunk by."""
     forwards_replay: bool = False
     """The next hop replaces a lost node too, and needs what is replayed here."""
@@ -71,7 +71,7 @@ class HostedSession:
     """Appends of this epoch, sent on or answered."""
     replayed: int = 0
     """Frames of this epoch's replay, sent from the journal, or computed and sent on where that is asked."""
-    _outlet: Outlet = field(init=False)
+    _outlet: Downstream = field(init=False)
     _outbox: asyncio.Queue[tuple[Step, Computed, HopTiming]] = field(default_factory=asyncio.Queue)
     """Bounded by the session's credits: a row's credit returns when it has been sent on."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -93,15 +93,15 @@ class HostedSession:
         wanted: Open,
         session: NodeSession,
         kv: SessionKV,
-        journal: Journal | None,
+        journal: ReplayLog | None,
         control: Stream,
         engine: Engine,
         transport: Transport,
         forget: Callable[[], None],
-        sharing: Sharing | None = None,
+        sharing: PrefixRecorder | None = None,
         profile: Profile = (),
         value_bytes_to: Callable[[str], int] = lambda _: 0,
-    ) -> "HostedSession":
+    ) -> "ServerSession":
         """A session just granted; starts passing results on at once."""
         hosted = cls(
             wanted.session, wanted.span, wanted.ticket, wanted.next_hop, session, kv, journal, control, engine,
@@ -330,16 +330,16 @@ class HostedSession:
             log.info("session %s: %s", self.name, error)
             self._spawn(self.tell(_downstream(error), fatal=False))
 
-    def _make_outlet(self) -> Outlet:
+    def _make_outlet(self) -> Downstream:
         if self.next_hop is None:
             return ToClient(self.id, self.control)
-        outlet: ToNextHop
+        outlet: ToNextNode
 
         def broken(error: SwarmError) -> None:
             if self._outlet is outlet:
                 self._complain(error)
 
-        outlet = ToNextHop(
+        outlet = ToNextNode(
             self.id, self.epoch, self.next_hop, self.transport, self._tree_bytes(), broken,
             self.value_bytes_to(self.next_hop.address),
         )  # fmt: skip
