@@ -23,13 +23,12 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.rate_limit import RateLimiter
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
-from treeswarm_node.cli.owner_commands import noted
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.loaded_stage import Model, dtype_for, find_device
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.membership.distances import DistanceSurvey
-from treeswarm_node.membership.identity_file import own_identity
+from treeswarm_node.membership.identity_file import own_identity, record_running
 from treeswarm_node.model.attention_selection import check_attention
 from treeswarm_node.monitoring.collect import SnapshotCollector
 from treeswarm_node.monitoring.prometheus import metrics_served
@@ -134,7 +133,7 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         stack.push_async_callback(life.leave)
         # What it joined with is not kept here: a paused node would keep the weights of its first span.
         await life.join()
-        stack.enter_context(noted(kept_at, f"{life.address.bare}#{identity.pin}"))
+        stack.enter_context(record_running(kept_at, f"{life.address.bare}#{identity.pin}"))
         finder = AddressMonitor(
             transport, listener.address, identity.pin, life.landlords, life.settle, config.announce, node.guests,
             assumed=life.address.bare,

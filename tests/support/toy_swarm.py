@@ -33,7 +33,7 @@ from treeswarm_node.engine.loaded_stage import LoadedStage
 from treeswarm_node.engine.model_runner import Computed
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore, SessionKV
 from treeswarm_node.kv_cache.page_pool import PAGE
-from treeswarm_node.sessions.admission import ServedSpan
+from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.sessions.server import Node
 
 VOCAB, STATE = 5, 16

@@ -2,10 +2,9 @@
 
 import argparse
 import asyncio
-import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from treeswarm.errors import BadRequest, Malformed, NodeLost
@@ -15,7 +14,7 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import StreamKind, Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.membership.announcer import order_bytes
-from treeswarm_node.membership.identity_file import defaults_folder
+from treeswarm_node.membership.identity_file import defaults_folder, running_file
 
 COMMANDS = ("pause", "resume", "drain")
 ANSWER_S = 10.0
@@ -23,17 +22,6 @@ EXAMPLES = """examples:
   swarm-node pause                          all nodes of yours on this machine: sessions move elsewhere, memory is freed
   swarm-node resume                         they load and serve again
   swarm-node drain --identity ./a.pem       one node leaves for good"""
-
-
-@contextlib.contextmanager
-def noted(kept_at: Path, address: str) -> Iterator[None]:
-    """Beside the identity lies where its node runs, while it does."""
-    note = _note(kept_at)
-    note.write_text(json.dumps({"address": address}), "utf-8")
-    try:
-        yield
-    finally:
-        note.unlink(missing_ok=True)
 
 
 async def command(arguments: Sequence[str]) -> int:
@@ -46,13 +34,13 @@ async def command(arguments: Sequence[str]) -> int:
     made.add_argument("--swarm-key", type=Path, metavar="PATH", help="key file of its private swarm")
     args = made.parse_args(arguments)
     kept = [args.identity] if args.identity else sorted(defaults_folder().glob("*.pem"))
-    running = [path for path in kept if _note(path).exists()]
+    running = [path for path in kept if running_file(path).exists()]
     if not running:
         raise BadRequest("no node of yours runs here: name its identity file with --identity PATH")
     transport = GrpcTransport(security=Security(swarm_key=read_swarm_key(args.swarm_key) if args.swarm_key else None))
     try:
         for path in running:
-            address = json.loads(_note(path).read_text("utf-8"))["address"]
+            address = json.loads(running_file(path).read_text("utf-8"))["address"]
             print(f"{address}: {await _tell(transport, address, Identity.load_or_create(path), args.action)}")
     finally:
         await transport.close()
@@ -72,7 +60,3 @@ async def _tell(transport: Transport, address: str, identity: Identity, action: 
     if not isinstance(answer, Managed):
         raise Malformed(f"{address} did not answer an order: is it a swarm-node of this release?")
     return answer.message
-
-
-def _note(kept_at: Path) -> Path:
-    return kept_at.with_suffix(".running")

@@ -12,7 +12,7 @@ from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.engine.model_runner import Runner
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.kv_cache.page_pool import PAGE
-from treeswarm_node.sessions.admission import ServedSpan
+from treeswarm_node.model.loaded_span import ServedSpan
 
 # One token, and trees from small to the largest that clients choose by themselves.  On a CPU the second row is the
 # dearest of the first sixteen, where a product with a vector becomes one with a matrix (of 1, 2, 4, 8, 16 rows: 7.5,

@@ -31,12 +31,12 @@ from treeswarm_node.engine.sampler import Sampler
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.model.attention_selection import choose_attention
 from treeswarm_node.model.family_check import prove
+from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.model.loader import load_span
 from treeswarm_node.model.offload import Offload, offloading
 from treeswarm_node.model.quantization import check_library
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.model.weight_layout import lay_out
-from treeswarm_node.sessions.admission import ServedSpan
 
 # As many rows as a usual tree has: what a swarm's nodes are compared by.
 RATE_ROWS = 64

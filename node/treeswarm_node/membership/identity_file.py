@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -42,6 +43,22 @@ def defaults_folder() -> Path:
     """Where the user's programs keep their state."""
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "treeswarm"
+
+
+@contextlib.contextmanager
+def record_running(identity_path: Path, address: str) -> Iterator[None]:
+    """Keep a file beside the identity that says at which address its node runs, for as long as it runs."""
+    file = running_file(identity_path)
+    file.write_text(json.dumps({"address": address}), "utf-8")
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def running_file(identity_path: Path) -> Path:
+    """Return the path of the file that `record_running` keeps beside an identity."""
+    return identity_path.with_suffix(".running")
 
 
 def _opened(path: Path) -> IO[bytes]:

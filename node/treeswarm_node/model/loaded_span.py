@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.spans import Span
 from treeswarm_node.model.offload import Offload
 
@@ -46,3 +47,27 @@ class LoadedSpan:
     @property
     def is_tail(self) -> bool:
         return self.span.end == self.blocks
+
+
+@dataclass(frozen=True)
+class ServedSpan:
+    """What a node hosts, as it describes it to clients."""
+
+    span: Span
+    """Decoder blocks that this node hosts."""
+    blocks: int
+    """Number of decoder blocks of the whole model."""
+    vocab_size: int
+    """Number of token ids of the model."""
+    hidden_size: int
+    """Number of values in one row of activations."""
+    max_positions: int
+    """Number of tokens in the model's context."""
+    config: str
+    """Digest of the model's config, which names the model in records."""
+    numerics: NumericsClass
+    """Numerics class that this node computes in."""
+    attention: str
+    """Name of the attention implementation: `torch` or `flash`."""
+    activation_bytes: int
+    """Number of bytes of one row on a link."""

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Refused
+from treeswarm.protocol.address import host_of
 from treeswarm.protocol.messages import TICKET_BYTES, FaultCode, Incoming, Rent, Rented
 from treeswarm.transport.rate_limit import RateLimiter
 from treeswarm.transport.seam import Stream
 from treeswarm_node.config import NodeLimits
 from treeswarm_node.reachability.tcp_splice import ByteCounter, End, new_buffer, splice
-from treeswarm_node.sessions.admission import host_of
 
 # Strangers of one tenant that it has not fetched yet.  A tenant fetches within a round trip or two; a client opens
 # three connections to a node within one.

@@ -1,30 +1,13 @@
 """Who may open a session here.  Pure: a request and what is known, in; a refusal, out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Refused
 from treeswarm.protocol.messages import MAX_CROWN, FaultCode, NumericsClass, Open
 from treeswarm.protocol.records import NodeState
-from treeswarm.protocol.spans import Span
 from treeswarm_node.config import NodeLimits
-
-
-@dataclass(frozen=True)
-class ServedSpan:
-    """What this node hosts, as it tells clients."""
-
-    span: Span
-    blocks: int
-    vocab_size: int
-    hidden_size: int
-    max_positions: int
-    config: str
-    numerics: NumericsClass
-    attention: str
-    activation_bytes: int
-    """Of one row on a link."""
+from treeswarm_node.model.loaded_span import ServedSpan
 
 
 def check_open(
@@ -82,17 +65,6 @@ def check_open(
     ):
         if wrong:
             raise Refused(why, code)
-
-
-def host_of(peer: str) -> str:
-    """The host of a peer's `host:port`."""
-    return peer.rpartition(":")[0] or peer
-
-
-def port_of(peer: str) -> int:
-    """The port of a peer's `host:port`; 0 for one without."""
-    port = peer.rpartition(":")[2]
-    return int(port) if port.isdecimal() else 0
 
 
 def class_name(numerics: NumericsClass) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from treeswarm.errors import Refused, SwarmError, TransportError
-from treeswarm.protocol.address import Address
+from treeswarm.protocol.address import Address, host_of, port_of
 from treeswarm.protocol.messages import (
     MAX_RECORDS,
     Close,
@@ -31,7 +31,6 @@ from treeswarm.protocol.messages import (
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.reachability.port_lender import PortLender
-from treeswarm_node.sessions.admission import host_of, port_of
 from treeswarm_node.sessions.server_session import ServerSession
 
 # Things one stream may have under way: a client has a session or a few, each resumed once at a time.

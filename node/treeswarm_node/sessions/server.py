@@ -11,6 +11,7 @@ from functools import partial
 
 from treeswarm import PROTOCOL_VERSION, __version__
 from treeswarm.errors import Refused
+from treeswarm.protocol.address import host_of
 from treeswarm.protocol.messages import Description, FaultCode, LinkHello, Open
 from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm.protocol.records import NodeState
@@ -24,7 +25,7 @@ from treeswarm_node.kv_cache.prefix_recorder import begins, sharing_of
 from treeswarm_node.kv_cache.replay_log import ReplayLog, ReplayLogBudget
 from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.reachability.port_lender import PortLender
-from treeswarm_node.sessions.admission import check_open, host_of
+from treeswarm_node.sessions.admission import check_open
 from treeswarm_node.sessions.compression import LinkCompression
 from treeswarm_node.sessions.control_stream import ControlStream
 from treeswarm_node.sessions.server_session import ServerSession

@@ -48,3 +48,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def host_of(peer: str) -> str:
+    """Return the host of a peer's `host:port`, or the whole text if it has no port."""
+    return peer.rpartition(":")[0] or peer
+
+
+def port_of(peer: str) -> int:
+    """Return the port of a peer's `host:port`, or 0 if it has none."""
+    port = peer.rpartition(":")[2]
+    return int(port) if port.isdecimal() else 0

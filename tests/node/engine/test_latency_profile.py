@@ -9,9 +9,9 @@ from treeswarm.protocol.spans import Span
 from treeswarm_node.engine.latency_profile import SIZES, measure_profile, of_part
 from treeswarm_node.engine.model_runner import ModelRunner
 from treeswarm_node.engine.sampler import Sampler
+from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.model.loader import load_span
 from treeswarm_node.model.span_model import SpanModel
-from treeswarm_node.sessions.admission import ServedSpan
 
 
 @pytest.mark.parametrize("span", [Span(0, 1), Span(3, 5), Span(7, 8)], ids=str)

@@ -12,7 +12,8 @@ from treeswarm.protocol.prefix import Prefix
 from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm_node.config import NodeLimits
-from treeswarm_node.sessions.admission import ServedSpan, check_open, host_of
+from treeswarm_node.model.loaded_span import ServedSpan
+from treeswarm_node.sessions.admission import check_open
 
 NUMERICS = NumericsClass("ab" * 32, "float32")
 SERVED = ServedSpan(Span(2, 5), 8, 100, 16, 512, "cd" * 32, NUMERICS, "test", 64)
@@ -91,10 +92,3 @@ def test_one_address_takes_its_share_and_all_together_what_there_is() -> None:
     with pytest.raises(Refused, match="4 sessions are open") as refused:
         check(guests=("10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"))
     assert refused.value.code == "full"
-
-
-@pytest.mark.parametrize(
-    ("peer", "host"), [("10.0.0.1:80", "10.0.0.1"), ("[::1]:80", "[::1]"), ("memory", "memory"), ("", "")]
-)
-def test_guests_are_counted_by_host(peer: str, host: str) -> None:
-    assert host_of(peer) == host

@@ -25,7 +25,7 @@ from treeswarm_node.config import Limits
 from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.loaded_stage import Stage
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore
-from treeswarm_node.sessions.admission import ServedSpan
+from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.sessions.server import Node
 
 MESSAGES = 300
