@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import LinkBroken, Malformed, SwarmError, Unreachable
 from treeswarm.protocol.address import Address
-from treeswarm.protocol.messages import Incoming, Rent, Rented
+from treeswarm.protocol.messages import IncomingConnection, LeasePort, PortLeased
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_node.reachability.tcp_splice import End, new_buffer, splice
 
@@ -55,7 +55,7 @@ class RentedPort:
     async def _listen(self) -> None:
         try:
             while (message := await self._stream.receive()) is not None:
-                if not isinstance(message, Incoming):
+                if not isinstance(message, IncomingConnection):
                     raise Malformed(f"a landlord sent {type(message).__name__}")
                 if len(self._fetches) + len(self._ends) // 2 < CONNECTIONS:
                     fetch = asyncio.create_task(self._fetch(message.token))
@@ -123,15 +123,15 @@ async def rent(
             await asyncio.wait_for(stream.end(), GOODBYE_S)
 
 
-async def _ask(stream: Stream, landlord: str) -> Rented:
+async def _ask(stream: Stream, landlord: str) -> PortLeased:
     try:
         async with asyncio.timeout(RENT_S):
-            await stream.send(Rent(PROTOCOL_VERSION))
+            await stream.send(LeasePort(PROTOCOL_VERSION))
             said = await stream.receive()
     except TimeoutError:
         raise Unreachable(f"{landlord} did not answer within {RENT_S:.0f} s whether it lends a port") from None
     if said is None:
         raise LinkBroken(f"{landlord} ended the stream on which a port was asked of it")
-    if not isinstance(said, Rented):
+    if not isinstance(said, PortLeased):
         raise Malformed(f"{landlord} answered a wish to rent with {type(said).__name__}")
     return said

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Refused
 from treeswarm.protocol.address import host_of
-from treeswarm.protocol.messages import TICKET_BYTES, FaultCode, Incoming, Rent, Rented
+from treeswarm.protocol.messages import TICKET_BYTES, FaultCode, IncomingConnection, LeasePort, PortLeased
 from treeswarm.transport.rate_limit import RateLimiter
 from treeswarm.transport.seam import Stream
 from treeswarm_node.config import NodeLimits
@@ -135,7 +135,7 @@ class PortLender:
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     _buffer: memoryview = field(default_factory=new_buffer)
 
-    async def lend(self, wanted: Rent, stream: Stream) -> None:
+    async def lend(self, wanted: LeasePort, stream: Stream) -> None:
         """Until cancelled, as when the tenant's stream ends.  Raises Refused, TransportError."""
         self._check(wanted, stream)
         tenancy = Lease(stream, self.limits, self._buffer, self.wait_s, self.pace)
@@ -144,7 +144,7 @@ class PortLender:
             rented = await self._open(tenancy)
             await stream.send(rented)
             while True:
-                await stream.send(Incoming(await tenancy.next_token()))
+                await stream.send(IncomingConnection(await tenancy.next_token()))
         finally:
             tenancy.close()
             self._tenancies.remove(tenancy)
@@ -160,7 +160,7 @@ class PortLender:
         """Of strangers, on all ports lent."""
         return sum(tenancy.connections for tenancy in self._tenancies)
 
-    def _check(self, wanted: Rent, stream: Stream) -> None:
+    def _check(self, wanted: LeasePort, stream: Stream) -> None:
         most, most_of_host = self.limits.lend_ports, self.limits.lend_ports_to_host
         hosts = Counter(tenancy.host for tenancy in self._tenancies)
         if wanted.version != PROTOCOL_VERSION:
@@ -180,7 +180,7 @@ class PortLender:
                 FaultCode.TOO_MANY,
             )
 
-    async def _open(self, tenancy: Lease) -> Rented:
+    async def _open(self, tenancy: Lease) -> PortLeased:
         """Raises Refused."""
         chosen = [0]
         if self.first_port:
@@ -194,7 +194,7 @@ class PortLender:
                 await tenancy.server.start_serving()
         except OSError as error:
             raise Refused(f"no port can be opened here ({error.strerror}): ask another", FaultCode.REFUSED) from None
-        return Rented(_port_of(tenancy.server), _port_of(self._server))
+        return PortLeased(_port_of(tenancy.server), _port_of(self._server))
 
     async def _listen(self, ports: list[int], door: Callable[[], End]) -> asyncio.Server:
         """At the first of the ports that is free; does not accept yet.  Raises OSError."""

@@ -18,13 +18,13 @@ from treeswarm.protocol.messages import (
     Fault,
     FaultCode,
     Hint,
+    LeasePort,
     Manage,
     Managed,
     Open,
     Ping,
     Pong,
     Records,
-    Rent,
     Resume,
     Watch,
 )
@@ -107,7 +107,7 @@ class ControlStream:
                 self._beside(self._dial_back(address))
             case Manage():
                 await self.stream.send(Managed(self._membership().manage(message)))
-            case Rent():
+            case LeasePort():
                 self._beside(self._lend(message))
             case _:
                 raise Refused(f"{type(message).__name__} does not belong on a control stream", FaultCode.MALFORMED)
@@ -175,7 +175,7 @@ class ControlStream:
                 return address
         raise Refused(f"{address} is not the address you come from ({host})", FaultCode.REFUSED)
 
-    async def _lend(self, wanted: Rent) -> None:
+    async def _lend(self, wanted: LeasePort) -> None:
         """Ends with the stream, and the tenancy with it."""
         try:
             if self.node.landlord is None:

@@ -6,9 +6,9 @@ true.  Arrays are NumPy, read-only, and one-dimensional but for `Answer.alternat
 
 Two kinds of stream carry them:
 
-    control  client → node: Describe, Open, Resume, Hint, Ping, Close; Watch, DialBack, Manage, Rent
+    control  client → node: Describe, Open, Resume, Hint, Ping, Close; Watch, DialBack, Manage, LeasePort
              node → client: Description, Opened, Answer (from the tail), Pong, Fault; Records, DialledBack, Managed,
-             Rented, Incoming
+             PortLeased, IncomingConnection
     link     upstream → downstream: LinkHello once, then Append after Append (the client is the head's
              upstream)
              downstream → upstream: LinkWelcome once where the hello asked for it, then nothing but the stream's end
@@ -254,8 +254,8 @@ class Manage:
 
 
 @dataclass(frozen=True)
-class Rent:
-    """Ask for a port that strangers can reach, in place of one's own."""
+class LeasePort:
+    """Ask a node for a lease of a port that other machines can dial, in place of the sender's own."""
 
     version: int
 
@@ -377,16 +377,16 @@ class Managed:
 
 
 @dataclass(frozen=True)
-class Rented:
-    """Strangers dial `port`; the tenant fetches each of their connections at `fetch_port`, by its token."""
+class PortLeased:
+    """Other machines dial `port`; the borrower fetches each of their connections at `fetch_port`, by its token."""
 
     port: int
     fetch_port: int
 
 
 @dataclass(frozen=True)
-class Incoming:
-    """A stranger has dialled the rented port."""
+class IncomingConnection:
+    """Tell the borrower that a machine has dialled the leased port."""
 
     token: bytes
 
@@ -455,8 +455,10 @@ class Append:
         return len(self.tokens)
 
 
-ControlUp = Describe | Open | Resume | Hint | Ping | Close | Watch | DialBack | Manage | Rent
-ControlDown = Description | Opened | Answer | Pong | Fault | Records | DialledBack | Managed | Rented | Incoming
+ControlUp = Describe | Open | Resume | Hint | Ping | Close | Watch | DialBack | Manage | LeasePort
+ControlDown = (
+    Description | Opened | Answer | Pong | Fault | Records | DialledBack | Managed | PortLeased | IncomingConnection
+)
 LinkUp = LinkHello | Append
 LinkDown = LinkWelcome
 Message = ControlUp | ControlDown | LinkUp | LinkDown

@@ -305,9 +305,11 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
         _text(o.action, "action", 32), o.stamp, _id_bytes(o.signature, "signature", m.SIGNATURE_BYTES)
     ),
     "managed": lambda d: m.Managed(_text(d.message, "message")),
-    "rent": lambda r: m.Rent(r.version),
-    "rented": lambda r: m.Rented(_count(r.port, "port", 1, 65535), _count(r.fetch_port, "fetch_port", 1, 65535)),
-    "incoming": lambda i: m.Incoming(_id_bytes(i.token, "token", m.TICKET_BYTES)),
+    "lease_port": lambda r: m.LeasePort(r.version),
+    "port_leased": lambda r: m.PortLeased(
+        _count(r.port, "port", 1, 65535), _count(r.fetch_port, "fetch_port", 1, 65535)
+    ),
+    "incoming_connection": lambda i: m.IncomingConnection(_id_bytes(i.token, "token", m.TICKET_BYTES)),
     "fault": _fault_in,
     "hello": lambda h: m.LinkHello(
         h.version, _session(h.session), h.epoch, _id_bytes(h.ticket, "ticket", m.TICKET_BYTES), h.warm_up, h.packs

@@ -206,9 +206,9 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
         lambda o: pb.Manage(action=o.action, stamp=o.stamp, signature=o.signature),
     ),
     m.Managed: (pb.ControlDown, "managed", lambda d: pb.Managed(message=_clipped(d.message))),
-    m.Rent: (pb.ControlUp, "rent", lambda r: pb.Rent(version=r.version)),
-    m.Rented: (pb.ControlDown, "rented", lambda r: pb.Rented(port=r.port, fetch_port=r.fetch_port)),
-    m.Incoming: (pb.ControlDown, "incoming", lambda i: pb.Incoming(token=i.token)),
+    m.LeasePort: (pb.ControlUp, "lease_port", lambda r: pb.LeasePort(version=r.version)),
+    m.PortLeased: (pb.ControlDown, "port_leased", lambda r: pb.PortLeased(port=r.port, fetch_port=r.fetch_port)),
+    m.IncomingConnection: (pb.ControlDown, "incoming_connection", lambda i: pb.IncomingConnection(token=i.token)),
     m.LinkHello: (
         pb.LinkUp,
         "hello",

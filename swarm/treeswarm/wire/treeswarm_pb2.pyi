@@ -16,7 +16,7 @@ LAST: Answers
 ALL: Answers
 
 class ControlUp(_message.Message):
-    __slots__ = ("describe", "open", "hint", "ping", "close", "resume", "watch", "dial_back", "manage", "rent")
+    __slots__ = ("describe", "open", "hint", "ping", "close", "resume", "watch", "dial_back", "manage", "lease_port")
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     HINT_FIELD_NUMBER: _ClassVar[int]
@@ -26,7 +26,7 @@ class ControlUp(_message.Message):
     WATCH_FIELD_NUMBER: _ClassVar[int]
     DIAL_BACK_FIELD_NUMBER: _ClassVar[int]
     MANAGE_FIELD_NUMBER: _ClassVar[int]
-    RENT_FIELD_NUMBER: _ClassVar[int]
+    LEASE_PORT_FIELD_NUMBER: _ClassVar[int]
     describe: Describe
     open: Open
     hint: Hint
@@ -36,11 +36,11 @@ class ControlUp(_message.Message):
     watch: Watch
     dial_back: DialBack
     manage: Manage
-    rent: Rent
-    def __init__(self, describe: _Optional[_Union[Describe, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., hint: _Optional[_Union[Hint, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., dial_back: _Optional[_Union[DialBack, _Mapping]] = ..., manage: _Optional[_Union[Manage, _Mapping]] = ..., rent: _Optional[_Union[Rent, _Mapping]] = ...) -> None: ...
+    lease_port: LeasePort
+    def __init__(self, describe: _Optional[_Union[Describe, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., hint: _Optional[_Union[Hint, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., dial_back: _Optional[_Union[DialBack, _Mapping]] = ..., manage: _Optional[_Union[Manage, _Mapping]] = ..., lease_port: _Optional[_Union[LeasePort, _Mapping]] = ...) -> None: ...
 
 class ControlDown(_message.Message):
-    __slots__ = ("description", "opened", "answer", "pong", "fault", "records", "dialled_back", "managed", "rented", "incoming")
+    __slots__ = ("description", "opened", "answer", "pong", "fault", "records", "dialled_back", "managed", "port_leased", "incoming_connection")
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
@@ -49,8 +49,8 @@ class ControlDown(_message.Message):
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     DIALLED_BACK_FIELD_NUMBER: _ClassVar[int]
     MANAGED_FIELD_NUMBER: _ClassVar[int]
-    RENTED_FIELD_NUMBER: _ClassVar[int]
-    INCOMING_FIELD_NUMBER: _ClassVar[int]
+    PORT_LEASED_FIELD_NUMBER: _ClassVar[int]
+    INCOMING_CONNECTION_FIELD_NUMBER: _ClassVar[int]
     description: Description
     opened: Opened
     answer: Answer
@@ -59,9 +59,9 @@ class ControlDown(_message.Message):
     records: Records
     dialled_back: DialledBack
     managed: Managed
-    rented: Rented
-    incoming: Incoming
-    def __init__(self, description: _Optional[_Union[Description, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., dialled_back: _Optional[_Union[DialledBack, _Mapping]] = ..., managed: _Optional[_Union[Managed, _Mapping]] = ..., rented: _Optional[_Union[Rented, _Mapping]] = ..., incoming: _Optional[_Union[Incoming, _Mapping]] = ...) -> None: ...
+    port_leased: PortLeased
+    incoming_connection: IncomingConnection
+    def __init__(self, description: _Optional[_Union[Description, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., dialled_back: _Optional[_Union[DialledBack, _Mapping]] = ..., managed: _Optional[_Union[Managed, _Mapping]] = ..., port_leased: _Optional[_Union[PortLeased, _Mapping]] = ..., incoming_connection: _Optional[_Union[IncomingConnection, _Mapping]] = ...) -> None: ...
 
 class LinkUp(_message.Message):
     __slots__ = ("hello", "append")
@@ -491,13 +491,13 @@ class Managed(_message.Message):
     message: str
     def __init__(self, message: _Optional[str] = ...) -> None: ...
 
-class Rent(_message.Message):
+class LeasePort(_message.Message):
     __slots__ = ("version",)
     VERSION_FIELD_NUMBER: _ClassVar[int]
     version: int
     def __init__(self, version: _Optional[int] = ...) -> None: ...
 
-class Rented(_message.Message):
+class PortLeased(_message.Message):
     __slots__ = ("port", "fetch_port")
     PORT_FIELD_NUMBER: _ClassVar[int]
     FETCH_PORT_FIELD_NUMBER: _ClassVar[int]
@@ -505,7 +505,7 @@ class Rented(_message.Message):
     fetch_port: int
     def __init__(self, port: _Optional[int] = ..., fetch_port: _Optional[int] = ...) -> None: ...
 
-class Incoming(_message.Message):
+class IncomingConnection(_message.Message):
     __slots__ = ("token",)
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     token: bytes

@@ -29,11 +29,11 @@ from treeswarm.protocol.messages import (
     DialBack,
     DialledBack,
     FaultCode,
+    LeasePort,
     LinkHello,
     Ping,
     Pong,
-    Rent,
-    Rented,
+    PortLeased,
 )
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.transport.grpc import GrpcTransport
@@ -178,12 +178,12 @@ async def test_a_token_is_good_for_one_connection() -> None:
         await stream.end()
 
 
-async def _rented(transport: GrpcTransport, landlord: Peer) -> tuple[Stream, Rented]:
+async def _rented(transport: GrpcTransport, landlord: Peer) -> tuple[Stream, PortLeased]:
     """As a tenant of one's own making."""
     stream = await transport.connect(landlord.address, CONTROL)
-    await stream.send(Rent(1))
+    await stream.send(LeasePort(1))
     rented = await asyncio.wait_for(stream.receive(), SOON_S)
-    assert isinstance(rented, Rented)
+    assert isinstance(rented, PortLeased)
     return stream, rented
 
 
@@ -270,13 +270,13 @@ async def test_a_landlord_that_is_a_tenant_lends_nothing() -> None:
 async def test_one_stream_rents_one_port_in_one_version() -> None:
     async with peer() as landlord, stranger() as tenant:
         stream, rented = await _rented(tenant, landlord)
-        await stream.send(Rent(1))
+        await stream.send(LeasePort(1))
         with pytest.raises(Refused, match="has its port"):
             await asyncio.wait_for(stream.receive(), SOON_S)
         await until(lambda: landlord.landlord.tenants == 0)
         assert await is_closed(rented.port)
         other = await tenant.connect(landlord.address, CONTROL)
-        await other.send(Rent(99))
+        await other.send(LeasePort(99))
         with pytest.raises(Refused, match="protocol 99"):
             await asyncio.wait_for(other.receive(), SOON_S)
 
@@ -335,7 +335,7 @@ async def test_so_many_strangers_wait() -> None:
 async def test_a_tenant_drops_all_when_its_landlord_talks_nonsense() -> None:
     async def nonsense(kind: StreamKind, stream: Stream) -> None:
         await stream.receive()
-        await stream.send(Rented(1, 1))
+        await stream.send(PortLeased(1, 1))
         await stream.send(Pong(1))
         await stream.receive()
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import pytest
 from tests.support.port_peers import CONTROL, SOON_S, Peer, ask, peer, port_of, stranger
 
-from treeswarm.protocol.messages import DialledBack, Rent, Rented
+from treeswarm.protocol.messages import DialledBack, LeasePort, PortLeased
 from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm_node.reachability import reachability as place
 from treeswarm_node.reachability.reachability import (
@@ -190,8 +190,8 @@ async def test_a_port_that_does_not_lead_here_is_not_told_of() -> None:
     """A landlord whose lent ports a firewall closes, or that answers at them itself."""
 
     async def pose(kind: StreamKind, stream: Stream) -> None:
-        if kind is CONTROL and isinstance(await stream.receive(), Rent):
-            await stream.send(Rented(port_of(landlord.address), 1))
+        if kind is CONTROL and isinstance(await stream.receive(), LeasePort):
+            await stream.send(PortLeased(port_of(landlord.address), 1))
             await stream.receive()
 
     async with peer() as honest, peer() as poser, peer() as node:
