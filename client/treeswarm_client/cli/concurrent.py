@@ -12,7 +12,7 @@ from treeswarm_client.generation.run import Run
 
 
 @dataclass(frozen=True, eq=False)
-class SampleText:
+class PromptResult:
     """What came of one prompt."""
 
     index: int
@@ -31,14 +31,14 @@ class SampleText:
         return [one | failure for one in told or [whose]]
 
 
-async def several(
+async def generate_concurrently(
     client: SwarmClient, prompts: Sequence[str], *, n: int, options: Mapping[str, Any]
-) -> AsyncGenerator[SampleText, None]:
+) -> AsyncGenerator[PromptResult, None]:
     """`n` samples of every prompt, in the order of the prompts; one that fails holds up no other."""
     # More would only wait for seats.
     turns = asyncio.Semaphore(max(1, MOST_SEATS // n))
 
-    async def take_turn(index: int, prompt: str) -> SampleText:
+    async def take_turn(index: int, prompt: str) -> PromptResult:
         async with turns:
             return await _answer(client, index, prompt, n, options)
 
@@ -52,17 +52,17 @@ async def several(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _answer(client: SwarmClient, index: int, prompt: str, n: int, options: Mapping[str, Any]) -> SampleText:
+async def _answer(client: SwarmClient, index: int, prompt: str, n: int, options: Mapping[str, Any]) -> PromptResult:
     runs: list[Run] = []
     try:
         if n > 1:
-            return SampleText(index, prompt, await client.generate_many(prompt, n=n, **options))
+            return PromptResult(index, prompt, await client.generate_many(prompt, n=n, **options))
         runs.append(client.stream(prompt, **options))
         async for _ in runs[0]:
             pass
     except SwarmError as error:
-        return SampleText(index, prompt, runs, error)
-    return SampleText(index, prompt, runs)
+        return PromptResult(index, prompt, runs, error)
+    return PromptResult(index, prompt, runs)
 
 
 def _told(run: Run) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from treeswarm.errors import BadRequest, SwarmError
 from treeswarm.protocol.messages import NumericsClass
-from treeswarm_client.cli.concurrent import SampleText, several
+from treeswarm_client.cli.concurrent import PromptResult, generate_concurrently
 from treeswarm_client.cli.flags import add_client_flags, add_sampling_flags, open_client, sampling_of
 from treeswarm_client.cli.prompts import read_prompt, read_prompts
-from treeswarm_client.cli.render.live import LiveText, harmless, stdout_console, summary_line
+from treeswarm_client.cli.render.live import LiveText, escape_controls, stdout_console, summary_line
 from treeswarm_client.cli.render.route_lines import route_as_dict, route_lines
 from treeswarm_client.generation.run import Run
 from treeswarm_client.planner.explain import explain_lines
@@ -119,7 +119,7 @@ async def _many(args: argparse.Namespace, prompts: list[str]) -> int:
         print("swarm: all samples will be the same text: give --temperature 0.8 for others", file=sys.stderr)
     async with (
         open_client(args) as client,
-        contextlib.aclosing(several(client, prompts, n=args.n, options=sampling_of(args))) as answers,
+        contextlib.aclosing(generate_concurrently(client, prompts, n=args.n, options=sampling_of(args))) as answers,
     ):
         async for answer in answers:
             if answer.error is not None:
@@ -134,10 +134,10 @@ async def _many(args: argparse.Namespace, prompts: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _show_samples(console: Console, answer: SampleText) -> None:
+def _show_samples(console: Console, answer: PromptResult) -> None:
     for sample, run in enumerate(answer.runs):
         console.print(f"--- sample {sample} of {len(answer.runs)}", style="dim")
-        text = harmless(run.text) if console.is_terminal else run.text
+        text = escape_controls(run.text) if console.is_terminal else run.text
         console.file.write(text + "\n")
 
 

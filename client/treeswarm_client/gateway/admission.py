@@ -24,11 +24,11 @@ class Admission:
         return len(self._line)
 
     @contextlib.asynccontextmanager
-    async def places(self, wanted: int) -> AsyncIterator["Places"]:
+    async def places(self, wanted: int) -> AsyncIterator["Slots"]:
         """Hold `wanted` places.  Raises Busy where the line is too long, or does not move."""
         wanted = min(wanted, self.limits.generations)
         await self._take(wanted)
-        held = Places(self, wanted)
+        held = Slots(self, wanted)
         try:
             yield held
         finally:
@@ -74,7 +74,7 @@ class Admission:
 
 
 @dataclass(eq=False)
-class Places:
+class Slots:
     """Held by one request."""
 
     admission: Admission

@@ -5,20 +5,20 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Protocol
 
-from treeswarm_client.gateway.work import Usage
+from treeswarm_client.gateway.events import Usage
 from treeswarm_client.generation.loop import FinishReason
 from treeswarm_client.generation.run import Run, Token
 
 Decode = Callable[[Sequence[int]], str]
 
 
-def word(token: int, decode: Decode) -> str:
+def token_text(token: int, decode: Decode) -> str:
     """What a token adds to a text.  Alone it may lack the space before it, so it is read after itself."""
     return decode([token, token])[len(decode([token])) :]
 
 
 @dataclass(frozen=True)
-class Heading:
+class AnswerMetadata:
     """What all objects of one answer have in common."""
 
     id: str
@@ -27,7 +27,7 @@ class Heading:
     fingerprint: str
 
 
-class Writer(Protocol):
+class AnswerWriter(Protocol):
     """Writes one kind of answer."""
 
     def whole(self, runs: Sequence[Run], usage: Usage) -> dict[str, Any]: ...
@@ -47,7 +47,7 @@ class Writer(Protocol):
 class ChatWriter:
     """`chat.completion` and its chunks."""
 
-    heading: Heading
+    heading: AnswerMetadata
     decode: Decode
     logprobs: bool
 
@@ -84,7 +84,7 @@ class ChatWriter:
     def _logprobs(self, ids: Sequence[int], logprobs: Sequence[float]) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
-        tokens = [word(token, self.decode) for token in ids]
+        tokens = [token_text(token, self.decode) for token in ids]
         return {
             "content": [
                 {"token": text, "logprob": float(logprob), "bytes": bytes_of(text), "top_logprobs": []}
@@ -98,7 +98,7 @@ class ChatWriter:
 class CompletionWriter:
     """`text_completion`, whole and in chunks."""
 
-    heading: Heading
+    heading: AnswerMetadata
     decode: Decode
     logprobs: bool
     _said: dict[int, int] = field(default_factory=dict)
@@ -130,13 +130,13 @@ class CompletionWriter:
     def _logprobs(self, ids: Sequence[int], logprobs: Sequence[float], start: int = 0) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
-        tokens = [word(token, self.decode) for token in ids]
+        tokens = [token_text(token, self.decode) for token in ids]
         *offsets, _ = accumulate(map(len, tokens), initial=start)
         said = [float(logprob) for logprob in logprobs]
         return {"tokens": tokens, "token_logprobs": said, "top_logprobs": None, "text_offset": offsets}
 
 
-def _object(heading: Heading, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+def _object(heading: AnswerMetadata, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "id": heading.id,
         "object": kind,

@@ -17,13 +17,18 @@ from starlette.exceptions import HTTPException
 
 from treeswarm import __version__
 from treeswarm.errors import SwarmError
-from treeswarm_client.gateway.answers import ChatWriter, CompletionWriter, Heading, Writer
-from treeswarm_client.gateway.backend import Backend, Job
+from treeswarm_client.gateway.answers import AnswerMetadata, AnswerWriter, ChatWriter, CompletionWriter
+from treeswarm_client.gateway.backend import Backend, PreparedRequest
 from treeswarm_client.gateway.errors import Failure, NoSuchModel, WrongKey, failure_of
-from treeswarm_client.gateway.page import front_page, map_page
-from treeswarm_client.gateway.presence import BodyLimit, Counted, OnlyHere, unless_gone
-from treeswarm_client.gateway.requests import ChatRequest, CompletionRequest, chat_ask, completion_ask
-from treeswarm_client.gateway.work import Ended, Event, Said, drain, usage_of
+from treeswarm_client.gateway.events import FinishEvent, GenerationEvent, TokenEvent, count_usage, drain
+from treeswarm_client.gateway.middleware import BodyLimit, LocalHostOnly, RequestCounter, run_unless_disconnected
+from treeswarm_client.gateway.page import front_page, make_map_app
+from treeswarm_client.gateway.requests import (
+    ChatRequest,
+    CompletionRequest,
+    parse_chat_request,
+    parse_completion_request,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +42,14 @@ def make_app(backend: Backend) -> FastAPI:
     app = FastAPI(title="treeswarm", version=__version__)
     app.add_middleware(BodyLimit, most=backend.config.limits.body_bytes)
     if not backend.config.keys.digests:
-        app.add_middleware(OnlyHere, host=backend.config.listen.host)
+        app.add_middleware(LocalHostOnly, host=backend.config.listen.host)
     if backend.config.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=backend.config.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
-    app.add_middleware(Counted, tell=lambda path, status: backend.metrics.requests.labels(path, str(status)).inc())
+    app.add_middleware(
+        RequestCounter, tell=lambda path, status: backend.metrics.requests.labels(path, str(status)).inc()
+    )
     _translate_errors(app)
     _add_openai(app, backend)
     _add_operator(app, backend)
@@ -80,7 +87,7 @@ def _add_openai(app: FastAPI, backend: Backend) -> None:
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatRequest, caller: caller_of, request: Request) -> Response:
         served(asked.model)
-        ask = chat_ask(asked, backend.config.limits)
+        ask = parse_chat_request(asked, backend.config.limits)
         heading = _heading("chatcmpl", backend)
         job = await backend.prepare(ask, caller)
         return await _answer(backend, job, ChatWriter(heading, backend.client.decode, ask.logprobs), request)
@@ -88,7 +95,7 @@ def _add_openai(app: FastAPI, backend: Backend) -> None:
     @app.post("/v1/completions")
     async def completions(asked: CompletionRequest, caller: caller_of, request: Request) -> Response:
         served(asked.model)
-        ask = completion_ask(asked, backend.config.limits)
+        ask = parse_completion_request(asked, backend.config.limits)
         heading = _heading("cmpl", backend)
         job = await backend.prepare(ask, caller)
         return await _answer(backend, job, CompletionWriter(heading, backend.client.decode, ask.logprobs), request)
@@ -122,30 +129,33 @@ def _add_operator(app: FastAPI, backend: Backend) -> None:
         return front_page(request)
 
     # After the route of its events, which would never be reached otherwise.
-    app.mount("/map", map_page(), name="map")
+    app.mount("/map", make_map_app(), name="map")
 
 
-async def _answer(backend: Backend, job: Job, writer: Writer, request: Request) -> Response:
+async def _answer(backend: Backend, job: PreparedRequest, writer: AnswerWriter, request: Request) -> Response:
     """Whole, or as a stream.  Whoever leaves meanwhile ends the generations."""
     events = backend.work(job)
     if not job.ask.stream:
-        if not await unless_gone(request, drain(events)):
+        if not await run_unless_disconnected(request, drain(events)):
             return Response(status_code=499)
-        return JSONResponse(writer.whole(job.runs, usage_of(job.runs, job.ask.n)))
-    first: list[Event] = []
+        return JSONResponse(writer.whole(job.runs, count_usage(job.runs, job.ask.n)))
+    first: list[GenerationEvent] = []
     # Until the first token a failure still has a status of its own.
-    if not await unless_gone(request, _first(events, first)):
+    if not await run_unless_disconnected(request, _first(events, first)):
         await events.aclose()
         return Response(status_code=499)
     return StreamingResponse(_stream(events, first, job, writer), media_type="text/event-stream", headers=EVENTS)
 
 
-async def _first(events: AsyncGenerator[Event, None], into: list[Event]) -> None:
+async def _first(events: AsyncGenerator[GenerationEvent, None], into: list[GenerationEvent]) -> None:
     into.append(await anext(events))
 
 
 async def _stream(
-    events: AsyncGenerator[Event, None], first: list[Event], job: Job, writer: Writer
+    events: AsyncGenerator[GenerationEvent, None],
+    first: list[GenerationEvent],
+    job: PreparedRequest,
+    writer: AnswerWriter,
 ) -> AsyncIterator[str]:
     """OpenAI's server-sent events, `[DONE]` at the end."""
     async with aclosing(events):
@@ -158,7 +168,7 @@ async def _stream(
             async for event in events:
                 yield _chunk(event, writer)
             if job.ask.include_usage:
-                yield _event(writer.usage(usage_of(job.runs, job.ask.n)))
+                yield _event(writer.usage(count_usage(job.runs, job.ask.n)))
         except SwarmError as error:
             yield _event(failure_of(error).body)
         except Exception:
@@ -167,11 +177,11 @@ async def _stream(
     yield "data: [DONE]\n\n"
 
 
-def _chunk(event: Event, writer: Writer) -> str:
+def _chunk(event: GenerationEvent, writer: AnswerWriter) -> str:
     match event:
-        case Said(choice, token):
+        case TokenEvent(choice, token):
             return _event(writer.more(choice, token))
-        case Ended(choice, finish):
+        case FinishEvent(choice, finish):
             return _event(writer.closing(choice, finish))
 
 
@@ -185,10 +195,12 @@ def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def _heading(kind: str, backend: Backend) -> Heading:
+def _heading(kind: str, backend: Backend) -> AnswerMetadata:
     numerics = backend.client.target.numerics
     fingerprint = f"{numerics.weights[:12]}-{numerics.dtype}"
-    return Heading(f"{kind}-{secrets.token_hex(12)}", int(time.time()), backend.config.model_names[0], fingerprint)
+    return AnswerMetadata(
+        f"{kind}-{secrets.token_hex(12)}", int(time.time()), backend.config.model_names[0], fingerprint
+    )
 
 
 def _translate_errors(app: FastAPI) -> None:

@@ -18,30 +18,30 @@ from treeswarm_client.discovery.prober import Prober
 from treeswarm_client.gateway.admission import Admission
 from treeswarm_client.gateway.config import GatewayConfig
 from treeswarm_client.gateway.errors import NotReady
+from treeswarm_client.gateway.events import GenerationEvent, TokenEvent, follow
 from treeswarm_client.gateway.metrics import GatewayMetrics
-from treeswarm_client.gateway.requests import Ask
+from treeswarm_client.gateway.requests import GenerationRequest
 from treeswarm_client.gateway.tracing import Tracing
-from treeswarm_client.gateway.watchers import LOOK_S, Shown, Watchers
-from treeswarm_client.gateway.work import Event, Said, follow
+from treeswarm_client.gateway.watchers import POLL_S, WatchedGeneration, Watchers
 from treeswarm_client.generation.run import Run
 from treeswarm_client.planner.pace import Round
 
 log = logging.getLogger(__name__)
 
 # Tokenizing so many letters takes a millisecond; longer texts are not encoded in the event loop.
-LETTERS_AT_ONCE = 4096
+MAX_INLINE_CHARACTERS = 4096
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class PreparedRequest:
     """A request, ready to begin."""
 
-    ask: Ask
+    ask: GenerationRequest
     runs: list[Run]
     """Prompt by prompt, `n` of each."""
-    shown: list[Shown]
+    shown: list[WatchedGeneration]
 
 
 @dataclass(eq=False)
@@ -77,7 +77,7 @@ class Backend:
             if not await self._enter(stack):
                 waiting = asyncio.create_task(self._keep_entering(stack))
                 stack.push_async_callback(cancelled, waiting)
-            looking = asyncio.create_task(self.watchers.keep_looking(self._look))
+            looking = asyncio.create_task(self.watchers.poll_swarm(self._look))
             try:
                 yield
             finally:
@@ -109,7 +109,7 @@ class Backend:
         if gaps := missing_blocks(spans, view.target.blocks):
             raise NotReady(f"nobody serves blocks {', '.join(map(str, gaps))}: start swarm-node for them")
 
-    async def prepare(self, ask: Ask, caller: bytes) -> Job:
+    async def prepare(self, ask: GenerationRequest, caller: bytes) -> PreparedRequest:
         """The runs of a request, prompt by prompt, not yet begun.  Raises BadRequest and NotReady."""
         client = self.client
         if ask.messages:
@@ -130,16 +130,16 @@ class Backend:
                     **ask.options,
                 )
                 runs.append(run)
-        return Job(ask, runs, shown)
+        return PreparedRequest(ask, runs, shown)
 
     async def _encoded(self, prompt: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(prompt, str):
             return prompt
-        if len(prompt) > LETTERS_AT_ONCE:
+        if len(prompt) > MAX_INLINE_CHARACTERS:
             return await asyncio.to_thread(self.client.encode, prompt)
         return self.client.encode(prompt)
 
-    async def work(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def work(self, job: PreparedRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Wait for a turn, then generate.  Raises Busy and what generating raises."""
         timer = self.metrics.timer()
         async with contextlib.AsyncExitStack() as stack:
@@ -153,7 +153,7 @@ class Backend:
                 ) as events:
                     async for event in events:
                         timer.saw(event)
-                        if isinstance(event, Said):
+                        if isinstance(event, TokenEvent):
                             job.shown[event.choice].said(event.token)
                         yield event
             finally:
@@ -161,7 +161,7 @@ class Backend:
                 for shown, run in zip(job.shown, job.runs, strict=True):
                     shown.end(run.finish_reason)
 
-    def _told_of(self, shown: Shown) -> Callable[[Round], None]:
+    def _told_of(self, shown: WatchedGeneration) -> Callable[[Round], None]:
         def tell(flown: Round) -> None:
             self.metrics.observe_round(flown)
             shown.round(flown)
@@ -203,6 +203,6 @@ class Backend:
         self._lookout = self._lookout or self._client.lookout()
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._lookout.ask())
-        if (await asyncio.wait({self._asking}, timeout=LOOK_S))[0]:
+        if (await asyncio.wait({self._asking}, timeout=POLL_S))[0]:
             self._asking.result()
         return {"kind": "overview", **(await self._lookout.see()).as_dict()}

@@ -15,8 +15,8 @@ from treeswarm.errors import (
     TransportError,
 )
 from treeswarm_client.discovery.swarm_view import FULL
+from treeswarm_client.gateway.events import AnswerAborted
 from treeswarm_client.gateway.requests import Unsupported
-from treeswarm_client.gateway.work import Gone
 
 
 class Busy(SwarmError):
@@ -68,7 +68,7 @@ _TOLD: tuple[tuple[type[SwarmError], int, str, str | None, str | None], ...] = (
     (WrongKey, 401, "invalid_request_error", "invalid_api_key", None),
     (NoSuchModel, 404, "invalid_request_error", "model_not_found", "model"),
     (Busy, 429, "rate_limit_error", "rate_limit_exceeded", None),
-    (Gone, 503, "server_error", "swarm_unavailable", None),
+    (AnswerAborted, 503, "server_error", "swarm_unavailable", None),
     (MissingBlocks, 503, "server_error", "missing_blocks", None),
     (NotReady, 503, "server_error", "swarm_unavailable", None),
     (RouteError, 503, "server_error", "swarm_unavailable", None),

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from treeswarm.protocol.spans import missing_blocks
 from treeswarm_client.discovery.swarm_view import SwarmView
 from treeswarm_client.gateway.admission import Admission
-from treeswarm_client.gateway.work import Event, Said, usage_of
+from treeswarm_client.gateway.events import GenerationEvent, TokenEvent, count_usage
 from treeswarm_client.generation.run import Run
 from treeswarm_client.planner.pace import Round
 
@@ -72,7 +72,7 @@ class GatewayMetrics:
 
     def observe_runs(self, runs: Sequence[Run], n: int) -> None:
         """When a request's generations have ended, whole or not."""
-        usage = usage_of(runs, n)
+        usage = count_usage(runs, n)
         for kind, tokens in (("prompt", usage.prompt), ("completion", usage.completion), ("cached", usage.cached)):
             self.tokens.labels(kind).inc(tokens)
         self.traversals.inc(sum(run.meter.traversals for run in runs))
@@ -90,8 +90,8 @@ class TokenTimer:
     _start: float = field(default_factory=time.perf_counter)
     _last: dict[int, float] = field(default_factory=dict)
 
-    def saw(self, event: Event) -> None:
-        if not isinstance(event, Said):
+    def saw(self, event: GenerationEvent) -> None:
+        if not isinstance(event, TokenEvent):
             return
         now, before = time.perf_counter(), self._last.get(event.choice)
         self._last[event.choice] = now

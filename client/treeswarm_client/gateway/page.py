@@ -42,7 +42,7 @@ def front_page(request: Request) -> Response:
 
 
 @dataclass(frozen=True)
-class Guarded:
+class SecurityHeaders:
     """Adds those headers to every answer."""
 
     app: ASGIApp
@@ -56,6 +56,6 @@ class Guarded:
         await self.app(scope, receive, guarded)
 
 
-def map_page() -> ASGIApp:
+def make_map_app() -> ASGIApp:
     """To be mounted."""
-    return Guarded(StaticFiles(directory=Path(str(files("treeswarm_client.gateway") / "web")), html=True))
+    return SecurityHeaders(StaticFiles(directory=Path(str(files("treeswarm_client.gateway") / "web")), html=True))

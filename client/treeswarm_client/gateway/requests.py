@@ -1,4 +1,4 @@
-"""What callers send: OpenAI's requests, checked, and turned into an `Ask`.
+"""What callers send: OpenAI's requests, checked, and turned into an `GenerationRequest`.
 
 A parameter that changes the text and cannot be honoured is refused; what has no effect at the value given is accepted.
 """
@@ -17,7 +17,7 @@ MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 MAX_STOPS = 16
 # OpenAI's default where a completion names no limit.
-COMPLETION_TOKENS = 16
+DEFAULT_COMPLETION_TOKENS = 16
 LARGEST_SEED = 2**63
 
 # Parameters accepted as long as they ask for nothing, with the values that do; None: any value.
@@ -44,7 +44,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...] | None] = {
 }
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-StopText = Annotated[str, Field(max_length=256)]
+StopString = Annotated[str, Field(max_length=256)]
 
 
 class StreamOptions(BaseModel):
@@ -69,14 +69,14 @@ class ChatMessage(BaseModel):
     content: str | Annotated[list[ContentPart], Field(fail_fast=True, max_length=MAX_PARTS)] | None = None
 
 
-class _Common(BaseModel):
+class _CommonRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str
     n: int | None = Field(default=None, ge=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
     seed: int | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: Probability | None = None
@@ -85,7 +85,7 @@ class _Common(BaseModel):
     ignore_eos: bool = False
 
 
-class ChatRequest(_Common):
+class ChatRequest(_CommonRequest):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
@@ -94,7 +94,7 @@ class ChatRequest(_Common):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
 
 
-class CompletionRequest(_Common):
+class CompletionRequest(_CommonRequest):
     """`POST /v1/completions`."""
 
     prompt: Any
@@ -111,7 +111,7 @@ class Unsupported(BadRequest):
 
 
 @dataclass(frozen=True)
-class Ask:
+class GenerationRequest:
     """One request, as the gateway works on it: every prompt is continued `n` times."""
 
     prompts: tuple[str | tuple[int, ...], ...]
@@ -137,7 +137,7 @@ class Ask:
         return max(1, len(self.prompts)) * self.n
 
 
-def chat_ask(request: ChatRequest, limits: GatewayLimits) -> Ask:
+def parse_chat_request(request: ChatRequest, limits: GatewayLimits) -> GenerationRequest:
     """Raises Unsupported and BadRequest."""
     _refuse_extras(request)
     if request.top_logprobs:
@@ -149,18 +149,20 @@ def chat_ask(request: ChatRequest, limits: GatewayLimits) -> Ask:
     return _ask(request, (), messages, wanted, usual=limits.max_tokens, logprobs=bool(request.logprobs), limits=limits)
 
 
-def completion_ask(request: CompletionRequest, limits: GatewayLimits) -> Ask:
+def parse_completion_request(request: CompletionRequest, limits: GatewayLimits) -> GenerationRequest:
     """Raises Unsupported and BadRequest."""
     _refuse_extras(request)
     if request.logprobs and (request.logprobs > 1 or request.temperature != 0):
         raise Unsupported("logprobs", "logprobs: nodes tell the probability of the chosen token only; give 0")
     prompts = _prompts(request.prompt, limits)
     logprobs = request.logprobs is not None
-    return _ask(request, prompts, (), request.max_tokens, usual=COMPLETION_TOKENS, logprobs=logprobs, limits=limits)
+    return _ask(
+        request, prompts, (), request.max_tokens, usual=DEFAULT_COMPLETION_TOKENS, logprobs=logprobs, limits=limits
+    )
 
 
 def _ask(
-    request: _Common,
+    request: _CommonRequest,
     prompts: tuple[str | tuple[int, ...], ...],
     messages: tuple[Mapping[str, Any], ...],
     wanted: int | None,
@@ -168,7 +170,7 @@ def _ask(
     usual: int,
     logprobs: bool,
     limits: GatewayLimits,
-) -> Ask:
+) -> GenerationRequest:
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     temperature = 1.0 if request.temperature is None else request.temperature
     options = {
@@ -180,7 +182,7 @@ def _ask(
         "stop": tuple(stops),
         "ignore_eos": request.ignore_eos,
     }
-    made = Ask(
+    made = GenerationRequest(
         prompts,
         messages,
         request.n or 1,

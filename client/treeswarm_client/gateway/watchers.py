@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from treeswarm.errors import SwarmError
-from treeswarm_client.gateway.answers import Decode, word
+from treeswarm_client.gateway.answers import Decode, token_text
 from treeswarm_client.gateway.errors import Busy
 from treeswarm_client.generation.loop import FinishReason
 from treeswarm_client.generation.run import Token
 from treeswarm_client.planner.pace import Round
 
 # Eyes are no faster.
-LOOK_S = 1.0
+POLL_S = 1.0
 # Proxies close what says nothing for a minute, and a page notices within two of these that nobody is there.
-QUIET_S = 15.0
+KEEPALIVE_S = 15.0
 # Trees that wait for a viewer who reads slowly, and events of any kind.
 AHEAD = 256
-MOST_AHEAD = 4 * AHEAD
+MAX_QUEUED_EVENTS = 4 * AHEAD
 # More nodes than a picture can show.
-MOST_DRAWN = 192
+MAX_DRAWN_NODES = 192
 
-Look = Callable[[], Awaitable[dict[str, Any]]]
+ReadOverview = Callable[[], Awaitable[dict[str, Any]]]
 
 
 @dataclass(eq=False)
@@ -51,7 +51,7 @@ class Watchers:
         return self._listen()
 
     async def _listen(self) -> AsyncGenerator[dict[str, Any] | None, None]:
-        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(MOST_AHEAD)
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(MAX_QUEUED_EVENTS)
         self._heard.add(queue)
         self._arrived.set()
         try:
@@ -61,7 +61,7 @@ class Watchers:
                 yield begun
             while True:
                 try:
-                    event = await asyncio.wait_for(queue.get(), QUIET_S)
+                    event = await asyncio.wait_for(queue.get(), KEEPALIVE_S)
                 except TimeoutError:
                     yield None
                     continue
@@ -84,9 +84,9 @@ class Watchers:
             elif event["kind"] != "round" or queue.qsize() < AHEAD:
                 queue.put_nowait(event)
 
-    def generation(self, decode: Decode | None) -> "Shown":
+    def generation(self, decode: Decode | None) -> "WatchedGeneration":
         """A generation to show; without `decode`, its shapes only."""
-        return Shown(self, next(self._ids), decode)
+        return WatchedGeneration(self, next(self._ids), decode)
 
     def began(self, event: dict[str, Any]) -> None:
         self._under_way[event["id"]] = event
@@ -96,7 +96,7 @@ class Watchers:
         if self._under_way.pop(event["id"], None) is not None:
             self.tell(event)
 
-    async def keep_looking(self, look: Look) -> None:
+    async def poll_swarm(self, look: ReadOverview) -> None:
         """Look at the swarm while anybody watches; until cancelled."""
         while True:
             if not self:
@@ -109,11 +109,11 @@ class Watchers:
             if seen != self._seen:
                 self._seen = seen
                 self.tell(seen)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
 
 
 @dataclass(eq=False)
-class Shown:
+class WatchedGeneration:
     """One generation, as viewers follow it."""
 
     watchers: Watchers
@@ -134,13 +134,15 @@ class Shown:
             return
         self._spoke = True
         seconds = time.perf_counter() - self._began_at
-        self.watchers.tell({"kind": "first", "id": self.id, **first_drawn(token.id, seconds, self.decode)})
+        self.watchers.tell({"kind": "first", "id": self.id, **first_token_as_dict(token.id, seconds, self.decode)})
 
     def round(self, flown: Round) -> None:
         """A tree came back."""
         self.rounds += 1
         if self.watchers:
-            self.watchers.tell({"kind": "round", "id": self.id, "round": self.rounds, **drawn(flown, self.decode)})
+            self.watchers.tell(
+                {"kind": "round", "id": self.id, "round": self.rounds, **round_as_dict(flown, self.decode)}
+            )
 
     def end(self, finish: FinishReason | None) -> None:
         """It is over; None: it broke, or its caller left."""
@@ -153,17 +155,17 @@ def _let_go(queue: "asyncio.Queue[dict[str, Any] | None]") -> None:
     queue.put_nowait(None)
 
 
-def first_drawn(token: int, seconds: float, decode: Decode | None) -> dict[str, Any]:
+def first_token_as_dict(token: int, seconds: float, decode: Decode | None) -> dict[str, Any]:
     """The first token, and how long it took."""
     made: dict[str, Any] = {"ms": round(seconds * 1e3, 1)}
-    return made if decode is None else {**made, "bonus": word(token, decode)}
+    return made if decode is None else {**made, "bonus": token_text(token, decode)}
 
 
-def drawn(flown: Round, decode: Decode | None) -> dict[str, Any]:
+def round_as_dict(flown: Round, decode: Decode | None) -> dict[str, Any]:
     """A tree and the way the target took through it.  `parents` are node numbers, -1 the root; the accepted nodes are
     kept also where the tree is larger than a picture."""
     accepted = set(flown.found.accepted)
-    kept = [i for i in range(len(flown.draft)) if i < MOST_DRAWN or i in accepted]
+    kept = [i for i in range(len(flown.draft)) if i < MAX_DRAWN_NODES or i in accepted]
     number = {node: i for i, node in enumerate(kept)} | {-1: -1}
     made: dict[str, Any] = {
         "nodes": len(flown.draft),
@@ -173,6 +175,6 @@ def drawn(flown: Round, decode: Decode | None) -> dict[str, Any]:
         "ms": round(flown.seconds * 1e3, 1),
     }
     if decode is not None:
-        made["words"] = [word(int(flown.draft.tokens[i]), decode) for i in kept]
-        made["bonus"] = word(flown.found.bonus, decode)
+        made["words"] = [token_text(int(flown.draft.tokens[i]), decode) for i in kept]
+        made["bonus"] = token_text(flown.found.bonus, decode)
     return made

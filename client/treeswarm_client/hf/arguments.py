@@ -14,7 +14,7 @@ DEFAULT_TOP_K = 50
 
 
 @dataclass(frozen=True)
-class Asked:
+class GenerateArguments:
     """One call's settings, all honoured."""
 
     max_new_tokens: int | None
@@ -51,7 +51,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class _Settings:
+class _Layers:
     """Three layers; an argument that is None switches off what the lower ones say, elsewhere None says nothing."""
 
     given: Mapping[str, Any]
@@ -66,10 +66,12 @@ class _Settings:
         return default if found is None else found
 
 
-def ask(given: Mapping[str, Any], passed: Mapping[str, Any], own: Mapping[str, Any], where: str) -> Asked:
+def read_arguments(
+    given: Mapping[str, Any], passed: Mapping[str, Any], own: Mapping[str, Any], where: str
+) -> GenerateArguments:
     """`given` are the arguments, `passed` the values of a `generation_config` argument, `own` those of the model's own,
     which `where` names.  Raises BadRequest for what cannot be honoured."""
-    layers = _Settings(given, passed, own)
+    layers = _Layers(given, passed, own)
     sampling = bool(layers.get("do_sample", False))
     _refuse_unknown(given, passed)
     refuse_limited(given, _as_argument)
@@ -83,7 +85,7 @@ def ask(given: Mapping[str, Any], passed: Mapping[str, Any], own: Mapping[str, A
     pad_ids = ids_of("pad_token_id", layers.get("pad_token_id")) or eos_ids
     bos_ids = ids_of("bos_token_id", layers.get("bos_token_id"))
     stops = layers.get("stop_strings") or ()
-    return Asked(
+    return GenerateArguments(
         max_new_tokens=_whole("max_new_tokens", layers.get("max_new_tokens")),
         max_length=_whole("max_length", layers.get("max_length")),
         temperature=_temperature(layers.get("temperature", 1.0)) if sampling else 0.0,

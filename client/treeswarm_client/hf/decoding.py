@@ -11,16 +11,16 @@ from transformers import StopStringCriteria
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run
 
-Ended = Callable[[Sequence[int]], bool]
+StopCheck = Callable[[Sequence[int]], bool]
 """Whether a text, prompt included, ends here."""
 
 
-def never(text: Sequence[int]) -> bool:
+def never_stop(text: Sequence[int]) -> bool:
     """Where only end tokens and lengths count."""
     return False
 
 
-def at_stop_strings(stops: Sequence[str], tokenizer: Any) -> Ended:
+def stop_at_strings(stops: Sequence[str], tokenizer: Any) -> StopCheck:
     """transformers' own criterion, so that texts end where its do."""
     criterion = StopStringCriteria(tokenizer=tokenizer, stop_strings=list(stops))
 
@@ -31,7 +31,7 @@ def at_stop_strings(stops: Sequence[str], tokenizer: Any) -> Ended:
     return ended
 
 
-async def bursts(run: Run, prompt: Sequence[int], ended: Ended) -> AsyncGenerator[list[int], None]:
+async def stream_traversals(run: Run, prompt: Sequence[int], ended: StopCheck) -> AsyncGenerator[list[int], None]:
     """What each round trip brings, until the run or the text ends.  `prompt` is what the caller sees before it."""
     text = list(prompt)
     burst: list[int] = []
@@ -48,8 +48,12 @@ async def bursts(run: Run, prompt: Sequence[int], ended: Ended) -> AsyncGenerato
                 return
 
 
-async def all_rows(
-    client: SwarmClient, prompts: Sequence[tuple[Sequence[int], list[int]]], samples: int, ended: Ended, **options: Any
+async def generate_rows(
+    client: SwarmClient,
+    prompts: Sequence[tuple[Sequence[int], list[int]]],
+    samples: int,
+    ended: StopCheck,
+    **options: Any,
 ) -> list[Run]:
     """`samples` of every (padded, bare) prompt, row by row; the first failure ends all, and is raised."""
     runs = [
@@ -61,7 +65,7 @@ async def all_rows(
     return [run for of_row in runs for run in of_row]
 
 
-async def _row(runs: Sequence[Run], prompt: Sequence[int], ended: Ended) -> None:
+async def _row(runs: Sequence[Run], prompt: Sequence[int], ended: StopCheck) -> None:
     """The first sample's prompt passes all nodes; the others begin on it."""
     passed = asyncio.Event()
     first = asyncio.create_task(_drain(runs[0], prompt, ended, passed))
@@ -69,12 +73,12 @@ async def _row(runs: Sequence[Run], prompt: Sequence[int], ended: Ended) -> None
     await _all([first, *others])
 
 
-async def _drain(run: Run, prompt: Sequence[int], ended: Ended, passed: asyncio.Event) -> None:
-    async for _ in bursts(run, prompt, ended):
+async def _drain(run: Run, prompt: Sequence[int], ended: StopCheck, passed: asyncio.Event) -> None:
+    async for _ in stream_traversals(run, prompt, ended):
         passed.set()
 
 
-async def _drain_after(passed: asyncio.Event, run: Run, prompt: Sequence[int], ended: Ended) -> None:
+async def _drain_after(passed: asyncio.Event, run: Run, prompt: Sequence[int], ended: StopCheck) -> None:
     await passed.wait()
     await _drain(run, prompt, ended, passed)
 

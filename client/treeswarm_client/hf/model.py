@@ -17,10 +17,10 @@ from treeswarm.model_files import HubOptions
 from treeswarm_client.chain.shared_prompt import PrefixScope
 from treeswarm_client.client import DEFAULT_PATIENCE_S
 from treeswarm_client.generation.run import Run, TreeSize
-from treeswarm_client.hf.arguments import Asked, ask, check_loading
-from treeswarm_client.hf.decoding import Ended, all_rows, at_stop_strings, bursts, never
-from treeswarm_client.hf.prompts import Prompts, check_token_types, joined, prompts_of, unpacked
-from treeswarm_client.hf.turns import InferenceSession
+from treeswarm_client.hf.arguments import GenerateArguments, check_loading, read_arguments
+from treeswarm_client.hf.decoding import StopCheck, generate_rows, never_stop, stop_at_strings, stream_traversals
+from treeswarm_client.hf.inference_session import InferenceSession
+from treeswarm_client.hf.prompts import PromptBatch, check_token_types, join_continuations, make_batch, unpack_inputs
 from treeswarm_client.sync import SyncSwarmClient
 
 # What torch can draw from a generator in one go.
@@ -150,9 +150,9 @@ class AutoSwarmModelForCausalLM:
         """
         check_token_types(token_type_ids)
         asked = self._asked(generation_config, options)
-        prompts = prompts_of(*unpacked(inputs, input_ids, attention_mask), asked)
+        prompts = make_batch(*unpack_inputs(inputs, input_ids, attention_mask), asked)
         runs = self._run(asked, prompts, streamer, self._ended(asked, tokenizer), _seed_of(asked, seed, generator))
-        sequences = joined(prompts, asked, [run.token_ids for run in runs])
+        sequences = join_continuations(prompts, asked, [run.token_ids for run in runs])
         if not asked.as_output:
             return sequences
         logprobs = tuple(tuple(run.logprobs) for run in runs)
@@ -185,21 +185,23 @@ class AutoSwarmModelForCausalLM:
             f"{client.target.blocks} blocks on {nodes} node{'s' * (nodes != 1)}, {numerics.dtype}{bits})"
         )
 
-    def _asked(self, generation_config: Any, options: Mapping[str, Any]) -> Asked:
+    def _asked(self, generation_config: Any, options: Mapping[str, Any]) -> GenerateArguments:
         passed = {} if generation_config is None else _values_of(generation_config)
         where = f"the generation_config.json of '{self.name_or_path}'"
-        return ask(options, passed, _values_of(self.generation_config), where)
+        return read_arguments(options, passed, _values_of(self.generation_config), where)
 
-    def _ended(self, asked: Asked, tokenizer: Any) -> Ended:
+    def _ended(self, asked: GenerateArguments, tokenizer: Any) -> StopCheck:
         if not asked.stop_strings:
-            return never
+            return never_stop
         if not all(isinstance(stop, str) and stop for stop in asked.stop_strings):
             raise BadRequest("stop_strings must be texts, none of them empty")
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        return at_stop_strings(asked.stop_strings, tokenizer)
+        return stop_at_strings(asked.stop_strings, tokenizer)
 
-    def _run(self, asked: Asked, prompts: Prompts, streamer: Any, ended: Ended, seed: int) -> list[Run]:
+    def _run(
+        self, asked: GenerateArguments, prompts: PromptBatch, streamer: Any, ended: StopCheck, seed: int
+    ) -> list[Run]:
         several = len(prompts.rows) * asked.samples > 1
         if several and asked.stop_strings and asked.pad_id is None:
             raise BadRequest("texts of a batch may end apart, and nothing says how to pad them: give pad_token_id")
@@ -214,16 +216,16 @@ class AutoSwarmModelForCausalLM:
         }
         if streamer is None:
             padded = [(ids.tolist(), row) for ids, row in zip(prompts.ids, prompts.rows, strict=True)]
-            return self._client.run(all_rows(self._client.client, padded, asked.samples, ended, **options))
+            return self._client.run(generate_rows(self._client.client, padded, asked.samples, ended, **options))
         if several:
             raise BadRequest("a streamer tells one text: call generate once for each, or leave the streamer out")
         return [self._streamed(prompts, streamer, ended, options)]
 
-    def _streamed(self, prompts: Prompts, streamer: Any, ended: Ended, options: Mapping[str, Any]) -> Run:
+    def _streamed(self, prompts: PromptBatch, streamer: Any, ended: StopCheck, options: Mapping[str, Any]) -> Run:
         run = self._client.client.stream(prompts.rows[0], **options)
         try:
             streamer.put(prompts.ids)
-            for burst in self._client.iterate(bursts(run, prompts.ids[0].tolist(), ended)):
+            for burst in self._client.iterate(stream_traversals(run, prompts.ids[0].tolist(), ended)):
                 streamer.put(torch.tensor(burst))
         finally:
             # Whoever waits for the streamer in another thread must not wait for ever.
@@ -231,7 +233,7 @@ class AutoSwarmModelForCausalLM:
         return run
 
 
-def _seed_of(asked: Asked, seed: int | None, generator: torch.Generator | None) -> int:
+def _seed_of(asked: GenerateArguments, seed: int | None, generator: torch.Generator | None) -> int:
     """Raises BadRequest for two."""
     if seed is not None and generator is not None:
         raise BadRequest("both seed and generator are given: give one")

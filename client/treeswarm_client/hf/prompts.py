@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from treeswarm.errors import BadRequest
-from treeswarm_client.hf.arguments import Asked
+from treeswarm_client.hf.arguments import GenerateArguments
 
 
 @dataclass(frozen=True, eq=False)
-class Prompts:
+class PromptBatch:
     """What `generate` was given."""
 
     ids: torch.Tensor
@@ -27,7 +27,7 @@ class Prompts:
         return int(self.ids.shape[1])
 
 
-def prompts_of(inputs: Any, attention_mask: Any, asked: Asked) -> Prompts:
+def make_batch(inputs: Any, attention_mask: Any, asked: GenerateArguments) -> PromptBatch:
     """Rows of a tensor or nested list; None is the begin token.  Raises BadRequest for what is no left-padded batch."""
     if inputs is None:
         if asked.bos_id is None:
@@ -51,10 +51,10 @@ def prompts_of(inputs: Any, attention_mask: Any, asked: Asked) -> Prompts:
     if not bool(kept.any(dim=1).all()):
         raise BadRequest("a row of the batch is empty: give every row some text to continue")
     rows = tuple(row[keep].tolist() for row, keep in zip(ids, kept, strict=True))
-    return Prompts(ids, rows, given.device)
+    return PromptBatch(ids, rows, given.device)
 
 
-def unpacked(inputs: Any, input_ids: Any, attention_mask: Any) -> tuple[Any, Any]:
+def unpack_inputs(inputs: Any, input_ids: Any, attention_mask: Any) -> tuple[Any, Any]:
     """Ids and mask, where `inputs` may also be a tokenizer's whole output.  Raises BadRequest for two prompts."""
     if inputs is not None and input_ids is not None:
         raise BadRequest("both inputs and input_ids are given: give one")
@@ -72,7 +72,7 @@ def check_token_types(token_type_ids: Any) -> None:
         raise BadRequest("token_type_ids other than 0 mean nothing to a decoder: leave them out")
 
 
-def joined(prompts: Prompts, asked: Asked, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+def join_continuations(prompts: PromptBatch, asked: GenerateArguments, texts: Sequence[Sequence[int]]) -> torch.Tensor:
     """int64 [rows × samples, longest]: each row's prompt with each of its samples, padded on the right."""
     longest = max(len(text) for text in texts)
     pad = 0 if asked.pad_id is None else asked.pad_id
@@ -94,7 +94,7 @@ def _as_tensor(values: Any, name: str) -> torch.Tensor:
     return found
 
 
-def _inferred_mask(ids: torch.Tensor, asked: Asked) -> torch.Tensor:
+def _inferred_mask(ids: torch.Tensor, asked: GenerateArguments) -> torch.Tensor:
     """As transformers does: padding is what equals the pad token, unless that also ends texts."""
     if asked.pad_id is None or asked.pad_id in asked.eos_ids:
         return torch.ones_like(ids)

@@ -13,7 +13,7 @@ from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import UNKNOWN_WEIGHTS, NodeRecord, NodeState
 from treeswarm.protocol.spans import Span, missing_blocks
 from treeswarm_client.cli.render.block_map import Scale, picture
-from treeswarm_client.cli.render.status_table import fitting, render
+from treeswarm_client.cli.render.status_table import fit_columns, render
 from treeswarm_client.discovery.overview import ClassView, Overview, Probe, Wanted, clean, make_overview
 
 FLOAT32, BFLOAT16 = NumericsClass("01" * 32, "float32"), NumericsClass("01" * 32, "bfloat16")
@@ -220,5 +220,5 @@ def test_nothing_printed_is_wider_than_the_terminal(width: int) -> None:
     records = [record(n, Span(n % 7, n % 7 + 1), software="treeswarm 0.2.0") for n in range(40)]
     text = drawn(make_overview(records, {r.node: Probe(0.01) for r in records}), width)
     assert max(map(len, text.splitlines())) <= width
-    _, left_out = fitting(only(make_overview(records, {})).nodes, width)
+    _, left_out = fit_columns(only(make_overview(records, {})).nodes, width)
     assert bool(left_out) == (width == 80)

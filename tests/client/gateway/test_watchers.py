@@ -13,9 +13,16 @@ from treeswarm.errors import RouteError
 from treeswarm.session.walk import Walk
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.drafters.seam import DraftTree
-from treeswarm_client.gateway.answers import word
+from treeswarm_client.gateway.answers import token_text
 from treeswarm_client.gateway.errors import Busy
-from treeswarm_client.gateway.watchers import AHEAD, MOST_AHEAD, MOST_DRAWN, QUIET_S, Watchers, drawn
+from treeswarm_client.gateway.watchers import (
+    AHEAD,
+    KEEPALIVE_S,
+    MAX_DRAWN_NODES,
+    MAX_QUEUED_EVENTS,
+    Watchers,
+    round_as_dict,
+)
 from treeswarm_client.generation.run import Token
 from treeswarm_client.planner.pace import Round
 
@@ -35,11 +42,11 @@ def flown(parents: Sequence[int], accepted: Sequence[int] = (), first: int | Non
 
 
 def test_a_word_has_the_space_before_it() -> None:
-    assert word(7, decode) == " w7"
+    assert token_text(7, decode) == " w7"
 
 
 def test_a_small_tree_is_drawn_whole() -> None:
-    assert drawn(flown([-1, 0, 0, 2], accepted=(0, 2), first=3), None) == {
+    assert round_as_dict(flown([-1, 0, 0, 2], accepted=(0, 2), first=3), None) == {
         "nodes": 4,
         "first": 3,
         "parents": [-1, 0, 0, 2],
@@ -49,11 +56,11 @@ def test_a_small_tree_is_drawn_whole() -> None:
 
 
 def test_words_are_told_only_where_they_may_be() -> None:
-    told = drawn(flown([-1], accepted=(0,)), decode)
+    told = round_as_dict(flown([-1], accepted=(0,)), decode)
     assert (told["words"], told["bonus"]) == ([" w0"], " w99")
 
 
-@given(st.integers(0, 2**32), st.integers(0, 3 * MOST_DRAWN))
+@given(st.integers(0, 2**32), st.integers(0, 3 * MAX_DRAWN_NODES))
 def test_what_is_drawn_of_any_tree_is_a_tree_with_the_whole_walk(seed: int, size: int) -> None:
     rng = np.random.default_rng(seed)
     parents = [int(rng.integers(-1, i)) for i in range(size)]
@@ -62,9 +69,9 @@ def test_what_is_drawn_of_any_tree_is_a_tree_with_the_whole_walk(seed: int, size
     while at >= 0:
         walk.insert(0, at)
         at = parents[at]
-    told = drawn(flown(parents, walk), decode)
+    told = round_as_dict(flown(parents, walk), decode)
     assert told["nodes"] == size
-    assert len(told["words"]) == len(told["parents"]) <= MOST_DRAWN + len(walk)
+    assert len(told["words"]) == len(told["parents"]) <= MAX_DRAWN_NODES + len(walk)
     assert all(-1 <= parent < i for i, parent in enumerate(told["parents"]))
     assert [told["words"][i] for i in told["accepted"]] == [f" w{node}" for node in walk]
     assert [told["parents"][i] for i in told["accepted"]] == [-1, *told["accepted"]][: len(walk)]
@@ -104,7 +111,7 @@ def test_who_comes_later_hears_of_the_swarm_and_of_what_is_under_way() -> None:
         async def look() -> dict[str, Any]:
             return {"kind": "overview", "models": []}
 
-        looking = asyncio.ensure_future(watchers.keep_looking(look))
+        looking = asyncio.ensure_future(watchers.poll_swarm(look))
         assert await looked == {"kind": "overview", "models": []}
         over, running = watchers.generation(None), watchers.generation(None)
         over.begin(1)
@@ -131,7 +138,7 @@ def test_a_look_that_fails_is_told_and_looked_again() -> None:
                 raise error
             return {"kind": "overview"}
 
-        looking = asyncio.ensure_future(watchers.keep_looking(look))
+        looking = asyncio.ensure_future(watchers.poll_swarm(look))
         events = watchers.listen()
         told = [await anext(events), await anext(events)]
         looking.cancel()
@@ -145,7 +152,7 @@ def test_too_many_viewers_are_told_before_anything_is_sent() -> None:
         watchers = Watchers(1)
         events = watchers.listen()
         watching = asyncio.ensure_future(anext(events))
-        await asyncio.sleep(QUIET_S / 2)
+        await asyncio.sleep(KEEPALIVE_S / 2)
         with pytest.raises(Busy, match="close some"):
             watchers.listen()
         watchers.close()
@@ -184,7 +191,7 @@ def test_a_viewer_who_does_not_read_is_let_go() -> None:
         watchers = Watchers(1)
         watching = asyncio.ensure_future(anext(watchers.listen()))
         await asyncio.sleep(0)
-        for _ in range(MOST_AHEAD + 1):
+        for _ in range(MAX_QUEUED_EVENTS + 1):
             watchers.generation(None).begin(1)
         with pytest.raises(StopAsyncIteration):
             await watching

@@ -8,15 +8,17 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 
 from treeswarm.errors import BadRequest
-from treeswarm_client.hf.arguments import Asked, ask, check_loading
+from treeswarm_client.hf.arguments import GenerateArguments, check_loading, read_arguments
 from treeswarm_client.hf.limits import HONOURED, INDIFFERENT, LIMITED, LOADING
 
 WHERE = "the generation_config.json of 'm'"
 TAKEN = {"self", "inputs", "generation_config", "streamer", "kwargs"}
 
 
-def asked(*, passed: dict[str, Any] | None = None, own: dict[str, Any] | None = None, **given: Any) -> Asked:
-    return ask(given, passed or {}, own or {}, WHERE)
+def asked(
+    *, passed: dict[str, Any] | None = None, own: dict[str, Any] | None = None, **given: Any
+) -> GenerateArguments:
+    return read_arguments(given, passed or {}, own or {}, WHERE)
 
 
 def test_everything_that_transformers_knows_is_decided_on() -> None:

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treeswarm.errors import BadRequest
-from treeswarm_client.hf.arguments import ask
-from treeswarm_client.hf.prompts import check_token_types, joined, prompts_of, unpacked
+from treeswarm_client.hf.arguments import read_arguments
+from treeswarm_client.hf.prompts import check_token_types, join_continuations, make_batch, unpack_inputs
 
 PAD = 9
-ASKED = ask({"pad_token_id": PAD, "eos_token_id": 1, "bos_token_id": 3}, {}, {}, "")
+ASKED = read_arguments({"pad_token_id": PAD, "eos_token_id": 1, "bos_token_id": 3}, {}, {}, "")
 token_rows = st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=6), min_size=1, max_size=5)
 
 
@@ -22,11 +22,11 @@ def test_rows_lose_their_padding_and_get_it_back(rows: list[list[int]], new: lis
     longest = max(map(len, rows))
     ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    prompts = prompts_of(ids, mask, ASKED)
+    prompts = make_batch(ids, mask, ASKED)
     assert list(prompts.rows) == rows
-    assert list(prompts_of(ids, None, ASKED).rows) == rows, "padding is known by its token"
+    assert list(make_batch(ids, None, ASKED).rows) == rows, "padding is known by its token"
     texts = [new[i % len(new)] for i in range(len(rows) * samples)]
-    out = joined(prompts, replace(ASKED, samples=samples), texts).tolist()
+    out = join_continuations(prompts, replace(ASKED, samples=samples), texts).tolist()
     assert len({len(row) for row in out}) == 1
     for i, row in enumerate(out):
         assert row[:longest] == ids[i // samples].tolist()
@@ -37,13 +37,13 @@ def test_rows_lose_their_padding_and_get_it_back(rows: list[list[int]], new: lis
 
 def test_padding_that_also_ends_texts_is_not_guessed_at() -> None:
     both = replace(ASKED, eos_ids=(PAD,))
-    assert prompts_of([[PAD, 2]], None, both).rows == ([PAD, 2],)
+    assert make_batch([[PAD, 2]], None, both).rows == ([PAD, 2],)
 
 
 def test_no_prompt_is_the_begin_token() -> None:
-    assert prompts_of(None, None, ASKED).rows == ([3],)
+    assert make_batch(None, None, ASKED).rows == ([3],)
     with pytest.raises(BadRequest, match="give input_ids"):
-        prompts_of(None, None, replace(ASKED, bos_id=None))
+        make_batch(None, None, replace(ASKED, bos_id=None))
 
 
 @pytest.mark.parametrize(
@@ -64,16 +64,16 @@ def test_no_prompt_is_the_begin_token() -> None:
 )
 def test_what_is_no_left_padded_batch_is_refused(inputs: Any, mask: Any, why: str) -> None:
     with pytest.raises(BadRequest, match=why):
-        prompts_of(inputs, mask, ASKED)
+        make_batch(inputs, mask, ASKED)
 
 
 def test_a_tokenizers_output_is_taken_whole() -> None:
-    assert unpacked({"input_ids": [[1]], "attention_mask": [[1]]}, None, None) == ([[1]], [[1]])
-    assert unpacked(None, [[1]], [[1]]) == ([[1]], [[1]])
+    assert unpack_inputs({"input_ids": [[1]], "attention_mask": [[1]]}, None, None) == ([[1]], [[1]])
+    assert unpack_inputs(None, [[1]], [[1]]) == ([[1]], [[1]])
     with pytest.raises(BadRequest, match="give one"):
-        unpacked([[1]], [[1]], None)
+        unpack_inputs([[1]], [[1]], None)
     with pytest.raises(BadRequest, match="no input_ids"):
-        unpacked({"ids": [[1]]}, None, None)
+        unpack_inputs({"ids": [[1]]}, None, None)
     check_token_types(torch.zeros(1, 4))
     with pytest.raises(BadRequest, match="token_type_ids"):
         check_token_types([[0, 1]])

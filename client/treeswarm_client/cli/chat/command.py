@@ -7,7 +7,7 @@ from rich.console import Console
 
 from treeswarm_client.cli.chat.conversation import COMMANDS, Conversation
 from treeswarm_client.cli.chat.line_reader import Pipe, Terminal, edited, history_path
-from treeswarm_client.cli.chat.turns import Chat, Voice
+from treeswarm_client.cli.chat.turns import Chat, ChatOutput
 from treeswarm_client.cli.flags import add_client_flags, add_sampling_flags, open_client, sampling_of
 from treeswarm_client.cli.render.live import stdout_console
 from treeswarm_client.client import SwarmClient
@@ -53,7 +53,7 @@ def _command(args: argparse.Namespace) -> int:
         opened = open_client(args)
         client = background.run(opened.__aenter__())
         try:
-            voice = Voice(out, notes, as_json=args.json, colours=args.colours)
+            voice = ChatOutput(out, notes, as_json=args.json, colours=args.colours)
             chat = Chat(client, background, sampling_of(args), voice, typed, Conversation(args.system))
             client.encode_chat(chat.conversation.messages("?"))  # a model that cannot chat says so at once
             if not typed:

@@ -65,7 +65,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class PartialEntry:
     """Lines typed so far of what may become one entry."""
 
     lines: tuple[str, ...] = ()
@@ -76,12 +76,12 @@ class Unfinished:
     def begun(self) -> bool:
         return bool(self.lines) or self.quoted
 
-    def add(self, line: str) -> "Unfinished | Entry":
+    def add(self, line: str) -> "PartialEntry | Entry":
         """With one line more: an entry if that ended it."""
         if self.quoted:
             return self._add_quoted(line)
         if not self.lines and line.lstrip().startswith(QUOTES):
-            return Unfinished(quoted=True)._add_quoted(line.lstrip().removeprefix(QUOTES))
+            return PartialEntry(quoted=True)._add_quoted(line.lstrip().removeprefix(QUOTES))
         if line.endswith("\\"):
             return replace(self, lines=(*self.lines, line[:-1]))
         whole = "\n".join((*self.lines, line))
@@ -91,7 +91,7 @@ class Unfinished:
         """What it comes to where no line follows."""
         return Entry("\n".join(self.lines)) if self.lines else None
 
-    def _add_quoted(self, line: str) -> "Unfinished | Entry":
+    def _add_quoted(self, line: str) -> "PartialEntry | Entry":
         if line.rstrip().endswith(QUOTES):
             last = line.rstrip().removesuffix(QUOTES)
             return Entry("\n".join((*self.lines, last) if last else self.lines))

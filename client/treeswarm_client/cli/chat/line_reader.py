@@ -14,7 +14,7 @@ from typing import Protocol
 HISTORY_LINES = 1000
 
 
-class Lines(Protocol):
+class LineReader(Protocol):
     """Where lines come from."""
 
     def next(self, *, more: bool) -> str:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from treeswarm.errors import BadRequest, SwarmError
-from treeswarm_client.cli.chat.conversation import COMMANDS, Conversation, Entry, Unfinished, unknown_command
-from treeswarm_client.cli.chat.line_reader import Lines
+from treeswarm_client.cli.chat.conversation import COMMANDS, Conversation, Entry, PartialEntry, unknown_command
+from treeswarm_client.cli.chat.line_reader import LineReader
 from treeswarm_client.cli.render.live import LiveText, summary_line
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run
@@ -18,7 +18,7 @@ from treeswarm_client.loop_thread import LoopThread
 
 
 @dataclass(frozen=True, eq=False)
-class Voice:
+class ChatOutput:
     """How a chat speaks."""
 
     out: Console
@@ -48,7 +48,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Bill:
+class ChatTotals:
     """What answers cost together.  Seconds."""
 
     answers: int = 0
@@ -58,9 +58,9 @@ class Bill:
     prefix_tokens: int = 0
     seconds: float = 0.0
 
-    def plus(self, run: Run) -> "Bill":
+    def plus(self, run: Run) -> "ChatTotals":
         """With one answer more."""
-        return Bill(
+        return ChatTotals(
             self.answers + 1,
             self.tokens + len(run.token_ids),
             self.traversals + (run.stats.traversals if run.stats else 0),
@@ -78,7 +78,7 @@ class Chat:
     background: LoopThread
     options: dict[str, Any]
     """As `SwarmClient.stream` takes them."""
-    voice: Voice
+    voice: ChatOutput
     typed: bool
     """By a person at a terminal, whose Ctrl-C stops the answer and not the chat."""
     conversation: Conversation = Conversation()
@@ -86,17 +86,17 @@ class Chat:
     """At least one answer did."""
     _last: Run | None = None
     _attempt: Attempt | None = None
-    _bill: Bill = Bill()
+    _bill: ChatTotals = ChatTotals()
     _saved: set[Path] = field(default_factory=set)
 
-    def talk(self, lines: Lines) -> None:
+    def talk(self, lines: LineReader) -> None:
         """Until the lines end, or /quit."""
-        unfinished, on = Unfinished(), True
+        unfinished, on = PartialEntry(), True
         while on:
             try:
                 heard = unfinished.add(lines.next(more=unfinished.begun))
-                unfinished = heard if isinstance(heard, Unfinished) else Unfinished()
-                on = isinstance(heard, Unfinished) or self.do(heard)
+                unfinished = heard if isinstance(heard, PartialEntry) else PartialEntry()
+                on = isinstance(heard, PartialEntry) or self.do(heard)
             except EOFError:
                 rest, on = unfinished.ended(), False
                 if self.typed:
@@ -107,7 +107,7 @@ class Chat:
                 if not self.typed:
                     raise
                 self.voice.say("" if unfinished.begun else "\nCtrl-D or /quit leaves")
-                unfinished = Unfinished()
+                unfinished = PartialEntry()
 
     def do(self, entry: Entry) -> bool:
         """A command or a message; whether the chat goes on.  What goes wrong is told in a line."""

@@ -46,13 +46,13 @@ class LiveText:
     def _write(self, text: str, style: str) -> None:
         if self._console.is_terminal:
             # soft_wrap: the terminal wraps, so that text copied from it keeps the model's own line ends.
-            self._console.print(Text(harmless(text), style=style), end="", soft_wrap=True)
+            self._console.print(Text(escape_controls(text), style=style), end="", soft_wrap=True)
         else:
             self._console.file.write(text)
         self._console.file.flush()
 
 
-def harmless(text: str) -> str:
+def escape_controls(text: str) -> str:
     """Strangers compute the text: nothing in it commands the terminal that shows it."""
     return "".join("�" if _commands(letter) else letter for letter in text)
 

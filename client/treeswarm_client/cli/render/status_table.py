@@ -86,7 +86,7 @@ def _heading(model: ModelView, served: ClassView | None) -> Text:
 
 
 def _table(nodes: Sequence[NodeView], width: int) -> RenderableType:
-    columns, left_out = fitting(nodes, width)
+    columns, left_out = fit_columns(nodes, width)
     caption = f"not shown for want of width: {', '.join(left_out)}" if left_out else None
     table = Table(box=None, pad_edge=False, padding=(0, BETWEEN, 0, 0), caption=caption, caption_justify="left")
     for column in columns:
@@ -97,7 +97,7 @@ def _table(nodes: Sequence[NodeView], width: int) -> RenderableType:
     return table
 
 
-def fitting(nodes: Sequence[NodeView], width: int) -> tuple[list[Column], list[str]]:
+def fit_columns(nodes: Sequence[NodeView], width: int) -> tuple[list[Column], list[str]]:
     """The columns there is room for, in order, and the titles of the others."""
     columns, left_out = list(COLUMNS), []
     while len(columns) > 1 and sum(_width(column, nodes) + BETWEEN for column in columns) - BETWEEN > width:

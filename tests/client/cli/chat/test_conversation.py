@@ -3,17 +3,17 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treeswarm_client.cli.chat.conversation import Conversation, Entry, Turn, Unfinished, unknown_command
+from treeswarm_client.cli.chat.conversation import Conversation, Entry, PartialEntry, Turn, unknown_command
 
 LINES = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=20)
 
 
-def typed(*lines: str) -> tuple[list[Entry], Unfinished]:
+def typed(*lines: str) -> tuple[list[Entry], PartialEntry]:
     """Entries that came of the lines, and what was begun at their end."""
-    entries, unfinished = [], Unfinished()
+    entries, unfinished = [], PartialEntry()
     for line in lines:
         heard = unfinished.add(line)
-        unfinished = heard if isinstance(heard, Unfinished) else Unfinished()
+        unfinished = heard if isinstance(heard, PartialEntry) else PartialEntry()
         if isinstance(heard, Entry):
             entries.append(heard)
     return entries, unfinished

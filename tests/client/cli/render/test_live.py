@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from treeswarm_client.cli.render.live import LiveText, harmless
+from treeswarm_client.cli.render.live import LiveText, escape_controls
 from treeswarm_client.generation.run import Token
 
 
@@ -26,7 +26,7 @@ def test_where_nobody_looks_the_text_is_as_it_is() -> None:
 def test_text_commands_no_terminal() -> None:
     shown = written("a\x1b]0;title\x07b\x9bc\u202ed\n", terminal=True, colours=False)
     assert shown == "a�]0;title�b�c�d\n"
-    assert harmless("a\tb\né 世界 👩\u200d💻") == "a\tb\né 世界 👩\u200d💻"
+    assert escape_controls("a\tb\né 世界 👩\u200d💻") == "a\tb\né 世界 👩\u200d💻"
 
 
 def test_every_traversal_has_a_colour(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from treeswarm.errors import BadRequest
 from treeswarm_client.gateway.admission import Admission
 from treeswarm_client.gateway.config import GatewayLimits
 from treeswarm_client.gateway.errors import Busy
-from treeswarm_client.gateway.work import AHEAD, Ended, Gone, Said, follow
+from treeswarm_client.gateway.events import AHEAD, AnswerAborted, FinishEvent, TokenEvent, follow
 from treeswarm_client.generation.run import Run, Token
 
 
@@ -34,8 +34,8 @@ def run(tokens: int, error: Exception | None = None, closed: list[int] | None = 
 
 async def test_all_choices_are_heard_to_their_ends() -> None:
     events = [event async for event in follow([run(3), run(2), run(1), run(4)], 2)]
-    assert [sum(isinstance(e, Said) and e.choice == i for e in events) for i in range(4)] == [3, 2, 1, 4]
-    assert sorted(e.choice for e in events if isinstance(e, Ended)) == [0, 1, 2, 3]
+    assert [sum(isinstance(e, TokenEvent) and e.choice == i for e in events) for i in range(4)] == [3, 2, 1, 4]
+    assert sorted(e.choice for e in events if isinstance(e, FinishEvent)) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("error", [BadRequest("no"), RuntimeError("out of memory")], ids=["told", "unexpected"])
@@ -60,7 +60,7 @@ async def test_who_reads_nothing_keeps_no_room() -> None:
             while admission.running:
                 await asyncio.sleep(0.01)
         assert closed == [10 * AHEAD]
-        with pytest.raises(Gone, match="nothing of the answer was read"):
+        with pytest.raises(AnswerAborted, match="nothing of the answer was read"):
             async for _ in events:
                 pass
     assert admission.running == 0

@@ -16,7 +16,7 @@ READER_S = 60.0
 
 
 @dataclass(frozen=True)
-class Said:
+class TokenEvent:
     """A choice said one token more."""
 
     choice: int
@@ -24,14 +24,14 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishEvent:
     """A choice is whole."""
 
     choice: int
     finish: FinishReason
 
 
-Event = Said | Ended
+GenerationEvent = TokenEvent | FinishEvent
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Usage:
     """Of the prompts, those that nodes had already."""
 
 
-def usage_of(runs: Sequence[Run], n: int) -> Usage:
+def count_usage(runs: Sequence[Run], n: int) -> Usage:
     """Choices stand prompt by prompt, `n` of each."""
     firsts = runs[::n]
     return Usage(
@@ -54,7 +54,7 @@ def usage_of(runs: Sequence[Run], n: int) -> Usage:
     )
 
 
-class Gone(SwarmError):
+class AnswerAborted(SwarmError):
     """Nobody reads what is said, or nothing more will be."""
 
 
@@ -65,13 +65,13 @@ async def follow(
     idle: Callable[[], None] = lambda: None,
     over: "asyncio.Future[None] | None" = None,
     reader_s: float = READER_S,
-) -> AsyncGenerator[Event, None]:
+) -> AsyncGenerator[GenerationEvent, None]:
     """All runs to their ends.  Closing it ends them and frees their sessions; an error of one ends all and is raised.
 
     Of each prompt the first of its `n` runs begins alone: once the prompt has passed the nodes, the others share it.
     `idle` is called when all have ended, also where nobody reads on.  When `over` is done, all end with an error.
     """
-    heard: asyncio.Queue[Event | Exception] = asyncio.Queue(AHEAD)
+    heard: asyncio.Queue[GenerationEvent | Exception] = asyncio.Queue(AHEAD)
     passed = [asyncio.Event() for _ in runs[::n]]
     tasks = [
         asyncio.create_task(_follow(i, run, passed[i // n], heard, first=i % n == 0, reader_s=reader_s))
@@ -88,7 +88,7 @@ async def follow(
         task.add_done_callback(one_less)
 
     def end(_: object) -> None:
-        _force(heard, Gone("the gateway is being stopped: ask again in a while"))
+        _force(heard, AnswerAborted("the gateway is being stopped: ask again in a while"))
 
     if over is not None:
         over.add_done_callback(end)
@@ -98,7 +98,7 @@ async def follow(
             event = await heard.get()
             if isinstance(event, Exception):
                 raise event
-            left -= isinstance(event, Ended)
+            left -= isinstance(event, FinishEvent)
             yield event
     finally:
         if over is not None:
@@ -113,7 +113,7 @@ async def _follow(
     choice: int,
     run: Run,
     passed: asyncio.Event,
-    heard: "asyncio.Queue[Event | Exception]",
+    heard: "asyncio.Queue[GenerationEvent | Exception]",
     *,
     first: bool,
     reader_s: float,
@@ -124,29 +124,29 @@ async def _follow(
         async with aclosing(run.tokens):
             async for token in run:
                 passed.set()
-                await _put(heard, Said(choice, token), reader_s)
-        await _put(heard, Ended(choice, run.finish_reason or "length"), reader_s)
+                await _put(heard, TokenEvent(choice, token), reader_s)
+        await _put(heard, FinishEvent(choice, run.finish_reason or "length"), reader_s)
     except Exception as error:  # whatever it is: who waits for this choice must hear of it
         _force(heard, error)
     finally:
         passed.set()
 
 
-def _force(heard: "asyncio.Queue[Event | Exception]", error: Exception) -> None:
+def _force(heard: "asyncio.Queue[GenerationEvent | Exception]", error: Exception) -> None:
     while heard.full():
         heard.get_nowait()
     heard.put_nowait(error)
 
 
-async def _put(heard: "asyncio.Queue[Event | Exception]", event: Event, reader_s: float) -> None:
+async def _put(heard: "asyncio.Queue[GenerationEvent | Exception]", event: GenerationEvent, reader_s: float) -> None:
     try:
         async with asyncio.timeout(reader_s):
             await heard.put(event)
     except TimeoutError:
-        raise Gone(f"nothing of the answer was read for {reader_s:.0f} s: ask again") from None
+        raise AnswerAborted(f"nothing of the answer was read for {reader_s:.0f} s: ask again") from None
 
 
-async def drain(events: AsyncGenerator[Event, None]) -> None:
+async def drain(events: AsyncGenerator[GenerationEvent, None]) -> None:
     """To the end, for whoever wants it whole."""
     async with aclosing(events):
         async for _ in events:

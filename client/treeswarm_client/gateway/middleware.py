@@ -50,7 +50,7 @@ class BodyLimit:
 
 
 @dataclass(frozen=True)
-class OnlyHere:
+class LocalHostOnly:
     """Without keys, answers those alone who name this machine: a page from elsewhere, whose name was made to mean
     127.0.0.1 after it was loaded, names another."""
 
@@ -68,7 +68,7 @@ class OnlyHere:
 
 
 @dataclass(frozen=True)
-class Counted:
+class RequestCounter:
     """Tells of every answer: its route, as declared, and its status."""
 
     app: ASGIApp
@@ -95,7 +95,7 @@ class Counted:
             self.tell(getattr(scope.get("route"), "path", "other"), status)
 
 
-async def unless_gone(request: Request, work: Awaitable[None]) -> bool:
+async def run_unless_disconnected(request: Request, work: Awaitable[None]) -> bool:
     """Do the work, unless the caller leaves before it is done: then it is cancelled.  Whether it was done; raises what
     it raises."""
     working = asyncio.ensure_future(work)

@@ -7,7 +7,7 @@ import torch
 
 from treeswarm.errors import BadRequest
 from treeswarm_client.generation.run import Run
-from treeswarm_client.hf.prompts import unpacked
+from treeswarm_client.hf.prompts import unpack_inputs
 
 if TYPE_CHECKING:
     from treeswarm_client.hf.model import AutoSwarmModelForCausalLM, SwarmGenerateOutput
@@ -50,7 +50,7 @@ class InferenceSession:
         leaves the text as it was.  Raises BadRequest for more than one row or sample, or padding."""
         if not self._open:
             raise BadRequest("this session is closed: open another with model.inference_session()")
-        new, mask = unpacked(inputs, input_ids, attention_mask)
+        new, mask = unpack_inputs(inputs, input_ids, attention_mask)
         if mask is not None and not bool(torch.as_tensor(mask).all()):
             raise BadRequest("a session's text has no padding: leave attention_mask out")
         whole = self._with(new)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from treeswarm.errors import Unreachable
 from treeswarm.protocol.address import Address
 from treeswarm_client.client import SwarmClient
-from treeswarm_client.gateway.answers import CompletionWriter, Heading
+from treeswarm_client.gateway.answers import AnswerMetadata, CompletionWriter
 from treeswarm_client.gateway.app import make_app
 from treeswarm_client.gateway.backend import Backend
 from treeswarm_client.gateway.config import ApiKeys, GatewayConfig, GatewayLimits
-from treeswarm_client.gateway.requests import CompletionRequest, Unsupported, completion_ask
+from treeswarm_client.gateway.requests import CompletionRequest, Unsupported, parse_completion_request
 from treeswarm_client.generation.run import Token
 
 KEY = "sk-a-key-for-tests"
@@ -120,7 +120,7 @@ async def test_a_prompt_that_is_none_is_told_in_one_line(prompt: Any) -> None:
 
 
 def ask(prompt: Any) -> tuple[Any, ...]:
-    return completion_ask(CompletionRequest(model="demo", prompt=prompt), GatewayLimits()).prompts
+    return parse_completion_request(CompletionRequest(model="demo", prompt=prompt), GatewayLimits()).prompts
 
 
 def test_prompts_are_texts_or_ids_or_lists_of_either() -> None:
@@ -132,9 +132,9 @@ def test_prompts_are_texts_or_ids_or_lists_of_either() -> None:
 
 
 def test_without_a_limit_an_answer_takes_what_fits() -> None:
-    made = completion_ask(CompletionRequest(model="demo", prompt="x"), GatewayLimits())
+    made = parse_completion_request(CompletionRequest(model="demo", prompt="x"), GatewayLimits())
     assert (made.max_new_tokens(1000), made.max_new_tokens(5), made.max_new_tokens(-3)) == (16, 5, 1)
-    named = completion_ask(CompletionRequest(model="demo", prompt="x", max_tokens=50), GatewayLimits())
+    named = parse_completion_request(CompletionRequest(model="demo", prompt="x", max_tokens=50), GatewayLimits())
     assert named.max_new_tokens(5) == 50
 
 
@@ -143,7 +143,7 @@ def test_a_stream_tells_the_same_offsets_as_the_whole(tokens: list[int]) -> None
     def decode(ids: Any) -> str:
         return "".join("abcdefghijklmnopqrstuvwxyz"[token] * (token % 3 + 1) for token in ids)
 
-    writer = CompletionWriter(Heading("cmpl-1", 0, "demo", "f"), decode, logprobs=True)
+    writer = CompletionWriter(AnswerMetadata("cmpl-1", 0, "demo", "f"), decode, logprobs=True)
     whole = writer._logprobs(tokens, [0.0] * len(tokens))
     chunks = [writer.more(0, Token(token, "", 0.0, 0))["choices"][0]["logprobs"] for token in tokens]
     assert whole is not None
