@@ -22,10 +22,10 @@ from treeswarm_client.chain.chain import Chain, open_chain
 from treeswarm_client.chain.repair import Room
 from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt
 from treeswarm_client.discovery.route import Hop, Target
-from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Enough, Verification, in_no_hurry
 from treeswarm_client.generation.append_builder import AppendBuilder
 from treeswarm_client.generation.loop import Generation, GenerationLimits
-from treeswarm_client.planner.pace import ChainHop, FixedPace, Round, joined, prefix
+from treeswarm_client.planner.pace import ChainHop, FixedPace, Round
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.engine import Engine
@@ -133,7 +133,7 @@ class GuessingDrafter:
         scores = -np.arange(len(tokens), dtype=np.float32)
         return DraftTree(np.array(parents, np.int64), np.array(tokens, np.int64), scores)
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verdict: Verification) -> None:
         answered = verdict.answers != UNANSWERED
         assert verdict.alternatives.shape == (len(verdict.tree) + 1, self.alternatives)
         assert (verdict.alternatives[answered, 0] == verdict.answers[answered]).all()
@@ -159,13 +159,13 @@ class HastyPace:
         return in_no_hurry
 
     def choose(self, tree: DraftTree) -> DraftTree:
-        return prefix(tree, len(tree) - 1)
+        return tree.best(len(tree) - 1)
 
     def ahead(self) -> int:
         return 4 * self.size
 
     def further(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
-        return joined(shipped, wider, min(self.size, len(shipped) + 1 + self.size // 4))
+        return shipped.union(wider, min(self.size, len(shipped) + 1 + self.size // 4))
 
     def learn(self, flown: Round) -> None:
         assert flown.first <= len(flown.draft) <= self.size

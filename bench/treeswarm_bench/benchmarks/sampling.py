@@ -22,7 +22,7 @@ from treeswarm_bench.benchmarks.statistics import RESAMPLES, Ratio, same_text
 from treeswarm_bench.benchmarks.texts import held_out_prompts, repeated_4grams
 from treeswarm_bench.benchmarks.tree_model import CachedModel
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
-from treeswarm_client.drafters.seam import DraftTree, Verdict
+from treeswarm_client.drafters.seam import DraftTree, Verification
 
 TEMPERATURES = (0.3, 0.7, 1.0)
 SIZES = (16, 64)
@@ -163,7 +163,7 @@ class Ours:
         logprobs = torch.log_softmax(logits / self._settings.temperature, -1).numpy()
         answers = (logprobs + noise).argmax(1)
         found = walk(tree.parents, tree.tokens, answers)
-        self.drafter.observe(Verdict(tree, answers, found.accepted, found.bonus))
+        self.drafter.observe(Verification(tree, answers, found.accepted, found.bonus))
         self._length += len(found.accepted) + 1
         return found
 

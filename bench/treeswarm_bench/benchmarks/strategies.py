@@ -10,7 +10,7 @@ from treeswarm.session.walk import Walk
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
-from treeswarm_client.drafters.seam import Copyable, Drafter, DraftTree, Enough, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import Copyable, Drafter, DraftTree, Enough, Verification, in_no_hurry
 from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.generation.loop import Generation
 from treeswarm_client.generation.round_in_flight import RoundInFlight
@@ -143,7 +143,7 @@ class Around:
     def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
         return self.inner.propose(size, depth, enough)
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verdict: Verification) -> None:
         self.inner.observe(verdict)
 
 
@@ -185,7 +185,7 @@ class Contestant:
             )
         elif strategy.draft == "own":
             assert isinstance(loaded, Copyable)
-            drafter = loaded.another()
+            drafter = loaded.copy_for_new_generation()
         if misled and strategy.draft != "none":
             drafter = Misled(drafter, client.target.vocab_size)
         return cls(strategy, client, drafter, Planner())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from treeswarm_client.drafters.seam import DraftTree
+from treeswarm_client.drafters.seam import NO_NODE, DraftTree
 
 NO_ROW = -1
 """Among rows: the root above all crown rows, or a node that has none."""
@@ -101,12 +101,8 @@ class ExpandedTree:
 
     def rows_of(self, tree: DraftTree) -> NDArray[np.int64]:
         """The row of each node of a tree below this root; NO_ROW where it has none."""
-        rows: list[int] = []
-        for parent, token in zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True):
-            above = NO_ROW if parent < 0 else rows[parent]
-            known = parent < 0 or above != NO_ROW
-            rows.append(self._row.get((above, token), NO_ROW) if known else NO_ROW)
-        return np.array(rows, np.int64)
+        rows = tree.match(self._row)
+        return np.where(rows == NO_NODE, NO_ROW, rows)
 
     def moved(self, path: Sequence[int], bonus: int) -> Moved:
         """What becomes of the rows when the text grows by `path` (tokens below the root) and `bonus`."""

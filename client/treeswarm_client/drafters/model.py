@@ -18,8 +18,8 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.noise import NoiseRows
 from treeswarm_client.drafters import tree_cache
 from treeswarm_client.drafters.expanded_tree import NO_ROW, CandidateNodes, ExpandedTree
-from treeswarm_client.drafters.model_tree import BEAM, Growing, Growth
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
+from treeswarm_client.drafters.model_tree import BEAM, ModelTree, ModelTreeOptions
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verification, in_no_hurry
 from treeswarm_client.drafters.tau import TauEstimate
 from treeswarm_client.drafters.tree_cache import TreeCache
 
@@ -53,7 +53,7 @@ class DraftOptions:
     """Rank sampled drafts with the target's own noise."""
     chain: bool = False
     """One best chain instead of a tree."""
-    growth: Growth = Growth()
+    growth: ModelTreeOptions = ModelTreeOptions()
 
 
 @dataclass(eq=False)
@@ -81,9 +81,9 @@ class ModelDrafter:
     """By whether the target is greedy."""
     _lookahead: ExpandedTree | None = None
     """What was drafted below the text's last token, whose row is in the trunk then."""
-    _growing: Growing | None = None
+    _tree: ModelTree | None = None
     """The tree that was proposed last below it."""
-    _expansion: "_Expansion" = field(init=False)
+    _expander: "_LevelExpander" = field(init=False)
     """Of that tree."""
     ranked_by: float = 1.0
     """The τ of the last proposal's scores."""
@@ -137,9 +137,9 @@ class ModelDrafter:
         """τ as fitted so far for the present settings; 1 where ranking is raw."""
         return self._temperatures[self._settings.greedy].value if self.options.ranking == "fitted" else 1.0
 
-    def another(self) -> Self:
+    def copy_for_new_generation(self) -> Self:
         """One for a generation beside this one: the same weights and the same τ, a context of its own."""
-        return replace(self, _text=[], _cached=[], _lookahead=None, _growing=None)
+        return replace(self, _text=[], _cached=[], _lookahead=None, _tree=None)
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self._settings = settings
@@ -159,20 +159,18 @@ class ModelDrafter:
         if size < 1 or depth < 1 or not self._text:
             return NO_TREE
         growth = replace(growth, width=1 if chain else growth.width, depth=depth)
-        if self._growing is None or (self._growing.size, self._growing.growth) != (size, growth):
+        if self._tree is None or (self._tree.size, self._tree.growth) != (size, growth):
             lookahead, width = self._rooted(), growth.width
             first = lookahead.root
-            self._growing = Growing(size, growth, first.tokens[0, :width], first.scores[0, :width])
-            self._expansion = _Expansion(self, lookahead, width)
-        return self._growing.grow(
-            self._expansion, lambda visits: enough(visits / self._forward_s), self._expansion.known
-        )
+            self._tree = ModelTree(size, growth, first.tokens[0, :width], first.scores[0, :width])
+            self._expander = _LevelExpander(self, lookahead, width)
+        return self._tree.grow(self._expander, lambda visits: enough(visits / self._forward_s), self._expander.known)
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verdict: Verification) -> None:
         path = [int(verdict.tree.tokens[node]) for node in verdict.accepted]
         self._text += [*path, verdict.bonus]
         lookahead, self._lookahead = self._lookahead, None
-        self._growing = None
+        self._tree = None
         if lookahead is None:
             return
         self._learn(lookahead, verdict)
@@ -214,7 +212,7 @@ class ModelDrafter:
         """A forward of few tokens.  The root's counts too: who believes forwards to be dear makes no others."""
         self._forward_s += FORWARD_STEP * (min(seconds, FARTHEST * self._forward_s) - self._forward_s)
 
-    def _learn(self, lookahead: ExpandedTree, verdict: Verdict) -> None:
+    def _learn(self, lookahead: ExpandedTree, verdict: Verification) -> None:
         """Every verified node that the draft also expanded is a label for τ."""
         rows = np.concatenate([[0], lookahead.rows_of(verdict.tree) + 1])
         answers = np.asarray(verdict.answers, np.int64)
@@ -226,7 +224,7 @@ class ModelDrafter:
         self._temperatures[key] = self._temperatures[key].learned(found.before[told], hit[told].argmax(1))
 
     def _forget_after(self, length: int) -> None:
-        self._lookahead = self._growing = None
+        self._lookahead = self._tree = None
         self._cache.cut(length)
         del self._cached[length:]
 
@@ -294,8 +292,8 @@ class ModelDrafter:
             )
 
 
-class _Expansion:
-    """One growth's view of the lookahead: growth counts nodes, the lookahead knows rows.  See `growth.Expand`."""
+class _LevelExpander:
+    """One growth's view of the lookahead: growth counts nodes, the lookahead knows rows.  See `growth.ExpandLevel`."""
 
     def __init__(self, drafter: ModelDrafter, lookahead: ExpandedTree, width: int) -> None:
         self._drafter, self._lookahead, self._width = drafter, lookahead, width

@@ -21,7 +21,7 @@ ROW_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class Growth:
+class ModelTreeOptions:
     """How a tree grows."""
 
     beam: int = BEAM
@@ -34,7 +34,7 @@ class Growth:
     """What a further node takes, of what a forward takes anyway."""
 
 
-class Expand(Protocol):
+class ExpandLevel(Protocol):
     """One level through the draft: children of some nodes."""
 
     def __call__(
@@ -54,17 +54,17 @@ def nothing_known(parents: NDArray[np.int64], _tokens: NDArray[np.int64]) -> NDA
     return np.zeros(len(parents), np.bool_)
 
 
-class Growing:
+class ModelTree:
     """The best `size` nodes below a root whose children are given, best first: exactly those of the whole tree of
     `growth.width` and `growth.depth`, whatever the beam (it only says how many nodes share a forward)."""
 
     def __init__(
-        self, size: int, growth: Growth, first_tokens: NDArray[np.int64], first_scores: NDArray[np.float32]
+        self, size: int, growth: ModelTreeOptions, first_tokens: NDArray[np.int64], first_scores: NDArray[np.float32]
     ) -> None:
         self.size, self.growth = size, growth
         self._pool = _Pool.of_root(first_tokens, first_scores).best(size)
 
-    def grow(self, expand: Expand, enough: Enough = in_no_hurry, known: Known = nothing_known) -> DraftTree:
+    def grow(self, expand: ExpandLevel, enough: Enough = in_no_hurry, known: Known = nothing_known) -> DraftTree:
         """On from where it was.  Once `enough` says so, the best of those known so far: whatever was worked out before
         is among them.  It is told the chance that the text passes the nodes of the next forward: more tokens than
         that it cannot bring."""
@@ -128,7 +128,7 @@ class _Pool:
             self.next_number,
         )
 
-    def promising(self, size: int, growth: Growth) -> NDArray[np.int64]:
+    def promising(self, size: int, growth: ModelTreeOptions) -> NDArray[np.int64]:
         """Places of the best nodes whose children are unknown and may still be in the tree."""
         hopeful = ~self.expanded & (self.level < growth.depth)
         if len(self.score) >= size:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Enough, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Enough, Verification, in_no_hurry
 
 
 class NoneDrafter:
@@ -13,7 +13,7 @@ class NoneDrafter:
     name = "none"
     alternatives = 0
 
-    def another(self) -> Self:
+    def copy_for_new_generation(self) -> Self:
         return self
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
@@ -22,5 +22,5 @@ class NoneDrafter:
     def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
         return NO_TREE
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verdict: Verification) -> None:
         """Nothing to learn."""

@@ -4,14 +4,19 @@ Adapters: `none.py`, `model.py`, `suffix.py`, `recycling.py`, `union.py`; one co
 drafter is used by one generation at a time and runs in a worker thread, never in the event loop.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.session.walk import child_index
+
+NO_NODE = -2
+"""Stands for the place of a node that the other tree lacks; -1 is the root."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +36,62 @@ class DraftTree:
         return len(self.tokens)
 
     def best(self, size: int) -> "DraftTree":
-        """The tree of its best `size` nodes."""
+        """Return the tree of the best `size` nodes, which are the first `size`."""
         return DraftTree(self.parents[:size], self.tokens[:size], self.scores[:size])
+
+    @cached_property
+    def index(self) -> Mapping[tuple[int, int], int]:
+        """Each node's number by its parent's number (-1 for the root) and its token."""
+        return child_index(self.parents, self.tokens)
+
+    def depths(self) -> NDArray[np.int64]:
+        """Return the number of nodes between the root and each node, int64 [n]: 0 for the root's children."""
+        depths = np.zeros(len(self), np.int64)
+        for node, parent in enumerate(self.parents.tolist()):
+            if parent >= 0:
+                depths[node] = depths[parent] + 1
+        return depths
+
+    def match(self, index: Mapping[tuple[int, int], int]) -> NDArray[np.int64]:
+        """Find every node's path in another structure below the same root.
+
+        `index` gives a place by the parent's place (-1 for the root) and a token, as `DraftTree.index` does.  Returns
+        int64 [n]: the place of each node, or NO_NODE where its path leads out of that structure.
+        """
+        places: list[int] = []
+        for parent, token in zip(self.parents.tolist(), self.tokens.tolist(), strict=True):
+            above = places[parent] if parent >= 0 else -1
+            places.append(NO_NODE if above == NO_NODE else index.get((above, token), NO_NODE))
+        return np.array(places, np.int64)
+
+    def union(self, other: "DraftTree", most: int | None = None) -> "DraftTree":
+        """Return this tree and, after its nodes, those of `other` that it lacks, best first.
+
+        Both trees grow below the same root.  With `most`, the union has at most that many nodes: a node of `other` is
+        left out where its parent is.  A node of both trees gets the higher of its two scores; otherwise its children
+        would keep the lower chance.  The scores of the union do not fall along the array, only along paths.
+        """
+        index, scores = dict(self.index), self.scores.copy()
+        places: list[int] = []
+        new: list[tuple[int, int, float]] = []
+        columns = zip(other.parents.tolist(), other.tokens.tolist(), other.scores.tolist(), strict=True)
+        for parent, token, score in columns:
+            above = places[parent] if parent >= 0 else -1
+            place = index.get((above, token), NO_NODE)
+            if place != NO_NODE:
+                scores[place] = max(scores[place], score)
+            elif above != NO_NODE and (most is None or len(index) < most):
+                place = index[above, token] = len(index)
+                new.append((above, token, score))
+            places.append(place)
+        if not new:
+            return replace(self, scores=scores)
+        parents, tokens, further = zip(*new, strict=True)
+        return DraftTree(
+            np.concatenate([self.parents, np.array(parents, np.int64)]),
+            np.concatenate([self.tokens, np.array(tokens, np.int64)]),
+            np.concatenate([scores, np.array(further, np.float32)]),
+        )
 
 
 NO_TREE = DraftTree(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
@@ -45,7 +104,7 @@ def _none_known() -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class Verification:
     """What the target said of a tree as it was shipped: nodes that were proposed, parents before children."""
 
     tree: DraftTree
@@ -94,7 +153,7 @@ class Drafter(Protocol):
         """
         ...
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verdict: Verification) -> None:
         """The context grows by the accepted tokens and the bonus; what was drafted below the bonus is kept."""
         ...
 
@@ -103,6 +162,6 @@ class Drafter(Protocol):
 class Copyable(Protocol):
     """A drafter of which there may be several."""
 
-    def another(self) -> Drafter:
+    def copy_for_new_generation(self) -> Drafter:
         """One for a generation beside this one: the same weights and what was learned, a context of its own."""
         ...

@@ -18,8 +18,8 @@ import numpy as np
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters.hit_rates import HitRates
 from treeswarm_client.drafters.ngram_index import SEPARATOR, IndexedText
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
-from treeswarm_client.drafters.table_tree import Expansion
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verification, in_no_hurry
+from treeswarm_client.drafters.table_tree import TableTree
 
 # Of each source, the latest occurrences of two tokens that are looked at.
 LOOKED_AT = 16
@@ -63,13 +63,13 @@ class SuffixDrafter:
     _rates: HitRates = field(default_factory=lambda: HitRates(np.array(PRIOR_AGREED + PRIOR_SPLIT)))
     _end: Matches | None = None
     """Of the text so far; None where it has to be found anew."""
-    _tree: Expansion[Matches] | None = None
+    _tree: TableTree[Matches] | None = None
 
     @property
     def _sources(self) -> tuple[IndexedText, IndexedText, IndexedText]:
         return self._text, self._past, self._pool
 
-    def another(self) -> Self:
+    def copy_for_new_generation(self) -> Self:
         """One for a generation beside this one: what is known so far, and a text of its own."""
         return type(self)(_past=self._past.copy(), _pool=self._pool.copy(), _rates=self._rates.copy())
 
@@ -84,10 +84,10 @@ class SuffixDrafter:
             return NO_TREE
         if self._tree is None or self._tree.depth != depth:
             self._end = self._end or self._found()
-            self._tree = Expansion(self, self._end, depth)
+            self._tree = TableTree(self, self._end, depth)
         return self._tree.grow(size, enough)
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verdict: Verification) -> None:
         if self._tree is not None:
             for matches, answer in self._tree.answered(verdict):
                 votes, kind = self._votes(matches)
@@ -142,12 +142,11 @@ class SuffixDrafter:
         return matches
 
 
-def branches(end: Sequence[int], verdict: Verdict) -> Iterator[list[int]]:
+def branches(end: Sequence[int], verdict: Verification) -> Iterator[list[int]]:
     """What the target said along branches off its path: each from where a node is not its own choice, as far as the
     tree answers, with the `LEAD` tokens before (`end` are the text's last)."""
     answers, tree = verdict.answers.tolist(), verdict.tree
     parents, tokens = tree.parents.tolist(), tree.tokens.tolist()
-    children = {(parent, token): i for i, (parent, token) in enumerate(zip(parents, tokens, strict=True))}
     paths: list[list[int]] = []
     for node, (parent, token) in enumerate(zip(parents, tokens, strict=True)):
         paths.append([*(paths[parent] if parent >= 0 else end), token][-LEAD:])
@@ -157,5 +156,5 @@ def branches(end: Sequence[int], verdict: Verdict) -> Iterator[list[int]]:
         at: int | None = node
         while at is not None and answers[at + 1] != UNANSWERED:
             said.append(answers[at + 1])
-            at = children.get((at, answers[at + 1]))
+            at = tree.index.get((at, answers[at + 1]))
         yield said

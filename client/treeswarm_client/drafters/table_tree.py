@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import NO_NODE, UNANSWERED, DraftTree, Enough, Verification, in_no_hurry
 
 State = TypeVar("State")
 # Log of one in 3,000: no node of such a chance is worth its bytes, and a calibration tells none of them apart.
@@ -19,7 +19,7 @@ WORTHLESS = -8.0
 NODE_S = 30e-6
 
 
-class Guesses(Protocol[State]):
+class GuessSource(Protocol[State]):
     """What follows a node, from what is known at it."""
 
     def after(self, state: State, token: int) -> State:
@@ -31,10 +31,10 @@ class Guesses(Protocol[State]):
         ...
 
 
-class Expansion(Generic[State]):
+class TableTree(Generic[State]):
     """The tree below one root, as far as anybody has asked."""
 
-    def __init__(self, source: Guesses[State], root: State, depth: int) -> None:
+    def __init__(self, source: GuessSource[State], root: State, depth: int) -> None:
         self.depth = depth
         self._source = source
         self._parents: list[int] = []
@@ -71,18 +71,11 @@ class Expansion(Generic[State]):
             np.array(self._scores[:size], np.float32),
         )
 
-    def answered(self, verdict: Verdict) -> list[tuple[State, int]]:
+    def answered(self, verdict: Verification) -> list[tuple[State, int]]:
         """What was known at every answered node of this tree, the root first, and the target's token there."""
-        answers = verdict.answers.tolist()
-        places, found = [-1], [(self._states[-1], answers[0])]
-        pairs = zip(verdict.tree.parents.tolist(), verdict.tree.tokens.tolist(), answers[1:], strict=True)
-        for parent, token, answer in pairs:
-            above = places[parent + 1]
-            place = self._places.get((above, token), -2) if above > -2 else -2
-            places.append(place)
-            if place >= 0:
-                found.append((self._state(place), answer))
-        return [(state, answer) for state, answer in found if answer != UNANSWERED]
+        places = [-1, *verdict.tree.match(self._places).tolist()]
+        pairs = zip(places, verdict.answers.tolist(), strict=True)
+        return [(self._state(p), answer) for p, answer in pairs if p != NO_NODE and answer != UNANSWERED]
 
     def _expand(self) -> None:
         """The nodes added since the last time offer their children."""

@@ -13,8 +13,8 @@ import numpy as np
 
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters.hit_rates import HitRates
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
-from treeswarm_client.drafters.table_tree import Expansion
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verification, in_no_hurry
+from treeswarm_client.drafters.table_tree import TableTree
 
 SUCCESSORS = 8
 # How often a rank's token was the target's next, in the demo pair's code; what is seen soon outweighs it.
@@ -35,9 +35,9 @@ class TokenRecyclingDrafter:
     """The same of the prompt, the latest first."""
     _rates: HitRates = field(default_factory=lambda: HitRates(np.array(PRIOR)))
     """By rank."""
-    _tree: Expansion[int] | None = None
+    _tree: TableTree[int] | None = None
 
-    def another(self) -> Self:
+    def copy_for_new_generation(self) -> Self:
         """One for a generation beside this one: what is known so far, and a text of its own."""
         return type(self)(_said=dict(self._said), _rates=self._rates.copy())
 
@@ -51,10 +51,10 @@ class TokenRecyclingDrafter:
         if self._last is None:
             return NO_TREE
         if self._tree is None or self._tree.depth != depth:
-            self._tree = Expansion(self, self._last, depth)
+            self._tree = TableTree(self, self._last, depth)
         return self._tree.grow(size, enough)
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verdict: Verification) -> None:
         if self._last is None:
             return
         answers = verdict.answers.tolist()

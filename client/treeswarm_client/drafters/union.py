@@ -6,7 +6,7 @@ this text loses its place by its own account alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -14,17 +14,24 @@ from numpy.typing import NDArray
 
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters.calibration import Calibration
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Enough, Verdict, in_no_hurry
+from treeswarm_client.drafters.seam import (
+    NO_NODE,
+    NO_TREE,
+    UNANSWERED,
+    Drafter,
+    DraftTree,
+    Enough,
+    Verification,
+    in_no_hurry,
+)
 
-NOT_THERE = -2
-"""Among places: a node that is in no tree."""
 LEAST_CHANCE = 1e-9
 
 
 class UnionMember(Drafter, Protocol):
     """A drafter that a union may have."""
 
-    def another(self) -> "UnionMember":
+    def copy_for_new_generation(self) -> "UnionMember":
         """One for a generation beside this one."""
         ...
 
@@ -50,9 +57,9 @@ class UnionDrafter:
         """As many as the member that wants most."""
         return max((member.alternatives for member in self.members), default=0)
 
-    def another(self) -> "UnionDrafter":
+    def copy_for_new_generation(self) -> "UnionDrafter":
         """One for a generation beside this one: what is known so far, and contexts of its own."""
-        copied = UnionDrafter([member.another() for member in self.members], self.name)
+        copied = UnionDrafter([member.copy_for_new_generation() for member in self.members], self.name)
         copied._calibrations = list(self._calibrations)
         return copied
 
@@ -74,11 +81,11 @@ class UnionDrafter:
         self._tree = NO_TREE if hurry.ended else tree
         return tree
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verdict: Verification) -> None:
         known, on_path = fates(verdict)
         for i, tree in enumerate(self._trees):
-            places = places_in(tree, verdict.tree)
-            counted = known & (places != NOT_THERE)
+            places = verdict.tree.match(tree.index)
+            counted = known & (places != NO_NODE)
             scores = tree.scores[places[counted]]
             self._calibrations[i] = self._calibrations[i].learned(scores, on_path[counted])
         for member in self.members:
@@ -115,43 +122,18 @@ def united(
 
     `chances[i]` [nodes of tree i] never rise along a path.
     """
-    parents, tokens = before.parents.tolist(), before.tokens.tolist()
-    places = {node: place for place, node in enumerate(zip(parents, tokens, strict=True))}
-    best = np.exp(before.scores.astype(np.float64)).tolist()
+    merged = before
     for tree, chance in zip(trees, chances, strict=True):
-        own: list[int] = []
-        for parent, token, value in zip(tree.parents.tolist(), tree.tokens.tolist(), chance.tolist(), strict=True):
-            node = (own[parent] if parent >= 0 else -1, token)
-            place = places.setdefault(node, len(parents))
-            if place == len(parents):
-                parents.append(node[0])
-                tokens.append(token)
-                best.append(0.0)
-            best[place] = max(best[place], value)
-            own.append(place)
-    worth = np.array(best)
+        merged = merged.union(replace(tree, scores=np.log(np.maximum(chance, LEAST_CHANCE)).astype(np.float32)))
     # What was proposed may have been shipped: it stays, but has no claim to be better than what was found since.
-    ranked = np.lexsort((np.arange(len(worth)), -worth))
+    ranked = np.argsort(-merged.scores, kind="stable")
     order = ranked[np.sort(np.argsort(ranked >= len(before), kind="stable")[:size])]
-    rank = np.full(len(worth) + 1, -1)  # the root's is the last, where −1 points
+    rank = np.full(len(merged) + 1, -1)  # the root's is the last, where −1 points
     rank[order] = np.arange(len(order))
-    return DraftTree(
-        parents=rank[np.array(parents, np.int64)[order]],
-        tokens=np.array(tokens, np.int64)[order],
-        scores=np.log(np.maximum(worth[order], LEAST_CHANCE)).astype(np.float32),
-    )
+    return DraftTree(rank[merged.parents[order]], merged.tokens[order], merged.scores[order])
 
 
-def places_in(tree: DraftTree, other: DraftTree) -> NDArray[np.int64]:
-    """For each node of `other`, the place of the same path in `tree`, or NOT_THERE."""
-    places = {node: i for i, node in enumerate(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True))}
-    found: list[int] = []
-    for parent, token in zip(other.parents.tolist(), other.tokens.tolist(), strict=True):
-        found.append(places.get((found[parent] if parent >= 0 else -1, token), NOT_THERE))
-    return np.array(found, np.int64)
-
-
-def fates(verdict: Verdict) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def fates(verdict: Verification) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Of each node shipped, whether its fate is known, and whether the target's path runs through it.
 
     It is unknown only below a node of the path that nobody has answered.

@@ -40,4 +40,4 @@ class DrafterPool:
 
     def _another(self) -> PooledDrafter:
         assert isinstance(self._first, Copyable)
-        return PooledDrafter(self._first.another())
+        return PooledDrafter(self._first.copy_for_new_generation())

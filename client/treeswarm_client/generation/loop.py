@@ -15,7 +15,7 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import Walk
 from treeswarm_client.chain.chain import Chain
 from treeswarm_client.chain.repair import Interrupted
-from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, Verdict
+from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, Verification
 from treeswarm_client.generation.append_builder import AppendBuilder, Shipment
 from treeswarm_client.generation.round_in_flight import RoundInFlight
 from treeswarm_client.generation.stats import StatsRecorder
@@ -94,7 +94,7 @@ class Generation:
         finally:
             await begun
         news = self._commit(prefill, found)
-        self._observe(Verdict(NO_TREE, prefill.answers, (), found.bonus, prefill.alternatives))
+        self._observe(Verification(NO_TREE, prefill.answers, (), found.bonus, prefill.alternatives))
         try:
             yield news
             while news.finish is None:
@@ -150,7 +150,7 @@ class Generation:
                 flight.extend(further)
                 on_their_way.extend(answers)
 
-    def _observe(self, verdict: Verdict) -> None:
+    def _observe(self, verdict: Verification) -> None:
         """Beside whatever comes next, until `_observed`."""
         self._observed = asyncio.create_task(self._apart(self.drafter.observe, verdict))
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from treeswarm.errors import Malformed
 from treeswarm.protocol.messages import Answer, Answers, Append, HopTiming
 from treeswarm.session.walk import Walk, walk
-from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Verdict
+from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Verification
 from treeswarm_client.generation.append_builder import Shipment
 
 
@@ -83,9 +83,9 @@ class RoundInFlight:
         path = [0, *(node + 1 for node in found.accepted)]
         return [self._tokens[place] for place in path], [self._logprobs[place] for place in path]
 
-    def verdict(self, found: Walk) -> Verdict:
+    def verdict(self, found: Walk) -> Verification:
         """What a drafter may learn."""
-        return Verdict(self.draft, self.answers, found.accepted, found.bonus, self.alternatives)
+        return Verification(self.draft, self.answers, found.accepted, found.bonus, self.alternatives)
 
 
 def _questions(append: Append) -> int:

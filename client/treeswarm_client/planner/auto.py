@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from treeswarm.protocol.messages import HopTiming
 from treeswarm_client.drafters.seam import DraftTree, Enough, in_no_hurry
 from treeswarm_client.planner.explain import RoundReport
-from treeswarm_client.planner.pace import AHEAD, ChainHop, Round, joined, prefix
+from treeswarm_client.planner.pace import AHEAD, ChainHop, Round
 from treeswarm_client.planner.plan import patience_s
 from treeswarm_client.planner.planner import EXPLORE_NODES, Planner
 
@@ -66,7 +66,7 @@ class AutoPace:
         self.planner.drafted(tree, self.clock() - self._asked_at)
         self._asked_at = None
         plan = self.planner.choose(tree, self.largest) if self.size is None else self.planner.told(tree)
-        return prefix(tree, plan.size)
+        return tree.best(plan.size)
 
     def ahead(self) -> int:
         """As many as may be shipped; where guesses are worth nothing, only what the next round tries."""
@@ -84,10 +84,10 @@ class AutoPace:
 
     def further(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
         self.planner.regrown(wider)
-        both = joined(shipped, wider, self.largest) if self.size is None else shipped
+        both = shipped.union(wider, self.largest) if self.size is None else shipped
         if len(both) == len(shipped):
             return shipped
-        return prefix(both, len(shipped) + self.planner.extension(both, len(shipped), elapsed_s))
+        return both.best(len(shipped) + self.planner.extension(both, len(shipped), elapsed_s))
 
     def learn(self, flown: Round) -> RoundReport | None:
         if flown.whole:

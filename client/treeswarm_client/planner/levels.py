@@ -25,7 +25,7 @@ class Levels:
         """With one more tree and the seconds it took."""
         if not len(tree):
             return self
-        depths = np.minimum(depths_of(tree), DEPTHS - 1)
+        depths = np.minimum(tree.depths(), DEPTHS - 1)
         step = max(STEP, 1 / (self.samples + 1))
         level_s = seconds / (int(depths.max()) + 1)
         return Levels(
@@ -54,12 +54,3 @@ def mixed(usual: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.fl
     common = min(len(usual), len(new))
     longer = usual if len(usual) > common else new
     return np.concatenate([usual[:common] + STEP * (new[:common] - usual[:common]), longer[common:]])
-
-
-def depths_of(tree: DraftTree) -> NDArray[np.int64]:
-    """Levels between each node and the first below the root, int64 [n]."""
-    depths = np.zeros(len(tree), np.int64)
-    for node, parent in enumerate(tree.parents.tolist()):
-        if parent >= 0:
-            depths[node] = depths[parent] + 1
-    return depths

@@ -1,10 +1,8 @@
 """How much to speculate, round by round: the seam between the loop that ships and whoever decides."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
-
-import numpy as np
 
 from treeswarm.protocol.messages import HopTiming, Profile
 from treeswarm.session.walk import Walk
@@ -113,35 +111,3 @@ class FixedPace:
 
     def learn(self, flown: Round) -> None:
         """It knows what it wants."""
-
-
-def prefix(tree: DraftTree, size: int) -> DraftTree:
-    """The best `size` nodes."""
-    return DraftTree(tree.parents[:size], tree.tokens[:size], tree.scores[:size])
-
-
-def joined(shipped: DraftTree, wider: DraftTree, most: int) -> DraftTree:
-    """`shipped`, then those of the best nodes of `wider` that it lacks and whose parents are there, up to `most` nodes
-    in all.  Both are trees below the same root; a node of both has the better of its scores, or its children would be
-    believed to be as unlikely as it once was."""
-    place = {(int(p), int(t)): i for i, (p, t) in enumerate(zip(shipped.parents, shipped.tokens, strict=True))}
-    scores = shipped.scores.copy()
-    where: list[int] = []
-    new: list[tuple[int, int, float]] = []
-    for parent, token, score in zip(wider.parents.tolist(), wider.tokens.tolist(), wider.scores.tolist(), strict=True):
-        above = -1 if parent < 0 else where[parent]
-        known = place.get((above, token)) if parent < 0 or above >= 0 else None
-        if known is None and (parent < 0 or above >= 0) and len(place) < most:
-            known = place[above, token] = len(place)
-            new.append((above, token, score))
-        elif known is not None:
-            scores[known] = max(scores[known], score)
-        where.append(-1 if known is None else known)
-    if not new:
-        return replace(shipped, scores=scores)
-    parents, tokens, further = zip(*new, strict=True)
-    return DraftTree(
-        np.concatenate([shipped.parents, np.array(parents, np.int64)]),
-        np.concatenate([shipped.tokens, np.array(tokens, np.int64)]),
-        np.concatenate([scores, np.array(further, np.float32)]),
-    )

@@ -18,13 +18,19 @@ class Walk:
     bonus: int
 
 
+def child_index(parents: NDArray[np.integer], tokens: NDArray[np.integer]) -> dict[tuple[int, int], int]:
+    """Return each node's index by its parent's index (-1 for the root) and its token."""
+    pairs = zip(parents.tolist(), tokens.tolist(), strict=True)
+    return {(parent, token): node for node, (parent, token) in enumerate(pairs)}
+
+
 def walk(parents: NDArray[np.integer], tokens: NDArray[np.integer], answers: NDArray[np.integer]) -> Walk:
     """Walk a drafted tree below a root.
 
     `parents[i]` is a node index or -1 for the root; `answers[0]` is the target's token after the root and
     `answers[i + 1]` after node i.  Siblings must differ.
     """
-    children = {(int(p), int(t)): i for i, (p, t) in enumerate(zip(parents, tokens, strict=True))}
+    children = child_index(parents, tokens)
     accepted: list[int] = []
     at = -1
     while (child := children.get((at, int(answers[at + 1])))) is not None:

@@ -32,7 +32,7 @@ from treeswarm_bench.benchmarks.wan_matrix import MatrixPlan, MatrixProgress
 from treeswarm_bench.benchmarks.wan_targets import FIXED, Measured, Place, checks
 from treeswarm_bench.benchmarks.wan_texts import STARTED, common, prose_passages, twice
 from treeswarm_bench.cli import add_command
-from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verdict
+from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verification
 
 RING_S = {"25ms": 0.1, "100ms": 0.4}
 
@@ -221,7 +221,7 @@ class Confident:
 
     def __init__(self) -> None:
         self.begun: list[Sequence[int]] = []
-        self.heard: list[Verdict] = []
+        self.heard: list[Verification] = []
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self.begun.append(prompt)
@@ -229,7 +229,7 @@ class Confident:
     def propose(self, size: int, depth: int, enough: object = None) -> DraftTree:
         return DraftTree(np.array([-1, -1, 0]), np.array([3, 7, 5]), np.array([-0.1, -0.2, -0.3], np.float32))
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verdict: Verification) -> None:
         self.heard.append(verdict)
 
 
@@ -241,7 +241,7 @@ def test_a_misled_drafter_draws_the_same_tree_of_other_tokens() -> None:
     assert tree.tokens.tolist() == [8, 2, 0]
     assert tree.parents.tolist() == plain.parents.tolist()
     assert tree.scores.tolist() == plain.scores.tolist()
-    verdict = Verdict(NO_TREE, np.array([4]), (), 4)
+    verdict = Verification(NO_TREE, np.array([4]), (), 4)
     misled.observe(verdict)
     assert (inner.begun, inner.heard) == ([[1, 2]], [verdict])
     assert (misled.name, misled.alternatives) == ("confident, misled", 3)

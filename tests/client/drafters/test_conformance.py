@@ -22,9 +22,9 @@ from treeswarm.model_files import HubOptions, resolve_model
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
-from treeswarm_client.drafters.model_tree import Growing, Growth
+from treeswarm_client.drafters.model_tree import ModelTree, ModelTreeOptions
 from treeswarm_client.drafters.none import NoneDrafter
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Verdict
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Verification
 from treeswarm_client.drafters.suffix import SuffixDrafter
 from treeswarm_client.drafters.tau import GRID, TauEstimate
 from treeswarm_client.drafters.token_recycling import TokenRecyclingDrafter
@@ -131,7 +131,7 @@ def finish(drafter: Drafter, text: list[int], shipped: DraftTree, random: np.ran
         needless[[0, *(node + 1 for node in accepted)]] = False
         answers[needless] = UNANSWERED
         best[needless[: len(best)]] = UNANSWERED
-    drafter.observe(Verdict(shipped, answers, accepted, bonus, best))
+    drafter.observe(Verification(shipped, answers, accepted, bonus, best))
     return [*text, *(int(shipped.tokens[i]) for i in accepted), bonus]
 
 
@@ -226,14 +226,14 @@ def test_another_knows_what_was_learned_and_has_a_text_of_its_own(make: Make) ->
     text = talked(drafter)
     assert isinstance(drafter, Copyable)
     before = drafter.propose(12, 6)
-    other = drafter.another()
+    other = drafter.copy_for_new_generation()
     random = np.random.default_rng(9)
     other.begin([1, 2, 3], SamplingSettings())
     there = [1, 2, 3]
     for _ in range(3):
         there = finish(other, there, other.propose(9, 5), random)
     assert drafter.propose(12, 6).tokens.tolist() == before.tokens.tolist()
-    one, two = drafter.another(), drafter.another()
+    one, two = drafter.copy_for_new_generation(), drafter.copy_for_new_generation()
     for each in (one, two):
         each.begin(text, SamplingSettings())
     assert one.propose(12, 6).tokens.tolist() == two.propose(12, 6).tokens.tolist()
@@ -288,10 +288,10 @@ def test_nothing_is_proposed_past_the_drafts_context(make_model: Make) -> None:
     for _ in range(5):
         tree = drafter.propose(4, depth=50)
         check_tree(tree, 4, depth=3)
-        drafter.observe(Verdict(tree, np.zeros(len(tree) + 1, np.int64), [], 0))
+        drafter.observe(Verification(tree, np.zeros(len(tree) + 1, np.int64), [], 0))
     assert len(drafter.propose(4, depth=50)) == 0
     drafter.begin([1] * 500, SamplingSettings())
-    drafter.observe(Verdict(NO_TREE, np.zeros(1, np.int64), (), 0))
+    drafter.observe(Verification(NO_TREE, np.zeros(1, np.int64), (), 0))
     assert len(drafter.propose(4, depth=50)) == 0
 
 
@@ -349,7 +349,7 @@ def test_growth_is_the_best_of_all_nodes(seed: int, size: int, depth: int, beam:
         children = [best(paths[node]) for node in nodes.tolist()]
         return np.stack([c[0] for c in children]), np.stack([c[1] for c in children])
 
-    growing = Growing(size, Growth(beam=beam, width=TOY_VOCAB, depth=depth), *best(()))
+    growing = ModelTree(size, ModelTreeOptions(beam=beam, width=TOY_VOCAB, depth=depth), *best(()))
     tree = growing.grow(expand)
     everything = []
     for length in range(1, depth + 1):
@@ -442,7 +442,7 @@ def test_without_torch_a_model_cannot_draft_and_auto_does_without(
 def test_a_union_beside_a_union_shares_no_context() -> None:
     first = UnionDrafter([SuffixDrafter(), TokenRecyclingDrafter()])
     first.begin([1, 2, 3, 1, 2], SamplingSettings())
-    second = first.another()
+    second = first.copy_for_new_generation()
     second.begin([7, 8, 9, 7, 8], SamplingSettings())
     assert first.propose(1, 3).tokens.tolist() == [3]
     assert second.propose(1, 3).tokens.tolist() == [9]

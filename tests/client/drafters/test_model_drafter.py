@@ -22,8 +22,8 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import walk
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.model import RAW_DECAY, DraftOptions, ModelDrafter
-from treeswarm_client.drafters.model_tree import Growth
-from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verdict
+from treeswarm_client.drafters.model_tree import ModelTreeOptions
+from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verification
 
 GREEDY = SamplingSettings()
 SAMPLED = SamplingSettings(temperature=0.8, seed=11, sample=2)
@@ -47,7 +47,7 @@ def play(drafter: ModelDrafter, text: list[int], rounds: int, size: int, seed: i
         tree = drafter.propose(size, 20)
         answers = half_agreeing(tree, rng)
         found = walk(tree.parents, tree.tokens, answers)
-        drafter.observe(Verdict(tree, answers, found.accepted, found.bonus))
+        drafter.observe(Verification(tree, answers, found.accepted, found.bonus))
         text += [*(int(tree.tokens[i]) for i in found.accepted), found.bonus]
 
 
@@ -80,21 +80,21 @@ def test_one_slow_forward_does_not_end_drafting_for_ever() -> None:
     drafter.begin(PROMPT, GREEDY)
     for _ in range(9):
         drafter.propose(60, 6)
-        drafter.observe(Verdict(NO_TREE, np.array([3]), (), 3))
+        drafter.observe(Verification(NO_TREE, np.array([3]), (), 3))
     step_s = 0.001
     levels = []
     for _ in range(90):
         tree = drafter.propose(60, 6, lambda promise: promise < 10.0)
         levels.append(max(map(len, paths_of(tree))))
         unexpected = next(token for token in range(1000) if token not in tree.tokens)
-        drafter.observe(Verdict(NO_TREE, np.array([unexpected]), (), unexpected))
+        drafter.observe(Verification(NO_TREE, np.array([unexpected]), (), unexpected))
     assert levels[0] == 1 < levels[-1]
 
 
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gpt_neox"])
 def test_scores_are_those_of_the_formula_after_many_rounds(family: str, settings: SamplingSettings) -> None:
-    model, drafter = pair(family, DraftOptions(growth=Growth(width=3)))
+    model, drafter = pair(family, DraftOptions(growth=ModelTreeOptions(width=3)))
     text = list(PROMPT)
     drafter.begin(text, settings)
     play(drafter, text, rounds=5, size=30)
@@ -129,7 +129,7 @@ def test_what_was_drafted_ahead_is_used_and_not_computed_again() -> None:
     # A small tree's growth may look at a node that the large one, in other batches, would not have needed.
     assert sum(watch.forwards) <= sum(whole.forwards) + first
     second = int(large.tokens[np.flatnonzero(large.parents == -1)[1]])
-    drafter.observe(Verdict(NO_TREE, np.array([second]), (), second))
+    drafter.observe(Verification(NO_TREE, np.array([second]), (), second))
     watch.forwards.clear()
     assert len(drafter.propose(5, 9)) == 5
     assert watch.forwards == []
@@ -171,7 +171,7 @@ def test_an_accepted_token_that_was_processed_is_not_processed_again() -> None:
     path = [leaf]
     while tree.parents[path[0]] >= 0:
         path.insert(0, int(tree.parents[path[0]]))
-    drafter.observe(Verdict(tree, np.zeros(len(tree) + 1, np.int64), path[:-1], 9))
+    drafter.observe(Verification(tree, np.zeros(len(tree) + 1, np.int64), path[:-1], 9))
     watch.forwards.clear()
     drafter.propose(1, 1)
     assert watch.forwards == [1], "only the bonus token is new: the accepted path had its rows"
@@ -218,7 +218,7 @@ def test_a_proposal_that_was_never_shipped_leaves_no_trace() -> None:
     model, drafter = pair()
     drafter.begin(PROMPT, GREEDY)
     drafter.propose(30, 9)
-    drafter.observe(Verdict(NO_TREE, np.array([17]), (), 17))
+    drafter.observe(Verification(NO_TREE, np.array([17]), (), 17))
     tree = drafter.propose(12, 5)
     expected = expected_scores(model, [*PROMPT, 17], tree, GREEDY, drafter.ranked_by)
     np.testing.assert_allclose(tree.scores, expected, atol=2e-4)
@@ -232,7 +232,7 @@ def test_any_prefix_of_a_proposal_may_be_shipped() -> None:
     cut = DraftTree(tree.parents[:5], tree.tokens[:5], tree.scores[:5])
     answers = half_agreeing(cut, np.random.default_rng(2))
     found = walk(cut.parents, cut.tokens, answers)
-    drafter.observe(Verdict(cut, answers, found.accepted, found.bonus))
+    drafter.observe(Verification(cut, answers, found.accepted, found.bonus))
     text = [*PROMPT, *(int(cut.tokens[i]) for i in found.accepted), found.bonus]
     again = drafter.propose(12, 5)
     np.testing.assert_allclose(again.scores, expected_scores(model, text, again, GREEDY, drafter.ranked_by), atol=2e-4)
@@ -249,7 +249,7 @@ def test_tau_learns_apart_for_greedy_and_sampled_and_outlives_a_generation() -> 
         answers = np.array(
             [t[len(t) // 2] if len(t := tree.tokens[tree.parents == i]) else 0 for i in range(-1, len(tree))]
         )
-        drafter.observe(Verdict(tree, answers, (), int(answers[0])))
+        drafter.observe(Verification(tree, answers, (), int(answers[0])))
     assert drafter.tau > 1.1 * before
     learned = drafter.tau
     drafter.begin([1, 2], SAMPLED)
@@ -267,7 +267,7 @@ def test_labels_are_matched_with_the_nodes_they_are_about() -> None:
         tree = drafter.propose(40, 6)
         contexts = [text, *([*text, *path] for path in paths_of(tree))]
         answers = np.array([int(plain_logprobs(model, context, GREEDY).argmax()) for context in contexts])
-        drafter.observe(Verdict(tree, answers, (), int(answers[0])))
+        drafter.observe(Verification(tree, answers, (), int(answers[0])))
         text.append(int(answers[0]))
     assert drafter.tau < 0.2
 
@@ -281,7 +281,7 @@ def test_a_long_text_outgrows_the_first_cache() -> None:
 
 
 def test_the_largest_tree_grows() -> None:
-    _, drafter = pair(options=DraftOptions(growth=Growth(beam=256)))
+    _, drafter = pair(options=DraftOptions(growth=ModelTreeOptions(beam=256)))
     drafter.begin(PROMPT, SAMPLED)
     tree = drafter.propose(2048, 48)
     assert len(tree) == len(set(paths_of(tree))) == 2048
@@ -353,7 +353,7 @@ def test_another_drafter_drafts_beside_the_first_as_if_it_were_alone() -> None:
     settings = SamplingSettings(temperature=1.0, seed=3)
     drafter.begin([1, 2, 3], settings)
     alone = drafter.propose(8, 4)
-    other = drafter.another()
+    other = drafter.copy_for_new_generation()
     assert other.model is drafter.model
     other.begin([4, 5, 6, 7], settings)
     other.propose(8, 4)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tests.client.drafters.conftest import paths_of
 
-from treeswarm_client.drafters.model_tree import Growing, Growth, worth_a_forward
+from treeswarm_client.drafters.model_tree import ModelTree, ModelTreeOptions, worth_a_forward
 from treeswarm_client.drafters.seam import DraftTree
 
 Path = tuple[int, ...]
@@ -35,14 +35,14 @@ def toy_language(seed: int, width: int, *, certain: bool = False, ends: bool = F
 class Model:
     """Plays the draft: knows the path of every node it was shown, and checks how it is called."""
 
-    def __init__(self, children: Children, growth: Growth) -> None:
+    def __init__(self, children: Children, growth: ModelTreeOptions) -> None:
         self.children, self.growth = children, growth
         self.paths: dict[int, Path] = {-1: ()}
         self.levels: list[int] = []
 
     def grow(self, size: int) -> DraftTree:
         tokens, scores = self.children(())
-        return Growing(size, self.growth, tokens, scores).grow(self.expand)
+        return ModelTree(size, self.growth, tokens, scores).grow(self.expand)
 
     def expand(
         self, nodes: NDArray[np.int64], parents: NDArray[np.int64], tokens: NDArray[np.int64], depth: NDArray[np.int64]
@@ -95,7 +95,7 @@ def test_it_is_exactly_the_best_of_the_whole_tree_whatever_the_beam(
     children = toy_language(seed, width, certain=certain, ends=ends)
     everything = whole_tree(children, depth)
     best = sorted(everything, key=lambda path: -everything[path])[:size]
-    tree = Model(children, Growth(beam=beam, width=width, depth=depth)).grow(size)
+    tree = Model(children, ModelTreeOptions(beam=beam, width=width, depth=depth)).grow(size)
     check_invariants(tree)
     assert len(tree) == min(size, len(everything))
     found = dict(zip(paths_of(tree), tree.scores, strict=True))
@@ -103,7 +103,7 @@ def test_it_is_exactly_the_best_of_the_whole_tree_whatever_the_beam(
 
 
 def test_it_grows_the_largest_tree_level_by_level() -> None:
-    model = Model(toy_language(1, 32), Growth(beam=128, width=32, depth=48))
+    model = Model(toy_language(1, 32), ModelTreeOptions(beam=128, width=32, depth=48))
     tree = model.grow(2048)
     check_invariants(tree)
     assert len(tree) == 2048
@@ -113,20 +113,20 @@ def test_it_grows_the_largest_tree_level_by_level() -> None:
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_nothing_is_expanded_that_cannot_have_a_child_in_the_tree(size: int) -> None:
-    model = Model(toy_language(3, 1), Growth(width=1))
+    model = Model(toy_language(3, 1), ModelTreeOptions(width=1))
     assert len(model.grow(size)) == size
     assert sum(model.levels) == size - 1
 
 
 def test_a_width_of_one_is_a_chain() -> None:
-    tree = Model(toy_language(5, 1), Growth(width=1, depth=12)).grow(12)
+    tree = Model(toy_language(5, 1), ModelTreeOptions(width=1, depth=12)).grow(12)
     assert tree.parents.tolist() == list(range(-1, 11))
 
 
 def test_it_ends_with_what_it_has_once_it_is_enough() -> None:
-    model = Model(toy_language(7, 3), Growth(width=3, depth=9))
+    model = Model(toy_language(7, 3), ModelTreeOptions(width=3, depth=9))
     tokens, scores = model.children(())
-    growing = Growing(40, model.growth, tokens, scores)
+    growing = ModelTree(40, model.growth, tokens, scores)
     tree = growing.grow(model.expand, lambda _: len(model.levels) == 2)
     check_invariants(tree)
     assert len(model.levels) == 2
@@ -135,14 +135,14 @@ def test_it_ends_with_what_it_has_once_it_is_enough() -> None:
 
 def test_it_is_told_what_the_next_forward_promises() -> None:
     children = toy_language(9, 8)
-    patient, asked = (Model(children, Growth(width=8, depth=9)) for _ in range(2))
+    patient, asked = (Model(children, ModelTreeOptions(width=8, depth=9)) for _ in range(2))
     promises: list[float] = []
 
     def enough(promise: float) -> bool:
         promises.append(promise)
         return False
 
-    tree = Growing(60, asked.growth, *children(())).grow(asked.expand, enough)
+    tree = ModelTree(60, asked.growth, *children(())).grow(asked.expand, enough)
     assert paths_of(tree) == paths_of(patient.grow(60))
     assert len(asked.levels) == len(promises)
     assert all(0 < promise <= 1.0 + 1e-6 for promise in promises)
@@ -158,8 +158,8 @@ def test_as_many_nodes_share_a_forward_as_bring_most_chance_a_second(scores: lis
 
 def test_it_goes_on_where_it_was_stopped() -> None:
     children = toy_language(11, 8)
-    model = Model(children, Growth(width=8, depth=9))
-    growing = Growing(60, model.growth, *children(()))
+    model = Model(children, ModelTreeOptions(width=8, depth=9))
+    growing = ModelTree(60, model.growth, *children(()))
     forwards = -1
     while forwards < len(model.levels):  # one at a time
         forwards = len(model.levels)
@@ -169,12 +169,12 @@ def test_it_goes_on_where_it_was_stopped() -> None:
 
 
 def test_what_is_known_costs_no_forward_and_is_not_refused() -> None:
-    model = Model(toy_language(13, 3), Growth(width=3, depth=9))
+    model = Model(toy_language(13, 3), ModelTreeOptions(width=3, depth=9))
 
     def known(parents: NDArray[np.int64], _tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
         return parents < 0
 
-    tree = Growing(40, model.growth, *model.children(())).grow(model.expand, lambda _: True, known)
+    tree = ModelTree(40, model.growth, *model.children(())).grow(model.expand, lambda _: True, known)
     assert max(len(path) for path in paths_of(tree)) == 2
 
 
@@ -183,16 +183,16 @@ def test_scores_that_are_no_numbers_make_no_nodes() -> None:
         return np.zeros((1, 1), np.int64), np.full((1, 1), np.nan, np.float32)
 
     scores = np.array([-0.5, np.nan, -np.inf], np.float32)
-    tree = Growing(8, Growth(), np.arange(3), scores).grow(expand)
+    tree = ModelTree(8, ModelTreeOptions(), np.arange(3), scores).grow(expand)
     assert tree.tokens.tolist() == [0]
-    assert len(Growing(8, Growth(), np.arange(1), scores[1:2]).grow(expand)) == 0
+    assert len(ModelTree(8, ModelTreeOptions(), np.arange(1), scores[1:2]).grow(expand)) == 0
 
 
 def test_rounding_above_one_lets_no_child_outrank_its_parent() -> None:
     def expand(nodes: NDArray[np.int64], *_: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         return np.full((len(nodes), 1), 4), np.full((len(nodes), 1), 1e-6, np.float32)
 
-    growing = Growing(6, Growth(depth=3), np.array([1, 2]), np.array([1e-7, -3.0], np.float32))
+    growing = ModelTree(6, ModelTreeOptions(depth=3), np.array([1, 2]), np.array([1e-7, -3.0], np.float32))
     tree = growing.grow(expand)
     check_invariants(tree)
     assert tree.tokens.tolist() == [1, 4, 4, 2, 4, 4]

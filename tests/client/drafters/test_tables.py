@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters.hit_rates import HitRates
 from treeswarm_client.drafters.ngram_index import SEPARATOR, IndexedText
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Verdict
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Verification
 from treeswarm_client.drafters.suffix import LEAD, LONGER, LONGEST, SuffixDrafter, branches
-from treeswarm_client.drafters.table_tree import WORTHLESS, Expansion
+from treeswarm_client.drafters.table_tree import WORTHLESS, TableTree
 from treeswarm_client.drafters.token_recycling import SUCCESSORS, TokenRecyclingDrafter
 
 GREEDY = SamplingSettings()
@@ -22,10 +22,10 @@ def tree_of(*nodes: tuple[int, int]) -> DraftTree:
     return DraftTree(np.array(parents), np.array(tokens), -np.arange(len(nodes), dtype=np.float32))
 
 
-def said(token: int, *best: int) -> Verdict:
+def said(token: int, *best: int) -> Verification:
     """Of an empty tree."""
     alternatives = np.array([best], np.int64) if best else np.empty((0, 0), np.int64)
-    return Verdict(NO_TREE, np.array([token]), (), token, alternatives)
+    return Verification(NO_TREE, np.array([token]), (), token, alternatives)
 
 
 def first_level(tree: DraftTree) -> list[int]:
@@ -50,9 +50,9 @@ class Dice:
 @given(sizes=st.lists(st.integers(0, 60), min_size=1, max_size=4), depth=st.integers(0, 5))
 def test_a_tree_grows_where_it_was(sizes: list[int], depth: int) -> None:
     """In steps or at once: the best nodes, and none that is worth nothing."""
-    stepwise = Expansion(Dice(), 0, depth)
+    stepwise = TableTree(Dice(), 0, depth)
     for size in sizes:
-        tree, whole = stepwise.grow(size), Expansion(Dice(), 0, depth).grow(size)
+        tree, whole = stepwise.grow(size), TableTree(Dice(), 0, depth).grow(size)
         assert tree.tokens.tolist() == whole.tokens.tolist()
         assert tree.parents.tolist() == whole.parents.tolist()
         assert (tree.scores >= WORTHLESS).all()
@@ -86,7 +86,7 @@ def test_a_text_that_grows_is_matched_like_one_that_was_there(tokens: list[int],
     whole.begin([*tokens, *said], GREEDY)
     grown.propose(1, 1)
     for token in said:
-        grown.observe(Verdict(NO_TREE, np.array([UNANSWERED]), (), token))
+        grown.observe(Verification(NO_TREE, np.array([UNANSWERED]), (), token))
     ours, theirs = grown.propose(30, 6), whole.propose(30, 6)
     assert ours.scores.tolist() == pytest.approx(theirs.scores.tolist(), abs=1e-4)
     assert sorted(ours.tokens[:1].tolist()) == sorted(theirs.tokens[:1].tolist()) or ours.scores[0] == ours.scores[1]
@@ -151,7 +151,7 @@ def test_past_outputs_are_remembered_and_prompts_are_not() -> None:
 def test_what_was_said_along_branches_not_walked_is_remembered() -> None:
     """5 → 6 is walked; below the wrong 7 the target would have said 8, then 9."""
     tree = tree_of((-1, 6), (-1, 7), (1, 8), (1, 3))
-    verdict = Verdict(tree, np.array([6, 40, 8, 9, UNANSWERED]), (0,), 40)
+    verdict = Verification(tree, np.array([6, 40, 8, 9, UNANSWERED]), (0,), 40)
     assert list(branches([4, 5], verdict)) == [[4, 5, 7, 8, 9]]
     drafter = SuffixDrafter()
     drafter.begin([4, 5], GREEDY)
@@ -179,7 +179,7 @@ def test_branches_are_what_the_answers_say(seed: int, size: int) -> None:
             above = nodes[above][0]
         if answers[i + 1] != UNANSWERED:
             told.append([*path, int(answers[i + 1])])
-    found = list(branches([8, 9], Verdict(tree, answers, (), 0)))
+    found = list(branches([8, 9], Verification(tree, answers, (), 0)))
     for branch in found:
         assert any(branch[-len(path) :] == path or path[-len(branch) :] == branch for path in told)
         assert len(branch) >= min(LEAD, 3) + 1
@@ -194,7 +194,7 @@ def test_the_agreement_that_comes_true_is_trusted_more() -> None:
         drafter.begin([1, 2, 3, 1, 2], GREEDY)
         for _ in range(40):
             drafter.propose(1, 1)
-            drafter.observe(Verdict(tree_of((-1, 3)), np.array([answer, UNANSWERED]), (), answer))
+            drafter.observe(Verification(tree_of((-1, 3)), np.array([answer, UNANSWERED]), (), answer))
             drafter.begin([1, 2, 3, 1, 2], GREEDY)
     assert loyal.propose(1, 1).scores[0] > -0.2
     assert fickle.propose(1, 1).scores[0] < -1.5
@@ -217,7 +217,7 @@ def test_rejected_nodes_teach_too_and_unanswered_ones_do_not() -> None:
     drafter.begin([5], GREEDY)
     tree = tree_of((-1, 20), (-1, 21), (-1, 22))
     best = np.array([[20, 21], [30, 31], [32, 33], [UNANSWERED, UNANSWERED]])
-    drafter.observe(Verdict(tree, np.array([20, 30, 32, UNANSWERED]), (0,), 30, best))
+    drafter.observe(Verification(tree, np.array([20, 30, 32, UNANSWERED]), (0,), 30, best))
     drafter.observe(said(21, 40, 41))
     assert first_level(drafter.propose(9, 1)) == [32, 33]
     drafter.observe(said(22, 42, 43))

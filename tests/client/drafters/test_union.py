@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verdict, in_no_hurry
-from treeswarm_client.drafters.union import NOT_THERE, UnionDrafter, fates, places_in, united
+from treeswarm_client.drafters.seam import NO_NODE, NO_TREE, UNANSWERED, DraftTree, Enough, Verification, in_no_hurry
+from treeswarm_client.drafters.union import UnionDrafter, fates, united
 
 
 def random_tree(random: np.random.Generator, size: int) -> DraftTree:
@@ -46,9 +46,9 @@ class Fixed:
     tree: DraftTree
     name: str = "fixed"
     alternatives: int = 0
-    seen: list[Verdict] = field(default_factory=list)
+    seen: list[Verification] = field(default_factory=list)
 
-    def another(self) -> "Fixed":
+    def copy_for_new_generation(self) -> "Fixed":
         return Fixed(self.tree)
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
@@ -57,7 +57,7 @@ class Fixed:
     def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
         return DraftTree(self.tree.parents[:size], self.tree.tokens[:size], self.tree.scores[:size])
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verdict: Verification) -> None:
         self.seen.append(verdict)
 
 
@@ -117,15 +117,15 @@ def test_what_was_proposed_stays_and_better_nodes_found_since_come_before_it(see
 def test_nodes_are_known_by_their_paths(seed: int) -> None:
     random = np.random.default_rng(seed)
     tree, other = random_tree(random, 15), random_tree(random, 15)
-    places, here = places_in(tree, other), list(by_path(tree))
+    places, here = other.match(tree.index), list(by_path(tree))
     for path, place in zip(by_path(other), places.tolist(), strict=True):
-        assert (here[place] == path) if place != NOT_THERE else path not in here
+        assert (here[place] == path) if place != NO_NODE else path not in here
 
 
 def test_fates() -> None:
     """1 and 2 are walked; nobody has answered at 2, so what hangs below it may yet come true."""
     tree = DraftTree(np.array([-1, -1, 0, 1, 2]), np.array([1, 5, 2, 6, 3]), np.zeros(5, np.float32))
-    known, on_path = fates(Verdict(tree, np.array([1, 2, 9, UNANSWERED, 9, 9]), (0,), 2))
+    known, on_path = fates(Verification(tree, np.array([1, 2, 9, UNANSWERED, 9, 9]), (0,), 2))
     assert on_path.tolist() == [True, False, True, False, False]
     assert known.tolist() == [True, True, True, True, False]
 
@@ -144,7 +144,7 @@ def test_a_member_that_is_wrong_loses_its_place() -> None:
         node = {int(token): i for i, token in enumerate(tree.tokens)}
         answers = np.full(5, 8)
         answers[0], answers[node[5] + 1] = 5, 6
-        union.observe(Verdict(tree, answers, (node[5], node[6]), 8))
+        union.observe(Verification(tree, answers, (node[5], node[6]), 8))
     assert union.propose(2, 9).tokens.tolist() == [5, 6]
     assert len(liar.seen) == len(modest.seen) == 40
     union.begin([0], SamplingSettings())

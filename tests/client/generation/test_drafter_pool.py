@@ -14,7 +14,7 @@ from treeswarm_client.generation.drafter_pool import MOST_SEATS, DrafterPool, Po
 class OfWhichThereAreMany(NoneDrafter):
     made: list["OfWhichThereAreMany"] = field(default_factory=list)
 
-    def another(self) -> Self:
+    def copy_for_new_generation(self) -> Self:
         self.made.append(made := type(self)())
         return made
 

@@ -14,7 +14,6 @@ from treeswarm.session.walk import walk
 from treeswarm_client.drafters.seam import UNANSWERED, DraftTree
 from treeswarm_client.generation.append_builder import AppendBuilder
 from treeswarm_client.generation.round_in_flight import RoundInFlight
-from treeswarm_client.planner.pace import joined, prefix
 
 SESSION = bytes(16)
 
@@ -58,7 +57,7 @@ def test_a_walk_over_answers_that_come_bit_by_bit_is_the_walk_over_all(
     rng = np.random.default_rng(seed)
     session, flight = round_of(random_tree(rng, size), rows)
     on_their_way = list(flight.shipment.appends)
-    wider = joined(flight.draft, random_tree(rng, more), 30)
+    wider = flight.draft.union(random_tree(rng, more), 30)
     further = session.extend(flight.shipment, wider)
     flight.extend(further)
     on_their_way += further.appends
@@ -103,8 +102,8 @@ def test_joining_trees_keeps_the_first_as_it_was_and_adds_the_best_of_the_second
 ) -> None:
     rng = np.random.default_rng(seed)
     shipped, wider = random_tree(rng, a), random_tree(rng, b)
-    both = joined(shipped, wider, most)
-    assert paths_of(prefix(both, len(shipped))) == paths_of(shipped)
+    both = shipped.union(wider, most)
+    assert paths_of(both.best(len(shipped))) == paths_of(shipped)
     assert (both.parents < np.arange(len(both))).all()
     assert len(set(paths_of(both))) == len(both)
     assert len(both) <= max(most, len(shipped))

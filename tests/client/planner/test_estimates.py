@@ -9,7 +9,7 @@ from treeswarm.protocol.messages import HopTiming
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree
 from treeswarm_client.planner.curves import Curve, total
 from treeswarm_client.planner.ledger import START, Ledger
-from treeswarm_client.planner.levels import Levels, depths_of
+from treeswarm_client.planner.levels import Levels
 from treeswarm_client.planner.links import LinkEstimate
 from treeswarm_client.planner.node_time import HopEstimate
 from treeswarm_client.planner.outlook import Outlook
@@ -136,7 +136,7 @@ def test_levels_are_averaged_and_guessed_beyond_what_was_seen() -> None:
     assert levels.level_s == pytest.approx(0.01)
     assert levels.draft_s(3) == pytest.approx([0, 0.01, 0.02, 0.03])
     assert levels.draft_s(12)[-1] == pytest.approx(0.06)
-    assert depths_of(CHAIN).tolist() == [0, 1, 2]
+    assert CHAIN.depths().tolist() == [0, 1, 2]
 
 
 def test_who_loses_is_doubted_until_rounds_have_paid_for_it() -> None:
