@@ -29,12 +29,12 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_client.chain.chain import open_chain
-from treeswarm_client.chain.repair import Room
+from treeswarm_client.chain.repair import Reservation
 from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt, check_scope
 from treeswarm_client.chain.wait_events import OnWait
 from treeswarm_client.chat_template import ChatTemplate, MessageDict, load_chat_template
 from treeswarm_client.discovery.describe import describe_all
-from treeswarm_client.discovery.overview import Overview, Wanted
+from treeswarm_client.discovery.overview import ModelFilter, Overview
 from treeswarm_client.discovery.prober import Prober
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.discovery.swarm_view import SwarmView, choose_target
@@ -170,11 +170,11 @@ class SwarmClient:
 
     async def overview(self) -> Overview:
         """The swarm of this model as it is now: blocks, gaps, nodes, and how far each is from here."""
-        return await self.lookout().look()
+        return await self.prober().fresh_overview()
 
-    def lookout(self) -> Prober:
+    def prober(self) -> Prober:
         """For whoever looks at the swarm again and again: it remembers who answered, and asks nobody too often."""
-        wanted = Wanted(self.model, self._opened.config, self._opened.shape.blocks)
+        wanted = ModelFilter(self.model, self._opened.config, self._opened.shape.blocks)
         return Prober(self.view.registry, self._opened.transport, wanted)
 
     @property
@@ -307,7 +307,7 @@ class SwarmClient:
                 self._opened.transport,
                 self.view,
                 self.target,
-                Room(len(run.prompt_ids) + limits.max_new_tokens, largest + 1),
+                Reservation(len(run.prompt_ids) + limits.max_new_tokens, largest + 1),
                 patience_s=self.patience,
                 shared=SharedPrompt(run.prompt_ids, self.prefix_scope, request.prefix_secret),
                 alternatives=seat.drafter.alternatives if largest else 0,

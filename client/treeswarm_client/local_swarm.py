@@ -23,7 +23,7 @@ STOP_S = 10.0
 
 
 @dataclass(frozen=True)
-class Place:
+class HostCommand:
     """Where a node runs: the command line it is started through, and the address it listens on."""
 
     through: tuple[str, ...] = ()
@@ -61,19 +61,19 @@ class LocalSwarm:
         """For `--peers`."""
         return ",".join(node.address for node in self.nodes)
 
-    async def start(self, *flags: str, place: Place = Place()) -> LocalNode:
+    async def start(self, *flags: str, host: HostCommand = HostCommand()) -> LocalNode:
         """One more node, ready.  Raises ModelError with what a node that would not start said."""
-        (node,) = await self.start_all([flags], [place])
+        (node,) = await self.start_all([flags], [host])
         return node
 
-    async def start_all(self, flags: Sequence[Sequence[str]], places: Sequence[Place]) -> list[LocalNode]:
+    async def start_all(self, flags: Sequence[Sequence[str]], hosts: Sequence[HostCommand]) -> list[LocalNode]:
         """Some at once: they load side by side."""
         started: list[tuple[asyncio.subprocess.Process, asyncio.Task[bytes]]] = []
         # Before the first one starts: whoever is told to stop in their midst stops them too.
         self._stack.push_async_callback(_stop_all, started)
-        for own, place in zip(flags, places, strict=True):
+        for own, host in zip(flags, hosts, strict=True):
             identity = str(self._folder / f"{next(self._names)}.pem")
-            started.append(await _start(place, self.model, *self.flags, "--identity", identity, *own))
+            started.append(await _start(host, self.model, *self.flags, "--identity", identity, *own))
         ready = await asyncio.gather(*(_ready(process, errors) for process, errors in started))
         self.nodes.extend(ready)
         return ready
@@ -95,13 +95,13 @@ async def local_swarm(
     threads: int = 1,
     swarm_key: Path | None = None,
     registry: str = "none",
-    places: Sequence[Place] | None = None,
+    hosts: Sequence[HostCommand] | None = None,
     flags: Sequence[str] = (),
     own_flags: Sequence[Sequence[str]] | None = None,
 ) -> AsyncIterator[LocalSwarm]:
     """Start one node a span, wait until all are ready, stop them on leaving.
 
-    `places` says where each runs, if not here on loopback; `flags` are more of every node's, `own_flags` of each.
+    `hosts` says where each runs, if not here on loopback; `flags` are more of every node's, `own_flags` of each.
     Raises ModelError with what a node that would not start said.
     """
     shared = ["--dtype", dtype, "--threads", str(threads), "--log-format", "json", "--registry", registry, *flags]
@@ -111,7 +111,7 @@ async def local_swarm(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="treeswarm-")))
         swarm = LocalSwarm(model, tuple(shared), _folder=folder, _stack=stack)
         told = [("--blocks", str(span), *own) for span, own in zip(spans, own_flags or [()] * len(spans), strict=True)]
-        await swarm.start_all(told, places or [Place()] * len(spans))
+        await swarm.start_all(told, hosts or [HostCommand()] * len(spans))
         yield swarm
 
 
@@ -124,9 +124,9 @@ def node_command() -> list[str]:
     return [found]
 
 
-async def _start(place: Place, *arguments: str) -> tuple[asyncio.subprocess.Process, asyncio.Task[bytes]]:
+async def _start(host: HostCommand, *arguments: str) -> tuple[asyncio.subprocess.Process, asyncio.Task[bytes]]:
     process = await asyncio.create_subprocess_exec(
-        *(*place.through, *node_command(), *arguments, "--listen", place.listen),
+        *(*host.through, *node_command(), *arguments, "--listen", host.listen),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         # What the user has set is meant for a node of theirs, not for these.

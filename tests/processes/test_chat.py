@@ -13,7 +13,7 @@ from tests.support.terminal import CTRL_C, CTRL_D, TAB, at_a_terminal
 
 from treeswarm.model_files import resolve_model
 from treeswarm_client import SwarmClient
-from treeswarm_client.local_swarm import LocalSwarm, Place, even_cuts, local_swarm
+from treeswarm_client.local_swarm import HostCommand, LocalSwarm, even_cuts, local_swarm
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -217,7 +217,7 @@ async def test_a_node_that_dies_costs_an_answer_and_not_the_chat() -> None:
         failed = await ask("x = 1")
         assert failed["error"]["message"]
         assert failed["text"] == ""
-        await swarm.start("--blocks", tail.ready["blocks"], place=Place(listen=tail.address))
+        await swarm.start("--blocks", tail.ready["blocks"], host=HostCommand(listen=tail.address))
         again = await ask("/retry")
         assert "error" not in again
         assert again["question"] == "x = 1"

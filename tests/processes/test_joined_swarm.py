@@ -44,7 +44,7 @@ async def online(client: SwarmClient, count: int) -> dict[str, Span]:
             known = {s.record.address: s.record.span for s in client.view.snapshot if s.record.state == "online"}
             if len(known) >= count:
                 return known
-            await client.view.changed(0.5)
+            await client.view.wait_for_change(0.5)
 
 
 async def test_nodes_that_join_together_cover_the_model_and_any_of_them_tells_of_all(joined: LocalSwarm) -> None:

@@ -101,7 +101,7 @@ async def test_paused_by_its_owner_a_node_hands_its_sessions_over_and_serves_aga
     await harmed.check_stayed(living)
     async with asyncio.timeout(30):
         while state_of(living, hit) != "paused":
-            await living.client.view.changed(0.5)
+            await living.client.view.wait_for_change(0.5)
     with pytest.raises(Refused, match="paused"):
         await living.client.describe_nodes([hit.node.pinned])
     alone = ",".join(one.address for one in (hit, *harmed.others))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.toy_swarm import SPANS, ToyPilot, ToySwarm, plain_text, toy_swarm
+from tests.support.toy_swarm import SPANS, ToyRouter, ToySwarm, plain_text, toy_swarm
 
 from treeswarm.errors import Refused
 from treeswarm.protocol.messages import Answer, Append, Fault, FaultCode, Opened
@@ -190,21 +190,21 @@ def test_a_head_that_complains_of_everybody_is_let_go(monkeypatch: pytest.Monkey
     assert len(chain.repairs) <= 4
 
 
-def excused(pilot: type[ToyPilot], patched: pytest.MonkeyPatch) -> None:
+def excused(router: type[ToyRouter], patched: pytest.MonkeyPatch) -> None:
     """As the real pilot: who has forgotten a session, or let it expire, is not banned."""
-    honest = pilot.failed
+    honest = router.report_failure
 
-    def failed(self: ToyPilot, node: str, error: Any) -> None:
+    def report_failure(self: ToyRouter, node: str, error: Any) -> None:
         if not isinstance(error, Refused) or error.code not in FORGOTTEN:
             honest(self, node, error)
 
-    patched.setattr(pilot, "failed", failed)
+    patched.setattr(router, "report_failure", report_failure)
 
 
 @pytest.mark.parametrize("code", [FaultCode.EXPIRED, FaultCode.UNKNOWN_SESSION])
 def test_a_newcomer_has_no_excuse(code: FaultCode, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be asked again at once, for ever, and no patience would end it."""
-    excused(ToyPilot, monkeypatch)
+    excused(ToyRouter, monkeypatch)
     liars: list[str] = []
     says_when_granted(monkeypatch, liars, code, fatal=True)
     chain = generated(lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[0]], work_s=0.2)
@@ -212,7 +212,7 @@ def test_a_newcomer_has_no_excuse(code: FaultCode, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_newcomer_that_refuses_without_reason_is_not_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    excused(ToyPilot, monkeypatch)
+    excused(ToyRouter, monkeypatch)
 
     async def refuse(self: Node, wanted: Any, control: Any) -> Any:
         if self is liar[0]:

@@ -14,7 +14,7 @@ from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import StreamKind
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.chain.chain import Chain
-from treeswarm_client.chain.wait_events import Wait
+from treeswarm_client.chain.wait_events import ChainWait
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
 COUNT = 60
@@ -206,7 +206,7 @@ def test_three_replacements_one_dies_while_the_trunk_is_replayed() -> None:
 
 
 def test_a_client_waits_for_a_node_to_appear_and_tells_of_it() -> None:
-    waits: list[Wait] = []
+    waits: list[ChainWait] = []
 
     async def kill(swarm: ToySwarm, chain: Chain) -> None:
         chain._waits.tell = waits.append
@@ -215,9 +215,9 @@ def test_a_client_waits_for_a_node_to_appear_and_tells_of_it() -> None:
         await swarm.start(Span(0, 4))
 
     survives(kill, spans=SPANS, patience_s=30.0)
-    assert str(waits[0].why) == "nobody serves block 1"
-    assert 30.0 >= waits[0].left_s > waits[-2].left_s > 5.0
-    assert (waits[-1].why, waits[-1].goes_on) == (None, True)
+    assert str(waits[0].reason) == "nobody serves block 1"
+    assert 30.0 >= waits[0].remaining_s > waits[-2].remaining_s > 5.0
+    assert (waits[-1].reason, waits[-1].succeeded) == (None, True)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -240,16 +240,16 @@ def test_patience_ends_with_an_error_that_names_the_blocks_and_keeps_the_text() 
             generating = asyncio.create_task(swarm.generate(PROMPT, COUNT, patience_s=5.0))
             await at_token(swarm, 20, generating)
             assert swarm.chain is not None
-            waits: list[Wait] = []
+            waits: list[ChainWait] = []
             swarm.chain._waits.tell = waits.append
             await swarm.kill(swarm.chain.hops[1].address)
             with pytest.raises(MissingBlocks, match="block 1"):
                 await generating
-            assert {type(wait.why) for wait in waits[:-1]} == {MissingBlocks}
-            left = [wait.left_s for wait in waits[:-1]]
+            assert {type(wait.reason) for wait in waits[:-1]} == {MissingBlocks}
+            left = [wait.remaining_s for wait in waits[:-1]]
             assert 5.0 >= left[0] > 4.0
             assert left == sorted(left, reverse=True)
-            assert waits[-1] == Wait(swarm.chain.session, None, goes_on=False)
+            assert waits[-1] == ChainWait(swarm.chain.session, None, succeeded=False)
             assert len(swarm.kept) >= 20
             assert swarm.kept == plain_text(PROMPT, COUNT)[: len(swarm.kept)]
             await settle(swarm)

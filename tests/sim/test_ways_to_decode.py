@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from tests.support.toy_swarm import BLOCKS, NUMERICS, VOCAB, GuessingDrafter, ToyPilot, ToySwarm, plain_text, toy_swarm
+from tests.support.toy_swarm import BLOCKS, NUMERICS, VOCAB, GuessingDrafter, ToyRouter, ToySwarm, plain_text, toy_swarm
 
 from treeswarm.errors import Refused
 from treeswarm.protocol.messages import LinkHello
@@ -15,7 +15,7 @@ from treeswarm_bench.benchmarks.star_baseline import StarTransport
 from treeswarm_bench.benchmarks.strategies import WithoutBonus
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.chain.chain import open_chain
-from treeswarm_client.chain.repair import Room
+from treeswarm_client.chain.repair import Reservation
 from treeswarm_client.chain.shared_prompt import SharedPrompt
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.generation.append_builder import AppendBuilder
@@ -81,12 +81,12 @@ def test_a_star_leads_nobody_elses_links() -> None:
 
 async def decoded(swarm: ToySwarm, loop: type[Generation], count: int) -> tuple[list[int], StatsRecorder]:
     settings = SamplingSettings()
-    room = Room(len(PROMPT) + count, 7)
+    room = Reservation(len(PROMPT) + count, 7)
     target = Target(NUMERICS, BLOCKS, VOCAB, 4, 2048)
     shared = SharedPrompt(PROMPT, "none", b"s" * 16)
     drafter = GuessingDrafter(3)
     async with open_chain(
-        swarm.network.transport(), ToyPilot(swarm), target, room, shared=shared, alternatives=drafter.alternatives
+        swarm.network.transport(), ToyRouter(swarm), target, room, shared=shared, alternatives=drafter.alternatives
     ) as chain:
         session = AppendBuilder(settings, 4, chain.epoch, chain.prefix_rows)
         limits, pace = GenerationLimits(count, frozenset()), FixedPace(6, drafts_ahead=False)

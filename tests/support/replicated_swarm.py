@@ -88,7 +88,7 @@ class Field:
         """Until the client has heard that these are online."""
         async with asyncio.timeout(30):
             while not {one.node.ready["node"] for one in replicas} <= self.online():
-                await self.client.view.changed(0.5)
+                await self.client.view.wait_for_change(0.5)
         view, now = self.client.view, asyncio.get_running_loop().time()
         for one in replicas:  # the dead ones stay banned
             view.bans = view.bans.answered(one.node.ready["node"], now)

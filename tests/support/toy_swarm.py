@@ -19,7 +19,7 @@ from treeswarm.session.session import incoming_rows
 from treeswarm.session.walk import Walk
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm_client.chain.chain import Chain, open_chain
-from treeswarm_client.chain.repair import Room
+from treeswarm_client.chain.repair import Reservation
 from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt
 from treeswarm_client.discovery.route import Hop, Target
 from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Enough, Verification, in_no_hurry
@@ -173,7 +173,7 @@ class HastyPace:
 
 
 @dataclass
-class ToyPilot:
+class ToyRouter:
     """Knows all nodes of the swarm; takes the first that fit, and keeps away from those that failed."""
 
     swarm: "ToySwarm"
@@ -200,17 +200,17 @@ class ToyPilot:
             reached = hops[-1].span.end
         return hops
 
-    def without(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
+    def nodes_to_leave(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
         return ()
 
-    def failed(self, node: str, error: SwarmError) -> None:
+    def report_failure(self, node: str, error: SwarmError) -> None:
         if not self.forgetful:
             self.banned[node] = asyncio.get_running_loop().time() + 15.0
 
-    def answered(self, node: str, round_trip_s: float) -> None:
+    def report_round_trip(self, node: str, round_trip_s: float) -> None:
         pass
 
-    async def changed(self, timeout_s: float) -> None:
+    async def wait_for_change(self, timeout_s: float) -> None:
         await asyncio.sleep(min(timeout_s, 1.0))
 
 
@@ -290,12 +290,12 @@ class ToySwarm:
         kept: list[int] = []
         self.kept = kept
         target = Target(NUMERICS, BLOCKS, VOCAB, 4, 2048)
-        room = Room(len(prompt) + count, tree_size + 1)
-        pilot = ToyPilot(self, forgetful=forgetful)
+        room = Reservation(len(prompt) + count, tree_size + 1)
+        router = ToyRouter(self, forgetful=forgetful)
         drafter = GuessingDrafter(seed)
         async with open_chain(
             self.network.transport(),
-            pilot,
+            router,
             target,
             room,
             patience_s=patience_s,

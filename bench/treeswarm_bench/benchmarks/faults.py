@@ -24,7 +24,7 @@ from treeswarm_bench.benchmarks.tcp_relay import Cuttable, cuttable
 from treeswarm_bench.benchmarks.texts import held_out_prompts
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run
-from treeswarm_client.local_swarm import LocalNode, LocalSwarm, Place, even_cuts, local_swarm
+from treeswarm_client.local_swarm import HostCommand, LocalNode, LocalSwarm, even_cuts, local_swarm
 
 KINDS = ("kill", "hang", "cut", "refusal", "drain", "two")
 REPLICAS = 2
@@ -114,7 +114,7 @@ class Field:
         line = await self.stack.enter_async_context(cuttable())
         node = await self.swarm.start(
             "--blocks", str(span), "--registry", self.join, "--announce", f"127.0.0.1:{line.port}",
-            place=Place(listen=f"127.0.0.1:{line.inner}"),
+            host=HostCommand(listen=f"127.0.0.1:{line.inner}"),
         )  # fmt: skip
         self.replicas.append(Replica(span, node, line))
 
@@ -303,8 +303,8 @@ async def _known(client: SwarmClient, field_: Field) -> None:
             online = {s.record.node for s in client.view.snapshot if s.record.state == "online"}
             if wanted <= online:
                 break
-            await client.view.changed(0.5)
-    client.view.forgive()
+            await client.view.wait_for_change(0.5)
+    client.view.clear_bans()
 
 
 async def _opened(client: SwarmClient, field_: Field) -> dict[str, int]:

@@ -19,7 +19,7 @@ from treeswarm_bench.benchmarks.texts import held_out_prompts
 from treeswarm_bench.lab import Lab, LabLink, wan_lab
 from treeswarm_client.generation.run import Run, TreeSize
 from treeswarm_client.generation.stats import Trip
-from treeswarm_client.local_swarm import Place, even_cuts, local_swarm
+from treeswarm_client.local_swarm import HostCommand, even_cuts, local_swarm
 
 # A swarm has one first generation; three of them show whether it was chance.
 COLD_STARTS = 3
@@ -67,8 +67,8 @@ async def bench_in_lab(
     results = []
     for start in range(starts):
         async with wan_lab(["client", *names], link, congestion=congestion) as lab:
-            places = [Place(tuple(lab.command(name)), f"{lab.host(name).address}:0") for name in names]
-            async with local_swarm(setup.model, spans, dtype=setup.dtype, places=places) as swarm:
+            hosts = [HostCommand(tuple(lab.command(name)), f"{lab.host(name).address}:0") for name in names]
+            async with local_swarm(setup.model, spans, dtype=setup.dtype, hosts=hosts) as swarm:
                 prompts = setup.prompts if start == starts - 1 else 1
                 told = replace(setup, peers=swarm.peers, prompts=prompts)
                 results.append(await _on_client(lab, which, told, tree_size))

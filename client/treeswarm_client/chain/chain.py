@@ -1,6 +1,6 @@
 """A session on a chain of nodes: appends to the head, answers from the tail, and a chain that changes under way.
 
-Opening a session and going on after a loss are one procedure (`mend`): keep the nodes that are sure to have the trunk,
+Opening a session and going on after a loss are one procedure (`repair`): keep the nodes that surely have the trunk,
 fill the gaps with others, begin a new epoch, replay the trunk to whoever lacks it.
 """
 
@@ -30,13 +30,13 @@ from treeswarm.transport.seam import Transport
 from treeswarm_client.chain.control_stream import GOODBYE_S, NodeControl
 from treeswarm_client.chain.head_link import HeadLink
 from treeswarm_client.chain.in_flight import RowsInFlight
-from treeswarm_client.chain.repair import ChainMember, Interrupted, Mender, Repair, Room, Tries
+from treeswarm_client.chain.repair import ChainMember, Interrupted, Mender, Repair, RepairAttempts, Reservation
 from treeswarm_client.chain.shared_prompt import SharedPrompt
-from treeswarm_client.chain.stall_detection import overdue
+from treeswarm_client.chain.stall_detection import find_stalled_hop
 from treeswarm_client.chain.wait_events import OnWait, WaitEvents
 from treeswarm_client.discovery.reroute import RerouteTimer
 from treeswarm_client.discovery.round_trip import RoundTrip
-from treeswarm_client.discovery.route import Hop, Pilot, Target
+from treeswarm_client.discovery.route import Hop, Router, Target
 from treeswarm_client.planner.pace import ChainHop
 
 log = logging.getLogger(__name__)
@@ -52,9 +52,9 @@ class Chain:
     """One session.  Use `open_chain`; it needs `watch` running."""
 
     target: Target
-    pilot: Pilot
+    router: Router
     transport: Transport
-    room: Room
+    room: Reservation
     patience_s: float
     shared: SharedPrompt | None = None
     alternatives: int = 0
@@ -75,7 +75,7 @@ class Chain:
     _on_their_way: RowsInFlight = field(default_factory=RowsInFlight)
     _second_thoughts: RerouteTimer = field(default_factory=RerouteTimer)
     _mending: bool = False
-    _tries: Tries | None = None
+    _attempts: RepairAttempts | None = None
     """Since the last answer."""
     _replays: bool = False
     """In this epoch new nodes get the trunk before any append."""
@@ -98,7 +98,7 @@ class Chain:
         return tuple(member.hop for member in self.members)
 
     @property
-    def computed_by(self) -> tuple[ChainHop, ...]:
+    def profiled_hops(self) -> tuple[ChainHop, ...]:
         """The same, and what each said of its speed."""
         return tuple(ChainHop(f"{m.hop.node} {m.hop.span}", m.profile) for m in self.members)
 
@@ -117,11 +117,11 @@ class Chain:
         return min(member.prefix_rows for member in self.members)
 
     @property
-    def credit_left(self) -> int:
+    def free_credit_rows(self) -> int:
         """Rows that may be shipped without waiting."""
         return self.credit_rows - self._on_their_way.rows
 
-    def hint(self, trunk_length: int, tip: int) -> None:
+    def send_hint(self, trunk_length: int, tip: int) -> None:
         """Tell every node how far the walk has come: what waits there and does not hang below need not be computed."""
         for member in self.members:
             self._background(member.control.tell(Hint(self.session, trunk_length, tip)))
@@ -139,9 +139,9 @@ class Chain:
 
     def _has_room(self, append: Append) -> bool:
         """One append is always worth a try: a node that grants less than that says so, or is found stuck."""
-        return not self._on_their_way or append.rows <= self.credit_left
+        return not self._on_their_way or append.rows <= self.free_credit_rows
 
-    async def mend(self, trunk: Sequence[int], tip: int) -> None:
+    async def repair(self, trunk: Sequence[int], tip: int) -> None:
         """Make the chain whole: every node then has the tokens `trunk`, whose last one is called `tip`, and no more.
 
         Waits up to the chain's patience for nodes to appear.  Raises MissingBlocks naming what nobody serves, or
@@ -151,12 +151,12 @@ class Chain:
         started = self._interrupted_at or loop.time()
         before, self._replays = self.hops, bool(trunk)
         # Nodes that grant and then fail at once must not keep a client for ever: patience is one until an answer comes.
-        if self._tries is None:
-            self._tries = Tries(until=loop.time() + self.patience_s)
+        if self._attempts is None:
+            self._attempts = RepairAttempts(until=loop.time() + self.patience_s)
         else:
-            await self._tries.pause()
+            await self._attempts.pause()
         with self._waits.told():
-            while not await self._mended(trunk, tip, self._tries):
+            while not await self._mended(trunk, tip, self._attempts):
                 pass
         if before:
             left = [hop for hop in before if hop not in self.hops]
@@ -165,7 +165,7 @@ class Chain:
             self.repairs.append(Repair(self.epoch, gone, gained, loop.time() - started))
         self._why.clear()
 
-    async def _mended(self, trunk: Sequence[int], tip: int, tries: Tries) -> bool:
+    async def _mended(self, trunk: Sequence[int], tip: int, tries: RepairAttempts) -> bool:
         """One try, in an epoch of its own."""
         self.epoch += 1
         self._mending, self._complaints = True, {}
@@ -180,32 +180,32 @@ class Chain:
             if patience <= 0:
                 raise
             self._waits.say(error, patience)
-            await self.pilot.changed(patience)
+            await self.router.wait_for_change(patience)
             for member in [m for m in self.members if m.hop.address in self._lost]:
                 self.members.remove(member)  # a node like any other again: the pilot knows from when on
-                self.dismiss(member)
+                self.close_control(member)
             self._lost = {}
             return False
         return True
 
-    def reconsider(self, *, trunk: int, rounds_left: float) -> None:
+    def reroute_if_faster(self, *, trunk: int, rounds_left: float) -> None:
         """Ask now and then whether a faster chain has appeared; if so, the next append goes its way."""
         if not self._second_thoughts.due(asyncio.get_running_loop().time()):
             return
         room = self.room.trunk + self.room.crown
         leaving = self._second_thoughts.leave(
-            self.pilot.without(self.hops, room=room, trunk=trunk, rounds_left=rounds_left)
+            self.router.nodes_to_leave(self.hops, room=room, trunk=trunk, rounds_left=rounds_left)
         )
         for member in self.members:
             member.leaving |= member.hop.node in leaving
 
-    def lose(self, hop: Hop, error: SwarmError) -> None:
+    def drop_node(self, hop: Hop, error: SwarmError) -> None:
         """A node of the chain is of no more use to it."""
         member = next((member for member in self.members if member.hop == hop), None)
         if member is not None and hop.address not in self._lost:
             log.info("%s", error)
             self._lost[hop.address] = self._why[hop.address] = error
-            self.pilot.failed(hop.node, member.excused(error))
+            self.router.report_failure(hop.node, member.excused(error))
             self._interrupt()
 
     async def watch(self) -> None:
@@ -216,27 +216,29 @@ class Chain:
             out = self._on_their_way
             if out and not self._interrupted.is_set():
                 usual_s = self._traversal.deadline(0.0)
-                late = overdue(self.members, out.oldest, out.moved_at, usual_s, loop.time(), replays=self._replays)
+                late = find_stalled_hop(
+                    self.members, out.oldest, out.moved_at, usual_s, loop.time(), replays=self._replays
+                )
                 if late is not None:
-                    self.lose(*late)
+                    self.drop_node(*late)
 
     async def close(self) -> None:
         """Free the session on every node that still listens."""
         for member in self.members:
-            self.dismiss(member)
-        self._uplink.let_go()
+            self.close_control(member)
+        self._uplink.close()
         if self._goodbyes:
             await asyncio.wait(self._goodbyes, timeout=2 * GOODBYE_S)
         for task in self._goodbyes:
             task.cancel()
 
-    def dismiss(self, member: ChainMember) -> None:
+    def close_control(self, member: ChainMember) -> None:
         """Let a node go, in the background: it may be deaf."""
-        self._background(member.control.say_goodbye())
+        self._background(member.control.close_session())
 
     def control_of(self, hop: Hop) -> NodeControl:
         """A control stream to be, for a node of this chain."""
-        return NodeControl(hop, self.session, self._hear, self._broken, self.pilot.answered)
+        return NodeControl(hop, self.session, self._hear, self._broken, self.router.report_round_trip)
 
     # ---------------------------------------------------------------- what nodes say
 
@@ -253,7 +255,7 @@ class Chain:
             case Fault():
                 self._blame(control, message)
             case _:
-                self.lose(control.hop, Malformed(f"{control.hop} sent a {type(message).__name__} into a session"))
+                self.drop_node(control.hop, Malformed(f"{control.hop} sent a {type(message).__name__} into a session"))
 
     def _take_answer(self, control: NodeControl, answer: Answer) -> None:
         if answer.session != self.session or answer.epoch != self.epoch:
@@ -261,20 +263,20 @@ class Chain:
         if self._mending or self._interrupted.is_set():
             return  # what was in flight is shipped again in the epoch to come
         if control is not self.members[-1].control:
-            self.lose(control.hop, Malformed(f"{control.hop} answered, and is not the tail"))
+            self.drop_node(control.hop, Malformed(f"{control.hop} answered, and is not the tail"))
             return
         if not self._on_their_way.is_due(answer.seq):
-            self.lose(control.hop, Malformed(f"{control.hop} answered append {answer.seq} out of turn"))
+            self.drop_node(control.hop, Malformed(f"{control.hop} answered append {answer.seq} out of turn"))
         elif answer.tokens.size and int(answer.tokens.max()) >= self.target.vocab_size:
-            self.lose(control.hop, Malformed(f"{control.hop} answered a token outside the vocabulary"))
+            self.drop_node(control.hop, Malformed(f"{control.hop} answered a token outside the vocabulary"))
         elif int(answer.alternatives.max(initial=0)) >= self.target.vocab_size:
-            self.lose(control.hop, Malformed(f"{control.hop} sent an alternative outside the vocabulary"))
+            self.drop_node(control.hop, Malformed(f"{control.hop} sent an alternative outside the vocabulary"))
         else:
             for member in self.members:
                 member.proven, member.complaints = True, 0
             self._accused.clear()
             self._breaks.clear()
-            self._tries = None
+            self._attempts = None
             self._on_their_way.arrives(answer)
 
     def _blame(self, control: NodeControl, fault: Fault) -> None:
@@ -295,25 +297,25 @@ class Chain:
             return
         if fault.code in {FaultCode.NOT_FINITE, FaultCode.MALFORMED, FaultCode.BAD_TREE} and index:
             # Either it lies or its upstream neighbour does; neither is needed to find out which.
-            self.lose(self.members[index - 1].hop, said)
-        self.lose(control.hop, said)
+            self.drop_node(self.members[index - 1].hop, said)
+        self.drop_node(control.hop, said)
 
     def _accuse(self, control: NodeControl, next_one: ChainMember, said: SwarmError) -> None:
         """The link between two nodes broke; one that loses two in a row by its word is let go as well."""
         self._relink(next_one, said)
-        if self.lost_of(next_one.hop) is not None:
+        if self.loss_of(next_one.hop) is not None:
             self._accused[control.hop.node] += 1
         if self._accused[control.hop.node] > 1:
-            self.lose(control.hop, said)
+            self.drop_node(control.hop, said)
 
     def _relink(self, member: ChainMember, said: SwarmError | None = None) -> None:
         """The link into a node broke; a new one may do.  One that breaks again at once means the node."""
         member.upstream, member.complaints = None, member.complaints + 1
         if member is self.members[0]:
-            self._uplink.let_go()
+            self._uplink.close()
         if member.complaints > 1 or not member.proven:
             why = f"lost {member.hop}: it cannot be reached from the node before it ({said or 'the link broke'})"
-            self.lose(member.hop, NodeLost(why, member.hop.address))
+            self.drop_node(member.hop, NodeLost(why, member.hop.address))
         self._interrupt()
 
     def _broken(self, control: NodeControl, error: SwarmError) -> None:
@@ -325,7 +327,7 @@ class Chain:
         if isinstance(error, TransportError) and self._breaks[control.hop.node] <= MOST_BREAKS:
             self._interrupt()
         else:
-            self.lose(control.hop, error)
+            self.drop_node(control.hop, error)
 
     # ---------------------------------------------------------------- epochs
 
@@ -348,7 +350,7 @@ class Chain:
     async def _feed(self, trunk: Sequence[int]) -> None:
         """Link up with the head; anew, with the trunk replayed, if the head is new or the old link broke."""
         head = self.members[0]
-        if not head.relinked and self._uplink.stands:
+        if not head.relinked and self._uplink.connected:
             return
         hello = LinkHello(PROTOCOL_VERSION, self.session, self.epoch, head.ticket)
         try:
@@ -358,7 +360,7 @@ class Chain:
                     self._interrupt()
                     break
         except SwarmError as error:
-            self.lose(head.hop, error)
+            self.drop_node(head.hop, error)
         self._raise_interruption()
 
     def _link_broke(self, why: SwarmError | None) -> None:
@@ -376,13 +378,13 @@ class Chain:
         if self._interrupted.is_set() or (leaving and any(member.leaving for member in self.members)):
             raise Interrupted("the chain lost a node")
 
-    def lost_of(self, hop: Hop) -> SwarmError | None:
+    def loss_of(self, hop: Hop) -> SwarmError | None:
         """Why a node was let go, if it was."""
         return self._lost.get(hop.address)
 
-    def traversed(self, seconds: float) -> None:
+    def record_traversal(self, seconds: float) -> None:
         """A shipment took so long: what is overdue is measured by it."""
-        self._traversal = self._traversal.saw(seconds)
+        self._traversal = self._traversal.with_sample(seconds)
 
     def _background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -398,24 +400,24 @@ async def _leave(chain: Chain, watching: "asyncio.Task[None]") -> None:
 @contextlib.asynccontextmanager
 async def open_chain(
     transport: Transport,
-    pilot: Pilot,
+    router: Router,
     target: Target,
-    room: Room,
+    room: Reservation,
     *,
     patience_s: float = 0.0,
     shared: SharedPrompt | None = None,
     alternatives: int = 0,
     on_wait: OnWait = lambda _: None,
 ) -> AsyncIterator[Chain]:
-    """A session on the chain that `pilot` chooses, for the prompt `shared` if its KV may be shared; closed on leaving,
+    """A session on the chain that `router` chooses, for the prompt `shared` if its KV may be shared; closed on leaving,
     whatever happened.  Its tail sends so many `alternatives` with every answered row.  `on_wait` hears of every wait.
 
     Raises MissingBlocks and Refused (full) when `patience_s` seconds brought no chain.
     """
-    chain = Chain(target, pilot, transport, room, patience_s, shared, alternatives, on_wait)
+    chain = Chain(target, router, transport, room, patience_s, shared, alternatives, on_wait)
     watching = asyncio.create_task(chain.watch())
     try:
-        await chain.mend((), 0)
+        await chain.repair((), 0)
         yield chain
     finally:
         watching.cancel()

@@ -23,12 +23,12 @@ GOODBYE_S = 1.0
 
 @dataclass(eq=False)
 class NodeControl:
-    """One node of a session.  `hear` gets every message but the pongs, `lose` the reason when the node seems lost."""
+    """One node of a session.  `hear` gets every message but the pongs, `drop_node` why it seems lost."""
 
     hop: Hop
     session: bytes
     hear: Callable[["NodeControl", ControlDown], None]
-    lose: Callable[["NodeControl", SwarmError], None]
+    drop_node: Callable[["NodeControl", SwarmError], None]
     answered: Callable[[str, float], None]
     stream: Stream | None = None
     round_trip: RoundTrip = RoundTrip()
@@ -55,7 +55,7 @@ class NodeControl:
         self.broken, self._heard_at = None, asyncio.get_running_loop().time()
         if not self.round_trip.samples:
             # A handshake is some round trips: a first guess on the safe side.
-            self.round_trip = self.round_trip.saw(self._heard_at - start)
+            self.round_trip = self.round_trip.with_sample(self._heard_at - start)
         self._tasks = [asyncio.create_task(self._listen(self.stream)), asyncio.create_task(self._ping(self.stream))]
 
     async def ask(self, wanted: Open | Resume) -> Opened:
@@ -78,14 +78,14 @@ class NodeControl:
                 self._granted.exception()  # sending failed too, and said the same: nobody needs to hear it again
             self._granted = None
 
-    async def tell(self, hint: Hint) -> None:
+    async def tell(self, send_hint: Hint) -> None:
         """Whoever does not hear it only works in vain."""
         if self.stream is not None and self.broken is None:
             with contextlib.suppress(SwarmError, TimeoutError):
                 async with asyncio.timeout(GOODBYE_S):
-                    await self.stream.send(hint)
+                    await self.stream.send(send_hint)
 
-    async def say_goodbye(self) -> None:
+    async def close_session(self) -> None:
         """Free the session there, if anybody listens."""
         if self.stream is not None and self.broken is None:
             with contextlib.suppress(SwarmError, TimeoutError):
@@ -110,14 +110,14 @@ class NodeControl:
         except TransportError as error:
             self._break(error)
         except SwarmError as error:
-            self.lose(self, error)
+            self.drop_node(self, error)
             self._break(error)
 
     def _take(self, message: object) -> None:
         match message:
             case Pong(stamp, received, passed_on, replayed):
                 round_trip_s = max(0.0, self._heard_at - stamp / 1e6)
-                self.round_trip = self.round_trip.saw(round_trip_s)
+                self.round_trip = self.round_trip.with_sample(round_trip_s)
                 if (received, passed_on, replayed) != (self.received, self.passed_on, self.replayed):
                     self.received, self.passed_on, self.replayed = received, passed_on, replayed
                     self.moved_at = self._heard_at
@@ -140,7 +140,7 @@ class NodeControl:
                 silence = loop.time() - self._heard_at
                 if silence > PING_EVERY_S + self.round_trip.deadline(LEAST_SILENCE_S):
                     error = NodeLost(f"lost {self.hop}: nothing heard for {silence:.1f} s", self.hop.address)
-                    self.lose(self, error)
+                    self.drop_node(self, error)
                     self._break(error)
                     return
 
@@ -149,4 +149,4 @@ class NodeControl:
             self.broken = error
             if self._granted is not None and not self._granted.done():
                 self._granted.set_exception(error)
-            self.lose(self, error)
+            self.drop_node(self, error)

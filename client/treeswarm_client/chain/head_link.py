@@ -24,12 +24,12 @@ class HeadLink:
     _stream: Stream | None = None
 
     @property
-    def stands(self) -> bool:
+    def connected(self) -> bool:
         return self._stream is not None
 
     async def dial(self, transport: Transport, hop: Hop, hello: LinkHello) -> None:
         """A new link, instead of the old one.  Raises what the transport says."""
-        self.let_go()
+        self.close()
         stream = await transport.connect(hop.address, StreamKind.LINK)
         self._hop, self._stream = hop, stream
         self.background(self._watch(stream))
@@ -44,12 +44,12 @@ class HeadLink:
             if await self._sent(stream, append, unless):
                 return True
             if self._stream is stream:
-                self.let_go()  # with half an append on it
+                self.close()  # with half an append on it
         except SwarmError as error:
             self._break(stream, error)
         return False
 
-    def let_go(self) -> None:
+    def close(self) -> None:
         """How it ends is nobody's fault any more."""
         if self._stream is not None:
             self.background(_end_quietly(self._stream))
@@ -83,7 +83,7 @@ class HeadLink:
 
     def _break(self, stream: Stream, why: SwarmError | None) -> None:
         if self._stream is stream:
-            self.let_go()
+            self.close()
             self.broke(why)
 
 

@@ -19,7 +19,7 @@ from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm.transport.seam import Transport
 from treeswarm_client.chain.control_stream import NodeControl
 from treeswarm_client.chain.shared_prompt import SharedPrompt
-from treeswarm_client.discovery.route import FORGOTTEN, Hop, Pilot, Target, gaps
+from treeswarm_client.discovery.route import FORGOTTEN, Hop, Router, Target, gaps
 
 # A living node whose stream broke answers within a few round trips; on a busy machine not much sooner than this.
 LEAST_REATTACH_S = 1.0
@@ -33,7 +33,7 @@ class Interrupted(SwarmError):
 
 
 @dataclass(frozen=True)
-class Room:
+class Reservation:
     """What a session asks every node to reserve, in rows."""
 
     trunk: int
@@ -83,7 +83,7 @@ class ChainMember:
 
 
 @dataclass(eq=False)
-class Tries:
+class RepairAttempts:
     """At mending one chain, until it is whole or its patience is over."""
 
     until: float
@@ -103,9 +103,9 @@ class Mendable(Protocol):
     """What a mender needs of a chain."""
 
     target: Target
-    pilot: Pilot
+    router: Router
     transport: Transport
-    room: Room
+    room: Reservation
     alternatives: int
     session: bytes
     epoch: int
@@ -113,9 +113,9 @@ class Mendable(Protocol):
     shared: SharedPrompt | None
 
     def control_of(self, hop: Hop) -> NodeControl: ...
-    def lost_of(self, hop: Hop) -> SwarmError | None: ...
-    def lose(self, hop: Hop, error: SwarmError) -> None: ...
-    def dismiss(self, member: ChainMember) -> None: ...
+    def loss_of(self, hop: Hop) -> SwarmError | None: ...
+    def drop_node(self, hop: Hop, error: SwarmError) -> None: ...
+    def close_control(self, member: ChainMember) -> None: ...
 
 
 @dataclass(eq=False)
@@ -148,10 +148,10 @@ class Mender:
     # ---------------------------------------------------------------- who
 
     async def _survivors(self) -> list[ChainMember]:
-        kept = [m for m in self.chain.members if m.proven and self.chain.lost_of(m.hop) is None]
+        kept = [m for m in self.chain.members if m.proven and self.chain.loss_of(m.hop) is None]
         detached = [m for m in kept if m.control.broken is not None]
         await asyncio.gather(*(self._reattach(m) for m in detached))
-        return [m for m in kept if self.chain.lost_of(m.hop) is None]
+        return [m for m in kept if self.chain.loss_of(m.hop) is None]
 
     async def _reattach(self, member: ChainMember) -> None:
         """The stream broke; the node may live, and then it has the session still."""
@@ -161,7 +161,7 @@ class Mender:
             async with asyncio.timeout(patience):
                 await member.control.connect(self.chain.transport)
         except (SwarmError, TimeoutError):
-            self.chain.lose(member.hop, NodeLost(f"lost {member.hop}: {why}", member.hop.address))
+            self.chain.drop_node(member.hop, NodeLost(f"lost {member.hop}: {why}", member.hop.address))
 
     def _fill_gaps(self, kept: list[ChainMember]) -> list[ChainMember]:
         """Those who ask to leave may, if the model is whole without them."""
@@ -177,9 +177,9 @@ class Mender:
     def _filled(self, kept: list[ChainMember]) -> list[ChainMember]:
         chain = self.chain
         members = list(kept)
-        avoid = {m.hop.node for m in chain.members if m in kept or m.leaving or chain.lost_of(m.hop) is not None}
+        avoid = {m.hop.node for m in chain.members if m in kept or m.leaving or chain.loss_of(m.hop) is not None}
         for index, gap in reversed(gaps([m.hop.span for m in kept], chain.target.blocks)):
-            hops = chain.pilot.route(
+            hops = chain.router.route(
                 gap,
                 before=kept[index - 1].hop.node if index else None,
                 after=kept[index].hop.node if index < len(kept) else None,
@@ -199,7 +199,7 @@ class Mender:
 
     def _dismiss(self, members: Sequence[ChainMember]) -> None:
         for member in members:
-            self.chain.dismiss(member)
+            self.chain.close_control(member)
 
     # ---------------------------------------------------------------- how
 
@@ -254,9 +254,9 @@ class Mender:
         for member, error in failed:
             if not isinstance(error, SwarmError):
                 raise error
-            self.chain.lose(member.hop, error)
+            self.chain.drop_node(member.hop, error)
             if not member.proven:
-                self.chain.pilot.failed(member.hop.node, member.excused(error))
+                self.chain.router.report_failure(member.hop.node, member.excused(error))
         if failed:
             raise Interrupted("a node failed while the chain was mended")
 

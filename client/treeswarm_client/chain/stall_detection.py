@@ -12,7 +12,7 @@ LEAST_ON_THE_WAY_S = 5.0
 LEAST_IN_A_NODE_S = 60.0
 
 
-def overdue(
+def find_stalled_hop(
     members: Sequence[ChainMember], oldest_seq: int, moved_at: float, usual_s: float, now: float, *, replays: bool
 ) -> tuple[Hop, SwarmError] | None:
     """The node that append `oldest_seq` waits for too long, and how to say so; None while there is hope.

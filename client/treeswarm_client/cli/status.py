@@ -18,7 +18,7 @@ from treeswarm.transport.seam import Transport
 from treeswarm_client.cli.flags import add_revision_flag, add_route_flags, registry_of, security_of
 from treeswarm_client.cli.render.live import stdout_console
 from treeswarm_client.cli.render.status_table import render
-from treeswarm_client.discovery.overview import Overview, Wanted
+from treeswarm_client.discovery.overview import ModelFilter, Overview
 from treeswarm_client.discovery.prober import PROBE_AGAIN_S, Prober
 
 EXAMPLES = """examples:
@@ -64,10 +64,10 @@ async def status(args: argparse.Namespace, transport: Transport, console: Consol
     wanted = await asyncio.to_thread(_wanted, args.model, args.revision) if args.model else None
     registry = await _open(registry_of(args), wanted, transport)
     try:
-        lookout = Prober(registry, transport, wanted)
+        prober = Prober(registry, transport, wanted)
         if args.watch:
-            return await _watch(lookout, console, as_json=args.json)
-        overview = await lookout.look()
+            return await _watch(prober, console, as_json=args.json)
+        overview = await prober.fresh_overview()
     finally:
         await registry.close()
     if args.json:
@@ -77,21 +77,21 @@ async def status(args: argparse.Namespace, transport: Transport, console: Consol
     return 0 if overview.covered else 1
 
 
-def _wanted(model: str, revision: str | None) -> Wanted:
+def _wanted(model: str, revision: str | None) -> ModelFilter:
     folder = resolve_model(model, hub=HubOptions(revision))
-    return Wanted(model, config_digest(read_config(folder)), read_shape(folder).blocks)
+    return ModelFilter(model, config_digest(read_config(folder)), read_shape(folder).blocks)
 
 
-async def _open(spec: str, wanted: Wanted | None, transport: Transport) -> Registry:
+async def _open(spec: str, wanted: ModelFilter | None, transport: Transport) -> Registry:
     """A broker sends one model's records if only those are wanted.  Nodes tell theirs, and that somebody is there with
     another model is worth showing."""
     by_model = wanted is not None and registry_kind(spec) == "mqtt"
     return await client_registry(spec, wanted.digest if wanted is not None and by_model else None, transport)
 
 
-async def _watch(lookout: Prober, console: Console, *, as_json: bool) -> int:
+async def _watch(prober: Prober, console: Console, *, as_json: bool) -> int:
     """Until cancelled."""
-    async with contextlib.aclosing(_overviews(lookout)) as overviews:
+    async with contextlib.aclosing(_overviews(prober)) as overviews:
         if as_json:
             last: object = None
             async for overview in overviews:
@@ -110,21 +110,21 @@ async def _watch(lookout: Prober, console: Console, *, as_json: bool) -> int:
     return 0
 
 
-async def _overviews(lookout: Prober) -> AsyncGenerator[Overview, None]:
+async def _overviews(prober: Prober) -> AsyncGenerator[Overview, None]:
     """After every change and every round of pings, and now and then without: what expires is no news in a registry."""
     changed = asyncio.Event()
 
     async def follow() -> None:
-        async for _ in lookout.registry.watch():
+        async for _ in prober.registry.watch():
             changed.set()
 
     async def ask() -> None:
         while True:  # beside the drawing: a node that hangs holds up nobody
-            if await lookout.ask():
+            if await prober.probe_due():
                 changed.set()
             await asyncio.sleep(REDRAW_S)
 
-    yield await lookout.look()
+    yield await prober.fresh_overview()
     tasks = [asyncio.create_task(follow()), asyncio.create_task(ask())]
     try:
         while not any(task.done() for task in tasks):
@@ -133,7 +133,7 @@ async def _overviews(lookout: Prober) -> AsyncGenerator[Overview, None]:
                 async with asyncio.timeout(PROBE_AGAIN_S):
                     await changed.wait()
             changed.clear()
-            yield await lookout.see()
+            yield await prober.current_overview()
             await asyncio.sleep(REDRAW_S)
     finally:
         for task in tasks:

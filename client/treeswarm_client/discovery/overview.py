@@ -21,12 +21,12 @@ class Probe:
 
     latency_s: float | None
     """Round trip on an open stream; None: it did not answer."""
-    why: str = ""
+    reason: str = ""
     """It did not answer."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ModelFilter:
     """The one model to show, by the name its user gives it and by what its config says."""
 
     name: str
@@ -81,7 +81,7 @@ class NodeView:
             "serves": self.serves,
             "reachable": self.reachable,
             "latency_ms": None if self.latency_ms is None else round(self.latency_ms, 3),
-            "why_silent": self.probe.why if self.probe is not None and self.silent else None,
+            "why_silent": self.probe.reason if self.probe is not None and self.silent else None,
             "load": self.load,
             "free_tokens": self.free_tokens,
             "total_tokens": self.total_tokens,
@@ -192,7 +192,7 @@ def make_overview(
     records: Iterable[NodeRecord],
     probes: Mapping[str, Probe],
     *,
-    wanted: Wanted | None = None,
+    wanted: ModelFilter | None = None,
     refused: Mapping[str, int] | None = None,
     silent: Mapping[str, str] | None = None,
 ) -> Overview:
@@ -220,7 +220,7 @@ def clean(text: str) -> str:
     return shown if len(text) <= LONGEST_TEXT else shown + "…"
 
 
-def _doubt(record: NodeRecord, wanted: Wanted | None) -> str:
+def _doubt(record: NodeRecord, wanted: ModelFilter | None) -> str:
     """Why a record is not shown, or nothing."""
     if wanted is None:
         return ""
@@ -233,7 +233,7 @@ def _model_of(record: NodeRecord) -> tuple[str, int]:
     return record.model, record.blocks
 
 
-def _model(records: list[NodeRecord], probes: Mapping[str, Probe], wanted: Wanted | None) -> ModelView:
+def _model(records: list[NodeRecord], probes: Mapping[str, Probe], wanted: ModelFilter | None) -> ModelView:
     """Of records of one model."""
     names = Counter(record.name for record in records)
     classes: dict[NumericsClass, list[NodeView]] = {}
@@ -271,5 +271,5 @@ def _node(record: NodeRecord, probe: Probe | None) -> NodeView:
         free_tokens=record.free_tokens,
         total_tokens=record.total_tokens,
         software=clean(record.software),
-        probe=None if probe is None else Probe(probe.latency_s, clean(probe.why)),
+        probe=None if probe is None else Probe(probe.latency_s, clean(probe.reason)),
     )

@@ -10,7 +10,7 @@ from treeswarm.registry.peers import PeersRegistry
 from treeswarm.registry.seam import Registry
 from treeswarm.transport.ping import ANSWER_S, round_trip
 from treeswarm.transport.seam import Transport
-from treeswarm_client.discovery.overview import Overview, Probe, Wanted, make_overview
+from treeswarm_client.discovery.overview import ModelFilter, Overview, Probe, make_overview
 
 # So many handshakes fit beside each other into a home's uplink, and into one event loop without waiting for each other.
 AT_ONCE = 32
@@ -28,16 +28,16 @@ class Prober:
 
     registry: Registry
     transport: Transport
-    wanted: Wanted | None = None
+    wanted: ModelFilter | None = None
     _probes: dict[str, tuple[str, float, Probe]] = field(default_factory=dict)
     """By node: the address asked, when, and how it answered."""
 
-    async def look(self) -> Overview:
+    async def fresh_overview(self) -> Overview:
         """As things stand now, whatever time that takes."""
-        await self.ask()
-        return await self.see()
+        await self.probe_due()
+        return await self.current_overview()
 
-    async def see(self) -> Overview:
+    async def current_overview(self) -> Overview:
         """As the registry and the latest answers have it, at once."""
         peers = self.registry if isinstance(self.registry, PeersRegistry) else None
         addresses = await self._addresses()
@@ -49,7 +49,7 @@ class Prober:
             silent={address: str(error) for address, error in peers.silent.items()} if peers else {},
         )
 
-    async def ask(self) -> bool:
+    async def probe_due(self) -> bool:
         """Ping those whose answer is old or was given at another address; whether there were any."""
         now = asyncio.get_running_loop().time()
         addresses = await self._addresses()
@@ -70,9 +70,9 @@ class Prober:
         return self.wanted is None or (record.model, record.blocks) == (self.wanted.digest, self.wanted.blocks)
 
 
-async def swarm_overview(registry: Registry, transport: Transport, wanted: Wanted | None = None) -> Overview:
+async def swarm_overview(registry: Registry, transport: Transport, wanted: ModelFilter | None = None) -> Overview:
     """Who is out there, what they serve, which blocks nobody serves, and how far everyone is from here."""
-    return await Prober(registry, transport, wanted).look()
+    return await Prober(registry, transport, wanted).fresh_overview()
 
 
 async def probe_all(transport: Transport, addresses: Mapping[str, str]) -> dict[str, Probe]:

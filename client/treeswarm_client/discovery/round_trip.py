@@ -11,7 +11,7 @@ class RoundTrip:
     deviation: float = 0.0
     samples: int = 0
 
-    def saw(self, seconds: float) -> "RoundTrip":
+    def with_sample(self, seconds: float) -> "RoundTrip":
         """With one more measurement."""
         if not self.samples:
             return RoundTrip(seconds, seconds / 2, 1)

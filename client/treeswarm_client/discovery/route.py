@@ -42,7 +42,7 @@ class Target:
         return self.numerics.row_bytes(self.hidden_size)
 
 
-class Pilot(Protocol):
+class Router(Protocol):
     """Who finds the way: a chain asks it for nodes, and tells it how they did."""
 
     def route(
@@ -55,20 +55,20 @@ class Pilot(Protocol):
         """
         ...
 
-    def without(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
+    def nodes_to_leave(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
         """Nodes of a working chain that a faster one would do without, if changing pays in the rounds that are left;
         `trunk` tokens would have to be replayed."""
         ...
 
-    def failed(self, node: str, error: SwarmError) -> None:
+    def report_failure(self, node: str, error: SwarmError) -> None:
         """Keep away from it for a while."""
         ...
 
-    def answered(self, node: str, round_trip_s: float) -> None:
+    def report_round_trip(self, node: str, round_trip_s: float) -> None:
         """It is alive, and this far away."""
         ...
 
-    async def changed(self, timeout_s: float) -> None:
+    async def wait_for_change(self, timeout_s: float) -> None:
         """Wait until there may be another way, at most so long."""
         ...
 

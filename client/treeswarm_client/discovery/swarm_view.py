@@ -33,7 +33,7 @@ FULL = {FaultCode.FULL, FaultCode.TOO_MANY, FaultCode.OUT_OF_ROOM}
 
 @dataclass(eq=False)
 class SwarmView:
-    """A `Pilot` over a registry.  `watch` must be running."""
+    """A `Router` over a registry.  `watch` must be running."""
 
     registry: Registry
     target: Target
@@ -61,7 +61,7 @@ class SwarmView:
     def route(
         self, wanted: Span, *, before: str | None, after: str | None, room: int, avoid: Collection[str]
     ) -> Sequence[Hop]:
-        """The fastest chain for `wanted`; see `Pilot`."""
+        """The fastest chain for `wanted`; see `Router`."""
         now = asyncio.get_running_loop().time()
         records = self._usable()
         full = {node for node, until in self._full.items() if now < until}
@@ -81,8 +81,8 @@ class SwarmView:
                 ) from None
             raise MissingBlocks(f"{missing}{self._reasons(wanted)}") from None
 
-    def without(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
-        """See `Pilot`."""
+    def nodes_to_leave(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
+        """See `Router`."""
         records, own = self._usable(), {hop.node: hop for hop in hops}
         if not own.keys() <= records.keys():
             return ()
@@ -103,7 +103,7 @@ class SwarmView:
                 return own.keys() - {node for node, _ in best.hops}
         return ()
 
-    def failed(self, node: str, error: SwarmError) -> None:
+    def report_failure(self, node: str, error: SwarmError) -> None:
         """Avoid it for a while, longer each time; one that is only full, not so long."""
         now = asyncio.get_running_loop().time()
         code = error.code if isinstance(error, Refused) else None
@@ -113,9 +113,9 @@ class SwarmView:
         elif code not in FORGOTTEN:
             self.bans = self.bans.failed(node, now)
 
-    def answered(self, node: str, round_trip_s: float) -> None:
+    def report_round_trip(self, node: str, round_trip_s: float) -> None:
         """Learn how far it is, and by it where this client stands."""
-        known = self.round_trips.get(node, RoundTrip()).saw(round_trip_s)
+        known = self.round_trips.get(node, RoundTrip()).with_sample(round_trip_s)
         self.round_trips[node] = known
         record = next((s.record for s in self.snapshot if s.record.node == node), None)
         if record is not None and record.coordinate:
@@ -125,11 +125,11 @@ class SwarmView:
         """Who is online in the class that this client asks."""
         return list(self._usable().values())
 
-    def forgive(self) -> None:
+    def clear_bans(self) -> None:
         """Forget all failures: the owner of these nodes says that they are well."""
         self.bans, self._full = BanList(), {}
 
-    async def changed(self, timeout_s: float) -> None:
+    async def wait_for_change(self, timeout_s: float) -> None:
         """News from the registry, or a ban that may have ended."""
         self._news.clear()
         with contextlib.suppress(TimeoutError):

@@ -60,7 +60,7 @@ class Backend:
     _secret: bytes = field(default_factory=lambda: secrets.token_bytes(SCOPE_BYTES), repr=False)
     _over: "asyncio.Future[None] | None" = None
     """Done when nothing more is to be said."""
-    _lookout: Prober | None = None
+    _prober: Prober | None = None
     _asking: "asyncio.Task[bool] | None" = None
     """Nodes are being pinged for the map."""
 
@@ -200,9 +200,9 @@ class Backend:
         """The swarm as the map shows it, or why there is none.  A node that takes long to answer holds up nobody."""
         if self._client is None:
             return {"kind": "waiting", "why": self.why_not}
-        self._lookout = self._lookout or self._client.lookout()
+        self._prober = self._prober or self._client.prober()
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._lookout.ask())
+            self._asking = asyncio.create_task(self._prober.probe_due())
         if (await asyncio.wait({self._asking}, timeout=POLL_S))[0]:
             self._asking.result()
-        return {"kind": "overview", **(await self._lookout.see()).as_dict()}
+        return {"kind": "overview", **(await self._prober.current_overview()).as_dict()}

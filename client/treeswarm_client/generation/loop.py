@@ -87,7 +87,7 @@ class Generation:
 
     async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncGenerator[Committed, None]:
         """Yield what each traversal commits, until a stop token or the limit."""
-        self.pace.begin(self.chain.computed_by)
+        self.pace.begin(self.chain.profiled_hops)
         begun = asyncio.create_task(self._apart(self.drafter.begin, prompt, settings))
         try:
             prefill, found = await self._traverse(self.session.prefill(prompt))
@@ -105,7 +105,7 @@ class Generation:
                 news = self._commit(flight, found)
                 self._observe(flight.verdict(found))
                 yield news
-                self.chain.reconsider(trunk=len(prompt) + self.meter.committed, rounds_left=self._rounds_left())
+                self.chain.reroute_if_faster(trunk=len(prompt) + self.meter.committed, rounds_left=self._rounds_left())
         finally:
             await self._observed
 
@@ -143,7 +143,7 @@ class Generation:
             if flight.landed:
                 continue
             extended = self.pace.further(flight.draft, wider, self.clock() - start)
-            if 0 < len(extended) - len(flight.draft) <= self.chain.credit_left:
+            if 0 < len(extended) - len(flight.draft) <= self.chain.free_credit_rows:
                 further = self.session.extend(flight.shipment, extended)
                 answers = [await self.chain.append(append) for append in further.appends]
                 # Only now: a walk that leads into these nodes must find their answers to wait for.
@@ -182,13 +182,13 @@ class Generation:
             except Interrupted:
                 broke = broke or self.clock()
                 trunk, tip = self.session.resumption(self.chain.answered)
-                await self.chain.mend(trunk, tip)
-                self.pace.begin(self.chain.computed_by)
+                await self.chain.repair(trunk, tip)
+                self.pace.begin(self.chain.profiled_hops)
                 flight = RoundInFlight(self.session.again(flight.shipment, self.chain.epoch))
         seconds = self.clock() - start
         self.meter.add_traversal(seconds, flight.timings)
         if broke is None:
-            self.chain.traversed(seconds)
+            self.chain.record_traversal(seconds)
         else:
             self.meter.recoveries.append((broke, self.clock()))
         if flight.shipment.draft is None:
@@ -219,7 +219,7 @@ class Generation:
                 if flight.landed == first:
                     first_s = self.clock() - start
         if on_their_way:
-            self.chain.hint(*self.session.news(flight.shipment, found.accepted))
+            self.chain.send_hint(*self.session.news(flight.shipment, found.accepted))
         return found, first_s
 
     def _land(self, flight: RoundInFlight, answer: Answer) -> None:
@@ -227,7 +227,7 @@ class Generation:
             flight.land(answer)
         except Malformed as error:
             # It, or a node before it that hid rows from it: the chain goes on without the one that we can name.
-            self.chain.lose(self.chain.hops[-1], error)
+            self.chain.drop_node(self.chain.hops[-1], error)
             raise Interrupted(str(error)) from None
 
     @contextlib.asynccontextmanager

@@ -50,7 +50,7 @@ async def test_a_stream_that_breaks_under_a_question_is_told_once() -> None:
     await control.connect(_Transport())  # type: ignore[arg-type]
     with pytest.raises(LinkBroken, match="it broke"):
         await control.ask(Resume(1, b"s" * 16, 2, Resumption(1, 0), b"t" * 16, None, replays=False))
-    await control.say_goodbye()
+    await control.close_session()
     del control
     gc.collect()
     await asyncio.sleep(0)

@@ -30,7 +30,7 @@ from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client import swarm_overview
 from treeswarm_client.cli.main import main, parser
 from treeswarm_client.cli.status import status
-from treeswarm_client.discovery import prober as lookout
+from treeswarm_client.discovery import prober
 
 
 @dataclass(eq=False)
@@ -201,19 +201,19 @@ def test_an_address_in_the_list_that_tells_nothing_is_told() -> None:
 
 def test_pings_go_out_some_at_once_and_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        monkeypatch.setattr(lookout, "AT_ONCE", 4)
+        monkeypatch.setattr(prober, "AT_ONCE", 4)
         network = MemoryNetwork()
         async with tellers(network, *[Span(0, 8)] * 9) as made:
             for teller in made:
                 teller.answers_s = None
             addresses = {teller.address: teller.address for teller in made}
             start = asyncio.get_running_loop().time()
-            asked = asyncio.create_task(lookout.probe_all(network.transport(), addresses))
+            asked = asyncio.create_task(prober.probe_all(network.transport(), addresses))
             await asyncio.sleep(1)
             assert len(network.streams) == 2 * 4  # two ends each
             probes = await asked
             # Two turns fit; the ninth node was still being asked: nothing is known of it.
-            assert asyncio.get_running_loop().time() - start == lookout.TOGETHER_S
+            assert asyncio.get_running_loop().time() - start == prober.TOGETHER_S
             assert len(probes) == 8
 
     run_virtually(scenario())
@@ -241,11 +241,11 @@ def test_watching_tells_changes_and_nothing_else() -> None:
             watching = asyncio.create_task(said.run(network, "--peers", peers(made), "--watch", "--json"))
             await asyncio.sleep(60)
             assert len(said.text.splitlines()) == 1
-            assert made[0].pinged <= 3 * (60 / lookout.PROBE_AGAIN_S + 1)
+            assert made[0].pinged <= 3 * (60 / prober.PROBE_AGAIN_S + 1)
             made[1].change(state=NodeState.PAUSED)
             await asyncio.sleep(3)
             made[0].answers_s = None  # it hangs: no registry tells that
-            await asyncio.sleep(3 * lookout.PROBE_AGAIN_S)
+            await asyncio.sleep(3 * prober.PROBE_AGAIN_S)
             await cancelled(watching)
         told = [json.loads(line) for line in said.text.splitlines()]
         assert [line["models"][0]["gaps"] for line in told] == [[], ["3:8"], ["0:8"]]

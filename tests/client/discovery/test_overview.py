@@ -14,7 +14,7 @@ from treeswarm.protocol.records import UNKNOWN_WEIGHTS, NodeRecord, NodeState
 from treeswarm.protocol.spans import Span, missing_blocks
 from treeswarm_client.cli.render.block_map import Scale, picture
 from treeswarm_client.cli.render.status_table import fit_columns, render
-from treeswarm_client.discovery.overview import ClassView, Overview, Probe, Wanted, clean, make_overview
+from treeswarm_client.discovery.overview import ClassView, ModelFilter, Overview, Probe, clean, make_overview
 
 FLOAT32, BFLOAT16 = NumericsClass("01" * 32, "float32"), NumericsClass("01" * 32, "bfloat16")
 MODEL, OTHER = "ab" * 32, "cd" * 32
@@ -107,7 +107,7 @@ def test_a_record_with_another_number_of_blocks_does_not_pass_for_the_model() ->
     overview = make_overview(records, {})
     assert [(model.blocks, model.covered) for model in overview.models] == [(1, True), (8, False)]
     assert not overview.covered
-    wanted = Wanted("demo", MODEL, 8)
+    wanted = ModelFilter("demo", MODEL, 8)
     overview = make_overview([*records, record(3, Span(0, 8), model=OTHER)], {}, wanted=wanted, refused={"forged": 2})
     assert overview.refused == {"forged": 2, "other-block-count": 1, "other-model": 1}
     assert [model.blocks for model in overview.models] == [8]
@@ -115,7 +115,7 @@ def test_a_record_with_another_number_of_blocks_does_not_pass_for_the_model() ->
 
 
 def test_a_model_that_nobody_serves_is_shown_as_one_gap() -> None:
-    overview = make_overview([], {}, wanted=Wanted("demo", MODEL, 8))
+    overview = make_overview([], {}, wanted=ModelFilter("demo", MODEL, 8))
     assert not overview.covered
     assert overview.models[0].gaps == (Span(0, 8),)
     assert "nobody serves blocks 0:8" in drawn(overview, 80)

@@ -11,7 +11,7 @@ seconds = st.floats(0, 1e4, allow_nan=False)
 def after(*samples: float) -> RoundTrip:
     trip = RoundTrip()
     for sample in samples:
-        trip = trip.saw(sample)
+        trip = trip.with_sample(sample)
     return trip
 
 
@@ -48,5 +48,5 @@ def test_a_steady_line_is_waited_for_little_longer_than_it_takes(usual: float, c
 def test_a_line_that_became_slower_is_believed_within_a_few_samples(usual: float, times: float) -> None:
     trip = after(*[usual] * 50)
     for _ in range(3):
-        trip = trip.saw(usual * times)
+        trip = trip.with_sample(usual * times)
     assert trip.deadline(0.0) >= usual * times

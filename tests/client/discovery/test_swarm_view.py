@@ -144,8 +144,8 @@ def test_blocks_that_nobody_serves_with_what_their_nodes_said_last() -> None:
     def test() -> None:
         head, tail = record(0, 4), record(4, 8)
         view = view_of(head, tail)
-        view.failed(head.record.node, NodeLost("the head fell silent", "127.0.0.1:4001"))
-        view.failed(tail.record.node, NodeLost("the tail fell silent", "127.0.0.1:4001"))
+        view.report_failure(head.record.node, NodeLost("the head fell silent", "127.0.0.1:4001"))
+        view.report_failure(tail.record.node, NodeLost("the tail fell silent", "127.0.0.1:4001"))
         with pytest.raises(
             MissingBlocks, match=r"failed lately .*\(lately: the (head|tail) fell silent; the"
         ) as missing:
@@ -174,7 +174,7 @@ def test_a_way_that_is_only_full_is_another_error() -> None:
     def test() -> None:
         tail = record(4, 8)
         view = view_of(record(0, 4), tail)
-        view.failed(tail.record.node, Refused("this node is full", "full"))
+        view.report_failure(tail.record.node, Refused("this node is full", "full"))
         with pytest.raises(
             Refused, match=r"every node that serves blocks 0:8 is full: wait with --patience"
         ) as refused:
@@ -188,7 +188,7 @@ def test_a_way_that_is_full_here_and_lost_there_is_missing() -> None:
     def test() -> None:
         head, tail = record(0, 4), record(4, 8, free_tokens=1)
         view = view_of(head, tail)
-        view.failed(head.record.node, NodeLost("gone", ""))
+        view.report_failure(head.record.node, NodeLost("gone", ""))
         with pytest.raises(MissingBlocks, match="gone"):
             route(view)
 
@@ -202,17 +202,17 @@ def test_who_failed_is_left_alone_for_a_while_who_is_full_not_so_long_and_some_r
     async def run() -> None:
         view = view_of(one, two)
         for error, least, most in ((NodeLost("gone", ""), 10, 16), (Refused("full", "full"), 1, 5)):
-            view.failed(one.record.node, error)
+            view.report_failure(one.record.node, error)
             assert route(view) == [two.record.node]
             await asyncio.sleep(least)
             assert route(view) == [two.record.node]
             await asyncio.sleep(most - least)
             assert {route(view, avoid=(two.record.node,))[0]} == {one.record.node}
-        view.failed(one.record.node, NodeLost("gone", ""))
-        view.forgive()
+        view.report_failure(one.record.node, NodeLost("gone", ""))
+        view.clear_bans()
         assert {route(view, avoid=(other,))[0] for other in names} == names
         for code in ("no-journal", "unknown-session", "expired"):
-            view.failed(one.record.node, Refused("who?", code))
+            view.report_failure(one.record.node, Refused("who?", code))
         assert {route(view, avoid=(other,))[0] for other in names} == names
 
     run_virtually(run())
@@ -220,6 +220,6 @@ def test_who_failed_is_left_alone_for_a_while_who_is_full_not_so_long_and_some_r
 
 async def test_news_and_patience_end_a_wait() -> None:
     view = view_of()
-    await view.changed(0.01)
+    await view.wait_for_change(0.01)
     view._news.set()
-    await view.changed(0.0)
+    await view.wait_for_change(0.0)

@@ -125,7 +125,7 @@ def _verdict(model: ModelView, gaps: Sequence[Span], weakest: int, width: int) -
 
 def _footnotes(overview: Overview) -> list[RenderableType]:
     why = [
-        f"{node.id[:SHORT_ID]} at {node.address} does not answer: {node.probe.why}"
+        f"{node.id[:SHORT_ID]} at {node.address} does not answer: {node.probe.reason}"
         for model in overview.models
         for served in model.classes
         for node in served.nodes

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.text import Text
 
-from treeswarm_client.chain.wait_events import Wait
+from treeswarm_client.chain.wait_events import ChainWait
 from treeswarm_client.discovery.overview import clean
 
 # Whoever reads it knows that the program lives; the reason may fill the line.
@@ -30,25 +30,25 @@ class WaitNotice:
     _said: tuple[str, float] | None = None
     """The last reason, and when it was told."""
 
-    def __call__(self, wait: Wait) -> None:
+    def __call__(self, wait: ChainWait) -> None:
         now = self.clock()
-        if wait.why is None:
+        if wait.reason is None:
             self._over(wait, now)
             return
         if not self._waiting:
             self._since = now
         self._waiting.add(wait.session)
         # What to do about it is for the error that ends the wait.
-        why = clean(str(wait.why).partition(": ")[0])
+        why = clean(str(wait.reason).partition(": ")[0])
         if self._said is None or self._said[0] != why or now - self._said[1] >= AGAIN_S:
-            self._say(f"{why}: waiting, {wait.left_s:.0f} s left", below=self._said is None)
+            self._say(f"{why}: waiting, {wait.remaining_s:.0f} s left", below=self._said is None)
             self._said = (why, now)
 
-    def _over(self, wait: Wait, now: float) -> None:
+    def _over(self, wait: ChainWait, now: float) -> None:
         self._waiting.discard(wait.session)
         if self._waiting:
             return
-        if wait.goes_on:
+        if wait.succeeded:
             self._say(f"going on after {now - self._since:.0f} s", below=False)
         self._said = None
 
