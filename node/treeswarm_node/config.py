@@ -6,11 +6,18 @@ from pathlib import Path
 from treeswarm.errors import BadRequest
 from treeswarm.protocol.spans import Span
 from treeswarm.transport.rate_limit import LEAST_RATE
-from treeswarm_node.engine.scheduler import Budget
 from treeswarm_node.schedule import Schedule
 
 # Below it a forward would hold up a chain twenty times as long as its neighbours': whoever wants to give less pauses.
 LEAST_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class BatchBudget:
+    """Rows of one forward.  A single step larger than the budget still runs, alone."""
+
+    rows: int
+    prefill_rows: int
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class NodeLimits:
     lend_bytes_per_s: int = 0
     """Through one lent port, both ways together; 0: as the line takes it.  Below some 100 kB/s gRPC's pings are late,
     and it drops connections."""
-    budget: Budget = Budget(rows=2048, prefill_rows=512)
+    budget: BatchBudget = BatchBudget(rows=2048, prefill_rows=512)
     """Rows of one forward: past some hundred rows a forward's time grows with its rows, so larger batches
     buy no throughput and cost everyone in them latency (docs/log.md)."""
 

@@ -23,10 +23,10 @@ from treeswarm.protocol.spans import Span
 from treeswarm.topology.placement import Placed, State, choose_again, choose_span, plan_move
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.counters import Counters
-from treeswarm_node.engine.loaded_stage import LoadedStage, Model, find_device, free_unused_memory, load_stage
+from treeswarm_node.engine.loaded_stage import LoadedStage, ModelInfo, find_device, free_unused_memory, load_stage
 from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.membership.distances import DistanceSurvey
-from treeswarm_node.model.memory_fit import blocks_that_fit, footprint_of, free_memory, store_room
+from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
 from treeswarm_node.reachability.reachability import PublicAddress
 from treeswarm_node.sessions.server import Node
 
@@ -56,7 +56,7 @@ class Lifecycle:
 
     config: NodeConfig
     identity: Identity
-    model: Model
+    model: ModelInfo
     node: Node
     address: Address
     survey: DistanceSurvey
@@ -264,13 +264,13 @@ class Lifecycle:
 
     def _fitting(self) -> int:
         device = find_device(self.config.device)
-        footprint = footprint_of(self.model.folder, getattr(torch, self.config.dtype), self.config.quantization)
-        return blocks_that_fit(
+        footprint = read_footprint(self.model.folder, getattr(torch, self.config.dtype), self.config.quantization)
+        return count_blocks_that_fit(
             self.config.memory or free_memory(device),
             footprint,
             kv_tokens=self.config.kv_tokens,
             forward_rows=self.config.limits.budget.rows,
-            store=store_room(self.config.offload),
+            store=offload_room(self.config.offload),
             blocks=self.model.shape.blocks,
         )
 

@@ -24,12 +24,12 @@ from treeswarm.transport.rate_limit import RateLimiter
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.engine.loaded_stage import Model, dtype_for, find_device
+from treeswarm_node.engine.loaded_stage import ModelInfo, choose_dtype, find_device
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.membership.distances import DistanceSurvey
 from treeswarm_node.membership.identity_file import own_identity, record_running
-from treeswarm_node.model.attention_selection import check_attention
+from treeswarm_node.model.attention_selection import check_attention_choice
 from treeswarm_node.monitoring.collect import SnapshotCollector
 from treeswarm_node.monitoring.prometheus import metrics_served
 from treeswarm_node.reachability.port_lender import PortLender
@@ -99,12 +99,12 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
     """A node that serves; on leaving, its sessions are handed over and its record withdrawn.  `progress` hears how far
     loading is.  Outside its hours it waits for them first.  Cancelled while it waits or loads, it withdraws as well."""
     device = find_device(config.device)
-    config = replace(config, dtype=dtype_for(config.dtype, device))
-    check_attention(config.attention, device, getattr(torch, config.dtype))
+    config = replace(config, dtype=choose_dtype(config.dtype, device))
+    check_attention_choice(config.attention, device, getattr(torch, config.dtype))
     swarm_key = read_swarm_key(config.swarm_key) if config.swarm_key else None
     async with contextlib.AsyncExitStack() as stack:
         identity, kept_at = stack.enter_context(own_identity(config.identity))
-        model = await asyncio.to_thread(Model.find, config.model, config.revision)
+        model = await asyncio.to_thread(ModelInfo.find, config.model, config.revision)
         pace = RateLimiter(config.bandwidth) if config.bandwidth else None
         line = GrpcTransport(security=Security(identity, swarm_key), pace=pace)
         transport: Transport = line
@@ -146,7 +146,7 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         yield Serving(_ready(config, life, registry, metrics), life, gauge)
 
 
-async def _registry(config: NodeConfig, model: Model, identity: Identity) -> Registry:
+async def _registry(config: NodeConfig, model: ModelInfo, identity: Identity) -> Registry:
     """The one asked for; else this node begins a swarm of its own, where the DHT is installed."""
     spec = config.registry or NEW_SWARM
     host = Address.parse(config.listen).host

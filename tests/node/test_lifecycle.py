@@ -25,7 +25,7 @@ from treeswarm_node import lifecycle, serve
 from treeswarm_node.cli.arguments import read_config
 from treeswarm_node.cli.main import _serve_until_stopped
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.engine.loaded_stage import Model, load_stage
+from treeswarm_node.engine.loaded_stage import ModelInfo, load_stage
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.schedule import Schedule, until_within
@@ -112,7 +112,7 @@ async def test_an_owner_who_pauses_is_not_served_again_by_a_retry(
     tried = list[Span]()
 
     @contextlib.asynccontextmanager
-    async def never(config: NodeConfig, model: Model, span: Span, *rest: Any) -> AsyncIterator[Any]:
+    async def never(config: NodeConfig, model: ModelInfo, span: Span, *rest: Any) -> AsyncIterator[Any]:
         tried.append(span)
         raise RuntimeError("CUDA out of memory")
         yield
@@ -165,7 +165,7 @@ async def test_told_to_stop_while_it_first_loads_a_node_says_that_it_is_gone(
 
 @pytest.mark.parametrize(("wanted", "name"), [("auto", "torch-reference"), ("flash", "torch-flash")])
 async def test_a_node_says_which_attention_it_computes_with(config: NodeConfig, wanted: str, name: str) -> None:
-    async with load_stage(replace(config, attention=wanted), Model.find("demo"), Span(0, 1)) as stage:
+    async with load_stage(replace(config, attention=wanted), ModelInfo.find("demo"), Span(0, 1)) as stage:
         assert stage.served.attention == name
 
 
@@ -186,7 +186,7 @@ async def test_a_load_that_nobody_waits_for_ends(config: NodeConfig) -> None:
         begun.set()
         goes_on.wait(SOON_S)
 
-    model = Model.find("demo")
+    model = ModelInfo.find("demo")
     loading = asyncio.create_task(load_stage(config, model, Span(0, 2), progress=slow).__aenter__())
     await asyncio.to_thread(begun.wait, SOON_S)
     loading.cancel()

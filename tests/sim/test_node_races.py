@@ -31,8 +31,7 @@ from treeswarm.session.replay import replay
 from treeswarm.transport.memory import MemoryNetwork, MemoryStream
 from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm_bench.virtual_clock import run_virtually
-from treeswarm_node.config import NodeLimits
-from treeswarm_node.engine.scheduler import Budget
+from treeswarm_node.config import BatchBudget, NodeLimits
 
 SESSION, OTHER, TICKET = b"s" * 16, b"o" * 16, b"t" * 16
 WORK_S = 1.0
@@ -165,7 +164,7 @@ def test_what_arrives_while_a_resume_waits_for_the_device_is_of_the_old_epoch() 
         for stream in (control, link, busy, other):
             await stream.end()
 
-    visit(story, limits=NodeLimits(budget=Budget(20, 20)))
+    visit(story, limits=NodeLimits(budget=BatchBudget(20, 20)))
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -277,7 +276,7 @@ def test_a_replay_that_waits_for_room_is_forgotten_with_its_session() -> None:
         for stream in (control, link, busy, other):
             await stream.end()
 
-    visit(story, limits=NodeLimits(credit_rows=4, budget=Budget(8, 4)))
+    visit(story, limits=NodeLimits(credit_rows=4, budget=BatchBudget(8, 4)))
 
 
 def test_a_client_that_does_not_listen_keeps_nobody_waiting() -> None:

@@ -185,7 +185,7 @@ def test_journals_share_what_they_have_in_common_and_kept_ones_give_way() -> Non
                 await asyncio.sleep(0.01)
             for node in list(swarm.nodes.values())[:2]:
                 assert next(iter(node.sessions.values())).journal is not None
-                assert node.journals.taken <= room + row * 10
+                assert node.journals.used_bytes <= room + row * 10
             await talking
         assert hits(swarm) == [(2, 2 * SHARED)] * 3
 

@@ -75,8 +75,8 @@ class ToyRunner:
     def _step(self, segment: Segment) -> Computed:
         step, kv = segment.step, segment.kv
         kv.commit(step)
-        assert not any(kv.store.pool.owners(row // PAGE) > 1 for row in kv.rows_of(step).tolist())
-        kv.store.keys[0, 0, torch.from_numpy(kv.rows_of(step)), 0] = torch.from_numpy(step.tokens).float()
+        assert not any(kv.store.pool.reference_count(row // PAGE) > 1 for row in kv.new_rows(step).tolist())
+        kv.store.keys[0, 0, torch.from_numpy(kv.new_rows(step)), 0] = torch.from_numpy(step.tokens).float()
         trunk = self._read(kv, kv.trunk_rows(np.arange(step.trunk_length)))
         if step.append.prefill:
             contexts = [[*trunk, *step.tokens[: i + 1].tolist()] for i in range(step.rows)]
@@ -322,7 +322,7 @@ class ToySwarm:
             assert kept.idle_pages == len(kept.pages)
             kept.clear()
             assert node.stage.store.pool.available * PAGE == 4096
-            assert node.journals.taken == 0
+            assert node.journals.used_bytes == 0
 
 
 @contextlib.asynccontextmanager

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from treeswarm_node.attention.base import Attention, Layer, TorchReference
+from treeswarm_node.attention.base import Attention, LayerInputs, TorchReference
 from treeswarm_node.attention.flash import FlashAttention
 from treeswarm_node.attention.metadata import Batch, SegmentMetadata
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore
@@ -49,7 +49,9 @@ def measure(rows: int, trunk: int, dtype: torch.dtype, device: torch.device, sec
     key, value = (torch.randn(SHAPE.kv_heads, rows, SHAPE.key_dim, device=device).to(dtype) for _ in range(2))
 
     def attending(adapter: Attention) -> Callable[[], torch.Tensor]:
-        return lambda: adapter.attend(Layer.written(0, query, key, value, batch, scaling=SHAPE.key_dim**-0.5))
+        return lambda: adapter.attend(
+            LayerInputs.with_kv_written(0, query, key, value, batch, scaling=SHAPE.key_dim**-0.5)
+        )
 
     todo = {"reference_ms": attending(TorchReference()), "flash_ms": attending(FlashAttention(device))}
     took: dict[str, list[float]] = {name: [] for name in todo}

@@ -43,7 +43,7 @@ from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.engine.loaded_stage import Model
+from treeswarm_node.engine.loaded_stage import ModelInfo
 from treeswarm_node.engine.model_runner import Computed, Runner, ThrottledRunner
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
@@ -73,13 +73,13 @@ class Polled(Around):
 class Swift:
     """A device so many times as fast as this machine's."""
 
-    device: Runner
+    runner: Runner
     times: float
     loop: VirtualClockLoop
 
     def run(self, segments: Sequence[Segment]) -> list[Computed]:
         start = time.thread_time()
-        done = self.device.run(segments)
+        done = self.runner.run(segments)
         self.loop.forgive((time.thread_time() - start) * (1.0 - 1.0 / self.times))
         return done
 
@@ -116,7 +116,7 @@ class World:
             node = Node(line, config.limits)
             listener = await line.listen(config.listen, node.accept)
             stack.push_async_callback(listener.close)
-            model = Model.find(setup.model)
+            model = ModelInfo.find(setup.model)
             registry = await open_registry("none", model.config, identity.node_id)
             assert isinstance(registry, BookRegistry)
             life = Lifecycle(config, identity, model, node, Address.parse(listener.address), DistanceSurvey(line))
@@ -125,9 +125,9 @@ class World:
             stage = await life.join()
             stage.engine.clock = self.loop.clock
             if self.swift > 1.0:
-                stage.engine.device = Swift(stage.engine.device, self.swift, self.loop)
+                stage.engine.runner = Swift(stage.engine.runner, self.swift, self.loop)
             if share < 1.0:
-                stage.engine.device = ThrottledRunner(stage.engine.device, share, self.loop.clock, self.loop.rest)
+                stage.engine.runner = ThrottledRunner(stage.engine.runner, share, self.loop.clock, self.loop.rest)
             for work in (node.sweep(), life.membership.run()):
                 stack.push_async_callback(_end, asyncio.create_task(work))
             yield listener.address

@@ -7,7 +7,7 @@ computes in the node's own dtype, on its device, with heads of the model's shape
 import numpy as np
 import torch
 
-from treeswarm_node.attention.base import Attention, Layer, TorchReference
+from treeswarm_node.attention.base import Attention, LayerInputs, TorchReference
 from treeswarm_node.attention.metadata import Batch, SegmentMetadata
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore
 
@@ -26,7 +26,9 @@ SEED = 20261122
 
 
 @torch.inference_mode()
-def disagreement(adapter: Attention, heads: int, shape: KVShape, dtype: torch.dtype, device: torch.device) -> float:
+def measure_disagreement(
+    adapter: Attention, heads: int, shape: KVShape, dtype: torch.dtype, device: torch.device
+) -> float:
     """How far the adapter is from the reference at most, relative to the output's norm; a tree and a prefill chunk in
     one batch, with and without a sliding window.  Raises what the adapter's kernel does."""
     random = torch.Generator().manual_seed(SEED)
@@ -42,7 +44,7 @@ def disagreement(adapter: Attention, heads: int, shape: KVShape, dtype: torch.dt
     key, value = noise(shape.kv_heads, rows, shape.key_dim), noise(shape.kv_heads, rows, shape.value_dim)
     worst = 0.0
     for window in (None, WINDOW):
-        layer = Layer.written(0, query, key, value, batch, scaling=shape.key_dim**-0.5, window=window)
+        layer = LayerInputs.with_kv_written(0, query, key, value, batch, scaling=shape.key_dim**-0.5, window=window)
         ours, plain = (one.attend(layer).float() for one in (adapter, TorchReference()))
         off = float((ours - plain).norm() / plain.norm())
         worst = max(worst, off if np.isfinite(off) else float("inf"))

@@ -18,7 +18,7 @@ from treeswarm_node.attention.padded import PaddedBatch
 
 IMPLEMENTATION = "treeswarm"
 # What layers pass along that says nothing about which keys are seen or how scores are formed.
-HARMLESS = {
+IGNORED_ARGUMENTS = {
     "position_ids",
     "cache_position",
     "use_cache",
@@ -46,17 +46,17 @@ class QueryRows:
     softcap: float | None
     sinks: torch.Tensor | None
 
-    def folded(self) -> torch.Tensor:
+    def fold_heads(self) -> torch.Tensor:
         """A KV head's query heads become rows of one product: [kv_heads, heads / kv_heads · T, dim]."""
         return self.query.reshape(self.crown[0].shape[0], -1, self.query.shape[-1])
 
-    def unfolded(self, output: torch.Tensor) -> torch.Tensor:
+    def unfold_heads(self, output: torch.Tensor) -> torch.Tensor:
         """What was computed for the folded rows, as `attend` returns it."""
         return output.reshape(*self.query.shape[:2], -1).transpose(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class LayerInputs:
     """One layer's attention for a batch whose K and V are in the pool."""
 
     query: torch.Tensor
@@ -74,42 +74,43 @@ class Layer:
     sinks: torch.Tensor | None = None
 
     @classmethod
-    def written(
+    def with_kv_written(
         cls, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Batch, **how: Any
-    ) -> "Layer":
+    ) -> "LayerInputs":
         """Of a block of the store.  K and V go to the batch's rows first: a row may see those of an earlier segment."""
         keys, values = batch.store.keys[block], batch.store.values[block]
         keys[:, batch.written] = key
         values[:, batch.written] = value
         return cls(query, key, value, keys, values, batch, **how)
 
-    def attended(
+    def attend_segments(
         self,
         attend_rows: Callable[[QueryRows], torch.Tensor],
-        alone: Sequence[SegmentMetadata],
-        crowds: Sequence[PaddedBatch] = (),
+        unbatched: Sequence[SegmentMetadata],
+        padded: Sequence[PaddedBatch] = (),
     ) -> torch.Tensor:
         """What `Attention.attend` returns: segments in turn, and crowds each at once."""
         output = self.query.new_empty(self.query.shape[1], self.query.shape[0], self.value.shape[-1])
-        for crowd in crowds:
-            attended = crowd.attend(
+        for crowd in padded:
+            attend_segments = crowd.attend(
                 self.query, self.keys, self.values, scaling=self.scaling, softcap=self.softcap, sinks=self.sinks
             )
-            output[crowd.into] = attended.to(output.dtype)
-        for segment in alone:
+            output[crowd.into] = attend_segments.to(output.dtype)
+        for segment in unbatched:
             if segment.rows.start < segment.rows.stop:  # else it only commits, or all its rows died while they waited
                 output[segment.rows] = attend_rows(self._rows(segment)).to(output.dtype)
         return output
 
     def _rows(self, segment: SegmentMetadata) -> QueryRows:
-        reach = segment.reach(self.window)
+        visible_keys = segment.visible_keys(self.window)
         trunk = [
-            (self.keys[:, at : at + count], self.values[:, at : at + count], mask) for at, count, mask in reach.runs
+            (self.keys[:, at : at + count], self.values[:, at : at + count], mask)
+            for at, count, mask in visible_keys.runs
         ]
         if segment.local_rows is None:
-            crown = (self.key[:, segment.rows], self.value[:, segment.rows], reach.local)
+            crown = (self.key[:, segment.rows], self.value[:, segment.rows], visible_keys.local)
         else:
-            crown = (self.keys[:, segment.local_rows], self.values[:, segment.local_rows], reach.local)
+            crown = (self.keys[:, segment.local_rows], self.values[:, segment.local_rows], visible_keys.local)
         return QueryRows(self.query[:, segment.rows], trunk, crown, self.scaling, self.softcap, self.sinks)
 
 
@@ -119,7 +120,7 @@ class Attention(Protocol):
     name: str
     """For people, as nodes announce it."""
 
-    def attend(self, layer: Layer) -> torch.Tensor:
+    def attend(self, layer: LayerInputs) -> torch.Tensor:
         """[ΣT, heads, value_dim] in the query's dtype."""
         ...
 
@@ -129,26 +130,26 @@ class TorchReference:
 
     name = "torch-reference"
 
-    def attend(self, layer: Layer) -> torch.Tensor:
-        split = layer.batch.split(layer.window)
-        return layer.attended(attend_plainly, split.alone, split.crowds)
+    def attend(self, layer: LayerInputs) -> torch.Tensor:
+        split = layer.batch.groups(layer.window)
+        return layer.attend_segments(attend_reference, split.unbatched, split.padded)
 
 
-def attend_plainly(rows: QueryRows) -> torch.Tensor:
+def attend_reference(rows: QueryRows) -> torch.Tensor:
     """float32 [T, heads, value_dim]: all scores at once, one softmax."""
     parts = [*rows.trunk, rows.crown]
-    scores = scores_of(rows, parts)
+    scores = compute_scores(rows, parts)
     counts = [part[0].shape[1] for part in parts]
     if rows.sinks is not None:
         # A sink takes probability and gives nothing: one more key of that score and value zero.
         level = rows.sinks.float().view(len(scores), -1, 1).expand(-1, -1, rows.query.shape[1])
         scores, counts = torch.cat([scores, level.reshape(len(scores), -1, 1)], -1), [*counts, 1]
-    return rows.unfolded(weighed(torch.split(scores.softmax(-1), counts, -1), parts))
+    return rows.unfold_heads(sum_values(torch.split(scores.softmax(-1), counts, -1), parts))
 
 
-def scores_of(rows: QueryRows, parts: Sequence[AttentionPart]) -> torch.Tensor:
+def compute_scores(rows: QueryRows, parts: Sequence[AttentionPart]) -> torch.Tensor:
     """float32 [kv_heads, folded rows, keys of all parts]; -inf where a key is not seen."""
-    folded = rows.folded().float() * rows.scaling
+    folded = rows.fold_heads().float() * rows.scaling
     scores = torch.cat([torch.bmm(folded, key.float().transpose(1, 2)) for key, _, _ in parts], -1)
     if rows.softcap is not None:
         scores = torch.tanh(scores / rows.softcap) * rows.softcap
@@ -159,7 +160,7 @@ def scores_of(rows: QueryRows, parts: Sequence[AttentionPart]) -> torch.Tensor:
     return scores
 
 
-def weighed(weights: Sequence[torch.Tensor], parts: Sequence[AttentionPart]) -> torch.Tensor:
+def sum_values(weights: Sequence[torch.Tensor], parts: Sequence[AttentionPart]) -> torch.Tensor:
     """float32 [kv_heads, folded rows, value_dim]: the values' sum.  Weights past the last part are of no value."""
     total = torch.bmm(weights[0], parts[0][1].float())
     for weight, (_, value, _) in zip(weights[1:], parts[1:], strict=False):
@@ -181,7 +182,7 @@ def _from_layer(
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls, with tensors [1, heads, ΣT, dim]."""
-    strange = sorted(name for name, value in others.items() if name not in HARMLESS and value is not None)
+    strange = sorted(name for name, value in others.items() if name not in IGNORED_ARGUMENTS and value is not None)
     if strange or attention_mask is not None:
         raise UnsupportedModel(
             f"its attention takes {', '.join(strange) or 'a mask of its own'}, which is not honoured here"
@@ -189,7 +190,7 @@ def _from_layer(
     if treeswarm is None:
         raise UnsupportedModel("its layers do not pass extra arguments on to attention")
     attention, batch = treeswarm
-    layer = Layer.written(
+    layer = LayerInputs.with_kv_written(
         int(cast(int, module.layer_idx)) - batch.first_block,
         query[0],
         key[0],

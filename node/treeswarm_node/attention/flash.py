@@ -10,7 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
-from treeswarm_node.attention.base import AttentionPart, Layer, QueryRows, attend_plainly, scores_of, weighed
+from treeswarm_node.attention.base import (
+    AttentionPart,
+    LayerInputs,
+    QueryRows,
+    attend_reference,
+    compute_scores,
+    sum_values,
+)
 
 # query [kv_heads, rows, dim], key and value [kv_heads, C, dim], scaling; returns the output [kv_heads, rows, dim] and
 # its scores' natural log-sum-exp, float32 [kv_heads, rows].
@@ -21,7 +28,7 @@ LARGEST_HEAD, HEAD_STEP = 256, 8
 
 
 @dataclass(frozen=True)
-class Demand:
+class KernelInputs:
     """What a kernel would have to compute."""
 
     device: str
@@ -35,7 +42,7 @@ class Demand:
     sinks: bool = False
 
 
-def why_not(demand: Demand) -> str | None:
+def explain_unsupported(demand: KernelInputs) -> str | None:
     """Why the kernels cannot do it, for people; None where they can.  Pure."""
     on_cuda = demand.device == "cuda"
     halves = (torch.float16, torch.bfloat16)
@@ -63,7 +70,7 @@ def why_not(demand: Demand) -> str | None:
     return None
 
 
-def capability_of(device: torch.device) -> tuple[int, int]:
+def get_capability(device: torch.device) -> tuple[int, int]:
     """Of a CUDA device; (0, 0) for others."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
@@ -79,43 +86,43 @@ def flash_kernel(
 
 
 class FlashAttention:
-    """The kernels where they can, `attend_plainly` where not: every model is served."""
+    """The kernels where they can, `attend_reference` where not: every model is served."""
 
     name = "torch-flash"
 
     def __init__(self, device: torch.device, kernel: Kernel = flash_kernel) -> None:
-        self._capability = capability_of(device)
+        self._capability = get_capability(device)
         self._kernel = kernel
 
-    def attend(self, layer: Layer) -> torch.Tensor:
+    def attend(self, layer: LayerInputs) -> torch.Tensor:
         query = layer.query
-        demand = Demand(
+        demand = KernelInputs(
             query.device.type, self._capability, query.dtype, layer.key.shape[-1], layer.value.shape[-1],
             softcap=layer.softcap is not None, sinks=layer.sinks is not None,
         )  # fmt: skip
-        plainly = layer.keys.dtype != query.dtype or why_not(demand) is not None
-        return layer.attended(attend_plainly if plainly else self._in_parts, layer.batch.segments)
+        plainly = layer.keys.dtype != query.dtype or explain_unsupported(demand) is not None
+        return layer.attend_segments(attend_reference if plainly else self._in_parts, layer.batch.segments)
 
     def _in_parts(self, rows: QueryRows) -> torch.Tensor:
         """float32 [T, heads, value_dim].  What a window cuts into is masked, and goes with the crown."""
         whole = [part for part in rows.trunk if part[2] is None]
         if not whole:
-            return attend_plainly(rows)
-        folded = rows.folded()
+            return attend_reference(rows)
+        folded = rows.fold_heads()
         parts = [self._kernel(folded, key, value, rows.scaling) for key, value, _ in whole]
-        parts.append(_masked([*(part for part in rows.trunk if part[2] is not None), rows.crown], rows))
-        return rows.unfolded(merged(parts))
+        parts.append(_attend_masked([*(part for part in rows.trunk if part[2] is not None), rows.crown], rows))
+        return rows.unfold_heads(merge_parts(parts))
 
 
-def _masked(parts: Sequence[AttentionPart], rows: QueryRows) -> tuple[torch.Tensor, torch.Tensor]:
+def _attend_masked(parts: Sequence[AttentionPart], rows: QueryRows) -> tuple[torch.Tensor, torch.Tensor]:
     """As a kernel would return it."""
-    scores = scores_of(rows, parts)
+    scores = compute_scores(rows, parts)
     level = scores.logsumexp(-1)
     weights = torch.exp(scores - level[..., None])
-    return weighed(torch.split(weights, [part[0].shape[1] for part in parts], -1), parts), level
+    return sum_values(torch.split(weights, [part[0].shape[1] for part in parts], -1), parts), level
 
 
-def merged(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+def merge_parts(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """One softmax over the keys of all parts, in float32, from each part's output [..., rows, dim] under a softmax of
     its own and that softmax's log-sum-exp [..., rows].  A part whose keys a row does not see has -inf there."""
     shares = torch.stack([level for _, level in parts]).float().softmax(0)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from treeswarm.protocol.spans import Span
 from treeswarm.session.steps import Step
-from treeswarm_node.attention.padded import PaddedBatch, alike
+from treeswarm_node.attention.padded import PaddedBatch, group_by_size
 from treeswarm_node.kv_cache.kv_store import KVStore, SessionKV
 
 
@@ -49,13 +49,13 @@ class SegmentMetadata:
     local_positions: torch.Tensor
     visible: torch.Tensor
     """bool [T, C]."""
-    _reach: dict[int | None, VisibleKeys] = field(default_factory=dict)
+    _visible_keys: dict[int | None, VisibleKeys] = field(default_factory=dict)
 
-    def reach(self, window: int | None) -> VisibleKeys:
+    def visible_keys(self, window: int | None) -> VisibleKeys:
         """What a layer with this sliding window attends to; a row at p sees keys past p - window."""
-        if window not in self._reach:
-            self._reach[window] = self._windowed(window) if window else self._whole()
-        return self._reach[window]
+        if window not in self._visible_keys:
+            self._visible_keys[window] = self._windowed(window) if window else self._whole()
+        return self._visible_keys[window]
 
     def _whole(self) -> VisibleKeys:
         return VisibleKeys([(first, count, None) for first, count in self.trunk_runs], self.visible)
@@ -82,8 +82,8 @@ class SegmentMetadata:
 class BatchGroups:
     """A batch's segments as one layer kind computes them; those without rows are in neither."""
 
-    crowds: list[PaddedBatch]
-    alone: list[SegmentMetadata]
+    padded: list[PaddedBatch]
+    unbatched: list[SegmentMetadata]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,54 +97,57 @@ class Batch:
     """Pool rows that the batch's K and V go to, int64 [ΣT]."""
     positions: torch.Tensor
     """int64 [1, ΣT]."""
-    _splits: dict[int | None, BatchGroups] = field(default_factory=dict)
+    _groups: dict[int | None, BatchGroups] = field(default_factory=dict)
 
-    def split(self, window: int | None) -> BatchGroups:
+    def groups(self, window: int | None) -> BatchGroups:
         """Which segments layers with this sliding window take together."""
-        if window not in self._splits:
-            self._splits[window] = self._split(window)
-        return self._splits[window]
+        if window not in self._groups:
+            self._groups[window] = self._group_segments(window)
+        return self._groups[window]
 
-    def _split(self, window: int | None) -> BatchGroups:
-        reaches = [segment.reach(window) for segment in self.segments]
+    def _group_segments(self, window: int | None) -> BatchGroups:
+        reaches = [segment.visible_keys(window) for segment in self.segments]
         sizes = [
-            (segment.rows.stop - segment.rows.start, sum(count for _, count, _ in reach.runs) + reach.local.shape[1])
-            for segment, reach in zip(self.segments, reaches, strict=True)
+            (
+                segment.rows.stop - segment.rows.start,
+                sum(count for _, count, _ in visible_keys.runs) + visible_keys.local.shape[1],
+            )
+            for segment, visible_keys in zip(self.segments, reaches, strict=True)
         ]
-        groups = alike(sizes, self.store.gathered_rows)
+        groups = group_by_size(sizes, self.store.max_gathered_rows)
         together = {i for group in groups for i in group}
-        crowds = [PaddedBatch.of([self._member(self.segments[i], reaches[i]) for i in group]) for group in groups]
-        alone = [
+        padded = [PaddedBatch.of([self._member(self.segments[i], reaches[i]) for i in group]) for group in groups]
+        unbatched = [
             segment
             for i, (segment, (rows, _)) in enumerate(zip(self.segments, sizes, strict=True))
             if rows and i not in together
         ]
-        return BatchGroups(crowds, alone)
+        return BatchGroups(padded, unbatched)
 
-    def _member(self, segment: SegmentMetadata, reach: VisibleKeys) -> tuple[slice, torch.Tensor, torch.Tensor]:
+    def _member(self, segment: SegmentMetadata, visible_keys: VisibleKeys) -> tuple[slice, torch.Tensor, torch.Tensor]:
         """Of a crowd."""
         device = self.written.device
         own = self.written[segment.rows] if segment.local_rows is None else segment.local_rows
-        trunk = [torch.arange(at, at + count, device=device) for at, count, _ in reach.runs]
+        trunk = [torch.arange(at, at + count, device=device) for at, count, _ in visible_keys.runs]
         seen = [
-            torch.ones(len(reach.local), count, dtype=torch.bool, device=device) if mask is None else mask
-            for _, count, mask in reach.runs
+            torch.ones(len(visible_keys.local), count, dtype=torch.bool, device=device) if mask is None else mask
+            for _, count, mask in visible_keys.runs
         ]
-        return segment.rows, torch.cat([*trunk, own]), torch.cat([*seen, reach.local], -1)
+        return segment.rows, torch.cat([*trunk, own]), torch.cat([*seen, visible_keys.local], -1)
 
 
 def make_batch(segments: Sequence[Segment], store: KVStore, first_block: int, device: torch.device) -> Batch:
     """After every segment's commit."""
     metas, start = [], 0
     for segment in segments:
-        metas.append(_segment_meta(segment, start, device))
+        metas.append(_segment_metadata(segment, start, device))
         start += segment.step.rows
-    written = np.concatenate([segment.kv.rows_of(segment.step) for segment in segments])
+    written = np.concatenate([segment.kv.new_rows(segment.step) for segment in segments])
     positions = np.concatenate([segment.step.positions for segment in segments])
     return Batch(store, first_block, metas, _tensor(written, device), _tensor(positions, device)[None])
 
 
-def _segment_meta(segment: Segment, start: int, device: torch.device) -> SegmentMetadata:
+def _segment_metadata(segment: Segment, start: int, device: torch.device) -> SegmentMetadata:
     step, kv = segment.step, segment.kv
     slots = step.visible.shape[1]
     own = step.append.prefill or (slots == step.rows and np.array_equal(step.slots, np.arange(slots)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 # Rows that a segment may have: beyond these its own products fill a core.
-MOST_ROWS = 16
+MAX_ROWS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +86,11 @@ class PaddedBatch:
         return rows.view(len(pool), *self.keys.shape, pool.shape[-1]).float()
 
 
-def alike(sizes: Sequence[tuple[int, int]], most_keys: int) -> list[list[int]]:
+def group_by_size(sizes: Sequence[tuple[int, int]], most_keys: int) -> list[list[int]]:
     """Which segments, given by (rows, keys), are worth computing together: some of at most `most_keys` keys each, of
     which none has twice another's rows or keys, so that padding at most quadruples the work.  Pure."""
     found: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for i, (rows, keys) in enumerate(sizes):
-        if 0 < rows <= MOST_ROWS and keys <= most_keys:
+        if 0 < rows <= MAX_ROWS and keys <= most_keys:
             found[rows.bit_length(), keys.bit_length()].append(i)
     return [group for group in found.values() if len(group) > 1]

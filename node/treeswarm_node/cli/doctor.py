@@ -32,7 +32,7 @@ from treeswarm_node.cli.machine_checks import (
     software,
 )
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.engine.loaded_stage import Model
+from treeswarm_node.engine.loaded_stage import ModelInfo
 from treeswarm_node.reachability.reachability import (
     ASKED,
     Basis,
@@ -79,10 +79,10 @@ async def examine(config: NodeConfig) -> list[Finding]:
     found = [python_version(), software()]
     devices, device = device_findings(config)
     found += devices
-    model: Model | None = None
+    model: ModelInfo | None = None
     if config.model:
         try:
-            model = await asyncio.to_thread(Model.find, config.model, config.revision)
+            model = await asyncio.to_thread(ModelInfo.find, config.model, config.revision)
         except SwarmError as error:
             found.append(Finding.of_error("model", error))
     if device is not None:
@@ -98,7 +98,7 @@ async def examine(config: NodeConfig) -> list[Finding]:
     return found
 
 
-async def examine_network(config: NodeConfig, model: Model | None, *, listens: bool) -> list[Finding]:
+async def examine_network(config: NodeConfig, model: ModelInfo | None, *, listens: bool) -> list[Finding]:
     """The swarm as seen from here, and here as seen from the swarm."""
     identity = Identity.ephemeral()  # the node's own may be in use by the node
     try:
@@ -121,7 +121,7 @@ async def examine_network(config: NodeConfig, model: Model | None, *, listens: b
 
 
 def _opening(
-    spec: str | None, model: Model | None, transport: Transport
+    spec: str | None, model: ModelInfo | None, transport: Transport
 ) -> Callable[[], Awaitable[Registry]] | Finding:
     """How to look into a registry without being in it, or why that cannot be.  Raises BadRequest."""
     if spec is None or spec in ("none", "dht:"):

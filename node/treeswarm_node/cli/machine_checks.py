@@ -14,11 +14,11 @@ from treeswarm.programs.health import Finding
 from treeswarm.protocol.address import Address
 from treeswarm_node.attention.flash import FlashAttention
 from treeswarm_node.config import NodeConfig, NodeLimits
-from treeswarm_node.engine.loaded_stage import Model, dtype_for, find_device
+from treeswarm_node.engine.loaded_stage import ModelInfo, choose_dtype, find_device
 from treeswarm_node.kv_cache.kv_store import KVShape
-from treeswarm_node.model.attention_selection import check_attention, unproven
-from treeswarm_node.model.device_check import Tried, try_numerics
-from treeswarm_node.model.memory_fit import blocks_that_fit, footprint_of, free_memory, store_room
+from treeswarm_node.model.attention_selection import check_attention_choice, find_adapter_fault
+from treeswarm_node.model.device_check import NumericsCheck, check_numerics
+from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
 
 GIB = 2**30
 # A block of an 8B model in 16 bits takes 0.4 GiB, its ends 2.4: with less a node is of use to small models alone.
@@ -44,7 +44,7 @@ def device_findings(config: NodeConfig) -> tuple[list[Finding], torch.device | N
         device = find_device(config.device)
     except SwarmError as error:
         return [Finding.of_error("device", error)], None
-    dtype = dtype_for("auto", device)
+    dtype = choose_dtype("auto", device)
     computes = f"computes in {dtype}" if dtype == "bfloat16" else "bfloat16 only emulated"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -57,21 +57,21 @@ def device_findings(config: NodeConfig) -> tuple[list[Finding], torch.device | N
     return [Finding.ok("device", said)], device
 
 
-def room(config: NodeConfig, device: torch.device, model: Model | None) -> Finding:
+def room(config: NodeConfig, device: torch.device, model: ModelInfo | None) -> Finding:
     """Free memory, and how many of the model's blocks it holds, where the weights are here to be measured."""
     free = config.memory or free_memory(device)
     said = f"{free / GIB:.1f} GiB {'to use' if config.memory else 'free'} on {device.type}"
     if model is not None:
         try:
-            dtype = getattr(torch, dtype_for(config.dtype, device))
-            footprint = footprint_of(model.folder, dtype, config.quantization)
+            dtype = getattr(torch, choose_dtype(config.dtype, device))
+            footprint = read_footprint(model.folder, dtype, config.quantization)
         except SwarmError:
             said += f"; how many blocks of {model.name} fit is known once its weights are here"
         else:
             try:
-                fit = blocks_that_fit(
+                fit = count_blocks_that_fit(
                     free, footprint, kv_tokens=config.kv_tokens, forward_rows=config.limits.budget.rows,
-                    store=store_room(config.offload), blocks=model.shape.blocks,
+                    store=offload_room(config.offload), blocks=model.shape.blocks,
                 )  # fmt: skip
             except SwarmError as error:
                 return Finding.of_error("memory", error)
@@ -128,27 +128,27 @@ def free_port(listen: str) -> Finding:
 
 def numerics(config: NodeConfig, device: torch.device) -> Finding:
     """Which classes this device computes right, and whether the one asked for is among them."""
-    return judged(try_numerics(device), dtype_for(config.dtype, device), config.quantization)
+    return judged(check_numerics(device), choose_dtype(config.dtype, device), config.quantization)
 
 
 def attention(config: NodeConfig, device: torch.device) -> Finding:
     """What would compute it, and whether the kernels agree with plain attention, on heads as an 8B model has them."""
-    dtype = getattr(torch, dtype_for(config.dtype, device))
+    dtype = getattr(torch, choose_dtype(config.dtype, device))
     try:
-        flash = check_attention(config.attention, device, dtype)
+        flash = check_attention_choice(config.attention, device, dtype)
     except SwarmError as error:
         return Finding.of_error("attention", error)
     if not flash:
         return Finding.ok("attention", "plain torch")
     adapter = FlashAttention(device)
-    failure = unproven(adapter, 32, KVShape(8, 128, 128), dtype, device)
+    failure = find_adapter_fault(adapter, 32, KVShape(8, 128, 128), dtype, device)
     if failure is None:
         return Finding.ok("attention", f"{adapter.name} agrees with plain torch")
     step = "go without --attention: the node then computes plainly; or update the driver and torch"
     return Finding.warn("attention", f"{adapter.name} is of no use here: {failure}", step)
 
 
-def judged(tried: list[Tried], dtype: str, quantization: str) -> Finding:
+def judged(tried: list[NumericsCheck], dtype: str, quantization: str) -> Finding:
     """What the trials come to for a node of that class.  Pure."""
     passing = ", ".join(one.name for one in tried if one.passes)
     failing = [one for one in tried if not one.passes]

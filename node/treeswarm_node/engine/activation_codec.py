@@ -13,31 +13,31 @@ LEVELS = 127
 class RowCodec(Protocol):
     """Both directions; every row is as long as any other."""
 
-    def pack(self, rows: torch.Tensor) -> bytes:
+    def encode(self, rows: torch.Tensor) -> bytes:
         """[n, hidden] on any device to n rows of bytes, one after the other."""
         ...
 
-    def unpack(self, data: bytes, dtype: torch.dtype) -> torch.Tensor:
+    def decode(self, data: bytes, dtype: torch.dtype) -> torch.Tensor:
         """Back to [n, hidden] on the CPU, in `dtype`.  `data` is whole rows: the session has counted its bytes."""
         ...
 
 
-class Native:
+class NativeCodec:
     """The bytes of the tensor."""
 
     def __init__(self, hidden_size: int) -> None:
         self._hidden_size = hidden_size
 
-    def pack(self, rows: torch.Tensor) -> bytes:
+    def encode(self, rows: torch.Tensor) -> bytes:
         return rows.contiguous().cpu().view(torch.uint8).numpy().tobytes() if len(rows) else b""
 
-    def unpack(self, data: bytes, dtype: torch.dtype) -> torch.Tensor:
+    def decode(self, data: bytes, dtype: torch.dtype) -> torch.Tensor:
         if not data:
             return torch.empty(0, self._hidden_size, dtype=dtype)
         return torch.frombuffer(bytearray(data), dtype=dtype).view(-1, self._hidden_size)
 
 
-class Blockwise8:
+class Int8BlockCodec:
     """Per row: its values as int8, then a float16 scale for every `ACTIVATION_BLOCK` of them.
 
     A value is off by at most half its block's scale, which is the block's largest value / 127.  What is not finite
@@ -48,7 +48,7 @@ class Blockwise8:
         self._hidden_size = hidden_size
         self._blocks = -(-hidden_size // ACTIVATION_BLOCK)
 
-    def pack(self, rows: torch.Tensor) -> bytes:
+    def encode(self, rows: torch.Tensor) -> bytes:
         if not len(rows):
             return b""
         padded = torch.nn.functional.pad(rows.float(), (0, self._blocks * ACTIVATION_BLOCK - self._hidden_size))
@@ -61,7 +61,7 @@ class Blockwise8:
         packed = torch.cat([values.contiguous().view(torch.uint8), scales.flatten(1).view(torch.uint8)], 1)
         return packed.cpu().numpy().tobytes()
 
-    def unpack(self, data: bytes, dtype: torch.dtype) -> torch.Tensor:
+    def decode(self, data: bytes, dtype: torch.dtype) -> torch.Tensor:
         if not data:
             return torch.empty(0, self._hidden_size, dtype=dtype)
         packed = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, self._hidden_size + 2 * self._blocks)
@@ -72,6 +72,6 @@ class Blockwise8:
         return rows
 
 
-def row_codec(activations: str, hidden_size: int) -> RowCodec:
+def make_row_codec(activations: str, hidden_size: int) -> RowCodec:
     """For `NumericsClass.activations`."""
-    return Blockwise8(hidden_size) if activations == "int8" else Native(hidden_size)
+    return Int8BlockCodec(hidden_size) if activations == "int8" else NativeCodec(hidden_size)

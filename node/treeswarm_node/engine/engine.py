@@ -17,9 +17,10 @@ from treeswarm.protocol.spans import Span
 from treeswarm.session.session import NodeSession
 from treeswarm.session.steps import Step
 from treeswarm_node.attention.metadata import Segment
+from treeswarm_node.config import BatchBudget
 from treeswarm_node.engine.counters import Counters
 from treeswarm_node.engine.model_runner import Computed, Runner
-from treeswarm_node.engine.scheduler import Budget, next_batch
+from treeswarm_node.engine.scheduler import next_batch
 from treeswarm_node.kv_cache.kv_store import SessionKV
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ Done = Callable[[Step, Computed, HopTiming], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class WaitingStep:
     """A step waiting for the device."""
 
     session: NodeSession
@@ -59,14 +60,14 @@ class Work:
 class Engine:
     """Owns the queue and the device thread.  `run` for ever; `submit` from the same loop."""
 
-    device: Runner
-    budget: Budget
+    runner: Runner
+    budget: BatchBudget
     counters: Counters = field(default_factory=Counters)
     clock: Callable[[], float] = time.perf_counter
     """In the device thread."""
-    _waiting: deque[Work] = field(default_factory=deque)
+    _waiting: deque[WaitingStep] = field(default_factory=deque)
     _arrival: asyncio.Event = field(default_factory=asyncio.Event)
-    _running: list[Work] = field(default_factory=list)
+    _running: list[WaitingStep] = field(default_factory=list)
     _over: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the running forward is over."""
 
@@ -75,16 +76,16 @@ class Engine:
         """Steps that are not in a forward yet."""
         return len(self._waiting)
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: WaitingStep) -> None:
         """Queue a step; the queue is bounded by the credits of the sessions."""
         self._waiting.append(work)
         self._arrival.set()
 
-    def withdraw(self, session: NodeSession) -> None:
+    def discard_waiting(self, session: NodeSession) -> None:
         """Forget a session's waiting steps."""
         self._waiting = deque(work for work in self._waiting if work.session is not session)
 
-    async def idle_of(self, session: NodeSession) -> None:
+    async def wait_until_idle(self, session: NodeSession) -> None:
         """Wait until no running forward touches the session, so that its KV can be freed."""
         while any(work.session is session for work in self._running):
             await self._over.wait()
@@ -103,7 +104,7 @@ class Engine:
         finally:
             self._ended()  # with the thread's last forward: whoever waits to free its rows may
 
-    def _ended(self) -> list[Work]:
+    def _ended(self) -> list[WaitingStep]:
         """No forward runs any more; returns what was in it."""
         finished, self._running = self._running, []
         self._over.set()
@@ -113,10 +114,10 @@ class Engine:
     def _timed_run(self, segments: Sequence[Segment]) -> tuple[list[Computed], int]:
         """In the device thread: the results, and the microseconds they took."""
         start = self.clock()
-        results = self.device.run(segments)
+        results = self.runner.run(segments)
         return results, int((self.clock() - start) * 1e6)
 
-    def _take(self) -> list[Work]:
+    def _take(self) -> list[WaitingStep]:
         waiting = list(self._waiting)
         if not waiting:
             return []

@@ -45,7 +45,7 @@ def measure_profile(device: Runner, served: ServedSpan, store: KVStore) -> Profi
     return tuple(points)
 
 
-def of_part(profile: Profile, part: Span, whole: Span) -> Profile:
+def scale_profile(profile: Profile, part: Span, whole: Span) -> Profile:
     """For a session that computes a part of the blocks: as many times less as it has fewer."""
     share = len(part) / len(whole)
     return tuple((rows, max(1, int(micros * share))) for rows, micros in profile)

@@ -22,7 +22,7 @@ from treeswarm.session.replay import replay
 from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.engine.activation_codec import row_codec
+from treeswarm_node.engine.activation_codec import make_row_codec
 from treeswarm_node.engine.counters import Counters
 from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.latency_profile import measure_profile
@@ -30,13 +30,13 @@ from treeswarm_node.engine.model_runner import ModelRunner, Runner, ThrottledRun
 from treeswarm_node.engine.sampler import Sampler
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.model.attention_selection import choose_attention
-from treeswarm_node.model.family_check import prove
+from treeswarm_node.model.family_check import check_family
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.model.loader import load_span
-from treeswarm_node.model.offload import Offload, offloading
+from treeswarm_node.model.offload import Offload, open_offload
 from treeswarm_node.model.quantization import check_library
 from treeswarm_node.model.span_model import SpanModel
-from treeswarm_node.model.weight_layout import lay_out
+from treeswarm_node.model.weight_layout import choose_layouts
 
 # As many rows as a usual tree has: what a swarm's nodes are compared by.
 RATE_ROWS = 64
@@ -54,12 +54,12 @@ class LoadedStage:
     """Block-rows a second, measured on trees of `RATE_ROWS` rows."""
     profile: Profile = ()
     """Of a forward through the whole span, as clients are told it."""
-    shares: bool = True
+    shares_prefixes: bool = True
     """K and V depend on the text alone, so that sessions may share them."""
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelInfo:
     """What is known before any weight is loaded."""
 
     name: str
@@ -71,7 +71,7 @@ class Model:
     """How it was found."""
 
     @classmethod
-    def find(cls, name: str, revision: str | None = None) -> "Model":
+    def find(cls, name: str, revision: str | None = None) -> "ModelInfo":
         """Raises ModelError."""
         hub = HubOptions(revision)
         folder = resolve_model(name, hub=hub)
@@ -81,7 +81,7 @@ class Model:
 @contextlib.asynccontextmanager
 async def load_stage(
     config: NodeConfig,
-    model: Model,
+    model: ModelInfo,
     span: Span,
     counters: Counters | None = None,
     progress: Progress | None = None,
@@ -91,14 +91,14 @@ async def load_stage(
 
     Raises ModelError, BadRequest.
     """
-    with offloading(find_device(config.device), config.offload) as offload:
+    with open_offload(find_device(config.device), config.offload) as offload:
         told = _Abandonable(progress)
         try:
             loaded, served, rate = await asyncio.to_thread(_load, config, model, span, offload, told)
         except asyncio.CancelledError:
             told.abandoned.set()
             raise
-        codec = row_codec(config.activations, served.hidden_size)
+        codec = make_row_codec(config.activations, served.hidden_size)
         device = _lent(ModelRunner(loaded, Sampler(served.vocab_size), codec), config.device_share)
         profile = await asyncio.to_thread(measure_profile, device, served, loaded.store)
         engine = Engine(device, config.limits.budget, counters or Counters())
@@ -149,7 +149,7 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def dtype_for(name: str, device: torch.device) -> str:
+def choose_dtype(name: str, device: torch.device) -> str:
     """`auto`: bfloat16 where the device has instructions for it, else float32; other names as they are."""
     if name != "auto":
         return name
@@ -162,7 +162,7 @@ def dtype_for(name: str, device: torch.device) -> str:
 
 
 def _load(
-    config: NodeConfig, model: Model, span: Span, offload: Offload | None, progress: Progress | None
+    config: NodeConfig, model: ModelInfo, span: Span, offload: Offload | None, progress: Progress | None
 ) -> tuple[SpanModel, ServedSpan, float]:
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -176,8 +176,8 @@ def _load(
     weights = weights_digest(folder, read_config(folder), progress)
     spanned = SpanModel(loaded, config.kv_tokens)
     if offload is None:  # streamed weights lie as they were put away
-        lay_out(spanned.linears())
-    prove(spanned)
+        choose_layouts(spanned.linears())
+    check_family(spanned)
     choose_attention(spanned, config.attention)
     numerics = NumericsClass(weights, config.dtype, config.quantization, config.activations)
     served = ServedSpan(

@@ -13,7 +13,7 @@ from treeswarm.errors import ProtocolError, Refused
 from treeswarm.protocol.messages import FaultCode
 from treeswarm.session.session import incoming_rows
 from treeswarm_node.attention.metadata import Segment
-from treeswarm_node.engine.activation_codec import Native, RowCodec
+from treeswarm_node.engine.activation_codec import NativeCodec, RowCodec
 from treeswarm_node.engine.sampler import Sampler, best_tokens
 from treeswarm_node.model.span_model import SpanModel
 
@@ -46,7 +46,7 @@ class ThrottledRunner:
     """A device that its owner lends for a share of the time: after each forward it rests, so that somebody else's work
     has the rest of it.  The rest counts as computing: that is what whoever waits for this node must reckon with."""
 
-    device: Runner
+    runner: Runner
     share: float
     clock: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], None] = time.sleep
@@ -54,7 +54,7 @@ class ThrottledRunner:
     def run(self, segments: Sequence[Segment]) -> list[Computed]:
         start = self.clock()
         try:
-            return self.device.run(segments)
+            return self.runner.run(segments)
         finally:
             # One that failed took the device as well.
             self.sleep((self.clock() - start) * (1.0 / self.share - 1.0))
@@ -65,7 +65,7 @@ class ModelRunner:
 
     def __init__(self, model: SpanModel, sampler: Sampler, codec: RowCodec | None = None) -> None:
         self._model = model
-        self._codec = codec or Native(model.hidden_size)
+        self._codec = codec or NativeCodec(model.hidden_size)
         self._sampler = sampler
 
     @torch.inference_mode()
@@ -74,8 +74,8 @@ class ModelRunner:
         error, and so do later ones of its session; the others get their results."""
         inputs = [self._input(segment) for segment in segments]
         for segment, rows in zip(segments, inputs, strict=True):
-            segment.kv.spoilt |= not bool(torch.isfinite(rows).all())
-        good = [i for i, segment in enumerate(segments) if not segment.kv.spoilt]
+            segment.kv.invalid |= not bool(torch.isfinite(rows).all())
+        good = [i for i, segment in enumerate(segments) if not segment.kv.invalid]
         outputs = self._forward([segments[i] for i in good], [inputs[i] for i in good])
         not_finite = Refused("activations from upstream are not finite", FaultCode.NOT_FINITE)
         results = [Computed(error=not_finite)] * len(segments)
@@ -88,7 +88,7 @@ class ModelRunner:
         step = segment.step
         if segment.span.start == 0:
             return self._model.embed(torch.from_numpy(step.tokens).to(self._model.device))
-        rows = self._codec.unpack(step.append.hidden, self._model.dtype)
+        rows = self._codec.decode(step.append.hidden, self._model.dtype)
         if len(rows) != step.rows:
             rows = rows[torch.from_numpy(incoming_rows(step))]
         return rows.to(self._model.device)
@@ -104,7 +104,7 @@ class ModelRunner:
         if not segments:
             return []
         if segments[0].span.end < self._model.blocks:
-            return [Computed(hidden=self._codec.pack(hidden)) for hidden in outputs]
+            return [Computed(hidden=self._codec.encode(hidden)) for hidden in outputs]
         answered = [hidden[torch.from_numpy(s.step.answered)] for s, hidden in zip(segments, outputs, strict=True)]
         results = []
         for some in _together([len(rows) for rows in answered], HEAD_ROWS):

@@ -1,10 +1,10 @@
 """Which waiting steps make the next forward.  A pure function: one screen, no clock, no device."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from treeswarm.protocol.spans import Span
+from treeswarm_node.config import BatchBudget
 
 
 class Waiting(Protocol):
@@ -22,15 +22,7 @@ class Waiting(Protocol):
     def commits(self) -> bool: ...
 
 
-@dataclass(frozen=True)
-class Budget:
-    """Rows of one forward.  A single step larger than the budget still runs, alone."""
-
-    rows: int
-    prefill_rows: int
-
-
-def next_batch(waiting: Sequence[Waiting], budget: Budget) -> list[int]:
+def next_batch(waiting: Sequence[Waiting], budget: BatchBudget) -> list[int]:
     """Indices into `waiting` (in order of arrival) that run together next.
 
     A session's steps keep their order, and only its first of a forward may commit.  Tree steps go before

@@ -50,7 +50,7 @@ class KVStore:
         self.prefixes = PrefixCache(self.pool)
 
     @property
-    def gathered_rows(self) -> int:
+    def max_gathered_rows(self) -> int:
         """The most rows of a session for which it is."""
         return GATHERED // sum(pool.shape[1] * pool.shape[-1] for pool in (self.keys, self.values))
 
@@ -110,7 +110,7 @@ class SessionKV:
     trunk_length: int = 0
     crown_positions: NDArray[np.int64] = field(init=False)
     """Of the row last written to each crown slot."""
-    spoilt: bool = False
+    invalid: bool = False
     """A step of this session was not computed: those after it cannot be."""
 
     def __post_init__(self) -> None:
@@ -134,7 +134,7 @@ class SessionKV:
         in place of those that others read it gets new ones.  Raises Refused (full), and then nothing has changed."""
         assert length <= self.trunk_length
         pool, rest = self.store.pool, self.trunk_pages[length // PAGE :]
-        if theirs := [page for page in rest if pool.owners(page) > 1]:
+        if theirs := [page for page in rest if pool.reference_count(page) > 1]:
             # Pages that only the index keeps beside us can make room for their own successors, once we let them go.
             early = theirs[1:] if length % PAGE else theirs
             pool.release(early)
@@ -145,7 +145,7 @@ class SessionKV:
                 raise
             self.reserved += len(theirs)
             self._leave(theirs, set(early), length)
-        self.trunk_length, self.spoilt = length, False
+        self.trunk_length, self.invalid = length, False
 
     def _leave(self, theirs: list[int], left: set[int], length: int) -> None:
         """Give up the pages from `length` on, but for those that were `left` before; the rows before it in a page that
@@ -163,7 +163,7 @@ class SessionKV:
         pool.reserve(len(given) - len(theirs))
         self.reserved += len(given) - len(theirs)
 
-    def rows_of(self, step: Step) -> NDArray[np.int64]:
+    def new_rows(self, step: Step) -> NDArray[np.int64]:
         """Where the step's new rows are written, int64 [rows]."""
         return self.trunk_rows(step.positions) if step.append.prefill else self.crown_rows(step.slots)
 

@@ -65,7 +65,7 @@ class PagePool:
                 assert page in self._references
                 self._references[page] += 1
 
-    def owners(self, page: int) -> int:
+    def reference_count(self, page: int) -> int:
         """How many a page has; with more than one it must not be written."""
         return self._references.get(page, 0)
 

@@ -52,7 +52,7 @@ class PrefixCache:
     @property
     def idle_pages(self) -> int:
         """That nobody else owns."""
-        return sum(self.pool.owners(page) == 1 for page in self.pages)
+        return sum(self.pool.reference_count(page) == 1 for page in self.pages)
 
     def find(self, span: Span, digests: Sequence[bytes]) -> list[PrefixUnit]:
         """The units of a text from its beginning, as many as are here."""
@@ -81,11 +81,11 @@ class PrefixCache:
         if self.pool.available < pages <= self.pool.available + self.idle_pages:
             self._give_up(self.idle_pages, lambda: pages <= self.pool.available)
 
-    def make_room_for(self, budget: ReplayLogBudget, size: int) -> None:
+    def make_room_for_log(self, budget: ReplayLogBudget, size: int) -> None:
         """The same, for bytes of journals."""
         idle = sum(unit.chunk.size for unit in self._units.values() if unit.chunk is not None and self._idle(unit))
-        if budget.left < size <= budget.left + idle:
-            self._give_up(self.idle_pages, lambda: size <= budget.left)
+        if budget.free_bytes < size <= budget.free_bytes + idle:
+            self._give_up(self.idle_pages, lambda: size <= budget.free_bytes)
 
     def trim(self) -> None:
         """Not more than a share of the pool stays idle."""
@@ -109,7 +109,7 @@ class PrefixCache:
                 self._drop(key)
 
     def _idle(self, unit: PrefixUnit) -> bool:
-        return all(self.pool.owners(page) == 1 for page in unit.pages)
+        return all(self.pool.reference_count(page) == 1 for page in unit.pages)
 
     def _drop(self, key: _Key) -> None:
         unit = self._units.pop(key)

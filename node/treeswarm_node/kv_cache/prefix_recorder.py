@@ -12,7 +12,7 @@ from treeswarm_node.kv_cache.replay_log import ReplayLog
 
 
 @dataclass(eq=False)
-class Trail:
+class TrunkDigests:
     """The tokens of a trunk, for the digests of its whole units.  Pure."""
 
     scope: bytes
@@ -22,7 +22,7 @@ class Trail:
     _crown: dict[int, int] = field(default_factory=dict)
     """Tokens by slot."""
 
-    def note(self, step: Step) -> int:
+    def record(self, step: Step) -> int:
         """Take a step's commits and rows; steps come in order.  Returns how many units became whole."""
         self._tokens += [self._crown[slot] for slot in step.commit_slots.tolist()]
         if step.append.prefill:
@@ -44,31 +44,35 @@ class PrefixRecorder:
     index: PrefixCache
     span: Span
     prefix: Prefix
-    _trail: Trail | None = None
+    _trail: TrunkDigests | None = None
     """None until the first step, which says what of the offer is taken."""
 
-    def note(self, step: Step, kv: SessionKV, journal: ReplayLog | None) -> None:
+    def record(self, step: Step, kv: SessionKV, journal: ReplayLog | None) -> None:
         """A step has been computed, and the journal, if there is one, has taken note of it: keep what became whole."""
         if self._trail is None:
             units = step.append.prefix // PREFIX_TOKENS
-            self._trail = Trail(self.prefix.scope, list(self.prefix.digests[:units]))
+            self._trail = TrunkDigests(self.prefix.scope, list(self.prefix.digests[:units]))
             self.index.hits += units > 0
             self.index.hit_tokens += units * PREFIX_TOKENS
-        new = self._trail.note(step)
+        new = self._trail.record(step)
         if not new:
             return
         first = (len(self._trail.digests) - new) * UNIT_PAGES
         starts = range(first, first + new * UNIT_PAGES, UNIT_PAGES)
         pages = [tuple(kv.trunk_pages[start : start + UNIT_PAGES]) for start in starts]
-        chunks = [journal.seal(PREFIX_TOKENS) if journal is not None else None for _ in pages]
+        chunks = [journal.freeze(PREFIX_TOKENS) if journal is not None else None for _ in pages]
         self.index.keep(self.span, self._trail.digests, [PrefixUnit(*unit) for unit in zip(pages, chunks, strict=True)])
 
 
-def begins(wanted: Open) -> bool:
+def starts_from_prompt(wanted: Open) -> bool:
     """Whether a session begins here with its text, rather than goes on with one that came another way before."""
     return wanted.resumption is None or wanted.resumption.trunk_length == 0
 
 
-def sharing_of(wanted: Open, index: PrefixCache) -> PrefixRecorder | None:
+def make_recorder(wanted: Open, index: PrefixCache) -> PrefixRecorder | None:
     """None for a session that shares nothing."""
-    return PrefixRecorder(index, wanted.span, wanted.prefix) if wanted.prefix is not None and begins(wanted) else None
+    return (
+        PrefixRecorder(index, wanted.span, wanted.prefix)
+        if wanted.prefix is not None and starts_from_prompt(wanted)
+        else None
+    )

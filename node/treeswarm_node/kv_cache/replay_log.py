@@ -22,12 +22,12 @@ from treeswarm.session.steps import Step
 class ReplayLogBudget:
     """Bytes of host memory for all sessions' journals."""
 
-    total: int
-    taken: int = 0
+    total_bytes: int
+    used_bytes: int = 0
 
     @property
-    def left(self) -> int:
-        return self.total - self.taken
+    def free_bytes(self) -> int:
+        return self.total_bytes - self.used_bytes
 
     def open(
         self, row_bytes: int, trunk_room: int, crown_room: int, shared: Sequence["ReplayChunk"] = ()
@@ -35,9 +35,9 @@ class ReplayLogBudget:
         """A journal with room for the whole session, whose trunk begins with the `shared` chunks; or None if that does
         not fit."""
         size = row_bytes * (trunk_room + crown_room) - sum(chunk.size for chunk in shared)
-        if size > self.left:
+        if size > self.free_bytes:
             return None
-        self.taken += size
+        self.used_bytes += size
         return ReplayLog(self, size, row_bytes, crown_room, [chunk.share() for chunk in shared])
 
 
@@ -64,7 +64,7 @@ class ReplayChunk:
         """One holder less."""
         self.holders -= 1
         if not self.holders:
-            self.budget.taken -= self.size
+            self.budget.used_bytes -= self.size
 
 
 @dataclass(eq=False)
@@ -89,13 +89,13 @@ class ReplayLog:
 
     def __len__(self) -> int:
         """Trunk rows kept."""
-        return self._sealed + len(self._tokens)
+        return self._frozen_rows + len(self._tokens)
 
     @property
-    def _sealed(self) -> int:
+    def _frozen_rows(self) -> int:
         return sum(len(chunk.tokens) for chunk in self._chunks)
 
-    def note(self, step: Step, hidden: bytes) -> None:
+    def record(self, step: Step, hidden: bytes) -> None:
         """Take a step's commits and the activations it sent on, row-major as in an append; steps come in order."""
         self._hidden += self._crown_hidden[step.commit_slots].tobytes()
         self._tokens += self._crown_tokens[step.commit_slots].tolist()
@@ -106,7 +106,7 @@ class ReplayLog:
             self._crown_hidden[step.slots] = np.frombuffer(hidden, np.uint8).reshape(step.rows, self.row_bytes)
             self._crown_tokens[step.slots] = step.tokens
 
-    def seal(self, rows: int) -> ReplayChunk:
+    def freeze(self, rows: int) -> ReplayChunk:
         """Make the first `rows` that are in no chunk one: others may hold it too."""
         cut = rows * self.row_bytes
         chunk = ReplayChunk(self.budget, self._tokens[:rows], bytes(self._hidden[:cut]))
@@ -121,9 +121,9 @@ class ReplayLog:
         """Forget rows from `length` on.  False, and closed, if the budget has no room for a copy of what was in chunks
         that others hold."""
         opened: list[ReplayChunk] = []
-        while length < self._sealed:
+        while length < self._frozen_rows:
             opened.insert(0, self._chunks.pop())
-        end = length - self._sealed
+        end = length - self._frozen_rows
         if opened:
             self._hidden = bytearray(Joined([chunk.hidden for chunk in opened])[0 : end * self.row_bytes])
             self._tokens = [token for chunk in opened for token in chunk.tokens]
@@ -131,10 +131,10 @@ class ReplayLog:
         for chunk in opened:
             chunk.release()
         more = sum(chunk.size for chunk in opened)
-        if more > self.budget.left:
+        if more > self.budget.free_bytes:
             self.close()
             return False
-        self.budget.taken += more
+        self.budget.used_bytes += more
         self.size += more
         return True
 
@@ -148,6 +148,6 @@ class ReplayLog:
         """Give the memory back."""
         for chunk in self._chunks:
             chunk.release()
-        self.budget.taken -= self.size
+        self.budget.used_bytes -= self.size
         self.size = 0
         self._chunks, self._hidden, self._tokens = [], bytearray(), []

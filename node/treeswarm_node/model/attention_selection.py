@@ -5,26 +5,26 @@ import logging
 import torch
 
 from treeswarm.errors import BadRequest
-from treeswarm_node.attention.adapter_check import TOLERANCES, disagreement
+from treeswarm_node.attention.adapter_check import TOLERANCES, measure_disagreement
 from treeswarm_node.attention.base import Attention
-from treeswarm_node.attention.flash import Demand, FlashAttention, capability_of, why_not
+from treeswarm_node.attention.flash import FlashAttention, KernelInputs, explain_unsupported, get_capability
 from treeswarm_node.kv_cache.kv_store import KVShape
 from treeswarm_node.model.span_model import SpanModel
 
 log = logging.getLogger(__name__)
 
 
-def wants_flash(wanted: str, demand: Demand) -> bool:
+def should_use_flash(wanted: str, demand: KernelInputs) -> bool:
     """Pure.  `auto` takes the kernels on CUDA alone.  Raises BadRequest where `flash` is wanted and cannot be."""
-    refusal = why_not(demand)
+    refusal = explain_unsupported(demand)
     if wanted == "flash" and refusal is not None:
         raise _cannot(refusal)
     return wanted == "flash" or (wanted == "auto" and demand.device == "cuda" and refusal is None)
 
 
-def check_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether flash is to be tried, before anything of the model is known.  Raises BadRequest as `wants_flash` does."""
-    return wants_flash(wanted, Demand(device.type, capability_of(device), dtype))
+def check_attention_choice(wanted: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether flash is to be tried, before the model is known.  Raises BadRequest as `should_use_flash` does."""
+    return should_use_flash(wanted, KernelInputs(device.type, get_capability(device), dtype))
 
 
 def choose_attention(model: SpanModel, wanted: str) -> None:
@@ -33,15 +33,15 @@ def choose_attention(model: SpanModel, wanted: str) -> None:
     Raises BadRequest where `flash` is wanted and cannot be, or does not agree with the reference.
     """
     shape, device = model.kv_shape, model.device
-    demand = Demand(device.type, capability_of(device), model.dtype, shape.key_dim, shape.value_dim)
-    if wants_flash(wanted, demand):
-        take_if_proven(model, FlashAttention(device), insisted=wanted == "flash")
+    demand = KernelInputs(device.type, get_capability(device), model.dtype, shape.key_dim, shape.value_dim)
+    if should_use_flash(wanted, demand):
+        use_if_correct(model, FlashAttention(device), insisted=wanted == "flash")
 
 
-def take_if_proven(model: SpanModel, adapter: Attention, *, insisted: bool) -> None:
+def use_if_correct(model: SpanModel, adapter: Attention, *, insisted: bool) -> None:
     """Else it stays with what it has, and says so in one line; where its owner `insisted`, raises BadRequest."""
     heads = int(model.loaded.config.num_attention_heads)
-    failure = unproven(adapter, heads, model.kv_shape, model.dtype, model.device)
+    failure = find_adapter_fault(adapter, heads, model.kv_shape, model.dtype, model.device)
     if failure is None:
         model.attention = adapter
     elif insisted:
@@ -50,10 +50,12 @@ def take_if_proven(model: SpanModel, adapter: Attention, *, insisted: bool) -> N
         log.warning("attention: %s in place of %s, because %s", model.attention.name, adapter.name, failure)
 
 
-def unproven(adapter: Attention, heads: int, shape: KVShape, dtype: torch.dtype, device: torch.device) -> str | None:
+def find_adapter_fault(
+    adapter: Attention, heads: int, shape: KVShape, dtype: torch.dtype, device: torch.device
+) -> str | None:
     """Why the adapter must not compute there, for people; None where it agrees with the reference."""
     try:
-        off = disagreement(adapter, heads, shape, dtype, device)
+        off = measure_disagreement(adapter, heads, shape, dtype, device)
     except RuntimeError as error:
         return f"its check ended with: {(str(error) or type(error).__name__).splitlines()[0]}"
     if off > TOLERANCES[dtype]:

@@ -11,7 +11,7 @@ from treeswarm.protocol.spans import Span
 from treeswarm.session.replay import replay
 from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm_node.attention.metadata import Segment
-from treeswarm_node.model.family_check import prove
+from treeswarm_node.model.family_check import check_family
 from treeswarm_node.model.loader import load_span
 from treeswarm_node.model.quantization import check_library
 from treeswarm_node.model.span_model import SpanModel
@@ -30,7 +30,7 @@ TOLERANCES = {
 
 
 @dataclass(frozen=True)
-class Tried:
+class NumericsCheck:
     """One class on one device."""
 
     dtype: str
@@ -49,26 +49,26 @@ class Tried:
         return self.error is not None and self.error <= TOLERANCES[self.dtype, self.quantization]
 
 
-def try_numerics(device: torch.device) -> list[Tried]:
+def check_numerics(device: torch.device) -> list[NumericsCheck]:
     """Each class in turn, against float32 on the CPU.  Takes some seconds."""
     plain = _output(torch.device("cpu"), "float32", "none")
     return [_tried(device, dtype, quantization, plain) for dtype, quantization in TOLERANCES]
 
 
-def _tried(device: torch.device, dtype: str, quantization: str, plain: torch.Tensor) -> Tried:
+def _tried(device: torch.device, dtype: str, quantization: str, plain: torch.Tensor) -> NumericsCheck:
     try:
         check_library(quantization)
         error = float((_output(device, dtype, quantization) - plain).norm() / plain.norm())
     except (SwarmError, RuntimeError) as failure:
-        return Tried(dtype, quantization, None, str(failure).splitlines()[0])
-    return Tried(dtype, quantization, error)
+        return NumericsCheck(dtype, quantization, None, str(failure).splitlines()[0])
+    return NumericsCheck(dtype, quantization, error)
 
 
 @torch.inference_mode()
 def _output(device: torch.device, dtype: str, quantization: str) -> torch.Tensor:
     loaded = load_span(resolve_model("demo"), BLOCK, getattr(torch, dtype), device, quantization=quantization)
     model = SpanModel(loaded, kv_tokens=4 * ROWS)
-    prove(model)
+    check_family(model)
     terms = SessionTerms(0, ROWS, 1, 0, loaded.config.vocab_size, 0, Resumption(ROWS, ROWS))
     session, kv = NodeSession(terms), model.store.open(ROWS, 1)
     tokens = list(range(ROWS))

@@ -16,7 +16,7 @@ from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm.session.steps import Step
 from treeswarm_node.attention.metadata import Segment, make_batch
 from treeswarm_node.kv_cache.kv_store import KVStore
-from treeswarm_node.model.quantization import unfolded
+from treeswarm_node.model.quantization import dequantized_copy
 from treeswarm_node.model.span_model import SpanModel, kv_shape, run_layer
 
 FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Mixtral, Qwen3-MoE, Phi-3, OLMo2, Granite, Gemma 2, Gemma 3"
@@ -29,7 +29,7 @@ SEED = 20261121
 
 
 @dataclass(frozen=True)
-class Proof:
+class FamilyCheck:
     """The largest difference seen, relative to the output's size, and how many kinds of layers were run."""
 
     worst: float
@@ -37,7 +37,7 @@ class Proof:
 
 
 @torch.inference_mode()
-def prove(model: SpanModel) -> Proof:
+def check_family(model: SpanModel) -> FamilyCheck:
     """Run a random trunk and tree through one layer of each kind of the span, against transformers' eager attention
     along every path of the tree, in float32.
 
@@ -48,7 +48,7 @@ def prove(model: SpanModel) -> Proof:
         kind = _kind(model, index)
         if kind not in worst:
             worst[kind] = _difference(model, index, kind)
-    return Proof(max(worst.values()), len(worst))
+    return FamilyCheck(max(worst.values()), len(worst))
 
 
 def _kind(model: SpanModel, index: int) -> tuple[str, ...]:
@@ -84,8 +84,8 @@ def _difference(model: SpanModel, index: int, kind: tuple[str, ...]) -> float:
 
 
 def _run(model: SpanModel, index: int) -> float:
-    model.loaded.place(index)
-    layer: Any = unfolded(model.base.layers[index])
+    model.loaded.load_block(index)
+    layer: Any = dequantized_copy(model.base.layers[index])
     inner: Any = layer.self_attn
     owner = _window_owner(inner)
     if owner.sliding_window is not None:

@@ -27,10 +27,10 @@ class LoadedSpan:
     offload: Offload | None = None
     """Where the blocks' weights wait; None: they are in place."""
 
-    def place(self, block: int) -> None:
+    def load_block(self, block: int) -> None:
         """Before the block runs, or anybody looks at its weights."""
         if self.offload is not None:
-            self.offload.place(block - self.span.start)
+            self.offload.load_block(block - self.span.start)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -39,10 +39,6 @@ class LoadedSpan:
     @property
     def blocks(self) -> int:
         return int(self.config.num_hidden_layers)
-
-    @property
-    def is_head(self) -> bool:
-        return self.span.start == 0
 
     @property
     def is_tail(self) -> bool:

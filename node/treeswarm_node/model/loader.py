@@ -83,7 +83,7 @@ def load_span(
             if quantization != "none":
                 quantize(layers[block], quantization)
             if offload is not None:
-                offload.take(layers[block])
+                offload.store_layer(layers[block])
     return LoadedSpan(skeleton.eval().requires_grad_(False), span, dtype, device, offload)
 
 

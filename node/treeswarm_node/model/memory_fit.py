@@ -36,7 +36,7 @@ class Footprint:
     """One row of a forward."""
 
 
-def blocks_that_fit(
+def count_blocks_that_fit(
     room: int, footprint: Footprint, *, kv_tokens: int, forward_rows: int, blocks: int, store: int | None = None
 ) -> int:
     """How many blocks `room` bytes hold, with `kv_tokens` KV rows in each and forwards of `forward_rows`.
@@ -59,7 +59,7 @@ def blocks_that_fit(
     return fit
 
 
-def footprint_of(folder: Path, dtype: torch.dtype, quantization: str = "none") -> Footprint:
+def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none") -> Footprint:
     """From the checkpoint's headers and config.  Raises ModelError."""
     config = read_config(folder)
     text = config.get("text_config") or config
@@ -94,7 +94,7 @@ def _quantized(shape: list[int], size: int, quantization: str) -> int:
     return math.prod(shape) * BITS[quantization] // 8 + math.prod(shape) // BLOCK_OF_WEIGHTS[quantization] * 4
 
 
-def store_room(offload: str) -> int | None:
+def offload_room(offload: str) -> int | None:
     """Bytes that offloaded weights may take; None: nothing is offloaded."""
     if offload == "disk":
         return shutil.disk_usage(tempfile.gettempdir()).free

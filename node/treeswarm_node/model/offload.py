@@ -54,7 +54,7 @@ class _Slot:
 
 @dataclass(eq=False)
 class Offload:
-    """`take` every block in order, then `place` those that are to run, from one thread."""
+    """`store_layer` every block in order, then `load_block` those that are to run, from one thread."""
 
     device: torch.device
     where: str
@@ -79,7 +79,7 @@ class Offload:
             self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def take(self, layer: torch.nn.Module) -> None:
+    def store_layer(self, layer: torch.nn.Module) -> None:
         """Put the layer's weights away: until it is placed, it has none.  Raises ModelError when the disk is full."""
         assert not self._slots
         pieces, size = [], 0
@@ -92,7 +92,7 @@ class Offload:
             piece.tensor.data = torch.empty(0, dtype=piece.dtype, device=self.device)
         self._blocks.append(_Block(pieces, size, packed if self._file is None else self._write(packed)))
 
-    def place(self, block: int) -> None:
+    def load_block(self, block: int) -> None:
         """Give the `block`-th taken layer its weights, and start to fetch the next one's."""
         slots = self._ready_slots()
         at = next((i for i, slot in enumerate(slots) if slot.holds == block), None)
@@ -173,7 +173,7 @@ class Offload:
 
 
 @contextlib.contextmanager
-def offloading(device: torch.device, where: str) -> Iterator[Offload | None]:
+def open_offload(device: torch.device, where: str) -> Iterator[Offload | None]:
     """None for `none`."""
     if where == "none":
         yield None

@@ -42,7 +42,7 @@ class QuantizedLinear(torch.nn.Module):
         for name, tensor in (("packed", packed), ("scales", state.absmax), ("code", state.code)):
             self.register_buffer(name, tensor, persistent=False)
 
-    def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
+    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """[out, in]"""
         functional = _library()
         state = functional.QuantState(
@@ -54,7 +54,7 @@ class QuantizedLinear(torch.nn.Module):
         return weight.view(self.shape)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(rows, self.weight_in(rows.dtype), self.bias)
+        return torch.nn.functional.linear(rows, self.dequantize(rows.dtype), self.bias)
 
 
 def check_library(quantization: str) -> None:
@@ -83,13 +83,13 @@ def quantize(layer: torch.nn.Module, kind: str) -> None:
         )
 
 
-def unfolded(layer: torch.nn.Module) -> torch.nn.Module:
+def dequantized_copy(layer: torch.nn.Module) -> torch.nn.Module:
     """A copy in float32 with plain linear layers of the very weights that quantized ones stand for."""
     made = copy.deepcopy(layer).float()
     for parent in list(made.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, QuantizedLinear):
-                weight = child.weight_in(torch.float32)
+                weight = child.dequantize(torch.float32)
                 plain = torch.nn.Linear(
                     child.shape[1], child.shape[0], bias=child.bias is not None, device=weight.device
                 )

@@ -88,7 +88,7 @@ class SpanModel:
         span = segments[0].span
         state = hidden[None]
         for index in range(span.start, span.end):
-            self.loaded.place(index)
+            self.loaded.load_block(index)
             layer = self.base.layers[index]
             state = run_layer(layer, state, rotations[self.rotary.kind_of(index)], batch, self.attention)
         return state[0]

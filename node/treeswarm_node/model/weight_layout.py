@@ -21,7 +21,7 @@ LARGEST_BYTES = 512 << 20
 
 
 @torch.no_grad()
-def lay_out(linears: Iterable[torch.nn.Linear]) -> int:
+def choose_layouts(linears: Iterable[torch.nn.Linear]) -> int:
     """Give each the layout that is faster for its shape; returns how many were changed.
 
     Their products may change in the last bit.  Only float32 on a CPU: kernels for 16 bits are made for rows alone, and
@@ -34,9 +34,9 @@ def lay_out(linears: Iterable[torch.nn.Linear]) -> int:
         if not _may_change(weight):
             continue
         if weight.shape not in columns:
-            columns[weight.shape] = _share(weight, by_columns(weight)) < WORTH
+            columns[weight.shape] = _share(weight, to_column_major(weight)) < WORTH
         if columns[weight.shape]:
-            weight.data = by_columns(weight)
+            weight.data = to_column_major(weight)
             changed += 1
     return changed
 
@@ -46,7 +46,7 @@ def _may_change(weight: torch.Tensor) -> bool:
     return plain and weight.nbytes <= LARGEST_BYTES
 
 
-def by_columns(weight: torch.Tensor) -> torch.Tensor:
+def to_column_major(weight: torch.Tensor) -> torch.Tensor:
     """The same numbers [out, in], a column after the other in memory."""
     return weight.t().contiguous().t()
 

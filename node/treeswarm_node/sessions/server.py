@@ -18,10 +18,10 @@ from treeswarm.protocol.records import NodeState
 from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_node.config import NodeLimits
-from treeswarm_node.engine.latency_profile import of_part
+from treeswarm_node.engine.latency_profile import scale_profile
 from treeswarm_node.engine.loaded_stage import LoadedStage
 from treeswarm_node.kv_cache.prefix_cache import PrefixUnit
-from treeswarm_node.kv_cache.prefix_recorder import begins, sharing_of
+from treeswarm_node.kv_cache.prefix_recorder import make_recorder, starts_from_prompt
 from treeswarm_node.kv_cache.replay_log import ReplayLog, ReplayLogBudget
 from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.reachability.port_lender import PortLender
@@ -172,8 +172,8 @@ class Node:
         hosted = ServerSession.opened(
             wanted, NodeSession(terms), kv, self._journal(wanted, stage, units), control, stage.engine, self.transport,
             forget=lambda: self._forget(hosted),
-            sharing=sharing_of(wanted, stage.store.prefixes) if stage.shares else None,
-            profile=of_part(stage.profile, wanted.span, stage.served.span),
+            sharing=make_recorder(wanted, stage.store.prefixes) if stage.shares_prefixes else None,
+            profile=scale_profile(stage.profile, wanted.span, stage.served.span),
             value_bytes_to=partial(self.packing.value_bytes, stage.served.numerics),
         )  # fmt: skip
         self.sessions[wanted.session] = hosted
@@ -184,7 +184,7 @@ class Node:
 
     def _kept_of(self, wanted: Open, stage: LoadedStage) -> list[PrefixUnit]:
         """What is here of the text that a session is about to begin with."""
-        if not stage.shares or wanted.prefix is None or not begins(wanted):
+        if not stage.shares_prefixes or wanted.prefix is None or not starts_from_prompt(wanted):
             return []
         return stage.store.prefixes.find(wanted.span, wanted.prefix.digests)
 
@@ -195,7 +195,7 @@ class Node:
             return None
         row_bytes = stage.served.activation_bytes
         rows = wanted.trunk_room + wanted.crown_room - len(units) * PREFIX_TOKENS
-        stage.store.prefixes.make_room_for(self.journals, rows * row_bytes)
+        stage.store.prefixes.make_room_for_log(self.journals, rows * row_bytes)
         return self.journals.open(row_bytes, wanted.trunk_room, wanted.crown_room, chunks)
 
     def _say_room(self, *, full: bool) -> None:

@@ -24,7 +24,7 @@ from treeswarm.session.session import NodeSession
 from treeswarm.session.steps import Step
 from treeswarm.tasks import cancelled
 from treeswarm.transport.seam import Stream, Transport
-from treeswarm_node.engine.engine import Engine, Work
+from treeswarm_node.engine.engine import Engine, WaitingStep
 from treeswarm_node.engine.model_runner import Computed
 from treeswarm_node.kv_cache.kv_store import SessionKV
 from treeswarm_node.kv_cache.prefix_recorder import PrefixRecorder
@@ -158,8 +158,8 @@ class ServerSession:
             if length > self.kv.trunk_length:
                 raise Refused(f"{self.kv.trunk_length} tokens are here, not {length}", FaultCode.NO_JOURNAL)
             self._stalled = True
-            self.engine.withdraw(self.session)
-            await self.engine.idle_of(self.session)
+            self.engine.discard_waiting(self.session)
+            await self.engine.wait_until_idle(self.session)
             self.session.check_resumption(wanted.epoch, wanted.resumption)
             self.kv.truncate(length)
             self.session.resume(wanted.epoch, wanted.resumption)
@@ -213,14 +213,14 @@ class ServerSession:
             self._over = True
             self.forget()
             self._room.set()
-            self.engine.withdraw(self.session)
+            self.engine.discard_waiting(self.session)
             for task in self._tasks - {asyncio.current_task()}:
                 task.cancel()
             self._freeing = asyncio.create_task(self._give_back())
         return self._freeing
 
     async def _give_back(self) -> None:
-        await self.engine.idle_of(self.session)
+        await self.engine.wait_until_idle(self.session)
         self.kv.close()
         if self.journal is not None:
             self.journal.close()
@@ -272,7 +272,7 @@ class ServerSession:
             self.kv.truncate(steps[0].append.prefix)
             self._truncate_journal(steps[0].append.prefix)
         for step in steps:
-            self.engine.submit(Work(self.session, self.kv, self.span, step, self._done, arrived))
+            self.engine.submit(WaitingStep(self.session, self.kv, self.span, step, self._done, arrived))
 
     def _done(self, step: Step, computed: Computed, timing: HopTiming) -> None:
         if not self._over and step.append.epoch == self.epoch:
@@ -289,9 +289,9 @@ class ServerSession:
                 if computed.error is not None:
                     raise computed.error
                 if self.journal is not None:
-                    self.journal.note(step, computed.hidden)
+                    self.journal.record(step, computed.hidden)
                 if self.sharing is not None:
-                    self.sharing.note(step, self.kv, self.journal)
+                    self.sharing.record(step, self.kv, self.journal)
                 if self.forwards_replay or not step.append.replay:
                     await self._outlet.send(step, computed, (*step.append.timings, timing))
                 self.session.finish(step)

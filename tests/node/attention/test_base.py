@@ -13,7 +13,7 @@ from tests.support.texts import Text
 from treeswarm.protocol.messages import Append
 from treeswarm.protocol.spans import Span
 from treeswarm.session.session import NodeSession, SessionTerms
-from treeswarm_node.attention.base import Attention, Layer
+from treeswarm_node.attention.base import Attention, LayerInputs
 from treeswarm_node.attention.flash import FlashAttention, flash_kernel
 from treeswarm_node.attention.metadata import Segment, make_batch
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore, SessionKV
@@ -45,7 +45,7 @@ class Scene:
     known: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     most_runs: int = 0
     """Of a trunk, seen in any batch."""
-    crowds: int = 0
+    padded: int = 0
     """Formed so far."""
 
     def __post_init__(self) -> None:
@@ -73,9 +73,9 @@ class Scene:
             self.known[row] = key[:, i], value[:, i]
         batch = make_batch(segments, self.store, 0, CPU)
         self.most_runs = max(self.most_runs, *(len(meta.trunk_runs) for meta in batch.segments))
-        self.crowds += len(batch.split(self.window).crowds)
+        self.padded += len(batch.groups(self.window).padded)
         how = {"scaling": 0.3, "window": self.window, "softcap": self.softcap, "sinks": self.sinks}
-        ours = self.adapter.attend(Layer.written(0, query, key, value, batch, **how))
+        ours = self.adapter.attend(LayerInputs.with_kv_written(0, query, key, value, batch, **how))
         assert ours.dtype == self.dtype
         assert ours.shape == (len(rows), HEADS, 16)
         return max(float((ours[i].float() - self.by_hand(row, query[:, i])).abs().max()) for i, row in enumerate(rows))
@@ -128,7 +128,7 @@ def test_sessions_of_all_lengths_in_one_batch(name: str, kind: str, dtype: torch
     scene = Scene(ADAPTERS[name](), dtype, **KINDS[kind])
     assert worst_difference(scene, {"long": 150, "longer": 170, "short": 3, "empty": 0}) < TOLERANCES[dtype]
     assert scene.most_runs > 1
-    assert scene.crowds
+    assert scene.padded
 
 
 @pytest.mark.parametrize(("kind", "used"), [("plain", True), ("window", True), ("softcap", False), ("sinks", False)])

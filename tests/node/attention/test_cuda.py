@@ -8,7 +8,7 @@ from treeswarm.protocol.messages import Resumption
 from treeswarm.protocol.spans import Span
 from treeswarm.session.replay import replay
 from treeswarm.session.session import NodeSession, SessionTerms
-from treeswarm_node.attention.adapter_check import TOLERANCES, disagreement
+from treeswarm_node.attention.adapter_check import TOLERANCES, measure_disagreement
 from treeswarm_node.attention.flash import FlashAttention, flash_kernel
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.kv_cache.kv_store import KVShape
@@ -32,7 +32,7 @@ def test_the_kernel_agrees_with_the_reference(shape: KVShape, dtype: torch.dtype
         return flash_kernel(query, key, value, scaling)
 
     device = torch.device("cuda")
-    off = disagreement(FlashAttention(device, kernel), 4 * shape.kv_heads, shape, dtype, device)
+    off = measure_disagreement(FlashAttention(device, kernel), 4 * shape.kv_heads, shape, dtype, device)
     assert off < TOLERANCES[dtype]
     assert asked
 

@@ -12,15 +12,20 @@ from tests.node.conftest import CPU, tiny_model
 
 from treeswarm.errors import BadRequest
 from treeswarm_node.attention import flash
-from treeswarm_node.attention.adapter_check import TOLERANCES, disagreement
+from treeswarm_node.attention.adapter_check import TOLERANCES, measure_disagreement
 from treeswarm_node.attention.base import TorchReference
-from treeswarm_node.attention.flash import Demand, FlashAttention, merged, why_not
+from treeswarm_node.attention.flash import FlashAttention, KernelInputs, explain_unsupported, merge_parts
 from treeswarm_node.kv_cache.kv_store import KVShape
-from treeswarm_node.model.attention_selection import check_attention, choose_attention, take_if_proven, wants_flash
+from treeswarm_node.model.attention_selection import (
+    check_attention_choice,
+    choose_attention,
+    should_use_flash,
+    use_if_correct,
+)
 from treeswarm_node.model.span_model import SpanModel
 
-AMPERE = Demand("cuda", (8, 0), torch.bfloat16, 128, 128)
-PROCESSOR = Demand("cpu", (0, 0), torch.float32, 128, 128)
+AMPERE = KernelInputs("cuda", (8, 0), torch.bfloat16, 128, 128)
+PROCESSOR = KernelInputs("cpu", (0, 0), torch.float32, 128, 128)
 
 
 class TestWhyNot:
@@ -34,8 +39,8 @@ class TestWhyNot:
             replace(PROCESSOR, dtype=torch.bfloat16, key_dim=17, value_dim=17),
         ],
     )
-    def test_what_the_kernels_can(self, demand: Demand) -> None:
-        assert why_not(demand) is None
+    def test_what_the_kernels_can(self, demand: KernelInputs) -> None:
+        assert explain_unsupported(demand) is None
 
     @pytest.mark.parametrize(
         ("demand", "why"),
@@ -51,23 +56,23 @@ class TestWhyNot:
             (replace(PROCESSOR, sinks=True), "no sinks"),
         ],
     )
-    def test_what_they_cannot(self, demand: Demand, why: str) -> None:
+    def test_what_they_cannot(self, demand: KernelInputs, why: str) -> None:
         with pytest.raises(BadRequest, match=rf"--attention flash cannot.*{why}.*: give --attention auto"):
-            wants_flash("flash", demand)
-        assert not wants_flash("auto", demand)
-        assert not wants_flash("torch", demand)
+            should_use_flash("flash", demand)
+        assert not should_use_flash("auto", demand)
+        assert not should_use_flash("torch", demand)
 
 
 def test_only_cuda_takes_flash_unasked() -> None:
-    assert [wants_flash("auto", AMPERE), wants_flash("auto", PROCESSOR)] == [True, False]
-    assert [wants_flash("flash", AMPERE), wants_flash("flash", PROCESSOR)] == [True, True]
-    assert not wants_flash("torch", AMPERE)
+    assert [should_use_flash("auto", AMPERE), should_use_flash("auto", PROCESSOR)] == [True, False]
+    assert [should_use_flash("flash", AMPERE), should_use_flash("flash", PROCESSOR)] == [True, True]
+    assert not should_use_flash("torch", AMPERE)
 
 
 def test_what_cannot_be_is_refused_before_anything_is_loaded() -> None:
-    check_attention("auto", torch.device("mps"), torch.float32)
+    check_attention_choice("auto", torch.device("mps"), torch.float32)
     with pytest.raises(BadRequest, match="no flash kernel for mps"):
-        check_attention("flash", torch.device("mps"), torch.float32)
+        check_attention_choice("flash", torch.device("mps"), torch.float32)
 
 
 @st.composite
@@ -90,20 +95,22 @@ def test_parts_merge_into_one_softmax(case: tuple[torch.Tensor, torch.Tensor, li
     parts = []
     for seen, value in zip(scores.split(counts, -1), values.split(counts), strict=True):
         parts.append((seen.softmax(-1).nan_to_num() @ value, seen.logsumexp(-1)))
-    torch.testing.assert_close(merged(parts), scores.softmax(-1) @ values, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(merge_parts(parts), scores.softmax(-1) @ values, atol=1e-5, rtol=1e-4)
 
 
 class TestProof:
     @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
     @pytest.mark.parametrize(("heads", "shape"), [(8, KVShape(2, 128, 128)), (4, KVShape(4, 24, 24))])
     def test_flash_agrees_with_the_reference(self, heads: int, shape: KVShape, dtype: torch.dtype) -> None:
-        assert disagreement(FlashAttention(CPU), heads, shape, dtype, CPU) < TOLERANCES[dtype] / 3
+        assert measure_disagreement(FlashAttention(CPU), heads, shape, dtype, CPU) < TOLERANCES[dtype] / 3
 
     @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
     def test_a_merge_that_forgets_a_part_is_far_off(self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-        honest = flash.merged
-        monkeypatch.setattr(flash, "merged", lambda parts: honest([(o, torch.zeros_like(level)) for o, level in parts]))
-        off = disagreement(FlashAttention(CPU), 8, KVShape(2, 64, 64), dtype, CPU)
+        honest = flash.merge_parts
+        monkeypatch.setattr(
+            flash, "merge_parts", lambda parts: honest([(o, torch.zeros_like(level)) for o, level in parts])
+        )
+        off = measure_disagreement(FlashAttention(CPU), 8, KVShape(2, 64, 64), dtype, CPU)
         assert off > 10 * TOLERANCES[dtype]
 
     def test_no_number_is_not_agreement(self) -> None:
@@ -111,7 +118,9 @@ class TestProof:
             output, level = flash.flash_kernel(*_)
             return output * torch.nan, level
 
-        assert disagreement(FlashAttention(CPU, broken), 4, KVShape(2, 16, 16), torch.float32, CPU) == float("inf")
+        assert measure_disagreement(FlashAttention(CPU, broken), 4, KVShape(2, 16, 16), torch.float32, CPU) == float(
+            "inf"
+        )
 
 
 class TestChoice:
@@ -134,18 +143,18 @@ class TestChoice:
 
         adapter = FlashAttention(CPU, wrong)
         with caplog.at_level(logging.WARNING):
-            take_if_proven(model, adapter, insisted=False)
+            use_if_correct(model, adapter, insisted=False)
         assert isinstance(model.attention, TorchReference)
         (line,) = caplog.messages
         assert line.startswith("attention: torch-reference in place of torch-flash, because it differs from plain")
         with pytest.raises(BadRequest, match=r"differs from plain attention by .*: give --attention auto"):
-            take_if_proven(model, adapter, insisted=True)
+            use_if_correct(model, adapter, insisted=True)
 
     def test_a_kernel_that_does_not_run_is_not_taken(self, model: SpanModel, caplog: pytest.LogCaptureFixture) -> None:
         def missing(*_: Any) -> tuple[torch.Tensor, torch.Tensor]:
             raise RuntimeError("no kernel image is available\nfor execution on the device")
 
         with caplog.at_level(logging.WARNING):
-            take_if_proven(model, FlashAttention(CPU, missing), insisted=False)
+            use_if_correct(model, FlashAttention(CPU, missing), insisted=False)
         assert isinstance(model.attention, TorchReference)
         assert caplog.messages[0].endswith("its check ended with: no kernel image is available")

@@ -21,7 +21,7 @@ from treeswarm_client.local_swarm import LocalSwarm, local_swarm
 from treeswarm_node.cli.arguments import read_config
 from treeswarm_node.cli.doctor import _opening, reached
 from treeswarm_node.cli.machine_checks import attention, free_port, judged
-from treeswarm_node.model.device_check import TOLERANCES, Tried, try_numerics
+from treeswarm_node.model.device_check import TOLERANCES, NumericsCheck, check_numerics
 from treeswarm_node.reachability import reachability as place
 
 HERE = "0.0.0.0:4001"
@@ -45,14 +45,18 @@ def test_what_others_say(announced: str | None, verdicts: list[place.DialResult]
 
 
 def test_numerics_fail_only_where_the_class_asked_for_does() -> None:
-    tried = [Tried("float32", "none", 0.0), Tried("float16", "none", 1.3), Tried("float32", "nf4", None, "no library")]
+    tried = [
+        NumericsCheck("float32", "none", 0.0),
+        NumericsCheck("float16", "none", 1.3),
+        NumericsCheck("float32", "nf4", None, "no library"),
+    ]
     assert judged(tried, "float32", "none").verdict is Verdict.OK
     wrong = judged(tried, "float16", "none")
     assert (wrong.verdict, wrong.next) == (Verdict.FAIL, "serve in another: --dtype float32")
     assert "float16 (off by 1.3)" in wrong.said
     assert "nf4 weights (no library)" in wrong.said
     assert "without --quantization" in judged(tried, "float32", "nf4").next
-    assert not Tried("float32", "none", float("nan")).passes
+    assert not NumericsCheck("float32", "none", float("nan")).passes
 
 
 async def test_without_a_model_a_broker_is_asked_for_all_and_a_dht_wants_a_name(
@@ -76,7 +80,7 @@ async def test_without_a_model_a_broker_is_asked_for_all_and_a_dht_wants_a_name(
 
 
 def test_this_machines_cpu_computes_every_class_right() -> None:
-    tried = try_numerics(torch.device("cpu"))
+    tried = check_numerics(torch.device("cpu"))
     assert [(one.dtype, one.quantization) for one in tried] == list(TOLERANCES)
     assert all(one.passes for one in tried), tried
 

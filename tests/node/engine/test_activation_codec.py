@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treeswarm.protocol.messages import ACTIVATION_BLOCK, NumericsClass
-from treeswarm_node.engine.activation_codec import row_codec
+from treeswarm_node.engine.activation_codec import make_row_codec
 
 
 @st.composite
@@ -20,14 +20,14 @@ def many_rows(draw: st.DrawFn) -> np.ndarray:
 
 @given(rows=many_rows(), activations=st.sampled_from(["", "int8"]))
 def test_every_row_has_the_bytes_that_its_class_says(rows: np.ndarray, activations: str) -> None:
-    packed = row_codec(activations, 100).pack(torch.from_numpy(rows))
+    packed = make_row_codec(activations, 100).encode(torch.from_numpy(rows))
     assert len(packed) == len(rows) * NumericsClass("00", "float32", activations=activations).row_bytes(100)
 
 
 @given(many_rows())
 def test_8_bits_are_off_by_half_a_level_at_most(rows: np.ndarray) -> None:
-    codec = row_codec("int8", 100)
-    back = codec.unpack(codec.pack(torch.from_numpy(rows)), torch.float32).numpy()
+    codec = make_row_codec("int8", 100)
+    back = codec.decode(codec.encode(torch.from_numpy(rows)), torch.float32).numpy()
     padded = np.pad(np.abs(rows), ((0, 0), (0, 28))).reshape(len(rows), 2, ACTIVATION_BLOCK).max(-1)
     # Half a level, and what float16 rounds off the scale; below its normal range that is an absolute amount.
     allowed = (padded / 127 * (0.5 + 127 * 2**-11) + 127 * 2**-24).repeat(ACTIVATION_BLOCK, 1)[:, :100]
@@ -36,22 +36,22 @@ def test_8_bits_are_off_by_half_a_level_at_most(rows: np.ndarray) -> None:
 
 @given(many_rows())
 def test_native_rows_come_back_as_they_were(rows: np.ndarray) -> None:
-    codec = row_codec("", 100)
+    codec = make_row_codec("", 100)
     for dtype in (torch.float32, torch.bfloat16):
         sent = torch.from_numpy(rows).to(dtype)
-        assert torch.equal(codec.unpack(codec.pack(sent), dtype), sent)
+        assert torch.equal(codec.decode(codec.encode(sent), dtype), sent)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_stays_so(bad: float) -> None:
     rows = torch.ones(2, 100)
     rows[1, 70] = bad
-    codec = row_codec("int8", 100)
-    back = codec.unpack(codec.pack(rows), torch.float32)
+    codec = make_row_codec("int8", 100)
+    back = codec.decode(codec.encode(rows), torch.float32)
     assert torch.isfinite(back[0]).all()
     assert not torch.isfinite(back[1]).all()
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
-    rows, codec = torch.randn(4, 100), row_codec("int8", 100)
-    assert codec.pack(rows) == b"".join(codec.pack(row[None]) for row in rows)
+    rows, codec = torch.randn(4, 100), make_row_codec("int8", 100)
+    assert codec.encode(rows) == b"".join(codec.encode(row[None]) for row in rows)

@@ -6,7 +6,7 @@ import torch
 from treeswarm.model_files import resolve_model
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.spans import Span
-from treeswarm_node.engine.latency_profile import SIZES, measure_profile, of_part
+from treeswarm_node.engine.latency_profile import SIZES, measure_profile, scale_profile
 from treeswarm_node.engine.model_runner import ModelRunner
 from treeswarm_node.engine.sampler import Sampler
 from treeswarm_node.model.loaded_span import ServedSpan
@@ -32,5 +32,5 @@ def test_head_middle_and_tail_tell_their_forwards(span: Span, kv_tokens: int) ->
 
 
 def test_a_part_of_a_span_takes_its_share() -> None:
-    assert of_part(((1, 100), (16, 250)), Span(2, 4), Span(0, 8)) == ((1, 25), (16, 62))
-    assert of_part(((1, 1),), Span(0, 1), Span(0, 8)) == ((1, 1),)
+    assert scale_profile(((1, 100), (16, 250)), Span(2, 4), Span(0, 8)) == ((1, 25), (16, 62))
+    assert scale_profile(((1, 1),), Span(0, 1), Span(0, 8)) == ((1, 1),)

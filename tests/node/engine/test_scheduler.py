@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treeswarm.protocol.spans import Span
-from treeswarm_node.engine.scheduler import Budget, next_batch
+from treeswarm_node.config import BatchBudget
+from treeswarm_node.engine.scheduler import next_batch
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Wait:
     span: Span = Span(0, 4)
 
 
-BUDGET = Budget(rows=64, prefill_rows=32)
+BUDGET = BatchBudget(rows=64, prefill_rows=32)
 
 
 def test_trees_of_all_sessions_share_a_forward() -> None:

@@ -67,7 +67,7 @@ class Sessions(RuleBasedStateMachine):
         stamps = list(range(self.stamp, self.stamp + end - start))
         self.stamp += len(stamps)
         new_pages = session.trunk_pages[start // PAGE :]
-        assert all(self.store.pool.owners(page) == 1 for page in new_pages)
+        assert all(self.store.pool.reference_count(page) == 1 for page in new_pages)
         rows = session.trunk_rows(np.arange(start, end))
         self.store.keys[0, 0, torch.from_numpy(rows), 0] = torch.tensor(stamps, dtype=torch.float32)
         session.trunk_length = end
@@ -107,7 +107,7 @@ class Sessions(RuleBasedStateMachine):
         self.kept |= texts
 
     def chunk_of(self, text: list[int]) -> ReplayChunk:
-        self.budget.taken += 7
+        self.budget.used_bytes += 7
         return ReplayChunk(self.budget, text[-PREFIX_TOKENS:], bytes(7))
 
     @rule(target=sessions, data=st.data(), room=st.integers(1, 4 * PAGE), crown=st.integers(1, PAGE))
@@ -125,7 +125,7 @@ class Sessions(RuleBasedStateMachine):
             assert unit.chunk.tokens == text[end - PREFIX_TOKENS : end]
         pages = [page for unit in found for page in unit.pages]
         rows = len(pages) * PAGE
-        idle = sum(self.store.pool.owners(page) == 1 for page in pages)
+        idle = sum(self.store.pool.reference_count(page) == 1 for page in pages)
         free = self.store.free_tokens - idle * PAGE  # those it needs itself are in use from now on
         needed = -(-room // PAGE) * PAGE + -(-crown // PAGE) * PAGE
         try:
@@ -140,7 +140,7 @@ class Sessions(RuleBasedStateMachine):
     @invariant()
     def no_more_than_a_share_is_idle(self) -> None:
         assert self.store.prefixes.idle_pages <= self.store.pool.pages * MOST_IDLE
-        assert self.budget.taken == 7 * len(self.store.prefixes._units)
+        assert self.budget.used_bytes == 7 * len(self.store.prefixes._units)
 
     @rule(session=consumes(sessions))
     def close(self, session: SessionKV | None) -> None:
@@ -169,7 +169,7 @@ class Sessions(RuleBasedStateMachine):
         assert self.store.free_tokens == self.store.pool.pages * PAGE
         self.store.prefixes.clear()
         assert self.store.pool.available == self.store.pool.pages
-        assert self.budget.taken == 0
+        assert self.budget.used_bytes == 0
 
 
 TestSessions = Sessions.TestCase

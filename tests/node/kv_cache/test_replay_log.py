@@ -78,10 +78,10 @@ class Journals(RuleBasedStateMachine):
         self.journal.truncate(length)
 
     @rule(data=st.data())
-    def seal(self, data: st.DataObject) -> None:
+    def freeze(self, data: st.DataObject) -> None:
         """The first rows after what is sealed become a chunk, which others hold for a while."""
-        rows = data.draw(st.integers(0, len(self.journal) - self.journal._sealed))
-        chunk = self.journal.seal(rows)
+        rows = data.draw(st.integers(0, len(self.journal) - self.journal._frozen_rows))
+        chunk = self.journal.freeze(rows)
         if data.draw(st.booleans()):
             self.held.append(chunk.share())
 
@@ -94,8 +94,8 @@ class Journals(RuleBasedStateMachine):
     def what_is_taken_is_there(self) -> None:
         """Whoever holds a chunk, it is paid for once."""
         chunks = {id(chunk): chunk.size for chunk in (*self.journal._chunks, *self.held)}
-        assert self.budget.taken == self.journal.size + sum(chunks.values())
-        assert self.journal.size + self.journal._sealed * ROW == ROW * (TRUNK + CROWN)
+        assert self.budget.used_bytes == self.journal.size + sum(chunks.values())
+        assert self.journal.size + self.journal._frozen_rows * ROW == ROW * (TRUNK + CROWN)
 
     def receive(self, parents: list[int], commit: list[int], **changes: object) -> None:
         tokens = [(self.next_id + i) * 7 % 50 for i in range(len(parents))]
@@ -112,10 +112,10 @@ class Journals(RuleBasedStateMachine):
         stamps = list(range(self.stamp, self.stamp + step.rows))
         self.stamp += step.rows
         if step.rows:
-            rows = torch.from_numpy(self.kv.rows_of(step))
+            rows = torch.from_numpy(self.kv.new_rows(step))
             self.store.keys[0, 0, rows, 0] = torch.tensor(stamps, dtype=torch.float32)
             self.store.values[0, 0, rows, 0] = torch.from_numpy(step.tokens).float()
-        self.journal.note(step, activations(step.tokens.tolist(), stamps))
+        self.journal.record(step, activations(step.tokens.tolist(), stamps))
 
     @invariant()
     def a_replay_is_the_trunk(self) -> None:
@@ -143,7 +143,7 @@ def test_a_long_trunk_is_replayed_in_pieces_in_order() -> None:
     rows = 2 * REPLAY_ROWS + 7
     session = NodeSession(SessionTerms(1, 3 * REPLAY_ROWS, 1, 10**6, 50, 0))
     (step,) = session.receive(append_of(0, 1, range(rows), [i % 50 for i in range(rows)], prefill=True))
-    journal.note(step, b"abc" * rows)
+    journal.record(step, b"abc" * rows)
     pieces = list(journal.replay(7))
     assert [(piece.epoch, piece.seq, piece.rows) for piece in pieces] == [
         (7, 0, REPLAY_ROWS),
@@ -160,12 +160,12 @@ def test_a_budget_is_never_exceeded_and_comes_back() -> None:
     assert budget.open(10, 50, 10) is None
     second = budget.open(10, 30, 10)
     assert second is not None
-    assert budget.taken == 1000
+    assert budget.used_bytes == 1000
     first.close()
     first.close()
-    assert budget.taken == 400
+    assert budget.used_bytes == 400
     second.close()
-    assert budget.taken == 0
+    assert budget.used_bytes == 0
 
 
 def test_a_closed_journal_has_nothing_to_replay() -> None:
@@ -173,7 +173,7 @@ def test_a_closed_journal_has_nothing_to_replay() -> None:
     assert journal is not None
     session = NodeSession(SessionTerms(1, 50, 10, 100, 50, 0))
     (step,) = session.receive(append_of(0, 1, [0, 1], [5, 6], prefill=True))
-    journal.note(step, b"abcdef")
+    journal.record(step, b"abcdef")
     assert len(journal) == 2
     journal.close()
     assert list(journal.replay(2)) == []
@@ -185,7 +185,7 @@ def test_forgetting_more_than_there_is_forgets_nothing_else(length: int) -> None
     assert journal is not None
     session = NodeSession(SessionTerms(1, 50, 10, 100, 50, 0))
     (step,) = session.receive(append_of(0, 1, [0, 1], [5, 6], prefill=True))
-    journal.note(step, b"abcdef")
+    journal.record(step, b"abcdef")
     journal.truncate(length)
     assert len(journal) == min(length, 2)
     assert b"".join(append.hidden for append in journal.replay(2)) == b"abcdef"[: ROW * length]
@@ -197,19 +197,19 @@ def test_two_journals_hold_what_they_share_once() -> None:
     assert first is not None
     session = NodeSession(SessionTerms(1, 50, 10, 100, 50, 0))
     (step,) = session.receive(append_of(0, 1, range(5), [5, 6, 7, 8, 9], prefill=True))
-    first.note(step, b"abcdefghijklmno")
-    chunk = first.seal(4)
+    first.record(step, b"abcdefghijklmno")
+    chunk = first.freeze(4)
     second = budget.open(ROW, 54, 10, [chunk])
     assert second is not None
-    assert budget.taken == ROW * 120
+    assert budget.used_bytes == ROW * 120
     assert [(append.tokens.tolist(), append.hidden) for append in second.replay(2)] == [([5, 6, 7, 8], b"abcdefghijkl")]
     first.close()
-    assert budget.taken == ROW * 64
+    assert budget.used_bytes == ROW * 64
     assert second.truncate(1)
-    assert budget.taken == ROW * 64
+    assert budget.used_bytes == ROW * 64
     assert [(append.tokens.tolist(), append.hidden) for append in second.replay(2)] == [([5], b"abc")]
     second.close()
-    assert budget.taken == 0
+    assert budget.used_bytes == 0
 
 
 def test_a_journal_that_cannot_afford_its_own_copy_closes() -> None:
@@ -218,9 +218,9 @@ def test_a_journal_that_cannot_afford_its_own_copy_closes() -> None:
     assert journal is not None
     session = NodeSession(SessionTerms(1, 50, 10, 100, 50, 0))
     (step,) = session.receive(append_of(0, 1, [0, 1], [5, 6], prefill=True))
-    journal.note(step, b"abcdef")
-    held = journal.seal(2).share()
+    journal.record(step, b"abcdef")
+    held = journal.freeze(2).share()
     assert not journal.truncate(1)
-    assert budget.taken == held.size == 2 * ROW
+    assert budget.used_bytes == held.size == 2 * ROW
     held.release()
-    assert budget.taken == 0
+    assert budget.used_bytes == 0

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from treeswarm.errors import UnsupportedModel
 from treeswarm_node.attention import metadata as batch
 from treeswarm_node.attention.base import Attention
-from treeswarm_node.model.family_check import prove
+from treeswarm_node.model.family_check import check_family
 
 TOLERANCE = 1e-4
 Cut = Callable[[PreTrainedModel], SpanChain]
@@ -60,7 +60,7 @@ def test_trees_of_a_cut_model_equal_the_plain_model(family: str, cut_in_three: C
     model = tiny_model(family)
     chain = cut_in_three(model)
     for span in chain.models:
-        assert prove(span).worst < TOLERANCE
+        assert check_family(span).worst < TOLERANCE
     # The long session runs past every window, and past Phi-3's original context of 32; the short one's room stays
     # within it, because the room a session opens with decides which factors longrope gives it.
     assert worst_difference(model, chain, {"short": 9, "long": 61}, size=6, room=23) < TOLERANCE
@@ -77,8 +77,8 @@ class TestPlantedMistakes:
             meta.visible = torch.tril(torch.ones_like(meta.visible))
             return meta
 
-        honest = batch._segment_meta
-        monkeypatch.setattr(batch, "_segment_meta", seeing_all)
+        honest = batch._segment_metadata
+        monkeypatch.setattr(batch, "_segment_metadata", seeing_all)
         model = tiny_model("llama")
         assert worst_difference(model, cut_in_three(model), {"one": 9}) > TOLERANCE
 
@@ -93,14 +93,16 @@ class TestPlantedMistakes:
             chain.models[1].store.check()
 
     def test_a_window_one_too_wide(self, cut_in_three: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
-        honest = batch.SegmentMetadata.reach
-        monkeypatch.setattr(batch.SegmentMetadata, "reach", lambda meta, window: honest(meta, window and window + 1))
+        honest = batch.SegmentMetadata.visible_keys
+        monkeypatch.setattr(
+            batch.SegmentMetadata, "visible_keys", lambda meta, window: honest(meta, window and window + 1)
+        )
         model = tiny_model("mistral")
         assert worst_difference(model, cut_in_three(model), {"one": 61}) > TOLERANCE
 
     def test_the_proof_at_load_catches_one_too(self, cut_in_three: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
         chain = cut_in_three(tiny_model("gemma2"))
-        honest = batch.SegmentMetadata.reach
-        monkeypatch.setattr(batch.SegmentMetadata, "reach", lambda meta, window: honest(meta, None))
+        honest = batch.SegmentMetadata.visible_keys
+        monkeypatch.setattr(batch.SegmentMetadata, "visible_keys", lambda meta, window: honest(meta, None))
         with pytest.raises(UnsupportedModel, match=r"'gemma2'.*differs from plain attention.*Supported: Llama"):
-            prove(chain.models[0])
+            check_family(chain.models[0])

@@ -15,7 +15,7 @@ from treeswarm.errors import BadRequest, ModelError, UnsupportedModel
 from treeswarm.identity import config_digest, weights_digest
 from treeswarm.model_files import load_tokenizer, read_config, read_shape, resolve_model, tokenizer_digest
 from treeswarm.protocol.spans import Span
-from treeswarm_node.model.family_check import prove
+from treeswarm_node.model.family_check import check_family
 from treeswarm_node.model.loader import hosted_parts, load_span
 from treeswarm_node.model.span_model import SpanModel
 
@@ -139,7 +139,7 @@ def test_an_unsupported_model_is_refused_by_name(model_type: str, tmp_path: Path
     config = AutoConfig.for_model(model_type, hidden_size=64, num_hidden_layers=2, vocab_size=99, num_attention_heads=4)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match=f"'{model_type}'|{model_type}"):
-        prove(SpanModel(load_span(tmp_path, Span(0, 2), torch.float32, CPU), 256))
+        check_family(SpanModel(load_span(tmp_path, Span(0, 2), torch.float32, CPU), 256))
 
 
 def test_the_bundled_target_is_found_and_read() -> None:

@@ -13,7 +13,7 @@ from treeswarm.model_files import resolve_model
 from treeswarm.protocol.spans import Span
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.model.loader import load_span
-from treeswarm_node.model.memory_fit import USABLE, Footprint, blocks_that_fit, footprint_of, free_memory
+from treeswarm_node.model.memory_fit import USABLE, Footprint, count_blocks_that_fit, free_memory, read_footprint
 from treeswarm_node.model.span_model import SpanModel
 
 sizes = st.integers(1, 10**10)
@@ -33,7 +33,7 @@ def test_what_fits_fits_and_one_more_would_not(
     usable = room * USABLE
     slack = 1e-6 * room + 1  # floats
     try:
-        fit = blocks_that_fit(room, footprint, kv_tokens=kv_tokens, forward_rows=forward_rows, blocks=blocks)
+        fit = count_blocks_that_fit(room, footprint, kv_tokens=kv_tokens, forward_rows=forward_rows, blocks=blocks)
     except BadRequest as error:
         assert "--kv-tokens" in str(error)
         assert needed(1, footprint, kv_tokens, forward_rows) > usable - slack
@@ -47,7 +47,7 @@ def test_what_fits_fits_and_one_more_would_not(
 def test_more_room_never_means_fewer_blocks(one: int, other: int, footprint: Footprint) -> None:
     def fit(room: int) -> int:
         try:
-            return blocks_that_fit(room, footprint, kv_tokens=1000, forward_rows=100, blocks=80)
+            return count_blocks_that_fit(room, footprint, kv_tokens=1000, forward_rows=100, blocks=80)
         except BadRequest:
             return 0
 
@@ -68,7 +68,7 @@ def test_a_familys_footprint_is_that_of_its_tensors(family: str, tmp_path: Path)
 
 def check_footprint(folder: Path, dtype: torch.dtype, *, blocks: int) -> None:
     """Against what a node that loads it really holds."""
-    footprint = footprint_of(folder, dtype)
+    footprint = read_footprint(folder, dtype)
     middle = [held(folder, Span(i, i + 1), dtype) for i in range(1, blocks - 1)]
     assert footprint.block >= max(size for size, _ in middle)
     assert footprint.block == pytest.approx(max(size for size, _ in middle), rel=0.02)

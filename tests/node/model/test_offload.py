@@ -8,12 +8,12 @@ from tests.node.conftest import SpanChain, append_of, tiny_model
 
 from treeswarm.errors import BadRequest, UnsupportedModel
 from treeswarm.protocol.spans import Span
-from treeswarm_node.engine.loaded_stage import dtype_for
-from treeswarm_node.model.family_check import prove
+from treeswarm_node.engine.loaded_stage import choose_dtype
+from treeswarm_node.model.family_check import check_family
 from treeswarm_node.model.loader import load_span
-from treeswarm_node.model.memory_fit import Footprint, blocks_that_fit, footprint_of
+from treeswarm_node.model.memory_fit import Footprint, count_blocks_that_fit, read_footprint
 from treeswarm_node.model.offload import Offload
-from treeswarm_node.model.quantization import QuantizedLinear, quantize, unfolded
+from treeswarm_node.model.quantization import QuantizedLinear, dequantized_copy, quantize
 from treeswarm_node.model.span_model import SpanModel
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def test_offloaded_weights_compute_the_very_same(folder: Path) -> None:
     streamed, made = chain_of(folder, offloads=True)
     try:
         for model in streamed.models:
-            prove(model)
+            check_family(model)
         assert torch.equal(logits_of(streamed), logits_of(plain))
         held = sum(p.numel() for p in streamed.models[1].layers[0].parameters())
         resident = {p.untyped_storage().data_ptr() for layer in streamed.models[1].layers for p in layer.parameters()}
@@ -65,7 +65,7 @@ def test_blocks_may_be_placed_in_any_order(folder: Path) -> None:
     loaded = load_span(folder, Span(0, 4), torch.float32, CPU, offload=offload)
     try:
         for block in (2, 2, 0, 3, 1, 0, 2, 1):
-            loaded.place(block)
+            loaded.load_block(block)
             pairs = zip(
                 loaded.skeleton.base_model.layers[block].parameters(),
                 whole.skeleton.base_model.layers[block].parameters(),
@@ -83,11 +83,11 @@ def test_offloading_to_the_ram_one_computes_from_is_refused() -> None:
 
 def test_offloaded_blocks_are_bounded_by_the_store_and_by_kv() -> None:
     size = Footprint(block=100, ends=0, kv_row=1, forward_row=0)
-    assert blocks_that_fit(1000, size, kv_tokens=10, forward_rows=0, blocks=99) == 7
-    assert blocks_that_fit(1000, size, kv_tokens=10, forward_rows=0, blocks=99, store=10_000) == 65
-    assert blocks_that_fit(1000, size, kv_tokens=10, forward_rows=0, blocks=99, store=1_000) == 8
+    assert count_blocks_that_fit(1000, size, kv_tokens=10, forward_rows=0, blocks=99) == 7
+    assert count_blocks_that_fit(1000, size, kv_tokens=10, forward_rows=0, blocks=99, store=10_000) == 65
+    assert count_blocks_that_fit(1000, size, kv_tokens=10, forward_rows=0, blocks=99, store=1_000) == 8
     with pytest.raises(BadRequest, match="not one block fits"):
-        blocks_that_fit(200, size, kv_tokens=10, forward_rows=0, blocks=99, store=10_000)
+        count_blocks_that_fit(200, size, kv_tokens=10, forward_rows=0, blocks=99, store=10_000)
 
 
 @pytest.mark.parametrize(("quantization", "close"), [("int8", 0.03), ("nf4", 0.6)])
@@ -96,7 +96,7 @@ def test_quantized_weights_compute_nearly_the_same(folder: Path, quantization: s
     plain, _ = chain_of(folder)
     quantized, _ = chain_of(folder, quantization=quantization)
     for model in quantized.models:
-        assert prove(model).worst < 1e-4
+        assert check_family(model).worst < 1e-4
         assert any(isinstance(module, QuantizedLinear) for module in model.layers[0].modules())
     wanted, got = logits_of(plain), logits_of(quantized)
     off = float((got - wanted).norm() / wanted.norm())
@@ -122,7 +122,7 @@ def test_a_quantized_layer_unfolds_to_what_it_computes_with(quantization: str) -
     layer = torch.nn.Sequential(torch.nn.Linear(96, 64, bias=True)).requires_grad_(False)
     quantize(layer, quantization)
     rows = torch.randn(3, 96)
-    torch.testing.assert_close(unfolded(layer)(rows), layer(rows))
+    torch.testing.assert_close(dequantized_copy(layer)(rows), layer(rows))
 
 
 def test_a_layer_whose_weights_are_elsewhere_is_not_quantized() -> None:
@@ -133,12 +133,12 @@ def test_a_layer_whose_weights_are_elsewhere_is_not_quantized() -> None:
 
 
 def test_fewer_bits_count_for_less_room(folder: Path) -> None:
-    sizes = [footprint_of(folder, torch.float32, kind).block for kind in ("none", "int8", "nf4")]
+    sizes = [read_footprint(folder, torch.float32, kind).block for kind in ("none", "int8", "nf4")]
     assert sizes[0] > 3.5 * sizes[1] > 6 * sizes[2]
 
 
 def test_auto_is_bfloat16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert dtype_for("float16", CPU) == "float16"
+    assert choose_dtype("float16", CPU) == "float16"
     for has, wanted in (({"avx512_bf16": True}, "bfloat16"), ({"avx512_bf16": False, "avx2": True}, "float32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
-        assert dtype_for("auto", CPU) == wanted
+        assert choose_dtype("auto", CPU) == wanted

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from treeswarm_node.model import weight_layout as layout
-from treeswarm_node.model.weight_layout import by_columns, lay_out
+from treeswarm_node.model.weight_layout import choose_layouts, to_column_major
 
 
 def linear(out: int, into: int, **how: torch.dtype) -> torch.nn.Linear:
@@ -13,7 +13,7 @@ def linear(out: int, into: int, **how: torch.dtype) -> torch.nn.Linear:
 
 def test_by_columns_the_numbers_are_the_same() -> None:
     weight = torch.randn(5, 3)
-    turned = by_columns(weight)
+    turned = to_column_major(weight)
     assert turned.equal(weight)
     assert turned.stride() == (1, 5)
 
@@ -34,7 +34,7 @@ def test_every_weight_of_a_shape_gets_the_layout_that_was_faster(
     linears = [linear(64, 16), linear(16, 64), linear(64, 16)]
     hidden = {16: torch.randn(7, 16), 64: torch.randn(7, 64)}
     before = [each(hidden[each.in_features]) for each in linears]
-    assert lay_out(linears) == (2 if columns_are_faster else 0)
+    assert choose_layouts(linears) == (2 if columns_are_faster else 0)
     assert measured == [(64, 16), (16, 64)]
     assert [each.weight.is_contiguous() for each in linears] == [not columns_are_faster, True, not columns_are_faster]
     for each, product in zip(linears, before, strict=True):
@@ -45,7 +45,7 @@ def test_the_clock_decides() -> None:
     """Whatever it says, products stay."""
     each, hidden = linear(32, 8), torch.randn(3, 8)
     product = each(hidden)
-    assert lay_out([each]) in (0, 1)
+    assert choose_layouts([each]) in (0, 1)
     torch.testing.assert_close(each(hidden), product)
 
 
@@ -53,5 +53,5 @@ def test_16_bits_and_what_has_no_room_twice_stay_as_they_are(monkeypatch: pytest
     monkeypatch.setattr(layout, "_share", lambda weight, other: 0.1)
     monkeypatch.setattr(layout, "LARGEST_BYTES", 4 * 32 * 8)
     halves, large, small = linear(32, 8, dtype=torch.bfloat16), linear(32, 9), linear(32, 8)
-    assert lay_out([halves, large, small]) == 1
+    assert choose_layouts([halves, large, small]) == 1
     assert [each.weight.is_contiguous() for each in (halves, large, small)] == [True, True, False]

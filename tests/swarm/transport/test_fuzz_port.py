@@ -7,7 +7,7 @@ from itertools import islice
 
 import pytest
 import torch
-from tests.support.toy_swarm import STATE, VOCAB, ToyDevice
+from tests.support.toy_swarm import STATE, VOCAB, ToyRunner
 
 from treeswarm.errors import Malformed
 from treeswarm.keys import Identity
@@ -21,9 +21,9 @@ from treeswarm.wire.codec import decode_control_up, decode_link_up
 from treeswarm_bench.benchmarks.fuzz import assault, knock
 from treeswarm_bench.benchmarks.hostile import hostile_messages, hostile_openings
 from treeswarm_client.discovery.describe import describe
-from treeswarm_node.config import Limits
+from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.engine import Engine
-from treeswarm_node.engine.loaded_stage import Stage
+from treeswarm_node.engine.loaded_stage import LoadedStage
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.sessions.server import Node
@@ -38,11 +38,11 @@ DESCRIBED = Description(
 async def toy_node(span: Span) -> AsyncIterator[tuple[str, Node, GrpcTransport]]:
     """A whole node but for its model, behind real gRPC with TLS."""
     store = KVStore(1, KVShape(1, 1, 1), 4096, torch.float32, torch.device("cpu"))
-    engine = Engine(ToyDevice(), Limits().budget)
+    engine = Engine(ToyRunner(), NodeLimits().budget)
     served = ServedSpan(span, 4, VOCAB, 4, 2048, "toy", NumericsClass("toy", "float32"), "toy", STATE)
     transport = GrpcTransport(security=Security(Identity.ephemeral()))
-    stage = Stage(served, engine, store, 1.0)
-    node = Node(transport, Limits(lease_s=0.2), stage=stage, state=NodeState.ONLINE)
+    stage = LoadedStage(served, engine, store, 1.0)
+    node = Node(transport, NodeLimits(lease_s=0.2), stage=stage, state=NodeState.ONLINE)
     listener = await transport.listen("127.0.0.1:0", node.accept)
     running = [asyncio.create_task(engine.run()), asyncio.create_task(node.sweep())]
     try:
