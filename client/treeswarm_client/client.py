@@ -45,8 +45,7 @@ from treeswarm_client.generation.drafter_pool import MOST_SEATS, DrafterPool
 from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.generation.run import Request, Run, Token, TreeSize
 from treeswarm_client.generation.text_stream import StopText, TextStream
-from treeswarm_client.planner.auto import LARGEST, AutoPace
-from treeswarm_client.planner.pace import Round
+from treeswarm_client.planner.policy import LARGEST, AutoPolicy, Round
 
 log = logging.getLogger(__name__)
 
@@ -317,7 +316,7 @@ class SwarmClient:
         ):
             session = AppendBuilder(settings, self._segment_rows(), chain.epoch, chain.prefix_rows)
             run.chain, run.prefix_tokens = chain, chain.prefix_rows
-            pace = AutoPace(
+            policy = AutoPolicy(
                 seat.planner,
                 self.target.row_bytes,
                 session.segment_rows,
@@ -325,7 +324,16 @@ class SwarmClient:
                 size=None if tree_size == "auto" else tree_size,
                 clock=self.clock,
             )
-            generation = Generation(chain, seat.drafter, session, limits, pace, run.meter, request.on_round, self.clock)
+            generation = Generation(
+                chain=chain,
+                drafter=seat.drafter,
+                session=session,
+                limits=limits,
+                policy=policy,
+                meter=run.meter,
+                on_round=request.on_round,
+                clock=self.clock,
+            )
             generation = request.altered(generation) if request.altered else generation
             rounds = await undo.enter_async_context(aclosing(generation.rounds(run.prompt_ids, settings)))
             try:

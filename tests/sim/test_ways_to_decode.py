@@ -13,6 +13,7 @@ from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import StreamKind
 from treeswarm_bench.benchmarks.star_baseline import StarTransport
 from treeswarm_bench.benchmarks.strategies import WithoutBonus
+from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.chain.chain import open_chain
 from treeswarm_client.chain.repair import Reservation
@@ -21,7 +22,6 @@ from treeswarm_client.discovery.route import Target
 from treeswarm_client.generation.append_builder import AppendBuilder
 from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.generation.stats import StatsRecorder
-from treeswarm_client.planner.pace import FixedPace
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
 DELAY_S = 0.01
@@ -89,8 +89,8 @@ async def decoded(swarm: ToySwarm, loop: type[Generation], count: int) -> tuple[
         swarm.network.transport(), ToyRouter(swarm), target, room, shared=shared, alternatives=drafter.alternatives
     ) as chain:
         session = AppendBuilder(settings, 4, chain.epoch, chain.prefix_rows)
-        limits, pace = GenerationLimits(count, frozenset()), FixedPace(6, drafts_ahead=False)
-        generation = loop(chain, drafter, session, limits, pace)
+        limits, policy = GenerationLimits(count, frozenset()), FixedSizePolicy(6, drafts_ahead=False)
+        generation = loop(chain=chain, drafter=drafter, session=session, limits=limits, policy=policy)
         text = [token async for news in generation.rounds(PROMPT, settings) for token in news.tokens]
         return text, generation.meter
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from treeswarm.protocol.messages import HopTiming, Profile
 from treeswarm_client.drafters.seam import DraftTree
-from treeswarm_client.planner.planner import ChainHop, Planner
+from treeswarm_client.planner.costs import ChainHop
+from treeswarm_client.planner.planner import Planner
 
 LARGEST = 256
 RECORDED = 48

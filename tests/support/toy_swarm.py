@@ -18,6 +18,7 @@ from treeswarm.protocol.spans import Span
 from treeswarm.session.session import incoming_rows
 from treeswarm.session.walk import Walk
 from treeswarm.transport.memory import MemoryNetwork
+from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_client.chain.chain import Chain, open_chain
 from treeswarm_client.chain.repair import Reservation
 from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt
@@ -25,7 +26,8 @@ from treeswarm_client.discovery.route import Hop, Target
 from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Enough, Verification, in_no_hurry
 from treeswarm_client.generation.append_builder import AppendBuilder
 from treeswarm_client.generation.loop import Generation, GenerationLimits
-from treeswarm_client.planner.pace import ChainHop, FixedPace, Round
+from treeswarm_client.planner.costs import ChainHop
+from treeswarm_client.planner.policy import Round
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.engine import Engine
@@ -141,7 +143,7 @@ class GuessingDrafter:
 
 
 @dataclass
-class HastyPace:
+class HastyPolicy:
     """Ships a few nodes at once and the others after them, in two further appends."""
 
     size: int
@@ -149,22 +151,22 @@ class HastyPace:
     def begin(self, hops: Sequence[ChainHop]) -> None:
         assert hops
 
-    def prefilled(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, whole: bool) -> None:
+    def learn_prefill(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, whole: bool) -> None:
         assert timings
 
-    def wanted(self) -> int:
+    def nodes_to_draft(self) -> int:
         return (self.size + 1) // 2
 
-    def patience(self) -> Enough:
+    def stop_drafting(self) -> Enough:
         return in_no_hurry
 
     def choose(self, tree: DraftTree) -> DraftTree:
         return tree.best(len(tree) - 1)
 
-    def ahead(self) -> int:
+    def nodes_to_draft_in_flight(self) -> int:
         return 4 * self.size
 
-    def further(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
+    def extension(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
         return shipped.union(wider, min(self.size, len(shipped) + 1 + self.size // 4))
 
     def learn(self, flown: Round) -> None:
@@ -305,8 +307,8 @@ class ToySwarm:
             self.chain = chain
             session = AppendBuilder(SamplingSettings(), segment_rows, chain.epoch, chain.prefix_rows)
             limits = GenerationLimits(count, frozenset())
-            pace = HastyPace(tree_size) if tree_size else FixedPace(0)
-            generation = Generation(chain, drafter, session, limits, pace)
+            policy = HastyPolicy(tree_size) if tree_size else FixedSizePolicy(0)
+            generation = Generation(chain=chain, drafter=drafter, session=session, limits=limits, policy=policy)
             async for news in generation.rounds(prompt, SamplingSettings()):
                 kept += news.tokens
         return kept

@@ -10,8 +10,8 @@ from treeswarm.transport.seam import StreamKind
 from treeswarm_bench.benchmarks.common import Bench, BenchSetup, bench_swarm, spread
 from treeswarm_bench.benchmarks.echo import TLS, echo_process, echo_s, transport_of
 from treeswarm_bench.benchmarks.texts import held_out_prompts
+from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_client.generation.loop import Generation
-from treeswarm_client.planner.pace import FixedPace
 
 # Seven drafted nodes and the mandatory one.
 DRAFTED = 7
@@ -86,4 +86,4 @@ async def _traversals(bench: Bench, prompt: list[int]) -> list[tuple[float, floa
 
 
 def _one_after_another(usual: Generation) -> Generation:
-    return replace(usual, pace=FixedPace(DRAFTED, drafts_ahead=False))
+    return replace(usual, policy=FixedSizePolicy(DRAFTED, drafts_ahead=False))

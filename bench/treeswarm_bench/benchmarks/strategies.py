@@ -1,4 +1,4 @@
-"""What `swarm bench wan` compares: ways to spend a traversal, each the product's own loop with another pace."""
+"""What `swarm bench wan` compares: ways to spend a traversal, each the product's own loop with another policy."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -7,6 +7,7 @@ from typing import Literal
 from treeswarm.errors import BadRequest
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import Walk
+from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
@@ -15,15 +16,14 @@ from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.generation.loop import Generation
 from treeswarm_client.generation.round_in_flight import RoundInFlight
 from treeswarm_client.generation.run import Run
-from treeswarm_client.planner.auto import LARGEST, AutoPace
-from treeswarm_client.planner.pace import FixedPace, Pace
 from treeswarm_client.planner.planner import Planner
+from treeswarm_client.planner.policy import LARGEST, AutoPolicy, TreePolicy
 
 SEED = 1
 # A session that has been going on for a while: connections, caches and τ are warm, and a planner knows its chain.
 WARM_UP_TOKENS, LEARNER_WARM_UP_TOKENS = 8, 16
 
-MakePace = Callable[[Generation, Planner], Pace]
+MakePolicy = Callable[[Generation, Planner], TreePolicy]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Strategy:
     says: str
     room: int
     """Nodes of its largest tree."""
-    pace: MakePace
+    policy: MakePolicy
     draft: DraftOptions | Literal["own", "none"] = "own"
     """How it drafts: as the user asked, not at all, or with the draft model alone, so."""
     star: bool = False
@@ -51,12 +51,12 @@ class Strategy:
         return self.draft == "none"
 
 
-def _fixed(size: int) -> MakePace:
-    return lambda _usual, _planner: FixedPace(size, drafts_ahead=False)
+def _fixed(size: int) -> MakePolicy:
+    return lambda _usual, _planner: FixedSizePolicy(size, drafts_ahead=False)
 
 
-def _auto(*, overlaps: bool) -> MakePace:
-    return lambda usual, planner: AutoPace(
+def _auto(*, overlaps: bool) -> MakePolicy:
+    return lambda usual, planner: AutoPolicy(
         planner,
         usual.chain.target.row_bytes,
         usual.session.segment_rows,
@@ -211,8 +211,15 @@ class Contestant:
 
     def _altered(self, usual: Generation) -> Generation:
         loop = Generation if self.strategy.keeps_bonus else WithoutBonus
-        pace = self.strategy.pace(usual, self.planner)
-        return loop(usual.chain, usual.drafter, usual.session, usual.limits, pace, usual.meter, clock=usual.clock)
+        return loop(
+            chain=usual.chain,
+            drafter=usual.drafter,
+            session=usual.session,
+            limits=usual.limits,
+            policy=self.strategy.policy(usual, self.planner),
+            meter=usual.meter,
+            clock=usual.clock,
+        )
 
 
 def _model_in(loaded: Drafter, strategy: Strategy) -> ModelDrafter:

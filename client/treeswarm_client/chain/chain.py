@@ -37,7 +37,7 @@ from treeswarm_client.chain.wait_events import OnWait, WaitEvents
 from treeswarm_client.discovery.reroute import RerouteTimer
 from treeswarm_client.discovery.round_trip import RoundTrip
 from treeswarm_client.discovery.route import Hop, Router, Target
-from treeswarm_client.planner.pace import ChainHop
+from treeswarm_client.planner.costs import ChainHop
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from treeswarm_client.gateway.requests import GenerationRequest
 from treeswarm_client.gateway.tracing import Tracing
 from treeswarm_client.gateway.watchers import POLL_S, WatchedGeneration, Watchers
 from treeswarm_client.generation.run import Run
-from treeswarm_client.planner.pace import Round
+from treeswarm_client.planner.policy import Round
 
 log = logging.getLogger(__name__)
 

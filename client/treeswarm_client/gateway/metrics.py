@@ -14,7 +14,7 @@ from treeswarm_client.discovery.swarm_view import SwarmView
 from treeswarm_client.gateway.admission import Admission
 from treeswarm_client.gateway.events import GenerationEvent, TokenEvent, count_usage
 from treeswarm_client.generation.run import Run
-from treeswarm_client.planner.pace import Round
+from treeswarm_client.planner.policy import Round
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 NODES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)

@@ -12,7 +12,7 @@ from treeswarm_client.gateway.answers import Decode, token_text
 from treeswarm_client.gateway.errors import Busy
 from treeswarm_client.generation.loop import FinishReason
 from treeswarm_client.generation.run import Token
-from treeswarm_client.planner.pace import Round
+from treeswarm_client.planner.policy import Round
 
 # Eyes are no faster.
 POLL_S = 1.0

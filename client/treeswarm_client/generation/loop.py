@@ -19,7 +19,7 @@ from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, Verifica
 from treeswarm_client.generation.append_builder import AppendBuilder, Shipment
 from treeswarm_client.generation.round_in_flight import RoundInFlight
 from treeswarm_client.generation.stats import StatsRecorder
-from treeswarm_client.planner.pace import Pace, Round
+from treeswarm_client.planner.policy import Round, TreePolicy
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class _Stride:
         return self.ended
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Generation:
     """One prompt on one chain."""
 
@@ -75,7 +75,7 @@ class Generation:
     drafter: Drafter
     session: AppendBuilder
     limits: GenerationLimits
-    pace: Pace
+    policy: TreePolicy
     meter: StatsRecorder = field(default_factory=StatsRecorder)
     on_round: Callable[[Round], None] | None = None
     """Told of every tree that came back."""
@@ -87,7 +87,7 @@ class Generation:
 
     async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncGenerator[Committed, None]:
         """Yield what each traversal commits, until a stop token or the limit."""
-        self.pace.begin(self.chain.profiled_hops)
+        self.policy.begin(self.chain.profiled_hops)
         begun = asyncio.create_task(self._apart(self.drafter.begin, prompt, settings))
         try:
             prefill, found = await self._traverse(self.session.prefill(prompt))
@@ -114,17 +114,17 @@ class Generation:
     async def _draft(self) -> DraftTree:
         """What to ship first: no deeper than what may still be committed, since the mandatory node's answer is one
         token.  Where nothing is drafted, nobody waits for the drafter to observe the last round."""
-        wanted = min(self.pace.wanted(), self.chain.credit_rows - 1) if self._depth() else 0
+        wanted = min(self.policy.nodes_to_draft(), self.chain.credit_rows - 1) if self._depth() else 0
         if not wanted:
-            return self.pace.choose(NO_TREE)
+            return self.policy.choose(NO_TREE)
         start = self.clock()
         await self._observed
-        patience = self.pace.patience()
+        patience = self.policy.stop_drafting()
         tree = await self._apart(
             self.drafter.propose, wanted, self._depth(), lambda promise: patience(promise) or self._leaving.is_set()
         )
         self.meter.draft_s += self.clock() - start
-        return self.pace.choose(tree)
+        return self.policy.choose(tree)
 
     async def _draft_ahead(
         self, flight: RoundInFlight, on_their_way: "deque[asyncio.Future[Answer]]", most: int, over: threading.Event
@@ -142,7 +142,7 @@ class Generation:
             # Once answers come, the walk may have left the branches that look best to the draft.
             if flight.landed:
                 continue
-            extended = self.pace.further(flight.draft, wider, self.clock() - start)
+            extended = self.policy.extension(flight.draft, wider, self.clock() - start)
             if 0 < len(extended) - len(flight.draft) <= self.chain.free_credit_rows:
                 further = self.session.extend(flight.shipment, extended)
                 answers = [await self.chain.append(append) for append in further.appends]
@@ -183,7 +183,7 @@ class Generation:
                 broke = broke or self.clock()
                 trunk, tip = self.session.resumption(self.chain.answered)
                 await self.chain.repair(trunk, tip)
-                self.pace.begin(self.chain.profiled_hops)
+                self.policy.begin(self.chain.profiled_hops)
                 flight = RoundInFlight(self.session.again(flight.shipment, self.chain.epoch))
         seconds = self.clock() - start
         self.meter.add_traversal(seconds, flight.timings)
@@ -192,7 +192,7 @@ class Generation:
         else:
             self.meter.recoveries.append((broke, self.clock()))
         if flight.shipment.draft is None:
-            self.pace.prefilled(seconds, flight.timings, whole=broke is None)
+            self.policy.learn_prefill(seconds, flight.timings, whole=broke is None)
         else:
             flown = Round(
                 flight.draft, found, flight.landed - 1, first, seconds, first_s, flight.timings, broke is None
@@ -200,7 +200,7 @@ class Generation:
             self.meter.add_walk(flown)
             if self.on_round is not None:
                 self.on_round(flown)
-            if (report := self.pace.learn(flown)) is not None:
+            if (report := self.policy.learn(flown)) is not None:
                 self.meter.reports.append(report)
         return flight, found
 
@@ -234,7 +234,7 @@ class Generation:
     async def _drafting_ahead(
         self, flight: RoundInFlight, on_their_way: "deque[asyncio.Future[Answer]]"
     ) -> AsyncGenerator[None, None]:
-        most = 0 if flight.shipment.draft is None else self.pace.ahead()
+        most = 0 if flight.shipment.draft is None else self.policy.nodes_to_draft_in_flight()
         if not most:
             yield
             return

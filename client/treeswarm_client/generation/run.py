@@ -9,7 +9,7 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.chain.chain import Chain
 from treeswarm_client.generation.loop import FinishReason, Generation, GenerationLimits
 from treeswarm_client.generation.stats import Stats, StatsRecorder
-from treeswarm_client.planner.pace import Round
+from treeswarm_client.planner.policy import Round
 
 TreeSize = int | Literal["auto"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from treeswarm.protocol.messages import HopTiming
 from treeswarm_client.planner.explain import RoundReport
-from treeswarm_client.planner.pace import Round
+from treeswarm_client.planner.policy import Round
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.protocol.messages import MAX_ROWS, HopTiming
-from treeswarm_client.planner.curves import Curve, total
-from treeswarm_client.planner.links import LinkEstimate
-from treeswarm_client.planner.node_time import HopEstimate
+from treeswarm_client.planner.costs import Curve, HopEstimate, LinkEstimate, total
 
 # On the client's own links a row is its parent and token on the way out, and id, token and log-probability back.
 CLIENT_ROW_BYTES = 24

@@ -12,13 +12,10 @@ from numpy.typing import NDArray
 
 from treeswarm.protocol.messages import MAX_ROWS, HopTiming
 from treeswarm_client.drafters.seam import DraftTree
+from treeswarm_client.planner.acceptance import AcceptanceEstimate
+from treeswarm_client.planner.costs import ChainHop, DraftLevels, HopEstimate, LinkEstimate
 from treeswarm_client.planner.explain import RoundReport, reason_of
-from treeswarm_client.planner.ledger import Ledger
-from treeswarm_client.planner.levels import Levels
-from treeswarm_client.planner.links import LinkEstimate
-from treeswarm_client.planner.node_time import HopEstimate
-from treeswarm_client.planner.outlook import Outlook
-from treeswarm_client.planner.pace import ChainHop
+from treeswarm_client.planner.loss_budget import LossBudget
 from treeswarm_client.planner.plan import (
     Costs,
     Plan,
@@ -88,7 +85,7 @@ class Planner:
     """`begin`; then for every round `wish`, `drafted`, `choose` (where `wish` said nothing: `plain`), `learn_traversal`
     and `learn_walk`."""
 
-    outlook: Outlook = field(default_factory=Outlook)
+    outlook: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
     rounds: int = 0
     costs: Costs = Costs(LinkEstimate(), (), 0, 0)
     """Of the present chain, by what is known of it."""
@@ -96,13 +93,13 @@ class Planner:
     _links: dict[tuple[str, ...], LinkEstimate] = field(default_factory=dict)
     _chain: tuple[str, ...] = ()
     _most_rows: int = FIRST_ROWS
-    _levels: Levels = field(default_factory=Levels)
+    _levels: DraftLevels = field(default_factory=DraftLevels)
     _most_drafted: int = 0
     _outgrown: int = 0
     """Nodes of the last round's tree, if the text went through it to a leaf: it was too small."""
     _no_for: int = 0
     """Plain rounds to come, before whether a tree pays is asked again."""
-    _ledger: Ledger = Ledger()
+    _ledger: LossBudget = LossBudget()
     _explore_in: int | None = EXPLORE_EVERY
     """Rounds; None: a tree was shipped just now, and how long to wait is reckoned when a plain round follows."""
     _rate: float = 0.0

@@ -24,7 +24,7 @@ from treeswarm_client.gateway.watchers import (
     round_as_dict,
 )
 from treeswarm_client.generation.run import Token
-from treeswarm_client.planner.pace import Round
+from treeswarm_client.planner.policy import Round
 
 
 def decode(tokens: Sequence[int]) -> str:

@@ -7,12 +7,9 @@ from hypothesis import strategies as st
 
 from treeswarm.protocol.messages import HopTiming
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree
-from treeswarm_client.planner.curves import Curve, total
-from treeswarm_client.planner.ledger import START, Ledger
-from treeswarm_client.planner.levels import Levels
-from treeswarm_client.planner.links import LinkEstimate
-from treeswarm_client.planner.node_time import HopEstimate
-from treeswarm_client.planner.outlook import Outlook
+from treeswarm_client.planner.acceptance import AcceptanceEstimate
+from treeswarm_client.planner.costs import Curve, DraftLevels, HopEstimate, LinkEstimate, total
+from treeswarm_client.planner.loss_budget import START, LossBudget
 
 PROFILE = ((1, 4000), (16, 5000), (64, 9000), (256, 26000))
 CHAIN = DraftTree(np.array([-1, 0, 1]), np.arange(3), np.log(np.array([0.8, 0.64, 0.512], np.float32)))
@@ -115,7 +112,7 @@ def test_a_total_of_curves_is_their_sum_everywhere(several: list[Curve], rows: l
 
 def test_a_drafter_too_sure_at_every_step_loses_most_in_depth() -> None:
     rng = np.random.default_rng(2)
-    outlook = Outlook()
+    outlook = AcceptanceEstimate()
     for _ in range(100):
         first, second, third = rng.random(3) < 0.4
         outlook = outlook.learned(CHAIN, np.array([first, first and second, first and second and third]))
@@ -123,16 +120,16 @@ def test_a_drafter_too_sure_at_every_step_loses_most_in_depth() -> None:
 
 
 def test_the_usual_tree_goes_on_beyond_what_was_drafted() -> None:
-    outlook = Outlook().drafted(CHAIN).drafted(NO_TREE)
+    outlook = AcceptanceEstimate().drafted(CHAIN).drafted(NO_TREE)
     usual = outlook.usual(12)
     assert usual[:3] == pytest.approx(outlook.chances(CHAIN))
     assert (np.diff(usual) <= 0).all()
     assert usual[-1] > 0
-    assert Outlook().usual(4).sum() == 0
+    assert AcceptanceEstimate().usual(4).sum() == 0
 
 
 def test_levels_are_averaged_and_guessed_beyond_what_was_seen() -> None:
-    levels = Levels().learned(CHAIN, 0.03)
+    levels = DraftLevels().learned(CHAIN, 0.03)
     assert levels.level_s == pytest.approx(0.01)
     assert levels.draft_s(3) == pytest.approx([0, 0.01, 0.02, 0.03])
     assert levels.draft_s(12)[-1] == pytest.approx(0.06)
@@ -140,7 +137,7 @@ def test_levels_are_averaged_and_guessed_beyond_what_was_seen() -> None:
 
 
 def test_who_loses_is_doubted_until_rounds_have_paid_for_it() -> None:
-    ledger = Ledger()
+    ledger = LossBudget()
     while not ledger.in_debt:
         ledger = ledger.after_tree(tokens=1, seconds=1.5, plain_s=1.0)
     assert ledger.believed(np.array([0.4])) == pytest.approx([0.2])
@@ -148,5 +145,5 @@ def test_who_loses_is_doubted_until_rounds_have_paid_for_it() -> None:
         ledger = ledger.after_plain()
     assert not ledger.in_debt
     assert ledger.after_tree(tokens=1, seconds=1e9, plain_s=1.0).after_tree(3, 0.1, 1.0).balance > 0
-    assert Ledger().believed(np.array([0.4])) == pytest.approx([0.4])
+    assert LossBudget().believed(np.array([0.4])) == pytest.approx([0.4])
     assert START > 0

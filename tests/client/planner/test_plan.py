@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from treeswarm.protocol.messages import HopTiming
-from treeswarm_client.planner.lines import LineFit
-from treeswarm_client.planner.links import LinkEstimate
-from treeswarm_client.planner.node_time import HopEstimate
+from treeswarm_client.planner.costs import HopEstimate, LineFit, LinkEstimate
 from treeswarm_client.planner.plan import (
     Costs,
     cheap_size,

@@ -6,9 +6,10 @@ from tests.support.replayed_rounds import AGREEMENT, CELLS, LARGEST, ROW_BYTES, 
 
 from treeswarm_client.drafters.seam import DraftTree
 from treeswarm_client.planner import planner as planner_module
+from treeswarm_client.planner.costs import ChainHop
 from treeswarm_client.planner.explain import explain_lines
 from treeswarm_client.planner.plan import plan_round, traversal_s
-from treeswarm_client.planner.planner import EXPLORE_EVERY, NO_FOR, ChainHop, Planner, left_at
+from treeswarm_client.planner.planner import EXPLORE_EVERY, NO_FOR, Planner, left_at
 
 TOKENS = 600
 SIZES = (0, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -20,7 +20,7 @@ REMEMBERED = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Outlook:
+class AcceptanceEstimate:
     """What a drafter's trees are worth here."""
 
     steps: Calibration = field(default_factory=Calibration)
@@ -57,15 +57,15 @@ class Outlook:
         further = np.arange(longest + 1, count + 1)
         return np.concatenate([mean, last * longest / further])
 
-    def drafted(self, tree: DraftTree) -> "Outlook":
+    def drafted(self, tree: DraftTree) -> "AcceptanceEstimate":
         """With one more tree."""
         return replace(self, trees=(*self.trees, tree)[-REMEMBERED:])
 
-    def regrown(self, tree: DraftTree) -> "Outlook":
+    def regrown(self, tree: DraftTree) -> "AcceptanceEstimate":
         """The last tree was drafted on: so it looks now."""
         return replace(self, trees=(*self.trees[:-1], tree))
 
-    def learned(self, tree: DraftTree, on_path: NDArray[np.bool_]) -> "Outlook":
+    def learned(self, tree: DraftTree, on_path: NDArray[np.bool_]) -> "AcceptanceEstimate":
         """After a walk: the nodes whose fate it told, and which of them were on the path, bool [n]."""
         stood = np.concatenate([on_path, [True]])[tree.parents]  # the root's place is the last one, as -1 says
         return replace(self, steps=self.steps.learned(_steps(tree)[stood], on_path[stood]))

@@ -20,7 +20,7 @@ DOUBT = 0.5
 
 
 @dataclass(frozen=True)
-class Ledger:
+class LossBudget:
     """The account."""
 
     balance: float = START
@@ -33,13 +33,13 @@ class Ledger:
         """What to plan by: chances [n] as calibrated, or less."""
         return chances * DOUBT if self.in_debt else chances
 
-    def after_tree(self, tokens: int, seconds: float, plain_s: float) -> "Ledger":
+    def after_tree(self, tokens: int, seconds: float, plain_s: float) -> "LossBudget":
         """A tree was drafted or shipped: `tokens` came in `seconds`, a plain round would have taken `plain_s`."""
         return self._with(tokens - seconds / plain_s + STAKE)
 
-    def after_plain(self) -> "Ledger":
+    def after_plain(self) -> "LossBudget":
         """Nothing was drafted."""
         return self._with(STAKE)
 
-    def _with(self, change: float) -> "Ledger":
-        return Ledger(min(MOST, max(LEAST, self.balance + change)))
+    def _with(self, change: float) -> "LossBudget":
+        return LossBudget(min(MOST, max(LEAST, self.balance + change)))
