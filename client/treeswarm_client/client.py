@@ -142,7 +142,7 @@ class SwarmClient:
             registry = await client_registry(spec, self._model_of(spec), self._opened.transport)
             undo.push_async_callback(registry.close)
             self.target, snapshot = await self._first_target(registry, spec)
-            dials = registry.dials if isinstance(registry, PeersRegistry) else {}
+            dials = registry.dial_addresses if isinstance(registry, PeersRegistry) else {}
             self.view = SwarmView(registry, self.target, largest + 1, dials, snapshot)
             watching = asyncio.create_task(self.view.watch())
             undo.push_async_callback(cancelled, watching)
@@ -361,7 +361,7 @@ class SwarmClient:
     def _open(self) -> _Opened:
         folder = resolve_model(self.model, hub=self.hub)
         draft = "none" if self.tree_size == 0 else self.draft
-        drafter = self.drafter or load_drafter(draft, folder, self.draft_device, hub=self.hub.of_another_model())
+        drafter = self.drafter or load_drafter(draft, folder, self.draft_device, hub=self.hub.for_another_model())
         transport: Transport = self.transport or GrpcTransport(security=Security(swarm_key=self.swarm_key))
         if self.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(self.emulate_link))

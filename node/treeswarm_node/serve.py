@@ -15,7 +15,7 @@ from treeswarm.keys import Identity, read_swarm_key
 from treeswarm.progress import Progress
 from treeswarm.protocol.address import Address
 from treeswarm.protocol.records import NodeState
-from treeswarm.registry import Registry, invitation, open_registry, registry_kind
+from treeswarm.registry import Registry, open_registry, registry_kind, shareable_spec
 from treeswarm.registry.book import BookRegistry
 from treeswarm.tasks import cancelled
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
@@ -106,7 +106,7 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         identity, kept_at = stack.enter_context(own_identity(config.identity))
         model = await asyncio.to_thread(ModelInfo.find, config.model, config.revision)
         pace = RateLimiter(config.bandwidth) if config.bandwidth else None
-        line = GrpcTransport(security=Security(identity, swarm_key), pace=pace)
+        line = GrpcTransport(security=Security(identity, swarm_key), rate_limiter=pace)
         transport: Transport = line
         if config.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(config.emulate_link))
@@ -213,6 +213,6 @@ def _ready(config: NodeConfig, life: Lifecycle, registry: Registry, metrics: str
 
 def _join_line(config: NodeConfig, registry: Registry) -> str | None:
     if config.registry and registry_kind(config.registry) == "mqtt":
-        return invitation(config.registry)
+        return shareable_spec(config.registry)
     spec = getattr(registry, "spec", None)
     return str(spec) if spec else None

@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from treeswarm.errors import ModelError
-from treeswarm.progress import Progress, telling_bar
+from treeswarm.progress import Progress, progress_bar_class
 from treeswarm.protocol.spans import Span
 
 BUNDLED = ("demo", "demo-draft")
@@ -37,7 +37,7 @@ class HubOptions:
     """True: the one that `hf auth login` stored; False: none."""
     local_files_only: bool = False
 
-    def of_another_model(self) -> "HubOptions":
+    def for_another_model(self) -> "HubOptions":
         """The same for a model that has other revisions."""
         return replace(self, revision=None)
 
@@ -101,7 +101,7 @@ def _from_hub(name: str, patterns: Sequence[str], hub: HubOptions, progress: Pro
         from huggingface_hub import constants, snapshot_download  # noqa: PLC0415  # only for hub ids
     except ImportError:
         raise ModelError(f"'{name}' is a hub id, which needs huggingface_hub: pip install huggingface_hub") from None
-    bar = {"tqdm_class": telling_bar(progress)} if progress is not None else {}
+    bar = {"tqdm_class": progress_bar_class(progress)} if progress is not None else {}
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns), **hub.as_arguments(), **bar))
     except Exception as error:  # the hub's client raises requests', httpx' and its own errors

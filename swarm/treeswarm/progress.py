@@ -17,7 +17,7 @@ Progress = Callable[[int, int, str], None]
 From any thread."""
 
 
-def telling_bar(progress: Progress) -> Any:
+def progress_bar_class(progress: Progress) -> Any:
     """A class of progress bars that `snapshot_download` takes; it shows nothing and tells `progress` the bytes."""
     from huggingface_hub.utils import tqdm  # noqa: PLC0415  # only for hub ids
 

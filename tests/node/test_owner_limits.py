@@ -102,7 +102,7 @@ def test_no_more_is_sent_than_the_rate_and_what_is_given_up_costs_nothing(
         async def send(size: int, patience: float | None) -> None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience):
-                    await pace.turn(size)
+                    await pace.acquire(size)
                     left.append((loop.time(), size))
 
         sending = list[asyncio.Task[None]]()

@@ -120,7 +120,7 @@ def live_through(seed: int, faults: Faults | None = None) -> list[int] | None:
     return text
 
 
-TERRIBLE = Faults(drop=0.002, double=0.1, delay=0.1, longest_s=0.3, cut=0.002, kinds=LINKS)
+TERRIBLE = Faults(drop=0.002, double=0.1, delay=0.1, max_delay_s=0.3, cut=0.002, kinds=LINKS)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -148,7 +148,7 @@ def test_a_thousand_schedules() -> None:
 class TestPlantedMistakes:
     """Each must be noticed: another text, an error, a leak or a hang."""
 
-    late = Faults(double=0.5, delay=0.5, longest_s=5.0, kinds=LINKS)
+    late = Faults(double=0.5, delay=0.5, max_delay_s=5.0, kinds=LINKS)
 
     def noticed(self, seeds: range = range(12), faults: Faults | None = None) -> bool:
         for seed in seeds:

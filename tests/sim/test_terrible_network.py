@@ -45,11 +45,11 @@ def test_any_tree_gives_the_plain_text(tree_size: int) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_frames_late_doubled_and_out_of_order_change_nothing(seed: int) -> None:
-    faults = Faults(double=0.3, delay=0.5, longest_s=2.0, kinds=LINKS)
+    faults = Faults(double=0.3, delay=0.5, max_delay_s=2.0, kinds=LINKS)
     assert generate(faults, seed, tree_size=9) == plain_text(PROMPT, COUNT)
 
 
-@pytest.mark.parametrize("faults", [Faults(), Faults(double=0.2, delay=0.4, longest_s=1.0, kinds=LINKS)])
+@pytest.mark.parametrize("faults", [Faults(), Faults(double=0.2, delay=0.4, max_delay_s=1.0, kinds=LINKS)])
 def test_sessions_that_share_forwards_do_not_mix(faults: Faults) -> None:
     async def run() -> None:
         async with toy_swarm(MemoryNetwork(3, faults)) as swarm:
@@ -68,7 +68,7 @@ def test_sessions_that_share_forwards_do_not_mix(faults: Faults) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_lost_frame_or_a_cut_ends_in_an_error_that_keeps_a_right_text(seed: int) -> None:
-    faults = Faults(drop=0.04, cut=0.03, delay=0.2, longest_s=0.5, kinds=LINKS)
+    faults = Faults(drop=0.04, cut=0.03, delay=0.2, max_delay_s=0.5, kinds=LINKS)
 
     async def run() -> None:
         network = MemoryNetwork(seed, faults)

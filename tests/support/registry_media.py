@@ -29,7 +29,7 @@ from treeswarm.protocol.messages import NumericsClass, Records, Watch
 from treeswarm.protocol.records import LIFETIME_S, NodeRecord, NodeState, SealedRecord, node_id
 from treeswarm.protocol.spans import Span
 from treeswarm.registry.dht import DhtRegistry
-from treeswarm.registry.dht_peer import dht_date, shard_key
+from treeswarm.registry.dht_peer import dht_expiry, shard_key
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.registry.mqtt import MqttRegistry
 from treeswarm.registry.peers import PeersRegistry
@@ -167,7 +167,7 @@ class InMemory:
         return self.registry
 
     async def put(self, node: str, sealed: bytes) -> None:
-        await self.registry.hear([sealed])
+        await self.registry.add_records([sealed])
 
     async def kill(self) -> None: ...
 
@@ -266,14 +266,14 @@ class InDht:
             p2p = await P2P.create(initial_peers=self.first.visible_maddrs)
             self.enemy = p2p, await DHTNode.create(p2p, initial_peers=self.first.visible_maddrs)
         # At the latest date others take it for possible, so that it would win over every honest one.
-        for date in (time.time() + LIFETIME_S + 100, dht_date(time.time_ns() // 1000)):
+        for date in (time.time() + LIFETIME_S + 100, dht_expiry(time.time_ns() // 1000)):
             await self.enemy[1].store(shard_key(MODEL, node), sealed, date, subkey=node)
 
     async def put_dated(self, sealed: SealedRecord) -> None:
         """A signed one, as its node itself would put it."""
         await self.put("0" * 32, b"")
         assert self.enemy is not None
-        date = dht_date(sealed.record.generation)
+        date = dht_expiry(sealed.record.generation)
         await self.enemy[1].store(shard_key(MODEL, sealed.record.node), sealed.sealed, date, subkey=sealed.record.node)
 
     async def kill(self) -> None:

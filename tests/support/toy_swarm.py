@@ -269,7 +269,7 @@ class ToySwarm:
     async def kill(self, address: str) -> None:
         """As if its machine lost power: its streams break, it says nothing, and nobody else may notice for a while."""
         self.spans.pop(address)
-        self.network.cut_off(address)
+        self.network.disconnect_host(address)
         node = self.nodes.pop(address)
         for hosted in list(node.sessions.values()):
             await hosted.free()

@@ -10,9 +10,9 @@ from rich.console import Console
 from treeswarm.errors import SwarmError
 from treeswarm.identity import config_digest
 from treeswarm.model_files import HubOptions, load_tokenizer, read_config, resolve_model
-from treeswarm.programs.health import Finding, open_files, python_version
-from treeswarm.programs.health_of_swarm import asking, examine_swarm
-from treeswarm.programs.health_text import show
+from treeswarm.programs.health import Finding, check_open_files, check_python_version
+from treeswarm.programs.health_report import print_findings
+from treeswarm.programs.swarm_health import examine_swarm, peers_opener
 from treeswarm.protocol.records import NodeRecord
 from treeswarm.protocol.spans import missing_blocks
 from treeswarm.registry import client_registry, registry_kind
@@ -48,15 +48,15 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _run(args: argparse.Namespace) -> int:
     findings = asyncio.run(examine(registry_of(args), args.model, security_of(args).swarm_key, args.revision))
-    return show(Console(highlight=False), findings, as_json=args.json)
+    return print_findings(Console(highlight=False), findings, as_json=args.json)
 
 
 async def examine(
     spec: str, model: str | None = None, swarm_key: bytes | None = None, revision: str | None = None
 ) -> list[Finding]:
     """All checks of a client of the swarm at `spec`.  Raises BadRequest where `spec` is none."""
-    files = open_files(FILES)
-    found = [python_version(), *([files] if files else []), drafting()]
+    files = check_open_files(FILES)
+    found = [check_python_version(), *([files] if files else []), drafting()]
     digest = None
     if model is not None:
         try:
@@ -67,7 +67,7 @@ async def examine(
     transport = GrpcTransport(security=Security(swarm_key=swarm_key))
     try:
         asked = registry_kind(spec) in ("peers", "static")
-        opening = asking(spec, digest, transport) if asked else lambda: client_registry(spec, digest, transport)
+        opening = peers_opener(spec, digest, transport) if asked else lambda: client_registry(spec, digest, transport)
         seen = await examine_swarm(opening, transport)
     finally:
         await transport.close()

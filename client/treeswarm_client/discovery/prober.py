@@ -46,7 +46,7 @@ class Prober:
             {node: probe for node, (asked, _, probe) in self._probes.items() if addresses.get(node) == asked},
             wanted=self.wanted,
             refused=self.registry.rejected,
-            silent={address: str(error) for address, error in peers.silent.items()} if peers else {},
+            silent={address: str(error) for address, error in peers.unanswered.items()} if peers else {},
         )
 
     async def probe_due(self) -> bool:
@@ -62,7 +62,7 @@ class Prober:
 
     async def _addresses(self) -> dict[str, str]:
         """Where to ask the nodes that are of interest."""
-        dials = self.registry.dials if isinstance(self.registry, PeersRegistry) else {}
+        dials = self.registry.dial_addresses if isinstance(self.registry, PeersRegistry) else {}
         records = [sealed.record for sealed in await self.registry.snapshot()]
         return {r.node: dials.get(r.node) or r.dial for r in records if self._is_wanted(r)}
 

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from treeswarm.errors import BadRequest, SwarmError
 from treeswarm.keys import Identity, read_swarm_key
-from treeswarm.programs.health import Finding, open_files, python_version
-from treeswarm.programs.health_of_swarm import asking, examine_swarm
-from treeswarm.programs.health_text import show
+from treeswarm.programs.health import Finding, check_open_files, check_python_version
+from treeswarm.programs.health_report import print_findings
 from treeswarm.programs.settings import parse
+from treeswarm.programs.swarm_health import examine_swarm, peers_opener
 from treeswarm.protocol.address import Address
 from treeswarm.registry import Registry, client_registry, open_registry, registry_kind
 from treeswarm.transport.grpc import GrpcTransport
@@ -70,13 +70,13 @@ def parser() -> argparse.ArgumentParser:
 def doctor(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     """Check and show; the exit status.  Raises BadRequest for a wrong command line."""
     args = parse(parser(), "node", arguments, os.environ if environ is None else environ)
-    return show(Console(highlight=False), asyncio.run(examine(config_of(args))), as_json=args.json)
+    return print_findings(Console(highlight=False), asyncio.run(examine(config_of(args))), as_json=args.json)
 
 
 async def examine(config: NodeConfig) -> list[Finding]:
     """All checks of a node that would be started with `config`.  Binds its port for a moment; serves nothing, and says
     nothing of itself to a registry."""
-    found = [python_version(), software()]
+    found = [check_python_version(), software()]
     devices, device = device_findings(config)
     found += devices
     model: ModelInfo | None = None
@@ -88,7 +88,7 @@ async def examine(config: NodeConfig) -> list[Finding]:
     if device is not None:
         found.append(await asyncio.to_thread(room, config, device, model))
     found.append(await asyncio.to_thread(disk, config.model))
-    files = open_files(files_needed(config.limits))
+    files = check_open_files(files_needed(config.limits))
     found += [files] if files else []
     port = free_port(config.listen)
     found += [port, *await examine_network(config, model, listens=port.verdict == "ok")]
@@ -128,7 +128,7 @@ def _opening(
         return _new_swarm(spec)
     digest, kind = model.config if model else None, registry_kind(spec)
     if kind in ("peers", "static"):
-        return asking(spec, digest, transport)
+        return peers_opener(spec, digest, transport)
     if kind == "mqtt":
         return lambda: client_registry(spec, digest, transport)
     if digest is None:

@@ -109,11 +109,11 @@ class Membership:
         async for _ in self.known.watch():
             news = [
                 sealed
-                for sealed in self.known.book.in_date()
+                for sealed in self.known.book.unexpired()
                 if (everyone or sealed.record.key == self.signer.public_key)
                 and told.get(sealed.record.node) != sealed.record.generation
             ]
-            told = {sealed.record.node: sealed.record.generation for sealed in self.known.book.in_date()}
+            told = {sealed.record.node: sealed.record.generation for sealed in self.known.book.unexpired()}
             if news:
                 yield tuple(sealed.sealed for sealed in news)
             await asyncio.sleep(TELL_EVERY_S)
@@ -137,7 +137,7 @@ class Membership:
         now = time.time()
         self._last_said = int(now * 1e6)
         sealed = seal(self.draft(int(now * 1e6), int(now) + LIFETIME_S), self.signer)
-        await self.known.hear([sealed.sealed])
+        await self.known.add_records([sealed.sealed])
         return sealed
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from treeswarm.errors import BadRequest
 from treeswarm.protocol.address import Address, is_loopback
 from treeswarm.protocol.messages import Append, NumericsClass
-from treeswarm.wire.byte_planes import pack, unpack
+from treeswarm.wire.byte_planes import compress, decompress
 
 # Packing and unpacking 32 KiB of bfloat16 took 0.1 to 0.2 ms and saved 22 %, 58 kbit (2026-11-21, docs/log.md): even at
 # 300 to 600 Mbit/s.  Below this rate it pays clearly.
@@ -61,11 +61,11 @@ async def by_size(work: Callable[[Append, int], Append], append: Append, argumen
 
 def packed(append: Append, value_bytes: int) -> Append:
     """With its rows packed, where that makes them smaller."""
-    small = pack(append.hidden, value_bytes)
+    small = compress(append.hidden, value_bytes)
     return append if small is None else replace(append, hidden=small, planes=value_bytes)
 
 
 def unpacked(append: Append, row_bytes: int) -> Append:
     """With its rows as they were before; `row_bytes` each, 0 towards the head.  Raises Malformed."""
     size = int((~append.skipped).sum()) * row_bytes
-    return replace(append, hidden=unpack(append.hidden, append.planes, size), planes=0)
+    return replace(append, hidden=decompress(append.hidden, append.planes, size), planes=0)

@@ -1,1 +1,1 @@
-"""What the command lines of both programs share."""
+"""Parts that the command lines of both programs share."""

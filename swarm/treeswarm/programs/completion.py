@@ -1,4 +1,4 @@
-"""`--print-completion SHELL`: a script that completes a program's commands, flags and paths in a shell."""
+"""`--print-completion SHELL`: print a script that completes a program's commands, flags and paths in a shell."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 SHELLS = ("bash", "zsh", "tcsh")
-# Names of models may be directories.
+# The value of these arguments may be a directory.
 FOLDERS = ("model", "draft")
 
 
 def add_completion_flag(parser: argparse.ArgumentParser) -> None:
-    """On the program's outermost parser, once; what is added to it later is completed too."""
+    """Add the flag to the program's outermost parser, once.  Arguments added to the parser later are completed too."""
     parser.add_argument(
         "--print-completion",
-        action=_Print,
+        action=_PrintCompletion,
         choices=SHELLS,
         metavar="SHELL",
         default=argparse.SUPPRESS,
@@ -22,8 +22,8 @@ def add_completion_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class _Print(argparse.Action):
-    """Like --help, it ends the program."""
+class _PrintCompletion(argparse.Action):
+    """Print the script and end the program, as --help does."""
 
     def __call__(
         self,
@@ -32,7 +32,7 @@ class _Print(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        # Who asks for no script need not load it.
+        # Only this flag needs shtab, so it is not loaded at every start of the program.
         import shtab  # noqa: PLC0415
 
         for action in _actions(parser):
@@ -45,8 +45,9 @@ class _Print(argparse.Action):
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Yield the actions of a parser and of all its subcommands."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):
-            for inner in dict.fromkeys(action.choices.values()):
-                yield from _actions(inner)
+            for subparser in dict.fromkeys(action.choices.values()):
+                yield from _actions(subparser)

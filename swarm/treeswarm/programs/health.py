@@ -1,6 +1,6 @@
-"""What is right with a machine and its swarm, what is not, and what to do about it: findings that both programs share.
+"""Checks of a machine that both programs share, and the findings they return.
 
-`swarm-node doctor` and `swarm doctor` put theirs together; `health_text.py` shows them.
+`swarm-node doctor` and `swarm doctor` put theirs together; `health_report.py` prints them.
 """
 
 import statistics
@@ -14,14 +14,15 @@ from treeswarm.protocol.records import LIFETIME_S
 from treeswarm.registry.book import CLOCK_SKEW_S
 
 PYTHON = (3, 11)
-# A node renews its record each minute or so, with jitter: an honest one is no older when it is first heard of.
+# A node renews its record about once a minute, with jitter.  So the record of a node whose clock is right is not older
+# than this when it is first received.
 RENEWED_S = LIFETIME_S / 4
-# Less is the network's doing, or of no matter.
+# A smaller difference is caused by the network, or does no harm.
 NOTICED_S = 5.0
 
 
 class Verdict(StrEnum):
-    """How a check came out."""
+    """Outcome of a check."""
 
     OK = "ok"
     WARN = "warn"
@@ -30,78 +31,93 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.  Whatever is not ok has a next step."""
+    """Result of one check.  A finding that is not OK has a next step."""
 
     check: str
+    """Name of the check, such as `clock`."""
     verdict: Verdict
-    said: str
-    next: str = ""
+    message: str
+    """Text that says what the check found."""
+    next_step: str = ""
+    """Text that says what the user can do, or an empty string if the verdict is OK."""
 
     @classmethod
-    def ok(cls, check: str, said: str) -> "Finding":
-        return cls(check, Verdict.OK, said)
+    def ok(cls, check: str, message: str) -> "Finding":
+        """Return the finding of a check that passed."""
+        return cls(check, Verdict.OK, message)
 
     @classmethod
-    def warn(cls, check: str, said: str, next_step: str) -> "Finding":
-        return cls(check, Verdict.WARN, said, next_step)
+    def warn(cls, check: str, message: str, next_step: str) -> "Finding":
+        """Return a finding that does not keep the program from working."""
+        return cls(check, Verdict.WARN, message, next_step)
 
     @classmethod
-    def fail(cls, check: str, said: str, next_step: str) -> "Finding":
-        return cls(check, Verdict.FAIL, said, next_step)
+    def fail(cls, check: str, message: str, next_step: str) -> "Finding":
+        """Return a finding that must be put right first."""
+        return cls(check, Verdict.FAIL, message, next_step)
 
     @classmethod
     def of_error(cls, check: str, error: SwarmError, next_step: str = "") -> "Finding":
-        """A failed check; the house's errors end in what to do."""
-        said, _, ending = str(error).rpartition(": ")
-        return cls.fail(check, said or ending, next_step or (ending if said else "see the message"))
+        """Return a failed check.  This project's errors end in a next step after their last colon."""
+        message, _, ending = str(error).rpartition(": ")
+        return cls.fail(check, message or ending, next_step or (ending if message else "see the message"))
+
+    def as_json(self) -> dict[str, str]:
+        """Return the finding under the keys that `doctor --json` promises."""
+        return {"check": self.check, "verdict": self.verdict, "said": self.message, "next": self.next_step}
 
 
-def failed(findings: Sequence[Finding]) -> bool:
-    """Whether anything must be put right first."""
+def any_failed(findings: Sequence[Finding]) -> bool:
+    """Return whether at least one finding must be put right first."""
     return any(finding.verdict is Verdict.FAIL for finding in findings)
 
 
-def python_version() -> Finding:
-    """Of this interpreter."""
-    said = f"{sys.version.split()[0]} on {sys.platform}"
+def check_python_version() -> Finding:
+    """Check the version of the Python interpreter that runs this."""
+    message = f"{sys.version.split()[0]} on {sys.platform}"
     if sys.version_info[:2] < PYTHON:
-        return Finding.fail("python", said, f"install Python {'.'.join(map(str, PYTHON))} or newer")
-    return Finding.ok("python", said)
+        return Finding.fail("python", message, f"install Python {'.'.join(map(str, PYTHON))} or newer")
+    return Finding.ok("python", message)
 
 
-def open_files(needed: int) -> Finding | None:
-    """Whether so many sockets and files may be open at once; None where the system has no such limit."""
+def check_open_files(needed: int) -> Finding | None:
+    """Check that `needed` sockets and files may be open at once.  Return None where the system has no such limit."""
     if sys.platform == "win32":
         return None
-    import resource  # noqa: PLC0415  # not on Windows
+    import resource  # noqa: PLC0415  # Windows has no such module.
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return Finding.ok("open files", "no limit" if soft == resource.RLIM_INFINITY else f"up to {soft}")
-    how = f"ulimit -n {needed}"
+    remedy = f"ulimit -n {needed}"
     if hard not in (resource.RLIM_INFINITY, -1) and hard < needed:
-        how = f"let the system allow {needed} (LimitNOFILE= of a systemd unit, /etc/security/limits.conf)"
-    return Finding.warn("open files", f"up to {soft}, a busy program needs {needed}", f"before starting it: {how}")
+        remedy = f"let the system allow {needed} (LimitNOFILE= of a systemd unit, /etc/security/limits.conf)"
+    return Finding.warn("open files", f"up to {soft}, a busy program needs {needed}", f"before starting it: {remedy}")
 
 
-def clock(ages: Sequence[float], rejected: Mapping[str, int]) -> Finding:
-    """This machine's clock by others' records: `ages` are seconds since they say they were made, `rejected` counts
-    those that were not believed, by reason.
+def check_clock(ages: Sequence[float], rejected: Mapping[str, int]) -> Finding:
+    """Compare this machine's clock with the records of other nodes.
 
-    The median counts: one node with a wrong clock says nothing about this one.
+    `ages` are the seconds since each record says it was signed, by this machine's clock.  `rejected` is the number of
+    records that were not believed, by reason.  The median age counts, so that one node with a wrong clock changes
+    nothing.
     """
-    step = "set this machine's clock by the network: timedatectl set-ntp true, or your system's time settings"
+    next_step = "set this machine's clock by the network: timedatectl set-ntp true, or your system's time settings"
     future, old = rejected.get("from-the-future", 0), rejected.get("expired", 0)
     if future > len(ages):
-        return Finding.fail("clock", f"{future} records are of the future: it is over {CLOCK_SKEW_S:.0f} s late", step)
+        message = f"{future} records are dated in the future: this clock is over {CLOCK_SKEW_S:.0f} s late"
+        return Finding.fail("clock", message, next_step)
     if old > len(ages):
-        return Finding.fail("clock", f"{old} records have expired: it is probably minutes ahead", step)
+        message = f"{old} records have expired: this clock is probably minutes ahead"
+        return Finding.fail("clock", message, next_step)
     if not ages:
-        return Finding.warn("clock", "not compared: no other node's record is known", "name a swarm with --registry")
-    middle = statistics.median(ages)
-    off, which = (-middle, "late") if middle < 0 else (middle - RENEWED_S, "ahead")
-    if off > CLOCK_SKEW_S:
-        return Finding.fail("clock", f"at least {off:.0f} s {which} of {len(ages)} others: none believes it", step)
-    if off > NOTICED_S:
-        return Finding.warn("clock", f"at least {off:.0f} s {which} of {len(ages)} others", step)
-    return Finding.ok("clock", f"agrees with {len(ages)} others")
+        message = "not compared: no record of another node was received"
+        return Finding.warn("clock", message, "name a swarm with --registry")
+    median = statistics.median(ages)
+    off_s, direction = (-median, "late") if median < 0 else (median - RENEWED_S, "ahead")
+    message = f"at least {off_s:.0f} s {direction} of {len(ages)} other nodes"
+    if off_s > CLOCK_SKEW_S:
+        return Finding.fail("clock", f"{message}: they reject this machine's records", next_step)
+    if off_s > NOTICED_S:
+        return Finding.warn("clock", message, next_step)
+    return Finding.ok("clock", f"agrees with {len(ages)} other nodes")

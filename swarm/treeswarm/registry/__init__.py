@@ -7,18 +7,26 @@ from treeswarm.errors import BadRequest
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.registry.seam import Registry
-from treeswarm.registry.spec import Broker, Kind, addresses_of, dht_peers, invitation, registry_kind, without_secrets
+from treeswarm.registry.spec import (
+    Broker,
+    Kind,
+    parse_addresses,
+    parse_dht_peers,
+    redacted,
+    registry_kind,
+    shareable_spec,
+)
 from treeswarm.transport.seam import Transport
 
 __all__ = [
     "Kind",
     "Registry",
-    "addresses_of",
     "client_registry",
-    "invitation",
     "open_registry",
+    "parse_addresses",
     "peers_registry",
     "registry_kind",
+    "shareable_spec",
 ]
 
 
@@ -39,13 +47,13 @@ async def open_registry(
     if kind == "dht":
         from treeswarm.registry.dht import DhtRegistry  # noqa: PLC0415  # hivemind brings torch
 
-        return await DhtRegistry.start(model, dht_peers(spec), listen, identity)
+        return await DhtRegistry.start(model, parse_dht_peers(spec), listen, identity)
     if kind == "mqtt":
         from treeswarm.registry.mqtt import MqttRegistry  # noqa: PLC0415  # an extra
 
         return await MqttRegistry.start(Broker.parse(spec), model, node)
     raise BadRequest(
-        f"a node cannot announce itself in '{without_secrets(spec)}': give 'dht:', 'dht:ADDRESS', "
+        f"a node cannot announce itself in '{redacted(spec)}': give 'dht:', 'dht:ADDRESS', "
         "'mqtts://BROKER/NAMESPACE' or 'none'; lists of addresses are for clients"
     )
 
@@ -62,7 +70,7 @@ async def client_registry(spec: str, model: str | None, transport: Transport) ->
         await peers.start()
         return peers
     raise BadRequest(
-        f"a client does not read '{without_secrets(spec)}': give --peers HOST:PORT of any node, which tells all it "
+        f"a client does not read '{redacted(spec)}': give --peers HOST:PORT of any node, which tells all it "
         "knows from the DHT"
     )
 
@@ -70,4 +78,4 @@ async def client_registry(spec: str, model: str | None, transport: Transport) ->
 def peers_registry(spec: str, transport: Transport, model: str | None) -> PeersRegistry:
     """`static:H:P,H:P` (exactly these nodes) or `H:P,H:P` (these, and whoever they know).  Raises BadRequest."""
     listed = spec.removeprefix("static:")
-    return PeersRegistry(model, transport=transport, addresses=addresses_of(listed), everyone=listed == spec)
+    return PeersRegistry(model, transport=transport, addresses=parse_addresses(listed), discover=listed == spec)

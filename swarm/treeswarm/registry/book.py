@@ -27,14 +27,14 @@ class RecordBook:
     rejected: Counter[str] = field(default_factory=Counter)
     _records: dict[str, SealedRecord] = field(default_factory=dict)
 
-    def take(self, sealed: bytes) -> SealedRecord | None:
+    def add(self, sealed: bytes) -> SealedRecord | None:
         """The record if it is news, else None.  What is not believed is counted, by reason, in `rejected`."""
         try:
             read = unseal(sealed)
             known = self._records.get(read.record.node)
             doubt = self._doubt(read.record, known)
         except Malformed as error:
-            read, known, doubt = None, None, doubt_of(error, sealed)
+            read, known, doubt = None, None, rejection_reason(error, sealed)
         if read is None or doubt:
             if known is None or known.sealed != sealed:  # hearing the same again is no attack
                 self.rejected[doubt] += 1
@@ -44,9 +44,9 @@ class RecordBook:
 
     def alive(self) -> Snapshot:
         """In date, and not gone; in the order of node ids."""
-        return tuple(known for known in self.in_date() if known.record.state is not NodeState.GONE)
+        return tuple(known for known in self.unexpired() if known.record.state is not NodeState.GONE)
 
-    def in_date(self) -> Snapshot:
+    def unexpired(self) -> Snapshot:
         """Those of nodes that are gone too: a farewell must be passed on until what it revokes has expired."""
         now = self.clock()
         self._records = {node: known for node, known in self._records.items() if known.record.expires > now}
@@ -69,7 +69,7 @@ class RecordBook:
         return next((doubt for doubt, holds in doubts.items() if holds), "")
 
 
-def doubt_of(error: Malformed, sealed: bytes) -> str:
+def rejection_reason(error: Malformed, sealed: bytes) -> str:
     """The word it is counted under."""
     if isinstance(error, Forged):
         return "forged"
@@ -108,9 +108,9 @@ class BookRegistry:
     async def close(self) -> None:
         """Nothing to let go of."""
 
-    async def hear(self, many: Iterable[bytes]) -> list[SealedRecord]:
+    async def add_records(self, many: Iterable[bytes]) -> list[SealedRecord]:
         """Take what came in, and wake the watchers if any of it was news; returns the news."""
-        news = [read for sealed in many if (read := self.book.take(sealed)) is not None]
+        news = [read for sealed in many if (read := self.book.add(sealed)) is not None]
         if news:
             async with self._changed:
                 self._version += 1

@@ -1,8 +1,8 @@
 """hivemind's DHT as registry: no server, every node keeps a part of it.
 
 A model has 16 keys, `treeswarm/<version>/<model digest>/<shard>`; under each, subkeys are node ids and values sealed
-records.  A daemon's life is `dht_peer.Peer`; when it has died, or talks to nobody any more, the registry begins another
-one with the same identity and port.
+records.  A daemon's life is `dht_peer.DhtPeer`; when it has died, or talks to nobody any more, the registry begins
+another one with the same identity and port.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from treeswarm.errors import BadRequest, SwarmError, TransportError, Unreachable
 from treeswarm.protocol.messages import MAX_RECORD_BYTES
 from treeswarm.protocol.records import LIFETIME_S, SealedRecord
 from treeswarm.registry.book import BookRegistry
-from treeswarm.registry.dht_peer import FARTHEST_S, REPLICAS, Peer, check_hivemind, entry_doubt, shard_keys
+from treeswarm.registry.dht_peer import FARTHEST_S, REPLICAS, DhtPeer, check_hivemind, entry_rejection, shard_keys
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class DhtRegistry(BookRegistry):
     poll_s: float = POLL_S
     visible_maddrs: tuple[str, ...] = ()
     """Where others reach this peer's daemon: `/ip4/HOST/tcp/PORT/p2p/ID`."""
-    _peer: Peer | None = None
+    _peer: DhtPeer | None = None
     _rebuilding: asyncio.Lock = field(default_factory=asyncio.Lock)
     _own: dict[str, SealedRecord] = field(default_factory=dict)
     _unkept: set[str] = field(default_factory=set)
@@ -121,14 +121,14 @@ class DhtRegistry(BookRegistry):
             raise BadRequest(f"a record of {len(sealed.sealed)} bytes, at most {MAX_RECORD_BYTES} go into the DHT")
         self._own[sealed.record.node] = sealed
         self._unkept.add(sealed.record.node)
-        await self.hear([sealed.sealed])
+        await self.add_records([sealed.sealed])
         await self._publish(sealed)
         self._unkept.discard(sealed.record.node)
 
     async def withdraw(self, sealed: SealedRecord) -> None:
         self._own.pop(sealed.record.node, None)
         self._unkept.discard(sealed.record.node)
-        await self.hear([sealed.sealed])
+        await self.add_records([sealed.sealed])
         await self._publish(sealed)
 
     async def close(self) -> None:
@@ -158,7 +158,7 @@ class DhtRegistry(BookRegistry):
             f"none of {', '.join(self._acquaintances()) or 'its peers'} answers; check this machine's network"
         )
 
-    async def _kept(self, life: Peer, sealed: SealedRecord) -> bool:
+    async def _kept(self, life: DhtPeer, sealed: SealedRecord) -> bool:
         """Store it, and see whether others have it; whoever begins a swarm is content with having it himself."""
         met = await life.met()
         if life.alone:
@@ -193,13 +193,13 @@ class DhtRegistry(BookRegistry):
         # Signatures cost: what the last poll brought already is not looked at again.
         news = [sealed for node, sealed in read.items() if self._polled.get(node) != sealed]
         self._polled = read
-        await self.hear(news)
+        await self.add_records(news)
         return sum(map(len, read.values()))
 
     # ---- staying part of it ------------------------------------------------------------------------------------
 
     @property
-    def _life(self) -> Peer:
+    def _life(self) -> DhtPeer:
         if self._peer is None:
             raise TransportError("the DHT's daemon is not running")
         return self._peer
@@ -225,12 +225,12 @@ class DhtRegistry(BookRegistry):
                 self._unkept.discard(node)
 
     async def _begin(self) -> None:
-        self._peer = await Peer.start(self.listen, self.identity, self._believable)
+        self._peer = await DhtPeer.start(self.listen, self.identity, self._believable)
         self.visible_maddrs = await self._peer.maddrs()
         if port := re.search(r"/tcp/(\d+)/", self.visible_maddrs[0]):  # the next life has the same address
             self.listen = tuple(re.sub(r"/tcp/0$", f"/tcp/{port[1]}", maddr) for maddr in self.listen)
 
-    async def _rebuild(self, failed: Peer | None) -> None:
+    async def _rebuild(self, failed: DhtPeer | None) -> None:
         """Another daemon in place of one that failed; nothing if somebody has done so meanwhile."""
         async with self._rebuilding:
             if self._peer is not failed:
@@ -250,7 +250,7 @@ class DhtRegistry(BookRegistry):
         place taken with rubbish.  The answer is the same for everyone, always (but for absurdly late dates): a peer
         that kept one entry others refuse would have its whole answers refused.
         """
-        doubt = entry_doubt(entry.key, entry.subkey, entry.value, entry.expiration_time, str(self.model))
+        doubt = entry_rejection(entry.key, entry.subkey, entry.value, entry.expiration_time, str(self.model))
         if not doubt and entry.expiration_time > time.time() + FARTHEST_S:
             doubt = "from-the-future"
         if doubt:

@@ -17,7 +17,7 @@ from typing import Any
 from treeswarm.errors import BadRequest, Malformed, TransportError
 from treeswarm.keys import new_raw_key
 from treeswarm.protocol.records import LIFETIME_S, RECORD_VERSION, SealedRecord
-from treeswarm.registry.book import MAX_NODES, doubt_of
+from treeswarm.registry.book import MAX_NODES, rejection_reason
 from treeswarm.wire.sealing import unseal
 
 # One key with 12,000 subkeys gave back 10,200 (2026-11-20): an answer holds at most 4 MiB.
@@ -48,14 +48,14 @@ def shard_keys(model: str) -> tuple[str, ...]:
     return tuple(f"treeswarm/{RECORD_VERSION}/{model}/{shard}" for shard in range(SHARDS))
 
 
-def dht_date(generation: int) -> float:
+def dht_expiry(generation: int) -> float:
     """Until when the DHT keeps a record.  From the generation alone, since the DHT prefers later dates: so newer
     replaces older even within a second, and nobody keeps a node's place taken with a far date."""
     return generation / 1e6 + LIFETIME_S
 
 
 @lru_cache(maxsize=MAX_NODES)
-def entry_doubt(key: bytes, subkey: bytes, value: bytes, date: float, model: str) -> str:
+def entry_rejection(key: bytes, subkey: bytes, value: bytes, date: float, model: str) -> str:
     from hivemind.dht.routing import DHTID  # noqa: PLC0415
     from hivemind.utils import MSGPackSerializer  # noqa: PLC0415
 
@@ -69,11 +69,11 @@ def entry_doubt(key: bytes, subkey: bytes, value: bytes, date: float, model: str
     try:
         record = unseal(sealed).record
     except Malformed as error:
-        return doubt_of(error, sealed)
+        return rejection_reason(error, sealed)
     if DHTID.generate(shard_key(record.model, record.node)).to_bytes() != key or record.node != node:
         ours = {DHTID.generate(ours).to_bytes() for ours in shard_keys(model)}
         return "other-model" if key in ours and record.model != model else "misplaced"
-    return "" if date == dht_date(record.generation) else "misdated"
+    return "" if date == dht_expiry(record.generation) else "misdated"
 
 
 @dataclass(eq=False)
@@ -90,7 +90,7 @@ class _Validator:
 
 
 @dataclass(eq=False)
-class Peer:
+class DhtPeer:
     """One life of the daemon, and the DHT node that speaks through it.  Verbs raise TransportError."""
 
     p2p: Any
@@ -98,7 +98,7 @@ class Peer:
     _asked: set[asyncio.Future[Any]] = field(default_factory=set)
 
     @classmethod
-    async def start(cls, listen: Sequence[str], identity: Path, believable: Validate) -> "Peer":
+    async def start(cls, listen: Sequence[str], identity: Path, believable: Validate) -> "DhtPeer":
         """Raises BadRequest: what keeps a daemon from starting is a matter of this machine."""
         from hivemind.dht.node import DHTNode  # noqa: PLC0415
         from hivemind.p2p import P2P  # noqa: PLC0415
@@ -186,7 +186,7 @@ class Peer:
         hivemind's own yes means nothing: it counts this peer's own copy, and says it after the daemon's death as well.
         """
         record = sealed.record
-        key, date = shard_key(record.model, record.node), dht_date(record.generation)
+        key, date = shard_key(record.model, record.node), dht_expiry(record.generation)
         await self._ask(self.node.store(key, sealed.sealed, date, subkey=record.node))
         return await self._others_have(key, record.node, date)
 

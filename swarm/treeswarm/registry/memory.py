@@ -11,7 +11,7 @@ class MemoryRegistry(BookRegistry):
     """For tests and for programs that hold node and client at once."""
 
     async def announce(self, sealed: SealedRecord) -> None:
-        await self.hear([sealed.sealed])
+        await self.add_records([sealed.sealed])
 
     async def withdraw(self, sealed: SealedRecord) -> None:
-        await self.hear([sealed.sealed])
+        await self.add_records([sealed.sealed])

@@ -89,7 +89,7 @@ class MqttRegistry(BookRegistry):
         node = sealed.record.node
         self._own[node] = sealed
         self._echoed[node].clear()
-        await self.hear([sealed.sealed])
+        await self.add_records([sealed.sealed])
         await self._publish(self._topic(sealed), sealed.sealed)
         try:
             await asyncio.wait_for(self._echoed[node].wait(), ANSWER_S)
@@ -101,7 +101,7 @@ class MqttRegistry(BookRegistry):
 
     async def withdraw(self, sealed: SealedRecord) -> None:
         self._own.pop(sealed.record.node, None)
-        await self.hear([sealed.sealed])
+        await self.add_records([sealed.sealed])
         topic = self._topic(sealed)
         await self._publish(topic, sealed.sealed)  # whoever listens believes this …
         await self._publish(topic, b"")  # … and whoever comes later has nothing to read
@@ -216,7 +216,7 @@ class MqttRegistry(BookRegistry):
     async def _take(self, node: str, payload: bytes) -> None:
         self._arrived += 1
         if payload:  # an empty one clears the topic, and says nothing that is signed
-            await self.hear([payload])
+            await self.add_records([payload])
         own = self._own.get(node)
         if own is not None and payload == own.sealed:
             self._echoed[node].set()

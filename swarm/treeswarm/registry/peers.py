@@ -24,16 +24,16 @@ FIRST_WORD_S = 10.0
 class PeersRegistry(BookRegistry):
     """Watches nodes over the transport.
 
-    With `everyone` each node tells all it knows, so a few addresses stand for the swarm, and when those are gone, nodes
+    With `discover` each node tells all it knows, so a few addresses stand for the swarm, and when those are gone, nodes
     heard of take their place.  Without, each speaks for itself: exactly `addresses` are the swarm.
     """
 
     transport: Transport = field(kw_only=True)
     addresses: tuple[str, ...] = field(kw_only=True)
-    everyone: bool = True
-    dials: dict[str, str] = field(default_factory=dict)
+    discover: bool = True
+    dial_addresses: dict[str, str] = field(default_factory=dict)
     """Where each node speaks for itself, by id: the address as typed, with the pin of its record."""
-    silent: dict[str, SwarmError] = field(default_factory=dict)
+    unanswered: dict[str, SwarmError] = field(default_factory=dict)
     """Addresses that did not answer when last asked, and why."""
     _stopped_at: dict[str, float] = field(default_factory=dict)
     """When each address last did not answer, or stopped talking."""
@@ -54,9 +54,9 @@ class PeersRegistry(BookRegistry):
         await asyncio.wait(
             waiting,
             timeout=FIRST_WORD_S,
-            return_when=asyncio.FIRST_COMPLETED if self.everyone else asyncio.ALL_COMPLETED,
+            return_when=asyncio.FIRST_COMPLETED if self.discover else asyncio.ALL_COMPLETED,
         )
-        while self.everyone and not self.book.alive() and not all(task.done() for task in waiting):
+        while self.discover and not self.book.alive() and not all(task.done() for task in waiting):
             done, _ = await asyncio.wait([t for t in waiting if not t.done()], timeout=FIRST_WORD_S)
             if not done:
                 break
@@ -64,7 +64,7 @@ class PeersRegistry(BookRegistry):
             task.cancel()
         if not self.book.alive():
             await self.close()
-            errors = list(self.silent.values())
+            errors = list(self.unanswered.values())
             raise errors[0] if errors else Unreachable(f"nobody answers at {', '.join(self.addresses)}")
 
     async def announce(self, sealed: SealedRecord) -> None:
@@ -94,11 +94,11 @@ class PeersRegistry(BookRegistry):
         """Addresses that no record names any more; a stranger may have named thousands."""
         kept = {*self.addresses, *(sealed.record.dial for sealed in self.book.alive())}
         for address in [a for a, task in self._asked.items() if a not in kept and task.done()]:
-            for known in (self._asked, self._first, self._stopped_at, self.silent):
+            for known in (self._asked, self._first, self._stopped_at, self.unanswered):
                 known.pop(address, None)
 
     def _wanted(self) -> list[str]:
-        if not self.everyone:
+        if not self.discover:
             return list(self.addresses)
         speaking = [address for address, task in self._asked.items() if not task.done()]
         heard_of = sorted((s.record for s in self.book.alive()), key=lambda record: not record.reachable)
@@ -121,20 +121,20 @@ class PeersRegistry(BookRegistry):
                 with contextlib.suppress(SwarmError):
                     await stream.end()
         except SwarmError as error:
-            self.silent[address] = error
+            self.unanswered[address] = error
             log.info("%s tells nothing: %s", address, error)
         finally:
             self._stopped_at[address] = asyncio.get_running_loop().time()
             self._first.setdefault(address, asyncio.Event()).set()
 
     async def _listen(self, address: str, stream: Stream) -> None:
-        await stream.send(Watch(PROTOCOL_VERSION, self.everyone))
+        await stream.send(Watch(PROTOCOL_VERSION, self.discover))
         while (message := await stream.receive()) is not None:
             if not isinstance(message, Records):
                 raise TransportError(f"{address} answered a watch with a {type(message).__name__}")
-            for news in await self.hear(message.sealed):
-                if not self.everyone:
+            for news in await self.add_records(message.sealed):
+                if not self.discover:
                     pin = f"#{news.record.pin}" if news.record.pin else ""
-                    self.dials[news.record.node] = address.partition("#")[0] + pin
-            self.silent.pop(address, None)
+                    self.dial_addresses[news.record.node] = address.partition("#")[0] + pin
+            self.unanswered.pop(address, None)
             self._first.setdefault(address, asyncio.Event()).set()

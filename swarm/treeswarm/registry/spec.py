@@ -26,7 +26,7 @@ EXAMPLES = (
 )
 
 
-def without_secrets(spec: str) -> str:
+def redacted(spec: str) -> str:
     """For people and logs, of a spec that may be wrong in any way: a placeholder for what may be user and password."""
     before, at, after = spec.rpartition("@")
     scheme = re.match(r"(mqtts?|dht|static):/*", before)
@@ -43,13 +43,13 @@ def registry_kind(spec: str) -> Kind:
     if colon and scheme in ("dht", "static"):
         return "dht" if scheme == "dht" else "static"
     try:
-        addresses_of(spec)
+        parse_addresses(spec)
     except BadRequest:
-        raise BadRequest(f"'{without_secrets(spec)}' names no registry: give {EXAMPLES}") from None
+        raise BadRequest(f"'{redacted(spec)}' names no registry: give {EXAMPLES}") from None
     return "peers"
 
 
-def addresses_of(text: str) -> tuple[str, ...]:
+def parse_addresses(text: str) -> tuple[str, ...]:
     """Read `H:P,H:P`.  Raises BadRequest naming what is no address."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
@@ -57,7 +57,7 @@ def addresses_of(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(Address.parse(part)) for part in parts))
 
 
-def dht_peers(spec: str) -> tuple[str, ...]:
+def parse_dht_peers(spec: str) -> tuple[str, ...]:
     """The multiaddresses after `dht:`; none for a new swarm's first node.  Raises BadRequest."""
     parts = [part.strip() for part in spec.removeprefix("dht:").split(",") if part.strip()]
     for part in parts:
@@ -91,12 +91,12 @@ class Broker:
             host, port = url.hostname, url.port
         except ValueError:  # its words quote what may be part of a password
             raise BadRequest(
-                f"'{without_secrets(spec)}' is no address of a broker: after HOST: comes a port, 1 to 65535, and in a "
+                f"'{redacted(spec)}' is no address of a broker: after HOST: comes a port, 1 to 65535, and in a "
                 "password '/', '?', '#', '[' and ']' are written %2F, %3F, %23, %5B and %5D"
             ) from None
         if url.scheme not in ("mqtt", "mqtts") or not host:
             raise BadRequest(
-                f"'{without_secrets(spec)}' names no broker: give mqtt://HOST[:PORT]/NAMESPACE, with TLS mqtts://USER:PASSWORD@HOST/NAMESPACE"
+                f"'{redacted(spec)}' names no broker: give mqtt://HOST[:PORT]/NAMESPACE, with TLS mqtts://USER:PASSWORD@HOST/NAMESPACE"
             )
         tls = url.scheme == "mqtts"
         return cls(
@@ -110,7 +110,7 @@ class Broker:
         )
 
 
-def invitation(spec: str) -> str:
+def shareable_spec(spec: str) -> str:
     """A broker's spec, a right one, for others to join with: whoever may has a user and a password of their own."""
     url = urlsplit(spec)
     _, at, place = url.netloc.rpartition("@")
@@ -125,7 +125,7 @@ def _namespace(path: str, host: str) -> str:
         )
     if len(namespace) > MAX_NAMESPACE or not all(LEVEL.fullmatch(level) for level in namespace.split("/")):
         raise BadRequest(
-            f"'{without_secrets(namespace)}' is no namespace: letters, digits, '.', '_', '-', levels between single "
+            f"'{redacted(namespace)}' is no namespace: letters, digits, '.', '_', '-', levels between single "
             f"'/', at most {MAX_NAMESPACE} characters, no wildcards"
         )
     return namespace

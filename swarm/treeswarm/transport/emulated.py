@@ -62,7 +62,7 @@ class EmulatedUplink:
         self._free_at = sent
         return sent + self.shape.delay_s
 
-    def quiet_in(self, now: float) -> float:
+    def seconds_until_idle(self, now: float) -> float:
         """Seconds until all that was handed over has arrived."""
         return max(0.0, self._free_at - now) + self.shape.delay_s
 
@@ -107,7 +107,7 @@ class EmulatedStream:
             self._ending = True
             await self._outbox.put((0.0, None))
         if not self.over:
-            patience = self.uplink.quiet_in(asyncio.get_running_loop().time()) + FLUSH_S
+            patience = self.uplink.seconds_until_idle(asyncio.get_running_loop().time()) + FLUSH_S
             await asyncio.wait({self._carrier}, timeout=patience)
 
     def drop(self) -> None:

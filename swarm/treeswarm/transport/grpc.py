@@ -18,12 +18,12 @@ from treeswarm.transport.grpc_streams import (
     CODE_KEY,
     LAST_WORDS_S,
     MESSAGES,
+    CallOutcome,
     Codec,
     GrpcStream,
-    LastWords,
-    details_of,
-    refusal,
-    why_context_ended,
+    last_detail,
+    reason_context_ended,
+    status_of_error,
 )
 from treeswarm.transport.rate_limit import RateLimiter
 from treeswarm.transport.seam import Accept, StreamKind, Traffic
@@ -106,7 +106,7 @@ class GrpcTransport:
     """Peers turned away, by code: streams accepted and then ended with an error, and dialled peers that were not who
     they should be."""
     traffic: Traffic = field(default_factory=Traffic)
-    pace: RateLimiter | None = None
+    rate_limiter: RateLimiter | None = None
     """Of what is sent: links wait their turn; control streams, which are heartbeats and answers, count and do not."""
     _certificates: dict[str, Certificate] = field(default_factory=dict)
     _pins: dict[str, str] = field(default_factory=dict)
@@ -134,7 +134,7 @@ class GrpcTransport:
     async def listen(self, address: str, accept: Accept) -> GrpcListener:
         wanted = Address.parse(address)
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        handler = _Handler(accept, self.codec, self.security, self.refused, self.traffic, self.pace)
+        handler = _Handler(accept, self.codec, self.security, self.refused, self.traffic, self.rate_limiter)
         server.add_generic_rpc_handlers((handler,))
         try:
             port = _add_port(server, wanted.bare, self.security)
@@ -168,7 +168,7 @@ class GrpcTransport:
         certificate = await self._certificate_of(address) if self.security else None
         proof = self.security.proof(Role.DIALLER, certificate.pin) if self.security and certificate else ()
         call = self._channel(target, kind, certificate).stream_stream(PATHS[kind])(metadata=proof)
-        last_words = LastWords(call, target)
+        last_words = CallOutcome(call, target)
         try:
             await asyncio.wait_for(call.wait_for_connection(), self.connect_s)
         except (grpc.RpcError, TimeoutError, asyncio.CancelledError) as error:
@@ -181,7 +181,7 @@ class GrpcTransport:
             if isinstance(said, Refused):
                 raise said from None
             raise unreachable(
-                target, "no answer in time" if isinstance(error, TimeoutError) else details_of(error)
+                target, "no answer in time" if isinstance(error, TimeoutError) else last_detail(error)
             ) from None
         if proof and certificate:
             await self._check_acceptor(call, last_words, target, certificate)
@@ -195,7 +195,7 @@ class GrpcTransport:
             finish=lambda stream: self._hang_up(call, stream),
             kind=kind,
             traffic=self.traffic,
-            pace=self.pace,
+            rate_limiter=self.rate_limiter,
         )
         self._streams.add(stream)
         return stream
@@ -222,7 +222,7 @@ class GrpcTransport:
         self._pins[address.bare] = shown.pin
         return shown
 
-    async def _check_acceptor(self, call: Any, last_words: LastWords, target: str, certificate: Certificate) -> None:
+    async def _check_acceptor(self, call: Any, last_words: CallOutcome, target: str, certificate: Certificate) -> None:
         """Say nothing to a node that does not know the swarm's key.  Raises Refused, Unreachable."""
         assert self.security is not None
         try:
@@ -305,10 +305,10 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         security: Security | None,
         refused: Counter[str],
         traffic: Traffic,
-        pace: RateLimiter | None,
+        rate_limiter: RateLimiter | None,
     ) -> None:
         self._accept, self._codec, self._security = accept, codec, security
-        self._refused, self._traffic, self._pace = refused, traffic, pace
+        self._refused, self._traffic, self._pace = refused, traffic, rate_limiter
         self.accepted: set[asyncio.Task[None]] = set()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
@@ -333,11 +333,11 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
             write=context.write,
             encode=self._codec.encode,
             decode=self._codec.up[kind],
-            why_over=lambda: why_context_ended(context),
+            why_over=lambda: reason_context_ended(context),
             finish=lambda _: _cancel_other(accepted),
             kind=kind,
             traffic=self._traffic,
-            pace=self._pace,
+            rate_limiter=self._pace,
         )
         accepted: asyncio.Task[None] = asyncio.create_task(_accepting(self._accept, kind, stream))
         self.accepted.add(accepted)
@@ -361,12 +361,12 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         if self._security is None:
             return ()
         self._security.check_dialler(dict(context.invocation_metadata() or ()))
-        return self._security.proof(Role.ACCEPTOR, self._security.listening().pin)
+        return self._security.proof(Role.ACCEPTOR, self._security.listener_identity().pin)
 
     async def _abort(self, context: Any, error: BaseException) -> None:
         if not isinstance(error, SwarmError):
             _report_bug(error)
-        status, code, text = refusal(error)
+        status, code, text = status_of_error(error)
         self._refused[code] += 1
         with contextlib.suppress(grpc.aio.InternalError):  # the peer did not wait for an answer
             await context.abort(status, text, trailing_metadata=((CODE_KEY, code),))
@@ -376,7 +376,7 @@ def _add_port(server: grpc.aio.Server, address: str, security: Security | None) 
     """The port bound; 0 or RuntimeError where that fails."""
     if security is None:
         return int(server.add_insecure_port(address))
-    identity = security.listening()
+    identity = security.listener_identity()
     credentials = grpc.ssl_server_credentials([(identity.key_pem, identity.certificate_pem)])
     return int(server.add_secure_port(address, credentials))
 

@@ -60,7 +60,7 @@ class GrpcStream:
     finish: Callable[["GrpcStream"], Awaitable[None]]
     kind: StreamKind
     traffic: Traffic
-    pace: RateLimiter | None = None
+    rate_limiter: RateLimiter | None = None
     error: SwarmError | None = None
     """What the accepting side ended the stream with."""
     ended: bool = False
@@ -75,11 +75,11 @@ class GrpcStream:
         if self.ended:
             raise LinkBroken(f"the stream to {self.peer} has ended")
         data = self.encode(message)
-        if self.pace is not None:
+        if self.rate_limiter is not None:
             if self.kind is StreamKind.LINK:
-                await self.pace.turn(len(data))
+                await self.rate_limiter.acquire(len(data))
             else:
-                self.pace.charge(len(data), asyncio.get_running_loop().time())
+                self.rate_limiter.charge(len(data), asyncio.get_running_loop().time())
         writing = asyncio.create_task(self._write(data))
         writing.add_done_callback(_heard)
         await asyncio.shield(writing)
@@ -143,13 +143,13 @@ def _heard(writing: "asyncio.Task[None]") -> None:
         writing.exception()
 
 
-async def why_context_ended(context: Any) -> SwarmError | None:
+async def reason_context_ended(context: Any) -> SwarmError | None:
     """What an accepting end's silence means."""
     await asyncio.sleep(GONE_S)
     return LinkBroken("the peer broke the stream") if context.cancelled() else None
 
 
-def refusal(error: BaseException) -> tuple[grpc.StatusCode, str, str]:
+def status_of_error(error: BaseException) -> tuple[grpc.StatusCode, str, str]:
     """How an error is put to the peer: gRPC's status, our code, words."""
     text = str(error)[:1000] if isinstance(error, SwarmError) else "internal error"
     if isinstance(error, Malformed):
@@ -158,7 +158,7 @@ def refusal(error: BaseException) -> tuple[grpc.StatusCode, str, str]:
     return grpc.StatusCode.FAILED_PRECONDITION, str(code), text
 
 
-class LastWords:
+class CallOutcome:
     """What the peer ended a call with.
 
     A write that fails because the call is over replaces the call's status by an error of its own, before or after the
@@ -206,7 +206,7 @@ def _known_code(code: Any) -> str:
     return str(code) if code in {known.value for known in FaultCode} else FaultCode.REFUSED.value
 
 
-def details_of(error: BaseException) -> str:
+def last_detail(error: BaseException) -> str:
     """The end of gRPC's chain of reasons, which is the one that a user can act on."""
     return str(error.details()).rpartition(": ")[2] if isinstance(error, grpc.aio.AioRpcError) else "cancelled"
 

@@ -28,7 +28,7 @@ class Faults:
     double: float = 0.0
     delay: float = 0.0
     """Chance of a delay on its own, so that later messages overtake."""
-    longest_s: float = 0.0
+    max_delay_s: float = 0.0
     cut: float = 0.0
     """Chance that the stream breaks at this message."""
     kinds: frozenset[StreamKind] = frozenset(StreamKind)
@@ -61,17 +61,17 @@ class MemoryStream:
         if self.ended or self._over is not None or self.other._over is not None:
             raise LinkBroken(f"the stream to {self.peer} has ended")
         # A stream's first words are spared: a transport that lost them would not have connected.
-        fate = [0.0] if isinstance(message, LinkHello | Open | Describe) else self.network.fate(self.kind)
-        await self._carry(encode(message), fate)
+        draw_delays = [0.0] if isinstance(message, LinkHello | Open | Describe) else self.network.draw_delays(self.kind)
+        await self._carry(encode(message), draw_delays)
 
     async def send_bytes(self, data: bytes) -> None:
         """Raw, for tests that are hostile."""
         await self._carry(data, [0.0])
 
-    async def _carry(self, data: bytes, fate: Sequence[float | None]) -> None:
-        if self.network.holds(self, data) or self.network.parted(self.host, self.other.host):
+    async def _carry(self, data: bytes, draw_delays: Sequence[float | None]) -> None:
+        if self.network.holds(self, data) or self.network.is_partitioned(self.host, self.other.host):
             return
-        for delay in fate:
+        for delay in draw_delays:
             if delay is None:
                 self.break_off()
                 return
@@ -160,14 +160,14 @@ class MemoryNetwork:
         """A way in."""
         return MemoryTransport(self)
 
-    def cut_off(self, host: str) -> None:
+    def disconnect_host(self, host: str) -> None:
         """The host is gone: its streams break, nobody answers there."""
         self.listeners.pop(host, None)
         self.frozen.pop(host, None)
         for stream in [stream for stream in self.streams if stream.host == host]:
             stream.break_off()
 
-    def parted(self, one: str, other: str) -> bool:
+    def is_partitioned(self, one: str, other: str) -> bool:
         """Whether messages between two hosts vanish."""
         return frozenset((one, other)) in self.partitions
 
@@ -191,7 +191,7 @@ class MemoryNetwork:
     def free_port(self) -> int:
         return next(self._ports)
 
-    def fate(self, kind: StreamKind) -> list[float | None]:
+    def draw_delays(self, kind: StreamKind) -> list[float | None]:
         """Delays at which copies of one message arrive: usually [0.0]; [] dropped, [None] the stream breaks."""
         faults = self.faults
         if kind not in faults.kinds:
@@ -202,7 +202,7 @@ class MemoryNetwork:
             return []
         copies = 2 if self._random.random() < faults.double else 1
         return [
-            self._random.uniform(0, faults.longest_s) if self._random.random() < faults.delay else 0.0
+            self._random.uniform(0, faults.max_delay_s) if self._random.random() < faults.delay else 0.0
             for _ in range(copies)
         ]
 
@@ -259,7 +259,7 @@ class MemoryTransport:
         if self.closed:
             raise Unreachable(f"{target} is not dialled: this transport was closed")
         listener = self.network.listeners.get(target)
-        if listener is None or self.network.parted(self.host, target) or target in self.network.frozen:
+        if listener is None or self.network.is_partitioned(self.host, target) or target in self.network.frozen:
             raise Unreachable(f"nobody answers at {target}: check the address and that the node runs")
         near = MemoryStream(self.network, kind, True, target, self.host)
         far = MemoryStream(self.network, kind, False, self.host or "memory", target)

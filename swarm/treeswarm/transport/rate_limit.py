@@ -19,7 +19,7 @@ class RateLimiter:
     _free_at: float = 0.0
     _turns: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def turn(self, size: int) -> None:
+    async def acquire(self, size: int) -> None:
         """Wait for the turn to send `size` bytes, and charge them then.  Cancelled before, they cost nothing."""
         loop = asyncio.get_running_loop()
         async with self._turns:

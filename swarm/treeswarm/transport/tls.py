@@ -44,7 +44,7 @@ class Security:
     swarm_key: bytes | None = field(default=None, repr=False)
     """Of a private swarm: whoever does not know it is refused, dialling and dialled."""
 
-    def listening(self) -> Identity:
+    def listener_identity(self) -> Identity:
         """Raises BadRequest for an end that only dials."""
         if self.identity is None:
             raise BadRequest("listening with TLS needs an identity: give one, such as Identity.ephemeral()")
@@ -56,7 +56,7 @@ class Security:
             return ()
         return ((PROOF_KEY, hmac.new(self.swarm_key, f"{role}|{server_pin}".encode(), hashlib.sha256).hexdigest()),)
 
-    def proven(self, role: Role, server_pin: str, metadata: dict[str, str | bytes]) -> bool:
+    def proves_key(self, role: Role, server_pin: str, metadata: dict[str, str | bytes]) -> bool:
         """Whether the other end, in that role, knows the key; True where there is none to know."""
         return all(
             hmac.compare_digest(expected.encode(), _as_bytes(metadata.get(name, b"")))
@@ -65,7 +65,7 @@ class Security:
 
     def check_dialler(self, metadata: dict[str, str | bytes]) -> None:
         """Raises Refused for one outside this private swarm."""
-        if not self.proven(Role.DIALLER, self.listening().pin, metadata):
+        if not self.proves_key(Role.DIALLER, self.listener_identity().pin, metadata):
             theirs = (
                 "another swarm key, or took another machine for this node" if PROOF_KEY in metadata else "no swarm key"
             )
@@ -77,7 +77,7 @@ class Security:
 
     def check_acceptor(self, target: str, server_pin: str, metadata: dict[str, str | bytes]) -> None:
         """Raises Refused for a node outside this private swarm."""
-        if not self.proven(Role.ACCEPTOR, server_pin, metadata):
+        if not self.proves_key(Role.ACCEPTOR, server_pin, metadata):
             raise Refused(
                 f"{target} does not know this private swarm's key: start it with the same --swarm-key PATH, or leave "
                 "--swarm-key out here to use an open swarm; nothing was sent to it",

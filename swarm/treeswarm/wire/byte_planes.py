@@ -14,7 +14,7 @@ from treeswarm.protocol.messages import MAX_MESSAGE_BYTES
 LEVEL = 1
 
 
-def pack(data: bytes, value_bytes: int) -> bytes | None:
+def compress(data: bytes, value_bytes: int) -> bytes | None:
     """`data` as one zstd frame of its byte planes; None where that is not smaller."""
     if not data or len(data) % value_bytes:
         return None
@@ -22,7 +22,7 @@ def pack(data: bytes, value_bytes: int) -> bytes | None:
     return packed if len(packed) < len(data) else None
 
 
-def unpack(packed: bytes, value_bytes: int, size: int) -> bytes:
+def decompress(packed: bytes, value_bytes: int, size: int) -> bytes:
     """The `size` bytes that were packed.  Raises Malformed when anything else is in there; no more memory than `size`
     is taken to find out."""
     # Unpacked rows would have had to fit a message as well.

@@ -171,7 +171,7 @@ def test_who_does_not_answer_serves_nobody() -> None:
         network, said = MemoryNetwork(), Said()
         async with tellers(network, Span(0, 5), Span(5, 8), Span(5, 8)) as made:
             made[1].answers_s = None
-            network.cut_off(made[2].address)
+            network.disconnect_host(made[2].address)
             made[0].others = [teller.sealed for teller in made[1:]] + [made[1].sealed[:-1] + b"x", b"nothing"]
             assert await said.run(network, "--registry", made[0].address, "--json") == 1
         told = json.loads(said.text)

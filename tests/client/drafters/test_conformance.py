@@ -416,9 +416,9 @@ def test_a_draft_from_the_hub_comes_with_its_weights(tmp_path: Path, monkeypatch
     shutil.copytree(resolve_model("demo"), other)
     (other / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
     with pytest.raises(Mismatch, match="another tokenizer"):
-        load_drafter("org/draft", other, hub=hub.of_another_model())
+        load_drafter("org/draft", other, hub=hub.for_another_model())
     assert not list((tmp_path / "org/draft").glob("*.safetensors"))
-    assert load_drafter("org/draft", resolve_model("demo"), hub=hub.of_another_model()).name == "draft"
+    assert load_drafter("org/draft", resolve_model("demo"), hub=hub.for_another_model()).name == "draft"
     assert asked[0] == {"cache_dir": "cache", "token": "secret", "local_files_only": True}
     resolve_model("org/draft", hub=hub)
     assert asked[-1]["revision"] == "v2"

@@ -40,8 +40,8 @@ YES, NO = place.DialResult(True, "203.0.113.5:4001"), place.DialResult(False)
 )
 def test_what_others_say(announced: str | None, verdicts: list[place.DialResult], verdict: Verdict, said: str) -> None:
     found = reached(place.decide_address(announced, HERE, verdicts), verdicts, HERE)
-    assert (found.verdict, said in found.said) == (verdict, True), found
-    assert bool(found.next) == (verdict is not Verdict.OK)
+    assert (found.verdict, said in found.message) == (verdict, True), found
+    assert bool(found.next_step) == (verdict is not Verdict.OK)
 
 
 def test_numerics_fail_only_where_the_class_asked_for_does() -> None:
@@ -52,10 +52,10 @@ def test_numerics_fail_only_where_the_class_asked_for_does() -> None:
     ]
     assert judged(tried, "float32", "none").verdict is Verdict.OK
     wrong = judged(tried, "float16", "none")
-    assert (wrong.verdict, wrong.next) == (Verdict.FAIL, "serve in another: --dtype float32")
-    assert "float16 (off by 1.3)" in wrong.said
-    assert "nf4 weights (no library)" in wrong.said
-    assert "without --quantization" in judged(tried, "float32", "nf4").next
+    assert (wrong.verdict, wrong.next_step) == (Verdict.FAIL, "serve in another: --dtype float32")
+    assert "float16 (off by 1.3)" in wrong.message
+    assert "nf4 weights (no library)" in wrong.message
+    assert "without --quantization" in judged(tried, "float32", "nf4").next_step
     assert not NumericsCheck("float32", "none", float("nan")).passes
 
 
@@ -76,7 +76,7 @@ async def test_without_a_model_a_broker_is_asked_for_all_and_a_dht_wants_a_name(
     peer = "dht:/ip4/10.0.0.1/tcp/4002/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
     told = _opening(peer, None, MemoryNetwork().transport())
     assert isinstance(told, Finding)
-    assert (told.verdict, told.next) == (Verdict.WARN, "name a MODEL to see its nodes")
+    assert (told.verdict, told.next_step) == (Verdict.WARN, "name a MODEL to see its nodes")
 
 
 def test_this_machines_cpu_computes_every_class_right() -> None:
@@ -89,7 +89,7 @@ def test_attention_is_checked_as_the_node_would_choose_it() -> None:
     said = {}
     for wanted in ("auto", "flash"):
         config, _ = read_config(["demo", "--attention", wanted], {})
-        said[wanted] = attention(config, torch.device("cpu")).said
+        said[wanted] = attention(config, torch.device("cpu")).message
     assert said == {"auto": "plain torch", "flash": "torch-flash agrees with plain torch"}
 
 
@@ -99,10 +99,10 @@ def test_ports() -> None:
         taken.listen()
         found = free_port(f"127.0.0.1:{taken.getsockname()[1]}")
     assert found.verdict is Verdict.FAIL
-    assert "is the node running already" in found.next
+    assert "is the node running already" in found.next_step
     assert free_port("127.0.0.1:0").verdict is Verdict.OK
     assert free_port("192.0.2.1:4001").verdict is Verdict.FAIL
-    assert free_port("nonsense").next
+    assert free_port("nonsense").next_step
 
 
 async def run_doctor(*arguments: str) -> tuple[int | None, dict[str, dict[str, str]]]:

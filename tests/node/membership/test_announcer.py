@@ -141,7 +141,7 @@ class DeafRegistry(MemoryRegistry):
 async def test_only_the_last_nodes_leave_is_nobodys_news(caplog: pytest.LogCaptureFixture, accompanied: bool) -> None:
     me, book = Node(), DeafRegistry(MODEL)
     if accompanied:
-        await book.hear([Node().record(4002).sealed])
+        await book.add_records([Node().record(4002).sealed])
     state = NodeState.ONLINE
 
     def draft(generation: int, expires: int) -> NodeRecord:

@@ -91,7 +91,7 @@ def histories(draw: st.DrawFn) -> list[SealedRecord]:
 def test_the_book_holds_the_newest_of_each_node_whatever_the_order(history: list[SealedRecord]) -> None:
     book = RecordBook(MODEL)
     for sealed in history:
-        book.take(sealed.sealed)
+        book.add(sealed.sealed)
     newest: dict[str, SealedRecord] = {}
     for sealed in sorted(history, key=lambda sealed: sealed.record.generation):
         newest[sealed.record.node] = sealed

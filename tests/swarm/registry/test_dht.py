@@ -17,7 +17,7 @@ from treeswarm.errors import BadRequest, TransportError, Unreachable
 from treeswarm.protocol.records import NodeState, SealedRecord
 from treeswarm.registry import open_registry
 from treeswarm.registry.dht import DhtRegistry
-from treeswarm.registry.dht_peer import Peer, check_hivemind, shard_key
+from treeswarm.registry.dht_peer import DhtPeer, check_hivemind, shard_key
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ async def test_whoever_is_found_again_before_he_finds_anyone_announces_again_too
     await knows(await member(dht), "127.0.0.1:4001")
 
 
-async def another_life(registry: DhtRegistry, failed: Peer | None) -> bool:
+async def another_life(registry: DhtRegistry, failed: DhtPeer | None) -> bool:
     return registry._peer not in (None, failed)
 
 

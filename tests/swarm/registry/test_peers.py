@@ -71,11 +71,11 @@ def test_known_nodes_take_the_place_of_named_ones_that_are_gone(typed: int) -> N
         ports = [int(listener.address.rpartition(":")[2]) for listener in listeners]
         told += [Node().record(port, pin="").sealed for port in ports[typed:]]
         named = tuple(listener.address for listener in listeners[:typed])
-        registry = PeersRegistry(MODEL, time.time, transport=network.transport(), addresses=named, everyone=True)
+        registry = PeersRegistry(MODEL, time.time, transport=network.transport(), addresses=named, discover=True)
         await registry.start()
         for listener in listeners[:-1]:
             await listener.close()
-            network.cut_off(listener.address)
+            network.disconnect_host(listener.address)
         asked.clear()
         await asyncio.sleep(60)
         assert listeners[-1].address in asked

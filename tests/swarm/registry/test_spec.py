@@ -6,9 +6,9 @@ import pytest
 from tests.support.registry_media import MODEL, Node
 
 from treeswarm.errors import BadRequest
-from treeswarm.registry import client_registry, invitation, open_registry, peers_registry, registry_kind
+from treeswarm.registry import client_registry, open_registry, peers_registry, registry_kind, shareable_spec
 from treeswarm.registry.memory import MemoryRegistry
-from treeswarm.registry.spec import Broker, dht_peers
+from treeswarm.registry.spec import Broker, parse_dht_peers
 from treeswarm.transport.memory import MemoryNetwork
 
 MADDR = "/ip4/10.0.0.1/tcp/4002/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
@@ -92,17 +92,17 @@ async def test_what_is_said_of_a_wrong_one_has_no_password_in_it(spec: str) -> N
 
 
 def test_others_are_invited_with_a_user_of_their_own() -> None:
-    invited = invitation("mqtts://al%40ice:p%2Fw@[::1]:99/ns/deep?ca=/a@b.pem")
+    invited = shareable_spec("mqtts://al%40ice:p%2Fw@[::1]:99/ns/deep?ca=/a@b.pem")
     assert invited == "mqtts://USER:PASSWORD@[::1]:99/ns/deep?ca=/a@b.pem"
-    assert invitation("mqtt://broker/ns") == "mqtt://broker/ns"
+    assert shareable_spec("mqtt://broker/ns") == "mqtt://broker/ns"
 
 
 def test_a_dht_is_joined_by_multiaddresses() -> None:
-    assert dht_peers("dht:") == ()
-    assert dht_peers(f"dht:{MADDR}, {MADDR}") == (MADDR,)
+    assert parse_dht_peers("dht:") == ()
+    assert parse_dht_peers(f"dht:{MADDR}, {MADDR}") == (MADDR,)
     for spec in ("dht:10.0.0.1:4001", "dht:/ip4/10.0.0.1/tcp/4002", "dht:/unix/x"):
         with pytest.raises(BadRequest, match="no address in a DHT: give what a node prints"):
-            dht_peers(spec)
+            parse_dht_peers(spec)
 
 
 async def test_who_may_open_what() -> None:
@@ -113,5 +113,5 @@ async def test_who_may_open_what() -> None:
     for spec in ("dht:", f"dht:{MADDR}", "none"):
         with pytest.raises(BadRequest, match="give --peers HOST:PORT of any node"):
             await client_registry(spec, MODEL, transport)
-    assert not peers_registry("static:10.0.0.1:1", transport, None).everyone
+    assert not peers_registry("static:10.0.0.1:1", transport, None).discover
     assert peers_registry("10.0.0.1:1,10.0.0.1:1", transport, None).addresses == ("10.0.0.1:1",)

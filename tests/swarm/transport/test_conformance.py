@@ -11,7 +11,7 @@ from treeswarm.errors import BadRequest, LinkBroken, Malformed, Refused, SwarmEr
 from treeswarm.keys import Identity
 from treeswarm.protocol.messages import Answers, Append, Describe, FaultCode, LinkHello, Message, Ping, Pong
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm.transport.emulated import EmulatedTransport, LinkShape, Uplink
+from treeswarm.transport.emulated import EmulatedTransport, LinkShape, EmulatedUplink
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.memory import Faults, MemoryNetwork
 from treeswarm.transport.seam import Stream, StreamKind, Transport
@@ -327,13 +327,13 @@ async def test_memory_garbage_is_malformed() -> None:
 
 async def test_a_terrible_network_is_the_same_for_the_same_seed() -> None:
     async def fates(seed: int) -> list[list[float | None]]:
-        network = MemoryNetwork(seed, Faults(drop=0.2, double=0.2, delay=0.3, longest_s=1.0, cut=0.01))
-        return [network.fate(LINK) for _ in range(300)]
+        network = MemoryNetwork(seed, Faults(drop=0.2, double=0.2, delay=0.3, max_delay_s=1.0, cut=0.01))
+        return [network.draw_delays(LINK) for _ in range(300)]
 
     first = await fates(1)
     assert first == await fates(1)
     assert first != await fates(2)
-    assert {len(fate) for fate in first} == {0, 1, 2}
+    assert {len(draw_delays) for draw_delays in first} == {0, 1, 2}
     assert [None] in first
 
 
@@ -357,5 +357,5 @@ def test_what_is_no_link_is_refused(text: str) -> None:
 
 
 def test_an_uplink_sends_one_message_at_a_time() -> None:
-    uplink = Uplink(LinkShape(delay_s=1.0, rate=8_000.0))
+    uplink = EmulatedUplink(LinkShape(delay_s=1.0, rate=8_000.0))
     assert [uplink.arrival(1000, now) for now in (0.0, 0.0, 10.0)] == [2.0, 3.0, 12.0]

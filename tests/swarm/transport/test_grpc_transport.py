@@ -154,7 +154,7 @@ async def test_idle_connections_are_not_kept_without_bound(monkeypatch: pytest.M
 
 
 async def test_where_the_rate_is_used_up_links_wait_and_heartbeats_do_not() -> None:
-    listening, dialling = GrpcTransport(), GrpcTransport(pace=RateLimiter(LEAST_RATE))
+    listening, dialling = GrpcTransport(), GrpcTransport(rate_limiter=RateLimiter(LEAST_RATE))
     came = asyncio.Event()
 
     async def accept(kind: StreamKind, stream: Stream) -> None:
@@ -171,17 +171,17 @@ async def test_where_the_rate_is_used_up_links_wait_and_heartbeats_do_not() -> N
     await link.send(hello)
     await asyncio.wait_for(came.wait(), 10)
     came.clear()
-    assert dialling.pace is not None
-    dialling.pace.charge(100_000_000, asyncio.get_running_loop().time())  # 800 s of the line
+    assert dialling.rate_limiter is not None
+    dialling.rate_limiter.charge(100_000_000, asyncio.get_running_loop().time())  # 800 s of the line
     waiting = asyncio.create_task(link.send(hello))
     await control.send(Ping(1))
     assert await asyncio.wait_for(control.receive(), 10) == Pong(1)
     assert not waiting.done()
     assert not came.is_set()
-    owed_s = dialling.pace.owed_s(asyncio.get_running_loop().time())
+    owed_s = dialling.rate_limiter.owed_s(asyncio.get_running_loop().time())
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    assert dialling.pace.owed_s(asyncio.get_running_loop().time()) <= owed_s
+    assert dialling.rate_limiter.owed_s(asyncio.get_running_loop().time()) <= owed_s
     assert dialling.traffic.sent[StreamKind.LINK] > 0
     async with asyncio.timeout(10):  # who has sent counts it when he hears that it has gone
         while (dialling.traffic.sent, dialling.traffic.received) != (

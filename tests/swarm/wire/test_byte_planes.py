@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from treeswarm.errors import Malformed
 from treeswarm.protocol.messages import MAX_MESSAGE_BYTES
-from treeswarm.wire.byte_planes import pack, unpack
+from treeswarm.wire.byte_planes import compress, decompress
 
 widths = st.sampled_from([1, 2, 4])
 
@@ -20,12 +20,12 @@ def activations(rows: int, width: int = 64) -> bytes:
 
 
 ROWS = activations(64)
-PACKED = pack(ROWS, 2) or b""
+PACKED = compress(ROWS, 2) or b""
 
 
 def test_activations_become_smaller_and_come_back() -> None:
     assert 0 < len(PACKED) < 0.85 * len(ROWS)
-    assert unpack(PACKED, 2, len(ROWS)) == ROWS
+    assert decompress(PACKED, 2, len(ROWS)) == ROWS
 
 
 @settings(max_examples=200, deadline=None)
@@ -37,16 +37,16 @@ def test_activations_become_smaller_and_come_back() -> None:
     width=widths,
 )
 def test_whatever_is_packed_comes_back(data: bytes, width: int) -> None:
-    packed = pack(data, width)
+    packed = compress(data, width)
     if packed is not None:
         assert len(packed) < len(data)
-        assert unpack(packed, width, len(data)) == data
+        assert decompress(packed, width, len(data)) == data
 
 
 def test_what_would_not_become_smaller_is_left_alone() -> None:
-    assert pack(b"", 2) is None
-    assert pack(np.random.default_rng(0).bytes(4096), 2) is None
-    assert pack(bytes(4097), 2) is None, "no whole values"
+    assert compress(b"", 2) is None
+    assert compress(np.random.default_rng(0).bytes(4096), 2) is None
+    assert compress(bytes(4097), 2) is None, "no whole values"
 
 
 @settings(max_examples=200, deadline=None)
@@ -62,7 +62,7 @@ def test_garbled_frames_are_malformed_or_as_long_as_they_should_be(
     garbled = PACKED[:place] + bytes([byte]) + PACKED[place + 1 :]
     for tried in (data, garbled, PACKED[:place], PACKED + data):
         try:
-            assert len(unpack(tried, width, len(ROWS))) == len(ROWS)
+            assert len(decompress(tried, width, len(ROWS))) == len(ROWS)
         except Malformed as error:
             assert str(error).startswith("hidden")
 
@@ -70,7 +70,7 @@ def test_garbled_frames_are_malformed_or_as_long_as_they_should_be(
 @pytest.mark.parametrize("end", [0, 1, 4, 5, 8, len(PACKED) // 2, len(PACKED) - 1])
 def test_a_truncated_frame_is_malformed(end: int) -> None:
     with pytest.raises(Malformed, match="hidden"):
-        unpack(PACKED[:end], 2, len(ROWS))
+        decompress(PACKED[:end], 2, len(ROWS))
 
 
 def frame(told: int, blocks: bytes) -> bytes:
@@ -100,15 +100,15 @@ def repeated(count: int) -> bytes:
 )
 def test_a_frame_of_another_size_than_its_rows_is_malformed(packed: bytes) -> None:
     with pytest.raises(Malformed, match="hidden"):
-        unpack(packed, 2, len(ROWS))
+        decompress(packed, 2, len(ROWS))
 
 
 def test_the_frame_made_by_hand_is_one() -> None:
-    assert unpack(frame(4096, repeated(4096)), 2, 4096) == bytes(4096)
+    assert decompress(frame(4096, repeated(4096)), 2, 4096) == bytes(4096)
 
 
 @pytest.mark.parametrize(("size", "width"), [(0, 2), (-2, 2), (1, 2), (6, 4), (MAX_MESSAGE_BYTES + 4, 4)], ids=range(5))
 def test_rows_that_cannot_have_been_packed_are_malformed(size: int, width: int) -> None:
     packed = zstandard.ZstdCompressor().compress(bytes(max(0, size)))
     with pytest.raises(Malformed, match=f"where {size} bytes"):
-        unpack(packed, width, size)
+        decompress(packed, width, size)
