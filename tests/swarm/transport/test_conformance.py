@@ -11,7 +11,7 @@ from treeswarm.errors import BadRequest, LinkBroken, Malformed, Refused, SwarmEr
 from treeswarm.keys import Identity
 from treeswarm.protocol.messages import Answers, Append, Describe, FaultCode, LinkHello, Message, Ping, Pong
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm.transport.emulated import EmulatedTransport, LinkShape, EmulatedUplink
+from treeswarm.transport.emulated import EmulatedTransport, EmulatedUplink, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.memory import Faults, MemoryNetwork
 from treeswarm.transport.seam import Stream, StreamKind, Transport
