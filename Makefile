@@ -10,13 +10,15 @@ TORCH_INDEX ?=
 JOBS ?= 2
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help demo test test-slow check bench format models clean
+.PHONY: help demo test test-slow check house wheels bench format models clean
 
 help:
 	@echo "make demo        three nodes on this machine, live text, plain decoding against trees"
 	@echo "make test        the tests (half an hour on two cores)"
 	@echo "make test-slow   the long ones"
 	@echo "make check       lint, types, import rules, generated code"
+	@echo "make house       figures of the code's structure: files, folders, classes, functions, docstrings"
+	@echo "make wheels      dist/treeswarm-*.whl, and what measures it: dist/treeswarm_bench-*.whl"
 	@echo "make bench       the figures of docs/benchmarks.md (an hour and a half)"
 	@echo "make format      let ruff rewrite"
 	@echo "make models      train the bundled pair again (hours)"
@@ -39,6 +41,13 @@ check: $(VENV)/dev.stamp
 	@$(PY) proto/generate.py --check
 	@echo "all checks passed"
 
+house: $(VENV)/dev.stamp
+	@$(PY) scripts/house.py
+
+wheels: $(VENV)/demo.stamp
+	@$(PY) -m pip wheel -q --disable-pip-version-check --no-deps -w dist . ./bench
+	@ls dist/*.whl
+
 bench: $(VENV)/demo.stamp
 	@mkdir -p build
 	@for which in exact trees overhead wan batch flips tls fuzz load faults; do \
@@ -57,14 +66,14 @@ clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # The stamps are made again when what is to be installed changes, so a second run starts at once.
-$(VENV)/demo.stamp: pyproject.toml constraints.txt
+$(VENV)/demo.stamp: pyproject.toml bench/pyproject.toml constraints.txt
 	@echo "This installs treeswarm with PyTorch and transformers into $(CURDIR)/$(VENV):"
 	@echo "about 0.3 GB of packages to download and 1.4 GB on disk with PyTorch's CPU build, the one pinned here where"
 	@echo "the index has it.  Where the index serves a CUDA build instead, several GB: name a CPU index in TORCH_INDEX."
 	@$(MAKE) --no-print-directory install EXTRAS=node,draft,serve
 	@touch $@
 
-$(VENV)/dev.stamp: pyproject.toml constraints.txt
+$(VENV)/dev.stamp: pyproject.toml bench/pyproject.toml constraints.txt
 	@echo "This installs treeswarm with PyTorch, transformers and the development tools into $(CURDIR)/$(VENV):"
 	@echo "about 0.45 GB of packages to download and 1.7 GB on disk with PyTorch's CPU build."
 	@$(MAKE) --no-print-directory install EXTRAS=node,draft,serve,dev
@@ -77,4 +86,4 @@ install:
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) \
 		|| { echo "this Python cannot make environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@$(PY) -m pip install -q --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
-	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]" -e ./bench

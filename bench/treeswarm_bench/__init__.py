@@ -1,1 +1,3 @@
 """Measuring treeswarm: benchmarks, a WAN lab, a simulator."""
+
+__version__ = "0.1.0"

@@ -1,27 +1,22 @@
 """What every bench shares: a swarm of processes, a client on it, and a record of what was measured on what."""
 
 import contextlib
-import datetime
-import os
-import platform
 import statistics
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from treeswarm.errors import SwarmError
 from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import read_shape, resolve_model
 from treeswarm_bench.benchmarks.widened_model import Widened
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run, TreeSize
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
+from treeswarm_client.provenance import chain_provenance, machine_provenance
 
 # Of a number, as nodes keep it.
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-PACKAGES = ("treeswarm", "torch", "transformers", "grpcio", "numpy")
 
 
 @dataclass(frozen=True)
@@ -80,31 +75,13 @@ class Bench:
         )
 
     async def provenance(self) -> dict[str, Any]:
-        """Versions, weights, links, and what each node really computed.  Raises SwarmError if a node is gone."""
-        described = await self.client.describe_nodes(self.addresses)
-        if len(described) != len(self.addresses):
-            raise SwarmError("a node died during the bench: its figures do not count")
-        return (
-            provenance_of_machine()
-            | self.setup.told_model()
-            | {
-                "draft": self.setup.draft,
-                "weights": self.client.target.numerics.weights,
-                "dtype": self.client.target.numerics.dtype,
-                "quantization": self.setup.quantization or "none",
-                "link": self.link or ("as it is" if self.setup.peers else "loopback"),
-                "nodes": [
-                    {
-                        "blocks": str(node.span),
-                        "attention": node.attention,
-                        "frames": node.frames,
-                        "forwards": node.forwards,
-                        "sessions_per_forward": node.forward_sessions / node.forwards if node.forwards else 0.0,
-                    }
-                    for node in described.values()
-                ],
-            }
-        )
+        """Return versions, weights, links, and what each node computed.  Raises SwarmError if a node is gone."""
+        named = {
+            "draft": self.setup.draft,
+            "quantization": self.setup.quantization or "none",
+            "link": self.link or ("as it is" if self.setup.peers else "loopback"),
+        }
+        return machine_provenance() | self.setup.told_model() | named | await chain_provenance(self.client)
 
 
 @contextlib.asynccontextmanager
@@ -127,26 +104,9 @@ async def bench_swarm(
         yield Bench(setup, swarm, await stack.enter_async_context(connecting), link)
 
 
-def provenance_of_machine() -> dict[str, Any]:
-    """When, where and with which versions."""
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-    }
-
-
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and quartiles: these machines are noisy, and one number hides it."""
     if len(values) < 2:
         return {"median": values[0], "low": values[0], "high": values[0]} if values else {}
     low, median, high = statistics.quantiles(values, n=4)
     return {"median": median, "low": low, "high": high}
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as lines:  # noqa: PTH123  # a kernel file
-            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

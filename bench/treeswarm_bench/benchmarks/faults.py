@@ -19,12 +19,13 @@ from treeswarm.protocol.spans import Span
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import StreamKind
 from treeswarm.transport.tls import Security
-from treeswarm_bench.benchmarks.common import BenchSetup, provenance_of_machine, spread
+from treeswarm_bench.benchmarks.common import BenchSetup, spread
 from treeswarm_bench.benchmarks.tcp_relay import Cuttable, cuttable
 from treeswarm_bench.benchmarks.texts import held_out_prompts
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run
 from treeswarm_client.local_swarm import HostCommand, LocalNode, LocalSwarm, even_cuts, local_swarm
+from treeswarm_client.provenance import machine_provenance
 
 KINDS = ("kill", "hang", "cut", "refusal", "drain", "two")
 REPLICAS = 2
@@ -359,7 +360,7 @@ def _summary(outcomes: Sequence[Outcome], setup: BenchSetup, seed: int) -> dict[
         ],
         "places": {name: sum(place in one.places for one in outcomes) for place, name in enumerate(PLACES)},
         "well": len(done) == len(outcomes) and all(one.identical for one in outcomes),
-        "provenance": provenance_of_machine() | {"model": setup.model, "dtype": setup.dtype, "link": LINK},
+        "provenance": machine_provenance() | {"model": setup.model, "dtype": setup.dtype, "link": LINK},
     }
 
 

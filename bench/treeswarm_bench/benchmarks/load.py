@@ -8,11 +8,12 @@ from typing import Any
 
 from treeswarm.errors import SwarmError
 from treeswarm.model_files import read_shape, resolve_model
-from treeswarm_bench.benchmarks.common import BenchSetup, provenance_of_machine
+from treeswarm_bench.benchmarks.common import BenchSetup
 from treeswarm_bench.benchmarks.faults import percentiles
 from treeswarm_bench.benchmarks.texts import held_out_prompts
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
+from treeswarm_client.provenance import machine_provenance
 
 # Of each node: a quarter of the clients.
 ROOM_SHARE = 4
@@ -59,7 +60,7 @@ async def bench_load(setup: BenchSetup, *, clients: int) -> dict[str, Any]:
         "left_open": sum(node.sessions for node in nodes.values()),
         "refusals": sum(node.refused for node in nodes.values()),
         "well": all(row["wrong"] == 0 for row in rows) and rows[0]["served"] == clients,
-        "provenance": provenance_of_machine() | {"model": setup.model, "dtype": setup.dtype, "link": "loopback"},
+        "provenance": machine_provenance() | {"model": setup.model, "dtype": setup.dtype, "link": "loopback"},
     }
 
 

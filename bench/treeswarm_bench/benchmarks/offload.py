@@ -6,12 +6,13 @@ from typing import Any
 
 from treeswarm.model_files import read_shape, resolve_model
 from treeswarm.protocol.spans import Span
-from treeswarm_bench.benchmarks.common import BenchSetup, provenance_of_machine, spread
+from treeswarm_bench.benchmarks.common import BenchSetup, spread
 from treeswarm_bench.benchmarks.statistics import Sample, paired, rate
 from treeswarm_bench.benchmarks.texts import held_out_prompts
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run
 from treeswarm_client.local_swarm import even_cuts, local_swarm
+from treeswarm_client.provenance import machine_provenance
 
 SIZES = (0, 8, 64)
 PLACEMENTS = ("none", "disk")
@@ -39,7 +40,7 @@ async def bench_offload(setup: BenchSetup, *, sizes: Sequence[int]) -> dict[str,
             for size in sizes
             for plain, streamed in zip(runs["none"][size], runs["disk"][size], strict=True)
         ),
-        "provenance": provenance_of_machine()
+        "provenance": machine_provenance()
         | setup.told_model()
         | {"draft": setup.draft, "dtype": setup.dtype, "nodes": [str(span) for span in spans]},
     }

@@ -22,8 +22,9 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.grpc_streams import RAW
 from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm.transport.tls import Security
-from treeswarm_bench.benchmarks.common import provenance_of_machine, spread
+from treeswarm_bench.benchmarks.common import spread
 from treeswarm_bench.lab import Lab, LabLink, wan_lab
+from treeswarm_client.provenance import machine_provenance
 from treeswarm_node.config import NodeLimits
 from treeswarm_node.reachability.port_borrower import rent
 from treeswarm_node.reachability.port_lender import PortLender
@@ -156,7 +157,7 @@ async def main() -> None:
         loopback = dict.fromkeys(("landlord", "tenant"), "127.0.0.1")
         result = {"link": "loopback", **await bench(lambda _, command: command, loopback, "client", lab=False)}
     load = os.getloadavg()[0]
-    return print(json.dumps({"bench": "ports", **result, "load": load, "provenance": provenance_of_machine()}))
+    return print(json.dumps({"bench": "ports", **result, "load": load, "provenance": machine_provenance()}))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from treeswarm.model_files import load_tokenizer, resolve_model
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.noise import NoiseRows
 from treeswarm.session.walk import Walk, walk
-from treeswarm_bench.benchmarks.common import BenchSetup, provenance_of_machine
+from treeswarm_bench.benchmarks.common import BenchSetup
 from treeswarm_bench.benchmarks.rejection import ROOT, SampledTree, walk_by_rejection
 from treeswarm_bench.benchmarks.sampled_trees import BestFirstShape, Shape, StaticShape
 from treeswarm_bench.benchmarks.statistics import RESAMPLES, Ratio, same_text
@@ -23,6 +23,7 @@ from treeswarm_bench.benchmarks.texts import held_out_prompts, repeated_4grams
 from treeswarm_bench.benchmarks.tree_model import CachedModel
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.seam import DraftTree, Verification
+from treeswarm_client.provenance import machine_provenance
 
 TEMPERATURES = (0.3, 0.7, 1.0)
 SIZES = (16, 64)
@@ -98,7 +99,7 @@ async def bench_sampling(
         "rows": rows,
         "ratios": ratios,
         "mismatches": mismatches,
-        "provenance": provenance_of_machine() | {"model": setup.model, "draft": setup.draft, "dtype": "float32"},
+        "provenance": machine_provenance() | {"model": setup.model, "draft": setup.draft, "dtype": "float32"},
     }
 
 

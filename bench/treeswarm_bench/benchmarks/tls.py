@@ -6,8 +6,9 @@ from typing import Any
 from rich.table import Table
 
 from treeswarm.transport.seam import StreamKind
-from treeswarm_bench.benchmarks.common import provenance_of_machine, spread
+from treeswarm_bench.benchmarks.common import spread
 from treeswarm_bench.benchmarks.echo import FORMS, echo_process, echo_s, transport_of
+from treeswarm_client.provenance import machine_provenance
 
 SIZES = (8 << 10, 64 << 10, 1 << 20)
 ECHOES = {8 << 10: 400, 64 << 10: 300, 1 << 20: 100}
@@ -23,7 +24,7 @@ async def bench_tls() -> dict[str, Any]:
         for transport in transports.values():
             await transport.close()
         connects = await _connects(addresses)
-    return {"bench": "tls", "echo_ms": rows, "connect_ms": connects, "provenance": provenance_of_machine()}
+    return {"bench": "tls", "echo_ms": rows, "connect_ms": connects, "provenance": machine_provenance()}
 
 
 def table(result: dict[str, Any]) -> Table:

@@ -1,34 +1,48 @@
-"""`swarm demo`: three nodes on this machine, a completion that streams, and what trees buy over slow links."""
+"""`swarm demo`: three nodes on this machine, a completion as it streams, and the gain of trees over slow links."""
 
 import argparse
 import contextlib
 import io
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from treeswarm.model_files import resolve_model
-from treeswarm_bench.benchmarks.common import Bench, BenchSetup, bench_swarm
+from treeswarm.model_files import read_shape, resolve_model
 from treeswarm_client.cli.flags import tree_size
 from treeswarm_client.cli.render.live import LiveText
 from treeswarm_client.cli.signals import run
+from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run, TreeSize
 from treeswarm_client.generation.stats import Stats
+from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
+from treeswarm_client.provenance import chain_provenance, machine_provenance
 from treeswarm_client.reference import stock_greedy
 
+MODEL, DRAFT, DTYPE = "demo", "demo-draft", "float32"
+NODES = 3
 PROMPT = '''def copy(src, dst, *, follow_symlinks=True):
     """Copy data and mode bits'''
-DELAY = "delay=25ms"
+LINK = "delay=25ms"
 EXAMPLES = """examples:
   swarm demo
   swarm demo --prompt "import os" --max-new-tokens 48
   swarm demo --tree-size 16 --json | jq .tree.tokens_per_traversal"""
 
 
+@dataclass(frozen=True)
+class DemoSwarm:
+    """The nodes of the demo and a client connected to them."""
+
+    nodes: LocalSwarm
+    client: SwarmClient
+
+
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    made = commands.add_parser(
+    """Add `swarm demo` to the command line."""
+    parser = commands.add_parser(
         "demo",
         help="three nodes on this machine, live text, plain decoding against trees",
         description="Start three swarm-node processes on loopback with the bundled model, stream a completion over "
@@ -36,47 +50,54 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--prompt", default=PROMPT)
-    made.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="default 96")
-    made.add_argument("--tree-size", type=tree_size, default="auto", metavar="N", help="default auto")
-    made.add_argument("--json", action="store_true", help="one JSON object: exact, plain, tree")
-    made.set_defaults(run=lambda args: run(_run(args)))
+    parser.add_argument("--prompt", default=PROMPT, help="text to continue (default: the beginning of a function)")
+    parser.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="tokens to generate (default 96)")
+    parser.add_argument(
+        "--tree-size", type=tree_size, default="auto", metavar="N", help="draft nodes per round, or auto (default)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object: exact, plain, tree")
+    parser.set_defaults(run=lambda args: run(_run(args)))
 
 
 async def _run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, file=io.StringIO() if args.json else None)
-    setup = BenchSetup(tokens=args.max_new_tokens)
-    status = console.status("starting three nodes, links emulated at 25 ms one way …")
+    tokens = args.max_new_tokens
     async with contextlib.AsyncExitStack() as stack:
-        with status:
-            bench = await stack.enter_async_context(bench_swarm(setup, link=DELAY))
-        _introduce(console, bench)
-        tree = await _stream(bench, args.prompt, console, args.tree_size)
-        with console.status("the same text once more, one token a traversal …"):
-            plain = await bench.run(bench.client.encode(args.prompt), tree_size=0)
-        with console.status("and by a stock transformers model in a process of its own …"):
-            prompt = bench.client.encode(args.prompt)
-            stock = await stock_greedy(resolve_model(setup.model), [prompt], setup.tokens, setup.dtype)
+        with console.status("starting three nodes, links emulated at 25 ms one way …"):
+            swarm = await _start(stack)
+        _introduce(console, swarm)
+        prompt = swarm.client.encode(args.prompt)
+        tree = await _stream(swarm.client, args.prompt, console, tokens, args.tree_size)
+        with console.status("the same text again, one token per traversal …"):
+            plain = await swarm.client.generate(prompt, max_new_tokens=tokens, tree_size=0, ignore_eos=True)
+        with console.status("the same text from a stock transformers model in a process of its own …"):
+            stock = await stock_greedy(resolve_model(MODEL), [prompt], tokens, DTYPE)
         exact = tree.token_ids == plain.token_ids == stock.token_ids[0]
-        assert plain.stats is not None
-        assert tree.stats is not None
-        console.print(_table(plain.stats, tree.stats))
+        console.print(_table(_stats(plain), _stats(tree)))
         console.print(_verdict(exact=exact))
         if args.json:
-            print(json.dumps(await _as_json(bench, plain, tree, exact=exact)))
+            print(json.dumps(await _as_json(swarm.client, plain, tree, exact=exact)))
     return 0 if exact else 1
 
 
-def _introduce(console: Console, bench: Bench) -> None:
-    for node in bench.swarm.nodes:
+async def _start(stack: contextlib.AsyncExitStack) -> DemoSwarm:
+    """Start the nodes and connect a client.  Prompts are not shared: each text is measured as if it were the first."""
+    spans = even_cuts(read_shape(resolve_model(MODEL)).blocks, NODES)
+    nodes = await stack.enter_async_context(local_swarm(MODEL, spans, dtype=DTYPE, emulate_link=LINK))
+    connecting = SwarmClient(model=MODEL, peers=nodes.peers, draft=DRAFT, emulate_link=LINK, prefix_scope="none")
+    return DemoSwarm(nodes, await stack.enter_async_context(connecting))
+
+
+def _introduce(console: Console, swarm: DemoSwarm) -> None:
+    for node in swarm.nodes.nodes:
         console.print(f"[bold]swarm-node[/bold] {node.address}  blocks {node.ready['blocks']} of {node.ready['of']}")
     console.print("each colour is one round trip through all three:\n", style="dim")
 
 
-async def _stream(bench: Bench, prompt: str, console: Console, size: TreeSize) -> Run:
+async def _stream(client: SwarmClient, prompt: str, console: Console, tokens: int, size: TreeSize) -> Run:
     live = LiveText(console)
     live.prompt(prompt)
-    run = bench.client.stream(prompt, max_new_tokens=bench.setup.tokens, tree_size=size, ignore_eos=True)
+    run = client.stream(prompt, max_new_tokens=tokens, tree_size=size, ignore_eos=True)
     async for token in run:
         live.token(token)
     live.end()
@@ -84,9 +105,14 @@ async def _stream(bench: Bench, prompt: str, console: Console, size: TreeSize) -
     return run
 
 
+def _stats(run: Run) -> Stats:
+    assert run.stats is not None  # a run that has ended has them
+    return run.stats
+
+
 def _table(plain: Stats, tree: Stats) -> Table:
     table = Table(title="the same text over links of 25 ms one way", title_justify="left")
-    for column in ("", "traversals", "tokens a traversal", "tokens/s", "ratio"):
+    for column in ("", "traversals", "tokens per traversal", "tokens/s", "ratio"):
         table.add_column(column, justify="right" if column else "left")
     for name, stats in (("plain decoding", plain), ("speculation trees", tree)):
         ratio = stats.tokens_per_second / plain.tokens_per_second
@@ -102,17 +128,16 @@ def _table(plain: Stats, tree: Stats) -> Table:
 
 def _verdict(*, exact: bool) -> str:
     if exact:
-        return "[green]identical[/green]: plain, trees and stock transformers gave the same tokens"
-    return "[red]not identical[/red]: run `swarm bench exact` to see where the texts part"
+        return "[green]identical[/green]: plain decoding, trees and stock transformers gave the same tokens"
+    return "[red]not identical[/red]: run `swarm bench exact` to see where the texts differ"
 
 
-async def _as_json(bench: Bench, plain: Run, tree: Run, *, exact: bool) -> dict[str, Any]:
-    assert plain.stats is not None
-    assert tree.stats is not None
+async def _as_json(client: SwarmClient, plain: Run, tree: Run, *, exact: bool) -> dict[str, Any]:
+    provenance = machine_provenance() | {"model": MODEL, "draft": DRAFT, "quantization": "none", "link": LINK}
     return {
         "exact": exact,
         "text": tree.text,
-        "plain": plain.stats.as_dict(),
-        "tree": tree.stats.as_dict(),
-        "provenance": await bench.provenance(),
+        "plain": _stats(plain).as_dict(),
+        "tree": _stats(tree).as_dict(),
+        "provenance": provenance | await chain_provenance(client),
     }

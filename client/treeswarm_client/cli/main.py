@@ -10,9 +10,7 @@ from treeswarm import __version__
 from treeswarm.errors import SwarmError
 from treeswarm.programs.completion import add_completion_flag
 from treeswarm.programs.settings import parse
-from treeswarm_bench import cli as bench
-from treeswarm_bench.simulate import cli as simulate
-from treeswarm_client.cli import demo, doctor, generate, models, serve, status
+from treeswarm_client.cli import demo, doctor, generate, measuring, models, serve, status
 from treeswarm_client.cli.chat import command as chat
 from treeswarm_client.cli.signals import Terminated
 
@@ -40,8 +38,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"treeswarm {__version__}")
     add_completion_flag(made)
     commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (generate, chat, serve, status, models, doctor, demo, bench, simulate):
+    for command in (generate, chat, serve, status, models, doctor, demo):
         command.add_command(commands)
+    measuring.add_commands(commands)
     return made
 
 

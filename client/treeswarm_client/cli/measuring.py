@@ -1,0 +1,35 @@
+"""The commands `swarm bench` and `swarm simulate`, which live in the separate package `treeswarm_bench`."""
+
+import argparse
+from importlib import import_module
+from importlib.util import find_spec
+
+from treeswarm.errors import BadRequest
+
+PACKAGE = "treeswarm_bench"
+INSTALL = "pip install 'treeswarm[bench]'"
+COMMANDS = {
+    "bench": ("treeswarm_bench.cli", "measure exactness and speed with real nodes on this machine"),
+    "simulate": ("treeswarm_bench.simulate.cli", "see how a swarm of thousands of nodes places blocks and routes"),
+}
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add both commands; where the package is not installed, each says how to install it."""
+    installed = find_spec(PACKAGE) is not None
+    for name, (module, summary) in COMMANDS.items():
+        if installed:
+            import_module(module).add_command(commands)
+        else:
+            _add_placeholder(commands, name, summary)
+
+
+def _add_placeholder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str) -> None:
+    """Add a command that takes any arguments, flags of the missing command included, and is refused when it runs."""
+    parser = commands.add_parser(name, help=f"{summary} ({INSTALL})", add_help=False, prefix_chars="\0")
+    parser.add_argument("arguments", nargs="*")
+    parser.set_defaults(run=_refuse)
+
+
+def _refuse(args: argparse.Namespace) -> int:
+    raise BadRequest(f"swarm {args.command} is not installed here: {INSTALL}")
