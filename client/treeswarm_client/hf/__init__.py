@@ -1,6 +1,7 @@
-"""transformers' face of the client.  Brings torch and transformers: nothing else in the client imports it."""
+"""The interface for transformers users.  It imports torch and transformers; nothing else in the client imports it."""
 
 from treeswarm_client.hf.inference_session import InferenceSession
-from treeswarm_client.hf.model import AutoSwarmModelForCausalLM, SwarmGenerateOutput
+from treeswarm_client.hf.model import AutoSwarmModelForCausalLM
+from treeswarm_client.hf.output import SwarmGenerateOutput
 
 __all__ = ["AutoSwarmModelForCausalLM", "InferenceSession", "SwarmGenerateOutput"]

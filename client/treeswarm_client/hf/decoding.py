@@ -1,4 +1,4 @@
-"""Rows and samples side by side, each a session of its own."""
+"""Rows and samples generated side by side, each in a session of its own."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -12,39 +12,42 @@ from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run
 
 StopCheck = Callable[[Sequence[int]], bool]
-"""Whether a text, prompt included, ends here."""
+"""A function that tells whether a text, given as token ids with its prompt, ends here."""
 
 
 def never_stop(text: Sequence[int]) -> bool:
-    """Where only end tokens and lengths count."""
+    """Return False: only end tokens and lengths end the text."""
     return False
 
 
 def stop_at_strings(stops: Sequence[str], tokenizer: Any) -> StopCheck:
-    """transformers' own criterion, so that texts end where its do."""
+    """Return transformers' own criterion, so that texts end exactly where transformers would end them."""
     criterion = StopStringCriteria(tokenizer=tokenizer, stop_strings=list(stops))
 
-    def ended(text: Sequence[int]) -> bool:
+    def stops_here(text: Sequence[int]) -> bool:
         tail = torch.tensor([text[-criterion.maximum_token_len :]])
         return bool(criterion(tail, None).any())
 
-    return ended
+    return stops_here
 
 
-async def stream_traversals(run: Run, prompt: Sequence[int], ended: StopCheck) -> AsyncGenerator[list[int], None]:
-    """What each round trip brings, until the run or the text ends.  `prompt` is what the caller sees before it."""
+async def stream_traversals(run: Run, prompt: Sequence[int], stops_here: StopCheck) -> AsyncGenerator[list[int], None]:
+    """Yield the token ids of each traversal until the run ends or `stops_here` says so.
+
+    `prompt` are the token ids before the new text, as the caller sees them.
+    """
     text = list(prompt)
     burst: list[int] = []
     async with aclosing(run):
         async for token in run:
             text.append(token.id)
             burst.append(token.id)
-            if over := ended(text):
+            if stop := stops_here(text):
                 run.finish_reason = "stop"
-            if over or not token.following:
+            if stop or not token.following:
                 yield burst
                 burst = []
-            if over:
+            if stop:
                 return
 
 
@@ -52,38 +55,47 @@ async def generate_rows(
     client: SwarmClient,
     prompts: Sequence[tuple[Sequence[int], list[int]]],
     samples: int,
-    ended: StopCheck,
+    stops_here: StopCheck,
     **options: Any,
 ) -> list[Run]:
-    """`samples` of every (padded, bare) prompt, row by row; the first failure ends all, and is raised."""
-    runs = [
+    """Generate `samples` texts for every prompt and return their runs, row by row.
+
+    Each prompt is a pair of token ids, with and without its padding.  The first failure ends all and is raised.
+    """
+    rows = [
         [client.stream(bare, sample=row * samples + i, **options) for i in range(samples)]
         for row, (_, bare) in enumerate(prompts)
     ]
-    ends = [asyncio.create_task(_row(of_row, padded, ended)) for of_row, (padded, _) in zip(runs, prompts, strict=True)]
-    await _all(ends)
-    return [run for of_row in runs for run in of_row]
+    tasks = [
+        asyncio.create_task(_generate_row(runs, padded, stops_here))
+        for runs, (padded, _) in zip(rows, prompts, strict=True)
+    ]
+    await _wait_for_all(tasks)
+    return [run for runs in rows for run in runs]
 
 
-async def _row(runs: Sequence[Run], prompt: Sequence[int], ended: StopCheck) -> None:
-    """The first sample's prompt passes all nodes; the others begin on it."""
-    passed = asyncio.Event()
-    first = asyncio.create_task(_drain(runs[0], prompt, ended, passed))
-    others = [asyncio.create_task(_drain_after(passed, run, prompt, ended)) for run in runs[1:]]
-    await _all([first, *others])
+async def _generate_row(runs: Sequence[Run], prompt: Sequence[int], stops_here: StopCheck) -> None:
+    """Generate the samples of one row.
+
+    The first sample's prompt passes through all nodes before the others begin, so that they share its prefix.
+    """
+    prompt_passed = asyncio.Event()
+    first = asyncio.create_task(_drain(runs[0], prompt, stops_here, prompt_passed))
+    others = [asyncio.create_task(_drain_after(prompt_passed, run, prompt, stops_here)) for run in runs[1:]]
+    await _wait_for_all([first, *others])
 
 
-async def _drain(run: Run, prompt: Sequence[int], ended: StopCheck, passed: asyncio.Event) -> None:
-    async for _ in stream_traversals(run, prompt, ended):
-        passed.set()
+async def _drain(run: Run, prompt: Sequence[int], stops_here: StopCheck, prompt_passed: asyncio.Event) -> None:
+    async for _ in stream_traversals(run, prompt, stops_here):
+        prompt_passed.set()
 
 
-async def _drain_after(passed: asyncio.Event, run: Run, prompt: Sequence[int], ended: StopCheck) -> None:
-    await passed.wait()
-    await _drain(run, prompt, ended, passed)
+async def _drain_after(prompt_passed: asyncio.Event, run: Run, prompt: Sequence[int], stops_here: StopCheck) -> None:
+    await prompt_passed.wait()
+    await _drain(run, prompt, stops_here, prompt_passed)
 
 
-async def _all(tasks: Sequence["asyncio.Task[None]"]) -> None:
+async def _wait_for_all(tasks: Sequence["asyncio.Task[None]"]) -> None:
     try:
         await asyncio.gather(*tasks)
     finally:

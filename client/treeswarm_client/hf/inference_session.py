@@ -1,71 +1,78 @@
-"""Several calls of `generate` that go on with one text."""
+"""A text that several calls of `generate` continue."""
 
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 
 from treeswarm.errors import BadRequest
+from treeswarm_client.chain.shared_prompt import PrefixScope
 from treeswarm_client.generation.run import Run
+from treeswarm_client.hf.output import SwarmGenerateOutput
 from treeswarm_client.hf.prompts import unpack_inputs
-
-if TYPE_CHECKING:
-    from treeswarm_client.hf.model import AutoSwarmModelForCausalLM, SwarmGenerateOutput
 
 
 class InferenceSession:
-    """One text, turn by turn: `generate` takes what is new and returns the whole.
+    """One text, continued turn by turn: `generate` takes the new tokens and returns the whole text.
 
         with model.inference_session() as session:
             session.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=20)
             session.generate(**tokenizer(" Then", return_tensors="pt"), max_new_tokens=20)
 
-    Between turns the nodes keep the KV of the text, in whole units of 64 tokens and while they have room, for this
-    client alone; so a turn costs little more than its new tokens, as `prefix_tokens` tells.  A tokenizer that puts a
-    begin token before every text should not from the second turn on: `add_special_tokens=False`.
+    Between turns the nodes keep the KV cache of the text, in whole units of 64 tokens and while they have room, for
+    this client alone.  So a turn costs little more than its new tokens, as `prefix_tokens` shows.  A tokenizer that
+    puts a begin token before every text should not do so from the second turn on: `add_special_tokens=False`.
     """
 
-    def __init__(self, model: "AutoSwarmModelForCausalLM") -> None:
-        if model.client.client.prefix_scope == "none":
+    def __init__(self, generate: Callable[..., Any], prefix_scope: PrefixScope) -> None:
+        """Continue texts with `generate`, the method of a model whose client shares prefixes by `prefix_scope`.
+
+        Raises BadRequest if the client shares no prefixes.
+        """
+        if prefix_scope == "none":
             raise BadRequest(
-                "a session keeps its KV by sharing beginnings among one client's generations, which prefix_scope="
-                "'none' forbids: open the model with prefix_scope='client'"
+                "a session needs the nodes to keep its KV cache, and prefix_scope='none' forbids that: open the model "
+                "with prefix_scope='client'"
             )
-        self._model = model
+        self._generate = generate
         self._open = True
         self.token_ids = torch.empty((1, 0), dtype=torch.int64)
-        """The whole text so far, int64 [1, length]."""
+        """Token ids of the whole text so far, int64 [1, length]."""
         self.runs: list[Run] = []
-        """One a turn."""
+        """The generations so far, one per turn."""
 
     @property
     def prefix_tokens(self) -> int:
-        """How many tokens of the last turn's text the nodes had already."""
+        """Number of tokens of the last turn's text that the nodes had in their caches."""
         return self.runs[-1].prefix_tokens if self.runs else 0
 
     def generate(
         self, inputs: Any = None, *, input_ids: Any = None, attention_mask: Any = None, **options: Any
-    ) -> "torch.Tensor | SwarmGenerateOutput":
-        """Append the new tokens (none: just go on) and continue; options as the model's `generate`.  A turn that fails
-        leaves the text as it was.  Raises BadRequest for more than one row or sample, or padding."""
+    ) -> torch.Tensor | SwarmGenerateOutput:
+        """Append the new tokens, if any, and continue the text; options are those of the model's `generate`.
+
+        Returns the whole text, int64 [1, length], or a SwarmGenerateOutput with `return_dict_in_generate`.  A turn that
+        fails leaves the text as it was.  Raises BadRequest for more than one row or sample, and for padding.
+        """
         if not self._open:
             raise BadRequest("this session is closed: open another with model.inference_session()")
-        new, mask = unpack_inputs(inputs, input_ids, attention_mask)
+        new_ids, mask = unpack_inputs(inputs, input_ids, attention_mask)
         if mask is not None and not bool(torch.as_tensor(mask).all()):
-            raise BadRequest("a session's text has no padding: leave attention_mask out")
-        whole = self._with(new)
+            raise BadRequest("the attention_mask hides tokens, but a session's text has no padding: leave it out")
+        whole = self._append(new_ids)
         as_output = options.pop("return_dict_in_generate", False)
-        # Else a pad token within the text would be taken for padding.
+        # Without this mask, a pad token within the text would be taken for padding.
         ones = None if whole is None else torch.ones_like(whole)
-        out = self._model.generate(whole, attention_mask=ones, return_dict_in_generate=True, **options)
-        if len(out.runs) != 1:
+        output = self._generate(whole, attention_mask=ones, return_dict_in_generate=True, **options)
+        if len(output.runs) != 1:
             raise BadRequest("a session continues one text: leave num_return_sequences out")
-        self.token_ids = out.sequences
-        self.runs.extend(out.runs)
-        return out if as_output else out.sequences  # type: ignore[no-any-return]
+        self.token_ids = output.sequences
+        self.runs.extend(output.runs)
+        return output if as_output else output.sequences  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """The nodes drop what they keep when they need the room, or this client is gone."""
+        """End the session.  The nodes drop its KV cache when they need the room, or when this client is gone."""
         self._open = False
 
     def __enter__(self) -> Self:
@@ -76,15 +83,15 @@ class InferenceSession:
     ) -> None:
         self.close()
 
-    def _with(self, new: Any) -> torch.Tensor | None:
-        """The text so far and what is new."""
-        if new is None:
+    def _append(self, new_ids: Any) -> torch.Tensor | None:
+        """Return the text so far with the new tokens behind it, or None if both are empty."""
+        if new_ids is None:
             return self.token_ids if self.token_ids.numel() else None
         try:
-            given = torch.as_tensor(new)
+            ids = torch.as_tensor(new_ids)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise BadRequest(f"the turn's tokens are no token ids ({error}): give a tokenizer's output") from None
-        given = given[None] if given.ndim == 1 else given
-        if given.ndim != 2 or given.shape[0] != 1:
-            raise BadRequest(f"a session continues one text: {list(given.shape)} were given, not [1, tokens]")
-        return torch.cat([self.token_ids.to(given.device), given.long()], 1)
+            raise BadRequest(f"the turn's input holds no token ids ({error}): give a tokenizer's output") from None
+        ids = ids[None] if ids.ndim == 1 else ids
+        if ids.ndim != 2 or ids.shape[0] != 1:
+            raise BadRequest(f"the turn's input has shape {list(ids.shape)}: a session takes one text, [1, tokens]")
+        return torch.cat([self.token_ids.to(ids.device), ids.long()], 1)

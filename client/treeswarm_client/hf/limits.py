@@ -1,7 +1,7 @@
-"""What transformers' `generate` takes and a swarm cannot honour: which values change nothing, and what to do instead.
+"""Arguments of transformers' `generate` that a swarm cannot honour: values that change nothing, and what to do instead.
 
 Nodes choose each token by temperature, top-k, top-p and seeded noise, and send back the tokens and their
-log-probabilities.  What needs all logits, or changes them in another way, cannot be done from here.
+log-probabilities.  What needs all logits, or changes them in another way, cannot be done from the client.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ LOCAL = "load the model with transformers' AutoModelForCausalLM for this"
 
 @dataclass(frozen=True)
 class Limit:
-    """An argument that only some values of can be honoured."""
+    """An argument of which only some values can be honoured."""
 
     instead: str
-    """What to do."""
+    """What the caller can do instead."""
     neutral: tuple[Any, ...] = (None,)
-    """Values that change nothing, the first to be recommended; what is empty never does."""
+    """Values that change nothing; the first is the one to recommend.  Empty values never change anything."""
     sampling_only: bool = False
-    """Changes nothing where there is no sampling."""
+    """Whether the argument changes nothing under greedy decoding."""
 
     def allows(self, value: Any) -> bool:
-        """Whether it changes nothing."""
+        """Return whether this value changes nothing."""
         if value is None or (isinstance(value, Sequence | dict | set) and len(value) == 0):
             return True
         return isinstance(value, bool | int | float | str) and value in self.neutral
@@ -38,16 +38,16 @@ HONOURED = frozenset(
 
 INDIFFERENT = frozenset(
     {
-        # how transformers computes, not what: the nodes have their own ways
+        # These say how transformers computes, not what: the nodes compute in their own way.
         "use_cache", "max_cache_len", "compile_config", "disable_compile", "continuous_batching_config", "low_memory",
         "prefill_chunk_size", "use_mtp",
-        # of beam search, of assistants and of encoder-decoder models, none of which is here
+        # These belong to beam search, assistants and encoder-decoder models, none of which a swarm has.
         "early_stopping", "length_penalty", "num_assistant_tokens", "num_assistant_tokens_schedule",
         "assistant_confidence_threshold", "max_matching_ngram_size", "assistant_lookbehind", "target_lookbehind",
         "assistant_ensemble_weight", "speculation_type", "is_assistant", "decoder_start_token_id",
-        # neither moves the choice: the nodes' logits are finite or the node is given up
+        # Neither changes the choice: a node whose logits are not finite is dropped.
         "renormalize_logits", "remove_invalid_values",
-        # bookkeeping of the file
+        # These are bookkeeping of the config file.
         "transformers_version", "_from_model_config",
     }
 )  # fmt: skip
@@ -55,7 +55,7 @@ INDIFFERENT = frozenset(
 _LOGITS = f"nodes choose by temperature, top_k and top_p alone: leave it out, or {LOCAL}"
 _BEAMS = f"beam search needs all logits, nodes send tokens: use num_beams=1, or {LOCAL}"
 _OUTPUTS = (
-    f"nodes send tokens and their log-probabilities (return_dict_in_generate=True: `logprobs`), nothing wider: {LOCAL}"
+    f"nodes send tokens and their log-probabilities (return_dict_in_generate=True: `logprobs`), nothing else: {LOCAL}"
 )
 _DRAFT = "the swarm drafts by itself: name a draft in from_pretrained(draft=…)"
 _TEXT = "give token ids, left-padded, with their attention_mask"
@@ -69,7 +69,7 @@ LIMITED: dict[str, Limit] = {
     "penalty_alpha": Limit(_LOGITS, (0.0,)),
     "dola_layers": Limit(_LOGITS),
     "custom_generate": Limit(f"only greedy decoding and sampling run on a swarm: {LOCAL}"),
-    "trust_remote_code": Limit("code from a model's repository is never run here", (False,)),
+    "trust_remote_code": Limit("code from a model's repository is never run: leave it out", (False,)),
     "logits_processor": Limit(_LOGITS),
     "prefix_allowed_tokens_fn": Limit(_LOGITS),
     "repetition_penalty": Limit(_LOGITS, (1.0,)),
@@ -94,20 +94,20 @@ LIMITED: dict[str, Limit] = {
     "typical_p": Limit(f"sample with top_p or top_k, or {LOCAL}", (1.0,), sampling_only=True),
     "epsilon_cutoff": Limit(f"sample with top_p or top_k, or {LOCAL}", (0.0,), sampling_only=True),
     "eta_cutoff": Limit(f"sample with top_p or top_k, or {LOCAL}", (0.0,), sampling_only=True),
-    "stopping_criteria": Limit("use max_new_tokens, eos_token_id or stop_strings, or stop at what a streamer shows"),
-    "max_time": Limit("use max_new_tokens: how long a swarm takes depends on who is there"),
+    "stopping_criteria": Limit("use max_new_tokens, eos_token_id or stop_strings, or watch the text with a streamer"),
+    "max_time": Limit("use max_new_tokens: how long a swarm takes depends on its nodes"),
     "token_healing": Limit("cut the prompt's last token yourself", (False,)),
     "assistant_model": Limit(_DRAFT),
     "assistant_tokenizer": Limit(_DRAFT),
     "assistant_early_exit": Limit(_DRAFT),
-    "prompt_lookup_num_tokens": Limit(f"{_DRAFT}, of which 'ngram' looks up what was said", (None, 0)),
+    "prompt_lookup_num_tokens": Limit(f"{_DRAFT}; 'ngram' looks up earlier text", (None, 0)),
     "cache_implementation": Limit(
-        "nodes keep KV as they are, unquantised",
+        "nodes keep KV caches unquantised: leave it out",
         ("dynamic", "dynamic_full", "static", "hybrid", "hybrid_chunked", "sliding_window", "offloaded",
          "offloaded_static", "offloaded_hybrid", "offloaded_hybrid_chunked", "paged"),
     ),
-    "cache_config": Limit("nodes keep KV as they are, unquantised"),
-    "past_key_values": Limit("nodes keep the KV of what was said: see model.inference_session()"),
+    "cache_config": Limit("nodes keep KV caches unquantised: leave it out"),
+    "past_key_values": Limit("the nodes keep the KV cache: use model.inference_session()"),
     "logits_to_keep": Limit(_OUTPUTS),
     "output_scores": Limit(_OUTPUTS, (False,)),
     "output_logits": Limit(_OUTPUTS, (False,)),
@@ -115,25 +115,25 @@ LIMITED: dict[str, Limit] = {
     "output_hidden_states": Limit(_OUTPUTS, (False,)),
     "inputs_embeds": Limit(_TEXT),
     "position_ids": Limit(_TEXT),
-    "synced_gpus": Limit("nodes run on their own", (False,)),
+    "synced_gpus": Limit("nodes run independently: leave it out", (False,)),
 }  # fmt: skip
 
 LOADING: dict[str, Limit] = {
-    "device_map": Limit("nodes chose their own devices; the draft's is draft_device"),
-    "max_memory": Limit("weights stay on the nodes"),
-    "offload_folder": Limit("weights stay on the nodes"),
-    "quantization_config": Limit("nodes chose their weights' bits: ask for those of a kind with quantization='nf4'"),
+    "device_map": Limit("nodes choose their own devices: leave it out, or set the draft's with draft_device"),
+    "max_memory": Limit("weights stay on the nodes: leave it out"),
+    "offload_folder": Limit("weights stay on the nodes: leave it out"),
+    "quantization_config": Limit("nodes hold their weights as they choose: ask for some with quantization='nf4'"),
     "load_in_8bit": Limit("ask for nodes with quantization='int8'", (False,)),
     "load_in_4bit": Limit("ask for nodes with quantization='nf4'", (False,)),
-    "attn_implementation": Limit("nodes attend in their own way"),
-    "low_cpu_mem_usage": Limit("weights stay on the nodes", (False, True)),
-    "use_safetensors": Limit("weights are never read here; nodes read safetensors alone", (True,)),
-    "trust_remote_code": Limit("code from a model's repository is never run here", (False,)),
-    "config": Limit("the config is the one the nodes have: name their model"),
-    "state_dict": Limit("weights stay on the nodes"),
-    "subfolder": Limit("name a directory, or a repository that has the model at its top", ("",)),
+    "attn_implementation": Limit("nodes choose their own attention kernels: leave it out"),
+    "low_cpu_mem_usage": Limit("weights stay on the nodes: leave it out", (False, True)),
+    "use_safetensors": Limit("the client reads no weights, and nodes read safetensors only: leave it out", (True,)),
+    "trust_remote_code": Limit("code from a model's repository is never run: leave it out", (False,)),
+    "config": Limit("the config is that of the nodes: give the name of their model"),
+    "state_dict": Limit("weights stay on the nodes: leave it out"),
+    "subfolder": Limit("give a directory, or a repository with the model at its top level", ("",)),
     "force_download": Limit("delete the model from the hub's cache instead", (False,)),
-    "proxies": Limit("set HTTPS_PROXY"),
-    "output_loading_info": Limit("nothing is loaded here", (False,)),
+    "proxies": Limit("set the environment variable HTTPS_PROXY"),
+    "output_loading_info": Limit("the client loads no weights: leave it out", (False,)),
 }
-"""What transformers' `from_pretrained` takes beyond ours."""
+"""Arguments of transformers' `from_pretrained` that ours does not have."""

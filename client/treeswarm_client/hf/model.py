@@ -1,15 +1,13 @@
-"""`AutoSwarmModelForCausalLM`: transformers' `generate`, computed by a swarm."""
+"""`AutoSwarmModelForCausalLM`: the interface of transformers' `generate`, computed by a swarm."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-from transformers.generation import GenerateDecoderOnlyOutput
 
 from treeswarm.errors import BadRequest, ModelError
 from treeswarm.keys import read_swarm_key
@@ -20,23 +18,12 @@ from treeswarm_client.generation.run import Run, TreeSize
 from treeswarm_client.hf.arguments import GenerateArguments, check_loading, read_arguments
 from treeswarm_client.hf.decoding import StopCheck, generate_rows, never_stop, stop_at_strings, stream_traversals
 from treeswarm_client.hf.inference_session import InferenceSession
+from treeswarm_client.hf.output import SwarmGenerateOutput
 from treeswarm_client.hf.prompts import PromptBatch, check_token_types, join_continuations, make_batch, unpack_inputs
 from treeswarm_client.sync import SyncSwarmClient
 
-# What torch can draw from a generator in one go.
+# Number of seeds that torch can draw from a generator in one call.
 SEEDS = 2**63 - 1
-
-
-@dataclass
-class SwarmGenerateOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]  # transformers has no types here
-    """What `generate` returns with `return_dict_in_generate=True`."""
-
-    sequences: torch.Tensor | None = None
-    """int64 [rows × samples, length], prompts included."""
-    logprobs: tuple[tuple[float, ...], ...] | None = None
-    """Of every new token, row by row: what the model gave the token chosen."""
-    runs: tuple[Run, ...] | None = None
-    """Each with `stats`, `prefix_tokens`, `text` and `finish_reason`."""
 
 
 class AutoSwarmModelForCausalLM:
@@ -45,19 +32,19 @@ class AutoSwarmModelForCausalLM:
         with AutoSwarmModelForCausalLM.from_pretrained("org/model", registry="host:4001") as model:
             print(tokenizer.batch_decode(model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=20)))
 
-    Greedy texts are those of transformers, sampled ones follow the same distribution and are repeated by their seed.
+    Greedy texts are those of transformers.  Sampled texts follow the same distribution, and the same seed repeats them.
     Any number of threads may generate at once.  What a swarm cannot honour is refused with BadRequest.
     """
 
     def __init__(self, client: SyncSwarmClient) -> None:
-        """Around an open client; `from_pretrained` makes both."""
+        """Make a model over a client that is open; `from_pretrained` makes both."""
         self._client = client
         folder = client.client.folder
         self.name_or_path = client.client.model
         self.config = _config(folder)
-        """transformers' own of this model."""
+        """The config of this model, as transformers reads it."""
         self.generation_config = _generation_config(folder, self.config)
-        """What `generate` takes where its arguments say nothing."""
+        """Settings that `generate` takes where its arguments say nothing."""
 
     @classmethod
     def from_pretrained(
@@ -81,12 +68,12 @@ class AutoSwarmModelForCausalLM:
         local_files_only: bool = False,
         **options: Any,
     ) -> Self:
-        """Find the nodes that serve a model, given as a directory, a hub id or `demo`.
+        """Find the nodes that serve a model, given as a directory, a hub id or `demo`, and return the model.
 
-        `registry` or `peers` say where nodes are; `swarm_key` is a private swarm's key, or the file that has it;
-        the other swarm options are `SwarmClient`'s.  `revision`, `cache_dir`, `token` and `local_files_only` are
-        `huggingface_hub`'s, whose environment variables count too.  Only config and tokenizer are read, and the draft
-        model.  Raises what entering a `SwarmClient` does.
+        `registry` or `peers` say where the nodes are.  `swarm_key` is a private swarm's key, or the file that holds it.
+        The other swarm options are those of `SwarmClient`.  `revision`, `cache_dir`, `token` and `local_files_only`
+        are those of `huggingface_hub`, whose environment variables count too.  Only config and tokenizer are read, and
+        the draft model.  Raises what entering a `SwarmClient` raises.
         """
         check_loading(options)
         client = SyncSwarmClient(
@@ -113,17 +100,17 @@ class AutoSwarmModelForCausalLM:
 
     @property
     def device(self) -> torch.device:
-        """Where ids are wanted; any other device's are taken too, and answered there."""
+        """The device for token ids; ids on another device are accepted too, and the result is returned there."""
         return torch.device("cpu")
 
     @property
     def folder(self) -> Path:
-        """Config and tokenizer of the very revision in use: `AutoTokenizer.from_pretrained(model.folder)`."""
+        """Directory with config and tokenizer of the revision in use: `AutoTokenizer.from_pretrained(model.folder)`."""
         return self._client.client.folder
 
     @property
     def client(self) -> SyncSwarmClient:
-        """The client behind it: for `overview`, streams of text, and everything else."""
+        """The client below this model, for `overview`, streams of text and everything else."""
         return self._client
 
     def generate(
@@ -140,31 +127,39 @@ class AutoSwarmModelForCausalLM:
         token_type_ids: Any = None,
         **options: Any,
     ) -> Any:
-        """Continue every row of a batch: int64 [rows × num_return_sequences, length], prompts included, padded on the
-        right; with `return_dict_in_generate` a SwarmGenerateOutput.
+        """Continue every row of a batch.
+
+        Returns int64 [rows × num_return_sequences, length], prompts included, padded on the right; or a
+        SwarmGenerateOutput with `return_dict_in_generate`.
 
         `inputs` is [rows, tokens], padded on the left, or a tokenizer's whole output.  Options, defaults and their
-        order are those of transformers.  `seed`, or a seed drawn from `generator`, or from torch's global one, fixes
-        what is sampled.  `streamer` is told the prompt, then what each round trip brings, in this thread.  Raises
-        BadRequest for what cannot be honoured, and while generating NodeLost, Refused and the other SwarmErrors.
+        order are those of transformers.  `seed` fixes what is sampled; without it, a seed is drawn from `generator`, or
+        from torch's global generator.  `streamer` receives the prompt, then the tokens of each traversal, in the
+        calling thread.  Raises BadRequest for what cannot be honoured, and while generating NodeLost, Refused and the
+        other SwarmErrors.
         """
         check_token_types(token_type_ids)
-        asked = self._asked(generation_config, options)
-        prompts = make_batch(*unpack_inputs(inputs, input_ids, attention_mask), asked)
-        runs = self._run(asked, prompts, streamer, self._ended(asked, tokenizer), _seed_of(asked, seed, generator))
-        sequences = join_continuations(prompts, asked, [run.token_ids for run in runs])
-        if not asked.as_output:
+        arguments = self._read_arguments(generation_config, options)
+        prompts = make_batch(*unpack_inputs(inputs, input_ids, attention_mask), arguments.special)
+        stops_here = self._make_stop_check(arguments.stop_strings, tokenizer)
+        runs = self._run(arguments, prompts, streamer, stops_here, _choose_seed(arguments, seed, generator))
+        sequences = join_continuations(
+            prompts, [run.token_ids for run in runs], samples=arguments.samples, pad_id=arguments.special.pad_id
+        )
+        if not arguments.as_output:
             return sequences
         logprobs = tuple(tuple(run.logprobs) for run in runs)
         return SwarmGenerateOutput(sequences=sequences, logprobs=logprobs, runs=tuple(runs))
 
     def inference_session(self) -> InferenceSession:
-        """A text that several calls of `generate` continue, whose KV the nodes keep between them.  Raises BadRequest
-        where this client shares no prefixes."""
-        return InferenceSession(self)
+        """Return a text that several calls of `generate` continue; the nodes keep its KV cache between the calls.
+
+        Raises BadRequest if this client shares no prefixes.
+        """
+        return InferenceSession(self.generate, self._client.client.prefix_scope)
 
     def close(self) -> None:
-        """Say goodbye to the nodes; generations under way end with BadRequest."""
+        """Close the sessions on the nodes; generations under way end with BadRequest."""
         self._client.close()
 
     def __enter__(self) -> Self:
@@ -185,70 +180,81 @@ class AutoSwarmModelForCausalLM:
             f"{client.target.blocks} blocks on {nodes} node{'s' * (nodes != 1)}, {numerics.dtype}{bits})"
         )
 
-    def _asked(self, generation_config: Any, options: Mapping[str, Any]) -> GenerateArguments:
+    def _read_arguments(self, generation_config: Any, options: Mapping[str, Any]) -> GenerateArguments:
         passed = {} if generation_config is None else _values_of(generation_config)
         where = f"the generation_config.json of '{self.name_or_path}'"
         return read_arguments(options, passed, _values_of(self.generation_config), where)
 
-    def _ended(self, asked: GenerateArguments, tokenizer: Any) -> StopCheck:
-        if not asked.stop_strings:
+    def _make_stop_check(self, stop_strings: Sequence[str], tokenizer: Any) -> StopCheck:
+        if not stop_strings:
             return never_stop
-        if not all(isinstance(stop, str) and stop for stop in asked.stop_strings):
-            raise BadRequest("stop_strings must be texts, none of them empty")
+        if not all(isinstance(stop, str) and stop for stop in stop_strings):
+            raise BadRequest(f"stop_strings is {list(stop_strings)!r}: give strings, none of them empty")
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        return stop_at_strings(asked.stop_strings, tokenizer)
+        return stop_at_strings(stop_strings, tokenizer)
 
     def _run(
-        self, asked: GenerateArguments, prompts: PromptBatch, streamer: Any, ended: StopCheck, seed: int
+        self, arguments: GenerateArguments, prompts: PromptBatch, streamer: Any, stops_here: StopCheck, seed: int
     ) -> list[Run]:
-        several = len(prompts.rows) * asked.samples > 1
-        if several and asked.stop_strings and asked.pad_id is None:
-            raise BadRequest("texts of a batch may end apart, and nothing says how to pad them: give pad_token_id")
+        several = len(prompts.rows) * arguments.samples > 1
+        if several and arguments.stop_strings and arguments.special.pad_id is None:
+            raise BadRequest(
+                "the texts of this batch may end at different lengths, and there is no pad token: give pad_token_id"
+            )
+        client = self._client.client
         options = {
-            "max_new_tokens": asked.new_tokens(prompts.length, self._client.client.target.max_positions),
-            "temperature": asked.temperature,
-            "top_k": asked.top_k,
-            "top_p": asked.top_p,
+            "max_new_tokens": arguments.lengths.new_tokens(prompts.length, client.target.max_positions),
+            "temperature": arguments.sampling.temperature,
+            "top_k": arguments.sampling.top_k,
+            "top_p": arguments.sampling.top_p,
             "seed": seed,
-            "stop_token_ids": asked.eos_ids,
+            "stop_token_ids": arguments.special.eos_ids,
             "ignore_eos": True,
         }
         if streamer is None:
-            padded = [(ids.tolist(), row) for ids, row in zip(prompts.ids, prompts.rows, strict=True)]
-            return self._client.run(generate_rows(self._client.client, padded, asked.samples, ended, **options))
+            pairs = [(ids.tolist(), row) for ids, row in zip(prompts.ids, prompts.rows, strict=True)]
+            return self._client.run(generate_rows(client, pairs, arguments.samples, stops_here, **options))
         if several:
-            raise BadRequest("a streamer tells one text: call generate once for each, or leave the streamer out")
-        return [self._streamed(prompts, streamer, ended, options)]
+            raise BadRequest(
+                "a streamer takes one text, and this call has several: call generate once for each, or leave the "
+                "streamer out"
+            )
+        return [self._run_streamed(prompts, streamer, stops_here, options)]
 
-    def _streamed(self, prompts: PromptBatch, streamer: Any, ended: StopCheck, options: Mapping[str, Any]) -> Run:
+    def _run_streamed(
+        self, prompts: PromptBatch, streamer: Any, stops_here: StopCheck, options: Mapping[str, Any]
+    ) -> Run:
         run = self._client.client.stream(prompts.rows[0], **options)
         try:
             streamer.put(prompts.ids)
-            for burst in self._client.iterate(stream_traversals(run, prompts.ids[0].tolist(), ended)):
+            for burst in self._client.iterate(stream_traversals(run, prompts.ids[0].tolist(), stops_here)):
                 streamer.put(torch.tensor(burst))
         finally:
-            # Whoever waits for the streamer in another thread must not wait for ever.
+            # Another thread that reads from the streamer must not wait forever.
             streamer.end()
         return run
 
 
-def _seed_of(asked: GenerateArguments, seed: int | None, generator: torch.Generator | None) -> int:
-    """Raises BadRequest for two."""
+def _choose_seed(arguments: GenerateArguments, seed: int | None, generator: torch.Generator | None) -> int:
+    """Return the given seed, or draw one if the call samples.  Raises BadRequest if both sources are given."""
     if seed is not None and generator is not None:
         raise BadRequest("both seed and generator are given: give one")
-    if seed is not None or asked.temperature == 0:
+    if seed is not None or arguments.sampling.temperature == 0:
         return 0 if seed is None else seed
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(SEEDS, (), generator=generator, device=device))
 
 
 def _values_of(generation_config: Any) -> dict[str, Any]:
-    """What it says.  Raises BadRequest for another kind of thing."""
+    """Return the values of a generation config.  Raises BadRequest for an object of another kind."""
     if isinstance(generation_config, Mapping):
         return dict(generation_config)
     if not isinstance(generation_config, GenerationConfig):
-        raise BadRequest("generation_config is no transformers.GenerationConfig: give one, or single arguments")
+        raise BadRequest(
+            f"generation_config is a {type(generation_config).__name__}: give a transformers.GenerationConfig, or "
+            "single arguments"
+        )
     return dict(generation_config.to_dict())
 
 

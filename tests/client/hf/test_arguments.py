@@ -1,4 +1,4 @@
-"""What a call of `generate` comes to, and what is refused."""
+"""Arguments of `generate` are read in transformers' order, and what a swarm cannot honour is refused."""
 
 import inspect
 from typing import Any
@@ -8,39 +8,37 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 
 from treeswarm.errors import BadRequest
-from treeswarm_client.hf.arguments import GenerateArguments, check_loading, read_arguments
+from treeswarm_client.hf.arguments import GenerateArguments, LengthLimits, SpecialTokens, check_loading, read_arguments
 from treeswarm_client.hf.limits import HONOURED, INDIFFERENT, LIMITED, LOADING
 
 WHERE = "the generation_config.json of 'm'"
 TAKEN = {"self", "inputs", "generation_config", "streamer", "kwargs"}
 
 
-def asked(
-    *, passed: dict[str, Any] | None = None, own: dict[str, Any] | None = None, **given: Any
-) -> GenerateArguments:
+def read(*, passed: dict[str, Any] | None = None, own: dict[str, Any] | None = None, **given: Any) -> GenerateArguments:
     return read_arguments(given, passed or {}, own or {}, WHERE)
 
 
-def test_everything_that_transformers_knows_is_decided_on() -> None:
-    known = HONOURED | INDIFFERENT | LIMITED.keys()
-    assert GenerationConfig().__dict__.keys() <= known
-    assert inspect.signature(GenerationMixin.generate).parameters.keys() - TAKEN <= known
+def test_every_argument_of_transformers_is_classified() -> None:
+    names = HONOURED | INDIFFERENT | LIMITED.keys()
+    assert GenerationConfig().__dict__.keys() <= names
+    assert inspect.signature(GenerationMixin.generate).parameters.keys() - TAKEN <= names
     assert not HONOURED & INDIFFERENT
     assert not LIMITED.keys() & (HONOURED | INDIFFERENT)
 
 
-def test_transformers_own_defaults_change_nothing() -> None:
-    """Those that it fills in itself, and a config saved with all of them."""
+def test_defaults_of_transformers_change_nothing() -> None:
+    """This covers the defaults that transformers fills in, and a config saved with all of them."""
     defaults = GenerationConfig._get_default_generation_params()
-    assert asked(own=defaults, do_sample=True, max_length=None).top_k == 50
-    assert asked(**defaults).temperature == 0.0
-    assert asked(own=GenerationConfig().to_dict()).samples == 1
+    assert read(own=defaults, do_sample=True, max_length=None).sampling.top_k == 50
+    assert read(**defaults).sampling.temperature == 0.0
+    assert read(own=GenerationConfig().to_dict()).samples == 1
 
 
 @pytest.mark.parametrize("limit", LIMITED)
-def test_what_changes_nothing_is_taken_from_anywhere(limit: str) -> None:
+def test_neutral_values_are_accepted_from_every_layer(limit: str) -> None:
     for value in (None, *LIMITED[limit].neutral):
-        assert asked(**{limit: value}) == asked(own={limit: value}) == asked(passed={limit: value}) == asked()
+        assert read(**{limit: value}) == read(own={limit: value}) == read(passed={limit: value}) == read()
 
 
 REFUSED: list[tuple[str, Any, str]] = [
@@ -83,58 +81,60 @@ REFUSED: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "advice"), REFUSED, ids=[name for name, *_ in REFUSED])
-def test_what_a_swarm_cannot_do_is_refused_by_name(name: str, value: Any, advice: str) -> None:
+def test_unsupported_arguments_are_refused_by_name(name: str, value: Any, advice: str) -> None:
     with pytest.raises(BadRequest, match=f"{name}.*{advice}"):
-        asked(**{name: value})
+        read(**{name: value})
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("repetition_penalty", 1.05), ("no_repeat_ngram_size", 2), ("suppress_tokens", [7])]
 )
-def test_a_model_that_asks_for_it_is_refused_with_the_file_and_the_way_out(name: str, value: Any) -> None:
+def test_unsupported_model_config_is_refused_with_advice(name: str, value: Any) -> None:
     with pytest.raises(BadRequest, match=rf"generation_config\.json of 'm' says {name}=.* generate\({name}=") as caught:
-        asked(own={name: value})
+        read(own={name: value})
     assert f"generate({name}={LIMITED[name].neutral[0]!r})" in str(caught.value)
-    assert asked(own={name: value}, **{name: LIMITED[name].neutral[0]}) == asked()
+    assert read(own={name: value}, **{name: LIMITED[name].neutral[0]}) == read()
     with pytest.raises(BadRequest, match=f"generation_config says {name}"):
-        asked(passed={name: value})
+        read(passed={name: value})
 
 
-def test_a_models_way_to_sample_matters_where_it_samples() -> None:
+def test_sampling_config_is_ignored_by_greedy_decoding() -> None:
     own = {"do_sample": True, "min_p": 0.1, "temperature": 0.6, "top_p": 0.9, "top_k": 0}
     with pytest.raises(BadRequest, match="min_p"):
-        asked(own=own)
-    assert asked(own=own, do_sample=False) == asked()
-    sampled = asked(own=own, min_p=None)
+        read(own=own)
+    assert read(own=own, do_sample=False) == read()
+    sampled = read(own=own, min_p=None).sampling
     assert (sampled.temperature, sampled.top_p, sampled.top_k) == (0.6, 0.9, 0)
 
 
-def test_arguments_go_before_the_given_config_before_the_models_own() -> None:
+def test_arguments_override_given_config_over_model_config() -> None:
     own = {"max_new_tokens": 1, "max_length": 10, "eos_token_id": [1, 2], "bos_token_id": 4}
     passed = {"max_new_tokens": 2, "eos_token_id": None, "pad_token_id": 9}
-    assert asked(own=own).max_new_tokens == 1
-    both = asked(own=own, passed=passed)
-    assert (both.max_new_tokens, both.eos_ids, both.pad_id, both.bos_id) == (2, (1, 2), 9, 4)
-    assert asked(own=own, passed=passed, max_new_tokens=3).max_new_tokens == 3
-    without = asked(own=own, max_new_tokens=None, eos_token_id=None)
-    assert (without.max_new_tokens, without.max_length, without.eos_ids, without.pad_id) == (None, 10, (), None)
-    assert asked(own=own, eos_token_id=torch.tensor([5])).eos_ids == (5,)
-    assert asked(own=own).pad_id == 1, "the first end token pads"
+    assert read(own=own).lengths.max_new_tokens == 1
+    both = read(own=own, passed=passed)
+    assert both.lengths.max_new_tokens == 2
+    assert both.special == SpecialTokens(eos_ids=(1, 2), pad_id=9, bos_id=4)
+    assert read(own=own, passed=passed, max_new_tokens=3).lengths.max_new_tokens == 3
+    without = read(own=own, max_new_tokens=None, eos_token_id=None)
+    assert without.lengths == LengthLimits(max_new_tokens=None, max_length=10)
+    assert (without.special.eos_ids, without.special.pad_id) == ((), None)
+    assert read(own=own, eos_token_id=torch.tensor([5])).special.eos_ids == (5,)
+    assert read(own=own).special.pad_id == 1, "the first end token pads"
 
 
-def test_lengths_count_the_padding() -> None:
-    assert asked(max_new_tokens=7).new_tokens(100, 2048) == 7
-    assert asked(max_length=30).new_tokens(12, 2048) == 18
-    assert asked(max_length=30, max_new_tokens=5).new_tokens(12, 2048) == 5
-    assert asked().new_tokens(12, 2048) == 20
-    assert asked().new_tokens(2040, 2048) == 8
-    for impossible in (asked(max_length=12), asked(max_new_tokens=0)):
+def test_max_length_counts_the_padding() -> None:
+    assert read(max_new_tokens=7).lengths.new_tokens(100, 2048) == 7
+    assert read(max_length=30).lengths.new_tokens(12, 2048) == 18
+    assert read(max_length=30, max_new_tokens=5).lengths.new_tokens(12, 2048) == 5
+    assert read().lengths.new_tokens(12, 2048) == 20
+    assert read().lengths.new_tokens(2040, 2048) == 8
+    for impossible in (read(max_length=12), read(max_new_tokens=0)):
         with pytest.raises(BadRequest, match="raise max_new_tokens"):
-            impossible.new_tokens(12, 2048)
+            impossible.lengths.new_tokens(12, 2048)
 
 
 @pytest.mark.parametrize(
-    ("given", "why"),
+    ("given", "message"),
     [
         ({"temperature": 0.7}, "add do_sample=True"),
         ({"top_p": 0.7}, "add do_sample=True"),
@@ -150,21 +150,21 @@ def test_lengths_count_the_padding() -> None:
     ],
     ids=str,
 )
-def test_contradictions_are_told(given: dict[str, Any], why: str) -> None:
-    with pytest.raises(BadRequest, match=why):
-        asked(**given)
+def test_contradictory_arguments_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        read(**given)
 
 
-def test_greedy_by_name_makes_sampling_arguments_idle_as_in_transformers() -> None:
-    assert asked(do_sample=False, temperature=0.7, top_p=0.5, top_k=3) == asked()
-    assert asked(temperature=0.0) == asked(temperature=1.0) == asked()
+def test_do_sample_false_ignores_sampling_arguments() -> None:
+    assert read(do_sample=False, temperature=0.7, top_p=0.5, top_k=3) == read()
+    assert read(temperature=0.0) == read(temperature=1.0) == read()
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("device_map", "auto"), ("load_in_4bit", True), ("trust_remote_code", True), ("subfolder", "x"), ("tokens", 1)],
 )
-def test_loading_weights_is_nothing_for_here(name: str, value: Any) -> None:
+def test_options_for_loading_weights_are_refused(name: str, value: Any) -> None:
     with pytest.raises(BadRequest, match=name):
         check_loading({name: value})
-    check_loading({known: limit.neutral[0] for known, limit in LOADING.items()})
+    check_loading({option: limit.neutral[0] for option, limit in LOADING.items()})

@@ -1,4 +1,4 @@
-"""The client without torch stays the client without torch."""
+"""The client imports torch only when the Hugging Face interface is asked for."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ before = {"torch", "transformers"} & set(sys.modules)
 from treeswarm_client import AutoSwarmModelForCausalLM
 print(sorted(before), AutoSwarmModelForCausalLM.__module__, "torch" in sys.modules)
 """
-WITHOUT = """
+WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
 try:
@@ -24,22 +24,22 @@ except ImportError as error:
 """
 
 
-def said(program: str) -> str:
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout.strip()
+def run_program(program: str) -> str:
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.strip()
 
 
-def test_torch_comes_with_the_name_that_needs_it() -> None:
-    assert said(PROGRAM) == ("[] treeswarm_client.hf.model True")
+def test_torch_is_imported_with_the_model_class_only() -> None:
+    assert run_program(PROGRAM) == ("[] treeswarm_client.hf.model True")
 
 
-def test_without_torch_the_way_to_it_is_told() -> None:
-    assert said(WITHOUT) == (
+def test_missing_torch_error_says_how_to_install_it() -> None:
+    assert run_program(WITHOUT_TORCH) == (
         "AutoSwarmModelForCausalLM needs torch and transformers: pip install 'treeswarm[draft]' (torch is missing)"
     )
 
 
-def test_what_is_not_there_is_not_there() -> None:
+def test_unknown_attribute_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'AutoModel'"):
         _ = treeswarm_client.AutoModel

@@ -1,4 +1,4 @@
-"""Padded batches to rows and back."""
+"""Padded batches become rows, and rows become padded batches."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,24 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treeswarm.errors import BadRequest
-from treeswarm_client.hf.arguments import read_arguments
+from treeswarm_client.hf.arguments import SpecialTokens
 from treeswarm_client.hf.prompts import check_token_types, join_continuations, make_batch, unpack_inputs
 
 PAD = 9
-ASKED = read_arguments({"pad_token_id": PAD, "eos_token_id": 1, "bos_token_id": 3}, {}, {}, "")
+SPECIAL = SpecialTokens(eos_ids=(1,), pad_id=PAD, bos_id=3)
 token_rows = st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=6), min_size=1, max_size=5)
 
 
 @given(token_rows, token_rows, st.integers(1, 3))
-def test_rows_lose_their_padding_and_get_it_back(rows: list[list[int]], new: list[list[int]], samples: int) -> None:
+def test_rows_are_unpadded_and_padded_again(rows: list[list[int]], new: list[list[int]], samples: int) -> None:
     longest = max(map(len, rows))
     ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    prompts = make_batch(ids, mask, ASKED)
+    prompts = make_batch(ids, mask, SPECIAL)
     assert list(prompts.rows) == rows
-    assert list(make_batch(ids, None, ASKED).rows) == rows, "padding is known by its token"
+    assert list(make_batch(ids, None, SPECIAL).rows) == rows, "padding is known by its token"
     texts = [new[i % len(new)] for i in range(len(rows) * samples)]
-    out = join_continuations(prompts, replace(ASKED, samples=samples), texts).tolist()
+    out = join_continuations(prompts, texts, samples=samples, pad_id=PAD).tolist()
     assert len({len(row) for row in out}) == 1
     for i, row in enumerate(out):
         assert row[:longest] == ids[i // samples].tolist()
@@ -35,19 +35,19 @@ def test_rows_lose_their_padding_and_get_it_back(rows: list[list[int]], new: lis
         assert set(row[end:]) <= {PAD}
 
 
-def test_padding_that_also_ends_texts_is_not_guessed_at() -> None:
-    both = replace(ASKED, eos_ids=(PAD,))
+def test_pad_token_that_ends_texts_is_not_taken_for_padding() -> None:
+    both = replace(SPECIAL, eos_ids=(PAD,))
     assert make_batch([[PAD, 2]], None, both).rows == ([PAD, 2],)
 
 
-def test_no_prompt_is_the_begin_token() -> None:
-    assert make_batch(None, None, ASKED).rows == ([3],)
+def test_missing_prompt_is_the_begin_token() -> None:
+    assert make_batch(None, None, SPECIAL).rows == ([3],)
     with pytest.raises(BadRequest, match="give input_ids"):
-        make_batch(None, None, replace(ASKED, bos_id=None))
+        make_batch(None, None, replace(SPECIAL, bos_id=None))
 
 
 @pytest.mark.parametrize(
-    ("inputs", "mask", "why"),
+    ("inputs", "mask", "message"),
     [
         ([[1, 2, 9]], [[1, 1, 0]], "padding_side = 'left'"),
         ([[1, 2, 9]], [[1, 0, 1]], "padding_side = 'left'"),
@@ -55,19 +55,19 @@ def test_no_prompt_is_the_begin_token() -> None:
         ([[1, 2, 9]], [[0, 0, 0]], "empty"),
         ([[1, 2, 9]], [[1, 1]], "alike"),
         ("text", None, "tokenize it first"),
-        ([[1, 2], [3]], None, "no rectangle"),
+        ([[1, 2], [3]], None, "not a rectangle"),
         ([[0.5]], None, "whole numbers"),
         ([], None, "whole numbers"),
         (torch.zeros(1, 2, 3, dtype=torch.long), None, r"\[rows, tokens\]"),
     ],
     ids=str,
 )
-def test_what_is_no_left_padded_batch_is_refused(inputs: Any, mask: Any, why: str) -> None:
-    with pytest.raises(BadRequest, match=why):
-        make_batch(inputs, mask, ASKED)
+def test_batches_not_padded_on_the_left_are_refused(inputs: Any, mask: Any, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        make_batch(inputs, mask, SPECIAL)
 
 
-def test_a_tokenizers_output_is_taken_whole() -> None:
+def test_tokenizer_output_is_accepted_whole() -> None:
     assert unpack_inputs({"input_ids": [[1]], "attention_mask": [[1]]}, None, None) == ([[1]], [[1]])
     assert unpack_inputs(None, [[1]], [[1]]) == ([[1]], [[1]])
     with pytest.raises(BadRequest, match="give one"):
