@@ -28,7 +28,7 @@ from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.membership.distances import DistanceSurvey
 from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
 from treeswarm_node.reachability.reachability import PublicAddress
-from treeswarm_node.sessions.server import Node
+from treeswarm_node.sessions.server import NodeServer
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Lifecycle:
     config: NodeConfig
     identity: Identity
     model: ModelInfo
-    node: Node
+    node: NodeServer
     address: Address
     survey: DistanceSurvey
     reachable: bool = False
@@ -75,7 +75,7 @@ class Lifecycle:
     """It is paused because nothing could be loaded, not because its owner said so."""
     _stage: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
-    def draft(self, generation: int, expires: int) -> NodeRecord:
+    def make_record(self, generation: int, expires: int) -> NodeRecord:
         """What there is to say of this node now."""
         stage = self.node.stage
         return NodeRecord(
@@ -96,18 +96,18 @@ class Lifecycle:
             hop_s=OVERHEAD_S + (stage.engine.counters.queue_s if stage else 0.0),
             free_tokens=stage.store.free_tokens if stage else 0,
             total_tokens=self.config.kv_tokens,
-            coordinate=self.survey.as_recorded(),
+            coordinate=self.survey.coordinate_values(),
             software=f"treeswarm {__version__}",
         )
 
     async def settle(self, place: PublicAddress) -> None:
         """Others find this node there from now on."""
         self.address, self.reachable = Address.parse(place.address), place.reachable
-        if self.node.landlord is not None:
-            self.node.landlord.reachable = place.lends
+        if self.node.port_lender is not None:
+            self.node.port_lender.reachable = place.lends
         await self.membership.announce()
 
-    async def landlords(self) -> list[str]:
+    async def lender_candidates(self) -> list[str]:
         """The others, reachable ones and then the nearest first: a port rented there costs the least.  Also those that
         nobody has dialled yet: were they left out, the first two nodes of a swarm would never ask each other."""
         here = [r for r in await self.neighbours() if r.state is NodeState.ONLINE]
@@ -115,7 +115,7 @@ class Lifecycle:
 
     async def neighbours(self) -> list[NodeRecord]:
         """Everyone else's records."""
-        return [sealed.record for sealed in await self.membership.others()]
+        return [sealed.record for sealed in await self.membership.other_nodes()]
 
     async def join(self) -> LoadedStage:
         """Choose a span, say so, load it, serve it.  Raises ModelError, BadRequest."""

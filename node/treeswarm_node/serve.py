@@ -28,7 +28,7 @@ from treeswarm_node.engine.loaded_stage import ModelInfo, choose_dtype, find_dev
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.membership.distances import DistanceSurvey
-from treeswarm_node.membership.identity_file import own_identity, record_running
+from treeswarm_node.membership.identity_file import claim_identity, record_running
 from treeswarm_node.model.attention_selection import check_attention_choice
 from treeswarm_node.monitoring.collect import SnapshotCollector
 from treeswarm_node.monitoring.prometheus import metrics_served
@@ -36,7 +36,7 @@ from treeswarm_node.reachability.port_lender import PortLender
 from treeswarm_node.reachability.reachability import AddressMonitor
 from treeswarm_node.schedule import keep_hours, until_within
 from treeswarm_node.sessions.compression import LinkCompression
-from treeswarm_node.sessions.server import Node
+from treeswarm_node.sessions.server import NodeServer
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
     check_attention_choice(config.attention, device, getattr(torch, config.dtype))
     swarm_key = read_swarm_key(config.swarm_key) if config.swarm_key else None
     async with contextlib.AsyncExitStack() as stack:
-        identity, kept_at = stack.enter_context(own_identity(config.identity))
+        identity, kept_at = stack.enter_context(claim_identity(config.identity))
         model = await asyncio.to_thread(ModelInfo.find, config.model, config.revision)
         pace = RateLimiter(config.bandwidth) if config.bandwidth else None
         line = GrpcTransport(security=Security(identity, swarm_key), rate_limiter=pace)
@@ -111,11 +111,13 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         if config.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(config.emulate_link))
         stack.push_async_callback(transport.close)
-        node = Node(transport, config.limits)
+        node = NodeServer(transport, config.limits)
         listener = await transport.listen(config.listen, node.accept)
         stack.push_async_callback(listener.close)
-        node.packing = _packing(config, listener.address)
-        node.landlord = PortLender(Address.parse(config.listen).host, config.limits, config.lend_from, pace=pace)
+        node.compression = _packing(config, listener.address)
+        node.port_lender = PortLender(
+            Address.parse(config.listen).host, config.limits, config.lend_from, rate_limiter=pace
+        )
         registry = await _registry(config, model, identity)
         stack.push_async_callback(registry.close)
         life = Lifecycle(
@@ -123,7 +125,7 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         )
         life.progress = progress
         assert isinstance(registry, BookRegistry)
-        life.membership = node.membership = Membership(identity, life.draft, registry, registry)
+        life.membership = node.membership = Membership(identity, life.make_record, registry, registry)
         gauge, metrics = SnapshotCollector(life, line), None
         if config.metrics:
             metrics = await stack.enter_async_context(metrics_served(config.metrics, gauge.read))
@@ -134,11 +136,17 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         # What it joined with is not kept here: a paused node would keep the weights of its first span.
         await life.join()
         stack.enter_context(record_running(kept_at, f"{life.address.bare}#{identity.pin}"))
-        finder = AddressMonitor(
-            transport, listener.address, identity.pin, life.landlords, life.settle, config.announce, node.guests,
+        monitor = AddressMonitor(
+            transport,
+            listening=listener.address,
+            pin=identity.pin,
+            lender_candidates=life.lender_candidates,
+            on_address=life.settle,
+            announced=config.announce,
+            forwarded_ports=node.forwarded_ports,
             assumed=life.address.bare,
-        )  # fmt: skip
-        works = [node.sweep(), life.membership.run(), life.survey.run(life.neighbours), finder.run()]
+        )
+        works = [node.sweep(), life.membership.run(), life.survey.run(life.neighbours), monitor.run()]
         if config.hours:
             works.append(keep_hours(config.hours, life.membership.orders))
         for work in works:

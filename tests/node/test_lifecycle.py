@@ -151,7 +151,7 @@ async def test_told_to_stop_while_it_first_loads_a_node_says_that_it_is_gone(
 
     async def noticed(membership: Membership) -> None:
         await leave(membership)
-        left.append(membership.draft(1, 1).state)
+        left.append(membership.make_record(1, 1).state)
 
     def stopping(*args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -16,7 +16,7 @@ from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.chain.chain import Chain
 from treeswarm_client.discovery.route import FORGOTTEN
-from treeswarm_node.sessions.server import Node
+from treeswarm_node.sessions.server import NodeServer
 from treeswarm_node.sessions.server_session import ServerSession
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
@@ -214,14 +214,14 @@ def test_a_newcomer_has_no_excuse(code: FaultCode, monkeypatch: pytest.MonkeyPat
 def test_a_newcomer_that_refuses_without_reason_is_not_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     excused(ToyRouter, monkeypatch)
 
-    async def refuse(self: Node, wanted: Any, control: Any) -> Any:
+    async def refuse(self: NodeServer, wanted: Any, control: Any) -> Any:
         if self is liar[0]:
             raise Refused("never heard of it", FaultCode.UNKNOWN_SESSION)
         return await honest(self, wanted, control)
 
-    liar: list[Node] = []
-    honest = Node.open
-    monkeypatch.setattr(Node, "open", refuse)
+    liar: list[NodeServer] = []
+    honest = NodeServer.open
+    monkeypatch.setattr(NodeServer, "open", refuse)
     generated(lambda swarm, addresses: liar.append(swarm.nodes[addresses[3]]), spans=[*SPANS, SPANS[0]])
 
 

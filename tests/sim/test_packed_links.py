@@ -16,7 +16,7 @@ from treeswarm.transport.seam import StreamKind
 from treeswarm.wire import treeswarm_pb2 as pb
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_node.sessions.compression import LinkCompression
-from treeswarm_node.sessions.server import Node
+from treeswarm_node.sessions.server import NodeServer
 from treeswarm_node.sessions.server_session import ServerSession
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
@@ -45,7 +45,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def all_pack(swarm: ToySwarm) -> None:
     for node in swarm.nodes.values():
-        node.packing = LinkCompression("lossless")
+        node.compression = LinkCompression("lossless")
 
 
 async def generate_where_all_pack() -> None:
@@ -152,7 +152,7 @@ def test_the_client_does_not_pack_and_hears_no_welcome() -> None:
     run_virtually(run())
 
 
-def note_hellos(node: Node, said: list[bool]) -> None:
+def note_hellos(node: NodeServer, said: list[bool]) -> None:
     honest = node._welcome
 
     async def welcome(hello: LinkHello) -> ServerSession:

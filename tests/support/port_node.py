@@ -25,9 +25,9 @@ async def run(peers: list[str], arguments: list[str]) -> None:
 
     async def settle_and_say(life: Lifecycle, place: PublicAddress) -> None:
         await settle(life, place)
-        print(json.dumps({"address": f"{place.address}#{life.identity.pin}", "how": place.how}), flush=True)
+        print(json.dumps({"address": f"{place.address}#{life.identity.pin}", "basis": place.basis}), flush=True)
 
-    with patch.object(Lifecycle, "landlords", others), patch.object(Lifecycle, "settle", settle_and_say):
+    with patch.object(Lifecycle, "lender_candidates", others), patch.object(Lifecycle, "settle", settle_and_say):
         async with serving(config):
             await asyncio.to_thread(sys.stdin.read)
 

@@ -13,7 +13,7 @@ from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm.transport.tls import Security
 from treeswarm_node.config import NodeLimits
 from treeswarm_node.reachability.port_lender import PortLender
-from treeswarm_node.sessions.server import Node
+from treeswarm_node.sessions.server import NodeServer
 
 CONTROL, LINK = StreamKind.CONTROL, StreamKind.LINK
 # All of a test come from one host.
@@ -25,7 +25,7 @@ SOON_S = 20.0
 class Peer:
     """A node without a model, listening on loopback."""
 
-    node: Node
+    node: NodeServer
     transport: GrpcTransport
     pin: str
     local: str = ""
@@ -38,16 +38,16 @@ class Peer:
         return f"{self.local}#{self.pin}"
 
     @property
-    def landlord(self) -> PortLender:
-        assert self.node.landlord is not None
-        return self.node.landlord
+    def port_lender(self) -> PortLender:
+        assert self.node.port_lender is not None
+        return self.node.port_lender
 
 
 @contextlib.asynccontextmanager
 async def peer(limits: NodeLimits = OPEN_HANDED, **landlord: object) -> AsyncIterator[Peer]:
     identity = Identity.ephemeral()
     transport = GrpcTransport(security=Security(identity))
-    node = Node(transport, limits, landlord=PortLender("127.0.0.1", limits, **landlord))  # type: ignore[arg-type]
+    node = NodeServer(transport, limits, port_lender=PortLender("127.0.0.1", limits, **landlord))  # type: ignore[arg-type]
     made = Peer(node, transport, identity.pin)
 
     async def accept(kind: StreamKind, stream: Stream) -> None:

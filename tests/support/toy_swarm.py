@@ -36,7 +36,7 @@ from treeswarm_node.engine.model_runner import Computed
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore, SessionKV
 from treeswarm_node.kv_cache.page_pool import PAGE
 from treeswarm_node.model.loaded_span import ServedSpan
-from treeswarm_node.sessions.server import Node
+from treeswarm_node.sessions.server import NodeServer
 
 VOCAB, STATE = 5, 16
 NUMERICS = NumericsClass("toy", "float32")
@@ -222,7 +222,7 @@ class ToySwarm:
 
     network: MemoryNetwork
     limits: NodeLimits
-    nodes: dict[str, Node] = field(default_factory=dict)
+    nodes: dict[str, NodeServer] = field(default_factory=dict)
     spans: dict[str, Span] = field(default_factory=dict)
     devices: dict[str, ToyRunner] = field(default_factory=dict)
     kept: list[int] = field(default_factory=list)
@@ -238,7 +238,7 @@ class ToySwarm:
         engine = Engine(device, self.limits.budget)
         served = ServedSpan(span, BLOCKS, VOCAB, 4, 2048, "toy", NUMERICS, "toy", STATE)
         transport = self.network.transport()
-        node = Node(transport, self.limits, stage=LoadedStage(served, engine, store, 1.0), state=NodeState.ONLINE)
+        node = NodeServer(transport, self.limits, stage=LoadedStage(served, engine, store, 1.0), state=NodeState.ONLINE)
         listener = await transport.listen("127.0.0.1:0", node.accept)
         running = [asyncio.create_task(engine.run()), asyncio.create_task(node.sweep())]
 

@@ -26,9 +26,9 @@ from treeswarm_bench.benchmarks.common import spread
 from treeswarm_bench.lab import Lab, LabLink, wan_lab
 from treeswarm_client.provenance import machine_provenance
 from treeswarm_node.config import NodeLimits
-from treeswarm_node.reachability.port_borrower import rent
+from treeswarm_node.reachability.port_borrower import lease_port
 from treeswarm_node.reachability.port_lender import PortLender
-from treeswarm_node.sessions.server import Node
+from treeswarm_node.sessions.server import NodeServer
 
 SIZES = (8 << 10, 64 << 10, 1 << 20)
 ECHOES = {8 << 10: 400, 64 << 10: 300, 1 << 20: 100}
@@ -48,7 +48,7 @@ async def lend(host: str) -> None:
     """A landlord, until standard input ends."""
     identity = Identity.ephemeral()
     transport = GrpcTransport(security=Security(identity))
-    node = Node(transport, landlord=PortLender(host, NodeLimits()))
+    node = NodeServer(transport, port_lender=PortLender(host, NodeLimits()))
     listener = await transport.listen(f"{host}:0", node.accept)
     await tell({"address": f"{listener.address}#{identity.pin}"})
     await listener.close()
@@ -59,7 +59,7 @@ async def live(host: str, landlord: str) -> None:
     identity = Identity.ephemeral()
     raw = GrpcTransport(security=Security(identity), codec=RAW)
     listener = await raw.listen(f"{host}:0", echo)
-    async with rent(GrpcTransport(security=Security(identity)), landlord, listener.address) as port:
+    async with lease_port(GrpcTransport(security=Security(identity)), landlord, listener.address) as port:
         addresses = {"direct": listener.address, "rented": port.address}
         await tell({name: f"{address}#{identity.pin}" for name, address in addresses.items()})
     await listener.close()

@@ -48,7 +48,7 @@ from treeswarm_node.engine.model_runner import Computed, Runner, ThrottledRunner
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.membership.distances import DistanceSurvey
-from treeswarm_node.sessions.server import Node
+from treeswarm_node.sessions.server import NodeServer
 
 # What a hop takes besides the model and the wire: `swarm bench overhead`, docs/benchmarks.md.
 HOP_S = 0.0019
@@ -113,7 +113,7 @@ class World:
         async with contextlib.AsyncExitStack() as stack:
             line, identity = self.line(), Identity.ephemeral()
             stack.push_async_callback(line.close)
-            node = Node(line, config.limits)
+            node = NodeServer(line, config.limits)
             listener = await line.listen(config.listen, node.accept)
             stack.push_async_callback(listener.close)
             model = ModelInfo.find(setup.model)

@@ -34,13 +34,13 @@ from treeswarm_node.cli.machine_checks import (
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo
 from treeswarm_node.reachability.reachability import (
-    ASKED,
+    ANSWERS,
     Basis,
     DialResult,
     PublicAddress,
     announced_address,
+    ask_dial_back,
     decide_address,
-    verdict_of,
 )
 
 EXAMPLES = """examples:
@@ -168,7 +168,7 @@ async def reachability(config: NodeConfig, transport: Transport, pin: str, other
         own = Address("0.0.0.0", Address.parse(listener.address).port)
         if config.announce is not None:
             own = announced_address(config.announce, listener.address)
-        asked = [verdict_of(transport, other, str(replace(own, pin=pin))) for other in others[:ASKED]]
+        asked = [ask_dial_back(transport, other, str(replace(own, pin=pin))) for other in others[:ANSWERS]]
         verdicts = [verdict for verdict in await asyncio.gather(*asked) if verdict is not None]
         return reached(decide_address(config.announce, listener.address, verdicts), verdicts, listener.address)
     finally:
@@ -190,6 +190,6 @@ def reached(place: PublicAddress | None, verdicts: Sequence[DialResult], listeni
     if not place.reachable:
         step = "check that the router forwards that port to this machine and its firewall lets it in"
         return Finding.fail(check, f"nobody reaches {place.address}, which --announce says", step)
-    if place.how is Basis.ASSUMED:
+    if place.basis is Basis.ASSUMED:
         return Finding.warn(check, "nobody could be asked", "try again when other nodes are online")
     return Finding.ok(check, f"others reach it at {place.address}")

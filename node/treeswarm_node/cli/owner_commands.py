@@ -14,7 +14,7 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import StreamKind, Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.membership.announcer import order_bytes
-from treeswarm_node.membership.identity_file import defaults_folder, running_file
+from treeswarm_node.membership.identity_file import default_identity_folder, running_file
 
 COMMANDS = ("pause", "resume", "drain")
 ANSWER_S = 10.0
@@ -33,7 +33,7 @@ async def command(arguments: Sequence[str]) -> int:
     made.add_argument("--identity", type=Path, metavar="PATH", help="of the node meant (default: all of yours here)")
     made.add_argument("--swarm-key", type=Path, metavar="PATH", help="key file of its private swarm")
     args = made.parse_args(arguments)
-    kept = [args.identity] if args.identity else sorted(defaults_folder().glob("*.pem"))
+    kept = [args.identity] if args.identity else sorted(default_identity_folder().glob("*.pem"))
     running = [path for path in kept if running_file(path).exists()]
     if not running:
         raise BadRequest("no node of yours runs here: name its identity file with --identity PATH")

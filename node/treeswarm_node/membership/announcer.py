@@ -36,7 +36,7 @@ ACTIONS = {
 }
 """The owner's orders, and what the node says it does now."""
 
-Draft = Callable[[int, int], NodeRecord]
+MakeRecord = Callable[[int, int], NodeRecord]
 """The node's record as of now, given its generation and expiry."""
 
 
@@ -45,7 +45,7 @@ class Membership:
     """`run` keeps it going; without a registry a node still tells of itself."""
 
     signer: Signer
-    draft: Draft
+    make_record: MakeRecord
     known: BookRegistry
     """All that is believed, this node's own record included: the registry itself, where there is one."""
     registry: Registry | None = None
@@ -97,9 +97,9 @@ class Membership:
 
     async def _somebody_misses(self, sealed: SealedRecord) -> bool:
         """What was not told: that the last node of a swarm stops serving is no news to anybody."""
-        return sealed.record.state not in WITHDRAWING or bool(await self.others())
+        return sealed.record.state not in WITHDRAWING or bool(await self.other_nodes())
 
-    async def others(self) -> Snapshot:
+    async def other_nodes(self) -> Snapshot:
         """Everyone else."""
         return tuple(s for s in await self.known.snapshot() if s.record.key != self.signer.public_key)
 
@@ -136,7 +136,7 @@ class Membership:
     async def _renew(self) -> SealedRecord:
         now = time.time()
         self._last_said = int(now * 1e6)
-        sealed = seal(self.draft(int(now * 1e6), int(now) + LIFETIME_S), self.signer)
+        sealed = seal(self.make_record(int(now * 1e6), int(now) + LIFETIME_S), self.signer)
         await self.known.add_records([sealed.sealed])
         return sealed
 

@@ -25,12 +25,12 @@ SURVEY_EVERY_S = 30.0
 
 @dataclass(eq=False)
 class DistanceSurvey:
-    """Where this node stands; `look_at` makes it truer."""
+    """Where this node stands; `ping_some` makes it truer."""
 
     transport: Transport
     coordinate: Coordinate = Coordinate()
 
-    def as_recorded(self) -> tuple[float, ...]:
+    def coordinate_values(self) -> tuple[float, ...]:
         """For the node's record."""
         return astuple(self.coordinate)
 
@@ -42,10 +42,10 @@ class DistanceSurvey:
     async def run(self, others: Callable[[], Awaitable[Sequence[NodeRecord]]]) -> None:
         """Look at some of them now and then; until cancelled."""
         while True:
-            await self.look_at(await others())
+            await self.ping_some(await others())
             await asyncio.sleep(SURVEY_EVERY_S * random.uniform(0.5, 1.5))
 
-    async def look_at(self, others: Sequence[NodeRecord]) -> None:
+    async def ping_some(self, others: Sequence[NodeRecord]) -> None:
         """Visit some of them; those that do not answer are no news."""
         there = [record for record in others if record.state is NodeState.ONLINE]
         for record in random.sample(there, min(VISITS, len(there))):

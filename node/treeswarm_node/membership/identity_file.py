@@ -1,4 +1,4 @@
-"""Which identity this node takes: one a running node, the same one at every start."""
+"""Choose the identity of a node: the same one at every start, and no identity for two running nodes."""
 
 import contextlib
 import itertools
@@ -13,34 +13,37 @@ from treeswarm.errors import BadRequest
 from treeswarm.keys import Identity
 
 # More nodes than this on one machine are a mistake.
-MOST = 256
+MAX_IDENTITIES = 256
 
 
 @contextlib.contextmanager
-def own_identity(path: Path | None = None) -> Iterator[tuple[Identity, Path]]:
-    """The one kept at `path` and where, or the user's first that no running node holds; nobody else's while this lasts.
+def claim_identity(path: Path | None = None) -> Iterator[tuple[Identity, Path]]:
+    """Yield an identity and the path of its file; no other node can claim it meanwhile.
 
-    Raises BadRequest when another node holds `path`, and for a file that `Identity.load_or_create` refuses.
+    Without `path`, this is the user's first identity that no running node holds.  Raises BadRequest if another node
+    holds `path`, and for a file that `Identity.load_or_create` refuses.
     """
-    for candidate in [path] if path else defaults():
+    for candidate in [path] if path else default_identity_paths():
         with contextlib.ExitStack() as stack:
-            lock = stack.enter_context(_opened(candidate.with_name(f"{candidate.name}.lock")))
-            if _taken(lock):
+            lock = stack.enter_context(_open_lock(candidate.with_name(f"{candidate.name}.lock")))
+            if _try_lock(lock):
                 yield Identity.load_or_create(candidate), candidate
                 return
     raise BadRequest(
-        f"another running node has the identity {path or defaults_folder()}: give this one its own with --identity PATH"
+        f"another running node has the identity {path or default_identity_folder()}: "
+        "give this node its own with --identity PATH"
     )
 
 
-def defaults() -> Iterable[Path]:
-    """`identity.pem`, `identity-2.pem` and so on: where several nodes of one user find theirs again."""
-    first = defaults_folder() / "identity.pem"
-    return itertools.chain([first], (first.with_name(f"identity-{number}.pem") for number in range(2, MOST + 1)))
+def default_identity_paths() -> Iterable[Path]:
+    """Return `identity.pem`, `identity-2.pem` and so on, so that several nodes of one user find their own again."""
+    first = default_identity_folder() / "identity.pem"
+    numbers = range(2, MAX_IDENTITIES + 1)
+    return itertools.chain([first], (first.with_name(f"identity-{number}.pem") for number in numbers))
 
 
-def defaults_folder() -> Path:
-    """Where the user's programs keep their state."""
+def default_identity_folder() -> Path:
+    """Return the folder where the user's programs keep their state."""
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "treeswarm"
 
@@ -61,7 +64,7 @@ def running_file(identity_path: Path) -> Path:
     return identity_path.with_suffix(".running")
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _open_lock(path: Path) -> IO[bytes]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return path.open("ab")
@@ -71,10 +74,10 @@ def _opened(path: Path) -> IO[bytes]:
         ) from None
 
 
-def _taken(lock: IO[bytes]) -> bool:
-    """Whether it is ours now, until closed."""
+def _try_lock(lock: IO[bytes]) -> bool:
+    """Return whether this process holds the lock now; it does so until the file is closed."""
     if sys.platform == "win32":
-        return True  # no flock there: give each node its own --identity
+        return True  # Windows has no flock: give each node its own --identity.
     import fcntl  # noqa: PLC0415
 
     try:

@@ -53,8 +53,8 @@ class SnapshotCollector:
             received={kind.value: count for kind, count in self.transport.traffic.received.items()},
             peers=len(await life.neighbours()),
             disbelieved=dict(life.membership.known.rejected),
-            tenants=node.landlord.tenants if node.landlord else 0,
-            guest_connections=node.landlord.connections if node.landlord else 0,
+            tenants=node.port_lender.lease_count if node.port_lender else 0,
+            guest_connections=node.port_lender.connections if node.port_lender else 0,
             moves=life.moves,
         )
 

@@ -23,12 +23,12 @@ GOODBYE_S = 1.0
 
 
 @dataclass(eq=False)
-class RentedPort:
+class LeasedPort:
     """In use until `rent` is left."""
 
     address: str
     """What strangers dial.  They find this node there, under its own pin."""
-    guests: set[int]
+    forwarded_ports: set[int]
     """The local ports that those who are connected through it seem to come from."""
     _stream: Stream
     _fetch_at: Address
@@ -37,7 +37,7 @@ class RentedPort:
     _ends: set[End] = field(default_factory=set)
     _fetches: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def kept(self) -> None:
+    async def wait_until_lost(self) -> None:
         """Raises LinkBroken or Refused once the port is lost; never returns."""
         await asyncio.shield(self._listening)
 
@@ -72,7 +72,7 @@ class RentedPort:
         try:
             async with asyncio.timeout(FETCH_S):
                 ends.append(await self._dial(self._local, self._forget_guest))
-                self.guests.add(ends[0].own_port)
+                self.forwarded_ports.add(ends[0].own_port)
                 ends.append(await self._dial(self._fetch_at, self._ends.discard))
         except OSError:  # TimeoutError too
             for end in ends:
@@ -91,25 +91,25 @@ class RentedPort:
 
     def _forget_guest(self, end: End) -> None:
         self._ends.discard(end)
-        self.guests.discard(end.own_port)
+        self.forwarded_ports.discard(end.own_port)
 
 
 @contextlib.asynccontextmanager
-async def rent(
-    transport: Transport, landlord: str, local: str, guests: set[int] | None = None
-) -> AsyncIterator[RentedPort]:
+async def lease_port(
+    transport: Transport, landlord: str, local: str, forwarded_ports: set[int] | None = None
+) -> AsyncIterator[LeasedPort]:
     """A port of `landlord`, whose visitors are led to `local`, where this node listens; given back on leaving.
 
-    `guests` is kept up to date, see RentedPort.  Raises Unreachable, Impostor, LinkBroken, or Refused with the
+    `guests` is kept up to date, see LeasedPort.  Raises Unreachable, Impostor, LinkBroken, or Refused with the
     landlord's words.
     """
     stream = await transport.connect(landlord, StreamKind.CONTROL)
-    port: RentedPort | None = None
+    port: LeasedPort | None = None
     try:
         rented, host = await _ask(stream, landlord), Address.parse(landlord).host
-        port = RentedPort(
+        port = LeasedPort(
             address=Address(host, rented.port).bare,
-            guests=set() if guests is None else guests,
+            forwarded_ports=set() if forwarded_ports is None else forwarded_ports,
             _stream=stream,
             _fetch_at=Address(host, rented.fetch_port),
             _local=Address.parse(local),

@@ -38,7 +38,7 @@ class Lease:
     limits: NodeLimits
     buffer: memoryview
     wait_s: float
-    pace: RateLimiter | None = None
+    rate_limiter: RateLimiter | None = None
     server: asyncio.Server | None = None
     refused: int = 0
     """Strangers turned away."""
@@ -49,7 +49,7 @@ class Lease:
     _over: bool = False
 
     def __post_init__(self) -> None:
-        self._meter = ByteCounter(self.limits.lend_bytes_per_s, self.pace)
+        self._meter = ByteCounter(self.limits.lend_bytes_per_s, self.rate_limiter)
 
     @property
     def host(self) -> str:
@@ -127,7 +127,7 @@ class PortLender:
     reachable: bool = True
     """Whether strangers reach this node itself: else it has nothing to lend."""
     wait_s: float = WAIT_S
-    pace: RateLimiter | None = None
+    rate_limiter: RateLimiter | None = None
     """Of all that this node sends, what it passes on included."""
     _tenancies: list[Lease] = field(default_factory=list)
     _fetching: dict[End, asyncio.TimerHandle] = field(default_factory=dict)
@@ -138,7 +138,7 @@ class PortLender:
     async def lend(self, wanted: LeasePort, stream: Stream) -> None:
         """Until cancelled, as when the tenant's stream ends.  Raises Refused, TransportError."""
         self._check(wanted, stream)
-        tenancy = Lease(stream, self.limits, self._buffer, self.wait_s, self.pace)
+        tenancy = Lease(stream, self.limits, self._buffer, self.wait_s, self.rate_limiter)
         self._tenancies.append(tenancy)
         try:
             rented = await self._open(tenancy)
@@ -152,7 +152,7 @@ class PortLender:
                 self._close_fetch_port()
 
     @property
-    def tenants(self) -> int:
+    def lease_count(self) -> int:
         return len(self._tenancies)
 
     @property

@@ -1,4 +1,7 @@
-"""Where strangers find this node: as its owner says, where others can dial it, or at a port rented from another."""
+"""Find the address under which other machines reach this node.
+
+The address is the one its owner announced, the one where other nodes could dial it, or a port leased from another node.
+"""
 
 import asyncio
 import logging
@@ -14,108 +17,115 @@ from treeswarm.protocol.address import Address, is_loopback
 from treeswarm.protocol.messages import DialBack, DialledBack
 from treeswarm.transport.seam import StreamKind, Transport
 from treeswarm.transport.tls import check_pin, fetch_certificate
-from treeswarm_node.reachability.port_borrower import RentedPort, rent
+from treeswarm_node.reachability.port_borrower import LeasedPort, lease_port
 
 log = logging.getLogger(__name__)
 
-# Whose word counts for whether strangers reach this node: of three, one that lies or is on the same home network
-# decides nothing.
-ASKED = 3
-# Two dials in vain at the other end, of five seconds each (transport/grpc.py), and the way there and back.
+# Number of nodes whose answers decide whether this node is reachable.  With three, one that lies or is in the same home
+# network decides nothing.
+ANSWERS = 3
+# Two failed dials at the other end, of five seconds each (transport/grpc.py), and the way there and back.
 ASK_S = 15.0
-# Nodes that are asked whether they reach this one, and landlords tried, before the matter rests a while: some of them
-# rent a port themselves, and can neither say nor lend.
-TRIED = 8
-# Strangers lose patience earlier.
+# Number of nodes that are asked whether they reach this one, and number of port lenders tried, before the next pause.
+# Some of them lease a port themselves: they can neither answer nor lend.
+MAX_TRIED = 8
+# Shorter than a remote machine's own patience.
 CHECK_S = 10.0
-# Routers and lines seldom change; a node that could be dialled, or could not, is looked at again after this.
+# Routers and lines seldom change: whether this node can be dialled is checked again after this time.
 CHECK_EVERY_S = 600.0
-# Somebody who can say, or who lends, may come any moment.
+# A node that can answer, or lend a port, may join at any moment.
 RETRY_S = 10.0
-# A landlord's tenants lose their ports at the same moment.
+# All borrowers of a port lender lose their ports at the same moment, so each waits a random time up to this.
 SPREAD_S = 1.0
 ANY_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-"""With what such a listener is dialled from its own machine."""
+"""Wildcard hosts to listen on, each with the host that dials such a listener from the same machine."""
 
 
 class Basis(StrEnum):
-    """On what grounds."""
+    """The reason for which a node announces an address."""
 
     ANNOUNCED = "announced"
-    """By the owner."""
+    """The owner gave the address."""
     DIALLED = "dialled"
-    """Others have reached it there."""
-    RENTED = "rented"
+    """Other nodes have dialled it with success."""
+    LEASED = "leased"
+    """The address is a port leased from another node."""
     ASSUMED = "assumed"
-    """Nobody could be asked."""
+    """No other node could answer whether it reaches this one."""
     HIDDEN = "hidden"
-    """Others cannot reach it, and nobody lends a port."""
+    """Other machines cannot dial this node, and no node lends it a port."""
 
 
 @dataclass(frozen=True)
 class PublicAddress:
-    """What a node tells others."""
+    """The address that a node announces."""
 
     address: str
-    """Without a pin."""
-    how: Basis
+    """`host:port`, without a pin."""
+    basis: Basis
     reachable: bool
-    """Another node has dialled it, or this one did from outside."""
+    """Whether another node has dialled the address, or this node has done so from outside."""
 
     @property
     def lends(self) -> bool:
-        """Whether its ports may be of use to others.  The first node of a swarm has nobody to tell it; its tenants look
-        themselves whether the port leads to them."""
-        return self.how not in {Basis.RENTED, Basis.HIDDEN}
+        """Whether ports of this node may be of use to others.
+
+        The first node of a swarm has no other node that could tell.  Its borrowers check for themselves whether the
+        port leads to them.
+        """
+        return self.basis not in {Basis.LEASED, Basis.HIDDEN}
 
 
 @dataclass(frozen=True)
 class DialResult:
-    """What one node says of this one."""
+    """What one node answered when it was asked to dial this one."""
 
     reached: bool
     address: str = ""
-    """Where it reached it."""
+    """Address at which it reached this node, or "" if it did not."""
 
 
-def decide_address(announced: str | None, assumed: str, verdicts: Sequence[DialResult]) -> PublicAddress | None:
-    """None: strangers cannot reach this node, it needs a port of another.  `assumed` is where this machine believes to
-    be reached.  Pure.
+def decide_address(announced: str | None, assumed: str, results: Sequence[DialResult]) -> PublicAddress | None:
+    """Decide under which address this node is announced, or None if it needs a leased port.  Pure.
 
-    A neighbour on the same machine sees the loopback: no address for anybody else, and no word on what strangers reach.
+    `announced` is the owner's address, if any.  `assumed` is where this machine believes that it can be reached.
+    A result that names a loopback address comes from the same machine.  It says nothing about other machines, so it is
+    ignored unless the node is on the loopback interface itself.
     """
-    reached = Counter(verdict.address for verdict in verdicts if verdict.reached)
+    reached = Counter(result.address for result in results if result.reached)
     if announced is not None:
         return PublicAddress(announced_address(announced, assumed).bare, Basis.ANNOUNCED, bool(reached))
-    here = is_loopback(Address.parse(assumed).host)
-    said = [v for v in verdicts if here or not (v.reached and is_loopback(Address.parse(v.address).host))]
-    if not said:
+    on_loopback = is_loopback(Address.parse(assumed).host)
+    counted = [r for r in results if on_loopback or not (r.reached and is_loopback(Address.parse(r.address).host))]
+    if not counted:
         return PublicAddress(Address.parse(assumed).bare, Basis.ASSUMED, bool(reached))
-    votes = Counter(verdict.address for verdict in said if verdict.reached)
-    address, most = max(votes.items(), key=lambda found: found[1], default=("", 0))
-    return PublicAddress(address, Basis.DIALLED, True) if 2 * most > len(said) else None
+    votes = Counter(result.address for result in counted if result.reached)
+    address, most = max(votes.items(), key=lambda vote: vote[1], default=("", 0))
+    return PublicAddress(address, Basis.DIALLED, True) if 2 * most > len(counted) else None
 
 
 def announced_address(announced: str, listening: str) -> Address:
-    """Port 0 is the one listened on."""
-    told = Address.parse(announced)
-    return Address(told.host, told.port or Address.parse(listening).port)
+    """Return the owner's address; port 0 in it stands for the port that the node listens on."""
+    address = Address.parse(announced)
+    return Address(address.host, address.port or Address.parse(listening).port)
 
 
-async def verdict_of(transport: Transport, asked: str, own: str) -> DialResult | None:
-    """Whether `asked` can dial `own`, which with the host 0.0.0.0 is whatever host this node seems to be to it; None
-    if it cannot say."""
+async def ask_dial_back(transport: Transport, node: str, own: str) -> DialResult | None:
+    """Ask the node at address `node` to dial `own`; return None if it cannot answer.
+
+    The host 0.0.0.0 in `own` stands for the host from which this node's connection seems to come.
+    """
     try:
         async with asyncio.timeout(ASK_S):
-            stream = await transport.connect(asked, StreamKind.CONTROL)
+            stream = await transport.connect(node, StreamKind.CONTROL)
             try:
                 await stream.send(DialBack(own))
-                said = await stream.receive()
+                reply = await stream.receive()
             finally:
                 await stream.end()
-        if not isinstance(said, DialledBack):
+        if not isinstance(reply, DialledBack):
             return None
-        reached_at = Address.parse(said.why) if said.reached else None
+        reached_at = Address.parse(reply.why) if reply.reached else None
         if reached_at is None or reached_at.port != Address.parse(own).port:
             return DialResult(False)
         return DialResult(True, reached_at.bare)
@@ -123,111 +133,107 @@ async def verdict_of(transport: Transport, asked: str, own: str) -> DialResult |
         return None
 
 
-async def is_reachable(transport: Transport, asked: str, own: str) -> bool | None:
-    """Whether the node at `asked` can dial `own`; None if it cannot say."""
-    verdict = await verdict_of(transport, asked, own)
-    return None if verdict is None else verdict.reached
-
-
 @dataclass(eq=False)
 class AddressMonitor:
-    """`run` finds this node's place and keeps it, while landlords come and go."""
+    """Finds this node's public address and keeps it current while port lenders come and go."""
 
     transport: Transport
     listening: str
-    """`host:port` as bound."""
+    """`host:port` on which this node listens."""
     pin: str
-    """Of this node."""
-    others: Callable[[], Awaitable[Sequence[str]]]
-    """Addresses, with pins, of other nodes: the best landlord first, see docs/benchmarks.md.  All of them, for in a
-    young swarm nobody knows of anybody yet whether strangers reach it."""
-    settled: Callable[[PublicAddress], Awaitable[None]]
-    """Called with the place when it is found, and when it changes."""
+    """Pin of this node's key."""
+    lender_candidates: Callable[[], Awaitable[Sequence[str]]]
+    """Return the addresses, with pins, of all other nodes, the best port lender first (docs/benchmarks.md).  Nodes that
+    are not known to be reachable belong to them: in a young swarm no node knows yet which ones are."""
+    on_address: Callable[[PublicAddress], Awaitable[None]]
+    """Called with the public address when it is found, and whenever it changes."""
     announced: str | None = None
-    guests: set[int] = field(default_factory=set)
-    """The node's own, see `tenant.rent`."""
+    """`host:port` that the owner announced, or None."""
+    forwarded_ports: set[int] = field(default_factory=set)
+    """The node's own set of forwarded ports, see `lease_port`."""
     assumed: str = ""
-    """Where this machine believes to be reached; empty: where it listens."""
-    place: PublicAddress | None = None
-    _lost_by: str | None = None
-    """The landlord that went, or lost its line: asked last."""
+    """`host:port` where this machine believes that it can be reached; "" means `listening`."""
+    current: PublicAddress | None = None
+    """Public address found last, or None before the first."""
+    _lost_lender: str | None = None
+    """Address of the port lender whose lease was lost last, which is asked last."""
 
     def __post_init__(self) -> None:
         self.assumed = self.assumed or self.listening
 
     async def run(self) -> None:
-        """Until cancelled; a rented port is then given back."""
+        """Keep the public address current until cancelled; a leased port is then given back."""
         while True:
-            place = await self.find()
-            if place is not None:
-                await self._settle(place)
-                await _sleep(CHECK_EVERY_S if place.reachable else RETRY_S)
+            address = await self.find_address()
+            if address is not None:
+                await self._set_address(address)
+                await _sleep_about(CHECK_EVERY_S if address.reachable else RETRY_S)
                 continue
             until = asyncio.get_running_loop().time() + CHECK_EVERY_S
             while asyncio.get_running_loop().time() < until:
-                if not await self._rent_somewhere():
-                    await self._settle(PublicAddress(Address.parse(self.assumed).bare, Basis.HIDDEN, False))
-                    await _sleep(RETRY_S)
+                if not await self._lease_from_any():
+                    await self._set_address(PublicAddress(Address.parse(self.assumed).bare, Basis.HIDDEN, False))
+                    await _sleep_about(RETRY_S)
 
-    async def find(self) -> PublicAddress | None:
-        """Ask some others and decide; None: a port must be rented."""
+    async def find_address(self) -> PublicAddress | None:
+        """Ask some other nodes to dial this one and decide; return None if a port must be leased."""
         own = self._pinned(Address("0.0.0.0", Address.parse(self.listening).port))
         if self.announced is not None:
             own = self._pinned(announced_address(self.announced, self.listening))
-        others = list(await self.others())
-        asked, verdicts = random.sample(others, min(TRIED, len(others))), list[DialResult]()
-        while asked and len(verdicts) < ASKED:
-            some, asked = asked[:ASKED], asked[ASKED:]
-            said = await asyncio.gather(*(verdict_of(self.transport, other, own) for other in some))
-            verdicts += [verdict for verdict in said if verdict is not None]
-        return decide_address(self.announced, self.assumed, verdicts)
+        nodes = list(await self.lender_candidates())
+        remaining, results = random.sample(nodes, min(MAX_TRIED, len(nodes))), list[DialResult]()
+        while remaining and len(results) < ANSWERS:
+            batch, remaining = remaining[:ANSWERS], remaining[ANSWERS:]
+            answers = await asyncio.gather(*(ask_dial_back(self.transport, node, own) for node in batch))
+            results += [result for result in answers if result is not None]
+        return decide_address(self.announced, self.assumed, results)
 
-    async def _rent_somewhere(self) -> bool:
-        """Rent, and keep it until it is lost; False if nobody lends."""
-        landlords = sorted(await self.others(), key=lambda landlord: landlord == self._lost_by)
-        for landlord in landlords[:TRIED]:
-            if await self._rent_of(landlord):
-                self._lost_by = landlord
+    async def _lease_from_any(self) -> bool:
+        """Lease a port and keep it until it is lost; return False if no node lends one."""
+        lenders = sorted(await self.lender_candidates(), key=lambda lender: lender == self._lost_lender)
+        for lender in lenders[:MAX_TRIED]:
+            if await self._lease_from(lender):
+                self._lost_lender = lender
                 await asyncio.sleep(random.uniform(0.0, SPREAD_S))
                 return True
         return False
 
-    async def _rent_of(self, landlord: str) -> bool:
-        """Whether this one lent a port, which is lost by now."""
-        settled = False
+    async def _lease_from(self, lender: str) -> bool:
+        """Return whether this node lent a port, which is lost by the time of the return."""
+        leased = False
         try:
-            async with rent(self.transport, landlord, self._local(), self.guests) as port:
+            async with lease_port(self.transport, lender, self._local(), self.forwarded_ports) as port:
                 await self._check(port)
-                await self._settle(PublicAddress(port.address, Basis.RENTED, True))
-                settled = True
+                await self._set_address(PublicAddress(port.address, Basis.LEASED, True))
+                leased = True
                 while True:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(CHECK_EVERY_S):
-                            await port.kept()
+                            await port.wait_until_lost()
                     await self._check(port)
         except SwarmError as error:
-            log.info("%s %s: %s", "lost the port rented of" if settled else "no port of", landlord, error)
-        return settled
+            log.info("%s %s: %s", "lost the port leased from" if leased else "no port leased from", lender, error)
+        return leased
 
-    async def _check(self, port: RentedPort) -> None:
-        """Dial it as a stranger does at first: this node's own key must answer.  Raises Unreachable, Impostor."""
+    async def _check(self, port: LeasedPort) -> None:
+        """Dial the port as a remote machine does: this node's own key must answer.  Raises Unreachable, Impostor."""
         address = Address.parse(self._pinned(Address.parse(port.address)))
         check_pin(address, await fetch_certificate(address, CHECK_S))
 
-    async def _settle(self, place: PublicAddress) -> None:
-        if place != self.place:
-            self.place = place
-            log.info("others find this node at %s (%s)", place.address, place.how)
-            await self.settled(place)
+    async def _set_address(self, address: PublicAddress) -> None:
+        if address != self.current:
+            self.current = address
+            log.info("other machines find this node at %s (%s)", address.address, address.basis)
+            await self.on_address(address)
 
     def _local(self) -> str:
-        at = Address.parse(self.listening)
-        return Address(ANY_HOSTS.get(at.host, at.host), at.port).bare
+        bound = Address.parse(self.listening)
+        return Address(ANY_HOSTS.get(bound.host, bound.host), bound.port).bare
 
     def _pinned(self, address: Address) -> str:
         return str(Address(address.host, address.port, self.pin))
 
 
-async def _sleep(seconds: float) -> None:
-    """With jitter, so that nodes started together do not ask together for ever."""
+async def _sleep_about(seconds: float) -> None:
+    """Sleep with jitter, so that nodes started together do not ask together every time."""
     await asyncio.sleep(seconds * random.uniform(0.8, 1.2))

@@ -44,8 +44,8 @@ class Host(Protocol):
 
     transport: Transport
     membership: Membership | None
-    landlord: PortLender | None
-    guests: set[int]
+    port_lender: PortLender | None
+    forwarded_ports: set[int]
     sessions: dict[bytes, ServerSession]
     resumed: int
 
@@ -150,7 +150,7 @@ class ControlStream:
 
     def _check_direct(self) -> None:
         """Whoever comes through a rented port has this machine's own address, and could have its ports dialled."""
-        if port_of(self.stream.peer) in self.node.guests:
+        if port_of(self.stream.peer) in self.node.forwarded_ports:
             raise Refused("your address cannot be seen from here: ask another node", FaultCode.REFUSED)
 
     async def _dial_back(self, asked: str) -> None:
@@ -178,9 +178,9 @@ class ControlStream:
     async def _lend(self, wanted: LeasePort) -> None:
         """Ends with the stream, and the tenancy with it."""
         try:
-            if self.node.landlord is None:
+            if self.node.port_lender is None:
                 raise Refused("this node lends no ports: ask another", FaultCode.REFUSED)
-            await self.node.landlord.lend(wanted, self.stream)
+            await self.node.port_lender.lend(wanted, self.stream)
         except SwarmError as error:
             await self.stream.end(error)
 

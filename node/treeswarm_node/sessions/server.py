@@ -36,7 +36,7 @@ SWEEP_S = 1.0
 
 
 @dataclass(eq=False)
-class Node:
+class NodeServer:
     """`accept` is handed to a transport's `listen`; `sweep` must be running.
 
     A node lives longer than its stage: while it loads, moves or pauses it has none, and still tells who is out there.
@@ -47,10 +47,10 @@ class Node:
     membership: Membership | None = None
     stage: LoadedStage | None = None
     state: NodeState = NodeState.JOINING
-    landlord: PortLender | None = None
-    packing: LinkCompression = LinkCompression()
+    port_lender: PortLender | None = None
+    compression: LinkCompression = LinkCompression()
     """Of rows to other nodes; what comes packed is always unpacked."""
-    guests: set[int] = field(default_factory=set)
+    forwarded_ports: set[int] = field(default_factory=set)
     """Ports of this machine behind which strangers are: those who come through a rented port."""
     sessions: dict[bytes, ServerSession] = field(default_factory=dict)
     opened: int = 0
@@ -174,7 +174,7 @@ class Node:
             forget=lambda: self._forget(hosted),
             sharing=make_recorder(wanted, stage.store.prefixes) if stage.shares_prefixes else None,
             profile=scale_profile(stage.profile, wanted.span, stage.served.span),
-            value_bytes_to=partial(self.packing.value_bytes, stage.served.numerics),
+            value_bytes_to=partial(self.compression.value_bytes, stage.served.numerics),
         )  # fmt: skip
         self.sessions[wanted.session] = hosted
         self.opened += 1

@@ -78,7 +78,7 @@ async def test_a_hidden_node_serves_between_two_reachable_ones(tmp_path: Path) -
             first, last = (await first_place())["address"], (await last_place())["address"]
             async with node(lab, tmp_path, "hidden", "3:5", "127.0.0.1", first, last) as hidden_place:
                 place = await hidden_place()
-                assert place["how"] == "rented"
+                assert place["basis"] == "leased"
                 assert Address.parse(place["address"]).host == reachable["first"]
                 swarm = lab.command("client", sys.executable, "-m", "treeswarm_client.cli.main")
                 assert await generated(swarm, [first, place["address"], last]) == expected

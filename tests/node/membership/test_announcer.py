@@ -18,13 +18,13 @@ from treeswarm_node.membership.announcer import ACTIONS, ORDER_AGE_S, Membership
 OWNER, STRANGER = Identity.ephemeral(), Identity.ephemeral()
 
 
-def no_draft(generation: int, expires: int) -> NodeRecord:
+def unused_make_record(generation: int, expires: int) -> NodeRecord:
     raise AssertionError("nothing is announced here")
 
 
 @pytest.fixture
 def membership() -> Membership:
-    return Membership(OWNER, no_draft, MemoryRegistry(MODEL))
+    return Membership(OWNER, unused_make_record, MemoryRegistry(MODEL))
 
 
 def stamp(age_s: float = 0.0) -> int:
@@ -107,14 +107,14 @@ async def test_a_node_tells_of_itself_or_of_all_and_passes_farewells_on() -> Non
     book = MemoryRegistry(MODEL)
     state = NodeState.ONLINE
 
-    def draft(generation: int, expires: int) -> NodeRecord:
+    def make_record(generation: int, expires: int) -> NodeRecord:
         made = me.record(4001, generation=generation, expires=expires, state=state)
         return made.record
 
-    membership = Membership(me, draft, book, book)
+    membership = Membership(me, make_record, book, book)
     await membership.announce()
     await book.announce(other.record(4002))
-    assert [sealed.record.node for sealed in await membership.others()] == [other.id]
+    assert [sealed.record.node for sealed in await membership.other_nodes()] == [other.id]
     alone, everyone = membership.tell(everyone=False), membership.tell(everyone=True)
     assert len(await anext(alone)) == 1
     assert len(await anext(everyone)) == 2
@@ -144,13 +144,13 @@ async def test_only_the_last_nodes_leave_is_nobodys_news(caplog: pytest.LogCaptu
         await book.add_records([Node().record(4002).sealed])
     state = NodeState.ONLINE
 
-    def draft(generation: int, expires: int) -> NodeRecord:
+    def make_record(generation: int, expires: int) -> NodeRecord:
         made = me.record(4001, generation=generation, expires=expires, state=state)
         return made.record
 
-    membership = Membership(me, draft, book, book)
+    membership = Membership(me, make_record, book, book)
     said = []
-    for state in (NodeState.ONLINE, NodeState.DRAINING, NodeState.PAUSED):  # noqa: B007  # `draft` reads it
+    for state in (NodeState.ONLINE, NodeState.DRAINING, NodeState.PAUSED):  # noqa: B007  # `make_record` reads it
         caplog.clear()
         await membership.announce()
         said.append(bool(caplog.records))

@@ -26,7 +26,7 @@ async def surveyed(answers: int, *told: float) -> Coordinate:
     changes = {"address": listener.address, "pin": "", "coordinate": told, "state": NodeState.ONLINE}
     record: NodeRecord = Node().record(**changes).record
     survey = DistanceSurvey(network.transport())
-    await survey.look_at([record])
+    await survey.ping_some([record])
     await listener.close()
     return survey.coordinate
 

@@ -39,16 +39,16 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm_node.config import NodeLimits
-from treeswarm_node.reachability.port_borrower import RentedPort, rent
+from treeswarm_node.reachability.port_borrower import LeasedPort, lease_port
 
 
 @contextlib.asynccontextmanager
-async def tenancy(limits: NodeLimits = OPEN_HANDED) -> AsyncIterator[tuple[Peer, Peer, RentedPort]]:
+async def tenancy(limits: NodeLimits = OPEN_HANDED) -> AsyncIterator[tuple[Peer, Peer, LeasedPort]]:
     """PortLender, tenant, and the port between them."""
     async with (
         peer(limits) as landlord,
         peer() as tenant,
-        rent(tenant.transport, landlord.address, tenant.local, tenant.node.guests) as port,
+        lease_port(tenant.transport, landlord.address, tenant.local, tenant.node.forwarded_ports) as port,
     ):
         yield landlord, tenant, port
 
@@ -87,16 +87,16 @@ async def test_fifty_at_once() -> None:
         await asyncio.gather(
             *(ask(client, f"{port.address}#{tenant.pin}", stamp) for stamp, client in enumerate(clients))
         )
-        assert landlord.landlord.connections >= 50
+        assert landlord.port_lender.connections >= 50
 
 
 async def test_an_end_of_one_is_an_end_of_the_other() -> None:
     async with tenancy() as (landlord, tenant, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port_of(port.address))
-        await until(lambda: tenant.node.guests)
+        await until(lambda: tenant.node.forwarded_ports)
         writer.close()
-        await until(lambda: landlord.landlord.connections == 0)
-        await until(lambda: not tenant.node.guests)
+        await until(lambda: landlord.port_lender.connections == 0)
+        await until(lambda: not tenant.node.forwarded_ports)
 
 
 # ---------------------------------------------------------------- trust
@@ -135,7 +135,7 @@ async def test_garbage_at_the_fetch_port_is_nobodys() -> None:
             with contextlib.suppress(ConnectionError):
                 assert await asyncio.wait_for(reader.read(), SOON_S) == b""
             writer.close()
-        await until(lambda: not landlord.landlord._fetching)
+        await until(lambda: not landlord.port_lender._fetching)
         await ask(client, f"{port.address}#{tenant.pin}")
 
 
@@ -152,7 +152,7 @@ async def test_silent_guests_do_not_fill_the_fetch_port(monkeypatch: pytest.Monk
     monkeypatch.setattr("treeswarm_node.reachability.port_lender.FETCHING_OF_HOST", 2)
     async with tenancy() as (landlord, _, port):
         writers = [(await asyncio.open_connection("127.0.0.1", port._fetch_at.port))[1] for _ in range(5)]
-        await until(lambda: len(landlord.landlord._fetching) == 2)
+        await until(lambda: len(landlord.port_lender._fetching) == 2)
         for writer in writers:
             writer.close()
 
@@ -192,30 +192,30 @@ async def _rented(transport: GrpcTransport, landlord: Peer) -> tuple[Stream, Por
 
 async def test_when_the_tenant_goes_the_port_closes() -> None:
     async with peer() as landlord, peer() as tenant, stranger() as client:
-        async with rent(tenant.transport, landlord.address, tenant.local) as port:
+        async with lease_port(tenant.transport, landlord.address, tenant.local) as port:
             stream = await client.connect(f"{port.address}#{tenant.pin}", CONTROL)
         with pytest.raises(TransportError):
             await asyncio.wait_for(stream.receive(), SOON_S)
-        await until(lambda: landlord.landlord.tenants == 0)
+        await until(lambda: landlord.port_lender.lease_count == 0)
         assert await is_closed(port_of(port.address))
         assert await is_closed(port._fetch_at.port)
-        assert landlord.landlord.connections == 0
+        assert landlord.port_lender.connections == 0
 
 
 async def test_when_the_landlord_goes_the_tenant_is_told() -> None:
     async with peer() as tenant, contextlib.AsyncExitStack() as stack:
         landlord = await stack.enter_async_context(peer())
         async with (
-            rent(tenant.transport, landlord.address, tenant.local, tenant.node.guests) as port,
+            lease_port(tenant.transport, landlord.address, tenant.local, tenant.node.forwarded_ports) as port,
             stranger() as one,
         ):
             stream = await one.connect(f"{port.address}#{tenant.pin}", CONTROL)
             await stack.aclose()
             with pytest.raises(TransportError):
-                await asyncio.wait_for(port.kept(), SOON_S)
+                await asyncio.wait_for(port.wait_until_lost(), SOON_S)
             with pytest.raises(TransportError):
                 await asyncio.wait_for(stream.receive(), SOON_S)
-            await until(lambda: not tenant.node.guests)
+            await until(lambda: not tenant.node.forwarded_ports)
 
 
 async def test_a_stranger_that_nobody_fetches_is_let_go() -> None:
@@ -225,7 +225,7 @@ async def test_a_stranger_that_nobody_fetches_is_let_go() -> None:
         with contextlib.suppress(ConnectionError):
             assert await asyncio.wait_for(reader.read(), SOON_S) == b""
         writer.close()
-        await until(lambda: landlord.landlord.connections == 0)
+        await until(lambda: landlord.port_lender.connections == 0)
         await stream.end()
 
 
@@ -233,7 +233,7 @@ async def test_a_tenant_whose_own_port_is_closed_turns_strangers_away() -> None:
     async with (
         peer(wait_s=0.2) as landlord,
         stranger() as client,
-        rent(client, landlord.address, "127.0.0.1:1") as port,
+        lease_port(client, landlord.address, "127.0.0.1:1") as port,
     ):
         with pytest.raises(TransportError):
             await ask(client, port.address)
@@ -254,16 +254,16 @@ async def test_a_tenant_whose_own_port_is_closed_turns_strangers_away() -> None:
 async def test_a_landlord_lends_so_many_ports(limits: NodeLimits, code: FaultCode, words: str) -> None:
     async with peer(limits) as landlord, peer() as tenant, contextlib.AsyncExitStack() as stack:
         if limits.lend_ports:
-            await stack.enter_async_context(rent(tenant.transport, landlord.address, tenant.local))
+            await stack.enter_async_context(lease_port(tenant.transport, landlord.address, tenant.local))
         with pytest.raises(Refused, match=words) as refused:
-            await stack.enter_async_context(rent(tenant.transport, landlord.address, tenant.local))
+            await stack.enter_async_context(lease_port(tenant.transport, landlord.address, tenant.local))
         assert refused.value.code == code
 
 
 async def test_a_landlord_that_is_a_tenant_lends_nothing() -> None:
     async with peer(reachable=False) as landlord, peer() as tenant:
         with pytest.raises(Refused, match="lends no ports"):
-            async with rent(tenant.transport, landlord.address, tenant.local):
+            async with lease_port(tenant.transport, landlord.address, tenant.local):
                 pass
 
 
@@ -273,7 +273,7 @@ async def test_one_stream_rents_one_port_in_one_version() -> None:
         await stream.send(LeasePort(1))
         with pytest.raises(Refused, match="has its port"):
             await asyncio.wait_for(stream.receive(), SOON_S)
-        await until(lambda: landlord.landlord.tenants == 0)
+        await until(lambda: landlord.port_lender.lease_count == 0)
         assert await is_closed(rented.port)
         other = await tenant.connect(landlord.address, CONTROL)
         await other.send(LeasePort(99))
@@ -307,7 +307,7 @@ def _three_ports() -> tuple[int, socket.socket]:
 async def test_a_port_takes_so_many_connections(limit: str) -> None:
     async with tenancy(replace(OPEN_HANDED, **{limit: 2})) as (landlord, tenant, port), stranger() as client:
         held = [await client.connect(f"{port.address}#{tenant.pin}", kind) for kind in (CONTROL, LINK)]
-        await until(lambda: landlord.landlord.connections == 2)
+        await until(lambda: landlord.port_lender.connections == 2)
         async with stranger() as another:
             with pytest.raises(SwarmError):
                 await ask(another, f"{port.address}#{tenant.pin}")
@@ -321,7 +321,7 @@ async def test_so_many_strangers_wait() -> None:
         stream, rented = await _rented(tenant, landlord)
         writers = [(await asyncio.open_connection("127.0.0.1", rented.port))[1] for _ in range(300)]
         # The stream takes some of the tokens; nobody is kept for whom there is no room to tell.
-        (tenancy,) = landlord.landlord._tenancies
+        (tenancy,) = landlord.port_lender._tenancies
         await until(lambda: tenancy.refused + tenancy.connections >= 300)
         await until(lambda: len(tenancy._waiting) == tenancy.connections)
         for writer in writers:
@@ -341,9 +341,9 @@ async def test_a_tenant_drops_all_when_its_landlord_talks_nonsense() -> None:
 
     async with peer() as tenant:
         landlord = await tenant.transport.listen("127.0.0.1:0", nonsense)
-        async with rent(tenant.transport, landlord.address, tenant.local) as port:
+        async with lease_port(tenant.transport, landlord.address, tenant.local) as port:
             with pytest.raises(SwarmError, match="sent Pong"):
-                await asyncio.wait_for(port.kept(), SOON_S)
+                await asyncio.wait_for(port.wait_until_lost(), SOON_S)
         await landlord.close()
 
 
@@ -354,6 +354,6 @@ async def test_a_landlord_that_does_not_answer_or_hangs_up() -> None:
     async with peer() as tenant:
         landlord = await tenant.transport.listen("127.0.0.1:0", hang_up)
         with pytest.raises(LinkBroken, match="ended the stream"):
-            async with rent(tenant.transport, landlord.address, tenant.local):
+            async with lease_port(tenant.transport, landlord.address, tenant.local):
                 pass
         await landlord.close()

@@ -15,9 +15,8 @@ from treeswarm_node.reachability.reachability import (
     Basis,
     DialResult,
     PublicAddress,
+    ask_dial_back,
     decide_address,
-    is_reachable,
-    verdict_of,
 )
 
 HERE, THERE = "127.0.0.1:4001", "203.0.113.5:4001"
@@ -67,7 +66,7 @@ def test_a_neighbour_on_the_same_machine_does_not_say_where_others_find_a_node(
         (Basis.DIALLED, True, True),
         (Basis.ANNOUNCED, True, True),
         (Basis.ANNOUNCED, False, True),
-        (Basis.RENTED, True, False),
+        (Basis.LEASED, True, False),
         (Basis.ASSUMED, False, True),
         (Basis.HIDDEN, False, False),
     ],
@@ -79,13 +78,13 @@ def test_who_has_ports_to_lend(how: Basis, reachable: bool, lends: bool) -> None
 async def test_another_node_says_whether_it_reaches_this_one() -> None:
     async with peer() as asked, peer() as asking:
         own = f"0.0.0.0:{port_of(asking.address)}#{asking.pin}"
-        assert await verdict_of(asking.transport, asked.address, own) == DialResult(True, asking.local)
-        assert await is_reachable(asking.transport, asked.address, asking.address) is True
-        # Somebody answers there, but not this node; nobody answers; another's address; nobody can be asked.
-        assert await is_reachable(asking.transport, asked.address, f"{asked.local}#{asking.pin}") is False
-        assert await is_reachable(asking.transport, asked.address, "0.0.0.0:1") is False
-        assert await is_reachable(asking.transport, asked.address, "192.0.2.1:4001") is False
-        assert await is_reachable(asking.transport, "127.0.0.1:1", own) is None
+        assert await ask_dial_back(asking.transport, asked.address, own) == DialResult(True, asking.local)
+        assert await ask_dial_back(asking.transport, asked.address, asking.address) == DialResult(True, asking.local)
+        # Another node's address, a closed port, a host that is not the asker's.
+        for wrong in (f"{asked.local}#{asking.pin}", "0.0.0.0:1", "192.0.2.1:4001"):
+            assert await ask_dial_back(asking.transport, asked.address, wrong) == DialResult(False)
+        # The node that is asked does not answer.
+        assert await ask_dial_back(asking.transport, "127.0.0.1:1", own) is None
 
 
 async def test_a_liar_does_not_choose_this_nodes_port() -> None:
@@ -97,9 +96,9 @@ async def test_a_liar_does_not_choose_this_nodes_port() -> None:
     async with peer() as asking:
         liar = await asking.transport.listen("127.0.0.1:0", lie)
         said = "127.0.0.1:25"
-        assert await verdict_of(asking.transport, liar.address, "0.0.0.0:4001") == DialResult(False)
+        assert await ask_dial_back(asking.transport, liar.address, "0.0.0.0:4001") == DialResult(False)
         said = "nonsense"
-        assert await verdict_of(asking.transport, liar.address, "0.0.0.0:4001") is None
+        assert await ask_dial_back(asking.transport, liar.address, "0.0.0.0:4001") is None
         await liar.close()
 
 
@@ -107,16 +106,16 @@ async def test_a_liar_does_not_choose_this_nodes_port() -> None:
 async def finding(
     node: Peer, others: Callable[[], Sequence[Peer]], *, listening: str = "", announced: str | None = None
 ) -> AsyncIterator[Callable[[], Awaitable[PublicAddress]]]:
-    """A finder at work; the next place it settles on."""
+    """A monitor at work; the next place it settles on."""
     places: asyncio.Queue[PublicAddress] = asyncio.Queue()
 
     async def addresses() -> list[str]:
         return [other.address for other in others()]
 
-    finder = AddressMonitor(
-        node.transport, listening or node.local, node.pin, addresses, places.put, announced, node.node.guests
+    monitor = AddressMonitor(
+        node.transport, listening or node.local, node.pin, addresses, places.put, announced, node.node.forwarded_ports
     )
-    running = asyncio.create_task(finder.run())
+    running = asyncio.create_task(monitor.run())
     try:
         yield lambda: asyncio.wait_for(places.get(), SOON_S)
     finally:
@@ -131,7 +130,7 @@ def behind_a_router(monkeypatch: pytest.MonkeyPatch) -> None:
     async def no(transport: object, asked: str, own: str) -> DialResult:
         return NO
 
-    monkeypatch.setattr(place, "verdict_of", no)
+    monkeypatch.setattr(place, "ask_dial_back", no)
     monkeypatch.setattr(place, "RETRY_S", 0.05)
     monkeypatch.setattr(place, "SPREAD_S", 0.05)
 
@@ -139,7 +138,7 @@ def behind_a_router(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_node_that_others_reach_is_where_it_listens() -> None:
     async with peer() as other, peer() as node, finding(node, lambda: [other]) as next_place:
         assert await next_place() == PublicAddress(node.local, Basis.DIALLED, True)
-        assert other.landlord.tenants == 0
+        assert other.port_lender.lease_count == 0
 
 
 async def test_the_first_node_of_a_swarm_takes_its_word_until_somebody_comes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,17 +162,17 @@ async def test_a_hidden_node_rents_and_rents_elsewhere_when_its_landlord_goes() 
         first = await first_stack.enter_async_context(peer())
         async with finding(node, lambda: [first, second]) as next_place:
             rented = await next_place()
-            assert (rented.how, rented.reachable, rented.lends) == (Basis.RENTED, True, False)
-            assert first.landlord.tenants == 1
+            assert (rented.basis, rented.reachable, rented.lends) == (Basis.LEASED, True, False)
+            assert first.port_lender.lease_count == 1
             await ask(client, f"{rented.address}#{node.pin}")
             await first_stack.aclose()
             again = await next_place()
-            assert again.how is Basis.RENTED
+            assert again.basis is Basis.LEASED
             assert again.address != rented.address
-            assert second.landlord.tenants == 1
+            assert second.port_lender.lease_count == 1
             await ask(client, f"{again.address}#{node.pin}")
         async with asyncio.timeout(SOON_S):
-            while second.landlord.tenants:
+            while second.port_lender.lease_count:
                 await asyncio.sleep(0.01)
 
 
@@ -181,8 +180,8 @@ async def test_a_hidden_node_rents_and_rents_elsewhere_when_its_landlord_goes() 
 async def test_a_hidden_node_passes_over_those_who_lend_nothing_and_waits_for_one() -> None:
     async with peer(reachable=False) as mean, peer() as node, finding(node, lambda: [mean]) as next_place:
         assert await next_place() == PublicAddress(node.local, Basis.HIDDEN, False)
-        mean.landlord.reachable = True
-        assert (await next_place()).how is Basis.RENTED
+        mean.port_lender.reachable = True
+        assert (await next_place()).basis is Basis.LEASED
 
 
 @pytest.mark.usefixtures("behind_a_router")
@@ -198,8 +197,8 @@ async def test_a_port_that_does_not_lead_here_is_not_told_of() -> None:
         landlord = await poser.transport.listen("127.0.0.1:0", pose)
         poser.local = landlord.address
         async with finding(node, lambda: [poser, honest]) as next_place:
-            assert (await next_place()).how is Basis.RENTED
-            assert honest.landlord.tenants == 1
+            assert (await next_place()).basis is Basis.LEASED
+            assert honest.port_lender.lease_count == 1
         await landlord.close()
 
 
@@ -215,12 +214,12 @@ async def test_a_rented_port_is_dialled_now_and_then(monkeypatch: pytest.MonkeyP
     ):
         rented = await next_place()
         await asyncio.sleep(0.5)
-        (tenancy,) = first.landlord._tenancies
+        (tenancy,) = first.port_lender._tenancies
         assert tenancy.server is not None
         tenancy.server.close()
         again = await next_place()
-        assert (again.how, again.address != rented.address) == (Basis.RENTED, True)
-        assert second.landlord.tenants == 1
+        assert (again.basis, again.address != rented.address) == (Basis.LEASED, True)
+        assert second.port_lender.lease_count == 1
 
 
 async def test_those_who_rent_themselves_are_not_asked_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,8 +234,8 @@ async def test_those_who_rent_themselves_are_not_asked_in_vain(monkeypatch: pyte
 
     async def settled(_: PublicAddress) -> None: ...
 
-    monkeypatch.setattr(place, "verdict_of", say)
+    monkeypatch.setattr(place, "ask_dial_back", say)
     async with stranger() as transport:
-        finder = AddressMonitor(transport, HERE, "", others, settled)
-        assert await finder.find() == PublicAddress(THERE, Basis.DIALLED, True)
+        monitor = AddressMonitor(transport, HERE, "", others, settled)
+        assert await monitor.find_address() == PublicAddress(THERE, Basis.DIALLED, True)
     assert len(asked) == 7

@@ -26,7 +26,7 @@ from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.loaded_stage import LoadedStage
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore
 from treeswarm_node.model.loaded_span import ServedSpan
-from treeswarm_node.sessions.server import Node
+from treeswarm_node.sessions.server import NodeServer
 
 MESSAGES = 300
 DESCRIBED = Description(
@@ -35,14 +35,14 @@ DESCRIBED = Description(
 
 
 @contextlib.asynccontextmanager
-async def toy_node(span: Span) -> AsyncIterator[tuple[str, Node, GrpcTransport]]:
+async def toy_node(span: Span) -> AsyncIterator[tuple[str, NodeServer, GrpcTransport]]:
     """A whole node but for its model, behind real gRPC with TLS."""
     store = KVStore(1, KVShape(1, 1, 1), 4096, torch.float32, torch.device("cpu"))
     engine = Engine(ToyRunner(), NodeLimits().budget)
     served = ServedSpan(span, 4, VOCAB, 4, 2048, "toy", NumericsClass("toy", "float32"), "toy", STATE)
     transport = GrpcTransport(security=Security(Identity.ephemeral()))
     stage = LoadedStage(served, engine, store, 1.0)
-    node = Node(transport, NodeLimits(lease_s=0.2), stage=stage, state=NodeState.ONLINE)
+    node = NodeServer(transport, NodeLimits(lease_s=0.2), stage=stage, state=NodeState.ONLINE)
     listener = await transport.listen("127.0.0.1:0", node.accept)
     running = [asyncio.create_task(engine.run()), asyncio.create_task(node.sweep())]
     try:
