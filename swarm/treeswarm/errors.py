@@ -21,6 +21,12 @@ A message says what happened, to whom, and what to do.  Adapters translate at th
 `grpc.RpcError`, `OSError` or `KeyError` crosses it.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from treeswarm.protocol.spans import Span
+
 
 class SwarmError(Exception):
     """The root.  `str(error)` is fit for a user to read."""
@@ -47,7 +53,26 @@ class RouteError(SwarmError):
 
 
 class MissingBlocks(RouteError):
-    """Blocks that nobody serves."""
+    """No node serves some blocks, or none that serves them can be used now."""
+
+    @classmethod
+    def of(cls, gaps: "Sequence[Span]", blocks: int | None = None) -> "MissingBlocks":
+        """Make the error that names `gaps` (not empty) and says how to fill the first of them.
+
+        `blocks` is the number of blocks of the whole model, where the message should name it.
+        """
+        todo = f"start `swarm-node MODEL --blocks {gaps[0]}`, or wait until a node moves there"
+        return cls(f"{cls.phrase(gaps, blocks)}: {todo}")
+
+    @staticmethod
+    def phrase(gaps: "Sequence[Span]", blocks: int | None = None, *, most: int | None = None) -> str:
+        """Return "no node serves blocks 3:6, 8:9 of 9", with at most `most` gaps named and the others counted."""
+        shown = gaps[:most]
+        left = len(gaps) - len(shown)
+        more = f" and {left} more gap{'s' if left > 1 else ''}" if left else ""
+        of_all = "" if blocks is None else f" of {blocks}"
+        plural = "s" if sum(map(len, gaps)) > 1 else ""
+        return f"no node serves block{plural} {', '.join(map(str, shown))}{more}{of_all}"
 
 
 class Mismatch(RouteError):

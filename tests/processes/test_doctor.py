@@ -24,7 +24,7 @@ async def test_a_whole_model_is_well_a_gap_is_named_and_silence_has_a_next_step(
     async with local_swarm("demo", [Span(0, 5)], flags=("--kv-tokens", "1024")) as swarm:
         status, found = await run_doctor("--registry", swarm.nodes[0].pinned, "--model", "demo")
         assert status == 1
-        assert "5:8 of 8 are served by nobody" in found["blocks"]["said"]
+        assert "no node serves blocks 5:8 of 8" in found["blocks"]["said"]
         assert "swarm-node demo" in found["blocks"]["next"]
         assert {found[check]["verdict"] for check in ("registry", "nodes", "clock", "model")} == {"ok"}
         await swarm.start("--blocks", "5:8")

@@ -215,7 +215,7 @@ def test_a_client_waits_for_a_node_to_appear_and_tells_of_it() -> None:
         await swarm.start(Span(0, 4))
 
     survives(kill, spans=SPANS, patience_s=30.0)
-    assert str(waits[0].reason) == "nobody serves block 1"
+    assert str(waits[0].reason) == "no node serves block 1"
     assert 30.0 >= waits[0].remaining_s > waits[-2].remaining_s > 5.0
     assert (waits[-1].reason, waits[-1].succeeded) == (None, True)
 

@@ -197,7 +197,7 @@ class ToyRouter:
         while reached < wanted.end:
             best = max(((s.end, a) for a, s in usable if s.start <= reached < s.end), default=None)
             if best is None:
-                raise MissingBlocks(f"nobody serves block {reached}")
+                raise MissingBlocks(f"no node serves block {reached}")
             hops.append(Hop(best[1], best[1], Span(reached, min(best[0], wanted.end))))
             reached = hops[-1].span.end
         return hops

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from treeswarm.errors import SwarmError
+from treeswarm.errors import MissingBlocks, SwarmError
 from treeswarm.identity import config_digest
 from treeswarm.model_files import HubOptions, load_tokenizer, read_config, resolve_model
 from treeswarm.programs.health import Finding, check_open_files, check_python_version
@@ -82,9 +82,8 @@ def blocks(online: Sequence[NodeRecord]) -> list[Finding]:
         name, total = clean(of_it[0].name), of_it[0].blocks
         gaps = missing_blocks([record.span for record in of_it], total)
         if gaps:
-            where = ", ".join(map(str, gaps))
             step = f"start a node for them: swarm-node {name}; or wait, with --patience, until somebody does"
-            found.append(Finding.fail("blocks", f"of {name}, {where} of {total} are served by nobody", step))
+            found.append(Finding.fail("blocks", f"of {name}, {MissingBlocks.phrase(gaps, total)}", step))
         else:
             found.append(Finding.ok("blocks", f"all {total} of {name} are served, by {len(of_it)} nodes"))
     return found

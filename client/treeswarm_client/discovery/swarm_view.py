@@ -118,8 +118,8 @@ class SwarmView:
         known = self.round_trips.get(node, RoundTrip()).with_sample(round_trip_s)
         self.round_trips[node] = known
         record = next((s.record for s in self.snapshot if s.record.node == node), None)
-        if record is not None and record.coordinate:
-            self.coordinate = update(self.coordinate, coordinate_of(record), known.smoothed)
+        if record is not None and record.position is not None:
+            self.coordinate = update(self.coordinate, record.position, known.smoothed)
 
     def serving(self) -> Sequence[NodeRecord]:
         """Who is online in the class that this client asks."""
@@ -175,7 +175,9 @@ class SwarmView:
         )
 
     def _where(self, node: str | None, records: Mapping[str, NodeRecord]) -> Coordinate:
-        return coordinate_of(records[node]) if node is not None and node in records else self.coordinate
+        if node is None or node not in records:
+            return self.coordinate
+        return records[node].position or Coordinate()
 
     def _as_candidates(self, records: Mapping[str, NodeRecord]) -> CandidateTable:
         """Made once a snapshot: at ten thousand nodes that takes longer than the search."""
@@ -230,40 +232,19 @@ def choose_target(
         one, other = (nodes[0] for nodes in list(classes.values())[:2])
         raise Mismatch(
             f"{one.address} and {other.address} would compute different text: "
-            f"{_difference(one.numerics, other.numerics)}; "
+            f"{one.numerics.difference(other.numerics)}; "
             "start both from the same model directory with the same --dtype"
         )
     chosen = max(whole or classes, key=lambda numerics: len(classes[numerics]))
     if len(whole) > 1:
         log.warning("several versions of the model are served; taking the one with most nodes, %s", chosen)
     if not whole:
-        _raise_gaps([node.span for node in classes[chosen]], shape.blocks)
+        raise MissingBlocks.of(missing_blocks([n.span for n in classes[chosen]], shape.blocks), shape.blocks)
     return Target(chosen, shape.blocks, shape.vocab_size, shape.hidden_size, shape.max_positions)
-
-
-def _raise_gaps(spans: Sequence[Span], blocks: int) -> None:
-    missing = missing_blocks(spans, blocks)
-    raise MissingBlocks(
-        f"nobody serves block{'s' if sum(map(len, missing)) > 1 else ''} {', '.join(map(str, missing))} of {blocks}: "
-        f"start `swarm-node MODEL --blocks {missing[0]}` and let it join"
-    )
-
-
-def coordinate_of(record: NodeRecord) -> Coordinate:
-    """Where the record says its node is; nowhere in particular if it does not say."""
-    return Coordinate(*record.coordinate) if len(record.coordinate) == 4 else Coordinate()
 
 
 def _candidate(record: NodeRecord, rows: int) -> Candidate:
     block_s = rows / record.rate if record.rate > 0 else UNKNOWN_BLOCK_S
-    return Candidate(record.node, record.span, block_s, record.hop_s, record.free_tokens, coordinate_of(record))
-
-
-def _difference(one: NumericsClass, other: NumericsClass) -> str:
-    if one.weights != other.weights:
-        return f"their weights differ ({one.weights[:12]} and {other.weights[:12]})"
-    if one.dtype != other.dtype:
-        return f"they compute in {one.dtype} and {other.dtype}"
-    if one.quantization != other.quantization:
-        return f"their quantization differs ({one.quantization} and {other.quantization})"
-    return f"their activations differ ({one.activations or 'native'} and {other.activations or 'native'})"
+    return Candidate(
+        record.node, record.span, block_s, record.hop_s, record.free_tokens, record.position or Coordinate()
+    )

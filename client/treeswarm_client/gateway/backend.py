@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-from treeswarm.errors import BadRequest, ModelError, SwarmError
+from treeswarm.errors import BadRequest, MissingBlocks, ModelError, SwarmError
 from treeswarm.protocol.prefix import SCOPE_BYTES
 from treeswarm.protocol.spans import missing_blocks
 from treeswarm.tasks import cancelled
@@ -107,7 +107,7 @@ class Backend:
         view = self.client.view
         spans = [record.span for record in view.serving()]
         if gaps := missing_blocks(spans, view.target.blocks):
-            raise NotReady(f"nobody serves blocks {', '.join(map(str, gaps))}: start swarm-node for them")
+            raise NotReady(str(MissingBlocks.of(gaps, view.target.blocks)))
 
     async def prepare(self, ask: GenerationRequest, caller: bytes) -> PreparedRequest:
         """The runs of a request, prompt by prompt, not yet begun.  Raises BadRequest and NotReady."""

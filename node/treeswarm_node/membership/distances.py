@@ -36,8 +36,8 @@ class DistanceSurvey:
 
     def distance_to(self, record: NodeRecord) -> float:
         """Predicted round trip, seconds; far where the record does not say where it is."""
-        known = len(record.coordinate) == len(astuple(self.coordinate))
-        return distance(self.coordinate, Coordinate(*record.coordinate)) if known else math.inf
+        position = record.position
+        return math.inf if position is None else distance(self.coordinate, position)
 
     async def run(self, others: Callable[[], Awaitable[Sequence[NodeRecord]]]) -> None:
         """Look at some of them now and then; until cancelled."""
@@ -54,5 +54,5 @@ class DistanceSurvey:
             except (SwarmError, TimeoutError) as error:
                 log.info("%s cannot be surveyed: %s", record.address, error)
                 continue
-            if len(record.coordinate) == len(astuple(self.coordinate)):
-                self.coordinate = update(self.coordinate, Coordinate(*record.coordinate), round_trip_s)
+            if record.position is not None:
+                self.coordinate = update(self.coordinate, record.position, round_trip_s)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Refused
-from treeswarm.protocol.messages import MAX_CROWN, FaultCode, NumericsClass, Open
+from treeswarm.protocol.messages import MAX_CROWN, FaultCode, Open
 from treeswarm.protocol.records import NodeState
 from treeswarm_node.config import NodeLimits
 from treeswarm_node.model.loaded_span import ServedSpan
@@ -24,7 +24,7 @@ def check_open(
         (
             wanted.numerics != served.numerics,
             FaultCode.MISMATCH,
-            f"this node serves {class_name(served.numerics)}, not {class_name(wanted.numerics)}",
+            f"this node serves {served.numerics}, not {wanted.numerics}",
         ),
         (
             wanted.span not in served.span,
@@ -65,11 +65,3 @@ def check_open(
     ):
         if wrong:
             raise Refused(why, code)
-
-
-def class_name(numerics: NumericsClass) -> str:
-    """For people."""
-    return (
-        f"weights {numerics.weights[:12]} in {numerics.dtype} (quantization {numerics.quantization}, "
-        f"activations {numerics.activations or 'native'})"
-    )

@@ -113,8 +113,18 @@ class NumericsClass:
         """Neither weights nor activations lose anything to fewer bits than `dtype` has."""
         return self.quantization in {"", "none"} and not self.activations
 
+    def difference(self, other: "NumericsClass") -> str:
+        """Name the first thing in which `other`, which is not equal, differs from this class."""
+        if self.weights != other.weights:
+            return f"their weights differ ({self.weights[:12]} and {other.weights[:12]})"
+        if self.dtype != other.dtype:
+            return f"they compute in {self.dtype} and {other.dtype}"
+        if self.quantization != other.quantization:
+            return f"their quantization differs ({self.quantization} and {other.quantization})"
+        return f"their activations differ ({self.activations or 'native'} and {other.activations or 'native'})"
+
     def __str__(self) -> str:
-        """For people: what differs from class to class, weights by their first digits."""
+        """Describe the class for people; weights are named by the first digits of their digest."""
         quantization = f", {self.quantization} weights" if self.quantization not in ("", "none") else ""
         activations = f", {self.activations} activations" if self.activations else ""
         return f"{self.dtype}{quantization}{activations} ({self.weights[:12]})"

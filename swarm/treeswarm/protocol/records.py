@@ -1,11 +1,12 @@
 """What a node says of itself to everyone: one small record, newest wins, none outlives its date.  Pure data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from hashlib import sha256
 
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.spans import Span
+from treeswarm.topology.coordinates import Coordinate
 
 RECORD_VERSION = 1
 # Announced again at half of it; so a node that vanished is forgotten within five minutes.  What kills a session is
@@ -65,6 +66,11 @@ class NodeRecord:
     coordinate: tuple[float, ...]
     """Network coordinate, as `coordinates.Coordinate` lists it; empty where none was measured."""
     software: str
+
+    @property
+    def position(self) -> Coordinate | None:
+        """The node's network coordinate; None where the record gives none that this release can read."""
+        return Coordinate(*self.coordinate) if len(self.coordinate) == len(fields(Coordinate)) else None
 
     @property
     def node(self) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from treeswarm.errors import BadRequest, MissingBlocks
+from treeswarm.errors import BadRequest
 
 
 @dataclass(frozen=True, order=True)
@@ -45,23 +45,3 @@ def missing_blocks(spans: Sequence[Span], blocks: int) -> list[Span]:
         if reached >= blocks:
             return gaps
     return [*gaps, Span(reached, blocks)]
-
-
-def shortest_chain(spans: Sequence[Span], blocks: int) -> list[tuple[int, Span]]:
-    """The chain with the fewest hops: (index into `spans`, the part of it to use), in order.
-
-    Greedy interval cover: at each block take the span that reaches furthest.  Raises MissingBlocks.
-    """
-    if gaps := missing_blocks(spans, blocks):
-        raise MissingBlocks(
-            f"nobody serves block{'s' if sum(map(len, gaps)) > 1 else ''} {', '.join(map(str, gaps))} "
-            f"of {blocks}: start `swarm-node MODEL --blocks {gaps[0]}` and add its address to --peers"
-        )
-    chain: list[tuple[int, Span]] = []
-    reached = 0
-    while reached < blocks:
-        best = max((i for i, span in enumerate(spans) if span.start <= reached), key=lambda i: spans[i].end)
-        end = min(spans[best].end, blocks)
-        chain.append((best, Span(reached, end)))
-        reached = end
-    return chain

@@ -85,11 +85,6 @@ def block_throughput(placed: Layout | Sequence[Placed], blocks: int) -> NDArray[
     return _summed(start, end, layout.rate[stays] / (end - start), blocks)
 
 
-def swarm_throughput(placed: Layout | Sequence[Placed], blocks: int) -> float:
-    """Rows a second of the weakest block: what the swarm as a whole can compute."""
-    return float(block_throughput(placed, blocks).min())
-
-
 def best_possible(rates: NDArray[np.float64] | Sequence[float], blocks: int) -> float:
     """No placement makes the weakest block faster than this, rows a second."""
     return float(np.sum(rates)) / blocks

@@ -312,10 +312,7 @@ def _require_all(everyone: CandidateTable, usable: CandidateTable, wanted: Span,
     if not gaps:
         return
     if unserved := _gaps(everyone, wanted):
-        raise MissingBlocks(
-            f"nobody serves block{'s' if sum(map(len, unserved)) > 1 else ''} {', '.join(map(str, unserved))}: "
-            f"start `swarm-node MODEL --blocks {unserved[0]}`, or wait until the swarm has moved a node there"
-        )
+        raise MissingBlocks.of(unserved)
     serves = np.logical_or.reduce([(everyone.start < gap.end) & (gap.start < everyone.end) for gap in gaps])
     refused, failed = (serves & full & ~banned).sum(), (serves & banned).sum()
     raise MissingBlocks(

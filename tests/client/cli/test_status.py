@@ -138,10 +138,10 @@ def test_a_gap_is_named_and_is_a_failure() -> None:
         network, said = MemoryNetwork(), Said()
         async with tellers(network, Span(0, 3), Span(5, 8)) as made:
             assert await said.run(network, "--peers", peers(made)) == 1
-            assert "nobody serves blocks 3:5: start `swarm-node demo --blocks 3:5 --registry …`" in said.text
+            assert "no node serves blocks 3:5: start `swarm-node demo --blocks 3:5 --registry …`" in said.text
             made[1].change(state=NodeState.DRAINING, span=Span(3, 8))
             assert await said.run(network, "--peers", peers(made)) == 1
-            assert "nobody serves blocks 3:8" in said.text
+            assert "no node serves blocks 3:8" in said.text
             assert "draining" in said.text
 
     run_virtually(scenario())
@@ -161,7 +161,7 @@ def test_one_model_of_several() -> None:
             assert (model["model"], model["covered"]) == (digest, True)
             said = Said()
             assert await said.run(network, "--registry", peers(theirs), "--model", "demo") == 1
-            assert "nobody serves blocks 0:8" in said.text
+            assert "no node serves blocks 0:8" in said.text
 
     run_virtually(scenario())
 
@@ -267,7 +267,7 @@ def test_watching_on_a_terminal_and_into_a_file(terminal: bool) -> None:
             await asyncio.sleep(5)
             await cancelled(watching)
             await transport.close()
-        first, second = (file.getvalue().index(words) for words in ("blocks 0:8 covered", "nobody serves blocks 0:8"))
+        first, second = (file.getvalue().index(words) for words in ("blocks 0:8 covered", "no node serves blocks 0:8"))
         assert first < second
 
     run_virtually(scenario())

@@ -87,7 +87,7 @@ def test_replicas_and_gaps_are_those_of_nodes_that_serve() -> None:
     node = served.nodes[0]
     assert (node.latency_ms, node.load, node.silent) == (pytest.approx(12.3), 0.75, False)
     assert [n.serves for n in served.nodes] == [True, True, False, False, False, False]
-    assert "nobody serves blocks 5:8: start `swarm-node demo --blocks 5:8 --registry …`" in drawn(overview, 120)
+    assert "no node serves blocks 5:8: start `swarm-node demo --blocks 5:8 --registry …`" in drawn(overview, 120)
     assert "does not answer: nobody answers" in drawn(overview, 120)
 
 
@@ -118,7 +118,7 @@ def test_a_model_that_nobody_serves_is_shown_as_one_gap() -> None:
     overview = make_overview([], {}, wanted=ModelFilter("demo", MODEL, 8))
     assert not overview.covered
     assert overview.models[0].gaps == (Span(0, 8),)
-    assert "nobody serves blocks 0:8" in drawn(overview, 80)
+    assert "no node serves blocks 0:8" in drawn(overview, 80)
     assert not make_overview([], {}).covered
     assert "no node" in drawn(make_overview([], {}), 80)
 

@@ -86,7 +86,7 @@ def test_classes_that_are_whole_only_together(shape: ModelShape, other: Numerics
 
 def test_gaps_are_named(shape: ModelShape) -> None:
     with pytest.raises(
-        MissingBlocks, match=r"nobody serves blocks 2:4, 7:8 of 8: start `swarm-node MODEL --blocks 2:4"
+        MissingBlocks, match=r"no node serves blocks 2:4, 7:8 of 8: start `swarm-node MODEL --blocks 2:4"
     ):
         choose_target((record(0, 2), record(4, 7)), MODEL, shape)
 
@@ -134,7 +134,7 @@ def test_the_way_through_two_nodes_and_the_typed_address_before_the_told_one() -
 )
 def test_nodes_of_no_use_are_not_counted(changes: dict[str, Any]) -> None:
     def test() -> None:
-        with pytest.raises(MissingBlocks, match="nobody serves blocks 4:8"):
+        with pytest.raises(MissingBlocks, match="no node serves blocks 4:8"):
             route(view_of(record(0, 4), record(4, 8, **changes)))
 
     virtually(test)

@@ -140,7 +140,7 @@ async def test_a_gateway_may_come_before_its_swarm(swarm: LocalSwarm) -> None:
     async with gateway(peers, "--draft", "none") as served, served.openai() as api:
         assert (await becomes(served, "/ready", 503)).json()["error"]["code"] == "swarm_unavailable"
         assert (await becomes(served, "/health", 200)).json() == {"status": "ok"}
-        with pytest.raises(openai.InternalServerError, match="nobody serves blocks 4:8"):
+        with pytest.raises(openai.InternalServerError, match="no node serves blocks 4:8"):
             await api.completions.create(model="demo", prompt=PROMPT)
         async with mortal_tail(later):
             await becomes(served, "/ready", 200)

@@ -17,13 +17,17 @@ from treeswarm.topology.placement import (
     choose_again,
     choose_span,
     plan_move,
-    swarm_throughput,
     yields,
 )
 
 
 def placed(node: str, start: int, end: int, rate: float = 100.0, state: str = "online") -> Placed:
     return Placed(node, Span(start, end), rate, state)  # type: ignore[arg-type]
+
+
+def swarm_throughput(swarm: list[Placed], blocks: int) -> float:
+    """Return what the swarm as a whole can compute: rows per second of its weakest block."""
+    return float(block_throughput(swarm, blocks).min())
 
 
 def covers(swarm: list[Placed], blocks: int) -> bool:

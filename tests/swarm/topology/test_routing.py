@@ -162,13 +162,13 @@ def test_a_queue_sends_clients_elsewhere() -> None:
 
 def test_gaps_are_named_with_their_reason() -> None:
     some = [candidate("a", 0, 3), candidate("b", 3, 5, free_tokens=10), candidate("c", 4, 6), candidate("d", 7, 8)]
-    with pytest.raises(MissingBlocks, match=r"nobody serves block 6:7: start `swarm-node MODEL --blocks 6:7`"):
+    with pytest.raises(MissingBlocks, match=r"no node serves block 6:7: start `swarm-node MODEL --blocks 6:7`"):
         chain(some, 0, 8)
     with pytest.raises(MissingBlocks, match=r"blocks 3:4 are served only by nodes that are full \(1\).*lately \(0\)"):
         chain(some, 0, 6, room=100)
     with pytest.raises(MissingBlocks, match=r"blocks 5:6 are .* full \(0\) or failed lately \(1\)"):
         chain(some, 0, 6, avoid=["c"])
-    with pytest.raises(MissingBlocks, match="nobody serves blocks 0:2"):
+    with pytest.raises(MissingBlocks, match="no node serves blocks 0:2"):
         chain([], 0, 2)
 
 

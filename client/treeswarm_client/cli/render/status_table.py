@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from treeswarm.errors import MissingBlocks
 from treeswarm.protocol.records import UNKNOWN_WEIGHTS
 from treeswarm.protocol.spans import Span
 from treeswarm_client.cli.render.block_map import SHORT_ID, STYLES, condition, picture
@@ -116,8 +117,7 @@ def _verdict(model: ModelView, gaps: Sequence[Span], weakest: int, width: int) -
         replicas = f"{weakest} replica{'s' if weakest > 1 else ''}"
         return Text(f"blocks 0:{model.blocks} covered, weakest block has {replicas}", "bold green")
     name = model.name if SAFE_NAME.fullmatch(model.name) else "MODEL"
-    named = ", ".join(map(str, gaps[:GAPS])) + (f" and {len(gaps) - GAPS} gaps more" if len(gaps) > GAPS else "")
-    what = f"nobody serves block{'s' if sum(map(len, gaps)) > 1 else ''} {named}:"
+    what = f"{MissingBlocks.phrase(gaps, most=GAPS)}:"
     do = f"start `swarm-node {name} --blocks {gaps[0]} --registry …`"
     # Wrapped within it, a command cannot be copied.
     return Text(f"{what}{' ' if len(what) + 1 + len(do) <= width else NEW_LINE}{do}", "bold red")

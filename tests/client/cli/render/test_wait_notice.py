@@ -8,7 +8,7 @@ from treeswarm.errors import MissingBlocks
 from treeswarm_client.chain.wait_events import ChainWait
 from treeswarm_client.cli.render.wait_notice import WaitNotice
 
-NOBODY = MissingBlocks("nobody serves blocks 2:4: start `swarm-node MODEL --blocks 2:4`, or wait")
+NOBODY = MissingBlocks("no node serves blocks 2:4: start `swarm-node MODEL --blocks 2:4`, or wait")
 A, B = b"a" * 16, b"b" * 16
 
 
@@ -32,9 +32,9 @@ class Terminal:
 
 def test_a_wait_is_told_at_its_beginning_now_and_then_and_at_its_end() -> None:
     terminal = Terminal()
-    assert terminal.at(100.0, ChainWait(A, NOBODY, 30.0)) == "nobody serves blocks 2:4: waiting, 30 s left\n"
+    assert terminal.at(100.0, ChainWait(A, NOBODY, 30.0)) == "no node serves blocks 2:4: waiting, 30 s left\n"
     assert [terminal.at(now, ChainWait(A, NOBODY, 130.0 - now)) for now in (100.5, 109.5)] == ["", ""]
-    assert terminal.at(110.0, ChainWait(A, NOBODY, 20.0)) == "nobody serves blocks 2:4: waiting, 20 s left\n"
+    assert terminal.at(110.0, ChainWait(A, NOBODY, 20.0)) == "no node serves blocks 2:4: waiting, 20 s left\n"
     full = MissingBlocks("blocks 2:4 are served only by nodes that are full (1) or failed lately (0): try again")
     assert "only by nodes that are full (1)" in terminal.at(111.0, ChainWait(A, full, 19.0))
     assert terminal.at(112.0, ChainWait(A, None, succeeded=True)) == "going on after 12 s\n"
@@ -42,8 +42,8 @@ def test_a_wait_is_told_at_its_beginning_now_and_then_and_at_its_end() -> None:
 
 def test_the_text_so_far_keeps_its_line() -> None:
     terminal = Terminal(midline=True)
-    assert terminal.at(100.0, ChainWait(A, NOBODY, 30.0)).startswith("\nnobody")
-    assert terminal.at(110.0, ChainWait(A, NOBODY, 20.0)).startswith("nobody")
+    assert terminal.at(100.0, ChainWait(A, NOBODY, 30.0)).startswith("\nno node")
+    assert terminal.at(110.0, ChainWait(A, NOBODY, 20.0)).startswith("no node")
 
 
 def test_several_that_wait_are_told_of_once() -> None:
