@@ -14,7 +14,7 @@ from tests.support.gateway_process import KEY, Gateway, gateway
 from tests.support.registry_media import free_port
 
 from treeswarm_client.client import SwarmClient
-from treeswarm_client.local_swarm import LocalNode, LocalSwarm, Place, even_cuts, local_swarm
+from treeswarm_client.local_swarm import HostCommand, LocalNode, LocalSwarm, even_cuts, local_swarm
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PROMPT = "class Queue:\n    def __init__(self"
@@ -31,7 +31,7 @@ async def swarm() -> AsyncIterator[LocalSwarm]:
 @contextlib.asynccontextmanager
 async def mortal_tail(listen: str = "127.0.0.1:0") -> AsyncIterator[LocalNode]:
     """A node with the last blocks that a shared head may be given to lose."""
-    async with local_swarm("demo", SPANS[1:], places=[Place(listen=listen)]) as tail:
+    async with local_swarm("demo", SPANS[1:], places=[HostCommand(listen=listen)]) as tail:
         yield tail.nodes[0]
 
 
