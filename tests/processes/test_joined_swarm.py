@@ -13,7 +13,7 @@ from tests.support.replicated_swarm import SILENT
 
 from treeswarm.protocol.spans import Span, missing_blocks
 from treeswarm_client.client import SwarmClient
-from treeswarm_client.local_swarm import LocalNode, LocalSwarm, Place, local_swarm
+from treeswarm_client.local_swarm import HostCommand, LocalNode, LocalSwarm, local_swarm
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 BIN = Path(sys.executable).parent
@@ -27,7 +27,7 @@ async def joined() -> AsyncIterator[LocalSwarm]:
     async with local_swarm("demo", [], emulate_link="delay=5ms", flags=("--grace", "5")) as swarm:
         first = await swarm.start("--num-blocks", "4", "--registry", "dht:")
         join = ("--registry", first.ready["join"])
-        others = swarm.start_all([("--num-blocks", "4", *join)] * 2, [Place()] * 2)
+        others = swarm.start_all([("--num-blocks", "4", *join)] * 2, [HostCommand()] * 2)
         whole = swarm.start("--blocks", "0:8", *join)
         await asyncio.gather(others, whole)
         yield swarm

@@ -15,7 +15,7 @@ from treeswarm_bench.benchmarks.tcp_relay import Cuttable, cuttable
 from treeswarm_client.chain.chain import Chain
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run
-from treeswarm_client.local_swarm import LocalNode, LocalSwarm, Place, even_cuts, local_swarm
+from treeswarm_client.local_swarm import HostCommand, LocalNode, LocalSwarm, even_cuts, local_swarm
 
 SPANS = even_cuts(8, 3)
 # Lines beyond the six that nodes stand behind at first: a client is told of them all before anybody is there.
@@ -78,7 +78,7 @@ class Field:
         told = zip(spans, lines, keys, strict=True)
         started = await self.swarm.start_all(
             [("--blocks", str(s), "--announce", f"127.0.0.1:{w.port}", "--identity", str(k)) for s, w, k in told],
-            [Place(listen=f"127.0.0.1:{line.inner}") for line in lines],
+            [HostCommand(listen=f"127.0.0.1:{line.inner}") for line in lines],
         )
         new = [Replica(*one) for one in zip(spans, started, lines, keys, strict=True)]
         self.replicas += new

@@ -31,7 +31,7 @@ async def swarm() -> AsyncIterator[LocalSwarm]:
 @contextlib.asynccontextmanager
 async def mortal_tail(listen: str = "127.0.0.1:0") -> AsyncIterator[LocalNode]:
     """A node with the last blocks that a shared head may be given to lose."""
-    async with local_swarm("demo", SPANS[1:], places=[HostCommand(listen=listen)]) as tail:
+    async with local_swarm("demo", SPANS[1:], hosts=[HostCommand(listen=listen)]) as tail:
         yield tail.nodes[0]
 
 
