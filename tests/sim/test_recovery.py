@@ -77,6 +77,7 @@ def test_a_killed_node_is_replaced(place: int, at: int) -> None:
     (repair,) = chain.repairs
     assert [hop.span for hop, _ in repair.lost] == [SPANS[place]]
     assert [hop.span for hop in repair.gained] == [SPANS[place]]
+    assert {hop.node for hop in chain.hops} <= chain.router.traversed, "their failures may be forgotten"
 
 
 @pytest.mark.parametrize("places", [(0, 1), (1, 2), (0, 2), (0, 1, 2)])

@@ -11,6 +11,7 @@ from typing import Any
 
 from treeswarm.protocol.messages import Description
 from treeswarm.protocol.spans import Span, missing_blocks
+from treeswarm.topology.bans import BanList
 from treeswarm_bench.benchmarks.tcp_relay import Cuttable, cuttable
 from treeswarm_client.chain.chain import Chain
 from treeswarm_client.client import SwarmClient
@@ -89,9 +90,9 @@ class Field:
         async with asyncio.timeout(30):
             while not {one.node.ready["node"] for one in replicas} <= self.online():
                 await self.client.view.wait_for_change(0.5)
-        view, now = self.client.view, asyncio.get_running_loop().time()
-        for one in replicas:  # the dead ones stay banned
-            view.bans = view.bans.answered(one.node.ready["node"], now)
+        view, back = self.client.view, {one.node.ready["node"] for one in replicas}
+        # Nodes that are still down stay banned.
+        view.bans = BanList({node: ban for node, ban in view.bans.bans.items() if node not in back})
 
     def online(self) -> set[str]:
         """Ids, as the client knows them."""

@@ -180,6 +180,8 @@ class ToyRouter:
 
     swarm: "ToySwarm"
     banned: dict[str, float] = field(default_factory=dict)
+    traversed: set[str] = field(default_factory=set)
+    """Nodes that an answer has passed through."""
     forgetful: bool = False
     """A planted mistake: bans nobody."""
 
@@ -211,6 +213,10 @@ class ToyRouter:
 
     def report_round_trip(self, node: str, round_trip_s: float) -> None:
         pass
+
+    def report_traversal(self, nodes: Collection[str]) -> None:
+        assert nodes
+        self.traversed.update(nodes)
 
     async def wait_for_change(self, timeout_s: float) -> None:
         await asyncio.sleep(min(timeout_s, 1.0))

@@ -16,6 +16,7 @@ from treeswarm.errors import SwarmError
 from treeswarm.model_files import read_shape, resolve_model
 from treeswarm.protocol.messages import Close, Description, NextHop, Open, Opened
 from treeswarm.protocol.spans import Span
+from treeswarm.topology.bans import BanList
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import StreamKind
 from treeswarm.transport.tls import Security
@@ -305,7 +306,7 @@ async def _known(client: SwarmClient, field_: Field) -> None:
             if wanted <= online:
                 break
             await client.view.wait_for_change(0.5)
-    client.view.clear_bans()
+    client.view.bans, client.view.full_until = BanList(), {}
 
 
 async def _opened(client: SwarmClient, field_: Field) -> dict[str, int]:

@@ -110,7 +110,7 @@ class Clients:
         bad = [node for node, span in hops if not self.nodes.serves(node, span) or self.nodes.full(node)]
         for node, _ in hops:
             name = str(self.nodes.hosts.ids[node])
-            client.bans = client.bans.failed(name, now) if node in bad else client.bans.answered(name, now)
+            client.bans = client.bans.with_failure(name, now) if node in bad else client.bans.with_answer(name, now)
         if first and not bad:
             self.traversal_s.append(chain.seconds)
         return hops, bad

@@ -274,6 +274,7 @@ class Chain:
         else:
             for member in self.members:
                 member.proven, member.complaints = True, 0
+            self.router.report_traversal([member.hop.node for member in self.members])
             self._accused.clear()
             self._breaks.clear()
             self._attempts = None

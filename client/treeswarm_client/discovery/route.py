@@ -68,6 +68,10 @@ class Router(Protocol):
         """It is alive, and this far away."""
         ...
 
+    def report_traversal(self, nodes: Collection[str]) -> None:
+        """Learn that the answer of a traversal has passed through `nodes`, all nodes of a chain."""
+        ...
+
     async def wait_for_change(self, timeout_s: float) -> None:
         """Wait until there may be another way, at most so long."""
         ...

@@ -47,7 +47,8 @@ class SwarmView:
     errors: dict[str, str] = field(default_factory=dict)
     """What each node last failed with."""
     round_trips: dict[str, RoundTrip] = field(default_factory=dict)
-    _full: dict[str, float] = field(default_factory=dict)
+    full_until: dict[str, float] = field(default_factory=dict)
+    """Time until which each node that refused for lack of room is avoided."""
     _candidates: tuple[Snapshot, CandidateTable | None] = ((), None)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _seed: int = field(default_factory=lambda: random.getrandbits(32))
@@ -64,7 +65,7 @@ class SwarmView:
         """The fastest chain for `wanted`; see `Router`."""
         now = asyncio.get_running_loop().time()
         records = self._usable()
-        full = {node for node, until in self._full.items() if now < until}
+        full = {node for node, until in self.full_until.items() if now < until}
         banned = self.bans.banned(now)
         try:
             return self._fastest(records, wanted, before, after, room, {*avoid, *full, *banned})
@@ -109,9 +110,9 @@ class SwarmView:
         code = error.code if isinstance(error, Refused) else None
         self.errors[node] = str(error)
         if code in FULL:
-            self._full[node] = now + FULL_S * random.uniform(0.5, 1.5)
+            self.full_until[node] = now + FULL_S * random.uniform(0.5, 1.5)
         elif code not in FORGOTTEN:
-            self.bans = self.bans.failed(node, now)
+            self.bans = self.bans.with_failure(node, now)
 
     def report_round_trip(self, node: str, round_trip_s: float) -> None:
         """Learn how far it is, and by it where this client stands."""
@@ -121,13 +122,15 @@ class SwarmView:
         if record is not None and record.position is not None:
             self.coordinate = update(self.coordinate, record.position, known.smoothed)
 
+    def report_traversal(self, nodes: Collection[str]) -> None:
+        """Forget the earlier failures of `nodes`, which computed and forwarded a traversal; see `topology.bans`."""
+        now = asyncio.get_running_loop().time()
+        for node in nodes:
+            self.bans = self.bans.with_answer(node, now)
+
     def serving(self) -> Sequence[NodeRecord]:
         """Who is online in the class that this client asks."""
         return list(self._usable().values())
-
-    def clear_bans(self) -> None:
-        """Forget all failures: the owner of these nodes says that they are well."""
-        self.bans, self._full = BanList(), {}
 
     async def wait_for_change(self, timeout_s: float) -> None:
         """News from the registry, or a ban that may have ended."""

@@ -14,6 +14,7 @@ from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import NodeState, SealedRecord
 from treeswarm.protocol.spans import Span
 from treeswarm.registry.memory import MemoryRegistry
+from treeswarm.topology.bans import BanList
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.discovery.swarm_view import SwarmView, choose_target
@@ -209,13 +210,33 @@ def test_who_failed_is_left_alone_for_a_while_who_is_full_not_so_long_and_some_r
             await asyncio.sleep(most - least)
             assert {route(view, avoid=(two.record.node,))[0]} == {one.record.node}
         view.report_failure(one.record.node, NodeLost("gone", ""))
-        view.clear_bans()
+        view.bans = BanList()
         assert {route(view, avoid=(other,))[0] for other in names} == names
         for code in ("no-journal", "unknown-session", "expired"):
             view.report_failure(one.record.node, Refused("who?", code))
         assert {route(view, avoid=(other,))[0] for other in names} == names
 
     run_virtually(run())
+
+
+def test_a_traversal_after_the_ban_forgives_and_a_ping_does_not() -> None:
+    one, two = record(0, 8), record(0, 8)
+
+    async def run(traversal: bool) -> float:
+        """Return the seconds until a node that failed twice, with an answer in between, may be chosen again."""
+        view = view_of(one, two)
+        view.report_failure(one.record.node, NodeLost("gone", ""))
+        view.report_traversal([one.record.node])
+        assert route(view) == [two.record.node], "what began before the failure answers still"
+        await asyncio.sleep(16.0)
+        view.report_round_trip(one.record.node, 0.01)
+        if traversal:
+            view.report_traversal([one.record.node, two.record.node])
+        view.report_failure(one.record.node, NodeLost("gone again", ""))
+        return view.bans.bans[one.record.node].until - asyncio.get_running_loop().time()
+
+    assert run_virtually(run(traversal=True)) == 15.0
+    assert run_virtually(run(traversal=False)) == 30.0
 
 
 async def test_news_and_patience_end_a_wait() -> None:

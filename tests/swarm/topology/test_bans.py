@@ -1,46 +1,66 @@
-"""Who failed is left alone, longer each time, and not for ever."""
+"""Bans: how long a client avoids a node that failed it, and what ends a ban."""
 
 from treeswarm.topology.bans import FIRST_BAN_S, FORGET_S, LONGEST_BAN_S, BanList
 
 
-def test_bans_double_up_to_a_cap() -> None:
-    bans, now, lengths = BanList(), 0.0, []
+def end_of_ban(bans: BanList, node: str) -> float | None:
+    """Return when the last ban of `node` ends or ended; None if no failure of it is remembered."""
+    ban = bans.bans.get(node)
+    return ban.until if ban else None
+
+
+def test_ban_duration_doubles_up_to_a_cap() -> None:
+    bans, now, durations = BanList(), 0.0, []
     for _ in range(2000):
-        bans = bans.failed("a", now)
-        until = bans.until("a")
+        bans = bans.with_failure("a", now)
+        until = end_of_ban(bans, "a")
         assert until is not None
-        lengths.append(until - now)
+        durations.append(until - now)
         now = until
-    assert lengths[:4] == [15.0, 30.0, 60.0, 120.0]
-    assert max(lengths) == lengths[-1] == LONGEST_BAN_S
+    assert durations[:4] == [15.0, 30.0, 60.0, 120.0]
+    assert max(durations) == durations[-1] == LONGEST_BAN_S
 
 
-def test_a_ban_ends_by_itself_but_is_remembered() -> None:
-    bans = BanList().failed("a", 100.0)
+def test_a_ban_that_is_over_still_doubles_the_next_one() -> None:
+    bans = BanList().with_failure("a", 100.0)
     assert bans.banned(100.0) == {"a"}
     assert bans.banned(100.0 + FIRST_BAN_S) == frozenset()
-    assert bans.failed("a", 120.0).until("a") == 120.0 + 2 * FIRST_BAN_S
+    assert end_of_ban(bans.with_failure("a", 120.0), "a") == 120.0 + 2 * FIRST_BAN_S
 
 
-def test_many_sessions_that_one_incident_ends_count_once() -> None:
-    bans = BanList().failed("a", 0.0)
+def test_failures_during_a_ban_count_once() -> None:
+    bans = BanList().with_failure("a", 0.0)
     for session in range(32):
-        bans = bans.failed("a", session / 10)
-    assert bans.until("a") == FIRST_BAN_S
+        bans = bans.with_failure("a", session / 10)
+    assert end_of_ban(bans, "a") == FIRST_BAN_S
 
 
-def test_an_answer_or_a_long_quiet_forgives() -> None:
-    bans = BanList().failed("a", 0.0).failed("b", 0.0)
-    assert bans.answered("a", 1.0).until("a") is None
-    assert bans.answered("a", 1.0).banned(1.0) == {"b"}
+def test_an_answer_after_the_ban_makes_the_next_ban_the_first_again() -> None:
+    bans = BanList().with_failure("a", 0.0).with_failure("b", 0.0)
+    answered = bans.with_answer("a", FIRST_BAN_S)
+    assert end_of_ban(answered, "a") is None
+    assert end_of_ban(answered.with_failure("a", 20.0), "a") == 20.0 + FIRST_BAN_S
+    assert end_of_ban(answered.with_failure("b", 20.0), "b") == 20.0 + 2 * FIRST_BAN_S
+
+
+def test_an_answer_during_a_ban_does_not_end_it() -> None:
+    """It belongs to a session that began before the failure: another one of the same node's would fail again."""
+    bans = BanList().with_failure("a", 0.0).with_failure("b", 0.0)
+    assert bans.with_answer("a", 1.0).banned(1.0) == {"a", "b"}
+    assert end_of_ban(bans.with_answer("a", 1.0).with_failure("a", 20.0), "a") == 20.0 + 2 * FIRST_BAN_S
+
+
+def test_a_failure_is_forgotten_after_a_long_time_without_one() -> None:
+    bans = BanList().with_failure("a", 0.0).with_failure("b", 0.0)
     late = FIRST_BAN_S + FORGET_S
-    assert bans.failed("a", late).until("a") == late + FIRST_BAN_S
-    assert bans.failed("a", late).until("b") is None
+    assert end_of_ban(bans.with_failure("a", late), "a") == late + FIRST_BAN_S
+    assert end_of_ban(bans.with_failure("a", late), "b") is None
+    assert end_of_ban(bans.with_answer("a", late), "b") is None
 
 
-def test_nothing_is_changed_in_place() -> None:
-    before = BanList().failed("a", 0.0)
-    before.failed("b", 0.0)
-    before.answered("a", 0.0)
+def test_a_ban_list_is_never_changed_in_place() -> None:
+    before = BanList().with_failure("a", 0.0)
+    before.with_failure("b", 0.0)
+    before.with_answer("a", FIRST_BAN_S)
     assert before.banned(1.0) == {"a"}
-    assert before.answered("unknown", 0.0) is before
+    assert before.with_answer("unknown", 0.0) is before
