@@ -240,7 +240,7 @@ def test_a_survivor_feeds_its_successor_from_the_shared_journal() -> None:
         head, middle, _ = [hop.address for hop in swarm.chain.hops]
         (hosted,) = swarm.nodes[head].sessions.values()
         assert hosted.journal is not None
-        assert [chunk.holders for chunk in hosted.journal._chunks] == [2] * 3
+        assert [chunk.references for chunk in hosted.journal._chunks] == [2] * 3
         await swarm.kill(middle)
         await talking
         (repair,) = swarm.chain.repairs

@@ -1,7 +1,7 @@
-"""The attention seam: transformers' layers call `attend` once a layer for the whole batch.
+"""The interface of attention adapters: transformers' layers call `attend` once per layer for the whole batch.
 
-Every live crown node sees the whole trunk, so attention is an unmasked part over the trunk, in place, and a masked
-part over the crown, under one softmax in float32.
+Every live crown node sees the whole trunk.  Attention is therefore an unmasked part over the trunk, read in place,
+and a masked part over the crown, under one softmax in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from treeswarm_node.attention.metadata import Batch, SegmentMetadata
 from treeswarm_node.attention.padded import PaddedBatch
 
 IMPLEMENTATION = "treeswarm"
-# What layers pass along that says nothing about which keys are seen or how scores are formed.
+# Arguments that layers pass along and that change neither which keys are seen nor how scores are formed.
 IGNORED_ARGUMENTS = {
     "position_ids",
     "cache_position",
@@ -29,59 +29,73 @@ IGNORED_ARGUMENTS = {
 }
 
 
-# Keys and values [kv_heads, C, dim], and a bool mask [T, C] of those that are seen; None: all are.
 AttentionPart = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Keys and values [kv_heads, C, dim], and a bool mask [T, C] of the keys that are seen, or None if all are."""
 
 
 @dataclass(frozen=True, eq=False)
 class QueryRows:
-    """One segment's rows in one layer, and all that they may attend to."""
+    """One segment's rows in one layer, and all keys that they may attend to."""
 
     query: torch.Tensor
-    """[heads, T, dim], not scaled."""
+    """Queries [heads, T, dim], not scaled."""
     trunk: list[AttentionPart]
+    """Parts of the trunk, in order; may be empty."""
     crown: AttentionPart
-    """Every row sees itself in it."""
+    """The crown's part.  Every row sees itself in it."""
     scaling: float
+    """Factor that the scores are multiplied by."""
     softcap: float | None
+    """Bound of the scores, or None if they are not capped."""
     sinks: torch.Tensor | None
+    """Score of each head's attention sink [heads], or None if the model has none."""
 
     def fold_heads(self) -> torch.Tensor:
-        """A KV head's query heads become rows of one product: [kv_heads, heads / kv_heads · T, dim]."""
+        """Return queries [kv_heads, heads / kv_heads · T, dim]: a KV head's query heads are rows of one product."""
         return self.query.reshape(self.crown[0].shape[0], -1, self.query.shape[-1])
 
     def unfold_heads(self, output: torch.Tensor) -> torch.Tensor:
-        """What was computed for the folded rows, as `attend` returns it."""
+        """Return the output of the folded rows as [T, heads, value_dim], which is the layout that `attend` returns."""
         return output.reshape(*self.query.shape[:2], -1).transpose(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class LayerInputs:
-    """One layer's attention for a batch whose K and V are in the pool."""
+    """One layer's attention inputs for a batch whose K and V are in the pool."""
 
     query: torch.Tensor
-    """[heads, ΣT, dim]."""
+    """Queries of the batch [heads, ΣT, dim]."""
     key: torch.Tensor
+    """Keys of the batch's own rows [kv_heads, ΣT, dim]."""
     value: torch.Tensor
-    """The batch's own, [kv_heads, ΣT, dim]."""
+    """Values of the batch's own rows [kv_heads, ΣT, dim]."""
     keys: torch.Tensor
+    """Keys of the block's whole pool [kv_heads, pool, dim]."""
     values: torch.Tensor
-    """The block's whole pool, [kv_heads, pool, dim]."""
+    """Values of the block's whole pool [kv_heads, pool, dim]."""
     batch: Batch
+    """Metadata of the forward."""
     scaling: float
+    """Factor that the scores are multiplied by."""
     window: int | None = None
+    """Number of positions in the layer's sliding window, or None if it sees everything."""
     softcap: float | None = None
+    """Bound of the scores, or None if they are not capped."""
     sinks: torch.Tensor | None = None
+    """Score of each head's attention sink [heads], or None if the model has none."""
 
     @classmethod
     def with_kv_written(
-        cls, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Batch, **how: Any
+        cls, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Batch, **options: Any
     ) -> "LayerInputs":
-        """Of a block of the store.  K and V go to the batch's rows first: a row may see those of an earlier segment."""
+        """Write the batch's K and V to its rows of the store's block `block`, then return the layer's inputs.
+
+        Writing comes first because a row may see rows of an earlier segment.
+        """
         keys, values = batch.store.keys[block], batch.store.values[block]
-        keys[:, batch.written] = key
-        values[:, batch.written] = value
-        return cls(query, key, value, keys, values, batch, **how)
+        keys[:, batch.kv_rows] = key
+        values[:, batch.kv_rows] = value
+        return cls(query, key, value, keys, values, batch, **options)
 
     def attend_segments(
         self,
@@ -89,86 +103,94 @@ class LayerInputs:
         unbatched: Sequence[SegmentMetadata],
         padded: Sequence[PaddedBatch] = (),
     ) -> torch.Tensor:
-        """What `Attention.attend` returns: segments in turn, and crowds each at once."""
+        """Return what `Attention.attend` returns: segments one after the other, and each padded batch at once."""
         output = self.query.new_empty(self.query.shape[1], self.query.shape[0], self.value.shape[-1])
-        for crowd in padded:
-            attend_segments = crowd.attend(
+        for group in padded:
+            attended = group.attend(
                 self.query, self.keys, self.values, scaling=self.scaling, softcap=self.softcap, sinks=self.sinks
             )
-            output[crowd.into] = attend_segments.to(output.dtype)
+            output[group.batch_rows] = attended.to(output.dtype)
         for segment in unbatched:
-            if segment.rows.start < segment.rows.stop:  # else it only commits, or all its rows died while they waited
-                output[segment.rows] = attend_rows(self._rows(segment)).to(output.dtype)
+            # A segment without rows only commits, or all its rows died while they waited.
+            if segment.rows.start < segment.rows.stop:
+                output[segment.rows] = attend_rows(self._query_rows(segment)).to(output.dtype)
         return output
 
-    def _rows(self, segment: SegmentMetadata) -> QueryRows:
-        visible_keys = segment.visible_keys(self.window)
+    def _query_rows(self, segment: SegmentMetadata) -> QueryRows:
+        visible = segment.visible_keys(self.window)
         trunk = [
-            (self.keys[:, at : at + count], self.values[:, at : at + count], mask)
-            for at, count, mask in visible_keys.runs
+            (self.keys[:, first : first + count], self.values[:, first : first + count], mask)
+            for first, count, mask in visible.runs
         ]
         if segment.local_rows is None:
-            crown = (self.key[:, segment.rows], self.value[:, segment.rows], visible_keys.local)
+            crown = (self.key[:, segment.rows], self.value[:, segment.rows], visible.local_mask)
         else:
-            crown = (self.keys[:, segment.local_rows], self.values[:, segment.local_rows], visible_keys.local)
+            crown = (self.keys[:, segment.local_rows], self.values[:, segment.local_rows], visible.local_mask)
         return QueryRows(self.query[:, segment.rows], trunk, crown, self.scaling, self.softcap, self.sinks)
 
 
 class Attention(Protocol):
-    """An adapter: computes one layer's attention for the whole batch."""
+    """An adapter, which computes one layer's attention for the whole batch."""
 
     name: str
-    """For people, as nodes announce it."""
+    """Name of the adapter, as nodes announce it."""
 
     def attend(self, layer: LayerInputs) -> torch.Tensor:
-        """[ΣT, heads, value_dim] in the query's dtype."""
+        """Return the attention output [ΣT, heads, value_dim] in the query's dtype."""
         ...
 
 
 class TorchReference:
-    """Plain torch: short sessions of like size together, others in turn.  Correct everywhere, quick enough on a CPU."""
+    """Plain torch attention: correct on every device, and fast enough on a CPU.
+
+    Short sessions of similar size are computed together, all others one after the other.
+    """
 
     name = "torch-reference"
 
     def attend(self, layer: LayerInputs) -> torch.Tensor:
-        split = layer.batch.groups(layer.window)
-        return layer.attend_segments(attend_reference, split.unbatched, split.padded)
+        groups = layer.batch.groups(layer.window)
+        return layer.attend_segments(attend_reference, groups.unbatched, groups.padded)
 
 
 def attend_reference(rows: QueryRows) -> torch.Tensor:
-    """float32 [T, heads, value_dim]: all scores at once, one softmax."""
+    """Return the attention output float32 [T, heads, value_dim], from all scores at once under one softmax."""
     parts = [*rows.trunk, rows.crown]
     scores = compute_scores(rows, parts)
     counts = [part[0].shape[1] for part in parts]
     if rows.sinks is not None:
-        # A sink takes probability and gives nothing: one more key of that score and value zero.
-        level = rows.sinks.float().view(len(scores), -1, 1).expand(-1, -1, rows.query.shape[1])
-        scores, counts = torch.cat([scores, level.reshape(len(scores), -1, 1)], -1), [*counts, 1]
+        # A sink takes probability and contributes no value: it is one more key with its score and value zero.
+        sink_scores = rows.sinks.float().view(len(scores), -1, 1).expand(-1, -1, rows.query.shape[1])
+        scores, counts = torch.cat([scores, sink_scores.reshape(len(scores), -1, 1)], -1), [*counts, 1]
     return rows.unfold_heads(sum_values(torch.split(scores.softmax(-1), counts, -1), parts))
 
 
 def compute_scores(rows: QueryRows, parts: Sequence[AttentionPart]) -> torch.Tensor:
-    """float32 [kv_heads, folded rows, keys of all parts]; -inf where a key is not seen."""
+    """Return scores float32 [kv_heads, folded rows, keys of all parts]; -inf where a row does not see a key."""
     folded = rows.fold_heads().float() * rows.scaling
     scores = torch.cat([torch.bmm(folded, key.float().transpose(1, 2)) for key, _, _ in parts], -1)
     if rows.softcap is not None:
         scores = torch.tanh(scores / rows.softcap) * rows.softcap
     by_row = scores.view(len(scores), -1, rows.query.shape[1], scores.shape[-1])
-    for seen, (_, _, mask) in zip(torch.split(by_row, [part[0].shape[1] for part in parts], -1), parts, strict=True):
+    counts = [part[0].shape[1] for part in parts]
+    for part_scores, (_, _, mask) in zip(torch.split(by_row, counts, -1), parts, strict=True):
         if mask is not None:
-            seen.masked_fill_(~mask, -torch.inf)
+            part_scores.masked_fill_(~mask, -torch.inf)
     return scores
 
 
 def sum_values(weights: Sequence[torch.Tensor], parts: Sequence[AttentionPart]) -> torch.Tensor:
-    """float32 [kv_heads, folded rows, value_dim]: the values' sum.  Weights past the last part are of no value."""
+    """Return the weighted sum of the values, float32 [kv_heads, folded rows, value_dim].
+
+    `weights` has one tensor [kv_heads, folded rows, C] per part; weights past the last part belong to no value.
+    """
     total = torch.bmm(weights[0], parts[0][1].float())
     for weight, (_, value, _) in zip(weights[1:], parts[1:], strict=False):
         total = torch.baddbmm(total, weight, value.float())
     return total
 
 
-def _from_layer(
+def _attend_from_transformers(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -181,11 +203,14 @@ def _from_layer(
     treeswarm: "tuple[Attention, Batch] | None" = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls, with tensors [1, heads, ΣT, dim]."""
-    strange = sorted(name for name, value in others.items() if name not in IGNORED_ARGUMENTS and value is not None)
-    if strange or attention_mask is not None:
+    """Compute one layer's attention; transformers calls this with tensors [1, heads, ΣT, dim].
+
+    Raises UnsupportedModel if the layer passes an argument that is not implemented here.
+    """
+    unsupported = sorted(name for name, value in others.items() if name not in IGNORED_ARGUMENTS and value is not None)
+    if unsupported or attention_mask is not None:
         raise UnsupportedModel(
-            f"its attention takes {', '.join(strange) or 'a mask of its own'}, which is not honoured here"
+            f"its attention takes {', '.join(unsupported) or 'a mask of its own'}, which this node does not implement"
         )
     if treeswarm is None:
         raise UnsupportedModel("its layers do not pass extra arguments on to attention")
@@ -205,6 +230,6 @@ def _from_layer(
 
 
 def register() -> None:
-    """Make transformers know the implementation; doing so again changes nothing."""
-    AttentionInterface.register(IMPLEMENTATION, _from_layer)
+    """Register the implementation with transformers; registering it again changes nothing."""
+    AttentionInterface.register(IMPLEMENTATION, _attend_from_transformers)
     AttentionMaskInterface.register(IMPLEMENTATION, lambda *_, **__: None)

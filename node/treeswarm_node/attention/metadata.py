@@ -1,4 +1,4 @@
-"""What attention must know of a forward, worked out once and used by every layer."""
+"""Attention metadata of a forward: computed once and used by every layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,147 +21,154 @@ class Segment:
     kv: SessionKV
     step: Step
     span: Span
-    """Blocks to run: all of what is hosted, or a part."""
+    """Blocks to run: all hosted blocks, or a part of them."""
 
 
 @dataclass(frozen=True, eq=False)
 class VisibleKeys:
-    """What a segment's rows see of the trunk under one sliding window.
-
-    `runs` are (first pool row, rows) with an optional bool mask [T, rows] each; `local` is a bool mask [T, C].
-    """
+    """The keys that a segment's rows see under one sliding window."""
 
     runs: list[tuple[int, int, torch.Tensor | None]]
-    local: torch.Tensor
+    """Runs of the trunk as (first pool row, rows, mask); the mask is bool [T, rows], or None if all rows are seen."""
+    local_mask: torch.Tensor
+    """Mask of the local rows, bool [T, C]."""
 
 
 @dataclass(eq=False)
 class SegmentMetadata:
-    """A segment as attention sees it: T new rows, and C local rows they may see besides the trunk."""
+    """A segment as attention sees it: T new rows, and C local rows that they may see besides the trunk."""
 
     rows: slice
-    """Where the segment lies in the batch."""
+    """Rows of the batch that are the segment's."""
     positions: torch.Tensor
-    """int64 [T]."""
+    """Positions of the new rows in the text, int64 [T]."""
     trunk_runs: list[tuple[int, int]]
+    """Contiguous runs of the trunk in the pool, as (first pool row, rows)."""
     local_rows: torch.Tensor | None
-    """Pool rows of the crown, int64 [C]; None where the segment's own rows are all there is (C = T)."""
+    """Pool rows of the crown, int64 [C], or None if the local rows are the segment's own rows (C = T)."""
     local_positions: torch.Tensor
+    """Positions of the local rows in the text, int64 [C]."""
     visible: torch.Tensor
-    """bool [T, C]."""
+    """Mask of the local rows that each new row sees, bool [T, C]."""
     _visible_keys: dict[int | None, VisibleKeys] = field(default_factory=dict)
 
     def visible_keys(self, window: int | None) -> VisibleKeys:
-        """What a layer with this sliding window attends to; a row at p sees keys past p - window."""
+        """Return what a layer with this sliding window attends to; a row at position p sees keys past p - window."""
         if window not in self._visible_keys:
-            self._visible_keys[window] = self._windowed(window) if window else self._whole()
+            self._visible_keys[window] = self._keys_in_window(window) if window else self._all_keys()
         return self._visible_keys[window]
 
-    def _whole(self) -> VisibleKeys:
+    def _all_keys(self) -> VisibleKeys:
         return VisibleKeys([(first, count, None) for first, count in self.trunk_runs], self.visible)
 
-    def _windowed(self, window: int) -> VisibleKeys:
+    def _keys_in_window(self, window: int) -> VisibleKeys:
         oldest = self.positions - window + 1
         lowest, highest = (int(oldest.min()), int(oldest.max())) if len(oldest) else (0, 0)
         runs: list[tuple[int, int, torch.Tensor | None]] = []
         start = 0
         for first, count in self.trunk_runs:
             skipped = min(max(lowest - start, 0), count)
-            # Rows of a tree lie at several depths: only the keys between their windows' beginnings need a mask.
-            cut = min(max(highest - start, skipped), count)
-            if skipped < cut:
-                keys = torch.arange(start + skipped, start + cut, device=self.positions.device)
-                runs.append((first + skipped, cut - skipped, keys >= oldest[:, None]))
-            if cut < count:
-                runs.append((first + cut, count - cut, None))
+            # Rows of a tree have several depths: only the keys between their windows' beginnings need a mask.
+            masked_end = min(max(highest - start, skipped), count)
+            if skipped < masked_end:
+                keys = torch.arange(start + skipped, start + masked_end, device=self.positions.device)
+                runs.append((first + skipped, masked_end - skipped, keys >= oldest[:, None]))
+            if masked_end < count:
+                runs.append((first + masked_end, count - masked_end, None))
             start += count
         return VisibleKeys(runs, self.visible & (self.local_positions >= oldest[:, None]))
 
 
 @dataclass(frozen=True, eq=False)
 class BatchGroups:
-    """A batch's segments as one layer kind computes them; those without rows are in neither."""
+    """A batch's segments as layers of one kind compute them.  Segments without rows are in neither list."""
 
     padded: list[PaddedBatch]
+    """Groups of segments that are computed together."""
     unbatched: list[SegmentMetadata]
+    """Segments that are computed one after the other."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A forward's metadata.  Layer i of the model has its rows in block `i - first_block` of the store."""
+    """Metadata of a forward.  Layer i of the model has its K and V in block `i - first_block` of the store."""
 
     store: KVStore
     first_block: int
     segments: list[SegmentMetadata]
-    written: torch.Tensor
-    """Pool rows that the batch's K and V go to, int64 [ΣT]."""
+    kv_rows: torch.Tensor
+    """Pool rows that the batch's K and V are written to, int64 [ΣT]."""
     positions: torch.Tensor
-    """int64 [1, ΣT]."""
+    """Positions of the batch's rows in their texts, int64 [1, ΣT]."""
     _groups: dict[int | None, BatchGroups] = field(default_factory=dict)
 
     def groups(self, window: int | None) -> BatchGroups:
-        """Which segments layers with this sliding window take together."""
+        """Return which segments layers with this sliding window compute together."""
         if window not in self._groups:
             self._groups[window] = self._group_segments(window)
         return self._groups[window]
 
     def _group_segments(self, window: int | None) -> BatchGroups:
-        reaches = [segment.visible_keys(window) for segment in self.segments]
+        visible = [segment.visible_keys(window) for segment in self.segments]
         sizes = [
             (
                 segment.rows.stop - segment.rows.start,
-                sum(count for _, count, _ in visible_keys.runs) + visible_keys.local.shape[1],
+                sum(count for _, count, _ in keys.runs) + keys.local_mask.shape[1],
             )
-            for segment, visible_keys in zip(self.segments, reaches, strict=True)
+            for segment, keys in zip(self.segments, visible, strict=True)
         ]
         groups = group_by_size(sizes, self.store.max_gathered_rows)
-        together = {i for group in groups for i in group}
-        padded = [PaddedBatch.of([self._member(self.segments[i], reaches[i]) for i in group]) for group in groups]
+        grouped = {i for group in groups for i in group}
+        padded = [
+            PaddedBatch.of([self._padded_member(self.segments[i], visible[i]) for i in group]) for group in groups
+        ]
         unbatched = [
             segment
             for i, (segment, (rows, _)) in enumerate(zip(self.segments, sizes, strict=True))
-            if rows and i not in together
+            if rows and i not in grouped
         ]
         return BatchGroups(padded, unbatched)
 
-    def _member(self, segment: SegmentMetadata, visible_keys: VisibleKeys) -> tuple[slice, torch.Tensor, torch.Tensor]:
-        """Of a crowd."""
-        device = self.written.device
-        own = self.written[segment.rows] if segment.local_rows is None else segment.local_rows
-        trunk = [torch.arange(at, at + count, device=device) for at, count, _ in visible_keys.runs]
-        seen = [
-            torch.ones(len(visible_keys.local), count, dtype=torch.bool, device=device) if mask is None else mask
-            for _, count, mask in visible_keys.runs
+    def _padded_member(
+        self, segment: SegmentMetadata, visible: VisibleKeys
+    ) -> tuple[slice, torch.Tensor, torch.Tensor]:
+        """Return a segment as `PaddedBatch.of` takes it."""
+        device = self.kv_rows.device
+        local = self.kv_rows[segment.rows] if segment.local_rows is None else segment.local_rows
+        trunk = [torch.arange(first, first + count, device=device) for first, count, _ in visible.runs]
+        masks = [
+            torch.ones(len(visible.local_mask), count, dtype=torch.bool, device=device) if mask is None else mask
+            for _, count, mask in visible.runs
         ]
-        return segment.rows, torch.cat([*trunk, own]), torch.cat([*seen, visible_keys.local], -1)
+        return segment.rows, torch.cat([*trunk, local]), torch.cat([*masks, visible.local_mask], -1)
 
 
 def make_batch(segments: Sequence[Segment], store: KVStore, first_block: int, device: torch.device) -> Batch:
-    """After every segment's commit."""
-    metas, start = [], 0
+    """Return the metadata of a forward.  Every segment's commit must have happened before."""
+    metadata, start = [], 0
     for segment in segments:
-        metas.append(_segment_metadata(segment, start, device))
+        metadata.append(_segment_metadata(segment, start, device))
         start += segment.step.rows
-    written = np.concatenate([segment.kv.new_rows(segment.step) for segment in segments])
+    kv_rows = np.concatenate([segment.kv.new_rows(segment.step) for segment in segments])
     positions = np.concatenate([segment.step.positions for segment in segments])
-    return Batch(store, first_block, metas, _tensor(written, device), _tensor(positions, device)[None])
+    return Batch(store, first_block, metadata, _to_tensor(kv_rows, device), _to_tensor(positions, device)[None])
 
 
 def _segment_metadata(segment: Segment, start: int, device: torch.device) -> SegmentMetadata:
     step, kv = segment.step, segment.kv
     slots = step.visible.shape[1]
-    own = step.append.prefill or (slots == step.rows and np.array_equal(step.slots, np.arange(slots)))
-    # A slot that nobody sees may never have been written, and what lies there, times nothing, may be no number.
+    only_own = step.append.prefill or (slots == step.rows and np.array_equal(step.slots, np.arange(slots)))
+    # A slot that no row sees may never have been written: its content may be NaN, and NaN times zero is NaN.
     seen = np.flatnonzero(step.visible.any(axis=0))
     return SegmentMetadata(
         rows=slice(start, start + step.rows),
-        positions=_tensor(step.positions, device),
+        positions=_to_tensor(step.positions, device),
         trunk_runs=kv.trunk_runs(step.trunk_length),
-        local_rows=None if own else _tensor(kv.crown_rows(seen), device),
-        local_positions=_tensor(step.positions if own else kv.crown_positions[seen], device),
-        visible=_tensor(step.visible if own else step.visible[:, seen], device),
+        local_rows=None if only_own else _to_tensor(kv.crown_rows(seen), device),
+        local_positions=_to_tensor(step.positions if only_own else kv.crown_positions[seen], device),
+        visible=_to_tensor(step.visible if only_own else step.visible[:, seen], device),
     )
 
 
-def _tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+def _to_tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)

@@ -1,4 +1,7 @@
-"""Rows of activations as bytes and back: the model's own dtype, or 8 bits a value where the class says so."""
+"""Encode rows of activations as bytes and decode them: in the model's own dtype, or in 8 bits per value.
+
+The numerics class says which of the two a chain uses.
+"""
 
 from typing import Protocol
 
@@ -7,23 +10,26 @@ import torch
 from treeswarm.protocol.messages import ACTIVATION_BLOCK
 
 LEVELS = 127
-"""Of an int8 to either side of zero."""
+"""Number of int8 levels on either side of zero."""
 
 
 class RowCodec(Protocol):
-    """Both directions; every row is as long as any other."""
+    """Encodes and decodes rows.  Every encoded row has the same length."""
 
     def encode(self, rows: torch.Tensor) -> bytes:
-        """[n, hidden] on any device to n rows of bytes, one after the other."""
+        """Return rows [n, hidden], on any device, as n rows of bytes, one after the other."""
         ...
 
     def decode(self, data: bytes, dtype: torch.dtype) -> torch.Tensor:
-        """Back to [n, hidden] on the CPU, in `dtype`.  `data` is whole rows: the session has counted its bytes."""
+        """Return the rows [n, hidden] on the CPU, in `dtype`.
+
+        `data` must be whole rows; the session has checked the number of bytes.
+        """
         ...
 
 
 class NativeCodec:
-    """The bytes of the tensor."""
+    """Encodes rows as the tensor's own bytes."""
 
     def __init__(self, hidden_size: int) -> None:
         self._hidden_size = hidden_size
@@ -38,10 +44,11 @@ class NativeCodec:
 
 
 class Int8BlockCodec:
-    """Per row: its values as int8, then a float16 scale for every `ACTIVATION_BLOCK` of them.
+    """Encodes each row as int8 values, followed by a float16 scale for every `ACTIVATION_BLOCK` values.
 
-    A value is off by at most half its block's scale, which is the block's largest value / 127.  What is not finite
-    stays so, as a scale that is none, and the next node refuses it; values too large for a float16 scale are clipped.
+    A decoded value differs by at most half its block's scale, which is the block's largest value / 127.  A block with
+    a value that is not finite gets a scale of NaN, so the next node refuses it.  Values too large for a float16 scale
+    are clipped.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -54,24 +61,24 @@ class Int8BlockCodec:
         padded = torch.nn.functional.pad(rows.float(), (0, self._blocks * ACTIVATION_BLOCK - self._hidden_size))
         blocks = padded.view(-1, self._blocks, ACTIVATION_BLOCK)
         largest = blocks.abs().amax(-1, keepdim=True)
-        most = torch.finfo(torch.float16).max
-        scales = torch.where(largest.isfinite(), (largest / LEVELS).clamp(max=most), torch.nan).half()
+        max_scale = torch.finfo(torch.float16).max
+        scales = torch.where(largest.isfinite(), (largest / LEVELS).clamp(max=max_scale), torch.nan).half()
         levels = (blocks / scales.float()).nan_to_num(0, 0, 0).round().clamp(-LEVELS, LEVELS).to(torch.int8)
         values = levels.view(-1, self._blocks * ACTIVATION_BLOCK)[:, : self._hidden_size]
-        packed = torch.cat([values.contiguous().view(torch.uint8), scales.flatten(1).view(torch.uint8)], 1)
-        return packed.cpu().numpy().tobytes()
+        encoded = torch.cat([values.contiguous().view(torch.uint8), scales.flatten(1).view(torch.uint8)], 1)
+        return encoded.cpu().numpy().tobytes()
 
     def decode(self, data: bytes, dtype: torch.dtype) -> torch.Tensor:
         if not data:
             return torch.empty(0, self._hidden_size, dtype=dtype)
-        packed = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, self._hidden_size + 2 * self._blocks)
-        values, scales = packed[:, : self._hidden_size], packed[:, self._hidden_size :]
-        by_value = scales.contiguous().view(torch.float16).float().repeat_interleave(ACTIVATION_BLOCK, 1)
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, self._hidden_size + 2 * self._blocks)
+        values, scales = encoded[:, : self._hidden_size], encoded[:, self._hidden_size :]
+        scale_of_value = scales.contiguous().view(torch.float16).float().repeat_interleave(ACTIVATION_BLOCK, 1)
         levels = values.contiguous().view(torch.int8).float()
-        rows: torch.Tensor = (levels * by_value[:, : self._hidden_size]).to(dtype)
+        rows: torch.Tensor = (levels * scale_of_value[:, : self._hidden_size]).to(dtype)
         return rows
 
 
 def make_row_codec(activations: str, hidden_size: int) -> RowCodec:
-    """For `NumericsClass.activations`."""
+    """Return the codec for `NumericsClass.activations`."""
     return Int8BlockCodec(hidden_size) if activations == "int8" else NativeCodec(hidden_size)

@@ -1,24 +1,27 @@
-"""What a node has computed."""
+"""Counters of what a node has computed."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Counters:
-    """Since start, for whoever asks the node."""
+    """Totals since the node was started, for clients, the panel and the metrics endpoint."""
 
     frames: int = 0
+    """Number of steps computed."""
     forwards: int = 0
+    """Number of forwards run."""
     forward_sessions: int = 0
+    """Number of sessions in each forward, summed over all forwards."""
     skipped_rows: int = 0
-    """Rows that died while they waited, and were not computed."""
+    """Number of rows that died while they waited, and were not computed."""
     rows: int = 0
-    """Computed."""
+    """Number of rows computed."""
     tokens: int = 0
-    """Of texts, whose rows stay: prompts, and what was committed of trees."""
+    """Number of tokens whose rows stay in the trunk: those of prompts, and those committed of trees."""
     compute_s: float = 0.0
-    """The device's time in forwards."""
+    """Seconds that the device spent in forwards."""
     waited_s: float = 0.0
-    """What all appends together waited before their forwards."""
+    """Seconds that all appends together waited before their forwards."""
     queue_s: float = 0.0
-    """What an append waits before its forward, smoothed over the last dozens."""
+    """Seconds that an append waits before its forward: a moving average over the last dozens of appends."""

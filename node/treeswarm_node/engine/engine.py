@@ -1,6 +1,6 @@
-"""Continuous batching: whatever waits when the device falls idle goes into its next forward.
+"""Continuous batching: all steps that wait when the device becomes idle are candidates for its next forward.
 
-All choices are made in the event loop, where the sessions live; the one device thread only computes.
+All decisions are made in the event loop, where the sessions are; the single device thread only computes.
 """
 
 import asyncio
@@ -25,23 +25,24 @@ from treeswarm_node.kv_cache.kv_store import SessionKV
 
 log = logging.getLogger(__name__)
 
-# How far the smoothed queue follows one append: some dozens of them are a second of a busy node.
-QUEUE_STEP = 1 / 32
+# Weight of one append in the moving average of the queueing time: some dozens of appends are a second of a busy node.
+QUEUE_SMOOTHING = 1 / 32
 
-Done = Callable[[Step, Computed, HopTiming], None]
-"""Called in the event loop with the step as it ran."""
+OnComputed = Callable[[Step, Computed, HopTiming], None]
+"""Callback with the step as it ran, its result and its timing; called in the event loop."""
 
 
 @dataclass(frozen=True, eq=False)
 class WaitingStep:
-    """A step waiting for the device."""
+    """A step that waits for the device."""
 
     session: NodeSession
     kv: SessionKV
     span: Span
     step: Step
-    done: Done
+    on_computed: OnComputed
     arrived: float
+    """Time at which the step arrived, in seconds of the event loop's clock."""
 
     @property
     def rows(self) -> int:
@@ -58,98 +59,104 @@ class WaitingStep:
 
 @dataclass(eq=False)
 class Engine:
-    """Owns the queue and the device thread.  `run` for ever; `submit` from the same loop."""
+    """Owns the queue of steps and the device thread.
+
+    `run` must be running all the time; `submit` is called from the same event loop.
+    """
 
     runner: Runner
     budget: BatchBudget
     counters: Counters = field(default_factory=Counters)
     clock: Callable[[], float] = time.perf_counter
-    """In the device thread."""
+    """Clock of the device thread, in seconds."""
     _waiting: deque[WaitingStep] = field(default_factory=deque)
     _arrival: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a step arrives."""
     _running: list[WaitingStep] = field(default_factory=list)
-    _over: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the running forward is over."""
+    """Steps of the running forward."""
+    _forward_done: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the running forward has ended, and then replaced."""
 
     @property
     def waiting(self) -> int:
-        """Steps that are not in a forward yet."""
+        """Number of steps that are not in a forward yet."""
         return len(self._waiting)
 
-    def submit(self, work: WaitingStep) -> None:
-        """Queue a step; the queue is bounded by the credits of the sessions."""
-        self._waiting.append(work)
+    def submit(self, step: WaitingStep) -> None:
+        """Add a step to the queue, which the credits of the sessions bound."""
+        self._waiting.append(step)
         self._arrival.set()
 
     def discard_waiting(self, session: NodeSession) -> None:
-        """Forget a session's waiting steps."""
-        self._waiting = deque(work for work in self._waiting if work.session is not session)
+        """Remove a session's steps from the queue."""
+        self._waiting = deque(step for step in self._waiting if step.session is not session)
 
     async def wait_until_idle(self, session: NodeSession) -> None:
-        """Wait until no running forward touches the session, so that its KV can be freed."""
-        while any(work.session is session for work in self._running):
-            await self._over.wait()
+        """Wait until no running forward uses the session, so that its KV rows can be freed."""
+        while any(step.session is session for step in self._running):
+            await self._forward_done.wait()
 
     async def run(self) -> None:
-        """Batch, compute, hand out; until cancelled."""
+        """Choose a batch, compute it and deliver the results, again and again until cancelled."""
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="device") as thread:
                 while True:
                     await self._arrival.wait()
-                    self._running = self._take()
+                    self._running = self._take_batch()
                     if not self._running:
                         self._arrival.clear()
                         continue
                     await self._forward(thread)
         finally:
-            self._ended()  # with the thread's last forward: whoever waits to free its rows may
+            # The executor has waited for the thread's last forward: wake those that wait to free its rows.
+            self._end_forward()
 
-    def _ended(self) -> list[WaitingStep]:
-        """No forward runs any more; returns what was in it."""
+    def _end_forward(self) -> list[WaitingStep]:
+        """Mark the running forward as ended, and return its steps."""
         finished, self._running = self._running, []
-        self._over.set()
-        self._over = asyncio.Event()
+        self._forward_done.set()
+        self._forward_done = asyncio.Event()
         return finished
 
-    def _timed_run(self, segments: Sequence[Segment]) -> tuple[list[Computed], int]:
-        """In the device thread: the results, and the microseconds they took."""
+    def _run_timed(self, segments: Sequence[Segment]) -> tuple[list[Computed], int]:
+        """Return the results and the microseconds they took.  Called in the device thread."""
         start = self.clock()
         results = self.runner.run(segments)
         return results, int((self.clock() - start) * 1e6)
 
-    def _take(self) -> list[WaitingStep]:
+    def _take_batch(self) -> list[WaitingStep]:
         waiting = list(self._waiting)
         if not waiting:
             return []
         chosen = next_batch(waiting, self.budget)
         taken = set(chosen)
-        self._waiting = deque(work for i, work in enumerate(waiting) if i not in taken)
-        due = [replace(waiting[i], step=waiting[i].session.start(waiting[i].step)) for i in chosen]
-        self.counters.skipped_rows += sum(waiting[i].rows for i in chosen) - sum(work.rows for work in due)
-        return due
+        self._waiting = deque(step for i, step in enumerate(waiting) if i not in taken)
+        batch = [replace(waiting[i], step=waiting[i].session.start(waiting[i].step)) for i in chosen]
+        self.counters.skipped_rows += sum(waiting[i].rows for i in chosen) - sum(step.rows for step in batch)
+        return batch
 
     async def _forward(self, thread: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        segments = [Segment(work.kv, work.step, work.span) for work in self._running]
+        segments = [Segment(step.kv, step.step, step.span) for step in self._running]
         try:
-            results, compute_us = await loop.run_in_executor(thread, self._timed_run, segments)
-        except Exception as error:  # a forward that fails costs its own sessions, never the node
-            log.exception("a forward of %d steps failed", len(segments))
+            results, compute_us = await loop.run_in_executor(thread, self._run_timed, segments)
+        except Exception as error:  # a forward that fails ends its own sessions, never the node
+            log.exception("a forward of %d steps failed: their sessions end", len(segments))
             compute_us = 0
-            results = [Computed(error=Refused(f"the node failed to compute: {error}", FaultCode.INTERNAL))] * len(
-                segments
-            )
-        finished = self._ended()
-        sessions = len({id(work.session) for work in finished})
+            failure = Computed(error=Refused(f"the node failed to compute: {error}", FaultCode.INTERNAL))
+            results = [failure] * len(segments)
+        finished = self._end_forward()
+        sessions = len({id(step.session) for step in finished})
         self.counters.frames += len(finished)
         self.counters.forwards += 1
         self.counters.forward_sessions += sessions
         self.counters.compute_s += compute_us / 1e6
-        for work, computed in zip(finished, results, strict=True):
-            queued = int((started - work.arrived) * 1e6)
-            self.counters.waited_s += started - work.arrived
-            self.counters.rows += work.rows
-            self.counters.tokens += len(work.step.commit_slots) + (work.rows if work.prefill else 0)
-            self.counters.queue_s += QUEUE_STEP * (started - work.arrived - self.counters.queue_s)
-            work.done(work.step, computed, HopTiming(queued, compute_us, work.rows, sessions))
+        for step, computed in zip(finished, results, strict=True):
+            waited_s = started - step.arrived
+            self.counters.waited_s += waited_s
+            self.counters.rows += step.rows
+            self.counters.tokens += len(step.step.commit_slots) + (step.rows if step.prefill else 0)
+            self.counters.queue_s += QUEUE_SMOOTHING * (waited_s - self.counters.queue_s)
+            timing = HopTiming(int(waited_s * 1e6), compute_us, step.rows, sessions)
+            step.on_computed(step.step, computed, timing)

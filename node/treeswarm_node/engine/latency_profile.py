@@ -1,4 +1,4 @@
-"""How long this node's forwards take, by rows: what clients plan their trees by."""
+"""Measure how long this node's forwards take, by number of rows.  Clients plan their trees by this profile."""
 
 import time
 
@@ -14,62 +14,65 @@ from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.kv_cache.page_pool import PAGE
 from treeswarm_node.model.loaded_span import ServedSpan
 
-# One token, and trees from small to the largest that clients choose by themselves.  On a CPU the second row is the
-# dearest of the first sixteen, where a product with a vector becomes one with a matrix (of 1, 2, 4, 8, 16 rows: 7.5,
-# 7.8, 9.2, 9.7, 8.9 ms of three small blocks); who goes straight from 1 to 16 takes it for free.
+# Numbers of rows to measure: one token, and trees from small to the largest that clients choose by themselves.  On a
+# CPU the second row costs more than any other of the first sixteen, because a product with a vector becomes one with a
+# matrix.  Three small blocks took 7.5, 7.8, 9.2, 9.7 and 8.9 ms for 1, 2, 4, 8 and 16 rows.  A table that went straight
+# from 1 to 16 rows would show the second row as free.
 SIZES = (1, 2, 4, 16, 64, 256)
 RUNS = 4
-# Loading takes longer by far.  A size that would overstep it is not measured, and clients go on from the others.
+# Seconds that measuring may take; loading takes longer by far.  A size that would exceed this is not measured, and
+# clients extrapolate from the others.
 BUDGET_S = 1.0
 
 
-def measure_profile(device: Runner, served: ServedSpan, store: KVStore) -> Profile:
-    """The least microseconds of some forwards for each of `SIZES`, after one to warm up: whatever else runs on this
-    machine only makes them longer, one size at a time, and clients mend a table that is too low throughout sooner than
-    one with a bump.
+def measure_profile(runner: Runner, served: ServedSpan, store: KVStore) -> Profile:
+    """Return pairs (rows, microseconds) for `SIZES`: the fastest of `RUNS` forwards, after one to warm up.
 
-    Whole forwards, with embedding, LM head and choice where this node has them.  Sizes for which there is
-    no time or no room among the KV rows are left out; the first one has time always.
+    The fastest forward is taken because other load on this machine only makes forwards slower, one size at a time.
+    Clients correct a table that is too low throughout sooner than one with a bump.
+
+    The forwards include embedding, LM head and sampling where this node has them.  Sizes for which there is no time
+    or no room in the KV cache are left out; for the first size there is always time.
     """
     points: list[tuple[int, int]] = []
     start, last_s = time.perf_counter(), 0.0
     for rows in SIZES:
-        # A forward is at most as much dearer than the last size's as it has more rows.
-        dearest_s = last_s * rows / points[-1][0] * (RUNS + 1) if points else 0.0
-        spent_s = time.perf_counter() - start
-        if spent_s + dearest_s > BUDGET_S or store.free_tokens < rows + 2 * PAGE:
+        # The time of a forward grows at most in proportion to its rows.
+        estimate_s = last_s * rows / points[-1][0] * (RUNS + 1) if points else 0.0
+        elapsed_s = time.perf_counter() - start
+        if elapsed_s + estimate_s > BUDGET_S or store.free_tokens < rows + 2 * PAGE:
             break
-        took = [_forward_s(device, served, store, rows) for _ in range(RUNS + 1)]
-        last_s = min(took[1:])
+        times = [_time_forward(runner, served, store, rows) for _ in range(RUNS + 1)]
+        last_s = min(times[1:])
         points.append((rows, max(1, int(1e6 * last_s))))
     return tuple(points)
 
 
 def scale_profile(profile: Profile, part: Span, whole: Span) -> Profile:
-    """For a session that computes a part of the blocks: as many times less as it has fewer."""
+    """Return the profile of a session that computes only the blocks `part`: times shrink with the number of blocks."""
     share = len(part) / len(whole)
     return tuple((rows, max(1, int(micros * share))) for rows, micros in profile)
 
 
-def _forward_s(device: Runner, served: ServedSpan, store: KVStore, rows: int) -> float:
-    """A tree of so many rows below a text of one token."""
+def _time_forward(runner: Runner, served: ServedSpan, store: KVStore, rows: int) -> float:
+    """Return the seconds of a forward of a tree with `rows` rows below a text of one token."""
     row_bytes = served.activation_bytes if served.span.start else 0
     session = NodeSession(SessionTerms(0, 1, rows, rows + 1, served.vocab_size, row_bytes))
     kv = store.open(1, rows)
     try:
-        took = 0.0
-        for append in (_append(0, 1, row_bytes, prefill=True), _append(1, rows, row_bytes, prefill=False)):
+        elapsed_s = 0.0
+        for append in (_make_append(0, 1, row_bytes, prefill=True), _make_append(1, rows, row_bytes, prefill=False)):
             (step,) = session.receive(append)
             start = time.perf_counter()
-            device.run([Segment(kv, step, served.span)])
-            took = time.perf_counter() - start
+            runner.run([Segment(kv, step, served.span)])
+            elapsed_s = time.perf_counter() - start
             session.finish(step)
-        return took
+        return elapsed_s
     finally:
         kv.close()
 
 
-def _append(seq: int, rows: int, row_bytes: int, *, prefill: bool) -> Append:
+def _make_append(seq: int, rows: int, row_bytes: int, *, prefill: bool) -> Append:
     first = 1 + seq
     return Append(
         epoch=0,

@@ -1,4 +1,4 @@
-"""A span on this machine: loaded, proven, measured."""
+"""Load a span on this machine, check it against plain transformers, and measure it."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ from treeswarm_node.model.quantization import check_library
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.model.weight_layout import choose_layouts
 
-# As many rows as a usual tree has: what a swarm's nodes are compared by.
+# Number of rows of a usual tree: the nodes of a swarm are compared by their rate on such trees.
 RATE_ROWS = 64
 RATE_RUNS = 5
 
@@ -51,28 +51,29 @@ class LoadedStage:
     engine: Engine
     store: KVStore
     rate: float
-    """Block-rows a second, measured on trees of `RATE_ROWS` rows."""
+    """Number of block-rows per second, measured on trees of `RATE_ROWS` rows."""
     profile: Profile = ()
-    """Of a forward through the whole span, as clients are told it."""
+    """Latency profile of a forward through the whole span, which clients receive."""
     shares_prefixes: bool = True
-    """K and V depend on the text alone, so that sessions may share them."""
+    """Whether K and V depend on the text alone, so that sessions may share them."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known before any weight is loaded."""
+    """What is known of a model before any weight is loaded."""
 
     name: str
+    """Name of the model, as given on the command line."""
     folder: Path
     shape: ModelShape
     config: str
-    """Digest."""
+    """Digest of the model's config."""
     hub: HubOptions = HubOptions()
-    """How it was found."""
+    """Options with which the model was found on the hub."""
 
     @classmethod
     def find(cls, name: str, revision: str | None = None) -> "ModelInfo":
-        """Raises ModelError."""
+        """Find a model's directory and read its config.  Raises ModelError."""
         hub = HubOptions(revision)
         folder = resolve_model(name, hub=hub)
         return cls(name, folder, read_shape(folder), config_digest(read_config(folder)), hub)
@@ -86,59 +87,62 @@ async def load_stage(
     counters: Counters | None = None,
     progress: Progress | None = None,
 ) -> AsyncIterator[LoadedStage]:
-    """Load, prove and measure a span; its memory is free again on leaving.  What it computes goes on in `counters`;
-    `progress` hears how far loading is.
+    """Load, check and measure a span, and run its engine; its memory is freed on exit.
 
-    Raises ModelError, BadRequest.
+    The engine continues to count in `counters`; `progress` is called while the span loads.  Raises ModelError,
+    BadRequest.
     """
     with open_offload(find_device(config.device), config.offload) as offload:
-        told = _Abandonable(progress)
+        cancellable = _CancellableProgress(progress)
         try:
-            loaded, served, rate = await asyncio.to_thread(_load, config, model, span, offload, told)
+            span_model, served, rate = await asyncio.to_thread(_load, config, model, span, offload, cancellable)
         except asyncio.CancelledError:
-            told.abandoned.set()
+            cancellable.cancelled.set()
             raise
         codec = make_row_codec(config.activations, served.hidden_size)
-        device = _lent(ModelRunner(loaded, Sampler(served.vocab_size), codec), config.device_share)
-        profile = await asyncio.to_thread(measure_profile, device, served, loaded.store)
-        engine = Engine(device, config.limits.budget, counters or Counters())
+        runner = _throttled(ModelRunner(span_model, Sampler(served.vocab_size), codec), config.device_share)
+        profile = await asyncio.to_thread(measure_profile, runner, served, span_model.store)
+        engine = Engine(runner, config.limits.budget, counters or Counters())
         running = asyncio.create_task(engine.run())
         try:
-            yield LoadedStage(served, engine, loaded.store, rate, profile, loaded.depends_on_text_alone)
+            yield LoadedStage(served, engine, span_model.store, rate, profile, span_model.depends_on_text_alone)
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            del engine, device, loaded
+            del engine, runner, span_model
     free_unused_memory()
 
 
 def free_unused_memory() -> None:
-    """Modules are cycles, and torch keeps what they leave for itself."""
+    """Free the memory of unloaded modules: they are reference cycles, and torch caches the memory that they leave."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-class _Abandoned(BaseException):
-    """Nobody waits for this load any more.  No Exception: transformers notes those and reads on."""
+class _LoadCancelled(BaseException):
+    """Raised in the loading thread once its result is no longer needed.
+
+    It is not an Exception, because transformers collects those and continues to read.
+    """
 
 
-class _Abandonable:
-    """A `Progress` by which a thread that loads notices that it need not go on."""
+class _CancellableProgress:
+    """A `Progress` through which a loading thread notices that it was cancelled."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
-        self.abandoned = threading.Event()
+        self.cancelled = threading.Event()
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        if self.abandoned.is_set():
-            raise _Abandoned
+        if self.cancelled.is_set():
+            raise _LoadCancelled
         if self._progress is not None:
             self._progress(done, total, what)
 
 
 def find_device(name: str) -> torch.device:
-    """Raises BadRequest for one that cannot be used here."""
+    """Return the torch device with this name.  Raises BadRequest if it cannot be used on this machine."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -150,14 +154,15 @@ def find_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> str:
-    """`auto`: bfloat16 where the device has instructions for it, else float32; other names as they are."""
+    """Return `name`; for `auto`, bfloat16 if the device has instructions for it, else float32."""
     if name != "auto":
         return name
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        has = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
-        native = any(has.get(feature) for feature in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+        is_cpu = device.type == "cpu" and hasattr(torch.cpu, "get_capabilities")
+        features = torch.cpu.get_capabilities() if is_cpu else {}
+        native = any(features.get(feature) for feature in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
     return "bfloat16" if native else "float32"
 
 
@@ -174,11 +179,11 @@ def _load(
         quantization=config.quantization, offload=offload,
     )  # fmt: skip
     weights = weights_digest(folder, read_config(folder), progress)
-    spanned = SpanModel(loaded, config.kv_tokens)
-    if offload is None:  # streamed weights lie as they were put away
-        choose_layouts(spanned.linears())
-    check_family(spanned)
-    choose_attention(spanned, config.attention)
+    span_model = SpanModel(loaded, config.kv_tokens)
+    if offload is None:  # offloaded weights keep the layout in which they were stored
+        choose_layouts(span_model.linears())
+    check_family(span_model)
+    choose_attention(span_model, config.attention)
     numerics = NumericsClass(weights, config.dtype, config.quantization, config.activations)
     served = ServedSpan(
         span=span,
@@ -188,22 +193,22 @@ def _load(
         max_positions=model.shape.max_positions,
         config=model.config,
         numerics=numerics,
-        attention=spanned.attention_name,
+        attention=span_model.attention_name,
         activation_bytes=numerics.row_bytes(model.shape.hidden_size),
     )
-    return spanned, served, measure_rate(spanned) * config.device_share
+    return span_model, served, measure_rate(span_model) * config.device_share
 
 
-def _lent(device: Runner, share: float) -> Runner:
-    """What its owner lets others have of it."""
-    return ThrottledRunner(device, share) if share < 1.0 else device
+def _throttled(runner: Runner, share: float) -> Runner:
+    """Return a runner that uses the device for the share of the time that the owner allows."""
+    return ThrottledRunner(runner, share) if share < 1.0 else runner
 
 
 def measure_rate(model: SpanModel) -> float:
-    """Block-rows a second of this span on this machine: the median of some forwards, after one to warm up."""
+    """Return the block-rows per second of this span: the median of some forwards, after one to warm up."""
     rows = min(RATE_ROWS, model.store.free_tokens // 2)
     span = model.loaded.span
-    took = []
+    times = []
     for _ in range(RATE_RUNS + 1):
         session = NodeSession(SessionTerms(0, rows, 1, 0, model.loaded.config.vocab_size, 0, Resumption(rows, rows)))
         kv = model.store.open(rows, 1)
@@ -213,7 +218,7 @@ def measure_rate(model: SpanModel) -> float:
                 (step,) = session.receive(append)
                 hidden = torch.zeros(step.rows, model.hidden_size, dtype=model.dtype, device=model.device)
                 model.forward([Segment(kv, step, span)], hidden)[-1].float().cpu()
-            took.append(time.perf_counter() - start)
+            times.append(time.perf_counter() - start)
         finally:
             kv.close()
-    return rows * len(span) / statistics.median(took[1:])
+    return rows * len(span) / statistics.median(times[1:])

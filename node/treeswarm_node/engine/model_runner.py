@@ -1,4 +1,4 @@
-"""One forward on the device: steps in, activations or tokens out.  Runner in the device thread."""
+"""Run one forward of the model: steps in, activations or tokens out.  Called in the device thread."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,37 +17,44 @@ from treeswarm_node.engine.activation_codec import NativeCodec, RowCodec
 from treeswarm_node.engine.sampler import Sampler, best_tokens
 from treeswarm_node.model.span_model import SpanModel
 
-# The LM head is larger than many a block: it is read once for all sessions of a forward, up to so many rows.  Beyond
-# them it is bound by its products, and a vocabulary of float32 for each row by memory.
+# The LM head is larger than many blocks: its weights are read once for all sessions of a forward, for up to this many
+# rows.  With more rows the head is bound by its products, and logits in float32 for each row take much memory.
 HEAD_ROWS = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """What became of one step.  `error` set: nothing else holds."""
+    """Result of one step.  If `error` is set, no other field is."""
 
     hidden: bytes = b""
-    """Activations of the step's rows as they travel; empty from the tail."""
+    """Activations of the step's rows, encoded for the link; empty at the tail."""
     tokens: NDArray[np.int64] | None = None
+    """Tokens chosen at the tail, int64 [answered]; None at other nodes."""
     logprobs: NDArray[np.float32] | None = None
+    """Log-probabilities of `tokens`, float32 [answered]."""
     alternatives: NDArray[np.int64] | None = None
-    """[answered, k], where the session asked for them."""
+    """Most likely tokens, int64 [answered, k], or None if the session did not ask for them."""
     error: ProtocolError | None = None
 
 
 class Runner(Protocol):
-    """What an engine needs of a device."""
+    """Runs forwards for an engine."""
 
-    def run(self, segments: Sequence[Segment]) -> list[Computed]: ...
+    def run(self, segments: Sequence[Segment]) -> list[Computed]:
+        """Compute every segment's step in one forward, and return the results in the same order."""
+        ...
 
 
 @dataclass(frozen=True)
 class ThrottledRunner:
-    """A device that its owner lends for a share of the time: after each forward it rests, so that somebody else's work
-    has the rest of it.  The rest counts as computing: that is what whoever waits for this node must reckon with."""
+    """Runs forwards for a share of the time, and sleeps for the rest so that other programs can use the device.
+
+    The sleep counts as compute time, because clients that wait for this node must plan with it.
+    """
 
     runner: Runner
     share: float
+    """Share of the time in which forwards may run, more than 0 and at most 1."""
     clock: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], None] = time.sleep
 
@@ -56,12 +63,12 @@ class ThrottledRunner:
         try:
             return self.runner.run(segments)
         finally:
-            # One that failed took the device as well.
+            # A forward that failed has used the device as well.
             self.sleep((self.clock() - start) * (1.0 / self.share - 1.0))
 
 
 class ModelRunner:
-    """The model and its sampler, behind one synchronous verb."""
+    """Runs forwards on the model, and the sampler on the tail's logits."""
 
     def __init__(self, model: SpanModel, sampler: Sampler, codec: RowCodec | None = None) -> None:
         self._model = model
@@ -70,21 +77,25 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, segments: Sequence[Segment]) -> list[Computed]:
-        """Compute every segment's step in one forward; a segment with activations that are not finite gets an
-        error, and so do later ones of its session; the others get their results."""
+        """Compute every segment's step in one forward, and return the results in the same order.
+
+        A segment whose activations are not finite gets an error, and so do later ones of its session.  The other
+        segments get their results.
+        """
         inputs = [self._input(segment) for segment in segments]
         for segment, rows in zip(segments, inputs, strict=True):
             segment.kv.invalid |= not bool(torch.isfinite(rows).all())
-        good = [i for i, segment in enumerate(segments) if not segment.kv.invalid]
-        outputs = self._forward([segments[i] for i in good], [inputs[i] for i in good])
+        valid = [i for i, segment in enumerate(segments) if not segment.kv.invalid]
+        outputs = self._forward([segments[i] for i in valid], [inputs[i] for i in valid])
         not_finite = Refused("activations from upstream are not finite", FaultCode.NOT_FINITE)
         results = [Computed(error=not_finite)] * len(segments)
-        computed = self._results([segments[i] for i in good], outputs)
-        for i, result in zip(good, computed, strict=True):
+        computed = self._results([segments[i] for i in valid], outputs)
+        for i, result in zip(valid, computed, strict=True):
             results[i] = result
         return results
 
     def _input(self, segment: Segment) -> torch.Tensor:
+        """Return the activations [rows, hidden] that the segment's first block takes."""
         step = segment.step
         if segment.span.start == 0:
             return self._model.embed(torch.from_numpy(step.tokens).to(self._model.device))
@@ -100,20 +111,27 @@ class ModelRunner:
         return list(torch.split(hidden, [segment.step.rows for segment in segments]))
 
     def _results(self, segments: list[Segment], outputs: list[torch.Tensor]) -> list[Computed]:
-        """All segments of a forward run the same blocks."""
+        """Encode the outputs, or sample from them if the span ends with the last block.
+
+        All segments of a forward run the same blocks.
+        """
         if not segments:
             return []
         if segments[0].span.end < self._model.blocks:
             return [Computed(hidden=self._codec.encode(hidden)) for hidden in outputs]
-        answered = [hidden[torch.from_numpy(s.step.answered)] for s, hidden in zip(segments, outputs, strict=True)]
+        answered = [
+            hidden[torch.from_numpy(segment.step.answered)] for segment, hidden in zip(segments, outputs, strict=True)
+        ]
         results = []
-        for some in _together([len(rows) for rows in answered], HEAD_ROWS):
-            logits = self._model.logits(torch.cat(answered[some]))
-            each = torch.split(logits, [len(rows) for rows in answered[some]])
-            results += [self._chosen(segment, rows) for segment, rows in zip(segments[some], each, strict=True)]
+        for group in _group_rows([len(rows) for rows in answered], HEAD_ROWS):
+            logits = self._model.logits(torch.cat(answered[group]))
+            logits_by_segment = torch.split(logits, [len(rows) for rows in answered[group]])
+            results += [
+                self._sample(segment, rows) for segment, rows in zip(segments[group], logits_by_segment, strict=True)
+            ]
         return results
 
-    def _chosen(self, segment: Segment, logits: torch.Tensor) -> Computed:
+    def _sample(self, segment: Segment, logits: torch.Tensor) -> Computed:
         step = segment.step
         try:
             tokens, logprobs = self._sampler.choose(logits, step.positions[step.answered] + 1, step.append.settings)
@@ -123,14 +141,14 @@ class ModelRunner:
         return Computed(tokens=tokens, logprobs=logprobs, alternatives=alternatives)
 
 
-def _together(rows: Sequence[int], most: int) -> list[slice]:
-    """Neighbours in runs of at most `most` rows; whoever has more is alone."""
-    runs: list[slice] = []
-    held = 0
+def _group_rows(rows: Sequence[int], max_rows: int) -> list[slice]:
+    """Return slices of neighbours with at most `max_rows` rows together; an item with more rows is on its own."""
+    groups: list[slice] = []
+    grouped_rows = 0
     for index, count in enumerate(rows):
-        if runs and held + count <= most:
-            runs[-1], held = slice(runs[-1].start, index + 1), held + count
+        if groups and grouped_rows + count <= max_rows:
+            groups[-1], grouped_rows = slice(groups[-1].start, index + 1), grouped_rows + count
         else:
-            runs.append(slice(index, index + 1))
-            held = count
-    return runs
+            groups.append(slice(index, index + 1))
+            grouped_rows = count
+    return groups

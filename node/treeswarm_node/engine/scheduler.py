@@ -1,4 +1,4 @@
-"""Which waiting steps make the next forward.  A pure function: one screen, no clock, no device."""
+"""Choose which waiting steps make the next forward.  A pure function, without clock or device."""
 
 from collections.abc import Hashable, Sequence
 from typing import Protocol
@@ -8,7 +8,7 @@ from treeswarm_node.config import BatchBudget
 
 
 class Waiting(Protocol):
-    """What the choice needs to know of a waiting step."""
+    """What the scheduler needs to know of a waiting step."""
 
     @property
     def session(self) -> Hashable: ...
@@ -23,25 +23,25 @@ class Waiting(Protocol):
 
 
 def next_batch(waiting: Sequence[Waiting], budget: BatchBudget) -> list[int]:
-    """Indices into `waiting` (in order of arrival) that run together next.
+    """Return indices into `waiting` (in order of arrival) of the steps that run together next.
 
-    A session's steps keep their order, and only its first of a forward may commit.  Tree steps go before
-    prefill, so that a long prompt delays nobody's round by more than one chunk; within each kind, first come
-    first served.  All steps of a forward run the same blocks.
+    A session's steps keep their order, and only its first step in a forward may commit.  Tree steps go before prefill,
+    so that a long prompt delays other sessions' rounds by at most one chunk.  Among steps of the same kind, the first
+    to arrive goes first.  All steps of a forward run the same blocks.
     """
     before = _predecessors(waiting)
     chosen: list[int] = []
     rows = prefill_rows = 0
     for index in sorted(range(len(waiting)), key=lambda i: (waiting[i].prefill, i)):
         step = waiting[index]
-        in_turn = before[index] is None or before[index] in chosen
-        opens = not any(waiting[i].session == step.session for i in chosen)
+        is_next = before[index] is None or before[index] in chosen
+        is_first = not any(waiting[i].session == step.session for i in chosen)
         fits = not chosen or (
             step.span == waiting[chosen[0]].span
             and rows + step.rows <= budget.rows
             and (not step.prefill or prefill_rows + step.rows <= budget.prefill_rows)
         )
-        if in_turn and fits and (opens or not step.commits):
+        if is_next and fits and (is_first or not step.commits):
             chosen.append(index)
             rows += step.rows
             prefill_rows += step.rows if step.prefill else 0
@@ -49,7 +49,7 @@ def next_batch(waiting: Sequence[Waiting], budget: BatchBudget) -> list[int]:
 
 
 def _predecessors(waiting: Sequence[Waiting]) -> list[int | None]:
-    """For each step, the one of the same session that came just before it."""
+    """Return, for each step, the index of the previous step of the same session, or None for the session's first."""
     last: dict[Hashable, int] = {}
     before: list[int | None] = []
     for index, step in enumerate(waiting):

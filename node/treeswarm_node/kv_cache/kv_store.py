@@ -1,10 +1,10 @@
-"""The KV cache of a span: one pool of rows for all sessions, trunks paged in it, crowns beside them.
+"""The KV cache of a span: one pool of rows for all sessions, which holds paged trunks and crowns.
 
     trunk   logical positions 0, 1, 2 … in pages, append-only; read as contiguous runs of rows, never gathered; full
             pages at its beginning may be read by other sessions too
-    crown   rows a tree's nodes write to, in pages of the session's own
+    crown   the rows that a tree's nodes are written to, in pages of the session's own
 
-Moving a committed path is a copy of a handful of rows a block.
+Committing a path copies a handful of rows per block.
 """
 
 from collections import Counter
@@ -18,27 +18,30 @@ from numpy.typing import NDArray
 from treeswarm.errors import Refused
 from treeswarm.protocol.messages import MAX_CROWN
 from treeswarm.session.steps import Step
-from treeswarm_node.kv_cache.page_pool import PAGE, PagePool, runs
+from treeswarm_node.kv_cache.page_pool import PAGE, PagePool, contiguous_runs
 from treeswarm_node.kv_cache.prefix_cache import PrefixCache
 
 
 @dataclass(frozen=True)
 class KVShape:
-    """Of one row in one block."""
+    """Shape of one KV row in one block."""
 
     kv_heads: int
+    """Number of KV heads."""
     key_dim: int
+    """Size of a head's key."""
     value_dim: int
+    """Size of a head's value."""
 
 
 # How many numbers of one session's K and V in a block are worth gathering to attend to many sessions at once, instead
-# of reading them in place.  On one core, 16 sessions of one token: 8,000 numbers are 5.7 times as fast gathered, 33,000
-# 3.4 times, 131,000 1.0 to 1.4 times, 524,000 5 times as slow.
-GATHERED = 1 << 17
+# of reading them in place.  On one core, with 16 sessions of one token, gathering 8,000 numbers is 5.7 times as fast,
+# 33,000 3.4 times, 131,000 1.0 to 1.4 times, and 524,000 numbers 5 times as slow.
+MAX_GATHERED = 1 << 17
 
 
 class KVStore:
-    """K and V of `blocks` blocks, `tokens` rows each."""
+    """K and V of `blocks` blocks with `tokens` rows each."""
 
     def __init__(self, blocks: int, shape: KVShape, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         self.pool = PagePool(max(1, tokens // PAGE))
@@ -51,37 +54,40 @@ class KVStore:
 
     @property
     def max_gathered_rows(self) -> int:
-        """The most rows of a session for which it is."""
-        return GATHERED // sum(pool.shape[1] * pool.shape[-1] for pool in (self.keys, self.values))
+        """Largest number of rows of a session for which gathering is worth it; see `MAX_GATHERED`."""
+        return MAX_GATHERED // sum(pool.shape[1] * pool.shape[-1] for pool in (self.keys, self.values))
 
     @property
     def free_tokens(self) -> int:
-        """Rows not promised to any session; what is only kept for later sessions counts as free."""
+        """Number of rows that a new session could reserve; rows that only the prefix cache keeps count as free."""
         return (self.pool.available + self.prefixes.idle_pages) * PAGE
 
     @property
     def shared_pages(self) -> int:
-        """Pages that several open sessions read."""
-        read = Counter(page for session in self.sessions for page in list(session.trunk_pages))
-        return sum(readers > 1 for readers in read.values())
+        """Number of pages that several open sessions read."""
+        readers_of = Counter(page for session in self.sessions for page in list(session.trunk_pages))
+        return sum(readers > 1 for readers in readers_of.values())
 
     def open(self, trunk_room: int, crown_room: int, shared: Sequence[int] = ()) -> "SessionKV":
-        """Reserve a session's whole room.  Its trunk begins with the `shared` pages, which are full and stay as they
-        are.  Raises Refused (full)."""
+        """Reserve all rows of a session, whose trunk begins with the pages `shared`.
+
+        Those pages are full and are never written.  Raises Refused (full).
+        """
         assert crown_room <= MAX_CROWN
-        crown_pages, own = _pages_for(crown_room), _pages_for(trunk_room) - len(shared)
+        crown_pages, own_pages = _pages_for(crown_room), _pages_for(trunk_room) - len(shared)
         self.pool.share(shared)
         try:
-            self.reserve(own + crown_pages)
+            self.reserve(own_pages + crown_pages)
         except Refused:
             self.pool.release(shared)
             raise
-        session = SessionKV(self, trunk_room, self.pool.allocate(crown_pages), own, list(shared), len(shared) * PAGE)
+        crown = self.pool.allocate(crown_pages)
+        session = SessionKV(self, trunk_room, crown, own_pages, list(shared), len(shared) * PAGE)
         self.sessions.add(session)
         return session
 
     def reserve(self, pages: int) -> None:
-        """Promise pages; what is only kept for later sessions gives way.  Raises Refused (full)."""
+        """Reserve pages, evicting idle pages of the prefix cache if necessary.  Raises Refused (full)."""
         self.prefixes.make_room(pages)
         self.pool.reserve(pages)
 
@@ -91,7 +97,7 @@ class KVStore:
         self.pool.check([*owned, self.prefixes.pages])
 
     def copy_rows(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
-        """Copy rows in every block."""
+        """Copy rows of the pool in every block; both arguments are int64 [n]."""
         source, target = (torch.from_numpy(rows).to(self.keys.device) for rows in (sources, targets))
         for pool in (self.keys, self.values):
             pool[:, :, target] = pool[:, :, source]
@@ -99,25 +105,29 @@ class KVStore:
 
 @dataclass(eq=False)
 class SessionKV:
-    """One session's rows."""
+    """One session's rows of the KV cache."""
 
     store: KVStore
     trunk_room: int
+    """Largest number of rows that the trunk may have."""
     crown_pages: list[int]
+    """Pages of the crown."""
     reserved: int
-    """Pages promised and not yet allocated."""
+    """Number of pages that are reserved and not yet allocated."""
     trunk_pages: list[int] = field(default_factory=list)
+    """Pages of the trunk, in order of position."""
     trunk_length: int = 0
+    """Number of rows in the trunk."""
     crown_positions: NDArray[np.int64] = field(init=False)
-    """Of the row last written to each crown slot."""
+    """Position in the text of the row last written to each crown slot, int64 [slots]."""
     invalid: bool = False
-    """A step of this session was not computed: those after it cannot be."""
+    """Whether a step of this session was not computed, so that later steps cannot be computed either."""
 
     def __post_init__(self) -> None:
         self.crown_positions = np.zeros(len(self.crown_pages) * PAGE, np.int64)
 
     def commit(self, step: Step) -> None:
-        """Move the step's committed crown rows to the end of the trunk, and make room for a prefill's rows."""
+        """Move the step's committed crown rows to the end of the trunk, and allocate pages for a prefill's rows."""
         count = len(step.commit_slots)
         length = self.trunk_length + count
         assert length == step.trunk_length
@@ -130,62 +140,69 @@ class SessionKV:
         self.crown_positions[step.slots] = step.positions[: len(step.slots)]
 
     def truncate(self, length: int) -> None:
-        """Forget trunk rows from `length` on.  Their pages stay the session's, and what follows is written into them;
-        in place of those that others read it gets new ones.  Raises Refused (full), and then nothing has changed."""
+        """Drop the trunk rows from `length` on.
+
+        The session keeps their pages and writes later rows into them; pages that others read are replaced by new ones.
+        Raises Refused (full), and then nothing has changed.
+        """
         assert length <= self.trunk_length
         pool, rest = self.store.pool, self.trunk_pages[length // PAGE :]
-        if theirs := [page for page in rest if pool.reference_count(page) > 1]:
-            # Pages that only the index keeps beside us can make room for their own successors, once we let them go.
-            early = theirs[1:] if length % PAGE else theirs
-            pool.release(early)
+        if shared := [page for page in rest if pool.reference_count(page) > 1]:
+            # Pages whose only other owner is the prefix cache can be evicted for their replacements once released.
+            released = shared[1:] if length % PAGE else shared
+            pool.release(released)
             try:
-                self.store.reserve(len(theirs))
+                self.store.reserve(len(shared))
             except Refused:
-                pool.share(early)
+                pool.share(released)
                 raise
-            self.reserved += len(theirs)
-            self._leave(theirs, set(early), length)
+            self.reserved += len(shared)
+            self._replace_pages(shared, set(released), length)
         self.trunk_length, self.invalid = length, False
 
-    def _leave(self, theirs: list[int], left: set[int], length: int) -> None:
-        """Give up the pages from `length` on, but for those that were `left` before; the rows before it in a page that
-        others read are copied."""
+    def _replace_pages(self, shared: list[int], released: set[int], length: int) -> None:
+        """Release the pages from `length` on, except those that are `released` already.
+
+        If the page that contains `length` is shared, the rows before `length` in it are copied to a new page.
+        """
         pool, whole = self.store.pool, length // PAGE
         partial = np.arange(whole * PAGE, length)
-        copied = len(partial) > 0 and self.trunk_pages[whole] in theirs
+        copied = len(partial) > 0 and self.trunk_pages[whole] in shared
         kept = whole + (len(partial) > 0 and not copied)
         sources = self.trunk_rows(partial)
-        given, self.trunk_pages = self.trunk_pages[kept:], self.trunk_pages[:kept]
+        dropped, self.trunk_pages = self.trunk_pages[kept:], self.trunk_pages[:kept]
         if copied:
             self._grow_to(length)
             self.store.copy_rows(sources, self.trunk_rows(partial))
-        pool.release([page for page in given if page not in left])
-        pool.reserve(len(given) - len(theirs))
-        self.reserved += len(given) - len(theirs)
+        pool.release([page for page in dropped if page not in released])
+        pool.reserve(len(dropped) - len(shared))
+        self.reserved += len(dropped) - len(shared)
 
     def new_rows(self, step: Step) -> NDArray[np.int64]:
-        """Where the step's new rows are written, int64 [rows]."""
+        """Return the pool rows that the step's new rows are written to, int64 [rows]."""
         return self.trunk_rows(step.positions) if step.append.prefill else self.crown_rows(step.slots)
 
     def trunk_runs(self, length: int) -> list[tuple[int, int]]:
-        """The first `length` trunk rows as contiguous (first row, rows) runs, in order."""
-        found = []
-        for page, count in runs(self.trunk_pages):
+        """Return the first `length` trunk rows as contiguous runs (first pool row, rows), in order."""
+        trunk_runs = []
+        for page, count in contiguous_runs(self.trunk_pages):
             rows = min(count * PAGE, length)
             if rows <= 0:
                 break
-            found.append((page * PAGE, rows))
+            trunk_runs.append((page * PAGE, rows))
             length -= rows
-        return found
+        return trunk_runs
 
     def trunk_rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        return _rows(self.trunk_pages, positions)
+        """Return the pool rows of trunk positions, both int64 [n]."""
+        return _pool_rows(self.trunk_pages, positions)
 
     def crown_rows(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        return _rows(self.crown_pages, slots)
+        """Return the pool rows of crown slots, both int64 [n]."""
+        return _pool_rows(self.crown_pages, slots)
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release all pages and reservations.  Closing again does nothing."""
         if self not in self.store.sessions:
             return
         self.store.sessions.discard(self)
@@ -207,5 +224,5 @@ def _pages_for(rows: int) -> int:
     return -(-rows // PAGE)
 
 
-def _rows(pages: list[int], logical: NDArray[np.int64]) -> NDArray[np.int64]:
+def _pool_rows(pages: list[int], logical: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(pages, np.int64)[logical // PAGE] * PAGE + logical % PAGE

@@ -1,9 +1,11 @@
-"""Trunks kept for sessions that begin with the same text: units of tokens by digest.  Bookkeeping: no tensors.
+"""The prefix cache: trunks kept for sessions that begin with the same text.  Bookkeeping: no tensors.
 
-The index owns its pages beside the sessions that read them, so they outlive the session that computed them.  Pages that
-nobody else owns are idle: they are given up, the longest unused first, as soon as a session needs the room.
+The cache stores units of tokens by digest.  It owns their pages beside the sessions that read them, so the pages
+outlive the session that computed them.  Pages that the cache alone owns are idle: the least recently used ones are
+evicted as soon as a session needs them.
 
-An order of use in which a unit is always newer than the units after it makes the oldest unit the end of some text.
+A unit is always used more recently than the units after it in its text.  The least recently used unit is therefore
+the end of some text.
 """
 
 from collections import OrderedDict
@@ -16,12 +18,13 @@ from treeswarm_node.kv_cache.page_pool import PAGE, PagePool
 from treeswarm_node.kv_cache.replay_log import ReplayChunk, ReplayLogBudget
 
 UNIT_PAGES = PREFIX_TOKENS // PAGE
-assert PREFIX_TOKENS == UNIT_PAGES * PAGE, "what is shared is whole pages"
-# Kept pages lie between those of sessions: with all of the pool kept, every trunk would be in pieces.
-MOST_IDLE = 0.5
+assert PREFIX_TOKENS == UNIT_PAGES * PAGE, "a unit must be whole pages"
+# Largest share of the pool that may be idle.  Kept pages lie between those of sessions: with all of the pool kept,
+# every trunk would be fragmented.
+MAX_IDLE_SHARE = 0.5
 
 _Key = tuple[Span, bytes]
-"""A session may use a part of the blocks; the other blocks' rows of its pages hold nothing."""
+"""Blocks and digest.  A session may use a part of the blocks; in the other blocks the rows of its pages are unset."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,44 +32,46 @@ class PrefixUnit:
     """`PREFIX_TOKENS` rows of a trunk."""
 
     pages: tuple[int, ...]
+    """Pages that hold the rows."""
     chunk: ReplayChunk | None
-    """What was sent on for them; None where no journal was kept."""
+    """Activations that were sent on for the rows, or None if the session kept no replay log."""
 
 
 @dataclass(eq=False)
 class PrefixCache:
-    """Of one loaded span.  For the event loop alone."""
+    """The prefix cache of one loaded span.  Used from the event loop only."""
 
     pool: PagePool
     hits: int = 0
-    """Sessions that began on units of it."""
+    """Number of sessions that began on units of the cache."""
     hit_tokens: int = 0
+    """Number of tokens that those sessions took from the cache."""
     _units: OrderedDict[_Key, PrefixUnit] = field(default_factory=OrderedDict)
-    """Oldest use first."""
+    """Units, least recently used first."""
 
     @property
     def pages(self) -> list[int]:
-        """All that it owns."""
+        """All pages that the cache owns."""
         return [page for unit in self._units.values() for page in unit.pages]
 
     @property
     def idle_pages(self) -> int:
-        """That nobody else owns."""
+        """Number of pages that the cache alone owns."""
         return sum(self.pool.reference_count(page) == 1 for page in self.pages)
 
     def find(self, span: Span, digests: Sequence[bytes]) -> list[PrefixUnit]:
-        """The units of a text from its beginning, as many as are here."""
-        found: list[PrefixUnit] = []
+        """Return the units of a text from its beginning, as many as are cached."""
+        units: list[PrefixUnit] = []
         for digest in digests:
             unit = self._units.get((span, digest))
             if unit is None:
                 break
-            found.append(unit)
-        self._touch(span, digests[: len(found)])
-        return found
+            units.append(unit)
+        self._touch(span, digests[: len(units)])
+        return units
 
     def keep(self, span: Span, digests: Sequence[bytes], units: Sequence[PrefixUnit]) -> None:
-        """Keep the last units of the text that `digests` name, those that are not here yet."""
+        """Keep the last units of the text with these `digests`, except those that are cached already."""
         for digest, unit in zip(digests[len(digests) - len(units) :], units, strict=True):
             if (span, digest) not in self._units:
                 self.pool.share(unit.pages)
@@ -77,38 +82,38 @@ class PrefixCache:
         self.trim()
 
     def make_room(self, pages: int) -> None:
-        """Give up what is idle until so many pages are available; nothing, if all of it would not be enough."""
+        """Evict idle units until `pages` pages are available; evict nothing if all of them would not be enough."""
         if self.pool.available < pages <= self.pool.available + self.idle_pages:
-            self._give_up(self.idle_pages, lambda: pages <= self.pool.available)
+            self._evict(self.idle_pages, lambda: pages <= self.pool.available)
 
     def make_room_for_log(self, budget: ReplayLogBudget, size: int) -> None:
-        """The same, for bytes of journals."""
-        idle = sum(unit.chunk.size for unit in self._units.values() if unit.chunk is not None and self._idle(unit))
+        """Evict idle units until the budget has `size` bytes free; evict nothing if all would not be enough."""
+        idle = sum(unit.chunk.size for unit in self._units.values() if unit.chunk is not None and self._is_idle(unit))
         if budget.free_bytes < size <= budget.free_bytes + idle:
-            self._give_up(self.idle_pages, lambda: size <= budget.free_bytes)
+            self._evict(self.idle_pages, lambda: size <= budget.free_bytes)
 
     def trim(self) -> None:
-        """Not more than a share of the pool stays idle."""
-        surplus = self.idle_pages - int(self.pool.pages * MOST_IDLE)
+        """Evict idle units until they are at most `MAX_IDLE_SHARE` of the pool."""
+        surplus = self.idle_pages - int(self.pool.pages * MAX_IDLE_SHARE)
         if surplus > 0:
-            self._give_up(surplus, lambda: False)
+            self._evict(surplus, lambda: False)
 
     def clear(self) -> None:
-        """Own nothing."""
+        """Release all units."""
         for key in list(self._units):
             self._drop(key)
 
-    def _give_up(self, pages: int, enough: Callable[[], bool]) -> None:
-        """Drop idle units, at least so many pages of them, but no more once that is `enough`."""
+    def _evict(self, pages: int, is_enough: Callable[[], bool]) -> None:
+        """Drop idle units until at least `pages` pages were dropped or `is_enough` returns True."""
         for key in list(self._units):
-            if pages <= 0 or enough():
+            if pages <= 0 or is_enough():
                 return
             unit = self._units[key]
-            if self._idle(unit):
+            if self._is_idle(unit):
                 pages -= len(unit.pages)
                 self._drop(key)
 
-    def _idle(self, unit: PrefixUnit) -> bool:
+    def _is_idle(self, unit: PrefixUnit) -> bool:
         return all(self.pool.reference_count(page) == 1 for page in unit.pages)
 
     def _drop(self, key: _Key) -> None:

@@ -1,4 +1,4 @@
-"""What one session takes from, and gives to, the trunks that a node keeps."""
+"""Record the trunk of one session in the prefix cache."""
 
 from dataclasses import dataclass, field
 
@@ -13,17 +13,19 @@ from treeswarm_node.kv_cache.replay_log import ReplayLog
 
 @dataclass(eq=False)
 class TrunkDigests:
-    """The tokens of a trunk, for the digests of its whole units.  Pure."""
+    """The digests of a trunk's whole units, computed from its tokens.  Pure."""
 
     scope: bytes
+    """Key of the digests: what the client says its sessions share."""
     digests: list[bytes] = field(default_factory=list)
+    """Digest of each whole unit, in order."""
     _tokens: list[int] = field(default_factory=list)
-    """After the last whole unit."""
+    """Tokens after the last whole unit."""
     _crown: dict[int, int] = field(default_factory=dict)
-    """Tokens by slot."""
+    """Token by crown slot."""
 
     def record(self, step: Step) -> int:
-        """Take a step's commits and rows; steps come in order.  Returns how many units became whole."""
+        """Add a step's commits and rows, and return how many units became whole.  Steps must come in order."""
         self._tokens += [self._crown[slot] for slot in step.commit_slots.tolist()]
         if step.append.prefill:
             self._tokens += step.tokens.tolist()
@@ -39,40 +41,45 @@ class TrunkDigests:
 
 @dataclass(eq=False)
 class PrefixRecorder:
-    """One session's.  It ends with the session's first loss of a node: what comes then came another way."""
+    """Records one session's whole units in the prefix cache.
 
-    index: PrefixCache
+    Recording ends when the session first loses a node, because later rows are computed in another way.
+    """
+
+    cache: PrefixCache
     span: Span
     prefix: Prefix
-    _trail: TrunkDigests | None = None
-    """None until the first step, which says what of the offer is taken."""
+    """The prompt's prefix, as the client announced it."""
+    _trunk: TrunkDigests | None = None
+    """Digests of the trunk, or None until the first step, which says how much of the offered prefix is used."""
 
-    def record(self, step: Step, kv: SessionKV, journal: ReplayLog | None) -> None:
-        """A step has been computed, and the journal, if there is one, has taken note of it: keep what became whole."""
-        if self._trail is None:
+    def record(self, step: Step, kv: SessionKV, replay_log: ReplayLog | None) -> None:
+        """Record a computed step: keep the units that became whole.
+
+        If the session has a replay log, it must have recorded the step already.
+        """
+        if self._trunk is None:
             units = step.append.prefix // PREFIX_TOKENS
-            self._trail = TrunkDigests(self.prefix.scope, list(self.prefix.digests[:units]))
-            self.index.hits += units > 0
-            self.index.hit_tokens += units * PREFIX_TOKENS
-        new = self._trail.record(step)
-        if not new:
+            self._trunk = TrunkDigests(self.prefix.scope, list(self.prefix.digests[:units]))
+            self.cache.hits += units > 0
+            self.cache.hit_tokens += units * PREFIX_TOKENS
+        new_units = self._trunk.record(step)
+        if not new_units:
             return
-        first = (len(self._trail.digests) - new) * UNIT_PAGES
-        starts = range(first, first + new * UNIT_PAGES, UNIT_PAGES)
+        first = (len(self._trunk.digests) - new_units) * UNIT_PAGES
+        starts = range(first, first + new_units * UNIT_PAGES, UNIT_PAGES)
         pages = [tuple(kv.trunk_pages[start : start + UNIT_PAGES]) for start in starts]
-        chunks = [journal.freeze(PREFIX_TOKENS) if journal is not None else None for _ in pages]
-        self.index.keep(self.span, self._trail.digests, [PrefixUnit(*unit) for unit in zip(pages, chunks, strict=True)])
+        chunks = [replay_log.freeze(PREFIX_TOKENS) if replay_log is not None else None for _ in pages]
+        self.cache.keep(self.span, self._trunk.digests, [PrefixUnit(*unit) for unit in zip(pages, chunks, strict=True)])
 
 
-def starts_from_prompt(wanted: Open) -> bool:
-    """Whether a session begins here with its text, rather than goes on with one that came another way before."""
-    return wanted.resumption is None or wanted.resumption.trunk_length == 0
+def starts_from_prompt(request: Open) -> bool:
+    """Return whether the session starts with its prompt, rather than continuing a text computed elsewhere before."""
+    return request.resumption is None or request.resumption.trunk_length == 0
 
 
-def make_recorder(wanted: Open, index: PrefixCache) -> PrefixRecorder | None:
-    """None for a session that shares nothing."""
-    return (
-        PrefixRecorder(index, wanted.span, wanted.prefix)
-        if wanted.prefix is not None and starts_from_prompt(wanted)
-        else None
-    )
+def make_recorder(request: Open, cache: PrefixCache) -> PrefixRecorder | None:
+    """Return a recorder for the session, or None if it shares nothing."""
+    if request.prefix is None or not starts_from_prompt(request):
+        return None
+    return PrefixRecorder(cache, request.span, request.prefix)

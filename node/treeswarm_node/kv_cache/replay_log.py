@@ -1,10 +1,10 @@
-"""What a node has sent for the trunk, kept to be sent again when its next hop is lost.
+"""The replay log: activations that a node sent for the trunk, kept to be sent again to a replacement node.
 
-Mirrors the KV cache: activations of crown rows wait in their slots until a commit moves them to the trunk; what the
-tree loses is overwritten.  In host memory, within a budget; a session that gets no share of it can still go on after a
-loss, from further upstream.
+The log mirrors the KV cache.  Activations of crown rows wait in their slots until a commit moves them to the trunk;
+slots of dead rows are overwritten.  Logs are in host memory, within a budget.  A session without a log can still
+continue after a loss, replayed from further upstream.
 
-Rows of a trunk that several sessions share are kept once, in chunks that do not change.
+Trunk rows that several sessions share are stored once, in immutable chunks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,20 +20,25 @@ from treeswarm.session.steps import Step
 
 @dataclass(eq=False)
 class ReplayLogBudget:
-    """Bytes of host memory for all sessions' journals."""
+    """Host memory for the replay logs of all sessions, in bytes."""
 
     total_bytes: int
+    """Number of bytes that all logs together may use."""
     used_bytes: int = 0
+    """Number of bytes that open logs and chunks use."""
 
     @property
     def free_bytes(self) -> int:
+        """Number of bytes left."""
         return self.total_bytes - self.used_bytes
 
     def open(
         self, row_bytes: int, trunk_room: int, crown_room: int, shared: Sequence["ReplayChunk"] = ()
     ) -> "ReplayLog | None":
-        """A journal with room for the whole session, whose trunk begins with the `shared` chunks; or None if that does
-        not fit."""
+        """Return a log for all rows of a session, or None if the budget has no room for it.
+
+        The log's trunk begins with the chunks `shared`.
+        """
         size = row_bytes * (trunk_room + crown_room) - sum(chunk.size for chunk in shared)
         if size > self.free_bytes:
             return None
@@ -43,52 +48,62 @@ class ReplayLogBudget:
 
 @dataclass(eq=False)
 class ReplayChunk:
-    """Rows that do not change any more, for everyone who holds it; the last one to let go gives the memory back."""
+    """Immutable trunk rows with a reference count.  Releasing the last reference frees the memory."""
 
     budget: ReplayLogBudget
     tokens: list[int]
+    """Token of each row."""
     hidden: bytes = field(repr=False)
-    holders: int = 1
+    """Activations of the rows, row-major."""
+    references: int = 1
+    """Number of logs and prefix units that hold the chunk."""
 
     @property
     def size(self) -> int:
+        """Number of bytes of activations."""
         return len(self.hidden)
 
     def share(self) -> "ReplayChunk":
-        """One more holder."""
-        assert self.holders
-        self.holders += 1
+        """Add one reference."""
+        assert self.references
+        self.references += 1
         return self
 
     def release(self) -> None:
-        """One holder less."""
-        self.holders -= 1
-        if not self.holders:
+        """Remove one reference."""
+        self.references -= 1
+        if not self.references:
             self.budget.used_bytes -= self.size
 
 
 @dataclass(eq=False)
 class ReplayLog:
-    """One session's.  Rows are `row_bytes` of activations and the token they belong to."""
+    """One session's replay log.  A row is `row_bytes` of activations and the token that they belong to."""
 
     budget: ReplayLogBudget
     size: int
-    """Bytes of the budget that are its own; chunks are extra."""
+    """Number of bytes of the budget that are the log's own; its chunks are counted separately."""
     row_bytes: int
+    """Number of bytes of activations per row."""
     crown_room: int
+    """Number of crown slots."""
     _chunks: list[ReplayChunk] = field(default_factory=list)
-    """The trunk's beginning; what follows is in `_hidden` and `_tokens`."""
+    """The trunk's beginning; later rows are in `_hidden` and `_tokens`."""
     _hidden: bytearray = field(default_factory=bytearray)
+    """Activations of the trunk rows after the chunks."""
     _tokens: list[int] = field(default_factory=list)
+    """Tokens of the trunk rows after the chunks."""
     _crown_hidden: NDArray[np.uint8] = field(init=False)
+    """Activations by crown slot, uint8 [crown_room, row_bytes]."""
     _crown_tokens: NDArray[np.int64] = field(init=False)
+    """Token by crown slot, int64 [crown_room]."""
 
     def __post_init__(self) -> None:
         self._crown_hidden = np.zeros((self.crown_room, self.row_bytes), np.uint8)
         self._crown_tokens = np.zeros(self.crown_room, np.int64)
 
     def __len__(self) -> int:
-        """Trunk rows kept."""
+        """Return the number of trunk rows in the log."""
         return self._frozen_rows + len(self._tokens)
 
     @property
@@ -96,7 +111,10 @@ class ReplayLog:
         return sum(len(chunk.tokens) for chunk in self._chunks)
 
     def record(self, step: Step, hidden: bytes) -> None:
-        """Take a step's commits and the activations it sent on, row-major as in an append; steps come in order."""
+        """Record a step's commits and the activations that it sent on, row-major as in an append.
+
+        Steps must come in order.
+        """
         self._hidden += self._crown_hidden[step.commit_slots].tobytes()
         self._tokens += self._crown_tokens[step.commit_slots].tolist()
         if step.append.prefill:
@@ -107,45 +125,48 @@ class ReplayLog:
             self._crown_tokens[step.slots] = step.tokens
 
     def freeze(self, rows: int) -> ReplayChunk:
-        """Make the first `rows` that are in no chunk one: others may hold it too."""
-        cut = rows * self.row_bytes
-        chunk = ReplayChunk(self.budget, self._tokens[:rows], bytes(self._hidden[:cut]))
+        """Make a chunk of the first `rows` trunk rows that are in no chunk yet, so that others can share it."""
+        end = rows * self.row_bytes
+        chunk = ReplayChunk(self.budget, self._tokens[:rows], bytes(self._hidden[:end]))
         assert len(chunk.tokens) == rows
-        assert chunk.size == cut
-        del self._hidden[:cut], self._tokens[:rows]
-        self.size -= cut
+        assert chunk.size == end
+        del self._hidden[:end], self._tokens[:rows]
+        self.size -= end
         self._chunks.append(chunk)
         return chunk
 
     def truncate(self, length: int) -> bool:
-        """Forget rows from `length` on.  False, and closed, if the budget has no room for a copy of what was in chunks
-        that others hold."""
-        opened: list[ReplayChunk] = []
+        """Drop trunk rows from `length` on, and return True.
+
+        Rows of a chunk that is cut are copied, because others may hold the chunk.  If the budget has no room for the
+        copy, the log is closed and False is returned.
+        """
+        cut: list[ReplayChunk] = []
         while length < self._frozen_rows:
-            opened.insert(0, self._chunks.pop())
-        end = length - self._frozen_rows
-        if opened:
-            self._hidden = bytearray(Joined([chunk.hidden for chunk in opened])[0 : end * self.row_bytes])
-            self._tokens = [token for chunk in opened for token in chunk.tokens]
-        del self._hidden[end * self.row_bytes :], self._tokens[end:]
-        for chunk in opened:
+            cut.insert(0, self._chunks.pop())
+        rows = length - self._frozen_rows
+        if cut:
+            self._hidden = bytearray(Joined([chunk.hidden for chunk in cut])[0 : rows * self.row_bytes])
+            self._tokens = [token for chunk in cut for token in chunk.tokens]
+        del self._hidden[rows * self.row_bytes :], self._tokens[rows:]
+        for chunk in cut:
             chunk.release()
-        more = sum(chunk.size for chunk in opened)
-        if more > self.budget.free_bytes:
+        copied_bytes = sum(chunk.size for chunk in cut)
+        if copied_bytes > self.budget.free_bytes:
             self.close()
             return False
-        self.budget.used_bytes += more
-        self.size += more
+        self.budget.used_bytes += copied_bytes
+        self.size += copied_bytes
         return True
 
     def replay(self, epoch: int) -> Iterator[Append]:
-        """All rows kept, for a node that has none of them."""
+        """Return appends of all trunk rows, for a node that has none of them."""
         tokens = [token for chunk in self._chunks for token in chunk.tokens]
         hidden = Joined([*(chunk.hidden for chunk in self._chunks), self._hidden])
         return replay(epoch, [*tokens, *self._tokens], hidden, self.row_bytes)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Release all memory.  Closing again does nothing."""
         for chunk in self._chunks:
             chunk.release()
         self.budget.used_bytes -= self.size

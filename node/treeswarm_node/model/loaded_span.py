@@ -1,4 +1,4 @@
-"""A span's modules in memory, as transformers made them."""
+"""A span's modules in memory, as transformers builds them, and its description for clients."""
 
 from dataclasses import dataclass
 
@@ -14,21 +14,24 @@ from treeswarm_node.model.offload import Offload
 class LoadedSpan:
     """The hosted part of a model.
 
-    `skeleton` is the transformers causal-LM whole, with a config of its own, in eval mode, no gradients.  Only what the
-    span hosts holds real tensors: decoder blocks `span` (under their own indices in the skeleton's layer list), the
-    input embedding if block 0 is hosted, final norm and LM head if the last block is (a tied head is a real tensor
-    too).  Buffers (rotary tables, embedding scales) are real everywhere; every other parameter is on `meta`.
+    `skeleton` is the whole causal LM of transformers, with a config of its own, in eval mode and without gradients.
+    Only hosted parts hold real tensors: the decoder blocks `span` (under their own indices in the skeleton's layer
+    list), the input embedding if block 0 is hosted, final norm and LM head if the last block is.  A tied head is a
+    real tensor too.  Buffers (rotary tables, embedding scales) are real everywhere; every other parameter is on `meta`.
     """
 
     skeleton: PreTrainedModel
     span: Span
+    """Hosted decoder blocks."""
     dtype: torch.dtype
+    """Dtype in which the blocks compute."""
     device: torch.device
+    """Device on which the blocks compute."""
     offload: Offload | None = None
-    """Where the blocks' weights wait; None: they are in place."""
+    """Offloaded weights of the blocks, or None if the weights are in the modules."""
 
     def load_block(self, block: int) -> None:
-        """Before the block runs, or anybody looks at its weights."""
+        """Make a block's weights available; must be called before the block runs and before its weights are read."""
         if self.offload is not None:
             self.offload.load_block(block - self.span.start)
 
@@ -38,10 +41,12 @@ class LoadedSpan:
 
     @property
     def blocks(self) -> int:
+        """Number of decoder blocks of the whole model."""
         return int(self.config.num_hidden_layers)
 
     @property
     def is_tail(self) -> bool:
+        """Whether the span ends with the model's last block."""
         return self.span.end == self.blocks
 
 
@@ -64,6 +69,6 @@ class ServedSpan:
     numerics: NumericsClass
     """Numerics class that this node computes in."""
     attention: str
-    """Name of the attention implementation: `torch` or `flash`."""
+    """Name of the attention adapter: `torch-reference` or `torch-flash`."""
     activation_bytes: int
     """Number of bytes of one row on a link."""

@@ -52,8 +52,8 @@ class TestWhyNot:
             (replace(AMPERE, value_dim=64), "differ in size"),
             (replace(AMPERE, key_dim=320, value_dim=320), "heads of 320"),
             (replace(AMPERE, key_dim=20, value_dim=20), "heads of 20"),
-            (replace(AMPERE, softcap=True), "caps no scores"),
-            (replace(PROCESSOR, sinks=True), "no sinks"),
+            (replace(AMPERE, softcap=True), "does not cap scores"),
+            (replace(PROCESSOR, sinks=True), "does not support attention sinks"),
         ],
     )
     def test_what_they_cannot(self, demand: KernelInputs, why: str) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm_node.attention.metadata import Segment
-from treeswarm_node.engine.model_runner import HEAD_ROWS, ModelRunner, _together
+from treeswarm_node.engine.model_runner import HEAD_ROWS, ModelRunner, _group_rows
 from treeswarm_node.engine.sampler import Sampler
 from treeswarm_node.model.span_model import SpanModel
 
@@ -55,7 +55,7 @@ def test_the_head_is_read_once_for_all_sessions_of_a_forward(
 
 @given(st.lists(st.integers(0, 12), max_size=12))
 def test_runs_hold_everybody_once_and_no_more_than_they_may(rows: list[int]) -> None:
-    runs = _together(rows, 10)
+    runs = _group_rows(rows, 10)
     assert [index for run in runs for index in range(run.start, run.stop)] == list(range(len(rows)))
     assert all(sum(rows[run]) <= 10 or run.stop - run.start == 1 for run in runs)
     assert all(sum(rows[a]) + rows[b.start] > 10 for a, b in itertools.pairwise(runs)), "the next would have fitted"

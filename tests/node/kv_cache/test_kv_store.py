@@ -17,8 +17,8 @@ from treeswarm.errors import Refused
 from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm.protocol.spans import Span
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore, SessionKV
-from treeswarm_node.kv_cache.page_pool import PAGE, PagePool, runs
-from treeswarm_node.kv_cache.prefix_cache import MOST_IDLE, UNIT_PAGES, PrefixUnit
+from treeswarm_node.kv_cache.page_pool import PAGE, PagePool, contiguous_runs
+from treeswarm_node.kv_cache.prefix_cache import MAX_IDLE_SHARE, UNIT_PAGES, PrefixUnit
 from treeswarm_node.kv_cache.replay_log import ReplayChunk, ReplayLogBudget
 
 ROWS = 12 * PAGE
@@ -121,7 +121,7 @@ class Sessions(RuleBasedStateMachine):
         assert not self.store.prefixes.find(Span(0, 2), [digest_of(text[:end]) for end in ends])
         for unit, end in zip(found, ends, strict=False):
             assert unit.chunk is not None
-            assert unit.chunk.holders == 1
+            assert unit.chunk.references == 1
             assert unit.chunk.tokens == text[end - PREFIX_TOKENS : end]
         pages = [page for unit in found for page in unit.pages]
         rows = len(pages) * PAGE
@@ -139,7 +139,7 @@ class Sessions(RuleBasedStateMachine):
 
     @invariant()
     def no_more_than_a_share_is_idle(self) -> None:
-        assert self.store.prefixes.idle_pages <= self.store.pool.pages * MOST_IDLE
+        assert self.store.prefixes.idle_pages <= self.store.pool.pages * MAX_IDLE_SHARE
         assert self.budget.used_bytes == 7 * len(self.store.prefixes._units)
 
     @rule(session=consumes(sessions))
@@ -182,7 +182,7 @@ def test_a_sessions_pages_are_one_run_while_there_is_room() -> None:
     for length in range(PAGE, 4 * PAGE + 1, PAGE):
         one._grow_to(length)
     two._grow_to(2 * PAGE)
-    assert len(runs(one.trunk_pages)) == len(runs(two.trunk_pages)) == 1
+    assert len(contiguous_runs(one.trunk_pages)) == len(contiguous_runs(two.trunk_pages)) == 1
 
 
 def test_an_allocation_beyond_its_reservation_is_our_own_bug() -> None:
