@@ -4,7 +4,6 @@ import datetime
 import hashlib
 import os
 import re
-import secrets
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -142,11 +141,6 @@ def pin_of(certificate_der: bytes) -> str:
     key = x509.load_der_x509_certificate(certificate_der).public_key()
     spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(spki).digest()[:DIGEST_BYTES].hex()
-
-
-def new_swarm_key() -> str:
-    """Text for a swarm key file."""
-    return secrets.token_hex(2 * SWARM_KEY_BYTES)
 
 
 def read_swarm_key(source: Path | str) -> bytes:

@@ -35,4 +35,4 @@ async def test_a_whole_model_is_well_a_gap_is_named_and_silence_has_a_next_step(
         unused.bind(("127.0.0.1", 0))
         status, found = await run_doctor("--registry", f"127.0.0.1:{unused.getsockname()[1]}")
     assert status == 1
-    assert "nobody answers" in found["registry"]["said"]
+    assert "no answer from" in found["registry"]["said"]

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.swarm_keys import new_swarm_key
 
 from treeswarm.errors import Impostor, Refused
-from treeswarm.keys import new_swarm_key, read_swarm_key
+from treeswarm.keys import read_swarm_key
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.local_swarm import even_cuts, local_swarm
 

@@ -11,9 +11,9 @@ from typing import Any
 from treeswarm.errors import NodeLost
 from treeswarm.keys import Identity
 from treeswarm.transport.grpc import GrpcTransport
-from treeswarm.transport.grpc_streams import RAW
 from treeswarm.transport.seam import StreamKind
 from treeswarm.transport.tls import Security
+from treeswarm_bench.raw_codec import RAW
 
 KEY = b"the key of this bench's swarm"
 START_S = 60.0

@@ -18,7 +18,7 @@ from treeswarm.protocol.address import Address
 from treeswarm.protocol.messages import Description, Fault, LinkHello, Message, Ping, Pong
 from treeswarm.protocol.spans import Span
 from treeswarm.transport.grpc import PATHS, GrpcTransport
-from treeswarm.transport.grpc_streams import RAW, GrpcStream
+from treeswarm.transport.grpc_streams import GrpcStream
 from treeswarm.transport.seam import StreamKind
 from treeswarm.transport.tls import Security
 from treeswarm.wire.codec import decode_control_down, encode
@@ -32,6 +32,7 @@ from treeswarm_bench.benchmarks.hostile import (
     hostile_openings,
     opening,
 )
+from treeswarm_bench.raw_codec import RAW
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.discovery.describe import describe
 from treeswarm_client.local_swarm import LocalNode, LocalSwarm, local_swarm

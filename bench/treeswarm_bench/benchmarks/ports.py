@@ -19,11 +19,11 @@ from typing import Any
 from treeswarm.keys import Identity
 from treeswarm.protocol.messages import MAX_MESSAGE_BYTES
 from treeswarm.transport.grpc import GrpcTransport
-from treeswarm.transport.grpc_streams import RAW
 from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm.transport.tls import Security
 from treeswarm_bench.benchmarks.common import spread
 from treeswarm_bench.lab import Lab, LabLink, wan_lab
+from treeswarm_bench.raw_codec import RAW
 from treeswarm_client.provenance import machine_provenance
 from treeswarm_node.config import NodeLimits
 from treeswarm_node.reachability.port_borrower import lease_port

@@ -1,1 +1,1 @@
-"""How messages travel: one seam, an in-memory form and a gRPC form."""
+"""Transports: one interface for message streams, with an in-memory and a gRPC implementation."""

@@ -1,4 +1,4 @@
-"""The transport seam over gRPC: bidirectional streams of protobuf, HTTP/2 underneath, TLS around it."""
+"""The transport over gRPC: bidirectional streams of protobuf messages over HTTP/2, protected by TLS."""
 
 import asyncio
 import contextlib
@@ -11,15 +11,17 @@ from urllib.parse import unquote
 import grpc
 
 from treeswarm.errors import BadRequest, Impostor, LinkBroken, Refused, SwarmError, Unreachable
-from treeswarm.keys import SERVER_NAME
 from treeswarm.protocol.address import Address
 from treeswarm.protocol.messages import MAX_MESSAGE_BYTES
+from treeswarm.tasks import TaskSet
+from treeswarm.transport.grpc_channels import CONNECT_S, SERVER_OPTIONS, ChannelCache
 from treeswarm.transport.grpc_streams import (
     CODE_KEY,
     LAST_WORDS_S,
     MESSAGES,
     CallOutcome,
     Codec,
+    GrpcCall,
     GrpcStream,
     last_detail,
     reason_context_ended,
@@ -40,37 +42,9 @@ log = logging.getLogger(__name__)
 
 PATHS = {StreamKind.CONTROL: "/treeswarm.Swarm/Control", StreamKind.LINK: "/treeswarm.Swarm/Link"}
 KINDS = {path: kind for kind, path in PATHS.items()}
-CONNECT_S = 5.0
-# How long what was sent before an end may take to arrive.
+# Seconds that messages sent before the end of a stream may take to arrive.
 FLUSH_S = 5.0
 STOP_GRACE_S = 0.5
-
-OPTIONS: list[tuple[str, int | str]] = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Home routers forget idle connections within minutes; these find a dead one in 15 s.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-]
-CHANNEL_OPTIONS = [
-    *OPTIONS,
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    # Despite its name, how long one attempt may take: at 200 ms, a peer whose handshake took 300 ms was out of reach.
-    ("grpc.min_reconnect_backoff_ms", int(CONNECT_S * 1000)),
-    # Without it, channels to one address share a connection, and bulk queues in front of control.
-    ("grpc.use_local_subchannel_pool", 1),
-]
-SERVER_OPTIONS = [
-    *OPTIONS,
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # So that a port in use is an error and not a second server beside the first.
-    ("grpc.so_reuseport", 0),
-    # Whoever connects and says nothing holds a socket no longer than this; gRPC's own patience is two minutes.
-    ("grpc.server_handshake_timeout_ms", 10_000),
-]
 
 
 @dataclass(eq=False)
@@ -79,121 +53,114 @@ class GrpcListener:
 
     address: str
     server: grpc.aio.Server
-    accepted: set[asyncio.Task[None]]
+    accepted: TaskSet
+    """Tasks that serve the accepted streams."""
 
     async def close(self) -> None:
         await self.server.stop(grace=STOP_GRACE_S)
-        for task in list(self.accepted):
-            task.cancel()
-        await asyncio.gather(*self.accepted, return_exceptions=True)
-
-
-# Connections kept for later to peers that nothing is said to at the moment; a node speaks to some dozens.
-MAX_CHANNELS = 256
+        await self.accepted.close()
 
 
 @dataclass(eq=False)
 class GrpcTransport:
-    """Dials and listens.  Control and link streams to one address use connections of their own."""
+    """Dials and listens.  Control and link streams to one address use separate connections."""
 
     connect_s: float = CONNECT_S
+    """Seconds that connecting may take."""
     security: Security | None = None
-    """None: plaintext, for tests and measurements."""
+    """Keys for TLS, or None for plaintext (tests and measurements)."""
     codec: Codec = MESSAGES
     send_limit: int = MAX_MESSAGE_BYTES
-    """The largest message that a dialled stream takes."""
+    """Size in bytes of the largest message that a dialled stream sends."""
     refused: Counter[str] = field(default_factory=Counter)
-    """Peers turned away, by code: streams accepted and then ended with an error, and dialled peers that were not who
-    they should be."""
+    """Number of rejected peers by code: accepted streams that ended with an error, and dialled peers whose key was
+    not the expected one."""
     traffic: Traffic = field(default_factory=Traffic)
     rate_limiter: RateLimiter | None = None
-    """Of what is sent: links wait their turn; control streams, which are heartbeats and answers, count and do not."""
-    _certificates: dict[str, Certificate] = field(default_factory=dict)
-    _pins: dict[str, str] = field(default_factory=dict)
-    _channels: dict[tuple[str, StreamKind, str], grpc.aio.Channel] = field(default_factory=dict)
+    """Limit on what is sent, or None.  Link streams wait for their turn.  Control streams, which carry heartbeats and
+    answers, are counted and do not wait."""
+    _cache: ChannelCache = field(default_factory=ChannelCache)
     _streams: set[GrpcStream] = field(default_factory=set)
-    _endings: set[asyncio.Task[None]] = field(default_factory=set)
-    _closed: bool = False
+    """Dialled streams that have not ended."""
+    _closing: TaskSet = field(default_factory=TaskSet)
+    """Tasks that close channels and ended streams."""
 
     async def connect(self, address: str, kind: StreamKind) -> GrpcStream:
-        wanted = Address.parse(address)
-        known = wanted.bare in self._certificates
+        parsed = Address.parse(address)
+        has_certificate = parsed.bare in self._cache.certificates
         loop = asyncio.get_running_loop()
-        started = loop.time()
+        start = loop.time()
         try:
-            return await self._dial(wanted, kind)
+            return await self._dial(parsed, kind)
         except Unreachable:
-            if not known or loop.time() - started > self.connect_s:
+            if not has_certificate or loop.time() - start > self.connect_s:
                 raise
-        return await self._dial(wanted, kind)  # it may have been started anew, with another certificate
-
-    def pin_seen(self, address: str) -> str | None:
-        """The pin of who answered at an address the last time it was dialled; None before, and without TLS."""
-        return self._pins.get(Address.parse(address).bare)
+        return await self._dial(parsed, kind)  # The node may have been restarted with another certificate.
 
     async def listen(self, address: str, accept: Accept) -> GrpcListener:
-        wanted = Address.parse(address)
+        parsed = Address.parse(address)
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        handler = _Handler(accept, self.codec, self.security, self.refused, self.traffic, self.rate_limiter)
+        handler = _Handler(self, accept)
         server.add_generic_rpc_handlers((handler,))
         try:
-            port = _add_port(server, wanted.bare, self.security)
+            port = _add_port(server, parsed.bare, self.security)
         except RuntimeError:
             port = 0
         if port == 0:
             await server.stop(None)
             raise BadRequest(
-                f"cannot listen on {wanted.bare}: the port is in use or the address is not this machine's; "
+                f"cannot listen on {parsed.bare}: the port is in use or the address is not this machine's; "
                 "choose another with --listen HOST:PORT, port 0 for a free one"
             )
         await server.start()
-        return GrpcListener(Address(wanted.host, port).bare, server, handler.accepted)
+        return GrpcListener(Address(parsed.host, port).bare, server, handler.accepted)
 
     async def close(self) -> None:
-        self._closed = True
-        for ending in list(self._endings):
-            ending.cancel()
-        await asyncio.gather(*self._endings, return_exceptions=True)
+        self._cache.closed = True
+        await self._closing.close()
         for stream in list(self._streams):
             stream.break_off(LinkBroken(f"the stream to {stream.peer} ended: its transport was closed"))
         await asyncio.gather(*(stream.reader for stream in self._streams), return_exceptions=True)
-        for channel in self._channels.values():
-            await channel.close()
         self._streams.clear()
-        self._channels.clear()
+        await self._cache.close()
 
     async def _dial(self, address: Address, kind: StreamKind) -> GrpcStream:
         target = address.bare
-        self._check_open(target)
+        self._cache.check_open(target)
         certificate = await self._certificate_of(address) if self.security else None
         proof = self.security.proof(Role.DIALLER, certificate.pin) if self.security and certificate else ()
-        call = self._channel(target, kind, certificate).stream_stream(PATHS[kind])(metadata=proof)
-        last_words = CallOutcome(call, target)
+        channel = self._cache.channel(target, kind, certificate, self.send_limit)
+        self._evict_idle()
+        call = channel.stream_stream(PATHS[kind])(metadata=proof)
+        outcome = CallOutcome(call, target)
         try:
             await asyncio.wait_for(call.wait_for_connection(), self.connect_s)
         except (grpc.RpcError, TimeoutError, asyncio.CancelledError) as error:
-            ours = isinstance(error, asyncio.CancelledError) and not call.done()  # else gRPC cancelled the call
+            # gRPC raises CancelledError as well, when it cancels the call itself.
+            task_cancelled = isinstance(error, asyncio.CancelledError) and not call.done()
             call.cancel()
-            if ours:
+            if task_cancelled:
                 raise
-            self._certificates.pop(target, None)
-            said = await last_words()
-            if isinstance(said, Refused):
-                raise said from None
+            self._cache.certificates.pop(target, None)
+            reason = await outcome()
+            if isinstance(reason, Refused):
+                raise reason from None
             raise unreachable(
                 target, "no answer in time" if isinstance(error, TimeoutError) else last_detail(error)
             ) from None
         if proof and certificate:
-            await self._check_acceptor(call, last_words, target, certificate)
+            await self._check_acceptor(call, outcome, target, certificate)
         stream = GrpcStream(
-            peer=target,
-            read=call.read,
-            write=call.write,
+            GrpcCall(
+                peer=target,
+                kind=kind,
+                read=call.read,
+                write=call.write,
+                reason_ended=outcome,
+                finish=lambda stream: self._hang_up(call, stream),
+            ),
             encode=self.codec.encode,
             decode=self.codec.down[kind],
-            why_over=last_words,
-            finish=lambda stream: self._hang_up(call, stream),
-            kind=kind,
             traffic=self.traffic,
             rate_limiter=self.rate_limiter,
         )
@@ -201,40 +168,43 @@ class GrpcTransport:
         return stream
 
     async def _certificate_of(self, address: Address) -> Certificate:
-        """Raises Impostor when it is not the pinned one, Unreachable."""
-        known = self._certificates.get(address.bare)
-        if known is not None and address.pin in {"", known.pin}:
-            return known
-        shown = await fetch_certificate(address, self.connect_s)
+        """Return the certificate to trust at an address.  Raises Unreachable, and Impostor if it has another pin."""
+        cached = self._cache.certificates.get(address.bare)
+        if cached is not None and address.pin in {"", cached.pin}:
+            return cached
+        certificate = await fetch_certificate(address, self.connect_s)
         try:
-            check_pin(address, shown)
+            check_pin(address, certificate)
         except Impostor:
             self.refused["impostor"] += 1
             raise
-        before = self._pins.get(address.bare, shown.pin)
-        if shown.pin != before and not address.pin:
+        earlier_pin = self._cache.pins.get(address.bare, certificate.pin)
+        if certificate.pin != earlier_pin and not address.pin:
             log.warning(
-                "%s answers with the key %s, earlier with %s: it was set up anew, or a machine in the middle answers; "
-                "name the node as HOST:PORT#PIN to be sure",
-                *(address.bare, shown.pin, before),
+                "%s answers with the key %s, earlier with %s: the node was set up anew, or a machine in the middle "
+                "answers; to rule that out, give the address as HOST:PORT#PIN",
+                *(address.bare, certificate.pin, earlier_pin),
             )
-        self._certificates[address.bare] = shown
-        self._pins[address.bare] = shown.pin
-        return shown
+        self._cache.certificates[address.bare] = certificate
+        self._cache.pins[address.bare] = certificate.pin
+        return certificate
 
-    async def _check_acceptor(self, call: Any, last_words: CallOutcome, target: str, certificate: Certificate) -> None:
-        """Say nothing to a node that does not know the swarm's key.  Raises Refused, Unreachable."""
+    async def _check_acceptor(self, call: Any, outcome: CallOutcome, target: str, certificate: Certificate) -> None:
+        """Cancel the call, before anything is sent, to a node that does not know the private swarm's key.
+
+        Raises Refused, Unreachable.
+        """
         assert self.security is not None
         try:
-            answer = await asyncio.wait_for(call.initial_metadata(), self.connect_s)
-            self.security.check_acceptor(target, certificate.pin, dict(answer))
+            metadata = await asyncio.wait_for(call.initial_metadata(), self.connect_s)
+            self.security.check_acceptor(target, certificate.pin, dict(metadata))
         except TimeoutError:
             call.cancel()
             raise unreachable(target, "no answer in time") from None
         except Refused:
-            said = await last_words()
-            if call.done() and said is not None:
-                raise said from None
+            reason = await outcome()
+            if call.done() and reason is not None:
+                raise reason from None
             call.cancel()
             self.refused["wrong-swarm-key"] += 1
             raise
@@ -242,50 +212,20 @@ class GrpcTransport:
             call.cancel()
             raise
 
-    def _check_open(self, target: str) -> None:
-        """Whoever is woken by `close` may want his peer back: what he dialled then nobody would ever close."""
-        if self._closed:
-            raise Unreachable(f"{target} is not dialled: this transport was closed")
-
-    def _channel(self, target: str, kind: StreamKind, certificate: Certificate | None) -> grpc.aio.Channel:
-        self._check_open(target)  # it may have been closed while the certificate was fetched
-        key = (target, kind, certificate.pin if certificate else "")
-        channel = self._channels.pop(key, None) or self._new_channel(target, certificate)
-        self._channels[key] = channel  # the latest used stand last
-        self._forget_old()
-        return channel
-
-    def _new_channel(self, target: str, certificate: Certificate | None) -> grpc.aio.Channel:
-        options = [*CHANNEL_OPTIONS, ("grpc.max_send_message_length", self.send_limit)]
-        if certificate is None:
-            return grpc.aio.insecure_channel(target, options=options)
-        options.append(("grpc.ssl_target_name_override", SERVER_NAME))
-        only = grpc.ssl_channel_credentials(root_certificates=certificate.pem)
-        return grpc.aio.secure_channel(target, only, options=options)
-
-    def _forget_old(self) -> None:
-        """Whoever opens a session names the next hop: a stranger must not fill this machine with connections."""
-        in_use = {stream.peer for stream in self._streams}
-        idle = [key for key in self._channels if key[0] not in in_use]
-        for key in idle[: max(0, len(self._channels) - MAX_CHANNELS)]:
-            target = key[0]
-            self._certificates.pop(target, None)
-            self._pins.pop(target, None)
-            ending = asyncio.create_task(self._channels.pop(key).close())
-            self._endings.add(ending)
-            ending.add_done_callback(self._endings.discard)
+    def _evict_idle(self) -> None:
+        for channel in self._cache.evict_idle({stream.peer for stream in self._streams}):
+            self._closing.start(channel.close())
 
     async def _hang_up(self, call: Any, stream: GrpcStream) -> None:
-        """Say goodbye, leave the call to finish in the background, and drop it if it does not."""
+        """End this side of the call, and let a background task wait for the other side."""
         await call.done_writing()
-        ending = asyncio.create_task(self._see_off(call, stream))
-        self._endings.add(ending)
-        ending.add_done_callback(self._endings.discard)
+        self._closing.start(self._wait_for_end(call, stream))
 
-    async def _see_off(self, call: Any, stream: GrpcStream) -> None:
+    async def _wait_for_end(self, call: Any, stream: GrpcStream) -> None:
+        """Wait until the peer has ended the call too, then drop it; drop it after `FLUSH_S` seconds in any case."""
         try:
             await asyncio.wait_for(call.code(), FLUSH_S)
-            # The status is here; the reader may be a turn of the loop away from telling of it.
+            # The status has arrived; the reader may need one more turn of the event loop to deliver it.
             await asyncio.wait({stream.reader}, timeout=LAST_WORDS_S)
         except TimeoutError:
             pass
@@ -296,20 +236,11 @@ class GrpcTransport:
 
 
 class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Hands every accepted stream to `accept`, and turns what it raises into the stream's end."""
+    """Hands every accepted stream to `accept`, and ends the stream with the error that `accept` raises."""
 
-    def __init__(
-        self,
-        accept: Accept,
-        codec: Codec,
-        security: Security | None,
-        refused: Counter[str],
-        traffic: Traffic,
-        rate_limiter: RateLimiter | None,
-    ) -> None:
-        self._accept, self._codec, self._security = accept, codec, security
-        self._refused, self._traffic, self._pace = refused, traffic, rate_limiter
-        self.accepted: set[asyncio.Task[None]] = set()
+    def __init__(self, transport: GrpcTransport, accept: Accept) -> None:
+        self._transport, self._accept = transport, accept
+        self.accepted = TaskSet()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         kind = KINDS.get(details.method)
@@ -327,53 +258,58 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         except Refused as error:
             await self._abort(context, error)
         stream = GrpcStream(
-            # gRPC writes an IPv6 host's brackets as %5B and %5D.
-            peer=unquote(str(context.peer())).removeprefix("ipv4:").removeprefix("ipv6:"),
-            read=context.read,
-            write=context.write,
-            encode=self._codec.encode,
-            decode=self._codec.up[kind],
-            why_over=lambda: reason_context_ended(context),
-            finish=lambda _: _cancel_other(accepted),
-            kind=kind,
-            traffic=self._traffic,
-            rate_limiter=self._pace,
+            GrpcCall(
+                # gRPC writes the brackets of an IPv6 host as %5B and %5D.
+                peer=unquote(str(context.peer())).removeprefix("ipv4:").removeprefix("ipv6:"),
+                kind=kind,
+                read=context.read,
+                write=context.write,
+                reason_ended=lambda: reason_context_ended(context),
+                finish=lambda _: _cancel_other(accepted),
+            ),
+            encode=self._transport.codec.encode,
+            decode=self._transport.codec.up[kind],
+            traffic=self._transport.traffic,
+            rate_limiter=self._transport.rate_limiter,
         )
-        accepted: asyncio.Task[None] = asyncio.create_task(_accepting(self._accept, kind, stream))
-        self.accepted.add(accepted)
-        accepted.add_done_callback(self.accepted.discard)
+        accepted = self.accepted.start(_await_accept(self._accept, kind, stream))
         try:
             await asyncio.wait({accepted})
         except asyncio.CancelledError:
-            # The peer is gone.  That ends the stream, not whoever serves it: a session outlives its stream.
+            # The peer has disconnected.  That ends the stream, but not the task that serves it: a session outlives its
+            # stream.
             stream.break_off(LinkBroken(f"the peer {stream.peer} broke the stream"))
-            accepted.add_done_callback(_tell_of_bugs)
+            accepted.add_done_callback(_report_if_bug)
             raise
         stream.ended = True
         stream.reader.cancel()
         await asyncio.gather(stream.reader, return_exceptions=True)
-        why = stream.error or (None if accepted.cancelled() else accepted.exception())
-        if why is not None and not isinstance(why, LinkBroken):
-            await self._abort(context, why)
+        reason = stream.error or (None if accepted.cancelled() else accepted.exception())
+        if reason is not None and not isinstance(reason, LinkBroken):
+            await self._abort(context, reason)
 
     def _proof(self, context: Any) -> tuple[tuple[str, str], ...]:
-        """For a caller of this swarm, that this node is of it too.  Raises Refused for any other caller."""
-        if self._security is None:
+        """Return the metadata that proves to a member of this private swarm that this node is a member too.
+
+        Raises Refused for a caller that is not a member.
+        """
+        security = self._transport.security
+        if security is None:
             return ()
-        self._security.check_dialler(dict(context.invocation_metadata() or ()))
-        return self._security.proof(Role.ACCEPTOR, self._security.listener_identity().pin)
+        security.check_dialler(dict(context.invocation_metadata() or ()))
+        return security.proof(Role.ACCEPTOR, security.listener_identity().pin)
 
     async def _abort(self, context: Any, error: BaseException) -> None:
         if not isinstance(error, SwarmError):
             _report_bug(error)
         status, code, text = status_of_error(error)
-        self._refused[code] += 1
-        with contextlib.suppress(grpc.aio.InternalError):  # the peer did not wait for an answer
+        self._transport.refused[code] += 1
+        with contextlib.suppress(grpc.aio.InternalError):  # The peer did not wait for an answer.
             await context.abort(status, text, trailing_metadata=((CODE_KEY, code),))
 
 
 def _add_port(server: grpc.aio.Server, address: str, security: Security | None) -> int:
-    """The port bound; 0 or RuntimeError where that fails."""
+    """Bind `address` and return the port.  On failure, return 0 or raise RuntimeError."""
     if security is None:
         return int(server.add_insecure_port(address))
     identity = security.listener_identity()
@@ -381,12 +317,12 @@ def _add_port(server: grpc.aio.Server, address: str, security: Security | None) 
     return int(server.add_secure_port(address, credentials))
 
 
-async def _accepting(accept: Accept, kind: StreamKind, stream: GrpcStream) -> None:
+async def _await_accept(accept: Accept, kind: StreamKind, stream: GrpcStream) -> None:
     await accept(kind, stream)
 
 
-def _tell_of_bugs(task: "asyncio.Task[None]") -> None:
-    """Nobody is left to hear how a handler ended; only its bugs are news."""
+def _report_if_bug(task: "asyncio.Task[None]") -> None:
+    """Report an error that is not a SwarmError; other errors have no peer left to be sent to."""
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, SwarmError):
         _report_bug(error)

@@ -1,4 +1,4 @@
-"""How far a node is: its round trip, asked of the node itself."""
+"""Measure the round trip to a node by pinging the node itself."""
 
 import asyncio
 import contextlib
@@ -7,13 +7,16 @@ from treeswarm.errors import NodeLost, SwarmError
 from treeswarm.protocol.messages import Ping, Pong
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 
-# Longer than a transport tries to connect, so that its reasons are heard rather than none.
+# Longer than a transport tries to connect, so that its error is raised instead of this timeout.
 ANSWER_S = 8.0
 GOODBYE_S = 1.0
 
 
 async def round_trip(transport: Transport, address: str, pings: int = 1) -> float:
-    """The shortest of some, in seconds.  Raises SwarmError, and TimeoutError after `ANSWER_S`."""
+    """Return the shortest of `pings` round trips in seconds.
+
+    Raises SwarmError if the node cannot be reached, and TimeoutError after `ANSWER_S` seconds.
+    """
     async with asyncio.timeout(ANSWER_S):
         stream = await transport.connect(address, StreamKind.CONTROL)
         try:
@@ -31,4 +34,4 @@ async def _ping(stream: Stream, stamp: int) -> float:
     while (message := await stream.receive()) is not None:
         if isinstance(message, Pong) and message.stamp == stamp:
             return loop.time() - start
-    raise NodeLost(f"{stream.peer} ended the conversation", stream.peer)
+    raise NodeLost(f"{stream.peer} ended the stream before it answered a ping", stream.peer)

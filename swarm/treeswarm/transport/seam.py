@@ -1,7 +1,7 @@
-"""The transport seam: dial an address, get an ordered stream of messages.
+"""The transport interface: dial an address and get an ordered stream of messages.
 
-Adapters: `memory.py` (a seeded terrible network for tests) and `grpc.py`.  `emulated.py` wraps either
-in links of a given delay and rate.  One conformance suite runs against all of them.
+There are two implementations: `memory.py` (a seeded unreliable network for tests) and `grpc.py`.  `emulated.py` wraps
+either of them in links of a given delay and rate.  One conformance suite runs against all of them.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from treeswarm.protocol.messages import Message
 
 
 class StreamKind(StrEnum):
-    """What a stream is for; see `treeswarm.protocol.messages`."""
+    """Purpose of a stream; see `treeswarm.protocol.messages`."""
 
     CONTROL = "control"
     LINK = "link"
@@ -22,7 +22,7 @@ class StreamKind(StrEnum):
 
 @dataclass(eq=False)
 class Traffic:
-    """Bytes of messages since start, by the kind of stream; without what TLS and HTTP/2 add."""
+    """Bytes of messages since the transport was created, by kind of stream, without the overhead of TLS and HTTP/2."""
 
     sent: Counter[StreamKind] = field(default_factory=Counter)
     received: Counter[StreamKind] = field(default_factory=Counter)
@@ -33,32 +33,38 @@ class Stream(Protocol):
 
     @property
     def peer(self) -> str:
-        """The other end's address, for people."""
+        """Address of the other end, for logs and error messages."""
         ...
 
     async def send(self, message: Message) -> None:
-        """Hand over one message; waits while the stream is full.
+        """Send one message; wait while the stream's buffer is full.
 
-        Raises LinkBroken, or what the peer ended the stream with (Refused, Malformed) where that is known.
+        Raises LinkBroken, or the error that the peer ended the stream with (Refused, Malformed) where it is known.
         """
         ...
 
     async def receive(self) -> Message | None:
-        """The next message, or None when the peer has ended the stream.
+        """Return the next message, or None when the peer has ended the stream.
 
-        Raises LinkBroken if it broke, Refused if the peer ended it with an error, Malformed if what came is
-        no message (the stream is then of no further use; the adapter has told the peer).
+        Raises LinkBroken if the stream broke, and Refused if the peer ended it with an error.  Raises Malformed if the
+        received bytes are not a message: the stream is then unusable, and the peer has been told.
         """
         ...
 
     async def end(self, error: Exception | None = None) -> None:
-        """End the stream: what was sent before still arrives.  With an error (accepting side), the peer's
-        `receive` raises it as Refused with that text.  Idempotent, never raises."""
+        """End the stream; messages sent before still arrive.
+
+        With an error (accepting side only), the peer's `receive` raises Refused with the error's text.  Calling this
+        twice is allowed, and it never raises.
+        """
         ...
 
 
 Accept = Callable[[StreamKind, Stream], Awaitable[None]]
-"""Called for every stream a peer opens; the stream is ended when it returns, with its error if it raises."""
+"""Callback for each stream that a peer opens.
+
+The stream is ended when the callback returns.  If the callback raises, the stream is ended with that error.
+"""
 
 
 class Listener(Protocol):
@@ -66,11 +72,11 @@ class Listener(Protocol):
 
     @property
     def address(self) -> str:
-        """`host:port` as bound; a port asked for as 0 is the real one here."""
+        """Bound address as `host:port`.  If port 0 was requested, this is the port that the system chose."""
         ...
 
     async def close(self) -> None:
-        """Stop accepting and break the streams accepted."""
+        """Stop accepting, and break the accepted streams."""
         ...
 
 
@@ -78,15 +84,24 @@ class Transport(Protocol):
     """Dials and listens."""
 
     async def connect(self, address: str, kind: StreamKind) -> Stream:
-        """Open a stream.  Raises Unreachable when nobody answers, Impostor when somebody else than the address's pin
-        says does, Refused when one of the two is not of the other's private swarm, BadRequest when it is no address."""
+        """Open a stream to `address`, which is `host:port` or `host:port#pin`.
+
+        Raises Unreachable when nothing answers there, and Impostor when a machine with another key than the pin
+        answers.  Raises Refused when only one of the two ends belongs to a private swarm, or both to different ones.
+        Raises BadRequest when `address` is malformed.
+        """
         ...
 
     async def listen(self, address: str, accept: Accept) -> Listener:
-        """Bind and accept.  Raises BadRequest with the next step when the port is in use or not ours to bind."""
+        """Bind `address`, and call `accept` for each stream.
+
+        Raises BadRequest with the next step when the port is in use or the address is not this machine's.
+        """
         ...
 
     async def close(self) -> None:
-        """Drop every connection this transport dialled: whoever waits for a message hears LinkBroken.  From then on
-        `connect` raises Unreachable."""
+        """Close every connection that this transport dialled.
+
+        Pending `receive` calls raise LinkBroken.  From then on, `connect` raises Unreachable.
+        """
         ...

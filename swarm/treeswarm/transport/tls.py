@@ -1,7 +1,7 @@
-"""Who is at the other end: certificates by pin, and proofs of knowing a private swarm's key.
+"""Authentication of the other end: certificates checked by pin, and proofs of knowing a private swarm's key.
 
-gRPC verifies a server against roots and a name, never against a pin.  So the certificate is fetched first, compared
-with the pin, and then given to gRPC as the only root: gRPC itself then talks to the holder of that key or to nobody.
+gRPC verifies a server against root certificates and a name, never against a pin.  So the certificate is fetched first,
+compared with the pin, and then given to gRPC as the only root.  gRPC then connects to the holder of that key only.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ GRPC_PROTOCOL = "h2"
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a server showed, and proved to hold the key of."""
+    """A certificate whose key a server has proved to hold."""
 
     pem: bytes
     pin: str
 
 
 class Role(StrEnum):
-    """Who proves, so that neither end's proof can be given back as the other's."""
+    """Role of the end that makes a proof, so that one end's proof cannot be sent back as the other's."""
 
     DIALLER = "dialler"
     ACCEPTOR = "acceptor"
@@ -37,46 +37,53 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Security:
-    """How a transport's connections are protected."""
+    """Keys that protect a transport's connections."""
 
     identity: Identity | None = None
-    """Shown by listeners; None: this end only dials."""
+    """Keys that listeners present, or None for an end that only dials."""
     swarm_key: bytes | None = field(default=None, repr=False)
-    """Of a private swarm: whoever does not know it is refused, dialling and dialled."""
+    """Key of a private swarm, or None for an open swarm.  Peers that do not know it are refused, in both directions."""
 
     def listener_identity(self) -> Identity:
-        """Raises BadRequest for an end that only dials."""
+        """Return the identity.  Raises BadRequest for an end that only dials."""
         if self.identity is None:
             raise BadRequest("listening with TLS needs an identity: give one, such as Identity.ephemeral()")
         return self.identity
 
     def proof(self, role: Role, server_pin: str) -> tuple[tuple[str, str], ...]:
-        """Call metadata.  Bound to the server's own key: one heard in the middle fits nobody else's."""
+        """Return the call metadata that proves knowledge of the swarm key; empty for an open swarm.
+
+        The proof is bound to the server's own key: one that a machine in the middle records is valid for that server
+        only.
+        """
         if self.swarm_key is None:
             return ()
         return ((PROOF_KEY, hmac.new(self.swarm_key, f"{role}|{server_pin}".encode(), hashlib.sha256).hexdigest()),)
 
     def proves_key(self, role: Role, server_pin: str, metadata: dict[str, str | bytes]) -> bool:
-        """Whether the other end, in that role, knows the key; True where there is none to know."""
+        """Return whether `metadata` proves that the other end, in that role, knows the swarm key.
+
+        It is always True for an open swarm.
+        """
         return all(
             hmac.compare_digest(expected.encode(), _as_bytes(metadata.get(name, b"")))
             for name, expected in self.proof(role, server_pin)
         )
 
     def check_dialler(self, metadata: dict[str, str | bytes]) -> None:
-        """Raises Refused for one outside this private swarm."""
+        """Raise Refused for a dialler that is no member of this private swarm."""
         if not self.proves_key(Role.DIALLER, self.listener_identity().pin, metadata):
-            theirs = (
+            reason = (
                 "another swarm key, or took another machine for this node" if PROOF_KEY in metadata else "no swarm key"
             )
             raise Refused(
-                f"this is a private swarm, and the caller has {theirs}: start with --swarm-key PATH, "
+                f"this is a private swarm, and the caller has {reason}: start with --swarm-key PATH, "
                 "the key file that the swarm's members share",
                 FaultCode.WRONG_SWARM_KEY,
             )
 
     def check_acceptor(self, target: str, server_pin: str, metadata: dict[str, str | bytes]) -> None:
-        """Raises Refused for a node outside this private swarm."""
+        """Raise Refused for a node at `target` that is no member of this private swarm."""
         if not self.proves_key(Role.ACCEPTOR, server_pin, metadata):
             raise Refused(
                 f"{target} does not know this private swarm's key: start it with the same --swarm-key PATH, or leave "
@@ -85,15 +92,15 @@ class Security:
             )
 
 
-def unreachable(target: str, why: str) -> Unreachable:
-    """Nobody answers, and what to do."""
+def unreachable(target: str, reason: str) -> Unreachable:
+    """Return the error for an address that does not answer."""
     return Unreachable(
-        f"nobody answers at {target} ({why}): check the address, that the node runs, and any firewall between"
+        f"no answer from {target} ({reason}): check the address, that the node runs, and any firewall between"
     )
 
 
 def check_pin(address: Address, certificate: Certificate) -> None:
-    """Raises Impostor."""
+    """Raise Impostor if the address has a pin and the certificate another."""
     if address.pin and address.pin != certificate.pin:
         raise Impostor(
             f"{address.bare} answered with the key {certificate.pin} instead of {address.pin}: a machine in the middle "
@@ -102,10 +109,13 @@ def check_pin(address: Address, certificate: Certificate) -> None:
 
 
 async def fetch_certificate(address: Address, within_s: float) -> Certificate:
-    """What the server at an address shows, whoever it is.  Raises Unreachable."""
+    """Return the certificate of the server at an address, without judging it, within `within_s` seconds.
+
+    Raises Unreachable.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # only its pin can say whether it is the right one
+    context.verify_mode = ssl.CERT_NONE  # Only the pin can tell whether it is the right server.
     context.set_alpn_protocols([GRPC_PROTOCOL])
     try:
         async with asyncio.timeout(within_s):
@@ -115,25 +125,25 @@ async def fetch_certificate(address: Address, within_s: float) -> Certificate:
     except TimeoutError:
         raise unreachable(address.bare, "no answer in time") from None
     except ssl.SSLError as error:
-        raise _stranger(address, error.reason or str(error)) from None
+        raise _not_a_node(address, error.reason or str(error)) from None
     except OSError as error:
         raise unreachable(address.bare, error.strerror or str(error)) from None
     try:
-        shown: ssl.SSLObject = writer.get_extra_info("ssl_object")
-        der = shown.getpeercert(binary_form=True)
-        if der is None or shown.selected_alpn_protocol() != GRPC_PROTOCOL:
-            raise _stranger(address, "its TLS is for another protocol")
+        connection: ssl.SSLObject = writer.get_extra_info("ssl_object")
+        der = connection.getpeercert(binary_form=True)
+        if der is None or connection.selected_alpn_protocol() != GRPC_PROTOCOL:
+            raise _not_a_node(address, "its TLS is for another protocol")
         return Certificate(ssl.DER_cert_to_PEM_cert(der).encode(), pin_of(der))
     except ValueError as error:
-        raise _stranger(address, str(error)) from None
+        raise _not_a_node(address, str(error)) from None
     finally:
-        writer.transport.abort()  # a goodbye would wait for the other end's
+        writer.transport.abort()  # An orderly close would wait for the other end.
 
 
-def _stranger(address: Address, why: str) -> Unreachable:
+def _not_a_node(address: Address, reason: str) -> Unreachable:
     return Unreachable(
-        f"what answers at {address.bare} does not speak as a swarm-node does ({why}): check the port, and that "
-        "the node there is of this release"
+        f"the server at {address.bare} is no swarm-node ({reason}): check the port, and that "
+        "the node there has the same release"
     )
 
 

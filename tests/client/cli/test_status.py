@@ -181,7 +181,7 @@ def test_who_does_not_answer_serves_nobody() -> None:
         assert {node["why_silent"] for node in served["nodes"]} == {
             None,
             "no answer within 8 s",
-            f"nobody answers at {made[2].address}: check the address and that the node runs",
+            f"no answer from {made[2].address}: check the address and that the node runs",
         }
         assert told["refused"]["forged"] == 1
         assert told["refused"]["malformed"] == 1
@@ -194,7 +194,7 @@ def test_an_address_in_the_list_that_tells_nothing_is_told() -> None:
         network, said = MemoryNetwork(), Said()
         async with tellers(network, Span(0, 8)) as made:
             assert await said.run(network, "--peers", f"{peers(made)},10.9.9.9:1") == 0
-        assert "10.9.9.9:1 tells nothing: nobody answers at 10.9.9.9:1" in said.text
+        assert "10.9.9.9:1 tells nothing: no answer from 10.9.9.9:1" in said.text
 
     run_virtually(scenario())
 

@@ -59,8 +59,8 @@ def test_clock_check_accepts_right_clocks_and_rejects_wrong_ones(offset: float, 
 
 
 def test_end_of_an_error_message_becomes_the_next_step() -> None:
-    finding = Finding.of_error("registry", Unreachable("nobody answers at h:1 (refused): check the address"))
-    assert (finding.message, finding.next_step) == ("nobody answers at h:1 (refused)", "check the address")
+    finding = Finding.of_error("registry", Unreachable("no answer from h:1 (refused): check the address"))
+    assert (finding.message, finding.next_step) == ("no answer from h:1 (refused)", "check the address")
     assert Finding.of_error("registry", Malformed("no colon")).next_step
     assert any_failed([finding])
 

@@ -13,9 +13,10 @@ from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import LinkBroken, Refused, SwarmError, Unreachable
 from treeswarm.protocol.messages import FaultCode, LinkHello, Ping, Pong
 from treeswarm.transport.grpc import GrpcTransport
-from treeswarm.transport.grpc_streams import RAW, GrpcStream
+from treeswarm.transport.grpc_streams import GrpcCall, GrpcStream
 from treeswarm.transport.rate_limit import LEAST_RATE, RateLimiter
 from treeswarm.transport.seam import Stream, StreamKind, Traffic
+from treeswarm_bench.raw_codec import RAW
 
 CONTROL, LINK = StreamKind.CONTROL, StreamKind.LINK
 
@@ -129,7 +130,7 @@ async def test_a_peer_of_ipv6_has_its_brackets() -> None:
 
 async def test_idle_connections_are_not_kept_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stranger who names next hop after next hop must not fill this machine with connections."""
-    monkeypatch.setattr("treeswarm.transport.grpc.MAX_CHANNELS", 3)
+    monkeypatch.setattr("treeswarm.transport.grpc_channels.MAX_CHANNELS", 3)
     dialling = GrpcTransport()
 
     async def accept(kind: StreamKind, stream: Stream) -> None:
@@ -144,7 +145,7 @@ async def test_idle_connections_are_not_kept_without_bound(monkeypatch: pytest.M
         await stream.end()
         while stream in dialling._streams:
             await asyncio.sleep(0.01)
-    assert len(dialling._channels) <= 4
+    assert len(dialling._cache.channels) <= 4
     await busy.send(Ping(1))
     await busy.end()
     await dialling.close()
@@ -208,7 +209,9 @@ async def test_a_write_that_fails_when_its_sender_has_gone_is_nobodys_bug() -> N
     async def unknown() -> SwarmError | None:
         return None
 
-    stream = GrpcStream("peer", nothing, write, RAW.encode, RAW.down[CONTROL], unknown, nothing, CONTROL, Traffic())
+    stream = GrpcStream(
+        GrpcCall("peer", CONTROL, nothing, write, unknown, nothing), RAW.encode, RAW.down[CONTROL], Traffic()
+    )
     sending = asyncio.create_task(stream.send(b"x"))  # type: ignore[arg-type]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
