@@ -86,16 +86,18 @@ class Lifecycle:
             address=str(self.address.bare),
             pin=self.identity.pin,
             reachable=self.reachable,
-            name=self.config.model[-64:],
+            name=self.config.model.name[-64:],
             model=self.model.config,
             numerics=self.numerics
-            or NumericsClass(UNKNOWN_WEIGHTS, self.config.dtype, self.config.quantization, self.config.activations),
+            or NumericsClass(
+                UNKNOWN_WEIGHTS, self.config.model.dtype, self.config.model.quantization, self.config.model.activations
+            ),
             span=self.span or Span(0, self.model.shape.blocks),
             blocks=self.model.shape.blocks,
             rate=stage.rate if stage else GUESSED_RATE,
             hop_s=OVERHEAD_S + (stage.engine.counters.queue_s if stage else 0.0),
             free_tokens=stage.store.free_tokens if stage else 0,
-            total_tokens=self.config.kv_tokens,
+            total_tokens=self.config.device.kv_tokens,
             coordinate=self.survey.coordinate_values(),
             software=f"treeswarm {__version__}",
         )
@@ -119,10 +121,10 @@ class Lifecycle:
 
     async def join(self) -> LoadedStage:
         """Choose a span, say so, load it, serve it.  Raises ModelError, BadRequest."""
-        self.span = self.config.span or await self._choose()
+        self.span = self.config.model.span or await self._choose()
         self.node.state = NodeState.JOINING
         await self.membership.announce()
-        if self.config.span is None:
+        if self.config.model.span is None:
             self.span = await self._settle(self.span)
         return await self._serve(self.span)
 
@@ -143,7 +145,7 @@ class Lifecycle:
                 order.cancel()
                 if self._failed:
                     await _unless(told, self._resume())
-                elif self.config.span is None and self.node.state is NodeState.ONLINE:
+                elif self.config.model.span is None and self.node.state is NodeState.ONLINE:
                     await _unless(told, self._consider_moving())
         finally:
             told.cancel()
@@ -198,7 +200,7 @@ class Lifecycle:
         """Sessions move elsewhere, within the grace time; then the span is unloaded."""
         self.node.state = NodeState.DRAINING
         await self.membership.announce()
-        await self.node.drain(self.config.limits.grace_s)
+        await self.node.drain(self.config.limits.drain_grace_s)
         self.node.stage = None
         await self._stage.aclose()
 
@@ -207,7 +209,7 @@ class Lifecycle:
     async def _choose(self) -> Span:
         """The window that helps most, as long as fits.  Raises BadRequest."""
         blocks = self.model.shape.blocks
-        length = self.config.num_blocks
+        length = self.config.model.num_blocks
         if length is None:
             length = await asyncio.to_thread(self._fitting)
         others = await self._others()
@@ -263,14 +265,16 @@ class Lifecycle:
         ]
 
     def _fitting(self) -> int:
-        device = find_device(self.config.device)
-        footprint = read_footprint(self.model.folder, getattr(torch, self.config.dtype), self.config.quantization)
+        device = find_device(self.config.device.name)
+        footprint = read_footprint(
+            self.model.folder, getattr(torch, self.config.model.dtype), self.config.model.quantization
+        )
         return count_blocks_that_fit(
-            self.config.memory or free_memory(device),
+            self.config.device.memory or free_memory(device),
             footprint,
-            kv_tokens=self.config.kv_tokens,
+            kv_tokens=self.config.device.kv_tokens,
             forward_rows=self.config.limits.budget.rows,
-            store=offload_room(self.config.offload),
+            store=offload_room(self.config.device.offload),
             blocks=self.model.shape.blocks,
         )
 

@@ -98,25 +98,25 @@ class Serving:
 async def serving(config: NodeConfig, progress: Progress | None = None) -> AsyncIterator["Serving"]:
     """A node that serves; on leaving, its sessions are handed over and its record withdrawn.  `progress` hears how far
     loading is.  Outside its hours it waits for them first.  Cancelled while it waits or loads, it withdraws as well."""
-    device = find_device(config.device)
-    config = replace(config, dtype=choose_dtype(config.dtype, device))
-    check_attention_choice(config.attention, device, getattr(torch, config.dtype))
-    swarm_key = read_swarm_key(config.swarm_key) if config.swarm_key else None
+    device = find_device(config.device.name)
+    config = replace(config, model=replace(config.model, dtype=choose_dtype(config.model.dtype, device)))
+    check_attention_choice(config.device.attention, device, getattr(torch, config.model.dtype))
+    swarm_key = read_swarm_key(config.network.swarm_key) if config.network.swarm_key else None
     async with contextlib.AsyncExitStack() as stack:
-        identity, kept_at = stack.enter_context(claim_identity(config.identity))
-        model = await asyncio.to_thread(ModelInfo.find, config.model, config.revision)
-        pace = RateLimiter(config.bandwidth) if config.bandwidth else None
+        identity, kept_at = stack.enter_context(claim_identity(config.network.identity))
+        model = await asyncio.to_thread(ModelInfo.find, config.model.name, config.model.revision)
+        pace = RateLimiter(config.network.bandwidth) if config.network.bandwidth else None
         line = GrpcTransport(security=Security(identity, swarm_key), rate_limiter=pace)
         transport: Transport = line
-        if config.emulate_link:
-            transport = EmulatedTransport(transport, LinkShape.parse(config.emulate_link))
+        if config.network.emulate_link:
+            transport = EmulatedTransport(transport, LinkShape.parse(config.network.emulate_link))
         stack.push_async_callback(transport.close)
         node = NodeServer(transport, config.limits)
-        listener = await transport.listen(config.listen, node.accept)
+        listener = await transport.listen(config.network.listen, node.accept)
         stack.push_async_callback(listener.close)
         node.compression = _packing(config, listener.address)
         node.port_lender = PortLender(
-            Address.parse(config.listen).host, config.limits, config.lend_from, rate_limiter=pace
+            Address.parse(config.network.listen).host, config.lending, config.lending.first_port, rate_limiter=pace
         )
         registry = await _registry(config, model, identity)
         stack.push_async_callback(registry.close)
@@ -127,11 +127,11 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         assert isinstance(registry, BookRegistry)
         life.membership = node.membership = Membership(identity, life.make_record, registry, registry)
         gauge, metrics = SnapshotCollector(life, line), None
-        if config.metrics:
-            metrics = await stack.enter_async_context(metrics_served(config.metrics, gauge.read))
-        if config.hours:
+        if config.operations.metrics:
+            metrics = await stack.enter_async_context(metrics_served(config.operations.metrics, gauge.read))
+        if config.operations.hours:
             node.state = NodeState.PAUSED
-            await until_within(config.hours)
+            await until_within(config.operations.hours)
         stack.push_async_callback(life.leave)
         # What it joined with is not kept here: a paused node would keep the weights of its first span.
         await life.join()
@@ -142,13 +142,13 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
             pin=identity.pin,
             lender_candidates=life.lender_candidates,
             on_address=life.settle,
-            announced=config.announce,
+            announced=config.network.announce,
             forwarded_ports=node.forwarded_ports,
             assumed=life.address.bare,
         )
         works = [node.sweep(), life.membership.run(), life.survey.run(life.neighbours), monitor.run()]
-        if config.hours:
-            works.append(keep_hours(config.hours, life.membership.orders))
+        if config.operations.hours:
+            works.append(keep_hours(config.operations.hours, life.membership.orders))
         for work in works:
             stack.push_async_callback(cancelled, asyncio.create_task(work))
         yield Serving(_ready(config, life, registry, metrics), life, gauge)
@@ -156,13 +156,13 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
 
 async def _registry(config: NodeConfig, model: ModelInfo, identity: Identity) -> Registry:
     """The one asked for; else this node begins a swarm of its own, where the DHT is installed."""
-    spec = config.registry or NEW_SWARM
-    host = Address.parse(config.listen).host
+    spec = config.network.registry or NEW_SWARM
+    host = Address.parse(config.network.listen).host
     try:
         kind = "ip6" if ":" in host else "ip4"
         return await open_registry(spec, model.config, identity.node_id, listen=(f"/{kind}/{host}/tcp/0",))
     except BadRequest as error:
-        if config.registry is not None:
+        if config.network.registry is not None:
             raise
         log.warning("%s; serving those who know this address", error)
         return await open_registry("none", model.config, identity.node_id)
@@ -171,8 +171,8 @@ async def _registry(config: NodeConfig, model: ModelInfo, identity: Identity) ->
 def _seen_from_outside(config: NodeConfig, bound: str) -> Address:
     """Where others find this node: as its owner says, else as bound, a wildcard as this machine's way out."""
     address = Address.parse(bound)
-    if config.announce:
-        told = Address.parse(config.announce)
+    if config.network.announce:
+        told = Address.parse(config.network.announce)
         return Address(told.host, told.port or address.port)
     if address.host in {"0.0.0.0", "::"}:
         return Address(_way_out(address.host), address.port)
@@ -180,9 +180,9 @@ def _seen_from_outside(config: NodeConfig, bound: str) -> Address:
 
 
 def _packing(config: NodeConfig, bound: str) -> LinkCompression:
-    shape = LinkShape.parse(config.emulate_link) if config.emulate_link else LinkShape()
-    rates = [rate for rate in (config.bandwidth, shape.rate) if rate is not None]
-    return LinkCompression(config.compression, min(rates, default=None), _seen_from_outside(config, bound).host)
+    shape = LinkShape.parse(config.network.emulate_link) if config.network.emulate_link else LinkShape()
+    rates = [rate for rate in (config.network.bandwidth, shape.rate) if rate is not None]
+    return LinkCompression(config.network.compression, min(rates, default=None), _seen_from_outside(config, bound).host)
 
 
 def _way_out(wildcard: str) -> str:
@@ -204,23 +204,23 @@ def _ready(config: NodeConfig, life: Lifecycle, registry: Registry, metrics: str
         pinned=f"{address}#{life.identity.pin}",
         node=life.identity.node_id,
         pin=life.identity.pin,
-        model=config.model,
+        model=config.model.name,
         blocks=str(served.span),
         of=served.blocks,
-        dtype=config.dtype,
-        device=config.device,
+        dtype=config.model.dtype,
+        device=config.device.name,
         attention=served.attention,
         weights=served.numerics.weights,
-        kv_tokens=config.kv_tokens,
+        kv_tokens=config.device.kv_tokens,
         rate=stage.rate,
         join=_join_line(config, registry),
-        revision=config.revision,
+        revision=config.model.revision,
         metrics=metrics,
     )
 
 
 def _join_line(config: NodeConfig, registry: Registry) -> str | None:
-    if config.registry and registry_kind(config.registry) == "mqtt":
-        return shareable_spec(config.registry)
+    if config.network.registry and registry_kind(config.network.registry) == "mqtt":
+        return shareable_spec(config.network.registry)
     spec = getattr(registry, "spec", None)
     return str(spec) if spec else None

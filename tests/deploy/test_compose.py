@@ -25,14 +25,17 @@ BLOCKS_OF_DEMO = 8
 def test_three_nodes_cover_the_demo_model() -> None:
     swarm = composed()
     configs = [accepted_by_node(swarm.environment(name)) for name in swarm.nodes]
-    assert [config.model for config in configs] == ["demo"] * 3
-    assert missing_blocks([config.span for config in configs if config.span], BLOCKS_OF_DEMO) == []
+    assert [config.model.name for config in configs] == ["demo"] * 3
+    assert missing_blocks([config.model.span for config in configs if config.model.span], BLOCKS_OF_DEMO) == []
 
 
 def test_all_meet_at_the_broker_with_its_password() -> None:
     swarm = composed()
     gateway = accepted_by_gateway(swarm.environment("gateway"))
-    for spec in (gateway.registry, *(accepted_by_node(swarm.environment(name)).registry for name in swarm.nodes)):
+    for spec in (
+        gateway.registry,
+        *(accepted_by_node(swarm.environment(name)).network.registry for name in swarm.nodes),
+    ):
         assert Broker.parse(str(spec)) == Broker(
             "broker", 1883, "swarms/main", user="swarm", password=SECRETS["MQTT_PASSWORD"]
         )
@@ -43,7 +46,7 @@ def test_all_have_time_to_take_their_leave() -> None:
     swarm = composed()
     for name, service in swarm.nodes.items():
         config = accepted_by_node(swarm.environment(name))
-        assert float(service["stop_grace_period"].removesuffix("s")) > config.limits.grace_s + 10
+        assert float(service["stop_grace_period"].removesuffix("s")) > config.limits.drain_grace_s + 10
     assert float(swarm.services["gateway"]["stop_grace_period"].removesuffix("s")) > GRACE_S + 10
 
 
@@ -65,14 +68,14 @@ def test_the_password_is_on_no_command_line(more: tuple[str, ...]) -> None:
 def test_another_model_and_free_choice_of_blocks() -> None:
     swarm = composed(TREESWARM_MODEL="org/model", NODE_1_BLOCKS="", NODE_2_BLOCKS="12:24")
     first, second = (accepted_by_node(swarm.environment(name)) for name in ("node-1", "node-2"))
-    assert (first.model, first.span, second.span) == ("org/model", None, Span(12, 24))
+    assert (first.model.name, first.model.span, second.model.span) == ("org/model", None, Span(12, 24))
     assert accepted_by_gateway(swarm.environment("gateway")).model == "org/model"
 
 
 def test_on_gpus() -> None:
     swarm = composed("compose.cuda.yaml", NODE_2_GPU="1")
     for name, service in swarm.nodes.items():
-        assert accepted_by_node(swarm.environment(name)).device == "cuda"
+        assert accepted_by_node(swarm.environment(name)).device.name == "cuda"
         assert service["build"]["args"]["EXTRAS"] == "node,quantization"
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
         assert device["device_ids"] == [{"node-2": "1"}.get(name, "0")]

@@ -59,8 +59,8 @@ def test_it_starts_a_program_of_ours_as_nobody_in_particular(file: Path) -> None
 
 
 def test_what_the_images_set_is_what_they_expose_and_check() -> None:
-    node, _ = read_config(["demo"], image_environment("node.Dockerfile"))
-    assert (node.listen, node.metrics) == ("0.0.0.0:4001", "0.0.0.0:9100")
+    node = read_config(["demo"], image_environment("node.Dockerfile"))
+    assert (node.network.listen, node.operations.metrics) == ("0.0.0.0:4001", "0.0.0.0:9100")
     gateway = image_environment("gateway.Dockerfile")
     assert gateway == {"TREESWARM_LISTEN": "0.0.0.0:8000"}
     assert not is_loopback("0.0.0.0"), "so that it needs a key"

@@ -145,18 +145,18 @@ def test_the_programs_take_their_settings(name: str) -> None:
     documents = built(name)
     node = accepted_by_node(environment(documents, "node"))
     gateway = accepted_by_gateway(environment(documents, "gateway"))
-    assert node.model == gateway.model
-    assert node.registry == gateway.registry
-    assert node.device == {"base": "cpu", "cuda": "cuda"}[name]
+    assert node.model.name == gateway.model
+    assert node.network.registry == gateway.registry
+    assert node.device.name == {"base": "cpu", "cuda": "cuda"}[name]
     (grace,) = (pod["spec"]["terminationGracePeriodSeconds"] for owner, pod in pods(documents) if owner == "node")
-    assert grace > node.limits.grace_s + 10
+    assert grace > node.limits.drain_grace_s + 10
 
 
 def test_nodes_together_have_all_blocks_of_the_demo_model() -> None:
     documents = built("base")
     (replicas,) = (document["spec"]["replicas"] for document in documents if document["kind"] == "StatefulSet")
     node = accepted_by_node(environment(documents, "node"))
-    assert replicas * (node.num_blocks or 0) >= 8
+    assert replicas * (node.model.num_blocks or 0) >= 8
 
 
 def test_selectors_and_names_meet() -> None:

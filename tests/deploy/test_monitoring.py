@@ -167,7 +167,7 @@ def test_prometheus_scrapes_whom_compose_starts() -> None:
     assert sorted(target.partition(":")[0] for target in targets) == sorted(swarm.nodes)
     for target in targets:
         name, _, port = target.partition(":")
-        assert Address.parse(str(accepted_by_node(swarm.environment(name)).metrics)).port == int(port)
+        assert Address.parse(str(accepted_by_node(swarm.environment(name)).operations.metrics)).port == int(port)
     (gateway,) = jobs["treeswarm-gateway"]["static_configs"][0]["targets"]
     environment = swarm.environment("gateway")
     assert Address.parse(accepted_by_gateway(environment).listen).port == Address.parse(gateway).port

@@ -11,7 +11,7 @@ from tests.support.deploy_files import DEPLOY, accepted_by_gateway, accepted_by_
 from treeswarm.programs.settings import PREFIX
 from treeswarm_client.local_swarm import node_command
 from treeswarm_node.cli.machine_checks import files_needed
-from treeswarm_node.config import Limits
+from treeswarm_node.config import ModelConfig, NodeConfig
 
 FOLDER = DEPLOY / "systemd"
 UNITS = sorted(file.name for file in FOLDER.glob("*.service"))
@@ -84,13 +84,13 @@ def test_what_it_reads_is_in_this_folder_and_what_it_writes_is_its_own(unit: str
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_it_may_have_more_sockets_than_the_usual_1024(unit: str) -> None:
-    assert int(service(unit)["LimitNOFILE"]) >= files_needed(Limits())
+    assert int(service(unit)["LimitNOFILE"]) >= files_needed(NodeConfig(ModelConfig("demo")))
 
 
 def test_a_node_has_time_to_take_its_leave() -> None:
     config = accepted_by_node({}, "--config", str(FOLDER / "node.toml"))
     for unit in UNITS[1:]:
-        assert float(service(unit)["TimeoutStopSec"]) > config.limits.grace_s + 10
+        assert float(service(unit)["TimeoutStopSec"]) > config.limits.drain_grace_s + 10
 
 
 def uncommented(path: Path, folder: Path) -> Path:
@@ -104,7 +104,7 @@ def uncommented(path: Path, folder: Path) -> Path:
 def test_the_nodes_example_is_accepted(tmp_path: Path) -> None:
     everything = uncommented(FOLDER / "node.toml", tmp_path)
     assert len(tomllib.loads(everything.read_text("utf-8"))["node"]) > 12
-    assert accepted_by_node({}, "--config", str(everything)).device == "cuda"
+    assert accepted_by_node({}, "--config", str(everything)).device.name == "cuda"
     environment = env_file(uncommented(FOLDER / "node.env", tmp_path))
     assert any(name.startswith(PREFIX) for name in environment)
     accepted_by_node(environment, "--config", str(FOLDER / "node.toml"))

@@ -38,7 +38,11 @@ SOON_S = 60.0
 def config(tmp_path: Path) -> NodeConfig:
     flags = ["--blocks", "0:1", "--listen", "127.0.0.1:0", "--registry", "none", "--threads", "1"]
     flags += ["--kv-tokens", "1024", "--grace", "0"]
-    return read_config(["demo", *flags, "--identity", str(tmp_path / "id.pem")], {})[0]
+    return read_config(["demo", *flags, "--identity", str(tmp_path / "id.pem")], {})
+
+
+def _with_attention(config: NodeConfig, attention: str) -> NodeConfig:
+    return replace(config, device=replace(config.device, attention=attention))
 
 
 @contextlib.asynccontextmanager
@@ -165,7 +169,7 @@ async def test_told_to_stop_while_it_first_loads_a_node_says_that_it_is_gone(
 
 @pytest.mark.parametrize(("wanted", "name"), [("auto", "torch-reference"), ("flash", "torch-flash")])
 async def test_a_node_says_which_attention_it_computes_with(config: NodeConfig, wanted: str, name: str) -> None:
-    async with load_stage(replace(config, attention=wanted), ModelInfo.find("demo"), Span(0, 1)) as stage:
+    async with load_stage(_with_attention(config, wanted), ModelInfo.find("demo"), Span(0, 1)) as stage:
         assert stage.served.attention == name
 
 
@@ -174,7 +178,7 @@ async def test_an_attention_that_cannot_be_is_refused_before_anything_is_announc
 ) -> None:
     monkeypatch.setattr(serve, "find_device", lambda _: torch.device("mps"))
     with pytest.raises(BadRequest, match=r"no flash kernel for mps\): give --attention auto"):
-        async with serving(replace(config, attention="flash")):
+        async with serving(_with_attention(config, "flash")):
             pass
 
 

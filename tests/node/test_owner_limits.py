@@ -155,9 +155,9 @@ def test_a_tenants_heartbeats_do_not_wait_behind_what_their_landlord_sends() -> 
 
 
 def test_flags_and_what_is_too_little() -> None:
-    config, _ = read_config(["demo", "--bandwidth", "20mbit", "--hours", "22:00-07:00"], {})
-    assert config.bandwidth == 20e6
-    assert str(config.hours) == "22:00-07:00"
+    config = read_config(["demo", "--bandwidth", "20mbit", "--hours", "22:00-07:00"], {})
+    assert config.network.bandwidth == 20e6
+    assert str(config.operations.hours) == "22:00-07:00"
     for wrong, said in (("20", "is no rate"), ("800kbit", "too little to take part"), ("0mbit", "too little")):
         with pytest.raises(BadRequest, match=said):
             read_config(["demo", "--bandwidth", wrong], {})

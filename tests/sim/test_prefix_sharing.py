@@ -189,7 +189,7 @@ def test_journals_share_what_they_have_in_common_and_kept_ones_give_way() -> Non
             await talking
         assert hits(swarm) == [(2, 2 * SHARED)] * 3
 
-    live(story, limits=NodeLimits(journal_bytes=room + row * 10))
+    live(story, limits=NodeLimits(replay_log_bytes=room + row * 10))
 
 
 @pytest.mark.parametrize("claimed", [4 * PREFIX_TOKENS, PREFIX_TOKENS + 1])
@@ -263,7 +263,7 @@ def test_a_node_without_the_shared_journal_counts_as_lost() -> None:
         await talking
         assert {hop.address for hop, _ in swarm.chain.repairs[0].lost} == {head, middle}
 
-    live(story, spans=TWICE, limits=NodeLimits(journal_bytes=0))
+    live(story, spans=TWICE, limits=NodeLimits(replay_log_bytes=0))
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -112,10 +112,10 @@ def _unknown(parser: argparse.ArgumentParser, environment: Mapping[str, str], mo
 
 def accepted_by_node(environment: Mapping[str, str], *flags: str) -> NodeConfig:
     """Fails for what `swarm-node` does not know or would refuse."""
-    assert _unknown(swarm_node.parser(), environment) == set()
-    config, _ = swarm_node.read_config(flags, environment)
-    if (config.registry or "").startswith("mqtt"):
-        Broker.parse(str(config.registry))
+    assert _unknown(swarm_node.make_parser(), environment) == set()
+    config = swarm_node.read_config(flags, environment)
+    if (config.network.registry or "").startswith("mqtt"):
+        Broker.parse(str(config.network.registry))
     return config
 
 

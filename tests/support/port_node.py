@@ -18,7 +18,7 @@ settle = Lifecycle.settle
 
 
 async def run(peers: list[str], arguments: list[str]) -> None:
-    config, _ = read_config(arguments)
+    config = read_config(arguments)
 
     async def others(_: Lifecycle) -> list[str]:
         return peers

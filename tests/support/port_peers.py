@@ -11,13 +11,13 @@ from treeswarm.protocol.messages import Message, Ping, Pong
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm.transport.tls import Security
-from treeswarm_node.config import NodeLimits
+from treeswarm_node.config import LendingConfig
 from treeswarm_node.reachability.port_lender import PortLender
 from treeswarm_node.sessions.server import NodeServer
 
 CONTROL, LINK = StreamKind.CONTROL, StreamKind.LINK
 # All of a test come from one host.
-OPEN_HANDED = NodeLimits(lend_ports=8, lend_ports_to_host=8)
+OPEN_HANDED = LendingConfig(ports=8, ports_to_host=8)
 SOON_S = 20.0
 
 
@@ -44,10 +44,10 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def peer(limits: NodeLimits = OPEN_HANDED, **landlord: object) -> AsyncIterator[Peer]:
+async def peer(limits: LendingConfig = OPEN_HANDED, **landlord: object) -> AsyncIterator[Peer]:
     identity = Identity.ephemeral()
     transport = GrpcTransport(security=Security(identity))
-    node = NodeServer(transport, limits, port_lender=PortLender("127.0.0.1", limits, **landlord))  # type: ignore[arg-type]
+    node = NodeServer(transport, port_lender=PortLender("127.0.0.1", limits, **landlord))  # type: ignore[arg-type]
     made = Peer(node, transport, identity.pin)
 
     async def accept(kind: StreamKind, stream: Stream) -> None:

@@ -25,7 +25,7 @@ from treeswarm_bench.benchmarks.common import spread
 from treeswarm_bench.lab import Lab, LabLink, wan_lab
 from treeswarm_bench.raw_codec import RAW
 from treeswarm_client.provenance import machine_provenance
-from treeswarm_node.config import NodeLimits
+from treeswarm_node.config import LendingConfig
 from treeswarm_node.reachability.port_borrower import lease_port
 from treeswarm_node.reachability.port_lender import PortLender
 from treeswarm_node.sessions.server import NodeServer
@@ -48,7 +48,7 @@ async def lend(host: str) -> None:
     """A landlord, until standard input ends."""
     identity = Identity.ephemeral()
     transport = GrpcTransport(security=Security(identity))
-    node = NodeServer(transport, port_lender=PortLender(host, NodeLimits()))
+    node = NodeServer(transport, port_lender=PortLender(host, LendingConfig()))
     listener = await transport.listen(f"{host}:0", node.accept)
     await tell({"address": f"{listener.address}#{identity.pin}"})
     await listener.close()

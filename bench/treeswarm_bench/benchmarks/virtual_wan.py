@@ -42,7 +42,7 @@ from treeswarm_client.drafters.seam import DraftTree, Enough, in_no_hurry
 from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts
 from treeswarm_node.attention.metadata import Segment
-from treeswarm_node.config import NodeConfig
+from treeswarm_node.config import DeviceConfig, ModelConfig, NetworkConfig, NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo
 from treeswarm_node.engine.model_runner import Computed, Runner, ThrottledRunner
 from treeswarm_node.lifecycle import Lifecycle
@@ -108,13 +108,15 @@ class World:
     async def node(self, setup: BenchSetup, span: Span, share: float) -> AsyncIterator[str]:
         """One that serves; its address."""
         config = NodeConfig(
-            setup.model, span, "127.0.0.1:0", setup.dtype, "cpu", KV_TOKENS, 1, None, False, registry="none"
+            ModelConfig(setup.model, span=span, dtype=setup.dtype),
+            DeviceConfig(kv_tokens=KV_TOKENS, threads=1),
+            NetworkConfig(listen="127.0.0.1:0", registry="none"),
         )
         async with contextlib.AsyncExitStack() as stack:
             line, identity = self.line(), Identity.ephemeral()
             stack.push_async_callback(line.close)
             node = NodeServer(line, config.limits)
-            listener = await line.listen(config.listen, node.accept)
+            listener = await line.listen(config.network.listen, node.accept)
             stack.push_async_callback(listener.close)
             model = ModelInfo.find(setup.model)
             registry = await open_registry("none", model.config, identity.node_id)

@@ -20,7 +20,7 @@ from treeswarm.registry import Registry, client_registry, open_registry, registr
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm.transport.tls import Security
-from treeswarm_node.cli.arguments import add_node_flags, config_of
+from treeswarm_node.cli.arguments import add_node_flags, config_from_arguments
 from treeswarm_node.cli.machine_checks import (
     attention,
     device_findings,
@@ -70,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
 def doctor(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     """Check and show; the exit status.  Raises BadRequest for a wrong command line."""
     args = parse(parser(), "node", arguments, os.environ if environ is None else environ)
-    return print_findings(Console(highlight=False), asyncio.run(examine(config_of(args))), as_json=args.json)
+    return print_findings(
+        Console(highlight=False), asyncio.run(examine(config_from_arguments(args))), as_json=args.json
+    )
 
 
 async def examine(config: NodeConfig) -> list[Finding]:
@@ -80,17 +82,17 @@ async def examine(config: NodeConfig) -> list[Finding]:
     devices, device = device_findings(config)
     found += devices
     model: ModelInfo | None = None
-    if config.model:
+    if config.model.name:
         try:
-            model = await asyncio.to_thread(ModelInfo.find, config.model, config.revision)
+            model = await asyncio.to_thread(ModelInfo.find, config.model.name, config.model.revision)
         except SwarmError as error:
             found.append(Finding.of_error("model", error))
     if device is not None:
         found.append(await asyncio.to_thread(room, config, device, model))
-    found.append(await asyncio.to_thread(disk, config.model))
-    files = check_open_files(files_needed(config.limits))
+    found.append(await asyncio.to_thread(disk, config.model.name))
+    files = check_open_files(files_needed(config))
     found += [files] if files else []
-    port = free_port(config.listen)
+    port = free_port(config.network.listen)
     found += [port, *await examine_network(config, model, listens=port.verdict == "ok")]
     if device is not None:
         found.append(await asyncio.to_thread(numerics, config, device))
@@ -102,12 +104,12 @@ async def examine_network(config: NodeConfig, model: ModelInfo | None, *, listen
     """The swarm as seen from here, and here as seen from the swarm."""
     identity = Identity.ephemeral()  # the node's own may be in use by the node
     try:
-        key = read_swarm_key(config.swarm_key) if config.swarm_key else None
+        key = read_swarm_key(config.network.swarm_key) if config.network.swarm_key else None
     except SwarmError as error:
         return [Finding.of_error("swarm key", error)]
     transport = GrpcTransport(security=Security(identity, key))
     try:
-        opening = _opening(config.registry, model, transport)
+        opening = _opening(config.network.registry, model, transport)
         if isinstance(opening, Finding):
             return [opening]
         seen = await examine_swarm(opening, transport)
@@ -161,16 +163,16 @@ async def reachability(config: NodeConfig, transport: Transport, pin: str, other
         await stream.receive()
 
     try:
-        listener = await transport.listen(config.listen, accept)
+        listener = await transport.listen(config.network.listen, accept)
     except BadRequest as error:
         return Finding.of_error("reachability", error)
     try:
         own = Address("0.0.0.0", Address.parse(listener.address).port)
-        if config.announce is not None:
-            own = announced_address(config.announce, listener.address)
+        if config.network.announce is not None:
+            own = announced_address(config.network.announce, listener.address)
         asked = [ask_dial_back(transport, other, str(replace(own, pin=pin))) for other in others[:ANSWERS]]
         verdicts = [verdict for verdict in await asyncio.gather(*asked) if verdict is not None]
-        return reached(decide_address(config.announce, listener.address, verdicts), verdicts, listener.address)
+        return reached(decide_address(config.network.announce, listener.address, verdicts), verdicts, listener.address)
     finally:
         await listener.close()
 

@@ -13,7 +13,7 @@ from treeswarm.model_files import HUB_ID
 from treeswarm.programs.health import Finding
 from treeswarm.protocol.address import Address
 from treeswarm_node.attention.flash import FlashAttention
-from treeswarm_node.config import NodeConfig, NodeLimits
+from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo, choose_dtype, find_device
 from treeswarm_node.kv_cache.kv_store import KVShape
 from treeswarm_node.model.attention_selection import check_attention_choice, find_adapter_fault
@@ -41,7 +41,7 @@ def software() -> Finding:
 def device_findings(config: NodeConfig) -> tuple[list[Finding], torch.device | None]:
     """The device asked for, and what it is; None where it cannot be used."""
     try:
-        device = find_device(config.device)
+        device = find_device(config.device.name)
     except SwarmError as error:
         return [Finding.of_error("device", error)], None
     dtype = choose_dtype("auto", device)
@@ -59,19 +59,19 @@ def device_findings(config: NodeConfig) -> tuple[list[Finding], torch.device | N
 
 def room(config: NodeConfig, device: torch.device, model: ModelInfo | None) -> Finding:
     """Free memory, and how many of the model's blocks it holds, where the weights are here to be measured."""
-    free = config.memory or free_memory(device)
-    said = f"{free / GIB:.1f} GiB {'to use' if config.memory else 'free'} on {device.type}"
+    free = config.device.memory or free_memory(device)
+    said = f"{free / GIB:.1f} GiB {'to use' if config.device.memory else 'free'} on {device.type}"
     if model is not None:
         try:
-            dtype = getattr(torch, choose_dtype(config.dtype, device))
-            footprint = read_footprint(model.folder, dtype, config.quantization)
+            dtype = getattr(torch, choose_dtype(config.model.dtype, device))
+            footprint = read_footprint(model.folder, dtype, config.model.quantization)
         except SwarmError:
             said += f"; how many blocks of {model.name} fit is known once its weights are here"
         else:
             try:
                 fit = count_blocks_that_fit(
-                    free, footprint, kv_tokens=config.kv_tokens, forward_rows=config.limits.budget.rows,
-                    store=offload_room(config.offload), blocks=model.shape.blocks,
+                    free, footprint, kv_tokens=config.device.kv_tokens, forward_rows=config.limits.budget.rows,
+                    store=offload_room(config.device.offload), blocks=model.shape.blocks,
                 )  # fmt: skip
             except SwarmError as error:
                 return Finding.of_error("memory", error)
@@ -98,9 +98,9 @@ def disk(model: str) -> Finding:
     return Finding.ok("disk", said)
 
 
-def files_needed(limits: NodeLimits) -> int:
+def files_needed(config: NodeConfig) -> int:
     """Files and sockets of a busy node: two streams' connections a session, two sockets a lent connection."""
-    return OWN_FILES + 2 * limits.sessions + 2 * limits.lend_ports * limits.lend_connections
+    return OWN_FILES + 2 * config.limits.sessions + 2 * config.lending.ports * config.lending.connections
 
 
 def free_port(listen: str) -> Finding:
@@ -128,14 +128,14 @@ def free_port(listen: str) -> Finding:
 
 def numerics(config: NodeConfig, device: torch.device) -> Finding:
     """Which classes this device computes right, and whether the one asked for is among them."""
-    return judged(check_numerics(device), choose_dtype(config.dtype, device), config.quantization)
+    return judged(check_numerics(device), choose_dtype(config.model.dtype, device), config.model.quantization)
 
 
 def attention(config: NodeConfig, device: torch.device) -> Finding:
     """What would compute it, and whether the kernels agree with plain attention, on heads as an 8B model has them."""
-    dtype = getattr(torch, choose_dtype(config.dtype, device))
+    dtype = getattr(torch, choose_dtype(config.model.dtype, device))
     try:
-        flash = check_attention_choice(config.attention, device, dtype)
+        flash = check_attention_choice(config.device.attention, device, dtype)
     except SwarmError as error:
         return Finding.of_error("attention", error)
     if not flash:

@@ -34,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return asyncio.run(command(arguments))
         if arguments and arguments[0] == "doctor":
             return _doctor(arguments[1:])
-        config, verbose = read_config(arguments)
-        return _serve(config, verbose=verbose)
+        return _serve(read_config(arguments))
     except SwarmError as error:
         print(f"swarm-node: {error}", file=sys.stderr)
         return 1
@@ -44,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _serve(config: NodeConfig, *, verbose: bool) -> int:
+def _serve(config: NodeConfig) -> int:
     panel, status = _panel(config), 1
-    _set_up_logging(json_lines=config.log_json, verbose=verbose, panel=panel)
+    _set_up_logging(json_lines=config.operations.log_json, verbose=config.operations.verbose, panel=panel)
     try:
         asyncio.run(_serve_until_stopped(config, panel))
         status = 0
@@ -69,7 +68,7 @@ def _doctor(arguments: Sequence[str]) -> int:
 
 def _panel(config: NodeConfig) -> LivePanel | None:
     """On a terminal that can redraw, unless the owner or a program wants lines."""
-    if config.log_json or not config.panel or not sys.stdout.isatty():
+    if config.operations.log_json or not config.operations.panel or not sys.stdout.isatty():
         return None
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model's name in letters that this terminal lacks
@@ -83,7 +82,7 @@ async def _serve_until_stopped(config: NodeConfig, panel: LivePanel | None) -> N
         from treeswarm_node.serve import serving  # noqa: PLC0415
 
     stopping = _Stopping()
-    bar = LoadingBar(Console(stderr=True)) if sys.stderr.isatty() and not config.log_json else None
+    bar = LoadingBar(Console(stderr=True)) if sys.stderr.isatty() and not config.operations.log_json else None
     async with contextlib.AsyncExitStack() as stack:
         if bar:
             stack.callback(bar.stop)
@@ -98,7 +97,7 @@ async def _serve_until_stopped(config: NodeConfig, panel: LivePanel | None) -> N
             served.life.progress = panel.progress
             await stack.enter_async_context(panel.watching(served.gauge.read))
         else:
-            print(json.dumps(served.ready.as_dict()) if config.log_json else served.ready, flush=True)
+            print(json.dumps(served.ready.as_dict()) if config.operations.log_json else served.ready, flush=True)
             served.life.progress = LoadingLog()
         await served.life.live(stopping.stop)
 

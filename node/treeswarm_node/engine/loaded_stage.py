@@ -92,15 +92,15 @@ async def load_stage(
     The engine continues to count in `counters`; `progress` is called while the span loads.  Raises ModelError,
     BadRequest.
     """
-    with open_offload(find_device(config.device), config.offload) as offload:
+    with open_offload(find_device(config.device.name), config.device.offload) as offload:
         cancellable = _CancellableProgress(progress)
         try:
             span_model, served, rate = await asyncio.to_thread(_load, config, model, span, offload, cancellable)
         except asyncio.CancelledError:
             cancellable.cancelled.set()
             raise
-        codec = make_row_codec(config.activations, served.hidden_size)
-        runner = _throttled(ModelRunner(span_model, Sampler(served.vocab_size), codec), config.device_share)
+        codec = make_row_codec(config.model.activations, served.hidden_size)
+        runner = _throttled(ModelRunner(span_model, Sampler(served.vocab_size), codec), config.device.share)
         profile = await asyncio.to_thread(measure_profile, runner, served, span_model.store)
         engine = Engine(runner, config.limits.budget, counters or Counters())
         running = asyncio.create_task(engine.run())
@@ -169,22 +169,22 @@ def choose_dtype(name: str, device: torch.device) -> str:
 def _load(
     config: NodeConfig, model: ModelInfo, span: Span, offload: Offload | None, progress: Progress | None
 ) -> tuple[SpanModel, ServedSpan, float]:
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = find_device(config.device)
-    check_library(config.quantization)
+    if config.device.threads:
+        torch.set_num_threads(config.device.threads)
+    device = find_device(config.device.name)
+    check_library(config.model.quantization)
     folder = resolve_model(model.name, weights=True, span=span, hub=model.hub, progress=progress)
     loaded = load_span(
-        folder, span, getattr(torch, config.dtype), device, progress,
-        quantization=config.quantization, offload=offload,
+        folder, span, getattr(torch, config.model.dtype), device, progress,
+        quantization=config.model.quantization, offload=offload,
     )  # fmt: skip
     weights = weights_digest(folder, read_config(folder), progress)
-    span_model = SpanModel(loaded, config.kv_tokens)
+    span_model = SpanModel(loaded, config.device.kv_tokens)
     if offload is None:  # offloaded weights keep the layout in which they were stored
         choose_layouts(span_model.linears())
     check_family(span_model)
-    choose_attention(span_model, config.attention)
-    numerics = NumericsClass(weights, config.dtype, config.quantization, config.activations)
+    choose_attention(span_model, config.device.attention)
+    numerics = NumericsClass(weights, config.model.dtype, config.model.quantization, config.model.activations)
     served = ServedSpan(
         span=span,
         blocks=model.shape.blocks,
@@ -196,7 +196,7 @@ def _load(
         attention=span_model.attention_name,
         activation_bytes=numerics.row_bytes(model.shape.hidden_size),
     )
-    return span_model, served, measure_rate(span_model) * config.device_share
+    return span_model, served, measure_rate(span_model) * config.device.share
 
 
 def _throttled(runner: Runner, share: float) -> Runner:

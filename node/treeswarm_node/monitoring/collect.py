@@ -26,9 +26,9 @@ class SnapshotCollector:
         life, node = self.life, self.life.node
         stage = node.stage
         return NodeSnapshot(
-            model=life.config.model,
+            model=life.config.model.name,
             node=life.identity.node_id,
-            device=life.config.device,
+            device=life.config.device.name,
             address=life.address.bare,
             state=node.state,
             uptime_s=time.monotonic() - self.started,
@@ -36,7 +36,7 @@ class SnapshotCollector:
             span=life.span,
             numerics=life.numerics,
             rate=stage.rate if stage else 0.0,
-            memory_bytes=memory_used(torch.device(life.config.device)),
+            memory_bytes=memory_used(torch.device(life.config.device.name)),
             sessions=len(node.sessions),
             most_sessions=node.limits.sessions,
             opened=node.opened,

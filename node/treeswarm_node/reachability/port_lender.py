@@ -17,7 +17,7 @@ from treeswarm.protocol.address import host_of
 from treeswarm.protocol.messages import TICKET_BYTES, FaultCode, IncomingConnection, LeasePort, PortLeased
 from treeswarm.transport.rate_limit import RateLimiter
 from treeswarm.transport.seam import Stream
-from treeswarm_node.config import NodeLimits
+from treeswarm_node.config import LendingConfig
 from treeswarm_node.reachability.tcp_splice import ByteCounter, End, new_buffer, splice
 
 # Strangers of one tenant that it has not fetched yet.  A tenant fetches within a round trip or two; a client opens
@@ -35,7 +35,7 @@ class Lease:
     """A lent port and everyone on it."""
 
     stream: Stream
-    limits: NodeLimits
+    limits: LendingConfig
     buffer: memoryview
     wait_s: float
     rate_limiter: RateLimiter | None = None
@@ -49,7 +49,7 @@ class Lease:
     _over: bool = False
 
     def __post_init__(self) -> None:
-        self._meter = ByteCounter(self.limits.lend_bytes_per_s, self.rate_limiter)
+        self._meter = ByteCounter(self.limits.bytes_per_s, self.rate_limiter)
 
     @property
     def host(self) -> str:
@@ -96,8 +96,8 @@ class Lease:
         self._strangers[stranger] = stranger.host
         if (
             self._over
-            or len(hosts) >= self.limits.lend_connections
-            or hosts.count(stranger.host) >= self.limits.lend_connections_of_host
+            or len(hosts) >= self.limits.connections
+            or hosts.count(stranger.host) >= self.limits.connections_of_host
             or self._tokens.full()
         ):
             self.refused += 1
@@ -121,7 +121,7 @@ class PortLender:
     """Lends ports of `host`, the address this node listens on."""
 
     host: str
-    limits: NodeLimits = NodeLimits()
+    limits: LendingConfig = LendingConfig()
     first_port: int = 0
     """Where only chosen ports are open: tenants fetch here, and the next ones are lent.  0: any that are free."""
     reachable: bool = True
@@ -161,7 +161,7 @@ class PortLender:
         return sum(tenancy.connections for tenancy in self._tenancies)
 
     def _check(self, wanted: LeasePort, stream: Stream) -> None:
-        most, most_of_host = self.limits.lend_ports, self.limits.lend_ports_to_host
+        most, most_of_host = self.limits.ports, self.limits.ports_to_host
         hosts = Counter(tenancy.host for tenancy in self._tenancies)
         if wanted.version != PROTOCOL_VERSION:
             raise Refused(
@@ -184,7 +184,7 @@ class PortLender:
         """Raises Refused."""
         chosen = [0]
         if self.first_port:
-            chosen = list(range(self.first_port + 1, self.first_port + 1 + self.limits.lend_ports))
+            chosen = list(range(self.first_port + 1, self.first_port + 1 + self.limits.ports))
         try:
             async with self._opening:
                 if self._server is None:

@@ -66,7 +66,7 @@ class NodeServer:
     _beside: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
-        self.journals = ReplayLogBudget(self.limits.journal_bytes)
+        self.journals = ReplayLogBudget(self.limits.replay_log_bytes)
 
     @property
     def streams(self) -> int:
@@ -89,7 +89,9 @@ class NodeServer:
             await asyncio.sleep(SWEEP_S)
             now = asyncio.get_running_loop().time()
             why = Refused("the session expired: nothing was asked of it", FaultCode.EXPIRED)
-            over = [h for h in self.sessions.values() if h.expired(now, self.limits.lease_s, self.limits.idle_s)]
+            over = [
+                h for h in self.sessions.values() if h.expired(now, self.limits.session_grace_s, self.limits.idle_s)
+            ]
             await asyncio.gather(*(hosted.fail(why) for hosted in over))
 
     async def drain(self, grace_s: float) -> None:

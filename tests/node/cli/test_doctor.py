@@ -88,7 +88,7 @@ def test_this_machines_cpu_computes_every_class_right() -> None:
 def test_attention_is_checked_as_the_node_would_choose_it() -> None:
     said = {}
     for wanted in ("auto", "flash"):
-        config, _ = read_config(["demo", "--attention", wanted], {})
+        config = read_config(["demo", "--attention", wanted], {})
         said[wanted] = attention(config, torch.device("cpu")).message
     assert said == {"auto": "plain torch", "flash": "torch-flash agrees with plain torch"}
 

@@ -58,4 +58,4 @@ def test_what_is_no_share_is_refused(share: str) -> None:
 
 @pytest.mark.parametrize(("flags", "share"), [([], 1.0), (["--device-share", "0.25"], 0.25)])
 def test_the_share_is_read(flags: list[str], share: float) -> None:
-    assert read_config(["demo", *flags])[0].device_share == share
+    assert read_config(["demo", *flags]).device.share == share

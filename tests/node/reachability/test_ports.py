@@ -38,12 +38,12 @@ from treeswarm.protocol.messages import (
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Stream, StreamKind
-from treeswarm_node.config import NodeLimits
+from treeswarm_node.config import LendingConfig
 from treeswarm_node.reachability.port_borrower import LeasedPort, lease_port
 
 
 @contextlib.asynccontextmanager
-async def tenancy(limits: NodeLimits = OPEN_HANDED) -> AsyncIterator[tuple[Peer, Peer, LeasedPort]]:
+async def tenancy(limits: LendingConfig = OPEN_HANDED) -> AsyncIterator[tuple[Peer, Peer, LeasedPort]]:
     """PortLender, tenant, and the port between them."""
     async with (
         peer(limits) as landlord,
@@ -246,14 +246,14 @@ async def test_a_tenant_whose_own_port_is_closed_turns_strangers_away() -> None:
 @pytest.mark.parametrize(
     ("limits", "code", "words"),
     [
-        (replace(OPEN_HANDED, lend_ports=0), FaultCode.REFUSED, "lends no ports"),
-        (replace(OPEN_HANDED, lend_ports=1), FaultCode.TOO_MANY, "all 1 ports"),
-        (replace(OPEN_HANDED, lend_ports_to_host=1), FaultCode.TOO_MANY, "your address rents 1"),
+        (replace(OPEN_HANDED, ports=0), FaultCode.REFUSED, "lends no ports"),
+        (replace(OPEN_HANDED, ports=1), FaultCode.TOO_MANY, "all 1 ports"),
+        (replace(OPEN_HANDED, ports_to_host=1), FaultCode.TOO_MANY, "your address rents 1"),
     ],
 )
-async def test_a_landlord_lends_so_many_ports(limits: NodeLimits, code: FaultCode, words: str) -> None:
+async def test_a_landlord_lends_so_many_ports(limits: LendingConfig, code: FaultCode, words: str) -> None:
     async with peer(limits) as landlord, peer() as tenant, contextlib.AsyncExitStack() as stack:
-        if limits.lend_ports:
+        if limits.ports:
             await stack.enter_async_context(lease_port(tenant.transport, landlord.address, tenant.local))
         with pytest.raises(Refused, match=words) as refused:
             await stack.enter_async_context(lease_port(tenant.transport, landlord.address, tenant.local))
@@ -284,7 +284,7 @@ async def test_one_stream_rents_one_port_in_one_version() -> None:
 async def test_a_landlord_lends_the_ports_it_was_told_to() -> None:
     first, taken = _three_ports()
     with taken:
-        limits = replace(OPEN_HANDED, lend_ports=2)
+        limits = replace(OPEN_HANDED, ports=2)
         async with peer(limits, first_port=first) as landlord, stranger() as tenant:
             stream, rented = await _rented(tenant, landlord)
             assert (rented.fetch_port, rented.port) == (first, first + 1)
@@ -303,7 +303,7 @@ def _three_ports() -> tuple[int, socket.socket]:
     raise AssertionError("no three free ports in a row")
 
 
-@pytest.mark.parametrize("limit", ["lend_connections", "lend_connections_of_host"])
+@pytest.mark.parametrize("limit", ["connections", "connections_of_host"])
 async def test_a_port_takes_so_many_connections(limit: str) -> None:
     async with tenancy(replace(OPEN_HANDED, **{limit: 2})) as (landlord, tenant, port), stranger() as client:
         held = [await client.connect(f"{port.address}#{tenant.pin}", kind) for kind in (CONTROL, LINK)]
@@ -316,7 +316,7 @@ async def test_a_port_takes_so_many_connections(limit: str) -> None:
 
 
 async def test_so_many_strangers_wait() -> None:
-    limits = replace(OPEN_HANDED, lend_connections=500, lend_connections_of_host=500)
+    limits = replace(OPEN_HANDED, connections=500, connections_of_host=500)
     async with peer(limits) as landlord, stranger() as tenant:
         stream, rented = await _rented(tenant, landlord)
         writers = [(await asyncio.open_connection("127.0.0.1", rented.port))[1] for _ in range(300)]

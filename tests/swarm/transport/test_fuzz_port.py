@@ -42,7 +42,7 @@ async def toy_node(span: Span) -> AsyncIterator[tuple[str, NodeServer, GrpcTrans
     served = ServedSpan(span, 4, VOCAB, 4, 2048, "toy", NumericsClass("toy", "float32"), "toy", STATE)
     transport = GrpcTransport(security=Security(Identity.ephemeral()))
     stage = LoadedStage(served, engine, store, 1.0)
-    node = NodeServer(transport, NodeLimits(lease_s=0.2), stage=stage, state=NodeState.ONLINE)
+    node = NodeServer(transport, NodeLimits(session_grace_s=0.2), stage=stage, state=NodeState.ONLINE)
     listener = await transport.listen("127.0.0.1:0", node.accept)
     running = [asyncio.create_task(engine.run()), asyncio.create_task(node.sweep())]
     try:
