@@ -29,7 +29,7 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_client.chain.chain import open_chain
-from treeswarm_client.chain.repair import Reservation
+from treeswarm_client.chain.options import Reservation
 from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt, check_scope
 from treeswarm_client.chain.wait_events import OnWait
 from treeswarm_client.chat_template import ChatTemplate, MessageDict, load_chat_template
@@ -314,8 +314,8 @@ class SwarmClient:
             ) as chain,
             AsyncExitStack() as undo,
         ):
-            session = AppendBuilder(settings, self._segment_rows(), chain.epoch, chain.prefix_rows)
-            run.chain, run.prefix_tokens = chain, chain.prefix_rows
+            session = AppendBuilder(settings, self._segment_rows(), chain.epoch.number, chain.epoch.prefix_rows)
+            run.chain, run.prefix_tokens = chain, chain.epoch.prefix_rows
             policy = AutoPolicy(
                 seat.planner,
                 self.target.row_bytes,

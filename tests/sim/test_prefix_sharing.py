@@ -220,7 +220,7 @@ def test_forks_of_a_prompt_survive_their_nodes(places: tuple[int, ...], at: int)
     async def story(swarm: ToySwarm) -> None:
         await say(swarm)
         talking = asyncio.create_task(say_at_once(swarm, 3))
-        while swarm.chain is None or len(swarm.kept) < at or not swarm.chain.members:
+        while swarm.chain is None or len(swarm.kept) < at or not swarm.chain.epoch.members:
             await asyncio.sleep(0.001)
         for address in [swarm.chain.hops[place].address for place in places]:
             await swarm.kill(address)

@@ -16,7 +16,7 @@ from treeswarm_bench.benchmarks.strategies import WithoutBonus
 from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.chain.chain import open_chain
-from treeswarm_client.chain.repair import Reservation
+from treeswarm_client.chain.options import Reservation
 from treeswarm_client.chain.shared_prompt import SharedPrompt
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.generation.append_builder import AppendBuilder
@@ -88,7 +88,7 @@ async def decoded(swarm: ToySwarm, loop: type[Generation], count: int) -> tuple[
     async with open_chain(
         swarm.network.transport(), ToyRouter(swarm), target, room, shared=shared, alternatives=drafter.alternatives
     ) as chain:
-        session = AppendBuilder(settings, 4, chain.epoch, chain.prefix_rows)
+        session = AppendBuilder(settings, 4, chain.epoch.number, chain.epoch.prefix_rows)
         limits, policy = GenerationLimits(count, frozenset()), FixedSizePolicy(6, drafts_ahead=False)
         generation = loop(chain=chain, drafter=drafter, session=session, limits=limits, policy=policy)
         text = [token async for news in generation.rounds(PROMPT, settings) for token in news.tokens]

@@ -20,7 +20,7 @@ from treeswarm.session.walk import Walk
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_client.chain.chain import Chain, open_chain
-from treeswarm_client.chain.repair import Reservation
+from treeswarm_client.chain.options import Reservation
 from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt
 from treeswarm_client.discovery.route import Hop, Target
 from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Enough, Verification, in_no_hurry
@@ -311,7 +311,7 @@ class ToySwarm:
             alternatives=drafter.alternatives,
         ) as chain:
             self.chain = chain
-            session = AppendBuilder(SamplingSettings(), segment_rows, chain.epoch, chain.prefix_rows)
+            session = AppendBuilder(SamplingSettings(), segment_rows, chain.epoch.number, chain.epoch.prefix_rows)
             limits = GenerationLimits(count, frozenset())
             policy = HastyPolicy(tree_size) if tree_size else FixedSizePolicy(0)
             generation = Generation(chain=chain, drafter=drafter, session=session, limits=limits, policy=policy)

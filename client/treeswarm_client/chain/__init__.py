@@ -1,1 +1,1 @@
-"""The chain of nodes that serves one session: sending, watching, repairing."""
+"""The chain of nodes that serves one session: opening it, sending to it, watching it and repairing it."""

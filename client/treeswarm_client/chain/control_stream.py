@@ -1,4 +1,4 @@
-"""A client's control stream to one node: questions, answers, and signs of life."""
+"""A client's control stream to one node: requests and grants, messages, pings."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from treeswarm.errors import LinkBroken, NodeLost, Refused, SwarmError, TransportError
 from treeswarm.protocol.messages import Close, ControlDown, Fault, Hint, Open, Opened, Ping, Pong, Resume
+from treeswarm.tasks import TaskSet
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_client.discovery.round_trip import RoundTrip
 from treeswarm_client.discovery.route import Hop
@@ -17,119 +18,146 @@ PING_EVERY_S = 0.5
 LEAST_SILENCE_S = 2.0
 # A node may be loading, or its machine swapping, when a session is opened; longer than this is as good as dead.
 GRANT_S = 20.0
-# The words a stream ends with are on their way, or never come.
-GOODBYE_S = 1.0
+# The last frames of a stream that is closed are on their way, or never come.
+CLOSE_S = 1.0
+
+
+@dataclass(frozen=True)
+class ControlHandlers:
+    """The functions that a control stream calls."""
+
+    on_message: Callable[["NodeControl", ControlDown], None]
+    """Called with every message except pongs and grants that were waited for."""
+    on_break: Callable[["NodeControl", SwarmError], None]
+    """Called with the reason when the stream is of no more use."""
+    on_round_trip: Callable[[str, float], None]
+    """Called with the node's id and the round-trip time in seconds of every pong."""
+
+
+@dataclass(frozen=True)
+class NodeProgress:
+    """How far the session's appends have come at a node, as its last pong reported."""
+
+    received: int = 0
+    """Number of appends the node has received in order."""
+    passed_on: int = 0
+    """Number of these that the node has sent on or answered."""
+    replayed: int = 0
+    """Number of replayed frames the node has handled."""
+    changed_at: float = 0.0
+    """Time of the loop's clock, in seconds, at which any of these last changed."""
+
+    def updated(self, received: int, passed_on: int, replayed: int, now: float) -> "NodeProgress":
+        """Return the progress after a pong with these numbers."""
+        unchanged = (received, passed_on, replayed) == (self.received, self.passed_on, self.replayed)
+        return self if unchanged else NodeProgress(received, passed_on, replayed, now)
 
 
 @dataclass(eq=False)
 class NodeControl:
-    """One node of a session.  `hear` gets every message but the pongs, `drop_node` why it seems lost."""
+    """The control stream to one node of a session."""
 
     hop: Hop
     session: bytes
-    hear: Callable[["NodeControl", ControlDown], None]
-    drop_node: Callable[["NodeControl", SwarmError], None]
-    answered: Callable[[str, float], None]
+    """Id of the session."""
+    handlers: ControlHandlers
     stream: Stream | None = None
     round_trip: RoundTrip = RoundTrip()
     epoch: int = -1
-    """The last one the node was told of and agreed to."""
-    received: int = 0
-    """Appends the node has received in order, as its last pong said."""
-    passed_on: int = 0
-    """Of these, those that it has sent on or answered."""
-    replayed: int = 0
-    moved_at: float = 0.0
-    """When any of these last changed."""
+    """Number of the last epoch that the node agreed to."""
+    progress: NodeProgress = NodeProgress()
     broken: SwarmError | None = None
-    """Why the stream is no longer of use."""
+    """Why the stream is of no more use, or None while it is."""
     _heard_at: float = 0.0
+    """Time of the loop's clock, in seconds, of the last message."""
     _granted: asyncio.Future[Opened] | None = None
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _tasks: TaskSet = field(default_factory=TaskSet)
 
     async def connect(self, transport: Transport) -> None:
-        """Dial.  Raises Unreachable; may be called again after the stream broke."""
+        """Connect to the node.  May be called again after the stream broke.  Raises Unreachable."""
         await self._stop()
         start = asyncio.get_running_loop().time()
         self.stream = await transport.connect(self.hop.address, StreamKind.CONTROL)
         self.broken, self._heard_at = None, asyncio.get_running_loop().time()
         if not self.round_trip.samples:
-            # A handshake is some round trips: a first guess on the safe side.
+            # A handshake takes several round trips: a first guess on the safe side.
             self.round_trip = self.round_trip.with_sample(self._heard_at - start)
-        self._tasks = [asyncio.create_task(self._listen(self.stream)), asyncio.create_task(self._ping(self.stream))]
+        self._tasks.start(self._listen(self.stream))
+        self._tasks.start(self._ping(self.stream))
 
-    async def ask(self, wanted: Open | Resume) -> Opened:
-        """Send, and wait for the grant.  Raises Refused with the node's words, NodeLost when it says nothing."""
+    async def request(self, request: Open | Resume) -> Opened:
+        """Send a request and return the node's grant.
+
+        Raises Refused with the node's reason, NodeLost if it does not answer within 20 s, or why the stream broke.
+        """
         if self.stream is None or self.broken is not None:
             raise self.broken or LinkBroken(f"{self.hop.address} is not connected")
         self._granted = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(GRANT_S):
-                await self.stream.send(wanted)
+                await self.stream.send(request)
                 while True:
                     granted = await asyncio.shield(self._granted)
-                    if granted.epoch == wanted.epoch:
+                    if granted.epoch == request.epoch:
                         return granted
                     self._granted = asyncio.get_running_loop().create_future()
         except TimeoutError:
             raise NodeLost(f"{self.hop} did not answer within {GRANT_S:.0f} s", self.hop.address) from None
         finally:
             if self._granted.done() and not self._granted.cancelled():
-                self._granted.exception()  # sending failed too, and said the same: nobody needs to hear it again
+                self._granted.exception()  # if sending failed too, it has raised the same: mark this as retrieved
             self._granted = None
 
-    async def tell(self, send_hint: Hint) -> None:
-        """Whoever does not hear it only works in vain."""
+    async def send_hint(self, hint: Hint) -> None:
+        """Send a hint if the stream allows it.  A node that misses it only computes rows in vain."""
         if self.stream is not None and self.broken is None:
             with contextlib.suppress(SwarmError, TimeoutError):
-                async with asyncio.timeout(GOODBYE_S):
-                    await self.stream.send(send_hint)
+                async with asyncio.timeout(CLOSE_S):
+                    await self.stream.send(hint)
 
     async def close_session(self) -> None:
-        """Free the session there, if anybody listens."""
+        """Free the session on the node if it still listens, and end the stream."""
         if self.stream is not None and self.broken is None:
             with contextlib.suppress(SwarmError, TimeoutError):
-                await asyncio.wait_for(self.stream.send(Close(self.session)), GOODBYE_S)
+                await asyncio.wait_for(self.stream.send(Close(self.session)), CLOSE_S)
         await self._stop()
 
     async def _stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         if self.stream is not None:
             with contextlib.suppress(SwarmError, TimeoutError):
-                await asyncio.wait_for(self.stream.end(), GOODBYE_S)
+                await asyncio.wait_for(self.stream.end(), CLOSE_S)
             self.stream = None
 
     async def _listen(self, stream: Stream) -> None:
         try:
             while (message := await stream.receive()) is not None:
                 self._heard_at = asyncio.get_running_loop().time()
-                self._take(message)
+                self._on_message(message)
             self._break(LinkBroken(f"{self.hop} ended the session"))
         except TransportError as error:
             self._break(error)
         except SwarmError as error:
-            self.drop_node(self, error)
+            self.handlers.on_break(self, error)
             self._break(error)
 
-    def _take(self, message: object) -> None:
+    def _on_message(self, message: object) -> None:
+        waiting = self._granted is not None and not self._granted.done()
         match message:
             case Pong(stamp, received, passed_on, replayed):
                 round_trip_s = max(0.0, self._heard_at - stamp / 1e6)
                 self.round_trip = self.round_trip.with_sample(round_trip_s)
-                if (received, passed_on, replayed) != (self.received, self.passed_on, self.replayed):
-                    self.received, self.passed_on, self.replayed = received, passed_on, replayed
-                    self.moved_at = self._heard_at
-                self.answered(self.hop.node, round_trip_s)
-            case Opened() if self._granted is not None and not self._granted.done():
+                self.progress = self.progress.updated(received, passed_on, replayed, self._heard_at)
+                self.handlers.on_round_trip(self.hop.node, round_trip_s)
+            case Opened() if waiting:
+                assert self._granted is not None
                 self.epoch = message.epoch
                 self._granted.set_result(message)
-            case Fault(fatal=True) if self._granted is not None and not self._granted.done():
-                said = Refused(f"{self.hop} refused: {message.message}", message.code)
-                self._granted.set_exception(said)
+            case Fault(fatal=True) if waiting:
+                assert self._granted is not None
+                self._granted.set_exception(Refused(f"{self.hop} refused: {message.message}", message.code))
             case _:
-                self.hear(self, message)  # type: ignore[arg-type]
+                self.handlers.on_message(self, message)  # type: ignore[arg-type]
 
     async def _ping(self, stream: Stream) -> None:
         loop = asyncio.get_running_loop()
@@ -137,10 +165,10 @@ class NodeControl:
             while True:
                 await stream.send(Ping(int(loop.time() * 1e6), self.session))
                 await asyncio.sleep(PING_EVERY_S)
-                silence = loop.time() - self._heard_at
-                if silence > PING_EVERY_S + self.round_trip.deadline(LEAST_SILENCE_S):
-                    error = NodeLost(f"lost {self.hop}: nothing heard for {silence:.1f} s", self.hop.address)
-                    self.drop_node(self, error)
+                silence_s = loop.time() - self._heard_at
+                if silence_s > PING_EVERY_S + self.round_trip.deadline(LEAST_SILENCE_S):
+                    error = NodeLost(f"lost {self.hop}: nothing heard for {silence_s:.1f} s", self.hop.address)
+                    self.handlers.on_break(self, error)
                     self._break(error)
                     return
 
@@ -149,4 +177,4 @@ class NodeControl:
             self.broken = error
             if self._granted is not None and not self._granted.done():
                 self._granted.set_exception(error)
-            self.drop_node(self, error)
+            self.handlers.on_break(self, error)

@@ -1,4 +1,4 @@
-"""A chain waits for nodes to appear: who wants to know hears why, and how long it still does."""
+"""Reports of a chain that waits for nodes to appear: why it waits, and how long it still does."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,37 +9,38 @@ from treeswarm.errors import SwarmError
 
 @dataclass(frozen=True)
 class ChainWait:
-    """How things stand with one chain that waits, or has just waited."""
+    """The state of one chain that waits, or has just stopped waiting."""
 
     session: bytes
+    """Id of the session that waits."""
     reason: SwarmError | None
-    """What nobody serves, or has room for; None: the wait is over."""
+    """Error that names the blocks without nodes, or without nodes that have room; None if the wait is over."""
     remaining_s: float = 0.0
-    """How long it still waits before it gives up."""
+    """Seconds until the chain gives up."""
     succeeded: bool = False
-    """Somebody came, and the wait was not for nothing."""
+    """Whether the wait ended because nodes appeared."""
 
 
 OnWait = Callable[[ChainWait], None]
-"""Called about twice a second while a chain waits, and once when that is over."""
+"""Called about twice per second while a chain waits, and once when the wait is over."""
 
 
 @dataclass(eq=False)
 class WaitEvents:
-    """Of one chain."""
+    """Reports the waits of one session to a callback."""
 
     session: bytes
-    tell: OnWait
+    notify: OnWait
     _waiting: bool = False
 
-    def say(self, why: SwarmError, remaining_s: float) -> None:
-        """It waits, up to `remaining_s` seconds more."""
+    def report(self, reason: SwarmError, remaining_s: float) -> None:
+        """Report that the chain waits, for up to `remaining_s` seconds more."""
         self._waiting = True
-        self.tell(ChainWait(self.session, why, remaining_s))
+        self.notify(ChainWait(self.session, reason, remaining_s))
 
     @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
-        """Whatever waits there are within are over when it is left; in vain where it is left with an error."""
+    def ending_on_exit(self) -> Iterator[None]:
+        """Report the end of a wait on leaving the context: a success, or a failure if left with an error."""
         succeeded = False
         try:
             yield
@@ -47,4 +48,4 @@ class WaitEvents:
         finally:
             if self._waiting:
                 self._waiting = False
-                self.tell(ChainWait(self.session, None, succeeded=succeeded))
+                self.notify(ChainWait(self.session, None, succeeded=succeeded))

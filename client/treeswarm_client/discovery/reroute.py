@@ -1,30 +1,32 @@
-"""When a working chain is thought over again, and when to believe that another is faster.  Pure."""
+"""When to look for a faster chain, and when to believe that one is faster.  Pure."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
 # Records change every minute or so; a look at ten thousand of them takes some 0.1 s.
-RECONSIDER_S = 10.0
+CHECK_EVERY_S = 10.0
 
 
 @dataclass(eq=False)
 class RerouteTimer:
-    """Of one chain."""
+    """Decides when one working chain is compared with others, and which of its nodes to leave."""
 
-    had_at: float = 0.0
-    _better_without: frozenset[str] = frozenset()
+    checked_at: float = 0.0
+    """Time of the last comparison, in seconds of the loop's clock."""
+    _candidates: frozenset[str] = frozenset()
+    """Ids of the nodes that a faster chain would have left out at the last comparison."""
 
-    def due(self, now: float) -> bool:
-        """Whether to think again; then they are had now."""
-        if now - self.had_at < RECONSIDER_S:
+    def is_due(self, now: float) -> bool:
+        """Return whether a comparison is due at `now`; if so, take it as made."""
+        if now - self.checked_at < CHECK_EVERY_S:
             return False
-        self.had_at = now
+        self.checked_at = now
         return True
 
-    def leave(self, better_without: Collection[str]) -> frozenset[str]:
-        """The nodes to leave, of those that a faster chain would do without today.
+    def confirm(self, candidates: Collection[str]) -> frozenset[str]:
+        """Return the ids of the nodes to leave, of those that a faster chain would leave out now.
 
-        Measurements come and go; what was better a while ago and still is will stay so.
+        Measurements fluctuate, so a node is left only if it was a candidate at the last comparison too.
         """
-        before, self._better_without = self._better_without, frozenset(better_without)
-        return before & self._better_without
+        before, self._candidates = self._candidates, frozenset(candidates)
+        return before & self._candidates

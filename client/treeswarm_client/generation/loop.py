@@ -14,7 +14,7 @@ from treeswarm.protocol.messages import Answer
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import Walk
 from treeswarm_client.chain.chain import Chain
-from treeswarm_client.chain.repair import Interrupted
+from treeswarm_client.chain.in_flight import Interrupted
 from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, Verification
 from treeswarm_client.generation.append_builder import AppendBuilder, Shipment
 from treeswarm_client.generation.round_in_flight import RoundInFlight
@@ -87,7 +87,7 @@ class Generation:
 
     async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncGenerator[Committed, None]:
         """Yield what each traversal commits, until a stop token or the limit."""
-        self.policy.begin(self.chain.profiled_hops)
+        self.policy.begin(self.chain.epoch.profiled_hops)
         begun = asyncio.create_task(self._apart(self.drafter.begin, prompt, settings))
         try:
             prefill, found = await self._traverse(self.session.prefill(prompt))
@@ -114,7 +114,7 @@ class Generation:
     async def _draft(self) -> DraftTree:
         """What to ship first: no deeper than what may still be committed, since the mandatory node's answer is one
         token.  Where nothing is drafted, nobody waits for the drafter to observe the last round."""
-        wanted = min(self.policy.nodes_to_draft(), self.chain.credit_rows - 1) if self._depth() else 0
+        wanted = min(self.policy.nodes_to_draft(), self.chain.epoch.credit_rows - 1) if self._depth() else 0
         if not wanted:
             return self.policy.choose(NO_TREE)
         start = self.clock()
@@ -143,7 +143,7 @@ class Generation:
             if flight.landed:
                 continue
             extended = self.policy.extension(flight.draft, wider, self.clock() - start)
-            if 0 < len(extended) - len(flight.draft) <= self.chain.free_credit_rows:
+            if 0 < len(extended) - len(flight.draft) <= self.chain.epoch.free_credit_rows:
                 further = self.session.extend(flight.shipment, extended)
                 answers = [await self.chain.append(append) for append in further.appends]
                 # Only now: a walk that leads into these nodes must find their answers to wait for.
@@ -181,10 +181,10 @@ class Generation:
                 break
             except Interrupted:
                 broke = broke or self.clock()
-                trunk, tip = self.session.resumption(self.chain.answered)
+                trunk, tip = self.session.resumption(self.chain.epoch.answered)
                 await self.chain.repair(trunk, tip)
-                self.policy.begin(self.chain.profiled_hops)
-                flight = RoundInFlight(self.session.again(flight.shipment, self.chain.epoch))
+                self.policy.begin(self.chain.epoch.profiled_hops)
+                flight = RoundInFlight(self.session.again(flight.shipment, self.chain.epoch.number))
         seconds = self.clock() - start
         self.meter.add_traversal(seconds, flight.timings)
         if broke is None:

@@ -10,7 +10,7 @@ from treeswarm.errors import LinkBroken
 from treeswarm.protocol.messages import Resume, Resumption
 from treeswarm.protocol.spans import Span
 from treeswarm.transport.seam import StreamKind
-from treeswarm_client.chain.control_stream import NodeControl
+from treeswarm_client.chain.control_stream import ControlHandlers, NodeControl
 from treeswarm_client.discovery.route import Hop
 
 
@@ -46,10 +46,10 @@ async def test_a_stream_that_breaks_under_a_question_is_told_once() -> None:
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     hop = Hop("01" * 16, "node:1", Span(0, 4))
-    control = NodeControl(hop, b"s" * 16, lambda *_: None, lambda *_: None, lambda *_: None)
+    control = NodeControl(hop, b"s" * 16, ControlHandlers(lambda *_: None, lambda *_: None, lambda *_: None))
     await control.connect(_Transport())  # type: ignore[arg-type]
     with pytest.raises(LinkBroken, match="it broke"):
-        await control.ask(Resume(1, b"s" * 16, 2, Resumption(1, 0), b"t" * 16, None, replays=False))
+        await control.request(Resume(1, b"s" * 16, 2, Resumption(1, 0), b"t" * 16, None, replays=False))
     await control.close_session()
     del control
     gc.collect()
