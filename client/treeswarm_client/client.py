@@ -317,11 +317,11 @@ class SwarmClient:
             session = AppendBuilder(settings, self._segment_rows(), chain.epoch.number, chain.epoch.prefix_rows)
             run.chain, run.prefix_tokens = chain, chain.epoch.prefix_rows
             policy = AutoPolicy(
-                seat.planner,
+                seat.memory,
                 self.target.row_bytes,
                 session.segment_rows,
                 largest,
-                size=None if tree_size == "auto" else tree_size,
+                fixed_size=None if tree_size == "auto" else tree_size,
                 clock=self.clock,
             )
             generation = Generation(

@@ -1,7 +1,10 @@
-"""A world on exact virtual time for planners: links, nodes, a drafter and a target, all seeded; a planner sees only
-what a client would see."""
+"""Simulates links, nodes, a drafter and a target on exact virtual time, so that a tree policy can be replayed.
+
+Everything is seeded, and the policy sees only what a client would see.
+"""
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -9,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.protocol.messages import HopTiming, Profile
-from treeswarm_client.drafters.seam import DraftTree
+from treeswarm.session.walk import Walk
+from treeswarm_client.drafters.seam import NO_TREE, DraftTree
 from treeswarm_client.planner.costs import ChainHop
-from treeswarm_client.planner.planner import Planner
+from treeswarm_client.planner.explain import RoundReport
+from treeswarm_client.planner.policy import AutoPolicy, PlannerMemory, Round, TreePolicy
 
 LARGEST = 256
 RECORDED = 48
@@ -19,7 +24,7 @@ CHILDREN = 8
 ROW_BYTES = 8192
 SEGMENT_ROWS = 128
 LEVEL_S = 0.0015
-"""One level of drafting."""
+"""Seconds of one level of drafting."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,10 @@ class Cell:
     """One kind of links and nodes."""
 
     delay_s: float
+    """Seconds that a link delays a message, one way."""
     bytes_per_s: float
     slow: float = 1.0
-    """How much slower the middle node is."""
+    """Factor by which the middle node is slower than the others."""
 
 
 CELLS = {
@@ -46,23 +52,25 @@ AGREEMENT = {
     "good, then zero": (0.9, 0.0),
     "zero, then good": (0.0, 0.9),
 }
-"""How often the target says something the draft thinks of, in the first and in the second half of a text."""
+"""Chance that the target's token is one that the draft considers, in the first and in the second half of a text."""
 TABLE = np.array([[1, 16, 64, 256], [0.004, 0.005, 0.009, 0.026]])
 """A node's forward: rows, seconds."""
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
-    """A tree as a drafter once grew it, and its own conditional probabilities."""
+class RecordedTree:
+    """A tree as a drafter once grew it, with the drafter's own conditional probabilities."""
 
     tree: DraftTree
     conditional: NDArray[np.float64]
+    """Probability of each node given its parent, float64 [n]."""
     depth: NDArray[np.int64]
+    """Number of nodes between the root and each node, int64 [n]."""
     children: list[list[int]]
-    """Of the root (place 0), then of every node."""
+    """Children of the root (place 0), then of every node (place node + 1)."""
 
     def walk(self, agreement: float, rng: np.random.Generator) -> list[int]:
-        """The nodes of one path of a target that agrees so often, as deep as the record goes."""
+        """Return the nodes of one path of a target that agrees with chance `agreement`, as deep as the record goes."""
         path, place = [], 0
         while self.children[place] and rng.random() < agreement:
             below = self.children[place]
@@ -75,52 +83,55 @@ class Recorded:
 
 
 @cache
-def recorded() -> list[Recorded]:
-    """The best nodes of some seeded trees."""
+def recorded_trees() -> list[RecordedTree]:
+    """Return the best nodes of some seeded trees."""
     return [_record(np.random.default_rng(seed)) for seed in range(RECORDED)]
 
 
-def _record(rng: np.random.Generator) -> Recorded:
+def _record(rng: np.random.Generator) -> RecordedTree:
     parents: list[int] = []
     conditional: list[float] = []
     scores: list[float] = []
-    waiting: list[tuple[float, int, int, float]] = []
-    made = 0
+    candidates: list[tuple[float, int, int, float]] = []
+    offered = 0
 
-    def offer(parent: int, score: float) -> None:
-        nonlocal made
-        sure = rng.beta(1.2, 0.6)  # often sure of one token, sometimes of none
-        rest = rng.dirichlet(np.full(CHILDREN, 0.5)) * (1 - sure)
-        for share in sorted([sure + rest[0], *rest[1:]], reverse=True):
-            made += 1
-            heapq.heappush(waiting, (-(score + float(np.log(share + 1e-6))), made, parent, float(share)))
+    def offer_children(parent: int, score: float) -> None:
+        nonlocal offered
+        best = rng.beta(1.2, 0.6)  # often sure of one token, sometimes of none
+        rest = rng.dirichlet(np.full(CHILDREN, 0.5)) * (1 - best)
+        for share in sorted([best + rest[0], *rest[1:]], reverse=True):
+            offered += 1
+            heapq.heappush(candidates, (-(score + float(np.log(share + 1e-6))), offered, parent, float(share)))
 
-    offer(-1, 0.0)
+    offer_children(-1, 0.0)
     while len(parents) < LARGEST:
-        negative, _, parent, share = heapq.heappop(waiting)
+        negative, _, parent, share = heapq.heappop(candidates)
         parents.append(parent)
         conditional.append(share)
         scores.append(min(0.0, -negative))
-        offer(len(parents) - 1, scores[-1])
+        offer_children(len(parents) - 1, scores[-1])
     children: list[list[int]] = [[] for _ in range(LARGEST + 1)]
     depth = np.zeros(LARGEST, np.int64)
     for node, parent in enumerate(parents):
         children[parent + 1].append(node)
         depth[node] = depth[parent] + 1 if parent >= 0 else 0
     tree = DraftTree(np.array(parents), np.arange(LARGEST), np.minimum.accumulate(np.array(scores, np.float32)))
-    return Recorded(tree, np.array(conditional), depth, children)
+    return RecordedTree(tree, np.array(conditional), depth, children)
 
 
 @dataclass(eq=False)
 class World:
-    """Three nodes in a row and the client, on a clock of its own."""
+    """A client and three nodes in a row, on a clock of their own."""
 
     cell: Cell
     agreement: tuple[float, float]
     tokens: int
+    """Number of tokens of the text."""
     seed: int = 0
     now: float = 0.0
-    said: int = 0
+    draft_s: float = 0.0
+    """Seconds since drafting for the present round began; what a policy reads as its clock."""
+    committed: int = 0
     chances: np.random.Generator = field(init=False)
     noise: np.random.Generator = field(init=False)
 
@@ -129,33 +140,43 @@ class World:
 
     @property
     def profiles(self) -> list[Profile]:
-        """As measured on one good day."""
+        """Profiles of the nodes, as measured on one good day."""
         rng = np.random.default_rng(self.seed + 2)
         return [
             tuple((int(r), int(1e6 * s * slow * rng.uniform(0.8, 1.2))) for r, s in TABLE.T)
             for slow in (1.0, self.cell.slow, 1.0)
         ]
 
-    def draft(self, size: int) -> tuple[Recorded, DraftTree, float]:
-        """Grow the tree of this place in the text; the time is gone."""
-        found = recorded()[int(self.chances.integers(RECORDED))]
-        tree = found.tree
-        cut = DraftTree(tree.parents[:size], tree.tokens[:size], tree.scores[:size])
-        seconds = LEVEL_S * (int(found.depth[:size].max()) + 1) * self.noise.uniform(0.9, 1.3) if size else 0.0
-        self.now += seconds
-        return found, cut, seconds
+    @property
+    def hops(self) -> list[ChainHop]:
+        """The chain, as a policy sees it."""
+        return [ChainHop(f"node{i}", profile) for i, profile in enumerate(self.profiles)]
 
-    def outcome(self, found: Recorded, shipped: int) -> NDArray[np.bool_]:
-        """Which of the shipped nodes the target's own text passes."""
-        half = 0 if self.said < self.tokens / 2 else 1
-        path = found.walk(self.agreement[half], self.chances)
+    def policy(self, memory: PlannerMemory) -> AutoPolicy:
+        """Return a policy that drafts only before it ships."""
+        return AutoPolicy(memory, ROW_BYTES, SEGMENT_ROWS, LARGEST, overlaps=False, clock=lambda: self.draft_s)
+
+    def draft(self, size: int) -> tuple[RecordedTree, DraftTree, float]:
+        """Grow the tree of this place in the text, which takes time.  Returns record, tree and seconds."""
+        record = recorded_trees()[int(self.chances.integers(RECORDED))]
+        seconds = LEVEL_S * (int(record.depth[:size].max()) + 1) * self.noise.uniform(0.9, 1.3) if size else 0.0
+        self.now += seconds
+        return record, record.tree.best(size), seconds
+
+    def outcome(self, record: RecordedTree, shipped: int) -> NDArray[np.bool_]:
+        """Return which of the shipped nodes the target's own text passes, bool [shipped]."""
+        half = 0 if self.committed < self.tokens / 2 else 1
+        path = record.walk(self.agreement[half], self.chances)
         on_path = np.zeros(shipped, np.bool_)
         on_path[[node for node in path if node < shipped]] = True
-        self.said += 1 + int(on_path.sum())
+        self.committed += 1 + int(on_path.sum())
         return on_path
 
     def traverse(self, rows: int) -> tuple[list[int], float, list[list[HopTiming]]]:
-        """Segments through links and nodes, each busy with one at a time; the time is gone."""
+        """Send segments through links and nodes, each busy with one at a time, which takes time.
+
+        Returns the rows of each segment, seconds, and timings per segment and hop.
+        """
         segments = [min(SEGMENT_ROWS, rows - start) for start in range(0, rows, SEGMENT_ROWS)]
         link_free, node_free = [0.0] * 4, [0.0] * 3
         timings, end = [], 0.0
@@ -178,34 +199,53 @@ class World:
         self.now += end
         return segments, end, timings
 
+    def play_round(self, policy: TreePolicy) -> tuple[DraftTree, DraftTree, RoundReport | None]:
+        """Play one round as the generation loop does.  Returns the tree drafted, the tree shipped, and the report."""
+        nodes = policy.nodes_to_draft()
+        self.draft_s = 0.0
+        if nodes:
+            policy.stop_drafting()
+        record, tree, self.draft_s = self.draft(nodes)
+        shipped = policy.choose(tree if nodes else NO_TREE)
+        size = len(shipped)
+        _, seconds, timings = self.traverse(1 + size)
+        accepted = tuple(np.flatnonzero(self.outcome(record, size)).tolist())
+        return (
+            tree,
+            shipped,
+            policy.learn(Round(shipped, Walk(accepted, -1), size, size, seconds, seconds, timings, True)),
+        )
 
-def fixed(cell: Cell, agreement: tuple[float, float], tokens: int, size: int, seed: int = 0) -> float:
-    """Tokens a second with one size of tree in every round."""
+
+def rate_of_fixed_size(cell: Cell, agreement: tuple[float, float], tokens: int, size: int, seed: int = 0) -> float:
+    """Return the tokens per second with one size of tree in every round."""
     world = World(cell, agreement, tokens, seed)
-    while world.said < tokens:
-        found, tree, _ = world.draft(size)
+    while world.committed < tokens:
+        record, tree, _ = world.draft(size)
         world.traverse(1 + len(tree))
-        world.outcome(found, len(tree))
-    return world.said / world.now
+        world.outcome(record, len(tree))
+    return world.committed / world.now
 
 
-def automatic(
-    cell: Cell, agreement: tuple[float, float], tokens: int, seed: int = 0, planner: Planner | None = None
+def rate_of_planned_sizes(
+    cell: Cell,
+    agreement: tuple[float, float],
+    tokens: int,
+    seed: int = 0,
+    around: Callable[[AutoPolicy], TreePolicy] = lambda policy: policy,
 ) -> tuple[float, list[int]]:
-    """The same with a planner, by default one that starts from nothing; and the sizes it chose."""
+    """Return the tokens per second of a policy that starts from nothing, and the sizes that it chose.
+
+    `around` may put something around the policy, such as a stopwatch.
+    """
     world = World(cell, agreement, tokens, seed)
-    planner = planner or Planner()
-    hops = [ChainHop(f"node{i}", profile) for i, profile in enumerate(world.profiles)]
-    planner.begin(hops, row_bytes=ROW_BYTES, segment_rows=SEGMENT_ROWS)
-    planner.learn_traversal(*world.traverse(24), prefill=True)
+    policy = around(world.policy(PlannerMemory()))
+    policy.begin(world.hops)
+    _, seconds, timings = world.traverse(24)
+    policy.learn_prefill(seconds, timings, whole=True)
     world.now = 0.0
     sizes = []
-    while world.said < tokens:
-        found, tree, seconds = world.draft(planner.wish(LARGEST))
-        planner.drafted(tree, seconds)
-        size = planner.choose(tree, LARGEST).size if len(tree) else planner.plain().size
-        planner.learn_traversal(*world.traverse(1 + size))
-        shipped = DraftTree(tree.parents[:size], tree.tokens[:size], tree.scores[:size])
-        planner.learn_walk(shipped, np.flatnonzero(world.outcome(found, size)).tolist(), -1)
-        sizes.append(size)
-    return world.said / world.now, sizes
+    while world.committed < tokens:
+        _, shipped, _ = world.play_round(policy)
+        sizes.append(len(shipped))
+    return world.committed / world.now, sizes

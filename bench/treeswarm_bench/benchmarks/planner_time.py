@@ -1,7 +1,8 @@
-"""What the planner itself takes of a round: `python -m treeswarm_bench.benchmarks.planner_time`, one JSON object.
+"""Measure what the planner itself takes of a round.
 
-Milliseconds of processor time, in one process and out of one cache: between other work they are two to three times as
-many.  Links, nodes, drafter and target are the tests' own, on exact virtual time.
+Run `python -m treeswarm_bench.benchmarks.planner_time`; it prints one JSON object.  The figures are milliseconds of
+processor time, in one process and out of one cache: between other work they are two to three times as many.  Links,
+nodes, drafter and target are the tests' own, on exact virtual time.
 """
 
 import json
@@ -10,27 +11,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from tests.support.replayed_rounds import AGREEMENT, CELLS, automatic
+from tests.support.replayed_rounds import AGREEMENT, CELLS, rate_of_planned_sizes
 
-from treeswarm_client.planner.planner import Planner
+from treeswarm_client.planner.policy import AutoPolicy, TreePolicy
 
 TOKENS = 2000
 
 
 @dataclass(eq=False)
-class Watched:
-    """A planner, and the seconds that all it was asked took."""
+class TimedPolicy:
+    """A policy, and the seconds that all its methods took."""
 
-    planner: Planner
+    policy: AutoPolicy
     spent_s: float = 0.0
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        asked = getattr(self.planner, name)
+        method = getattr(self.policy, name)
 
-        def timed(*told: Any, **named: Any) -> Any:
+        def timed(*arguments: Any, **options: Any) -> Any:
             start = time.thread_time()
             try:
-                return asked(*told, **named)
+                return method(*arguments, **options)
             finally:
                 self.spent_s += time.thread_time() - start
 
@@ -38,9 +39,14 @@ class Watched:
 
 
 def measure(cell: str, text: str) -> dict[str, Any]:
-    """One text, from the first token on."""
-    watched = Watched(Planner())
-    _, sizes = automatic(CELLS[cell], AGREEMENT[text], TOKENS, planner=cast("Planner", watched))
+    """Generate one text from its first token on, and return the figures of its rounds."""
+    timed: list[TimedPolicy] = []
+
+    def around(policy: AutoPolicy) -> TreePolicy:
+        timed.append(TimedPolicy(policy))
+        return cast("TreePolicy", timed[0])
+
+    _, sizes = rate_of_planned_sizes(CELLS[cell], AGREEMENT[text], TOKENS, around=around)
     shipped = [size for size in sizes if size]
     return {
         "links": cell,
@@ -48,7 +54,7 @@ def measure(cell: str, text: str) -> dict[str, Any]:
         "rounds": len(sizes),
         "with_trees": len(shipped),
         "nodes_a_tree": sum(shipped) / len(shipped) if shipped else 0.0,
-        "ms_a_round": 1e3 * watched.spent_s / len(sizes),
+        "ms_a_round": 1e3 * timed[0].spent_s / len(sizes),
     }
 
 

@@ -16,14 +16,13 @@ from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.generation.loop import Generation
 from treeswarm_client.generation.round_in_flight import RoundInFlight
 from treeswarm_client.generation.run import Run
-from treeswarm_client.planner.planner import Planner
-from treeswarm_client.planner.policy import LARGEST, AutoPolicy, TreePolicy
+from treeswarm_client.planner.policy import LARGEST, AutoPolicy, PlannerMemory, TreePolicy
 
 SEED = 1
 # A session that has been going on for a while: connections, caches and τ are warm, and a planner knows its chain.
 WARM_UP_TOKENS, LEARNER_WARM_UP_TOKENS = 8, 16
 
-MakePolicy = Callable[[Generation, Planner], TreePolicy]
+MakePolicy = Callable[[Generation, PlannerMemory], TreePolicy]
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,12 @@ class Strategy:
 
 
 def _fixed(size: int) -> MakePolicy:
-    return lambda _usual, _planner: FixedSizePolicy(size, drafts_ahead=False)
+    return lambda _usual, _memory: FixedSizePolicy(size, drafts_ahead=False)
 
 
 def _auto(*, overlaps: bool) -> MakePolicy:
-    return lambda usual, planner: AutoPolicy(
-        planner,
+    return lambda usual, memory: AutoPolicy(
+        memory,
         usual.chain.target.row_bytes,
         usual.session.segment_rows,
         LARGEST,
@@ -166,12 +165,12 @@ class Misled(Around):
 
 @dataclass(eq=False)
 class Contestant:
-    """A strategy with a drafter and a planner of its own, which last as long as a client would."""
+    """A strategy with a drafter and a planner memory of its own, which last as long as a client would."""
 
     strategy: Strategy
     client: SwarmClient
     drafter: Drafter
-    planner: Planner
+    memory: PlannerMemory
 
     @classmethod
     def of(cls, strategy: Strategy, client: SwarmClient, loaded: Drafter, *, misled: bool) -> "Contestant":
@@ -188,7 +187,7 @@ class Contestant:
             drafter = loaded.copy_for_new_generation()
         if misled and strategy.draft != "none":
             drafter = Misled(drafter, client.target.vocab_size)
-        return cls(strategy, client, drafter, Planner())
+        return cls(strategy, client, drafter, PlannerMemory())
 
     async def run(self, prompt: Sequence[int], *, tokens: int, temperature: float) -> Run:
         """One whole generation that no stop token ends.  Raises what broke it."""
@@ -216,7 +215,7 @@ class Contestant:
             drafter=usual.drafter,
             session=usual.session,
             limits=usual.limits,
-            policy=self.strategy.policy(usual, self.planner),
+            policy=self.strategy.policy(usual, self.memory),
             meter=usual.meter,
             clock=usual.clock,
         )

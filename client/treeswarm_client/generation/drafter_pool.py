@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from treeswarm_client.drafters.seam import Copyable, Drafter
-from treeswarm_client.planner.planner import Planner
+from treeswarm_client.planner.policy import PlannerMemory
 
 # Each drafter has a KV cache of its own; more at once than that would wait for the draft's device anyway.
 MOST_SEATS = 8
@@ -17,7 +17,7 @@ class PooledDrafter:
     """Both outlive generations: what they have learned serves the next one."""
 
     drafter: Drafter
-    planner: Planner = field(default_factory=Planner)
+    memory: PlannerMemory = field(default_factory=PlannerMemory)
 
 
 class DrafterPool:

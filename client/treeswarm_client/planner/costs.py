@@ -1,8 +1,11 @@
-"""What a node's forward costs, by rows: its own profile, corrected by what is seen.  Pure.
+"""What rows cost on one chain, estimated from profiles and from the timings of traversals.
 
-The price of a row.  A forward carries the rows of all sessions that wait, so a row that we add delays every one of them
-(arXiv 2310.18813: the best tree shrinks as the batch grows).  Where b sessions share a forward we therefore count a row
-b times:
+Links cost latency and bytes by a rate; a node's forward costs what its own profile says, corrected by its timings; a
+level of drafting costs a running average.  All estimates are frozen: an update returns a new one.  `CostTracker` alone
+remembers, for every node and every chain.
+
+A forward carries the rows of all sessions that wait, so a row that we add delays every one of them (arXiv 2310.18813:
+the best tree shrinks as the batch grows).  Where b sessions share a forward we therefore count a row b times:
 
     price(rows) = time(1) + b · (time(rows) − time(1))
 
@@ -18,80 +21,120 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from treeswarm.protocol.messages import HopTiming, Profile
+from treeswarm.protocol.messages import MAX_ROWS, HopTiming, Profile
 from treeswarm_client.drafters.seam import DraftTree
+
+# --- LineFit
+# Number of measurements kept, and number kept of about the same size: the rounds of a session are often all alike, and
+# the few of another size determine the slope.
+KEPT = 64
+KEPT_ALIKE = 16
+# Two sizes must differ by this share of the largest to say anything about the slope.
+APART = 1 / 8
+# A slope begins with the weight of this many pairs of measurements.
+PRIOR_PAIRS = 4
+# Late measurements are a minority among this many of the newest; the intercept is the median of these.
+NEWEST = 16
+
+# --- LinkEstimate
+# 100 Mbit/s, what a volunteer's line at home carries upstream on a good day: dear enough that the first trees stay
+# small where nothing is known, cheap enough that a fast line is discovered by trying.
+PRIOR_SECONDS_PER_BYTE = 8e-8
+# One way across a continent and back: of no consequence after the prefill.
+PRIOR_LATENCY_S = 0.05
+
+# --- HopEstimate
+# Profile of a node that sent none: between a GPU that reads its weights from memory (256 rows cost little more than
+# one) and a CPU (they cost a multiple).  Only the shape counts: the first timing sets the height, later ones bend it.
+UNKNOWN: Profile = ((1, 10_000), (2, 10_500), (4, 11_000), (16, 13_000), (64, 20_000), (256, 50_000))
+# Weight of one timing, or of one drafted tree, in an estimate that has several.
+STEP = 1 / 8
+# Share of a correction that holds for all numbers of rows: a machine that is slow today is slow throughout.
+COMMON = 0.3
+# A timing that is off by a larger factor than this, up or down, counts as this factor: one stall is no slow node.
+FARTHEST = 3.0
+
+# --- DraftLevels
+# Deeper than any tree of a usual drafter; deeper nodes count to the last level.
+DEPTHS = 64
+
+# --- Costs
+# On the client's own links a row is its parent and token on the way out, and id, token and log-probability back.
+CLIENT_ROW_BYTES = 24
+
+# --- CostTracker
+# Number of chains and of nodes remembered after they were left.
+REMEMBERED = 64
+# Number of rows that a chain counts as having carried before anything has passed through it.
+FIRST_ROWS = 16
+
+Rows = NDArray[np.float64] | float
 
 
 @dataclass(frozen=True)
 class ChainHop:
-    """One node of a chain, for what its time is known by."""
+    """One node of a chain, as cost estimates identify it."""
 
     node: str
-    """Its id, with the span it computes here."""
+    """Id of the node, with the span that it computes in this chain."""
     profile: Profile = ()
-    """As the node told it when it opened the session."""
+    """Profile that the node sent when it opened the session; empty if it sent none."""
+
+
+# ---------------------------------------------------------------- curves and lines
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Level before its first point and after its last."""
+    """Seconds by rows, given at some points, straight between them, and level before the first and after the last."""
 
     rows: NDArray[np.float64]
-    """[points], rising."""
+    """Numbers of rows, float64 [points], rising."""
     seconds: NDArray[np.float64]
-    """[points]"""
+    """Seconds at these numbers of rows, float64 [points]."""
 
-    def at(self, rows: NDArray[np.float64] | float) -> NDArray[np.float64]:
-        """Of the same shape."""
+    def at(self, rows: Rows) -> NDArray[np.float64]:
+        """Return the seconds for `rows` rows, in the shape of `rows`."""
         return np.asarray(np.interp(rows, self.rows, self.seconds))
 
 
-def total(curves: Sequence[Curve]) -> Curve:
-    """Their sum, exactly: asked once for all of them, however many there are."""
+def sum_curves(curves: Sequence[Curve]) -> Curve:
+    """Return the exact sum of the curves as one curve, so that many of them are evaluated at once."""
     if not curves:
         return Curve(np.zeros(1), np.zeros(1))
     rows = np.array(sorted({point for curve in curves for point in curve.rows.tolist()}))
     return Curve(rows, np.sum([curve.at(rows) for curve in curves], axis=0))
 
 
-# Measurements remembered, and how many of about the same size: a session's rounds are often all alike, and the few
-# of another size are what the slope is known by.
-KEPT = 64
-KEPT_ALIKE = 16
-# Of the largest, two sizes must be so far apart to say anything of the slope.
-APART = 1 / 8
-# A slope begins with the trust of so many pairs of measurements.
-PRIOR_PAIRS = 4
-# Late measurements are a minority among so many of the newest: of these the height is the median.
-NEWEST = 16
-
-
 @dataclass(frozen=True)
 class LineFit:
-    """`height + x · slope`, both ≥ 0: the slope is the median of those between any two measurements (Theil and Sen),
-    each as heavy as the two are apart; the height is the median of what the slope leaves."""
+    """A line `intercept + x · slope`, both ≥ 0, through noisy measurements of which some are far off.
+
+    The slope is the median of the slopes between any two measurements, weighted by their distance (Theil and Sen).  The
+    intercept is the median of what the slope leaves.
+    """
 
     prior_slope: float
-    height: float = 0.0
+    intercept: float = 0.0
     slope: float = 0.0
-    seen: tuple[tuple[float, float], ...] = ()
-    """(x, y), oldest first."""
+    measurements: tuple[tuple[float, float], ...] = ()
+    """Measurements (x, y), oldest first."""
 
-    def learned(self, x: float, y: float) -> "LineFit":
-        """With one more measurement; the first is believed to be no more than half slope."""
-        if not self.seen:
+    def updated(self, x: float, y: float) -> "LineFit":
+        """Return the line with one more measurement; of the first one, at most half is put down to the slope."""
+        if not self.measurements:
             slope = min(self.prior_slope, 0.5 * y / x) if x > 0 else self.prior_slope
-            return replace(self, height=max(0.0, y - slope * x), slope=slope, seen=((x, y),))
-        seen = _kept([*self.seen, (x, y)])
-        xs, ys = np.array(seen).T
+            return replace(self, intercept=max(0.0, y - slope * x), slope=slope, measurements=((x, y),))
+        kept = _newest_of_each_size([*self.measurements, (x, y)])
+        xs, ys = np.array(kept).T
         slope = self._slope(xs, ys)
         newest = slice(-NEWEST, None)
-        height = median((ys[newest] - slope * xs[newest]).tolist())
-        return replace(self, height=max(0.0, height), slope=slope, seen=tuple(seen))
+        intercept = median((ys[newest] - slope * xs[newest]).tolist())
+        return replace(self, intercept=max(0.0, intercept), slope=slope, measurements=tuple(kept))
 
     def at(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The line's values, of the same shape."""
-        return self.height + self.slope * x
+        """Return the line's values, in the shape of `x`."""
+        return self.intercept + self.slope * x
 
     def _slope(self, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> float:
         least = max(APART * float(xs.max()), 1e-9)
@@ -110,16 +153,16 @@ class LineFit:
 
 @cache
 def _pairs(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The earlier and the later of any two of so many (at most `KEPT`)."""
+    """Return the indices of the earlier and of the later of every two of `count` measurements (at most `KEPT`)."""
     earlier, later = np.triu_indices(count, 1)
     return earlier, later
 
 
-def _kept(seen: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The newest, and of those of one size (within a factor of two) only so many."""
+def _newest_of_each_size(measurements: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Keep the newest `KEPT` measurements, and at most `KEPT_ALIKE` of one size (within a factor of two)."""
     alike: dict[int, int] = {}
     kept = []
-    for x, y in reversed(seen[-KEPT:]):
+    for x, y in reversed(measurements[-KEPT:]):
         size = int(math.log2(x + 1))
         alike[size] = alike.get(size, 0) + 1
         if alike[size] <= KEPT_ALIKE:
@@ -127,11 +170,7 @@ def _kept(seen: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept[::-1]
 
 
-# 100 Mbit/s, what a volunteer's line at home carries upstream on a good day: dear enough that the first trees stay
-# small where nothing is known, cheap enough that a fast line is found out by trying.
-PRIOR_SECONDS_PER_BYTE = 8e-8
-# One way across a continent and back: of no consequence after the prefill.
-PRIOR_LATENCY_S = 0.05
+# ---------------------------------------------------------------- links, nodes, drafting
 
 
 @dataclass(frozen=True)
@@ -142,151 +181,325 @@ class LinkEstimate:
 
     @property
     def latency_s(self) -> float:
-        return self.line.height
+        return self.line.intercept
 
     @property
     def seconds_per_byte(self) -> float:
         return self.line.slope
 
-    def learned(self, count: float, seconds: float) -> "LinkEstimate":
-        """One traversal took `seconds` outside queues and forwards, with `count` bytes on its longest way."""
-        return LinkEstimate(self.line.learned(count, seconds))
+    def updated(self, byte_count: float, seconds: float) -> "LinkEstimate":
+        """Return the estimate after a traversal that spent `seconds` outside queues and forwards.
 
-    def seconds(self, count: NDArray[np.float64] | float) -> NDArray[np.float64]:
-        """Of a traversal with so many bytes."""
-        return self.line.at(np.asarray(count, np.float64))
+        `byte_count` is the number of bytes along its longest way.
+        """
+        return LinkEstimate(self.line.updated(byte_count, seconds))
 
-
-# A node that told nothing: between a GPU that reads its weights from memory (256 rows cost little more than one) and a
-# CPU (they cost a multiple).  Only the shape counts: the first timing sets the height, the next ones bend it.
-UNKNOWN: Profile = ((1, 10_000), (2, 10_500), (4, 11_000), (16, 13_000), (64, 20_000), (256, 50_000))
-# How far one timing moves an estimate once there are several.
-STEP = 1 / 8
-# Of a correction at some rows this much holds for all sizes: a machine that is slow today is slow throughout.
-COMMON = 0.3
-# A timing this far off, up or down, counts as no further: one stall is not a slow node.
-FARTHEST = 3.0
+    def seconds(self, byte_count: Rows) -> NDArray[np.float64]:
+        """Return the seconds on links of a traversal with `byte_count` bytes, in the shape of `byte_count`."""
+        return self.line.at(np.asarray(byte_count, np.float64))
 
 
 @dataclass(frozen=True, eq=False)
 class HopEstimate:
-    """One node's share of one chain."""
+    """What one node's part of a chain costs, by rows."""
 
     rows: NDArray[np.float64]
-    """[points], rising."""
+    """Numbers of rows in the table, float64 [points], rising."""
     table_s: NDArray[np.float64]
-    """[points]: a forward of so many rows of ours, alone."""
-    told: bool
-    """The table began as the node's own."""
+    """Seconds of a forward with that many rows of ours and no others, float64 [points]."""
+    from_profile: bool
+    """Whether the table began as the node's own profile."""
     queue_s: float = 0.0
-    company_s: float = 0.0
-    """What a forward takes longer because of other sessions' rows in it."""
+    """Seconds that our rows wait for the node's device."""
+    shared_s: float = 0.0
+    """Seconds by which other sessions' rows lengthen a forward."""
     sessions: float = 1.0
-    """In one forward."""
+    """Number of sessions in one forward."""
     samples: int = 0
+    """Number of timings learned from."""
 
     @classmethod
     def begin(cls, profile: Profile = ()) -> "HopEstimate":
-        """As the node told it at open, or without."""
+        """Begin with the profile that a node sent when it opened the session, or without one."""
         rows, micros = np.array(profile or UNKNOWN, np.float64).T
         return cls(rows, micros / 1e6, bool(profile))
 
-    def learned(self, timing: HopTiming) -> "HopEstimate":
-        """After one append; one of which the node computed nothing says nothing."""
+    def updated(self, timing: HopTiming) -> "HopEstimate":
+        """Return the estimate after one append; a timing of which the node computed nothing changes nothing."""
         if timing.rows < 1 or timing.compute_us < 1:
             return self
         step = max(STEP, 1 / (self.samples + 1))
-        took = timing.compute_us / 1e6
-        alone = float(self._alone.at(float(timing.rows)))
-        in_company = timing.batch_sessions > 1 and (self.told or self.samples > 0)
-        # With others in the forward, what it took longer is theirs; what it took less is a table too dear.
-        company = min(max(0.0, took - alone), FARTHEST * (alone + self.company_s)) if in_company else 0.0
-        table = self.table_s if company else self._corrected(timing.rows, took / alone)
-        queue = min(timing.queue_us / 1e6, FARTHEST * (alone + self.queue_s))
+        compute_s = timing.compute_us / 1e6
+        alone_s = float(self._alone.at(float(timing.rows)))
+        is_shared = timing.batch_sessions > 1 and (self.from_profile or self.samples > 0)
+        # In a shared forward, what it took longer is due to the others; what it took less is a table too dear.
+        extra_s = min(max(0.0, compute_s - alone_s), FARTHEST * (alone_s + self.shared_s)) if is_shared else 0.0
+        table_s = self.table_s if extra_s else self._corrected(timing.rows, compute_s / alone_s)
+        queue_s = min(timing.queue_us / 1e6, FARTHEST * (alone_s + self.queue_s))
         return replace(
             self,
-            table_s=table,
-            queue_s=self.queue_s + step * (queue - self.queue_s),
-            company_s=self.company_s + step * (company - self.company_s),
+            table_s=table_s,
+            queue_s=self.queue_s + step * (queue_s - self.queue_s),
+            shared_s=self.shared_s + step * (extra_s - self.shared_s),
             sessions=self.sessions + step * (max(1, timing.batch_sessions) - self.sessions),
             samples=self.samples + 1,
         )
 
     @cached_property
-    def clock(self) -> Curve:
-        """What a forward takes, by rows of ours, whoever else is in it."""
-        return Curve(self._alone.rows, self._alone.seconds + self.company_s)
+    def duration(self) -> Curve:
+        """Seconds that a forward takes by a clock, by rows of ours, with the usual other sessions in it."""
+        return Curve(self._alone.rows, self._alone.seconds + self.shared_s)
 
     @cached_property
     def price(self) -> Curve:
-        """What such a forward costs everybody who is in it: what to plan by."""
-        one = self.clock.at(1.0)
-        return Curve(self.clock.rows, one + self.sessions * (self.clock.seconds - one))
+        """Seconds that such a forward costs all sessions in it, by rows of ours: what plans use."""
+        single = self.duration.at(1.0)
+        return Curve(self.duration.rows, single + self.sessions * (self.duration.seconds - single))
 
     @cached_property
     def _alone(self) -> Curve:
-        """The table made to rise, with a point far out that goes on as the last two do."""
+        """The table made to rise, with a point far out that continues the slope of the last two."""
         rising = np.maximum.accumulate(self.table_s)
         slope = (rising[-1] - rising[-2]) / (self.rows[-1] - self.rows[-2]) if len(rising) > 1 else 0.0
         far = 16 * self.rows[-1]
-        further = rising[-1] + slope * (far - self.rows[-1])
-        return Curve(np.append(self.rows, far), np.append(rising, further))
+        far_s = rising[-1] + slope * (far - self.rows[-1])
+        return Curve(np.append(self.rows, far), np.append(rising, far_s))
 
-    def _corrected(self, rows: int, off: float) -> NDArray[np.float64]:
-        """The table after a forward that took `off` times what it says: most of it near these rows."""
-        if self.samples == 0 and not self.told:
-            return self.table_s * off
+    def _corrected(self, rows: int, factor: float) -> NDArray[np.float64]:
+        """Return the table after a forward that took `factor` times its entry; most is corrected near these rows."""
+        if self.samples == 0 and not self.from_profile:
+            return self.table_s * factor
         points = np.arange(len(self.rows))
         near = np.maximum(0.0, 1.0 - np.abs(points - np.interp(rows, self.rows, points)))
         weights = COMMON + (1 - COMMON) * near
-        by = min(max(math.log(off), -math.log(FARTHEST)), math.log(FARTHEST))
-        return np.asarray(self.table_s * np.exp(STEP * weights * by))
-
-
-LEVEL_STEP = 1 / 8
-# Deeper than any tree of a usual drafter; what lies below counts to the last.
-DEPTHS = 64
+        log_factor = min(max(math.log(factor), -math.log(FARTHEST)), math.log(FARTHEST))
+        return np.asarray(self.table_s * np.exp(STEP * weights * log_factor))
 
 
 @dataclass(frozen=True, eq=False)
 class DraftLevels:
-    """Of the trees drafted lately."""
+    """What a level of drafting takes, and how many levels trees have, as running averages over drafted trees."""
 
     level_s: float = 0.0
-    deep: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    """Levels of the best 1, 2, … nodes of a tree."""
+    """Seconds of one level: one forward of the draft model, however many nodes it has."""
+    levels: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """Number of levels of the best 1, 2, … nodes of a tree, float64 [nodes]."""
     samples: int = 0
+    """Number of trees averaged."""
 
-    def learned(self, tree: DraftTree, seconds: float) -> "DraftLevels":
-        """With one more tree and the seconds it took."""
+    def updated(self, tree: DraftTree, seconds: float) -> "DraftLevels":
+        """Return the averages with one more tree, which took `seconds` to draft."""
         if not len(tree):
             return self
         depths = np.minimum(tree.depths(), DEPTHS - 1)
-        step = max(LEVEL_STEP, 1 / (self.samples + 1))
+        step = max(STEP, 1 / (self.samples + 1))
         level_s = seconds / (int(depths.max()) + 1)
         return DraftLevels(
             self.level_s + step * (level_s - self.level_s),
-            mixed(self.deep, np.maximum.accumulate(depths) + 1.0),
+            _moving_average(self.levels, np.maximum.accumulate(depths) + 1.0),
             self.samples + 1,
         )
 
     def draft_s(self, largest: int) -> NDArray[np.float64]:
-        """What drafting 0 to `largest` nodes takes, float64 [largest + 1].
+        """Return the seconds that drafting 0 to `largest` nodes takes, float64 [largest + 1].
 
-        A level is one forward of the draft, however many nodes it has; a tree larger than any seen is deeper by the
-        root of how much larger.
+        A tree larger than any seen is deeper by the square root of the ratio of their sizes.
         """
-        known = np.maximum.accumulate(self.deep[:largest])
+        known = np.maximum.accumulate(self.levels[:largest])
         if not len(known):
             return np.zeros(largest + 1)
-        further = known[-1] * np.sqrt(np.arange(len(known) + 1, largest + 1) / len(known))
-        return self.level_s * np.concatenate([[0.0], known, further])
+        beyond = known[-1] * np.sqrt(np.arange(len(known) + 1, largest + 1) / len(known))
+        return self.level_s * np.concatenate([[0.0], known, beyond])
 
 
-def mixed(usual: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
-    """By rank, the usual moved towards the new, as far as both go; where one goes further, that one."""
-    if not len(usual):
+def _moving_average(average: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the exponential moving average, element by element; the longer of the two supplies the rest."""
+    if not len(average):
         return new
-    common = min(len(usual), len(new))
-    longer = usual if len(usual) > common else new
-    return np.concatenate([usual[:common] + LEVEL_STEP * (new[:common] - usual[:common]), longer[common:]])
+    common = min(len(average), len(new))
+    longer = average if len(average) > common else new
+    return np.concatenate([average[:common] + STEP * (new[:common] - average[:common]), longer[common:]])
+
+
+# ---------------------------------------------------------------- a traversal
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What rows cost on one chain."""
+
+    link: LinkEstimate
+    hops: tuple[HopEstimate, ...]
+    row_bytes: int
+    """Number of bytes of one row on a link between nodes."""
+    inner_links: int
+    """Number of links between nodes: one less than there are hops."""
+    segment_rows: int = MAX_ROWS
+    """Most rows of one append: larger trees travel as several, and a node computes one while the next travels."""
+
+    @cached_property
+    def duration(self) -> Curve:
+        """Seconds that the forwards of all nodes take together by a clock, by rows."""
+        return sum_curves([hop.duration for hop in self.hops])
+
+    @cached_property
+    def price(self) -> Curve:
+        """Seconds that the forwards of all nodes cost all sessions together, by rows (see the module's docstring)."""
+        return sum_curves([hop.price for hop in self.hops])
+
+    @cached_property
+    def queue_s(self) -> float:
+        """Seconds of waiting for devices, all nodes together."""
+        return sum(hop.queue_s for hop in self.hops)
+
+    @cached_property
+    def plain_s(self) -> float:
+        """Seconds that a plain round takes by a clock."""
+        return max(1e-9, float(traversal_s(self, 1.0, priced=False)))
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Number of bytes of one row on all links together."""
+        return self.row_bytes * self.inner_links + CLIENT_ROW_BYTES
+
+    @property
+    def most_bytes_per_row(self) -> int:
+        """Number of bytes of one row on the link that carries most."""
+        return self.row_bytes if self.inner_links else CLIENT_ROW_BYTES
+
+
+def traversal_s(costs: Costs, rows: Rows, *, priced: bool = True) -> NDArray[np.float64]:
+    """Return the seconds from the client through the chain and back, in the shape of `rows`.
+
+    With `priced`, rows cost their price; otherwise the result is what a clock would show.  Segments pass the chain as
+    through a pipeline: the first one pays every stage, each later one the slowest alone.
+    """
+    count = np.asarray(rows, np.float64)
+    first = np.minimum(count, costs.segment_rows)
+    forwards = costs.price if priced else costs.duration
+    seconds = costs.link.seconds(first * costs.bytes_per_row) + costs.queue_s + forwards.at(first)
+    after = count - first
+    if not after.any():
+        return np.asarray(seconds)
+    whole, rest = np.divmod(after, costs.segment_rows)
+    later = whole * slowest_stage_s(costs, float(costs.segment_rows), priced=priced)
+    last = np.where(rest > 0, slowest_stage_s(costs, rest, priced=priced), 0.0)
+    return np.asarray(seconds + later + last)
+
+
+def slowest_stage_s(costs: Costs, rows: Rows, *, priced: bool = True) -> NDArray[np.float64]:
+    """Return what a further append of `rows` rows adds to a traversal under way: its time at the slowest node or link.
+
+    The result has the shape of `rows`, in seconds.
+    """
+    count = np.asarray(rows, np.float64)
+    stages = [costs.link.seconds_per_byte * count * costs.most_bytes_per_row]
+    forwards = (hop.price if priced else hop.duration for hop in costs.hops)
+    return np.asarray(np.max([*stages, *(forward.at(count) for forward in forwards)], axis=0))
+
+
+def round_duration_s(costs: Costs, size: int) -> float:
+    """Return the seconds of a round that ships `size` nodes, as a clock would show them, without drafting."""
+    return float(traversal_s(costs, 1.0 + size, priced=False)) if size else costs.plain_s
+
+
+@dataclass(frozen=True)
+class TraversalParts:
+    """Where the seconds of one traversal went, along its longest way."""
+
+    seconds: float
+    """Seconds of the whole traversal."""
+    wire_s: float
+    queue_s: float
+    compute_s: float
+    byte_count: float
+    """Number of bytes carried in `wire_s`."""
+
+
+def take_apart(
+    costs: Costs, rows: Sequence[int], seconds: float, timings: Sequence[Sequence[HopTiming]]
+) -> TraversalParts:
+    """Attribute a traversal's seconds to links, queues and forwards.
+
+    `rows` has the number of rows of each append, `timings` the timings per append and hop.  Of appends after the first
+    only the slowest stage counts, as in `traversal_s`.  Where that is believed to be a link, its time stays in what is
+    left for the wire.
+    """
+    if not rows or not timings:
+        return TraversalParts(seconds, seconds, 0.0, 0.0, sum(rows[:1]) * costs.bytes_per_row)
+    queue_s = sum(hop.queue_us for hop in timings[0]) / 1e6
+    compute_s = sum(hop.compute_us for hop in timings[0]) / 1e6
+    byte_count = float(rows[0] * costs.bytes_per_row)
+    for count, before, hops in zip(rows[1:], timings, timings[1:], strict=False):
+        # Two appends that waited together share a forward, and report the same microseconds for it.
+        own = [hop.compute_us for old, hop in zip(before, hops, strict=False) if old.compute_us != hop.compute_us]
+        node_s = max(own, default=0) / 1e6
+        link_bytes = count * costs.most_bytes_per_row
+        if link_bytes * costs.link.seconds_per_byte > node_s:
+            byte_count += link_bytes
+        else:
+            compute_s += node_s
+    return TraversalParts(seconds, max(0.0, seconds - queue_s - compute_s), queue_s, compute_s, byte_count)
+
+
+# ---------------------------------------------------------------- what is remembered
+
+
+@dataclass(eq=False)
+class CostTracker:
+    """Keeps the costs of the present chain, and remembers nodes and chains that were left."""
+
+    costs: Costs = Costs(LinkEstimate(), (), 0, 0)
+    """Costs of the present chain."""
+    most_rows: int = FIRST_ROWS
+    """Most rows that one traversal of this chain has carried."""
+    _chain: tuple[str, ...] = ()
+    _nodes: dict[str, HopEstimate] = field(default_factory=dict)
+    _links: dict[tuple[str, ...], LinkEstimate] = field(default_factory=dict)
+
+    def begin(self, hops: Sequence[ChainHop], *, row_bytes: int, segment_rows: int) -> bool:
+        """Begin a generation, or go on over a repaired chain.  Returns whether the chain differs from the last one."""
+        chain = tuple(hop.node for hop in hops)
+        for hop in hops:
+            if hop.node not in self._nodes:
+                self._nodes[hop.node] = HopEstimate.begin(hop.profile)
+        changed = chain != self._chain
+        if changed:
+            self._chain, self.most_rows = chain, FIRST_ROWS
+        for estimates in (self._nodes, self._links):
+            _forget_oldest(estimates, REMEMBERED + len(chain))  # type: ignore[arg-type]
+        link = self._links.get(chain, LinkEstimate())
+        self.costs = Costs(link, self._hops(), row_bytes, max(0, len(chain) - 1), segment_rows)
+        return changed
+
+    def learn(self, rows: int, parts: TraversalParts, timings: Sequence[Sequence[HopTiming]]) -> None:
+        """Learn from a traversal of `rows` rows that nothing broke; `timings` are per append and hop."""
+        link = self._links.pop(self._chain, LinkEstimate()).updated(parts.byte_count, parts.wire_s)
+        self._links[self._chain] = link
+        for place, node in enumerate(self._chain):
+            for timing in _forwards([hops[place] for hops in timings if place < len(hops)]):
+                self._nodes[node] = self._nodes[node].updated(timing)
+        self.most_rows = max(self.most_rows, rows)
+        self.costs = replace(self.costs, link=link, hops=self._hops())
+
+    def _hops(self) -> tuple[HopEstimate, ...]:
+        return tuple(self._nodes[node] for node in self._chain)
+
+
+def _forwards(timings: Sequence[HopTiming]) -> list[HopTiming]:
+    """Merge the timings of one hop in one traversal by forward.
+
+    Appends that waited together were computed together, and report the same microseconds.
+    """
+    merged: list[HopTiming] = []
+    for timing in timings:
+        if merged and merged[-1].compute_us == timing.compute_us:
+            merged[-1] = replace(merged[-1], rows=merged[-1].rows + timing.rows)
+        else:
+            merged.append(timing)
+    return merged
+
+
+def _forget_oldest(estimates: dict[object, object], keep: int) -> None:
+    for key in list(estimates)[: max(0, len(estimates) - keep)]:
+        del estimates[key]

@@ -1,117 +1,73 @@
-"""How many drafted nodes to ship: the tree that brings most tokens a second.  Pure.
+"""How many drafted nodes to ship: the tree that brings most tokens per second.  Pure functions of frozen estimates.
 
 A round ships the bonus token of the last one and the best `size` drafted nodes.  It brings 1 token, and one more for
 every node on the target's path: 1 + Σ chances.  Its time is the links', the nodes' and the drafting that nothing hid.
+`plan_round` finds the best size; the other functions answer what a policy asks besides.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from treeswarm.protocol.messages import MAX_ROWS, HopTiming
-from treeswarm_client.planner.costs import Curve, HopEstimate, LinkEstimate, total
+from treeswarm_client.planner.acceptance import AcceptanceEstimate
+from treeswarm_client.planner.costs import Costs, DraftLevels, slowest_stage_s, traversal_s
+from treeswarm_client.planner.loss_budget import (
+    EXPLORE_EVERY,
+    EXPLORE_LONGER,
+    EXPLORE_NODES,
+    EXPLORE_SHARE,
+    EXPLORE_SOON,
+    NEARLY,
+    LossBudget,
+)
 
-# On the client's own links a row is its parent and token on the way out, and id, token and log-probability back.
-CLIENT_ROW_BYTES = 24
-
+# Share of a plain round for which a round waits for its draft at most, whatever that promises: about what trees of 64
+# needed where they paid.
 DRAFT_SHARE = 0.3
-
-Rows = NDArray[np.float64] | float
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What rows cost on one chain."""
-
-    link: LinkEstimate
-    hops: tuple[HopEstimate, ...]
-    row_bytes: int
-    """Of one row on a link between nodes."""
-    inner_links: int
-    """Between nodes: one less than there are hops."""
-    segment_rows: int = MAX_ROWS
-    """Larger trees travel as several appends, of which each node computes one while the next is on its way."""
-
-    @cached_property
-    def clock(self) -> Curve:
-        """What the nodes' forwards take together."""
-        return total([hop.clock for hop in self.hops])
-
-    @cached_property
-    def price(self) -> Curve:
-        """What they cost together, see `node_time.py`."""
-        return total([hop.price for hop in self.hops])
-
-    @cached_property
-    def queue_s(self) -> float:
-        """Of all nodes together."""
-        return sum(hop.queue_s for hop in self.hops)
-
-    @cached_property
-    def plain_s(self) -> float:
-        """What a plain round takes, by the clock."""
-        return max(1e-9, float(traversal_s(self, 1.0, priced=False)))
+# Number of nodes to draft when nothing is known of a drafter's trees: on a fast network drafting costs most.
+FIRST_WISH = 16
+# Trees differ from round to round: this many times the nodes that the usual tree would ship are drafted.
+SLACK = 1.25
+# A tree that the text followed for at least OUTGROWN_AT nodes and left at a leaf was too small.  The next one is
+# drafted with OUTGROWN times its nodes: usual trees change over rounds, and a text that begins to copy has few rounds.
+OUTGROWN_AT, OUTGROWN = 3, 4
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to ship, and what is expected of it."""
+    """How many nodes to ship, and what is expected of it."""
 
     size: int
-    """Nodes, the best ones; 0 is the plain round."""
+    """Number of nodes, the best ones; 0 is the plain round."""
     tokens: float
+    """Number of tokens expected, the bonus token included."""
     seconds: float
-    """Drafting included; rows at their price, see `node_time.py`."""
+    """Seconds expected, with drafting; rows at their price (see `costs.py`)."""
     rate: float
-    """Tokens a second."""
+    """Tokens per second."""
 
 
-def traversal_s(costs: Costs, rows: Rows, *, priced: bool = True) -> NDArray[np.float64]:
-    """Seconds from the client and back with so many rows, of the same shape; not priced: as a clock would show it.
+@dataclass(frozen=True, eq=False)
+class Estimates:
+    """What earlier rounds taught about the drafter, the text and what may be risked."""
 
-    Segments pass the chain as through a pipeline: the first one pays every stage, each later one the slowest alone.
-    """
-    count = np.asarray(rows, np.float64)
-    first = np.minimum(count, costs.segment_rows)
-    forwards = costs.price if priced else costs.clock
-    seconds = costs.link.seconds(first * whole_way_bytes(costs)) + costs.queue_s + forwards.at(first)
-    after = count - first
-    if not after.any():
-        return np.asarray(seconds)
-    whole, rest = np.divmod(after, costs.segment_rows)
-    later = whole * slowest_s(costs, float(costs.segment_rows), priced=priced)
-    last = np.where(rest > 0, slowest_s(costs, rest, priced=priced), 0.0)
-    return np.asarray(seconds + later + last)
-
-
-def whole_way_bytes(costs: Costs) -> int:
-    """Of one row on all links together."""
-    return costs.row_bytes * costs.inner_links + CLIENT_ROW_BYTES
-
-
-def one_link_bytes(costs: Costs) -> int:
-    """Of one row on the link that carries most."""
-    return costs.row_bytes if costs.inner_links else CLIENT_ROW_BYTES
-
-
-def slowest_s(costs: Costs, rows: Rows, *, priced: bool = True) -> NDArray[np.float64]:
-    """What a further append of so many rows adds to a traversal under way: its time at the slowest node or link."""
-    count = np.asarray(rows, np.float64)
-    stages = [costs.link.seconds_per_byte * count * one_link_bytes(costs)]
-    forwards = (hop.price if priced else hop.clock for hop in costs.hops)
-    return np.asarray(np.max([*stages, *(forward.at(count) for forward in forwards)], axis=0))
+    acceptance: AcceptanceEstimate
+    levels: DraftLevels
+    budget: LossBudget
+    most_drafted: int = 0
+    """Number of nodes of the largest tree drafted so far."""
+    outgrown: int = 0
+    """Number of nodes of the last round's tree if the text followed it out at a leaf; 0 otherwise."""
 
 
 def plan_round(
     chances: NDArray[np.float64], costs: Costs, *, exposed_draft_s: NDArray[np.float64] | float = 0.0
 ) -> Plan:
-    """The best prefix of nodes with these chances to be on the target's path, float64 [n], best first.
+    """Find the number of nodes that brings most tokens per second; of equally good ones the smallest.
 
-    `exposed_draft_s` is the drafting that nothing hid, of every size alike or [n + 1] by size.  Of equally good sizes
-    the smallest.
+    `chances` has each node's chance to be on the target's path, float64 [n], best first.  `exposed_draft_s` is the time
+    of the drafting that nothing hid, the same for all sizes or by size, [n + 1].
     """
     tokens = 1.0 + np.concatenate([[0.0], np.cumsum(chances)])
     seconds = traversal_s(costs, np.arange(1.0, len(chances) + 2)) + exposed_draft_s
@@ -120,75 +76,53 @@ def plan_round(
     return Plan(size, float(tokens[size]), float(seconds[size]), float(rates[size]))
 
 
-def plan_of(size: int, chances: NDArray[np.float64], costs: Costs, *, exposed_draft_s: float = 0.0) -> Plan:
-    """What is expected of a size that was chosen otherwise."""
+def plan_for_size(size: int, chances: NDArray[np.float64], costs: Costs, *, exposed_draft_s: float = 0.0) -> Plan:
+    """Return what is expected of a size that was chosen otherwise; arguments as for `plan_round`."""
     tokens = 1.0 + float(chances[:size].sum())
-    # One row alone keeps nobody waiting: its price is its time.
+    # A single row delays no other session: its price is its time.
     seconds = (float(traversal_s(costs, 1.0 + size)) if size else costs.plain_s) + exposed_draft_s
     return Plan(size, tokens, seconds, tokens / seconds)
 
 
-def clock_s(costs: Costs, size: int) -> float:
-    """Seconds of a round that ships so many nodes, as a clock would show them."""
-    return float(traversal_s(costs, 1.0 + size, priced=False)) if size else costs.plain_s
+def usual_nodes_wanted(estimates: Estimates, costs: Costs, limit: int) -> int:
+    """Return how many nodes of a tree like the last ones to draft, at most `limit`; 0: no tree pays."""
+    chances = estimates.budget.discounted(estimates.acceptance.usual_chances(limit))
+    best = plan_round(chances, costs, exposed_draft_s=estimates.levels.draft_s(limit)).size
+    return min(limit, max(int(np.ceil(SLACK * best)), OUTGROWN * estimates.outgrown))
 
 
-def cheap_size(costs: Costs, share: float, largest: int) -> int:
-    """The most nodes that make a plain round longer by no more than this share of it; at least one."""
-    longer = traversal_s(costs, np.arange(1.0, largest + 2))
-    return max(1, int(np.searchsorted(longer, longer[0] * (1 + share), side="right")) - 1)
+def extension_size(chances: NDArray[np.float64], later_s: NDArray[np.float64], costs: Costs, rate: float) -> int:
+    """Return how many of the next nodes to send after a tree that is in flight; 0: none.
 
-
-def worth_extending(chances: NDArray[np.float64], later_s: NDArray[np.float64], costs: Costs, rate: float) -> int:
-    """How many of the next nodes to send after a tree that is in flight; 0: none.
-
-    `chances` float64 [n], best first; `later_s` [n]: how much later than its parent each would leave, 0 where both
-    leave together.  They cost a further forward, the fixed part of it included, at the slowest node; and a text that
-    enters them ends the round so much later.  `rate` (tokens a second) is what time is worth, as planned for the round.
+    `chances` float64 [n], best first.  `later_s` [n]: seconds by which each would leave later than its parent, 0 where
+    both leave together.  The nodes cost a further forward, its fixed part included, at the slowest node, and a text
+    that enters them ends the round later by `later_s`.  `rate` (tokens per second) is what time is worth, as planned
+    for the round.
     """
     if not len(chances):
         return 0
-    busy_s = slowest_s(costs, np.arange(1.0, len(chances) + 1))
+    busy_s = slowest_stage_s(costs, np.arange(1.0, len(chances) + 1))
     gain = np.cumsum(chances) - rate * (busy_s + np.cumsum(chances * later_s))
     best = int(np.argmax(gain))
     return best + 1 if gain[best] > 0 else 0
 
 
-def patience_s(costs: Costs) -> float:
-    """The longest that a round waits for its draft, whatever that promises: a share of what a plain round takes, about
-    what trees of 64 needed where they paid."""
+def longest_draft_wait_s(costs: Costs) -> float:
+    """Return the longest that a round waits for its draft, in seconds."""
     return DRAFT_SHARE * costs.plain_s
 
 
-@dataclass(frozen=True)
-class Split:
-    """Where a traversal's seconds went, along its longest way."""
-
-    wire_s: float
-    queue_s: float
-    compute_s: float
-    bytes: float
-    """That `wire_s` had to carry."""
+def cheap_size(costs: Costs, share: float, largest: int) -> int:
+    """Return the most nodes that lengthen a plain round by no more than this share of it; at least one."""
+    seconds = traversal_s(costs, np.arange(1.0, largest + 2))
+    return max(1, int(np.searchsorted(seconds, seconds[0] * (1 + share), side="right")) - 1)
 
 
-def split(costs: Costs, rows: Sequence[int], seconds: float, timings: Sequence[Sequence[HopTiming]]) -> Split:
-    """Take apart a traversal whose appends had so many rows; `timings` per append, per hop.
-
-    Of appends after the first only the slowest stage counts, as in `traversal_s`: the link's time where that is
-    believed to be longer than any node's, and then it stays in what is left for the wire.
-    """
-    if not rows or not timings:
-        return Split(seconds, 0.0, 0.0, sum(rows[:1]) * whole_way_bytes(costs))
-    queue_s = sum(hop.queue_us for hop in timings[0]) / 1e6
-    compute_s = sum(hop.compute_us for hop in timings[0]) / 1e6
-    carried = float(rows[0] * whole_way_bytes(costs))
-    for count, before, hops in zip(rows[1:], timings, timings[1:], strict=False):
-        # Two appends that waited together share a forward, and say so by the same microseconds.
-        own = [hop.compute_us for old, hop in zip(before, hops, strict=False) if old.compute_us != hop.compute_us]
-        node_s = max(own, default=0) / 1e6
-        link_bytes = count * one_link_bytes(costs)
-        if link_bytes * costs.link.seconds_per_byte > node_s:
-            carried += link_bytes
-        else:
-            compute_s += node_s
-    return Split(max(0.0, seconds - queue_s - compute_s), queue_s, compute_s, carried)
+def exploration_interval(estimates: Estimates, costs: Costs) -> int:
+    """Return the number of plain rounds between two tries whether guesses hit again."""
+    size = cheap_size(costs, EXPLORE_LONGER, EXPLORE_NODES)
+    draft_s = estimates.levels.draft_s(size)[-1]
+    longer_s = float(traversal_s(costs, 1.0 + size) - traversal_s(costs, 1.0) + draft_s)
+    if estimates.acceptance.usual_chances(size).sum() * costs.plain_s > NEARLY * longer_s:
+        return EXPLORE_SOON
+    return max(EXPLORE_EVERY, int(np.ceil(longer_s / (EXPLORE_SHARE * costs.plain_s))))

@@ -1,177 +1,462 @@
-"""The seam between the generation loop and the decision how much to speculate, and the automatic policy behind it."""
+"""How many nodes to draft and to ship: the seam that the generation loop asks, and the automatic policy behind it.
+
+`AutoPolicy.choose` answers how many nodes of a drafted tree to ship, by `plan.plan_round`.  All that a policy knows is
+frozen estimates, which it replaces as rounds come back.  One `PlannerMemory` serves one generation at a time, and
+outlives generations.
+"""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from treeswarm.protocol.messages import HopTiming
 from treeswarm.session.walk import Walk
 from treeswarm_client.drafters.seam import DraftTree, Enough, in_no_hurry
-from treeswarm_client.planner.costs import ChainHop
-from treeswarm_client.planner.explain import RoundReport
-from treeswarm_client.planner.plan import patience_s
-from treeswarm_client.planner.planner import EXPLORE_NODES, Planner
+from treeswarm_client.planner.acceptance import AcceptanceEstimate
+from treeswarm_client.planner.costs import (
+    ChainHop,
+    Costs,
+    CostTracker,
+    DraftLevels,
+    TraversalParts,
+    round_duration_s,
+    take_apart,
+)
+from treeswarm_client.planner.explain import RoundReport, reason_of
+from treeswarm_client.planner.loss_budget import (
+    EXPLORE_LONGER,
+    EXPLORE_NODES,
+    SKIPPED_ROUNDS,
+    Exploration,
+    LossBudget,
+)
+from treeswarm_client.planner.plan import (
+    FIRST_WISH,
+    OUTGROWN_AT,
+    Estimates,
+    Plan,
+    cheap_size,
+    exploration_interval,
+    extension_size,
+    longest_draft_wait_s,
+    plan_for_size,
+    plan_round,
+    usual_nodes_wanted,
+)
 
-# What `auto` reserves on every node and may ship: over the dearest links that its planner was tried on (100 ms one way)
-# it chose 30 to 80 nodes and hardly ever more than 100; a larger reservation only keeps others out.
+# Most nodes that the automatic policy reserves on every node and may ship: over the dearest links that it was tried on
+# (100 ms one way) it chose 30 to 80 nodes and hardly ever more than 100; a larger reservation only keeps other clients
+# out.
 LARGEST = 256
-# Drafting goes on before shipping while it promises so many times the tokens that its time is worth.  A promise is the
-# chance that the text passes a node, and half of those bring a token; and what is not waited for may follow the tree.
-# Of 2 to 8, 3 to 5 were best on links of 1 to 100 ms.
+# Drafting goes on before shipping while it promises this many times the tokens that its time is worth.  A promise is
+# the chance that the text passes a node, and half of those bring a token; and what is not waited for may follow the
+# tree.  Of 2 to 8, 3 to 5 were best on links of 1 to 100 ms.
 PROMISE = 4.0
-# While a tree travels, this many times its nodes are drafted: what the walk does not reach is wasted work on the
-# client's own machine, and the chance that it reaches a node falls quickly with the node's rank.
+# While a tree of a fixed size travels, this many times its nodes are drafted: what the walk does not reach is wasted
+# work on the client's own machine, and the chance that it reaches a node falls quickly with the node's rank.
 AHEAD = 4
+# Costs are known as far as they were measured: a tree has at most this many times the most rows that ever travelled
+# here.
+FURTHER = 2
+# A round that took longer than this many times its usual duration counts as having taken so long.
+LATE = 1.2
+# Weight of one plan in the average rate.
+RATE_STEP = 1 / 4
+
+
+# ---------------------------------------------------------------- the seam
 
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """What one traversal was and brought."""
+    """What one traversal shipped and brought."""
 
     draft: DraftTree
+    """The tree as it was shipped, extensions included."""
     found: Walk
+    """The target's walk through it."""
     answered: int
-    """Nodes of the draft whose answers came before the walk was over."""
+    """Number of nodes of the draft that were answered before the walk was over."""
     first: int
-    """Nodes of the draft in the first shipment; the others went after it."""
+    """Number of nodes of the draft in the first shipment; the others were sent after it."""
     seconds: float
-    """From the first append to the end of the walk."""
+    """Seconds from the first append to the end of the walk."""
     first_seconds: float
-    """From the first append to the last answer of the first shipment; 0 where the walk was over before."""
+    """Seconds from the first append to the last answer of the first shipment; 0 if the walk was over before."""
     timings: Sequence[Sequence[HopTiming]]
-    """Per append answered, per hop."""
+    """Timings per answered append and hop."""
     whole: bool
-    """Nothing broke on the way: its times mean something."""
+    """Whether nothing broke on the way, so that the times mean something."""
 
 
 class TreePolicy(Protocol):
-    """Decides; learns from what came of it."""
+    """Decides how many nodes to draft and to ship, and learns from every round."""
 
     def begin(self, hops: Sequence[ChainHop]) -> None:
-        """A generation begins, or its chain has changed."""
+        """Begin a generation on these hops, or go on after a repair of the chain."""
         ...
 
     def learn_prefill(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, whole: bool) -> None:
-        """The prompt has been through; `whole`: nothing broke on the way."""
+        """Learn from the prompt's traversal; `whole`: nothing broke on the way.  `timings` are per append and hop."""
         ...
 
     def nodes_to_draft(self) -> int:
-        """Nodes to draft before anything is shipped; 0: plain decoding."""
+        """Return how many nodes to draft before anything is shipped; 0 for a plain round."""
         ...
 
     def stop_drafting(self) -> Enough:
-        """To be asked, from now on, whether to draft on before shipping."""
+        """Return the function that tells the drafter when to stop before shipping.  Time counts from this call."""
         ...
 
     def choose(self, tree: DraftTree) -> DraftTree:
-        """What to ship of a tree: a prefix of it.  Asked every round, also where nothing was drafted."""
+        """Return the first nodes of `tree`, to be shipped.  Asked every round, also where nothing was drafted."""
         ...
 
     def nodes_to_draft_in_flight(self) -> int:
-        """Nodes to draft, those shipped included, while a tree is on its way."""
+        """Return how many nodes to draft while a tree is in flight, those shipped included."""
         ...
 
     def extension(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
-        """`shipped`, and after it what is worth an append of its own of what `wider` has beyond it, so many seconds
-        after it left."""
+        """Return `shipped` followed by the nodes of `wider` that are worth an append of their own.
+
+        `elapsed_s` is the number of seconds since `shipped` left.
+        """
         ...
 
     def learn(self, flown: Round) -> RoundReport | None:
-        """What came of it; returns what there is to tell."""
+        """Learn from a round.  Returns its report, or None if there is nothing to report."""
         ...
+
+
+# ---------------------------------------------------------------- the automatic policy
+
+
+@dataclass(eq=False)
+class PlannerMemory:
+    """What a policy has learned from earlier rounds.  It outlives generations and serves one at a time."""
+
+    tracker: CostTracker = field(default_factory=CostTracker)
+    estimates: Estimates = field(default_factory=lambda: Estimates(AcceptanceEstimate(), DraftLevels(), LossBudget()))
+    exploration: Exploration = Exploration()
+    planned_rate: float = 0.0
+    """Tokens per second, averaged over the last plans; 0 before the first plan on a chain."""
+    rounds: int = 0
+    """Number of rounds reported."""
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second that a second is worth: as planned lately, or as plain decoding brings."""
+        return self.planned_rate or 1.0 / self.tracker.costs.plain_s
+
+    def tree_drafted(self, tree: DraftTree, seconds: float) -> None:
+        """Learn from a tree that was drafted for the coming round in `seconds` that nothing hid."""
+        if not len(tree):
+            return
+        known = self.estimates
+        levels, acceptance = known.levels.updated(tree, seconds), known.acceptance
+        # A few nodes, drafted only to explore, say little about a whole tree.
+        if len(tree) > EXPLORE_NODES or not acceptance.trees:
+            acceptance = acceptance.with_tree(tree)
+        self.estimates = replace(
+            known, levels=levels, acceptance=acceptance, most_drafted=max(known.most_drafted, len(tree))
+        )
+
+    def tree_grew(self, tree: DraftTree) -> None:
+        """Learn that the tree of the coming or present round was drafted further, while a traversal was under way."""
+        known = self.estimates
+        if known.acceptance.trees and len(tree) > len(known.acceptance.trees[-1]):
+            acceptance = known.acceptance.with_grown_tree(tree)
+            self.estimates = replace(known, acceptance=acceptance, most_drafted=max(known.most_drafted, len(tree)))
+
+
+@dataclass(frozen=True, eq=False)
+class _RoundPlan:
+    """What was decided for the round under way."""
+
+    plan: Plan
+    chances: NDArray[np.float64]
+    """Calibrated chances of the drafted nodes, float64 [drafted]."""
+    drafted: int
+    draft_s: float
+    """Seconds of drafting that nothing hid."""
+    expected_s: float
+    """Seconds expected by a clock, drafting included."""
+    reason: str
+    exploring: bool
+    is_learned_from: bool
+    """Whether links and nodes are learned from this round, or only from the next plain one."""
+    left: tuple[tuple[int, float], ...] = ()
+    """For each further append, its first node and the seconds by which it left later than the tree; the latest last."""
+    reached: int = 0
+    """Number of nodes in flight when an extension was last considered."""
+    considered_s: float = 0.0
+    """Seconds by which that extension leaves later than the tree, if it leaves."""
 
 
 @dataclass(eq=False)
 class AutoPolicy:
-    """Trees that fit the links, the nodes and the text; or all of one size, and then the planner only learns."""
+    """`--tree-size auto`: trees that fit the links, the nodes and the text.
 
-    planner: Planner
+    With a `fixed_size` all trees have that size, and the policy only learns.
+    """
+
+    memory: PlannerMemory
     row_bytes: int
+    """Number of bytes of one row on a link between nodes."""
     segment_rows: int
+    """Most rows of one append."""
     largest: int = LARGEST
-    size: int | None = None
-    """Somebody else decided."""
+    """Most nodes of a tree."""
+    fixed_size: int | None = None
+    """Number of nodes of every tree, or None to plan."""
     overlaps: bool = True
-    """Draft while a tree travels, where links leave time for it; ship on where the size is the planner's."""
+    """Whether to draft while a tree is in flight, where links leave time for it, and to send extensions if planned."""
     clock: Callable[[], float] = time.perf_counter
-    _asked_at: float | None = None
-
-    def begin(self, hops: Sequence[ChainHop]) -> None:
-        self.planner.begin(hops, row_bytes=self.row_bytes, segment_rows=self.segment_rows)
-
-    def learn_prefill(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, whole: bool) -> None:
-        if whole:
-            rows = [hops[0].rows if hops else 0 for hops in timings]
-            self.planner.learn_traversal(rows, seconds, timings, prefill=True)
-
-    def nodes_to_draft(self) -> int:
-        """What was drafted ahead costs nothing, and `stop_drafting` ends what does: if a tree is wanted at all, any."""
-        if self.size is not None:
-            return self.size
-        wish = self.planner.wish(self.largest)
-        return self.largest if wish > EXPLORE_NODES and self._overlapping else wish
-
-    def stop_drafting(self) -> Enough:
-        """What is not drafted now may follow the tree, or is left to the next round."""
-        self._asked_at = self.clock()
-        if self.size is not None:
-            return in_no_hurry
-        end = self._asked_at + patience_s(self.planner.costs)
-        worth = PROMISE * self.planner.rate
-        return lambda promise: promise < worth or self.clock() > end
-
-    def choose(self, tree: DraftTree) -> DraftTree:
-        if self._asked_at is None:
-            self.planner.plain()
-            return tree
-        self.planner.drafted(tree, self.clock() - self._asked_at)
-        self._asked_at = None
-        plan = self.planner.choose(tree, self.largest) if self.size is None else self.planner.told(tree)
-        return tree.best(plan.size)
-
-    def nodes_to_draft_in_flight(self) -> int:
-        """As many as may be shipped; where guesses are worth nothing, only what the next round tries."""
-        if self.size is not None:
-            return AHEAD * self.size if self.overlaps else 0
-        if not self._overlapping:
-            return 0
-        if self.planner.wish(self.largest):
-            return self.largest
-        return EXPLORE_NODES if self.planner.explores_next else 0
+    _draft_started_s: float | None = None
+    _planned: _RoundPlan | None = None
+    _parts: TraversalParts | None = None
+    """Parts of the round's traversal, or None before it came back."""
 
     @property
-    def _overlapping(self) -> bool:
-        return self.overlaps and self.planner.waits_for_links
+    def costs(self) -> Costs:
+        return self.memory.tracker.costs
+
+    def begin(self, hops: Sequence[ChainHop]) -> None:
+        """Begin a generation, or go on after a repair.  What is known of nodes and chains is kept."""
+        memory = self.memory
+        self._planned = self._parts = None
+        memory.exploration = memory.exploration.skip(0)
+        if memory.tracker.begin(hops, row_bytes=self.row_bytes, segment_rows=self.segment_rows):
+            memory.planned_rate = 0.0
+
+    # ---------------------------------------------------------------- how much to draft
+
+    def nodes_to_draft(self) -> int:
+        """Return `nodes_wanted`, or as many as may be shipped where drafting goes on in flight.
+
+        There, what was drafted ahead costs nothing, and `stop_drafting` ends what does cost.
+        """
+        if self.fixed_size is not None:
+            return self.fixed_size
+        nodes = self.nodes_wanted()
+        return self.largest if nodes > EXPLORE_NODES and self._overlaps_now else nodes
+
+    def nodes_wanted(self) -> int:
+        """Return how many nodes are worth drafting for the coming round; 0: it is plain."""
+        memory = self.memory
+        known = memory.estimates
+        limit = min(self._limit, max(FIRST_WISH, FURTHER * known.most_drafted))
+        if limit < 1:
+            return 0
+        if memory.exploration.is_due():
+            return cheap_size(self.costs, EXPLORE_LONGER, min(limit, EXPLORE_NODES))
+        if not known.acceptance.trees:
+            return min(limit, FIRST_WISH)
+        if memory.exploration.skipped_rounds:
+            return 0
+        nodes = usual_nodes_wanted(known, self.costs, limit)
+        memory.exploration = memory.exploration.skip(0 if nodes else SKIPPED_ROUNDS)
+        return nodes
+
+    def stop_drafting(self) -> Enough:
+        """Return the function that ends drafting: what is not drafted now may follow the tree, or serve later."""
+        self._draft_started_s = self.clock()
+        if self.fixed_size is not None:
+            return in_no_hurry
+        end_s = self._draft_started_s + longest_draft_wait_s(self.costs)
+        worth = PROMISE * self.memory.rate
+        return lambda promise: promise < worth or self.clock() > end_s
+
+    def nodes_to_draft_in_flight(self) -> int:
+        """Return as many nodes as may be shipped; where guesses are worth nothing, those that the next round tries."""
+        if self.fixed_size is not None:
+            return AHEAD * self.fixed_size if self.overlaps else 0
+        if not self._overlaps_now:
+            return 0
+        if self.nodes_wanted():
+            return self.largest
+        return EXPLORE_NODES if self.memory.exploration.is_due(within=1) else 0
+
+    # ---------------------------------------------------------------- how much to ship
+
+    def choose(self, tree: DraftTree) -> DraftTree:
+        """Return the nodes of `tree` that bring most tokens per second.
+
+        Without a call of `stop_drafting` since the last round, nothing was drafted and the round is plain.
+        """
+        if self._draft_started_s is None:
+            self._record_plain_round()
+            return tree
+        draft_s = self.clock() - self._draft_started_s
+        self._draft_started_s = None
+        self.memory.tree_drafted(tree, draft_s)
+        known, costs = self.memory.estimates, self.costs
+        chances = known.acceptance.chances(tree)
+        if self.fixed_size is not None:
+            return self._record_fixed_size(tree, chances, draft_s)
+        considered = known.budget.discounted(chances[: self._limit])
+        plan = plan_round(considered, costs, exposed_draft_s=draft_s)
+        exploring = bool(len(considered)) and self.memory.exploration.is_due() and plan.size == 0
+        if exploring:
+            size = cheap_size(costs, EXPLORE_LONGER, min(len(considered), EXPLORE_NODES))
+            plan = plan_for_size(size, considered, costs, exposed_draft_s=draft_s)
+        reason = reason_of(plan, considered, costs, exploring=exploring, in_debt=known.budget.in_debt)
+        self._decide(plan, chances, draft_s, reason, exploring=exploring)
+        return tree.best(plan.size)
 
     def extension(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
-        self.planner.regrown(wider)
-        both = shipped.union(wider, self.largest) if self.size is None else shipped
-        if len(both) == len(shipped):
+        """Return `shipped`, followed by the nodes of `wider` that bring more than their time is worth."""
+        self.memory.tree_grew(wider)
+        both = shipped.union(wider, self.largest) if self.fixed_size is None else shipped
+        before = self._planned
+        if len(both) == len(shipped) or before is None:
             return shipped
-        return both.best(len(shipped) + self.planner.extension(both, len(shipped), elapsed_s))
+        known = self.memory.estimates
+        chances = known.budget.discounted(known.acceptance.chances(both))
+        left, reached = before.left, before.reached or before.plan.size
+        if len(shipped) > reached:
+            left = (*left, (reached, before.considered_s))
+        parents = both.parents[len(shipped) :]
+        later_s = np.where(parents < len(shipped), elapsed_s - departure_s(parents, left), 0.0)
+        count = extension_size(chances[len(shipped) :], later_s, self.costs, before.plan.rate)
+        self._planned = replace(
+            before, drafted=len(both), chances=chances, left=left, reached=len(shipped), considered_s=elapsed_s
+        )
+        return both.best(len(shipped) + count)
+
+    # ---------------------------------------------------------------- what came of it
+
+    def learn_prefill(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, whole: bool) -> None:
+        """Learn what links and nodes took, if nothing broke."""
+        if whole:
+            rows = [hops[0].rows if hops else 0 for hops in timings]
+            self.memory.tracker.learn(sum(rows), take_apart(self.costs, rows, seconds, timings), timings)
 
     def learn(self, flown: Round) -> RoundReport | None:
+        """Learn from a round.  Returns its report, or None where a loss interrupted it."""
         if flown.whole:
-            self.planner.learn_traversal(*_first_trip(flown))
-        return self.planner.learn_walk(
-            flown.draft,
-            flown.found.accepted,
-            flown.found.bonus,
-            waited_s=max(0.0, flown.seconds - flown.first_seconds) if flown.first_seconds else 0.0,
+            rows, seconds, timings = _first_shipment(flown)
+            self._parts = take_apart(self.costs, rows, seconds, timings)
+            if self._planned is None or self._planned.is_learned_from:
+                self.memory.tracker.learn(sum(rows), self._parts, timings)
+        self._learn_walk(flown.draft, flown.found)
+        planned, parts = self._planned, self._parts
+        self._planned = self._parts = None
+        if planned is None or parts is None:
+            return None
+        # Further appends, and drafting that had to end, take longer than the traversal that was learned from.
+        waited_s = max(0.0, flown.seconds - flown.first_seconds) if flown.first_seconds else 0.0
+        tokens = 1 + len(flown.found.accepted)
+        self._settle(planned, tokens, planned.draft_s + parts.seconds, waited_s)
+        self.memory.rounds += 1
+        return RoundReport(
+            round=self.memory.rounds,
+            drafted=planned.drafted,
+            shipped=planned.plan.size,
+            extended=max(0, len(flown.draft) - planned.plan.size),
+            expected=1.0 + float(planned.chances[: len(flown.draft)].sum()),
+            got=tokens,
+            expected_s=planned.expected_s,
+            seconds=planned.draft_s + parts.seconds + waited_s,
+            draft_s=planned.draft_s,
+            wire_s=parts.wire_s,
+            queue_s=parts.queue_s,
+            compute_s=parts.compute_s,
+            reason=planned.reason,
         )
 
+    # ---------------------------------------------------------------- inside
 
-def _first_trip(flown: Round) -> tuple[list[int], float, list[Sequence[HopTiming]]]:
-    """Rows of each append, seconds, timings: of what was shipped at once, as far as it came back."""
+    @property
+    def _overlaps_now(self) -> bool:
+        """Whether a plain round spends more time on links than in nodes.
+
+        Then there is time to draft meanwhile, and nodes are idle when further appends come.
+        """
+        return self.overlaps and self.costs.link.latency_s > float(self.costs.duration.at(1.0))
+
+    @property
+    def _limit(self) -> int:
+        """Most nodes of a tree whose costs are known."""
+        return min(self.largest, FURTHER * self.memory.tracker.most_rows)
+
+    def _record_plain_round(self) -> None:
+        """The coming round ships nothing drafted: no node is wanted, or only one more token."""
+        exploration = self.memory.exploration
+        self.memory.exploration = exploration.skip(max(0, exploration.skipped_rounds - 1))
+        plan = plan_for_size(0, np.empty(0), self.costs)
+        self._decide(plan, np.empty(0), 0.0, "plain: nothing was drafted, or drafting would not pay")
+
+    def _record_fixed_size(self, tree: DraftTree, chances: NDArray[np.float64], draft_s: float) -> DraftTree:
+        """The whole tree is shipped: nothing is chosen, but all is learned."""
+        plan = plan_for_size(len(tree), chances, self.costs, exposed_draft_s=draft_s)
+        self._decide(plan, chances, draft_s, f"{len(tree)} nodes: fixed size")
+        return tree
+
+    def _decide(
+        self, plan: Plan, chances: NDArray[np.float64], draft_s: float, reason: str, *, exploring: bool = False
+    ) -> None:
+        drafted = len(chances)
+        expected_s = round_duration_s(self.costs, plan.size) + draft_s
+        is_learned_from = drafted > 0 or not self.memory.exploration.skipped_rounds
+        self._planned = _RoundPlan(plan, chances, drafted, draft_s, expected_s, reason, exploring, is_learned_from)
+        self.memory.planned_rate = self.memory.rate + RATE_STEP * (plan.rate - self.memory.rate)
+
+    def _learn_walk(self, tree: DraftTree, walk: Walk) -> None:
+        """Learn how far the target followed the tree."""
+        memory, accepted = self.memory, walk.accepted
+        on_path = np.zeros(len(tree), np.bool_)
+        on_path[list(accepted)] = True
+        # A node that was sent too late to be waited for was right all the same.
+        on_path |= (tree.parents == (accepted[-1] if accepted else -1)) & (tree.tokens == walk.bonus)
+        is_outgrown = len(accepted) >= OUTGROWN_AT and accepted[-1] not in tree.parents
+        memory.estimates = replace(
+            memory.estimates,
+            acceptance=memory.estimates.acceptance.after_walk(tree, on_path),
+            outgrown=len(tree) if is_outgrown else 0,
+        )
+        if len(tree):
+            memory.exploration = memory.exploration.skip(0)
+
+    def _settle(self, planned: _RoundPlan, tokens: int, seconds: float, waited_s: float) -> None:
+        """Enter the round into the loss budget, and decide when to explore next."""
+        memory, budget = self.memory, self.memory.estimates.budget
+        if planned.drafted:
+            # By the clock; but a packet that came late is not due to the tree: no longer than such rounds usually take.
+            usual_s = planned.draft_s + round_duration_s(self.costs, planned.plan.size)
+            budget = budget.after_tree(tokens, min(seconds, LATE * usual_s) + waited_s, self.costs.plain_s)
+        else:
+            budget = budget.after_plain_round()
+        memory.estimates = replace(memory.estimates, budget=budget)
+        if planned.plan.size:
+            memory.exploration = memory.exploration.after_tree(found_hit=planned.exploring and tokens > 1)
+        else:
+            interval = partial(exploration_interval, memory.estimates, self.costs)
+            memory.exploration = memory.exploration.after_plain_round(interval)
+
+
+def departure_s(nodes: NDArray[np.int64], left: Sequence[tuple[int, float]]) -> NDArray[np.float64]:
+    """Return the seconds by which each of `nodes` left later than the first part of a tree; 0 for the root (-1).
+
+    `left` has the first node and the departure of each later part.  The result is float64 [nodes].
+    """
+    firsts = np.array([first for first, _ in left], np.int64)
+    departures = np.array([0.0, *(seconds for _, seconds in left)])
+    return departures[np.searchsorted(firsts, nodes, side="right")]
+
+
+def _first_shipment(flown: Round) -> tuple[list[int], float, list[Sequence[HopTiming]]]:
+    """Return the first shipment's rows per append, its seconds, and its timings, as far as it came back."""
     rows: list[int] = []
     for timings in flown.timings:
         if sum(rows) > flown.first:
             break
         rows.append(timings[0].rows if timings else 0)
-    whole = sum(rows) > flown.first
-    return (
-        rows,
-        flown.first_seconds if whole and flown.first_seconds else flown.seconds,
-        list(flown.timings[: len(rows)]),
-    )
+    came_back = sum(rows) > flown.first
+    seconds = flown.first_seconds if came_back and flown.first_seconds else flown.seconds
+    return rows, seconds, list(flown.timings[: len(rows)])

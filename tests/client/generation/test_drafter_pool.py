@@ -44,7 +44,7 @@ def test_as_many_as_are_wanted_and_not_too_many(wanted: int, most: int) -> None:
     first = OfWhichThereAreMany()
     found, seen = asyncio.run(most_at_once(DrafterPool(first), wanted))
     assert found == len(seen) == most == 1 + len(first.made)
-    assert len({seat.planner for seat in seen}) == len({seat.drafter for seat in seen}) == most
+    assert len({seat.memory for seat in seen}) == len({seat.drafter for seat in seen}) == most
 
 
 def test_one_after_the_other_where_there_is_one() -> None:

@@ -1,4 +1,4 @@
-"""What is learned from observations alone, late packets, company and all."""
+"""What the estimates learn from observations alone, with late packets and shared forwards."""
 
 import numpy as np
 import pytest
@@ -8,74 +8,74 @@ from hypothesis import strategies as st
 from treeswarm.protocol.messages import HopTiming
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree
 from treeswarm_client.planner.acceptance import AcceptanceEstimate
-from treeswarm_client.planner.costs import Curve, DraftLevels, HopEstimate, LinkEstimate, total
+from treeswarm_client.planner.costs import Curve, DraftLevels, HopEstimate, LinkEstimate, sum_curves
 from treeswarm_client.planner.loss_budget import START, LossBudget
 
 PROFILE = ((1, 4000), (16, 5000), (64, 9000), (256, 26000))
 CHAIN = DraftTree(np.array([-1, 0, 1]), np.arange(3), np.log(np.array([0.8, 0.64, 0.512], np.float32)))
 
 
-def link_after(latency_s: float, seconds_per_byte: float, rounds: int = 40) -> LinkEstimate:
+def link_after_rounds(latency_s: float, seconds_per_byte: float, rounds: int = 40) -> LinkEstimate:
     rng = np.random.default_rng(1)
     link = LinkEstimate()
     for _ in range(rounds):
-        count = float(rng.choice([1e3, 1e5, 4e5]))
-        late = 1.0 if rng.random() < 0.1 else 0.0
-        link = link.learned(count, (latency_s + count * seconds_per_byte) * rng.uniform(0.97, 1.03) + late)
+        byte_count = float(rng.choice([1e3, 1e5, 4e5]))
+        late_s = 1.0 if rng.random() < 0.1 else 0.0
+        link = link.updated(byte_count, (latency_s + byte_count * seconds_per_byte) * rng.uniform(0.97, 1.03) + late_s)
     return link
 
 
 @pytest.mark.parametrize("latency_s", [0.004, 0.1])
 @pytest.mark.parametrize("seconds_per_byte", [8e-9, 4e-7])
-def test_latency_and_rate_are_found_though_packets_come_late(latency_s: float, seconds_per_byte: float) -> None:
-    link = link_after(latency_s, seconds_per_byte)
+def test_latency_and_rate_are_found_although_packets_come_late(latency_s: float, seconds_per_byte: float) -> None:
+    link = link_after_rounds(latency_s, seconds_per_byte)
     assert link.latency_s == pytest.approx(latency_s, rel=0.2)
     assert float(link.seconds(2e5)) == pytest.approx(latency_s + 2e5 * seconds_per_byte, rel=0.2)
 
 
 def test_one_late_packet_does_not_move_the_latency() -> None:
-    link = link_after(0.05, 8e-8)
-    assert link.learned(1e3, 3.0).latency_s == pytest.approx(link.latency_s, rel=0.05)
+    link = link_after_rounds(0.05, 8e-8)
+    assert link.updated(1e3, 3.0).latency_s == pytest.approx(link.latency_s, rel=0.05)
 
 
-def test_a_link_that_has_changed_is_followed() -> None:
-    link = link_after(0.02, 8e-8)
+def test_an_estimate_follows_a_link_that_has_changed() -> None:
+    link = link_after_rounds(0.02, 8e-8)
     for _ in range(12):
-        link = link.learned(1e3, 0.2)
+        link = link.updated(1e3, 0.2)
     assert link.latency_s == pytest.approx(0.2, rel=0.05)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e7), st.floats(0, 100)), max_size=80))
-def test_a_link_never_pays_for_bytes(seen: list[tuple[float, float]]) -> None:
+def test_a_link_estimate_is_never_negative(measurements: list[tuple[float, float]]) -> None:
     link = LinkEstimate()
-    for count, took in seen:
-        link = link.learned(count, took)
+    for byte_count, seconds in measurements:
+        link = link.updated(byte_count, seconds)
         assert link.seconds_per_byte >= 0
         assert link.latency_s >= 0
 
 
-def test_a_node_is_what_it_told_until_it_shows_otherwise() -> None:
+def test_a_profile_holds_until_timings_contradict_it() -> None:
     hop = HopEstimate.begin(PROFILE)
-    assert float(hop.clock.at(64)) == pytest.approx(0.009)
-    assert float(hop.clock.at(1000)) > float(hop.clock.at(256))
+    assert float(hop.duration.at(64)) == pytest.approx(0.009)
+    assert float(hop.duration.at(1000)) > float(hop.duration.at(256))
     for _ in range(60):
-        hop = hop.learned(HopTiming(0, 18000, 64, 1))
-    assert float(hop.clock.at(64)) == pytest.approx(0.018, rel=0.05)
-    assert float(hop.clock.at(1)) > 0.0045  # slow for one size is slow for the others too, if less surely
+        hop = hop.updated(HopTiming(0, 18000, 64, 1))
+    assert float(hop.duration.at(64)) == pytest.approx(0.018, rel=0.05)
+    assert float(hop.duration.at(1)) > 0.0045  # slow for one size is slow for the others too, if less surely
 
 
-def test_a_node_that_told_nothing_is_known_by_its_first_timing() -> None:
-    hop = HopEstimate.begin().learned(HopTiming(0, 40_000, 64, 1))
-    assert float(hop.clock.at(64)) == pytest.approx(0.04, rel=0.01)
+def test_a_node_without_profile_is_known_by_its_first_timing() -> None:
+    hop = HopEstimate.begin().updated(HopTiming(0, 40_000, 64, 1))
+    assert float(hop.duration.at(64)) == pytest.approx(0.04, rel=0.01)
 
 
-def test_company_makes_rows_dearer_and_is_no_slow_node() -> None:
+def test_shared_forwards_make_rows_dearer_but_no_slow_node() -> None:
     alone, shared = HopEstimate.begin(PROFILE), HopEstimate.begin(PROFILE)
     for _ in range(60):
-        alone = alone.learned(HopTiming(0, 9000, 64, 1))
-        shared = shared.learned(HopTiming(500, 26000, 64, 4))
+        alone = alone.updated(HopTiming(0, 9000, 64, 1))
+        shared = shared.updated(HopTiming(500, 26000, 64, 4))
     assert shared.sessions == pytest.approx(4, rel=0.05)
-    assert float(shared.clock.at(64)) == pytest.approx(0.026, rel=0.05)
+    assert float(shared.duration.at(64)) == pytest.approx(0.026, rel=0.05)
     rows_alone = float(alone.price.at(64) - alone.price.at(1))
     assert float(shared.price.at(64) - shared.price.at(1)) == pytest.approx(4 * rows_alone, rel=0.1)
     assert shared.table_s == pytest.approx(alone.table_s, rel=0.05)
@@ -88,14 +88,14 @@ def test_company_makes_rows_dearer_and_is_no_slow_node() -> None:
     ),
     st.booleans(),
 )
-def test_whatever_a_node_says_its_time_rises_with_rows(timings: list[HopTiming], told: bool) -> None:
-    hop = HopEstimate.begin(PROFILE if told else ())
+def test_a_node_price_rises_with_rows_whatever_its_timings(timings: list[HopTiming], has_profile: bool) -> None:
+    hop = HopEstimate.begin(PROFILE if has_profile else ())
     for timing in timings:
-        hop = hop.learned(timing)
-    found = hop.price.at(np.arange(1.0, 600))
-    assert np.isfinite(found).all()
-    assert (found > 0).all()
-    assert (np.diff(found) >= -1e-9 * found[-1]).all()
+        hop = hop.updated(timing)
+    prices = hop.price.at(np.arange(1.0, 600))
+    assert np.isfinite(prices).all()
+    assert (prices > 0).all()
+    assert (np.diff(prices) >= -1e-9 * prices[-1]).all()
 
 
 curves = st.dictionaries(st.integers(1, 4096), st.floats(0, 10), min_size=1, max_size=9).map(
@@ -104,46 +104,46 @@ curves = st.dictionaries(st.integers(1, 4096), st.floats(0, 10), min_size=1, max
 
 
 @given(st.lists(curves, max_size=5), st.lists(st.floats(0.0, 5000.0), min_size=1, max_size=20))
-def test_a_total_of_curves_is_their_sum_everywhere(several: list[Curve], rows: list[float]) -> None:
+def test_a_sum_of_curves_is_their_sum_everywhere(several: list[Curve], rows: list[float]) -> None:
     at = np.array(rows)
     expected = sum((curve.at(at) for curve in several), start=np.zeros(len(at)))
-    assert total(several).at(at) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert sum_curves(several).at(at) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-def test_a_drafter_too_sure_at_every_step_loses_most_in_depth() -> None:
+def test_an_overconfident_drafter_loses_most_in_depth() -> None:
     rng = np.random.default_rng(2)
-    outlook = AcceptanceEstimate()
+    estimate = AcceptanceEstimate()
     for _ in range(100):
         first, second, third = rng.random(3) < 0.4
-        outlook = outlook.learned(CHAIN, np.array([first, first and second, first and second and third]))
-    assert outlook.chances(CHAIN) == pytest.approx([0.4, 0.16, 0.064], rel=0.5)
+        estimate = estimate.after_walk(CHAIN, np.array([first, first and second, first and second and third]))
+    assert estimate.chances(CHAIN) == pytest.approx([0.4, 0.16, 0.064], rel=0.5)
 
 
-def test_the_usual_tree_goes_on_beyond_what_was_drafted() -> None:
-    outlook = AcceptanceEstimate().drafted(CHAIN).drafted(NO_TREE)
-    usual = outlook.usual(12)
-    assert usual[:3] == pytest.approx(outlook.chances(CHAIN))
+def test_usual_chances_continue_beyond_drafted_ranks() -> None:
+    estimate = AcceptanceEstimate().with_tree(CHAIN).with_tree(NO_TREE)
+    usual = estimate.usual_chances(12)
+    assert usual[:3] == pytest.approx(estimate.chances(CHAIN))
     assert (np.diff(usual) <= 0).all()
     assert usual[-1] > 0
-    assert AcceptanceEstimate().usual(4).sum() == 0
+    assert AcceptanceEstimate().usual_chances(4).sum() == 0
 
 
-def test_levels_are_averaged_and_guessed_beyond_what_was_seen() -> None:
-    levels = DraftLevels().learned(CHAIN, 0.03)
+def test_levels_are_averaged_and_extrapolated() -> None:
+    levels = DraftLevels().updated(CHAIN, 0.03)
     assert levels.level_s == pytest.approx(0.01)
     assert levels.draft_s(3) == pytest.approx([0, 0.01, 0.02, 0.03])
     assert levels.draft_s(12)[-1] == pytest.approx(0.06)
     assert CHAIN.depths().tolist() == [0, 1, 2]
 
 
-def test_who_loses_is_doubted_until_rounds_have_paid_for_it() -> None:
-    ledger = LossBudget()
-    while not ledger.in_debt:
-        ledger = ledger.after_tree(tokens=1, seconds=1.5, plain_s=1.0)
-    assert ledger.believed(np.array([0.4])) == pytest.approx([0.2])
+def test_a_loss_budget_in_debt_halves_chances_until_repaid() -> None:
+    budget = LossBudget()
+    while not budget.in_debt:
+        budget = budget.after_tree(tokens=1, seconds=1.5, plain_s=1.0)
+    assert budget.discounted(np.array([0.4])) == pytest.approx([0.2])
     for _ in range(100):
-        ledger = ledger.after_plain()
-    assert not ledger.in_debt
-    assert ledger.after_tree(tokens=1, seconds=1e9, plain_s=1.0).after_tree(3, 0.1, 1.0).balance > 0
-    assert LossBudget().believed(np.array([0.4])) == pytest.approx([0.4])
+        budget = budget.after_plain_round()
+    assert not budget.in_debt
+    assert budget.after_tree(tokens=1, seconds=1e9, plain_s=1.0).after_tree(3, 0.1, 1.0).balance > 0
+    assert LossBudget().discounted(np.array([0.4])) == pytest.approx([0.4])
     assert START > 0

@@ -1,4 +1,4 @@
-"""The choice of a size: never beaten under the costs it is told, and moved the right way by each of them."""
+"""The choice of a size: no fixed size beats it under its costs, and each cost moves it the right way."""
 
 from dataclasses import replace
 
@@ -8,19 +8,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from treeswarm.protocol.messages import HopTiming
-from treeswarm_client.planner.costs import HopEstimate, LineFit, LinkEstimate
-from treeswarm_client.planner.plan import (
+from treeswarm_client.planner.costs import (
     Costs,
-    cheap_size,
-    patience_s,
-    plan_round,
-    slowest_s,
-    split,
+    HopEstimate,
+    LineFit,
+    LinkEstimate,
+    slowest_stage_s,
+    take_apart,
     traversal_s,
-    worth_extending,
 )
+from treeswarm_client.planner.plan import cheap_size, extension_size, longest_draft_wait_s, plan_round
 
-chance_lists = st.lists(st.floats(0, 1), max_size=60).map(lambda found: np.sort(np.array(found, np.float64))[::-1])
+chance_lists = st.lists(st.floats(0, 1), max_size=60).map(lambda chances: np.sort(np.array(chances, np.float64))[::-1])
 seconds = st.floats(1e-4, 0.5)
 
 
@@ -57,15 +56,15 @@ def one_segment(costs: Costs) -> Costs:
 def test_no_fixed_size_does_better(chances: NDArray[np.float64], costs: Costs, draft_s: float) -> None:
     plan = plan_round(chances, costs, exposed_draft_s=draft_s)
     for size in range(len(chances) + 1):
-        took = float(traversal_s(costs, 1.0 + size)) + draft_s
-        assert (1 + chances[:size].sum()) / took <= plan.rate * (1 + 1e-9)
+        seconds = float(traversal_s(costs, 1.0 + size)) + draft_s
+        assert (1 + chances[:size].sum()) / seconds <= plan.rate * (1 + 1e-9)
 
 
 @given(costs=costs_of)
-def test_more_rows_never_take_less(costs: Costs) -> None:
+def test_more_rows_never_take_less_time(costs: Costs) -> None:
     for priced in (True, False):
         assert (np.diff(traversal_s(costs, np.arange(1.0, 100), priced=priced)) >= -1e-12).all()
-        assert (np.diff(slowest_s(costs, np.arange(1.0, 100), priced=priced)) >= -1e-12).all()
+        assert (np.diff(slowest_stage_s(costs, np.arange(1.0, 100), priced=priced)) >= -1e-12).all()
 
 
 @given(chances=chance_lists, costs=costs_of, times=st.floats(1.0, 10))
@@ -96,9 +95,9 @@ def test_farther_nodes_never_make_a_smaller_tree(chances: NDArray[np.float64], c
 
 
 @given(costs=costs_of, count=st.integers(0, 50))
-def test_what_cannot_hit_is_not_shipped(costs: Costs, count: int) -> None:
+def test_nodes_without_any_chance_are_not_shipped(costs: Costs, count: int) -> None:
     assert plan_round(np.zeros(count), costs).size == 0
-    assert worth_extending(np.zeros(count), np.zeros(count), costs, 1.0) == 0
+    assert extension_size(np.zeros(count), np.zeros(count), costs, 1.0) == 0
 
 
 @given(chances=chance_lists, costs=costs_of, rate=st.floats(0.1, 1000), seed=st.integers(0, 99))
@@ -106,26 +105,26 @@ def test_an_extension_brings_more_than_its_time(
     chances: NDArray[np.float64], costs: Costs, rate: float, seed: int
 ) -> None:
     later_s = np.random.default_rng(seed).random(len(chances))
-    count = worth_extending(chances, later_s, costs, rate)
+    count = extension_size(chances, later_s, costs, rate)
     late_s = (chances[:count] * later_s[:count]).sum()
     if count:
-        assert chances[:count].sum() > rate * (float(slowest_s(costs, float(count))) + late_s)
+        assert chances[:count].sum() > rate * (float(slowest_stage_s(costs, float(count))) + late_s)
 
 
 @given(chances=chance_lists, costs=costs_of, lag_s=st.floats(0, 1), more=st.floats(0, 1))
-def test_what_comes_later_is_worth_less(chances: NDArray[np.float64], costs: Costs, lag_s: float, more: float) -> None:
-    soon, late = (worth_extending(chances, np.full(len(chances), s), costs, 5.0) for s in (lag_s, lag_s + more))
+def test_a_later_extension_is_not_larger(chances: NDArray[np.float64], costs: Costs, lag_s: float, more: float) -> None:
+    soon, late = (extension_size(chances, np.full(len(chances), s), costs, 5.0) for s in (lag_s, lag_s + more))
     assert late <= soon
 
 
 @given(costs=costs_of)
-def test_nobody_waits_for_a_draft_longer_than_for_the_links_and_nodes(costs: Costs) -> None:
+def test_a_draft_is_waited_for_less_than_a_plain_round(costs: Costs) -> None:
     plain_s = float(traversal_s(costs, 1.0, priced=False))
-    assert 0 < patience_s(costs) < plain_s
+    assert 0 < longest_draft_wait_s(costs) < plain_s
 
 
 @given(costs=costs_of, share=st.floats(0, 0.5))
-def test_a_cheap_tree_is_cheap(costs: Costs, share: float) -> None:
+def test_a_cheap_size_lengthens_a_round_by_at_most_its_share(costs: Costs, share: float) -> None:
     size = cheap_size(costs, share, 64)
     assert 1 <= size <= 64
     if size > 1:
@@ -137,10 +136,10 @@ def test_a_traversal_is_taken_apart_along_its_longest_way() -> None:
     costs = Costs(link(0.01, 1e-8), (hop, hop), row_bytes=1000, inner_links=1, segment_rows=50)
     first = (HopTiming(100, 1000, 50, 1), HopTiming(200, 2000, 50, 1))
     later = (HopTiming(0, 1500, 10, 1), HopTiming(900, 2500, 10, 1))
-    alone = split(costs, [50], 0.02, [first])
+    alone = take_apart(costs, [50], 0.02, [first])
     assert (round(alone.queue_s, 6), round(alone.compute_s, 6), round(alone.wire_s, 6)) == (0.0003, 0.003, 0.0167)
-    both = split(costs, [50, 10], 0.02, [first, later])
+    both = take_apart(costs, [50, 10], 0.02, [first, later])
     assert round(both.compute_s, 6) == 0.0055  # of the second append only the slower node
-    assert both.bytes == alone.bytes
+    assert both.byte_count == alone.byte_count
     slow_link = replace(costs, link=link(0.01, 1e-6))
-    assert split(slow_link, [50, 10], 0.02, [first, later]).bytes == alone.bytes + 10 * 1000
+    assert take_apart(slow_link, [50, 10], 0.02, [first, later]).byte_count == alone.byte_count + 10 * 1000

@@ -1,4 +1,4 @@
-"""The planner's policy: what it asks for and ships, by what links and nodes cost."""
+"""What the automatic policy drafts and ships, by what links and nodes cost."""
 
 import numpy as np
 import pytest
@@ -7,16 +7,15 @@ from treeswarm.protocol.messages import HopTiming
 from treeswarm.session.walk import Walk
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree
 from treeswarm_client.planner.costs import ChainHop
-from treeswarm_client.planner.planner import Planner
-from treeswarm_client.planner.policy import AutoPolicy, Round
+from treeswarm_client.planner.policy import AutoPolicy, PlannerMemory, Round
 
 TREE = DraftTree(np.arange(-1, 15), np.arange(16), np.log(0.9) * np.arange(1, 17).astype(np.float32))
 COMPUTE_US = 5_000
 
 
 def after_rounds(latency_s: float, *, overlaps: bool = True) -> AutoPolicy:
-    """A policy that has seen some rounds of chains that were always right."""
-    policy = AutoPolicy(Planner(), 1024, 1024, overlaps=overlaps)
+    """Return a policy that has learned from some rounds whose trees were always right."""
+    policy = AutoPolicy(PlannerMemory(), 1024, 1024, overlaps=overlaps)
     policy.begin([ChainHop("a"), ChainHop("b")])
     timing = (HopTiming(0, COMPUTE_US, 17, 1), HopTiming(0, COMPUTE_US, 17, 1))
     seconds = latency_s + 2 * COMPUTE_US / 1e6
@@ -25,63 +24,61 @@ def after_rounds(latency_s: float, *, overlaps: bool = True) -> AutoPolicy:
         if policy.nodes_to_draft():
             policy.stop_drafting()
         shipped = policy.choose(TREE)
-        found = Walk(tuple(range(len(shipped))), 99)
-        policy.learn(Round(shipped, found, len(shipped), len(shipped), seconds, seconds, [timing], whole=True))
+        walk = Walk(tuple(range(len(shipped))), 99)
+        policy.learn(Round(shipped, walk, len(shipped), len(shipped), seconds, seconds, [timing], whole=True))
     return policy
 
 
 @pytest.mark.parametrize(
     ("latency_s", "overlaps", "ahead"), [(0.2, True, True), (0.002, True, False), (0.2, False, False)]
 )
-def test_drafting_goes_on_while_a_tree_travels_where_links_leave_time(
-    latency_s: float, overlaps: bool, ahead: bool
-) -> None:
+def test_drafting_continues_in_flight_where_links_leave_time(latency_s: float, overlaps: bool, ahead: bool) -> None:
     policy = after_rounds(latency_s, overlaps=overlaps)
     assert (policy.nodes_to_draft_in_flight() > 16) == ahead
 
 
-def test_what_a_plain_text_is_tried_with_is_drafted_behind_the_round_before() -> None:
-    policy = AutoPolicy(Planner(), 1024, 1024)
+def test_a_try_is_drafted_during_the_plain_round_before_it() -> None:
+    policy = AutoPolicy(PlannerMemory(), 1024, 1024)
     policy.begin([ChainHop("a", ((1, 5_000), (16, 50_000)))])
     tried, behind = [], []
     for _ in range(240):
-        wanted = policy.nodes_to_draft()
-        if wanted:
+        nodes = policy.nodes_to_draft()
+        if nodes:
             policy.stop_drafting()
-        shipped = policy.choose(TREE if wanted else NO_TREE)
+        shipped = policy.choose(TREE if nodes else NO_TREE)
         behind.append(policy.nodes_to_draft_in_flight())
-        tried.append(wanted)
+        tried.append(nodes)
         hop = HopTiming(0, 2_000 + 3_000 * (1 + len(shipped)), 1 + len(shipped), 1)
-        took = 0.2 + hop.compute_us / 1e6
-        policy.learn(Round(shipped, Walk((), 99), len(shipped), len(shipped), took, took, [(hop,)], whole=True))
+        seconds = 0.2 + hop.compute_us / 1e6
+        policy.learn(Round(shipped, Walk((), 99), len(shipped), len(shipped), seconds, seconds, [(hop,)], whole=True))
     tries = [i for i in range(120, 240) if tried[i]]
     assert 0 < len(tries) < 30
     assert all(behind[i - 1] for i in tries)
-    assert sum(made > 0 for made in behind[119:239]) < 60
+    assert sum(nodes > 0 for nodes in behind[119:239]) < 60
 
 
-def test_less_is_sent_after_a_tree_the_longer_it_is_under_way() -> None:
+def test_extensions_shrink_the_longer_a_tree_is_in_flight() -> None:
     policy = after_rounds(0.2)
     policy.stop_drafting()
-    shipped = policy.choose(DraftTree(TREE.parents[:2], TREE.tokens[:2], TREE.scores[:2]))
+    shipped = policy.choose(TREE.best(2))
     sent = [len(policy.extension(shipped, TREE, elapsed_s)) for elapsed_s in (0.0, 0.15, 2.0)]
     assert sent[0] >= sent[1] >= sent[2] == len(shipped)
     assert sent[0] > len(shipped)
 
 
-def test_drafting_is_waited_for_as_long_as_it_promises_more_than_its_time_is_worth() -> None:
+def test_drafting_ends_when_it_promises_less_than_its_time() -> None:
     policy = after_rounds(0.2)
-    ends = policy.stop_drafting()
-    worth = 1.0 / policy.planner.costs.plain_s
-    assert not ends(1000 * worth)
-    assert ends(worth)
+    must_stop = policy.stop_drafting()
+    worth = 1.0 / policy.costs.plain_s
+    assert not must_stop(1000 * worth)
+    assert must_stop(worth)
 
 
-def test_no_promise_is_waited_for_longer_than_a_share_of_a_round() -> None:
+def test_drafting_ends_after_a_share_of_a_round() -> None:
     now = 0.0
     policy = after_rounds(0.2)
     policy.clock = lambda: now
-    ends = policy.stop_drafting()
-    assert not ends(1e6)
-    now = policy.planner.costs.plain_s
-    assert ends(1e6)
+    must_stop = policy.stop_drafting()
+    assert not must_stop(1e6)
+    now = policy.costs.plain_s
+    assert must_stop(1e6)
