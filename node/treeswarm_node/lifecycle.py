@@ -20,7 +20,8 @@ from treeswarm.protocol.address import Address
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import UNKNOWN_WEIGHTS, NodeRecord, NodeState
 from treeswarm.protocol.spans import Span
-from treeswarm.topology.placement import Placed, State, choose_again, choose_span, plan_move
+from treeswarm.topology.placement import choose_again, choose_span, plan_move
+from treeswarm.topology.tables import Placed, PlacementState
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.counters import Counters
 from treeswarm_node.engine.loaded_stage import LoadedStage, ModelInfo, find_device, free_unused_memory, load_stage
@@ -43,7 +44,7 @@ LOAD_AGAIN_S = 300.0
 GUESSED_RATE = 1000.0
 # Streams, codec and event loop around a forward, measured by `swarm bench overhead` (docs/benchmarks.md).
 OVERHEAD_S = 0.002
-PLACED: dict[NodeState, State] = {
+PLACED: dict[NodeState, PlacementState] = {
     NodeState.JOINING: "joining",
     NodeState.ONLINE: "online",
     NodeState.DRAINING: "draining",

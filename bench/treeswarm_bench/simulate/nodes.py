@@ -7,18 +7,8 @@ import numpy as np
 
 from treeswarm.protocol.spans import Span
 from treeswarm.topology.coordinates import Coordinate
-from treeswarm.topology.placement import (
-    DRAINING,
-    JOINING,
-    ONLINE,
-    STATES,
-    Layout,
-    Placed,
-    block_throughput,
-    choose_again,
-    choose_span,
-    plan_move,
-)
+from treeswarm.topology.placement import choose_again, choose_span, plan_move
+from treeswarm.topology.tables import DRAINING, JOINING, ONLINE, STATES, Placed, PlacementTable
 from treeswarm_bench.simulate import config
 from treeswarm_bench.simulate.agenda import Agenda
 from treeswarm_bench.simulate.config import Settings
@@ -55,7 +45,9 @@ class Nodes:
         self.coordinates = first_coordinates(hosts.place[:count], self.random)
         end = truth.start.copy()
         for node in range(count):
-            before = Layout(hosts.ids[:node], truth.start[:node], end[:node], hosts.rate[:node], np.full(node, ONLINE))
+            before = PlacementTable(
+                hosts.ids[:node], truth.start[:node], end[:node], hosts.rate[:node], np.full(node, ONLINE)
+            )
             span = choose_span(before, blocks, int(hosts.length[node]), str(hosts.ids[node]))
             truth.start[node], end[node] = span.start, span.end
             self.registry.place(node, self.coordinates[node])
@@ -112,7 +104,7 @@ class Nodes:
 
     def poll(self) -> None:
         """Readers have a new snapshot; where a block is missing from it, nodes think sooner."""
-        weakest = float(block_throughput(self.registry.view().layout, self.settings.blocks).min())
+        weakest = float(self.registry.view().layout.throughput(self.settings.blocks).min())
         if weakest == 0 and not self._alarm:
             for node in np.flatnonzero(self.truth.state == ONLINE).tolist():
                 delay = float(self.random.uniform(*config.ALARM_S))

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.topology.coordinates import Coordinate
-from treeswarm.topology.placement import ONLINE, Layout
 from treeswarm.topology.routing import CandidateTable
+from treeswarm.topology.tables import ONLINE, PlacementTable
 from treeswarm_bench.simulate import config
 from treeswarm_bench.simulate.agenda import Agenda
 from treeswarm_bench.simulate.hosts import Hosts
@@ -40,7 +40,7 @@ class RecordTable:
 class View:
     """One snapshot, read by everybody until the next poll."""
 
-    layout: Layout
+    layout: PlacementTable
     candidates: CandidateTable
 
 
@@ -93,7 +93,7 @@ class SimulatedRegistry:
             layout_of, seen, hosts = np.flatnonzero(self._seen.state != ABSENT), self._seen, self.hosts
             here = np.flatnonzero(seen.state == ONLINE)
             self._view = View(
-                Layout(
+                PlacementTable(
                     hosts.ids[layout_of],
                     seen.start[layout_of],
                     seen.start[layout_of] + hosts.length[layout_of],

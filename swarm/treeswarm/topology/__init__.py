@@ -1,1 +1,1 @@
-"""Pure decisions over the swarm: placement, routing, rebalancing, bans."""
+"""Pure decisions about the whole swarm: placement, rebalancing, routing, bans and network coordinates."""

@@ -1,8 +1,8 @@
-"""Network coordinates: predict the round trip between two hosts that never met.
+"""Network coordinates: predict the round trip between two hosts that have never exchanged a message.
 
 Vivaldi (Dabek, Cox, Kaashoek, Morris: "Vivaldi: a decentralized network coordinate system", SIGCOMM 2004) with a height
-vector: the plane is the long haul, the height is what a host's own access line adds to every path.  All lengths are
-seconds of round trip.
+vector: distances in the plane are the long haul, and the height is what a host's own access line adds to every path.
+All lengths are seconds of round trip.
 """
 
 import math
@@ -15,34 +15,38 @@ from numpy.typing import NDArray
 # The paper's c_c and c_e: how far a coordinate and its error estimate follow one measurement.
 STEP = 0.25
 ERROR_STEP = 0.25
-# No path is free; a height that reaches zero could also never grow again in proportion.
+# No path is free, and a height of zero could never grow again, because it changes in proportion to itself.
 LEAST_HEIGHT_S = 1e-5
-# Relative; a newcomer knows nothing, and an estimate of zero would freeze a coordinate for ever.
+# Relative errors.  A new host knows nothing, and an estimate of zero would freeze a coordinate for ever.
 WORST_ERROR, LEAST_ERROR = 1.0, 0.01
 LEAST_RTT_S = 1e-6
-# An honest spring pulls by a quarter of its length, and half the earth is 0.2 s away.
+# A correct measurement moves a coordinate by at most a quarter of its length, and the far side of the earth is 0.2 s
+# away.
 LONGEST_STEP_S = 0.1
 
 
 @dataclass(frozen=True)
 class Coordinate:
-    """Where a host is, in seconds of round trip; `error` is its own estimate of its relative error, 0.01 to 1."""
+    """Where a host is; all lengths are seconds of round trip."""
 
     x: float = 0.0
     y: float = 0.0
     height_s: float = LEAST_HEIGHT_S
+    """Seconds that the host's access line adds to every path."""
     error: float = WORST_ERROR
+    """The host's own estimate of its relative error, 0.01 to 1."""
 
 
 def distance(one: Coordinate, other: Coordinate) -> float:
-    """The predicted round trip, seconds."""
+    """Return the predicted round trip in seconds."""
     return math.hypot(one.x - other.x, one.y - other.y) + one.height_s + other.height_s
 
 
 def update(mine: Coordinate, theirs: Coordinate, rtt_s: float) -> Coordinate:
-    """My coordinate after one measured round trip of `rtt_s` seconds to a host that says it is at `theirs`.
+    """Return my coordinate after one measured round trip of `rtt_s` seconds to a host that says it is at `theirs`.
 
-    A spring of length `rtt_s` between the two pulls or pushes me; the surer of us moves the other more.
+    A spring of length `rtt_s` between the two hosts pulls or pushes mine.  The host with the smaller error moves the
+    other one more.
     """
     rtt_s = max(rtt_s, LEAST_RTT_S)
     predicted = max(distance(mine, theirs), LEAST_RTT_S)
@@ -52,10 +56,10 @@ def update(mine: Coordinate, theirs: Coordinate, rtt_s: float) -> Coordinate:
     push = STEP * weight * (rtt_s - predicted) / predicted
     x, y = mine.x - theirs.x, mine.y - theirs.y
     if x == y == 0.0:
-        # Two newcomers at the origin must part in some direction: the last digits of the measurement choose it.
+        # Two new hosts at the origin must part in some direction: the last digits of the measurement choose it.
         angle = math.tau * math.modf(rtt_s * 1e6)[0]
         x, y = predicted * math.cos(angle), predicted * math.sin(angle)
-    # What one visit may change: who lies about where he is must not take anybody there.
+    # The change per measurement is limited: a host with a false coordinate must not pull others there.
     return Coordinate(
         mine.x + _step(push * x),
         mine.y + _step(push * y),
@@ -69,13 +73,13 @@ def _step(length: float) -> float:
 
 
 def as_points(coordinates: Iterable[Coordinate]) -> NDArray[np.float64]:
-    """float64 [hosts, 3]: x, y, height, for `distances`."""
-    rows = [(one.x, one.y, one.height_s) for one in coordinates]
+    """Return the coordinates for `distances`: float64 [hosts, 3], columns x, y and height."""
+    rows = [(coordinate.x, coordinate.y, coordinate.height_s) for coordinate in coordinates]
     return np.array(rows, np.float64).reshape(len(rows), 3)
 
 
 def distances(ones: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`distance` for all pairs, seconds: float64 [n, 3] and [m, 3] to [n, m]."""
+    """Return `distance` for all pairs, in seconds: float64 [n, 3] and [m, 3] give [n, m]."""
     x = np.subtract.outer(ones[:, 0], others[:, 0])
     y = np.subtract.outer(ones[:, 1], others[:, 1])
     x *= x

@@ -1,53 +1,34 @@
 """The plan of moves that every node computes alike from one snapshot.  Pure.
 
-Petals lets a node move where it simulates that everybody's moves together raise the weakest block past 1/0.75.  That
-sends every node whose best window changed.  Here the simulation keeps the moves it made, best first, and only
-those nodes move.
+In Petals a node moves where its simulation of every node's moves raises the weakest block past 1/0.75.  That moves
+every node whose best window changed.  Here the simulation keeps the moves it made, best first, and only those nodes
+move.
 """
 
-from collections.abc import Mapping
-from typing import Protocol
-
 import numpy as np
-from numpy.typing import NDArray
 
 from treeswarm.protocol.spans import Span
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Moves = Mapping[str, Span]
+from treeswarm.topology.tables import Floats, Ints, Moves, PlacementTable
 
 # Petals' balance quality: a move costs a minute of a node's work, so a few percent are not worth it.
 BALANCED = 0.75
-# A plan aims higher than the threshold at which it is made, or the next departure would call for another.
+# A plan aims higher than the threshold at which it is made; otherwise the next departure would call for another plan.
 AIM = 0.95
-# Nodes that may be part of one plan: those with the most to spare.  A step over them takes 2 ms; a swarm that needs
-# more moves than that makes the next plan when these have begun.
+# Most nodes that may be part of one plan: those with the most to spare.  A step over them takes 2 ms.  A swarm that
+# needs more moves makes the next plan when these have begun.
 DONORS = 256
 # The plan maximises the sum of -(throughput)^-4 over blocks: steep enough that the weakest counts most, smooth enough
 # that one of several equally weak blocks helps.  The floor keeps an empty block finite, and worth more than all others.
 STEEPNESS, FLOOR = 4, 0.02
 
 
-class Online(Protocol):
-    """Nodes that may move, [nodes] each."""
+def plan_moves(throughput: Floats, replicas: Ints, online: PlacementTable) -> Moves:
+    """Return which of the `online` nodes move where, given the `throughput` (rows per second) and the number of online
+    `replicas` of each block, both [blocks].
 
-    @property
-    def nodes(self) -> NDArray[np.str_]: ...
-    @property
-    def start(self) -> Ints: ...
-    @property
-    def end(self) -> Ints: ...
-    @property
-    def rate(self) -> Floats: ...
-
-
-def plan_moves(throughput: Floats, replicas: Ints, online: Online) -> Moves:
-    """Which online nodes move where, given rows a second and online replicas of every block, both [blocks].
-
-    Empty unless the weakest block would gain past 1/0.75 (or the plan is but the beginning of one that long), or an
-    empty block would be served.  Nobody in the plan
-    leaves a block without an online replica, even if all leave at once.
+    The plan is empty unless the weakest block would gain past 1/0.75 (or the plan is only the beginning of one that
+    long), or an empty block would be served.  No node of the plan leaves a block without an online replica, even if all
+    of them leave at once.
     """
     mean = float(throughput.mean())
     # No placement raises the weakest block above the mean.
@@ -68,8 +49,9 @@ def plan_moves(throughput: Floats, replicas: Ints, online: Online) -> Moves:
     return moves if served_more or cut_short or before < BALANCED * after else {}
 
 
-def _donors(throughput: Floats, replicas: Ints, online: Online) -> Ints:
-    """The nodes that leave the most behind when they go, weakest block of their span first asked."""
+def _donors(throughput: Floats, replicas: Ints, online: PlacementTable) -> Ints:
+    """Return the indices of the nodes that may move, first those that leave the most throughput in the weakest block of
+    their span; at most DONORS."""
     left = np.empty(len(online.nodes))
     length = online.end - online.start
     for size in np.unique(length):
@@ -83,7 +65,7 @@ def _donors(throughput: Floats, replicas: Ints, online: Online) -> Ints:
 
 
 class _Plan:
-    """The swarm as it would be after the moves so far; donors by index, throughputs as shares of the mean."""
+    """The swarm as it would be after the moves so far.  Donors are indices, throughputs are shares of the mean."""
 
     def __init__(self, throughput: Floats, replicas: Ints, start: Ints, end: Ints, share: Floats) -> None:
         self.throughput, self.replicas = throughput.copy(), replicas.copy()
@@ -91,11 +73,12 @@ class _Plan:
         self.moved = np.zeros(len(start), np.bool_)
         blocks = np.arange(len(throughput))
         self.own = (start[:, None] <= blocks) & (blocks < end[:, None])
-        # Windows that would reach past the last block are no windows.
+        # A window that would reach past the last block cannot be chosen.
         self.impossible = blocks > len(throughput) - (end - start)[:, None]
 
     def next_move(self) -> tuple[int, Span] | None:
-        """Make the move of one donor that helps the weakest blocks most; None if none does."""
+        """Make the one move that helps the weakest blocks most.  Returns the donor and its new span, or None if no move
+        helps."""
         rows = np.arange(len(self.start))
         alone = ((self.replicas < 2) & self.own).any(axis=1)
         without = np.maximum(self.throughput - self.own * self.share[:, None], 0.0)

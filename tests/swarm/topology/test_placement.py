@@ -1,4 +1,4 @@
-"""Who hosts which blocks: weak blocks first, nobody piles up, nothing is ever uncovered by a move."""
+"""Placement: weak blocks are served first, similar nodes spread, and no move leaves a block without a node."""
 
 from dataclasses import replace
 
@@ -7,35 +7,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treeswarm.protocol.spans import Span, missing_blocks
+from treeswarm.protocol.spans import Span
 from treeswarm.topology import rebalancing
-from treeswarm.topology.placement import (
-    Layout,
-    Placed,
-    best_possible,
-    block_throughput,
-    choose_again,
-    choose_span,
-    plan_move,
-    yields,
-)
+from treeswarm.topology.placement import best_possible, choose_again, choose_span, plan_move
+from treeswarm.topology.tables import Placed, PlacementTable
 
 
 def placed(node: str, start: int, end: int, rate: float = 100.0, state: str = "online") -> Placed:
     return Placed(node, Span(start, end), rate, state)  # type: ignore[arg-type]
 
 
-def swarm_throughput(swarm: list[Placed], blocks: int) -> float:
+def block_throughput(swarm: list[Placed], blocks: int) -> list[float]:
+    """Return the rows per second that each block can compute."""
+    return [float(rows) for rows in PlacementTable.of(swarm).throughput(blocks)]
+
+
+def weakest_block(swarm: list[Placed], blocks: int) -> float:
     """Return what the swarm as a whole can compute: rows per second of its weakest block."""
-    return float(block_throughput(swarm, blocks).min())
+    return min(block_throughput(swarm, blocks))
 
 
-def covers(swarm: list[Placed], blocks: int) -> bool:
-    return not missing_blocks([one.span for one in swarm if one.state == "online"], blocks)
+def yields(me: Placed, swarm: list[Placed], blocks: int) -> bool:
+    """Return whether `me`, still joining, leaves its window to nodes that announced it at nearly the same time."""
+    return choose_again(me, swarm, blocks) != me.span
 
 
 def grown(nodes: int, blocks: int, seed: int) -> list[Placed]:
-    """A swarm whose nodes came one after another."""
+    """Return a swarm whose nodes joined one after another."""
     random = np.random.default_rng(seed)
     swarm: list[Placed] = []
     for number in range(nodes):
@@ -45,15 +43,15 @@ def grown(nodes: int, blocks: int, seed: int) -> list[Placed]:
     return swarm
 
 
-def test_throughput_counts_who_comes_and_not_who_goes() -> None:
+def test_throughput_counts_joining_but_not_draining_nodes() -> None:
     swarm = [placed("a", 0, 2), placed("b", 1, 3, 50, "joining"), placed("c", 0, 3, 300, "draining")]
-    assert block_throughput(swarm, 4).tolist() == [50, 75, 25, 0]
-    assert swarm_throughput(swarm, 3) == 25
-    assert block_throughput([], 2).tolist() == [0, 0]
+    assert block_throughput(swarm, 4) == [50, 75, 25, 0]
+    assert weakest_block(swarm, 3) == 25
+    assert block_throughput([], 2) == [0, 0]
     assert best_possible([100, 50], 3) == 50
 
 
-def test_a_newcomer_takes_the_weakest_window() -> None:
+def test_a_new_node_takes_the_weakest_window() -> None:
     swarm = [placed("a", 0, 4), placed("b", 0, 2), placed("c", 6, 8, 10)]
     assert choose_span(swarm, 8, 2, "new") == Span(4, 6)
     assert choose_span([*swarm, placed("d", 4, 6)], 8, 2, "new") == Span(6, 8)
@@ -61,8 +59,8 @@ def test_a_newcomer_takes_the_weakest_window() -> None:
 
 
 @pytest.mark.parametrize(("blocks", "length"), [(8, 4), (9, 3), (32, 8), (8, 8), (7, 1)])
-def test_as_many_nodes_as_are_needed_cover_the_model(blocks: int, length: int) -> None:
-    """Each joins when the one before serves; none is too many."""
+def test_the_fewest_possible_nodes_cover_the_model(blocks: int, length: int) -> None:
+    """Each node joins when the one before it serves."""
     for number in range(20):
         swarm: list[Placed] = []
         for name in (f"{number}-{i}" for i in range(blocks // length)):
@@ -70,43 +68,43 @@ def test_as_many_nodes_as_are_needed_cover_the_model(blocks: int, length: int) -
         assert sorted(one.span.start for one in swarm) == list(range(0, blocks, length))
 
 
-def test_newcomers_to_an_empty_swarm_choose_different_windows() -> None:
+def test_new_nodes_of_an_empty_swarm_choose_different_windows() -> None:
     chosen = {choose_span([], 32, 4, f"n{i}") for i in range(40)}
     assert chosen == {Span(start, start + 4) for start in range(0, 32, 4)}
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_nodes_that_came_one_by_one_are_balanced(seed: int) -> None:
+def test_nodes_that_join_one_by_one_are_balanced(seed: int) -> None:
     swarm = grown(300, 40, seed)
-    assert swarm_throughput(swarm, 40) > 0.9 * best_possible([one.rate for one in swarm], 40)
+    assert weakest_block(swarm, 40) > 0.9 * best_possible([node.rate for node in swarm], 40)
 
 
 @pytest.mark.parametrize("crowd", [10, 100])
-def test_a_crowd_that_joins_at_once_spreads(crowd: int) -> None:
-    """All choose on one snapshot, see each other, and choose once more."""
+def test_nodes_that_join_at_the_same_time_spread(crowd: int) -> None:
+    """All nodes choose on one snapshot, see each other, and choose once more."""
     random = np.random.default_rng(crowd)
     before = grown(100, 40, 1)
     names = [f"{random.integers(2**32):08x}" for _ in range(crowd)]
-    rate = float(np.mean([one.rate for one in before]))
+    rate = float(np.mean([node.rate for node in before]))
     first = [Placed(name, choose_span(before, 40, 8, name), rate, "joining") for name in names]
     seen = [*before, *first]
-    settled = [replace(one, span=choose_again(one, seen, 40)) for one in first]
+    settled = [replace(node, span=choose_again(node, seen, 40)) for node in first]
     assert [yields(one, seen, 40) for one in first] == [
         one.span != other.span for one, other in zip(first, settled, strict=True)
     ]
-    weakest = [swarm_throughput([*before, *some], 40) for some in (first, settled)]
-    best = best_possible([one.rate for one in seen], 40)
+    weakest = [weakest_block([*before, *some], 40) for some in (first, settled)]
+    best = best_possible([node.rate for node in seen], 40)
     assert weakest[1] > 0.85 * best > weakest[0]
 
 
-def test_of_two_that_join_at_once_the_lower_id_stays() -> None:
+def test_of_two_nodes_that_join_at_once_the_lower_id_stays() -> None:
     swarm = [placed("x", 0, 4), placed("y", 4, 8, 50)]
     one, other = placed("a", 4, 8, 100, "joining"), placed("b", 4, 8, 100, "joining")
     seen = [*swarm, one, other]
     assert not yields(one, seen, 8)
     assert yields(other, seen, 8)
     assert choose_again(other, seen, 8) == Span(0, 4)
-    # With far more to fill, the second choice is the first one: no reason to go.
+    # Where far more is missing, the second choice equals the first one.
     assert not yields(other, [placed("x", 0, 4, 1000), one, other], 8)
 
 
@@ -116,19 +114,19 @@ def test_a_node_moves_where_it_is_needed() -> None:
     assert sorted(map(str, moves)) == ["4:8", "None", "None", "None"]
 
 
-def test_small_gains_are_not_worth_a_move() -> None:
+def test_a_small_gain_is_not_worth_a_move() -> None:
     swarm = [placed("a", 0, 4), placed("b", 0, 4), placed("c", 4, 8, 160)]
     assert all(plan_move(one, swarm, 8) is None for one in swarm)
 
 
-def test_an_empty_block_is_covered_by_who_can_be_spared() -> None:
+def test_an_empty_block_is_covered_by_a_node_with_a_replica() -> None:
     swarm = [placed("a", 0, 4), placed("b", 0, 4, 1), placed("d", 6, 8)]
     moves = {one.node: plan_move(one, swarm, 8) for one in swarm}
     assert {node for node, move in moves.items() if move} <= {"a", "b"}
     assert sum(move is not None and move.start <= 4 and move.end >= 6 for move in moves.values()) == 1
 
 
-def test_nobody_moves_beside_one_that_is_moving() -> None:
+def test_a_node_stays_while_another_of_its_span_moves() -> None:
     swarm = [placed("a", 0, 4), placed("b", 0, 4), placed("c", 0, 4), placed("d", 4, 8, 10)]
     mover = next(one for one in swarm if plan_move(one, swarm, 8))
     stays = next(one for one in swarm if one.node in "abc" and one != mover)
@@ -136,7 +134,7 @@ def test_nobody_moves_beside_one_that_is_moving() -> None:
     assert plan_move(mover, seen, 8) is None
 
 
-def test_the_only_replica_stays() -> None:
+def test_the_only_replica_of_a_block_stays() -> None:
     swarm = [placed("a", 0, 4), placed("b", 0, 3), placed("d", 4, 8, 1)]
     assert plan_move(swarm[0], swarm, 8) is None
     draining = replace(swarm[0], state="draining")
@@ -150,7 +148,7 @@ def test_the_only_replica_stays() -> None:
     st.booleans(),
 )
 def test_moves_never_uncover_a_block(shapes: list[tuple[int, int, float]], random: object, at_once: bool) -> None:
-    """All decide on one snapshot and announce; then each looks again, in turn or at once, and goes or stays."""
+    """All nodes decide on one snapshot and announce.  Then each looks again, in turn or at once, and goes or stays."""
     blocks = 10
     swarm = [
         placed(f"n{i:02}", start, min(start + length, blocks), rate) for i, (start, length, rate) in enumerate(shapes)
@@ -169,21 +167,21 @@ def test_moves_never_uncover_a_block(shapes: list[tuple[int, int, float]], rando
     assert online == served
 
 
-def test_a_lopsided_swarm_comes_near_the_best_in_a_few_rounds() -> None:
+def test_an_unbalanced_swarm_is_balanced_in_three_rounds() -> None:
     blocks = 40
     swarm = [one if one.span.start > 10 else replace(one, rate=one.rate / 10) for one in grown(300, blocks, 7)]
-    best = best_possible([one.rate for one in swarm], blocks)
-    assert swarm_throughput(swarm, blocks) < 0.5 * best
+    best = best_possible([node.rate for node in swarm], blocks)
+    assert weakest_block(swarm, blocks) < 0.5 * best
     for _ in range(3):
-        seen = Layout.of(swarm)
+        seen = PlacementTable.of(swarm)
         moves = {one.node: plan_move(one, seen, blocks) for one in swarm}
         swarm = [replace(one, span=moves[one.node] or one.span) for one in swarm]
-    assert swarm_throughput(swarm, blocks) > 0.75 * best
+    assert weakest_block(swarm, blocks) > 0.75 * best
 
 
-def test_a_plan_longer_than_one_snapshot_allows_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_with_too_many_moves_begins_with_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rebalancing, "DONORS", 8)
     swarm = [placed(f"n{i:03}", 0, 4) for i in range(200)] + [placed(f"m{i:03}", 4, 8) for i in range(50)]
-    seen = Layout.of(swarm)
+    seen = PlacementTable.of(swarm)
     moves = [plan_move(one, seen, 8) for one in swarm]
     assert moves.count(Span(4, 8)) == 8
