@@ -114,7 +114,7 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         node = NodeServer(transport, config.limits)
         listener = await transport.listen(config.network.listen, node.accept)
         stack.push_async_callback(listener.close)
-        node.compression = _packing(config, listener.address)
+        node.sessions.compression = _packing(config, listener.address)
         node.port_lender = PortLender(
             Address.parse(config.network.listen).host, config.lending, config.lending.first_port, rate_limiter=pace
         )

@@ -82,15 +82,15 @@ def test_a_head_that_takes_no_replay_is_let_go() -> None:
 
 
 def test_a_node_that_grants_no_credit_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = ServerSession.grant
+    honest = ServerSession.send_opened
 
-    async def grant(self: ServerSession) -> None:
-        if self.control.peer == "memory" and self.span == SPANS[1]:
-            await self.control.send(Opened(self.id, self.epoch, 0))
+    async def send_no_credit(self: ServerSession) -> None:
+        if self.client.control.peer == "memory" and self.opening.span == SPANS[1]:
+            await self.client.control.send(Opened(self.opening.id, self.epoch.number, 0))
         else:
             await honest(self)
 
-    monkeypatch.setattr(ServerSession, "grant", grant)
+    monkeypatch.setattr(ServerSession, "send_opened", send_no_credit)
     generated(lambda *_: None, spans=SPANS)
 
 

@@ -27,25 +27,25 @@ TWICE = [*SPANS, *SPANS]
 @pytest.fixture(autouse=True)
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A toy's rows are hashes, which nothing makes smaller: here they are packed all the same.  Of each its size."""
-    unpacked: list[int] = []
-    unpack = treeswarm_node.sessions.compression.unpack
+    decompressed: list[int] = []
+    decompress = treeswarm_node.sessions.compression.decompress
 
-    def packed(data: bytes, value_bytes: int) -> bytes:
+    def compress(data: bytes, value_bytes: int) -> bytes:
         planes = b"".join(data[i::value_bytes] for i in range(value_bytes))
         return zstandard.ZstdCompressor().compress(planes)
 
-    def noted(data: bytes, value_bytes: int, size: int) -> bytes:
-        unpacked.append(size)
-        return unpack(data, value_bytes, size)
+    def count_and_decompress(data: bytes, value_bytes: int, size: int) -> bytes:
+        decompressed.append(size)
+        return decompress(data, value_bytes, size)
 
-    monkeypatch.setattr(treeswarm_node.sessions.compression, "pack", packed)
-    monkeypatch.setattr(treeswarm_node.sessions.compression, "unpack", noted)
-    return unpacked
+    monkeypatch.setattr(treeswarm_node.sessions.compression, "compress", compress)
+    monkeypatch.setattr(treeswarm_node.sessions.compression, "decompress", count_and_decompress)
+    return decompressed
 
 
 def all_pack(swarm: ToySwarm) -> None:
     for node in swarm.nodes.values():
-        node.compression = LinkCompression("lossless")
+        node.sessions.compression = LinkCompression("lossless")
 
 
 async def generate_where_all_pack() -> None:
@@ -127,7 +127,7 @@ def test_a_welcome_that_cannot_leave_holds_nothing_up(monkeypatch: pytest.Monkey
     async def stuck(_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(treeswarm_node.sessions.server_session, "_say_that_rows_may_be_packed", stuck)
+    monkeypatch.setattr(treeswarm_node.sessions.server_session, "_send_link_welcome", stuck)
 
     run_virtually(generate_where_all_pack())
     assert not sizes, "nobody said that rows may be packed"
@@ -153,10 +153,10 @@ def test_the_client_does_not_pack_and_hears_no_welcome() -> None:
 
 
 def note_hellos(node: NodeServer, said: list[bool]) -> None:
-    honest = node._welcome
+    honest = node.sessions.authorize_link
 
     async def welcome(hello: LinkHello) -> ServerSession:
         said.append(hello.packs)
         return await honest(hello)
 
-    node._welcome = welcome  # type: ignore[method-assign]
+    node.sessions.authorize_link = welcome  # type: ignore[method-assign]

@@ -184,8 +184,8 @@ def test_journals_share_what_they_have_in_common_and_kept_ones_give_way() -> Non
             while not all(node.sessions for node in swarm.nodes.values()):
                 await asyncio.sleep(0.01)
             for node in list(swarm.nodes.values())[:2]:
-                assert next(iter(node.sessions.values())).journal is not None
-                assert node.journals.used_bytes <= room + row * 10
+                assert next(iter(node.sessions.values())).memory.replay_log is not None
+                assert node.sessions.replay_logs.used_bytes <= room + row * 10
             await talking
         assert hits(swarm) == [(2, 2 * SHARED)] * 3
 
@@ -196,14 +196,14 @@ def test_journals_share_what_they_have_in_common_and_kept_ones_give_way() -> Non
 def test_a_node_that_claims_what_it_was_not_asked_for_is_left(claimed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(swarm: ToySwarm) -> None:
         liar = list(swarm.nodes.values())[-1]
-        honest = ServerSession.grant
+        honest = ServerSession.send_opened
 
         async def lie(hosted: ServerSession) -> None:
-            if liar.sessions.get(hosted.id) is hosted:
-                hosted.session.offered = claimed
+            if liar.sessions.get(hosted.opening.id) is hosted:
+                hosted.state.offered = claimed
             await honest(hosted)
 
-        monkeypatch.setattr(ServerSession, "grant", lie)
+        monkeypatch.setattr(ServerSession, "send_opened", lie)
         await say(swarm)
         assert swarm.chain is not None
         assert swarm.nodes[swarm.chain.hops[-1].address] is not liar
@@ -239,8 +239,8 @@ def test_a_survivor_feeds_its_successor_from_the_shared_journal() -> None:
             await asyncio.sleep(0.001)
         head, middle, _ = [hop.address for hop in swarm.chain.hops]
         (hosted,) = swarm.nodes[head].sessions.values()
-        assert hosted.journal is not None
-        assert [chunk.references for chunk in hosted.journal._chunks] == [2] * 3
+        assert hosted.memory.replay_log is not None
+        assert [chunk.references for chunk in hosted.memory.replay_log._chunks] == [2] * 3
         await swarm.kill(middle)
         await talking
         (repair,) = swarm.chain.repairs
@@ -258,7 +258,7 @@ def test_a_node_without_the_shared_journal_counts_as_lost() -> None:
             await asyncio.sleep(0.001)
         head, middle, _ = [hop.address for hop in swarm.chain.hops]
         (hosted,) = swarm.nodes[head].sessions.values()
-        assert hosted.journal is None
+        assert hosted.memory.replay_log is None
         await swarm.kill(middle)
         await talking
         assert {hop.address for hop, _ in swarm.chain.repairs[0].lost} == {head, middle}

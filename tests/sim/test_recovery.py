@@ -261,9 +261,9 @@ def test_patience_ends_with_an_error_that_names_the_blocks_and_keeps_the_text() 
 def test_a_survivor_without_a_journal_is_replayed_to_from_further_upstream() -> None:
     async def forget(swarm: ToySwarm, chain: Chain) -> None:
         for hosted in swarm.nodes[chain.hops[0].address].sessions.values():
-            assert hosted.journal is not None
-            hosted.journal.close()
-            hosted.journal = None
+            assert hosted.memory.replay_log is not None
+            hosted.memory.replay_log.close()
+            hosted.memory.replay_log = None
         await swarm.kill(chain.hops[1].address)
 
     chain = survives(forget)

@@ -330,7 +330,7 @@ class ToySwarm:
             assert kept.idle_pages == len(kept.pages)
             kept.clear()
             assert node.stage.store.pool.available * PAGE == 4096
-            assert node.journals.used_bytes == 0
+            assert node.sessions.replay_logs.used_bytes == 0
 
 
 @contextlib.asynccontextmanager

@@ -36,6 +36,7 @@ from treeswarm_node.kv_cache.replay_log import ReplayLogBudget
 from treeswarm_node.model.loader import load_span
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.sessions.server_session import ServerSession
+from treeswarm_node.sessions.session_parts import Opening, SessionClient, SessionMemory
 
 SPANS = (Span(0, 3), Span(3, 5), Span(5, 8))
 PROMPT, ROWS, ROUNDS = 48, 8, 300
@@ -97,11 +98,13 @@ async def measure(rounds: int, *, profile: bool, dtype: torch.dtype) -> dict[str
         hop = HOP if span.end < 8 else None
         wanted = Open(1, bytes(16), 0, span, numerics, ROOM - 1024, 64, TICKET, hop)
         journal = ReplayLogBudget(1 << 30).open(row_bytes, ROOM - 1024, 64) if hop else None
-        hosted = ServerSession.opened(
-            wanted, NodeSession(terms), model.store.open(ROOM - 1024, 64), journal, onward, engine, Wires(onward),
-            forget=lambda: None,
-        )  # fmt: skip
-        tasks += [asyncio.create_task(engine.run()), asyncio.create_task(hosted.feed(wire))]
+        hosted = ServerSession(
+            Opening(wanted, engine, Wires(onward)),
+            NodeSession(terms),
+            SessionMemory(model.store.open(ROOM - 1024, 64), journal),
+            SessionClient(onward, last_request_at=asyncio.get_running_loop().time()),
+        )
+        tasks += [asyncio.create_task(engine.run()), asyncio.create_task(hosted.read_link(wire))]
         nodes.append((wire, onward, hosted))
     await asyncio.sleep(0.01)
     for _, onward, _ in nodes[:-1]:
@@ -124,7 +127,7 @@ async def measure(rounds: int, *, profile: bool, dtype: torch.dtype) -> dict[str
             wire.inbox.put_nowait(data)
             data = await onward.sent.get()
             wall = time.perf_counter() - start
-            timings = (decode_link_up if hosted.next_hop else decode_control_down)(data).timings
+            timings = (decode_link_up if hosted.epoch.next_hop else decode_control_down)(data).timings
             if seq > rounds // 4:
                 taken[i].append(1e3 * wall)
                 computed[i].append(timings[-1].compute_us / 1e3)

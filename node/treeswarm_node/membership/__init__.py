@@ -1,1 +1,1 @@
-"""A node's part in the registry: its record, its identity, its distances."""
+"""A node's membership in a swarm: its identity, its record, and its distances to the others."""

@@ -1,4 +1,4 @@
-"""How far the others are: this node's network coordinate, kept by pinging some of them now and then."""
+"""Keep this node's network coordinate current by pinging some other nodes from time to time."""
 
 import asyncio
 import logging
@@ -15,44 +15,44 @@ from treeswarm.transport.seam import Transport
 
 log = logging.getLogger(__name__)
 
-# Pings a visit: the fastest of them is the distance, the others are somebody's busy moment.
+# Pings per visit: the fastest of them is the distance, the others met a busy moment of one of the two nodes.
 PINGS = 4
-# Nodes a round.  A coordinate settles within some twenty visits.
+# Nodes pinged per survey.  A coordinate settles within some twenty visits.
 VISITS = 3
-# Half a dozen connections a minute; a node that joins is placed within some minutes.
+# Half a dozen connections per minute; a node that joins is placed within some minutes.
 SURVEY_EVERY_S = 30.0
 
 
 @dataclass(eq=False)
 class DistanceSurvey:
-    """Where this node stands; `ping_some` makes it truer."""
+    """Holds this node's network coordinate; every visit to another node makes it more precise."""
 
     transport: Transport
     coordinate: Coordinate = Coordinate()
 
     def coordinate_values(self) -> tuple[float, ...]:
-        """For the node's record."""
+        """Return the coordinate as the numbers that the node's record carries."""
         return astuple(self.coordinate)
 
     def distance_to(self, record: NodeRecord) -> float:
-        """Predicted round trip, seconds; far where the record does not say where it is."""
-        position = record.position
-        return math.inf if position is None else distance(self.coordinate, position)
+        """Return the predicted round trip to a node in seconds, or infinity if its record has no coordinate."""
+        known = len(record.coordinate) == len(astuple(self.coordinate))
+        return distance(self.coordinate, Coordinate(*record.coordinate)) if known else math.inf
 
-    async def run(self, others: Callable[[], Awaitable[Sequence[NodeRecord]]]) -> None:
-        """Look at some of them now and then; until cancelled."""
+    async def run(self, other_nodes: Callable[[], Awaitable[Sequence[NodeRecord]]]) -> None:
+        """Ping some of the other nodes about every SURVEY_EVERY_S seconds until cancelled."""
         while True:
-            await self.ping_some(await others())
+            await self.ping_some(await other_nodes())
             await asyncio.sleep(SURVEY_EVERY_S * random.uniform(0.5, 1.5))
 
-    async def ping_some(self, others: Sequence[NodeRecord]) -> None:
-        """Visit some of them; those that do not answer are no news."""
-        there = [record for record in others if record.state is NodeState.ONLINE]
-        for record in random.sample(there, min(VISITS, len(there))):
+    async def ping_some(self, records: Sequence[NodeRecord]) -> None:
+        """Ping up to VISITS of the nodes that are online.  A node that does not answer changes nothing."""
+        online = [record for record in records if record.state is NodeState.ONLINE]
+        for record in random.sample(online, min(VISITS, len(online))):
             try:
                 round_trip_s = await round_trip(self.transport, record.dial, PINGS)
             except (SwarmError, TimeoutError) as error:
-                log.info("%s cannot be surveyed: %s", record.address, error)
+                log.info("the distance to %s could not be measured: %s", record.address, error)
                 continue
-            if record.position is not None:
-                self.coordinate = update(self.coordinate, record.position, round_trip_s)
+            if len(record.coordinate) == len(astuple(self.coordinate)):
+                self.coordinate = update(self.coordinate, Coordinate(*record.coordinate), round_trip_s)

@@ -1,1 +1,1 @@
-"""The server's side of sessions: streams in, streams out."""
+"""Sessions on a node: admission, the control and link streams, and what each session holds."""

@@ -1,4 +1,4 @@
-"""Who may open a session here.  Pure: a request and what is known, in; a refusal, out."""
+"""Decide whether a client may open a session.  Pure."""
 
 from collections.abc import Sequence
 
@@ -11,57 +11,66 @@ from treeswarm_node.model.loaded_span import ServedSpan
 
 
 def check_open(
-    wanted: Open, served: ServedSpan, limits: NodeLimits, state: NodeState, guest: str, guests: Sequence[str]
+    request: Open, served: ServedSpan, limits: NodeLimits, state: NodeState, host: str, session_hosts: Sequence[str]
 ) -> None:
-    """Raises Refused.  `guest` is the asker's host, `guests` the hosts of all sessions open here."""
-    for wrong, code, why in (
+    """Raise Refused if the session cannot be opened, with the code and reason of the first rule that it breaks.
+
+    `host` is the client's host, and `session_hosts` has the host of every session open on this node.
+    """
+    for broken, code, reason in (
         (
-            wanted.version != PROTOCOL_VERSION,
+            request.version != PROTOCOL_VERSION,
             FaultCode.WRONG_VERSION,
-            f"protocol {wanted.version} is spoken, this node speaks {PROTOCOL_VERSION}: install the same release",
+            f"the client uses protocol {request.version}, this node protocol {PROTOCOL_VERSION}: "
+            "install the same release on both",
         ),
         (state is not NodeState.ONLINE, FaultCode.DRAINING, f"this node is {state} and opens no session"),
         (
-            wanted.numerics != served.numerics,
+            request.numerics != served.numerics,
             FaultCode.MISMATCH,
-            f"this node serves {served.numerics}, not {wanted.numerics}",
+            "this node serves another numerics class than the client asks for: "
+            f"{served.numerics.difference(request.numerics)}",
         ),
         (
-            wanted.span not in served.span,
+            request.span not in served.span,
             FaultCode.MISMATCH,
-            f"this node serves blocks {served.span}, not {wanted.span}",
+            f"this node serves blocks {served.span}, not {request.span}",
         ),
         (
-            (wanted.span.end == served.blocks) != (wanted.next_hop is None),
+            (request.span.end == served.blocks) != (request.next_hop is None),
             FaultCode.MISMATCH,
-            "the last block's node, and it alone, has no next hop",
+            "the node with the last block, and only that node, has no next hop",
         ),
         (
-            len(guests) >= limits.sessions,
+            len(session_hosts) >= limits.sessions,
             FaultCode.FULL,
-            f"this node is full: {len(guests)} sessions are open",
+            f"this node is full: {len(session_hosts)} sessions are open",
         ),
         (
-            guests.count(guest) >= limits.sessions_per_host,
+            session_hosts.count(host) >= limits.sessions_per_host,
             FaultCode.FULL,
-            f"{guest} has {guests.count(guest)} sessions open here, and one address may have no more",
+            f"{host} has {session_hosts.count(host)} sessions open here, the most that one address may have",
         ),
         (
-            wanted.trunk_room > served.max_positions,
+            request.trunk_room > served.max_positions,
             FaultCode.OUT_OF_ROOM,
-            f"{wanted.trunk_room} tokens were asked for, the model's context is {served.max_positions}",
+            f"{request.trunk_room} tokens were requested, but the model's context is {served.max_positions}",
         ),
-        (wanted.crown_room > MAX_CROWN, FaultCode.OUT_OF_ROOM, f"a crown has at most {MAX_CROWN} rows"),
         (
-            wanted.resumption is not None and wanted.resumption.trunk_length > wanted.trunk_room,
+            request.crown_room > MAX_CROWN,
             FaultCode.OUT_OF_ROOM,
-            "a session cannot go on with more tokens than it has room for",
+            f"a crown of {request.crown_room} rows was requested, but a crown has at most {MAX_CROWN}",
         ),
         (
-            wanted.prefix is not None and wanted.prefix.rows >= wanted.trunk_room,
+            request.resumption is not None and request.resumption.trunk_length > request.trunk_room,
+            FaultCode.OUT_OF_ROOM,
+            "a session cannot resume with more tokens than it has room for",
+        ),
+        (
+            request.prefix is not None and request.prefix.rows >= request.trunk_room,
             FaultCode.OUT_OF_ROOM,
             "a session cannot begin with more tokens than it has room for",
         ),
     ):
-        if wrong:
-            raise Refused(why, code)
+        if broken:
+            raise Refused(reason, code)

@@ -1,4 +1,4 @@
-"""Whether rows are worth packing on their way to the next node; `treeswarm.wire.byte_planes` packs."""
+"""Decide which rows are compressed on their way to the next node; `treeswarm.wire.byte_planes` compresses them."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,32 +9,32 @@ from treeswarm.protocol.address import Address, is_loopback
 from treeswarm.protocol.messages import Append, NumericsClass
 from treeswarm.wire.byte_planes import compress, decompress
 
-# Packing and unpacking 32 KiB of bfloat16 took 0.1 to 0.2 ms and saved 22 %, 58 kbit (2026-11-21, docs/log.md): even at
-# 300 to 600 Mbit/s.  Below this rate it pays clearly.
+# Compressing and decompressing 32 KiB of bfloat16 took 0.1 to 0.2 ms and saved 22 %, 58 kbit (2026-11-21,
+# docs/decisions/).  It breaks even at 300 to 600 Mbit/s; below this rate it pays clearly.
 SLOW_BITS_PER_S = 200e6
-# As much takes about half a millisecond: longer than others should wait for the event loop.
+# Compressing this many bytes takes about half a millisecond: other tasks should not wait longer for the event loop.
 LARGE_BYTES = 1 << 17
 
 
 @dataclass(frozen=True)
 class LinkCompression:
-    """What an owner said of it, and what is known of the line."""
+    """The owner's choice of compression, and what is known about this node's line."""
 
-    compression: str = "none"
-    """`auto`, `none` or `lossless`: where it pays, never, always."""
+    mode: str = "none"
+    """`auto` (compress where it pays), `none` (never) or `lossless` (always)."""
     rate: float | None = None
-    """Bits a second of the line out, where somebody said so."""
+    """Rate of the line out in bits per second, or None if the owner gave none."""
     host: str = ""
-    """Under which others find this machine."""
+    """Host under which other machines find this node."""
 
     def value_bytes(self, numerics: NumericsClass, next_hop: str) -> int:
-        """Of each value in the rows to be packed for the node at `next_hop`; 0: they go as they are."""
-        if self.compression == "none":
+        """Return the bytes per value of rows to compress for the node at `next_hop`, or 0 to leave them as they are."""
+        if self.mode == "none":
             return 0
         size = _value_bytes(numerics)
-        # In float32, 7 % is saved, and 8-bit rows were not measured.
-        worth = size == 2 and self._slow_to(next_hop)
-        return size if worth or self.compression == "lossless" else 0
+        # In float32, compression saves 7 %; 8-bit rows were not measured.
+        pays = size == 2 and self._slow_to(next_hop)
+        return size if pays or self.mode == "lossless" else 0
 
     def _slow_to(self, address: str) -> bool:
         if self.rate is not None:
@@ -42,7 +42,7 @@ class LinkCompression:
         try:
             host = Address.parse(address).host
         except BadRequest:
-            return False  # dialling it will say so
+            return False  # Dialling the address reports the error.
         return host != self.host and not is_loopback(host)
 
 
@@ -52,20 +52,27 @@ def _value_bytes(numerics: NumericsClass) -> int:
     return 4 if numerics.dtype == "float32" else 2
 
 
-async def by_size(work: Callable[[Append, int], Append], append: Append, argument: int, size: int) -> Append:
-    """`packed` or `unpacked` of rows of so many bytes; large ones in a thread.  Raises what `work` does."""
+async def run_by_size(work: Callable[[Append, int], Append], append: Append, argument: int, size: int) -> Append:
+    """Return `work(append, argument)`, computed in a thread if the rows have at least LARGE_BYTES.
+
+    `work` is `compress_rows` or `decompress_rows`, and `size` is the number of bytes of the plain rows.  Raises what
+    `work` raises.
+    """
     if size < LARGE_BYTES:
         return work(append, argument)
     return await asyncio.to_thread(work, append, argument)
 
 
-def packed(append: Append, value_bytes: int) -> Append:
-    """With its rows packed, where that makes them smaller."""
-    small = compress(append.hidden, value_bytes)
-    return append if small is None else replace(append, hidden=small, planes=value_bytes)
+def compress_rows(append: Append, value_bytes: int) -> Append:
+    """Return the append with its rows compressed, or the append itself if that would not make it smaller."""
+    compressed = compress(append.hidden, value_bytes)
+    return append if compressed is None else replace(append, hidden=compressed, planes=value_bytes)
 
 
-def unpacked(append: Append, row_bytes: int) -> Append:
-    """With its rows as they were before; `row_bytes` each, 0 towards the head.  Raises Malformed."""
+def decompress_rows(append: Append, row_bytes: int) -> Append:
+    """Return the append with its rows as they were before compression.
+
+    `row_bytes` is the number of bytes of each row, 0 towards the head.  Raises Malformed.
+    """
     size = int((~append.skipped).sum()) * row_bytes
     return replace(append, hidden=decompress(append.hidden, append.planes, size), planes=0)

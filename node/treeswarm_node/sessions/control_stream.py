@@ -1,20 +1,17 @@
-"""One control stream: a client, another node or the owner asks, the node answers."""
+"""One control stream: a client, another node or the owner sends requests, and this node answers them."""
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
 
 from treeswarm.errors import Refused, SwarmError, TransportError
-from treeswarm.protocol.address import Address, host_of, port_of
 from treeswarm.protocol.messages import (
     MAX_RECORDS,
     Close,
     Describe,
     Description,
     DialBack,
-    DialledBack,
     Fault,
     FaultCode,
     Hint,
@@ -28,171 +25,138 @@ from treeswarm.protocol.messages import (
     Resume,
     Watch,
 )
-from treeswarm.transport.seam import Stream, StreamKind, Transport
+from treeswarm.tasks import TaskSet
+from treeswarm.transport.seam import Stream
 from treeswarm_node.membership.announcer import Membership
+from treeswarm_node.reachability.dial_back import DialBackResponder
 from treeswarm_node.reachability.port_lender import PortLender
 from treeswarm_node.sessions.server_session import ServerSession
+from treeswarm_node.sessions.session_table import SessionTable
 
-# Things one stream may have under way: a client has a session or a few, each resumed once at a time.
-ERRANDS = 64
-# Who asks to be dialled there means whatever host it is seen to come from.
-ANY_HOST = ("0.0.0.0", "::")
-
-
-class Host(Protocol):
-    """What a conversation needs of its node."""
-
-    transport: Transport
-    membership: Membership | None
-    port_lender: PortLender | None
-    forwarded_ports: set[int]
-    sessions: dict[bytes, ServerSession]
-    resumed: int
-
-    def describe(self) -> Description: ...
-    async def open(self, wanted: Open, control: Stream) -> ServerSession: ...
-    async def tell_links(self) -> None: ...
+# Most requests of one stream that may be under way.  A client has one session or a few, each resumed once at a time.
+MAX_TASKS = 64
 
 
 @dataclass(eq=False)
 class ControlStream:
-    """Answers until the stream ends.  What takes time runs beside it, so that a ping is answered at once."""
+    """Answers requests until the stream ends.
 
-    node: Host
+    Requests that take time run as tasks of their own, so that a ping is answered at once.
+    """
+
     stream: Stream
-    _errands: set[asyncio.Task[None]] = field(default_factory=set)
+    sessions: SessionTable
+    open_session: Callable[[Open, Stream], Awaitable[ServerSession]]
+    describe: Callable[[], Description]
+    dial_back: DialBackResponder
+    membership: Membership | None = None
+    port_lender: PortLender | None = None
+    _background_tasks: TaskSet = field(default_factory=TaskSet)
     _watching: bool = False
-    """Every watch keeps in mind what it has told, of every node."""
+    """Whether the stream watches records.  It may watch once: every watch remembers the records of all nodes."""
 
     async def run(self) -> None:
-        """Until the stream ends; a stream that ends frees nothing: sessions live on for a lease."""
+        """Serve the stream until it ends.  That frees no session: sessions live on for a grace period."""
         try:
             while (message := await self.stream.receive()) is not None:
-                await self._obey(message)
+                await self._answer(message)
         except TransportError:
             pass
         finally:
-            for errand in self._errands:
-                errand.cancel()
+            self._background_tasks.cancel()
             now = asyncio.get_running_loop().time()
-            for hosted in self.node.sessions.values():
-                if hosted.control is self.stream:
-                    hosted.detached_at = now
+            for session in self.sessions.values():
+                if session.client.control is self.stream:
+                    session.client.detached_at = now
 
-    async def _obey(self, message: object) -> None:  # noqa: PLR0912  # one arm a message
+    async def _answer(self, message: object) -> None:  # noqa: PLR0912  # one case per message
         match message:
-            case Ping(stamp, session):
-                hosted = self._mine(session)
-                progress = (hosted.session.received, hosted.passed_on, hosted.replayed) if hosted else (0, 0, 0)
-                await self.stream.send(Pong(stamp, *progress))
+            case Ping(stamp, session_id):
+                session = self._find(session_id)
+                await self.stream.send(Pong(stamp, *(session.progress if session else (0, 0, 0))))
             case Describe():
-                await self.stream.send(self.node.describe())
+                await self.stream.send(self.describe())
             case Open():
                 await self._open(message)
             case Resume():
-                self._beside(self._resume(message))
-            case Hint(session):
-                if (hosted := self._mine(session)) is not None:
-                    hosted.session.hint(message)
-            case Close(session):
-                if (hosted := self._mine(session)) is not None:
-                    hosted.let_go()
+                self._spawn(self._resume(message))
+            case Hint(session_id):
+                if (session := self._find(session_id)) is not None:
+                    session.state.hint(message)
+            case Close(session_id):
+                if (session := self._find(session_id)) is not None:
+                    session.begin_end()
             case Watch():
                 if self._watching:
-                    raise Refused("a stream watches once", FaultCode.TOO_MANY)
+                    raise Refused("this stream watches already: a stream watches once", FaultCode.TOO_MANY)
                 self._watching = True
-                self._beside(self._tell_records(everyone=message.everyone))
+                self._spawn(self._send_records(everyone=message.everyone))
             case DialBack(address):
-                self._check_direct()
-                self._beside(self._dial_back(address))
+                self.dial_back.check_direct(self.stream.peer)
+                self._spawn(self._dial_back(address))
             case Manage():
-                await self.stream.send(Managed(self._membership().manage(message)))
+                await self.stream.send(Managed(self._require_membership().manage(message)))
             case LeasePort():
-                self._beside(self._lend(message))
+                self._spawn(self._lend(message))
             case _:
                 raise Refused(f"{type(message).__name__} does not belong on a control stream", FaultCode.MALFORMED)
 
-    def _mine(self, session: bytes) -> ServerSession | None:
-        """None also for a session that has just failed: its fault is on the way."""
-        hosted = self.node.sessions.get(session)
-        return hosted if hosted is not None and hosted.control is self.stream else None
+    def _find(self, session_id: bytes) -> ServerSession | None:
+        """Return the session if this stream controls it.
 
-    async def _open(self, wanted: Open) -> None:
+        A session that has just failed is not found either: its fault is on the way.
+        """
+        session = self.sessions.get(session_id)
+        return session if session is not None and session.client.control is self.stream else None
+
+    async def _open(self, request: Open) -> None:
         try:
-            hosted = await self.node.open(wanted, self.stream)
+            session = await self.open_session(request, self.stream)
         except Refused as error:
-            await self.stream.send(Fault(wanted.session, FaultCode(error.code), str(error), fatal=True))
+            await self.stream.send(Fault(request.session, FaultCode(error.code), str(error), fatal=True))
         else:
-            await hosted.grant()
+            await session.send_opened()
 
-    async def _resume(self, wanted: Resume) -> None:
-        hosted = self.node.sessions.get(wanted.session)
+    async def _resume(self, request: Resume) -> None:
         try:
-            if hosted is None:
-                name = wanted.session.hex()[:8]
-                raise Refused(f"session {name} is not open here", FaultCode.UNKNOWN_SESSION)
-            await hosted.resume(wanted, self.stream)
-            self.node.resumed += 1
-            await self.node.tell_links()
-            await hosted.grant()
+            session = await self.sessions.resume(request, self.stream)
+            await session.send_opened()
         except Refused as error:
-            fault = Fault(wanted.session, FaultCode(error.code), str(error), fatal=True)
+            fault = Fault(request.session, FaultCode(error.code), str(error), fatal=True)
             with contextlib.suppress(TransportError):
                 await self.stream.send(fault)
         except TransportError:
             pass
 
-    async def _tell_records(self, *, everyone: bool) -> None:
+    async def _send_records(self, *, everyone: bool) -> None:
         with contextlib.suppress(TransportError):
-            async for news in self._membership().tell(everyone=everyone):
-                for start in range(0, len(news), MAX_RECORDS):
-                    await self.stream.send(Records(news[start : start + MAX_RECORDS]))
+            async for sealed in self._require_membership().watch_records(everyone=everyone):
+                for start in range(0, len(sealed), MAX_RECORDS):
+                    await self.stream.send(Records(sealed[start : start + MAX_RECORDS]))
 
-    def _check_direct(self) -> None:
-        """Whoever comes through a rented port has this machine's own address, and could have its ports dialled."""
-        if port_of(self.stream.peer) in self.node.forwarded_ports:
-            raise Refused("your address cannot be seen from here: ask another node", FaultCode.REFUSED)
-
-    async def _dial_back(self, asked: str) -> None:
-        try:
-            address = await self._own_address(Address.parse(asked))
-            there = await self.node.transport.connect(str(address), StreamKind.CONTROL)
-            await there.end()
-            answer = DialledBack(True, address.bare)
-        except SwarmError as error:
-            answer = DialledBack(False, str(error))
+    async def _dial_back(self, address: str) -> None:
+        reply = await self.dial_back.dial(address, self.stream.peer)
         with contextlib.suppress(TransportError):
-            await self.stream.send(answer)
+            await self.stream.send(reply)
 
-    async def _own_address(self, address: Address) -> Address:
-        """A node that dialled whatever it is told would be a stranger's port scanner.  Raises Refused."""
-        host = host_of(self.stream.peer).strip("[]")
-        if address.host in ANY_HOST:
-            return replace(address, host=host)
-        with contextlib.suppress(OSError):
-            found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port)
-            if any(str(entry[4][0]) == host for entry in found):
-                return address
-        raise Refused(f"{address} is not the address you come from ({host})", FaultCode.REFUSED)
-
-    async def _lend(self, wanted: LeasePort) -> None:
-        """Ends with the stream, and the tenancy with it."""
+    async def _lend(self, request: LeasePort) -> None:
+        """Lend a port until the stream ends."""
         try:
-            if self.node.port_lender is None:
+            if self.port_lender is None:
                 raise Refused("this node lends no ports: ask another", FaultCode.REFUSED)
-            await self.node.port_lender.lend(wanted, self.stream)
+            await self.port_lender.lend(request, self.stream)
         except SwarmError as error:
             await self.stream.end(error)
 
-    def _membership(self) -> Membership:
-        if self.node.membership is None:
+    def _require_membership(self) -> Membership:
+        if self.membership is None:
             raise Refused("this node keeps no records", FaultCode.REFUSED)
-        return self.node.membership
+        return self.membership
 
-    def _beside(self, errand: Coroutine[None, None, None]) -> None:
-        if len(self._errands) >= ERRANDS:
-            errand.close()
-            raise Refused(f"{ERRANDS} things are under way on this stream: wait for some", FaultCode.TOO_MANY)
-        task = asyncio.create_task(errand)
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        if len(self._background_tasks) >= MAX_TASKS:
+            work.close()
+            raise Refused(
+                f"{MAX_TASKS} requests are under way on this stream: wait until some are answered", FaultCode.TOO_MANY
+            )
+        self._background_tasks.start(work)

@@ -1,4 +1,4 @@
-"""Where a step's result goes: on to the next node, or back to the client."""
+"""Send the results of steps onwards: to the next node, or to the client."""
 
 import asyncio
 import contextlib
@@ -24,17 +24,17 @@ from treeswarm.session.session import answered_ids
 from treeswarm.session.steps import Step
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_node.engine.model_runner import Computed
-from treeswarm_node.sessions.compression import by_size, packed
+from treeswarm_node.sessions.compression import compress_rows, run_by_size
 
-# A dead peer takes no goodbye; nobody waits for it longer.
-GOODBYE_S = 1.0
+# A dead peer does not confirm the end of a stream, so this node waits no longer for it.
+END_S = 1.0
 # Opens a cold connection's window as far as most trees need it.  A home's uplink of 20 Mbit/s takes 26 ms for it,
 # while the head computes the prompt.
-MOST_WARM_UP = 1 << 16
+MAX_WARM_UP = 1 << 16
 
 
 class Downstream(Protocol):
-    """Takes results in order."""
+    """The receiver of a session's results, which come in order."""
 
     async def send(self, step: Step, computed: Computed, timings: tuple[HopTiming, ...]) -> None: ...
     async def replay(self, append: Append) -> None: ...
@@ -43,7 +43,7 @@ class Downstream(Protocol):
 
 @dataclass(eq=False)
 class ToClient:
-    """The tail's: answers on the client's control stream."""
+    """The tail's downstream: it sends answers on the client's control stream."""
 
     session: bytes
     control: Stream
@@ -66,17 +66,17 @@ class ToClient:
         )
 
     async def replay(self, append: Append) -> None:
-        raise AssertionError("nobody is behind the tail")
+        raise AssertionError("the tail has no next node to replay to")
 
     async def end(self) -> None:
-        """The control stream is the client's to end."""
+        """Do nothing: the client ends the control stream."""
 
 
 @dataclass(eq=False)
 class ToNextNode:
-    """Everyone else's: the same append with this node's activations, on a link of its own.
+    """The downstream of every node but the tail: the same append with this node's activations, on a link of its own.
 
-    Dialled as soon as it exists: the handshake is then over before the first result.
+    It dials as soon as it exists, so that the handshake is over before the first result.
     """
 
     session: bytes
@@ -84,13 +84,14 @@ class ToNextNode:
     hop: NextHop
     transport: Transport
     warm_up: int
-    """Bytes a tree will take on this link: so many go ahead, while the client still waits for the session to open."""
-    broken: Callable[[SwarmError], None]
-    """Called when the next hop ends the link."""
+    """Number of bytes that a tree takes on this link.  As many are sent ahead while the client still waits for the
+    session to open."""
+    on_broken: Callable[[SwarmError], None]
+    """Called when the link cannot be opened, or when the next node ends it."""
     value_bytes: int = 0
-    """Of the values in rows that are packed on this link once the next hop said that it unpacks; 0: none are."""
+    """Number of bytes per value of the rows to compress once the next node said that it decompresses; 0 for none."""
     _link: asyncio.Task[Stream] = field(init=False)
-    _unpacks: bool = False
+    _peer_decompresses: bool = False
     _watch: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
@@ -104,38 +105,43 @@ class ToNextNode:
 
     async def _send(self, append: Append) -> None:
         link = await asyncio.shield(self._link)
-        if self._unpacks and append.hidden:
-            append = await by_size(packed, append, self.value_bytes, len(append.hidden))
+        if self._peer_decompresses and append.hidden:
+            append = await run_by_size(compress_rows, append, self.value_bytes, len(append.hidden))
         await link.send(append)
 
     async def end(self) -> None:
+        """End the link, or stop dialling."""
         if self._watch is not None:
             self._watch.cancel()
         if not self._link.done():
             self._link.cancel()
         with contextlib.suppress(SwarmError, asyncio.CancelledError, TimeoutError):
-            await asyncio.wait_for((await self._link).end(), GOODBYE_S)
+            await asyncio.wait_for((await self._link).end(), END_S)
 
     async def _dial(self) -> Stream:
         try:
             link = await self.transport.connect(self.hop.address, StreamKind.LINK)
-            warm_up = bytes(min(self.warm_up, MOST_WARM_UP))
-            packs = self.value_bytes > 0
-            await link.send(LinkHello(PROTOCOL_VERSION, self.session, self.epoch, self.hop.ticket, warm_up, packs))
+            warm_up = bytes(min(self.warm_up, MAX_WARM_UP))
+            compresses = self.value_bytes > 0
+            await link.send(LinkHello(PROTOCOL_VERSION, self.session, self.epoch, self.hop.ticket, warm_up, compresses))
         except SwarmError as error:
-            self.broken(error)
+            self.on_broken(error)
             raise
-        self._watch = asyncio.create_task(self._watch_end(link))
+        self._watch = asyncio.create_task(self._watch_link(link))
         return link
 
-    async def _watch_end(self, link: Stream) -> None:
+    async def _watch_link(self, link: Stream) -> None:
+        """Take the next node's welcome, if one is due, and report the end of the link."""
         try:
-            said = await link.receive()
-            if isinstance(said, LinkWelcome) and self.value_bytes:
-                self._unpacks = said.unpacks
-                said = await link.receive()
-            if said is not None:
-                raise Refused(f"the next node, {self.hop.address}, talks up its link unasked", FaultCode.MALFORMED)
-            self.broken(LinkBroken(f"the next node, {self.hop.address}, closed its link"))
+            message = await link.receive()
+            if isinstance(message, LinkWelcome) and self.value_bytes:
+                self._peer_decompresses = message.unpacks
+                message = await link.receive()
+            if message is not None:
+                raise Refused(
+                    f"the next node, {self.hop.address}, sent an unexpected {type(message).__name__} up its link",
+                    FaultCode.MALFORMED,
+                )
+            self.on_broken(LinkBroken(f"the next node, {self.hop.address}, closed its link"))
         except SwarmError as error:
-            self.broken(error)
+            self.on_broken(error)

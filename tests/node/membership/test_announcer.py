@@ -115,7 +115,7 @@ async def test_a_node_tells_of_itself_or_of_all_and_passes_farewells_on() -> Non
     await membership.announce()
     await book.announce(other.record(4002))
     assert [sealed.record.node for sealed in await membership.other_nodes()] == [other.id]
-    alone, everyone = membership.tell(everyone=False), membership.tell(everyone=True)
+    alone, everyone = membership.watch_records(everyone=False), membership.watch_records(everyone=True)
     assert len(await anext(alone)) == 1
     assert len(await anext(everyone)) == 2
     state = NodeState.GONE

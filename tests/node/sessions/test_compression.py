@@ -12,7 +12,7 @@ from treeswarm.protocol.messages import Answers, Append, LinkHello, LinkWelcome,
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import Stream, StreamKind
-from treeswarm_node.sessions.compression import LARGE_BYTES, LinkCompression, packed, unpacked
+from treeswarm_node.sessions.compression import LARGE_BYTES, LinkCompression, compress_rows, decompress_rows
 from treeswarm_node.sessions.downstream import ToNextNode
 
 FAR = "203.0.113.7:4001"
@@ -69,19 +69,19 @@ def append(rows: int = 8, **changes: Any) -> Append:
 def test_rows_come_back_as_they_were_without_those_that_were_skipped() -> None:
     skipped = np.array([False, True] * 4)
     plain = append(hidden=bytes([7, 63]) * (4 * ROW_BYTES // 2), skipped=skipped)
-    small = packed(plain, 2)
+    small = compress_rows(plain, 2)
     assert small.planes == 2
     assert len(small.hidden) < len(plain.hidden)
-    back = unpacked(small, ROW_BYTES)
+    back = decompress_rows(small, ROW_BYTES)
     assert (back.hidden, back.planes) == (plain.hidden, 0)
     for row_bytes in (0, ROW_BYTES - 2, ROW_BYTES + 2):
         with pytest.raises(Malformed):
-            unpacked(small, row_bytes)
+            decompress_rows(small, row_bytes)
 
 
 def test_rows_that_would_not_become_smaller_go_as_they_are() -> None:
     noise = append(hidden=np.random.default_rng(0).bytes(8 * ROW_BYTES))
-    assert packed(noise, 2) is noise
+    assert compress_rows(noise, 2) is noise
 
 
 @dataclass
@@ -135,7 +135,7 @@ async def test_who_says_that_it_unpacks_is_sent_packed_rows(rows: int) -> None:
     sent = append(rows)
     _, came = await node.hears(sent, 2)
     assert came.planes == 2
-    assert unpacked(came, ROW_BYTES).hidden == sent.hidden
+    assert decompress_rows(came, ROW_BYTES).hidden == sent.hidden
     assert not node.complaints
 
 
@@ -145,4 +145,4 @@ async def test_a_node_that_does_not_pack_asks_nothing_and_takes_no_welcome() -> 
     assert not hello.packs
     assert came.planes == 0
     (complaint,) = node.complaints
-    assert "unasked" in str(complaint)
+    assert "unexpected LinkWelcome" in str(complaint)

@@ -1,0 +1,236 @@
+"""The sessions that are open on a node, by id."""
+
+import asyncio
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from treeswarm import PROTOCOL_VERSION
+from treeswarm.errors import Refused
+from treeswarm.protocol.address import host_of
+from treeswarm.protocol.messages import FaultCode, LinkHello, Open, Resume
+from treeswarm.protocol.prefix import PREFIX_TOKENS
+from treeswarm.protocol.records import NodeState
+from treeswarm.session.session import NodeSession, SessionTerms
+from treeswarm.tasks import TaskSet
+from treeswarm.transport.seam import Stream, Transport
+from treeswarm_node.config import NodeLimits
+from treeswarm_node.engine.latency_profile import scale_profile
+from treeswarm_node.engine.loaded_stage import LoadedStage
+from treeswarm_node.kv_cache.prefix_cache import PrefixUnit
+from treeswarm_node.kv_cache.prefix_recorder import make_recorder, starts_from_prompt
+from treeswarm_node.kv_cache.replay_log import ReplayLog, ReplayLogBudget
+from treeswarm_node.sessions.admission import check_open
+from treeswarm_node.sessions.compression import LinkCompression
+from treeswarm_node.sessions.server_session import ServerSession
+from treeswarm_node.sessions.session_parts import Opening, SessionClient, SessionMemory
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class SessionCounters:
+    """Numbers of sessions since the node started."""
+
+    opened: int = 0
+    """Number of sessions opened."""
+    resumed: int = 0
+    """Number of epochs begun in sessions that lost another node."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Number of sessions refused, by fault code."""
+
+
+@dataclass(eq=False)
+class SessionTable(Mapping[bytes, ServerSession]):
+    """Opens sessions, finds them by id, and frees those that expire."""
+
+    transport: Transport
+    limits: NodeLimits
+    on_room_changed: Callable[[], None]
+    """Called when a session is refused, and when one is freed after that: others choose nodes by their room."""
+    compression: LinkCompression = LinkCompression()
+    """Compression of rows to next nodes.  Rows that arrive compressed are always decompressed."""
+    counters: SessionCounters = field(default_factory=SessionCounters)
+    replay_logs: ReplayLogBudget = field(init=False)
+    _sessions: dict[bytes, ServerSession] = field(default_factory=dict)
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    """Notified whenever a session opens, a session begins an epoch, or the table becomes empty."""
+    _was_full: bool = False
+    """Whether a session was refused since one was last freed."""
+    _tasks: TaskSet = field(default_factory=TaskSet)
+
+    def __post_init__(self) -> None:
+        self.replay_logs = ReplayLogBudget(self.limits.replay_log_bytes)
+
+    def __getitem__(self, session: bytes) -> ServerSession:
+        return self._sessions[session]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._sessions)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    async def open(self, request: Open, control: Stream, stage: LoadedStage, state: NodeState) -> ServerSession:
+        """Open a session on `stage` for the client behind `control`.  Raises Refused."""
+        hosts = [host_of(session.client.control.peer) for session in self.values()]
+        try:
+            check_open(request, stage.served, self.limits, state, host_of(control.peer), hosts)
+            units = _find_prefix(request, stage)
+            pages = [page for unit in units for page in unit.pages]
+            kv = stage.store.open(request.trunk_room, request.crown_room, pages)
+        except Refused as error:
+            self.counters.refused[error.code] += 1
+            self._report_room(full=True)
+            raise
+        recorder = make_recorder(request, stage.store.prefixes) if stage.shares_prefixes else None
+        session = ServerSession(
+            Opening(
+                request,
+                stage.engine,
+                self.transport,
+                profile=scale_profile(stage.profile, request.span, stage.served.span),
+                value_bytes_to=partial(self.compression.value_bytes, stage.served.numerics),
+                on_end=lambda: self._remove(session),
+            ),
+            NodeSession(_session_terms(request, stage, self.limits, len(units) * PREFIX_TOKENS)),
+            SessionMemory(kv, _open_replay_log(request, stage, self.replay_logs, units), recorder),
+            SessionClient(control, last_request_at=asyncio.get_running_loop().time()),
+        )
+        self._sessions[request.session] = session
+        self.counters.opened += 1
+        await self.notify_changed()
+        log.info("session %s opened for blocks %s by %s", session.opening.name, request.span, control.peer)
+        return session
+
+    async def end_older_epoch(self, request: Open) -> None:
+        """Free the session of this id if it is in an older epoch.  Raises Refused if it is not.
+
+        A client that lost sight of this node may come back to it for the same session, as to a new node.
+        """
+        while (session := self.get(request.session)) is not None:  # Another may open while one is freed.
+            if request.epoch <= session.epoch.number:
+                raise Refused(
+                    f"session {session.opening.name} is already open in epoch {session.epoch.number}", FaultCode.REFUSED
+                )
+            await session.free()
+
+    async def resume(self, request: Resume, control: Stream) -> ServerSession:
+        """Begin a new epoch of a session for the client behind `control`.  Raises Refused."""
+        session = self.get(request.session)
+        if session is None:
+            raise Refused(f"session {request.session.hex()[:8]} is not open here", FaultCode.UNKNOWN_SESSION)
+        await session.resume(request, control)
+        self.counters.resumed += 1
+        await self.notify_changed()
+        return session
+
+    async def authorize_link(self, hello: LinkHello) -> ServerSession:
+        """Return the session that a link may feed.  Raises Refused.
+
+        A neighbour may dial before the client's own request has arrived here, so this waits for it up to `hello_s`.
+        """
+        if hello.version != PROTOCOL_VERSION:
+            raise Refused(
+                f"the upstream node uses protocol {hello.version}, this node protocol {PROTOCOL_VERSION}: "
+                "install the same release on both",
+                FaultCode.WRONG_VERSION,
+            )
+        try:
+            async with asyncio.timeout(self.limits.hello_s), self._changed:
+                await self._changed.wait_for(lambda: self._epoch_of(hello.session) >= hello.epoch)
+        except TimeoutError:
+            raise Refused(
+                f"session {hello.session.hex()[:8]} is not open here in epoch {hello.epoch}", FaultCode.UNKNOWN_SESSION
+            ) from None
+        session = self[hello.session]
+        if not secrets.compare_digest(session.epoch.ticket, hello.ticket):
+            raise Refused("the link's ticket is not the one this session was opened with", FaultCode.WRONG_TICKET)
+        return session
+
+    async def notify_changed(self) -> None:
+        """Wake the links that wait for a session to open or to reach an epoch, and `wait_until_empty`."""
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def wait_until_empty(self) -> None:
+        """Wait until no session is open."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._sessions)
+
+    async def end_expired(self) -> None:
+        """Fail the sessions whose clients have been gone, or idle, for too long."""
+        now = asyncio.get_running_loop().time()
+        expired = [
+            s for s in self.values() if s.client.has_expired(now, self.limits.session_grace_s, self.limits.idle_s)
+        ]
+        await self._fail(expired, Refused("the session expired: its client asked for nothing", FaultCode.EXPIRED))
+
+    async def send_fault(self, error: Refused) -> None:
+        """Report a fault to every client whose session stays open."""
+        sessions = list(self.values())
+        await asyncio.gather(*(s.client.send_fault(s.opening.id, error, fatal=False) for s in sessions))
+
+    async def end_all(self, error: Refused) -> None:
+        """Fail every session."""
+        await self._fail(list(self.values()), error)
+
+    async def _fail(self, sessions: Sequence[ServerSession], error: Refused) -> None:
+        await asyncio.gather(*(session.fail(error) for session in sessions))
+
+    def _remove(self, session: ServerSession) -> None:
+        if self.get(session.opening.id) is session:
+            del self._sessions[session.opening.id]
+        if self._was_full:
+            self._report_room(full=False)
+        if not self._sessions:
+            self._tasks.start(self.notify_changed())
+
+    def _report_room(self, *, full: bool) -> None:
+        """Clients avoid a node whose record says that it is full, so the record must change when it is not any more."""
+        self._was_full = full
+        self.on_room_changed()
+
+    def _epoch_of(self, session: bytes) -> int:
+        found = self.get(session)
+        return -1 if found is None else found.epoch.number
+
+
+def _session_terms(request: Open, stage: LoadedStage, limits: NodeLimits, offered: int) -> SessionTerms:
+    return SessionTerms(
+        epoch=request.epoch,
+        trunk_room=request.trunk_room,
+        crown_room=request.crown_room,
+        credit_rows=max(limits.credit_rows, 2 * request.crown_room),
+        vocab_size=stage.served.vocab_size,
+        row_bytes=0 if request.span.start == 0 else stage.served.activation_bytes,
+        resumption=request.resumption,
+        offered=offered,
+        alternatives=request.alternatives,
+    )
+
+
+def _find_prefix(request: Open, stage: LoadedStage) -> list[PrefixUnit]:
+    """Return the units in the prefix cache that the session's prompt begins with."""
+    if not stage.shares_prefixes or request.prefix is None or not starts_from_prompt(request):
+        return []
+    return stage.store.prefixes.find(request.span, request.prefix.digests)
+
+
+def _open_replay_log(
+    request: Open, stage: LoadedStage, budget: ReplayLogBudget, units: Sequence[PrefixUnit]
+) -> ReplayLog | None:
+    """Open the session's replay log.
+
+    Return None at the tail, where the budget has no room for it, and where some of the units have no replay chunk.
+    """
+    chunks = [unit.chunk for unit in units if unit.chunk is not None]
+    if request.next_hop is None or len(chunks) < len(units):
+        return None
+    row_bytes = stage.served.activation_bytes
+    rows = request.trunk_room + request.crown_room - len(units) * PREFIX_TOKENS
+    stage.store.prefixes.make_room_for_log(budget, rows * row_bytes)
+    return budget.open(row_bytes, request.trunk_room, request.crown_room, chunks)
