@@ -42,8 +42,9 @@ def told() -> dict[str, set[str]]:
     for metric in METRICS:
         names[metric.shown] = set(metric.labels)
     gateway = GatewayMetrics()
-    gateway.follow(lambda: Admission(GatewayLimits()), lambda: None)
-    declared = {value._name: value for value in vars(gateway).values() if isinstance(value, MetricWrapperBase)}
+    gateway.add_gauges(lambda: Admission(GatewayLimits()), lambda: None)
+    members = [*vars(gateway).values(), *vars(gateway.rounds).values()]
+    declared = {member._name: member for member in members if isinstance(member, MetricWrapperBase)}
     process = CollectorRegistry()
     ProcessCollector(registry=process)
     for family in (*gateway.registry.collect(), *process.collect()):

@@ -1,4 +1,4 @@
-"""A real `swarm serve` process in front of real nodes."""
+"""Starts a real `swarm serve` process for tests, in front of real nodes."""
 
 import asyncio
 import contextlib
@@ -18,17 +18,17 @@ KEY = "sk-a-key-for-tests"
 
 @dataclass(frozen=True)
 class Gateway:
-    """One process, and how to reach it."""
+    """One gateway process and its address."""
 
     process: asyncio.subprocess.Process
     url: str
 
     def openai(self, key: str = KEY) -> AsyncOpenAI:
-        """The real client; it does not hide failures behind retries."""
+        """Return the real OpenAI client, without retries that would hide failures."""
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120)
 
     async def metrics(self) -> dict[str, float]:
-        """Every sample that Prometheus would see, by name and labels."""
+        """Return every sample that Prometheus would read, by name and labels."""
         async with httpx2.AsyncClient() as http:
             answer = await http.get(f"{self.url}/metrics", headers={"Authorization": f"Bearer {KEY}"})
         lines = [line.rpartition(" ") for line in answer.text.splitlines() if line and line[0] != "#"]
@@ -37,7 +37,7 @@ class Gateway:
 
 @contextlib.asynccontextmanager
 async def gateway(peers: str, *flags: str) -> AsyncIterator[Gateway]:
-    """Start it, wait until it listens, end it with SIGTERM; fails where it does not end well."""
+    """Start a gateway, wait until it listens, and end it with SIGTERM.  Fails if it does not end with status 0."""
     program = Path(sys.executable).with_name("swarm")
     process = await asyncio.create_subprocess_exec(
         *(program, "serve", "--model", "demo", "--peers", peers, "--listen", "127.0.0.1:0", *flags),
@@ -49,13 +49,13 @@ async def gateway(peers: str, *flags: str) -> AsyncIterator[Gateway]:
     errors = asyncio.create_task(process.stderr.read())
     try:
         line = (await asyncio.wait_for(process.stdout.readline(), START_S)).decode()
-        found = re.search(r"http://\S+?:\d+", line)
-        assert found is not None, (await errors).decode()
-        yield Gateway(process, found[0])
+        url = re.search(r"http://\S+?:\d+", line)
+        assert url is not None, (await errors).decode()
+        yield Gateway(process, url[0])
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
         await asyncio.wait_for(process.wait(), START_S)
-        said = (await errors).decode()
-        assert process.returncode == 0, said
-        assert "Traceback" not in said, said
+        stderr = (await errors).decode()
+        assert process.returncode == 0, stderr
+        assert "Traceback" not in stderr, stderr

@@ -1,4 +1,4 @@
-"""How many generations run at once; the others wait in a line that has an end."""
+"""Limits how many generations run at once; further requests wait in a queue of limited length."""
 
 import asyncio
 import contextlib
@@ -12,75 +12,81 @@ from treeswarm_client.gateway.errors import Busy
 
 @dataclass(eq=False)
 class Admission:
-    """Places for generations, given in the order they were asked for."""
+    """Slots for generations, given out in the order of the requests."""
 
     limits: GatewayLimits
     running: int = 0
-    _line: deque[tuple[int, asyncio.Future[None]]] = field(default_factory=deque)
+    """Number of slots in use."""
+    _queue: deque[tuple[int, asyncio.Future[None]]] = field(default_factory=deque)
+    """Number of slots that each waiting request needs, and the future that tells it to go on."""
 
     @property
     def waiting(self) -> int:
-        """Requests in the line."""
-        return len(self._line)
+        """Number of requests in the queue."""
+        return len(self._queue)
 
     @contextlib.asynccontextmanager
-    async def places(self, wanted: int) -> AsyncIterator["Slots"]:
-        """Hold `wanted` places.  Raises Busy where the line is too long, or does not move."""
-        wanted = min(wanted, self.limits.generations)
-        await self._take(wanted)
-        held = Slots(self, wanted)
+    async def hold_slots(self, count: int) -> AsyncIterator["Slots"]:
+        """Hold `count` slots.  Raises Busy if the queue is full, or if the wait takes too long."""
+        count = min(count, self.limits.generations)
+        await self._take(count)
+        slots = Slots(self, count)
         try:
-            yield held
+            yield slots
         finally:
-            held.give_back()
+            slots.release()
 
     def close(self) -> None:
-        """Nobody who waits gets a turn any more."""
-        for _, turn in self._line:
+        """Refuse every request that waits."""
+        for _, turn in self._queue:
             if not turn.done():
-                turn.set_exception(Busy("the gateway is being stopped: ask again in a while"))
+                turn.set_exception(Busy("the gateway is being stopped: try again later"))
 
-    def returned(self, places: int) -> None:
-        self.running -= places
+    def release(self, count: int) -> None:
+        """Take back `count` slots and admit the requests that now fit."""
+        self.running -= count
         self._admit()
 
-    async def _take(self, wanted: int) -> None:
-        if not self._line and self.running + wanted <= self.limits.generations:
-            self.running += wanted
+    async def _take(self, count: int) -> None:
+        if not self._queue and self.running + count <= self.limits.generations:
+            self.running += count
             return
-        if len(self._line) >= self.limits.waiting:
-            raise Busy(f"{len(self._line)} requests wait already: try again in a while")
+        if len(self._queue) >= self.limits.waiting:
+            raise Busy(f"{len(self._queue)} requests wait already: try again later")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.append((wanted, turn))
+        self._queue.append((count, turn))
         try:
             await asyncio.wait_for(turn, self.limits.wait_s)
         except BaseException as error:
-            # Its turn came in the very moment it gave up.
+            # The slots may have been given out in the same moment in which the request gave up.
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.running -= wanted
-            self._line = deque(entry for entry in self._line if entry[1] is not turn)
+                self.running -= count
+            self._queue = deque(entry for entry in self._queue if entry[1] is not turn)
             self._admit()
             if isinstance(error, TimeoutError):
-                raise Busy(f"no turn within {self.limits.wait_s:.0f} s: try again in a while") from None
+                raise Busy(f"no free slot within {self.limits.wait_s:.0f} s: try again later") from None
             raise
 
     def _admit(self) -> None:
-        """First come, first served: a large request is not passed by small ones for ever."""
-        while self._line and self.running + self._line[0][0] <= self.limits.generations:
-            wanted, turn = self._line.popleft()
+        """Admit requests from the front of the queue only, so that small requests never overtake a large one."""
+        while self._queue and self.running + self._queue[0][0] <= self.limits.generations:
+            count, turn = self._queue.popleft()
             if not turn.done():
-                self.running += wanted
+                self.running += count
                 turn.set_result(None)
 
 
 @dataclass(eq=False)
 class Slots:
-    """Held by one request."""
+    """The slots that one request holds."""
 
     admission: Admission
     held: int
 
-    def give_back(self) -> None:
-        """Once counts; whoever has ended early need not hold them until his caller has read all."""
+    def release(self) -> None:
+        """Give the slots back; further calls do nothing.
+
+        Generations that have ended give them back before the caller has read the whole answer.
+        """
         held, self.held = self.held, 0
-        self.admission.returned(held)
+        self.admission.release(held)

@@ -1,4 +1,4 @@
-"""What callers get: OpenAI's objects, whole or as a stream's chunks.  Pure."""
+"""The answers to callers: OpenAI's objects, whole or as the chunks of a stream.  Pure."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +10,14 @@ from treeswarm_client.generation.loop import FinishReason
 from treeswarm_client.generation.run import Run, Token
 
 Decode = Callable[[Sequence[int]], str]
+"""A function that turns token ids into text."""
 
 
 def token_text(token: int, decode: Decode) -> str:
-    """What a token adds to a text.  Alone it may lack the space before it, so it is read after itself."""
+    """Return what a token adds to a text.
+
+    Decoded alone, a token may lack the space before it, so it is decoded after a copy of itself.
+    """
     return decode([token, token])[len(decode([token])) :]
 
 
@@ -23,35 +27,45 @@ class AnswerMetadata:
 
     id: str
     created: int
+    """Time of creation, in seconds since 1970."""
     model: str
     fingerprint: str
+    """Value of `system_fingerprint`."""
 
 
 class AnswerWriter(Protocol):
-    """Writes one kind of answer."""
+    """Writes the objects of one kind of answer."""
 
-    def whole(self, runs: Sequence[Run], usage: Usage) -> dict[str, Any]: ...
-
-    def opening(self, choice: int) -> dict[str, Any] | None:
-        """The first chunk of a choice, if there is one before its text."""
+    def answer(self, runs: Sequence[Run], usage: Usage) -> dict[str, Any]:
+        """Return the whole answer as one object."""
         ...
 
-    def more(self, choice: int, token: Token) -> dict[str, Any]: ...
+    def first_chunk(self, choice: int) -> dict[str, Any] | None:
+        """Return the chunk that opens a choice, or None if its text comes at once."""
+        ...
 
-    def closing(self, choice: int, finish: FinishReason) -> dict[str, Any]: ...
+    def token_chunk(self, choice: int, token: Token) -> dict[str, Any]:
+        """Return the chunk of one token."""
+        ...
 
-    def usage(self, usage: Usage) -> dict[str, Any]: ...
+    def finish_chunk(self, choice: int, finish: FinishReason) -> dict[str, Any]:
+        """Return the chunk that ends a choice."""
+        ...
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        """Return the last chunk of a stream, which counts its tokens."""
+        ...
 
 
 @dataclass(frozen=True)
 class ChatWriter:
-    """`chat.completion` and its chunks."""
+    """Writes `chat.completion` and its chunks."""
 
-    heading: AnswerMetadata
+    metadata: AnswerMetadata
     decode: Decode
     logprobs: bool
 
-    def whole(self, runs: Sequence[Run], usage: Usage) -> dict[str, Any]:
+    def answer(self, runs: Sequence[Run], usage: Usage) -> dict[str, Any]:
         choices = [
             {
                 "index": index,
@@ -61,34 +75,34 @@ class ChatWriter:
             }
             for index, run in enumerate(runs)
         ]
-        return _object(self.heading, "chat.completion", choices) | {"usage": _usage(usage)}
+        return _object(self.metadata, "chat.completion", choices) | {"usage": _usage(usage)}
 
-    def opening(self, choice: int) -> dict[str, Any] | None:
+    def first_chunk(self, choice: int) -> dict[str, Any] | None:
         return self._chunk(choice, {"role": "assistant", "content": ""})
 
-    def more(self, choice: int, token: Token) -> dict[str, Any]:
+    def token_chunk(self, choice: int, token: Token) -> dict[str, Any]:
         return self._chunk(choice, {"content": token.text}, self._logprobs([token.id], [token.logprob]))
 
-    def closing(self, choice: int, finish: FinishReason) -> dict[str, Any]:
+    def finish_chunk(self, choice: int, finish: FinishReason) -> dict[str, Any]:
         return self._chunk(choice, {}, None, finish)
 
-    def usage(self, usage: Usage) -> dict[str, Any]:
-        return _object(self.heading, "chat.completion.chunk", []) | {"usage": _usage(usage)}
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        return _object(self.metadata, "chat.completion.chunk", []) | {"usage": _usage(usage)}
 
     def _chunk(
         self, choice: int, delta: dict[str, Any], logprobs: Any = None, finish: FinishReason | None = None
     ) -> dict[str, Any]:
-        made = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return _object(self.heading, "chat.completion.chunk", [made])
+        content = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return _object(self.metadata, "chat.completion.chunk", [content])
 
     def _logprobs(self, ids: Sequence[int], logprobs: Sequence[float]) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
-        tokens = [token_text(token, self.decode) for token in ids]
+        texts = [token_text(token, self.decode) for token in ids]
         return {
             "content": [
                 {"token": text, "logprob": float(logprob), "bytes": bytes_of(text), "top_logprobs": []}
-                for text, logprob in zip(tokens, logprobs, strict=True)
+                for text, logprob in zip(texts, logprobs, strict=True)
             ],
             "refusal": None,
         }
@@ -96,58 +110,58 @@ class ChatWriter:
 
 @dataclass(eq=False)
 class CompletionWriter:
-    """`text_completion`, whole and in chunks."""
+    """Writes `text_completion` objects, whole and as chunks."""
 
-    heading: AnswerMetadata
+    metadata: AnswerMetadata
     decode: Decode
     logprobs: bool
-    _said: dict[int, int] = field(default_factory=dict)
-    """Letters of each choice's tokens so far."""
+    _lengths: dict[int, int] = field(default_factory=dict)
+    """Number of characters of each choice's tokens so far."""
 
-    def whole(self, runs: Sequence[Run], usage: Usage) -> dict[str, Any]:
+    def answer(self, runs: Sequence[Run], usage: Usage) -> dict[str, Any]:
         choices = [
-            _text(index, run.text, self._logprobs(run.token_ids, run.logprobs), run.finish_reason)
+            _text_choice(index, run.text, self._logprobs(run.token_ids, run.logprobs), run.finish_reason)
             for index, run in enumerate(runs)
         ]
-        return _object(self.heading, "text_completion", choices) | {"usage": _usage(usage)}
+        return _object(self.metadata, "text_completion", choices) | {"usage": _usage(usage)}
 
-    def opening(self, choice: int) -> dict[str, Any] | None:
+    def first_chunk(self, choice: int) -> dict[str, Any] | None:
         return None
 
-    def more(self, choice: int, token: Token) -> dict[str, Any]:
-        start = self._said.get(choice, 0)
+    def token_chunk(self, choice: int, token: Token) -> dict[str, Any]:
+        start = self._lengths.get(choice, 0)
         logprobs = self._logprobs([token.id], [token.logprob], start)
         if logprobs is not None:
-            self._said[choice] = start + len(logprobs["tokens"][0])
-        return _object(self.heading, "text_completion", [_text(choice, token.text, logprobs)])
+            self._lengths[choice] = start + len(logprobs["tokens"][0])
+        return _object(self.metadata, "text_completion", [_text_choice(choice, token.text, logprobs)])
 
-    def closing(self, choice: int, finish: FinishReason) -> dict[str, Any]:
-        return _object(self.heading, "text_completion", [_text(choice, "", None, finish)])
+    def finish_chunk(self, choice: int, finish: FinishReason) -> dict[str, Any]:
+        return _object(self.metadata, "text_completion", [_text_choice(choice, "", None, finish)])
 
-    def usage(self, usage: Usage) -> dict[str, Any]:
-        return _object(self.heading, "text_completion", []) | {"usage": _usage(usage)}
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        return _object(self.metadata, "text_completion", []) | {"usage": _usage(usage)}
 
     def _logprobs(self, ids: Sequence[int], logprobs: Sequence[float], start: int = 0) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
-        tokens = [token_text(token, self.decode) for token in ids]
-        *offsets, _ = accumulate(map(len, tokens), initial=start)
-        said = [float(logprob) for logprob in logprobs]
-        return {"tokens": tokens, "token_logprobs": said, "top_logprobs": None, "text_offset": offsets}
+        texts = [token_text(token, self.decode) for token in ids]
+        *offsets, _ = accumulate(map(len, texts), initial=start)
+        values = [float(logprob) for logprob in logprobs]
+        return {"tokens": texts, "token_logprobs": values, "top_logprobs": None, "text_offset": offsets}
 
 
-def _object(heading: AnswerMetadata, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+def _object(metadata: AnswerMetadata, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "id": heading.id,
+        "id": metadata.id,
         "object": kind,
-        "created": heading.created,
-        "model": heading.model,
-        "system_fingerprint": heading.fingerprint,
+        "created": metadata.created,
+        "model": metadata.model,
+        "system_fingerprint": metadata.fingerprint,
         "choices": choices,
     }
 
 
-def _text(index: int, text: str, logprobs: Any, finish: FinishReason | None = None) -> dict[str, Any]:
+def _text_choice(index: int, text: str, logprobs: Any, finish: FinishReason | None = None) -> dict[str, Any]:
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
 
@@ -161,5 +175,5 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 def bytes_of(text: str) -> list[int] | None:
-    """None where the token is part of a character, and has no text of its own."""
+    """Return the UTF-8 bytes of a token's text, or None if the token is part of a character and has no text."""
     return None if "\ufffd" in text else list(text.encode())

@@ -1,4 +1,4 @@
-"""The gateway's HTTP face."""
+"""The gateway's HTTP routes."""
 
 import json
 import logging
@@ -29,18 +29,21 @@ from treeswarm_client.gateway.requests import (
     parse_chat_request,
     parse_completion_request,
 )
+from treeswarm_client.gateway.watchers import MapEvent
 
 log = logging.getLogger(__name__)
 
-INTERNAL = Failure(500, "server_error", "an internal error: the gateway's log tells more")
-EVENTS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-QUIET = ": nothing new\n\n"
+INTERNAL = Failure(500, "server_error", "an internal error occurred: see the gateway's log")
+EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+# A comment in a stream of server-sent events.
+KEEPALIVE = ": nothing new\n\n"
+CLIENT_CLOSED_REQUEST = 499
 
 
 def make_app(backend: Backend) -> FastAPI:
-    """All routes over one backend, which whoever serves it opens."""
+    """Return an application with all routes over one backend, which the caller opens."""
     app = FastAPI(title="treeswarm", version=__version__)
-    app.add_middleware(BodyLimit, most=backend.config.limits.body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=backend.config.limits.body_bytes)
     if not backend.config.keys.digests:
         app.add_middleware(LocalHostOnly, host=backend.config.listen.host)
     if backend.config.cors_origins:
@@ -48,79 +51,81 @@ def make_app(backend: Backend) -> FastAPI:
             CORSMiddleware, allow_origins=backend.config.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
     app.add_middleware(
-        RequestCounter, tell=lambda path, status: backend.metrics.requests.labels(path, str(status)).inc()
+        RequestCounter, count=lambda path, status: backend.metrics.requests.labels(path, str(status)).inc()
     )
-    _translate_errors(app)
-    _add_openai(app, backend)
-    _add_operator(app, backend)
+    _add_error_handlers(app)
+    _add_routes_with_key(app, backend)
+    _add_routes_without_key(app, backend)
     return app
 
 
-def _add_openai(app: FastAPI, backend: Backend) -> None:
+def _add_routes_with_key(app: FastAPI, backend: Backend) -> None:
     names = backend.config.model_names
 
-    async def may_ask(request: Request) -> bytes:
+    async def check_key(request: Request) -> bytes:
         caller = backend.config.keys.caller(request.headers.get("authorization"))
         if caller is None:
-            raise WrongKey("this gateway asks for an API key: send `Authorization: Bearer KEY` with one of its keys")
+            raise WrongKey("this gateway needs an API key: send `Authorization: Bearer KEY` with one of its keys")
         return caller
 
-    def served(model: str) -> None:
+    def check_model(model: str) -> None:
         if model not in names:
             raise NoSuchModel(f"the model '{model}' is not served here: ask for {' or '.join(names)}")
 
-    def card(name: str) -> dict[str, Any]:
+    def model_object(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": 0, "owned_by": "swarm"}
 
-    guarded = [Depends(may_ask)]
-    caller_of = Annotated[bytes, Depends(may_ask)]
+    needs_key = [Depends(check_key)]
+    caller_of = Annotated[bytes, Depends(check_key)]
 
-    @app.get("/v1/models", dependencies=guarded)
+    @app.get("/v1/models", dependencies=needs_key)
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [card(name) for name in names]}
+        return {"object": "list", "data": [model_object(name) for name in names]}
 
-    @app.get("/v1/models/{model:path}", dependencies=guarded)
+    @app.get("/v1/models/{model:path}", dependencies=needs_key)
     async def model(model: str) -> dict[str, Any]:
-        served(model)
-        return card(model)
+        check_model(model)
+        return model_object(model)
 
     @app.post("/v1/chat/completions")
-    async def chat(asked: ChatRequest, caller: caller_of, request: Request) -> Response:
-        served(asked.model)
-        ask = parse_chat_request(asked, backend.config.limits)
-        heading = _heading("chatcmpl", backend)
-        job = await backend.prepare(ask, caller)
-        return await _answer(backend, job, ChatWriter(heading, backend.client.decode, ask.logprobs), request)
+    async def chat(body: ChatRequest, caller: caller_of, http_request: Request) -> Response:
+        check_model(body.model)
+        request = parse_chat_request(body, backend.config.limits)
+        metadata = _make_metadata("chatcmpl", backend)
+        prepared = await backend.prepare(request, caller)
+        writer = ChatWriter(metadata, backend.client.decode, request.logprobs)
+        return await _answer(backend, prepared, writer, http_request)
 
     @app.post("/v1/completions")
-    async def completions(asked: CompletionRequest, caller: caller_of, request: Request) -> Response:
-        served(asked.model)
-        ask = parse_completion_request(asked, backend.config.limits)
-        heading = _heading("cmpl", backend)
-        job = await backend.prepare(ask, caller)
-        return await _answer(backend, job, CompletionWriter(heading, backend.client.decode, ask.logprobs), request)
+    async def completions(body: CompletionRequest, caller: caller_of, http_request: Request) -> Response:
+        check_model(body.model)
+        request = parse_completion_request(body, backend.config.limits)
+        metadata = _make_metadata("cmpl", backend)
+        prepared = await backend.prepare(request, caller)
+        writer = CompletionWriter(metadata, backend.client.decode, request.logprobs)
+        return await _answer(backend, prepared, writer, http_request)
 
-    @app.get("/metrics", dependencies=guarded, include_in_schema=False)
+    @app.get("/metrics", dependencies=needs_key, include_in_schema=False)
     async def metrics() -> Response:
         return Response(backend.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/map/events", dependencies=guarded, include_in_schema=False)
+    @app.get("/map/events", dependencies=needs_key, include_in_schema=False)
     async def events() -> Response:
-        events = backend.watchers.listen()  # where too many watch, it says so before there is a status
-        return StreamingResponse(_map_events(events), media_type="text/event-stream", headers=EVENTS)
+        events = backend.watchers.listen()  # raises Busy before a status is sent
+        return StreamingResponse(_map_events(events), media_type="text/event-stream", headers=EVENT_HEADERS)
 
 
-def _add_operator(app: FastAPI, backend: Backend) -> None:
-    """What needs no key: it tells nothing of anybody."""
+def _add_routes_without_key(app: FastAPI, backend: Backend) -> None:
+    """Add the routes that need no key, because they reveal nothing about callers."""
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """The process lives."""
+        """Report that the process runs."""
         return {"status": "ok"}
 
     @app.get("/ready")
     async def ready() -> dict[str, str]:
-        """The swarm is whole, as far as is known: 200, or 503."""
+        """Report with 200 or 503 whether the swarm is complete, as far as the gateway knows."""
         backend.check_ready()
         return {"status": "ready"}
 
@@ -128,105 +133,108 @@ def _add_operator(app: FastAPI, backend: Backend) -> None:
     async def front(request: Request) -> Response:
         return front_page(request)
 
-    # After the route of its events, which would never be reached otherwise.
+    # Mounted after the route of its events, which it would otherwise hide.
     app.mount("/map", make_map_app(), name="map")
 
 
-async def _answer(backend: Backend, job: PreparedRequest, writer: AnswerWriter, request: Request) -> Response:
-    """Whole, or as a stream.  Whoever leaves meanwhile ends the generations."""
-    events = backend.work(job)
-    if not job.ask.stream:
-        if not await run_unless_disconnected(request, drain(events)):
-            return Response(status_code=499)
-        return JSONResponse(writer.whole(job.runs, count_usage(job.runs, job.ask.n)))
-    first: list[GenerationEvent] = []
-    # Until the first token a failure still has a status of its own.
-    if not await run_unless_disconnected(request, _first(events, first)):
+async def _answer(backend: Backend, prepared: PreparedRequest, writer: AnswerWriter, http_request: Request) -> Response:
+    """Return the answer, whole or as a stream.  A caller who disconnects ends the generations."""
+    events = backend.generate(prepared)
+    if not prepared.request.stream:
+        if not await run_unless_disconnected(http_request, drain(events)):
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return JSONResponse(writer.answer(prepared.runs, count_usage(prepared.runs, prepared.request.n)))
+    first_events: list[GenerationEvent] = []
+    # Until the first event, a failure can still be sent with a status of its own.
+    if not await run_unless_disconnected(http_request, _read_first(events, first_events)):
         await events.aclose()
-        return Response(status_code=499)
-    return StreamingResponse(_stream(events, first, job, writer), media_type="text/event-stream", headers=EVENTS)
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    stream = _stream(events, first_events, prepared, writer)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=EVENT_HEADERS)
 
 
-async def _first(events: AsyncGenerator[GenerationEvent, None], into: list[GenerationEvent]) -> None:
+async def _read_first(events: AsyncGenerator[GenerationEvent, None], into: list[GenerationEvent]) -> None:
     into.append(await anext(events))
 
 
 async def _stream(
     events: AsyncGenerator[GenerationEvent, None],
-    first: list[GenerationEvent],
-    job: PreparedRequest,
+    first_events: list[GenerationEvent],
+    prepared: PreparedRequest,
     writer: AnswerWriter,
 ) -> AsyncIterator[str]:
-    """OpenAI's server-sent events, `[DONE]` at the end."""
+    """Yield OpenAI's server-sent events, `[DONE]` at the end."""
     async with aclosing(events):
         try:
-            for choice in range(len(job.runs)):
-                if opening := writer.opening(choice):
-                    yield _event(opening)
-            for event in first:
-                yield _chunk(event, writer)
+            for choice in range(len(prepared.runs)):
+                if chunk := writer.first_chunk(choice):
+                    yield _as_sse(chunk)
+            for event in first_events:
+                yield _as_sse(_make_chunk(event, writer))
             async for event in events:
-                yield _chunk(event, writer)
-            if job.ask.include_usage:
-                yield _event(writer.usage(count_usage(job.runs, job.ask.n)))
+                yield _as_sse(_make_chunk(event, writer))
+            if prepared.request.include_usage:
+                yield _as_sse(writer.usage_chunk(count_usage(prepared.runs, prepared.request.n)))
         except SwarmError as error:
-            yield _event(failure_of(error).body)
+            yield _as_sse(failure_of(error).body)
         except Exception:
             log.exception("a stream failed unexpectedly")
-            yield _event(INTERNAL.body)
+            yield _as_sse(INTERNAL.body)
     yield "data: [DONE]\n\n"
 
 
-def _chunk(event: GenerationEvent, writer: AnswerWriter) -> str:
+def _make_chunk(event: GenerationEvent, writer: AnswerWriter) -> dict[str, Any]:
     match event:
         case TokenEvent(choice, token):
-            return _event(writer.more(choice, token))
+            return writer.token_chunk(choice, token)
         case FinishEvent(choice, finish):
-            return _event(writer.closing(choice, finish))
+            return writer.finish_chunk(choice, finish)
 
 
-async def _map_events(events: AsyncGenerator[dict[str, Any] | None, None]) -> AsyncIterator[str]:
+async def _map_events(events: AsyncGenerator[MapEvent | None, None]) -> AsyncIterator[str]:
     async with aclosing(events):
         async for event in events:
-            yield QUIET if event is None else _event(event)
+            yield KEEPALIVE if event is None else _as_sse(event)
 
 
-def _event(data: dict[str, Any]) -> str:
+def _as_sse(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def _heading(kind: str, backend: Backend) -> AnswerMetadata:
+def _make_metadata(kind: str, backend: Backend) -> AnswerMetadata:
     numerics = backend.client.target.numerics
-    fingerprint = f"{numerics.weights[:12]}-{numerics.dtype}"
     return AnswerMetadata(
-        f"{kind}-{secrets.token_hex(12)}", int(time.time()), backend.config.model_names[0], fingerprint
+        id=f"{kind}-{secrets.token_hex(12)}",
+        created=int(time.time()),
+        model=backend.config.model_names[0],
+        fingerprint=f"{numerics.weights[:12]}-{numerics.dtype}",
     )
 
 
-def _translate_errors(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(SwarmError)
-    async def told(_: Request, error: SwarmError) -> Response:
-        return _told(failure_of(error))
+    async def swarm_error(_: Request, error: SwarmError) -> Response:
+        return _respond(failure_of(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        # The innermost name that is a parameter: pydantic adds the kinds of a union it tried.
+        # The outermost name is the parameter; pydantic adds the types of a union that it tried.
         names = [str(part) for part in first["loc"] if part != "body"]
         param = names[0] if names else None
-        return _told(Failure(400, "invalid_request_error", f"{'.'.join(names)}: {first['msg']}", None, param))
+        return _respond(Failure(400, "invalid_request_error", f"{'.'.join(names)}: {first['msg']}", None, param))
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        return _told(Failure(error.status_code, "invalid_request_error", str(error.detail)))
+    async def http_error(_: Request, error: HTTPException) -> Response:
+        return _respond(Failure(error.status_code, "invalid_request_error", str(error.detail)))
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> Response:
         log.error("a request failed unexpectedly", exc_info=error)
-        return _told(INTERNAL)
+        return _respond(INTERNAL)
 
 
-def _told(failure: Failure) -> Response:
-    # A message may quote what a caller sent, and JSON brings characters that are none.
+def _respond(failure: Failure) -> Response:
+    # A message may quote what a caller sent, and JSON can carry lone surrogates, which UTF-8 cannot.
     failure = replace(failure, message=failure.message.encode("utf-8", "replace").decode())
     return JSONResponse(failure.body, failure.status, failure.headers)

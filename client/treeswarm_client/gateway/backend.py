@@ -1,13 +1,12 @@
-"""The gateway's side of the swarm: one client, opened as soon as there is a swarm, and its generations."""
+"""The gateway's connection to the swarm, one client opened as soon as there is a swarm, and its generations."""
 
 import asyncio
 import contextlib
 import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from hashlib import blake2b
-from typing import Any
 
 from treeswarm.errors import BadRequest, MissingBlocks, ModelError, SwarmError
 from treeswarm.protocol.prefix import SCOPE_BYTES
@@ -15,20 +14,21 @@ from treeswarm.protocol.spans import missing_blocks
 from treeswarm.tasks import cancelled
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.discovery.prober import Prober
+from treeswarm_client.discovery.swarm_view import SwarmView
 from treeswarm_client.gateway.admission import Admission
 from treeswarm_client.gateway.config import GatewayConfig
 from treeswarm_client.gateway.errors import NotReady
-from treeswarm_client.gateway.events import GenerationEvent, TokenEvent, follow
+from treeswarm_client.gateway.events import GenerationEvent, TokenEvent, merge_runs
 from treeswarm_client.gateway.metrics import GatewayMetrics
 from treeswarm_client.gateway.requests import GenerationRequest
 from treeswarm_client.gateway.tracing import Tracing
-from treeswarm_client.gateway.watchers import POLL_S, WatchedGeneration, Watchers
+from treeswarm_client.gateway.watchers import POLL_S, MapEvent, WatchedGeneration, Watchers
 from treeswarm_client.generation.run import Run
 from treeswarm_client.planner.policy import Round
 
 log = logging.getLogger(__name__)
 
-# Tokenizing so many letters takes a millisecond; longer texts are not encoded in the event loop.
+# Number of characters that are tokenized within the event loop, which takes a millisecond; longer texts go to a thread.
 MAX_INLINE_CHARACTERS = 4096
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
@@ -36,173 +36,208 @@ LONGEST_PAUSE_S = 10.0
 
 @dataclass(frozen=True, eq=False)
 class PreparedRequest:
-    """A request, ready to begin."""
+    """A request whose runs can begin."""
 
-    ask: GenerationRequest
+    request: GenerationRequest
     runs: list[Run]
-    """Prompt by prompt, `n` of each."""
-    shown: list[WatchedGeneration]
+    """The runs prompt by prompt, `n` of each."""
+    watched: list[WatchedGeneration]
+    """The same generations as the map shows them."""
+
+
+@dataclass(eq=False)
+class SwarmConnection:
+    """The gateway's one client, which is opened as soon as there is a complete swarm."""
+
+    make_client: Callable[[], SwarmClient]
+    """A function that returns a client which is not yet open."""
+    why_not_ready: str = "the gateway has just begun to look for nodes"
+    """Reason why there is no open client yet."""
+    _client: SwarmClient | None = None
+    _prober: Prober | None = None
+    _probing: "asyncio.Task[bool] | None" = None
+    """The task that pings nodes for the map."""
+
+    @property
+    def open_client(self) -> SwarmClient | None:
+        """The client, or None if it is not yet open."""
+        return self._client
+
+    @property
+    def client(self) -> SwarmClient:
+        """The open client.  Raises NotReady."""
+        if self._client is None:
+            raise NotReady(self.why_not_ready)
+        return self._client
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Look for the swarm until it is found.  Raises ModelError and BadRequest, which waiting does not resolve."""
+        async with contextlib.AsyncExitStack() as stack:
+            if not await self._try_to_open(stack):
+                stack.push_async_callback(cancelled, asyncio.create_task(self._keep_trying(stack)))
+            try:
+                yield
+            finally:
+                if self._probing is not None:
+                    await cancelled(self._probing)
+
+    async def read_overview(self) -> MapEvent:
+        """Return the swarm as the map shows it, or the reason why there is none.
+
+        Nodes that are slow to answer delay it by at most `POLL_S`.
+        """
+        if self._client is None:
+            return {"kind": "waiting", "why": self.why_not_ready}
+        self._prober = self._prober or self._client.prober()
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._prober.probe_due())
+        if (await asyncio.wait({self._probing}, timeout=POLL_S))[0]:
+            self._probing.result()
+        return {"kind": "overview", **(await self._prober.current_overview()).as_dict()}
+
+    async def _try_to_open(self, stack: contextlib.AsyncExitStack) -> bool:
+        client = self.make_client()
+        try:
+            await stack.enter_async_context(client)
+        except (BadRequest, ModelError):
+            raise
+        except SwarmError as error:
+            self.why_not_ready = str(error)
+            return False
+        self._client = client
+        return True
+
+    async def _keep_trying(self, stack: contextlib.AsyncExitStack) -> None:
+        pause = FIRST_PAUSE_S
+        log.warning("the swarm is not complete: %s; the gateway keeps looking for it", self.why_not_ready)
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+            try:
+                if await self._try_to_open(stack):
+                    log.warning("the swarm is found")
+                    return
+            except SwarmError as error:  # the first attempt raised no such error: what the registry says may change
+                self.why_not_ready = str(error)
+            except Exception:
+                self.why_not_ready = "an internal error occurred: see the gateway's log"
+                log.exception("looking for the swarm failed unexpectedly; the gateway tries again")
 
 
 @dataclass(eq=False)
 class Backend:
-    """`make` gives a client not yet entered."""
+    """Everything behind the HTTP routes: the connection, the limits, the metrics and the map's viewers."""
 
     config: GatewayConfig
-    make: Callable[[], SwarmClient]
+    make_client: InitVar[Callable[[], SwarmClient]]
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
     tracing: Tracing = field(default_factory=Tracing)
+    connection: SwarmConnection = field(init=False)
     watchers: Watchers = field(init=False)
     admission: Admission = field(init=False)
-    why_not: str = "the gateway has only just begun to look for nodes"
-    """Why nothing can be asked yet."""
-    _client: SwarmClient | None = None
     _secret: bytes = field(default_factory=lambda: secrets.token_bytes(SCOPE_BYTES), repr=False)
-    _over: "asyncio.Future[None] | None" = None
-    """Done when nothing more is to be said."""
-    _prober: Prober | None = None
-    _asking: "asyncio.Task[bool] | None" = None
-    """Nodes are being pinged for the map."""
+    _shutdown: "asyncio.Future[None] | None" = None
+    """Done when answers under way must end."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, make_client: Callable[[], SwarmClient]) -> None:
+        self.connection = SwarmConnection(make_client)
         self.admission = Admission(self.config.limits)
         self.watchers = Watchers(self.config.limits.viewers)
-        self.metrics.follow(lambda: self.admission, lambda: self._client.view if self._client else None)
+        self.metrics.add_gauges(lambda: self.admission, self._view)
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Look for the swarm until it is found.  Raises what no waiting mends: ModelError, BadRequest."""
-        self._over = asyncio.get_running_loop().create_future()
-        async with contextlib.AsyncExitStack() as stack:
-            if not await self._enter(stack):
-                waiting = asyncio.create_task(self._keep_entering(stack))
-                stack.push_async_callback(cancelled, waiting)
-            looking = asyncio.create_task(self.watchers.poll_swarm(self._look))
+        """Connect to the swarm, or keep trying.  Raises ModelError and BadRequest, which waiting does not resolve."""
+        self._shutdown = asyncio.get_running_loop().create_future()
+        async with self.connection.open():
+            polling = asyncio.create_task(self.watchers.poll_swarm(self.connection.read_overview))
             try:
                 yield
             finally:
-                await cancelled(looking)
-                if self._asking is not None:
-                    await cancelled(self._asking)
+                await cancelled(polling)
 
     def stop(self, grace_s: float) -> None:
-        """Viewers and whoever waits are let go at once, streams under way after `grace_s` seconds."""
+        """Disconnect viewers and refuse waiting requests at once; end answers under way after `grace_s` seconds."""
         self.watchers.close()
         self.admission.close()
-        asyncio.get_running_loop().call_later(grace_s, self._end_streams)
-
-    def _end_streams(self) -> None:
-        if self._over is not None and not self._over.done():
-            self._over.set_result(None)
+        asyncio.get_running_loop().call_later(grace_s, self._end_answers)
 
     @property
     def client(self) -> SwarmClient:
-        """Raises NotReady."""
-        if self._client is None:
-            raise NotReady(self.why_not)
-        return self._client
+        """The open client.  Raises NotReady."""
+        return self.connection.client
 
     def check_ready(self) -> None:
-        """Raises NotReady while there is a gap that nobody fills."""
+        """Raise NotReady while there are blocks that no node serves."""
         view = self.client.view
         spans = [record.span for record in view.serving()]
         if gaps := missing_blocks(spans, view.target.blocks):
             raise NotReady(str(MissingBlocks.of(gaps, view.target.blocks)))
 
-    async def prepare(self, ask: GenerationRequest, caller: bytes) -> PreparedRequest:
-        """The runs of a request, prompt by prompt, not yet begun.  Raises BadRequest and NotReady."""
+    async def prepare(self, request: GenerationRequest, caller: bytes) -> PreparedRequest:
+        """Return the request with its runs, prompt by prompt, not yet begun.  Raises BadRequest and NotReady."""
         client = self.client
-        if ask.messages:
-            prompts: list[Sequence[int]] = [await asyncio.to_thread(client.encode_chat, ask.messages)]
+        if request.messages:
+            prompts: list[Sequence[int]] = [await asyncio.to_thread(client.encode_chat, request.messages)]
         else:
-            prompts = [await self._encoded(prompt) for prompt in ask.prompts]
-        runs, shown = [], []
+            prompts = [await self._encode(prompt) for prompt in request.prompts]
+        runs, watched = [], []
         for prompt in prompts:
-            for sample in range(ask.n):
-                shown.append(self.watchers.generation(client.decode if self.config.map_text else None))
+            for sample in range(request.n):
+                watched.append(self.watchers.add_generation(client.decode if self.config.map_text else None))
                 run = client.stream(
                     prompt,
                     sample=sample,
-                    max_new_tokens=ask.max_new_tokens(client.target.max_positions - len(prompt)),
-                    on_round=self._told_of(shown[-1]),
-                    # What one caller sent, another shall not find out by how soon it is answered.
+                    max_new_tokens=request.max_new_tokens(client.target.max_positions - len(prompt)),
+                    on_round=self._round_observer(watched[-1]),
+                    # The time to an answer must not reveal to one caller what another has sent.
                     prefix_secret=blake2b(caller, key=self._secret, digest_size=SCOPE_BYTES).digest(),
-                    **ask.options,
+                    **request.options,
                 )
                 runs.append(run)
-        return PreparedRequest(ask, runs, shown)
+        return PreparedRequest(request, runs, watched)
 
-    async def _encoded(self, prompt: str | Sequence[int]) -> Sequence[int]:
+    async def generate(self, prepared: PreparedRequest) -> AsyncGenerator[GenerationEvent, None]:
+        """Wait for a turn, then yield the events of all generations.  Raises Busy and what generating raises."""
+        timer = self.metrics.timer()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self.tracing.request(prepared.runs))
+            slots = await stack.enter_async_context(self.admission.hold_slots(len(prepared.runs)))
+            for watched, run in zip(prepared.watched, prepared.runs, strict=True):
+                watched.begin(len(run.prompt_ids))
+            try:
+                async with contextlib.aclosing(
+                    merge_runs(prepared.runs, prepared.request.n, on_all_ended=slots.release, shutdown=self._shutdown)
+                ) as events:
+                    async for event in events:
+                        timer.observe(event)
+                        if isinstance(event, TokenEvent):
+                            prepared.watched[event.choice].add_token(event.token)
+                        yield event
+            finally:
+                self.metrics.observe_runs(prepared.runs, prepared.request.n)
+                for watched, run in zip(prepared.watched, prepared.runs, strict=True):
+                    watched.end(run.finish_reason)
+
+    async def _encode(self, prompt: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(prompt, str):
             return prompt
         if len(prompt) > MAX_INLINE_CHARACTERS:
             return await asyncio.to_thread(self.client.encode, prompt)
         return self.client.encode(prompt)
 
-    async def work(self, job: PreparedRequest) -> AsyncGenerator[GenerationEvent, None]:
-        """Wait for a turn, then generate.  Raises Busy and what generating raises."""
-        timer = self.metrics.timer()
-        async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(self.tracing.request(job.runs))
-            places = await stack.enter_async_context(self.admission.places(len(job.runs)))
-            for shown, run in zip(job.shown, job.runs, strict=True):
-                shown.begin(len(run.prompt_ids))
-            try:
-                async with contextlib.aclosing(
-                    follow(job.runs, job.ask.n, idle=places.give_back, over=self._over)
-                ) as events:
-                    async for event in events:
-                        timer.saw(event)
-                        if isinstance(event, TokenEvent):
-                            job.shown[event.choice].said(event.token)
-                        yield event
-            finally:
-                self.metrics.observe_runs(job.runs, job.ask.n)
-                for shown, run in zip(job.shown, job.runs, strict=True):
-                    shown.end(run.finish_reason)
+    def _round_observer(self, watched: WatchedGeneration) -> Callable[[Round], None]:
+        def observe(round_: Round) -> None:
+            self.metrics.rounds.observe(round_)
+            watched.add_round(round_)
 
-    def _told_of(self, shown: WatchedGeneration) -> Callable[[Round], None]:
-        def tell(flown: Round) -> None:
-            self.metrics.observe_round(flown)
-            shown.round(flown)
+        return observe
 
-        return tell
+    def _view(self) -> SwarmView | None:
+        client = self.connection.open_client
+        return client.view if client is not None else None
 
-    async def _enter(self, stack: contextlib.AsyncExitStack) -> bool:
-        client = self.make()
-        try:
-            await stack.enter_async_context(client)
-        except (BadRequest, ModelError):
-            raise
-        except SwarmError as error:
-            self.why_not = str(error)
-            return False
-        self._client = client
-        return True
-
-    async def _keep_entering(self, stack: contextlib.AsyncExitStack) -> None:
-        pause = FIRST_PAUSE_S
-        log.warning("no whole swarm yet: %s", self.why_not)
-        while True:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
-            try:
-                if await self._enter(stack):
-                    log.warning("the swarm is found")
-                    return
-            except SwarmError as error:  # it was well at the first attempt: a registry's word of now
-                self.why_not = str(error)
-            except Exception:
-                self.why_not = "an internal error: the gateway's log tells more"
-                log.exception("looking for the swarm failed unexpectedly; it goes on")
-
-    async def _look(self) -> dict[str, Any]:
-        """The swarm as the map shows it, or why there is none.  A node that takes long to answer holds up nobody."""
-        if self._client is None:
-            return {"kind": "waiting", "why": self.why_not}
-        self._prober = self._prober or self._client.prober()
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._prober.probe_due())
-        if (await asyncio.wait({self._asking}, timeout=POLL_S))[0]:
-            self._asking.result()
-        return {"kind": "overview", **(await self._prober.current_overview()).as_dict()}
+    def _end_answers(self) -> None:
+        if self._shutdown is not None and not self._shutdown.done():
+            self._shutdown.set_result(None)

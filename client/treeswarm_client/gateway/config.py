@@ -1,4 +1,4 @@
-"""What a gateway is told at start, read once at the edge."""
+"""The settings of a gateway, read once at its start."""
 
 import hashlib
 import hmac
@@ -14,45 +14,52 @@ LONGEST_KEY = 512
 
 @dataclass(frozen=True)
 class GatewayLimits:
-    """Every number bounds memory or time that a caller could otherwise take."""
+    """Limits, each of which bounds memory or time that a caller could otherwise take."""
 
     generations: int = 32
-    """At once; each choice of a request is one."""
+    """Number of generations at once; each choice of a request is one."""
     waiting: int = 128
-    """Requests that wait for their turn; more are told 429."""
+    """Number of requests that may wait for their turn; more get status 429."""
     wait_s: float = 30.0
-    """So long a request waits for its turn."""
+    """Seconds that a request waits for its turn."""
     choices: int = 16
-    """Of one request: its prompts times `n`."""
+    """Number of choices of one request: its prompts times `n`."""
     max_tokens: int = 1024
-    """Where a chat request names none: its room on the nodes is reserved beforehand."""
+    """Number of new tokens of a chat request that names none: room for them is reserved on the nodes beforehand."""
     body_bytes: int = 4 << 20
+    """Number of bytes of a request's body."""
     viewers: int = 32
-    """Of the map, at once."""
+    """Number of viewers of the map at once."""
 
 
 @dataclass(frozen=True)
 class ApiKeys:
-    """Who may ask, by the digests of their keys."""
+    """The keys that callers may use, as digests."""
 
     digests: frozenset[bytes] = frozenset()
 
     @classmethod
     def of(cls, keys: Sequence[str]) -> "ApiKeys":
-        """Raises BadRequest for what cannot travel in a header."""
+        """Make it from the keys themselves.  Raises BadRequest for a key that cannot be sent in a header."""
         for key in keys:
             if not re.fullmatch(r"[\x21-\x7e]{8,512}", key):
-                raise BadRequest(f"an API key needs 8 to {LONGEST_KEY} printable characters without spaces")
+                raise BadRequest(
+                    f"an API key of {len(key)} characters cannot be used: a key has 8 to {LONGEST_KEY} printable ASCII "
+                    "characters without spaces"
+                )
         return cls(frozenset(map(_digest, keys)))
 
     def caller(self, authorization: str | None) -> bytes | None:
-        """Who sends a request with this header, None where the door stays shut; without keys all are one caller."""
+        """Return an identifier of the caller who sends this Authorization header, or None to refuse the request.
+
+        Without any keys, all callers are one.
+        """
         if not self.digests:
             return b""
         kind, _, key = (authorization or "").partition(" ")
         digest = _digest(key.strip())
-        # All are compared, each in constant time: how long it takes tells nothing.
-        matches = [hmac.compare_digest(digest, known) for known in self.digests]
+        # Every key is compared, each in constant time, so that the time taken reveals nothing.
+        matches = [hmac.compare_digest(digest, valid) for valid in self.digests]
         return digest if kind.lower() == "bearer" and any(matches) else None
 
 
@@ -62,23 +69,25 @@ def _digest(key: str) -> bytes:
 
 @dataclass(frozen=True)
 class GatewayConfig:
-    """`swarm serve`'s own part of its command line; the other is the client's."""
+    """The gateway's own part of the command line of `swarm serve`; the rest configures its client."""
 
     model_names: tuple[str, ...]
-    """What callers may call the model; the first is what answers call it."""
+    """Names by which callers may ask for the model; answers carry the first."""
     listen: Address = Address("127.0.0.1", 8000)
+    """Address to listen on."""
     keys: ApiKeys = ApiKeys()
     cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the gateway."""
     map_text: bool = False
-    """The map shows the words of generations, not only their trees' shapes."""
+    """Whether the map shows the text of generations, not only the shapes of their trees."""
     limits: GatewayLimits = GatewayLimits()
 
     def __post_init__(self) -> None:
         limits = self.limits
         if min(limits.generations, limits.choices, limits.max_tokens, limits.body_bytes) < 1 or limits.waiting < 0:
-            raise BadRequest("a gateway's limits must be at least 1")
+            raise BadRequest(f"a gateway's limits must be at least 1, those for waiting at least 0: {limits}")
         if not self.keys.digests and not is_loopback(self.listen.host):
             raise BadRequest(
-                f"{self.listen.host} can be reached from other machines, and whoever reaches it could use the swarm: "
-                "give --api-key-file FILE, or listen on 127.0.0.1"
+                f"other machines can reach {self.listen.host}, and every one of them could use the swarm: give "
+                "--api-key-file FILE, or listen on 127.0.0.1"
             )

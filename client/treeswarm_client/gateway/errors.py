@@ -1,4 +1,4 @@
-"""What callers are told when something is wrong: OpenAI's error envelope, and the status that fits."""
+"""Errors as callers receive them: OpenAI's error envelope, and the matching HTTP status."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,38 +20,40 @@ from treeswarm_client.gateway.requests import Unsupported
 
 
 class Busy(SwarmError):
-    """The gateway, or every node, has as much to do as it takes."""
+    """The gateway, or every node, has reached its limit."""
 
 
 class NotReady(SwarmError):
-    """There is no whole swarm to ask yet."""
+    """There is no complete swarm yet."""
 
 
 class WrongKey(SwarmError):
-    """No key, or an unknown one."""
+    """The request has no API key, or an unknown one."""
 
 
 class NoSuchModel(SwarmError):
-    """A model that is not served here."""
+    """The request names a model that is not served here."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One error as HTTP tells it."""
+    """One error as an HTTP response."""
 
     status: int
     kind: str
+    """OpenAI's `type` of the error."""
     message: str
     code: str | None = None
     param: str | None = None
 
     @property
     def body(self) -> dict[str, Any]:
-        """OpenAI's envelope."""
+        """OpenAI's error envelope."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     @property
     def headers(self) -> dict[str, str]:
+        """Headers that go with the status."""
         match self.status:
             case 401:
                 return {"WWW-Authenticate": "Bearer"}
@@ -61,8 +63,8 @@ class Failure:
                 return {}
 
 
-# The first that fits: an error's own class stands before its parents.
-_TOLD: tuple[tuple[type[SwarmError], int, str, str | None, str | None], ...] = (
+# Error class, status, type, code and parameter.  The first match counts: a class stands before its parents.
+_RESPONSES: tuple[tuple[type[SwarmError], int, str, str | None, str | None], ...] = (
     (TooLong, 400, "invalid_request_error", "context_length_exceeded", "messages"),
     (BadRequest, 400, "invalid_request_error", None, None),
     (WrongKey, 401, "invalid_request_error", "invalid_api_key", None),
@@ -80,10 +82,10 @@ _TOLD: tuple[tuple[type[SwarmError], int, str, str | None, str | None], ...] = (
 
 
 def failure_of(error: SwarmError) -> Failure:
-    """Status and envelope of an error."""
+    """Return the response for an error."""
     if isinstance(error, Unsupported):
         return Failure(400, "invalid_request_error", str(error), "unsupported_parameter", error.param)
     if isinstance(error, Refused) and error.code in FULL:
         return Failure(429, "rate_limit_error", str(error), "swarm_full")
-    _, status, kind, code, param = next(told for told in _TOLD if isinstance(error, told[0]))
+    _, status, kind, code, param = next(response for response in _RESPONSES if isinstance(error, response[0]))
     return Failure(status, kind, str(error), code, param)

@@ -1,4 +1,4 @@
-"""One request's generations: they run side by side, and what they say is merged as it comes."""
+"""The generations of one request: they run side by side, and their tokens are merged into one stream of events."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -9,15 +9,15 @@ from treeswarm.errors import SwarmError
 from treeswarm_client.generation.loop import FinishReason
 from treeswarm_client.generation.run import Run, Token
 
-# Tokens that wait for a slow reader; then its generations wait as well, and end when he has read nothing for so long:
-# whoever sleeps shall not keep nodes' room.
-AHEAD = 64
-READER_S = 60.0
+# Number of events that wait for a caller who reads slowly; when they are that many, the generations wait as well.
+MAX_QUEUED_EVENTS = 64
+# Seconds without reading after which a request ends: an idle caller must not hold room on the nodes.
+READER_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """A choice said one token more."""
+    """A choice has one more token."""
 
     choice: int
     token: Token
@@ -25,129 +25,133 @@ class TokenEvent:
 
 @dataclass(frozen=True)
 class FinishEvent:
-    """A choice is whole."""
+    """A choice is complete."""
 
     choice: int
     finish: FinishReason
 
 
 GenerationEvent = TokenEvent | FinishEvent
+EventQueue = asyncio.Queue[GenerationEvent | Exception]
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a request; prompts count once, however often they are continued."""
+    """Number of tokens of a request; a prompt counts once, however often it is continued."""
 
     prompt: int
+    """Number of tokens of all prompts."""
     completion: int
+    """Number of tokens of all choices."""
     cached: int
-    """Of the prompts, those that nodes had already."""
+    """Number of prompt tokens that nodes had in their caches."""
 
 
 def count_usage(runs: Sequence[Run], n: int) -> Usage:
-    """Choices stand prompt by prompt, `n` of each."""
-    firsts = runs[::n]
+    """Count the tokens of runs that are ordered prompt by prompt, `n` of each."""
+    first_runs = runs[::n]
     return Usage(
-        sum(len(run.prompt_ids) for run in firsts),
+        sum(len(run.prompt_ids) for run in first_runs),
         sum(len(run.token_ids) for run in runs),
-        sum(run.prefix_tokens for run in firsts),
+        sum(run.prefix_tokens for run in first_runs),
     )
 
 
 class AnswerAborted(SwarmError):
-    """Nobody reads what is said, or nothing more will be."""
+    """An answer that ends early: its caller has stopped reading, or the gateway is being stopped."""
 
 
-async def follow(
+async def merge_runs(
     runs: Sequence[Run],
     n: int,
     *,
-    idle: Callable[[], None] = lambda: None,
-    over: "asyncio.Future[None] | None" = None,
-    reader_s: float = READER_S,
+    on_all_ended: Callable[[], None] = lambda: None,
+    shutdown: "asyncio.Future[None] | None" = None,
+    reader_timeout_s: float = READER_TIMEOUT_S,
 ) -> AsyncGenerator[GenerationEvent, None]:
-    """All runs to their ends.  Closing it ends them and frees their sessions; an error of one ends all and is raised.
+    """Yield the events of all runs as they come, until all runs have ended.
 
-    Of each prompt the first of its `n` runs begins alone: once the prompt has passed the nodes, the others share it.
-    `idle` is called when all have ended, also where nobody reads on.  When `over` is done, all end with an error.
+    Closing the generator ends the runs and frees their sessions.  An error of one run ends all and is raised.  Of each
+    prompt, the first of its `n` runs begins alone: once the prompt has passed through the nodes, the others share it.
+
+    `on_all_ended` is called when all runs have ended, even if the caller reads no further.  When `shutdown` is done,
+    all runs end with AnswerAborted.
     """
-    heard: asyncio.Queue[GenerationEvent | Exception] = asyncio.Queue(AHEAD)
-    passed = [asyncio.Event() for _ in runs[::n]]
+    queue: EventQueue = asyncio.Queue(MAX_QUEUED_EVENTS)
+    prompts_passed = [asyncio.Event() for _ in runs[::n]]
     tasks = [
-        asyncio.create_task(_follow(i, run, passed[i // n], heard, first=i % n == 0, reader_s=reader_s))
+        asyncio.create_task(
+            _forward(i, run, prompts_passed[i // n], queue, first=i % n == 0, reader_timeout_s=reader_timeout_s)
+        )
         for i, run in enumerate(runs)
     ]
     running = set(tasks)
 
-    def one_less(task: asyncio.Task[None]) -> None:
+    def note_end(task: asyncio.Task[None]) -> None:
         running.discard(task)
         if not running:
-            idle()
+            on_all_ended()
 
     for task in tasks:
-        task.add_done_callback(one_less)
+        task.add_done_callback(note_end)
 
-    def end(_: object) -> None:
-        _force(heard, AnswerAborted("the gateway is being stopped: ask again in a while"))
+    def abort(_: object) -> None:
+        _put_error(queue, AnswerAborted("the gateway is being stopped: try again later"))
 
-    if over is not None:
-        over.add_done_callback(end)
-    left = len(runs)
+    if shutdown is not None:
+        shutdown.add_done_callback(abort)
+    unfinished = len(runs)
     try:
-        while left:
-            event = await heard.get()
+        while unfinished:
+            event = await queue.get()
             if isinstance(event, Exception):
                 raise event
-            left -= isinstance(event, FinishEvent)
+            unfinished -= isinstance(event, FinishEvent)
             yield event
     finally:
-        if over is not None:
-            over.remove_done_callback(end)
+        if shutdown is not None:
+            shutdown.remove_done_callback(abort)
         for task in tasks:
             task.cancel()
-        # Not gathered: a caller cancelled again and again, as a web server does, would cancel their goodbyes too.
+        # Not gathered: a web server cancels its handler several times, and `gather` would pass that on to the tasks,
+        # which are closing their sessions.
         await asyncio.wait(tasks)
 
 
-async def _follow(
-    choice: int,
-    run: Run,
-    passed: asyncio.Event,
-    heard: "asyncio.Queue[GenerationEvent | Exception]",
-    *,
-    first: bool,
-    reader_s: float,
+async def _forward(
+    choice: int, run: Run, prompt_passed: asyncio.Event, queue: EventQueue, *, first: bool, reader_timeout_s: float
 ) -> None:
     try:
         if not first:
-            await passed.wait()
+            await prompt_passed.wait()
         async with aclosing(run.tokens):
             async for token in run:
-                passed.set()
-                await _put(heard, TokenEvent(choice, token), reader_s)
-        await _put(heard, FinishEvent(choice, run.finish_reason or "length"), reader_s)
-    except Exception as error:  # whatever it is: who waits for this choice must hear of it
-        _force(heard, error)
+                prompt_passed.set()
+                await _put(queue, TokenEvent(choice, token), reader_timeout_s)
+        await _put(queue, FinishEvent(choice, run.finish_reason or "length"), reader_timeout_s)
+    except Exception as error:  # of any kind: the reader of this choice must receive it
+        _put_error(queue, error)
     finally:
-        passed.set()
+        prompt_passed.set()
 
 
-def _force(heard: "asyncio.Queue[GenerationEvent | Exception]", error: Exception) -> None:
-    while heard.full():
-        heard.get_nowait()
-    heard.put_nowait(error)
+def _put_error(queue: EventQueue, error: Exception) -> None:
+    """Queue an error, in place of the oldest events if the queue is full."""
+    while queue.full():
+        queue.get_nowait()
+    queue.put_nowait(error)
 
 
-async def _put(heard: "asyncio.Queue[GenerationEvent | Exception]", event: GenerationEvent, reader_s: float) -> None:
+async def _put(queue: EventQueue, event: GenerationEvent, reader_timeout_s: float) -> None:
     try:
-        async with asyncio.timeout(reader_s):
-            await heard.put(event)
+        async with asyncio.timeout(reader_timeout_s):
+            await queue.put(event)
     except TimeoutError:
-        raise AnswerAborted(f"nothing of the answer was read for {reader_s:.0f} s: ask again") from None
+        raise AnswerAborted(f"nothing of the answer was read for {reader_timeout_s:.0f} s: send it again") from None
 
 
 async def drain(events: AsyncGenerator[GenerationEvent, None]) -> None:
-    """To the end, for whoever wants it whole."""
+    """Read all events and discard them, for an answer that is sent whole."""
     async with aclosing(events):
         async for _ in events:
             pass

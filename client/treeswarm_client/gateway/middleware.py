@@ -1,4 +1,4 @@
-"""At the socket: how much a caller may send, whether he is still there, and what he was told in the end."""
+"""ASGI middleware: limits the size of requests, checks the host they name, counts them, notices callers who leave."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,52 +16,57 @@ from treeswarm_client.gateway.errors import Failure
 
 @dataclass(frozen=True)
 class BodyLimit:
-    """Refuses bodies of more than `most` bytes, by what they announce or by what comes."""
+    """Refuses bodies of more than `max_bytes`, by their Content-Length header or by what arrives."""
 
     app: ASGIApp
-    most: int
+    max_bytes: int
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if not announced.isdigit() or int(announced) > self.most:
-            await self._refuse()(scope, receive, send)
+        if not announced.isdigit() or int(announced) > self.max_bytes:
+            await self._refusal()(scope, receive, send)
             return
-        came = 0
+        received = 0
 
-        async def counted() -> Message:
-            nonlocal came
+        async def receive_counted() -> Message:
+            nonlocal received
             message = await receive()
-            came += len(message.get("body", b""))
-            if came > self.most:
-                raise HTTPException(413, self._why())  # the one kind of error that is not taken for a broken body
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                raise HTTPException(413, self._reason())  # FastAPI takes other errors for a broken body
             return message
 
-        await self.app(scope, counted, send)
+        await self.app(scope, receive_counted, send)
 
-    def _refuse(self) -> JSONResponse:
-        failure = Failure(413, "invalid_request_error", self._why())
+    def _refusal(self) -> JSONResponse:
+        failure = Failure(413, "invalid_request_error", self._reason())
         return JSONResponse(failure.body, failure.status)
 
-    def _why(self) -> str:
-        return f"the request has more than {self.most} bytes: send less"
+    def _reason(self) -> str:
+        return f"the request has more than {self.max_bytes} bytes: send less"
 
 
 @dataclass(frozen=True)
 class LocalHostOnly:
-    """Without keys, answers those alone who name this machine: a page from elsewhere, whose name was made to mean
-    127.0.0.1 after it was loaded, names another."""
+    """Without API keys, answers only requests whose Host header names this machine.
+
+    This stops DNS rebinding: the request of a page from elsewhere carries that page's host name, even if the name was
+    made to resolve to 127.0.0.1 after the page was loaded.
+    """
 
     app: ASGIApp
     host: str
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        named = dict(scope.get("headers", ())).get(b"host", b"").decode("latin-1")
-        host = named.rsplit(":", 1)[0] if not named.endswith("]") else named
+        header = dict(scope.get("headers", ())).get(b"host", b"").decode("latin-1")
+        host = header.rsplit(":", 1)[0] if not header.endswith("]") else header
         if scope["type"] == "http" and host != self.host and not is_loopback(host.strip("[]")):
-            failure = Failure(403, "invalid_request_error", f"this gateway answers at {self.host}, not at '{host}'")
+            failure = Failure(
+                403, "invalid_request_error", f"this gateway does not answer at '{host}': use {self.host}"
+            )
             await JSONResponse(failure.body, failure.status)(scope, receive, send)
             return
         await self.app(scope, receive, send)
@@ -69,10 +74,10 @@ class LocalHostOnly:
 
 @dataclass(frozen=True)
 class RequestCounter:
-    """Tells of every answer: its route, as declared, and its status."""
+    """Calls `count` for every response, with the route as declared and the status."""
 
     app: ASGIApp
-    tell: Callable[[str, int], None]
+    count: Callable[[str, int], None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,41 +85,43 @@ class RequestCounter:
             return
         status = 499
 
-        async def noted(message: Message) -> None:
+        async def send_noted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, noted)
-        except Exception:  # answered further out
+            await self.app(scope, receive, send_noted)
+        except Exception:  # an outer middleware answers it
             status = 500
             raise
         finally:
-            self.tell(getattr(scope.get("route"), "path", "other"), status)
+            self.count(getattr(scope.get("route"), "path", "other"), status)
 
 
 async def run_unless_disconnected(request: Request, work: Awaitable[None]) -> bool:
-    """Do the work, unless the caller leaves before it is done: then it is cancelled.  Whether it was done; raises what
-    it raises."""
+    """Do the work and return True, or cancel it and return False if the caller disconnects first.
+
+    Raises what the work raises.
+    """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(_left(request))
+    disconnecting = asyncio.create_task(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnecting}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             working.result()
             return True
         return False
     finally:
-        for task in (working, leaving):
+        for task in (working, disconnecting):
             task.cancel()
-        await asyncio.wait({working, leaving})
+        await asyncio.wait({working, disconnecting})
         if not working.cancelled():
-            working.exception()  # heard: whoever left needs no answer
+            working.exception()  # read, so that asyncio does not log it: the caller is gone
 
 
-async def _left(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     message: dict[str, Any] = {}
     while message.get("type") != "http.disconnect":
         message = dict(await request.receive())

@@ -1,4 +1,4 @@
-"""What a browser is shown, which may load nothing from anywhere else: the front page; the map, files beside this."""
+"""The pages for browsers, which may load nothing from elsewhere: the front page and the map in `web/`."""
 
 from dataclasses import dataclass
 from importlib.resources import files
@@ -10,7 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Strangers' words are on that page: were one of them ever taken for markup, it could still do nothing.
+# The map shows texts from nodes that nobody vouches for.  If one were ever taken for markup, it could still do nothing.
 POLICY = "default-src 'none'; {}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'".format(
     "; ".join(f"{kind}-src 'self'" for kind in ("script", "style", "img", "connect"))
 )
@@ -18,24 +18,26 @@ HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # asked again each time, and not sent again: a gateway's update shows at once
+    # Browsers ask each time whether a file has changed, so that an update of the gateway shows at once.
+    "Cache-Control": "no-cache",
 }
 
 VARY = {"Vary": "Accept"}
-# Relative, so that they lead there through a reverse proxy that adds a prefix too.
+# The links are relative, so that they also work behind a reverse proxy that adds a prefix.
 FRONT = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
     '<meta name="viewport" content="width=device-width, initial-scale=1"><title>treeswarm</title></head><body>'
     "<h1>treeswarm</h1><ul>"
-    '<li><a href="map/">map</a>: who serves what, and trees as they grow</li>'
-    "<li><code>/v1</code>: the base URL for programs that speak OpenAI's API</li>"
-    '<li><a href="health">/health</a>: whether this process lives; <a href="ready">/ready</a>: the swarm too</li>'
+    '<li><a href="map/">map</a>: the nodes, their blocks, and draft trees as they grow</li>'
+    "<li><code>/v1</code>: the base URL for clients of the OpenAI API</li>"
+    '<li><a href="health">/health</a>: whether this process runs; <a href="ready">/ready</a>: whether the swarm is '
+    "complete</li>"
     "</ul></body></html>"
 )
 
 
 def front_page(request: Request) -> Response:
-    """Where to go from here: for whoever takes a page, and as JSON for all others."""
+    """Return links to everything here: as a page for browsers, as JSON for other programs."""
     if "text/html" in request.headers.get("accept", ""):
         return HTMLResponse(FRONT, headers=HEADERS | VARY)
     return JSONResponse({"map": "/map/", "openai": "/v1", "health": "/health", "ready": "/ready"}, headers=VARY)
@@ -43,19 +45,19 @@ def front_page(request: Request) -> Response:
 
 @dataclass(frozen=True)
 class SecurityHeaders:
-    """Adds those headers to every answer."""
+    """Middleware that adds `HEADERS` to every response."""
 
     app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        await self.app(scope, receive, guarded)
+        await self.app(scope, receive, send_with_headers)
 
 
 def make_map_app() -> ASGIApp:
-    """To be mounted."""
+    """Return the map's files as an application to mount."""
     return SecurityHeaders(StaticFiles(directory=Path(str(files("treeswarm_client.gateway") / "web")), html=True))

@@ -1,6 +1,6 @@
-"""What callers send: OpenAI's requests, checked, and turned into an `GenerationRequest`.
+"""OpenAI's requests, checked, and turned into a `GenerationRequest`.
 
-A parameter that changes the text and cannot be honoured is refused; what has no effect at the value given is accepted.
+A parameter that changes the text and cannot be honoured is refused.  One that has no effect at its value is accepted.
 """
 
 import secrets
@@ -16,11 +16,11 @@ from treeswarm_client.gateway.config import GatewayLimits
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 MAX_STOPS = 16
-# OpenAI's default where a completion names no limit.
+# Number of new tokens of a completion that names no limit: OpenAI's default.
 DEFAULT_COMPLETION_TOKENS = 16
 LARGEST_SEED = 2**63
 
-# Parameters accepted as long as they ask for nothing, with the values that do; None: any value.
+# Parameters that are accepted while they have no effect, with the values that have none; None stands for any value.
 NEUTRAL: Mapping[str, tuple[Any, ...] | None] = {
     "best_of": (1,),
     "echo": (False,),
@@ -54,7 +54,7 @@ class StreamOptions(BaseModel):
 
 
 class ContentPart(BaseModel):
-    """Of a message's content."""
+    """One part of a message's content."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -98,7 +98,8 @@ class CompletionRequest(_CommonRequest):
     """`POST /v1/completions`."""
 
     prompt: Any
-    """Text, token ids, or a list of either; a union's errors would be told for every item of every kind."""
+    """Text, token ids, or a list of either.  It is checked by hand: pydantic would report a union's errors for every
+    item and every type."""
     logprobs: int | None = Field(default=None, ge=0, le=5)
 
 
@@ -112,125 +113,144 @@ class Unsupported(BadRequest):
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One request, as the gateway works on it: every prompt is continued `n` times."""
+    """One request as the gateway works on it: every prompt is continued `n` times."""
 
     prompts: tuple[str | tuple[int, ...], ...]
-    """Texts or token ids; none where there are messages."""
+    """Prompts as texts or token ids; empty if there are messages."""
     messages: tuple[Mapping[str, Any], ...]
+    """Messages of a chat, or none."""
     n: int
+    """Number of choices per prompt."""
     options: Mapping[str, Any]
-    """Of `SwarmClient.stream`."""
-    wanted: int | None
-    """New tokens; None: as many as fit, up to `usual`."""
-    usual: int
+    """Options of `SwarmClient.stream`."""
+    max_tokens: int | None
+    """Number of new tokens, or None for as many as fit, up to `default_max_tokens`."""
+    default_max_tokens: int
     stream: bool
+    """Whether the answer is sent as server-sent events."""
     include_usage: bool
+    """Whether a stream ends with a chunk that counts its tokens."""
     logprobs: bool
+    """Whether the answer has the log-probability of each token."""
 
     def max_new_tokens(self, room: int) -> int:
-        """Where the context has `room` for more tokens."""
-        return self.wanted or max(1, min(self.usual, room))
+        """Return how many tokens to generate where the context has room for `room` more."""
+        return self.max_tokens or max(1, min(self.default_max_tokens, room))
 
     @property
     def choices(self) -> int:
-        """Generations it needs."""
+        """Number of generations that the request needs."""
         return max(1, len(self.prompts)) * self.n
 
 
 def parse_chat_request(request: ChatRequest, limits: GatewayLimits) -> GenerationRequest:
-    """Raises Unsupported and BadRequest."""
+    """Check a chat request.  Raises Unsupported and BadRequest."""
     _refuse_extras(request)
     if request.top_logprobs:
-        raise Unsupported("top_logprobs", "top_logprobs: nodes tell the probability of the chosen token only; give 0")
+        raise Unsupported(
+            "top_logprobs",
+            f"top_logprobs is {request.top_logprobs}: nodes send the probability of the chosen token only; give 0",
+        )
     if request.top_logprobs is not None and not request.logprobs:
-        raise Unsupported("top_logprobs", "top_logprobs is only allowed with logprobs: true")
-    wanted = request.max_completion_tokens or request.max_tokens
-    messages = tuple(_message(one) for one in request.messages)
-    return _ask(request, (), messages, wanted, usual=limits.max_tokens, logprobs=bool(request.logprobs), limits=limits)
-
-
-def parse_completion_request(request: CompletionRequest, limits: GatewayLimits) -> GenerationRequest:
-    """Raises Unsupported and BadRequest."""
-    _refuse_extras(request)
-    if request.logprobs and (request.logprobs > 1 or request.temperature != 0):
-        raise Unsupported("logprobs", "logprobs: nodes tell the probability of the chosen token only; give 0")
-    prompts = _prompts(request.prompt, limits)
-    logprobs = request.logprobs is not None
-    return _ask(
-        request, prompts, (), request.max_tokens, usual=DEFAULT_COMPLETION_TOKENS, logprobs=logprobs, limits=limits
+        raise Unsupported("top_logprobs", "top_logprobs is given without logprobs: add logprobs: true, or leave it out")
+    return _make_request(
+        request,
+        limits,
+        messages=tuple(_parse_message(message) for message in request.messages),
+        max_tokens=request.max_completion_tokens or request.max_tokens,
+        default_max_tokens=limits.max_tokens,
+        logprobs=bool(request.logprobs),
     )
 
 
-def _ask(
+def parse_completion_request(request: CompletionRequest, limits: GatewayLimits) -> GenerationRequest:
+    """Check a completion request.  Raises Unsupported and BadRequest."""
+    _refuse_extras(request)
+    if request.logprobs and (request.logprobs > 1 or request.temperature != 0):
+        raise Unsupported(
+            "logprobs", f"logprobs is {request.logprobs}: nodes send the probability of the chosen token only; give 0"
+        )
+    return _make_request(
+        request,
+        limits,
+        prompts=_parse_prompts(request.prompt, limits),
+        max_tokens=request.max_tokens,
+        default_max_tokens=DEFAULT_COMPLETION_TOKENS,
+        logprobs=request.logprobs is not None,
+    )
+
+
+def _make_request(
     request: _CommonRequest,
-    prompts: tuple[str | tuple[int, ...], ...],
-    messages: tuple[Mapping[str, Any], ...],
-    wanted: int | None,
-    *,
-    usual: int,
-    logprobs: bool,
     limits: GatewayLimits,
+    *,
+    max_tokens: int | None,
+    default_max_tokens: int,
+    logprobs: bool,
+    prompts: tuple[str | tuple[int, ...], ...] = (),
+    messages: tuple[Mapping[str, Any], ...] = (),
 ) -> GenerationRequest:
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     temperature = 1.0 if request.temperature is None else request.temperature
     options = {
         "temperature": temperature,
-        # OpenAI allows 0, which keeps only the likeliest: the smallest p does the same.
+        # OpenAI allows 0, which keeps the most likely token only; the smallest positive p does the same.
         "top_p": max(1e-6, 1.0 if request.top_p is None else request.top_p),
         "top_k": max(0, request.top_k or 0),
         "seed": secrets.randbits(48) if request.seed is None else request.seed % LARGEST_SEED,
         "stop": tuple(stops),
         "ignore_eos": request.ignore_eos,
     }
-    made = GenerationRequest(
-        prompts,
-        messages,
-        request.n or 1,
-        options,
-        wanted,
-        usual,
-        bool(request.stream),
-        request.stream_options is not None and request.stream_options.include_usage,
-        logprobs,
+    parsed = GenerationRequest(
+        prompts=prompts,
+        messages=messages,
+        n=request.n or 1,
+        options=options,
+        max_tokens=max_tokens,
+        default_max_tokens=default_max_tokens,
+        stream=bool(request.stream),
+        include_usage=request.stream_options is not None and request.stream_options.include_usage,
+        logprobs=logprobs,
     )
-    if made.choices > limits.choices:
-        raise Unsupported("n", f"{made.choices} choices were asked for, at most {limits.choices} go into one request")
-    return made
+    if parsed.choices > limits.choices:
+        raise Unsupported("n", f"the request asks for {parsed.choices} choices: ask for at most {limits.choices}")
+    return parsed
 
 
 def _refuse_extras(request: BaseModel) -> None:
     for name, value in (request.model_extra or {}).items():
-        allowed = NEUTRAL.get(name, ())
-        if value is not None and allowed is not None and value not in allowed:
-            known = "cannot be honoured with this value" if name in NEUTRAL else "is not known here"
-            raise Unsupported(name, f"the parameter {name} {known}: leave it out")
+        neutral = NEUTRAL.get(name, ())
+        if value is not None and neutral is not None and value not in neutral:
+            reason = "cannot be honoured with this value" if name in NEUTRAL else "is not known here"
+            raise Unsupported(name, f"the parameter {name} {reason}: leave it out")
 
 
-def _message(message: ChatMessage) -> Mapping[str, Any]:
+def _parse_message(message: ChatMessage) -> Mapping[str, Any]:
     content = message.content
     if isinstance(content, list):
         if other := next((part.type for part in content if part.type != "text"), None):
-            raise Unsupported("messages", f"content of type {other} cannot be honoured: this model reads text")
+            raise Unsupported("messages", f"content of type {other} cannot be honoured: this model reads text only")
         content = "".join(part.text or "" for part in content)
-    # What OpenAI calls developer, templates call system.
+    # OpenAI's role `developer` is called `system` in chat templates.
     role = "system" if message.role == "developer" else message.role
     return {**(message.model_extra or {}), "role": role, "content": content or ""}
 
 
-def _prompts(prompt: Any, limits: GatewayLimits) -> tuple[str | tuple[int, ...], ...]:
-    """Raises Unsupported."""
+def _parse_prompts(prompt: Any, limits: GatewayLimits) -> tuple[str | tuple[int, ...], ...]:
     if isinstance(prompt, str):
         return (prompt,)
     if not isinstance(prompt, list) or not prompt:
-        raise Unsupported("prompt", "the prompt must be a text, a list of token ids, or a list of either; not empty")
-    if _are_ids(prompt):
+        raise Unsupported("prompt", "the prompt is empty or of another type: give text, token ids, or a list of either")
+    if _are_token_ids(prompt):
         return (tuple(prompt),)
     if len(prompt) > limits.choices:
-        raise Unsupported("prompt", f"{len(prompt)} prompts were sent, at most {limits.choices} go into one request")
-    if not all(isinstance(one, str) or _are_ids(one) for one in prompt):
-        raise Unsupported("prompt", "every prompt must be a text or a list of token ids")
-    return tuple(one if isinstance(one, str) else tuple(one) for one in prompt)
+        raise Unsupported("prompt", f"the request has {len(prompt)} prompts: send at most {limits.choices}")
+    if not all(isinstance(item, str) or _are_token_ids(item) for item in prompt):
+        raise Unsupported(
+            "prompt", "the prompt has items of another type: every item must be text or a list of token ids"
+        )
+    return tuple(item if isinstance(item, str) else tuple(item) for item in prompt)
 
 
-def _are_ids(prompt: Any) -> bool:
-    return isinstance(prompt, list) and bool(prompt) and all(type(one) is int for one in prompt)
+def _are_token_ids(prompt: Any) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and all(type(item) is int for item in prompt)

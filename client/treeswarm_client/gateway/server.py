@@ -1,4 +1,4 @@
-"""The gateway's life: the swarm outside, the web server inside, both ended by a signal."""
+"""Runs the gateway: connects to the swarm, serves HTTP, and ends both on a signal."""
 
 import asyncio
 import contextlib
@@ -13,14 +13,15 @@ from treeswarm.protocol.address import Address
 from treeswarm_client.gateway.app import make_app
 from treeswarm_client.gateway.backend import Backend
 
-# A stream under way has so long to end after a signal, and then so long to say why it did not.
+# Seconds that answers under way have to end after a signal.
 GRACE_S = 3.0
-LAST_WORDS_S = 7
+# Seconds after that in which they can still send why they ended.
+LAST_EVENTS_S = 7
 BACKLOG = 1024
 
 
 class _Server(uvicorn.Server):
-    """uvicorn would raise a signal again when it has ended, and a SIGTERM would look like a crash."""
+    """A server that leaves signals alone: uvicorn raises them again at its end, and SIGTERM would look like a crash."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -28,14 +29,14 @@ class _Server(uvicorn.Server):
 
 
 async def run_gateway(backend: Backend, *, log_requests: bool = False) -> int:
-    """Serve until SIGINT or SIGTERM; prints where, once it listens.  Raises BadRequest and ModelError."""
+    """Serve until SIGINT or SIGTERM, and print the address as soon as it listens.  Raises BadRequest and ModelError."""
     with _listening(backend.config.listen) as (listener, address):
         settings = uvicorn.Config(
             make_app(backend),
             lifespan="off",
             log_level="info" if log_requests else "warning",
             access_log=log_requests,
-            timeout_graceful_shutdown=int(GRACE_S) + LAST_WORDS_S,
+            timeout_graceful_shutdown=int(GRACE_S) + LAST_EVENTS_S,
             server_header=False,
         )
         server = _Server(settings)
@@ -43,7 +44,7 @@ async def run_gateway(backend: Backend, *, log_requests: bool = False) -> int:
         serving = asyncio.ensure_future(_serve(backend, server, listener, address))
 
         def stop() -> None:
-            """Once, it takes leave; before it serves, or twice, it ends."""
+            """End gracefully on the first signal, and at once on the second or if it does not yet serve."""
             if server.started and not server.should_exit:
                 server.should_exit = True
                 backend.stop(GRACE_S)
@@ -63,20 +64,20 @@ async def run_gateway(backend: Backend, *, log_requests: bool = False) -> int:
 
 async def _serve(backend: Backend, server: uvicorn.Server, listener: socket.socket, address: Address) -> None:
     async with backend.open():
-        where = f"http://{address.bare}"
-        print(f"{where}/v1 for OpenAI's clients, {where}/map/ to look", flush=True)
+        url = f"http://{address.bare}"
+        print(f"serving {url}/v1 for OpenAI clients and {url}/map/ for browsers", flush=True)
         await server.serve(sockets=[listener])
 
 
 @contextlib.contextmanager
-def _listening(wanted: Address) -> Iterator[tuple[socket.socket, Address]]:
-    """A socket, and the address it got."""
-    family = socket.AF_INET6 if ":" in wanted.host else socket.AF_INET
+def _listening(address: Address) -> Iterator[tuple[socket.socket, Address]]:
+    """Listen, and yield the socket and its actual address.  Raises BadRequest."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
-        listener = socket.create_server((wanted.host, wanted.port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((address.host, address.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise BadRequest(
-            f"cannot listen on {wanted.bare} ({error.strerror}): is the port taken? Give another --listen"
+            f"cannot listen on {address.bare} ({error.strerror}): give another address with --listen"
         ) from None
     with listener:
-        yield listener, Address(wanted.host, int(listener.getsockname()[1]))
+        yield listener, Address(address.host, int(listener.getsockname()[1]))

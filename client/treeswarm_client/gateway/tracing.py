@@ -1,5 +1,8 @@
-"""OpenTelemetry's spans of what a gateway does, where its API is installed and whoever runs it has set up an SDK
-(`opentelemetry-instrument swarm serve …`); else nothing."""
+"""OpenTelemetry spans of the gateway's requests.
+
+They are recorded where OpenTelemetry's API is installed and an SDK is set up, as by
+`opentelemetry-instrument swarm serve …`.
+"""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -9,22 +12,22 @@ from treeswarm_client.generation.run import Run
 
 
 class Tracing:
-    """Spans of requests: one each."""
+    """Records one span per request."""
 
     def __init__(self) -> None:
         self._tracer: Any = None
         with contextlib.suppress(ImportError):
-            from opentelemetry import trace  # noqa: PLC0415  # an extra
+            from opentelemetry import trace  # noqa: PLC0415  # an optional dependency
 
             self._tracer = trace.get_tracer("treeswarm.gateway")
 
     @contextlib.contextmanager
     def request(self, runs: Sequence[Run]) -> Iterator[None]:
-        """Lasts as long as the request's generations; an error that ends them is recorded."""
+        """Record a span that lasts as long as the request's generations, and the error that ends them, if any."""
         if self._tracer is None:
             yield
             return
-        # Not the current span of its context: an asynchronous generator may be closed in another one.
+        # The span is not made current: an asynchronous generator may be closed in another context.
         span = self._tracer.start_span("generate", attributes={"treeswarm.choices": len(runs)})
         try:
             yield
@@ -32,12 +35,11 @@ class Tracing:
             span.record_exception(error)
             raise
         finally:
-            span.set_attributes(_of(runs))
+            span.set_attributes(_attributes_of(runs))
             span.end()
 
 
-def _of(runs: Sequence[Run]) -> dict[str, Any]:
-    """What became of them."""
+def _attributes_of(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "gen_ai.usage.input_tokens": sum(len(run.prompt_ids) for run in runs),
         "gen_ai.usage.output_tokens": sum(len(run.token_ids) for run in runs),

@@ -1,4 +1,4 @@
-"""Who looks at the map, and what they are told: the swarm now and then, every tree as it comes back."""
+"""The viewers of the map, and the events that they receive: the swarm at intervals, every tree as it comes back."""
 
 import asyncio
 import itertools
@@ -14,51 +14,59 @@ from treeswarm_client.generation.loop import FinishReason
 from treeswarm_client.generation.run import Token
 from treeswarm_client.planner.policy import Round
 
-# Eyes are no faster.
+# Seconds between two looks at the swarm: faster changes cannot be seen.
 POLL_S = 1.0
-# Proxies close what says nothing for a minute, and a page notices within two of these that nobody is there.
+# Seconds without an event after which a keepalive is sent.  Proxies close a connection that is silent for a minute,
+# and the page notices within two of these intervals that the gateway is gone.
 KEEPALIVE_S = 15.0
-# Trees that wait for a viewer who reads slowly, and events of any kind.
-AHEAD = 256
-MAX_QUEUED_EVENTS = 4 * AHEAD
-# More nodes than a picture can show.
+# Number of events that wait for a viewer who reads slowly; from then on rounds are left out.
+MAX_QUEUED_ROUNDS = 256
+# Number of waiting events of any kind after which a viewer is disconnected.
+MAX_QUEUED_EVENTS = 4 * MAX_QUEUED_ROUNDS
+# Number of draft nodes that a picture can show.
 MAX_DRAWN_NODES = 192
 
-ReadOverview = Callable[[], Awaitable[dict[str, Any]]]
+MapEvent = dict[str, Any]
+ReadOverview = Callable[[], Awaitable[MapEvent]]
+"""A function that returns the swarm as the map shows it."""
 
 
 @dataclass(eq=False)
 class Watchers:
-    """Nothing is prepared for them while nobody watches."""
+    """The viewers of the map.  No overview is read, and no tree prepared, while there are none."""
 
-    most: int
-    _heard: set[asyncio.Queue[dict[str, Any] | None]] = field(default_factory=set)
-    _seen: dict[str, Any] | None = None
-    """The latest look."""
-    _under_way: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """How each generation began, for who comes later."""
+    max_viewers: int
+    _queues: set[asyncio.Queue[MapEvent | None]] = field(default_factory=set)
+    """One queue of events per viewer."""
+    _overview: MapEvent | None = None
+    """The latest look at the swarm."""
+    _generations: dict[int, MapEvent] = field(default_factory=dict)
+    """The first event of each generation under way, for viewers who come later."""
     _ids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __bool__(self) -> bool:
-        return bool(self._heard)
+        """Return whether there are viewers."""
+        return bool(self._queues)
 
-    def listen(self) -> AsyncGenerator[dict[str, Any] | None, None]:
-        """Events, each with a `kind`: `overview` or `waiting`, `begin`, `first`, `round`, `end`; None where there was
-        none for a while.  Raises Busy at once where too many watch."""
-        if len(self._heard) >= self.most:
-            raise Busy(f"{len(self._heard)} viewers watch already: close some")
+    def listen(self) -> AsyncGenerator[MapEvent | None, None]:
+        """Yield events, each with a `kind`: `overview` or `waiting`, `begin`, `first`, `round`, `end`.
+
+        None stands for an interval without events.  Raises Busy at once if there are too many viewers.
+        """
+        if len(self._queues) >= self.max_viewers:
+            raise Busy(f"the map has {len(self._queues)} viewers already: close some")
         return self._listen()
 
-    async def _listen(self) -> AsyncGenerator[dict[str, Any] | None, None]:
-        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(MAX_QUEUED_EVENTS)
-        self._heard.add(queue)
+    async def _listen(self) -> AsyncGenerator[MapEvent | None, None]:
+        queue: asyncio.Queue[MapEvent | None] = asyncio.Queue(MAX_QUEUED_EVENTS)
+        self._queues.add(queue)
         self._arrived.set()
         try:
-            if self._seen is not None:
-                yield self._seen
-            for begun in list(self._under_way.values()):
-                yield begun
+            if self._overview is not None:
+                yield self._overview
+            for beginning in list(self._generations.values()):
+                yield beginning
             while True:
                 try:
                     event = await asyncio.wait_for(queue.get(), KEEPALIVE_S)
@@ -69,112 +77,119 @@ class Watchers:
                     return
                 yield event
         finally:
-            self._heard.discard(queue)
+            self._queues.discard(queue)
 
     def close(self) -> None:
-        """Nothing more comes: let them go."""
-        for queue in self._heard:
-            _let_go(queue)
+        """Disconnect all viewers."""
+        for queue in self._queues:
+            _disconnect(queue)
 
-    def tell(self, event: dict[str, Any]) -> None:
-        """Who reads slowly misses trees, never beginnings and ends; who does not read at all must come again."""
-        for queue in self._heard:
+    def send(self, event: MapEvent) -> None:
+        """Send an event to all viewers.
+
+        A viewer who reads slowly misses rounds, but no beginning and no end.  One who does not read is disconnected.
+        """
+        for queue in self._queues:
             if queue.full():
-                _let_go(queue)
-            elif event["kind"] != "round" or queue.qsize() < AHEAD:
+                _disconnect(queue)
+            elif event["kind"] != "round" or queue.qsize() < MAX_QUEUED_ROUNDS:
                 queue.put_nowait(event)
 
-    def generation(self, decode: Decode | None) -> "WatchedGeneration":
-        """A generation to show; without `decode`, its shapes only."""
+    def add_generation(self, decode: Decode | None) -> "WatchedGeneration":
+        """Return a new generation to show; without `decode`, only the shapes of its trees are shown."""
         return WatchedGeneration(self, next(self._ids), decode)
 
-    def began(self, event: dict[str, Any]) -> None:
-        self._under_way[event["id"]] = event
-        self.tell(event)
+    def send_begin(self, event: MapEvent) -> None:
+        """Send the first event of a generation, and keep it for viewers who come later."""
+        self._generations[event["id"]] = event
+        self.send(event)
 
-    def ended(self, event: dict[str, Any]) -> None:
-        if self._under_way.pop(event["id"], None) is not None:
-            self.tell(event)
+    def send_end(self, event: MapEvent) -> None:
+        """Send the last event of a generation that has begun."""
+        if self._generations.pop(event["id"], None) is not None:
+            self.send(event)
 
-    async def poll_swarm(self, look: ReadOverview) -> None:
-        """Look at the swarm while anybody watches; until cancelled."""
+    async def poll_swarm(self, read_overview: ReadOverview) -> None:
+        """Look at the swarm while there are viewers, until cancelled."""
         while True:
             if not self:
                 self._arrived.clear()
                 await self._arrived.wait()
             try:
-                seen = await look()
-            except SwarmError as error:  # a registry that is lost comes back
-                seen = {"kind": "waiting", "why": str(error)}
-            if seen != self._seen:
-                self._seen = seen
-                self.tell(seen)
+                overview = await read_overview()
+            except SwarmError as error:  # a lost registry comes back
+                overview = {"kind": "waiting", "why": str(error)}
+            if overview != self._overview:
+                self._overview = overview
+                self.send(overview)
             await asyncio.sleep(POLL_S)
 
 
 @dataclass(eq=False)
 class WatchedGeneration:
-    """One generation, as viewers follow it."""
+    """One generation as viewers follow it."""
 
     watchers: Watchers
     id: int
     decode: Decode | None
     rounds: int = 0
+    """Number of rounds so far."""
     _began_at: float = 0.0
-    _spoke: bool = False
+    _has_token: bool = False
 
     def begin(self, prompt_tokens: int) -> None:
-        """Its prompt sets off."""
+        """Show that the prompt is sent."""
         self._began_at = time.perf_counter()
-        self.watchers.began({"kind": "begin", "id": self.id, "prompt": prompt_tokens})
+        self.watchers.send_begin({"kind": "begin", "id": self.id, "prompt": prompt_tokens})
 
-    def said(self, token: Token) -> None:
-        """A token came; the first of all came without a tree, with the prompt's own answer."""
-        if self._spoke:
+    def add_token(self, token: Token) -> None:
+        """Show the first token, which comes without a tree as the answer to the prompt; ignore the others."""
+        if self._has_token:
             return
-        self._spoke = True
+        self._has_token = True
         seconds = time.perf_counter() - self._began_at
-        self.watchers.tell({"kind": "first", "id": self.id, **first_token_as_dict(token.id, seconds, self.decode)})
+        self.watchers.send({"kind": "first", "id": self.id, **first_token_as_dict(token.id, seconds, self.decode)})
 
-    def round(self, flown: Round) -> None:
-        """A tree came back."""
+    def add_round(self, round_: Round) -> None:
+        """Show the tree of a round and the walk through it."""
         self.rounds += 1
         if self.watchers:
-            self.watchers.tell(
-                {"kind": "round", "id": self.id, "round": self.rounds, **round_as_dict(flown, self.decode)}
-            )
+            event = {"kind": "round", "id": self.id, "round": self.rounds}
+            self.watchers.send({**event, **round_as_dict(round_, self.decode)})
 
     def end(self, finish: FinishReason | None) -> None:
-        """It is over; None: it broke, or its caller left."""
-        self.watchers.ended({"kind": "end", "id": self.id, "finish": finish})
+        """Show that the generation has ended; None means that it failed or that its caller left."""
+        self.watchers.send_end({"kind": "end", "id": self.id, "finish": finish})
 
 
-def _let_go(queue: "asyncio.Queue[dict[str, Any] | None]") -> None:
+def _disconnect(queue: "asyncio.Queue[MapEvent | None]") -> None:
     while not queue.empty():
         queue.get_nowait()
     queue.put_nowait(None)
 
 
 def first_token_as_dict(token: int, seconds: float, decode: Decode | None) -> dict[str, Any]:
-    """The first token, and how long it took."""
-    made: dict[str, Any] = {"ms": round(seconds * 1e3, 1)}
-    return made if decode is None else {**made, "bonus": token_text(token, decode)}
+    """Return the first token and the time it took."""
+    event: dict[str, Any] = {"ms": round(seconds * 1e3, 1)}
+    return event if decode is None else {**event, "bonus": token_text(token, decode)}
 
 
-def round_as_dict(flown: Round, decode: Decode | None) -> dict[str, Any]:
-    """A tree and the way the target took through it.  `parents` are node numbers, -1 the root; the accepted nodes are
-    kept also where the tree is larger than a picture."""
-    accepted = set(flown.found.accepted)
-    kept = [i for i in range(len(flown.draft)) if i < MAX_DRAWN_NODES or i in accepted]
+def round_as_dict(round_: Round, decode: Decode | None) -> dict[str, Any]:
+    """Return a round's tree and the target's path through it.
+
+    `parents` are node numbers, -1 for the root.  Where the tree is larger than a picture, the accepted nodes are kept.
+    """
+    accepted = set(round_.found.accepted)
+    kept = [i for i in range(len(round_.draft)) if i < MAX_DRAWN_NODES or i in accepted]
     number = {node: i for i, node in enumerate(kept)} | {-1: -1}
-    made: dict[str, Any] = {
-        "nodes": len(flown.draft),
-        "first": flown.first,
-        "parents": [number[int(flown.draft.parents[i])] for i in kept],
-        "accepted": [number[i] for i in flown.found.accepted],
-        "ms": round(flown.seconds * 1e3, 1),
+    event: dict[str, Any] = {
+        "nodes": len(round_.draft),
+        "first": round_.first,
+        "parents": [number[int(round_.draft.parents[i])] for i in kept],
+        "accepted": [number[i] for i in round_.found.accepted],
+        "ms": round(round_.seconds * 1e3, 1),
     }
     if decode is not None:
-        made["words"] = [token_text(int(flown.draft.tokens[i]), decode) for i in kept]
-        made["bonus"] = token_text(flown.found.bonus, decode)
-    return made
+        event["words"] = [token_text(int(round_.draft.tokens[i]), decode) for i in kept]
+        event["bonus"] = token_text(round_.found.bonus, decode)
+    return event

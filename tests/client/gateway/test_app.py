@@ -1,4 +1,4 @@
-"""What the gateway does with requests before any swarm is asked: in this process, without nodes."""
+"""The gateway's routes within this process, without any nodes."""
 
 import json
 import re
@@ -26,28 +26,28 @@ LIMITS = GatewayLimits(body_bytes=1000)
 
 
 def backend(keys: ApiKeys = NO_KEYS) -> Backend:
-    def never() -> SwarmClient:
+    def fail() -> SwarmClient:
         raise Unreachable("there is no swarm here")
 
-    return Backend(GatewayConfig(("demo",), Address("127.0.0.1", 8000), keys, limits=LIMITS), never)
+    return Backend(GatewayConfig(("demo",), Address("127.0.0.1", 8000), keys, limits=LIMITS), fail)
 
 
-def http(served: Backend, host: str = "127.0.0.1:8000") -> httpx2.AsyncClient:
-    transport = httpx2.ASGITransport(make_app(served), raise_app_exceptions=False)
+def http(gateway: Backend, host: str = "127.0.0.1:8000") -> httpx2.AsyncClient:
+    transport = httpx2.ASGITransport(make_app(gateway), raise_app_exceptions=False)
     return httpx2.AsyncClient(transport=transport, base_url=f"http://{host}")
 
 
-ASK = {"model": "demo", "prompt": "x"}
+REQUEST = {"model": "demo", "prompt": "x"}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost:8000", "localhost", "[::1]:8000", "127.0.0.1"])
-async def test_without_keys_it_answers_who_names_this_machine(host: str) -> None:
+async def test_without_keys_local_host_names_are_answered(host: str) -> None:
     async with http(backend(), host) as client:
         assert (await client.get("/health")).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "192.168.0.1:8000"])
-async def test_without_keys_it_answers_nobody_else(host: str) -> None:
+async def test_without_keys_other_host_names_are_refused(host: str) -> None:
     async with http(backend(), host) as client:
         answer = await client.get("/map/events")
         assert (answer.status_code, answer.json()["error"]["type"]) == (403, "invalid_request_error")
@@ -55,7 +55,7 @@ async def test_without_keys_it_answers_nobody_else(host: str) -> None:
         assert (await client.get("/health")).status_code == 200
 
 
-async def test_the_front_page_leads_on_and_what_is_nowhere_is_told_as_openai_tells_it() -> None:
+async def test_front_page_links_work_and_404_is_an_openai_error() -> None:
     async with http(backend(ApiKeys.of([KEY]))) as client:
         page = await client.get("/", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
         assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
@@ -65,13 +65,13 @@ async def test_the_front_page_leads_on_and_what_is_nowhere_is_told_as_openai_tel
         assert links == ["map/", "health", "ready"]
         assert [(await client.get(f"/{link}")).status_code for link in links] == [200, 200, 503]
         for accept in ("*/*", "application/json"):
-            told = await client.get("/", headers={"Accept": accept})
-            assert (told.status_code, told.json()["map"], told.json()["openai"]) == (200, "/map/", "/v1")
+            answer = await client.get("/", headers={"Accept": accept})
+            assert (answer.status_code, answer.json()["map"], answer.json()["openai"]) == (200, "/map/", "/v1")
         nowhere = await client.get("/nowhere", headers={"Accept": "text/html"})
         assert (nowhere.status_code, nowhere.json()["error"]["type"]) == (404, "invalid_request_error")
 
 
-async def test_too_large_is_413_however_it_comes() -> None:
+async def test_large_body_is_413_with_or_without_a_length() -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(30):
             yield b" " * 100
@@ -83,69 +83,69 @@ async def test_too_large_is_413_however_it_comes() -> None:
             assert (answer.status_code, "more than 1000 bytes" in answer.text) == (413, True)
 
 
-async def test_characters_that_are_none_are_told_of() -> None:
+async def test_lone_surrogates_get_an_error_message() -> None:
     async with http(backend()) as client:
-        for asked in ({"model": "\ud800", "prompt": "x"}, {"model": "demo", "prompt": "x", "\udfff": 1}):
+        for body in ({"model": "\ud800", "prompt": "x"}, {"model": "demo", "prompt": "x", "\udfff": 1}):
             answer = await client.post(
-                "/v1/completions", content=json.dumps(asked), headers={"Content-Type": "application/json"}
+                "/v1/completions", content=json.dumps(body), headers={"Content-Type": "application/json"}
             )
             assert answer.status_code in (400, 404)
             assert answer.json()["error"]["message"]
 
 
-async def test_an_internal_error_is_counted_as_one() -> None:
-    served = backend()
-    served.check_ready = lambda: 1 / 0  # type: ignore[assignment,method-assign,return-value]
-    async with http(served) as client:
+async def test_internal_error_is_counted() -> None:
+    gateway = backend()
+    gateway.check_ready = lambda: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+    async with http(gateway) as client:
         answer = await client.get("/ready")
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
-    assert 'endpoint="/ready",status="500"' in served.metrics.text().decode()
+    assert 'endpoint="/ready",status="500"' in gateway.metrics.text().decode()
 
 
-async def test_no_swarm_yet_is_503() -> None:
+async def test_missing_swarm_is_503() -> None:
     async with http(backend()) as client:
         assert (await client.get("/ready")).status_code == 503
-        answer = await client.post("/v1/completions", json=ASK)
+        answer = await client.post("/v1/completions", json=REQUEST)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 
 
 @pytest.mark.parametrize(
     "prompt", [[], {}, None, 5, [{}] * 50, [[]], [1, "x"], ["x"] * 17, [[1.5]], [True], [["x"]]], ids=range(11)
 )
-async def test_a_prompt_that_is_none_is_told_in_one_line(prompt: Any) -> None:
+async def test_invalid_prompt_gets_a_short_error(prompt: Any) -> None:
     async with http(backend()) as client:
         answer = await client.post("/v1/completions", json={"model": "demo", "prompt": prompt})
     assert answer.status_code == 400
     assert len(answer.text) < 400
 
 
-def ask(prompt: Any) -> tuple[Any, ...]:
+def parse(prompt: Any) -> tuple[Any, ...]:
     return parse_completion_request(CompletionRequest(model="demo", prompt=prompt), GatewayLimits()).prompts
 
 
 def test_prompts_are_texts_or_ids_or_lists_of_either() -> None:
-    assert ask("x") == ("x",)
-    assert ask([1, 2]) == ((1, 2),)
-    assert ask(["x", [3]]) == ("x", (3,))
+    assert parse("x") == ("x",)
+    assert parse([1, 2]) == ((1, 2),)
+    assert parse(["x", [3]]) == ("x", (3,))
     with pytest.raises(Unsupported, match="at most 16"):
-        ask(["x"] * 17)
+        parse(["x"] * 17)
 
 
 def test_without_a_limit_an_answer_takes_what_fits() -> None:
-    made = parse_completion_request(CompletionRequest(model="demo", prompt="x"), GatewayLimits())
-    assert (made.max_new_tokens(1000), made.max_new_tokens(5), made.max_new_tokens(-3)) == (16, 5, 1)
-    named = parse_completion_request(CompletionRequest(model="demo", prompt="x", max_tokens=50), GatewayLimits())
-    assert named.max_new_tokens(5) == 50
+    unlimited = parse_completion_request(CompletionRequest(model="demo", prompt="x"), GatewayLimits())
+    assert (unlimited.max_new_tokens(1000), unlimited.max_new_tokens(5), unlimited.max_new_tokens(-3)) == (16, 5, 1)
+    limited = parse_completion_request(CompletionRequest(model="demo", prompt="x", max_tokens=50), GatewayLimits())
+    assert limited.max_new_tokens(5) == 50
 
 
 @given(tokens=st.lists(st.integers(0, 25), min_size=1, max_size=30))
-def test_a_stream_tells_the_same_offsets_as_the_whole(tokens: list[int]) -> None:
+def test_stream_has_the_same_offsets_as_the_whole(tokens: list[int]) -> None:
     def decode(ids: Any) -> str:
         return "".join("abcdefghijklmnopqrstuvwxyz"[token] * (token % 3 + 1) for token in ids)
 
     writer = CompletionWriter(AnswerMetadata("cmpl-1", 0, "demo", "f"), decode, logprobs=True)
     whole = writer._logprobs(tokens, [0.0] * len(tokens))
-    chunks = [writer.more(0, Token(token, "", 0.0, 0))["choices"][0]["logprobs"] for token in tokens]
+    chunks = [writer.token_chunk(0, Token(token, "", 0.0, 0))["choices"][0]["logprobs"] for token in tokens]
     assert whole is not None
     assert [chunk["text_offset"][0] for chunk in chunks] == whole["text_offset"]
     assert "".join(chunk["tokens"][0] for chunk in chunks) == "".join(whole["tokens"]) == decode(tokens)

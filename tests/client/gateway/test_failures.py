@@ -1,4 +1,4 @@
-"""The gateway when something is wrong: no key, no room, no swarm, a node that dies under thirty-two streams."""
+"""The gateway under failures: no key, no free slot, no swarm, a node that dies under thirty-two streams."""
 
 import asyncio
 import contextlib
@@ -23,20 +23,20 @@ SPANS = even_cuts(8, 2)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def swarm() -> AsyncIterator[LocalSwarm]:
-    """Shared: whoever kills has nodes of his own to kill."""
+    """A swarm that all tests share; tests that kill nodes start nodes of their own."""
     async with local_swarm("demo", SPANS) as swarm:
         yield swarm
 
 
 @contextlib.asynccontextmanager
-async def mortal_tail(listen: str = "127.0.0.1:0") -> AsyncIterator[LocalNode]:
-    """A node with the last blocks that a shared head may be given to lose."""
+async def killable_tail(listen: str = "127.0.0.1:0") -> AsyncIterator[LocalNode]:
+    """Start a node with the last blocks, which a test may kill, to serve beside the shared head."""
     async with local_swarm("demo", SPANS[1:], hosts=[HostCommand(listen=listen)]) as tail:
         yield tail.nodes[0]
 
 
-async def becomes(served: Gateway, page: str, status: int) -> httpx2.Response:
-    """Wait until the page has this status."""
+async def wait_for_status(served: Gateway, page: str, status: int) -> httpx2.Response:
+    """Wait until the page has this status, and return the response."""
     async with httpx2.AsyncClient(base_url=served.url) as http:
         for _ in range(600):
             answer = await http.get(page)
@@ -47,43 +47,43 @@ async def becomes(served: Gateway, page: str, status: int) -> httpx2.Response:
 
 
 async def test_thirty_two_streams_survive_a_killed_node() -> None:
-    """Each says what it says alone, and what it says without any loss."""
+    """Each stream yields the text that it yields alone and without a loss."""
     prompts = [f"def function_{i}(self, value{i}):\n    return" for i in range(32)]
     async with local_swarm("demo", [*SPANS, *SPANS]) as swarm:
         async with SwarmClient(model="demo", peers=swarm.peers, draft="ngram") as library:
-            wanted = [(await library.generate(prompt, max_new_tokens=16)).text for prompt in prompts]
+            expected = [(await library.generate(prompt, max_new_tokens=16)).text for prompt in prompts]
         async with gateway(swarm.peers, "--draft", "ngram") as served, served.openai() as api:
-            said, begun = [0] * len(prompts), asyncio.Event()
+            chunks, begun = [0] * len(prompts), asyncio.Event()
 
-            async def ask(i: int) -> str:
+            async def stream_answer(i: int) -> str:
                 stream = await api.completions.create(
                     model="demo", prompt=prompts[i], max_tokens=16, temperature=0, stream=True
                 )
                 text = ""
                 async for chunk in stream:
                     text += chunk.choices[0].text
-                    said[i] += 1
-                    if sum(1 for count in said if count >= 2) == len(said) // 2:
+                    chunks[i] += 1
+                    if sum(1 for count in chunks if count >= 2) == len(chunks) // 2:
                         begun.set()
                 return text
 
-            asked = asyncio.gather(*map(ask, range(len(prompts))))
+            answers = asyncio.gather(*map(stream_answer, range(len(prompts))))
             await begun.wait()
             victim = await _busiest(swarm)
             swarm.nodes[victim].process.send_signal(signal.SIGKILL)
-            assert list(await asked) == wanted
+            assert list(await answers) == expected
             assert (await served.metrics())["treeswarm_gateway_failovers_total"] > 0
 
 
 async def _busiest(swarm: LocalSwarm) -> int:
-    """The node with most sessions: somebody will miss it."""
+    """Return the index of the node with the most sessions."""
     async with SwarmClient(model="demo", peers=swarm.peers, draft="none") as client:
-        told = await client.describe_nodes()
-    sessions = {address.partition("#")[0]: node.sessions for address, node in told.items()}
+        nodes = await client.describe_nodes()
+    sessions = {address.partition("#")[0]: node.sessions for address, node in nodes.items()}
     return max(range(len(swarm.nodes)), key=lambda i: sessions[swarm.nodes[i].address])
 
 
-async def test_keys_open_the_door_and_nothing_else_does(swarm: LocalSwarm, tmp_path: Path) -> None:
+async def test_only_valid_keys_are_accepted(swarm: LocalSwarm, tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text(f"# for tests\n{KEY}   # mine\nanother-key-42\n")
     async with gateway(swarm.peers, "--api-key-file", str(keys)) as served:
@@ -98,8 +98,8 @@ async def test_keys_open_the_door_and_nothing_else_does(swarm: LocalSwarm, tmp_p
                 assert answer.usage is not None
                 assert answer.usage.prompt_tokens_details is not None
                 cached.append(answer.usage.prompt_tokens_details.cached_tokens or 0)
-        assert cached[0] == cached[1] == 0 < cached[2], "no key learns what another has sent"
-        async with served.openai("sk-a-guess-of-somebodys") as api:
+        assert cached[0] == cached[1] == 0 < cached[2], "a key reveals nothing of what another has sent"
+        async with served.openai("sk-a-wrong-guess") as api:
             with pytest.raises(openai.AuthenticationError, match="Authorization: Bearer KEY") as refused:
                 await api.completions.create(model="demo", prompt=PROMPT)
             assert refused.value.code == "invalid_api_key"
@@ -111,7 +111,7 @@ async def test_keys_open_the_door_and_nothing_else_does(swarm: LocalSwarm, tmp_p
                 assert (await http.get(page)).status_code == 200
 
 
-async def test_a_full_gateway_says_so_and_recovers(swarm: LocalSwarm) -> None:
+async def test_full_gateway_answers_429_and_recovers(swarm: LocalSwarm) -> None:
     flags = ("--draft", "none", "--max-concurrent", "1", "--max-waiting", "1", "--max-wait", "1")
     async with gateway(swarm.peers, *flags) as served, served.openai() as api:
         stream = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=1500, stream=True)
@@ -121,9 +121,9 @@ async def test_a_full_gateway_says_so_and_recovers(swarm: LocalSwarm) -> None:
         ]
         answers = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(answer, openai.RateLimitError) for answer in answers), answers
-        told = sorted(str(answer) for answer in answers)
-        assert sum("requests wait already" in one for one in told) == 2
-        assert sum("no turn within 1 s" in one for one in told) == 1
+        messages = sorted(str(answer) for answer in answers)
+        assert sum("requests wait already" in message for message in messages) == 2
+        assert sum("no free slot within 1 s" in message for message in messages) == 1
         await stream.close()
         for _ in range(100):
             if not (await served.metrics())["treeswarm_gateway_generations"]:
@@ -134,27 +134,27 @@ async def test_a_full_gateway_says_so_and_recovers(swarm: LocalSwarm) -> None:
         assert answer.usage.completion_tokens == 4
 
 
-async def test_a_gateway_may_come_before_its_swarm(swarm: LocalSwarm) -> None:
+async def test_gateway_may_start_before_its_swarm(swarm: LocalSwarm) -> None:
     later = f"127.0.0.1:{free_port()}"
     peers = f"{swarm.nodes[0].address},{later}"
     async with gateway(peers, "--draft", "none") as served, served.openai() as api:
-        assert (await becomes(served, "/ready", 503)).json()["error"]["code"] == "swarm_unavailable"
-        assert (await becomes(served, "/health", 200)).json() == {"status": "ok"}
+        assert (await wait_for_status(served, "/ready", 503)).json()["error"]["code"] == "swarm_unavailable"
+        assert (await wait_for_status(served, "/health", 200)).json() == {"status": "ok"}
         with pytest.raises(openai.InternalServerError, match="no node serves blocks 4:8"):
             await api.completions.create(model="demo", prompt=PROMPT)
-        async with mortal_tail(later):
-            await becomes(served, "/ready", 200)
+        async with killable_tail(later):
+            await wait_for_status(served, "/ready", 200)
             answer = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=4)
         assert answer.choices[0].finish_reason == "length"
 
 
-async def test_a_gap_that_nobody_fills_is_503(swarm: LocalSwarm) -> None:
+async def test_unfilled_gap_is_503(swarm: LocalSwarm) -> None:
     async with (
-        mortal_tail() as victim,
+        killable_tail() as victim,
         gateway(f"{swarm.nodes[0].address},{victim.address}", "--patience", "1", "--draft", "none") as served,
         served.openai() as api,
     ):
-        await becomes(served, "/ready", 200)
+        await wait_for_status(served, "/ready", 200)
         victim.process.send_signal(signal.SIGKILL)
         await victim.process.wait()
         with pytest.raises(openai.InternalServerError) as refused:
@@ -163,9 +163,9 @@ async def test_a_gap_that_nobody_fills_is_503(swarm: LocalSwarm) -> None:
         assert "4:8" in str(refused.value)
 
 
-async def test_a_stream_that_breaks_says_why_in_the_stream(swarm: LocalSwarm) -> None:
+async def test_broken_stream_ends_with_its_error(swarm: LocalSwarm) -> None:
     async with (
-        mortal_tail() as victim,
+        killable_tail() as victim,
         gateway(f"{swarm.nodes[0].address},{victim.address}", "--patience", "0", "--draft", "none") as served,
         served.openai() as api,
     ):
@@ -176,16 +176,16 @@ async def test_a_stream_that_breaks_says_why_in_the_stream(swarm: LocalSwarm) ->
                     victim.process.send_signal(signal.SIGKILL)
 
 
-async def test_it_takes_leave_of_a_stream_under_way(swarm: LocalSwarm) -> None:
+async def test_stopped_gateway_ends_a_stream_with_an_error(swarm: LocalSwarm) -> None:
     async with gateway(swarm.peers, "--draft", "none") as served, served.openai() as api:
         stream = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=1900, stream=True)
-        told = False
+        signalled = False
         with pytest.raises(openai.APIError, match="being stopped"):
             async for _ in stream:
-                if not told:
+                if not signalled:
                     served.process.send_signal(signal.SIGTERM)
-                told = True
-    # It ended with status 0 and no traceback, or leaving would have failed.
+                signalled = True
+    # Leaving `gateway` has checked that it ended with status 0 and without a traceback.
     async with SwarmClient(model="demo", peers=swarm.peers, draft="none") as library:
         for _ in range(200):
             if not any(node.sessions for node in (await library.describe_nodes()).values()):
@@ -194,6 +194,6 @@ async def test_it_takes_leave_of_a_stream_under_way(swarm: LocalSwarm) -> None:
         assert not any(node.sessions for node in (await library.describe_nodes()).values())
 
 
-async def test_a_gateway_that_waits_for_its_swarm_can_be_stopped() -> None:
+async def test_gateway_without_a_swarm_can_be_stopped() -> None:
     async with gateway(f"127.0.0.1:{free_port()}", "--draft", "none") as served:
-        await becomes(served, "/ready", 503)
+        await wait_for_status(served, "/ready", 503)

@@ -1,4 +1,4 @@
-"""The real `openai` package against a real gateway over three real nodes."""
+"""The real `openai` package works with a real gateway over three real nodes."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ TALK: list[Any] = [
     {"role": "assistant", "content": "path):"},
     {"role": "user", "content": [{"type": "text", "text": "    with open"}]},
 ]
-AS_TEXT = [{"role": one["role"], "content": one["content"]} for one in TALK[:3]] + [
+AS_TEXT = [{"role": message["role"], "content": message["content"]} for message in TALK[:3]] + [
     {"role": "user", "content": "    with open"}
 ]
 
@@ -51,12 +51,12 @@ async def api(served: Gateway) -> AsyncIterator[AsyncOpenAI]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def library(swarm: LocalSwarm) -> AsyncIterator[SwarmClient]:
-    """What the gateway says must be what the library says."""
+    """A client of the library, which must give the same texts as the gateway."""
     async with SwarmClient(model="demo", peers=swarm.peers, draft="ngram") as client:
         yield client
 
 
-async def nobody_left(library: SwarmClient) -> None:
+async def wait_until_no_sessions(library: SwarmClient) -> None:
     """Wait until no node has a session."""
     for _ in range(200):
         if not any(node.sessions for node in (await library.describe_nodes()).values()):
@@ -65,101 +65,101 @@ async def nobody_left(library: SwarmClient) -> None:
     raise AssertionError("sessions stay open")
 
 
-async def test_models(api: AsyncOpenAI) -> None:
+async def test_models_are_listed(api: AsyncOpenAI) -> None:
     assert [model.id async for model in api.models.list()] == ["demo"]
     assert (await api.models.retrieve("demo")).owned_by == "swarm"
 
 
-async def test_a_chat_is_the_template_continued(api: AsyncOpenAI, library: SwarmClient) -> None:
+async def test_chat_continues_the_template(api: AsyncOpenAI, library: SwarmClient) -> None:
     prompt = library.encode_chat(AS_TEXT)
-    wanted = await library.generate(prompt, max_new_tokens=24)
+    expected = await library.generate(prompt, max_new_tokens=24)
     answer = await api.chat.completions.create(model="demo", messages=TALK, max_completion_tokens=24, temperature=0)
     (choice,) = answer.choices
-    assert choice.message.content == wanted.text
+    assert choice.message.content == expected.text
     assert (choice.message.role, choice.finish_reason) == ("assistant", "length")
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(prompt), 24)
     assert answer.system_fingerprint == f"{library.target.numerics.weights[:12]}-float32"
 
 
-async def test_a_stream_says_the_same_and_ends(api: AsyncOpenAI, library: SwarmClient) -> None:
-    wanted = await library.generate(library.encode_chat(AS_TEXT), max_new_tokens=24)
+async def test_stream_has_the_same_text_and_ends(api: AsyncOpenAI, library: SwarmClient) -> None:
+    expected = await library.generate(library.encode_chat(AS_TEXT), max_new_tokens=24)
     stream = await api.chat.completions.create(
         model="demo", messages=TALK, max_tokens=24, temperature=0, stream=True, stream_options={"include_usage": True}
     )
     chunks = [chunk async for chunk in stream]
     deltas = [chunk.choices[0] for chunk in chunks if chunk.choices]
     assert deltas[0].delta.role == "assistant"
-    assert "".join(choice.delta.content or "" for choice in deltas) == wanted.text
+    assert "".join(choice.delta.content or "" for choice in deltas) == expected.text
     assert [choice.finish_reason for choice in deltas if choice.finish_reason] == ["length"]
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 24
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-async def test_completions_of_texts_and_of_tokens(api: AsyncOpenAI, library: SwarmClient) -> None:
+async def test_completions_of_texts_and_of_token_ids(api: AsyncOpenAI, library: SwarmClient) -> None:
     prompts = ["import os\n", PROMPT]
-    wanted = [await library.generate(prompt, max_new_tokens=12) for prompt in prompts]
+    expected = [await library.generate(prompt, max_new_tokens=12) for prompt in prompts]
     texts = await api.completions.create(model="demo", prompt=prompts, max_tokens=12, temperature=0)
-    assert [choice.text for choice in texts.choices] == [run.text for run in wanted]
+    assert [choice.text for choice in texts.choices] == [run.text for run in expected]
     assert [choice.index for choice in texts.choices] == [0, 1]
     ids = await api.completions.create(model="demo", prompt=library.encode(PROMPT), max_tokens=12, temperature=0)
-    assert ids.choices[0].text == wanted[1].text
+    assert ids.choices[0].text == expected[1].text
 
 
-async def test_a_stop_string_ends_the_text_before_it(api: AsyncOpenAI, library: SwarmClient) -> None:
+async def test_stop_string_ends_the_text_before_it(api: AsyncOpenAI, library: SwarmClient) -> None:
     whole = (await library.generate(PROMPT, max_new_tokens=40)).text
     stop = whole[len(whole) // 3 :][:4]
-    wanted = whole[: whole.index(stop)]
+    expected = whole[: whole.index(stop)]
     for stream in (False, True):
-        asked: dict[str, Any] = {"model": "demo", "prompt": PROMPT, "max_tokens": 40, "temperature": 0}
+        request: dict[str, Any] = {"model": "demo", "prompt": PROMPT, "max_tokens": 40, "temperature": 0}
         if stream:
-            chunks = [c.choices[0] async for c in await api.completions.create(**asked, stop=[stop], stream=True)]
+            chunks = [c.choices[0] async for c in await api.completions.create(**request, stop=[stop], stream=True)]
             text, finish = "".join(chunk.text for chunk in chunks), chunks[-1].finish_reason
         else:
-            choice = (await api.completions.create(**asked, stop=stop)).choices[0]
+            choice = (await api.completions.create(**request, stop=stop)).choices[0]
             text, finish = choice.text, choice.finish_reason
-        assert (text, finish) == (wanted, "stop")
+        assert (text, finish) == (expected, "stop")
 
 
-async def test_a_seed_makes_samples_repeatable_and_n_makes_them_differ(api: AsyncOpenAI, library: SwarmClient) -> None:
+async def test_seed_repeats_samples_and_n_makes_them_differ(api: AsyncOpenAI, library: SwarmClient) -> None:
     options: dict[str, Any] = {"temperature": 0.9, "top_p": 0.95, "seed": 11}
-    wanted = [await library.generate(PROMPT, max_new_tokens=16, sample=i, **options) for i in range(3)]
+    expected = [await library.generate(PROMPT, max_new_tokens=16, sample=i, **options) for i in range(3)]
     answer = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=16, n=3, **options)
-    assert [choice.text for choice in answer.choices] == [run.text for run in wanted]
+    assert [choice.text for choice in answer.choices] == [run.text for run in expected]
     assert len({choice.text for choice in answer.choices}) == 3
     texts = ["", "", ""]
     async for chunk in await api.completions.create(
         model="demo", prompt=PROMPT, max_tokens=16, n=3, stream=True, **options
     ):
         texts[chunk.choices[0].index] += chunk.choices[0].text
-    assert texts == [run.text for run in wanted]
+    assert texts == [run.text for run in expected]
 
 
-async def test_without_a_seed_two_answers_differ(api: AsyncOpenAI) -> None:
+async def test_answers_without_a_seed_differ(api: AsyncOpenAI) -> None:
     answers = [await api.completions.create(model="demo", prompt=PROMPT, max_tokens=24) for _ in range(2)]
     assert answers[0].choices[0].text != answers[1].choices[0].text
 
 
-async def test_logprobs(api: AsyncOpenAI, library: SwarmClient) -> None:
-    wanted = await library.generate(library.encode_chat(AS_TEXT), max_new_tokens=8)
+async def test_logprobs_are_those_of_the_library(api: AsyncOpenAI, library: SwarmClient) -> None:
+    expected = await library.generate(library.encode_chat(AS_TEXT), max_new_tokens=8)
     chat = await api.chat.completions.create(model="demo", messages=TALK, max_tokens=8, temperature=0, logprobs=True)
     assert chat.choices[0].logprobs is not None
     content = chat.choices[0].logprobs.content or []
-    assert [one.logprob for one in content] == pytest.approx(
-        wanted.logprobs, abs=1e-4
-    )  # forwards of other shapes round otherwise
-    assert "".join(one.token for one in content) == chat.choices[0].message.content
-    assert bytes(b for one in content for b in one.bytes or []).decode() == chat.choices[0].message.content
+    assert [entry.logprob for entry in content] == pytest.approx(
+        expected.logprobs, abs=1e-4
+    )  # forward passes of other shapes round differently
+    assert "".join(entry.token for entry in content) == chat.choices[0].message.content
+    assert bytes(byte for entry in content for byte in entry.bytes or []).decode() == chat.choices[0].message.content
     text = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=8, temperature=0, logprobs=0)
-    said = text.choices[0].logprobs
-    assert said is not None
-    assert "".join(said.tokens or []) == text.choices[0].text
-    assert all(logprob is not None and logprob <= 0 for logprob in said.token_logprobs or [None])
+    logprobs = text.choices[0].logprobs
+    assert logprobs is not None
+    assert "".join(logprobs.tokens or []) == text.choices[0].text
+    assert all(logprob is not None and logprob <= 0 for logprob in logprobs.token_logprobs or [None])
 
 
 @pytest.mark.parametrize(
-    ("asked", "param", "words"),
+    ("arguments", "param", "words"),
     [
         ({"frequency_penalty": 0.5}, "frequency_penalty", "leave it out"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "leave it out"),
@@ -177,16 +177,16 @@ async def test_logprobs(api: AsyncOpenAI, library: SwarmClient) -> None:
     ],
     ids=range(12),
 )  # fmt: skip
-async def test_what_cannot_be_honoured_is_refused_by_name(
-    api: AsyncOpenAI, asked: dict[str, Any], param: str | None, words: str
+async def test_unsupported_parameters_are_refused_by_name(
+    api: AsyncOpenAI, arguments: dict[str, Any], param: str | None, words: str
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=words) as refused:
-        await api.chat.completions.create(**{"model": "demo", "messages": TALK} | asked)
+        await api.chat.completions.create(**{"model": "demo", "messages": TALK} | arguments)
     assert refused.value.param == param
     assert refused.value.type == "invalid_request_error"
 
 
-async def test_what_asks_for_nothing_is_accepted(api: AsyncOpenAI) -> None:
+async def test_parameters_without_effect_are_accepted(api: AsyncOpenAI) -> None:
     answer = await api.chat.completions.create(
         model="demo", messages=TALK, max_tokens=2, frequency_penalty=0, presence_penalty=0, user="me", store=False,
         response_format={"type": "text"}, logit_bias={}, extra_body={"top_k": 4},
@@ -194,7 +194,7 @@ async def test_what_asks_for_nothing_is_accepted(api: AsyncOpenAI) -> None:
     assert answer.choices[0].finish_reason == "length"
 
 
-async def test_an_unknown_model_and_an_unknown_page(api: AsyncOpenAI, served: Gateway) -> None:
+async def test_unknown_model_and_page_are_openai_errors(api: AsyncOpenAI, served: Gateway) -> None:
     with pytest.raises(openai.NotFoundError, match="'gpt-4' is not served here: ask for demo") as refused:
         await api.chat.completions.create(model="gpt-4", messages=TALK)
     assert refused.value.code == "model_not_found"
@@ -206,60 +206,60 @@ async def test_an_unknown_model_and_an_unknown_page(api: AsyncOpenAI, served: Ga
         assert large.status_code == 413
 
 
-async def test_whoever_leaves_frees_his_sessions(api: AsyncOpenAI, library: SwarmClient) -> None:
+async def test_disconnected_callers_free_their_sessions(api: AsyncOpenAI, library: SwarmClient) -> None:
     async def leave_a_stream() -> None:
         stream = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=1500, stream=True)
         async for _ in stream:
             break
         await stream.close()
 
-    async def leave_a_question() -> None:
+    async def leave_an_answer() -> None:
         with pytest.raises(openai.APITimeoutError):
             await api.completions.create(model="demo", prompt=PROMPT, max_tokens=1500, timeout=1.5)
 
-    await asyncio.gather(leave_a_stream(), leave_a_question())
-    await nobody_left(library)
+    await asyncio.gather(leave_a_stream(), leave_an_answer())
+    await wait_until_no_sessions(library)
 
 
-async def test_streams_side_by_side_do_not_talk_across(api: AsyncOpenAI, library: SwarmClient) -> None:
+async def test_concurrent_streams_stay_apart(api: AsyncOpenAI, library: SwarmClient) -> None:
     prompts = [f"def function_{i}(self, value{i}):\n    return" for i in range(8)]
-    wanted = [(await library.generate(prompt, max_new_tokens=16)).text for prompt in prompts]
+    expected = [(await library.generate(prompt, max_new_tokens=16)).text for prompt in prompts]
 
-    async def ask(prompt: str) -> str:
+    async def stream_answer(prompt: str) -> str:
         stream = await api.completions.create(model="demo", prompt=prompt, max_tokens=16, temperature=0, stream=True)
         return "".join([chunk.choices[0].text async for chunk in stream])
 
-    assert list(await asyncio.gather(*map(ask, prompts))) == wanted
-    await nobody_left(library)
+    assert list(await asyncio.gather(*map(stream_answer, prompts))) == expected
+    await wait_until_no_sessions(library)
 
 
-async def test_metrics_count_what_happened(api: AsyncOpenAI, served: Gateway) -> None:
+async def test_metrics_count_a_request(api: AsyncOpenAI, served: Gateway) -> None:
     before = await served.metrics()
     answer = await api.completions.create(model="demo", prompt=PROMPT, max_tokens=20, temperature=0)
     after = await served.metrics()
 
-    def more(name: str) -> float:
+    def increase(name: str) -> float:
         return after[f"treeswarm_gateway_{name}"] - before.get(f"treeswarm_gateway_{name}", 0)
 
     assert answer.usage is not None
-    assert more('tokens_total{kind="completion"}') == 20
-    assert more('tokens_total{kind="prompt"}') == answer.usage.prompt_tokens
-    assert more('requests_total{endpoint="/v1/completions",status="200"}') == 1
-    assert more("first_token_seconds_count") == 1
-    assert more("inter_token_seconds_count") == 19
-    assert more("traversals_total") == more("tokens_per_traversal_count") + 1
+    assert increase('tokens_total{kind="completion"}') == 20
+    assert increase('tokens_total{kind="prompt"}') == answer.usage.prompt_tokens
+    assert increase('requests_total{endpoint="/v1/completions",status="200"}') == 1
+    assert increase("first_token_seconds_count") == 1
+    assert increase("inter_token_seconds_count") == 19
+    assert increase("traversals_total") == increase("tokens_per_traversal_count") + 1
     assert after["treeswarm_gateway_nodes"] == 3
     assert (after["treeswarm_gateway_ready"], after["treeswarm_gateway_missing_blocks"]) == (1, 0)
     assert after["treeswarm_gateway_generations"] == 0
 
 
-async def test_curl_gets_it_too(served: Gateway, library: SwarmClient) -> None:
+async def test_curl_receives_the_stream(served: Gateway, library: SwarmClient) -> None:
     curl = shutil.which("curl")
     assert curl is not None, "curl is not installed: apt install curl"
-    wanted: Run = await library.generate(PROMPT, max_new_tokens=12)
+    expected: Run = await library.generate(PROMPT, max_new_tokens=12)
     body = json.dumps({"model": "demo", "prompt": PROMPT, "max_tokens": 12, "temperature": 0, "stream": True})
     command = [curl, "-sN", f"{served.url}/v1/completions", "-H", "Content-Type: application/json", "-d", body]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=True)
     events = [line.removeprefix("data: ") for line in done.stdout.splitlines() if line]
     assert events[-1] == "[DONE]"
-    assert "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1]) == wanted.text
+    assert "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1]) == expected.text

@@ -1,4 +1,4 @@
-"""`swarm serve` is told by flags, variables and a config file, in this order."""
+"""`swarm serve` takes its settings from flags, environment variables and a config file, in this order."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from treeswarm.errors import BadRequest
 from treeswarm_client.cli.main import _read, main
 
 
-def test_what_is_nearer_to_the_caller_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_override_variables_override_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text('[serve]\nmodel = "of-file"\nregistry = "10.0.0.1:4001"\nmax-waiting = 7\nlog-requests = true\n')
     monkeypatch.setenv("TREESWARM_MODEL", "of-variable")
@@ -17,14 +17,14 @@ def test_what_is_nearer_to_the_caller_wins(tmp_path: Path, monkeypatch: pytest.M
     assert (args.model, args.registry, args.max_waiting, args.log_requests) == ("of-variable", "10.0.0.1:4001", 9, True)
 
 
-def test_what_people_type_is_not_changed_by_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_commands_ignore_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TREESWARM_REGISTRY", "10.0.0.1:4001")
     monkeypatch.setenv("TREESWARM_TREE_SIZE", "3")
     args = _read(["generate", "hello", "--model", "demo", "--peers", "127.0.0.1:1"])
     assert (args.registry, args.tree_size) == (None, "auto")
 
 
-def test_a_wrong_setting_is_told_in_one_line(
+def test_wrong_setting_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "gateway.toml"

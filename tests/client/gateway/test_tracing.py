@@ -1,4 +1,4 @@
-"""Spans, by OpenTelemetry's own SDK."""
+"""Requests are recorded as spans by OpenTelemetry's own SDK."""
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -15,7 +15,7 @@ async def _nothing():  # type: ignore[no-untyped-def]
     yield
 
 
-def test_a_request_is_a_span_that_says_what_became_of_it() -> None:
+def test_request_is_recorded_as_a_span() -> None:
     spans, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     tracing = Tracing()
@@ -25,7 +25,7 @@ def test_a_request_is_a_span_that_says_what_became_of_it() -> None:
     with tracing.request([whole]):
         pass
     with pytest.raises(NodeLost), tracing.request([broken]):
-        raise NodeLost("it died", "node:1")
+        raise NodeLost("the node died", "node:1")
     first, second = spans.get_finished_spans()
     assert first.name == second.name == "generate"
     assert first.attributes is not None
@@ -38,7 +38,7 @@ def test_a_request_is_a_span_that_says_what_became_of_it() -> None:
     assert second.attributes["gen_ai.response.finish_reasons"] == ("broken",)
 
 
-def test_without_an_sdk_nothing_happens() -> None:
+def test_without_an_sdk_nothing_is_recorded() -> None:
     tracing = Tracing()
     with tracing.request([]):
         pass
