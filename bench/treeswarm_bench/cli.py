@@ -16,8 +16,8 @@ from treeswarm.errors import BadRequest
 from treeswarm_bench.benchmarks.common import BenchSetup
 from treeswarm_bench.benchmarks.widened_model import widened_model
 from treeswarm_bench.lab.shape import LabLink
-from treeswarm_client.cli.flags import add_swarm_key_flag, tree_size
-from treeswarm_client.cli.signals import run
+from treeswarm_client.cli.flags import add_swarm_key_flag, parse_tree_size
+from treeswarm_client.cli.signals import run_until_terminated
 
 EXAMPLES = """examples:
   swarm bench exact --json                   20 prompts, 1 to 3 nodes, five tree sizes, against stock transformers
@@ -82,7 +82,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     made.add_argument("--strategies", type=_words, metavar="A,B", help="wan: such as plain,tree-64,auto (default all)")
     made.add_argument("--temperatures", type=_decimals, metavar="A,B", help="wan: default 0,1; sampling: 0.3,0.7,1")
     made.add_argument(
-        "--tree-size", type=tree_size, default=64, help="wan with --lab or --peers: auto, or (default) 64"
+        "--tree-size", type=parse_tree_size, default=64, help="wan with --lab or --peers: auto, or (default) 64"
     )
     made.add_argument("--sizes", type=_numbers, help="tree sizes of exact, trees and sampling, such as 8,64")
     made.add_argument("--generations", type=int, default=100, help="of the faults bench (default 100)")
@@ -141,7 +141,7 @@ def _run(args: argparse.Namespace) -> int:
         with _widened(setup, args.widen) as wide:
             return await bench(wide, args)
 
-    result = run(widened())
+    result = run_until_terminated(widened())
     if args.json:
         print(json.dumps(result))
     elif args.which == "tls":

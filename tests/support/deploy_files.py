@@ -121,9 +121,9 @@ def accepted_by_node(environment: Mapping[str, str], *flags: str) -> NodeConfig:
 
 def accepted_by_gateway(environment: Mapping[str, str], *flags: str) -> argparse.Namespace:
     """Fails for what `swarm serve` does not know or would refuse."""
-    commands = next(a for a in swarm.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    commands = next(a for a in swarm.make_parser()._actions if isinstance(a, argparse._SubParsersAction))
     assert _unknown(commands.choices["serve"], environment, [KEYS_VARIABLE]) == set()
-    args = parse(swarm.parser(), "serve", ["serve", *flags], environment)
+    args = parse(swarm.make_parser(), "serve", ["serve", *flags], environment)
     keys = ApiKeys.of(read_keys(args.api_key_file, environment))
     listen = GatewayConfig.__dataclass_fields__["listen"].default.parse(args.listen)
     GatewayConfig(model_names=(args.model,), listen=listen, keys=keys)

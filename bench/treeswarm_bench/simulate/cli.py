@@ -9,7 +9,7 @@ from rich.console import Console
 from treeswarm_bench.simulate.config import Settings
 from treeswarm_bench.simulate.engine import simulate
 from treeswarm_bench.simulate.plot import require_matplotlib, write_plot
-from treeswarm_client.cli.flags import waiting
+from treeswarm_client.cli.flags import show_progress
 
 EXAMPLES = """examples:
   swarm simulate                                       1,000 nodes for an hour; half a minute
@@ -49,7 +49,7 @@ def _run(args: argparse.Namespace) -> int:
     settings = Settings(**{name: getattr(args, name) for name in names})
     if args.plot:
         require_matplotlib()
-    with waiting("beginning") as say:
+    with show_progress("beginning") as say:
         report = simulate(settings, lambda hours: say(f"{hours:.2f} of {settings.hours:g} simulated hours"))
     if args.plot:
         write_plot(report, args.plot)

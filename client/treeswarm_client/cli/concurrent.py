@@ -24,7 +24,7 @@ class PromptResult:
     def as_dicts(self) -> list[dict[str, Any]]:
         """One object a sample, for JSON lines; a failure has one at least."""
         whose = {"index": self.index, "prompt": self.prompt}
-        told = [whose | {"sample": sample} | _told(run) for sample, run in enumerate(self.runs)]
+        told = [whose | {"sample": sample} | _as_dict(run) for sample, run in enumerate(self.runs)]
         if self.error is None:
             return told
         failure = {"error": {"type": type(self.error).__name__, "message": str(self.error)}}
@@ -65,7 +65,7 @@ async def _answer(client: SwarmClient, index: int, prompt: str, n: int, options:
     return PromptResult(index, prompt, runs)
 
 
-def _told(run: Run) -> dict[str, Any]:
+def _as_dict(run: Run) -> dict[str, Any]:
     return {
         "text": run.text,
         "token_ids": run.token_ids,

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from treeswarm.model_files import read_shape, resolve_model
-from treeswarm_client.cli.flags import tree_size
+from treeswarm_client.cli.flags import parse_tree_size
 from treeswarm_client.cli.render.live import LiveText
-from treeswarm_client.cli.signals import run
+from treeswarm_client.cli.signals import run_until_terminated
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run, TreeSize
 from treeswarm_client.generation.stats import Stats
@@ -53,10 +53,14 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--prompt", default=PROMPT, help="text to continue (default: the beginning of a function)")
     parser.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="tokens to generate (default 96)")
     parser.add_argument(
-        "--tree-size", type=tree_size, default="auto", metavar="N", help="draft nodes per round, or auto (default)"
+        "--tree-size",
+        type=parse_tree_size,
+        default="auto",
+        metavar="N",
+        help="draft nodes per round, or auto (default)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object: exact, plain, tree")
-    parser.set_defaults(run=lambda args: run(_run(args)))
+    parser.set_defaults(run=lambda args: run_until_terminated(_run(args)))
 
 
 async def _run(args: argparse.Namespace) -> int:

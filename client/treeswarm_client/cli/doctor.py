@@ -47,16 +47,16 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _run(args: argparse.Namespace) -> int:
-    findings = asyncio.run(examine(registry_of(args), args.model, security_of(args).swarm_key, args.revision))
+    findings = asyncio.run(run_checks(registry_of(args), args.model, security_of(args).swarm_key, args.revision))
     return print_findings(Console(highlight=False), findings, as_json=args.json)
 
 
-async def examine(
+async def run_checks(
     spec: str, model: str | None = None, swarm_key: bytes | None = None, revision: str | None = None
 ) -> list[Finding]:
     """All checks of a client of the swarm at `spec`.  Raises BadRequest where `spec` is none."""
     files = check_open_files(FILES)
-    found = [check_python_version(), *([files] if files else []), drafting()]
+    found = [check_python_version(), *([files] if files else []), check_drafting()]
     digest = None
     if model is not None:
         try:
@@ -89,7 +89,7 @@ def blocks(online: Sequence[NodeRecord]) -> list[Finding]:
     return found
 
 
-def drafting() -> Finding:
+def check_drafting() -> Finding:
     """Whether draft models can run here."""
     if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
         return Finding.ok("drafting", "torch is here: --draft may name a model")

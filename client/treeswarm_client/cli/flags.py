@@ -39,7 +39,7 @@ def add_client_flags(made: argparse.ArgumentParser, *, patience_s: float = DEFAU
     made.add_argument("--draft-device", default="cpu", metavar="DEVICE", help="where the draft runs (default cpu)")
     made.add_argument(
         "--tree-size",
-        type=tree_size,
+        type=parse_tree_size,
         default="auto",
         metavar="N",
         help="drafted nodes a traversal; 0 is plain decoding; auto (default): what brings most tokens a second",
@@ -70,7 +70,7 @@ def add_sampling_flags(made: argparse.ArgumentParser, *, max_new_tokens: int) ->
     )
 
 
-def tree_size(word: str) -> TreeSize:
+def parse_tree_size(word: str) -> TreeSize:
     """`auto`, or a number of nodes."""
     if word == "auto":
         return "auto"
@@ -146,7 +146,7 @@ async def open_client(args: argparse.Namespace) -> AsyncIterator[SwarmClient]:
     client = client_of(args, **told)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            with waiting("loading the draft, finding nodes"):
+            with show_progress("loading the draft, finding nodes"):
                 await stack.enter_async_context(client)
         except ModelError as error:
             served = await _served(args)
@@ -155,7 +155,7 @@ async def open_client(args: argparse.Namespace) -> AsyncIterator[SwarmClient]:
 
 
 @contextlib.contextmanager
-def waiting(words: str) -> Iterator[Callable[[str], None]]:
+def show_progress(words: str) -> Iterator[Callable[[str], None]]:
     """What takes some seconds is said meanwhile, where a person looks; call what it gives to say it in other words."""
     console = Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:

@@ -27,7 +27,7 @@ EXAMPLES = """examples:
 `swarm COMMAND --help` has more.  A line for --registry is printed by every `swarm-node` when it starts."""
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The command line; the flags are a promise to users."""
     made = argparse.ArgumentParser(
         prog="swarm",
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="swarm: %(message)s")
     try:
-        args = _read(arguments)
+        args = _parse_arguments(arguments)
         return int(args.run(args))
     except SwarmError as error:
         print(f"swarm: {error}", file=sys.stderr)
@@ -66,11 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return TERMINATED
 
 
-def _read(arguments: Sequence[str]) -> argparse.Namespace:
+def _parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """A service is also told by variables and a config file; what people type takes the command line alone."""
     if arguments[:1] == ["serve"]:
-        return parse(parser(), "serve", arguments, os.environ)
-    return parser().parse_args(arguments)
+        return parse(make_parser(), "serve", arguments, os.environ)
+    return make_parser().parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 async def _run(args: argparse.Namespace) -> int:
     spec, transport = registry_of(args), GrpcTransport(security=security_of(args))
     try:
-        overview = await look_at(spec, transport)
+        overview = await read_overview(spec, transport)
     finally:
         await transport.close()
     contexts = await asyncio.to_thread(_contexts, overview)
@@ -56,7 +56,7 @@ async def _run(args: argparse.Namespace) -> int:
     return 0 if any(model.covered for model in overview.models) else 1
 
 
-async def look_at(spec: str, transport: Transport) -> Overview:
+async def read_overview(spec: str, transport: Transport) -> Overview:
     """All models of the swarm.  Raises SwarmError where it cannot be reached."""
     registry = await client_registry(spec, None, transport)
     try:
@@ -67,11 +67,11 @@ async def look_at(spec: str, transport: Transport) -> Overview:
 
 def _contexts(overview: Overview) -> dict[str, int]:
     """Tokens, by config digest, of models that are at hand."""
-    found = {model.digest: context_of(model) for model in overview.models}
+    found = {model.digest: context_length_of(model) for model in overview.models}
     return {digest: context for digest, context in found.items() if context is not None}
 
 
-def context_of(model: ModelView) -> int | None:
+def context_length_of(model: ModelView) -> int | None:
     """The context length by the config on this machine, where it is the very one that the nodes have.
 
     Names are what strangers call things: no folder is opened and nothing is downloaded for one.

@@ -13,7 +13,7 @@ class Terminated(BaseException):
     """SIGTERM came, and everything that was begun has been ended.  No Exception: nobody should go on after it."""
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
+def run_until_terminated(work: Coroutine[Any, Any, T]) -> T:
     """As `asyncio.run`, for which SIGTERM is also what Ctrl-C is: `work` is cancelled, and ends its processes before
     this one ends.  Raises Terminated then, KeyboardInterrupt after Ctrl-C."""
     return asyncio.run(_until_told(work))

@@ -17,7 +17,7 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
 from treeswarm_client.cli.flags import add_revision_flag, add_route_flags, registry_of, security_of
 from treeswarm_client.cli.render.live import stdout_console
-from treeswarm_client.cli.render.status_table import render
+from treeswarm_client.cli.render.status_table import render_status
 from treeswarm_client.discovery.overview import ModelFilter, Overview
 from treeswarm_client.discovery.prober import PROBE_AGAIN_S, Prober
 
@@ -73,7 +73,7 @@ async def status(args: argparse.Namespace, transport: Transport, console: Consol
     if args.json:
         _print_json(console, overview)
     else:
-        console.print(*render(overview, console.width, ascii_only=_ascii_only(console)), sep="\n")
+        console.print(*render_status(overview, console.width, ascii_only=_ascii_only(console)), sep="\n")
     return 0 if overview.covered else 1
 
 
@@ -100,12 +100,12 @@ async def _watch(prober: Prober, console: Console, *, as_json: bool) -> int:
                     _print_json(console, overview)
         elif not console.is_terminal:
             async for overview in overviews:
-                console.print(*render(overview, console.width, ascii_only=_ascii_only(console)), "", sep="\n")
+                console.print(*render_status(overview, console.width, ascii_only=_ascii_only(console)), "", sep="\n")
         else:
             with Live(console=console, auto_refresh=False) as live:
                 async for overview in overviews:
                     # The verdict comes first: a terminal that is too low loses what is below.
-                    drawn = render(overview, console.width, ascii_only=_ascii_only(console), verdict_first=True)
+                    drawn = render_status(overview, console.width, ascii_only=_ascii_only(console), verdict_first=True)
                     live.update(Group(*drawn), refresh=True)
     return 0
 

@@ -15,7 +15,7 @@ from treeswarm.model_files import read_config, resolve_model
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span
-from treeswarm_client.cli.models import context_of
+from treeswarm_client.cli.models import context_length_of
 from treeswarm_client.cli.render.models_table import Room, models_as_dict, render_models, room_of
 from treeswarm_client.discovery.overview import ModelView, Overview, Probe, make_overview
 
@@ -77,13 +77,13 @@ def test_nobody_and_gaps_are_told_the_next_step() -> None:
 
 def test_a_context_is_known_where_the_config_is_the_nodes_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = config_digest(read_config(resolve_model("demo")))
-    assert context_of(ModelView("demo", digest, 8, ())) == 2048
-    assert context_of(ModelView("demo", OTHER, 8, ())) is None
+    assert context_length_of(ModelView("demo", digest, 8, ())) == 2048
+    assert context_length_of(ModelView("demo", OTHER, 8, ())) is None
     # A stranger's name opens no folder.
     (tmp_path / "here").symlink_to(resolve_model("demo"))
     monkeypatch.chdir(tmp_path)
     for name in ("here", "./here", str(tmp_path / "here")):
-        assert context_of(ModelView(name, digest, 8, ())) is None
+        assert context_length_of(ModelView(name, digest, 8, ())) is None
 
 
 def test_a_model_that_is_not_there_is_told_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from treeswarm.transport.seam import Listener, Stream, StreamKind, Transport
 from treeswarm.transport.tls import Security
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client import swarm_overview
-from treeswarm_client.cli.main import main, parser
+from treeswarm_client.cli.main import main, make_parser
 from treeswarm_client.cli.status import status
 from treeswarm_client.discovery import prober
 
@@ -108,7 +108,7 @@ class Said:
     file: io.StringIO = field(default_factory=io.StringIO)
 
     async def run(self, network: MemoryNetwork, *arguments: str) -> int:
-        args = parser().parse_args(["status", *arguments])
+        args = make_parser().parse_args(["status", *arguments])
         transport = network.transport()
         try:
             return await status(args, transport, Console(file=self.file, width=100, highlight=False))
@@ -258,7 +258,7 @@ def test_watching_on_a_terminal_and_into_a_file(terminal: bool) -> None:
     async def scenario() -> None:
         network, file = MemoryNetwork(), io.StringIO()
         async with tellers(network, Span(0, 8)) as made:
-            args = parser().parse_args(["status", "--peers", peers(made), "--watch"])
+            args = make_parser().parse_args(["status", "--peers", peers(made), "--watch"])
             console = Console(file=file, width=100, height=30, force_terminal=terminal, highlight=False)
             transport = network.transport()
             watching = asyncio.create_task(status(args, transport, console))

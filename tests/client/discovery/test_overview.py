@@ -12,8 +12,8 @@ from rich.console import Console
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import UNKNOWN_WEIGHTS, NodeRecord, NodeState
 from treeswarm.protocol.spans import Span, missing_blocks
-from treeswarm_client.cli.render.block_map import Scale, picture
-from treeswarm_client.cli.render.status_table import fit_columns, render
+from treeswarm_client.cli.render.block_map import Scale, draw_block_map
+from treeswarm_client.cli.render.status_table import fit_columns, render_status
 from treeswarm_client.discovery.overview import ClassView, ModelFilter, Overview, Probe, clean, make_overview
 
 FLOAT32, BFLOAT16 = NumericsClass("01" * 32, "float32"), NumericsClass("01" * 32, "bfloat16")
@@ -47,7 +47,7 @@ def record(number: int, span: Span, **changes: Any) -> NodeRecord:
 def drawn(overview: Overview, width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
     with console.capture() as captured:
-        console.print(*render(overview, width), sep="\n")
+        console.print(*render_status(overview, width), sep="\n")
     return captured.get()
 
 
@@ -156,7 +156,7 @@ def test_the_picture_reads_without_colours() -> None:
     ]
     served = only(make_overview(records, {records[2].node: Probe(None, "gone")}))
     ids = [node.id[:8] for node in served.nodes]
-    assert [line.plain for line in picture(served, 17, ascii_only=True)][:6] == [
+    assert [line.plain for line in draw_block_map(served, 17, ascii_only=True)][:6] == [
         "block 0 2 4 6",
         f"{ids[0][:5]} ###",
         f"{ids[1][:5]}   ddd",
@@ -164,12 +164,12 @@ def test_the_picture_reads_without_colours() -> None:
         f"{ids[3][:5]}      ???",
         "repli 111!!!!!",
     ]
-    assert picture(served, 44)[5].plain == "replicas 1   1   1   !!!!!!!!!!!!!!!!!!!!"
+    assert draw_block_map(served, 44)[5].plain == "replicas 1   1   1   !!!!!!!!!!!!!!!!!!!!"
 
 
 def test_many_blocks_share_columns_and_no_gap_is_scaled_away() -> None:
     records = [record(1, Span(0, 137), blocks=200), record(2, Span(138, 200), blocks=200)]
-    lines = [line.plain for line in picture(only(make_overview(records, {})), 60)]
+    lines = [line.plain for line in draw_block_map(only(make_overview(records, {})), 60)]
     assert lines[3].count("!") == 1
     assert set(lines[3].partition(" ")[2]) == {"1", "!"}
     assert "a column is 3 or 4 blocks" in "".join(lines)
@@ -200,7 +200,7 @@ def test_the_picture_keeps_within_its_width_and_shows_every_gap(
     ]
     assert list(served.gaps) == missing_blocks(serving, blocks)
     assert list(served.replicas) == [sum(s.start <= b < s.end for s in serving) for b in range(blocks)]
-    lines = picture(served, width)
+    lines = draw_block_map(served, width)
     assert all(line.cell_len <= width for line in lines)
     assert ("!" in lines[len(records) + 1].plain) == bool(served.gaps)
     bars = [line.plain.partition(" ")[2].strip() for line in lines[1 : len(records) + 1]]

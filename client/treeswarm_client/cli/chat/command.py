@@ -6,7 +6,7 @@ import sys
 from rich.console import Console
 
 from treeswarm_client.cli.chat.conversation import COMMANDS, Conversation
-from treeswarm_client.cli.chat.line_reader import Pipe, Terminal, edited, history_path
+from treeswarm_client.cli.chat.line_reader import PipeReader, TerminalReader, history_path, line_editing
 from treeswarm_client.cli.chat.turns import Chat, ChatOutput
 from treeswarm_client.cli.flags import add_client_flags, add_sampling_flags, open_client, sampling_of
 from treeswarm_client.cli.render.live import stdout_console
@@ -57,12 +57,12 @@ def _command(args: argparse.Namespace) -> int:
             chat = Chat(client, background, sampling_of(args), voice, typed, Conversation(args.system))
             client.encode_chat(chat.conversation.messages("?"))  # a model that cannot chat says so at once
             if not typed:
-                chat.talk(Pipe())
+                chat.talk(PipeReader())
                 return 1 if chat.failed else 0
             if prompted:
                 _greet(notes, client)
-            with edited(COMMANDS, history=None if args.no_history else history_path()):
-                chat.talk(Terminal(prompted=prompted))
+            with line_editing(COMMANDS, history=None if args.no_history else history_path()):
+                chat.talk(TerminalReader(prompted=prompted))
             return 0
         finally:
             background.run(opened.__aexit__(None, None, None))

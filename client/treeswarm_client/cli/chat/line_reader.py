@@ -22,7 +22,7 @@ class LineReader(Protocol):
         ...
 
 
-class Terminal:
+class TerminalReader:
     """A person's, through readline where Python has it."""
 
     def __init__(self, *, prompted: bool = True) -> None:
@@ -35,7 +35,7 @@ class Terminal:
         return input(self._prompts[more])
 
 
-class Pipe:
+class PipeReader:
     """Somebody else's output."""
 
     def next(self, *, more: bool) -> str:
@@ -66,7 +66,7 @@ def _end_was_typed() -> bool:
 
 
 @contextlib.contextmanager
-def edited(words: Iterable[str], *, history: Path | None) -> Iterator[None]:
+def line_editing(words: Iterable[str], *, history: Path | None) -> Iterator[None]:
     """While it lasts, `input` completes `words`, and remembers lines in the file `history`, which others cannot read.
     Without readline, or where the file cannot be written, lines are typed all the same."""
     try:

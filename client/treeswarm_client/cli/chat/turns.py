@@ -147,7 +147,7 @@ class Chat:
                 self.conversation = attempt.onto.answered(attempt.question, run.text)
             self._bill = self._bill.plus(run)
             if self.voice.as_json:
-                self.voice.tell(_told(attempt, run, failure))
+                self.voice.tell(_as_dict(attempt, run, failure))
         self._remark(run, limit)
 
     async def _show(self, run: Run) -> None:
@@ -247,7 +247,7 @@ class Chat:
         ]
 
 
-def _told(attempt: Attempt, run: Run, failure: SwarmError | None) -> dict[str, Any]:
+def _as_dict(attempt: Attempt, run: Run, failure: SwarmError | None) -> dict[str, Any]:
     told: dict[str, Any] = {
         "question": attempt.question,
         "text": run.text,

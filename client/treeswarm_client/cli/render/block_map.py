@@ -36,12 +36,12 @@ class Scale:
         return range(index * self.blocks // self.columns, (index + 1) * self.blocks // self.columns)
 
 
-def condition(node: NodeView) -> str:
+def node_condition(node: NodeView) -> str:
     """In a word: its state, or that it does not answer whatever it says."""
     return SILENT if node.silent and node.state is NodeState.ONLINE else node.state.value
 
 
-def picture(served: ClassView, width: int, *, ascii_only: bool = False) -> list[Text]:
+def draw_block_map(served: ClassView, width: int, *, ascii_only: bool = False) -> list[Text]:
     """Lines of at most `width` characters, which are at least four: block numbers, nodes, replicas, the legend."""
     label = min(SHORT_ID, width // 3)
     scale = Scale.fit(served.blocks, width - label - 1)
@@ -70,10 +70,10 @@ def _ruler(scale: Scale) -> str:
 
 
 def _bar(node: NodeView, scale: Scale, *, ascii_only: bool) -> Text:
-    letter = _letter(condition(node), ascii_only=ascii_only)
+    letter = _letter(node_condition(node), ascii_only=ascii_only)
     columns = (scale.column(index) for index in range(scale.columns))
     drawn = (letter if node.span.start < column.stop and column.start < node.span.end else " " for column in columns)
-    return Text("".join(mark * scale.cell for mark in drawn).rstrip(), STYLES[condition(node)])
+    return Text("".join(mark * scale.cell for mark in drawn).rstrip(), STYLES[node_condition(node)])
 
 
 def _replicas(served: ClassView, scale: Scale) -> Text:
@@ -93,7 +93,7 @@ def _replicas(served: ClassView, scale: Scale) -> Text:
 
 def _legend(served: ClassView, scale: Scale, width: int, *, ascii_only: bool) -> list[Text]:
     """Of the marks that are there; words that do not fit go to a line of their own."""
-    seen = {condition(node) for node in served.nodes}
+    seen = {node_condition(node) for node in served.nodes}
     words = [f"{_letter(name, ascii_only=ascii_only)} {name}" for name in LETTERS if name in seen]
     words += [f"{GAP} nobody"] if served.gaps else []
     words += [f"{MANY} ten or more"] if max(served.replicas) >= 10 else []

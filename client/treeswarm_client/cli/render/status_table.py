@@ -12,7 +12,7 @@ from rich.text import Text
 from treeswarm.errors import MissingBlocks
 from treeswarm.protocol.records import UNKNOWN_WEIGHTS
 from treeswarm.protocol.spans import Span
-from treeswarm_client.cli.render.block_map import SHORT_ID, STYLES, condition, picture
+from treeswarm_client.cli.render.block_map import SHORT_ID, STYLES, draw_block_map, node_condition
 from treeswarm_client.discovery.overview import ClassView, ModelView, NodeView, Overview
 
 NARROWEST = 20
@@ -40,7 +40,7 @@ COLUMNS = (
     Column("node", 9, lambda node: node.id[:SHORT_ID], "left"),
     Column("address", 8, lambda node: node.address, "left"),
     Column("blocks", 9, lambda node: str(node.span)),
-    Column("state", 9, condition, "left"),
+    Column("state", 9, node_condition, "left"),
     Column("load", 6, lambda node: "-" if node.load is None else f"{node.load:.0%}"),
     Column("ping ms", 7, lambda node: "-" if node.latency_ms is None else f"{node.latency_ms:.1f}"),
     Column("rows/s", 5, lambda node: _short(node.rate)),
@@ -50,7 +50,7 @@ COLUMNS = (
 )
 
 
-def render(
+def render_status(
     overview: Overview, width: int, *, ascii_only: bool = False, verdict_first: bool = False
 ) -> list[RenderableType]:
     """Line by line."""
@@ -68,7 +68,12 @@ def render(
 def _class(
     model: ModelView, served: ClassView, width: int, *, ascii_only: bool
 ) -> tuple[list[RenderableType], RenderableType]:
-    body = [_heading(model, served), *picture(served, width, ascii_only=ascii_only), "", _table(served.nodes, width)]
+    body = [
+        _heading(model, served),
+        *draw_block_map(served, width, ascii_only=ascii_only),
+        "",
+        _table(served.nodes, width),
+    ]
     return [*body, ""], _verdict(model, served.gaps, served.weakest, width)
 
 
@@ -93,7 +98,7 @@ def _table(nodes: Sequence[NodeView], width: int) -> RenderableType:
     for column in columns:
         table.add_column(Text(column.title), justify=column.justify, overflow="fold")
     for node in nodes:
-        style = STYLES.get(condition(node), "")
+        style = STYLES.get(node_condition(node), "")
         table.add_row(*(Text(column.cell(node), style if column.title == "state" else "") for column in columns))
     return table
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from treeswarm_client.cli.chat.line_reader import Terminal
+from treeswarm_client.cli.chat.line_reader import TerminalReader
 
 CTRL_D = b"\x04"
 Keys = Callable[[bytes], None]
@@ -35,19 +35,19 @@ def press(monkeypatch: pytest.MonkeyPatch) -> Iterator[Keys]:
 def test_ctrl_d_typed_ahead_is_the_end(press: Keys) -> None:
     press(CTRL_D)
     with pytest.raises(EOFError):
-        Terminal().next(more=False)
+        TerminalReader().next(more=False)
 
 
 def test_a_line_typed_ahead_is_read(press: Keys) -> None:
     press(b"/quit\r")
-    assert Terminal().next(more=False) == "/quit"
+    assert TerminalReader().next(more=False) == "/quit"
 
 
 def test_a_line_typed_while_the_end_is_looked_for_loses_no_letter(press: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(select, "select", _typing_after(select.select, press, patched))
         patched.setattr(fcntl, "ioctl", _typing_after(fcntl.ioctl, press, patched))
-        assert Terminal().next(more=False) == "/quit"
+        assert TerminalReader().next(more=False) == "/quit"
 
 
 def test_a_line_typed_behind_the_end_is_whole(press: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,8 +55,8 @@ def test_a_line_typed_behind_the_end_is_whole(press: Keys, monkeypatch: pytest.M
     with monkeypatch.context() as patched:
         patched.setattr(fcntl, "ioctl", _typing_after(fcntl.ioctl, press, patched))
         with pytest.raises(EOFError):
-            Terminal().next(more=False)
-    assert Terminal().next(more=False) == "/quit"
+            TerminalReader().next(more=False)
+    assert TerminalReader().next(more=False) == "/quit"
 
 
 def _typing_after(question: Callable[..., Any], press: Keys, patched: pytest.MonkeyPatch) -> Callable[..., Any]:

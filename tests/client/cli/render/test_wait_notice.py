@@ -12,7 +12,7 @@ NOBODY = MissingBlocks("no node serves blocks 2:4: start `swarm-node MODEL --blo
 A, B = b"a" * 16, b"b" * 16
 
 
-class Terminal:
+class Screen:
     """Lines at the seconds of a clock that is set by hand."""
 
     def __init__(self, *, midline: bool = False) -> None:
@@ -31,7 +31,7 @@ class Terminal:
 
 
 def test_a_wait_is_told_at_its_beginning_now_and_then_and_at_its_end() -> None:
-    terminal = Terminal()
+    terminal = Screen()
     assert terminal.at(100.0, ChainWait(A, NOBODY, 30.0)) == "no node serves blocks 2:4: waiting, 30 s left\n"
     assert [terminal.at(now, ChainWait(A, NOBODY, 130.0 - now)) for now in (100.5, 109.5)] == ["", ""]
     assert terminal.at(110.0, ChainWait(A, NOBODY, 20.0)) == "no node serves blocks 2:4: waiting, 20 s left\n"
@@ -41,13 +41,13 @@ def test_a_wait_is_told_at_its_beginning_now_and_then_and_at_its_end() -> None:
 
 
 def test_the_text_so_far_keeps_its_line() -> None:
-    terminal = Terminal(midline=True)
+    terminal = Screen(midline=True)
     assert terminal.at(100.0, ChainWait(A, NOBODY, 30.0)).startswith("\nno node")
     assert terminal.at(110.0, ChainWait(A, NOBODY, 20.0)).startswith("no node")
 
 
 def test_several_that_wait_are_told_of_once() -> None:
-    terminal = Terminal()
+    terminal = Screen()
     assert terminal.at(100.0, ChainWait(A, NOBODY, 30.0))
     assert not terminal.at(100.1, ChainWait(B, NOBODY, 30.0))
     assert not terminal.at(103.0, ChainWait(A, None, succeeded=True))
@@ -55,7 +55,7 @@ def test_several_that_wait_are_told_of_once() -> None:
 
 
 def test_a_wait_in_vain_leaves_the_words_to_its_error_and_the_next_one_is_told_anew() -> None:
-    terminal = Terminal()
+    terminal = Screen()
     assert terminal.at(100.0, ChainWait(A, NOBODY, 1.0))
     assert not terminal.at(101.0, ChainWait(A, None))
     assert terminal.at(102.0, ChainWait(B, NOBODY, 1.0))
