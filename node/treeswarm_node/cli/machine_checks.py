@@ -154,7 +154,7 @@ def judged(tried: list[NumericsCheck], dtype: str, quantization: str) -> Finding
     failing = [one for one in tried if not one.passes]
     said = f"{passing or 'nothing'} computed right"
     if failing:
-        said += "; not " + ", ".join(f"{one.name} ({one.why or f'off by {one.error:.2g}'})" for one in failing)
+        said += "; not " + ", ".join(f"{one.name} ({one.reason or f'off by {one.error:.2g}'})" for one in failing)
     wanted = [
         one
         for one in failing

@@ -1,4 +1,4 @@
-"""Which attention adapter a node computes with: what its owner wants, what the kernels can, what the proof says."""
+"""Select the attention adapter of a node: by its configuration, by what the kernels support, and by a check."""
 
 import logging
 
@@ -14,54 +14,62 @@ from treeswarm_node.model.span_model import SpanModel
 log = logging.getLogger(__name__)
 
 
-def should_use_flash(wanted: str, demand: KernelInputs) -> bool:
-    """Pure.  `auto` takes the kernels on CUDA alone.  Raises BadRequest where `flash` is wanted and cannot be."""
-    refusal = explain_unsupported(demand)
-    if wanted == "flash" and refusal is not None:
-        raise _cannot(refusal)
-    return wanted == "flash" or (wanted == "auto" and demand.device == "cuda" and refusal is None)
+def should_use_flash(choice: str, inputs: KernelInputs) -> bool:
+    """Return whether to use the flash kernels for the choice `auto`, `flash` or `torch`.  Pure.
+
+    `auto` uses the kernels on CUDA only.  Raises BadRequest if the choice is `flash` and the kernels do not support
+    `inputs`.
+    """
+    reason = explain_unsupported(inputs)
+    if choice == "flash" and reason is not None:
+        raise _unusable(reason)
+    return choice == "flash" or (choice == "auto" and inputs.device == "cuda" and reason is None)
 
 
-def check_attention_choice(wanted: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether flash is to be tried, before the model is known.  Raises BadRequest as `should_use_flash` does."""
-    return should_use_flash(wanted, KernelInputs(device.type, get_capability(device), dtype))
+def check_attention_choice(choice: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether to try flash, before the model is known.  Raises BadRequest as `should_use_flash` does."""
+    return should_use_flash(choice, KernelInputs(device.type, get_capability(device), dtype))
 
 
-def choose_attention(model: SpanModel, wanted: str) -> None:
-    """Give a proven span the adapter it computes with from now on.
+def choose_attention(model: SpanModel, choice: str) -> None:
+    """Set the attention adapter of a span that passed its family check.
 
-    Raises BadRequest where `flash` is wanted and cannot be, or does not agree with the reference.
+    Raises BadRequest if the choice is `flash` and the kernels do not support the model, or disagree with the
+    reference.
     """
     shape, device = model.kv_shape, model.device
-    demand = KernelInputs(device.type, get_capability(device), model.dtype, shape.key_dim, shape.value_dim)
-    if should_use_flash(wanted, demand):
-        use_if_correct(model, FlashAttention(device), insisted=wanted == "flash")
+    inputs = KernelInputs(device.type, get_capability(device), model.dtype, shape.key_dim, shape.value_dim)
+    if should_use_flash(choice, inputs):
+        use_if_correct(model, FlashAttention(device), required=choice == "flash")
 
 
-def use_if_correct(model: SpanModel, adapter: Attention, *, insisted: bool) -> None:
-    """Else it stays with what it has, and says so in one line; where its owner `insisted`, raises BadRequest."""
+def use_if_correct(model: SpanModel, adapter: Attention, *, required: bool) -> None:
+    """Set the adapter if it agrees with the reference.
+
+    Otherwise the span keeps its adapter and a warning is logged; if the adapter is `required`, raises BadRequest.
+    """
     heads = int(model.loaded.config.num_attention_heads)
-    failure = find_adapter_fault(adapter, heads, model.kv_shape, model.dtype, model.device)
-    if failure is None:
+    fault = find_adapter_fault(adapter, heads, model.kv_shape, model.dtype, model.device)
+    if fault is None:
         model.attention = adapter
-    elif insisted:
-        raise _cannot(failure)
+    elif required:
+        raise _unusable(fault)
     else:
-        log.warning("attention: %s in place of %s, because %s", model.attention.name, adapter.name, failure)
+        log.warning("attention: using %s instead of %s, because %s", model.attention.name, adapter.name, fault)
 
 
 def find_adapter_fault(
     adapter: Attention, heads: int, shape: KVShape, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    """Why the adapter must not compute there, for people; None where it agrees with the reference."""
+    """Return why the adapter must not be used, as text for users, or None if it agrees with the reference."""
     try:
-        off = measure_disagreement(adapter, heads, shape, dtype, device)
+        difference = measure_disagreement(adapter, heads, shape, dtype, device)
     except RuntimeError as error:
-        return f"its check ended with: {(str(error) or type(error).__name__).splitlines()[0]}"
-    if off > TOLERANCES[dtype]:
-        return f"it differs from plain attention by {off:.1e}, more than {TOLERANCES[dtype]:.0e}"
+        return f"its check failed: {(str(error) or type(error).__name__).splitlines()[0]}"
+    if difference > TOLERANCES[dtype]:
+        return f"it differs from plain attention by {difference:.1e}, more than {TOLERANCES[dtype]:.0e}"
     return None
 
 
-def _cannot(why: str) -> BadRequest:
-    return BadRequest(f"--attention flash cannot be honoured ({why}): give --attention auto")
+def _unusable(reason: str) -> BadRequest:
+    return BadRequest(f"--attention flash cannot be used ({reason}): give --attention auto")

@@ -1,4 +1,4 @@
-"""Which numerics a device gets right: one block of the bundled model, computed there and plainly."""
+"""Check which numerics a device computes correctly, with one block of the bundled model."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,8 @@ from treeswarm_node.model.span_model import SpanModel
 
 ROWS = 48
 BLOCK = Span(0, 1)
-# Relative to the output's norm.  Seen on a CPU (2026-11-21): float32 0, bfloat16 0.0044, float16 0.0005, int8 0.0070,
-# nf4 0.094; a kernel that is wrong is off by about 1.
+# Largest accepted error by dtype and quantization, relative to the output's norm.  Seen on a CPU (2026-11-21): float32
+# 0, bfloat16 0.0044, float16 0.0005, int8 0.0070, nf4 0.094; a kernel that is wrong has an error of about 1.
 TOLERANCES = {
     ("float32", "none"): 1e-4,
     ("bfloat16", "none"): 0.03,
@@ -31,41 +31,44 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class NumericsCheck:
-    """One class on one device."""
+    """Result of checking one dtype and quantization on one device."""
 
     dtype: str
     quantization: str
     error: float | None
-    """Relative; None: it does not run."""
-    why: str = ""
+    """Error relative to the output's norm, or None if the block did not run."""
+    reason: str = ""
+    """Why the block did not run."""
 
     @property
     def name(self) -> str:
+        """Name for users."""
         return self.dtype if self.quantization == "none" else f"{self.quantization} weights"
 
     @property
     def passes(self) -> bool:
-        """False for what is not finite, too."""
+        """Whether the error is tolerable; False if it is not finite."""
         return self.error is not None and self.error <= TOLERANCES[self.dtype, self.quantization]
 
 
 def check_numerics(device: torch.device) -> list[NumericsCheck]:
-    """Each class in turn, against float32 on the CPU.  Takes some seconds."""
-    plain = _output(torch.device("cpu"), "float32", "none")
-    return [_tried(device, dtype, quantization, plain) for dtype, quantization in TOLERANCES]
+    """Compare each dtype and quantization of `TOLERANCES` with float32 on the CPU.  Takes some seconds."""
+    reference = _compute_output(torch.device("cpu"), "float32", "none")
+    return [_check(device, dtype, quantization, reference) for dtype, quantization in TOLERANCES]
 
 
-def _tried(device: torch.device, dtype: str, quantization: str, plain: torch.Tensor) -> NumericsCheck:
+def _check(device: torch.device, dtype: str, quantization: str, reference: torch.Tensor) -> NumericsCheck:
     try:
         check_library(quantization)
-        error = float((_output(device, dtype, quantization) - plain).norm() / plain.norm())
+        error = float((_compute_output(device, dtype, quantization) - reference).norm() / reference.norm())
     except (SwarmError, RuntimeError) as failure:
         return NumericsCheck(dtype, quantization, None, str(failure).splitlines()[0])
     return NumericsCheck(dtype, quantization, error)
 
 
 @torch.inference_mode()
-def _output(device: torch.device, dtype: str, quantization: str) -> torch.Tensor:
+def _compute_output(device: torch.device, dtype: str, quantization: str) -> torch.Tensor:
+    """Return the block's activations of a prompt, float32 [ROWS, hidden] on the CPU."""
     loaded = load_span(resolve_model("demo"), BLOCK, getattr(torch, dtype), device, quantization=quantization)
     model = SpanModel(loaded, kv_tokens=4 * ROWS)
     check_family(model)

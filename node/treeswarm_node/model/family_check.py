@@ -1,4 +1,8 @@
-"""Support is proven, not declared: every kind of layer of the span runs a tree here and eagerly, and must agree."""
+"""Check that this node computes a model correctly.
+
+Every kind of layer of the span runs a random tree twice: as this node computes it, and with transformers' eager
+attention.  The results must agree; there is no list of model types that are assumed to work.
+"""
 
 import copy
 from dataclasses import dataclass
@@ -20,38 +24,41 @@ from treeswarm_node.model.quantization import dequantized_copy
 from treeswarm_node.model.span_model import SpanModel, kv_shape, run_layer
 
 FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Mixtral, Qwen3-MoE, Phi-3, OLMo2, Granite, Gemma 2, Gemma 3"
-# float32 sums in another order differ by about 1e-6; a wrong mask, scale or position by far more than this.
+# Largest accepted difference, relative to the output.  float32 sums in another order differ by about 1e-6; with a
+# wrong mask, scale or position the difference is far larger than this.
 TOLERANCE = 1e-4
-TRUNK, TREE = 19, 9
-# A layer's window is narrowed to this for the check, so that the short trunk is longer than it.
-NARROW_WINDOW = 8
+TRUNK_ROWS, TREE_ROWS = 19, 9
+# A layer's sliding window is reduced to this for the check, so that the trunk is longer than the window.
+CHECK_WINDOW = 8
 SEED = 20261121
 
 
 @dataclass(frozen=True)
 class FamilyCheck:
-    """The largest difference seen, relative to the output's size, and how many kinds of layers were run."""
+    """Result of checking a span."""
 
-    worst: float
-    kinds: int
+    worst_difference: float
+    """Largest difference seen, relative to the output's largest value."""
+    layer_kinds: int
+    """Number of kinds of layers that were run."""
 
 
 @torch.inference_mode()
 def check_family(model: SpanModel) -> FamilyCheck:
-    """Run a random trunk and tree through one layer of each kind of the span, against transformers' eager attention
-    along every path of the tree, in float32.
+    """Compare one layer of each kind of the span with transformers' eager attention, in float32.
 
-    Raises UnsupportedModel naming the model type, the layer, the difference, and the families known to work.
+    The layer runs a random trunk and tree, the eager attention every path of the tree.  Raises UnsupportedModel, which
+    names the model type, the layer, the difference and the families known to work.
     """
     worst: dict[tuple[str, ...], float] = {}
     for index in range(model.loaded.span.start, model.loaded.span.end):
-        kind = _kind(model, index)
+        kind = _layer_kind(model, index)
         if kind not in worst:
-            worst[kind] = _difference(model, index, kind)
+            worst[kind] = _check_layer(model, index, kind)
     return FamilyCheck(max(worst.values()), len(worst))
 
 
-def _kind(model: SpanModel, index: int) -> tuple[str, ...]:
+def _layer_kind(model: SpanModel, index: int) -> tuple[str, ...]:
     inner: Any = model.base.layers[index].self_attn
     mlp = type(getattr(model.base.layers[index], "mlp", None)).__name__
     return (
@@ -62,10 +69,10 @@ def _kind(model: SpanModel, index: int) -> tuple[str, ...]:
     )
 
 
-def _difference(model: SpanModel, index: int, kind: tuple[str, ...]) -> float:
+def _check_layer(model: SpanModel, index: int, kind: tuple[str, ...]) -> float:
     model_type = model.loaded.config.model_type
     try:
-        worst = _run(model, index)
+        worst = _compare_layer(model, index)
     except UnsupportedModel as error:
         raise UnsupportedModel(
             f"models of type '{model_type}' are not supported: {error}. Supported: {FAMILIES}"
@@ -83,53 +90,55 @@ def _difference(model: SpanModel, index: int, kind: tuple[str, ...]) -> float:
     return worst
 
 
-def _run(model: SpanModel, index: int) -> float:
+def _compare_layer(model: SpanModel, index: int) -> float:
     model.loaded.load_block(index)
     layer: Any = dequantized_copy(model.base.layers[index])
     inner: Any = layer.self_attn
     owner = _window_owner(inner)
     if owner.sliding_window is not None:
-        owner.sliding_window = min(int(owner.sliding_window), NARROW_WINDOW)
+        owner.sliding_window = min(int(owner.sliding_window), CHECK_WINDOW)
     window = owner.sliding_window
     generator = torch.Generator().manual_seed(SEED)
-    hidden = torch.randn(TRUNK + TREE, model.hidden_size, generator=generator).to(model.device)
-    steps, parents = _steps()
-    ours = _through_our_path(model, layer, index, steps, hidden)
+    hidden = torch.randn(TRUNK_ROWS + TREE_ROWS, model.hidden_size, generator=generator).to(model.device)
+    steps, parents = _make_steps()
+    outputs = _run_tree(model, layer, index, steps, hidden)
     worst = 0.0
-    for node in range(TREE):
+    for node in range(TREE_ROWS):
         path = [node]
         while parents[path[-1]] >= 0:
             path.append(parents[path[-1]])
-        rows = [*range(TRUNK), *(TRUNK + i for i in reversed(path))]
-        plain = _eager(model, layer, index, hidden[rows], window)
-        worst = max(worst, float((plain - ours[node]).abs().max() / plain.abs().max().clamp_min(1.0)))
+        rows = [*range(TRUNK_ROWS), *(TRUNK_ROWS + i for i in reversed(path))]
+        expected = _run_eagerly(model, layer, index, hidden[rows], window)
+        worst = max(worst, float((expected - outputs[node]).abs().max() / expected.abs().max().clamp_min(1.0)))
     return worst
 
 
 def _window_owner(inner: Any) -> Any:
-    """Who says how far a layer's attention sees: the module where families mix windows, else its config."""
+    """Return the holder of a layer's sliding window: the module in families that mix windows, else its config."""
     owner = inner if hasattr(inner, "sliding_window") else inner.config
     if not hasattr(owner, "sliding_window"):
         owner.sliding_window = None
     return owner
 
 
-def _steps() -> tuple[list[Step], list[int]]:
-    """A prefill of TRUNK rows, and a random tree below it with its parents (-1: the tip)."""
+def _make_steps() -> tuple[list[Step], list[int]]:
+    """Return steps of a prefill and of a random tree below it, and the tree's parents (-1: the tip)."""
     random = np.random.default_rng(SEED)
-    parents = [int(random.integers(-1, i)) if i else -1 for i in range(TREE)]
+    parents = [int(random.integers(-1, i)) if i else -1 for i in range(TREE_ROWS)]
     session = NodeSession(
-        SessionTerms(epoch=0, trunk_room=TRUNK + TREE, crown_room=TREE, credit_rows=99, vocab_size=1, row_bytes=0)
+        SessionTerms(
+            epoch=0, trunk_room=TRUNK_ROWS + TREE_ROWS, crown_room=TREE_ROWS, credit_rows=99, vocab_size=1, row_bytes=0
+        )
     )
-    chain = np.arange(TRUNK)
-    tree = np.array(parents) + TRUNK + 1
+    chain = np.arange(TRUNK_ROWS)
+    tree = np.array(parents) + TRUNK_ROWS + 1
     return [
-        session.receive(_append(seq, first, above, prefill))[0]
-        for seq, first, above, prefill in ((0, 1, chain, True), (1, TRUNK + 1, tree, False))
+        session.receive(_make_append(seq, first, above, prefill))[0]
+        for seq, first, above, prefill in ((0, 1, chain, True), (1, TRUNK_ROWS + 1, tree, False))
     ], parents
 
 
-def _append(seq: int, first_id: int, parents: NDArray[np.int64], prefill: bool) -> Append:
+def _make_append(seq: int, first_id: int, parents: NDArray[np.int64], prefill: bool) -> Append:
     rows = len(parents)
     return Append(
         epoch=0,
@@ -145,13 +154,14 @@ def _append(seq: int, first_id: int, parents: NDArray[np.int64], prefill: bool) 
     )
 
 
-def _through_our_path(
+def _run_tree(
     model: SpanModel, layer: torch.nn.Module, index: int, steps: list[Step], hidden: torch.Tensor
 ) -> torch.Tensor:
-    store = KVStore(1, kv_shape([layer], model.loaded), 4 * (TRUNK + TREE) + 256, torch.float32, model.device)
-    kv = store.open(TRUNK + TREE, TREE)
+    """Return the tree's rows [TREE_ROWS, hidden] as this node computes them."""
+    store = KVStore(1, kv_shape([layer], model.loaded), 4 * (TRUNK_ROWS + TREE_ROWS) + 256, torch.float32, model.device)
+    kv = store.open(TRUNK_ROWS + TREE_ROWS, TREE_ROWS)
     state = hidden[:0]
-    for step, rows in zip(steps, (hidden[:TRUNK], hidden[TRUNK:]), strict=True):
+    for step, rows in zip(steps, (hidden[:TRUNK_ROWS], hidden[TRUNK_ROWS:]), strict=True):
         segment = Segment(kv, step, Span(index, index + 1))
         kv.commit(step)
         batch = make_batch([segment], store, index, model.device)
@@ -160,15 +170,15 @@ def _through_our_path(
     return state
 
 
-def _eager(model: SpanModel, layer: Any, index: int, hidden: torch.Tensor, window: int | None) -> torch.Tensor:
-    """The last row of a plain causal pass, with transformers' own eager attention."""
+def _run_eagerly(model: SpanModel, layer: Any, index: int, hidden: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Return the last row [hidden] of a causal pass with transformers' own eager attention."""
     count = len(hidden)
     positions = torch.arange(count, device=model.device)
-    seen = positions[:, None] >= positions
+    visible = positions[:, None] >= positions
     if window is not None:
-        seen &= positions[:, None] - positions < window
-    mask = torch.zeros(count, count, device=model.device).masked_fill(~seen, torch.finfo(torch.float32).min)
-    rotation = model.rotary.plain(hidden, positions, TRUNK + TREE, model.rotary.kind_of(index))
+        visible &= positions[:, None] - positions < window
+    mask = torch.zeros(count, count, device=model.device).masked_fill(~visible, torch.finfo(torch.float32).min)
+    rotation = model.rotary.plain(hidden, positions, TRUNK_ROWS + TREE_ROWS, model.rotary.kind_of(index))
     inner = layer.self_attn
     config = inner.config
     inner.config = copy.copy(config)

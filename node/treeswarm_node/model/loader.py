@@ -1,4 +1,4 @@
-"""Loads a span of a model: its tensors and no others, by transformers' own rules."""
+"""Load a span of a model: its tensors and no others, converted as transformers converts them."""
 
 import itertools
 from collections.abc import Callable
@@ -38,27 +38,27 @@ def load_span(
     quantization: str = "none",
     offload: Offload | None = None,
 ) -> LoadedSpan:
-    """Load decoder blocks `span`, with the embedding at the head and norm and LM head at the tail.
+    """Load the decoder blocks `span`, with the embedding at the head and with norm and LM head at the tail.
 
-    Only these tensors are read, from only the files that hold them.  Checkpoints whose names or layouts differ from
-    the modules' (fused experts) go through transformers' own conversions.  With `quantization` or
-    `offload`, block after block is loaded and put away, so that the device holds one of them whole at a time.
+    Only these tensors are read, and only the files that hold them.  If names or layouts in the checkpoint differ from
+    those of the modules (fused experts), transformers' own conversions are applied.  With `quantization` or `offload`,
+    blocks are loaded one by one, so that the device holds one unquantized block at a time.
 
-    Raises BadRequest for a span the model
-    does not have, ModelError for files that are missing or corrupt, UnsupportedModel.
+    Raises BadRequest for a span that the model does not have, ModelError for files that are missing or corrupt, and
+    UnsupportedModel.
     """
-    skeleton = _skeleton(folder, dtype)
+    skeleton = _build_skeleton(folder, dtype)
     blocks = int(skeleton.config.num_hidden_layers)
     if span.end > blocks:
-        raise BadRequest(f"blocks {span} run past the model, which has {blocks}: give --blocks within 0:{blocks}")
+        raise BadRequest(f"blocks {span} exceed the model, which has {blocks}: give --blocks within 0:{blocks}")
     conversions = get_model_conversion_mapping(skeleton)
-    wanted = _wanted_tensors(folder, skeleton, span, conversions)
+    tensors = _find_tensors(folder, skeleton, span, conversions)
     for buffer in skeleton.buffers():
         buffer.data = buffer.data.to(device)
     skeleton.eval().requires_grad_(False)
-    state = _open_tensors(folder, wanted, progress)
+    state = _open_tensors(folder, tensors, progress)
     by_block = quantization != "none" or offload is not None
-    for block, part in _portions(state, span) if by_block else [(None, state)]:
+    for block, part in _split_by_block(state, span) if by_block else [(None, state)]:
         try:
             info, _ = convert_and_load_state_dict_in_model(
                 skeleton, part, LoadStateDictConfig(device_map={"": device}, dtype=dtype, weight_mapping=conversions)
@@ -68,16 +68,11 @@ def load_span(
         if block is None:
             skeleton.tie_weights()
         layers = skeleton.base_model.layers
-        _check_complete(
-            folder,
-            skeleton,
-            hosted_parts(skeleton, span)
-            if not by_block
-            else [layers[block]]
-            if block is not None
-            else hosted_ends(skeleton, span),
-            info,
-        )
+        if block is not None:
+            loaded_parts: list[torch.nn.Module] = [layers[block]]
+        else:
+            loaded_parts = hosted_ends(skeleton, span) if by_block else hosted_parts(skeleton, span)
+        _check_complete(folder, skeleton, loaded_parts, info)
         if block is not None:
             layers[block].requires_grad_(False)
             if quantization != "none":
@@ -87,22 +82,22 @@ def load_span(
     return LoadedSpan(skeleton.eval().requires_grad_(False), span, dtype, device, offload)
 
 
-def _portions(state: dict[str, Any], span: Span) -> list[tuple[int | None, dict[str, Any]]]:
-    """The tensors of each block, and last (None) those of no block."""
+def _split_by_block(state: dict[str, Any], span: Span) -> list[tuple[int | None, dict[str, Any]]]:
+    """Return the tensors of each block, and last, under None, those that belong to no block."""
     parts: dict[int | None, dict[str, Any]] = {block: {} for block in [*range(span.start, span.end), None]}
     for name, tensor in state.items():
-        found = BLOCK.search(name)
-        parts[int(found[1]) if found else None][name] = tensor
+        match = BLOCK.search(name)
+        parts[int(match[1]) if match else None][name] = tensor
     return list(parts.items())
 
 
 def hosted_parts(skeleton: PreTrainedModel, span: Span) -> list[torch.nn.Module]:
-    """The modules of which `span` needs real tensors."""
+    """Return the modules whose tensors `span` needs."""
     return [*skeleton.base_model.layers[span.start : span.end], *hosted_ends(skeleton, span)]
 
 
 def hosted_ends(skeleton: PreTrainedModel, span: Span) -> list[torch.nn.Module]:
-    """Those that are no decoder block."""
+    """Return the modules that `span` needs besides its decoder blocks: embedding, final norm, LM head."""
     base = skeleton.base_model
     parts: list[torch.nn.Module] = []
     if span.start == 0:
@@ -112,8 +107,8 @@ def hosted_ends(skeleton: PreTrainedModel, span: Span) -> list[torch.nn.Module]:
     return parts
 
 
-def _skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The whole model with every parameter on meta; buffers are computed from the config and real."""
+def _build_skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the whole model with every parameter on meta; buffers are real and computed from the config."""
     model_type = read_config(folder)["model_type"]
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -126,60 +121,63 @@ def _skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             f"transformers {transformers.__version__} cannot build a causal LM of type '{model_type}': {error}"
         ) from error
     if not (hasattr(skeleton.base_model, "layers") and hasattr(skeleton.base_model, "norm")):
-        raise UnsupportedModel(f"models of type '{model_type}' keep their decoder blocks where they are not looked for")
+        raise UnsupportedModel(
+            f"unsupported architecture '{model_type}': expected base_model.layers and base_model.norm"
+        )
     return skeleton
 
 
-def _wanted_tensors(
-    folder: Path, skeleton: PreTrainedModel, span: Span, conversions: list[Any]
-) -> dict[str, list[str]]:
-    """By file, the checkpoint tensors that end up in the span's modules."""
+def _find_tensors(folder: Path, skeleton: PreTrainedModel, span: Span, conversions: list[Any]) -> dict[str, list[str]]:
+    """Return, by file, the names of the checkpoint's tensors that are loaded into the span's modules."""
     renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
     converters = [c for c in conversions if isinstance(c, WeightConverter)]
-    parts = {id(module) for part in hosted_parts(skeleton, span) for module in part.modules()}
-    known = skeleton.state_dict(keep_vars=True)
-    wanted_parameters = {
-        id(p) for module in skeleton.modules() if id(module) in parts for p in module.parameters(recurse=False)
+    hosted_modules = {id(module) for part in hosted_parts(skeleton, span) for module in part.modules()}
+    parameters = skeleton.state_dict(keep_vars=True)
+    hosted_parameters = {
+        id(parameter)
+        for module in skeleton.modules()
+        if id(module) in hosted_modules
+        for parameter in module.parameters(recurse=False)
     }
-    hosted = {name for name, tensor in known.items() if id(tensor) in wanted_parameters}
-    wanted: dict[str, list[str]] = {}
+    hosted_names = {name for name, parameter in parameters.items() if id(parameter) in hosted_parameters}
+    by_file: dict[str, list[str]] = {}
     for file, tensors in weight_files(folder).items():
         for tensor in tensors:
-            name, _ = rename_source_key(tensor, renamings, converters, skeleton.base_model_prefix, known)
-            if name in hosted:
-                wanted.setdefault(file, []).append(tensor)
-    return wanted
+            name, _ = rename_source_key(tensor, renamings, converters, skeleton.base_model_prefix, parameters)
+            if name in hosted_names:
+                by_file.setdefault(file, []).append(tensor)
+    return by_file
 
 
-class _Told:
-    """A lazy slice of a checkpoint's tensor that tells when it is read, in whatever thread transformers does."""
+class _ReportingSlice:
+    """A lazy slice of a checkpoint's tensor that calls `on_read` when it is read, in transformers' thread."""
 
-    def __init__(self, inner: Any, read: Callable[[], None]) -> None:
-        self._inner, self._read = inner, read
+    def __init__(self, tensor: Any, on_read: Callable[[], None]) -> None:
+        self._tensor, self._on_read = tensor, on_read
 
     def __getitem__(self, index: Any) -> Any:
-        found = self._inner[index]
-        self._read()
-        return found
+        value = self._tensor[index]
+        self._on_read()
+        return value
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        return getattr(self._tensor, name)
 
 
-def _open_tensors(folder: Path, wanted: dict[str, list[str]], progress: Progress | None) -> dict[str, Any]:
-    """Lazy slices of the wanted tensors; transformers reads each when it places it."""
-    total, done = sum(map(len, wanted.values())), itertools.count(1)
+def _open_tensors(folder: Path, by_file: dict[str, list[str]], progress: Progress | None) -> dict[str, Any]:
+    """Return lazy slices of the tensors; transformers reads each slice when it loads it into a module."""
+    total, done = sum(map(len, by_file.values())), itertools.count(1)
     state: dict[str, Any] = {}
 
-    def read() -> None:
+    def report() -> None:
         if progress is not None:
             progress(next(done), total, LOADING)
 
-    for file, tensors in sorted(wanted.items()):
+    for file, tensors in sorted(by_file.items()):
         read_header(folder / file)
         try:
             opened: Any = safe_open(folder / file, framework="pt", device="cpu")
-            state.update({tensor: _Told(opened.get_slice(tensor), read) for tensor in tensors})
+            state.update({tensor: _ReportingSlice(opened.get_slice(tensor), report) for tensor in tensors})
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{folder / file} cannot be read ({error}): download it again") from None
     return state
@@ -188,9 +186,12 @@ def _open_tensors(folder: Path, wanted: dict[str, list[str]], progress: Progress
 def _check_complete(folder: Path, skeleton: PreTrainedModel, parts: list[torch.nn.Module], info: Any) -> None:
     if info.mismatched_keys:
         name = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.mismatched_keys)[0]
-        raise ModelError(f"tensor {name} in '{folder}' has not the shape that config.json says")
+        raise ModelError(
+            f"tensor {name} in '{folder}' does not have the shape that config.json implies: download it again"
+        )
     if info.conversion_errors:
-        raise ModelError(f"the weights in '{folder}' do not convert: {next(iter(info.conversion_errors.values()))}")
+        error = next(iter(info.conversion_errors.values()))
+        raise ModelError(f"the weights in '{folder}' cannot be converted: {error}")
     names = {id(p): name for name, p in skeleton.named_parameters()}
     for part in parts:
         for parameter in part.parameters():

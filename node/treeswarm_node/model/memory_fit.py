@@ -1,4 +1,4 @@
-"""How many decoder blocks does this machine hold?  Sizes are read from the checkpoint, room from the machine."""
+"""Compute how many decoder blocks fit into this machine's memory, from the checkpoint's tensor sizes."""
 
 import math
 import os
@@ -15,52 +15,57 @@ from treeswarm.model_files import BLOCK, read_config, read_header, weight_files
 from treeswarm_node.model.quantization import BITS
 from treeswarm_node.model.quantization import BLOCK as BLOCK_OF_WEIGHTS
 
-# Of the memory that is free now: the allocator's own waste, and whatever else the owner does meanwhile.
-USABLE = 0.85
-# Activations of one forward live several times over in a decoder layer (query, key, value, gate, up, residual); the
-# widest families seen need less than this many times the hidden size.
+# Share of the free memory that is planned with.  The rest is for the allocator's waste and for what else the owner does
+# meanwhile.
+USABLE_SHARE = 0.85
+# Number of values per row that a forward holds in a decoder layer (query, key, value, gate, up, residual), as a
+# multiple of the hidden size; the widest families seen need less.
 ACTIVATION_COPIES = 24
-# Offloaded weights pass through two of them: one computes, one is filled.
+# Number of blocks on the device when weights are offloaded: one computes while the next one is loaded.
 SLOTS = 2
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes.  `block` is the largest decoder block's weights, `ends` what head and tail hold besides."""
+    """Memory that parts of a model need, in bytes."""
 
     block: int
+    """Bytes of the weights of the largest decoder block."""
     ends: int
+    """Bytes of the weights that head and tail hold besides their blocks."""
     kv_row: int
-    """One KV cache row in one block."""
+    """Bytes of one KV cache row in one block."""
     forward_row: int
-    """One row of a forward."""
+    """Bytes of activations per row of a forward."""
 
 
 def count_blocks_that_fit(
     room: int, footprint: Footprint, *, kv_tokens: int, forward_rows: int, blocks: int, store: int | None = None
 ) -> int:
-    """How many blocks `room` bytes hold, with `kv_tokens` KV rows in each and forwards of `forward_rows`.
+    """Return how many of `blocks` blocks fit into `room` bytes.
 
-    `store`: weights are offloaded there, so many bytes; then `room` holds two blocks' weights, whatever their number.
-    Whoever may become head or tail must have room for the ends.  Raises BadRequest if not even one fits.
+    Each block has `kv_tokens` KV rows, and a forward at most `forward_rows` rows.  If weights are offloaded, `store` is
+    the number of bytes for them, and `room` holds the weights of only two blocks, however many are hosted.  Memory for
+    the ends is always included, because any node may become head or tail.  Raises BadRequest if not one block fits.
     """
-    left = room * USABLE - footprint.ends - footprint.forward_row * forward_rows
-    each = footprint.block + footprint.kv_row * kv_tokens
+    available = room * USABLE_SHARE - footprint.ends - footprint.forward_row * forward_rows
+    per_block = footprint.block + footprint.kv_row * kv_tokens
     if store is None:
-        fit = min(blocks, math.floor(left / each))
+        fit = min(blocks, math.floor(available / per_block))
     else:
-        kept = math.floor((left - SLOTS * footprint.block) / (footprint.kv_row * kv_tokens))
-        fit = min(blocks, kept, math.floor(store * USABLE / footprint.block))
+        in_room = math.floor((available - SLOTS * footprint.block) / (footprint.kv_row * kv_tokens))
+        fit = min(blocks, in_room, math.floor(store * USABLE_SHARE / footprint.block))
     if fit < 1:
         raise BadRequest(
-            f"not one block fits: {room / 2**30:.1f} GiB are free, one block with {kv_tokens} KV rows needs "
-            f"{(each + footprint.ends) / 2**30:.1f}: lower --kv-tokens, choose a smaller --dtype or another --device"
+            f"not one block fits: {room / 2**30:.1f} GiB are free, one block with {kv_tokens} KV rows "
+            f"needs {(per_block + footprint.ends) / 2**30:.1f} GiB: lower --kv-tokens, choose a smaller --dtype or "
+            "another --device"
         )
     return fit
 
 
 def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none") -> Footprint:
-    """From the checkpoint's headers and config.  Raises ModelError."""
+    """Return the footprint of a model, read from its checkpoint's headers and config.  Raises ModelError."""
     config = read_config(folder)
     text = config.get("text_config") or config
     width = dtype.itemsize
@@ -73,7 +78,7 @@ def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none")
             size = math.prod(entry["shape"]) * width
             block = BLOCK.search(name)
             if block:
-                size = _quantized(entry["shape"], size, quantization)
+                size = _quantized_size(entry["shape"], size, quantization)
                 by_block[int(block[1])] += size
             else:
                 ends += size
@@ -87,22 +92,22 @@ def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none")
     )
 
 
-def _quantized(shape: list[int], size: int, quantization: str) -> int:
-    """Bytes of a block's tensor of that shape, `size` as it is: matrices are quantized, and have scales."""
+def _quantized_size(shape: list[int], size: int, quantization: str) -> int:
+    """Return the bytes of a block's tensor that has `size` bytes unquantized.  Only matrices are quantized."""
     if quantization == "none" or len(shape) != 2:
         return size
     return math.prod(shape) * BITS[quantization] // 8 + math.prod(shape) // BLOCK_OF_WEIGHTS[quantization] * 4
 
 
 def offload_room(offload: str) -> int | None:
-    """Bytes that offloaded weights may take; None: nothing is offloaded."""
+    """Return the bytes available for offloaded weights, or None if nothing is offloaded."""
     if offload == "disk":
         return shutil.disk_usage(tempfile.gettempdir()).free
     return free_memory(torch.device("cpu")) if offload == "ram" else None
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a new program could use on the device now."""
+    """Return the bytes that a new program could use on the device now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":

@@ -1,7 +1,7 @@
-"""Weights in 8 or 4 bits, through bitsandbytes: a decoder layer's linear layers, and nothing else.
+"""Quantize the weights of a decoder layer's linear layers to 8 or 4 bits with bitsandbytes.
 
-A weight is kept quantized and unfolded into the model's dtype when its layer runs.  The product is torch's own, so a
-row depends on the rows beside it no more than without quantization, and CPU and GPU unfold the same numbers.
+A weight is stored quantized and dequantized into the model's dtype when its layer runs.  The product is torch's own, so
+a row depends on the rows beside it no more than without quantization.  CPU and GPU dequantize to the same numbers.
 """
 
 import copy
@@ -13,14 +13,16 @@ import torch
 from treeswarm.errors import BadRequest, UnsupportedModel
 
 BITS = {"int8": 8, "nf4": 4}
-# Weights that share a scale (float32).  4 bits need closer ones; at 8 bits the scales of 256 are 1.6 % of the bytes.
+# Number of weights that share a scale (float32).  4 bits need smaller blocks; at 8 bits the scales of blocks of 256 are
+# 1.6 % of the bytes.
 BLOCK = {"int8": 256, "nf4": 64}
-# A layer of which less is quantized keeps most of its weights elsewhere (fused experts) and would save nothing.
-LEAST_SHARE = 0.5
+# Smallest share of a layer's weights that must be quantized.  A layer below it has most of its weights elsewhere (fused
+# experts), and quantization would save nothing.
+MIN_SHARE = 0.5
 
 
 class QuantizedLinear(torch.nn.Module):
-    """A linear layer whose weight is unfolded each time: x [..., in] to [..., out] in x's dtype."""
+    """A linear layer whose weight is dequantized for each call: x [..., in] to [..., out] in x's dtype."""
 
     packed: torch.Tensor
     scales: torch.Tensor
@@ -35,22 +37,22 @@ class QuantizedLinear(torch.nn.Module):
         if kind == "nf4":
             packed, state = functional.quantize_4bit(weight.float(), blocksize=BLOCK[kind], quant_type="nf4")
         else:
-            # Even steps: the library's own 8-bit code is made for optimisers, and half
-            # again as far off for weights (0.0108 against 0.0070 of their norm).
+            # Evenly spaced levels: the library's own 8-bit code is made for optimisers, and its error for weights is
+            # half again as large (0.0108 against 0.0070 of their norm).
             code = functional.create_linear_map(signed=True, total_bits=8).to(weight.device)
             packed, state = functional.quantize_blockwise(weight.float(), code=code, blocksize=BLOCK[kind])
         for name, tensor in (("packed", packed), ("scales", state.absmax), ("code", state.code)):
             self.register_buffer(name, tensor, persistent=False)
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
-        """[out, in]"""
+        """Return the weight [out, in] in `dtype`."""
         functional = _library()
         state = functional.QuantState(
             absmax=self.scales, shape=self.shape, code=self.code, blocksize=BLOCK[self.kind], dtype=dtype,
             quant_type="nf4" if self.kind == "nf4" else None,
         )  # fmt: skip
-        unfold = functional.dequantize_4bit if self.kind == "nf4" else functional.dequantize_blockwise
-        weight: torch.Tensor = unfold(self.packed, state)
+        dequantize = functional.dequantize_4bit if self.kind == "nf4" else functional.dequantize_blockwise
+        weight: torch.Tensor = dequantize(self.packed, state)
         return weight.view(self.shape)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
@@ -58,7 +60,7 @@ class QuantizedLinear(torch.nn.Module):
 
 
 def check_library(quantization: str) -> None:
-    """Raises BadRequest where the library for it is not installed."""
+    """Raise BadRequest if the library for this quantization is not installed."""
     if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
         raise BadRequest(
             f"--quantization {quantization} needs bitsandbytes: install `treeswarm[node,quantization]`, "
@@ -68,7 +70,10 @@ def check_library(quantization: str) -> None:
 
 @torch.no_grad()
 def quantize(layer: torch.nn.Module, kind: str) -> None:
-    """Replace a decoder layer's linear layers.  Raises UnsupportedModel where they are not most of it."""
+    """Replace a decoder layer's linear layers with quantized ones of kind `int8` or `nf4`.
+
+    Raises UnsupportedModel if they hold less than `MIN_SHARE` of the layer's weights.
+    """
     total = sum(parameter.numel() for parameter in layer.parameters())
     replaced = 0
     for parent in list(layer.modules()):
@@ -76,17 +81,17 @@ def quantize(layer: torch.nn.Module, kind: str) -> None:
             if type(child) is torch.nn.Linear:
                 replaced += child.weight.numel()
                 setattr(parent, name, QuantizedLinear(child, kind))
-    if replaced < LEAST_SHARE * total:
+    if replaced < MIN_SHARE * total:
         raise UnsupportedModel(
-            f"only {replaced / max(1, total):.0%} of a decoder layer are linear layers that can be quantized (fused "
-            "experts cannot): go without --quantization"
+            f"only {replaced / max(1, total):.0%} of a decoder layer's weights can be quantized (fused experts "
+            "cannot): go without --quantization"
         )
 
 
 def dequantized_copy(layer: torch.nn.Module) -> torch.nn.Module:
-    """A copy in float32 with plain linear layers of the very weights that quantized ones stand for."""
-    made = copy.deepcopy(layer).float()
-    for parent in list(made.modules()):
+    """Return a float32 copy in which quantized linear layers are plain ones with the same dequantized weights."""
+    dequantized = copy.deepcopy(layer).float()
+    for parent in list(dequantized.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, QuantizedLinear):
                 weight = child.dequantize(torch.float32)
@@ -95,7 +100,7 @@ def dequantized_copy(layer: torch.nn.Module) -> torch.nn.Module:
                 )
                 plain.weight.data, plain.bias = weight, child.bias
                 setattr(parent, name, plain.requires_grad_(False))
-    return made
+    return dequantized
 
 
 def _library() -> Any:

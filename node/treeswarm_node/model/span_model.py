@@ -1,4 +1,7 @@
-"""A span's forward pass: embed, decoder blocks, logits.  No code per model family: transformers' own modules run."""
+"""A span's forward pass: embedding, decoder blocks, logits.
+
+There is no code per model family: transformers' own modules run.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -8,23 +11,27 @@ import torch
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from treeswarm.errors import UnsupportedModel
-from treeswarm_node.attention import base as seam
+from treeswarm_node.attention.base import IMPLEMENTATION, Attention, TorchReference, register
 from treeswarm_node.attention.metadata import Batch, Segment, make_batch
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore, SessionKV
 from treeswarm_node.model.loaded_span import LoadedSpan
 
-# Rotary embeddings that look at the largest position of a call; only one of them can be pinned per session.
-PINNED_ROPE, REFUSED_ROPE = "longrope", "dynamic"
+# Types of rotary embeddings that depend on the largest position of a call.  Only the first can be computed so that it
+# depends on the session's room instead.
+ROPE_BY_ROOM, REFUSED_ROPE = "longrope", "dynamic"
 
 
 class SpanModel:
-    """`loaded`, with a KV cache of `kv_tokens` rows; with the reference attention, if no other.  For one thread."""
+    """Computes a loaded span, with a KV cache of `kv_tokens` rows.
 
-    def __init__(self, loaded: LoadedSpan, kv_tokens: int, attention: seam.Attention | None = None) -> None:
-        seam.register()
+    Without another `attention`, the reference computes it.  Must be used from one thread at a time.
+    """
+
+    def __init__(self, loaded: LoadedSpan, kv_tokens: int, attention: Attention | None = None) -> None:
+        register()
         self.loaded = loaded
-        self.attention = attention or seam.TorchReference()
-        loaded.skeleton.set_attn_implementation(seam.IMPLEMENTATION)
+        self.attention = attention or TorchReference()
+        loaded.skeleton.set_attn_implementation(IMPLEMENTATION)
         self.base = loaded.skeleton.base_model
         self.layers = list(self.base.layers[loaded.span.start : loaded.span.end])
         self.rotary = _Rotary(self.base)
@@ -35,11 +42,12 @@ class SpanModel:
 
     @property
     def blocks(self) -> int:
-        """Of the whole model."""
+        """Number of decoder blocks of the whole model."""
         return self.loaded.blocks
 
     @property
     def hidden_size(self) -> int:
+        """Number of values in one row of activations."""
         return int(self.loaded.config.hidden_size)
 
     @property
@@ -52,21 +60,25 @@ class SpanModel:
 
     @property
     def depends_on_text_alone(self) -> bool:
-        """Whether K and V are the same in every session with the same text: longrope looks at the room as well."""
-        return not self.rotary.pinned
+        """Whether K and V are the same in all sessions with the same text.
+
+        With longrope they depend on the session's room as well.
+        """
+        return not self.rotary.depends_on_room
 
     @property
     def attention_name(self) -> str:
+        """Name of the attention adapter."""
         return self.attention.name
 
     def linears(self) -> list[torch.nn.Linear]:
-        """Of the layers and the head, as transformers made them: quantized ones are none."""
+        """Return the linear layers of the blocks and the head; quantized ones are not included."""
         parts = [*self.layers, *([self._head.module] if self._head else [])]
         return [module for part in parts for module in part.modules() if type(module) is torch.nn.Linear]
 
     @torch.inference_mode()
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids int64 [n] to activations [n, hidden], with whatever scaling the family applies."""
+        """Return the activations [n, hidden] of token ids int64 [n], scaled as the family's embedding does."""
         if not len(tokens):
             return torch.empty(0, self.hidden_size, dtype=self.dtype, device=self.device)
         embedded: torch.Tensor = self._embed(input_ids=tokens[None], use_cache=False).last_hidden_state[0]
@@ -74,10 +86,11 @@ class SpanModel:
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment], hidden: torch.Tensor) -> torch.Tensor:
-        """Run the segments' blocks (the same for all) on their concatenated rows, [ΣT, hidden] in and out.
+        """Run the segments' blocks on their concatenated rows, and return the activations; both are [ΣT, hidden].
 
-        Every segment's commit happens first, then all K and V of the batch are written before anything attends, so
-        that a step may see the rows of an earlier step of its session in the same forward.
+        All segments must have the same span.  Every segment's commit happens first.  In each layer, all K and V of the
+        batch are written before any row attends, so that a step may see rows of an earlier step of its session in the
+        same forward.
         """
         for segment in segments:
             segment.kv.commit(segment.step)
@@ -95,15 +108,15 @@ class SpanModel:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Final activations [n, hidden] to logits float32 [n, vocab]; norm and head run in float32."""
+        """Return the logits float32 [n, vocab] of final activations [n, hidden]; norm and head run in float32."""
         assert self._head is not None
         return self._head(hidden)
 
 
 def run_layer(
-    layer: torch.nn.Module, state: torch.Tensor, rotation: Any, batch: Batch, attention: seam.Attention
+    layer: torch.nn.Module, state: torch.Tensor, rotation: Any, batch: Batch, attention: Attention
 ) -> torch.Tensor:
-    """One decoder layer on [1, ΣT, hidden], with our attention behind it."""
+    """Run one decoder layer on activations [1, ΣT, hidden] with `attention`, and return the activations."""
     output = layer(
         state,
         position_embeddings=rotation,
@@ -118,12 +131,12 @@ def run_layer(
 
 
 class _Rotary:
-    """Rotary tables per layer kind, computed so that no session's depend on another's length."""
+    """Computes rotary tables per layer kind, so that no session's table depends on another session's length."""
 
     def __init__(self, base: torch.nn.Module) -> None:
         rotary = getattr(base, "rotary_emb", None)
         if rotary is None:
-            raise UnsupportedModel("the model has no rotary position embedding of its own")
+            raise UnsupportedModel("the model has no rotary position embedding: expected base_model.rotary_emb")
         self._rotary = rotary
         config: Any = base.config
         by_layer = isinstance(getattr(rotary, "layer_types", None), list | set | tuple)
@@ -131,23 +144,23 @@ class _Rotary:
         types = getattr(rotary, "rope_type", "default")
         self._types = set(types.values()) if isinstance(types, dict) else {types}
         if any(REFUSED_ROPE in str(kind) for kind in self._types):
-            raise UnsupportedModel("RoPE of type 'dynamic' changes with the longest session of a batch")
+            raise UnsupportedModel("RoPE of type 'dynamic' depends on the longest session of a batch")
 
     def kind_of(self, block: int) -> str | None:
-        """The key of a block's table."""
+        """Return the key of a block's table."""
         return self._kinds[block]
 
     def __call__(self, hidden: torch.Tensor, batch: Batch, sessions: list[SessionKV]) -> dict[str | None, Any]:
-        """Tables (cos, sin) for every kind, each over all of the batch's rows."""
+        """Return the table (cos, sin) of every layer kind, each over all rows of the batch."""
         return {kind: self._table(hidden, batch, sessions, kind) for kind in set(self._kinds)}
 
     @property
-    def pinned(self) -> bool:
-        """Its factors are chosen by how long a session may become."""
-        return PINNED_ROPE in self._types
+    def depends_on_room(self) -> bool:
+        """Whether the factors depend on how long a session may become (longrope)."""
+        return ROPE_BY_ROOM in self._types
 
     def _table(self, hidden: torch.Tensor, batch: Batch, sessions: list[SessionKV], kind: str | None) -> Any:
-        if not self.pinned:
+        if not self.depends_on_room:
             return self.plain(hidden, batch.positions[0], 0, kind)
         tables = [
             self.plain(hidden, segment.positions, kv.trunk_room, kind)
@@ -156,25 +169,28 @@ class _Rotary:
         return tuple(torch.cat(parts, 1) for parts in zip(*tables, strict=True))
 
     def plain(self, hidden: torch.Tensor, positions: torch.Tensor, room: int, kind: str | None) -> Any:
-        """The table of one session's rows at int64 [n] `positions`; the session may grow to `room` tokens."""
+        """Return the table (cos, sin) of one session's rows at `positions`, int64 [n].
+
+        The session may grow to `room` tokens.
+        """
         extra = () if kind is None else (kind,)
-        if not self.pinned:
+        if not self.depends_on_room:
             return self._rotary(hidden[None], positions[None], *extra)
-        # longrope picks its factors by the call's largest position: ask with the last position that the session may
-        # ever reach beside its own, so that the choice is made when it opens and never changes.
+        # longrope chooses its factors by the call's largest position.  The call includes the last position that the
+        # session may ever reach, so that the factors are fixed when the session opens and never change.
         last = torch.tensor([room - 1], device=positions.device)
         table = self._rotary(hidden[None], torch.cat([positions, last])[None], *extra)
         return tuple(part[:, :-1] for part in table)
 
 
 class _Head:
-    """Final norm and LM head in float32, with the family's own scaling and capping of logits around them."""
+    """Final norm and LM head in float32, with the family's own scaling and capping of logits."""
 
     def __init__(self, loaded: LoadedSpan) -> None:
         skeleton, base = loaded.skeleton, loaded.skeleton.base_model
         self._norm = copy.deepcopy(base.norm).float()
         self.module = copy.deepcopy(skeleton.get_output_embeddings()).float()
-        self._final = _Final()
+        self._final = _FinalActivations()
         name = _name_of(skeleton, skeleton.get_output_embeddings())
         self._model = _with_children(skeleton, **{skeleton.base_model_prefix: self._final, name: self.module})
 
@@ -184,18 +200,18 @@ class _Head:
         return logits.float()
 
 
-class _Final(torch.nn.Module):
-    """Stands in for the decoder: its output is already known."""
+class _FinalActivations(torch.nn.Module):
+    """Replaces the decoder in the causal LM, and returns activations that were computed before."""
 
     hidden: torch.Tensor
 
     def forward(self, *_: Any, **__: Any) -> MoeModelOutputWithPast:
-        # The mixture's output has every field that any causal-LM head looks at.
+        # The output class of mixture models has every field that any causal-LM head reads.
         return MoeModelOutputWithPast(last_hidden_state=self.hidden)
 
 
 def _with_children(module: torch.nn.Module, **children: torch.nn.Module) -> Any:
-    """A shallow copy of `module` with some of its children replaced; everything else is shared."""
+    """Return a shallow copy of `module` with some of its children replaced; everything else is shared."""
     changed = copy.copy(module)
     changed._modules = {**module._modules, **children}
     return changed
@@ -206,7 +222,7 @@ def _name_of(parent: torch.nn.Module, child: torch.nn.Module) -> str:
 
 
 def kv_shape(layers: Sequence[torch.nn.Module], loaded: LoadedSpan) -> KVShape:
-    """The KV row shape that all layers share.  Raises UnsupportedModel where they differ."""
+    """Return the KV row shape that all layers share.  Raises UnsupportedModel if they differ."""
     shapes = set()
     for layer in layers:
         inner: Any = getattr(layer, "self_attn", None)
@@ -219,5 +235,5 @@ def kv_shape(layers: Sequence[torch.nn.Module], loaded: LoadedSpan) -> KVShape:
             )
         shapes.add(KVShape(int(kv_heads), int(dim), int(dim)))
     if len(shapes) != 1:
-        raise UnsupportedModel("its layers keep KV rows of different shapes")
+        raise UnsupportedModel("its layers have KV rows of different shapes")
     return shapes.pop()

@@ -57,7 +57,7 @@ class TestWhyNot:
         ],
     )
     def test_what_they_cannot(self, demand: KernelInputs, why: str) -> None:
-        with pytest.raises(BadRequest, match=rf"--attention flash cannot.*{why}.*: give --attention auto"):
+        with pytest.raises(BadRequest, match=rf"--attention flash cannot be used.*{why}.*: give --attention auto"):
             should_use_flash("flash", demand)
         assert not should_use_flash("auto", demand)
         assert not should_use_flash("torch", demand)
@@ -143,18 +143,18 @@ class TestChoice:
 
         adapter = FlashAttention(CPU, wrong)
         with caplog.at_level(logging.WARNING):
-            use_if_correct(model, adapter, insisted=False)
+            use_if_correct(model, adapter, required=False)
         assert isinstance(model.attention, TorchReference)
         (line,) = caplog.messages
-        assert line.startswith("attention: torch-reference in place of torch-flash, because it differs from plain")
+        assert line.startswith("attention: using torch-reference instead of torch-flash, because it differs from plain")
         with pytest.raises(BadRequest, match=r"differs from plain attention by .*: give --attention auto"):
-            use_if_correct(model, adapter, insisted=True)
+            use_if_correct(model, adapter, required=True)
 
     def test_a_kernel_that_does_not_run_is_not_taken(self, model: SpanModel, caplog: pytest.LogCaptureFixture) -> None:
         def missing(*_: Any) -> tuple[torch.Tensor, torch.Tensor]:
             raise RuntimeError("no kernel image is available\nfor execution on the device")
 
         with caplog.at_level(logging.WARNING):
-            use_if_correct(model, FlashAttention(CPU, missing), insisted=False)
+            use_if_correct(model, FlashAttention(CPU, missing), required=False)
         assert isinstance(model.attention, TorchReference)
-        assert caplog.messages[0].endswith("its check ended with: no kernel image is available")
+        assert caplog.messages[0].endswith("its check failed: no kernel image is available")

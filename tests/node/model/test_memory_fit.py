@@ -13,7 +13,7 @@ from treeswarm.model_files import resolve_model
 from treeswarm.protocol.spans import Span
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.model.loader import load_span
-from treeswarm_node.model.memory_fit import USABLE, Footprint, count_blocks_that_fit, free_memory, read_footprint
+from treeswarm_node.model.memory_fit import USABLE_SHARE, Footprint, count_blocks_that_fit, free_memory, read_footprint
 from treeswarm_node.model.span_model import SpanModel
 
 sizes = st.integers(1, 10**10)
@@ -30,7 +30,7 @@ def needed(count: int, footprint: Footprint, kv_tokens: int, forward_rows: int) 
 def test_what_fits_fits_and_one_more_would_not(
     room: int, footprint: Footprint, kv_tokens: int, forward_rows: int, blocks: int
 ) -> None:
-    usable = room * USABLE
+    usable = room * USABLE_SHARE
     slack = 1e-6 * room + 1  # floats
     try:
         fit = count_blocks_that_fit(room, footprint, kv_tokens=kv_tokens, forward_rows=forward_rows, blocks=blocks)

@@ -30,7 +30,7 @@ def test_every_weight_of_a_shape_gets_the_layout_that_was_faster(
         wide = weight.shape[0] > weight.shape[1]
         return 0.5 if wide and columns_are_faster else 0.99
 
-    monkeypatch.setattr(layout, "_share", share)
+    monkeypatch.setattr(layout, "_time_ratio", share)
     linears = [linear(64, 16), linear(16, 64), linear(64, 16)]
     hidden = {16: torch.randn(7, 16), 64: torch.randn(7, 64)}
     before = [each(hidden[each.in_features]) for each in linears]
@@ -50,8 +50,8 @@ def test_the_clock_decides() -> None:
 
 
 def test_16_bits_and_what_has_no_room_twice_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "_share", lambda weight, other: 0.1)
-    monkeypatch.setattr(layout, "LARGEST_BYTES", 4 * 32 * 8)
+    monkeypatch.setattr(layout, "_time_ratio", lambda weight, other: 0.1)
+    monkeypatch.setattr(layout, "MAX_BYTES", 4 * 32 * 8)
     halves, large, small = linear(32, 8, dtype=torch.bfloat16), linear(32, 9), linear(32, 8)
     assert choose_layouts([halves, large, small]) == 1
     assert [each.weight.is_contiguous() for each in (halves, large, small)] == [True, True, False]
