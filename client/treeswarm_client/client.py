@@ -41,7 +41,7 @@ from treeswarm_client.discovery.swarm_view import SwarmView, choose_target
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.generation.append_builder import AppendBuilder
-from treeswarm_client.generation.drafter_pool import MOST_SEATS, DrafterPool
+from treeswarm_client.generation.drafter_pool import MOST_GENERATIONS, DrafterPool
 from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.generation.run import Request, Run, Token, TreeSize
 from treeswarm_client.generation.text_stream import StopText, TextStream
@@ -67,7 +67,7 @@ class _Opened:
     config: str
     tokenizer: Tokenizer
     chat: ChatTemplate | None
-    seats: DrafterPool
+    drafters: DrafterPool
     transport: Transport
     folder: Path
 
@@ -115,7 +115,7 @@ class SwarmClient:
     `none`."""
     hub: HubOptions = HubOptions()
     """Where and how a model named by a hub id is found."""
-    concurrency: int = MOST_SEATS
+    concurrency: int = MOST_GENERATIONS
     """Generations at once; more wait for their turn."""
     clock: Callable[[], float] = time.perf_counter
     """Seconds; what a generation's times are read from."""
@@ -183,7 +183,7 @@ class SwarmClient:
 
     def use_drafter(self, drafter: Drafter) -> None:
         """Draft with this one from the next generation on."""
-        self._opened = replace(self._opened, seats=DrafterPool(drafter, self.concurrency))
+        self._opened = replace(self._opened, drafters=DrafterPool(drafter, self.concurrency))
 
     def encode(self, prompt: str) -> list[int]:
         """The prompt's token ids, special tokens as the tokenizer adds them.  Raises BadRequest for what is no text."""
@@ -301,7 +301,7 @@ class SwarmClient:
         settings, limits, tree_size = request.settings, request.limits, request.tree_size
         largest = _largest_of(tree_size)
         async with (
-            self._opened.seats.one() as seat,
+            self._opened.drafters.borrow() as pooled,
             open_chain(
                 self._opened.transport,
                 self.view,
@@ -309,25 +309,25 @@ class SwarmClient:
                 Reservation(len(run.prompt_ids) + limits.max_new_tokens, largest + 1),
                 patience_s=self.patience,
                 shared=SharedPrompt(run.prompt_ids, self.prefix_scope, request.prefix_secret),
-                alternatives=seat.drafter.alternatives if largest else 0,
+                alternatives=pooled.drafter.alternatives if largest else 0,
                 on_wait=self.on_wait,
             ) as chain,
             AsyncExitStack() as undo,
         ):
-            session = AppendBuilder(settings, self._segment_rows(), chain.epoch.number, chain.epoch.prefix_rows)
+            builder = AppendBuilder(settings, self._segment_rows(), chain.epoch.number, chain.epoch.prefix_rows)
             run.chain, run.prefix_tokens = chain, chain.epoch.prefix_rows
             policy = AutoPolicy(
-                seat.memory,
+                pooled.memory,
                 self.target.row_bytes,
-                session.segment_rows,
+                builder.segment_rows,
                 largest,
                 fixed_size=None if tree_size == "auto" else tree_size,
                 clock=self.clock,
             )
             generation = Generation(
                 chain=chain,
-                drafter=seat.drafter,
-                session=session,
+                drafter=pooled.drafter,
+                builder=builder,
                 limits=limits,
                 policy=policy,
                 meter=run.meter,
@@ -345,7 +345,7 @@ class SwarmClient:
                         if stop.hit is not None:
                             run.finish_reason = "stop"
                         elif news.finish is not None and not left:
-                            piece += stop.rest()
+                            piece += stop.flush()
                             run.finish_reason = news.finish
                         run.first_token_s = run.first_token_s or self.clock() - start
                         run.token_ids.append(token)

@@ -149,12 +149,12 @@ class TestPlantedMistakes:
         assert self.differs()
 
     def test_answers_shifted_by_one_node(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        honest = RoundInFlight.land
+        honest = RoundInFlight.add_answer
 
         def shifted(self: RoundInFlight, answer: Answer) -> None:
             honest(self, replace(answer, tokens=np.roll(answer.tokens, 1)))
 
-        monkeypatch.setattr(RoundInFlight, "land", shifted)
+        monkeypatch.setattr(RoundInFlight, "add_answer", shifted)
         assert self.differs()
 
     def test_applying_a_replayed_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,9 +88,9 @@ async def decoded(swarm: ToySwarm, loop: type[Generation], count: int) -> tuple[
     async with open_chain(
         swarm.network.transport(), ToyRouter(swarm), target, room, shared=shared, alternatives=drafter.alternatives
     ) as chain:
-        session = AppendBuilder(settings, 4, chain.epoch.number, chain.epoch.prefix_rows)
+        builder = AppendBuilder(settings, 4, chain.epoch.number, chain.epoch.prefix_rows)
         limits, policy = GenerationLimits(count, frozenset()), FixedSizePolicy(6, drafts_ahead=False)
-        generation = loop(chain=chain, drafter=drafter, session=session, limits=limits, policy=policy)
+        generation = loop(chain=chain, drafter=drafter, builder=builder, limits=limits, policy=policy)
         text = [token async for news in generation.rounds(PROMPT, settings) for token in news.tokens]
         return text, generation.meter
 

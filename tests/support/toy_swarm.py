@@ -311,10 +311,10 @@ class ToySwarm:
             alternatives=drafter.alternatives,
         ) as chain:
             self.chain = chain
-            session = AppendBuilder(SamplingSettings(), segment_rows, chain.epoch.number, chain.epoch.prefix_rows)
+            builder = AppendBuilder(SamplingSettings(), segment_rows, chain.epoch.number, chain.epoch.prefix_rows)
             limits = GenerationLimits(count, frozenset())
             policy = HastyPolicy(tree_size) if tree_size else FixedSizePolicy(0)
-            generation = Generation(chain=chain, drafter=drafter, session=session, limits=limits, policy=policy)
+            generation = Generation(chain=chain, drafter=drafter, builder=builder, limits=limits, policy=policy)
             async for news in generation.rounds(prompt, SamplingSettings()):
                 kept += news.tokens
         return kept

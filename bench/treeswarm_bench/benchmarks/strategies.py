@@ -58,7 +58,7 @@ def _auto(*, overlaps: bool) -> MakePolicy:
     return lambda usual, memory: AutoPolicy(
         memory,
         usual.chain.target.row_bytes,
-        usual.session.segment_rows,
+        usual.builder.segment_rows,
         LARGEST,
         overlaps=overlaps,
         clock=usual.clock,
@@ -110,8 +110,8 @@ class WithoutBonus(Generation):
     the target's next token, known already, has to be guessed or bought anew.  Where no guess was right, the target's
     own token is kept, or nothing would ever come of it."""
 
-    async def _fly(self, flight: RoundInFlight) -> tuple[Walk, float]:
-        found, first_s = await super()._fly(flight)
+    async def send_and_walk(self, flight: RoundInFlight) -> tuple[Walk, float]:
+        found, first_s = await super().send_and_walk(flight)
         return (found if flight.shipment.draft is None else without_bonus(flight.draft, found)), first_s
 
 
@@ -213,7 +213,7 @@ class Contestant:
         return loop(
             chain=usual.chain,
             drafter=usual.drafter,
-            session=usual.session,
+            builder=usual.builder,
             limits=usual.limits,
             policy=self.strategy.policy(usual, self.memory),
             meter=usual.meter,

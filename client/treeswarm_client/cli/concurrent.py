@@ -7,7 +7,7 @@ from typing import Any
 
 from treeswarm.errors import SwarmError
 from treeswarm_client.client import SwarmClient
-from treeswarm_client.generation.drafter_pool import MOST_SEATS
+from treeswarm_client.generation.drafter_pool import MOST_GENERATIONS
 from treeswarm_client.generation.run import Run
 
 
@@ -35,8 +35,8 @@ async def generate_concurrently(
     client: SwarmClient, prompts: Sequence[str], *, n: int, options: Mapping[str, Any]
 ) -> AsyncGenerator[PromptResult, None]:
     """`n` samples of every prompt, in the order of the prompts; one that fails holds up no other."""
-    # More would only wait for seats.
-    turns = asyncio.Semaphore(max(1, MOST_SEATS // n))
+    # More generations would only wait for a drafter.
+    turns = asyncio.Semaphore(max(1, MOST_GENERATIONS // n))
 
     async def take_turn(index: int, prompt: str) -> PromptResult:
         async with turns:

@@ -1,4 +1,4 @@
-"""The client's side of a session: what to append, and what the answers mean.  Pure: no I/O, no clock."""
+"""The client's side of a session: build appends from prompts and trees.  Pure: no I/O, no clock."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,79 +14,85 @@ from treeswarm_client.drafters.seam import DraftTree
 
 @dataclass(frozen=True, eq=False)
 class Shipment:
-    """What goes out: appends in order, and the ids whose answers come back in this round."""
+    """The appends of one traversal in order, and the nodes whose answers come back."""
 
     appends: tuple[Append, ...]
-    asked: NDArray[np.int64]
-    """Ids of the nodes answered, in order: for a round the mandatory node, then the drafted ones."""
+    answer_ids: NDArray[np.int64]
+    """Ids of the nodes to be answered, int64 [nodes]: for a round the mandatory node, then the drafted ones."""
     draft: DraftTree | None
-    """What was drafted for this round; None for a prefill."""
+    """The tree drafted for this round, or None for a prefill."""
 
 
 @dataclass(eq=False)
 class AppendBuilder:
-    """Counts ids and sequence numbers, cuts shipments into segments, and knows what every node is sure to have.
+    """Count ids and sequence numbers, cut shipments into segments, and track what every node has.
 
-    Every append has at most `segment_rows` rows, so that the next node computes while the rest is on its way.
+    Every append has at most `segment_rows` rows, so that the next node computes while the rest is in flight.
     """
 
     settings: SamplingSettings
     segment_rows: int
     epoch: int
     prefix_rows: int = 0
-    """The prompt's first so many tokens that every node has, if nothing happens until they are used."""
+    """Number of the prompt's first tokens that every node has in its prefix cache, if they are used at once."""
     _text: list[int] = field(default_factory=list)
-    """All tokens known: prompt, what walks accepted, and the bonus that the present round ships."""
-    _sure: int = 0
-    """Of these, how many every node had when the epoch began."""
-    _reached: list[int] = field(default_factory=list)
-    """How long each append of this epoch makes the trunk."""
+    """All tokens known: prompt, what walks accepted, and the bonus token that the present round ships."""
+    _initial_length: int = 0
+    """Number of these that every node had when the epoch began."""
+    _trunk_lengths: list[int] = field(default_factory=list)
+    """Length of the trunk after each append of this epoch."""
     _next_id: int = ROOT + 1
     _tip: int = ROOT
     _path: list[int] = field(default_factory=list)
-    """Walked and not yet committed on the nodes."""
+    """Ids of the nodes that were walked and are not yet committed on the nodes of the chain."""
 
     def prefill(self, prompt: Sequence[int]) -> Shipment:
-        """The prompt, but for what the nodes have of it, as chains that join the trunk; only its last token is
-        answered."""
-        self._text, self._sure = list(prompt), self.prefix_rows
+        """Ship the prompt, without what the nodes have of it, as rows that join the trunk.
+
+        Only its last token is answered.
+        """
+        self._text, self._initial_length = list(prompt), self.prefix_rows
         return self._ship(None)
 
     def round(self, mandatory: int, draft: DraftTree) -> Shipment:
-        """Commit what the last walk accepted; ship the bonus token of that walk with the tree drafted below it."""
+        """Commit the last walk's path, and ship its bonus token `mandatory` with the tree drafted below it."""
         self._text.append(mandatory)
         return self._ship(draft)
 
     def extend(self, shipment: Shipment, wider: DraftTree) -> Shipment:
-        """Further nodes below those of a round that is on its way; `wider` begins with what it shipped."""
+        """Ship further nodes below those of a round in flight; `wider` begins with the nodes that it shipped."""
         assert shipment.draft is not None
-        known = len(shipment.draft)
-        ids = np.arange(self._next_id, self._next_id + len(wider) - known)
-        asked = np.concatenate([shipment.asked, ids])
-        appends = self._segments([], asked[wider.parents[known:] + 1], wider.tokens[known:], fresh=False)
-        return Shipment(tuple(appends), asked, wider)
+        shipped = len(shipment.draft)
+        ids = np.arange(self._next_id, self._next_id + len(wider) - shipped)
+        answer_ids = np.concatenate([shipment.answer_ids, ids])
+        appends = self._segments([], answer_ids[wider.parents[shipped:] + 1], wider.tokens[shipped:], fresh=False)
+        return Shipment(tuple(appends), answer_ids, wider)
 
     def accept(self, shipment: Shipment, accepted: Sequence[int]) -> None:
-        """The walk followed these drafted nodes (indices into the tree) of a round's shipment."""
+        """Record that the walk followed these drafted nodes (indices into the tree) of a round's shipment."""
         assert shipment.draft is not None
-        self._path = [int(shipment.asked[0]), *(int(shipment.asked[i + 1]) for i in accepted)]
+        self._path = [int(shipment.answer_ids[0]), *(int(shipment.answer_ids[i + 1]) for i in accepted)]
         self._text += shipment.draft.tokens[list(accepted)].tolist()
 
-    def news(self, shipment: Shipment, accepted: Sequence[int]) -> tuple[int, int]:
-        """Length of the trunk and its tip, as they will be once this walk is committed: for nodes that still compute
-        what it passed by."""
-        return len(self._text) + len(accepted), int(shipment.asked[accepted[-1] + 1 if accepted else 0])
+    def hint_after(self, shipment: Shipment, accepted: Sequence[int]) -> tuple[int, int]:
+        """Return the trunk's length and tip, as they will be once this walk is committed.
+
+        They are the hint for nodes that still compute rows that the walk has left.
+        """
+        return len(self._text) + len(accepted), int(shipment.answer_ids[accepted[-1] + 1 if accepted else 0])
 
     def resumption(self, answered: int) -> tuple[list[int], int]:
-        """The tokens that every node is sure to have, now that so many appends of this epoch are answered, and a new
-        name for the last of them: where to go on after a loss."""
-        self._sure = self._reached[answered - 1] if answered else self._sure
-        self._tip, self._path, self._reached, self.prefix_rows = self._next_id, [], [], 0
-        self._next_id += 1
-        return self._text[: self._sure], self._tip
+        """Return where to go on after a loss: the trunk that every node has, and a new id for its last token.
 
-    def again(self, shipment: Shipment, epoch: int) -> Shipment:
-        """The same request in a new epoch, with what the nodes lost of the text before it."""
+        `answered` is the number of this epoch's appends that were answered.
+        """
+        self._initial_length = self._trunk_lengths[answered - 1] if answered else self._initial_length
+        self._tip, self._path, self._trunk_lengths, self.prefix_rows = self._next_id, [], [], 0
+        self._next_id += 1
+        return self._text[: self._initial_length], self._tip
+
+    def ship_again(self, shipment: Shipment, epoch: int) -> Shipment:
+        """Ship the same tree or prompt in a new epoch, after the text that the nodes lost."""
         self.epoch = epoch
         return self._ship(shipment.draft)
 
@@ -99,20 +105,20 @@ class AppendBuilder:
         return Shipment((*appends, *self._tree(ids, draft)), ids, draft)
 
     def _catch_up(self, length: int, answers: Answers) -> list[Append]:
-        """Chains that join the trunk until it is `length` long; `answers` holds for the last token."""
+        """Return appends that join the trunk until it has `length` tokens; `answers` holds for the last token."""
         appends: list[Append] = []
-        start = self._reached[-1] if self._reached else self._sure
+        start = self._trunk_lengths[-1] if self._trunk_lengths else self._initial_length
         for begin in range(start, length, self.segment_rows):
             tokens = self._text[begin : min(begin + self.segment_rows, length)]
             parents = np.array([self._tip, *range(self._next_id, self._next_id + len(tokens) - 1)])
             last = begin + len(tokens) == length
-            self._reached.append(begin + len(tokens))
+            self._trunk_lengths.append(begin + len(tokens))
             appends.append(self._append([], parents, np.array(tokens), answers if last else Answers.NONE, prefill=True))
             self._tip = self._next_id - 1
         return appends
 
     def _tree(self, ids: NDArray[np.int64], draft: DraftTree) -> list[Append]:
-        """The mandatory token and the tree below it; the first segment commits the path walked before."""
+        """Return the mandatory token and the tree below it; the first segment commits the path walked before."""
         commit, self._path = self._path, []
         self._tip = commit[-1] if commit else self._tip
         parents = np.concatenate([[self._tip], ids[draft.parents + 1]]) if len(draft) else np.array([self._tip])
@@ -122,11 +128,11 @@ class AppendBuilder:
     def _segments(
         self, commit: Sequence[int], parents: NDArray[np.int64], tokens: NDArray[np.int64], *, fresh: bool
     ) -> list[Append]:
-        """Nodes cut into appends; the first one commits, and buries what is left of the crown."""
+        """Cut nodes into appends; the first one commits, and if `fresh` also drops what is left of the crown."""
         appends = []
         for start in range(0, len(tokens), self.segment_rows):
             rows = slice(start, start + self.segment_rows)
-            self._reached.append(len(self._text) - 1)
+            self._trunk_lengths.append(len(self._text) - 1)
             appends.append(self._append(commit, parents[rows], tokens[rows], Answers.ALL, fresh=fresh and not start))
             commit = []
         return appends
@@ -143,7 +149,7 @@ class AppendBuilder:
     ) -> Append:
         append = Append(
             epoch=self.epoch,
-            seq=len(self._reached) - 1,
+            seq=len(self._trunk_lengths) - 1,
             commit=np.array(commit, np.uint32),
             first_id=self._next_id,
             parents=parents.astype(np.uint32),
@@ -153,7 +159,7 @@ class AppendBuilder:
             settings=self.settings,
             skipped=np.zeros(len(tokens), np.bool_),
             fresh=fresh,
-            prefix=self.prefix_rows if len(self._reached) == 1 else 0,
+            prefix=self.prefix_rows if len(self._trunk_lengths) == 1 else 0,
         )
         self._next_id += len(tokens)
         return append

@@ -1,4 +1,4 @@
-"""What a generation works with and nobody else uses meanwhile: a drafter, and a planner of its trees."""
+"""The pool from which each generation borrows a drafter, and the planner memory that goes with it."""
 
 import asyncio
 import contextlib
@@ -8,36 +8,40 @@ from dataclasses import dataclass, field
 from treeswarm_client.drafters.seam import Copyable, Drafter
 from treeswarm_client.planner.policy import PlannerMemory
 
-# Each drafter has a KV cache of its own; more at once than that would wait for the draft's device anyway.
-MOST_SEATS = 8
+# Number of generations that draft at once.  Each drafter has a KV cache of its own, and more generations would wait for
+# the draft's device anyway.
+MOST_GENERATIONS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class PooledDrafter:
-    """Both outlive generations: what they have learned serves the next one."""
+    """A drafter and a planner memory, used by one generation at a time.
+
+    Both outlive generations: what they have learned serves the next one.
+    """
 
     drafter: Drafter
     memory: PlannerMemory = field(default_factory=PlannerMemory)
 
 
 class DrafterPool:
-    """One with the `first` drafter, and others with copies of it; generations take turns where it cannot be copied."""
+    """Lends the `first` drafter or copies of it, `most` at once; a drafter that cannot be copied is lent in turns."""
 
-    def __init__(self, first: Drafter, most: int = MOST_SEATS) -> None:
+    def __init__(self, first: Drafter, most: int = MOST_GENERATIONS) -> None:
         self._first = first
         self._free = [PooledDrafter(first)]
         self._turns = asyncio.Semaphore(most if isinstance(first, Copyable) else 1)
 
     @contextlib.asynccontextmanager
-    async def one(self) -> AsyncIterator[PooledDrafter]:
-        """The seat last used of those that are free; waits for one where there are too many generations."""
+    async def borrow(self) -> AsyncIterator[PooledDrafter]:
+        """Lend the free drafter that was used last, or a new copy; wait while too many generations run."""
         async with self._turns:
-            seat = self._free.pop() if self._free else self._another()
+            pooled = self._free.pop() if self._free else self._copy()
             try:
-                yield seat
+                yield pooled
             finally:
-                self._free.append(seat)
+                self._free.append(pooled)
 
-    def _another(self) -> PooledDrafter:
+    def _copy(self) -> PooledDrafter:
         assert isinstance(self._first, Copyable)
         return PooledDrafter(self._first.copy_for_new_generation())

@@ -1,4 +1,7 @@
-"""The client's loop: draft, ship, draft on while it travels, walk, commit."""
+"""The generation loop: draft a tree, ship it, walk the target's answers, commit the tokens.
+
+The drafter goes on below a tree while that tree is in flight.
+"""
 
 import asyncio
 import contextlib
@@ -23,12 +26,13 @@ from treeswarm_client.planner.policy import Round, TreePolicy
 
 T = TypeVar("T")
 
-# Drafting behind a tree on its way stops so often to ship what it found: about a forward of a small draft on a CPU, and
-# one more message costs a node as much.
+# Seconds of drafting below a tree in flight, after which nodes may be shipped: about a forward of a small draft on a
+# CPU.  One more message costs a node as much.
 STRIDE_S = 0.005
 
 
 FinishReason = Literal["stop", "length"]
+PendingAnswers = deque["asyncio.Future[Answer]"]
 
 
 @dataclass(frozen=True)
@@ -37,231 +41,247 @@ class GenerationLimits:
 
     max_new_tokens: int
     stop_ids: frozenset[int]
+    """Ids of the tokens that end a generation."""
 
 
 @dataclass(frozen=True)
 class Committed:
-    """The tokens one traversal bought."""
+    """The tokens that one traversal brought."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
+    """The target's log-probability of each token."""
     traversal: int
+    """Number of the traversal, from 1 for the prompt's."""
     finish: FinishReason | None
-    """Set where these are the last."""
+    """Why the generation ends with these tokens, or None if it goes on."""
 
 
 @dataclass(eq=False)
 class _Stride:
-    """Some drafting behind a tree on its way: until its time is up, or nobody needs it any more."""
+    """Tells the drafter when to stop below a tree in flight: when its time is up, or when the walk is over."""
 
     clock: Callable[[], float]
-    over: threading.Event
+    walk_is_over: threading.Event
     ended: bool = False
     until: float | None = None
-    """Its time begins when the drafter's thread first asks: that may have had to wait for a turn as long as this."""
+    """Time to stop, or None before the drafter's thread first asks: that may have had to wait as long as a stride."""
 
     def __call__(self, _promise: float) -> bool:
         now = self.clock()
         self.until = now + STRIDE_S if self.until is None else self.until
-        self.ended = self.ended or self.over.is_set() or now > self.until
+        self.ended = self.ended or self.walk_is_over.is_set() or now > self.until
         return self.ended
 
 
 @dataclass(eq=False, kw_only=True)
 class Generation:
-    """One prompt on one chain."""
+    """Generate from one prompt on one chain."""
 
     chain: Chain
     drafter: Drafter
-    session: AppendBuilder
+    builder: AppendBuilder
     limits: GenerationLimits
     policy: TreePolicy
     meter: StatsRecorder = field(default_factory=StatsRecorder)
     on_round: Callable[[Round], None] | None = None
-    """Told of every tree that came back."""
+    """Called with every round that came back."""
     clock: Callable[[], float] = time.perf_counter
-    _observed: "asyncio.Task[None]" = field(init=False)
-    """The drafter knows what came of the last round."""
-    _leaving: threading.Event = field(default_factory=threading.Event)
-    """Whoever drafts may stop."""
+    _drafter_ready: "asyncio.Task[None]" = field(init=False)
+    """Task that ends when the drafter has the text of the last round."""
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+    """Set when the generation is cancelled: the drafter may stop."""
 
     async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncGenerator[Committed, None]:
-        """Yield what each traversal commits, until a stop token or the limit."""
+        """Yield what each traversal commits, until a stop token or the limit.  Raises SwarmErrors."""
         self.policy.begin(self.chain.epoch.profiled_hops)
-        begun = asyncio.create_task(self._apart(self.drafter.begin, prompt, settings))
+        self._drafter_ready = asyncio.create_task(self._in_thread(self.drafter.begin, prompt, settings))
         try:
-            prefill, found = await self._traverse(self.session.prefill(prompt))
-        finally:
-            await begun
-        news = self._commit(prefill, found)
-        self._observe(Verification(NO_TREE, prefill.answers, (), found.bonus, prefill.alternatives))
-        try:
-            yield news
-            while news.finish is None:
+            flight, walk = await self._traverse(self.builder.prefill(prompt))
+            committed = await self._commit(flight, walk)
+            yield committed
+            while committed.finish is None:
                 tree = await self._draft()
-                flight, found = await self._traverse(self.session.round(found.bonus, tree), first=len(tree))
-                await self._observed
-                self.session.accept(flight.shipment, found.accepted)
-                news = self._commit(flight, found)
-                self._observe(flight.verdict(found))
-                yield news
+                shipment = self.builder.round(walk.bonus, tree)
+                flight, walk = await self._traverse(shipment)
+                committed = await self._commit(flight, walk)
+                yield committed
                 self.chain.reroute_if_faster(trunk=len(prompt) + self.meter.committed, rounds_left=self._rounds_left())
         finally:
-            await self._observed
+            await self._drafter_ready
 
-    # ---------------------------------------------------------------- drafting
+    # ---------------------------------------------------------------- draft
 
     async def _draft(self) -> DraftTree:
-        """What to ship first: no deeper than what may still be committed, since the mandatory node's answer is one
-        token.  Where nothing is drafted, nobody waits for the drafter to observe the last round."""
-        wanted = min(self.policy.nodes_to_draft(), self.chain.epoch.credit_rows - 1) if self._depth() else 0
-        if not wanted:
+        """Draft the tree to ship first, no deeper than what may still be committed.
+
+        Where nothing is drafted, the round does not wait until the drafter has observed the last one.
+        """
+        size = min(self.policy.nodes_to_draft(), self.chain.epoch.credit_rows - 1) if self._levels_left() else 0
+        if not size:
             return self.policy.choose(NO_TREE)
         start = self.clock()
-        await self._observed
-        patience = self.policy.stop_drafting()
-        tree = await self._apart(
-            self.drafter.propose, wanted, self._depth(), lambda promise: patience(promise) or self._leaving.is_set()
+        await self._drafter_ready
+        must_stop = self.policy.stop_drafting()
+        tree = await self._in_thread(
+            self.drafter.propose,
+            size,
+            self._levels_left(),
+            lambda promise: must_stop(promise) or self._cancelled.is_set(),
         )
         self.meter.draft_s += self.clock() - start
         return self.policy.choose(tree)
 
-    async def _draft_ahead(
-        self, flight: RoundInFlight, on_their_way: "deque[asyncio.Future[Answer]]", most: int, over: threading.Event
+    @contextlib.asynccontextmanager
+    async def _drafting_task(self, flight: RoundInFlight, pending: PendingAnswers) -> AsyncGenerator[None, None]:
+        """Draft in a task below the tree in flight, as long as the context lasts."""
+        size = 0 if flight.shipment.draft is None else self.policy.nodes_to_draft_in_flight()
+        if not size:
+            yield
+            return
+        walk_is_over = threading.Event()
+        task = asyncio.create_task(self._draft_in_flight(flight, pending, size, walk_is_over))
+        try:
+            yield
+        finally:
+            walk_is_over.set()
+            start = self.clock()
+            # If the chain broke meanwhile, the next append raises Interrupted again.
+            with contextlib.suppress(Interrupted):
+                await task
+            self.meter.draft_s += self.clock() - start
+
+    async def _draft_in_flight(
+        self, flight: RoundInFlight, pending: PendingAnswers, size: int, walk_is_over: threading.Event
     ) -> None:
-        """Draft on below what travels, up to `most` nodes, and ship what is worth it, until the walk is over."""
+        """Draft up to `size` nodes below the tree in flight, and ship those that are worth it.  Raises Interrupted."""
         start = self.clock()
-        await self._observed
-        whole = False
-        while not whole and not over.is_set():
-            stride = _Stride(self.clock, over)
-            wider = await self._apart(self.drafter.propose, most, self._depth(), stride)
-            whole = not stride.ended
-            if over.is_set():
+        await self._drafter_ready
+        is_complete = False
+        while not is_complete and not walk_is_over.is_set():
+            stride = _Stride(self.clock, walk_is_over)
+            wider = await self._in_thread(self.drafter.propose, size, self._levels_left(), stride)
+            is_complete = not stride.ended
+            if walk_is_over.is_set():
                 return
             # Once answers come, the walk may have left the branches that look best to the draft.
-            if flight.landed:
+            if flight.answered:
                 continue
             extended = self.policy.extension(flight.draft, wider, self.clock() - start)
             if 0 < len(extended) - len(flight.draft) <= self.chain.epoch.free_credit_rows:
-                further = self.session.extend(flight.shipment, extended)
-                answers = [await self.chain.append(append) for append in further.appends]
+                extension = self.builder.extend(flight.shipment, extended)
+                answers = [await self.chain.append(append) for append in extension.appends]
                 # Only now: a walk that leads into these nodes must find their answers to wait for.
-                flight.extend(further)
-                on_their_way.extend(answers)
+                flight.extend(extension)
+                pending.extend(answers)
 
-    def _observe(self, verdict: Verification) -> None:
-        """Beside whatever comes next, until `_observed`."""
-        self._observed = asyncio.create_task(self._apart(self.drafter.observe, verdict))
-
-    async def _apart(self, job: Callable[..., T], *args: Any) -> T:
-        """In a worker thread, and not left before it is done: the next generation's drafter may be this one."""
+    async def _in_thread(self, job: Callable[..., T], *args: Any) -> T:
+        """Run in a worker thread.  Even when cancelled, wait for it: the next generation may reuse this drafter."""
         running = asyncio.ensure_future(asyncio.to_thread(job, *args))
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            self._leaving.set()
+            self._cancelled.set()
             await asyncio.wait({running})
             raise
 
-    def _depth(self) -> int:
-        """Levels below the mandatory token that may still be committed."""
+    def _levels_left(self) -> int:
+        """Return the number of levels below the mandatory token that may still be committed."""
         return self.limits.max_new_tokens - self.meter.committed - 1
 
-    # ---------------------------------------------------------------- travelling
+    # ---------------------------------------------------------------- ship and walk
 
-    async def _traverse(self, shipment: Shipment, *, first: int = 0) -> tuple[RoundInFlight, Walk]:
-        """One request through the chain, which is mended as often as it breaks under way."""
+    async def _traverse(self, shipment: Shipment) -> tuple[RoundInFlight, Walk]:
+        """Ship, walk and learn.  The chain is repaired, and the shipment sent again, as often as the chain breaks."""
+        first = 0 if shipment.draft is None else len(shipment.draft)
         start = self.clock()
-        broke: float | None = None
+        broken_at: float | None = None
         flight = RoundInFlight(shipment)
         while True:
             try:
-                found, first_s = await self._fly(flight)
+                walk, first_s = await self.send_and_walk(flight)
                 break
             except Interrupted:
-                broke = broke or self.clock()
-                trunk, tip = self.session.resumption(self.chain.epoch.answered)
+                broken_at = broken_at or self.clock()
+                trunk, tip = self.builder.resumption(self.chain.epoch.answered)
                 await self.chain.repair(trunk, tip)
                 self.policy.begin(self.chain.epoch.profiled_hops)
-                flight = RoundInFlight(self.session.again(flight.shipment, self.chain.epoch.number))
+                flight = RoundInFlight(self.builder.ship_again(flight.shipment, self.chain.epoch.number))
         seconds = self.clock() - start
         self.meter.add_traversal(seconds, flight.timings)
-        if broke is None:
+        if broken_at is None:
             self.chain.record_traversal(seconds)
         else:
-            self.meter.recoveries.append((broke, self.clock()))
-        if flight.shipment.draft is None:
-            self.policy.learn_prefill(seconds, flight.timings, whole=broke is None)
-        else:
-            flown = Round(
-                flight.draft, found, flight.landed - 1, first, seconds, first_s, flight.timings, broke is None
-            )
-            self.meter.add_walk(flown)
-            if self.on_round is not None:
-                self.on_round(flown)
-            if (report := self.policy.learn(flown)) is not None:
-                self.meter.reports.append(report)
-        return flight, found
+            self.meter.recoveries.append((broken_at, self.clock()))
+        self._learn(flight, walk, first, seconds, first_s, whole=broken_at is None)
+        return flight, walk
 
-    async def _fly(self, flight: RoundInFlight) -> tuple[Walk, float]:
-        """Ship, and take answers as they come until the walk is over; drafting goes on meanwhile.  Also returns when
-        the last answer of the first shipment was here, in seconds, or 0.  Raises Interrupted."""
-        start, first_s, first = self.clock(), 0.0, len(flight.shipment.asked)
-        on_their_way: deque[asyncio.Future[Answer]] = deque()
+    async def send_and_walk(self, flight: RoundInFlight) -> tuple[Walk, float]:
+        """Send the appends and take answers as they come until the walk is over, drafting meanwhile.
+
+        Returns the walk, and the seconds until the last answer of the first shipment, or 0 if the walk was over before.
+        A subclass may override this to commit another walk.  Raises Interrupted.
+        """
+        start, first_s, first = self.clock(), 0.0, len(flight.shipment.answer_ids)
+        pending: PendingAnswers = deque()
         for append in flight.shipment.appends:
-            on_their_way.append(await self.chain.append(append))
-        async with self._drafting_ahead(flight, on_their_way):
-            found: Walk | None = None
-            while found is None:
-                self._land(flight, await on_their_way.popleft())
-                found = flight.found()
-                if flight.landed == first:
+            pending.append(await self.chain.append(append))
+        async with self._drafting_task(flight, pending):
+            walk: Walk | None = None
+            while walk is None:
+                self._accept_answer(flight, await pending.popleft())
+                walk = flight.finished_walk()
+                if flight.answered == first:
                     first_s = self.clock() - start
-        if on_their_way:
-            self.chain.send_hint(*self.session.news(flight.shipment, found.accepted))
-        return found, first_s
+        if pending:
+            self.chain.send_hint(*self.builder.hint_after(flight.shipment, walk.accepted))
+        return walk, first_s
 
-    def _land(self, flight: RoundInFlight, answer: Answer) -> None:
+    def _accept_answer(self, flight: RoundInFlight, answer: Answer) -> None:
         try:
-            flight.land(answer)
+            flight.add_answer(answer)
         except Malformed as error:
-            # It, or a node before it that hid rows from it: the chain goes on without the one that we can name.
+            # Either the tail is wrong, or a node before it that hid rows from it.  The tail is the one known by name,
+            # so the chain goes on without it.
             self.chain.drop_node(self.chain.hops[-1], error)
             raise Interrupted(str(error)) from None
 
-    @contextlib.asynccontextmanager
-    async def _drafting_ahead(
-        self, flight: RoundInFlight, on_their_way: "deque[asyncio.Future[Answer]]"
-    ) -> AsyncGenerator[None, None]:
-        most = 0 if flight.shipment.draft is None else self.policy.nodes_to_draft_in_flight()
-        if not most:
-            yield
+    def _learn(
+        self, flight: RoundInFlight, walk: Walk, first: int, seconds: float, first_s: float, *, whole: bool
+    ) -> None:
+        """Tell policy, statistics and `on_round` what came of a traversal whose first shipment had `first` nodes."""
+        if flight.shipment.draft is None:
+            self.policy.learn_prefill(seconds, flight.timings, whole=whole)
             return
-        over = threading.Event()
-        drafting = asyncio.create_task(self._draft_ahead(flight, on_their_way, most, over))
-        try:
-            yield
-        finally:
-            over.set()
-            start = self.clock()
-            # A chain that broke meanwhile says so again to the next append.
-            with contextlib.suppress(Interrupted):
-                await drafting
-            self.meter.draft_s += self.clock() - start
+        flown = Round(flight.draft, walk, flight.answered - 1, first, seconds, first_s, flight.timings, whole)
+        self.meter.add_walk(flown)
+        if self.on_round is not None:
+            self.on_round(flown)
+        if (report := self.policy.learn(flown)) is not None:
+            self.meter.reports.append(report)
 
-    # ---------------------------------------------------------------- committing
+    # ---------------------------------------------------------------- commit
 
-    def _commit(self, flight: RoundInFlight, found: Walk) -> Committed:
-        tokens, logprobs = flight.said(found)
-        end = self.limits.max_new_tokens - self.meter.committed
+    async def _commit(self, flight: RoundInFlight, walk: Walk) -> Committed:
+        """Commit the walk's tokens up to a stop token or the limit, and let the drafter observe what came back."""
+        await self._drafter_ready
+        if flight.shipment.draft is not None:
+            self.builder.accept(flight.shipment, walk.accepted)
+        tokens, logprobs = flight.tokens_along(walk)
+        left = self.limits.max_new_tokens - self.meter.committed
         stop = next((i + 1 for i, token in enumerate(tokens) if token in self.limits.stop_ids), len(tokens))
-        kept = min(end, stop)
+        kept = min(left, stop)
         self.meter.committed += kept
         finish: FinishReason | None = "length" if self.meter.committed >= self.limits.max_new_tokens else None
         if tokens[kept - 1] in self.limits.stop_ids:
             finish = "stop"
+        self._observe(flight.verification(walk))
         return Committed(tuple(tokens[:kept]), tuple(logprobs[:kept]), self.meter.traversals, finish)
 
+    def _observe(self, verification: Verification) -> None:
+        """Begin to update the drafter, beside whatever comes next; `_drafter_ready` ends when it is done."""
+        self._drafter_ready = asyncio.create_task(self._in_thread(self.drafter.observe, verification))
+
     def _rounds_left(self) -> float:
+        """Estimate the number of rounds left, from the tokens per traversal so far."""
         return (self.limits.max_new_tokens - self.meter.committed) * self.meter.traversals / self.meter.committed

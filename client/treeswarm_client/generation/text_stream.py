@@ -68,7 +68,7 @@ class StopText:
         self._held = text[shown:]
         return text[:shown]
 
-    def rest(self) -> str:
+    def flush(self) -> str:
         """What was held back, where nothing more comes."""
         held, self._held = self._held, ""
         return held

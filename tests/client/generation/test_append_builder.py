@@ -1,4 +1,4 @@
-"""The client's side of a session, against the nodes' state machine: whatever is lost, whenever, the text is whole."""
+"""The client's side of a builder, against the nodes' state machine: whatever is lost, whenever, the text is whole."""
 
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ def tree_of(parents: list[int], tokens: list[int]) -> DraftTree:
     return DraftTree(np.array(parents, np.int64), np.array(tokens, np.int64), np.zeros(len(tokens), np.float32))
 
 
-def session_of(segment_rows: int = 4, epoch: int = 0) -> AppendBuilder:
+def builder_of(segment_rows: int = 4, epoch: int = 0) -> AppendBuilder:
     return AppendBuilder(SamplingSettings(), segment_rows, epoch)
 
 
@@ -33,61 +33,61 @@ def summary(append: Append) -> tuple[object, ...]:
 
 
 def test_a_prompt_is_cut_and_only_its_end_answered() -> None:
-    shipment = session_of().prefill(range(10, 20))
+    shipment = builder_of().prefill(range(10, 20))
     assert [append.rows for append in shipment.appends] == [4, 4, 2]
     assert [append.answers for append in shipment.appends] == [Answers.NONE, Answers.NONE, Answers.LAST]
-    assert shipment.asked.tolist() == [10]
+    assert shipment.answer_ids.tolist() == [10]
 
 
 def test_when_nothing_was_answered_the_prompt_is_sent_again_below_a_new_root() -> None:
-    session = session_of()
-    lost = session.prefill([7, 8, 9])
-    assert session.resumption(0) == ([], 4)
-    again = session.again(lost, 2)
+    builder = builder_of()
+    lost = builder.prefill([7, 8, 9])
+    assert builder.resumption(0) == ([], 4)
+    again = builder.ship_again(lost, 2)
     (append,) = again.appends
     assert summary(append) == (2, 0, [], [4, 5, 6], [7, 8, 9])
     assert append.answers is Answers.LAST
-    assert again.asked.tolist() == [7]
+    assert again.answer_ids.tolist() == [7]
 
 
 def test_half_a_prompt_is_not_sent_again() -> None:
-    session = session_of()
-    lost = session.prefill([11, 12, 13, 14, 15, 16])
-    trunk, tip = session.resumption(1)
+    builder = builder_of()
+    lost = builder.prefill([11, 12, 13, 14, 15, 16])
+    trunk, tip = builder.resumption(1)
     assert (trunk, tip) == ([11, 12, 13, 14], 7)
-    (append,) = session.again(lost, 1).appends
+    (append,) = builder.ship_again(lost, 1).appends
     assert summary(append) == (1, 0, [], [7, 8], [15, 16])
 
 
 def test_a_lost_round_brings_the_walked_path_as_text_and_its_tree_again() -> None:
-    session = session_of()
-    session.prefill([1, 2])
-    first = session.round(3, tree_of([-1, 0], [4, 5]))
-    session.accept(first, [0, 1])
-    second = session.round(6, tree_of([-1], [7]))
-    assert second.appends[0].commit.tolist() == first.asked.tolist()
-    trunk, tip = session.resumption(2)  # the prompt's answer and the first round's are here
+    builder = builder_of()
+    builder.prefill([1, 2])
+    first = builder.round(3, tree_of([-1, 0], [4, 5]))
+    builder.accept(first, [0, 1])
+    second = builder.round(6, tree_of([-1], [7]))
+    assert second.appends[0].commit.tolist() == first.answer_ids.tolist()
+    trunk, tip = builder.resumption(2)  # the prompt's answer and the first round's are here
     assert trunk == [1, 2]
-    again = session.again(second, 5)
+    again = builder.ship_again(second, 5)
     catch_up, tree = again.appends
     assert summary(catch_up) == (5, 0, [], [tip, tip + 1, tip + 2], [3, 4, 5])
     assert catch_up.prefill
     assert catch_up.answers is Answers.NONE
     assert summary(tree) == (5, 1, [], [tip + 3, tip + 4], [6, 7])
     assert tree.fresh
-    assert again.asked.tolist() == [tip + 4, tip + 5]
+    assert again.answer_ids.tolist() == [tip + 4, tip + 5]
     assert again.draft is second.draft
 
 
 def test_a_second_loss_before_any_answer_starts_from_the_same_text_under_another_name() -> None:
-    session = session_of()
-    session.prefill([1, 2])
-    lost = session.round(3, NO_TREE)
-    trunk, tip = session.resumption(1)
-    again = session.again(lost, 1)
-    trunk_again, tip_again = session.resumption(0)
+    builder = builder_of()
+    builder.prefill([1, 2])
+    lost = builder.round(3, NO_TREE)
+    trunk, tip = builder.resumption(1)
+    again = builder.ship_again(lost, 1)
+    trunk_again, tip_again = builder.resumption(0)
     assert trunk_again == trunk == [1, 2]
-    assert tip_again > max(tip, *again.asked.tolist())
+    assert tip_again > max(tip, *again.answer_ids.tolist())
 
 
 # ---------------------------------------------------------------- against nodes
@@ -139,7 +139,7 @@ def new_node(epoch: int, resumption: Resumption | None = None) -> NodeSession:
 def test_whatever_is_lost_every_node_ends_with_the_text(data: st.DataObject) -> None:
     """Losses after any number of the appends that were shipped are answered, several in a row too."""
     tokens = st.integers(0, VOCAB - 1)
-    session, chain, epoch = session_of(data.draw(st.integers(1, 6))), Chain(), 0
+    builder, chain, epoch = builder_of(data.draw(st.integers(1, 6))), Chain(), 0
     text = data.draw(st.lists(tokens, min_size=1, max_size=12))
     answered = 0
 
@@ -153,20 +153,20 @@ def test_whatever_is_lost_every_node_ends_with_the_text(data: st.DataObject) -> 
                 answered += len(shipment.appends)
                 return shipment
             chain.ship(shipment.appends[:arrived])
-            trunk, tip = session.resumption(answered + data.draw(st.integers(0, arrived)))
+            trunk, tip = builder.resumption(answered + data.draw(st.integers(0, arrived)))
             assert trunk == text[: len(trunk)]
             epoch, answered = epoch + 1, 0
             chain.mend(lost, epoch, trunk, tip)
-            shipment = session.again(shipment, epoch)
+            shipment = builder.ship_again(shipment, epoch)
 
-    deliver(session.prefill(text))
+    deliver(builder.prefill(text))
     for _ in range(data.draw(st.integers(0, 6))):
         bonus = data.draw(tokens)
         text = [*text, bonus]
         size = data.draw(st.integers(0, CROWN - 1))
         parents = [data.draw(st.integers(-1, i - 1)) for i in range(size)]
         tree = tree_of(parents, [data.draw(tokens) for _ in range(size)])
-        shipment = deliver(session.round(bonus, tree))
+        shipment = deliver(builder.round(bonus, tree))
         for node_text in chain.texts:
             assert node_text == text[: len(node_text)]
             assert len(node_text) == len(text) - 1
@@ -176,5 +176,5 @@ def test_whatever_is_lost_every_node_ends_with_the_text(data: st.DataObject) -> 
             while end >= 0:
                 path.insert(0, end)
                 end = parents[end]
-        session.accept(shipment, path)
+        builder.accept(shipment, path)
         text = [*text, *tree.tokens[path].tolist()]

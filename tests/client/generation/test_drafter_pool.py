@@ -7,7 +7,7 @@ from typing import Self
 import pytest
 
 from treeswarm_client.drafters.none import NoneDrafter
-from treeswarm_client.generation.drafter_pool import MOST_SEATS, DrafterPool, PooledDrafter
+from treeswarm_client.generation.drafter_pool import MOST_GENERATIONS, DrafterPool, PooledDrafter
 
 
 @dataclass(eq=False)
@@ -27,7 +27,7 @@ async def most_at_once(seats: DrafterPool, wanted: int) -> tuple[int, set[Pooled
 
     async def work() -> None:
         nonlocal most
-        async with seats.one() as seat:
+        async with seats.borrow() as seat:
             assert seat not in taken
             taken.append(seat)
             seen.add(seat)
@@ -39,7 +39,7 @@ async def most_at_once(seats: DrafterPool, wanted: int) -> tuple[int, set[Pooled
     return most, seen
 
 
-@pytest.mark.parametrize(("wanted", "most"), [(1, 1), (3, 3), (20, MOST_SEATS)])
+@pytest.mark.parametrize(("wanted", "most"), [(1, 1), (3, 3), (20, MOST_GENERATIONS)])
 def test_as_many_as_are_wanted_and_not_too_many(wanted: int, most: int) -> None:
     first = OfWhichThereAreMany()
     found, seen = asyncio.run(most_at_once(DrafterPool(first), wanted))
@@ -60,12 +60,12 @@ def test_one_after_the_other_where_there_is_one() -> None:
 def test_one_generation_after_the_other_keeps_what_was_learned() -> None:
     async def run() -> None:
         seats = DrafterPool(OfWhichThereAreMany())
-        async with seats.one() as first:
+        async with seats.borrow() as first:
             pass
         with pytest.raises(RuntimeError):
-            async with seats.one() as second:
+            async with seats.borrow() as second:
                 raise RuntimeError
-        async with seats.one() as third:
+        async with seats.borrow() as third:
             assert first is second is third
 
     asyncio.run(run())

@@ -44,9 +44,9 @@ def answer_to(append: Append, tokens: Sequence[int]) -> Answer:
 
 
 def round_of(draft: DraftTree, segment_rows: int = 3) -> tuple[AppendBuilder, RoundInFlight]:
-    session = AppendBuilder(SamplingSettings(), segment_rows, 0)
-    session.prefill([9, 9])
-    return session, RoundInFlight(session.round(3, draft))
+    builder = AppendBuilder(SamplingSettings(), segment_rows, 0)
+    builder.prefill([9, 9])
+    return builder, RoundInFlight(builder.round(3, draft))
 
 
 @given(seed=st.integers(0, 2**32), size=st.integers(0, 20), more=st.integers(0, 20), rows=st.integers(1, 6))
@@ -55,28 +55,31 @@ def test_a_walk_over_answers_that_come_bit_by_bit_is_the_walk_over_all(
     seed: int, size: int, more: int, rows: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    session, flight = round_of(random_tree(rng, size), rows)
+    builder, flight = round_of(random_tree(rng, size), rows)
     on_their_way = list(flight.shipment.appends)
     wider = flight.draft.union(random_tree(rng, more), 30)
-    further = session.extend(flight.shipment, wider)
+    further = builder.extend(flight.shipment, wider)
     flight.extend(further)
     on_their_way += further.appends
     truth = rng.integers(0, 5, len(wider) + 1)
     expected = walk(wider.parents, wider.tokens, truth)
-    assert flight.found() is None
+    assert flight.finished_walk() is None
     for append in on_their_way:
-        flight.land(answer_to(append, truth[flight.landed : flight.landed + append.rows].tolist()))
-        if (found := flight.found()) is not None:
+        flight.add_answer(answer_to(append, truth[flight.answered : flight.answered + append.rows].tolist()))
+        if (found := flight.finished_walk()) is not None:
             assert found == expected
             break
-    found = flight.found()
+    found = flight.finished_walk()
     assert found == expected
-    assert flight.answers[: flight.landed].tolist() == truth[: flight.landed].tolist()
-    assert set(flight.answers[flight.landed :].tolist()) <= {UNANSWERED}
-    assert flight.said(expected)[0] == [int(truth[0]), *(int(truth[i + 1]) for i in expected.accepted)]
-    session.accept(flight.shipment, expected.accepted)
-    after = session.round(4, tree_of([], []))
-    assert after.appends[0].commit.tolist() == flight.shipment.asked[[0, *(i + 1 for i in expected.accepted)]].tolist()
+    assert flight.answers[: flight.answered].tolist() == truth[: flight.answered].tolist()
+    assert set(flight.answers[flight.answered :].tolist()) <= {UNANSWERED}
+    assert flight.tokens_along(expected)[0] == [int(truth[0]), *(int(truth[i + 1]) for i in expected.accepted)]
+    builder.accept(flight.shipment, expected.accepted)
+    after = builder.round(4, tree_of([], []))
+    assert (
+        after.appends[0].commit.tolist()
+        == flight.shipment.answer_ids[[0, *(i + 1 for i in expected.accepted)]].tolist()
+    )
     assert after.appends[0].fresh
 
 
@@ -86,13 +89,13 @@ def test_an_answer_to_other_nodes_is_refused() -> None:
     answer = answer_to(append, [1, 2, 3])
     short = Answer(SESSION, 0, 0, answer.ids[:2], answer.tokens[:2], answer.logprobs[:2], ())
     with pytest.raises(Malformed, match="other nodes"):
-        flight.land(short)
+        flight.add_answer(short)
 
 
 def test_news_for_the_nodes_name_the_end_of_the_walk_and_the_trunk_it_makes() -> None:
-    session, flight = round_of(tree_of([-1, 0], [1, 2]))
-    assert session.news(flight.shipment, ()) == (3, int(flight.shipment.asked[0]))
-    assert session.news(flight.shipment, (0, 1)) == (5, int(flight.shipment.asked[2]))
+    builder, flight = round_of(tree_of([-1, 0], [1, 2]))
+    assert builder.hint_after(flight.shipment, ()) == (3, int(flight.shipment.answer_ids[0]))
+    assert builder.hint_after(flight.shipment, (0, 1)) == (5, int(flight.shipment.answer_ids[2]))
 
 
 @given(seed=st.integers(0, 2**32), a=st.integers(0, 20), b=st.integers(0, 40), most=st.integers(0, 40))

@@ -19,7 +19,7 @@ def test_what_is_shown_is_the_text_before_the_first_stop(pieces: list[str], stop
         if watch.hit is not None:
             break
     else:
-        shown += watch.rest()
+        shown += watch.flush()
     whole = "".join(pieces)
     ends = [whole.find(stop) for stop in stops if stop in whole]
     if watch.hit is None:
