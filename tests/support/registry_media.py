@@ -278,9 +278,8 @@ class InDht:
 
     async def kill(self) -> None:
         assert self.first is not None
-        self.listen = self.first.listen
-        for task in self.first._tasks:  # or it would come back at once
-            task.cancel()
+        self.listen = self.first.daemon.listen
+        self.first._tasks.cancel()  # Otherwise it would come back at once.
         kill_daemon(self.first)
         await self.first.close()
 
@@ -298,8 +297,8 @@ class InDht:
 
 
 def kill_daemon(registry: DhtRegistry) -> None:
-    assert registry._peer is not None
-    os.kill(registry._peer.p2p._child.pid, signal.SIGKILL)
+    assert registry.daemon.current is not None
+    os.kill(registry.daemon.current.p2p._child.pid, signal.SIGKILL)
 
 
 @dataclass(eq=False)
@@ -343,8 +342,8 @@ class AtBroker:
 
     async def put(self, node: str, sealed: bytes) -> None:
         registry = self.made[0]
-        assert registry._client is not None
-        await registry._client.publish(f"swarms/test/{MODEL}/{node}", sealed, qos=1, retain=True)
+        assert registry._connection.client is not None
+        await registry._connection.client.publish(f"swarms/test/{MODEL}/{node}", sealed, qos=1, retain=True)
 
     async def kill(self) -> None:
         if self.process is not None:

@@ -1,4 +1,4 @@
-"""Who is out there: one seam, and the forms it takes."""
+"""Registries: one interface to the records of a swarm's nodes, and the functions that open its implementations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,19 +37,20 @@ async def open_registry(
     listen: Sequence[str] = ("/ip4/0.0.0.0/tcp/0",),
     identity: Path | None = None,
 ) -> Registry:
-    """A node's: where it announces itself.  `listen` (multiaddresses) and `identity` (a file) are the DHT daemon's.
+    """Open the registry that a node announces itself in.
 
-    Raises BadRequest or Unreachable with the next step.
+    `model` is the config digest and `node` the node's id.  `listen` (multiaddresses) and `identity` (a key file) are
+    for the DHT's daemon.  Raises BadRequest or Unreachable with the next step.
     """
     kind = registry_kind(spec)
     if kind == "none":
         return MemoryRegistry(model)
     if kind == "dht":
-        from treeswarm.registry.dht import DhtRegistry  # noqa: PLC0415  # hivemind brings torch
+        from treeswarm.registry.dht import DhtRegistry  # noqa: PLC0415  # hivemind imports torch.
 
         return await DhtRegistry.start(model, parse_dht_peers(spec), listen, identity)
     if kind == "mqtt":
-        from treeswarm.registry.mqtt import MqttRegistry  # noqa: PLC0415  # an extra
+        from treeswarm.registry.mqtt import MqttRegistry  # noqa: PLC0415  # aiomqtt is an optional dependency.
 
         return await MqttRegistry.start(Broker.parse(spec), model, node)
     raise BadRequest(
@@ -59,10 +60,13 @@ async def open_registry(
 
 
 async def client_registry(spec: str, model: str | None, transport: Transport) -> Registry:
-    """A client's: where it looks for nodes.  Raises BadRequest or Unreachable with the next step."""
+    """Open the registry in which a client looks for nodes.
+
+    `model` is the config digest, or None for every model.  Raises BadRequest or Unreachable with the next step.
+    """
     kind = registry_kind(spec)
     if kind == "mqtt":
-        from treeswarm.registry.mqtt import MqttRegistry  # noqa: PLC0415  # an extra
+        from treeswarm.registry.mqtt import MqttRegistry  # noqa: PLC0415  # aiomqtt is an optional dependency.
 
         return await MqttRegistry.start(Broker.parse(spec), model)
     if kind in ("static", "peers"):
@@ -70,12 +74,15 @@ async def client_registry(spec: str, model: str | None, transport: Transport) ->
         await peers.start()
         return peers
     raise BadRequest(
-        f"a client does not read '{redacted(spec)}': give --peers HOST:PORT of any node, which tells all it "
-        "knows from the DHT"
+        f"a client cannot read '{redacted(spec)}': give --peers HOST:PORT of any node, which passes on all records "
+        "that it knows from the DHT"
     )
 
 
 def peers_registry(spec: str, transport: Transport, model: str | None) -> PeersRegistry:
-    """`static:H:P,H:P` (exactly these nodes) or `H:P,H:P` (these, and whoever they know).  Raises BadRequest."""
-    listed = spec.removeprefix("static:")
-    return PeersRegistry(model, transport=transport, addresses=parse_addresses(listed), discover=listed == spec)
+    """Return a registry, not yet started, that asks nodes.  Raises BadRequest.
+
+    `static:H:P,H:P` stands for exactly these nodes, `H:P,H:P` for these nodes and all that they know.
+    """
+    addresses = spec.removeprefix("static:")
+    return PeersRegistry(model, transport=transport, addresses=parse_addresses(addresses), discover=addresses == spec)

@@ -1,4 +1,4 @@
-"""Which records are believed: signed by their node, of this model, in date, and newer than what was known."""
+"""Decides which records are believed: signed by their node, of this model, in date, and newer than the known one."""
 
 import asyncio
 import time
@@ -12,65 +12,71 @@ from treeswarm.protocol.records import MAX_LIFETIME_S, NodeRecord, NodeState, Se
 from treeswarm.registry.seam import Snapshot
 from treeswarm.wire.sealing import Forged, unseal
 
-# How far two honest machines' clocks may differ.
+# Number of seconds by which the clocks of two honest machines may differ.
 CLOCK_SKEW_S = 60.0
-# Tens of megabytes; a swarm for one model larger than this needs more than one list anyway.
+# So many records take tens of megabytes.  A larger swarm for one model needs more than one list anyway.
 MAX_NODES = 50_000
 
 
 @dataclass(eq=False)
 class RecordBook:
-    """The newest believed record of every node.  `model` is the config digest it is about; None: any."""
+    """The newest believed record of every node."""
 
     model: str | None = None
+    """Config digest of the model whose records are believed, or None for every model."""
     clock: Callable[[], float] = time.time
+    """Returns the seconds since 1970."""
     rejected: Counter[str] = field(default_factory=Counter)
+    """Number of records that were not believed, by reason."""
     _records: dict[str, SealedRecord] = field(default_factory=dict)
 
     def add(self, sealed: bytes) -> SealedRecord | None:
-        """The record if it is news, else None.  What is not believed is counted, by reason, in `rejected`."""
+        """Add a record.  Return it if it is new, else None.  A record that is not believed is counted in `rejected`."""
         try:
             read = unseal(sealed)
-            known = self._records.get(read.record.node)
-            doubt = self._doubt(read.record, known)
+            earlier = self._records.get(read.record.node)
+            rejection = self._rejection(read.record, earlier)
         except Malformed as error:
-            read, known, doubt = None, None, rejection_reason(error, sealed)
-        if read is None or doubt:
-            if known is None or known.sealed != sealed:  # hearing the same again is no attack
-                self.rejected[doubt] += 1
+            read, earlier, rejection = None, None, rejection_reason(error, sealed)
+        if read is None or rejection:
+            if earlier is None or earlier.sealed != sealed:  # Receiving the same record twice is normal.
+                self.rejected[rejection] += 1
             return None
         self._records[read.record.node] = read
         return read
 
     def alive(self) -> Snapshot:
-        """In date, and not gone; in the order of node ids."""
-        return tuple(known for known in self.unexpired() if known.record.state is not NodeState.GONE)
+        """Return the unexpired records that are not in state GONE, sorted by node id."""
+        return tuple(sealed for sealed in self.unexpired() if sealed.record.state is not NodeState.GONE)
 
     def unexpired(self) -> Snapshot:
-        """Those of nodes that are gone too: a farewell must be passed on until what it revokes has expired."""
+        """Return the unexpired records, sorted by node id, those in state GONE included.
+
+        A GONE record must be passed on until the records that it withdraws have expired.
+        """
         now = self.clock()
-        self._records = {node: known for node, known in self._records.items() if known.record.expires > now}
-        return tuple(known for _, known in sorted(self._records.items()))
+        self._records = {node: sealed for node, sealed in self._records.items() if sealed.record.expires > now}
+        return tuple(sealed for _, sealed in sorted(self._records.items()))
 
     def of(self, node: str) -> SealedRecord | None:
-        """The newest believed record of a node, gone or not."""
+        """Return the newest believed record of a node, in state GONE or not, or None."""
         return self._records.get(node)
 
-    def _doubt(self, record: NodeRecord, known: SealedRecord | None) -> str:
-        """Why not to believe a record, or nothing."""
+    def _rejection(self, record: NodeRecord, earlier: SealedRecord | None) -> str:
+        """Return the reason not to believe a record, or an empty string."""
         now = self.clock()
-        doubts = {
+        reasons = {
             "other-model": self.model is not None and record.model != self.model,
             "expired": not now - CLOCK_SKEW_S < record.expires < now + MAX_LIFETIME_S + CLOCK_SKEW_S,
             "from-the-future": record.generation > (now + CLOCK_SKEW_S) * 1e6,
-            "stale": known is not None and record.generation <= known.record.generation,
-            "too-many": known is None and len(self._records) >= MAX_NODES,
+            "stale": earlier is not None and record.generation <= earlier.record.generation,
+            "too-many": earlier is None and len(self._records) >= MAX_NODES,
         }
-        return next((doubt for doubt, holds in doubts.items() if holds), "")
+        return next((reason for reason, applies in reasons.items() if applies), "")
 
 
 def rejection_reason(error: Malformed, sealed: bytes) -> str:
-    """The word it is counted under."""
+    """Return the reason that `RecordBook.rejected` counts bytes under that are no valid record."""
     if isinstance(error, Forged):
         return "forged"
     return "oversized" if len(sealed) > MAX_RECORD_BYTES else "malformed"
@@ -78,9 +84,10 @@ def rejection_reason(error: Malformed, sealed: bytes) -> str:
 
 @dataclass(eq=False)
 class BookRegistry:
-    """What adapters share: a book, and watchers of it."""
+    """Base of the registries: a record book, and watchers of its changes."""
 
     model: str | None = None
+    """Config digest of the model, or None for every model."""
     clock: Callable[[], float] = time.time
     book: RecordBook = field(init=False)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -106,10 +113,10 @@ class BookRegistry:
             yield await self.snapshot()
 
     async def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: this base has no connections."""
 
     async def add_records(self, many: Iterable[bytes]) -> list[SealedRecord]:
-        """Take what came in, and wake the watchers if any of it was news; returns the news."""
+        """Add sealed records to the book, and wake the watchers if any of them is new.  Return the new ones."""
         news = [read for sealed in many if (read := self.book.add(sealed)) is not None]
         if news:
             async with self._changed:

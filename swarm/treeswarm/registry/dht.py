@@ -1,15 +1,14 @@
-"""hivemind's DHT as registry: no server, every node keeps a part of it.
+"""hivemind's DHT as registry: there is no server, and every node stores a part of the records.
 
-A model has 16 keys, `treeswarm/<version>/<model digest>/<shard>`; under each, subkeys are node ids and values sealed
-records.  A daemon's life is `dht_peer.DhtPeer`; when it has died, or talks to nobody any more, the registry begins
-another one with the same identity and port.
+A model has 16 keys, `treeswarm/<version>/<model digest>/<shard>`.  Under each key, subkeys are node ids and values are
+sealed records.  One run of the daemon is a `dht_peer.DhtPeer`.  When it has died, or no longer reaches any peer,
+`dht_daemon.DhtDaemon` starts another one with the same identity and port.
 """
 
 import asyncio
 import contextlib
 import logging
 import random
-import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,46 +20,56 @@ from treeswarm.errors import BadRequest, SwarmError, TransportError, Unreachable
 from treeswarm.protocol.messages import MAX_RECORD_BYTES
 from treeswarm.protocol.records import LIFETIME_S, SealedRecord
 from treeswarm.registry.book import BookRegistry
+from treeswarm.registry.dht_daemon import DhtDaemon
 from treeswarm.registry.dht_peer import FARTHEST_S, REPLICAS, DhtPeer, check_hivemind, entry_rejection, shard_keys
+from treeswarm.tasks import TaskSet
 
 log = logging.getLogger(__name__)
 
-# A joining node is seen within seconds: what a client or a placement can still use.
+# Seconds between polls.  A joining node is seen within seconds, soon enough for a client or a placement to use it.
 POLL_S = 3.0
-# A poll brings every record from each of its replicas, so its price grows with the swarm: beyond some 50 nodes polls
-# become rarer instead.
+# A poll brings every record from each of its replicas, so its cost grows with the swarm.  Beyond some 50 nodes, polls
+# become rarer instead of larger per second.
 POLL_BYTES_PER_S = 32_768
 MEET_S = 10.0
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
-# Pauses between attempts to announce before the caller is told.
+# Seconds to wait before each attempt to announce, before the caller gets an error.
 ATTEMPTS_S = (0.0, 0.5, 2.0)
-# Before a node that wants to join is told that nobody is there: a peer on a machine busy with loading a model may not
-# answer for ten seconds.
-JOIN_PAUSES_S = (0.0, 1.0, 3.0, 10.0)
-# Of others, by which the swarm is found again when those named at the start are gone.
-MAX_REMEMBERED = 16
+
+
+@dataclass(eq=False)
+class OwnRecords:
+    """Records that this registry announces."""
+
+    by_node: dict[str, SealedRecord] = field(default_factory=dict)
+    unconfirmed: set[str] = field(default_factory=set)
+    """Ids of the nodes whose record no other peer is known to have."""
+
+    def put(self, sealed: SealedRecord) -> None:
+        """Add a record, or replace the earlier one of its node."""
+        self.by_node[sealed.record.node] = sealed
+        self.unconfirmed.add(sealed.record.node)
+
+    def remove(self, node: str) -> None:
+        """Stop announcing a node."""
+        self.by_node.pop(node, None)
+        self.unconfirmed.discard(node)
 
 
 @dataclass(eq=False)
 class DhtRegistry(BookRegistry):
-    """Announces in the DHT, polls it, and stays part of it whatever happens to the daemon or to other peers."""
+    """Announces in the DHT, polls it, and reconnects to it when the daemon or other peers fail."""
 
-    initial_peers: tuple[str, ...] = field(kw_only=True)
-    listen: tuple[str, ...] = field(kw_only=True)
-    identity: Path = field(kw_only=True)
+    daemon: DhtDaemon = field(init=False)
     temporary: tempfile.TemporaryDirectory[str] = field(kw_only=True)
+    """Directory for the daemon's key where the caller gives no key file."""
     poll_s: float = POLL_S
-    visible_maddrs: tuple[str, ...] = ()
-    """Where others reach this peer's daemon: `/ip4/HOST/tcp/PORT/p2p/ID`."""
-    _peer: DhtPeer | None = None
-    _rebuilding: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _own: dict[str, SealedRecord] = field(default_factory=dict)
-    _unkept: set[str] = field(default_factory=set)
-    """Of our own, those that no other peer was seen to have."""
+    """Least number of seconds between polls."""
+    _own: OwnRecords = field(default_factory=OwnRecords)
     _polled: dict[str, bytes] = field(default_factory=dict)
-    _remembered: tuple[str, ...] = ()
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    """Records of the last poll, by node id."""
+    _tasks: TaskSet = field(default_factory=TaskSet)
 
     @classmethod
     async def start(
@@ -72,22 +81,23 @@ class DhtRegistry(BookRegistry):
         clock: Callable[[], float] = time.time,
         poll_s: float = POLL_S,
     ) -> "DhtRegistry":
-        """Join the DHT of `initial_peers`, or begin one.  `identity` is the file of the daemon's key, made if it is
-        missing; without one, the key lasts as long as this registry.  Raises BadRequest or Unreachable."""
+        """Join the DHT of `initial_peers`, or begin a new one without them.
+
+        `identity` is the file of the daemon's key, which is made if it is missing.  Without it, the key lasts as long
+        as this registry.  Raises BadRequest or Unreachable.
+        """
         check_hivemind()
         temporary = tempfile.TemporaryDirectory(prefix="treeswarm-dht-")
-        registry = cls(
-            model,
-            clock,
-            initial_peers=tuple(initial_peers),
-            listen=tuple(listen),
-            identity=identity or Path(temporary.name) / "identity",
-            temporary=temporary,
-            poll_s=poll_s,
+        registry = cls(model, clock, temporary=temporary, poll_s=poll_s)
+        registry.daemon = DhtDaemon(
+            tuple(initial_peers),
+            tuple(listen),
+            identity or Path(temporary.name) / "identity",
+            registry._is_believable,
         )
         try:
-            await registry._begin()
-            if initial_peers and not await registry._meet_patiently(initial_peers):
+            await registry.daemon.start()
+            if initial_peers and not await registry.daemon.join():
                 raise Unreachable(
                     f"no DHT answers at {', '.join(initial_peers)}: check that they run and their ports are open, "
                     "or begin a new swarm with dht:"
@@ -96,163 +106,142 @@ class DhtRegistry(BookRegistry):
         except BaseException:
             await registry.close()
             raise
-        registry._tasks = [
-            asyncio.create_task(registry._keep_polling()),
-            asyncio.create_task(registry._keep_meeting()),
-        ]
+        registry._tasks.start(registry._keep_polling())
+        registry._tasks.start(registry._keep_meeting())
         return registry
 
-    async def _meet_patiently(self, initial_peers: Sequence[str]) -> int:
-        for pause_s in JOIN_PAUSES_S:
-            await asyncio.sleep(pause_s)
-            if met := await self._life.meet(initial_peers):
-                return met
-        return 0
+    @property
+    def visible_maddrs(self) -> tuple[str, ...]:
+        """Multiaddresses at which others reach this peer's daemon: `/ip4/HOST/tcp/PORT/p2p/ID`."""
+        return self.daemon.visible_maddrs
 
     @property
     def spec(self) -> str:
-        """What another node gives as `--registry` to join: an address from outside, if there is one."""
-        outside = [maddr for maddr in self.visible_maddrs if not maddr.startswith("/ip4/127.")]
-        return f"dht:{(outside or list(self.visible_maddrs))[0]}"
+        """Value of `--registry` with which another node joins.  Its address is not loopback, if there is another."""
+        external = [maddr for maddr in self.visible_maddrs if not maddr.startswith("/ip4/127.")]
+        return f"dht:{(external or list(self.visible_maddrs))[0]}"
 
     async def announce(self, sealed: SealedRecord) -> None:
-        """Returns when others have it.  Raises TransportError, and goes on trying by itself."""
-        if len(sealed.sealed) > MAX_RECORD_BYTES:  # hivemind would say yes, and its daemon would talk to nobody again
-            raise BadRequest(f"a record of {len(sealed.sealed)} bytes, at most {MAX_RECORD_BYTES} go into the DHT")
-        self._own[sealed.record.node] = sealed
-        self._unkept.add(sealed.record.node)
+        """Announce a record, and return when another peer has it.
+
+        Raises TransportError, and goes on trying in the background.
+        """
+        # hivemind would accept a value that is too large, and its daemon would not respond again.
+        if len(sealed.sealed) > MAX_RECORD_BYTES:
+            raise BadRequest(
+                f"the record has {len(sealed.sealed)} bytes, at most {MAX_RECORD_BYTES} are allowed in the DHT: "
+                "use a shorter address or model name"
+            )
+        self._own.put(sealed)
         await self.add_records([sealed.sealed])
         await self._publish(sealed)
-        self._unkept.discard(sealed.record.node)
+        self._own.unconfirmed.discard(sealed.record.node)
 
     async def withdraw(self, sealed: SealedRecord) -> None:
-        self._own.pop(sealed.record.node, None)
-        self._unkept.discard(sealed.record.node)
+        self._own.remove(sealed.record.node)
         await self.add_records([sealed.sealed])
         await self._publish(sealed)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        async with self._rebuilding:
-            if self._peer is not None:
-                await self._peer.close()
-            self._peer = None
+        await self._tasks.close()
+        await self.daemon.close()
         self.temporary.cleanup()
 
-    # ---- what is told and heard --------------------------------------------------------------------------------
+    # ---- records in and out ------------------------------------------------------------------------------------
 
     async def _publish(self, sealed: SealedRecord) -> None:
-        for pause in ATTEMPTS_S:
-            await asyncio.sleep(pause)
-            life = self._life
+        for pause_s in ATTEMPTS_S:
+            await asyncio.sleep(pause_s)
+            peer = self.daemon.peer
             with contextlib.suppress(TransportError):
-                if await self._kept(life, sealed):
+                if await self._try_store(peer, sealed):
                     return
-            if await life.useless():
+            if await peer.is_useless():
                 with contextlib.suppress(SwarmError):
-                    await self._rebuild(life)
+                    await self._replace_daemon(peer)
         raise Unreachable(
-            f"nobody else in the DHT has the record of {sealed.record.node} yet: "
-            f"none of {', '.join(self._acquaintances()) or 'its peers'} answers; check this machine's network"
+            f"no other peer of the DHT has the record of {sealed.record.node} yet, as "
+            f"none of {', '.join(self.daemon.acquaintances()) or 'its peers'} answers: check this machine's network"
         )
 
-    async def _kept(self, life: DhtPeer, sealed: SealedRecord) -> bool:
-        """Store it, and see whether others have it; whoever begins a swarm is content with having it himself."""
-        met = await life.met()
-        if life.alone:
-            await life.meet(self._acquaintances())
-        return await life.store(sealed) or (life.alone and not met and not self.initial_peers)
+    async def _try_store(self, peer: DhtPeer, sealed: SealedRecord) -> bool:
+        """Store a record, and return whether other peers have it.
+
+        For the first node of a swarm, which has no other peers, its own copy is enough.
+        """
+        connected = await peer.connected()
+        if peer.alone:
+            await peer.meet(self.daemon.acquaintances())
+        return await peer.store(sealed) or (peer.alone and not connected and not self.daemon.initial_peers)
 
     async def _keep_polling(self) -> None:
-        pause = FIRST_PAUSE_S
+        pause_s = FIRST_PAUSE_S
         while True:
-            taken, life = 0, self._peer
+            size, peer = 0, self.daemon.current
             try:
-                taken = await self._poll()
-                pause = FIRST_PAUSE_S
+                size = await self._poll()
+                pause_s = FIRST_PAUSE_S
             except SwarmError as error:
-                log.info("%s; trying again in %.1f s", error, pause)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
+                log.info("%s; trying again in %.1f s", error, pause_s)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                 with contextlib.suppress(SwarmError):
-                    await self._rebuild(life)
+                    await self._replace_daemon(peer)
                     continue
-            price = taken * REPLICAS / POLL_BYTES_PER_S
-            await asyncio.sleep(min(max(self.poll_s, price), LIFETIME_S / 2) * random.uniform(0.75, 1.25))
+            cost_s = size * REPLICAS / POLL_BYTES_PER_S
+            await asyncio.sleep(min(max(self.poll_s, cost_s), LIFETIME_S / 2) * random.uniform(0.75, 1.25))
 
     async def _poll(self) -> int:
-        """Read all shards; returns the bytes of it.  Raises TransportError where the daemon is of no use any more."""
-        life = self._life
-        met = await life.met()
-        self._remembered = tuple(dict.fromkeys((*met, *self._remembered)))[:MAX_REMEMBERED]
-        if life.alone and met and not await life.meet(self._acquaintances()):
-            raise TransportError("the DHT's daemon has connections, and nobody answers over them")
-        read = await life.read(shard_keys(str(self.model)), self.book.of)
-        # Signatures cost: what the last poll brought already is not looked at again.
+        """Read all shards, and return their size in bytes.  Raises TransportError where the daemon has failed."""
+        peer = self.daemon.peer
+        connected = await peer.connected()
+        self.daemon.remember(connected)
+        if peer.alone and connected and not await peer.meet(self.daemon.acquaintances()):
+            raise TransportError("no peer of the DHT answers although the daemon has connections")
+        read = await peer.read(shard_keys(str(self.model)), self.book.of)
+        # Verifying signatures takes time: records that the last poll returned already are skipped.
         news = [sealed for node, sealed in read.items() if self._polled.get(node) != sealed]
         self._polled = read
         await self.add_records(news)
         return sum(map(len, read.values()))
 
-    # ---- staying part of it ------------------------------------------------------------------------------------
-
-    @property
-    def _life(self) -> DhtPeer:
-        if self._peer is None:
-            raise TransportError("the DHT's daemon is not running")
-        return self._peer
-
-    def _acquaintances(self) -> list[str]:
-        known = dict.fromkeys((*self.initial_peers, *self._remembered))
-        return [maddr for maddr in known if maddr not in self.visible_maddrs]
+    # ---- staying connected -------------------------------------------------------------------------------------
 
     async def _keep_meeting(self) -> None:
-        """Dial who was named at the start and is missing: a peer come back, or the other half of a swarm in two."""
+        """Dial the initial peers that are missing: they may be back, or be the other half of a divided swarm."""
         while True:
             await asyncio.sleep(min(MEET_S, 2 * self.poll_s) * random.uniform(0.75, 1.25))
             with contextlib.suppress(TransportError):
-                life = self._life
-                missing = self._acquaintances() if life.alone else life.missing(self.initial_peers)
-                met = missing and await life.meet(missing)
-                if met or (self._unkept and not life.alone):
+                peer = self.daemon.peer
+                missing = self.daemon.acquaintances() if peer.alone else peer.missing(self.daemon.initial_peers)
+                answered = missing and await peer.meet(missing)
+                if answered or (self._own.unconfirmed and not peer.alone):
                     await self._announce_all()
 
     async def _announce_all(self) -> None:
-        for node, sealed in list(self._own.items()):
-            if await self._life.store(sealed):
-                self._unkept.discard(node)
+        for node, sealed in list(self._own.by_node.items()):
+            if await self.daemon.peer.store(sealed):
+                self._own.unconfirmed.discard(node)
 
-    async def _begin(self) -> None:
-        self._peer = await DhtPeer.start(self.listen, self.identity, self._believable)
-        self.visible_maddrs = await self._peer.maddrs()
-        if port := re.search(r"/tcp/(\d+)/", self.visible_maddrs[0]):  # the next life has the same address
-            self.listen = tuple(re.sub(r"/tcp/0$", f"/tcp/{port[1]}", maddr) for maddr in self.listen)
-
-    async def _rebuild(self, failed: DhtPeer | None) -> None:
-        """Another daemon in place of one that failed; nothing if somebody has done so meanwhile."""
-        async with self._rebuilding:
-            if self._peer is not failed:
-                return
-            log.info("starting the DHT's daemon anew")
-            if failed is not None:
-                await failed.close()
-            await self._begin()
-            self._unkept.update(self._own)  # others may have died with it, and their copies with them
-        if (others := self._acquaintances()) and await self._life.meet(others):
+    async def _replace_daemon(self, failed: DhtPeer | None) -> None:
+        """Start another daemon in place of `failed`, unless another task has done so, and announce again."""
+        if not await self.daemon.replace(failed):
+            return
+        self._own.unconfirmed.update(self._own.by_node)  # Other peers may have failed too, with their copies.
+        if (others := self.daemon.acquaintances()) and await self.daemon.peer.meet(others):
             await self._announce_all()
 
-    def _believable(self, entry: Any) -> bool:
-        """Whether an entry may be kept here, or taken from a peer.  Asked by hivemind.
+    def _is_believable(self, entry: Any) -> bool:
+        """Return whether an entry may be stored here, or accepted from a peer.  hivemind calls this.
 
-        Nothing but a record that its node signed, in its own place and with its own date: so nobody can keep a node's
-        place taken with rubbish.  The answer is the same for everyone, always (but for absurdly late dates): a peer
-        that kept one entry others refuse would have its whole answers refused.
+        Only a record that its node signed, in its own place and with its own expiry, is accepted.  So an attacker
+        cannot occupy a node's place with other bytes.  The answer is the same on every peer and at all times, except
+        for expiries in the far future.  The reason is that a peer which stored one entry that others reject would have
+        its whole answers rejected.
         """
-        doubt = entry_rejection(entry.key, entry.subkey, entry.value, entry.expiration_time, str(self.model))
-        if not doubt and entry.expiration_time > time.time() + FARTHEST_S:
-            doubt = "from-the-future"
-        if doubt:
-            self.rejected[doubt] += 1
-        return not doubt
+        reason = entry_rejection(entry.key, entry.subkey, entry.value, entry.expiration_time, str(self.model))
+        if not reason and entry.expiration_time > time.time() + FARTHEST_S:
+            reason = "from-the-future"
+        if reason:
+            self.rejected[reason] += 1
+        return not reason

@@ -1,14 +1,15 @@
-"""hivemind, at arm's length: one life of its daemon, what goes in and out of it, and what is refused.
+"""The only module that uses hivemind: one run of its daemon, what is read and written, and what is refused.
 
 hivemind's `DHTNode` runs in our own event loop, next to its daemon p2pd, a child process.  (The forked `hivemind.DHT`
-is of no use here: one value too large kills it.)  All of hivemind is imported inside functions: it brings torch.
+is unusable here: one value that is too large kills it.)  All of hivemind is imported inside functions, because it
+imports torch.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,51 +19,61 @@ from treeswarm.errors import BadRequest, Malformed, TransportError
 from treeswarm.keys import new_raw_key
 from treeswarm.protocol.records import LIFETIME_S, RECORD_VERSION, SealedRecord
 from treeswarm.registry.book import MAX_NODES, rejection_reason
+from treeswarm.tasks import TaskSet
 from treeswarm.wire.sealing import unseal
 
-# One key with 12,000 subkeys gave back 10,200 (2026-11-20): an answer holds at most 4 MiB.
+# One key with 12,000 subkeys returned 10,200 of them (2026-11-20): an answer holds at most 4 MiB.
 SHARDS = 16
-# Of one shard, kept here and taken in a poll: 16 of these are more nodes than a list of one model needs, 2 MiB a shard.
+# Number of records of one shard that are kept here and taken in a poll.  16 shards of this size hold more nodes than a
+# list of one model needs, with 2 MiB per shard.
 MAX_SHARD = 4096
-# Of this and other models, that this node keeps for the swarm; an enemy can fill 0.7 GB of memory with them, not more.
+# Number of keys, of this and other models, that this node stores for the swarm.  An attacker can fill at most 0.7 GB of
+# memory with them.
 MAX_KEYS = 256
 REPLICAS = 5
-# hivemind gives up on a peer after 3 s; a whole walk through the DHT that takes this long hangs in a dead daemon.
+# hivemind gives up on a peer after 3 s.  A whole search in the DHT that takes this long is stuck in a dead daemon.
 STUCK_S = 30.0
 START_S = 20.0
 DIAL_S = 5.0
-# No honest record's date is further off.
+# No honest record has an expiry further in the future.
 FARTHEST_S = 2 * LIFETIME_S
 
 Validate = Callable[[Any], bool]
 
 
 def shard_key(model: str, node: str) -> str:
-    """The key a node's record is under."""
+    """Return the DHT key that a node's record is stored under."""
     return shard_keys(model)[int(node[:8], 16) % SHARDS]
 
 
 @lru_cache(maxsize=MAX_KEYS)
 def shard_keys(model: str) -> tuple[str, ...]:
-    """All keys of a model.  With the version: one entry that others cannot read spoils a whole answer to them."""
+    """Return all DHT keys of a model.
+
+    They contain the record version: one entry that a peer cannot read spoils the whole answer for that peer.
+    """
     return tuple(f"treeswarm/{RECORD_VERSION}/{model}/{shard}" for shard in range(SHARDS))
 
 
 def dht_expiry(generation: int) -> float:
-    """Until when the DHT keeps a record.  From the generation alone, since the DHT prefers later dates: so newer
-    replaces older even within a second, and nobody keeps a node's place taken with a far date."""
+    """Return the time, in seconds since 1970, until which the DHT keeps a record of this generation.
+
+    The DHT prefers entries with a later expiry.  As the expiry follows from the generation alone, a newer record
+    replaces an older one even within a second, and a far expiry cannot keep a node's newer records out.
+    """
     return generation / 1e6 + LIFETIME_S
 
 
 @lru_cache(maxsize=MAX_NODES)
-def entry_rejection(key: bytes, subkey: bytes, value: bytes, date: float, model: str) -> str:
+def entry_rejection(key: bytes, subkey: bytes, value: bytes, expiry: float, model: str) -> str:
+    """Return the reason to reject a DHT entry, or an empty string if it is a valid record in its right place."""
     from hivemind.dht.routing import DHTID  # noqa: PLC0415
     from hivemind.utils import MSGPackSerializer  # noqa: PLC0415
 
     try:
         sealed = MSGPackSerializer.loads(value)
         node = MSGPackSerializer.loads(subkey) if subkey else None
-    except Exception:  # whatever msgpack has to say of a stranger's bytes
+    except Exception:  # msgpack raises many kinds of errors for malformed bytes.
         return "malformed"
     if not isinstance(sealed, bytes):
         return "malformed"
@@ -71,14 +82,14 @@ def entry_rejection(key: bytes, subkey: bytes, value: bytes, date: float, model:
     except Malformed as error:
         return rejection_reason(error, sealed)
     if DHTID.generate(shard_key(record.model, record.node)).to_bytes() != key or record.node != node:
-        ours = {DHTID.generate(ours).to_bytes() for ours in shard_keys(model)}
-        return "other-model" if key in ours and record.model != model else "misplaced"
-    return "" if date == dht_expiry(record.generation) else "misdated"
+        own_keys = {DHTID.generate(own_key).to_bytes() for own_key in shard_keys(model)}
+        return "other-model" if key in own_keys and record.model != model else "misplaced"
+    return "" if expiry == dht_expiry(record.generation) else "misdated"
 
 
 @dataclass(eq=False)
 class _Validator:
-    """What hivemind asks of a validator; see `_believable`."""
+    """The interface that hivemind expects of a validator; see `DhtRegistry._is_believable`."""
 
     validate: Validate
 
@@ -91,15 +102,18 @@ class _Validator:
 
 @dataclass(eq=False)
 class DhtPeer:
-    """One life of the daemon, and the DHT node that speaks through it.  Verbs raise TransportError."""
+    """One run of the daemon, and the DHT node that uses it.  All methods raise TransportError."""
 
     p2p: Any
     node: Any
-    _asked: set[asyncio.Future[Any]] = field(default_factory=set)
+    _calls: TaskSet = field(default_factory=TaskSet)
 
     @classmethod
-    async def start(cls, listen: Sequence[str], identity: Path, believable: Validate) -> "DhtPeer":
-        """Raises BadRequest: what keeps a daemon from starting is a matter of this machine."""
+    async def start(cls, listen: Sequence[str], identity: Path, validate: Validate) -> "DhtPeer":
+        """Start a daemon that listens at the multiaddresses `listen`, with the key file `identity`.
+
+        Raises BadRequest: what keeps a daemon from starting is a problem of this machine.
+        """
         from hivemind.dht.node import DHTNode  # noqa: PLC0415
         from hivemind.p2p import P2P  # noqa: PLC0415
 
@@ -107,7 +121,7 @@ class DhtPeer:
         try:
             _make_identity(identity)
             async with asyncio.timeout(START_S):
-                # Others are dialled later: a daemon that starts with none of its peers there gives up.
+                # Other peers are dialled later: a daemon that reaches none of its initial peers does not start.
                 p2p = await P2P.create(
                     host_maddrs=listen,
                     identity_path=str(identity),
@@ -117,137 +131,147 @@ class DhtPeer:
                 node = await DHTNode.create(
                     p2p,
                     num_replicas=REPLICAS,
-                    record_validator=_Validator(believable),
-                    # Caches would hide from a poll what changed.
+                    record_validator=_Validator(validate),
+                    # Caches would hide changes from a poll.
                     cache_locally=False,
                     cache_nearest=0,
                     cache_on_store=False,
                     cache_refresh_before_expiry=0,
                 )
-        except Exception as error:  # hivemind has no one exception; none of them may cross this border
+        except Exception as error:  # hivemind has no common base exception, and none of its own may reach the caller.
             if p2p is not None:
                 await _end(p2p)
             raise BadRequest(
                 f"the DHT's daemon does not start at {', '.join(listen)} ({error or type(error).__name__}): "
-                "is the port taken? Choose another, or use MQTT"
+                "if the port is taken, choose another, or use MQTT"
             ) from error
         node.protocol.storage.maxsize = MAX_KEYS
-        node.protocol.call_find = _distrusting(node.protocol.call_find)
+        node.protocol.call_find = _checked(node.protocol.call_find)
         return cls(p2p, node)
 
     @property
     def alone(self) -> bool:
-        """Knows of nobody who answers."""
+        """Whether no other peer is known that answers."""
         return not self.node.protocol.routing_table.uid_to_peer_id
 
-    async def useless(self) -> bool:
-        """Dead, or with connections (asked when nothing gets through them).  Where nobody is to be seen at all, another
-        daemon would see no more."""
+    async def is_useless(self) -> bool:
+        """Return whether a new daemon may do better, when nothing gets through this one.
+
+        That is so if the daemon is dead, or if it has connections that do not work.  Without any connection, a new
+        daemon would reach no more peers than this one.
+        """
         try:
-            return bool(await self.met())
+            return bool(await self.connected())
         except TransportError:
             return True
 
     async def maddrs(self) -> tuple[str, ...]:
-        return tuple(map(str, await self._ask(self.p2p.get_visible_maddrs(latest=True))))
+        """Return the multiaddresses of this peer that others can see."""
+        return tuple(map(str, await self._call(self.p2p.get_visible_maddrs(latest=True))))
 
-    async def met(self) -> list[str]:
-        """Addresses of the peers connected now.  Raises TransportError when the daemon is dead."""
-        peers = await self._ask(self.p2p.list_peers())
+    async def connected(self) -> list[str]:
+        """Return the multiaddresses of the peers connected now.  Raises TransportError when the daemon is dead."""
+        peers = await self._call(self.p2p.list_peers())
         return [f"{maddr}/p2p/{peer.peer_id}" for peer in peers for maddr in peer.addrs[:1]]
 
     def missing(self, maddrs: Iterable[str]) -> list[str]:
-        """Those among them that this peer knows nothing of."""
+        """Return those of `maddrs` that are not in the routing table."""
         known = {str(peer) for peer in self.node.protocol.routing_table.peer_id_to_uid} | {str(self.p2p.peer_id)}
         return [maddr for maddr in maddrs if maddr.rpartition("/")[2] not in known]
 
     async def meet(self, maddrs: Sequence[str]) -> int:
-        """Dial and greet; returns how many answered."""
+        """Connect to the missing peers among `maddrs`.  Return how many of `maddrs` are known and answer."""
         answers = await asyncio.gather(*map(self._meet_one, self.missing(maddrs)))
-        if any(answers):  # whoever answered knows others
-            await self._ask(self.node.find_nearest_nodes([self.node.node_id]))
+        if any(answers):  # A peer that answered knows other peers.
+            await self._call(self.node.find_nearest_nodes([self.node.node_id]))
         return sum(answers) + len(maddrs) - len(answers)
 
     async def _meet_one(self, maddr: str) -> bool:
         from hivemind.p2p import PeerID  # noqa: PLC0415
         from hivemind.utils.multiaddr import Multiaddr  # noqa: PLC0415
 
-        where, _, name = maddr.rpartition("/p2p/")
+        address, _, name = maddr.rpartition("/p2p/")
         with contextlib.suppress(TransportError):
             peer = PeerID.from_base58(name)
-            # P2P has no public way to dial an address later than at its start.
-            await self._ask(self.p2p._client.connect(peer, [Multiaddr(where)]), DIAL_S)
-            return await self._ask(self.node.protocol.call_ping(peer)) is not None
+            # P2P has no public method to dial an address after its start.
+            await self._call(self.p2p._client.connect(peer, [Multiaddr(address)]), DIAL_S)
+            return await self._call(self.node.protocol.call_ping(peer)) is not None
         return False
 
     async def store(self, sealed: SealedRecord) -> bool:
-        """Whether another peer has the record afterwards, or a newer one of the same node.
+        """Store a record.  Return whether another peer then has it, or a newer one of the same node.
 
-        hivemind's own yes means nothing: it counts this peer's own copy, and says it after the daemon's death as well.
+        hivemind's own return value does not tell: it counts this peer's own copy, and is True after the daemon's death
+        as well.
         """
         record = sealed.record
-        key, date = shard_key(record.model, record.node), dht_expiry(record.generation)
-        await self._ask(self.node.store(key, sealed.sealed, date, subkey=record.node))
-        return await self._others_have(key, record.node, date)
+        key, expiry = shard_key(record.model, record.node), dht_expiry(record.generation)
+        await self._call(self.node.store(key, sealed.sealed, expiry, subkey=record.node))
+        return await self._others_have(key, record.node, expiry)
 
-    async def _others_have(self, key: str, subkey: str, date: float) -> bool:
+    async def _others_have(self, key: str, subkey: str, expiry: float) -> bool:
         from hivemind.dht.routing import DHTID  # noqa: PLC0415
 
         key_id = DHTID.generate(key)
-        nearest = await self._ask(self.node.find_nearest_nodes([key_id], k_nearest=REPLICAS, exclude_self=True))
+        nearest = await self._call(self.node.find_nearest_nodes([key_id], k_nearest=REPLICAS, exclude_self=True))
         for peer in nearest[key_id].values():
-            found = await self._ask(self.node.protocol.call_find(peer, [key_id]))
-            entries = found[key_id][0] if found else None
+            answer = await self._call(self.node.protocol.call_find(peer, [key_id]))
+            entries = answer[key_id][0] if answer else None
             entry = entries.value.get(subkey) if entries else None
-            if entry is not None and entry.expiration_time >= date:
+            if entry is not None and entry.expiration_time >= expiry:
                 return True
         return False
 
     async def read(self, keys: Sequence[str], known: Callable[[str], SealedRecord | None]) -> dict[str, bytes]:
-        """Node ids and what is said to be their records."""
-        self._forget_surplus()
-        found = await self._ask(self.node.get_many(keys, sufficient_expiration_time=float("inf")))
-        shards = [entries.value for entries in found.values() if entries and isinstance(entries.value, dict)]
+        """Return the bytes stored for each node id, which may be no valid record.
+
+        `known` returns the believed record of a node id, or None.
+        """
+        self._limit_shards()
+        answer = await self._call(self.node.get_many(keys, sufficient_expiration_time=float("inf")))
+        shards = [entries.value for entries in answer.values() if entries and isinstance(entries.value, dict)]
         return {
             node: sealed
             for shard in shards
-            # When somebody floods a shard with nodes of his own, those known before keep their place.
+            # When an attacker floods a shard with nodes of their own, the nodes known before keep their place.
             for node, (sealed, _) in sorted(shard.items(), key=lambda item: known(item[0]) is None)[:MAX_SHARD]
             if isinstance(sealed, bytes)
         }
 
-    def _forget_surplus(self) -> None:
+    def _limit_shards(self) -> None:
         for _, entries in self.node.protocol.storage.items():
             if hasattr(entries.value, "maxsize"):
                 entries.value.maxsize = MAX_SHARD
 
     async def close(self) -> None:
-        """hivemind's own way asks the daemon first to forget its handlers, and waits for ever for a dead one."""
-        self.node.is_alive = False
-        if self._asked:
-            await asyncio.wait(self._asked, timeout=DIAL_S)
-        await _end(self.p2p)
-        for task in self._asked:
-            task.cancel()
-        await asyncio.gather(*self._asked, return_exceptions=True)
+        """Stop the daemon.
 
-    async def _ask(self, answer: Awaitable[Any], timeout: float = STUCK_S) -> Any:
-        """Await something of hivemind's.  Raises TransportError whatever it raises.
-
-        Who asks may be cancelled; hivemind's walks may not: a cancelled one leaves tasks that wait for ever.
+        hivemind's own shutdown asks the daemon first to remove its handlers, and waits without end for a dead daemon.
         """
-        task = asyncio.ensure_future(answer)
-        self._asked.add(task)
-        task.add_done_callback(self._asked.discard)
+        self.node.is_alive = False
+        if self._calls:
+            await asyncio.wait(set(self._calls), timeout=DIAL_S)
+        await _end(self.p2p)
+        await self._calls.close()
+
+    async def _call(self, call: Coroutine[Any, Any, Any], timeout: float = STUCK_S) -> Any:
+        """Await a call into hivemind.  Raises TransportError whatever it raises.
+
+        The caller may be cancelled, but the call goes on: a cancelled search leaves tasks behind that wait without end.
+        """
+        task = self._calls.start(call)
         try:
             async with asyncio.timeout(timeout):
                 return await asyncio.shield(task)
-        except Exception as error:  # OSError, RuntimeError, KeyError and its daemon's own; none may cross this border
-            raise TransportError(f"the DHT's daemon does not do its part ({error or type(error).__name__})") from error
+        except Exception as error:  # OSError, RuntimeError, KeyError and the daemon's own; none may reach the caller.
+            raise TransportError(f"the DHT's daemon does not respond ({error or type(error).__name__})") from error
 
 
 def _make_identity(path: Path) -> None:
-    """libp2p's form of an Ed25519 key, unless there is one.  (hivemind's own maker takes a second, for RSA.)"""
+    """Write an Ed25519 key in libp2p's format, unless the file exists.
+
+    hivemind's own generator takes a second, as it makes an RSA key.
+    """
     from hivemind.proto import crypto_pb2  # noqa: PLC0415
 
     if path.exists():
@@ -258,43 +282,47 @@ def _make_identity(path: Path) -> None:
     path.write_bytes(crypto_pb2.PrivateKey(key_type=crypto_pb2.KeyType.Ed25519, data=data).SerializeToString())
 
 
-def _distrusting(call_find: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """hivemind has entries validated, and believes what a peer puts around them: a size that is no number would end
-    every search with an error, and a date without end would end it with this one peer's answer."""
+def _checked(call_find: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Wrap `call_find` so that it checks what a peer puts around the entries.
 
-    async def careful(peer: Any, keys: Any) -> Any:
-        found = await call_find(peer, keys)
-        for key, (entries, nearest) in list((found or {}).items()):
+    hivemind validates the entries, and trusts the dictionary around them.  A size that is not a number would end every
+    search with an error.  An expiry without limit would end the search with this one peer's answer.
+    """
+
+    async def checked_find(peer: Any, keys: Any) -> Any:
+        answer = await call_find(peer, keys)
+        for key, (entries, nearest) in list((answer or {}).items()):
             if entries is not None and not entries.expiration_time < time.time() + FARTHEST_S:
-                found[key] = None, nearest
+                answer[key] = None, nearest
             elif entries is not None:
                 entries.value.maxsize = float("inf")
-        return found
+        return answer
 
-    return careful
+    return checked_find
 
 
 async def _end(p2p: Any) -> None:
     try:
         async with asyncio.timeout(DIAL_S):
             await p2p.shutdown()
-    except TimeoutError:  # it asks the daemon to go; one that hangs has to be told
+    except TimeoutError:  # `shutdown` asks the daemon to exit; one that hangs must be killed.
         p2p._child.kill()
         await p2p._child.wait()
     control = p2p._client and p2p._client.control
     for task in (control._read_task, control._write_task) if control else ():
         if task.done() and not task.cancelled():
-            task.exception()  # looked at, or asyncio tells everyone that it died with its daemon
+            task.exception()  # Retrieved, because asyncio would log that it ended with an error.
 
 
 def check_hivemind() -> None:
+    """Check that hivemind is installed, and quieten its logging.  Raises BadRequest if it is missing."""
     try:
         from hivemind.utils.logging import use_hivemind_log_handler  # noqa: PLC0415
     except ImportError:
         raise BadRequest(
-            "the DHT needs hivemind: pip install 'treeswarm[dht]'.  Windows has none: use MQTT (mqtts://…) or "
-            "static addresses there"
+            "the DHT needs hivemind: pip install 'treeswarm[dht]'.  On Windows, where hivemind does not exist, use "
+            "MQTT (mqtts://…) or static addresses"
         ) from None
-    logging.addLevelName(logging.WARNING, "WARNING")  # it calls it WARN, for the whole program
-    use_hivemind_log_handler("nowhere")  # its words go where ours go …
-    logging.getLogger("hivemind").setLevel(logging.ERROR)  # … and a peer that left is no news to anyone
+    logging.addLevelName(logging.WARNING, "WARNING")  # hivemind renames it to WARN for the whole program.
+    use_hivemind_log_handler("nowhere")  # Its messages go to this program's handlers …
+    logging.getLogger("hivemind").setLevel(logging.ERROR)  # … without those about peers that disconnected.

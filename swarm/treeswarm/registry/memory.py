@@ -8,7 +8,7 @@ from treeswarm.registry.book import BookRegistry
 
 @dataclass(eq=False)
 class MemoryRegistry(BookRegistry):
-    """For tests and for programs that hold node and client at once."""
+    """Registry for tests, and for programs that run nodes and clients in one process."""
 
     async def announce(self, sealed: SealedRecord) -> None:
         await self.add_records([sealed.sealed])

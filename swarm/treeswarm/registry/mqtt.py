@@ -1,10 +1,10 @@
-"""A broker as registry: every node's record is a retained message.
+"""An MQTT broker as registry: the record of each node is a retained message.
 
     <namespace>/<model digest>/<node id>        retained, QoS 1: the sealed record
-    <namespace>/<model digest>/lost/<node id>   a last will: a hint that the node vanished, and no more than that
+    <namespace>/<model digest>/lost/<node id>   a last will: a hint that the node may have vanished
 
-The broker and everybody with access to it are believed nothing: only a signed GONE or a record's date make a node
-forgotten, and whoever clears or overwrites a record sees it come back.
+The broker and its users are not trusted.  A node is forgotten only when its signed GONE record arrives, or when its
+record expires.  A record that someone clears or overwrites is published again by its node.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from treeswarm.errors import BadRequest, SwarmError, TransportError, Unreachable
 from treeswarm.protocol.records import SealedRecord
 from treeswarm.registry.book import MAX_NODES, BookRegistry
 from treeswarm.registry.spec import Broker
+from treeswarm.tasks import TaskSet
 
 if TYPE_CHECKING:
     import aiomqtt
@@ -29,53 +30,164 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # A broker calls a silent client lost after 1.5 times this, we a silent broker after twice: 15 and 20 s, at 0.4 bytes
-# a second.  (amqtt, a broker in Python, never calls a silent one lost: records expire there as anywhere.)
+# per second.  (amqtt, a broker in Python, never calls a silent client lost: records expire there as everywhere.)
 KEEPALIVE_S = 10
-# A connection that takes longer than this, TLS and all, is of no use for a live swarm.
+# A connection that takes longer than this, with TLS, is of no use for a live swarm.
 ANSWER_S = 10.0
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
-# Whoever clears a record every moment costs its node one message in this time, not a duel.
+# An attacker who clears a record again and again makes its node send one message per this many seconds.
 MEND_S = 5.0
-# Brokers do not say which retained record is the last: this much quiet does (mosquitto sends thousands in it).
+# Brokers do not mark the last retained record.  So many seconds without a record do; mosquitto sends thousands of
+# records in this time.
 QUIET_S = 0.2
 QUIETS = 15
 MAX_HINTS = 256
-# CONNACK's two ways to say no to a user, as paho names them for every version of the protocol.
+# The two CONNACK codes that refuse a user, as paho numbers them for every version of the protocol.
 REFUSED_USER = {4, 5, 134, 135}
 
 
 @dataclass(eq=False)
+class BrokerConnection:
+    """Connects to a broker, and translates the errors of aiomqtt."""
+
+    broker: Broker
+    root: str
+    """Topic above the topics of the nodes."""
+    will_topic: str | None = None
+    """Topic of the last will, or None for a client that only reads."""
+    client: "aiomqtt.Client | None" = None
+    """The connected client, or None while there is no connection."""
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> "AsyncIterator[aiomqtt.Client]":
+        """Connect and subscribe for the duration of the context.  Raises BadRequest, Unreachable."""
+        import aiomqtt  # noqa: PLC0415
+
+        tls = await self._probe()
+        client = aiomqtt.Client(
+            self.broker.host,
+            self.broker.port,
+            username=self.broker.user,
+            password=self.broker.password,
+            tls_context=tls,
+            will=aiomqtt.Will(self.will_topic, b"", qos=1) if self.will_topic else None,
+            keepalive=KEEPALIVE_S,
+            timeout=ANSWER_S,
+            max_queued_incoming_messages=MAX_NODES,
+        )
+        try:
+            async with client:
+                # We subscribe with QoS 0.  Nothing is lost while the connection lives, and a new connection begins with
+                # everything that is retained.  With QoS 1, brokers drop what does not fit their queue (mosquitto:
+                # 1000 messages): records of a large swarm.
+                granted = await client.subscribe([(f"{self.root}/+", 0), (f"{self.root}/lost/+", 0)])
+                if any(code.value >= 128 if hasattr(code, "value") else code >= 128 for code in granted):
+                    raise BadRequest(
+                        f"{self.broker} does not let user {self.broker.user or '(anonymous)'} read: "
+                        f"allow reading {self.root}/#"
+                    )
+                self.client = client
+                try:
+                    yield client
+                finally:
+                    self.client = None
+        except aiomqtt.MqttError as error:
+            raise self._translated(error) from error
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Publish a retained message.  Raises BadRequest, Unreachable."""
+        import aiomqtt  # noqa: PLC0415
+
+        if self.client is None:
+            raise Unreachable(
+                f"no connection to the broker {self.broker}: the record is announced as soon as it is back"
+            )
+        try:
+            await self.client.publish(topic, payload, qos=1, retain=True)
+        except aiomqtt.MqttError as error:
+            raise self._translated(error) from error
+
+    async def _probe(self) -> ssl.SSLContext | None:
+        """Connect once and disconnect, and return the TLS context to use.
+
+        aiomqtt connects in a thread that cannot be cancelled, and its errors do not tell what went wrong.
+        """
+        tls = ssl.create_default_context(cafile=self.broker.ca) if self.broker.tls else None
+        address = f"{self.broker.host}:{self.broker.port}"
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                _, writer = await asyncio.open_connection(self.broker.host, self.broker.port, ssl=tls)
+        except ssl.SSLCertVerificationError as error:
+            raise BadRequest(
+                f"the certificate of {address} is not trusted ({error.verify_message}): "
+                "check the host's name, or name the broker's own authority with ?ca=/path/ca.pem"
+            ) from None
+        except ssl.SSLError as error:
+            raise BadRequest(
+                f"{address} does not speak TLS ({error.reason}): write mqtt://, or give its TLS port"
+            ) from None
+        except (OSError, TimeoutError) as error:
+            raise Unreachable(
+                f"no broker answers at {address} ({error or 'timeout'}): check address and firewall"
+            ) from None
+        writer.transport.abort()
+        return tls
+
+    def _translated(self, error: "aiomqtt.MqttError") -> SwarmError:
+        code = getattr(error, "rc", None)
+        if getattr(code, "value", code) in REFUSED_USER:
+            user = f"user '{self.broker.user}'" if self.broker.user else "anonymous users"
+            return BadRequest(f"{self.broker} refuses {user}: check mqtt://USER:PASSWORD@… in --registry")
+        advice = "check the address" if self.broker.tls else "check the address; if that is a TLS port, write mqtts://"
+        return Unreachable(f"{self.broker} does not answer as an MQTT broker ({error}): {advice}")
+
+
+@dataclass(eq=False)
 class MqttRegistry(BookRegistry):
-    """Reads and writes records at a broker; reconnects for ever, and then announces again what it had announced."""
+    """Reads and writes records at a broker.
+
+    It reconnects for as long as it is open, and then announces again what it announced before.
+    """
 
     broker: Broker = field(kw_only=True)
     node: str | None = None
-    """Whose last will to leave; None for a mere reader."""
+    """Id of the node that leaves a last will, or None for a client that only reads."""
     hints: asyncio.Queue[str] = field(default_factory=lambda: asyncio.Queue(MAX_HINTS))
-    """Ids of known nodes that the broker, or anyone, says are lost: worth a probe, worth no more."""
+    """Ids of known nodes that are reported as lost.
+
+    Anyone at the broker can send these reports, so they are a reason to ping the node and no more.
+    """
+    _connection: BrokerConnection = field(init=False)
     _own: dict[str, SealedRecord] = field(default_factory=dict)
+    """Announced records by node id."""
     _echoed: defaultdict[str, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
+    """Events by node id, set when the broker has sent the node's latest record back."""
     _tampered: asyncio.Event = field(default_factory=asyncio.Event)
-    _client: "aiomqtt.Client | None" = None
+    """Set when the broker sends something else than an announced record under its topic."""
     _arrived: int = 0
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    """Number of records that the broker has sent."""
+    _tasks: TaskSet = field(default_factory=TaskSet)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        root = f"{self.broker.namespace}/{self.model or '+'}"
+        will_topic = f"{root}/lost/{self.node}" if self.node and self.model else None
+        self._connection = BrokerConnection(self.broker, root, will_topic)
 
     @classmethod
     async def start(
         cls, broker: Broker, model: str | None, node: str | None = None, clock: Callable[[], float] = time.time
     ) -> "MqttRegistry":
-        """Connect, and read what is there.  Raises BadRequest or Unreachable with the next step."""
+        """Connect, and read the retained records.  Raises BadRequest or Unreachable with the next step."""
         try:
-            import aiomqtt  # noqa: F401, PLC0415  # an extra of its own
+            import aiomqtt  # noqa: F401, PLC0415  # An optional dependency.
         except ImportError:
-            raise BadRequest("MQTT needs a package more: pip install 'treeswarm[mqtt]'") from None
+            raise BadRequest("MQTT needs another package: pip install 'treeswarm[mqtt]'") from None
         registry = cls(model, clock, broker=broker, node=node)
         connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        registry._tasks = [
-            asyncio.create_task(registry._keep_connected(connected)),
-            asyncio.create_task(registry._keep_mending()),
-        ]
+        registry._tasks.start(registry._keep_connected(connected))
+        registry._tasks.start(registry._keep_mending())
         try:
             await connected
         except BaseException:
@@ -85,17 +197,20 @@ class MqttRegistry(BookRegistry):
         return registry
 
     async def announce(self, sealed: SealedRecord) -> None:
-        """Returns when the broker has shown it to us again.  Raises TransportError, and goes on trying by itself."""
+        """Announce a record, and return when the broker has sent it back.
+
+        Raises TransportError, and goes on trying in the background.
+        """
         node = sealed.record.node
         self._own[node] = sealed
         self._echoed[node].clear()
         await self.add_records([sealed.sealed])
-        await self._publish(self._topic(sealed), sealed.sealed)
+        await self._connection.publish(self._topic(sealed), sealed.sealed)
         try:
             await asyncio.wait_for(self._echoed[node].wait(), ANSWER_S)
         except TimeoutError:
             raise TransportError(
-                f"{self.broker} took the record of {node} and shows it to nobody: "
+                f"{self.broker} accepted the record of {node} and does not pass it on: "
                 f"let user {self.broker.user or '(anonymous)'} read and write {self.broker.namespace}/#"
             ) from None
 
@@ -103,22 +218,21 @@ class MqttRegistry(BookRegistry):
         self._own.pop(sealed.record.node, None)
         await self.add_records([sealed.sealed])
         topic = self._topic(sealed)
-        await self._publish(topic, sealed.sealed)  # whoever listens believes this …
-        await self._publish(topic, b"")  # … and whoever comes later has nothing to read
+        await self._connection.publish(topic, sealed.sealed)  # For those that are subscribed now …
+        await self._connection.publish(topic, b"")  # … and nothing is retained for those that subscribe later.
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
 
     # ---- the connection ----------------------------------------------------------------------------------------
 
     async def _keep_connected(self, first: asyncio.Future[None]) -> None:
-        pause = FIRST_PAUSE_S
+        pause_s = FIRST_PAUSE_S
         while True:
             try:
-                async with self._connection() as client:
-                    pause = FIRST_PAUSE_S
+                async with self._connection.open() as client:
+                    await self._announce_all()  # The broker may have lost our records.
+                    pause_s = FIRST_PAUSE_S
                     if not first.done():
                         first.set_result(None)
                     await self._listen(client)
@@ -126,96 +240,37 @@ class MqttRegistry(BookRegistry):
                 if not first.done():
                     first.set_exception(error)
                     return
-                log.info("%s; trying again in %.1f s", error, pause)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # not all nodes at once
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+                log.info("%s; trying again in %.1f s", error, pause_s)
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # Not all nodes reconnect at the same time.
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    @contextlib.asynccontextmanager
-    async def _connection(self) -> "AsyncIterator[aiomqtt.Client]":
-        """Connected, subscribed, and everything of ours announced again: a broker may have lost it."""
-        import aiomqtt  # noqa: PLC0415
+    async def _settle(self) -> None:
+        """Wait until the retained records have arrived."""
+        for _ in range(QUIETS):
+            arrived = self._arrived
+            await asyncio.sleep(QUIET_S)
+            if arrived == self._arrived:
+                return
 
-        tls = await self._knock()
-        root = f"{self.broker.namespace}/{self.model or '+'}"
-        client = aiomqtt.Client(
-            self.broker.host,
-            self.broker.port,
-            username=self.broker.user,
-            password=self.broker.password,
-            tls_context=tls,
-            will=aiomqtt.Will(f"{root}/lost/{self.node}", b"", qos=1) if self.node and self.model else None,
-            keepalive=KEEPALIVE_S,
-            timeout=ANSWER_S,
-            max_queued_incoming_messages=MAX_NODES,
-        )
-        try:
-            async with client:
-                # QoS 0 to us: nothing is lost while the connection lives, a new one begins with all that is retained,
-                # and of QoS 1 brokers drop what does not fit their queue (mosquitto: 1000): a large swarm's records.
-                granted = await client.subscribe([(f"{root}/+", 0), (f"{root}/lost/+", 0)])
-                if any(code.value >= 128 if hasattr(code, "value") else code >= 128 for code in granted):
-                    raise BadRequest(
-                        f"{self.broker} lets user {self.broker.user or '(anonymous)'} not read: allow it {root}/#"
-                    )
-                self._client = client
-                try:
-                    await self._announce_all()
-                    yield client
-                finally:
-                    self._client = None
-        except aiomqtt.MqttError as error:
-            raise self._translated(error) from error
-
-    async def _knock(self) -> ssl.SSLContext | None:
-        """Connect once and hang up.  aiomqtt connects in a thread that nobody can cancel, and blurs what went wrong."""
-        tls = ssl.create_default_context(cafile=self.broker.ca) if self.broker.tls else None
-        where = f"{self.broker.host}:{self.broker.port}"
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                _, writer = await asyncio.open_connection(self.broker.host, self.broker.port, ssl=tls)
-        except ssl.SSLCertVerificationError as error:
-            raise BadRequest(
-                f"the certificate of {where} is not to be trusted ({error.verify_message}): "
-                "check the host's name, or name the broker's own authority with ?ca=/path/ca.pem"
-            ) from None
-        except ssl.SSLError as error:
-            raise BadRequest(
-                f"{where} does not speak TLS ({error.reason}): write mqtt://, or give its TLS port"
-            ) from None
-        except (OSError, TimeoutError) as error:
-            raise Unreachable(
-                f"no broker answers at {where} ({error or 'timeout'}): check address and firewall"
-            ) from None
-        writer.transport.abort()
-        return tls
-
-    def _translated(self, error: "aiomqtt.MqttError") -> SwarmError:
-        code = getattr(error, "rc", None)
-        if getattr(code, "value", code) in REFUSED_USER:
-            who = f"user '{self.broker.user}'" if self.broker.user else "users without a name"
-            return BadRequest(f"{self.broker} refuses {who}: check mqtt://USER:PASSWORD@… in --registry")
-        hint = "" if self.broker.tls else "; if that is a TLS port, write mqtts://"
-        return Unreachable(f"the broker {self.broker} does not answer as one ({error}){hint}")
-
-    # ---- what comes and goes -----------------------------------------------------------------------------------
+    # ---- records in and out ------------------------------------------------------------------------------------
 
     async def _listen(self, client: "aiomqtt.Client") -> None:
         async for message in client.messages:
-            *_, kind, node = str(message.topic).split("/")
+            *_, level, node = str(message.topic).split("/")
             payload = message.payload if isinstance(message.payload, bytes) else b""
-            if kind == "lost":
+            if level == "lost":
                 self._hint(node)
             else:
-                await self._take(node, payload)
+                await self._receive(node, payload)
 
     def _hint(self, node: str) -> None:
-        """Only about nodes that are known, and never more than are dealt with: anyone may send these."""
+        """Queue a hint about a known node, if the queue has room: anyone may send these."""
         if self.book.of(node) is not None and not self.hints.full():
             self.hints.put_nowait(node)
 
-    async def _take(self, node: str, payload: bytes) -> None:
+    async def _receive(self, node: str, payload: bytes) -> None:
         self._arrived += 1
-        if payload:  # an empty one clears the topic, and says nothing that is signed
+        if payload:  # An empty message clears the topic and is not signed, so it is ignored.
             await self.add_records([payload])
         own = self._own.get(node)
         if own is not None and payload == own.sealed:
@@ -224,36 +279,18 @@ class MqttRegistry(BookRegistry):
             self._tampered.set()
 
     async def _keep_mending(self) -> None:
-        """Put our records back where somebody cleared or overwrote them."""
+        """Publish our records again where someone has cleared or overwritten them."""
         while True:
             await self._tampered.wait()
             await asyncio.sleep(MEND_S)
             self._tampered.clear()
-            with contextlib.suppress(TransportError):  # the next connection does it
+            with contextlib.suppress(TransportError):  # If this fails, the next connection announces all records.
                 await self._announce_all()
 
     async def _announce_all(self) -> None:
         for node in list(self._own):
-            if (sealed := self._own.get(node)) is not None:  # as it is now: announcing goes on meanwhile
-                await self._publish(self._topic(sealed), sealed.sealed)
-
-    async def _publish(self, topic: str, payload: bytes) -> None:
-        import aiomqtt  # noqa: PLC0415
-
-        if self._client is None:
-            raise Unreachable(f"the broker {self.broker} is away: this is announced as soon as it is back")
-        try:
-            await self._client.publish(topic, payload, qos=1, retain=True)
-        except aiomqtt.MqttError as error:
-            raise self._translated(error) from error
-
-    async def _settle(self) -> None:
-        """Wait until the retained records are in."""
-        for _ in range(QUIETS):
-            seen = self._arrived
-            await asyncio.sleep(QUIET_S)
-            if seen == self._arrived:
-                return
+            if (sealed := self._own.get(node)) is not None:  # The latest one: announcing continues meanwhile.
+                await self._connection.publish(self._topic(sealed), sealed.sealed)
 
     def _topic(self, sealed: SealedRecord) -> str:
         return f"{self.broker.namespace}/{sealed.record.model}/{sealed.record.node}"

@@ -1,4 +1,4 @@
-"""What nodes tell whoever asks: a client needs a few addresses, and neither a DHT nor a broker."""
+"""A registry that asks nodes for their records, so that a client needs a few addresses, and no DHT and no broker."""
 
 import asyncio
 import contextlib
@@ -14,31 +14,47 @@ from treeswarm.transport.seam import Stream, StreamKind, Transport
 
 log = logging.getLogger(__name__)
 
-# Two may lie or die at once, and a third still tells.
+# Number of nodes asked at a time: two of them may be dishonest or fail at once, and a third still reports.
 SOURCES = 3
 RETRY_S = 2.0
-FIRST_WORD_S = 10.0
+# Seconds to wait for the first answer at the start.
+FIRST_ANSWER_S = 10.0
+
+
+@dataclass(eq=False)
+class _Source:
+    """What is known of an address as a source of records."""
+
+    task: "asyncio.Task[None] | None" = None
+    """Task that asks the node at this address, or None if it was never asked."""
+    stopped_at: float = 0.0
+    """Time, by the event loop's clock, at which the node last did not answer or stopped reporting."""
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the node has answered or failed for the first time."""
+
+    @property
+    def active(self) -> bool:
+        return self.task is not None and not self.task.done()
 
 
 @dataclass(eq=False)
 class PeersRegistry(BookRegistry):
-    """Watches nodes over the transport.
+    """Watches the records of nodes over the transport.
 
-    With `discover` each node tells all it knows, so a few addresses stand for the swarm, and when those are gone, nodes
-    heard of take their place.  Without, each speaks for itself: exactly `addresses` are the swarm.
+    With `discover`, each node reports every record it knows.  So a few addresses stand for the whole swarm, and when
+    these nodes are gone, other known nodes are asked instead.  Without `discover`, each node reports only its own
+    record: exactly `addresses` are the swarm.
     """
 
     transport: Transport = field(kw_only=True)
     addresses: tuple[str, ...] = field(kw_only=True)
+    """Addresses that the user gave."""
     discover: bool = True
     dial_addresses: dict[str, str] = field(default_factory=dict)
-    """Where each node speaks for itself, by id: the address as typed, with the pin of its record."""
+    """Address to dial for each node id, without `discover`: the address as typed, with the pin of the record."""
     unanswered: dict[str, SwarmError] = field(default_factory=dict)
-    """Addresses that did not answer when last asked, and why."""
-    _stopped_at: dict[str, float] = field(default_factory=dict)
-    """When each address last did not answer, or stopped talking."""
-    _asked: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    _first: dict[str, asyncio.Event] = field(default_factory=dict)
+    """Errors of the addresses that did not answer when last asked."""
+    _sources: dict[str, _Source] = field(default_factory=dict)
     _keeper: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
@@ -47,17 +63,17 @@ class PeersRegistry(BookRegistry):
             raise BadRequest("no node is named: give --peers HOST:PORT,HOST:PORT")
 
     async def start(self) -> None:
-        """Ask, and wait for the first words.  Raises why, if none of the addresses answers."""
+        """Begin to ask, and wait for the first records.  If no address answers, raise the first of their errors."""
         self._keeper = asyncio.create_task(self._keep_asking())
-        waiting = [asyncio.create_task(self._heard_of(address)) for address in self.addresses]
-        # Everyone's word in a static list; anyone's where each tells of all.
+        waiting = [asyncio.create_task(self._source(address).asked.wait()) for address in self.addresses]
+        # In a static list every node's own record is needed.  With `discover`, one answer contains all records.
         await asyncio.wait(
             waiting,
-            timeout=FIRST_WORD_S,
+            timeout=FIRST_ANSWER_S,
             return_when=asyncio.FIRST_COMPLETED if self.discover else asyncio.ALL_COMPLETED,
         )
         while self.discover and not self.book.alive() and not all(task.done() for task in waiting):
-            done, _ = await asyncio.wait([t for t in waiting if not t.done()], timeout=FIRST_WORD_S)
+            done, _ = await asyncio.wait([task for task in waiting if not task.done()], timeout=FIRST_ANSWER_S)
             if not done:
                 break
         for task in waiting:
@@ -65,54 +81,64 @@ class PeersRegistry(BookRegistry):
         if not self.book.alive():
             await self.close()
             errors = list(self.unanswered.values())
-            raise errors[0] if errors else Unreachable(f"nobody answers at {', '.join(self.addresses)}")
+            raise (
+                errors[0]
+                if errors
+                else Unreachable(
+                    f"no records came from {', '.join(self.addresses)}: check the addresses and that the nodes run"
+                )
+            )
 
     async def announce(self, sealed: SealedRecord) -> None:
-        raise BadRequest("a node announces itself in a DHT, at a broker or nowhere; clients' lists take no records")
+        raise BadRequest(
+            "a list of addresses takes no records: a node announces itself in a DHT, at an MQTT broker or nowhere"
+        )
 
     async def withdraw(self, sealed: SealedRecord) -> None:
         await self.announce(sealed)
 
     async def close(self) -> None:
-        tasks = [task for task in (self._keeper, *self._asked.values()) if task is not None]
+        tasks = [task for task in (self._keeper, *(source.task for source in self._sources.values())) if task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _heard_of(self, address: str) -> None:
-        await self._first.setdefault(address, asyncio.Event()).wait()
+    def _source(self, address: str) -> _Source:
+        return self._sources.setdefault(address, _Source())
 
     async def _keep_asking(self) -> None:
         while True:
-            self._forget_those_gone()
-            for address in self._wanted():
-                if address not in self._asked or self._asked[address].done():
-                    self._asked[address] = asyncio.create_task(self._ask(address))
+            self._drop_unnamed()
+            for address in self._addresses_to_ask():
+                source = self._source(address)
+                if not source.active:
+                    source.task = asyncio.create_task(self._ask(address))
             await asyncio.sleep(RETRY_S)
 
-    def _forget_those_gone(self) -> None:
-        """Addresses that no record names any more; a stranger may have named thousands."""
+    def _drop_unnamed(self) -> None:
+        """Drop the addresses that no record names any more: a dishonest node may have named thousands."""
         kept = {*self.addresses, *(sealed.record.dial for sealed in self.book.alive())}
-        for address in [a for a, task in self._asked.items() if a not in kept and task.done()]:
-            for known in (self._asked, self._first, self._stopped_at, self.unanswered):
-                known.pop(address, None)
+        for address in [a for a, source in self._sources.items() if a not in kept and not source.active]:
+            del self._sources[address]
+            self.unanswered.pop(address, None)
 
-    def _wanted(self) -> list[str]:
+    def _addresses_to_ask(self) -> list[str]:
         if not self.discover:
             return list(self.addresses)
-        speaking = [address for address, task in self._asked.items() if not task.done()]
-        heard_of = sorted((s.record for s in self.book.alive()), key=lambda record: not record.reachable)
-        others = (*self.addresses, *(record.dial for record in heard_of))
-        # Those that stopped come last, the latest at the very end: a list of dead addresses is not tried for ever.
+        active = [address for address, source in self._sources.items() if source.active]
+        known = sorted((sealed.record for sealed in self.book.alive()), key=lambda record: not record.reachable)
+        others = (*self.addresses, *(record.dial for record in known))
+        # Addresses that stopped answering come last, the latest at the very end: so a list of dead addresses is not
+        # tried again and again while others wait.
         waiting = sorted(
-            dict.fromkeys(address for address in others if address not in speaking),
-            key=lambda address: self._stopped_at.get(address, 0.0),
+            dict.fromkeys(address for address in others if address not in active),
+            key=lambda address: self._sources[address].stopped_at if address in self._sources else 0.0,
         )
-        wanted = SOURCES if self.book.alive() else max(SOURCES, len(self.addresses))
-        return [*speaking, *waiting[: max(0, wanted - len(speaking))]]
+        count = SOURCES if self.book.alive() else max(SOURCES, len(self.addresses))
+        return [*active, *waiting[: max(0, count - len(active))]]
 
     async def _ask(self, address: str) -> None:
-        """Listen to one node until it stops talking."""
+        """Receive records from one node until its stream ends."""
         try:
             stream = await self.transport.connect(address, StreamKind.CONTROL)
             try:
@@ -122,19 +148,20 @@ class PeersRegistry(BookRegistry):
                     await stream.end()
         except SwarmError as error:
             self.unanswered[address] = error
-            log.info("%s tells nothing: %s", address, error)
+            log.info("no records from %s: %s", address, error)
         finally:
-            self._stopped_at[address] = asyncio.get_running_loop().time()
-            self._first.setdefault(address, asyncio.Event()).set()
+            source = self._source(address)
+            source.stopped_at = asyncio.get_running_loop().time()
+            source.asked.set()
 
     async def _listen(self, address: str, stream: Stream) -> None:
         await stream.send(Watch(PROTOCOL_VERSION, self.discover))
         while (message := await stream.receive()) is not None:
             if not isinstance(message, Records):
-                raise TransportError(f"{address} answered a watch with a {type(message).__name__}")
+                raise TransportError(f"{address} answered a watch request with a {type(message).__name__}")
             for news in await self.add_records(message.sealed):
                 if not self.discover:
                     pin = f"#{news.record.pin}" if news.record.pin else ""
                     self.dial_addresses[news.record.node] = address.partition("#")[0] + pin
             self.unanswered.pop(address, None)
-            self._first.setdefault(address, asyncio.Event()).set()
+            self._source(address).asked.set()

@@ -1,8 +1,8 @@
-"""The registry seam: who is out there.
+"""The registry interface: the records of the nodes that serve a model.
 
-Everything in a registry is signed bytes that anyone may store and pass on; `book.py` decides what of it is believed.
-Adapters: `memory.py`, `peers.py` (what nodes tell clients), `dht.py`, `mqtt.py`; one conformance suite runs against
-all.
+A registry holds signed bytes that anyone may store and pass on; `book.py` decides which of them are believed.
+Implementations: `memory.py`, `peers.py` (nodes pass records on to clients), `dht.py` and `mqtt.py`.  One conformance
+suite runs against all of them.
 """
 
 from collections import Counter
@@ -12,33 +12,40 @@ from typing import Protocol
 from treeswarm.protocol.records import SealedRecord
 
 Snapshot = tuple[SealedRecord, ...]
+"""Believed records of one moment, at most one per node."""
 
 
 class Registry(Protocol):
-    """Records of the nodes that serve one model.  Verbs raise TransportError where the registry cannot be reached; what
-    was known stays known until it expires."""
+    """Records of the nodes that serve one model.
+
+    The methods raise TransportError where the registry cannot be reached.  Records received before stay known until
+    they expire.
+    """
 
     @property
     def rejected(self) -> "Counter[str]":
-        """Records that were not believed, by reason: forged, stale, expired, oversized, malformed, other-model."""
+        """Number of records that were not believed, by reason.
+
+        Reasons are forged, stale, expired, oversized, malformed, other-model and others of the implementations.
+        """
         ...
 
     async def announce(self, sealed: SealedRecord) -> None:
-        """Make it known, in place of older ones of the same node."""
+        """Publish a record.  It replaces older records of the same node."""
         ...
 
     async def withdraw(self, sealed: SealedRecord) -> None:
-        """Make known that the node is gone: `sealed` is its last record, in state GONE."""
+        """Publish that the node is gone: `sealed` is its last record, in state GONE."""
         ...
 
     async def snapshot(self) -> Snapshot:
-        """All believed and alive now; at most one a node, none in state GONE."""
+        """Return the records believed now: at most one per node, none expired and none in state GONE."""
         ...
 
     def watch(self) -> AsyncIterator[Snapshot]:
-        """Snapshots: the present one at once, then one after changes (several may come as one)."""
+        """Yield the present snapshot at once, then one after each change.  Several changes may come as one."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections and processes.  Announced records stay until they expire."""
+        """Close connections and processes.  Announced records stay published until they expire."""
         ...

@@ -1,4 +1,4 @@
-"""What `--registry` and `--peers` may say.  Pure: text in, data or BadRequest out."""
+"""Parser of `--registry` and `--peers`.  Pure: it turns text into data, or raises BadRequest."""
 
 import re
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Kind = Literal["dht", "mqtt", "static", "peers", "none"]
 
 MADDR = re.compile(r"/(?:ip4|ip6|dns|dns4|dns6)/[^/,\s]+/tcp/\d{1,5}/p2p/[1-9A-HJ-NP-Za-km-z]{30,70}")
 MADDR_EXAMPLE = "/ip4/203.0.113.7/tcp/4002/p2p/12D3KooW…"
-# What every broker and every tool for it takes in a topic level; `+`, `#` and `$` mean something else there.
+# Characters that every broker and every MQTT tool accepts in a topic level; `+`, `#` and `$` have other meanings there.
 LEVEL = re.compile(r"[A-Za-z0-9._-]+")
 MAX_NAMESPACE = 128
 PLACEHOLDERS = "USER:PASSWORD@"
@@ -21,20 +21,26 @@ EXAMPLES = (
     "'dht:' (the first node of a swarm), "
     f"'dht:{MADDR_EXAMPLE}' (join one), "
     "'mqtts://user:password@broker.example.org/swarm', "
-    "'10.0.0.1:4001,10.0.0.2:4001' (these nodes and whoever they know), "
+    "'10.0.0.1:4001,10.0.0.2:4001' (these nodes and all that they know), "
     "'static:10.0.0.1:4001' (exactly these) or 'none'"
 )
 
 
 def redacted(spec: str) -> str:
-    """For people and logs, of a spec that may be wrong in any way: a placeholder for what may be user and password."""
+    """Return a spec for messages and logs, with a placeholder for what may be user and password.
+
+    The spec may be malformed in any way.
+    """
     before, at, after = spec.rpartition("@")
     scheme = re.match(r"(mqtts?|dht|static):/*", before)
     return f"{scheme[0] if scheme else ''}{PLACEHOLDERS}{after}" if at else spec
 
 
 def registry_kind(spec: str) -> Kind:
-    """Which form of registry is meant.  Raises BadRequest with examples; details are checked where it is opened."""
+    """Return the kind of registry that a spec names.  Details are checked when it is opened.
+
+    Raises BadRequest with examples.
+    """
     scheme, colon, _ = spec.partition(":")
     if spec == "none":
         return "none"
@@ -50,7 +56,7 @@ def registry_kind(spec: str) -> Kind:
 
 
 def parse_addresses(text: str) -> tuple[str, ...]:
-    """Read `H:P,H:P`.  Raises BadRequest naming what is no address."""
+    """Read the addresses in `H:P,H:P`, without duplicates.  Raises BadRequest that names a malformed address."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
         raise BadRequest("no node is named: give --peers HOST:PORT,HOST:PORT")
@@ -58,7 +64,7 @@ def parse_addresses(text: str) -> tuple[str, ...]:
 
 
 def parse_dht_peers(spec: str) -> tuple[str, ...]:
-    """The multiaddresses after `dht:`; none for a new swarm's first node.  Raises BadRequest."""
+    """Return the multiaddresses after `dht:`; none for the first node of a new swarm.  Raises BadRequest."""
     parts = [part.strip() for part in spec.removeprefix("dht:").split(",") if part.strip()]
     for part in parts:
         if not MADDR.fullmatch(part):
@@ -68,35 +74,37 @@ def parse_dht_peers(spec: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Broker:
-    """An MQTT broker, and the place in it."""
+    """Address of an MQTT broker, and how to log in there."""
 
     host: str
     port: int
     namespace: str
+    """Topic levels that all topics of the swarm begin with."""
     tls: bool = False
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     ca: Path | None = None
-    """Certificates to trust in place of the system's."""
+    """PEM file of the certificates to trust, or None for the system's."""
 
     def __str__(self) -> str:
-        """For people and logs: without the password."""
+        """Return the address for messages and logs, without the password."""
         return f"{'mqtts' if self.tls else 'mqtt'}://{Address(self.host, self.port)}/{self.namespace}"
 
     @classmethod
     def parse(cls, spec: str) -> "Broker":
-        """`mqtt[s]://[user:pass@]host[:port]/namespace[?ca=/path.pem]`.  Raises BadRequest."""
+        """Read `mqtt[s]://[user:pass@]host[:port]/namespace[?ca=/path.pem]`.  Raises BadRequest."""
         try:
             url = urlsplit(spec)
             host, port = url.hostname, url.port
-        except ValueError:  # its words quote what may be part of a password
+        except ValueError:  # Its text is dropped, because it quotes what may be part of a password.
             raise BadRequest(
                 f"'{redacted(spec)}' is no address of a broker: after HOST: comes a port, 1 to 65535, and in a "
                 "password '/', '?', '#', '[' and ']' are written %2F, %3F, %23, %5B and %5D"
             ) from None
         if url.scheme not in ("mqtt", "mqtts") or not host:
             raise BadRequest(
-                f"'{redacted(spec)}' names no broker: give mqtt://HOST[:PORT]/NAMESPACE, with TLS mqtts://USER:PASSWORD@HOST/NAMESPACE"
+                f"'{redacted(spec)}' names no broker: "
+                "give mqtt://HOST[:PORT]/NAMESPACE, with TLS mqtts://USER:PASSWORD@HOST/NAMESPACE"
             )
         tls = url.scheme == "mqtts"
         return cls(
@@ -111,17 +119,20 @@ class Broker:
 
 
 def shareable_spec(spec: str) -> str:
-    """A broker's spec, a right one, for others to join with: whoever may has a user and a password of their own."""
+    """Return a broker's spec, which must be valid, for others to join with: with placeholders for the credentials.
+
+    Every user of a broker has a name and a password of their own.
+    """
     url = urlsplit(spec)
-    _, at, place = url.netloc.rpartition("@")
-    return url._replace(netloc=f"{PLACEHOLDERS}{place}" if at else place).geturl()
+    _, at, location = url.netloc.rpartition("@")
+    return url._replace(netloc=f"{PLACEHOLDERS}{location}" if at else location).geturl()
 
 
 def _namespace(path: str, host: str) -> str:
     namespace = path.strip("/")
     if not namespace:
         raise BadRequest(
-            f"say where in the broker the swarm lives: mqtt://{host}/NAMESPACE, the same for all its nodes"
+            f"the broker's address has no namespace: give mqtt://{host}/NAMESPACE, the same for all nodes of the swarm"
         )
     if len(namespace) > MAX_NAMESPACE or not all(LEVEL.fullmatch(level) for level in namespace.split("/")):
         raise BadRequest(
@@ -134,12 +145,14 @@ def _namespace(path: str, host: str) -> str:
 def _ca(url: SplitResult, tls: bool) -> Path | None:
     query = parse_qs(url.query, keep_blank_values=True)
     if unknown := set(query) - {"ca"}:
-        raise BadRequest(f"'{', '.join(sorted(unknown))}' means nothing in a broker's address: only ?ca=/path.pem does")
+        raise BadRequest(
+            f"'{', '.join(sorted(unknown))}' has no meaning in a broker's address: only ?ca=/path.pem is allowed"
+        )
     if "ca" not in query:
         return None
     path = Path(query["ca"][0])
     if not tls:
-        raise BadRequest("?ca=… is about TLS: write mqtts://, or leave it away")
+        raise BadRequest("?ca=… needs TLS: write mqtts://, or leave it out")
     if not path.is_file():
         raise BadRequest(f"{path} is no file: ?ca= takes a PEM file with the broker's certificate authority")
     return path

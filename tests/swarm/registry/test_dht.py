@@ -66,32 +66,32 @@ async def test_whoever_is_found_again_before_he_finds_anyone_announces_again_too
     writer, node = await member(dht), Node()
     await writer.announce(node.record(4001))
     await dht.kill()  # and does not come back by itself
-    failed = writer._peer
+    failed = writer.daemon.current
     kill_daemon(writer)
     await until(lambda: another_life(writer, failed), "the writer is back")
     assert dht.first is not None
-    await dht.first._begin()
-    assert await dht.first._life.meet(writer.visible_maddrs)
+    await dht.first.daemon.start()
+    assert await dht.first.daemon.peer.meet(writer.visible_maddrs)
     await knows(await member(dht), "127.0.0.1:4001")
 
 
 async def another_life(registry: DhtRegistry, failed: DhtPeer | None) -> bool:
-    return registry._peer not in (None, failed)
+    return registry.daemon.current not in (None, failed)
 
 
 async def alive(*registries: DhtRegistry | None) -> bool:
     with contextlib.suppress(TransportError):
-        return all([made is not None and await made._life.met() for made in registries])
+        return all([made is not None and await made.daemon.peer.connected() for made in registries])
     return False
 
 
 async def test_a_connection_that_lets_nothing_through_is_noticed(dht: InDht) -> None:
     writer, reader, node = await member(dht), await member(dht), Node()
-    assert writer._peer is not None
-    broken = writer._peer
+    assert writer.daemon.current is not None
+    broken = writer.daemon.current
     broken.p2p._client.control._write_task.cancel()  # as after a value too large: the daemon lives, and hears nothing
     await writer.announce(node.record(4001))
-    assert writer._peer is not broken
+    assert writer.daemon.current is not broken
     await knows(reader, "127.0.0.1:4001")
 
 
@@ -168,9 +168,9 @@ async def test_an_older_record_announced_late_is_no_reason_for_another_daemon(dh
     writer, reader, node = await member(dht), await member(dht), Node()
     older, newer = node.record(4001), node.record(4002)
     await writer.announce(newer)
-    before = writer._peer
+    before = writer.daemon.current
     await writer.announce(older)
-    assert writer._peer is before
+    assert writer.daemon.current is before
     await knows(reader, "127.0.0.1:4002")
 
 

@@ -53,15 +53,15 @@ def test_a_broker_is_read_from_its_address(tmp_path: Path) -> None:
     [
         ("mqtt:///ns", "names no broker"),
         ("mqtt://broker:99999/ns", "no address of a broker"),
-        ("mqtt://broker", "say where in the broker"),
+        ("mqtt://broker", "has no namespace"),
         ("mqtt://broker/a/+", "no wildcards"),
         ("mqtt://broker/%23", "no wildcards"),
         ("mqtt://broker/a//b", "no namespace"),
         ("mqtt://broker/$SYS", "no namespace"),
         ("mqtt://broker/" + "a" * 200, "at most 128"),
-        ("mqtt://broker/ns?ca=/x.pem", "about TLS"),
+        ("mqtt://broker/ns?ca=/x.pem", "needs TLS"),
         ("mqtts://broker/ns?ca=/nowhere/x.pem", "is no file"),
-        ("mqtts://broker/ns?insecure=1", "'insecure' means nothing"),
+        ("mqtts://broker/ns?insecure=1", "'insecure' has no meaning"),
     ],
 )
 def test_what_is_no_broker(spec: str, what: str) -> None:
