@@ -115,9 +115,7 @@ async def serving(config: NodeConfig, progress: Progress | None = None) -> Async
         listener = await transport.listen(config.network.listen, node.accept)
         stack.push_async_callback(listener.close)
         node.sessions.compression = _packing(config, listener.address)
-        node.port_lender = PortLender(
-            Address.parse(config.network.listen).host, config.lending, config.lending.first_port, rate_limiter=pace
-        )
+        node.port_lender = PortLender(Address.parse(config.network.listen).host, config.lending, rate_limiter=pace)
         registry = await _registry(config, model, identity)
         stack.push_async_callback(registry.close)
         life = Lifecycle(

@@ -16,7 +16,7 @@ from treeswarm.transport.rate_limit import LEAST_RATE, MOST_DEBT_S, RateLimiter
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.local_swarm import local_swarm, node_command
 from treeswarm_node.cli.arguments import read_config
-from treeswarm_node.reachability.tcp_splice import MOST_HOLD_S, READ_BYTES, ByteCounter
+from treeswarm_node.reachability.tcp_splice import MAX_HOLD_S, READ_BYTES, ByteCounter
 from treeswarm_node.schedule import Schedule, keep_hours
 
 TIME = st.times().map(lambda t: t.replace(second=0, microsecond=0))
@@ -140,9 +140,9 @@ def test_an_idle_line_owes_nothing_and_what_does_not_wait_makes_others_wait() ->
 def test_what_goes_through_lent_ports_counts_too() -> None:
     pace = RateLimiter(8e6)
     ports = [ByteCounter(0, pace), ByteCounter(500_000, pace)]
-    assert ports[0].wait_s(500_000, 0.0) == 0.5
-    assert ports[1].wait_s(1_000_000, 0.0) == 2.0
-    assert ports[1].wait_s(1_000_000, 2.0) == 2.0
+    assert ports[0].count(500_000, 0.0) == 0.5
+    assert ports[1].count(1_000_000, 0.0) == 2.0
+    assert ports[1].count(1_000_000, 2.0) == 2.0
     assert pace.owed_s(2.0) == 1.0
 
 
@@ -150,8 +150,8 @@ def test_a_tenants_heartbeats_do_not_wait_behind_what_their_landlord_sends() -> 
     pace = RateLimiter(LEAST_RATE)
     pace.charge(1 << 20, 0.0)
     port = ByteCounter(0, pace)
-    assert port.wait_s(100, 0.0) == 0.0
-    assert port.wait_s(READ_BYTES, 0.0) == MOST_HOLD_S
+    assert port.count(100, 0.0) == 0.0
+    assert port.count(READ_BYTES, 0.0) == MAX_HOLD_S
 
 
 def test_flags_and_what_is_too_little() -> None:

@@ -1,7 +1,7 @@
-"""A swarm-node that knows others without a registry: `python -m tests.support.port_node PEERS ARGUMENT…`.
+"""Run a swarm-node that knows other nodes without a registry: `python -m tests.support.port_node PEERS ARGUMENT…`.
 
-PEERS are addresses by commas, or -; the arguments are swarm-node's.  Prints a line for every place that it settles on,
-until standard input ends.
+PEERS are addresses separated by commas, or -; the arguments are those of swarm-node.  It prints a line of JSON for
+every public address that it settles on, until standard input ends.
 """
 
 import asyncio
@@ -20,14 +20,17 @@ settle = Lifecycle.settle
 async def run(peers: list[str], arguments: list[str]) -> None:
     config = read_config(arguments)
 
-    async def others(_: Lifecycle) -> list[str]:
+    async def lender_candidates(_: Lifecycle) -> list[str]:
         return peers
 
-    async def settle_and_say(life: Lifecycle, place: PublicAddress) -> None:
+    async def settle_and_print(life: Lifecycle, place: PublicAddress) -> None:
         await settle(life, place)
         print(json.dumps({"address": f"{place.address}#{life.identity.pin}", "basis": place.basis}), flush=True)
 
-    with patch.object(Lifecycle, "lender_candidates", others), patch.object(Lifecycle, "settle", settle_and_say):
+    with (
+        patch.object(Lifecycle, "lender_candidates", lender_candidates),
+        patch.object(Lifecycle, "settle", settle_and_print),
+    ):
         async with serving(config):
             await asyncio.to_thread(sys.stdin.read)
 

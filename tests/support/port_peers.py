@@ -1,4 +1,4 @@
-"""Nodes without a model on loopback, and strangers."""
+"""Nodes without a model that listen on loopback, and clients without an identity that dial them."""
 
 import asyncio
 import contextlib
@@ -16,8 +16,8 @@ from treeswarm_node.reachability.port_lender import PortLender
 from treeswarm_node.sessions.server import NodeServer
 
 CONTROL, LINK = StreamKind.CONTROL, StreamKind.LINK
-# All of a test come from one host.
-OPEN_HANDED = LendingConfig(ports=8, ports_to_host=8)
+# All connections of a test come from one host, so one host may lease every port.
+GENEROUS = LendingConfig(ports=8, ports_to_host=8)
 SOON_S = 20.0
 
 
@@ -29,9 +29,9 @@ class Peer:
     transport: GrpcTransport
     pin: str
     local: str = ""
-    """Its address."""
-    heard: asyncio.Queue[Message | None] = field(default_factory=asyncio.Queue)
-    """Of links."""
+    """`host:port` on which the node listens."""
+    received: asyncio.Queue[Message | None] = field(default_factory=asyncio.Queue)
+    """Messages that came on links; None where a link ended."""
 
     @property
     def address(self) -> str:
@@ -44,31 +44,31 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def peer(limits: LendingConfig = OPEN_HANDED, **landlord: object) -> AsyncIterator[Peer]:
+async def peer(limits: LendingConfig = GENEROUS, **lender_options: object) -> AsyncIterator[Peer]:
     identity = Identity.ephemeral()
     transport = GrpcTransport(security=Security(identity))
-    node = NodeServer(transport, port_lender=PortLender("127.0.0.1", limits, **landlord))  # type: ignore[arg-type]
-    made = Peer(node, transport, identity.pin)
+    node = NodeServer(transport, port_lender=PortLender("127.0.0.1", limits, **lender_options))  # type: ignore[arg-type]
+    new_peer = Peer(node, transport, identity.pin)
 
     async def accept(kind: StreamKind, stream: Stream) -> None:
         if kind is CONTROL:
             await node.accept(kind, stream)
             return
         while (message := await stream.receive()) is not None:
-            await made.heard.put(message)
-        await made.heard.put(None)
+            await new_peer.received.put(message)
+        await new_peer.received.put(None)
 
     listener = await transport.listen("127.0.0.1:0", accept)
-    made.local = listener.address
+    new_peer.local = listener.address
     try:
-        yield made
+        yield new_peer
     finally:
         await listener.close()
         await transport.close()
 
 
 @contextlib.asynccontextmanager
-async def stranger() -> AsyncIterator[GrpcTransport]:
+async def client_transport() -> AsyncIterator[GrpcTransport]:
     transport = GrpcTransport(security=Security())
     try:
         yield transport
@@ -76,17 +76,17 @@ async def stranger() -> AsyncIterator[GrpcTransport]:
         await transport.close()
 
 
-async def ask(transport: GrpcTransport, address: str, stamp: int = 7) -> None:
-    """One ping and its pong; raises whatever comes instead."""
+async def ping(transport: GrpcTransport, address: str, stamp: int = 7) -> None:
+    """Send one ping and check its pong.  Raises the error that comes instead."""
     stream = await transport.connect(address, CONTROL)
     await stream.send(Ping(stamp))
     assert await asyncio.wait_for(stream.receive(), SOON_S) == Pong(stamp)
     await stream.end()
 
 
-async def until(happened: Callable[[], object]) -> None:
+async def wait_until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(SOON_S):
-        while not happened():
+        while not condition():
             await asyncio.sleep(0.01)
 
 

@@ -1,1 +1,1 @@
-"""Whether other machines can dial this node, and ports lent to nodes that they cannot dial."""
+"""Find out whether other machines can dial this node, and lend or borrow ports for nodes that they cannot dial."""

@@ -1,4 +1,4 @@
-"""The part of a node that strangers cannot dial: it rents a port of one that they can, and fetches who comes there."""
+"""The borrower's side of a leased port: a node that cannot be dialled fetches the connections to a lender's port."""
 
 import asyncio
 import contextlib
@@ -9,72 +9,73 @@ from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import LinkBroken, Malformed, SwarmError, Unreachable
 from treeswarm.protocol.address import Address
 from treeswarm.protocol.messages import IncomingConnection, LeasePort, PortLeased
+from treeswarm.tasks import TaskSet
 from treeswarm.transport.seam import Stream, StreamKind, Transport
-from treeswarm_node.reachability.tcp_splice import End, new_buffer, splice
+from treeswarm_node.reachability.tcp_splice import SpliceEnd, new_buffer, splice
 
-# A landlord answers at once or is in trouble.
-RENT_S = 10.0
-# Beyond it the landlord has given the stranger up.
+# A port lender answers at once, or it is in trouble.
+LEASE_S = 10.0
+# After this time the lender has given up the incoming connection.
 FETCH_S = 10.0
-# A landlord may tell of strangers as many as it likes; this is what a tenant fetches.
-CONNECTIONS = 512
-# A dead landlord takes no goodbye.
-GOODBYE_S = 1.0
+# A lender may announce as many connections as it likes; the borrower fetches no more than this at a time.
+MAX_CONNECTIONS = 512
+# A dead lender does not confirm the end of the stream.
+END_S = 1.0
 
 
 @dataclass(eq=False)
 class LeasedPort:
-    """In use until `rent` is left."""
+    """A port on another node that leads to this one.  It is in use until the context of `lease_port` is left."""
 
     address: str
-    """What strangers dial.  They find this node there, under its own pin."""
+    """`host:port` that other machines dial.  They find this node there, under its own pin."""
     forwarded_ports: set[int]
-    """The local ports that those who are connected through it seem to come from."""
+    """Local ports from which the connections through the leased port seem to come."""
     _stream: Stream
     _fetch_at: Address
+    """The lender's fetch port."""
     _local: Address
+    """Address on which this node listens."""
     _buffer: memoryview = field(default_factory=new_buffer)
-    _ends: set[End] = field(default_factory=set)
-    _fetches: set[asyncio.Task[None]] = field(default_factory=set)
+    _ends: set[SpliceEnd] = field(default_factory=set)
+    _fetches: TaskSet = field(default_factory=TaskSet)
 
     async def wait_until_lost(self) -> None:
-        """Raises LinkBroken or Refused once the port is lost; never returns."""
+        """Raise LinkBroken, Refused or Malformed once the port is lost; never return."""
         await asyncio.shield(self._listening)
 
     def start(self) -> None:
+        """Begin to fetch connections."""
         self._listening = asyncio.create_task(self._listen())
 
     async def stop(self) -> None:
+        """Close all connections, and fetch no more."""
         self._listening.cancel()
-        for fetch in self._fetches:
-            fetch.cancel()
-        await asyncio.gather(self._listening, *self._fetches, return_exceptions=True)
-        for end in list(self._ends):
-            end.transport.abort()
+        self._fetches.cancel()
+        await asyncio.gather(self._listening, return_exceptions=True)
+        await self._fetches.join()
+        self._abort_all()
 
     async def _listen(self) -> None:
         try:
             while (message := await self._stream.receive()) is not None:
                 if not isinstance(message, IncomingConnection):
-                    raise Malformed(f"a landlord sent {type(message).__name__}")
-                if len(self._fetches) + len(self._ends) // 2 < CONNECTIONS:
-                    fetch = asyncio.create_task(self._fetch(message.token))
-                    self._fetches.add(fetch)
-                    fetch.add_done_callback(self._fetches.discard)
-            raise LinkBroken("the landlord has ended the tenancy")
+                    raise Malformed(f"a port lender sent {type(message).__name__}")
+                if len(self._fetches) + len(self._ends) // 2 < MAX_CONNECTIONS:
+                    self._fetches.start(self._fetch(message.token))
+            raise LinkBroken("the port lender has ended the lease")
         finally:
-            for end in list(self._ends):
-                end.transport.abort()
+            self._abort_all()
 
     async def _fetch(self, token: bytes) -> None:
-        """A stranger that cannot be fetched is told by the silence: nobody here knows who it is."""
-        ends: list[End] = []
+        """Fetch one connection.  If that fails, the remote machine gets no reply: this node does not know its name."""
+        ends: list[SpliceEnd] = []
         try:
             async with asyncio.timeout(FETCH_S):
-                ends.append(await self._dial(self._local, self._forget_guest))
+                ends.append(await self._dial(self._local, self._remove_forwarded))
                 self.forwarded_ports.add(ends[0].own_port)
                 ends.append(await self._dial(self._fetch_at, self._ends.discard))
-        except OSError:  # TimeoutError too
+        except OSError:  # TimeoutError is one too.
             for end in ends:
                 end.transport.abort()
         else:
@@ -82,36 +83,40 @@ class LeasedPort:
             outer.transport.write(token)
             splice(inner, outer)
 
-    async def _dial(self, address: Address, lost: Callable[[End], None]) -> End:
+    async def _dial(self, address: Address, on_lost: Callable[[SpliceEnd], None]) -> SpliceEnd:
         loop = asyncio.get_running_loop()
-        end = End(self._buffer, lost=lost)
+        end = SpliceEnd(self._buffer, on_lost=on_lost)
         await loop.create_connection(lambda: end, address.host, address.port)
         self._ends.add(end)
         return end
 
-    def _forget_guest(self, end: End) -> None:
+    def _remove_forwarded(self, end: SpliceEnd) -> None:
         self._ends.discard(end)
         self.forwarded_ports.discard(end.own_port)
+
+    def _abort_all(self) -> None:
+        for end in list(self._ends):
+            end.transport.abort()
 
 
 @contextlib.asynccontextmanager
 async def lease_port(
-    transport: Transport, landlord: str, local: str, forwarded_ports: set[int] | None = None
+    transport: Transport, lender: str, local: str, forwarded_ports: set[int] | None = None
 ) -> AsyncIterator[LeasedPort]:
-    """A port of `landlord`, whose visitors are led to `local`, where this node listens; given back on leaving.
+    """Lease a port of the node at `lender`; its connections are led to `local`, where this node listens.
 
-    `guests` is kept up to date, see LeasedPort.  Raises Unreachable, Impostor, LinkBroken, or Refused with the
-    landlord's words.
+    The lease ends with the context.  `forwarded_ports` is kept up to date, see LeasedPort.  Raises Unreachable,
+    Impostor, LinkBroken, or Refused with the lender's reason.
     """
-    stream = await transport.connect(landlord, StreamKind.CONTROL)
+    stream = await transport.connect(lender, StreamKind.CONTROL)
     port: LeasedPort | None = None
     try:
-        rented, host = await _ask(stream, landlord), Address.parse(landlord).host
+        leased, host = await _request_lease(stream, lender), Address.parse(lender).host
         port = LeasedPort(
-            address=Address(host, rented.port).bare,
+            address=Address(host, leased.port).bare,
             forwarded_ports=set() if forwarded_ports is None else forwarded_ports,
             _stream=stream,
-            _fetch_at=Address(host, rented.fetch_port),
+            _fetch_at=Address(host, leased.fetch_port),
             _local=Address.parse(local),
         )
         port.start()
@@ -120,18 +125,18 @@ async def lease_port(
         if port is not None:
             await port.stop()
         with contextlib.suppress(SwarmError, TimeoutError):
-            await asyncio.wait_for(stream.end(), GOODBYE_S)
+            await asyncio.wait_for(stream.end(), END_S)
 
 
-async def _ask(stream: Stream, landlord: str) -> PortLeased:
+async def _request_lease(stream: Stream, lender: str) -> PortLeased:
     try:
-        async with asyncio.timeout(RENT_S):
+        async with asyncio.timeout(LEASE_S):
             await stream.send(LeasePort(PROTOCOL_VERSION))
-            said = await stream.receive()
+            reply = await stream.receive()
     except TimeoutError:
-        raise Unreachable(f"{landlord} did not answer within {RENT_S:.0f} s whether it lends a port") from None
-    if said is None:
-        raise LinkBroken(f"{landlord} ended the stream on which a port was asked of it")
-    if not isinstance(said, PortLeased):
-        raise Malformed(f"{landlord} answered a wish to rent with {type(said).__name__}")
-    return said
+        raise Unreachable(f"{lender} did not answer within {LEASE_S:.0f} s whether it lends a port") from None
+    if reply is None:
+        raise LinkBroken(f"{lender} ended the stream on which a port was requested")
+    if not isinstance(reply, PortLeased):
+        raise Malformed(f"{lender} answered a request for a port with {type(reply).__name__}")
+    return reply

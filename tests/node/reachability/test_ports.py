@@ -1,4 +1,4 @@
-"""Rented ports over real TCP and TLS on loopback: a node that listens for itself alone, and strangers who reach it."""
+"""Leased ports work over real TCP and TLS on loopback: clients reach a borrower through the lender's port."""
 
 import asyncio
 import contextlib
@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from tests.support.port_peers import (
     CONTROL,
+    GENEROUS,
     LINK,
-    OPEN_HANDED,
     SOON_S,
     Peer,
-    ask,
+    client_transport,
     is_closed,
     peer,
+    ping,
     port_of,
-    stranger,
-    until,
+    wait_until,
 )
 
 from treeswarm.errors import Impostor, LinkBroken, Refused, SwarmError, TransportError
@@ -43,14 +43,14 @@ from treeswarm_node.reachability.port_borrower import LeasedPort, lease_port
 
 
 @contextlib.asynccontextmanager
-async def tenancy(limits: LendingConfig = OPEN_HANDED) -> AsyncIterator[tuple[Peer, Peer, LeasedPort]]:
-    """PortLender, tenant, and the port between them."""
+async def leased_port(limits: LendingConfig = GENEROUS) -> AsyncIterator[tuple[Peer, Peer, LeasedPort]]:
+    """Yield a lender, a borrower, and the port that one leases from the other."""
     async with (
-        peer(limits) as landlord,
-        peer() as tenant,
-        lease_port(tenant.transport, landlord.address, tenant.local, tenant.node.forwarded_ports) as port,
+        peer(limits) as lender,
+        peer() as borrower,
+        lease_port(borrower.transport, lender.address, borrower.local, borrower.node.forwarded_ports) as port,
     ):
-        yield landlord, tenant, port
+        yield lender, borrower, port
 
 
 def frame(seq: int, size: int) -> Append:
@@ -61,182 +61,182 @@ def frame(seq: int, size: int) -> Append:
     )  # fmt: skip
 
 
-# ---------------------------------------------------------------- it works
+# ---------------------------------------------------------------- forwarding
 
 
-async def test_strangers_reach_the_tenant_by_control_and_by_link() -> None:
-    async with tenancy() as (_, tenant, port), stranger() as client:
-        address = f"{port.address}#{tenant.pin}"
-        await ask(client, address)
+async def test_control_and_link_streams_pass_through_a_leased_port() -> None:
+    async with leased_port() as (_, borrower, port), client_transport() as client:
+        address = f"{port.address}#{borrower.pin}"
+        await ping(client, address)
         link = await client.connect(address, LINK)
         await link.send(LinkHello(1, b"s" * 16, 0, b"t" * 16))
         for seq in range(3):
             await link.send(frame(seq, 1 << 20))
         await link.end()
-        assert isinstance(await asyncio.wait_for(tenant.heard.get(), SOON_S), LinkHello)
+        assert isinstance(await asyncio.wait_for(borrower.received.get(), SOON_S), LinkHello)
         for seq in range(3):
-            got = await asyncio.wait_for(tenant.heard.get(), SOON_S)
-            assert isinstance(got, Append)
-            assert (got.seq, len(got.hidden)) == (seq, 1 << 20)
-        assert await asyncio.wait_for(tenant.heard.get(), SOON_S) is None
+            append = await asyncio.wait_for(borrower.received.get(), SOON_S)
+            assert isinstance(append, Append)
+            assert (append.seq, len(append.hidden)) == (seq, 1 << 20)
+        assert await asyncio.wait_for(borrower.received.get(), SOON_S) is None
 
 
-async def test_fifty_at_once() -> None:
-    async with tenancy() as (landlord, tenant, port), contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(stranger()) for _ in range(50)]
+async def test_fifty_clients_at_once_pass_through_a_leased_port() -> None:
+    async with leased_port() as (lender, borrower, port), contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(client_transport()) for _ in range(50)]
         await asyncio.gather(
-            *(ask(client, f"{port.address}#{tenant.pin}", stamp) for stamp, client in enumerate(clients))
+            *(ping(client, f"{port.address}#{borrower.pin}", stamp) for stamp, client in enumerate(clients))
         )
-        assert landlord.port_lender.connections >= 50
+        assert lender.port_lender.connections >= 50
 
 
-async def test_an_end_of_one_is_an_end_of_the_other() -> None:
-    async with tenancy() as (landlord, tenant, port):
+async def test_closing_one_connection_closes_the_joined_one() -> None:
+    async with leased_port() as (lender, borrower, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port_of(port.address))
-        await until(lambda: tenant.node.forwarded_ports)
+        await wait_until(lambda: borrower.node.forwarded_ports)
         writer.close()
-        await until(lambda: landlord.port_lender.connections == 0)
-        await until(lambda: not tenant.node.forwarded_ports)
+        await wait_until(lambda: lender.port_lender.connections == 0)
+        await wait_until(lambda: not borrower.node.forwarded_ports)
 
 
 # ---------------------------------------------------------------- trust
 
 
-async def test_a_landlord_cannot_pose_as_its_tenant() -> None:
-    """It answers the rented port itself, with its own key: strangers who ask for the tenant's say nothing to it."""
-    async with tenancy() as (landlord, tenant, port), stranger() as client:
-        impostor = await landlord.transport.listen("127.0.0.1:0", landlord.node.accept)
+async def test_a_lender_cannot_pose_as_its_borrower() -> None:
+    """The lender answers at the leased port with its own key: clients that expect the borrower's send nothing to it."""
+    async with leased_port() as (lender, borrower, port), client_transport() as client:
+        impostor = await lender.transport.listen("127.0.0.1:0", lender.node.accept)
         with pytest.raises(Impostor):
-            await ask(client, f"{impostor.address}#{tenant.pin}")
+            await ping(client, f"{impostor.address}#{borrower.pin}")
         await impostor.close()
         with pytest.raises(Impostor):
-            await ask(client, f"{port.address}#{landlord.pin}")
+            await ping(client, f"{port.address}#{lender.pin}")
 
 
-async def test_a_visitor_cannot_have_the_tenants_own_machine_dialled() -> None:
-    """Through a rented port everybody has the tenant's own address, and would be dialled back there."""
-    async with tenancy() as (_, tenant, port), stranger() as client:
-        stream = await client.connect(f"{port.address}#{tenant.pin}", CONTROL)
+async def test_a_forwarded_client_cannot_have_the_borrower_dialled() -> None:
+    """Clients that come through a leased port have the borrower's own address, and would be dialled back there."""
+    async with leased_port() as (_, borrower, port), client_transport() as client:
+        stream = await client.connect(f"{port.address}#{borrower.pin}", CONTROL)
         await stream.send(DialBack("127.0.0.1:22"))
         with pytest.raises(Refused, match="cannot be seen"):
             await asyncio.wait_for(stream.receive(), SOON_S)
-        direct = await client.connect(tenant.address, CONTROL)
-        await direct.send(DialBack(f"0.0.0.0:{port_of(tenant.address)}#{tenant.pin}"))
-        assert await asyncio.wait_for(direct.receive(), SOON_S) == DialledBack(True, tenant.local)
+        direct = await client.connect(borrower.address, CONTROL)
+        await direct.send(DialBack(f"0.0.0.0:{port_of(borrower.address)}#{borrower.pin}"))
+        assert await asyncio.wait_for(direct.receive(), SOON_S) == DialledBack(True, borrower.local)
         await direct.end()
 
 
-async def test_garbage_at_the_fetch_port_is_nobodys() -> None:
-    async with tenancy() as (landlord, tenant, port), stranger() as client:
-        for said in (b"", b"short", b"x" * 16, b"x" * 100_000):
+async def test_garbage_at_the_fetch_port_is_refused() -> None:
+    async with leased_port() as (lender, borrower, port), client_transport() as client:
+        for data in (b"", b"short", b"x" * 16, b"x" * 100_000):
             reader, writer = await asyncio.open_connection("127.0.0.1", port._fetch_at.port)
-            writer.write(said)
+            writer.write(data)
             writer.write_eof()
             with contextlib.suppress(ConnectionError):
                 assert await asyncio.wait_for(reader.read(), SOON_S) == b""
             writer.close()
-        await until(lambda: not landlord.port_lender._fetching)
-        await ask(client, f"{port.address}#{tenant.pin}")
+        await wait_until(lambda: not lender.port_lender._fetching)
+        await ping(client, f"{port.address}#{borrower.pin}")
 
 
-async def test_whoever_says_no_token_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fetch_without_a_token_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("treeswarm_node.reachability.port_lender.TOKEN_S", 0.1)
-    async with tenancy() as (_, _, port):
+    async with leased_port() as (_, _, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port._fetch_at.port)
         with contextlib.suppress(ConnectionError):
             assert await asyncio.wait_for(reader.read(), SOON_S) == b""
         writer.close()
 
 
-async def test_silent_guests_do_not_fill_the_fetch_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("treeswarm_node.reachability.port_lender.FETCHING_OF_HOST", 2)
-    async with tenancy() as (landlord, _, port):
+async def test_silent_connections_do_not_fill_the_fetch_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("treeswarm_node.reachability.port_lender.MAX_FETCHING_OF_HOST", 2)
+    async with leased_port() as (lender, _, port):
         writers = [(await asyncio.open_connection("127.0.0.1", port._fetch_at.port))[1] for _ in range(5)]
-        await until(lambda: len(landlord.port_lender._fetching) == 2)
+        await wait_until(lambda: len(lender.port_lender._fetching) == 2)
         for writer in writers:
             writer.close()
 
 
-async def test_a_token_is_good_for_one_connection() -> None:
-    async with peer() as landlord, stranger() as tenant:
-        stream, rented = await _rented(tenant, landlord)
-        _, guest = await asyncio.open_connection("127.0.0.1", rented.port)
-        guest.write(b"hello")
+async def test_a_token_fetches_one_connection() -> None:
+    async with peer() as lender, client_transport() as borrower:
+        stream, leased = await request_lease(borrower, lender)
+        _, client = await asyncio.open_connection("127.0.0.1", leased.port)
+        client.write(b"hello")
         incoming = await asyncio.wait_for(stream.receive(), SOON_S)
         token = incoming.token  # type: ignore[union-attr]
-        first, first_writer = await asyncio.open_connection("127.0.0.1", rented.fetch_port)
+        first, first_writer = await asyncio.open_connection("127.0.0.1", leased.fetch_port)
         first_writer.write(token)
         assert await asyncio.wait_for(first.readexactly(5), SOON_S) == b"hello"
-        second, second_writer = await asyncio.open_connection("127.0.0.1", rented.fetch_port)
+        second, second_writer = await asyncio.open_connection("127.0.0.1", leased.fetch_port)
         second_writer.write(token)
         with contextlib.suppress(ConnectionError):
             assert await asyncio.wait_for(second.read(), SOON_S) == b""
-        guest.write(b"again")
+        client.write(b"again")
         assert await asyncio.wait_for(first.readexactly(5), SOON_S) == b"again"
-        for writer in (guest, first_writer, second_writer):
+        for writer in (client, first_writer, second_writer):
             writer.close()
         await stream.end()
 
 
-async def _rented(transport: GrpcTransport, landlord: Peer) -> tuple[Stream, PortLeased]:
-    """As a tenant of one's own making."""
-    stream = await transport.connect(landlord.address, CONTROL)
+async def request_lease(transport: GrpcTransport, lender: Peer) -> tuple[Stream, PortLeased]:
+    """Request a lease as a borrower that fetches nothing by itself."""
+    stream = await transport.connect(lender.address, CONTROL)
     await stream.send(LeasePort(1))
-    rented = await asyncio.wait_for(stream.receive(), SOON_S)
-    assert isinstance(rented, PortLeased)
-    return stream, rented
+    leased = await asyncio.wait_for(stream.receive(), SOON_S)
+    assert isinstance(leased, PortLeased)
+    return stream, leased
 
 
 # ---------------------------------------------------------------- ends
 
 
-async def test_when_the_tenant_goes_the_port_closes() -> None:
-    async with peer() as landlord, peer() as tenant, stranger() as client:
-        async with lease_port(tenant.transport, landlord.address, tenant.local) as port:
-            stream = await client.connect(f"{port.address}#{tenant.pin}", CONTROL)
+async def test_a_port_closes_when_its_borrower_leaves() -> None:
+    async with peer() as lender, peer() as borrower, client_transport() as client:
+        async with lease_port(borrower.transport, lender.address, borrower.local) as port:
+            stream = await client.connect(f"{port.address}#{borrower.pin}", CONTROL)
         with pytest.raises(TransportError):
             await asyncio.wait_for(stream.receive(), SOON_S)
-        await until(lambda: landlord.port_lender.lease_count == 0)
+        await wait_until(lambda: lender.port_lender.lease_count == 0)
         assert await is_closed(port_of(port.address))
         assert await is_closed(port._fetch_at.port)
-        assert landlord.port_lender.connections == 0
+        assert lender.port_lender.connections == 0
 
 
-async def test_when_the_landlord_goes_the_tenant_is_told() -> None:
-    async with peer() as tenant, contextlib.AsyncExitStack() as stack:
-        landlord = await stack.enter_async_context(peer())
+async def test_a_borrower_learns_that_its_lender_has_left() -> None:
+    async with peer() as borrower, contextlib.AsyncExitStack() as stack:
+        lender = await stack.enter_async_context(peer())
         async with (
-            lease_port(tenant.transport, landlord.address, tenant.local, tenant.node.forwarded_ports) as port,
-            stranger() as one,
+            lease_port(borrower.transport, lender.address, borrower.local, borrower.node.forwarded_ports) as port,
+            client_transport() as client,
         ):
-            stream = await one.connect(f"{port.address}#{tenant.pin}", CONTROL)
+            stream = await client.connect(f"{port.address}#{borrower.pin}", CONTROL)
             await stack.aclose()
             with pytest.raises(TransportError):
                 await asyncio.wait_for(port.wait_until_lost(), SOON_S)
             with pytest.raises(TransportError):
                 await asyncio.wait_for(stream.receive(), SOON_S)
-            await until(lambda: not tenant.node.forwarded_ports)
+            await wait_until(lambda: not borrower.node.forwarded_ports)
 
 
-async def test_a_stranger_that_nobody_fetches_is_let_go() -> None:
-    async with peer(wait_s=0.1) as landlord, stranger() as tenant:
-        stream, rented = await _rented(tenant, landlord)
-        reader, writer = await asyncio.open_connection("127.0.0.1", rented.port)
+async def test_a_connection_that_is_not_fetched_is_closed() -> None:
+    async with peer(wait_s=0.1) as lender, client_transport() as borrower:
+        stream, leased = await request_lease(borrower, lender)
+        reader, writer = await asyncio.open_connection("127.0.0.1", leased.port)
         with contextlib.suppress(ConnectionError):
             assert await asyncio.wait_for(reader.read(), SOON_S) == b""
         writer.close()
-        await until(lambda: landlord.port_lender.connections == 0)
+        await wait_until(lambda: lender.port_lender.connections == 0)
         await stream.end()
 
 
-async def test_a_tenant_whose_own_port_is_closed_turns_strangers_away() -> None:
+async def test_a_borrower_that_does_not_listen_refuses_connections() -> None:
     async with (
-        peer(wait_s=0.2) as landlord,
-        stranger() as client,
-        lease_port(client, landlord.address, "127.0.0.1:1") as port,
+        peer(wait_s=0.2) as lender,
+        client_transport() as client,
+        lease_port(client, lender.address, "127.0.0.1:1") as port,
     ):
         with pytest.raises(TransportError):
-            await ask(client, port.address)
+            await ping(client, port.address)
         assert not port._ends
 
 
@@ -246,55 +246,60 @@ async def test_a_tenant_whose_own_port_is_closed_turns_strangers_away() -> None:
 @pytest.mark.parametrize(
     ("limits", "code", "words"),
     [
-        (replace(OPEN_HANDED, ports=0), FaultCode.REFUSED, "lends no ports"),
-        (replace(OPEN_HANDED, ports=1), FaultCode.TOO_MANY, "all 1 ports"),
-        (replace(OPEN_HANDED, ports_to_host=1), FaultCode.TOO_MANY, "your address rents 1"),
+        (replace(GENEROUS, ports=0), FaultCode.REFUSED, "lends no ports"),
+        (replace(GENEROUS, ports=1), FaultCode.TOO_MANY, "all 1 ports"),
+        (replace(GENEROUS, ports_to_host=1), FaultCode.TOO_MANY, "your address leases 1"),
     ],
 )
-async def test_a_landlord_lends_so_many_ports(limits: LendingConfig, code: FaultCode, words: str) -> None:
-    async with peer(limits) as landlord, peer() as tenant, contextlib.AsyncExitStack() as stack:
+async def test_a_lender_limits_its_ports_in_all_and_per_host(
+    limits: LendingConfig, code: FaultCode, words: str
+) -> None:
+    async with peer(limits) as lender, peer() as borrower, contextlib.AsyncExitStack() as stack:
         if limits.ports:
-            await stack.enter_async_context(lease_port(tenant.transport, landlord.address, tenant.local))
+            await stack.enter_async_context(lease_port(borrower.transport, lender.address, borrower.local))
         with pytest.raises(Refused, match=words) as refused:
-            await stack.enter_async_context(lease_port(tenant.transport, landlord.address, tenant.local))
+            await stack.enter_async_context(lease_port(borrower.transport, lender.address, borrower.local))
         assert refused.value.code == code
 
 
-async def test_a_landlord_that_is_a_tenant_lends_nothing() -> None:
-    async with peer(reachable=False) as landlord, peer() as tenant:
+async def test_an_unreachable_node_lends_nothing() -> None:
+    async with peer(reachable=False) as lender, peer() as borrower:
         with pytest.raises(Refused, match="lends no ports"):
-            async with lease_port(tenant.transport, landlord.address, tenant.local):
+            async with lease_port(borrower.transport, lender.address, borrower.local):
                 pass
 
 
-async def test_one_stream_rents_one_port_in_one_version() -> None:
-    async with peer() as landlord, stranger() as tenant:
-        stream, rented = await _rented(tenant, landlord)
+async def test_one_stream_leases_one_port_in_this_version() -> None:
+    async with peer() as lender, client_transport() as borrower:
+        stream, leased = await request_lease(borrower, lender)
         await stream.send(LeasePort(1))
-        with pytest.raises(Refused, match="has its port"):
+        with pytest.raises(Refused, match="has leased a port already"):
             await asyncio.wait_for(stream.receive(), SOON_S)
-        await until(lambda: landlord.port_lender.lease_count == 0)
-        assert await is_closed(rented.port)
-        other = await tenant.connect(landlord.address, CONTROL)
+        await wait_until(lambda: lender.port_lender.lease_count == 0)
+        assert await is_closed(leased.port)
+        other = await borrower.connect(lender.address, CONTROL)
         await other.send(LeasePort(99))
         with pytest.raises(Refused, match="protocol 99"):
             await asyncio.wait_for(other.receive(), SOON_S)
 
 
-async def test_a_landlord_lends_the_ports_it_was_told_to() -> None:
+async def test_a_lender_uses_the_configured_ports() -> None:
     first, taken = _three_ports()
     with taken:
-        limits = replace(OPEN_HANDED, ports=2)
-        async with peer(limits, first_port=first) as landlord, stranger() as tenant:
-            stream, rented = await _rented(tenant, landlord)
-            assert (rented.fetch_port, rented.port) == (first, first + 1)
+        limits = replace(GENEROUS, ports=2, first_port=first)
+        async with peer(limits) as lender, client_transport() as borrower:
+            stream, leased = await request_lease(borrower, lender)
+            assert (leased.fetch_port, leased.port) == (first, first + 1)
             with pytest.raises(Refused, match="no port can be opened"):
-                await _rented(tenant, landlord)
+                await request_lease(borrower, lender)
             await stream.end()
 
 
 def _three_ports() -> tuple[int, socket.socket]:
-    """The first of two free ones, and the next, taken; below those that systems give to whoever asks for any."""
+    """Return the first of two free ports, and a socket on the port after them.
+
+    All three are below the ports that systems assign when any port will do.
+    """
     for first in range(20000, 30000, 3):
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             for port in (first, first + 1):
@@ -304,56 +309,56 @@ def _three_ports() -> tuple[int, socket.socket]:
 
 
 @pytest.mark.parametrize("limit", ["connections", "connections_of_host"])
-async def test_a_port_takes_so_many_connections(limit: str) -> None:
-    async with tenancy(replace(OPEN_HANDED, **{limit: 2})) as (landlord, tenant, port), stranger() as client:
-        held = [await client.connect(f"{port.address}#{tenant.pin}", kind) for kind in (CONTROL, LINK)]
-        await until(lambda: landlord.port_lender.connections == 2)
-        async with stranger() as another:
+async def test_a_leased_port_limits_its_connections(limit: str) -> None:
+    async with leased_port(replace(GENEROUS, **{limit: 2})) as (lender, borrower, port), client_transport() as client:
+        streams = [await client.connect(f"{port.address}#{borrower.pin}", kind) for kind in (CONTROL, LINK)]
+        await wait_until(lambda: lender.port_lender.connections == 2)
+        async with client_transport() as other:
             with pytest.raises(SwarmError):
-                await ask(another, f"{port.address}#{tenant.pin}")
-        await held[0].send(Ping(1))
-        assert await asyncio.wait_for(held[0].receive(), SOON_S) == Pong(1)
+                await ping(other, f"{port.address}#{borrower.pin}")
+        await streams[0].send(Ping(1))
+        assert await asyncio.wait_for(streams[0].receive(), SOON_S) == Pong(1)
 
 
-async def test_so_many_strangers_wait() -> None:
-    limits = replace(OPEN_HANDED, connections=500, connections_of_host=500)
-    async with peer(limits) as landlord, stranger() as tenant:
-        stream, rented = await _rented(tenant, landlord)
-        writers = [(await asyncio.open_connection("127.0.0.1", rented.port))[1] for _ in range(300)]
-        # The stream takes some of the tokens; nobody is kept for whom there is no room to tell.
-        (tenancy,) = landlord.port_lender._tenancies
-        await until(lambda: tenancy.refused + tenancy.connections >= 300)
-        await until(lambda: len(tenancy._waiting) == tenancy.connections)
+async def test_waiting_connections_are_limited() -> None:
+    limits = replace(GENEROUS, connections=500, connections_of_host=500)
+    async with peer(limits) as lender, client_transport() as borrower:
+        stream, leased = await request_lease(borrower, lender)
+        writers = [(await asyncio.open_connection("127.0.0.1", leased.port))[1] for _ in range(300)]
+        # The stream takes some of the tokens.  No connection is kept whose token has no room in the queue.
+        (lease,) = lender.port_lender._leases
+        await wait_until(lambda: lease.refused + lease.connections >= 300)
+        await wait_until(lambda: len(lease._waiting) == lease.connections)
         for writer in writers:
             writer.close()
         await stream.end()
 
 
-# ---------------------------------------------------------------- landlords that are none
+# ---------------------------------------------------------------- faulty lenders
 
 
-async def test_a_tenant_drops_all_when_its_landlord_talks_nonsense() -> None:
-    async def nonsense(kind: StreamKind, stream: Stream) -> None:
+async def test_a_borrower_leaves_a_lender_that_sends_a_wrong_message() -> None:
+    async def send_pong(kind: StreamKind, stream: Stream) -> None:
         await stream.receive()
         await stream.send(PortLeased(1, 1))
         await stream.send(Pong(1))
         await stream.receive()
 
-    async with peer() as tenant:
-        landlord = await tenant.transport.listen("127.0.0.1:0", nonsense)
-        async with lease_port(tenant.transport, landlord.address, tenant.local) as port:
+    async with peer() as borrower:
+        lender = await borrower.transport.listen("127.0.0.1:0", send_pong)
+        async with lease_port(borrower.transport, lender.address, borrower.local) as port:
             with pytest.raises(SwarmError, match="sent Pong"):
                 await asyncio.wait_for(port.wait_until_lost(), SOON_S)
-        await landlord.close()
+        await lender.close()
 
 
-async def test_a_landlord_that_does_not_answer_or_hangs_up() -> None:
+async def test_a_lender_that_ends_the_stream_is_reported() -> None:
     async def hang_up(kind: StreamKind, stream: Stream) -> None:
         await stream.receive()
 
-    async with peer() as tenant:
-        landlord = await tenant.transport.listen("127.0.0.1:0", hang_up)
+    async with peer() as borrower:
+        lender = await borrower.transport.listen("127.0.0.1:0", hang_up)
         with pytest.raises(LinkBroken, match="ended the stream"):
-            async with lease_port(tenant.transport, landlord.address, tenant.local):
+            async with lease_port(borrower.transport, lender.address, borrower.local):
                 pass
-        await landlord.close()
+        await lender.close()

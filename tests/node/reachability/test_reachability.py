@@ -1,15 +1,15 @@
-"""How a node finds out where strangers find it, and what it does where they cannot."""
+"""A node finds the address under which others reach it, and leases a port if there is none."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
-from tests.support.port_peers import CONTROL, SOON_S, Peer, ask, peer, port_of, stranger
+from tests.support.port_peers import CONTROL, SOON_S, Peer, client_transport, peer, ping, port_of
 
 from treeswarm.protocol.messages import DialledBack, LeasePort, PortLeased
 from treeswarm.transport.seam import Stream, StreamKind
-from treeswarm_node.reachability import reachability as place
+from treeswarm_node.reachability import reachability
 from treeswarm_node.reachability.reachability import (
     AddressMonitor,
     Basis,
@@ -24,7 +24,7 @@ YES, NO = DialResult(True, THERE), DialResult(False)
 
 
 @pytest.mark.parametrize(
-    ("announced", "verdicts", "expected"),
+    ("announced", "results", "expected"),
     [
         (THERE, [], PublicAddress(THERE, Basis.ANNOUNCED, False)),
         ("203.0.113.5:0", [], PublicAddress(THERE, Basis.ANNOUNCED, False)),
@@ -39,12 +39,14 @@ YES, NO = DialResult(True, THERE), DialResult(False)
         (None, [NO], None),
     ],
 )
-def test_where_a_node_is(announced: str | None, verdicts: list[DialResult], expected: PublicAddress | None) -> None:
-    assert decide_address(announced, HERE, verdicts) == expected
+def test_address_is_decided_by_owner_or_majority(
+    announced: str | None, results: list[DialResult], expected: PublicAddress | None
+) -> None:
+    assert decide_address(announced, HERE, results) == expected
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "expected"),
+    ("results", "expected"),
     [
         ([], PublicAddress(THERE, Basis.ASSUMED, False)),
         ([DialResult(True, HERE)], PublicAddress(THERE, Basis.ASSUMED, True)),
@@ -54,14 +56,14 @@ def test_where_a_node_is(announced: str | None, verdicts: list[DialResult], expe
         ([DialResult(True, HERE), NO], None),
     ],
 )  # fmt: skip
-def test_a_neighbour_on_the_same_machine_does_not_say_where_others_find_a_node(
-    verdicts: list[DialResult], expected: PublicAddress | None
+def test_loopback_answers_do_not_decide_a_public_address(
+    results: list[DialResult], expected: PublicAddress | None
 ) -> None:
-    assert decide_address(None, THERE, verdicts) == expected
+    assert decide_address(None, THERE, results) == expected
 
 
 @pytest.mark.parametrize(
-    ("how", "reachable", "lends"),
+    ("basis", "reachable", "lends"),
     [
         (Basis.DIALLED, True, True),
         (Basis.ANNOUNCED, True, True),
@@ -71,11 +73,11 @@ def test_a_neighbour_on_the_same_machine_does_not_say_where_others_find_a_node(
         (Basis.HIDDEN, False, False),
     ],
 )
-def test_who_has_ports_to_lend(how: Basis, reachable: bool, lends: bool) -> None:
-    assert PublicAddress(HERE, how, reachable).lends is lends
+def test_nodes_that_are_or_seem_reachable_lend_ports(basis: Basis, reachable: bool, lends: bool) -> None:
+    assert PublicAddress(HERE, basis, reachable).lends is lends
 
 
-async def test_another_node_says_whether_it_reaches_this_one() -> None:
+async def test_a_dial_back_reports_whether_the_node_is_reached() -> None:
     async with peer() as asked, peer() as asking:
         own = f"0.0.0.0:{port_of(asking.address)}#{asking.pin}"
         assert await ask_dial_back(asking.transport, asked.address, own) == DialResult(True, asking.local)
@@ -87,37 +89,43 @@ async def test_another_node_says_whether_it_reaches_this_one() -> None:
         assert await ask_dial_back(asking.transport, "127.0.0.1:1", own) is None
 
 
-async def test_a_liar_does_not_choose_this_nodes_port() -> None:
-    async def lie(kind: StreamKind, stream: Stream) -> None:
+async def test_a_dial_back_reply_with_a_wrong_port_is_ignored() -> None:
+    async def answer_falsely(kind: StreamKind, stream: Stream) -> None:
         await stream.receive()
-        await stream.send(DialledBack(True, said))
+        await stream.send(DialledBack(True, claimed))
         await stream.receive()
 
     async with peer() as asking:
-        liar = await asking.transport.listen("127.0.0.1:0", lie)
-        said = "127.0.0.1:25"
+        liar = await asking.transport.listen("127.0.0.1:0", answer_falsely)
+        claimed = "127.0.0.1:25"
         assert await ask_dial_back(asking.transport, liar.address, "0.0.0.0:4001") == DialResult(False)
-        said = "nonsense"
+        claimed = "nonsense"
         assert await ask_dial_back(asking.transport, liar.address, "0.0.0.0:4001") is None
         await liar.close()
 
 
 @contextlib.asynccontextmanager
-async def finding(
+async def monitored(
     node: Peer, others: Callable[[], Sequence[Peer]], *, listening: str = "", announced: str | None = None
 ) -> AsyncIterator[Callable[[], Awaitable[PublicAddress]]]:
-    """A monitor at work; the next place it settles on."""
-    places: asyncio.Queue[PublicAddress] = asyncio.Queue()
+    """Run a monitor and yield a function that returns the next address it settles on."""
+    addresses: asyncio.Queue[PublicAddress] = asyncio.Queue()
 
-    async def addresses() -> list[str]:
+    async def lender_candidates() -> list[str]:
         return [other.address for other in others()]
 
     monitor = AddressMonitor(
-        node.transport, listening or node.local, node.pin, addresses, places.put, announced, node.node.forwarded_ports
+        node.transport,
+        listening=listening or node.local,
+        pin=node.pin,
+        lender_candidates=lender_candidates,
+        on_address=addresses.put,
+        announced=announced,
+        forwarded_ports=node.node.forwarded_ports,
     )
     running = asyncio.create_task(monitor.run())
     try:
-        yield lambda: asyncio.wait_for(places.get(), SOON_S)
+        yield lambda: asyncio.wait_for(addresses.get(), SOON_S)
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -125,117 +133,122 @@ async def finding(
 
 @pytest.fixture
 def behind_a_router(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody reaches anybody's own port."""
+    """Let no node reach the own port of any other."""
 
-    async def no(transport: object, asked: str, own: str) -> DialResult:
+    async def not_reached(transport: object, node: str, own: str) -> DialResult:
         return NO
 
-    monkeypatch.setattr(place, "ask_dial_back", no)
-    monkeypatch.setattr(place, "RETRY_S", 0.05)
-    monkeypatch.setattr(place, "SPREAD_S", 0.05)
+    monkeypatch.setattr(reachability, "ask_dial_back", not_reached)
+    monkeypatch.setattr(reachability, "RETRY_S", 0.05)
+    monkeypatch.setattr(reachability, "SPREAD_S", 0.05)
 
 
-async def test_a_node_that_others_reach_is_where_it_listens() -> None:
-    async with peer() as other, peer() as node, finding(node, lambda: [other]) as next_place:
-        assert await next_place() == PublicAddress(node.local, Basis.DIALLED, True)
+async def test_a_reachable_node_announces_where_it_listens() -> None:
+    async with peer() as other, peer() as node, monitored(node, lambda: [other]) as next_address:
+        assert await next_address() == PublicAddress(node.local, Basis.DIALLED, True)
         assert other.port_lender.lease_count == 0
 
 
-async def test_the_first_node_of_a_swarm_takes_its_word_until_somebody_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "RETRY_S", 0.05)
+async def test_the_first_node_assumes_its_address_until_others_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reachability, "RETRY_S", 0.05)
     others: list[Peer] = []
-    async with peer() as other, peer() as node, finding(node, lambda: others) as next_place:
-        assert await next_place() == PublicAddress(node.local, Basis.ASSUMED, False)
+    async with peer() as other, peer() as node, monitored(node, lambda: others) as next_address:
+        assert await next_address() == PublicAddress(node.local, Basis.ASSUMED, False)
         others.append(other)
-        assert await next_place() == PublicAddress(node.local, Basis.DIALLED, True)
+        assert await next_address() == PublicAddress(node.local, Basis.DIALLED, True)
 
 
 @pytest.mark.usefixtures("behind_a_router")
-async def test_the_owners_word_comes_first() -> None:
-    async with peer() as other, peer() as node, finding(node, lambda: [other], announced=THERE) as next_place:
-        assert await next_place() == PublicAddress(THERE, Basis.ANNOUNCED, False)
+async def test_the_owners_address_comes_first() -> None:
+    async with peer() as other, peer() as node, monitored(node, lambda: [other], announced=THERE) as next_address:
+        assert await next_address() == PublicAddress(THERE, Basis.ANNOUNCED, False)
 
 
 @pytest.mark.usefixtures("behind_a_router")
-async def test_a_hidden_node_rents_and_rents_elsewhere_when_its_landlord_goes() -> None:
-    async with contextlib.AsyncExitStack() as first_stack, peer() as second, peer() as node, stranger() as client:
+async def test_a_hidden_node_leases_again_when_its_lender_leaves() -> None:
+    async with (
+        contextlib.AsyncExitStack() as first_stack,
+        peer() as second,
+        peer() as node,
+        client_transport() as client,
+    ):
         first = await first_stack.enter_async_context(peer())
-        async with finding(node, lambda: [first, second]) as next_place:
-            rented = await next_place()
-            assert (rented.basis, rented.reachable, rented.lends) == (Basis.LEASED, True, False)
+        async with monitored(node, lambda: [first, second]) as next_address:
+            leased = await next_address()
+            assert (leased.basis, leased.reachable, leased.lends) == (Basis.LEASED, True, False)
             assert first.port_lender.lease_count == 1
-            await ask(client, f"{rented.address}#{node.pin}")
+            await ping(client, f"{leased.address}#{node.pin}")
             await first_stack.aclose()
-            again = await next_place()
+            again = await next_address()
             assert again.basis is Basis.LEASED
-            assert again.address != rented.address
+            assert again.address != leased.address
             assert second.port_lender.lease_count == 1
-            await ask(client, f"{again.address}#{node.pin}")
+            await ping(client, f"{again.address}#{node.pin}")
         async with asyncio.timeout(SOON_S):
             while second.port_lender.lease_count:
                 await asyncio.sleep(0.01)
 
 
 @pytest.mark.usefixtures("behind_a_router")
-async def test_a_hidden_node_passes_over_those_who_lend_nothing_and_waits_for_one() -> None:
-    async with peer(reachable=False) as mean, peer() as node, finding(node, lambda: [mean]) as next_place:
-        assert await next_place() == PublicAddress(node.local, Basis.HIDDEN, False)
-        mean.port_lender.reachable = True
-        assert (await next_place()).basis is Basis.LEASED
+async def test_a_hidden_node_waits_until_some_node_lends_a_port() -> None:
+    async with peer(reachable=False) as other, peer() as node, monitored(node, lambda: [other]) as next_address:
+        assert await next_address() == PublicAddress(node.local, Basis.HIDDEN, False)
+        other.port_lender.reachable = True
+        assert (await next_address()).basis is Basis.LEASED
 
 
 @pytest.mark.usefixtures("behind_a_router")
-async def test_a_port_that_does_not_lead_here_is_not_told_of() -> None:
-    """A landlord whose lent ports a firewall closes, or that answers at them itself."""
+async def test_a_port_that_does_not_lead_here_is_not_announced() -> None:
+    """A firewall may close the lent port, or the lender may answer at it itself."""
 
     async def pose(kind: StreamKind, stream: Stream) -> None:
         if kind is CONTROL and isinstance(await stream.receive(), LeasePort):
-            await stream.send(PortLeased(port_of(landlord.address), 1))
+            await stream.send(PortLeased(port_of(lender.address), 1))
             await stream.receive()
 
     async with peer() as honest, peer() as poser, peer() as node:
-        landlord = await poser.transport.listen("127.0.0.1:0", pose)
-        poser.local = landlord.address
-        async with finding(node, lambda: [poser, honest]) as next_place:
-            assert (await next_place()).basis is Basis.LEASED
+        lender = await poser.transport.listen("127.0.0.1:0", pose)
+        poser.local = lender.address
+        async with monitored(node, lambda: [poser, honest]) as next_address:
+            assert (await next_address()).basis is Basis.LEASED
             assert honest.port_lender.lease_count == 1
-        await landlord.close()
+        await lender.close()
 
 
 @pytest.mark.usefixtures("behind_a_router")
-async def test_a_rented_port_is_dialled_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ThrottledRunner still, but nobody comes through any more."""
-    monkeypatch.setattr(place, "CHECK_EVERY_S", 0.2)
+async def test_a_leased_port_is_checked_from_time_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port is still leased, but no connection comes through any more."""
+    monkeypatch.setattr(reachability, "CHECK_EVERY_S", 0.2)
     async with (
         peer() as first,
         peer() as second,
         peer() as node,
-        finding(node, lambda: [first, second]) as next_place,
+        monitored(node, lambda: [first, second]) as next_address,
     ):
-        rented = await next_place()
+        leased = await next_address()
         await asyncio.sleep(0.5)
-        (tenancy,) = first.port_lender._tenancies
-        assert tenancy.server is not None
-        tenancy.server.close()
-        again = await next_place()
-        assert (again.basis, again.address != rented.address) == (Basis.LEASED, True)
+        (lease,) = first.port_lender._leases
+        assert lease.server is not None
+        lease.server.close()
+        again = await next_address()
+        assert (again.basis, again.address != leased.address) == (Basis.LEASED, True)
         assert second.port_lender.lease_count == 1
 
 
-async def test_those_who_rent_themselves_are_not_asked_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nodes_that_cannot_answer_are_replaced_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    async def say(transport: object, other: str, own: str) -> DialResult | None:
+    async def answer_as_last(transport: object, other: str, own: str) -> DialResult | None:
         asked.append(other)
         return YES if other == "last" else None
 
     async def others() -> list[str]:
         return [*map(str, range(6)), "last"]
 
-    async def settled(_: PublicAddress) -> None: ...
+    async def ignore_address(_: PublicAddress) -> None: ...
 
-    monkeypatch.setattr(place, "ask_dial_back", say)
-    async with stranger() as transport:
-        monitor = AddressMonitor(transport, HERE, "", others, settled)
+    monkeypatch.setattr(reachability, "ask_dial_back", answer_as_last)
+    async with client_transport() as transport:
+        monitor = AddressMonitor(transport, HERE, "", others, ignore_address)
         assert await monitor.find_address() == PublicAddress(THERE, Basis.DIALLED, True)
     assert len(asked) == 7
