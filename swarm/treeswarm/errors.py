@@ -1,23 +1,23 @@
-"""Every error this project raises on purpose.
+"""Every error that this project raises on purpose.
 
     SwarmError
-    ├── BadRequest            the caller asked for what cannot be: empty prompt, bad flag
+    ├── BadRequest            the caller asked for something impossible: empty prompt, bad flag
     │   └── TooLong           prompt and new tokens do not fit into the model's context
     ├── ModelError            a model directory is missing, partial, corrupt or unsupported
-    │   └── UnsupportedModel  its layers failed a named check at load
+    │   └── UnsupportedModel  the model's layers failed a named check at load
     ├── RouteError            the known nodes do not make a whole model
-    │   ├── MissingBlocks     some blocks are served by nobody
-    │   └── Mismatch          other weights, another numerics class, another tokenizer
-    ├── TransportError        a stream or a connection
-    │   ├── Unreachable       nobody answers at that address
-    │   ├── Impostor          somebody else answers there, by the key it shows
-    │   └── LinkBroken        an open stream ended without goodbye
+    │   ├── MissingBlocks     no node serves some blocks, or none that can be used now
+    │   └── Mismatch          weights, numerics class or tokenizer differ
+    ├── TransportError        a stream or a connection failed
+    │   ├── Unreachable       nothing answers at that address
+    │   ├── Impostor          the node that answers there shows another key than expected
+    │   └── LinkBroken        an open stream ended without an orderly end
     ├── ProtocolError         a peer broke the contract
-    │   ├── Malformed         bytes that are no message, or a field out of its limits
-    │   └── Refused           the peer said no, and why
-    └── NodeLost              a node of the route died in the middle of a generation
+    │   ├── Malformed         bytes that are not a message, or a field outside its limits
+    │   └── Refused           a peer refused a request; it says why
+    └── NodeLost              a node of the chain died during a generation
 
-A message says what happened, to whom, and what to do.  Adapters translate at the border: no
+A message says what happened, at which node or file, and what to do.  Adapters translate at the border: no
 `grpc.RpcError`, `OSError` or `KeyError` crosses it.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class SwarmError(Exception):
-    """The root.  `str(error)` is fit for a user to read."""
+    """The base of all errors of this project.  `str(error)` can be shown to a user."""
 
 
 class BadRequest(SwarmError):
@@ -37,11 +37,11 @@ class BadRequest(SwarmError):
 
 
 class TooLong(BadRequest):
-    """Prompt and new tokens are more than the model's context."""
+    """Prompt and new tokens do not fit into the model's context."""
 
 
 class ModelError(SwarmError):
-    """A model directory that cannot be used as it is."""
+    """A model directory cannot be used as it is."""
 
 
 class UnsupportedModel(ModelError):
@@ -80,19 +80,19 @@ class Mismatch(RouteError):
 
 
 class TransportError(SwarmError):
-    """Something about a stream or a connection."""
+    """A stream or a connection failed."""
 
 
 class Unreachable(TransportError):
-    """Nobody answers at an address."""
+    """Nothing answers at an address."""
 
 
 class Impostor(TransportError):
-    """Who answers at an address shows another key than the one it was named with."""
+    """The node that answers at an address shows another key than the one expected there."""
 
 
 class LinkBroken(TransportError):
-    """An open stream ended without goodbye."""
+    """An open stream ended without an orderly end."""
 
 
 class ProtocolError(SwarmError):
@@ -100,11 +100,11 @@ class ProtocolError(SwarmError):
 
 
 class Malformed(ProtocolError):
-    """Bytes that are no message, or a field outside its limits."""
+    """Bytes are not a message, or a field is outside its limits."""
 
 
 class Refused(ProtocolError):
-    """A peer said no.  `code` is one of `treeswarm.protocol.messages.FaultCode`."""
+    """A peer refused a request.  `code` is one of `treeswarm.protocol.messages.FaultCode`."""
 
     def __init__(self, message: str, code: str = "refused") -> None:
         super().__init__(message)
@@ -112,7 +112,7 @@ class Refused(ProtocolError):
 
 
 class NodeLost(SwarmError):
-    """A node of the route died or fell silent; `address` names it."""
+    """A node of the chain died or stopped answering; `address` names it."""
 
     def __init__(self, message: str, address: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""`host:port`, and who is to be found there: `host:port#pin`; read and checked once."""
+"""Addresses, parsed and checked once: `host:port`, or `host:port#pin` with the pin of the key that must answer."""
 
 import ipaddress
 import re
@@ -11,16 +11,16 @@ PIN = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Address:
-    """An IPv6 host is written in brackets: `[::1]:4001`."""
+    """Where a node listens.  In text an IPv6 host stands in brackets: `[::1]:4001`."""
 
     host: str
     port: int
     pin: str = ""
-    """What `treeswarm.keys` makes of the TLS key that must answer; empty: whoever answers."""
+    """Pin of the TLS key that must answer, made by `treeswarm.keys`; empty to accept any key."""
 
     @property
     def bare(self) -> str:
-        """Without the pin."""
+        """The address without the pin."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def __str__(self) -> str:
@@ -28,22 +28,22 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """Raises BadRequest."""
-        place, sharp, pin = text.partition("#")
+        """Read `HOST:PORT` or `HOST:PORT#PIN`.  Raises BadRequest for anything else."""
+        address, sharp, pin = text.partition("#")
         if sharp and PIN.fullmatch(pin) is None:
             raise BadRequest(
-                f"'{text}' is no address: after # belongs the pin of the node's key, 32 lowercase hex digits, "
-                "as the node's ready line shows it; leave #… out to trust whoever answers"
+                f"'{text}' is not an address: after # give the pin of the node's key, 32 lowercase hex digits as in "
+                "the node's ready line, or leave #… out to accept any key"
             )
-        host, colon, port = place.rpartition(":")
+        host, colon, port = address.rpartition(":")
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if not (colon and bare and port.isdecimal() and int(port) < 2**16) or (":" in bare and bare == host):
-            raise BadRequest(f"'{text}' is no address: give HOST:PORT, such as 127.0.0.1:4001 or [::1]:4001")
+            raise BadRequest(f"'{text}' is not an address: give HOST:PORT, such as 127.0.0.1:4001 or [::1]:4001")
         return cls(bare, int(port), pin)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
+    """Return whether `host` names this machine itself, so that no other machine reaches it."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,17 +1,16 @@
-"""What client and nodes say to each other, as plain frozen data.
+"""The messages that clients and nodes exchange, as plain frozen data.
 
-`wire/codec.py` turns these into the protobuf of `proto/treeswarm.proto` and back, and checks every
-field against the limits below; behind it a message can be trusted to be well-formed, not to be
-true.  Arrays are NumPy, read-only, and one-dimensional but for `Answer.alternatives`.
+`wire/codec.py` turns these into the protobuf of `proto/treeswarm.proto` and back, and checks every field against the
+limits below.  A message that has passed it is well-formed, but not necessarily true.  Arrays are NumPy and read-only;
+all are one-dimensional except `Answer.alternatives`.
 
-Two kinds of stream carry them:
+Two kinds of stream carry the messages:
 
     control  client → node: Describe, Open, Resume, Hint, Ping, Close; Watch, DialBack, Manage, LeasePort
              node → client: Description, Opened, Answer (from the tail), Pong, Fault; Records, DialledBack, Managed,
              PortLeased, IncomingConnection
-    link     upstream → downstream: LinkHello once, then Append after Append (the client is the head's
-             upstream)
-             downstream → upstream: LinkWelcome once where the hello asked for it, then nothing but the stream's end
+    link     upstream → downstream: LinkHello once, then Append after Append (the client is upstream of the head)
+             downstream → upstream: LinkWelcome once if the hello asked for it, then nothing until the stream ends
 """
 
 from dataclasses import dataclass, field
@@ -24,13 +23,14 @@ from treeswarm.protocol.prefix import Prefix
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
 
-# One append is at most this many bytes of activations, so that a stage computes while the next
-# segment uploads; a client cuts larger trees and prompts into several appends.
+# One append carries at most this many bytes of activations, so that a node computes while the next segment uploads.  A
+# client cuts larger trees and prompts into several appends.
 SEGMENT_BYTES = 1 << 20
-# Above any segment with its ids, timings and headers; gRPC refuses larger frames before parsing.
+# Larger than any segment with its ids, timings and headers; gRPC refuses larger frames before parsing.
 MAX_MESSAGE_BYTES = 4 << 20
 MAX_ROWS = 4096
-# Values that share a scale in 8-bit activations: a scale costs 3 % of the bytes, and an outlier spoils 63 others.
+# Number of values that share a scale in 8-bit activations.  A scale costs 3 % of the bytes, and an outlier makes the 63
+# other values of its block less precise.
 ACTIVATION_BLOCK = 64
 MAX_CROWN = 4096
 MAX_TRUNK = 1 << 22
@@ -42,23 +42,24 @@ SIGNATURE_BYTES = 64
 SESSION_ID_BYTES = 16
 TICKET_BYTES = 16
 MAX_PROFILE_POINTS = 16
-# Longer than any forward that a client would wait for.
+# One hour: longer than any forward that a client would wait for.
 MAX_PROFILE_US = 3_600_000_000
-# Token Recycling keeps eight successors of a token; more never paid there.
+# The token recycling drafter keeps eight successors of a token; more were never worth their bytes.
 MAX_ALTERNATIVES = 8
 
 Ids = NDArray[np.uint32]
+"""Ids of tree nodes or of tokens."""
 Profile = tuple[tuple[int, int], ...]
-"""How long a node's forward takes: (rows, microseconds), rows rising; empty where the node tells nothing."""
+"""How long a node's forward takes, as (rows, microseconds) with rising rows; empty if the node has not measured it."""
 
 
 def no_alternatives() -> Ids:
-    """Of an answer that was asked for none."""
+    """Return the alternatives of an answer for which none were requested: uint32 [0, 0]."""
     return np.empty((0, 0), np.uint32)
 
 
 class Answers(StrEnum):
-    """For which rows of an append the tail computes the target's token."""
+    """The rows of an append for which the tail computes the target's token."""
 
     NONE = "none"
     LAST = "last"
@@ -66,7 +67,7 @@ class Answers(StrEnum):
 
 
 class FaultCode(StrEnum):
-    """Why a node said no."""
+    """The kind of a fault or of a refusal."""
 
     MALFORMED = "malformed"
     UNKNOWN_SESSION = "unknown-session"
@@ -91,26 +92,26 @@ class FaultCode(StrEnum):
 
 @dataclass(frozen=True)
 class NumericsClass:
-    """Nodes of one route share all of it; mixing changes the text."""
+    """What all nodes of one chain must have in common, because it decides which text the model generates."""
 
     weights: str
     """Hex digest of the model's config and every weight file."""
     dtype: str
-    """`float32`, `bfloat16` or `float16`: of weights, KV cache and activations on the wire."""
+    """Type of the weights, the KV cache and the activations on the wire: `float32`, `bfloat16` or `float16`."""
     quantization: str = "none"
-    """Of the weights: `none`, `int8` or `nf4`."""
+    """Quantization of the weights: `none`, `int8` or `nf4`."""
     activations: str = ""
-    """How rows travel between nodes: empty in `dtype`, or `int8`, which changes the text."""
+    """How rows travel between nodes: `int8`, which changes the text, or empty for `dtype`."""
 
     def row_bytes(self, hidden_size: int) -> int:
-        """Of one row of activations on a link."""
+        """Return the number of bytes of one row of activations on a link, before compression."""
         if self.activations == "int8":
             return hidden_size + 2 * -(-hidden_size // ACTIVATION_BLOCK)
         return hidden_size * (4 if self.dtype == "float32" else 2)
 
     @property
     def plain(self) -> bool:
-        """Neither weights nor activations lose anything to fewer bits than `dtype` has."""
+        """True if neither weights nor activations are stored in fewer bits than `dtype` has."""
         return self.quantization in {"", "none"} and not self.activations
 
     def difference(self, other: "NumericsClass") -> str:
@@ -132,16 +133,16 @@ class NumericsClass:
 
 @dataclass(frozen=True)
 class HopTiming:
-    """What one node did with one append, in microseconds of its own clock."""
+    """How long one node took for one append, by the node's own clock."""
 
     queue_us: int
-    """From arrival to the start of its forward."""
+    """Microseconds from the arrival of the append to the start of its forward."""
     compute_us: int
-    """In the device thread, of the forward it was part of."""
+    """Microseconds that its forward took in the device thread, with all other appends of the batch."""
     rows: int
-    """Rows of this append the node computed."""
+    """Number of rows of this append that the node computed."""
     batch_sessions: int
-    """Sessions in that forward."""
+    """Number of sessions in that forward."""
 
 
 # ---------------------------------------------------------------- control, client to node
@@ -149,58 +150,62 @@ class HopTiming:
 
 @dataclass(frozen=True)
 class Describe:
-    """Ask what a node serves."""
+    """Ask a node for its Description."""
 
     version: int
 
 
 @dataclass(frozen=True)
 class NextHop:
-    """Where a node sends its activations, and the ticket that link accepts."""
+    """The downstream node of a session."""
 
     address: str
     ticket: bytes
+    """Ticket that the downstream node expects on the link."""
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """Where a session goes on after a loss: the text that every survivor is sure to have."""
+    """The text from which a session continues after a node was lost: every surviving node is sure to have it."""
 
     trunk_length: int
+    """Number of tokens of that text."""
     tip: int
-    """What the client calls the last token of it: an id never used before."""
+    """New id of its last token, chosen by the client and never used before."""
 
 
 @dataclass(frozen=True)
 class Open:
-    """Reserve a session.  Every node of the route gets its own."""
+    """Reserve a session on a node.  Every node of the chain gets an Open of its own."""
 
     version: int
     session: bytes
+    """Random id of the session, SESSION_ID_BYTES long."""
     epoch: int
     span: Span
+    """Blocks that the node computes for this session: part of what it serves."""
     numerics: NumericsClass
     trunk_room: int
-    """Committed tokens the session may reach: prompt and answer."""
+    """Largest number of committed tokens, prompt and answer together."""
     crown_room: int
-    """Speculated rows alive at once."""
+    """Largest number of speculated rows alive at once."""
     ticket: bytes
-    """What the upstream link must show."""
+    """Ticket that the upstream link must show."""
     next_hop: NextHop | None
-    """None: this node is the tail."""
+    """The downstream node, or None if this node is the tail."""
     resumption: Resumption | None = None
-    """This node replaces a lost one: replayed rows come first."""
+    """The text of which the rows are replayed first, because this node replaces a lost one; None for a new session."""
     forwards_replay: bool = False
-    """The next hop is a replacement too."""
+    """True if the downstream node replaces a lost one too and needs the replayed rows."""
     prefix: Prefix | None = None
-    """KV of this prompt may be shared; None: it may not."""
+    """The prompt's prefix whose KV may be shared, or None if it may not be."""
     alternatives: int = 0
-    """For the tail: how many of the target's best tokens to send with every answered row."""
+    """Number of the target's best tokens that the tail sends with every answered row."""
 
 
 @dataclass(frozen=True)
 class Resume:
-    """To a node that stays when others were lost: cut the trunk back, drop the crown, go on in a new epoch."""
+    """Tell a surviving node to cut its trunk back, drop its crown and continue in a new epoch."""
 
     version: int
     session: bytes
@@ -209,57 +214,64 @@ class Resume:
     ticket: bytes
     next_hop: NextHop | None
     replays: bool
-    """The next hop is new: send it the journal first."""
+    """True if the downstream node is new: the node first sends it the rows of its replay log."""
 
 
 @dataclass(frozen=True)
 class Hint:
-    """The client knows more than the ring yet: nodes not below this tip are dead.  Changes no state."""
+    """Tell a node early which tip the walk has reached, so that it need not compute rows elsewhere in the tree.
+
+    A hint changes no state: the append that commits the path follows.
+    """
 
     session: bytes
     trunk_length: int
-    """After `tip` has joined the trunk."""
+    """Length of the trunk once `tip` is part of it."""
     tip: int
+    """Id of the tree node that becomes the tip."""
 
 
 @dataclass(frozen=True)
 class Ping:
-    """Liveness; `stamp` comes back untouched."""
+    """Check that a node answers; the Pong returns `stamp` unchanged."""
 
     stamp: int
     session: bytes = b""
-    """Whose progress the Pong tells; empty: nobody's."""
+    """Session whose progress the Pong reports, or empty for none."""
 
 
 @dataclass(frozen=True)
 class Close:
-    """Free the session now."""
+    """Tell a node to free the session now."""
 
     session: bytes
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Ask for signed records: this node's own, or everyone's that it knows, now and as they change."""
+    """Ask a node for signed records, now and whenever they change."""
 
     version: int
     everyone: bool
+    """True for the records of all nodes that the node knows, False for its own record alone."""
 
 
 @dataclass(frozen=True)
 class DialBack:
-    """Ask a node to dial `address`, to learn whether strangers reach it."""
+    """Ask a node to dial `address`, so that the sender learns whether other machines reach it."""
 
     address: str
-    """The asker's own; 0.0.0.0 or [::] for whatever host it is seen to come from."""
+    """The sender's own address; the host 0.0.0.0 or [::] stands for the one that the connection comes from."""
 
 
 @dataclass(frozen=True)
 class Manage:
-    """An owner's order, signed by the node's own identity: `pause`, `resume` or `drain`."""
+    """An order of the node's owner, signed by the node's own identity."""
 
     action: str
+    """`pause`, `resume` or `drain`."""
     stamp: int
+    """Microseconds since 1970 when the order was given."""
     signature: bytes
 
 
@@ -275,115 +287,128 @@ class LeasePort:
 
 @dataclass(frozen=True)
 class Description:
-    """What a node serves."""
+    """What a node serves, and its counters."""
 
     version: int
     software: str
     span: Span
     blocks: int
-    """Decoder blocks of the whole model."""
+    """Number of decoder blocks of the whole model."""
     vocab_size: int
     hidden_size: int
     max_positions: int
     config: str
-    """Hex digest of the numerics-relevant config, which a client without weights can compute too."""
+    """Hex digest of the part of the config that numerics depend on; a client without weights can compute it too."""
     numerics: NumericsClass
     attention: str
-    """The attention adapter in use, such as `torch-reference`."""
+    """Name of the attention adapter in use, such as `torch-reference`."""
     trunk_free: int
-    """KV rows not reserved by any session."""
+    """Number of KV rows that no session has reserved."""
     frames: int
-    """Appends computed since start."""
+    """Number of appends computed since start."""
     forwards: int
+    """Number of forwards since start."""
     forward_sessions: int
-    """Sum over forwards of the sessions in each."""
+    """Sum over those forwards of the number of sessions in each."""
     sessions: int = 0
-    """Open now."""
+    """Number of sessions open now."""
     opened: int = 0
-    """Since start, as are the two below."""
+    """Number of sessions opened since start."""
     resumed: int = 0
-    """Epochs begun in sessions that lost another node."""
+    """Number of epochs begun since start in sessions that had lost another node."""
     refused: int = 0
-    """Sessions refused."""
+    """Number of sessions refused since start."""
     prefix_hits: int = 0
-    """Sessions that began on KV of an earlier one, since this span was loaded."""
+    """Number of sessions that began on KV of an earlier session, since this span was loaded."""
     prefix_tokens: int = 0
-    """Rows they had not to prefill."""
+    """Number of rows that those sessions did not have to prefill."""
     skipped_rows: int = 0
-    """Rows that died while they waited for the device, and were not computed."""
+    """Number of rows that died while they waited for the device and were not computed."""
     shared_pages: int = 0
-    """KV pages that several open sessions read now."""
+    """Number of KV pages that several open sessions read now."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """The session is reserved."""
+    """Confirm that a session is reserved, or that it has resumed."""
 
     session: bytes
     epoch: int
     credit_rows: int
-    """Rows the client may have in flight."""
+    """Largest number of rows that the client may have in flight."""
     profile: Profile = ()
-    """Measured at load for the session's own blocks: what a planner starts from."""
+    """Forward times for the session's own blocks, measured at load: a planner's first estimate."""
     prefix_rows: int = 0
-    """The prompt's first so many tokens are here already: whole units of it."""
+    """Number of the prompt's first tokens whose KV the node has already, in whole units."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The target's own token for rows of one append, from the tail."""
+    """The target's own tokens for rows of one append; the tail sends it."""
 
     session: bytes
     epoch: int
     seq: int
+    """Sequence number of the append."""
     ids: Ids
-    """Tree nodes answered, in the append's order; skipped rows are missing."""
+    """Ids of the tree nodes answered, uint32 [n], in the append's order; skipped rows are missing."""
     tokens: Ids
+    """The target's token after each of these nodes, uint32 [n]."""
     logprobs: NDArray[np.float32]
-    """Of each token under the target's filtered distribution."""
+    """Log-probability of each token under the target's filtered distribution, float32 [n]."""
     timings: tuple[HopTiming, ...]
+    """Timings of the append at every node of the chain, in order."""
     alternatives: Ids = field(default_factory=no_alternatives)
-    """[ids, k], or nothing: the best tokens by raw logit at the same rows, best first."""
+    """The best tokens by raw logit at the same rows, best first: uint32 [n, k], or [0, 0] if none were requested."""
 
 
 @dataclass(frozen=True)
 class Pong:
-    """With how far the session's appends have come here, in its present epoch."""
+    """Answer a Ping, with the progress of its session in the session's present epoch."""
 
     stamp: int
     received: int = 0
+    """Number of appends that have arrived at the node."""
     passed_on: int = 0
+    """Number of appends that the node has sent on."""
     replayed: int = 0
-    """Frames of a replay passed on, which come before any append."""
+    """Number of replayed frames sent on, which come before any append."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something went wrong; `fatal` means the session is gone (or never was)."""
+    """Report an error of a session, or of the whole stream."""
 
     session: bytes
+    """The session, or empty for the stream as a whole."""
     code: FaultCode
     message: str
     fatal: bool
+    """True if the session is gone or was never opened."""
 
 
 @dataclass(frozen=True)
 class Records:
-    """Signed records, each as its bytes; all of them first, then what is new."""
+    """Signed records, each as its bytes: all known ones in the first messages, later only new ones."""
 
     sealed: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
 class DialledBack:
+    """The result of a DialBack."""
+
     reached: bool
     why: str
-    """Why not; otherwise the address that was dialled."""
+    """The address that was dialled, or the reason why it was not reached."""
 
 
 @dataclass(frozen=True)
 class Managed:
+    """Confirm an owner's order."""
+
     message: str
+    """A sentence for the owner."""
 
 
 @dataclass(frozen=True)
@@ -406,62 +431,74 @@ class IncomingConnection:
 
 @dataclass(frozen=True)
 class LinkHello:
-    """First on a link stream: which session it feeds, and the right to."""
+    """Open a link stream for one session; the first message on it."""
 
     version: int
     session: bytes
     epoch: int
     ticket: bytes
+    """The ticket that the client gave to both ends of the link."""
     warm_up: bytes = field(default=b"", repr=False)
-    """Of no meaning: a burst that opens a new connection's window before the first tree needs it."""
+    """Bytes without meaning: they open the window of a new connection before the first tree needs it."""
     packs: bool = False
-    """The upstream node could pack rows: one that can unpack them answers with a LinkWelcome."""
+    """True if the upstream node can compress rows; a node that can decompress them answers with a LinkWelcome."""
 
 
 @dataclass(frozen=True)
 class LinkWelcome:
-    """To an upstream that packs.  Nodes of before packing send none, and are never sent packed rows."""
+    """Answer an upstream node that can compress rows.
+
+    Releases from before compression send no LinkWelcome and never get compressed rows.
+    """
 
     unpacks: bool
+    """True if the sender can decompress rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Append:
-    """The one verb.  Commit a path of the crown, then add nodes; see ARCHITECTURE.md.
+    """Commit a path of the crown, then add nodes: the one message that changes a session's tree.
 
-    Node i of the append has id `first_id + i`; a parent is a live crown node, an earlier node of this
-    append, or the tip.  With `prefill` the nodes are a chain that joins the trunk at once.
+    Node i of the append has id `first_id + i`.  Its parent is a live crown node, an earlier node of this append, or the
+    tip.  With `prefill` the nodes are a chain that joins the trunk at once.  See ARCHITECTURE.md.
     """
 
     epoch: int
     seq: int
+    """Sequence number, counted from 0 in every epoch."""
     commit: Ids
     """Ids from just after the old tip to the new tip, in order."""
     first_id: int
     parents: Ids
+    """Id of each node's parent, uint32 [rows]."""
     tokens: Ids
+    """Token of each node, uint32 [rows]."""
     prefill: bool
     answers: Answers
     settings: SamplingSettings
     skipped: NDArray[np.bool_]
-    """Per row: an upstream node knew it dead and did not compute it."""
+    """True for each row that an upstream node knew to be dead and did not compute, bool [rows]."""
     hidden: bytes = field(default=b"", repr=False)
-    """Activations entering this node, row-major [rows not skipped], as the class has them on links; empty towards the
-    head."""
+    """Activations that enter this node, row-major [rows not skipped], in the form that the numerics class has on links;
+    empty on the way to the head."""
     timings: tuple[HopTiming, ...] = ()
+    """Timings of this append at the nodes before, in order."""
     fresh: bool = False
-    """After the commit, what is left of the crown is dead: the target's token was none of the new tip's children.
-    Descent alone would keep them until the commit after this one, and every crown would need twice its room."""
+    """True if the rest of the crown is dead after the commit, because the target's token was none of the new tip's
+    children.  The commit alone would keep nodes below the new tip until the next one, and every crown would need twice
+    its room."""
     replay: bool = False
-    """Rows of the trunk for a node that replaces a lost one: a prefill that nobody answers.  `seq` counts replays
-    alone, and ids are positions + 1."""
+    """True for rows of the trunk that are sent to a node that replaces a lost one: a prefill without answers.  `seq`
+    counts replays alone, and ids are positions + 1."""
     planes: int = 0
-    """Bytes of a value in `hidden` where that is packed (`wire/planes.py`); 0: it is not, and inside a node never."""
+    """Number of bytes per value in `hidden` if it is compressed (`wire/byte_planes.py`), or 0; always 0 inside a
+    node."""
     prefix: int = 0
-    """In a session's first append: the trunk begins with so many rows that every node said it has."""
+    """In a session's first append: number of rows with which the trunk begins because every node said it has them."""
 
     @property
     def rows(self) -> int:
+        """Number of nodes that the append adds."""
         return len(self.tokens)
 
 

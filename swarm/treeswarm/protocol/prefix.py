@@ -1,7 +1,8 @@
-"""Names for the beginning of a text, so that nodes can tell whether they have its KV already.  Pure.
+"""Digests of the beginning of a prompt, by which a node finds KV that it has already.  Pure.
 
-A unit is `PREFIX_TOKENS` tokens, whatever a node's pages are.  Its digest covers all tokens up to its end and a scope:
-only who knows the scope can name the prefix, so a stranger can neither use it nor find out that it is there.
+A unit is `PREFIX_TOKENS` tokens, whatever the size of a node's pages.  The digest of a unit covers all tokens up to its
+end and a scope.  Only a client that knows the scope can name the prefix; any other can neither use it nor find out
+whether it is there.
 """
 
 from collections.abc import Sequence
@@ -11,38 +12,38 @@ from hashlib import blake2b
 import numpy as np
 
 PREFIX_TOKENS = 64
-"""Less would save little of a prefill, and more would leave much of a short prompt out."""
+"""Number of tokens per unit.  Fewer would save little of a prefill, and more would leave out much of a short prompt."""
 DIGEST_BYTES = 16
 SCOPE_BYTES = 16
 MAX_PREFIX_UNITS = 4096
-"""A quarter of a million tokens; their digests are 64 KiB."""
+"""Largest number of units: a quarter of a million tokens, whose digests are 64 KiB."""
 SWARM_SCOPE = b"treeswarm public"
-"""Whoever sends the same prompt shares it."""
+"""Scope in which all clients that send the same prompt share its KV."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """What a client tells one node of its prompt."""
+    """The part of a prompt whose KV may be shared, as a client names it to one node."""
 
     scope: bytes
-    """`SCOPE_BYTES` that sessions must have in common to share."""
+    """`SCOPE_BYTES` bytes that sessions must have in common to share KV."""
     digests: tuple[bytes, ...] = ()
-    """Of the prompt's whole units, in order."""
+    """Digests of the prompt's whole units, in order."""
 
     @property
     def rows(self) -> int:
-        """Tokens that the digests cover."""
+        """Number of tokens that the digests cover."""
         return len(self.digests) * PREFIX_TOKENS
 
 
 def next_digest(scope: bytes, before: bytes, tokens: Sequence[int]) -> bytes:
-    """Of a unit, after the unit before it (b"": none)."""
+    """Return the digest of the unit `tokens` that follows the unit with digest `before` (empty for the first unit)."""
     data = before + np.asarray(tokens, "<u4").tobytes()
     return blake2b(data, key=scope, digest_size=DIGEST_BYTES).digest()
 
 
 def prefix_of(scope: bytes, prompt: Sequence[int]) -> Prefix:
-    """What may be shared of a prompt: never its last token, whose answer begins the text."""
+    """Return what may be shared of a prompt: never its last token, whose answer begins the text."""
     units = min((len(prompt) - 1) // PREFIX_TOKENS, MAX_PREFIX_UNITS)
     digests: list[bytes] = []
     for start in range(0, units * PREFIX_TOKENS, PREFIX_TOKENS):
@@ -52,9 +53,9 @@ def prefix_of(scope: bytes, prompt: Sequence[int]) -> Prefix:
 
 
 def scope_at(secret: bytes, nodes: Sequence[str]) -> bytes:
-    """The scope that a client's sessions share at the last of `nodes`, which activations reach through the others.
+    """Return the scope that a client's sessions share at the last of `nodes`, when activations come through the others.
 
-    Another one at every node, so that none can pose as the client at another; and another one on every way, so that
-    what one node computed wrongly stays on the ways through it.
+    It differs from node to node, so that no node can pose as the client at another one.  It also differs between chains
+    to the same node, so that what one node computed wrongly stays in the chains through it.
     """
     return blake2b("\n".join(nodes).encode(), key=secret, digest_size=SCOPE_BYTES).digest()

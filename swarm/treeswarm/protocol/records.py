@@ -1,4 +1,4 @@
-"""What a node says of itself to everyone: one small record, newest wins, none outlives its date.  Pure data."""
+"""Records: what a node announces of itself.  The newest record of a node counts, until it expires.  Pure data."""
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -9,88 +9,94 @@ from treeswarm.protocol.spans import Span
 from treeswarm.topology.coordinates import Coordinate
 
 RECORD_VERSION = 1
-# Announced again at half of it; so a node that vanished is forgotten within five minutes.  What kills a session is
-# found by heartbeats long before.
+# A node announces again after half of this time, and one that vanished is forgotten within five minutes.  Sessions
+# notice a lost node long before, by heartbeats.
 LIFETIME_S = 300
-# A record promising to live for longer is no honest one; twice the lifetime leaves room for clocks that differ.
+# A record that is valid for longer is not accepted.  Twice the lifetime leaves room for clocks that differ.
 MAX_LIFETIME_S = 2 * LIFETIME_S
+# Longest network coordinate that is accepted; today's have four numbers, and a later release may need more.
 COORDINATE_LENGTH = 6
-# The digest of weights that a node has not read yet.
+# Stands for the digest of weights that a node has not read yet.
 UNKNOWN_WEIGHTS = "0" * 64
 
 
 class NodeState(StrEnum):
-    """Where a node stands in its life."""
+    """What a node is doing."""
 
     JOINING = "joining"
-    """Has chosen its span, and loads."""
+    """It has chosen its span and loads it."""
     ONLINE = "online"
     DRAINING = "draining"
-    """Finishes what it has; opens nothing new."""
+    """It finishes its sessions and opens no new ones."""
     PAUSED = "paused"
     GONE = "gone"
-    """Withdraws the records before it."""
+    """It has left: this record withdraws the ones before it."""
 
 
 @dataclass(frozen=True)
 class NodeRecord:
-    """One node.  Rates and times are its own measurements: hints for planning, never trusted for a result."""
+    """What one node announces.  Rates and times are its own measurements: used to plan, never trusted for a result."""
 
     key: bytes
     """Ed25519 public key, 32 bytes: the node's identity."""
     generation: int
-    """Microseconds since 1970 when it was made: newer replaces older."""
+    """Microseconds since 1970 when the record was made; a newer record replaces an older one."""
     expires: int
-    """Seconds since 1970."""
+    """Seconds since 1970 at which the record expires."""
     state: NodeState
     address: str
-    """`host:port`."""
+    """Address of the node, `host:port`."""
     pin: str
-    """What the TLS key on that address hashes to, 32 hex digits."""
+    """Pin of the TLS key that answers at that address, 32 hex digits."""
     reachable: bool
-    """Another node has dialled the address."""
+    """True if another node has dialled the address."""
     name: str
-    """Of the model, for people."""
+    """Name of the model, for people."""
     model: str
-    """Hex digest of the numerics-relevant config."""
+    """Hex digest of the part of the model's config that numerics depend on."""
     numerics: NumericsClass
     span: Span
     blocks: int
-    """Of the whole model."""
+    """Number of blocks of the whole model."""
     rate: float
-    """Block-rows a second: rows a second through one block."""
+    """Block-rows per second: rows per second through one block."""
     hop_s: float
-    """What one traversal pays here whatever the span: queue, network stack, Python.  Seconds."""
+    """Seconds that one traversal takes here whatever the span: queue, network stack, Python."""
     free_tokens: int
+    """Number of KV rows that no session has reserved."""
     total_tokens: int
+    """Number of KV rows in all."""
     coordinate: tuple[float, ...]
-    """Network coordinate, as `coordinates.Coordinate` lists it; empty where none was measured."""
+    """Network coordinate, in the order of the fields of `coordinates.Coordinate`; empty if none was measured."""
     software: str
 
     @property
     def position(self) -> Coordinate | None:
-        """The node's network coordinate; None where the record gives none that this release can read."""
+        """The node's network coordinate, or None if the record has none that this release can read."""
         return Coordinate(*self.coordinate) if len(self.coordinate) == len(fields(Coordinate)) else None
 
     @property
     def node(self) -> str:
-        """The node's id: 32 hex digits."""
+        """Id of the node, 32 hex digits."""
         return node_id(self.key)
 
     @property
     def dial(self) -> str:
-        """The address with its pin, as a transport takes it."""
+        """Address with pin, as a transport takes it."""
         return f"{self.address}#{self.pin}" if self.pin else self.address
 
 
 @dataclass(frozen=True)
 class SealedRecord:
-    """A record and the signed bytes it was read from, which anyone may pass on."""
+    """A record and the signed bytes that it was read from, which every node may pass on."""
 
     record: NodeRecord
     sealed: bytes
 
 
 def node_id(key: bytes) -> str:
-    """Half of the key's SHA-256 in hex: short enough to read out, long enough that nobody finds a second key."""
+    """Return the id of the node with this public key: half of the key's SHA-256, in hex.
+
+    It is short enough to be read out, and long enough that no second key with the same id can be found.
+    """
     return sha256(key).hexdigest()[:32]

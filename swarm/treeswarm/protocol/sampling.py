@@ -1,4 +1,4 @@
-"""How a token is chosen from logits: the settings, the same for target and draft."""
+"""Sampling settings: how a token is chosen from logits, the same for target and draft."""
 
 import math
 from dataclasses import dataclass
@@ -10,16 +10,20 @@ LARGEST_SEED = 2**64 - 1
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """Hugging Face's names and order: temperature, then top-k, then top-p.  Temperature 0 is greedy.
+    """Settings with Hugging Face's names and order: temperature, then top-k, then top-p.
 
-    `top_k` 0 and `top_p` 1.0 switch their filter off.  `sample` numbers several samples of one prompt.
+    Raises BadRequest for a value outside its range.
     """
 
     temperature: float = 0.0
+    """Divisor of the logits, 0 to 100; 0 is greedy."""
     top_k: int = 0
+    """Number of best tokens kept, or 0 for all."""
     top_p: float = 1.0
+    """Probability that the best tokens kept have together, or 1.0 for all tokens."""
     seed: int = 0
     sample: int = 0
+    """Number of this sample among several of one prompt."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and 0.0 <= self.temperature <= 100.0):
@@ -33,4 +37,5 @@ class SamplingSettings:
 
     @property
     def greedy(self) -> bool:
+        """True if the token with the highest logit is always chosen."""
         return self.temperature == 0.0

@@ -1,4 +1,4 @@
-"""Which decoder blocks a node serves, and whether a set of spans makes a whole model."""
+"""Spans of decoder blocks, and whether a set of spans covers a whole model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from treeswarm.errors import BadRequest
 
 @dataclass(frozen=True, order=True)
 class Span:
-    """Decoder blocks `start` up to, not including, `end`."""
+    """Decoder blocks `start` up to, not including, `end`.  Raises BadRequest unless 0 <= start < end."""
 
     start: int
     end: int
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
-            raise BadRequest(f"blocks {self.start}:{self.end} are no span: give START:END with 0 <= START < END")
+            raise BadRequest(f"blocks {self.start}:{self.end} are not a span: give START:END with 0 <= START < END")
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -31,12 +31,12 @@ class Span:
         """Read `"4:8"`.  Raises BadRequest for anything else."""
         start, colon, end = text.partition(":")
         if not (colon and start.isdecimal() and end.isdecimal()):
-            raise BadRequest(f"'{text}' is no span of blocks: give START:END, such as 0:4")
+            raise BadRequest(f"'{text}' is not a span of blocks: give START:END, such as 0:4")
         return cls(int(start), int(end))
 
 
 def missing_blocks(spans: Sequence[Span], blocks: int) -> list[Span]:
-    """The gaps that `spans` leave in blocks 0 to `blocks`, in order."""
+    """Return the gaps that `spans` leave in blocks 0 up to `blocks`, in order."""
     gaps, reached = [], 0
     for span in sorted(spans):
         if span.start > reached:

@@ -1,4 +1,4 @@
-"""Names of a text's beginnings: the same for the same text and scope, and for nothing else."""
+"""Prefix digests are equal for the same text and scope only, and a session begins on the rows that a prefix names."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ texts = st.lists(st.integers(0, 3), min_size=1, max_size=5 * PREFIX_TOKENS)
 
 @settings(deadline=None)
 @given(text=texts, more=texts)
-def test_a_longer_text_begins_with_the_names_of_a_shorter_one(text: list[int], more: list[int]) -> None:
+def test_a_longer_text_begins_with_the_digests_of_a_shorter_one(text: list[int], more: list[int]) -> None:
     short, long = prefix_of(SCOPE, text), prefix_of(SCOPE, [*text, *more])
     assert long.digests[: len(short.digests)] == short.digests
     assert short.rows < len(text) <= short.rows + PREFIX_TOKENS
@@ -26,21 +26,21 @@ def test_a_longer_text_begins_with_the_names_of_a_shorter_one(text: list[int], m
 
 @settings(deadline=None)
 @given(place=st.integers(0, 3 * PREFIX_TOKENS - 1))
-def test_another_token_changes_all_names_from_its_unit_on(place: int) -> None:
+def test_a_changed_token_changes_all_digests_from_its_unit_on(place: int) -> None:
     text = [7] * (3 * PREFIX_TOKENS + 1)
     changed = [*text[:place], 8, *text[place + 1 :]]
     one, other = prefix_of(SCOPE, text).digests, prefix_of(SCOPE, changed).digests
     assert [a == b for a, b in zip(one, other, strict=True)] == [i < place // PREFIX_TOKENS for i in range(3)]
 
 
-def test_scopes_differ_by_secret_and_way() -> None:
-    ways = [["a"], ["b"], ["a", "b"], ["b", "a"], ["c", "a", "b"]]
-    scopes = {scope_at(secret, way) for secret in (b"x" * 16, b"y" * 16) for way in ways}
-    assert len(scopes) == 2 * len(ways)
+def test_scopes_differ_by_secret_and_by_chain() -> None:
+    chains = [["a"], ["b"], ["a", "b"], ["b", "a"], ["c", "a", "b"]]
+    scopes = {scope_at(secret, chain) for secret in (b"x" * 16, b"y" * 16) for chain in chains}
+    assert len(scopes) == 2 * len(chains)
     assert len({prefix_of(scope, [1] * 65).digests for scope in scopes}) == len(scopes)
 
 
-def test_a_very_long_prompt_is_named_as_far_as_a_message_goes() -> None:
+def test_a_very_long_prompt_has_the_most_units_of_a_message() -> None:
     prompt = np.zeros((MAX_PREFIX_UNITS + 2) * PREFIX_TOKENS, np.int64).tolist()
     assert len(prefix_of(SCOPE, prompt).digests) == MAX_PREFIX_UNITS
 
@@ -49,12 +49,13 @@ def test_a_very_long_prompt_is_named_as_far_as_a_message_goes() -> None:
 
 
 def offering(offered: int = 2 * PREFIX_TOKENS) -> NodeSession:
+    """Return a new session whose node already has `offered` rows of the prompt."""
     terms = {**vars(TERMS), "trunk_room": 1000, "resumption": Resumption(0, 0), "offered": offered}
     return NodeSession(type(TERMS)(**terms))
 
 
 @pytest.mark.parametrize("taken", [0, PREFIX_TOKENS, 2 * PREFIX_TOKENS])
-def test_a_session_begins_with_what_is_taken_of_the_offer(taken: int) -> None:
+def test_a_session_begins_with_the_offered_rows_that_are_taken(taken: int) -> None:
     session = offering()
     (step,) = session.receive(append(0, 1, [0, 1], prefill=True, prefix=taken))
     assert (step.trunk_length, step.positions.tolist()) == (taken, [taken, taken + 1])
@@ -64,13 +65,13 @@ def test_a_session_begins_with_what_is_taken_of_the_offer(taken: int) -> None:
 
 
 @pytest.mark.parametrize("taken", [1, PREFIX_TOKENS + 1, 3 * PREFIX_TOKENS])
-def test_what_was_not_offered_is_refused(taken: int) -> None:
+def test_taking_rows_that_were_not_offered_is_refused(taken: int) -> None:
     with pytest.raises(Refused, match="were offered") as refused:
         offering().receive(append(0, 1, [0, 1], prefill=True, prefix=taken))
     assert refused.value.code == "malformed"
 
 
-def test_an_offer_is_for_the_first_append_of_the_first_epoch() -> None:
+def test_an_offer_holds_for_the_very_first_append_only() -> None:
     session = offering()
     session.receive(append(0, 1, [0, 1], prefill=True))
     with pytest.raises(Refused, match="0 were offered"):

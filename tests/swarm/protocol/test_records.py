@@ -1,4 +1,4 @@
-"""Signed records: what goes in comes out, nothing else does, and the newest wins whatever comes in whatever order."""
+"""Signed records survive sealing unchanged, altered ones are refused, and the newest counts whatever the order."""
 
 import random
 from dataclasses import replace
@@ -41,8 +41,8 @@ def records(draw: st.DrawFn) -> tuple[Node, NodeRecord]:
 
 
 @given(records())
-def test_what_is_sealed_comes_out_again(made: tuple[Node, NodeRecord]) -> None:
-    node, record = made
+def test_a_sealed_record_is_unsealed_unchanged(signed: tuple[Node, NodeRecord]) -> None:
+    node, record = signed
     sealed = seal(record, node)
     assert len(sealed.sealed) <= MAX_RECORD_BYTES
     assert unseal(sealed.sealed) == sealed
@@ -50,7 +50,7 @@ def test_what_is_sealed_comes_out_again(made: tuple[Node, NodeRecord]) -> None:
 
 
 @given(st.integers(0), st.integers(1, 255))
-def test_a_flipped_byte_never_passes(position: int, flip: int) -> None:
+def test_a_record_with_a_changed_byte_is_malformed(position: int, flip: int) -> None:
     sealed = bytearray(NODES[0].record().sealed)
     sealed[position % len(sealed)] ^= flip
     with pytest.raises(Malformed):
@@ -58,37 +58,37 @@ def test_a_flipped_byte_never_passes(position: int, flip: int) -> None:
 
 
 @given(st.binary(max_size=2 * MAX_RECORD_BYTES))
-def test_strangers_bytes_are_malformed_and_nothing_else(data: bytes) -> None:
+def test_any_other_bytes_are_malformed(data: bytes) -> None:
     with pytest.raises(Malformed):
         unseal(data)
 
 
-def test_nobody_signs_for_another() -> None:
+def test_a_signature_of_another_node_is_forged() -> None:
     a, b = NODES[:2]
     record, signature = a.record(), b.record().sealed[-64:]
     with pytest.raises(Forged):
         unseal(record.sealed[:-64] + signature)
 
 
-def test_a_record_too_large_is_not_made() -> None:
+def test_a_record_too_large_is_not_sealed() -> None:
     with pytest.raises(BadRequest, match="use a shorter address or model name"):
         NODES[0].record(name="x" * 600)
 
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[SealedRecord]:
-    """Some records of some nodes, any of them several times, in any order."""
-    made = [
+    """Draw some records of some nodes, each of them once or several times, in any order."""
+    records = [
         node.record(state=draw(st.sampled_from(NodeState))) for node in NODES for _ in range(draw(st.integers(0, 4)))
     ]
-    repeated = made + draw(st.lists(st.sampled_from(made), max_size=10)) if made else []
+    repeated = records + draw(st.lists(st.sampled_from(records), max_size=10)) if records else []
     random.Random(draw(st.integers(0, 2**32))).shuffle(repeated)
     return repeated
 
 
 @given(histories())
 @settings(max_examples=60)
-def test_the_book_holds_the_newest_of_each_node_whatever_the_order(history: list[SealedRecord]) -> None:
+def test_the_book_holds_the_newest_record_of_each_node(history: list[SealedRecord]) -> None:
     book = RecordBook(MODEL)
     for sealed in history:
         book.add(sealed.sealed)
@@ -103,7 +103,7 @@ def test_the_book_holds_the_newest_of_each_node_whatever_the_order(history: list
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "changes",
     [
         {"free_tokens": 2**63},
         {"total_tokens": 2**63},
@@ -115,8 +115,8 @@ def test_the_book_holds_the_newest_of_each_node_whatever_the_order(history: list
         {"coordinate": (0.0, 0.0, 0.1, 0.0)},
     ],
 )
-def test_a_number_that_no_machine_has_is_malformed(lie: dict[str, Any]) -> None:
-    """One such record would break every client's arithmetic: integers past 64 bits, predictions below zero."""
+def test_a_number_out_of_all_bounds_is_malformed(changes: dict[str, Any]) -> None:
+    """One such record would break the arithmetic of every client: integers past 64 bits, predictions below zero."""
     node = NODES[0]
     with pytest.raises(Malformed):
-        unseal(seal(replace(node.record().record, **lie), node).sealed)
+        unseal(seal(replace(node.record().record, **changes), node).sealed)

@@ -23,7 +23,7 @@ def test_gaps_are_the_blocks_in_no_span(served: list[Span]) -> None:
     assert gaps == set(range(12)) - covered
 
 
-def test_missing_blocks_are_named() -> None:
+def test_the_error_names_missing_blocks_and_a_command() -> None:
     gaps = missing_blocks([Span(0, 3), Span(6, 8)], 9)
     assert re.search(r"blocks 3:6, 8:9 of 9.*--blocks 3:6", str(MissingBlocks.of(gaps, 9)))
     assert str(MissingBlocks.of([Span(3, 4)])).startswith("no node serves block 3:4: start")
@@ -31,11 +31,11 @@ def test_missing_blocks_are_named() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "4", "4:", ":4", "4:4", "5:4", "-1:4", "a:b", "1:2:3", "0x1:4"])
-def test_what_is_no_span_is_refused(text: str) -> None:
+def test_text_that_is_not_a_span_is_refused(text: str) -> None:
     with pytest.raises(BadRequest):
         Span.parse(text)
 
 
-def test_a_span_reads_as_it_prints() -> None:
+def test_a_span_is_parsed_as_it_is_printed() -> None:
     assert Span.parse("4:8") == Span(4, 8)
     assert str(Span(4, 8)) == "4:8"
