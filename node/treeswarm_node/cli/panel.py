@@ -1,4 +1,4 @@
-"""A node in one live picture, for its owner's terminal."""
+"""A live picture of a node for its owner's terminal."""
 
 import asyncio
 import contextlib
@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from treeswarm.protocol.records import NodeState
-from treeswarm_node.cli.progress_bar import Loading
+from treeswarm_node.cli.progress_bar import LoadingProgress
 from treeswarm_node.cli.terminal import TerminalWriter
 from treeswarm_node.monitoring.snapshot import NodeSnapshot
 
-# Eyes are no faster.
+# People read no faster than this.
 REDRAW_S = 1.0
 EVENTS = 5
 COLOURS = {NodeState.ONLINE: "green", NodeState.JOINING: "yellow", NodeState.DRAINING: "yellow"}
@@ -29,70 +29,87 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 
 @dataclass(frozen=True)
 class Throughput:
-    """What happens a second, between two looks."""
+    """Rates per second between two snapshots."""
 
     tokens: float = 0.0
+    """Tokens per second."""
     rows: float = 0.0
+    """Rows per second."""
     busy: float = 0.0
     """Share of the time that the device computes."""
     sent: float = 0.0
+    """Bytes sent per second."""
     received: float = 0.0
-    """Bytes."""
+    """Bytes received per second."""
 
     @classmethod
     def between(cls, old: NodeSnapshot, new: NodeSnapshot) -> "Throughput":
-        """Nothing where no time has passed."""
+        """Return the rates between two snapshots; zeros if no time has passed."""
         seconds = new.uptime_s - old.uptime_s
         if seconds <= 0:
             return cls()
+        before, now = old.compute.counters, new.compute.counters
         return cls(
-            tokens=(new.counters.tokens - old.counters.tokens) / seconds,
-            rows=(new.counters.rows - old.counters.rows) / seconds,
-            busy=min(1.0, (new.counters.compute_s - old.counters.compute_s) / seconds),
-            sent=(sum(new.sent.values()) - sum(old.sent.values())) / seconds,
-            received=(sum(new.received.values()) - sum(old.received.values())) / seconds,
+            tokens=(now.tokens - before.tokens) / seconds,
+            rows=(now.rows - before.rows) / seconds,
+            busy=min(1.0, (now.compute_s - before.compute_s) / seconds),
+            sent=(sum(new.network.sent.values()) - sum(old.network.sent.values())) / seconds,
+            received=(sum(new.network.received.values()) - sum(old.network.received.values())) / seconds,
         )
 
 
-def picture(
-    now: NodeSnapshot, pace: Throughput, events: Sequence[str], loading: Loading | None = None
+def render_panel(
+    snapshot: NodeSnapshot, throughput: Throughput, events: Sequence[str], loading: LoadingProgress | None = None
 ) -> RenderableType:
-    """What the owner sees.  Pure."""
+    """Return what the owner sees.  Pure."""
+    about, sessions, kv, network = snapshot.about, snapshot.sessions, snapshot.kv, snapshot.network
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim")
     rows.add_column(overflow="ellipsis", no_wrap=True)
-    state = Text(now.state.value, COLOURS.get(now.state, "red")).append(f"  {duration(now.uptime_s)}", "default")
-    hint = "  swarm-node resume: serve again" if now.state is NodeState.PAUSED else ""
-    rows.add_row("state", state.append(f"  {loading}" if loading and not loading.over else hint, "default"))
-    rows.add_row("blocks", blocks(now))
-    refused = sum(now.refusals.values())
-    saying_no = f", {refused} refused" if refused else ""
-    rows.add_row("sessions", f"{now.sessions} of {now.most_sessions}, {now.opened} since start{saying_no}")
-    rows.add_row("speed", f"{pace.tokens:.0f} tokens/s, {pace.rows:.0f} rows/s, device busy {pace.busy:.0%}")
-    rows.add_row("queue", f"{now.queue} waiting, {1000 * now.counters.queue_s:.0f} ms lately")
-    rows.add_row("KV room", f"{now.kv.free_tokens} of {now.kv.tokens} rows free")
-    rows.add_row("memory", f"{size(now.memory_bytes)} on {now.device}")
-    rows.add_row("line", f"{size(pace.sent)}/s out, {size(pace.received)}/s in")
-    lends = f", {now.tenants} rent a port here" if now.tenants else ""
-    rows.add_row("peers", f"{now.peers} known{lends}")
+    rows.add_row("state", _render_state(snapshot, loading))
+    rows.add_row("blocks", render_blocks(snapshot))
+    refused = sum(sessions.refusals.values())
+    refusals = f", {refused} refused" if refused else ""
+    rows.add_row("sessions", f"{sessions.open} of {sessions.limit}, {sessions.opened} since start{refusals}")
+    rows.add_row(
+        "speed", f"{throughput.tokens:.0f} tokens/s, {throughput.rows:.0f} rows/s, device busy {throughput.busy:.0%}"
+    )
+    queue_ms = 1000 * snapshot.compute.counters.queue_s
+    rows.add_row("queue", f"{snapshot.compute.queue} waiting, {queue_ms:.0f} ms on average")
+    rows.add_row("KV cache", f"{kv.free_tokens} of {kv.tokens} rows free")
+    rows.add_row("memory", f"{format_bytes(snapshot.compute.memory_bytes)} on {about.device}")
+    sent, received = format_bytes(throughput.sent), format_bytes(throughput.received)
+    rows.add_row("network", f"{sent}/s sent, {received}/s received")
+    borrowers = f", {network.port_borrowers} borrow a port here" if network.port_borrowers else ""
+    rows.add_row("peers", f"{network.peers} known{borrowers}")
     for i, event in enumerate(events):
         rows.add_row("" if i else "events", Text(event))
-    title = Text(f" {now.model} at {now.address} ", "bold")
+    title = Text(f" {about.model} at {about.address} ", "bold")
     return Panel(rows, title=title, title_align="left", subtitle="Ctrl-C: leave the swarm", subtitle_align="right")
 
 
-def blocks(now: NodeSnapshot) -> Text:
-    """The model as a line, what this node serves filled in."""
-    if now.span is None:
+def _render_state(snapshot: NodeSnapshot, loading: LoadingProgress | None) -> Text:
+    state = snapshot.hosting.state
+    line = Text(state.value, COLOURS.get(state, "red"))
+    line.append(f"  {format_duration(snapshot.uptime_s)}", "default")
+    if loading and not loading.finished:
+        return line.append(f"  {loading}", "default")
+    return line.append("  swarm-node resume: serve again" if state is NodeState.PAUSED else "", "default")
+
+
+def render_blocks(snapshot: NodeSnapshot) -> Text:
+    """Return the model's blocks as a line in which those that this node hosts are filled in."""
+    span, blocks = snapshot.hosting.span, snapshot.about.blocks
+    if span is None:
         return Text("none yet")
-    width = min(now.blocks, 32)
-    filled = [now.span.start <= i * now.blocks // width < now.span.end for i in range(width)]
-    line = Text("".join("█" if mine else "·" for mine in filled), "cyan")
-    return line.append(f"  {now.span} of {now.blocks}", "default")
+    width = min(blocks, 32)
+    filled = [span.start <= i * blocks // width < span.end for i in range(width)]
+    line = Text("".join("█" if hosted else "·" for hosted in filled), "cyan")
+    return line.append(f"  {span} of {blocks}", "default")
 
 
-def duration(seconds: float) -> str:
-    """`47 s`, `3 min 20 s`, `5 h 12 min`."""
+def format_duration(seconds: float) -> str:
+    """Return text such as `47 s`, `3 min 20 s` or `5 h 12 min`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -100,8 +117,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def size(count: float) -> str:
-    """Bytes, in thousands."""
+def format_bytes(count: float) -> str:
+    """Return a number of bytes with a decimal unit, such as `12.3 kB`."""
     for unit in UNITS:
         if count < 1000 or unit == UNITS[-1]:
             break
@@ -111,48 +128,51 @@ def size(count: float) -> str:
 
 @dataclass(eq=False)
 class LivePanel:
-    """While it is watched, what is logged is an event; a warning stays on the terminal above the picture, too."""
+    """A picture of the node on the owner's terminal, redrawn every second.
+
+    Log lines are shown in it as events; a warning is also printed above the picture, and stays there.
+    """
 
     console: Console
-    loading: Loading | None = None
-    """What is loaded at the moment."""
-    screen: TerminalWriter = field(default_factory=TerminalWriter)
+    loading: LoadingProgress | None = None
+    """What is being loaded, or None if nothing was loaded yet."""
+    terminal: TerminalWriter = field(default_factory=TerminalWriter)
     _events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS))
 
-    def say(self, line: str) -> None:
-        """On the terminal, above the picture."""
-        self.screen.put(lambda: self.console.print(Text(line), soft_wrap=True))
+    def print_above(self, line: str) -> None:
+        """Print a line on the terminal, above the picture."""
+        self.terminal.put(lambda: self.console.print(Text(line), soft_wrap=True))
 
     def progress(self, done: int, total: int, what: str) -> None:
-        """As `treeswarm.progress.Progress`."""
-        self.loading = Loading(done, total, what)
+        """Take note of loading progress, as a `treeswarm.progress.Progress`."""
+        self.loading = LoadingProgress(done, total, what)
 
-    def event(self, record: logging.LogRecord, line: str) -> None:
-        """Something was logged; `line` is all of it."""
+    def add_event(self, record: logging.LogRecord, line: str) -> None:
+        """Show a log record as an event; `line` is the record in full."""
         stamp = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         self._events.append(f"{stamp} {record.getMessage()}")
         if record.levelno >= logging.WARNING:
-            self.say(line)
+            self.print_above(line)
 
     @contextlib.asynccontextmanager
-    async def watching(self, look: Callable[[], Awaitable[NodeSnapshot]]) -> AsyncIterator[None]:
-        """Draw until left.  A terminal that does not read is left out until it does."""
+    async def watching(self, read: Callable[[], Awaitable[NodeSnapshot]]) -> AsyncIterator[None]:
+        """Draw until left.  No picture is sent to a terminal that has not shown the one before."""
         live = Live(console=self.console, auto_refresh=False, transient=True)
-        self.screen.put(live.start)
-        drawing = asyncio.create_task(self._draw(live, look))
+        self.terminal.put(live.start)
+        drawing = asyncio.create_task(self._draw(live, read))
         try:
             yield
         finally:
             drawing.cancel()
             await asyncio.gather(drawing, return_exceptions=True)
-            self.screen.put(live.stop)
+            self.terminal.put(live.stop)
 
-    async def _draw(self, live: Live, look: Callable[[], Awaitable[NodeSnapshot]]) -> None:
-        old = await look()
+    async def _draw(self, live: Live, read: Callable[[], Awaitable[NodeSnapshot]]) -> None:
+        old = await read()
         while True:
-            new = await look()
-            if self.screen.idle:
-                frame = picture(new, Throughput.between(old, new), list(self._events), self.loading)
-                self.screen.put(partial(live.update, frame, refresh=True))
+            new = await read()
+            if self.terminal.idle:
+                picture = render_panel(new, Throughput.between(old, new), list(self._events), self.loading)
+                self.terminal.put(partial(live.update, picture, refresh=True))
             old = new
             await asyncio.sleep(REDRAW_S)

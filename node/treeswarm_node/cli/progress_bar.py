@@ -1,4 +1,4 @@
-"""How far loading is, for people: a bar on a terminal, now and then a line in a log."""
+"""Show how far loading is: as a bar on a terminal, or as a line in the log every few seconds."""
 
 import logging
 import time
@@ -12,53 +12,57 @@ from treeswarm.progress import LOADING
 
 log = logging.getLogger(__name__)
 
-# Small models are there sooner, and need no word.
+# Small models are loaded sooner, and need no line.
 FIRST_LINE_S = 2.0
 LINE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
-class Loading:
-    """One thing under way, as `treeswarm.progress.Progress` is told it."""
+class LoadingProgress:
+    """How far one download or load is, as reported to a `treeswarm.progress.Progress`."""
 
     done: int
     total: int
     what: str
 
     def __str__(self) -> str:
-        """`downloading: 1.2 of 4.5 GB`, `loading tensors: 34 of 120`."""
+        """Return text such as `downloading: 1.2 of 4.5 GB` or `loading tensors: 34 of 120`."""
         if self.what == LOADING:
             return f"{self.what}: {self.done} of {self.total}"
         return f"{self.what}: {self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB"
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
+        """Whether everything is loaded."""
         return 0 < self.total <= self.done
 
 
 class LoadingLog:
-    """A `Progress` for logs: a line after a while and every some seconds, and one at the end of what had any."""
+    """A `Progress` for logs.
+
+    It logs a line after two seconds and every ten seconds, and one at the end of a load that had a line before.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._what = ""
         self._next = 0.0
-        self._told = False
+        self._logged = False
 
     def __call__(self, done: int, total: int, what: str) -> None:
         now = self._clock()
         if what != self._what:
-            self._what, self._told = what, False
+            self._what, self._logged = what, False
             self._next = now + FIRST_LINE_S
-        loading = Loading(done, total, what)
-        if now >= self._next or (self._told and loading.over):
+        loading = LoadingProgress(done, total, what)
+        if now >= self._next or (self._logged and loading.finished):
             self._next = now + LINE_EVERY_S
-            self._told = not loading.over
+            self._logged = not loading.finished
             log.info("%s", loading)
 
 
 class LoadingBar:
-    """A `Progress` for terminals; `stop` takes the bar away."""
+    """A `Progress` for terminals; `stop` removes the bar."""
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
@@ -71,10 +75,11 @@ class LoadingBar:
         if self._task is None:
             self._bar.start()
             self._task = self._bar.add_task("", total=None)
-        loading = str(Loading(done, total, what))
-        self._bar.update(self._task, completed=done, total=total or None, description=loading)
+        description = str(LoadingProgress(done, total, what))
+        self._bar.update(self._task, completed=done, total=total or None, description=description)
 
     def stop(self) -> None:
+        """Remove the bar from the terminal."""
         if self._task is not None:
             self._bar.stop()
             self._task = None

@@ -1,4 +1,7 @@
-"""A terminal that may not read: Ctrl-S, a connection asleep.  Whoever writes to it then waits, so a thread does."""
+"""Write to a terminal that may not be reading.
+
+After Ctrl-S, or on a sleeping connection, a terminal reads nothing and the writer has to wait: so a thread writes.
+"""
 
 import contextlib
 import queue
@@ -6,16 +9,19 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-# A warning or two beside the picture; what comes faster than a terminal takes it is not for eyes.
+# Number of calls that may wait: a warning or two beside the picture.  Nobody reads what comes faster than a terminal
+# takes it.
 WAITING = 16
-# A terminal that reads has shown everything in milliseconds.
-LAST_WORDS_S = 1.0
+# A terminal that reads has shown everything within milliseconds.
+CLOSE_S = 1.0
 
 
 @dataclass(eq=False)
 class TerminalWriter:
-    """Calls that write, made one after the other in a daemon thread.  One that raises, as all do when the terminal is
-    gone, is the last."""
+    """Runs calls that write, one after the other, in a daemon thread.
+
+    After a call that raises, which every call does once the terminal is gone, no other is made.
+    """
 
     _calls: "queue.Queue[Callable[[], object] | None]" = field(default_factory=lambda: queue.Queue(WAITING))
     _thread: threading.Thread = field(init=False)
@@ -26,17 +32,17 @@ class TerminalWriter:
 
     @property
     def idle(self) -> bool:
-        """Everything is shown, so that a new picture would be at once."""
+        """Whether everything is shown, so that a new picture would be shown at once."""
         return self._calls.unfinished_tasks == 0
 
     def put(self, call: Callable[[], object]) -> None:
-        """Make it soon, or never if the terminal has not read for long.  Returns at once."""
+        """Queue a call and return at once; drop it if the terminal has not read for so long that the queue is full."""
         if self._thread.is_alive():
             with contextlib.suppress(queue.Full):
                 self._calls.put_nowait(call)
 
-    def close(self, within_s: float = LAST_WORDS_S) -> bool:
-        """Whether everything has been shown, and the thread is over."""
+    def close(self, within_s: float = CLOSE_S) -> bool:
+        """Wait for the thread to end; return whether it ended, with everything shown."""
         with contextlib.suppress(queue.Full):
             self._calls.put(None, timeout=within_s)
         self._thread.join(within_s)

@@ -1,4 +1,4 @@
-"""Reads a node's figures off its parts."""
+"""Collect a node's figures from its parts."""
 
 import os
 import time
@@ -10,56 +10,77 @@ import torch
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm_node.kv_cache.page_pool import PAGE
 from treeswarm_node.lifecycle import Lifecycle
-from treeswarm_node.monitoring.snapshot import KVSnapshot, NodeSnapshot
+from treeswarm_node.monitoring.snapshot import (
+    ComputeSnapshot,
+    KVSnapshot,
+    NetworkSnapshot,
+    NodeDescription,
+    NodeSnapshot,
+    SessionsSnapshot,
+    SpanSnapshot,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class SnapshotCollector:
-    """Where the figures are read off."""
+    """Reads the figures of a running node from its lifecycle and its transport."""
 
-    life: Lifecycle
+    lifecycle: Lifecycle
     transport: GrpcTransport
     started: float = field(default_factory=time.monotonic)
+    """When the program was started, by `time.monotonic`."""
 
     async def read(self) -> NodeSnapshot:
-        """As of now.  In the event loop, where all that is read changes."""
-        life, node = self.life, self.life.node
-        stage = node.stage
+        """Return the figures as of now.  Call it in the event loop, where everything that it reads changes."""
+        lifecycle = self.lifecycle
         return NodeSnapshot(
-            model=life.config.model.name,
-            node=life.identity.node_id,
-            device=life.config.device.name,
-            address=life.address.bare,
-            state=node.state,
+            about=NodeDescription(
+                model=lifecycle.config.model.name,
+                node=lifecycle.identity.node_id,
+                device=lifecycle.config.device.name,
+                address=lifecycle.address.bare,
+                blocks=lifecycle.model.shape.blocks,
+            ),
+            hosting=self._hosting(),
             uptime_s=time.monotonic() - self.started,
-            blocks=life.model.shape.blocks,
-            span=life.span,
-            numerics=life.numerics,
-            rate=stage.rate if stage else 0.0,
-            memory_bytes=memory_used(torch.device(life.config.device.name)),
-            sessions=len(node.sessions),
-            most_sessions=node.limits.sessions,
-            opened=node.sessions.counters.opened,
-            resumed=node.sessions.counters.resumed,
-            refusals=dict(node.sessions.counters.refused),
-            streams=node.streams,
-            turned_away=dict(self.transport.refused),
-            counters=replace(life.counters),
-            queue=stage.engine.waiting if stage else 0,
+            compute=self._compute(),
+            sessions=self._sessions(),
             kv=self._kv(),
-            journal_bytes=node.sessions.replay_logs.used_bytes,
-            journal_room=node.sessions.replay_logs.total_bytes,
-            sent={kind.value: count for kind, count in self.transport.traffic.sent.items()},
-            received={kind.value: count for kind, count in self.transport.traffic.received.items()},
-            peers=len(await life.neighbours()),
-            disbelieved=dict(life.membership.records.rejected),
-            tenants=node.port_lender.lease_count if node.port_lender else 0,
-            guest_connections=node.port_lender.connections if node.port_lender else 0,
-            moves=life.moves,
+            network=await self._network(),
+        )
+
+    def _hosting(self) -> SpanSnapshot:
+        lifecycle, stage = self.lifecycle, self.lifecycle.node.stage
+        return SpanSnapshot(
+            state=lifecycle.node.state,
+            span=lifecycle.span,
+            numerics=lifecycle.numerics,
+            rate=stage.rate if stage else 0.0,
+            moves=lifecycle.moves,
+        )
+
+    def _compute(self) -> ComputeSnapshot:
+        stage = self.lifecycle.node.stage
+        return ComputeSnapshot(
+            counters=replace(self.lifecycle.counters),
+            queue=stage.engine.waiting if stage else 0,
+            memory_bytes=memory_used(torch.device(self.lifecycle.config.device.name)),
+        )
+
+    def _sessions(self) -> SessionsSnapshot:
+        node, sessions = self.lifecycle.node, self.lifecycle.node.sessions
+        return SessionsSnapshot(
+            open=len(sessions),
+            limit=node.limits.sessions,
+            opened=sessions.counters.opened,
+            resumed=sessions.counters.resumed,
+            refusals=dict(sessions.counters.refused),
+            replay_log_bytes=sessions.replay_logs.used_bytes,
+            replay_log_limit=sessions.replay_logs.total_bytes,
         )
 
     def _kv(self) -> KVSnapshot:
-        stage = self.life.node.stage
+        stage = self.lifecycle.node.stage
         if stage is None:
             return KVSnapshot()
         store = stage.store
@@ -71,9 +92,25 @@ class SnapshotCollector:
             prefix_tokens=store.prefixes.hit_tokens,
         )
 
+    async def _network(self) -> NetworkSnapshot:
+        node, traffic, lender = self.lifecycle.node, self.transport.traffic, self.lifecycle.node.port_lender
+        return NetworkSnapshot(
+            streams=node.streams,
+            turned_away=dict(self.transport.refused),
+            sent={kind.value: count for kind, count in traffic.sent.items()},
+            received={kind.value: count for kind, count in traffic.received.items()},
+            peers=len(await self.lifecycle.neighbours()),
+            disbelieved=dict(self.lifecycle.membership.records.rejected),
+            port_borrowers=lender.lease_count if lender else 0,
+            lent_connections=lender.connections if lender else 0,
+        )
+
 
 def memory_used(device: torch.device) -> int:
-    """Bytes that this process has of the device's memory, or of the machine's where they are the same; 0: not known."""
+    """Return the bytes of the device's memory that this process uses; 0 if unknown.
+
+    For a device without memory of its own, return the process's resident bytes.
+    """
     if device.type == "cuda":
         return int(torch.cuda.memory_reserved(device))
     try:

@@ -1,4 +1,4 @@
-"""A node's figures for Prometheus: read when it asks, so that nothing is counted twice."""
+"""A node's metrics for Prometheus, read when it asks, so that nothing is counted twice."""
 
 import asyncio
 import contextlib
@@ -17,19 +17,21 @@ from treeswarm_node.monitoring.snapshot import NodeSnapshot
 
 PREFIX = "treeswarm_node_"
 # The event loop answers within milliseconds; a node that is shutting down may not answer any more.
-LOOK_S = 5.0
+READ_S = 5.0
 
 Values = float | Mapping[tuple[str, ...], float]
-"""One number, or one for each combination of labels."""
+"""One number, or one number for each combination of labels."""
 
 
 @dataclass(frozen=True)
-class Named:
-    """One metric.  Counters get `_total` behind the name where they are shown."""
+class NodeMetric:
+    """One metric of a node, and how to read it off a snapshot."""
 
     name: str
+    """Name without prefix and, for counters, without `_total`."""
     kind: Literal["counter", "gauge"]
     help: str
+    """Description for Prometheus and for the table in docs/metrics.md."""
     read: Callable[[NodeSnapshot], Values]
     labels: tuple[str, ...] = ()
 
@@ -38,116 +40,213 @@ class Named:
         """The name in a scrape and in docs/metrics.md."""
         return f"{PREFIX}{self.name}{'_total' if self.kind == 'counter' else ''}"
 
-    def family(self, figures: NodeSnapshot) -> Metric:
-        made = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
-        family = made(PREFIX + self.name, self.help, labels=self.labels)
-        values = self.read(figures)
+    def family(self, snapshot: NodeSnapshot) -> Metric:
+        """Return the metric with its values, as the Prometheus client takes it."""
+        family_class = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
+        family = family_class(PREFIX + self.name, self.help, labels=self.labels)
+        values = self.read(snapshot)
         for labels, value in values.items() if isinstance(values, Mapping) else [((), values)]:
             family.add_metric(labels, value)
         return family
 
 
-def _by(counts: Mapping[str, int]) -> Values:
-    return {(reason,): float(count) for reason, count in counts.items()}
+def _by_label(counts: Mapping[str, int]) -> Values:
+    return {(label,): float(count) for label, count in counts.items()}
 
 
-def _info(figures: NodeSnapshot) -> Values:
-    numerics = figures.numerics
+def _info(snapshot: NodeSnapshot) -> Values:
+    about, numerics = snapshot.about, snapshot.hosting.numerics
     if numerics is None:
         return {}
-    told = (numerics.weights[:16], numerics.dtype, numerics.quantization, numerics.activations or "native")
-    return {(figures.model, figures.node, figures.device, *told, __version__): 1.0}
+    labels = (numerics.weights[:16], numerics.dtype, numerics.quantization, numerics.activations or "native")
+    return {(about.model, about.node, about.device, *labels, __version__): 1.0}
+
+
+def _state(snapshot: NodeSnapshot) -> Values:
+    return {(state.value,): float(state is snapshot.hosting.state) for state in NodeState}
+
+
+def _span_start(snapshot: NodeSnapshot) -> Values:
+    return snapshot.hosting.span.start if snapshot.hosting.span else 0
+
+
+def _span_end(snapshot: NodeSnapshot) -> Values:
+    return snapshot.hosting.span.end if snapshot.hosting.span else 0
 
 
 METRICS = (
-    Named("info", "gauge", "What this node serves; always 1", _info,
-          ("model", "node", "device", "weights", "dtype", "quantization", "activations", "version")),
-    Named("state", "gauge", "1 for the state that the node is in", lambda f: {
-        (state.value,): float(state is f.state) for state in NodeState}, ("state",)),
-    Named("uptime_seconds", "gauge", "Since the program was started", lambda f: f.uptime_s),
-    Named("span_start", "gauge", "First block served", lambda f: f.span.start if f.span else 0),
-    Named("span_end", "gauge", "Block after the last one served", lambda f: f.span.end if f.span else 0),
-    Named("model_blocks", "gauge", "Blocks of the whole model", lambda f: f.blocks),
-    Named("block_rows_per_second", "gauge", "As measured before serving; 0 while nothing is loaded", lambda f: f.rate),
-    Named("memory_bytes", "gauge", "Of this process on its device; on a CPU, resident", lambda f: f.memory_bytes),
-    Named("moves", "counter", "To other blocks", lambda f: f.moves),
-    Named("sessions", "gauge", "Open now", lambda f: f.sessions),
-    Named("sessions_opened", "counter", "Sessions granted", lambda f: f.opened),
-    Named("sessions_resumed", "counter", "Sessions that went on here after a loss elsewhere", lambda f: f.resumed),
-    Named("sessions_refused", "counter", "Sessions not granted", lambda f: _by(f.refusals), ("reason",)),
-    Named("streams", "gauge", "Open now, control and link", lambda f: f.streams),
-    Named("peers_turned_away", "counter", "Streams ended with an error, and peers with a wrong key",
-          lambda f: _by(f.turned_away), ("reason",)),
-    Named("frames", "counter", "Appends computed", lambda f: f.counters.frames),
-    Named("forwards", "counter", "Batches that the device has run", lambda f: f.counters.forwards),
-    Named("forward_sessions", "counter", "Sessions in those batches, summed", lambda f: f.counters.forward_sessions),
-    Named("rows", "counter", "Rows computed, in every block served: prompts and tree nodes", lambda f: f.counters.rows),
-    Named("tokens", "counter", "Tokens that stayed in the texts: prompts, and what was accepted of trees",
-          lambda f: f.counters.tokens),
-    Named("skipped_rows", "counter", "Rows that died while they waited, and were not computed",
-          lambda f: f.counters.skipped_rows),
-    Named("compute_seconds", "counter", "Of the device in forwards", lambda f: f.counters.compute_s),
-    Named("queue_length", "gauge", "Appends that wait for the device", lambda f: f.queue),
-    Named("queue_seconds", "counter", "What appends waited for the device, summed", lambda f: f.counters.waited_s),
-    Named("queue_recent_seconds", "gauge", "What an append waits, smoothed over the last dozens",
-          lambda f: f.counters.queue_s),
-    Named("kv_pages", "gauge", "KV pages there are", lambda f: f.kv.pages),
-    Named("kv_pages_free", "gauge", "KV pages that a new session could have", lambda f: f.kv.free),
-    Named("kv_pages_shared", "gauge", "KV pages that several sessions read", lambda f: f.kv.shared),
-    Named("kv_tokens", "gauge", "KV rows there are", lambda f: f.kv.tokens),
-    Named("kv_tokens_free", "gauge", "KV rows that a new session could have", lambda f: f.kv.free_tokens),
-    Named("prefix_hits", "counter", "Sessions that began on kept KV", lambda f: f.kv.prefix_hits),
-    Named("prefix_tokens", "counter", "Tokens they found there", lambda f: f.kv.prefix_tokens),
-    Named("journal_bytes", "gauge", "Kept or promised for replays", lambda f: f.journal_bytes),
-    Named("journal_room_bytes", "gauge", "For all journals", lambda f: f.journal_room),
-    Named("sent_bytes", "counter", "Messages sent, without TLS and HTTP/2", lambda f: _by(f.sent), ("kind",)),
-    Named("received_bytes", "counter", "Messages received, without TLS and HTTP/2",
-          lambda f: _by(f.received), ("kind",)),
-    Named("peers", "gauge", "Other nodes whose records are known", lambda f: f.peers),
-    Named("records_disbelieved", "counter", "Records of others that were not believed",
-          lambda f: _by(f.disbelieved), ("reason",)),
-    Named("tenants", "gauge", "Nodes that rent a port here", lambda f: f.tenants),
-    Named("guest_connections", "gauge", "On lent ports", lambda f: f.guest_connections),
-)  # fmt: skip
+    NodeMetric(
+        "info",
+        "gauge",
+        "Always 1; its labels say what this node serves",
+        _info,
+        ("model", "node", "device", "weights", "dtype", "quantization", "activations", "version"),
+    ),
+    NodeMetric("state", "gauge", "1 for the state that the node is in, 0 for the others", _state, ("state",)),
+    NodeMetric("uptime_seconds", "gauge", "Seconds since the program was started", lambda s: s.uptime_s),
+    NodeMetric("span_start", "gauge", "First block hosted", _span_start),
+    NodeMetric("span_end", "gauge", "Block after the last one hosted", _span_end),
+    NodeMetric("model_blocks", "gauge", "Blocks of the whole model", lambda s: s.about.blocks),
+    NodeMetric(
+        "block_rows_per_second",
+        "gauge",
+        "Block-rows per second, as measured before serving; 0 while nothing is loaded",
+        lambda s: s.hosting.rate,
+    ),
+    NodeMetric(
+        "memory_bytes",
+        "gauge",
+        "Bytes that this process uses of its device's memory; on a CPU, resident bytes",
+        lambda s: s.compute.memory_bytes,
+    ),
+    NodeMetric("moves", "counter", "Moves to other blocks", lambda s: s.hosting.moves),
+    NodeMetric("sessions", "gauge", "Sessions open now", lambda s: s.sessions.open),
+    NodeMetric("sessions_opened", "counter", "Sessions opened", lambda s: s.sessions.opened),
+    NodeMetric(
+        "sessions_resumed",
+        "counter",
+        "Sessions that continued here after another node was lost",
+        lambda s: s.sessions.resumed,
+    ),
+    NodeMetric(
+        "sessions_refused", "counter", "Sessions refused", lambda s: _by_label(s.sessions.refusals), ("reason",)
+    ),
+    NodeMetric("streams", "gauge", "Control and link streams open now", lambda s: s.network.streams),
+    NodeMetric(
+        "peers_turned_away",
+        "counter",
+        "Streams ended with an error, and peers with a wrong key",
+        lambda s: _by_label(s.network.turned_away),
+        ("reason",),
+    ),
+    NodeMetric("frames", "counter", "Appends computed", lambda s: s.compute.counters.frames),
+    NodeMetric("forwards", "counter", "Forwards that the device has run", lambda s: s.compute.counters.forwards),
+    NodeMetric(
+        "forward_sessions",
+        "counter",
+        "Sessions in each forward, summed over all forwards",
+        lambda s: s.compute.counters.forward_sessions,
+    ),
+    NodeMetric(
+        "rows",
+        "counter",
+        "Rows of prompts and tree nodes that went through all hosted blocks",
+        lambda s: s.compute.counters.rows,
+    ),
+    NodeMetric(
+        "tokens",
+        "counter",
+        "Tokens that became part of a text: those of prompts, and those accepted of trees",
+        lambda s: s.compute.counters.tokens,
+    ),
+    NodeMetric(
+        "skipped_rows",
+        "counter",
+        "Rows that died while they waited, and were not computed",
+        lambda s: s.compute.counters.skipped_rows,
+    ),
+    NodeMetric(
+        "compute_seconds",
+        "counter",
+        "Seconds that the device spent in forwards",
+        lambda s: s.compute.counters.compute_s,
+    ),
+    NodeMetric("queue_length", "gauge", "Appends that wait for the device", lambda s: s.compute.queue),
+    NodeMetric(
+        "queue_seconds",
+        "counter",
+        "Seconds that appends waited for the device, summed over all appends",
+        lambda s: s.compute.counters.waited_s,
+    ),
+    NodeMetric(
+        "queue_recent_seconds",
+        "gauge",
+        "Seconds that an append waits for the device, as a moving average over the last dozens",
+        lambda s: s.compute.counters.queue_s,
+    ),
+    NodeMetric("kv_pages", "gauge", "KV pages in all", lambda s: s.kv.pages),
+    NodeMetric("kv_pages_free", "gauge", "KV pages that a new session could have", lambda s: s.kv.free),
+    NodeMetric("kv_pages_shared", "gauge", "KV pages that several sessions read", lambda s: s.kv.shared),
+    NodeMetric("kv_tokens", "gauge", "KV rows in all", lambda s: s.kv.tokens),
+    NodeMetric("kv_tokens_free", "gauge", "KV rows that a new session could have", lambda s: s.kv.free_tokens),
+    NodeMetric(
+        "prefix_hits", "counter", "Sessions that began on pages from the prefix cache", lambda s: s.kv.prefix_hits
+    ),
+    NodeMetric(
+        "prefix_tokens", "counter", "Tokens that those sessions did not compute again", lambda s: s.kv.prefix_tokens
+    ),
+    NodeMetric(
+        "journal_bytes", "gauge", "Bytes kept or reserved for replay logs", lambda s: s.sessions.replay_log_bytes
+    ),
+    NodeMetric(
+        "journal_room_bytes", "gauge", "Bytes available for all replay logs", lambda s: s.sessions.replay_log_limit
+    ),
+    NodeMetric(
+        "sent_bytes",
+        "counter",
+        "Bytes of messages sent, without TLS and HTTP/2",
+        lambda s: _by_label(s.network.sent),
+        ("kind",),
+    ),
+    NodeMetric(
+        "received_bytes",
+        "counter",
+        "Bytes of messages received, without TLS and HTTP/2",
+        lambda s: _by_label(s.network.received),
+        ("kind",),
+    ),
+    NodeMetric("peers", "gauge", "Other nodes whose records are known", lambda s: s.network.peers),
+    NodeMetric(
+        "records_disbelieved",
+        "counter",
+        "Records of other nodes that were rejected",
+        lambda s: _by_label(s.network.disbelieved),
+        ("reason",),
+    ),
+    NodeMetric("tenants", "gauge", "Nodes that borrow a port here", lambda s: s.network.port_borrowers),
+    NodeMetric("guest_connections", "gauge", "Connections on lent ports", lambda s: s.network.lent_connections),
+)
 
 
 @dataclass(frozen=True, eq=False)
 class NodeCollector:
-    """Asks the event loop, from whatever thread Prometheus is answered in."""
+    """Reads a snapshot in the event loop for whichever thread Prometheus is answered in."""
 
     loop: asyncio.AbstractEventLoop
-    look: Callable[[], Awaitable[NodeSnapshot]]
+    read: Callable[[], Awaitable[NodeSnapshot]]
 
     def collect(self) -> Iterable[Metric]:
-        async def looked() -> NodeSnapshot:
-            return await self.look()
+        """Return all metrics as of now."""
 
-        figures = asyncio.run_coroutine_threadsafe(looked(), self.loop).result(LOOK_S)
-        return [metric.family(figures) for metric in METRICS]
+        async def read() -> NodeSnapshot:
+            return await self.read()
+
+        snapshot = asyncio.run_coroutine_threadsafe(read(), self.loop).result(READ_S)
+        return [metric.family(snapshot) for metric in METRICS]
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing is looked at on registering."""
+        """Return nothing, so that registering the collector reads no snapshot."""
         return []
 
 
 @contextlib.asynccontextmanager
-async def metrics_served(listen: str, look: Callable[[], Awaitable[NodeSnapshot]]) -> AsyncIterator[str]:
-    """Answer Prometheus at `listen`, `HOST:PORT`, without any password; yields the URL.  Raises BadRequest."""
-    wanted = Address.parse(listen)
+async def serve_metrics(listen: str, read: Callable[[], Awaitable[NodeSnapshot]]) -> AsyncIterator[str]:
+    """Answer Prometheus at `listen`, `HOST:PORT`, without a password; yield the URL.  Raises BadRequest."""
+    address = Address.parse(listen)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(NodeCollector(asyncio.get_running_loop(), look))
+    registry.register(NodeCollector(asyncio.get_running_loop(), read))
     try:
-        server, thread = start_http_server(wanted.port, wanted.host, registry)
+        server, thread = start_http_server(address.port, address.host, registry)
     except OSError as error:
         raise BadRequest(
-            f"cannot serve metrics on {wanted.bare} ({error.strerror}): choose another with --metrics HOST:PORT, "
-            "port 0 for a free one"
+            f"cannot serve metrics on {address.bare} ({error.strerror}): choose another address with "
+            "--metrics HOST:PORT, or port 0 for a free port"
         ) from None
     try:
-        yield f"http://{Address(wanted.host, server.server_port).bare}/metrics"
+        yield f"http://{Address(address.host, server.server_port).bare}/metrics"
     finally:
-        # Elsewhere, so that a scrape under way still gets its figures from the loop.
+        # In a thread, so that a scrape under way still gets its figures from the event loop.
         await asyncio.to_thread(server.shutdown)
         server.server_close()
         await asyncio.to_thread(thread.join)

@@ -1,4 +1,4 @@
-"""What a node's owner sees: how far loading is, and the live picture."""
+"""What a node's owner sees on the terminal: loading progress and the live panel."""
 
 import asyncio
 import io
@@ -27,76 +27,98 @@ from treeswarm.progress import LOADING
 from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm_node.cli import panel
-from treeswarm_node.cli.main import _set_up_logging, _ToPanel
-from treeswarm_node.cli.panel import Throughput, blocks, duration, picture, size
-from treeswarm_node.cli.progress_bar import Loading, LoadingLog
+from treeswarm_node.cli.main import _set_up_logging, _PanelHandler
+from treeswarm_node.cli.panel import Throughput, format_bytes, format_duration, render_blocks, render_panel
+from treeswarm_node.cli.progress_bar import LoadingLog, LoadingProgress
 from treeswarm_node.cli.terminal import WAITING, TerminalWriter
 from treeswarm_node.engine.counters import Counters
 from treeswarm_node.model.loader import load_span
-from treeswarm_node.monitoring.snapshot import KVSnapshot, NodeSnapshot
+from treeswarm_node.monitoring.snapshot import (
+    ComputeSnapshot,
+    KVSnapshot,
+    NetworkSnapshot,
+    NodeDescription,
+    NodeSnapshot,
+    SessionsSnapshot,
+    SpanSnapshot,
+)
 
 NOW = NodeSnapshot(
-    model="org/model", node="abc", device="cuda", address="10.0.0.5:4001", state=NodeState.ONLINE, uptime_s=100.0,
-    blocks=8, span=Span(2, 5), memory_bytes=3_200_000_000, sessions=3, most_sessions=256, opened=7,
-    refusals={"full": 2}, counters=Counters(rows=500, tokens=100, compute_s=5.0, queue_s=0.004),
-    kv=KVSnapshot(pages=10, free=4), sent={"link": 3000, "control": 1000}, peers=6, queue=2,
-)  # fmt: skip
-BEFORE = replace(NOW, uptime_s=90.0, counters=Counters(rows=100, tokens=50, compute_s=0.0), sent={"link": 1000})
+    about=NodeDescription("org/model", "abc", "cuda", "10.0.0.5:4001", blocks=8),
+    hosting=SpanSnapshot(NodeState.ONLINE, Span(2, 5)),
+    uptime_s=100.0,
+    compute=ComputeSnapshot(Counters(rows=500, tokens=100, compute_s=5.0, queue_s=0.004), 2, 3_200_000_000),
+    sessions=SessionsSnapshot(open=3, limit=256, opened=7, refusals={"full": 2}),
+    kv=KVSnapshot(pages=10, free=4),
+    network=NetworkSnapshot(sent={"link": 3000, "control": 1000}, peers=6),
+)
+BEFORE = replace(
+    NOW,
+    uptime_s=90.0,
+    compute=ComputeSnapshot(Counters(rows=100, tokens=50, compute_s=0.0)),
+    network=NetworkSnapshot(sent={"link": 1000}),
+)
 
 
-def text_of(now: NodeSnapshot, pace: Throughput, *events: str, loading: Loading | None = None) -> str:
+def with_state(state: NodeState) -> NodeSnapshot:
+    return replace(NOW, hosting=replace(NOW.hosting, state=state))
+
+
+def panel_text(
+    snapshot: NodeSnapshot, throughput: Throughput, *events: str, loading: LoadingProgress | None = None
+) -> str:
     console = Console(file=io.StringIO(), width=100)
-    console.print(picture(now, pace, events, loading))
+    console.print(render_panel(snapshot, throughput, events, loading))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_the_picture_says_what_the_owner_wants_to_know() -> None:
-    seen = text_of(NOW, Throughput.between(BEFORE, NOW), "12:00:00 session 1 opened")
+def test_panel_shows_state_load_and_events() -> None:
+    text = panel_text(NOW, Throughput.between(BEFORE, NOW), "12:00:00 session 1 opened")
     for part in (
         "org/model at 10.0.0.5:4001", "online", "1 min 40 s", "2:5 of 8", "3 of 256, 7 since start, 2 refused",
-        "5 tokens/s, 40 rows/s, device busy 50%", "2 waiting, 4 ms", "256 of 640 rows", "3.2 GB on cuda",
-        "300 B/s out, 0 B/s in", "6 known", "12:00:00 session 1 opened",
+        "5 tokens/s, 40 rows/s, device busy 50%", "2 waiting, 4 ms on average", "256 of 640 rows", "3.2 GB on cuda",
+        "300 B/s sent, 0 B/s received", "6 known", "12:00:00 session 1 opened",
     ):  # fmt: skip
-        assert part in seen
-    moving = replace(NOW, state=NodeState.JOINING)
-    assert "joining  1 min 40 s  loading tensors: 3 of 9" in text_of(
-        moving, Throughput(), loading=Loading(3, 9, LOADING)
+        assert part in text
+    assert "joining  1 min 40 s  loading tensors: 3 of 9" in panel_text(
+        with_state(NodeState.JOINING), Throughput(), loading=LoadingProgress(3, 9, LOADING)
     )
-    assert "paused  1 min 40 s  swarm-node resume" in text_of(replace(NOW, state=NodeState.PAUSED), Throughput())
-    assert "loading" not in text_of(NOW, Throughput(), loading=Loading(9, 9, LOADING))
+    assert "paused  1 min 40 s  swarm-node resume" in panel_text(with_state(NodeState.PAUSED), Throughput())
+    assert "loading" not in panel_text(NOW, Throughput(), loading=LoadingProgress(9, 9, LOADING))
 
 
-def test_what_a_peer_wrote_is_not_taken_for_markup() -> None:
-    assert "[red]x[/nothing]" in text_of(NOW, Throughput(), "[red]x[/nothing]")
+def test_text_written_by_a_peer_is_not_parsed_as_markup() -> None:
+    assert "[red]x[/nothing]" in panel_text(NOW, Throughput(), "[red]x[/nothing]")
 
 
-def test_small_words() -> None:
-    assert [duration(s) for s in (7.9, 200, 18_720)] == ["7 s", "3 min 20 s", "5 h 12 min"]
-    assert [size(n) for n in (12, 12_345, 3.2e9, 5e15)] == ["12 B", "12.3 kB", "3.2 GB", "5000.0 TB"]
-    assert blocks(NOW).plain == "··███···  2:5 of 8"
-    assert blocks(replace(NOW, span=Span(0, 80), blocks=80)).plain == "█" * 32 + "  0:80 of 80"
+def test_durations_bytes_and_blocks_as_text() -> None:
+    assert [format_duration(s) for s in (7.9, 200, 18_720)] == ["7 s", "3 min 20 s", "5 h 12 min"]
+    assert [format_bytes(n) for n in (12, 12_345, 3.2e9, 5e15)] == ["12 B", "12.3 kB", "3.2 GB", "5000.0 TB"]
+    assert render_blocks(NOW).plain == "··███···  2:5 of 8"
+    large = replace(NOW, about=replace(NOW.about, blocks=80), hosting=replace(NOW.hosting, span=Span(0, 80)))
+    assert render_blocks(large).plain == "█" * 32 + "  0:80 of 80"
     assert Throughput.between(NOW, NOW) == Throughput()
 
 
-def test_a_loader_tells_of_every_tensor_it_reads() -> None:
-    told: list[tuple[int, int, str]] = []
-    load_span(resolve_model("demo"), Span(0, 2), torch.float32, torch.device("cpu"), lambda *how: told.append(how))
-    total = told[0][1]
+def test_loader_reports_every_tensor_it_reads() -> None:
+    reports: list[tuple[int, int, str]] = []
+    load_span(resolve_model("demo"), Span(0, 2), torch.float32, torch.device("cpu"), lambda *report: reports.append(report))
+    total = reports[0][1]
     assert total > 10
-    assert sorted(done for done, _, _ in told) == list(range(1, total + 1))
-    assert {(all_, what) for _, all_, what in told} == {(total, LOADING)}
+    assert sorted(done for done, _, _ in reports) == list(range(1, total + 1))
+    assert {(of, what) for _, of, what in reports} == {(total, LOADING)}
 
 
-def test_a_log_has_few_lines_of_loading(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_has_a_loading_line_every_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
-    told = LoadingLog(lambda: now)
+    loading_log = LoadingLog(lambda: now)
     with caplog.at_level(logging.INFO):
         for second in range(31):
             now = float(second)
-            told(second, 30, LOADING)
-        told(1, 30, "downloading")
-        told(30, 30, "downloading")
+            loading_log(second, 30, LOADING)
+        loading_log(1, 30, "downloading")
+        loading_log(30, 30, "downloading")
     assert caplog.messages == [f"loading tensors: {done} of 30" for done in (2, 12, 22, 30)]
 
 
@@ -104,52 +126,55 @@ NODE = [sys.executable, "-m", "treeswarm_node.cli.main", "demo", "--blocks", "0:
 NODE += ["--registry", "none", "--threads", "1", "--kv-tokens", "1024"]
 
 
-def test_on_a_terminal_a_node_shows_how_to_join_and_then_its_picture(tmp_path: Path) -> None:
-    seen = on_a_terminal([*NODE, "--identity", str(tmp_path / "id")], until="Ctrl-C: leave")
-    ready, picture_begins = seen.index("clients ask with: swarm generate"), seen.index("╭")
+def test_terminal_shows_ready_lines_and_then_the_panel(tmp_path: Path) -> None:
+    written = run_on_terminal([*NODE, "--identity", str(tmp_path / "id")], until="Ctrl-C: leave")
+    ready, picture_begins = written.index("clients ask with: swarm generate"), written.index("╭")
     assert ready < picture_begins
-    assert "online" in seen[picture_begins:]
-    assert "0:1 of 8" in seen[picture_begins:]
+    assert "online" in written[picture_begins:]
+    assert "0:1 of 8" in written[picture_begins:]
 
 
-def test_without_the_panel_a_terminal_has_lines(tmp_path: Path) -> None:
-    seen = on_a_terminal([*NODE, "--no-panel", "--identity", str(tmp_path / "id")], until="clients ask with")
-    assert "╭" not in seen
+def test_no_panel_flag_prints_lines_run_on_terminal(tmp_path: Path) -> None:
+    written = run_on_terminal([*NODE, "--no-panel", "--identity", str(tmp_path / "id")], until="clients ask with")
+    assert "╭" not in written
 
 
-def on_a_terminal(command: list[str], until: str) -> str:
-    """What a program writes to one, stopped by Ctrl-C when it has written `until`, and then ending well."""
+def run_on_terminal(command: list[str], until: str) -> str:
+    """Run a program on a terminal, stop it by Ctrl-C once it has written `until`, and return all that it wrote.
+
+    Its exit status must be 0.
+    """
     ours, theirs = pty.openpty()
     environ = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environ) as process:
         os.close(theirs)
-        seen, told, deadline = b"", False, time.monotonic() + 120
+        written, interrupted, deadline = b"", False, time.monotonic() + 120
         try:
             while time.monotonic() < deadline:
                 if not select.select([ours], [], [], 1.0)[0]:
                     continue
                 try:
-                    some = os.read(ours, 1 << 16)
-                except OSError:  # how Linux says that nobody has the terminal any more
+                    chunk = os.read(ours, 1 << 16)
+                except OSError:  # Linux raises it once no process has the terminal open
                     break
-                if not some:
+                if not chunk:
                     break
-                seen += some
-                if not told and until.encode() in seen:
-                    told = True
+                written += chunk
+                if not interrupted and until.encode() in written:
+                    interrupted = True
                     process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 0, seen.decode()
+            assert process.wait(30) == 0, written.decode()
         finally:
             process.kill()
             os.close(ours)
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode())
     assert until in text
     assert "Traceback" not in text
     return text
 
 
-class Stuck(io.StringIO):
-    """A terminal in which somebody has pressed Ctrl-S."""
+class StuckTerminal(io.StringIO):
+    """A terminal that does not read, as after Ctrl-S, until `reads` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,50 +186,51 @@ class Stuck(io.StringIO):
         return super().write(text)
 
 
-async def test_a_terminal_that_does_not_read_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_terminal_that_does_not_read_blocks_no_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(panel, "REDRAW_S", 0.001)
-    terminal, looks = Stuck(), 0
-    shown = panel.LivePanel(Console(file=terminal, width=100, force_terminal=True))
+    terminal, reads = StuckTerminal(), 0
+    live_panel = panel.LivePanel(Console(file=terminal, width=100, force_terminal=True))
 
-    async def look() -> NodeSnapshot:
-        nonlocal looks
-        looks += 1
+    async def read() -> NodeSnapshot:
+        nonlocal reads
+        reads += 1
         return NOW
 
     try:
-        async with shown.watching(look), asyncio.timeout(60):
-            while looks < 100:
-                shown.event(logging.makeLogRecord({"levelno": logging.WARNING, "msg": f"look {looks}"}), "a warning")
+        async with live_panel.watching(read), asyncio.timeout(60):
+            while reads < 100:
+                record = logging.makeLogRecord({"levelno": logging.WARNING, "msg": f"read {reads}"})
+                live_panel.add_event(record, "a warning")
                 await asyncio.sleep(0.001)
         assert terminal.written_to.is_set()
-        assert not shown.screen.close(within_s=0.01)
+        assert not live_panel.terminal.close(within_s=0.01)
     finally:
         terminal.reads.set()
-    assert shown.screen.close(within_s=60)
+    assert live_panel.terminal.close(within_s=60)
     assert terminal.getvalue().count("a warning") <= WAITING
 
 
-def test_a_terminal_that_is_gone_ends_the_drawing_and_nothing_else() -> None:
-    shown, calls = TerminalWriter(), list[int]()
+def test_terminal_that_is_gone_ends_the_drawing_only() -> None:
+    writer, calls = TerminalWriter(), list[int]()
 
     def gone() -> None:
         raise OSError(5, "Input/output error")
 
     for call in (lambda: calls.append(1), gone, lambda: calls.append(2)):
-        shown.put(call)
-    assert shown.close(within_s=60)
-    shown.put(gone)
+        writer.put(call)
+    assert writer.close(within_s=60)
+    writer.put(gone)
     assert calls == [1]
 
 
-def test_a_line_that_cannot_be_shown_is_no_error_of_whoever_logs_it(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = panel.LivePanel(Console(file=io.StringIO()))
-    _ToPanel(shown).handle(logging.makeLogRecord({"msg": "%d", "args": ("no number",)}))
-    assert shown.screen.close(within_s=60)
+def test_log_line_that_cannot_be_shown_raises_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    live_panel = panel.LivePanel(Console(file=io.StringIO()))
+    _PanelHandler(live_panel).handle(logging.makeLogRecord({"msg": "%d", "args": ("no number",)}))
+    assert live_panel.terminal.close(within_s=60)
     assert "TypeError" in capsys.readouterr().err
 
 
-def test_a_node_whose_terminal_does_not_read_answers_and_ends_when_told(tmp_path: Path) -> None:
+def test_node_whose_terminal_does_not_read_serves_and_stops(tmp_path: Path) -> None:
     port = free_port()
     command = [*NODE, "--metrics", f"127.0.0.1:{port}", "--identity", str(tmp_path / "id")]
     ours, theirs = pty.openpty()
@@ -216,11 +242,11 @@ def test_a_node_whose_terminal_does_not_read_answers_and_ends_when_told(tmp_path
     ):
         try:
             deadline = time.monotonic() + 120
-            while select.select([], [theirs], [], 0)[1]:  # until what nobody reads has filled it
+            while select.select([], [theirs], [], 0)[1]:  # until unread output has filled the terminal
                 assert time.monotonic() < deadline
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.1)
-            time.sleep(3)  # some pictures later
+            time.sleep(3)  # several pictures later
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
                 assert 'treeswarm_node_state{state="online"} 1.0' in str(answer.read(), "utf-8")
             process.terminate()
@@ -231,25 +257,25 @@ def test_a_node_whose_terminal_does_not_read_answers_and_ends_when_told(tmp_path
             os.close(theirs)
 
 
-def test_beside_the_panel_a_file_has_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_goes_to_a_file_beside_the_panel(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
-    set_up = list[list[logging.Handler]]()
-    monkeypatch.setattr(logging, "basicConfig", lambda *, handlers, **_: set_up.append(handlers))
-    shown = panel.LivePanel(Console(file=io.StringIO()))
+    handler_lists = list[list[logging.Handler]]()
+    monkeypatch.setattr(logging, "basicConfig", lambda *, handlers, **_: handler_lists.append(handlers))
+    live_panel = panel.LivePanel(Console(file=io.StringIO()))
     for stderr in (Terminal(), io.StringIO()):
         monkeypatch.setattr(sys, "stderr", stderr)
-        _set_up_logging(json_lines=False, verbose=False, panel=shown)
-    assert shown.screen.close(within_s=60)
-    assert [[type(handler) for handler in handlers] for handlers in set_up] == [
-        [_ToPanel],
-        [_ToPanel, logging.StreamHandler],
+        _set_up_logging(json_lines=False, verbose=False, panel=live_panel)
+    assert live_panel.terminal.close(within_s=60)
+    assert [[type(handler) for handler in handlers] for handlers in handler_lists] == [
+        [_PanelHandler],
+        [_PanelHandler, logging.StreamHandler],
     ]
 
 
-def test_for_a_program_there_are_only_json_lines(tmp_path: Path) -> None:
+def test_json_log_format_prints_only_json_lines(tmp_path: Path) -> None:
     command = [*NODE, "--log-format", "json", "--verbose", "--identity", str(tmp_path / "id")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
