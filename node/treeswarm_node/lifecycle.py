@@ -1,4 +1,4 @@
-"""A node's life: join, serve, move where it helps most, pause for its owner, leave.
+"""A node's life: join, serve, move to where it helps most, pause for its owner, leave.
 
 Spans and sessions come and go; the node, its address and its identity stay.
 """
@@ -7,160 +7,122 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 
-import torch
-
-from treeswarm import __version__
 from treeswarm.errors import SwarmError
-from treeswarm.keys import Identity
 from treeswarm.progress import Progress
-from treeswarm.protocol.address import Address
-from treeswarm.protocol.messages import NumericsClass
-from treeswarm.protocol.records import UNKNOWN_WEIGHTS, NodeRecord, NodeState
+from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span
-from treeswarm.topology.placement import choose_again, choose_span, plan_move
-from treeswarm.topology.tables import Placed, PlacementState
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.counters import Counters
-from treeswarm_node.engine.loaded_stage import LoadedStage, ModelInfo, find_device, free_unused_memory, load_stage
+from treeswarm_node.engine.loaded_stage import LoadedStage, free_unused_memory, load_stage
 from treeswarm_node.membership.announcer import Membership
-from treeswarm_node.membership.distances import DistanceSurvey
-from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
+from treeswarm_node.own_record import OwnRecord
 from treeswarm_node.reachability.reachability import PublicAddress
 from treeswarm_node.sessions.server import NodeServer
+from treeswarm_node.span_choice import SETTLE_S, SpanChooser
 
 log = logging.getLogger(__name__)
 
-# A record is seen by everybody within one poll of the DHT, three seconds; with room for a slow one.
-SETTLE_S = 5.0
-CHOICES = 4
 # A move costs a minute of work; twice an hour or so is soon enough for a swarm that lives for days (swarm simulate).
 LOOK_EVERY_S = 600.0
-# A model that cannot be loaded now, the disk full or the GPU taken by its owner, may be loadable then.
+# A model that cannot be loaded now, because the disk is full or the owner uses the GPU, may be loadable after this.
 LOAD_AGAIN_S = 300.0
-# What a node that has measured nothing is taken for, block-rows a second; it is measured before it serves.
-GUESSED_RATE = 1000.0
-# Streams, codec and event loop around a forward, measured by `swarm bench overhead` (docs/benchmarks.md).
-OVERHEAD_S = 0.002
-PLACED: dict[NodeState, PlacementState] = {
-    NodeState.JOINING: "joining",
-    NodeState.ONLINE: "online",
-    NodeState.DRAINING: "draining",
-}
 
 
 @dataclass(eq=False)
 class Lifecycle:
-    """`join` until it serves, then `live` until told to stop, then `leave`."""
+    """A node's life: `join` until it serves, then `run` until it is to stop, then `leave`."""
 
-    config: NodeConfig
-    identity: Identity
-    model: ModelInfo
-    node: NodeServer
-    address: Address
-    survey: DistanceSurvey
-    reachable: bool = False
-    span: Span | None = None
-    membership: Membership = field(init=False)
+    record: OwnRecord
+    membership: Membership
     progress: Progress | None = None
-    """Hears how far loading is, whenever something is loaded."""
+    """Receives how far loading is, whenever something is loaded."""
     counters: Counters = field(default_factory=Counters)
-    """Of all spans it ever served."""
+    """Totals over all spans that the node has hosted."""
     moves: int = 0
-    """To other blocks."""
-    numerics: NumericsClass | None = None
-    """Known once the weights were read."""
+    """Number of moves to other blocks."""
     _failed: bool = False
-    """It is paused because nothing could be loaded, not because its owner said so."""
+    """Whether the node is paused because nothing could be loaded, rather than by an order of its owner."""
     _stage: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
-    def make_record(self, generation: int, expires: int) -> NodeRecord:
-        """What there is to say of this node now."""
-        stage = self.node.stage
-        return NodeRecord(
-            key=self.identity.public_key,
-            generation=generation,
-            expires=expires,
-            state=self.node.state,
-            address=str(self.address.bare),
-            pin=self.identity.pin,
-            reachable=self.reachable,
-            name=self.config.model.name[-64:],
-            model=self.model.config,
-            numerics=self.numerics
-            or NumericsClass(
-                UNKNOWN_WEIGHTS, self.config.model.dtype, self.config.model.quantization, self.config.model.activations
-            ),
-            span=self.span or Span(0, self.model.shape.blocks),
-            blocks=self.model.shape.blocks,
-            rate=stage.rate if stage else GUESSED_RATE,
-            hop_s=OVERHEAD_S + (stage.engine.counters.queue_s if stage else 0.0),
-            free_tokens=stage.store.free_tokens if stage else 0,
-            total_tokens=self.config.device.kv_tokens,
-            coordinate=self.survey.coordinate_values(),
-            software=f"treeswarm {__version__}",
-        )
+    @property
+    def config(self) -> NodeConfig:
+        """The node's settings."""
+        return self.record.config
 
-    async def settle(self, place: PublicAddress) -> None:
-        """Others find this node there from now on."""
-        self.address, self.reachable = Address.parse(place.address), place.reachable
+    @property
+    def node(self) -> NodeServer:
+        """The server of sessions."""
+        return self.record.node
+
+    async def set_public_address(self, address: PublicAddress) -> None:
+        """Announce the address at which others find this node from now on."""
+        self.record.public = address
         if self.node.port_lender is not None:
-            self.node.port_lender.reachable = place.lends
+            self.node.port_lender.reachable = address.lends
         await self.membership.announce()
 
     async def lender_candidates(self) -> list[str]:
-        """The others, reachable ones and then the nearest first: a port rented there costs the least.  Also those that
-        nobody has dialled yet: were they left out, the first two nodes of a swarm would never ask each other."""
-        here = [r for r in await self.neighbours() if r.state is NodeState.ONLINE]
-        return [r.dial for r in sorted(here, key=lambda r: (not r.reachable, self.survey.distance_to(r)))]
+        """Return the addresses of online nodes, reachable ones first and then the nearest: their ports cost least.
+
+        Nodes that no other node has dialled yet are among them.  Without those, the first two nodes of a swarm would
+        never ask each other.
+        """
+        online = [record for record in await self.neighbours() if record.state is NodeState.ONLINE]
+        return [
+            record.dial for record in sorted(online, key=lambda r: (not r.reachable, self.record.survey.distance_to(r)))
+        ]
 
     async def neighbours(self) -> list[NodeRecord]:
-        """Everyone else's records."""
+        """Return the records of all other nodes."""
         return [sealed.record for sealed in await self.membership.other_nodes()]
 
     async def join(self) -> LoadedStage:
-        """Choose a span, say so, load it, serve it.  Raises ModelError, BadRequest."""
-        self.span = self.config.model.span or await self._choose()
+        """Choose a span, announce it, load it and serve it.  Raises ModelError, BadRequest."""
+        fixed, chooser = self.config.model.span, self._chooser()
+        self.record.span = fixed or await chooser.choose()
         self.node.state = NodeState.JOINING
         await self.membership.announce()
-        if self.config.model.span is None:
-            self.span = await self._settle(self.span)
-        return await self._serve(self.span)
+        if fixed is None:
+            self.record.span = await chooser.settle(self.record.span, self._announce_span)
+        return await self._serve(self.record.span)
 
-    async def live(self, stop: asyncio.Event) -> None:
-        """Serve, obey the owner, and move where it helps, until `stop` is set or the owner says drain.  Whatever is
-        under way when `stop` is set is given up."""
-        told = asyncio.create_task(stop.wait())
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve, obey the owner, and move where it helps, until `stop` is set or the owner orders to drain.
+
+        Work that is under way when `stop` is set is cancelled.
+        """
+        stopping = asyncio.create_task(stop.wait())
         try:
-            while not told.done():
+            while not stopping.done():
                 order = asyncio.create_task(self.membership.orders.get())
                 pause = LOAD_AGAIN_S if self._failed else LOOK_EVERY_S * random.uniform(0.5, 1.5)
-                await asyncio.wait({told, order}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({stopping, order}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                 if order.done():
-                    await _unless(told, self._obey(order.result()))
+                    await _run_unless(stopping, self._obey(order.result()))
                     if order.result() == "drain":
                         return
                     continue
                 order.cancel()
                 if self._failed:
-                    await _unless(told, self._resume())
+                    await _run_unless(stopping, self._resume())
                 elif self.config.model.span is None and self.node.state is NodeState.ONLINE:
-                    await _unless(told, self._consider_moving())
+                    await _run_unless(stopping, self._consider_moving())
         finally:
-            told.cancel()
+            stopping.cancel()
 
     async def leave(self) -> None:
-        """Withdraw, let the sessions go elsewhere, free everything."""
+        """Withdraw from the swarm, let the sessions move to other nodes, and free everything."""
         if self.node.stage is not None:
             await self._drain()
         self.node.state = NodeState.GONE
         await self.membership.leave()
 
     async def _obey(self, order: str) -> None:
-        """All but `drain`, which ends the node."""
-        log.info("the owner says: %s", order)
+        """Carry out every order but `drain`, which ends `run`."""
+        log.info("the owner ordered: %s", order)
         if order == "pause":
             self._failed = False
             if self.node.stage is not None:
@@ -174,125 +136,75 @@ class Lifecycle:
         await self.membership.announce()
 
     async def _resume(self) -> None:
-        await self._try(self.join())
+        await self._try_loading(self.join())
 
-    async def _try(self, loading: Coroutine[None, None, LoadedStage]) -> None:
-        """Where it fails the node stays, paused, and tries again later or when told."""
+    async def _try_loading(self, loading: Coroutine[None, None, LoadedStage]) -> None:
+        """Await the loading; if it fails, pause and keep the node, which tries again later or when ordered to."""
         try:
             await loading
             self._failed = False
             return
-        except Exception as error:  # torch has many classes of them, and none is worth the node's place in the swarm
-            strange = not isinstance(error, SwarmError)
-            log.error("serving nothing, again in %.0f min: %s", LOAD_AGAIN_S / 60, error, exc_info=strange)
+        except Exception as error:  # torch raises many classes, and none is a reason to leave the swarm
+            unexpected = not isinstance(error, SwarmError)
+            log.error("cannot load a span, trying again in %.0f min: %s", LOAD_AGAIN_S / 60, error, exc_info=unexpected)
         self._failed = True
         free_unused_memory()
         await self._pause()
 
     async def _serve(self, span: Span) -> LoadedStage:
-        self.span = span
-        opening = load_stage(self.config, self.model, span, self.counters, self.progress)
-        stage = await self._stage.enter_async_context(opening)
-        self.node.stage, self.node.state, self.numerics = stage, NodeState.ONLINE, stage.served.numerics
+        self.record.span = span
+        loading = load_stage(self.config, self.record.model, span, self.counters, self.progress)
+        stage = await self._stage.enter_async_context(loading)
+        self.node.stage, self.node.state, self.record.numerics = stage, NodeState.ONLINE, stage.served.numerics
         await self.membership.announce()
         return stage
 
     async def _drain(self) -> None:
-        """Sessions move elsewhere, within the grace time; then the span is unloaded."""
+        """Let sessions move to other nodes within the grace period, then unload the span."""
         self.node.state = NodeState.DRAINING
         await self.membership.announce()
         await self.node.drain(self.config.limits.drain_grace_s)
         self.node.stage = None
         await self._stage.aclose()
 
-    # ---------------------------------------------------------------- where
-
-    async def _choose(self) -> Span:
-        """The window that helps most, as long as fits.  Raises BadRequest."""
-        blocks = self.model.shape.blocks
-        length = self.config.model.num_blocks
-        if length is None:
-            length = await asyncio.to_thread(self._fitting)
-        others = await self._others()
-        span = choose_span(others, blocks, min(length, blocks), self.identity.node_id)
-        log.info("choosing blocks %s of %d among %d nodes", span, blocks, len(others))
-        return span
-
-    async def _settle(self, span: Span) -> Span:
-        """Announced; does anybody else take the same just now?  The lowest id stays, the others make room."""
-        for _ in range(CHOICES):
-            if not await self._others():
-                return span  # nobody is there whose record could still be on its way
-            await asyncio.sleep(SETTLE_S * random.uniform(1.0, 1.5))
-            others = await self._others()
-            mine = Placed(self.identity.node_id, span, _typical(others), "joining")
-            again = choose_again(mine, [*others, mine], self.model.shape.blocks)
-            if again == span:
-                return span
-            self.span = span = again
-            await self.membership.announce()
-        return span
-
     async def _consider_moving(self) -> None:
-        """Move if the swarm gains enough by it, and nobody is left without a block meanwhile."""
-        span = await self._planned()
+        """Move if the swarm gains enough by it and lacks no block meanwhile."""
+        span = await self._plan_move()
         if span is None:
             return
-        log.info("moving from blocks %s to %s", self.span, span)
+        log.info("moving from blocks %s to %s", self.record.span, span)
         self.node.state = NodeState.DRAINING
         await self.membership.announce()
-        await asyncio.sleep(SETTLE_S)  # whoever decided the same at the same time is seen by now
-        if await self._planned() is None:
+        await asyncio.sleep(SETTLE_S)  # until then the records of nodes that decided at the same time have arrived
+        if await self._plan_move() is None:
             self.node.state = NodeState.ONLINE
             await self.membership.announce()
             return
         await self._drain()
         self.node.state = NodeState.JOINING
         self.moves += 1
-        await self._try(self._serve(span))
+        await self._try_loading(self._serve(span))
 
-    async def _planned(self) -> Span | None:
-        assert self.span is not None
+    async def _plan_move(self) -> Span | None:
+        assert self.record.span is not None
         assert self.node.stage is not None
-        me = Placed(self.identity.node_id, self.span, self.node.stage.rate, PLACED[self.node.state])
-        others = await self._others()
-        return plan_move(me, [*others, me], self.model.shape.blocks)
+        return await self._chooser().plan_move(self.record.span, self.node.stage.rate, self.node.state)
 
-    async def _others(self) -> list[Placed]:
-        return [
-            Placed(record.node, record.span, record.rate, PLACED[record.state])
-            for record in await self.neighbours()
-            if record.model == self.model.config and record.state in PLACED
-        ]
+    def _chooser(self) -> SpanChooser:
+        return SpanChooser(self.config, self.record.model, self.record.identity.node_id, self.neighbours)
 
-    def _fitting(self) -> int:
-        device = find_device(self.config.device.name)
-        footprint = read_footprint(
-            self.model.folder, getattr(torch, self.config.model.dtype), self.config.model.quantization
-        )
-        return count_blocks_that_fit(
-            self.config.device.memory or free_memory(device),
-            footprint,
-            kv_tokens=self.config.device.kv_tokens,
-            forward_rows=self.config.limits.budget.rows,
-            store=offload_room(self.config.device.offload),
-            blocks=self.model.shape.blocks,
-        )
+    async def _announce_span(self, span: Span) -> None:
+        self.record.span = span
+        await self.membership.announce()
 
 
-async def _unless(told: "asyncio.Task[bool]", work: Coroutine[None, None, None]) -> None:
-    """Do it, or as much of it as is done when `told` is."""
-    doing = asyncio.ensure_future(work)
+async def _run_unless(stopping: "asyncio.Task[bool]", work: Coroutine[None, None, None]) -> None:
+    """Run `work` to its end, or cancel it when `stopping` is done."""
+    task = asyncio.ensure_future(work)
     try:
-        await asyncio.wait({told, doing}, return_when=asyncio.FIRST_COMPLETED)
-        if doing.done():
-            doing.result()
+        await asyncio.wait({stopping, task}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
     finally:
-        doing.cancel()
-        await asyncio.gather(doing, return_exceptions=True)
-
-
-def _typical(others: Sequence[Placed]) -> float:
-    """This node's speed is not known before it has loaded something; it is taken for an average one."""
-    rates = [one.rate for one in others if one.rate > 0]
-    return sum(rates) / len(rates) if rates else GUESSED_RATE
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

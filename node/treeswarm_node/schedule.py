@@ -1,4 +1,4 @@
-"""The time of day at which an owner lets a node serve."""
+"""The hours of the day at which an owner lets a node serve."""
 
 import asyncio
 import logging
@@ -12,30 +12,30 @@ from treeswarm.errors import BadRequest
 log = logging.getLogger(__name__)
 
 TIMES = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)-([01]?\d|2[0-3]):([0-5]\d)")
-# Looked at rather than slept through: clocks are set, and machines sleep.
-LOOK_S = 15.0
+# The clock is read this often, rather than once before a long sleep: clocks are set, and machines sleep.
+CHECK_EVERY_S = 15.0
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """From `start` until `end`, local time; over midnight where `end` is the earlier one."""
+    """The hours from `start` until `end`, local time; over midnight if `end` is the earlier one."""
 
     start: time
     end: time
 
     @classmethod
     def parse(cls, text: str) -> "Schedule":
-        """`22:00-07:00`.  Raises BadRequest."""
+        """Parse hours such as `22:00-07:00`.  Raises BadRequest."""
         match = TIMES.fullmatch(text.strip())
         if match is None:
-            raise BadRequest(f"'{text}' are no hours: give --hours 22:00-07:00, local time")
+            raise BadRequest(f"'{text}' are not hours: give --hours 22:00-07:00, local time")
         start, end = time(int(match[1]), int(match[2])), time(int(match[3]), int(match[4]))
         if start == end:
-            raise BadRequest(f"'{text}' begins when it ends: leave --hours away to serve all day")
+            raise BadRequest(f"'{text}' ends when it begins: leave out --hours to serve all day")
         return cls(start, end)
 
-    def include(self, now: time) -> bool:
-        """Whether the node serves at this time of day."""
+    def includes(self, now: time) -> bool:
+        """Return whether the node serves at this time of day."""
         if self.start < self.end:
             return self.start <= now < self.end
         return now >= self.start or now < self.end
@@ -44,28 +44,28 @@ class Schedule:
         return f"{self.start:%H:%M}-{self.end:%H:%M}"
 
 
-async def until_within(hours: Schedule, clock: Callable[[], datetime] = datetime.now) -> None:
-    """Wait for them; nothing is loaded meanwhile."""
-    told = False
-    while not hours.include(clock().time()):
-        if not told:
-            log.warning("the hours are %s: waiting for them", hours)
-            told = True
-        await asyncio.sleep(LOOK_S)
+async def wait_until_within(hours: Schedule, clock: Callable[[], datetime] = datetime.now) -> None:
+    """Wait until the hours begin."""
+    logged = False
+    while not hours.includes(clock().time()):
+        if not logged:
+            log.warning("waiting until the hours of this node begin: %s", hours)
+            logged = True
+        await asyncio.sleep(CHECK_EVERY_S)
 
 
-async def keep_hours(
+async def follow_schedule(
     hours: Schedule, orders: "asyncio.Queue[str]", clock: Callable[[], datetime] = datetime.now
 ) -> None:
-    """Order a serving node to pause and to resume when its hours end and begin; until cancelled.
+    """Order a serving node to pause when its hours end and to resume when they begin; runs until cancelled.
 
-    What the owner orders meanwhile holds until then.
+    An order that the owner gives meanwhile holds until then.
     """
     serving = True
     while True:
-        due = hours.include(clock().time())
+        due = hours.includes(clock().time())
         if due != serving:
             serving = due
             log.info("the hours are %s: %s", hours, "serving" if due else "pausing")
             await orders.put("resume" if due else "pause")
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(CHECK_EVERY_S)

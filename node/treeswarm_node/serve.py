@@ -1,4 +1,4 @@
-"""From a config to a node that serves: identity, registry, port, and a life in between."""
+"""Build a running node from its settings: identity, transport, registry, lifecycle, metrics."""
 
 import asyncio
 import contextlib
@@ -21,9 +21,8 @@ from treeswarm.tasks import cancelled
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.rate_limit import RateLimiter
-from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
-from treeswarm_node.config import NodeConfig
+from treeswarm_node.config import NetworkConfig, NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo, choose_dtype, find_device
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
@@ -31,10 +30,11 @@ from treeswarm_node.membership.distances import DistanceSurvey
 from treeswarm_node.membership.identity_file import claim_identity, record_running
 from treeswarm_node.model.attention_selection import check_attention_choice
 from treeswarm_node.monitoring.collect import SnapshotCollector
-from treeswarm_node.monitoring.prometheus import metrics_served
+from treeswarm_node.monitoring.prometheus import serve_metrics
+from treeswarm_node.own_record import OwnRecord
 from treeswarm_node.reachability.port_lender import PortLender
-from treeswarm_node.reachability.reachability import AddressMonitor
-from treeswarm_node.schedule import keep_hours, until_within
+from treeswarm_node.reachability.reachability import AddressMonitor, Basis, PublicAddress
+from treeswarm_node.schedule import follow_schedule, wait_until_within
 from treeswarm_node.sessions.compression import LinkCompression
 from treeswarm_node.sessions.server import NodeServer
 
@@ -44,36 +44,55 @@ NEW_SWARM = "dht:"
 
 
 @dataclass(frozen=True)
-class Ready:
-    """What the ready line says."""
+class HostedModel:
+    """What the ready line says of the model, the hosted blocks, and how they are computed."""
 
-    address: str
-    pinned: str
-    """The address with the pin, for clients that want nobody else."""
-    node: str
-    pin: str
     model: str
     blocks: str
+    """Blocks hosted, as `start:end`."""
     of: int
+    """Number of blocks of the whole model."""
     dtype: str
     device: str
     attention: str
+    """Name of the attention implementation."""
     weights: str
+    """Digest of the weights."""
     kv_tokens: int
+    """Number of tokens in the KV cache."""
     rate: float
-    join: str | None
-    """What another node gives as `--registry`; None where there is no registry."""
+    """Block-rows per second, as measured."""
     revision: str | None = None
-    """Of a model on the hub, if not its main one."""
+    """Branch, tag or commit of a model on the hub, or None for the main branch."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the ready line says."""
+
+    node: str
+    """The node's id."""
+    address: str
+    """Address at which others reach the node, without a pin."""
+    pin: str
+    hosted: HostedModel
+    join: str | None
+    """What another node gives as `--registry` to join, or None if there is no registry."""
     metrics: str | None = None
-    """Where Prometheus finds this node's figures."""
+    """URL of the Prometheus metrics, or None if they are not served."""
+
+    @property
+    def pinned(self) -> str:
+        """The address with the pin, for clients that accept no other node there."""
+        return f"{self.address}#{self.pin}"
 
     def __str__(self) -> str:
+        hosted = self.hosted
         lines = [
-            f"swarm-node {self.node} ready on {self.pinned}: blocks {self.blocks} of {self.of} of {self.model} "
-            f"({self.dtype}, {self.device}, attention {self.attention}, {self.kv_tokens} KV rows)"
+            f"swarm-node {self.node} ready on {self.pinned}: blocks {hosted.blocks} of {hosted.of} of {hosted.model} "
+            f"({hosted.dtype}, {hosted.device}, attention {hosted.attention}, {hosted.kv_tokens} KV rows)"
         ]
-        model = f"{self.model} --revision {self.revision}" if self.revision else self.model
+        model = f"{hosted.model} --revision {hosted.revision}" if hosted.revision else hosted.model
         if self.join:
             lines.append(f"  nodes join with:  swarm-node {model} --registry {self.join}")
         lines.append(f"  clients ask with: swarm generate PROMPT --model {model} --registry {self.pinned}")
@@ -82,143 +101,158 @@ class Ready:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"event": "ready", **asdict(self)}
+        """Return the line as one flat JSON object, whose keys are a promise to programs."""
+        return {
+            "event": "ready",
+            "address": self.address,
+            "pinned": self.pinned,
+            "node": self.node,
+            "pin": self.pin,
+            **asdict(self.hosted),
+            "join": self.join,
+            "metrics": self.metrics,
+        }
 
 
 @dataclass(frozen=True, eq=False)
-class Serving:
-    """A node that serves: what it says of itself, its life, and its figures."""
+class RunningNode:
+    """A node that serves: its ready line, its lifecycle and its figures."""
 
     ready: Ready
-    life: Lifecycle
-    gauge: SnapshotCollector
+    lifecycle: Lifecycle
+    collector: SnapshotCollector
 
 
 @contextlib.asynccontextmanager
-async def serving(config: NodeConfig, progress: Progress | None = None) -> AsyncIterator["Serving"]:
-    """A node that serves; on leaving, its sessions are handed over and its record withdrawn.  `progress` hears how far
-    loading is.  Outside its hours it waits for them first.  Cancelled while it waits or loads, it withdraws as well."""
+async def run_node(config: NodeConfig, progress: Progress | None = None) -> AsyncIterator[RunningNode]:
+    """Start a node, and yield it once it serves; on leaving, hand over its sessions and withdraw its record.
+
+    `progress` receives how far loading is.  Outside the node's hours, wait for them first.  If this is cancelled while
+    it waits or loads, the record is withdrawn as well.  Raises BadRequest, ModelError.
+    """
     device = find_device(config.device.name)
     config = replace(config, model=replace(config.model, dtype=choose_dtype(config.model.dtype, device)))
     check_attention_choice(config.device.attention, device, getattr(torch, config.model.dtype))
-    swarm_key = read_swarm_key(config.network.swarm_key) if config.network.swarm_key else None
+    network, hours = config.network, config.operations.hours
+    swarm_key = read_swarm_key(network.swarm_key) if network.swarm_key else None
     async with contextlib.AsyncExitStack() as stack:
-        identity, kept_at = stack.enter_context(claim_identity(config.network.identity))
+        identity, identity_path = stack.enter_context(claim_identity(network.identity))
         model = await asyncio.to_thread(ModelInfo.find, config.model.name, config.model.revision)
-        pace = RateLimiter(config.network.bandwidth) if config.network.bandwidth else None
-        line = GrpcTransport(security=Security(identity, swarm_key), rate_limiter=pace)
-        transport: Transport = line
-        if config.network.emulate_link:
-            transport = EmulatedTransport(transport, LinkShape.parse(config.network.emulate_link))
+        rate_limiter = RateLimiter(network.bandwidth) if network.bandwidth else None
+        grpc = GrpcTransport(security=Security(identity, swarm_key), rate_limiter=rate_limiter)
+        shape = LinkShape.parse(network.emulate_link) if network.emulate_link else None
+        transport = EmulatedTransport(grpc, shape) if shape else grpc
         stack.push_async_callback(transport.close)
         node = NodeServer(transport, config.limits)
-        listener = await transport.listen(config.network.listen, node.accept)
+        listener = await transport.listen(network.listen, node.accept)
         stack.push_async_callback(listener.close)
-        node.sessions.compression = _packing(config, listener.address)
-        node.port_lender = PortLender(Address.parse(config.network.listen).host, config.lending, rate_limiter=pace)
-        registry = await _registry(config, model, identity)
+        address = _assumed_address(network, listener.address)
+        node.sessions.compression = _link_compression(network, address)
+        host = Address.parse(network.listen).host
+        node.port_lender = PortLender(host, config.lending, rate_limiter=rate_limiter)
+        registry = await _open_registry(network, model, identity)
         stack.push_async_callback(registry.close)
-        life = Lifecycle(
-            config, identity, model, node, _seen_from_outside(config, listener.address), DistanceSurvey(transport)
-        )
-        life.progress = progress
         assert isinstance(registry, BookRegistry)
-        life.membership = node.membership = Membership(identity, life.make_record, registry, registry)
-        gauge, metrics = SnapshotCollector(life, line), None
+        public = PublicAddress(str(address), Basis.ASSUMED, False)
+        record = OwnRecord(config, identity, model, node, DistanceSurvey(transport), public)
+        membership = node.membership = Membership(identity, record.make, registry, registry)
+        lifecycle = Lifecycle(record, membership, progress)
+        collector, metrics = SnapshotCollector(lifecycle, grpc), None
         if config.operations.metrics:
-            metrics = await stack.enter_async_context(metrics_served(config.operations.metrics, gauge.read))
-        if config.operations.hours:
+            metrics = await stack.enter_async_context(serve_metrics(config.operations.metrics, collector.read))
+        if hours:
             node.state = NodeState.PAUSED
-            await until_within(config.operations.hours)
-        stack.push_async_callback(life.leave)
-        # What it joined with is not kept here: a paused node would keep the weights of its first span.
-        await life.join()
-        stack.enter_context(record_running(kept_at, f"{life.address.bare}#{identity.pin}"))
+            await wait_until_within(hours)
+        stack.push_async_callback(lifecycle.leave)
+        # The stage that it joins with is not kept here: a paused node would keep the weights of its first span.
+        await lifecycle.join()
+        stack.enter_context(record_running(identity_path, f"{record.address.bare}#{identity.pin}"))
         monitor = AddressMonitor(
             transport,
             listening=listener.address,
             pin=identity.pin,
-            lender_candidates=life.lender_candidates,
-            on_address=life.settle,
-            announced=config.network.announce,
+            lender_candidates=lifecycle.lender_candidates,
+            on_address=lifecycle.set_public_address,
+            announced=network.announce,
             forwarded_ports=node.forwarded_ports,
-            assumed=life.address.bare,
+            assumed=record.address.bare,
         )
-        works = [node.sweep(), life.membership.run(), life.survey.run(life.neighbours), monitor.run()]
-        if config.operations.hours:
-            works.append(keep_hours(config.operations.hours, life.membership.orders))
-        for work in works:
+        background = [node.sweep(), membership.run(), record.survey.run(lifecycle.neighbours), monitor.run()]
+        if hours:
+            background.append(follow_schedule(hours, membership.orders))
+        for work in background:
             stack.push_async_callback(cancelled, asyncio.create_task(work))
-        yield Serving(_ready(config, life, registry, metrics), life, gauge)
+        yield RunningNode(_describe_ready(record, registry, metrics), lifecycle, collector)
 
 
-async def _registry(config: NodeConfig, model: ModelInfo, identity: Identity) -> Registry:
-    """The one asked for; else this node begins a swarm of its own, where the DHT is installed."""
-    spec = config.network.registry or NEW_SWARM
-    host = Address.parse(config.network.listen).host
+async def _open_registry(network: NetworkConfig, model: ModelInfo, identity: Identity) -> Registry:
+    """Open the registry asked for; by default, start a new swarm if the DHT is installed, else use no registry."""
+    spec = network.registry or NEW_SWARM
+    host = Address.parse(network.listen).host
     try:
         kind = "ip6" if ":" in host else "ip4"
         return await open_registry(spec, model.config, identity.node_id, listen=(f"/{kind}/{host}/tcp/0",))
     except BadRequest as error:
-        if config.network.registry is not None:
+        if network.registry is not None:
             raise
-        log.warning("%s; serving those who know this address", error)
+        log.warning("%s; without a registry, only clients that are given this node's address find it", error)
         return await open_registry("none", model.config, identity.node_id)
 
 
-def _seen_from_outside(config: NodeConfig, bound: str) -> Address:
-    """Where others find this node: as its owner says, else as bound, a wildcard as this machine's way out."""
+def _assumed_address(network: NetworkConfig, bound: str) -> Address:
+    """Return where others should find this node: as announced, else as bound, with a wildcard replaced."""
     address = Address.parse(bound)
-    if config.network.announce:
-        told = Address.parse(config.network.announce)
-        return Address(told.host, told.port or address.port)
+    if network.announce:
+        announced = Address.parse(network.announce)
+        return Address(announced.host, announced.port or address.port)
     if address.host in {"0.0.0.0", "::"}:
-        return Address(_way_out(address.host), address.port)
+        return Address(_outgoing_host(address.host), address.port)
     return address
 
 
-def _packing(config: NodeConfig, bound: str) -> LinkCompression:
-    shape = LinkShape.parse(config.network.emulate_link) if config.network.emulate_link else LinkShape()
-    rates = [rate for rate in (config.network.bandwidth, shape.rate) if rate is not None]
-    return LinkCompression(config.network.compression, min(rates, default=None), _seen_from_outside(config, bound).host)
+def _link_compression(network: NetworkConfig, address: Address) -> LinkCompression:
+    shape = LinkShape.parse(network.emulate_link) if network.emulate_link else LinkShape()
+    rates = [rate for rate in (network.bandwidth, shape.rate) if rate is not None]
+    return LinkCompression(network.compression, min(rates, default=None), address.host)
 
 
-def _way_out(wildcard: str) -> str:
-    """This machine's address towards the internet; asks the routing table, sends nothing."""
-    family, far = (socket.AF_INET6, "2001:db8::1") if ":" in wildcard else (socket.AF_INET, "192.0.2.1")
+def _outgoing_host(wildcard: str) -> str:
+    """Return this machine's address towards the internet, from the routing table and without sending anything."""
+    family, remote = (socket.AF_INET6, "2001:db8::1") if ":" in wildcard else (socket.AF_INET, "192.0.2.1")
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((far, 9))
+            probe.connect((remote, 9))
             return str(probe.getsockname()[0])
         except OSError:
             return "::1" if ":" in wildcard else "127.0.0.1"
 
 
-def _ready(config: NodeConfig, life: Lifecycle, registry: Registry, metrics: str | None) -> Ready:
-    stage = life.node.ready_stage()
-    address, served = str(life.address.bare), stage.served
+def _describe_ready(record: OwnRecord, registry: Registry, metrics: str | None) -> Ready:
+    config, stage = record.config, record.node.ready_stage()
+    served = stage.served
     return Ready(
-        address=address,
-        pinned=f"{address}#{life.identity.pin}",
-        node=life.identity.node_id,
-        pin=life.identity.pin,
-        model=config.model.name,
-        blocks=str(served.span),
-        of=served.blocks,
-        dtype=config.model.dtype,
-        device=config.device.name,
-        attention=served.attention,
-        weights=served.numerics.weights,
-        kv_tokens=config.device.kv_tokens,
-        rate=stage.rate,
-        join=_join_line(config, registry),
-        revision=config.model.revision,
+        node=record.identity.node_id,
+        address=str(record.address.bare),
+        pin=record.identity.pin,
+        hosted=HostedModel(
+            model=config.model.name,
+            blocks=str(served.span),
+            of=served.blocks,
+            dtype=config.model.dtype,
+            device=config.device.name,
+            attention=served.attention,
+            weights=served.numerics.weights,
+            kv_tokens=config.device.kv_tokens,
+            rate=stage.rate,
+            revision=config.model.revision,
+        ),
+        join=_join_spec(config.network, registry),
         metrics=metrics,
     )
 
 
-def _join_line(config: NodeConfig, registry: Registry) -> str | None:
-    if config.network.registry and registry_kind(config.network.registry) == "mqtt":
-        return shareable_spec(config.network.registry)
+def _join_spec(network: NetworkConfig, registry: Registry) -> str | None:
+    if network.registry and registry_kind(network.registry) == "mqtt":
+        return shareable_spec(network.registry)
     spec = getattr(registry, "spec", None)
     return str(spec) if spec else None

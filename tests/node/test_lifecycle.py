@@ -1,4 +1,4 @@
-"""A node's life when something is in the way: a pause that must free memory, a load that fails or takes too long."""
+"""A node's lifecycle under difficulties: a pause must free memory, a load fails or takes too long."""
 
 import asyncio
 import contextlib
@@ -28,8 +28,8 @@ from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo, load_stage
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
-from treeswarm_node.schedule import Schedule, until_within
-from treeswarm_node.serve import Serving, serving
+from treeswarm_node.schedule import Schedule, wait_until_within
+from treeswarm_node.serve import RunningNode, run_node
 
 SOON_S = 60.0
 
@@ -46,170 +46,166 @@ def _with_attention(config: NodeConfig, attention: str) -> NodeConfig:
 
 
 @contextlib.asynccontextmanager
-async def living(config: NodeConfig) -> AsyncIterator[tuple[Serving, asyncio.Event]]:
-    """A node that serves and obeys."""
+async def obedient_node(config: NodeConfig) -> AsyncIterator[tuple[RunningNode, asyncio.Event]]:
+    """Run a node that obeys orders, with the event that stops it."""
     stop = asyncio.Event()
-    async with serving(config) as served:
-        life = asyncio.create_task(served.life.live(stop))
+    async with run_node(config) as running:
+        task = asyncio.create_task(running.lifecycle.run(stop))
         try:
-            yield served, stop
+            yield running, stop
         finally:
             stop.set()
-            await asyncio.wait_for(life, SOON_S)
+            await asyncio.wait_for(task, SOON_S)
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def wait_for(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(SOON_S):
-        while not holds():
+        while not condition():
             await asyncio.sleep(0.01)
 
 
-async def order(life: Lifecycle, *orders: str) -> None:
-    for one in orders:
-        await life.membership.orders.put(one)
+async def give_orders(lifecycle: Lifecycle, *orders: str) -> None:
+    for order in orders:
+        await lifecycle.membership.orders.put(order)
 
 
-async def test_paused_a_node_keeps_nothing_of_what_it_served_first(config: NodeConfig) -> None:
-    async with living(config) as (served, _):
-        node = served.life.node
+async def test_pause_frees_the_stage_served_first(config: NodeConfig) -> None:
+    async with obedient_node(config) as (running, _):
+        node = running.lifecycle.node
         assert node.stage is not None
-        kept = [weakref.ref(one) for one in (node.stage, node.stage.engine, node.stage.store)]
-        await order(served.life, "pause")
-        await until(lambda: node.state is NodeState.PAUSED)
+        references = [weakref.ref(part) for part in (node.stage, node.stage.engine, node.stage.store)]
+        await give_orders(running.lifecycle, "pause")
+        await wait_for(lambda: node.state is NodeState.PAUSED)
         gc.collect()
-        assert [one() for one in kept] == [None] * 3
+        assert [reference() for reference in references] == [None] * 3
 
 
-async def test_a_node_that_cannot_load_stays_paused_and_tries_again(
+async def test_failed_load_pauses_the_node_and_is_tried_again(
     config: NodeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures = [RuntimeError("CUDA out of memory"), OSError("no space left on device")]
 
     @contextlib.asynccontextmanager
-    async def at_last(*args: Any) -> AsyncIterator[Any]:
+    async def load_at_third_try(*args: Any) -> AsyncIterator[Any]:
         if failures:
             raise failures.pop()
         async with load_stage(*args) as stage:
             yield stage
 
-    async with living(config) as (served, _):
-        node, told = served.life.node, list[NodeState]()
-        announce = served.life.membership.announce
+    async with obedient_node(config) as (running, _):
+        node, states = running.lifecycle.node, list[NodeState]()
+        announce = running.lifecycle.membership.announce
 
-        async def heard() -> None:
-            told.append(node.state)
+        async def record_state() -> None:
+            states.append(node.state)
             await announce()
 
-        monkeypatch.setattr(served.life.membership, "announce", heard)
-        monkeypatch.setattr(lifecycle, "load_stage", at_last)
+        monkeypatch.setattr(running.lifecycle.membership, "announce", record_state)
+        monkeypatch.setattr(lifecycle, "load_stage", load_at_third_try)
         monkeypatch.setattr(lifecycle, "LOAD_AGAIN_S", 0.05)
-        await order(served.life, "pause", "resume")
-        await until(lambda: not failures and node.state is NodeState.ONLINE)
-        changes = [state for state, _ in itertools.groupby(told) if state is not NodeState.ONLINE]
+        await give_orders(running.lifecycle, "pause", "resume")
+        await wait_for(lambda: not failures and node.state is NodeState.ONLINE)
+        changes = [state for state, _ in itertools.groupby(states) if state is not NodeState.ONLINE]
         paused_and_tried = [NodeState.PAUSED, NodeState.JOINING]
         assert changes == [NodeState.DRAINING, *3 * paused_and_tried]
 
 
-async def test_an_owner_who_pauses_is_not_served_again_by_a_retry(
-    config: NodeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried = list[Span]()
+async def test_pause_by_the_owner_ends_the_retries(config: NodeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = list[Span]()
 
     @contextlib.asynccontextmanager
-    async def never(config: NodeConfig, model: ModelInfo, span: Span, *rest: Any) -> AsyncIterator[Any]:
-        tried.append(span)
+    async def fail_to_load(config: NodeConfig, model: ModelInfo, span: Span, *rest: Any) -> AsyncIterator[Any]:
+        attempts.append(span)
         raise RuntimeError("CUDA out of memory")
         yield
 
-    async with living(config) as (served, _):
-        monkeypatch.setattr(lifecycle, "load_stage", never)
+    async with obedient_node(config) as (running, _):
+        monkeypatch.setattr(lifecycle, "load_stage", fail_to_load)
         monkeypatch.setattr(lifecycle, "LOAD_AGAIN_S", 0.2)
-        await order(served.life, "pause", "resume", "pause")
-        await until(lambda: len(tried) == 1 and served.life.membership.orders.empty())
+        await give_orders(running.lifecycle, "pause", "resume", "pause")
+        await wait_for(lambda: len(attempts) == 1 and running.lifecycle.membership.orders.empty())
         await asyncio.sleep(0.5)
-        assert len(tried) == 1
+        assert len(attempts) == 1
 
 
 @contextlib.asynccontextmanager
-async def for_ever(*args: Any) -> AsyncIterator[Any]:
+async def load_forever(*args: Any) -> AsyncIterator[Any]:
     await asyncio.Event().wait()
     yield
 
 
-async def test_told_to_stop_a_node_does_not_wait_for_what_it_loads(
-    config: NodeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with living(config) as (served, stop):
-        monkeypatch.setattr(lifecycle, "load_stage", for_ever)
-        await order(served.life, "pause", "resume")
-        await until(lambda: served.life.node.state is NodeState.JOINING)
+async def test_stop_cancels_a_load(config: NodeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with obedient_node(config) as (running, stop):
+        monkeypatch.setattr(lifecycle, "load_stage", load_forever)
+        await give_orders(running.lifecycle, "pause", "resume")
+        await wait_for(lambda: running.lifecycle.node.state is NodeState.JOINING)
         stop.set()
-    assert served.life.node.state is NodeState.GONE
+    assert running.lifecycle.node.state is NodeState.GONE
 
 
-async def test_told_to_stop_while_it_first_loads_a_node_says_that_it_is_gone(
+async def test_stop_during_the_first_load_withdraws_the_record(
     config: NodeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = list[NodeState]()
+    last_states = list[NodeState]()
     leave = Membership.leave
 
-    async def noticed(membership: Membership) -> None:
+    async def leave_and_record(membership: Membership) -> None:
         await leave(membership)
-        left.append(membership.make_record(1, 1).state)
+        last_states.append(membership.make_record(1, 1).state)
 
-    def stopping(*args: Any) -> Any:
+    def stop_while_loading(*args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return for_ever(*args)
+        return load_forever(*args)
 
-    monkeypatch.setattr(Membership, "leave", noticed)
-    monkeypatch.setattr(lifecycle, "load_stage", stopping)
+    monkeypatch.setattr(Membership, "leave", leave_and_record)
+    monkeypatch.setattr(lifecycle, "load_stage", stop_while_loading)
     await asyncio.wait_for(_serve_until_stopped(config, None), SOON_S)
-    assert left == [NodeState.GONE]
+    assert last_states == [NodeState.GONE]
 
 
-@pytest.mark.parametrize(("wanted", "name"), [("auto", "torch-reference"), ("flash", "torch-flash")])
-async def test_a_node_says_which_attention_it_computes_with(config: NodeConfig, wanted: str, name: str) -> None:
-    async with load_stage(_with_attention(config, wanted), ModelInfo.find("demo"), Span(0, 1)) as stage:
+@pytest.mark.parametrize(("attention", "name"), [("auto", "torch-reference"), ("flash", "torch-flash")])
+async def test_stage_names_its_attention(config: NodeConfig, attention: str, name: str) -> None:
+    async with load_stage(_with_attention(config, attention), ModelInfo.find("demo"), Span(0, 1)) as stage:
         assert stage.served.attention == name
 
 
-async def test_an_attention_that_cannot_be_is_refused_before_anything_is_announced(
+async def test_unsupported_attention_is_refused_before_announcing(
     config: NodeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve, "find_device", lambda _: torch.device("mps"))
     with pytest.raises(BadRequest, match=r"no flash kernel for mps\): give --attention auto"):
-        async with serving(_with_attention(config, "flash")):
+        async with run_node(_with_attention(config, "flash")):
             pass
 
 
-async def test_a_load_that_nobody_waits_for_ends(config: NodeConfig) -> None:
-    begun, goes_on, calls = threading.Event(), threading.Event(), list[int]()
+async def test_cancelled_load_stops_reading_tensors(config: NodeConfig) -> None:
+    begun, resume, calls = threading.Event(), threading.Event(), list[int]()
 
     def slow(done: int, total: int, what: str) -> None:
         calls.append(done)
         begun.set()
-        goes_on.wait(SOON_S)
+        resume.wait(SOON_S)
 
     model = ModelInfo.find("demo")
     loading = asyncio.create_task(load_stage(config, model, Span(0, 2), progress=slow).__aenter__())
     await asyncio.to_thread(begun.wait, SOON_S)
     loading.cancel()
     await asyncio.gather(loading, return_exceptions=True)
-    so_far = len(calls)
-    goes_on.set()
+    calls_before = len(calls)
+    resume.set()
     await asyncio.get_running_loop().shutdown_default_executor()
     assert loading.cancelled()
-    assert len(calls) == so_far
+    assert len(calls) == calls_before
 
 
-def test_a_node_waits_for_its_hours() -> None:
+def test_node_waits_for_its_hours() -> None:
     async def waited_until() -> float:
         loop = asyncio.get_running_loop()
         began = datetime(2026, 1, 1, 20, 0)
         hours = Schedule.parse("22:00-07:00")
-        await until_within(hours, lambda: began + timedelta(seconds=loop.time()))
+        await wait_until_within(hours, lambda: began + timedelta(seconds=loop.time()))
         waited = loop.time()
-        await until_within(hours, lambda: began + timedelta(seconds=loop.time()))
+        await wait_until_within(hours, lambda: began + timedelta(seconds=loop.time()))
         assert loop.time() == waited
         return waited
 

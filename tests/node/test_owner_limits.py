@@ -17,7 +17,7 @@ from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.local_swarm import local_swarm, node_command
 from treeswarm_node.cli.arguments import read_config
 from treeswarm_node.reachability.tcp_splice import MAX_HOLD_S, READ_BYTES, ByteCounter
-from treeswarm_node.schedule import Schedule, keep_hours
+from treeswarm_node.schedule import Schedule, follow_schedule
 
 TIME = st.times().map(lambda t: t.replace(second=0, microsecond=0))
 
@@ -33,17 +33,17 @@ TIME = st.times().map(lambda t: t.replace(second=0, microsecond=0))
 )
 def test_hours_may_go_over_midnight(text: str, inside: list[str], outside: list[str]) -> None:
     hours = Schedule.parse(text)
-    assert all(hours.include(time.fromisoformat(at)) for at in inside)
-    assert not any(hours.include(time.fromisoformat(at)) for at in outside)
+    assert all(hours.includes(time.fromisoformat(at)) for at in inside)
+    assert not any(hours.includes(time.fromisoformat(at)) for at in outside)
 
 
 @given(start=TIME, end=TIME, now=TIME)
 def test_a_time_is_within_hours_or_within_the_rest_of_the_day(start: time, end: time, now: time) -> None:
     if start != end:
         hours, rest = Schedule(start, end), Schedule(end, start)
-        assert hours.include(now) != rest.include(now)
-        assert hours.include(start)
-        assert not hours.include(end)
+        assert hours.includes(now) != rest.includes(now)
+        assert hours.includes(start)
+        assert not hours.includes(end)
         assert Schedule.parse(str(hours)) == hours
 
 
@@ -64,7 +64,7 @@ def test_a_node_is_told_at_the_edges_and_the_owners_word_holds_between_them() ->
         def clock() -> datetime:
             return began + timedelta(seconds=loop.time())
 
-        keeping = asyncio.create_task(keep_hours(Schedule.parse("22:00-07:00"), orders, clock))
+        keeping = asyncio.create_task(follow_schedule(Schedule.parse("22:00-07:00"), orders, clock))
         try:
             async with asyncio.timeout(36 * 3600):
                 while True:
@@ -187,7 +187,7 @@ async def test_outside_its_hours_a_node_loads_nothing_and_within_them_it_serves(
         said, errors = await waiting.communicate()
     assert waiting.returncode == 0
     assert said == b"", "it was never ready"
-    assert b"waiting for them" in errors
+    assert b"waiting until the hours" in errors
 
 
 async def state(url: str) -> str:

@@ -12,9 +12,9 @@ from unittest.mock import patch
 from treeswarm_node.cli.arguments import read_config
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.reachability.reachability import PublicAddress
-from treeswarm_node.serve import serving
+from treeswarm_node.serve import run_node
 
-settle = Lifecycle.settle
+set_public_address = Lifecycle.set_public_address
 
 
 async def run(peers: list[str], arguments: list[str]) -> None:
@@ -23,15 +23,16 @@ async def run(peers: list[str], arguments: list[str]) -> None:
     async def lender_candidates(_: Lifecycle) -> list[str]:
         return peers
 
-    async def settle_and_print(life: Lifecycle, place: PublicAddress) -> None:
-        await settle(life, place)
-        print(json.dumps({"address": f"{place.address}#{life.identity.pin}", "basis": place.basis}), flush=True)
+    async def set_and_print(lifecycle: Lifecycle, public: PublicAddress) -> None:
+        await set_public_address(lifecycle, public)
+        pinned = f"{public.address}#{lifecycle.record.identity.pin}"
+        print(json.dumps({"address": pinned, "basis": public.basis}), flush=True)
 
     with (
         patch.object(Lifecycle, "lender_candidates", lender_candidates),
-        patch.object(Lifecycle, "settle", settle_and_print),
+        patch.object(Lifecycle, "set_public_address", set_and_print),
     ):
-        async with serving(config):
+        async with run_node(config):
             await asyncio.to_thread(sys.stdin.read)
 
 

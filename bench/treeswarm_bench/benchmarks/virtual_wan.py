@@ -23,7 +23,6 @@ import torch
 
 from treeswarm.keys import Identity
 from treeswarm.model_files import read_shape, resolve_model
-from treeswarm.protocol.address import Address
 from treeswarm.protocol.spans import Span
 from treeswarm.registry import open_registry
 from treeswarm.registry.book import BookRegistry
@@ -48,6 +47,8 @@ from treeswarm_node.engine.model_runner import Computed, Runner, ThrottledRunner
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.membership.distances import DistanceSurvey
+from treeswarm_node.own_record import OwnRecord
+from treeswarm_node.reachability.reachability import Basis, PublicAddress
 from treeswarm_node.sessions.server import NodeServer
 
 # What a hop takes besides the model and the wire: `swarm bench overhead`, docs/benchmarks.md.
@@ -121,8 +122,10 @@ class World:
             model = ModelInfo.find(setup.model)
             registry = await open_registry("none", model.config, identity.node_id)
             assert isinstance(registry, BookRegistry)
-            life = Lifecycle(config, identity, model, node, Address.parse(listener.address), DistanceSurvey(line))
-            life.membership = node.membership = Membership(identity, life.draft, registry, registry)
+            public = PublicAddress(listener.address, Basis.ASSUMED, False)
+            record = OwnRecord(config, identity, model, node, DistanceSurvey(line), public)
+            node.membership = Membership(identity, record.make, registry, registry)
+            life = Lifecycle(record, node.membership)
             stack.push_async_callback(life.leave)
             stage = await life.join()
             stage.engine.clock = self.loop.clock

@@ -36,10 +36,10 @@ class SnapshotCollector:
         return NodeSnapshot(
             about=NodeDescription(
                 model=lifecycle.config.model.name,
-                node=lifecycle.identity.node_id,
+                node=lifecycle.record.identity.node_id,
                 device=lifecycle.config.device.name,
-                address=lifecycle.address.bare,
-                blocks=lifecycle.model.shape.blocks,
+                address=lifecycle.record.address.bare,
+                blocks=lifecycle.record.model.shape.blocks,
             ),
             hosting=self._hosting(),
             uptime_s=time.monotonic() - self.started,
@@ -53,8 +53,8 @@ class SnapshotCollector:
         lifecycle, stage = self.lifecycle, self.lifecycle.node.stage
         return SpanSnapshot(
             state=lifecycle.node.state,
-            span=lifecycle.span,
-            numerics=lifecycle.numerics,
+            span=lifecycle.record.span,
+            numerics=lifecycle.record.numerics,
             rate=stage.rate if stage else 0.0,
             moves=lifecycle.moves,
         )

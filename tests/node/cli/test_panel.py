@@ -27,7 +27,7 @@ from treeswarm.progress import LOADING
 from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm_node.cli import panel
-from treeswarm_node.cli.main import _set_up_logging, _PanelHandler
+from treeswarm_node.cli.main import _PanelHandler, _set_up_logging
 from treeswarm_node.cli.panel import Throughput, format_bytes, format_duration, render_blocks, render_panel
 from treeswarm_node.cli.progress_bar import LoadingLog, LoadingProgress
 from treeswarm_node.cli.terminal import WAITING, TerminalWriter
@@ -103,7 +103,9 @@ def test_durations_bytes_and_blocks_as_text() -> None:
 
 def test_loader_reports_every_tensor_it_reads() -> None:
     reports: list[tuple[int, int, str]] = []
-    load_span(resolve_model("demo"), Span(0, 2), torch.float32, torch.device("cpu"), lambda *report: reports.append(report))
+    load_span(
+        resolve_model("demo"), Span(0, 2), torch.float32, torch.device("cpu"), lambda *report: reports.append(report)
+    )
     total = reports[0][1]
     assert total > 10
     assert sorted(done for done, _, _ in reports) == list(range(1, total + 1))
