@@ -1,4 +1,4 @@
-"""Tiny models of every family, and a chain of spans of them in one process."""
+"""Tiny models of every supported family, and chains of their spans in one process."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -65,10 +65,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def tiny_model(family: str, **changes: Any) -> PreTrainedModel:
-    """A random model of the family, weights large enough that mistakes show."""
-    model_type, own = FAMILIES[family]
+    """Return a random model of the family, with weights large enough that mistakes change the output."""
+    model_type, family_config = FAMILIES[family]
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{**SMALL, **own, **changes})
+    config = AutoConfig.for_model(model_type, **{**SMALL, **family_config, **changes})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -78,7 +78,7 @@ def tiny_model(family: str, **changes: Any) -> PreTrainedModel:
 
 @dataclass
 class SpanChain:
-    """A model cut in three spans that each keep their own KV, without any network."""
+    """A model in three spans with a KV cache each, without any network."""
 
     models: list[SpanModel]
     sessions: dict[str, tuple[NodeSession, list[SessionKV]]] = field(default_factory=dict)
@@ -86,10 +86,10 @@ class SpanChain:
     def open(self, name: str, trunk_room: int, crown_room: int = 32) -> None:
         vocab = int(self.models[0].loaded.config.vocab_size)
         terms = SessionTerms(1, trunk_room, crown_room, 10_000, vocab, 0)
-        self.sessions[name] = (NodeSession(terms), [m.store.open(trunk_room, crown_room) for m in self.models])
+        self.sessions[name] = (NodeSession(terms), [model.store.open(trunk_room, crown_room) for model in self.models])
 
     def run(self, appends: dict[str, Append]) -> dict[str, torch.Tensor]:
-        """One batch through the chain; logits of every row, by session."""
+        """Send one batch through the chain, and return the logits of every row, by session."""
         steps = {name: self.sessions[name][0].receive(append)[0] for name, append in appends.items()}
         tokens = np.concatenate([step.tokens for step in steps.values()])
         hidden = self.models[0].embed(torch.from_numpy(tokens))
@@ -106,18 +106,18 @@ ADAPTERS: dict[str, Callable[[], Attention]] = {"torch": TorchReference, "flash"
 
 @pytest.fixture
 def adapter() -> Attention:
-    """What spans attend with; files whose tests hold of every adapter say so with one of their own."""
+    """Return the attention adapter of spans.  Test files that cover every adapter override this fixture."""
     return TorchReference()
 
 
 @pytest.fixture
 def cut_in_three(adapter: Attention) -> Callable[[PreTrainedModel], SpanChain]:
-    """Cut a model into blocks 0:1, 1:3, 3:4, each on a copy of its own, as three machines would have it."""
+    """Return a function that cuts a model into blocks 0:1, 1:3 and 3:4, each with a copy of the model."""
 
     def cut(model: PreTrainedModel) -> SpanChain:
         spans = [Span(0, 1), Span(1, 3), Span(3, 4)]
         loaded = [LoadedSpan(copy.deepcopy(model), span, torch.float32, CPU) for span in spans]
-        return SpanChain([SpanModel(part, 2048, adapter) for part in loaded])
+        return SpanChain([SpanModel(span, 2048, adapter) for span in loaded])
 
     return cut
 
@@ -131,7 +131,7 @@ def append_of(
     commit: Sequence[int] = (),
     prefill: bool = False,
 ) -> Append:
-    """An append that asks for every row's answer."""
+    """Return an append that requests an answer for every row."""
     return Append(
         epoch=1,
         seq=seq,
@@ -148,7 +148,7 @@ def append_of(
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tests share the machine."""
+    """Limit torch to one thread, because tests run beside each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Every adapter against attention done by hand along each row's path, on stores as sessions leave them."""
+"""Every adapter agrees with attention computed along each row's path, on stores with fragmented trunks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,10 +18,10 @@ from treeswarm_node.attention.flash import FlashAttention, flash_kernel
 from treeswarm_node.attention.metadata import Segment, make_batch
 from treeswarm_node.kv_cache.kv_store import KVShape, KVStore, SessionKV
 
-Parted = tuple[torch.Tensor, torch.Tensor]
+KernelResult = tuple[torch.Tensor, torch.Tensor]
 HEADS, SHAPE = 4, KVShape(2, 16, 16)
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.003}
-# What layers ask for besides plain attention.
+# Options that layers use besides plain attention.
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "window": {"window": 50},
@@ -32,8 +32,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(eq=False)
-class Scene:
-    """Sessions on one store that attend to made-up queries, keys and values, remembered by id."""
+class AttentionScene:
+    """Sessions on one store that attend with random queries, keys and values, which are remembered by id."""
 
     adapter: Attention
     dtype: torch.dtype
@@ -42,15 +42,15 @@ class Scene:
     sinks: torch.Tensor | None = None
     store: KVStore = field(init=False)
     sessions: dict[str, tuple[NodeSession, SessionKV, Text]] = field(default_factory=dict)
-    known: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    most_runs: int = 0
-    """Of a trunk, seen in any batch."""
-    padded: int = 0
-    """Formed so far."""
+    kv_of: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    max_runs: int = 0
+    """Largest number of runs that a trunk had in any batch."""
+    padded_batches: int = 0
+    """Number of padded batches so far."""
 
     def __post_init__(self) -> None:
         self.store = KVStore(1, SHAPE, 2048, self.dtype, CPU)
-        self.random = torch.Generator().manual_seed(7)
+        self.generator = torch.Generator().manual_seed(7)
 
     def open(self, name: str, prompt: int) -> None:
         text = Text([1] * prompt, np.random.default_rng(len(self.sessions)), 2)
@@ -58,7 +58,10 @@ class Scene:
         self.sessions[name] = (session, self.store.open(prompt + 60, 32), text)
 
     def run(self, appends: dict[str, tuple[Append, list[int]]]) -> float:
-        """The largest difference in one batch of appends with their rows' ids, relative to values of about 1."""
+        """Compute one batch of appends, given with their rows' ids, and return the largest difference.
+
+        Values are about 1, so the difference is relative.
+        """
         segments, rows = [], []
         for name, (append, ids) in appends.items():
             session, kv, _ = self.sessions[name]
@@ -67,25 +70,27 @@ class Scene:
         for segment in segments:
             segment.kv.commit(segment.step)
         query, key, value = (
-            torch.randn(heads, len(rows), 16, generator=self.random).to(self.dtype) for heads in (HEADS, 2, 2)
+            torch.randn(heads, len(rows), 16, generator=self.generator).to(self.dtype) for heads in (HEADS, 2, 2)
         )
         for i, row in enumerate(rows):
-            self.known[row] = key[:, i], value[:, i]
+            self.kv_of[row] = key[:, i], value[:, i]
         batch = make_batch(segments, self.store, 0, CPU)
-        self.most_runs = max(self.most_runs, *(len(meta.trunk_runs) for meta in batch.segments))
-        self.padded += len(batch.groups(self.window).padded)
-        how = {"scaling": 0.3, "window": self.window, "softcap": self.softcap, "sinks": self.sinks}
-        ours = self.adapter.attend(LayerInputs.with_kv_written(0, query, key, value, batch, **how))
-        assert ours.dtype == self.dtype
-        assert ours.shape == (len(rows), HEADS, 16)
-        return max(float((ours[i].float() - self.by_hand(row, query[:, i])).abs().max()) for i, row in enumerate(rows))
+        self.max_runs = max(self.max_runs, *(len(segment.trunk_runs) for segment in batch.segments))
+        self.padded_batches += len(batch.groups(self.window).padded)
+        options = {"scaling": 0.3, "window": self.window, "softcap": self.softcap, "sinks": self.sinks}
+        output = self.adapter.attend(LayerInputs.with_kv_written(0, query, key, value, batch, **options))
+        assert output.dtype == self.dtype
+        assert output.shape == (len(rows), HEADS, 16)
+        return max(
+            float((output[i].float() - self.expected(row, query[:, i])).abs().max()) for i, row in enumerate(rows)
+        )
 
-    def by_hand(self, row: tuple[str, int], query: torch.Tensor) -> torch.Tensor:
-        """float32 [heads, dim]."""
+    def expected(self, row: tuple[str, int], query: torch.Tensor) -> torch.Tensor:
+        """Return the attention output of one row, float32 [heads, dim], computed along its path."""
         name, node = row
-        seen = self.sessions[name][2].path(node)[-(self.window or 10_000) :]
+        visible = self.sessions[name][2].path(node)[-(self.window or 10_000) :]
         keys, values = (
-            torch.stack([self.known[name, i][kind] for i in seen], 1).float().repeat_interleave(HEADS // 2, 0)
+            torch.stack([self.kv_of[name, i][kind] for i in visible], 1).float().repeat_interleave(HEADS // 2, 0)
             for kind in (0, 1)
         )
         scores = torch.einsum("hd,hkd->hk", query.float(), keys) * 0.3
@@ -97,8 +102,8 @@ class Scene:
         return torch.einsum("hk,hkd->hd", scores.softmax(-1), values)
 
 
-def worst_difference(scene: Scene, prompts: dict[str, int]) -> float:
-    """Prefill in chunks, then three trees a session with commits between, all sessions in each batch."""
+def worst_difference(scene: AttentionScene, prompts: dict[str, int]) -> float:
+    """Prefill in chunks, then run three trees per session with commits between; all sessions are in each batch."""
     for name, prompt in prompts.items():
         scene.open(name, prompt)
     texts = {name: text for name, (_, _, text) in scene.sessions.items()}
@@ -125,38 +130,40 @@ def worst_difference(scene: Scene, prompts: dict[str, int]) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_sessions_of_all_lengths_in_one_batch(name: str, kind: str, dtype: torch.dtype) -> None:
-    scene = Scene(ADAPTERS[name](), dtype, **KINDS[kind])
+    scene = AttentionScene(ADAPTERS[name](), dtype, **KINDS[kind])
     assert worst_difference(scene, {"long": 150, "longer": 170, "short": 3, "empty": 0}) < TOLERANCES[dtype]
-    assert scene.most_runs > 1
-    assert scene.padded
+    assert scene.max_runs > 1
+    assert scene.padded_batches
 
 
 @pytest.mark.parametrize(("kind", "used"), [("plain", True), ("window", True), ("softcap", False), ("sinks", False)])
-def test_the_kernel_computes_what_it_can_and_nothing_else(kind: str, used: bool) -> None:
-    asked: list[int] = []
+def test_kernel_is_used_only_where_it_is_supported(kind: str, used: bool) -> None:
+    key_counts: list[int] = []
 
-    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> Parted:
-        asked.append(key.shape[1])
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> KernelResult:
+        key_counts.append(key.shape[1])
         return flash_kernel(query, key, value, scaling)
 
-    scene = Scene(FlashAttention(CPU, kernel), torch.float32, **KINDS[kind])
+    scene = AttentionScene(FlashAttention(CPU, kernel), torch.float32, **KINDS[kind])
     assert worst_difference(scene, {"long": 150, "longer": 170}) < 1e-5
-    assert bool(asked) == used
-    assert all(asked), "no kernel is asked about no key"
+    assert bool(key_counts) == used
+    assert all(key_counts), "the kernel must not be called without keys"
 
 
-def forgetful(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> Parted:
-    """A part whose log-sum-exp is lost."""
-    output, level = flash_kernel(query, key, value, scaling)
-    return output, torch.zeros_like(level)
+def without_logsumexp(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> KernelResult:
+    """Return a part with a log-sum-exp of zero."""
+    output, logsumexp = flash_kernel(query, key, value, scaling)
+    return output, torch.zeros_like(logsumexp)
 
 
-def in_bits(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> Parted:
-    """One to the base of two, as some kernels give it."""
-    output, level = flash_kernel(query, key, value, scaling)
-    return output, level / torch.tensor(2.0).log()
+def with_log2(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> KernelResult:
+    """Return a part with a log-sum-exp to base two, as some kernels do."""
+    output, logsumexp = flash_kernel(query, key, value, scaling)
+    return output, logsumexp / torch.tensor(2.0).log()
 
 
-@pytest.mark.parametrize("kernel", [forgetful, in_bits])
-def test_a_wrong_level_is_noticed(kernel: Callable[..., Parted]) -> None:
-    assert worst_difference(Scene(FlashAttention(CPU, kernel), torch.float32), {"long": 150, "short": 3}) > 0.05
+@pytest.mark.parametrize("kernel", [without_logsumexp, with_log2])
+def test_wrong_logsumexp_changes_the_output(kernel: Callable[..., KernelResult]) -> None:
+    assert (
+        worst_difference(AttentionScene(FlashAttention(CPU, kernel), torch.float32), {"long": 150, "short": 3}) > 0.05
+    )

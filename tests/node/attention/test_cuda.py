@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: `pytest tests/node/attention/test_cuda.py` there."""
+"""Tests that need a CUDA device: run `pytest tests/node/attention/test_cuda.py` on a machine with one."""
 
 import pytest
 import torch
@@ -16,36 +16,39 @@ from treeswarm_node.model.attention_selection import choose_attention
 from treeswarm_node.model.loader import load_span
 from treeswarm_node.model.span_model import SpanModel
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-Parted = tuple[torch.Tensor, torch.Tensor]
-# More than one forward of a replay takes.
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+KernelResult = tuple[torch.Tensor, torch.Tensor]
+# More rows than one append of a replay has.
 SPAN, ROWS = Span(0, 2), 700
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [KVShape(8, 128, 128), KVShape(2, 64, 64), KVShape(1, 256, 256), KVShape(4, 80, 80)])
-def test_the_kernel_agrees_with_the_reference(shape: KVShape, dtype: torch.dtype) -> None:
-    asked: list[int] = []
+def test_flash_kernel_agrees_with_the_reference(shape: KVShape, dtype: torch.dtype) -> None:
+    key_counts: list[int] = []
 
-    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> Parted:
-        asked.append(key.shape[1])
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> KernelResult:
+        key_counts.append(key.shape[1])
         return flash_kernel(query, key, value, scaling)
 
     device = torch.device("cuda")
-    off = measure_disagreement(FlashAttention(device, kernel), 4 * shape.kv_heads, shape, dtype, device)
-    assert off < TOLERANCES[dtype]
-    assert asked
+    difference = measure_disagreement(FlashAttention(device, kernel), 4 * shape.kv_heads, shape, dtype, device)
+    assert difference < TOLERANCES[dtype]
+    assert key_counts
 
 
-def test_a_span_takes_it_unasked_and_computes_as_a_processor_does() -> None:
-    ours, plain = _outputs(torch.device("cuda"), torch.bfloat16), _outputs(torch.device("cpu"), torch.float32)
-    assert ours[0] == "torch-flash"
-    assert float((ours[1] - plain[1]).norm() / plain[1].norm()) < 0.03
+def test_auto_uses_flash_and_agrees_with_the_cpu() -> None:
+    (name, output), (_, expected) = (
+        _outputs(torch.device("cuda"), torch.bfloat16),
+        _outputs(torch.device("cpu"), torch.float32),
+    )
+    assert name == "torch-flash"
+    assert float((output - expected).norm() / expected.norm()) < 0.03
 
 
 @torch.inference_mode()
 def _outputs(device: torch.device, dtype: torch.dtype) -> tuple[str, torch.Tensor]:
-    """The adapter's name, and a long prompt's activations, in chunks that see a trunk each."""
+    """Return the adapter's name, and a long prompt's activations, computed in chunks that each see a trunk."""
     model = SpanModel(load_span(resolve_model("demo"), SPAN, dtype, device), kv_tokens=1024)
     choose_attention(model, "auto")
     vocab = model.loaded.config.vocab_size

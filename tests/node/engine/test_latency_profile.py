@@ -1,4 +1,4 @@
-"""The profile that a node measures at load: it says what the span's own forwards take, and leaves nothing behind."""
+"""The latency profile that a node measures at load covers its span and leaves no KV rows in use."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from treeswarm_node.model.span_model import SpanModel
 
 @pytest.mark.parametrize("span", [Span(0, 1), Span(3, 5), Span(7, 8)], ids=str)
 @pytest.mark.parametrize("kv_tokens", [64, 2048])
-def test_head_middle_and_tail_tell_their_forwards(span: Span, kv_tokens: int) -> None:
+def test_profile_is_measured_at_head_middle_and_tail(span: Span, kv_tokens: int) -> None:
     loaded = load_span(resolve_model("demo"), span, torch.float32, torch.device("cpu"), lambda *_: None)
     model = SpanModel(loaded, kv_tokens)
     vocab, hidden = loaded.config.vocab_size, loaded.config.hidden_size
@@ -25,12 +25,12 @@ def test_head_middle_and_tail_tell_their_forwards(span: Span, kv_tokens: int) ->
     profile = measure_profile(ModelRunner(model, Sampler(vocab)), served, model.store)
     assert [rows for rows, _ in profile] == list(SIZES[: len(profile)])
     assert all(micros > 0 for _, micros in profile)
-    assert bool(profile) == (kv_tokens > 64)  # one page holds no session
+    assert bool(profile) == (kv_tokens > 64)  # one page is too small for a session
     assert all(rows < free for rows, _ in profile)
     model.store.check()
     assert model.store.free_tokens == free
 
 
-def test_a_part_of_a_span_takes_its_share() -> None:
+def test_profile_of_a_part_scales_with_its_blocks() -> None:
     assert scale_profile(((1, 100), (16, 250)), Span(2, 4), Span(0, 8)) == ((1, 25), (16, 62))
     assert scale_profile(((1, 1),), Span(0, 1), Span(0, 8)) == ((1, 1),)

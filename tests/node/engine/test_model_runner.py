@@ -1,4 +1,4 @@
-"""One forward for many sessions: what is read once for all of them, and that each gets what it gets alone."""
+"""One forward serves many sessions: the LM head is read once, and results are those of separate forwards."""
 
 import itertools
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from treeswarm_node.engine.sampler import Sampler
 from treeswarm_node.model.span_model import SpanModel
 
 
-def prompt_of(tail: SpanModel, rows: int, seed: int) -> Segment:
-    """A session's first step, with activations of its own."""
+def make_segment(tail: SpanModel, rows: int, seed: int) -> Segment:
+    """Return the first step of a new session, with random activations."""
     session = NodeSession(SessionTerms(1, rows, 8, rows + 8, 199, 4 * tail.hidden_size))
     hidden = np.random.default_rng(seed).standard_normal((rows, tail.hidden_size), np.float32)
     append = append_of(0, 1, range(rows), [5] * rows, prefill=True)
@@ -28,34 +28,36 @@ def prompt_of(tail: SpanModel, rows: int, seed: int) -> Segment:
     return Segment(tail.store.open(rows, 8), step, tail.loaded.span)
 
 
-def test_the_head_is_read_once_for_all_sessions_of_a_forward(
+def test_head_is_read_once_for_all_sessions_of_a_forward(
     cut_in_three: Callable[[PreTrainedModel], SpanChain], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tail = cut_in_three(tiny_model("llama")).models[2]
-    device, head, read = ModelRunner(tail, Sampler(199)), tail.logits, []
+    runner, head, head_calls = ModelRunner(tail, Sampler(199)), tail.logits, []
 
-    def counted(hidden: torch.Tensor) -> torch.Tensor:
-        read.append(len(hidden))
+    def count_rows(hidden: torch.Tensor) -> torch.Tensor:
+        head_calls.append(len(hidden))
         return head(hidden)
 
-    monkeypatch.setattr(tail, "logits", counted)
+    monkeypatch.setattr(tail, "logits", count_rows)
     rows = (1, 4, 2, HEAD_ROWS + 1, 3)
-    together = device.run([prompt_of(tail, count, seed) for seed, count in enumerate(rows)])
-    assert read == [7, HEAD_ROWS + 1, 3]
+    together = runner.run([make_segment(tail, count, seed) for seed, count in enumerate(rows)])
+    assert head_calls == [7, HEAD_ROWS + 1, 3]
     for seed, (count, computed) in enumerate(zip(rows, together, strict=True)):
-        segment = prompt_of(tail, count, seed)
-        (alone,) = device.run([segment])
+        segment = make_segment(tail, count, seed)
+        (separate,) = runner.run([segment])
         segment.kv.close()
         assert computed.tokens is not None
-        assert alone.tokens is not None
-        assert computed.tokens.tolist() == alone.tokens.tolist()
+        assert separate.tokens is not None
+        assert computed.tokens.tolist() == separate.tokens.tolist()
         assert len(computed.tokens) == count
-        np.testing.assert_allclose(computed.logprobs, alone.logprobs, atol=1e-5)  # type: ignore[arg-type]
+        np.testing.assert_allclose(computed.logprobs, separate.logprobs, atol=1e-5)  # type: ignore[arg-type]
 
 
 @given(st.lists(st.integers(0, 12), max_size=12))
-def test_runs_hold_everybody_once_and_no_more_than_they_may(rows: list[int]) -> None:
-    runs = _group_rows(rows, 10)
-    assert [index for run in runs for index in range(run.start, run.stop)] == list(range(len(rows)))
-    assert all(sum(rows[run]) <= 10 or run.stop - run.start == 1 for run in runs)
-    assert all(sum(rows[a]) + rows[b.start] > 10 for a, b in itertools.pairwise(runs)), "the next would have fitted"
+def test_row_groups_cover_all_and_respect_the_limit(rows: list[int]) -> None:
+    groups = _group_rows(rows, 10)
+    assert [index for group in groups for index in range(group.start, group.stop)] == list(range(len(rows)))
+    assert all(sum(rows[group]) <= 10 or group.stop - group.start == 1 for group in groups)
+    assert all(sum(rows[a]) + rows[b.start] > 10 for a, b in itertools.pairwise(groups)), (
+        "the next item would have fitted"
+    )

@@ -1,4 +1,4 @@
-"""The tail's choice: Hugging Face's filters, the right distribution, ties to the lowest id."""
+"""The sampler applies Hugging Face's filters, follows the target's distribution, and breaks ties by the lowest id."""
 
 import numpy as np
 import pytest
@@ -15,18 +15,19 @@ from treeswarm_node.engine.sampler import Sampler, best_tokens, filtered_logprob
 
 VOCAB = 12
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -9.0])
-# Below this the deviation would be one in ten thousand runs'; the seeds are fixed, so a pass stays a pass.
-LEAST_P = 1e-4
+# A correct sampler falls below this p-value in one of ten thousand runs; the seeds are fixed, so the result is the same
+# in every run.
+MIN_P_VALUE = 1e-4
 
 
-def hugging_face(logits: torch.Tensor, chosen: SamplingSettings) -> torch.Tensor:
-    """Log p̃ by transformers' own warpers."""
+def hugging_face_logprobs(logits: torch.Tensor, sampling: SamplingSettings) -> torch.Tensor:
+    """Return log p̃ computed by transformers' own warpers."""
     ids = torch.zeros(len(logits), 1, dtype=torch.long)
-    logits = TemperatureLogitsWarper(chosen.temperature)(ids, logits)
-    if chosen.top_k:
-        logits = TopKLogitsWarper(chosen.top_k)(ids, logits)
-    if chosen.top_p < 1:
-        logits = TopPLogitsWarper(chosen.top_p)(ids, logits)
+    logits = TemperatureLogitsWarper(sampling.temperature)(ids, logits)
+    if sampling.top_k:
+        logits = TopKLogitsWarper(sampling.top_k)(ids, logits)
+    if sampling.top_p < 1:
+        logits = TopPLogitsWarper(sampling.top_p)(ids, logits)
     return torch.log_softmax(logits, -1)
 
 
@@ -37,26 +38,28 @@ def hugging_face(logits: torch.Tensor, chosen: SamplingSettings) -> torch.Tensor
     top_k=st.integers(0, 40),
     top_p=st.floats(0.05, 1.0),
 )
-def test_filters_are_hugging_faces(seed: int, temperature: float, top_k: int, top_p: float) -> None:
+def test_filters_match_hugging_face(seed: int, temperature: float, top_k: int, top_p: float) -> None:
     logits = torch.randn(5, 37, generator=torch.Generator().manual_seed(seed)) * 3
-    chosen = SamplingSettings(temperature, top_k, top_p)
-    # Where a token's mass is no larger than the rounding of the sum before it, both answers are right.
+    sampling = SamplingSettings(temperature, top_k, top_p)
+    # If a token's mass is no larger than the rounding of the sum before it, both results are right.
     unfiltered = filtered_logprobs(logits, SamplingSettings(temperature, top_k))
     sums = unfiltered.double().exp().sort(-1).values.cumsum(-1)
     assume(bool(((sums - (1 - top_p)).abs() > 1e-6).all()))
-    torch.testing.assert_close(filtered_logprobs(logits, chosen), hugging_face(logits, chosen), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        filtered_logprobs(logits, sampling), hugging_face_logprobs(logits, sampling), atol=1e-5, rtol=1e-5
+    )
 
 
-def test_a_nucleus_wider_than_the_guess_is_found_by_a_full_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nucleus_wider_than_the_guess_uses_a_full_sort(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
-    chosen = SamplingSettings(1.0, 0, 0.95)
-    expected = filtered_logprobs(logits, chosen)
+    sampling = SamplingSettings(1.0, 0, 0.95)
+    expected = filtered_logprobs(logits, sampling)
     monkeypatch.setattr(sampler, "NUCLEUS_GUESS", 8)
-    assert torch.equal(filtered_logprobs(logits, chosen), expected)
+    assert torch.equal(filtered_logprobs(logits, sampling), expected)
 
 
 @pytest.mark.parametrize(
-    "chosen",
+    "sampling",
     [
         SamplingSettings(1.0),
         SamplingSettings(0.7),
@@ -66,61 +69,67 @@ def test_a_nucleus_wider_than_the_guess_is_found_by_a_full_sort(monkeypatch: pyt
     ],
     ids=str,
 )
-def test_tokens_follow_the_targets_distribution(chosen: SamplingSettings) -> None:
-    """Over seeds at one position, and over positions of one seed."""
-    expected = np.exp(hugging_face(LOGITS[None].clone(), chosen)[0].double().numpy())
+def test_tokens_follow_the_targets_distribution(sampling: SamplingSettings) -> None:
+    """The distribution is checked over seeds at one position, and over positions with one seed."""
+    expected = np.exp(hugging_face_logprobs(LOGITS[None].clone(), sampling)[0].double().numpy())
     choose = Sampler(VOCAB).choose
     by_seed = [
         int(
             choose(
-                LOGITS[None], np.array([17]), SamplingSettings(chosen.temperature, chosen.top_k, chosen.top_p, seed)
+                LOGITS[None],
+                np.array([17]),
+                SamplingSettings(sampling.temperature, sampling.top_k, sampling.top_p, seed),
             )[0][0]
         )
         for seed in range(3000)
     ]
-    by_position, _ = choose(LOGITS.repeat(3000, 1), np.arange(3000), chosen)
+    by_position, _ = choose(LOGITS.repeat(3000, 1), np.arange(3000), sampling)
     possible = expected > 0
     for tokens in (by_seed, by_position):
         counts = np.bincount(tokens, minlength=VOCAB)
         assert counts[~possible].sum() == 0
         expectation = expected[possible] / expected[possible].sum() * len(tokens)
-        assert stats.chisquare(counts[possible], expectation).pvalue > LEAST_P
+        assert stats.chisquare(counts[possible], expectation).pvalue > MIN_P_VALUE
 
 
-def test_rows_are_chosen_alike_alone_and_together() -> None:
+def test_row_gets_the_same_token_alone_and_in_a_batch() -> None:
     logits = torch.randn(30, VOCAB, generator=torch.Generator().manual_seed(1))
     positions = np.arange(30) % 7
-    chosen = SamplingSettings(0.9, 5, 0.95, seed=4)
-    together, logprobs = Sampler(VOCAB).choose(logits, positions, chosen)
+    sampling = SamplingSettings(0.9, 5, 0.95, seed=4)
+    batched, logprobs = Sampler(VOCAB).choose(logits, positions, sampling)
     for i in range(30):
-        alone, logprob = Sampler(VOCAB).choose(logits[i : i + 1], positions[i : i + 1], chosen)
-        assert alone[0] == together[i]
+        single, logprob = Sampler(VOCAB).choose(logits[i : i + 1], positions[i : i + 1], sampling)
+        assert single[0] == batched[i]
         assert logprob[0] == pytest.approx(logprobs[i], abs=1e-6)
 
 
 def tied_logits(rows: int) -> torch.Tensor:
-    """Rows whose nucleus ends among equal logits, as those of 16-bit models do, and a flat one that needs more of the
-    vocabulary than any guess."""
+    """Return rows whose nucleus ends among equal logits, as in 16-bit models, and one row of equal logits.
+
+    The nucleus of the last row needs more of the vocabulary than any guess.
+    """
     peaked = torch.randn(rows, 4096, generator=torch.Generator().manual_seed(2)) * 3
     return torch.cat([peaked.bfloat16().float(), torch.zeros(1, 4096)])
 
 
-def test_a_row_keeps_its_nucleus_whatever_stands_beside_it() -> None:
+def test_nucleus_of_a_row_does_not_depend_on_other_rows() -> None:
     logits = tied_logits(20)
-    chosen = SamplingSettings(1.0, 0, 0.9)
-    together = filtered_logprobs(logits, chosen)
+    sampling = SamplingSettings(1.0, 0, 0.9)
+    batched = filtered_logprobs(logits, sampling)
     for i in range(len(logits)):
-        assert torch.equal(together[i] > -torch.inf, filtered_logprobs(logits[i : i + 1], chosen)[0] > -torch.inf)
+        assert torch.equal(batched[i] > -torch.inf, filtered_logprobs(logits[i : i + 1], sampling)[0] > -torch.inf)
 
 
-def test_of_equal_logits_the_nucleus_keeps_the_lowest_ids() -> None:
-    """And as many as Hugging Face keeps, give or take the one that float32 rounding of the mass decides."""
-    chosen = SamplingSettings(1.0, 0, 0.9)
+def test_nucleus_keeps_lowest_ids_of_equal_logits() -> None:
+    """It keeps as many tokens as Hugging Face, up to one that the float32 rounding of the mass decides."""
+    sampling = SamplingSettings(1.0, 0, 0.9)
     logits = tied_logits(20)
     split = 0
-    for row, theirs, mine in zip(logits, hugging_face(logits, chosen), filtered_logprobs(logits, chosen), strict=True):
-        kept = mine > -torch.inf
-        assert abs(int(kept.sum()) - int((theirs > -torch.inf).sum())) <= 1
+    for row, expected, actual in zip(
+        logits, hugging_face_logprobs(logits, sampling), filtered_logprobs(logits, sampling), strict=True
+    ):
+        kept = actual > -torch.inf
+        assert abs(int(kept.sum()) - int((expected > -torch.inf).sum())) <= 1
         level = kept[row == row[kept].min()].tolist()
         assert level == sorted(level, reverse=True)
         assert bool(kept[row > row[kept].min()].all())
@@ -129,22 +138,22 @@ def test_of_equal_logits_the_nucleus_keeps_the_lowest_ids() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1e-37, 1e-45, 1e-300])
-def test_next_to_no_temperature_is_greedy(temperature: float) -> None:
-    """Division overflows here, which once became a token beyond the vocabulary."""
+def test_tiny_temperature_is_greedy(temperature: float) -> None:
+    """Division overflows here, which once resulted in a token beyond the vocabulary."""
     logits = torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(3)) * 30
-    for chosen in (SamplingSettings(temperature), SamplingSettings(temperature, 5, 0.9)):
-        tokens, logprobs = Sampler(VOCAB).choose(logits, np.arange(6), chosen)
+    for sampling in (SamplingSettings(temperature), SamplingSettings(temperature, 5, 0.9)):
+        tokens, logprobs = Sampler(VOCAB).choose(logits, np.arange(6), sampling)
         assert tokens.tolist() == logits.argmax(-1).tolist()
         assert logprobs.tolist() == [0.0] * 6
 
 
-def test_a_row_that_overflows_leaves_the_others_as_they_are() -> None:
+def test_overflowing_row_does_not_change_other_rows() -> None:
     logits = torch.cat([LOGITS[None], LOGITS[None] * 3.5e37])
-    chosen = SamplingSettings(0.1, 0, 0.95)
-    together = filtered_logprobs(logits, chosen)
-    assert torch.equal(together[:1], filtered_logprobs(logits[:1], chosen))
-    assert together[1].argmax() == 0
-    assert together[1, 0] == 0.0
+    sampling = SamplingSettings(0.1, 0, 0.95)
+    batched = filtered_logprobs(logits, sampling)
+    assert torch.equal(batched[:1], filtered_logprobs(logits[:1], sampling))
+    assert batched[1].argmax() == 0
+    assert batched[1, 0] == 0.0
 
 
 def test_ties_go_to_the_lowest_id() -> None:
@@ -155,19 +164,19 @@ def test_ties_go_to_the_lowest_id() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), rows=st.integers(0, 4), count=st.integers(1, 15))
-def test_the_best_tokens_are_the_largest_logits_in_order(seed: int, rows: int, count: int) -> None:
+def test_best_tokens_are_largest_logits_in_order(seed: int, rows: int, count: int) -> None:
     logits = torch.randint(-3, 4, (rows, VOCAB), generator=torch.Generator().manual_seed(seed)).float()
-    found = best_tokens(logits, count)
-    assert found.shape == (rows, min(count, VOCAB))
-    for row, tokens in zip(logits.tolist(), found.tolist(), strict=True):
+    best = best_tokens(logits, count)
+    assert best.shape == (rows, min(count, VOCAB))
+    for row, tokens in zip(logits.tolist(), best.tolist(), strict=True):
         assert len(set(tokens)) == len(tokens)
         assert sorted(row, reverse=True)[: len(tokens)] == [row[token] for token in tokens]
         assert tokens == sorted(tokens, key=lambda token: (-row[token], token))
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused(value: float) -> None:
     logits = torch.zeros(2, 4)
-    logits[1, 2] = bad
+    logits[1, 2] = value
     with pytest.raises(Refused, match="not finite"):
         Sampler(4).choose(logits, np.array([0, 1]), SamplingSettings())

@@ -1,4 +1,4 @@
-"""The page pool, the KV store and what it keeps: nothing owned twice, nothing lost, nothing shared is written."""
+"""Page pool, KV store and prefix cache: no page is owned twice or lost, and no shared page is written."""
 
 import threading
 import time
@@ -29,9 +29,11 @@ def digest_of(stamps: list[int]) -> bytes:
     return blake2b(str(stamps).encode()).digest()
 
 
-class Sessions(RuleBasedStateMachine):
-    """Open, write, keep, share and close sessions at random; every trunk must always read back what was written to it,
-    and a room that fits beside the open sessions is never refused."""
+class SessionsMachine(RuleBasedStateMachine):
+    """Open, write, keep, share and close sessions at random.
+
+    Every trunk must always read back what was written to it.  A session that fits beside the open ones is not refused.
+    """
 
     sessions = Bundle("sessions")
 
@@ -42,7 +44,7 @@ class Sessions(RuleBasedStateMachine):
         self.stamp = 0
         self.budget = ReplayLogBudget(10**6)
         self.kept: dict[bytes, list[int]] = {}
-        """What was written to each text that was ever kept, by the digest of its end."""
+        """Stamps of every text that was ever kept, by the digest of its end."""
 
     @rule(target=sessions, room=st.integers(1, 4 * PAGE), crown=st.integers(1, PAGE))
     def open(self, room: int, crown: int) -> SessionKV | None:
@@ -75,7 +77,7 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(session=sessions, data=st.data())
     def truncate(self, session: SessionKV | None, data: st.DataObject) -> None:
-        """The session's room stays the same; what comes next is never written in pages that others read."""
+        """The session's room stays the same, and later rows are never written to pages that others read."""
         if session not in self.written:
             return
         length = data.draw(st.integers(0, session.trunk_length))
@@ -90,14 +92,14 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(session=sessions)
     def keep(self, session: SessionKV | None) -> None:
-        """All its whole units, by digests of what was written."""
+        """Keep all whole units of the session, by digests of their stamps."""
         if session not in self.written:
             return
         stamps = self.written[session]
         ends = range(PREFIX_TOKENS, len(stamps) + 1, PREFIX_TOKENS)
         texts = {digest_of(stamps[:end]): stamps[:end] for end in ends}
         units = [
-            PrefixUnit(tuple(session.trunk_pages[end // PAGE - UNIT_PAGES : end // PAGE]), self.chunk_of(text))
+            PrefixUnit(tuple(session.trunk_pages[end // PAGE - UNIT_PAGES : end // PAGE]), self.make_chunk(text))
             for end, text in zip(ends, texts.values(), strict=True)
         ]
         self.store.prefixes.keep(SPAN, list(texts), units)
@@ -106,27 +108,27 @@ class Sessions(RuleBasedStateMachine):
             unit.chunk.release()
         self.kept |= texts
 
-    def chunk_of(self, text: list[int]) -> ReplayChunk:
+    def make_chunk(self, text: list[int]) -> ReplayChunk:
         self.budget.used_bytes += 7
         return ReplayChunk(self.budget, text[-PREFIX_TOKENS:], bytes(7))
 
     @rule(target=sessions, data=st.data(), room=st.integers(1, 4 * PAGE), crown=st.integers(1, PAGE))
     def share(self, data: st.DataObject, room: int, crown: int) -> SessionKV | None:
-        """Begin on a text that was kept, as far as it is still here."""
+        """Open a session that begins with a kept text, as far as it is still cached."""
         if not self.kept:
             return None
         text = self.kept[data.draw(st.sampled_from(sorted(self.kept)))]
         ends = range(PREFIX_TOKENS, len(text) + 1, PREFIX_TOKENS)
-        found = self.store.prefixes.find(SPAN, [digest_of(text[:end]) for end in ends])
+        units = self.store.prefixes.find(SPAN, [digest_of(text[:end]) for end in ends])
         assert not self.store.prefixes.find(Span(0, 2), [digest_of(text[:end]) for end in ends])
-        for unit, end in zip(found, ends, strict=False):
+        for unit, end in zip(units, ends, strict=False):
             assert unit.chunk is not None
             assert unit.chunk.references == 1
             assert unit.chunk.tokens == text[end - PREFIX_TOKENS : end]
-        pages = [page for unit in found for page in unit.pages]
+        pages = [page for unit in units for page in unit.pages]
         rows = len(pages) * PAGE
         idle = sum(self.store.pool.reference_count(page) == 1 for page in pages)
-        free = self.store.free_tokens - idle * PAGE  # those it needs itself are in use from now on
+        free = self.store.free_tokens - idle * PAGE  # the idle pages that it shares are in use from now on
         needed = -(-room // PAGE) * PAGE + -(-crown // PAGE) * PAGE
         try:
             session = self.store.open(rows + room, crown, pages)
@@ -138,7 +140,7 @@ class Sessions(RuleBasedStateMachine):
         return session
 
     @invariant()
-    def no_more_than_a_share_is_idle(self) -> None:
+    def idle_pages_are_limited(self) -> None:
         assert self.store.prefixes.idle_pages <= self.store.pool.pages * MAX_IDLE_SHARE
         assert self.budget.used_bytes == 7 * len(self.store.prefixes._units)
 
@@ -150,11 +152,11 @@ class Sessions(RuleBasedStateMachine):
             del self.written[session]
 
     @invariant()
-    def nothing_lost_or_owned_twice(self) -> None:
+    def no_page_is_lost_or_owned_twice(self) -> None:
         self.store.check()
 
     @invariant()
-    def trunks_read_back(self) -> None:
+    def trunks_read_back_what_was_written(self) -> None:
         for session, stamps in self.written.items():
             read = [
                 stamp
@@ -172,20 +174,20 @@ class Sessions(RuleBasedStateMachine):
         assert self.budget.used_bytes == 0
 
 
-TestSessions = Sessions.TestCase
+TestSessions = SessionsMachine.TestCase
 TestSessions.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 
 
-def test_a_sessions_pages_are_one_run_while_there_is_room() -> None:
+def test_pages_of_a_session_are_one_run_if_possible() -> None:
     store = KVStore(1, KVShape(1, 1, 1), ROWS, torch.float32, torch.device("cpu"))
-    one, two = store.open(4 * PAGE, 1), store.open(2 * PAGE, 1)
+    first, second = store.open(4 * PAGE, 1), store.open(2 * PAGE, 1)
     for length in range(PAGE, 4 * PAGE + 1, PAGE):
-        one._grow_to(length)
-    two._grow_to(2 * PAGE)
-    assert len(contiguous_runs(one.trunk_pages)) == len(contiguous_runs(two.trunk_pages)) == 1
+        first._grow_to(length)
+    second._grow_to(2 * PAGE)
+    assert len(contiguous_runs(first.trunk_pages)) == len(contiguous_runs(second.trunk_pages)) == 1
 
 
-def test_an_allocation_beyond_its_reservation_is_our_own_bug() -> None:
+def test_allocation_beyond_the_reservation_is_an_error() -> None:
     pool = PagePool(4)
     pool.reserve(1)
     with pytest.raises(AssertionError):
@@ -194,31 +196,31 @@ def test_an_allocation_beyond_its_reservation_is_our_own_bug() -> None:
 
 @dataclass(eq=False)
 class PausingPool(PagePool):
-    """Stops for a moment between finding pages and owning them."""
+    """A pool that pauses between finding free pages and taking them."""
 
-    found: threading.Event = field(default_factory=threading.Event)
+    has_found: threading.Event = field(default_factory=threading.Event)
 
     def _first_run(self, count: int) -> list[int] | None:
         run = super()._first_run(count)
-        if not self.found.is_set():
-            self.found.set()
+        if not self.has_found.is_set():
+            self.has_found.set()
             time.sleep(0.1)
         return run
 
 
 def test_two_threads_never_own_the_same_page() -> None:
-    """The device thread grows trunks while the event loop opens and closes sessions."""
+    """The device thread allocates pages while the event loop opens and closes sessions."""
     pool = PausingPool(8)
     pool.reserve(4)
     with ThreadPoolExecutor(1) as thread:
         grown = thread.submit(pool.allocate, 2)
-        assert pool.found.wait(10)
+        assert pool.has_found.wait(10)
         opened = pool.allocate(2)
         pool.check([opened, grown.result(10)])
 
 
-def test_a_session_that_fills_the_pool_may_give_up_what_it_shares() -> None:
-    """Its shared pages are kept by the index beside it, and make room for their own successors."""
+def test_session_that_fills_the_pool_can_drop_shared_pages() -> None:
+    """The prefix cache owns its shared pages as well, and evicts them for their replacements."""
     store = KVStore(1, KVShape(1, 1, 1), ROWS, torch.float32, torch.device("cpu"))
     first = store.open(PREFIX_TOKENS, 1)
     first._grow_to(PREFIX_TOKENS)

@@ -1,4 +1,4 @@
-"""Loading a span: its tensors and no others, and clear words for directories that are not what they should be."""
+"""Loading a span reads its tensors and no others; errors say what is wrong with a model's directory."""
 
 import json
 from collections.abc import Callable
@@ -37,9 +37,7 @@ Edit = Callable[[Path], None]
     ],
     ids=["llama", "llama tied", "qwen3", "mixtral", "qwen3-moe", "gemma3 tied"],
 )
-def test_a_span_has_its_own_tensors_and_no_others(
-    family: str, changes: dict[str, Any], span: Span, tmp_path: Path
-) -> None:
+def test_loaded_span_has_only_its_own_tensors(family: str, changes: dict[str, Any], span: Span, tmp_path: Path) -> None:
     whole = tiny_model(family, **changes)
     whole.save_pretrained(tmp_path, max_shard_size="40KB")
     loaded = load_span(tmp_path, span, torch.float32, CPU)
@@ -55,7 +53,7 @@ def test_a_span_has_its_own_tensors_and_no_others(
     assert seen >= 8 * len(span)
 
 
-def test_files_without_the_spans_tensors_are_never_read(tmp_path: Path) -> None:
+def test_files_without_the_spans_tensors_are_not_read(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path, max_shard_size="40KB")
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     needed = {file for name, file in index.items() if ".layers.1." in name or ".layers.2." in name}
@@ -108,7 +106,7 @@ def _edit_config(**changes: Any) -> Edit:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as JSON"),
@@ -123,40 +121,38 @@ def _edit_config(**changes: Any) -> Edit:
     ],
     ids=range(10),
 )
-def test_a_bad_directory_is_told_plainly(folder: Path, damage: Edit, words: str) -> None:
+def test_error_says_what_is_wrong_with_a_directory(folder: Path, damage: Edit, message: str) -> None:
     damage(folder)
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(ModelError, match=message):
         load_span(folder, Span(0, 4), torch.float32, CPU)
 
 
-def test_blocks_past_the_model_are_refused(folder: Path) -> None:
+def test_blocks_beyond_the_model_are_refused(folder: Path) -> None:
     with pytest.raises(BadRequest, match=r"which has 4.*0:4"):
         load_span(folder, Span(2, 5), torch.float32, CPU)
 
 
 @pytest.mark.parametrize("model_type", ["bloom", "mamba", "falcon", "gpt_neox"])
-def test_an_unsupported_model_is_refused_by_name(model_type: str, tmp_path: Path) -> None:
+def test_unsupported_model_type_is_refused_by_name(model_type: str, tmp_path: Path) -> None:
     config = AutoConfig.for_model(model_type, hidden_size=64, num_hidden_layers=2, vocab_size=99, num_attention_heads=4)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match=f"'{model_type}'|{model_type}"):
         check_family(SpanModel(load_span(tmp_path, Span(0, 2), torch.float32, CPU), 256))
 
 
-def test_the_bundled_target_is_found_and_read() -> None:
+def test_bundled_target_is_found_and_read() -> None:
     shape = read_shape(resolve_model("demo"))
     assert (shape.model_type, shape.vocab_size) == ("llama", 4096)
     assert shape.blocks in {8, 9}
 
 
 @pytest.mark.parametrize("name", ["no-such-dir", "./nowhere", "a/b/c", ""])
-def test_what_is_no_model_is_refused(name: str) -> None:
+def test_name_that_is_no_model_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match="give a directory"):
         resolve_model(name)
 
 
-def test_weights_have_a_digest_that_content_changes_and_names_do_not(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_digest_depends_on_content_not_on_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     before = weights_digest(folder, read_config(folder))
     assert before == weights_digest(folder, read_config(folder))
@@ -170,8 +166,8 @@ def test_weights_have_a_digest_that_content_changes_and_names_do_not(
     assert config_digest(read_config(folder)) != config_digest(tiny_model("llama").config.to_dict())
 
 
-def test_a_hub_node_downloads_its_files_and_identifies_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a stand-in for the hub: the digest of a partial snapshot is that of the whole directory."""
+def test_partial_download_has_the_digest_of_the_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is replaced by a local directory.  Only the span's files are downloaded."""
     import hashlib
     import shutil
     from types import SimpleNamespace
@@ -191,16 +187,19 @@ def test_a_hub_node_downloads_its_files_and_identifies_all(tmp_path: Path, monke
                 shutil.copy(file, snapshot / file.name)
         return str(snapshot)
 
-    class Api:
+    class FakeHubApi:
         def model_info(self, name: str, revision: str, files_metadata: bool) -> SimpleNamespace:
             assert (name, revision, files_metadata) == ("some/model", "abc123", True)
-            shas = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in origin.glob("*.safetensors")}
+            digests = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in origin.glob("*.safetensors")}
             return SimpleNamespace(
-                siblings=[SimpleNamespace(rfilename=n, lfs=SimpleNamespace(sha256=s)) for n, s in shas.items()]
+                siblings=[
+                    SimpleNamespace(rfilename=name, lfs=SimpleNamespace(sha256=digest))
+                    for name, digest in digests.items()
+                ]
             )
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHubApi)
     assert not list(resolve_model("some/model").glob("*.safetensors"))
     folder = resolve_model("some/model", weights=True, span=Span(1, 3))
     assert 0 < len(list(folder.glob("*.safetensors"))) < len(list(origin.glob("*.safetensors")))
@@ -208,7 +207,7 @@ def test_a_hub_node_downloads_its_files_and_identifies_all(tmp_path: Path, monke
     assert weights_digest(folder, read_config(folder)) == weights_digest(origin, read_config(origin))
 
 
-def test_tokenizers_are_told_apart_and_missing_ones_named(folder: Path) -> None:
+def test_tokenizer_digest_and_missing_tokenizer(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"no tokenizer\.json"):
         load_tokenizer(folder)
     demo = json.loads((resolve_model("demo") / "tokenizer.json").read_text())

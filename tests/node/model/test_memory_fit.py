@@ -1,4 +1,4 @@
-"""How many blocks fit: never more than there is room for, never fewer than would fit; and real models' sizes."""
+"""The number of blocks that fit is as large as memory allows and no larger; footprints match real models."""
 
 from pathlib import Path
 
@@ -20,67 +20,67 @@ sizes = st.integers(1, 10**10)
 footprints = st.builds(Footprint, sizes, st.integers(0, 10**10), st.integers(1, 10**6), st.integers(1, 10**6))
 
 
-def needed(count: int, footprint: Footprint, kv_tokens: int, forward_rows: int) -> int:
-    """Bytes, spelled out."""
+def needed_bytes(count: int, footprint: Footprint, kv_tokens: int, forward_rows: int) -> int:
+    """Return the bytes that `count` blocks need."""
     blocks = count * (footprint.block + footprint.kv_row * kv_tokens)
     return blocks + footprint.ends + footprint.forward_row * forward_rows
 
 
 @given(st.integers(0, 10**13), footprints, st.integers(1, 10**5), st.integers(1, 4096), st.integers(1, 200))
-def test_what_fits_fits_and_one_more_would_not(
+def test_fitting_blocks_fit_and_one_more_would_not(
     room: int, footprint: Footprint, kv_tokens: int, forward_rows: int, blocks: int
 ) -> None:
     usable = room * USABLE_SHARE
-    slack = 1e-6 * room + 1  # floats
+    slack = 1e-6 * room + 1  # rounding of floats
     try:
         fit = count_blocks_that_fit(room, footprint, kv_tokens=kv_tokens, forward_rows=forward_rows, blocks=blocks)
     except BadRequest as error:
         assert "--kv-tokens" in str(error)
-        assert needed(1, footprint, kv_tokens, forward_rows) > usable - slack
+        assert needed_bytes(1, footprint, kv_tokens, forward_rows) > usable - slack
         return
     assert 1 <= fit <= blocks
-    assert needed(fit, footprint, kv_tokens, forward_rows) <= usable + slack
-    assert fit == blocks or needed(fit + 1, footprint, kv_tokens, forward_rows) > usable - slack
+    assert needed_bytes(fit, footprint, kv_tokens, forward_rows) <= usable + slack
+    assert fit == blocks or needed_bytes(fit + 1, footprint, kv_tokens, forward_rows) > usable - slack
 
 
 @given(st.integers(0, 10**12), st.integers(0, 10**12), footprints)
-def test_more_room_never_means_fewer_blocks(one: int, other: int, footprint: Footprint) -> None:
+def test_more_memory_never_means_fewer_blocks(first: int, second: int, footprint: Footprint) -> None:
     def fit(room: int) -> int:
         try:
             return count_blocks_that_fit(room, footprint, kv_tokens=1000, forward_rows=100, blocks=80)
         except BadRequest:
             return 0
 
-    assert fit(min(one, other)) <= fit(max(one, other))
+    assert fit(min(first, second)) <= fit(max(first, second))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_demo_models_footprint_is_that_of_its_tensors(dtype: torch.dtype) -> None:
+def test_footprint_of_the_demo_model_matches_its_tensors(dtype: torch.dtype) -> None:
     check_footprint(resolve_model("demo"), dtype, blocks=8)
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "phi3", "gemma2"])
-def test_a_familys_footprint_is_that_of_its_tensors(family: str, tmp_path: Path) -> None:
+def test_footprint_of_a_family_matches_its_tensors(family: str, tmp_path: Path) -> None:
     assert family in FAMILIES
     tiny_model(family).save_pretrained(tmp_path)
     check_footprint(tmp_path, torch.float32, blocks=4)
 
 
 def check_footprint(folder: Path, dtype: torch.dtype, *, blocks: int) -> None:
-    """Against what a node that loads it really holds."""
+    """Compare a model's footprint with the memory of loaded spans."""
     footprint = read_footprint(folder, dtype)
-    middle = [held(folder, Span(i, i + 1), dtype) for i in range(1, blocks - 1)]
+    middle = [loaded_bytes(folder, Span(i, i + 1), dtype) for i in range(1, blocks - 1)]
     assert footprint.block >= max(size for size, _ in middle)
     assert footprint.block == pytest.approx(max(size for size, _ in middle), rel=0.02)
-    head, _ = held(folder, Span(0, 1), dtype)
-    tail, _ = held(folder, Span(blocks - 1, blocks), dtype)
-    # Whoever hosts an end has room for both; tied embeddings are one tensor on both ends.
+    head, _ = loaded_bytes(folder, Span(0, 1), dtype)
+    tail, _ = loaded_bytes(folder, Span(blocks - 1, blocks), dtype)
+    # A node at either end has room for both ends; tied embeddings are one tensor that both ends hold.
     assert max(head, tail) - footprint.block <= footprint.ends * 1.02
     assert footprint.kv_row == middle[0][1]
 
 
-def held(folder: Path, span: Span, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes of weights, and of one KV row in one block."""
+def loaded_bytes(folder: Path, span: Span, dtype: torch.dtype) -> tuple[int, int]:
+    """Return the bytes of a span's weights, and of one KV row in one block."""
     loaded = load_span(folder, span, dtype, torch.device("cpu"))
     weights = {p.data_ptr(): p.nbytes for p in loaded.skeleton.parameters() if p.device.type != "meta"}
     store: KVStore = SpanModel(loaded, 128).store
@@ -88,5 +88,5 @@ def held(folder: Path, span: Span, dtype: torch.dtype) -> tuple[int, int]:
     return sum(weights.values()), (store.keys.nbytes + store.values.nbytes) // (rows * len(span))
 
 
-def test_there_is_memory_here() -> None:
+def test_free_memory_of_this_machine_is_plausible() -> None:
     assert 2**20 < free_memory(torch.device("cpu")) < 2**50
