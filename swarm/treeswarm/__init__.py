@@ -1,4 +1,4 @@
-"""What a node and a client share: the token tree, the session, the wire."""
+"""Core that nodes and clients share: protocol, session state, transports and registries."""
 
 __version__ = "0.1.0"
 PROTOCOL_VERSION = 1

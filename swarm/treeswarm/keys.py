@@ -1,4 +1,4 @@
-"""Who a node is: a key that signs what it says of itself, a key for its connections, and the key a swarm shares."""
+"""Keys: one that signs a node's records, one for its TLS connections, and one that a private swarm shares."""
 
 import datetime
 import hashlib
@@ -26,18 +26,19 @@ from cryptography.x509.oid import NameOID
 from treeswarm.errors import BadRequest
 from treeswarm.protocol.records import node_id
 
-# The name in every node's certificate.  A pin says who it is; a volunteer's host name would say nothing.
+# Name in every node's certificate.  The pin identifies a node; a volunteer's host name would prove nothing.
 SERVER_NAME = "treeswarm"
-# Of a SHA-256: another key of the same 128 bits is out of reach, and 32 digits can still be read aloud.
+# Bytes of a SHA-256 that are used as pin.  Finding another key with the same 128 bits is infeasible, and a person can
+# still read 32 digits aloud.
 DIGEST_BYTES = 16
-# A pin lasts as long as its key: a node whose clock is wrong is still itself, so every moment is within.
+# A pin is valid for as long as its key.  The certificate is valid at all times, so that a wrong clock does no harm.
 VALID_FROM = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 VALID_UNTIL = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
-# Whoever hears one proof of a swarm key may guess at the key for ever.
+# A machine that records one proof of a swarm key can guess at the key offline, without limit.
 SWARM_KEY_BYTES = 16
-# Fewer different characters than this were not drawn at random.
+# Text with fewer different characters than this was not drawn at random.
 SWARM_KEY_VARIETY = 8
-# Above any file of two keys and a certificate.
+# More than the size of any file with two keys and a certificate.
 FILE_BYTES = 1 << 16
 PRIVATE = 0o600
 PEM = re.compile(rb"-----BEGIN [^-]+-----\n.*?-----END [^-]+-----\n", re.DOTALL)
@@ -45,7 +46,7 @@ PEM = re.compile(rb"-----BEGIN [^-]+-----\n.*?-----END [^-]+-----\n", re.DOTALL)
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """A node's keys.  Ed25519 signs; P-256 is for TLS, because gRPC's does not take Ed25519 certificates."""
+    """A node's keys: Ed25519 for signatures, P-256 for TLS, because gRPC does not accept Ed25519 certificates."""
 
     signing_key: Ed25519PrivateKey = field(repr=False)
     key_pem: bytes = field(repr=False)
@@ -53,23 +54,26 @@ class Identity:
 
     @classmethod
     def ephemeral(cls) -> "Identity":
-        """A new one, kept nowhere."""
+        """Return a new identity, which is not stored."""
         key = ec.generate_private_key(ec.SECP256R1())
         return cls(Ed25519PrivateKey.generate(), _private_pem(key), _certificate(key))
 
     @classmethod
     def load_or_create(cls, path: Path) -> "Identity":
-        """The one kept in a file, made at the first start.  Raises BadRequest when others can read the file, when it is
-        damaged, and when it can be neither read nor made."""
+        """Return the identity in the file `path`, which is created if it is missing.
+
+        Raises BadRequest when other users can read the file, when it is damaged, and when it can be neither read nor
+        created.
+        """
         try:
             if not path.exists():
-                made = cls.ephemeral()
-                _write_private(path, _private_pem(made.signing_key) + made.key_pem + made.certificate_pem)
-                return made
+                identity = cls.ephemeral()
+                _write_private(path, _private_pem(identity.signing_key) + identity.key_pem + identity.certificate_pem)
+                return identity
             return cls._parse(_read_private(path), path)
         except OSError as error:
             raise BadRequest(
-                f"the identity file {path} can be neither read nor made ({error.strerror}): "
+                f"the identity file {path} can be neither read nor created ({error.strerror}): "
                 "give a path of your own with --identity PATH"
             ) from None
 
@@ -83,46 +87,46 @@ class Identity:
                 raise ValueError("its parts do not belong together")
         except (ValueError, TypeError) as error:
             raise BadRequest(
-                f"the identity file {path} is damaged ({error}): put its backup back, or move it away and the node "
-                "makes a new identity at its next start, under another id and pin"
+                f"the identity file {path} is damaged ({error}): restore its backup, or move it away; then the "
+                "node creates a new identity, with another id and pin, at its next start"
             ) from None
         return cls(signing_key, key_pem, certificate_pem)
 
     @cached_property
     def public_key(self) -> bytes:
-        """32 bytes, which `verify` takes."""
+        """Ed25519 public key, 32 bytes, for `verify`."""
         return self.signing_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
     @cached_property
     def node_id(self) -> str:
-        """32 hex digits."""
+        """Id of the node, 32 hex digits."""
         return node_id(self.public_key)
 
     @cached_property
     def pin(self) -> str:
-        """32 hex digits, which an address may carry: `host:port#pin`."""
+        """Pin of the TLS key, 32 hex digits, which an address may contain: `host:port#pin`."""
         return pin_of(x509.load_pem_x509_certificate(self.certificate_pem).public_bytes(Encoding.DER))
 
     def sign(self, data: bytes) -> bytes:
-        """64 bytes."""
+        """Return the Ed25519 signature of `data`, 64 bytes."""
         return self.signing_key.sign(data)
 
 
 class Signer(Protocol):
-    """Whoever holds a node's signing key."""
+    """Holder of a node's signing key."""
 
     @property
     def public_key(self) -> bytes:
-        """Ed25519, 32 bytes."""
+        """Ed25519 public key, 32 bytes."""
         ...
 
     def sign(self, data: bytes) -> bytes:
-        """The signature, 64 bytes."""
+        """Return the signature of `data`, 64 bytes."""
         ...
 
 
 def verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
-    """Whether `signature` is that key's under `data`; False also for what is no key or no signature."""
+    """Return whether `signature` over `data` was made with that key.  Malformed keys and signatures give False."""
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
     except (InvalidSignature, ValueError):
@@ -131,31 +135,37 @@ def verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
 
 
 def new_raw_key() -> tuple[bytes, bytes]:
-    """A new Ed25519 key, private and public half, 32 bytes each; for libraries with a file format of their own."""
+    """Return a new Ed25519 key as private and public half, 32 bytes each, for libraries with their own file format."""
     key = Ed25519PrivateKey.generate()
     return key.private_bytes_raw(), key.public_key().public_bytes_raw()
 
 
 def pin_of(certificate_der: bytes) -> str:
-    """What names a certificate's key; the rest of the certificate may change.  Raises ValueError for no certificate."""
+    """Return the pin of a certificate's key, 32 hex digits.  The rest of the certificate may change.
+
+    Raises ValueError if the bytes are no certificate.
+    """
     key = x509.load_der_x509_certificate(certificate_der).public_key()
     spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(spki).digest()[:DIGEST_BYTES].hex()
 
 
 def read_swarm_key(source: Path | str) -> bytes:
-    """A private swarm's key from a file, or from its text.  Raises BadRequest for one missing, short or no secret."""
+    """Return a private swarm's key from a file (Path) or from its text (str).
+
+    Raises BadRequest if the file is missing or readable by other users, or if the key is too easy to guess.
+    """
     try:
         text = _read_private(source).strip() if isinstance(source, Path) else source.strip().encode()
     except OSError as error:
         raise BadRequest(
             f"the swarm key file {source} cannot be read ({error.strerror}): copy it from a member of the swarm, or "
-            f"make a new swarm's with: (umask 077; openssl rand -hex 32 > {source})"
+            f"create the key of a new swarm with: (umask 077; openssl rand -hex 32 > {source})"
         ) from None
     if len(text) < SWARM_KEY_BYTES or len(set(text)) < SWARM_KEY_VARIETY:
         raise BadRequest(
-            f"the swarm key is too easy to guess: give at least {SWARM_KEY_BYTES} random characters, such as "
-            "openssl rand -hex 32 makes"
+            f"the swarm key is too easy to guess: give at least {SWARM_KEY_BYTES} random characters, such as the "
+            "output of openssl rand -hex 32"
         )
     return text
 
@@ -166,7 +176,7 @@ def _private_pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
 
 def _certificate(key: ec.EllipticCurvePrivateKey) -> bytes:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SERVER_NAME)])
-    made = (
+    builder = (
         x509.CertificateBuilder(issuer_name=name, subject_name=name, public_key=key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(VALID_FROM)
@@ -174,7 +184,7 @@ def _certificate(key: ec.EllipticCurvePrivateKey) -> bytes:
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     )
-    return made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
 def _write_private(path: Path, data: bytes) -> None:
@@ -188,7 +198,7 @@ def _read_private(path: Path) -> bytes:
         mode = os.fstat(file.fileno()).st_mode & 0o777
         if os.name == "posix" and mode & ~0o700:
             raise BadRequest(
-                f"others on this machine can read the secret in {path} (mode {mode:04o}): run chmod 600 {path}; if "
-                "others may have read it, make a new one"
+                f"other users of this machine can read the secret in {path} (mode {mode:04o}): run chmod 600 {path}; "
+                "if they may have read it, create a new one"
             )
         return file.read(FILE_BYTES)

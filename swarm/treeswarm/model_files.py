@@ -1,4 +1,4 @@
-"""Where a model's files are, and what its config says.  No weights are read here, and no torch is needed."""
+"""Finds a model's files and reads its config and tokenizer, without reading weights and without torch."""
 
 import difflib
 import hashlib
@@ -20,32 +20,35 @@ BUNDLED = ("demo", "demo-draft")
 CLIENT_FILES = ("*.json", "*.txt", "tokenizer*", "*.jinja")
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Where checkpoints number their decoder blocks.
+# Matches the number of a decoder block in the name of a checkpoint's tensor.
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class HubOptions:
-    """How `huggingface_hub` shall look for a model; what is left out follows its environment variables (HF_HOME,
-    HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT)."""
+    """Options with which `huggingface_hub` looks for a model.
+
+    Options that are left out follow its environment variables (HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN,
+    HF_ENDPOINT).
+    """
 
     revision: str | None = None
-    """Branch, tag or commit; the default branch where None."""
+    """Branch, tag or commit, or None for the default branch."""
     cache_dir: str | Path | None = None
     token: str | bool | None = field(default=None, repr=False)
-    """True: the one that `hf auth login` stored; False: none."""
+    """Access token; True for the one that `hf auth login` stored, False for none."""
     local_files_only: bool = False
 
     def for_another_model(self) -> "HubOptions":
-        """The same for a model that has other revisions."""
+        """Return the same options without the revision, which is one of this model's repository."""
         return replace(self, revision=None)
 
     def as_arguments(self) -> dict[str, Any]:
-        """Those that were said."""
-        said = {"revision": self.revision, "cache_dir": self.cache_dir, "token": self.token}
-        found = {name: value for name, value in said.items() if value is not None}
-        return found | {"local_files_only": True} if self.local_files_only else found
+        """Return the options that were given, as keyword arguments of `snapshot_download`."""
+        options = {"revision": self.revision, "cache_dir": self.cache_dir, "token": self.token}
+        given = {name: value for name, value in options.items() if value is not None}
+        return given | {"local_files_only": True} if self.local_files_only else given
 
 
 DEFAULT_HUB = HubOptions()
@@ -53,10 +56,11 @@ DEFAULT_HUB = HubOptions()
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What both programs need to know of a model, from its config alone."""
+    """Sizes and end-of-sequence ids of a model, as both programs need them, from its config alone."""
 
     model_type: str
     blocks: int
+    """Number of decoder blocks."""
     hidden_size: int
     vocab_size: int
     max_positions: int
@@ -71,10 +75,10 @@ def resolve_model(
     hub: HubOptions = DEFAULT_HUB,
     progress: Progress | None = None,
 ) -> Path:
-    """The directory of a model given as a directory, a bundled name or a hub id.
+    """Return the directory of a model named by a directory, a bundled name or a hub id.
 
-    A directory is used as it is, offline.  From the hub come config and tokenizer, and with `weights` the files that
-    hold tensors of the blocks `span` (None: all) or of no block.  Raises ModelError.
+    A directory is used as it is, offline.  From the hub, config and tokenizer are downloaded.  With `weights`, so are
+    the files that contain tensors of the blocks in `span` (None: all blocks) or of no block.  Raises ModelError.
     """
     if name and Path(name).is_dir():
         return Path(name)
@@ -90,35 +94,38 @@ def resolve_model(
 
 
 def _near_miss(name: str) -> str:
-    """What was meant, perhaps: a bundled model, or a directory beside the one that is not there."""
+    """Suggest a bundled model or a neighbouring directory with a similar name, or return an empty string."""
     beside = [str(config.parent) for config in Path(name).parent.glob("*/config.json")]
     near = difflib.get_close_matches(name.removeprefix("./"), [*BUNDLED, *beside], n=1)
-    return f"did you mean '{near[0]}'? Else " if near else ""
+    return f"did you mean '{near[0]}'? Otherwise " if near else ""
 
 
 def _from_hub(name: str, patterns: Sequence[str], hub: HubOptions, progress: Progress | None = None) -> Path:
     try:
-        from huggingface_hub import constants, snapshot_download  # noqa: PLC0415  # only for hub ids
+        from huggingface_hub import constants, snapshot_download  # noqa: PLC0415  # Only needed for hub ids.
     except ImportError:
         raise ModelError(f"'{name}' is a hub id, which needs huggingface_hub: pip install huggingface_hub") from None
     bar = {"tqdm_class": progress_bar_class(progress)} if progress is not None else {}
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns), **hub.as_arguments(), **bar))
-    except Exception as error:  # the hub's client raises requests', httpx' and its own errors
-        wanted = f"'{name}'" if hub.revision is None else f"revision '{hub.revision}' of '{name}'"
+    except Exception as error:  # The hub's client raises errors of requests, of httpx and its own.
+        described = f"'{name}'" if hub.revision is None else f"revision '{hub.revision}' of '{name}'"
         if hub.local_files_only or constants.HF_HUB_OFFLINE:
             raise ModelError(
-                f"{wanted} is not in the cache ({hub.cache_dir or constants.HF_HUB_CACHE}), and asking the hub is "
+                f"{described} is not in the cache ({hub.cache_dir or constants.HF_HUB_CACHE}), and asking the hub is "
                 "switched off (local_files_only or HF_HUB_OFFLINE): download it once while online, or give a directory"
             ) from error
         raise ModelError(
-            f"cannot get {wanted} from the hub ({type(error).__name__}: {str(error).splitlines()[0]}): check the "
+            f"cannot get {described} from the hub ({type(error).__name__}: {str(error).splitlines()[0]}): check the "
             "name and the network, or give a local directory"
         ) from error
 
 
 def needed_files(folder: Path, span: Span | None) -> list[str]:
-    """The weight files that a node of `span` reads, by the index; a model without one is a single file."""
+    """Return the names of the weight files that a node of `span` (None: all blocks) reads, sorted.
+
+    They follow from the index; a model without an index has a single file.
+    """
     if not (folder / INDEX).exists():
         return [SINGLE]
     needed = set()
@@ -131,7 +138,7 @@ def needed_files(folder: Path, span: Span | None) -> list[str]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json`.  Raises ModelError."""
+    """Return the content of `config.json`.  Raises ModelError."""
     config = read_json(folder / "config.json", f"'{folder}' is no model directory")
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"{folder / 'config.json'} names no model_type: it is not a transformers config")
@@ -141,7 +148,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_shape(folder: Path) -> ModelShape:
-    """The model's shape.  Raises ModelError naming what the config lacks."""
+    """Read the model's shape from its config.  Raises ModelError that names a missing field."""
     config = read_config(folder)
     text = config.get("text_config") or config
     try:
@@ -155,7 +162,7 @@ def read_shape(folder: Path) -> ModelShape:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{folder / 'config.json'} lacks or garbles {error}: it is not a decoder model's config"
+            f"{folder / 'config.json'} has a missing or malformed field ({error}): it is not a decoder model's config"
         ) from None
 
 
@@ -167,9 +174,9 @@ def _eos_ids(folder: Path, config: dict[str, Any]) -> Iterable[int]:
 
 
 def weight_files(folder: Path) -> dict[str, list[str]]:
-    """Checkpoint tensor names by the safetensors file that holds them.
+    """Return the tensor names in each safetensors file of the checkpoint, by file name.
 
-    Raises ModelError where files are missing, cut off or of another format.
+    Raises ModelError where files are missing, truncated or in another format.
     """
     if (folder / INDEX).exists():
         index = read_json(folder / INDEX, "")
@@ -180,12 +187,14 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
     if (folder / SINGLE).exists():
         return {SINGLE: [name for name in read_header(folder / SINGLE) if name != "__metadata__"]}
     if any(folder.glob("*.bin")):
-        raise ModelError(f"'{folder}' has its weights as .bin, which is never loaded: convert them to safetensors")
-    raise ModelError(f"'{folder}' has no {SINGLE} and no {INDEX}: the download is not complete")
+        raise ModelError(
+            f"'{folder}' has its weights as .bin files, which are never loaded: convert them to safetensors"
+        )
+    raise ModelError(f"'{folder}' has no {SINGLE} and no {INDEX}: the download is not complete, download it again")
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """A safetensors file's header: tensor names with dtype, shape and offsets.  Raises ModelError."""
+    """Return a safetensors file's header: dtype, shape and offsets by tensor name.  Raises ModelError."""
     if not path.exists():
         raise ModelError(f"{path} is missing: the model directory is partial, download it again")
     size = path.stat().st_size
@@ -204,7 +213,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The model's own tokenizer.  Raises ModelError."""
+    """Load the model's own tokenizer.  Raises ModelError."""
     path = folder / "tokenizer.json"
     if not path.exists():
         raise ModelError(
@@ -212,25 +221,28 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         )
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust side raises bare Exception
+    except Exception as error:  # The Rust library raises bare Exception.
         raise ModelError(f"{path} is no tokenizer ({error}): download it again") from None
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """Hex digest of what turns ids into text: vocabulary, merges and added tokens.  Raises ModelError."""
+    """Return the hex SHA-256 of the tokenizer's vocabulary, merges and added tokens.  Raises ModelError."""
     path = folder / "tokenizer.json"
     if not path.exists():
-        raise ModelError(f"'{folder}' has no tokenizer.json")
+        raise ModelError(f"'{folder}' has no tokenizer.json: download it again")
     content = read_json(path, "")
-    meaning = {key: content.get(key) for key in ("model", "added_tokens")}
-    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
+    relevant = {key: content.get(key) for key in ("model", "added_tokens")}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
-def read_json(path: Path, otherwise: str) -> Any:
-    """What a file holds; `otherwise` says what it is that lacks it.  Raises ModelError."""
+def read_json(path: Path, problem: str) -> Any:
+    """Return the content of a JSON file.  If it is missing, raise ModelError whose text begins with `problem`.
+
+    Also raises ModelError if the file cannot be read or is malformed.
+    """
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{otherwise}: {path} is missing") from None
+        raise ModelError(f"{problem}: {path} is missing") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}): download it again") from None

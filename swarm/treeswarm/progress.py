@@ -1,31 +1,33 @@
-"""How far long work is: one small callback, and the hub's downloads told through it."""
+"""Progress of long work: one small callback, and a progress bar class that reports the hub's downloads through it."""
 
 from collections.abc import Callable
 from typing import Any
 
 DOWNLOADING = "downloading"
-"""Bytes."""
+"""Name of an activity counted in bytes."""
 LOADING = "loading tensors"
-"""Tensors."""
+"""Name of an activity counted in tensors."""
 CHECKING = "checking weights"
-"""Bytes."""
-# The hub's client has bars for what arrives and for what is written: this one of them is not told.
+"""Name of an activity counted in bytes."""
+# The hub's client has one bar for received bytes and one for written bytes.  The bar with this description is ignored.
 ARRIVING = "Downloading bytes"
 
 Progress = Callable[[int, int, str], None]
-"""Called with how much is done, how much there is in all (0: not known yet), and what is being done: one of the above.
-From any thread."""
+"""Callback with the amount done, the total amount (0 if it is not known yet), and the activity, one of the names above.
+
+It may be called from any thread.
+"""
 
 
 def progress_bar_class(progress: Progress) -> Any:
-    """A class of progress bars that `snapshot_download` takes; it shows nothing and tells `progress` the bytes."""
-    from huggingface_hub.utils import tqdm  # noqa: PLC0415  # only for hub ids
+    """Return a class of progress bars for `snapshot_download` that display nothing and report bytes to `progress`."""
+    from huggingface_hub.utils import tqdm  # noqa: PLC0415  # Only needed for hub ids.
 
-    class TellingBar(tqdm):  # type: ignore[misc]
+    class ReportingBar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._bytes = kwargs.get("unit") == "B" and kwargs.get("desc") != ARRIVING
             self._done = int(kwargs.get("initial") or 0)
-            kwargs.pop("name", None)  # of the hub client's own bars
+            kwargs.pop("name", None)  # An argument of the hub client's own bars.
             super().__init__(*args, **{**kwargs, "disable": True})
 
         def update(self, n: float | None = 1) -> bool | None:
@@ -34,4 +36,4 @@ def progress_bar_class(progress: Progress) -> Any:
                 progress(self._done, int(self.total or 0), DOWNLOADING)
             return None
 
-    return TellingBar
+    return ReportingBar

@@ -1,7 +1,7 @@
 """Settings of the programs: a flag, else a `TREESWARM_…` variable, else the config file, else the default.
 
-The config file is TOML with one table a program; its keys are the long flags without their dashes in front, with dashes
-or underscores inside, and the names of positional arguments.  The variable of `--max-sessions` is
+The config file is TOML with one table per program.  Its keys are the long flags without the leading dashes, with dashes
+or underscores between the words, and the names of positional arguments.  The variable of `--max-sessions` is
 `TREESWARM_MAX_SESSIONS`.
 
     [node]
@@ -9,7 +9,7 @@ or underscores inside, and the names of positional arguments.  The variable of `
     max-sessions = 32
     verbose = true
 
-A program builds its argparse parser, adds `--config` by `add_config_flag`, and calls `parse`.
+A program builds its argparse parser, adds `--config` with `add_config_flag`, and calls `parse`.
 """
 
 import argparse
@@ -24,110 +24,115 @@ from treeswarm.errors import BadRequest
 
 PREFIX = "TREESWARM_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
-# Tables that a config file may have: one file serves a machine that runs several programs.
+# Tables that a config file may have: one file can serve a machine that runs several programs.
 PROGRAMS = ("node", "serve", "chat", "generate", "models", "status")
-# What a program is asked to print, and where its settings are, is for the command line.
+# Arguments that can be given on the command line only.
 NO_SETTINGS = ("config", "print-completion")
 WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
 
 
 def add_config_flag(parser: argparse.ArgumentParser, program: str) -> None:
-    """`--config FILE`, as every program has it."""
+    """Add `--config FILE`, which every program has."""
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help=f"TOML with a table [{program}] of these flags; {PREFIX}… variables and flags override it",
+        help=f"TOML file with a table [{program}] of these flags; {PREFIX}… variables and flags override it",
     )
 
 
 def parse(
     parser: argparse.ArgumentParser, program: str, argv: Sequence[str], environ: Mapping[str, str]
 ) -> argparse.Namespace:
-    """Like `parser.parse_args(argv)`, with what is not on the command line from `environ` and the config file.
+    """Parse `argv`, and take what is not in it from the variables in `environ` and from the config file.
 
-    `program` names the table, and the subcommand where `parser` has one of that name.  The parser is changed: use it
-    once.  Variables that name no flag of this program are left alone; empty ones count as not set.
+    `program` names the table of the file, and the subcommand where `parser` has one of that name.  The parser is
+    changed, so it can be used only once.  Variables that name no flag of this program are ignored, and empty ones count
+    as not set.
 
-    Raises BadRequest that names the file or variable, for a file that cannot be read, unknown keys, wrong types and
-    values that the flag would not take.
+    Raises BadRequest that names the file or variable: if the file cannot be read, for unknown keys, wrong types and
+    values that the flag would not accept.
     """
-    inner = _subcommand(parser, program)
-    settable = {key: action for action in inner._actions if (key := _key(action)) is not None}
-    path = _config_path(inner, argv, environ)
-    found = from_environment(settable, environ)
+    subparser = _subcommand(parser, program)
+    settable = {key: action for action in subparser._actions if (key := _key(action)) is not None}
+    path = _config_path(subparser, argv, environ)
+    settings = from_environment(settable, environ)
     if path is not None:
         table = from_table(settable, read_table(path, program), f"{path} [{program}]")
-        found = {**_without_rivals(inner, table, set(found)), **found}
-    return _filled(parser, inner, argv, found)
+        settings = {**_without_rivals(subparser, table, set(settings)), **settings}
+    return _parse_with(parser, subparser, argv, settings)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A value to use where the command line has none."""
+    """A value for an argument that is not on the command line."""
 
     dest: str
+    """Name of the argument in the namespace."""
     value: Any
 
 
-def from_table(settable: Mapping[str, argparse.Action], table: Mapping[str, Any], where: str) -> dict[str, Setting]:
-    """By argparse's dest, what a config file's table says.  Raises BadRequest."""
-    found: dict[str, Setting] = {}
+def from_table(settable: Mapping[str, argparse.Action], table: Mapping[str, Any], origin: str) -> dict[str, Setting]:
+    """Return the settings of a config file's table by argparse's dest.
+
+    `origin` names file and table in errors.  Raises BadRequest.
+    """
+    settings: dict[str, Setting] = {}
     for written, value in table.items():
         key = written.replace("_", "-")
         if key not in settable:
-            raise BadRequest(f"{where} has '{written}', which is no setting{_nearest(key, settable)}")
+            raise BadRequest(f"{origin} has '{written}', which is no setting{_nearest(key, settable)}")
         action = settable[key]
-        if action.dest in found:
-            raise BadRequest(f"{where} sets '{written}' twice, in two spellings or by two flags: leave one away")
-        found[action.dest] = Setting(action.dest, _value_of(action, value, f"{where} {written}"))
-    return found
+        if action.dest in settings:
+            raise BadRequest(f"{origin} sets '{written}' twice, in two spellings or by two flags: remove one")
+        settings[action.dest] = Setting(action.dest, _checked_value(action, value, f"{origin} {written}"))
+    return settings
 
 
 def from_environment(settable: Mapping[str, argparse.Action], environ: Mapping[str, str]) -> dict[str, Setting]:
-    """By argparse's dest, what the variables say.  Raises BadRequest."""
-    found: dict[str, Setting] = {}
+    """Return the settings of the environment variables by argparse's dest.  Raises BadRequest."""
+    settings: dict[str, Setting] = {}
     for key, action in settable.items():
         name = variable_of(key)
         if text := environ.get(name):
-            found[action.dest] = Setting(action.dest, _value_of(action, _plain(action, text, name), name))
-    return found
+            settings[action.dest] = Setting(action.dest, _checked_value(action, _typed(action, text, name), name))
+    return settings
 
 
 def variable_of(key: str) -> str:
-    """`max-sessions` is set by `TREESWARM_MAX_SESSIONS`."""
+    """Return the name of the variable for a key: `TREESWARM_MAX_SESSIONS` for `max-sessions`."""
     return PREFIX + key.upper().replace("-", "_")
 
 
 def read_table(path: Path, program: str) -> dict[str, Any]:
-    """The program's table of a config file; empty where it has none.  Raises BadRequest."""
+    """Return the program's table of a config file, empty if the file has none.  Raises BadRequest."""
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise BadRequest(f"the config file {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the config file {path} is no TOML: {error}") from None
-    known = dict.fromkeys((*PROGRAMS, program))
+    programs = dict.fromkeys((*PROGRAMS, program))
     for name, table in content.items():
         if not isinstance(table, dict):
             raise BadRequest(f"{path} has '{name}' outside of any table: write [{program}] above it")
-        if name not in known:
-            raise BadRequest(f"{path} has a table [{name}], which no program reads{_nearest(name, known)}")
+        if name not in programs:
+            raise BadRequest(f"{path} has a table [{name}], which no program reads{_nearest(name, programs)}")
     return dict(content.get(program, {}))
 
 
 def _subcommand(parser: argparse.ArgumentParser, program: str) -> argparse.ArgumentParser:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction) and program in action.choices:
-            found: argparse.ArgumentParser = action.choices[program]
-            return found
+            subparser: argparse.ArgumentParser = action.choices[program]
+            return subparser
     return parser
 
 
 def _key(action: argparse.Action) -> str | None:
-    """Under what name an argument can be set; None for --help, --version, --config and subcommands."""
-    if isinstance(action, argparse._SubParsersAction) or not _takes_or_is_a_value(action):
+    """Return the key of an argument, or None for --help, --version, --config and subcommands."""
+    if isinstance(action, argparse._SubParsersAction) or not _has_value(action):
         return None
     long = [option for option in action.option_strings if option.startswith("--")]
     if not action.option_strings:
@@ -136,27 +141,35 @@ def _key(action: argparse.Action) -> str | None:
     return None if key in NO_SETTINGS else key
 
 
-def _takes_or_is_a_value(action: argparse.Action) -> bool:
-    """--help and --version take none and stand for none."""
-    is_one = isinstance(action, argparse.BooleanOptionalAction | argparse._CountAction) or action.const is not None
-    return action.nargs != 0 or is_one
+def _has_value(action: argparse.Action) -> bool:
+    """Return whether an argument takes a value or stands for one; --help and --version do not."""
+    stands_for_value = (
+        isinstance(action, argparse.BooleanOptionalAction | argparse._CountAction) or action.const is not None
+    )
+    return action.nargs != 0 or stands_for_value
 
 
 def _config_path(parser: argparse.ArgumentParser, argv: Sequence[str], environ: Mapping[str, str]) -> Path | None:
-    flags = argparse.ArgumentParser(prog=parser.prog, add_help=False)
-    flags.add_argument("--config")
-    has_it = any("--config" in action.option_strings for action in parser._actions)
-    told = flags.parse_known_args(argv)[0].config if has_it else None
-    path = told or environ.get(CONFIG_VARIABLE)
+    config_parser = argparse.ArgumentParser(prog=parser.prog, add_help=False)
+    config_parser.add_argument("--config")
+    has_flag = any("--config" in action.option_strings for action in parser._actions)
+    value = config_parser.parse_known_args(argv)[0].config if has_flag else None
+    path = value or environ.get(CONFIG_VARIABLE)
     return Path(path) if path else None
 
 
-def _filled(
-    parser: argparse.ArgumentParser, inner: argparse.ArgumentParser, argv: Sequence[str], found: Mapping[str, Setting]
+def _parse_with(
+    parser: argparse.ArgumentParser,
+    subparser: argparse.ArgumentParser,
+    argv: Sequence[str],
+    settings: Mapping[str, Setting],
 ) -> argparse.Namespace:
-    """The command line, and `found` where it says nothing: left out of the namespace, what it does not say shows."""
-    for action in inner._actions:
-        if action.dest not in found:
+    """Parse the command line, and use `settings` for the arguments that are not on it.
+
+    Defaults of these arguments are suppressed, so that the namespace shows which of them the command line sets.
+    """
+    for action in subparser._actions:
+        if action.dest not in settings:
             continue
         action.required = False
         if action.option_strings:
@@ -164,15 +177,15 @@ def _filled(
         else:
             action.default = None
             action.nargs = "*" if _is_list(action) else "?"
-        inner._defaults.pop(action.dest, None)
-    for group in inner._mutually_exclusive_groups:
-        group.required = group.required and not any(action.dest in found for action in group._group_actions)
+        subparser._defaults.pop(action.dest, None)
+    for group in subparser._mutually_exclusive_groups:
+        group.required = group.required and not any(action.dest in settings for action in group._group_actions)
     args = parser.parse_args(argv)
-    typed = {action.dest for action in inner._actions if _is_typed(action, args)}
-    for dest, setting in _without_rivals(inner, found, typed).items():
+    typed = {action.dest for action in subparser._actions if _is_typed(action, args)}
+    for dest, setting in _without_rivals(subparser, settings, typed).items():
         if dest not in typed:
             setattr(args, dest, setting.value)
-    for dest in found:
+    for dest in settings:
         if not hasattr(args, dest):
             setattr(args, dest, None)
     return args
@@ -186,7 +199,10 @@ def _is_typed(action: argparse.Action, args: argparse.Namespace) -> bool:
 def _without_rivals(
     parser: argparse.ArgumentParser, weaker: Mapping[str, Setting], stronger: Collection[str]
 ) -> dict[str, Setting]:
-    """Those of `weaker` that exclude none of `stronger`: who types --peers means no --registry of a file."""
+    """Return the settings of `weaker` that are not mutually exclusive with an argument in `stronger`.
+
+    A user who types --peers, for example, does not want the --registry of a config file.
+    """
     rivals = {
         action.dest
         for group in parser._mutually_exclusive_groups
@@ -205,8 +221,8 @@ def _is_switch(action: argparse.Action) -> bool:
     return action.nargs == 0 and not isinstance(action, argparse._CountAction)
 
 
-def _plain(action: argparse.Action, text: str, name: str) -> Any:
-    """A variable's text as TOML would have it: variables know no types.  Raises BadRequest."""
+def _typed(action: argparse.Action, text: str, name: str) -> Any:
+    """Convert a variable's text to the type that the value would have in TOML.  Raises BadRequest."""
     if _is_switch(action):
         if text.lower() not in WORDS:
             raise BadRequest(f"{name} is '{text}': give 1 or 0, true or false")
@@ -221,39 +237,39 @@ def _plain(action: argparse.Action, text: str, name: str) -> Any:
     return items if _is_list(action) else items[0]
 
 
-def _value_of(action: argparse.Action, value: Any, where: str) -> Any:
-    """What the flag would make of it.  Raises BadRequest."""
+def _checked_value(action: argparse.Action, value: Any, origin: str) -> Any:
+    """Return what the flag would make of a value.  Raises BadRequest."""
     if _is_switch(action):
         if not isinstance(value, bool):
-            raise BadRequest(f"{where} is {value!r}: give true or false")
+            raise BadRequest(f"{origin} is {value!r}: give true or false")
         if isinstance(action, argparse.BooleanOptionalAction):
             return value
         return action.const if value else action.default
     if _is_list(action):
-        values = [_item_of(action, item, where) for item in (value if isinstance(value, list) else [value])]
+        values = [_checked_item(action, item, origin) for item in (value if isinstance(value, list) else [value])]
         if isinstance(action.nargs, int) and len(values) != action.nargs:
-            raise BadRequest(f"{where} has {len(values)} values: give {action.nargs}")
+            raise BadRequest(f"{origin} has {len(values)} values: give {action.nargs}")
         return values
-    return _item_of(action, value, where)
+    return _checked_item(action, value, origin)
 
 
-def _item_of(action: argparse.Action, value: Any, where: str) -> Any:
+def _checked_item(action: argparse.Action, value: Any, origin: str) -> Any:
     kind: Any = int if isinstance(action, argparse._CountAction) else action.type or str
-    # A parser of its own, such as one of `auto` or a number, reads numbers as they are written on a command line.
-    taken = {int: (int,), float: (int, float), str: (str,), Path: (str,)}.get(kind, (str, int, float))
-    if isinstance(value, bool) or not isinstance(value, taken):
-        raise BadRequest(f"{where} is {value!r}: give {KINDS.get(kind, KINDS[str])}")
+    # A custom type, such as "auto or a number", accepts numbers as they are written on a command line.
+    accepted = {int: (int,), float: (int, float), str: (str,), Path: (str,)}.get(kind, (str, int, float))
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        raise BadRequest(f"{origin} is {value!r}: give {KINDS.get(kind, KINDS[str])}")
     try:
-        made = kind(value) if kind in (int, float, Path) else kind(str(value))
+        item = kind(value) if kind in (int, float, Path) else kind(str(value))
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-        raise BadRequest(f"{where} is {value!r}: {error}") from None
-    if action.choices is not None and made not in action.choices:
+        raise BadRequest(f"{origin} is {value!r}: {error}") from None
+    if action.choices is not None and item not in action.choices:
         choices = [str(choice) for choice in action.choices]
-        raise BadRequest(f"{where} is {value!r}: give {', '.join(choices)}{_nearest(str(value), choices)}")
-    return made
+        raise BadRequest(f"{origin} is {value!r}: give {', '.join(choices)}{_nearest(str(value), choices)}")
+    return item
 
 
-def _nearest(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    """A hint, or nothing where no name is like it."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+def _nearest(word: str, names: Mapping[str, Any] | Sequence[str]) -> str:
+    """Return a suggestion for a misspelled word, or an empty string if no name is similar."""
+    near = difflib.get_close_matches(word, list(names), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""

@@ -1,4 +1,4 @@
-"""Settings: a flag, else a variable, else the file, else the default; and what is wrong is told with its place."""
+"""Tests of the settings: precedence of flag, variable, file and default, and errors that name their origin."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ def count(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-def made() -> argparse.ArgumentParser:
+def full_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prog")
     parser.add_argument("model")
     parser.add_argument("--registry")
@@ -39,10 +39,9 @@ def read(tmp_path: Path, *argv: str, toml: str | None = None, **environ: str) ->
     if toml is not None:
         (tmp_path / "c.toml").write_text(toml, "utf-8")
         argv = ("--config", str(tmp_path / "c.toml"), *argv)
-    return parse(made(), "node", argv, {f"TREESWARM_{name}": value for name, value in environ.items()})
+    return parse(full_parser(), "node", argv, {f"TREESWARM_{name}": value for name, value in environ.items()})
 
 
-SAID = st.none() | st.integers(0, 99)
 WHOLE = """
 [node]
 model = "demo"
@@ -62,7 +61,7 @@ whatever = 1
 """
 
 
-def test_a_file_sets_everything(tmp_path: Path) -> None:
+def test_config_file_sets_every_argument(tmp_path: Path) -> None:
     args = read(tmp_path, toml=WHOLE)
     assert vars(args) | {"config": None} == {
         "model": "demo", "registry": "none", "max_sessions": 7, "grace": 5.0, "swarm_key": Path("/k"), "tree_size": 64,
@@ -72,7 +71,7 @@ def test_a_file_sets_everything(tmp_path: Path) -> None:
     assert isinstance(args.grace, float)
 
 
-def test_variables_set_everything(tmp_path: Path) -> None:
+def test_variables_set_every_argument(tmp_path: Path) -> None:
     args = read(
         tmp_path, MODEL="demo", REGISTRY="none", MAX_SESSIONS="7", GRACE="5", SWARM_KEY="/k", TREE_SIZE="64",
         DTYPE="bfloat16", KEY="a,b", HOSTS="x, y", VERBOSE="yes", NO_PANEL="1", COLOR="off",
@@ -80,7 +79,7 @@ def test_variables_set_everything(tmp_path: Path) -> None:
     assert vars(args) == vars(read(tmp_path, toml=WHOLE)) | {"config": None}
 
 
-def test_flag_before_variable_before_file_before_default(tmp_path: Path) -> None:
+def test_precedence_is_flag_variable_file_default(tmp_path: Path) -> None:
     toml = '[node]\nmax-sessions = 1\ngrace = 1\nmodel = "of-file"\nkey = ["f"]\nverbose = true'
     args = read(
         tmp_path, "of-argv", "--max-sessions", "3", "--key", "x", toml=toml, MAX_SESSIONS="2", GRACE="2", KEY="e"
@@ -97,25 +96,25 @@ def test_flag_before_variable_before_file_before_default(tmp_path: Path) -> None
 @given(
     flag=st.none() | st.integers(0, 99), variable=st.none() | st.integers(0, 99), file=st.none() | st.integers(0, 99)
 )
-def test_the_first_that_says_anything_counts(
+def test_first_given_source_determines_the_value(
     tmp_path: Path, flag: int | None, variable: int | None, file: int | None
 ) -> None:
     argv = ("m",) if flag is None else ("m", "--max-sessions", str(flag))
     toml = "[node]" if file is None else f"[node]\nmax-sessions = {file}"
     environ = {} if variable is None else {"MAX_SESSIONS": str(variable)}
-    said = [value for value in (flag, variable, file, 256) if value is not None]
-    assert read(tmp_path, *argv, toml=toml, **environ).max_sessions == said[0]
+    given_values = [value for value in (flag, variable, file, 256) if value is not None]
+    assert read(tmp_path, *argv, toml=toml, **environ).max_sessions == given_values[0]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(codec="ascii", exclude_categories=["C"]), min_size=1))
-def test_text_comes_through_as_written(tmp_path: Path, text: str) -> None:
+def test_text_is_not_altered(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, "m", toml=f"[node]\nregistry = {json.dumps(text)}").registry == text
     assert read(tmp_path, "m", REGISTRY=text).registry == text
 
 
 @pytest.mark.parametrize(
-    ("toml", "said"),
+    ("toml", "message"),
     [
         ("[node]\nmax-sesions = 1", r"c\.toml \[node\] has 'max-sesions', .* did you mean 'max-sessions'"),
         ("[node]\nconfig = 'x'", r"has 'config', which is no setting"),
@@ -135,13 +134,13 @@ def test_text_comes_through_as_written(tmp_path: Path, text: str) -> None:
         ("[node", "is no TOML"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_told_with_its_place(tmp_path: Path, toml: str, said: str) -> None:
-    with pytest.raises(BadRequest, match=said):
+def test_file_errors_name_file_and_key(tmp_path: Path, toml: str, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
         read(tmp_path, "m", toml=toml)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("MAX_SESSIONS", "many", "TREESWARM_MAX_SESSIONS is 'many': give a whole number"),
         ("VERBOSE", "perhaps", "TREESWARM_VERBOSE is 'perhaps': give 1 or 0"),
@@ -149,24 +148,24 @@ def test_what_is_wrong_in_a_file_is_told_with_its_place(tmp_path: Path, toml: st
         ("CONFIG", "/nowhere.toml", "/nowhere.toml cannot be read: No such file"),
     ],
 )
-def test_what_is_wrong_in_a_variable_is_told_by_its_name(tmp_path: Path, name: str, value: str, said: str) -> None:
-    with pytest.raises(BadRequest, match=said):
+def test_variable_errors_name_the_variable(tmp_path: Path, name: str, value: str, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
         read(tmp_path, "m", **{name: value})
 
 
-def test_variables_of_other_programs_and_empty_ones_are_left_alone(tmp_path: Path) -> None:
+def test_foreign_and_empty_variables_are_ignored(tmp_path: Path) -> None:
     args = read(tmp_path, "m", API_KEYS="secret", MAX_SESSIONS="", MAX_SESIONS="3")
     assert args.max_sessions == 256
     assert not hasattr(args, "api_keys")
 
 
-def test_without_a_model_anywhere_argparse_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_required_argument_is_reported_by_argparse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read(tmp_path, toml="[node]\ngrace = 1")
     assert "required: model" in capsys.readouterr().err
 
 
-def test_a_subcommand_has_the_table_of_its_name(tmp_path: Path) -> None:
+def test_subcommand_reads_the_table_of_its_name(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser(prog="swarm")
     commands = parser.add_subparsers(dest="command")
     serve = commands.add_parser("serve")
@@ -179,30 +178,30 @@ def test_a_subcommand_has_the_table_of_its_name(tmp_path: Path) -> None:
     assert (args.command, args.model, args.port, args.run) == ("serve", "demo", 2, "serving")
 
 
-def test_a_required_choice_of_flags_may_be_made_in_the_file(tmp_path: Path) -> None:
+def test_required_exclusive_group_may_be_set_by_a_variable(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
-    either = parser.add_mutually_exclusive_group(required=True)
-    either.add_argument("--here")
-    either.add_argument("--there")
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--here")
+    group.add_argument("--there")
     assert parse(parser, "node", [], {"TREESWARM_THERE": "x"}).there == "x"
 
 
-def test_what_is_typed_excludes_what_a_variable_or_a_file_says_instead(tmp_path: Path) -> None:
-    def made() -> argparse.ArgumentParser:
+def test_typed_flag_excludes_its_rivals_in_variable_and_file(tmp_path: Path) -> None:
+    def exclusive_parser() -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser()
-        where = parser.add_mutually_exclusive_group()
-        where.add_argument("--peers")
-        where.add_argument("--registry")
+        group = parser.add_mutually_exclusive_group()
+        group.add_argument("--peers")
+        group.add_argument("--registry")
         add_config_flag(parser, "node")
         return parser
 
     file = tmp_path / "node.toml"
     file.write_text('[node]\nregistry = "file"\n')
     config = ["--config", str(file)]
-    typed = parse(made(), "node", ["--peers", "typed", *config], {"TREESWARM_REGISTRY": "variable"})
+    typed = parse(exclusive_parser(), "node", ["--peers", "typed", *config], {"TREESWARM_REGISTRY": "variable"})
     assert (typed.peers, typed.registry) == ("typed", None)
-    variable = parse(made(), "node", config, {"TREESWARM_PEERS": "variable"})
+    variable = parse(exclusive_parser(), "node", config, {"TREESWARM_PEERS": "variable"})
     assert (variable.peers, variable.registry) == ("variable", None)
-    same = parse(made(), "node", ["--registry", "typed", *config], {})
+    same = parse(exclusive_parser(), "node", ["--registry", "typed", *config], {})
     assert (same.peers, same.registry) == (None, "typed")
-    assert parse(made(), "node", config, {}).registry == "file"
+    assert parse(exclusive_parser(), "node", config, {}).registry == "file"
