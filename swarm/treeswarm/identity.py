@@ -66,7 +66,7 @@ def _hub_digests(folder: Path) -> dict[str, str]:
         info = HfApi().model_info(name, revision=revision, files_metadata=True)
     except Exception as error:  # The hub's client raises errors of requests, of httpx and its own.
         raise ModelError(
-            f"cannot ask the hub for the weights of '{name}' ({type(error).__name__}), and only part of them is on disk: "
+            f"cannot ask the hub for the weights of '{name}' ({type(error).__name__}), and only some are on disk: "
             "go online once, or give a local directory with all files"
         ) from error
     return {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs is not None}
