@@ -1,4 +1,4 @@
-"""What an owner keeps back: hours of the day, and a share of the line."""
+"""An owner can limit a node to some hours of the day and to a part of the line's rate."""
 
 import asyncio
 import contextlib
@@ -31,14 +31,14 @@ TIME = st.times().map(lambda t: t.replace(second=0, microsecond=0))
         ("00:00-06:00", ["00:00", "05:59"], ["06:00", "23:59"]),
     ],
 )
-def test_hours_may_go_over_midnight(text: str, inside: list[str], outside: list[str]) -> None:
+def test_hours_may_include_midnight(text: str, inside: list[str], outside: list[str]) -> None:
     hours = Schedule.parse(text)
     assert all(hours.includes(time.fromisoformat(at)) for at in inside)
     assert not any(hours.includes(time.fromisoformat(at)) for at in outside)
 
 
 @given(start=TIME, end=TIME, now=TIME)
-def test_a_time_is_within_hours_or_within_the_rest_of_the_day(start: time, end: time, now: time) -> None:
+def test_every_time_is_within_the_hours_or_the_rest_of_the_day(start: time, end: time, now: time) -> None:
     if start != end:
         hours, rest = Schedule(start, end), Schedule(end, start)
         assert hours.includes(now) != rest.includes(now)
@@ -48,18 +48,18 @@ def test_a_time_is_within_hours_or_within_the_rest_of_the_day(start: time, end: 
 
 
 @pytest.mark.parametrize("text", ["", "22-7", "24:00-01:00", "22:60-01:00", "22:00", "12:00-12:00", "22:00-07:00 CET"])
-def test_what_are_no_hours(text: str) -> None:
+def test_invalid_hours_are_refused(text: str) -> None:
     with pytest.raises(BadRequest, match="--hours"):
         Schedule.parse(text)
 
 
-def test_a_node_is_told_at_the_edges_and_the_owners_word_holds_between_them() -> None:
+def test_orders_come_only_when_the_hours_begin_or_end() -> None:
     began = datetime(2026, 3, 1, 21, 0)
 
     async def day_and_a_half() -> list[tuple[str, str]]:
         loop = asyncio.get_running_loop()
         orders: asyncio.Queue[str] = asyncio.Queue(4)
-        told = list[tuple[str, str]]()
+        received = list[tuple[str, str]]()
 
         def clock() -> datetime:
             return began + timedelta(seconds=loop.time())
@@ -69,9 +69,9 @@ def test_a_node_is_told_at_the_edges_and_the_owners_word_holds_between_them() ->
             async with asyncio.timeout(36 * 3600):
                 while True:
                     order = await orders.get()
-                    told.append((f"{clock():%d %H:%M}", order))
+                    received.append((f"{clock():%d %H:%M}", order))
         except TimeoutError:
-            return told
+            return received
         finally:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
@@ -91,79 +91,79 @@ def test_a_node_is_told_at_the_edges_and_the_owners_word_holds_between_them() ->
         st.tuples(st.integers(0, 1 << 20), st.floats(0, 2), st.none() | st.floats(0, 5)), min_size=1, max_size=30
     ),
 )
-def test_no_more_is_sent_than_the_rate_and_what_is_given_up_costs_nothing(
+def test_sending_keeps_to_the_rate_and_cancelled_sends_are_free(
     rate: float, sends: list[tuple[int, float, float | None]]
 ) -> None:
-    """`sends`: bytes, how much later than the one before, and after how long it is given up."""
+    """`sends` has bytes, seconds since the send before, and seconds until it is cancelled, or None."""
 
-    async def sent() -> list[tuple[float, int]]:
-        loop, pace, left = asyncio.get_running_loop(), RateLimiter(rate), list[tuple[float, int]]()
+    async def send_all() -> list[tuple[float, int]]:
+        loop, limiter, sent = asyncio.get_running_loop(), RateLimiter(rate), list[tuple[float, int]]()
 
         async def send(size: int, patience: float | None) -> None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience):
-                    await pace.acquire(size)
-                    left.append((loop.time(), size))
+                    await limiter.acquire(size)
+                    sent.append((loop.time(), size))
 
         sending = list[asyncio.Task[None]]()
         for size, later, patience in sends:
             await asyncio.sleep(later)
             sending.append(asyncio.create_task(send(size, patience)))
         await asyncio.gather(*sending)
-        return left
+        return sent
 
-    left = run_virtually(sent())
-    assert sum(patience is None for _, _, patience in sends) <= len(left)
-    for i, (first, size) in enumerate(left):
+    sent = run_virtually(send_all())
+    assert sum(patience is None for _, _, patience in sends) <= len(sent)
+    for i, (first, size) in enumerate(sent):
         total = size
-        for at, more in left[i + 1 :]:
-            assert 8 * total <= (at - first + 1e-7) * rate + 1e-3  # timers come up to a nanosecond early
+        for at, more in sent[i + 1 :]:
+            assert 8 * total <= (at - first + 1e-7) * rate + 1e-3  # Timers fire up to a nanosecond early.
             total += more
-    # The line was never idle while somebody waited, so that whoever was given up left no gap.
+    # The line was never idle while a send waited, so cancelled sends left no gap.
     began = sum(later for _, later, _ in sends)
-    assert not left or left[-1][0] <= began + 8 * sum(size for _, size in left) / rate + 1e-6
+    assert not sent or sent[-1][0] <= began + 8 * sum(size for _, size in sent) / rate + 1e-6
 
 
-def test_an_idle_line_owes_nothing_and_what_does_not_wait_makes_others_wait() -> None:
-    pace = RateLimiter(8e6)
-    pace.charge(1_000_000, 0.0)
-    assert pace.owed_s(0.25) == 0.75
-    assert pace.owed_s(100.0) == 0.0
+def test_debt_ends_when_idle_and_is_limited_for_heartbeats() -> None:
+    limiter = RateLimiter(8e6)
+    limiter.charge(1_000_000, 0.0)
+    assert limiter.owed_s(0.25) == 0.75
+    assert limiter.owed_s(100.0) == 0.0
     for _ in range(100):
-        pace.charge(1_000_000, 200.0)
-    assert pace.owed_s(200.0) == MOST_DEBT_S
-    pace.charge(10_000_000, 300.0)
-    pace.charge(100, 300.0)
-    assert pace.owed_s(300.0) == 10.0, "a heartbeat forgives nothing"
+        limiter.charge(1_000_000, 200.0)
+    assert limiter.owed_s(200.0) == MOST_DEBT_S
+    limiter.charge(10_000_000, 300.0)
+    limiter.charge(100, 300.0)
+    assert limiter.owed_s(300.0) == 10.0, "a heartbeat must not shorten the debt"
 
 
-def test_what_goes_through_lent_ports_counts_too() -> None:
-    pace = RateLimiter(8e6)
-    ports = [ByteCounter(0, pace), ByteCounter(500_000, pace)]
+def test_bytes_through_lent_ports_count_towards_the_rate() -> None:
+    limiter = RateLimiter(8e6)
+    ports = [ByteCounter(0, limiter), ByteCounter(500_000, limiter)]
     assert ports[0].count(500_000, 0.0) == 0.5
     assert ports[1].count(1_000_000, 0.0) == 2.0
     assert ports[1].count(1_000_000, 2.0) == 2.0
-    assert pace.owed_s(2.0) == 1.0
+    assert limiter.owed_s(2.0) == 1.0
 
 
-def test_a_tenants_heartbeats_do_not_wait_behind_what_their_landlord_sends() -> None:
-    pace = RateLimiter(LEAST_RATE)
-    pace.charge(1 << 20, 0.0)
-    port = ByteCounter(0, pace)
+def test_a_borrowers_heartbeats_do_not_wait_for_the_lender() -> None:
+    limiter = RateLimiter(LEAST_RATE)
+    limiter.charge(1 << 20, 0.0)
+    port = ByteCounter(0, limiter)
     assert port.count(100, 0.0) == 0.0
     assert port.count(READ_BYTES, 0.0) == MAX_HOLD_S
 
 
-def test_flags_and_what_is_too_little() -> None:
+def test_flags_of_owner_limits_are_checked() -> None:
     config = read_config(["demo", "--bandwidth", "20mbit", "--hours", "22:00-07:00"], {})
     assert config.network.bandwidth == 20e6
     assert str(config.operations.hours) == "22:00-07:00"
-    for wrong, said in (("20", "is no rate"), ("800kbit", "too little to take part"), ("0mbit", "too little")):
-        with pytest.raises(BadRequest, match=said):
-            read_config(["demo", "--bandwidth", wrong], {})
+    for text, error in (("20", "is no rate"), ("800kbit", "too little to take part"), ("0mbit", "too little")):
+        with pytest.raises(BadRequest, match=error):
+            read_config(["demo", "--bandwidth", text], {})
 
 
-async def test_outside_its_hours_a_node_loads_nothing_and_within_them_it_serves() -> None:
+async def test_a_node_loads_and_serves_only_within_its_hours() -> None:
     now, port = datetime.now(), free_port()
     later, much_later = (f"{now + timedelta(hours=h):%H:%M}" for h in (3, 6))
     earlier = f"{now - timedelta(hours=3):%H:%M}"
@@ -184,14 +184,14 @@ async def test_outside_its_hours_a_node_loads_nothing_and_within_them_it_serves(
                 await asyncio.sleep(0.2)
     finally:
         waiting.terminate()
-        said, errors = await waiting.communicate()
+        output, errors = await waiting.communicate()
     assert waiting.returncode == 0
-    assert said == b"", "it was never ready"
+    assert output == b"", "the node was never ready"
     assert b"waiting until the hours" in errors
 
 
 async def state(url: str) -> str:
-    """As Prometheus hears it."""
+    """Return the node's state as Prometheus reads it."""
 
     def read() -> str:
         with urllib.request.urlopen(url, timeout=10) as answer:

@@ -1,4 +1,4 @@
-"""A node takes its owner's orders and nobody else's, each once, and none that is old."""
+"""A node obeys its owner's orders only, each once and none that is old; it announces and passes on records."""
 
 import logging
 import time
@@ -15,11 +15,11 @@ from treeswarm.protocol.records import NodeRecord, NodeState, SealedRecord
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm_node.membership.announcer import ACTIONS, ORDER_AGE_S, Membership, order_bytes
 
-OWNER, STRANGER = Identity.ephemeral(), Identity.ephemeral()
+OWNER, OTHER = Identity.ephemeral(), Identity.ephemeral()
 
 
 def unused_make_record(generation: int, expires: int) -> NodeRecord:
-    raise AssertionError("nothing is announced here")
+    raise AssertionError("no record is announced in these tests")
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_the_owners_order_is_taken(membership: Membership, action: str) -> None:
     assert membership.orders.get_nowait() == action
 
 
-def test_an_order_counts_once_and_none_before_it(membership: Membership) -> None:
+def test_an_order_is_taken_once_and_no_older_one_after_it(membership: Membership) -> None:
     now = stamp()
     membership.manage(order("pause", now))
     for again in (order("pause", now), order("pause", now - 1), order("resume", now - 1)):
@@ -55,39 +55,39 @@ def test_an_order_counts_once_and_none_before_it(membership: Membership) -> None
 
 
 @pytest.mark.parametrize("age_s", [ORDER_AGE_S + 5, -ORDER_AGE_S - 5], ids=["old", "from the future"])
-def test_an_order_is_given_now(membership: Membership, age_s: float) -> None:
+def test_an_order_from_another_time_is_refused(membership: Membership, age_s: float) -> None:
     with pytest.raises(Refused, match="check this machine's clock"):
         membership.manage(order("drain", stamp(age_s)))
     assert membership.orders.empty()
-    assert membership.manage(order("drain", stamp()))  # what was refused left no trace
+    assert membership.manage(order("drain", stamp()))  # The refused order changed nothing.
 
 
 @pytest.mark.parametrize(
     "forged",
     [
-        order("drain", stamp(), STRANGER),
+        order("drain", stamp(), OTHER),
         order("drain", stamp(), signed_action="pause"),
         order("drain", stamp(), signed_at=1),
         Manage("drain", stamp(), bytes(64)),
         Manage("drain", stamp(), b""),
     ],
-    ids=["stranger", "other action", "other time", "no signature", "empty"],
+    ids=["other signer", "other action", "other time", "no signature", "empty"],
 )
-def test_what_the_owner_did_not_sign_is_refused(membership: Membership, forged: Manage) -> None:
+def test_an_order_without_the_owners_signature_is_refused(membership: Membership, forged: Manage) -> None:
     with pytest.raises(Refused, match="not signed by this node's identity"):
         membership.manage(forged)
     assert membership.orders.empty()
 
 
-def test_a_forged_order_does_not_make_the_owners_next_one_old(membership: Membership) -> None:
+def test_a_forged_order_does_not_outdate_the_owners_next_one(membership: Membership) -> None:
     later = stamp(-30)
     with pytest.raises(Refused):
-        membership.manage(order("drain", later, STRANGER))
+        membership.manage(order("drain", later, OTHER))
     assert membership.manage(order("pause", stamp()))
 
 
 @pytest.mark.parametrize("action", ["", "dance", "Pause", "pause\n1"])
-def test_what_is_no_order(membership: Membership, action: str) -> None:
+def test_an_unknown_order_is_refused(membership: Membership, action: str) -> None:
     with pytest.raises(Refused, match=r"give one of pause, resume, drain") as refused:
         membership.manage(order(action, stamp()))
     assert refused.value.code == "malformed"
@@ -102,59 +102,61 @@ def test_orders_that_pile_up_are_refused(membership: Membership) -> None:
     assert refused.value.code == "too-many"
 
 
-async def test_a_node_tells_of_itself_or_of_all_and_passes_farewells_on() -> None:
+async def test_watchers_get_own_or_all_records_and_those_that_leave() -> None:
     me, other = Node(), Node()
     book = MemoryRegistry(MODEL)
     state = NodeState.ONLINE
 
     def make_record(generation: int, expires: int) -> NodeRecord:
-        made = me.record(4001, generation=generation, expires=expires, state=state)
-        return made.record
+        sealed = me.record(4001, generation=generation, expires=expires, state=state)
+        return sealed.record
 
     membership = Membership(me, make_record, book, book)
     await membership.announce()
     await book.announce(other.record(4002))
     assert [sealed.record.node for sealed in await membership.other_nodes()] == [other.id]
-    alone, everyone = membership.watch_records(everyone=False), membership.watch_records(everyone=True)
-    assert len(await anext(alone)) == 1
+    own, everyone = membership.watch_records(everyone=False), membership.watch_records(everyone=True)
+    assert len(await anext(own)) == 1
     assert len(await anext(everyone)) == 2
     state = NodeState.GONE
     await membership.leave()
-    (farewell,) = await anext(everyone)
-    assert (await anext(alone)) == (farewell,)
+    (gone,) = await anext(everyone)
+    assert (await anext(own)) == (gone,)
     assert [sealed.record.node for sealed in await book.snapshot()] == [other.id]
 
 
 @dataclass(eq=False)
-class DeafRegistry(MemoryRegistry):
-    """Nobody else has what it is told."""
+class LonelyRegistry(MemoryRegistry):
+    """A registry in which no other node receives the records."""
 
     async def announce(self, sealed: SealedRecord) -> None:
         await super().announce(sealed)
-        raise Unreachable("nobody else has it")
+        raise Unreachable("no other node has received the record")
 
     async def withdraw(self, sealed: SealedRecord) -> None:
         await self.announce(sealed)
 
 
 @pytest.mark.parametrize("accompanied", [False, True])
-async def test_only_the_last_nodes_leave_is_nobodys_news(caplog: pytest.LogCaptureFixture, accompanied: bool) -> None:
-    me, book = Node(), DeafRegistry(MODEL)
+async def test_a_failed_withdrawal_is_a_warning_unless_alone(
+    caplog: pytest.LogCaptureFixture, accompanied: bool
+) -> None:
+    me, book = Node(), LonelyRegistry(MODEL)
     if accompanied:
         await book.add_records([Node().record(4002).sealed])
     state = NodeState.ONLINE
 
     def make_record(generation: int, expires: int) -> NodeRecord:
-        made = me.record(4001, generation=generation, expires=expires, state=state)
-        return made.record
+        sealed = me.record(4001, generation=generation, expires=expires, state=state)
+        return sealed.record
 
     membership = Membership(me, make_record, book, book)
-    said = []
+    warned = []
     for state in (NodeState.ONLINE, NodeState.DRAINING, NodeState.PAUSED):  # noqa: B007  # `make_record` reads it
         caplog.clear()
         await membership.announce()
-        said.append(bool(caplog.records))
-    assert said == [True, accompanied, accompanied]
+        warned.append(bool(caplog.records))
+    assert warned == [True, accompanied, accompanied]
     state = NodeState.GONE
     caplog.clear()
     with caplog.at_level(logging.INFO):

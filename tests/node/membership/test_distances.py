@@ -1,4 +1,4 @@
-"""Nodes that survey each other believe nobody too much."""
+"""A node's network coordinate follows its pings, and no other node can move it far."""
 
 import asyncio
 
@@ -13,8 +13,8 @@ from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm_node.membership.distances import DistanceSurvey
 
 
-async def surveyed(answers: int, *told: float) -> Coordinate:
-    """The coordinate of a node after a visit to one that says it is at `told`, answers some pings and ends."""
+async def coordinate_after_visit(answers: int, *announced: float) -> Coordinate:
+    """Return a node's coordinate after it visited a node that announces a position, answers some pings and ends."""
     network = MemoryNetwork()
 
     async def accept(kind: StreamKind, stream: Stream) -> None:
@@ -23,7 +23,7 @@ async def surveyed(answers: int, *told: float) -> Coordinate:
             await stream.send(Pong(0))
 
     listener = await network.transport().listen("127.0.0.1:0", accept)
-    changes = {"address": listener.address, "pin": "", "coordinate": told, "state": NodeState.ONLINE}
+    changes = {"address": listener.address, "pin": "", "coordinate": announced, "state": NodeState.ONLINE}
     record: NodeRecord = Node().record(**changes).record
     survey = DistanceSurvey(network.transport())
     await survey.ping_some([record])
@@ -32,13 +32,13 @@ async def surveyed(answers: int, *told: float) -> Coordinate:
 
 
 @pytest.mark.timeout(20)
-async def test_a_node_that_ends_the_conversation_is_no_news() -> None:
-    assert await asyncio.wait_for(surveyed(0, 0.0, 0.0, 0.1, 1.0), 10) == Coordinate()
+async def test_a_node_that_ends_the_stream_changes_nothing() -> None:
+    assert await asyncio.wait_for(coordinate_after_visit(0, 0.0, 0.0, 0.1, 1.0), 10) == Coordinate()
 
 
-def test_a_coordinate_that_lies_moves_nobody_far() -> None:
-    """Where the prediction is nearly zero or the lie a light year off, one step would take an honest node there."""
+def test_a_false_coordinate_moves_a_node_only_a_little() -> None:
+    """One full step would take an honest node there if the prediction is nearly zero or the false position far away."""
     here = Coordinate(0.01, 0.02, 0.005, 0.3)
-    for told in (Coordinate(1e30, 0.0, 0.1, 0.01), Coordinate(0.01, 0.02, -0.005, 0.3), Coordinate(0, 0, 0.1, -0.3)):
-        moved = update(here, told, 0.05)
+    for false in (Coordinate(1e30, 0.0, 0.1, 0.01), Coordinate(0.01, 0.02, -0.005, 0.3), Coordinate(0, 0, 0.1, -0.3)):
+        moved = update(here, false, 0.05)
         assert max(abs(moved.x - here.x), abs(moved.y - here.y), abs(moved.height_s - here.height_s)) < 1.0

@@ -1,4 +1,4 @@
-"""One identity a running node, and the same one at every start."""
+"""Every running node has an identity of its own, and the same one at every start."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "state" / "treeswarm"
 
 
-def test_nodes_on_one_machine_each_take_their_own_and_find_it_again(state: Path) -> None:
+def test_nodes_on_one_machine_claim_their_own_identities_again(state: Path) -> None:
     with claim_identity() as (first, _), claim_identity() as (second, _):
         assert first.node_id != second.node_id
         assert first.pin != second.pin
@@ -24,20 +24,20 @@ def test_nodes_on_one_machine_each_take_their_own_and_find_it_again(state: Path)
     assert sorted(path.name for path in state.glob("*.pem")) == ["identity-2.pem", "identity.pem"]
 
 
-def test_a_path_of_ones_own_is_nobody_elses(tmp_path: Path) -> None:
+def test_an_identity_path_is_claimed_by_one_node_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "mine" / "node.pem"
     with (
-        claim_identity(path) as (mine, _),
+        claim_identity(path) as (first, _),
         pytest.raises(BadRequest, match=rf"another running node.*{path}.*--identity"),
         claim_identity(path),
     ):
         pass
     with claim_identity(path) as (again, _):
-        assert again.pin == mine.pin
+        assert again.pin == first.pin
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_identity_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    unkept = claim_identity(tmp_path / "file" / "node.pem")
-    with pytest.raises(BadRequest, match=r"cannot be kept in .*file.*--identity PATH"), unkept:
+    claim = claim_identity(tmp_path / "file" / "node.pem")
+    with pytest.raises(BadRequest, match=r"cannot be kept in .*file.*--identity PATH"), claim:
         pass

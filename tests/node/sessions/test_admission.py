@@ -1,4 +1,4 @@
-"""Who may open a session: each limit refuses what is past it, says so under the right code, and nothing before it."""
+"""Each admission limit refuses the requests past it, under the right code, and no request before it."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,34 +17,34 @@ from treeswarm_node.sessions.admission import check_open
 
 NUMERICS = NumericsClass("ab" * 32, "float32")
 SERVED = ServedSpan(Span(2, 5), 8, 100, 16, 512, "cd" * 32, NUMERICS, "test", 64)
-HOP = NextHop("127.0.0.1:9", b"t" * 16)
-FITTING = Open(PROTOCOL_VERSION, b"s" * 16, 0, Span(2, 5), NUMERICS, 512, MAX_CROWN, b"t" * 16, HOP)
+NEXT_HOP = NextHop("127.0.0.1:9", b"t" * 16)
+VALID = Open(PROTOCOL_VERSION, b"s" * 16, 0, Span(2, 5), NUMERICS, 512, MAX_CROWN, b"t" * 16, NEXT_HOP)
 LIMITS = NodeLimits(sessions=4, sessions_per_host=2)
 
 
 def check(
-    wanted: Open = FITTING,
+    request: Open = VALID,
     served: ServedSpan = SERVED,
     state: NodeState = NodeState.ONLINE,
-    guests: tuple[str, ...] = (),
+    session_hosts: tuple[str, ...] = (),
 ) -> None:
-    check_open(wanted, served, LIMITS, state, "10.0.0.1", guests)
+    check_open(request, served, LIMITS, state, "10.0.0.1", session_hosts)
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    "opening",
     [
-        FITTING,
-        replace(FITTING, span=Span(3, 4)),
-        replace(FITTING, resumption=Resumption(512, 9)),
-        replace(FITTING, trunk_room=1, crown_room=1),
-        replace(FITTING, prefix=Prefix(b"s" * 16, (b"d" * 16,) * 7)),
+        VALID,
+        replace(VALID, span=Span(3, 4)),
+        replace(VALID, resumption=Resumption(512, 9)),
+        replace(VALID, trunk_room=1, crown_room=1),
+        replace(VALID, prefix=Prefix(b"s" * 16, (b"d" * 16,) * 7)),
     ],
-    ids=["all of it", "part of the span", "a resumption", "little", "a prefix"],
+    ids=["whole span", "part of the span", "resumption", "one row", "prefix"],
 )
-def test_what_fits_is_granted(wanted: Open) -> None:
-    check(wanted)
-    check(wanted, guests=("10.0.0.1", "10.0.0.2", "10.0.0.2"))
+def test_valid_requests_are_granted(opening: Open) -> None:
+    check(opening)
+    check(opening, session_hosts=("10.0.0.1", "10.0.0.2", "10.0.0.2"))
 
 
 @pytest.mark.parametrize(
@@ -63,32 +63,32 @@ def test_what_fits_is_granted(wanted: Open) -> None:
     ],
     ids=str,
 )
-def test_what_does_not_is_refused(changes: dict[str, Any], code: str, words: str) -> None:
+def test_invalid_requests_are_refused_with_their_code(changes: dict[str, Any], code: str, words: str) -> None:
     with pytest.raises(Refused, match=words) as refused:
-        check(replace(FITTING, **changes))
+        check(replace(VALID, **changes))
     assert refused.value.code == code
 
 
-def test_the_last_blocks_node_alone_has_no_next_hop() -> None:
+def test_only_the_node_with_the_last_block_has_no_next_hop() -> None:
     tail = replace(SERVED, span=Span(5, 8))
-    check(replace(FITTING, span=Span(5, 8), next_hop=None), tail)
-    check(replace(FITTING, span=Span(5, 7)), tail)
+    check(replace(VALID, span=Span(5, 8), next_hop=None), tail)
+    check(replace(VALID, span=Span(5, 7)), tail)
     with pytest.raises(Refused, match="no next hop"):
-        check(replace(FITTING, span=Span(5, 8)), tail)
+        check(replace(VALID, span=Span(5, 8)), tail)
 
 
 @pytest.mark.parametrize("state", [state for state in NodeState if state is not NodeState.ONLINE])
-def test_a_node_that_is_not_online_opens_nothing(state: NodeState) -> None:
+def test_a_node_that_is_not_online_opens_no_session(state: NodeState) -> None:
     with pytest.raises(Refused, match=f"this node is {state}") as refused:
         check(state=state)
     assert refused.value.code == "draining"
 
 
-def test_one_address_takes_its_share_and_all_together_what_there_is() -> None:
+def test_sessions_are_limited_per_host_and_in_all() -> None:
     with pytest.raises(Refused, match=r"10\.0\.0\.1 has 2 sessions open here") as refused:
-        check(guests=("10.0.0.1", "10.0.0.1"))
+        check(session_hosts=("10.0.0.1", "10.0.0.1"))
     assert refused.value.code == "full"
-    check(guests=("10.0.0.2", "10.0.0.2", "10.0.0.1"))
+    check(session_hosts=("10.0.0.2", "10.0.0.2", "10.0.0.1"))
     with pytest.raises(Refused, match="4 sessions are open") as refused:
-        check(guests=("10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"))
+        check(session_hosts=("10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"))
     assert refused.value.code == "full"

@@ -1,4 +1,4 @@
-"""When rows are packed on their way, and for whom: never for a node that has not said that it unpacks."""
+"""Rows are compressed where it pays, and only for a next node that said that it decompresses them."""
 
 import asyncio
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ IN_8_BITS = replace(BF16, activations="int8")
 
 
 @pytest.mark.parametrize(
-    ("packing", "numerics", "next_hop", "expected"),
+    ("compression", "numerics", "next_hop", "expected"),
     [
         (LinkCompression("none"), BF16, FAR, 0),
         (LinkCompression("lossless"), BF16, "127.0.0.1:4001", 2),
@@ -41,15 +41,15 @@ IN_8_BITS = replace(BF16, activations="int8")
     ],
     ids=range(14),
 )
-def test_rows_are_packed_where_it_pays(
-    packing: LinkCompression, numerics: NumericsClass, next_hop: str, expected: int
+def test_rows_are_compressed_where_it_pays(
+    compression: LinkCompression, numerics: NumericsClass, next_hop: str, expected: int
 ) -> None:
-    assert packing.value_bytes(numerics, next_hop) == expected
+    assert compression.value_bytes(numerics, next_hop) == expected
 
 
 def append(rows: int = 8, **changes: Any) -> Append:
-    """Of activations that pack well."""
-    made = Append(
+    """Return an append whose activations compress well."""
+    plain = Append(
         epoch=0,
         seq=0,
         commit=np.empty(0, np.uint32),
@@ -63,86 +63,86 @@ def append(rows: int = 8, **changes: Any) -> Append:
         hidden=bytes([7, 63]) * (rows * ROW_BYTES // 2),
         replay=True,
     )
-    return replace(made, **changes)
+    return replace(plain, **changes)
 
 
-def test_rows_come_back_as_they_were_without_those_that_were_skipped() -> None:
+def test_decompression_restores_rows_without_the_skipped_ones() -> None:
     skipped = np.array([False, True] * 4)
     plain = append(hidden=bytes([7, 63]) * (4 * ROW_BYTES // 2), skipped=skipped)
-    small = compress_rows(plain, 2)
-    assert small.planes == 2
-    assert len(small.hidden) < len(plain.hidden)
-    back = decompress_rows(small, ROW_BYTES)
-    assert (back.hidden, back.planes) == (plain.hidden, 0)
+    compressed = compress_rows(plain, 2)
+    assert compressed.planes == 2
+    assert len(compressed.hidden) < len(plain.hidden)
+    restored = decompress_rows(compressed, ROW_BYTES)
+    assert (restored.hidden, restored.planes) == (plain.hidden, 0)
     for row_bytes in (0, ROW_BYTES - 2, ROW_BYTES + 2):
         with pytest.raises(Malformed):
-            decompress_rows(small, row_bytes)
+            decompress_rows(compressed, row_bytes)
 
 
-def test_rows_that_would_not_become_smaller_go_as_they_are() -> None:
+def test_rows_that_do_not_compress_are_left_as_they_are() -> None:
     noise = append(hidden=np.random.default_rng(0).bytes(8 * ROW_BYTES))
     assert compress_rows(noise, 2) is noise
 
 
 @dataclass
-class Next:
-    """The next node: what came down its link, and a word that it may say first."""
+class FakeNextNode:
+    """A next node that may send a welcome, and records the messages that come down its link."""
 
     welcome: Message | None
-    heard: list[Message] = field(default_factory=list)
-    said: asyncio.Event = field(default_factory=asyncio.Event)
-    complaints: list[SwarmError] = field(default_factory=list)
+    received: list[Message] = field(default_factory=list)
+    greeted: asyncio.Event = field(default_factory=asyncio.Event)
+    errors: list[SwarmError] = field(default_factory=list)
 
     async def accept(self, kind: StreamKind, stream: Stream) -> None:
         assert kind is StreamKind.LINK
-        self.heard.append(await stream.receive() or pytest.fail("no hello"))
+        self.received.append(await stream.receive() or pytest.fail("no hello"))
         if self.welcome is not None:
             await stream.send(self.welcome)
-        self.said.set()
+        self.greeted.set()
         while (message := await stream.receive()) is not None:
-            self.heard.append(message)
+            self.received.append(message)
 
-    async def hears(self, sent: Append, value_bytes: int) -> tuple[LinkHello, Append]:
-        """What arrives of an append that leaves after the next node's first word has come."""
+    async def receive(self, sent: Append, value_bytes: int) -> tuple[LinkHello, Append]:
+        """Return the hello and the append that arrive if the append is sent after the welcome has come."""
         network = MemoryNetwork()
         listener = await network.transport().listen("127.0.0.1:0", self.accept)
         hop = NextHop(listener.address, bytes(16))
-        outlet = ToNextNode(bytes(16), 0, hop, network.transport(), 0, self.complaints.append, value_bytes)
-        await self.said.wait()
+        downstream = ToNextNode(bytes(16), 0, hop, network.transport(), 0, self.errors.append, value_bytes)
+        await self.greeted.wait()
         await asyncio.sleep(0.05)
-        await outlet.replay(sent)
+        await downstream.replay(sent)
         await asyncio.sleep(0.05)
-        await outlet.end()
+        await downstream.end()
         await listener.close()
-        hello, append = self.heard
+        hello, append = self.received
         assert isinstance(hello, LinkHello)
         assert isinstance(append, Append)
         return hello, append
 
 
-@pytest.mark.parametrize("welcome", [None, LinkWelcome(unpacks=False)], ids=["of before packing", "does not unpack"])
-async def test_who_does_not_say_that_it_unpacks_is_sent_rows_as_they_are(welcome: LinkWelcome | None) -> None:
-    node = Next(welcome)
-    hello, came = await node.hears(append(), 2)
+@pytest.mark.parametrize("welcome", [None, LinkWelcome(unpacks=False)], ids=["older release", "does not decompress"])
+async def test_rows_stay_plain_for_nodes_that_do_not_decompress(welcome: LinkWelcome | None) -> None:
+    node = FakeNextNode(welcome)
+    hello, arrived = await node.receive(append(), 2)
     assert hello.packs
-    assert (came.planes, came.hidden) == (0, append().hidden)
-    assert not node.complaints
+    assert (arrived.planes, arrived.hidden) == (0, append().hidden)
+    assert not node.errors
 
 
 @pytest.mark.parametrize("rows", [8, LARGE_BYTES // ROW_BYTES], ids=["small", "large"])
-async def test_who_says_that_it_unpacks_is_sent_packed_rows(rows: int) -> None:
-    node = Next(LinkWelcome(unpacks=True))
+async def test_rows_are_compressed_for_nodes_that_decompress(rows: int) -> None:
+    node = FakeNextNode(LinkWelcome(unpacks=True))
     sent = append(rows)
-    _, came = await node.hears(sent, 2)
-    assert came.planes == 2
-    assert decompress_rows(came, ROW_BYTES).hidden == sent.hidden
-    assert not node.complaints
+    _, arrived = await node.receive(sent, 2)
+    assert arrived.planes == 2
+    assert decompress_rows(arrived, ROW_BYTES).hidden == sent.hidden
+    assert not node.errors
 
 
-async def test_a_node_that_does_not_pack_asks_nothing_and_takes_no_welcome() -> None:
-    node = Next(LinkWelcome(unpacks=True))
-    hello, came = await node.hears(append(), 0)
+async def test_a_node_that_does_not_compress_accepts_no_welcome() -> None:
+    node = FakeNextNode(LinkWelcome(unpacks=True))
+    hello, arrived = await node.receive(append(), 0)
     assert not hello.packs
-    assert came.planes == 0
-    (complaint,) = node.complaints
-    assert "unexpected LinkWelcome" in str(complaint)
+    assert arrived.planes == 0
+    (error,) = node.errors
+    assert "unexpected LinkWelcome" in str(error)
