@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.protocol.messages import Append
-from treeswarm.session.replay import Joined, replay
+from treeswarm.session.replay import JoinedBytes, replay
 from treeswarm.session.steps import Step
 
 
@@ -146,7 +146,7 @@ class ReplayLog:
             cut.insert(0, self._chunks.pop())
         rows = length - self._frozen_rows
         if cut:
-            self._hidden = bytearray(Joined([chunk.hidden for chunk in cut])[0 : rows * self.row_bytes])
+            self._hidden = bytearray(JoinedBytes([chunk.hidden for chunk in cut])[0 : rows * self.row_bytes])
             self._tokens = [token for chunk in cut for token in chunk.tokens]
         del self._hidden[rows * self.row_bytes :], self._tokens[rows:]
         for chunk in cut:
@@ -162,7 +162,7 @@ class ReplayLog:
     def replay(self, epoch: int) -> Iterator[Append]:
         """Return appends of all trunk rows, for a node that has none of them."""
         tokens = [token for chunk in self._chunks for token in chunk.tokens]
-        hidden = Joined([*(chunk.hidden for chunk in self._chunks), self._hidden])
+        hidden = JoinedBytes([*(chunk.hidden for chunk in self._chunks), self._hidden])
         return replay(epoch, [*tokens, *self._tokens], hidden, self.row_bytes)
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""The token tree and the pure state machine of a session."""
+"""The token tree of a session, and the state machine that a node keeps for it.  Pure."""

@@ -4,8 +4,8 @@ Philox4x64-10 (Salmon et al., 2011) with key (seed, sample) and counter (token_i
 token_id & 3 of its output; v = (top 53 bits + 0.5) · 2⁻⁵³; gumbel = −log(−log1p(−v)) in float64, then float32.  The
 integers are the bit-exact contract; `proto/noise_vectors.json` has test vectors for other languages.
 
-`position` is the 0-based place in the whole text of the token being chosen, so one row serves every tree node of a
-depth, and a row can be made before the logits exist.
+`position` is the 0-based position in the whole text of the token being chosen.  So one row serves all tree nodes of a
+depth, and a row can be computed before the logits exist.
 """
 
 from collections import OrderedDict
@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 from treeswarm.protocol.sampling import SamplingSettings
 
 COUNTER_BITS = 256
-# A deep tree touches some tens of depths a round; at a vocabulary of 128k a row is half a megabyte.
+# A deep tree touches some tens of depths per round; at a vocabulary of 128k tokens a row is half a megabyte.
 CACHED_ROWS = 64
 
 
 def noise_bits(seed: int, sample: int, position: int, vocab_size: int) -> NDArray[np.uint64]:
-    """The contract's integers for token ids 0 to `vocab_size`, uint64."""
-    # NumPy counts up before it generates, so it must start one before block 0 of this position.
+    """Return the contract's integers for all token ids below `vocab_size`, uint64 [vocab_size]."""
+    # NumPy increments the counter before it generates, so it must start one before block 0 of this position.
     counter = ((position << 64) - 1) % 2**COUNTER_BITS
     generator = np.random.Philox(counter=counter, key=seed | sample << 64)
     return np.asarray(generator.random_raw(vocab_size), np.uint64)
 
 
 def gumbel_row(seed: int, sample: int, position: int, vocab_size: int) -> NDArray[np.float32]:
-    """Noise for all token ids at one position, float32 [vocab_size]."""
+    """Return the Gumbel noise of all token ids at one position, float32 [vocab_size]."""
     v = (noise_bits(seed, sample, position, vocab_size) >> np.uint64(11)).astype(np.float64)
     v += 0.5
     v *= 2.0**-53
@@ -39,13 +39,13 @@ def gumbel_row(seed: int, sample: int, position: int, vocab_size: int) -> NDArra
 
 @dataclass(eq=False)
 class NoiseRows:
-    """Rows made lately.  For one thread."""
+    """A cache of the noise rows used last.  It is for one thread only."""
 
     vocab_size: int
     _rows: OrderedDict[tuple[int, int, int], NDArray[np.float32]] = field(default_factory=OrderedDict)
 
     def row(self, settings: SamplingSettings, position: int) -> NDArray[np.float32]:
-        """float32 [vocab_size], not to be written to."""
+        """Return the noise at `position`, float32 [vocab_size].  The caller must not write to it."""
         key = (settings.seed, settings.sample, position)
         if key not in self._rows:
             self._rows[key] = gumbel_row(*key, self.vocab_size)

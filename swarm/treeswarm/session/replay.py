@@ -1,4 +1,4 @@
-"""Rows of the trunk on their way to a node that replaces a lost one.  Pure."""
+"""Replays: the rows of a trunk as appends for a node that replaces a lost one.  Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,31 +8,32 @@ import numpy as np
 from treeswarm.protocol.messages import SEGMENT_BYTES, Answers, Append
 from treeswarm.protocol.sampling import SamplingSettings
 
-# A forward of this many prefill rows is as efficient as any; more would only delay the next node's start.
+# A forward of this many prefill rows is as efficient as a larger one; that would only delay the next node's start.
 REPLAY_ROWS = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Joined:
-    """Pieces read as one run of bytes, and never copied into one."""
+class JoinedBytes:
+    """Pieces of bytes that are read as if they were one, without copying them together."""
 
     pieces: Sequence[bytes | bytearray]
 
     def __getitem__(self, part: slice) -> bytes:
-        """Of a slice from one place to another."""
-        found, start = [], 0
+        """Return the bytes from `part.start` up to `part.stop`; both must be given."""
+        cuts, start = [], 0
         for piece in self.pieces:
-            found.append(piece[max(0, part.start - start) : max(0, part.stop - start)])
+            cuts.append(piece[max(0, part.start - start) : max(0, part.stop - start)])
             start += len(piece)
-        return b"".join(found)
+        return b"".join(cuts)
 
 
 def replay(
-    epoch: int, tokens: Sequence[int], hidden: bytes | bytearray | Joined = b"", row_bytes: int = 0
+    epoch: int, tokens: Sequence[int], hidden: bytes | bytearray | JoinedBytes = b"", row_bytes: int = 0
 ) -> Iterator[Append]:
-    """The whole trunk as appends for a node that has none of it.
+    """Yield the whole trunk, with these tokens, as appends for a node that has none of it.
 
-    `hidden` is row-major, `row_bytes` a row: what the node's upstream neighbour once sent; empty towards the head.
+    `hidden` holds the activations that the upstream node once sent, row-major with `row_bytes` per row; it is empty on
+    the way to the head.
     """
     rows = max(1, min(REPLAY_ROWS, SEGMENT_BYTES // max(1, row_bytes)))
     for seq, start in enumerate(range(0, len(tokens), rows)):

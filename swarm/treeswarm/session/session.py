@@ -1,11 +1,11 @@
-"""A node's side of a session: appends in, steps for a device out.  Pure: no I/O, no clock, no tensors.
+"""A node's side of a session: appends come in, steps for the device go out.  Pure: no I/O, no clock, no tensors.
 
-State changes only by appends, in the order of their sequence numbers, and by a resumption, which begins a new epoch.
-A hint changes no state; with the commits that have already arrived it only tells which rows that still wait for the
-device are dead.
+The state changes only by appends, in the order of their sequence numbers, and by a resumption, which begins a new
+epoch.  A hint changes no state.  Together with the commits that have already arrived, it tells which rows that still
+wait for the device are dead.
 
-After a loss the session goes on in a new epoch.  A survivor cuts its trunk back to what every survivor has; a node that
-replaces a lost one gets those rows replayed, and holds appends back until it has them all.
+After a loss the session continues in a new epoch.  A surviving node cuts its trunk back to what every survivor has.  A
+node that replaces a lost one gets those rows replayed, and holds appends back until it has all of them.
 """
 
 from collections.abc import Iterator
@@ -20,42 +20,47 @@ from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm.session.steps import Step
 from treeswarm.session.tree import TokenTree
 
-# Appends that overtook a late one and wait for it.  A stream keeps order, so only a transport that does not ever
-# uses this; more than this ahead means that the missing one is lost.
+# Largest number of appends that may overtake a late one and wait for it.  A stream keeps the order, so only a transport
+# that does not keep it needs this.  If an append is further ahead, the missing one is lost.
 REORDER_WINDOW = 64
 
 
 @dataclass(frozen=True)
 class SessionTerms:
-    """What a node granted at open."""
+    """What a node granted when it opened the session."""
 
     epoch: int
     trunk_room: int
+    """Largest number of committed tokens."""
     crown_room: int
+    """Largest number of crown rows alive at once."""
     credit_rows: int
+    """Largest number of rows in flight."""
     vocab_size: int
     row_bytes: int
-    """Activation bytes per row on the upstream link; 0 at the head."""
+    """Number of bytes of activations per row on the upstream link; 0 at the head."""
     resumption: Resumption | None = None
-    """This node replaces a lost one: so many rows are replayed first."""
+    """The text whose rows are replayed first, because this node replaces a lost one; None in a new session."""
     offered: int = 0
-    """Rows of the prompt that are here already: the first append says how many of them the trunk begins with."""
+    """Number of rows of the prompt that the node has already; the first append says with how many the trunk begins."""
     alternatives: int = 0
-    """How many of the target's best tokens go with every answered row."""
+    """Number of the target's best tokens that go with every answered row."""
 
 
 @dataclass(eq=False)
-class _Lane:
-    """Appends of one count of sequence numbers: what overtook a late one waits for it."""
+class _AppendOrder:
+    """Puts appends with one count of sequence numbers in order."""
 
     next_seq: int = 0
+    """Sequence number of the append that is due next."""
     early: dict[int, Append] = field(default_factory=dict)
+    """Appends that overtook it, by sequence number."""
 
     def take(self, append: Append) -> None:
         if append.seq < self.next_seq or append.seq in self.early:
             raise Refused(f"append {append.seq} was already received", FaultCode.REPLAYED)
         if append.seq >= self.next_seq + REORDER_WINDOW:
-            raise Refused(f"append {self.next_seq} never came, {append.seq} did", FaultCode.MALFORMED)
+            raise Refused(f"append {append.seq} arrived, but {self.next_seq} is missing", FaultCode.MALFORMED)
         self.early[append.seq] = append
 
     def due(self) -> Iterator[Append]:
@@ -65,52 +70,55 @@ class _Lane:
 
 
 class NodeSession:
-    """The state machine.  `receive` and `start` raise Refused; after any code but REPLAYED the session is lost."""
+    """The state machine of one session on one node.
+
+    `receive` and `start` raise Refused; after any code but REPLAYED the session is lost.
+    """
 
     def __init__(self, terms: SessionTerms) -> None:
         self.terms = terms
         self.late_frames = 0
-        """Appends of an old epoch, dropped."""
+        """Number of appends of an old epoch, which are dropped."""
         self._begin(TokenTree(), terms.resumption)
         self.offered = terms.offered
 
     def _begin(self, tree: TokenTree, goal: Resumption | None) -> None:
         self.tree = tree
         self._goal = goal
-        """What is replayed here before any append counts."""
-        self._appends, self._replays = _Lane(), _Lane()
+        """The text whose rows must be replayed before any append is applied, or None."""
+        self._appends, self._replays = _AppendOrder(), _AppendOrder()
         self._waiting_rows = self._replayed_rows = 0
         self._slots = np.empty(0, np.int64)
-        """Crown slot of each crown node, in the tree's order."""
+        """Crown slot of each crown node, by crown index."""
         self._skipped: set[int] = set()
-        """Crown nodes that were not computed, here or upstream."""
+        """Ids of crown nodes that were not computed, here or upstream."""
         self._promised: set[int] = set()
-        """Committed nodes whose rows still wait for the device."""
+        """Ids of committed nodes whose rows still wait for the device."""
         self._started_id = 0
-        """Rows of lower ids have been handed to the device, or were skipped."""
+        """Rows of lower ids have been handed to the device or were skipped."""
         self._hint: Hint | None = None
         self.offered = 0
-        """Rows of the prompt that are here and that no append has spoken of yet."""
+        """Number of the prompt's rows that the node has already; 0 once the first append has said how many it uses."""
         self._reach_goal()
 
     @property
     def received(self) -> int:
-        """Appends received in order in this epoch."""
+        """Number of appends received in order in this epoch."""
         return self._appends.next_seq
 
     @property
     def replayed_rows(self) -> int:
-        """Rows of replays received and not yet passed on."""
+        """Number of replayed rows that were received and not yet sent on."""
         return self._replayed_rows
 
     def receive(self, append: Append) -> list[Step]:
-        """Take one append; returns the steps that are now in order, usually just its own."""
+        """Take one append.  Returns the steps that are now due, usually just its own."""
         if append.epoch < self.terms.epoch:
             self.late_frames += 1
             return []
         if append.epoch > self.terms.epoch:
             raise Refused(
-                f"epoch {append.epoch} has not begun: this session is in {self.terms.epoch}", FaultCode.MALFORMED
+                f"epoch {append.epoch} has not begun: this session is in epoch {self.terms.epoch}", FaultCode.MALFORMED
             )
         (self._replays if append.replay else self._appends).take(append)
         self._take_credit(append)
@@ -120,52 +128,53 @@ class NodeSession:
         return steps
 
     def resume(self, epoch: int, resumption: Resumption) -> None:
-        """Begin a new epoch: the trunk is cut back, the crown and whatever waits are forgotten.
+        """Begin a new epoch: cut the trunk back, drop the crown and all that waits.
 
-        Raises Refused, and then nothing has changed.
+        Raises Refused and changes nothing if the resumption is not possible.
         """
         self.check_resumption(epoch, resumption)
         self.terms = replace(self.terms, epoch=epoch)
         self._begin(_resumed(resumption), None)
 
     def check_resumption(self, epoch: int, resumption: Resumption) -> None:
-        """Raises Refused where `resume` would."""
+        """Raise Refused if `resume` would."""
         if epoch <= self.terms.epoch:
-            raise Refused(f"epoch {epoch} is over: this session is in {self.terms.epoch}", FaultCode.REPLAYED)
+            raise Refused(f"epoch {epoch} is over: this session is in epoch {self.terms.epoch}", FaultCode.REPLAYED)
         if self._goal is not None or resumption.trunk_length > self.tree.trunk_length:
             raise Refused(
-                f"{self.tree.trunk_length} tokens are here, not {resumption.trunk_length}", FaultCode.NO_JOURNAL
+                f"{self.tree.trunk_length} tokens are here, the resumption needs {resumption.trunk_length}",
+                FaultCode.NO_JOURNAL,
             )
 
     def hint(self, hint: Hint) -> None:
-        """Learn of a newer tip; older or repeated hints say nothing new."""
+        """Learn of a newer tip.  Older and repeated hints are ignored."""
         if self._hint is None or hint.trunk_length > self._hint.trunk_length:
             self._hint = hint
 
     def start(self, step: Step) -> Step:
-        """The step as it should run now: without the rows that have died while it waited."""
+        """Return the step as it should run now: without the rows that have died while it waited."""
         self._started_id = max(self._started_id, step.append.first_id + step.append.rows)
         if step.append.prefill:
             return step
         ids = _computed_ids(step)
-        places = self.tree.indices_of(ids)
-        alive = places >= 0
+        indices = self.tree.indices_of(ids)
+        alive = indices >= 0
         if self._hint is not None and self._hint.trunk_length > self.tree.trunk_length:
-            alive[alive] = self.tree.alive_below(self._hint.tip)[places[alive]]
+            alive[alive] = self.tree.alive_below(self._hint.tip)[indices[alive]]
         needed = alive | self._keep_promises(ids) if self._promised else alive
         if needed.all():
             return step
-        self._skipped.update(ids[(places >= 0) & ~needed].tolist())
+        self._skipped.update(ids[(indices >= 0) & ~needed].tolist())
         return prune(step, needed)
 
     def _keep_promises(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of these rows were committed while they waited; they do no longer."""
+        """Return which of these rows were committed while they waited, and forget that they wait."""
         promised = np.array([i in self._promised for i in ids.tolist()], np.bool_)
         self._promised.difference_update(ids[promised].tolist())
         return promised
 
     def finish(self, step: Step) -> None:
-        """The step's results have been passed on: its rows' credit comes back."""
+        """Return the credit of the step's rows: its results have been sent on."""
         if step.append.epoch == self.terms.epoch:
             if step.append.replay:
                 self._replayed_rows -= _price(step.append)
@@ -174,20 +183,21 @@ class NodeSession:
 
     def _take_credit(self, append: Append) -> None:
         if append.replay:
-            # The client's credit is not its upstream neighbour's; whoever feeds a replay waits for room.
+            # The client's credit does not bind the upstream node, which waits for room before it replays more.
             self._replayed_rows += _price(append)
             return
         self._waiting_rows += _price(append)
         if self._waiting_rows > self.terms.credit_rows:
             raise Refused(
-                f"{self._waiting_rows} rows in flight, {self.terms.credit_rows} were granted", FaultCode.OUT_OF_CREDIT
+                f"{self._waiting_rows} rows in flight, but only {self.terms.credit_rows} were granted",
+                FaultCode.OUT_OF_CREDIT,
             )
 
     def _apply_replay(self, append: Append) -> Step:
         if self._goal is None or self.tree.trunk_length + append.rows > self._goal.trunk_length:
-            raise Refused("a replay runs past its end", FaultCode.MALFORMED)
+            raise Refused("a replay has more rows than were announced", FaultCode.MALFORMED)
         if not append.prefill or len(append.commit) or append.answers is not Answers.NONE:
-            raise Refused("a replay is a prefill that nobody answers", FaultCode.MALFORMED)
+            raise Refused("a replay must be a prefill without commits and answers", FaultCode.MALFORMED)
         self._check(append)
         step = self._prefill(append, np.empty(0, np.int64))
         self._reach_goal()
@@ -206,32 +216,36 @@ class NodeSession:
     def _begin_on(self, prefix: int) -> None:
         offered, self.offered = self.offered, 0
         if prefix > offered or prefix % PREFIX_TOKENS:
-            raise Refused(f"{prefix} rows of a prefix were named, {offered} were offered", FaultCode.MALFORMED)
+            raise Refused(f"a prefix of {prefix} rows was named, but {offered} were offered", FaultCode.MALFORMED)
         if prefix:
             self.tree = replace(self.tree, trunk_length=prefix)
 
     def _check(self, append: Append) -> None:
         if append.rows and int(append.tokens.max()) >= self.terms.vocab_size:
-            raise Refused(f"token {int(append.tokens.max())} is outside the vocabulary", FaultCode.MALFORMED)
+            raise Refused(
+                f"token {int(append.tokens.max())} is outside the vocabulary of {self.terms.vocab_size}",
+                FaultCode.MALFORMED,
+            )
         expected = int((~append.skipped).sum()) * self.terms.row_bytes
         if len(append.hidden) != expected:
-            raise Refused(f"{len(append.hidden)} bytes of activations, expected {expected}", FaultCode.MALFORMED)
+            raise Refused(f"{len(append.hidden)} bytes of activations, but {expected} expected", FaultCode.MALFORMED)
         grown = self.tree.trunk_length + len(append.commit) + (append.rows if append.prefill else 0)
         if grown > self.terms.trunk_room:
             raise Refused(
-                f"the text would reach {grown} tokens, {self.terms.trunk_room} were reserved", FaultCode.OUT_OF_ROOM
+                f"the text would reach {grown} tokens, but only {self.terms.trunk_room} were reserved",
+                FaultCode.OUT_OF_ROOM,
             )
 
     def _commit(self, append: Append) -> NDArray[np.int64]:
         path = append.commit.tolist()
         if lost := self._skipped.intersection(path):
             raise Refused(f"commit names node {min(lost)}, which a hint declared dead", FaultCode.BAD_TREE)
-        places = self.tree.indices_of(path)
+        indices = self.tree.indices_of(path)
         if append.fresh:
             self.tree, kept = self.tree.commit_alone(path), np.empty(0, np.int64)
         else:
             self.tree, kept = self.tree.commit(path)
-        commit_slots = self._slots[places]
+        commit_slots = self._slots[indices]
         self._slots = self._slots[kept]
         self._promised.update(i for i in path if i >= self._started_id)
         if self._skipped:
@@ -279,27 +293,30 @@ class NodeSession:
         )
 
     def _free_slots(self, count: int) -> NDArray[np.int64]:
-        if (wanted := len(self._slots) + count) > self.terms.crown_room:
-            raise Refused(f"{wanted} crown rows, {self.terms.crown_room} were reserved", FaultCode.OUT_OF_ROOM)
+        if (needed := len(self._slots) + count) > self.terms.crown_room:
+            raise Refused(
+                f"the crown would have {needed} rows, but only {self.terms.crown_room} were reserved",
+                FaultCode.OUT_OF_ROOM,
+            )
         used = np.zeros(self.terms.crown_room, np.bool_)
         used[self._slots] = True
         return np.flatnonzero(~used)[:count]
 
     def _computed(self, append: Append, old: int) -> NDArray[np.bool_]:
-        """Rows to compute: not skipped upstream, and no ancestor was."""
+        """Return the rows to compute, bool [rows]: those that were not skipped and that have no skipped ancestor."""
         new_ids = self.tree.ids[old:]
         self._skipped.update(new_ids[append.skipped].tolist())
         if not self._skipped:
             return np.ones(append.rows, np.bool_)
-        gone = np.isin(self.tree.ids, list(self._skipped))
-        missing = (self.tree.ancestors[old:] & gone).any(axis=1)
+        skipped = np.isin(self.tree.ids, list(self._skipped))
+        missing = (self.tree.ancestors[old:] & skipped).any(axis=1)
         if (missing & ~append.skipped).any():
             self._skipped.update(new_ids[missing].tolist())
         return np.asarray(~missing)
 
 
 def _price(append: Append) -> int:
-    """What it takes of the credit: a queue of appends without rows has to end too."""
+    """Return the rows of credit that an append takes: at least one, so that empty appends are limited too."""
     return max(1, append.rows)
 
 
@@ -308,7 +325,7 @@ def _resumed(resumption: Resumption) -> TokenTree:
 
 
 def prune(step: Step, needed: NDArray[np.bool_]) -> Step:
-    """The step without the computed rows that are not `needed`."""
+    """Return the step without the computed rows that are not `needed`, bool [computed rows]."""
     computed = step.computed.copy()
     computed[computed] = needed
     renumbered = np.cumsum(needed) - 1
@@ -324,7 +341,7 @@ def prune(step: Step, needed: NDArray[np.bool_]) -> Step:
 
 
 def incoming_rows(step: Step) -> NDArray[np.int64]:
-    """Which rows of `append.hidden` belong to the step's rows: upstream may have sent rows that died since."""
+    """Return which rows of `append.hidden` belong to the step's rows: rows may have died since they were sent."""
     return np.flatnonzero(step.computed[~step.append.skipped])
 
 
@@ -333,7 +350,7 @@ def _computed_ids(step: Step) -> NDArray[np.int64]:
 
 
 def answered_ids(step: Step) -> NDArray[np.uint32]:
-    """Ids of the tree nodes that the step's answer is about."""
+    """Return the ids of the tree nodes that the step's answer is about, uint32 [answered rows]."""
     return _computed_ids(step)[step.answered].astype(np.uint32)
 
 

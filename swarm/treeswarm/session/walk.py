@@ -1,7 +1,7 @@
-"""The acceptance rule: follow the target's own tokens through the tree until it leaves it.
+"""The acceptance rule: follow the target's own tokens through the tree until they leave it.
 
-The target's token at every node is `argmax(log p̃ + gumbel)`, so a child is right or it is not: nothing is
-drawn here, no draft probability is needed, and the text depends on the target alone.
+The target's token at every node is `argmax(log p̃ + gumbel)`, so a child either has that token or it does not.  Nothing
+is drawn here, no draft probability is needed, and the text depends on the target alone.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Walk:
-    """`accepted`: node indices from the root down.  `bonus`: the target's token after the last of them, always kept."""
+    """The result of a walk."""
 
     accepted: tuple[int, ...]
+    """Indices of the accepted nodes, from the root down."""
     bonus: int
+    """The target's token after the last of them, which is always kept."""
 
 
 def child_index(parents: NDArray[np.integer], tokens: NDArray[np.integer]) -> dict[tuple[int, int], int]:
@@ -25,15 +27,15 @@ def child_index(parents: NDArray[np.integer], tokens: NDArray[np.integer]) -> di
 
 
 def walk(parents: NDArray[np.integer], tokens: NDArray[np.integer], answers: NDArray[np.integer]) -> Walk:
-    """Walk a drafted tree below a root.
+    """Walk a drafted tree of n nodes below a root.
 
-    `parents[i]` is a node index or -1 for the root; `answers[0]` is the target's token after the root and
-    `answers[i + 1]` after node i.  Siblings must differ.
+    `parents` [n] holds node indices, or -1 for the root, and `tokens` [n] the nodes' tokens; siblings must differ.
+    `answers` [n + 1] holds the target's token after the root, then after each node.
     """
     children = child_index(parents, tokens)
     accepted: list[int] = []
-    at = -1
-    while (child := children.get((at, int(answers[at + 1])))) is not None:
+    node = -1
+    while (child := children.get((node, int(answers[node + 1])))) is not None:
         accepted.append(child)
-        at = child
-    return Walk(tuple(accepted), int(answers[at + 1]))
+        node = child
+    return Walk(tuple(accepted), int(answers[node + 1]))

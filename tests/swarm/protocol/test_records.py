@@ -14,6 +14,7 @@ from treeswarm.protocol.messages import MAX_RECORD_BYTES
 from treeswarm.protocol.records import NodeRecord, NodeState, SealedRecord
 from treeswarm.protocol.spans import Span
 from treeswarm.registry.book import RecordBook
+from treeswarm.topology.coordinates import Coordinate
 from treeswarm.wire.sealing import Forged, seal, unseal
 
 NODES = [Node() for _ in range(4)]
@@ -73,6 +74,22 @@ def test_a_signature_of_another_node_is_forged() -> None:
 def test_a_record_too_large_is_not_sealed() -> None:
     with pytest.raises(BadRequest, match="use a shorter address or model name"):
         NODES[0].record(name="x" * 600)
+
+
+@pytest.mark.parametrize(
+    ("coordinate", "position"),
+    [
+        ((), None),
+        ((0.1, 0.2, 0.01), None),
+        ((0.1, 0.2, 0.01, 0.5), Coordinate(0.1, 0.2, 0.01, 0.5)),
+        ((1.0,) * 6, None),
+    ],
+)
+def test_a_position_needs_all_numbers_of_a_coordinate(
+    coordinate: tuple[float, ...], position: Coordinate | None
+) -> None:
+    record: NodeRecord = NODES[0].record(coordinate=coordinate).record
+    assert record.position == position
 
 
 @st.composite

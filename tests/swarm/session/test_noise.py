@@ -1,4 +1,4 @@
-"""The noise contract against a cipher written out, and against the published vectors."""
+"""The noise is Philox as written out from its paper, and agrees with the published test vectors."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ U64 = 2**64 - 1
 
 
 def philox(counter: list[int], key: list[int]) -> list[int]:
-    """Philox4x64-10 from its paper, one block of four u64."""
+    """Return one block of four u64 of Philox4x64-10, as its paper defines it."""
     a, b, c, d = counter
     k0, k1 = key
     for _ in range(10):
@@ -35,14 +35,14 @@ def philox(counter: list[int], key: list[int]) -> list[int]:
     position=st.integers(0, 2**22),
     vocab=st.integers(1, 40),
 )
-def test_the_bits_are_philox_at_the_contracts_counter(seed: int, sample: int, position: int, vocab: int) -> None:
+def test_bits_are_philox_at_the_counter_of_the_contract(seed: int, sample: int, position: int, vocab: int) -> None:
     bits = noise_bits(seed, sample, position, vocab)
     for token in range(vocab):
         assert bits[token] == philox([token >> 2, position, 0, 0], [seed, sample])[token & 3]
 
 
 @pytest.mark.parametrize("vector", VECTORS["vectors"])
-def test_the_published_vectors(vector: dict[str, int]) -> None:
+def test_noise_agrees_with_the_published_vectors(vector: dict[str, int]) -> None:
     arguments = (int(vector["seed"]), vector["sample"], vector["position"])
     token = vector["token"]
     assert str(noise_bits(*arguments, token + 1)[token]) == vector["u64"]
@@ -50,18 +50,18 @@ def test_the_published_vectors(vector: dict[str, int]) -> None:
 
 
 @given(vocab=st.integers(2, 300))
-def test_a_rows_values_do_not_depend_on_its_length(vocab: int) -> None:
+def test_values_of_a_row_do_not_depend_on_its_length(vocab: int) -> None:
     assert np.array_equal(gumbel_row(5, 0, 9, 300)[:vocab], gumbel_row(5, 0, 9, vocab))
 
 
-def test_rows_are_gumbel_and_differ_by_every_argument() -> None:
+def test_rows_are_gumbel_and_uncorrelated_between_arguments() -> None:
     row = gumbel_row(1, 0, 0, 20_000)
     assert stats.kstest(row, stats.gumbel_r.cdf).pvalue > 0.01
     for other in ((2, 0, 0), (1, 1, 0), (1, 0, 1)):
         assert abs(np.corrcoef(row, gumbel_row(*other, 20_000))[0, 1]) < 0.03
 
 
-def test_the_cache_gives_the_same_rows_and_stays_small() -> None:
+def test_the_cache_returns_the_same_rows_and_stays_small() -> None:
     rows = NoiseRows(50)
     settings = SamplingSettings(temperature=1.0, seed=3)
     for position in [*range(200), *range(200)]:

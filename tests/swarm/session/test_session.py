@@ -1,4 +1,4 @@
-"""The node's state machine: order, credit, room, hints; slots and masks against first principles."""
+"""A node's state machine: order, credit, room and hints; slots and masks follow from the parents."""
 
 from dataclasses import replace
 
@@ -19,8 +19,8 @@ SESSION = b"s" * 16
 def append(
     seq: int, first_id: int, parents: list[int], *, commit: list[int] | None = None, **changes: object
 ) -> Append:
-    """A tree append; `changes` override fields."""
-    made = Append(
+    """Return a tree append whose fields `changes` override."""
+    tree_append = Append(
         epoch=1,
         seq=seq,
         commit=np.array(commit or [], np.uint32),
@@ -32,11 +32,11 @@ def append(
         settings=SamplingSettings(),
         skipped=np.zeros(len(parents), np.bool_),
     )
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(tree_append, **changes)  # type: ignore[arg-type]
 
 
 def started(terms: SessionTerms = TERMS) -> NodeSession:
-    """Ids 1..4 are the trunk."""
+    """Return a session whose trunk is the ids 1 to 4."""
     session = NodeSession(terms)
     (step,) = session.receive(append(0, 1, [0, 1, 2, 3], prefill=True, answers=Answers.LAST))
     session.start(step)
@@ -44,7 +44,7 @@ def started(terms: SessionTerms = TERMS) -> NodeSession:
     return session
 
 
-def test_prefill_is_a_causal_chain_answered_at_its_end() -> None:
+def test_a_prefill_is_a_causal_chain_answered_at_its_end() -> None:
     (step,) = NodeSession(TERMS).receive(append(0, 1, [0, 1, 2], prefill=True, answers=Answers.LAST))
     assert step.positions.tolist() == [0, 1, 2]
     assert step.visible.tolist() == np.tri(3, dtype=bool).tolist()
@@ -72,7 +72,7 @@ def test_a_tree_in_flight_can_be_extended() -> None:
     assert step.visible.astype(int).tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
 
 
-def test_a_fresh_append_drops_what_descent_would_keep() -> None:
+def test_a_fresh_append_drops_nodes_below_the_new_tip() -> None:
     session = started()
     session.receive(append(1, 5, [4, 5, 5, 6]))
     (step,) = session.receive(append(2, 9, [5] * 8, commit=[5], fresh=True))
@@ -82,7 +82,7 @@ def test_a_fresh_append_drops_what_descent_would_keep() -> None:
         session.receive(append(3, 17, [6]))
 
 
-def test_appends_that_overtake_wait_for_their_turn() -> None:
+def test_appends_that_overtake_another_wait_for_it() -> None:
     session = started()
     assert session.receive(append(2, 6, [5])) == []
     assert [s.append.seq for s in session.receive(append(1, 5, [4]))] == [1, 2]
@@ -106,7 +106,7 @@ def test_appends_that_overtake_wait_for_their_turn() -> None:
     ],
     ids=str,
 )
-def test_what_breaks_the_contract_is_refused(wrong: Append, code: str) -> None:
+def test_an_append_that_breaks_the_contract_is_refused(wrong: Append, code: str) -> None:
     session = started()
     before = session.tree
     with pytest.raises(Refused) as refused:
@@ -117,7 +117,7 @@ def test_what_breaks_the_contract_is_refused(wrong: Append, code: str) -> None:
         assert len(session.receive(append(1, 5, [4]))) == 1
 
 
-def test_a_text_longer_than_its_room_is_refused() -> None:
+def test_a_text_longer_than_the_reserved_room_is_refused() -> None:
     session = started(replace(TERMS, trunk_room=5))
     session.receive(append(1, 5, [4, 5]))
     with pytest.raises(Refused, match="5 were reserved"):
@@ -130,7 +130,7 @@ def test_frames_of_an_old_epoch_are_dropped_and_counted() -> None:
     assert session.late_frames == 1
 
 
-def test_credit_comes_back_when_rows_are_done() -> None:
+def test_credit_returns_when_rows_are_finished() -> None:
     session = started(replace(TERMS, credit_rows=4))
     (step,) = session.receive(append(1, 5, [4, 4, 4]))
     with pytest.raises(Refused, match="4 were granted"):
@@ -141,7 +141,7 @@ def test_credit_comes_back_when_rows_are_done() -> None:
     assert len(session.receive(append(2, 8, [4, 4]))) == 1
 
 
-def test_rows_dead_by_a_commit_behind_them_are_not_computed() -> None:
+def test_rows_killed_by_a_later_commit_are_not_computed() -> None:
     session = started()
     (tree,) = session.receive(append(1, 5, [4, 5, 5, 6, 7]))
     (after,) = session.receive(append(2, 10, [8], commit=[5, 6]))
@@ -151,7 +151,7 @@ def test_rows_dead_by_a_commit_behind_them_are_not_computed() -> None:
     assert session.start(after) is after
 
 
-def test_a_hint_skips_dead_rows_once_and_forwards_that() -> None:
+def test_rows_killed_by_a_hint_are_skipped_downstream_too() -> None:
     session = started()
     (tree,) = session.receive(append(1, 5, [4, 5, 5, 6]))
     session.hint(Hint(SESSION, trunk_length=6, tip=7))
@@ -173,7 +173,7 @@ def test_children_of_skipped_rows_are_skipped() -> None:
     assert answered_ids(step).tolist() == [8]
 
 
-def test_incoming_rows_are_those_upstream_sent() -> None:
+def test_incoming_rows_are_those_that_upstream_sent() -> None:
     session = started()
     (step,) = session.receive(append(1, 5, [4, 4, 4, 4], skipped=np.array([False, True, False, False])))
     session.hint(Hint(SESSION, trunk_length=5, tip=8))
@@ -185,7 +185,7 @@ def test_incoming_rows_are_those_upstream_sent() -> None:
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_slots_never_collide_and_masks_follow_parents(data: st.DataObject) -> None:
-    """Random rounds; a dictionary of parents says who may see whom."""
+    """In random rounds a dictionary of parents says which row may see which."""
     session = started(replace(TERMS, crown_room=24, credit_rows=1000, trunk_room=1000))
     parent_of: dict[int, int] = {}
     where: dict[int, int] = {}

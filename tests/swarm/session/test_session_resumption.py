@@ -1,4 +1,4 @@
-"""The node's state machine after a loss: survivors cut back and go on, replacements wait until they have the text."""
+"""A node's state machine after a loss: survivors cut back, replacements wait until they have the whole text."""
 
 import itertools
 from dataclasses import replace
@@ -16,19 +16,19 @@ from treeswarm.session.session import NodeSession
 
 
 def state_of(session: NodeSession) -> tuple[object, ...]:
-    """All that a refused resumption must leave alone."""
+    """Return all that a refused resumption must not change."""
     tree = session.tree
     return (session.terms, tree.trunk_length, tree.tip, tree.next_id, tree.ids.tolist(), session.received)
 
 
-def test_a_resumed_session_goes_on_from_the_cut_and_drops_what_is_late() -> None:
+def test_a_resumed_session_goes_on_and_drops_late_appends() -> None:
     session = started()
     (tree,) = session.receive(append(1, 5, [4, 5]))
     session.receive(append(2, 7, [6], commit=[5, 6]))
     session.resume(3, Resumption(5, 8))
     assert (session.tree.trunk_length, session.tree.tip, len(session.tree)) == (5, 8, 0)
     assert session.received == 0
-    session.finish(tree)  # of the old epoch: its credit is forgotten already
+    session.finish(tree)  # The step is of the old epoch, whose credit was returned already.
     for late in (append(3, 8, [7]), append(0, 9, [8], epoch=2)):
         assert session.receive(late) == []
     assert session.late_frames == 2
@@ -36,20 +36,20 @@ def test_a_resumed_session_goes_on_from_the_cut_and_drops_what_is_late() -> None
     assert step.positions.tolist() == [5, 6]
     assert step.slots.tolist() == [0, 1]
     with pytest.raises(Refused, match="neither the tip nor a live"):
-        session.receive(append(1, 11, [6], epoch=3))  # the old epoch's names mean nothing now
+        session.receive(append(1, 11, [6], epoch=3))  # Ids of the old epoch's crown are dead.
 
 
-def test_a_resumption_gives_all_credit_back_once() -> None:
+def test_a_resumption_returns_all_credit_once() -> None:
     session = started(replace(TERMS, credit_rows=4))
     (old,) = session.receive(append(1, 5, [4, 5, 6]))
     session.resume(2, Resumption(4, 8))
     assert session.receive(append(0, 9, [8, 9, 10], epoch=2))
     session.finish(old)
-    with pytest.raises(Refused, match="5 rows in flight, 4 were granted"):
+    with pytest.raises(Refused, match="5 rows in flight, but only 4 were granted"):
         session.receive(append(1, 12, [11, 12], epoch=2))
 
 
-def test_what_overtook_before_a_resumption_is_forgotten() -> None:
+def test_a_resumption_forgets_appends_that_overtook_another() -> None:
     session = started()
     assert session.receive(append(2, 6, [5])) == []
     session.resume(2, Resumption(4, 7))
@@ -61,7 +61,7 @@ def test_what_overtook_before_a_resumption_is_forgotten() -> None:
 @pytest.mark.parametrize(
     ("epoch", "length", "code"), [(1, 4, "replayed"), (0, 4, "replayed"), (2, 5, "no-journal"), (9, 100, "no-journal")]
 )
-def test_a_resumption_that_cannot_be_changes_nothing(epoch: int, length: int, code: str) -> None:
+def test_an_impossible_resumption_changes_nothing(epoch: int, length: int, code: str) -> None:
     session = started()
     session.receive(append(1, 5, [4, 5]))
     before = state_of(session)
@@ -73,12 +73,12 @@ def test_a_resumption_that_cannot_be_changes_nothing(epoch: int, length: int, co
 
 
 def replacement(length: int, **changes: object) -> NodeSession:
-    """A node that takes a lost one's place in epoch 3, in a session of so many tokens; the next id is 21."""
+    """Return the session of a replacement node in epoch 3; the text has `length` tokens, and the next id is 21."""
     return NodeSession(replace(TERMS, epoch=3, resumption=Resumption(length, 20), **changes))  # type: ignore[arg-type]
 
 
 def replayed(length: int, pieces: int) -> list[Append]:
-    """The trunk in so many appends."""
+    """Return the replay of a trunk of `length` tokens in `pieces` appends."""
     (whole,) = replay(3, [i % 50 for i in range(length)])
     edges = np.linspace(0, length, pieces + 1).astype(int)
     return [
@@ -103,9 +103,9 @@ def test_appends_wait_for_the_whole_replay_in_any_order(data: st.DataObject) -> 
     session = replacement(length, credit_rows=1000)
     steps = []
     given_replays = 0
-    for one in data.draw(st.permutations([*replays, *appends])):
-        steps += session.receive(one)
-        given_replays += one.replay
+    for received in data.draw(st.permutations([*replays, *appends])):
+        steps += session.receive(received)
+        given_replays += received.replay
         assert given_replays == len(replays) or not any(not step.append.replay for step in steps)
     assert [(step.append.replay, step.append.seq) for step in steps] == [
         *((True, i) for i in range(len(replays))),
@@ -117,7 +117,7 @@ def test_appends_wait_for_the_whole_replay_in_any_order(data: st.DataObject) -> 
     assert session.tree.trunk_length == length + 2
 
 
-def test_a_replay_of_nothing_is_over_at_once() -> None:
+def test_a_replay_of_no_rows_is_complete_at_once() -> None:
     session = replacement(0)
     assert session.tree.tip == 20
     assert len(session.receive(append(0, 21, [20], epoch=3))) == 1
@@ -126,34 +126,34 @@ def test_a_replay_of_nothing_is_over_at_once() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"prefill": False}, "a replay is a prefill"),
-        ({"answers": Answers.LAST}, "that nobody answers"),
-        ({"commit": np.array([1], np.uint32)}, "a replay is a prefill"),
+        ({"prefill": False}, "a replay must be a prefill"),
+        ({"answers": Answers.LAST}, "without commits and answers"),
+        ({"commit": np.array([1], np.uint32)}, "a replay must be a prefill"),
         ({"tokens": np.array([1, 2, 50], np.uint32)}, "outside the vocabulary"),
-        ({"parents": np.array([0, 1, 1], np.uint32)}, "no chain"),
+        ({"parents": np.array([0, 1, 1], np.uint32)}, "must be a chain"),
     ],
-    ids=["a tree", "answered", "commits", "vocabulary", "no chain"],
+    ids=["a tree", "answered", "commits", "vocabulary", "not a chain"],
 )
-def test_what_is_no_replay_is_refused(changes: dict[str, object], words: str) -> None:
+def test_an_append_that_is_not_a_replay_is_refused(changes: dict[str, object], words: str) -> None:
     (whole,) = replayed(3, 1)
     with pytest.raises(Refused, match=words):
         replacement(3).receive(replace(whole, **changes))  # type: ignore[arg-type]
 
 
-def test_a_replay_past_its_end_is_refused() -> None:
+def test_a_replay_longer_than_announced_is_refused() -> None:
     (whole,) = replayed(5, 1)
-    with pytest.raises(Refused, match="past its end"):
+    with pytest.raises(Refused, match="more rows than were announced"):
         replacement(4).receive(whole)
     session = replacement(5)
     session.receive(whole)
     more = replace(replayed(6, 6)[5], seq=1)
-    with pytest.raises(Refused, match="past its end"):
+    with pytest.raises(Refused, match="more rows than were announced"):
         session.receive(more)
-    with pytest.raises(Refused, match="past its end"):
-        started(replace(TERMS, epoch=1)).receive(replace(more, epoch=1, seq=0))  # nobody was lost here
+    with pytest.raises(Refused, match="more rows than were announced"):
+        started(replace(TERMS, epoch=1)).receive(replace(more, epoch=1, seq=0))  # no node was lost in this session
 
 
-def test_half_a_replay_is_nothing_to_resume_from() -> None:
+def test_a_resumption_during_a_replay_is_refused() -> None:
     session = replacement(6)
     session.receive(replayed(6, 2)[0])
     before = state_of(session)
@@ -166,25 +166,25 @@ def test_half_a_replay_is_nothing_to_resume_from() -> None:
     assert session.tree.trunk_length == 2
 
 
-def test_a_replay_is_not_bound_by_the_clients_credit() -> None:
+def test_a_replay_is_not_limited_by_the_credit() -> None:
     session = replacement(40, credit_rows=8)
-    for one in replayed(40, 4):
-        assert len(session.receive(one)) == 1
+    for piece in replayed(40, 4):
+        assert len(session.receive(piece)) == 1
     assert session.replayed_rows == 40
     assert len(session.receive(append(0, 21, [20] * 8, epoch=3))) == 1
-    with pytest.raises(Refused, match="9 rows in flight, 8 were granted"):
+    with pytest.raises(Refused, match="9 rows in flight, but only 8 were granted"):
         session.receive(append(1, 29, [28], epoch=3))
 
 
-def test_a_replays_room_comes_back_when_it_was_passed_on() -> None:
+def test_replayed_rows_count_until_they_are_sent_on() -> None:
     session = replacement(40)
     first, *others = replayed(40, 4)
     (step,) = session.receive(first)
     assert session.replayed_rows == 10
     session.finish(step)
     assert session.replayed_rows == 0
-    for one in others:
-        session.receive(one)
+    for piece in others:
+        session.receive(piece)
     session.resume(4, Resumption(40, 30))
     assert session.replayed_rows == 0
     session.finish(step)

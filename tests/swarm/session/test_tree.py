@@ -1,4 +1,4 @@
-"""The tree against a brute-force model: a dictionary of parents and nothing clever."""
+"""`TokenTree` agrees with a brute-force model that keeps a dictionary of parents."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from treeswarm.session.tree import ROOT, TokenTree
 
 @dataclass
 class BruteTree:
-    """Every node ever seen, its parent, and which of them are the trunk."""
+    """Every node ever added, its parent, and which nodes are the trunk."""
 
     parents: dict[int, int] = field(default_factory=dict)
     tokens: dict[int, int] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class BruteTree:
         return self.trunk[-1] if self.trunk else ROOT
 
     def path(self, node: int) -> list[int]:
-        """From the root's child down to `node`."""
+        """Return the nodes from the root's child down to `node`."""
         line = []
         while node != ROOT:
             line.append(node)
@@ -43,7 +43,7 @@ class BruteTree:
 
 
 class Trees(RuleBasedStateMachine):
-    """Grow, prefill and commit both; they must agree on every position, ancestor and survivor."""
+    """Grow, prefill and commit both trees: they must agree on every position, ancestor and survivor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ TestTrees.settings = settings(max_examples=60, stateful_step_count=25, deadline=
 
 @pytest.fixture
 def small() -> TokenTree:
-    """Tip 1; 2 and 3 below it; 4 below 2."""
+    """A tree with tip 1, nodes 2 and 3 below it, and node 4 below 2."""
     return TokenTree().join(1, np.array([ROOT])).add(2, np.array([1, 1, 2]), np.array([5, 6, 7]))
 
 
@@ -124,7 +124,7 @@ def test_bad_nodes_are_refused_and_change_nothing(small: TokenTree, first_id: in
 
 
 @pytest.mark.parametrize("path", [[9], [4], [3, 4], [2, 3], [2, 2], [1]])
-def test_a_commit_that_is_no_path_is_refused(small: TokenTree, path: list[int]) -> None:
+def test_a_commit_that_is_not_a_path_is_refused(small: TokenTree, path: list[int]) -> None:
     for commit in (small.commit, small.commit_alone):
         with pytest.raises(Refused, match="commit names"):
             commit(path)
@@ -138,7 +138,7 @@ def test_a_dead_branch_cannot_grow(small: TokenTree) -> None:
 
 
 @given(parents=st.lists(st.integers(-1, 30), max_size=30))
-def test_a_new_tip_keeps_what_is_on_its_path_and_below(parents: list[int]) -> None:
+def test_a_new_tip_keeps_its_path_and_all_nodes_below(parents: list[int]) -> None:
     clipped = [min(p, i - 1) for i, p in enumerate(parents)]
     tree = TokenTree().add(1, np.array([p + 1 for p in clipped], np.int64), np.zeros(len(clipped), np.int64))
     for tip in tree.ids.tolist():

@@ -1,4 +1,4 @@
-"""The walk takes exactly the tokens plain decoding would have taken."""
+"""A walk accepts exactly the tokens that plain decoding would have generated."""
 
 import numpy as np
 from hypothesis import given
@@ -8,12 +8,12 @@ from treeswarm.session.walk import Walk, walk
 
 
 def target(context: tuple[int, ...]) -> int:
-    """A toy target: any function of the context."""
+    """Return the next token of a toy target: any function of the context would do."""
     return (sum((i + 1) * t for i, t in enumerate(context)) * 7 + len(context)) % 3
 
 
 @given(parents=st.lists(st.integers(-1, 40), max_size=40), tokens=st.lists(st.integers(0, 2), min_size=40, max_size=40))
-def test_a_walk_is_plain_decoding(parents: list[int], tokens: list[int]) -> None:
+def test_a_walk_accepts_what_plain_decoding_generates(parents: list[int], tokens: list[int]) -> None:
     tree: list[tuple[int, int]] = []
     for i, parent in enumerate(parents):
         node = (min(parent, len(tree) - 1), tokens[i])
@@ -23,15 +23,15 @@ def test_a_walk_is_plain_decoding(parents: list[int], tokens: list[int]) -> None
     for parent, token in tree:
         contexts.append((*contexts[parent + 1], token))
     answers = np.array([target(context) for context in contexts])
-    found = walk(np.array([p for p, _ in tree]), np.array([t for _, t in tree]), answers)
+    walked = walk(np.array([p for p, _ in tree]), np.array([t for _, t in tree]), answers)
     text: tuple[int, ...] = (0,)
-    for node in found.accepted:
+    for node in walked.accepted:
         assert target(text) == tree[node][1]
         text = (*text, tree[node][1])
         assert text == contexts[node + 1]
-    assert found.bonus == target(text)
-    assert (*text, found.bonus) not in contexts
+    assert walked.bonus == target(text)
+    assert (*text, walked.bonus) not in contexts
 
 
-def test_without_a_tree_the_bonus_is_all() -> None:
+def test_without_a_tree_the_walk_is_the_bonus_alone() -> None:
     assert walk(np.empty(0, int), np.empty(0, int), np.array([5])) == Walk((), 5)
