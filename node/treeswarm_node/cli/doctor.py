@@ -1,4 +1,4 @@
-"""`swarm-node doctor`: whether this machine can serve, whether others will find it, and what to do where not."""
+"""`swarm-node doctor`: check whether this machine can serve, whether others find it, and say what to do if not."""
 
 import argparse
 import asyncio
@@ -22,16 +22,16 @@ from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.cli.arguments import add_node_flags, config_from_arguments
 from treeswarm_node.cli.machine_checks import (
-    attention,
-    device_findings,
-    disk,
+    check_attention_kernels,
+    check_device,
+    check_device_numerics,
+    check_disk,
+    check_memory,
+    check_port,
+    check_software,
     files_needed,
-    free_port,
-    numerics,
-    room,
-    software,
 )
-from treeswarm_node.config import NodeConfig
+from treeswarm_node.config import NetworkConfig, NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo
 from treeswarm_node.reachability.reachability import (
     ANSWERS,
@@ -44,90 +44,97 @@ from treeswarm_node.reachability.reachability import (
 )
 
 EXAMPLES = """examples:
-  swarm-node doctor                                    this machine
+  swarm-node doctor
+      check this machine
   swarm-node doctor Qwen/Qwen3-8B --device cuda --dtype bfloat16 --listen 0.0.0.0:4001 --registry mqtts://…
-                                                       what `swarm-node` with these flags would run into
-  swarm-node doctor --registry 203.0.113.7:4001        whether the nodes there can reach this machine
-  swarm-node doctor --json                             for programs
+      check what `swarm-node` with these flags would run into
+  swarm-node doctor --registry 203.0.113.7:4001
+      check whether the nodes there can reach this machine
+  swarm-node doctor --json
+      print one JSON object, for programs
 
-It takes swarm-node's flags, variables and config file.  Exit status 1 where something fails, else 0."""
+It takes the flags, variables and config file of swarm-node.  The exit status is 1 if a check fails, else 0."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line: that of serving, with the model left open."""
-    made = argparse.ArgumentParser(
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line: that of `swarm-node`, with an optional model."""
+    parser = argparse.ArgumentParser(
         prog="swarm-node doctor",
-        description="Check this machine and its way to a swarm.",
+        description="Check this machine and its connection to a swarm.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("model", metavar="MODEL", nargs="?", default="", help="what would be served (default: not said)")
-    made.add_argument("--json", action="store_true", help="one JSON object")
-    add_node_flags(made)
-    return made
+    parser.add_argument("model", metavar="MODEL", nargs="?", default="", help="model to be served (default: none)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_node_flags(parser)
+    return parser
 
 
 def doctor(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
-    """Check and show; the exit status.  Raises BadRequest for a wrong command line."""
-    args = parse(parser(), "node", arguments, os.environ if environ is None else environ)
-    return print_findings(
-        Console(highlight=False), asyncio.run(examine(config_from_arguments(args))), as_json=args.json
-    )
+    """Run all checks, print the findings, and return the exit status.  Raises BadRequest for a wrong command line."""
+    args = parse(make_parser(), "node", arguments, os.environ if environ is None else environ)
+    findings = asyncio.run(examine(config_from_arguments(args)))
+    return print_findings(Console(highlight=False), findings, as_json=args.json)
 
 
 async def examine(config: NodeConfig) -> list[Finding]:
-    """All checks of a node that would be started with `config`.  Binds its port for a moment; serves nothing, and says
-    nothing of itself to a registry."""
-    found = [check_python_version(), software()]
-    devices, device = device_findings(config)
-    found += devices
+    """Run all checks of a node that would be started with `config`.
+
+    The node's port is bound for a moment.  Nothing is served, and nothing is announced to a registry.
+    """
+    findings = [check_python_version(), check_software()]
+    device_finding, device = check_device(config)
+    findings.append(device_finding)
     model: ModelInfo | None = None
     if config.model.name:
         try:
             model = await asyncio.to_thread(ModelInfo.find, config.model.name, config.model.revision)
         except SwarmError as error:
-            found.append(Finding.of_error("model", error))
+            findings.append(Finding.of_error("model", error))
     if device is not None:
-        found.append(await asyncio.to_thread(room, config, device, model))
-    found.append(await asyncio.to_thread(disk, config.model.name))
+        findings.append(await asyncio.to_thread(check_memory, config, device, model))
+    findings.append(await asyncio.to_thread(check_disk, config.model.name))
     files = check_open_files(files_needed(config))
-    found += [files] if files else []
-    port = free_port(config.network.listen)
-    found += [port, *await examine_network(config, model, listens=port.verdict == "ok")]
+    findings += [files] if files else []
+    port = check_port(config.network.listen)
+    findings += [port, *await examine_network(config.network, model, listens=port.verdict == "ok")]
     if device is not None:
-        found.append(await asyncio.to_thread(numerics, config, device))
-        found.append(await asyncio.to_thread(attention, config, device))
-    return found
+        findings.append(await asyncio.to_thread(check_device_numerics, config, device))
+        findings.append(await asyncio.to_thread(check_attention_kernels, config, device))
+    return findings
 
 
-async def examine_network(config: NodeConfig, model: ModelInfo | None, *, listens: bool) -> list[Finding]:
-    """The swarm as seen from here, and here as seen from the swarm."""
-    identity = Identity.ephemeral()  # the node's own may be in use by the node
+async def examine_network(network: NetworkConfig, model: ModelInfo | None, *, listens: bool) -> list[Finding]:
+    """Check the swarm as seen from this machine, and, if `listens`, this machine as seen from the swarm."""
+    identity = Identity.ephemeral()  # a running node may hold its own
     try:
-        key = read_swarm_key(config.network.swarm_key) if config.network.swarm_key else None
+        key = read_swarm_key(network.swarm_key) if network.swarm_key else None
     except SwarmError as error:
         return [Finding.of_error("swarm key", error)]
     transport = GrpcTransport(security=Security(identity, key))
     try:
-        opening = _opening(config.network.registry, model, transport)
-        if isinstance(opening, Finding):
-            return [opening]
-        seen = await examine_swarm(opening, transport)
+        opener = _registry_opener(network.registry, model, transport)
+        if isinstance(opener, Finding):
+            return [opener]
+        swarm = await examine_swarm(opener, transport)
         if not listens:
-            return list(seen.findings)
-        return [*seen.findings, await reachability(config, transport, identity.pin, seen.answering)]
+            return list(swarm.findings)
+        return [*swarm.findings, await check_reachability(network, transport, identity.pin, swarm.answering)]
     except BadRequest as error:
         return [Finding.of_error("registry", error)]
     finally:
         await transport.close()
 
 
-def _opening(
+def _registry_opener(
     spec: str | None, model: ModelInfo | None, transport: Transport
 ) -> Callable[[], Awaitable[Registry]] | Finding:
-    """How to look into a registry without being in it, or why that cannot be.  Raises BadRequest."""
+    """Return how to read a registry without being announced in it, or a finding if it cannot be read.
+
+    Raises BadRequest.
+    """
     if spec is None or spec in ("none", "dht:"):
-        return _new_swarm(spec)
+        return _check_new_swarm(spec)
     digest, kind = model.config if model else None, registry_kind(spec)
     if kind in ("peers", "static"):
         return peers_opener(spec, digest, transport)
@@ -135,63 +142,65 @@ def _opening(
         return lambda: client_registry(spec, digest, transport)
     if digest is None:
         return Finding.warn(
-            "registry", "not looked into: a DHT is asked for one model's nodes", "name a MODEL to see its nodes"
+            "registry", "not read: a DHT is searched for the nodes of one model", "give a MODEL to see its nodes"
         )
     return lambda: open_registry(spec, digest, f"doctor-{secrets.token_hex(4)}")
 
 
-def _new_swarm(spec: str | None) -> Finding:
+def _check_new_swarm(spec: str | None) -> Finding:
     if spec == "none":
-        return Finding.ok("registry", "none: only who is told this node's address finds it")
+        return Finding.ok("registry", "none: only clients that are given this node's address find it")
     try:
         from treeswarm.registry.dht_peer import check_hivemind  # noqa: PLC0415  # hivemind brings torch
 
         check_hivemind()
     except SwarmError as error:
         return Finding.of_error("registry", error)
-    return Finding.ok("registry", "a new swarm would begin here; to check one that there is, give --registry")
+    return Finding.ok("registry", "a new swarm would start here; to check an existing one, give --registry")
 
 
-async def reachability(config: NodeConfig, transport: Transport, pin: str, others: Sequence[str]) -> Finding:
-    """Listen for a moment as the node would, and have others dial it."""
+async def check_reachability(network: NetworkConfig, transport: Transport, pin: str, others: Sequence[str]) -> Finding:
+    """Listen for a moment as the node would, and ask other nodes to dial this machine."""
     if not others:
         return Finding.warn(
-            "reachability", "nobody could be asked", "try again with --registry when other nodes are online"
+            "reachability", "there is no node to ask", "try again with --registry when other nodes are online"
         )
 
     async def accept(kind: StreamKind, stream: Stream) -> None:
         await stream.receive()
 
     try:
-        listener = await transport.listen(config.network.listen, accept)
+        listener = await transport.listen(network.listen, accept)
     except BadRequest as error:
         return Finding.of_error("reachability", error)
     try:
         own = Address("0.0.0.0", Address.parse(listener.address).port)
-        if config.network.announce is not None:
-            own = announced_address(config.network.announce, listener.address)
-        asked = [ask_dial_back(transport, other, str(replace(own, pin=pin))) for other in others[:ANSWERS]]
-        verdicts = [verdict for verdict in await asyncio.gather(*asked) if verdict is not None]
-        return reached(decide_address(config.network.announce, listener.address, verdicts), verdicts, listener.address)
+        if network.announce is not None:
+            own = announced_address(network.announce, listener.address)
+        requests = [ask_dial_back(transport, other, str(replace(own, pin=pin))) for other in others[:ANSWERS]]
+        results = [result for result in await asyncio.gather(*requests) if result is not None]
+        return judge_reachability(
+            decide_address(network.announce, listener.address, results), results, listener.address
+        )
     finally:
         await listener.close()
 
 
-def reached(place: PublicAddress | None, verdicts: Sequence[DialResult], listening: str) -> Finding:
-    """What others' verdicts come to.  Pure."""
+def judge_reachability(public: PublicAddress | None, results: Sequence[DialResult], listening: str) -> Finding:
+    """Return the finding that the results of other nodes amount to.  Pure."""
     check = "reachability"
-    if not verdicts:
-        return Finding.warn(check, "no node could say", "try again when others are online that are not behind routers")
+    if not results:
+        return Finding.warn(check, "no node could tell", "try again when nodes are online that are not behind a router")
     port = Address.parse(listening).port
-    if place is None:
-        step = (
-            f"serve all the same, the node rents a port of another; or forward a port in the router, {port} say, open "
-            f"it in the firewall, and give --listen 0.0.0.0:{port} --announce HOST:{port}"
+    if public is None:
+        next_step = (
+            "serve all the same: the node borrows a port of another node; or forward a port in the router, for example "
+            f"{port}, open it in the firewall, and give --listen 0.0.0.0:{port} --announce HOST:{port}"
         )
-        return Finding.warn(check, f"{len(verdicts)} nodes were asked, and most do not reach this machine", step)
-    if not place.reachable:
-        step = "check that the router forwards that port to this machine and its firewall lets it in"
-        return Finding.fail(check, f"nobody reaches {place.address}, which --announce says", step)
-    if place.basis is Basis.ASSUMED:
-        return Finding.warn(check, "nobody could be asked", "try again when other nodes are online")
-    return Finding.ok(check, f"others reach it at {place.address}")
+        return Finding.warn(check, f"{len(results)} nodes were asked, and most do not reach this machine", next_step)
+    if not public.reachable:
+        next_step = "check that the router forwards that port to this machine and its firewall lets it in"
+        return Finding.fail(check, f"no node reaches {public.address}, given by --announce", next_step)
+    if public.basis is Basis.ASSUMED:
+        return Finding.warn(check, "there is no node to ask", "try again when other nodes are online")
+    return Finding.ok(check, f"others reach it at {public.address}")

@@ -1,4 +1,4 @@
-"""Findings about the machine that a node would run on."""
+"""Check the machine that a node would run on."""
 
 import errno
 import shutil
@@ -21,7 +21,8 @@ from treeswarm_node.model.device_check import NumericsCheck, check_numerics
 from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
 
 GIB = 2**30
-# A block of an 8B model in 16 bits takes 0.4 GiB, its ends 2.4: with less a node is of use to small models alone.
+# A block of an 8B model in 16 bits takes 0.4 GiB, its embedding and LM head together 2.4: a node with less memory than
+# this is of use to small models only.
 LITTLE_MEMORY = 4 * GIB
 # One shard of a large model's weights has 5 GB.
 LITTLE_DISK = 20e9
@@ -30,43 +31,43 @@ NO_DISK = 1e9
 OWN_FILES = 256
 
 
-def software() -> Finding:
-    """torch and transformers."""
-    said = f"torch {torch.__version__}, transformers {version('transformers')}"
+def check_software() -> Finding:
+    """Check the versions of torch and transformers."""
+    message = f"torch {torch.__version__}, transformers {version('transformers')}"
     if int(version("transformers").split(".")[0]) < 5:
-        return Finding.fail("software", said, "pip install -U 'treeswarm[node]': transformers 5 or newer is needed")
-    return Finding.ok("software", said)
+        return Finding.fail("software", message, "pip install -U 'treeswarm[node]': transformers 5 or newer is needed")
+    return Finding.ok("software", message)
 
 
-def device_findings(config: NodeConfig) -> tuple[list[Finding], torch.device | None]:
-    """The device asked for, and what it is; None where it cannot be used."""
+def check_device(config: NodeConfig) -> tuple[Finding, torch.device | None]:
+    """Check the device asked for, and return it too; None if it cannot be used."""
     try:
         device = find_device(config.device.name)
     except SwarmError as error:
-        return [Finding.of_error("device", error)], None
+        return Finding.of_error("device", error), None
     dtype = choose_dtype("auto", device)
-    computes = f"computes in {dtype}" if dtype == "bfloat16" else "bfloat16 only emulated"
+    computes = f"computes in {dtype}" if dtype == "bfloat16" else "bfloat16 is only emulated"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         kind = f"{properties.name}, compute capability {properties.major}.{properties.minor}"
-        return [Finding.ok("device", f"{device}: {kind}, {properties.total_memory / GIB:.0f} GiB, {computes}")], device
-    said = f"{device}: {torch.get_num_threads()} threads, {computes}" if device.type == "cpu" else str(device)
+        return Finding.ok("device", f"{device}: {kind}, {properties.total_memory / GIB:.0f} GiB, {computes}"), device
+    message = f"{device}: {torch.get_num_threads()} threads, {computes}" if device.type == "cpu" else str(device)
     better = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
     if device.type == "cpu" and better:
-        return [Finding.warn("device", f"{said}; there is a faster one", f"give --device {better}")], device
-    return [Finding.ok("device", said)], device
+        return Finding.warn("device", f"{message}; this machine has a faster device", f"give --device {better}"), device
+    return Finding.ok("device", message), device
 
 
-def room(config: NodeConfig, device: torch.device, model: ModelInfo | None) -> Finding:
-    """Free memory, and how many of the model's blocks it holds, where the weights are here to be measured."""
+def check_memory(config: NodeConfig, device: torch.device, model: ModelInfo | None) -> Finding:
+    """Check the free memory, and how many of the model's blocks it holds if the weights are here to be measured."""
     free = config.device.memory or free_memory(device)
-    said = f"{free / GIB:.1f} GiB {'to use' if config.device.memory else 'free'} on {device.type}"
+    message = f"{free / GIB:.1f} GiB {'to use' if config.device.memory else 'free'} on {device.type}"
     if model is not None:
         try:
             dtype = getattr(torch, choose_dtype(config.model.dtype, device))
             footprint = read_footprint(model.folder, dtype, config.model.quantization)
         except SwarmError:
-            said += f"; how many blocks of {model.name} fit is known once its weights are here"
+            message += f"; how many blocks of {model.name} fit is known once its weights are downloaded"
         else:
             try:
                 fit = count_blocks_that_fit(
@@ -75,36 +76,42 @@ def room(config: NodeConfig, device: torch.device, model: ModelInfo | None) -> F
                 )  # fmt: skip
             except SwarmError as error:
                 return Finding.of_error("memory", error)
-            return Finding.ok("memory", f"{said}: {fit} of the {model.shape.blocks} blocks of {model.name} fit")
+            return Finding.ok("memory", f"{message}: {fit} of the {model.shape.blocks} blocks of {model.name} fit")
     if free < LITTLE_MEMORY:
-        step = "close what else uses it; or serve few blocks: --num-blocks 1, --quantization nf4, less --kv-tokens"
-        return Finding.warn("memory", said, step)
-    return Finding.ok("memory", said)
+        next_step = (
+            "close other programs that use it; or serve with less: --num-blocks 1, --quantization nf4, "
+            "fewer --kv-tokens"
+        )
+        return Finding.warn("memory", message, next_step)
+    return Finding.ok("memory", message)
 
 
-def disk(model: str) -> Finding:
-    """Where the hub's client keeps weights."""
+def check_disk(model: str) -> Finding:
+    """Check the free space where the hub's client keeps weights."""
     from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415  # reads the user's settings when imported
 
     folder = Path(HF_HUB_CACHE)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    said = f"{free / 1e9:.0f} GB free in {folder}"
-    step = "make room, or keep weights elsewhere: HF_HOME=/path/with/room, in this program's environment"
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    message = f"{free / 1e9:.0f} GB free in {folder}"
+    next_step = "free some space, or keep weights elsewhere: set HF_HOME=/path/with/space in this program's environment"
     if free < NO_DISK and HUB_ID.fullmatch(model):
-        return Finding.fail("disk", said, step)
+        return Finding.fail("disk", message, next_step)
     if free < LITTLE_DISK:
-        return Finding.warn("disk", f"{said}, which large models' weights fill", step)
-    return Finding.ok("disk", said)
+        return Finding.warn("disk", f"{message}, which the weights of a large model fill", next_step)
+    return Finding.ok("disk", message)
 
 
 def files_needed(config: NodeConfig) -> int:
-    """Files and sockets of a busy node: two streams' connections a session, two sockets a lent connection."""
+    """Return the number of files and sockets of a busy node.
+
+    A session needs the connections of two streams, a lent connection needs two sockets.
+    """
     return OWN_FILES + 2 * config.limits.sessions + 2 * config.lending.ports * config.lending.connections
 
 
-def free_port(listen: str) -> Finding:
-    """Whether the port can be bound now."""
+def check_port(listen: str) -> Finding:
+    """Check whether the port can be listened on now."""
     try:
         address = Address.parse(listen)
     except SwarmError as error:
@@ -112,27 +119,28 @@ def free_port(listen: str) -> Finding:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: one in TIME_WAIT is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: a port in TIME_WAIT is free
             probe.bind((address.host, address.port))
             probe.listen()
     except OSError as error:
-        step = "give another --listen HOST:PORT"
+        next_step = "give another --listen HOST:PORT"
         if error.errno == errno.EADDRINUSE:
-            step = f"end what uses it (is the node running already?), or {step}"
+            next_step = f"end the program that uses it (is the node running already?), or {next_step}"
         elif error.errno == errno.EACCES:
-            step += " with a port above 1023"
-        return Finding.fail("port", f"{address.bare} cannot be listened on: {error.strerror or error}", step)
-    said = f"{address.bare} is free" if address.port else f"a free one is taken on {address.host}"
-    return Finding.ok("port", said)
+            next_step += " with a port above 1023"
+        return Finding.fail("port", f"cannot listen on {address.bare}: {error.strerror or error}", next_step)
+    message = f"{address.bare} is free" if address.port else f"any free port on {address.host}"
+    return Finding.ok("port", message)
 
 
-def numerics(config: NodeConfig, device: torch.device) -> Finding:
-    """Which classes this device computes right, and whether the one asked for is among them."""
-    return judged(check_numerics(device), choose_dtype(config.model.dtype, device), config.model.quantization)
+def check_device_numerics(config: NodeConfig, device: torch.device) -> Finding:
+    """Check which numerics the device computes correctly, and whether those asked for are among them."""
+    dtype = choose_dtype(config.model.dtype, device)
+    return judge_numerics(check_numerics(device), dtype, config.model.quantization)
 
 
-def attention(config: NodeConfig, device: torch.device) -> Finding:
-    """What would compute it, and whether the kernels agree with plain attention, on heads as an 8B model has them."""
+def check_attention_kernels(config: NodeConfig, device: torch.device) -> Finding:
+    """Check what would compute attention, and whether flash kernels agree with torch on heads like an 8B model's."""
     dtype = getattr(torch, choose_dtype(config.model.dtype, device))
     try:
         flash = check_attention_choice(config.device.attention, device, dtype)
@@ -144,30 +152,30 @@ def attention(config: NodeConfig, device: torch.device) -> Finding:
     failure = find_adapter_fault(adapter, 32, KVShape(8, 128, 128), dtype, device)
     if failure is None:
         return Finding.ok("attention", f"{adapter.name} agrees with plain torch")
-    step = "go without --attention: the node then computes plainly; or update the driver and torch"
-    return Finding.warn("attention", f"{adapter.name} is of no use here: {failure}", step)
+    next_step = "leave out --attention, and the node uses plain torch; or update the driver and torch"
+    return Finding.warn("attention", f"{adapter.name} cannot be used here: {failure}", next_step)
 
 
-def judged(tried: list[NumericsCheck], dtype: str, quantization: str) -> Finding:
-    """What the trials come to for a node of that class.  Pure."""
-    passing = ", ".join(one.name for one in tried if one.passes)
-    failing = [one for one in tried if not one.passes]
-    said = f"{passing or 'nothing'} computed right"
+def judge_numerics(checks: list[NumericsCheck], dtype: str, quantization: str) -> Finding:
+    """Return the finding that the checks amount to for a node with this dtype and quantization.  Pure."""
+    passing = [check for check in checks if check.passes]
+    failing = [check for check in checks if not check.passes]
+    message = f"computed correctly: {', '.join(check.name for check in passing) or 'nothing'}"
     if failing:
-        said += "; not " + ", ".join(f"{one.name} ({one.reason or f'off by {one.error:.2g}'})" for one in failing)
-    wanted = [
-        one
-        for one in failing
-        if (one.quantization == quantization != "none") or (one.dtype == dtype and one.quantization == "none")
+        failures = (f"{check.name} ({check.reason or f'off by {check.error:.2g}'})" for check in failing)
+        message += f"; not correctly: {', '.join(failures)}"
+    needed = [
+        check
+        for check in failing
+        if (check.quantization == quantization != "none") or (check.dtype == dtype and check.quantization == "none")
     ]
-    if wanted:
-        others = [one.name for one in tried if one.passes and one.quantization == "none"]
-        step = (
-            f"serve in another: --dtype {others[0]}"
-            if others
-            else "try another --device, or update its driver and torch"
-        )
-        if any(one.quantization != "none" for one in wanted):
-            step = "pip install 'treeswarm[node,quantization]', or go without --quantization"
-        return Finding.fail("numerics", said, step)
-    return Finding.ok("numerics", said)
+    if not needed:
+        return Finding.ok("numerics", message)
+    dtypes = [check.name for check in passing if check.quantization == "none"]
+    if any(check.quantization != "none" for check in needed):
+        next_step = "pip install 'treeswarm[node,quantization]', or leave out --quantization"
+    elif dtypes:
+        next_step = f"serve in another format: --dtype {dtypes[0]}"
+    else:
+        next_step = "try another --device, or update its driver and torch"
+    return Finding.fail("numerics", message, next_step)
