@@ -25,7 +25,7 @@ RETRY_S = 5.0
 MIN_PAUSE_S = 5.0
 # Between two messages to one watcher: a large swarm changes all the time, and a client replans in seconds at best.
 UPDATE_EVERY_S = 0.5
-# An older order may be somebody's recording of it.
+# An older order may be a recording that is sent again.
 ORDER_AGE_S = 60.0
 ORDER_PREFIX = b"treeswarm manage\n"
 WITHDRAWING = {NodeState.DRAINING, NodeState.PAUSED, NodeState.GONE}

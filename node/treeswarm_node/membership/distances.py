@@ -36,8 +36,7 @@ class DistanceSurvey:
 
     def distance_to(self, record: NodeRecord) -> float:
         """Return the predicted round trip to a node in seconds, or infinity if its record has no coordinate."""
-        known = len(record.coordinate) == len(astuple(self.coordinate))
-        return distance(self.coordinate, Coordinate(*record.coordinate)) if known else math.inf
+        return math.inf if record.position is None else distance(self.coordinate, record.position)
 
     async def run(self, other_nodes: Callable[[], Awaitable[Sequence[NodeRecord]]]) -> None:
         """Ping some of the other nodes about every SURVEY_EVERY_S seconds until cancelled."""
@@ -54,5 +53,5 @@ class DistanceSurvey:
             except (SwarmError, TimeoutError) as error:
                 log.info("the distance to %s could not be measured: %s", record.address, error)
                 continue
-            if len(record.coordinate) == len(astuple(self.coordinate)):
-                self.coordinate = update(self.coordinate, Coordinate(*record.coordinate), round_trip_s)
+            if record.position is not None:
+                self.coordinate = update(self.coordinate, record.position, round_trip_s)

@@ -94,7 +94,7 @@ class ServerSession:
         """Begin a new epoch, perhaps with other neighbours.  Raises Refused; the epoch has then not begun."""
         async with self._resuming:
             length = request.resumption.trunk_length
-            self._check_resume(request)
+            _check_resume(self.state, self.memory, request)
             self.epoch.stalled = True
             self.opening.engine.discard_waiting(self.state)
             await self.opening.engine.wait_until_idle(self.state)
@@ -124,15 +124,6 @@ class ServerSession:
                 raise Refused("the session ended meanwhile", FaultCode.UNKNOWN_SESSION)
             self.epoch.forwarding = self._tasks.start(self._forward_results(self.epoch))
         log.info("session %s resumes in epoch %d from %d tokens", self.opening.name, request.epoch, length)
-
-    def _check_resume(self, request: Resume) -> None:
-        """Raise Refused if the session cannot resume as requested."""
-        if request.replays and self.memory.replay_log is None:
-            raise Refused("this node had no room for a replay log of the session", FaultCode.NO_JOURNAL)
-        self.state.check_resumption(request.epoch, request.resumption)
-        have, need = self.memory.kv.trunk_length, request.resumption.trunk_length
-        if need > have:
-            raise Refused(f"this node has {have} tokens of the session, {need} are needed", FaultCode.NO_JOURNAL)
 
     async def fail(self, error: SwarmError) -> None:
         """Report the error to the client, and free everything."""
@@ -249,6 +240,16 @@ class ServerSession:
             log.info("session %s: the downstream link broke: %s", self.opening.name, error)
             fault = Refused(str(error), FaultCode.DOWNSTREAM)
             self._tasks.start(self.client.send_fault(self.opening.id, fault, fatal=False))
+
+
+def _check_resume(state: NodeSession, memory: SessionMemory, request: Resume) -> None:
+    """Raise Refused if the session cannot resume as requested."""
+    if request.replays and memory.replay_log is None:
+        raise Refused("this node had no room for a replay log of the session", FaultCode.NO_JOURNAL)
+    state.check_resumption(request.epoch, request.resumption)
+    have, need = memory.kv.trunk_length, request.resumption.trunk_length
+    if need > have:
+        raise Refused(f"this node has {have} tokens of the session, {need} are needed", FaultCode.NO_JOURNAL)
 
 
 def _cancel_others(tasks: set[asyncio.Task[None]]) -> None:

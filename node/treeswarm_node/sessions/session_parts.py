@@ -178,5 +178,7 @@ class SessionEpoch:
 
     async def end_downstream(self) -> None:
         """End the downstream link, once nothing is sent on it any more."""
-        await self.wait_stopped()
-        await self.downstream.end()
+        try:
+            await self.wait_stopped()
+        finally:
+            await self.downstream.end()

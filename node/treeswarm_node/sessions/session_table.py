@@ -141,7 +141,7 @@ class SessionTable(Mapping[bytes, ServerSession]):
             )
         try:
             async with asyncio.timeout(self.limits.hello_s), self._changed:
-                await self._changed.wait_for(lambda: self._epoch_of(hello.session) >= hello.epoch)
+                await self._changed.wait_for(lambda: _has_begun(self.get(hello.session), hello.epoch))
         except TimeoutError:
             raise Refused(
                 f"session {hello.session.hex()[:8]} is not open here in epoch {hello.epoch}", FaultCode.UNKNOWN_SESSION
@@ -167,7 +167,7 @@ class SessionTable(Mapping[bytes, ServerSession]):
         expired = [
             s for s in self.values() if s.client.has_expired(now, self.limits.session_grace_s, self.limits.idle_s)
         ]
-        await self._fail(expired, Refused("the session expired: its client asked for nothing", FaultCode.EXPIRED))
+        await _fail_all(expired, Refused("the session expired: its client asked for nothing", FaultCode.EXPIRED))
 
     async def send_fault(self, error: Refused) -> None:
         """Report a fault to every client whose session stays open."""
@@ -176,10 +176,7 @@ class SessionTable(Mapping[bytes, ServerSession]):
 
     async def end_all(self, error: Refused) -> None:
         """Fail every session."""
-        await self._fail(list(self.values()), error)
-
-    async def _fail(self, sessions: Sequence[ServerSession], error: Refused) -> None:
-        await asyncio.gather(*(session.fail(error) for session in sessions))
+        await _fail_all(list(self.values()), error)
 
     def _remove(self, session: ServerSession) -> None:
         if self.get(session.opening.id) is session:
@@ -194,9 +191,13 @@ class SessionTable(Mapping[bytes, ServerSession]):
         self._was_full = full
         self.on_room_changed()
 
-    def _epoch_of(self, session: bytes) -> int:
-        found = self.get(session)
-        return -1 if found is None else found.epoch.number
+
+def _has_begun(session: ServerSession | None, epoch: int) -> bool:
+    return session is not None and session.epoch.number >= epoch
+
+
+async def _fail_all(sessions: Sequence[ServerSession], error: Refused) -> None:
+    await asyncio.gather(*(session.fail(error) for session in sessions))
 
 
 def _session_terms(request: Open, stage: LoadedStage, limits: NodeLimits, offered: int) -> SessionTerms:
