@@ -1,8 +1,8 @@
-"""Make `swarm/treeswarm/wire/treeswarm_pb2.py` from `treeswarm.proto`; with --check only compare.
+"""Generate `swarm/treeswarm/wire/treeswarm_pb2.py` from `treeswarm.proto`; with --check, only compare.
 
     python proto/generate.py [--check]
 
-grpcio-tools is pinned in the development extra: newer ones make code that demands the newest runtime.
+grpcio-tools is pinned in the development extra, because newer versions generate code that needs the newest runtime.
 """
 
 import argparse
@@ -15,11 +15,14 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "swarm" / "treeswarm" / "wire"
-MADE = ("treeswarm_pb2.py", "treeswarm_pb2.pyi")
+GENERATED = ("treeswarm_pb2.py", "treeswarm_pb2.pyi")
 
 
 def generate(out: Path) -> None:
-    """The virtual path makes the generated imports right without patching."""
+    """Write the generated code below `out`.
+
+    The virtual path in -I makes the imports in the generated code right, so that it needs no patching.
+    """
     arguments = [
         "protoc",
         f"-Itreeswarm/wire={ROOT / 'proto'}",
@@ -34,16 +37,16 @@ def generate(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if the committed code is not what would be made")
+    parser.add_argument("--check", action="store_true", help="fail if the committed code is out of date")
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as scratch:
         generate(Path(scratch))
-        for name in MADE:
-            made = (Path(scratch) / "treeswarm" / "wire" / name).read_text()
+        for name in GENERATED:
+            generated = (Path(scratch) / "treeswarm" / "wire" / name).read_text()
             if not check:
-                (TARGET / name).write_text(made)
-            elif (TARGET / name).read_text() != made:
-                sys.exit(f"{TARGET / name} is not what proto/treeswarm.proto makes: run python proto/generate.py")
+                (TARGET / name).write_text(generated)
+            elif (TARGET / name).read_text() != generated:
+                sys.exit(f"{TARGET / name} does not match proto/treeswarm.proto: run python proto/generate.py")
 
 
 if __name__ == "__main__":

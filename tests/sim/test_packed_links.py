@@ -117,7 +117,7 @@ def test_garbled_rows_end_their_session_and_no_other(caplog: pytest.LogCaptureFi
             await link.send_bytes(pb.LinkUp(append=garbled).SerializeToString())
             with pytest.raises(MissingBlocks):  # the toy's pilot has no other nodes
                 await generating
-            assert "cannot be unpacked" in caplog.text
+            assert "cannot be decompressed" in caplog.text
             assert await swarm.generate(PROMPT, COUNT) == plain_text(PROMPT, COUNT)
 
     run_virtually(run())

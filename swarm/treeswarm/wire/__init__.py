@@ -1,1 +1,1 @@
-"""The wire: generated protobuf and the codec that checks it."""
+"""Wire format: generated protobuf code, and the codec that converts and checks messages."""

@@ -1,7 +1,8 @@
-"""Rows of activations in fewer bytes, losing nothing: byte planes, then zstd.  Of nodes alone; the codec only says how.
+"""Lossless compression of activation rows: byte planes, then zstd.
 
-The values' first bytes come first, then their second bytes, and so on: a float's sign and exponent change little from
-value to value and compress, its mantissa does not.
+Only nodes use this module; the codec merely carries how the rows are compressed.  In the planes, the first bytes of all
+values come first, then their second bytes, and so on.  A float's sign and exponent change little from value to value
+and compress well; its mantissa does not.
 """
 
 import numpy as np
@@ -10,34 +11,40 @@ import zstandard
 from treeswarm.errors import Malformed
 from treeswarm.protocol.messages import MAX_MESSAGE_BYTES
 
-# Higher levels take several times as long and save next to nothing: what repeats is the exponents alone.
+# Higher levels take several times as long and save almost nothing more, because only the exponents repeat.
 LEVEL = 1
 
 
 def compress(data: bytes, value_bytes: int) -> bytes | None:
-    """`data` as one zstd frame of its byte planes; None where that is not smaller."""
+    """Return `data`, values of `value_bytes` bytes, as one zstd frame of its byte planes.
+
+    Return None if `data` is empty or not a whole number of values, or if the frame is not smaller.
+    """
     if not data or len(data) % value_bytes:
         return None
-    packed = zstandard.ZstdCompressor(level=LEVEL).compress(_transposed(data, -1, value_bytes))
-    return packed if len(packed) < len(data) else None
+    compressed = zstandard.ZstdCompressor(level=LEVEL).compress(_transposed(data, -1, value_bytes))
+    return compressed if len(compressed) < len(data) else None
 
 
-def decompress(packed: bytes, value_bytes: int, size: int) -> bytes:
-    """The `size` bytes that were packed.  Raises Malformed when anything else is in there; no more memory than `size`
-    is taken to find out."""
-    # Unpacked rows would have had to fit a message as well.
+def decompress(compressed: bytes, value_bytes: int, size: int) -> bytes:
+    """Return the `size` bytes that were compressed.
+
+    Raises Malformed if the frame contains anything else, without using more memory than `size` bytes.
+    """
+    # Uncompressed rows would have had to fit a message as well.
     if not 0 < size <= MAX_MESSAGE_BYTES or size % value_bytes:
-        raise Malformed(f"hidden: packed activations where {size} bytes of them belong")
+        raise Malformed(f"hidden: compressed activations where {size} bytes of activations belong")
     try:
-        # zstd believes the frame's own word about its size before any limit it is given, so that is read first.
-        told = zstandard.get_frame_parameters(packed).content_size
-        if told != size:
-            raise Malformed(f"hidden: packed activations of {told} bytes, expected {size}")
-        planes = zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
+        # zstd allocates what the frame declares as its size, whatever limit it is given.  So the declared size is
+        # checked first.
+        declared = zstandard.get_frame_parameters(compressed).content_size
+        if declared != size:
+            raise Malformed(f"hidden: compressed activations of {declared} bytes, expected {size}")
+        planes = zstandard.ZstdDecompressor().decompress(compressed, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise Malformed(f"hidden: packed activations that cannot be unpacked: {error}") from None
+        raise Malformed(f"hidden: compressed activations that cannot be decompressed: {error}") from None
     if len(planes) != size:
-        raise Malformed(f"hidden: packed activations of {len(planes)} bytes, expected {size}")
+        raise Malformed(f"hidden: compressed activations of {len(planes)} bytes, expected {size}")
     return _transposed(planes, value_bytes, -1)
 
 

@@ -1,6 +1,7 @@
-"""Messages to bytes and back.  Decoding checks every field: what passes is well-formed, whoever sent it.
+"""Converts messages to bytes and back.
 
-Raises Malformed, naming the field, and nothing else.
+Decoding checks every field, so that a decoded message is well-formed whoever sent it.  The decoders raise Malformed,
+which names the field, and nothing else.
 """
 
 from collections.abc import Callable
@@ -30,22 +31,22 @@ VALUE_BYTES = {1, 2, 4}
 
 
 def decode_control_up(data: bytes) -> m.ControlUp:
-    """What a client says on a control stream."""
+    """Decode a message that a client sends on a control stream.  Raises Malformed."""
     return _decode(pb.ControlUp(), data)  # type: ignore[return-value]
 
 
 def decode_control_down(data: bytes) -> m.ControlDown:
-    """What a node says on a control stream."""
+    """Decode a message that a node sends on a control stream.  Raises Malformed."""
     return _decode(pb.ControlDown(), data)  # type: ignore[return-value]
 
 
 def decode_link_up(data: bytes) -> m.LinkUp:
-    """What comes down a link."""
+    """Decode a message that the upstream end sends on a link.  Raises Malformed."""
     return _decode(pb.LinkUp(), data)  # type: ignore[return-value]
 
 
 def decode_link_down(data: bytes) -> m.LinkDown:
-    """What comes up a link."""
+    """Decode a message that the downstream end sends on a link.  Raises Malformed."""
     return _decode(pb.LinkDown(), data)  # type: ignore[return-value]
 
 
@@ -61,13 +62,13 @@ def _decode(envelope: Proto, data: bytes) -> m.Message:
         raise Malformed(f"a {envelope.DESCRIPTOR.name} without a message")
     try:
         return _IN[kind](getattr(envelope, kind))
-    except BadRequest as error:  # spans and settings check themselves
+    except BadRequest as error:  # Spans and sampling settings check their own fields.
         raise Malformed(f"{kind}: {error}") from None
 
 
-def _require(fine: bool, field: str, why: str) -> None:
-    if not fine:
-        raise Malformed(f"{field}: {why}")
+def _require(valid: bool, field: str, problem: str) -> None:
+    if not valid:
+        raise Malformed(f"{field}: {problem}")
 
 
 def _id_bytes(value: bytes, field: str, length: int) -> bytes:
@@ -86,13 +87,13 @@ def _text(value: str, field: str, limit: int = m.MAX_TEXT) -> str:
 
 
 def _count(value: int, field: str, least: int, most: int) -> int:
-    _require(least <= value <= most, field, f"{value} is not within {least} and {most}")
+    _require(least <= value <= most, field, f"{value} is not between {least} and {most}")
     return value
 
 
 def _array(data: bytes, field: str, dtype: str, limit: int = m.MAX_ROWS) -> NDArray[Any]:
-    """A read-only view of the message's own bytes."""
-    _require(len(data) % 4 == 0, field, f"{len(data)} bytes are no array of 4-byte elements")
+    """Return a read-only view of the message's own bytes, which must be 4-byte elements."""
+    _require(len(data) % 4 == 0, field, f"{len(data)} bytes are no whole number of 4-byte elements")
     _require(len(data) <= 4 * limit, field, f"{len(data) // 4} elements, at most {limit}")
     return np.frombuffer(data, dtype)
 
@@ -111,71 +112,71 @@ def _profile_in(points: Any) -> m.Profile:
     return tuple(zip(rows, micros, strict=True))
 
 
-def _numerics_in(n: pb.NumericsClass) -> m.NumericsClass:
-    _require(n.dtype in DTYPES, "numerics.dtype", "not one of " + ", ".join(sorted(DTYPES)))
-    _require(n.activations in ACTIVATIONS, "numerics.activations", "not one of native, int8")
+def _numerics_in(message: pb.NumericsClass) -> m.NumericsClass:
+    _require(message.dtype in DTYPES, "numerics.dtype", "not one of " + ", ".join(sorted(DTYPES)))
+    _require(message.activations in ACTIVATIONS, "numerics.activations", "not one of native, int8")
     return m.NumericsClass(
-        weights=_text(n.weights, "numerics.weights", 128),
-        dtype=n.dtype,
-        quantization=_text(n.quantization, "numerics.quantization", 64),
-        activations=n.activations,
+        weights=_text(message.weights, "numerics.weights", 128),
+        dtype=message.dtype,
+        quantization=_text(message.quantization, "numerics.quantization", 64),
+        activations=message.activations,
     )
 
 
-def _description_in(d: pb.Description) -> m.Description:
+def _description_in(message: pb.Description) -> m.Description:
     return m.Description(
-        version=d.version,
-        software=_text(d.software, "software", 128),
-        span=Span(d.span.start, d.span.end),
-        blocks=_count(d.blocks, "blocks", d.span.end, 2**16),
-        vocab_size=_count(d.vocab_size, "vocab_size", 1, 2**31),
-        hidden_size=_count(d.hidden_size, "hidden_size", 1, 2**20),
-        max_positions=_count(d.max_positions, "max_positions", 1, 2**31),
-        config=_text(d.config, "config", 128),
-        numerics=_numerics_in(d.numerics),
-        attention=_text(d.attention, "attention", 128),
-        trunk_free=d.trunk_free,
-        frames=d.frames,
-        forwards=d.forwards,
-        forward_sessions=d.forward_sessions,
-        sessions=d.sessions,
-        opened=d.opened,
-        resumed=d.resumed,
-        refused=d.refused,
-        prefix_hits=d.prefix_hits,
-        prefix_tokens=d.prefix_tokens,
-        skipped_rows=d.skipped_rows,
-        shared_pages=d.shared_pages,
+        version=message.version,
+        software=_text(message.software, "software", 128),
+        span=Span(message.span.start, message.span.end),
+        blocks=_count(message.blocks, "blocks", message.span.end, 2**16),
+        vocab_size=_count(message.vocab_size, "vocab_size", 1, 2**31),
+        hidden_size=_count(message.hidden_size, "hidden_size", 1, 2**20),
+        max_positions=_count(message.max_positions, "max_positions", 1, 2**31),
+        config=_text(message.config, "config", 128),
+        numerics=_numerics_in(message.numerics),
+        attention=_text(message.attention, "attention", 128),
+        trunk_free=message.trunk_free,
+        frames=message.frames,
+        forwards=message.forwards,
+        forward_sessions=message.forward_sessions,
+        sessions=message.sessions,
+        opened=message.opened,
+        resumed=message.resumed,
+        refused=message.refused,
+        prefix_hits=message.prefix_hits,
+        prefix_tokens=message.prefix_tokens,
+        skipped_rows=message.skipped_rows,
+        shared_pages=message.shared_pages,
     )
 
 
-def _open_in(o: pb.Open) -> m.Open:
+def _open_in(message: pb.Open) -> m.Open:
     return m.Open(
-        version=o.version,
-        session=_session(o.session),
-        epoch=o.epoch,
-        span=Span(o.span.start, o.span.end),
-        numerics=_numerics_in(o.numerics),
-        trunk_room=_count(o.trunk_room, "trunk_room", 1, m.MAX_TRUNK),
-        crown_room=_count(o.crown_room, "crown_room", 1, m.MAX_CROWN),
-        ticket=_id_bytes(o.ticket, "ticket", m.TICKET_BYTES),
-        next_hop=_hop_in(o),
-        resumption=_resumption_in(o.resumption) if o.HasField("resumption") else None,
-        forwards_replay=o.forwards_replay,
-        prefix=_prefix_in(o),
-        alternatives=_count(o.alternatives, "alternatives", 0, m.MAX_ALTERNATIVES),
+        version=message.version,
+        session=_session(message.session),
+        epoch=message.epoch,
+        span=Span(message.span.start, message.span.end),
+        numerics=_numerics_in(message.numerics),
+        trunk_room=_count(message.trunk_room, "trunk_room", 1, m.MAX_TRUNK),
+        crown_room=_count(message.crown_room, "crown_room", 1, m.MAX_CROWN),
+        ticket=_id_bytes(message.ticket, "ticket", m.TICKET_BYTES),
+        next_hop=_hop_in(message),
+        resumption=_resumption_in(message.resumption) if message.HasField("resumption") else None,
+        forwards_replay=message.forwards_replay,
+        prefix=_prefix_in(message),
+        alternatives=_count(message.alternatives, "alternatives", 0, m.MAX_ALTERNATIVES),
     )
 
 
-def _resume_in(r: pb.Resume) -> m.Resume:
+def _resume_in(message: pb.Resume) -> m.Resume:
     return m.Resume(
-        version=r.version,
-        session=_session(r.session),
-        epoch=r.epoch,
-        resumption=_resumption_in(r.resumption),
-        ticket=_id_bytes(r.ticket, "ticket", m.TICKET_BYTES),
-        next_hop=_hop_in(r),
-        replays=r.replays,
+        version=message.version,
+        session=_session(message.session),
+        epoch=message.epoch,
+        resumption=_resumption_in(message.resumption),
+        ticket=_id_bytes(message.ticket, "ticket", m.TICKET_BYTES),
+        next_hop=_hop_in(message),
+        replays=message.replays,
     )
 
 
@@ -186,40 +187,40 @@ def _hop_in(message: pb.Open | pb.Resume) -> m.NextHop | None:
     return m.NextHop(_text(message.next_hop.address, "next_hop.address", 512), ticket)
 
 
-def _prefix_in(o: pb.Open) -> Prefix | None:
-    if not o.prefix_scope and not o.prefix_digests:
+def _prefix_in(message: pb.Open) -> Prefix | None:
+    if not message.prefix_scope and not message.prefix_digests:
         return None
-    units, rest = divmod(len(o.prefix_digests), DIGEST_BYTES)
-    _require(not rest, "prefix_digests", f"{len(o.prefix_digests)} bytes are no digests of {DIGEST_BYTES}")
+    units, rest = divmod(len(message.prefix_digests), DIGEST_BYTES)
+    _require(not rest, "prefix_digests", f"{len(message.prefix_digests)} bytes are no digests of {DIGEST_BYTES}")
     _count(units, "prefix_digests", 0, MAX_PREFIX_UNITS)
-    edges = range(0, len(o.prefix_digests), DIGEST_BYTES)
-    digests = tuple(o.prefix_digests[start : start + DIGEST_BYTES] for start in edges)
-    return Prefix(_id_bytes(o.prefix_scope, "prefix_scope", SCOPE_BYTES), digests)
+    edges = range(0, len(message.prefix_digests), DIGEST_BYTES)
+    digests = tuple(message.prefix_digests[start : start + DIGEST_BYTES] for start in edges)
+    return Prefix(_id_bytes(message.prefix_scope, "prefix_scope", SCOPE_BYTES), digests)
 
 
-def _resumption_in(r: pb.Resumption) -> m.Resumption:
-    return m.Resumption(_count(r.trunk_length, "trunk_length", 0, m.MAX_TRUNK), r.tip)
+def _resumption_in(message: pb.Resumption) -> m.Resumption:
+    return m.Resumption(_count(message.trunk_length, "trunk_length", 0, m.MAX_TRUNK), message.tip)
 
 
-def _records_in(r: pb.Records) -> m.Records:
-    _require(len(r.sealed) <= m.MAX_RECORDS, "records", f"{len(r.sealed)} records, at most {m.MAX_RECORDS}")
-    # A record too large is for the reader to refuse and count, not a reason to lose the others.
-    return m.Records(tuple(r.sealed))
+def _records_in(message: pb.Records) -> m.Records:
+    _require(len(message.sealed) <= m.MAX_RECORDS, "records", f"{len(message.sealed)} records, at most {m.MAX_RECORDS}")
+    # A record that is too large is left for the reader to reject and count, so that the other records are not lost.
+    return m.Records(tuple(message.sealed))
 
 
-def _answer_in(a: pb.Answer) -> m.Answer:
-    ids, tokens = _array(a.ids, "ids", "<u4"), _array(a.tokens, "tokens", "<u4")
-    logprobs = _array(a.logprobs, "logprobs", "<f4")
+def _answer_in(message: pb.Answer) -> m.Answer:
+    ids, tokens = _array(message.ids, "ids", "<u4"), _array(message.tokens, "tokens", "<u4")
+    logprobs = _array(message.logprobs, "logprobs", "<f4")
     _require(len(ids) == len(tokens) == len(logprobs), "answer", "ids, tokens and logprobs differ in length")
     return m.Answer(
-        session=_session(a.session),
-        epoch=a.epoch,
-        seq=a.seq,
+        session=_session(message.session),
+        epoch=message.epoch,
+        seq=message.seq,
         ids=ids,
         tokens=tokens,
         logprobs=logprobs,
-        timings=_timings_in(a.timings),
-        alternatives=_alternatives_in(a.alternatives, len(ids)),
+        timings=_timings_in(message.timings),
+        alternatives=_alternatives_in(message.alternatives, len(ids)),
     )
 
 
@@ -227,50 +228,54 @@ def _alternatives_in(data: bytes, rows: int) -> NDArray[Any]:
     flat = _array(data, "alternatives", "<u4", m.MAX_ROWS * m.MAX_ALTERNATIVES)
     if not len(flat):
         return m.no_alternatives()
-    even = rows > 0 and len(flat) % rows == 0
-    _require(even, "alternatives", f"{len(flat)} tokens are not as many for each of {rows} rows")
+    divisible = rows > 0 and len(flat) % rows == 0
+    _require(divisible, "alternatives", f"{len(flat)} tokens cannot be divided evenly among {rows} rows")
     return flat.reshape(rows, _count(len(flat) // rows, "alternatives", 1, m.MAX_ALTERNATIVES))
 
 
-def _fault_in(f: pb.Fault) -> m.Fault:
+def _fault_in(message: pb.Fault) -> m.Fault:
     codes = {code.value for code in m.FaultCode}
-    _require(len(f.session) in {0, m.SESSION_ID_BYTES}, "session", f"{len(f.session)} bytes")
-    code = m.FaultCode(f.code) if f.code in codes else m.FaultCode.REFUSED  # a newer node's code
-    return m.Fault(f.session, code, _text(f.message, "message"), f.fatal)
+    _require(len(message.session) in {0, m.SESSION_ID_BYTES}, "session", f"{len(message.session)} bytes")
+    code = m.FaultCode(message.code) if message.code in codes else m.FaultCode.REFUSED  # A code of a newer release.
+    return m.Fault(message.session, code, _text(message.message, "message"), message.fatal)
 
 
-def _append_in(a: pb.Append) -> m.Append:
-    parents, tokens = _array(a.parents, "parents", "<u4"), _array(a.tokens, "tokens", "<u4")
+def _append_in(message: pb.Append) -> m.Append:
+    parents, tokens = _array(message.parents, "parents", "<u4"), _array(message.tokens, "tokens", "<u4")
     rows = len(tokens)
     _require(len(parents) == rows, "parents", f"{len(parents)} parents for {rows} tokens")
-    _require(a.first_id + rows <= U32_LIMIT, "first_id", "node ids run past 32 bits")
-    _require(a.answers in ANSWERS, "answers", f"{a.answers} is unknown")
-    s = a.settings
+    _require(message.first_id + rows <= U32_LIMIT, "first_id", "node ids run past 32 bits")
+    _require(message.answers in ANSWERS, "answers", f"{message.answers} is unknown")
+    sampling = message.settings
     return m.Append(
-        epoch=a.epoch,
-        seq=a.seq,
-        commit=_array(a.commit, "commit", "<u4"),
-        first_id=a.first_id,
+        epoch=message.epoch,
+        seq=message.seq,
+        commit=_array(message.commit, "commit", "<u4"),
+        first_id=message.first_id,
         parents=parents,
         tokens=tokens,
-        prefill=a.prefill,
-        answers=ANSWERS[a.answers],
-        settings=SamplingSettings(s.temperature, s.top_k, s.top_p, s.seed, s.sample),
-        skipped=_bits(a.skipped, rows),
-        hidden=a.hidden,
-        timings=_timings_in(a.timings),
-        fresh=a.fresh,
-        replay=a.replay,
-        prefix=_count(a.prefix, "prefix", 0, m.MAX_TRUNK),
-        planes=_planes_in(a),
+        prefill=message.prefill,
+        answers=ANSWERS[message.answers],
+        settings=SamplingSettings(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed, sampling.sample),
+        skipped=_bits(message.skipped, rows),
+        hidden=message.hidden,
+        timings=_timings_in(message.timings),
+        fresh=message.fresh,
+        replay=message.replay,
+        prefix=_count(message.prefix, "prefix", 0, m.MAX_TRUNK),
+        planes=_planes_in(message),
     )
 
 
-def _planes_in(a: pb.Append) -> int:
-    """How `hidden` is packed; it stays so until somebody knows how long it must become."""
-    _require(not a.planes or a.planes in VALUE_BYTES, "planes", f"values of {a.planes} bytes are unknown")
-    _require(not a.planes or bool(a.hidden), "planes", "nothing is packed")
-    return a.planes
+def _planes_in(message: pb.Append) -> int:
+    """Return the number of bytes per value of compressed rows, or 0.
+
+    `hidden` stays compressed here: only the session knows what size it must have.
+    """
+    supported = not message.planes or message.planes in VALUE_BYTES
+    _require(supported, "planes", f"values of {message.planes} bytes are not supported")
+    _require(not message.planes or bool(message.hidden), "planes", "there are no rows to decompress")
+    return message.planes
 
 
 def _bits(data: bytes, rows: int) -> NDArray[np.bool_]:

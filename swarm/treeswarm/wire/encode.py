@@ -1,4 +1,4 @@
-"""Messages to bytes."""
+"""Converts messages to bytes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ ANSWERS_OUT = {m.Answers.NONE: pb.NONE, m.Answers.LAST: pb.LAST, m.Answers.ALL: 
 
 
 def encode(message: m.Message) -> bytes:
-    """Any message as the bytes its stream carries."""
+    """Return the bytes that a stream carries for a message."""
     kind, name, build = _OUT[type(message)]
     return bytes(kind(**{name: build(message)}).SerializeToString())
 
@@ -31,17 +31,19 @@ def _timings_out(timings: tuple[m.HopTiming, ...]) -> list[pb.HopTiming]:
 
 
 def _u32(value: int) -> int:
-    """A duration that a u32 cannot hold is as good as the longest it can."""
+    """Clamp a number to the range of a u32; a longer duration is sent as the longest one."""
     return max(0, min(value, U32_LIMIT - 1))
 
 
 def _clipped(text: str) -> str:
-    """Words about a failure must arrive, if not all of them; a path in them need not be valid text."""
+    """Shorten an error message to `MAX_TEXT` bytes.  A path in it may contain characters that are no valid text."""
     return text.encode(errors="replace")[: m.MAX_TEXT].decode(errors="ignore")
 
 
-def _numerics_out(n: m.NumericsClass) -> pb.NumericsClass:
-    return pb.NumericsClass(weights=n.weights, dtype=n.dtype, quantization=n.quantization, activations=n.activations)
+def _numerics_out(message: m.NumericsClass) -> pb.NumericsClass:
+    return pb.NumericsClass(
+        weights=message.weights, dtype=message.dtype, quantization=message.quantization, activations=message.activations
+    )
 
 
 def _span_out(span: Span) -> pb.Span:
@@ -52,111 +54,115 @@ def _array_out(array: NDArray[Any], dtype: str) -> bytes:
     return array.astype(dtype, copy=False).tobytes()
 
 
-def _description_out(d: m.Description) -> pb.Description:
+def _description_out(message: m.Description) -> pb.Description:
     return pb.Description(
-        version=d.version,
-        software=d.software,
-        span=_span_out(d.span),
-        blocks=d.blocks,
-        vocab_size=d.vocab_size,
-        hidden_size=d.hidden_size,
-        max_positions=d.max_positions,
-        config=d.config,
-        numerics=_numerics_out(d.numerics),
-        attention=d.attention,
-        trunk_free=d.trunk_free,
-        frames=d.frames,
-        forwards=d.forwards,
-        forward_sessions=d.forward_sessions,
-        sessions=d.sessions,
-        opened=d.opened,
-        resumed=d.resumed,
-        refused=d.refused,
-        prefix_hits=d.prefix_hits,
-        prefix_tokens=d.prefix_tokens,
-        skipped_rows=d.skipped_rows,
-        shared_pages=d.shared_pages,
+        version=message.version,
+        software=message.software,
+        span=_span_out(message.span),
+        blocks=message.blocks,
+        vocab_size=message.vocab_size,
+        hidden_size=message.hidden_size,
+        max_positions=message.max_positions,
+        config=message.config,
+        numerics=_numerics_out(message.numerics),
+        attention=message.attention,
+        trunk_free=message.trunk_free,
+        frames=message.frames,
+        forwards=message.forwards,
+        forward_sessions=message.forward_sessions,
+        sessions=message.sessions,
+        opened=message.opened,
+        resumed=message.resumed,
+        refused=message.refused,
+        prefix_hits=message.prefix_hits,
+        prefix_tokens=message.prefix_tokens,
+        skipped_rows=message.skipped_rows,
+        shared_pages=message.shared_pages,
     )
 
 
-def _open_out(o: m.Open) -> pb.Open:
-    made = pb.Open(
-        version=o.version,
-        session=o.session,
-        epoch=o.epoch,
-        span=_span_out(o.span),
-        numerics=_numerics_out(o.numerics),
-        trunk_room=o.trunk_room,
-        crown_room=o.crown_room,
-        ticket=o.ticket,
-        forwards_replay=o.forwards_replay,
-        alternatives=o.alternatives,
+def _open_out(message: m.Open) -> pb.Open:
+    proto = pb.Open(
+        version=message.version,
+        session=message.session,
+        epoch=message.epoch,
+        span=_span_out(message.span),
+        numerics=_numerics_out(message.numerics),
+        trunk_room=message.trunk_room,
+        crown_room=message.crown_room,
+        ticket=message.ticket,
+        forwards_replay=message.forwards_replay,
+        alternatives=message.alternatives,
     )
-    if o.next_hop is not None:
-        made.next_hop.CopyFrom(_hop_out(o.next_hop))
-    if o.resumption is not None:
-        made.resumption.CopyFrom(_resumption_out(o.resumption))
-    if o.prefix is not None:
-        made.prefix_scope, made.prefix_digests = o.prefix.scope, b"".join(o.prefix.digests)
-    return made
+    if message.next_hop is not None:
+        proto.next_hop.CopyFrom(_hop_out(message.next_hop))
+    if message.resumption is not None:
+        proto.resumption.CopyFrom(_resumption_out(message.resumption))
+    if message.prefix is not None:
+        proto.prefix_scope, proto.prefix_digests = message.prefix.scope, b"".join(message.prefix.digests)
+    return proto
 
 
-def _resume_out(r: m.Resume) -> pb.Resume:
-    made = pb.Resume(
-        version=r.version,
-        session=r.session,
-        epoch=r.epoch,
-        resumption=_resumption_out(r.resumption),
-        ticket=r.ticket,
-        replays=r.replays,
+def _resume_out(message: m.Resume) -> pb.Resume:
+    proto = pb.Resume(
+        version=message.version,
+        session=message.session,
+        epoch=message.epoch,
+        resumption=_resumption_out(message.resumption),
+        ticket=message.ticket,
+        replays=message.replays,
     )
-    if r.next_hop is not None:
-        made.next_hop.CopyFrom(_hop_out(r.next_hop))
-    return made
+    if message.next_hop is not None:
+        proto.next_hop.CopyFrom(_hop_out(message.next_hop))
+    return proto
 
 
 def _hop_out(hop: m.NextHop) -> pb.NextHop:
     return pb.NextHop(address=hop.address, ticket=hop.ticket)
 
 
-def _resumption_out(r: m.Resumption) -> pb.Resumption:
-    return pb.Resumption(trunk_length=r.trunk_length, tip=r.tip)
+def _resumption_out(message: m.Resumption) -> pb.Resumption:
+    return pb.Resumption(trunk_length=message.trunk_length, tip=message.tip)
 
 
-def _answer_out(a: m.Answer) -> pb.Answer:
+def _answer_out(message: m.Answer) -> pb.Answer:
     return pb.Answer(
-        session=a.session,
-        epoch=a.epoch,
-        seq=a.seq,
-        ids=_array_out(a.ids, "<u4"),
-        tokens=_array_out(a.tokens, "<u4"),
-        logprobs=_array_out(a.logprobs, "<f4"),
-        timings=_timings_out(a.timings),
-        alternatives=_array_out(a.alternatives, "<u4"),
+        session=message.session,
+        epoch=message.epoch,
+        seq=message.seq,
+        ids=_array_out(message.ids, "<u4"),
+        tokens=_array_out(message.tokens, "<u4"),
+        logprobs=_array_out(message.logprobs, "<f4"),
+        timings=_timings_out(message.timings),
+        alternatives=_array_out(message.alternatives, "<u4"),
     )
 
 
-def _append_out(a: m.Append) -> pb.Append:
-    s = a.settings
+def _append_out(message: m.Append) -> pb.Append:
+    sampling = message.settings
     return pb.Append(
-        epoch=a.epoch,
-        seq=a.seq,
-        commit=_array_out(a.commit, "<u4"),
-        first_id=a.first_id,
-        parents=_array_out(a.parents, "<u4"),
-        tokens=_array_out(a.tokens, "<u4"),
-        prefill=a.prefill,
-        answers=ANSWERS_OUT[a.answers],
+        epoch=message.epoch,
+        seq=message.seq,
+        commit=_array_out(message.commit, "<u4"),
+        first_id=message.first_id,
+        parents=_array_out(message.parents, "<u4"),
+        tokens=_array_out(message.tokens, "<u4"),
+        prefill=message.prefill,
+        answers=ANSWERS_OUT[message.answers],
         settings=pb.SamplingSettings(
-            temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, seed=s.seed, sample=s.sample
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            sample=sampling.sample,
         ),
-        skipped=np.packbits(a.skipped, bitorder="little").tobytes() if a.skipped.any() else b"",
-        hidden=a.hidden,
-        timings=_timings_out(a.timings),
-        fresh=a.fresh,
-        replay=a.replay,
-        prefix=a.prefix,
-        planes=a.planes,
+        skipped=np.packbits(message.skipped, bitorder="little").tobytes() if message.skipped.any() else b"",
+        hidden=message.hidden,
+        timings=_timings_out(message.timings),
+        fresh=message.fresh,
+        replay=message.replay,
+        prefix=message.prefix,
+        planes=message.planes,
     )
 
 

@@ -1,4 +1,7 @@
-"""Records to signed bytes and back.  What comes out was signed by the node it speaks of, with every field in bounds."""
+"""Converts records to signed bytes and back.
+
+A record that `unseal` returns was signed by its node, and every field is in bounds.
+"""
 
 import math
 
@@ -12,13 +15,13 @@ from treeswarm.protocol.records import COORDINATE_LENGTH, RECORD_VERSION, NodeRe
 from treeswarm.protocol.spans import Span
 from treeswarm.wire import treeswarm_pb2 as pb
 
-# So that a signature over a record can never pass for one over anything else.
+# Prefix of the signed bytes, so that a record's signature is never valid for anything else.
 RECORD_PREFIX = b"treeswarm record\n"
 KEY_BYTES = 32
 DIGEST_BYTES = 32
 PIN_BYTES = 16
 MAX_BLOCKS = 2**16
-# What arithmetic over records may rely on; a thousand times what any machine has.
+# Limits that arithmetic over records can rely on: a thousand times what any machine has.
 MAX_TOKENS = 2**48
 MAX_RATE = 1e9
 MAX_SECONDS = 3600.0
@@ -31,7 +34,7 @@ class Forged(Malformed):
 
 
 def seal(record: NodeRecord, signer: Signer) -> SealedRecord:
-    """Sign.  Raises BadRequest for a record that would be too large to pass on."""
+    """Sign a record.  Raises BadRequest for a record that would be too large to pass on."""
     assert record.key == signer.public_key
     body = pb.NodeRecord(
         version=RECORD_VERSION,
@@ -67,9 +70,12 @@ def seal(record: NodeRecord, signer: Signer) -> SealedRecord:
 
 
 def unseal(sealed: bytes) -> SealedRecord:
-    """Read and check.  Raises Malformed, and Forged where the signature is wrong; dates are the reader's business."""
+    """Read a record and check its fields and signature.  Dates are left for the reader to check.
+
+    Raises Malformed, and Forged where the signature is wrong.
+    """
     if len(sealed) > MAX_RECORD_BYTES:
-        raise Malformed(f"a record of {len(sealed)} bytes, at most {MAX_RECORD_BYTES}")
+        raise Malformed(f"a record of {len(sealed)} bytes, at most {MAX_RECORD_BYTES} are allowed")
     envelope, body = pb.SealedRecord(), pb.NodeRecord()
     try:
         envelope.ParseFromString(sealed)
@@ -87,7 +93,7 @@ def unseal(sealed: bytes) -> SealedRecord:
 
 
 def _read(body: pb.NodeRecord, key: bytes) -> NodeRecord:
-    _require(body.version == RECORD_VERSION, f"version {body.version}, {RECORD_VERSION} is spoken here")
+    _require(body.version == RECORD_VERSION, f"version {body.version}, this release reads version {RECORD_VERSION}")
     _require(len(body.model) == DIGEST_BYTES, "model is no digest")
     _require(len(body.weights) == DIGEST_BYTES, "weights are no digest")
     _require(len(body.pin) in {0, PIN_BYTES}, "pin has a wrong length")
@@ -100,7 +106,7 @@ def _read(body: pb.NodeRecord, key: bytes) -> NodeRecord:
     _require(0 <= body.hop_s <= MAX_SECONDS, "hop_s is out of bounds")
     _require(max(body.free_tokens, body.total_tokens) <= MAX_TOKENS, "tokens are out of bounds")
     _require(all(abs(length) <= MAX_SECONDS for length in body.coordinate), "coordinate is out of bounds")
-    _require(all(length > 0 for length in body.coordinate[2:]), "coordinate has a height or error that is none")
+    _require(all(length > 0 for length in body.coordinate[2:]), "coordinate has a height or error that is not positive")
     return NodeRecord(
         key=key,
         generation=body.generation,
@@ -123,6 +129,6 @@ def _read(body: pb.NodeRecord, key: bytes) -> NodeRecord:
     )
 
 
-def _require(fine: bool, why: str) -> None:
-    if not fine:
-        raise ValueError(why)
+def _require(valid: bool, problem: str) -> None:
+    if not valid:
+        raise ValueError(problem)

@@ -1,4 +1,4 @@
-"""The codec: what goes out comes back; what is hostile is Malformed and nothing else."""
+"""Tests of the codec: decoding reverses encoding, and malformed bytes raise Malformed and nothing else."""
 
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -23,7 +23,7 @@ short = st.text(max_size=40)
 spans = st.tuples(st.integers(0, 100), st.integers(1, 100)).map(lambda pair: Span(pair[0], pair[0] + pair[1]))
 numerics = st.builds(m.NumericsClass, short, st.sampled_from(["float32", "bfloat16", "float16"]), st.text(max_size=16))
 timings = st.lists(st.builds(m.HopTiming, u32, u32, u32, u32), max_size=4).map(tuple)
-choices = st.builds(
+sampling = st.builds(
     SamplingSettings, st.floats(0, 100), st.integers(0, 2**31 - 1), st.floats(0.01, 1.0), u64, st.integers(0, 2**32 - 1)
 )
 
@@ -45,7 +45,7 @@ def appends(draw: st.DrawFn) -> m.Append:
         tokens=draw(arrays(rows)),
         prefill=draw(st.booleans()),
         answers=draw(st.sampled_from(m.Answers)),
-        settings=draw(choices),
+        settings=draw(sampling),
         skipped=np.array(skipped, np.bool_),
         hidden=(hidden := draw(st.binary(max_size=50))),
         timings=draw(timings),
@@ -128,19 +128,24 @@ BACK = st.builds(m.LinkWelcome, st.booleans())
 DECODERS = (decode_control_up, decode_control_down, decode_link_up, decode_link_down)
 
 
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
-    if is_dataclass(one):
-        return type(one) is type(other) and all(same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
-    return bool(one == other)
+def equal(left: Any, right: Any) -> bool:
+    """Compare messages field by field; NaN equals NaN."""
+    if isinstance(left, np.ndarray):
+        return left.dtype == right.dtype and np.array_equal(left, right, equal_nan=left.dtype.kind == "f")
+    if is_dataclass(left):
+        return type(left) is type(right) and all(
+            equal(getattr(left, f.name), getattr(right, f.name)) for f in fields(left)
+        )
+    return bool(left == right)
 
 
 @settings(max_examples=150, deadline=None)
 @given(up=UP, down=DOWN, link=LINK, back=BACK)
-def test_every_message_comes_back(up: m.Message, down: m.Message, link: m.Message, back: m.Message) -> None:
+def test_decoding_reverses_encoding_for_every_message(
+    up: m.Message, down: m.Message, link: m.Message, back: m.Message
+) -> None:
     for message, decode in zip((up, down, link, back), DECODERS, strict=True):
-        assert same(message, decode(encode(message)))
+        assert equal(message, decode(encode(message)))
 
 
 @settings(max_examples=300, deadline=None)
@@ -150,21 +155,22 @@ def test_every_message_comes_back(up: m.Message, down: m.Message, link: m.Messag
     place=st.integers(0, 10_000),
     byte=st.integers(0, 255),
 )
-def test_hostile_bytes_are_malformed_and_nothing_else(data: bytes, message: m.Message, place: int, byte: int) -> None:
+def test_hostile_bytes_raise_only_malformed(data: bytes, message: m.Message, place: int, byte: int) -> None:
     valid = bytearray(encode(message))
     if valid:
         valid[place % len(valid)] = byte
     for decode in DECODERS:
-        for tried in (data, bytes(valid), bytes(valid[: place % (len(valid) + 1)])):
+        for candidate in (data, bytes(valid), bytes(valid[: place % (len(valid) + 1)])):
             try:
-                decode(tried)
+                decode(candidate)
             except Malformed as error:
                 assert str(error)
 
 
-def link(**fields_of_append: Any) -> bytes:
-    plain = {"settings": pb.SamplingSettings(top_p=1.0), "first_id": 1}
-    return bytes(pb.LinkUp(append=pb.Append(**{**plain, **fields_of_append})).SerializeToString())
+def append_bytes(**fields_of_append: Any) -> bytes:
+    """Return the bytes of an Append with the given fields, and valid defaults for the rest."""
+    defaults = {"settings": pb.SamplingSettings(top_p=1.0), "first_id": 1}
+    return bytes(pb.LinkUp(append=pb.Append(**{**defaults, **fields_of_append})).SerializeToString())
 
 
 ROWS4 = np.zeros(4, "<u4").tobytes()
@@ -173,31 +179,31 @@ ROWS4 = np.zeros(4, "<u4").tobytes()
 @pytest.mark.parametrize(
     ("data", "field"),
     [
-        (link(tokens=ROWS4), "parents"),
-        (link(tokens=b"abc"), "tokens"),
-        (link(tokens=bytes(4 * 5000), parents=bytes(4 * 5000)), "4096"),
-        (link(tokens=bytes(4_000_000), parents=bytes(100)), "4096"),
-        (link(tokens=ROWS4, parents=ROWS4, first_id=2**32 - 2), "32 bits"),
-        (link(tokens=ROWS4, parents=ROWS4, skipped=b"\x00\x00"), "skipped"),
-        (link(answers=9), "answers"),
-        (link(planes=3, hidden=b"packed"), "planes: values of 3"),
-        (link(planes=2), "planes: nothing"),
-        (link(settings=pb.SamplingSettings(temperature=float("nan"), top_p=1)), "temperature"),
-        (link(settings=pb.SamplingSettings(top_p=0)), "top_p"),
-        (link(timings=[pb.HopTiming()] * 300), "timings"),
+        (append_bytes(tokens=ROWS4), "parents"),
+        (append_bytes(tokens=b"abc"), "tokens"),
+        (append_bytes(tokens=bytes(4 * 5000), parents=bytes(4 * 5000)), "4096"),
+        (append_bytes(tokens=bytes(4_000_000), parents=bytes(100)), "4096"),
+        (append_bytes(tokens=ROWS4, parents=ROWS4, first_id=2**32 - 2), "32 bits"),
+        (append_bytes(tokens=ROWS4, parents=ROWS4, skipped=b"\x00\x00"), "skipped"),
+        (append_bytes(answers=9), "answers"),
+        (append_bytes(planes=3, hidden=b"packed"), "planes: values of 3"),
+        (append_bytes(planes=2), "planes: there are no rows"),
+        (append_bytes(settings=pb.SamplingSettings(temperature=float("nan"), top_p=1)), "temperature"),
+        (append_bytes(settings=pb.SamplingSettings(top_p=0)), "top_p"),
+        (append_bytes(timings=[pb.HopTiming()] * 300), "timings"),
         (pb.LinkUp(hello=pb.LinkHello(session=b"short")).SerializeToString(), "session"),
         (b"", "without a message"),
         (bytes(m.MAX_MESSAGE_BYTES + 1), "limit"),
     ],
     ids=range(15),
 )
-def test_what_is_out_of_bounds_is_named(data: bytes, field: str) -> None:
+def test_error_names_the_field_that_is_out_of_bounds(data: bytes, field: str) -> None:
     with pytest.raises(Malformed, match=field):
         decode_link_up(data)
 
 
-@pytest.mark.parametrize("count", [1, 3, 5, 18], ids=["too few", "uneven", "more uneven", "nine a row"])
-def test_alternatives_are_as_many_for_every_row(count: int) -> None:
+@pytest.mark.parametrize("count", [1, 3, 5, 18], ids=["too few", "uneven", "more uneven", "nine per row"])
+def test_uneven_alternatives_are_malformed(count: int) -> None:
     answer = pb.Answer(session=bytes(16), ids=ROWS4[:8], tokens=ROWS4[:8], logprobs=ROWS4[:8])
     answer.alternatives = bytes(4 * count)
     with pytest.raises(Malformed, match="alternatives"):
@@ -210,14 +216,15 @@ def test_alternatives_without_rows_are_malformed() -> None:
         decode_control_down(pb.ControlDown(answer=answer).SerializeToString())
 
 
-def test_nobody_asks_for_more_alternatives_than_there_may_be() -> None:
-    opened = m.Open(1, bytes(16), 0, Span(0, 1), m.NumericsClass("w", "float32"), 1, 1, bytes(16), None)
-    assert decode_control_up(encode(replace(opened, alternatives=8)))
+def test_open_with_too_many_alternatives_is_malformed() -> None:
+    request = m.Open(1, bytes(16), 0, Span(0, 1), m.NumericsClass("w", "float32"), 1, 1, bytes(16), None)
+    assert decode_control_up(encode(replace(request, alternatives=8)))
     with pytest.raises(Malformed, match="alternatives"):
-        decode_control_up(encode(replace(opened, alternatives=9)))
+        decode_control_up(encode(replace(request, alternatives=9)))
 
 
-def opening(**changes: Any) -> bytes:
+def open_bytes(**changes: Any) -> bytes:
+    """Return the bytes of an Open with the given fields, and valid defaults for the rest."""
     fields_of_open: dict[str, Any] = {
         "session": bytes(16),
         "ticket": bytes(16),
@@ -238,43 +245,43 @@ def opening(**changes: Any) -> bytes:
         (bytes(16), bytes(16 * (MAX_PREFIX_UNITS + 1)), "prefix_digests: 4097"),
     ],
 )
-def test_a_prefix_out_of_bounds_is_named(scope: bytes, digests: bytes, field: str) -> None:
+def test_prefix_out_of_bounds_is_malformed(scope: bytes, digests: bytes, field: str) -> None:
     with pytest.raises(Malformed, match=field):
-        decode_control_up(opening(prefix_scope=scope, prefix_digests=digests))
-    fine = decode_control_up(opening(prefix_scope=bytes(16), prefix_digests=bytes(16 * MAX_PREFIX_UNITS)))
-    assert isinstance(fine, m.Open)
-    assert fine.prefix is not None
-    assert fine.prefix.rows == MAX_PREFIX_UNITS * PREFIX_TOKENS
+        decode_control_up(open_bytes(prefix_scope=scope, prefix_digests=digests))
+    valid = decode_control_up(open_bytes(prefix_scope=bytes(16), prefix_digests=bytes(16 * MAX_PREFIX_UNITS)))
+    assert isinstance(valid, m.Open)
+    assert valid.prefix is not None
+    assert valid.prefix.rows == MAX_PREFIX_UNITS * PREFIX_TOKENS
 
 
 @pytest.mark.parametrize(
     ("down", "data"),
     [
         (True, pb.ControlDown(opened=pb.Opened(session=bytes(16), prefix_rows=m.MAX_TRUNK + 1)).SerializeToString()),
-        (False, link(prefix=m.MAX_TRUNK + 1)),
+        (False, append_bytes(prefix=m.MAX_TRUNK + 1)),
     ],
 )
-def test_more_of_a_prefix_than_there_can_be_is_malformed(down: bool, data: bytes) -> None:
+def test_prefix_longer_than_a_trunk_is_malformed(down: bool, data: bytes) -> None:
     with pytest.raises(Malformed, match="prefix"):
         (decode_control_down if down else decode_link_up)(data)
 
 
-def test_decoded_arrays_cannot_be_written_to() -> None:
-    append = decode_link_up(link(tokens=ROWS4, parents=ROWS4))
+def test_decoded_arrays_are_read_only() -> None:
+    append = decode_link_up(append_bytes(tokens=ROWS4, parents=ROWS4))
     assert isinstance(append, m.Append)
     with pytest.raises(ValueError, match="read-only"):
         append.tokens[0] = 1
 
 
 @pytest.mark.parametrize("text", ["x" * 9000, "é" * 4000, "a path \udcff of no encoding"])
-def test_words_about_a_failure_arrive_however_long(text: str) -> None:
+def test_long_or_invalid_fault_messages_are_shortened(text: str) -> None:
     fault = decode_control_down(encode(m.Fault(b"", m.FaultCode.INTERNAL, text, True)))
     assert isinstance(fault, m.Fault)
     assert fault.message[:7] == text[:7]
     assert len(fault.message.encode()) <= m.MAX_TEXT
 
 
-def test_a_texts_limit_is_in_bytes_and_its_encoding_is_checked() -> None:
+def test_text_limit_counts_bytes_and_encoding_is_checked() -> None:
     with pytest.raises(Malformed, match=r"message: .* bytes"):
         decode_control_down(pb.ControlDown(fault=pb.Fault(message="é" * 3000)).SerializeToString())
     valid = pb.ControlDown(fault=pb.Fault(message="abcdefg")).SerializeToString()
@@ -282,14 +289,14 @@ def test_a_texts_limit_is_in_bytes_and_its_encoding_is_checked() -> None:
         decode_control_down(valid.replace(b"abc", b"\xff\xfe\xfd"))
 
 
-RISING_TOO_FAR = [(rows, 1) for rows in range(1, 18)]
+TOO_MANY_POINTS = [(rows, 1) for rows in range(1, 18)]
 
 
 @pytest.mark.parametrize(
     "points",
-    [[(2, 5), (2, 6)], [(9, 5), (3, 6)], [(0, 5)], [(5000, 5)], [(1, 0)], [(1, 2**32 - 1)], RISING_TOO_FAR],
+    [[(2, 5), (2, 6)], [(9, 5), (3, 6)], [(0, 5)], [(5000, 5)], [(1, 0)], [(1, 2**32 - 1)], TOO_MANY_POINTS],
 )
-def test_a_profile_that_cannot_be_is_malformed(points: list[tuple[int, int]]) -> None:
+def test_impossible_latency_profile_is_malformed(points: list[tuple[int, int]]) -> None:
     profile = [pb.ProfilePoint(rows=rows, microseconds=micros) for rows, micros in points]
     opened = pb.ControlDown(opened=pb.Opened(session=bytes(16), profile=profile))
     with pytest.raises(Malformed, match="profile"):

@@ -1,4 +1,4 @@
-"""The committed protobuf code is what the contract makes."""
+"""Test that the committed protobuf code matches `proto/treeswarm.proto`."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_generated_code_is_up_to_date() -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, ROOT / "proto" / "generate.py", "--check"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
