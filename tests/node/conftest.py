@@ -1,4 +1,4 @@
-"""Tiny models of every supported family, and chains of their spans in one process."""
+"""Provide tiny models of every supported family, and chains of their spans in one process."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -78,7 +78,7 @@ def tiny_model(family: str, **changes: Any) -> PreTrainedModel:
 
 @dataclass
 class SpanChain:
-    """A model in three spans with a KV cache each, without any network."""
+    """Runs a model in three spans with a KV cache each, without any network."""
 
     models: list[SpanModel]
     sessions: dict[str, tuple[NodeSession, list[SessionKV]]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""A model of one session's text and tree, to compare the code under test with."""
+"""Model one session's text and tree, to compare the code under test with."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from tests.node.conftest import append_of
 
 
 class Text:
-    """One session's text and tree.  Ids count from 1, in the order in which rows are added."""
+    """Holds one session's text and tree.  Ids count from 1, in the order in which rows are added."""
 
     def __init__(self, prompt: list[int], random: np.random.Generator, vocab: int) -> None:
         self.trunk = list(range(1, len(prompt) + 1))

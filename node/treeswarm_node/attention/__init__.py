@@ -1,1 +1,1 @@
-"""Attention over a paged trunk and a tree-shaped crown."""
+"""Compute attention over a paged trunk and a tree-shaped crown."""

@@ -1,4 +1,4 @@
-"""The interface of attention adapters: transformers' layers call `attend` once per layer for the whole batch.
+"""Define what an attention adapter is: transformers' layers call `attend` once per layer for the whole batch.
 
 Every live crown node sees the whole trunk.  Attention is therefore an unmasked part over the trunk, read in place,
 and a masked part over the crown, under one softmax in float32.
@@ -35,7 +35,7 @@ AttentionPart = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 @dataclass(frozen=True, eq=False)
 class QueryRows:
-    """One segment's rows in one layer, and all keys that they may attend to."""
+    """Holds one segment's rows in one layer, and all keys that they may attend to."""
 
     query: torch.Tensor
     """Queries [heads, T, dim], not scaled."""
@@ -61,7 +61,7 @@ class QueryRows:
 
 @dataclass(frozen=True, eq=False)
 class LayerInputs:
-    """One layer's attention inputs for a batch whose K and V are in the pool."""
+    """Holds one layer's attention inputs for a batch whose K and V are in the pool."""
 
     query: torch.Tensor
     """Queries of the batch [heads, ΣT, dim]."""
@@ -130,7 +130,7 @@ class LayerInputs:
 
 
 class Attention(Protocol):
-    """An adapter, which computes one layer's attention for the whole batch."""
+    """An adapter computes one layer's attention for the whole batch."""
 
     name: str
     """Name of the adapter, as nodes announce it."""
@@ -141,7 +141,7 @@ class Attention(Protocol):
 
 
 class TorchReference:
-    """Plain torch attention: correct on every device, and fast enough on a CPU.
+    """Computes attention in plain torch, which is correct on every device and fast enough on a CPU.
 
     Short sessions of similar size are computed together, all others one after the other.
     """

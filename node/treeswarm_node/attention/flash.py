@@ -1,4 +1,4 @@
-"""Attention in parts: torch's flash kernels compute the trunk, plain torch the crown; both are merged in float32.
+"""Compute attention in parts: the trunk by torch's flash kernels, the crown in plain torch, merged in float32.
 
 The flash kernels take no mask, which the trunk does not need.  A part's log-sum-exp gives its share of the whole
 softmax, so parts can be computed independently.  K and V are stored heads first, so a run of the trunk is a view that
@@ -31,7 +31,7 @@ MAX_HEAD_DIM, HEAD_STEP = 256, 8
 
 @dataclass(frozen=True)
 class KernelInputs:
-    """The properties of an attention computation that decide whether the flash kernels can do it."""
+    """Describes an attention computation, to decide whether the flash kernels can do it."""
 
     device: str
     """Type of the device, such as `cuda`."""
@@ -47,7 +47,10 @@ class KernelInputs:
 
 
 def explain_unsupported(inputs: KernelInputs) -> str | None:
-    """Return why the flash kernels cannot compute `inputs`, as text for users, or None if they can.  Pure."""
+    """Return why the flash kernels cannot compute `inputs`, as text for users, or None if they can.
+
+    This function is pure.
+    """
     on_cuda = inputs.device == "cuda"
     halves = (torch.float16, torch.bfloat16)
     dtype = str(inputs.dtype).removeprefix("torch.")
@@ -94,7 +97,7 @@ def flash_kernel(
 
 
 class FlashAttention:
-    """Attention by the flash kernels, and by `attend_reference` where they cannot be used: every model is served."""
+    """Computes attention by the flash kernels, or by `attend_reference` if they do not support the model."""
 
     name = "torch-flash"
 

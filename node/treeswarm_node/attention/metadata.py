@@ -1,4 +1,4 @@
-"""Attention metadata of a forward: computed once and used by every layer."""
+"""Compute the attention metadata of a forward once, for use by every layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from treeswarm_node.kv_cache.kv_store import KVStore, SessionKV
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """One step of one session within a forward."""
+    """Identifies one step of one session within a forward."""
 
     kv: SessionKV
     step: Step
@@ -26,7 +26,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class VisibleKeys:
-    """The keys that a segment's rows see under one sliding window."""
+    """Lists the keys that a segment's rows see under one sliding window."""
 
     runs: list[tuple[int, int, torch.Tensor | None]]
     """Runs of the trunk as (first pool row, rows, mask); the mask is bool [T, rows], or None if all rows are seen."""
@@ -36,7 +36,7 @@ class VisibleKeys:
 
 @dataclass(eq=False)
 class SegmentMetadata:
-    """A segment as attention sees it: T new rows, and C local rows that they may see besides the trunk."""
+    """Describes a segment to attention: T new rows, and C local rows that they may see besides the trunk."""
 
     rows: slice
     """Rows of the batch that are the segment's."""
@@ -81,7 +81,7 @@ class SegmentMetadata:
 
 @dataclass(frozen=True, eq=False)
 class BatchGroups:
-    """A batch's segments as layers of one kind compute them.  Segments without rows are in neither list."""
+    """Divides a batch's segments as layers of one kind compute them.  Segments without rows are in neither list."""
 
     padded: list[PaddedBatch]
     """Groups of segments that are computed together."""
@@ -91,7 +91,10 @@ class BatchGroups:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Metadata of a forward.  Layer i of the model has its K and V in block `i - first_block` of the store."""
+    """Holds the metadata of a forward.
+
+    Layer i of the model has its K and V in block `i - first_block` of the store.
+    """
 
     store: KVStore
     first_block: int

@@ -1,4 +1,4 @@
-"""Attention of many short sessions at once: their keys are gathered into one product, padded to the longest.
+"""Compute attention of many short sessions at once: gather their keys into one product, padded to the longest.
 
 Segment by segment, a layer needs a dozen small operations for each session.  Sixteen sessions of one token spend more
 time on those than on all the weights.  Gathering reads and writes every key once more, so long texts are computed
@@ -17,7 +17,7 @@ MAX_ROWS = 16
 
 @dataclass(frozen=True, eq=False)
 class PaddedBatch:
-    """S segments of similar size, with at most R rows and L keys each."""
+    """Holds S segments of similar size, with at most R rows and L keys each."""
 
     rows: torch.Tensor
     """Rows of the batch, int64 [S, R]; padding repeats a segment's first row."""
@@ -34,8 +34,8 @@ class PaddedBatch:
     def of(cls, members: Sequence[tuple[slice, torch.Tensor, torch.Tensor]]) -> "PaddedBatch":
         """Pad segments to one size.
 
-        Each member is a segment's rows in the batch, the pool rows that it may see, [C], and which of its rows sees
-        which of them, bool [T, C].
+        Each member is a segment's rows in the batch, the pool rows that it may see, int64 [C], and their mask.  The
+        mask says which row sees which pool row, bool [T, C].
         """
         max_rows = max(len(visible) for _, _, visible in members)
         max_keys = max(len(keys) for _, keys, _ in members)
@@ -94,10 +94,11 @@ class PaddedBatch:
 
 
 def group_by_size(sizes: Sequence[tuple[int, int]], max_keys: int) -> list[list[int]]:
-    """Return groups of segments, as indices into `sizes`, that are worth computing together.  Pure.
+    """Return groups of segments, as indices into `sizes`, that are worth computing together.
 
-    `sizes` are (rows, keys).  Each grouped segment has at most `MAX_ROWS` rows and `max_keys` keys.  Within a group no
-    segment has twice the rows or twice the keys of another, so that padding at most quadruples the work.
+    This function is pure.  `sizes` are (rows, keys).  Each grouped segment has at most `MAX_ROWS` rows and `max_keys`
+    keys.  Within a group no segment has twice the rows or twice the keys of another, so that padding at most quadruples
+    the work.
     """
     by_size: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for i, (rows, keys) in enumerate(sizes):

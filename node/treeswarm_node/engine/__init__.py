@@ -1,1 +1,1 @@
-"""The engine: scheduling, model execution and sampling on one device."""
+"""Schedule steps, run the model and sample tokens on one device."""

@@ -1,11 +1,11 @@
-"""Counters of what a node has computed."""
+"""Count what a node has computed."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Counters:
-    """Totals since the node was started, for clients, the panel and the metrics endpoint."""
+    """Counts work since the node was started, for clients, the panel and the metrics endpoint."""
 
     frames: int = 0
     """Number of steps computed."""

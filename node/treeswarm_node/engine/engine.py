@@ -1,4 +1,4 @@
-"""Continuous batching: all steps that wait when the device becomes idle are candidates for its next forward.
+"""Batch continuously: all steps that wait when the device becomes idle are candidates for its next forward.
 
 All decisions are made in the event loop, where the sessions are; the single device thread only computes.
 """
@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 QUEUE_SMOOTHING = 1 / 32
 
 OnComputed = Callable[[Step, Computed, HopTiming], None]
-"""Callback with the step as it ran, its result and its timing; called in the event loop."""
+"""Callback that the event loop runs with the step as it was computed, its result and its timing."""
 
 
 @dataclass(frozen=True, eq=False)
 class WaitingStep:
-    """A step that waits for the device."""
+    """Holds a step that waits for the device."""
 
     session: NodeSession
     kv: SessionKV
@@ -119,7 +119,7 @@ class Engine:
         return finished
 
     def _run_timed(self, segments: Sequence[Segment]) -> tuple[list[Computed], int]:
-        """Return the results and the microseconds they took.  Called in the device thread."""
+        """Return the results and the microseconds they took; runs in the device thread."""
         start = self.clock()
         results = self.runner.run(segments)
         return results, int((self.clock() - start) * 1e6)

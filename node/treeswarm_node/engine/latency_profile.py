@@ -15,8 +15,8 @@ from treeswarm_node.kv_cache.page_pool import PAGE
 from treeswarm_node.model.loaded_span import ServedSpan
 
 # Numbers of rows to measure: one token, and trees from small to the largest that clients choose by themselves.  On a
-# CPU the second row costs more than any other of the first sixteen, because a product with a vector becomes one with a
-# matrix.  Three small blocks took 7.5, 7.8, 9.2, 9.7 and 8.9 ms for 1, 2, 4, 8 and 16 rows.  A table that went straight
+# CPU the second row costs more than any other of the first sixteen: a product with a vector becomes one with a matrix.
+# Three small blocks took 7.5, 7.8, 9.2, 9.7 and 8.9 ms for 1, 2, 4, 8 and 16 rows.  A table that went straight
 # from 1 to 16 rows would show the second row as free.
 SIZES = (1, 2, 4, 16, 64, 256)
 RUNS = 4

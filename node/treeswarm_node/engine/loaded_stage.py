@@ -45,7 +45,7 @@ RATE_RUNS = 5
 
 @dataclass(frozen=True, eq=False)
 class LoadedStage:
-    """What a node serves at the moment."""
+    """Holds what a node serves at the moment."""
 
     served: ServedSpan
     engine: Engine
@@ -60,7 +60,7 @@ class LoadedStage:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model before any weight is loaded."""
+    """Describes a model before any weight is loaded."""
 
     name: str
     """Name of the model, as given on the command line."""
@@ -121,14 +121,14 @@ def free_unused_memory() -> None:
 
 
 class _LoadCancelled(BaseException):
-    """Raised in the loading thread once its result is no longer needed.
+    """Ends the loading thread when its result is no longer needed.
 
     It is not an Exception, because transformers collects those and continues to read.
     """
 
 
 class _CancellableProgress:
-    """A `Progress` through which a loading thread notices that it was cancelled."""
+    """Reports progress, and raises _LoadCancelled in the loading thread after the load was cancelled."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress

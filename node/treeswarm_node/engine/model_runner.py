@@ -1,4 +1,7 @@
-"""Run one forward of the model: steps in, activations or tokens out.  Called in the device thread."""
+"""Run one forward of the model: steps in, activations or tokens out.
+
+The engine calls the runner in its device thread.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +27,7 @@ HEAD_ROWS = 256
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """Result of one step.  If `error` is set, no other field is."""
+    """Holds the result of one step.  If `error` is set, no other field is."""
 
     hidden: bytes = b""
     """Activations of the step's rows, encoded for the link; empty at the tail."""

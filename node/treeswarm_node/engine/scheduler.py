@@ -1,4 +1,7 @@
-"""Choose which waiting steps make the next forward.  A pure function, without clock or device."""
+"""Choose which waiting steps make the next forward.
+
+The choice is a pure function, without clock or device.
+"""
 
 from collections.abc import Hashable, Sequence
 from typing import Protocol
@@ -8,7 +11,7 @@ from treeswarm_node.config import BatchBudget
 
 
 class Waiting(Protocol):
-    """What the scheduler needs to know of a waiting step."""
+    """Describes a waiting step to the scheduler."""
 
     @property
     def session(self) -> Hashable: ...

@@ -1,1 +1,1 @@
-"""The KV cache: pages, prefixes, and the log that replays them."""
+"""Keep the K and V of sessions in pages, share prefixes, and log activations for replay."""

@@ -1,8 +1,8 @@
-"""The KV cache of a span: one pool of rows for all sessions, which holds paged trunks and crowns.
+"""Store the K and V of a span in one pool of rows for all sessions, which holds paged trunks and crowns.
 
     trunk   logical positions 0, 1, 2 … in pages, append-only; read as contiguous runs of rows, never gathered; full
-            pages at its beginning may be read by other sessions too
-    crown   the rows that a tree's nodes are written to, in pages of the session's own
+            pages at its beginning may be read by other sessions too.
+    crown   the rows that a tree's nodes are written to, in pages of the session's own.
 
 Committing a path copies a handful of rows per block.
 """
@@ -24,7 +24,7 @@ from treeswarm_node.kv_cache.prefix_cache import PrefixCache
 
 @dataclass(frozen=True)
 class KVShape:
-    """Shape of one KV row in one block."""
+    """Describes the shape of one KV row in one block."""
 
     kv_heads: int
     """Number of KV heads."""
@@ -34,14 +34,15 @@ class KVShape:
     """Size of a head's value."""
 
 
-# How many numbers of one session's K and V in a block are worth gathering to attend to many sessions at once, instead
-# of reading them in place.  On one core, with 16 sessions of one token, gathering 8,000 numbers is 5.7 times as fast,
-# 33,000 3.4 times, 131,000 1.0 to 1.4 times, and 524,000 numbers 5 times as slow.
+# Largest number of values in one session's K and V of a block for which gathering is worth it.  Gathered keys of many
+# sessions are attended to at once; otherwise they are read in place, session by session.  Measured on one core with 16
+# sessions of one token: gathering 8,000 values is 5.7 times as fast, 33,000 values 3.4 times, 131,000 values 1.0 to 1.4
+# times; 524,000 values are 5 times as slow.
 MAX_GATHERED = 1 << 17
 
 
 class KVStore:
-    """K and V of `blocks` blocks with `tokens` rows each."""
+    """Stores K and V of `blocks` blocks with `tokens` rows each."""
 
     def __init__(self, blocks: int, shape: KVShape, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         self.pool = PagePool(max(1, tokens // PAGE))
@@ -105,7 +106,7 @@ class KVStore:
 
 @dataclass(eq=False)
 class SessionKV:
-    """One session's rows of the KV cache."""
+    """Manages one session's rows of the KV cache."""
 
     store: KVStore
     trunk_room: int

@@ -1,4 +1,4 @@
-"""Reference counts of KV cache pages.  Pure bookkeeping: no tensors.
+"""Count the references to KV cache pages: bookkeeping without tensors.
 
 Invariant, asserted by `check`: every page is free or has as many references as owners hold it, and the pages that are
 reserved never exceed those that are free.  A session reserves all its pages when it opens, so that an allocation
@@ -20,7 +20,7 @@ PAGE = 64
 
 @dataclass(eq=False)
 class PagePool:
-    """Pages 0 to `pages`, allocated so that a session's pages are one contiguous run where possible."""
+    """Allocates the pages 0 to `pages` - 1, so that a session's pages are one contiguous run where possible."""
 
     pages: int
     """Number of pages."""

@@ -1,8 +1,8 @@
-"""The prefix cache: trunks kept for sessions that begin with the same text.  Bookkeeping: no tensors.
+"""The prefix cache keeps trunks for sessions that begin with the same text.
 
-The cache stores units of tokens by digest.  It owns their pages beside the sessions that read them, so the pages
-outlive the session that computed them.  Pages that the cache alone owns are idle: the least recently used ones are
-evicted as soon as a session needs them.
+It is bookkeeping without tensors.  The cache stores units of tokens by digest.  It owns their pages beside the sessions
+that read them, so the pages outlive the session that computed them.  Pages that the cache alone owns are idle.  The
+least recently used idle pages are evicted as soon as a session needs them.
 
 A unit is always used more recently than the units after it in its text.  The least recently used unit is therefore
 the end of some text.
@@ -29,7 +29,7 @@ _Key = tuple[Span, bytes]
 
 @dataclass(frozen=True, eq=False)
 class PrefixUnit:
-    """`PREFIX_TOKENS` rows of a trunk."""
+    """Holds `PREFIX_TOKENS` rows of a trunk."""
 
     pages: tuple[int, ...]
     """Pages that hold the rows."""
@@ -39,7 +39,7 @@ class PrefixUnit:
 
 @dataclass(eq=False)
 class PrefixCache:
-    """The prefix cache of one loaded span.  Used from the event loop only."""
+    """Keeps the prefixes of one loaded span.  It must be used from the event loop only."""
 
     pool: PagePool
     hits: int = 0

@@ -13,7 +13,7 @@ from treeswarm_node.kv_cache.replay_log import ReplayLog
 
 @dataclass(eq=False)
 class TrunkDigests:
-    """The digests of a trunk's whole units, computed from its tokens.  Pure."""
+    """Computes the digests of a trunk's whole units from its tokens, without I/O."""
 
     scope: bytes
     """Key of the digests: what the client says its sessions share."""

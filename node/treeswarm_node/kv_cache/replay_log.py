@@ -1,7 +1,7 @@
-"""The replay log: activations that a node sent for the trunk, kept to be sent again to a replacement node.
+"""Keep the activations that a node sent for the trunk, to send them again to a replacement node.
 
-The log mirrors the KV cache.  Activations of crown rows wait in their slots until a commit moves them to the trunk;
-slots of dead rows are overwritten.  Logs are in host memory, within a budget.  A session without a log can still
+The replay log mirrors the KV cache.  Activations of crown rows wait in their slots until a commit moves them to the
+trunk; slots of dead rows are overwritten.  Logs are in host memory, within a budget.  A session without a log can still
 continue after a loss, replayed from further upstream.
 
 Trunk rows that several sessions share are stored once, in immutable chunks.
@@ -20,7 +20,7 @@ from treeswarm.session.steps import Step
 
 @dataclass(eq=False)
 class ReplayLogBudget:
-    """Host memory for the replay logs of all sessions, in bytes."""
+    """Bounds the host memory of all sessions' replay logs, in bytes."""
 
     total_bytes: int
     """Number of bytes that all logs together may use."""
@@ -48,7 +48,7 @@ class ReplayLogBudget:
 
 @dataclass(eq=False)
 class ReplayChunk:
-    """Immutable trunk rows with a reference count.  Releasing the last reference frees the memory."""
+    """Holds immutable trunk rows and counts references to them.  Releasing the last reference frees the memory."""
 
     budget: ReplayLogBudget
     tokens: list[int]
@@ -78,7 +78,7 @@ class ReplayChunk:
 
 @dataclass(eq=False)
 class ReplayLog:
-    """One session's replay log.  A row is `row_bytes` of activations and the token that they belong to."""
+    """Holds one session's replay log.  A row is `row_bytes` of activations and the token that they belong to."""
 
     budget: ReplayLogBudget
     size: int

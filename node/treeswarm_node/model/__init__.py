@@ -1,1 +1,1 @@
-"""Loading a span of a model, and proving that it computes what transformers computes."""
+"""Load a span of a model, and check that it computes what transformers computes."""

@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def should_use_flash(choice: str, inputs: KernelInputs) -> bool:
-    """Return whether to use the flash kernels for the choice `auto`, `flash` or `torch`.  Pure.
+    """Return whether to use the flash kernels for the choice `auto`, `flash` or `torch`.
 
-    `auto` uses the kernels on CUDA only.  Raises BadRequest if the choice is `flash` and the kernels do not support
-    `inputs`.
+    This function is pure.  `auto` uses the kernels on CUDA only.  Raises BadRequest if the choice is `flash` and the
+    kernels do not support `inputs`.
     """
     reason = explain_unsupported(inputs)
     if choice == "flash" and reason is not None:

@@ -31,7 +31,7 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class NumericsCheck:
-    """Result of checking one dtype and quantization on one device."""
+    """Holds the result of checking one dtype and quantization on one device."""
 
     dtype: str
     quantization: str
@@ -52,7 +52,7 @@ class NumericsCheck:
 
 
 def check_numerics(device: torch.device) -> list[NumericsCheck]:
-    """Compare each dtype and quantization of `TOLERANCES` with float32 on the CPU.  Takes some seconds."""
+    """Compare each dtype and quantization of `TOLERANCES` with float32 on the CPU, which takes some seconds."""
     reference = _compute_output(torch.device("cpu"), "float32", "none")
     return [_check(device, dtype, quantization, reference) for dtype, quantization in TOLERANCES]
 

@@ -35,7 +35,7 @@ SEED = 20261121
 
 @dataclass(frozen=True)
 class FamilyCheck:
-    """Result of checking a span."""
+    """Holds the result of checking a span."""
 
     worst_difference: float
     """Largest difference seen, relative to the output's largest value."""

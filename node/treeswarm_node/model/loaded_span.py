@@ -1,4 +1,4 @@
-"""A span's modules in memory, as transformers builds them, and its description for clients."""
+"""Hold a span's modules as transformers builds them, and describe the span to clients."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ from treeswarm_node.model.offload import Offload
 
 @dataclass(frozen=True, eq=False)
 class LoadedSpan:
-    """The hosted part of a model.
+    """Holds the hosted part of a model.
 
     `skeleton` is the whole causal LM of transformers, with a config of its own, in eval mode and without gradients.
-    Only hosted parts hold real tensors: the decoder blocks `span` (under their own indices in the skeleton's layer
-    list), the input embedding if block 0 is hosted, final norm and LM head if the last block is.  A tied head is a
-    real tensor too.  Buffers (rotary tables, embedding scales) are real everywhere; every other parameter is on `meta`.
+    Only hosted parts hold real tensors: the decoder blocks `span`, the input embedding if block 0 is hosted, final norm
+    and LM head if the last block is.  Blocks keep their indices in the skeleton's layer list.  A tied head is a real
+    tensor too.  Buffers (rotary tables, embedding scales) are real everywhere; every other parameter is on `meta`.
     """
 
     skeleton: PreTrainedModel
@@ -52,7 +52,7 @@ class LoadedSpan:
 
 @dataclass(frozen=True)
 class ServedSpan:
-    """What a node hosts, as it describes it to clients."""
+    """Describes to clients what a node hosts."""
 
     span: Span
     """Decoder blocks that this node hosts."""

@@ -150,7 +150,7 @@ def _find_tensors(folder: Path, skeleton: PreTrainedModel, span: Span, conversio
 
 
 class _ReportingSlice:
-    """A lazy slice of a checkpoint's tensor that calls `on_read` when it is read, in transformers' thread."""
+    """Wraps a lazy slice of a checkpoint's tensor, and calls `on_read` when transformers' thread reads it."""
 
     def __init__(self, tensor: Any, on_read: Callable[[], None]) -> None:
         self._tensor, self._on_read = tensor, on_read

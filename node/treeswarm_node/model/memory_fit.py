@@ -18,8 +18,8 @@ from treeswarm_node.model.quantization import BLOCK as BLOCK_OF_WEIGHTS
 # Share of the free memory that is planned with.  The rest is for the allocator's waste and for what else the owner does
 # meanwhile.
 USABLE_SHARE = 0.85
-# Number of values per row that a forward holds in a decoder layer (query, key, value, gate, up, residual), as a
-# multiple of the hidden size; the widest families seen need less.
+# Number of values per row that a forward holds in a decoder layer, as a multiple of the hidden size.  They are query,
+# key, value, gate, up and residual; the widest families seen need less than this.
 ACTIVATION_COPIES = 24
 # Number of blocks on the device when weights are offloaded: one computes while the next one is loaded.
 SLOTS = 2
@@ -27,7 +27,7 @@ SLOTS = 2
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory that parts of a model need, in bytes."""
+    """Holds the number of bytes that parts of a model need."""
 
     block: int
     """Bytes of the weights of the largest decoder block."""

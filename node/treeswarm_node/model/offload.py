@@ -23,7 +23,7 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True, eq=False)
 class _StoredTensor:
-    """One tensor of a block, and the place of its bytes within the block."""
+    """Locates one tensor's bytes within a block."""
 
     tensor: torch.Tensor
     """The parameter or buffer that the layer uses."""

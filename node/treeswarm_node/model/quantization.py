@@ -22,7 +22,7 @@ MIN_SHARE = 0.5
 
 
 class QuantizedLinear(torch.nn.Module):
-    """A linear layer whose weight is dequantized for each call: x [..., in] to [..., out] in x's dtype."""
+    """Computes a linear layer from rows [..., in] to [..., out] in their dtype; the weight is dequantized per call."""
 
     packed: torch.Tensor
     scales: torch.Tensor

@@ -1,4 +1,4 @@
-"""A span's forward pass: embedding, decoder blocks, logits.
+"""Compute a span's forward pass: embedding, decoder blocks, logits.
 
 There is no code per model family: transformers' own modules run.
 """
@@ -24,7 +24,7 @@ ROPE_BY_ROOM, REFUSED_ROPE = "longrope", "dynamic"
 class SpanModel:
     """Computes a loaded span, with a KV cache of `kv_tokens` rows.
 
-    Without another `attention`, the reference computes it.  Must be used from one thread at a time.
+    Without another `attention`, the reference computes it.  A SpanModel must be used from one thread at a time.
     """
 
     def __init__(self, loaded: LoadedSpan, kv_tokens: int, attention: Attention | None = None) -> None:
@@ -89,8 +89,8 @@ class SpanModel:
         """Run the segments' blocks on their concatenated rows, and return the activations; both are [ΣT, hidden].
 
         All segments must have the same span.  Every segment's commit happens first.  In each layer, all K and V of the
-        batch are written before any row attends, so that a step may see rows of an earlier step of its session in the
-        same forward.
+        batch are written before any row attends.  A step may therefore see rows of an earlier step of its session in
+        the same forward.
         """
         for segment in segments:
             segment.kv.commit(segment.step)
@@ -184,7 +184,7 @@ class _Rotary:
 
 
 class _Head:
-    """Final norm and LM head in float32, with the family's own scaling and capping of logits."""
+    """Computes final norm and LM head in float32, with the family's own scaling and capping of logits."""
 
     def __init__(self, loaded: LoadedSpan) -> None:
         skeleton, base = loaded.skeleton, loaded.skeleton.base_model

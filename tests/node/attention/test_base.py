@@ -33,7 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @dataclass(eq=False)
 class AttentionScene:
-    """Sessions on one store that attend with random queries, keys and values, which are remembered by id."""
+    """Runs sessions on one store with random queries, keys and values, and remembers keys and values by id."""
 
     adapter: Attention
     dtype: torch.dtype
@@ -103,7 +103,10 @@ class AttentionScene:
 
 
 def worst_difference(scene: AttentionScene, prompts: dict[str, int]) -> float:
-    """Prefill in chunks, then run three trees per session with commits between; all sessions are in each batch."""
+    """Prefill in chunks, then run three trees per session with commits between, and return the largest difference.
+
+    All sessions are in each batch.
+    """
     for name, prompt in prompts.items():
         scene.open(name, prompt)
     texts = {name: text for name, (_, _, text) in scene.sessions.items()}

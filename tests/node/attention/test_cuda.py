@@ -1,4 +1,7 @@
-"""Tests that need a CUDA device: run `pytest tests/node/attention/test_cuda.py` on a machine with one."""
+"""Flash attention on a CUDA device agrees with the reference.
+
+Run `pytest tests/node/attention/test_cuda.py` on a machine with such a device.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The flash adapter: which inputs it supports, how parts are merged, and when it is selected."""
+"""The flash adapter supports certain inputs, merges parts into one softmax, and is selected only if it is correct."""
 
 import logging
 from dataclasses import replace

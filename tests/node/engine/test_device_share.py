@@ -15,7 +15,7 @@ from treeswarm_node.engine.model_runner import Computed, ThrottledRunner
 
 @dataclass
 class FakeRunner:
-    """A runner and a clock that only forwards and sleeping advance."""
+    """Serves as a runner, and as a clock that only forwards and sleeping advance."""
 
     forward_s: float = 0.0
     now: float = 0.0

@@ -65,7 +65,7 @@ def test_sampler_returns_nothing_for_no_rows() -> None:
 
 
 def test_nan_activations_end_only_their_own_session(cut_in_three: CutModel) -> None:
-    """They also end its next steps, in the same forward or a later one, because earlier rows were not computed."""
+    """Later steps of that session fail too, in the same forward or a later one, because its rows were not computed."""
     middle = cut_in_three(tiny_model("llama")).models[1]
     runner, size = ModelRunner(middle, Sampler(199)), middle.hidden_size
     sessions = {

@@ -121,7 +121,7 @@ def test_nucleus_of_a_row_does_not_depend_on_other_rows() -> None:
 
 
 def test_nucleus_keeps_lowest_ids_of_equal_logits() -> None:
-    """It keeps as many tokens as Hugging Face, up to one that the float32 rounding of the mass decides."""
+    """The nucleus keeps as many tokens as Hugging Face, up to one that the float32 rounding of the mass decides."""
     sampling = SamplingSettings(1.0, 0, 0.9)
     logits = tied_logits(20)
     split = 0

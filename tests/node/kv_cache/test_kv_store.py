@@ -1,4 +1,4 @@
-"""Page pool, KV store and prefix cache: no page is owned twice or lost, and no shared page is written."""
+"""The KV cache never owns a page twice, loses a page, or writes to a shared one."""
 
 import threading
 import time
@@ -196,7 +196,7 @@ def test_allocation_beyond_the_reservation_is_an_error() -> None:
 
 @dataclass(eq=False)
 class PausingPool(PagePool):
-    """A pool that pauses between finding free pages and taking them."""
+    """Pauses between finding free pages and taking them."""
 
     has_found: threading.Event = field(default_factory=threading.Event)
 

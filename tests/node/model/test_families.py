@@ -1,4 +1,4 @@
-"""Every supported family: two sessions in one batch agree with the plain model along every path of their trees."""
+"""Two sessions in one batch agree with the plain model along every path of their trees, for every family."""
 
 from collections.abc import Callable
 from typing import Any
