@@ -78,15 +78,15 @@ def test_nodes_that_are_or_seem_reachable_lend_ports(basis: Basis, reachable: bo
 
 
 async def test_a_dial_back_reports_whether_the_node_is_reached() -> None:
-    async with peer() as asked, peer() as asking:
-        own = f"0.0.0.0:{port_of(asking.address)}#{asking.pin}"
-        assert await ask_dial_back(asking.transport, asked.address, own) == DialResult(True, asking.local)
-        assert await ask_dial_back(asking.transport, asked.address, asking.address) == DialResult(True, asking.local)
-        # Another node's address, a closed port, a host that is not the asker's.
-        for wrong in (f"{asked.local}#{asking.pin}", "0.0.0.0:1", "192.0.2.1:4001"):
-            assert await ask_dial_back(asking.transport, asked.address, wrong) == DialResult(False)
-        # The node that is asked does not answer.
-        assert await ask_dial_back(asking.transport, "127.0.0.1:1", own) is None
+    async with peer() as other, peer() as node:
+        own = f"0.0.0.0:{port_of(node.address)}#{node.pin}"
+        assert await ask_dial_back(node.transport, other.address, own) == DialResult(True, node.local)
+        assert await ask_dial_back(node.transport, other.address, node.address) == DialResult(True, node.local)
+        # Another node's address, a closed port, a host that is not the node's own.
+        for wrong in (f"{other.local}#{node.pin}", "0.0.0.0:1", "192.0.2.1:4001"):
+            assert await ask_dial_back(node.transport, other.address, wrong) == DialResult(False)
+        # The other node does not answer.
+        assert await ask_dial_back(node.transport, "127.0.0.1:1", own) is None
 
 
 async def test_a_dial_back_reply_with_a_wrong_port_is_ignored() -> None:
@@ -95,12 +95,12 @@ async def test_a_dial_back_reply_with_a_wrong_port_is_ignored() -> None:
         await stream.send(DialledBack(True, claimed))
         await stream.receive()
 
-    async with peer() as asking:
-        liar = await asking.transport.listen("127.0.0.1:0", answer_falsely)
+    async with peer() as node:
+        liar = await node.transport.listen("127.0.0.1:0", answer_falsely)
         claimed = "127.0.0.1:25"
-        assert await ask_dial_back(asking.transport, liar.address, "0.0.0.0:4001") == DialResult(False)
+        assert await ask_dial_back(node.transport, liar.address, "0.0.0.0:4001") == DialResult(False)
         claimed = "nonsense"
-        assert await ask_dial_back(asking.transport, liar.address, "0.0.0.0:4001") is None
+        assert await ask_dial_back(node.transport, liar.address, "0.0.0.0:4001") is None
         await liar.close()
 
 
@@ -236,10 +236,10 @@ async def test_a_leased_port_is_checked_from_time_to_time(monkeypatch: pytest.Mo
 
 
 async def test_nodes_that_cannot_answer_are_replaced_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    nodes_asked: list[str] = []
 
     async def answer_as_last(transport: object, other: str, own: str) -> DialResult | None:
-        asked.append(other)
+        nodes_asked.append(other)
         return YES if other == "last" else None
 
     async def others() -> list[str]:
@@ -251,4 +251,4 @@ async def test_nodes_that_cannot_answer_are_replaced_by_others(monkeypatch: pyte
     async with client_transport() as transport:
         monitor = AddressMonitor(transport, HERE, "", others, ignore_address)
         assert await monitor.find_address() == PublicAddress(THERE, Basis.DIALLED, True)
-    assert len(asked) == 7
+    assert len(nodes_asked) == 7
