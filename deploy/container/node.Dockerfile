@@ -1,9 +1,9 @@
-# A node: docker build -f deploy/container/node.Dockerfile -t treeswarm-node .
+# Image of a node: docker build -f deploy/container/node.Dockerfile -t treeswarm-node .
 # For NVIDIA GPUs:  --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 --build-arg EXTRAS=node,quantization
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS dependencies
-# PyTorch's CPU builds, a tenth of the size of those that carry CUDA.
+# PyTorch's CPU builds have a tenth of the size of those with CUDA.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG EXTRAS=node
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -11,7 +11,7 @@ WORKDIR /build
 RUN python -m venv /opt/treeswarm
 COPY constraints.txt ./
 RUN /opt/treeswarm/bin/pip install --index-url "${TORCH_INDEX}" "$(grep '^torch==' constraints.txt)"
-# Everything that the project needs and nothing of itself, so that this layer outlives changes of code: hatch is shown
+# Install what the project needs, but not the project, so that changes of its code do not rebuild this layer: hatch sees
 # empty packages.
 COPY pyproject.toml README.md LICENSE ./
 RUN mkdir -p swarm/treeswarm node/treeswarm_node client/treeswarm_client \
@@ -30,7 +30,7 @@ RUN pip wheel --no-deps --wheel-dir /wheels .
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="treeswarm node" org.opencontainers.image.licenses="Apache-2.0"
-# The numbers are fixed: volumes keep them, and Kubernetes asks for them to see that it is not root.
+# The ids are fixed: volumes store them, and Kubernetes needs a number to verify that the user is not root.
 RUN groupadd --gid 10001 treeswarm \
     && useradd --no-log-init --uid 10001 --gid 10001 --home-dir /var/lib/treeswarm --no-create-home \
         --shell /usr/sbin/nologin treeswarm \
@@ -51,13 +51,13 @@ ENV PATH=/opt/treeswarm/bin:${PATH} \
     TREESWARM_METRICS=0.0.0.0:9100
 USER 10001:10001
 WORKDIR /var/lib/treeswarm
-# Its key lives in the first, downloaded weights in the second.
+# The first volume holds the node's key, the second one downloaded weights.
 VOLUME ["/var/lib/treeswarm", "/var/cache/treeswarm"]
 EXPOSE 4001 9100
-# It answers metrics from its first second on, also while weights load.
+# Metrics are served from the first second on, also while weights load.
 HEALTHCHECK --interval=15s --timeout=10s --start-period=30s --retries=4 \
     CMD ["treeswarm-healthcheck", "http://127.0.0.1:9100/metrics"]
-# The program itself is process 1: it handles SIGTERM, takes leave of its sessions, and starts no children that it would
-# not wait for.  Give it longer than --grace: docker stop -t 45
+# The program is process 1: it handles SIGTERM, lets its sessions move to other nodes, and waits for all its children.
+# Give it longer than --grace: docker stop -t 45
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["swarm-node"]

@@ -1,7 +1,7 @@
-"""The corpus: this Python's own standard library and its `pydoc` topics.
+"""Read the corpus: the standard library of the running Python and its `pydoc` topics.
 
-Nothing is downloaded, so anyone with a Python can repeat the training.  Files are held out
-whole: a held-out prompt comes from a file of which the models saw no line.
+Nothing is downloaded, so that anyone with a Python can repeat the training.  Whole files are held out: a held-out
+prompt comes from a file of which the models saw no line.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ END_OF_TEXT = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts by name, split by whole files."""
+    """Texts by name, split into training and held-out files."""
 
     train: dict[str, str]
     held_out: dict[str, str]
 
 
 def read_corpus() -> Corpus:
-    """All texts of the running Python, the held-out ones chosen by a hash of their names."""
+    """Return all texts of the running Python; a hash of their names chooses those held out."""
     texts = {**library_texts(), **{f"topic:{name}": text for name, text in topics.items()}}
     held_out = {name for name in texts if is_held_out(name)}
     return Corpus(
@@ -36,7 +36,7 @@ def read_corpus() -> Corpus:
 
 
 def train_tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of `VOCAB_SIZE` tokens, learned from the training files alone."""
+    """Train a byte-level BPE of `VOCAB_SIZE` tokens on the training files only."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -53,6 +53,6 @@ def train_tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: dict[str, str]) -> np.ndarray:
-    """All texts as one line of token ids, int64, each text ended by the end-of-text token."""
+    """Return all texts as one int64 array of token ids, each text followed by the end-of-text token."""
     encoded = tokenizer(list(texts.values()), add_special_tokens=False)["input_ids"]
     return np.concatenate([np.array([*ids, tokenizer.eos_token_id], dtype=np.int64) for ids in encoded])

@@ -1,7 +1,7 @@
-"""Muon (Jordan et al., 2024): momentum whose direction is orthogonalised by Newton-Schulz.
+"""Muon (Jordan et al., 2024): an optimizer that orthogonalises its momentum by Newton-Schulz iterations.
 
-Kept in float32 because `torch.optim.Muon` iterates in bfloat16, which a processor without bf16
-arithmetic emulates: on an AVX2 machine a step took 13 s so, and under 2 s this way (2026-11-21).
+It computes in float32, because `torch.optim.Muon` iterates in bfloat16, which a processor without bf16 arithmetic
+emulates: on an AVX2 machine a step took 13 s in bfloat16, and under 2 s in float32 (2026-11-21).
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ MOMENTUM = 0.95
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices only; matrices of one shape are orthogonalised in one batch."""
+    """Optimizer for matrices only; matrices of one shape are orthogonalised in one batch."""
 
     def __init__(self, matrices: Iterable[torch.Tensor], lr: float) -> None:
         super().__init__(matrices, {"lr": lr})
@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(batch: torch.Tensor) -> torch.Tensor:
-    """The nearest semi-orthogonal matrices, roughly: float [n, rows, columns] in and out."""
+    """Return approximately the nearest semi-orthogonal matrices: float [n, rows, columns] in and out."""
     a, b, c = COEFFICIENTS
     tall = batch.shape[-2] > batch.shape[-1]
     x = batch.mT if tall else batch

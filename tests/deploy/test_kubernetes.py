@@ -1,4 +1,4 @@
-"""Manifests: Kubernetes' own schema, kustomize where it is, and settings that the programs take."""
+"""Manifests meet Kubernetes' schema, build with kustomize as expected, and have settings that the programs accept."""
 
 import re
 import shutil
@@ -25,7 +25,7 @@ from treeswarm_client.gateway.config import GatewayConfig
 
 FOLDER = DEPLOY / "kubernetes"
 SCHEMA = "1.37"
-# Of the Prometheus operator; no schema of Kubernetes' own.
+# Kinds of the Prometheus operator and of kustomize, which are not in Kubernetes' own schema.
 FOREIGN = {"ServiceMonitor", "Kustomization"}
 
 
@@ -33,49 +33,49 @@ def key(document: dict[str, Any]) -> tuple[str, str]:
     return document["kind"], document["metadata"]["name"]
 
 
-def merged(base: Any, patch: Any) -> Any:
-    """A strategic merge: maps by key, lists of named things by name, other lists whole."""
+def merge(base: Any, patch: Any) -> Any:
+    """Merge strategically: maps by key, lists of named items by name, other lists whole."""
     if isinstance(base, dict) and isinstance(patch, dict):
-        return base | {name: merged(base.get(name), value) for name, value in patch.items()}
+        return base | {name: merge(base.get(name), value) for name, value in patch.items()}
     if isinstance(base, list) and isinstance(patch, list) and all("name" in item for item in [*base, *patch]):
-        of = {item["name"]: item for item in patch}
+        patches = {item["name"]: item for item in patch}
         new = [item for item in patch if item["name"] not in {old["name"] for old in base}]
-        return [merged(item, of.get(item["name"], {})) for item in base] + new
+        return [merge(item, patches.get(item["name"], {})) for item in base] + new
     return patch
 
 
 def kustomization(name: str) -> dict[str, Any]:
-    (found,) = yaml_documents(FOLDER / name / "kustomization.yaml")
-    return found
+    (document,) = yaml_documents(FOLDER / name / "kustomization.yaml")
+    return document
 
 
-def built(name: str) -> list[dict[str, Any]]:
-    """What kustomize makes of a folder, but for images and the endings of generated names."""
-    told = kustomization(name)
-    found: list[dict[str, Any]] = []
-    for resource in told["resources"]:
+def build(name: str) -> list[dict[str, Any]]:
+    """Return what kustomize builds from a folder, except for images and the suffixes of generated names."""
+    config = kustomization(name)
+    documents: list[dict[str, Any]] = []
+    for resource in config["resources"]:
         inside = FOLDER / name / resource
-        found += built(str(Path(name, resource).name)) if inside.is_dir() else yaml_documents(inside)
-    for generator in told["configMapGenerator"]:
+        documents += build(str(Path(name, resource).name)) if inside.is_dir() else yaml_documents(inside)
+    for generator in config["configMapGenerator"]:
         files = {file: (FOLDER / name / file).read_text("utf-8") for file in generator.get("files", [])}
         for file in generator.get("envs", []):
             files |= env_file(FOLDER / name / file)
-        made = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": generator["name"]}, "data": files}
-        old = next((document for document in found if key(document) == key(made)), None)
+        config_map = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": generator["name"]}, "data": files}
+        old = next((document for document in documents if key(document) == key(config_map)), None)
         assert (old is not None) == (generator.get("behavior") == "merge")
-        found = [merged(document, made) if document is old else document for document in found]
-        found += [] if old else [made]
-    for generator in told.get("secretGenerator", []):
+        documents = [merge(document, config_map) if document is old else document for document in documents]
+        documents += [] if old else [config_map]
+    for generator in config.get("secretGenerator", []):
         example = [Path(file).with_suffix(".example.env").name for file in generator["envs"]]
         data = {name_: value for file in example for name_, value in env_file(FOLDER / name / file).items()}
-        found.append(
+        documents.append(
             {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": generator["name"]}, "stringData": data}
         )
-    for patch in told.get("patches", []):
-        (wanted,) = yaml_documents(FOLDER / name / patch["path"])
-        assert key(wanted) in map(key, found)
-        found = [merged(document, wanted) if key(document) == key(wanted) else document for document in found]
-    return found
+    for patch in config.get("patches", []):
+        (change,) = yaml_documents(FOLDER / name / patch["path"])
+        assert key(change) in map(key, documents)
+        documents = [merge(document, change) if key(document) == key(change) else document for document in documents]
+    return documents
 
 
 def pods(documents: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -85,64 +85,64 @@ def pods(documents: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def environment(documents: list[dict[str, Any]], name: str) -> dict[str, str]:
-    """As Kubernetes would set it for the container of this name."""
-    told = {key(document): document for document in documents}
+    """Return the environment that Kubernetes would set for the container of this name."""
+    by_key = {key(document): document for document in documents}
     (container,) = next(pod["spec"]["containers"] for owner, pod in pods(documents) if owner == name)
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for source in container["envFrom"]:
-        found |= told["ConfigMap", source["configMapRef"]["name"]]["data"]
+        variables |= by_key["ConfigMap", source["configMapRef"]["name"]]["data"]
     for variable in container["env"]:
         if "valueFrom" in variable:
             secret = variable["valueFrom"]["secretKeyRef"]
-            found[variable["name"]] = told["Secret", secret["name"]]["stringData"][secret["key"]]
+            variables[variable["name"]] = by_key["Secret", secret["name"]]["stringData"][secret["key"]]
         else:
-            # Only what stands above it is put in.
-            found[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda named: found[named[1]], variable["value"])
-    return found
+            # Kubernetes substitutes only variables that are defined above this one.
+            variables[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda match: variables[match[1]], variable["value"])
+    return variables
 
 
 @pytest.mark.parametrize("name", ["base", "cuda"])
-def test_kubernetes_schema_is_met(name: str) -> None:
+def test_manifests_meet_the_schema(name: str) -> None:
     validate = module("kubernetes_validate").validate
-    documents = [*built(name), *yaml_documents(*(FOLDER / "extras").glob("*.yaml"))]
+    documents = [*build(name), *yaml_documents(*(FOLDER / "extras").glob("*.yaml"))]
     assert {"StatefulSet", "Deployment", "Service", "Ingress"} <= {document["kind"] for document in documents}
     for document in documents:
         if document["kind"] not in FOREIGN:
             validate(document, SCHEMA, strict=True)
 
 
-def test_a_wrong_line_would_have_been_noticed() -> None:
+def test_wrong_line_is_noticed() -> None:
     kubernetes = module("kubernetes_validate")
-    (nodes,) = (document for document in built("base") if document["kind"] == "StatefulSet")
-    wrong = merged(nodes, {"spec": {"template": {"spec": {"containers": [{"name": "node", "livenesProbe": {}}]}}}})
+    (nodes,) = (document for document in build("base") if document["kind"] == "StatefulSet")
+    wrong = merge(nodes, {"spec": {"template": {"spec": {"containers": [{"name": "node", "livenesProbe": {}}]}}}})
     with pytest.raises(kubernetes.ValidationError, match="livenesProbe"):
         kubernetes.validate(wrong, SCHEMA, strict=True)
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is in no package of Debian's that knows `patches`")
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="Debian packages no kubectl that supports `patches`")
 @pytest.mark.parametrize("name", ["base", "cuda"])
-def test_kustomize_makes_the_same_of_it(name: str, tmp_path: Path) -> None:
+def test_kustomize_builds_the_same(name: str, tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path / "kubernetes")
     base = tmp_path / "kubernetes/base"
     shutil.copy(base / "secrets.example.env", base / "secrets.env")
-    done = ran("kubectl", "kustomize", tmp_path / "kubernetes" / name)
-    assert done.returncode == 0, done.stderr
-    made = [document for document in module("yaml").safe_load_all(done.stdout) if document]
-    assert {document["metadata"].get("namespace", "treeswarm") for document in made} == {"treeswarm"}
-    assert len(made) == len(built(name))
-    (real,) = (document for document in made if document["kind"] == "StatefulSet")
-    (ours,) = (document for document in built(name) if document["kind"] == "StatefulSet")
+    result = ran("kubectl", "kustomize", tmp_path / "kubernetes" / name)
+    assert result.returncode == 0, result.stderr
+    output = [document for document in module("yaml").safe_load_all(result.stdout) if document]
+    assert {document["metadata"].get("namespace", "treeswarm") for document in output} == {"treeswarm"}
+    assert len(output) == len(build(name))
+    (real,) = (document for document in output if document["kind"] == "StatefulSet")
+    (ours,) = (document for document in build(name) if document["kind"] == "StatefulSet")
     resources = [document["spec"]["template"]["spec"]["containers"][0]["resources"] for document in (real, ours)]
     assert resources[0] == resources[1]
-    settings = [document for document in made if document["metadata"]["name"].startswith("node-settings-")]
+    settings = [document for document in output if document["metadata"]["name"].startswith("node-settings-")]
     assert [document["data"] for document in settings] == [
-        document["data"] for document in built(name) if document["metadata"]["name"] == "node-settings"
+        document["data"] for document in build(name) if document["metadata"]["name"] == "node-settings"
     ]
 
 
 @pytest.mark.parametrize("name", ["base", "cuda"])
-def test_the_programs_take_their_settings(name: str) -> None:
-    documents = built(name)
+def test_programs_accept_their_settings(name: str) -> None:
+    documents = build(name)
     node = accepted_by_node(environment(documents, "node"))
     gateway = accepted_by_gateway(environment(documents, "gateway"))
     assert node.model.name == gateway.model
@@ -152,15 +152,15 @@ def test_the_programs_take_their_settings(name: str) -> None:
     assert grace > node.limits.drain_grace_s + 10
 
 
-def test_nodes_together_have_all_blocks_of_the_demo_model() -> None:
-    documents = built("base")
+def test_replicas_host_all_blocks_of_the_demo_model() -> None:
+    documents = build("base")
     (replicas,) = (document["spec"]["replicas"] for document in documents if document["kind"] == "StatefulSet")
     node = accepted_by_node(environment(documents, "node"))
     assert replicas * (node.model.num_blocks or 0) >= 8
 
 
-def test_selectors_and_names_meet() -> None:
-    documents = [*built("base"), *yaml_documents(*(FOLDER / "extras").glob("*.yaml"))]
+def test_selectors_match_names_and_ports() -> None:
+    documents = [*build("base"), *yaml_documents(*(FOLDER / "extras").glob("*.yaml"))]
     labels = {owner: pod["metadata"]["labels"] for owner, pod in pods(documents)}
     ports = {
         owner: {port["name"] for container in pod["spec"]["containers"] for port in container["ports"]}
@@ -190,19 +190,19 @@ def test_selectors_and_names_meet() -> None:
         assert {endpoint["port"] for endpoint in monitor["endpoints"]} <= offered
 
 
-def test_probes_ask_what_the_gateway_answers() -> None:
+def test_probes_use_routes_of_the_gateway() -> None:
     app = make_app(Backend(GatewayConfig(("demo",)), lambda: SwarmClient(model="demo", peers="127.0.0.1:1")))
     routes = {route.path for route in app.routes if isinstance(route, APIRoute)}
-    (container,) = next(pod["spec"]["containers"] for owner, pod in pods(built("base")) if owner == "gateway")
-    asked = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
-    assert asked == {"/health", "/ready"} <= routes
+    (container,) = next(pod["spec"]["containers"] for owner, pod in pods(build("base")) if owner == "gateway")
+    paths = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert paths == {"/health", "/ready"} <= routes
 
 
-def test_all_pods_are_restricted() -> None:
-    for owner, pod in pods(built("cuda")):
+def test_pods_are_restricted() -> None:
+    for owner, pod in pods(build("cuda")):
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True, owner
         assert pod["spec"]["automountServiceAccountToken"] is False
-        assert pod["spec"]["enableServiceLinks"] is False, "or variables of services would look like settings"
+        assert pod["spec"]["enableServiceLinks"] is False, "variables of services would look like settings"
         for container in pod["spec"]["containers"]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
@@ -211,6 +211,6 @@ def test_all_pods_are_restricted() -> None:
             }
 
 
-def test_the_broker_is_the_same_as_in_compose() -> None:
+def test_broker_config_is_the_same_as_in_compose() -> None:
     texts = [(DEPLOY / folder / "mosquitto.conf").read_text("utf-8") for folder in ("compose", "kubernetes/base")]
     assert texts[0] == texts[1]

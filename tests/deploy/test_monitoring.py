@@ -1,4 +1,4 @@
-"""Dashboard, alerts and scrapes: every query is PromQL, and asks for what node and gateway really tell."""
+"""Dashboard, alerts and scrapes: every query is PromQL for series that node and gateway really export."""
 
 import json
 import runpy
@@ -29,22 +29,22 @@ MONITORING = DEPLOY / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana/swarm.json").read_text("utf-8"))
 # Prometheus adds these to everything that it scrapes.
 SCRAPED = {"job", "instance"}
-WANTED = (
-    "Tokens a second", "Tokens a traversal", "Acceptance", "Tree size", "Time to first token", "Between two tokens",
-    "A hop: computing", "A hop: waiting for the device", "Room for KV", "Sessions", "Failovers a minute",
+REQUIRED_PANELS = (
+    "Tokens per second", "Tokens per traversal", "Acceptance", "Tree size", "Time to first token", "Between two tokens",
+    "Hop: computing", "Hop: waiting for the device", "Free KV cache", "Sessions", "Repairs per minute",
     "Nodes banned", "Blocks missing",
 )  # fmt: skip
 
 
-def told() -> dict[str, set[str]]:
-    """Every series that Prometheus can have, and its labels; asked of the programs' own collectors."""
+def exported_series() -> dict[str, set[str]]:
+    """Return every series that Prometheus can have, with its labels, from the programs' own collectors."""
     names: dict[str, set[str]] = {"up": set()}
     for metric in METRICS:
         names[metric.shown] = set(metric.labels)
     gateway = GatewayMetrics()
     gateway.add_gauges(lambda: Admission(GatewayLimits()), lambda: None)
-    members = [*vars(gateway).values(), *vars(gateway.rounds).values()]
-    declared = {member._name: member for member in members if isinstance(member, MetricWrapperBase)}
+    collectors = [*vars(gateway).values(), *vars(gateway.rounds).values()]
+    declared = {member._name: member for member in collectors if isinstance(member, MetricWrapperBase)}
     process = CollectorRegistry()
     ProcessCollector(registry=process)
     for family in (*gateway.registry.collect(), *process.collect()):
@@ -60,11 +60,11 @@ def told() -> dict[str, set[str]]:
     return names
 
 
-TOLD = told()
+SERIES = exported_series()
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Where it is asked, and what."""
+    """Yield each query, after the place that asks it."""
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", []):
             yield f"panel {panel['title']}", target["expr"]
@@ -77,38 +77,38 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in document["groups"] for rule in group["rules"]]
 
 
-def walked(expression: Any) -> Iterator[Any]:
-    """An expression and all that it is made of."""
+def walk(expression: Any) -> Iterator[Any]:
+    """Yield an expression and all its parts."""
     yield expression
     for part in ("expr", "lhs", "rhs", "vector_selector", "vs"):
         inner = getattr(expression, part, None)
         if inner is not None and not isinstance(inner, str):
-            yield from walked(inner)
+            yield from walk(inner)
     for argument in getattr(expression, "args", None) or ():
-        yield from walked(argument)
+        yield from walk(argument)
 
 
-def check(text: str) -> set[str]:
-    """The series an expression asks for.  Fails for what nobody tells, labels included."""
+def series_of(text: str) -> set[str]:
+    """Return the series that an expression asks for; fail if a series or label is not exported."""
     promql = module("promql_parser")
     # Grafana puts a duration there.
-    parts = list(walked(promql.parse(text.replace("$__rate_interval", "1m"))))
+    parts = list(walk(promql.parse(text.replace("$__rate_interval", "1m"))))
     selected = [part for part in parts if isinstance(part, promql.VectorSelector)]
     labels = set(SCRAPED)
     for selector in selected:
-        assert selector.name in TOLD, f"nobody tells {selector.name}"
-        labels |= TOLD[selector.name]
+        assert selector.name in SERIES, f"nothing exports {selector.name}"
+        labels |= SERIES[selector.name]
         for matcher in selector.matchers.matchers:
-            assert matcher.name in TOLD[selector.name] | SCRAPED, f"{selector.name} has no label {matcher.name}"
+            assert matcher.name in SERIES[selector.name] | SCRAPED, f"{selector.name} has no label {matcher.name}"
     for part in parts:
         if isinstance(part, promql.AggregateExpr) and part.modifier is not None:
-            assert set(part.modifier.labels) <= labels, f"none has the labels {part.modifier.labels}"
+            assert set(part.modifier.labels) <= labels, f"no series has the labels {part.modifier.labels}"
     return {selector.name for selector in selected}
 
 
 @pytest.mark.parametrize(("where", "text"), list(expressions()))
-def test_everything_asked_is_told(where: str, text: str) -> None:
-    assert check(text)
+def test_every_query_asks_for_exported_series(where: str, text: str) -> None:
+    assert series_of(text)
 
 
 @pytest.mark.parametrize(
@@ -116,26 +116,26 @@ def test_everything_asked_is_told(where: str, text: str) -> None:
     ["sum(rate(treeswarm_gateway_tokens[1m]))", "treeswarm_node_kv_rooms", 'treeswarm_gateway_tokens_total{sort="x"}',
      "sum by (region) (treeswarm_node_sessions)", "treeswarm_node_sessions / up{colour='red'}"],
 )  # fmt: skip
-def test_a_wrong_query_would_have_been_noticed(text: str) -> None:
-    with pytest.raises(AssertionError, match=r"nobody tells|no label|none has"):
-        check(text)
+def test_wrong_query_is_noticed(text: str) -> None:
+    with pytest.raises(AssertionError, match=r"nothing exports|no label|no series has"):
+        series_of(text)
 
 
-def test_no_query_is_missed() -> None:
+def test_all_queries_are_checked() -> None:
     assert len(list(expressions())) > 45
-    asked = {name for _, text in expressions() for name in check(text)}
-    assert len(asked) > 30
-    assert check("treeswarm_node_peers + sum(up)") == {"treeswarm_node_peers", "up"}
+    series = {name for _, text in expressions() for name in series_of(text)}
+    assert len(series) > 30
+    assert series_of("treeswarm_node_peers + sum(up)") == {"treeswarm_node_peers", "up"}
 
 
-def test_the_dashboard_is_what_its_program_writes() -> None:
+def test_dashboard_is_what_its_program_writes() -> None:
     program = runpy.run_path(str(MONITORING / "grafana/make.py"))
     assert program["dashboard"]() == DASHBOARD, "run deploy/monitoring/grafana/make.py"
 
 
-def test_the_dashboard_shows_what_an_operator_asks_for() -> None:
+def test_dashboard_has_the_required_panels_without_overlap() -> None:
     panels = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-    assert set(WANTED) <= {panel["title"] for panel in panels}
+    assert set(REQUIRED_PANELS) <= {panel["title"] for panel in panels}
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     cells = [
         (x, y)
@@ -145,14 +145,14 @@ def test_the_dashboard_shows_what_an_operator_asks_for() -> None:
         for y in range(grid["y"], grid["y"] + grid["h"])
     ]
     assert max(x for x, _ in cells) < 24
-    assert len(set(cells)) == len(cells), "panels lie on each other"
+    assert len(set(cells)) == len(cells), "panels overlap"
 
 
-def test_the_dashboard_finds_its_datasource() -> None:
+def test_dashboard_finds_its_datasource() -> None:
     (provisioned,) = yaml_documents(MONITORING / "grafana/datasource.yaml")
     (source,) = provisioned["datasources"]
-    asked = {panel["datasource"]["uid"] for panel in DASHBOARD["panels"] if "datasource" in panel}
-    assert asked == {source["uid"]}
+    uids = {panel["datasource"]["uid"] for panel in DASHBOARD["panels"] if "datasource" in panel}
+    assert uids == {source["uid"]}
     host, port = source["url"].removeprefix("http://").split(":")
     assert [mapping["target"] for mapping in composed().services[host]["ports"]] == [int(port)]
     (dashboards,) = yaml_documents(MONITORING / "grafana/dashboards.yaml")
@@ -160,7 +160,7 @@ def test_the_dashboard_finds_its_datasource() -> None:
     assert Path(dashboards["providers"][0]["options"]["path"]) in mounted
 
 
-def test_prometheus_scrapes_whom_compose_starts() -> None:
+def test_prometheus_scrapes_the_services_of_compose() -> None:
     (config,) = yaml_documents(MONITORING / "prometheus.yaml")
     swarm = composed()
     jobs = {job["job_name"]: job for job in config["scrape_configs"]}
@@ -178,11 +178,13 @@ def test_prometheus_scrapes_whom_compose_starts() -> None:
     assert config["rule_files"] == ["alerts.yaml"]
 
 
-def test_the_alerts_of_who_is_down_are_of_our_jobs_alone() -> None:
+def test_down_alerts_are_for_treeswarm_jobs_only() -> None:
     (config,) = yaml_documents(MONITORING / "prometheus.yaml")
     monitors = yaml_documents(DEPLOY / "kubernetes/extras/monitors.yaml")
     jobs = {job["job_name"] for job in config["scrape_configs"]}
-    relabelled = [rule for one in monitors for end in one["spec"]["endpoints"] for rule in end["relabelings"]]
+    relabelled = [
+        rule for monitor in monitors for endpoint in monitor["spec"]["endpoints"] for rule in endpoint["relabelings"]
+    ]
     assert {rule["replacement"] for rule in relabelled if rule["targetLabel"] == "job"} == jobs
     assert {rule["expr"] for rule in rules() if "up{" in rule["expr"]} == {f'up{{job="{job}"}} == 0' for job in jobs}
 
