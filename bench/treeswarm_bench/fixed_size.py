@@ -19,7 +19,7 @@ class FixedSizePolicy:
     def begin(self, hops: Sequence[ChainHop]) -> None:
         """Any chain will do."""
 
-    def learn_prefill(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, whole: bool) -> None:
+    def learn_prefill(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, unbroken: bool) -> None:
         """However long it took."""
 
     def nodes_to_draft(self) -> int:

@@ -1,7 +1,6 @@
 """The library: a client of a swarm, asyncio inside, a thin synchronous face outside."""
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
@@ -153,7 +152,7 @@ class SwarmClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            await asyncio.gather(*map(_end, list(self._runs)))
+            await asyncio.gather(*(run.end(LEAVE_S) for run in list(self._runs)))
         finally:
             await self._leave.aclose()
 
@@ -285,15 +284,15 @@ class SwarmClient:
     async def _generate(self, run: Run, request: Request) -> AsyncGenerator[Token, None]:
         """Known to the client as long as it lasts, so that leaving the client ends it."""
         self._runs.add(run)
-        run.driver = asyncio.current_task()
+        run.iteration.task = asyncio.current_task()
         try:
             async with aclosing(self._tokens(run, request)) as tokens:
                 async for token in tokens:
                     yield token
-                    run.driver = asyncio.current_task()
+                    run.iteration.task = asyncio.current_task()
         finally:
             self._runs.discard(run)
-            run.ended.set()
+            run.iteration.ended.set()
 
     async def _tokens(self, run: Run, request: Request) -> AsyncGenerator[Token, None]:
         text, stop = TextStream(self._opened.tokenizer, run.prompt_ids), StopText(request.stops)
@@ -330,7 +329,7 @@ class SwarmClient:
                 builder=builder,
                 limits=limits,
                 policy=policy,
-                meter=run.meter,
+                recorder=run.recorder,
                 on_round=request.on_round,
                 clock=self.clock,
             )
@@ -356,7 +355,7 @@ class SwarmClient:
                         if stop.hit is not None:
                             return
             finally:
-                run.stats = run.meter.summary(self.clock() - start)
+                run.stats = run.recorder.summary(self.clock() - start)
 
     def _open(self) -> _Opened:
         folder = resolve_model(self.model, hub=self.hub)
@@ -436,17 +435,6 @@ def registry_spec(peers: str | None, registry: str | None) -> str:
     if (peers is None) == (registry is None):
         raise BadRequest("say where the nodes are: --peers HOST:PORT,HOST:PORT or --registry HOST:PORT of any node")
     return registry if registry is not None else f"static:{peers}"
-
-
-async def _end(run: Run) -> None:
-    """Also where another task is in the middle of it: that one is cancelled, and has so long to leave."""
-    try:
-        await run.aclose()
-    except RuntimeError:  # it runs
-        if run.driver is not None:
-            run.driver.cancel()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(run.ended.wait(), LEAVE_S)
 
 
 async def _finish(run: Run) -> None:

@@ -95,7 +95,7 @@ async def test_leaving_the_client_ends_what_another_task_reads(three_nodes: Loca
         reading = asyncio.create_task(read())
         while not run.token_ids:
             await asyncio.sleep(0.01)
-    assert run.ended.is_set()
+    assert run.iteration.ended.is_set()
     await asyncio.wait({reading})
     assert reading.cancelled()
     async with SwarmClient(model="demo", peers=three_nodes.peers, draft="none") as client:

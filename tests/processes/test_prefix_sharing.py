@@ -46,7 +46,7 @@ async def test_a_second_identical_prompt_is_one_short_traversal(three_nodes: Loc
         for old, mid, new in zip(before, between, after, strict=True):
             assert mid.prefix_hits == old.prefix_hits
             assert (new.prefix_hits - mid.prefix_hits, new.prefix_tokens - mid.prefix_tokens) == (1, shared)
-        assert [run.meter.trips[0].rows for run in (first, second)] == [len(prompt), len(prompt) - shared]
+        assert [run.recorder.traversal_times[0].rows for run in (first, second)] == [len(prompt), len(prompt) - shared]
         assert await all_free(client, before)
 
 

@@ -92,7 +92,7 @@ async def decoded(swarm: ToySwarm, loop: type[Generation], count: int) -> tuple[
         limits, policy = GenerationLimits(count, frozenset()), FixedSizePolicy(6, drafts_ahead=False)
         generation = loop(chain=chain, drafter=drafter, builder=builder, limits=limits, policy=policy)
         text = [token async for news in generation.rounds(PROMPT, settings) for token in news.tokens]
-        return text, generation.meter
+        return text, generation.recorder
 
 
 def test_a_loop_without_bonus_says_the_same_in_more_traversals() -> None:

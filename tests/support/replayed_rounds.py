@@ -210,11 +210,8 @@ class World:
         size = len(shipped)
         _, seconds, timings = self.traverse(1 + size)
         accepted = tuple(np.flatnonzero(self.outcome(record, size)).tolist())
-        return (
-            tree,
-            shipped,
-            policy.learn(Round(shipped, Walk(accepted, -1), size, size, seconds, seconds, timings, True)),
-        )
+        flown = Round(shipped, Walk(accepted, -1), size, size, seconds, seconds, timings, unbroken=True)
+        return tree, shipped, policy.learn(flown)
 
 
 def rate_of_fixed_size(cell: Cell, agreement: tuple[float, float], tokens: int, size: int, seed: int = 0) -> float:
@@ -242,7 +239,7 @@ def rate_of_planned_sizes(
     policy = around(world.policy(PlannerMemory()))
     policy.begin(world.hops)
     _, seconds, timings = world.traverse(24)
-    policy.learn_prefill(seconds, timings, whole=True)
+    policy.learn_prefill(seconds, timings, unbroken=True)
     world.now = 0.0
     sizes = []
     while world.committed < tokens:

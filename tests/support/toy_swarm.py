@@ -151,7 +151,7 @@ class HastyPolicy:
     def begin(self, hops: Sequence[ChainHop]) -> None:
         assert hops
 
-    def learn_prefill(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, whole: bool) -> None:
+    def learn_prefill(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, unbroken: bool) -> None:
         assert timings
 
     def nodes_to_draft(self) -> int:
@@ -170,8 +170,8 @@ class HastyPolicy:
         return shipped.union(wider, min(self.size, len(shipped) + 1 + self.size // 4))
 
     def learn(self, flown: Round) -> None:
-        assert flown.first <= len(flown.draft) <= self.size
-        assert len(flown.found.accepted) <= flown.answered <= len(flown.draft)
+        assert flown.first_shipped <= len(flown.draft) <= self.size
+        assert len(flown.walk.accepted) <= flown.answered <= len(flown.draft)
 
 
 @dataclass

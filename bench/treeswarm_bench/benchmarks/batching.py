@@ -81,7 +81,9 @@ async def _crowd(bench: Bench, count: int) -> dict[str, Any]:
         "decoding": {
             "tokens_per_second": (tokens - count) / (end - begun),
             "sessions_per_forward": _sessions_per_forward(between, after),
-            "compute_ms_per_traversal": spread([1e3 * trip.compute_s for run in runs for trip in run.meter.trips[1:]]),
+            "compute_ms_per_traversal": spread(
+                [1e3 * trip.compute_s for run in runs for trip in run.recorder.traversal_times[1:]]
+            ),
         },
     }
 

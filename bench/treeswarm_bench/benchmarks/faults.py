@@ -176,7 +176,7 @@ async def _one(bench: "_Bench", number: int, kind: str) -> Outcome:
             error = f"{type(failure).__name__}: {failure}"
         assert blow is not None
         struck = await blow
-    mended = [(noticed, ended) for noticed, ended in run.meter.recoveries if ended > struck.at]
+    mended = [(noticed, ended) for noticed, ended in run.recorder.recoveries if ended > struck.at]
     noticed, ended = mended[0] if mended else (struck.at, struck.at)
     return Outcome(
         kind=kind,

@@ -91,7 +91,7 @@ def _row(runs: Runs, size: int) -> dict[str, Any]:
 def _speed(by_size: Mapping[int, Sequence[Run]], size: int) -> dict[str, Any]:
     """Of one placement; `over_plain` is beside plain decoding at the same placement."""
     samples = _samples(by_size[size])
-    trips = [trip for run in by_size[size] for trip in run.meter.trips[1:]]
+    trips = [trip for run in by_size[size] for trip in run.recorder.traversal_times[1:]]
     told = {
         "tokens_per_second": rate(samples),
         "tokens_per_traversal": sum(s.tokens for s in samples) / sum(s.rounds for s in samples),

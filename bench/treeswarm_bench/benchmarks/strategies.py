@@ -216,7 +216,7 @@ class Contestant:
             builder=usual.builder,
             limits=usual.limits,
             policy=self.strategy.policy(usual, self.memory),
-            meter=usual.meter,
+            recorder=usual.recorder,
             clock=usual.clock,
         )
 

@@ -18,7 +18,7 @@ from treeswarm_bench.benchmarks.common import BenchSetup, bench_swarm, spread
 from treeswarm_bench.benchmarks.texts import held_out_prompts
 from treeswarm_bench.lab import Lab, LabLink, wan_lab
 from treeswarm_client.generation.run import Run, TreeSize
-from treeswarm_client.generation.stats import Trip
+from treeswarm_client.generation.stats import TraversalTime
 from treeswarm_client.local_swarm import HostCommand, even_cuts, local_swarm
 
 # A swarm has one first generation; three of them show whether it was chance.
@@ -99,7 +99,7 @@ def _rounds(runs: Sequence[Run], tree_size: TreeSize) -> dict[str, Any]:
     whole."""
     prefill, first, later = [], [], []
     for run in runs:
-        trips = run.meter.trips
+        trips = run.recorder.traversal_times
         prefill += trips[:1]
         first += trips[1:2]
         later += trips[2:]
@@ -107,7 +107,7 @@ def _rounds(runs: Sequence[Run], tree_size: TreeSize) -> dict[str, Any]:
     return {"prefill": _cost(prefill), "first_round": _cost(whole[0]), "later_rounds": _cost(whole[1])}
 
 
-def _cost(trips: Sequence[Trip]) -> dict[str, Any]:
+def _cost(trips: Sequence[TraversalTime]) -> dict[str, Any]:
     return {
         "count": len(trips),
         "ms": spread([1e3 * trip.seconds for trip in trips]),

@@ -88,7 +88,7 @@ async def _one(args: argparse.Namespace, prompt: str) -> int:
             return await _live(prompt, run, client.target.numerics, show_route=args.show_route)
         finally:
             if args.explain:
-                print(*explain_lines(run.meter.reports), sep="\n", file=sys.stderr)
+                print(*explain_lines(run.recorder.reports), sep="\n", file=sys.stderr)
 
 
 async def _live(prompt: str, run: Run, numerics: NumericsClass, *, show_route: bool) -> int:
@@ -161,7 +161,7 @@ def _whole(run: Run, numerics: NumericsClass, failure: SwarmError | None) -> dic
         "finish_reason": run.finish_reason,
         "prefix_tokens": run.prefix_tokens,
         "stats": run.stats.as_dict() if run.stats else None,
-        "rounds": [report.as_dict() for report in run.meter.reports],
+        "rounds": [report.as_dict() for report in run.recorder.reports],
         "numerics": asdict(numerics),
         "route": route_as_dict(run.chain) if run.chain else None,
     }

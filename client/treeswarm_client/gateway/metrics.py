@@ -54,8 +54,8 @@ class GatewayMetrics:
         usage = count_usage(runs, n)
         for kind, tokens in (("prompt", usage.prompt), ("completion", usage.completion), ("cached", usage.cached)):
             self.tokens.labels(kind).inc(tokens)
-        self.traversals.inc(sum(run.meter.traversals for run in runs))
-        self.failovers.inc(sum(len(run.meter.recoveries) for run in runs))
+        self.traversals.inc(sum(run.recorder.traversals for run in runs))
+        self.failovers.inc(sum(len(run.recorder.recoveries) for run in runs))
 
     def timer(self) -> "TokenTimer":
         """Return a timer for one request, which starts now."""
@@ -80,7 +80,7 @@ class RoundMetrics:
 
     def observe(self, round_: Round) -> None:
         """Count one round."""
-        nodes, accepted = len(round_.draft), len(round_.found.accepted)
+        nodes, accepted = len(round_.draft), len(round_.walk.accepted)
         self.tree_size.observe(nodes)
         self.committed.observe(accepted + 1)
         self.round_s.observe(round_.seconds)

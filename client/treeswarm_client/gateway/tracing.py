@@ -44,8 +44,8 @@ def _attributes_of(runs: Sequence[Run]) -> dict[str, Any]:
         "gen_ai.usage.input_tokens": sum(len(run.prompt_ids) for run in runs),
         "gen_ai.usage.output_tokens": sum(len(run.token_ids) for run in runs),
         "treeswarm.cached_tokens": sum(run.prefix_tokens for run in runs),
-        "treeswarm.traversals": sum(run.meter.traversals for run in runs),
-        "treeswarm.failovers": sum(len(run.meter.recoveries) for run in runs),
-        "treeswarm.tree_nodes": sum(run.meter.drafted for run in runs),
+        "treeswarm.traversals": sum(run.recorder.traversals for run in runs),
+        "treeswarm.failovers": sum(len(run.recorder.recoveries) for run in runs),
+        "treeswarm.tree_nodes": sum(run.recorder.drafted for run in runs),
         "gen_ai.response.finish_reasons": [run.finish_reason or "broken" for run in runs],
     }

@@ -179,17 +179,17 @@ def round_as_dict(round_: Round, decode: Decode | None) -> dict[str, Any]:
 
     `parents` are node numbers, -1 for the root.  Where the tree is larger than a picture, the accepted nodes are kept.
     """
-    accepted = set(round_.found.accepted)
+    accepted = set(round_.walk.accepted)
     kept = [i for i in range(len(round_.draft)) if i < MAX_DRAWN_NODES or i in accepted]
     number = {node: i for i, node in enumerate(kept)} | {-1: -1}
     event: dict[str, Any] = {
         "nodes": len(round_.draft),
-        "first": round_.first,
+        "first": round_.first_shipped,
         "parents": [number[int(round_.draft.parents[i])] for i in kept],
-        "accepted": [number[i] for i in round_.found.accepted],
+        "accepted": [number[i] for i in round_.walk.accepted],
         "ms": round(round_.seconds * 1e3, 1),
     }
     if decode is not None:
         event["words"] = [token_text(int(round_.draft.tokens[i]), decode) for i in kept]
-        event["bonus"] = token_text(round_.found.bonus, decode)
+        event["bonus"] = token_text(round_.walk.bonus, decode)
     return event

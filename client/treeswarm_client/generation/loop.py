@@ -83,7 +83,7 @@ class Generation:
     builder: AppendBuilder
     limits: GenerationLimits
     policy: TreePolicy
-    meter: StatsRecorder = field(default_factory=StatsRecorder)
+    recorder: StatsRecorder = field(default_factory=StatsRecorder)
     on_round: Callable[[Round], None] | None = None
     """Called with every round that came back."""
     clock: Callable[[], float] = time.perf_counter
@@ -106,7 +106,9 @@ class Generation:
                 flight, walk = await self._traverse(shipment)
                 committed = await self._commit(flight, walk)
                 yield committed
-                self.chain.reroute_if_faster(trunk=len(prompt) + self.meter.committed, rounds_left=self._rounds_left())
+                self.chain.reroute_if_faster(
+                    trunk=len(prompt) + self.recorder.committed, rounds_left=self._rounds_left()
+                )
         finally:
             await self._drafter_ready
 
@@ -129,7 +131,7 @@ class Generation:
             self._levels_left(),
             lambda promise: must_stop(promise) or self._cancelled.is_set(),
         )
-        self.meter.draft_s += self.clock() - start
+        self.recorder.draft_s += self.clock() - start
         return self.policy.choose(tree)
 
     @contextlib.asynccontextmanager
@@ -149,7 +151,7 @@ class Generation:
             # If the chain broke meanwhile, the next append raises Interrupted again.
             with contextlib.suppress(Interrupted):
                 await task
-            self.meter.draft_s += self.clock() - start
+            self.recorder.draft_s += self.clock() - start
 
     async def _draft_in_flight(
         self, flight: RoundInFlight, pending: PendingAnswers, size: int, walk_is_over: threading.Event
@@ -187,7 +189,7 @@ class Generation:
 
     def _levels_left(self) -> int:
         """Return the number of levels below the mandatory token that may still be committed."""
-        return self.limits.max_new_tokens - self.meter.committed - 1
+        return self.limits.max_new_tokens - self.recorder.committed - 1
 
     # ---------------------------------------------------------------- ship and walk
 
@@ -208,12 +210,12 @@ class Generation:
                 self.policy.begin(self.chain.epoch.profiled_hops)
                 flight = RoundInFlight(self.builder.ship_again(flight.shipment, self.chain.epoch.number))
         seconds = self.clock() - start
-        self.meter.add_traversal(seconds, flight.timings)
+        self.recorder.add_traversal(seconds, flight.timings)
         if broken_at is None:
             self.chain.record_traversal(seconds)
         else:
-            self.meter.recoveries.append((broken_at, self.clock()))
-        self._learn(flight, walk, first, seconds, first_s, whole=broken_at is None)
+            self.recorder.recoveries.append((broken_at, self.clock()))
+        self._learn(flight, walk, first, seconds, first_s, unbroken=broken_at is None)
         return flight, walk
 
     async def send_and_walk(self, flight: RoundInFlight) -> tuple[Walk, float]:
@@ -247,18 +249,18 @@ class Generation:
             raise Interrupted(str(error)) from None
 
     def _learn(
-        self, flight: RoundInFlight, walk: Walk, first: int, seconds: float, first_s: float, *, whole: bool
+        self, flight: RoundInFlight, walk: Walk, first: int, seconds: float, first_s: float, *, unbroken: bool
     ) -> None:
         """Tell policy, statistics and `on_round` what came of a traversal whose first shipment had `first` nodes."""
         if flight.shipment.draft is None:
-            self.policy.learn_prefill(seconds, flight.timings, whole=whole)
+            self.policy.learn_prefill(seconds, flight.timings, unbroken=unbroken)
             return
-        flown = Round(flight.draft, walk, flight.answered - 1, first, seconds, first_s, flight.timings, whole)
-        self.meter.add_walk(flown)
+        flown = Round(flight.draft, walk, flight.answered - 1, first, seconds, first_s, flight.timings, unbroken)
+        self.recorder.add_walk(flown)
         if self.on_round is not None:
             self.on_round(flown)
         if (report := self.policy.learn(flown)) is not None:
-            self.meter.reports.append(report)
+            self.recorder.reports.append(report)
 
     # ---------------------------------------------------------------- commit
 
@@ -268,15 +270,15 @@ class Generation:
         if flight.shipment.draft is not None:
             self.builder.accept(flight.shipment, walk.accepted)
         tokens, logprobs = flight.tokens_along(walk)
-        left = self.limits.max_new_tokens - self.meter.committed
+        left = self.limits.max_new_tokens - self.recorder.committed
         stop = next((i + 1 for i, token in enumerate(tokens) if token in self.limits.stop_ids), len(tokens))
         kept = min(left, stop)
-        self.meter.committed += kept
-        finish: FinishReason | None = "length" if self.meter.committed >= self.limits.max_new_tokens else None
+        self.recorder.committed += kept
+        finish: FinishReason | None = "length" if self.recorder.committed >= self.limits.max_new_tokens else None
         if tokens[kept - 1] in self.limits.stop_ids:
             finish = "stop"
         self._observe(flight.verification(walk))
-        return Committed(tuple(tokens[:kept]), tuple(logprobs[:kept]), self.meter.traversals, finish)
+        return Committed(tuple(tokens[:kept]), tuple(logprobs[:kept]), self.recorder.traversals, finish)
 
     def _observe(self, verification: Verification) -> None:
         """Begin to update the drafter, beside whatever comes next; `_drafter_ready` ends when it is done."""
@@ -284,4 +286,6 @@ class Generation:
 
     def _rounds_left(self) -> float:
         """Estimate the number of rounds left, from the tokens per traversal so far."""
-        return (self.limits.max_new_tokens - self.meter.committed) * self.meter.traversals / self.meter.committed
+        return (
+            (self.limits.max_new_tokens - self.recorder.committed) * self.recorder.traversals / self.recorder.committed
+        )

@@ -1,6 +1,7 @@
-"""One generation as its caller sees it: what was asked, what streams, what it came to."""
+"""One generation as its caller sees it: the request, the tokens as they stream, and the result."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,17 +21,18 @@ class Token:
 
     id: int
     text: str
-    """What this token adds to the text; may be empty while a character is incomplete."""
+    """Text that this token adds; may be empty while a character is incomplete."""
     logprob: float
+    """The target's log-probability of this token."""
     traversal: int
-    """Tokens of one traversal came in one round trip."""
+    """Number of the traversal that brought it: tokens of one traversal came in one round trip."""
     following: int = 0
-    """How many of them come right after this one."""
+    """Number of tokens of the same traversal that come right after this one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What `stream` was asked for."""
+    """The arguments of one call of `stream`."""
 
     settings: SamplingSettings
     limits: GenerationLimits
@@ -39,6 +41,16 @@ class Request:
     on_round: Callable[[Round], None] | None
     prefix_secret: bytes
     altered: Callable[[Generation], Generation] | None
+
+
+@dataclass(eq=False)
+class Iteration:
+    """The task that iterates a run, so that another task can end it."""
+
+    task: "asyncio.Task[Any] | None" = None
+    """Task that asked for the last token."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the run's sessions are freed."""
 
 
 @dataclass(eq=False)
@@ -53,25 +65,34 @@ class Run:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
-    """Ends before a stop string; `token_ids` has what completed it."""
+    """Text generated so far.  It ends before a stop string; `token_ids` has the tokens that completed it."""
     finish_reason: FinishReason | None = None
-    """`stop` at a stop token or string, `length` at the limit; None while it runs, or where it broke."""
+    """`stop` at a stop token or string, `length` at the limit; None while it runs and after an error."""
     stats: Stats | None = None
+    """Statistics of the generation, or None while it runs."""
     prefix_tokens: int = 0
-    """Tokens of the prompt that the nodes had already."""
+    """Number of the prompt's tokens that the nodes had in their prefix caches."""
     first_token_s: float | None = None
-    """From the call to the first token, waiting for room included."""
-    meter: StatsRecorder = field(default_factory=StatsRecorder)
-    driver: "asyncio.Task[Any] | None" = field(default=None, repr=False)
-    """Who iterates it."""
-    ended: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
-    """Its sessions are freed."""
+    """Seconds from the call to the first token, waiting for room included; None before it."""
+    recorder: StatsRecorder = field(default_factory=StatsRecorder)
+    """Figures of every traversal so far."""
+    iteration: Iteration = field(default_factory=Iteration, repr=False)
     chain: Chain | None = field(default=None, repr=False)
-    """Once the first nodes are found: its `hops` and `repairs` tell who computed what."""
+    """The chain, or None before the first nodes are found.  Its `hops` and `repairs` name the nodes that computed."""
 
     def __aiter__(self) -> AsyncIterator[Token]:
         return self.tokens
 
     async def aclose(self) -> None:
-        """End it and free its sessions; leaving the client does the same."""
+        """End the generation and free its sessions; leaving the client does the same."""
         await self.tokens.aclose()
+
+    async def end(self, patience_s: float) -> None:
+        """End the generation even while another task iterates it: cancel that task and wait at most `patience_s`."""
+        try:
+            await self.aclose()
+        except RuntimeError:  # another task is iterating it
+            if self.iteration.task is not None:
+                self.iteration.task.cancel()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.iteration.ended.wait(), patience_s)

@@ -78,11 +78,11 @@ class Round:
 
     draft: DraftTree
     """The tree as it was shipped, extensions included."""
-    found: Walk
+    walk: Walk
     """The target's walk through it."""
     answered: int
     """Number of nodes of the draft that were answered before the walk was over."""
-    first: int
+    first_shipped: int
     """Number of nodes of the draft in the first shipment; the others were sent after it."""
     seconds: float
     """Seconds from the first append to the end of the walk."""
@@ -90,7 +90,7 @@ class Round:
     """Seconds from the first append to the last answer of the first shipment; 0 if the walk was over before."""
     timings: Sequence[Sequence[HopTiming]]
     """Timings per answered append and hop."""
-    whole: bool
+    unbroken: bool
     """Whether nothing broke on the way, so that the times mean something."""
 
 
@@ -101,8 +101,8 @@ class TreePolicy(Protocol):
         """Begin a generation on these hops, or go on after a repair of the chain."""
         ...
 
-    def learn_prefill(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, whole: bool) -> None:
-        """Learn from the prompt's traversal; `whole`: nothing broke on the way.  `timings` are per append and hop."""
+    def learn_prefill(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, unbroken: bool) -> None:
+        """Learn from the prompt's traversal, which nothing broke if `unbroken`; `timings` are per append and hop."""
         ...
 
     def nodes_to_draft(self) -> int:
@@ -331,27 +331,27 @@ class AutoPolicy:
 
     # ---------------------------------------------------------------- what came of it
 
-    def learn_prefill(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, whole: bool) -> None:
+    def learn_prefill(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, unbroken: bool) -> None:
         """Learn what links and nodes took, if nothing broke."""
-        if whole:
+        if unbroken:
             rows = [hops[0].rows if hops else 0 for hops in timings]
             self.memory.tracker.learn(sum(rows), take_apart(self.costs, rows, seconds, timings), timings)
 
     def learn(self, flown: Round) -> RoundReport | None:
         """Learn from a round.  Returns its report, or None where a loss interrupted it."""
-        if flown.whole:
+        if flown.unbroken:
             rows, seconds, timings = _first_shipment(flown)
             self._parts = take_apart(self.costs, rows, seconds, timings)
             if self._planned is None or self._planned.is_learned_from:
                 self.memory.tracker.learn(sum(rows), self._parts, timings)
-        self._learn_walk(flown.draft, flown.found)
+        self._learn_walk(flown.draft, flown.walk)
         planned, parts = self._planned, self._parts
         self._planned = self._parts = None
         if planned is None or parts is None:
             return None
         # Further appends, and drafting that had to end, take longer than the traversal that was learned from.
         waited_s = max(0.0, flown.seconds - flown.first_seconds) if flown.first_seconds else 0.0
-        tokens = 1 + len(flown.found.accepted)
+        tokens = 1 + len(flown.walk.accepted)
         self._settle(planned, tokens, planned.draft_s + parts.seconds, waited_s)
         self.memory.rounds += 1
         return RoundReport(
@@ -454,9 +454,9 @@ def _first_shipment(flown: Round) -> tuple[list[int], float, list[Sequence[HopTi
     """Return the first shipment's rows per append, its seconds, and its timings, as far as it came back."""
     rows: list[int] = []
     for timings in flown.timings:
-        if sum(rows) > flown.first:
+        if sum(rows) > flown.first_shipped:
             break
         rows.append(timings[0].rows if timings else 0)
-    came_back = sum(rows) > flown.first
+    came_back = sum(rows) > flown.first_shipped
     seconds = flown.first_seconds if came_back and flown.first_seconds else flown.seconds
     return rows, seconds, list(flown.timings[: len(rows)])

@@ -19,13 +19,13 @@ def after_rounds(latency_s: float, *, overlaps: bool = True) -> AutoPolicy:
     policy.begin([ChainHop("a"), ChainHop("b")])
     timing = (HopTiming(0, COMPUTE_US, 17, 1), HopTiming(0, COMPUTE_US, 17, 1))
     seconds = latency_s + 2 * COMPUTE_US / 1e6
-    policy.learn_prefill(seconds, [timing], whole=True)
+    policy.learn_prefill(seconds, [timing], unbroken=True)
     for _ in range(12):
         if policy.nodes_to_draft():
             policy.stop_drafting()
         shipped = policy.choose(TREE)
         walk = Walk(tuple(range(len(shipped))), 99)
-        policy.learn(Round(shipped, walk, len(shipped), len(shipped), seconds, seconds, [timing], whole=True))
+        policy.learn(Round(shipped, walk, len(shipped), len(shipped), seconds, seconds, [timing], unbroken=True))
     return policy
 
 
@@ -50,7 +50,9 @@ def test_a_try_is_drafted_during_the_plain_round_before_it() -> None:
         tried.append(nodes)
         hop = HopTiming(0, 2_000 + 3_000 * (1 + len(shipped)), 1 + len(shipped), 1)
         seconds = 0.2 + hop.compute_us / 1e6
-        policy.learn(Round(shipped, Walk((), 99), len(shipped), len(shipped), seconds, seconds, [(hop,)], whole=True))
+        policy.learn(
+            Round(shipped, Walk((), 99), len(shipped), len(shipped), seconds, seconds, [(hop,)], unbroken=True)
+        )
     tries = [i for i in range(120, 240) if tried[i]]
     assert 0 < len(tries) < 30
     assert all(behind[i - 1] for i in tries)

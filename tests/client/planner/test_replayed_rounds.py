@@ -60,10 +60,10 @@ def choose(policy: AutoPolicy, world: World, tree: DraftTree, draft_s: float = 0
 
 
 def learn_walk(
-    policy: AutoPolicy, tree: DraftTree, accepted: tuple[int, ...], bonus: int, *, whole: bool = False
+    policy: AutoPolicy, tree: DraftTree, accepted: tuple[int, ...], bonus: int, *, unbroken: bool = False
 ) -> RoundReport | None:
     """Let the policy learn from a walk, without timings."""
-    return policy.learn(Round(tree, Walk(accepted, bonus), len(tree), len(tree), 0.2, 0.0, (), whole))
+    return policy.learn(Round(tree, Walk(accepted, bonus), len(tree), len(tree), 0.2, 0.0, (), unbroken))
 
 
 def test_wrong_guesses_are_tried_only_where_nearly_free() -> None:
@@ -107,7 +107,7 @@ def test_more_of_a_grown_tree_is_sent_while_the_first_part_travels() -> None:
     extended = policy.extension(first, tree, 0.01)
     added = len(extended) - 4
     assert 0 < added <= 60
-    report = policy.learn(Round(extended, Walk((), -1), len(extended), 4, 0.2, 0.0, (), whole=True))
+    report = policy.learn(Round(extended, Walk((), -1), len(extended), 4, 0.2, 0.0, (), unbroken=True))
     assert report is not None
     assert (report.shipped, report.extended, report.got) == (4, added, 1)
 
@@ -125,7 +125,7 @@ def test_nodes_below_an_extension_are_late_relative_to_it() -> None:
     alone, alone_world, _ = after_rounds(60, 0.95)
     assert soon >= len(alone.extension(choose(alone, alone_world, chain.best(8)), chain.best(10), 0.055))
     # The extension considered last never left.
-    report = policy.learn(Round(extended, Walk((), -1), 8, 4, 0.2, 0.0, (), whole=True))
+    report = policy.learn(Round(extended, Walk((), -1), 8, 4, 0.2, 0.0, (), unbroken=True))
     assert report is not None
     assert (report.shipped, report.extended) == (4, 4)
 
@@ -135,7 +135,7 @@ def test_a_round_is_explained_in_a_line_and_its_time_in_a_table() -> None:
     _, tree, seconds = World(CELLS["25 ms, 100 Mbit/s"], (0.9, 0.9), 100).draft(32)
     choose(policy, world, tree, seconds)
     _, traversal_seconds, timings = world.traverse(9)
-    report = policy.learn(Round(tree.best(8), Walk((), -1), 8, 8, traversal_seconds, 0.0, timings, whole=True))
+    report = policy.learn(Round(tree.best(8), Walk((), -1), 8, 8, traversal_seconds, 0.0, timings, unbroken=True))
     assert report is not None
     lines = explain_lines([report])
     assert "tokens 1 (" in lines[0]
