@@ -54,7 +54,7 @@ class OwnRecord:
             pin=self.identity.pin,
             reachable=self.public.reachable,
             name=settings.name[-64:],
-            model=self.model.config,
+            model=self.model.config_digest,
             numerics=self.numerics or unknown,
             span=self.span or Span(0, self.model.shape.blocks),
             blocks=self.model.shape.blocks,

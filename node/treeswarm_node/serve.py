@@ -191,12 +191,12 @@ async def _open_registry(network: NetworkConfig, model: ModelInfo, identity: Ide
     host = Address.parse(network.listen).host
     try:
         kind = "ip6" if ":" in host else "ip4"
-        return await open_registry(spec, model.config, identity.node_id, listen=(f"/{kind}/{host}/tcp/0",))
+        return await open_registry(spec, model.config_digest, identity.node_id, listen=(f"/{kind}/{host}/tcp/0",))
     except BadRequest as error:
         if network.registry is not None:
             raise
         log.warning("%s; without a registry, only clients that are given this node's address find it", error)
-        return await open_registry("none", model.config, identity.node_id)
+        return await open_registry("none", model.config_digest, identity.node_id)
 
 
 def _assumed_address(network: NetworkConfig, bound: str) -> Address:

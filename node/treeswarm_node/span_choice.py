@@ -78,7 +78,7 @@ class SpanChooser:
         return [
             Placed(record.node, record.span, record.rate, PLACED[record.state])
             for record in await self.read_records()
-            if record.model == self.model.config and record.state in PLACED
+            if record.model == self.model.config_digest and record.state in PLACED
         ]
 
     def _count_fitting(self) -> int:

@@ -120,7 +120,7 @@ class World:
             listener = await line.listen(config.network.listen, node.accept)
             stack.push_async_callback(listener.close)
             model = ModelInfo.find(setup.model)
-            registry = await open_registry("none", model.config, identity.node_id)
+            registry = await open_registry("none", model.config_digest, identity.node_id)
             assert isinstance(registry, BookRegistry)
             public = PublicAddress(listener.address, Basis.ASSUMED, False)
             record = OwnRecord(config, identity, model, node, DistanceSurvey(line), public)

@@ -135,7 +135,7 @@ def _registry_opener(
     """
     if spec is None or spec in ("none", "dht:"):
         return _check_new_swarm(spec)
-    digest, kind = model.config if model else None, registry_kind(spec)
+    digest, kind = model.config_digest if model else None, registry_kind(spec)
     if kind in ("peers", "static"):
         return peers_opener(spec, digest, transport)
     if kind == "mqtt":

@@ -66,8 +66,8 @@ class ModelInfo:
     """Name of the model, as given on the command line."""
     folder: Path
     shape: ModelShape
-    config: str
-    """Digest of the model's config."""
+    config_digest: str
+    """Digest of the model's config, which names the model in records."""
     hub: HubOptions = HubOptions()
     """Options with which the model was found on the hub."""
 
@@ -191,7 +191,7 @@ def _load(
         vocab_size=model.shape.vocab_size,
         hidden_size=model.shape.hidden_size,
         max_positions=model.shape.max_positions,
-        config=model.config,
+        config=model.config_digest,
         numerics=numerics,
         attention=span_model.attention_name,
         activation_bytes=numerics.row_bytes(model.shape.hidden_size),

@@ -59,27 +59,30 @@ def load_span(
     state = _open_tensors(folder, tensors, progress)
     by_block = quantization != "none" or offload is not None
     for block, part in _split_by_block(state, span) if by_block else [(None, state)]:
-        try:
-            info, _ = convert_and_load_state_dict_in_model(
-                skeleton, part, LoadStateDictConfig(device_map={"": device}, dtype=dtype, weight_mapping=conversions)
-            )
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise ModelError(f"the weights in '{folder}' cannot be read ({error}): download them again") from None
+        config = LoadStateDictConfig(device_map={"": device}, dtype=dtype, weight_mapping=conversions)
+        info = _read_tensors(folder, skeleton, part, config)
         if block is None:
             skeleton.tie_weights()
-        layers = skeleton.base_model.layers
-        if block is not None:
-            loaded_parts: list[torch.nn.Module] = [layers[block]]
+            parts = hosted_ends(skeleton, span) if by_block else hosted_parts(skeleton, span)
+            _check_complete(folder, skeleton, parts, info)
         else:
-            loaded_parts = hosted_ends(skeleton, span) if by_block else hosted_parts(skeleton, span)
-        _check_complete(folder, skeleton, loaded_parts, info)
-        if block is not None:
-            layers[block].requires_grad_(False)
+            layer = skeleton.base_model.layers[block]
+            _check_complete(folder, skeleton, [layer], info)
+            layer.requires_grad_(False)
             if quantization != "none":
-                quantize(layers[block], quantization)
+                quantize(layer, quantization)
             if offload is not None:
-                offload.store_layer(layers[block])
+                offload.store_layer(layer)
     return LoadedSpan(skeleton.eval().requires_grad_(False), span, dtype, device, offload)
+
+
+def _read_tensors(folder: Path, skeleton: PreTrainedModel, tensors: dict[str, Any], config: LoadStateDictConfig) -> Any:
+    """Read tensors into the skeleton's modules, and return transformers' report of what did not match."""
+    try:
+        info, _ = convert_and_load_state_dict_in_model(skeleton, tensors, config)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ModelError(f"the weights in '{folder}' cannot be read ({error}): download them again") from None
+    return info
 
 
 def _split_by_block(state: dict[str, Any], span: Span) -> list[tuple[int | None, dict[str, Any]]]:
