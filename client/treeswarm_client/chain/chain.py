@@ -19,12 +19,11 @@ from treeswarm_client.chain.epoch import Epoch
 from treeswarm_client.chain.head_link import HeadLink
 from treeswarm_client.chain.in_flight import Interrupted
 from treeswarm_client.chain.options import Reservation, SessionOptions
-from treeswarm_client.chain.repair import PlannedNode
+from treeswarm_client.chain.repair import PlannedNode, Repair
 from treeswarm_client.chain.repair_executor import RepairExecutor
-from treeswarm_client.chain.repair_history import Repair, RepairAttempts
 from treeswarm_client.chain.shared_prompt import SharedPrompt
 from treeswarm_client.chain.stall_detection import find_stalled_hop
-from treeswarm_client.chain.supervisor import ChainSupervisor
+from treeswarm_client.chain.supervisor import ChainSupervisor, RepairAttempts
 from treeswarm_client.chain.wait_events import OnWait, WaitEvents
 from treeswarm_client.discovery.reroute import RerouteTimer
 from treeswarm_client.discovery.round_trip import RoundTrip

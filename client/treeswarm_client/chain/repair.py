@@ -22,6 +22,20 @@ and the ids of nodes to avoid.  Raises MissingBlocks or Refused."""
 
 
 @dataclass(frozen=True)
+class Repair:
+    """One repair of a chain."""
+
+    epoch: int
+    """Number of the epoch that the repair began."""
+    lost: tuple[tuple[Hop, str], ...]
+    """Nodes that left the chain, each with the reason."""
+    gained: tuple[Hop, ...]
+    """Nodes that joined the chain."""
+    seconds: float
+    """Seconds from the first sign of a failure to a chain that takes appends again.  The replay may still run."""
+
+
+@dataclass(frozen=True)
 class MemberState:
     """What a plan needs to know of one node of the chain."""
 

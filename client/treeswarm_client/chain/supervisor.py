@@ -1,24 +1,50 @@
 """Judges what the nodes of a chain send and how their streams end, and drops the nodes that fail."""
 
+import asyncio
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
-from treeswarm.errors import Malformed, NodeLost, Refused, SwarmError, TransportError
+from treeswarm.errors import Malformed, MissingBlocks, NodeLost, Refused, SwarmError, TransportError
 from treeswarm.protocol.messages import Answer, ControlDown, Fault, FaultCode, Opened
 from treeswarm_client.chain.control_stream import ControlHandlers, NodeControl
 from treeswarm_client.chain.epoch import Epoch
 from treeswarm_client.chain.member import ChainMember
 from treeswarm_client.chain.options import SessionOptions
-from treeswarm_client.chain.repair_history import RepairAttempts
 from treeswarm_client.discovery.route import Hop, Router
 
 log = logging.getLogger(__name__)
 
 # A node's control stream that breaks more often than that without an answer in between is not the network's fault.
 MOST_BREAKS = 3
+# More dead nodes in a row than this were never seen in a simulated swarm that loses a fifth of its nodes an hour.
+QUICK_ATTEMPTS = 8
+PAUSE_S = 0.5
 # Faults of a node in what it received: the sender may have caused them.
 BAD_INPUT = {FaultCode.NOT_FINITE, FaultCode.MALFORMED, FaultCode.BAD_TREE}
+
+
+@dataclass(eq=False)
+class RepairAttempts:
+    """The attempts at repairing one chain since its last answer."""
+
+    until: float
+    """Time of the loop's clock, in seconds, at which the chain's patience ends."""
+    failed: int = 0
+    """Number of attempts that failed because another node failed meanwhile."""
+
+    async def pause(self) -> None:
+        """Count a failed attempt, and wait before the next one unless there were few so far.
+
+        The first attempts follow each other at once, since each finds another record out of date.  A router that names
+        the same dead nodes again and again must neither keep this client busy nor make it wait for ever.  Raises
+        MissingBlocks when the patience has ended.
+        """
+        self.failed += 1
+        if self.failed > QUICK_ATTEMPTS:
+            if asyncio.get_running_loop().time() > self.until:
+                raise MissingBlocks(f"no chain held: {self.failed} times a node failed while the chain was repaired")
+            await asyncio.sleep(PAUSE_S)
 
 
 @dataclass(eq=False)
