@@ -9,8 +9,8 @@ from typing import Any
 
 from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import read_shape, resolve_model
+from treeswarm_bench.bench_client import BenchClient
 from treeswarm_bench.benchmarks.widened_model import Widened
-from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run, TreeSize
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
 from treeswarm_client.provenance import chain_provenance, machine_provenance
@@ -58,7 +58,7 @@ class Bench:
 
     setup: BenchSetup
     swarm: LocalSwarm
-    client: SwarmClient
+    client: BenchClient
     link: str | None
 
     @property
@@ -100,7 +100,7 @@ async def bench_swarm(
             )
             swarm = await stack.enter_async_context(started)
         options = {"draft": setup.draft, "emulate_link": link, "swarm_key": setup.key, "prefix_scope": "none"} | client
-        connecting = SwarmClient(model=setup.model, peers=setup.peers or swarm.peers, **options)
+        connecting = BenchClient(model=setup.model, peers=setup.peers or swarm.peers, **options)
         yield Bench(setup, swarm, await stack.enter_async_context(connecting), link)
 
 

@@ -81,7 +81,8 @@ async def _wire(hops: int, rows_bytes: int) -> AsyncIterator[Callable[[], Awaita
 
 async def _traversals(bench: Bench, prompt: list[int]) -> list[tuple[float, float]]:
     """Seconds and the device threads' part of them, of one generation's full trees."""
-    run = await bench.run(prompt, tree_size=DRAFTED, altered=_one_after_another)
+    with bench.client.adapted(_one_after_another):
+        run = await bench.run(prompt, tree_size=DRAFTED)
     return [(trip.seconds, trip.compute_s) for trip in run.recorder.traversal_times[1:] if trip.rows == DRAFTED + 1]
 
 

@@ -7,8 +7,8 @@ from typing import Literal
 from treeswarm.errors import BadRequest
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import Walk
+from treeswarm_bench.bench_client import BenchClient
 from treeswarm_bench.fixed_size import FixedSizePolicy
-from treeswarm_client.client import SwarmClient
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.seam import Copyable, Drafter, DraftTree, Enough, Verification, in_no_hurry
@@ -168,12 +168,12 @@ class Contestant:
     """A strategy with a drafter and a planner memory of its own, which last as long as a client would."""
 
     strategy: Strategy
-    client: SwarmClient
+    client: BenchClient
     drafter: Drafter
     memory: PlannerMemory
 
     @classmethod
-    def of(cls, strategy: Strategy, client: SwarmClient, loaded: Drafter, *, misled: bool) -> "Contestant":
+    def of(cls, strategy: Strategy, client: BenchClient, loaded: Drafter, *, misled: bool) -> "Contestant":
         """`loaded` lends its weights; it has drafted nothing yet.  Raises BadRequest where the strategy needs a model
         and it has none."""
         drafter: Drafter = NoneDrafter()
@@ -193,22 +193,22 @@ class Contestant:
         """One whole generation that no stop token ends.  Raises what broke it."""
         # The client's own from here on: what nodes answer depends on what its drafter wants to hear.
         self.client.use_drafter(self.drafter)
-        return await self.client.generate(
-            prompt,
-            max_new_tokens=tokens,
-            temperature=temperature,
-            seed=SEED,
-            tree_size=self.strategy.room,
-            ignore_eos=True,
-            altered=self._altered,
-        )
+        with self.client.adapted(self._adapted):
+            return await self.client.generate(
+                prompt,
+                max_new_tokens=tokens,
+                temperature=temperature,
+                seed=SEED,
+                tree_size=self.strategy.room,
+                ignore_eos=True,
+            )
 
     async def warm_up(self, prompt: Sequence[int], *, temperature: float) -> None:
         """So that what is measured is not the first of its kind."""
         tokens = LEARNER_WARM_UP_TOKENS if self.strategy.plans else WARM_UP_TOKENS
         await self.run(prompt, tokens=tokens, temperature=temperature)
 
-    def _altered(self, usual: Generation) -> Generation:
+    def _adapted(self, usual: Generation) -> Generation:
         loop = Generation if self.strategy.keeps_bonus else WithoutBonus
         return loop(
             chain=usual.chain,

@@ -28,13 +28,13 @@ from treeswarm.registry import open_registry
 from treeswarm.registry.book import BookRegistry
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.memory import MemoryNetwork
+from treeswarm_bench.bench_client import BenchClient
 from treeswarm_bench.benchmarks import wan_matrix as internet
 from treeswarm_bench.benchmarks.common import Bench, BenchSetup
 from treeswarm_bench.benchmarks.star_baseline import star_over
 from treeswarm_bench.benchmarks.strategies import Around
 from treeswarm_bench.benchmarks.wan_cells import SLOW_SHARE, Cell
 from treeswarm_bench.virtual_clock import VirtualClockLoop, run_virtually
-from treeswarm_client.client import SwarmClient
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.model import ModelDrafter
 from treeswarm_client.drafters.seam import DraftTree, Enough, in_no_hurry
@@ -154,11 +154,11 @@ async def machines(swift: float, setup: BenchSetup, cell: Cell, plan: internet.P
         told: dict[str, Any] = {"model": setup.model, "peers": peers, "prefix_scope": "none", "clock": world.loop.clock}
         line = world.line()
         stack.push_async_callback(line.close)
-        ring = await stack.enter_async_context(SwarmClient(transport=line, **told))
+        ring = await stack.enter_async_context(BenchClient(transport=line, **told))
         star = ring
         if any(s.star for s in plan.strategies):
             way = await stack.enter_async_context(star_over(world.line()))
-            star = await stack.enter_async_context(SwarmClient(transport=way, **told))
+            star = await stack.enter_async_context(BenchClient(transport=way, **told))
         field = internet.Field.of(Bench(setup, LocalSwarm(), ring, cell.link), cell, plan, star, drafter)
         for contestant in field.contestants.values():
             for model_drafter in models_in(contestant.drafter):

@@ -14,6 +14,7 @@ from typing import Any
 
 from treeswarm.errors import BadRequest
 from treeswarm.model_files import read_shape, resolve_model
+from treeswarm_bench.bench_client import BenchClient
 from treeswarm_bench.benchmarks.common import Bench, BenchSetup
 from treeswarm_bench.benchmarks.star_baseline import star_transport
 from treeswarm_bench.benchmarks.statistics import Sample, Samples, paired, same_text, summary
@@ -22,7 +23,6 @@ from treeswarm_bench.benchmarks.texts import repeated_4grams
 from treeswarm_bench.benchmarks.wan_cells import CELLS, Cell
 from treeswarm_bench.benchmarks.wan_targets import Place, checks
 from treeswarm_bench.benchmarks.wan_texts import MAKERS, Corpus, Source, corpora, spare_prompt
-from treeswarm_client.client import SwarmClient
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.local_swarm import even_cuts, local_swarm
@@ -134,7 +134,7 @@ class Field:
     """By strategy, whether misled, and temperature: drafters may remember texts, and each sees a prompt once."""
 
     @classmethod
-    def of(cls, bench: Bench, cell: Cell, plan: MatrixPlan, star: SwarmClient, drafter: Drafter) -> "Field":
+    def of(cls, bench: Bench, cell: Cell, plan: MatrixPlan, star: BenchClient, drafter: Drafter) -> "Field":
         """`star` is the client whose hops all go through it; the bench's own is the other's."""
         contestants = {
             (s.name, misled, temperature): Contestant.of(s, star if s.star else bench.client, drafter, misled=misled)
@@ -221,13 +221,13 @@ async def _processes(setup: BenchSetup, cell: Cell, plan: MatrixPlan) -> AsyncIt
             )
         )
         ring = await stack.enter_async_context(
-            SwarmClient(model=setup.model, peers=swarm.peers, emulate_link=cell.link, **told)
+            BenchClient(model=setup.model, peers=swarm.peers, emulate_link=cell.link, **told)
         )
         star = ring
         if any(s.star for s in plan.strategies):
             relay = await stack.enter_async_context(star_transport(cell.link, setup.key))
             star = await stack.enter_async_context(
-                SwarmClient(model=setup.model, peers=swarm.peers, transport=relay, **told)
+                BenchClient(model=setup.model, peers=swarm.peers, transport=relay, **told)
             )
         yield Field.of(Bench(setup, swarm, ring, cell.link), cell, plan, star, drafter)
 

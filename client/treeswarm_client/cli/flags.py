@@ -16,7 +16,8 @@ from treeswarm.registry import client_registry
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.tls import Security
 from treeswarm_client.cli.render.wait_notice import WaitNotice
-from treeswarm_client.client import DEFAULT_PATIENCE_S, SwarmClient, registry_spec
+from treeswarm_client.client import SwarmClient
+from treeswarm_client.client_settings import DEFAULT_PATIENCE_S, registry_spec
 from treeswarm_client.discovery.overview import clean
 from treeswarm_client.generation.run import TreeSize
 

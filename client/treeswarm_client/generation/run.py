@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.chain.chain import Chain
-from treeswarm_client.generation.loop import FinishReason, Generation, GenerationLimits
+from treeswarm_client.generation.loop import FinishReason, GenerationLimits
 from treeswarm_client.generation.stats import Stats, StatsRecorder
 from treeswarm_client.planner.policy import Round
 
@@ -40,7 +40,6 @@ class Request:
     tree_size: TreeSize
     on_round: Callable[[Round], None] | None
     prefix_secret: bytes
-    altered: Callable[[Generation], Generation] | None
 
 
 @dataclass(eq=False)

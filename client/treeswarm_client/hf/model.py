@@ -13,7 +13,7 @@ from treeswarm.errors import BadRequest, ModelError
 from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import HubOptions
 from treeswarm_client.chain.shared_prompt import PrefixScope
-from treeswarm_client.client import DEFAULT_PATIENCE_S
+from treeswarm_client.client_settings import DEFAULT_PATIENCE_S
 from treeswarm_client.generation.run import Run, TreeSize
 from treeswarm_client.hf.arguments import GenerateArguments, check_loading, read_arguments
 from treeswarm_client.hf.decoding import StopCheck, generate_rows, never_stop, stop_at_strings, stream_traversals
@@ -156,7 +156,7 @@ class AutoSwarmModelForCausalLM:
 
         Raises BadRequest if this client shares no prefixes.
         """
-        return InferenceSession(self.generate, self._client.client.prefix_scope)
+        return InferenceSession(self.generate, self._client.client.sessions.prefix_scope)
 
     def close(self) -> None:
         """Close the sessions on the nodes; generations under way end with BadRequest."""
@@ -172,7 +172,8 @@ class AutoSwarmModelForCausalLM:
 
     def __repr__(self) -> str:
         client = self._client.client
-        where = f"peers={client.peers!r}" if client.registry is None else f"registry={client.registry!r}"
+        peers, registry = client.nodes.peers, client.nodes.registry
+        where = f"peers={peers!r}" if registry is None else f"registry={registry!r}"
         nodes, numerics = len(client.view.snapshot), client.target.numerics
         bits = "" if numerics.quantization == "none" else f" in {numerics.quantization}"
         return (

@@ -1,0 +1,129 @@
+"""Runs one request from the prompt to the last token: a chain, a drafter, the loop, and the run's text."""
+
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from treeswarm.protocol.messages import MAX_ROWS, SEGMENT_BYTES
+from treeswarm.transport.seam import Transport
+from treeswarm_client.chain.chain import Chain, open_chain
+from treeswarm_client.chain.options import Reservation
+from treeswarm_client.chain.shared_prompt import SharedPrompt
+from treeswarm_client.client_settings import SessionSettings, largest_tree
+from treeswarm_client.discovery.route import Router, Target
+from treeswarm_client.generation.append_builder import AppendBuilder
+from treeswarm_client.generation.drafter_pool import DrafterPool, PooledDrafter
+from treeswarm_client.generation.loop import Committed, Generation
+from treeswarm_client.generation.run import Request, Run, Token
+from treeswarm_client.generation.text_stream import StopText, TextStream
+from treeswarm_client.planner.policy import AutoPolicy
+
+
+@dataclass(frozen=True, eq=False)
+class GenerationRunner:
+    """Runs the generations of one client, each on a chain of its own."""
+
+    transport: Transport
+    router: Router
+    target: Target
+    drafters: DrafterPool
+    tokenizer: Tokenizer
+    adapt: Callable[[Generation], Generation] = lambda usual: usual
+    """Returns the loop to run in place of the usual one."""
+
+    async def stream(self, run: Run, request: Request, session: SessionSettings) -> AsyncGenerator[Token, None]:
+        """Generate, yield tokens as they are committed, and keep text, ids and statistics in `run`.
+
+        Raises NodeLost, Refused and the other SwarmErrors.
+        """
+        writer = RunWriter(run, TextStream(self.tokenizer, run.prompt_ids), StopText(request.stops), session.clock)
+        largest = largest_tree(request.tree_size)
+        async with (
+            self.drafters.borrow() as pooled,
+            open_chain(
+                self.transport,
+                self.router,
+                self.target,
+                Reservation(len(run.prompt_ids) + request.limits.max_new_tokens, largest + 1),
+                patience_s=session.patience_s,
+                shared=SharedPrompt(run.prompt_ids, session.prefix_scope, request.prefix_secret),
+                alternatives=pooled.drafter.alternatives if largest else 0,
+                on_wait=session.on_wait,
+            ) as chain,
+        ):
+            run.chain, run.prefix_tokens = chain, chain.epoch.prefix_rows
+            generation = self.adapt(self._generation(chain, pooled, run, request, session))
+            async with aclosing(generation.rounds(run.prompt_ids, request.settings)) as rounds:
+                try:
+                    async for committed in rounds:
+                        for token in writer.add(committed):
+                            yield token
+                        if writer.stopped:
+                            return
+                finally:
+                    writer.finish()
+
+    def _generation(
+        self, chain: Chain, pooled: PooledDrafter, run: Run, request: Request, session: SessionSettings
+    ) -> Generation:
+        segment_rows = max(1, min(MAX_ROWS, SEGMENT_BYTES // self.target.row_bytes))
+        policy = AutoPolicy(
+            pooled.memory,
+            self.target.row_bytes,
+            segment_rows,
+            largest_tree(request.tree_size),
+            fixed_size=None if request.tree_size == "auto" else request.tree_size,
+            clock=session.clock,
+        )
+        return Generation(
+            chain=chain,
+            drafter=pooled.drafter,
+            builder=AppendBuilder(request.settings, segment_rows, chain.epoch.number, chain.epoch.prefix_rows),
+            limits=request.limits,
+            policy=policy,
+            recorder=run.recorder,
+            on_round=request.on_round,
+            clock=session.clock,
+        )
+
+
+class RunWriter:
+    """Writes what a generation commits into its run."""
+
+    def __init__(self, run: Run, text: TextStream, stop: StopText, clock: Callable[[], float]) -> None:
+        """Begin now: the run's times are counted from here."""
+        self._run = run
+        self._text = text
+        self._stop = stop
+        self._clock = clock
+        self._started = clock()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the text has reached a stop string."""
+        return self._stop.hit is not None
+
+    def add(self, committed: Committed) -> Iterator[Token]:
+        """Yield the tokens of one traversal, each once the run has it, up to the one that completes a stop string."""
+        run, following = self._run, len(committed.tokens)
+        for token, logprob in zip(committed.tokens, committed.logprobs, strict=True):
+            following -= 1
+            piece = self._stop.add(self._text.add(token))
+            if self.stopped:
+                run.finish_reason = "stop"
+            elif committed.finish is not None and not following:
+                piece += self._stop.flush()
+                run.finish_reason = committed.finish
+            run.first_token_s = run.first_token_s or self._clock() - self._started
+            run.token_ids.append(token)
+            run.logprobs.append(logprob)
+            run.text += piece
+            yield Token(token, piece, logprob, committed.traversal, 0 if self.stopped else following)
+            if self.stopped:
+                return
+
+    def finish(self) -> None:
+        """Sum up the run's statistics."""
+        self._run.stats = self._run.recorder.summary(self._clock() - self._started)
