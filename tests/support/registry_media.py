@@ -1,4 +1,4 @@
-"""Where records lie in the registry's conformance suite: real brokers, a real DHT, nodes that tell, one process."""
+"""Media that store records in the registries' tests: real brokers, a real DHT, nodes that report, and one process."""
 
 import asyncio
 import contextlib
@@ -46,11 +46,11 @@ Clock = Callable[[], float]
 
 
 @dataclass
-class Node:
-    """A key, and the records made with it; generations only grow."""
+class FakeNode:
+    """A key, and the records signed with it.  Each record has a higher generation than the one before."""
 
     key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
-    last: int = 0
+    generation: int = 0
 
     @property
     def public_key(self) -> bytes:
@@ -64,10 +64,11 @@ class Node:
         return self.key.sign(data)
 
     def record(self, port: int = 4001, **changes: Any) -> SealedRecord:
-        self.last = max(self.last + 1, time.time_ns() // 1000)
+        """Sign a new record for an address at `port`, with some fields changed."""
+        self.generation = max(self.generation + 1, time.time_ns() // 1000)
         fields: dict[str, Any] = {
             "key": self.public_key,
-            "generation": self.last,
+            "generation": self.generation,
             "expires": int(time.time()) + LIFETIME_S,
             "state": NodeState.ONLINE,
             "address": f"127.0.0.1:{port}",
@@ -79,7 +80,7 @@ class Node:
             "span": Span(0, 4),
             "blocks": 8,
             "rate": 1000.0,
-            "hop_s": 2.0**-9,  # these are float32 on the wire
+            "hop_s": 2.0**-9,  # Floats are float32 on the wire.
             "free_tokens": 4096,
             "total_tokens": 8192,
             "coordinate": (0.25, 0.5),
@@ -88,60 +89,60 @@ class Node:
         return seal(NodeRecord(**fields | changes), self)
 
 
-async def until(holds: Callable[[], Awaitable[bool]], what: str, timeout: float = 120.0) -> None:
-    """Ask again and again.  For what takes the time it takes."""
+async def until(condition: Callable[[], Awaitable[bool]], description: str, timeout: float = 120.0) -> None:
+    """Wait until a condition holds, by checking it repeatedly."""
     deadline = time.monotonic() + timeout
-    while not await holds():
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+    while not await condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {description}"
         await asyncio.sleep(0.05)
 
 
-async def knows(registry: Registry, *addresses: str) -> None:
-    """Wait until exactly these are known."""
+async def until_known(registry: Registry, *addresses: str) -> None:
+    """Wait until exactly the nodes at these addresses are known."""
 
-    async def ask() -> bool:
+    async def known() -> bool:
         return sorted(sealed.record.address for sealed in await registry.snapshot()) == sorted(addresses)
 
-    await until(ask, f"known is {addresses}")
+    await until(known, f"the known nodes are {addresses}")
 
 
-def _is_ours(task: "asyncio.Task[object]") -> bool:
-    """Libraries' own tasks end when they end; a test can only answer for this project's."""
+def _is_project_task(task: "asyncio.Task[object]") -> bool:
+    """Return whether a task belongs to this project: libraries' own tasks may end later."""
     code = getattr(task.get_coro(), "cr_code", None)
     return code is not None and "treeswarm" in code.co_filename
 
 
-async def all_gone(before: set[psutil.Process]) -> None:
-    """Wait until every task and child process made since has ended."""
+async def all_ended(before: set[psutil.Process]) -> None:
+    """Wait until every task, and every child process that is not in `before`, has ended."""
     left: list[object] = []
 
-    async def ask() -> bool:
+    async def nothing_left() -> bool:
         this = asyncio.current_task()
-        left[:] = [task for task in asyncio.all_tasks() if task is not this and _is_ours(task)]
+        left[:] = [task for task in asyncio.all_tasks() if task is not this and _is_project_task(task)]
         left.extend(set(psutil.Process().children(recursive=True)) - before)
         return not left
 
     try:
-        await until(ask, "all ends", timeout=60)
+        await until(nothing_left, "all tasks and processes end", timeout=60)
     except AssertionError:
         raise AssertionError(f"left over: {left}") from None
 
 
 class Medium(Protocol):
-    """Something records are in, and what may befall it."""
+    """A medium that stores records, which tests can stop and restart."""
 
     async def begin(self, folder: Path) -> None: ...
 
     async def member(self) -> Registry:
-        """Announces, and knows."""
+        """Return a registry that announces and reads."""
         ...
 
     async def reader(self, clock: Clock = time.time) -> Registry:
-        """Knows what members announce."""
+        """Return a registry that reads what members announce."""
         ...
 
     async def put(self, node: str, sealed: bytes) -> None:
-        """As an enemy does, past every check of ours."""
+        """Store bytes under a node's id as an attacker would, without our checks."""
         ...
 
     async def kill(self) -> None: ...
@@ -152,8 +153,8 @@ class Medium(Protocol):
 
 
 @dataclass
-class InMemory:
-    """One registry is all there is."""
+class MemoryMedium:
+    """A single registry in this process."""
 
     registry: MemoryRegistry = field(default_factory=lambda: MemoryRegistry(MODEL))
 
@@ -177,13 +178,13 @@ class InMemory:
 
 
 @dataclass(eq=False)
-class ToldByNodes:
-    """A node that tells all it was told, and clients that ask it."""
+class PeersMedium:
+    """A node that reports all records it was given, and clients that ask it."""
 
     network: MemoryNetwork = field(default_factory=MemoryNetwork)
-    told: list[bytes] = field(default_factory=list)
+    records: list[bytes] = field(default_factory=list)
     listener: MemoryListener | None = None
-    made: list[PeersRegistry] = field(default_factory=list)
+    readers: list[PeersRegistry] = field(default_factory=list)
 
     async def begin(self, folder: Path) -> None:
         await self.restore()
@@ -191,54 +192,54 @@ class ToldByNodes:
     async def member(self) -> Registry:
         medium = self
 
-        class Told(MemoryRegistry):
+        class ReportedRegistry(MemoryRegistry):
             async def announce(self, sealed: SealedRecord) -> None:
-                medium.told.append(sealed.sealed)
+                medium.records.append(sealed.sealed)
                 await super().announce(sealed)
 
             withdraw = announce
 
-        return Told(MODEL)
+        return ReportedRegistry(MODEL)
 
     async def reader(self, clock: Clock = time.time) -> Registry:
-        made = PeersRegistry(MODEL, clock, transport=self.network.transport(), addresses=("node:1",))
-        self.made.append(made)
-        # Asked before anything was announced, it has nothing to say; that is no reason not to listen on.
-        made._keeper = asyncio.create_task(made._keep_asking())
-        return made
+        reader = PeersRegistry(MODEL, clock, transport=self.network.transport(), addresses=("node:1",))
+        self.readers.append(reader)
+        # Not `start`, which raises an error if there is no record yet.
+        reader._keeper = asyncio.create_task(reader._keep_asking())
+        return reader
 
     async def put(self, node: str, sealed: bytes) -> None:
-        self.told.append(sealed)
+        self.records.append(sealed)
 
     async def kill(self) -> None:
         if self.listener is not None:
             await self.listener.close()
 
     async def restore(self) -> None:
-        self.listener = await self.network.transport().listen("node:1", self._tell)
+        self.listener = await self.network.transport().listen("node:1", self._report)
 
     async def end(self) -> None:
-        for made in self.made:
-            await made.close()
+        for reader in self.readers:
+            await reader.close()
         await self.kill()
 
-    async def _tell(self, kind: StreamKind, stream: Stream) -> None:
+    async def _report(self, kind: StreamKind, stream: Stream) -> None:
         assert isinstance(await stream.receive(), Watch)
-        said = 0
+        sent = 0
         while True:
-            await stream.send(Records(tuple(self.told[said:])))
-            said = len(self.told)
-            while len(self.told) == said:
+            await stream.send(Records(tuple(self.records[sent:])))
+            sent = len(self.records)
+            while len(self.records) == sent:
                 await asyncio.sleep(0.01)
 
 
 @dataclass(eq=False)
-class InDht:
-    """Four daemons: the first, a member, a reader, an enemy."""
+class DhtMedium:
+    """Four daemons: the first one, a member, a reader and an attacker."""
 
     first: DhtRegistry | None = None
-    made: list[DhtRegistry] = field(default_factory=list)
-    enemy: tuple[Any, Any] | None = None
+    joined: list[DhtRegistry] = field(default_factory=list)
+    attacker: tuple[Any, Any] | None = None
 
     async def begin(self, folder: Path) -> None:
         self.folder, self.listen = folder, LOOPBACK
@@ -246,10 +247,10 @@ class InDht:
 
     async def _join(self, clock: Clock = time.time) -> DhtRegistry:
         assert self.first is not None
-        self.made.append(
+        self.joined.append(
             await DhtRegistry.start(MODEL, self.first.visible_maddrs, LOOPBACK, clock=clock, poll_s=0.3),
         )
-        return self.made[-1]
+        return self.joined[-1]
 
     async def member(self) -> Registry:
         return await self._join()
@@ -262,19 +263,21 @@ class InDht:
         from hivemind.p2p import P2P
 
         assert self.first is not None
-        if self.enemy is None:
+        if self.attacker is None:
             p2p = await P2P.create(initial_peers=self.first.visible_maddrs)
-            self.enemy = p2p, await DHTNode.create(p2p, initial_peers=self.first.visible_maddrs)
-        # At the latest date others take it for possible, so that it would win over every honest one.
-        for date in (time.time() + LIFETIME_S + 100, dht_expiry(time.time_ns() // 1000)):
-            await self.enemy[1].store(shard_key(MODEL, node), sealed, date, subkey=node)
+            self.attacker = p2p, await DHTNode.create(p2p, initial_peers=self.first.visible_maddrs)
+        # With the latest expiry that other peers accept, so that it would win over every honest entry.
+        for expiry in (time.time() + LIFETIME_S + 100, dht_expiry(time.time_ns() // 1000)):
+            await self.attacker[1].store(shard_key(MODEL, node), sealed, expiry, subkey=node)
 
     async def put_dated(self, sealed: SealedRecord) -> None:
-        """A signed one, as its node itself would put it."""
+        """Store a signed record as its own node would."""
         await self.put("0" * 32, b"")
-        assert self.enemy is not None
-        date = dht_expiry(sealed.record.generation)
-        await self.enemy[1].store(shard_key(MODEL, sealed.record.node), sealed.sealed, date, subkey=sealed.record.node)
+        assert self.attacker is not None
+        expiry = dht_expiry(sealed.record.generation)
+        await self.attacker[1].store(
+            shard_key(MODEL, sealed.record.node), sealed.sealed, expiry, subkey=sealed.record.node
+        )
 
     async def kill(self) -> None:
         assert self.first is not None
@@ -287,13 +290,13 @@ class InDht:
         self.first = await DhtRegistry.start(MODEL, (), self.listen, self.folder / "identity", poll_s=0.3)
 
     async def end(self) -> None:
-        if self.enemy is not None:
-            p2p, node = self.enemy
+        if self.attacker is not None:
+            p2p, node = self.attacker
             await node.shutdown()
             await p2p.shutdown()
-        for made in (*self.made, self.first):
-            if made is not None:
-                await made.close()
+        for registry in (*self.joined, self.first):
+            if registry is not None:
+                await registry.close()
 
 
 def kill_daemon(registry: DhtRegistry) -> None:
@@ -302,19 +305,19 @@ def kill_daemon(registry: DhtRegistry) -> None:
 
 
 @dataclass(eq=False)
-class AtBroker:
+class BrokerMedium:
     """A broker in a process of its own."""
 
     kind: str
-    """`amqtt`, `mosquitto` or `mosquitto tls`."""
+    """Kind of broker: `amqtt`, `mosquitto` or `mosquitto tls`."""
     port: int = 0
     broker: Broker = field(init=False)
     process: "subprocess.Popen[bytes] | None" = None
-    made: list[MqttRegistry] = field(default_factory=list)
+    joined: list[MqttRegistry] = field(default_factory=list)
 
     async def begin(self, folder: Path) -> None:
         if self.kind != "amqtt" and MOSQUITTO is None:
-            # In CI a missing broker must not look like a passed suite.
+            # In CI, a missing broker must not look like a passed suite.
             (pytest.fail if os.environ.get("CI") else pytest.skip)("mosquitto is not installed: apt install mosquitto")
         self.folder, self.port = folder, free_port()
         secure = "tls" in self.kind
@@ -337,11 +340,11 @@ class AtBroker:
         return await self.join(clock=clock)
 
     async def join(self, node: str | None = None, clock: Clock = time.time) -> MqttRegistry:
-        self.made.append(await MqttRegistry.start(self.broker, MODEL, node, clock))
-        return self.made[-1]
+        self.joined.append(await MqttRegistry.start(self.broker, MODEL, node, clock))
+        return self.joined[-1]
 
     async def put(self, node: str, sealed: bytes) -> None:
-        registry = self.made[0]
+        registry = self.joined[0]
         assert registry._connection.client is not None
         await registry._connection.client.publish(f"swarms/test/{MODEL}/{node}", sealed, qos=1, retain=True)
 
@@ -351,7 +354,7 @@ class AtBroker:
             await asyncio.to_thread(self.process.wait)
 
     async def restore(self) -> None:
-        self.process = subprocess.Popen(  # noqa: ASYNC220  # it does not block: nobody reads it
+        self.process = subprocess.Popen(  # noqa: ASYNC220  # It does not block, as its output is not read.
             self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         await until(self._listens, f"{self.kind} listens on {self.port}")
@@ -364,8 +367,8 @@ class AtBroker:
         return False
 
     async def end(self) -> None:
-        for made in self.made:
-            await made.close()
+        for registry in self.joined:
+            await registry.close()
         await self.kill()
 
     def _amqtt(self) -> list[str]:
@@ -386,7 +389,7 @@ asyncio.run(serve())
     def _mosquitto(self, secure: bool) -> list[str]:
         lines = [f"listener {self.port} 127.0.0.1", f"allow_anonymous {str(not secure).lower()}", "persistence false"]
         if os.geteuid() == 0:
-            lines.append("user root")  # or it could not read this folder
+            lines.append("user root")  # Otherwise it could not read this folder.
         if secure:
             make_certificates(self.folder)
             passwords, access = self.folder / "passwords", self.folder / "access"
@@ -402,17 +405,20 @@ asyncio.run(serve())
 
 
 def free_port() -> int:
-    """One that stays free until it is bound: below those that the kernel lends to connections, which other tests make
-    by the hundred in the seconds that a program takes to start."""
-    lent_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    """Return a port that stays free until it is bound.
+
+    It is below the ports that the kernel assigns to connections: other tests open hundreds of them in the seconds that
+    a program takes to start.
+    """
+    ephemeral_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
-        port = random.randrange(10_000, lent_from)
+        port = random.randrange(10_000, ephemeral_from)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 
 
 def make_certificates(folder: Path) -> None:
-    """An authority, and a server for 127.0.0.1 that it vouches for."""
+    """Write the certificates of an authority, and of a server at 127.0.0.1 that it signs."""
     now = datetime.datetime.now(datetime.UTC)
     authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
 
@@ -431,20 +437,20 @@ def make_certificates(folder: Path) -> None:
         return builder.sign(authority_key, hashes.SHA256())
 
     authority = certificate("test authority", authority_key, x509.BasicConstraints(ca=True, path_length=None))
-    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    loopback = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
     pem = serialization.Encoding.PEM
     (folder / "ca.pem").write_bytes(authority.public_bytes(pem))
-    (folder / "server.pem").write_bytes(certificate("server", server_key, here).public_bytes(pem))
+    (folder / "server.pem").write_bytes(certificate("server", server_key, loopback).public_bytes(pem))
     (folder / "server.key").write_bytes(
         server_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
 
 
 MEDIA: dict[str, Callable[[], Medium]] = {
-    "memory": InMemory,
-    "peers": ToldByNodes,
-    "dht": InDht,
-    "amqtt": lambda: AtBroker("amqtt"),
-    "mosquitto": lambda: AtBroker("mosquitto"),
-    "mosquitto tls": lambda: AtBroker("mosquitto tls"),
+    "memory": MemoryMedium,
+    "peers": PeersMedium,
+    "dht": DhtMedium,
+    "amqtt": lambda: BrokerMedium("amqtt"),
+    "mosquitto": lambda: BrokerMedium("mosquitto"),
+    "mosquitto tls": lambda: BrokerMedium("mosquitto tls"),
 }

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.support.registry_media import LOOPBACK, MODEL, AtBroker, Node, until
+from tests.support.registry_media import LOOPBACK, MODEL, BrokerMedium, FakeNode, until
 
 from treeswarm.registry.dht import DhtRegistry
 from treeswarm.registry.mqtt import MqttRegistry
@@ -68,7 +68,7 @@ async def idle(relay: Relay) -> str:
 async def seen(writer: Registry, reader: Registry) -> str:
     took = []
     for _ in range(10):
-        sealed = Node().record()
+        sealed = FakeNode().record()
         begun = time.perf_counter()
         await writer.announce(sealed)
         while all(sealed.record.node != known.record.node for known in await reader.snapshot()):  # noqa: ASYNC110
@@ -85,12 +85,12 @@ async def dht() -> None:
     begun = time.perf_counter()
     second = await DhtRegistry.start(MODEL, (f"/ip4/127.0.0.1/tcp/{relay.port}/{head}/{peer}",), LOOPBACK, poll_s=1e6)
     print(f"| DHT | join, daemon and all | {time.perf_counter() - begun:.2f} s, {relay.carried / 1000:.1f} kB |")
-    node = Node()
+    node = FakeNode()
     print(f"| DHT | announce and read back | {await timed(lambda: second.announce(node.record()), relay, ANNOUNCED)} |")
     known = 1
     for size in SIZES:
         for _ in range(size - known):
-            await first.announce(Node().record())
+            await first.announce(FakeNode().record())
         known = size
         print(
             f"| DHT | poll of {size} records (all 16 shards, 1 other peer) | {await timed(second._poll, relay, 20)} |"
@@ -106,13 +106,13 @@ async def dht() -> None:
 
 
 async def mqtt(kind: str) -> None:
-    medium = AtBroker(kind)
+    medium = BrokerMedium(kind)
     await medium.begin(Path(tempfile.mkdtemp()))
     relay = Relay(medium.port)
     await relay.start()
     here = replace(medium.broker, port=relay.port)
     writer = await MqttRegistry.start(medium.broker, MODEL)
-    member, node = await MqttRegistry.start(here, MODEL), Node()
+    member, node = await MqttRegistry.start(here, MODEL), FakeNode()
     print(
         f"| {kind} | announce and read back | {await timed(lambda: member.announce(node.record()), relay, ANNOUNCED)} |"
     )
@@ -120,7 +120,7 @@ async def mqtt(kind: str) -> None:
     known = 11
     for size in SIZES:
         for _ in range(size - known):
-            await writer.announce(Node().record())
+            await writer.announce(FakeNode().record())
         known = size
         carried, begun = relay.carried, time.perf_counter()
         late = await MqttRegistry.start(here, MODEL)
@@ -139,7 +139,7 @@ async def mqtt(kind: str) -> None:
 
 
 async def main() -> None:
-    print(f"a record: {len(Node().record().sealed)} bytes\n\n| registry | what | cost |\n|---|---|---|")
+    print(f"a record: {len(FakeNode().record().sealed)} bytes\n\n| registry | what | cost |\n|---|---|---|")
     await dht()
     for kind in ("mosquitto", "mosquitto tls", "amqtt"):
         await mqtt(kind)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tests.support.registry_media import Node
+from tests.support.registry_media import FakeNode
 
 from treeswarm.errors import Unreachable
 from treeswarm.identity import config_digest
@@ -45,7 +45,7 @@ class Teller:
     others: list[bytes] = field(default_factory=list)
     """Told to those who ask for everyone's."""
     pinged: int = 0
-    _key: Node = field(default_factory=Node)
+    _key: FakeNode = field(default_factory=FakeNode)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self, address: str = "127.0.0.1:0") -> str:

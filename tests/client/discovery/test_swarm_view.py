@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.registry_media import MODEL, OTHER_MODEL, Node
+from tests.support.registry_media import MODEL, OTHER_MODEL, FakeNode
 
 from treeswarm.errors import Mismatch, MissingBlocks, NodeLost, Refused, RouteError
 from treeswarm.model_files import ModelShape, read_shape, resolve_model
@@ -31,7 +31,7 @@ def shape() -> ModelShape:
 
 
 def record(start: int, end: int, *, port: int = 4001, numerics: NumericsClass = ONE, **changes: Any) -> SealedRecord:
-    return Node().record(port, **{"span": Span(start, end), "numerics": numerics, "coordinate": (), **changes})
+    return FakeNode().record(port, **{"span": Span(start, end), "numerics": numerics, "coordinate": (), **changes})
 
 
 # ---------------------------------------------------------------- which model

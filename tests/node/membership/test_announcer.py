@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from tests.support.registry_media import MODEL, Node
+from tests.support.registry_media import MODEL, FakeNode
 
 from treeswarm.errors import Refused, Unreachable
 from treeswarm.keys import Identity
@@ -103,7 +103,7 @@ def test_orders_that_pile_up_are_refused(membership: Membership) -> None:
 
 
 async def test_watchers_get_own_or_all_records_and_those_that_leave() -> None:
-    me, other = Node(), Node()
+    me, other = FakeNode(), FakeNode()
     book = MemoryRegistry(MODEL)
     state = NodeState.ONLINE
 
@@ -141,9 +141,9 @@ class LonelyRegistry(MemoryRegistry):
 async def test_a_failed_withdrawal_is_a_warning_unless_alone(
     caplog: pytest.LogCaptureFixture, accompanied: bool
 ) -> None:
-    me, book = Node(), LonelyRegistry(MODEL)
+    me, book = FakeNode(), LonelyRegistry(MODEL)
     if accompanied:
-        await book.add_records([Node().record(4002).sealed])
+        await book.add_records([FakeNode().record(4002).sealed])
     state = NodeState.ONLINE
 
     def make_record(generation: int, expires: int) -> NodeRecord:

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from tests.support.registry_media import Node
+from tests.support.registry_media import FakeNode
 
 from treeswarm.protocol.messages import Pong
 from treeswarm.protocol.records import NodeRecord, NodeState
@@ -24,7 +24,7 @@ async def coordinate_after_visit(answers: int, *announced: float) -> Coordinate:
 
     listener = await network.transport().listen("127.0.0.1:0", accept)
     changes = {"address": listener.address, "pin": "", "coordinate": announced, "state": NodeState.ONLINE}
-    record: NodeRecord = Node().record(**changes).record
+    record: NodeRecord = FakeNode().record(**changes).record
     survey = DistanceSurvey(network.transport())
     await survey.ping_some([record])
     await listener.close()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.registry_media import MODEL, Node
+from tests.support.registry_media import MODEL, FakeNode
 
 from treeswarm.errors import BadRequest, Malformed
 from treeswarm.protocol.messages import MAX_RECORD_BYTES
@@ -17,12 +17,12 @@ from treeswarm.registry.book import RecordBook
 from treeswarm.topology.coordinates import Coordinate
 from treeswarm.wire.sealing import Forged, seal, unseal
 
-NODES = [Node() for _ in range(4)]
+NODES = [FakeNode() for _ in range(4)]
 floats = st.floats(0.0625, 1, width=32)
 
 
 @st.composite
-def records(draw: st.DrawFn) -> tuple[Node, NodeRecord]:
+def records(draw: st.DrawFn) -> tuple[FakeNode, NodeRecord]:
     node = draw(st.sampled_from(NODES))
     start = draw(st.integers(0, 100))
     changes = {
@@ -42,7 +42,7 @@ def records(draw: st.DrawFn) -> tuple[Node, NodeRecord]:
 
 
 @given(records())
-def test_a_sealed_record_is_unsealed_unchanged(signed: tuple[Node, NodeRecord]) -> None:
+def test_a_sealed_record_is_unsealed_unchanged(signed: tuple[FakeNode, NodeRecord]) -> None:
     node, record = signed
     sealed = seal(record, node)
     assert len(sealed.sealed) <= MAX_RECORD_BYTES

@@ -1,10 +1,10 @@
-"""What is the node-told registry's alone: which nodes it asks."""
+"""Tests of the peers registry beyond the conformance suite: which nodes it asks."""
 
 import asyncio
 import time
 
 import pytest
-from tests.support.registry_media import MODEL, Node
+from tests.support.registry_media import MODEL, FakeNode
 
 from treeswarm.protocol.messages import Records, Watch
 from treeswarm.registry.peers import SOURCES, PeersRegistry
@@ -13,22 +13,22 @@ from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm_bench.virtual_clock import run_virtually
 
 
-def test_when_all_typed_addresses_are_gone_nodes_heard_of_take_their_place() -> None:
-    """However many were typed: dead ones must not be asked for ever instead."""
+def test_known_nodes_replace_all_typed_addresses_that_are_gone() -> None:
+    """This holds for any number of typed addresses: dead ones must not be asked again and again instead."""
 
     async def run() -> None:
-        network, nodes = MemoryNetwork(), [Node() for _ in range(12)]
+        network, nodes = MemoryNetwork(), [FakeNode() for _ in range(12)]
         records = [node.record(4001 + i).sealed for i, node in enumerate(nodes)]
         asked: set[int] = set()
 
-        async def tell(number: int, stream: Stream) -> None:
+        async def send_records(number: int, stream: Stream) -> None:
             assert isinstance(await stream.receive(), Watch)
             asked.add(number)
             await stream.send(Records(tuple(records)))
             await asyncio.Event().wait()
 
         listeners = [
-            await network.transport().listen(f"127.0.0.1:{4001 + i}", lambda _, stream, i=i: tell(i, stream))  # type: ignore[misc]
+            await network.transport().listen(f"127.0.0.1:{4001 + i}", lambda _, stream, i=i: send_records(i, stream))  # type: ignore[misc]
             for i in range(12)
         ]
         typed = tuple(f"127.0.0.1:{4001 + i}" for i in range(6))
@@ -40,11 +40,11 @@ def test_when_all_typed_addresses_are_gone_nodes_heard_of_take_their_place() -> 
         await asyncio.sleep(60)
         later = asked - set(range(6))
         assert SOURCES <= len(later) <= 6
-        newcomer = Node()
+        newcomer = FakeNode()
         records.append(newcomer.record(5000).sealed)
         for listener in listeners[6:]:
             await listener.close()
-        await network.transport().listen("127.0.0.1:4012", lambda _, stream: tell(99, stream))
+        await network.transport().listen("127.0.0.1:4012", lambda _, stream: send_records(99, stream))
         await asyncio.sleep(60)
         assert len(await registry.snapshot()) == 13
         await registry.close()
@@ -53,25 +53,25 @@ def test_when_all_typed_addresses_are_gone_nodes_heard_of_take_their_place() -> 
 
 
 @pytest.mark.parametrize("typed", [1, 3])
-def test_known_nodes_take_the_place_of_named_ones_that_are_gone(typed: int) -> None:
-    """However many were named, and though some of the known ones are gone as well."""
+def test_known_nodes_replace_typed_addresses_when_most_are_gone(typed: int) -> None:
+    """This holds for any number of typed addresses, and when some of the known nodes are gone as well."""
 
     async def run() -> None:
         network = MemoryNetwork()
-        told: list[bytes] = []
+        records: list[bytes] = []
         asked: list[str] = []
 
-        async def tell(kind: StreamKind, stream: Stream) -> None:
+        async def send_records(kind: StreamKind, stream: Stream) -> None:
             await stream.receive()
             asked.append(stream.host)  # type: ignore[attr-defined]
-            await stream.send(Records(tuple(told)))
+            await stream.send(Records(tuple(records)))
             await stream.receive()
 
-        listeners = [await network.transport().listen("127.0.0.1:0", tell) for _ in range(typed + 8)]
+        listeners = [await network.transport().listen("127.0.0.1:0", send_records) for _ in range(typed + 8)]
         ports = [int(listener.address.rpartition(":")[2]) for listener in listeners]
-        told += [Node().record(port, pin="").sealed for port in ports[typed:]]
-        named = tuple(listener.address for listener in listeners[:typed])
-        registry = PeersRegistry(MODEL, time.time, transport=network.transport(), addresses=named, discover=True)
+        records += [FakeNode().record(port, pin="").sealed for port in ports[typed:]]
+        addresses = tuple(listener.address for listener in listeners[:typed])
+        registry = PeersRegistry(MODEL, time.time, transport=network.transport(), addresses=addresses, discover=True)
         await registry.start()
         for listener in listeners[:-1]:
             await listener.close()

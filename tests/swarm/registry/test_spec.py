@@ -1,9 +1,9 @@
-"""What `--registry` may say, and what is said of the rest."""
+"""Tests of the `--registry` parser: valid specs, and errors without secrets for the others."""
 
 from pathlib import Path
 
 import pytest
-from tests.support.registry_media import MODEL, Node
+from tests.support.registry_media import MODEL, FakeNode
 
 from treeswarm.errors import BadRequest
 from treeswarm.registry import client_registry, open_registry, peers_registry, registry_kind, shareable_spec
@@ -27,29 +27,29 @@ MADDR = "/ip4/10.0.0.1/tcp/4002/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9
         ("[::1]:4001", "peers"),
     ],
 )
-def test_kinds(spec: str, kind: str) -> None:
+def test_spec_names_a_kind_of_registry(spec: str, kind: str) -> None:
     assert registry_kind(spec) == kind
 
 
 @pytest.mark.parametrize("spec", ["", "mqtt:broker", "http://x/y", "10.0.0.1", "host:port", "None", ","])
-def test_what_names_no_registry_gets_examples(spec: str) -> None:
+def test_invalid_spec_is_answered_with_examples(spec: str) -> None:
     with pytest.raises(BadRequest, match=r"names no registry: give 'dht:'.*mqtts://.*static:"):
         registry_kind(spec)
 
 
-def test_a_broker_is_read_from_its_address(tmp_path: Path) -> None:
+def test_broker_is_parsed_from_its_address(tmp_path: Path) -> None:
     ca = tmp_path / "ca.pem"
     ca.touch()
     assert Broker.parse("mqtt://broker/a/b") == Broker("broker", 1883, "a/b")
-    read = Broker.parse(f"mqtts://al%40ice:p%2Fw@[::1]:99/ns/?ca={ca}")
-    assert read == Broker("::1", 99, "ns", tls=True, user="al@ice", password="p/w", ca=ca)
+    broker = Broker.parse(f"mqtts://al%40ice:p%2Fw@[::1]:99/ns/?ca={ca}")
+    assert broker == Broker("::1", 99, "ns", tls=True, user="al@ice", password="p/w", ca=ca)
     assert Broker.parse("mqtts://broker/ns").port == 8883
-    assert str(read) == "mqtts://[::1]:99/ns"
-    assert "p/w" not in f"{read} {read!r}"
+    assert str(broker) == "mqtts://[::1]:99/ns"
+    assert "p/w" not in f"{broker} {broker!r}"
 
 
 @pytest.mark.parametrize(
-    ("spec", "what"),
+    ("spec", "message"),
     [
         ("mqtt:///ns", "names no broker"),
         ("mqtt://broker:99999/ns", "no address of a broker"),
@@ -64,8 +64,8 @@ def test_a_broker_is_read_from_its_address(tmp_path: Path) -> None:
         ("mqtts://broker/ns?insecure=1", "'insecure' has no meaning"),
     ],
 )
-def test_what_is_no_broker(spec: str, what: str) -> None:
-    with pytest.raises(BadRequest, match=what):
+def test_malformed_broker_address_is_refused(spec: str, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
         Broker.parse(spec)
 
 
@@ -83,21 +83,21 @@ def test_what_is_no_broker(spec: str, what: str) -> None:
         "al:5ec2e7@broker/ns",
     ],
 )
-async def test_what_is_said_of_a_wrong_one_has_no_password_in_it(spec: str) -> None:
+async def test_errors_about_a_spec_contain_no_password(spec: str) -> None:
     transport = MemoryNetwork().transport()
-    for opening in (open_registry(spec, MODEL, Node().id), client_registry(spec, MODEL, transport)):
+    for open_call in (open_registry(spec, MODEL, FakeNode().id), client_registry(spec, MODEL, transport)):
         with pytest.raises(BadRequest) as raised:
-            await opening
+            await open_call
         assert not any(part in str(raised.value) for part in ("5ec2e7", "c2e7", "al:"))
 
 
-def test_others_are_invited_with_a_user_of_their_own() -> None:
-    invited = shareable_spec("mqtts://al%40ice:p%2Fw@[::1]:99/ns/deep?ca=/a@b.pem")
-    assert invited == "mqtts://USER:PASSWORD@[::1]:99/ns/deep?ca=/a@b.pem"
+def test_shareable_spec_has_placeholders_for_credentials() -> None:
+    shared = shareable_spec("mqtts://al%40ice:p%2Fw@[::1]:99/ns/deep?ca=/a@b.pem")
+    assert shared == "mqtts://USER:PASSWORD@[::1]:99/ns/deep?ca=/a@b.pem"
     assert shareable_spec("mqtt://broker/ns") == "mqtt://broker/ns"
 
 
-def test_a_dht_is_joined_by_multiaddresses() -> None:
+def test_dht_peers_are_multiaddresses() -> None:
     assert parse_dht_peers("dht:") == ()
     assert parse_dht_peers(f"dht:{MADDR}, {MADDR}") == (MADDR,)
     for spec in ("dht:10.0.0.1:4001", "dht:/ip4/10.0.0.1/tcp/4002", "dht:/unix/x"):
@@ -105,11 +105,11 @@ def test_a_dht_is_joined_by_multiaddresses() -> None:
             parse_dht_peers(spec)
 
 
-async def test_who_may_open_what() -> None:
+async def test_nodes_and_clients_open_different_registries() -> None:
     transport = MemoryNetwork().transport()
-    assert isinstance(await open_registry("none", MODEL, Node().id), MemoryRegistry)
+    assert isinstance(await open_registry("none", MODEL, FakeNode().id), MemoryRegistry)
     with pytest.raises(BadRequest, match="a node cannot announce itself in"):
-        await open_registry("10.0.0.1:4001", MODEL, Node().id)
+        await open_registry("10.0.0.1:4001", MODEL, FakeNode().id)
     for spec in ("dht:", f"dht:{MADDR}", "none"):
         with pytest.raises(BadRequest, match="give --peers HOST:PORT of any node"):
             await client_registry(spec, MODEL, transport)

@@ -1,4 +1,4 @@
-"""A node's port under fire: hostile messages through gRPC and below it.  The node lives, and its room comes back."""
+"""Tests that a node survives hostile messages through gRPC and below it, and frees the memory they reserved."""
 
 import asyncio
 import contextlib
@@ -29,14 +29,14 @@ from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.sessions.server import NodeServer
 
 MESSAGES = 300
-DESCRIBED = Description(
+DESCRIPTION = Description(
     1, "test", Span(1, 3), 4, VOCAB, 4, 2048, "toy", NumericsClass("toy", "float32"), "toy", 0, 0, 0, 0
 )
 
 
 @contextlib.asynccontextmanager
 async def toy_node(span: Span) -> AsyncIterator[tuple[str, NodeServer, GrpcTransport]]:
-    """A whole node but for its model, behind real gRPC with TLS."""
+    """Run a whole node with a toy model behind real gRPC with TLS."""
     store = KVStore(1, KVShape(1, 1, 1), 4096, torch.float32, torch.device("cpu"))
     engine = Engine(ToyRunner(), NodeLimits().budget)
     served = ServedSpan(span, 4, VOCAB, 4, 2048, "toy", NumericsClass("toy", "float32"), "toy", STATE)
@@ -57,48 +57,48 @@ async def toy_node(span: Span) -> AsyncIterator[tuple[str, NodeServer, GrpcTrans
 
 
 @pytest.mark.parametrize("span", [Span(0, 2), Span(1, 3), Span(3, 4)], ids=["head", "middle", "tail"])
-async def test_a_node_outlives_hostile_messages(span: Span) -> None:
+async def test_node_survives_hostile_messages(span: Span) -> None:
     bugs: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))
     async with toy_node(span) as (address, node, transport):
-        asking = GrpcTransport(security=Security())
-        described = await describe(asking, address)
-        toll = await assault(address, Security(), described, messages=MESSAGES, seed=span.start)
+        client = GrpcTransport(security=Security())
+        description = await describe(client, address)
+        toll = await assault(address, Security(), description, messages=MESSAGES, seed=span.start)
         assert toll.sent.total() == MESSAGES
         assert toll.unanswered == 0
         assert toll.refused["malformed"] > 0
         assert transport.refused["malformed"] > 0
         async with asyncio.timeout(20):
-            while (await describe(asking, address)).trunk_free != described.trunk_free:
+            while (await describe(client, address)).trunk_free != description.trunk_free:
                 await asyncio.sleep(0.1)
         assert node.sessions == {}
-        await asking.close()
+        await client.close()
     assert bugs == []
 
 
-async def test_a_node_outlives_what_is_no_grpc(capfd: pytest.CaptureFixture[str]) -> None:
+async def test_node_survives_bytes_that_are_not_grpc(capfd: pytest.CaptureFixture[str]) -> None:
     async with toy_node(Span(0, 2)) as (address, _, _):
         await knock(address, times=40)
-        asking = GrpcTransport(security=Security())
-        assert (await describe(asking, address)).span == Span(0, 2)
-        await asking.close()
+        client = GrpcTransport(security=Security())
+        assert (await describe(client, address)).span == Span(0, 2)
+        await client.close()
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_hostile_messages_are_the_same_for_the_same_seed_and_malformed_or_valid() -> None:
-    first = list(islice(hostile_messages(5, DESCRIBED), 2000))
-    assert first == list(islice(hostile_messages(5, DESCRIBED), 2000))
-    assert first != list(islice(hostile_messages(6, DESCRIBED), 2000))
+def test_hostile_messages_are_seeded_and_partly_valid() -> None:
+    first = list(islice(hostile_messages(5, DESCRIPTION), 2000))
+    assert first == list(islice(hostile_messages(5, DESCRIPTION), 2000))
+    assert first != list(islice(hostile_messages(6, DESCRIPTION), 2000))
     assert len({hostile.what for hostile in first}) == 9
-    fates: dict[bool, int] = {True: 0, False: 0}
+    counts: dict[bool, int] = {True: 0, False: 0}  # By whether the message is valid.
     for hostile in first:
         try:
             (decode_control_up if hostile.kind is StreamKind.CONTROL else decode_link_up)(hostile.data)
-            fates[True] += 1
+            counts[True] += 1
         except Malformed:
-            fates[False] += 1
-    assert min(fates.values()) > 400
+            counts[False] += 1
+    assert min(counts.values()) > 400
 
 
-def test_hostile_openings_are_the_same_for_the_same_seed() -> None:
+def test_hostile_openings_are_determined_by_the_seed() -> None:
     assert list(islice(hostile_openings(1, "/x"), 50)) == list(islice(hostile_openings(1, "/x"), 50))

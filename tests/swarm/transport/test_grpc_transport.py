@@ -1,4 +1,4 @@
-"""What the gRPC transport does beyond the seam: distance, silence, strangers."""
+"""Tests of the gRPC transport beyond the conformance suite: distant and silent peers, rates and idle connections."""
 
 import asyncio
 import contextlib
@@ -22,13 +22,13 @@ CONTROL, LINK = StreamKind.CONTROL, StreamKind.LINK
 
 
 async def echo(kind: StreamKind, stream: Stream) -> None:
-    """Answers pings until the peer is done."""
+    """Answer pings until the peer ends the stream."""
     while (message := await stream.receive()) is not None:
         assert isinstance(message, Ping)
         await stream.send(Pong(message.stamp))
 
 
-async def test_grpc_garbage_ends_its_own_stream_only() -> None:
+async def test_invalid_bytes_end_only_their_own_stream() -> None:
     transport = GrpcTransport()
     listener = await transport.listen("127.0.0.1:0", echo)
     async with grpc.aio.insecure_channel(listener.address) as channel:
@@ -47,8 +47,8 @@ async def test_grpc_garbage_ends_its_own_stream_only() -> None:
 
 
 @contextlib.asynccontextmanager
-async def far_away(port: int, one_way_s: float) -> AsyncIterator[str]:
-    """A door to `port` behind which every byte comes late."""
+async def delayed_address(port: int, one_way_s: float) -> AsyncIterator[str]:
+    """Yield an address that forwards to `port`, with every byte delayed by `one_way_s` seconds."""
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer):
@@ -56,23 +56,23 @@ async def far_away(port: int, one_way_s: float) -> AsyncIterator[str]:
                 await asyncio.sleep(one_way_s)
                 writer.write(data)
 
-    inside: list[asyncio.Task[None]] = []
+    forwarding: list[asyncio.Task[None]] = []
 
-    async def enter(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(carry(reader, inner_writer), carry(inner_reader, writer), return_exceptions=True)
 
     async with await asyncio.start_server(
-        lambda *ends: inside.append(asyncio.create_task(enter(*ends))), "127.0.0.1", 0
-    ) as door:
-        yield f"127.0.0.1:{door.sockets[0].getsockname()[1]}"
-        await asyncio.gather(*inside)
+        lambda *ends: forwarding.append(asyncio.create_task(forward(*ends))), "127.0.0.1", 0
+    ) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await asyncio.gather(*forwarding)
 
 
-async def test_grpc_reaches_the_other_side_of_the_world() -> None:
+async def test_peer_with_a_long_round_trip_is_reached() -> None:
     transport = GrpcTransport()
     listener = await transport.listen("127.0.0.1:0", echo)
-    async with far_away(int(listener.address.rpartition(":")[2]), 0.4) as address:
+    async with delayed_address(int(listener.address.rpartition(":")[2]), 0.4) as address:
         stream = await transport.connect(address, CONTROL)
         await stream.send(Ping(9))
         assert await stream.receive() == Pong(9)
@@ -81,10 +81,10 @@ async def test_grpc_reaches_the_other_side_of_the_world() -> None:
         await listener.close()
 
 
-async def test_grpc_connecting_can_be_cancelled_and_does_not_wait_for_ever() -> None:
+async def test_connecting_can_be_cancelled_and_times_out() -> None:
     transport = GrpcTransport(connect_s=0.3)
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        address = f"127.0.0.1:{mute.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
         connecting = asyncio.create_task(transport.connect(address, CONTROL))
         await asyncio.sleep(0.1)
         connecting.cancel()
@@ -95,14 +95,14 @@ async def test_grpc_connecting_can_be_cancelled_and_does_not_wait_for_ever() -> 
     await transport.close()
 
 
-async def test_grpc_a_code_nobody_knows_is_a_refusal() -> None:
+async def test_unknown_fault_code_is_a_refusal() -> None:
     async def accept(kind: StreamKind, stream: Stream) -> None:
         raise Refused("in words of a later version", "not-a-code")
 
     transport = GrpcTransport()
     listener = await transport.listen("[::1]:0", accept)
     assert listener.address.startswith("[::1]:")
-    with pytest.raises(Refused, match="later version") as refused:  # it may be there before the stream is
+    with pytest.raises(Refused, match="later version") as refused:  # `connect` raises it if it arrives early enough.
         stream = await transport.connect(listener.address, CONTROL)
         await stream.receive()
     assert refused.value.code == FaultCode.REFUSED
@@ -110,7 +110,7 @@ async def test_grpc_a_code_nobody_knows_is_a_refusal() -> None:
     await listener.close()
 
 
-async def test_a_peer_of_ipv6_has_its_brackets() -> None:
+async def test_ipv6_peer_address_has_brackets() -> None:
     peers: asyncio.Queue[str] = asyncio.Queue()
 
     async def accept(kind: StreamKind, stream: Stream) -> None:
@@ -119,7 +119,7 @@ async def test_a_peer_of_ipv6_has_its_brackets() -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
-        pytest.skip(f"no IPv6 here: {error}")
+        pytest.skip(f"this machine has no IPv6: {error}")
     transport = GrpcTransport()
     listener = await transport.listen("[::1]:0", accept)
     await transport.connect(listener.address, CONTROL)
@@ -128,8 +128,8 @@ async def test_a_peer_of_ipv6_has_its_brackets() -> None:
     await transport.close()
 
 
-async def test_idle_connections_are_not_kept_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stranger who names next hop after next hop must not fill this machine with connections."""
+async def test_number_of_idle_connections_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that names one next hop after another must not fill this machine with connections."""
     monkeypatch.setattr("treeswarm.transport.grpc_channels.MAX_CHANNELS", 3)
     dialling = GrpcTransport()
 
@@ -154,37 +154,37 @@ async def test_idle_connections_are_not_kept_without_bound(monkeypatch: pytest.M
     await listening.close()
 
 
-async def test_where_the_rate_is_used_up_links_wait_and_heartbeats_do_not() -> None:
+async def test_rate_limit_delays_links_but_not_heartbeats() -> None:
     listening, dialling = GrpcTransport(), GrpcTransport(rate_limiter=RateLimiter(LEAST_RATE))
-    came = asyncio.Event()
+    arrived = asyncio.Event()
 
     async def accept(kind: StreamKind, stream: Stream) -> None:
         while (message := await stream.receive()) is not None:
             if isinstance(message, Ping):
                 await stream.send(Pong(message.stamp))
             else:
-                came.set()
+                arrived.set()
 
     listener = await listening.listen("127.0.0.1:0", accept)
     control = await dialling.connect(listener.address, StreamKind.CONTROL)
     link = await dialling.connect(listener.address, StreamKind.LINK)
     hello = LinkHello(PROTOCOL_VERSION, bytes(16), 0, bytes(16), b"")
     await link.send(hello)
-    await asyncio.wait_for(came.wait(), 10)
-    came.clear()
+    await asyncio.wait_for(arrived.wait(), 10)
+    arrived.clear()
     assert dialling.rate_limiter is not None
-    dialling.rate_limiter.charge(100_000_000, asyncio.get_running_loop().time())  # 800 s of the line
+    dialling.rate_limiter.charge(100_000_000, asyncio.get_running_loop().time())  # 800 s at the limit
     waiting = asyncio.create_task(link.send(hello))
     await control.send(Ping(1))
     assert await asyncio.wait_for(control.receive(), 10) == Pong(1)
     assert not waiting.done()
-    assert not came.is_set()
+    assert not arrived.is_set()
     owed_s = dialling.rate_limiter.owed_s(asyncio.get_running_loop().time())
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     assert dialling.rate_limiter.owed_s(asyncio.get_running_loop().time()) <= owed_s
     assert dialling.traffic.sent[StreamKind.LINK] > 0
-    async with asyncio.timeout(10):  # who has sent counts it when he hears that it has gone
+    async with asyncio.timeout(10):  # A sender counts a message when the write has completed.
         while (dialling.traffic.sent, dialling.traffic.received) != (
             listening.traffic.received,
             listening.traffic.sent,
@@ -195,9 +195,9 @@ async def test_where_the_rate_is_used_up_links_wait_and_heartbeats_do_not() -> N
     await listening.close()
 
 
-async def test_a_write_that_fails_when_its_sender_has_gone_is_nobodys_bug() -> None:
-    failing, told = asyncio.Event(), list[object]()
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+async def test_failed_write_of_cancelled_sender_is_not_logged() -> None:
+    failing, reported = asyncio.Event(), list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
 
     async def write(_: bytes) -> None:
         await failing.wait()
@@ -221,7 +221,7 @@ async def test_a_write_that_fails_when_its_sender_has_gone_is_nobodys_bug() -> N
     failing.set()
     await asyncio.sleep(0.01)
     gc.collect()
-    assert not told
-    with pytest.raises(LinkBroken):  # who stays hears of it
+    assert not reported
+    with pytest.raises(LinkBroken):  # A sender that still waits gets the error.
         await stream.send(b"x")  # type: ignore[arg-type]
     stream.reader.cancel()
