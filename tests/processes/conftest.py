@@ -1,4 +1,4 @@
-"""Real `swarm-node` processes, and a model that the repository has never seen."""
+"""Fixtures: real `swarm-node` processes, and a random model that is not in the repository."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,13 +14,13 @@ from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def three_nodes() -> AsyncIterator[LocalSwarm]:
-    """The bundled target cut in three, shared by a module's tests."""
+    """Run the bundled target on three nodes, shared by a module's tests."""
     async with local_swarm("demo", even_cuts(8, 3)) as swarm:
         yield swarm
 
 
-def save_strange_model(folder: Path, *, layers: int, seed: int, **changes: object) -> Path:
-    """A random Llama of another vocabulary, GQA ratio and depth, with a tokenizer of its own."""
+def save_random_model(folder: Path, *, layers: int, seed: int, **changes: object) -> Path:
+    """Save a random Llama with another vocabulary, GQA ratio and depth, and its own tokenizer; return its folder."""
     corpus = [f"the {i} quick brown foxes jump over {i * 7} lazy dogs\n" for i in range(200)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -55,11 +55,11 @@ def save_strange_model(folder: Path, *, layers: int, seed: int, **changes: objec
 
 
 @pytest.fixture(scope="session")
-def strange_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five layers: not divisible by three."""
-    return save_strange_model(tmp_path_factory.mktemp("strange"), layers=5, seed=1)
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a model with five layers, which three nodes cannot share evenly."""
+    return save_random_model(tmp_path_factory.mktemp("random"), layers=5, seed=1)
 
 
 @pytest.fixture(scope="session")
-def strange_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_strange_model(tmp_path_factory.mktemp("strange-draft"), layers=1, seed=2)
+def random_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_model(tmp_path_factory.mktemp("random-draft"), layers=1, seed=2)

@@ -1,4 +1,4 @@
-"""Real nodes whose links pack rows: the same text from fewer bytes, and nodes that differ in it work together."""
+"""Real nodes compress rows on links: the text is the same in fewer bytes, and mixed settings work together."""
 
 import urllib.request
 
@@ -14,9 +14,9 @@ OWN_FLAGS = [("--compression", "lossless"), ("--compression", "none"), ()]
 
 
 def sent_on_links(node: LocalNode) -> float:
-    """Bytes."""
-    with urllib.request.urlopen(node.ready["metrics"], timeout=10) as answer:
-        families = text_string_to_metric_families(str(answer.read(), "utf-8"))
+    """Return the number of bytes that a node sent on links."""
+    with urllib.request.urlopen(node.ready["metrics"], timeout=10) as response:
+        families = text_string_to_metric_families(str(response.read(), "utf-8"))
     return sum(
         sample.value
         for family in families
@@ -25,18 +25,18 @@ def sent_on_links(node: LocalNode) -> float:
     )
 
 
-async def test_packed_links_carry_the_same_text_in_fewer_bytes() -> None:
+async def test_compressed_links_give_the_same_text_in_fewer_bytes() -> None:
     spans = [Span(0, 4), Span(0, 4), Span(4, 8)]
     flags = ("--metrics", "127.0.0.1:0")
     async with local_swarm("demo", spans, dtype="bfloat16", flags=flags, own_flags=OWN_FLAGS) as swarm:
-        packs, plain, tail = swarm.nodes
+        compressing, plain, tail = swarm.nodes
         texts = []
-        for head in (packs, plain):
+        for head in (compressing, plain):
             # Without trees, so that batches have one shape and 16 bits one text.
             async with SwarmClient(model="demo", peers=f"{head.address},{tail.address}", tree_size=0) as client:
                 run = await client.generate(PROMPT, max_new_tokens=TOKENS, ignore_eos=True)
                 texts.append(run.token_ids)
-        packed_bytes, plain_bytes = sent_on_links(packs), sent_on_links(plain)
+        compressed_bytes, plain_bytes = sent_on_links(compressing), sent_on_links(plain)
     assert texts[0] == texts[1]
     assert len(texts[0]) == TOKENS
-    assert 0 < packed_bytes < plain_bytes
+    assert 0 < compressed_bytes < plain_bytes

@@ -1,4 +1,4 @@
-"""Real processes, real sockets: the swarm's text is the target's own."""
+"""With real processes and real sockets, the swarm's text is the target's own."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,12 +22,12 @@ TOKENS = 40
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def one_node() -> AsyncIterator[LocalSwarm]:
-    """The same target uncut."""
+    """Run the same target on one node."""
     async with local_swarm("demo", even_cuts(8, 1)) as swarm:
         yield swarm
 
 
-async def test_greedy_trees_give_the_stock_models_text(three_nodes: LocalSwarm) -> None:
+async def test_greedy_text_is_the_stock_models(three_nodes: LocalSwarm) -> None:
     async with SwarmClient(model="demo", peers=three_nodes.peers, draft="demo-draft") as client:
         prompts = held_out_prompts(client, 2)
         stock = await stock_greedy(resolve_model("demo"), prompts, TOKENS, "float32")
@@ -43,7 +43,7 @@ async def test_greedy_trees_give_the_stock_models_text(three_nodes: LocalSwarm) 
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.9, "top_k": 40}], ids=str)
-async def test_a_seed_gives_one_text_whatever_the_tree_and_the_chain(
+async def test_text_of_a_seed_depends_on_neither_tree_nor_chain(
     three_nodes: LocalSwarm, one_node: LocalSwarm, sampling: dict[str, float]
 ) -> None:
     texts = set()
@@ -63,7 +63,7 @@ async def test_different_seeds_give_different_texts(three_nodes: LocalSwarm) -> 
         assert len({tuple(run.token_ids) for run in runs}) == 4
 
 
-async def test_a_stream_says_which_tokens_came_together(three_nodes: LocalSwarm) -> None:
+async def test_stream_says_which_tokens_came_in_one_traversal(three_nodes: LocalSwarm) -> None:
     async with SwarmClient(model="demo", peers=three_nodes.peers, draft="demo-draft", tree_size=16) as client:
         run = client.stream("class Queue:\n    def ", max_new_tokens=30)
         tokens = [token async for token in run]
@@ -75,16 +75,16 @@ async def test_a_stream_says_which_tokens_came_together(three_nodes: LocalSwarm)
         assert time.draft + time.wire + time.queue + time.compute == pytest.approx(run.stats.seconds, rel=0.02)
 
 
-@pytest.mark.slow  # seven processes load torch; `swarm bench exact` does it at length
-async def test_a_model_never_seen_before(strange_model: Path, strange_draft: Path) -> None:
-    setup = BenchSetup(str(strange_model), str(strange_draft), prompts=2, tokens=12)
+@pytest.mark.slow  # seven processes load torch; `swarm bench exact` tests more cases
+async def test_random_model_gives_the_stock_text(random_model: Path, random_draft: Path) -> None:
+    setup = BenchSetup(str(random_model), str(random_draft), prompts=2, tokens=12)
     result = await bench_exact(setup, nodes=(1, 3), sizes=(0, 32))
     assert result["cases"] == 8
     assert result["mismatches"] == 0
     assert [node["blocks"] for node in result["provenance"][1]["nodes"]] == ["0:2", "2:3", "3:5"]
 
 
-async def test_leaving_the_client_ends_what_another_task_reads(three_nodes: LocalSwarm) -> None:
+async def test_leaving_the_client_cancels_a_reader_in_another_task(three_nodes: LocalSwarm) -> None:
     async with SwarmClient(model="demo", peers=three_nodes.peers, draft="demo-draft") as client:
         run = client.stream("class Queue:\n    def ", max_new_tokens=1500, ignore_eos=True)
 
@@ -102,7 +102,7 @@ async def test_leaving_the_client_ends_what_another_task_reads(three_nodes: Loca
         assert not any(node.sessions for node in (await client.describe_nodes()).values())
 
 
-async def test_the_synchronous_face(three_nodes: LocalSwarm) -> None:
+async def test_synchronous_client_streams_and_generates(three_nodes: LocalSwarm) -> None:
     def program() -> tuple[list[int], list[int]]:
         with SyncSwarmClient(model="demo", peers=three_nodes.peers, draft="demo-draft") as client:
             streamed = [token.id for token in client.stream("for i in ", max_new_tokens=12)]

@@ -1,4 +1,4 @@
-"""What goes wrong is told plainly, names who, keeps the text, and costs nobody else anything."""
+"""A failure has a plain error that names the node, keeps the text so far, and affects no other session."""
 
 import asyncio
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.processes.conftest import save_strange_model
+from tests.processes.conftest import save_random_model
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import BadRequest, Mismatch, MissingBlocks, Refused, SwarmError, Unreachable
@@ -45,7 +45,7 @@ async def free_rows(swarm: LocalSwarm) -> list[int]:
         return [node.trunk_free for node in (await client.describe_nodes()).values()]
 
 
-async def settled(swarm: LocalSwarm, expected: list[int]) -> bool:
+async def wait_for_free_rows(swarm: LocalSwarm, expected: list[int]) -> bool:
     for _ in range(100):
         if await free_rows(swarm) == expected:
             return True
@@ -56,7 +56,7 @@ async def settled(swarm: LocalSwarm, expected: list[int]) -> bool:
 # ---------------------------------------------------------------- deaths
 
 
-async def test_a_killed_tail_that_nobody_replaces_is_named_and_the_text_so_far_kept() -> None:
+async def test_lost_tail_is_named_and_the_text_so_far_kept() -> None:
     async with local_swarm("demo", even_cuts(8, 3), emulate_link="delay=10ms") as swarm:
         tail = swarm.nodes[-1]
         async with SwarmClient(model="demo", peers=swarm.peers, draft="demo-draft", patience=2.0) as client:
@@ -75,7 +75,7 @@ async def test_a_killed_tail_that_nobody_replaces_is_named_and_the_text_so_far_k
                 await client.generate("def f(", max_new_tokens=4)
 
 
-async def test_a_bench_with_a_killed_node_fails() -> None:
+async def test_bench_with_a_killed_node_fails() -> None:
     with pytest.raises(SwarmError):
         async with bench_swarm(BenchSetup(tokens=8)) as bench:
             await bench.run([5, 6, 7], tree_size=4)
@@ -84,7 +84,7 @@ async def test_a_bench_with_a_killed_node_fails() -> None:
             await bench.provenance()
 
 
-async def test_ctrl_c_ends_client_and_node_cleanly_and_frees_the_session(three_nodes: LocalSwarm) -> None:
+async def test_ctrl_c_ends_the_client_cleanly_and_frees_the_session(three_nodes: LocalSwarm) -> None:
     before = await free_rows(three_nodes)
     command = [BIN / "swarm", "generate", "x = ", "--model", "demo", "--peers", three_nodes.peers, "--tree-size", "0"]
     process = await asyncio.create_subprocess_exec(
@@ -96,16 +96,16 @@ async def test_ctrl_c_ends_client_and_node_cleanly_and_frees_the_session(three_n
     _, errors = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 130
     assert b"Traceback" not in errors
-    assert await settled(three_nodes, before)
+    assert await wait_for_free_rows(three_nodes, before)
 
 
-async def test_sigterm_ends_a_node_when_its_grace_is_over_with_a_word_to_its_client() -> None:
-    """Nobody can take its place, so the client stays as long as it may."""
+async def test_sigterm_ends_a_node_after_its_grace_and_client_is_told() -> None:
+    """No other node can take its place, so that the client stays for the whole grace period."""
     async with local_swarm("demo", [Span(0, 8)], flags=("--grace", "1")) as swarm:
         node = swarm.nodes[0]
         async with SwarmClient(model="demo", peers=swarm.peers, tree_size=0, patience=0.0) as client:
             run = client.stream("x", max_new_tokens=1900, ignore_eos=True)
-            # The stream's end may overtake its last words.
+            # The end of the stream may overtake the last message on it.
             with pytest.raises(MissingBlocks, match=rf"blocks 0:8.*{node.address}"):
                 async for token in run:
                     if token.traversal == 3:
@@ -118,7 +118,7 @@ async def test_sigterm_ends_a_node_when_its_grace_is_over_with_a_word_to_its_cli
 # ---------------------------------------------------------------- bad input to the client
 
 
-async def test_peers_that_do_not_cover_the_model(three_nodes: LocalSwarm) -> None:
+async def test_peers_that_do_not_cover_the_model_are_refused(three_nodes: LocalSwarm) -> None:
     head, _, tail = (node.address for node in three_nodes.nodes)
     with pytest.raises(MissingBlocks, match=r"blocks 3:5 of 8"):
         async with SwarmClient(model="demo", peers=f"{head},{tail}"):
@@ -128,17 +128,17 @@ async def test_peers_that_do_not_cover_the_model(three_nodes: LocalSwarm) -> Non
             pass
 
 
-async def test_peers_that_would_compute_different_text(tmp_path: Path, strange_model: Path) -> None:
-    other = save_strange_model(tmp_path, layers=5, seed=99)
+async def test_peers_that_would_compute_other_text_are_refused(tmp_path: Path, random_model: Path) -> None:
+    other = save_random_model(tmp_path, layers=5, seed=99)
     cases: list[tuple[Any, str]] = [
         ((str(other), "float32"), "weights differ"),
-        ((str(strange_model), "bfloat16"), "bfloat16 and float32|float32 and bfloat16"),
+        ((str(random_model), "bfloat16"), "bfloat16 and float32|float32 and bfloat16"),
     ]
-    async with local_swarm(str(strange_model), [Span(0, 2)]) as head:
+    async with local_swarm(str(random_model), [Span(0, 2)]) as head:
         for (model, dtype), words in cases:
             async with local_swarm(model, [Span(2, 5)], dtype=dtype) as tail:
                 with pytest.raises(Mismatch, match=words):
-                    async with SwarmClient(model=str(strange_model), peers=f"{head.peers},{tail.peers}"):
+                    async with SwarmClient(model=str(random_model), peers=f"{head.peers},{tail.peers}"):
                         pass
         with pytest.raises(Mismatch, match="another config"):
             async with SwarmClient(model="demo", peers=head.peers):
@@ -159,13 +159,13 @@ async def test_peers_that_would_compute_different_text(tmp_path: Path, strange_m
     ],
     ids=range(8),
 )
-async def test_requests_that_cannot_be(three_nodes: LocalSwarm, options: dict[str, Any], words: str) -> None:
+async def test_impossible_requests_are_refused(three_nodes: LocalSwarm, options: dict[str, Any], words: str) -> None:
     async with SwarmClient(model="demo", peers=three_nodes.peers) as client:
         with pytest.raises(BadRequest, match=words):
             await client.generate(**options)
 
 
-async def test_a_full_node_is_waited_for_and_then_told_of() -> None:
+async def test_full_node_is_waited_for_with_patience_else_reported() -> None:
     async with local_swarm("demo", [Span(0, 8)]) as swarm:
         free = await free_rows(swarm)
         crowd = [SwarmClient(model="demo", peers=swarm.peers, tree_size=0, patience=1.0) for _ in range(9)]
@@ -186,31 +186,31 @@ async def test_a_full_node_is_waited_for_and_then_told_of() -> None:
             for one in crowd:
                 await one.__aexit__(None, None, None)
             assert len((await waiting).token_ids) == 4
-        assert await settled(swarm, free)
+        assert await wait_for_free_rows(swarm, free)
 
 
 # ---------------------------------------------------------------- bad input to the programs
 
 
-async def test_a_port_in_use_is_told(three_nodes: LocalSwarm) -> None:
+async def test_port_in_use_is_reported(three_nodes: LocalSwarm) -> None:
     command = [BIN / "swarm-node", "demo", "--blocks", "0:1", "--listen", three_nodes.nodes[0].address]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1
-    assert "in use" in done.stderr
+    result = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1
+    assert "in use" in result.stderr
 
 
-async def test_generate_as_json(three_nodes: LocalSwarm) -> None:
+async def test_generate_prints_json(three_nodes: LocalSwarm) -> None:
     command = [BIN / "swarm", "generate", "import os\n", "--model", "demo", "--peers", three_nodes.peers]
     options = ["--draft", "demo-draft", "--tree-size", "16", "--max-new-tokens", "20", "--json"]
-    done = await asyncio.to_thread(subprocess.run, [*command, *options], capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout)
+    result = await asyncio.to_thread(subprocess.run, [*command, *options], capture_output=True, text=True, check=True)
+    output = json.loads(result.stdout)
     keys = {"text", "token_ids", "finish_reason", "prefix_tokens", "stats", "route", "rounds", "numerics"}
-    assert set(result) == keys
-    assert len(result["token_ids"]) == result["stats"]["committed"] <= 20
+    assert set(output) == keys
+    assert len(output["token_ids"]) == output["stats"]["committed"] <= 20
     assert {"traversals", "tokens_per_traversal", "acceptance", "seconds", "tokens_per_second", "time"} <= set(
-        result["stats"]
+        output["stats"]
     )
-    assert set(result["stats"]["time"]) == {"draft", "wire", "queue", "compute"}
+    assert set(output["stats"]["time"]) == {"draft", "wire", "queue", "compute"}
 
 
 # ---------------------------------------------------------------- hostile peers
@@ -220,7 +220,7 @@ SESSION, TICKET = b"S" * 16, b"T" * 16
 
 def frame(seq: int, first_id: int, parents: list[int], **changes: Any) -> Append:
     rows = len(parents)
-    made = Append(
+    append = Append(
         epoch=0,
         seq=seq,
         commit=np.empty(0, np.uint32),
@@ -233,11 +233,11 @@ def frame(seq: int, first_id: int, parents: list[int], **changes: Any) -> Append
         skipped=np.zeros(rows, np.bool_),
         hidden=np.zeros((rows, 256), np.float32).tobytes(),
     )
-    return dataclasses.replace(made, **changes)
+    return dataclasses.replace(append, **changes)
 
 
-async def opened(transport: GrpcTransport, swarm: LocalSwarm) -> tuple[Stream, str]:
-    """A session of our own on the middle node, fed by us."""
+async def open_session(transport: GrpcTransport, swarm: LocalSwarm) -> tuple[Stream, str]:
+    """Open a session on the middle node, to be fed by the test; return its control stream and id."""
     address = swarm.nodes[1].address
     control = await transport.connect(address, StreamKind.CONTROL)
     await control.send(Describe(PROTOCOL_VERSION))
@@ -269,12 +269,10 @@ NAN = np.full((1, 256), np.nan, np.float32).tobytes()
     ],
     ids=["shape", "nan", "parent", "id", "crown", "trunk", "token", "epoch", "gap", "commit"],
 )
-async def test_a_hostile_frame_ends_its_session_and_nothing_else(
-    three_nodes: LocalSwarm, bad: Append, code: str
-) -> None:
+async def test_hostile_frame_ends_its_session_only(three_nodes: LocalSwarm, bad: Append, code: str) -> None:
     before = await free_rows(three_nodes)
     transport = GrpcTransport(security=Security())
-    control, session = await opened(transport, three_nodes)
+    control, session = await open_session(transport, three_nodes)
     link = await transport.connect(three_nodes.nodes[1].address, StreamKind.LINK)
     await link.send(LinkHello(PROTOCOL_VERSION, bytes.fromhex(session), 0, TICKET))
     await link.send(bad)
@@ -282,14 +280,14 @@ async def test_a_hostile_frame_ends_its_session_and_nothing_else(
     assert isinstance(fault, Fault)
     assert (fault.code, fault.fatal) == (code, True)
     await transport.close()
-    assert await settled(three_nodes, before)
+    assert await wait_for_free_rows(three_nodes, before)
     async with SwarmClient(model="demo", peers=three_nodes.peers, tree_size=0) as client:
         assert len((await client.generate("x", max_new_tokens=3, ignore_eos=True)).token_ids) == 3
 
 
-async def test_a_replayed_frame_is_told_and_ignored(three_nodes: LocalSwarm) -> None:
+async def test_replayed_frame_is_reported_and_ignored(three_nodes: LocalSwarm) -> None:
     transport = GrpcTransport(security=Security())
-    control, session = await opened(transport, three_nodes)
+    control, session = await open_session(transport, three_nodes)
     link = await transport.connect(three_nodes.nodes[1].address, StreamKind.LINK)
     await link.send(LinkHello(PROTOCOL_VERSION, bytes.fromhex(session), 0, TICKET))
     quiet = frame(0, 1, [0], answers=Answers.NONE, prefill=True)
@@ -316,9 +314,9 @@ async def test_a_replayed_frame_is_told_and_ignored(three_nodes: LocalSwarm) -> 
     ],
     ids=["session", "ticket", "version", "no hello"],
 )
-async def test_a_link_without_the_right_to_is_refused(three_nodes: LocalSwarm, hello: Any, code: str) -> None:
+async def test_link_without_a_valid_hello_is_refused(three_nodes: LocalSwarm, hello: Any, code: str) -> None:
     transport = GrpcTransport(security=Security())
-    _, session = await opened(transport, three_nodes)
+    _, session = await open_session(transport, three_nodes)
     if isinstance(hello, LinkHello) and hello.session == SESSION:
         hello = dataclasses.replace(hello, session=bytes.fromhex(session))
     link = await transport.connect(three_nodes.nodes[1].address, StreamKind.LINK)

@@ -1,4 +1,4 @@
-"""transformers' face over real nodes, against transformers itself."""
+"""The Hugging Face interface over real nodes gives the same results as transformers itself."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.hub_cache import COMMIT, cached
+from tests.support.hub_cache import COMMIT, add_to_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextIteratorStreamer, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
@@ -40,13 +40,13 @@ def stock() -> Any:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    made = AutoTokenizer.from_pretrained(resolve_model("demo"), padding_side="left")
-    made.pad_token = made.eos_token
-    return made
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("demo"), padding_side="left")
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
-def same(model: Any, stock: Any, inputs: Any, **options: Any) -> torch.Tensor:
-    """Both models' answer, which must be one."""
+def generate_same(model: Any, stock: Any, inputs: Any, **options: Any) -> torch.Tensor:
+    """Return the output of both models, which must be the same."""
     ours, theirs = model.generate(**inputs, **options), stock.generate(**inputs, **options)
     assert ours.dtype == theirs.dtype
     assert ours.tolist() == theirs.tolist()
@@ -54,17 +54,17 @@ def same(model: Any, stock: Any, inputs: Any, **options: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_is_transformers_own(model: Any, stock: Any, tokenizer: Any, prompt: str) -> None:
+def test_greedy_output_is_that_of_transformers(model: Any, stock: Any, tokenizer: Any, prompt: str) -> None:
     inputs = tokenizer(prompt, return_tensors="pt")
-    assert same(model, stock, inputs, max_new_tokens=40).shape[1] == inputs["input_ids"].shape[1] + 40
-    same(model, stock, inputs, max_length=inputs["input_ids"].shape[1] + 9, do_sample=False)
+    assert generate_same(model, stock, inputs, max_new_tokens=40).shape[1] == inputs["input_ids"].shape[1] + 40
+    generate_same(model, stock, inputs, max_length=inputs["input_ids"].shape[1] + 9, do_sample=False)
 
 
-def test_a_padded_batch_is_transformers_own(model: Any, stock: Any, tokenizer: Any) -> None:
+def test_padded_batch_gives_the_output_of_transformers(model: Any, stock: Any, tokenizer: Any) -> None:
     batch = tokenizer(PROMPTS, return_tensors="pt", padding=True)
     assert (batch["attention_mask"] == 0).any()
-    same(model, stock, batch, max_new_tokens=24)
-    same(model, stock, batch, max_length=batch["input_ids"].shape[1] + 5)
+    generate_same(model, stock, batch, max_new_tokens=24)
+    generate_same(model, stock, batch, max_length=batch["input_ids"].shape[1] + 5)
     assert model.generate(batch, max_new_tokens=3).tolist() == model.generate(**batch, max_new_tokens=3).tolist()
     with pytest.warns(UserWarning, match="max_length"):
         expected = stock.generate(**batch)
@@ -72,27 +72,29 @@ def test_a_padded_batch_is_transformers_own(model: Any, stock: Any, tokenizer: A
 
 
 def test_rows_end_where_transformers_ends_them(model: Any, stock: Any, tokenizer: Any) -> None:
-    """At a chosen end token, at several, at none; the rest of a row is padding."""
+    """A row ends at one end token, at one of several, or at none; the rest of it is padding."""
     batch = tokenizer(PROMPTS, return_tensors="pt", padding=True)
     start = batch["input_ids"].shape[1]
-    plain = same(model, stock, batch, max_new_tokens=24, eos_token_id=None, pad_token_id=0)
+    plain = generate_same(model, stock, batch, max_new_tokens=24, eos_token_id=None, pad_token_id=0)
     ends = [int(plain[0, start + 4]), int(plain[2, start + 9])]
     for eos in (ends[0], ends):
-        ended = same(model, stock, batch, max_new_tokens=24, eos_token_id=eos, pad_token_id=7)
+        ended = generate_same(model, stock, batch, max_new_tokens=24, eos_token_id=eos, pad_token_id=7)
         assert (ended[:, start:] == 7).any()
     first = {key: value[:1] for key, value in batch.items()}
-    assert same(model, stock, first, max_new_tokens=24, eos_token_id=ends[0]).shape[1] <= start + 5
+    assert generate_same(model, stock, first, max_new_tokens=24, eos_token_id=ends[0]).shape[1] <= start + 5
 
 
 @pytest.mark.parametrize("stops", [["\n"], ["self", "):"], ["in(", "range"], "never to be met"], ids=str)
-def test_stop_strings_are_transformers_own(model: Any, stock: Any, tokenizer: Any, stops: Any) -> None:
-    """The prompt's end counts, and what completes the string stays."""
+def test_stop_strings_end_as_in_transformers(model: Any, stock: Any, tokenizer: Any, stops: Any) -> None:
+    """The end of the prompt counts, and the text that completes the string is kept."""
     batch = tokenizer(PROMPTS[:3], return_tensors="pt", padding=True)
-    out = same(model, stock, batch, max_new_tokens=30, stop_strings=stops, tokenizer=tokenizer)
-    assert model.generate(**batch, max_new_tokens=30, stop_strings=stops).tolist() == out.tolist(), "its own tokenizer"
+    out = generate_same(model, stock, batch, max_new_tokens=30, stop_strings=stops, tokenizer=tokenizer)
+    assert model.generate(**batch, max_new_tokens=30, stop_strings=stops).tolist() == out.tolist(), (
+        "the model uses its own tokenizer"
+    )
 
 
-def test_the_models_generation_config_is_honoured(three_nodes: LocalSwarm, tmp_path: Path, stock: Any) -> None:
+def test_generation_config_of_the_model_is_honoured(three_nodes: LocalSwarm, tmp_path: Path, stock: Any) -> None:
     shutil.copytree(resolve_model("demo"), tmp_path, dirs_exist_ok=True)
     own = GenerationConfig(max_new_tokens=7, eos_token_id=0, repetition_penalty=1.2)
     own.save_pretrained(tmp_path)
@@ -102,31 +104,31 @@ def test_the_models_generation_config_is_honoured(three_nodes: LocalSwarm, tmp_p
         out = model.generate([[5, 6, 7]], repetition_penalty=1.0)
         assert out.tolist() == stock.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=7).tolist()
         model.generation_config.repetition_penalty = None
-        asked = GenerationConfig(max_new_tokens=9)
-        assert model.generate([[5, 6, 7]], asked).shape == (1, 12)
+        given = GenerationConfig(max_new_tokens=9)
+        assert model.generate([[5, 6, 7]], given).shape == (1, 12)
 
 
-def test_samples_differ_and_their_seed_repeats_them(model: Any, tokenizer: Any) -> None:
+def test_samples_differ_and_a_seed_repeats_them(model: Any, tokenizer: Any) -> None:
     batch = tokenizer(["def main(", "def main("], return_tensors="pt")
     options = {"do_sample": True, "max_new_tokens": 8, "num_return_sequences": 3, "temperature": 1.2}
     sampled = model.generate(**batch, seed=5, **options)
-    assert len(set(map(tuple, sampled.tolist()))) == 6, "of equal rows too"
+    assert len(set(map(tuple, sampled.tolist()))) == 6, "samples of equal rows differ too"
     assert model.generate(**batch, seed=5, **options).tolist() == sampled.tolist()
     assert model.generate(**batch, seed=6, **options).tolist() != sampled.tolist()
     drawn = [model.generate(**batch, generator=torch.Generator().manual_seed(3), **options).tolist() for _ in range(2)]
     assert drawn[0] == drawn[1]
-    globally = []
+    with_global_seed = []
     for _ in range(2):
         torch.manual_seed(11)
-        globally += [model.generate(**batch, **options).tolist(), model.generate(**batch, **options).tolist()]
-    assert globally[:2] == globally[2:]
-    assert globally[0] != globally[1]
+        with_global_seed += [model.generate(**batch, **options).tolist(), model.generate(**batch, **options).tolist()]
+    assert with_global_seed[:2] == with_global_seed[2:]
+    assert with_global_seed[0] != with_global_seed[1]
     with pytest.raises(BadRequest, match="give one"):
         model.generate(**batch, seed=1, generator=torch.Generator(), **options)
 
 
-class Recorder(BaseStreamer):  # type: ignore[misc]
-    """What a streamer is told."""
+class RecordingStreamer(BaseStreamer):  # type: ignore[misc]
+    """Records what a streamer receives."""
 
     def __init__(self) -> None:
         self.values: list[list[int]] = []
@@ -139,22 +141,22 @@ class Recorder(BaseStreamer):  # type: ignore[misc]
         self.ends += 1
 
 
-def test_a_streamer_is_told_the_prompt_and_then_every_round_trip(model: Any, tokenizer: Any) -> None:
+def test_streamer_receives_the_prompt_and_each_traversal(model: Any, tokenizer: Any) -> None:
     inputs = tokenizer(PROMPTS[2], return_tensors="pt")
-    recorder = Recorder()
+    recorder = RecordingStreamer()
     out = model.generate(**inputs, max_new_tokens=40, streamer=recorder, return_dict_in_generate=True)
     assert recorder.values[0] == inputs["input_ids"][0].tolist()
     assert list(chain.from_iterable(recorder.values)) == out.sequences[0].tolist()
-    assert len(recorder.values) - 1 == out.runs[0].stats.traversals < 40, "several tokens at once"
+    assert len(recorder.values) - 1 == out.runs[0].stats.traversals < 40, "several tokens per traversal"
     assert recorder.ends == 1
-    stopped = Recorder()
+    stopped = RecordingStreamer()
     ended = model.generate(**inputs, max_new_tokens=40, streamer=stopped, stop_strings="self")
     assert list(chain.from_iterable(stopped.values)) == ended[0].tolist()
     with pytest.raises(BadRequest, match="one text"):
         model.generate(**tokenizer(["a", "b"], return_tensors="pt"), streamer=recorder)
 
 
-def test_a_streamers_text_is_the_text(model: Any, tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_streamed_text_is_the_generated_text(model: Any, tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:
     inputs = tokenizer(PROMPTS[1], return_tensors="pt")
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
     results: list[torch.Tensor] = []
@@ -168,15 +170,15 @@ def test_a_streamers_text_is_the_text(model: Any, tokenizer: Any, capsys: pytest
     assert capsys.readouterr().out == tokenizer.decode(results[0][0]) + "\n"
 
 
-def test_a_streamer_that_breaks_frees_the_swarm(model: Any, tokenizer: Any) -> None:
-    class Breaks(Recorder):
+def test_streamer_that_raises_frees_the_session(model: Any, tokenizer: Any) -> None:
+    class BrokenStreamer(RecordingStreamer):
         def put(self, value: torch.Tensor) -> None:
             super().put(value)
             if len(self.values) == 3:
                 raise OSError("the terminal is gone")
 
     inputs = tokenizer(PROMPTS[0], return_tensors="pt")
-    broken = Breaks()
+    broken = BrokenStreamer()
     with pytest.raises(OSError, match="terminal"):
         model.generate(**inputs, max_new_tokens=200, streamer=broken)
     assert broken.ends == 1
@@ -184,17 +186,17 @@ def test_a_streamer_that_breaks_frees_the_swarm(model: Any, tokenizer: Any) -> N
     assert model.generate(**inputs, max_new_tokens=4).shape[1] == inputs["input_ids"].shape[1] + 4
 
 
-def test_threads_generate_side_by_side(model: Any, tokenizer: Any) -> None:
+def test_threads_generate_concurrently(model: Any, tokenizer: Any) -> None:
     inputs = [tokenizer(prompt, return_tensors="pt") for prompt in PROMPTS]
-    alone = [model.generate(**one, max_new_tokens=30).tolist() for one in inputs]
+    alone = [model.generate(**batch, max_new_tokens=30).tolist() for batch in inputs]
     with ThreadPoolExecutor(len(inputs)) as pool:
-        together = list(pool.map(lambda one: model.generate(**one, max_new_tokens=30).tolist(), inputs))
+        together = list(pool.map(lambda batch: model.generate(**batch, max_new_tokens=30).tolist(), inputs))
     assert together == alone
 
 
-def test_a_session_goes_on_with_its_text(model: Any, stock: Any, tokenizer: Any) -> None:
+def test_inference_session_continues_its_text(model: Any, stock: Any, tokenizer: Any) -> None:
     turns = ["class Reader:\n", "\n    def read(self):\n", "\n    def close(self):\n", "\n\ndef main():\n"]
-    known: list[int] = []
+    prefix_sizes: list[int] = []
     text = torch.empty((1, 0), dtype=torch.int64)
     with model.inference_session() as session:
         for turn in turns:
@@ -204,7 +206,7 @@ def test_a_session_goes_on_with_its_text(model: Any, stock: Any, tokenizer: Any)
             text = stock.generate(text, attention_mask=mask, max_new_tokens=80, eos_token_id=None, pad_token_id=0)
             out = session.generate(**new, max_new_tokens=80, eos_token_id=None)
             assert out.tolist() == text.tolist() == session.token_ids.tolist()
-            known.append(session.prefix_tokens)
+            prefix_sizes.append(session.prefix_tokens)
         inside = int(text[0, 5])
         more = session.generate(max_new_tokens=4, eos_token_id=None, pad_token_id=inside, return_dict_in_generate=True)
         assert more.sequences.shape[1] == text.shape[1] + 4
@@ -213,14 +215,14 @@ def test_a_session_goes_on_with_its_text(model: Any, stock: Any, tokenizer: Any)
         with pytest.raises(BadRequest, match="one text"):
             session.generate([[1]], do_sample=True, num_return_sequences=2, max_new_tokens=2)
         assert session.token_ids.tolist() == more.sequences.tolist()
-    assert known[0] == 0
-    assert known == sorted(set(known)), "each turn begins on more than the one before"
-    assert known[-1] >= text.shape[1] // 2
+    assert prefix_sizes[0] == 0
+    assert prefix_sizes == sorted(set(prefix_sizes)), "each turn reuses more than the one before"
+    assert prefix_sizes[-1] >= text.shape[1] // 2
     with pytest.raises(BadRequest, match="closed"):
         session.generate([[1]])
 
 
-def test_it_says_who_it_is(model: Any, stock: Any, three_nodes: LocalSwarm) -> None:
+def test_model_has_config_device_and_repr(model: Any, stock: Any, three_nodes: LocalSwarm) -> None:
     assert model.config.to_dict() == stock.config.to_dict() | {"dtype": model.config.to_dict()["dtype"]}
     assert model.generation_config.eos_token_id == 0
     assert model.device == torch.device("cpu")
@@ -233,7 +235,7 @@ def test_it_says_who_it_is(model: Any, stock: Any, three_nodes: LocalSwarm) -> N
     assert out.runs[0].finish_reason == "length"
 
 
-def test_without_shared_prefixes_there_is_no_session_and_after_closing_nothing(three_nodes: LocalSwarm) -> None:
+def test_unsupported_options_and_a_closed_model_are_refused(three_nodes: LocalSwarm) -> None:
     model = AutoSwarmModelForCausalLM.from_pretrained(
         "demo", peers=three_nodes.peers, draft="none", prefix_scope="none"
     )
@@ -256,21 +258,21 @@ with AutoSwarmModelForCausalLM.from_pretrained("org/big", peers=sys.argv[1], dra
 """
 
 
-def test_the_hubs_cache_and_switches_are_honoured(three_nodes: LocalSwarm, model: Any, tmp_path: Path) -> None:
-    """Offline, target and draft come from HF_HOME by their hub ids; so do other cache folders and revisions."""
-    cached(tmp_path / "hub", "org/big", "demo")
-    cached(tmp_path / "hub", "org/small", "demo-draft")
+def test_hub_cache_and_its_variables_are_honoured(three_nodes: LocalSwarm, model: Any, tmp_path: Path) -> None:
+    """Offline, target and draft are found by hub id in HF_HOME, and also in other cache folders and revisions."""
+    add_to_cache(tmp_path / "hub", "org/big", "demo")
+    add_to_cache(tmp_path / "hub", "org/small", "demo-draft")
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    ran = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", PROGRAM, three_nodes.peers], env=environment, capture_output=True, text=True, check=False
     )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.strip() == str(model.generate([[5, 6, 7]], max_new_tokens=8).tolist())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(model.generate([[5, 6, 7]], max_new_tokens=8).tolist())
 
-    cached(tmp_path / "other", "org/big", "demo", ref="v2")
-    there = {"cache_dir": tmp_path / "other", "local_files_only": True, "peers": three_nodes.peers, "tree_size": 0}
-    with AutoSwarmModelForCausalLM.from_pretrained("org/big", revision="v2", token=False, **there) as other:
+    add_to_cache(tmp_path / "other", "org/big", "demo", ref="v2")
+    options = {"cache_dir": tmp_path / "other", "local_files_only": True, "peers": three_nodes.peers, "tree_size": 0}
+    with AutoSwarmModelForCausalLM.from_pretrained("org/big", revision="v2", token=False, **options) as other:
         assert other.folder == tmp_path / "other" / "models--org--big" / "snapshots" / COMMIT
         assert other.config.num_hidden_layers == 8
     with pytest.raises(ModelError, match=r"revision 'v3' of 'org/big' is not in the cache .*local_files_only"):
-        AutoSwarmModelForCausalLM.from_pretrained("org/big", revision="v3", **there)
+        AutoSwarmModelForCausalLM.from_pretrained("org/big", revision="v3", **options)

@@ -1,4 +1,4 @@
-"""Prometheus asks real nodes while a text is generated: their figures agree with what the client saw."""
+"""Metrics of real nodes agree with what a client had them compute."""
 
 import asyncio
 import urllib.request
@@ -14,20 +14,20 @@ TOKENS = 64
 
 
 async def scrape(url: str) -> dict[str, float]:
-    """Values by name, summed over labels."""
+    """Return the values of a scrape by name, summed over labels."""
 
     def read() -> str:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return str(answer.read(), "utf-8")
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return str(response.read(), "utf-8")
 
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for family in text_string_to_metric_families(await asyncio.to_thread(read)):
         for sample in family.samples:
-            found[sample.name] = found.get(sample.name, 0.0) + sample.value
-    return found
+            values[sample.name] = values.get(sample.name, 0.0) + sample.value
+    return values
 
 
-async def test_two_nodes_count_what_a_client_asked_of_them() -> None:
+async def test_two_nodes_count_the_work_of_a_client() -> None:
     spans = [Span(0, 4), Span(4, 8)]
     async with local_swarm("demo", spans, flags=("--metrics", "127.0.0.1:0")) as swarm:
         urls = [node.ready["metrics"] for node in swarm.nodes]
@@ -40,12 +40,12 @@ async def test_two_nodes_count_what_a_client_asked_of_them() -> None:
         assert (new["treeswarm_node_span_start"], new["treeswarm_node_span_end"]) == (span.start, span.end)
         assert old["treeswarm_node_rows_total"] == 0
         assert new["treeswarm_node_sessions_opened_total"] >= 1
-        # The last rounds' tokens are never committed: the text was over.
+        # The tokens of the last rounds are never committed, since the text has ended.
         assert kept - 34 <= new["treeswarm_node_tokens_total"] <= kept
         assert new["treeswarm_node_rows_total"] >= new["treeswarm_node_tokens_total"]
         assert new["treeswarm_node_compute_seconds_total"] > 0
         assert new["treeswarm_node_kv_pages_free"] <= new["treeswarm_node_kv_pages"]
     head, tail = after
-    assert head["treeswarm_node_sent_bytes_total"] > 100_000, "activations go on from the head"
+    assert head["treeswarm_node_sent_bytes_total"] > 100_000, "the head sends activations"
     assert tail["treeswarm_node_received_bytes_total"] > 100_000
-    assert tail["treeswarm_node_sent_bytes_total"] < 100_000, "tokens go back from the tail"
+    assert tail["treeswarm_node_sent_bytes_total"] < 100_000, "the tail sends tokens"

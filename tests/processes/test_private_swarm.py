@@ -1,4 +1,4 @@
-"""A private swarm of real processes, reached by pin."""
+"""A private swarm of real processes, whose nodes are reached by pin."""
 
 import asyncio
 import subprocess
@@ -16,7 +16,7 @@ from treeswarm_client.local_swarm import even_cuts, local_swarm
 BIN = Path(sys.executable).parent
 
 
-async def test_members_generate_and_others_are_refused(tmp_path: Path) -> None:
+async def test_members_generate_and_other_clients_are_refused(tmp_path: Path) -> None:
     key = tmp_path / "swarm.key"
     key.write_text(new_swarm_key())
     key.chmod(0o600)
@@ -40,7 +40,7 @@ async def test_members_generate_and_others_are_refused(tmp_path: Path) -> None:
                 pass
         command = [BIN / "swarm", "generate", "x", "--model", "demo", "--peers", peers, "--tree-size", "0"]
         command += ["--max-new-tokens", "3", "--json", "--swarm-key", key]
-        done = await asyncio.to_thread(
+        result = await asyncio.to_thread(
             subprocess.run, command, capture_output=True, text=True, timeout=120, check=False
         )
-        assert done.returncode == 0, done.stderr
+        assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""The programs on a command line."""
+"""The programs `swarm` and `swarm-node` on the command line."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.hub_cache import cached
+from tests.support.hub_cache import add_to_cache
 
 BIN = Path(sys.executable).parent
 COMMANDS = ("generate", "chat", "models", "status", "demo", "bench", "simulate")
@@ -31,11 +31,11 @@ COMMANDS = ("generate", "chat", "models", "status", "demo", "bench", "simulate")
     ],
     ids=range(10),
 )
-def test_a_node_that_cannot_start_says_why_in_one_line(arguments: list[str], words: str) -> None:
-    done = subprocess.run([BIN / "swarm-node", *arguments], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+def test_node_that_cannot_start_says_why_in_one_line(arguments: list[str], words: str) -> None:
+    result = subprocess.run([BIN / "swarm-node", *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -46,16 +46,16 @@ def test_a_node_that_cannot_start_says_why_in_one_line(arguments: list[str], wor
         "swarm-node",
     ],
 )
-def test_help_helps(words: str) -> None:
+def test_help_has_usage_and_examples(words: str) -> None:
     program = words.split()
     command = [BIN / program[0], *program[1:], "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "usage:" in done.stdout
-    assert "examples:" in done.stdout
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "usage:" in result.stdout
+    assert "examples:" in result.stdout
 
 
-def test_told_to_stop_a_command_takes_its_nodes_along() -> None:
-    """As a supervisor tells it: the command alone, not everybody in its group."""
+def test_terminated_demo_ends_its_nodes() -> None:
+    """As a supervisor does, send the signal to the command only, not to its process group."""
     command = [BIN / "swarm", "demo"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, text=True) as demo:
         try:
@@ -70,9 +70,9 @@ def test_told_to_stop_a_command_takes_its_nodes_along() -> None:
                 os.killpg(demo.pid, signal.SIGKILL)
 
 
-def test_node_and_client_take_a_models_revision_from_the_cache(tmp_path: Path) -> None:
-    """Offline; the main branch is not there."""
-    cached(tmp_path / "hub", "org/big", "demo", ref="v2")
+def test_node_and_client_find_a_revision_in_the_hub_cache(tmp_path: Path) -> None:
+    """The machine is offline, and the main branch is not in the cache."""
+    add_to_cache(tmp_path / "hub", "org/big", "demo", ref="v2")
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     serve = [BIN / "swarm-node", "org/big", "--listen", "127.0.0.1:0", "--registry", "none", "--threads", "1"]
     serve += ["--identity", tmp_path / "id.pem", "--log-format", "json"]
@@ -84,10 +84,12 @@ def test_node_and_client_take_a_models_revision_from_the_cache(tmp_path: Path) -
             assert node.stdout is not None
             ready = json.loads(node.stdout.readline())
             assert ready["revision"] == "v2"
-            ask = [BIN / "swarm", "generate", "def main():", "--model", "org/big", "--revision", "v2", "--json"]
-            ask += ["--peers", ready["address"], "--draft", "none", "--max-new-tokens", "4"]
-            asked = subprocess.run(ask, env=environment, capture_output=True, text=True, timeout=120, check=True)
-            assert len(json.loads(asked.stdout)["token_ids"]) == 4
+            command = [BIN / "swarm", "generate", "def main():", "--model", "org/big", "--revision", "v2", "--json"]
+            command += ["--peers", ready["address"], "--draft", "none", "--max-new-tokens", "4"]
+            generated = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=120, check=True
+            )
+            assert len(json.loads(generated.stdout)["token_ids"]) == 4
         finally:
             node.terminate()
             assert node.wait(60) == 0

@@ -1,4 +1,4 @@
-"""Without a draft model the client is small: torch stays out of its process."""
+"""Without a draft model the client does not load torch."""
 
 import asyncio
 import json
@@ -18,11 +18,11 @@ sys.exit(status)
 """
 
 
-async def generated(peers: str, *flags: str) -> tuple[dict[str, object], str]:
-    """What `swarm generate --json` printed, and what its process had loaded."""
-    given = ("generate", "import os\nimport sys\nimport ", "--model", "demo", "--peers", peers, "--json", *flags)
+async def run_generate(peers: str, *flags: str) -> tuple[dict[str, object], str]:
+    """Run `swarm generate --json`; return its output, and which of the heavy modules its process loaded."""
+    arguments = ("generate", "import os\nimport sys\nimport ", "--model", "demo", "--peers", peers, "--json", *flags)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PROGRAM, *given, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        sys.executable, "-c", PROGRAM, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     output, errors = await process.communicate()
     assert process.returncode == 0, errors.decode()
@@ -31,9 +31,9 @@ async def generated(peers: str, *flags: str) -> tuple[dict[str, object], str]:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("draft", ["ngram", "none"])
-async def test_a_client_without_a_draft_model_never_loads_torch(three_nodes: LocalSwarm, draft: str) -> None:
-    plain, _ = await generated(three_nodes.peers, "--tree-size", "0")
-    drafted, loaded = await generated(three_nodes.peers, "--draft", draft)
+async def test_client_without_a_draft_model_does_not_load_torch(three_nodes: LocalSwarm, draft: str) -> None:
+    plain, _ = await run_generate(three_nodes.peers, "--tree-size", "0")
+    drafted, loaded = await run_generate(three_nodes.peers, "--draft", draft)
     assert loaded == "[]"
     assert drafted["token_ids"] == plain["token_ids"]
     stats = drafted["stats"]

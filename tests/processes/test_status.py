@@ -1,4 +1,4 @@
-"""`swarm status` of real nodes."""
+"""`swarm status` reports on real nodes."""
 
 import asyncio
 import json
@@ -12,21 +12,21 @@ from treeswarm_client.local_swarm import LocalSwarm
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_three_nodes_are_a_model_and_two_are_not(three_nodes: LocalSwarm) -> None:
+async def test_three_nodes_cover_the_model_and_two_leave_a_gap(three_nodes: LocalSwarm) -> None:
     async with SwarmClient(model="demo", peers=three_nodes.peers) as client:
         overview = await client.overview()
     assert overview.covered
     (served,) = overview.models[0].classes
     assert [node.address for node in served.nodes] == [node.address for node in three_nodes.nodes]
     assert all(node.latency_ms is not None and node.rate > 0 and node.load == 0 for node in served.nodes)
-    some = ",".join(node.address for node in three_nodes.nodes[:2])
+    two_peers = ",".join(node.address for node in three_nodes.nodes[:2])
     command = (
         sys.executable,
         "-m",
         "treeswarm_client.cli.main",
         "status",
         "--peers",
-        some,
+        two_peers,
         "--model",
         "demo",
         "--json",
