@@ -1,4 +1,4 @@
-"""Downloads tell how far they are: the hub's own client, against a stand-in for the hub."""
+"""Test that downloads report their progress, with the hub's own client and a stand-in for the hub."""
 
 import json
 import os
@@ -13,16 +13,17 @@ WEIGHTS = bytes(range(256)) * 8192
 FILES = {"config.json": b'{"model_type": "llama"}', "model.safetensors": WEIGHTS}
 
 
-class StandIn(BaseHTTPRequestHandler):
-    """Tells of one repository, and gives its files."""
+class HubStandIn(BaseHTTPRequestHandler):
+    """Serves one repository and its files."""
 
-    def do_HEAD(self) -> None:  # the server's name for it
+    def do_HEAD(self) -> None:  # The name is prescribed by http.server.
         self.answer()
 
     def do_GET(self) -> None:
         self.wfile.write(self.answer())
 
     def answer(self) -> bytes:
+        """Send status and headers, and return the content."""
         path, name = self.path.partition("?")[0], self.path.rpartition("/")[2]
         content, headers = b"", dict[str, str]()
         if path.startswith("/api/models/some/model/tree"):
@@ -41,32 +42,32 @@ class StandIn(BaseHTTPRequestHandler):
         return content
 
     def log_message(self, *args: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 PROGRAM = """
 import json
 from treeswarm.model_files import resolve_model
-told = []
-folder = resolve_model("some/model", weights=True, progress=lambda *how: told.append(how))
-print(json.dumps([told, (folder / "model.safetensors").stat().st_size]))
+reports = []
+folder = resolve_model("some/model", weights=True, progress=lambda *report: reports.append(report))
+print(json.dumps([reports, (folder / "model.safetensors").stat().st_size]))
 """
 
 
-def test_a_download_tells_its_bytes(tmp_path: Path) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), StandIn) as server:
+def test_download_reports_its_bytes(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), HubStandIn) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        # The hub's client reads its endpoint when it is imported: in a process of its own.
+        # The hub's client reads its endpoint when it is imported, so it needs a process of its own.
         environ = {
             **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path),
             "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*",
         }  # fmt: skip
-        ran = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", PROGRAM], env=environ, capture_output=True, text=True, timeout=120, check=False
         )
         server.shutdown()
-    assert ran.returncode == 0, ran.stderr
-    told, size = json.loads(ran.stdout)
+    assert process.returncode == 0, process.stderr
+    reports, size = json.loads(process.stdout)
     assert size == len(WEIGHTS)
-    assert told[-1] == [len(WEIGHTS), len(WEIGHTS), "downloading"]
-    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert reports[-1] == [len(WEIGHTS), len(WEIGHTS), "downloading"]
+    assert [done for done, _, _ in reports] == sorted(done for done, _, _ in reports)

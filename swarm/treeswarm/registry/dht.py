@@ -83,8 +83,8 @@ class DhtRegistry(BookRegistry):
     ) -> "DhtRegistry":
         """Join the DHT of `initial_peers`, or begin a new one without them.
 
-        `identity` is the file of the daemon's key, which is made if it is missing.  Without it, the key lasts as long
-        as this registry.  Raises BadRequest or Unreachable.
+        `identity` is the file of the daemon's key, which is created if it is missing.  Without a file, the key lasts as
+        long as this registry.  Raises BadRequest or Unreachable.
         """
         check_hivemind()
         temporary = tempfile.TemporaryDirectory(prefix="treeswarm-dht-")

@@ -12,7 +12,7 @@ from treeswarm.registry.dht_peer import DhtPeer, Validate
 
 log = logging.getLogger(__name__)
 
-# Seconds to wait before each attempt to join, before a node is told that no peer answers.  A peer on a machine that is
+# Seconds to wait before each attempt to join, before the node gets an error.  A peer on a machine that is
 # busy with loading a model may not answer for ten seconds.
 JOIN_PAUSES_S = (0.0, 1.0, 3.0, 10.0)
 # Number of addresses of other peers that are remembered.  With them the swarm is found again when the initial peers are

@@ -58,8 +58,8 @@ def shard_keys(model: str) -> tuple[str, ...]:
 def dht_expiry(generation: int) -> float:
     """Return the time, in seconds since 1970, until which the DHT keeps a record of this generation.
 
-    The DHT prefers entries with a later expiry.  As the expiry follows from the generation alone, a newer record
-    replaces an older one even within a second, and a far expiry cannot keep a node's newer records out.
+    The DHT prefers entries with a later expiry, and the expiry follows from the generation alone.  So a newer record
+    replaces an older one even within a second, and an attacker cannot block a node's newer records with a far expiry.
     """
     return generation / 1e6 + LIFETIME_S
 

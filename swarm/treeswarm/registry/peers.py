@@ -29,7 +29,7 @@ class _Source:
     """Task that asks the node at this address, or None if it was never asked."""
     stopped_at: float = 0.0
     """Time, by the event loop's clock, at which the node last did not answer or stopped reporting."""
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    answered_or_failed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the node has answered or failed for the first time."""
 
     @property
@@ -65,7 +65,7 @@ class PeersRegistry(BookRegistry):
     async def start(self) -> None:
         """Begin to ask, and wait for the first records.  If no address answers, raise the first of their errors."""
         self._keeper = asyncio.create_task(self._keep_asking())
-        waiting = [asyncio.create_task(self._source(address).asked.wait()) for address in self.addresses]
+        waiting = [asyncio.create_task(self._source(address).answered_or_failed.wait()) for address in self.addresses]
         # In a static list every node's own record is needed.  With `discover`, one answer contains all records.
         await asyncio.wait(
             waiting,
@@ -152,7 +152,7 @@ class PeersRegistry(BookRegistry):
         finally:
             source = self._source(address)
             source.stopped_at = asyncio.get_running_loop().time()
-            source.asked.set()
+            source.answered_or_failed.set()
 
     async def _listen(self, address: str, stream: Stream) -> None:
         await stream.send(Watch(PROTOCOL_VERSION, self.discover))
@@ -164,4 +164,4 @@ class PeersRegistry(BookRegistry):
                     pin = f"#{news.record.pin}" if news.record.pin else ""
                     self.dial_addresses[news.record.node] = address.partition("#")[0] + pin
             self.unanswered.pop(address, None)
-            self._source(address).asked.set()
+            self._source(address).answered_or_failed.set()

@@ -47,7 +47,7 @@ class Stream(Protocol):
         """Return the next message, or None when the peer has ended the stream.
 
         Raises LinkBroken if the stream broke, and Refused if the peer ended it with an error.  Raises Malformed if the
-        received bytes are not a message: the stream is then unusable, and the peer has been told.
+        received bytes are not a message: the stream is then unusable, and the peer has been informed.
         """
         ...
 

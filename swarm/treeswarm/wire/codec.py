@@ -1,7 +1,7 @@
 """Converts messages to bytes and back.
 
-Decoding checks every field, so that a decoded message is well-formed whoever sent it.  The decoders raise Malformed,
-which names the field, and nothing else.
+Decoding checks every field, so that a decoded message is well-formed even if the sender is hostile.  The decoders
+raise Malformed, which names the field, and nothing else.
 """
 
 from collections.abc import Callable
