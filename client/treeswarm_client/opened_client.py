@@ -17,7 +17,7 @@ from treeswarm_client.chat_template import load_chat_template
 from treeswarm_client.client_settings import ConnectionSettings, DraftSettings, NodeSelection
 from treeswarm_client.discovery.overview import ModelFilter
 from treeswarm_client.discovery.route import Target
-from treeswarm_client.discovery.swarm_view import choose_target
+from treeswarm_client.discovery.target import choose_target
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.generation.drafter_pool import DrafterPool
 from treeswarm_client.prompt_encoder import PromptEncoder

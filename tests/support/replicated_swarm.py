@@ -98,7 +98,8 @@ class ReplicatedSwarm:
                 await self.client.view.wait_for_change(0.5)
         view = self.client.view
         # Nodes that are still down stay banned.
-        view.bans = BanList({node: ban for node, ban in view.bans.bans.items() if node not in nodes})
+        failures = view.failures
+        failures.bans = BanList({node: ban for node, ban in failures.bans.bans.items() if node not in nodes})
 
     def online_nodes(self) -> set[str]:
         """Return the ids of the nodes that the client knows as online."""

@@ -16,7 +16,6 @@ from treeswarm.errors import SwarmError
 from treeswarm.model_files import read_shape, resolve_model
 from treeswarm.protocol.messages import Close, Description, NextHop, Open, Opened
 from treeswarm.protocol.spans import Span
-from treeswarm.topology.bans import BanList
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import StreamKind
 from treeswarm.transport.tls import Security
@@ -24,6 +23,7 @@ from treeswarm_bench.benchmarks.common import BenchSetup, spread
 from treeswarm_bench.benchmarks.tcp_relay import Cuttable, cuttable
 from treeswarm_bench.benchmarks.texts import held_out_prompts
 from treeswarm_client.client import SwarmClient
+from treeswarm_client.discovery.failures import NodeFailures
 from treeswarm_client.generation.run import Run
 from treeswarm_client.local_swarm import HostCommand, LocalNode, LocalSwarm, even_cuts, local_swarm
 from treeswarm_client.provenance import machine_provenance
@@ -306,7 +306,7 @@ async def _known(client: SwarmClient, field_: Field) -> None:
             if wanted <= online:
                 break
             await client.view.wait_for_change(0.5)
-    client.view.bans, client.view.full_until = BanList(), {}
+    client.view.failures = NodeFailures()
 
 
 async def _opened(client: SwarmClient, field_: Field) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Asking nodes what they serve and how busy they are."""
+"""Ask nodes what they serve and how busy they are."""
 
 import asyncio
 import logging
@@ -15,20 +15,20 @@ ANSWER_S = 10.0
 
 
 async def describe(transport: Transport, address: str) -> Description:
-    """Ask one node.  Raises Unreachable, LinkBroken, Refused, Malformed, NodeLost."""
+    """Return the description of one node.  Raises Unreachable, LinkBroken, Refused, Malformed or NodeLost."""
     stream = await transport.connect(address, StreamKind.CONTROL)
     try:
         await stream.send(Describe(PROTOCOL_VERSION))
         answer = await asyncio.wait_for(stream.receive(), ANSWER_S)
     except TimeoutError:
-        raise NodeLost(f"{address} accepted the connection and then said nothing", address) from None
+        raise NodeLost(f"{address} accepted the connection, then sent nothing for {ANSWER_S:.0f} s", address) from None
     finally:
         await stream.end()
     if not isinstance(answer, Description):
-        raise Malformed(f"{address} did not describe itself: is it a swarm-node?")
+        raise Malformed(f"{address} did not describe itself: check that a swarm-node listens there")
     if answer.version != PROTOCOL_VERSION:
         raise Refused(
-            f"{address} speaks protocol {answer.version} ({answer.software}), this client {PROTOCOL_VERSION}: "
+            f"{address} uses protocol {answer.version} ({answer.software}), this client protocol {PROTOCOL_VERSION}: "
             "install the same release on both",
             FaultCode.WRONG_VERSION,
         )
@@ -36,7 +36,10 @@ async def describe(transport: Transport, address: str) -> Description:
 
 
 async def describe_all(transport: Transport, addresses: Sequence[str]) -> dict[str, Description]:
-    """Ask all of them at once.  Nodes that do not answer are left out, unless none does; then raises why."""
+    """Ask all nodes at once, and return their descriptions by address.
+
+    Nodes that do not answer are left out, with a warning in the log.  Raises the error of the first if none answers.
+    """
     answers = await asyncio.gather(*(describe(transport, address) for address in addresses), return_exceptions=True)
     silent = [answer for answer in answers if isinstance(answer, TransportError | NodeLost)]
     for answer in answers:

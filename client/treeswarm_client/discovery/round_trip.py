@@ -1,18 +1,19 @@
-"""How long to wait, from how long it took before.  Pure."""
+"""How long to wait for an answer, estimated from how long answers took before.  Pure."""
 
 from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """Smoothed time and its mean deviation, after RFC 6298 (which TCP waits by).  Seconds."""
+    """Smoothed time and mean deviation in seconds, after RFC 6298, by which TCP waits."""
 
     smoothed: float = 0.0
     deviation: float = 0.0
     samples: int = 0
+    """Number of measurements."""
 
     def with_sample(self, seconds: float) -> "RoundTrip":
-        """With one more measurement."""
+        """Return the estimate after one more measurement."""
         if not self.samples:
             return RoundTrip(seconds, seconds / 2, 1)
         deviation = 0.75 * self.deviation + 0.25 * abs(self.smoothed - seconds)
@@ -20,5 +21,5 @@ class RoundTrip:
         return replace(self, smoothed=smoothed, deviation=deviation, samples=self.samples + 1)
 
     def deadline(self, least: float) -> float:
-        """When an answer is overdue: four deviations past what is usual, never under `least`."""
+        """Return the seconds after which an answer is overdue: four deviations past the usual, at least `least`."""
         return max(least, self.smoothed + 4 * self.deviation)

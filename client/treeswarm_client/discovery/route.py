@@ -1,4 +1,4 @@
-"""Which nodes, which blocks; and which model they serve."""
+"""Routes: the nodes of a chain, the blocks each computes, and the model they serve."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from treeswarm.errors import SwarmError
 from treeswarm.protocol.messages import FaultCode, NumericsClass
 from treeswarm.protocol.spans import Span
 
-# No reason to keep away from a node that had a session and has it no more.
+# A node that had a session and has it no more is no reason to avoid that node.
 FORGOTTEN = {FaultCode.NO_JOURNAL, FaultCode.UNKNOWN_SESSION, FaultCode.EXPIRED}
 
 
@@ -17,9 +17,9 @@ class Hop:
     """One node of a chain and the blocks it computes."""
 
     node: str
-    """Its id."""
+    """Id of the node."""
     address: str
-    """As a transport dials it."""
+    """Address of the node, as a transport dials it."""
     span: Span
 
     def __str__(self) -> str:
@@ -32,40 +32,43 @@ class Target:
 
     numerics: NumericsClass
     blocks: int
+    """Number of decoder blocks."""
     vocab_size: int
     hidden_size: int
     max_positions: int
 
     @property
     def row_bytes(self) -> int:
-        """Of one row of activations between nodes."""
+        """Number of bytes of one row of activations between nodes."""
         return self.numerics.row_bytes(self.hidden_size)
 
 
 class Router(Protocol):
-    """Who finds the way: a chain asks it for nodes, and tells it how they did."""
+    """Chooses nodes for chains, and learns how they did."""
 
     def route(
-        self, wanted: Span, *, before: str | None, after: str | None, room: int, avoid: Collection[str]
+        self, blocks: Span, *, before: str | None, after: str | None, room: int, avoid: Collection[str]
     ) -> Sequence[Hop]:
-        """Nodes for `wanted`, in order, between the nodes `before` and `after` (None: the client itself), with room
-        for `room` tokens each.
+        """Return nodes for `blocks`, in order, with room for `room` tokens each, and none of `avoid` (node ids).
 
-        Raises MissingBlocks, and Refused (full) where all that keeps them out is want of room.
+        `before` and `after` are the ids of the neighbouring nodes, or None for the client itself.  Raises
+        MissingBlocks, or Refused (full) if only a lack of room excludes nodes.
         """
         ...
 
     def nodes_to_leave(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
-        """Nodes of a working chain that a faster one would do without, if changing pays in the rounds that are left;
-        `trunk` tokens would have to be replayed."""
+        """Return the ids of the nodes of a working chain that a faster chain would leave out.
+
+        Return none unless the change pays within `rounds_left` rounds; `trunk` tokens would have to be replayed.
+        """
         ...
 
     def report_failure(self, node: str, error: SwarmError) -> None:
-        """Keep away from it for a while."""
+        """Avoid a node for a while because of `error`."""
         ...
 
     def report_round_trip(self, node: str, round_trip_s: float) -> None:
-        """It is alive, and this far away."""
+        """Learn that a node is alive, and the round-trip time to it in seconds."""
         ...
 
     def report_traversal(self, nodes: Collection[str]) -> None:
@@ -73,16 +76,19 @@ class Router(Protocol):
         ...
 
     async def wait_for_change(self, timeout_s: float) -> None:
-        """Wait until there may be another way, at most so long."""
+        """Wait, for at most `timeout_s` seconds, until there may be another route."""
         ...
 
 
 def gaps(spans: Sequence[Span], blocks: int) -> list[tuple[int, Span]]:
-    """What `spans`, in order and without overlap, leave of 0 to `blocks`: (how many spans come before it, the gap)."""
-    found, reached = [], 0
+    """Return what `spans`, in order and without overlap, leave of the blocks 0 to `blocks`.
+
+    Each gap comes with the number of spans before it.
+    """
+    uncovered, reached = [], 0
     for i, span in enumerate([*spans, None]):
         start = span.start if span else blocks
         if start > reached:
-            found.append((i, Span(reached, start)))
+            uncovered.append((i, Span(reached, start)))
         reached = span.end if span else blocks
-    return found
+    return uncovered

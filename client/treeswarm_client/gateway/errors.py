@@ -14,7 +14,7 @@ from treeswarm.errors import (
     TooLong,
     TransportError,
 )
-from treeswarm_client.discovery.swarm_view import FULL
+from treeswarm_client.discovery.failures import FULL
 from treeswarm_client.gateway.events import AnswerAborted
 from treeswarm_client.gateway.requests import Unsupported
 

@@ -130,7 +130,7 @@ class _Gauges(Collector):
         yield _gauge("nodes", "Nodes online of the numerics class in use", len(serving))
         yield _gauge("missing_blocks", "Blocks that no node serves", sum(len(span) for span in missing))
         yield _gauge("kv_free_tokens", "KV cache room that nodes announce", sum(r.free_tokens for r in serving))
-        banned = view.bans.banned(asyncio.get_running_loop().time()) if view is not None else ()
+        banned = view.failures.banned(asyncio.get_running_loop().time()) if view is not None else ()
         yield _gauge("bans", "Nodes avoided now because they failed", len(banned))
 
 

@@ -17,7 +17,8 @@ from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.topology.bans import BanList
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.discovery.route import Target
-from treeswarm_client.discovery.swarm_view import SwarmView, choose_target
+from treeswarm_client.discovery.swarm_view import SwarmView
+from treeswarm_client.discovery.target import choose_target
 
 ONE, TWO = NumericsClass("01" * 32, "float32"), NumericsClass("02" * 32, "float32")
 HALF = NumericsClass("01" * 32, "bfloat16")
@@ -210,7 +211,7 @@ def test_who_failed_is_left_alone_for_a_while_who_is_full_not_so_long_and_some_r
             await asyncio.sleep(most - least)
             assert {route(view, avoid=(two.record.node,))[0]} == {one.record.node}
         view.report_failure(one.record.node, NodeLost("gone", ""))
-        view.bans = BanList()
+        view.failures.bans = BanList()
         assert {route(view, avoid=(other,))[0] for other in names} == names
         for code in ("no-journal", "unknown-session", "expired"):
             view.report_failure(one.record.node, Refused("who?", code))
@@ -233,7 +234,7 @@ def test_a_traversal_after_the_ban_forgives_and_a_ping_does_not() -> None:
         if traversal:
             view.report_traversal([one.record.node, two.record.node])
         view.report_failure(one.record.node, NodeLost("gone again", ""))
-        return view.bans.bans[one.record.node].until - asyncio.get_running_loop().time()
+        return view.failures.bans.bans[one.record.node].until - asyncio.get_running_loop().time()
 
     assert run_virtually(run(traversal=True)) == 15.0
     assert run_virtually(run(traversal=False)) == 30.0
@@ -242,5 +243,5 @@ def test_a_traversal_after_the_ban_forgives_and_a_ping_does_not() -> None:
 async def test_news_and_patience_end_a_wait() -> None:
     view = view_of()
     await view.wait_for_change(0.01)
-    view._news.set()
+    view._changed.set()
     await view.wait_for_change(0.0)
