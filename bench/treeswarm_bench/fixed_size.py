@@ -1,4 +1,4 @@
-"""A tree policy for comparisons: trees of one size, whatever they cost."""
+"""A tree policy for comparisons: all trees have one size, whatever they cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +11,18 @@ from treeswarm_client.planner.policy import AHEAD, Round
 
 @dataclass(frozen=True)
 class FixedSizePolicy:
-    """Trees of one size; what is drafted ahead only saves time in the next round."""
+    """Ships trees of one size and learns nothing; drafting in flight only saves time in the next round."""
 
     size: int
+    """Number of nodes of every tree."""
     drafts_ahead: bool = True
+    """Whether to draft while a tree is in flight."""
 
     def begin(self, hops: Sequence[ChainHop]) -> None:
-        """Any chain will do."""
+        """Do nothing: the size is the same on every chain."""
 
     def learn_prefill(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, unbroken: bool) -> None:
-        """However long it took."""
+        """Do nothing: the size does not depend on times."""
 
     def nodes_to_draft(self) -> int:
         return self.size
@@ -38,4 +40,4 @@ class FixedSizePolicy:
         return shipped
 
     def learn(self, flown: Round) -> None:
-        """It knows what it wants."""
+        """Do nothing: the size does not depend on what came of a round."""

@@ -1,1 +1,1 @@
-"""The generation loop: draft, ship, walk, commit."""
+"""The generation loop and what belongs to one generation: appends, answers, text, statistics."""

@@ -25,7 +25,7 @@ class Shipment:
 
 @dataclass(eq=False)
 class AppendBuilder:
-    """Count ids and sequence numbers, cut shipments into segments, and track what every node has.
+    """Counts ids and sequence numbers, cuts shipments into segments, and tracks what every node has.
 
     Every append has at most `segment_rows` rows, so that the next node computes while the rest is in flight.
     """

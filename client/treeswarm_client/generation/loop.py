@@ -76,7 +76,7 @@ class _Stride:
 
 @dataclass(eq=False, kw_only=True)
 class Generation:
-    """Generate from one prompt on one chain."""
+    """Generates from one prompt on one chain."""
 
     chain: Chain
     drafter: Drafter

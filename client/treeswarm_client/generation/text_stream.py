@@ -1,13 +1,14 @@
-"""Token ids to text, as they come, up to where it shall stop."""
+"""Turn token ids into text as they come, up to a stop string."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer
 
-# How a token reads may depend on those before it: whether a space stands there, whether bytes become a character.
+# Number of tokens before the first one that are decoded with it.  How a token reads may depend on them: whether a space
+# stands there, whether bytes become a character.
 BEFORE = 8
-# No character is so many tokens long: what is no text by then never becomes any.
+# Number of tokens after which bytes that form no character are shown anyway: no character has so many tokens.
 LONGEST_WAIT = 16
 
 
@@ -21,23 +22,24 @@ class TextStream:
 
     tokenizer: Tokenizer
     prompt: Sequence[int] = ()
-    """The tokens before."""
+    """Ids of the tokens before the first one."""
     _ids: list[int] = field(init=False)
+    """Ids of the last tokens that added text, then of those that have not added any yet."""
     _shown: int = field(init=False)
-    """Of `_ids`, so many are in the text."""
+    """Number of `_ids` that are in the text."""
 
     def __post_init__(self) -> None:
         self._ids = list(self.prompt[-BEFORE:])
         self._shown = len(self._ids)
 
     def add(self, token: int) -> str:
-        """What `token` adds to the text."""
+        """Return the text that `token` adds, which may be empty."""
         self._ids.append(token)
         before, now = self._text(self._ids[: self._shown]), self._text(self._ids)
-        unfinished = len(now) <= len(before) or now.endswith("\ufffd")
-        if unfinished and len(self._ids) - self._shown < LONGEST_WAIT:
+        is_unfinished = len(now) <= len(before) or now.endswith("\ufffd")
+        if is_unfinished and len(self._ids) - self._shown < LONGEST_WAIT:
             return ""
-        # What is shown already stays, also where a later byte makes it read otherwise.
+        # Text that is shown stays, even where a later byte makes it read otherwise.
         piece = now[len(before) :]
         self._ids = self._ids[self._shown :]
         self._shown = len(self._ids)
@@ -49,19 +51,20 @@ class TextStream:
 
 @dataclass(eq=False)
 class StopText:
-    """Text that ends before the first of some stop strings: what may be the beginning of one is held back."""
+    """Ends a text before the first of its stop strings, and holds back what may be the beginning of one."""
 
     stops: tuple[str, ...]
+    """Stop strings, none of them empty."""
     hit: str | None = None
-    """The stop string that was met."""
+    """The stop string that was met, or None."""
     _held: str = ""
 
     def add(self, piece: str) -> str:
-        """What may be shown now that `piece` has come."""
+        """Return the text that may be shown after `piece` has come."""
         text = self._held + piece
-        found = [(at, stop) for stop in self.stops if (at := text.find(stop)) >= 0]
-        if found:
-            at, self.hit = min(found)
+        hits = [(at, stop) for stop in self.stops if (at := text.find(stop)) >= 0]
+        if hits:
+            at, self.hit = min(hits)
             self._held = ""
             return text[:at]
         shown = len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
@@ -69,12 +72,12 @@ class StopText:
         return text[:shown]
 
     def flush(self) -> str:
-        """What was held back, where nothing more comes."""
+        """Return the text held back, at the end of a generation."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Letters at the end of `text` that `stop` begins with."""
+    """Return the number of characters at the end of `text` with which `stop` begins."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,1 +1,1 @@
-"""How much to speculate: the size of every round's tree, from what rounds cost and brought so far."""
+"""The planner: how many nodes to draft and to ship each round, from what rounds cost and brought so far."""

@@ -1,4 +1,4 @@
-"""The client's side of a builder, against the nodes' state machine: whatever is lost, whenever, the text is whole."""
+"""The append builder against the nodes' state machine: whatever is lost, and whenever, the text is complete."""
 
 from dataclasses import dataclass, field
 
@@ -25,21 +25,21 @@ def builder_of(segment_rows: int = 4, epoch: int = 0) -> AppendBuilder:
 
 
 def summary(append: Append) -> tuple[object, ...]:
-    """What a test wants to see of an append."""
+    """Return the fields of an append that tests compare."""
     return (append.epoch, append.seq, append.commit.tolist(), append.parents.tolist(), append.tokens.tolist())
 
 
 # ---------------------------------------------------------------- by hand
 
 
-def test_a_prompt_is_cut_and_only_its_end_answered() -> None:
+def test_a_prompt_is_cut_and_only_its_last_token_answered() -> None:
     shipment = builder_of().prefill(range(10, 20))
     assert [append.rows for append in shipment.appends] == [4, 4, 2]
     assert [append.answers for append in shipment.appends] == [Answers.NONE, Answers.NONE, Answers.LAST]
     assert shipment.answer_ids.tolist() == [10]
 
 
-def test_when_nothing_was_answered_the_prompt_is_sent_again_below_a_new_root() -> None:
+def test_an_unanswered_prompt_is_sent_again_below_a_new_root() -> None:
     builder = builder_of()
     lost = builder.prefill([7, 8, 9])
     assert builder.resumption(0) == ([], 4)
@@ -50,7 +50,7 @@ def test_when_nothing_was_answered_the_prompt_is_sent_again_below_a_new_root() -
     assert again.answer_ids.tolist() == [7]
 
 
-def test_half_a_prompt_is_not_sent_again() -> None:
+def test_the_answered_half_of_a_prompt_is_not_sent_again() -> None:
     builder = builder_of()
     lost = builder.prefill([11, 12, 13, 14, 15, 16])
     trunk, tip = builder.resumption(1)
@@ -59,7 +59,7 @@ def test_half_a_prompt_is_not_sent_again() -> None:
     assert summary(append) == (1, 0, [], [7, 8], [15, 16])
 
 
-def test_a_lost_round_brings_the_walked_path_as_text_and_its_tree_again() -> None:
+def test_a_lost_round_ships_the_path_as_text_and_its_tree_again() -> None:
     builder = builder_of()
     builder.prefill([1, 2])
     first = builder.round(3, tree_of([-1, 0], [4, 5]))
@@ -79,7 +79,7 @@ def test_a_lost_round_brings_the_walked_path_as_text_and_its_tree_again() -> Non
     assert again.draft is second.draft
 
 
-def test_a_second_loss_before_any_answer_starts_from_the_same_text_under_another_name() -> None:
+def test_a_second_loss_starts_from_the_same_text_with_a_new_id() -> None:
     builder = builder_of()
     builder.prefill([1, 2])
     lost = builder.round(3, NO_TREE)
@@ -95,12 +95,13 @@ def test_a_second_loss_before_any_answer_starts_from_the_same_text_under_another
 
 @dataclass
 class Chain:
-    """Two nodes; either may be lost, and then the trunk is replayed into another one."""
+    """Two nodes.  Either may be lost, and then the trunk is replayed into a new one."""
 
     nodes: list[NodeSession] = field(default_factory=lambda: [new_node(0), new_node(0)])
     texts: list[list[int]] = field(default_factory=lambda: [[], []])
-    """What each has as its trunk, by the steps it ran."""
+    """Trunk of each node, by the steps it ran."""
     crowns: list[dict[int, int]] = field(default_factory=lambda: [{}, {}])
+    """Token in each crown slot of each node."""
 
     def ship(self, appends: tuple[Append, ...]) -> None:
         for place in range(2):
@@ -118,7 +119,7 @@ class Chain:
             assert len(text) == node.tree.trunk_length
             node.finish(step)
 
-    def mend(self, lost: int, epoch: int, trunk: list[int], tip: int) -> None:
+    def repair(self, lost: int, epoch: int, trunk: list[int], tip: int) -> None:
         kept = 1 - lost
         self.nodes[kept].resume(epoch, Resumption(len(trunk), tip))
         del self.texts[kept][len(trunk) :]
@@ -136,8 +137,8 @@ def new_node(epoch: int, resumption: Resumption | None = None) -> NodeSession:
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_whatever_is_lost_every_node_ends_with_the_text(data: st.DataObject) -> None:
-    """Losses after any number of the appends that were shipped are answered, several in a row too."""
+def test_every_node_ends_with_the_text_whatever_is_lost(data: st.DataObject) -> None:
+    """Nodes are lost after any number of the shipped appends, also several times in a row."""
     tokens = st.integers(0, VOCAB - 1)
     builder, chain, epoch = builder_of(data.draw(st.integers(1, 6))), Chain(), 0
     text = data.draw(st.lists(tokens, min_size=1, max_size=12))
@@ -156,7 +157,7 @@ def test_whatever_is_lost_every_node_ends_with_the_text(data: st.DataObject) -> 
             trunk, tip = builder.resumption(answered + data.draw(st.integers(0, arrived)))
             assert trunk == text[: len(trunk)]
             epoch, answered = epoch + 1, 0
-            chain.mend(lost, epoch, trunk, tip)
+            chain.repair(lost, epoch, trunk, tip)
             shipment = builder.ship_again(shipment, epoch)
 
     deliver(builder.prefill(text))

@@ -1,4 +1,4 @@
-"""Generations side by side: each with a drafter nobody else uses, or in turns where there is only one."""
+"""Generations at once each borrow a drafter of their own; a drafter that cannot be copied is lent in turns."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -11,61 +11,65 @@ from treeswarm_client.generation.drafter_pool import MOST_GENERATIONS, DrafterPo
 
 
 @dataclass(eq=False)
-class OfWhichThereAreMany(NoneDrafter):
-    made: list["OfWhichThereAreMany"] = field(default_factory=list)
+class CountedDrafter(NoneDrafter):
+    """A drafter that remembers its copies."""
+
+    copies: list["CountedDrafter"] = field(default_factory=list)
 
     def copy_for_new_generation(self) -> Self:
-        self.made.append(made := type(self)())
-        return made
+        self.copies.append(copy := type(self)())
+        return copy
 
 
-async def most_at_once(seats: DrafterPool, wanted: int) -> tuple[int, set[PooledDrafter]]:
-    """With so many that want one, how many had one at once, and which."""
-    taken: list[PooledDrafter] = []
+async def borrow_at_once(pool: DrafterPool, generations: int) -> tuple[int, set[PooledDrafter]]:
+    """Let that many generations borrow at once.  Returns how many had a drafter at the same time, and which."""
+    borrowed: list[PooledDrafter] = []
     seen: set[PooledDrafter] = set()
     most = 0
 
-    async def work() -> None:
+    async def generate() -> None:
         nonlocal most
-        async with seats.borrow() as seat:
-            assert seat not in taken
-            taken.append(seat)
-            seen.add(seat)
-            most = max(most, len(taken))
+        async with pool.borrow() as pooled:
+            assert pooled not in borrowed
+            borrowed.append(pooled)
+            seen.add(pooled)
+            most = max(most, len(borrowed))
             await asyncio.sleep(0)
-            taken.remove(seat)
+            borrowed.remove(pooled)
 
-    await asyncio.gather(*(work() for _ in range(wanted)))
+    await asyncio.gather(*(generate() for _ in range(generations)))
     return most, seen
 
 
-@pytest.mark.parametrize(("wanted", "most"), [(1, 1), (3, 3), (20, MOST_GENERATIONS)])
-def test_as_many_as_are_wanted_and_not_too_many(wanted: int, most: int) -> None:
-    first = OfWhichThereAreMany()
-    found, seen = asyncio.run(most_at_once(DrafterPool(first), wanted))
-    assert found == len(seen) == most == 1 + len(first.made)
-    assert len({seat.memory for seat in seen}) == len({seat.drafter for seat in seen}) == most
+@pytest.mark.parametrize(("generations", "most"), [(1, 1), (3, 3), (20, MOST_GENERATIONS)])
+def test_generations_get_copies_up_to_the_limit(generations: int, most: int) -> None:
+    first = CountedDrafter()
+    at_once, seen = asyncio.run(borrow_at_once(DrafterPool(first), generations))
+    assert at_once == len(seen) == most == 1 + len(first.copies)
+    assert len({pooled.memory for pooled in seen}) == len({pooled.drafter for pooled in seen}) == most
 
 
-def test_one_after_the_other_where_there_is_one() -> None:
+def test_a_drafter_that_cannot_be_copied_is_lent_in_turns() -> None:
     class Single:
-        """Not even a method to copy it by."""
+        """A drafter without a method to copy it."""
 
         name, begin, propose, observe = "single", NoneDrafter.begin, NoneDrafter.propose, NoneDrafter.observe
 
-    most, seen = asyncio.run(most_at_once(DrafterPool(Single()), 5))  # type: ignore[arg-type]
+    most, seen = asyncio.run(borrow_at_once(DrafterPool(Single()), 5))  # type: ignore[arg-type]
     assert (most, len(seen)) == (1, 1)
 
 
-def test_one_generation_after_the_other_keeps_what_was_learned() -> None:
+def test_the_next_generation_gets_the_same_drafter() -> None:
+    """So what was learned is kept, also after a generation that raised."""
+
     async def run() -> None:
-        seats = DrafterPool(OfWhichThereAreMany())
-        async with seats.borrow() as first:
+        pool = DrafterPool(CountedDrafter())
+        async with pool.borrow() as first:
             pass
         with pytest.raises(RuntimeError):
-            async with seats.borrow() as second:
+            async with pool.borrow() as second:
                 raise RuntimeError
-        async with seats.borrow() as third:
+        async with pool.borrow() as third:
             assert first is second is third
 
     asyncio.run(run())

@@ -1,4 +1,4 @@
-"""A request under way, and what may be shipped after it."""
+"""A round in flight, and the nodes that may be shipped after its tree."""
 
 from collections.abc import Sequence
 
@@ -39,8 +39,8 @@ def paths_of(tree: DraftTree) -> list[tuple[int, ...]]:
 
 def answer_to(append: Append, tokens: Sequence[int]) -> Answer:
     ids = np.arange(append.first_id, append.first_id + append.rows, dtype=np.uint32)
-    said = np.array(tokens, np.uint32)
-    return Answer(SESSION, append.epoch, append.seq, ids, said, np.zeros(len(ids), np.float32), ())
+    answered_tokens = np.array(tokens, np.uint32)
+    return Answer(SESSION, append.epoch, append.seq, ids, answered_tokens, np.zeros(len(ids), np.float32), ())
 
 
 def round_of(draft: DraftTree, segment_rows: int = 3) -> tuple[AppendBuilder, RoundInFlight]:
@@ -51,26 +51,23 @@ def round_of(draft: DraftTree, segment_rows: int = 3) -> tuple[AppendBuilder, Ro
 
 @given(seed=st.integers(0, 2**32), size=st.integers(0, 20), more=st.integers(0, 20), rows=st.integers(1, 6))
 @settings(max_examples=200, deadline=None)
-def test_a_walk_over_answers_that_come_bit_by_bit_is_the_walk_over_all(
-    seed: int, size: int, more: int, rows: int
-) -> None:
+def test_a_walk_over_partial_answers_is_the_walk_over_all(seed: int, size: int, more: int, rows: int) -> None:
     rng = np.random.default_rng(seed)
     builder, flight = round_of(random_tree(rng, size), rows)
-    on_their_way = list(flight.shipment.appends)
+    pending = list(flight.shipment.appends)
     wider = flight.draft.union(random_tree(rng, more), 30)
-    further = builder.extend(flight.shipment, wider)
-    flight.extend(further)
-    on_their_way += further.appends
+    extension = builder.extend(flight.shipment, wider)
+    flight.extend(extension)
+    pending += extension.appends
     truth = rng.integers(0, 5, len(wider) + 1)
     expected = walk(wider.parents, wider.tokens, truth)
     assert flight.finished_walk() is None
-    for append in on_their_way:
+    for append in pending:
         flight.add_answer(answer_to(append, truth[flight.answered : flight.answered + append.rows].tolist()))
-        if (found := flight.finished_walk()) is not None:
-            assert found == expected
+        if (path := flight.finished_walk()) is not None:
+            assert path == expected
             break
-    found = flight.finished_walk()
-    assert found == expected
+    assert flight.finished_walk() == expected
     assert flight.answers[: flight.answered].tolist() == truth[: flight.answered].tolist()
     assert set(flight.answers[flight.answered :].tolist()) <= {UNANSWERED}
     assert flight.tokens_along(expected)[0] == [int(truth[0]), *(int(truth[i + 1]) for i in expected.accepted)]
@@ -83,7 +80,7 @@ def test_a_walk_over_answers_that_come_bit_by_bit_is_the_walk_over_all(
     assert after.appends[0].fresh
 
 
-def test_an_answer_to_other_nodes_is_refused() -> None:
+def test_an_answer_to_other_nodes_is_malformed() -> None:
     _, flight = round_of(tree_of([-1, 0], [1, 2]))
     (append,) = flight.shipment.appends
     answer = answer_to(append, [1, 2, 3])
@@ -92,7 +89,7 @@ def test_an_answer_to_other_nodes_is_refused() -> None:
         flight.add_answer(short)
 
 
-def test_news_for_the_nodes_name_the_end_of_the_walk_and_the_trunk_it_makes() -> None:
+def test_a_hint_names_the_new_tip_and_trunk_length() -> None:
     builder, flight = round_of(tree_of([-1, 0], [1, 2]))
     assert builder.hint_after(flight.shipment, ()) == (3, int(flight.shipment.answer_ids[0]))
     assert builder.hint_after(flight.shipment, (0, 1)) == (5, int(flight.shipment.answer_ids[2]))
@@ -100,9 +97,7 @@ def test_news_for_the_nodes_name_the_end_of_the_walk_and_the_trunk_it_makes() ->
 
 @given(seed=st.integers(0, 2**32), a=st.integers(0, 20), b=st.integers(0, 40), most=st.integers(0, 40))
 @settings(max_examples=200, deadline=None)
-def test_joining_trees_keeps_the_first_as_it_was_and_adds_the_best_of_the_second(
-    seed: int, a: int, b: int, most: int
-) -> None:
+def test_a_union_keeps_the_first_tree_and_adds_the_second(seed: int, a: int, b: int, most: int) -> None:
     rng = np.random.default_rng(seed)
     shipped, wider = random_tree(rng, a), random_tree(rng, b)
     both = shipped.union(wider, most)

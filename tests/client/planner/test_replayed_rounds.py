@@ -29,7 +29,7 @@ CHAIN_OF_8 = DraftTree(np.arange(-1, 7), np.arange(8), np.zeros(8, np.float32))
 
 @pytest.mark.parametrize("text", AGREEMENT)
 @pytest.mark.parametrize("cell", CELLS)
-def test_planned_sizes_are_near_the_best_fixed_and_never_below_plain(cell: str, text: str) -> None:
+def test_planned_sizes_are_near_the_best_fixed_and_plain(cell: str, text: str) -> None:
     """Within five per cent of both."""
     rates = {size: rate_of_fixed_size(CELLS[cell], AGREEMENT[text], TOKENS, size) for size in SIZES}
     rate, _ = rate_of_planned_sizes(CELLS[cell], AGREEMENT[text], TOKENS)
@@ -99,7 +99,7 @@ def test_nodes_are_remembered_when_the_chain_changes_and_returns() -> None:
     assert policy.costs == before
 
 
-def test_more_of_a_grown_tree_is_sent_while_the_first_part_travels() -> None:
+def test_a_grown_tree_is_extended_while_its_first_part_travels() -> None:
     policy, world, _ = after_rounds(60, 0.95)
     _, tree, _ = World(CELLS["100 ms, 100 Mbit/s"], (0.95, 0.95), 100).draft(64)
     first = choose(policy, world, tree.best(4))
