@@ -30,7 +30,7 @@ async def test_doctor_reports_a_gap_and_a_registry_without_answer() -> None:
         await swarm.start("--blocks", "5:8")
         status, findings_by_check = await run_doctor("--peers", swarm.peers)
         assert status == 0
-        assert findings_by_check["blocks"]["said"] == "all 8 of demo are served, by 2 nodes"
+        assert findings_by_check["blocks"]["said"] == "all 8 blocks of demo are served, by 2 nodes"
     with contextlib.closing(socket.socket()) as unused:
         unused.bind(("127.0.0.1", 0))
         status, findings_by_check = await run_doctor("--registry", f"127.0.0.1:{unused.getsockname()[1]}")

@@ -126,7 +126,7 @@ async def test_models_are_listed_with_their_gaps(three_nodes: LocalSwarm) -> Non
     assert result.returncode == 0, result.stderr
     # Fewer tokens may be free: a record can be a minute old, from a time when another session was open.
     row = " ".join(result.stdout.splitlines()[1].split())
-    assert re.fullmatch(r"demo 8 whole float32 none 3 2048 \d+ of 16384", row)
+    assert re.fullmatch(r"demo 8 complete float32 none 3 2048 \d+ of 16384", row)
     two_peers = ",".join(node.address for node in three_nodes.nodes[:2])
     result = await run_swarm("models", "--peers", two_peers, "--json")
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""Several prompts, and several samples of each, side by side."""
+"""Generates several prompts, and several samples of each, side by side."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -13,34 +13,35 @@ from treeswarm_client.generation.run import Run
 
 @dataclass(frozen=True, eq=False)
 class PromptResult:
-    """What came of one prompt."""
+    """The samples of one prompt, or the error that ended them."""
 
     index: int
+    """Number of the prompt, counted from 0."""
     prompt: str
     runs: Sequence[Run]
-    """The samples in order; where it failed, as far as it came, or none."""
+    """The samples in order; after an error, those parts that were generated, or none."""
     error: SwarmError | None = None
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """One object a sample, for JSON lines; a failure has one at least."""
-        whose = {"index": self.index, "prompt": self.prompt}
-        told = [whose | {"sample": sample} | _as_dict(run) for sample, run in enumerate(self.runs)]
+        """Return one object per sample, for JSON lines; after an error there is at least one."""
+        prompt = {"index": self.index, "prompt": self.prompt}
+        samples = [prompt | {"sample": sample} | _as_dict(run) for sample, run in enumerate(self.runs)]
         if self.error is None:
-            return told
+            return samples
         failure = {"error": {"type": type(self.error).__name__, "message": str(self.error)}}
-        return [one | failure for one in told or [whose]]
+        return [sample | failure for sample in samples or [prompt]]
 
 
 async def generate_concurrently(
     client: SwarmClient, prompts: Sequence[str], *, n: int, options: Mapping[str, Any]
 ) -> AsyncGenerator[PromptResult, None]:
-    """`n` samples of every prompt, in the order of the prompts; one that fails holds up no other."""
-    # More generations would only wait for a drafter.
+    """Yield `n` samples of every prompt, in the order of the prompts.  A prompt that fails delays no other."""
+    # With more at once, generations would only wait for drafters.
     turns = asyncio.Semaphore(max(1, MOST_GENERATIONS // n))
 
     async def take_turn(index: int, prompt: str) -> PromptResult:
         async with turns:
-            return await _answer(client, index, prompt, n, options)
+            return await _generate(client, index, prompt, n, options)
 
     tasks = [asyncio.create_task(take_turn(index, prompt)) for index, prompt in enumerate(prompts)]
     try:
@@ -52,7 +53,7 @@ async def generate_concurrently(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _answer(client: SwarmClient, index: int, prompt: str, n: int, options: Mapping[str, Any]) -> PromptResult:
+async def _generate(client: SwarmClient, index: int, prompt: str, n: int, options: Mapping[str, Any]) -> PromptResult:
     runs: list[Run] = []
     try:
         if n > 1:

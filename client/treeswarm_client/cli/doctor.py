@@ -1,4 +1,4 @@
-"""`swarm doctor`: whether this machine reaches a swarm, and what to do where not."""
+"""`swarm doctor`: checks whether this machine can use a swarm, and says what to do if not."""
 
 import argparse
 import asyncio
@@ -26,24 +26,24 @@ EXAMPLES = """examples:
   swarm doctor --registry 203.0.113.7:4001 --model demo    and this model?
   swarm doctor --peers 127.0.0.1:4001 --json               for programs
 
-Exit status 1 where something fails, else 0.  Of a machine that is to serve: swarm-node doctor."""
-# A client has two connections to each node of its routes.
+Exit status: 1 if a check fails, else 0.  For a machine that is to host a node, run `swarm-node doctor`."""
+# Number of open files that a client needs: it has two connections to each node of its routes.
 FILES = 256
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    made = commands.add_parser(
+    parser = commands.add_parser(
         "doctor",
-        help="what would go wrong here, and what to do about it",
-        description="Check this machine and its way to a swarm.",
+        help="check this machine and its connection to a swarm",
+        description="Check this machine and its connection to a swarm, and say what to do about each problem.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_route_flags(made)
-    made.add_argument("--model", help="whether it can be used: directory, hub id or `demo` (default: not checked)")
-    add_revision_flag(made)
-    made.add_argument("--json", action="store_true", help="one JSON object")
-    made.set_defaults(run=_run)
+    add_route_flags(parser)
+    parser.add_argument("--model", help="check this model too: directory, hub id or `demo` (default: none)")
+    add_revision_flag(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -54,50 +54,52 @@ def _run(args: argparse.Namespace) -> int:
 async def run_checks(
     spec: str, model: str | None = None, swarm_key: bytes | None = None, revision: str | None = None
 ) -> list[Finding]:
-    """All checks of a client of the swarm at `spec`.  Raises BadRequest where `spec` is none."""
+    """Run all checks for a client of the swarm at `spec`.  Raises BadRequest for an invalid `spec`."""
     files = check_open_files(FILES)
-    found = [check_python_version(), *([files] if files else []), check_drafting()]
+    findings = [check_python_version(), *([files] if files else []), check_drafting()]
     digest = None
     if model is not None:
         try:
             digest = await asyncio.to_thread(_digest, model, revision)
-            found.append(Finding.ok("model", f"config and tokenizer of {model} are here"))
+            findings.append(Finding.ok("model", f"config and tokenizer of {model} are available"))
         except SwarmError as error:
-            found.append(Finding.of_error("model", error))
+            findings.append(Finding.of_error("model", error))
     transport = GrpcTransport(security=Security(swarm_key=swarm_key))
     try:
-        asked = registry_kind(spec) in ("peers", "static")
-        opening = peers_opener(spec, digest, transport) if asked else lambda: client_registry(spec, digest, transport)
-        seen = await examine_swarm(opening, transport)
+        by_peers = registry_kind(spec) in ("peers", "static")
+        opener = peers_opener(spec, digest, transport) if by_peers else lambda: client_registry(spec, digest, transport)
+        health = await examine_swarm(opener, transport)
     finally:
         await transport.close()
-    return [*found, *seen.findings, *blocks(seen.online)]
+    return [*findings, *health.findings, *check_blocks(health.online)]
 
 
-def blocks(online: Sequence[NodeRecord]) -> list[Finding]:
-    """Of each model that is served, whether all of it is.  Pure."""
-    found = []
+def check_blocks(online: Sequence[NodeRecord]) -> list[Finding]:
+    """Check for each model that is served whether every block of it is.  Pure."""
+    findings = []
     for digest in dict.fromkeys(record.model for record in online):
-        of_it = [record for record in online if record.model == digest]
-        name, total = clean(of_it[0].name), of_it[0].blocks
-        gaps = missing_blocks([record.span for record in of_it], total)
+        records = [record for record in online if record.model == digest]
+        name, total = clean(records[0].name), records[0].blocks
+        gaps = missing_blocks([record.span for record in records], total)
         if gaps:
-            step = f"start a node for them: swarm-node {name}; or wait, with --patience, until somebody does"
-            found.append(Finding.fail("blocks", f"of {name}, {MissingBlocks.phrase(gaps, total)}", step))
+            step = f"start a node for them: swarm-node {name}; or wait with --patience until a node serves them"
+            findings.append(Finding.fail("blocks", f"of {name}, {MissingBlocks.phrase(gaps, total)}", step))
         else:
-            found.append(Finding.ok("blocks", f"all {total} of {name} are served, by {len(of_it)} nodes"))
-    return found
+            findings.append(Finding.ok("blocks", f"all {total} blocks of {name} are served, by {len(records)} nodes"))
+    return findings
 
 
 def check_drafting() -> Finding:
-    """Whether draft models can run here."""
+    """Check whether draft models can run on this machine."""
     if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
-        return Finding.ok("drafting", "torch is here: --draft may name a model")
-    return Finding.ok("drafting", "without torch: --draft ngram; after pip install 'treeswarm[draft]' a model, too")
+        return Finding.ok("drafting", "torch is installed: --draft may name a model")
+    return Finding.ok(
+        "drafting", "torch is missing: use --draft ngram; for draft models, pip install 'treeswarm[draft]'"
+    )
 
 
 def _digest(model: str, revision: str | None) -> str:
-    """Raises ModelError."""
+    """Return the config digest of a model after reading its tokenizer.  Raises ModelError."""
     folder = resolve_model(model, hub=HubOptions(revision))
     load_tokenizer(folder)
     return config_digest(read_config(folder))

@@ -1,4 +1,4 @@
-"""Flags that several commands have, and the client they make."""
+"""Flags that several commands share, and the client that they describe."""
 
 import argparse
 import contextlib
@@ -21,108 +21,142 @@ from treeswarm_client.client_settings import DEFAULT_PATIENCE_S, registry_spec
 from treeswarm_client.discovery.overview import clean
 from treeswarm_client.generation.run import TreeSize
 
-# A hint must not be longer than the error it belongs to.
-MODELS_NAMED = 5
+# Number of models that an error names: the hint must not become longer than the error itself.
+MAX_NAMED_MODELS = 5
 
 
-def add_client_flags(made: argparse.ArgumentParser, *, patience_s: float = DEFAULT_PATIENCE_S) -> None:
-    """Which model, where its nodes are, who drafts."""
-    made.add_argument("--model", help="model directory, hub id or `demo`: its config and tokenizer are read (required)")
-    add_revision_flag(made)
-    add_route_flags(made)
-    made.add_argument(
+def add_client_flags(parser: argparse.ArgumentParser, *, patience_s: float = DEFAULT_PATIENCE_S) -> None:
+    """Add the flags for the model, the nodes and the drafting."""
+    parser.add_argument(
+        "--model",
+        help="model directory, hub id or `demo`; only its config and tokenizer are read (required)",
+    )
+    add_revision_flag(parser)
+    add_route_flags(parser)
+    parser.add_argument(
         "--draft",
         default="auto",
-        metavar="WHO",
-        help="who guesses: a draft model (directory, hub id or `demo-draft`), the same with `+ngram` behind it, ngram "
-        "(no model, no torch), none, or auto: the draft model at hand with ngram, else ngram (default auto)",
+        metavar="DRAFT",
+        help="drafter: a draft model (directory, hub id or `demo-draft`); the same with `+ngram`, which adds n-gram "
+        "lookup; ngram (n-gram lookup only, needs no torch); none; or auto (default): the draft model available with "
+        "ngram, else ngram",
     )
-    made.add_argument("--draft-device", default="cpu", metavar="DEVICE", help="where the draft runs (default cpu)")
-    made.add_argument(
+    parser.add_argument(
+        "--draft-device", default="cpu", metavar="DEVICE", help="device of the draft model (default cpu)"
+    )
+    parser.add_argument(
         "--tree-size",
         type=parse_tree_size,
         default="auto",
         metavar="N",
-        help="drafted nodes a traversal; 0 is plain decoding; auto (default): what brings most tokens a second",
+        help="draft nodes per traversal; 0 for plain decoding; auto (default): chosen each round for most tokens per "
+        "second",
     )
-    made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="only nodes that compute in it")
-    made.add_argument("--quantization", choices=["none", "int8", "nf4"], help="only nodes with such weights")
-    made.add_argument("--emulate-link", metavar="SHAPE", help="delay what this client sends: delay=25ms,rate=100mbit")
-    made.add_argument(
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="use only nodes that compute in this dtype"
+    )
+    parser.add_argument(
+        "--quantization", choices=["none", "int8", "nf4"], help="use only nodes with weights of this quantization"
+    )
+    parser.add_argument(
+        "--emulate-link", metavar="SHAPE", help="delay what this client sends, as in delay=25ms,rate=100mbit"
+    )
+    parser.add_argument(
         "--patience",
         type=float,
         default=patience_s,
         metavar="SECONDS",
-        help=f"wait so long for missing blocks to be served again (default {patience_s:.0f})",
+        help=f"seconds to wait until a node serves missing blocks again (default {patience_s:.0f})",
     )
 
 
-def add_sampling_flags(made: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
-    """What text is wanted, and how much of it."""
-    made.add_argument(
-        "--max-new-tokens", type=int, default=max_new_tokens, metavar="N", help=f"default {max_new_tokens}"
+def add_sampling_flags(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+    """Add the flags for the length of the text and for sampling."""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=max_new_tokens,
+        metavar="N",
+        help=f"number of tokens to generate at most (default {max_new_tokens})",
     )
-    made.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
-    made.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default 1.0: off")
-    made.add_argument("--top-k", type=int, default=0, metavar="K", help="default 0: off")
-    made.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
-    made.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text (may be given again)"
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="sampling temperature; 0 is greedy (default)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="sample from this probability mass (default 1.0: all)"
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="sample from the K most likely tokens (default 0: all)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of sampling: the same seed repeats a text (default 0)"
+    )
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text (may be repeated)"
     )
 
 
 def parse_tree_size(word: str) -> TreeSize:
-    """`auto`, or a number of nodes."""
+    """Parse `auto` or a number of draft nodes."""
     if word == "auto":
         return "auto"
     if not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{word}' is neither auto nor a number of nodes")
+        raise argparse.ArgumentTypeError(f"'{word}' is neither auto nor a number of draft nodes")
     return int(word)
 
 
-def add_route_flags(made: argparse.ArgumentParser) -> None:
-    """Where the nodes are; `registry_of` says so where neither is given."""
-    where = made.add_mutually_exclusive_group()
-    where.add_argument("--peers", metavar="HOST:PORT,…", help="the nodes' addresses, each with its #PIN or without")
+def add_route_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where the nodes are; `registry_of` refuses a command line without any of them."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--peers", metavar="HOST:PORT,…", help="addresses of exactly the nodes to use, each with or without its #PIN"
+    )
     where.add_argument(
         "--registry",
         metavar="SPEC",
-        help="HOST:PORT,… of any nodes, which tell of all others; or mqtts://USER:PASSWORD@HOST/NAMESPACE; or "
+        help="HOST:PORT,… of any nodes, which know all others; or mqtts://USER:PASSWORD@HOST/NAMESPACE; or "
         "static:HOST:PORT,… (the same as --peers)",
     )
-    add_swarm_key_flag(made)
+    add_swarm_key_flag(parser)
 
 
-def add_revision_flag(made: argparse.ArgumentParser) -> None:
-    """Which state of a model."""
-    made.add_argument("--revision", metavar="REV", help="of a hub id: branch, tag or commit (default: the main branch)")
+def add_revision_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag for the revision of a model."""
+    parser.add_argument(
+        "--revision", metavar="REV", help="branch, tag or commit of a hub id (default: the main branch)"
+    )
 
 
-def add_swarm_key_flag(made: argparse.ArgumentParser) -> None:
-    """Which private swarm."""
-    made.add_argument("--swarm-key", type=Path, metavar="PATH", help="key file of a private swarm (default: open)")
+def add_swarm_key_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag for the key of a private swarm."""
+    parser.add_argument(
+        "--swarm-key", type=Path, metavar="PATH", help="key file of a private swarm (default: an open swarm)"
+    )
 
 
 def registry_of(args: argparse.Namespace) -> str:
-    """Where the nodes are.  Raises BadRequest with how to find out."""
+    """Return the registry spec of a command line.  Raises BadRequest if it does not say where the nodes are."""
     if args.peers is None and args.registry is None:
         raise BadRequest(
-            "say where the nodes are: --registry HOST:PORT of any node (each prints it when it starts), or --peers "
-            "HOST:PORT,HOST:PORT; `swarm-node demo` begins a swarm, `swarm demo` shows one on this machine"
+            "no nodes are given: add --registry HOST:PORT of any node (each prints it when it starts), or --peers "
+            "HOST:PORT,HOST:PORT; `swarm-node demo` starts a swarm, `swarm demo` shows one on this machine"
         )
     return registry_spec(args.peers, args.registry)
 
 
 def security_of(args: argparse.Namespace) -> Security:
-    """Open, or the private swarm's.  Raises BadRequest for a bad key file."""
+    """Return the security of an open swarm, or of the private swarm whose key is given.
+
+    Raises BadRequest for a bad key file.
+    """
     return Security(swarm_key=read_swarm_key(args.swarm_key) if args.swarm_key else None)
 
 
-def client_of(args: argparse.Namespace, **more: Any) -> SwarmClient:
-    """What `add_client_flags` describes, and `more`.  Raises BadRequest with the next step."""
+def client_of(args: argparse.Namespace, **options: Any) -> SwarmClient:
+    """Return a client for the flags of `add_client_flags`, with further `options`.  Raises BadRequest."""
     registry = registry_of(args)
     if args.model is None:
-        raise BadRequest("say which model: --model NAME; `swarm models --registry …` lists what a swarm serves")
+        raise BadRequest("no model is given: add --model NAME; `swarm models --registry …` lists what a swarm serves")
     return SwarmClient(
         model=args.model,
         registry=registry,
@@ -135,45 +169,48 @@ def client_of(args: argparse.Namespace, **more: Any) -> SwarmClient:
         dtype=args.dtype,
         quantization=args.quantization,
         hub=HubOptions(args.revision),
-        **more,
+        **options,
     )
 
 
 @contextlib.asynccontextmanager
 async def open_client(args: argparse.Namespace) -> AsyncIterator[SwarmClient]:
-    """Entered.  Raises what entering raises; a model that cannot be found is told together with what is served."""
+    """Open a client for the flags of `add_client_flags`.
+
+    Raises what opening a client raises.  The error for a model that cannot be found also names the models served.
+    """
     notes = Console(stderr=True, highlight=False)
-    told = {"on_wait": WaitNotice(notes, midline=sys.stdout.isatty())} if notes.is_terminal else {}
-    client = client_of(args, **told)
+    options = {"on_wait": WaitNotice(notes, midline=sys.stdout.isatty())} if notes.is_terminal else {}
+    client = client_of(args, **options)
     async with contextlib.AsyncExitStack() as stack:
         try:
             with show_progress("loading the draft, finding nodes"):
                 await stack.enter_async_context(client)
         except ModelError as error:
-            served = await _served(args)
+            served = await _served_models(args)
             raise ModelError(f"{error} (this swarm serves {', '.join(served)})" if served else str(error)) from None
         yield client
 
 
 @contextlib.contextmanager
-def show_progress(words: str) -> Iterator[Callable[[str], None]]:
-    """What takes some seconds is said meanwhile, where a person looks; call what it gives to say it in other words."""
+def show_progress(text: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what is being done, and yield a function that changes the text."""
     console = Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
         yield lambda _: None
         return
-    with console.status(f"{words} …") as status:
-        yield lambda words: status.update(f"{words} …")
+    with console.status(f"{text} …") as status:
+        yield lambda text: status.update(f"{text} …")
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What `add_sampling_flags` describes, as `SwarmClient.stream` takes it."""
+    """Return the flags of `add_sampling_flags` as options of `SwarmClient.stream`."""
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop")
     return {name: getattr(args, name) for name in names}
 
 
-async def _served(args: argparse.Namespace) -> list[str]:
-    """Names of the swarm's models, as its nodes call them; none where nobody tells any."""
+async def _served_models(args: argparse.Namespace) -> list[str]:
+    """Return the names of the swarm's models as its nodes announce them, or none if no node answers."""
     transport = GrpcTransport(security=security_of(args))
     names: list[str] = []
     with contextlib.suppress(SwarmError):
@@ -181,4 +218,4 @@ async def _served(args: argparse.Namespace) -> list[str]:
         names = sorted({clean(sealed.record.name) for sealed in await registry.snapshot()})
         await registry.close()
     await transport.close()
-    return names[:MODELS_NAMED]
+    return names[:MAX_NAMED_MODELS]

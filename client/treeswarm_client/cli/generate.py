@@ -1,4 +1,4 @@
-"""`swarm generate`: continue a prompt, or many."""
+"""`swarm generate`: continues one prompt, or several side by side."""
 
 import argparse
 import asyncio
@@ -33,65 +33,70 @@ EXAMPLES = """examples:
   swarm generate "x =" --n 4 --temperature 0.8 --model demo --registry 203.0.113.7:4001
   swarm generate --prompts-file prompts.txt --model demo --registry 203.0.113.7:4001 > answers.jsonl
 
-The prompt is PROMPT, a file, or standard input (`-`, or no PROMPT at all); of the last two, one line end at their end
-is left out.  On a terminal the prompt is shown before its text; elsewhere standard output has the new text alone."""
+The prompt is PROMPT, the contents of a file, or standard input (`-`, or no PROMPT at all).  One line end at the end of
+a file or of standard input is removed.  On a terminal the prompt is shown before the new text; otherwise standard
+output has the new text only."""
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    made = commands.add_parser(
+    parser = commands.add_parser(
         "generate",
         help="continue a prompt",
-        description="Continue a prompt with the target model's own text, token for token.",
+        description="Continue a prompt with the text of the target model, token for token.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to continue; `-`: from standard input")
-    made.add_argument("--prompt-file", type=Path, metavar="FILE", help="the prompt is what this file says")
-    made.add_argument(
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="text to continue; `-` reads standard input")
+    parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="read the prompt from this file")
+    parser.add_argument(
         "--prompts-file",
         type=Path,
         metavar="FILE",
-        help='a prompt a line, side by side; a .jsonl file has a JSON string or {"prompt": …} a line; answers are '
-        "JSON lines in the same order",
+        help='continue one prompt per line of this file; a .jsonl file has a JSON string or {"prompt": …} per line; '
+        "the results are JSON lines in the same order",
     )
-    add_client_flags(made)
-    add_sampling_flags(made, max_new_tokens=128)
-    made.add_argument("--n", type=int, default=1, metavar="N", help="samples of each prompt, side by side (default 1)")
-    made.add_argument("--show-route", action="store_true", help="which nodes computed what, and what happened to them")
-    made.add_argument("--explain", action="store_true", help="on stderr: each traversal's tree, why, where time went")
-    made.add_argument("--json", action="store_true", help="one JSON object a text instead of live text")
-    made.set_defaults(run=_command)
+    add_client_flags(parser)
+    add_sampling_flags(parser, max_new_tokens=128)
+    parser.add_argument("--n", type=int, default=1, metavar="N", help="number of samples of each prompt (default 1)")
+    parser.add_argument("--show-route", action="store_true", help="print the nodes used, and the repairs of the chain")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="print to stderr the tree of each traversal, the reason for its size, and the times",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per text instead of live text")
+    parser.set_defaults(run=_command)
 
 
 def _command(args: argparse.Namespace) -> int:
     if args.n < 1:
-        raise BadRequest(f"--n {args.n} asks for no text: give at least 1")
+        raise BadRequest(f"--n is {args.n}: give at least 1")
     if args.prompts_file is None:
         prompts = [read_prompt(args.prompt, args.prompt_file, sys.stdin)]
         if args.n == 1:
-            return asyncio.run(_one(args, prompts[0]))
+            return asyncio.run(_generate_one(args, prompts[0]))
     elif args.prompt is not None or args.prompt_file is not None:
-        raise BadRequest("--prompts-file has all prompts: leave PROMPT and --prompt-file out")
+        raise BadRequest("--prompts-file replaces other prompts: leave PROMPT and --prompt-file out")
     else:
         prompts = read_prompts(args.prompts_file, sys.stdin)
     if args.show_route or args.explain:
-        raise BadRequest("--show-route and --explain tell of one text: leave --n and --prompts-file out")
-    return asyncio.run(_many(args, prompts))
+        raise BadRequest("--show-route and --explain work for a single text only: leave --n and --prompts-file out")
+    return asyncio.run(_generate_many(args, prompts))
 
 
-async def _one(args: argparse.Namespace, prompt: str) -> int:
+async def _generate_one(args: argparse.Namespace, prompt: str) -> int:
     async with open_client(args) as client:
         run = client.stream(prompt, **sampling_of(args))
         try:
             if args.json:
-                return await _as_json(run, client.target.numerics)
-            return await _live(prompt, run, client.target.numerics, show_route=args.show_route)
+                return await _print_json(run, client.target.numerics)
+            return await _print_live(prompt, run, client.target.numerics, show_route=args.show_route)
         finally:
             if args.explain:
                 print(*explain_lines(run.recorder.reports), sep="\n", file=sys.stderr)
 
 
-async def _live(prompt: str, run: Run, numerics: NumericsClass, *, show_route: bool) -> int:
+async def _print_live(prompt: str, run: Run, numerics: NumericsClass, *, show_route: bool) -> int:
     console = stdout_console()
     notes = console if console.is_terminal else Console(highlight=False, stderr=True)
     live = LiveText(console)
@@ -105,44 +110,44 @@ async def _live(prompt: str, run: Run, numerics: NumericsClass, *, show_route: b
         if run.stats is not None and run.stats.traversals:
             notes.print(summary_line(run.stats), soft_wrap=not notes.is_terminal)
             if not numerics.plain:
-                notes.print(f"computed in {numerics}: not the text of the weights as published", style="dim")
+                notes.print(f"computed with {numerics}: the published weights may give another text", style="dim")
         if show_route and run.chain is not None:
             for line in route_lines(run.chain):
                 notes.print(line)
     return 0
 
 
-async def _many(args: argparse.Namespace, prompts: list[str]) -> int:
-    """JSON lines; the samples of the one prompt of a command line may also be read as they are."""
+async def _generate_many(args: argparse.Namespace, prompts: list[str]) -> int:
+    """Print JSON lines, or the samples as plain text if there is one prompt and no --json."""
     console, failed = stdout_console(), False
     if args.n > 1 and not args.temperature:
-        print("swarm: all samples will be the same text: give --temperature 0.8 for others", file=sys.stderr)
+        print("swarm: all samples will be the same text: add --temperature 0.8 for different ones", file=sys.stderr)
     async with (
         open_client(args) as client,
-        contextlib.aclosing(generate_concurrently(client, prompts, n=args.n, options=sampling_of(args))) as answers,
+        contextlib.aclosing(generate_concurrently(client, prompts, n=args.n, options=sampling_of(args))) as results,
     ):
-        async for answer in answers:
-            if answer.error is not None:
+        async for result in results:
+            if result.error is not None:
                 failed = True
-                which = f"prompt {answer.index}: " if args.prompts_file else ""
-                print(f"swarm: {which}{answer.error}", file=sys.stderr)
+                prefix = f"prompt {result.index}: " if args.prompts_file else ""
+                print(f"swarm: {prefix}{result.error}", file=sys.stderr)
             if args.json or args.prompts_file:
-                console.file.writelines(json.dumps(one) + "\n" for one in answer.as_dicts())
+                console.file.writelines(json.dumps(sample) + "\n" for sample in result.as_dicts())
                 console.file.flush()
             else:
-                _show_samples(console, answer)
+                _print_samples(console, result)
     return 1 if failed else 0
 
 
-def _show_samples(console: Console, answer: PromptResult) -> None:
+def _print_samples(console: Console, answer: PromptResult) -> None:
     for sample, run in enumerate(answer.runs):
         console.print(f"--- sample {sample} of {len(answer.runs)}", style="dim")
         text = escape_controls(run.text) if console.is_terminal else run.text
         console.file.write(text + "\n")
 
 
-async def _as_json(run: Run, numerics: NumericsClass) -> int:
-    """The object comes out whole even when the generation broke: with `error` and the text so far."""
+async def _print_json(run: Run, numerics: NumericsClass) -> int:
+    """Print the complete object even if the generation fails: then it has `error` and the text so far."""
     failure: SwarmError | None = None
     try:
         async for _ in run:
@@ -150,11 +155,11 @@ async def _as_json(run: Run, numerics: NumericsClass) -> int:
     except SwarmError as error:
         failure = error
         print(f"swarm: {failure}", file=sys.stderr)
-    print(json.dumps(_whole(run, numerics, failure)))
+    print(json.dumps(_as_dict(run, numerics, failure)))
     return 1 if failure else 0
 
 
-def _whole(run: Run, numerics: NumericsClass, failure: SwarmError | None) -> dict[str, Any]:
+def _as_dict(run: Run, numerics: NumericsClass, failure: SwarmError | None) -> dict[str, Any]:
     result: dict[str, Any] = {
         "text": run.text,
         "token_ids": run.token_ids,

@@ -1,4 +1,4 @@
-"""The program `swarm`: reads the command line, runs one command, turns errors into one line."""
+"""The program `swarm`: reads the command line, runs one command and prints an error as one line."""
 
 import argparse
 import logging
@@ -14,39 +14,43 @@ from treeswarm_client.cli import demo, doctor, generate, measuring, models, serv
 from treeswarm_client.cli.chat import command as chat
 from treeswarm_client.cli.signals import Terminated
 
+# Exit statuses after Ctrl-C, after SIGTERM, and if the reader of the output has gone.
 INTERRUPTED = 130
 TERMINATED = 143
-NOBODY_READS = 141
+BROKEN_PIPE = 141
 EXAMPLES = """examples:
-  swarm demo                                             everything on this machine, in a minute
-  swarm models --registry 203.0.113.7:4001               what a swarm serves
-  swarm chat --model demo --registry 203.0.113.7:4001    talk with it
+  swarm demo                                             a whole swarm on this machine, in a minute
+  swarm models --registry 203.0.113.7:4001               which models a swarm serves
+  swarm chat --model demo --registry 203.0.113.7:4001    chat with the model
   swarm generate "def main():" --model demo --registry 203.0.113.7:4001
-  eval "$(swarm --print-completion bash)"                complete all of this in bash; the same for swarm-node
+  eval "$(swarm --print-completion bash)"                complete commands in bash; the same for swarm-node
 
-`swarm COMMAND --help` has more.  A line for --registry is printed by every `swarm-node` when it starts."""
+`swarm COMMAND --help` shows a command's flags.  Every `swarm-node` prints its --registry flag when it starts."""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line; the flags are a promise to users."""
-    made = argparse.ArgumentParser(
+    """Return the parser of the command line.  Its flags stay compatible between releases."""
+    parser = argparse.ArgumentParser(
         prog="swarm",
-        description="Generate text with a large model that lives on many machines.",
+        description="Generate text with a large model whose blocks are spread over many machines.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--version", action="version", version=f"treeswarm {__version__}")
-    add_completion_flag(made)
-    commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"treeswarm {__version__}")
+    add_completion_flag(parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in (generate, chat, serve, status, models, doctor, demo):
         command.add_command(commands)
     measuring.add_commands(commands)
-    return made
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0; 1 after an error told in one line; 130 after Ctrl-C, 143 after SIGTERM;
-    141 where nobody reads the output."""
+    """Run a command and return the exit status.
+
+    It is 0 after success, 1 after an error, 130 after Ctrl-C, 143 after SIGTERM, and 141 if the reader of the output
+    has gone.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="swarm: %(message)s")
     try:
@@ -55,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SwarmError as error:
         print(f"swarm: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `swarm … | head`: what Python still holds must not be told as an error at its end
+    except BrokenPipeError:  # as in `swarm … | head`: Python must not report what it can no longer write
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOBODY_READS
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
@@ -67,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """A service is also told by variables and a config file; what people type takes the command line alone."""
+    """Parse the command line; `swarm serve` also takes settings from environment variables and a config file."""
     if arguments[:1] == ["serve"]:
         return parse(make_parser(), "serve", arguments, os.environ)
     return make_parser().parse_args(arguments)

@@ -1,4 +1,4 @@
-"""`swarm models`: what the swarm serves, and whether one can ask it."""
+"""`swarm models`: the models that a swarm serves, and whether they can be used."""
 
 import argparse
 import asyncio
@@ -18,27 +18,27 @@ from treeswarm_client.discovery.overview import ModelView, Overview
 from treeswarm_client.discovery.prober import swarm_overview
 
 EXAMPLES = """examples:
-  swarm models --registry 10.0.0.5:4001                            all models that this node knows of
+  swarm models --registry 10.0.0.5:4001                            all models that this node knows
   swarm models --registry mqtts://user:password@broker.example.org/swarm
   swarm models --registry 10.0.0.5:4001 --json | jq -r '.models[] | select(.covered).name'
 
-A model is whole where nodes that answer serve every block of it.  Versions in other dtypes or quantisations compute
-other text: `swarm generate --dtype … --quantization …` chooses.  The context length is known of models whose config is
-on this machine; the free room is that of the block with least of it, in tokens of sessions.
-exit status: 0 when at least one model is whole, 1 when none is."""
+A model is complete if nodes that answer serve every one of its blocks.  Versions in other dtypes or quantizations give
+other texts: `swarm generate --dtype … --quantization …` chooses one.  The context length is shown for models whose
+config is on this machine.  The free room is that of the block with the least room, in tokens of sessions.
+Exit status: 0 if at least one model is complete, else 1."""
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    made = commands.add_parser(
+    parser = commands.add_parser(
         "models",
-        help="which models a swarm serves",
-        description="List the models that a swarm serves, in which versions, and how much room they have.",
+        help="list the models that a swarm serves",
+        description="List the models that a swarm serves, their versions, and their free room.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_route_flags(made)
-    made.add_argument("--json", action="store_true", help="one JSON object")
-    made.set_defaults(run=lambda args: asyncio.run(_run(args)))
+    add_route_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=lambda args: asyncio.run(_run(args)))
 
 
 async def _run(args: argparse.Namespace) -> int:
@@ -47,7 +47,7 @@ async def _run(args: argparse.Namespace) -> int:
         overview = await read_overview(spec, transport)
     finally:
         await transport.close()
-    contexts = await asyncio.to_thread(_contexts, overview)
+    contexts = await asyncio.to_thread(_context_lengths, overview)
     console = stdout_console()
     if args.json:
         console.file.write(json.dumps(models_as_dict(overview, contexts)) + "\n")
@@ -57,7 +57,7 @@ async def _run(args: argparse.Namespace) -> int:
 
 
 async def read_overview(spec: str, transport: Transport) -> Overview:
-    """All models of the swarm.  Raises SwarmError where it cannot be reached."""
+    """Return all models of the swarm.  Raises SwarmError if the swarm cannot be reached."""
     registry = await client_registry(spec, None, transport)
     try:
         return await swarm_overview(registry, transport)
@@ -65,19 +65,19 @@ async def read_overview(spec: str, transport: Transport) -> Overview:
         await registry.close()
 
 
-def _contexts(overview: Overview) -> dict[str, int]:
-    """Tokens, by config digest, of models that are at hand."""
-    found = {model.digest: context_length_of(model) for model in overview.models}
-    return {digest: context for digest, context in found.items() if context is not None}
+def _context_lengths(overview: Overview) -> dict[str, int]:
+    """Return the context length in tokens, by config digest, of the models whose config is on this machine."""
+    lengths = {model.digest: context_length_of(model) for model in overview.models}
+    return {digest: context for digest, context in lengths.items() if context is not None}
 
 
 def context_length_of(model: ModelView) -> int | None:
-    """The context length by the config on this machine, where it is the very one that the nodes have.
+    """Return the context length in tokens, or None if the config of the nodes is not on this machine.
 
-    Names are what strangers call things: no folder is opened and nothing is downloaded for one.
+    Nodes choose the name of a model, so no directory is opened and nothing is downloaded because of it.
     """
     try:
-        folder = _at_hand(model.name)
+        folder = _local_folder(model.name)
         if folder is None or config_digest(read_config(folder)) != model.digest:
             return None
         return read_shape(folder).max_positions
@@ -85,15 +85,15 @@ def context_length_of(model: ModelView) -> int | None:
         return None
 
 
-def _at_hand(name: str) -> Path | None:
+def _local_folder(name: str) -> Path | None:
     if name in BUNDLED:
         return resolve_model(name)
     if not HUB_ID.fullmatch(name):
         return None
     try:
-        from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  # not every client has it
+        from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  # an optional dependency
 
         cached = try_to_load_from_cache(name, "config.json")
-    except (ImportError, ValueError):  # the latter for a name that the hub would not give
+    except (ImportError, ValueError):  # ValueError: the hub does not allow such a name
         return None
     return Path(cached).parent if isinstance(cached, str) else None

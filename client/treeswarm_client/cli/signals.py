@@ -1,4 +1,4 @@
-"""How a command that has started processes ends when it is told to."""
+"""The end of a command that has started processes, on SIGTERM or Ctrl-C."""
 
 import asyncio
 import contextlib
@@ -10,32 +10,37 @@ T = TypeVar("T")
 
 
 class Terminated(BaseException):
-    """SIGTERM came, and everything that was begun has been ended.  No Exception: nobody should go on after it."""
+    """SIGTERM came, and all processes that were started have been ended.
+
+    It is no Exception, so that no handler of errors goes on after it.
+    """
 
 
 def run_until_terminated(work: Coroutine[Any, Any, T]) -> T:
-    """As `asyncio.run`, for which SIGTERM is also what Ctrl-C is: `work` is cancelled, and ends its processes before
-    this one ends.  Raises Terminated then, KeyboardInterrupt after Ctrl-C."""
-    return asyncio.run(_until_told(work))
+    """Run `work` as `asyncio.run` does, but treat SIGTERM like Ctrl-C: cancel `work`, which then ends its processes.
+
+    Raises Terminated after SIGTERM, and KeyboardInterrupt after Ctrl-C.
+    """
+    return asyncio.run(_run_with_handler(work))
 
 
-async def _until_told(work: Coroutine[Any, Any, T]) -> T:
-    loop, here = asyncio.get_running_loop(), asyncio.current_task()
-    assert here is not None
-    told = asyncio.Event()
+async def _run_with_handler(work: Coroutine[Any, Any, T]) -> T:
+    loop, this_task = asyncio.get_running_loop(), asyncio.current_task()
+    assert this_task is not None
+    terminated = asyncio.Event()
 
-    def tell() -> None:
-        """Once: `timeout` tells a program and then its whole group, and leaving must not be broken off."""
-        if not told.is_set():
-            told.set()
-            here.cancel()
+    def terminate() -> None:
+        """Cancel once only: `timeout` signals a program and then its whole group, and cleaning up must go on."""
+        if not terminated.is_set():
+            terminated.set()
+            this_task.cancel()
 
-    with contextlib.suppress(NotImplementedError):  # Windows knows no SIGTERM
-        loop.add_signal_handler(signal.SIGTERM, tell)
+    with contextlib.suppress(NotImplementedError):  # Windows has no SIGTERM
+        loop.add_signal_handler(signal.SIGTERM, terminate)
     try:
         return await work
     except asyncio.CancelledError:
-        if told.is_set() and not here.uncancel():
+        if terminated.is_set() and not this_task.uncancel():
             raise Terminated from None
         raise
     finally:

@@ -1,4 +1,4 @@
-"""`swarm status`: who serves which blocks, how busy, how far away, and what nobody serves."""
+"""`swarm status`: the nodes of a swarm, the blocks they serve, their load and latency, and the blocks not served."""
 
 import argparse
 import asyncio
@@ -23,32 +23,34 @@ from treeswarm_client.discovery.prober import PROBE_AGAIN_S, Prober
 
 EXAMPLES = """examples:
   swarm status --peers 127.0.0.1:4001,127.0.0.1:4002        exactly these nodes
-  swarm status --registry 10.0.0.5:4001 --model demo        one model, and all nodes that this one knows of
+  swarm status --registry 10.0.0.5:4001 --model demo        one model, on all nodes that this node knows
   swarm status --registry mqtts://user:password@broker.example.org/swarm --watch
   swarm status --registry 10.0.0.5:4001 --model ./Llama-3-8B > /dev/null || echo "blocks are missing"
   swarm status --peers 127.0.0.1:4001 --json | jq '.models[].gaps'
 
-exit status: 0 when every block of every model shown is served, 1 when not, 130 after Ctrl-C.
-A node counts for its blocks when it is online and answers this client."""
+Exit status: 0 if every block of every model shown is served, 1 if not, 130 after Ctrl-C.
+A node counts for its blocks if it is online and answers this client."""
 
 REDRAW_S = 1.0
-"""At least so long between two pictures: eyes are no faster, and every one asks new nodes how far they are."""
+"""Seconds between two pictures at least: faster changes cannot be seen, and each picture pings new nodes."""
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    made = commands.add_parser(
+    parser = commands.add_parser(
         "status",
-        help="who serves which blocks, and what is missing",
-        description="Show a swarm: its models block by block, its nodes, how busy they are and how far from here.",
+        help="show which nodes serve which blocks, and what is missing",
+        description="Show a swarm: its models block by block, its nodes, their load and their latency.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_route_flags(made)
-    made.add_argument("--model", help="only this one: directory, hub id or `demo` (default: all that are served)")
-    add_revision_flag(made)
-    made.add_argument("--watch", action="store_true", help="redraw when something changes, until Ctrl-C")
-    made.add_argument("--json", action="store_true", help="one JSON object; with --watch one line a change")
-    made.set_defaults(run=lambda args: asyncio.run(_run(args)))
+    add_route_flags(parser)
+    parser.add_argument(
+        "--model", help="show only this model: directory, hub id or `demo` (default: all that are served)"
+    )
+    add_revision_flag(parser)
+    parser.add_argument("--watch", action="store_true", help="redraw at every change, until Ctrl-C")
+    parser.add_argument("--json", action="store_true", help="print one JSON object; with --watch, one line per change")
+    parser.set_defaults(run=lambda args: asyncio.run(_run(args)))
 
 
 async def _run(args: argparse.Namespace) -> int:
@@ -60,11 +62,11 @@ async def _run(args: argparse.Namespace) -> int:
 
 
 async def status(args: argparse.Namespace, transport: Transport, console: Console) -> int:
-    """The command, over a transport of one's choosing.  Raises SwarmError."""
-    wanted = await asyncio.to_thread(_wanted, args.model, args.revision) if args.model else None
-    registry = await _open(registry_of(args), wanted, transport)
+    """Run the command over the given transport and return the exit status.  Raises SwarmError."""
+    model_filter = await asyncio.to_thread(_make_filter, args.model, args.revision) if args.model else None
+    registry = await _open(registry_of(args), model_filter, transport)
     try:
-        prober = Prober(registry, transport, wanted)
+        prober = Prober(registry, transport, model_filter)
         if args.watch:
             return await _watch(prober, console, as_json=args.json)
         overview = await prober.fresh_overview()
@@ -77,25 +79,30 @@ async def status(args: argparse.Namespace, transport: Transport, console: Consol
     return 0 if overview.covered else 1
 
 
-def _wanted(model: str, revision: str | None) -> ModelFilter:
+def _make_filter(model: str, revision: str | None) -> ModelFilter:
     folder = resolve_model(model, hub=HubOptions(revision))
     return ModelFilter(model, config_digest(read_config(folder)), read_shape(folder).blocks)
 
 
-async def _open(spec: str, wanted: ModelFilter | None, transport: Transport) -> Registry:
-    """A broker sends one model's records if only those are wanted.  Nodes tell theirs, and that somebody is there with
-    another model is worth showing."""
-    by_model = wanted is not None and registry_kind(spec) == "mqtt"
-    return await client_registry(spec, wanted.digest if wanted is not None and by_model else None, transport)
+async def _open(spec: str, model_filter: ModelFilter | None, transport: Transport) -> Registry:
+    """Open the registry.
+
+    A broker sends the records of one model only, if asked to.  Nodes send all records, and status counts those of other
+    models.
+    """
+    by_model = model_filter is not None and registry_kind(spec) == "mqtt"
+    return await client_registry(
+        spec, model_filter.digest if model_filter is not None and by_model else None, transport
+    )
 
 
 async def _watch(prober: Prober, console: Console, *, as_json: bool) -> int:
-    """Until cancelled."""
+    """Show every change until cancelled."""
     async with contextlib.aclosing(_overviews(prober)) as overviews:
         if as_json:
             last: object = None
             async for overview in overviews:
-                if (now := _without_times(overview)) != last:
+                if (now := _without_latencies(overview)) != last:
                     last = now
                     _print_json(console, overview)
         elif not console.is_terminal:
@@ -104,32 +111,32 @@ async def _watch(prober: Prober, console: Console, *, as_json: bool) -> int:
         else:
             with Live(console=console, auto_refresh=False) as live:
                 async for overview in overviews:
-                    # The verdict comes first: a terminal that is too low loses what is below.
-                    drawn = render_status(overview, console.width, ascii_only=_ascii_only(console), verdict_first=True)
-                    live.update(Group(*drawn), refresh=True)
+                    # The summary comes first, because a terminal with few lines cuts off the end.
+                    lines = render_status(overview, console.width, ascii_only=_ascii_only(console), summary_first=True)
+                    live.update(Group(*lines), refresh=True)
     return 0
 
 
 async def _overviews(prober: Prober) -> AsyncGenerator[Overview, None]:
-    """After every change and every round of pings, and now and then without: what expires is no news in a registry."""
+    """Yield an overview after every change, after new pings, and at intervals, since a registry reports no expiry."""
     changed = asyncio.Event()
 
-    async def follow() -> None:
+    async def follow_registry() -> None:
         async for _ in prober.registry.watch():
             changed.set()
 
-    async def ask() -> None:
-        while True:  # beside the drawing: a node that hangs holds up nobody
+    async def probe_repeatedly() -> None:
+        while True:  # in a task of its own, so that a node that hangs does not delay the drawing
             if await prober.probe_due():
                 changed.set()
             await asyncio.sleep(REDRAW_S)
 
     yield await prober.fresh_overview()
-    tasks = [asyncio.create_task(follow()), asyncio.create_task(ask())]
+    tasks = [asyncio.create_task(follow_registry()), asyncio.create_task(probe_repeatedly())]
     try:
         while not any(task.done() for task in tasks):
             with contextlib.suppress(TimeoutError):
-                # Python 3.11's wait_for forgets a Ctrl-C that comes together with a change.
+                # Not `wait_for`: in Python 3.11 it loses a cancellation that comes together with a change.
                 async with asyncio.timeout(PROBE_AGAIN_S):
                     await changed.wait()
             changed.clear()
@@ -138,20 +145,20 @@ async def _overviews(prober: Prober) -> AsyncGenerator[Overview, None]:
     finally:
         for task in tasks:
             task.cancel()
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
-    for error in ended:
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for error in results:
         if isinstance(error, Exception):
             raise error
 
 
-def _without_times(overview: Overview) -> dict[str, Any]:
-    """What makes a change a change: latencies differ at every look."""
-    told = overview.as_dict()
-    for model in told["models"]:
+def _without_latencies(overview: Overview) -> dict[str, Any]:
+    """Return an overview without the latencies, which change all the time."""
+    result = overview.as_dict()
+    for model in result["models"]:
         for served in model["classes"]:
             for node in served["nodes"]:
                 del node["latency_ms"]
-    return told
+    return result
 
 
 def _print_json(console: Console, overview: Overview) -> None:

@@ -1,4 +1,4 @@
-"""Completion scripts, as a shell takes them."""
+"""Completion scripts work in the shells for which they are printed."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 BIN = Path(sys.executable).parent
-ASK = """
+COMPLETE = """
 source /dev/stdin
 COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
 _shtab_{function} && printf '%s\\n' "${{COMPREPLY[@]}}"
@@ -20,17 +20,17 @@ def script(program: str, shell: str) -> str:
 
 
 @pytest.mark.parametrize("program", ["swarm", "swarm-node"])
-def test_bash_takes_it(program: str) -> None:
+def test_bash_accepts_the_script(program: str) -> None:
     done = subprocess.run(["bash", "-n"], input=script(program, "bash"), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("shell", ["zsh", "tcsh"])
 @pytest.mark.parametrize("program", ["swarm", "swarm-node"])
-def test_other_shells_have_one(program: str, shell: str) -> None:
-    said = script(program, shell)
-    assert program in said
-    assert "swarm-key" in said or shell == "tcsh"  # tcsh completes a subcommand's names alone
+def test_other_shells_get_a_script(program: str, shell: str) -> None:
+    printed = script(program, shell)
+    assert program in printed
+    assert "swarm-key" in printed or shell == "tcsh"  # tcsh completes the names of subcommands only
 
 
 @pytest.mark.parametrize(
@@ -47,17 +47,22 @@ def test_other_shells_have_one(program: str, shell: str) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_bash_completes(tmp_path: Path, words: tuple[str, ...], offered: str) -> None:
+def test_bash_completes_words(tmp_path: Path, words: tuple[str, ...], offered: str) -> None:
     (tmp_path / "prompt.txt").touch()
     (tmp_path / "folder").mkdir()
-    ask = ASK.format(words=" ".join(words), function=words[0].replace("-", "_"))
+    commands = COMPLETE.format(words=" ".join(words), function=words[0].replace("-", "_"))
     done = subprocess.run(
-        ["bash", "-c", ask], input=script(words[0], "bash"), cwd=tmp_path, capture_output=True, text=True, check=False
+        ["bash", "-c", commands],
+        input=script(words[0], "bash"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert offered in done.stdout.split(), done.stderr
 
 
-def test_a_shell_that_is_none_is_told() -> None:
+def test_unknown_shell_is_refused() -> None:
     command = [BIN / "swarm", "--print-completion", "ksh"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2

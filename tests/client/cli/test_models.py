@@ -1,4 +1,4 @@
-"""What `swarm models` makes of records."""
+"""`swarm models` shows each version of each model with its gaps, context and room."""
 
 import io
 import json
@@ -22,21 +22,21 @@ from treeswarm_client.discovery.overview import ModelView, Overview, Probe, make
 INT8 = NumericsClass("02" * 32, "bfloat16", "int8")
 
 
-def drawn(overview: Overview, contexts: dict[str, int]) -> str:
+def draw(overview: Overview, contexts: dict[str, int]) -> str:
     console = Console(file=io.StringIO(), width=120)
     with console.capture() as captured:
         console.print(*render_models(overview, contexts), sep="\n")
     return captured.get()
 
 
-def seen(*records: NodeRecord, silent: tuple[int, ...] = ()) -> Overview:
-    probes: dict[str, Any] = {one.node: Probe(0.01) for one in records}
+def overview_of(*records: NodeRecord, silent: tuple[int, ...] = ()) -> Overview:
+    probes: dict[str, Any] = {record.node: Probe(0.01) for record in records}
     probes |= {records[number].node: Probe(None, "silent") for number in silent}
     return make_overview(records, probes)
 
 
-def test_the_room_is_that_of_the_block_with_least() -> None:
-    overview = seen(
+def test_room_is_that_of_the_block_with_the_least() -> None:
+    overview = overview_of(
         record(1, Span(0, 8), free_tokens=100, total_tokens=1000),
         record(2, Span(0, 4), free_tokens=70, total_tokens=500),
         record(3, Span(4, 8), free_tokens=20, total_tokens=700),
@@ -49,44 +49,44 @@ def test_the_room_is_that_of_the_block_with_least() -> None:
     assert models_as_dict(overview, {})["models"][0]["classes"][0]["nodes"] == 3
 
 
-def test_every_version_of_every_model_has_a_line() -> None:
-    overview = seen(
+def test_every_version_of_a_model_has_a_line() -> None:
+    overview = overview_of(
         record(1, Span(0, 8)),
         record(2, Span(0, 3), numerics=INT8),
         record(3, Span(5, 8), numerics=INT8),
         record(4, Span(0, 2), model=OTHER, name="org/other\x1b[2J", numerics=BFLOAT16, blocks=2),
     )
-    lines = drawn(overview, {MODEL: 4096}).splitlines()
+    lines = draw(overview, {MODEL: 4096}).splitlines()
     assert [line.split() for line in lines[1:4]] == [
-        ["demo", "8", "whole", "float32", "none", "1", "4096", "2048", "of", "8192"],
-        ["demo", "8", "lacks", "3:5", "bfloat16", "int8", "2", "4096", "0", "of", "0"],
-        ["org/other?[2J", "2", "whole", "bfloat16", "none", "1", "-", "2048", "of", "8192"],
+        ["demo", "8", "complete", "float32", "none", "1", "4096", "2048", "of", "8192"],
+        ["demo", "8", "missing", "3:5", "bfloat16", "int8", "2", "4096", "0", "of", "0"],
+        ["org/other?[2J", "2", "complete", "bfloat16", "none", "1", "-", "2048", "of", "8192"],
     ]
-    told = json.loads(json.dumps(models_as_dict(overview, {MODEL: 4096})))["models"]
-    assert [(model["name"], model["covered"], model["context_tokens"]) for model in told] == [
+    models = json.loads(json.dumps(models_as_dict(overview, {MODEL: 4096})))["models"]
+    assert [(model["name"], model["covered"], model["context_tokens"]) for model in models] == [
         ("demo", True, 4096),
         ("org/other?[2J", True, None),
     ]
-    assert [one["gaps"] for one in told[0]["classes"]] == [[], ["3:5"]]
+    assert [served["gaps"] for served in models[0]["classes"]] == [[], ["3:5"]]
 
 
-def test_nobody_and_gaps_are_told_the_next_step() -> None:
-    assert "swarm-node MODEL" in drawn(Overview(()), {})
-    assert "swarm status" in drawn(seen(record(1, Span(0, 3))), {})
+def test_missing_nodes_and_gaps_get_a_next_step() -> None:
+    assert "swarm-node MODEL" in draw(Overview(()), {})
+    assert "swarm status" in draw(overview_of(record(1, Span(0, 3))), {})
 
 
-def test_a_context_is_known_where_the_config_is_the_nodes_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_context_is_known_if_the_config_is_that_of_the_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = config_digest(read_config(resolve_model("demo")))
     assert context_length_of(ModelView("demo", digest, 8, ())) == 2048
     assert context_length_of(ModelView("demo", OTHER, 8, ())) is None
-    # A stranger's name opens no folder.
+    # A name that a node announces opens no directory.
     (tmp_path / "here").symlink_to(resolve_model("demo"))
     monkeypatch.chdir(tmp_path)
     for name in ("here", "./here", str(tmp_path / "here")):
         assert context_length_of(ModelView(name, digest, 8, ())) is None
 
 
-def test_a_model_that_is_not_there_is_told_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_model_error_suggests_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "Llama-3-8B").mkdir()
     (tmp_path / "Llama-3-8B" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)

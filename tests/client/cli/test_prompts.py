@@ -1,4 +1,4 @@
-"""Prompts from the command line, files and standard input."""
+"""Prompts are read from the command line, from files and from standard input."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ class Keyboard(io.StringIO):
         return True
 
 
-def test_one_line_end_at_the_end_is_left_out(tmp_path: Path) -> None:
+def test_one_final_line_end_is_removed(tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     file.write_bytes(b"x = \r\n\n\r\n")
     assert read_prompt(None, file, Keyboard()) == "x = \r\n\n"
@@ -23,7 +23,7 @@ def test_one_line_end_at_the_end_is_left_out(tmp_path: Path) -> None:
     assert read_prompt("x = \n", None, io.StringIO("not read")) == "x = \n"
 
 
-def test_no_prompt_and_two_prompts_are_told(tmp_path: Path) -> None:
+def test_missing_double_or_unreadable_prompt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="pipe one in"):
         read_prompt(None, None, Keyboard())
     with pytest.raises(BadRequest, match="leave one out"):
@@ -32,11 +32,11 @@ def test_no_prompt_and_two_prompts_are_told(tmp_path: Path) -> None:
         read_prompt(None, tmp_path / "absent.txt", Keyboard())
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BadRequest, match="no UTF-8 text"):
+    with pytest.raises(BadRequest, match="not UTF-8 text"):
         read_prompt(None, binary, Keyboard())
 
 
-def test_prompts_a_line_each(tmp_path: Path) -> None:
+def test_prompts_file_has_one_prompt_per_line(tmp_path: Path) -> None:
     plain = tmp_path / "prompts.txt"
     plain.write_text('first \n\n{"prompt": 1}\r\n  last')
     assert read_prompts(plain, Keyboard()) == ["first ", '{"prompt": 1}', "  last"]
@@ -47,17 +47,17 @@ def test_prompts_a_line_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "words"), [("{", "line 2 is no JSON"), ("7", "line 2 has no prompt"), ("{}", "line 2 has")]
+    ("line", "words"), [("{", "line 2 is not JSON"), ("7", "line 2 has no prompt"), ("{}", "line 2 has")]
 )
-def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str, words: str) -> None:
+def test_invalid_line_is_named(tmp_path: Path, line: str, words: str) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(f'"good"\n{line}\n')
     with pytest.raises(BadRequest, match=words):
         read_prompts(file, Keyboard())
 
 
-def test_a_file_without_prompts_is_told(tmp_path: Path) -> None:
+def test_file_without_prompts_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("\n \n")
-    with pytest.raises(BadRequest, match="write one a line"):
+    with pytest.raises(BadRequest, match="write one per line"):
         read_prompts(file, Keyboard())

@@ -1,4 +1,4 @@
-"""`swarm status` against nodes that tell records and answer pings."""
+"""`swarm status` shows nodes that send records and answer pings."""
 
 import asyncio
 import contextlib
@@ -34,17 +34,18 @@ from treeswarm_client.discovery import prober
 
 
 @dataclass(eq=False)
-class Teller:
-    """A node of the seam alone: tells records, answers pings after a while."""
+class AnsweringNode:
+    """A node without a model, which sends records and answers pings after a while."""
 
     transport: Transport
     span: Span
     answers_s: float | None = 0.05
-    """None: never."""
+    """Seconds until a ping is answered, or None if none is."""
     changes: dict[str, Any] = field(default_factory=dict)
     others: list[bytes] = field(default_factory=list)
-    """Told to those who ask for everyone's."""
-    pinged: int = 0
+    """Sealed records that are sent to clients who ask for everyone's."""
+    pings: int = 0
+    """Number of pings received."""
     _key: FakeNode = field(default_factory=FakeNode)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -64,21 +65,21 @@ class Teller:
         self._changed.set()
 
     async def _accept(self, kind: StreamKind, stream: Stream) -> None:
-        telling: list[asyncio.Task[None]] = []
+        sending: list[asyncio.Task[None]] = []
         try:
             while (message := await stream.receive()) is not None:
                 if isinstance(message, Watch):
-                    telling.append(asyncio.create_task(self._tell(stream, everyone=message.everyone)))
+                    sending.append(asyncio.create_task(self._send_records(stream, everyone=message.everyone)))
                 elif isinstance(message, Ping) and self.answers_s is not None:
-                    self.pinged += 1
+                    self.pings += 1
                     await asyncio.sleep(self.answers_s)
                     await stream.send(Pong(message.stamp))
         finally:
-            for task in telling:
+            for task in sending:
                 task.cancel()
-            await asyncio.gather(*telling, return_exceptions=True)
+            await asyncio.gather(*sending, return_exceptions=True)
 
-    async def _tell(self, stream: Stream, *, everyone: bool) -> None:
+    async def _send_records(self, stream: Stream, *, everyone: bool) -> None:
         while True:
             self._changed.clear()
             await stream.send(Records((self.sealed, *(self.others if everyone else ()))))
@@ -86,24 +87,24 @@ class Teller:
 
 
 @contextlib.asynccontextmanager
-async def tellers(network: MemoryNetwork, *spans: Span, **changes: Any) -> AsyncIterator[list[Teller]]:
-    made = [Teller(network.transport(), span, changes=dict(changes)) for span in spans]
-    for teller in made:
-        await teller.start()
+async def answering_nodes(network: MemoryNetwork, *spans: Span, **changes: Any) -> AsyncIterator[list[AnsweringNode]]:
+    nodes = [AnsweringNode(network.transport(), span, changes=dict(changes)) for span in spans]
+    for node in nodes:
+        await node.start()
     try:
-        yield made
+        yield nodes
     finally:
-        for teller in made:
-            await teller.listener.close()
+        for node in nodes:
+            await node.listener.close()
 
 
-def peers(made: list[Teller]) -> str:
-    return ",".join(teller.address for teller in made)
+def peers_of(nodes: list[AnsweringNode]) -> str:
+    return ",".join(node.address for node in nodes)
 
 
 @dataclass(eq=False)
-class Said:
-    """A console of a given width, and what was written on it."""
+class CapturedConsole:
+    """Runs the command on a console of 100 columns and keeps what it writes."""
 
     file: io.StringIO = field(default_factory=io.StringIO)
 
@@ -120,150 +121,153 @@ class Said:
         return self.file.getvalue()
 
 
-def test_a_whole_swarm_is_shown_and_is_a_success() -> None:
+def test_complete_swarm_is_shown_with_status_0() -> None:
     async def scenario() -> None:
-        network, said = MemoryNetwork(), Said()
-        async with tellers(network, Span(0, 3), Span(3, 8), Span(2, 8)) as made:
-            assert await said.run(network, "--peers", peers(made)) == 0
-            for teller in made:
-                assert f"{teller.address}" in said.text
-        assert "blocks 0:8 covered, weakest block has 1 replica" in said.text
-        assert said.text.count(" 50.0 ") == 3  # milliseconds, each measured
+        network, captured = MemoryNetwork(), CapturedConsole()
+        async with answering_nodes(network, Span(0, 3), Span(3, 8), Span(2, 8)) as nodes:
+            assert await captured.run(network, "--peers", peers_of(nodes)) == 0
+            for node in nodes:
+                assert f"{node.address}" in captured.text
+        assert "blocks 0:8 covered, weakest block has 1 replica" in captured.text
+        assert captured.text.count(" 50.0 ") == 3  # the latency of each node, in milliseconds
 
     run_virtually(scenario())
 
 
-def test_a_gap_is_named_and_is_a_failure() -> None:
+def test_gap_is_named_with_status_1() -> None:
     async def scenario() -> None:
-        network, said = MemoryNetwork(), Said()
-        async with tellers(network, Span(0, 3), Span(5, 8)) as made:
-            assert await said.run(network, "--peers", peers(made)) == 1
-            assert "no node serves blocks 3:5: start `swarm-node demo --blocks 3:5 --registry …`" in said.text
-            made[1].change(state=NodeState.DRAINING, span=Span(3, 8))
-            assert await said.run(network, "--peers", peers(made)) == 1
-            assert "no node serves blocks 3:8" in said.text
-            assert "draining" in said.text
+        network, captured = MemoryNetwork(), CapturedConsole()
+        async with answering_nodes(network, Span(0, 3), Span(5, 8)) as nodes:
+            assert await captured.run(network, "--peers", peers_of(nodes)) == 1
+            assert "no node serves blocks 3:5: start `swarm-node demo --blocks 3:5 --registry …`" in captured.text
+            nodes[1].change(state=NodeState.DRAINING, span=Span(3, 8))
+            assert await captured.run(network, "--peers", peers_of(nodes)) == 1
+            assert "no node serves blocks 3:8" in captured.text
+            assert "draining" in captured.text
 
     run_virtually(scenario())
 
 
-def test_one_model_of_several() -> None:
+def test_model_flag_shows_one_model_of_several() -> None:
     async def scenario() -> None:
         network = MemoryNetwork()
         digest = config_digest(read_config(resolve_model("demo")))
-        async with tellers(network, Span(0, 8), model=digest) as ours, tellers(network, Span(0, 3)) as theirs:
-            assert await Said().run(network, "--peers", peers(ours + theirs)) == 1
-            said = Said()
-            assert await said.run(network, "--peers", peers(ours + theirs), "--model", "demo", "--json") == 0
-            told = json.loads(said.text)
-            assert told["refused"] == {"other-model": 1}
-            (model,) = told["models"]
+        async with (
+            answering_nodes(network, Span(0, 8), model=digest) as ours,
+            answering_nodes(network, Span(0, 3)) as theirs,
+        ):
+            assert await CapturedConsole().run(network, "--peers", peers_of(ours + theirs)) == 1
+            captured = CapturedConsole()
+            assert await captured.run(network, "--peers", peers_of(ours + theirs), "--model", "demo", "--json") == 0
+            result = json.loads(captured.text)
+            assert result["refused"] == {"other-model": 1}
+            (model,) = result["models"]
             assert (model["model"], model["covered"]) == (digest, True)
-            said = Said()
-            assert await said.run(network, "--registry", peers(theirs), "--model", "demo") == 1
-            assert "no node serves blocks 0:8" in said.text
+            captured = CapturedConsole()
+            assert await captured.run(network, "--registry", peers_of(theirs), "--model", "demo") == 1
+            assert "no node serves blocks 0:8" in captured.text
 
     run_virtually(scenario())
 
 
-def test_who_does_not_answer_serves_nobody() -> None:
+def test_silent_nodes_serve_no_blocks() -> None:
     async def scenario() -> None:
-        network, said = MemoryNetwork(), Said()
-        async with tellers(network, Span(0, 5), Span(5, 8), Span(5, 8)) as made:
-            made[1].answers_s = None
-            network.disconnect_host(made[2].address)
-            made[0].others = [teller.sealed for teller in made[1:]] + [made[1].sealed[:-1] + b"x", b"nothing"]
-            assert await said.run(network, "--registry", made[0].address, "--json") == 1
-        told = json.loads(said.text)
-        (served,) = told["models"][0]["classes"]
+        network, captured = MemoryNetwork(), CapturedConsole()
+        async with answering_nodes(network, Span(0, 5), Span(5, 8), Span(5, 8)) as nodes:
+            nodes[1].answers_s = None
+            network.disconnect_host(nodes[2].address)
+            nodes[0].others = [node.sealed for node in nodes[1:]] + [nodes[1].sealed[:-1] + b"x", b"nothing"]
+            assert await captured.run(network, "--registry", nodes[0].address, "--json") == 1
+        result = json.loads(captured.text)
+        (served,) = result["models"][0]["classes"]
         assert served["gaps"] == ["5:8"]
         assert served["nodes"][0]["latency_ms"] == 50.0
         assert {node["why_silent"] for node in served["nodes"]} == {
             None,
             "no answer within 8 s",
-            f"no answer from {made[2].address}: check the address and that the node runs",
+            f"no answer from {nodes[2].address}: check the address and that the node runs",
         }
-        assert told["refused"]["forged"] == 1
-        assert told["refused"]["malformed"] == 1
+        assert result["refused"]["forged"] == 1
+        assert result["refused"]["malformed"] == 1
 
     run_virtually(scenario())
 
 
-def test_an_address_in_the_list_that_tells_nothing_is_told() -> None:
+def test_peer_without_records_is_named() -> None:
     async def scenario() -> None:
-        network, said = MemoryNetwork(), Said()
-        async with tellers(network, Span(0, 8)) as made:
-            assert await said.run(network, "--peers", f"{peers(made)},10.9.9.9:1") == 0
-        assert "10.9.9.9:1 tells nothing: no answer from 10.9.9.9:1" in said.text
+        network, captured = MemoryNetwork(), CapturedConsole()
+        async with answering_nodes(network, Span(0, 8)) as nodes:
+            assert await captured.run(network, "--peers", f"{peers_of(nodes)},10.9.9.9:1") == 0
+        assert "10.9.9.9:1 sends no records: no answer from 10.9.9.9:1" in captured.text
 
     run_virtually(scenario())
 
 
-def test_pings_go_out_some_at_once_and_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pings_are_limited_in_number_and_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         monkeypatch.setattr(prober, "AT_ONCE", 4)
         network = MemoryNetwork()
-        async with tellers(network, *[Span(0, 8)] * 9) as made:
-            for teller in made:
-                teller.answers_s = None
-            addresses = {teller.address: teller.address for teller in made}
+        async with answering_nodes(network, *[Span(0, 8)] * 9) as nodes:
+            for node in nodes:
+                node.answers_s = None
+            addresses = {node.address: node.address for node in nodes}
             start = asyncio.get_running_loop().time()
-            asked = asyncio.create_task(prober.probe_all(network.transport(), addresses))
+            probing = asyncio.create_task(prober.probe_all(network.transport(), addresses))
             await asyncio.sleep(1)
-            assert len(network.streams) == 2 * 4  # two ends each
-            probes = await asked
-            # Two turns fit; the ninth node was still being asked: nothing is known of it.
+            assert len(network.streams) == 2 * 4  # each stream has two ends
+            probes = await probing
+            # Two batches fit into the time; the ninth node was still being pinged and has no result.
             assert asyncio.get_running_loop().time() - start == prober.TOGETHER_S
             assert len(probes) == 8
 
     run_virtually(scenario())
 
 
-def test_from_python() -> None:
+def test_overview_is_available_from_python() -> None:
     async def scenario() -> None:
         network = MemoryNetwork()
-        async with tellers(network, Span(0, 3), Span(3, 8)) as made:
+        async with answering_nodes(network, Span(0, 3), Span(3, 8)) as nodes:
             transport = network.transport()
-            registry = await client_registry(f"static:{peers(made)}", None, transport)
+            registry = await client_registry(f"static:{peers_of(nodes)}", None, transport)
             overview = await swarm_overview(registry, transport)
             await registry.close()
             await transport.close()
         assert overview.covered
-        assert [node.address for node in overview.models[0].classes[0].nodes] == [teller.address for teller in made]
+        assert [node.address for node in overview.models[0].classes[0].nodes] == [node.address for node in nodes]
 
     run_virtually(scenario())
 
 
-def test_watching_tells_changes_and_nothing_else() -> None:
+def test_watch_prints_changes_only() -> None:
     async def scenario() -> None:
-        network, said = MemoryNetwork(), Said()
-        async with tellers(network, Span(0, 3), Span(3, 8)) as made:
-            watching = asyncio.create_task(said.run(network, "--peers", peers(made), "--watch", "--json"))
+        network, captured = MemoryNetwork(), CapturedConsole()
+        async with answering_nodes(network, Span(0, 3), Span(3, 8)) as nodes:
+            watching = asyncio.create_task(captured.run(network, "--peers", peers_of(nodes), "--watch", "--json"))
             await asyncio.sleep(60)
-            assert len(said.text.splitlines()) == 1
-            assert made[0].pinged <= 3 * (60 / prober.PROBE_AGAIN_S + 1)
-            made[1].change(state=NodeState.PAUSED)
+            assert len(captured.text.splitlines()) == 1
+            assert nodes[0].pings <= 3 * (60 / prober.PROBE_AGAIN_S + 1)
+            nodes[1].change(state=NodeState.PAUSED)
             await asyncio.sleep(3)
-            made[0].answers_s = None  # it hangs: no registry tells that
+            nodes[0].answers_s = None  # it hangs, which no registry reports
             await asyncio.sleep(3 * prober.PROBE_AGAIN_S)
             await cancelled(watching)
-        told = [json.loads(line) for line in said.text.splitlines()]
-        assert [line["models"][0]["gaps"] for line in told] == [[], ["3:8"], ["0:8"]]
+        result = [json.loads(line) for line in captured.text.splitlines()]
+        assert [line["models"][0]["gaps"] for line in result] == [[], ["3:8"], ["0:8"]]
 
     run_virtually(scenario())
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_watching_on_a_terminal_and_into_a_file(terminal: bool) -> None:
+def test_watch_works_on_a_terminal_and_into_a_file(terminal: bool) -> None:
     async def scenario() -> None:
         network, file = MemoryNetwork(), io.StringIO()
-        async with tellers(network, Span(0, 8)) as made:
-            args = make_parser().parse_args(["status", "--peers", peers(made), "--watch"])
+        async with answering_nodes(network, Span(0, 8)) as nodes:
+            args = make_parser().parse_args(["status", "--peers", peers_of(nodes), "--watch"])
             console = Console(file=file, width=100, height=30, force_terminal=terminal, highlight=False)
             transport = network.transport()
             watching = asyncio.create_task(status(args, transport, console))
             await asyncio.sleep(5)
-            made[0].change(state=NodeState.PAUSED)
+            nodes[0].change(state=NodeState.PAUSED)
             await asyncio.sleep(5)
             await cancelled(watching)
             await transport.close()
@@ -278,10 +282,10 @@ async def cancelled(task: "asyncio.Task[Any]") -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def test_nobody_there_is_an_error_of_the_tree() -> None:
+def test_no_answer_raises_unreachable() -> None:
     async def scenario() -> None:
         with pytest.raises(Unreachable, match=r"10\.9\.9\.9:1"):
-            await Said().run(MemoryNetwork(), "--peers", "10.9.9.9:1")
+            await CapturedConsole().run(MemoryNetwork(), "--peers", "10.9.9.9:1")
 
     run_virtually(scenario())
 
@@ -299,22 +303,22 @@ def test_nobody_there_is_an_error_of_the_tree() -> None:
 )
 def test_errors_are_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", *arguments]) == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("swarm: ")
-    assert said.err.count("\n") == 1
-    assert words in said.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("swarm: ")
+    assert captured.err.count("\n") == 1
+    assert words in captured.err
 
 
-async def test_the_program_over_grpc_until_ctrl_c() -> None:
+async def test_program_over_grpc_watches_until_ctrl_c() -> None:
     transport = GrpcTransport(security=Security(Identity.ephemeral()))
-    teller = Teller(transport, Span(0, 8), answers_s=0.0)
-    await teller.start()
-    command = (sys.executable, "-m", "treeswarm_client.cli.main", "status", "--peers", teller.address)
+    node = AnsweringNode(transport, Span(0, 8), answers_s=0.0)
+    await node.start()
+    command = (sys.executable, "-m", "treeswarm_client.cli.main", "status", "--peers", node.address)
     try:
-        shown = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-        output, _ = await asyncio.wait_for(shown.communicate(), 60)
-        assert shown.returncode == 0
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        output, _ = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode == 0
         assert "blocks 0:8 covered" in output.decode()
         watching = await asyncio.create_subprocess_exec(
             *command, "--watch", "--json", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -326,5 +330,5 @@ async def test_the_program_over_grpc_until_ctrl_c() -> None:
         assert watching.returncode == 130
         assert b"Traceback" not in errors
     finally:
-        await teller.listener.close()
+        await node.listener.close()
         await transport.close()

@@ -1,4 +1,4 @@
-"""A conversation, and what a user typed into it.  Pure."""
+"""A conversation, and the messages and commands that a user types.  Pure."""
 
 import difflib
 from collections.abc import Mapping
@@ -8,20 +8,20 @@ from treeswarm_client.chat_template import MessageDict
 
 QUOTES = '"""'
 COMMANDS: Mapping[str, str] = {
-    "/help": "this list",
-    "/new": "begin again; the system text stays",
-    "/system": "/system TEXT: what the model is told before all; alone: nothing any more",
+    "/help": "list the commands",
+    "/new": "begin a new conversation; the system text stays",
+    "/system": "/system TEXT: set the system text; without TEXT, remove it",
     "/undo": "take back the last message and its answer",
-    "/retry": "another answer to the last message (with --temperature above 0, another text)",
-    "/save": "/save FILE: the conversation, as JSON where the name ends in .json",
-    "/stats": "what the last answer cost, and all together",
-    "/quit": "leave, as Ctrl-D does",
+    "/retry": "answer the last message again (the text differs with --temperature above 0)",
+    "/save": "/save FILE: write the conversation, as JSON if the name ends in .json",
+    "/stats": "show what the last answer cost, and all together",
+    "/quit": "leave, as with Ctrl-D",
 }
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A message and its answer, perhaps as far as it came."""
+    """A message and its answer, which may be partial."""
 
     question: str
     answer: str
@@ -29,55 +29,56 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What both have said."""
+    """The messages so far, of both sides."""
 
     system: str = ""
     turns: tuple[Turn, ...] = ()
 
     def messages(self, question: str | None = None) -> list[MessageDict]:
-        """For a chat template, with a `question` to be answered last."""
-        told = [{"role": "system", "content": self.system}] if self.system else []
+        """Return the messages for a chat template, with `question` as the last one, if given."""
+        messages = [{"role": "system", "content": self.system}] if self.system else []
         for turn in self.turns:
-            told.append({"role": "user", "content": turn.question})
-            told.append({"role": "assistant", "content": turn.answer})
-        return [*told, {"role": "user", "content": question}] if question is not None else list(told)
+            messages.append({"role": "user", "content": turn.question})
+            messages.append({"role": "assistant", "content": turn.answer})
+        return [*messages, {"role": "user", "content": question}] if question is not None else list(messages)
 
-    def answered(self, question: str, answer: str) -> "Conversation":
-        """With one turn more."""
+    def with_turn(self, question: str, answer: str) -> "Conversation":
+        """Return the conversation with one more turn."""
         return replace(self, turns=(*self.turns, Turn(question, answer)))
 
-    def undone(self) -> "Conversation":
-        """Without the last turn."""
+    def without_last_turn(self) -> "Conversation":
+        """Return the conversation without its last turn."""
         return replace(self, turns=self.turns[:-1])
 
     def as_text(self) -> str:
-        """To be read."""
+        """Return the conversation as text for readers."""
         return "\n\n".join(f"{message['role']}: {message['content']}" for message in self.messages()) + "\n"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What was typed, whole: a message or a command."""
+    """A complete message or command."""
 
     text: str
     command: str = ""
-    """With its slash; `text` is what followed it."""
+    """Name of the command with its slash, or empty for a message; then `text` is its argument."""
 
 
 @dataclass(frozen=True)
 class PartialEntry:
-    """Lines typed so far of what may become one entry."""
+    """The lines typed so far of an entry that is not complete."""
 
     lines: tuple[str, ...] = ()
     quoted: bool = False
-    """Between triple quotes, where lines are taken as they are."""
+    """Whether the lines are between triple quotes, where they are taken as they are."""
 
     @property
     def begun(self) -> bool:
+        """Whether there is anything to continue."""
         return bool(self.lines) or self.quoted
 
     def add(self, line: str) -> "PartialEntry | Entry":
-        """With one line more: an entry if that ended it."""
+        """Add a line, and return the entry if it is complete now."""
         if self.quoted:
             return self._add_quoted(line)
         if not self.lines and line.lstrip().startswith(QUOTES):
@@ -87,20 +88,20 @@ class PartialEntry:
         whole = "\n".join((*self.lines, line))
         return Entry(whole) if self.lines else _entry(whole)
 
-    def ended(self) -> Entry | None:
-        """What it comes to where no line follows."""
+    def finish(self) -> Entry | None:
+        """Return the entry if no more lines follow, or None if there is nothing."""
         return Entry("\n".join(self.lines)) if self.lines else None
 
     def _add_quoted(self, line: str) -> "PartialEntry | Entry":
         if line.rstrip().endswith(QUOTES):
             last = line.rstrip().removesuffix(QUOTES)
             return Entry("\n".join((*self.lines, last) if last else self.lines))
-        # A first line of nothing is the line end behind the quotes.
+        # An empty first line is only the line end after the quotes.
         return replace(self, lines=(*self.lines, line) if line or self.lines else ())
 
 
 def _entry(line: str) -> Entry:
-    """A single line: `//` begins a message that begins with a slash."""
+    """Parse a single line; `//` begins a message that starts with a slash."""
     if line.startswith("//"):
         return Entry(line[1:])
     if line.startswith("/"):
@@ -110,7 +111,7 @@ def _entry(line: str) -> Entry:
 
 
 def unknown_command(word: str) -> str:
-    """What to say of a command that is none."""
+    """Return the error message for an unknown command."""
     near = difflib.get_close_matches(word, COMMANDS, n=1)
-    hint = f"did you mean {near[0]}?" if near else "/help lists all"
-    return f"there is no {word}: {hint} (a message that begins with a slash is written //…)"
+    hint = f"did you mean {near[0]}?" if near else "/help lists all commands"
+    return f"there is no command {word}: {hint} (to send a message that starts with a slash, type two slashes)"

@@ -1,4 +1,4 @@
-"""Lines from whoever chats: a terminal with history and editing, or a pipe."""
+"""Reads the lines of a chat from a terminal, with history and editing, or from a pipe."""
 
 import contextlib
 import os
@@ -10,36 +10,39 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-# More is never scrolled through.
+# Number of lines that the history keeps.
 HISTORY_LINES = 1000
 
 
 class LineReader(Protocol):
-    """Where lines come from."""
+    """A source of lines."""
 
-    def next(self, *, more: bool) -> str:
-        """One line without its end; `more` of something begun.  Raises EOFError at the end, KeyboardInterrupt."""
+    def read_line(self, *, continued: bool) -> str:
+        """Return one line without its end; `continued` says that it continues an entry.
+
+        Raises EOFError at the end of the input, and KeyboardInterrupt.
+        """
         ...
 
 
 class TerminalReader:
-    """A person's, through readline where Python has it."""
+    """Reads what a person types, through readline where Python has it."""
 
     def __init__(self, *, prompted: bool = True) -> None:
         self._prompts = ("> ", ". ") if prompted else ("", "")
 
-    def next(self, *, more: bool) -> str:
-        """One line."""
+    def read_line(self, *, continued: bool) -> str:
+        """Return one line."""
         if _end_was_typed():
             raise EOFError
-        return input(self._prompts[more])
+        return input(self._prompts[continued])
 
 
 class PipeReader:
-    """Somebody else's output."""
+    """Reads the output of another program."""
 
-    def next(self, *, more: bool) -> str:
-        """One line."""
+    def read_line(self, *, continued: bool) -> str:
+        """Return one line."""
         line = sys.stdin.readline()
         if not line:
             raise EOFError
@@ -47,34 +50,38 @@ class PipeReader:
 
 
 def _end_was_typed() -> bool:
-    """Ctrl-D, before anybody asked: the terminal keeps it as a line of no letters, and readline would turn that into a
-    letter which means nothing to it."""
+    """Return whether Ctrl-D was typed before a line was asked for.
+
+    The terminal keeps it as a line without characters.  readline would turn that into a character without meaning.
+    """
     try:
-        import fcntl  # noqa: PLC0415  # Windows has none
+        import fcntl  # noqa: PLC0415  # not on Windows
         import termios  # noqa: PLC0415
     except ImportError:
         return False
     keyboard = sys.stdin.fileno()
     try:
-        # In this order: a line typed after both questions cannot be taken for the end, nor lose a letter to it.
+        # The order matters: a line typed after both checks is neither taken for the end nor loses a character.
         if not select.select([keyboard], [], [], 0)[0]:
             return False
-        letters = struct.unpack("i", fcntl.ioctl(keyboard, termios.FIONREAD, bytes(4)))[0]
-        return not letters and not os.read(keyboard, 1)
-    except OSError:  # the terminal is gone; `input` says how
+        available = struct.unpack("i", fcntl.ioctl(keyboard, termios.FIONREAD, bytes(4)))[0]
+        return not available and not os.read(keyboard, 1)
+    except OSError:  # the terminal is gone, which `input` will report
         return False
 
 
 @contextlib.contextmanager
 def line_editing(words: Iterable[str], *, history: Path | None) -> Iterator[None]:
-    """While it lasts, `input` completes `words`, and remembers lines in the file `history`, which others cannot read.
-    Without readline, or where the file cannot be written, lines are typed all the same."""
+    """Let `input` complete `words` and keep a history in the file `history`, which other users cannot read.
+
+    Without readline, or if the file cannot be written, lines can still be typed.
+    """
     try:
-        import readline  # noqa: PLC0415  # Windows has none
+        import readline  # noqa: PLC0415  # not on Windows
     except ImportError:
         yield
         return
-    _complete(readline, list(words))
+    _set_up_completion(readline, list(words))
     readline.set_history_length(HISTORY_LINES)
     with contextlib.suppress(OSError):
         if history is not None:
@@ -90,22 +97,22 @@ def line_editing(words: Iterable[str], *, history: Path | None) -> Iterator[None
 
 
 def history_path() -> Path:
-    """Beside the rest of this user's state."""
+    """Return the path of the chat history in the directory for this user's state."""
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "treeswarm" / "chat_history"
 
 
 def _keep_private(path: Path) -> None:
-    """There, and its owner's alone."""
+    """Create the file if necessary, and let only its owner read it."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
     path.chmod(0o600)
 
 
-def _complete(readline: ModuleType, words: list[str]) -> None:
+def _set_up_completion(readline: ModuleType, words: list[str]) -> None:
     def complete(text: str, number: int) -> str | None:
-        found = [word for word in words if word.startswith(text)] if text.startswith("/") else []
-        return found[number] if number < len(found) else None
+        matches = [word for word in words if word.startswith(text)] if text.startswith("/") else []
+        return matches[number] if number < len(matches) else None
 
     readline.set_completer_delims(" ")
     readline.set_completer(complete)

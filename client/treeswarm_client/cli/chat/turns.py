@@ -1,4 +1,4 @@
-"""The turns of a chat: what is typed, asked, shown and kept."""
+"""The turns of a chat: reads messages and commands, streams answers, and keeps the conversation."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -19,47 +19,52 @@ from treeswarm_client.loop_thread import LoopThread
 
 @dataclass(frozen=True, eq=False)
 class ChatOutput:
-    """How a chat speaks."""
+    """Where a chat writes, and in which form."""
 
-    out: Console
-    """Answers, and nothing else."""
+    answers: Console
+    """Console for the answers, and for nothing else."""
     notes: Console
-    as_json: bool
-    colours: bool
+    """Console for everything beside the answers."""
+    interactive: bool
+    """Whether a person types at a terminal.  Then Ctrl-C stops the answer and not the chat."""
+    as_json: bool = False
+    colours: bool = False
+    """Whether each traversal's tokens get a colour of their own."""
 
-    def say(self, text: str, style: str = "dim") -> None:
-        """A line beside the conversation."""
+    def note(self, text: str, style: str = "dim") -> None:
+        """Write a line beside the conversation."""
         self.notes.print(Text(text, style), soft_wrap=True)
 
-    def tell(self, told: dict[str, Any]) -> None:
-        """A line for machines."""
-        self.out.file.write(json.dumps(told) + "\n")
-        self.out.file.flush()
+    def write_json(self, value: dict[str, Any]) -> None:
+        """Write an object as one line among the answers."""
+        self.answers.file.write(json.dumps(value) + "\n")
+        self.answers.file.flush()
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A message that was asked, and what had been said before it."""
+    """A message that was sent, and the conversation before it."""
 
-    onto: Conversation
+    before: Conversation
     question: str
     sample: int = 0
-    """Another one at each try."""
+    """Number of the sample, counted up by each /retry."""
 
 
 @dataclass(frozen=True)
 class ChatTotals:
-    """What answers cost together.  Seconds."""
+    """What all answers of a chat cost together."""
 
     answers: int = 0
     tokens: int = 0
     traversals: int = 0
     prompt_tokens: int = 0
     prefix_tokens: int = 0
+    """Number of prompt tokens that nodes had in their caches."""
     seconds: float = 0.0
 
-    def plus(self, run: Run) -> "ChatTotals":
-        """With one answer more."""
+    def add(self, run: Run) -> "ChatTotals":
+        """Return the totals with one more answer."""
         return ChatTotals(
             self.answers + 1,
             self.tokens + len(run.token_ids),
@@ -72,122 +77,122 @@ class ChatTotals:
 
 @dataclass(eq=False)
 class Chat:
-    """One conversation, over a client that stays open."""
+    """One chat over a client that stays open."""
 
     client: SwarmClient
     background: LoopThread
+    """Thread in which the client runs."""
     options: dict[str, Any]
-    """As `SwarmClient.stream` takes them."""
-    voice: ChatOutput
-    typed: bool
-    """By a person at a terminal, whose Ctrl-C stops the answer and not the chat."""
+    """Options of `SwarmClient.stream`."""
+    output: ChatOutput
     conversation: Conversation = Conversation()
     failed: bool = False
-    """At least one answer did."""
-    _last: Run | None = None
-    _attempt: Attempt | None = None
-    _bill: ChatTotals = ChatTotals()
+    """Whether an answer or a command has failed."""
+    _last_run: Run | None = None
+    _last_attempt: Attempt | None = None
+    _totals: ChatTotals = ChatTotals()
     _saved: set[Path] = field(default_factory=set)
+    """Files that this chat has written, and may write again."""
 
-    def talk(self, lines: LineReader) -> None:
-        """Until the lines end, or /quit."""
-        unfinished, on = PartialEntry(), True
-        while on:
+    def run(self, reader: LineReader) -> None:
+        """Handle lines until they end, or until /quit."""
+        partial, go_on = PartialEntry(), True
+        while go_on:
             try:
-                heard = unfinished.add(lines.next(more=unfinished.begun))
-                unfinished = heard if isinstance(heard, PartialEntry) else PartialEntry()
-                on = isinstance(heard, PartialEntry) or self.do(heard)
+                entry = partial.add(reader.read_line(continued=partial.begun))
+                partial = entry if isinstance(entry, PartialEntry) else PartialEntry()
+                go_on = isinstance(entry, PartialEntry) or self.handle(entry)
             except EOFError:
-                rest, on = unfinished.ended(), False
-                if self.typed:
-                    self.voice.say("")
+                rest, go_on = partial.finish(), False
+                if self.output.interactive:
+                    self.output.note("")
                 elif rest is not None:
-                    self.do(rest)
+                    self.handle(rest)
             except KeyboardInterrupt:
-                if not self.typed:
+                if not self.output.interactive:
                     raise
-                self.voice.say("" if unfinished.begun else "\nCtrl-D or /quit leaves")
-                unfinished = PartialEntry()
+                self.output.note("" if partial.begun else "\nCtrl-D or /quit leaves")
+                partial = PartialEntry()
 
-    def do(self, entry: Entry) -> bool:
-        """A command or a message; whether the chat goes on.  What goes wrong is told in a line."""
+    def handle(self, entry: Entry) -> bool:
+        """Handle a command or a message, and return whether the chat goes on.  An error is written as one line."""
         try:
             if entry.command:
-                return self._command(entry.command, entry.text)
+                return self._run_command(entry.command, entry.text)
             if entry.text.strip():
-                self._ask(Attempt(self.conversation, entry.text))
+                self._send(Attempt(self.conversation, entry.text))
         except SwarmError as error:
             self.failed = True
-            self.voice.say(f"swarm: {error}", "red")
+            self.output.note(f"swarm: {error}", "red")
         return True
 
-    def _ask(self, attempt: Attempt) -> None:
-        """Its answer is kept as far as it comes; without any, the message is not kept either."""
-        asked = self.client.encode_chat(attempt.onto.messages(attempt.question))
-        room = self.client.target.max_positions - len(asked)
+    def _send(self, attempt: Attempt) -> None:
+        """Send a message.  A partial answer is kept with the message; without any answer, neither is kept."""
+        prompt = self.client.encode_chat(attempt.before.messages(attempt.question))
+        context = self.client.target.max_positions
+        room = context - len(prompt)
         if room < 1:
             raise BadRequest(
-                f"the conversation has {len(asked)} tokens, the model's context {self.client.target.max_positions}: "
-                "/undo takes the last turn back, /new begins again"
+                f"the conversation has {len(prompt)} tokens, and the model's context is {context}: /undo takes back "
+                "the last turn, /new begins again"
             )
         limit = min(self.options["max_new_tokens"], room)
-        run = self.client.stream(asked, **self.options | {"max_new_tokens": limit, "sample": attempt.sample})
-        self._last, self._attempt = run, attempt
+        run = self.client.stream(prompt, **self.options | {"max_new_tokens": limit, "sample": attempt.sample})
+        self._last_run, self._last_attempt = run, attempt
         failure: SwarmError | None = None
         try:
-            self.background.run(self._show(run))
+            self.background.run(self._stream(run))
         except SwarmError as error:
             failure = error
             raise
         except KeyboardInterrupt:
-            if not self.typed:
+            if not self.output.interactive:
                 raise
         finally:
             if run.text or run.finish_reason is not None:
-                self.conversation = attempt.onto.answered(attempt.question, run.text)
-            self._bill = self._bill.plus(run)
-            if self.voice.as_json:
-                self.voice.tell(_as_dict(attempt, run, failure))
-        self._remark(run, limit)
+                self.conversation = attempt.before.with_turn(attempt.question, run.text)
+            self._totals = self._totals.add(run)
+            if self.output.as_json:
+                self.output.write_json(_as_dict(attempt, run, failure))
+        if self.output.interactive:
+            self._note_early_end(run, limit)
 
-    async def _show(self, run: Run) -> None:
-        live = LiveText(self.voice.out, colours=self.voice.colours)
+    async def _stream(self, run: Run) -> None:
+        live = LiveText(self.output.answers, colours=self.output.colours)
         try:
             async for token in run:
-                if not self.voice.as_json:
+                if not self.output.as_json:
                     live.token(token)
         finally:
-            if not self.voice.as_json and run.text and not run.text.endswith("\n"):
+            if not self.output.as_json and run.text and not run.text.endswith("\n"):
                 live.end()
             await run.aclose()
 
-    def _remark(self, run: Run, limit: int) -> None:
-        if not self.typed:
-            return
+    def _note_early_end(self, run: Run, limit: int) -> None:
         if run.finish_reason == "length":
-            self.voice.say(f"(ended at {limit} tokens: --max-new-tokens N sets how many)")
+            self.output.note(f"(ended at {limit} tokens: --max-new-tokens N sets this limit)")
         elif run.finish_reason is None:
-            kept = "it is kept as far as it came" if run.text else "nothing had come, nothing is kept"
-            self.voice.say(f"(stopped: {kept}; /retry asks again)")
+            kept = "the partial answer is kept" if run.text else "there was no answer yet, and nothing is kept"
+            self.output.note(f"(stopped: {kept}; /retry asks again)")
 
-    def _command(self, command: str, rest: str) -> bool:
-        """Whether the chat goes on.  Raises BadRequest."""
+    def _run_command(self, command: str, rest: str) -> bool:
+        """Run a command and return whether the chat goes on.  Raises BadRequest."""
         if command == "/quit":
             return False
         if command not in COMMANDS:
             raise BadRequest(unknown_command(command))
         if rest and command not in ("/system", "/save"):
-            raise BadRequest(f"{command} takes nothing behind it: {COMMANDS[command]}")
+            raise BadRequest(f"{command} takes no argument, and '{_shorten(rest)}' was given: {COMMANDS[command]}")
         if command == "/help":
-            for name, what in COMMANDS.items():
-                self.voice.say(f"{name:9} {what}", "")
-            self.voice.say('a line that ends in \\ goes on in the next one; so does all between """ and """', "")
+            for name, description in COMMANDS.items():
+                self.output.note(f"{name:9} {description}", "")
+            self.output.note('a message continues on the next line after a final \\, and between """ and """', "")
         elif command == "/new":
-            self.conversation, self._attempt = Conversation(self.conversation.system), None
-            self.voice.say("a new conversation")
+            self.conversation, self._last_attempt = Conversation(self.conversation.system), None
+            self.output.note("a new conversation begins")
         elif command == "/system":
             self.conversation = replace(self.conversation, system=rest)
-            self.voice.say("the model is told so from now on" if rest else "there is no system text any more")
+            self.output.note("the system text is set" if rest else "the system text is removed")
         elif command == "/undo":
             self._undo()
         elif command == "/retry":
@@ -196,30 +201,31 @@ class Chat:
             self._save(rest)
         else:
             for line in self._stats():
-                self.voice.say(line, "")
+                self.output.note(line, "")
         return True
 
     def _undo(self) -> None:
         if not self.conversation.turns:
-            raise BadRequest("there is nothing to take back")
-        gone = self.conversation.turns[-1]
-        self.conversation, self._attempt = self.conversation.undone(), None
-        self.voice.say(f"taken back: {_beginning(gone.question)}")
+            raise BadRequest("there is no message to take back")
+        removed = self.conversation.turns[-1]
+        self.conversation, self._last_attempt = self.conversation.without_last_turn(), None
+        self.output.note(f"taken back: {_shorten(removed.question)}")
 
     def _retry(self) -> None:
-        attempt = self._attempt
+        attempt = self._last_attempt
         if attempt is None and self.conversation.turns:
-            attempt = Attempt(self.conversation.undone(), self.conversation.turns[-1].question)
+            attempt = Attempt(self.conversation.without_last_turn(), self.conversation.turns[-1].question)
         if attempt is None:
             raise BadRequest("there is no message to ask again")
-        if self.typed and self._last is not None and self._last.finish_reason and not self.options["temperature"]:
-            self.voice.say("(without --temperature the answer is the same)")
-        onto = replace(attempt.onto, system=self.conversation.system)
-        self._ask(replace(attempt, onto=onto, sample=attempt.sample + 1))
+        finished = self._last_run is not None and self._last_run.finish_reason is not None
+        if self.output.interactive and finished and not self.options["temperature"]:
+            self.output.note("(the answer will be the same: start with --temperature above 0 for others)")
+        before = replace(attempt.before, system=self.conversation.system)
+        self._send(replace(attempt, before=before, sample=attempt.sample + 1))
 
     def _save(self, name: str) -> None:
         if not name:
-            raise BadRequest("say where: /save FILE")
+            raise BadRequest("no file is given: /save FILE")
         path = Path(name).expanduser()
         if path.exists() and path.absolute() not in self._saved:
             raise BadRequest(f"{path} exists: give another name")
@@ -228,27 +234,27 @@ class Chat:
         try:
             path.write_text(as_json if path.suffix == ".json" else self.conversation.as_text(), "utf-8")
         except OSError as error:
-            raise BadRequest(f"{path} cannot be written: {error.strerror}") from None
+            raise BadRequest(f"{path} cannot be written ({error.strerror}): give another name") from None
         self._saved.add(path.absolute())
-        self.voice.say(f"{len(messages)} messages are in {path}")
+        self.output.note(f"{len(messages)} messages are in {path}")
 
     def _stats(self) -> list[str]:
-        run, bill = self._last, self._bill
+        run, totals = self._last_run, self._totals
         if run is None:
-            return ["nothing has been asked yet"]
+            return ["no message has been sent yet"]
         first = "" if run.first_token_s is None else f", first token after {run.first_token_s:.2f} s"
         used = len(run.prompt_ids) + len(run.token_ids)
         return [
-            summary_line(run.stats).plain if run.stats else "the last message never reached the nodes",
-            f"prompt {len(run.prompt_ids)} tokens, prefix_tokens {run.prefix_tokens} (nodes had them already){first}",
-            f"context {used} of {self.client.target.max_positions} tokens",
-            f"all together: {bill.answers} answers, {bill.tokens} tokens in {bill.traversals} traversals and "
-            f"{bill.seconds:.1f} s; prompts {bill.prompt_tokens} tokens, of which nodes had {bill.prefix_tokens}",
+            summary_line(run.stats).plain if run.stats else "the last message did not reach the nodes",
+            f"prompt: {len(run.prompt_ids)} tokens, of which nodes had {run.prefix_tokens} in their caches{first}",
+            f"context: {used} of {self.client.target.max_positions} tokens",
+            f"all together: {totals.answers} answers, {totals.tokens} tokens in {totals.traversals} traversals and "
+            f"{totals.seconds:.1f} s; {totals.prompt_tokens} prompt tokens, of which nodes had {totals.prefix_tokens}",
         ]
 
 
 def _as_dict(attempt: Attempt, run: Run, failure: SwarmError | None) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "question": attempt.question,
         "text": run.text,
         "finish_reason": run.finish_reason,
@@ -258,10 +264,11 @@ def _as_dict(attempt: Attempt, run: Run, failure: SwarmError | None) -> dict[str
         "stats": run.stats.as_dict() if run.stats else None,
     }
     if failure is not None:
-        told["error"] = {"type": type(failure).__name__, "message": str(failure)}
-    return told
+        result["error"] = {"type": type(failure).__name__, "message": str(failure)}
+    return result
 
 
-def _beginning(text: str) -> str:
+def _shorten(text: str) -> str:
+    """Return the first line of a text, at most 60 characters of it."""
     line = text.strip().partition("\n")[0]
     return line if len(line) <= 60 else line[:60] + "…"

@@ -1,4 +1,4 @@
-"""Tokens on a terminal as they arrive: one colour a traversal, so that one sees what each round trip bought."""
+"""Writes tokens as they arrive, on a terminal with one colour per traversal."""
 
 import io
 import sys
@@ -10,42 +10,46 @@ from rich.text import Text
 from treeswarm_client.generation.run import Token
 from treeswarm_client.generation.stats import Stats
 
-# Six that differ for most eyes and read on dark and light grounds alike.
+# Six colours that most people can tell apart, readable on dark and on light backgrounds.
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
-KEPT = "\n\t\r"
-"""Of the letters that move a terminal's cursor; rich leaves the last out."""
-TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""They turn the writing around them."""
+ALLOWED_CONTROLS = "\n\t\r"
+"""Control characters that are written to a terminal; rich itself drops the last."""
+BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that change the direction of the text around them."""
 
 
 def stdout_console() -> Console:
-    """On standard output; letters that it cannot write become question marks.  rich minds NO_COLOR and TERM=dumb."""
+    """Return a console on standard output, which writes question marks for characters that it cannot encode.
+
+    rich itself honours NO_COLOR and TERM=dumb.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     return Console(highlight=False)
 
 
 class LiveText:
-    """Writes tokens as they come; where nobody looks, the text as it is and nothing else."""
+    """Writes tokens as they come; without a terminal, the text as it is and nothing else."""
 
     def __init__(self, console: Console, *, colours: bool = True) -> None:
         self._console = console
         self._colours = colours
 
     def prompt(self, prompt: str) -> None:
-        """The prompt, dimmed, with the answer to follow on the same line."""
+        """Write the prompt, dimmed; the answer follows on the same line."""
         self._write(prompt, "dim")
 
     def token(self, token: Token) -> None:
-        """One token in its traversal's colour."""
+        """Write one token in its traversal's colour."""
         self._write(token.text, COLOURS[token.traversal % len(COLOURS)] if self._colours else "")
 
     def end(self) -> None:
+        """End the line."""
         self._console.print()
 
     def _write(self, text: str, style: str) -> None:
         if self._console.is_terminal:
-            # soft_wrap: the terminal wraps, so that text copied from it keeps the model's own line ends.
+            # With soft_wrap the terminal wraps lines, so that text copied from it keeps the model's own line ends.
             self._console.print(Text(escape_controls(text), style=style), end="", soft_wrap=True)
         else:
             self._console.file.write(text)
@@ -53,20 +57,21 @@ class LiveText:
 
 
 def escape_controls(text: str) -> str:
-    """Strangers compute the text: nothing in it commands the terminal that shows it."""
-    return "".join("�" if _commands(letter) else letter for letter in text)
+    """Replace the characters that would control the terminal: unknown nodes compute the text."""
+    return "".join("�" if _is_control(character) else character for character in text)
 
 
-def _commands(letter: str) -> bool:
-    return letter not in KEPT and (unicodedata.category(letter) == "Cc" or letter in TURNING)
+def _is_control(character: str) -> bool:
+    is_control = unicodedata.category(character) == "Cc" or character in BIDI_CONTROLS
+    return is_control and character not in ALLOWED_CONTROLS
 
 
 def summary_line(stats: Stats) -> Text:
-    """One line under the text."""
+    """Return one line about a text's cost, to be printed below it."""
     time = stats.time
     return Text(
         f"{stats.committed} tokens in {stats.traversals} traversals: "
-        f"{stats.tokens_per_traversal:.2f} tokens a traversal, {stats.tokens_per_second:.1f} tokens/s "
+        f"{stats.tokens_per_traversal:.2f} tokens per traversal, {stats.tokens_per_second:.1f} tokens/s "
         f"(draft {time.draft:.2f} s, wire {time.wire:.2f} s, queue {time.queue:.2f} s, compute {time.compute:.2f} s)",
         style="dim",
     )

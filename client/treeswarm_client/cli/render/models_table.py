@@ -1,4 +1,4 @@
-"""What `swarm models` prints: a line for every version of every model.  Pure."""
+"""Draws the table of `swarm models`: one line for every version of every model.  Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class Room:
-    """Tokens of sessions that the block with least of it has room for."""
+    """Room in tokens of sessions at the block that has the least."""
 
     free: int
     total: int
 
 
 def room_of(served: ClassView) -> Room:
-    """Every session needs its room at every block."""
+    """Return the least room of all blocks, because a session needs room at every block."""
     serving = [node for node in served.nodes if node.serves]
     at_blocks = [
         [node for node in serving if node.span.start <= block < node.span.end] for block in range(served.blocks)
@@ -35,12 +35,15 @@ def room_of(served: ClassView) -> Room:
 
 
 def render_models(overview: Overview, contexts: Mapping[str, int]) -> list[RenderableType]:
-    """The table and what it leaves open; `contexts` are tokens by config digest."""
+    """Return the table and notes below it; `contexts` are context lengths in tokens, by config digest."""
     if not overview.models:
-        return [Text("nobody announces a model here: start one with `swarm-node MODEL`", "bold red"), *_notes(overview)]
+        return [
+            Text("no node announces a model here: start one with `swarm-node MODEL`", "bold red"),
+            *_notes(overview),
+        ]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("model", "blocks", "served", "dtype", "quantisation", "nodes", "context", "free room"):
-        left = title in ("model", "served", "dtype", "quantisation")
+    for title in ("model", "blocks", "served", "dtype", "quantization", "nodes", "context", "free room"):
+        left = title in ("model", "served", "dtype", "quantization")
         table.add_column(title, justify="left" if left else "right", overflow="fold")
     for model in overview.models:
         for served in model.classes:
@@ -49,18 +52,18 @@ def render_models(overview: Overview, contexts: Mapping[str, int]) -> list[Rende
 
 
 def models_as_dict(overview: Overview, contexts: Mapping[str, int]) -> dict[str, Any]:
-    """The same for machines."""
+    """Return the same as an object for JSON."""
     return {"models": [_model(model, contexts.get(model.digest)) for model in overview.models]}
 
 
 def _row(model: ModelView, served: ClassView, context: int | None) -> list[Text]:
     gaps = ", ".join(map(str, served.gaps[:GAPS])) + (" …" if len(served.gaps) > GAPS else "")
-    state = Text(f"lacks {gaps}", "red") if served.gaps else Text("whole", "green")
+    state = Text(f"missing {gaps}", "red") if served.gaps else Text("complete", "green")
     numerics, room = served.numerics, room_of(served)
-    quantisation = (numerics.quantization or "none") + (
+    quantization = (numerics.quantization or "none") + (
         f", {numerics.activations} activations" if numerics.activations else ""
     )
-    cells = [numerics.dtype, quantisation, str(sum(node.serves for node in served.nodes))]
+    cells = [numerics.dtype, quantization, str(sum(node.serves for node in served.nodes))]
     cells += [UNKNOWN if context is None else str(context), f"{room.free} of {room.total}"]
     return [Text(model.name), Text(str(model.blocks)), state, *map(Text, cells)]
 
@@ -92,7 +95,7 @@ def _class(served: ClassView) -> dict[str, Any]:
 
 
 def _notes(overview: Overview) -> list[RenderableType]:
-    notes = [f"{address} tells nothing: {why}" for address, why in overview.silent.items()]
+    notes = [f"{address} sends no records: {reason}" for address, reason in overview.silent.items()]
     if overview.models and not overview.covered:
-        notes.append("`swarm status` shows which nodes serve which blocks, and what to start for those that lack")
+        notes.append("`swarm status` shows which nodes serve which blocks, and how to fill the gaps")
     return [Text(note, "dim") for note in notes]

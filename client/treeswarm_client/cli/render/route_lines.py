@@ -1,4 +1,4 @@
-"""A chain and what happened to it, for `--show-route`."""
+"""Describes a chain and its repairs, for `--show-route`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,25 +10,25 @@ from treeswarm_client.discovery.route import Hop
 
 
 def route_lines(chain: Chain) -> Iterator[Text]:
-    """The chain as it ended, then each repair: who was let go and why, who came instead, and how long it took."""
+    """Yield the hops of the chain at its end, then for each repair the hops lost, the hops gained and the duration."""
     for hop in chain.hops:
         yield Text(f"blocks {hop.span}: {_name(hop)}", style="dim")
     for repair in chain.repairs:
-        for hop, why in repair.lost:
-            yield Text(f"left {_name(hop)} (blocks {hop.span}): {why}", style="yellow")
-        came = ", ".join(f"{_name(hop)} (blocks {hop.span})" for hop in repair.gained)
-        with_whom = f"went on with {came}" if came else "went on with the same nodes"
-        yield Text(f"{with_whom} after {1e3 * repair.seconds:.0f} ms", style="green")
+        for hop, reason in repair.lost:
+            yield Text(f"lost {_name(hop)} (blocks {hop.span}): {reason}", style="yellow")
+        gained = ", ".join(f"{_name(hop)} (blocks {hop.span})" for hop in repair.gained)
+        outcome = f"continued with {gained}" if gained else "continued with the same nodes"
+        yield Text(f"{outcome} after {1e3 * repair.seconds:.0f} ms", style="green")
 
 
 def route_as_dict(chain: Chain) -> dict[str, Any]:
-    """The same for machines."""
+    """Return the same as an object for JSON."""
     return {
         "hops": [_hop(hop) for hop in chain.hops],
         "repairs": [
             {
                 "epoch": repair.epoch,
-                "lost": [_hop(hop) | {"why": why} for hop, why in repair.lost],
+                "lost": [_hop(hop) | {"why": reason} for hop, reason in repair.lost],
                 "gained": [_hop(hop) for hop in repair.gained],
                 "seconds": repair.seconds,
             }

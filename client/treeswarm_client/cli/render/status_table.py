@@ -1,4 +1,4 @@
-"""What `swarm status` prints: for every model the picture, the nodes, one line of what it means.  Pure."""
+"""Draws the output of `swarm status`: for every model a map, a table of nodes and a summary line.  Pure."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -16,19 +16,20 @@ from treeswarm_client.cli.render.block_map import SHORT_ID, STYLES, draw_block_m
 from treeswarm_client.discovery.overview import ClassView, ModelView, NodeView, Overview
 
 NARROWEST = 20
-# Columns touch in a terminal without something between them.
+# Number of spaces between two columns.
 BETWEEN = 2
+# Number of gaps that the summary names; the others are counted.
 GAPS = 8
 NEW_LINE = "\n  "
 REASONS = 5
-"""Silent nodes whose reasons are told; the others are counted."""
-# A name that a stranger chose, shown inside a command: nothing that a shell would act on.
+"""Number of silent nodes whose reasons are shown; the others are counted."""
+# Nodes choose the name of a model.  It is shown within a command only without characters that a shell interprets.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_./-]+")
 
 
 @dataclass(frozen=True)
 class Column:
-    """Of the table; those of the lowest rank go first where the terminal is narrow."""
+    """A column of the table.  In a narrow terminal, the columns with the lowest rank are left out first."""
 
     title: str
     rank: int
@@ -43,26 +44,28 @@ COLUMNS = (
     Column("state", 9, node_condition, "left"),
     Column("load", 6, lambda node: "-" if node.load is None else f"{node.load:.0%}"),
     Column("ping ms", 7, lambda node: "-" if node.latency_ms is None else f"{node.latency_ms:.1f}"),
-    Column("rows/s", 5, lambda node: _short(node.rate)),
+    Column("rows/s", 5, lambda node: _abbreviate(node.rate)),
     Column("queue ms", 4, lambda node: f"{node.hop_s * 1e3:.1f}"),
-    Column("dialled", 2, lambda node: "yes" if node.reachable else "no", "left"),
+    Column("reachable", 2, lambda node: "yes" if node.reachable else "no", "left"),
     Column("software", 3, lambda node: node.software, "left"),
 )
 
 
 def render_status(
-    overview: Overview, width: int, *, ascii_only: bool = False, verdict_first: bool = False
+    overview: Overview, width: int, *, ascii_only: bool = False, summary_first: bool = False
 ) -> list[RenderableType]:
-    """Line by line."""
+    """Return the output line by line."""
     width = max(width, NARROWEST)
-    shown: list[RenderableType] = []
+    lines: list[RenderableType] = []
     for model in overview.models:
         parts = [_class(model, served, width, ascii_only=ascii_only) for served in model.classes]
-        for body, verdict in parts or [([_heading(model, None)], _verdict(model, model.gaps, 0, width))]:
-            shown += [body[0], verdict, *body[1:], ""] if verdict_first else [*body, verdict, ""]
+        for body, summary in parts or [([_heading(model, None)], _summary(model, model.gaps, 0, width))]:
+            lines += [body[0], summary, *body[1:], ""] if summary_first else [*body, summary, ""]
     if not overview.models:
-        shown += [Text("no node announces itself here: start `swarm-node MODEL --registry …`", "bold red")]
-    return [*shown, *_footnotes(overview)] if _footnotes(overview) else shown[:-1] if shown[-1] == "" else shown
+        lines += [Text("no node announces itself here: start `swarm-node MODEL --registry …`", "bold red")]
+    if footnotes := _footnotes(overview):
+        return [*lines, *footnotes]
+    return lines[:-1] if lines[-1] == "" else lines
 
 
 def _class(
@@ -74,15 +77,15 @@ def _class(
         "",
         _table(served.nodes, width),
     ]
-    return [*body, ""], _verdict(model, served.gaps, served.weakest, width)
+    return [*body, ""], _summary(model, served.gaps, served.weakest, width)
 
 
 def _heading(model: ModelView, served: ClassView | None) -> Text:
     text = Text.assemble((model.name, "bold"), f"  {model.blocks} blocks", f"  config {model.digest[:SHORT_ID]}")
     if served is not None:
         weights = served.numerics.weights
-        read = f"weights {weights[:SHORT_ID]}" if weights != UNKNOWN_WEIGHTS else "weights not read yet"
-        text.append(f"  {served.numerics.dtype}  {read}")
+        weights_text = f"weights {weights[:SHORT_ID]}" if weights != UNKNOWN_WEIGHTS else "weights not read yet"
+        text.append(f"  {served.numerics.dtype}  {weights_text}")
         if served.numerics.quantization not in ("", "none"):
             text.append(f"  quantization {served.numerics.quantization}")
         if served.numerics.activations:
@@ -93,7 +96,7 @@ def _heading(model: ModelView, served: ClassView | None) -> Text:
 
 def _table(nodes: Sequence[NodeView], width: int) -> RenderableType:
     columns, left_out = fit_columns(nodes, width)
-    caption = f"not shown for want of width: {', '.join(left_out)}" if left_out else None
+    caption = f"left out in this narrow terminal: {', '.join(left_out)}" if left_out else None
     table = Table(box=None, pad_edge=False, padding=(0, BETWEEN, 0, 0), caption=caption, caption_justify="left")
     for column in columns:
         table.add_column(Text(column.title), justify=column.justify, overflow="fold")
@@ -104,7 +107,7 @@ def _table(nodes: Sequence[NodeView], width: int) -> RenderableType:
 
 
 def fit_columns(nodes: Sequence[NodeView], width: int) -> tuple[list[Column], list[str]]:
-    """The columns there is room for, in order, and the titles of the others."""
+    """Return the columns that fit into `width`, in order, and the titles of the others."""
     columns, left_out = list(COLUMNS), []
     while len(columns) > 1 and sum(_width(column, nodes) + BETWEEN for column in columns) - BETWEEN > width:
         least = min(columns, key=lambda column: column.rank)
@@ -117,35 +120,35 @@ def _width(column: Column, nodes: Sequence[NodeView]) -> int:
     return max(Text(text).cell_len for text in (column.title, *map(column.cell, nodes)))
 
 
-def _verdict(model: ModelView, gaps: Sequence[Span], weakest: int, width: int) -> Text:
+def _summary(model: ModelView, gaps: Sequence[Span], weakest: int, width: int) -> Text:
     if not gaps:
         replicas = f"{weakest} replica{'s' if weakest > 1 else ''}"
         return Text(f"blocks 0:{model.blocks} covered, weakest block has {replicas}", "bold green")
     name = model.name if SAFE_NAME.fullmatch(model.name) else "MODEL"
-    what = f"{MissingBlocks.phrase(gaps, most=GAPS)}:"
-    do = f"start `swarm-node {name} --blocks {gaps[0]} --registry …`"
-    # Wrapped within it, a command cannot be copied.
-    return Text(f"{what}{' ' if len(what) + 1 + len(do) <= width else NEW_LINE}{do}", "bold red")
+    problem = f"{MissingBlocks.phrase(gaps, most=GAPS)}:"
+    command = f"start `swarm-node {name} --blocks {gaps[0]} --registry …`"
+    # The command gets a line of its own if it would be wrapped, so that it can be copied.
+    return Text(f"{problem}{' ' if len(problem) + 1 + len(command) <= width else NEW_LINE}{command}", "bold red")
 
 
 def _footnotes(overview: Overview) -> list[RenderableType]:
-    why = [
+    reasons = [
         f"{node.id[:SHORT_ID]} at {node.address} does not answer: {node.probe.reason}"
         for model in overview.models
         for served in model.classes
         for node in served.nodes
         if node.probe is not None and node.silent
     ]
-    why += [f"{address} tells nothing: {reason}" for address, reason in overview.silent.items()]
-    notes = why[:REASONS]
-    notes += [f"and {len(why) - REASONS} more do not answer"] if len(why) > REASONS else []
+    reasons += [f"{address} sends no records: {reason}" for address, reason in overview.silent.items()]
+    notes = reasons[:REASONS]
+    notes += [f"and {len(reasons) - REASONS} more do not answer"] if len(reasons) > REASONS else []
     if overview.refused:
         counts = ", ".join(f"{count} {reason}" for reason, count in overview.refused.items())
         notes.append(f"records not shown: {counts}")
     return [Text(note, "dim") for note in notes]
 
 
-def _short(number: float) -> str:
+def _abbreviate(number: float) -> str:
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.1f}{unit}"

@@ -1,4 +1,4 @@
-"""Lines typed at a terminal before anybody asks for them, or just while somebody does."""
+"""Lines typed at a terminal are read whole, also those typed before or while they are asked for."""
 
 import fcntl
 import io
@@ -19,7 +19,7 @@ Keys = Callable[[bytes], None]
 
 @pytest.fixture
 def press(monkeypatch: pytest.MonkeyPatch) -> Iterator[Keys]:
-    """Keys at this test's terminal; they have arrived when it returns."""
+    """Return a function that presses keys at this test's terminal, and waits until they have arrived."""
     keyboard, terminal = pty.openpty()
 
     def pressed(keys: bytes) -> None:
@@ -35,37 +35,37 @@ def press(monkeypatch: pytest.MonkeyPatch) -> Iterator[Keys]:
 def test_ctrl_d_typed_ahead_is_the_end(press: Keys) -> None:
     press(CTRL_D)
     with pytest.raises(EOFError):
-        TerminalReader().next(more=False)
+        TerminalReader().read_line(continued=False)
 
 
-def test_a_line_typed_ahead_is_read(press: Keys) -> None:
+def test_line_typed_ahead_is_read(press: Keys) -> None:
     press(b"/quit\r")
-    assert TerminalReader().next(more=False) == "/quit"
+    assert TerminalReader().read_line(continued=False) == "/quit"
 
 
-def test_a_line_typed_while_the_end_is_looked_for_loses_no_letter(press: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_typed_during_the_check_for_ctrl_d_is_whole(press: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(select, "select", _typing_after(select.select, press, patched))
         patched.setattr(fcntl, "ioctl", _typing_after(fcntl.ioctl, press, patched))
-        assert TerminalReader().next(more=False) == "/quit"
+        assert TerminalReader().read_line(continued=False) == "/quit"
 
 
-def test_a_line_typed_behind_the_end_is_whole(press: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_typed_after_ctrl_d_is_whole(press: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     press(CTRL_D)
     with monkeypatch.context() as patched:
         patched.setattr(fcntl, "ioctl", _typing_after(fcntl.ioctl, press, patched))
         with pytest.raises(EOFError):
-            TerminalReader().next(more=False)
-    assert TerminalReader().next(more=False) == "/quit"
+            TerminalReader().read_line(continued=False)
+    assert TerminalReader().read_line(continued=False) == "/quit"
 
 
-def _typing_after(question: Callable[..., Any], press: Keys, patched: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """The first question asked is answered before a line comes."""
+def _typing_after(function: Callable[..., Any], press: Keys, patched: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return `function` patched so that a line is typed right after its first call."""
 
-    def answer(*arguments: Any) -> Any:
-        answered = question(*arguments)
+    def call(*arguments: Any) -> Any:
+        result = function(*arguments)
         patched.undo()
         press(b"/quit\r")
-        return answered
+        return result
 
-    return answer
+    return call
