@@ -1,1 +1,1 @@
-"""The program `swarm-node`: hosts a span of a model's decoder blocks."""
+"""The program `swarm-node`, which hosts a span of a model's decoder blocks."""

@@ -168,14 +168,14 @@ async def test_impossible_requests_are_refused(three_nodes: LocalSwarm, options:
 async def test_full_node_is_waited_for_with_patience_else_reported() -> None:
     async with local_swarm("demo", [Span(0, 8)]) as swarm:
         free = await free_rows(swarm)
-        crowd = [SwarmClient(model="demo", peers=swarm.peers, tree_size=0, patience=1.0) for _ in range(9)]
+        clients = [SwarmClient(model="demo", peers=swarm.peers, tree_size=0, patience=1.0) for _ in range(9)]
         runs = []
-        for one in crowd:
-            await one.__aenter__()
-            runs.append(one.stream("x", max_new_tokens=2000, ignore_eos=True))
+        for client in clients:
+            await client.__aenter__()
+            runs.append(client.stream("x", max_new_tokens=2000, ignore_eos=True))
         firsts = await asyncio.gather(*(anext(aiter(run)) for run in runs), return_exceptions=True)
         refused = [first for first in firsts if isinstance(first, BaseException)]
-        assert 0 < len(refused) < len(crowd)
+        assert 0 < len(refused) < len(clients)
         for error in refused:
             assert isinstance(error, Refused)
             assert error.code == "full"
@@ -183,8 +183,8 @@ async def test_full_node_is_waited_for_with_patience_else_reported() -> None:
         async with SwarmClient(model="demo", peers=swarm.peers, tree_size=0, patience=60.0) as patient:
             waiting = asyncio.create_task(patient.generate([7] * 1990, max_new_tokens=4, ignore_eos=True))
             await asyncio.sleep(1.0)
-            for one in crowd:
-                await one.__aexit__(None, None, None)
+            for client in clients:
+                await client.__aexit__(None, None, None)
             assert len((await waiting).token_ids) == 4
         assert await wait_for_free_rows(swarm, free)
 

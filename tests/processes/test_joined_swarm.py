@@ -92,9 +92,9 @@ async def test_generate_command_survives_and_reports_a_killed_node(joined: Local
     result = json.loads(output)
     assert result["token_ids"] == healthy.token_ids
     assert result["text"] == healthy.text
-    lost = {lost["address"]: lost["why"] for repair in result["route"]["repairs"] for lost in repair["lost"]}
+    lost = {hop["address"]: hop["why"] for repair in result["route"]["repairs"] for hop in repair["lost"]}
     assert lost.pop(target.address)
-    assert all(SILENT in why for why in lost.values()), lost  # a busy machine may stall a node
+    assert all(SILENT in reason for reason in lost.values()), lost  # a busy machine may stall a node
     assert all(hop["address"] != target.address for hop in result["route"]["hops"])
     assert not missing_blocks([Span.parse(hop["blocks"]) for hop in result["route"]["hops"]], 8)
 

@@ -1,1 +1,1 @@
-"""The program `swarm-node`: commands, flags, terminal output."""
+"""The command line of `swarm-node`: commands, flags and terminal output."""

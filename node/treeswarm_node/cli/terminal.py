@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-# Number of calls that may wait: a warning or two beside the picture.  Nobody reads what comes faster than a terminal
-# takes it.
+# Number of calls that may wait: a warning or two beside the picture.  Output that comes faster than a terminal
+# takes it is not worth showing.
 WAITING = 16
 # A terminal that reads has shown everything within milliseconds.
 CLOSE_S = 1.0

@@ -1,1 +1,1 @@
-"""A node's figures, for its owner and for Prometheus."""
+"""Collect a node's figures, and serve them to its owner's panel and to Prometheus."""
