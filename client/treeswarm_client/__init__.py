@@ -25,7 +25,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What needs torch and transformers comes when it is asked for."""
+    """Import the class that needs torch and transformers on its first use."""
     if name != "AutoSwarmModelForCausalLM":
         raise AttributeError(f"module 'treeswarm_client' has no attribute '{name}'")
     try:

@@ -1,7 +1,7 @@
-"""A conversation as the model's own chat template writes it.
+"""Chat templates: a conversation as text for the model.
 
-Templates are Jinja programs that come with a model's tokenizer; they run in a sandbox.  The functions they may call are
-those that transformers documents for them.
+Templates are Jinja programs that come with a model's tokenizer.  They run in a sandbox, and may call the functions that
+transformers documents for them.
 """
 
 import datetime
@@ -18,26 +18,26 @@ from treeswarm.errors import BadRequest, ModelError
 from treeswarm.model_files import read_json
 
 MessageDict = Mapping[str, Any]
-"""`role` and `content` at least."""
+"""A message, with `role` and `content` at least."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
-# What a tokenizer's config calls special and templates write by name.
+# Special tokens of a tokenizer's config that templates write by name.
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """One compiled template, with the special tokens it may write."""
+    """A compiled template, and the special tokens it may write."""
 
     template: Template
     special: Mapping[str, str]
 
     def render(self, messages: Sequence[MessageDict], *, add_generation_prompt: bool = True) -> str:
-        """The conversation as text.  Raises BadRequest for what is no conversation, or what the template refuses."""
+        """Return the conversation as text.  Raises BadRequest if it is invalid, or if the template refuses it."""
         for message in messages:
             if not isinstance(message, Mapping) or message.get("role") not in ROLES:
                 raise BadRequest(f"every message needs a role, one of {', '.join(ROLES)}")
             if not isinstance(message.get("content"), str):
-                raise BadRequest(f"the content of a message of role {message['role']} is no text")
+                raise BadRequest(f"the content of a message of role {message['role']} is not text")
         if not messages:
             raise BadRequest("there are no messages: give at least one of role user")
         try:
@@ -49,7 +49,7 @@ class ChatTemplate:
 
 
 def load_chat_template(folder: Path) -> ChatTemplate | None:
-    """From `chat_template.jinja` or `tokenizer_config.json`; None where the model has none.  Raises ModelError."""
+    """Read `chat_template.jinja` or `tokenizer_config.json`; return None if there is no template.  Raises ModelError."""
     config = _tokenizer_config(folder)
     file = folder / "chat_template.jinja"
     source = file.read_text("utf-8") if file.exists() else _default_of(config.get("chat_template"))
@@ -70,7 +70,7 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
 
 
 def _default_of(templates: Any) -> str | None:
-    """Some models have several, by name."""
+    """Return the default template; some models have several, by name."""
     if isinstance(templates, list):
         named = {entry.get("name"): entry.get("template") for entry in templates if isinstance(entry, dict)}
         templates = named.get("default", next(iter(named.values()), None))
@@ -78,26 +78,28 @@ def _default_of(templates: Any) -> str | None:
 
 
 def _special_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Written as text, or as the object an added token is."""
-    found = {}
+    """Return special tokens by name.  A config has them as text, or as the object of an added token."""
+    special = {}
     for name in SPECIAL:
         token = config.get(name)
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str):
-            found[name] = token
-    return found
+            special[name] = token
+    return special
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    made.filters["tojson"] = _to_json
-    made.globals["raise_exception"] = _refuse
-    made.globals["strftime_now"] = _now
-    return made
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _now
+    return environment
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """Jinja's own escapes HTML."""
+    """Return JSON without the HTML escapes of Jinja's own filter."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 

@@ -1,4 +1,4 @@
-"""A swarm on this machine: real `swarm-node` processes on loopback, for the demo, benches and tests."""
+"""A swarm of real `swarm-node` processes on this machine's loopback, for the demo, benches and tests."""
 
 import asyncio
 import contextlib
@@ -17,17 +17,19 @@ from treeswarm.errors import ModelError, NodeLost
 from treeswarm.programs.settings import PREFIX
 from treeswarm.protocol.spans import Span
 
-# Importing torch and proving a span takes seconds; minutes on a machine busy with something else.
+# Importing torch and proving a span takes seconds, or minutes on a busy machine.
 READY_S = 180.0
 STOP_S = 10.0
 
 
 @dataclass(frozen=True)
 class HostCommand:
-    """Where a node runs: the command line it is started through, and the address it listens on."""
+    """How a node is started on a host."""
 
     through: tuple[str, ...] = ()
+    """Command line that runs another command on the host; empty for this machine."""
     listen: str = "127.0.0.1:0"
+    """Address on which the node listens."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +39,20 @@ class LocalNode:
     process: asyncio.subprocess.Process
     address: str
     pinned: str
-    """The address that nobody else can answer at."""
+    """Address with the pin of the node's key."""
     ready: dict[str, Any]
-    """Its ready line."""
+    """Ready line that the node printed."""
     errors: asyncio.Task[bytes]
-    """Everything it wrote to standard error, once it has ended."""
+    """Task whose result is the node's standard error, once the node has ended."""
 
 
 @dataclass(eq=False)
 class LocalSwarm:
-    """Nodes in the order they were started; identities are for this once."""
+    """Running nodes, in the order they were started.  Their identities are not kept."""
 
     model: str = ""
     flags: tuple[str, ...] = ()
-    """Of every node."""
+    """Command-line flags of every node."""
     nodes: list[LocalNode] = field(default_factory=list)
     _folder: Path = field(default_factory=Path)
     _stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
@@ -58,18 +60,18 @@ class LocalSwarm:
 
     @property
     def peers(self) -> str:
-        """For `--peers`."""
+        """Addresses of all nodes, as `--peers` takes them."""
         return ",".join(node.address for node in self.nodes)
 
     async def start(self, *flags: str, host: HostCommand = HostCommand()) -> LocalNode:
-        """One more node, ready.  Raises ModelError with what a node that would not start said."""
+        """Start one more node and wait until it is ready.  Raises ModelError with the node's error, or NodeLost."""
         (node,) = await self.start_all([flags], [host])
         return node
 
     async def start_all(self, flags: Sequence[Sequence[str]], hosts: Sequence[HostCommand]) -> list[LocalNode]:
-        """Some at once: they load side by side."""
+        """Start several nodes at once, which load side by side, and wait until all are ready."""
         started: list[tuple[asyncio.subprocess.Process, asyncio.Task[bytes]]] = []
-        # Before the first one starts: whoever is told to stop in their midst stops them too.
+        # Before the first one starts: if starting is cancelled between two nodes, the first is stopped too.
         self._stack.push_async_callback(_stop_all, started)
         for own, host in zip(flags, hosts, strict=True):
             identity = str(self._folder / f"{next(self._names)}.pem")
@@ -80,7 +82,7 @@ class LocalSwarm:
 
 
 def even_cuts(blocks: int, nodes: int) -> list[Span]:
-    """`blocks` in `nodes` spans that differ by at most one block."""
+    """Cut `blocks` blocks into `nodes` spans whose lengths differ by at most one."""
     edges = [round(blocks * i / nodes) for i in range(nodes + 1)]
     return [Span(start, end) for start, end in itertools.pairwise(edges)]
 
@@ -99,10 +101,10 @@ async def local_swarm(
     flags: Sequence[str] = (),
     own_flags: Sequence[Sequence[str]] | None = None,
 ) -> AsyncIterator[LocalSwarm]:
-    """Start one node a span, wait until all are ready, stop them on leaving.
+    """Start one node per span and wait until all are ready; stop them on leaving the context.
 
-    `hosts` says where each runs, if not here on loopback; `flags` are more of every node's, `own_flags` of each.
-    Raises ModelError with what a node that would not start said.
+    `hosts` says where each node runs, by default here on loopback.  `flags` are further flags of every node,
+    `own_flags` those of each.  Raises ModelError with the error of a node that did not start, or NodeLost.
     """
     shared = ["--dtype", dtype, "--threads", str(threads), "--log-format", "json", "--registry", registry, *flags]
     shared += ["--emulate-link", emulate_link] if emulate_link else []
@@ -110,18 +112,20 @@ async def local_swarm(
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="treeswarm-")))
         swarm = LocalSwarm(model, tuple(shared), _folder=folder, _stack=stack)
-        told = [("--blocks", str(span), *own) for span, own in zip(spans, own_flags or [()] * len(spans), strict=True)]
-        await swarm.start_all(told, hosts or [HostCommand()] * len(spans))
+        node_flags = [
+            ("--blocks", str(span), *own) for span, own in zip(spans, own_flags or [()] * len(spans), strict=True)
+        ]
+        await swarm.start_all(node_flags, hosts or [HostCommand()] * len(spans))
         yield swarm
 
 
 def node_command() -> list[str]:
-    """How to run `swarm-node` here: the program beside this Python, or on the PATH.  Raises ModelError."""
+    """Return the command of `swarm-node`: the program beside this Python, or on the PATH.  Raises ModelError."""
     beside = Path(sys.executable).with_name("swarm-node")
-    found = str(beside) if beside.exists() else shutil.which("swarm-node")
-    if found is None:
+    program = str(beside) if beside.exists() else shutil.which("swarm-node")
+    if program is None:
         raise ModelError("the program swarm-node is not installed: pip install 'treeswarm[node]'")
-    return [found]
+    return [program]
 
 
 async def _start(host: HostCommand, *arguments: str) -> tuple[asyncio.subprocess.Process, asyncio.Task[bytes]]:
@@ -129,7 +133,7 @@ async def _start(host: HostCommand, *arguments: str) -> tuple[asyncio.subprocess
         *(*host.through, *node_command(), *arguments, "--listen", host.listen),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        # What the user has set is meant for a node of theirs, not for these.
+        # Variables that the user has set are meant for a node of theirs, not for these.
         env={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
     )
     assert process.stderr is not None
@@ -143,8 +147,8 @@ async def _ready(process: asyncio.subprocess.Process, errors: asyncio.Task[bytes
     except TimeoutError:
         raise NodeLost(f"a node was not ready after {READY_S:.0f} s", "127.0.0.1") from None
     if not line:
-        said = (await errors).decode(errors="replace").strip().splitlines()
-        raise ModelError(said[-1].removeprefix("swarm-node: ") if said else "a node ended without a word")
+        lines = (await errors).decode(errors="replace").strip().splitlines()
+        raise ModelError(lines[-1].removeprefix("swarm-node: ") if lines else "a node ended without an error message")
     ready = json.loads(line)
     return LocalNode(process, ready["address"], ready["pinned"], ready, errors)
 

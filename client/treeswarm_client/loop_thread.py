@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for callers that have none."""
+"""An event loop in a thread of its own, for callers without one."""
 
 import asyncio
 import threading
@@ -10,25 +10,26 @@ from treeswarm.errors import BadRequest
 
 T = TypeVar("T")
 _END: Final = object()
-# On Windows a wait without an end hears no Ctrl-C.
+# On Windows a wait without a timeout is not interrupted by Ctrl-C.
 LISTEN_S = 0.2
 
 
 class LoopThread:
     """Runs coroutines for any number of other threads, until it is stopped.
 
-    The thread is a daemon: a program that forgets to stop it ends all the same.
+    The thread is a daemon: a program that does not stop it still ends.
     """
 
     def __init__(self, name: str) -> None:
+        """Create the thread under this name; `start` starts it."""
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
-        """Of `_loop`: whatever is handed to the loop comes before its end."""
-        self._over: asyncio.Event
+        """Guards `_loop`: every call handed to the loop comes before its end."""
+        self._stopped: asyncio.Event
         self._calls: set[asyncio.Task[Any]] = set()
-        """What callers wait for; touched in the thread alone."""
+        """Tasks that callers wait for.  Used by the loop's thread alone."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -41,16 +42,20 @@ class LoopThread:
 
     @property
     def running(self) -> bool:
+        """Whether coroutines can be run."""
         return self._loop is not None
 
     def start(self) -> None:
-        """Once."""
+        """Start the thread and wait until its loop runs.  May be called once."""
         self._thread.start()
         self._ready.wait()
 
     def run(self, job: Coroutine[Any, Any, T]) -> T:
-        """What `job` returns or raises.  Whoever is interrupted (Ctrl-C) leaves it cancelled and ended.  Raises
-        BadRequest where the thread does not run, stops meanwhile, or is the caller's own."""
+        """Run `job` and return its result, or raise its error.
+
+        If the caller is interrupted (Ctrl-C), the job is cancelled and has ended before this returns.  Raises
+        BadRequest if the thread does not run, stops meanwhile, or is the caller's own.
+        """
         call = _Call(job, self._calls)
         loop = None
         try:
@@ -61,7 +66,7 @@ class LoopThread:
             if loop is not None:
                 call.wait()
         except BaseException:
-            # An interrupt may come anywhere, before the job has begun too.
+            # An interrupt may come at any point, even before the job has begun.
             if loop is not None:
                 loop.call_soon_threadsafe(call.cancel)
                 call.wait()
@@ -74,7 +79,7 @@ class LoopThread:
         return call.result()
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
-        """The items as they come.  Whoever stops early ends the generator too."""
+        """Yield the items as they come.  The generator is closed when the caller stops early."""
         try:
             while (item := self.run(_next(items))) is not _END:
                 yield item  # type: ignore[misc]  # _END is no T
@@ -83,7 +88,7 @@ class LoopThread:
                 self.run(items.aclose())
 
     def stop(self, last: Coroutine[Any, Any, None]) -> None:
-        """Cancel what callers wait for, run `last`, end the thread.  Raises what `last` does."""
+        """Cancel what callers wait for, run `last`, and end the thread.  Raises what `last` raises."""
         if not self.running:
             last.close()
             return
@@ -94,17 +99,17 @@ class LoopThread:
             with self._lock:
                 loop, self._loop = self._loop, None
                 if loop is not None:
-                    loop.call_soon_threadsafe(self._over.set)
+                    loop.call_soon_threadsafe(self._stopped.set)
             self._thread.join()
 
     def _main(self) -> None:
-        asyncio.run(self._until_over())
+        asyncio.run(self._run_until_stopped())
 
-    async def _until_over(self) -> None:
-        self._over = asyncio.Event()
+    async def _run_until_stopped(self) -> None:
+        self._stopped = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._ready.set()
-        await self._over.wait()
+        await self._stopped.wait()
 
     async def _cancel_all(self) -> None:
         others = self._calls - {asyncio.current_task()}
@@ -114,7 +119,7 @@ class LoopThread:
 
 
 class _Call(Generic[T]):
-    """One job in the loop, and a caller outside that waits for its end."""
+    """One job in the loop, and a caller in another thread that waits for its end."""
 
     def __init__(self, job: Coroutine[Any, Any, T], calls: set[asyncio.Task[Any]]) -> None:
         self._job = job
@@ -123,7 +128,7 @@ class _Call(Generic[T]):
         self.ended = threading.Event()
 
     def wait(self) -> None:
-        """In the caller's thread."""
+        """Wait in the caller's thread until the job has ended."""
         while not self.ended.wait(LISTEN_S):
             pass
 
@@ -142,7 +147,7 @@ class _Call(Generic[T]):
             self.ended.set()
 
     def result(self) -> T:
-        """Once it has ended."""
+        """Return the job's result once it has ended, or raise its error."""
         assert self._task is not None
         try:
             return self._task.result()

@@ -1,4 +1,4 @@
-"""Asks a stock transformers model, in a process that never imports our attention, what it would have said."""
+"""Texts of a stock transformers model, computed in a process that never imports this project's attention."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from treeswarm.errors import ModelError
-from treeswarm_client import reference_process as stock
+from treeswarm_client import reference_process
 
 # Two tokens this close in the stock model's own logits may swap when the batch's shape changes the order of sums.
 NEAR_TIE = 1e-3
@@ -17,29 +17,32 @@ NEAR_TIE = 1e-3
 
 @dataclass(frozen=True)
 class StockTexts:
-    """Per prompt: token ids, and for each the gap between the model's two best logits."""
+    """The stock model's tokens for several prompts."""
 
     token_ids: list[list[int]]
+    """Token ids, one list per prompt."""
     gaps: list[list[float]]
+    """Difference between the two best logits at each of these tokens."""
     versions: dict[str, str]
+    """Versions of torch and transformers."""
 
 
 async def stock_greedy(model: Path, prompts: Sequence[Sequence[int]], max_new_tokens: int, dtype: str) -> StockTexts:
-    """Greedy continuations of exactly `max_new_tokens` tokens."""
+    """Return greedy continuations of exactly `max_new_tokens` tokens.  Raises ModelError."""
     return await _ask({"model": str(model), "prompts": prompts, "max_new_tokens": max_new_tokens, "dtype": dtype})
 
 
 async def stock_forced(
     model: Path, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]], dtype: str
 ) -> StockTexts:
-    """The stock model's choice at every position of the given texts."""
+    """Return the stock model's choice at every position of the given texts.  Raises ModelError."""
     return await _ask({"model": str(model), "prompts": prompts, "forced": texts, "dtype": dtype})
 
 
 async def _ask(request: dict[str, Any]) -> StockTexts:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        stock.__file__,
+        reference_process.__file__,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -47,7 +50,7 @@ async def _ask(request: dict[str, Any]) -> StockTexts:
     try:
         output, errors = await process.communicate(json.dumps(request).encode())
     finally:
-        if process.returncode is None:  # nobody waits for it any more
+        if process.returncode is None:  # the caller was cancelled
             process.kill()
             await process.wait()
     if process.returncode:

@@ -1,12 +1,12 @@
-"""What a stock transformers model says: the reference that exactness is measured against.
+"""Run a stock transformers model: the reference against which exactness is measured.
 
 Run as a program, in a process of its own that imports transformers and torch and nothing of this project:
 
-    echo '{"model": DIR, "prompts": [[1, 2]], "max_new_tokens": 8, "dtype": "float32"}' | python stock.py
+    echo '{"model": DIR, "prompts": [[1, 2]], "max_new_tokens": 8, "dtype": "float32"}' | python reference_process.py
 
-It prints `{"token_ids": [[…]], "gaps": [[…]], "versions": {…}}`: greedy continuations, stopped at no token, and for
-each token the gap between the two best logits.  With `"forced": [[…]]` it continues nothing and gives, for each prompt,
-its own choice and gap at every position of that text: teacher forcing on someone else's tokens.
+It prints `{"token_ids": [[…]], "gaps": [[…]], "versions": {…}}`: greedy continuations that no token stops, and for each
+token the gap between the two best logits.  With `"forced": [[…]]` it generates no text: it prints, for each prompt, its
+own choice and gap at every position of the given text (teacher forcing).
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 
 
 def main() -> None:
+    """Read a request from standard input, and print the reply."""
     import torch  # noqa: PLC0415  # this file is also imported for its path alone
     import transformers  # noqa: PLC0415
 
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def _greedy(model: Any, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
-    """One token at a time with the model's own KV cache: plain decoding, spelled out."""
+    """Generate one token at a time with the model's own KV cache: plain decoding."""
     import torch  # noqa: PLC0415
 
     cache, ids = None, torch.tensor([prompt])

@@ -1,4 +1,4 @@
-"""The thin synchronous face of the client."""
+"""The synchronous client."""
 
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from types import TracebackType
@@ -12,14 +12,15 @@ T = TypeVar("T")
 
 
 class SyncSwarmClient:
-    """The same client for programs without asyncio: `with SyncSwarmClient(model=…, peers=…) as client: …`.
+    """`SwarmClient` for programs without asyncio: `with SyncSwarmClient(model=…, peers=…) as client: …`.
 
-    The asynchronous client runs in a thread of its own; any number of threads may use this one at once.
+    The asynchronous client runs in a thread of its own.  Any number of threads may use this object at once.
     """
 
     def __init__(self, **options: Any) -> None:
+        """Take the options of `SwarmClient`."""
         self.client = SwarmClient(**options)
-        """Whose coroutines `run` and `iterate` run."""
+        """The asynchronous client.  `run` and `iterate` run its coroutines and generators."""
         self._thread = LoopThread("treeswarm-client")
 
     def __enter__(self) -> Self:
@@ -37,27 +38,27 @@ class SyncSwarmClient:
         self._thread.stop(self.client.__aexit__(kind, error, traceback))
 
     def close(self) -> None:
-        """As leaving `with`: generations under way end, their callers get BadRequest."""
+        """Close the client, as leaving `with` does: generations that run end, and their callers get BadRequest."""
         self.__exit__(None, None, None)
 
     def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[Token]:
-        """Tokens as they come; options as `SwarmClient.stream`'s."""
+        """Yield tokens as they are committed.  Takes the options of `SwarmClient.stream`."""
         return self.iterate(self.client.stream(prompt, **options).tokens)
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Run:
-        """The whole text at once: see the returned Run's `text`, `token_ids` and `stats`."""
+        """Generate the whole text; the returned Run has `text`, `token_ids` and `stats`."""
         return self.run(self.client.generate(prompt, **options))
 
     def generate_many(self, prompt: str | Sequence[int], **options: Any) -> list[Run]:
-        """`n` samples of one prompt; options as `SwarmClient.generate_many`'s."""
+        """Generate `n` samples of one prompt.  Takes the options of `SwarmClient.generate_many`."""
         return self.run(self.client.generate_many(prompt, **options))
 
     def run(self, job: Coroutine[Any, Any, T]) -> T:
-        """Any coroutine of the asynchronous client, such as `client.client.overview()`."""
+        """Run a coroutine of the asynchronous client, such as `client.client.overview()`, and return its result."""
         return self._thread.run(job)
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
-        """What such a generator yields, as it comes."""
+        """Yield what an asynchronous generator of the client yields, as it comes."""
         return self._thread.iterate(items)
 
 

@@ -77,7 +77,7 @@ def test_one_that_does_not_compile_says_whose_it_is(tmp_path: Path) -> None:
         ([], "no messages"),
         ([{"content": "x"}], "needs a role"),
         ([{"role": "emperor", "content": "x"}], "needs a role"),
-        ([{"role": "user", "content": [1]}], "is no text"),
+        ([{"role": "user", "content": [1]}], "is not text"),
         (TALK, "one at a time"),
     ],
 )

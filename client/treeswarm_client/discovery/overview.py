@@ -1,4 +1,4 @@
-"""A swarm as one client sees it, in figures: models, blocks, gaps, nodes.  Pure: records and measurements in."""
+"""An overview of a swarm as one client sees it: models, blocks, gaps, nodes.  Pure over records and measurements."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,32 +11,35 @@ from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import UNKNOWN_WEIGHTS, NodeRecord, NodeState
 from treeswarm.protocol.spans import Span, missing_blocks
 
-# What strangers call things ends up on a terminal; nothing honest is longer.
+# Names chosen by other owners are shown on a terminal; no honest one is longer.
 LONGEST_TEXT = 200
 
 
 @dataclass(frozen=True)
 class Probe:
-    """How a node answered this client's ping."""
+    """The result of pinging a node."""
 
     latency_s: float | None
-    """Round trip on an open stream; None: it did not answer."""
+    """Round-trip time in seconds on an open stream, or None if the node did not answer."""
     reason: str = ""
-    """It did not answer."""
+    """Why the node did not answer, or empty if it did."""
 
 
 @dataclass(frozen=True)
 class ModelFilter:
-    """The one model to show, by the name its user gives it and by what its config says."""
+    """The one model to show."""
 
     name: str
+    """Name that the user gave the model."""
     digest: str
+    """Digest of the model's config."""
     blocks: int
+    """Number of decoder blocks."""
 
 
 @dataclass(frozen=True)
 class NodeView:
-    """One node.  Rates, times and room are its own words; `probe` is what this client measured."""
+    """One node.  Rate, times and room are as the node announced them; `probe` is what this client measured."""
 
     id: str
     address: str
@@ -49,30 +52,33 @@ class NodeView:
     total_tokens: int
     software: str
     probe: Probe | None = None
-    """None: not asked yet."""
+    """Result of the last ping, or None if the node was not pinged yet."""
 
     @property
     def silent(self) -> bool:
-        """It was asked, and did not answer."""
+        """Whether the node was pinged and did not answer."""
         return self.probe is not None and self.probe.latency_s is None
 
     @property
     def serves(self) -> bool:
-        """This client could open a session on it, if it has room.  A record outlives its node by minutes, so one that
-        does not answer serves nobody here."""
+        """Whether this client could open a session on the node, if it has room.
+
+        A record outlives its node by minutes, so a node that does not answer does not serve.
+        """
         return self.state is NodeState.ONLINE and not self.silent
 
     @property
     def load(self) -> float | None:
-        """Share of its room that sessions have reserved; None where it tells of no room."""
+        """Share of the node's room that sessions have reserved, or None if it announced no room."""
         return min(1.0, max(0.0, 1 - self.free_tokens / self.total_tokens)) if self.total_tokens > 0 else None
 
     @property
     def latency_ms(self) -> float | None:
+        """Round-trip time in milliseconds, or None if there is no answer."""
         return None if self.probe is None or self.probe.latency_s is None else self.probe.latency_s * 1e3
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return {
             "id": self.id,
             "address": self.address,
@@ -93,7 +99,7 @@ class NodeView:
 
 @dataclass(frozen=True)
 class ClassView:
-    """Nodes that compute the same text, in the order of their spans."""
+    """Nodes of one numerics class, which compute the same text, in the order of their spans."""
 
     numerics: NumericsClass
     blocks: int
@@ -101,7 +107,7 @@ class ClassView:
 
     @cached_property
     def replicas(self) -> tuple[int, ...]:
-        """How many nodes serve each block."""
+        """Number of nodes that serve each block."""
         steps = [0] * (self.blocks + 1)
         for node in self.nodes:
             if node.serves:
@@ -111,16 +117,16 @@ class ClassView:
 
     @cached_property
     def gaps(self) -> tuple[Span, ...]:
-        """Blocks that nobody serves."""
+        """Blocks that no node serves."""
         return tuple(missing_blocks([node.span for node in self.nodes if node.serves], self.blocks))
 
     @property
     def weakest(self) -> int:
-        """Replicas of the block that has fewest."""
+        """Number of replicas of the block that has fewest."""
         return min(self.replicas)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return {
             "weights": self.numerics.weights,
             "dtype": self.numerics.dtype,
@@ -135,7 +141,7 @@ class ClassView:
 
 @dataclass(frozen=True)
 class ModelView:
-    """A model, and the classes it is served in: those that are whole first, then those of most nodes."""
+    """A model and the numerics classes that serve it: those without gaps first, then those with most nodes."""
 
     name: str
     digest: str
@@ -144,42 +150,43 @@ class ModelView:
 
     @property
     def gaps(self) -> tuple[Span, ...]:
-        """What the best of the classes lacks: a session runs within one."""
+        """Blocks that the best class lacks.  A session runs within one class."""
         return self.classes[0].gaps if self.classes else (Span(0, self.blocks),)
 
     @property
     def covered(self) -> bool:
+        """Whether one class serves every block."""
         return not self.gaps
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return {
             "name": self.name,
             "model": self.digest,
             "blocks": self.blocks,
             "covered": self.covered,
             "gaps": [str(gap) for gap in self.gaps],
-            "classes": [one.as_dict() for one in self.classes],
+            "classes": [served.as_dict() for served in self.classes],
         }
 
 
 @dataclass(frozen=True)
 class Overview:
-    """All of it."""
+    """All models of a swarm."""
 
     models: tuple[ModelView, ...]
     refused: Mapping[str, int] = field(default_factory=dict)
-    """Records that are not shown, by reason."""
+    """Number of records that are not shown, by reason."""
     silent: Mapping[str, str] = field(default_factory=dict)
-    """Addresses that were asked for records and told none, and why."""
+    """Why an address that was asked for records gave none, by address."""
 
     @property
     def covered(self) -> bool:
-        """Somebody serves every block of every model shown, and there is one."""
+        """Whether there are models, and every block of each is served."""
         return bool(self.models) and all(model.covered for model in self.models)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return {
             "covered": self.covered,
             "models": [model.as_dict() for model in self.models],
@@ -192,71 +199,77 @@ def make_overview(
     records: Iterable[NodeRecord],
     probes: Mapping[str, Probe],
     *,
-    wanted: ModelFilter | None = None,
+    model_filter: ModelFilter | None = None,
     refused: Mapping[str, int] | None = None,
     silent: Mapping[str, str] | None = None,
 ) -> Overview:
-    """Sort it all.  With `wanted` that model alone is shown, also when nobody serves it."""
+    """Sort records into models and numerics classes, and attach `probes` (by node id).
+
+    With `model_filter` that model alone is shown, even if no node serves it.  `refused` counts records that were
+    refused before, by reason; `silent` holds addresses that gave no records, with the reason.
+    """
     counted = Counter(refused or {})
     kept: list[NodeRecord] = []
     for record in records:
-        if doubt := _doubt(record, wanted):
-            counted[doubt] += 1
+        if reason := _reason_to_hide(record, model_filter):
+            counted[reason] += 1
         else:
             kept.append(record)
-    # By the number of blocks too: a record that gives a known model another number must not pass for the whole of it.
+    # By the number of blocks too: a record that gives a known model another number must not count as serving all of it.
     kept.sort(key=_model_of)
-    models = [_model(list(group), probes, wanted) for _, group in groupby(kept, _model_of)]
-    if wanted is not None and not models:
-        models = [ModelView(wanted.name, wanted.digest, wanted.blocks, ())]
+    models = [_model(list(group), probes, model_filter) for _, group in groupby(kept, _model_of)]
+    if model_filter is not None and not models:
+        models = [ModelView(model_filter.name, model_filter.digest, model_filter.blocks, ())]
     models.sort(key=lambda model: (model.name, model.digest, model.blocks))
-    said = {clean(address): clean(why) for address, why in sorted((silent or {}).items())}
-    return Overview(tuple(models), dict(sorted(counted.items())), said)
+    reasons = {clean(address): clean(reason) for address, reason in sorted((silent or {}).items())}
+    return Overview(tuple(models), dict(sorted(counted.items())), reasons)
 
 
 def clean(text: str) -> str:
-    """Strangers' words without what moves a terminal's cursor or turns its writing around, and not too many."""
+    """Return text of other owners without characters that control a terminal, cut to 200 characters."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in text[:LONGEST_TEXT])
     return shown if len(text) <= LONGEST_TEXT else shown + "…"
 
 
-def _doubt(record: NodeRecord, wanted: ModelFilter | None) -> str:
-    """Why a record is not shown, or nothing."""
-    if wanted is None:
+def _reason_to_hide(record: NodeRecord, model_filter: ModelFilter | None) -> str:
+    """Return why a record is not shown, or an empty text."""
+    if model_filter is None:
         return ""
-    if record.model != wanted.digest:
+    if record.model != model_filter.digest:
         return "other-model"
-    return "" if record.blocks == wanted.blocks else "other-block-count"
+    return "" if record.blocks == model_filter.blocks else "other-block-count"
 
 
 def _model_of(record: NodeRecord) -> tuple[str, int]:
     return record.model, record.blocks
 
 
-def _model(records: list[NodeRecord], probes: Mapping[str, Probe], wanted: ModelFilter | None) -> ModelView:
-    """Of records of one model."""
+def _model(records: list[NodeRecord], probes: Mapping[str, Probe], model_filter: ModelFilter | None) -> ModelView:
     names = Counter(record.name for record in records)
     classes: dict[NumericsClass, list[NodeView]] = {}
     known = Counter(record.numerics for record in records if record.numerics.weights != UNKNOWN_WEIGHTS)
     for record in records:
         numerics = _likely_class(record.numerics, known)
         classes.setdefault(numerics, []).append(_node(record, probes.get(record.node)))
-    made = [
+    views = [
         ClassView(numerics, records[0].blocks, tuple(sorted(nodes, key=lambda node: (node.span, node.id))))
         for numerics, nodes in classes.items()
     ]
-    made.sort(key=lambda one: (bool(one.gaps), -len(one.nodes), one.numerics.weights, one.numerics.dtype))
-    # Names are for people, and anybody may lie about them; most nodes have it right, the user always has.
-    name = wanted.name if wanted is not None else max(sorted(names), key=lambda name: names[name])
-    return ModelView(clean(name), records[0].model, records[0].blocks, tuple(made))
+    views.sort(key=lambda view: (bool(view.gaps), -len(view.nodes), view.numerics.weights, view.numerics.dtype))
+    # Names are for people, and a node may announce a wrong one.  Most nodes have the right one; the user's is right.
+    name = model_filter.name if model_filter is not None else max(sorted(names), key=lambda name: names[name])
+    return ModelView(clean(name), records[0].model, records[0].blocks, tuple(views))
 
 
 def _likely_class(numerics: NumericsClass, known: Mapping[NumericsClass, int]) -> NumericsClass:
-    """Where a node that has not read its weights yet will belong, if it loads what most others of its kind serve."""
+    """Return the class of a node, for one that has not read its weights yet the likely class.
+
+    That is the class with most nodes among those that differ in the weights alone.
+    """
     if numerics.weights != UNKNOWN_WEIGHTS:
         return numerics
-    alike = [one for one in known if replace(one, weights=UNKNOWN_WEIGHTS) == numerics]
-    return max(alike, key=lambda one: (known[one], one.weights), default=numerics)
+    similar = [other for other in known if replace(other, weights=UNKNOWN_WEIGHTS) == numerics]
+    return max(similar, key=lambda other: (known[other], other.weights), default=numerics)
 
 
 def _node(record: NodeRecord, probe: Probe | None) -> NodeView:

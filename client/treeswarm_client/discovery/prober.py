@@ -1,4 +1,4 @@
-"""Looking at a swarm: who announces itself in a registry, and who answers this client, how fast."""
+"""Probe a swarm: which nodes a registry announces, which of them answer this client, and how fast."""
 
 import asyncio
 from collections.abc import Mapping
@@ -12,90 +12,95 @@ from treeswarm.transport.ping import ANSWER_S, round_trip
 from treeswarm.transport.seam import Transport
 from treeswarm_client.discovery.overview import ModelFilter, Overview, Probe, make_overview
 
-# So many handshakes fit beside each other into a home's uplink, and into one event loop without waiting for each other.
+# So many handshakes at once fit into a home's uplink, and into one event loop without waiting for each other.
 AT_ONCE = 32
 # The first finds buffers cold, and any of them may wait for another node's handshake on this side.
 PINGS = 3
-# For all nodes together; those not asked by then are shown without a latency.
+# Seconds for all nodes together; those not pinged by then are shown without a latency.
 TOGETHER_S = 20.0
-# A latency does not change faster, and thousands of watchers must not keep a node busy answering.
+# A latency does not change faster, and thousands of watchers must not keep a node busy with answering.
 PROBE_AGAIN_S = 10.0
 
 
 @dataclass(eq=False)
 class Prober:
-    """Looks at one swarm again and again, and remembers for a while who answered."""
+    """Probes one swarm repeatedly, and remembers answers for 10 s."""
 
     registry: Registry
     transport: Transport
-    wanted: ModelFilter | None = None
+    model_filter: ModelFilter | None = None
+    """The one model to show, or None for all."""
     _probes: dict[str, tuple[str, float, Probe]] = field(default_factory=dict)
-    """By node: the address asked, when, and how it answered."""
+    """Address pinged, time and result of the last ping, by node id."""
 
     async def fresh_overview(self) -> Overview:
-        """As things stand now, whatever time that takes."""
+        """Ping the nodes that are due, and return the overview.  May take up to 20 s."""
         await self.probe_due()
         return await self.current_overview()
 
     async def current_overview(self) -> Overview:
-        """As the registry and the latest answers have it, at once."""
+        """Return the overview by the registry and the latest answers, without pinging."""
         peers = self.registry if isinstance(self.registry, PeersRegistry) else None
         addresses = await self._addresses()
         return make_overview(
             [sealed.record for sealed in await self.registry.snapshot()],
-            {node: probe for node, (asked, _, probe) in self._probes.items() if addresses.get(node) == asked},
-            wanted=self.wanted,
+            {node: probe for node, (address, _, probe) in self._probes.items() if addresses.get(node) == address},
+            model_filter=self.model_filter,
             refused=self.registry.rejected,
             silent={address: str(error) for address, error in peers.unanswered.items()} if peers else {},
         )
 
     async def probe_due(self) -> bool:
-        """Ping those whose answer is old or was given at another address; whether there were any."""
+        """Ping nodes whose last answer is 10 s old or came from another address; return whether there were any."""
         now = asyncio.get_running_loop().time()
         addresses = await self._addresses()
-        self._probes = {node: known for node, known in self._probes.items() if addresses.get(node) == known[0]}
-        fresh = {node for node, (_, asked_at, _) in self._probes.items() if now < asked_at + PROBE_AGAIN_S}
+        self._probes = {node: entry for node, entry in self._probes.items() if addresses.get(node) == entry[0]}
+        fresh = {node for node, (_, probed_at, _) in self._probes.items() if now < probed_at + PROBE_AGAIN_S}
         due = {node: address for node, address in addresses.items() if node not in fresh}
         for node, probe in (await probe_all(self.transport, due)).items():
             self._probes[node] = (due[node], now, probe)
         return bool(due)
 
     async def _addresses(self) -> dict[str, str]:
-        """Where to ask the nodes that are of interest."""
+        """Return the addresses of the nodes to show, by node id."""
         dials = self.registry.dial_addresses if isinstance(self.registry, PeersRegistry) else {}
         records = [sealed.record for sealed in await self.registry.snapshot()]
-        return {r.node: dials.get(r.node) or r.dial for r in records if self._is_wanted(r)}
+        return {r.node: dials.get(r.node) or r.dial for r in records if self._is_shown(r)}
 
-    def _is_wanted(self, record: NodeRecord) -> bool:
-        return self.wanted is None or (record.model, record.blocks) == (self.wanted.digest, self.wanted.blocks)
+    def _is_shown(self, record: NodeRecord) -> bool:
+        shown = self.model_filter
+        return shown is None or (record.model, record.blocks) == (shown.digest, shown.blocks)
 
 
-async def swarm_overview(registry: Registry, transport: Transport, wanted: ModelFilter | None = None) -> Overview:
-    """Who is out there, what they serve, which blocks nobody serves, and how far everyone is from here."""
-    return await Prober(registry, transport, wanted).fresh_overview()
+async def swarm_overview(registry: Registry, transport: Transport, model_filter: ModelFilter | None = None) -> Overview:
+    """Return the nodes, what they serve, the blocks without nodes, and the latency of each node."""
+    return await Prober(registry, transport, model_filter).fresh_overview()
 
 
 async def probe_all(transport: Transport, addresses: Mapping[str, str]) -> dict[str, Probe]:
-    """Ping nodes, some at once; both mappings go by node.  Those that time was too short for are left out."""
+    """Ping nodes, up to 32 at once, and return the results by node id.
+
+    `addresses` maps node ids to addresses.  Nodes that could not be pinged within 20 s are left out.
+    """
     turns = asyncio.Semaphore(AT_ONCE)
 
     async def take_turn(address: str) -> Probe:
         async with turns:
             return await probe(transport, address)
 
-    asked = {node: asyncio.create_task(take_turn(address)) for node, address in addresses.items()}
+    tasks = {node: asyncio.create_task(take_turn(address)) for node, address in addresses.items()}
     try:
-        if asked:
-            await asyncio.wait(asked.values(), timeout=TOGETHER_S)
-        return {node: task.result() for node, task in asked.items() if task.done()}
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=TOGETHER_S)
+        return {node: task.result() for node, task in tasks.items() if task.done()}
     finally:
-        for task in asked.values():
+        for task in tasks.values():
             task.cancel()
-        await asyncio.gather(*asked.values(), return_exceptions=True)
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
 
 
 async def probe(transport: Transport, address: str) -> Probe:
-    """Ping one node; never raises."""
+    """Ping one node.  A failure is a result, not an exception."""
     try:
         return Probe(await round_trip(transport, address, PINGS))
     except TimeoutError:

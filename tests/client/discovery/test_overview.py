@@ -108,14 +108,16 @@ def test_a_record_with_another_number_of_blocks_does_not_pass_for_the_model() ->
     assert [(model.blocks, model.covered) for model in overview.models] == [(1, True), (8, False)]
     assert not overview.covered
     wanted = ModelFilter("demo", MODEL, 8)
-    overview = make_overview([*records, record(3, Span(0, 8), model=OTHER)], {}, wanted=wanted, refused={"forged": 2})
+    overview = make_overview(
+        [*records, record(3, Span(0, 8), model=OTHER)], {}, model_filter=wanted, refused={"forged": 2}
+    )
     assert overview.refused == {"forged": 2, "other-block-count": 1, "other-model": 1}
     assert [model.blocks for model in overview.models] == [8]
     assert "records not shown: 2 forged, 1 other-block-count, 1 other-model" in drawn(overview, 80)
 
 
 def test_a_model_that_nobody_serves_is_shown_as_one_gap() -> None:
-    overview = make_overview([], {}, wanted=ModelFilter("demo", MODEL, 8))
+    overview = make_overview([], {}, model_filter=ModelFilter("demo", MODEL, 8))
     assert not overview.covered
     assert overview.models[0].gaps == (Span(0, 8),)
     assert "no node serves blocks 0:8" in drawn(overview, 80)
