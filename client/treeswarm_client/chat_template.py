@@ -49,7 +49,7 @@ class ChatTemplate:
 
 
 def load_chat_template(folder: Path) -> ChatTemplate | None:
-    """Read `chat_template.jinja` or `tokenizer_config.json`; return None if there is no template.  Raises ModelError."""
+    """Read `chat_template.jinja` or `tokenizer_config.json`, or return None if there is none.  Raises ModelError."""
     config = _tokenizer_config(folder)
     file = folder / "chat_template.jinja"
     source = file.read_text("utf-8") if file.exists() else _default_of(config.get("chat_template"))
