@@ -20,7 +20,7 @@ COMMANDS = ("generate", "chat", "models", "status", "demo", "bench", "simulate")
     [
         (["demo", "--blocks", "4:2"], "0 <= START < END"),
         (["demo", "--blocks", "6:9"], "which has 8"),
-        (["demo", "--blocks", "x"], "no span"),
+        (["demo", "--blocks", "x"], "is not a span"),
         (["./no-such-model"], "no model"),
         (["demo", "--device", "cuda:7"], "--device cpu"),
         (["demo", "--listen", "nowhere"], "HOST:PORT"),
