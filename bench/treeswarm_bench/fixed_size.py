@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from treeswarm.protocol.messages import HopTiming
-from treeswarm_client.drafters.seam import DraftTree, Enough, in_no_hurry
+from treeswarm_client.drafters.seam import DraftTree, ShouldStop, never_stop
 from treeswarm_client.planner.costs import ChainHop
 from treeswarm_client.planner.policy import AHEAD, Round
 
@@ -27,8 +27,8 @@ class FixedSizePolicy:
     def nodes_to_draft(self) -> int:
         return self.size
 
-    def stop_drafting(self) -> Enough:
-        return in_no_hurry
+    def stop_drafting(self) -> ShouldStop:
+        return never_stop
 
     def choose(self, tree: DraftTree) -> DraftTree:
         return tree

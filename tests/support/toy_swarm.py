@@ -23,7 +23,7 @@ from treeswarm_client.chain.chain import Chain, open_chain
 from treeswarm_client.chain.options import Reservation
 from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt
 from treeswarm_client.discovery.route import Hop, Target
-from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, Enough, Verification, in_no_hurry
+from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
 from treeswarm_client.generation.append_builder import AppendBuilder
 from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.planner.costs import ChainHop
@@ -113,7 +113,7 @@ class GuessingDrafter:
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self._text, self._random = list(prompt), np.random.default_rng(self.seed)
 
-    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
         parents: list[int] = []
         tokens: list[int] = []
         depths = {-1: 0}
@@ -135,11 +135,11 @@ class GuessingDrafter:
         scores = -np.arange(len(tokens), dtype=np.float32)
         return DraftTree(np.array(parents, np.int64), np.array(tokens, np.int64), scores)
 
-    def observe(self, verdict: Verification) -> None:
-        answered = verdict.answers != UNANSWERED
-        assert verdict.alternatives.shape == (len(verdict.tree) + 1, self.alternatives)
-        assert (verdict.alternatives[answered, 0] == verdict.answers[answered]).all()
-        self._text += [*(int(verdict.tree.tokens[i]) for i in verdict.accepted), verdict.bonus]
+    def observe(self, verification: Verification) -> None:
+        answered = verification.answers != UNANSWERED
+        assert verification.alternatives.shape == (len(verification.tree) + 1, self.alternatives)
+        assert (verification.alternatives[answered, 0] == verification.answers[answered]).all()
+        self._text += [*(int(verification.tree.tokens[i]) for i in verification.accepted), verification.bonus]
 
 
 @dataclass
@@ -157,8 +157,8 @@ class HastyPolicy:
     def nodes_to_draft(self) -> int:
         return (self.size + 1) // 2
 
-    def stop_drafting(self) -> Enough:
-        return in_no_hurry
+    def stop_drafting(self) -> ShouldStop:
+        return never_stop
 
     def choose(self, tree: DraftTree) -> DraftTree:
         return tree.best(len(tree) - 1)

@@ -11,7 +11,7 @@ from treeswarm_bench.bench_client import BenchClient
 from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
-from treeswarm_client.drafters.seam import Copyable, Drafter, DraftTree, Enough, Verification, in_no_hurry
+from treeswarm_client.drafters.seam import Copyable, Drafter, DraftTree, ShouldStop, Verification, never_stop
 from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.generation.loop import Generation
 from treeswarm_client.generation.round_in_flight import RoundInFlight
@@ -139,11 +139,11 @@ class Around:
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self.inner.begin(prompt, settings)
 
-    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
-        return self.inner.propose(size, depth, enough)
+    def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
+        return self.inner.propose(size, depth, should_stop)
 
-    def observe(self, verdict: Verification) -> None:
-        self.inner.observe(verdict)
+    def observe(self, verification: Verification) -> None:
+        self.inner.observe(verification)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,8 +158,8 @@ class Misled(Around):
     def name(self) -> str:
         return f"{self.inner.name}, misled"
 
-    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
-        tree = self.inner.propose(size, depth, enough)
+    def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
+        tree = self.inner.propose(size, depth, should_stop)
         return replace(tree, tokens=(tree.tokens + self.vocab_size // 2) % self.vocab_size)
 
 

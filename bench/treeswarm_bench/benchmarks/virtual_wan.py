@@ -37,7 +37,7 @@ from treeswarm_bench.benchmarks.wan_cells import SLOW_SHARE, Cell
 from treeswarm_bench.virtual_clock import VirtualClockLoop, run_virtually
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.model import ModelDrafter
-from treeswarm_client.drafters.seam import DraftTree, Enough, in_no_hurry
+from treeswarm_client.drafters.seam import DraftTree, ShouldStop, never_stop
 from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts
 from treeswarm_node.attention.metadata import Segment
@@ -62,10 +62,10 @@ class Polled(Around):
 
     clock: Callable[[], float]
 
-    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
         def asked(promise: float) -> bool:
             self.clock()
-            return enough(promise)
+            return should_stop(promise)
 
         return self.inner.propose(size, depth, asked)
 

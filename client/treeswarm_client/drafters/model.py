@@ -19,7 +19,7 @@ from treeswarm.session.noise import NoiseRows
 from treeswarm_client.drafters import tree_cache
 from treeswarm_client.drafters.expanded_tree import NO_ROW, CandidateNodes, ExpandedTree
 from treeswarm_client.drafters.model_tree import BEAM, ModelTree, ModelTreeOptions
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verification, in_no_hurry
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
 from treeswarm_client.drafters.tau import TauEstimate
 from treeswarm_client.drafters.tree_cache import TreeCache
 
@@ -153,7 +153,7 @@ class ModelDrafter:
         if len(self._text) < self.max_positions:
             self._feed(self._text[len(self._cached) : -1])
 
-    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
         growth, chain = self.options.growth, self.options.chain
         depth = min(depth, size if chain else growth.depth, self.max_positions - len(self._text))
         if size < 1 or depth < 1 or not self._text:
@@ -164,20 +164,22 @@ class ModelDrafter:
             first = lookahead.root
             self._tree = ModelTree(size, growth, first.tokens[0, :width], first.scores[0, :width])
             self._expander = _LevelExpander(self, lookahead, width)
-        return self._tree.grow(self._expander, lambda visits: enough(visits / self._forward_s), self._expander.known)
+        return self._tree.grow(
+            self._expander, lambda visits: should_stop(visits / self._forward_s), self._expander.known
+        )
 
-    def observe(self, verdict: Verification) -> None:
-        path = [int(verdict.tree.tokens[node]) for node in verdict.accepted]
-        self._text += [*path, verdict.bonus]
+    def observe(self, verification: Verification) -> None:
+        path = [int(verification.tree.tokens[node]) for node in verification.accepted]
+        self._text += [*path, verification.bonus]
         lookahead, self._lookahead = self._lookahead, None
         self._tree = None
         if lookahead is None:
             return
-        self._learn(lookahead, verdict)
-        moved = lookahead.moved(path, verdict.bonus)
+        self._learn(lookahead, verification)
+        moved = lookahead.moved(path, verification.bonus)
         warm = len(moved.to_trunk) > len(path) and abs(math.log(self.tau / self.ranked_by)) < TAU_DRIFT
         self._cache.keep(moved.to_trunk, moved.kept if warm else moved.kept[:0])
-        self._cached += [*path, verdict.bonus][: len(moved.to_trunk)]
+        self._cached += [*path, verification.bonus][: len(moved.to_trunk)]
         if warm:
             self._lookahead = lookahead.below(moved)
         elif len(self._cached) == len(self._text):
@@ -212,10 +214,10 @@ class ModelDrafter:
         """A forward of few tokens.  The root's counts too: who believes forwards to be dear makes no others."""
         self._forward_s += FORWARD_STEP * (min(seconds, FARTHEST * self._forward_s) - self._forward_s)
 
-    def _learn(self, lookahead: ExpandedTree, verdict: Verification) -> None:
+    def _learn(self, lookahead: ExpandedTree, verification: Verification) -> None:
         """Every verified node that the draft also expanded is a label for τ."""
-        rows = np.concatenate([[0], lookahead.rows_of(verdict.tree) + 1])
-        answers = np.asarray(verdict.answers, np.int64)
+        rows = np.concatenate([[0], lookahead.rows_of(verification.tree) + 1])
+        answers = np.asarray(verification.answers, np.int64)
         known = np.flatnonzero(((rows > 0) | (np.arange(len(rows)) == 0)) & (answers != UNANSWERED))
         found = lookahead.candidates().of(rows[known])
         hit = found.tokens == answers[known][:, None]

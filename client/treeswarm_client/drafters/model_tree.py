@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from treeswarm_client.drafters.seam import DraftTree, Enough, in_no_hurry
+from treeswarm_client.drafters.seam import DraftTree, ShouldStop, never_stop
 
 # Nodes of one forward, at most: whoever stops waits for no more than one.
 BEAM = 32
@@ -64,8 +64,10 @@ class ModelTree:
         self.size, self.growth = size, growth
         self._pool = _Pool.of_root(first_tokens, first_scores).best(size)
 
-    def grow(self, expand: ExpandLevel, enough: Enough = in_no_hurry, known: Known = nothing_known) -> DraftTree:
-        """On from where it was.  Once `enough` says so, the best of those known so far: whatever was worked out before
+    def grow(
+        self, expand: ExpandLevel, should_stop: ShouldStop = never_stop, known: Known = nothing_known
+    ) -> DraftTree:
+        """On from where it was.  Once `should_stop` says so, the best of those known so far: whatever was worked out before
         is among them.  It is told the chance that the text passes the nodes of the next forward: more tokens than
         that it cannot bring."""
         while len(level := self._pool.promising(self.size, self.growth)):
@@ -75,7 +77,7 @@ class ModelTree:
                 level = level[free]
             else:
                 level = level[: worth_a_forward(pool.score[level][: self.growth.beam], self.growth.row_share)]
-                if enough(float(np.exp(pool.score[level]).sum())):
+                if should_stop(float(np.exp(pool.score[level]).sum())):
                     break
             tokens, scores = expand(pool.number[level], pool.parent[level], pool.token[level], pool.level[level])
             self._pool = pool.with_children(level, tokens, scores, self.size).best(self.size)

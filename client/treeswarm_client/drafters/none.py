@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Enough, Verification, in_no_hurry
+from treeswarm_client.drafters.seam import NO_TREE, DraftTree, ShouldStop, Verification, never_stop
 
 
 class NoneDrafter:
@@ -19,8 +19,8 @@ class NoneDrafter:
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         """Nothing to remember."""
 
-    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
         return NO_TREE
 
-    def observe(self, verdict: Verification) -> None:
+    def observe(self, verification: Verification) -> None:
         """Nothing to learn."""

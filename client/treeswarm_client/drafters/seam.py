@@ -118,11 +118,11 @@ class Verification:
     """[nodes + 1, k], or nothing: the target's best tokens at the same places, best first, before any noise."""
 
 
-Enough = Callable[[float], bool]
+ShouldStop = Callable[[float], bool]
 """Told how many tokens a second going on would bring at best, whether to end with what there is."""
 
 
-def in_no_hurry(_promise: float) -> bool:
+def never_stop(_promise: float) -> bool:
     """Whoever asks may take its time."""
     return False
 
@@ -144,16 +144,16 @@ class Drafter(Protocol):
         """A new generation: forget the last one's context, keep what was learned."""
         ...
 
-    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
         """Up to `size` nodes below the context's last token, at most `depth` levels; fewer where no more are worth
         anything.
 
         May be asked again for the same root: a larger size gives a larger tree, and costs only what is new.  Once
-        `enough` says so, it ends soon with what it has.
+        `should_stop` says so, it ends soon with what it has.
         """
         ...
 
-    def observe(self, verdict: Verification) -> None:
+    def observe(self, verification: Verification) -> None:
         """The context grows by the accepted tokens and the bonus; what was drafted below the bonus is kept."""
         ...
 

@@ -18,7 +18,7 @@ import numpy as np
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters.hit_rates import HitRates
 from treeswarm_client.drafters.ngram_index import SEPARATOR, IndexedText
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verification, in_no_hurry
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
 from treeswarm_client.drafters.table_tree import TableTree
 
 # Of each source, the latest occurrences of two tokens that are looked at.
@@ -79,24 +79,24 @@ class SuffixDrafter:
         self._text, self._end, self._tree, self._output = IndexedText(), None, None, len(prompt)
         self._text.add(prompt)
 
-    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
         if not len(self._text):
             return NO_TREE
         if self._tree is None or self._tree.depth != depth:
             self._end = self._end or self._found()
             self._tree = TableTree(self, self._end, depth)
-        return self._tree.grow(size, enough)
+        return self._tree.grow(size, should_stop)
 
-    def observe(self, verdict: Verification) -> None:
+    def observe(self, verification: Verification) -> None:
         if self._tree is not None:
-            for matches, answer in self._tree.answered(verdict):
+            for matches, answer in self._tree.answered(verification):
                 votes, kind = self._votes(matches)
                 if votes:
                     self._rates.saw([(kind, answer in votes)])
-        for branch in branches(self._text.tokens[-LEAD:].tolist(), verdict):
+        for branch in branches(self._text.tokens[-LEAD:].tolist(), verification):
             if self._pool.add([*branch, SEPARATOR]):
                 self._end = None
-        for token in (*verdict.tree.tokens[list(verdict.accepted)].tolist(), verdict.bonus):
+        for token in (*verification.tree.tokens[list(verification.accepted)].tolist(), verification.bonus):
             self._end = self._end and self.after(self._end, token)
             self._text.add([token])
         self._tree = None
@@ -142,10 +142,10 @@ class SuffixDrafter:
         return matches
 
 
-def branches(end: Sequence[int], verdict: Verification) -> Iterator[list[int]]:
+def branches(end: Sequence[int], verification: Verification) -> Iterator[list[int]]:
     """What the target said along branches off its path: each from where a node is not its own choice, as far as the
     tree answers, with the `LEAD` tokens before (`end` are the text's last)."""
-    answers, tree = verdict.answers.tolist(), verdict.tree
+    answers, tree = verification.answers.tolist(), verification.tree
     parents, tokens = tree.parents.tolist(), tree.tokens.tolist()
     paths: list[list[int]] = []
     for node, (parent, token) in enumerate(zip(parents, tokens, strict=True)):

@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from treeswarm_client.drafters.seam import NO_NODE, UNANSWERED, DraftTree, Enough, Verification, in_no_hurry
+from treeswarm_client.drafters.seam import NO_NODE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
 
 State = TypeVar("State")
 # Log of one in 3,000: no node of such a chance is worth its bytes, and a calibration tells none of them apart.
@@ -52,11 +52,11 @@ class TableTree(Generic[State]):
         if depth > 0:
             self._offer(-1, 0.0)
 
-    def grow(self, size: int, enough: Enough = in_no_hurry) -> DraftTree:
-        """The best `size` nodes, or fewer where no more are worth anything; once `enough` says so, what is there."""
+    def grow(self, size: int, should_stop: ShouldStop = never_stop) -> DraftTree:
+        """The best `size` nodes, or fewer where no more are worth anything; once `should_stop` says so, what is there."""
         while len(self._tokens) < size:
             self._expand()
-            if not self._open or enough(math.exp(-self._open[0][0]) / NODE_S):
+            if not self._open or should_stop(math.exp(-self._open[0][0]) / NODE_S):
                 break
             negative, _, parent, token = heapq.heappop(self._open)
             self._places[parent, token] = len(self._tokens)
@@ -71,10 +71,10 @@ class TableTree(Generic[State]):
             np.array(self._scores[:size], np.float32),
         )
 
-    def answered(self, verdict: Verification) -> list[tuple[State, int]]:
+    def answered(self, verification: Verification) -> list[tuple[State, int]]:
         """What was known at every answered node of this tree, the root first, and the target's token there."""
-        places = [-1, *verdict.tree.match(self._places).tolist()]
-        pairs = zip(places, verdict.answers.tolist(), strict=True)
+        places = [-1, *verification.tree.match(self._places).tolist()]
+        pairs = zip(places, verification.answers.tolist(), strict=True)
         return [(self._state(p), answer) for p, answer in pairs if p != NO_NODE and answer != UNANSWERED]
 
     def _expand(self) -> None:

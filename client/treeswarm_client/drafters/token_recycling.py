@@ -13,7 +13,7 @@ import numpy as np
 
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters.hit_rates import HitRates
-from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Enough, Verification, in_no_hurry
+from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
 from treeswarm_client.drafters.table_tree import TableTree
 
 SUCCESSORS = 8
@@ -47,26 +47,26 @@ class TokenRecyclingDrafter:
             self._read[token] = _in_front(following, self._read.get(token, ()))
         self._last = prompt[-1] if prompt else None
 
-    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
         if self._last is None:
             return NO_TREE
         if self._tree is None or self._tree.depth != depth:
             self._tree = TableTree(self, self._last, depth)
-        return self._tree.grow(size, enough)
+        return self._tree.grow(size, should_stop)
 
-    def observe(self, verdict: Verification) -> None:
+    def observe(self, verification: Verification) -> None:
         if self._last is None:
             return
-        answers = verdict.answers.tolist()
-        best = verdict.alternatives.tolist() or [()] * len(answers)
-        tokens = [self._last, *verdict.tree.tokens.tolist()]
+        answers = verification.answers.tolist()
+        best = verification.alternatives.tolist() or [()] * len(answers)
+        tokens = [self._last, *verification.tree.tokens.tolist()]
         told = [each for each in zip(tokens, answers, best, strict=True) if each[1] != UNANSWERED]
         for token, answer, _ in told:
             known = self._successors(token)
             self._rates.saw([(rank, answer == guess) for rank, guess in enumerate(known)])
         for token, answer, alternatives in told:
             self._learn(token, answer, alternatives)
-        self._last, self._tree = verdict.bonus, None
+        self._last, self._tree = verification.bonus, None
 
     def after(self, state: int, token: int) -> int:
         """All that is known at a node is its token."""

@@ -20,9 +20,9 @@ from treeswarm_client.drafters.seam import (
     UNANSWERED,
     Drafter,
     DraftTree,
-    Enough,
+    ShouldStop,
     Verification,
-    in_no_hurry,
+    never_stop,
 )
 
 LEAST_CHANCE = 1e-9
@@ -68,12 +68,12 @@ class UnionDrafter:
             member.begin(prompt, settings)
         self._trees, self._tree = [], NO_TREE
 
-    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
         if depth != self._depth:
             self._tree, self._depth = NO_TREE, depth
         if size <= len(self._tree):
             return self._tree.best(max(size, 0))
-        hurry = _Hurry(enough)
+        hurry = _Hurry(should_stop)
         self._trees = [member.propose(size, depth, hurry) for member in self.members]
         chances = [believed(c, tree.scores) for c, tree in zip(self._calibrations, self._trees, strict=True)]
         tree = united(self._tree, self._trees, chances, size)
@@ -81,27 +81,27 @@ class UnionDrafter:
         self._tree = NO_TREE if hurry.ended else tree
         return tree
 
-    def observe(self, verdict: Verification) -> None:
-        known, on_path = fates(verdict)
+    def observe(self, verification: Verification) -> None:
+        known, on_path = fates(verification)
         for i, tree in enumerate(self._trees):
-            places = verdict.tree.match(tree.index)
+            places = verification.tree.match(tree.index)
             counted = known & (places != NO_NODE)
             scores = tree.scores[places[counted]]
             self._calibrations[i] = self._calibrations[i].learned(scores, on_path[counted])
         for member in self.members:
-            member.observe(verdict)
+            member.observe(verification)
         self._trees, self._tree = [], NO_TREE
 
 
 @dataclass(eq=False)
 class _Hurry:
-    """Somebody's `enough`, and whether it ever said so."""
+    """Somebody's `should_stop`, and whether it ever said so."""
 
-    enough: Enough
+    should_stop: ShouldStop
     ended: bool = False
 
     def __call__(self, promise: float) -> bool:
-        ended = self.enough(promise)
+        ended = self.should_stop(promise)
         self.ended = self.ended or ended
         return ended
 
@@ -133,12 +133,12 @@ def united(
     return DraftTree(rank[merged.parents[order]], merged.tokens[order], merged.scores[order])
 
 
-def fates(verdict: Verification) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def fates(verification: Verification) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Of each node shipped, whether its fate is known, and whether the target's path runs through it.
 
     It is unknown only below a node of the path that nobody has answered.
     """
-    tree, answers = verdict.tree, verdict.answers
+    tree, answers = verification.tree, verification.answers
     known, on_path = np.ones(len(tree), np.bool_), np.zeros(len(tree), np.bool_)
     for i, (parent, token) in enumerate(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True)):
         above = parent < 0 or bool(on_path[parent])

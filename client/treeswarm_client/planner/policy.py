@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from treeswarm.protocol.messages import HopTiming
 from treeswarm.session.walk import Walk
-from treeswarm_client.drafters.seam import DraftTree, Enough, in_no_hurry
+from treeswarm_client.drafters.seam import DraftTree, ShouldStop, never_stop
 from treeswarm_client.planner.acceptance import AcceptanceEstimate
 from treeswarm_client.planner.costs import (
     ChainHop,
@@ -109,7 +109,7 @@ class TreePolicy(Protocol):
         """Return how many nodes to draft before anything is shipped; 0 for a plain round."""
         ...
 
-    def stop_drafting(self) -> Enough:
+    def stop_drafting(self) -> ShouldStop:
         """Return the function that tells the drafter when to stop before shipping.  Time counts from this call."""
         ...
 
@@ -263,11 +263,11 @@ class AutoPolicy:
         memory.exploration = memory.exploration.skip(0 if nodes else SKIPPED_ROUNDS)
         return nodes
 
-    def stop_drafting(self) -> Enough:
+    def stop_drafting(self) -> ShouldStop:
         """Return the function that ends drafting: what is not drafted now may follow the tree, or serve later."""
         self._draft_started_s = self.clock()
         if self.fixed_size is not None:
-            return in_no_hurry
+            return never_stop
         end_s = self._draft_started_s + longest_draft_wait_s(self.costs)
         worth = PROMISE * self.memory.rate
         return lambda promise: promise < worth or self.clock() > end_s

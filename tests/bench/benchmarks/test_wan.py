@@ -226,11 +226,11 @@ class Confident:
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self.begun.append(prompt)
 
-    def propose(self, size: int, depth: int, enough: object = None) -> DraftTree:
+    def propose(self, size: int, depth: int, should_stop: object = None) -> DraftTree:
         return DraftTree(np.array([-1, -1, 0]), np.array([3, 7, 5]), np.array([-0.1, -0.2, -0.3], np.float32))
 
-    def observe(self, verdict: Verification) -> None:
-        self.heard.append(verdict)
+    def observe(self, verification: Verification) -> None:
+        self.heard.append(verification)
 
 
 def test_a_misled_drafter_draws_the_same_tree_of_other_tokens() -> None:
@@ -241,9 +241,9 @@ def test_a_misled_drafter_draws_the_same_tree_of_other_tokens() -> None:
     assert tree.tokens.tolist() == [8, 2, 0]
     assert tree.parents.tolist() == plain.parents.tolist()
     assert tree.scores.tolist() == plain.scores.tolist()
-    verdict = Verification(NO_TREE, np.array([4]), (), 4)
-    misled.observe(verdict)
-    assert (inner.begun, inner.heard) == ([[1, 2]], [verdict])
+    verification = Verification(NO_TREE, np.array([4]), (), 4)
+    misled.observe(verification)
+    assert (inner.begun, inner.heard) == ([[1, 2]], [verification])
     assert (misled.name, misled.alternatives) == ("confident, misled", 3)
 
 

@@ -187,12 +187,12 @@ def test_whoever_has_enough_is_not_kept_waiting(make: Make) -> None:
     talked(drafter)
     asked = 0
 
-    def enough(_promise: float) -> bool:
+    def should_stop(_promise: float) -> bool:
         nonlocal asked
         asked += 1
         return asked > 3
 
-    hasty = drafter.propose(40, 6, enough)
+    hasty = drafter.propose(40, 6, should_stop)
     check_tree(hasty, 40, 6)
     patient = drafter.propose(40, 6)
     check_tree(patient, 40, 6)

@@ -138,11 +138,11 @@ def test_it_is_told_what_the_next_forward_promises() -> None:
     patient, asked = (Model(children, ModelTreeOptions(width=8, depth=9)) for _ in range(2))
     promises: list[float] = []
 
-    def enough(promise: float) -> bool:
+    def should_stop(promise: float) -> bool:
         promises.append(promise)
         return False
 
-    tree = ModelTree(60, asked.growth, *children(())).grow(asked.expand, enough)
+    tree = ModelTree(60, asked.growth, *children(())).grow(asked.expand, should_stop)
     assert paths_of(tree) == paths_of(patient.grow(60))
     assert len(asked.levels) == len(promises)
     assert all(0 < promise <= 1.0 + 1e-6 for promise in promises)

@@ -151,11 +151,11 @@ def test_past_outputs_are_remembered_and_prompts_are_not() -> None:
 def test_what_was_said_along_branches_not_walked_is_remembered() -> None:
     """5 → 6 is walked; below the wrong 7 the target would have said 8, then 9."""
     tree = tree_of((-1, 6), (-1, 7), (1, 8), (1, 3))
-    verdict = Verification(tree, np.array([6, 40, 8, 9, UNANSWERED]), (0,), 40)
-    assert list(branches([4, 5], verdict)) == [[4, 5, 7, 8, 9]]
+    verification = Verification(tree, np.array([6, 40, 8, 9, UNANSWERED]), (0,), 40)
+    assert list(branches([4, 5], verification)) == [[4, 5, 7, 8, 9]]
     drafter = SuffixDrafter()
     drafter.begin([4, 5], GREEDY)
-    drafter.observe(verdict)
+    drafter.observe(verification)
     for token in (50, 5, 7):
         drafter.observe(said(token))
     assert drafter.propose(2, 2).tokens.tolist() == [8, 9]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm_client.drafters.seam import NO_NODE, NO_TREE, UNANSWERED, DraftTree, Enough, Verification, in_no_hurry
+from treeswarm_client.drafters.seam import NO_NODE, NO_TREE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
 from treeswarm_client.drafters.union import UnionDrafter, fates, united
 
 
@@ -54,20 +54,20 @@ class Fixed:
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self.seen = []
 
-    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
         return DraftTree(self.tree.parents[:size], self.tree.tokens[:size], self.tree.scores[:size])
 
-    def observe(self, verdict: Verification) -> None:
-        self.seen.append(verdict)
+    def observe(self, verification: Verification) -> None:
+        self.seen.append(verification)
 
 
 @dataclass
 class Slow(Fixed):
     """Has only the first level as long as somebody is in a hurry."""
 
-    def propose(self, size: int, depth: int, enough: Enough = in_no_hurry) -> DraftTree:
+    def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
         first = self.tree.parents < 0
-        if enough(1.0):
+        if should_stop(1.0):
             return DraftTree(self.tree.parents[first], self.tree.tokens[first], self.tree.scores[first])
         return super().propose(size, depth)
 
