@@ -11,7 +11,7 @@ from treeswarm_bench.bench_client import BenchClient
 from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
-from treeswarm_client.drafters.seam import Copyable, Drafter, DraftTree, ShouldStop, Verification, never_stop
+from treeswarm_client.drafters.seam import CopyableDrafter, Drafter, DraftTree, ShouldStop, Verification, never_stop
 from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.generation.loop import Generation
 from treeswarm_client.generation.round_in_flight import RoundInFlight
@@ -183,7 +183,7 @@ class Contestant:
                 model.model, model.vocab_size, model.max_positions, options=strategy.draft, name=model.name
             )
         elif strategy.draft == "own":
-            assert isinstance(loaded, Copyable)
+            assert isinstance(loaded, CopyableDrafter)
             drafter = loaded.copy_for_new_generation()
         if misled and strategy.draft != "none":
             drafter = Misled(drafter, client.target.vocab_size)

@@ -1,4 +1,4 @@
-"""Drafters: who guesses what the target will say."""
+"""Drafters: they guess which tokens the target will generate."""
 
 import logging
 from pathlib import Path
@@ -14,21 +14,21 @@ from treeswarm_client.drafters.union import UnionDrafter, UnionMember
 log = logging.getLogger(__name__)
 
 KNOWN_DRAFTS = ("demo-draft",)
-"""Draft models that are always at hand: for targets of the same tokenizer."""
+"""Bundled draft models, for targets with the same tokenizer."""
 WITH_NGRAM = "+ngram"
 
 
 def load_drafter(
     name: str, target: Path, device: str = "cpu", dtype: str = "float32", hub: HubOptions = DEFAULT_HUB
 ) -> Drafter:
-    """The drafter of this name for a target (a model directory).
+    """Load the drafter `name` for a target (a model directory).
 
-    `none`; `ngram`, which needs no model: what this client's texts and the target's own words repeat; a draft model by
-    directory, hub id or bundled name; the same with `+ngram` behind it: both in one tree; or `auto`: a draft model that
-    is at hand for this target, with `ngram`, or `ngram` alone where there is none or no torch.
+    `none` drafts nothing.  `ngram` needs no model: it drafts what this client's texts and the target's own tokens
+    repeat.  A directory, hub id or bundled name is a draft model; with `+ngram` behind it, both draft into one tree.
+    `auto` is a bundled draft model that fits this target, with `ngram`, or `ngram` alone if there is none or no torch.
 
-    Raises BadRequest for a name that is none of these, ModelError for a bad directory, Mismatch where draft and target
-    do not share their tokenizer.
+    Raises BadRequest for any other name, ModelError for a bad directory, Mismatch if draft and target have different
+    tokenizers.
     """
     if name == "none":
         return NoneDrafter()
@@ -57,7 +57,7 @@ def _auto(target: Path, device: str, dtype: str) -> Drafter:
 
 
 def _fits(draft: Path, target: Path) -> bool:
-    """The sizes differ at a glance; a tokenizer takes a while to read."""
+    # Vocabulary sizes are compared first, because reading a tokenizer takes a while.
     same_size = read_shape(draft).vocab_size == read_shape(target).vocab_size
     return same_size and tokenizer_digest(draft) == tokenizer_digest(target)
 
@@ -66,14 +66,14 @@ def _model(name: str, target: Path, device: str, dtype: str, hub: HubOptions = D
     folder = resolve_model(name, hub=hub)
     if tokenizer_digest(folder) != tokenizer_digest(target):
         raise Mismatch(
-            f"the draft {name} has another tokenizer than the target: its guesses would be other words. "
-            "Name a draft of the same model family, or ngram"
+            f"the tokenizer of draft model '{name}' differs from the target's, so its guesses would be other tokens: "
+            "name a draft model of the same family, or ngram"
         )
     try:
         from treeswarm_client.drafters.model import ModelDrafter  # noqa: PLC0415  # brings torch
     except ImportError as error:
         raise BadRequest(
-            f"a draft model needs torch: pip install 'treeswarm[draft]' ({error.name} is missing), or --draft ngram"
+            f"a draft model needs torch, but {error.name} is missing: pip install 'treeswarm[draft]', or --draft ngram"
         ) from error
     folder = resolve_model(name, weights=True, hub=hub)
     return ModelDrafter.load(folder, device=device, dtype=dtype, vocab_size=read_shape(target).vocab_size)

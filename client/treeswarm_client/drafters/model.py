@@ -23,50 +23,52 @@ from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Shoul
 from treeswarm_client.drafters.tau import TauEstimate
 from treeswarm_client.drafters.tree_cache import TreeCache
 
-# Candidates kept per node as a label for τ: at τ < 1 the rest of the vocabulary weighs nothing.
+# Number of candidates kept per node as a label for τ; at τ < 1 the rest of the vocabulary has no weight.
 LABEL_CANDIDATES = 64
 PREFILL_ROWS = 512
-# Where τ settles for a distilled draft: see docs/log.md.
+# Values at which τ settles for a distilled draft: see docs/decisions/.
 GREEDY_PRIOR, SAMPLED_PRIOR = 0.5, 0.8
-# A small draft's forward on a CPU, and how far each one moves what the next is believed to take.
+# Seconds that a small draft's forward takes on a CPU, and how far each measurement moves the estimate for the next one.
 FIRST_FORWARD_S, FORWARD_STEP = 0.002, 1 / 8
-# One forward tells of no more than so many times the usual: a machine that was suspended is not a slow one.
+# Largest measurement of one forward, relative to the estimate: a machine that was suspended is not a slow one.
 FARTHEST = 4.0
-# SpecExec's discount of a level, part of its ranking.
+# SpecExec's discount per level, which is part of its ranking.
 RAW_DECAY = float(np.log(0.95))
-# Below it sampling is greedy in all but name, and logits divided by it would overflow.
+# Sampling below this temperature is practically greedy, and logits divided by it would overflow.
 COLDEST = 1e-4
-# A tree is ranked by one τ.  When the fitted one has moved so far (of its logarithm), what was drafted ahead is drafted
-# anew.
+# A tree is ranked by one τ.  Once the logarithm of the fitted τ has moved this far, nodes drafted ahead are drafted
+# again.
 TAU_DRIFT = 0.1
-# Of logits, relative to their largest: rows of a tree against the same tokens as a text.
+# Largest difference between the logits of a tree's rows and of the same text, relative to the largest logit.
 PROOF_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 @dataclass(frozen=True)
 class DraftOptions:
-    """What a benchmark may switch off to measure it; the defaults are what users get."""
+    """Parts of the drafter that a benchmark may switch off; the defaults are what users get."""
 
     ranking: Literal["fitted", "raw"] = "fitted"
-    """`raw`: the draft's own log-probabilities, discounted by depth, as SpecExec ranks."""
+    """`fitted`: ranked with a fitted τ.  `raw`: ranked as SpecExec does, by the draft's own log-probabilities,
+    discounted by depth."""
     shared_noise: bool = True
-    """Rank sampled drafts with the target's own noise."""
+    """True to rank sampled drafts with the target's own noise."""
     chain: bool = False
-    """One best chain instead of a tree."""
-    growth: ModelTreeOptions = ModelTreeOptions()
+    """True to draft one best chain instead of a tree."""
+    tree: ModelTreeOptions = ModelTreeOptions()
+    """How the tree grows."""
 
 
 @dataclass(eq=False)
 class ModelDrafter:
-    """A transformers causal LM as a drafter.  What it learned (τ) outlives a generation; its context does not.
+    """A transformers causal LM as a drafter.  What it has learned (τ) outlives a generation; its context does not.
 
-    A child's score is log_softmax((log p + gumbel) / τ): p the draft's probabilities at the request's temperature,
-    gumbel the noise that the target will choose with (none under greedy).
+    A child's score is log_softmax((draft_logprobs + gumbel) / τ).  `draft_logprobs` are those at the request's
+    temperature, and `gumbel` is the noise with which the target will choose (none if it is greedy).
     """
 
     model: Any
     vocab_size: int
-    """Guesses are below it."""
+    """Upper bound of the token ids that are guessed."""
     max_positions: int
     options: DraftOptions = DraftOptions()
     name: str = "model"
@@ -74,22 +76,23 @@ class ModelDrafter:
     _settings: SamplingSettings = field(default_factory=SamplingSettings)
     _text: list[int] = field(default_factory=list)
     _cached: list[int] = field(default_factory=list)
-    """The tokens whose K and V are the cache's trunk."""
-    _temperatures: dict[bool, TauEstimate] = field(
+    """Tokens whose K and V are the trunk of the cache."""
+    _tau_estimates: dict[bool, TauEstimate] = field(
         default_factory=lambda: {True: TauEstimate.fresh(GREEDY_PRIOR), False: TauEstimate.fresh(SAMPLED_PRIOR)}
     )
-    """By whether the target is greedy."""
-    _lookahead: ExpandedTree | None = None
-    """What was drafted below the text's last token, whose row is in the trunk then."""
+    """Estimates of τ, by whether the target is greedy."""
+    _expanded: ExpandedTree | None = None
+    """Nodes drafted below the text's last token, or None; if there are any, that token's row is in the trunk."""
     _tree: ModelTree | None = None
     """The tree that was proposed last below it."""
     _expander: "_LevelExpander" = field(init=False)
-    """Of that tree."""
-    ranked_by: float = 1.0
-    """The τ of the last proposal's scores."""
+    """The expander of that tree."""
+    ranking_tau: float = 1.0
+    """The τ with which the last proposal was scored."""
     clock: Callable[[], float] = time.perf_counter
+    """Returns the time in seconds."""
     _forward_s: float = FIRST_FORWARD_S
-    """What a forward of new nodes takes, smoothed."""
+    """Smoothed seconds of a forward of new nodes."""
 
     def __post_init__(self) -> None:
         self._noise = NoiseRows(self.vocab_size)
@@ -106,10 +109,10 @@ class ModelDrafter:
         vocab_size: int | None = None,
         threads: int | None = None,
     ) -> Self:
-        """Load a model directory; `vocab_size` is the target's, where the draft's may be padded beyond it.
+        """Load a model directory.
 
-        `threads` sets torch's for the whole process.  Raises ModelError, or UnsupportedModel for layers that cannot
-        compute a tree.
+        `vocab_size` is the target's; the draft's own may be padded beyond it.  `threads` sets the number of torch's
+        threads for the whole process.  Raises ModelError, or UnsupportedModel if the layers cannot compute a tree.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -118,9 +121,9 @@ class ModelDrafter:
         try:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
             model.set_attn_implementation(tree_cache.IMPLEMENTATION)
-        except Exception as error:  # transformers raises whatever its parts raise
+        except Exception as error:  # transformers may raise anything that its parts raise
             first_line = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ModelError(f"the draft in '{folder}' cannot be loaded: {first_line}") from error
+            raise ModelError(f"the draft model in '{folder}' cannot be loaded: {first_line}") from error
         config = model.config.get_text_config()
         drafter = cls(
             model=model.to(device).eval().requires_grad_(False),
@@ -129,19 +132,20 @@ class ModelDrafter:
             options=options or DraftOptions(),
             name=folder.name,
         )
-        drafter._prove()
+        drafter._check_trees()
         return drafter
 
     @property
     def tau(self) -> float:
-        """τ as fitted so far for the present settings; 1 where ranking is raw."""
-        return self._temperatures[self._settings.greedy].value if self.options.ranking == "fitted" else 1.0
+        """The τ fitted so far for the present settings; 1 if the ranking is raw."""
+        return self._tau_estimates[self._settings.greedy].value if self.options.ranking == "fitted" else 1.0
 
     def copy_for_new_generation(self) -> Self:
-        """One for a generation beside this one: the same weights and the same τ, a context of its own."""
-        return replace(self, _text=[], _cached=[], _lookahead=None, _tree=None)
+        """See `CopyableDrafter`; the copy has the same weights and the same τ."""
+        return replace(self, _text=[], _cached=[], _expanded=None, _tree=None)
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
+        """See `Drafter`."""
         self._settings = settings
         self._text = list(prompt)
         common = next(
@@ -154,84 +158,98 @@ class ModelDrafter:
             self._feed(self._text[len(self._cached) : -1])
 
     def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
-        growth, chain = self.options.growth, self.options.chain
-        depth = min(depth, size if chain else growth.depth, self.max_positions - len(self._text))
+        """See `Drafter`."""
+        options, chain = self.options.tree, self.options.chain
+        depth = min(depth, size if chain else options.depth, self.max_positions - len(self._text))
         if size < 1 or depth < 1 or not self._text:
             return NO_TREE
-        growth = replace(growth, width=1 if chain else growth.width, depth=depth)
-        if self._tree is None or (self._tree.size, self._tree.growth) != (size, growth):
-            lookahead, width = self._rooted(), growth.width
-            first = lookahead.root
-            self._tree = ModelTree(size, growth, first.tokens[0, :width], first.scores[0, :width])
-            self._expander = _LevelExpander(self, lookahead, width)
-        return self._tree.grow(
-            self._expander, lambda visits: should_stop(visits / self._forward_s), self._expander.known
-        )
+        options = replace(options, width=1 if chain else options.width, depth=depth)
+        if self._tree is None or (self._tree.size, self._tree.options) != (size, options):
+            expanded, width = self._expanded_tree(), options.width
+            self._tree = ModelTree(size, options, expanded.root.tokens[0, :width], expanded.root.scores[0, :width])
+            self._expander = _LevelExpander(self, expanded, width)
+
+        def stop(visits: float) -> bool:
+            return should_stop(visits / self._forward_s)
+
+        return self._tree.grow(self._expander, stop, self._expander.is_free)
 
     def observe(self, verification: Verification) -> None:
+        """See `Drafter`."""
         path = [int(verification.tree.tokens[node]) for node in verification.accepted]
         self._text += [*path, verification.bonus]
-        lookahead, self._lookahead = self._lookahead, None
+        expanded, self._expanded = self._expanded, None
         self._tree = None
-        if lookahead is None:
+        if expanded is None:
             return
-        self._learn(lookahead, verification)
-        moved = lookahead.moved(path, verification.bonus)
-        warm = len(moved.to_trunk) > len(path) and abs(math.log(self.tau / self.ranked_by)) < TAU_DRIFT
-        self._cache.keep(moved.to_trunk, moved.kept if warm else moved.kept[:0])
-        self._cached += [*path, verification.bonus][: len(moved.to_trunk)]
-        if warm:
-            self._lookahead = lookahead.below(moved)
+        self._learn_tau(expanded, verification)
+        moves = expanded.row_moves(path, verification.bonus)
+        reusable = len(moves.to_trunk) > len(path) and abs(math.log(self.tau / self.ranking_tau)) < TAU_DRIFT
+        self._cache.keep(moves.to_trunk, moves.kept if reusable else moves.kept[:0])
+        self._cached += [*path, verification.bonus][: len(moves.to_trunk)]
+        if reusable:
+            self._expanded = expanded.rerooted(moves)
         elif len(self._cached) == len(self._text):
-            self._forget_after(len(self._text) - 1)  # the root's logits are gone: its row is computed again
+            self._forget_after(len(self._text) - 1)  # The root's logits are gone, so its row is computed again.
 
-    def _rooted(self) -> ExpandedTree:
-        """What is known below the text's last token; at least its own candidates."""
-        if self._lookahead is None:
-            self.ranked_by = self.tau
+    def _expanded_tree(self) -> ExpandedTree:
+        """Return the nodes expanded below the text's last token, at least that token itself."""
+        if self._expanded is None:
+            self.ranking_tau = self.tau
             unread, start = self._text[len(self._cached) :], self.clock()
             logits = self._feed(unread)
             if len(unread) <= BEAM:
-                self._took(self.clock() - start)
-            self._lookahead = ExpandedTree(self.children(logits, np.array([len(self._text)])))
-        return self._lookahead
+                self._record_forward(self.clock() - start)
+            self._expanded = ExpandedTree(self.children(logits, np.array([len(self._text)])))
+        return self._expanded
 
     def expand(
         self,
-        lookahead: ExpandedTree,
+        expanded: ExpandedTree,
         parents: NDArray[np.int64],
         tokens: NDArray[np.int64],
         depth: NDArray[np.int64],
     ) -> None:
-        """One forward: new nodes, below parents' rows, `depth` levels below the root."""
-        start = self.clock()
-        self._cache.add_crown(lookahead.add(parents, tokens))
-        positions = len(self._text) - 1 + depth
-        lookahead.learn(self.children(self._forward(tokens, positions), positions + 1))
-        self._took(self.clock() - start)
+        """Compute n new nodes of `expanded` in one forward.
 
-    def _took(self, seconds: float) -> None:
-        """A forward of few tokens.  The root's counts too: who believes forwards to be dear makes no others."""
+        The nodes are below the rows `parents` and on the levels `depth` below the root, [n] each.
+        """
+        start = self.clock()
+        self._cache.add_crown(expanded.add(parents, tokens))
+        positions = len(self._text) - 1 + depth
+        expanded.add_candidates(self.children(self._forward(tokens, positions), positions + 1))
+        self._record_forward(self.clock() - start)
+
+    def _record_forward(self, seconds: float) -> None:
+        """Learn how long a forward of few tokens takes.
+
+        The forward of the root counts too: a drafter that overestimates forwards would make no others.
+        """
         self._forward_s += FORWARD_STEP * (min(seconds, FARTHEST * self._forward_s) - self._forward_s)
 
-    def _learn(self, lookahead: ExpandedTree, verification: Verification) -> None:
-        """Every verified node that the draft also expanded is a label for τ."""
-        rows = np.concatenate([[0], lookahead.rows_of(verification.tree) + 1])
+    def _learn_tau(self, expanded: ExpandedTree, verification: Verification) -> None:
+        """Learn τ: every verified node that the draft has expanded too is a label."""
+        rows = np.concatenate([[0], expanded.rows_of(verification.tree) + 1])
         answers = np.asarray(verification.answers, np.int64)
-        known = np.flatnonzero(((rows > 0) | (np.arange(len(rows)) == 0)) & (answers != UNANSWERED))
-        found = lookahead.candidates().of(rows[known])
-        hit = found.tokens == answers[known][:, None]
-        told = hit.any(1)
-        key = self._settings.greedy
-        self._temperatures[key] = self._temperatures[key].learned(found.before[told], hit[told].argmax(1))
+        nodes = np.flatnonzero(((rows > 0) | (np.arange(len(rows)) == 0)) & (answers != UNANSWERED))
+        candidates = expanded.candidates().select(rows[nodes])
+        is_answer = candidates.tokens == answers[nodes][:, None]
+        labelled = is_answer.any(1)
+        estimate = self._tau_estimates[self._settings.greedy]
+        self._tau_estimates[self._settings.greedy] = estimate.with_labels(
+            candidates.raw_scores[labelled], is_answer[labelled].argmax(1)
+        )
 
     def _forget_after(self, length: int) -> None:
-        self._lookahead = self._tree = None
+        self._expanded = self._tree = None
         self._cache.cut(length)
         del self._cached[length:]
 
     def _feed(self, tokens: list[int]) -> torch.Tensor:
-        """Add tokens to the cached trunk; logits float32 [1, vocab] after the last one, [0, vocab] without tokens."""
+        """Add tokens to the cached trunk.
+
+        Returns the logits after the last one, float32 [1, vocab], or [0, vocab] without tokens.
+        """
         logits = torch.empty(0, self.vocab_size)
         for start in range(0, len(tokens), PREFILL_ROWS):
             part = tokens[start : start + PREFILL_ROWS]
@@ -243,7 +261,8 @@ class ModelDrafter:
 
     @torch.inference_mode()
     def _forward(self, tokens: NDArray[np.int64], positions: NDArray[np.int64], *, last: bool = False) -> torch.Tensor:
-        """Logits float32 [n, vocab] of the rows last added to the cache, or [1, vocab] of the last row."""
+        """Compute the rows last added to the cache.  Returns their logits, float32 [n, vocab], or those of the last
+        row, float32 [1, vocab]."""
         device = self.model.device
         output = self.model(
             input_ids=torch.from_numpy(tokens).to(device)[None],
@@ -257,23 +276,26 @@ class ModelDrafter:
 
     @torch.inference_mode()
     def children(self, logits: torch.Tensor, positions: NDArray[np.int64]) -> CandidateNodes:
-        """Rank the tokens that may stand at `positions` (one a row of `logits`)."""
-        settings, options, tau = self._settings, self.options, self.ranked_by
-        # The softmax below takes away what log p would have; only the differences count.
+        """Return the best tokens for each of the `positions` in the text, [n], given `logits`, [n, vocab]."""
+        settings, options, tau = self._settings, self.options, self.ranking_tau
+        # Only differences of logits count: the softmax below removes what a log-softmax here would.
         base = logits if settings.greedy else logits / max(settings.temperature, COLDEST)
         if options.ranking == "fitted" and options.shared_noise and not settings.greedy:
             distinct, inverse = np.unique(positions, return_inverse=True)
             noise = np.stack([self._noise.row(settings, int(position)) for position in distinct])
             base = base + torch.from_numpy(noise[inverse]).to(base.device)
-        top = base.topk(min(max(LABEL_CANDIDATES, options.growth.width), base.shape[-1]))
+        top = base.topk(min(max(LABEL_CANDIDATES, options.tree.width), base.shape[-1]))
         scores = top.values / tau - torch.logsumexp(base / tau, -1, keepdim=True)
         if options.ranking == "raw":
             scores += RAW_DECAY
         return CandidateNodes(top.indices.cpu().numpy(), top.values.cpu().numpy(), scores.cpu().numpy())
 
-    def _prove(self) -> None:
-        """A node of a tree must get the logits it gets at the end of a text: layers that keep their state elsewhere
-        than in K and V would draft nonsense without a word.  Raises UnsupportedModel."""
+    def _check_trees(self) -> None:
+        """Check that a node of a tree gets the logits that the same tokens get as a text.
+
+        Layers that keep their state elsewhere than in K and V would draft wrong tokens without any error.  Raises
+        UnsupportedModel.
+        """
         text, sibling = [1 % self.vocab_size, 2 % self.vocab_size], 3 % self.vocab_size
         try:
             self._feed(text[:1])
@@ -282,43 +304,43 @@ class ModelDrafter:
             in_tree = self._forward(np.array([sibling, text[1], sibling]), np.array([1, 1, 2]))[-1]
             self._forget_after(0)
             in_text = self._feed([*text, sibling])[-1]
-        except Exception as error:  # whatever a layer raises that meets our attention
-            raise UnsupportedModel(f"the draft '{self.name}' cannot draft trees: {error}") from error
+        except Exception as error:  # a layer that meets our attention may raise anything
+            raise UnsupportedModel(f"the draft model '{self.name}' cannot draft trees: {error}") from error
         finally:
             self._forget_after(0)
-        off = float((in_tree - in_text).abs().max() / in_text.abs().max().clamp_min(1e-6))
-        if not off <= PROOF_TOLERANCE.get(self.model.dtype, 1e-3):
+        difference = float((in_tree - in_text).abs().max() / in_text.abs().max().clamp_min(1e-6))
+        if not difference <= PROOF_TOLERANCE.get(self.model.dtype, 1e-3):
             raise UnsupportedModel(
-                f"the draft '{self.name}' cannot draft trees: a node's logits are {off:.1%} off those of the same "
-                "tokens as a text, so some of its layers are not plain attention; name another draft, or none"
+                f"the draft model '{self.name}' cannot draft trees: logits in a tree differ by {difference:.1%} from "
+                "those of the same text, so some layers are not plain attention: name another draft model, or none"
             )
 
 
 class _LevelExpander:
-    """One growth's view of the lookahead: growth counts nodes, the lookahead knows rows.  See `growth.ExpandLevel`."""
+    """The `ExpandLevel` of one tree: translates the numbers of the tree's nodes to rows of the `ExpandedTree`."""
 
-    def __init__(self, drafter: ModelDrafter, lookahead: ExpandedTree, width: int) -> None:
-        self._drafter, self._lookahead, self._width = drafter, lookahead, width
+    def __init__(self, drafter: ModelDrafter, expanded: ExpandedTree, width: int) -> None:
+        self._drafter, self._expanded, self._width = drafter, expanded, width
         self._row_of: dict[int, int] = {-1: NO_ROW}
-        """By the growth's number."""
+        """Row of each node, by its number in the tree."""
 
     def __call__(
         self, nodes: NDArray[np.int64], parents: NDArray[np.int64], tokens: NDArray[np.int64], depth: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        lookahead = self._lookahead
         above = self._rows_of(parents)
-        rows = lookahead.rows(above, tokens)
+        rows = self._expanded.rows(above, tokens)
         new = rows == NO_ROW
         if new.any():
-            rows[new] = len(lookahead) + np.arange(new.sum())
-            self._drafter.expand(lookahead, above[new], tokens[new], depth[new])
+            rows[new] = len(self._expanded) + np.arange(new.sum())
+            self._drafter.expand(self._expanded, above[new], tokens[new], depth[new])
         self._row_of.update(zip(nodes.tolist(), rows.tolist(), strict=True))
-        found = lookahead.candidates().of(rows + 1)
-        return found.tokens[:, : self._width], found.scores[:, : self._width]
+        candidates = self._expanded.candidates().select(rows + 1)
+        return candidates.tokens[:, : self._width], candidates.scores[:, : self._width]
 
-    def known(self, parents: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        here: NDArray[np.bool_] = self._lookahead.rows(self._rows_of(parents), tokens) != NO_ROW
-        return here
+    def is_free(self, parents: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which nodes have a row already, so that their children cost no forward, bool [n]."""
+        has_row: NDArray[np.bool_] = self._expanded.rows(self._rows_of(parents), tokens) != NO_ROW
+        return has_row
 
     def _rows_of(self, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.array([self._row_of[node] for node in nodes.tolist()], np.int64)

@@ -1,7 +1,7 @@
 """Best-first growth of a draft tree in batched levels (SpecExec, arXiv 2406.02532).  Pure: the model is a callback.
 
-A child never outranks its parent, so the best `size` nodes by cumulative score are always a connected tree, and a
-node once outside them never comes back.
+A child never outranks its parent.  So the best `size` nodes by cumulative score always form a connected tree, and a
+node that has dropped out of them never comes back.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from treeswarm_client.drafters.seam import DraftTree, ShouldStop, never_stop
 
-# Nodes of one forward, at most: whoever stops waits for no more than one.
+# Largest number of nodes of one forward: drafting that is stopped waits for no more than one forward.
 BEAM = 32
-# A small draft's forward on a CPU takes 2 ms and 0.04 to 0.06 ms a node, but where each level is shipped as soon as it
-# is there, deep is worth more than broad: of 0.04 to 0.2 this brought most tokens a second (docs/log.md).
+# A small draft's forward on a CPU takes 2 ms and 0.04 to 0.06 ms per node.  But where each level is shipped as soon as
+# it is there, depth is worth more than breadth: of 0.04 to 0.2 this gave most tokens per second (docs/decisions/).
 ROW_SHARE = 0.2
 
 
@@ -25,75 +25,91 @@ class ModelTreeOptions:
     """How a tree grows."""
 
     beam: int = BEAM
-    """Nodes expanded in one forward, at most."""
+    """Largest number of nodes expanded in one forward."""
     width: int = 32
-    """Children of a node, at most."""
+    """Largest number of children of a node."""
     depth: int = 48
-    """Levels, at most: each costs a forward of the draft."""
+    """Largest number of levels; each takes a forward of the draft."""
     row_share: float = ROW_SHARE
-    """What a further node takes, of what a forward takes anyway."""
+    """Time that one more node adds to a forward, as a share of the time of a forward."""
 
 
 class ExpandLevel(Protocol):
-    """One level through the draft: children of some nodes."""
+    """A forward of the draft: it returns the children of some nodes."""
 
     def __call__(
         self, nodes: NDArray[np.int64], parents: NDArray[np.int64], tokens: NDArray[np.int64], depth: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """For new nodes (numbers of their own, parents' numbers or -1, tokens, levels below the root from 1 on) the
-        best children: token ids [n, width] and conditional log-scores [n, width], best first."""
+        """Return the best children of n new nodes: token ids and conditional log-scores, [n, width] each, best first.
+
+        A new node is given by its own number, its parent's number (-1 for the root), its token, and its level below the
+        root, counted from 1.
+        """
         ...
 
 
-Known = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
-"""Of nodes (parents' numbers or -1, tokens), those whose children cost no forward."""
+IsFree = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
+"""Given nodes by parents' numbers (-1 for the root) and tokens, returns whose children cost no forward, bool [n]."""
 
 
-def nothing_known(parents: NDArray[np.int64], _tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Every node costs one."""
+def nothing_free(parents: NDArray[np.int64], _tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return False for every node: the children of each cost a forward."""
     return np.zeros(len(parents), np.bool_)
 
 
 class ModelTree:
-    """The best `size` nodes below a root whose children are given, best first: exactly those of the whole tree of
-    `growth.width` and `growth.depth`, whatever the beam (it only says how many nodes share a forward)."""
+    """The best `size` nodes below a root whose children are given, best first.
+
+    They are exactly the best nodes of the whole tree of `options.width` and `options.depth`.  The beam says only how
+    many nodes share a forward.
+    """
 
     def __init__(
-        self, size: int, growth: ModelTreeOptions, first_tokens: NDArray[np.int64], first_scores: NDArray[np.float32]
+        self, size: int, options: ModelTreeOptions, first_tokens: NDArray[np.int64], first_scores: NDArray[np.float32]
     ) -> None:
-        self.size, self.growth = size, growth
+        """Start with the root's children: their tokens and log-scores, [width] each, best first."""
+        self.size, self.options = size, options
         self._pool = _Pool.of_root(first_tokens, first_scores).best(size)
 
     def grow(
-        self, expand: ExpandLevel, should_stop: ShouldStop = never_stop, known: Known = nothing_known
+        self, expand: ExpandLevel, should_stop: ShouldStop = never_stop, is_free: IsFree = nothing_free
     ) -> DraftTree:
-        """On from where it was.  Once `should_stop` says so, the best of those known so far: whatever was worked out before
-        is among them.  It is told the chance that the text passes the nodes of the next forward: more tokens than
-        that it cannot bring."""
-        while len(level := self._pool.promising(self.size, self.growth)):
+        """Continue from the present state and return the best `size` nodes.
+
+        Once `should_stop` returns true, return the best nodes known so far; all that was expanded before is among them.
+        `should_stop` is given the chance that the text passes the nodes of the next forward, which is the largest
+        number of tokens that this forward can bring.
+        """
+        while len(level := self._pool.promising(self.size, self.options)):
             pool = self._pool
-            free = known(pool.parent[level], pool.token[level])
+            free = is_free(pool.parent[level], pool.token[level])
             if free.any():
                 level = level[free]
             else:
-                level = level[: worth_a_forward(pool.score[level][: self.growth.beam], self.growth.row_share)]
+                level = level[: worth_a_forward(pool.score[level][: self.options.beam], self.options.row_share)]
                 if should_stop(float(np.exp(pool.score[level]).sum())):
                     break
             tokens, scores = expand(pool.number[level], pool.parent[level], pool.token[level], pool.level[level])
             self._pool = pool.with_children(level, tokens, scores, self.size).best(self.size)
-        return self._pool.finished()
+        return self._pool.as_tree()
 
 
 def worth_a_forward(scores: NDArray[np.float32], row_share: float) -> int:
-    """How many of the next nodes, best first, to compute at once so that the chance to be on the text's path that is
-    gone through in a second is largest, where a further row takes `row_share` of what a forward takes anyway."""
-    passed = np.cumsum(np.exp(scores.astype(np.float64)))
-    return int(np.argmax(passed / (1.0 + row_share * np.arange(1.0, len(scores) + 1)))) + 1
+    """Return how many of the next nodes, best first, to compute in one forward.
+
+    The number makes the expected number of nodes on the text's path per second largest, where one more row adds
+    `row_share` of the time of a forward.
+    """
+    expected = np.cumsum(np.exp(scores.astype(np.float64)))
+    return int(np.argmax(expected / (1.0 + row_share * np.arange(1.0, len(scores) + 1)))) + 1
 
 
 @dataclass(frozen=True, eq=False)
 class _Pool:
-    """All nodes that may still be in the tree, in columns; `parent` is a node's number, -1 for the root."""
+    """All nodes that may still be in the tree, one column per quantity, [n] each.
+
+    A node's number never changes; `parent` holds such numbers, and -1 for the root.
+    """
 
     number: NDArray[np.int64]
     parent: NDArray[np.int64]
@@ -118,7 +134,7 @@ class _Pool:
         )
 
     def best(self, size: int) -> "_Pool":
-        """The `size` best; of equals the one made first, so that parents stay before children."""
+        """Return the `size` best nodes; of equal ones the older, so that parents stay before their children."""
         order = np.lexsort((self.number, -self.score))[:size]
         return _Pool(
             self.number[order],
@@ -130,23 +146,23 @@ class _Pool:
             self.next_number,
         )
 
-    def promising(self, size: int, growth: ModelTreeOptions) -> NDArray[np.int64]:
-        """Places of the best nodes whose children are unknown and may still be in the tree."""
-        hopeful = ~self.expanded & (self.level < growth.depth)
+    def promising(self, size: int, options: ModelTreeOptions) -> NDArray[np.int64]:
+        """Return the indices of the nodes whose children are unknown and may still be in the tree, best first."""
+        eligible = ~self.expanded & (self.level < options.depth)
         if len(self.score) >= size:
-            # A child is no better than its parent, and loses a tie with a node made before it.
-            hopeful &= self.score > self.score[-1:]
-        return np.flatnonzero(hopeful)
+            # A child is no better than its parent, and an older node wins a tie.
+            eligible &= self.score > self.score[-1:]
+        return np.flatnonzero(eligible)
 
     def with_children(
         self, level: NDArray[np.int64], tokens: NDArray[np.int64], scores: NDArray[np.float32], size: int
     ) -> "_Pool":
-        """The children of the nodes at `level` joined, but for those that cannot be among the best `size`; a score of
-        −inf is no child."""
-        hopeful = np.isfinite(scores)
+        """Return the pool with the children of the nodes at indices `level`, except those that cannot be among the best
+        `size`.  A score of −inf stands for a missing child."""
+        eligible = np.isfinite(scores)
         if len(self.score) >= size:
-            hopeful &= self.score[level, None] + np.minimum(scores, np.float32(0)) > self.score[-1]
-        rows, columns = np.nonzero(hopeful)
+            eligible &= self.score[level, None] + np.minimum(scores, np.float32(0)) > self.score[-1]
+        rows, columns = np.nonzero(eligible)
         expanded = self.expanded.copy()
         expanded[level] = True
         count = len(rows)
@@ -163,9 +179,12 @@ class _Pool:
             next_number=self.next_number + count,
         )
 
-    def finished(self) -> DraftTree:
-        """Numbers become places; the pool is sorted, so a parent's place comes before its children's."""
+    def as_tree(self) -> DraftTree:
+        """Return the pool as a tree, with parents' indices in place of numbers.
+
+        The pool is sorted by score, so parents come before their children.
+        """
         order = np.argsort(self.number)
-        places = order[np.searchsorted(self.number, self.parent, sorter=order).clip(max=max(len(order) - 1, 0))]
-        parents = np.where(self.parent < 0, -1, places) if len(order) else self.parent
+        indices = order[np.searchsorted(self.number, self.parent, sorter=order).clip(max=max(len(order) - 1, 0))]
+        parents = np.where(self.parent < 0, -1, indices) if len(order) else self.parent
         return DraftTree(parents, self.token, self.score)

@@ -1,17 +1,17 @@
-"""Texts in which earlier occurrences of two tokens are found at once."""
+"""Texts in which earlier occurrences of two tokens in a row are found at once."""
 
 from array import array
 from collections.abc import Sequence
 
 SEPARATOR = -1
-"""Between texts of one index: nothing matches across it."""
+"""Stands between the texts of one index: no match goes across it."""
 
 
 class IndexedText:
-    """Tokens, and for each place the one before it where the same two tokens ended.
+    """Tokens, with a link from each position to the one before where the same two tokens ended.
 
-    Adding a token is one look into a dictionary.  With a `capacity` the oldest are forgotten once twice as many are
-    there.
+    Adding a token takes one dictionary lookup.  With a `capacity` the oldest tokens are forgotten once the text has
+    twice as many.
     """
 
     def __init__(self, capacity: int | None = None) -> None:
@@ -21,26 +21,27 @@ class IndexedText:
     def _clear(self) -> None:
         self.tokens = array("q")
         self._before = array("q")
-        """The place before, or -1."""
+        """Position before with the same two tokens, or -1, for each position."""
         self._last: dict[int, int] = {}
-        """The last place by both tokens in one number."""
+        """Last position, by both tokens in one number."""
 
     def __len__(self) -> int:
+        """Return the number of tokens."""
         return len(self.tokens)
 
     def copy(self) -> "IndexedText":
-        """As it is now; whoever adds to this one meanwhile does no harm."""
+        """Return a copy of the text as it is now, safe while another thread adds tokens to this one."""
         copied = IndexedText(self._capacity)
         copied.add(self.tokens[:])
         return copied
 
     def add(self, tokens: Sequence[int]) -> bool:
-        """At the end.  Returns whether the oldest were forgotten: places found before are void then."""
+        """Append tokens.  Returns whether the oldest ones were forgotten, which voids all positions found before."""
         for token in tokens:
-            place = len(self.tokens)
-            pair = (self.tokens[-1] if place else SEPARATOR) << 32 | token & 0xFFFFFFFF
+            position = len(self.tokens)
+            pair = (self.tokens[-1] if position else SEPARATOR) << 32 | token & 0xFFFFFFFF
             self._before.append(self._last.get(pair, -1))
-            self._last[pair] = place
+            self._last[pair] = position
             self.tokens.append(token)
         if self._capacity is None or len(self.tokens) <= 2 * self._capacity:
             return False
@@ -50,10 +51,10 @@ class IndexedText:
         return True
 
     def ended_by(self, first: int, second: int, most: int) -> list[int]:
-        """Places of `second` just after `first`, the latest first, at most so many."""
-        found: list[int] = []
-        place = self._last.get(first << 32 | second & 0xFFFFFFFF, -1)
-        while place >= 0 and len(found) < most:
-            found.append(place)
-            place = self._before[place]
-        return found
+        """Return at most `most` positions of `second` directly after `first`, the latest first."""
+        positions: list[int] = []
+        position = self._last.get(first << 32 | second & 0xFFFFFFFF, -1)
+        while position >= 0 and len(positions) < most:
+            positions.append(position)
+            position = self._before[position]
+        return positions

@@ -1,7 +1,7 @@
-"""The drafter seam: context in, scored tree out.
+"""The drafter seam: a context goes in, a scored tree comes out.
 
-Adapters: `none.py`, `model.py`, `suffix.py`, `recycling.py`, `union.py`; one conformance suite runs against all.  A
-drafter is used by one generation at a time and runs in a worker thread, never in the event loop.
+Adapters are `none.py`, `model.py`, `suffix.py`, `token_recycling.py` and `union.py`; one conformance suite runs against
+all of them.  One generation at a time uses a drafter, in a worker thread and never in the event loop.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,18 +21,21 @@ NO_NODE = -2
 
 @dataclass(frozen=True, eq=False)
 class DraftTree:
-    """Guesses below the context's last token (the root, which is not part of it), best first.
+    """Guesses below a root, best first.  The root is the context's last token and not part of the tree.
 
-    Node i is `tokens[i]` below node `parents[i]`, or below the root where that is -1.  `parents[i] < i`, siblings
-    differ, and `scores` (cumulative log-probabilities that the target's choice follows the path) never rise along a
-    path nor along the array: any prefix is the best tree of its size.
+    Parents come before their children, siblings have different tokens, and scores never rise along a path.  In a tree
+    that a drafter proposes they never rise along the array either, so any prefix is the best tree of its size.
     """
 
     parents: NDArray[np.int64]
+    """Index of each node's parent, or -1 for the root, int64 [n]."""
     tokens: NDArray[np.int64]
+    """Token of each node, int64 [n]."""
     scores: NDArray[np.float32]
+    """Log of the probability that the target's choices follow the path to each node, float32 [n]."""
 
     def __len__(self) -> int:
+        """Return the number of nodes."""
         return len(self.tokens)
 
     def best(self, size: int) -> "DraftTree":
@@ -41,7 +44,7 @@ class DraftTree:
 
     @cached_property
     def index(self) -> Mapping[tuple[int, int], int]:
-        """Each node's number by its parent's number (-1 for the root) and its token."""
+        """Index of each node, by its parent's index (-1 for the root) and its token."""
         return child_index(self.parents, self.tokens)
 
     def depths(self) -> NDArray[np.int64]:
@@ -67,9 +70,10 @@ class DraftTree:
     def union(self, other: "DraftTree", most: int | None = None) -> "DraftTree":
         """Return this tree and, after its nodes, those of `other` that it lacks, best first.
 
-        Both trees grow below the same root.  With `most`, the union has at most that many nodes: a node of `other` is
-        left out where its parent is.  A node of both trees gets the higher of its two scores; otherwise its children
-        would keep the lower chance.  The scores of the union do not fall along the array, only along paths.
+        Both trees grow below the same root.  With `most`, no nodes are added beyond that size in all, and a node of
+        `other` is left out if its parent is.  A node of both trees gets the higher of its two scores, because it would
+        otherwise score lower than its children.  The scores of the union never rise along a path, but they may rise
+        along the array.
         """
         index, scores = dict(self.index), self.scores.copy()
         places: list[int] = []
@@ -96,72 +100,76 @@ class DraftTree:
 
 NO_TREE = DraftTree(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 UNANSWERED = -1
-"""Among answers: the walk was over before this one came."""
+"""Stands for an answer that had not come when the walk was over."""
 
 
-def _none_known() -> NDArray[np.int64]:
+def _no_alternatives() -> NDArray[np.int64]:
     return np.empty((0, 0), np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """What the target said of a tree as it was shipped: nodes that were proposed, parents before children."""
+    """The target's answers to a tree that was shipped."""
 
     tree: DraftTree
+    """The nodes that were shipped, all of them proposed before; parents come before their children."""
     answers: NDArray[np.int64]
-    """[nodes + 1]: the target's token after the root, then after each node; UNANSWERED where none came in time."""
+    """The target's token after the root, then after each node, int64 [nodes + 1]; UNANSWERED if none came in time."""
     accepted: Sequence[int]
-    """Nodes of the walked path, in order."""
+    """Indices of the nodes of the walked path, in order."""
     bonus: int
     """The target's token after the last of them."""
-    alternatives: NDArray[np.int64] = field(default_factory=_none_known)
-    """[nodes + 1, k], or nothing: the target's best tokens at the same places, best first, before any noise."""
+    alternatives: NDArray[np.int64] = field(default_factory=_no_alternatives)
+    """The target's best tokens at the same places, best first and before any noise, int64 [nodes + 1, k] or [0, 0]."""
 
 
 ShouldStop = Callable[[float], bool]
-"""Told how many tokens a second going on would bring at best, whether to end with what there is."""
+"""Given the tokens per second that more drafting would bring at best, returns whether to stop drafting."""
 
 
 def never_stop(_promise: float) -> bool:
-    """Whoever asks may take its time."""
+    """Return False: the drafter may take as long as it needs."""
     return False
 
 
 class Drafter(Protocol):
-    """Guesses what the target will say."""
+    """Guesses which tokens the target will generate."""
 
     @property
     def name(self) -> str:
-        """For statistics and for a user's eyes."""
+        """Name of the drafter, for statistics and for users."""
         ...
 
     @property
     def alternatives(self) -> int:
-        """How many of the target's best tokens, 0 to 8, its verdicts should bring for every node."""
+        """Number of the target's best tokens, 0 to 8, that a verification should have for every node."""
         ...
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
-        """A new generation: forget the last one's context, keep what was learned."""
+        """Begin a new generation: forget the last one's context, but keep what was learned."""
         ...
 
     def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
-        """Up to `size` nodes below the context's last token, at most `depth` levels; fewer where no more are worth
-        anything.
+        """Return up to `size` nodes below the context's last token, in at most `depth` levels.
 
-        May be asked again for the same root: a larger size gives a larger tree, and costs only what is new.  Once
-        `should_stop` says so, it ends soon with what it has.
+        There are fewer nodes where no more are worth anything, or once `should_stop` returns true: the drafter then
+        returns soon with what it has.  This may be called again for the same root; a larger size gives a larger tree
+        and costs only its new nodes.
         """
         ...
 
     def observe(self, verification: Verification) -> None:
-        """The context grows by the accepted tokens and the bonus; what was drafted below the bonus is kept."""
+        """Extend the context by the accepted tokens and the bonus, and learn from the answers.
+
+        What was drafted below the bonus is kept.
+        """
         ...
 
 
 @runtime_checkable
-class Copyable(Protocol):
-    """A drafter of which there may be several."""
+class CopyableDrafter(Protocol):
+    """A drafter that several generations can use at a time, each a copy of its own."""
 
     def copy_for_new_generation(self) -> Drafter:
-        """One for a generation beside this one: the same weights and what was learned, a context of its own."""
+        """Return a drafter with the same weights and what was learned so far, but a context of its own."""
         ...

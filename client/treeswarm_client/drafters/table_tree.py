@@ -1,6 +1,7 @@
-"""Best-first trees from guesses that cost microseconds: one node at a time, and resumable.  Pure.
+"""Best-first trees from guesses that cost microseconds: grown one node at a time, and resumable.  Pure.
 
-`growth.py` asks a model for whole levels at once; a table is asked for one node whenever that node is the best left.
+`model_tree.py` asks a model for whole levels at once.  Here a table is asked for the children of one node whenever that
+node is the best one left.
 """
 
 import heapq
@@ -12,54 +13,58 @@ import numpy as np
 
 from treeswarm_client.drafters.seam import NO_NODE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
 
-State = TypeVar("State")
-# Log of one in 3,000: no node of such a chance is worth its bytes, and a calibration tells none of them apart.
+ContextT = TypeVar("ContextT")
+# Log of one in 3,000: no node with such a chance is worth its bytes, and no calibration tells two of them apart.
 WORTHLESS = -8.0
-# What one node takes; 10 to 40 µs were seen on one core of an AMD EPYC (Zen 3).
+# Seconds that one node takes; 10 to 40 µs were seen on one core of an AMD EPYC (Zen 3).
 NODE_S = 30e-6
 
 
-class GuessSource(Protocol[State]):
-    """What follows a node, from what is known at it."""
+class GuessSource(Protocol[ContextT]):
+    """A table of guesses.  A context is all that the table needs to know of a node and the path to it."""
 
-    def after(self, state: State, token: int) -> State:
-        """What is known at the child `token` of a node."""
+    def context_after(self, context: ContextT, token: int) -> ContextT:
+        """Return the context of the child `token` of a node with `context`."""
         ...
 
-    def guesses(self, state: State) -> Sequence[tuple[int, float]]:
-        """Tokens that may follow, all different, each with the log of its chance (at most 0)."""
+    def guesses(self, context: ContextT) -> Sequence[tuple[int, float]]:
+        """Return tokens that may follow, all different, each with the log of its chance (at most 0)."""
         ...
 
 
-class TableTree(Generic[State]):
-    """The tree below one root, as far as anybody has asked."""
+class TableTree(Generic[ContextT]):
+    """The tree below one root, as far as it has been asked for.  Nodes are numbered from 0, the root is -1."""
 
-    def __init__(self, source: GuessSource[State], root: State, depth: int) -> None:
+    def __init__(self, source: GuessSource[ContextT], root: ContextT, depth: int) -> None:
+        """Start with the root alone; `depth` is the largest number of levels below it."""
         self.depth = depth
         self._source = source
         self._parents: list[int] = []
         self._tokens: list[int] = []
         self._scores: list[float] = []
         self._levels: list[int] = []
-        self._places: dict[tuple[int, int], int] = {}
-        """Of nodes, by parent's place and token."""
-        self._states: dict[int, State] = {-1: root}
+        self._index: dict[tuple[int, int], int] = {}
+        """Number of each node, by its parent's number and its token."""
+        self._contexts: dict[int, ContextT] = {-1: root}
         self._expanded = 0
-        """Places below it have offered their children; the root has from the start."""
+        """Number of nodes that have offered their children; the root has from the start."""
         self._open: list[tuple[float, int, int, int]] = []
-        """A heap of −score, a count that settles ties, parent's place, token."""
+        """Heap of offered children: −score, a count that settles ties, the parent's number, the token."""
         self._count = 0
         if depth > 0:
-            self._offer(-1, 0.0)
+            self._offer_children(-1, 0.0)
 
     def grow(self, size: int, should_stop: ShouldStop = never_stop) -> DraftTree:
-        """The best `size` nodes, or fewer where no more are worth anything; once `should_stop` says so, what is there."""
+        """Return the best `size` nodes, or fewer where no more are worth anything.
+
+        Once `should_stop` returns true, return the nodes found so far.
+        """
         while len(self._tokens) < size:
             self._expand()
             if not self._open or should_stop(math.exp(-self._open[0][0]) / NODE_S):
                 break
             negative, _, parent, token = heapq.heappop(self._open)
-            self._places[parent, token] = len(self._tokens)
+            self._index[parent, token] = len(self._tokens)
             self._parents.append(parent)
             self._tokens.append(token)
             self._scores.append(-negative)
@@ -71,29 +76,29 @@ class TableTree(Generic[State]):
             np.array(self._scores[:size], np.float32),
         )
 
-    def answered(self, verification: Verification) -> list[tuple[State, int]]:
-        """What was known at every answered node of this tree, the root first, and the target's token there."""
-        places = [-1, *verification.tree.match(self._places).tolist()]
-        pairs = zip(places, verification.answers.tolist(), strict=True)
-        return [(self._state(p), answer) for p, answer in pairs if p != NO_NODE and answer != UNANSWERED]
+    def answered(self, verification: Verification) -> list[tuple[ContextT, int]]:
+        """Return the context and the target's token of every answered node of this tree, the root first."""
+        nodes = [-1, *verification.tree.match(self._index).tolist()]
+        pairs = zip(nodes, verification.answers.tolist(), strict=True)
+        return [(self._context(node), answer) for node, answer in pairs if node != NO_NODE and answer != UNANSWERED]
 
     def _expand(self) -> None:
-        """The nodes added since the last time offer their children."""
+        """Offer the children of the nodes added since the last call."""
         while self._expanded < len(self._tokens):
-            place = self._expanded
+            node = self._expanded
             self._expanded += 1
-            if self._levels[place] < self.depth:
-                self._offer(place, self._scores[place])
+            if self._levels[node] < self.depth:
+                self._offer_children(node, self._scores[node])
 
-    def _offer(self, place: int, score: float) -> None:
-        for token, chance in self._source.guesses(self._state(place)):
+    def _offer_children(self, node: int, score: float) -> None:
+        for token, chance in self._source.guesses(self._context(node)):
             total = score + min(chance, 0.0)
             if total >= WORTHLESS:
                 self._count += 1
-                heapq.heappush(self._open, (-total, self._count, place, token))
+                heapq.heappush(self._open, (-total, self._count, node, token))
 
-    def _state(self, place: int) -> State:
-        if place not in self._states:
-            above = self._state(self._parents[place])
-            self._states[place] = self._source.after(above, self._tokens[place])
-        return self._states[place]
+    def _context(self, node: int) -> ContextT:
+        if node not in self._contexts:
+            above = self._context(self._parents[node])
+            self._contexts[node] = self._source.context_after(above, self._tokens[node])
+        return self._contexts[node]

@@ -1,8 +1,8 @@
-"""τ: how sharply a draft's scores should be read.  Pure.
+"""τ: the temperature that turns a draft model's scores into the target's chances.  Pure.
 
-A draft's probability is not the chance that the *target's* choice is this token.  One scalar mends most of that: scores
-divided by τ before the softmax, τ fitted by maximum likelihood of the tokens the target really chose.  Every verified
-node is a label, rejected ones included.
+A draft's probability is not the chance that the *target* chooses this token.  One scalar corrects most of that: scores
+are divided by τ before the softmax, and τ is fitted by maximum likelihood of the tokens that the target really chose.
+Every verified node is a label, rejected ones included.
 """
 
 from dataclasses import dataclass
@@ -10,29 +10,32 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Log-spaced; the optimum is interpolated between.  Greedy targets of distilled drafts were seen near 0.5.
+# Values of τ at which the likelihood is kept, log-spaced; the optimum is interpolated between them.  Greedy targets of
+# distilled drafts were seen near 0.5.
 GRID = np.geomspace(0.1, 2.5, 28)
-# Labels after which an older one counts half: some dozens of traversals, so that τ follows the text.
+# Number of labels after which an older one counts half: some dozens of traversals, so that τ follows the text.
 HALF_LIFE = 2000.0
-# The prior's precision of log τ.  A label's is between a half and one: a round of a mid-size tree outweighs it.
+# The prior's precision of log τ.  A label's is between a half and one, so a round of a mid-size tree outweighs it.
 PRIOR_PRECISION = 40.0
 
 
 @dataclass(frozen=True, eq=False)
 class TauEstimate:
-    """Negative log-likelihoods of the labels so far at each τ of the grid, and the prior's centre."""
+    """What is known of τ."""
 
     prior: float
+    """Centre of the prior."""
     losses: NDArray[np.float64]
+    """Negative log-likelihood of the labels so far at each τ of GRID."""
 
     @classmethod
     def fresh(cls, prior: float) -> "TauEstimate":
-        """Nothing learned yet."""
+        """Return an estimate without labels."""
         return cls(prior, np.zeros(len(GRID)))
 
     @property
     def value(self) -> float:
-        """The best τ: the grid's minimum, refined by the parabola through it and its neighbours."""
+        """Best τ: the minimum on the grid, refined by the parabola through it and its neighbours."""
         total = self.losses + PRIOR_PRECISION * np.log(GRID / self.prior) ** 2 / 2
         best = int(np.clip(np.argmin(total), 1, len(GRID) - 2))
         left, middle, right = total[best - 1 : best + 2]
@@ -41,9 +44,12 @@ class TauEstimate:
         step = np.log(GRID[1] / GRID[0])
         return float(GRID[best] * np.exp(np.clip(shift, -1, 1) * step))
 
-    def learned(self, scores: NDArray[np.float32], chosen: NDArray[np.int64]) -> "TauEstimate":
-        """After labels: `scores` [n, m] of each node's best candidates before τ, `chosen[i]` the column of the token
-        that the target chose.  Nodes where it chose none of them teach nothing about τ and are not passed."""
+    def with_labels(self, scores: NDArray[np.float32], chosen: NDArray[np.int64]) -> "TauEstimate":
+        """Return the estimate after n more labels.
+
+        `scores` [n, m] are each node's best candidates before τ, and `chosen` [n] is the column of the token that the
+        target chose.  Nodes where it chose none of them say nothing about τ and must not be passed.
+        """
         if not len(chosen):
             return self
         scaled = scores[:, :, None].astype(np.float64) / GRID

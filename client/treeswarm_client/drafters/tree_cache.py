@@ -1,7 +1,7 @@
 """The draft model's own tree-shaped KV cache, behind transformers' attention interface.
 
-Rows 0 to `trunk` are the text; the nodes drafted below it follow.  When a path is walked, its rows and those below it
-move up in place, so that no token is ever computed twice.
+Rows 0 to `trunk` are the text; the rows of the nodes drafted below it follow.  When a path is walked, its rows and
+those below it move up in place, so that no token is computed twice.
 """
 
 from dataclasses import dataclass, field
@@ -21,18 +21,19 @@ FIRST_ROWS = 512
 
 @dataclass(eq=False)
 class TreeCache:
-    """K and V per layer, [kv_heads, rows, dim], doubled when full."""
+    """The K and V of each layer, [kv_heads, rows, dim] each; their room doubles when it is full."""
 
     trunk: int = 0
+    """Number of rows of the text."""
     used: int = 0
-    """Rows in use: trunk and crown."""
+    """Number of rows in use, trunk and crown."""
     mask: torch.Tensor | None = None
-    """Of the forward under way: bool [new rows, used]; None where every row sees all before it (one row)."""
+    """Mask of the present forward, bool [new rows, used], or None for a single row that sees all rows before it."""
     device: torch.device = torch.device("cpu")
     _layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def add_trunk(self, count: int) -> None:
-        """The next forward continues the text by `count` tokens, each seeing those before it."""
+        """Prepare a forward that continues the text by `count` tokens, each of which sees those before it."""
         assert self.used == self.trunk, "the crown was neither kept nor dropped"
         before = self.trunk
         self.used = self.trunk = before + count
@@ -40,7 +41,10 @@ class TreeCache:
         self.mask = causal if count > 1 else None
 
     def add_crown(self, visible: NDArray[np.bool_]) -> None:
-        """The next forward adds crown rows, `visible` [new, crown rows] to each; each sees the whole trunk too."""
+        """Prepare a forward that adds crown rows.
+
+        `visible`, bool [new, crown rows], says which crown rows each of them sees; it sees the whole trunk too.
+        """
         new, rows = visible.shape
         self.used = self.trunk + rows
         mask = np.ones((new, self.used), np.bool_)
@@ -48,7 +52,7 @@ class TreeCache:
         self.mask = torch.from_numpy(mask).to(self.device)
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put the forward's rows ([kv_heads, new, dim]) at the end; returns views of all rows in use."""
+        """Write the forward's rows, [kv_heads, new, dim] each, at the end.  Returns views of all rows in use."""
         start, end = self.used - key.shape[1], self.used
         keys, values = self._room(layer, key, value, end)
         keys[:, start:end], values[:, start:end] = key, value
@@ -56,8 +60,10 @@ class TreeCache:
 
     @torch.inference_mode()
     def keep(self, rows: NDArray[np.int64], below: NDArray[np.int64]) -> None:
-        """Make the crown rows `rows` (0 is the crown's first), in order, the trunk's next, and `below`, in order, the
-        whole crown."""
+        """Append the crown rows `rows`, in order, to the trunk, and make `below`, in order, the whole crown.
+
+        Both are numbers of crown rows; 0 is the first row of the crown.
+        """
         count = len(rows) + len(below)
         if count:
             source = torch.from_numpy(self.trunk + np.concatenate([rows, below]))
@@ -68,7 +74,7 @@ class TreeCache:
         self.used = self.trunk + len(below)
 
     def cut(self, length: int) -> None:
-        """Forget all rows past the first `length` of the trunk."""
+        """Forget all rows after the first `length` of the trunk."""
         self.trunk = self.used = min(self.trunk, length)
 
     def _room(self, layer: int, key: torch.Tensor, value: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +94,7 @@ class TreeCache:
 
 
 def register() -> None:
-    """Make transformers know the implementation; doing so again changes nothing."""
+    """Register the attention implementation with transformers; calling this again changes nothing."""
     AttentionInterface.register(IMPLEMENTATION, _attend)
     AttentionMaskInterface.register(IMPLEMENTATION, lambda *_, **__: None)
 
@@ -103,9 +109,12 @@ def _attend(
     treeswarm_cache: TreeCache | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Windows and soft caps of the draft are passed over: they can cost guesses, never exactness."""
+    """Compute attention for transformers' layers.
+
+    Sliding windows and soft caps of the draft model are ignored: that can cost guesses, but never exactness.
+    """
     if treeswarm_cache is None:
-        raise UnsupportedModel("its layers do not pass keyword arguments on to attention")
+        raise UnsupportedModel("its layers do not pass keyword arguments to attention")
     keys, values = treeswarm_cache.write(int(cast(int, module.layer_idx)), key[0], value[0])
     output = torch.nn.functional.scaled_dot_product_attention(
         query,

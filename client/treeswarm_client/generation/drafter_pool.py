@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from treeswarm_client.drafters.seam import Copyable, Drafter
+from treeswarm_client.drafters.seam import CopyableDrafter, Drafter
 from treeswarm_client.planner.policy import PlannerMemory
 
 # Number of generations that draft at once.  Each drafter has a KV cache of its own, and more generations would wait for
@@ -30,7 +30,7 @@ class DrafterPool:
     def __init__(self, first: Drafter, most: int = MOST_GENERATIONS) -> None:
         self._first = first
         self._free = [PooledDrafter(first)]
-        self._turns = asyncio.Semaphore(most if isinstance(first, Copyable) else 1)
+        self._turns = asyncio.Semaphore(most if isinstance(first, CopyableDrafter) else 1)
 
     @contextlib.asynccontextmanager
     async def borrow(self) -> AsyncIterator[PooledDrafter]:
@@ -43,5 +43,5 @@ class DrafterPool:
                 self._free.append(pooled)
 
     def _copy(self) -> PooledDrafter:
-        assert isinstance(self._first, Copyable)
+        assert isinstance(self._first, CopyableDrafter)
         return PooledDrafter(self._first.copy_for_new_generation())

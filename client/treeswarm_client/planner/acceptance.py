@@ -75,7 +75,7 @@ class AcceptanceEstimate:
         Only nodes whose parent is on the path teach something: of the others the target said nothing.
         """
         judged = np.concatenate([on_path, [True]])[tree.parents]  # the root's place is the last one, as -1 says
-        return replace(self, steps=self.steps.learned(_step_scores(tree)[judged], on_path[judged]))
+        return replace(self, steps=self.steps.with_round(_step_scores(tree)[judged], on_path[judged]))
 
 
 def _forest(trees: Sequence[DraftTree]) -> DraftTree:

@@ -1,4 +1,4 @@
-"""A tiny draft model, plain sums to check it against, and a target that sometimes agrees with a tree."""
+"""A tiny draft model, plain computations to check it against, and a target that sometimes agrees with a tree."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -38,7 +38,7 @@ def one_thread() -> Iterator[None]:
 
 
 def tiny_model(family: str = "llama", **changes: Any) -> PreTrainedModel:
-    """Random, with weights large enough that mistakes show."""
+    """Return a random model with weights so large that mistakes show."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **{**SIZES, **changes})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
@@ -49,7 +49,7 @@ def tiny_model(family: str = "llama", **changes: Any) -> PreTrainedModel:
 
 
 def drafter_of(model: PreTrainedModel, options: DraftOptions | None = None) -> ModelDrafter:
-    """As `load` would make it."""
+    """Return a drafter as `load` would make it."""
     tree_cache.register()
     model.set_attn_implementation(tree_cache.IMPLEMENTATION)
     config = model.config
@@ -58,20 +58,23 @@ def drafter_of(model: PreTrainedModel, options: DraftOptions | None = None) -> M
 
 @torch.inference_mode()
 def plain_logprobs(model: PreTrainedModel, text: Sequence[int], settings: SamplingSettings) -> NDArray[np.float64]:
-    """Of the token after `text`, at the settings' temperature, by a model that nobody touched: float64 [vocab]."""
+    """Return the log-probabilities of the token after `text` at the settings' temperature, float64 [vocab].
+
+    `model` must be one that no drafter uses.
+    """
     logits = model(torch.tensor([list(text)]), use_cache=False).logits[0, -1].double()
     return torch.log_softmax(logits / (settings.temperature or 1.0), -1).numpy()
 
 
 def noised(logprobs: NDArray[np.float64], position: int, settings: SamplingSettings) -> NDArray[np.float64]:
-    """What the target takes the argmax of."""
+    """Return the values of which the target takes the argmax."""
     if settings.greedy:
         return logprobs
     return logprobs + gumbel_row(settings.seed, settings.sample, position, len(logprobs))
 
 
 def paths_of(tree: DraftTree) -> list[tuple[int, ...]]:
-    """Each node's tokens from the root down."""
+    """Return the tokens from the root down to each node."""
     paths: list[tuple[int, ...]] = []
     for parent, token in zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True):
         paths.append((*(paths[parent] if parent >= 0 else ()), token))
@@ -79,7 +82,7 @@ def paths_of(tree: DraftTree) -> list[tuple[int, ...]]:
 
 
 def half_agreeing(tree: DraftTree, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Answers of a target that three times in four chooses one of a node's children."""
+    """Return answers of a target that three times in four chooses one of a node's children."""
     answers = rng.integers(0, VOCAB, len(tree) + 1)
     for i in range(-1, len(tree)):
         children = tree.tokens[tree.parents == i]

@@ -1,4 +1,4 @@
-"""The drafter seam: one conformance suite; growth against brute force; τ against what generated the labels."""
+"""One conformance suite for all drafters; trees agree with brute force, and τ with what generated the labels."""
 
 import itertools
 import logging
@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from treeswarm.errors import BadRequest, Mismatch, ModelError
 from treeswarm.model_files import HubOptions, resolve_model
 from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.session.walk import walk
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.model_tree import ModelTree, ModelTreeOptions
@@ -29,7 +30,7 @@ from treeswarm_client.drafters.suffix import SuffixDrafter
 from treeswarm_client.drafters.tau import GRID, TauEstimate
 from treeswarm_client.drafters.token_recycling import TokenRecyclingDrafter
 from treeswarm_client.drafters.union import UnionDrafter
-from treeswarm_client.generation.drafter_pool import Copyable
+from treeswarm_client.generation.drafter_pool import CopyableDrafter
 
 VOCAB, CONTEXT = 61, 96
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -68,7 +69,7 @@ OPTIONS = {
 
 
 def maker(kind: str, draft_folder: Path) -> Make:
-    """How to make a drafter of a kind."""
+    """Return a function that makes a drafter of this kind."""
 
     def model() -> Drafter:
         return ModelDrafter.load(draft_folder, options=OPTIONS.get(kind, DraftOptions()))
@@ -107,21 +108,17 @@ def check_tree(tree: DraftTree, size: int, depth: int) -> None:
 
 
 def answer(tree: DraftTree, random: np.random.Generator) -> tuple[NDArray[np.int64], list[int], int]:
-    """A made-up target that often agrees with the tree."""
+    """Return answers, accepted path and bonus of a random target that often agrees with the tree."""
     answers = random.integers(0, VOCAB, len(tree) + 1)
     for i, parent in enumerate(tree.parents.tolist()):
         if random.random() < 0.5:
             answers[parent + 1] = tree.tokens[i]
-    children = {(int(p), int(t)): i for i, (p, t) in enumerate(zip(tree.parents, tree.tokens, strict=True))}
-    accepted, at = [], -1
-    while (child := children.get((at, int(answers[at + 1])))) is not None:
-        accepted.append(child)
-        at = child
-    return answers, accepted, int(answers[at + 1])
+    walked = walk(tree.parents, tree.tokens, answers)
+    return answers, list(walked.accepted), walked.bonus
 
 
 def finish(drafter: Drafter, text: list[int], shipped: DraftTree, random: np.random.Generator) -> list[int]:
-    """The target answers a tree; the text afterwards.  Half the time only as much as the walk needs."""
+    """Let the target answer a tree, half the time only where the walk needs it.  Returns the text afterwards."""
     answers, accepted, bonus = answer(shipped, random)
     best = np.empty((0, 0), np.int64)
     if drafter.alternatives:
@@ -136,7 +133,7 @@ def finish(drafter: Drafter, text: list[int], shipped: DraftTree, random: np.ran
 
 
 def some_of(tree: DraftTree, random: np.random.Generator) -> DraftTree:
-    """A parent-closed part of a tree, and a node that nobody proposed."""
+    """Return some nodes of a tree with all their ancestors, and one node that the tree does not have."""
     place: dict[int, int] = {-1: -1}
     kept: list[int] = []
     for i, parent in enumerate(tree.parents.tolist()):
@@ -153,14 +150,14 @@ def some_of(tree: DraftTree, random: np.random.Generator) -> DraftTree:
 
 
 def paths(tree: DraftTree) -> set[tuple[int, ...]]:
-    found: list[tuple[int, ...]] = []
+    paths: list[tuple[int, ...]] = []
     for parent, token in zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True):
-        found.append((*(found[parent] if parent >= 0 else ()), token))
-    return set(found)
+        paths.append((*(paths[parent] if parent >= 0 else ()), token))
+    return set(paths)
 
 
-def talked(drafter: Drafter, rounds: int = 8, seed: int = 0) -> list[int]:
-    """A generation, in which whatever can be learned has been; its text."""
+def after_rounds(drafter: Drafter, rounds: int = 8, seed: int = 0) -> list[int]:
+    """Let the drafter learn from a generation.  Returns its text."""
     random, text = np.random.default_rng(seed), [*PROMPT, *PROMPT[:4]]
     drafter.begin(text, SamplingSettings())
     text = finish(drafter, text, NO_TREE, random)
@@ -169,9 +166,9 @@ def talked(drafter: Drafter, rounds: int = 8, seed: int = 0) -> list[int]:
     return text
 
 
-def test_asked_again_for_the_same_root_a_larger_tree_holds_the_smaller(make: Make) -> None:
+def test_a_larger_tree_of_the_same_root_contains_the_smaller(make: Make) -> None:
     drafter = make()
-    text, random = talked(drafter), np.random.default_rng(5)
+    text, random = after_rounds(drafter), np.random.default_rng(5)
     for _ in range(4):
         small, middle, large = (drafter.propose(size, 6) for size in (4, 9, 30))
         for tree, size in ((small, 4), (middle, 9), (large, 30)):
@@ -181,13 +178,13 @@ def test_asked_again_for_the_same_root_a_larger_tree_holds_the_smaller(make: Mak
         text = finish(drafter, text, large, random)
 
 
-def test_whoever_has_enough_is_not_kept_waiting(make: Make) -> None:
-    """It ends with what it has, and goes on when asked again."""
+def test_a_drafter_stops_soon_once_told_to(make: Make) -> None:
+    """It returns what it has, and continues when it is asked again."""
     drafter = make()
-    talked(drafter)
+    after_rounds(drafter)
     asked = 0
 
-    def should_stop(_promise: float) -> bool:
+    def should_stop(_tokens_per_second: float) -> bool:
         nonlocal asked
         asked += 1
         return asked > 3
@@ -203,43 +200,43 @@ def test_whoever_has_enough_is_not_kept_waiting(make: Make) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_part_of_a_tree_may_be_shipped_with_the_guesses_of_others(make: Make, seed: int) -> None:
+def test_a_part_of_a_tree_may_be_shipped_with_other_nodes(make: Make, seed: int) -> None:
     drafter, random = make(), np.random.default_rng(seed)
-    text = talked(drafter, 3, seed)
+    text = after_rounds(drafter, 3, seed)
     for _ in range(5):
         tree = drafter.propose(20, 8)
         check_tree(tree, 20, 8)
         text = finish(drafter, text, some_of(tree, random), random)
 
 
-def test_a_drafter_follows_the_text_when_nothing_was_shipped(make: Make) -> None:
+def test_a_drafter_follows_the_text_if_nothing_was_shipped(make: Make) -> None:
     drafter, random = make(), np.random.default_rng(0)
-    text = talked(drafter)
+    text = after_rounds(drafter)
     for _ in range(5):
         text = finish(drafter, text, NO_TREE, random)
     check_tree(drafter.propose(9, 4), 9, 4)
 
 
-def test_another_knows_what_was_learned_and_has_a_text_of_its_own(make: Make) -> None:
-    """As a fresh one that has learned the same; neither disturbs the other from then on."""
+def test_a_copy_has_what_was_learned_and_a_context_of_its_own(make: Make) -> None:
+    """From then on neither changes what the other proposes."""
     drafter = make()
-    text = talked(drafter)
-    assert isinstance(drafter, Copyable)
+    text = after_rounds(drafter)
+    assert isinstance(drafter, CopyableDrafter)
     before = drafter.propose(12, 6)
     other = drafter.copy_for_new_generation()
     random = np.random.default_rng(9)
     other.begin([1, 2, 3], SamplingSettings())
-    there = [1, 2, 3]
+    other_text = [1, 2, 3]
     for _ in range(3):
-        there = finish(other, there, other.propose(9, 5), random)
+        other_text = finish(other, other_text, other.propose(9, 5), random)
     assert drafter.propose(12, 6).tokens.tolist() == before.tokens.tolist()
-    one, two = drafter.copy_for_new_generation(), drafter.copy_for_new_generation()
-    for each in (one, two):
-        each.begin(text, SamplingSettings())
-    assert one.propose(12, 6).tokens.tolist() == two.propose(12, 6).tokens.tolist()
+    first, second = drafter.copy_for_new_generation(), drafter.copy_for_new_generation()
+    for copied in (first, second):
+        copied.begin(text, SamplingSettings())
+    assert first.propose(12, 6).tokens.tolist() == second.propose(12, 6).tokens.tolist()
 
 
-def test_a_new_generation_knows_nothing_of_the_last_ones_prompt(make: Make) -> None:
+def test_a_new_generation_forgets_the_prompt_before(make: Make) -> None:
     used, fresh = make(), make()
     used.begin([7, 8, 9, 10, 11, 12, 7, 8, 9, 10], SamplingSettings())
     used.propose(5, 5)
@@ -250,8 +247,8 @@ def test_a_new_generation_knows_nothing_of_the_last_ones_prompt(make: Make) -> N
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("size", [1, 2, 7, 40])
-def test_trees_are_trees_and_rounds_equal_a_fresh_start(make: Make, settings: SamplingSettings, size: int) -> None:
-    """Whatever a model keeps between rounds changes nothing: the same context gives the same tree."""
+def test_a_tree_after_rounds_equals_that_of_a_new_drafter(make: Make, settings: SamplingSettings, size: int) -> None:
+    """What a model keeps between rounds changes nothing: the same context gives the same tree."""
     random, drafter = np.random.default_rng(size), make()
     text = list(PROMPT)
     drafter.begin(text, settings)
@@ -260,10 +257,10 @@ def test_trees_are_trees_and_rounds_equal_a_fresh_start(make: Make, settings: Sa
         check_tree(tree, size, depth=9)
         if not isinstance(drafter, ModelDrafter | NoneDrafter):
             text = finish(drafter, text, tree, random)
-            continue  # it has learned since
+            continue  # Such a drafter has learned meanwhile.
         fresh = make()
         if isinstance(fresh, ModelDrafter) and isinstance(drafter, ModelDrafter):
-            fresh._temperatures = dict(drafter._temperatures)
+            fresh._tau_estimates = dict(drafter._tau_estimates)
         fresh.begin(text, settings)
         again = fresh.propose(size, depth=9)
         assert again.tokens.tolist() == tree.tokens.tolist()
@@ -282,7 +279,7 @@ def test_a_new_prompt_that_shares_a_prefix_gives_the_same_trees(make: Make) -> N
         assert used.propose(5, 5).tokens.tolist() == fresh.propose(5, 5).tokens.tolist()
 
 
-def test_nothing_is_proposed_past_the_drafts_context(make_model: Make) -> None:
+def test_no_node_lies_beyond_the_context_of_the_draft(make_model: Make) -> None:
     drafter = make_model()
     drafter.begin(list(range(VOCAB)) + [1] * (CONTEXT - VOCAB - 3), SamplingSettings())
     for _ in range(5):
@@ -295,14 +292,14 @@ def test_nothing_is_proposed_past_the_drafts_context(make_model: Make) -> None:
     assert len(drafter.propose(4, depth=50)) == 0
 
 
-def test_no_size_and_no_depth_are_no_tree(make: Make) -> None:
+def test_no_size_or_no_depth_gives_an_empty_tree(make: Make) -> None:
     drafter = make()
     drafter.begin(PROMPT, SamplingSettings())
     assert len(drafter.propose(0, 5)) == len(drafter.propose(5, 0)) == 0
 
 
-def test_a_draft_that_is_the_target_is_always_right(draft_folder: Path) -> None:
-    """Shared noise: at any temperature the tree's best path is the text the target will choose."""
+def test_a_draft_equal_to_the_target_is_always_right(draft_folder: Path) -> None:
+    """With shared noise the tree's best path is the text that the target will choose, at any temperature."""
     from treeswarm.session.noise import gumbel_row
 
     target = LlamaForCausalLM.from_pretrained(draft_folder, dtype=torch.float32).eval()
@@ -320,13 +317,13 @@ def test_a_draft_that_is_the_target_is_always_right(draft_folder: Path) -> None:
                 text.append(token)
 
 
-# ---------------------------------------------------------------- growth
+# ---------------------------------------------------------------- trees
 
 TOY_VOCAB = 4
 
 
 def toy_scores(path: Sequence[int], seed: int) -> NDArray[np.float32]:
-    """Conditional log-scores after a path, sorted by nothing."""
+    """Return the conditional log-scores after a path, unsorted."""
     random = np.random.default_rng([seed, len(path), *path])
     return np.log(random.dirichlet(np.full(TOY_VOCAB, 0.5)) + 1e-9).astype(np.float32)
 
@@ -335,7 +332,7 @@ def toy_scores(path: Sequence[int], seed: int) -> NDArray[np.float32]:
 @given(
     seed=st.integers(0, 10_000), size=st.integers(1, 40), depth=st.integers(1, 4), beam=st.sampled_from([1, 3, 1000])
 )
-def test_growth_is_the_best_of_all_nodes(seed: int, size: int, depth: int, beam: int) -> None:
+def test_a_model_tree_is_the_best_of_all_nodes(seed: int, size: int, depth: int, beam: int) -> None:
     paths: dict[int, tuple[int, ...]] = {}
 
     def best(path: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -349,8 +346,8 @@ def test_growth_is_the_best_of_all_nodes(seed: int, size: int, depth: int, beam:
         children = [best(paths[node]) for node in nodes.tolist()]
         return np.stack([c[0] for c in children]), np.stack([c[1] for c in children])
 
-    growing = ModelTree(size, ModelTreeOptions(beam=beam, width=TOY_VOCAB, depth=depth), *best(()))
-    tree = growing.grow(expand)
+    model_tree = ModelTree(size, ModelTreeOptions(beam=beam, width=TOY_VOCAB, depth=depth), *best(()))
+    tree = model_tree.grow(expand)
     everything = []
     for length in range(1, depth + 1):
         for path in itertools.product(range(TOY_VOCAB), repeat=length):
@@ -364,28 +361,28 @@ def test_growth_is_the_best_of_all_nodes(seed: int, size: int, depth: int, beam:
 
 
 @pytest.mark.parametrize("true", [0.3, 0.6, 1.2])
-def test_tau_finds_what_generated_the_labels(true: float) -> None:
+def test_tau_finds_the_temperature_of_the_labels(true: float) -> None:
     random = np.random.default_rng(0)
     fitted = TauEstimate.fresh(prior=0.5)
     for _ in range(40):
         scores = np.sort(random.normal(-3, 1.5, (64, 20)))[:, ::-1].astype(np.float32)
         noise = random.gumbel(size=scores.shape)
-        fitted = fitted.learned(scores, (scores / true + noise).argmax(1))
+        fitted = fitted.with_labels(scores, (scores / true + noise).argmax(1))
     assert fitted.value == pytest.approx(true, rel=0.1)
 
 
-def test_tau_without_labels_is_its_prior_and_never_leaves_the_grid() -> None:
+def test_tau_starts_at_its_prior_and_stays_on_the_grid() -> None:
     fresh = TauEstimate.fresh(prior=0.5)
     assert fresh.value == pytest.approx(0.5, rel=0.05)
-    assert fresh.learned(np.empty((0, 4), np.float32), np.empty(0, np.int64)) is fresh
-    sure = fresh.learned(np.tile(np.array([[0.0, -1.0]], np.float32), (5000, 1)), np.zeros(5000, np.int64))
+    assert fresh.with_labels(np.empty((0, 4), np.float32), np.empty(0, np.int64)) is fresh
+    sure = fresh.with_labels(np.tile(np.array([[0.0, -1.0]], np.float32), (5000, 1)), np.zeros(5000, np.int64))
     assert GRID[0] * 0.8 <= sure.value <= GRID[-1]
 
 
 # ---------------------------------------------------------------- by name
 
 
-def test_drafters_by_name(draft_folder: Path) -> None:
+def test_drafters_are_loaded_by_name(draft_folder: Path) -> None:
     demo = resolve_model("demo")
     for name in ("none", "ngram", "auto", "demo-draft", "demo-draft+ngram"):
         assert load_drafter(name, demo).name == name
@@ -393,17 +390,17 @@ def test_drafters_by_name(draft_folder: Path) -> None:
         load_drafter("no-such-draft", demo)
     (draft_folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
     for name in (str(draft_folder), f"{draft_folder}+ngram"):
-        with pytest.raises(Mismatch, match="another tokenizer"):
+        with pytest.raises(Mismatch, match="differs from the target's"):
             load_drafter(name, demo)
-    assert load_drafter("auto", draft_folder).name == "ngram", "no draft of that tokenizer is at hand"
+    assert load_drafter("auto", draft_folder).name == "ngram", "no bundled draft model has that tokenizer"
 
 
-def test_a_draft_from_the_hub_comes_with_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a stand-in for the hub, which is told what it is asked with; weights come only where tokenizers agree."""
-    asked: list[dict[str, object]] = []
+def test_weights_of_a_hub_draft_come_if_tokenizers_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the hub records the options of each download."""
+    requests: list[dict[str, object]] = []
 
     def download(name: str, allow_patterns: list[str], **options: object) -> str:
-        asked.append(options)
+        requests.append(options)
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
         for pattern in allow_patterns:
             for file in resolve_model("demo-draft").glob(pattern):
@@ -415,19 +412,19 @@ def test_a_draft_from_the_hub_comes_with_its_weights(tmp_path: Path, monkeypatch
     other = tmp_path / "other"
     shutil.copytree(resolve_model("demo"), other)
     (other / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
-    with pytest.raises(Mismatch, match="another tokenizer"):
+    with pytest.raises(Mismatch, match="differs from the target's"):
         load_drafter("org/draft", other, hub=hub.for_another_model())
     assert not list((tmp_path / "org/draft").glob("*.safetensors"))
     assert load_drafter("org/draft", resolve_model("demo"), hub=hub.for_another_model()).name == "draft"
-    assert asked[0] == {"cache_dir": "cache", "token": "secret", "local_files_only": True}
+    assert requests[0] == {"cache_dir": "cache", "token": "secret", "local_files_only": True}
     resolve_model("org/draft", hub=hub)
-    assert asked[-1]["revision"] == "v2"
+    assert requests[-1]["revision"] == "v2"
     resolve_model("org/draft")
-    assert asked[-1] == {}
+    assert requests[-1] == {}
     assert "secret" not in repr(hub)
 
 
-def test_without_torch_a_model_cannot_draft_and_auto_does_without(
+def test_without_torch_auto_drafts_without_a_model(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "treeswarm_client.drafters.model", None)
@@ -439,7 +436,7 @@ def test_without_torch_a_model_cannot_draft_and_auto_does_without(
     assert "without a model" in caplog.text
 
 
-def test_a_union_beside_a_union_shares_no_context() -> None:
+def test_a_copied_union_has_a_context_of_its_own() -> None:
     first = UnionDrafter([SuffixDrafter(), TokenRecyclingDrafter()])
     first.begin([1, 2, 3, 1, 2], SamplingSettings())
     second = first.copy_for_new_generation()

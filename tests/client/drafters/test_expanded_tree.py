@@ -1,4 +1,4 @@
-"""The lookahead against a dictionary of paths."""
+"""`ExpandedTree` agrees with a dictionary of paths."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -12,39 +12,39 @@ TOKENS = 4
 
 
 def candidates(paths: list[Path]) -> CandidateNodes:
-    """Candidates that tell whose they are."""
+    """Return candidates from which the path of their node can be told."""
     marks = np.array([[hash(path) % 997] * 3 for path in paths])
     return CandidateNodes(marks, marks.astype(np.float32), -marks.astype(np.float32))
 
 
 def drafted(rng: np.random.Generator, levels: list[int]) -> tuple[ExpandedTree, list[Path]]:
-    """A lookahead grown at random, and the paths of its rows."""
-    lookahead, paths = ExpandedTree(candidates([()])), list[Path]()
+    """Return a tree expanded at random, and the paths of its rows."""
+    expanded, paths = ExpandedTree(candidates([()])), list[Path]()
     for count in levels:
         above = rng.integers(-1, len(paths), count) if paths else np.full(count, NO_ROW)
         tokens = rng.integers(0, TOKENS, count)
-        wanted = [(*(paths[a] if a >= 0 else ()), int(t)) for a, t in zip(above, tokens, strict=True)]
-        new = [i for i, path in enumerate(wanted) if path not in paths and path not in wanted[:i]]
+        drawn = [(*(paths[a] if a >= 0 else ()), int(t)) for a, t in zip(above, tokens, strict=True)]
+        new = [i for i, path in enumerate(drawn) if path not in paths and path not in drawn[:i]]
         if not new:
             continue
-        fresh = [wanted[i] for i in new]
-        visible = lookahead.add(above[new], tokens[new])
+        fresh = [drawn[i] for i in new]
+        visible = expanded.add(above[new], tokens[new])
         paths += fresh
         for path, seen in zip(fresh, visible, strict=True):
             assert {paths[i] for i in np.flatnonzero(seen)} == {path[: n + 1] for n in range(len(path))}
-        lookahead.learn(candidates(fresh))
-    return lookahead, paths
+        expanded.add_candidates(candidates(fresh))
+    return expanded, paths
 
 
-def check(lookahead: ExpandedTree, paths: list[Path], root: Path) -> None:
-    """Every row is found, with its own candidates."""
-    assert len(lookahead) == len(paths)
-    known = lookahead.candidates()
-    assert known.tokens[:, 0].tolist() == candidates([root, *((*root, *path) for path in paths)]).tokens[:, 0].tolist()
+def check(expanded: ExpandedTree, paths: list[Path], root: Path) -> None:
+    """Check that every row is found and has its own candidates."""
+    assert len(expanded) == len(paths)
+    table = expanded.candidates()
+    assert table.tokens[:, 0].tolist() == candidates([root, *((*root, *path) for path in paths)]).tokens[:, 0].tolist()
     places = {path: i for i, path in enumerate(paths)}
     above = np.array([places.get(path[:-1], NO_ROW) for path in paths], np.int64)
     tokens = np.array([path[-1] for path in paths], np.int64)
-    assert lookahead.rows(above, tokens).tolist() == list(range(len(paths)))
+    assert expanded.rows(above, tokens).tolist() == list(range(len(paths)))
 
 
 @given(
@@ -54,20 +54,20 @@ def check(lookahead: ExpandedTree, paths: list[Path], root: Path) -> None:
     bonus=st.integers(0, TOKENS - 1),
 )
 @settings(max_examples=200, deadline=None)
-def test_what_lies_below_a_walked_path_is_kept(seed: int, levels: list[int], walked: list[int], bonus: int) -> None:
+def test_rows_below_a_walked_path_are_kept(seed: int, levels: list[int], walked: list[int], bonus: int) -> None:
     rng = np.random.default_rng(seed)
-    lookahead, paths = drafted(rng, levels)
-    check(lookahead, paths, ())
+    expanded, paths = drafted(rng, levels)
+    check(expanded, paths, ())
     root = (*walked, bonus)
-    moved = lookahead.moved(walked, bonus)
-    known = [root[: n + 1] for n in range(len(root)) if root[: n + 1] in paths]
-    assert [paths[row] for row in moved.to_trunk] == known
+    moves = expanded.row_moves(walked, bonus)
+    walked_rows = [root[: n + 1] for n in range(len(root)) if root[: n + 1] in paths]
+    assert [paths[row] for row in moves.to_trunk] == walked_rows
     if root not in paths:
-        assert not len(moved.kept)
+        assert not len(moves.kept)
         return
     kept = [path[len(root) :] for path in paths if len(path) > len(root) and path[: len(root)] == root]
-    assert [paths[row][len(root) :] for row in moved.kept] == kept
-    below = lookahead.below(moved)
+    assert [paths[row][len(root) :] for row in moves.kept] == kept
+    below = expanded.rerooted(moves)
     check(below, kept, root)
     visible = below.add(np.array([NO_ROW]), np.array([TOKENS]))
     assert visible[0].tolist() == [False] * len(kept) + [True]
@@ -77,11 +77,11 @@ def test_what_lies_below_a_walked_path_is_kept(seed: int, levels: list[int], wal
 @settings(max_examples=50, deadline=None)
 def test_rows_of_a_shipped_tree_are_found_by_its_paths(seed: int, levels: list[int]) -> None:
     rng = np.random.default_rng(seed)
-    lookahead, paths = drafted(rng, levels)
+    expanded, paths = drafted(rng, levels)
     shipped = [path for path in paths if rng.random() < 0.8]
     shipped = [path for path in shipped if all(path[:n] in shipped for n in range(1, len(path)))]
     shipped += [(*path, TOKENS + 1) for path in shipped[:2]]
     parents = np.array([shipped.index(path[:-1]) if len(path) > 1 else -1 for path in shipped], np.int64)
     tree = DraftTree(parents, np.array([path[-1] for path in shipped], np.int64), np.zeros(len(shipped), np.float32))
     expected = [paths.index(path) if path in paths else NO_ROW for path in shipped]
-    assert lookahead.rows_of(tree).tolist() == expected
+    assert expanded.rows_of(tree).tolist() == expected

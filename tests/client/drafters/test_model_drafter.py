@@ -1,4 +1,4 @@
-"""The draft model's trees against plain forwards of the same model, and what is computed for them."""
+"""Trees of a draft model agree with plain forwards of the same model, and nothing is computed twice."""
 
 import copy
 from pathlib import Path
@@ -27,7 +27,7 @@ from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verification
 
 GREEDY = SamplingSettings()
 SAMPLED = SamplingSettings(temperature=0.8, seed=11, sample=2)
-# Its scores never move, so nothing that was drafted ahead is dropped.
+# Scores of this ranking never change, so nodes that were drafted ahead are never dropped.
 RAW = DraftOptions(ranking="raw")
 PROMPT = [5, 3, 40, 7, 7, 19, 22]
 
@@ -35,26 +35,26 @@ PROMPT = [5, 3, 40, 7, 7, 19, 22]
 def pair(
     family: str = "llama", options: DraftOptions | None = None, **changes: int
 ) -> tuple[PreTrainedModel, ModelDrafter]:
-    """A model that nobody touches and a drafter with the same weights."""
+    """Return a model that no drafter uses, and a drafter with the same weights."""
     model = tiny_model(family, **changes)
     return model, drafter_of(copy.deepcopy(model), options)
 
 
 def play(drafter: ModelDrafter, text: list[int], rounds: int, size: int, seed: int = 0) -> None:
-    """Rounds with a target that sometimes agrees; `text` grows as the drafter's context does."""
+    """Play rounds with a target that sometimes agrees; `text` grows as the drafter's context does."""
     rng = np.random.default_rng(seed)
     for _ in range(rounds):
         tree = drafter.propose(size, 20)
         answers = half_agreeing(tree, rng)
-        found = walk(tree.parents, tree.tokens, answers)
-        drafter.observe(Verification(tree, answers, found.accepted, found.bonus))
-        text += [*(int(tree.tokens[i]) for i in found.accepted), found.bonus]
+        walked = walk(tree.parents, tree.tokens, answers)
+        drafter.observe(Verification(tree, answers, walked.accepted, walked.bonus))
+        text += [*(int(tree.tokens[i]) for i in walked.accepted), walked.bonus]
 
 
 def expected_scores(
     model: PreTrainedModel, text: list[int], tree: DraftTree, settings: SamplingSettings, tau: float
 ) -> list[float]:
-    """Cumulative log_softmax((log p + gumbel) / τ) along each node's path, each context computed from nothing."""
+    """Return the cumulative log_softmax((log p + gumbel) / τ) along each node's path, without any cache."""
     scores = []
     for path in paths_of(tree):
         total = 0.0
@@ -66,8 +66,8 @@ def expected_scores(
     return scores
 
 
-def test_one_slow_forward_does_not_end_drafting_for_ever() -> None:
-    """Whoever believes forwards to be dear makes none, and must find out all the same that they are not."""
+def test_slow_forwards_do_not_end_drafting_for_ever() -> None:
+    """A drafter that overestimates forwards makes none, and must still learn that they have become fast."""
     _, drafter = pair()
     now, step_s = 0.0, 5.0
 
@@ -84,7 +84,7 @@ def test_one_slow_forward_does_not_end_drafting_for_ever() -> None:
     step_s = 0.001
     levels = []
     for _ in range(90):
-        tree = drafter.propose(60, 6, lambda promise: promise < 10.0)
+        tree = drafter.propose(60, 6, lambda tokens_per_second: tokens_per_second < 10.0)
         levels.append(max(map(len, paths_of(tree))))
         unexpected = next(token for token in range(1000) if token not in tree.tokens)
         drafter.observe(Verification(NO_TREE, np.array([unexpected]), (), unexpected))
@@ -93,17 +93,19 @@ def test_one_slow_forward_does_not_end_drafting_for_ever() -> None:
 
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gpt_neox"])
-def test_scores_are_those_of_the_formula_after_many_rounds(family: str, settings: SamplingSettings) -> None:
-    model, drafter = pair(family, DraftOptions(growth=ModelTreeOptions(width=3)))
+def test_scores_follow_the_formula_after_many_rounds(family: str, settings: SamplingSettings) -> None:
+    model, drafter = pair(family, DraftOptions(tree=ModelTreeOptions(width=3)))
     text = list(PROMPT)
     drafter.begin(text, settings)
     play(drafter, text, rounds=5, size=30)
     tree = drafter.propose(20, 6)
     assert max(map(len, paths_of(tree))) > 2
-    np.testing.assert_allclose(tree.scores, expected_scores(model, text, tree, settings, drafter.ranked_by), atol=2e-4)
+    np.testing.assert_allclose(
+        tree.scores, expected_scores(model, text, tree, settings, drafter.ranking_tau), atol=2e-4
+    )
 
 
-def test_raw_ranking_is_the_drafts_own_probability_discounted_by_depth() -> None:
+def test_raw_ranking_is_the_probability_discounted_by_depth() -> None:
     model, drafter = pair(options=DraftOptions(ranking="raw"))
     drafter.begin(PROMPT, SAMPLED)
     tree = drafter.propose(20, 6)
@@ -113,8 +115,8 @@ def test_raw_ranking_is_the_drafts_own_probability_discounted_by_depth() -> None
         assert score == pytest.approx(own, abs=2e-4)
 
 
-def test_what_was_drafted_ahead_is_used_and_not_computed_again() -> None:
-    """A larger tree costs only what is new; below the new root nothing that was known is asked again."""
+def test_nodes_drafted_ahead_are_not_computed_again() -> None:
+    """A larger tree costs only its new nodes, and below a new root no known node is computed again."""
     _, drafter = pair(options=RAW)
     drafter.begin(PROMPT, GREEDY)
     watch = Watch(drafter)
@@ -126,7 +128,7 @@ def test_what_was_drafted_ahead_is_used_and_not_computed_again() -> None:
     fresh.begin(PROMPT, GREEDY)
     whole = Watch(fresh)
     assert paths_of(fresh.propose(200, 9)) == paths_of(large)
-    # A small tree's growth may look at a node that the large one, in other batches, would not have needed.
+    # The small tree may have needed a node that the large one, in other batches, would not.
     assert sum(watch.forwards) <= sum(whole.forwards) + first
     second = int(large.tokens[np.flatnonzero(large.parents == -1)[1]])
     drafter.observe(Verification(NO_TREE, np.array([second]), (), second))
@@ -136,8 +138,8 @@ def test_what_was_drafted_ahead_is_used_and_not_computed_again() -> None:
 
 
 @pytest.mark.parametrize(("shared_noise", "all_right"), [(True, True), (False, False)])
-def test_a_draft_that_is_the_target_is_right_by_its_noise(shared_noise: bool, all_right: bool) -> None:
-    """Without the shared noise the best chain is the likeliest text, not the one the target will choose."""
+def test_a_draft_equal_to_the_target_needs_the_noise(shared_noise: bool, all_right: bool) -> None:
+    """Without the shared noise the best chain is the most likely text, not the one that the target chooses."""
     model, drafter = pair(options=DraftOptions(chain=True, shared_noise=shared_noise))
     settings = SamplingSettings(temperature=1.5, seed=4)
     drafter.begin(PROMPT, settings)
@@ -150,7 +152,7 @@ def test_a_draft_that_is_the_target_is_right_by_its_noise(shared_noise: bool, al
 
 
 class Watch:
-    """Counts the rows of each forward."""
+    """Records the number of rows of each forward."""
 
     def __init__(self, drafter: ModelDrafter) -> None:
         self.forwards: list[int] = []
@@ -160,7 +162,7 @@ class Watch:
         self.forwards.append(kwargs["input_ids"].shape[1])
 
 
-def test_an_accepted_token_that_was_processed_is_not_processed_again() -> None:
+def test_an_accepted_token_is_not_computed_again() -> None:
     _, drafter = pair()
     watch = Watch(drafter)
     drafter.begin(PROMPT, GREEDY)
@@ -174,10 +176,10 @@ def test_an_accepted_token_that_was_processed_is_not_processed_again() -> None:
     drafter.observe(Verification(tree, np.zeros(len(tree) + 1, np.int64), path[:-1], 9))
     watch.forwards.clear()
     drafter.propose(1, 1)
-    assert watch.forwards == [1], "only the bonus token is new: the accepted path had its rows"
+    assert watch.forwards == [1], "only the bonus token is new: the accepted path has its rows"
 
 
-def test_a_tree_of_one_node_costs_one_forward() -> None:
+def test_a_tree_of_one_node_takes_one_forward() -> None:
     _, drafter = pair()
     drafter.begin(PROMPT, GREEDY)
     watch = Watch(drafter)
@@ -185,7 +187,7 @@ def test_a_tree_of_one_node_costs_one_forward() -> None:
     assert watch.forwards == [1]
 
 
-def test_a_level_is_one_forward() -> None:
+def test_a_level_takes_one_forward() -> None:
     _, drafter = pair()
     drafter.begin(PROMPT, GREEDY)
     watch = Watch(drafter)
@@ -194,7 +196,7 @@ def test_a_level_is_one_forward() -> None:
     assert len(watch.forwards) <= 8
 
 
-def test_a_prompt_that_continues_the_last_text_is_not_read_again() -> None:
+def test_a_prompt_that_continues_the_last_text_is_reused() -> None:
     _, drafter = pair()
     text = list(PROMPT)
     drafter.begin(text, GREEDY)
@@ -214,37 +216,39 @@ def test_proposing_twice_gives_the_same_tree_twice() -> None:
     assert first.parents.tolist() == second.parents.tolist()
 
 
-def test_a_proposal_that_was_never_shipped_leaves_no_trace() -> None:
+def test_a_proposal_that_was_not_shipped_changes_nothing() -> None:
     model, drafter = pair()
     drafter.begin(PROMPT, GREEDY)
     drafter.propose(30, 9)
     drafter.observe(Verification(NO_TREE, np.array([17]), (), 17))
     tree = drafter.propose(12, 5)
-    expected = expected_scores(model, [*PROMPT, 17], tree, GREEDY, drafter.ranked_by)
+    expected = expected_scores(model, [*PROMPT, 17], tree, GREEDY, drafter.ranking_tau)
     np.testing.assert_allclose(tree.scores, expected, atol=2e-4)
 
 
 def test_any_prefix_of_a_proposal_may_be_shipped() -> None:
-    """The planner may cut a tree; what was cut has no answers."""
+    """The planner may cut a tree; the nodes that are cut get no answers."""
     model, drafter = pair()
     drafter.begin(PROMPT, GREEDY)
     tree = drafter.propose(40, 9)
     cut = DraftTree(tree.parents[:5], tree.tokens[:5], tree.scores[:5])
     answers = half_agreeing(cut, np.random.default_rng(2))
-    found = walk(cut.parents, cut.tokens, answers)
-    drafter.observe(Verification(cut, answers, found.accepted, found.bonus))
-    text = [*PROMPT, *(int(cut.tokens[i]) for i in found.accepted), found.bonus]
+    walked = walk(cut.parents, cut.tokens, answers)
+    drafter.observe(Verification(cut, answers, walked.accepted, walked.bonus))
+    text = [*PROMPT, *(int(cut.tokens[i]) for i in walked.accepted), walked.bonus]
     again = drafter.propose(12, 5)
-    np.testing.assert_allclose(again.scores, expected_scores(model, text, again, GREEDY, drafter.ranked_by), atol=2e-4)
+    np.testing.assert_allclose(
+        again.scores, expected_scores(model, text, again, GREEDY, drafter.ranking_tau), atol=2e-4
+    )
 
 
-def test_tau_learns_apart_for_greedy_and_sampled_and_outlives_a_generation() -> None:
+def test_tau_is_fitted_apart_for_greedy_and_sampled_targets() -> None:
     _, drafter = pair()
     drafter.begin(PROMPT, SAMPLED)
     sampled_before = drafter.tau
     drafter.begin(PROMPT, GREEDY)
     before = drafter.tau
-    for _ in range(12):  # a target that never takes the draft's first choice
+    for _ in range(12):  # The target never takes the draft's first choice.
         tree = drafter.propose(24, 6)
         answers = np.array(
             [t[len(t) // 2] if len(t := tree.tokens[tree.parents == i]) else 0 for i in range(-1, len(tree))]
@@ -258,8 +262,8 @@ def test_tau_learns_apart_for_greedy_and_sampled_and_outlives_a_generation() -> 
     assert drafter.tau == learned
 
 
-def test_labels_are_matched_with_the_nodes_they_are_about() -> None:
-    """A target that is the draft itself is as sure as can be; answers laid at other nodes' doors would deny it."""
+def test_labels_belong_to_the_right_nodes() -> None:
+    """A target equal to the draft always takes its first choice, so τ must fall; misplaced answers would raise it."""
     model, drafter = pair()
     text = list(PROMPT)
     drafter.begin(text, GREEDY)
@@ -272,16 +276,16 @@ def test_labels_are_matched_with_the_nodes_they_are_about() -> None:
     assert drafter.tau < 0.2
 
 
-def test_a_long_text_outgrows_the_first_cache() -> None:
+def test_a_text_longer_than_the_first_cache_is_drafted() -> None:
     model, drafter = pair(max_position_embeddings=2048)
     text = np.random.default_rng(3).integers(0, VOCAB, 1100).tolist()
     drafter.begin(text, GREEDY)
     tree = drafter.propose(6, 3)
-    np.testing.assert_allclose(tree.scores, expected_scores(model, text, tree, GREEDY, drafter.ranked_by), atol=5e-4)
+    np.testing.assert_allclose(tree.scores, expected_scores(model, text, tree, GREEDY, drafter.ranking_tau), atol=5e-4)
 
 
-def test_the_largest_tree_grows() -> None:
-    _, drafter = pair(options=DraftOptions(growth=ModelTreeOptions(beam=256)))
+def test_the_largest_tree_has_all_its_nodes() -> None:
+    _, drafter = pair(options=DraftOptions(tree=ModelTreeOptions(beam=256)))
     drafter.begin(PROMPT, SAMPLED)
     tree = drafter.propose(2048, 48)
     assert len(tree) == len(set(paths_of(tree))) == 2048
@@ -300,12 +304,12 @@ def test_a_draft_loads_from_its_directory(folder: Path) -> None:
     drafter = ModelDrafter.load(folder, threads=1)
     assert (drafter.name, drafter.vocab_size) == ("tiny", VOCAB)
     by_hand = pair()[1]
-    for each in (drafter, by_hand):
-        each.begin(PROMPT, GREEDY)
+    for loaded in (drafter, by_hand):
+        loaded.begin(PROMPT, GREEDY)
     assert drafter.propose(20, 5).tokens.tolist() == by_hand.propose(20, 5).tokens.tolist()
 
 
-def test_guesses_stay_within_the_targets_vocabulary(folder: Path) -> None:
+def test_guesses_stay_in_the_vocabulary_of_the_target(folder: Path) -> None:
     drafter = ModelDrafter.load(folder, vocab_size=20)
     for settings in (GREEDY, SAMPLED):
         drafter.begin([1, 2, 3], settings)
@@ -314,11 +318,11 @@ def test_guesses_stay_within_the_targets_vocabulary(folder: Path) -> None:
         assert tree.tokens.max() < 20
 
 
-def test_a_draft_loaded_by_name_heeds_the_targets_vocabulary(folder: Path, tmp_path: Path) -> None:
+def test_a_draft_loaded_by_name_knows_the_vocabulary(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     tiny_model(vocab_size=30).save_pretrained(target)
-    for each in (folder, target):
-        (each / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    for directory in (folder, target):
+        (directory / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
     drafter = load_drafter(str(folder), target)
     assert isinstance(drafter, ModelDrafter)
     assert drafter.vocab_size == 30
@@ -330,7 +334,7 @@ def test_half_precision_drafts_trees(folder: Path) -> None:
     assert len(drafter.propose(30, 6)) == 30
 
 
-def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded"):
         ModelDrafter.load(tmp_path)
 
@@ -341,14 +345,14 @@ def test_a_damaged_model_is_refused(folder: Path) -> None:
         ModelDrafter.load(folder)
 
 
-def test_layers_that_keep_their_state_elsewhere_are_refused(tmp_path: Path) -> None:
+def test_layers_with_state_outside_k_and_v_are_refused(tmp_path: Path) -> None:
     config = AutoConfig.for_model("mamba", vocab_size=VOCAB, hidden_size=16, state_size=4, num_hidden_layers=2)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "recurrent")
     with pytest.raises(UnsupportedModel, match="cannot draft trees"):
         ModelDrafter.load(tmp_path / "recurrent")
 
 
-def test_another_drafter_drafts_beside_the_first_as_if_it_were_alone() -> None:
+def test_a_copy_drafts_as_if_it_were_alone() -> None:
     _, drafter = pair()
     settings = SamplingSettings(temperature=1.0, seed=3)
     drafter.begin([1, 2, 3], settings)

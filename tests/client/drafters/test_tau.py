@@ -1,4 +1,4 @@
-"""τ is found again where it is known."""
+"""The estimate of τ recovers the temperature that generated the labels."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from treeswarm_client.drafters.tau import GRID, TauEstimate
 
 
 def labels(tau: float, count: int, seed: int, candidates: int = 64) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Scores [count, candidates], best first, and choices drawn from softmax(scores / tau)."""
+    """Return scores [count, candidates], best first, and choices drawn from softmax(scores / tau)."""
     rng = np.random.default_rng(seed)
     scores = -np.sort(-rng.normal(size=(count, candidates)) * 2, axis=1)
     chosen = (scores / tau + rng.gumbel(size=scores.shape)).argmax(1)
@@ -19,36 +19,36 @@ def labels(tau: float, count: int, seed: int, candidates: int = 64) -> tuple[NDA
 
 @pytest.mark.parametrize("tau", [0.3, 0.5, 0.8, 1.0, 1.4])
 @pytest.mark.parametrize("prior", [0.5, 0.8])
-def test_it_finds_the_temperature_that_made_the_labels(tau: float, prior: float) -> None:
+def test_tau_is_the_temperature_that_generated_the_labels(tau: float, prior: float) -> None:
     fitted = TauEstimate.fresh(prior)
     for batch in range(20):
-        fitted = fitted.learned(*labels(tau, 100, batch))
+        fitted = fitted.with_labels(*labels(tau, 100, batch))
     assert fitted.value == pytest.approx(tau, rel=0.08)
 
 
 @given(prior=st.floats(0.15, 2.0))
-def test_without_labels_it_is_the_prior(prior: float) -> None:
+def test_without_labels_tau_is_the_prior(prior: float) -> None:
     assert TauEstimate.fresh(prior).value == pytest.approx(prior, rel=1e-3)
 
 
-def test_a_few_labels_move_it_less_than_many() -> None:
-    few = TauEstimate.fresh(0.5).learned(*labels(1.2, 5, 0)).value
-    many = TauEstimate.fresh(0.5).learned(*labels(1.2, 500, 0)).value
+def test_few_labels_move_tau_less_than_many() -> None:
+    few = TauEstimate.fresh(0.5).with_labels(*labels(1.2, 5, 0)).value
+    many = TauEstimate.fresh(0.5).with_labels(*labels(1.2, 500, 0)).value
     assert 0.4 < few < 0.9 < many
 
 
-def test_it_follows_a_text_that_changes() -> None:
+def test_tau_follows_a_text_that_changes() -> None:
     fitted = TauEstimate.fresh(0.5)
     for batch in range(100):
-        fitted = fitted.learned(*labels(0.4, 100, batch))
+        fitted = fitted.with_labels(*labels(0.4, 100, batch))
     for batch in range(100):
-        fitted = fitted.learned(*labels(1.1, 100, batch))
+        fitted = fitted.with_labels(*labels(1.1, 100, batch))
     assert fitted.value == pytest.approx(1.1, rel=0.1)
 
 
-def test_learning_nothing_forgets_nothing() -> None:
-    fitted = TauEstimate.fresh(0.5).learned(*labels(0.9, 200, 1))
-    assert fitted.learned(np.empty((0, 64), np.float32), np.empty(0, np.int64)).value == fitted.value
+def test_no_labels_leave_tau_as_it_is() -> None:
+    fitted = TauEstimate.fresh(0.5).with_labels(*labels(0.9, 200, 1))
+    assert fitted.with_labels(np.empty((0, 64), np.float32), np.empty(0, np.int64)).value == fitted.value
 
 
 @given(
@@ -58,16 +58,16 @@ def test_learning_nothing_forgets_nothing() -> None:
     count=st.integers(1, 40),
 )
 @settings(max_examples=60, deadline=None)
-def test_it_stays_in_bounds_whatever_it_is_taught(seed: int, offset: float, scale: float, count: int) -> None:
+def test_tau_stays_in_bounds_for_any_labels(seed: int, offset: float, scale: float, count: int) -> None:
     rng = np.random.default_rng(seed)
     scores = (offset + scale * rng.normal(size=(count, 16))).astype(np.float32)
-    value = TauEstimate.fresh(0.5).learned(scores, rng.integers(0, 16, count)).value
+    value = TauEstimate.fresh(0.5).with_labels(scores, rng.integers(0, 16, count)).value
     assert GRID[0] <= value <= GRID[-1]
 
 
-def test_scores_of_another_zero_point_teach_the_same() -> None:
+def test_an_offset_of_all_scores_changes_nothing() -> None:
     scores, chosen = labels(0.7, 300, 2)
     shifted = scores + np.arange(300, dtype=np.float32)[:, None] % 7
-    assert TauEstimate.fresh(0.5).learned(shifted, chosen).value == pytest.approx(
-        TauEstimate.fresh(0.5).learned(scores, chosen).value, rel=1e-4
+    assert TauEstimate.fresh(0.5).with_labels(shifted, chosen).value == pytest.approx(
+        TauEstimate.fresh(0.5).with_labels(scores, chosen).value, rel=1e-4
     )

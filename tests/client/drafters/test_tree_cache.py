@@ -1,4 +1,4 @@
-"""The draft's KV rows: who sees whom, what stays, what goes."""
+"""The KV rows of a draft model: which rows see which, which are kept, and which are dropped."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from treeswarm_client.drafters.tree_cache import FIRST_ROWS, TreeCache
 
 
 def write(cache: TreeCache, values: list[int]) -> list[int]:
-    """Put rows that hold these numbers (layers 0 and 1, one head) and read all rows back."""
+    """Write rows that hold these numbers (layers 0 and 1, one head).  Returns all rows read back."""
     rows = torch.tensor(values, dtype=torch.float32)[None, :, None]
     with torch.inference_mode():
         cache.write(0, rows, rows + 0.25)
@@ -17,7 +17,7 @@ def write(cache: TreeCache, values: list[int]) -> list[int]:
     return [int(row) for row in keys[0, :, 0]]
 
 
-def test_an_accepted_path_joins_the_trunk_and_the_rest_is_gone() -> None:
+def test_an_accepted_path_joins_the_trunk_and_the_rest_goes() -> None:
     cache = TreeCache()
     cache.add_trunk(3)
     write(cache, [0, 1, 2])
@@ -29,7 +29,7 @@ def test_an_accepted_path_joins_the_trunk_and_the_rest_is_gone() -> None:
     assert write(cache, [20]) == [0, 1, 2, 11, 13, 20]
 
 
-def test_a_path_whose_rows_overlap_their_new_places_survives() -> None:
+def test_rows_survive_a_move_onto_each_other() -> None:
     cache = TreeCache()
     cache.add_crown(np.eye(5, dtype=np.bool_))
     write(cache, [0, 1, 2, 3, 4])
@@ -38,7 +38,7 @@ def test_a_path_whose_rows_overlap_their_new_places_survives() -> None:
     assert write(cache, [9]) == [1, 0, 4, 2, 9]
 
 
-def test_growing_by_doubling_loses_no_row() -> None:
+def test_doubling_the_room_loses_no_row() -> None:
     cache = TreeCache()
     cache.add_trunk(FIRST_ROWS - 1)
     write(cache, list(range(FIRST_ROWS - 1)))
@@ -47,7 +47,7 @@ def test_growing_by_doubling_loses_no_row() -> None:
     assert read == list(range(2 * FIRST_ROWS + 2))
 
 
-def test_what_is_cut_is_written_over() -> None:
+def test_rows_that_were_cut_are_overwritten() -> None:
     cache = TreeCache()
     cache.add_trunk(4)
     write(cache, [0, 1, 2, 3])
@@ -58,7 +58,7 @@ def test_what_is_cut_is_written_over() -> None:
     assert cache.trunk == 4
 
 
-def test_masks_show_the_trunk_and_the_text_before() -> None:
+def test_masks_show_the_trunk_and_earlier_rows() -> None:
     cache = TreeCache()
     cache.add_trunk(2)
     cache.add_trunk(3)
@@ -68,7 +68,7 @@ def test_masks_show_the_trunk_and_the_text_before() -> None:
     assert cache.mask.int().tolist() == [[1] * 5 + [1, 0], [1] * 5 + [0, 1]]
 
 
-def test_a_text_cannot_go_on_above_a_living_crown() -> None:
+def test_a_text_cannot_continue_while_it_has_a_crown() -> None:
     cache = TreeCache()
     cache.add_crown(np.eye(2, dtype=np.bool_))
     with pytest.raises(AssertionError, match="neither kept nor dropped"):

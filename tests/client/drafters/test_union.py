@@ -1,4 +1,4 @@
-"""The union: the best of all its members' nodes, and a record of each."""
+"""A union proposes the best of all its members' nodes and keeps a record of each member."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters.seam import NO_NODE, NO_TREE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
-from treeswarm_client.drafters.union import UnionDrafter, fates, united
+from treeswarm_client.drafters.union import UnionDrafter, best_of_all, walk_outcomes
 
 
 def random_tree(random: np.random.Generator, size: int) -> DraftTree:
-    """Over three tokens, so that trees share paths."""
+    """Return a random tree over three tokens, so that trees share paths."""
     nodes: list[tuple[int, int]] = []
     scores: list[float] = []
     for _ in range(size):
@@ -33,15 +33,16 @@ def random_tree(random: np.random.Generator, size: int) -> DraftTree:
 
 
 def by_path(tree: DraftTree) -> dict[tuple[int, ...], float]:
-    found: list[tuple[int, ...]] = []
+    """Return the score of each node by its path."""
+    paths: list[tuple[int, ...]] = []
     for parent, token in zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True):
-        found.append((*(found[parent] if parent >= 0 else ()), token))
-    return dict(zip(found, tree.scores.tolist(), strict=True))
+        paths.append((*(paths[parent] if parent >= 0 else ()), token))
+    return dict(zip(paths, tree.scores.tolist(), strict=True))
 
 
 @dataclass
 class Fixed:
-    """Proposes the same tree for ever."""
+    """A drafter that always proposes the same tree."""
 
     tree: DraftTree
     name: str = "fixed"
@@ -63,7 +64,7 @@ class Fixed:
 
 @dataclass
 class Slow(Fixed):
-    """Has only the first level as long as somebody is in a hurry."""
+    """A drafter that has only the first level when it is told to stop."""
 
     def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
         first = self.tree.parents < 0
@@ -72,7 +73,7 @@ class Slow(Fixed):
         return super().propose(size, depth)
 
 
-def test_what_a_hurry_made_broad_takes_no_place_from_what_is_deeper() -> None:
+def test_nodes_of_a_stopped_draft_do_not_displace_deeper_ones() -> None:
     deep = DraftTree(np.array([-1, 0, 1, -1, -1]), np.arange(5), np.array([-0.1, -0.2, -0.3, -4.0, -5.0], np.float32))
     union = UnionDrafter([Slow(deep)])
     union.begin([1, 2], SamplingSettings())
@@ -82,39 +83,39 @@ def test_what_a_hurry_made_broad_takes_no_place_from_what_is_deeper() -> None:
 
 
 @given(seed=st.integers(0, 10_000), count=st.integers(0, 3), size=st.integers(0, 25))
-def test_the_best_of_all_by_the_largest_chance(seed: int, count: int, size: int) -> None:
+def test_the_union_has_the_best_nodes_by_largest_chance(seed: int, count: int, size: int) -> None:
     random = np.random.default_rng(seed)
     trees = [random_tree(random, int(random.integers(0, 20))) for _ in range(count)]
     chances = [np.exp(tree.scores.astype(np.float64)) for tree in trees]
-    made = by_path(united(NO_TREE, trees, chances, size))
+    union = by_path(best_of_all(NO_TREE, trees, chances, size))
     every: dict[tuple[int, ...], float] = {}
     for tree in trees:
         for path, score in by_path(tree).items():
             every[path] = max(score, every.get(path, -99.0))
-    assert list(made.values()) == pytest.approx(sorted(every.values(), reverse=True)[:size], abs=1e-5)
-    assert all(every[path] == pytest.approx(score, abs=1e-5) for path, score in made.items())
-    assert all(path[:-1] in made or len(path) == 1 for path in made)
+    assert list(union.values()) == pytest.approx(sorted(every.values(), reverse=True)[:size], abs=1e-5)
+    assert all(every[path] == pytest.approx(score, abs=1e-5) for path, score in union.items())
+    assert all(path[:-1] in union or len(path) == 1 for path in union)
 
 
 @given(seed=st.integers(0, 10_000), first=st.integers(0, 12), size=st.integers(0, 30))
-def test_what_was_proposed_stays_and_better_nodes_found_since_come_before_it(seed: int, first: int, size: int) -> None:
-    """A member that had no time before comes with them, and nobody must believe them to be worse."""
+def test_proposed_nodes_stay_and_better_new_ones_precede_them(seed: int, first: int, size: int) -> None:
+    """Nodes of a member that had no time before may be better than those proposed."""
     random = np.random.default_rng(seed)
     trees = [random_tree(random, 15) for _ in range(3)]
     chances = [np.exp(tree.scores.astype(np.float64)) for tree in trees]
-    before = united(NO_TREE, trees[:1], chances[:1], first)
-    after = united(before, trees, chances, len(before) + size)
-    kept, found = by_path(before), by_path(after)
-    assert set(kept) <= set(found)
-    every = by_path(united(NO_TREE, trees, chances, 100))
-    assert all(found[path] == pytest.approx(every[path], abs=1e-5) for path in found)
+    before = best_of_all(NO_TREE, trees[:1], chances[:1], first)
+    after = best_of_all(before, trees, chances, len(before) + size)
+    scores_before, scores_after = by_path(before), by_path(after)
+    assert set(scores_before) <= set(scores_after)
+    every = by_path(best_of_all(NO_TREE, trees, chances, 100))
+    assert all(scores_after[path] == pytest.approx(every[path], abs=1e-5) for path in scores_after)
     assert (np.diff(after.scores) <= 0).all()
     assert all(parent < i for i, parent in enumerate(after.parents.tolist()))
     assert len(by_path(after)) == len(after)
 
 
 @given(seed=st.integers(0, 10_000))
-def test_nodes_are_known_by_their_paths(seed: int) -> None:
+def test_match_finds_nodes_with_the_same_path(seed: int) -> None:
     random = np.random.default_rng(seed)
     tree, other = random_tree(random, 15), random_tree(random, 15)
     places, here = other.match(tree.index), list(by_path(tree))
@@ -122,21 +123,21 @@ def test_nodes_are_known_by_their_paths(seed: int) -> None:
         assert (here[place] == path) if place != NO_NODE else path not in here
 
 
-def test_fates() -> None:
-    """1 and 2 are walked; nobody has answered at 2, so what hangs below it may yet come true."""
+def test_outcomes_are_unknown_below_an_unanswered_node() -> None:
+    """The walk accepts 1 and 2; node 2 has no answer, so nodes below it may yet be right."""
     tree = DraftTree(np.array([-1, -1, 0, 1, 2]), np.array([1, 5, 2, 6, 3]), np.zeros(5, np.float32))
-    known, on_path = fates(Verification(tree, np.array([1, 2, 9, UNANSWERED, 9, 9]), (0,), 2))
+    judged, on_path = walk_outcomes(Verification(tree, np.array([1, 2, 9, UNANSWERED, 9, 9]), (0,), 2))
     assert on_path.tolist() == [True, False, True, False, False]
-    assert known.tolist() == [True, True, True, True, False]
+    assert judged.tolist() == [True, True, True, True, False]
 
 
-def test_a_member_that_is_wrong_loses_its_place() -> None:
+def test_a_member_that_is_wrong_loses_its_share() -> None:
     def line(*tokens: int, score: float) -> DraftTree:
         count = len(tokens)
         return DraftTree(np.arange(-1, count - 1), np.array(tokens), np.full(count, score, np.float32))
 
-    liar, modest = Fixed(line(1, 2, score=-0.1)), Fixed(line(5, 6, score=-1.0))
-    union = UnionDrafter([liar, modest])
+    wrong, right = Fixed(line(1, 2, score=-0.1)), Fixed(line(5, 6, score=-1.0))
+    union = UnionDrafter([wrong, right])
     union.begin([0], SamplingSettings())
     assert union.propose(4, 9).tokens.tolist() == [1, 2, 5, 6]
     for _ in range(40):
@@ -146,12 +147,12 @@ def test_a_member_that_is_wrong_loses_its_place() -> None:
         answers[0], answers[node[5] + 1] = 5, 6
         union.observe(Verification(tree, answers, (node[5], node[6]), 8))
     assert union.propose(2, 9).tokens.tolist() == [5, 6]
-    assert len(liar.seen) == len(modest.seen) == 40
+    assert len(wrong.seen) == len(right.seen) == 40
     union.begin([0], SamplingSettings())
     assert union.propose(2, 9).tokens.tolist() == [5, 6], "what was learned outlives a generation"
 
 
-def test_it_wants_what_the_most_demanding_member_wants() -> None:
+def test_alternatives_are_the_largest_of_all_members() -> None:
     members = [Fixed(NO_TREE), Fixed(NO_TREE, alternatives=8), Fixed(NO_TREE, alternatives=3)]
     assert UnionDrafter(members).alternatives == 8
     assert UnionDrafter([]).alternatives == 0

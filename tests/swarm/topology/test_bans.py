@@ -35,7 +35,7 @@ def test_failures_during_a_ban_count_once() -> None:
     assert end_of_ban(bans, "a") == FIRST_BAN_S
 
 
-def test_an_answer_after_the_ban_makes_the_next_ban_the_first_again() -> None:
+def test_an_answer_after_a_ban_makes_the_next_one_short_again() -> None:
     bans = BanList().with_failure("a", 0.0).with_failure("b", 0.0)
     answered = bans.with_answer("a", FIRST_BAN_S)
     assert end_of_ban(answered, "a") is None

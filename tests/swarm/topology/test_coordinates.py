@@ -1,4 +1,4 @@
-"""Coordinates learn round trips that nobody measured."""
+"""Network coordinates predict round trips that were never measured."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from treeswarm.topology.coordinates import Coordinate, as_points, distance, dist
 HOSTS, SAMPLES, NOISE = 100, 200, 0.1
 
 
-def test_hosts_in_three_regions_learn_each_other_from_a_few_measurements() -> None:
+def test_three_regions_are_learned_from_few_measurements() -> None:
     random = np.random.default_rng(1)
     centre = np.array([[0.0, 0.0], [0.09, 0.02], [0.03, 0.15]])[random.integers(3, size=HOSTS)]
     place = centre + random.normal(0, 0.005, (HOSTS, 2))
@@ -28,20 +28,20 @@ def test_hosts_in_three_regions_learn_each_other_from_a_few_measurements() -> No
     assert np.median([host.error for host in hosts]) < 0.25
 
 
-def test_newcomers_at_one_place_part() -> None:
+def test_new_hosts_at_one_point_move_apart() -> None:
     moved = update(Coordinate(), Coordinate(), 0.08)
     assert distance(moved, Coordinate()) > 0.005
     assert update(Coordinate(), Coordinate(), 0.08) == moved
 
 
-def test_the_surer_host_moves_less() -> None:
+def test_the_host_with_the_smaller_error_moves_less() -> None:
     far = Coordinate(x=0.1)
     sure, unsure = Coordinate(error=0.05), Coordinate(error=1.0)
     assert abs(update(sure, far, 0.2).x) < abs(update(unsure, far, 0.2).x)
 
 
 @pytest.mark.parametrize("rtt_s", [0.0, 1e-9, 10.0])
-def test_any_measurement_leaves_a_usable_coordinate(rtt_s: float) -> None:
+def test_any_measurement_leaves_a_valid_coordinate(rtt_s: float) -> None:
     coordinate = Coordinate()
     for _ in range(50):
         coordinate = update(coordinate, Coordinate(x=0.01), rtt_s)
@@ -51,8 +51,8 @@ def test_any_measurement_leaves_a_usable_coordinate(rtt_s: float) -> None:
 
 
 def test_arrays_agree_with_single_distances() -> None:
-    ones = [Coordinate(0.1, 0.2, 0.01), Coordinate(-0.1, 0.0, 0.02)]
-    others = [*ones, Coordinate(0.3, -0.2, 0.005)]
-    assert distances(as_points(ones), as_points(others)) == pytest.approx(
-        np.array([[distance(one, other) for other in others] for one in ones])
+    hosts = [Coordinate(0.1, 0.2, 0.01), Coordinate(-0.1, 0.0, 0.02)]
+    others = [*hosts, Coordinate(0.3, -0.2, 0.005)]
+    assert distances(as_points(hosts), as_points(others)) == pytest.approx(
+        np.array([[distance(host, other) for other in others] for host in hosts])
     )

@@ -1,4 +1,4 @@
-"""The fastest chain, against all chains."""
+"""The fastest chain is the best of all chains, and clients with one snapshot spread over equal ones."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,8 +20,8 @@ Measured = dict[tuple[str, str], float]
 
 
 def candidate(node: str, start: int, end: int, block_s: float = 0.01, x: float = 0.0, **other: float) -> Candidate:
-    made = Candidate(node, Span(start, end), block_s, 0.001, 1000, Coordinate(x, 0.0, 0.001))
-    return replace(made, **other)  # type: ignore[arg-type]
+    usual = Candidate(node, Span(start, end), block_s, 0.001, 1000, Coordinate(x, 0.0, 0.001))
+    return replace(usual, **other)  # type: ignore[arg-type]
 
 
 def chain(candidates: list[Candidate], start: int, end: int, **options: object) -> Route:
@@ -29,7 +29,7 @@ def chain(candidates: list[Candidate], start: int, end: int, **options: object) 
 
 
 def seconds(path: list[Candidate], start: Coordinate, end: Coordinate, measured: Measured) -> float:
-    """One traversal, the node of every block given: the definition, written as plainly as possible."""
+    """Return the seconds of one traversal, given the node of every block: the definition as plainly as possible."""
 
     def half(one: str, other: str, predicted: float) -> float:
         both = measured.get((one, other), predicted if END in (one, other) else measured.get((other, one), predicted))
@@ -43,70 +43,70 @@ def seconds(path: list[Candidate], start: Coordinate, end: Coordinate, measured:
     return total + sum(one.block_s for one in path)
 
 
-def all_paths(candidates: list[Candidate], wanted: Span) -> Iterator[list[Candidate]]:
-    """The node of every block, in every way that visits no node twice."""
+def all_paths(candidates: list[Candidate], span: Span) -> Iterator[list[Candidate]]:
+    """Yield the node of every block, for every chain that visits no node twice."""
 
     def longer(path: list[Candidate], block: int) -> Iterator[list[Candidate]]:
-        if block == wanted.end:
+        if block == span.end:
             yield path
             return
-        for one in candidates:
-            if Span(block, block + 1) in one.span and (one not in path or path[-1] == one):
-                yield from longer([*path, one], block + 1)
+        for node in candidates:
+            if Span(block, block + 1) in node.span and (node not in path or path[-1] == node):
+                yield from longer([*path, node], block + 1)
 
-    return longer([], wanted.start)
+    return longer([], span.start)
 
 
 @st.composite
 def small_swarms(draw: st.DrawFn) -> tuple[list[Candidate], Span, Measured]:
     short = st.floats(0, 0.1, allow_subnormal=False)
     place = st.builds(Coordinate, short, short, st.floats(0.0001, 0.05))
-    made = []
+    candidates = []
     for node in "abcde"[: draw(st.integers(1, 5))]:
         start = draw(st.integers(0, 5))
         span = Span(start, draw(st.integers(start + 1, 6)))
-        made.append(Candidate(node, span, draw(short), draw(short), draw(st.sampled_from([5, 50])), draw(place)))
+        candidates.append(Candidate(node, span, draw(short), draw(short), draw(st.sampled_from([5, 50])), draw(place)))
     begin = draw(st.integers(0, 4))
     names = st.sampled_from(["a", "b", "c", "d", "e", END])
     pairs = draw(st.dictionaries(st.tuples(names, names).filter(lambda pair: pair[0] < pair[1]), short, max_size=3))
     flipped = draw(st.booleans())
     measured = {(other, one) if flipped else (one, other): value for (one, other), value in pairs.items()}
-    return made, Span(begin, draw(st.integers(begin + 1, 6))), measured
+    return candidates, Span(begin, draw(st.integers(begin + 1, 6))), measured
 
 
 @settings(max_examples=400, deadline=None)
 @given(small_swarms(), st.sampled_from([1, 10]), st.sampled_from([(), ("a",)]))
-def test_no_chain_is_faster(swarm: tuple[list[Candidate], Span, Measured], room: int, avoid: tuple[str, ...]) -> None:
-    candidates, wanted, measured = swarm
+def test_no_other_chain_is_faster(
+    swarm: tuple[list[Candidate], Span, Measured], room: int, avoid: tuple[str, ...]
+) -> None:
+    candidates, span, measured = swarm
     end = Coordinate(0.05, 0.02, 0.001)
     usable = [one for one in candidates if one.free_tokens >= room and one.node not in avoid]
-    best = min((seconds(path, HERE, end, measured) for path in all_paths(usable, wanted)), default=None)
+    best = min((seconds(path, HERE, end, measured) for path in all_paths(usable, span)), default=None)
     options = {"room": room, "avoid": avoid, "measured": measured}
     if best is None:
         with pytest.raises(MissingBlocks):
-            fastest_chain(candidates, wanted, HERE, end, **options)  # type: ignore[arg-type]
+            fastest_chain(candidates, span, HERE, end, **options)  # type: ignore[arg-type]
         return
-    found = fastest_chain(candidates, wanted, HERE, end, **options)  # type: ignore[arg-type]
+    route = fastest_chain(candidates, span, HERE, end, **options)  # type: ignore[arg-type]
     by_name = {one.node: one for one in usable}
-    path = [by_name[node] for node, span in found.hops for _ in range(len(span))]
-    assert [span.start for _, span in found.hops] + [wanted.end] == [wanted.start] + [
-        span.end for _, span in found.hops
-    ]
-    assert all(span in by_name[node].span for node, span in found.hops)
-    assert len({node for node, _ in found.hops}) == len(found.hops)
-    assert found.seconds == pytest.approx(seconds(path, HERE, end, measured), rel=1e-12)
-    assert found.seconds == pytest.approx(best, rel=1e-12)
+    path = [by_name[node] for node, part in route.hops for _ in range(len(part))]
+    assert [part.start for _, part in route.hops] + [span.end] == [span.start] + [part.end for _, part in route.hops]
+    assert all(part in by_name[node].span for node, part in route.hops)
+    assert len({node for node, _ in route.hops}) == len(route.hops)
+    assert route.seconds == pytest.approx(seconds(path, HERE, end, measured), rel=1e-12)
+    assert route.seconds == pytest.approx(best, rel=1e-12)
 
 
-def test_a_node_is_not_visited_twice_even_where_that_is_faster() -> None:
+def test_no_node_is_visited_twice_even_if_that_is_faster() -> None:
     slow, quick = candidate("slow", 0, 5, 1.0), candidate("quick", 2, 3, 0.01)
-    found = chain([slow, quick], 0, 5)
-    assert found.hops == (("slow", Span(0, 5)),)
+    route = chain([slow, quick], 0, 5)
+    assert route.hops == (("slow", Span(0, 5)),)
     other = candidate("other", 3, 5, 0.9)
     assert [node for node, _ in chain([slow, quick, other], 0, 5).hops] == ["slow", "quick", "other"]
 
 
-def test_a_search_cut_short_still_visits_nobody_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_cut_short_visits_no_node_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routing, "BRANCHES", 1)
     assert chain([candidate("slow", 0, 5, 1.0), candidate("quick", 2, 3)], 0, 5).hops == (("slow", Span(0, 5)),)
 
@@ -114,12 +114,12 @@ def test_a_search_cut_short_still_visits_nobody_twice(monkeypatch: pytest.Monkey
 def test_the_chain_between_two_survivors_starts_and_ends_at_them() -> None:
     near, far = candidate("near", 0, 8, x=0.2), candidate("far", 0, 8, 0.009)
     survivor = Coordinate(0.2, 0.0, 0.001)
-    found = fastest_chain([near, far], Span(3, 5), survivor, survivor, room=1)
-    assert found.hops == (("near", Span(3, 5)),)
+    route = fastest_chain([near, far], Span(3, 5), survivor, survivor, room=1)
+    assert route.hops == (("near", Span(3, 5)),)
     assert chain([near, far], 3, 5).hops == (("far", Span(3, 5)),)
 
 
-def test_what_was_measured_goes_before_what_is_predicted() -> None:
+def test_measurements_take_precedence_over_predictions() -> None:
     one, other = candidate("one", 0, 4, x=0.01), candidate("other", 0, 4, x=0.02)
     assert chain([one, other], 0, 4).hops[0][0] == "one"
     assert chain([one, other], 0, 4, measured={(END, "one"): 0.5}).hops[0][0] == "other"
@@ -135,14 +135,14 @@ def test_clients_with_one_snapshot_spread_over_equal_replicas() -> None:
     assert chain(replicas, 0, 4, jitter_seed=3).seconds == chain(replicas, 0, 4).seconds
 
 
-def test_the_last_place_is_left_to_some() -> None:
+def test_the_last_place_on_a_node_is_left_to_some_clients() -> None:
     scarce, ample = candidate("scarce", 0, 4, free_tokens=10), candidate("ample", 0, 4, 0.02)
     chosen = [chain([scarce, ample], 0, 4, room=10, jitter_seed=seed).hops[0][0] for seed in range(200)]
     assert 20 < chosen.count("scarce") < 100
     assert chain([scarce], 0, 4, room=10, jitter_seed=1).hops[0][0] == "scarce"
 
 
-def test_the_cut_costs_little_where_many_nodes_serve_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cutting_predecessors_costs_less_than_two_percent(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     many = []
     for node in range(400):
@@ -155,7 +155,7 @@ def test_the_cut_costs_little_where_many_nodes_serve_a_block(monkeypatch: pytest
     assert chain(many, 0, 12).seconds <= cut.seconds < 1.02 * chain(many, 0, 12).seconds
 
 
-def test_a_queue_sends_clients_elsewhere() -> None:
+def test_a_node_with_a_queue_is_avoided() -> None:
     busy, idle = candidate("busy", 0, 4, hop_s=0.1), candidate("idle", 0, 4, 0.02)
     assert chain([busy, idle], 0, 4).hops[0][0] == "idle"
 
@@ -172,7 +172,7 @@ def test_gaps_are_named_with_their_reason() -> None:
         chain([], 0, 2)
 
 
-def test_a_route_is_changed_only_where_that_repays() -> None:
+def test_a_route_is_changed_only_if_that_repays() -> None:
     assert worth_changing(1.0, 0.5, change_s=10.0, rounds_left=100)
     assert not worth_changing(1.0, 0.5, change_s=10.0, rounds_left=10)
     assert not worth_changing(1.0, 0.95, change_s=0.1, rounds_left=1000)
