@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from tests.support.replayed_rounds import AGREEMENT, CELLS, rate_of_planned_sizes
-
+from treeswarm_bench.benchmarks.planner_replay import AGREEMENT, CELLS, rate_of_planned_sizes
 from treeswarm_client.planner.policy import AutoPolicy, TreePolicy
 
 TOKENS = 2000

@@ -2,18 +2,18 @@
 
 import numpy as np
 import pytest
-from tests.support.replayed_rounds import (
+
+from treeswarm.session.walk import Walk
+from treeswarm_bench.benchmarks.planner_replay import (
     AGREEMENT,
     CELLS,
     LARGEST,
     ROW_BYTES,
     SEGMENT_ROWS,
-    World,
+    SimulatedChain,
     rate_of_fixed_size,
     rate_of_planned_sizes,
 )
-
-from treeswarm.session.walk import Walk
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree
 from treeswarm_client.planner import plan as plan_module
 from treeswarm_client.planner.costs import ChainHop, traversal_s
@@ -37,9 +37,11 @@ def test_planned_sizes_are_near_the_best_fixed_and_plain(cell: str, text: str) -
     assert rate >= 0.95 * rates[0]
 
 
-def after_rounds(rounds: int, agreement: float, cell: str = "25 ms, 100 Mbit/s") -> tuple[AutoPolicy, World, list[int]]:
+def after_rounds(
+    rounds: int, agreement: float, cell: str = "25 ms, 100 Mbit/s"
+) -> tuple[AutoPolicy, SimulatedChain, list[int]]:
     """Play rounds, each as on a chain just opened.  Returns policy, world and the sizes shipped."""
-    world = World(CELLS[cell], (agreement, agreement), 10**9)
+    world = SimulatedChain(CELLS[cell], (agreement, agreement), 10**9)
     policy, sizes = world.policy(PlannerMemory()), []
     for _ in range(rounds):
         policy.begin(world.hops)
@@ -51,7 +53,7 @@ def after_rounds(rounds: int, agreement: float, cell: str = "25 ms, 100 Mbit/s")
     return policy, world, sizes
 
 
-def choose(policy: AutoPolicy, world: World, tree: DraftTree, draft_s: float = 0.0) -> DraftTree:
+def choose(policy: AutoPolicy, world: SimulatedChain, tree: DraftTree, draft_s: float = 0.0) -> DraftTree:
     """Let the policy choose from a tree that took `draft_s` seconds to draft."""
     world.draft_s = 0.0
     policy.stop_drafting()
@@ -95,13 +97,13 @@ def test_nodes_are_remembered_when_the_chain_changes_and_returns() -> None:
     assert policy.costs.hops[1] is before.hops[1]
     assert policy.costs.inner_links == 1
     assert (policy.costs.row_bytes, policy.costs.segment_rows) == (ROW_BYTES, SEGMENT_ROWS)
-    policy.begin(World(CELLS["25 ms, 100 Mbit/s"], (0.9, 0.9), 100).hops)
+    policy.begin(SimulatedChain(CELLS["25 ms, 100 Mbit/s"], (0.9, 0.9), 100).hops)
     assert policy.costs == before
 
 
 def test_a_grown_tree_is_extended_while_its_first_part_travels() -> None:
     policy, world, _ = after_rounds(60, 0.95)
-    _, tree, _ = World(CELLS["100 ms, 100 Mbit/s"], (0.95, 0.95), 100).draft(64)
+    _, tree, _ = SimulatedChain(CELLS["100 ms, 100 Mbit/s"], (0.95, 0.95), 100).draft(64)
     first = choose(policy, world, tree.best(4))
     assert len(first) == 4
     extended = policy.extension(first, tree, 0.01)
@@ -132,7 +134,7 @@ def test_nodes_below_an_extension_are_late_relative_to_it() -> None:
 
 def test_a_round_is_explained_in_a_line_and_its_time_in_a_table() -> None:
     policy, world, _ = after_rounds(3, 0.9)
-    _, tree, seconds = World(CELLS["25 ms, 100 Mbit/s"], (0.9, 0.9), 100).draft(32)
+    _, tree, seconds = SimulatedChain(CELLS["25 ms, 100 Mbit/s"], (0.9, 0.9), 100).draft(32)
     choose(policy, world, tree, seconds)
     _, traversal_seconds, timings = world.traverse(9)
     report = policy.learn(Round(tree.best(8), Walk((), -1), 8, 8, traversal_seconds, 0.0, timings, unbroken=True))
@@ -150,7 +152,7 @@ def test_a_round_is_explained_in_a_line_and_its_time_in_a_table() -> None:
 def test_a_right_node_that_was_sent_too_late_counts_as_right() -> None:
     """Its parent's answer tells whether it was right; leaving it out would count only hits that a walk waited for."""
     chain = DraftTree(np.array([-1, 0]), np.array([4, 5]), np.log(np.array([0.5, 0.25], np.float32)))
-    world = World(CELLS["25 ms, 100 Mbit/s"], (0.9, 0.9), 100)
+    world = SimulatedChain(CELLS["25 ms, 100 Mbit/s"], (0.9, 0.9), 100)
     late, in_time = world.policy(PlannerMemory()), world.policy(PlannerMemory())
 
     def chance(policy: AutoPolicy) -> float:

@@ -28,7 +28,7 @@ LEVEL_S = 0.0015
 
 
 @dataclass(frozen=True)
-class Cell:
+class ReplayCell:
     """One kind of links and nodes."""
 
     delay_s: float
@@ -39,11 +39,11 @@ class Cell:
 
 
 CELLS = {
-    "1 ms, 1 Gbit/s": Cell(0.001, 125e6),
-    "25 ms, 100 Mbit/s": Cell(0.025, 12.5e6),
-    "50 ms, 20 Mbit/s": Cell(0.050, 2.5e6),
-    "100 ms, 100 Mbit/s": Cell(0.100, 12.5e6),
-    "25 ms, 100 Mbit/s, one node 4 times slower": Cell(0.025, 12.5e6, 4.0),
+    "1 ms, 1 Gbit/s": ReplayCell(0.001, 125e6),
+    "25 ms, 100 Mbit/s": ReplayCell(0.025, 12.5e6),
+    "50 ms, 20 Mbit/s": ReplayCell(0.050, 2.5e6),
+    "100 ms, 100 Mbit/s": ReplayCell(0.100, 12.5e6),
+    "25 ms, 100 Mbit/s, one node 4 times slower": ReplayCell(0.025, 12.5e6, 4.0),
 }
 AGREEMENT = {
     "good": (0.9, 0.9),
@@ -120,10 +120,10 @@ def _record(rng: np.random.Generator) -> RecordedTree:
 
 
 @dataclass(eq=False)
-class World:
+class SimulatedChain:
     """A client and three nodes in a row, on a clock of their own."""
 
-    cell: Cell
+    cell: ReplayCell
     agreement: tuple[float, float]
     tokens: int
     """Number of tokens of the text."""
@@ -214,9 +214,11 @@ class World:
         return tree, shipped, policy.learn(flown)
 
 
-def rate_of_fixed_size(cell: Cell, agreement: tuple[float, float], tokens: int, size: int, seed: int = 0) -> float:
+def rate_of_fixed_size(
+    cell: ReplayCell, agreement: tuple[float, float], tokens: int, size: int, seed: int = 0
+) -> float:
     """Return the tokens per second with one size of tree in every round."""
-    world = World(cell, agreement, tokens, seed)
+    world = SimulatedChain(cell, agreement, tokens, seed)
     while world.committed < tokens:
         record, tree, _ = world.draft(size)
         world.traverse(1 + len(tree))
@@ -225,7 +227,7 @@ def rate_of_fixed_size(cell: Cell, agreement: tuple[float, float], tokens: int, 
 
 
 def rate_of_planned_sizes(
-    cell: Cell,
+    cell: ReplayCell,
     agreement: tuple[float, float],
     tokens: int,
     seed: int = 0,
@@ -235,7 +237,7 @@ def rate_of_planned_sizes(
 
     `around` may put something around the policy, such as a stopwatch.
     """
-    world = World(cell, agreement, tokens, seed)
+    world = SimulatedChain(cell, agreement, tokens, seed)
     policy = around(world.policy(PlannerMemory()))
     policy.begin(world.hops)
     _, seconds, timings = world.traverse(24)
