@@ -16,8 +16,8 @@ LONGEST_WAIT = 16
 class TextStream:
     """Decodes one token at a time; a token that ends inside a character adds nothing until the next.
 
-    The tokenizers' own `DecodeStream` raises where a byte that is no text changes how those before it read (tokenizers
-    that fall back to bytes, as Llama 2's and Gemma's do).
+    The tokenizers' own `DecodeStream` raises where a byte that is no text changes how those before it read.  That
+    happens with tokenizers that fall back to bytes, as Llama 2's and Gemma's do.
     """
 
     tokenizer: Tokenizer

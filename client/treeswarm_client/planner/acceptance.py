@@ -72,7 +72,7 @@ class AcceptanceEstimate:
     def after_walk(self, tree: DraftTree, on_path: NDArray[np.bool_]) -> "AcceptanceEstimate":
         """Return the estimate after a walk through `tree`; `on_path` says which nodes were right, bool [n].
 
-        Only nodes whose parent is on the path teach something: of the others the target said nothing.
+        Only nodes whose parent is on the path count: the target did not judge the rest.
         """
         judged = np.concatenate([on_path, [True]])[tree.parents]  # the root's place is the last one, as -1 says
         return replace(self, steps=self.steps.with_round(_step_scores(tree)[judged], on_path[judged]))

@@ -232,7 +232,7 @@ class HopEstimate:
         compute_s = timing.compute_us / 1e6
         alone_s = float(self._alone.at(float(timing.rows)))
         is_shared = timing.batch_sessions > 1 and (self.from_profile or self.samples > 0)
-        # In a shared forward, what it took longer is due to the others; what it took less is a table too dear.
+        # In a shared forward, extra time is due to the other sessions; missing time means that the table is too dear.
         extra_s = min(max(0.0, compute_s - alone_s), FARTHEST * (alone_s + self.shared_s)) if is_shared else 0.0
         table_s = self.table_s if extra_s else self._corrected(timing.rows, compute_s / alone_s)
         queue_s = min(timing.queue_us / 1e6, FARTHEST * (alone_s + self.queue_s))
@@ -305,11 +305,11 @@ class DraftLevels:
 
         A tree larger than any seen is deeper by the square root of the ratio of their sizes.
         """
-        known = np.maximum.accumulate(self.levels[:largest])
-        if not len(known):
+        seen = np.maximum.accumulate(self.levels[:largest])
+        if not len(seen):
             return np.zeros(largest + 1)
-        beyond = known[-1] * np.sqrt(np.arange(len(known) + 1, largest + 1) / len(known))
-        return self.level_s * np.concatenate([[0.0], known, beyond])
+        beyond = seen[-1] * np.sqrt(np.arange(len(seen) + 1, largest + 1) / len(seen))
+        return self.level_s * np.concatenate([[0.0], seen, beyond])
 
 
 def _moving_average(average: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:

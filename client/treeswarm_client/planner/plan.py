@@ -26,7 +26,7 @@ from treeswarm_client.planner.loss_budget import (
 # needed where they paid.
 DRAFT_SHARE = 0.3
 # Number of nodes to draft when nothing is known of a drafter's trees: on a fast network drafting costs most.
-FIRST_WISH = 16
+FIRST_NODES = 16
 # Trees differ from round to round: this many times the nodes that the usual tree would ship are drafted.
 SLACK = 1.25
 # A tree that the text followed for at least OUTGROWN_AT nodes and left at a leaf was too small.  The next one is
@@ -95,8 +95,8 @@ def extension_size(chances: NDArray[np.float64], later_s: NDArray[np.float64], c
     """Return how many of the next nodes to send after a tree that is in flight; 0: none.
 
     `chances` float64 [n], best first.  `later_s` [n]: seconds by which each would leave later than its parent, 0 where
-    both leave together.  The nodes cost a further forward, its fixed part included, at the slowest node, and a text
-    that enters them ends the round later by `later_s`.  `rate` (tokens per second) is what time is worth, as planned
+    both leave together.  The nodes cost a further forward at the slowest node, its fixed part included.  A text that
+    enters them ends the round later by `later_s`.  `rate` (tokens per second) is what time is worth, as planned
     for the round.
     """
     if not len(chances):

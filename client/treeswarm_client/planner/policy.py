@@ -36,7 +36,7 @@ from treeswarm_client.planner.loss_budget import (
     LossBudget,
 )
 from treeswarm_client.planner.plan import (
-    FIRST_WISH,
+    FIRST_NODES,
     OUTGROWN_AT,
     Estimates,
     Plan,
@@ -57,8 +57,8 @@ LARGEST = 256
 # the chance that the text passes a node, and half of those bring a token; and what is not waited for may follow the
 # tree.  Of 2 to 8, 3 to 5 were best on links of 1 to 100 ms.
 PROMISE = 4.0
-# While a tree of a fixed size travels, this many times its nodes are drafted: what the walk does not reach is wasted
-# work on the client's own machine, and the chance that it reaches a node falls quickly with the node's rank.
+# While a tree of a fixed size travels, this many times its nodes are drafted.  What the walk does not reach is wasted
+# work on the client's own machine.  The chance that it reaches a node falls quickly with the node's rank.
 AHEAD = 4
 # Costs are known as far as they were measured: a tree has at most this many times the most rows that ever travelled
 # here.
@@ -157,21 +157,23 @@ class PlannerMemory:
         """Learn from a tree that was drafted for the coming round in `seconds` that nothing hid."""
         if not len(tree):
             return
-        known = self.estimates
-        levels, acceptance = known.levels.updated(tree, seconds), known.acceptance
+        estimates = self.estimates
+        levels, acceptance = estimates.levels.updated(tree, seconds), estimates.acceptance
         # A few nodes, drafted only to explore, say little about a whole tree.
         if len(tree) > EXPLORE_NODES or not acceptance.trees:
             acceptance = acceptance.with_tree(tree)
         self.estimates = replace(
-            known, levels=levels, acceptance=acceptance, most_drafted=max(known.most_drafted, len(tree))
+            estimates, levels=levels, acceptance=acceptance, most_drafted=max(estimates.most_drafted, len(tree))
         )
 
     def tree_grew(self, tree: DraftTree) -> None:
         """Learn that the tree of the coming or present round was drafted further, while a traversal was under way."""
-        known = self.estimates
-        if known.acceptance.trees and len(tree) > len(known.acceptance.trees[-1]):
-            acceptance = known.acceptance.with_grown_tree(tree)
-            self.estimates = replace(known, acceptance=acceptance, most_drafted=max(known.most_drafted, len(tree)))
+        estimates = self.estimates
+        if estimates.acceptance.trees and len(tree) > len(estimates.acceptance.trees[-1]):
+            acceptance = estimates.acceptance.with_grown_tree(tree)
+            self.estimates = replace(
+                estimates, acceptance=acceptance, most_drafted=max(estimates.most_drafted, len(tree))
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,22 +251,22 @@ class AutoPolicy:
     def nodes_wanted(self) -> int:
         """Return how many nodes are worth drafting for the coming round; 0: it is plain."""
         memory = self.memory
-        known = memory.estimates
-        limit = min(self._limit, max(FIRST_WISH, FURTHER * known.most_drafted))
+        estimates = memory.estimates
+        limit = min(self._limit, max(FIRST_NODES, FURTHER * estimates.most_drafted))
         if limit < 1:
             return 0
         if memory.exploration.is_due():
             return cheap_size(self.costs, EXPLORE_LONGER, min(limit, EXPLORE_NODES))
-        if not known.acceptance.trees:
-            return min(limit, FIRST_WISH)
+        if not estimates.acceptance.trees:
+            return min(limit, FIRST_NODES)
         if memory.exploration.skipped_rounds:
             return 0
-        nodes = usual_nodes_wanted(known, self.costs, limit)
+        nodes = usual_nodes_wanted(estimates, self.costs, limit)
         memory.exploration = memory.exploration.skip(0 if nodes else SKIPPED_ROUNDS)
         return nodes
 
     def stop_drafting(self) -> ShouldStop:
-        """Return the function that ends drafting: what is not drafted now may follow the tree, or serve later."""
+        """Return the function that ends drafting: nodes left out may follow the tree or serve the next round."""
         self._draft_started_s = self.clock()
         if self.fixed_size is not None:
             return never_stop
@@ -295,17 +297,17 @@ class AutoPolicy:
         draft_s = self.clock() - self._draft_started_s
         self._draft_started_s = None
         self.memory.tree_drafted(tree, draft_s)
-        known, costs = self.memory.estimates, self.costs
-        chances = known.acceptance.chances(tree)
+        estimates, costs = self.memory.estimates, self.costs
+        chances = estimates.acceptance.chances(tree)
         if self.fixed_size is not None:
             return self._record_fixed_size(tree, chances, draft_s)
-        considered = known.budget.discounted(chances[: self._limit])
+        considered = estimates.budget.discounted(chances[: self._limit])
         plan = plan_round(considered, costs, exposed_draft_s=draft_s)
         exploring = bool(len(considered)) and self.memory.exploration.is_due() and plan.size == 0
         if exploring:
             size = cheap_size(costs, EXPLORE_LONGER, min(len(considered), EXPLORE_NODES))
             plan = plan_for_size(size, considered, costs, exposed_draft_s=draft_s)
-        reason = reason_of(plan, considered, costs, exploring=exploring, in_debt=known.budget.in_debt)
+        reason = reason_of(plan, considered, costs, exploring=exploring, in_debt=estimates.budget.in_debt)
         self._decide(plan, chances, draft_s, reason, exploring=exploring)
         return tree.best(plan.size)
 
@@ -316,8 +318,8 @@ class AutoPolicy:
         before = self._planned
         if len(both) == len(shipped) or before is None:
             return shipped
-        known = self.memory.estimates
-        chances = known.budget.discounted(known.acceptance.chances(both))
+        estimates = self.memory.estimates
+        chances = estimates.budget.discounted(estimates.acceptance.chances(both))
         left, reached = before.left, before.reached or before.plan.size
         if len(shipped) > reached:
             left = (*left, (reached, before.considered_s))
@@ -382,18 +384,18 @@ class AutoPolicy:
 
     @property
     def _limit(self) -> int:
-        """Most nodes of a tree whose costs are known."""
+        """Most nodes of a tree that is within what costs were measured for."""
         return min(self.largest, FURTHER * self.memory.tracker.most_rows)
 
     def _record_plain_round(self) -> None:
-        """The coming round ships nothing drafted: no node is wanted, or only one more token."""
+        """Record that the coming round ships nothing drafted: no node is worth it, or only one more token is needed."""
         exploration = self.memory.exploration
         self.memory.exploration = exploration.skip(max(0, exploration.skipped_rounds - 1))
         plan = plan_for_size(0, np.empty(0), self.costs)
         self._decide(plan, np.empty(0), 0.0, "plain: nothing was drafted, or drafting would not pay")
 
     def _record_fixed_size(self, tree: DraftTree, chances: NDArray[np.float64], draft_s: float) -> DraftTree:
-        """The whole tree is shipped: nothing is chosen, but all is learned."""
+        """Record that the whole tree is shipped: nothing is chosen, but all is learned."""
         plan = plan_for_size(len(tree), chances, self.costs, exposed_draft_s=draft_s)
         self._decide(plan, chances, draft_s, f"{len(tree)} nodes: fixed size")
         return tree
@@ -401,6 +403,7 @@ class AutoPolicy:
     def _decide(
         self, plan: Plan, chances: NDArray[np.float64], draft_s: float, reason: str, *, exploring: bool = False
     ) -> None:
+        """Keep what was decided for the round; `chances` are those of all drafted nodes, float64 [drafted]."""
         drafted = len(chances)
         expected_s = round_duration_s(self.costs, plan.size) + draft_s
         is_learned_from = drafted > 0 or not self.memory.exploration.skipped_rounds
