@@ -42,8 +42,8 @@ class ExpandLevel(Protocol):
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the best children of n new nodes: token ids and conditional log-scores, [n, width] each, best first.
 
-        A new node is given by its own number, its parent's number (-1 for the root), its token, and its level below the
-        root, counted from 1.
+        A new node is given by its own number, its parent's number (-1 for the root), its token and its level.  Levels
+        below the root are counted from 1.
         """
         ...
 
@@ -77,8 +77,8 @@ class ModelTree:
         """Continue from the present state and return the best `size` nodes.
 
         Once `should_stop` returns true, return the best nodes known so far; all that was expanded before is among them.
-        `should_stop` is given the chance that the text passes the nodes of the next forward, which is the largest
-        number of tokens that this forward can bring.
+        `should_stop` is given the chance that the text passes the nodes of the next forward.  More tokens than that the
+        forward cannot bring.
         """
         while len(level := self._pool.promising(self.size, self.options)):
             pool = self._pool
@@ -97,8 +97,8 @@ class ModelTree:
 def worth_a_forward(scores: NDArray[np.float32], row_share: float) -> int:
     """Return how many of the next nodes, best first, to compute in one forward.
 
-    The number makes the expected number of nodes on the text's path per second largest, where one more row adds
-    `row_share` of the time of a forward.
+    It is the number for which most nodes on the text's path are expected per second, if one more row adds `row_share`
+    of the time of a forward.
     """
     expected = np.cumsum(np.exp(scores.astype(np.float64)))
     return int(np.argmax(expected / (1.0 + row_share * np.arange(1.0, len(scores) + 1)))) + 1

@@ -21,7 +21,7 @@ PRIOR_PRECISION = 40.0
 
 @dataclass(frozen=True, eq=False)
 class TauEstimate:
-    """What is known of τ."""
+    """The likelihood of the labels so far, by τ."""
 
     prior: float
     """Centre of the prior."""

@@ -38,7 +38,7 @@ class UnionMember(Drafter, Protocol):
 
 @dataclass(eq=False)
 class UnionDrafter:
-    """A drafter made of others."""
+    """A drafter that merges the trees of its members."""
 
     members: Sequence[UnionMember]
     """Drafters in the order in which they are asked: the quick ones first."""

@@ -37,33 +37,33 @@ class Coordinate:
     """The host's own estimate of its relative error, 0.01 to 1."""
 
 
-def distance(one: Coordinate, other: Coordinate) -> float:
+def distance(a: Coordinate, b: Coordinate) -> float:
     """Return the predicted round trip in seconds."""
-    return math.hypot(one.x - other.x, one.y - other.y) + one.height_s + other.height_s
+    return math.hypot(a.x - b.x, a.y - b.y) + a.height_s + b.height_s
 
 
-def update(mine: Coordinate, theirs: Coordinate, rtt_s: float) -> Coordinate:
-    """Return my coordinate after one measured round trip of `rtt_s` seconds to a host that says it is at `theirs`.
+def update(own: Coordinate, remote: Coordinate, rtt_s: float) -> Coordinate:
+    """Return a host's coordinate `own` after a measured round trip of `rtt_s` seconds to a host at `remote`.
 
-    A spring of length `rtt_s` between the two hosts pulls or pushes mine.  The host with the smaller error moves the
-    other one more.
+    A spring of length `rtt_s` between the two hosts pulls or pushes the first.  The larger its error is in relation to
+    the other's, the farther it moves.
     """
     rtt_s = max(rtt_s, LEAST_RTT_S)
-    predicted = max(distance(mine, theirs), LEAST_RTT_S)
-    weight = mine.error / (mine.error + max(theirs.error, LEAST_ERROR))
+    predicted = max(distance(own, remote), LEAST_RTT_S)
+    weight = own.error / (own.error + max(remote.error, LEAST_ERROR))
     miss = abs(predicted - rtt_s) / rtt_s
-    error = miss * ERROR_STEP * weight + mine.error * (1 - ERROR_STEP * weight)
+    error = miss * ERROR_STEP * weight + own.error * (1 - ERROR_STEP * weight)
     push = STEP * weight * (rtt_s - predicted) / predicted
-    x, y = mine.x - theirs.x, mine.y - theirs.y
+    x, y = own.x - remote.x, own.y - remote.y
     if x == y == 0.0:
         # Two new hosts at the origin must part in some direction: the last digits of the measurement choose it.
         angle = math.tau * math.modf(rtt_s * 1e6)[0]
         x, y = predicted * math.cos(angle), predicted * math.sin(angle)
     # The change per measurement is limited: a host with a false coordinate must not pull others there.
     return Coordinate(
-        mine.x + _step(push * x),
-        mine.y + _step(push * y),
-        max(mine.height_s + _step(push * (mine.height_s + theirs.height_s)), LEAST_HEIGHT_S),
+        own.x + _step(push * x),
+        own.y + _step(push * y),
+        max(own.height_s + _step(push * (own.height_s + remote.height_s)), LEAST_HEIGHT_S),
         min(max(error, LEAST_ERROR), WORST_ERROR),
     )
 
@@ -78,13 +78,13 @@ def as_points(coordinates: Iterable[Coordinate]) -> NDArray[np.float64]:
     return np.array(rows, np.float64).reshape(len(rows), 3)
 
 
-def distances(ones: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+def distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return `distance` for all pairs, in seconds: float64 [n, 3] and [m, 3] give [n, m]."""
-    x = np.subtract.outer(ones[:, 0], others[:, 0])
-    y = np.subtract.outer(ones[:, 1], others[:, 1])
+    x = np.subtract.outer(a[:, 0], b[:, 0])
+    y = np.subtract.outer(a[:, 1], b[:, 1])
     x *= x
     y *= y
     x += y
     np.sqrt(x, out=x)
-    x += np.add.outer(ones[:, 2], others[:, 2])
+    x += np.add.outer(a[:, 2], b[:, 2])
     return x

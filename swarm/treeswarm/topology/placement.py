@@ -35,50 +35,50 @@ def choose_span(swarm: PlacementTable | Sequence[Placed], blocks: int, length: i
     return _weakest_window(PlacementTable.of(swarm).throughput(blocks), min(length, blocks), node)
 
 
-def choose_again(me: Placed, swarm: PlacementTable | Sequence[Placed], blocks: int) -> Span:
-    """Return my window once I see which other nodes announced that they join over blocks of mine.
+def choose_again(placed: Placed, swarm: PlacementTable | Sequence[Placed], blocks: int) -> Span:
+    """Return the window of `placed`, a joining node, once other nodes have announced that they join over its blocks.
 
-    We choose in turn, the lowest id first: I compute the choices of the nodes before me.  Those after me do not count,
-    because they will compute mine.
+    They choose in turn, the lowest id first.  The node computes the choices of those before it; those after it do not
+    count, because they will compute its choice.
     """
     table = PlacementTable.of(swarm)
-    others = table.select(table.nodes != me.node)
-    rivals = (others.state == JOINING) & others.overlapping(me.span)
-    before = others.select(rivals & (others.nodes < me.node))
+    others = table.select(table.nodes != placed.node)
+    rivals = (others.state == JOINING) & others.overlapping(placed.span)
+    before = others.select(rivals & (others.nodes < placed.node))
     if not len(before.nodes):
-        return me.span
+        return placed.span
     throughput = others.select(~rivals).throughput(blocks)
     in_turn = np.array_split(np.argsort(before.nodes), min(len(before.nodes), TURNS))
     lengths = [int(before.end[turn[0]] - before.start[turn[0]]) for turn in in_turn]
     throughput = _after_choices(throughput, lengths, [float(before.rate[turn].sum()) for turn in in_turn])
-    return _weakest_window(throughput, len(me.span), me.node)
+    return _weakest_window(throughput, len(placed.span), placed.node)
 
 
-def plan_move(me: Placed, swarm: PlacementTable | Sequence[Placed], blocks: int) -> Span | None:
-    """Return where I should move to, or None to stay.
+def plan_move(placed: Placed, swarm: PlacementTable | Sequence[Placed], blocks: int) -> Span | None:
+    """Return where the node `placed` should move to, or None to stay.
 
     A node asks when it is online, and once more after it has announced that it drains and other nodes had time to see
-    that: None then means to go back online.  I move if I am part of the plan that every node makes of this snapshot
-    (`rebalancing.plan_moves`), all my blocks are online elsewhere, and not too many of the nodes that share them are
+    that: None then means to go back online.  A node moves if it is part of the plan that every node makes of this
+    snapshot (`rebalancing.plan_moves`).  All its blocks must be online on other nodes, and not too many of those may be
     moving already.
     """
     table = PlacementTable.of(swarm)
-    if me.state == "draining":
-        table = table.select(table.nodes != me.node).with_online(me)
+    if placed.state == "draining":
+        table = table.select(table.nodes != placed.node).with_online(placed)
     # The plan comes first: of thousands of nodes that ask, few are part of it.
     if blocks not in table.moves:
         online = table.select((table.state == ONLINE) & (table.end <= blocks))
         table.moves[blocks] = plan_moves(table.throughput(blocks), table.replicas(blocks, ONLINE), online)
-    target = table.moves[blocks].get(me.node)
-    return target if target and _may_leave(me, table.select(table.nodes != me.node), blocks) else None
+    target = table.moves[blocks].get(placed.node)
+    return target if target and _may_leave(placed, table.select(table.nodes != placed.node), blocks) else None
 
 
-def _may_leave(me: Placed, others: PlacementTable, blocks: int) -> bool:
-    """Return whether all my blocks are online elsewhere, and few enough nodes that share them are moving already."""
-    replicas = int(others.replicas(blocks, ONLINE)[me.span.start : me.span.end].min())
-    moving = (others.state == DRAINING) & others.overlapping(me.span)
-    if me.state == "draining":
-        moving &= others.nodes < me.node
+def _may_leave(placed: Placed, others: PlacementTable, blocks: int) -> bool:
+    """Return whether all blocks of `placed` are online on others, of which few enough are moving already."""
+    replicas = int(others.replicas(blocks, ONLINE)[placed.span.start : placed.span.end].min())
+    moving = (others.state == DRAINING) & others.overlapping(placed.span)
+    if placed.state == "draining":
+        moving &= others.nodes < placed.node
     return replicas > 0 and int(moving.sum()) <= max(0, MOVING * replicas - 1)
 
 

@@ -26,9 +26,9 @@ def plan_moves(throughput: Floats, replicas: Ints, online: PlacementTable) -> Mo
     """Return which of the `online` nodes move where, given the `throughput` (rows per second) and the number of online
     `replicas` of each block, both [blocks].
 
-    The plan is empty unless the weakest block would gain past 1/0.75 (or the plan is only the beginning of one that
-    long), or an empty block would be served.  No node of the plan leaves a block without an online replica, even if all
-    of them leave at once.
+    The plan is empty unless the weakest block would gain past 1/0.75, or an empty block would be served.  A plan that
+    is cut short after DONORS moves needs only some gain.  No node of the plan leaves a block without an online replica,
+    even if all of them leave at once.
     """
     mean = float(throughput.mean())
     # No placement raises the weakest block above the mean.

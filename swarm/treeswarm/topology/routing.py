@@ -152,13 +152,13 @@ class _Graph:
         self.first_s, self.last_s = distances(ends, table.points) / 2
         index = {str(name): i for i, name in enumerate(table.nodes)} if measured else {}
         pairs: dict[tuple[int, int], float] = {}
-        for (one, other), rtt_s in measured.items():
-            if one == END and other in index:
-                self.first_s[index[other]] = rtt_s / 2
-            elif other == END and one in index:
-                self.last_s[index[one]] = rtt_s / 2
-            elif one in index and other in index:
-                pairs[index[one], index[other]] = pairs[index[other], index[one]] = rtt_s / 2
+        for (a, b), rtt_s in measured.items():
+            if a == END and b in index:
+                self.first_s[index[b]] = rtt_s / 2
+            elif b == END and a in index:
+                self.last_s[index[a]] = rtt_s / 2
+            elif a in index and b in index:
+                pairs[index[a], index[b]] = pairs[index[b], index[a]] = rtt_s / 2
         self.pairs: Ints = np.array(list(pairs), np.int64).reshape(len(pairs), 2)
         self.pair_s: Floats = np.array(list(pairs.values()), np.float64)
 
@@ -172,27 +172,29 @@ class _Graph:
         graph.first_s, graph.last_s = self.first_s * factor, self.last_s * factor
         return graph
 
-    def between(self, ones: Ints, others: Ints) -> Floats:
-        """Return the one-way seconds between each of `ones` and each of `others`, float64 [ones, others]; infinite from
-        a node to itself."""
-        one_way = distances(self.table.points[ones], self.table.points[others])
+    def between(self, senders: Ints, receivers: Ints) -> Floats:
+        """Return the seconds from each of `senders` to each of `receivers`, float64 [senders, receivers].
+
+        They are infinite from a node to itself.
+        """
+        one_way = distances(self.table.points[senders], self.table.points[receivers])
         one_way /= 2
         row = np.full(len(self.table.nodes), -1)
         column = row.copy()
-        row[ones], column[others] = np.arange(len(ones)), np.arange(len(others))
+        row[senders], column[receivers] = np.arange(len(senders)), np.arange(len(receivers))
         if len(self.pairs):
             here = (row[self.pairs[:, 0]] >= 0) & (column[self.pairs[:, 1]] >= 0)
             one_way[row[self.pairs[here, 0]], column[self.pairs[here, 1]]] = self.pair_s[here]
-        same = column[ones] >= 0
-        one_way[row[ones[same]], column[ones[same]]] = np.inf
+        same = column[senders] >= 0
+        one_way[row[senders[same]], column[senders[same]]] = np.inf
         return one_way
 
     def seconds(self, path: list[int]) -> float:
         """Return the seconds of one traversal of `path`, which lists the node of every block."""
         total = float(self.first_s[path[0]] + self.hop_s[path[0]] + self.last_s[path[-1]])
-        for one, other in pairwise(path):
-            if one != other:
-                total += float(self.between(np.array([one]), np.array([other]))[0, 0] + self.hop_s[other])
+        for node, following in pairwise(path):
+            if node != following:
+                total += float(self.between(np.array([node]), np.array([following]))[0, 0] + self.hop_s[following])
         return total + float(self.block_s[path].sum())
 
     def hops(self, path: list[int]) -> tuple[tuple[str, Span], ...]:
@@ -248,8 +250,8 @@ def _arrivals(graph: _Graph, block: int, cost: Floats, here: Ints) -> tuple[Ints
 def _without_returns(graph: _Graph) -> list[int]:
     """Return the cheapest path on which no node is visited twice.
 
-    Where the cheapest path comes back to a node after another node computed block x, the node's only visit ends before
-    x, starts after x or contains x.  Those are three smaller searches; the cheapest result is looked at first.
+    If the cheapest path comes back to a node after another one computed block x, the node's only visit must end before
+    x, start after x or contain x.  Those are three smaller searches; the cheapest result is looked at first.
     """
     shortest = _shortest(graph, graph.serves)
     assert shortest, "coverage was checked"

@@ -29,8 +29,8 @@ def test_a_longer_text_begins_with_the_digests_of_a_shorter_one(text: list[int],
 def test_a_changed_token_changes_all_digests_from_its_unit_on(place: int) -> None:
     text = [7] * (3 * PREFIX_TOKENS + 1)
     changed = [*text[:place], 8, *text[place + 1 :]]
-    one, other = prefix_of(SCOPE, text).digests, prefix_of(SCOPE, changed).digests
-    assert [a == b for a, b in zip(one, other, strict=True)] == [i < place // PREFIX_TOKENS for i in range(3)]
+    before, after = prefix_of(SCOPE, text).digests, prefix_of(SCOPE, changed).digests
+    assert [a == b for a, b in zip(before, after, strict=True)] == [i < place // PREFIX_TOKENS for i in range(3)]
 
 
 def test_scopes_differ_by_secret_and_by_chain() -> None:

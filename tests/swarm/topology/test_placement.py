@@ -65,7 +65,7 @@ def test_the_fewest_possible_nodes_cover_the_model(blocks: int, length: int) -> 
         swarm: list[Placed] = []
         for name in (f"{number}-{i}" for i in range(blocks // length)):
             swarm.append(Placed(name, choose_span(swarm, blocks, length, name), 100.0, "online"))
-        assert sorted(one.span.start for one in swarm) == list(range(0, blocks, length))
+        assert sorted(node.span.start for node in swarm) == list(range(0, blocks, length))
 
 
 def test_new_nodes_of_an_empty_swarm_choose_different_windows() -> None:
@@ -79,18 +79,18 @@ def test_nodes_that_join_one_by_one_are_balanced(seed: int) -> None:
     assert weakest_block(swarm, 40) > 0.9 * best_possible([node.rate for node in swarm], 40)
 
 
-@pytest.mark.parametrize("crowd", [10, 100])
-def test_nodes_that_join_at_the_same_time_spread(crowd: int) -> None:
+@pytest.mark.parametrize("count", [10, 100])
+def test_nodes_that_join_at_the_same_time_spread(count: int) -> None:
     """All nodes choose on one snapshot, see each other, and choose once more."""
-    random = np.random.default_rng(crowd)
+    random = np.random.default_rng(count)
     before = grown(100, 40, 1)
-    names = [f"{random.integers(2**32):08x}" for _ in range(crowd)]
+    names = [f"{random.integers(2**32):08x}" for _ in range(count)]
     rate = float(np.mean([node.rate for node in before]))
     first = [Placed(name, choose_span(before, 40, 8, name), rate, "joining") for name in names]
     seen = [*before, *first]
     settled = [replace(node, span=choose_again(node, seen, 40)) for node in first]
-    assert [yields(one, seen, 40) for one in first] == [
-        one.span != other.span for one, other in zip(first, settled, strict=True)
+    assert [yields(node, seen, 40) for node in first] == [
+        node.span != other.span for node, other in zip(first, settled, strict=True)
     ]
     weakest = [weakest_block([*before, *some], 40) for some in (first, settled)]
     best = best_possible([node.rate for node in seen], 40)
@@ -99,38 +99,38 @@ def test_nodes_that_join_at_the_same_time_spread(crowd: int) -> None:
 
 def test_of_two_nodes_that_join_at_once_the_lower_id_stays() -> None:
     swarm = [placed("x", 0, 4), placed("y", 4, 8, 50)]
-    one, other = placed("a", 4, 8, 100, "joining"), placed("b", 4, 8, 100, "joining")
-    seen = [*swarm, one, other]
-    assert not yields(one, seen, 8)
-    assert yields(other, seen, 8)
-    assert choose_again(other, seen, 8) == Span(0, 4)
-    # Where far more is missing, the second choice equals the first one.
-    assert not yields(other, [placed("x", 0, 4, 1000), one, other], 8)
+    lower, higher = placed("a", 4, 8, 100, "joining"), placed("b", 4, 8, 100, "joining")
+    seen = [*swarm, lower, higher]
+    assert not yields(lower, seen, 8)
+    assert yields(higher, seen, 8)
+    assert choose_again(higher, seen, 8) == Span(0, 4)
+    # Where far more is missing, the second choice equals the first node.
+    assert not yields(higher, [placed("x", 0, 4, 1000), lower, higher], 8)
 
 
 def test_a_node_moves_where_it_is_needed() -> None:
     swarm = [placed("a", 0, 4), placed("b", 0, 4), placed("c", 0, 4), placed("d", 4, 8, 60)]
-    moves = [plan_move(one, swarm, 8) for one in swarm]
+    moves = [plan_move(node, swarm, 8) for node in swarm]
     assert sorted(map(str, moves)) == ["4:8", "None", "None", "None"]
 
 
 def test_a_small_gain_is_not_worth_a_move() -> None:
     swarm = [placed("a", 0, 4), placed("b", 0, 4), placed("c", 4, 8, 160)]
-    assert all(plan_move(one, swarm, 8) is None for one in swarm)
+    assert all(plan_move(node, swarm, 8) is None for node in swarm)
 
 
 def test_an_empty_block_is_covered_by_a_node_with_a_replica() -> None:
     swarm = [placed("a", 0, 4), placed("b", 0, 4, 1), placed("d", 6, 8)]
-    moves = {one.node: plan_move(one, swarm, 8) for one in swarm}
+    moves = {node.node: plan_move(node, swarm, 8) for node in swarm}
     assert {node for node, move in moves.items() if move} <= {"a", "b"}
     assert sum(move is not None and move.start <= 4 and move.end >= 6 for move in moves.values()) == 1
 
 
 def test_a_node_stays_while_another_of_its_span_moves() -> None:
     swarm = [placed("a", 0, 4), placed("b", 0, 4), placed("c", 0, 4), placed("d", 4, 8, 10)]
-    mover = next(one for one in swarm if plan_move(one, swarm, 8))
-    stays = next(one for one in swarm if one.node in "abc" and one != mover)
-    seen = [replace(one, state="draining") if one == stays else one for one in swarm]
+    mover = next(node for node in swarm if plan_move(node, swarm, 8))
+    stays = next(node for node in swarm if node.node in "abc" and node != mover)
+    seen = [replace(node, state="draining") if node == stays else node for node in swarm]
     assert plan_move(mover, seen, 8) is None
 
 
@@ -153,9 +153,9 @@ def test_moves_never_uncover_a_block(shapes: list[tuple[int, int, float]], rando
     swarm = [
         placed(f"n{i:02}", start, min(start + length, blocks), rate) for i, (start, length, rate) in enumerate(shapes)
     ]
-    served = {block for one in swarm for block in range(one.span.start, one.span.end)}
-    moves = {one.node: plan_move(one, swarm, blocks) for one in swarm}
-    now = {one.node: replace(one, state="draining") if moves[one.node] else one for one in swarm}
+    served = {block for node in swarm for block in range(node.span.start, node.span.end)}
+    moves = {node.node: plan_move(node, swarm, blocks) for node in swarm}
+    now = {node.node: replace(node, state="draining") if moves[node.node] else node for node in swarm}
     announced = list(now.values())
     order = list(moves)
     random.shuffle(order)  # type: ignore[attr-defined]
@@ -163,19 +163,21 @@ def test_moves_never_uncover_a_block(shapes: list[tuple[int, int, float]], rando
         if now[node].state == "draining":
             again = plan_move(now[node], announced if at_once else list(now.values()), blocks)
             now[node] = replace(now[node], state="joining", span=again) if again else replace(now[node], state="online")
-    online = {block for one in now.values() if one.state == "online" for block in range(one.span.start, one.span.end)}
+    online = {
+        block for node in now.values() if node.state == "online" for block in range(node.span.start, node.span.end)
+    }
     assert online == served
 
 
 def test_an_unbalanced_swarm_is_balanced_in_three_rounds() -> None:
     blocks = 40
-    swarm = [one if one.span.start > 10 else replace(one, rate=one.rate / 10) for one in grown(300, blocks, 7)]
+    swarm = [node if node.span.start > 10 else replace(node, rate=node.rate / 10) for node in grown(300, blocks, 7)]
     best = best_possible([node.rate for node in swarm], blocks)
     assert weakest_block(swarm, blocks) < 0.5 * best
     for _ in range(3):
         seen = PlacementTable.of(swarm)
-        moves = {one.node: plan_move(one, seen, blocks) for one in swarm}
-        swarm = [replace(one, span=moves[one.node] or one.span) for one in swarm]
+        moves = {node.node: plan_move(node, seen, blocks) for node in swarm}
+        swarm = [replace(node, span=moves[node.node] or node.span) for node in swarm]
     assert weakest_block(swarm, blocks) > 0.75 * best
 
 
@@ -183,5 +185,5 @@ def test_a_plan_with_too_many_moves_begins_with_some(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rebalancing, "DONORS", 8)
     swarm = [placed(f"n{i:03}", 0, 4) for i in range(200)] + [placed(f"m{i:03}", 4, 8) for i in range(50)]
     seen = PlacementTable.of(swarm)
-    moves = [plan_move(one, seen, 8) for one in swarm]
+    moves = [plan_move(node, seen, 8) for node in swarm]
     assert moves.count(Span(4, 8)) == 8
