@@ -51,7 +51,7 @@ class RoundReport:
 def reason_of(plan: Plan, chances: NDArray[np.float64], costs: Costs, *, exploring: bool, in_debt: bool) -> str:
     """Say why the plan has this size and no other; `chances` float64 [n] are those it was planned with."""
     if exploring:
-        return f"{plan.size} nodes: a try whether guesses hit again"
+        return f"{plan.size} nodes: exploring whether guesses hit again"
     if not len(chances):
         return "plain: nothing was drafted"
     name, doubt = f"{plan.size} nodes" if plan.size else "plain", IN_DEBT if in_debt else ""

@@ -119,7 +119,7 @@ def cheap_size(costs: Costs, share: float, largest: int) -> int:
 
 
 def exploration_interval(estimates: Estimates, costs: Costs) -> int:
-    """Return the number of plain rounds between two tries whether guesses hit again."""
+    """Return the number of plain rounds after which to ship a few nodes again, to see whether guesses hit."""
     size = cheap_size(costs, EXPLORE_LONGER, EXPLORE_NODES)
     draft_s = estimates.levels.draft_s(size)[-1]
     longer_s = float(traversal_s(costs, 1.0 + size) - traversal_s(costs, 1.0) + draft_s)

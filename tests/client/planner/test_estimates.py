@@ -9,7 +9,7 @@ from treeswarm.protocol.messages import HopTiming
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree
 from treeswarm_client.planner.acceptance import AcceptanceEstimate
 from treeswarm_client.planner.costs import Curve, DraftLevels, HopEstimate, LinkEstimate, sum_curves
-from treeswarm_client.planner.loss_budget import START, LossBudget
+from treeswarm_client.planner.loss_budget import START, Exploration, LossBudget
 
 PROFILE = ((1, 4000), (16, 5000), (64, 9000), (256, 26000))
 CHAIN = DraftTree(np.array([-1, 0, 1]), np.arange(3), np.log(np.array([0.8, 0.64, 0.512], np.float32)))
@@ -147,3 +147,16 @@ def test_a_loss_budget_in_debt_halves_chances_until_repaid() -> None:
     assert budget.after_tree(tokens=1, seconds=1e9, plain_s=1.0).after_tree(3, 0.1, 1.0).balance > 0
     assert LossBudget().discounted(np.array([0.4])) == pytest.approx([0.4])
     assert START > 0
+
+
+def test_exploration_counts_plain_rounds_down_to_the_next_try() -> None:
+    exploration = Exploration().after_tree(found_hit=False)
+    assert not exploration.is_due(within=100)
+    for _ in range(3):
+        exploration = exploration.after_plain_round(lambda: 3)
+    assert exploration.is_due()
+
+
+def test_a_hit_while_exploring_makes_the_next_try_due_at_once() -> None:
+    assert Exploration().after_tree(found_hit=True).is_due()
+    assert Exploration().skip(4).skipped_rounds == 4
