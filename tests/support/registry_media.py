@@ -2,15 +2,10 @@
 
 import asyncio
 import contextlib
-import datetime
-import ipaddress
 import os
 import random
-import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,74 +14,23 @@ from typing import Any, Protocol
 
 import psutil
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.x509.oid import NameOID
 
-from treeswarm.protocol.messages import NumericsClass, Records, Watch
-from treeswarm.protocol.records import LIFETIME_S, NodeRecord, NodeState, SealedRecord, node_id
-from treeswarm.protocol.spans import Span
+from treeswarm.protocol.messages import Records, Watch
+from treeswarm.protocol.records import LIFETIME_S, SealedRecord
 from treeswarm.registry.dht import DhtRegistry
 from treeswarm.registry.dht_peer import dht_expiry, shard_key
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.registry.mqtt import MqttRegistry
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.registry.seam import Registry
-from treeswarm.registry.spec import Broker
 from treeswarm.transport.memory import MemoryListener, MemoryNetwork
 from treeswarm.transport.seam import Stream, StreamKind
-from treeswarm.wire.sealing import seal
+from treeswarm_bench.benchmarks.brokers import MOSQUITTO, BrokerProcess
+from treeswarm_bench.benchmarks.fake_node import MODEL
 
-MODEL, OTHER_MODEL = "ab" * 32, "cd" * 32
-MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+OTHER_MODEL = "cd" * 32
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 Clock = Callable[[], float]
-
-
-@dataclass
-class FakeNode:
-    """A key, and the records signed with it.  Each record has a higher generation than the one before."""
-
-    key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
-    generation: int = 0
-
-    @property
-    def public_key(self) -> bytes:
-        return self.key.public_key().public_bytes_raw()
-
-    @property
-    def id(self) -> str:
-        return node_id(self.public_key)
-
-    def sign(self, data: bytes) -> bytes:
-        return self.key.sign(data)
-
-    def record(self, port: int = 4001, **changes: Any) -> SealedRecord:
-        """Sign a new record for an address at `port`, with some fields changed."""
-        self.generation = max(self.generation + 1, time.time_ns() // 1000)
-        fields: dict[str, Any] = {
-            "key": self.public_key,
-            "generation": self.generation,
-            "expires": int(time.time()) + LIFETIME_S,
-            "state": NodeState.ONLINE,
-            "address": f"127.0.0.1:{port}",
-            "pin": "0f" * 16,
-            "reachable": True,
-            "name": "demo",
-            "model": MODEL,
-            "numerics": NumericsClass("01" * 32, "float32", ""),
-            "span": Span(0, 4),
-            "blocks": 8,
-            "rate": 1000.0,
-            "hop_s": 2.0**-9,  # Floats are float32 on the wire.
-            "free_tokens": 4096,
-            "total_tokens": 8192,
-            "coordinate": (0.25, 0.5),
-            "software": "test",
-        }
-        return seal(NodeRecord(**fields | changes), self)
 
 
 async def until(condition: Callable[[], Awaitable[bool]], description: str, timeout: float = 120.0) -> None:
@@ -305,33 +249,16 @@ def kill_daemon(registry: DhtRegistry) -> None:
 
 
 @dataclass(eq=False)
-class BrokerMedium:
+class BrokerMedium(BrokerProcess):
     """A broker in a process of its own."""
 
-    kind: str
-    """Kind of broker: `amqtt`, `mosquitto` or `mosquitto tls`."""
-    port: int = 0
-    broker: Broker = field(init=False)
-    process: "subprocess.Popen[bytes] | None" = None
     joined: list[MqttRegistry] = field(default_factory=list)
 
     async def begin(self, folder: Path) -> None:
         if self.kind != "amqtt" and MOSQUITTO is None:
             # In CI, a missing broker must not look like a passed suite.
             (pytest.fail if os.environ.get("CI") else pytest.skip)("mosquitto is not installed: apt install mosquitto")
-        self.folder, self.port = folder, free_port()
-        secure = "tls" in self.kind
-        self.broker = Broker(
-            "127.0.0.1",
-            self.port,
-            "swarms/test",
-            tls=secure,
-            user="alice" if secure else None,
-            password="correct horse" if secure else None,
-            ca=folder / "ca.pem" if secure else None,
-        )
-        self.command = self._amqtt() if self.kind == "amqtt" else self._mosquitto(secure)
-        await self.restore()
+        await super().begin(folder)
 
     async def member(self) -> Registry:
         return await self.join()
@@ -348,60 +275,10 @@ class BrokerMedium:
         assert registry._connection.client is not None
         await registry._connection.client.publish(f"swarms/test/{MODEL}/{node}", sealed, qos=1, retain=True)
 
-    async def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            await asyncio.to_thread(self.process.wait)
-
-    async def restore(self) -> None:
-        self.process = subprocess.Popen(  # noqa: ASYNC220  # It does not block, as its output is not read.
-            self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        await until(self._listens, f"{self.kind} listens on {self.port}")
-
-    async def _listens(self) -> bool:
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            writer.transport.abort()
-            return True
-        return False
-
     async def end(self) -> None:
         for registry in self.joined:
             await registry.close()
         await self.kill()
-
-    def _amqtt(self) -> list[str]:
-        config = {
-            "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{self.port}"}},
-            "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
-        }
-        code = f"""
-import asyncio
-from amqtt.broker import Broker
-async def serve():
-    await Broker({config!r}).start()
-    await asyncio.Event().wait()
-asyncio.run(serve())
-"""
-        return [sys.executable, "-c", code]
-
-    def _mosquitto(self, secure: bool) -> list[str]:
-        lines = [f"listener {self.port} 127.0.0.1", f"allow_anonymous {str(not secure).lower()}", "persistence false"]
-        if os.geteuid() == 0:
-            lines.append("user root")  # Otherwise it could not read this folder.
-        if secure:
-            make_certificates(self.folder)
-            passwords, access = self.folder / "passwords", self.folder / "access"
-            passwords.write_text("alice:correct horse\nbob:battery staple\n")
-            subprocess.run(["mosquitto_passwd", "-U", str(passwords)], check=True)
-            access.write_text("user alice\ntopic readwrite #\nuser bob\ntopic read #\n")
-            lines += [f"certfile {self.folder}/server.pem", f"keyfile {self.folder}/server.key"]
-            lines += [f"password_file {passwords}", f"acl_file {access}"]
-        config = self.folder / "mosquitto.conf"
-        config.write_text("\n".join(lines) + "\n")
-        assert MOSQUITTO is not None
-        return [MOSQUITTO, "-c", str(config)]
 
 
 def free_port() -> int:
@@ -415,35 +292,6 @@ def free_port() -> int:
         port = random.randrange(10_000, ephemeral_from)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
-
-
-def make_certificates(folder: Path) -> None:
-    """Write the certificates of an authority, and of a server at 127.0.0.1 that it signs."""
-    now = datetime.datetime.now(datetime.UTC)
-    authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-
-    def certificate(name: str, key: ec.EllipticCurvePrivateKey, *extensions: x509.ExtensionType) -> x509.Certificate:
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")]))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-        )
-        for extension in extensions:
-            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
-        return builder.sign(authority_key, hashes.SHA256())
-
-    authority = certificate("test authority", authority_key, x509.BasicConstraints(ca=True, path_length=None))
-    loopback = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    pem = serialization.Encoding.PEM
-    (folder / "ca.pem").write_bytes(authority.public_bytes(pem))
-    (folder / "server.pem").write_bytes(certificate("server", server_key, loopback).public_bytes(pem))
-    (folder / "server.key").write_bytes(
-        server_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
 
 
 MEDIA: dict[str, Callable[[], Medium]] = {

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tests.support.registry_media import FakeNode
 
 from treeswarm.errors import Unreachable
 from treeswarm.identity import config_digest
@@ -26,6 +25,7 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import Listener, Stream, StreamKind, Transport
 from treeswarm.transport.tls import Security
+from treeswarm_bench.benchmarks.fake_node import FakeNode
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client import swarm_overview
 from treeswarm_client.cli.main import main, make_parser

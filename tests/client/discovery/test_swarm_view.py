@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.registry_media import MODEL, OTHER_MODEL, FakeNode
+from tests.support.registry_media import OTHER_MODEL
 
 from treeswarm.errors import Mismatch, MissingBlocks, NodeLost, Refused, RouteError
 from treeswarm.model_files import ModelShape, read_shape, resolve_model
@@ -15,6 +15,7 @@ from treeswarm.protocol.records import NodeState, SealedRecord
 from treeswarm.protocol.spans import Span
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.topology.bans import BanList
+from treeswarm_bench.benchmarks.fake_node import MODEL, FakeNode
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.discovery.swarm_view import SwarmView

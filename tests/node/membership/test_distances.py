@@ -3,13 +3,13 @@
 import asyncio
 
 import pytest
-from tests.support.registry_media import FakeNode
 
 from treeswarm.protocol.messages import Pong
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.topology.coordinates import Coordinate, update
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import Stream, StreamKind
+from treeswarm_bench.benchmarks.fake_node import FakeNode
 from treeswarm_node.membership.distances import DistanceSurvey
 
 

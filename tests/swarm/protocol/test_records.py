@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.registry_media import MODEL, FakeNode
 
 from treeswarm.errors import BadRequest, Malformed
 from treeswarm.protocol.messages import MAX_RECORD_BYTES
@@ -16,6 +15,7 @@ from treeswarm.protocol.spans import Span
 from treeswarm.registry.book import RecordBook
 from treeswarm.topology.coordinates import Coordinate
 from treeswarm.wire.sealing import Forged, seal, unseal
+from treeswarm_bench.benchmarks.fake_node import MODEL, FakeNode
 
 NODES = [FakeNode() for _ in range(4)]
 floats = st.floats(0.0625, 1, width=32)

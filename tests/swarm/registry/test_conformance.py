@@ -12,7 +12,6 @@ from tests.support.registry_media import (
     OTHER_MODEL,
     Clock,
     DhtMedium,
-    FakeNode,
     Medium,
     MemoryMedium,
     all_ended,
@@ -22,6 +21,7 @@ from tests.support.registry_media import (
 
 from treeswarm.protocol.records import NodeState
 from treeswarm.registry.seam import Registry, Snapshot
+from treeswarm_bench.benchmarks.fake_node import FakeNode
 
 
 @pytest.fixture(params=list(MEDIA))

@@ -11,22 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.registry_media import (
-    LOOPBACK,
-    MODEL,
-    DhtMedium,
-    FakeNode,
-    all_ended,
-    kill_daemon,
-    until,
-    until_known,
-)
+from tests.support.registry_media import LOOPBACK, DhtMedium, all_ended, kill_daemon, until, until_known
 
 from treeswarm.errors import BadRequest, TransportError, Unreachable
 from treeswarm.protocol.records import NodeState, SealedRecord
 from treeswarm.registry import open_registry
 from treeswarm.registry.dht import DhtRegistry
 from treeswarm.registry.dht_peer import DhtPeer, check_hivemind, shard_key
+from treeswarm_bench.benchmarks.fake_node import MODEL, FakeNode
 
 
 @pytest.fixture

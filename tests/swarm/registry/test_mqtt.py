@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.registry_media import MODEL, BrokerMedium, FakeNode, all_ended, free_port, until, until_known
+from tests.support.registry_media import BrokerMedium, all_ended, free_port, until, until_known
 
 from treeswarm.errors import BadRequest, TransportError, Unreachable
 from treeswarm.registry import client_registry, mqtt, open_registry
 from treeswarm.registry.mqtt import MqttRegistry
 from treeswarm.transport.memory import MemoryNetwork
+from treeswarm_bench.benchmarks.fake_node import MODEL, FakeNode
 
 
 @pytest.fixture(params=["amqtt", "mosquitto"])

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from tests.support.registry_media import MODEL, FakeNode
 
 from treeswarm.errors import BadRequest
 from treeswarm.registry import client_registry, open_registry, peers_registry, registry_kind, shareable_spec
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.registry.spec import Broker, parse_dht_peers
 from treeswarm.transport.memory import MemoryNetwork
+from treeswarm_bench.benchmarks.fake_node import MODEL, FakeNode
 
 MADDR = "/ip4/10.0.0.1/tcp/4002/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
 
