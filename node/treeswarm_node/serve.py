@@ -21,6 +21,7 @@ from treeswarm.tasks import cancelled
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.rate_limit import RateLimiter
+from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.config import NetworkConfig, NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo, choose_dtype, find_device
@@ -139,9 +140,7 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
         identity, identity_path = stack.enter_context(claim_identity(network.identity))
         model = await asyncio.to_thread(ModelInfo.find, config.model.name, config.model.revision)
         rate_limiter = RateLimiter(network.bandwidth) if network.bandwidth else None
-        grpc = GrpcTransport(security=Security(identity, swarm_key), rate_limiter=rate_limiter)
-        shape = LinkShape.parse(network.emulate_link) if network.emulate_link else None
-        transport = EmulatedTransport(grpc, shape) if shape else grpc
+        grpc, transport = _make_transports(network, Security(identity, swarm_key), rate_limiter)
         stack.push_async_callback(transport.close)
         node = NodeServer(transport, config.limits)
         listener = await transport.listen(network.listen, node.accept)
@@ -183,6 +182,16 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
         for work in background:
             stack.push_async_callback(cancelled, asyncio.create_task(work))
         yield RunningNode(_describe_ready(record, registry, metrics), lifecycle, collector)
+
+
+def _make_transports(
+    network: NetworkConfig, security: Security, rate_limiter: RateLimiter | None
+) -> tuple[GrpcTransport, Transport]:
+    """Return the gRPC transport, and the transport to use: that one, or that one behind an emulated link."""
+    grpc = GrpcTransport(security=security, rate_limiter=rate_limiter)
+    if not network.emulate_link:
+        return grpc, grpc
+    return grpc, EmulatedTransport(grpc, LinkShape.parse(network.emulate_link))
 
 
 async def _open_registry(network: NetworkConfig, model: ModelInfo, identity: Identity) -> Registry:
