@@ -11,8 +11,8 @@ import transformers
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from treeswarm_client.drafters import tree_cache
-from treeswarm_client.drafters.tree_cache import TreeCache
+from treeswarm_client.drafters import draft_model
+from treeswarm_client.drafters.draft_model import TreeCache
 
 
 def _no_rows() -> NDArray[np.bool_]:
@@ -38,8 +38,8 @@ class CachedModel:
     @classmethod
     def of(cls, model: Any) -> Self:
         """A model that is loaded already; its attention is replaced."""
-        tree_cache.register()
-        model.set_attn_implementation(tree_cache.IMPLEMENTATION)
+        draft_model.register()
+        model.set_attn_implementation(draft_model.IMPLEMENTATION)
         return cls(model.eval().requires_grad_(False))
 
     def begin(self, text: Sequence[int]) -> None:

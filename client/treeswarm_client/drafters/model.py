@@ -9,23 +9,18 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
 
-from treeswarm.errors import ModelError, UnsupportedModel
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.noise import NoiseRows
-from treeswarm_client.drafters import tree_cache
+from treeswarm_client.drafters.draft_model import DraftModel, load_weights
 from treeswarm_client.drafters.expanded_tree import NO_ROW, CandidateNodes, ExpandedTree
 from treeswarm_client.drafters.model_tree import BEAM, ModelTree, ModelTreeOptions
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
 from treeswarm_client.drafters.tau import TauEstimate
-from treeswarm_client.drafters.tree_cache import TreeCache
 
 # Number of candidates kept per node as a label for τ; at τ < 1 the rest of the vocabulary has no weight.
 LABEL_CANDIDATES = 64
-PREFILL_ROWS = 512
 # Values at which τ settles for a distilled draft: see docs/decisions/.
 GREEDY_PRIOR, SAMPLED_PRIOR = 0.5, 0.8
 # Seconds that a small draft's forward takes on a CPU, and how far each measurement moves the estimate for the next one.
@@ -39,8 +34,6 @@ COLDEST = 1e-4
 # A tree is ranked by one τ.  Once the logarithm of the fitted τ has moved this far, nodes drafted ahead are drafted
 # again.
 TAU_DRIFT = 0.1
-# Largest difference between the logits of a tree's rows and of the same text, relative to the largest logit.
-PROOF_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 @dataclass(frozen=True)
@@ -75,8 +68,6 @@ class ModelDrafter:
     alternatives: int = 0
     _settings: SamplingSettings = field(default_factory=SamplingSettings)
     _text: list[int] = field(default_factory=list)
-    _cached: list[int] = field(default_factory=list)
-    """Tokens whose K and V are the trunk of the cache."""
     _tau_estimates: dict[bool, TauEstimate] = field(
         default_factory=lambda: {True: TauEstimate.fresh(GREEDY_PRIOR), False: TauEstimate.fresh(SAMPLED_PRIOR)}
     )
@@ -96,7 +87,7 @@ class ModelDrafter:
 
     def __post_init__(self) -> None:
         self._noise = NoiseRows(self.vocab_size)
-        self._cache = TreeCache(device=self.model.device)
+        self._draft = DraftModel(self.model, self.vocab_size)
 
     @classmethod
     def load(
@@ -116,23 +107,16 @@ class ModelDrafter:
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        tree_cache.register()
-        transformers.utils.logging.disable_progress_bar()
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
-            model.set_attn_implementation(tree_cache.IMPLEMENTATION)
-        except Exception as error:  # transformers may raise anything that its parts raise
-            first_line = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ModelError(f"the draft model in '{folder}' cannot be loaded: {first_line}") from error
+        model = load_weights(folder, device, dtype)
         config = model.config.get_text_config()
         drafter = cls(
-            model=model.to(device).eval().requires_grad_(False),
+            model=model,
             vocab_size=min(int(config.vocab_size), vocab_size or int(config.vocab_size)),
             max_positions=int(getattr(config, "max_position_embeddings", None) or 2**20),
             options=options or DraftOptions(),
             name=folder.name,
         )
-        drafter._check_trees()
+        drafter._draft.check_trees(drafter.name)
         return drafter
 
     @property
@@ -142,20 +126,20 @@ class ModelDrafter:
 
     def copy_for_new_generation(self) -> Self:
         """See `CopyableDrafter`; the copy has the same weights and the same τ."""
-        return replace(self, _text=[], _cached=[], _expanded=None, _tree=None)
+        return replace(self, _text=[], _expanded=None, _tree=None)
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         """See `Drafter`."""
         self._settings = settings
         self._text = list(prompt)
         common = next(
-            (i for i, (old, new) in enumerate(zip(self._cached, self._text, strict=False)) if old != new),
-            min(len(self._cached), len(self._text)),
+            (i for i, (old, new) in enumerate(zip(self._draft.text, self._text, strict=False)) if old != new),
+            min(len(self._draft.text), len(self._text)),
         )
         # The last token is the root of the next tree: its row is computed when its children are asked for.
         self._forget_after(max(min(common, len(self._text) - 1), 0))
         if len(self._text) < self.max_positions:
-            self._feed(self._text[len(self._cached) : -1])
+            self._draft.feed(self._text[len(self._draft.text) : -1])
 
     def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
         """See `Drafter`."""
@@ -185,19 +169,19 @@ class ModelDrafter:
         self._learn_tau(expanded, verification)
         moves = expanded.row_moves(path, verification.bonus)
         reusable = len(moves.to_trunk) > len(path) and abs(math.log(self.tau / self.ranking_tau)) < TAU_DRIFT
-        self._cache.keep(moves.to_trunk, moves.kept if reusable else moves.kept[:0])
-        self._cached += [*path, verification.bonus][: len(moves.to_trunk)]
+        walked = [*path, verification.bonus][: len(moves.to_trunk)]
+        self._draft.keep(walked, moves.to_trunk, moves.kept if reusable else moves.kept[:0])
         if reusable:
             self._expanded = expanded.rerooted(moves)
-        elif len(self._cached) == len(self._text):
+        elif len(self._draft.text) == len(self._text):
             self._forget_after(len(self._text) - 1)  # The root's logits are gone, so its row is computed again.
 
     def _expanded_tree(self) -> ExpandedTree:
         """Return the nodes expanded below the text's last token, at least that token itself."""
         if self._expanded is None:
             self.ranking_tau = self.tau
-            unread, start = self._text[len(self._cached) :], self.clock()
-            logits = self._feed(unread)
+            unread, start = self._text[len(self._draft.text) :], self.clock()
+            logits = self._draft.feed(unread)
             if len(unread) <= BEAM:
                 self._record_forward(self.clock() - start)
             self._expanded = ExpandedTree(self.children(logits, np.array([len(self._text)])))
@@ -215,9 +199,9 @@ class ModelDrafter:
         The nodes are below the rows `parents` and on the levels `depth` below the root, [n] each.
         """
         start = self.clock()
-        self._cache.add_crown(expanded.add(parents, tokens))
         positions = len(self._text) - 1 + depth
-        expanded.add_candidates(self.children(self._forward(tokens, positions), positions + 1))
+        logits = self._draft.add_nodes(expanded.add(parents, tokens), tokens, positions)
+        expanded.add_candidates(self.children(logits, positions + 1))
         self._record_forward(self.clock() - start)
 
     def _record_forward(self, seconds: float) -> None:
@@ -242,37 +226,7 @@ class ModelDrafter:
 
     def _forget_after(self, length: int) -> None:
         self._expanded = self._tree = None
-        self._cache.cut(length)
-        del self._cached[length:]
-
-    def _feed(self, tokens: list[int]) -> torch.Tensor:
-        """Add tokens to the cached trunk.
-
-        Returns the logits after the last one, float32 [1, vocab], or [0, vocab] without tokens.
-        """
-        logits = torch.empty(0, self.vocab_size)
-        for start in range(0, len(tokens), PREFILL_ROWS):
-            part = tokens[start : start + PREFILL_ROWS]
-            before = self._cache.trunk
-            self._cache.add_trunk(len(part))
-            logits = self._forward(np.array(part), np.arange(before, before + len(part)), last=True)
-            self._cached += part
-        return logits
-
-    @torch.inference_mode()
-    def _forward(self, tokens: NDArray[np.int64], positions: NDArray[np.int64], *, last: bool = False) -> torch.Tensor:
-        """Compute the rows last added to the cache.  Returns their logits, float32 [n, vocab], or those of the last
-        row, float32 [1, vocab]."""
-        device = self.model.device
-        output = self.model(
-            input_ids=torch.from_numpy(tokens).to(device)[None],
-            position_ids=torch.from_numpy(positions).to(device)[None],
-            use_cache=False,
-            logits_to_keep=1 if last else 0,
-            treeswarm_cache=self._cache,
-        )
-        logits: torch.Tensor = output.logits[0, :, : self.vocab_size].float()
-        return logits
+        self._draft.cut(length)
 
     @torch.inference_mode()
     def children(self, logits: torch.Tensor, positions: NDArray[np.int64]) -> CandidateNodes:
@@ -289,31 +243,6 @@ class ModelDrafter:
         if options.ranking == "raw":
             scores += RAW_DECAY
         return CandidateNodes(top.indices.cpu().numpy(), top.values.cpu().numpy(), scores.cpu().numpy())
-
-    def _check_trees(self) -> None:
-        """Check that a node of a tree gets the logits that the same tokens get as a text.
-
-        Layers that keep their state elsewhere than in K and V would draft wrong tokens without any error.  Raises
-        UnsupportedModel.
-        """
-        text, sibling = [1 % self.vocab_size, 2 % self.vocab_size], 3 % self.vocab_size
-        try:
-            self._feed(text[:1])
-            visible = np.array([[True, False, False], [False, True, False], [False, True, True]])
-            self._cache.add_crown(visible)
-            in_tree = self._forward(np.array([sibling, text[1], sibling]), np.array([1, 1, 2]))[-1]
-            self._forget_after(0)
-            in_text = self._feed([*text, sibling])[-1]
-        except Exception as error:  # a layer that meets our attention may raise anything
-            raise UnsupportedModel(f"the draft model '{self.name}' cannot draft trees: {error}") from error
-        finally:
-            self._forget_after(0)
-        difference = float((in_tree - in_text).abs().max() / in_text.abs().max().clamp_min(1e-6))
-        if not difference <= PROOF_TOLERANCE.get(self.model.dtype, 1e-3):
-            raise UnsupportedModel(
-                f"the draft model '{self.name}' cannot draft trees: logits in a tree differ by {difference:.1%} from "
-                "those of the same text, so some layers are not plain attention: name another draft model, or none"
-            )
 
 
 class _LevelExpander:

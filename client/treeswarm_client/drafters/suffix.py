@@ -16,10 +16,9 @@ from typing import Self
 import numpy as np
 
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm_client.drafters.hit_rates import HitRates
 from treeswarm_client.drafters.ngram_index import SEPARATOR, IndexedText
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
-from treeswarm_client.drafters.table_tree import TableTree
+from treeswarm_client.drafters.table_tree import HitRates, TableTree
 
 # Number of the latest occurrences of two tokens that are looked at in each source.
 LOOKED_AT = 16

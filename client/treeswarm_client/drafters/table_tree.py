@@ -1,15 +1,18 @@
 """Best-first trees from guesses that cost microseconds: grown one node at a time, and resumable.  Pure.
 
 `model_tree.py` asks a model for whole levels at once.  Here a table is asked for the children of one node whenever that
-node is the best one left.
+node is the best one left.  How often its guesses of each kind turn out right is counted online, and old guesses count
+less and less.
 """
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from treeswarm_client.drafters.seam import NO_NODE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
 
@@ -18,6 +21,12 @@ ContextT = TypeVar("ContextT")
 WORTHLESS = -8.0
 # Seconds that one node takes; 10 to 40 µs were seen on one core of an AMD EPYC (Zen 3).
 NODE_S = 30e-6
+# Number of guesses that the prior counts as.
+PRIOR_GUESSES = 8.0
+# Number of guesses of one kind after which an older one counts half.
+HALF_LIFE = 400.0
+# No rate is certain or impossible: a kind that has always been right is not right for ever.
+LEAST, MOST = 0.001, 0.99
 
 
 class GuessSource(Protocol[ContextT]):
@@ -102,3 +111,40 @@ class TableTree(Generic[ContextT]):
             above = self._context(self._parents[node])
             self._contexts[node] = self._source.context_after(above, self._tokens[node])
         return self._contexts[node]
+
+
+@dataclass(eq=False)
+class HitRates:
+    """The hit rate of each kind of guess; kinds are numbered from 0."""
+
+    prior: NDArray[np.float64]
+    """Rate that is assumed at first, float64 [kinds]."""
+    _tried: list[float] = field(init=False)
+    _right: list[float] = field(init=False)
+    _log_rates: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        self._tried = [PRIOR_GUESSES] * len(self.prior)
+        self._right = (PRIOR_GUESSES * self.prior).tolist()
+
+    @property
+    def log_rates(self) -> list[float]:
+        """Log of each kind's rate."""
+        if self._log_rates is None:
+            rates = np.array(self._right) / np.array(self._tried)
+            self._log_rates = np.log(np.clip(rates, LEAST, MOST)).tolist()
+        return self._log_rates
+
+    def copy(self) -> "HitRates":
+        """Return a copy that learns independently of this one."""
+        copied = HitRates(self.prior)
+        copied._tried, copied._right = list(self._tried), list(self._right)
+        return copied
+
+    def record(self, guesses: Iterable[tuple[int, bool]]) -> None:
+        """Learn from guesses, each as its kind and whether it was right."""
+        kept = 0.5 ** (1 / HALF_LIFE)
+        for kind, right in guesses:
+            self._tried[kind] = self._tried[kind] * kept + 1.0
+            self._right[kind] = self._right[kind] * kept + right
+        self._log_rates = None

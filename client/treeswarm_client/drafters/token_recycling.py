@@ -12,9 +12,8 @@ from typing import Self
 import numpy as np
 
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm_client.drafters.hit_rates import HitRates
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
-from treeswarm_client.drafters.table_tree import TableTree
+from treeswarm_client.drafters.table_tree import HitRates, TableTree
 
 SUCCESSORS = 8
 # How often the token of each rank was the target's next, in the demo pair's code.  Guesses seen soon outweigh it.

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.noise import gumbel_row
-from treeswarm_client.drafters import tree_cache
+from treeswarm_client.drafters import draft_model
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.seam import DraftTree
 
@@ -50,8 +50,8 @@ def tiny_model(family: str = "llama", **changes: Any) -> PreTrainedModel:
 
 def drafter_of(model: PreTrainedModel, options: DraftOptions | None = None) -> ModelDrafter:
     """Return a drafter as `load` would make it."""
-    tree_cache.register()
-    model.set_attn_implementation(tree_cache.IMPLEMENTATION)
+    draft_model.register()
+    model.set_attn_implementation(draft_model.IMPLEMENTATION)
     config = model.config
     return ModelDrafter(model, int(config.vocab_size), int(config.max_position_embeddings), options or DraftOptions())
 

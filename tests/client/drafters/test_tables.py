@@ -6,11 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm_client.drafters.hit_rates import HitRates
 from treeswarm_client.drafters.ngram_index import SEPARATOR, IndexedText
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Verification
 from treeswarm_client.drafters.suffix import LEAD, LONGER, LONGEST, SuffixDrafter, branches
-from treeswarm_client.drafters.table_tree import WORTHLESS, TableTree
+from treeswarm_client.drafters.table_tree import WORTHLESS, HitRates, TableTree
 from treeswarm_client.drafters.token_recycling import SUCCESSORS, TokenRecyclingDrafter
 
 GREEDY = SamplingSettings()

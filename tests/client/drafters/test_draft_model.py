@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from treeswarm_client.drafters.tree_cache import FIRST_ROWS, TreeCache
+from treeswarm_client.drafters.draft_model import FIRST_ROWS, TreeCache
 
 
 def write(cache: TreeCache, values: list[int]) -> list[int]:

@@ -1,0 +1,233 @@
+"""A draft model with a tree-shaped KV cache of its own, behind transformers' attention interface.
+
+Rows 0 to `trunk` are the text; the rows of the nodes drafted below it follow.  When a path is walked, its rows and
+those below it move up in place, so that no token is computed twice.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.masking_utils import AttentionMaskInterface
+
+from treeswarm.errors import ModelError, UnsupportedModel
+
+IMPLEMENTATION = "treeswarm-draft"
+FIRST_ROWS = 512
+PREFILL_ROWS = 512
+# Largest difference between the logits of a tree's rows and of the same text, relative to the largest logit.
+TREE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+@dataclass(eq=False)
+class TreeCache:
+    """The K and V of each layer, [kv_heads, rows, dim] each; their room doubles when it is full."""
+
+    trunk: int = 0
+    """Number of rows of the text."""
+    used: int = 0
+    """Number of rows in use, trunk and crown."""
+    mask: torch.Tensor | None = None
+    """Mask of the present forward, bool [new rows, used], or None for a single row that sees all rows before it."""
+    device: torch.device = torch.device("cpu")
+    _layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def add_trunk(self, count: int) -> None:
+        """Prepare a forward that continues the text by `count` tokens, each of which sees those before it."""
+        assert self.used == self.trunk, "the crown was neither kept nor dropped"
+        before = self.trunk
+        self.used = self.trunk = before + count
+        causal = torch.ones(count, self.used, dtype=torch.bool, device=self.device).tril(before)
+        self.mask = causal if count > 1 else None
+
+    def add_crown(self, visible: NDArray[np.bool_]) -> None:
+        """Prepare a forward that adds crown rows.
+
+        `visible`, bool [new, crown rows], says which crown rows each of them sees; it sees the whole trunk too.
+        """
+        new, rows = visible.shape
+        self.used = self.trunk + rows
+        mask = np.ones((new, self.used), np.bool_)
+        mask[:, self.trunk :] = visible
+        self.mask = torch.from_numpy(mask).to(self.device)
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the forward's rows, [kv_heads, new, dim] each, at the end.  Returns views of all rows in use."""
+        start, end = self.used - key.shape[1], self.used
+        keys, values = self._room(layer, key, value, end)
+        keys[:, start:end], values[:, start:end] = key, value
+        return keys[:, :end], values[:, :end]
+
+    @torch.inference_mode()
+    def keep(self, rows: NDArray[np.int64], below: NDArray[np.int64]) -> None:
+        """Append the crown rows `rows`, in order, to the trunk, and make `below`, in order, the whole crown.
+
+        Both are numbers of crown rows; 0 is the first row of the crown.
+        """
+        count = len(rows) + len(below)
+        if count:
+            source = torch.from_numpy(self.trunk + np.concatenate([rows, below]))
+            for pair in self._layers.values():
+                for pool in pair:
+                    pool[:, self.trunk : self.trunk + count] = pool[:, source.to(pool.device)]
+        self.trunk += len(rows)
+        self.used = self.trunk + len(below)
+
+    def cut(self, length: int) -> None:
+        """Forget all rows after the first `length` of the trunk."""
+        self.trunk = self.used = min(self.trunk, length)
+
+    def _room(self, layer: int, key: torch.Tensor, value: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pair = self._layers.get(layer)
+        if pair is None or pair[0].shape[1] < rows:
+            size = FIRST_ROWS
+            while size < rows:
+                size *= 2
+            grown = (
+                key.new_zeros(key.shape[0], size, key.shape[2]),
+                value.new_zeros(value.shape[0], size, value.shape[2]),
+            )
+            for old, new in zip(pair or (), grown, strict=False):
+                new[:, : old.shape[1]] = old
+            self._layers[layer] = pair = grown
+        return pair
+
+
+@dataclass(eq=False)
+class DraftModel:
+    """A causal language model of transformers, and the KV cache of one text and the tree below it."""
+
+    model: Any
+    vocab_size: int
+    """Number of token ids whose logits are returned."""
+    text: list[int] = field(default_factory=list)
+    """Tokens whose K and V are the trunk of the cache."""
+
+    def __post_init__(self) -> None:
+        self._cache = TreeCache(device=self.model.device)
+
+    def cut(self, length: int) -> None:
+        """Forget the tree, and the text after its first `length` tokens."""
+        self._cache.cut(length)
+        del self.text[length:]
+
+    def keep(self, path: list[int], rows: NDArray[np.int64], below: NDArray[np.int64]) -> None:
+        """Add the tokens `path`, whose crown rows are `rows`, to the text; the crown rows `below` become the crown."""
+        self._cache.keep(rows, below)
+        self.text += path
+
+    def feed(self, tokens: list[int]) -> torch.Tensor:
+        """Add tokens to the text.
+
+        Returns the logits after the last one, float32 [1, vocab], or [0, vocab] without tokens.
+        """
+        logits = torch.empty(0, self.vocab_size)
+        for start in range(0, len(tokens), PREFILL_ROWS):
+            part = tokens[start : start + PREFILL_ROWS]
+            before = self._cache.trunk
+            self._cache.add_trunk(len(part))
+            logits = self._forward(np.array(part), np.arange(before, before + len(part)), last=True)
+            self.text += part
+        return logits
+
+    def add_nodes(
+        self, visible: NDArray[np.bool_], tokens: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> torch.Tensor:
+        """Add n rows to the crown.
+
+        `visible`, bool [n, crown rows], says which crown rows each of them sees.  Returns their logits, float32
+        [n, vocab].
+        """
+        self._cache.add_crown(visible)
+        return self._forward(tokens, positions)
+
+    @torch.inference_mode()
+    def _forward(self, tokens: NDArray[np.int64], positions: NDArray[np.int64], *, last: bool = False) -> torch.Tensor:
+        """Compute the rows last added to the cache.  Returns their logits, float32 [n, vocab], or those of the last
+        row, float32 [1, vocab]."""
+        device = self.model.device
+        output = self.model(
+            input_ids=torch.from_numpy(tokens).to(device)[None],
+            position_ids=torch.from_numpy(positions).to(device)[None],
+            use_cache=False,
+            logits_to_keep=1 if last else 0,
+            treeswarm_cache=self._cache,
+        )
+        logits: torch.Tensor = output.logits[0, :, : self.vocab_size].float()
+        return logits
+
+    def check_trees(self, name: str) -> None:
+        """Check that a node of a tree gets the logits that the same tokens get as a text, and forget both.
+
+        Layers that keep their state elsewhere than in K and V would draft wrong tokens without any error.  Raises
+        UnsupportedModel with the `name` of the model.
+        """
+        text, sibling = [1 % self.vocab_size, 2 % self.vocab_size], 3 % self.vocab_size
+        try:
+            self.feed(text[:1])
+            visible = np.array([[True, False, False], [False, True, False], [False, True, True]])
+            in_tree = self.add_nodes(visible, np.array([sibling, text[1], sibling]), np.array([1, 1, 2]))[-1]
+            self.cut(0)
+            in_text = self.feed([*text, sibling])[-1]
+        except Exception as error:  # a layer that meets our attention may raise anything
+            raise UnsupportedModel(f"the draft model '{name}' cannot draft trees: {error}") from error
+        finally:
+            self.cut(0)
+        difference = float((in_tree - in_text).abs().max() / in_text.abs().max().clamp_min(1e-6))
+        if not difference <= TREE_TOLERANCE.get(self.model.dtype, 1e-3):
+            raise UnsupportedModel(
+                f"the draft model '{name}' cannot draft trees: logits in a tree differ by {difference:.1%} from "
+                "those of the same text, so some layers are not plain attention: name another draft model, or none"
+            )
+
+
+def load_weights(folder: Path, device: str, dtype: str) -> Any:
+    """Load a model directory with transformers.  Raises ModelError."""
+    register()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
+        model.set_attn_implementation(IMPLEMENTATION)
+    except Exception as error:  # transformers may raise anything that its parts raise
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"the draft model in '{folder}' cannot be loaded: {first_line}") from error
+    return model.to(device).eval().requires_grad_(False)
+
+
+def register() -> None:
+    """Register the attention implementation with transformers; calling this again changes nothing."""
+    AttentionInterface.register(IMPLEMENTATION, _attend)
+    AttentionMaskInterface.register(IMPLEMENTATION, lambda *_, **__: None)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    treeswarm_cache: TreeCache | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Compute attention for transformers' layers.
+
+    Sliding windows and soft caps of the draft model are ignored: that can cost guesses, but never exactness.
+    """
+    if treeswarm_cache is None:
+        raise UnsupportedModel("its layers do not pass keyword arguments to attention")
+    keys, values = treeswarm_cache.write(int(cast(int, module.layer_idx)), key[0], value[0])
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        keys[None],
+        values[None],
+        attn_mask=treeswarm_cache.mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != keys.shape[0],
+    )
+    return output.transpose(1, 2), None
