@@ -58,7 +58,7 @@ class RecordBook:
         self._records = {node: sealed for node, sealed in self._records.items() if sealed.record.expires > now}
         return tuple(sealed for _, sealed in sorted(self._records.items()))
 
-    def of(self, node: str) -> SealedRecord | None:
+    def get(self, node: str) -> SealedRecord | None:
         """Return the newest believed record of a node, in state GONE or not, or None."""
         return self._records.get(node)
 

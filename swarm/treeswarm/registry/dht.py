@@ -31,7 +31,7 @@ POLL_S = 3.0
 # A poll brings every record from each of its replicas, so its cost grows with the swarm.  Beyond some 50 nodes, polls
 # become rarer instead of larger per second.
 POLL_BYTES_PER_S = 32_768
-MEET_S = 10.0
+CONNECT_S = 10.0
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 # Seconds to wait before each attempt to announce, before the caller gets an error.
@@ -107,7 +107,7 @@ class DhtRegistry(BookRegistry):
             await registry.close()
             raise
         registry._tasks.start(registry._keep_polling())
-        registry._tasks.start(registry._keep_meeting())
+        registry._tasks.start(registry._keep_connecting())
         return registry
 
     @property
@@ -161,7 +161,7 @@ class DhtRegistry(BookRegistry):
                     await self._replace_daemon(peer)
         raise Unreachable(
             f"no other peer of the DHT has the record of {sealed.record.node} yet, as "
-            f"none of {', '.join(self.daemon.acquaintances()) or 'its peers'} answers: check this machine's network"
+            f"none of {', '.join(self.daemon.known_peers()) or 'its peers'} answers: check this machine's network"
         )
 
     async def _try_store(self, peer: DhtPeer, sealed: SealedRecord) -> bool:
@@ -171,7 +171,7 @@ class DhtRegistry(BookRegistry):
         """
         connected = await peer.connected()
         if peer.alone:
-            await peer.meet(self.daemon.acquaintances())
+            await peer.connect(self.daemon.known_peers())
         return await peer.store(sealed) or (peer.alone and not connected and not self.daemon.initial_peers)
 
     async def _keep_polling(self) -> None:
@@ -196,9 +196,9 @@ class DhtRegistry(BookRegistry):
         peer = self.daemon.peer
         connected = await peer.connected()
         self.daemon.remember(connected)
-        if peer.alone and connected and not await peer.meet(self.daemon.acquaintances()):
+        if peer.alone and connected and not await peer.connect(self.daemon.known_peers()):
             raise TransportError("no peer of the DHT answers although the daemon has connections")
-        read = await peer.read(shard_keys(str(self.model)), self.book.of)
+        read = await peer.read(shard_keys(str(self.model)), self.book.get)
         # Verifying signatures takes time: records that the last poll returned already are skipped.
         news = [sealed for node, sealed in read.items() if self._polled.get(node) != sealed]
         self._polled = read
@@ -207,14 +207,14 @@ class DhtRegistry(BookRegistry):
 
     # ---- staying connected -------------------------------------------------------------------------------------
 
-    async def _keep_meeting(self) -> None:
+    async def _keep_connecting(self) -> None:
         """Dial the initial peers that are missing: they may be back, or be the other half of a divided swarm."""
         while True:
-            await asyncio.sleep(min(MEET_S, 2 * self.poll_s) * random.uniform(0.75, 1.25))
+            await asyncio.sleep(min(CONNECT_S, 2 * self.poll_s) * random.uniform(0.75, 1.25))
             with contextlib.suppress(TransportError):
                 peer = self.daemon.peer
-                missing = self.daemon.acquaintances() if peer.alone else peer.missing(self.daemon.initial_peers)
-                answered = missing and await peer.meet(missing)
+                missing = self.daemon.known_peers() if peer.alone else peer.missing(self.daemon.initial_peers)
+                answered = missing and await peer.connect(missing)
                 if answered or (self._own.unconfirmed and not peer.alone):
                     await self._announce_all()
 
@@ -228,7 +228,7 @@ class DhtRegistry(BookRegistry):
         if not await self.daemon.replace(failed):
             return
         self._own.unconfirmed.update(self._own.by_node)  # Other peers may have failed too, with their copies.
-        if (others := self.daemon.acquaintances()) and await self.daemon.peer.meet(others):
+        if (others := self.daemon.known_peers()) and await self.daemon.peer.connect(others):
             await self._announce_all()
 
     def _is_believable(self, entry: Any) -> bool:

@@ -45,7 +45,7 @@ class DhtDaemon:
             raise TransportError("the DHT's daemon is not running")
         return self.current
 
-    def acquaintances(self) -> list[str]:
+    def known_peers(self) -> list[str]:
         """Return the multiaddresses of all other peers that are remembered."""
         maddrs = dict.fromkeys((*self.initial_peers, *self._remembered))
         return [maddr for maddr in maddrs if maddr not in self.visible_maddrs]
@@ -65,7 +65,7 @@ class DhtDaemon:
         """Connect to the initial peers, with several attempts.  Return how many answer."""
         for pause_s in JOIN_PAUSES_S:
             await asyncio.sleep(pause_s)
-            if answered := await self.peer.meet(self.initial_peers):
+            if answered := await self.peer.connect(self.initial_peers):
                 return answered
         return 0
 

@@ -179,14 +179,14 @@ class DhtPeer:
         known = {str(peer) for peer in self.node.protocol.routing_table.peer_id_to_uid} | {str(self.p2p.peer_id)}
         return [maddr for maddr in maddrs if maddr.rpartition("/")[2] not in known]
 
-    async def meet(self, maddrs: Sequence[str]) -> int:
+    async def connect(self, maddrs: Sequence[str]) -> int:
         """Connect to the missing peers among `maddrs`.  Return how many of `maddrs` are known and answer."""
-        answers = await asyncio.gather(*map(self._meet_one, self.missing(maddrs)))
+        answers = await asyncio.gather(*map(self._connect_one, self.missing(maddrs)))
         if any(answers):  # A peer that answered knows other peers.
             await self._call(self.node.find_nearest_nodes([self.node.node_id]))
         return sum(answers) + len(maddrs) - len(answers)
 
-    async def _meet_one(self, maddr: str) -> bool:
+    async def _connect_one(self, maddr: str) -> bool:
         from hivemind.p2p import PeerID  # noqa: PLC0415
         from hivemind.utils.multiaddr import Multiaddr  # noqa: PLC0415
 

@@ -37,11 +37,11 @@ ANSWER_S = 10.0
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 # An attacker who clears a record again and again makes its node send one message per this many seconds.
-MEND_S = 5.0
+REPUBLISH_S = 5.0
 # Brokers do not mark the last retained record.  So many seconds without a record do; mosquitto sends thousands of
 # records in this time.
 QUIET_S = 0.2
-QUIETS = 15
+MAX_QUIET_CHECKS = 15
 MAX_HINTS = 256
 # The two CONNACK codes that refuse a user, as paho numbers them for every version of the protocol.
 REFUSED_USER = {4, 5, 134, 135}
@@ -187,7 +187,7 @@ class MqttRegistry(BookRegistry):
         registry = cls(model, clock, broker=broker, node=node)
         connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         registry._tasks.start(registry._keep_connected(connected))
-        registry._tasks.start(registry._keep_mending())
+        registry._tasks.start(registry._keep_republishing())
         try:
             await connected
         except BaseException:
@@ -246,7 +246,7 @@ class MqttRegistry(BookRegistry):
 
     async def _settle(self) -> None:
         """Wait until the retained records have arrived."""
-        for _ in range(QUIETS):
+        for _ in range(MAX_QUIET_CHECKS):
             arrived = self._arrived
             await asyncio.sleep(QUIET_S)
             if arrived == self._arrived:
@@ -265,7 +265,7 @@ class MqttRegistry(BookRegistry):
 
     def _hint(self, node: str) -> None:
         """Queue a hint about a known node, if the queue has room: anyone may send these."""
-        if self.book.of(node) is not None and not self.hints.full():
+        if self.book.get(node) is not None and not self.hints.full():
             self.hints.put_nowait(node)
 
     async def _receive(self, node: str, payload: bytes) -> None:
@@ -278,11 +278,11 @@ class MqttRegistry(BookRegistry):
         elif own is not None:
             self._tampered.set()
 
-    async def _keep_mending(self) -> None:
+    async def _keep_republishing(self) -> None:
         """Publish our records again where someone has cleared or overwritten them."""
         while True:
             await self._tampered.wait()
-            await asyncio.sleep(MEND_S)
+            await asyncio.sleep(REPUBLISH_S)
             self._tampered.clear()
             with contextlib.suppress(TransportError):  # If this fails, the next connection announces all records.
                 await self._announce_all()

@@ -17,8 +17,8 @@ from treeswarm.tasks import TaskSet
 from treeswarm.transport.grpc_channels import CONNECT_S, SERVER_OPTIONS, ChannelCache
 from treeswarm.transport.grpc_streams import (
     CODE_KEY,
-    LAST_WORDS_S,
     MESSAGES,
+    STATUS_WAIT_S,
     CallOutcome,
     Codec,
     GrpcCall,
@@ -226,7 +226,7 @@ class GrpcTransport:
         try:
             await asyncio.wait_for(call.code(), FLUSH_S)
             # The status has arrived; the reader may need one more turn of the event loop to deliver it.
-            await asyncio.wait({stream.reader}, timeout=LAST_WORDS_S)
+            await asyncio.wait({stream.reader}, timeout=STATUS_WAIT_S)
         except TimeoutError:
             pass
         finally:

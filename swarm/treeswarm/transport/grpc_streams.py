@@ -16,9 +16,9 @@ from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_
 
 CODE_KEY = "treeswarm-code"
 # gRPC reports to a server that a peer's messages have ended before it reports that the peer has disconnected.
-GONE_S = 0.05
+DISCONNECT_WAIT_S = 0.05
 # When a call's messages have ended, its status arrives in the same packet or never.
-LAST_WORDS_S = 1.0
+STATUS_WAIT_S = 1.0
 # Details that gRPC gives for a write to a stream that its peer has just ended.
 CORE_ERROR = "Internal error from Core"
 # Exceptions that gRPC raises on a stream that is over.  A server whose peer has just disconnected gets `InternalError`.
@@ -166,7 +166,7 @@ def _retrieve_exception(writing: "asyncio.Task[None]") -> None:
 
 async def reason_context_ended(context: Any) -> SwarmError | None:
     """Return why a call ended as its accepting end sees it, or None if the dialler ended it well."""
-    await asyncio.sleep(GONE_S)
+    await asyncio.sleep(DISCONNECT_WAIT_S)
     return LinkBroken("the peer broke the stream") if context.cancelled() else None
 
 
@@ -194,7 +194,7 @@ class CallOutcome:
 
     async def __call__(self) -> SwarmError | None:
         """Wait for the outcome.  Return None if the peer ended the call well."""
-        done, _ = await asyncio.wait({self._outcome}, timeout=LAST_WORDS_S)
+        done, _ = await asyncio.wait({self._outcome}, timeout=STATUS_WAIT_S)
         return self._outcome.result() if done else LinkBroken(f"the connection to {self._target} broke")
 
     def _note(self, call: Any) -> None:

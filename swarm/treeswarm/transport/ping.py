@@ -9,7 +9,7 @@ from treeswarm.transport.seam import Stream, StreamKind, Transport
 
 # Longer than a transport tries to connect, so that its error is raised instead of this timeout.
 ANSWER_S = 8.0
-GOODBYE_S = 1.0
+END_S = 1.0
 
 
 async def round_trip(transport: Transport, address: str, pings: int = 1) -> float:
@@ -23,7 +23,7 @@ async def round_trip(transport: Transport, address: str, pings: int = 1) -> floa
             return min([await _ping(stream, stamp) for stamp in range(1, pings + 1)])
         finally:
             with contextlib.suppress(SwarmError, TimeoutError):
-                async with asyncio.timeout(GOODBYE_S):
+                async with asyncio.timeout(END_S):
                     await stream.end()
 
 

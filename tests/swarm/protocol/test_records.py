@@ -115,7 +115,7 @@ def test_the_book_holds_the_newest_record_of_each_node(history: list[SealedRecor
     assert book.alive() == tuple(
         sealed for _, sealed in sorted(newest.items()) if sealed.record.state is not NodeState.GONE
     )
-    assert all(book.of(node) == sealed for node, sealed in newest.items())
+    assert all(book.get(node) == sealed for node, sealed in newest.items())
     assert set(book.rejected) <= {"stale"}
 
 

@@ -72,7 +72,7 @@ async def test_peer_that_is_dialled_after_a_restart_announces_again(dht: DhtMedi
     await until(lambda: has_new_daemon(writer, failed), "the writer has a new daemon")
     assert dht.first is not None
     await dht.first.daemon.start()
-    assert await dht.first.daemon.peer.meet(writer.visible_maddrs)
+    assert await dht.first.daemon.peer.connect(writer.visible_maddrs)
     await until_known(await member(dht), "127.0.0.1:4001")
 
 

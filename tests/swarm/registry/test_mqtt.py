@@ -43,7 +43,7 @@ async def running_broker(kind: str, folder: Path) -> AsyncIterator[BrokerMedium]
 async def test_cleared_or_overwritten_record_is_published_again(
     open_broker: BrokerMedium, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mqtt, "MEND_S", 0.1)
+    monkeypatch.setattr(mqtt, "REPUBLISH_S", 0.1)
     writer, reader, node = await open_broker.join(), await open_broker.join(), FakeNode()
     await writer.announce(node.record(4001))
     for rubbish in (b"", b"rubbish"):
