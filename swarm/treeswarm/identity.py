@@ -81,16 +81,16 @@ def _size(path: Path) -> int:
 def _file_digest(path: Path) -> str:
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()
-    cached = _cache_folder() / key
-    if cached.exists():
-        return cached.read_text("ascii")
+    cache_file = _cache_folder() / key
+    if cache_file.exists():
+        return cache_file.read_text("ascii")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        cached.write_text(digest.hexdigest(), "ascii")
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        cache_file.write_text(digest.hexdigest(), "ascii")
     except OSError:
         pass  # With a read-only home directory, the next start takes longer.
     return digest.hexdigest()
