@@ -1,4 +1,4 @@
-"""A conversation is written as transformers would write it."""
+"""A conversation is written as transformers writes it, or refused."""
 
 import json
 import shutil
@@ -62,11 +62,11 @@ def test_named_templates_and_a_file_are_found(tmp_path: Path) -> None:
     assert from_file.render(TALK[-1:]) == "file: So?"
 
 
-def test_a_model_without_one_has_none(tmp_path: Path) -> None:
+def test_a_model_without_a_template_has_none(tmp_path: Path) -> None:
     assert load_chat_template(model_with(tmp_path / "m")) is None
 
 
-def test_one_that_does_not_compile_says_whose_it_is(tmp_path: Path) -> None:
+def test_a_template_that_does_not_compile_names_its_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not compile"):
         load_chat_template(model_with(tmp_path / "m", chat_template="{% for %}"))
 
@@ -81,14 +81,14 @@ def test_one_that_does_not_compile_says_whose_it_is(tmp_path: Path) -> None:
         (TALK, "one at a time"),
     ],
 )
-def test_what_is_no_conversation_is_refused(tmp_path: Path, messages: list[dict[str, object]], why: str) -> None:
+def test_an_invalid_conversation_is_refused(tmp_path: Path, messages: list[dict[str, object]], why: str) -> None:
     template = load_chat_template(model_with(tmp_path / "m", chat_template=REFUSING))
     assert template is not None
     with pytest.raises(BadRequest, match=why):
         template.render(messages)
 
 
-def test_a_template_cannot_reach_out_of_its_sandbox(tmp_path: Path) -> None:
+def test_a_template_cannot_leave_its_sandbox(tmp_path: Path) -> None:
     escape = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     template = load_chat_template(model_with(tmp_path / "m", chat_template=escape))
     assert template is not None

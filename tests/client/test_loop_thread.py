@@ -1,4 +1,4 @@
-"""Coroutines for threads that have no loop."""
+"""A loop thread runs coroutines for threads without a loop."""
 
 import asyncio
 import signal
@@ -14,10 +14,10 @@ from treeswarm_client.loop_thread import LoopThread
 
 @pytest.fixture
 def thread() -> Iterator[LoopThread]:
-    made = LoopThread("test")
-    made.start()
-    yield made
-    made.stop(_nothing())
+    loop_thread = LoopThread("test")
+    loop_thread.start()
+    yield loop_thread
+    loop_thread.stop(_nothing())
 
 
 async def _nothing() -> None:
@@ -38,7 +38,7 @@ def test_many_threads_share_one_loop(thread: LoopThread) -> None:
         thread.run(_double(-1))
 
 
-def test_whoever_stops_iterating_ends_the_generator(thread: LoopThread) -> None:
+def test_stopping_an_iteration_closes_the_generator(thread: LoopThread) -> None:
     ended = threading.Event()
 
     async def count() -> AsyncGenerator[int, None]:
@@ -58,7 +58,7 @@ def test_whoever_stops_iterating_ends_the_generator(thread: LoopThread) -> None:
     assert ended.is_set()
 
 
-def test_stopping_ends_what_others_wait_for() -> None:
+def test_stopping_the_thread_ends_waiting_calls() -> None:
     thread = LoopThread("test")
     thread.start()
     begun, cleaned = threading.Event(), threading.Event()
@@ -84,8 +84,8 @@ def test_stopping_ends_what_others_wait_for() -> None:
     thread.stop(_nothing())
 
 
-def test_whoever_is_interrupted_leaves_nothing_running(thread: LoopThread) -> None:
-    """Ctrl-C in the middle of an item, whose generator takes a while to end."""
+def test_an_interrupted_caller_leaves_nothing_running(thread: LoopThread) -> None:
+    """Ctrl-C interrupts the wait for an item; the generator takes a while to end."""
     ended = threading.Event()
 
     async def slow() -> AsyncGenerator[int, None]:

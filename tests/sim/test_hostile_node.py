@@ -1,4 +1,4 @@
-"""Nodes that break the contract, or are merely slow, in a chain of honest ones: the text comes, or a clear error."""
+"""A chain with one node that breaks the contract, or is slow, still gives the plain text."""
 
 import asyncio
 from dataclasses import replace
@@ -23,10 +23,13 @@ PROMPT = [1, 2, 3, 4, 0, 1, 2]
 COUNT = 30
 
 
-def generated(
+def generate_after(
     harm: Any, *, spans: list[Span], work_s: float = 0.0, prompt: list[int] = PROMPT, **options: Any
 ) -> Chain:
-    """A generation in a swarm that `harm` was done to; it must end with the plain text, in time."""
+    """Generate in a swarm changed by `harm` (called with its addresses), and return the chain.
+
+    The generation must end in time with the plain text.
+    """
 
     async def run() -> Chain:
         async with toy_swarm(MemoryNetwork(), spans=spans) as swarm:
@@ -39,8 +42,8 @@ def generated(
     return run_virtually(run(), work_s)
 
 
-def reads_no_link(swarm: ToySwarm, address: str) -> None:
-    """It answers every ping, and takes nothing."""
+def stop_reading_links(swarm: ToySwarm, address: str) -> None:
+    """Have a node answer every ping, and read no link."""
     listener = swarm.network.listeners[address]
     honest = listener.accept
 
@@ -53,18 +56,18 @@ def reads_no_link(swarm: ToySwarm, address: str) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_node_that_takes_nothing_is_let_go(place: int) -> None:
-    """The sender waits for room on the link that never comes."""
+def test_a_node_that_takes_no_frames_is_dropped(place: int) -> None:
+    """The sender waits for room on the link without end."""
 
     def harm(swarm: ToySwarm, addresses: list[str]) -> None:
-        # The toy pilot prefers the highest address.
-        reads_no_link(swarm, addresses[len(SPANS) + place])
+        # The toy router prefers the highest address.
+        stop_reading_links(swarm, addresses[len(SPANS) + place])
 
-    chain = generated(harm, spans=[*SPANS, *SPANS], prompt=PROMPT * 8, segment_rows=1)
+    chain = generate_after(harm, spans=[*SPANS, *SPANS], prompt=PROMPT * 8, segment_rows=1)
     assert len(chain.repairs) <= 2
 
 
-def test_a_head_that_takes_no_replay_is_let_go() -> None:
+def test_a_head_that_takes_no_replay_is_dropped() -> None:
     async def run() -> None:
         async with toy_swarm(MemoryNetwork(), spans=[*SPANS, SPANS[0]]) as swarm:
             generating = asyncio.create_task(swarm.generate(PROMPT * 8, COUNT, patience_s=100.0, tree_size=0))
@@ -72,7 +75,7 @@ def test_a_head_that_takes_no_replay_is_let_go() -> None:
                 await asyncio.sleep(0)
             assert swarm.chain is not None
             deaf = await swarm.start(SPANS[0])
-            reads_no_link(swarm, deaf)
+            stop_reading_links(swarm, deaf)
             await swarm.kill(swarm.chain.hops[0].address)
             assert await asyncio.wait_for(generating, 1000) == plain_text(PROMPT * 8, COUNT)
 
@@ -81,7 +84,7 @@ def test_a_head_that_takes_no_replay_is_let_go() -> None:
         run_virtually(run())
 
 
-def test_a_node_that_grants_no_credit_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_grants_no_credit_blocks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = ServerSession.send_opened
 
     async def send_no_credit(self: ServerSession) -> None:
@@ -91,48 +94,48 @@ def test_a_node_that_grants_no_credit_holds_nobody_up(monkeypatch: pytest.Monkey
             await honest(self)
 
     monkeypatch.setattr(ServerSession, "send_opened", send_no_credit)
-    generated(lambda *_: None, spans=SPANS)
+    generate_after(lambda *_: None, spans=SPANS)
 
 
-def test_a_node_that_answers_in_the_tails_place_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_answers_in_place_of_the_tail_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = MemoryStream.send
-    liars: list[str] = []
+    faulty: list[str] = []
 
     async def send(self: MemoryStream, message: Any) -> None:
         await honest(self, message)
-        if isinstance(message, Opened) and self.host in liars:
+        if isinstance(message, Opened) and self.host in faulty:
             nothing = np.empty(0, np.uint32)
             await asyncio.sleep(0.1)
             await honest(self, Answer(message.session, message.epoch, 0, nothing, nothing, np.empty(0, np.float32), ()))
 
     monkeypatch.setattr(MemoryStream, "send", send)
-    chain = generated(lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[0]], work_s=0.2)
+    chain = generate_after(lambda _, addresses: faulty.append(addresses[3]), spans=[*SPANS, SPANS[0]], work_s=0.2)
     (repair,) = chain.repairs
     assert [hop.span for hop, _ in repair.lost] == [SPANS[0]]
 
 
-def test_a_tail_that_answers_what_it_was_not_asked_costs_nobody_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tail_that_answers_other_rows_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = MemoryStream.send
-    liars: list[str] = []
+    faulty: list[str] = []
 
     async def send(self: MemoryStream, message: Any) -> None:
-        if isinstance(message, Answer) and self.host in liars and message.seq > 1:
+        if isinstance(message, Answer) and self.host in faulty and message.seq > 1:
             message = replace(message, ids=message.ids + 1)
         await honest(self, message)
 
     monkeypatch.setattr(MemoryStream, "send", send)
-    chain = generated(lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[2]])
+    chain = generate_after(lambda _, addresses: faulty.append(addresses[3]), spans=[*SPANS, SPANS[2]])
     assert [hop.span for hop, _ in chain.repairs[0].lost] == [SPANS[2]]
 
 
 @pytest.mark.parametrize("slow_s", [8.0, 40.0])
-def test_a_slow_node_costs_nobody_his_place(slow_s: float) -> None:
-    chain = generated(lambda *_: None, spans=SPANS, work_s=slow_s, tree_size=2)
+def test_a_slow_chain_drops_no_node(slow_s: float) -> None:
+    chain = generate_after(lambda *_: None, spans=SPANS, work_s=slow_s, tree_size=2)
     assert not chain.repairs
 
 
-def test_a_survivor_that_replays_for_minutes_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line to the newcomer is slow; real appends wait behind the journal."""
+def test_a_survivor_that_replays_for_minutes_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link to the new node is slow, and appends wait behind the replay log."""
     monkeypatch.setattr("treeswarm.session.replay.REPLAY_ROWS", 2)
     prompt, honest = PROMPT * 8, MemoryStream.send
 
@@ -157,41 +160,41 @@ def test_a_survivor_that_replays_for_minutes_keeps_its_place(monkeypatch: pytest
     run_virtually(run())
 
 
-def test_a_tail_that_computes_for_ever_is_found_and_nobody_else() -> None:
+def test_only_a_tail_that_computes_for_ever_is_dropped() -> None:
     def harm(swarm: ToySwarm, addresses: list[str]) -> None:
         stage = swarm.nodes[addresses[3]].ready_stage()
         stage.engine.submit = lambda work: None  # type: ignore[method-assign]
 
-    chain = generated(harm, spans=[*SPANS, SPANS[2]])
+    chain = generate_after(harm, spans=[*SPANS, SPANS[2]])
     (repair,) = chain.repairs
     assert [hop.span for hop, _ in repair.lost] == [SPANS[2]]
 
 
-def says_when_granted(patched: pytest.MonkeyPatch, liars: list[str], code: FaultCode, *, fatal: bool) -> None:
-    """Nodes that complain as soon as they have agreed to an epoch."""
+def report_fault_after_grant(patched: pytest.MonkeyPatch, faulty: list[str], code: FaultCode, *, fatal: bool) -> None:
+    """Have nodes report a fault as soon as they have agreed to an epoch."""
     honest = MemoryStream.send
 
     async def send(self: MemoryStream, message: Any) -> None:
         await honest(self, message)
-        if isinstance(message, Opened) and self.host in liars:
+        if isinstance(message, Opened) and self.host in faulty:
             await asyncio.sleep(0.01)
-            await honest(self, Fault(message.session, code, "so it says", fatal))
+            await honest(self, Fault(message.session, code, "a fault", fatal))
 
     patched.setattr(MemoryStream, "send", send)
 
 
-def test_a_head_that_complains_of_everybody_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One liar must not make the client leave every honest node behind it, one after another."""
-    liars: list[str] = []
-    says_when_granted(monkeypatch, liars, FaultCode.DOWNSTREAM, fatal=False)
-    chain = generated(
-        lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[0], SPANS[1], SPANS[1]], work_s=0.2
+def test_a_head_that_complains_about_every_node_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One faulty node must not make the client drop every node behind it, one after another."""
+    faulty: list[str] = []
+    report_fault_after_grant(monkeypatch, faulty, FaultCode.DOWNSTREAM, fatal=False)
+    chain = generate_after(
+        lambda _, addresses: faulty.append(addresses[3]), spans=[*SPANS, SPANS[0], SPANS[1], SPANS[1]], work_s=0.2
     )
     assert len(chain.repairs) <= 4
 
 
-def excused(router: type[ToyRouter], patched: pytest.MonkeyPatch) -> None:
-    """As the real pilot: who has forgotten a session, or let it expire, is not banned."""
+def ban_like_the_product(router: type[ToyRouter], patched: pytest.MonkeyPatch) -> None:
+    """Like the product's router, do not ban nodes that have forgotten a session or let it expire."""
     honest = router.report_failure
 
     def report_failure(self: ToyRouter, node: str, error: Any) -> None:
@@ -202,54 +205,54 @@ def excused(router: type[ToyRouter], patched: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("code", [FaultCode.EXPIRED, FaultCode.UNKNOWN_SESSION])
-def test_a_newcomer_has_no_excuse(code: FaultCode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would be asked again at once, for ever, and no patience would end it."""
-    excused(ToyRouter, monkeypatch)
-    liars: list[str] = []
-    says_when_granted(monkeypatch, liars, code, fatal=True)
-    chain = generated(lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[0]], work_s=0.2)
+def test_a_new_node_that_forgets_the_session_is_banned(code: FaultCode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would be asked again at once, without end, and no patience would stop that."""
+    ban_like_the_product(ToyRouter, monkeypatch)
+    faulty: list[str] = []
+    report_fault_after_grant(monkeypatch, faulty, code, fatal=True)
+    chain = generate_after(lambda _, addresses: faulty.append(addresses[3]), spans=[*SPANS, SPANS[0]], work_s=0.2)
     assert len(chain.repairs) <= 2
 
 
-def test_a_newcomer_that_refuses_without_reason_is_not_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    excused(ToyRouter, monkeypatch)
+def test_a_new_node_that_refuses_is_not_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ban_like_the_product(ToyRouter, monkeypatch)
 
     async def refuse(self: NodeServer, wanted: Any, control: Any) -> Any:
-        if self is liar[0]:
-            raise Refused("never heard of it", FaultCode.UNKNOWN_SESSION)
+        if self is faulty[0]:
+            raise Refused("unknown session", FaultCode.UNKNOWN_SESSION)
         return await honest(self, wanted, control)
 
-    liar: list[NodeServer] = []
+    faulty: list[NodeServer] = []
     honest = NodeServer.open
     monkeypatch.setattr(NodeServer, "open", refuse)
-    generated(lambda swarm, addresses: liar.append(swarm.nodes[addresses[3]]), spans=[*SPANS, SPANS[0]])
+    generate_after(lambda swarm, addresses: faulty.append(swarm.nodes[addresses[3]]), spans=[*SPANS, SPANS[0]])
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_a_node_whose_streams_always_break_is_let_go(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From epoch `first` on: one that an answer has come through, and a newcomer, are excused a few times."""
+def test_a_node_whose_streams_always_break_is_dropped(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams break from epoch `first` on.  A proven node and a new one are both tolerated a few times."""
     honest = MemoryStream.send
-    liars: list[str] = []
+    faulty: list[str] = []
     ready: list[float] = []
 
     async def send(self: MemoryStream, message: Any) -> None:
         await honest(self, message)
-        if isinstance(message, Opened) and self.host in liars and message.epoch >= first:
+        if isinstance(message, Opened) and self.host in faulty and message.epoch >= first:
             asyncio.get_running_loop().call_later(0.01, self.break_off)
         elif isinstance(message, Answer) and not ready and message.seq == 5:
             ready.append(1.0)
-            for stream in [s for s in self.network.streams if s.host in liars and s.kind is StreamKind.CONTROL]:
+            for stream in [s for s in self.network.streams if s.host in faulty and s.kind is StreamKind.CONTROL]:
                 stream.break_off()
 
     monkeypatch.setattr(MemoryStream, "send", send)
-    chain = generated(lambda _, addresses: liars.append(addresses[3]), spans=[*SPANS, SPANS[0]], work_s=0.2)
+    chain = generate_after(lambda _, addresses: faulty.append(addresses[3]), spans=[*SPANS, SPANS[0]], work_s=0.2)
     assert ready
     assert any(hop.span == SPANS[0] for repair in chain.repairs for hop, _ in repair.lost)
     assert len(chain.repairs) < 10
 
 
-def test_a_node_that_answers_before_anything_was_asked_disturbs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chain is still opened and has no tail yet."""
+def test_answers_before_any_append_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chain is being opened, and has no tail yet."""
     honest = MemoryStream.send
 
     async def send(self: MemoryStream, message: Any) -> None:
@@ -259,4 +262,4 @@ def test_a_node_that_answers_before_anything_was_asked_disturbs_nothing(monkeypa
         await honest(self, message)
 
     monkeypatch.setattr(MemoryStream, "send", send)
-    assert not generated(lambda *_: None, spans=SPANS).repairs
+    assert not generate_after(lambda *_: None, spans=SPANS).repairs

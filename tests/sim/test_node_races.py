@@ -1,4 +1,4 @@
-"""What one node does when a client's words cross with its own work: nothing leaks, nobody else is harmed."""
+"""Messages of a client that cross with a node's own work leak nothing and harm no other session."""
 
 import asyncio
 import contextlib
@@ -37,11 +37,11 @@ SESSION, OTHER, TICKET = b"s" * 16, b"o" * 16, b"t" * 16
 WORK_S = 1.0
 
 
-def opening(epoch: int = 0, resumption: Resumption | None = None) -> Open:
+def open_request(epoch: int = 0, resumption: Resumption | None = None) -> Open:
     return Open(PROTOCOL_VERSION, SESSION, epoch, Span(0, 4), NUMERICS, 100, 8, TICKET, None, resumption)
 
 
-def resuming(epoch: int, length: int = 0, *, tip: int = 1000, ticket: bytes = TICKET) -> Resume:
+def resume_request(epoch: int, length: int = 0, *, tip: int = 1000, ticket: bytes = TICKET) -> Resume:
     return Resume(PROTOCOL_VERSION, SESSION, epoch, Resumption(length, tip), ticket, None, replays=False)
 
 
@@ -51,8 +51,8 @@ def prompt(epoch: int = 0, rows: int = 10) -> Append:
     return replace(append, replay=False)
 
 
-class Visitor:
-    """A client that says what it likes to one node that serves everything."""
+class NodeClient:
+    """A client that sends arbitrary messages to one node, which serves all blocks."""
 
     def __init__(self, swarm: ToySwarm) -> None:
         self.swarm = swarm
@@ -66,22 +66,25 @@ class Visitor:
         await link.send(LinkHello(PROTOCOL_VERSION, session, epoch, TICKET))
         return link
 
-    async def opened(self, epoch: int = 0, session: bytes = SESSION) -> Stream:
+    async def open_session(self, epoch: int = 0, session: bytes = SESSION) -> Stream:
         control = await self.control()
-        await control.send(replace(opening(epoch), session=session))
+        await control.send(replace(open_request(epoch), session=session))
         assert isinstance(await control.receive(), Opened)
         return control
 
 
-def visit(
-    story: Callable[[Visitor], Coroutine[Any, Any, None]], *, limits: NodeLimits | None = None, work_s: float = WORK_S
+def run_on_node(
+    scenario: Callable[[NodeClient], Coroutine[Any, Any, None]],
+    *,
+    limits: NodeLimits | None = None,
+    work_s: float = WORK_S,
 ) -> None:
-    """Live through a story; afterwards nothing is left on the node, and nothing but its own tasks runs."""
+    """Run a scenario.  Afterwards no session is left on the node, and only its own tasks run."""
 
     async def run() -> None:
         async with toy_swarm(MemoryNetwork(), limits, spans=[Span(0, 4)]) as swarm:
             async with asyncio.timeout(5000):
-                await story(Visitor(swarm))
+                await scenario(NodeClient(swarm))
             await asyncio.sleep(1000)
             swarm.check_idle()
             left = {str(task.get_coro()) for task in asyncio.all_tasks()}
@@ -93,11 +96,11 @@ def visit(
 
 
 @pytest.mark.parametrize("gap_s", [0.0, 0.1])
-def test_a_goodbye_in_the_middle_of_a_forward_frees_everything(gap_s: float) -> None:
-    """A client closes and hangs up at once, so the errand that frees is cut off where it waits for the device."""
+def test_closing_during_a_forward_frees_everything(gap_s: float) -> None:
+    """A client closes and ends its stream at once: the task that frees is cancelled while it waits for the device."""
 
-    async def story(visitor: Visitor) -> None:
-        control, link = await visitor.opened(), await visitor.link()
+    async def scenario(client: NodeClient) -> None:
+        control, link = await client.open_session(), await client.link()
         await link.send(prompt())
         await asyncio.sleep(WORK_S / 2)
         await control.send(Close(SESSION))
@@ -105,36 +108,36 @@ def test_a_goodbye_in_the_middle_of_a_forward_frees_everything(gap_s: float) -> 
         await control.end()
         await link.end()
         await asyncio.sleep(2 * WORK_S)
-        visitor.swarm.check_idle()
+        client.swarm.check_idle()
 
-    visit(story)
+    run_on_node(scenario)
 
 
-def test_opens_that_cross_leave_one_session() -> None:
-    async def story(visitor: Visitor) -> None:
-        first, link = await visitor.opened(0), await visitor.link()
+def test_concurrent_opens_leave_one_session() -> None:
+    async def scenario(client: NodeClient) -> None:
+        first, link = await client.open_session(0), await client.link()
         await link.send(prompt())
         await asyncio.sleep(WORK_S / 2)
-        second, third = await visitor.control(), await visitor.control()
-        await second.send(opening(1))
+        second, third = await client.control(), await client.control()
+        await second.send(open_request(1))
         await asyncio.sleep(0)
-        await third.send(opening(2))
+        await third.send(open_request(2))
         await asyncio.sleep(2 * WORK_S)
-        assert visitor.node.sessions[SESSION].epoch.number == 2
-        store = visitor.node.ready_stage().store
+        assert client.node.sessions[SESSION].epoch.number == 2
+        store = client.node.ready_stage().store
         assert len(store.sessions) == 1
         for stream in (first, second, third, link):
             await stream.end()
 
-    visit(story)
+    run_on_node(scenario)
 
 
 def test_a_session_closed_while_it_resumes_is_gone() -> None:
-    async def story(visitor: Visitor) -> None:
-        control, link = await visitor.opened(), await visitor.link()
+    async def scenario(client: NodeClient) -> None:
+        control, link = await client.open_session(), await client.link()
         await link.send(prompt())
         await asyncio.sleep(WORK_S / 2)
-        await control.send(resuming(1))
+        await control.send(resume_request(1))
         await control.send(Close(SESSION))
         answer = await control.receive()
         assert isinstance(answer, Fault)
@@ -142,64 +145,66 @@ def test_a_session_closed_while_it_resumes_is_gone() -> None:
         await control.end()
         await link.end()
 
-    visit(story)
+    run_on_node(scenario)
 
 
-def test_what_arrives_while_a_resume_waits_for_the_device_is_of_the_old_epoch() -> None:
-    """It would run on a trunk that has been cut back, and the forward that fails is everybody's in it."""
+def test_appends_during_a_resume_belong_to_the_old_epoch() -> None:
+    """They would run on a trunk that was cut back, and a forward that fails ends every session in it."""
 
-    async def story(visitor: Visitor) -> None:
-        control, link = await visitor.opened(), await visitor.link()
-        busy, other = await visitor.opened(session=OTHER), await visitor.link(session=OTHER)
+    async def scenario(client: NodeClient) -> None:
+        control, link = await client.open_session(), await client.link()
+        busy, other = await client.open_session(session=OTHER), await client.link(session=OTHER)
         first, second = parts(prompt(rows=20), 10)
         await link.send(first)
         await asyncio.sleep(0.2 * WORK_S)
         for append in parts(prompt(rows=30), 10):
             await other.send(append)
         await asyncio.sleep(0.2 * WORK_S)
-        await control.send(resuming(1))
+        await control.send(resume_request(1))
         await asyncio.sleep(0.2 * WORK_S)
         await link.send(second)  # to run with the last of the other session
-        assert isinstance(await answered(control), Opened)
+        assert isinstance(await next_event(control), Opened)
         async with asyncio.timeout(10 * WORK_S):
             assert [type(await busy.receive()) for _ in range(3)] == [Answer] * 3
         for stream in (control, link, busy, other):
             await stream.end()
 
-    visit(story, limits=NodeLimits(budget=BatchBudget(20, 20)))
+    run_on_node(scenario, limits=NodeLimits(budget=BatchBudget(20, 20)))
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_what_follows_on_withdrawn_work_does_not_run(cut: bool) -> None:
-    """The rows before it are missing, and a forward that fails ends every session in it.  Also where the stream breaks
-    that asked for the resumption, and it never comes about."""
+def test_work_that_follows_withdrawn_work_does_not_run(cut: bool) -> None:
+    """The rows before it are missing, and a forward that fails ends every session in it.
 
-    async def story(visitor: Visitor) -> None:
-        control, link = await visitor.opened(), await visitor.link()
+    This also holds if the stream that requested the resumption breaks, and the session is not resumed.
+    """
+
+    async def scenario(client: NodeClient) -> None:
+        control, link = await client.open_session(), await client.link()
         first, second, third = parts(prompt(rows=30), 10)
         await link.send(first)
         await asyncio.sleep(0.2 * WORK_S)
         await link.send(second)
-        asker = await visitor.control()
-        await asker.send(resuming(1))
+        asker = await client.control()
+        await asker.send(resume_request(1))
         await asyncio.sleep(0.2 * WORK_S)
         if cut:
             await asker.end()
             await asyncio.sleep(0.1 * WORK_S)
-            asker = await visitor.control()
+            asker = await client.control()
         await link.send(third)
         await asyncio.sleep(3 * WORK_S)
         if cut:
-            await asker.send(resuming(2))
-        assert isinstance(await answered(asker), Opened)
+            await asker.send(resume_request(2))
+        assert isinstance(await next_event(asker), Opened)
         for stream in (control, asker, link):
             await stream.end()
 
-    visit(story)
+    run_on_node(scenario)
 
 
-async def answered(control: Stream) -> ControlDown:
-    """The next message that is no Answer."""
+async def next_event(control: Stream) -> ControlDown:
+    """Return the next message that is not an Answer."""
     while isinstance(message := await control.receive(), Answer):
         pass
     assert message is not None
@@ -220,14 +225,14 @@ def parts(append: Append, rows: int) -> Iterator[Append]:
 
 
 def test_a_refused_resume_changes_nothing() -> None:
-    async def story(visitor: Visitor) -> None:
-        control, link = await visitor.opened(), await visitor.link()
+    async def scenario(client: NodeClient) -> None:
+        control, link = await client.open_session(), await client.link()
         first, second = list(parts(prompt(rows=20), 10))
         await link.send(first)
         await asyncio.sleep(WORK_S / 2)
         await link.send(second)
         await asyncio.sleep(0)
-        await control.send(resuming(0))
+        await control.send(resume_request(0))
         assert isinstance(await control.receive(), Fault)
         async with asyncio.timeout(10):
             seqs = [(await control.receive()).seq for _ in range(2)]  # type: ignore[union-attr]
@@ -235,17 +240,17 @@ def test_a_refused_resume_changes_nothing() -> None:
         await control.end()
         await link.end()
 
-    visit(story)
+    run_on_node(scenario)
 
 
 def test_a_long_replay_takes_none_of_the_clients_credit() -> None:
     """The node still computes the rows replayed when the first append of the epoch comes."""
 
-    async def story(visitor: Visitor) -> None:
-        control = await visitor.control()
-        await control.send(opening(1, Resumption(60, 1000)))
+    async def scenario(client: NodeClient) -> None:
+        control = await client.control()
+        await control.send(open_request(1, Resumption(60, 1000)))
         assert isinstance(await control.receive(), Opened)
-        link = await visitor.link(1)
+        link = await client.link(1)
         for append in replay(1, [1] * 60):
             await link.send(append)
         append = prompt(1, 2)
@@ -255,84 +260,84 @@ def test_a_long_replay_takes_none_of_the_clients_credit() -> None:
         await control.end()
         await link.end()
 
-    visit(story, limits=NodeLimits(credit_rows=4))
+    run_on_node(scenario, limits=NodeLimits(credit_rows=4))
 
 
-def test_a_replay_that_waits_for_room_is_forgotten_with_its_session() -> None:
-    """Computed all the same, it would take its pages from what was promised to others, and never give them back."""
+def test_a_waiting_replay_is_dropped_with_its_session() -> None:
+    """If it were computed, it would take pages that were promised to others, and never free them."""
 
-    async def story(visitor: Visitor) -> None:
-        control = await visitor.control()
-        await control.send(opening(1, Resumption(60, 1000)))
+    async def scenario(client: NodeClient) -> None:
+        control = await client.control()
+        await control.send(open_request(1, Resumption(60, 1000)))
         assert isinstance(await control.receive(), Opened)
-        link = await visitor.link(1)
+        link = await client.link(1)
         for append in parts(next(replay(1, [1] * 60)), 12):
             await link.send(append)
-        busy, other = await visitor.opened(session=OTHER), await visitor.link(session=OTHER)
+        busy, other = await client.open_session(session=OTHER), await client.link(session=OTHER)
         for append in parts(prompt(rows=9), 3):
             await other.send(append)
         await asyncio.sleep(WORK_S / 2)
         await control.send(Close(SESSION))
         await asyncio.sleep(10 * WORK_S)
-        visitor.node.ready_stage().store.check()
+        client.node.ready_stage().store.check()
         for stream in (control, link, busy, other):
             await stream.end()
 
-    visit(story, limits=NodeLimits(credit_rows=4, budget=BatchBudget(8, 4)))
+    run_on_node(scenario, limits=NodeLimits(credit_rows=4, budget=BatchBudget(8, 4)))
 
 
-def test_a_client_that_does_not_listen_keeps_nobody_waiting() -> None:
-    """It fills its own stream; telling it that its session has expired must not hold up the sweeping of others."""
+def test_a_client_that_reads_nothing_delays_no_sweep() -> None:
+    """Its stream is full; reporting that its session has expired must not delay the sweep of other sessions."""
 
-    async def story(visitor: Visitor) -> None:
-        control = await visitor.opened()
+    async def scenario(client: NodeClient) -> None:
+        control = await client.open_session()
         for stamp in range(16):
             await control.send(Ping(stamp))
         await asyncio.sleep(0.1)
         assert isinstance(control, MemoryStream)
         await asyncio.sleep(700)
-        assert not visitor.node.sessions
+        assert not client.node.sessions
         await control.end()
 
-    visit(story)
+    run_on_node(scenario)
 
 
-def test_a_drain_ends_though_a_client_does_not_listen() -> None:
-    async def story(visitor: Visitor) -> None:
-        control = await visitor.opened()
+def test_a_client_that_reads_nothing_delays_no_drain() -> None:
+    async def scenario(client: NodeClient) -> None:
+        control = await client.open_session()
         for stamp in range(16):
             await control.send(Ping(stamp))
         await asyncio.sleep(0.1)
         async with asyncio.timeout(60):
-            await visitor.node.drain(grace_s=5.0)
+            await client.node.drain(grace_s=5.0)
         await control.end()
 
-    visit(story)
+    run_on_node(scenario)
 
 
-def test_rows_that_are_none_cost_credit_too() -> None:
-    """Else a queue of empty appends grows without end."""
+def test_empty_appends_cost_credit_too() -> None:
+    """Otherwise a queue of empty appends could grow without end."""
 
-    async def story(visitor: Visitor) -> None:
-        control, link = await visitor.opened(), await visitor.link()
+    async def scenario(client: NodeClient) -> None:
+        control, link = await client.open_session(), await client.link()
         (empty,) = parts(prompt(rows=1), 1)
         nothing = {name: getattr(empty, name)[:0] for name in ("parents", "tokens", "skipped")}
         for seq in range(20):
             await link.send(replace(empty, seq=seq, **nothing))
-        fault = await answered(control)
+        fault = await next_event(control)
         assert isinstance(fault, Fault)
         assert fault.code == FaultCode.OUT_OF_CREDIT
         await control.end()
 
-    visit(story, limits=NodeLimits(credit_rows=4))
+    run_on_node(scenario, limits=NodeLimits(credit_rows=4))
 
 
-def test_a_link_whose_ticket_is_no_longer_valid_is_cut() -> None:
-    """A node that was let go must not go on speaking into the session."""
+def test_a_link_with_an_outdated_ticket_is_cut() -> None:
+    """A node that was dropped must not send into the session any more."""
 
-    async def story(visitor: Visitor) -> None:
-        control, link = await visitor.opened(), await visitor.link()
-        await control.send(resuming(1, ticket=b"u" * 16))
+    async def scenario(client: NodeClient) -> None:
+        control, link = await client.open_session(), await client.link()
+        await control.send(resume_request(1, ticket=b"u" * 16))
         assert isinstance(await control.receive(), Opened)
         append = prompt(1, 2)
         with contextlib.suppress(LinkBroken, Refused):
@@ -340,30 +345,30 @@ def test_a_link_whose_ticket_is_no_longer_valid_is_cut() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(5):
                 await control.receive()
-        assert visitor.node.streams == 1
+        assert client.node.streams == 1
         await control.end()
 
-    visit(story)
+    run_on_node(scenario)
 
 
-def test_a_stream_watches_once() -> None:
-    async def story(visitor: Visitor) -> None:
-        control = await visitor.control()
+def test_a_second_watch_on_one_stream_is_refused() -> None:
+    async def scenario(client: NodeClient) -> None:
+        control = await client.control()
         for _ in range(3):
             await control.send(Watch(PROTOCOL_VERSION, True))
         with pytest.raises(Refused, match="once"):
             while await control.receive() is not None:
                 pass
 
-    visit(story)
+    run_on_node(scenario)
 
 
-def test_an_engine_that_stops_in_the_middle_of_a_forward_keeps_nobody_waiting() -> None:
-    async def story(visitor: Visitor) -> None:
-        control, link = await visitor.opened(), await visitor.link()
+def test_an_engine_that_stops_during_a_forward_blocks_nothing() -> None:
+    async def scenario(client: NodeClient) -> None:
+        control, link = await client.open_session(), await client.link()
         await link.send(prompt())
         await asyncio.sleep(WORK_S / 2)
-        (hosted,) = visitor.node.sessions.values()
+        (hosted,) = client.node.sessions.values()
         (running,) = [task for task in asyncio.all_tasks() if "Engine.run" in str(task.get_coro())]
         running.cancel()
         async with asyncio.timeout(5):
@@ -371,4 +376,4 @@ def test_an_engine_that_stops_in_the_middle_of_a_forward_keeps_nobody_waiting() 
         await control.end()
         await link.end()
 
-    visit(story)
+    run_on_node(scenario)

@@ -1,4 +1,4 @@
-"""Sessions with the same prompt share its KV on every node: the nodes' counters show it, the text does not."""
+"""Sessions with the same prompt share its KV on every node, which changes counters and not the text."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -24,144 +24,146 @@ TEXT = plain_text(PROMPT, COUNT)
 SHARED = 3 * PREFIX_TOKENS
 
 
-def live(
-    story: Callable[[ToySwarm], Coroutine[Any, Any, None]],
+def run_scenario(
+    scenario: Callable[[ToySwarm], Coroutine[Any, Any, None]],
     spans: list[Span] = SPANS,
     limits: NodeLimits | None = None,
 ) -> None:
-    """Afterwards nobody owns anything but the kept prefixes, and without them nothing is in use."""
+    """Run a scenario.  Afterwards only kept prefixes use memory."""
 
     async def run() -> None:
         network = MemoryNetwork(1)
         slow_links(network)
         async with toy_swarm(network, limits, spans=spans) as swarm:
             async with asyncio.timeout(5000):
-                await story(swarm)
+                await scenario(swarm)
             await asyncio.sleep(800)
             swarm.check_idle()
 
     run_virtually(run())
 
 
-async def say(swarm: ToySwarm, **options: Any) -> None:
+async def generate_text(swarm: ToySwarm, **options: Any) -> None:
     options = {"shared": "client", "patience_s": 60.0, "segment_rows": 50, **options}
     assert await swarm.generate(PROMPT, COUNT, **options) == TEXT
 
 
-async def say_at_once(swarm: ToySwarm, count: int) -> None:
-    await asyncio.gather(*(say(swarm, seed=seed) for seed in range(count)))
+async def generate_concurrently(swarm: ToySwarm, count: int) -> None:
+    await asyncio.gather(*(generate_text(swarm, seed=seed) for seed in range(count)))
 
 
-def told(swarm: ToySwarm) -> list[Description]:
+def descriptions(swarm: ToySwarm) -> list[Description]:
     return [node.describe() for node in swarm.nodes.values()]
 
 
 def hits(swarm: ToySwarm) -> list[tuple[int, int]]:
-    return [(node.prefix_hits, node.prefix_tokens) for node in told(swarm)]
+    return [(node.prefix_hits, node.prefix_tokens) for node in descriptions(swarm)]
 
 
-def test_a_second_prompt_is_not_prefilled_again() -> None:
-    async def story(swarm: ToySwarm) -> None:
-        await say(swarm, tree_size=0)
-        before = [node.frames for node in told(swarm)]
+def test_a_repeated_prompt_is_not_prefilled_again() -> None:
+    async def scenario(swarm: ToySwarm) -> None:
+        await generate_text(swarm, tree_size=0)
+        before = [node.frames for node in descriptions(swarm)]
         assert before == [4 + COUNT - 1] * 3  # the prompt in four segments
-        await say(swarm, tree_size=0)
-        assert [node.frames - count for node, count in zip(told(swarm), before, strict=True)] == [1 + COUNT - 1] * 3
+        await generate_text(swarm, tree_size=0)
+        assert [node.frames - count for node, count in zip(descriptions(swarm), before, strict=True)] == [
+            1 + COUNT - 1
+        ] * 3
         assert hits(swarm) == [(1, SHARED)] * 3
-        await say(swarm, shared="none")
+        await generate_text(swarm, shared="none")
         assert hits(swarm) == [(1, SHARED)] * 3
 
-    live(story)
+    run_scenario(scenario)
 
 
-def test_sessions_side_by_side_read_the_same_pages() -> None:
-    async def story(swarm: ToySwarm) -> None:
-        await say(swarm)
-        free = [node.trunk_free for node in told(swarm)]
-        talking = asyncio.create_task(say_at_once(swarm, 5))
-        while not all(node.shared_pages == SHARED // PAGE for node in told(swarm)):
-            assert not talking.done()
+def test_concurrent_sessions_share_pages() -> None:
+    async def scenario(swarm: ToySwarm) -> None:
+        await generate_text(swarm)
+        free = [node.trunk_free for node in descriptions(swarm)]
+        generating = asyncio.create_task(generate_concurrently(swarm, 5))
+        while not all(node.shared_pages == SHARED // PAGE for node in descriptions(swarm)):
+            assert not generating.done()
             await asyncio.sleep(0.01)
-        while not all(node.sessions == 5 for node in told(swarm)):
+        while not all(node.sessions == 5 for node in descriptions(swarm)):
             await asyncio.sleep(0.01)
         # Each has one page of crown and one of its own text; what is shared counts once.
-        assert [before - node.trunk_free for before, node in zip(free, told(swarm), strict=True)] == [
+        assert [before - node.trunk_free for before, node in zip(free, descriptions(swarm), strict=True)] == [
             SHARED + 5 * 2 * PAGE
         ] * 3
-        await talking
+        await generating
         assert hits(swarm) == [(5, 5 * SHARED)] * 3
 
-    live(story)
+    run_scenario(scenario)
 
 
-def test_what_was_generated_is_shared_as_well() -> None:
-    async def story(swarm: ToySwarm) -> None:
-        await say(swarm)
+def test_generated_text_is_shared_too() -> None:
+    async def scenario(swarm: ToySwarm) -> None:
+        await generate_text(swarm)
         longer = [*PROMPT, *TEXT, 1, 2, 3]
         text = await swarm.generate(longer, 10, shared="client")
         assert text == plain_text(longer, 10)
         assert hits(swarm) == [(1, 3 * PREFIX_TOKENS)] * 3
         whole = [*PROMPT, *TEXT, *([4] * 40)]
-        said = plain_text(whole, 60)
-        assert await swarm.generate(whole, 60, shared="client") == said
-        again = [*whole, *said, 0]
+        expected = plain_text(whole, 60)
+        assert await swarm.generate(whole, 60, shared="client") == expected
+        again = [*whole, *expected, 0]
         assert await swarm.generate(again, 10, shared="client") == plain_text(again, 10)
         assert hits(swarm)[0] == (3, (3 + 3 + 5) * PREFIX_TOKENS)
 
-    live(story)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_nodes_that_have_less_of_it_are_agreed_with(place: int) -> None:
-    """One has nothing left, or a part: all begin where that one is."""
+def test_the_shortest_prefix_of_all_nodes_is_used(place: int) -> None:
+    """One node has a part of the prefix, or nothing: all nodes begin with what that one has."""
 
-    async def story(swarm: ToySwarm) -> None:
-        await say(swarm)
+    async def scenario(swarm: ToySwarm) -> None:
+        await generate_text(swarm)
         node = list(swarm.nodes.values())[place]
         assert node.stage is not None
         kept = node.stage.store.prefixes
         kept._drop(next(iter(kept._units)))  # the oldest is the end of the text
-        await say(swarm)
+        await generate_text(swarm)
         assert hits(swarm) == [(1, 2 * PREFIX_TOKENS)] * 3
         kept.clear()
-        await say(swarm)
+        await generate_text(swarm)
         assert hits(swarm) == [(1, 2 * PREFIX_TOKENS)] * 3
-        await say(swarm)
+        await generate_text(swarm)
         assert hits(swarm) == [(2, 5 * PREFIX_TOKENS)] * 3
 
-    live(story)
+    run_scenario(scenario)
 
 
-def test_strangers_share_nothing_unless_both_say_so() -> None:
-    async def story(swarm: ToySwarm) -> None:
-        await say(swarm, secret=b"a" * 16)
-        await say(swarm, secret=b"b" * 16)
+def test_clients_share_only_in_the_scope_swarm() -> None:
+    async def scenario(swarm: ToySwarm) -> None:
+        await generate_text(swarm, secret=b"a" * 16)
+        await generate_text(swarm, secret=b"b" * 16)
         assert hits(swarm) == [(0, 0)] * 3
-        await say(swarm, shared="swarm", secret=b"a" * 16)
+        await generate_text(swarm, shared="swarm", secret=b"a" * 16)
         assert hits(swarm) == [(0, 0)] * 3
-        await say(swarm, shared="swarm", secret=b"b" * 16)
+        await generate_text(swarm, shared="swarm", secret=b"b" * 16)
         assert hits(swarm) == [(1, SHARED)] * 3
 
-    live(story)
+    run_scenario(scenario)
 
 
-def test_another_way_to_a_node_is_another_prefix() -> None:
-    """What a node computed wrongly must not outlive it on the nodes behind it."""
+def test_another_route_to_a_node_is_another_prefix() -> None:
+    """KV computed from a wrong node's rows must not be used after that node is gone."""
 
-    async def story(swarm: ToySwarm) -> None:
-        await say(swarm)
+    async def scenario(swarm: ToySwarm) -> None:
+        await generate_text(swarm)
         await swarm.stop(next(iter(swarm.nodes)))
         await swarm.start(SPANS[0])
-        await say(swarm)
+        await generate_text(swarm)
         assert hits(swarm) == [(0, 0)] * 3
 
-    live(story)
+    run_scenario(scenario)
 
 
-def test_a_kept_prefix_is_in_nobodys_way() -> None:
-    async def story(swarm: ToySwarm) -> None:
+def test_kept_prefixes_give_way_to_new_sessions() -> None:
+    async def scenario(swarm: ToySwarm) -> None:
         for secret in range(30):
-            await say(swarm, secret=bytes([secret]) * 16)
+            await generate_text(swarm, secret=bytes([secret]) * 16)
         for node in swarm.nodes.values():
             assert node.stage is not None
             assert node.stage.store.free_tokens == 4096
@@ -170,45 +172,45 @@ def test_a_kept_prefix_is_in_nobodys_way() -> None:
             assert not node.stage.store.prefixes.pages
             session.close()
 
-    live(story)
+    run_scenario(scenario)
 
 
-def test_journals_share_what_they_have_in_common_and_kept_ones_give_way() -> None:
-    """Room for two journals, or for one beside what is kept: nobody is without one."""
+def test_replay_logs_share_chunks_and_kept_ones_give_way() -> None:
+    """There is room for two replay logs, or for one beside what is kept: every session has one."""
     row = 16
     room = row * (len(PROMPT) + COUNT + 7)
 
-    async def story(swarm: ToySwarm) -> None:
+    async def scenario(swarm: ToySwarm) -> None:
         for secret in (b"a" * 16, b"a" * 16, b"b" * 16, b"c" * 16, b"c" * 16):
-            talking = asyncio.create_task(say(swarm, secret=secret))
+            generating = asyncio.create_task(generate_text(swarm, secret=secret))
             while not all(node.sessions for node in swarm.nodes.values()):
                 await asyncio.sleep(0.01)
             for node in list(swarm.nodes.values())[:2]:
                 assert next(iter(node.sessions.values())).memory.replay_log is not None
                 assert node.sessions.replay_logs.used_bytes <= room + row * 10
-            await talking
+            await generating
         assert hits(swarm) == [(2, 2 * SHARED)] * 3
 
-    live(story, limits=NodeLimits(replay_log_bytes=room + row * 10))
+    run_scenario(scenario, limits=NodeLimits(replay_log_bytes=room + row * 10))
 
 
 @pytest.mark.parametrize("claimed", [4 * PREFIX_TOKENS, PREFIX_TOKENS + 1])
-def test_a_node_that_claims_what_it_was_not_asked_for_is_left(claimed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def story(swarm: ToySwarm) -> None:
-        liar = list(swarm.nodes.values())[-1]
+def test_a_node_that_claims_an_unrequested_prefix_is_left(claimed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(swarm: ToySwarm) -> None:
+        faulty = list(swarm.nodes.values())[-1]
         honest = ServerSession.send_opened
 
-        async def lie(hosted: ServerSession) -> None:
-            if liar.sessions.get(hosted.opening.id) is hosted:
+        async def claim(hosted: ServerSession) -> None:
+            if faulty.sessions.get(hosted.opening.id) is hosted:
                 hosted.state.offered = claimed
             await honest(hosted)
 
-        monkeypatch.setattr(ServerSession, "send_opened", lie)
-        await say(swarm)
+        monkeypatch.setattr(ServerSession, "send_opened", claim)
+        await generate_text(swarm)
         assert swarm.chain is not None
-        assert swarm.nodes[swarm.chain.hops[-1].address] is not liar
+        assert swarm.nodes[swarm.chain.hops[-1].address] is not faulty
 
-    live(story, spans=TWICE)
+    run_scenario(scenario, spans=TWICE)
 
 
 # ---------------------------------------------------------------- losses
@@ -216,25 +218,25 @@ def test_a_node_that_claims_what_it_was_not_asked_for_is_left(claimed: int, monk
 
 @pytest.mark.parametrize("places", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)], ids=str)
 @pytest.mark.parametrize("at", [0, 1, 20])
-def test_forks_of_a_prompt_survive_their_nodes(places: tuple[int, ...], at: int) -> None:
-    async def story(swarm: ToySwarm) -> None:
-        await say(swarm)
-        talking = asyncio.create_task(say_at_once(swarm, 3))
+def test_samples_of_one_prompt_survive_node_losses(places: tuple[int, ...], at: int) -> None:
+    async def scenario(swarm: ToySwarm) -> None:
+        await generate_text(swarm)
+        generating = asyncio.create_task(generate_concurrently(swarm, 3))
         while swarm.chain is None or len(swarm.kept) < at or not swarm.chain.epoch.members:
             await asyncio.sleep(0.001)
         for address in [swarm.chain.hops[place].address for place in places]:
             await swarm.kill(address)
-        await talking
-        await say(swarm)
+        await generating
+        await generate_text(swarm)
 
-    live(story, spans=TWICE)
+    run_scenario(scenario, spans=TWICE)
 
 
-def test_a_survivor_feeds_its_successor_from_the_shared_journal() -> None:
-    async def story(swarm: ToySwarm) -> None:
-        await say(swarm)
+def test_a_survivor_replays_from_a_shared_replay_log() -> None:
+    async def scenario(swarm: ToySwarm) -> None:
+        await generate_text(swarm)
         swarm.chain = None
-        talking = asyncio.create_task(say(swarm))
+        generating = asyncio.create_task(generate_text(swarm))
         while swarm.chain is None or len(swarm.kept) < 10:
             await asyncio.sleep(0.001)
         head, middle, _ = [hop.address for hop in swarm.chain.hops]
@@ -242,48 +244,48 @@ def test_a_survivor_feeds_its_successor_from_the_shared_journal() -> None:
         assert hosted.memory.replay_log is not None
         assert [chunk.references for chunk in hosted.memory.replay_log._chunks] == [2] * 3
         await swarm.kill(middle)
-        await talking
+        await generating
         (repair,) = swarm.chain.repairs
         assert [hop.address for hop, _ in repair.lost] == [middle]
 
-    live(story, spans=TWICE)
+    run_scenario(scenario, spans=TWICE)
 
 
-def test_a_node_without_the_shared_journal_counts_as_lost() -> None:
-    async def story(swarm: ToySwarm) -> None:
-        await say(swarm)
+def test_a_node_without_a_replay_log_counts_as_lost() -> None:
+    async def scenario(swarm: ToySwarm) -> None:
+        await generate_text(swarm)
         swarm.chain = None
-        talking = asyncio.create_task(say(swarm))
+        generating = asyncio.create_task(generate_text(swarm))
         while swarm.chain is None or len(swarm.kept) < 10:
             await asyncio.sleep(0.001)
         head, middle, _ = [hop.address for hop in swarm.chain.hops]
         (hosted,) = swarm.nodes[head].sessions.values()
         assert hosted.memory.replay_log is None
         await swarm.kill(middle)
-        await talking
+        await generating
         assert {hop.address for hop, _ in swarm.chain.repairs[0].lost} == {head, middle}
 
-    live(story, spans=TWICE, limits=NodeLimits(replay_log_bytes=0))
+    run_scenario(scenario, spans=TWICE, limits=NodeLimits(replay_log_bytes=0))
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_prompts_side_by_side_while_nodes_die(seed: int) -> None:
-    """Also in the middle of prefills that others have already begun on."""
+def test_concurrent_prompts_survive_node_losses(seed: int) -> None:
+    """Nodes also die during prefills that other sessions have already begun to use."""
     random = np.random.default_rng(seed)
 
-    async def late(swarm: ToySwarm, index: int, wait_s: float) -> None:
+    async def generate_later(swarm: ToySwarm, index: int, wait_s: float) -> None:
         await asyncio.sleep(wait_s)
-        await say(swarm, seed=index, segment_rows=int(random.integers(5, 70)))
+        await generate_text(swarm, seed=index, segment_rows=int(random.integers(5, 70)))
 
-    async def story(swarm: ToySwarm) -> None:
+    async def scenario(swarm: ToySwarm) -> None:
         waits = random.uniform(0, 0.8, 5).tolist()
-        talking = asyncio.gather(*(late(swarm, index, wait_s) for index, wait_s in enumerate(waits)))
+        generating = asyncio.gather(*(generate_later(swarm, index, wait_s) for index, wait_s in enumerate(waits)))
         for _ in range(2):
             await asyncio.sleep(random.uniform(0.02, 0.5))
             address = list(swarm.nodes)[int(random.integers(len(swarm.nodes)))]
             span = swarm.spans[address]
             await swarm.kill(address)
             await swarm.start(span)
-        await talking
+        await generating
 
-    live(story, spans=TWICE)
+    run_scenario(scenario, spans=TWICE)

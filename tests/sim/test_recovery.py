@@ -1,4 +1,4 @@
-"""Generations that outlive their nodes, on a virtual clock, by seeded schedules of everything that goes wrong."""
+"""Generations survive the loss of nodes, streams and links, on a virtual clock."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -32,21 +32,21 @@ async def at_token(swarm: ToySwarm, count: int, generating: "asyncio.Task[list[i
         await asyncio.sleep(0.001)
 
 
-async def settle(swarm: ToySwarm) -> None:
-    """Past every lease; then nothing may be left."""
+async def check_idle_after_leases(swarm: ToySwarm) -> None:
+    """Wait until every lease has ended, and check that nothing is left."""
     await asyncio.sleep(120)
     swarm.check_idle()
 
 
-def survives(
-    harm: Callable[[ToySwarm, Chain], Coroutine[Any, Any, None]],
+def survive(
+    do_harm: Callable[[ToySwarm, Chain], Coroutine[Any, Any, None]],
     *,
     spans: list[Span] = TWICE,
     at: int = 20,
     patience_s: float = 60.0,
     **options: Any,
 ) -> Chain:
-    """One generation that is harmed once, after `at` tokens; it must end with the plain text."""
+    """Disturb one generation after `at` tokens, and return its chain.  It must end with the plain text."""
 
     async def run() -> Chain:
         network = MemoryNetwork(1)
@@ -55,10 +55,10 @@ def survives(
             generating = asyncio.create_task(swarm.generate(PROMPT, COUNT, patience_s=patience_s, **options))
             await at_token(swarm, at, generating)
             assert swarm.chain is not None
-            await harm(swarm, swarm.chain)
+            await do_harm(swarm, swarm.chain)
             assert await asyncio.wait_for(generating, 600) == plain_text(PROMPT, COUNT)
             chain = swarm.chain
-            await settle(swarm)
+            await check_idle_after_leases(swarm)
             return chain
 
     return run_virtually(run())
@@ -73,7 +73,7 @@ def test_a_killed_node_is_replaced(place: int, at: int) -> None:
     async def kill(swarm: ToySwarm, chain: Chain) -> None:
         await swarm.kill(chain.hops[place].address)
 
-    chain = survives(kill, at=at)
+    chain = survive(kill, at=at)
     (repair,) = chain.repairs
     assert [hop.span for hop, _ in repair.lost] == [SPANS[place]]
     assert [hop.span for hop in repair.gained] == [SPANS[place]]
@@ -86,67 +86,67 @@ def test_nodes_that_die_together_are_replaced_together(places: tuple[int, ...]) 
         for address in [chain.hops[place].address for place in places]:
             await swarm.kill(address)
 
-    survives(kill)
+    survive(kill)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_node_that_hangs_is_found_by_its_silence(place: int) -> None:
+def test_a_node_that_hangs_is_dropped_for_its_silence(place: int) -> None:
     async def freeze(swarm: ToySwarm, chain: Chain) -> None:
         address = chain.hops[place].address
         swarm.network.freeze(address)
         asyncio.get_running_loop().call_later(100, lambda: asyncio.ensure_future(swarm.network.thaw(address)))
 
-    chain = survives(freeze)
+    chain = survive(freeze)
     assert "nothing heard" in chain.repairs[0].lost[0][1]
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_node_that_wakes_up_again_meanwhile_disturbs_nothing(place: int) -> None:
+def test_a_node_that_resumes_during_a_repair_changes_nothing(place: int) -> None:
     async def freeze(swarm: ToySwarm, chain: Chain) -> None:
         address = chain.hops[place].address
         swarm.network.freeze(address)
         asyncio.get_running_loop().call_later(3.1, lambda: asyncio.ensure_future(swarm.network.thaw(address)))
 
-    survives(freeze)
+    survive(freeze)
 
 
 @pytest.mark.parametrize("pair", [(0, 1), (1, 2)])
-def test_two_neighbours_that_lose_sight_of_each_other(pair: tuple[int, int]) -> None:
-    """Both answer the client all the time; only the frames between them vanish."""
+def test_a_broken_path_between_two_neighbours_is_found(pair: tuple[int, int]) -> None:
+    """Both nodes answer the client; only the frames between them are lost."""
 
     async def part(swarm: ToySwarm, chain: Chain) -> None:
         swarm.network.partitions.add(frozenset(chain.hops[place].address for place in pair))
 
-    chain = survives(part)
+    chain = survive(part)
     assert "on its way there" in chain.repairs[0].lost[0][1]
 
 
 @pytest.mark.parametrize("kind", list(StreamKind))
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_cut_connection_costs_no_node(place: int, kind: StreamKind) -> None:
-    """The control stream is opened again, the link dialled again; everybody keeps what it has."""
+def test_a_cut_connection_drops_no_node(place: int, kind: StreamKind) -> None:
+    """The control stream or the link is opened again, and every node keeps its session."""
 
     async def cut(swarm: ToySwarm, chain: Chain) -> None:
         for stream in [s for s in swarm.network.streams if s.host == chain.hops[place].address and s.kind is kind]:
             stream.break_off()
 
-    chain = survives(cut, spans=SPANS)
+    chain = survive(cut, spans=SPANS)
     assert all(not repair.lost and not repair.gained for repair in chain.repairs)
     assert chain.repairs
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_draining_node_is_left_in_time(place: int) -> None:
+def test_a_draining_node_is_replaced_in_time(place: int) -> None:
     async def drain(swarm: ToySwarm, chain: Chain) -> None:
         node = swarm.nodes[chain.hops[place].address]
         await node.drain(grace_s=30.0)
         assert not node.sessions
 
-    chain = survives(drain)
+    chain = survive(drain)
     assert [why for _, why in chain.repairs[0].lost] == ["it asked to leave"]
 
 
-def test_a_draining_node_that_nobody_can_replace_stays_until_its_grace_is_over() -> None:
+def test_a_draining_node_without_replacement_stays_in_use() -> None:
     async def drain(swarm: ToySwarm, chain: Chain) -> None:
         draining = asyncio.create_task(swarm.nodes[chain.hops[1].address].drain(grace_s=1000.0))
         await asyncio.sleep(0)
@@ -154,26 +154,26 @@ def test_a_draining_node_that_nobody_can_replace_stays_until_its_grace_is_over()
         chain_task.append(draining)
 
     chain_task: list[asyncio.Task[None]] = []
-    chain = survives(drain, spans=SPANS)
+    chain = survive(drain, spans=SPANS)
     assert chain.hops[1].span == SPANS[1]
 
 
 @pytest.mark.parametrize("cuts", [[Span(1, 3)], [Span(1, 2), Span(2, 3)], [Span(0, 2), Span(2, 4)], [Span(0, 4)]])
 @pytest.mark.parametrize("at", [0, 1, 30])
-def test_lost_blocks_are_covered_by_one_node_or_several_with_any_boundaries(cuts: list[Span], at: int) -> None:
+def test_lost_blocks_are_covered_by_nodes_with_other_spans(cuts: list[Span], at: int) -> None:
     async def kill(swarm: ToySwarm, chain: Chain) -> None:
         await swarm.kill(chain.hops[1].address)
         for span in cuts:
             await swarm.start(span)
 
-    survives(kill, spans=SPANS, at=at)
+    survive(kill, spans=SPANS, at=at)
 
 
 @pytest.mark.parametrize("dies", [False, True], ids=["", "and one dies"])
 @pytest.mark.parametrize("nodes", [1, 2, 3])
 @pytest.mark.parametrize("at", [1, 15, 50])
-def test_three_lost_blocks_by_one_two_and_three_nodes(at: int, nodes: int, dies: bool) -> None:
-    """Trunks of differing lengths; a replacement may die while the trunk is replayed into it."""
+def test_three_lost_blocks_are_covered_by_one_to_three_nodes(at: int, nodes: int, dies: bool) -> None:
+    """The trunk has different lengths; a replacement may die while the trunk is replayed into it."""
     cuts = {1: [Span(1, 4)], 2: [Span(1, 2), Span(2, 4)], 3: [Span(1, 2), Span(2, 3), Span(3, 4)]}[nodes]
 
     async def kill(swarm: ToySwarm, chain: Chain) -> None:
@@ -186,11 +186,11 @@ def test_three_lost_blocks_by_one_two_and_three_nodes(at: int, nodes: int, dies:
             await swarm.kill(first[-1])
             await swarm.start(cuts[-1])
 
-    chain = survives(kill, spans=SPANS, at=at)
+    chain = survive(kill, spans=SPANS, at=at)
     assert chain.epoch.number >= 1 + dies
 
 
-def test_three_replacements_one_dies_while_the_trunk_is_replayed() -> None:
+def test_one_of_three_replacements_dies_during_the_replay() -> None:
     async def kill(swarm: ToySwarm, chain: Chain) -> None:
         head = chain.hops[0].address
         await swarm.kill(chain.hops[1].address)
@@ -202,11 +202,11 @@ def test_three_replacements_one_dies_while_the_trunk_is_replayed() -> None:
         await swarm.start(Span(1, 3))
         assert head in swarm.nodes
 
-    chain = survives(kill, spans=SPANS)
+    chain = survive(kill, spans=SPANS)
     assert chain.epoch.number >= 2
 
 
-def test_a_client_waits_for_a_node_to_appear_and_tells_of_it() -> None:
+def test_a_client_waits_for_a_node_and_reports_the_wait() -> None:
     waits: list[ChainWait] = []
 
     async def kill(swarm: ToySwarm, chain: Chain) -> None:
@@ -215,7 +215,7 @@ def test_a_client_waits_for_a_node_to_appear_and_tells_of_it() -> None:
         await asyncio.sleep(20)
         await swarm.start(Span(0, 4))
 
-    survives(kill, spans=SPANS, patience_s=30.0)
+    survive(kill, spans=SPANS, patience_s=30.0)
     assert str(waits[0].reason) == "no node serves block 1"
     assert 30.0 >= waits[0].remaining_s > waits[-2].remaining_s > 5.0
     assert (waits[-1].reason, waits[-1].succeeded) == (None, True)
@@ -230,10 +230,10 @@ def test_a_client_waits_for_the_only_node_to_come_back(place: int) -> None:
         swarm.network.freeze(address)
         asyncio.get_running_loop().call_later(10, lambda: asyncio.ensure_future(swarm.network.thaw(address)))
 
-    survives(freeze, spans=SPANS)
+    survive(freeze, spans=SPANS)
 
 
-def test_patience_ends_with_an_error_that_names_the_blocks_and_keeps_the_text() -> None:
+def test_the_end_of_patience_names_blocks_and_keeps_the_text() -> None:
     async def run() -> None:
         network = MemoryNetwork()
         slow_links(network)
@@ -253,18 +253,18 @@ def test_patience_ends_with_an_error_that_names_the_blocks_and_keeps_the_text() 
             assert waits[-1] == ChainWait(swarm.chain.options.session, None, succeeded=False)
             assert len(swarm.kept) >= 20
             assert swarm.kept == plain_text(PROMPT, COUNT)[: len(swarm.kept)]
-            await settle(swarm)
+            await check_idle_after_leases(swarm)
 
     run_virtually(run())
 
 
-def test_a_survivor_without_a_journal_is_replayed_to_from_further_upstream() -> None:
-    async def forget(swarm: ToySwarm, chain: Chain) -> None:
+def test_a_survivor_without_replay_log_is_replayed_to() -> None:
+    async def remove_replay_log(swarm: ToySwarm, chain: Chain) -> None:
         for hosted in swarm.nodes[chain.hops[0].address].sessions.values():
             assert hosted.memory.replay_log is not None
             hosted.memory.replay_log.close()
             hosted.memory.replay_log = None
         await swarm.kill(chain.hops[1].address)
 
-    chain = survives(forget)
+    chain = survive(remove_replay_log)
     assert len(chain.repairs[0].lost) == 2

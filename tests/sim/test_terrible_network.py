@@ -1,4 +1,4 @@
-"""Whole generations on a virtual clock over networks from perfect to terrible, by seeded schedules."""
+"""Generations on a virtual clock over networks from perfect to terrible, by seeded schedules."""
 
 import asyncio
 from dataclasses import replace
@@ -67,7 +67,7 @@ def test_sessions_that_share_forwards_do_not_mix(faults: Faults) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_lost_frame_or_a_cut_ends_in_an_error_that_keeps_a_right_text(seed: int) -> None:
+def test_an_error_after_a_lost_frame_keeps_the_right_text(seed: int) -> None:
     faults = Faults(drop=0.04, cut=0.03, delay=0.2, max_delay_s=0.5, kinds=LINKS)
 
     async def run() -> None:
@@ -99,7 +99,7 @@ def test_a_cancelled_generation_frees_its_sessions() -> None:
 
 
 def test_a_traversal_costs_one_way_latency_per_hop_and_one_more() -> None:
-    """25 ms links: four one-way trips a traversal, by the virtual clock exactly."""
+    """With 25 ms links a traversal takes four one-way latencies on the virtual clock."""
 
     async def run() -> None:
         network = MemoryNetwork()
@@ -117,7 +117,7 @@ def test_a_traversal_costs_one_way_latency_per_hop_and_one_more() -> None:
     run_virtually(run())
 
 
-def test_what_a_walk_has_passed_by_is_not_computed_where_it_still_waits() -> None:
+def test_waiting_rows_that_a_walk_has_left_are_not_computed() -> None:
     async def run() -> int:
         async with toy_swarm(MemoryNetwork()) as swarm:
             assert await swarm.generate(PROMPT, COUNT, tree_size=24) == plain_text(PROMPT, COUNT)
@@ -127,7 +127,7 @@ def test_what_a_walk_has_passed_by_is_not_computed_where_it_still_waits() -> Non
 
 
 class TestPlantedMistakes:
-    """Each must change the text or end in an error."""
+    """Each mistake must change the text or end in an error."""
 
     def differs(self, faults: Faults | None = None) -> bool:
         try:
@@ -135,11 +135,11 @@ class TestPlantedMistakes:
         except (SwarmError, AssertionError):
             return True
 
-    def test_without_them_the_text_is_right(self) -> None:
+    def test_the_text_is_right_without_a_mistake(self) -> None:
         assert not self.differs()
         assert not self.differs(Faults(double=1.0, kinds=LINKS))
 
-    def test_dropping_the_bonus_token(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_dropping_the_bonus_token_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def greedy_for_trees(parents: Any, tokens: Any, answers: Any) -> Walk:
             found = walk(parents, tokens, answers)
             whole = found.accepted and found.bonus != UNANSWERED
@@ -148,7 +148,7 @@ class TestPlantedMistakes:
         monkeypatch.setattr(flight, "walk", greedy_for_trees)
         assert self.differs()
 
-    def test_answers_shifted_by_one_node(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_answers_shifted_by_one_node_are_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         honest = RoundInFlight.add_answer
 
         def shifted(self: RoundInFlight, answer: Answer) -> None:
@@ -157,7 +157,7 @@ class TestPlantedMistakes:
         monkeypatch.setattr(RoundInFlight, "add_answer", shifted)
         assert self.differs()
 
-    def test_applying_a_replayed_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_applying_a_doubled_frame_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         honest = NodeSession.receive
 
         def forgetful(self: NodeSession, append: Append) -> list[Step]:

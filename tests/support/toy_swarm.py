@@ -1,4 +1,4 @@
-"""A toy swarm: real nodes, sessions, chains and clients; a model that is a hash; a network of one's choosing."""
+"""A toy swarm: real nodes, sessions, chains and clients, with a hash as the model and any network."""
 
 import asyncio
 import contextlib
@@ -41,17 +41,17 @@ from treeswarm_node.sessions.server import NodeServer
 VOCAB, STATE = 5, 16
 NUMERICS = NumericsClass("toy", "float32")
 BLOCKS = 4
-# Unequal on purpose.
+# The spans are of unequal lengths on purpose.
 SPANS = [Span(0, 1), Span(1, 3), Span(3, 4)]
 
 
 def mix(stage: int, context: Sequence[int], incoming: bytes) -> bytes:
-    """A stage's activations of one row: any change of context or input changes all of it."""
+    """Return one row of a stage's activations: any change of context or input changes all of it."""
     return hashlib.blake2b(bytes([stage, *context]) + incoming, digest_size=STATE).digest()
 
 
 def toy_token(context: Sequence[int]) -> int:
-    """What the whole model says after `context`."""
+    """Return the token that the whole model predicts after `context`."""
     state = b""
     for block in range(BLOCKS):
         state = mix(block, context, state)
@@ -67,7 +67,7 @@ def plain_text(prompt: Sequence[int], count: int) -> list[int]:
 
 @dataclass
 class ToyRunner:
-    """Keeps tokens where a KV cache keeps rows, and hashes what each row sees."""
+    """Stores tokens where a KV cache stores rows, and hashes the tokens that each row sees."""
 
     blocks: int = 4
 
@@ -103,7 +103,7 @@ class ToyRunner:
 
 @dataclass
 class GuessingDrafter:
-    """Knows the toy model and says the truth with some luck, beside lies; a seeded one for each test."""
+    """Drafts with the toy model's own token by chance (`luck`), and with random tokens otherwise; seeded."""
 
     seed: int
     luck: float = 0.7
@@ -144,7 +144,7 @@ class GuessingDrafter:
 
 @dataclass
 class HastyPolicy:
-    """Ships a few nodes at once and the others after them, in two further appends."""
+    """Ships a part of the nodes at once, and the others in two further appends."""
 
     size: int
 
@@ -176,14 +176,14 @@ class HastyPolicy:
 
 @dataclass
 class ToyRouter:
-    """Knows all nodes of the swarm; takes the first that fit, and keeps away from those that failed."""
+    """Routes over all nodes of the swarm, by the longest spans, and avoids nodes that failed."""
 
     swarm: "ToySwarm"
     banned: dict[str, float] = field(default_factory=dict)
     traversed: set[str] = field(default_factory=set)
     """Nodes that an answer has passed through."""
     forgetful: bool = False
-    """A planted mistake: bans nobody."""
+    """Whether failures are ignored, as a planted mistake."""
 
     def route(
         self, wanted: Span, *, before: str | None, after: str | None, room: int, avoid: Collection[str]
@@ -224,7 +224,7 @@ class ToyRouter:
 
 @dataclass
 class ToySwarm:
-    """Nodes on a memory network."""
+    """Toy nodes on a network in memory."""
 
     network: MemoryNetwork
     limits: NodeLimits
@@ -232,12 +232,12 @@ class ToySwarm:
     spans: dict[str, Span] = field(default_factory=dict)
     devices: dict[str, ToyRunner] = field(default_factory=dict)
     kept: list[int] = field(default_factory=list)
-    """What the last generation committed, also when it failed."""
+    """Tokens that the last generation committed, also if it failed."""
     chain: Chain | None = None
     _stops: dict[str, contextlib.AsyncExitStack] = field(default_factory=dict)
 
     async def start(self, span: Span) -> str:
-        """One more node; its address."""
+        """Start one more node and return its address."""
         stop = contextlib.AsyncExitStack()
         store = KVStore(1, KVShape(1, 1, 1), 4096, torch.float32, torch.device("cpu"))
         device = ToyRunner()
@@ -262,18 +262,18 @@ class ToySwarm:
         return address
 
     async def stop(self, address: str) -> None:
-        """Politely."""
+        """Stop a node in an orderly way."""
         self.spans.pop(address, None)
         await self._stops.pop(address).aclose()
         self.nodes.pop(address)
 
     async def stop_drained(self, address: str) -> None:
-        """The program ends after its drain."""
+        """Stop a node that has been drained, as its program does."""
         await self._stops.pop(address).aclose()
         self.nodes.pop(address)
 
     async def kill(self, address: str) -> None:
-        """As if its machine lost power: its streams break, it says nothing, and nobody else may notice for a while."""
+        """Stop a node as if its machine lost power: it sends nothing more, and others may not notice for a while."""
         self.spans.pop(address)
         self.network.disconnect_host(address)
         node = self.nodes.pop(address)
@@ -294,7 +294,7 @@ class ToySwarm:
         shared: PrefixScope = "none",
         secret: bytes = b"s" * 16,
     ) -> list[int]:
-        """One generation; what was committed before an error is in `self.kept`."""
+        """Run one generation.  What was committed before an error is in `self.kept`."""
         kept: list[int] = []
         self.kept = kept
         target = Target(NUMERICS, BLOCKS, VOCAB, 4, 2048)
@@ -320,7 +320,7 @@ class ToySwarm:
         return kept
 
     def check_idle(self) -> None:
-        """Nothing is left of any session."""
+        """Check that nothing is left of any session."""
         for node in self.nodes.values():
             assert not node.sessions
             assert node.stage is not None
@@ -337,7 +337,7 @@ class ToySwarm:
 async def toy_swarm(
     network: MemoryNetwork, limits: NodeLimits | None = None, spans: Sequence[Span] = SPANS
 ) -> AsyncIterator[ToySwarm]:
-    """Start the nodes; stop them on leaving."""
+    """Start toy nodes; stop them on leaving the context."""
     swarm = ToySwarm(network, limits or NodeLimits())
     for span in spans:
         await swarm.start(span)

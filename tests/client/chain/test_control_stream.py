@@ -1,4 +1,4 @@
-"""A client's control stream to one node."""
+"""The control stream of a client reports each break once."""
 
 import asyncio
 import gc
@@ -14,44 +14,44 @@ from treeswarm_client.chain.control_stream import ControlHandlers, NodeControl
 from treeswarm_client.discovery.route import Hop
 
 
-class _Breaking:
-    """A stream that breaks while something is sent: whoever listens hears it first, whoever sends hears it too."""
+class BreakingStream:
+    """A stream that breaks during a send: the receiver gets the error first, then the sender too."""
 
     peer = "node:1"
 
     def __init__(self) -> None:
-        self.heard = asyncio.Event()
+        self.broken = asyncio.Event()
 
     async def send(self, message: object) -> None:
         if not isinstance(message, Resume):
             await asyncio.Event().wait()
-        self.heard.set()
+        self.broken.set()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         raise LinkBroken("it broke")
 
     async def receive(self) -> object:
-        await self.heard.wait()
+        await self.broken.wait()
         raise LinkBroken("it broke")
 
     async def end(self) -> None: ...
 
 
-class _Transport:
+class BreakingTransport:
     async def connect(self, address: str, kind: StreamKind) -> Any:
-        return _Breaking()
+        return BreakingStream()
 
 
-async def test_a_stream_that_breaks_under_a_question_is_told_once() -> None:
-    complaints: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+async def test_a_break_during_a_request_is_reported_once() -> None:
+    unhandled: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
     hop = Hop("01" * 16, "node:1", Span(0, 4))
     control = NodeControl(hop, b"s" * 16, ControlHandlers(lambda *_: None, lambda *_: None, lambda *_: None))
-    await control.connect(_Transport())  # type: ignore[arg-type]
+    await control.connect(BreakingTransport())  # type: ignore[arg-type]
     with pytest.raises(LinkBroken, match="it broke"):
         await control.request(Resume(1, b"s" * 16, 2, Resumption(1, 0), b"t" * 16, None, replays=False))
     await control.close_session()
     del control
     gc.collect()
     await asyncio.sleep(0)
-    assert not complaints
+    assert not unhandled

@@ -1,4 +1,4 @@
-"""What `swarm status` makes of records and measurements."""
+"""The overview of a swarm, and its pictures, from records and measurements."""
 
 import io
 import json
@@ -56,7 +56,7 @@ def only(overview: Overview) -> ClassView:
     return served
 
 
-def test_a_node_that_has_not_read_its_weights_is_shown_among_those_of_its_kind() -> None:
+def test_a_node_without_known_weights_joins_its_likely_class() -> None:
     unread = NumericsClass(UNKNOWN_WEIGHTS, "float32")
     joining = record(2, Span(4, 8), numerics=unread, state=NodeState.JOINING)
     served = only(make_overview([record(1, Span(0, 4)), joining], {}))
@@ -69,7 +69,7 @@ def test_a_node_that_has_not_read_its_weights_is_shown_among_those_of_its_kind()
     assert len(others.models[0].classes) == 2
 
 
-def test_replicas_and_gaps_are_those_of_nodes_that_serve() -> None:
+def test_replicas_and_gaps_count_only_serving_nodes() -> None:
     records = [
         record(1, Span(0, 4)),
         record(2, Span(2, 5)),
@@ -91,7 +91,7 @@ def test_replicas_and_gaps_are_those_of_nodes_that_serve() -> None:
     assert "does not answer: nobody answers" in drawn(overview, 120)
 
 
-def test_a_whole_model_is_covered_by_one_class_not_by_two_halves() -> None:
+def test_a_model_is_covered_by_one_class_not_by_two_halves() -> None:
     halves = [record(1, Span(0, 4)), record(2, Span(4, 8), numerics=BFLOAT16)]
     overview = make_overview(halves, {})
     assert [served.gaps for served in overview.models[0].classes] == [(Span(0, 4),), (Span(4, 8),)]
@@ -102,7 +102,7 @@ def test_a_whole_model_is_covered_by_one_class_not_by_two_halves() -> None:
     assert "blocks 0:8 covered, weakest block has 1 replica\n" in drawn(overview, 80)
 
 
-def test_a_record_with_another_number_of_blocks_does_not_pass_for_the_model() -> None:
+def test_a_record_with_other_blocks_is_another_model() -> None:
     records = [record(1, Span(0, 7)), record(2, Span(0, 1), blocks=1)]
     overview = make_overview(records, {})
     assert [(model.blocks, model.covered) for model in overview.models] == [(1, True), (8, False)]
@@ -116,7 +116,7 @@ def test_a_record_with_another_number_of_blocks_does_not_pass_for_the_model() ->
     assert "records not shown: 2 forged, 1 other-block-count, 1 other-model" in drawn(overview, 80)
 
 
-def test_a_model_that_nobody_serves_is_shown_as_one_gap() -> None:
+def test_a_model_without_nodes_is_shown_as_one_gap() -> None:
     overview = make_overview([], {}, model_filter=ModelFilter("demo", MODEL, 8))
     assert not overview.covered
     assert overview.models[0].gaps == (Span(0, 8),)
@@ -125,7 +125,7 @@ def test_a_model_that_nobody_serves_is_shown_as_one_gap() -> None:
     assert "no node" in drawn(make_overview([], {}), 80)
 
 
-def test_strangers_words_move_no_cursor_and_are_no_markup() -> None:
+def test_announced_text_is_neither_control_code_nor_markup() -> None:
     evil = "\x1b[2J\u202e[red]$(reboot)[/red]\n" + "x" * 1000
     overview = make_overview([record(1, Span(0, 4), name=evil, address="h\x1b]0;:1", software=evil)], {})
     text = drawn(overview, 300)
@@ -136,7 +136,7 @@ def test_strangers_words_move_no_cursor_and_are_no_markup() -> None:
     assert len(clean(evil)) < 250
 
 
-def test_it_is_json_to_the_last_field() -> None:
+def test_an_overview_converts_to_json() -> None:
     records = [record(1, Span(0, 4)), record(2, Span(4, 8), total_tokens=0)]
     overview = make_overview(records, {records[0].node: Probe(0.5), records[1].node: Probe(None, "gone")})
     told = json.loads(json.dumps(overview.as_dict()))
@@ -149,7 +149,7 @@ def test_it_is_json_to_the_last_field() -> None:
     ]
 
 
-def test_the_picture_reads_without_colours() -> None:
+def test_the_block_map_is_readable_without_colours() -> None:
     records = [
         record(1, Span(0, 3)),
         record(2, Span(2, 5), state=NodeState.DRAINING),
@@ -169,7 +169,7 @@ def test_the_picture_reads_without_colours() -> None:
     assert draw_block_map(served, 44)[5].plain == "replicas 1   1   1   !!!!!!!!!!!!!!!!!!!!"
 
 
-def test_many_blocks_share_columns_and_no_gap_is_scaled_away() -> None:
+def test_a_scaled_block_map_still_shows_every_gap() -> None:
     records = [record(1, Span(0, 137), blocks=200), record(2, Span(138, 200), blocks=200)]
     lines = [line.plain for line in draw_block_map(only(make_overview(records, {})), 60)]
     assert lines[3].count("!") == 1
@@ -192,7 +192,7 @@ def swarms(draw: st.DrawFn) -> tuple[list[NodeRecord], dict[str, Probe], int]:
 
 
 @given(swarm=swarms(), width=st.integers(4, 240))
-def test_the_picture_keeps_within_its_width_and_shows_every_gap(
+def test_the_block_map_fits_its_width_and_shows_every_gap(
     swarm: tuple[list[NodeRecord], dict[str, Probe], int], width: int
 ) -> None:
     records, probes, blocks = swarm
@@ -210,7 +210,7 @@ def test_the_picture_keeps_within_its_width_and_shows_every_gap(
 
 
 @given(blocks=st.integers(1, 500), width=st.integers(1, 250))
-def test_columns_share_out_all_blocks_in_order(blocks: int, width: int) -> None:
+def test_columns_cover_all_blocks_in_order(blocks: int, width: int) -> None:
     scale = Scale.fit(blocks, width)
     assert [block for index in range(scale.columns) for block in scale.column(index)] == list(range(blocks))
     assert all(len(scale.column(index)) for index in range(scale.columns))
@@ -218,7 +218,7 @@ def test_columns_share_out_all_blocks_in_order(blocks: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 200])
-def test_nothing_printed_is_wider_than_the_terminal(width: int) -> None:
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     records = [record(n, Span(n % 7, n % 7 + 1), software="treeswarm 0.2.0") for n in range(40)]
     text = drawn(make_overview(records, {r.node: Probe(0.01) for r in records}), width)
     assert max(map(len, text.splitlines())) <= width

@@ -1,4 +1,4 @@
-"""Which model a client speaks to, and the words it has when there is no way: nobody, full, or lately failed."""
+"""The choice of a numerics class and of routes, and the errors if there are none."""
 
 import asyncio
 from collections.abc import Callable
@@ -39,25 +39,25 @@ def record(start: int, end: int, *, port: int = 4001, numerics: NumericsClass = 
 # ---------------------------------------------------------------- which model
 
 
-def test_one_whole_class_is_taken(shape: ModelShape) -> None:
+def test_the_only_whole_class_is_chosen(shape: ModelShape) -> None:
     target = choose_target((record(0, 5), record(5, 8)), MODEL, shape)
     assert target == Target(ONE, 8, shape.vocab_size, shape.hidden_size, shape.max_positions)
 
 
-def test_of_several_whole_classes_the_one_with_most_nodes(shape: ModelShape) -> None:
+def test_the_whole_class_with_most_nodes_is_chosen(shape: ModelShape) -> None:
     many = (record(0, 8), record(0, 8, numerics=TWO), record(0, 4, numerics=TWO))
     assert choose_target(many, MODEL, shape).numerics == TWO
     assert choose_target(many[::-1], MODEL, shape).numerics == TWO
 
 
-def test_a_class_with_gaps_is_passed_over_however_many_serve_it(shape: ModelShape) -> None:
+def test_a_class_with_gaps_is_not_chosen_despite_more_nodes(shape: ModelShape) -> None:
     snapshot = (record(0, 4), record(0, 4), record(0, 4), record(0, 8, numerics=HALF))
     assert choose_target(snapshot, MODEL, shape).numerics == HALF
 
 
 @pytest.mark.parametrize("state", [NodeState.JOINING, NodeState.PAUSED, NodeState.GONE])
-def test_what_nodes_say_that_serve_nothing_yet_is_no_class(shape: ModelShape, state: NodeState) -> None:
-    """They may not know their weights: a client that believed them would look for those for ever."""
+def test_nodes_that_do_not_serve_yet_form_no_class(shape: ModelShape, state: NodeState) -> None:
+    """They may not know their weights yet, so a client must not choose what they announce."""
     unknown = NumericsClass("00" * 32, "float32")
     loading = [record(0, 8, numerics=unknown, state=state) for _ in range(3)]
     assert choose_target((*loading, record(0, 4), record(4, 8)), MODEL, shape).numerics == ONE
@@ -67,12 +67,12 @@ def test_what_nodes_say_that_serve_nothing_yet_is_no_class(shape: ModelShape, st
         choose_target(tuple(loading), MODEL, shape)
 
 
-def test_nobody_at_all(shape: ModelShape) -> None:
+def test_an_empty_swarm_is_a_route_error(shape: ModelShape) -> None:
     with pytest.raises(RouteError, match="no node answered"):
         choose_target((), MODEL, shape)
 
 
-def test_nodes_of_another_model(shape: ModelShape) -> None:
+def test_nodes_of_another_model_are_a_mismatch(shape: ModelShape) -> None:
     with pytest.raises(Mismatch, match=rf"serves a model of another config \(demo, 8 blocks, digest {'cd' * 6}"):
         choose_target((record(0, 8, model=OTHER_MODEL),), MODEL, shape)
 
@@ -82,12 +82,14 @@ def test_nodes_of_another_model(shape: ModelShape) -> None:
     [(TWO, "their weights differ"), (HALF, "float32 and bfloat16"), (NumericsClass("01" * 32, "float32", "q4"), "q4")],
     ids=["weights", "dtype", "quantization"],
 )
-def test_classes_that_are_whole_only_together(shape: ModelShape, other: NumericsClass, words: str) -> None:
+def test_classes_that_are_whole_only_together_are_a_mismatch(
+    shape: ModelShape, other: NumericsClass, words: str
+) -> None:
     with pytest.raises(Mismatch, match=f"would compute different text: .*{words}"):
         choose_target((record(0, 4), record(4, 8, numerics=other)), MODEL, shape)
 
 
-def test_gaps_are_named(shape: ModelShape) -> None:
+def test_missing_blocks_are_named(shape: ModelShape) -> None:
     with pytest.raises(
         MissingBlocks, match=r"no node serves blocks 2:4, 7:8 of 8: start `swarm-node MODEL --blocks 2:4"
     ):
@@ -102,7 +104,7 @@ def view_of(*records: SealedRecord) -> SwarmView:
 
 
 def virtually(test: Callable[[], None]) -> None:
-    """The view asks the running loop what time it is."""
+    """Run a test inside a loop with a virtual clock, from which the view reads the time."""
 
     async def run() -> None:
         test()
@@ -116,7 +118,7 @@ def route(view: SwarmView, *, room: int = 100, avoid: tuple[str, ...] = ()) -> l
     return [hop.node for hop in hops]
 
 
-def test_the_way_through_two_nodes_and_the_typed_address_before_the_told_one() -> None:
+def test_a_typed_address_precedes_the_announced_one() -> None:
     def test() -> None:
         head, tail = record(0, 4), record(4, 8, port=4002)
         view = view_of(tail, head)
@@ -135,7 +137,7 @@ def test_the_way_through_two_nodes_and_the_typed_address_before_the_told_one() -
     [{"state": state} for state in NodeState if state is not NodeState.ONLINE] + [{"numerics": TWO}, {"blocks": 9}],
     ids=str,
 )
-def test_nodes_of_no_use_are_not_counted(changes: dict[str, Any]) -> None:
+def test_unusable_nodes_are_not_routed_to(changes: dict[str, Any]) -> None:
     def test() -> None:
         with pytest.raises(MissingBlocks, match="no node serves blocks 4:8"):
             route(view_of(record(0, 4), record(4, 8, **changes)))
@@ -143,7 +145,7 @@ def test_nodes_of_no_use_are_not_counted(changes: dict[str, Any]) -> None:
     virtually(test)
 
 
-def test_blocks_that_nobody_serves_with_what_their_nodes_said_last() -> None:
+def test_missing_blocks_come_with_their_nodes_last_errors() -> None:
     def test() -> None:
         head, tail = record(0, 4), record(4, 8)
         view = view_of(head, tail)
@@ -162,8 +164,8 @@ def test_blocks_that_nobody_serves_with_what_their_nodes_said_last() -> None:
     virtually(test)
 
 
-def test_a_record_that_says_full_may_be_old_and_is_tried_where_nobody_else_is() -> None:
-    """A node that had been full for a second was left alone for a minute, until its next record."""
+def test_a_node_announced_full_is_tried_if_there_is_no_other() -> None:
+    """Otherwise a node that was full for a second would be avoided for a minute, until its next record."""
 
     def test() -> None:
         full, roomy = record(4, 8, free_tokens=50), record(4, 8)
@@ -173,7 +175,7 @@ def test_a_record_that_says_full_may_be_old_and_is_tried_where_nobody_else_is() 
     virtually(test)
 
 
-def test_a_way_that_is_only_full_is_another_error() -> None:
+def test_a_route_with_only_full_nodes_is_refused() -> None:
     def test() -> None:
         tail = record(4, 8)
         view = view_of(record(0, 4), tail)
@@ -187,7 +189,7 @@ def test_a_way_that_is_only_full_is_another_error() -> None:
     virtually(test)
 
 
-def test_a_way_that_is_full_here_and_lost_there_is_missing() -> None:
+def test_a_route_with_full_and_lost_nodes_is_missing() -> None:
     def test() -> None:
         head, tail = record(0, 4), record(4, 8, free_tokens=1)
         view = view_of(head, tail)
@@ -198,7 +200,7 @@ def test_a_way_that_is_full_here_and_lost_there_is_missing() -> None:
     virtually(test)
 
 
-def test_who_failed_is_left_alone_for_a_while_who_is_full_not_so_long_and_some_refusals_mean_nothing() -> None:
+def test_failed_nodes_are_avoided_longer_than_full_ones() -> None:
     one, two = record(0, 8), record(0, 8)
     names = {one.record.node, two.record.node}
 
@@ -215,13 +217,13 @@ def test_who_failed_is_left_alone_for_a_while_who_is_full_not_so_long_and_some_r
         view.failures.bans = BanList()
         assert {route(view, avoid=(other,))[0] for other in names} == names
         for code in ("no-journal", "unknown-session", "expired"):
-            view.report_failure(one.record.node, Refused("who?", code))
+            view.report_failure(one.record.node, Refused("unknown session", code))
         assert {route(view, avoid=(other,))[0] for other in names} == names
 
     run_virtually(run())
 
 
-def test_a_traversal_after_the_ban_forgives_and_a_ping_does_not() -> None:
+def test_a_traversal_after_a_ban_clears_it_but_a_ping_does_not() -> None:
     one, two = record(0, 8), record(0, 8)
 
     async def run(traversal: bool) -> float:
@@ -241,7 +243,7 @@ def test_a_traversal_after_the_ban_forgives_and_a_ping_does_not() -> None:
     assert run_virtually(run(traversal=False)) == 30.0
 
 
-async def test_news_and_patience_end_a_wait() -> None:
+async def test_a_change_or_a_timeout_ends_a_wait() -> None:
     view = view_of()
     await view.wait_for_change(0.01)
     view._changed.set()

@@ -1,4 +1,4 @@
-"""The benches' baselines on a toy swarm: the star's longer way, and a loop that throws its bonus tokens away."""
+"""The baselines of the benches on a toy swarm: the star topology, and a loop that discards bonus tokens."""
 
 import asyncio
 
@@ -40,24 +40,24 @@ async def star_of(network: MemoryNetwork) -> StarTransport:
     return star
 
 
-async def seconds_a_token(swarm: ToySwarm) -> float:
-    """Of plain decoding, whatever it takes to begin."""
-    took = []
+async def seconds_per_token(swarm: ToySwarm) -> float:
+    """Return the seconds per token of plain decoding, without the prefill."""
+    durations = []
     for count in (10, 30):
         start = asyncio.get_running_loop().time()
         assert await swarm.generate(PROMPT, count, tree_size=0) == plain_text(PROMPT, count)
-        took.append(asyncio.get_running_loop().time() - start)
-    return (took[1] - took[0]) / 20
+        durations.append(asyncio.get_running_loop().time() - start)
+    return (durations[1] - durations[0]) / 20
 
 
-def test_a_star_says_the_same_over_two_links_a_node() -> None:
+def test_a_star_gives_the_same_text_over_two_links_per_node() -> None:
     async def run() -> None:
         network = slow_network()
         async with toy_swarm(network) as swarm:
-            assert await seconds_a_token(swarm) == pytest.approx(4 * DELAY_S, rel=0.01)
+            assert await seconds_per_token(swarm) == pytest.approx(4 * DELAY_S, rel=0.01)
             star = await star_of(network)
             network.transport = lambda: star  # type: ignore[method-assign, assignment, return-value]
-            assert await seconds_a_token(swarm) == pytest.approx(6 * DELAY_S, rel=0.01)
+            assert await seconds_per_token(swarm) == pytest.approx(6 * DELAY_S, rel=0.01)
             assert await swarm.generate(PROMPT, 40, tree_size=8) == plain_text(PROMPT, 40)
             await asyncio.sleep(60)
             swarm.check_idle()
@@ -66,14 +66,14 @@ def test_a_star_says_the_same_over_two_links_a_node() -> None:
     run_virtually(run())
 
 
-def test_a_star_leads_nobody_elses_links() -> None:
+def test_a_star_refuses_links_of_other_sessions() -> None:
     async def run() -> None:
         network = MemoryNetwork(1)
         star = await star_of(network)
-        stranger = await network.transport().connect(star.address, StreamKind.LINK)
-        await stranger.send(LinkHello(1, bytes(16), 0, bytes(16)))
+        link = await network.transport().connect(star.address, StreamKind.LINK)
+        await link.send(LinkHello(1, bytes(16), 0, bytes(16)))
         with pytest.raises(Refused, match="links of its own sessions"):
-            await stranger.receive()
+            await link.receive()
         await star.close()
 
     run_virtually(run())
@@ -95,7 +95,7 @@ async def decoded(swarm: ToySwarm, loop: type[Generation], count: int) -> tuple[
         return text, generation.recorder
 
 
-def test_a_loop_without_bonus_says_the_same_in_more_traversals() -> None:
+def test_a_loop_without_bonus_needs_more_traversals() -> None:
     async def run() -> None:
         async with toy_swarm(MemoryNetwork(1)) as swarm:
             text, meter = await decoded(swarm, WithoutBonus, 40)

@@ -1,4 +1,4 @@
-"""Packed rows on a toy swarm: the same text, also where neighbours are lost and journals are replayed."""
+"""Compressed rows between toy nodes give the same text, also when nodes are lost and replay logs are replayed."""
 
 import asyncio
 
@@ -26,7 +26,10 @@ TWICE = [*SPANS, *SPANS]
 
 @pytest.fixture(autouse=True)
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A toy's rows are hashes, which nothing makes smaller: here they are packed all the same.  Of each its size."""
+    """Compress all rows, and return the size of each decompressed row.
+
+    A toy's rows are hashes, which no compression makes smaller, so the product would send them as they are.
+    """
     decompressed: list[int] = []
     decompress = treeswarm_node.sessions.compression.decompress
 
@@ -43,33 +46,33 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return decompressed
 
 
-def all_pack(swarm: ToySwarm) -> None:
+def compress_everywhere(swarm: ToySwarm) -> None:
     for node in swarm.nodes.values():
         node.sessions.compression = LinkCompression("lossless")
 
 
-async def generate_where_all_pack() -> None:
-    """The plain text, and nothing is left open."""
+async def generate_compressed() -> None:
+    """Generate the plain text, and check that nothing is left open."""
     async with toy_swarm(MemoryNetwork(1)) as swarm:
-        all_pack(swarm)
+        compress_everywhere(swarm)
         assert await swarm.generate(PROMPT, COUNT) == plain_text(PROMPT, COUNT)
         await asyncio.sleep(120)
         swarm.check_idle()
 
 
-def test_packed_rows_give_the_same_text(sizes: list[int]) -> None:
-    run_virtually(generate_where_all_pack())
+def test_compressed_rows_give_the_same_text(sizes: list[int]) -> None:
+    run_virtually(generate_compressed())
     assert len(sizes) > 20
     assert all(size % STATE == 0 for size in sizes)
 
 
 @pytest.mark.parametrize("place", [1, 2], ids=["middle", "tail"])
-def test_a_new_neighbour_is_sent_packed_rows_too(place: int, sizes: list[int]) -> None:
+def test_a_replacement_receives_compressed_rows_too(place: int, sizes: list[int]) -> None:
     async def run() -> None:
         network = MemoryNetwork(1)
         slow_links(network)
         async with toy_swarm(network, spans=TWICE) as swarm:
-            all_pack(swarm)
+            compress_everywhere(swarm)
             generating = asyncio.create_task(swarm.generate(PROMPT, COUNT, patience_s=60.0))
             while len(swarm.kept) < 20:
                 await asyncio.sleep(0.001)
@@ -86,24 +89,24 @@ def test_a_new_neighbour_is_sent_packed_rows_too(place: int, sizes: list[int]) -
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_terrible_network_changes_nothing(seed: int) -> None:
+def test_a_terrible_network_does_not_change_the_text(seed: int) -> None:
     faults = Faults(drop=0.02, double=0.05, cut=0.01, kinds=frozenset({StreamKind.LINK}))
 
     async def run() -> None:
         async with toy_swarm(MemoryNetwork(seed, faults), spans=TWICE) as swarm:
-            all_pack(swarm)
+            compress_everywhere(swarm)
             text = await asyncio.wait_for(swarm.generate(PROMPT, COUNT, patience_s=600.0), 30_000)
             assert text == plain_text(PROMPT, COUNT)
 
     run_virtually(run())
 
 
-def test_garbled_rows_end_their_session_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+def test_garbled_rows_end_only_their_own_session(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         network = MemoryNetwork(1)
         slow_links(network)
         async with toy_swarm(network) as swarm:
-            all_pack(swarm)
+            compress_everywhere(swarm)
             generating = asyncio.create_task(swarm.generate(PROMPT, COUNT))
             while len(swarm.kept) < 10:
                 await asyncio.sleep(0.001)
@@ -115,7 +118,7 @@ def test_garbled_rows_end_their_session_and_no_other(caplog: pytest.LogCaptureFi
                 settings=pb.SamplingSettings(top_p=1.0),
             )  # fmt: skip
             await link.send_bytes(pb.LinkUp(append=garbled).SerializeToString())
-            with pytest.raises(MissingBlocks):  # the toy's pilot has no other nodes
+            with pytest.raises(MissingBlocks):  # the toy router has no other nodes
                 await generating
             assert "cannot be decompressed" in caplog.text
             assert await swarm.generate(PROMPT, COUNT) == plain_text(PROMPT, COUNT)
@@ -123,40 +126,40 @@ def test_garbled_rows_end_their_session_and_no_other(caplog: pytest.LogCaptureFi
     run_virtually(run())
 
 
-def test_a_welcome_that_cannot_leave_holds_nothing_up(monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
-    async def stuck(_: object) -> None:
+def test_a_welcome_that_is_never_sent_blocks_nothing(monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
+    async def never_sent(_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(treeswarm_node.sessions.server_session, "_send_link_welcome", stuck)
+    monkeypatch.setattr(treeswarm_node.sessions.server_session, "_send_link_welcome", never_sent)
 
-    run_virtually(generate_where_all_pack())
-    assert not sizes, "nobody said that rows may be packed"
+    run_virtually(generate_compressed())
+    assert not sizes, "no node announced that it accepts compressed rows"
 
 
 def links_to(network: MemoryNetwork, address: str) -> list[MemoryStream]:
     return [s for s in network.streams if s.kind is StreamKind.LINK and s.dialled and s.peer == address]
 
 
-def test_the_client_does_not_pack_and_hears_no_welcome() -> None:
+def test_the_client_does_not_compress() -> None:
     async def run() -> None:
-        said: list[bool] = []
+        compresses: list[bool] = []
         async with toy_swarm(MemoryNetwork(1)) as swarm:
-            all_pack(swarm)
+            compress_everywhere(swarm)
             for node in swarm.nodes.values():
-                note_hellos(node, said)
+                record_hellos(node, compresses)
             assert await swarm.generate(PROMPT, 10) == plain_text(PROMPT, 10)
             assert swarm.chain is not None
             assert not swarm.chain.repairs
-        assert sorted(said) == [False, True, True], "the client, and two nodes"
+        assert sorted(compresses) == [False, True, True], "the client, and two nodes"
 
     run_virtually(run())
 
 
-def note_hellos(node: NodeServer, said: list[bool]) -> None:
+def record_hellos(node: NodeServer, compresses: list[bool]) -> None:
     honest = node.sessions.authorize_link
 
     async def welcome(hello: LinkHello) -> ServerSession:
-        said.append(hello.packs)
+        compresses.append(hello.packs)
         return await honest(hello)
 
     node.sessions.authorize_link = welcome  # type: ignore[method-assign]

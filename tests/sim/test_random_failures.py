@@ -1,4 +1,4 @@
-"""Everything that goes wrong at once, by seeded schedules, and the mistakes that these schedules must notice."""
+"""Generations survive random failures of all kinds at once, and planted mistakes in the program are noticed."""
 
 import asyncio
 import dataclasses
@@ -25,8 +25,8 @@ LINKS = frozenset({StreamKind.LINK})
 TWICE = [*SPANS, *SPANS]
 
 
-async def calamities(swarm: ToySwarm, random_: random.Random, generating: "asyncio.Task[list[int]]") -> None:
-    """Kill, hang, part, cut and drain nodes at random moments, never the last server of a block for long."""
+async def cause_failures(swarm: ToySwarm, random_: random.Random, generating: "asyncio.Task[list[int]]") -> None:
+    """Kill, freeze, partition, cut and drain nodes at random moments.  No block is without nodes for long."""
     while not generating.done():
         await asyncio.sleep(random_.uniform(0.0, 0.6))
         chain = swarm.chain
@@ -41,8 +41,8 @@ async def calamities(swarm: ToySwarm, random_: random.Random, generating: "async
                 await swarm.kill(address)
                 await asyncio.sleep(random_.uniform(0.0, 3.0))
                 await swarm.start(random_.choice([*SPANS, Span(0, 2), Span(1, 4), Span(0, 4)]))
-                for span in SPANS:  # whatever else came, the model stays whole
-                    if not any(span in known for known in swarm.spans.values()):
+                for span in SPANS:  # whatever else was started, the model stays whole
+                    if not any(span in served for served in swarm.spans.values()):
                         await swarm.start(span)
             case 1:
                 swarm.network.freeze(address)
@@ -64,17 +64,19 @@ async def calamities(swarm: ToySwarm, random_: random.Random, generating: "async
                 await swarm.stop_drained(address)
 
 
-# What no network can cause, only a program that breaks the contract.
+# Faults that no network can cause, only a program that breaks the contract.
 BREACHES = {FaultCode.BAD_TREE, FaultCode.MALFORMED, FaultCode.OUT_OF_CREDIT, FaultCode.OUT_OF_ROOM}
 
 
-def live_through(seed: int, faults: Faults | None = None) -> list[int] | None:
-    """A generation through a seeded schedule: its text, or None after a clear error; never a hang, a leak or a breach
-    of the contract."""
+def run_schedule(seed: int, faults: Faults | None = None) -> list[int] | None:
+    """Generate through a seeded schedule, and return the text, or None after an error with a message.
+
+    A hang, a leak or a breach of the contract fails.
+    """
     breaches: list[str] = []
     fail = ServerSession.fail
 
-    async def noted(self: ServerSession, error: SwarmError) -> None:
+    async def recorded_fail(self: ServerSession, error: SwarmError) -> None:
         if isinstance(error, Refused) and error.code in BREACHES:
             breaches.append(str(error))
         await fail(self, error)
@@ -94,7 +96,7 @@ def live_through(seed: int, faults: Faults | None = None) -> list[int] | None:
                     patience_s=120.0,
                 )
             )
-            harming = asyncio.create_task(calamities(swarm, random_, generating))
+            harming = asyncio.create_task(cause_failures(swarm, random_, generating))
             text: list[int] | None = None
             try:
                 async with asyncio.timeout(3000):
@@ -115,7 +117,7 @@ def live_through(seed: int, faults: Faults | None = None) -> list[int] | None:
             return text
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ServerSession, "fail", noted)
+        patched.setattr(ServerSession, "fail", recorded_fail)
         text = run_virtually(run())
     assert not breaches
     return text
@@ -125,21 +127,21 @@ TERRIBLE = Faults(drop=0.002, double=0.1, delay=0.1, max_delay_s=0.3, cut=0.002,
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_seeded_calamities_change_no_token(seed: int) -> None:
-    assert live_through(seed) == plain_text(PROMPT, COUNT)
+def test_random_failures_change_no_token(seed: int) -> None:
+    assert run_schedule(seed) == plain_text(PROMPT, COUNT)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_calamities_on_a_terrible_network(seed: int) -> None:
-    assert live_through(1000 + seed, TERRIBLE) in (plain_text(PROMPT, COUNT), None)
+def test_random_failures_on_a_terrible_network(seed: int) -> None:
+    assert run_schedule(1000 + seed, TERRIBLE) in (plain_text(PROMPT, COUNT), None)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_thousand_schedules() -> None:
+def test_a_thousand_schedules_rarely_end_in_an_error() -> None:
     failed = 0
     for seed in range(1000):
-        failed += live_through(10_000 + seed, TERRIBLE if seed % 2 else None) is None
+        failed += run_schedule(10_000 + seed, TERRIBLE if seed % 2 else None) is None
     assert failed < 20
 
 
@@ -147,24 +149,24 @@ def test_a_thousand_schedules() -> None:
 
 
 class TestPlantedMistakes:
-    """Each must be noticed: another text, an error, a leak or a hang."""
+    """Each mistake must be noticed by another text, an error, a leak or a hang."""
 
     late = Faults(double=0.5, delay=0.5, max_delay_s=5.0, kinds=LINKS)
 
     def noticed(self, seeds: range = range(12), faults: Faults | None = None) -> bool:
         for seed in seeds:
             try:
-                if live_through(seed, faults) != plain_text(PROMPT, COUNT):
+                if run_schedule(seed, faults) != plain_text(PROMPT, COUNT):
                     return True
             except (SwarmError, AssertionError, TimeoutError):
                 return True
         return False
 
-    def test_without_them_all_is_well(self) -> None:
+    def test_nothing_is_noticed_without_a_mistake(self) -> None:
         assert not self.noticed()
         assert not self.noticed(faults=self.late)
 
-    def test_applying_a_late_epoch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_applying_frames_of_an_old_epoch_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         honest = NodeSession.receive
 
         def careless(self: NodeSession, append: Append) -> list[Step]:
@@ -173,8 +175,8 @@ class TestPlantedMistakes:
         monkeypatch.setattr(NodeSession, "receive", careless)
         assert self.noticed(faults=self.late)
 
-    def test_forgetting_a_ban(self) -> None:
-        """A node that hangs is asked again and again: told in the end, and not by a client gone mad."""
+    def test_a_router_without_bans_ends_in_an_error(self) -> None:
+        """Hanging nodes are asked again, with pauses, until an error ends the generation."""
 
         async def run() -> None:
             network = MemoryNetwork()
@@ -193,6 +195,6 @@ class TestPlantedMistakes:
 
         run_virtually(run())
 
-    def test_forwarding_a_replay_past_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_forwarding_a_replay_past_its_end_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(SessionEpoch, "forwards_replay", property(lambda self: True))
         assert self.noticed()
