@@ -72,7 +72,7 @@ def test_a_template_that_does_not_compile_names_its_model(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("messages", "why"),
+    ("messages", "reason"),
     [
         ([], "no messages"),
         ([{"content": "x"}], "needs a role"),
@@ -81,10 +81,10 @@ def test_a_template_that_does_not_compile_names_its_model(tmp_path: Path) -> Non
         (TALK, "one at a time"),
     ],
 )
-def test_an_invalid_conversation_is_refused(tmp_path: Path, messages: list[dict[str, object]], why: str) -> None:
+def test_an_invalid_conversation_is_refused(tmp_path: Path, messages: list[dict[str, object]], reason: str) -> None:
     template = load_chat_template(model_with(tmp_path / "m", chat_template=REFUSING))
     assert template is not None
-    with pytest.raises(BadRequest, match=why):
+    with pytest.raises(BadRequest, match=reason):
         template.render(messages)
 
 

@@ -217,10 +217,10 @@ def test_a_new_node_that_forgets_the_session_is_banned(code: FaultCode, monkeypa
 def test_a_new_node_that_refuses_is_not_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ban_like_the_product(ToyRouter, monkeypatch)
 
-    async def refuse(self: NodeServer, wanted: Any, control: Any) -> Any:
+    async def refuse(self: NodeServer, request: Any, control: Any) -> Any:
         if self is faulty[0]:
             raise Refused("unknown session", FaultCode.UNKNOWN_SESSION)
-        return await honest(self, wanted, control)
+        return await honest(self, request, control)
 
     faulty: list[NodeServer] = []
     honest = NodeServer.open

@@ -143,7 +143,7 @@ def test_a_draining_node_is_replaced_in_time(place: int) -> None:
         assert not node.sessions
 
     chain = survive(drain)
-    assert [why for _, why in chain.repairs[0].lost] == ["it asked to leave"]
+    assert [reason for _, reason in chain.repairs[0].lost] == ["it asked to leave"]
 
 
 def test_a_draining_node_without_replacement_stays_in_use() -> None:

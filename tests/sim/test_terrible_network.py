@@ -141,9 +141,9 @@ class TestPlantedMistakes:
 
     def test_dropping_the_bonus_token_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def greedy_for_trees(parents: Any, tokens: Any, answers: Any) -> Walk:
-            found = walk(parents, tokens, answers)
-            whole = found.accepted and found.bonus != UNANSWERED
-            return replace(found, bonus=int(tokens[found.accepted[-1]])) if whole else found
+            right_walk = walk(parents, tokens, answers)
+            whole = right_walk.accepted and right_walk.bonus != UNANSWERED
+            return replace(right_walk, bonus=int(tokens[right_walk.accepted[-1]])) if whole else right_walk
 
         monkeypatch.setattr(flight, "walk", greedy_for_trees)
         assert self.differs()

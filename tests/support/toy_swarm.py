@@ -186,7 +186,7 @@ class ToyRouter:
     """Whether failures are ignored, as a planted mistake."""
 
     def route(
-        self, wanted: Span, *, before: str | None, after: str | None, room: int, avoid: Collection[str]
+        self, blocks: Span, *, before: str | None, after: str | None, room: int, avoid: Collection[str]
     ) -> list[Hop]:
         now = asyncio.get_running_loop().time()
         usable = [
@@ -195,12 +195,12 @@ class ToyRouter:
             if address not in avoid and self.banned.get(address, 0.0) <= now
         ]
         hops: list[Hop] = []
-        reached = wanted.start
-        while reached < wanted.end:
+        reached = blocks.start
+        while reached < blocks.end:
             best = max(((s.end, a) for a, s in usable if s.start <= reached < s.end), default=None)
             if best is None:
                 raise MissingBlocks(f"no node serves block {reached}")
-            hops.append(Hop(best[1], best[1], Span(reached, min(best[0], wanted.end))))
+            hops.append(Hop(best[1], best[1], Span(reached, min(best[0], blocks.end))))
             reached = hops[-1].span.end
         return hops
 

@@ -120,10 +120,10 @@ class RepairExecutor:
 
     def _members_of(self, plan: RepairPlan, survivors: Sequence[ChainMember]) -> list[ChainMember]:
         """Return the plan's nodes as members, with new tickets for new links."""
-        known = {member.hop: member for member in survivors}
+        by_hop = {member.hop: member for member in survivors}
         members = []
         for node in plan.nodes:
-            member = ChainMember(node.hop, self.supervisor.control_of(node.hop)) if node.new else known[node.hop]
+            member = ChainMember(node.hop, self.supervisor.control_of(node.hop)) if node.new else by_hop[node.hop]
             if node.new_link:
                 member.ticket = secrets.token_bytes(TICKET_BYTES)
             members.append(member)

@@ -247,9 +247,9 @@ def _model_of(record: NodeRecord) -> tuple[str, int]:
 def _model(records: list[NodeRecord], probes: Mapping[str, Probe], model_filter: ModelFilter | None) -> ModelView:
     names = Counter(record.name for record in records)
     classes: dict[NumericsClass, list[NodeView]] = {}
-    known = Counter(record.numerics for record in records if record.numerics.weights != UNKNOWN_WEIGHTS)
+    nodes_per_class = Counter(record.numerics for record in records if record.numerics.weights != UNKNOWN_WEIGHTS)
     for record in records:
-        numerics = _likely_class(record.numerics, known)
+        numerics = _likely_class(record.numerics, nodes_per_class)
         classes.setdefault(numerics, []).append(_node(record, probes.get(record.node)))
     views = [
         ClassView(numerics, records[0].blocks, tuple(sorted(nodes, key=lambda node: (node.span, node.id))))
@@ -261,15 +261,15 @@ def _model(records: list[NodeRecord], probes: Mapping[str, Probe], model_filter:
     return ModelView(clean(name), records[0].model, records[0].blocks, tuple(views))
 
 
-def _likely_class(numerics: NumericsClass, known: Mapping[NumericsClass, int]) -> NumericsClass:
+def _likely_class(numerics: NumericsClass, nodes_per_class: Mapping[NumericsClass, int]) -> NumericsClass:
     """Return the class of a node, for one that has not read its weights yet the likely class.
 
     That is the class with most nodes among those that differ in the weights alone.
     """
     if numerics.weights != UNKNOWN_WEIGHTS:
         return numerics
-    similar = [other for other in known if replace(other, weights=UNKNOWN_WEIGHTS) == numerics]
-    return max(similar, key=lambda other: (known[other], other.weights), default=numerics)
+    similar = [other for other in nodes_per_class if replace(other, weights=UNKNOWN_WEIGHTS) == numerics]
+    return max(similar, key=lambda other: (nodes_per_class[other], other.weights), default=numerics)
 
 
 def _node(record: NodeRecord, probe: Probe | None) -> NodeView:

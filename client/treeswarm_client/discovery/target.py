@@ -28,8 +28,8 @@ def choose_target(
     """
     records = [sealed.record for sealed in snapshot if sealed.record.state in SERVING]
     if not records:
-        known = f" ({len(snapshot)} known, but none serves at the moment)" if snapshot else ""
-        raise RouteError(f"no node answered{known}: check the addresses given and that `swarm-node` runs there")
+        note = f" ({len(snapshot)} known, but none serves at the moment)" if snapshot else ""
+        raise RouteError(f"no node answered{note}: check the addresses given and that `swarm-node` runs there")
     ours = [record for record in records if record.model == config]
     if not ours:
         other = records[0]

@@ -107,10 +107,8 @@ def test_a_record_with_other_blocks_is_another_model() -> None:
     overview = make_overview(records, {})
     assert [(model.blocks, model.covered) for model in overview.models] == [(1, True), (8, False)]
     assert not overview.covered
-    wanted = ModelFilter("demo", MODEL, 8)
-    overview = make_overview(
-        [*records, record(3, Span(0, 8), model=OTHER)], {}, model_filter=wanted, refused={"forged": 2}
-    )
+    records.append(record(3, Span(0, 8), model=OTHER))
+    overview = make_overview(records, {}, model_filter=ModelFilter("demo", MODEL, 8), refused={"forged": 2})
     assert overview.refused == {"forged": 2, "other-block-count": 1, "other-model": 1}
     assert [model.blocks for model in overview.models] == [8]
     assert "records not shown: 2 forged, 1 other-block-count, 1 other-model" in drawn(overview, 80)
@@ -139,10 +137,10 @@ def test_announced_text_is_neither_control_code_nor_markup() -> None:
 def test_an_overview_converts_to_json() -> None:
     records = [record(1, Span(0, 4)), record(2, Span(4, 8), total_tokens=0)]
     overview = make_overview(records, {records[0].node: Probe(0.5), records[1].node: Probe(None, "gone")})
-    told = json.loads(json.dumps(overview.as_dict()))
-    (served,) = told["models"][0]["classes"]
+    as_json = json.loads(json.dumps(overview.as_dict()))
+    (served,) = as_json["models"][0]["classes"]
     assert served["replicas"] == [1, 1, 1, 1, 0, 0, 0, 0]
-    assert served["gaps"] == told["models"][0]["gaps"] == ["4:8"]
+    assert served["gaps"] == as_json["models"][0]["gaps"] == ["4:8"]
     assert [(n["latency_ms"], n["why_silent"], n["load"]) for n in served["nodes"]] == [
         (500.0, None, 0.75),
         (None, "gone", None),

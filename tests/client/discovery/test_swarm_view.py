@@ -201,43 +201,43 @@ def test_a_route_with_full_and_lost_nodes_is_missing() -> None:
 
 
 def test_failed_nodes_are_avoided_longer_than_full_ones() -> None:
-    one, two = record(0, 8), record(0, 8)
-    names = {one.record.node, two.record.node}
+    first, second = record(0, 8), record(0, 8)
+    names = {first.record.node, second.record.node}
 
     async def run() -> None:
-        view = view_of(one, two)
+        view = view_of(first, second)
         for error, least, most in ((NodeLost("gone", ""), 10, 16), (Refused("full", "full"), 1, 5)):
-            view.report_failure(one.record.node, error)
-            assert route(view) == [two.record.node]
+            view.report_failure(first.record.node, error)
+            assert route(view) == [second.record.node]
             await asyncio.sleep(least)
-            assert route(view) == [two.record.node]
+            assert route(view) == [second.record.node]
             await asyncio.sleep(most - least)
-            assert {route(view, avoid=(two.record.node,))[0]} == {one.record.node}
-        view.report_failure(one.record.node, NodeLost("gone", ""))
+            assert {route(view, avoid=(second.record.node,))[0]} == {first.record.node}
+        view.report_failure(first.record.node, NodeLost("gone", ""))
         view.failures.bans = BanList()
         assert {route(view, avoid=(other,))[0] for other in names} == names
         for code in ("no-journal", "unknown-session", "expired"):
-            view.report_failure(one.record.node, Refused("unknown session", code))
+            view.report_failure(first.record.node, Refused("unknown session", code))
         assert {route(view, avoid=(other,))[0] for other in names} == names
 
     run_virtually(run())
 
 
 def test_a_traversal_after_a_ban_clears_it_but_a_ping_does_not() -> None:
-    one, two = record(0, 8), record(0, 8)
+    first, second = record(0, 8), record(0, 8)
 
     async def run(traversal: bool) -> float:
         """Return the seconds until a node that failed twice, with an answer in between, may be chosen again."""
-        view = view_of(one, two)
-        view.report_failure(one.record.node, NodeLost("gone", ""))
-        view.report_traversal([one.record.node])
-        assert route(view) == [two.record.node], "what began before the failure answers still"
+        view = view_of(first, second)
+        view.report_failure(first.record.node, NodeLost("gone", ""))
+        view.report_traversal([first.record.node])
+        assert route(view) == [second.record.node], "what began before the failure answers still"
         await asyncio.sleep(16.0)
-        view.report_round_trip(one.record.node, 0.01)
+        view.report_round_trip(first.record.node, 0.01)
         if traversal:
-            view.report_traversal([one.record.node, two.record.node])
-        view.report_failure(one.record.node, NodeLost("gone again", ""))
-        return view.failures.bans.bans[one.record.node].until - asyncio.get_running_loop().time()
+            view.report_traversal([first.record.node, second.record.node])
+        view.report_failure(first.record.node, NodeLost("gone again", ""))
+        return view.failures.bans.bans[first.record.node].until - asyncio.get_running_loop().time()
 
     assert run_virtually(run(traversal=True)) == 15.0
     assert run_virtually(run(traversal=False)) == 30.0
