@@ -1,4 +1,4 @@
-"""The map in a real browser, before a real gateway over three real nodes."""
+"""The map works in a real browser, with a real gateway over three real nodes."""
 
 import asyncio
 import os
@@ -25,32 +25,33 @@ from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 DESK = ViewportSize(width=1280, height=900)
 PHONE = ViewportSize(width=360, height=740)
-# A dead node is asked again every ten seconds, on a machine busy with other tests.
+# Timeout for changes of the swarm: a dead node is pinged again every ten seconds, on a machine busy with other tests.
 SEEN_MS = 60_000
 PROMPT = "class Queue:\n    def __init__(self"
 
 
 @dataclass(eq=False)
-class Watched:
-    """A page, and whatever went wrong in it."""
+class WatchedPage:
+    """A page, and the errors and warnings that occurred in it."""
 
     page: Page
-    wrongs: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        def answered(response: Response) -> None:
+        def note_response(response: Response) -> None:
             if response.status >= 400:
-                self.wrongs.append(f"{response.status} {response.url}")
+                self.problems.append(f"{response.status} {response.url}")
 
         self.page.on(
-            "console", lambda said: self.wrongs.append(said.text) if said.type in {"error", "warning"} else None
+            "console",
+            lambda message: self.problems.append(message.text) if message.type in {"error", "warning"} else None,
         )
-        self.page.on("pageerror", lambda error: self.wrongs.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.wrongs.append(f"failed: {request.url}"))
-        self.page.on("response", answered)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.problems.append(f"failed: {request.url}"))
+        self.page.on("response", note_response)
 
     async def number(self, selector: str) -> float:
-        """What an element shows."""
+        """Return the number that an element shows."""
         return float((await self.page.locator(selector).inner_text()).replace(",", ""))
 
 
@@ -85,22 +86,22 @@ async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
     await context.close()
 
 
-async def opened(context: BrowserContext, served: Gateway) -> Watched:
-    watched = Watched(await context.new_page())
+async def open_map(context: BrowserContext, served: Gateway) -> WatchedPage:
+    watched = WatchedPage(await context.new_page())
     await watched.page.goto(f"{served.url}/map/")
     return watched
 
 
 async def generate(served: Gateway, tokens: int = 48) -> str:
     async with served.openai() as api:
-        made = await api.completions.create(
+        completion = await api.completions.create(
             model="demo", prompt=PROMPT, max_tokens=tokens, extra_body={"ignore_eos": True}
         )
-    return made.choices[0].text
+    return completion.choices[0].text
 
 
-async def test_nodes_appear_and_nothing_is_wrong(context: BrowserContext, served: Gateway, swarm: LocalSwarm) -> None:
-    watched = await opened(context, served)
+async def test_nodes_appear_without_any_problem(context: BrowserContext, served: Gateway, swarm: LocalSwarm) -> None:
+    watched = await open_map(context, served)
     page = watched.page
     await expect(page.locator("#link")).to_have_text("live")
     await expect(page.locator(".nodes .bar[data-state=online]")).to_have_count(3, timeout=SEEN_MS)
@@ -110,22 +111,22 @@ async def test_nodes_appear_and_nothing_is_wrong(context: BrowserContext, served
     assert await page.locator(".nodes .name").all_inner_texts() == ["0..2", "3..4", "5..7"]
     assert await page.locator(".cell").all_inner_texts() == ["1"] * 8
     await expect(page.locator("#alarm")).to_be_hidden()
-    assert watched.wrongs == []
+    assert watched.problems == []
 
 
-async def test_a_generation_is_seen_as_its_tree(context: BrowserContext, served: Gateway) -> None:
-    watched = await opened(context, served)
+async def test_generation_is_shown_as_its_tree(context: BrowserContext, served: Gateway) -> None:
+    watched = await open_map(context, served)
     page = watched.page
     await expect(page.locator("#link")).to_have_text("live")
     text = await generate(served)
-    panel = page.locator(".plant")
+    panel = page.locator(".panel")
     await expect(panel.locator(".chip")).to_have_text("at its limit")
     rounds = int(await panel.get_attribute("data-rounds") or 0)
-    tokens = await watched.number(".plant dl div:nth-child(1) dd")
+    tokens = await watched.number(".panel dl div:nth-child(1) dd")
     assert rounds > 0
-    # Of the last round some tokens may lie beyond the limit.
+    # Some tokens of the last round may lie beyond the limit.
     assert tokens >= 48
-    assert await watched.number(".plant dl div:nth-child(2) dd") == pytest.approx(tokens / (rounds + 1), abs=0.006)
+    assert await watched.number(".panel dl div:nth-child(2) dd") == pytest.approx(tokens / (rounds + 1), abs=0.006)
     assert (await panel.locator(".text").inner_text()).startswith(text[: len(text) // 2])
     tree = panel.locator(".tree")
     nodes = int(await tree.get_attribute("data-nodes") or 0)
@@ -135,24 +136,24 @@ async def test_a_generation_is_seen_as_its_tree(context: BrowserContext, served:
     assert await tree.locator("circle.kept").count() == 2 + int(await tree.get_attribute("data-accepted") or 0)
     before = await watched.number("#t-per")
     await generate(served, 40)
-    await expect(page.locator(".plant")).to_have_count(2)
-    await expect(page.locator("#t-per-more")).to_contain_text("round trips")
+    await expect(page.locator(".panel")).to_have_count(2)
+    await expect(page.locator("#t-per-more")).to_contain_text("traversals")
     assert before > 1
-    assert watched.wrongs == []
+    assert watched.problems == []
 
 
-async def test_several_at_once_are_pictures_and_lines(context: BrowserContext, served: Gateway) -> None:
-    watched = await opened(context, served)
+async def test_concurrent_generations_are_pictures_and_lines(context: BrowserContext, served: Gateway) -> None:
+    watched = await open_map(context, served)
     await expect(watched.page.locator("#link")).to_have_text("live")
     await asyncio.gather(*(generate(served, 64) for _ in range(7)))
-    await expect(watched.page.locator(".plant")).to_have_count(4)
+    await expect(watched.page.locator(".panel")).to_have_count(4)
     await expect(watched.page.locator(".rest li")).to_have_count(3)
-    assert watched.wrongs == []
+    assert watched.problems == []
 
 
-async def test_who_wants_no_motion_sees_no_motion(browser: Browser, served: Gateway) -> None:
+async def test_reduced_motion_is_respected(browser: Browser, served: Gateway) -> None:
     context = await browser.new_context(viewport=DESK, reduced_motion="reduce")
-    watched = await opened(context, served)
+    watched = await open_map(context, served)
     await expect(watched.page.locator("#link")).to_have_text("live")
     await generate(served)
     await expect(watched.page.locator(".tree.walked:not(.moving)")).to_have_count(1)
@@ -160,22 +161,22 @@ async def test_who_wants_no_motion_sees_no_motion(browser: Browser, served: Gate
     await context.close()
 
 
-async def test_a_phone_needs_no_scrolling_sideways(browser: Browser, served: Gateway) -> None:
+async def test_phone_needs_no_horizontal_scrolling(browser: Browser, served: Gateway) -> None:
     context = await browser.new_context(viewport=PHONE, color_scheme="dark")
-    watched = await opened(context, served)
+    watched = await open_map(context, served)
     page = watched.page
     await expect(page.locator(".nodes .bar")).to_have_count(3, timeout=SEEN_MS)
     await asyncio.gather(*(generate(served) for _ in range(4)))
-    await expect(page.locator(".plant")).to_have_count(2)
+    await expect(page.locator(".panel")).to_have_count(2)
     assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert await page.evaluate("document.documentElement.dataset.theme") == "dark"
     await page.get_by_role("button", name="Change between light and dark").click()
     assert await page.evaluate("document.documentElement.dataset.theme") == "light"
-    assert watched.wrongs == []
+    assert watched.problems == []
     await context.close()
 
 
-async def test_the_page_may_load_from_this_gateway_alone(served: Gateway) -> None:
+async def test_page_may_load_from_this_gateway_only(served: Gateway) -> None:
     async with httpx2.AsyncClient() as http:
         answers = [await http.get(f"{served.url}/map/{name}") for name in ("", "map.js", "map.css")]
         missing = await http.get(f"{served.url}/map/../nothing")
@@ -189,71 +190,71 @@ async def test_the_page_may_load_from_this_gateway_alone(served: Gateway) -> Non
     assert moved.headers["location"].endswith("/map/")
 
 
-async def test_strangers_words_are_never_markup(context: BrowserContext, served: Gateway) -> None:
-    """The page's own code, given what a bad node may say."""
-    watched = await opened(context, served)
+async def test_text_from_nodes_is_never_markup(context: BrowserContext, served: Gateway) -> None:
+    """The page's own code is given what a malicious node may send."""
+    watched = await open_map(context, served)
     evil = "<img src=x onerror=alert(1)>"
-    made = await watched.page.evaluate(
+    shown = await watched.page.evaluate(
         """async (evil) => {
             const { drawSwarm } = await import("./swarm.js");
             const node = {id: evil, address: evil, blocks: "0:1", state: evil, serves: false, reachable: true,
                           latency_ms: null, why_silent: evil, load: null, software: evil};
-            const one = {weights: evil, dtype: evil, quantization: evil, activations: evil, covered: false,
+            const served = {weights: evil, dtype: evil, quantization: evil, activations: evil, covered: false,
                          gaps: ["0:2"], replicas: [0, 0], nodes: [node]};
-            drawSwarm({models: [{name: evil, model: evil, blocks: 2, covered: false, gaps: ["0:2"], classes: [one]}],
+            drawSwarm({models: [{name: evil, model: evil, blocks: 2, covered: false, gaps: ["0:2"], classes: [served]}],
                        refused: {[evil]: 2}, silent: {[evil]: evil}});
             return [document.querySelectorAll("main img").length, document.querySelector("#doubts").textContent];
         }""",
         evil,
     )
-    assert made == [0, f"2 records refused: {evil}{evil} is silent: {evil}"]
-    assert watched.wrongs == []
+    assert shown == [0, f"2 records refused: {evil}{evil} sends no records: {evil}"]
+    assert watched.problems == []
 
 
-async def test_a_key_is_asked_for_and_kept_for_the_tab(context: BrowserContext, swarm: LocalSwarm) -> None:
+async def test_key_is_asked_for_and_kept_for_the_tab(context: BrowserContext, swarm: LocalSwarm) -> None:
     os.environ["TREESWARM_API_KEYS"] = KEY
     try:
         async with gateway(swarm.peers, "--draft", "ngram") as locked:
-            watched = await opened(context, locked)
+            watched = await open_map(context, locked)
             page = watched.page
-            door = page.get_by_role("dialog", name="This gateway asks for a key")
-            await expect(door).to_be_visible()
+            dialog = page.get_by_role("dialog", name="This gateway needs a key")
+            await expect(dialog).to_be_visible()
             await expect(page.locator("#link")).to_have_text("locked")
-            await expect(page.locator("#door-wrong")).to_be_empty()
+            await expect(page.locator("#key-error")).to_be_empty()
             await page.get_by_label("API key").fill("sk-not-this-one")
             await page.keyboard.press("Enter")
-            await expect(page.locator("#door-wrong")).to_have_text("That key was refused.")
+            await expect(page.locator("#key-error")).to_have_text("That key was refused.")
             await page.get_by_label("API key").fill(KEY)
             await page.get_by_role("button", name="Show the map").click()
-            await expect(door).to_be_hidden()
+            await expect(dialog).to_be_hidden()
             await expect(page.locator("#link")).to_have_text("live")
             await expect(page.locator(".nodes .bar")).to_have_count(3, timeout=SEEN_MS)
-            assert {wrong for wrong in watched.wrongs if "401" not in wrong} == set()
+            assert {problem for problem in watched.problems if "401" not in problem} == set()
             await page.reload()
-            watched.wrongs.clear()  # the old page's events were cut off
+            watched.problems.clear()  # the old page's connection was cut off
             await expect(page.locator("#link")).to_have_text("live")
-            await expect(door).to_be_hidden()
-            # Where there are keys, words are shown to nobody.
+            await expect(dialog).to_be_hidden()
+            # With API keys, the map shows no text.
             await generate(locked)
-            await expect(page.locator(".plant .chip")).to_have_text("at its limit")
-            assert set(await page.locator(".plant .text").inner_text()) <= set("•◆ \n")
-            assert watched.wrongs == []
+            await expect(page.locator(".panel .chip")).to_have_text("at its limit")
+            assert set(await page.locator(".panel .text").inner_text()) <= set("•◆ \n")
+            assert watched.problems == []
     finally:
         del os.environ["TREESWARM_API_KEYS"]
-    # Its gateway is gone: the page says so and tries again.
+    # The gateway is gone: the page says so and tries again.
     await expect(page.locator("#link")).to_have_attribute("data-state", "waiting")
     await expect(page.locator("#link")).to_contain_text("reconnecting")
 
 
-async def test_a_dead_node_leaves_a_gap(context: BrowserContext, served: Gateway, swarm: LocalSwarm) -> None:
-    """The last of this file: it takes the swarm apart."""
-    watched = await opened(context, served)
+async def test_dead_node_leaves_a_gap(context: BrowserContext, served: Gateway, swarm: LocalSwarm) -> None:
+    """This test must be the last of the file, because it kills a node."""
+    watched = await open_map(context, served)
     page = watched.page
     await expect(page.locator(".nodes .bar[data-state=online]")).to_have_count(3, timeout=SEEN_MS)
     swarm.nodes[1].process.kill()
     await expect(page.locator(".cell[data-replicas='0']")).to_have_count(2, timeout=SEEN_MS)
     await expect(page.locator(".bar[data-state=silent]")).to_have_count(1)
-    await expect(page.locator("#alarm")).to_contain_text("Nobody serves blocks 3..4")
+    await expect(page.locator("#alarm")).to_contain_text("No node serves blocks 3..4")
     await expect(page.locator("#t-blocks")).to_have_text("6 / 8")
     await expect(page.locator(".badge")).to_have_text("gap at 3..4")
-    assert watched.wrongs == []
+    assert watched.problems == []

@@ -1,4 +1,4 @@
-// Making elements.  Every string becomes a text node or an attribute: what strangers say is never markup.
+// Creates elements.  Every string becomes a text node or an attribute, so that text from other nodes is never markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -16,32 +16,32 @@ export const el = (tag, attributes = {}, ...children) => fill(document.createEle
 
 export const svg = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
-/** Set only what differs: nothing flickers, and screen readers are told of changes alone. */
-export function say(element, text) {
+/** Set an element's text if it differs: nothing flickers, and screen readers announce changes only. */
+export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** One child for every item, in order, made once a key and updated ever after. */
-export function keyed(parent, items, keyOf, make, update) {
-  const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
-  let at = null;
+/** Keep one child per item, in order: made when its key is new, and updated on every call. */
+export function updateChildren(parent, items, keyOf, make, update) {
+  const unused = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+  let previous = null;
   for (const item of items) {
     const key = String(keyOf(item));
-    let child = known.get(key);
+    let child = unused.get(key);
     if (!child) {
       child = make(item);
       child.dataset.key = key;
     }
-    known.delete(key);
-    const next = at ? at.nextElementSibling : parent.firstElementChild;
+    unused.delete(key);
+    const next = previous ? previous.nextElementSibling : parent.firstElementChild;
     if (next !== child) parent.insertBefore(child, next);
     update(child, item);
-    at = child;
+    previous = child;
   }
-  for (const gone of known.values()) gone.remove();
+  for (const child of unused.values()) child.remove();
 }
 
-/** "0:3" as people say it: "0..2". */
+/** Return the span "0:3" as "0..2". */
 export function blocks(span) {
   const [start, end] = ends(span);
   return end - start === 1 ? `${start}` : `${start}..${end - 1}`;
@@ -49,4 +49,4 @@ export function blocks(span) {
 
 export const ends = (span) => span.split(":").map(Number);
 
-export const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
+export const plural = (count, singular, many = `${singular}s`) => `${count} ${count === 1 ? singular : many}`;

@@ -1,19 +1,19 @@
-// The gateway's events, read with fetch: an EventSource could not send a key.
+// Reads the gateway's events with fetch, because an EventSource cannot send an API key.
 
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 15000;
-// The gateway says something every 15 s.
+// The connection counts as lost after this time; the gateway sends something every 15 s.
 const SILENCE_MS = 40000;
-const KEPT = "treeswarm-key";
+const STORAGE_KEY = "treeswarm-key";
 
 /**
- * Read events for ever.  `hear` gets each; `state` is told `live`, `connecting`, `waiting` with the seconds until the
- * next attempt, or `locked` with whether a key was refused.
+ * Reads events forever and passes each to `onEvent`.  `onState` receives `live`, `connecting`, `waiting` with the seconds
+ * until the next attempt and a reason, or `locked` with whether a key was refused.
  */
 export class Feed {
-  constructor(hear, state) {
-    this.hear = hear;
-    this.state = state;
+  constructor(onEvent, onState) {
+    this.onEvent = onEvent;
+    this.onState = onState;
     this.pause = FIRST_PAUSE_MS;
     this.wake = () => {};
     window.addEventListener("online", () => this.wake());
@@ -21,70 +21,70 @@ export class Feed {
 
   async run() {
     for (;;) {
-      this.state("connecting");
-      let why = "";
+      this.onState("connecting");
+      let reason = "";
       try {
-        const answer = await this.attempt();
-        if (answer.status === 401) {
-          const had = sessionStorage.getItem(KEPT) !== null;
-          sessionStorage.removeItem(KEPT);
-          this.state("locked", had);
-          await this.asleep(null);
+        const response = await this.connect();
+        if (response.status === 401) {
+          const hadKey = sessionStorage.getItem(STORAGE_KEY) !== null;
+          sessionStorage.removeItem(STORAGE_KEY);
+          this.onState("locked", hadKey);
+          await this.sleep(null);
           continue;
         }
-        why = answer.status === 429 ? "too many viewers" : answer.ok ? "" : `status ${answer.status}`;
-        if (answer.ok) await this.read(answer.body);
+        reason = response.status === 429 ? "too many viewers" : response.ok ? "" : `status ${response.status}`;
+        if (response.ok) await this.read(response.body);
       } catch (error) {
-        why = ""; // what browsers say of lost connections helps nobody
+        reason = ""; // browsers' texts for lost connections do not help users
       } finally {
-        this.ending?.abort();
+        this.controller?.abort();
       }
-      // All at once, the viewers of a gateway that comes back would be a crowd.
-      await this.waiting(this.pause * (0.75 + Math.random() / 2), why);
+      // The pause is random, so that not all viewers reconnect at the same moment when the gateway comes back.
+      await this.countDown(this.pause * (0.75 + Math.random() / 2), reason);
       this.pause = Math.min(2 * this.pause, LONGEST_PAUSE_MS);
     }
   }
 
   unlock(key) {
-    sessionStorage.setItem(KEPT, key);
+    sessionStorage.setItem(STORAGE_KEY, key);
     this.pause = FIRST_PAUSE_MS;
     this.wake();
   }
 
-  async attempt() {
-    this.ending = new AbortController();
-    const key = sessionStorage.getItem(KEPT);
+  async connect() {
+    this.controller = new AbortController();
+    const key = sessionStorage.getItem(STORAGE_KEY);
     const headers = { Accept: "text/event-stream", ...(key === null ? {} : { Authorization: `Bearer ${key}` }) };
-    return fetch("events", { headers, cache: "no-store", signal: this.ending.signal });
+    return fetch("events", { headers, cache: "no-store", signal: this.controller.signal });
   }
 
   async read(body) {
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
-    this.state("live");
+    this.onState("live");
     for (;;) {
-      const watchdog = setTimeout(() => this.ending.abort(), SILENCE_MS);
+      const watchdog = setTimeout(() => this.controller.abort(), SILENCE_MS);
       const { value, done } = await reader.read().finally(() => clearTimeout(watchdog));
       if (done) return;
       this.pause = FIRST_PAUSE_MS;
       const parts = (rest + value).split("\n\n");
       rest = parts.pop();
       for (const part of parts) {
-        if (part.startsWith("data: ")) this.hear(JSON.parse(part.slice(6)));
+        if (part.startsWith("data: ")) this.onEvent(JSON.parse(part.slice(6)));
       }
     }
   }
 
-  async waiting(ms, why) {
+  async countDown(ms, reason) {
     const end = performance.now() + ms;
     for (let left = ms; left > 0; left = end - performance.now()) {
-      this.state("waiting", Math.ceil(left / 1000), why);
-      if (await this.asleep(Math.min(left, 1000))) return;
+      this.onState("waiting", Math.ceil(left / 1000), reason);
+      if (await this.sleep(Math.min(left, 1000))) return;
     }
   }
 
-  /** Whether it was woken. */
-  asleep(ms) {
+  /** Sleep, forever if `ms` is null, and return whether `wake` ended it. */
+  sleep(ms) {
     return new Promise((resolve) => {
       const timer = ms === null ? null : setTimeout(() => resolve(false), ms);
       this.wake = () => {

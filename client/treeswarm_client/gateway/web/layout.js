@@ -1,10 +1,10 @@
-// Where the nodes of a tree go.  Pure.
+// Computes the positions of a tree's nodes.  Pure.
 
 /**
- * A round's tree with the target's own token hung below the last accepted node.  The root is node 0, the drafted nodes
- * follow in their order, the target's own is the last.  Each has `parent`, `depth`, `row`, and what it is.
+ * Return a round's tree with the bonus token below the last accepted node.  The root is node 0, the draft nodes follow in
+ * their order, and the bonus token is the last.  Each node has `parent`, `depth`, `row`, `kind`, `kept` and `word`.
  */
-export function grown(round) {
+export function layOut(round) {
   const accepted = new Set(round.accepted);
   const last = round.accepted.length ? round.accepted[round.accepted.length - 1] + 1 : 0;
   const nodes = [{ parent: -1, kind: "root", kept: true, word: "" }];
@@ -13,34 +13,34 @@ export function grown(round) {
     nodes.push({ parent: parent + 1, kind, kept: accepted.has(i), word: round.words?.[i] ?? "" });
   });
   nodes.push({ parent: last, kind: "bonus", kept: true, word: round.bonus ?? "" });
-  return { nodes, ...placed(nodes) };
+  return { nodes, ...place(nodes) };
 }
 
-/** Rows: leaves one below the other, the others in the middle of their children.  Parents stand before children. */
-function placed(nodes) {
+/** Assign rows: leaves one below the other, other nodes midway between their children.  Parents precede children. */
+function place(nodes) {
   const children = nodes.map(() => []);
   nodes.forEach((node, i) => {
     node.depth = node.parent < 0 ? 0 : nodes[node.parent].depth + 1;
     if (node.parent >= 0) children[node.parent].push(i);
   });
   let leaves = 0;
-  const left = [[0, false]];
-  while (left.length) {
-    const [i, seen] = left.pop();
+  const stack = [[0, false]];
+  while (stack.length) {
+    const [i, visited] = stack.pop();
     const below = children[i];
     if (!below.length) {
       nodes[i].row = leaves++;
-    } else if (seen) {
+    } else if (visited) {
       nodes[i].row = (nodes[below[0]].row + nodes[below[below.length - 1]].row) / 2;
     } else {
-      left.push([i, true], ...below.map((child) => [child, false]).reverse());
+      stack.push([i, true], ...below.map((child) => [child, false]).reverse());
     }
   }
   return { leaves, deepest: Math.max(...nodes.map((node) => node.depth)) };
 }
 
-/** What a token looks like in a label of so many letters. */
-export function label(word, letters) {
-  const shown = word.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ +$/, (spaces) => "␣".repeat(Math.min(spaces.length, 3))).trim();
-  return shown.length > letters ? `${shown.slice(0, Math.max(1, letters - 1))}…` : shown;
+/** Return a token as a label of at most `length` characters. */
+export function label(word, length) {
+  const text = word.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ +$/, (spaces) => "␣".repeat(Math.min(spaces.length, 3))).trim();
+  return text.length > length ? `${text.slice(0, Math.max(1, length - 1))}…` : text;
 }

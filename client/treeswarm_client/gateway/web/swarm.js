@@ -1,44 +1,44 @@
-// Blocks × nodes: a column a block, a row a node, and what nobody serves in red.
+// Draws the map of blocks and nodes: one column per block, one row per node, and blocks that no node serves in red.
 
-import { blocks, byId, el, ends, keyed, plural, say } from "./dom.js";
+import { blocks, byId, el, ends, plural, setText, updateChildren } from "./dom.js";
 
-// With more nodes than this a row each is a scroll through nowhere: they share rows, and tell of themselves on touch.
+// With more nodes than this, nodes share rows, and their details appear as tooltips.
 const MOST_ROWS = 32;
-// Numbers over and in narrower columns cannot be read.
-const MOST_FIGURES = 40;
-// Of the numbers over the columns.
+// With more blocks than this, columns are too narrow for numbers.
+const MAX_NUMBERED = 40;
+// Number of block numbers above the columns at most.
 const MOST_TICKS = 16;
 
 export function drawSwarm(overview) {
   const home = byId("swarm");
   home.querySelector(":scope > .idle")?.remove();
-  keyed(home, overview.models, (model) => `${model.model} ${model.blocks}`, makeModel, updateModel);
-  if (!overview.models.length) home.append(el("p", { class: "idle" }, "Nobody announces anything here yet."));
+  updateChildren(home, overview.models, (model) => `${model.model} ${model.blocks}`, makeModel, updateModel);
+  if (!overview.models.length) home.append(el("p", { class: "idle" }, "No node announces a model yet."));
   drawAlarm(overview);
-  drawDoubts(overview);
+  drawProblems(overview);
 }
 
-/** What the best class of each model lacks. */
+/** Show the blocks that the best class of each model is missing. */
 function drawAlarm(overview) {
   const alarm = byId("alarm");
   const lacking = overview.models.filter((model) => model.gaps.length);
   alarm.hidden = !lacking.length;
-  if (!lacking.length) return say(alarm, "");
+  if (!lacking.length) return setText(alarm, "");
   const text = lacking.map((model) => {
     const gap = model.gaps.map(blocks).join(", ");
-    const one = model.gaps.length === 1 && ends(model.gaps[0])[1] - ends(model.gaps[0])[0] === 1;
-    return `Nobody serves block${one ? "" : "s"} ${gap} of ${model.name}. Start a swarm-node with --blocks ${model.gaps[0]}`;
+    const single = model.gaps.length === 1 && ends(model.gaps[0])[1] - ends(model.gaps[0])[0] === 1;
+    return `No node serves block${single ? "" : "s"} ${gap} of ${model.name}. Start a swarm-node with --blocks ${model.gaps[0]}`;
   });
-  return say(alarm, text.join("  "));
+  return setText(alarm, text.join("  "));
 }
 
-function drawDoubts(overview) {
+function drawProblems(overview) {
   const refused = Object.entries(overview.refused).filter(([, count]) => count > 0);
-  const doubts = [
-    ...refused.map(([why, count]) => ({ key: `refused ${why}`, text: `${plural(count, "record")} refused: ${why}` })),
-    ...Object.entries(overview.silent).map(([address, why]) => ({ key: `silent ${address}`, text: `${address} is silent: ${why}` })),
+  const problems = [
+    ...refused.map(([reason, count]) => ({ key: `refused ${reason}`, text: `${plural(count, "record")} refused: ${reason}` })),
+    ...Object.entries(overview.silent).map(([address, reason]) => ({ key: `silent ${address}`, text: `${address} sends no records: ${reason}` })),
   ];
-  keyed(byId("doubts"), doubts, (doubt) => doubt.key, () => el("p"), (line, doubt) => say(line, doubt.text));
+  updateChildren(byId("doubts"), problems, (problem) => problem.key, () => el("p"), (line, problem) => setText(line, problem.text));
 }
 
 function makeModel() {
@@ -46,9 +46,9 @@ function makeModel() {
 }
 
 function updateModel(card, model) {
-  say(card.querySelector("h3"), model.name);
-  const classes = model.classes.map((one) => ({ ...one, model }));
-  keyed(card.lastElementChild, classes, (one) => [one.weights, one.dtype, one.quantization, one.activations].join(" "), makeClass, updateClass);
+  setText(card.querySelector("h3"), model.name);
+  const classes = model.classes.map((served) => ({ ...served, model }));
+  updateChildren(card.lastElementChild, classes, (served) => [served.weights, served.dtype, served.quantization, served.activations].join(" "), makeClass, updateClass);
 }
 
 function makeClass() {
@@ -60,54 +60,54 @@ function makeClass() {
       el("ul", { class: "nodes" })));
 }
 
-function updateClass(home, one) {
-  const count = one.model.blocks;
+function updateClass(home, served) {
+  const count = served.model.blocks;
   const badge = home.querySelector(".badge");
-  badge.dataset.covered = one.covered;
-  say(badge, one.covered ? "whole" : `gap at ${one.gaps.map(blocks).join(", ")}`);
-  const weights = one.quantization && one.quantization !== "none" ? one.quantization : "";
-  say(home.querySelector(".numerics"), [one.dtype, weights, one.activations === "native" ? "" : `${one.activations} rows`, `weights ${one.weights.slice(0, 8)}`].filter(Boolean).join(" · "));
+  badge.dataset.covered = served.covered;
+  setText(badge, served.covered ? "complete" : `gap at ${served.gaps.map(blocks).join(", ")}`);
+  const weights = served.quantization && served.quantization !== "none" ? served.quantization : "";
+  setText(home.querySelector(".numerics"), [served.dtype, weights, served.activations === "native" ? "" : `${served.activations} rows`, `weights ${served.weights.slice(0, 8)}`].filter(Boolean).join(" · "));
   const grid = home.querySelector(".grid");
   grid.style.setProperty("--blocks", count);
-  grid.classList.toggle("fine", count > MOST_FIGURES);
+  grid.classList.toggle("fine", count > MAX_NUMBERED);
   drawTicks(grid.querySelector(".ticks"), count);
-  drawReplicas(grid.querySelector(".cells"), one);
-  const crowd = one.nodes.length > MOST_ROWS;
+  drawReplicas(grid.querySelector(".cells"), served);
+  const crowd = served.nodes.length > MOST_ROWS;
   const list = grid.querySelector(".nodes");
   grid.classList.toggle("crowd", crowd);
-  const rows = crowd ? lanes(one.nodes) : one.nodes.map((node) => [node]);
-  keyed(list, rows, (row) => (crowd ? `lane ${rows.indexOf(row)}` : row[0].id), makeRow, (row, nodes) => updateRow(row, nodes, one, crowd));
+  const rows = crowd ? makeLanes(served.nodes) : served.nodes.map((node) => [node]);
+  updateChildren(list, rows, (row) => (crowd ? `lane ${rows.indexOf(row)}` : row[0].id), makeRow, (row, nodes) => updateRow(row, nodes, served, crowd));
 }
 
 function drawTicks(track, count) {
   const step = Math.ceil(count / MOST_TICKS);
   const shown = [...Array(count).keys()].filter((block) => block % step === 0);
-  keyed(track, shown, (block) => block, (block) => el("span", {}, `${block}`), (tick, block) => {
+  updateChildren(track, shown, (block) => block, (block) => el("span", {}, `${block}`), (tick, block) => {
     tick.style.left = `${(100 * (block + 0.5)) / count}%`;
   });
 }
 
-function drawReplicas(track, one) {
-  track.setAttribute("aria-label", `nodes that serve each block: ${one.replicas.join(" ")}`);
-  keyed(track, one.replicas.map((replicas, block) => ({ replicas, block })), (cell) => cell.block,
+function drawReplicas(track, served) {
+  track.setAttribute("aria-label", `nodes that serve each block: ${served.replicas.join(" ")}`);
+  updateChildren(track, served.replicas.map((replicas, block) => ({ replicas, block })), (cell) => cell.block,
     () => el("span", { class: "cell" }, el("b")),
     (cell, { replicas, block }) => {
       cell.dataset.replicas = Math.min(replicas, 4);
-      cell.title = `block ${block}: ${replicas ? plural(replicas, "node") : "nobody"}`;
-      say(cell.firstChild, `${replicas}`);
+      cell.title = `block ${block}: ${replicas ? plural(replicas, "node") : "no node"}`;
+      setText(cell.firstChild, `${replicas}`);
     });
 }
 
-/** Nodes that do not overlap share a lane: each takes the first that is free. */
-function lanes(nodes) {
-  const made = [];
+/** Divide nodes into lanes without overlaps: each node takes the first lane that is free. */
+function makeLanes(nodes) {
+  const lanes = [];
   for (const node of nodes) {
     const [start] = ends(node.blocks);
-    const free = made.find((lane) => ends(lane[lane.length - 1].blocks)[1] <= start);
+    const free = lanes.find((lane) => ends(lane[lane.length - 1].blocks)[1] <= start);
     if (free) free.push(node);
-    else made.push([node]);
+    else lanes.push([node]);
   }
-  return made;
+  return lanes;
 }
 
 function makeRow() {
@@ -117,19 +117,19 @@ function makeRow() {
     el("span", { class: "figures" }, el("span", { class: "latency" }), el("span", { class: "load" }), el("span", { class: "version" })));
 }
 
-function updateRow(row, nodes, one, crowd) {
-  const count = one.model.blocks;
-  keyed(row.querySelector(".gaps"), one.gaps, (gap) => gap, () => el("i"), (gap, span) => put(gap, ...ends(span), count));
-  keyed(row.querySelector(".bars"), nodes, (node) => node.id, makeBar, (bar, node) => updateBar(bar, node, count, crowd));
+function updateRow(row, nodes, served, crowd) {
+  const count = served.model.blocks;
+  updateChildren(row.querySelector(".gaps"), served.gaps, (gap) => gap, () => el("i"), (gap, span) => put(gap, ...ends(span), count));
+  updateChildren(row.querySelector(".bars"), nodes, (node) => node.id, makeBar, (bar, node) => updateBar(bar, node, count, crowd));
   if (crowd) return;
   const [node] = nodes;
-  say(row.querySelector("b"), node.address);
-  say(row.querySelector("small"), node.why_silent ?? `${node.id.slice(0, 10)}${node.reachable ? " · dialable" : ""}`);
-  row.title = told(node);
+  setText(row.querySelector("b"), node.address);
+  setText(row.querySelector("small"), node.why_silent ?? `${node.id.slice(0, 10)}${node.reachable ? " · reachable" : ""}`);
+  row.title = describe(node);
   const figures = row.lastElementChild;
-  say(figures.querySelector(".latency"), latency(node));
-  say(figures.querySelector(".load"), load(node));
-  say(figures.querySelector(".version"), node.software.replace(/^treeswarm /, ""));
+  setText(figures.querySelector(".latency"), latency(node));
+  setText(figures.querySelector(".load"), load(node));
+  setText(figures.querySelector(".version"), node.software.replace(/^treeswarm /, ""));
 }
 
 function makeBar() {
@@ -141,10 +141,10 @@ function updateBar(bar, node, count, crowd) {
   put(bar, start, end, count);
   bar.dataset.state = state(node);
   bar.querySelector(".filled").style.width = `${node.why_silent === null ? 100 * (node.load ?? 0) : 0}%`;
-  say(bar.querySelector(".name"), `${blocks(node.blocks)}${state(node) === "online" ? "" : ` · ${state(node)}`}`);
-  bar.setAttribute("aria-label", told(node));
+  setText(bar.querySelector(".name"), `${blocks(node.blocks)}${state(node) === "online" ? "" : ` · ${state(node)}`}`);
+  bar.setAttribute("aria-label", describe(node));
   if (crowd) {
-    bar.title = told(node);
+    bar.title = describe(node);
     bar.tabIndex = 0;
   }
 }
@@ -158,7 +158,7 @@ export const state = (node) => (node.why_silent !== null ? "silent" : node.state
 const latency = (node) => (node.latency_ms === null ? "–" : node.latency_ms < 10 ? `${node.latency_ms.toFixed(1)} ms` : `${Math.round(node.latency_ms)} ms`);
 const load = (node) => (node.load === null ? "–" : `${Math.round(100 * node.load)} %`);
 
-function told(node) {
+function describe(node) {
   const parts = [`${node.address}, blocks ${blocks(node.blocks)}, ${state(node)}`, `latency ${latency(node)}`, `load ${load(node)}`, node.software];
   if (node.why_silent !== null) parts.push(node.why_silent);
   return parts.filter(Boolean).join(", ");

@@ -1,16 +1,16 @@
-// Light or dark, before anything is drawn: the system's choice, or the viewer's own.
+// Sets the light or dark theme before anything is drawn: the viewer's choice, or else the system's.
 (() => {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const root = document.documentElement;
-  const paint = () => {
+  const applyTheme = () => {
     root.dataset.theme = localStorage.getItem("treeswarm-theme") ?? (dark.matches ? "dark" : "light");
   };
-  dark.addEventListener("change", paint);
+  dark.addEventListener("change", applyTheme);
   document.addEventListener("DOMContentLoaded", () => {
     document.getElementById("theme").addEventListener("click", () => {
       localStorage.setItem("treeswarm-theme", root.dataset.theme === "dark" ? "light" : "dark");
-      paint();
+      applyTheme();
     });
   });
-  paint();
+  applyTheme();
 })();

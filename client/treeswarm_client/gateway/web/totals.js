@@ -1,7 +1,7 @@
-// Figures over all generations since the page was opened, and the last minute's speed.
+// Counts tokens of all generations since the page was opened, and the speed of the last minute.
 
 const WINDOW_S = 60;
-// Shorter, and the figure jumps; longer, and it is of yesterday.
+// The speed is averaged over this time: a shorter one makes it jump, a longer one makes it lag.
 const SPEED_S = 5;
 
 export class Totals {
@@ -12,7 +12,7 @@ export class Totals {
     this.seconds = new Map();
   }
 
-  /** A traversal brought so many tokens; `now` in seconds. */
+  /** Count the tokens of one traversal; `now` is in seconds. */
   add(tokens, now) {
     this.tokens += tokens;
     this.traversals += 1;
@@ -25,20 +25,21 @@ export class Totals {
     return this.traversals ? this.tokens / this.traversals : null;
   }
 
-  /** Tokens in each of the last whole seconds, the oldest first. */
-  minute(now) {
+  /** Return the tokens of each of the last 60 whole seconds, the oldest first. */
+  lastMinute(now) {
     const last = Math.floor(now) - 1;
     return Array.from({ length: WINDOW_S }, (_, i) => this.seconds.get(last - WINDOW_S + 1 + i) ?? 0);
   }
 
+  /** Return the current speed in tokens per second. */
   speed(now) {
-    const recent = this.minute(now).slice(-SPEED_S);
+    const recent = this.lastMinute(now).slice(-SPEED_S);
     const whole = Math.max(1, Math.min(SPEED_S, Math.floor(now) - Math.floor(this.since)));
     return recent.slice(-whole).reduce((sum, tokens) => sum + tokens, 0) / whole;
   }
 }
 
-/** A line through figures, as points of an SVG polyline in a box. */
+/** Return a line through values, as the points of an SVG polyline in a box. */
 export function line(values, width, height) {
   const most = Math.max(1, ...values);
   return values.map((value, i) => `${((width * i) / (values.length - 1)).toFixed(1)},${(height - 2 - ((height - 4) * value) / most).toFixed(1)}`).join(" ");

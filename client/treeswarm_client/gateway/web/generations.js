@@ -1,28 +1,28 @@
-// All generations: which of them have a large picture, and which a line.
+// Keeps all generations, and decides which get a large picture and which a line.
 
-import { el, keyed, plural, say, svg } from "./dom.js";
+import { el, plural, setText, svg, updateChildren } from "./dom.js";
 import { Panel } from "./panel.js";
 import { bars } from "./bars.js";
 
-// More pictures at once are too small to see anything.
+// Number of large pictures at once: more would be too small.
 const MOST_LARGE = { wide: 4, narrow: 2 };
-// Lines of those that run, and of those that ended lately.
+// Number of lines for running generations, and for those that have ended.
 const MOST_LINES = 24;
 const MOST_ENDED = 6;
-// Ended pictures stay so long, and as long as nobody needs their place.
+// An ended generation keeps its picture for this time, and longer if no other generation needs the place.
 const STAYS_MS = 4000;
 const HISTORY = 60;
 const ROUNDS_OF_TEXT = 60;
 
 const narrow = matchMedia("(max-width: 720px)");
 
-/** What is known of one generation. */
+/** What the page knows of one generation. */
 class Generation {
   constructor(id, prompt) {
     Object.assign(this, { id, prompt, tokens: 0, traversals: 0, rounds: 0, drafted: 0, ms: 0, nodes: 0 });
-    this.key = `${id}-${performance.now()}`; // a gateway that was started again counts from one
+    this.key = `${id}-${performance.now()}`; // a restarted gateway counts from one again
     this.history = [];
-    this.said = [];
+    this.turns = [];
     this.finish = undefined;
     this.endedAt = null;
   }
@@ -31,7 +31,7 @@ class Generation {
     this.tokens += 1;
     this.traversals += 1;
     this.firstMs = event.ms;
-    this.said.push({ kept: 0, words: [], bonus: event.bonus });
+    this.turns.push({ kept: 0, words: [], bonus: event.bonus });
   }
 
   round(event) {
@@ -43,8 +43,8 @@ class Generation {
     this.ms += event.ms;
     this.history.push(event.accepted.length + 1);
     this.history.splice(0, this.history.length - HISTORY);
-    this.said.push({ kept: event.accepted.length, words: event.accepted.map((i) => event.words?.[i]), bonus: event.bonus });
-    this.said.splice(0, this.said.length - ROUNDS_OF_TEXT);
+    this.turns.push({ kept: event.accepted.length, words: event.accepted.map((i) => event.words?.[i]), bonus: event.bonus });
+    this.turns.splice(0, this.turns.length - ROUNDS_OF_TEXT);
   }
 
   get running() {
@@ -60,18 +60,18 @@ class Generation {
   }
 
   get state() {
-    if (this.running) return this.traversals ? "growing" : "on its way";
-    return { stop: "ended", length: "at its limit" }[this.finish] ?? "broken off";
+    if (this.running) return this.traversals ? "growing" : "prefill";
+    return { stop: "ended", length: "at its limit" }[this.finish] ?? "aborted";
   }
 }
 
-export class Forest {
+export class GenerationList {
   constructor(large, lines, idle) {
     Object.assign(this, { large, lines, idle });
     this.generations = new Map();
     this.panels = new Map();
     this.ended = [];
-    this.due = false;
+    this.scheduled = false;
     narrow.addEventListener("change", () => this.arrange());
   }
 
@@ -82,17 +82,17 @@ export class Forest {
   }
 
   first(event) {
-    const generation = this.known(event.id);
+    const generation = this.find(event.id);
     generation.first(event);
     this.panels.get(generation.key)?.first(event);
-    this.later();
+    this.arrangeSoon();
   }
 
   round(event) {
-    const generation = this.known(event.id);
+    const generation = this.find(event.id);
     generation.round(event);
     this.panels.get(generation.key)?.round(event);
-    this.later();
+    this.arrangeSoon();
   }
 
   end({ id, finish }) {
@@ -106,22 +106,22 @@ export class Forest {
     this.arrange();
   }
 
-  /** The connection was lost, and with it what became of them. */
-  forget() {
+  /** End all generations: the connection was lost, and with it their outcome. */
+  endAll() {
     for (const id of [...this.generations.keys()]) this.end({ id, finish: null });
   }
 
-  known(id) {
+  find(id) {
     if (!this.generations.has(id)) this.begin({ id, prompt: null });
     return this.generations.get(id);
   }
 
-  /** Hundreds of rounds a second are drawn as often as anybody sees. */
-  later() {
-    if (this.due) return;
-    this.due = true;
+  /** Draw at most five times per second, however many rounds there are. */
+  arrangeSoon() {
+    if (this.scheduled) return;
+    this.scheduled = true;
     setTimeout(() => {
-      this.due = false;
+      this.scheduled = false;
       this.arrange();
     }, 200);
   }
@@ -131,28 +131,28 @@ export class Forest {
     const running = [...this.generations.values()];
     const now = performance.now();
     const needed = running.filter((generation) => !this.panels.has(generation.key));
-    let shown = [...this.panels.values()].map((panel) => panel.generation);
-    if (needed.length) shown = shown.filter((one) => one.running || now - one.endedAt < STAYS_MS);
+    let pictured = [...this.panels.values()].map((panel) => panel.generation);
+    if (needed.length) pictured = pictured.filter((generation) => generation.running || now - generation.endedAt < STAYS_MS);
     needed.sort((a, b) => b.nodes - a.nodes || a.id - b.id);
-    const stale = shown.filter((one) => !one.running).sort((a, b) => a.endedAt - b.endedAt);
-    while (shown.length && stale.length && shown.length + needed.length > most) shown.splice(shown.indexOf(stale.shift()), 1);
-    shown = [...shown, ...needed].slice(0, most).sort((a, b) => a.id - b.id);
+    const stale = pictured.filter((generation) => !generation.running).sort((a, b) => a.endedAt - b.endedAt);
+    while (pictured.length && stale.length && pictured.length + needed.length > most) pictured.splice(pictured.indexOf(stale.shift()), 1);
+    pictured = [...pictured, ...needed].slice(0, most).sort((a, b) => a.id - b.id);
     this.ended = this.ended.slice(-MOST_ENDED - most);
-    keyed(this.large, shown, (one) => one.key, (one) => this.plant(one), (_, one) => this.panels.get(one.key).figures());
+    updateChildren(this.large, pictured, (generation) => generation.key, (generation) => this.addPanel(generation), (_, generation) => this.panels.get(generation.key).drawNumbers());
     for (const [key, panel] of this.panels) {
-      if (!shown.includes(panel.generation)) {
-        panel.leave();
+      if (!pictured.includes(panel.generation)) {
+        panel.close();
         this.panels.delete(key);
       }
     }
-    this.large.dataset.count = shown.length;
-    const unseen = (one) => !shown.includes(one);
-    const others = [...running.filter(unseen), ...this.ended.filter(unseen).slice(-MOST_ENDED).reverse()];
-    keyed(this.lines, others.slice(0, MOST_LINES), (one) => one.key, makeLine, updateLine);
-    this.idle.hidden = shown.length + others.length > 0;
+    this.large.dataset.count = pictured.length;
+    const isUnpictured = (generation) => !pictured.includes(generation);
+    const others = [...running.filter(isUnpictured), ...this.ended.filter(isUnpictured).slice(-MOST_ENDED).reverse()];
+    updateChildren(this.lines, others.slice(0, MOST_LINES), (generation) => generation.key, makeLine, updateLine);
+    this.idle.hidden = pictured.length + others.length > 0;
   }
 
-  plant(generation) {
+  addPanel(generation) {
     const panel = new Panel(generation);
     this.panels.set(generation.key, panel);
     return panel.element;
@@ -166,7 +166,7 @@ function makeLine(generation) {
 function updateLine(line, generation) {
   line.dataset.running = generation.running;
   bars(line.querySelector(".bars"), generation.history);
-  say(line.querySelector(".per"), `${generation.perTraversal} a traversal`);
-  say(line.querySelector(".tokens"), plural(generation.tokens, "token"));
-  say(line.querySelector(".chip"), generation.state);
+  setText(line.querySelector(".per"), `${generation.perTraversal} per traversal`);
+  setText(line.querySelector(".tokens"), plural(generation.tokens, "token"));
+  setText(line.querySelector(".chip"), generation.state);
 }
