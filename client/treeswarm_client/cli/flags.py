@@ -77,7 +77,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, max_new_tokens: int) 
         type=int,
         default=max_new_tokens,
         metavar="N",
-        help=f"number of tokens to generate at most (default {max_new_tokens})",
+        help=f"maximum number of tokens to generate (default {max_new_tokens})",
     )
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="sampling temperature; 0 is greedy (default)"

@@ -10,7 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# The map shows texts from nodes that nobody vouches for.  If one were ever taken for markup, it could still do nothing.
+# The map shows text from unknown nodes.  Even if it were taken for markup by mistake, it could do nothing.
 POLICY = "default-src 'none'; {}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'".format(
     "; ".join(f"{kind}-src 'self'" for kind in ("script", "style", "img", "connect"))
 )
