@@ -246,7 +246,7 @@ class Chat:
         used = len(run.prompt_ids) + len(run.token_ids)
         return [
             summary_line(run.stats).plain if run.stats else "the last message did not reach the nodes",
-            f"prompt: {len(run.prompt_ids)} tokens, of which nodes had {run.prefix_tokens} in their caches{first}",
+            f"prompt: {len(run.prompt_ids)} tokens, {run.prefix_tokens} of them cached on the nodes{first}",
             f"context: {used} of {self.client.target.max_positions} tokens",
             f"all together: {totals.answers} answers, {totals.tokens} tokens in {totals.traversals} traversals and "
             f"{totals.seconds:.1f} s; {totals.prompt_tokens} prompt tokens, of which nodes had {totals.prefix_tokens}",
