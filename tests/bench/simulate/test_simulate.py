@@ -15,7 +15,7 @@ from treeswarm_bench.simulate.agenda import Agenda
 from treeswarm_bench.simulate.config import Settings
 from treeswarm_bench.simulate.engine import simulate
 from treeswarm_bench.simulate.hosts import draw_hosts
-from treeswarm_bench.simulate.meter import Meter
+from treeswarm_bench.simulate.meter import SimulationMeter
 from treeswarm_bench.simulate.registry import SimulatedRegistry
 from treeswarm_bench.simulate.report import Report
 from treeswarm_client.cli.main import main
@@ -110,7 +110,7 @@ def test_records_arrive_late_and_expire() -> None:
 
 
 def test_the_meter_integrates_over_time() -> None:
-    meter = Meter(blocks=2)
+    meter = SimulationMeter(blocks=2)
     meter.change(0.0, 0, 1, 10.0, 1)
     meter.change(0.0, 1, 2, 30.0, 1)
     meter.change(10.0, 1, 2, 30.0, -1)
