@@ -32,6 +32,7 @@ FILES = 256
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `swarm doctor` to the command line."""
     parser = commands.add_parser(
         "doctor",
         help="check this machine and its connection to a swarm",

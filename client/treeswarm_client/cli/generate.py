@@ -39,6 +39,7 @@ output has the new text only."""
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `swarm generate` to the command line."""
     parser = commands.add_parser(
         "generate",
         help="continue a prompt",

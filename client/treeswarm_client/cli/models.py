@@ -29,6 +29,7 @@ Exit status: 0 if at least one model is complete, else 1."""
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `swarm models` to the command line."""
     parser = commands.add_parser(
         "models",
         help="list the models that a swarm serves",

@@ -30,6 +30,7 @@ KEYS_VARIABLE = "TREESWARM_API_KEYS"
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `swarm serve` to the command line."""
     parser = commands.add_parser(
         "serve",
         help="run an OpenAI-compatible gateway, with a map and metrics",

@@ -36,6 +36,7 @@ REDRAW_S = 1.0
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `swarm status` to the command line."""
     parser = commands.add_parser(
         "status",
         help="show which nodes serve which blocks, and what is missing",
@@ -56,12 +57,12 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 async def _run(args: argparse.Namespace) -> int:
     transport = GrpcTransport(security=security_of(args))
     try:
-        return await status(args, transport, stdout_console())
+        return await run_status(args, transport, stdout_console())
     finally:
         await transport.close()
 
 
-async def status(args: argparse.Namespace, transport: Transport, console: Console) -> int:
+async def run_status(args: argparse.Namespace, transport: Transport, console: Console) -> int:
     """Run the command over the given transport and return the exit status.  Raises SwarmError."""
     model_filter = await asyncio.to_thread(_make_filter, args.model, args.revision) if args.model else None
     registry = await _open(registry_of(args), model_filter, transport)

@@ -29,7 +29,7 @@ from treeswarm_bench.benchmarks.fake_node import FakeNode
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client import swarm_overview
 from treeswarm_client.cli.main import main, make_parser
-from treeswarm_client.cli.status import status
+from treeswarm_client.cli.status import run_status
 from treeswarm_client.discovery import prober
 
 
@@ -112,7 +112,7 @@ class CapturedConsole:
         args = make_parser().parse_args(["status", *arguments])
         transport = network.transport()
         try:
-            return await status(args, transport, Console(file=self.file, width=100, highlight=False))
+            return await run_status(args, transport, Console(file=self.file, width=100, highlight=False))
         finally:
             await transport.close()
 
@@ -265,7 +265,7 @@ def test_watch_works_on_a_terminal_and_into_a_file(terminal: bool) -> None:
             args = make_parser().parse_args(["status", "--peers", peers_of(nodes), "--watch"])
             console = Console(file=file, width=100, height=30, force_terminal=terminal, highlight=False)
             transport = network.transport()
-            watching = asyncio.create_task(status(args, transport, console))
+            watching = asyncio.create_task(run_status(args, transport, console))
             await asyncio.sleep(5)
             nodes[0].change(state=NodeState.PAUSED)
             await asyncio.sleep(5)

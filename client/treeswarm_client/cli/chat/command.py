@@ -29,6 +29,7 @@ status is 1 if any failed.  Commands:
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `swarm chat` to the command line."""
     parser = commands.add_parser(
         "chat",
         help="chat with the model",
