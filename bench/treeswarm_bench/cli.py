@@ -21,82 +21,175 @@ from treeswarm_client.cli.signals import run_until_terminated
 
 EXAMPLES = """examples:
   swarm bench exact --json                   20 prompts, 1 to 3 nodes, five tree sizes, against stock transformers
-  swarm bench trees --prompts 4 --json       tokens a traversal by tree size, beside three baselines
+  swarm bench trees --prompts 4 --json       tokens per traversal by tree size, beside three baselines
   swarm bench sampling --json                shared noise beside trees sampled from the draft; one process, ten minutes
   swarm bench wan --json > wan.json          nine ways to decode over five kinds of links; some 40 minutes
-  swarm bench wan --cells 25ms --texts code --strategies plain,star,auto   a few minutes of the same
-  swarm bench draw wan.json --out wan.svg    what came of it, as pictures
+  swarm bench wan --cells 25ms --texts code --strategies plain,star,auto   a part of the same in a few minutes
+  swarm bench draw wan.json --out wan.svg    the figures of wan --json as pictures
+  swarm bench virtual-wan --json             wan on a virtual clock, as if every node had a machine of its own
+  swarm bench virtual-wan --swift 10 --cells 25ms --texts code --json   the same with nodes 10 times as fast
+  swarm bench overhead --json                what a hop costs besides the model and the wire
+  swarm bench node --profile --json          what an append costs a node besides the model, in one process
+  swarm bench planner --json                 how much of a round the planner takes, on simulated links
+  swarm bench attention --device cuda --json   the torch reference beside the flash kernels
   swarm bench faults --json                  100 generations, each hit by a kill, a hang, a cut, a refusal or a drain
   swarm bench load --clients 64 --json       more clients than there is room for
-  swarm bench batch --widen 16 --json        many clients on a model whose step is bound by its weights
-  swarm bench offload --widen 16 --json      weights streamed from disk beside plain, by tree size
-  swarm bench fuzz --messages 10000 --json   hostile messages at a real node: does it live, does it still serve?
+  swarm bench batch --widen 16 --json        many clients on a model whose forward is bound by reading its weights
+  swarm bench offload --widen 16 --json      weights streamed from disk beside weights in memory, by tree size
+  swarm bench flips --json                   how often bfloat16 text changes with the shape of a batch
+  swarm bench fuzz --messages 10000 --json   hostile messages to real nodes, which must survive and still serve
   swarm bench tls --json                     what TLS costs on loopback, beside plaintext in the same run
-  swarm bench wan --lab delay=25ms,rate=100mbit   plain against trees over real TCP, a namespace a node (root, Linux)
+  swarm bench ports --json                   what a borrowed port costs, beside a direct connection
+  swarm bench ports --lab delay=25ms --beside   the same in a lab, the client on the lender's host (root, Linux)
+  swarm bench registry --json                what the DHT and three MQTT brokers cost; needs mosquitto and amqtt
+  swarm bench wan --lab delay=25ms,rate=100mbit   plain against trees over real TCP, a namespace per node (root, Linux)
   swarm bench wan --peers A:4001,B:4001      the same with nodes that run already
-  swarm bench exact --model DIR --draft DIR  the same on a model of your own"""
+  swarm bench exact --model DIR --draft DIR  the same as exact on a model of your own"""
 
-# With these the wan bench's whole matrix takes some 40 minutes on two idle cores.
-PROMPTS = {"exact": 20, "sampling": 16, "wan": 3}
-TOKENS = {"exact": 128, "faults": 96, "wan": 20}
-# Of two or three blocks a node, streamed through two slots, most would stay in memory.
+# With these, the whole matrix of wan takes some 40 minutes on two idle cores.
+PROMPTS = {"exact": 20, "sampling": 16, "wan": 3, "virtual-wan": 4}
+TOKENS = {"exact": 128, "faults": 96, "wan": 20, "virtual-wan": 32}
+# A node of two or three blocks, streamed through two slots, would keep most of them in memory.
 NODES = {"offload": 1}
-DRAFTS = {"wan": "auto"}
-ANYWHERE = ("overhead", "wan")
-"""Benches that can do with nodes that are not their own."""
-WIDENING = ("batch", "offload")
-"""Benches of what is bound by weights."""
+DRAFTS = {"wan": "auto", "virtual-wan": "auto"}
+PEERS_BENCHES = ("overhead", "wan")
+"""Benches that can measure nodes that they did not start."""
+LAB_BENCHES = (*PEERS_BENCHES, "ports")
+WIDENED_BENCHES = ("batch", "offload")
+"""Benches of what is bound by reading weights."""
+
+RunBench = Callable[[BenchSetup, argparse.Namespace], Coroutine[None, None, dict[str, Any]]]
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    made = commands.add_parser(
+    """Add the command `bench`."""
+    parser = commands.add_parser(
         "bench",
         help="measure exactness and speed with real nodes on this machine",
-        description="Start real swarm-node processes on loopback and measure.",
+        description="Start real swarm-node processes on loopback and measure.  Help of a flag that only some benches "
+        "use begins with their names.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("which", choices=sorted(_benches()))
-    made.add_argument("file", nargs="?", type=Path, metavar="FILE.json", help="draw: what wan --json printed")
-    made.add_argument(
-        "--out", type=Path, metavar="FILE.svg", help="draw: where to, svg or png (needs the extra `plot`)"
+    parser.add_argument("which", choices=sorted(_benches()), metavar="BENCH", help=", ".join(sorted(_benches())))
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE.json", help="draw: output of wan --json")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.svg", help="draw: file to write, .svg or .png (needs the extra `plot`)"
     )
-    made.add_argument("--model", default="demo", help="target: directory, hub id or demo (default)")
-    made.add_argument("--draft", help="draft model (default demo-draft; wan: auto, as swarm generate's)")
-    made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    made.add_argument(
+    _add_model_flags(parser)
+    _add_matrix_flags(parser)
+    _add_flags_of_single_benches(parser)
+    add_swarm_key_flag(parser)
+    _add_place_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_run)
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="demo", help="target: directory, hub id or demo (default)")
+    parser.add_argument("--draft", help="draft model (default demo-draft; wan and virtual-wan: auto)")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="default float32"
+    )
+    parser.add_argument(
         "--widen",
         type=int,
         default=1,
         metavar="N",
-        help="batch, offload: the same text from N times the feed-forward's weights (default 1)",
+        help="batch, offload: multiply the weights of the feed-forwards, with the same text (default 1)",
     )
-    made.add_argument("--quantization", choices=["int8", "nf4"], help="batch: weights of the nodes in so many bits")
-    made.add_argument("--nodes", type=int, help="node processes (default 3; offload: 1)")
-    made.add_argument(
-        "--prompts", type=int, help="held-out prompts (default 8; exact: 20, sampling: 16, wan: 3 of each text)"
+    parser.add_argument(
+        "--quantization", choices=["int8", "nf4"], help="batch: format of the nodes' weights (default: as they are)"
     )
-    made.add_argument("--max-new-tokens", type=int, help="a prompt (default 64; exact: 128, faults: 96, wan: 20)")
-    for name, what in (("cells", "1ms,25ms,50ms,100ms,slow-node"), ("texts", "code,prose,copying,zero")):
-        made.add_argument(f"--{name}", type=_words, metavar="A,B", help=f"wan: some of {what} (default all)")
-    made.add_argument("--strategies", type=_words, metavar="A,B", help="wan: such as plain,tree-64,auto (default all)")
-    made.add_argument("--temperatures", type=_decimals, metavar="A,B", help="wan: default 0,1; sampling: 0.3,0.7,1")
-    made.add_argument(
-        "--tree-size", type=parse_tree_size, default=64, help="wan with --lab or --peers: auto, or (default) 64"
+    parser.add_argument("--nodes", type=int, metavar="N", help="number of node processes (default 3; offload: 1)")
+    parser.add_argument(
+        "--prompts",
+        type=int,
+        metavar="N",
+        help="number of held-out prompts (default 8; exact: 20, sampling: 16; of each text, wan: 3, virtual-wan: 4)",
     )
-    made.add_argument("--sizes", type=_numbers, help="tree sizes of exact, trees and sampling, such as 8,64")
-    made.add_argument("--generations", type=int, default=100, help="of the faults bench (default 100)")
-    made.add_argument("--seed", type=int, default=0, help="of the faults bench's schedule (default 0)")
-    made.add_argument("--clients", type=int, default=64, help="of the load bench (default 64)")
-    made.add_argument("--messages", type=int, default=10_000, help="of the fuzz bench (default 10000)")
-    add_swarm_key_flag(made)
-    made.add_argument("--prompt-tokens", type=int, help="wan with --lab or --peers: cut prompts to so many (all 128)")
-    where = made.add_mutually_exclusive_group()
-    where.add_argument("--peers", help="overhead, wan: nodes that run already, HOST:PORT,HOST:PORT")
-    where.add_argument("--lab", metavar="LINK", help="overhead, wan: a namespace a node; delay=25ms,rate=100mbit")
-    made.add_argument("--congestion", help="TCP congestion control in the lab: cubic, reno, bbr (default: system's)")
-    made.add_argument("--json", action="store_true", help="one JSON object")
-    made.set_defaults(run=_run)
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="tokens per prompt (default 64; exact: 128, faults: 96, wan: 20, virtual-wan: 32)",
+    )
+
+
+def _add_matrix_flags(parser: argparse.ArgumentParser) -> None:
+    for name, choices in (("cells", "1ms,25ms,50ms,100ms,slow-node"), ("texts", "code,prose,copying,zero")):
+        parser.add_argument(
+            f"--{name}", type=_words, metavar="A,B", help=f"wan, virtual-wan: some of {choices} (default all)"
+        )
+    parser.add_argument(
+        "--strategies", type=_words, metavar="A,B", help="wan, virtual-wan: such as plain,tree-64,auto (default all)"
+    )
+    parser.add_argument(
+        "--temperatures",
+        type=_decimals,
+        metavar="A,B",
+        help="wan, virtual-wan: default 0,1; sampling: default 0.3,0.7,1",
+    )
+    parser.add_argument(
+        "--swift",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="virtual-wan: nodes so many times as fast as this machine (default 1)",
+    )
+    parser.add_argument(
+        "--tree-size",
+        type=parse_tree_size,
+        default=64,
+        metavar="N",
+        help="wan with --lab or --peers: number of nodes per tree, or auto (default 64)",
+    )
+    parser.add_argument(
+        "--sizes", type=_numbers, metavar="N,M", help="exact, trees, sampling, offload: tree sizes, such as 8,64"
+    )
+
+
+def _add_flags_of_single_benches(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--generations", type=int, default=100, metavar="N", help="faults: number of generations (default 100)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="faults: seed of the schedule (default 0)")
+    parser.add_argument("--clients", type=int, default=64, metavar="N", help="load: number of clients (default 64)")
+    parser.add_argument(
+        "--messages", type=int, default=10_000, metavar="N", help="fuzz: number of hostile messages (default 10000)"
+    )
+    parser.add_argument("--rounds", type=int, default=300, metavar="N", help="node: number of appends (default 300)")
+    parser.add_argument(
+        "--profile", action="store_true", help="node: print where the event loop spends its time, to standard error"
+    )
+    parser.add_argument("--device", default="cpu", help="attention: cpu, cuda, … (default cpu)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="attention: threads on a CPU (default 1)")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, metavar="S", help="attention: seconds per case, of 16 (default 2)"
+    )
+
+
+def _add_place_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prompt-tokens",
+        type=int,
+        metavar="N",
+        help="wan with --lab or --peers: cut prompts to N tokens (default 128)",
+    )
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--peers", help="overhead, wan: nodes that run already, HOST:PORT,HOST:PORT")
+    place.add_argument(
+        "--lab",
+        metavar="LINK",
+        help="overhead, wan, ports: a network namespace per node, such as delay=25ms,rate=100mbit (root, Linux)",
+    )
+    parser.add_argument(
+        "--congestion",
+        help="overhead and wan with --lab: TCP's cubic, reno or bbr (default: the system's choice)",
+    )
+    parser.add_argument(
+        "--beside", action="store_true", help="ports with --lab: the client is on the host that lends the port"
+    )
 
 
 def _words(text: str) -> list[str]:
@@ -112,50 +205,59 @@ def _numbers(text: str) -> list[int]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Between nodes that run elsewhere `wan` is another bench, on eight prompts of 64 tokens.
-    where = "elsewhere" if args.peers or args.lab else args.which
-    if (args.peers or args.lab) and args.which not in ANYWHERE:
-        raise BadRequest(f"--peers and --lab are for {' and '.join(ANYWHERE)}: {args.which} starts its own")
-    if args.widen != 1 and args.which not in WIDENING:
-        raise BadRequest(f"--widen is for {' and '.join(WIDENING)}, whose figures depend on how much a step reads")
-    if args.quantization and args.which != "batch":
-        raise BadRequest(f"--quantization is for batch: {args.which} measures weights as they are")
-    if args.congestion and not args.lab:
-        raise BadRequest("--congestion is for --lab: elsewhere the hosts' own settings count")
+    _check_flags(args)
+    # With nodes that run elsewhere, `wan` is another bench, on eight prompts of 64 tokens.
+    defaults_of = "elsewhere" if args.peers or args.lab else args.which
     setup = BenchSetup(
         model=args.model,
-        draft=args.draft or DRAFTS.get(where, BenchSetup.draft),
+        draft=args.draft or DRAFTS.get(defaults_of, BenchSetup.draft),
         dtype=args.dtype,
         nodes=args.nodes or NODES.get(args.which, BenchSetup.nodes),
-        prompts=args.prompts or PROMPTS.get(where, BenchSetup.prompts),
+        prompts=args.prompts or PROMPTS.get(defaults_of, BenchSetup.prompts),
         swarm_key=args.swarm_key,
-        tokens=args.max_new_tokens or TOKENS.get(where, BenchSetup.tokens),
+        tokens=args.max_new_tokens or TOKENS.get(defaults_of, BenchSetup.tokens),
         prompt_tokens=args.prompt_tokens,
         peers=args.peers,
         quantization=args.quantization,
     )
-    bench = _in_lab if args.lab else _benches()[args.which]
+    bench = _in_lab if args.lab and args.which in PEERS_BENCHES else _benches()[args.which]
 
-    async def widened() -> dict[str, Any]:
-        # Within: told to end meanwhile, it removes what it wrote.
+    async def run_widened() -> dict[str, Any]:
+        # The model is widened within the coroutine: when it is cancelled, it removes what it wrote.
         with _widened(setup, args.widen) as wide:
             return await bench(wide, args)
 
-    result = run_until_terminated(widened())
+    result = run_until_terminated(run_widened())
     if args.json:
         print(json.dumps(result))
     elif args.which == "tls":
         from treeswarm_bench.benchmarks import tls  # noqa: PLC0415
 
-        Console().print(tls.table(result))
+        Console().print(tls.table_of(result))
     else:
         pprint(result, console=Console(), expand_all=True)
     return 1 if result.get("mismatches") or not result.get("well", True) else 0
 
 
+def _check_flags(args: argparse.Namespace) -> None:
+    """Raises BadRequest for a flag that does not fit the bench."""
+    if args.peers and args.which not in PEERS_BENCHES:
+        raise BadRequest(f"--peers is for {' and '.join(PEERS_BENCHES)}: {args.which} starts its own nodes")
+    if args.lab and args.which not in LAB_BENCHES:
+        raise BadRequest(f"--lab is for {', '.join(LAB_BENCHES)}: {args.which} runs on loopback")
+    if args.widen != 1 and args.which not in WIDENED_BENCHES:
+        raise BadRequest(f"--widen is for {' and '.join(WIDENED_BENCHES)}, which are bound by reading weights")
+    if args.quantization and args.which != "batch":
+        raise BadRequest(f"--quantization is for batch: {args.which} measures weights as they are")
+    if args.congestion and not (args.lab and args.which in PEERS_BENCHES):
+        raise BadRequest("--congestion is for overhead and wan with --lab: elsewhere the hosts' own settings count")
+    if args.beside and not (args.lab and args.which == "ports"):
+        raise BadRequest("--beside is for ports with --lab: on loopback all processes share one host")
+
+
 @contextlib.contextmanager
 def _widened(setup: BenchSetup, times: int) -> Iterator[BenchSetup]:
-    """The same for a wider model, which exists meanwhile."""
+    """Yield the same setup for a wider model, which exists until this context ends."""
     if times == 1:
         yield setup
         return
@@ -165,72 +267,57 @@ def _widened(setup: BenchSetup, times: int) -> Iterator[BenchSetup]:
         yield replace(setup, model=str(wide.folder), widened=wide)
 
 
-def _benches() -> dict[str, Callable[[BenchSetup, argparse.Namespace], Coroutine[None, None, dict[str, Any]]]]:
+def _benches() -> dict[str, RunBench]:
     return {
-        "exact": _exact,
-        "trees": _trees,
-        "sampling": _sampling,
-        "overhead": _overhead,
-        "wan": _wan,
+        "attention": _attention,
         "batch": _batch,
+        "draw": _draw,
+        "exact": _exact,
+        "faults": _faults,
         "flips": _flips,
         "fuzz": _fuzz,
-        "tls": _tls,
-        "faults": _faults,
         "load": _load,
-        "draw": _draw,
+        "node": _node,
         "offload": _offload,
+        "overhead": _overhead,
+        "planner": _planner,
+        "ports": _ports,
+        "registry": _registry,
+        "sampling": _sampling,
+        "tls": _tls,
+        "trees": _trees,
+        "virtual-wan": _virtual_wan,
+        "wan": _wan,
     }
 
 
-async def _exact(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import exact  # noqa: PLC0415  # benches load only what they use
-
-    return await exact.bench_exact(setup, sizes=args.sizes or exact.SIZES)
+# Each bench is imported when it runs, so that it loads only what it uses: many of them bring torch or matplotlib.
 
 
-async def _trees(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import trees  # noqa: PLC0415  # brings torch
+async def _attention(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import attention  # noqa: PLC0415
 
-    return await trees.bench_trees(setup, sizes=args.sizes or trees.SIZES)
-
-
-async def _sampling(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import sampling  # noqa: PLC0415  # brings torch
-
-    temperatures = args.temperatures or sampling.TEMPERATURES
-    return await sampling.bench_sampling(setup, sizes=args.sizes or sampling.SIZES, temperatures=temperatures)
+    return await attention.bench_attention(device=args.device, threads=args.threads, seconds=args.seconds)
 
 
-async def _overhead(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import overhead  # noqa: PLC0415
+async def _batch(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import batching  # noqa: PLC0415
 
-    return await overhead.bench_overhead(setup)
-
-
-async def _wan(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import wan_live as wan  # noqa: PLC0415
-    from treeswarm_bench.benchmarks import wan_matrix as internet  # noqa: PLC0415
-
-    if setup.peers:
-        return await wan.bench_peers(setup, tree_size=args.tree_size)
-    plan = internet.MatrixPlan.of(args.cells, args.texts, args.temperatures, args.strategies)
-    return await internet.bench_internet(setup, plan, say=internet.to_stderr)
+    return await batching.bench_batch(setup)
 
 
 async def _draw(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import draw  # noqa: PLC0415  # brings matplotlib
+    from treeswarm_bench.benchmarks import draw  # noqa: PLC0415
 
     if args.file is None or args.out is None:
-        raise BadRequest("say what to draw and where: swarm bench draw FILE.json --out FILE.svg")
+        raise BadRequest("draw needs a file to read and one to write: swarm bench draw FILE.json --out FILE.svg")
     return {"bench": "draw", "wrote": [str(path) for path in draw.draw(args.file, args.out)]}
 
 
-async def _in_lab(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import wan_live as wan  # noqa: PLC0415
+async def _exact(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import exact  # noqa: PLC0415
 
-    link = LabLink.parse(args.lab)
-    return await wan.bench_in_lab(args.which, setup, link=link, congestion=args.congestion, tree_size=args.tree_size)
+    return await exact.bench_exact(setup, sizes=args.sizes or exact.SIZES)
 
 
 async def _faults(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
@@ -239,28 +326,10 @@ async def _faults(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]
     return await faults.bench_faults(setup, generations=args.generations, seed=args.seed)
 
 
-async def _load(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import load  # noqa: PLC0415
-
-    return await load.bench_load(setup, clients=args.clients)
-
-
-async def _offload(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import offload  # noqa: PLC0415
-
-    return await offload.bench_offload(setup, sizes=args.sizes or offload.SIZES)
-
-
-async def _batch(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import batching as links  # noqa: PLC0415
-
-    return await links.bench_batch(setup)
-
-
 async def _flips(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import bf16_flips as flips  # noqa: PLC0415
+    from treeswarm_bench.benchmarks import bf16_flips  # noqa: PLC0415
 
-    return await flips.bench_flips(setup)
+    return await bf16_flips.bench_flips(setup)
 
 
 async def _fuzz(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
@@ -269,7 +338,87 @@ async def _fuzz(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
     return await fuzz.bench_fuzz(setup, messages=args.messages)
 
 
+async def _in_lab(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import wan_live  # noqa: PLC0415
+
+    link = LabLink.parse(args.lab)
+    return await wan_live.bench_in_lab(
+        args.which, setup, link=link, congestion=args.congestion, tree_size=args.tree_size
+    )
+
+
+async def _load(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import load  # noqa: PLC0415
+
+    return await load.bench_load(setup, clients=args.clients)
+
+
+async def _node(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import node_append  # noqa: PLC0415
+
+    return await node_append.bench_node(rounds=args.rounds, profile=args.profile)
+
+
+async def _offload(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import offload  # noqa: PLC0415
+
+    return await offload.bench_offload(setup, sizes=args.sizes or offload.SIZES)
+
+
+async def _overhead(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import overhead  # noqa: PLC0415
+
+    return await overhead.bench_overhead(setup)
+
+
+async def _planner(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import planner_time  # noqa: PLC0415
+
+    return await planner_time.bench_planner()
+
+
+async def _ports(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import ports  # noqa: PLC0415
+
+    return await ports.bench_ports(link=LabLink.parse(args.lab) if args.lab else None, beside=args.beside)
+
+
+async def _registry(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import registry  # noqa: PLC0415
+
+    return await registry.bench_registry()
+
+
+async def _sampling(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import sampling  # noqa: PLC0415
+
+    temperatures = args.temperatures or sampling.TEMPERATURES
+    return await sampling.bench_sampling(setup, sizes=args.sizes or sampling.SIZES, temperatures=temperatures)
+
+
 async def _tls(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
     from treeswarm_bench.benchmarks import tls  # noqa: PLC0415
 
     return await tls.bench_tls()
+
+
+async def _trees(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import trees  # noqa: PLC0415
+
+    return await trees.bench_trees(setup, sizes=args.sizes or trees.SIZES)
+
+
+async def _virtual_wan(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import virtual_wan, wan_matrix  # noqa: PLC0415
+
+    plan = wan_matrix.MatrixPlan.of(args.cells, args.texts, args.temperatures, args.strategies)
+    return await virtual_wan.bench_virtual_wan(setup, plan, swift=args.swift)
+
+
+async def _wan(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import wan_live, wan_matrix  # noqa: PLC0415
+
+    if setup.peers:
+        return await wan_live.bench_peers(setup, tree_size=args.tree_size)
+    plan = wan_matrix.MatrixPlan.of(args.cells, args.texts, args.temperatures, args.strategies)
+    return await wan_matrix.bench_matrix(setup, plan, report=wan_matrix.print_to_stderr)

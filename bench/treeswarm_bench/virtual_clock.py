@@ -1,7 +1,7 @@
 """An event loop whose time jumps to the next timer when nothing is ready: hours of network in milliseconds.
 
-Work for threads takes a time of one's choosing, or the processor time that it really took, as if every thread had a
-processor of its own.
+Work in an executor takes a time that the caller chooses.  Alternatively it takes the processor time that it really
+took, as if every thread had a processor of its own.
 """
 
 import asyncio
@@ -14,43 +14,47 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-# What work takes between two looks at the clock is let pass when it is so much: threads' turns take time as well.
+# Work that took more than this since its last look at the clock lets that time pass.  A switch between threads costs
+# time as well, so it is not worth one for less.
 GRAIN_S = 0.0005
+THREADS = 64
 
 
-class _NoWaiting(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
-    """Never sleeps: tells the loop how long it would have."""
+class _NoWaiting(selectors.DefaultSelector):
+    """A selector that never sleeps: it moves the loop's time forward by what it would have slept."""
 
     def __init__(self, loop: "VirtualClockLoop") -> None:
         super().__init__()
         self._loop = loop
 
-    def select(self, timeout: float | None = None) -> list[Any]:
-        found = super().select(0)
-        if not found and timeout:
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)
+        if not ready and timeout:
             self._loop.now += timeout
-        return found
+        return ready
 
 
 class VirtualClockLoop(asyncio.SelectorEventLoop):
-    """`time()` is `now`, and `now` moves only when everybody waits."""
+    """An event loop whose `time()` is `now`, which moves only when every task waits."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.work_s: float | None = 0.0
-        """How long whatever runs in an executor takes; None: as much processor time as it took."""
+        """Seconds that work in an executor takes; None: the processor time that it really took."""
         super().__init__(_NoWaiting(self))
-        self._threads = ThreadPoolExecutor(64, thread_name_prefix="virtual")
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="virtual")
         self._job = threading.local()
-        self._under_way: set[_Measured[Any]] = set()
+        self._under_way: set[MeasuredWork[Any]] = set()
 
     def time(self) -> float:
         return self.now
 
     def clock(self) -> float:
-        """For the loop and for measured work alike, where the time that the work took so far passes first, unless it
-        is hardly any."""
-        job: _Measured[Any] | None = getattr(self._job, "now", None)
+        """Return the virtual time, in the loop and in measured work alike.
+
+        In measured work, the time that the work took so far passes first, unless it is below GRAIN_S.
+        """
+        job = self._current_job()
         if job is None:
             return self.now
         spent_s = time.thread_time() - job.since
@@ -59,23 +63,29 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
             spent_s = 0.0
         return self.now + spent_s
 
-    def rest(self, seconds: float) -> None:
-        """In measured work, let so much time pass; elsewhere nothing."""
-        job: _Measured[Any] | None = getattr(self._job, "now", None)
+    def sleep_in_work(self, seconds: float) -> None:
+        """Let that many seconds pass for measured work; do nothing elsewhere."""
+        job = self._current_job()
         if job is not None:
             job.park(seconds)
 
-    def forgive(self, seconds: float) -> None:
-        """In measured work, let so much of what it took since the last look not count: a faster machine's."""
-        job: _Measured[Any] | None = getattr(self._job, "now", None)
+    def discount(self, seconds: float) -> None:
+        """Do not count that many seconds of what measured work took since its last look at the clock.
+
+        A bench simulates faster machines with it.  It does nothing outside measured work.
+        """
+        job = self._current_job()
         if job is not None:
             job.since += seconds
 
+    def _current_job(self) -> "MeasuredWork[Any] | None":
+        return getattr(self._job, "now", None)
+
     def run_in_executor(self, executor: Any, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
-        """In the loop, when its time is over: a clock that jumps cannot wait for threads."""
+        """Run work in the loop once its time has passed: a clock that jumps cannot wait for threads."""
         done: asyncio.Future[T] = self.create_future()
         if self.work_s is None:
-            _Measured(self, done, lambda: work(*args)).begin()
+            MeasuredWork(self, done, lambda: work(*args)).begin()
             return done
 
         def run() -> None:
@@ -99,10 +109,10 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         super().close()
 
 
-class _Measured(Generic[T]):
-    """Work in a thread that runs only while the loop stands, so that nobody takes processor time from anybody.
+class MeasuredWork(Generic[T]):
+    """Work in a thread that runs only while the loop stands still, so that no two of them share a processor.
 
-    Whenever it parks, and at its end, as much virtual time passes as it took of the processor; then it goes on.
+    Whenever it parks, and at its end, as much virtual time passes as it took of the processor; then it continues.
     """
 
     def __init__(self, loop: VirtualClockLoop, done: "asyncio.Future[T]", work: Callable[[], T]) -> None:
@@ -113,12 +123,13 @@ class _Measured(Generic[T]):
         self._abandoned = False
 
     def begin(self) -> None:
+        """Start the work; the loop stands still until it parks or ends."""
         self._loop._under_way.add(self)
         self._loop._threads.submit(self._run)
         self._wait()
 
     def park(self, more_s: float) -> None:
-        """In its thread."""
+        """Wait, in the work's own thread, until the time that it took and `more_s` seconds have passed."""
         self._due_s = time.thread_time() - self.since + more_s
         self._parked.release()
         self._go.acquire()
@@ -127,15 +138,15 @@ class _Measured(Generic[T]):
         self.since = time.thread_time()
 
     def abandon(self) -> None:
-        """Nobody waits for it any more: its thread may end."""
+        """Let the thread end: no task waits for its result any more."""
         self._abandoned = True
         self._go.release()
 
     def _wait(self) -> None:
         self._parked.acquire()
-        self._loop.call_later(self._due_s, self._after)
+        self._loop.call_later(self._due_s, self._continue)
 
-    def _after(self) -> None:
+    def _continue(self) -> None:
         if self._outcome is None:
             self._go.release()
             self._wait()
@@ -159,12 +170,38 @@ class _Measured(Generic[T]):
 
 
 def run_virtually(work: Coroutine[Any, Any, T], work_s: float | None = 0.0) -> T:
-    """Run a coroutine to its end on a virtual clock; threads' work takes `work_s`, or what it really took."""
+    """Run a coroutine to its end on a virtual clock.
 
-    def loop() -> VirtualClockLoop:
-        made = VirtualClockLoop()
-        made.work_s = work_s
-        return made
+    Work in threads takes `work_s` seconds, or with None the processor time that it really took.
+    """
 
-    with asyncio.Runner(loop_factory=loop) as runner:
+    def new_loop() -> VirtualClockLoop:
+        loop = VirtualClockLoop()
+        loop.work_s = work_s
+        return loop
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(work)
+
+
+async def run_virtually_in_thread(work: Coroutine[Any, Any, T], work_s: float | None = 0.0) -> T:
+    """Do what `run_virtually` does, in a thread beside the running loop.
+
+    When the caller is cancelled, the coroutine is cancelled too, and this function waits until it has ended.
+    """
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+
+    async def cancellable() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        running.append((asyncio.get_running_loop(), task))
+        return await work
+
+    thread = asyncio.ensure_future(asyncio.to_thread(run_virtually, cancellable(), work_s))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        for loop, task in running:
+            loop.call_soon_threadsafe(task.cancel)
+        await asyncio.wait({thread})
+        raise

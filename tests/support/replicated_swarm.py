@@ -12,7 +12,7 @@ from typing import Any
 from treeswarm.protocol.messages import Description
 from treeswarm.protocol.spans import Span, missing_blocks
 from treeswarm.topology.bans import BanList
-from treeswarm_bench.benchmarks.tcp_relay import Cuttable, cuttable
+from treeswarm_bench.benchmarks.tcp_relay import CuttableRelay, cuttable_relay
 from treeswarm_client.chain.chain import Chain
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run
@@ -37,7 +37,7 @@ class Replica:
 
     span: Span
     node: LocalNode
-    line: Cuttable
+    line: CuttableRelay
     identity: Path
     """File with its keys."""
     ended: bool = False
@@ -60,7 +60,7 @@ class ReplicatedSwarm:
 
     swarm: LocalSwarm
     client: SwarmClient
-    lines: list[Cuttable]
+    lines: list[CuttableRelay]
     """Lines that no node uses yet."""
     folder: Path
     replicas: list[Replica] = field(default_factory=list)
@@ -200,7 +200,7 @@ async def replicated_swarm() -> AsyncIterator[ReplicatedSwarm]:
     """Run the swarm, and a client that knows the addresses of all lines, used and spare."""
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="treeswarm-")))
-        lines = [await stack.enter_async_context(cuttable()) for _ in range(2 * len(SPANS) + SPARE_LINES)]
+        lines = [await stack.enter_async_context(cuttable_relay()) for _ in range(2 * len(SPANS) + SPARE_LINES)]
         swarm = await stack.enter_async_context(local_swarm("demo", [], emulate_link=LINK, flags=("--grace", "20")))
         client = SwarmClient(
             model="demo",

@@ -1,1 +1,1 @@
-"""Benchmarks that anyone can repeat: they start the shipped `swarm-node` in processes of its own."""
+"""Benchmarks that anyone can repeat: most of them start the shipped `swarm-node` in processes of its own."""

@@ -1,4 +1,4 @@
-"""What every bench shares: a swarm of processes, a client on it, and a record of what was measured on what."""
+"""What all benches share: a swarm of processes with a client, and the provenance of the figures."""
 
 import contextlib
 import statistics
@@ -10,42 +10,46 @@ from typing import Any
 from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import read_shape, resolve_model
 from treeswarm_bench.bench_client import BenchClient
-from treeswarm_bench.benchmarks.widened_model import Widened
+from treeswarm_bench.benchmarks.widened_model import WidenedModel
 from treeswarm_client.generation.run import Run, TreeSize
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
 from treeswarm_client.provenance import chain_provenance, machine_provenance
 
-# Of a number, as nodes keep it.
+# Bytes per number, as nodes keep it.
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class BenchSetup:
-    """What `swarm bench` was told."""
+    """The settings of `swarm bench` that several benches use."""
 
     model: str = "demo"
     draft: str = "demo-draft"
     dtype: str = "float32"
     nodes: int = 3
+    """Number of nodes that the bench starts."""
     prompts: int = 8
+    """Number of prompts."""
     tokens: int = 64
+    """Number of tokens to generate for each prompt."""
     swarm_key: Path | None = None
+    """Key file of a private swarm, or None for an open one."""
     prompt_tokens: int | None = None
-    """Cut the prompts to so many."""
+    """Number of tokens to cut the prompts to, or None for all."""
     peers: str | None = None
-    """Nodes that run already, wherever they are, instead of ones that the bench starts here."""
+    """Addresses of nodes that run already, or None if the bench starts its own on this machine."""
     quantization: str | None = None
-    """Of the weights of nodes that the bench starts; None: as they are."""
-    widened: Widened | None = None
-    """Where `model` is a wider copy of another for the time of the bench."""
+    """Format of the weights of nodes that the bench starts, or None for weights as they are."""
+    widened: WidenedModel | None = None
+    """The wider copy that `model` names, or None if `model` is the original."""
 
     @property
     def key(self) -> bytes | None:
-        """Raises BadRequest."""
+        """Key of the private swarm, or None.  Raises BadRequest if its file cannot be read."""
         return read_swarm_key(self.swarm_key) if self.swarm_key else None
 
-    def told_model(self) -> dict[str, Any]:
-        """For provenance: the model as it was named, and how much wider it was made."""
+    def model_provenance(self) -> dict[str, Any]:
+        """Return the model as the user named it, and how much wider it was made."""
         if self.widened is None:
             return {"model": self.model}
         mib = self.widened.block_weights * BYTES[self.dtype] / 2**20
@@ -53,43 +57,51 @@ class BenchSetup:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A running swarm and a client of it.  `swarm` has no nodes where they were running already."""
+class BenchSwarm:
+    """A running swarm and a client of it."""
 
     setup: BenchSetup
     swarm: LocalSwarm
+    """The nodes that the bench started; none if they were running already."""
     client: BenchClient
     link: str | None
+    """Shape of the emulated links, or None for none."""
 
     @property
     def addresses(self) -> list[str]:
-        """The nodes', in the order of their blocks."""
+        """Addresses of the nodes, in the order of their blocks."""
         return self.client.addresses
 
     async def run(
         self, prompt: Sequence[int], *, tree_size: TreeSize, tokens: int | None = None, **sampling: Any
     ) -> Run:
-        """One whole generation that no stop token ends.  Raises what broke it: a bench with a dead node is no bench."""
+        """Run one whole generation, which no stop token ends.
+
+        Raises the error that ended it: figures of a swarm with a dead node mean nothing.
+        """
         return await self.client.generate(
             prompt, max_new_tokens=tokens or self.setup.tokens, tree_size=tree_size, ignore_eos=True, **sampling
         )
 
     async def provenance(self) -> dict[str, Any]:
         """Return versions, weights, links, and what each node computed.  Raises SwarmError if a node is gone."""
-        named = {
+        settings = {
             "draft": self.setup.draft,
             "quantization": self.setup.quantization or "none",
             "link": self.link or ("as it is" if self.setup.peers else "loopback"),
         }
-        return machine_provenance() | self.setup.told_model() | named | await chain_provenance(self.client)
+        return machine_provenance() | self.setup.model_provenance() | settings | await chain_provenance(self.client)
 
 
 @contextlib.asynccontextmanager
 async def bench_swarm(
     setup: BenchSetup, *, link: str | None = None, nodes: int | None = None, **client: Any
-) -> AsyncIterator[Bench]:
-    """Start the nodes unless they run already, connect a client, stop the nodes.  `link` shapes what client and nodes
-    of our own send.  Prompts are sent again and again, and each time as if it were the first."""
+) -> AsyncIterator[BenchSwarm]:
+    """Start the nodes unless they run already, connect a client, and stop the nodes on leaving.
+
+    `link` shapes what the client, and nodes that the bench starts, send.  The client shares no prefixes: prompts are
+    sent again and again, and each time the nodes compute the whole prompt.
+    """
     async with contextlib.AsyncExitStack() as stack:
         swarm = LocalSwarm()
         if setup.peers is None:
@@ -101,12 +113,18 @@ async def bench_swarm(
             swarm = await stack.enter_async_context(started)
         options = {"draft": setup.draft, "emulate_link": link, "swarm_key": setup.key, "prefix_scope": "none"} | client
         connecting = BenchClient(model=setup.model, peers=setup.peers or swarm.peers, **options)
-        yield Bench(setup, swarm, await stack.enter_async_context(connecting), link)
+        yield BenchSwarm(setup, swarm, await stack.enter_async_context(connecting), link)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles: these machines are noisy, and one number hides it."""
+    """Return median and quartiles, or nothing for no values: these machines are noisy, and one number would hide it."""
     if len(values) < 2:
         return {"median": values[0], "low": values[0], "high": values[0]} if values else {}
     low, median, high = statistics.quantiles(values, n=4)
     return {"median": median, "low": low, "high": high}
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Return p50 and p95 by nearest rank, or nothing for no values."""
+    ranked = sorted(values)
+    return {f"p{p}": ranked[min(len(ranked) - 1, int(len(ranked) * p / 100))] for p in (50, 95)} if ranked else {}

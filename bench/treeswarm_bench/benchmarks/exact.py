@@ -1,10 +1,13 @@
-"""Is the swarm's greedy text the target's own?  Against a stock transformers model in a process of its own."""
+"""`swarm bench exact`: whether the swarm's greedy text is the target's own.
+
+The expected text comes from a stock transformers model in a process of its own.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 from treeswarm.model_files import resolve_model
-from treeswarm_bench.benchmarks.common import Bench, BenchSetup, bench_swarm
+from treeswarm_bench.benchmarks.common import BenchSetup, BenchSwarm, bench_swarm
 from treeswarm_bench.benchmarks.texts import held_out_prompts
 from treeswarm_client.reference import NEAR_TIE, StockTexts, stock_forced, stock_greedy
 
@@ -15,7 +18,7 @@ SIZES = (0, 1, 8, 64, 512)
 async def bench_exact(
     setup: BenchSetup, *, nodes: Sequence[int] = NODES, sizes: Sequence[int] = SIZES
 ) -> dict[str, Any]:
-    """Every prompt on every number of nodes and every tree size: `cases`, `mismatches`, `near_ties`."""
+    """Run every prompt on every number of nodes and with every tree size; count `cases`, `mismatches`, `near_ties`."""
     cases = 0
     mismatches: list[dict[str, int]] = []
     near_ties: list[dict[str, int]] = []
@@ -26,7 +29,7 @@ async def bench_exact(
             prompts = held_out_prompts(bench.client, setup.prompts)
             stock = stock or await stock_greedy(resolve_model(setup.model), prompts, setup.tokens, setup.dtype)
             for size in sizes:
-                different = await _different(bench, prompts, stock, size)
+                different = await _different_texts(bench, prompts, stock, size)
                 cases += len(prompts)
                 for prompt, text in different:
                     case = {"nodes": count, "tree_size": size, "prompt": prompts.index(prompt)}
@@ -46,19 +49,20 @@ async def bench_exact(
     }
 
 
-async def _different(
-    bench: Bench, prompts: list[list[int]], stock: StockTexts, size: int
+async def _different_texts(
+    bench: BenchSwarm, prompts: list[list[int]], stock: StockTexts, size: int
 ) -> list[tuple[list[int], list[int]]]:
-    found = []
+    """Return the prompts whose text differs from the stock model's, each with the swarm's text."""
+    different = []
     for prompt, expected in zip(prompts, stock.token_ids, strict=True):
         run = await bench.run(prompt, tree_size=size)
         if run.token_ids != expected:
-            found.append((prompt, run.token_ids))
-    return found
+            different.append((prompt, run.token_ids))
+    return different
 
 
 async def _only_near_ties(setup: BenchSetup, prompt: list[int], text: list[int]) -> bool:
-    """Whether the stock model, led along the swarm's own text, disagrees only where its two best logits all but tie."""
+    """Return whether the stock model, given the swarm's text, disagrees only where its two best logits nearly tie."""
     forced = await stock_forced(resolve_model(setup.model), [prompt], [text], setup.dtype)
     choices = zip(text, forced.token_ids[0], forced.gaps[0], strict=True)
     return all(ours == theirs or gap < NEAR_TIE for ours, theirs, gap in choices)

@@ -26,10 +26,10 @@ from treeswarm_bench.benchmarks.common import BenchSetup
 from treeswarm_bench.benchmarks.hostile import (
     SESSIONS,
     TICKET,
-    Hostile,
+    HostileMessage,
     honest_prompt,
+    hostile_first_bytes,
     hostile_messages,
-    hostile_openings,
     opening,
 )
 from treeswarm_bench.raw_codec import RAW
@@ -57,7 +57,7 @@ FIRST_STAMP = 1 << 40
 
 
 @dataclass(eq=False)
-class Toll:
+class AssaultResult:
     """What became of it all."""
 
     sent: Counter[str] = field(default_factory=Counter)
@@ -74,7 +74,7 @@ class _Line:
     """One raw stream and what comes back on it."""
 
     stream: GrpcStream
-    toll: Toll
+    toll: AssaultResult
     pongs: set[int] = field(default_factory=set)
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -128,12 +128,12 @@ class _Attacker:
     address: str
     described: Description
     session: bytes
-    toll: Toll
+    toll: AssaultResult
     chance: random.Random
     _lines: dict[StreamKind, _Line] = field(default_factory=dict)
     _stamps: Iterator[int] = field(default_factory=lambda: itertools.count(FIRST_STAMP))
 
-    async def send(self, hostile: Hostile) -> None:
+    async def send(self, hostile: HostileMessage) -> None:
         line = await self._line(hostile.kind)
         self.toll.sent[hostile.what] += 1
         await line.send(hostile.data)
@@ -166,9 +166,11 @@ class _Attacker:
         return line
 
 
-async def assault(address: str, security: Security, described: Description, *, messages: int, seed: int = 0) -> Toll:
+async def send_hostile_messages(
+    address: str, security: Security, described: Description, *, messages: int, seed: int = 0
+) -> AssaultResult:
     """Send so many hostile messages from several sides at once.  Raises SwarmError when nobody answers any more."""
-    toll = Toll()
+    toll = AssaultResult()
     transport = GrpcTransport(security=security, codec=RAW, send_limit=SEND_LIMIT)
     stream = itertools.islice(hostile_messages(seed, described), messages)
     attackers = [
@@ -190,13 +192,13 @@ async def assault(address: str, security: Security, described: Description, *, m
     return toll
 
 
-async def knock(address: str, *, times: int, seed: int = 0) -> None:
+async def open_bad_connections(address: str, *, times: int, seed: int = 0) -> None:
     """Begin connections as no gRPC client would, every other one inside TLS.  Raises OSError when the port is shut."""
     where = Address.parse(address)
     inside = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     inside.check_hostname, inside.verify_mode = False, ssl.CERT_NONE
     inside.set_alpn_protocols(["h2"])
-    for number, data in enumerate(itertools.islice(hostile_openings(seed, PATHS[StreamKind.CONTROL]), times)):
+    for number, data in enumerate(itertools.islice(hostile_first_bytes(seed, PATHS[StreamKind.CONTROL]), times)):
         tls = inside if number % 2 else None
         reader, writer = await asyncio.open_connection(where.host, where.port, ssl=tls)
         writer.write(data)
@@ -238,9 +240,9 @@ async def _besiege(node: LocalNode, security: Security, *, messages: int, seed: 
     """One node's share, and what it made of it."""
     transport = GrpcTransport(security=security)
     before = await describe(transport, node.pinned)
-    toll = await assault(node.pinned, security, before, messages=messages, seed=seed)
+    toll = await send_hostile_messages(node.pinned, security, before, messages=messages, seed=seed)
     knocks = messages // MESSAGES_A_KNOCK
-    await knock(node.address, times=knocks, seed=seed)
+    await open_bad_connections(node.address, times=knocks, seed=seed)
     room_back = await _room_back(transport, node.pinned, before.trunk_free)
     frames = (await describe(transport, node.pinned)).frames - before.frames
     await transport.close()

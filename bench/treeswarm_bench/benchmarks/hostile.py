@@ -48,7 +48,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Hostile:
+class HostileMessage:
     """One message and the stream it is for."""
 
     kind: StreamKind
@@ -57,16 +57,16 @@ class Hostile:
     """How it is wrong, for people."""
 
 
-def hostile_messages(seed: int, described: m.Description) -> Iterator[Hostile]:
+def hostile_messages(seed: int, described: m.Description) -> Iterator[HostileMessage]:
     """Endless, and the same for the same seed.  Knows what the node serves, so that some get far."""
     chance = random.Random(seed)
     while True:
         kind = chance.choice(list(StreamKind))
         if chance.randrange(OVERSIZED_ONE_IN) == 0:
-            yield Hostile(kind, bytes(m.MAX_MESSAGE_BYTES + chance.choice((1, 1 << 20))), "oversized")
+            yield HostileMessage(kind, bytes(m.MAX_MESSAGE_BYTES + chance.choice((1, 1 << 20))), "oversized")
         else:
             what, wrong = chance.choice(list(WAYS.items()))
-            yield Hostile(kind, wrong(Case(chance, kind, described)), what)
+            yield HostileMessage(kind, wrong(Case(chance, kind, described)), what)
 
 
 def opening(described: m.Description, session: bytes) -> m.Open:
@@ -238,7 +238,7 @@ def _anything(chance: random.Random, field: Any) -> Any:
 # ---------------------------------------------------------------- below gRPC
 
 
-def hostile_openings(seed: int, path: str) -> Iterator[bytes]:
+def hostile_first_bytes(seed: int, path: str) -> Iterator[bytes]:
     """What else may come first on a connection, in the clear or inside TLS.  Endless."""
     chance = random.Random(seed)
     while True:

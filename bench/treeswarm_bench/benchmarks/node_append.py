@@ -1,20 +1,20 @@
-"""What an append costs a node besides the model.
+"""`swarm bench node`: what an append costs a node besides the model.
 
-Run `python -m treeswarm_bench.benchmarks.node_append [--profile]`; it prints one JSON object.
-
-One process, the bundled model cut in three nodes' spans, bytes in and bytes out: each append is decoded, queued,
-computed, encoded, as on a node, with nothing on a wire.  `bare_ms` is the same layers on the same rows called by
-transformers itself with a cache of its own; `device_ms` what a node's device thread takes; `rest_ms` all else.
+One process hosts the bundled model, cut into the spans of three nodes.  Each append goes in and comes out as bytes: it
+is decoded, queued, computed and encoded as on a node, without a wire.  `bare_ms_per_block` is the time of the same
+layers on the same rows when transformers calls them with a cache of its own.  `device_ms` is what a node's device
+thread takes; `rest_ms` is everything else.
 """
 
-import argparse
 import asyncio
 import cProfile
-import json
 import pstats
 import statistics
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,9 @@ from treeswarm.protocol.messages import Answers, Append, Message, NextHop, Numer
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
 from treeswarm.session.session import NodeSession, SessionTerms
+from treeswarm.transport.seam import Accept, Listener, StreamKind
 from treeswarm.wire.codec import decode_control_down, decode_link_up, encode
+from treeswarm_client.provenance import machine_provenance
 from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.model_runner import ModelRunner
@@ -39,15 +41,25 @@ from treeswarm_node.sessions.server_session import ServerSession
 from treeswarm_node.sessions.session_parts import Opening, SessionClient, SessionMemory
 
 SPANS = (Span(0, 3), Span(3, 5), Span(5, 8))
-PROMPT, ROWS, ROUNDS = 48, 8, 300
-ROOM = 4096
+BLOCKS = SPANS[-1].end
+PROMPT, ROWS = 48, 8
+# Number of an append's rows that the next one commits.
+COMMITTED = 3
+ROOM, SPARE_ROOM, CROWN_ROOM = 4096, 1024, 64
+SEGMENT_ROWS = 10_000
+REPLAY_LOG_BYTES = 1 << 30
 HOP = NextHop("nowhere:1", bytes(16))
 TICKET = bytes(16)
+# The first quarter of the rounds warms up; the profile begins after a third.
+WARM_UP_SHARE, PROFILE_SHARE = 4, 3
+PROFILED_FUNCTIONS = 35
+MOST_BARE_ROUNDS = 100
+SETTLE_S = 0.01
 
 
 @dataclass(eq=False)
-class Wire:
-    """Both ends of a stream: what is put in comes out of `receive`, what is sent lands in `sent`, as bytes."""
+class BytesStream:
+    """A stream whose messages are put into `inbox` and taken from `sent` as bytes."""
 
     peer: str = "bench:1"
     ended: bool = False
@@ -64,117 +76,164 @@ class Wire:
         self.ended = True
 
 
-class Wires:
-    """A transport whose every connection is the one wire."""
+@dataclass(frozen=True)
+class OneStreamTransport:
+    """A transport that opens one and the same stream to every address."""
 
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
+    stream: BytesStream
 
-    async def connect(self, target: str, kind: Any) -> Wire:
-        return self.wire
+    async def connect(self, address: str, kind: StreamKind) -> BytesStream:
+        return self.stream
 
+    async def listen(self, address: str, accept: Accept) -> Listener:
+        raise NotImplementedError
 
-def append(seq: int, first_id: int, tip: int, tokens: list[int], commit: list[int], *, prefill: bool) -> Append:
-    rows = len(tokens)
-    parents = [tip, *range(first_id, first_id + rows - 1)]
-    return Append(
-        epoch=0, seq=seq, commit=np.array(commit, np.uint32), first_id=first_id, parents=np.array(parents, np.uint32),
-        tokens=np.array(tokens, np.uint32), prefill=prefill, answers=Answers.ALL, settings=SamplingSettings(),
-        skipped=np.zeros(rows, np.bool_), fresh=True,
-    )  # fmt: skip
+    async def close(self) -> None:
+        """Nothing is open."""
 
 
-async def measure(rounds: int, *, profile: bool, dtype: torch.dtype) -> dict[str, Any]:
-    folder = resolve_model("demo")
-    models = [SpanModel(load_span(folder, span, dtype, torch.device("cpu")), ROOM) for span in SPANS]
-    hidden, vocab = models[0].hidden_size, int(models[0].loaded.config.vocab_size)
-    row_bytes = hidden * dtype.itemsize
-    numerics = NumericsClass(config_digest(read_config(folder)), "float32")
-    nodes, tasks = [], []
-    for model in models:
-        span, wire, onward = model.loaded.span, Wire(), Wire()
+@dataclass(eq=False)
+class MeasuredNode:
+    """One span's session, its two streams, and the milliseconds of its appends."""
+
+    span: Span
+    upstream: BytesStream
+    downstream: BytesStream
+    session: ServerSession
+    tasks: Sequence["asyncio.Task[None]"]
+    wall_ms: list[float] = field(default_factory=list)
+    device_ms: list[float] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, model: SpanModel, numerics: NumericsClass, row_bytes: int) -> "MeasuredNode":
+        """Open a session of the whole room on one span, and start the tasks that serve it."""
+        span, upstream, downstream = model.loaded.span, BytesStream(), BytesStream()
+        vocab, room = int(model.loaded.config.vocab_size), ROOM - SPARE_ROOM
         engine = Engine(ModelRunner(model, Sampler(vocab)), NodeLimits().budget)
-        terms = SessionTerms(0, ROOM - 1024, 64, 10_000, vocab, 0 if span.start == 0 else row_bytes)
-        hop = HOP if span.end < 8 else None
-        wanted = Open(1, bytes(16), 0, span, numerics, ROOM - 1024, 64, TICKET, hop)
-        journal = ReplayLogBudget(1 << 30).open(row_bytes, ROOM - 1024, 64) if hop else None
-        hosted = ServerSession(
-            Opening(wanted, engine, Wires(onward)),
+        terms = SessionTerms(0, room, CROWN_ROOM, SEGMENT_ROWS, vocab, 0 if span.start == 0 else row_bytes)
+        hop = HOP if span.end < BLOCKS else None
+        request = Open(1, bytes(16), 0, span, numerics, room, CROWN_ROOM, TICKET, hop)
+        replay_log = ReplayLogBudget(REPLAY_LOG_BYTES).open(row_bytes, room, CROWN_ROOM) if hop else None
+        session = ServerSession(
+            Opening(request, engine, OneStreamTransport(downstream)),
             NodeSession(terms),
-            SessionMemory(model.store.open(ROOM - 1024, 64), journal),
-            SessionClient(onward, last_request_at=asyncio.get_running_loop().time()),
+            SessionMemory(model.store.open(room, CROWN_ROOM), replay_log),
+            SessionClient(downstream, last_request_at=asyncio.get_running_loop().time()),
         )
-        tasks += [asyncio.create_task(engine.run()), asyncio.create_task(hosted.read_link(wire))]
-        nodes.append((wire, onward, hosted))
-    await asyncio.sleep(0.01)
-    for _, onward, _ in nodes[:-1]:
-        onward.sent.get_nowait()  # the hello
-    random = np.random.default_rng(1)
-    first, tip, commit = 1, 0, []
-    taken: list[list[float]] = [[] for _ in nodes]
-    computed: list[list[float]] = [[] for _ in nodes]
-    profiler = cProfile.Profile()
-    for seq in range(rounds + 1):
-        rows = ROWS if seq else PROMPT
-        message = append(seq, first, tip, random.integers(0, vocab, rows).tolist(), commit, prefill=not seq)
-        data = encode(message)
-        commit, tip = ([first, first + 1, first + 2], first + 2) if seq else ([], PROMPT)
-        first += rows
-        if profile and seq == rounds // 3:
-            profiler.enable()
-        for i, (wire, onward, hosted) in enumerate(nodes):
-            start = time.perf_counter()
-            wire.inbox.put_nowait(data)
-            data = await onward.sent.get()
-            wall = time.perf_counter() - start
-            timings = (decode_link_up if hosted.epoch.next_hop else decode_control_down)(data).timings
-            if seq > rounds // 4:
-                taken[i].append(1e3 * wall)
-                computed[i].append(timings[-1].compute_us / 1e3)
-    profiler.disable()
+        tasks = [asyncio.create_task(engine.run()), asyncio.create_task(session.read_link(upstream))]
+        return cls(span, upstream, downstream, session, tasks)
+
+    async def forward(self, data: bytes, *, counts: bool) -> bytes:
+        """Return what the node sends downstream for an append."""
+        start = time.perf_counter()
+        self.upstream.inbox.put_nowait(data)
+        sent = await self.downstream.sent.get()
+        wall_s = time.perf_counter() - start
+        if counts:
+            message: Any = (decode_link_up if self.session.epoch.next_hop else decode_control_down)(sent)
+            self.wall_ms.append(1e3 * wall_s)
+            self.device_ms.append(message.timings[-1].compute_us / 1e3)
+        return sent
+
+    def figures(self) -> dict[str, Any]:
+        """Return the medians, for JSON."""
+        rest_ms = [wall - device for wall, device in zip(self.wall_ms, self.device_ms, strict=True)]
+        return {
+            "blocks": str(self.span),
+            "device_ms": statistics.median(self.device_ms),
+            "rest_ms": statistics.median(rest_ms),
+        }
+
+
+async def bench_node(*, rounds: int, profile: bool) -> dict[str, Any]:
+    """Send a prompt and `rounds` appends of 8 rows through three spans of the bundled model, in float32.
+
+    With `profile`, print to standard error in which functions the event loop's thread spends its time.
+    """
+    torch.set_num_threads(1)
+    folder, dtype = resolve_model("demo"), torch.float32
+    models = [SpanModel(load_span(folder, span, dtype, torch.device("cpu")), ROOM) for span in SPANS]
+    row_bytes = models[0].hidden_size * dtype.itemsize
+    numerics = NumericsClass(config_digest(read_config(folder)), "float32")
+    nodes = [MeasuredNode.start(model, numerics, row_bytes) for model in models]
+    await asyncio.sleep(SETTLE_S)
+    for node in nodes[:-1]:
+        node.downstream.sent.get_nowait()  # the hello
+    profiler = cProfile.Profile() if profile else None
+    await _send_appends(nodes, rounds, int(models[0].loaded.config.vocab_size), profiler)
+    tasks = [task for node in nodes for task in node.tasks]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    if profile:
-        pstats.Stats(profiler).sort_stats("tottime").print_stats(35)
-    bare = bare_ms(folder, rounds, dtype)
-    rows_out = []
-    for i, span in enumerate(SPANS):
-        device = statistics.median(computed[i])
-        rest = statistics.median(w - c for w, c in zip(taken[i], computed[i], strict=True))
-        rows_out.append({"blocks": str(span), "device_ms": device, "rest_ms": rest})
+    if profiler is not None:
+        pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(PROFILED_FUNCTIONS)
+    figures = [node.figures() for node in nodes]
     return {
-        "rows": ROWS, "bare_ms_per_block": bare,
-        "nodes": rows_out,
-        "mean_rest_ms": statistics.mean(r["rest_ms"] for r in rows_out),
-        "mean_device_ms": statistics.mean(r["device_ms"] for r in rows_out),
-    }  # fmt: skip
+        "bench": "node",
+        "rows": ROWS,
+        "rounds": rounds,
+        "bare_ms_per_block": _bare_ms_per_block(folder, rounds, dtype),
+        "nodes": figures,
+        "mean_rest_ms": statistics.mean(node["rest_ms"] for node in figures),
+        "mean_device_ms": statistics.mean(node["device_ms"] for node in figures),
+        "provenance": machine_provenance(),
+    }
+
+
+async def _send_appends(
+    nodes: Sequence[MeasuredNode], rounds: int, vocab: int, profiler: cProfile.Profile | None
+) -> None:
+    """Send the prompt and then `rounds` appends, each of which commits the first rows of the one before."""
+    random = np.random.default_rng(1)
+    first_id, tip = 1, 0
+    commit: list[int] = []
+    for seq in range(rounds + 1):
+        rows = ROWS if seq else PROMPT
+        data = encode(_append(seq, first_id, tip, random.integers(0, vocab, rows).tolist(), commit))
+        commit = list(range(first_id, first_id + COMMITTED)) if seq else []
+        tip = commit[-1] if commit else PROMPT
+        first_id += rows
+        if profiler is not None and seq == rounds // PROFILE_SHARE:
+            profiler.enable()
+        for node in nodes:
+            data = await node.forward(data, counts=seq > rounds // WARM_UP_SHARE)
+    if profiler is not None:
+        profiler.disable()
+
+
+def _append(seq: int, first_id: int, tip: int, tokens: list[int], commit: list[int]) -> Append:
+    """Return a chain of rows below the tip; the first append is the prompt's prefill."""
+    rows = len(tokens)
+    return Append(
+        epoch=0,
+        seq=seq,
+        commit=np.array(commit, np.uint32),
+        first_id=first_id,
+        parents=np.array([tip, *range(first_id, first_id + rows - 1)], np.uint32),
+        tokens=np.array(tokens, np.uint32),
+        prefill=seq == 0,
+        answers=Answers.ALL,
+        settings=SamplingSettings(),
+        skipped=np.zeros(rows, np.bool_),
+        fresh=True,
+    )
 
 
 @torch.inference_mode()
-def bare_ms(folder: Any, rounds: int, dtype: torch.dtype) -> float:
-    """A block's milliseconds in stock transformers on `ROWS` rows after about as long a text, head apart."""
+def _bare_ms_per_block(folder: Path, rounds: int, dtype: torch.dtype) -> float:
+    """Return a block's milliseconds in stock transformers, LM head left out.
+
+    The rows are as many, after a text of about the same length.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     taken = []
     base = model.base_model
     cache = DynamicCache(config=model.config)
-    base(input_ids=torch.ones(1, PROMPT + 3 * rounds // 2, dtype=torch.long), past_key_values=cache, use_cache=True)
-    for _ in range(min(rounds, 100)):
+    text = torch.ones(1, PROMPT + COMMITTED * rounds // 2, dtype=torch.long)
+    base(input_ids=text, past_key_values=cache, use_cache=True)
+    for _ in range(min(rounds, MOST_BARE_ROUNDS)):
         start = time.perf_counter()
         base(input_ids=torch.ones(1, ROWS, dtype=torch.long), past_key_values=cache, use_cache=True)
         taken.append(1e3 * (time.perf_counter() - start))
         cache.crop(-ROWS)
     return statistics.median(taken) / len(base.layers)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--profile", action="store_true", help="print where the event loop's thread spends its time")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    print(json.dumps(asyncio.run(measure(args.rounds, profile=args.profile, dtype=torch.float32)), indent=1))
-
-
-if __name__ == "__main__":
-    main()

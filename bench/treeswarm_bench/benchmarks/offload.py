@@ -1,4 +1,7 @@
-"""What it costs to stream a node's weights from disk at every forward, and how trees spread that over their tokens."""
+"""`swarm bench offload`: what it costs to stream a node's weights from disk at every forward.
+
+Trees spread that cost over their tokens.
+"""
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -18,15 +21,16 @@ SIZES = (0, 8, 64)
 PLACEMENTS = ("none", "disk")
 
 Runs = Mapping[str, Mapping[int, Sequence[Run]]]
-"""By placement and tree size, in the order of the prompts."""
+"""Generations by placement and tree size, in the order of the prompts."""
 
 
 async def bench_offload(setup: BenchSetup, *, sizes: Sequence[int]) -> dict[str, Any]:
-    """The same prompts on nodes with `--offload disk` and on plain ones, in turn: both swarms run throughout, and for
-    each prompt and tree size one is asked right after the other, not always the same one first.
+    """Run the same prompts on nodes with `--offload disk` and on plain ones, in turn.
 
-    The operating system may keep the file in memory: then this is what copying costs, and a disk's own time comes on
-    top.  A node of two blocks or fewer keeps them in its two slots and streams nothing, so one node is the rule here.
+    Both swarms run throughout.  For each prompt and tree size, one generates right after the other, and they alternate
+    in going first.  The operating system may keep the file in memory: then the figures are the cost of copying, and a
+    disk's own time is not in them.  A node of two blocks or fewer keeps them in its two slots and streams nothing, so
+    the default is one node.
     """
     spans = even_cuts(read_shape(resolve_model(setup.model)).blocks, setup.nodes)
     async with contextlib.AsyncExitStack() as stack:
@@ -41,7 +45,7 @@ async def bench_offload(setup: BenchSetup, *, sizes: Sequence[int]) -> dict[str,
             for plain, streamed in zip(runs["none"][size], runs["disk"][size], strict=True)
         ),
         "provenance": machine_provenance()
-        | setup.told_model()
+        | setup.model_provenance()
         | {"draft": setup.draft, "dtype": setup.dtype, "nodes": [str(span) for span in spans]},
     }
 
@@ -50,8 +54,11 @@ async def bench_offload(setup: BenchSetup, *, sizes: Sequence[int]) -> dict[str,
 async def _clients(
     setup: BenchSetup, spans: Sequence[Span], where: str, sizes: Sequence[int]
 ) -> AsyncIterator[dict[int, SwarmClient]]:
-    """One for each tree size, of a swarm of its own: drafters remember texts, and so each sees a prompt once.
-    Everybody computes the prompt, which the size before may have left there."""
+    """Run a swarm with one placement, and yield one client per tree size.
+
+    Drafters remember texts, so each client sees a prompt once.  Clients share no prefixes: every generation computes
+    its prompt, although an earlier one with another tree size sent the same.
+    """
     flags = ("--offload", where)
     async with (
         local_swarm(setup.model, spans, dtype=setup.dtype, swarm_key=setup.swarm_key, flags=flags) as swarm,
@@ -84,20 +91,20 @@ async def _in_turn(
 
 
 def _row(runs: Runs, size: int) -> dict[str, Any]:
-    told = {where: _speed(runs[where], size) for where in PLACEMENTS}
-    return {"tree_size": size, **told, "disk_over_none": _over(runs["disk"][size], runs["none"][size])}
+    by_placement = {where: _speed(runs[where], size) for where in PLACEMENTS}
+    return {"tree_size": size, **by_placement, "disk_over_none": _over(runs["disk"][size], runs["none"][size])}
 
 
 def _speed(by_size: Mapping[int, Sequence[Run]], size: int) -> dict[str, Any]:
-    """Of one placement; `over_plain` is beside plain decoding at the same placement."""
+    """Return the figures of one placement; `over_plain` is relative to plain decoding at the same placement."""
     samples = _samples(by_size[size])
-    trips = [trip for run in by_size[size] for trip in run.recorder.traversal_times[1:]]
-    told = {
+    times = [time for run in by_size[size] for time in run.recorder.traversal_times[1:]]
+    figures = {
         "tokens_per_second": rate(samples),
         "tokens_per_traversal": sum(s.tokens for s in samples) / sum(s.rounds for s in samples),
-        "compute_ms_per_traversal": spread([1e3 * trip.compute_s for trip in trips]),
+        "compute_ms_per_traversal": spread([1e3 * time.compute_s for time in times]),
     }
-    return told | ({"over_plain": _over(by_size[size], by_size[0])} if 0 in by_size else {})
+    return figures | ({"over_plain": _over(by_size[size], by_size[0])} if 0 in by_size else {})
 
 
 def _over(runs: Sequence[Run], others: Sequence[Run]) -> dict[str, float | None]:
@@ -105,5 +112,5 @@ def _over(runs: Sequence[Run], others: Sequence[Run]) -> dict[str, float | None]
 
 
 def _samples(runs: Sequence[Run]) -> list[Sample]:
-    """From first token to last: streaming costs a prompt the same forward, whatever comes after it."""
+    """Return figures from the first token to the last: a prompt costs one streamed forward, whatever follows it."""
     return [Sample.of(run.stats, run.first_token_s) for run in runs if run.stats and run.first_token_s]

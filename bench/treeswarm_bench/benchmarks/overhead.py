@@ -1,4 +1,4 @@
-"""What a hop costs beside the model: `swarm bench overhead`."""
+"""`swarm bench overhead`: what a hop costs besides the model."""
 
 import contextlib
 import statistics
@@ -7,26 +7,26 @@ from dataclasses import replace
 from typing import Any
 
 from treeswarm.transport.seam import StreamKind
-from treeswarm_bench.benchmarks.common import Bench, BenchSetup, bench_swarm, spread
+from treeswarm_bench.benchmarks.common import BenchSetup, BenchSwarm, bench_swarm, spread
 from treeswarm_bench.benchmarks.echo import TLS, echo_process, echo_s, transport_of
 from treeswarm_bench.benchmarks.texts import held_out_prompts
 from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_client.generation.loop import Generation
 
-# Seven drafted nodes and the mandatory one.
+# Seven draft nodes, beside the row of the last token.
 DRAFTED = 7
-# What the client sends and is sent: tokens, parents and answers, no activations.
+# Bytes of a message to or from the client: tokens, parents and answers, no activations.
 SMALL_BYTES = 512
 ECHOES = 40
 
 
 async def bench_overhead(setup: BenchSetup) -> dict[str, Any]:
-    """Milliseconds a hop of an 8-token traversal, client included and drafting not, that no device thread spent.
+    """Measure the milliseconds per hop of an 8-token traversal that no device thread spent.
 
-    Nothing is drafted while a tree travels: here that would take the cores of the nodes that it waits for.
-    Part of them is the wire's: what messages of that size need over the same transport between two processes that do
-    nothing else, measured in turn with the generations.  Where nodes run elsewhere (`--peers`, `--lab`), nobody echoes
-    beside them, and only the whole is told.
+    They include the client but not its drafting.  Nothing is drafted while a tree travels: here that would take the
+    cores of the nodes that it waits for.  A part of them is the wire's: the time of messages of that size over the same
+    transport between two processes that do nothing else, measured in turn with the generations.  Where nodes run
+    elsewhere (`--peers`, `--lab`), no process echoes beside them, and only the whole is reported.
     """
     async with bench_swarm(setup) as bench, contextlib.AsyncExitStack() as stack:
         hops = len(bench.addresses)
@@ -52,19 +52,22 @@ async def bench_overhead(setup: BenchSetup) -> dict[str, Any]:
 
 
 def _beside_wire(outside: list[float], wires: list[float]) -> dict[str, Any]:
-    """What is left of milliseconds outside torch without the wire's; nothing where nobody echoed."""
+    """Return the wire's milliseconds, and those outside torch without them; nothing if no echoes were measured."""
     if not wires:
         return {}
     wire_ms = statistics.median(wires)
     return {
         "wire_ms_per_hop": spread(wires),
-        "beyond_wire_ms_per_hop": spread([each - wire_ms for each in outside]),
+        "beyond_wire_ms_per_hop": spread([milliseconds - wire_ms for milliseconds in outside]),
     }
 
 
 @contextlib.asynccontextmanager
 async def _wire(hops: int, rows_bytes: int) -> AsyncIterator[Callable[[], Awaitable[float]]]:
-    """Asked: seconds that the messages of a whole ring need, by the halves of echoes, medians of some."""
+    """Yield a function that measures the seconds of the messages of a whole ring.
+
+    A message takes half of an echo's time; each time is the median of 40 echoes.
+    """
     async with echo_process() as addresses, contextlib.AsyncExitStack() as stack:
         transport = transport_of(TLS)
         stack.push_async_callback(transport.close)
@@ -79,11 +82,11 @@ async def _wire(hops: int, rows_bytes: int) -> AsyncIterator[Callable[[], Awaita
         yield ring_s
 
 
-async def _traversals(bench: Bench, prompt: list[int]) -> list[tuple[float, float]]:
-    """Seconds and the device threads' part of them, of one generation's full trees."""
+async def _traversals(bench: BenchSwarm, prompt: list[int]) -> list[tuple[float, float]]:
+    """Return the seconds of each traversal with a full tree in one generation, and the device threads' part of them."""
     with bench.client.adapted(_one_after_another):
         run = await bench.run(prompt, tree_size=DRAFTED)
-    return [(trip.seconds, trip.compute_s) for trip in run.recorder.traversal_times[1:] if trip.rows == DRAFTED + 1]
+    return [(time.seconds, time.compute_s) for time in run.recorder.traversal_times[1:] if time.rows == DRAFTED + 1]
 
 
 def _one_after_another(usual: Generation) -> Generation:

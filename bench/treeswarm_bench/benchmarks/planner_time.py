@@ -1,11 +1,9 @@
-"""Measure what the planner itself takes of a round.
+"""`swarm bench planner`: how much of a round the planner itself takes.
 
-Run `python -m treeswarm_bench.benchmarks.planner_time`; it prints one JSON object.  The figures are milliseconds of
-processor time, in one process and out of one cache: between other work they are two to three times as many.  Links,
-nodes, drafter and target are the tests' own, on exact virtual time.
+The figures are milliseconds of processor time, in one process and with warm caches: between other work they are two to
+three times as high.  Links, nodes, drafter and target are simulated on exact virtual time (`planner_replay.py`).
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +11,10 @@ from typing import Any, cast
 
 from treeswarm_bench.benchmarks.planner_replay import AGREEMENT, CELLS, rate_of_planned_sizes
 from treeswarm_client.planner.policy import AutoPolicy, TreePolicy
+from treeswarm_client.provenance import machine_provenance
 
 TOKENS = 2000
+TEXTS = ("good", "zero")
 
 
 @dataclass(eq=False)
@@ -37,6 +37,12 @@ class TimedPolicy:
         return timed
 
 
+async def bench_planner() -> dict[str, Any]:
+    """Return `rows`, one for each kind of links and each of a good and a useless draft."""
+    rows = [measure(cell, text) for cell in CELLS for text in TEXTS]
+    return {"bench": "planner", "tokens": TOKENS, "rows": rows, "provenance": machine_provenance()}
+
+
 def measure(cell: str, text: str) -> dict[str, Any]:
     """Generate one text from its first token on, and return the figures of its rounds."""
     timed: list[TimedPolicy] = []
@@ -55,8 +61,3 @@ def measure(cell: str, text: str) -> dict[str, Any]:
         "nodes_a_tree": sum(shipped) / len(shipped) if shipped else 0.0,
         "ms_a_round": 1e3 * timed[0].spent_s / len(sizes),
     }
-
-
-if __name__ == "__main__":
-    places = [(cell, text) for cell in CELLS for text in ("good", "zero")]
-    print(json.dumps([measure(*place) for place in places], indent=1))

@@ -1,12 +1,10 @@
-"""What a rented port costs.
+"""`swarm bench ports`: what a borrowed port costs.
 
-Run `python -m treeswarm_bench.benchmarks.ports [--lab delay=25ms [--beside]]`; it prints one JSON object.
-
-The same echoes from one process to a second, directly and through a third that lends the second its port, one by one in
-turn; over TLS, on one bidirectional stream each.  In a lab (root, Linux) each process has a host of its own.
+The same echoes go from one process to a second one, directly and through a third one that lends its port to the second.
+They alternate one by one, over TLS, each way on one bidirectional stream.  In a lab (root, Linux) each process has a
+host of its own.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -16,12 +14,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from treeswarm.errors import NodeLost
 from treeswarm.keys import Identity
 from treeswarm.protocol.messages import MAX_MESSAGE_BYTES
 from treeswarm.transport.grpc import GrpcTransport
-from treeswarm.transport.seam import Stream, StreamKind
+from treeswarm.transport.seam import StreamKind
 from treeswarm.transport.tls import Security
 from treeswarm_bench.benchmarks.common import spread
+from treeswarm_bench.benchmarks.echo import echo_s, send_back
 from treeswarm_bench.lab import Lab, LabLink, wan_lab
 from treeswarm_bench.raw_codec import RAW
 from treeswarm_client.provenance import machine_provenance
@@ -34,43 +34,101 @@ SIZES = (8 << 10, 64 << 10, 1 << 20)
 ECHOES = {8 << 10: 400, 64 << 10: 300, 1 << 20: 100}
 LAB_ECHOES = {8 << 10: 40, 64 << 10: 40, 1 << 20: 20}
 CONNECTS = 20
-START_S = 60.0
-Place = Callable[[str, list[str]], list[str]]
-"""The command line that runs another on a host."""
+# The hosts' names in a lab, and the JSON keys of its addresses, are those of the first measurements.
+LENDER, BORROWER, CLIENT = "landlord", "tenant", "client"
+
+CommandOnHost = Callable[[str, list[str]], list[str]]
+"""Returns the command line that runs another command line on a host, given the host's name."""
 
 
-async def echo(kind: StreamKind, stream: Stream) -> None:
-    while (data := await stream.receive()) is not None:
-        await stream.send(data)
+async def bench_ports(*, link: LabLink | None = None, beside: bool = False) -> dict[str, Any]:
+    """Measure on loopback, or with a `link` in a lab with that link between any two of the three processes.
+
+    With `beside`, the process that connects is on the lender's host.
+    """
+    if link is None:
+        loopback = dict.fromkeys((LENDER, BORROWER), "127.0.0.1")
+        figures = {"link": "loopback", **await _measure(lambda _, command: command, loopback, CLIENT, lab=False)}
+    else:
+        figures = await _measure_in_lab(link, LENDER if beside else CLIENT)
+    return {"bench": "ports", **figures, "load": os.getloadavg()[0], "provenance": machine_provenance()}
 
 
-async def lend(host: str) -> None:
-    """A landlord, until standard input ends."""
+async def _measure_in_lab(link: LabLink, client: str) -> dict[str, Any]:
+    async with wan_lab([CLIENT, LENDER, BORROWER], link) as lab:
+        hosts = {host.name: host.address for host in lab.hosts}
+        return {"link": str(link), "client_at": client, **await _measure(_in(lab), hosts, client, lab=True)}
+
+
+def _in(lab: Lab) -> CommandOnHost:
+    return lambda host, command: lab.command(host, *command)
+
+
+async def _measure(on_host: CommandOnHost, hosts: dict[str, str], client: str, *, lab: bool) -> dict[str, Any]:
+    """Start the three processes, and return what the client's process measured."""
+    this = [sys.executable, "-m", "treeswarm_bench.benchmarks.ports"]
+    async with (
+        _program(on_host(LENDER, [*this, "lend", hosts[LENDER]])) as lender,
+        _program(on_host(BORROWER, [*this, "borrow", hosts[BORROWER], lender["address"]])) as borrower,
+        _program(
+            on_host(client, [*this, "measure", borrower["direct"], borrower["rented"], *(["lab"] if lab else [])])
+        ) as measured,
+    ):
+        return measured
+
+
+@contextlib.asynccontextmanager
+async def _program(command: list[str]) -> AsyncIterator[dict[str, Any]]:
+    """Run a program, and yield the one line of JSON that it prints.  Its standard input ends on leaving.
+
+    Raises NodeLost if the program ends without a line.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    try:
+        line = await process.stdout.readline()
+        if not line:
+            raise NodeLost("a process of the ports bench ended at once: see its error output above", "127.0.0.1")
+        yield json.loads(line)
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+# ---------------------------------------------------------------- in the three processes
+
+
+async def _lend(host: str) -> None:
+    """Lend ports on `host` until standard input ends."""
     identity = Identity.ephemeral()
     transport = GrpcTransport(security=Security(identity))
     node = NodeServer(transport, port_lender=PortLender(host, LendingConfig()))
     listener = await transport.listen(f"{host}:0", node.accept)
-    await tell({"address": f"{listener.address}#{identity.pin}"})
+    await _print_and_wait({"address": f"{listener.address}#{identity.pin}"})
     await listener.close()
 
 
-async def live(host: str, landlord: str) -> None:
-    """Echoes at its own port and at a rented one, until standard input ends."""
+async def _borrow(host: str, lender: str) -> None:
+    """Echo at a port of this process's own and at a borrowed one, until standard input ends."""
     identity = Identity.ephemeral()
     raw = GrpcTransport(security=Security(identity), codec=RAW)
-    listener = await raw.listen(f"{host}:0", echo)
-    async with lease_port(GrpcTransport(security=Security(identity)), landlord, listener.address) as port:
-        addresses = {"direct": listener.address, "rented": port.address}
-        await tell({name: f"{address}#{identity.pin}" for name, address in addresses.items()})
+    listener = await raw.listen(f"{host}:0", send_back)
+    async with lease_port(GrpcTransport(security=Security(identity)), lender, listener.address) as lease:
+        addresses = {"direct": listener.address, "rented": lease.address}
+        await _print_and_wait({name: f"{address}#{identity.pin}" for name, address in addresses.items()})
     await listener.close()
 
 
-async def tell(line: dict[str, str]) -> None:
+async def _print_and_wait(line: dict[str, str]) -> None:
     print(json.dumps(line), flush=True)
     await asyncio.to_thread(sys.stdin.read)
 
 
-async def measure(direct: str, rented: str, *, lab: bool) -> dict[str, Any]:
+async def _measure_echoes(direct: str, rented: str, *, lab: bool) -> dict[str, Any]:
+    """Return the milliseconds of echoes by size, and of first answers on fresh connections, both ways."""
     addresses = {"direct": direct, "rented": rented}
     transport = GrpcTransport(security=Security(), codec=RAW, send_limit=2 * MAX_MESSAGE_BYTES)
     streams = {name: await transport.connect(address, StreamKind.LINK) for name, address in addresses.items()}
@@ -80,8 +138,8 @@ async def measure(direct: str, rented: str, *, lab: bool) -> dict[str, Any]:
         for _ in range((LAB_ECHOES if lab else ECHOES)[size]):
             for name, stream in streams.items():
                 times[name].append(1e3 * await echo_s(stream, bytes(size)))
-        ratios = [rented / direct for direct, rented in zip(times["direct"], times["rented"], strict=True)]
-        extra = [rented - direct for direct, rented in zip(times["direct"], times["rented"], strict=True)]
+        ratios = [rented_ms / direct_ms for direct_ms, rented_ms in zip(times["direct"], times["rented"], strict=True)]
+        extra = [rented_ms - direct_ms for direct_ms, rented_ms in zip(times["direct"], times["rented"], strict=True)]
         figures = {name: spread(values) for name, values in times.items()}
         rows.append({"bytes": size, **figures, "ratio": spread(ratios), "extra_ms": spread(extra)})
     connects: dict[str, list[float]] = {name: [] for name in addresses}
@@ -95,70 +153,17 @@ async def measure(direct: str, rented: str, *, lab: bool) -> dict[str, Any]:
     return {"echo_ms": rows, "first_answer_ms": {name: spread(values) for name, values in connects.items()}}
 
 
-async def echo_s(stream: Any, data: bytes) -> float:
-    start = time.perf_counter()
-    await stream.send(data)
-    assert len(await stream.receive()) == len(data)
-    return time.perf_counter() - start
-
-
-@contextlib.asynccontextmanager
-async def program(command: list[str]) -> AsyncIterator[dict[str, Any]]:
-    """The one line it prints; its input ends on leaving."""
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdin is not None
-    try:
-        yield json.loads(await process.stdout.readline())
-    finally:
-        process.stdin.close()
-        await process.wait()
-
-
-async def bench(place: Place, hosts: dict[str, str], client: str, *, lab: bool) -> dict[str, Any]:
-    this = [sys.executable, "-m", "treeswarm_bench.benchmarks.ports"]
-    async with (
-        program(place("landlord", [*this, "lend", hosts["landlord"]])) as landlord,
-        program(place("tenant", [*this, "live", hosts["tenant"], landlord["address"]])) as tenant,
-        program(
-            place(client, [*this, "measure", tenant["direct"], tenant["rented"], *(["lab"] if lab else [])])
-        ) as measured,
-    ):
-        return measured
-
-
-async def bench_in_lab(link: LabLink, client: str) -> dict[str, Any]:
-    async with wan_lab(["client", "landlord", "tenant"], link) as lab:
-        hosts = {host.name: host.address for host in lab.hosts}
-        return {"link": str(link), "client_at": client, **await bench(_in(lab), hosts, client, lab=True)}
-
-
-def _in(lab: Lab) -> Place:
-    return lambda host, command: lab.command(host, *command)
-
-
-async def main() -> None:
-    match sys.argv[1:]:
+async def _main(arguments: list[str]) -> None:
+    match arguments:
         case ["lend", host]:
-            return await lend(host)
-        case ["live", host, landlord]:
-            return await live(host, landlord)
+            await _lend(host)
+        case ["borrow", host, lender]:
+            await _borrow(host, lender)
         case ["measure", direct, rented, *lab]:
-            return print(json.dumps(await measure(direct, rented, lab=bool(lab))), flush=True)
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--lab", metavar="LINK", help="between any two of the three: delay=25ms,rate=100mbit")
-    made.add_argument("--beside", action="store_true", help="in the lab: who dials is on the landlord's host")
-    args = made.parse_args()
-    if args.lab:
-        result = await bench_in_lab(LabLink.parse(args.lab), "landlord" if args.beside else "client")
-    else:
-        loopback = dict.fromkeys(("landlord", "tenant"), "127.0.0.1")
-        result = {"link": "loopback", **await bench(lambda _, command: command, loopback, "client", lab=False)}
-    load = os.getloadavg()[0]
-    return print(json.dumps({"bench": "ports", **result, "load": load, "provenance": machine_provenance()}))
+            print(json.dumps(await _measure_echoes(direct, rented, lab=bool(lab))), flush=True)
+        case _:
+            raise SystemExit("this module is a part of a bench: run swarm bench ports")
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(_main(sys.argv[1:]))

@@ -51,7 +51,7 @@ class Trial:
     accepted: bool
 
 
-def draw(probs: Probs, random: np.random.Generator) -> int:
+def draw_token(probs: Probs, random: np.random.Generator) -> int:
     """A token of positive probability."""
     mass = probs.cumsum()
     # Rounding may leave the last draws above all mass.
@@ -59,7 +59,7 @@ def draw(probs: Probs, random: np.random.Generator) -> int:
     return place if place < len(probs) else int(np.flatnonzero(probs)[-1])
 
 
-def without(draft_probs: Probs, token: int) -> Probs | None:
+def without_token(draft_probs: Probs, token: int) -> Probs | None:
     """What the next child is drawn from once `token` was; None where nothing is left."""
     rest = draft_probs.copy()
     rest[token] = 0.0
@@ -68,7 +68,7 @@ def without(draft_probs: Probs, token: int) -> Probs | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Odds:
+class ChildOdds:
     """What may become of a node's children."""
 
     draft_probs: Sequence[float]
@@ -79,7 +79,7 @@ class Odds:
     """What the bonus is drawn from once all were rejected."""
 
 
-def odds(target_probs: Probs, draft_probs: Probs, children: Sequence[int]) -> Odds:
+def child_odds(target_probs: Probs, draft_probs: Probs, children: Sequence[int]) -> ChildOdds:
     """The rule at one node: `children` are the tokens drawn from `draft_probs` without replacement, in order."""
     rest, left = target_probs, draft_probs
     drawn_with: list[float] = []
@@ -91,11 +91,11 @@ def odds(target_probs: Probs, draft_probs: Probs, children: Sequence[int]) -> Od
         mass = wanting.sum()
         # No mass: the two are equal, and the child is accepted but for rounding.
         rest = wanting / mass if mass > 0.0 else rest
-        remaining = without(left, token)
+        remaining = without_token(left, token)
         if remaining is None:
             break
         left = remaining
-    return Odds(drawn_with, accepted, rest)
+    return ChildOdds(drawn_with, accepted, rest)
 
 
 def walk_by_rejection(
@@ -108,8 +108,8 @@ def walk_by_rejection(
     while True:
         children = tree.children(at)
         if not children:
-            return Walk(tuple(path), draw(target_probs[at + 1], random)), trials
-        found = odds(target_probs[at + 1], tree.draft_probs[at], tree.tokens[children].tolist())
+            return Walk(tuple(path), draw_token(target_probs[at + 1], random)), trials
+        found = child_odds(target_probs[at + 1], tree.draft_probs[at], tree.tokens[children].tolist())
         for rank, (child, chance) in enumerate(zip(children, found.accepted, strict=True)):
             accepted = random.random() < chance
             trials.append(Trial(rank, found.draft_probs[rank], accepted))
@@ -118,4 +118,4 @@ def walk_by_rejection(
                 at = child
                 break
         else:
-            return Walk(tuple(path), draw(found.rest, random)), trials
+            return Walk(tuple(path), draw_token(found.rest, random)), trials

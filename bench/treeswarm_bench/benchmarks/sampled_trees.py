@@ -12,7 +12,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from treeswarm_bench.benchmarks.rejection import ROOT, Probs, SampledTree, Trial, draw, without
+from treeswarm_bench.benchmarks.rejection import ROOT, Probs, SampledTree, Trial, draw_token, without_token
 
 # Trials' worth of trust in what a shape believes before it has seen any.
 PRIOR_TRIALS = 4.0
@@ -41,7 +41,7 @@ class Shape(Protocol):
         """`size` nodes below a root; fewer only where the draft has nothing more to draw."""
         ...
 
-    def learned(self, trials: Sequence[Trial]) -> Self:
+    def updated(self, trials: Sequence[Trial]) -> Self:
         """After a round."""
         ...
 
@@ -60,8 +60,8 @@ class StaticShape:
     accepted: NDArray[np.float64] = field(default_factory=lambda: PRIOR_TRIALS * _prior())
 
     def grow(self, size: int, root_probs: Probs, expand: Expand, random: np.random.Generator) -> SampledTree:
-        planned = self.planned(size)
-        growing = _Growing()
+        plan_parents = self.plan_parents(size)
+        growing = TreeBuilder()
         level = {ROOT: ROOT}
         """Nodes of the plan whose children are drawn now, as they are numbered in the tree."""
         probs = root_probs[None]
@@ -69,14 +69,14 @@ class StaticShape:
             drawn: dict[int, int] = {}
             for (node, number), row in zip(level.items(), probs, strict=True):
                 growing.begin(number, row)
-                for child in np.flatnonzero(planned == node).tolist():
+                for child in np.flatnonzero(plan_parents == node).tolist():
                     if growing.left[number] is not None:
                         drawn[child] = growing.draw_below(number, random)[0]
-            level = {child: number for child, number in drawn.items() if (planned == child).any()}
+            level = {child: number for child, number in drawn.items() if (plan_parents == child).any()}
             probs = growing.ask(expand, list(level.values())) if level else root_probs[:0]
         return growing.finished()
 
-    def planned(self, size: int) -> NDArray[np.int64]:
+    def plan_parents(self, size: int) -> NDArray[np.int64]:
         """Parents of the most valuable nodes, or −1; siblings stand in order."""
         chances = (self.accepted / self.tried).tolist()
         parents: list[int] = []
@@ -92,7 +92,7 @@ class StaticShape:
             parents.append(above)
         return np.array(parents, np.int64)
 
-    def learned(self, trials: Sequence[Trial]) -> "StaticShape":
+    def updated(self, trials: Sequence[Trial]) -> "StaticShape":
         tried, accepted = self.tried.copy(), self.accepted.copy()
         for trial in trials:
             tried[min(trial.rank, RANKS - 1)] += 1
@@ -115,7 +115,7 @@ class BestFirstShape:
 
     def grow(self, size: int, root_probs: Probs, expand: Expand, random: np.random.Generator) -> SampledTree:
         chances = self.accepted / self.tried
-        growing = _Growing()
+        growing = TreeBuilder()
         growing.begin(ROOT, root_probs)
         reach, rank, unknown = {ROOT: 1.0}, {ROOT: 0}, set[int]()
         heap = [(-1.0, ROOT, True)]
@@ -142,7 +142,7 @@ class BestFirstShape:
                 heapq.heappush(heap, (-reach[node] * _expected(chances, rank[node], left), node, True))
         return growing.finished()
 
-    def learned(self, trials: Sequence[Trial]) -> "BestFirstShape":
+    def updated(self, trials: Sequence[Trial]) -> "BestFirstShape":
         tried, accepted = self.tried.copy(), self.accepted.copy()
         for trial in trials:
             at = min(trial.rank, RANKS - 1), int(np.digitize(trial.draft_prob, CONFIDENCE))
@@ -157,7 +157,7 @@ def _expected(chances: NDArray[np.float64], rank: int, draft_probs: Probs) -> fl
     return float(mass @ chances[min(rank, RANKS - 1)])
 
 
-class _Growing:
+class TreeBuilder:
     """A tree under way; nodes are numbered as they are drawn."""
 
     def __init__(self) -> None:
@@ -181,8 +181,8 @@ class _Growing:
         """The new child, and the probability that its token was drawn with."""
         left = self.left[node]
         assert left is not None, "nothing is left to draw"
-        token = draw(left, random)
-        self.left[node] = without(left, token)
+        token = draw_token(left, random)
+        self.left[node] = without_token(left, token)
         self._parents.append(node)
         self._tokens.append(token)
         return len(self._tokens) - 1, float(left[token])

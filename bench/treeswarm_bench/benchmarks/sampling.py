@@ -52,7 +52,7 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
-class Text:
+class GeneratedText:
     """What one rule made of one prompt."""
 
     tokens: list[int]
@@ -78,7 +78,7 @@ async def bench_sampling(
         raise BadRequest("sampling compares trees of sampled text: give temperatures above 0 and sizes from 1 on")
     folder, draft = resolve_model(setup.model), resolve_model(setup.draft)
     target = CachedModel.load(folder)
-    prompts = held_out_prompts(_Encoder(load_tokenizer(folder)), setup.prompts + WARM_UP_PROMPTS)
+    prompts = held_out_prompts(TokenizerEncoder(load_tokenizer(folder)), setup.prompts + WARM_UP_PROMPTS)
     rows: list[dict[str, Any]] = []
     ratios: list[dict[str, Any]] = []
     mismatches = 0
@@ -105,13 +105,15 @@ async def bench_sampling(
 
 def _rules(draft: Path) -> dict[str, Rule]:
     """Fresh ones: what a rule learns belongs to one temperature and size."""
-    ours: dict[str, Rule] = {name: Ours(ModelDrafter.load(draft, options=options)) for name, options in OURS.items()}
-    return ours | {name: Rejection(CachedModel.load(draft), shape) for name, shape in RIVALS.items()}
+    ours: dict[str, Rule] = {
+        name: ArgmaxRule(ModelDrafter.load(draft, options=options)) for name, options in OURS.items()
+    }
+    return ours | {name: RejectionRule(CachedModel.load(draft), shape) for name, shape in RIVALS.items()}
 
 
 def _texts(
     target: CachedModel, rule: Rule, prompts: Sequence[list[int]], temperature: float, size: int, tokens: int
-) -> list[Text]:
+) -> list[GeneratedText]:
     texts = []
     for sample, prompt in enumerate(prompts):
         rule.begin(prompt, temperature, sample)
@@ -119,7 +121,7 @@ def _texts(
     return texts
 
 
-def generate(target: CachedModel, rule: Rule, prompt: Sequence[int], size: int, tokens: int) -> Text:
+def generate(target: CachedModel, rule: Rule, prompt: Sequence[int], size: int, tokens: int) -> GeneratedText:
     """Rounds until there are at least `tokens` new tokens; the rule has begun.  The prefill is no round."""
     target.begin(prompt[:-1])
     text, rounds = list(prompt), 0
@@ -129,11 +131,11 @@ def generate(target: CachedModel, rule: Rule, prompt: Sequence[int], size: int, 
         target.advance([0, *(node + 1 for node in found.accepted)])
         text += [*drafted[list(found.accepted)].tolist(), found.bonus]
         rounds += 1
-    return Text(text[len(prompt) :], rounds)
+    return GeneratedText(text[len(prompt) :], rounds)
 
 
 @dataclass(eq=False)
-class Ours:
+class ArgmaxRule:
     """The product's drafter and the product's rule: follow argmax(log p̃ + gumbel) through the tree."""
 
     drafter: ModelDrafter
@@ -170,7 +172,7 @@ class Ours:
 
 
 @dataclass(eq=False)
-class Rejection:
+class RejectionRule:
     """Trees sampled from the draft at the target's temperature, verified by rejection.  Its shape learns."""
 
     draft: CachedModel
@@ -196,7 +198,7 @@ class Rejection:
     def decide(self, logits: torch.Tensor) -> Walk:
         assert self._tree is not None, "decided before it proposed"
         found, trials = walk_by_rejection(self._tree, self._probs(logits), self._random)
-        self.shape = self.shape.learned(trials)
+        self.shape = self.shape.updated(trials)
         known = [node for node in (ROOT, *found.accepted) if node in self._row_of]
         # Only the last of the path can be a leaf.
         more = [int(self._tree.tokens[node]) for node in found.accepted if node not in self._row_of]
@@ -214,14 +216,14 @@ class Rejection:
 
 
 @dataclass(frozen=True, eq=False)
-class _Encoder:
+class TokenizerEncoder:
     tokenizer: Tokenizer
 
     def encode(self, prompt: str) -> list[int]:
         return list(self.tokenizer.encode(prompt).ids)
 
 
-def _row(temperature: float, size: int, rule: str, texts: Sequence[Text]) -> dict[str, Any]:
+def _row(temperature: float, size: int, rule: str, texts: Sequence[GeneratedText]) -> dict[str, Any]:
     tokens, rounds = sum(len(text.tokens) for text in texts), sum(text.rounds for text in texts)
     return {
         "temperature": temperature,
@@ -233,25 +235,25 @@ def _row(temperature: float, size: int, rule: str, texts: Sequence[Text]) -> dic
     }
 
 
-def _ratios(found: dict[str, list[Text]]) -> dict[str, Any]:
+def _ratios(found: dict[str, list[GeneratedText]]) -> dict[str, Any]:
     rival = max(RIVALS, key=lambda name: _pooled(found[name]))
     return {
         "better_rival": rival,
-        "shared_over_rival": over(found["shared"], found[rival]).as_dict(),
-        "shared_over_independent": over(found["shared"], found["independent"]).as_dict(),
+        "shared_over_rival": ratio_of(found["shared"], found[rival]).as_dict(),
+        "shared_over_independent": ratio_of(found["shared"], found["independent"]).as_dict(),
     }
 
 
-def over(ours: Sequence[Text], theirs: Sequence[Text]) -> Ratio:
+def ratio_of(ours: Sequence[GeneratedText], theirs: Sequence[GeneratedText]) -> Ratio:
     """Tokens a round, ours over theirs, with prompts resampled in pairs."""
     return Ratio(_pooled(ours) / _pooled(theirs), _drawn(ours) / _drawn(theirs))
 
 
-def _pooled(texts: Sequence[Text]) -> float:
+def _pooled(texts: Sequence[GeneratedText]) -> float:
     return sum(len(text.tokens) for text in texts) / sum(text.rounds for text in texts)
 
 
-def _drawn(texts: Sequence[Text]) -> NDArray[np.float64]:
+def _drawn(texts: Sequence[GeneratedText]) -> NDArray[np.float64]:
     """Tokens a round of prompts drawn with replacement, the same draws for the same number of prompts."""
     if len(texts) < 2:
         return np.empty(0)

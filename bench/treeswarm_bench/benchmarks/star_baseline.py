@@ -1,7 +1,7 @@
-"""A star, as Petals ships it: every hop goes through the client, so a traversal pays two links a node.
+"""A star, as Petals ships it: every hop goes through the client, so a traversal pays two links per node.
 
-Nodes are told that their next hop is a relay in the client's process; it leads each link on to the node that the ticket
-is for.  Real processes, real streams, the product's own code on every node: only the way between them is longer.
+Each node's next hop is a relay in the client's process, which forwards each link to the node that the ticket is for.
+Processes and streams are real, and every node runs the product's own code: only the way between them is longer.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ from treeswarm.transport.tls import Security
 
 @dataclass(eq=False)
 class StarTransport:
-    """`inner`, with every link between nodes led through `address`, which `relay` serves."""
+    """The transport `inner`, with every link between nodes led through `address`, which `relay` serves."""
 
     inner: Transport
     address: str = ""
     _beyond: dict[bytes, str] = field(default_factory=dict)
-    """The node that a ticket is for; one entry a link, for as long as this lives."""
+    """Address of the node that each ticket is for; entries, one per link, stay as long as the transport lives."""
 
     async def connect(self, address: str, kind: StreamKind) -> Stream:
         stream = await self.inner.connect(address, kind)
-        return _Redirecting(stream, self) if kind is StreamKind.CONTROL else stream
+        return _RedirectingStream(stream, self) if kind is StreamKind.CONTROL else stream
 
     async def listen(self, address: str, accept: Accept) -> Listener:
         return await self.inner.listen(address, accept)
@@ -37,21 +37,21 @@ class StarTransport:
     async def close(self) -> None:
         await self.inner.close()
 
-    def here(self, hop: NextHop | None) -> NextHop | None:
-        """This relay instead of that node."""
+    def redirect(self, hop: NextHop | None) -> NextHop | None:
+        """Remember the node of a hop, and return the hop with this relay's address."""
         if hop is None:
             return None
         self._beyond[hop.ticket] = hop.address
         return replace(hop, address=self.address)
 
     async def relay(self, kind: StreamKind, stream: Stream) -> None:
-        """One link, until either side ends it.  Raises Refused for one that no ticket is known of."""
+        """Forward one link until either side ends it.  Raises Refused for a link with an unknown ticket."""
         hello = await stream.receive() if kind is StreamKind.LINK else None
         if not isinstance(hello, LinkHello) or hello.ticket not in self._beyond:
-            raise Refused("this relay leads links of its own sessions, and nothing else", FaultCode.MALFORMED)
+            raise Refused("this relay forwards links of its own sessions only", FaultCode.MALFORMED)
         onward = await self.inner.connect(self._beyond[hello.ticket], StreamKind.LINK)
         await onward.send(hello)
-        ways = [asyncio.create_task(_lead(stream, onward)), asyncio.create_task(_answered(onward, stream))]
+        ways = [asyncio.create_task(_forward(stream, onward)), asyncio.create_task(_forward_back(onward, stream))]
         try:
             done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             for way in done:
@@ -64,8 +64,8 @@ class StarTransport:
 
 
 @dataclass(eq=False)
-class _Redirecting:
-    """A control stream on which nodes hear of the relay where the client says their next hop."""
+class _RedirectingStream:
+    """A control stream that names the relay to the node wherever the client names the node's next hop."""
 
     inner: Stream
     star: StarTransport
@@ -76,7 +76,7 @@ class _Redirecting:
 
     async def send(self, message: Message) -> None:
         if isinstance(message, Open | Resume):
-            message = replace(message, next_hop=self.star.here(message.next_hop))
+            message = replace(message, next_hop=self.star.redirect(message.next_hop))
         await self.inner.send(message)
 
     async def receive(self) -> Message | None:
@@ -88,7 +88,7 @@ class _Redirecting:
 
 @contextlib.asynccontextmanager
 async def star_transport(link: str, swarm_key: bytes | None) -> AsyncIterator[StarTransport]:
-    """For a client: its own line of the shape `link` carries what it says and what it passes on."""
+    """Open a transport for a client: all that it sends and relays goes through one emulated link of shape `link`."""
     identity = Identity.ephemeral()
     inner = EmulatedTransport(GrpcTransport(security=Security(identity, swarm_key)), LinkShape.parse(link))
     async with star_over(inner, identity.pin) as star:
@@ -97,7 +97,10 @@ async def star_transport(link: str, swarm_key: bytes | None) -> AsyncIterator[St
 
 @contextlib.asynccontextmanager
 async def star_over(inner: Transport, pin: str = "") -> AsyncIterator[StarTransport]:
-    """One whose relay listens on `inner`, and answers with `pin` where that is secured; `inner` is closed with it."""
+    """Open a star whose relay listens on `inner`, which is closed with it.
+
+    `pin` is that of the key that answers there; it is empty where `inner` is not secured.
+    """
     star = StarTransport(inner)
     try:
         listener = await star.listen("127.0.0.1:0", star.relay)
@@ -110,13 +113,13 @@ async def star_over(inner: Transport, pin: str = "") -> AsyncIterator[StarTransp
         await star.close()
 
 
-async def _lead(stream: Stream, onward: Stream) -> None:
+async def _forward(stream: Stream, onward: Stream) -> None:
     while (message := await stream.receive()) is not None:
         await onward.send(message)
 
 
-async def _answered(onward: Stream, stream: Stream) -> None:
-    """A link carries no more back than that rows may be packed, and its end.  Raises what that was."""
+async def _forward_back(onward: Stream, stream: Stream) -> None:
+    """Forward what a link carries back: that rows may be compressed, and its end.  Raises LinkBroken at the end."""
     with contextlib.suppress(SwarmError):
         while (message := await onward.receive()) is not None:
             await stream.send(message)

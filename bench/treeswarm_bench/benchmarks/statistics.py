@@ -1,7 +1,7 @@
-"""Figures from generations that were measured side by side.  Pure.
+"""Figures of generations that were measured side by side.  Pure computation.
 
-Rates are of decoding: from the first token, which ends the prefill, to the last.  What generations cost to begin is
-told apart, so that a short one and a long one may be compared.
+Rates are of decoding: from the first token, which ends the prefill, to the last.  What it costs to begin a generation
+is reported separately, so that a short generation and a long one can be compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,16 +21,19 @@ PARTS = ("draft", "wire", "queue", "compute")
 
 @dataclass(frozen=True)
 class Sample:
-    """One generation."""
+    """Figures of one generation."""
 
     tokens: int
-    """After the first."""
+    """Number of tokens after the first."""
     seconds: float
-    """From the first token to the last."""
+    """Seconds from the first token to the last."""
     rounds: int
-    """Traversals after the prefill; each ended at a miss, since its last token was known only from its answers."""
+    """Number of traversals after the prefill.
+
+    Each ended at a miss, since its last token was known only from its answers.
+    """
     nodes: int
-    """Drafted and shipped."""
+    """Number of draft nodes shipped."""
     first_token_s: float
     acceptance: float | None
     draft_s: float
@@ -40,7 +43,7 @@ class Sample:
 
     @classmethod
     def of(cls, stats: Stats, first_token_s: float) -> "Sample":
-        """Of a generation that is over."""
+        """Return the figures of a generation that has ended."""
         return cls(
             tokens=stats.committed - 1,
             seconds=max(1e-9, stats.seconds - first_token_s),
@@ -56,40 +59,42 @@ class Sample:
 
     @property
     def rate(self) -> float:
-        """Tokens a second."""
+        """Tokens per second."""
         return self.tokens / self.seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return asdict(self)
 
 
 Samples = Sequence[Sample]
-"""One a prompt, in the order of the prompts."""
+"""One sample per prompt, in the order of the prompts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ratio:
-    """An estimate, and what resampling the prompts made of it."""
+    """An estimate, and the estimates from resampled prompts."""
 
     value: float
     draws: NDArray[np.float64]
-    """Empty where one prompt cannot be resampled."""
+    """Estimates from resampled prompts, float64 [RESAMPLES]; empty if there is one prompt only."""
 
     def as_dict(self) -> dict[str, Any]:
-        """With the interval that holds nine of ten draws; none where there are no draws."""
+        """Return the value and the interval that holds nine of ten draws, for JSON; without draws its ends are None."""
         low, high = np.percentile(self.draws, INTERVAL).tolist() if self.draws.size else (None, None)
         return {"value": self.value, "low": low, "high": high}
 
 
 def rate(samples: Samples) -> float:
-    """Tokens a second over all prompts."""
+    """Return the tokens per second over all prompts."""
     return sum(s.tokens for s in samples) / sum(s.seconds for s in samples)
 
 
 def paired(over: Samples, under: Samples, *, seed: int = 0) -> Ratio:
-    """The ratio of two rates measured on the same prompts: those are resampled in pairs (bootstrap).  The same seed
-    draws the same prompts, so that several ratios may be averaged draw by draw."""
+    """Return the ratio of two rates measured on the same prompts, which are resampled in pairs (bootstrap).
+
+    The same seed draws the same prompts, so that several ratios may be averaged draw by draw.
+    """
     assert len(over) == len(under)
     value = rate(over) / rate(under)
     if len(over) < 2:
@@ -99,34 +104,34 @@ def paired(over: Samples, under: Samples, *, seed: int = 0) -> Ratio:
 
 
 def mean_of(ratios: Sequence[Ratio]) -> Ratio:
-    """Of ratios measured apart; the draws are those of each, averaged."""
+    """Return the mean of ratios that were measured separately; the draws are averaged one by one."""
     draws = [ratio.draws for ratio in ratios]
     together = np.mean(draws, 0) if all(d.size for d in draws) else np.empty(0)
     return Ratio(float(np.mean([ratio.value for ratio in ratios])), together)
 
 
 def least_of(ratios: Sequence[Ratio]) -> Ratio:
-    """The smallest of some, with its own interval."""
+    """Return the smallest ratio, with its own interval."""
     return min(ratios, key=lambda ratio: ratio.value)
 
 
 def miss_share(samples: Samples, ring_s: float) -> float:
-    """How much of the time is misses × ring latency: 1 is what no client can exceed with so many misses."""
+    """Return misses × ring latency as a share of the time: no client can exceed 1 with so many misses."""
     return sum(s.rounds for s in samples) * ring_s / sum(s.seconds for s in samples)
 
 
 def summary(samples: Samples, ring_s: float) -> dict[str, Any]:
-    """What one strategy came to on one text."""
+    """Return the figures of one strategy on one text, for JSON."""
     whole = sum(s.seconds + s.first_token_s for s in samples)
     rounds = sum(s.rounds for s in samples)
-    told = [s.acceptance for s in samples if s.acceptance is not None]
+    acceptances = [s.acceptance for s in samples if s.acceptance is not None]
     return {
         "tokens_per_prompt": samples[0].tokens + 1,
         "tokens_per_second": spread([s.rate for s in samples]),
         "tokens_per_second_pooled": rate(samples),
         "tokens_per_traversal": sum(s.tokens for s in samples) / rounds if rounds else None,
         "nodes_per_traversal": sum(s.nodes for s in samples) / rounds if rounds else None,
-        "acceptance": float(np.mean(told)) if told else None,
+        "acceptance": float(np.mean(acceptances)) if acceptances else None,
         "first_token_ms": spread([1e3 * s.first_token_s for s in samples]),
         "miss_share": miss_share(samples, ring_s),
         "time_share": {name: sum(getattr(s, f"{name}_s") for s in samples) / whole for name in PARTS},
@@ -135,7 +140,7 @@ def summary(samples: Samples, ring_s: float) -> dict[str, Any]:
 
 
 def same_text(texts: Mapping[str, Sequence[int]]) -> bool:
-    """Whether each of some texts is the beginning of the longest."""
+    """Return whether each text is the beginning of the longest one."""
     longest = max(texts.values(), key=len, default=())
     return all(list(text) == list(longest[: len(text)]) for text in texts.values())
 

@@ -1,4 +1,4 @@
-"""What `swarm bench wan` compares: ways to spend a traversal, each the product's own loop with another policy."""
+"""The strategies that `swarm bench wan` compares: the product's own generation loop, each with another policy."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,8 @@ from treeswarm_client.generation.run import Run
 from treeswarm_client.planner.policy import LARGEST, AutoPolicy, PlannerMemory, TreePolicy
 
 SEED = 1
-# A session that has been going on for a while: connections, caches and τ are warm, and a planner knows its chain.
+# Measurements begin in a session that has lasted a while: connections, caches and τ are warm, and a planner knows its
+# chain.
 WARM_UP_TOKENS, LEARNER_WARM_UP_TOKENS = 8, 16
 
 MakePolicy = Callable[[Generation, PlannerMemory], TreePolicy]
@@ -30,23 +31,23 @@ class Strategy:
     """One way to decode."""
 
     name: str
-    says: str
-    room: int
-    """Nodes of its largest tree."""
+    description: str
+    max_nodes: int
+    """Number of nodes in its largest tree."""
     policy: MakePolicy
     draft: DraftOptions | Literal["own", "none"] = "own"
-    """How it drafts: as the user asked, not at all, or with the draft model alone, so."""
+    """How it drafts: as the user asked, not at all, or with the draft model alone under these options."""
     star: bool = False
-    """Every hop goes through the client."""
+    """Whether every hop goes through the client."""
     keeps_bonus: bool = True
-    plans: bool = False
-    """Its planner learns."""
+    learns: bool = False
+    """Whether its planner learns."""
     greedy_only: bool = False
     code_only: bool = False
 
     @property
-    def one_a_round(self) -> bool:
-        """It buys one token a traversal whatever the text: a few tokens tell its rate."""
+    def buys_one_token(self) -> bool:
+        """Whether it buys one token per traversal whatever the text is, so that a few tokens show its rate."""
         return self.draft == "none"
 
 
@@ -68,15 +69,15 @@ def _auto(*, overlaps: bool) -> MakePolicy:
 CHAIN = DraftOptions(chain=True)
 RAW_CHAIN = DraftOptions(chain=True, ranking="raw", shared_noise=False)
 STRATEGIES = (
-    Strategy("plain", "one token a traversal, node to node", 0, _fixed(0), draft="none"),
+    Strategy("plain", "one token per traversal, node to node", 0, _fixed(0), draft="none"),
     Strategy(
         "star",
-        "one token a traversal, every hop through the client (2H links, as Petals ships)",
+        "one token per traversal, every hop through the client (2H links, as Petals ships)",
         0,
         _fixed(0),
         draft="none",
         star=True,
-        greedy_only=True,  # what plain decoding takes depends neither on the text nor on the temperature
+        greedy_only=True,  # The time of plain decoding depends neither on the text nor on the temperature.
         code_only=True,
     ),
     Strategy(
@@ -93,38 +94,40 @@ STRATEGIES = (
     Strategy("tree-16", "trees of 16, one after another", 16, _fixed(16)),
     Strategy("tree-64", "trees of 64, one after another", 64, _fixed(64)),
     Strategy("tree-256", "trees of 256, one after another", 256, _fixed(256)),
-    Strategy("auto-sync", "planned trees, one after another", LARGEST, _auto(overlaps=False), plans=True),
+    Strategy("auto-sync", "planned trees, one after another", LARGEST, _auto(overlaps=False), learns=True),
     Strategy(
         "auto",
         "planned trees; drafting goes on while they travel, and further nodes follow them",
         LARGEST,
         _auto(overlaps=True),
-        plans=True,
+        learns=True,
     ),
 )
 
 
 @dataclass(eq=False)
 class WithoutBonus(Generation):
-    """What a loop gets that keeps only drafted tokens the target agrees with: the last of them is shipped again, and
-    the target's next token, known already, has to be guessed or bought anew.  Where no guess was right, the target's
-    own token is kept, or nothing would ever come of it."""
+    """A loop that keeps only drafted tokens that the target agrees with.
+
+    The last of them is shipped again, so the target's next token, although known, must be guessed or bought again.
+    Where no guess was right, the target's own token is kept: otherwise the text would never grow.
+    """
 
     async def send_and_walk(self, flight: RoundInFlight) -> tuple[Walk, float]:
-        found, first_s = await super().send_and_walk(flight)
-        return (found if flight.shipment.draft is None else without_bonus(flight.draft, found)), first_s
+        walk, first_s = await super().send_and_walk(flight)
+        return (walk if flight.shipment.draft is None else walk_without_bonus(flight.draft, walk)), first_s
 
 
-def without_bonus(draft: DraftTree, found: Walk) -> Walk:
-    """The walk, ended at its last drafted token."""
-    if not found.accepted:
-        return found
-    return Walk(found.accepted[:-1], int(draft.tokens[found.accepted[-1]]))
+def walk_without_bonus(draft: DraftTree, walk: Walk) -> Walk:
+    """Return the walk, ended at its last drafted token."""
+    if not walk.accepted:
+        return walk
+    return Walk(walk.accepted[:-1], int(draft.tokens[walk.accepted[-1]]))
 
 
 @dataclass(frozen=True, eq=False)
-class Around:
-    """A drafter around another one, which does all the work."""
+class WrappedDrafter:
+    """A drafter that passes every call on to another one."""
 
     inner: Drafter
 
@@ -147,10 +150,13 @@ class Around:
 
 
 @dataclass(frozen=True, eq=False)
-class Misled(Around):
-    """A drafter as sure of itself as ever whose guesses are wrong: trees of the very same shape and scores, with every
-    token half the vocabulary further.  Hits are left to chance, and told by the acceptance measured.  What was shipped
-    is what the target judged: true labels, of nodes that the inner drafter never had."""
+class MisledDrafter(WrappedDrafter):
+    """A drafter as sure of itself as ever whose guesses are wrong.
+
+    Its trees have the very same shape and scores, but every token is half the vocabulary further.  Hits are left to
+    chance, and show in the measured acceptance.  The inner drafter observes what was shipped, which the target judged:
+    true labels, of nodes that it never had.
+    """
 
     vocab_size: int
 
@@ -174,8 +180,10 @@ class Contestant:
 
     @classmethod
     def of(cls, strategy: Strategy, client: BenchClient, loaded: Drafter, *, misled: bool) -> "Contestant":
-        """`loaded` lends its weights; it has drafted nothing yet.  Raises BadRequest where the strategy needs a model
-        and it has none."""
+        """Make a contestant whose drafter uses the weights of `loaded`, which has drafted nothing yet.
+
+        Raises BadRequest if the strategy needs a draft model and `loaded` has none.
+        """
         drafter: Drafter = NoneDrafter()
         if isinstance(strategy.draft, DraftOptions):
             model = _model_in(loaded, strategy)
@@ -186,12 +194,12 @@ class Contestant:
             assert isinstance(loaded, CopyableDrafter)
             drafter = loaded.copy_for_new_generation()
         if misled and strategy.draft != "none":
-            drafter = Misled(drafter, client.target.vocab_size)
+            drafter = MisledDrafter(drafter, client.target.vocab_size)
         return cls(strategy, client, drafter, PlannerMemory())
 
     async def run(self, prompt: Sequence[int], *, tokens: int, temperature: float) -> Run:
-        """One whole generation that no stop token ends.  Raises what broke it."""
-        # The client's own from here on: what nodes answer depends on what its drafter wants to hear.
+        """Run one whole generation, which no stop token ends.  Raises the error that ended it."""
+        # The drafter becomes the client's own, because the content of the nodes' answers depends on what it observes.
         self.client.use_drafter(self.drafter)
         with self.client.adapted(self._adapted):
             return await self.client.generate(
@@ -199,13 +207,13 @@ class Contestant:
                 max_new_tokens=tokens,
                 temperature=temperature,
                 seed=SEED,
-                tree_size=self.strategy.room,
+                tree_size=self.strategy.max_nodes,
                 ignore_eos=True,
             )
 
     async def warm_up(self, prompt: Sequence[int], *, temperature: float) -> None:
-        """So that what is measured is not the first of its kind."""
-        tokens = LEARNER_WARM_UP_TOKENS if self.strategy.plans else WARM_UP_TOKENS
+        """Run a short generation, so that the measured ones are not the first of their kind."""
+        tokens = LEARNER_WARM_UP_TOKENS if self.strategy.learns else WARM_UP_TOKENS
         await self.run(prompt, tokens=tokens, temperature=temperature)
 
     def _adapted(self, usual: Generation) -> Generation:

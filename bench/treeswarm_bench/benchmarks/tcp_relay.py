@@ -1,4 +1,4 @@
-"""A TCP relay in front of a node, whose connections can be cut: what a home router does to a volunteer."""
+"""A TCP relay in front of a node whose connections can be cut, as a home router cuts those of a volunteer."""
 
 import asyncio
 import contextlib
@@ -8,20 +8,20 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 
 CHUNK = 1 << 16
-# Below what Linux, macOS and Windows take for outgoing connections: a node may come minutes later.
+# Below the ports that Linux, macOS and Windows assign to outgoing connections: a node may listen minutes later.
 LASTING_PORTS = range(20000, 32000)
 
 
 @dataclass(eq=False)
-class Cuttable:
-    """Strangers dial `port`, the node listens on `inner`, both on loopback."""
+class CuttableRelay:
+    """A relay on loopback: other programs connect to `port`, and the node listens on `inner`."""
 
     port: int
     inner: int
     _streams: set[asyncio.StreamWriter] = field(default_factory=set)
 
     async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, both ways, until either end is over."""
+        """Forward one connection in both directions until either end closes it."""
         try:
             inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self.inner)
         except OSError:
@@ -40,7 +40,10 @@ class Cuttable:
             self._streams -= ends
 
     def cut(self, dialled_from: Collection[int] | None = None) -> int:
-        """Break every connection there is, or those from these ports; returns how many.  New ones are welcome."""
+        """Break all connections, or those from the given ports, and return their number.
+
+        New connections are still accepted.
+        """
         streams = [s for s in self._streams if s.get_extra_info("sockname")[1] == self.port]
         cut = [s for s in streams if dialled_from is None or s.get_extra_info("peername")[1] in dialled_from]
         for stream in cut:
@@ -56,22 +59,25 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @contextlib.asynccontextmanager
-async def cuttable() -> AsyncIterator[Cuttable]:
-    """A relay to a port that nobody listens on yet."""
-    line = Cuttable(0, free_port())
-    server = await asyncio.start_server(line.relay, "127.0.0.1", 0)
-    line.port = server.sockets[0].getsockname()[1]
+async def cuttable_relay() -> AsyncIterator[CuttableRelay]:
+    """Run a relay to a port that no program listens on yet."""
+    relay = CuttableRelay(0, free_port())
+    server = await asyncio.start_server(relay.relay, "127.0.0.1", 0)
+    relay.port = server.sockets[0].getsockname()[1]
     try:
-        yield line
+        yield relay
     finally:
         server.close()
-        line.cut()
+        relay.cut()
 
 
 def free_port() -> int:
-    """One that nobody has at the moment, and that no system hands out by itself before a node listens on it."""
+    """Return a port of loopback that is free now, and that no system assigns by itself before a node listens on it.
+
+    Raises OSError if there is none.
+    """
     for port in random.sample(LASTING_PORTS, len(LASTING_PORTS)):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    raise OSError("no port is free on loopback")
+    raise OSError(f"no port from {LASTING_PORTS.start} to {LASTING_PORTS.stop - 1} is free on loopback")

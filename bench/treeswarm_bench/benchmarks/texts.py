@@ -1,7 +1,7 @@
 """Texts for benches and for training: this Python's own standard library, split by whole files.
 
-The split is a rule, not a list: a file is held out by the hash of its name, so every machine holds out the same
-files, and what the bundled models saw in training is never a prompt.
+A file is held out by the hash of its name.  So every machine holds out the same files, and what the bundled models saw
+in training is never a prompt.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 HELD_OUT_SHARE = 0.05
-# Tables of characters and fixtures teach a small model nothing but themselves.
+# Tables of characters and test fixtures teach a small model nothing about other texts.
 SKIPPED_FOLDERS = {
     "__pycache__",
     "encodings",
@@ -24,21 +24,21 @@ SKIPPED_FOLDERS = {
     "tests",
 }
 LARGEST_FILE = 200_000
-# A prompt that shows what kind of text it is, and leaves the rest of a file unseen.
+# A prompt of this length shows what kind of text it is, and leaves the rest of a file unseen.
 PROMPT_TOKENS = 128
 PROMPT_CHARACTERS = 1500
 
 
 class Encoder(Protocol):
-    """A client, or whatever else has the model's tokenizer."""
+    """A client, or another object that has the model's tokenizer."""
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids."""
+        """Return the token ids of a text."""
         ...
 
 
 def library_texts() -> dict[str, str]:
-    """Modules of the running Python by name."""
+    """Return the source of the running Python's modules, by path relative to the standard library."""
     root = Path(sysconfig.get_paths()["stdlib"])
     names = (path.relative_to(root) for path in sorted(root.rglob("*.py")))
     kept = (path for path in names if not SKIPPED_FOLDERS & set(path.parts))
@@ -47,12 +47,12 @@ def library_texts() -> dict[str, str]:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a text of this name is kept from training."""
+    """Return whether a text of this name is kept out of training."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 < HELD_OUT_SHARE
 
 
 def held_out_prompts(client: Encoder, count: int) -> list[list[int]]:
-    """`count` prompts of PROMPT_TOKENS tokens from held-out files, in turn from as many files as there are."""
+    """Return `count` prompts of PROMPT_TOKENS tokens, from each held-out file in turn."""
     texts = [text for name, text in library_texts().items() if is_held_out(name) and len(text) > PROMPT_CHARACTERS]
     prompts: list[list[int]] = []
     for start in range(0, LARGEST_FILE, PROMPT_CHARACTERS):
@@ -67,6 +67,6 @@ def held_out_prompts(client: Encoder, count: int) -> list[list[int]]:
 
 
 def repeated_4grams(tokens: Sequence[int]) -> float:
-    """The share of 4-grams that already occurred in the text: 0 for novel, towards 1 for a loop."""
+    """Return the share of 4-grams that already occurred in the text: 0 for a novel text, near 1 for a loop."""
     grams = list(zip(*(tokens[i:] for i in range(4)), strict=False))
     return 1.0 - len(set(grams)) / max(1, len(grams))

@@ -1,4 +1,4 @@
-"""What TLS costs: the same echo between two processes on loopback, plain and protected in turn."""
+"""`swarm bench tls`: what TLS costs, by echoes between two processes on loopback, plain and protected in turn."""
 
 import time
 from typing import Any
@@ -16,7 +16,7 @@ CONNECTS = 30
 
 
 async def bench_tls() -> dict[str, Any]:
-    """Round trips of one message up and the same one down, and the time until a first small one is back."""
+    """Measure round trips of one message up and the same one down, and the time until a first small one is back."""
     async with echo_process() as addresses:
         transports = {name: transport_of(name) for name in addresses}
         streams = {name: await transports[name].connect(addresses[name], StreamKind.LINK) for name in addresses}
@@ -27,18 +27,18 @@ async def bench_tls() -> dict[str, Any]:
     return {"bench": "tls", "echo_ms": rows, "connect_ms": connects, "provenance": machine_provenance()}
 
 
-def table(result: dict[str, Any]) -> Table:
-    """Medians, for people."""
-    made = Table(title="loopback, two processes: median ms", title_justify="left")
+def table_of(result: dict[str, Any]) -> Table:
+    """Return the medians as a table for a terminal."""
+    table = Table(title="loopback, two processes: median ms", title_justify="left")
     for column in ("", "plain", "TLS", "TLS and swarm key", "TLS / plain"):
-        made.add_column(column, justify="right" if column else "left")
+        table.add_column(column, justify="right" if column else "left")
     for row in result["echo_ms"]:
         medians = [f"{row[name]['median']:.2f}" for name in FORMS]
-        made.add_row(f"echo of {row['bytes'] >> 10} KiB", *medians, f"{row['ratio_tls_to_plain']['median']:.2f}")
+        table.add_row(f"echo of {row['bytes'] >> 10} KiB", *medians, f"{row['ratio_tls_to_plain']['median']:.2f}")
     for which in ("first", "next"):
         plain, tls, private = (result["connect_ms"][f"{name}, {which}"]["median"] for name in FORMS)
-        made.add_row(f"{which} connection", f"{plain:.2f}", f"{tls:.2f}", f"{private:.2f}", f"{tls / plain:.2f}")
-    return made
+        table.add_row(f"{which} connection", f"{plain:.2f}", f"{tls:.2f}", f"{private:.2f}", f"{tls / plain:.2f}")
+    return table
 
 
 async def _echo_row(size: int, streams: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ async def _echo_row(size: int, streams: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _connects(addresses: dict[str, str]) -> dict[str, Any]:
-    """`first` fetches the certificate, `next` knows it and opens one connection more."""
+    """Measure connections: `first` fetches the certificate; `next` has it and opens one more connection."""
     times: dict[str, list[float]] = {}
     for _ in range(CONNECTS):
         for name, address in addresses.items():

@@ -1,4 +1,4 @@
-"""The swarms that `swarm bench wan` measures on: three nodes and a client, over links of one shape.  Pure."""
+"""The swarms that `swarm bench wan` measures: three nodes and a client, over links of one shape.  Pure data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,31 +10,34 @@ SLOW_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Cell:
-    """What node processes and client are told."""
+    """Settings of the node processes and of the client."""
 
     name: str
     link: str
-    """One way; of everything that anybody sends."""
+    """Shape of one way of every link, as `--emulate-link` takes it."""
     slow: frozenset[int] = frozenset()
-    """Nodes whose owners lend a quarter of their device."""
+    """Indices of nodes whose owners lend a quarter of their device."""
     tokens_share: float = 1.0
-    """Of the tokens asked for: what is compared within a cell has the same number, and these would take longest."""
+    """Factor on the requested number of tokens.
+
+    Everything that is compared within a cell has the same number; it is lower in the cells that would take longest.
+    """
 
     @property
     def delay_s(self) -> float:
-        """One way."""
+        """Seconds that a link delays a message, one way."""
         return LinkShape.parse(self.link).delay_s
 
     def ring_s(self, hops: int) -> float:
-        """Seconds that a traversal spends in links at least: from the client through all nodes and back."""
+        """Return the least seconds that a traversal spends in links: from the client through all nodes and back."""
         return (hops + 1) * self.delay_s
 
     def star_s(self, hops: int) -> float:
-        """The same where everything between two nodes goes through the client."""
+        """Return the same where everything between two nodes goes through the client."""
         return 2 * hops * self.delay_s
 
     def node_flags(self, nodes: int) -> list[Sequence[str]]:
-        """Of each node."""
+        """Return the additional flags of each node."""
         return [("--device-share", str(SLOW_SHARE)) if i in self.slow else () for i in range(nodes)]
 
 

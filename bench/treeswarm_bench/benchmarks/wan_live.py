@@ -1,4 +1,7 @@
-"""Plain decoding against trees over links as they are, to nodes that run already; in a WAN lab, on hosts of its own."""
+"""`swarm bench wan --peers` and `--lab`: plain decoding against trees over real links, to nodes that run already.
+
+In a WAN lab, the client and every node have a host of their own.
+"""
 
 import asyncio
 import json
@@ -21,21 +24,24 @@ from treeswarm_client.generation.run import Run, TreeSize
 from treeswarm_client.generation.stats import TraversalTime
 from treeswarm_client.local_swarm import HostCommand, even_cuts, local_swarm
 
-# A swarm has one first generation; three of them show whether it was chance.
+# A swarm has one first generation; three of them show whether its figures were chance.
 COLD_STARTS = 3
 CONNECTS = 5
 CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 
 async def bench_peers(setup: BenchSetup, *, tree_size: TreeSize) -> dict[str, Any]:
-    """Against the nodes at `setup.peers`.  `first` is this client's first generation: on connections that nobody has
-    used yet, if the nodes are new as well; `later` ran on the same connections.  A long prompt warms them up: only
-    after a short one is the first tree sent cold."""
+    """Measure against the nodes at `setup.peers`.
+
+    `first` is this client's first generation: if the nodes are new as well, its connections have carried nothing yet.
+    `later` ran on the same connections.  A long prompt warms them up: only after a short one is the first tree sent
+    on cold connections.
+    """
     async with bench_swarm(setup) as bench:
         held_out = held_out_prompts(bench.client, setup.prompts + 1)
         *prompts, spare = (prompt[: setup.prompt_tokens] for prompt in held_out)
         first = await bench.run(spare, tree_size=tree_size)
-        # Trees before the plain run of each prompt: drafters learn from every text, and would know this one.
+        # For each prompt, trees go before plain decoding: drafters learn from every text, and would know this one.
         pairs = [
             (await bench.run(prompt, tree_size=tree_size), await bench.run(prompt, tree_size=0)) for prompt in prompts
         ]
@@ -55,13 +61,13 @@ async def bench_peers(setup: BenchSetup, *, tree_size: TreeSize) -> dict[str, An
 
 
 async def bench_in_lab(
-    which: str, setup: BenchSetup, *, link: LabLink, congestion: str | None, tree_size: TreeSize
+    bench: str, setup: BenchSetup, *, link: LabLink, congestion: str | None, tree_size: TreeSize
 ) -> dict[str, Any]:
-    """`swarm bench WHICH` with the client and every node on a host of its own, `link` between any two.
+    """Run `swarm bench BENCH` with the client and every node on a host of its own, and `link` between any two.
 
     Each start has a lab of its own, because the kernel remembers per host what a path could carry.
     """
-    starts = COLD_STARTS if which == "wan" else 1
+    starts = COLD_STARTS if bench == "wan" else 1
     names = [f"node{i}" for i in range(1, setup.nodes + 1)]
     spans = even_cuts(read_shape(resolve_model(setup.model)).blocks, setup.nodes)
     results = []
@@ -70,53 +76,55 @@ async def bench_in_lab(
             hosts = [HostCommand(tuple(lab.command(name)), f"{lab.host(name).address}:0") for name in names]
             async with local_swarm(setup.model, spans, dtype=setup.dtype, hosts=hosts) as swarm:
                 prompts = setup.prompts if start == starts - 1 else 1
-                told = replace(setup, peers=swarm.peers, prompts=prompts)
-                results.append(await _on_client(lab, which, told, tree_size))
-    firsts = {"first": [result["first"] for result in results]} if which == "wan" else {}
-    return {**results[-1], **firsts, "lab": _shaped(link, congestion)}
+                client_setup = replace(setup, peers=swarm.peers, prompts=prompts)
+                results.append(await _run_on_client(lab, bench, client_setup, tree_size))
+    firsts = {"first": [result["first"] for result in results]} if bench == "wan" else {}
+    return {**results[-1], **firsts, "lab": _lab_as_dict(link, congestion)}
 
 
-def _shaped(link: LabLink, congestion: str | None) -> dict[str, str]:
+def _lab_as_dict(link: LabLink, congestion: str | None) -> dict[str, str]:
     return {"link": str(link), "congestion": congestion or CONGESTION.read_text("ascii").strip()}
 
 
 async def connect_ms(address: str) -> float:
-    """Milliseconds a TCP connection takes, which is one round trip: the median of some.  Raises Unreachable."""
+    """Return the milliseconds of a TCP connection, which is one round trip, as the median of 5.  Raises Unreachable."""
     where, taken = Address.parse(address), []
     for _ in range(CONNECTS):
         start = time.perf_counter()
         try:
             _, writer = await asyncio.open_connection(where.host, where.port)
         except OSError as error:
-            raise Unreachable(f"nobody answers at {address}: {error}") from None
+            raise Unreachable(f"no node answers at {address}: {error}") from None
         taken.append(1e3 * (time.perf_counter() - start))
         writer.close()
     return statistics.median(taken)
 
 
 def _rounds(runs: Sequence[Run], tree_size: TreeSize) -> dict[str, Any]:
-    """What prefill, the first and the later rounds took; of rounds with a tree of one size only those that shipped it
-    whole."""
+    """Return the times of the prefill, of the first round and of later ones.
+
+    Of rounds with trees of one size, only those count that shipped a whole tree.
+    """
     prefill, first, later = [], [], []
     for run in runs:
-        trips = run.recorder.traversal_times
-        prefill += trips[:1]
-        first += trips[1:2]
-        later += trips[2:]
-    whole = [[t for t in trips if tree_size == "auto" or t.rows == tree_size + 1] for trips in (first, later)]
+        times = run.recorder.traversal_times
+        prefill += times[:1]
+        first += times[1:2]
+        later += times[2:]
+    whole = [[t for t in times if tree_size == "auto" or t.rows == tree_size + 1] for times in (first, later)]
     return {"prefill": _cost(prefill), "first_round": _cost(whole[0]), "later_rounds": _cost(whole[1])}
 
 
-def _cost(trips: Sequence[TraversalTime]) -> dict[str, Any]:
+def _cost(times: Sequence[TraversalTime]) -> dict[str, Any]:
     return {
-        "count": len(trips),
-        "ms": spread([1e3 * trip.seconds for trip in trips]),
-        "outside_torch_ms": spread([1e3 * (trip.seconds - trip.compute_s) for trip in trips]),
+        "count": len(times),
+        "ms": spread([1e3 * time.seconds for time in times]),
+        "outside_torch_ms": spread([1e3 * (time.seconds - time.compute_s) for time in times]),
     }
 
 
-async def _on_client(lab: Lab, which: str, setup: BenchSetup, tree_size: TreeSize) -> dict[str, Any]:
-    """This program again, on the host `client`."""
+async def _run_on_client(lab: Lab, bench: str, setup: BenchSetup, tree_size: TreeSize) -> dict[str, Any]:
+    """Run this program again on the host `client`.  Raises SwarmError with its last line if it fails."""
     flags = {
         "--peers": setup.peers,
         "--model": setup.model,
@@ -128,13 +136,13 @@ async def _on_client(lab: Lab, which: str, setup: BenchSetup, tree_size: TreeSiz
     if setup.prompt_tokens:
         flags["--prompt-tokens"] = setup.prompt_tokens
     words = [str(word) for flag in flags.items() for word in flag]
-    command = lab.command("client", sys.executable, "-m", "treeswarm_client.cli.main", "bench", which, "--json", *words)
+    command = lab.command("client", sys.executable, "-m", "treeswarm_client.cli.main", "bench", bench, "--json", *words)
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    said, complained = await process.communicate()
+    output, errors = await process.communicate()
     if process.returncode:
-        lines = complained.decode(errors="replace").strip().splitlines() or ["it ended without a word"]
+        lines = errors.decode(errors="replace").strip().splitlines() or ["it printed no error"]
         raise SwarmError(f"the bench's client in the lab failed: {lines[-1].removeprefix('swarm: ')}")
-    result: dict[str, Any] = json.loads(said)
+    result: dict[str, Any] = json.loads(output)
     return result

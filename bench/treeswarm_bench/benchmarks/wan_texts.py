@@ -10,12 +10,12 @@ from treeswarm_bench.benchmarks.texts import PROMPT_TOKENS, held_out_prompts
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.reference import stock_greedy
 
-# A copying text: so many tokens of a held-out file and so many more as the target goes on, both twice; the second time
-# it stops a little into what the target wrote itself.
+# A copying text is PASSAGE tokens of a held-out file and CONTINUED more as the target continues them, both twice; the
+# second time it stops STARTED tokens into what the target wrote itself.
 PASSAGE, CONTINUED, STARTED = 96, 64, 8
 # A prompt counts as copying when the target repeats so many tokens of its first continuation.
 COPIED = 24
-# Held-out beginnings looked at for each that copies: with the bundled target every second one does.
+# Number of held-out beginnings tried for each prompt that copies: with the bundled target every second one does.
 TRIED = 4
 
 
@@ -24,23 +24,30 @@ class Corpus:
     """Prompts of one kind."""
 
     name: str
-    says: str
+    description: str
     prompts: list[list[int]]
     misled: bool = False
-    """Drafters draft something else than they would."""
+    """Whether drafters draft other tokens than they would."""
     tokens_share: float = 1.0
-    """Of the tokens asked for: more where trees pay, since their rate shows over some rounds; fewer where each token
-    costs a traversal."""
+    """Factor on the requested number of tokens.
+
+    It is higher where trees pay, since their rate shows over some rounds, and lower where each token costs a traversal.
+    """
     facts: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"says": self.says, "prompts": len(self.prompts), "tokens_share": self.tokens_share, **self.facts}
+        """Return the description and the figures, for JSON."""
+        return {
+            "says": self.description,
+            "prompts": len(self.prompts),
+            "tokens_share": self.tokens_share,
+            **self.facts,
+        }
 
 
 @dataclass(frozen=True)
-class Source:
-    """What corpora are made of."""
+class TextSource:
+    """What corpora are made with: a tokenizer, the target, and the number of prompts."""
 
     client: SwarmClient
     model: Path
@@ -48,30 +55,30 @@ class Source:
     count: int
 
 
-async def _code(source: Source) -> Corpus:
+async def _code(source: TextSource) -> Corpus:
     prompts = held_out_prompts(source.client, source.count)
     return Corpus("code", "Python that neither model saw in training", prompts, tokens_share=2.0)
 
 
-async def _prose(source: Source) -> Corpus:
+async def _prose(source: TextSource) -> Corpus:
     passages = [source.client.encode(passage) for passage in prose_passages()]
     windows = [passage[start : start + PROMPT_TOKENS] for start in (0, PROMPT_TOKENS) for passage in passages]
     prompts = [window for window in windows if window][: source.count]
-    says = "English, which the bundled models hardly know: what the target makes of it turns into code again soon"
-    return Corpus("prose", says, prompts)
+    description = "English, which the bundled models hardly know: the target soon turns it into code again"
+    return Corpus("prose", description, prompts)
 
 
-async def _copying(source: Source) -> Corpus:
-    # Others than those of `code`: drafters remember.
+async def _copying(source: TextSource) -> Corpus:
+    # Other prompts than those of `code`, because drafters remember texts.
     held_out = held_out_prompts(source.client, (1 + TRIED) * source.count)[source.count :]
     beginnings = [prompt[:PASSAGE] for prompt in held_out]
     written = (await stock_greedy(source.model, beginnings, CONTINUED, source.dtype)).token_ids
-    prompts = [twice(start, more) for start, more in zip(beginnings, written, strict=True)]
+    prompts = [write_twice(start, more) for start, more in zip(beginnings, written, strict=True)]
     again = (await stock_greedy(source.model, prompts, CONTINUED - STARTED, source.dtype)).token_ids
-    copied = [common(text, more[STARTED:]) for text, more in zip(again, written, strict=True)]
-    # The first that copy; if there are too few, those that copy most.
+    copied = [shared_tokens(text, more[STARTED:]) for text, more in zip(again, written, strict=True)]
+    # The first prompts that copy; if there are too few, those that copy most.
     order = sorted(range(len(prompts)), key=lambda i: (-min(copied[i], COPIED), i))[: source.count]
-    says = (
+    description = (
         f"{PASSAGE} tokens of held-out Python and {CONTINUED} more in the target's own words, twice, the second time "
         f"cut {STARTED} tokens into those: under greedy the target repeats itself"
     )
@@ -80,18 +87,18 @@ async def _copying(source: Source) -> Corpus:
         "of": CONTINUED - STARTED,
         "beginnings_tried": len(prompts),
     }
-    return Corpus("copying", says, [prompts[i] for i in order], facts=facts)
+    return Corpus("copying", description, [prompts[i] for i in order], facts=facts)
 
 
-async def _zero(source: Source) -> Corpus:
-    says = (
+async def _zero(source: TextSource) -> Corpus:
+    description = (
         "the prompts of `code`; drafters ship the trees they would, with other tokens in them (half the vocabulary on)"
     )
     prompts = held_out_prompts(source.client, source.count)
-    return Corpus("zero", says, prompts, misled=True)
+    return Corpus("zero", description, prompts, misled=True)
 
 
-MAKERS: dict[str, Callable[[Source], Awaitable[Corpus]]] = {
+MAKERS: dict[str, Callable[[TextSource], Awaitable[Corpus]]] = {
     "code": _code,
     "prose": _prose,
     "copying": _copying,
@@ -99,27 +106,27 @@ MAKERS: dict[str, Callable[[Source], Awaitable[Corpus]]] = {
 }
 
 
-async def corpora(source: Source, names: Sequence[str]) -> list[Corpus]:
-    """Those asked for.  Raises ModelError where the target cannot be asked what it copies."""
+async def make_corpora(source: TextSource, names: Sequence[str]) -> list[Corpus]:
+    """Make the corpora of these names.  Raises ModelError if the target cannot be run to find what it copies."""
     return [await MAKERS[name](source) for name in names]
 
 
-def spare_prompt(source: Source) -> list[int]:
-    """Held out, and in no corpus."""
+def spare_prompt(source: TextSource) -> list[int]:
+    """Return a held-out prompt that is in no corpus."""
     return held_out_prompts(source.client, (1 + TRIED) * source.count + 1)[-1]
 
 
 def prose_passages() -> list[str]:
-    """Each in one line."""
+    """Return the passages of English, each in one line."""
     text = files("treeswarm_bench.benchmarks").joinpath("prose.txt").read_text("utf-8")
     return [passage.replace("\n", " ").strip() for passage in text.split("\n\n")]
 
 
-def twice(start: Sequence[int], more: Sequence[int]) -> list[int]:
-    """A passage and how it went on, then again up to the beginning of how it went on."""
+def write_twice(start: Sequence[int], more: Sequence[int]) -> list[int]:
+    """Return a passage and its continuation, then the passage and STARTED tokens of its continuation again."""
     return [*start, *more, *start, *more[:STARTED]]
 
 
-def common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first tokens two texts share."""
+def shared_tokens(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many first tokens two texts share."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -67,7 +67,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Widened:
+class WidenedModel:
     """A model directory, and what it came to."""
 
     of: str
@@ -80,7 +80,7 @@ class Widened:
 
 
 @contextlib.contextmanager
-def widened_model(model: str, times: int) -> Iterator[Widened]:
+def widened_model(model: str, times: int) -> Iterator[WidenedModel]:
     """`model` (directory, bundled name, hub id) with `times` as many neurons, in a folder that is removed on leaving.
 
     Raises BadRequest for less than one time, ModelError, UnsupportedModel for feed-forwards of another shape.
@@ -92,7 +92,7 @@ def widened_model(model: str, times: int) -> Iterator[Widened]:
             block_weights = widen(source, folder, times)
         except OSError as error:
             raise ModelError(f"'{model}' cannot be widened into {folder} ({error.strerror}): free some room") from None
-        yield Widened(model, times, folder, (folder / SINGLE).stat().st_size, block_weights)
+        yield WidenedModel(model, times, folder, (folder / SINGLE).stat().st_size, block_weights)
 
 
 def widen(source: Path, folder: Path, times: int) -> int:

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
-from treeswarm_bench.benchmarks.rejection import ROOT, Probs, SampledTree, Trial, draw, odds, walk_by_rejection, without
+from treeswarm_bench.benchmarks.rejection import (
+    ROOT,
+    Probs,
+    SampledTree,
+    Trial,
+    child_odds,
+    draw_token,
+    walk_by_rejection,
+    without_token,
+)
 from treeswarm_bench.benchmarks.sampled_trees import BestFirstShape, Shape, StaticShape
 
 VOCAB = 4
@@ -32,7 +41,7 @@ def test_one_nodes_token_is_the_targets_by_counting_every_way_its_children_can_b
     came = np.zeros(VOCAB)
     offered = np.flatnonzero(draft_probs).tolist()
     for drawn in permutations(offered, min(children, len(offered))):
-        found = odds(target_probs, draft_probs, drawn)
+        found = child_odds(target_probs, draft_probs, drawn)
         here = float(np.prod(found.draft_probs))
         for token, chance in zip(drawn, found.accepted, strict=True):
             came[token] += here * chance
@@ -47,10 +56,10 @@ def test_what_is_drawn_has_a_probability_and_is_not_drawn_again(of: list[int], s
     left: Probs | None = normalised(of)
     drawn = []
     while left is not None:
-        token = draw(left, random)
+        token = draw_token(left, random)
         assert left[token] > 0.0
         drawn.append(token)
-        left = without(left, token)
+        left = without_token(left, token)
     assert sorted(drawn) == np.flatnonzero(of).tolist()
 
 
@@ -110,7 +119,7 @@ def first_two(toy: Toy, shape: Shape | None, size: int, random: np.random.Genera
             tree = shape.grow(size, toy.probs(text)[1], toy.expand_below(text), random)
         walk, trials = walk_by_rejection(tree, target_probs(toy, text, tree), random)
         text += (*tree.tokens[list(walk.accepted)].tolist(), walk.bonus)
-        shape = shape and shape.learned(trials)
+        shape = shape and shape.updated(trials)
     return (text[0], text[1]), shape
 
 
@@ -155,20 +164,20 @@ def test_a_tree_is_as_large_as_asked_for_and_its_siblings_differ(shape: Shape, s
 
 
 def test_a_static_shape_grows_wide_where_first_children_fail_and_deep_where_they_do_not() -> None:
-    trusting = StaticShape().learned([Trial(0, 0.5, accepted=True)] * 500)
-    doubting = StaticShape().learned([Trial(0, 0.5, accepted=False)] * 50 + [Trial(1, 0.5, accepted=True)] * 50)
-    assert trusting.planned(6).tolist() == [-1, 0, 1, 2, 3, 4]
-    assert doubting.planned(4).tolist()[:2] == [-1, -1]
+    trusting = StaticShape().updated([Trial(0, 0.5, accepted=True)] * 500)
+    doubting = StaticShape().updated([Trial(0, 0.5, accepted=False)] * 50 + [Trial(1, 0.5, accepted=True)] * 50)
+    assert trusting.plan_parents(6).tolist() == [-1, 0, 1, 2, 3, 4]
+    assert doubting.plan_parents(4).tolist()[:2] == [-1, -1]
 
 
 def test_best_first_draws_on_where_the_draft_is_sure() -> None:
     """One draft distribution is sure and one is flat; figures say that a sure draft is right."""
     sure, flat = normalised([97, 1, 1, 1]), normalised([1, 1, 1, 1])
-    learned = BestFirstShape().learned([Trial(0, 0.97, accepted=True)] * 200 + [Trial(0, 0.25, accepted=False)] * 200)
+    updated = BestFirstShape().updated([Trial(0, 0.97, accepted=True)] * 200 + [Trial(0, 0.25, accepted=False)] * 200)
 
     def expand(nodes: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float64]:
         return np.stack([sure if token == 0 else flat for token in tokens])
 
-    tree = learned.grow(8, sure, expand, np.random.default_rng(0))
+    tree = updated.grow(8, sure, expand, np.random.default_rng(0))
     chain = [node for node, token in enumerate(tree.tokens.tolist()) if token == 0]
     assert len(chain) >= 6

@@ -12,7 +12,15 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_bench.benchmarks.common import BenchSetup
 from treeswarm_bench.benchmarks.rejection import ROOT
 from treeswarm_bench.benchmarks.sampled_trees import BestFirstShape, Shape, StaticShape
-from treeswarm_bench.benchmarks.sampling import SEED, Ours, Rejection, Text, bench_sampling, generate, over
+from treeswarm_bench.benchmarks.sampling import (
+    SEED,
+    ArgmaxRule,
+    GeneratedText,
+    RejectionRule,
+    bench_sampling,
+    generate,
+    ratio_of,
+)
 from treeswarm_bench.benchmarks.tree_model import CachedModel
 from treeswarm_client.drafters.model import DraftOptions
 
@@ -23,7 +31,7 @@ TEMPERATURE, SAMPLE = 0.8, 3
 @pytest.mark.parametrize("shared", [True, False])
 def test_our_texts_are_the_targets_argmax_with_noise(shared: bool) -> None:
     model = tiny_model()
-    rule = Ours(drafter_of(tiny_model(num_hidden_layers=1), DraftOptions(shared_noise=shared)))
+    rule = ArgmaxRule(drafter_of(tiny_model(num_hidden_layers=1), DraftOptions(shared_noise=shared)))
     rule.begin(PROMPT, TEMPERATURE, SAMPLE)
     text = generate(CachedModel.of(copy.deepcopy(model)), rule, PROMPT, 12, 20)
     settings = SamplingSettings(temperature=TEMPERATURE, seed=SEED, sample=SAMPLE)
@@ -37,12 +45,12 @@ def test_our_texts_are_the_targets_argmax_with_noise(shared: bool) -> None:
 def test_a_draft_that_is_the_target_is_never_rejected(shape: Shape) -> None:
     """Were a row, a position or a mask of either cache wrong, the two would differ."""
     model = tiny_model()
-    rule = Rejection(CachedModel.of(copy.deepcopy(model)), shape)
+    rule = RejectionRule(CachedModel.of(copy.deepcopy(model)), shape)
     rule.begin(PROMPT, TEMPERATURE, SAMPLE)
     target = CachedModel.of(copy.deepcopy(model))
     text = generate(target, rule, PROMPT, 6, 30)
-    learned = rule.shape.accepted[0] / rule.shape.tried[0]  # type: ignore[attr-defined]
-    assert np.max(learned) > np.max(shape.accepted[0] / shape.tried[0])  # type: ignore[attr-defined]
+    updated = rule.shape.accepted[0] / rule.shape.tried[0]  # type: ignore[attr-defined]
+    assert np.max(updated) > np.max(shape.accepted[0] / shape.tried[0])  # type: ignore[attr-defined]
     rejected = (rule.shape.tried - shape.tried) - (rule.shape.accepted - shape.accepted)  # type: ignore[attr-defined]
     assert rejected.sum() == pytest.approx(0.0)
     assert text.per_round > 2.0
@@ -63,10 +71,10 @@ def test_a_tree_reads_as_its_paths_do_alone() -> None:
 
 
 def test_ratios_pair_prompts() -> None:
-    theirs = [Text([0] * 10, 10), Text([0] * 30, 10)]
-    ours = [Text([0] * 20, 10), Text([0] * 60, 10)]
-    assert over(ours, theirs).as_dict() == {"value": 2.0, "low": 2.0, "high": 2.0}
-    assert over(ours[:1], theirs[:1]).as_dict() == {"value": 2.0, "low": None, "high": None}
+    theirs = [GeneratedText([0] * 10, 10), GeneratedText([0] * 30, 10)]
+    ours = [GeneratedText([0] * 20, 10), GeneratedText([0] * 60, 10)]
+    assert ratio_of(ours, theirs).as_dict() == {"value": 2.0, "low": 2.0, "high": 2.0}
+    assert ratio_of(ours[:1], theirs[:1]).as_dict() == {"value": 2.0, "low": None, "high": None}
 
 
 async def test_greedy_text_is_refused() -> None:

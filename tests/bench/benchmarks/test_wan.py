@@ -26,11 +26,11 @@ from treeswarm_bench.benchmarks.statistics import (
     same_text,
     summary,
 )
-from treeswarm_bench.benchmarks.strategies import STRATEGIES, Misled, without_bonus
+from treeswarm_bench.benchmarks.strategies import STRATEGIES, MisledDrafter, walk_without_bonus
 from treeswarm_bench.benchmarks.wan_cells import CELLS, Cell
 from treeswarm_bench.benchmarks.wan_matrix import MatrixPlan, MatrixProgress
-from treeswarm_bench.benchmarks.wan_targets import FIXED, Measured, Place, checks
-from treeswarm_bench.benchmarks.wan_texts import STARTED, common, prose_passages, twice
+from treeswarm_bench.benchmarks.wan_targets import FIXED, MatrixCase, SamplesByCase, check_goals
+from treeswarm_bench.benchmarks.wan_texts import STARTED, prose_passages, shared_tokens, write_twice
 from treeswarm_bench.cli import add_command
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verification
 
@@ -100,7 +100,7 @@ def test_texts_are_the_same_as_far_as_they_go() -> None:
     assert not same_text({"plain": [1, 9], "auto": [1, 2, 3]})
 
 
-# ---------------------------------------------------------------- checks
+# ---------------------------------------------------------------- check_goals
 
 
 def field(rates: dict[str, float]) -> dict[str, list[Sample]]:
@@ -109,13 +109,13 @@ def field(rates: dict[str, float]) -> dict[str, list[Sample]]:
 
 
 def test_checks_are_computed_from_what_was_measured() -> None:
-    measured: Measured = {
-        Place("25ms", "code", 0.0): field(
+    measured: SamplesByCase = {
+        MatrixCase("25ms", "code", 0.0): field(
             {"auto": 48.0, "auto-sync": 40.0, "plain": 8.0, "star": 6.0, "tree-64": 50.0}
         ),
-        Place("25ms", "code", 1.0): field({"auto": 24.0, "plain": 8.0}),
+        MatrixCase("25ms", "code", 1.0): field({"auto": 24.0, "plain": 8.0}),
     }
-    found = checks(measured, RING_S)
+    found = check_goals(measured, RING_S)
     by_name = {check["name"]: check for check in found["checks"]}
     best = by_name["auto / best fixed setting, least of all places"]
     assert best["value"] == pytest.approx(0.96)
@@ -133,7 +133,7 @@ def test_checks_are_computed_from_what_was_measured() -> None:
 
 
 def test_nothing_measured_is_nothing_met() -> None:
-    found = checks({}, {})
+    found = check_goals({}, {})
     assert found["checks"] == []
     assert len(found["not_measured"]) == len(set(found["not_measured"])) > len(FIXED)
 
@@ -156,8 +156,8 @@ def test_cells_are_as_they_say() -> None:
 def test_plain_is_always_there() -> None:
     plan = MatrixPlan.of(["1ms"], ["prose"], [1.0], ["auto", "star", "auto"])
     assert [strategy.name for strategy in plan.strategies] == ["plain", "auto", "star"]
-    assert [strategy.name for strategy in plan.there("prose", 1.0)] == ["plain", "auto"]
-    assert [strategy.name for strategy in plan.there("code", 0.0)] == ["plain", "auto", "star"]
+    assert [strategy.name for strategy in plan.strategies_for("prose", 1.0)] == ["plain", "auto"]
+    assert [strategy.name for strategy in plan.strategies_for("code", 0.0)] == ["plain", "auto", "star"]
 
 
 @pytest.mark.parametrize("wrong", [{"cells": ["2ms"]}, {"texts": ["verse"]}, {"strategies": ["oracle"]}])
@@ -173,7 +173,7 @@ def test_progress_ends_at_everything() -> None:
     for cell in plan.cells:
         for text in plan.texts:
             for temperature in plan.temperatures:
-                progress.done(Place(cell.name, text, temperature))
+                progress.finish(MatrixCase(cell.name, text, temperature))
     assert len(said) == 8
     assert said[-1].startswith("100%")
     assert "0.0 left" in said[-1]
@@ -181,10 +181,10 @@ def test_progress_ends_at_everything() -> None:
 
 def test_a_copying_text_is_the_same_twice() -> None:
     start, more = [1, 2, 3], list(range(10, 30))
-    made = twice(start, more)
+    made = write_twice(start, more)
     assert made == [*start, *more, *start, *more[:STARTED]]
-    assert common(more, [*more[:5], 99]) == 5
-    assert common([], more) == 0
+    assert shared_tokens(more, [*more[:5], 99]) == 5
+    assert shared_tokens([], more) == 0
 
 
 def test_there_is_prose() -> None:
@@ -207,7 +207,7 @@ def test_without_its_bonus_a_walk_is_as_long_as_its_hits_and_never_stands_still(
     answers = np.array(data.draw(st.lists(st.integers(0, 9), min_size=len(tokens) + 1, max_size=len(tokens) + 1)))
     draft = chain(tokens)
     whole = walk(draft.parents, draft.tokens, answers)
-    found = without_bonus(draft, whole)
+    found = walk_without_bonus(draft, whole)
     kept = [*(tokens[node] for node in found.accepted), found.bonus]
     assert len(kept) == max(1, len(whole.accepted))
     assert kept == answers[: len(kept)].tolist()
@@ -235,7 +235,7 @@ class Confident:
 
 def test_a_misled_drafter_draws_the_same_tree_of_other_tokens() -> None:
     inner = Confident()
-    misled = Misled(inner, 10)
+    misled = MisledDrafter(inner, 10)
     misled.begin([1, 2], SamplingSettings())
     tree, plain = misled.propose(3, 3), inner.propose(3, 3)
     assert tree.tokens.tolist() == [8, 2, 0]

@@ -114,7 +114,7 @@ def test_other_dtypes_and_fewer_neurons_than_none_are_refused(tmp_path: Path) ->
 def test_the_copy_goes_with_the_bench_and_a_full_disk_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with widened_model("demo", 2) as wide:
         assert wide.folder.is_dir()
-        told = BenchSetup(model=str(wide.folder), widened=wide).told_model()
+        told = BenchSetup(model=str(wide.folder), widened=wide).model_provenance()
     assert not wide.folder.exists()
     per_block = 2 * 256 * 256 + 2 * 128 * 256 + 3 * 256 * 2 * 576 + 2 * 256
     assert told == {"model": "demo", "widen": 2, "block_weights_mib": 8 * per_block * 4 / 2**20}
@@ -163,7 +163,7 @@ def test_the_flag_makes_the_bench_measure_a_wider_model(
 def test_without_the_flag_nothing_is_widened(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "batch").told_model() == {"model": "demo"}
+    assert run(monkeypatch, "batch").model_provenance() == {"model": "demo"}
     assert capsys.readouterr().err == ""
 
 

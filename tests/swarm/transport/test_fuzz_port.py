@@ -18,8 +18,8 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import StreamKind
 from treeswarm.transport.tls import Security
 from treeswarm.wire.codec import decode_control_up, decode_link_up
-from treeswarm_bench.benchmarks.fuzz import assault, knock
-from treeswarm_bench.benchmarks.hostile import hostile_messages, hostile_openings
+from treeswarm_bench.benchmarks.fuzz import open_bad_connections, send_hostile_messages
+from treeswarm_bench.benchmarks.hostile import hostile_first_bytes, hostile_messages
 from treeswarm_client.discovery.describe import describe
 from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.engine import Engine
@@ -63,7 +63,7 @@ async def test_node_survives_hostile_messages(span: Span) -> None:
     async with toy_node(span) as (address, node, transport):
         client = GrpcTransport(security=Security())
         description = await describe(client, address)
-        toll = await assault(address, Security(), description, messages=MESSAGES, seed=span.start)
+        toll = await send_hostile_messages(address, Security(), description, messages=MESSAGES, seed=span.start)
         assert toll.sent.total() == MESSAGES
         assert toll.unanswered == 0
         assert toll.refused["malformed"] > 0
@@ -78,7 +78,7 @@ async def test_node_survives_hostile_messages(span: Span) -> None:
 
 async def test_node_survives_bytes_that_are_not_grpc(capfd: pytest.CaptureFixture[str]) -> None:
     async with toy_node(Span(0, 2)) as (address, _, _):
-        await knock(address, times=40)
+        await open_bad_connections(address, times=40)
         client = GrpcTransport(security=Security())
         assert (await describe(client, address)).span == Span(0, 2)
         await client.close()
@@ -101,4 +101,4 @@ def test_hostile_messages_are_seeded_and_partly_valid() -> None:
 
 
 def test_hostile_openings_are_determined_by_the_seed() -> None:
-    assert list(islice(hostile_openings(1, "/x"), 50)) == list(islice(hostile_openings(1, "/x"), 50))
+    assert list(islice(hostile_first_bytes(1, "/x"), 50)) == list(islice(hostile_first_bytes(1, "/x"), 50))
