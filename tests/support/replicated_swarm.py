@@ -167,6 +167,7 @@ class DisturbedRun:
         No other node was dropped, except for one that a busy machine stalled for too long.
         """
         lost = {hop.address.partition("#")[0]: words for repair in self.chain.repairs for hop, words in repair.lost}
+        assert self.target.address in lost, self.chain.repairs
         assert reason in lost.pop(self.target.address), lost
         assert all(SILENT in words for words in lost.values()), lost
         assert self.target.address not in self.final_addresses
