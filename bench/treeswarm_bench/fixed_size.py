@@ -1,4 +1,4 @@
-"""A tree policy for comparisons: all trees have one size, whatever they cost."""
+"""A tree policy for comparisons: every tree has the same size, whatever it costs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from treeswarm_client.planner.policy import AHEAD, Round
 
 @dataclass(frozen=True)
 class FixedSizePolicy:
-    """Ships trees of one size and learns nothing; drafting in flight only saves time in the next round."""
+    """Ships trees of one size and learns nothing.  Drafting in flight only saves time in the next round."""
 
     size: int
     """Number of nodes of every tree."""
@@ -40,4 +40,4 @@ class FixedSizePolicy:
         return shipped
 
     def learn(self, flown: Round) -> None:
-        """Do nothing: the size does not depend on what came of a round."""
+        """Do nothing: the size does not depend on the outcome of a round."""

@@ -1,1 +1,1 @@
-"""A swarm of thousands of nodes in virtual time, deciding with the very code that real nodes and clients use."""
+"""Simulates a swarm of thousands of nodes in virtual time with the decision code of real nodes and clients."""

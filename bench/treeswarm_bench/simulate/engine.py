@@ -1,4 +1,4 @@
-"""One simulation from beginning to end."""
+"""Runs one simulation from beginning to end."""
 
 import time
 from collections.abc import Callable
@@ -9,27 +9,30 @@ import numpy as np
 from treeswarm.topology.coordinates import as_points, distances
 from treeswarm_bench.simulate import config
 from treeswarm_bench.simulate.agenda import Agenda
-from treeswarm_bench.simulate.clients import Clients
-from treeswarm_bench.simulate.config import Settings
+from treeswarm_bench.simulate.clients import SimulatedClients
+from treeswarm_bench.simulate.config import SimulationSettings
 from treeswarm_bench.simulate.hosts import draw_hosts
 from treeswarm_bench.simulate.meter import MeterSample, SimulationMeter
-from treeswarm_bench.simulate.nodes import Nodes
+from treeswarm_bench.simulate.nodes import SimulatedNodes
 from treeswarm_bench.simulate.registry import ABSENT, SimulatedRegistry
-from treeswarm_bench.simulate.report import Report, make_report
+from treeswarm_bench.simulate.report import SimulationReport, make_report
 
 
-def simulate(settings: Settings, progress: Callable[[float], None] = lambda _: None) -> Report:
-    """Let a swarm live for `settings.hours`; the same settings give the same report, but for `cost`.  `progress` hears
-    now and then how many of those hours are done."""
+def simulate(settings: SimulationSettings, progress: Callable[[float], None] = lambda _: None) -> SimulationReport:
+    """Simulate a swarm for `settings.hours`.
+
+    The same settings give the same report, apart from `cost`.  `progress` is called now and then with the number of
+    hours done.
+    """
     began = time.process_time()
     random = np.random.default_rng(settings.seed)
     replaced = int(random.poisson(settings.nodes * settings.churn * settings.hours))
     hosts = draw_hosts(settings.nodes + replaced + settings.flash_crowd, settings.blocks, random)
     agenda, meter = Agenda(), SimulationMeter(settings.blocks)
     registry = SimulatedRegistry(hosts, agenda, random)
-    nodes = Nodes(settings, hosts, agenda, registry, meter, random)
+    nodes = SimulatedNodes(settings, hosts, agenda, registry, meter, random)
     nodes.grow(settings.nodes)
-    clients = Clients(settings, agenda, nodes, random)
+    clients = SimulatedClients(settings, agenda, nodes, random)
     clients.begin()
     _plan_arrivals(settings, replaced, agenda, nodes, random)
     _repeat(agenda, config.POLL_S, registry.poll)
@@ -47,9 +50,9 @@ def simulate(settings: Settings, progress: Callable[[float], None] = lambda _: N
 
 
 def _plan_arrivals(
-    settings: Settings, replaced: int, agenda: Agenda, nodes: Nodes, random: np.random.Generator
+    settings: SimulationSettings, replaced: int, agenda: Agenda, nodes: SimulatedNodes, random: np.random.Generator
 ) -> None:
-    """Nodes arrive in the order of their index; a replacement comes as another node goes."""
+    """Plan when nodes arrive, in the order of their index.  A replacement arrives as another node leaves."""
     replacements = random.uniform(0, settings.seconds, replaced)
     crowd = settings.seconds / 4 + random.uniform(0, 60, settings.flash_crowd)
     arrivals = sorted([(at, True) for at in replacements.tolist()] + [(at, False) for at in crowd.tolist()])
@@ -57,21 +60,21 @@ def _plan_arrivals(
         agenda.after(at, partial(_arrive, nodes, settings.nodes + number, replaces))
 
 
-def _arrive(nodes: Nodes, node: int, replaces: bool) -> None:
+def _arrive(nodes: SimulatedNodes, node: int, replaces: bool) -> None:
     if replaces:
         nodes.leave_one()
     nodes.arrive(node)
 
 
 def _repeat(agenda: Agenda, seconds: float, action: Callable[[], None]) -> None:
-    def again() -> None:
+    def run_and_plan_next() -> None:
         action()
-        agenda.after(seconds, again)
+        agenda.after(seconds, run_and_plan_next)
 
-    agenda.after(seconds, again)
+    agenda.after(seconds, run_and_plan_next)
 
 
-def _sample(agenda: Agenda, meter: SimulationMeter, nodes: Nodes, clients: Clients) -> None:
+def _sample(agenda: Agenda, meter: SimulationMeter, nodes: SimulatedNodes, clients: SimulatedClients) -> None:
     counts = clients.counts
     requests, failed = counts["requests"] - counts["sampled"], counts["failed_first"] - counts["sampled_failed"]
     counts["sampled"], counts["sampled_failed"] = counts["requests"], counts["failed_first"]
@@ -79,8 +82,8 @@ def _sample(agenda: Agenda, meter: SimulationMeter, nodes: Nodes, clients: Clien
     meter.samples.append(MeterSample(agenda.now / 3600, meter.weakest, meter.best, meter.online, nodes.moves, share))
 
 
-def _coordinate_error(nodes: Nodes, random: np.random.Generator) -> float:
-    """Median relative error of predicted round trips between living nodes."""
+def _coordinate_error(nodes: SimulatedNodes, random: np.random.Generator) -> float:
+    """Return the median relative error of predicted round trips between living nodes."""
     alive = np.flatnonzero(nodes.truth.state != ABSENT)
     if len(alive) < 2:
         return 0.0

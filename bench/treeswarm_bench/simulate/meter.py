@@ -1,4 +1,4 @@
-"""What the swarm truly can compute at every moment, and for how long a block was missing."""
+"""Measures what the swarm can compute at every moment, and for how long blocks were missing."""
 
 from dataclasses import dataclass, field
 
@@ -10,29 +10,47 @@ from treeswarm.topology.placement import best_possible
 
 @dataclass(frozen=True)
 class MeterSample:
-    """One moment.  `weakest`, `best`: rows a second; `moves`: so far; `failed`: share of first tries since the last."""
+    """The state of the swarm at one moment."""
 
     hours: float
+    """Virtual hours since the start."""
     weakest: float
+    """Rows per second through the block with the least throughput."""
     best: float
+    """Rows per second if all nodes' throughput were spread evenly over the blocks."""
     online: int
+    """Number of nodes online."""
     moves: int
+    """Number of moves since the start."""
     failed: float
+    """Share of first attempts that failed since the sample before."""
 
 
 @dataclass(eq=False)
 class SimulationMeter:
-    """Online nodes' throughput by block, integrated over time."""
+    """Integrates the throughput of online nodes, block by block, over time.
+
+    The balance is the weakest block's throughput divided by the best possible one.
+    """
 
     blocks: int
+    """Number of blocks of the model."""
     now: float = 0.0
+    """Virtual seconds up to which everything is integrated."""
     covered_s: float = 0.0
+    """Seconds in which every block was served."""
     balance_s: float = 0.0
+    """Integral of the balance over time, in seconds."""
     least_balance: float = 1.0
+    """Smallest balance so far."""
     heal_s: list[float] = field(default_factory=list)
+    """Seconds for which blocks were missing, one number for every block that is served again."""
     samples: list[MeterSample] = field(default_factory=list)
+    """Samples for the plot, in the order of time."""
     online: int = 0
+    """Number of nodes online."""
     rates: float = 0.0
+    """Sum of the online nodes' block-rows per second."""
 
     def __post_init__(self) -> None:
         self.throughput: NDArray[np.float64] = np.zeros(self.blocks)
@@ -41,14 +59,16 @@ class SimulationMeter:
 
     @property
     def weakest(self) -> float:
+        """Rows per second through the weakest block, 0 if a block is missing."""
         return float(self.throughput.min()) if self.replicas.all() else 0.0
 
     @property
     def best(self) -> float:
+        """Best possible rows per second of the nodes online."""
         return best_possible([self.rates], self.blocks)
 
     def advance(self, now: float) -> None:
-        """Time passed as it was."""
+        """Integrate up to `now`: nothing has changed since the last call."""
         balance = self.weakest / self.best if self.online else 0.0
         if now > self.now:
             self.least_balance = min(self.least_balance, balance)
@@ -57,7 +77,7 @@ class SimulationMeter:
             self.now = now
 
     def change(self, now: float, start: int, end: int, rate: float, sign: int) -> None:
-        """A node of `rate` block-rows a second came online over these blocks (`sign` 1), or went (-1)."""
+        """Add a node of `rate` block-rows per second over blocks `start` up to `end` (`sign` 1), or remove it (-1)."""
         self.advance(now)
         self.throughput[start:end] += sign * rate / (end - start)
         self.replicas[start:end] += sign
@@ -67,6 +87,6 @@ class SimulationMeter:
             self.missing_since.setdefault(block, now)
         for block in [block for block in self.missing_since if self.replicas[block]]:
             missing_s = now - self.missing_since.pop(block)
-            # Before time begins the swarm grows; nothing was lost then.
+            # The swarm grows before the time 0; a block not yet served then was not lost.
             if now > 0:
                 self.heal_s.append(missing_s)

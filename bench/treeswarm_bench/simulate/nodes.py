@@ -1,4 +1,4 @@
-"""The life of the nodes: choose a span, load, serve, think about moving, leave."""
+"""Simulated nodes: they choose a span, load, serve, check whether to move, and leave."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,19 +11,22 @@ from treeswarm.topology.placement import choose_again, choose_span, plan_move
 from treeswarm.topology.tables import DRAINING, JOINING, ONLINE, STATES, Placed, PlacementTable
 from treeswarm_bench.simulate import config
 from treeswarm_bench.simulate.agenda import Agenda
-from treeswarm_bench.simulate.config import Settings
-from treeswarm_bench.simulate.hosts import Hosts, first_coordinates, locate
+from treeswarm_bench.simulate.config import SimulationSettings
+from treeswarm_bench.simulate.hosts import SimulatedHosts, first_coordinates, locate
 from treeswarm_bench.simulate.meter import SimulationMeter
 from treeswarm_bench.simulate.registry import ABSENT, SimulatedRegistry
 
 
-class Nodes:
-    """All nodes by index into `hosts`.  `on_gone(node)` is called when a node stops serving what it served."""
+class SimulatedNodes:
+    """All nodes of a simulation, by index into `hosts`.
+
+    `on_gone(node)` is called when a node stops serving its span, because it moves or leaves.
+    """
 
     def __init__(
         self,
-        settings: Settings,
-        hosts: Hosts,
+        settings: SimulationSettings,
+        hosts: SimulatedHosts,
         agenda: Agenda,
         registry: SimulatedRegistry,
         meter: SimulationMeter,
@@ -40,7 +43,7 @@ class Nodes:
         self._alarm = False
 
     def grow(self, count: int) -> None:
-        """The swarm as it is at the start: nodes 0 to `count` came one after another and are online."""
+        """Let nodes 0 up to `count` join one after another; all are online at the start."""
         hosts, truth, blocks = self.hosts, self.truth, self.settings.blocks
         self.coordinates = first_coordinates(hosts.place[:count], self.random)
         end = truth.start.copy()
@@ -53,14 +56,14 @@ class Nodes:
             self.registry.place(node, self.coordinates[node])
             self._become(node, ONLINE)
             self.agenda.after(float(self.random.uniform(0, config.CHECK_S[1])), partial(self._check, node))
-        self.registry.everything_is_known()
+        self.registry.publish_all()
 
     def arrive(self, node: int) -> None:
-        """A newcomer: nodes arrive in the order of their index."""
+        """Let a new node join.  Nodes arrive in the order of their index."""
         alive = np.flatnonzero(self.truth.state[:node] != ABSENT)
-        asked = self.random.choice(alive, size=config.SAMPLES) if len(alive) else alive
-        known = [self.coordinates[one] for one in asked.tolist()]
-        self.coordinates.append(locate(self.hosts.place[node], self.hosts.place[asked], known, self.random))
+        measured = self.random.choice(alive, size=config.SAMPLES) if len(alive) else alive
+        coordinates = [self.coordinates[other] for other in measured.tolist()]
+        self.coordinates.append(locate(self.hosts.place[node], self.hosts.place[measured], coordinates, self.random))
         self.registry.place(node, self.coordinates[node])
         layout, length = self.registry.view().layout, int(self.hosts.length[node])
         span = choose_span(layout, self.settings.blocks, length, str(self.hosts.ids[node]))
@@ -71,7 +74,7 @@ class Nodes:
         self.agenda.after(float(self.random.uniform(*config.CHECK_S)), partial(self._check, node))
 
     def leave_one(self) -> None:
-        """Some node goes: half of them drain first."""
+        """Let a random node leave.  Half of the nodes that leave drain first."""
         alive = np.flatnonzero(self.truth.state != ABSENT)
         if not len(alive):
             return
@@ -84,17 +87,22 @@ class Nodes:
             self._go(node)
 
     def serves(self, node: int, span: Span) -> bool:
-        """Whether `node` would take a new session over `span` now."""
+        """Return whether `node` is online and serves `span`."""
         return bool(self.truth.state[node] == ONLINE) and span in self._span(node)
 
     def full(self, node: int) -> bool:
+        """Return whether `node` has no room for another session."""
         return bool(self.truth.free[node] < config.ROOM)
 
     def dead(self, node: int) -> bool:
+        """Return whether `node` has left or has not joined yet."""
         return bool(self.truth.state[node] == ABSENT)
 
     def load(self, node: int, sessions: int) -> None:
-        """`sessions` more (or fewer) are on `node`: its next record says so, at once where it is full or no longer."""
+        """Add `sessions` to `node`, or remove them if negative.
+
+        Its next record says so.  A node that became full, or has room again, announces that at once.
+        """
         was_full = self.full(node)
         busy_s = float(self.hosts.length[node]) * config.ROWS / float(self.hosts.rate[node])
         self.truth.free[node] -= sessions * config.ROOM
@@ -103,16 +111,16 @@ class Nodes:
             self.registry.announce(node)
 
     def poll(self) -> None:
-        """Readers have a new snapshot; where a block is missing from it, nodes think sooner."""
+        """React to a new snapshot: if a block is missing from it, nodes check soon whether to move."""
         weakest = float(self.registry.view().layout.throughput(self.settings.blocks).min())
         if weakest == 0 and not self._alarm:
             for node in np.flatnonzero(self.truth.state == ONLINE).tolist():
                 delay = float(self.random.uniform(*config.ALARM_S))
-                self.agenda.after(delay, partial(self._look, node))
+                self.agenda.after(delay, partial(self._consider_move, node))
         self._alarm = weakest == 0
 
     def _settle(self, node: int, times: int) -> None:
-        """Make room for those that announced the same; load once nobody is in the way."""
+        """Choose again if others announced the same blocks; load once the choice stands."""
         if self.truth.state[node] != JOINING:
             return
         span = choose_again(self._placed(node), self.registry.view().layout, self.settings.blocks)
@@ -129,23 +137,23 @@ class Nodes:
             self.registry.announce(node)
 
     def _check(self, node: int) -> None:
-        """Every ten minutes, for as long as the node lives."""
+        """Consider a move about every ten minutes, for as long as the node lives."""
         if self.dead(node):
             return
-        self._look(node)
+        self._consider_move(node)
         self.agenda.after(float(self.random.uniform(*config.CHECK_S)), partial(self._check, node))
 
-    def _look(self, node: int) -> None:
-        """Begin to move if that is wise."""
+    def _consider_move(self, node: int) -> None:
+        """Begin to move if `plan_move` advises it."""
         if self.truth.state[node] != ONLINE:
             return
         if plan_move(self._placed(node), self.registry.view().layout, self.settings.blocks):
             self._become(node, DRAINING)
             self.registry.announce(node)
-            self.agenda.after(config.SETTLE_S, partial(self._look_again, node))
+            self.agenda.after(config.SETTLE_S, partial(self._confirm_move, node))
 
-    def _look_again(self, node: int) -> None:
-        """Others can see by now that this node moves, and it can see them."""
+    def _confirm_move(self, node: int) -> None:
+        """Plan the move again and move or stay: by now nodes that began to move at the same time see each other."""
         if self.truth.state[node] != DRAINING:
             return
         span = plan_move(self._placed(node), self.registry.view().layout, self.settings.blocks)

@@ -1,21 +1,24 @@
-"""The report as a picture: needs the extra `plot`."""
+"""Draws the report as a picture; needs the extra `plot`."""
 
 from pathlib import Path
 
 from treeswarm.errors import BadRequest
-from treeswarm_bench.simulate.report import Report
+from treeswarm_bench.simulate.report import SimulationReport
 
 
 def require_matplotlib() -> None:
-    """Raise BadRequest where it is missing: before the simulation, not after."""
+    """Raise BadRequest if matplotlib is missing.  Call it before a long simulation, not after."""
     try:
         import matplotlib  # noqa: F401, PLC0415  # an optional extra
     except ImportError:
         raise BadRequest("--plot needs matplotlib: pip install 'treeswarm[plot]'") from None
 
 
-def write_plot(report: Report, path: Path) -> None:
-    """Throughput against the best possible, nodes and moves, first tries that failed: over virtual hours."""
+def write_plot(report: SimulationReport, path: Path) -> None:
+    """Draw throughput and the best possible one, nodes and moves, and failed first attempts over virtual hours.
+
+    Raises BadRequest if the file cannot be written or matplotlib is missing.
+    """
     require_matplotlib()
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -35,9 +38,9 @@ def write_plot(report: Report, path: Path) -> None:
     lines = [*life.lines, *moves.lines]
     moves.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
     failed.plot(hours, [100 * sample.failed for sample in samples], color="C3")
-    failed.set(ylabel="first tries that failed, %", xlabel="virtual hours", ylim=(0, 100))
+    failed.set(ylabel="first attempts that failed, %", xlabel="virtual hours", ylim=(0, 100))
     rate.set_title(
-        f"{settings.nodes:,} nodes, {settings.blocks} blocks, {100 * settings.churn:g} % replaced an hour, "
+        f"{settings.nodes:,} nodes, {settings.blocks} blocks, {100 * settings.churn:g} % replaced per hour, "
         f"{settings.clients} clients, seed {settings.seed}"
     )
     try:

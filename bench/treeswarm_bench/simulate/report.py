@@ -1,4 +1,4 @@
-"""What came out, as numbers and as a table."""
+"""The result of a simulation, as numbers and as a table."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,16 +9,19 @@ from rich.table import Table
 
 from treeswarm_bench.simulate import config
 from treeswarm_bench.simulate.agenda import Agenda
-from treeswarm_bench.simulate.clients import Clients
-from treeswarm_bench.simulate.config import Settings
+from treeswarm_bench.simulate.clients import SimulatedClients
+from treeswarm_bench.simulate.config import SimulationSettings
 from treeswarm_bench.simulate.meter import MeterSample, SimulationMeter
-from treeswarm_bench.simulate.nodes import Nodes
+from treeswarm_bench.simulate.nodes import SimulatedNodes
 from treeswarm_bench.simulate.registry import SimulatedRegistry
 
 
 @dataclass(frozen=True)
-class Swarm:
-    """Shares of 1, unless the name says otherwise.  `balance`: the weakest block's throughput over the best one."""
+class SwarmFigures:
+    """What happened to the blocks.  Numbers are shares of 1, unless the name says otherwise.
+
+    `balance` is the weakest block's throughput divided by the best possible one.
+    """
 
     coverage: float
     balance_mean: float
@@ -35,8 +38,11 @@ class Swarm:
 
 
 @dataclass(frozen=True)
-class Requests:
-    """Counts, unless the name says otherwise.  Every request is served, gave_up, no_route or still waiting."""
+class RequestFigures:
+    """What clients met.  Numbers are counts, unless the name says otherwise.
+
+    Every request is counted once more as `served`, `gave_up`, `no_route` or `waiting`.
+    """
 
     requests: int
     served: int
@@ -53,14 +59,16 @@ class Requests:
 
 
 @dataclass(frozen=True)
-class ClientTraffic:
+class RegistryTraffic:
+    """What nodes announced, per virtual second."""
+
     records_a_second: float
     bytes_a_second: float
 
 
 @dataclass(frozen=True)
-class Cost:
-    """CPU time of this process: it differs from run to run."""
+class SimulationCost:
+    """CPU time of this process, which differs from run to run, and the number of simulated events."""
 
     route_planning_p50_s: float | None
     events: int
@@ -68,46 +76,48 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Report:
-    """`cost` apart, a function of `settings`."""
+class SimulationReport:
+    """Everything that a simulation reports.  Apart from `cost` it is a function of `settings`."""
 
-    settings: Settings
-    swarm: Swarm
-    requests: Requests
-    registry: ClientTraffic
-    cost: Cost
+    settings: SimulationSettings
+    swarm: SwarmFigures
+    requests: RequestFigures
+    registry: RegistryTraffic
+    cost: SimulationCost
     samples: tuple[MeterSample, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Without the samples, which are for the plot."""
-        made = asdict(self)
-        del made["samples"]
-        del made["settings"]["forget_bans"]
-        return made
+        """Return the report without the samples, which are for the plot."""
+        report = asdict(self)
+        del report["samples"]
+        del report["settings"]["forget_bans"]
+        return report
 
     def as_table(self) -> Table:
+        """Return a table for the terminal, a section per part of the report."""
         table = Table("what", "value", title=f"{self.settings.nodes:,} nodes, {self.settings.hours:g} h")
         for part in ("swarm", "requests", "registry", "cost"):
             for name, value in asdict(getattr(self, part)).items():
-                table.add_row(name.replace("_", " "), _shown(value))
+                table.add_row(name.replace("_", " "), _format(value))
             table.add_section()
         return table
 
 
 def make_report(
-    settings: Settings,
+    settings: SimulationSettings,
     meter: SimulationMeter,
-    nodes: Nodes,
-    clients: Clients,
+    nodes: SimulatedNodes,
+    clients: SimulatedClients,
     registry: SimulatedRegistry,
     coordinate_error: float,
     agenda: Agenda,
     cpu_s: float,
-) -> Report:
+) -> SimulationReport:
+    """Gather the report of a simulation that has ended."""
     counts, seconds = clients.counts, settings.seconds
-    return Report(
+    return SimulationReport(
         settings,
-        Swarm(
+        SwarmFigures(
             coverage=meter.covered_s / seconds,
             balance_mean=meter.balance_s / seconds,
             balance_least=meter.least_balance,
@@ -121,7 +131,7 @@ def make_report(
             heal_p95_s=_percentile(meter.heal_s, 95),
             online_at_end=meter.online,
         ),
-        Requests(
+        RequestFigures(
             requests=counts["requests"],
             served=counts["served"],
             gave_up=counts["gave_up"],
@@ -135,8 +145,8 @@ def make_report(
             traversal_p95_s=_percentile(clients.traversal_s, 95),
             coordinate_error_median=coordinate_error,
         ),
-        ClientTraffic(registry.announced / seconds, registry.announced * config.RECORD_BYTES / seconds),
-        Cost(_percentile(clients.planning_s, 50), agenda.happened, cpu_s),
+        RegistryTraffic(registry.announced / seconds, registry.announced * config.RECORD_BYTES / seconds),
+        SimulationCost(_percentile(clients.planning_s, 50), agenda.events, cpu_s),
         tuple(meter.samples),
     )
 
@@ -145,7 +155,7 @@ def _percentile(values: Sequence[float], percent: float) -> float | None:
     return float(np.percentile(values, percent)) if values else None
 
 
-def _shown(value: float | None) -> str:
+def _format(value: float | None) -> str:
     if value is None:
         return "none"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

@@ -1,4 +1,4 @@
-"""The simulated swarm: repeatable, accounts for everything, heals; and notices planted mistakes."""
+"""The simulated swarm is repeatable, counts every request, heals, and shows planted mistakes."""
 
 import json
 import sys
@@ -12,25 +12,25 @@ from treeswarm.errors import BadRequest
 from treeswarm.topology.placement import ONLINE
 from treeswarm_bench.simulate import clients, config
 from treeswarm_bench.simulate.agenda import Agenda
-from treeswarm_bench.simulate.config import Settings
+from treeswarm_bench.simulate.config import SimulationSettings
 from treeswarm_bench.simulate.engine import simulate
 from treeswarm_bench.simulate.hosts import draw_hosts
 from treeswarm_bench.simulate.meter import SimulationMeter
 from treeswarm_bench.simulate.registry import SimulatedRegistry
-from treeswarm_bench.simulate.report import Report
+from treeswarm_bench.simulate.report import SimulationReport
 from treeswarm_client.cli.main import main
 
-SMALL = Settings(nodes=60, blocks=24, hours=1.0, churn=0.5, clients=10, seed=3)
+SMALL = SimulationSettings(nodes=60, blocks=24, hours=1.0, churn=0.5, clients=10, seed=3)
 
 
 @pytest.fixture(scope="module")
-def small() -> Report:
+def small() -> SimulationReport:
     return simulate(SMALL)
 
 
-def test_same_settings_same_report(small: Report) -> None:
+def test_same_settings_give_the_same_report(small: SimulationReport) -> None:
     hours: list[float] = []
-    again = simulate(SMALL, hours.append)  # who is told how far it is changes nothing
+    again = simulate(SMALL, hours.append)  # reporting the progress changes nothing
     assert hours == sorted(hours)
     assert hours[-1] == pytest.approx(SMALL.hours)
     assert replace(again, cost=small.cost) == small
@@ -38,7 +38,7 @@ def test_same_settings_same_report(small: Report) -> None:
     assert other.requests != small.requests
 
 
-def test_every_request_is_served_or_counted(small: Report) -> None:
+def test_every_request_has_exactly_one_outcome(small: SimulationReport) -> None:
     counts = small.requests
     assert counts.requests > 100
     assert counts.requests == counts.served + counts.gave_up + counts.no_route + counts.waiting
@@ -46,7 +46,7 @@ def test_every_request_is_served_or_counted(small: Report) -> None:
     assert counts.recovered > 0
 
 
-def test_the_model_stays_served_and_balanced_under_churn(small: Report) -> None:
+def test_model_stays_covered_and_balanced_under_churn(small: SimulationReport) -> None:
     assert small.swarm.coverage == 1.0
     assert small.swarm.balance_mean > 0.5
     assert 0 <= small.swarm.balance_least <= small.swarm.balance_mean <= 1
@@ -54,32 +54,32 @@ def test_the_model_stays_served_and_balanced_under_churn(small: Report) -> None:
     assert small.requests.coordinate_error_median < 0.3
 
 
-def test_lost_blocks_are_covered_again() -> None:
-    """So few nodes that losing one often uncovers blocks."""
-    report = simulate(Settings(nodes=12, blocks=40, hours=10, churn=1.0, clients=2, seed=1))
+def test_lost_blocks_are_served_again() -> None:
+    """There are so few nodes that the loss of one often leaves blocks without a node."""
+    report = simulate(SimulationSettings(nodes=12, blocks=40, hours=10, churn=1.0, clients=2, seed=1))
     assert report.swarm.blocks_lost > report.swarm.unhealed_blocks
     assert report.swarm.heal_p50_s is not None
-    # Expiry, a look, draining and loading, with time to spare.
+    # Expiry of the record, a check, draining and loading, with a margin.
     assert report.swarm.heal_p50_s < 600
     assert 0.5 < report.swarm.coverage < 1
     assert report.requests.no_route > 0
 
 
-def test_a_flash_crowd_spreads() -> None:
-    report = simulate(Settings(nodes=100, blocks=40, hours=0.3, flash_crowd=200, clients=0))
+def test_flash_crowd_spreads_over_the_blocks() -> None:
+    report = simulate(SimulationSettings(nodes=100, blocks=40, hours=0.3, flash_crowd=200, clients=0))
     assert report.swarm.online_at_end == 300
     assert report.swarm.balance_end > 0.75
 
 
 def test_clients_that_forget_their_bans_fail_more() -> None:
-    settings = Settings(nodes=60, blocks=24, hours=2.0, churn=2.0, clients=10, seed=1)
-    remembering, forgetting = (simulate(one).requests for one in (settings, replace(settings, forget_bans=True)))
+    settings = SimulationSettings(nodes=60, blocks=24, hours=2.0, churn=2.0, clients=10, seed=1)
+    remembering, forgetting = (simulate(choice).requests for choice in (settings, replace(settings, forget_bans=True)))
     assert forgetting.gave_up > 5 * max(remembering.gave_up, 1)
 
 
 def test_clients_that_ignore_full_nodes_fail_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "MEDIAN_CACHE", 2 * config.ROOM)
-    settings = Settings(nodes=100, blocks=24, hours=0.5, clients=20)
+    settings = SimulationSettings(nodes=100, blocks=24, hours=0.5, clients=20)
     careful = simulate(settings).requests
     plan = clients.fastest_chain
     monkeypatch.setattr(
@@ -105,11 +105,11 @@ def test_records_arrive_late_and_expire() -> None:
     for _ in range(round(config.EXPIRY_S / config.POLL_S) + 1):
         agenda.run(agenda.now + config.POLL_S)
         registry.poll()
-    # Node 0 died without a word; node 1 was announced again in its minute.
+    # Node 0 died without withdrawing its record; node 1 announced its record again within a minute.
     assert registry.view().layout.nodes.tolist() == [hosts.ids[1]]
 
 
-def test_the_meter_integrates_over_time() -> None:
+def test_meter_integrates_over_time() -> None:
     meter = SimulationMeter(blocks=2)
     meter.change(0.0, 0, 1, 10.0, 1)
     meter.change(0.0, 1, 2, 30.0, 1)
@@ -122,7 +122,7 @@ def test_the_meter_integrates_over_time() -> None:
     assert meter.least_balance == 0.0
 
 
-def test_the_command_prints_a_table_json_and_a_plot(
+def test_command_prints_a_table_json_and_a_plot(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["simulate", "--nodes", "20", "--blocks", "12", "--hours", "0.1", "--clients", "2", "--churn", "1"]
@@ -130,9 +130,9 @@ def test_the_command_prints_a_table_json_and_a_plot(
     assert "balance mean" in capsys.readouterr().out
     plot = tmp_path / "swarm.png"
     assert main([*arguments, "--json", "--plot", str(plot)]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed["settings"]["nodes"] == 20
-    assert printed["registry"]["bytes_a_second"] == pytest.approx(600 * printed["registry"]["records_a_second"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["settings"]["nodes"] == 20
+    assert report["registry"]["bytes_a_second"] == pytest.approx(600 * report["registry"]["records_a_second"])
     assert plot.read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([*arguments, "--plot", str(plot)]) == 1
@@ -141,6 +141,6 @@ def test_the_command_prints_a_table_json_and_a_plot(
 
 def test_impossible_settings_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BadRequest):
-        Settings(nodes=0)
+        SimulationSettings(nodes=0)
     assert main(["simulate", "--churn", "-1"]) == 1
     assert "cannot be negative" in capsys.readouterr().err
