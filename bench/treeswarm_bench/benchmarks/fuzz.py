@@ -1,4 +1,7 @@
-"""Ten thousand hostile messages at a real node: is it still there, does it still serve, has it all its room back?"""
+"""`swarm bench fuzz`: ten thousand hostile messages at real nodes.
+
+Afterwards each node must run, serve correct text, and have all its room back.
+"""
 
 import asyncio
 import contextlib
@@ -27,10 +30,10 @@ from treeswarm_bench.benchmarks.hostile import (
     SESSIONS,
     TICKET,
     HostileMessage,
+    honest_open,
     honest_prompt,
     hostile_first_bytes,
     hostile_messages,
-    opening,
 )
 from treeswarm_bench.raw_codec import RAW
 from treeswarm_client.client import SwarmClient
@@ -40,63 +43,65 @@ from treeswarm_client.local_swarm import LocalNode, LocalSwarm, local_swarm
 # Above the largest hostile message.
 SEND_LIMIT = 8 << 20
 ATTACKERS = 4
-# So many links begin honestly, on a session that is open: what follows gets past the door.
+# Share of links that begin honestly, on a session that is open, so that what follows passes the first checks.
 HONEST_FIRST = 0.8
-# A link answers nothing while all is well; its refusal is waited for so long.
+# A link answers nothing while all is well; its refusal is awaited for so many seconds.
 LINK_S = 0.01
 ANSWER_S = 20.0
-KNOCK_S = 0.2
-# One connection below gRPC for so many messages through it.
-MESSAGES_A_KNOCK = 50
-# A lease and some patience: by then a node has its room back from whoever vanished.
+CONNECTION_S = 0.2
+# One bad connection below gRPC for so many messages through gRPC.
+MESSAGES_PER_CONNECTION = 50
+# A grace period and some more: by then a node has its room back from clients that vanished.
 ROOM_S = 60.0
 PROMPTS = ("def main():", "import os\n", "class A:")
 TOKENS = 24
-# Not a stamp that a hostile ping has.
+# Above the stamps of all hostile pings.
 FIRST_STAMP = 1 << 40
 
 
 @dataclass(eq=False)
 class AssaultResult:
-    """What became of it all."""
+    """Counts of what was sent and what the node did."""
 
     sent: Counter[str] = field(default_factory=Counter)
-    """Messages, by how they were wrong."""
+    """Number of messages by their flaw."""
     refused: Counter[str] = field(default_factory=Counter)
-    """Streams and sessions ended, by code."""
+    """Number of streams and sessions that the node ended, by code."""
     streams: int = 0
     unanswered: int = 0
-    """Times that neither a pong nor an end followed a message on a control stream: none, if the node is well."""
+    """Number of messages on a control stream after which neither a pong nor an end came: 0 if the node is well."""
 
 
 @dataclass(eq=False)
-class _Line:
-    """One raw stream and what comes back on it."""
+class RawStream:
+    """One stream of raw bytes, and what comes back on it."""
 
     stream: GrpcStream
-    toll: AssaultResult
+    result: AssaultResult
     pongs: set[int] = field(default_factory=set)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    received: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.listening = asyncio.create_task(self._listen())
 
     async def send(self, data: bytes) -> None:
-        raw: Any = data  # the transport's codec is RAW
-        with contextlib.suppress(SwarmError):  # whoever listens is told why
+        """Send bytes; an error is counted by the task that listens."""
+        raw: Any = data  # The transport's codec is RAW.
+        with contextlib.suppress(SwarmError):
             await self.stream.send(raw)
 
-    async def until_seen(self, stamp: int) -> bool:
-        """Whether the node has dealt with all that was sent, or ended the stream."""
+    async def wait_until_handled(self, stamp: int) -> bool:
+        """Return whether the node handles all that was sent, or ends the stream, within ANSWER_S seconds."""
         await self.send(encode(Ping(stamp)))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_S):
                 while stamp not in self.pongs and not self.listening.done():
-                    self.news.clear()
-                    await self.news.wait()
+                    self.received.clear()
+                    await self.received.wait()
         return stamp in self.pongs or self.listening.done()
 
     async def close(self) -> None:
+        """End the stream."""
         await self.stream.end()
         self.listening.cancel()
         await asyncio.gather(self.listening, return_exceptions=True)
@@ -106,94 +111,102 @@ class _Line:
             while (data := await self.stream.receive()) is not None:
                 raw: Any = data
                 self._take(decode_control_down(raw))
-                self.news.set()
+                self.received.set()
         except SwarmError as error:
-            self.toll.refused[_code(error)] += 1
+            self.result.refused[_code(error)] += 1
         finally:
-            self.news.set()
+            self.received.set()
 
     def _take(self, message: Message) -> None:
         match message:
             case Pong(stamp):
                 self.pongs = {stamp}
             case Fault(code=code):
-                self.toll.refused[code.value] += 1
+                self.result.refused[code.value] += 1
 
 
 @dataclass(eq=False)
 class _Attacker:
-    """Keeps a control and a link stream open, again and again."""
+    """A peer that opens a control and a link stream again whenever they end."""
 
     transport: GrpcTransport
     address: str
     described: Description
     session: bytes
-    toll: AssaultResult
-    chance: random.Random
-    _lines: dict[StreamKind, _Line] = field(default_factory=dict)
+    result: AssaultResult
+    random: random.Random
+    _streams: dict[StreamKind, RawStream] = field(default_factory=dict)
     _stamps: Iterator[int] = field(default_factory=lambda: itertools.count(FIRST_STAMP))
 
-    async def send(self, hostile: HostileMessage) -> None:
-        line = await self._line(hostile.kind)
-        self.toll.sent[hostile.what] += 1
-        await line.send(hostile.data)
-        if hostile.kind is StreamKind.LINK:
-            await asyncio.wait({line.listening}, timeout=LINK_S)
-        elif not await line.until_seen(next(self._stamps)):
-            self.toll.unanswered += 1
-            await self._lines.pop(hostile.kind).close()
+    async def send(self, message: HostileMessage) -> None:
+        """Send one message, and wait until the node has handled it."""
+        stream = await self._stream(message.kind)
+        self.result.sent[message.flaw] += 1
+        await stream.send(message.data)
+        if message.kind is StreamKind.LINK:
+            await asyncio.wait({stream.listening}, timeout=LINK_S)
+        elif not await stream.wait_until_handled(next(self._stamps)):
+            self.result.unanswered += 1
+            await self._streams.pop(message.kind).close()
 
     async def close(self) -> None:
-        for line in self._lines.values():
-            await line.close()
-        self._lines.clear()
+        """End the streams."""
+        for stream in self._streams.values():
+            await stream.close()
+        self._streams.clear()
 
-    async def _line(self, kind: StreamKind) -> _Line:
-        known = self._lines.pop(kind, None)
-        if known is not None and not known.listening.done():
-            self._lines[kind] = known
-            return known
-        if known is not None:
-            await known.close()
-        self.toll.streams += 1
-        line = self._lines[kind] = _Line(await self.transport.connect(self.address, kind), self.toll)
-        if kind is StreamKind.LINK and self.chance.random() < HONEST_FIRST:
-            control = await self._line(StreamKind.CONTROL)
-            await control.send(encode(opening(self.described, self.session)))
-            await control.until_seen(next(self._stamps))
-            await line.send(encode(LinkHello(PROTOCOL_VERSION, self.session, 0, TICKET)))
-            await line.send(encode(honest_prompt(self.described)))
-        return line
+    async def _stream(self, kind: StreamKind) -> RawStream:
+        stream = self._streams.pop(kind, None)
+        if stream is not None and not stream.listening.done():
+            self._streams[kind] = stream
+            return stream
+        if stream is not None:
+            await stream.close()
+        self.result.streams += 1
+        stream = self._streams[kind] = RawStream(await self.transport.connect(self.address, kind), self.result)
+        if kind is StreamKind.LINK and self.random.random() < HONEST_FIRST:
+            control = await self._stream(StreamKind.CONTROL)
+            await control.send(encode(honest_open(self.described, self.session)))
+            await control.wait_until_handled(next(self._stamps))
+            await stream.send(encode(LinkHello(PROTOCOL_VERSION, self.session, 0, TICKET)))
+            await stream.send(encode(honest_prompt(self.described)))
+        return stream
 
 
 async def send_hostile_messages(
     address: str, security: Security, described: Description, *, messages: int, seed: int = 0
 ) -> AssaultResult:
-    """Send so many hostile messages from several sides at once.  Raises SwarmError when nobody answers any more."""
-    toll = AssaultResult()
+    """Send that many hostile messages, from ATTACKERS peers at once.
+
+    Raises SwarmError when the node does not answer any more.
+    """
+    result = AssaultResult()
     transport = GrpcTransport(security=security, codec=RAW, send_limit=SEND_LIMIT)
     stream = itertools.islice(hostile_messages(seed, described), messages)
     attackers = [
-        _Attacker(transport, address, described, session, toll, random.Random(seed + i))
+        _Attacker(transport, address, described, session, result, random.Random(seed + i))
         for i, session in enumerate(SESSIONS[:ATTACKERS])
     ]
 
-    async def attack(attacker: _Attacker) -> None:
+    async def send_all(attacker: _Attacker) -> None:
         try:
-            for hostile in stream:
-                await attacker.send(hostile)
+            for message in stream:
+                await attacker.send(message)
         finally:
             await attacker.close()
 
     try:
-        await asyncio.gather(*(attack(attacker) for attacker in attackers))
+        await asyncio.gather(*(send_all(attacker) for attacker in attackers))
     finally:
         await transport.close()
-    return toll
+    return result
 
 
 async def open_bad_connections(address: str, *, times: int, seed: int = 0) -> None:
-    """Begin connections as no gRPC client would, every other one inside TLS.  Raises OSError when the port is shut."""
+    """Open connections and begin them as no gRPC client would, every other one inside TLS.
+
+    Raises OSError when the port refuses connections.
+    """
     where = Address.parse(address)
     inside = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     inside.check_hostname, inside.verify_mode = False, ssl.CERT_NONE
@@ -203,58 +216,61 @@ async def open_bad_connections(address: str, *, times: int, seed: int = 0) -> No
         reader, writer = await asyncio.open_connection(where.host, where.port, ssl=tls)
         writer.write(data)
         with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(KNOCK_S):
+            async with asyncio.timeout(CONNECTION_S):
                 while await reader.read(1 << 16):
                     pass
         writer.transport.abort()
 
 
 async def bench_fuzz(setup: BenchSetup, *, messages: int, seed: int = 0) -> dict[str, Any]:
-    """What two nodes, a head and a tail, make of `messages` hostile ones, and whether the swarm still works."""
+    """Send `messages` hostile messages to two nodes, a head and a tail; return what they did.
+
+    `well` says whether the swarm still works.
+    """
     blocks = read_shape(resolve_model(setup.model)).blocks
     spans = [Span(0, 2), Span(2, blocks)]
     security = Security(swarm_key=setup.key)
     async with local_swarm(setup.model, spans, dtype=setup.dtype, swarm_key=setup.swarm_key) as swarm:
-        texts = await _texts(setup, swarm)
-        fates = [
-            await _besiege(node, security, messages=messages // len(spans), seed=seed + i)
+        before = await _texts(setup, swarm)
+        results = [
+            await _attack_node(node, security, messages=messages // len(spans), seed=seed + i)
             for i, node in enumerate(swarm.nodes)
         ]
-        again = await _texts(setup, swarm)
+        after = await _texts(setup, swarm)
         alive = all(node.process.returncode is None for node in swarm.nodes)
-    said = b"\n".join([await node.errors for node in swarm.nodes])
-    tracebacks = [_readable(line) for line in said.splitlines() if b"Traceback" in line]
+    errors = b"\n".join([await node.errors for node in swarm.nodes])
+    tracebacks = [_readable(line) for line in errors.splitlines() if b"Traceback" in line]
     return {
         "bench": "fuzz",
-        "sent": sum(fate["sent"] for fate in fates),
+        "sent": sum(result["sent"] for result in results),
         "node_alive": alive,
-        "generations_after": len(again),
-        "generations_after_ok": sum(a == b for a, b in zip(texts, again, strict=True)),
-        "well": alive and texts == again and not tracebacks and all(fate["room_back"] for fate in fates),
+        "generations_after": len(after),
+        "generations_after_ok": sum(a == b for a, b in zip(before, after, strict=True)),
+        "well": alive and before == after and not tracebacks and all(result["room_back"] for result in results),
         "tracebacks": tracebacks,
-        "nodes": fates,
+        "nodes": results,
     }
 
 
-async def _besiege(node: LocalNode, security: Security, *, messages: int, seed: int) -> dict[str, Any]:
-    """One node's share, and what it made of it."""
+async def _attack_node(node: LocalNode, security: Security, *, messages: int, seed: int) -> dict[str, Any]:
+    """Send one node its share, and return what it did."""
     transport = GrpcTransport(security=security)
     before = await describe(transport, node.pinned)
-    toll = await send_hostile_messages(node.pinned, security, before, messages=messages, seed=seed)
-    knocks = messages // MESSAGES_A_KNOCK
-    await open_bad_connections(node.address, times=knocks, seed=seed)
+    result = await send_hostile_messages(node.pinned, security, before, messages=messages, seed=seed)
+    connections = messages // MESSAGES_PER_CONNECTION
+    await open_bad_connections(node.address, times=connections, seed=seed)
     room_back = await _room_back(transport, node.pinned, before.trunk_free)
     frames = (await describe(transport, node.pinned)).frames - before.frames
     await transport.close()
     return {
         "blocks": str(before.span),
-        "sent": toll.sent.total(),
-        "sent_by_kind": dict(toll.sent.most_common()),
-        "connections_below_grpc": knocks,
-        "streams": toll.streams,
-        "refused_by_code": dict(toll.refused.most_common()),
+        "sent": result.sent.total(),
+        "sent_by_kind": dict(result.sent.most_common()),
+        "connections_below_grpc": connections,
+        "streams": result.streams,
+        "refused_by_code": dict(result.refused.most_common()),
         "frames_computed": frames,
-        "unanswered": toll.unanswered,
+        "unanswered": result.unanswered,
         "room_back": room_back,
     }
 
@@ -266,7 +282,7 @@ async def _texts(setup: BenchSetup, swarm: LocalSwarm) -> list[list[int]]:
 
 
 async def _room_back(transport: GrpcTransport, address: str, expected: int) -> bool:
-    """Whether every row that the assault reserved comes free."""
+    """Return whether every row that hostile messages reserved becomes free within ROOM_S seconds."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(ROOM_S):
             while True:
@@ -277,7 +293,7 @@ async def _room_back(transport: GrpcTransport, address: str, expected: int) -> b
 
 
 def _readable(line: bytes) -> str:
-    """A line of the node's log, which is JSON."""
+    """Return the traceback in a line of a node's log, which is JSON, or the line itself."""
     return str(json.loads(line).get("traceback", "")) if line.startswith(b"{") else line.decode(errors="replace")
 
 

@@ -1,7 +1,7 @@
-"""Shapes of trees that are sampled from the draft: where the next child is drawn.  Pure: the model is a callback.
+"""Shapes of trees that are sampled from the draft: where the next child is drawn.
 
-Both learn from the children that walks came to, and decide before a draw, never by dropping what was drawn: so the
-rejection rule (`rejection.py`) stays exact.
+The computation is pure: the model is a callback.  Both shapes learn from the children that walks tried.  They decide
+before a draw, and never drop what was drawn, so the rejection rule (`rejection.py`) stays exact.
 """
 
 import heapq
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from treeswarm_bench.benchmarks.rejection import ROOT, Probs, SampledTree, Trial, draw_token, without_token
 
-# Trials' worth of trust in what a shape believes before it has seen any.
+# Weight of the prior, in trials, before a shape has seen any.
 PRIOR_TRIALS = 4.0
-# Siblings told apart by their rank; those behind share the last one's figures.
+# Number of siblings that are told apart by their rank; later ones share the last one's figures.
 RANKS = 8
 # Edges of the bins of draft probabilities.
 CONFIDENCE = np.array([0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9])
-# The prior chance of a first child, and what each rank behind it loses: about what a distilled draft shows.
+# Prior chance of a first child, and the factor of each rank behind it: about what a distilled draft shows.
 FIRST_CHANCE, RANK_DECAY = 0.6, 0.6
-# A forward takes along the nodes that are nearly as likely as the one that needs it; it changes no tree.
+# A forward also takes the nodes that are nearly as likely as the one that needs it; the tree stays the same.
 NEARLY = 0.5
 
 
@@ -30,19 +30,22 @@ class Expand(Protocol):
     """A forward of the draft."""
 
     def __call__(self, nodes: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float64]:
-        """The draft's distributions after some nodes (whose parents it was asked about before), float64 [n, vocab]."""
+        """Return the draft's distributions after some nodes, float64 [n, vocab].
+
+        Their parents were expanded before.
+        """
         ...
 
 
 class Shape(Protocol):
-    """Decides where children are drawn."""
+    """A rule that decides where children are drawn."""
 
     def grow(self, size: int, root_probs: Probs, expand: Expand, random: np.random.Generator) -> SampledTree:
-        """`size` nodes below a root; fewer only where the draft has nothing more to draw."""
+        """Return a tree of `size` nodes, or fewer if the draft has nothing more to draw."""
         ...
 
     def updated(self, trials: Sequence[Trial]) -> Self:
-        """After a round."""
+        """Return the shape after it has learned from a round."""
         ...
 
 
@@ -52,43 +55,45 @@ def _prior() -> NDArray[np.float64]:
 
 @dataclass(frozen=True, eq=False)
 class StaticShape:
-    """One shape for all rounds, as SpecInfer's expansions are, but the best one: a node's value is the chance to
-    get there if acceptance depends on the ranks along its path alone, and the `size` most valuable nodes make the
-    tree (Sequoia, arXiv 2402.12374)."""
+    """One shape for all rounds, as SpecInfer's expansions are, but the best one.
+
+    A node's value is the chance to reach it if acceptance depends only on the ranks along its path.  The `size` most
+    valuable nodes make the tree (Sequoia, arXiv 2402.12374).
+    """
 
     tried: NDArray[np.float64] = field(default_factory=lambda: np.full(RANKS, PRIOR_TRIALS))
     accepted: NDArray[np.float64] = field(default_factory=lambda: PRIOR_TRIALS * _prior())
 
     def grow(self, size: int, root_probs: Probs, expand: Expand, random: np.random.Generator) -> SampledTree:
-        plan_parents = self.plan_parents(size)
-        growing = TreeBuilder()
+        planned = self.plan_parents(size)
+        builder = TreeBuilder()
         level = {ROOT: ROOT}
-        """Nodes of the plan whose children are drawn now, as they are numbered in the tree."""
+        """The plan's nodes whose children are drawn now, with their numbers in the tree."""
         probs = root_probs[None]
         while level:
             drawn: dict[int, int] = {}
             for (node, number), row in zip(level.items(), probs, strict=True):
-                growing.begin(number, row)
-                for child in np.flatnonzero(plan_parents == node).tolist():
-                    if growing.left[number] is not None:
-                        drawn[child] = growing.draw_below(number, random)[0]
-            level = {child: number for child, number in drawn.items() if (plan_parents == child).any()}
-            probs = growing.ask(expand, list(level.values())) if level else root_probs[:0]
-        return growing.finished()
+                builder.begin(number, row)
+                for child in np.flatnonzero(planned == node).tolist():
+                    if builder.left[number] is not None:
+                        drawn[child] = builder.draw_below(number, random)[0]
+            level = {child: number for child, number in drawn.items() if (planned == child).any()}
+            probs = builder.expand(expand, list(level.values())) if level else root_probs[:0]
+        return builder.tree()
 
     def plan_parents(self, size: int) -> NDArray[np.int64]:
-        """Parents of the most valuable nodes, or −1; siblings stand in order."""
+        """Return the parents of the most valuable nodes, −1 for the root; siblings stand in order."""
         chances = (self.accepted / self.tried).tolist()
         parents: list[int] = []
         heap = [(-chances[0], 0, 1.0, ROOT, 0)]
-        """Minus the worth of a child there, a serial number, the chance to come to it, the node above, the rank."""
+        """Entries: minus the value of a child there, serial number, chance to reach it, node above, rank."""
         while len(parents) < size:
             _, _, reach, above, rank = heapq.heappop(heap)
             chance = chances[min(rank, RANKS - 1)]
             below, beside = reach * chance, reach * (1.0 - chance)
-            behind = chances[min(rank + 1, RANKS - 1)]
+            next_chance = chances[min(rank + 1, RANKS - 1)]
             heapq.heappush(heap, (-below * chances[0], 2 * len(parents) + 1, below, len(parents), 0))
-            heapq.heappush(heap, (-beside * behind, 2 * len(parents) + 2, beside, above, rank + 1))
+            heapq.heappush(heap, (-beside * next_chance, 2 * len(parents) + 2, beside, above, rank + 1))
             parents.append(above)
         return np.array(parents, np.int64)
 
@@ -100,47 +105,49 @@ class StaticShape:
         return StaticShape(tried, accepted)
 
 
-def _confident_prior() -> NDArray[np.float64]:
+def _prior_by_confidence() -> NDArray[np.float64]:
     return np.repeat(_prior()[:, None], len(CONFIDENCE) + 1, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class BestFirstShape:
-    """A shape for each round: the next child is drawn where it is likeliest to be accepted, by what was drawn so far
-    (as DySpec, arXiv 2410.11744, which takes the draft's probability for the chance of acceptance; here it is
-    calibrated by rank and by that probability)."""
+    """A shape for each round: the next child is drawn where it is most likely to be accepted, given all draws so far.
+
+    DySpec (arXiv 2410.11744) does the same and takes the draft's probability for the chance of acceptance.  Here that
+    chance is calibrated by rank and by that probability.
+    """
 
     tried: NDArray[np.float64] = field(default_factory=lambda: np.full((RANKS, len(CONFIDENCE) + 1), PRIOR_TRIALS))
-    accepted: NDArray[np.float64] = field(default_factory=lambda: PRIOR_TRIALS * _confident_prior())
+    accepted: NDArray[np.float64] = field(default_factory=lambda: PRIOR_TRIALS * _prior_by_confidence())
 
     def grow(self, size: int, root_probs: Probs, expand: Expand, random: np.random.Generator) -> SampledTree:
         chances = self.accepted / self.tried
-        growing = TreeBuilder()
-        growing.begin(ROOT, root_probs)
-        reach, rank, unknown = {ROOT: 1.0}, {ROOT: 0}, set[int]()
+        builder = TreeBuilder()
+        builder.begin(ROOT, root_probs)
+        reach, rank, unexpanded = {ROOT: 1.0}, {ROOT: 0}, set[int]()
         heap = [(-1.0, ROOT, True)]
-        """Minus the worth of one more child, the node above it, whether that worth is known or only bounded."""
-        while heap and len(growing) < size:
-            _, node, known = heapq.heappop(heap)
-            if node in unknown:
-                likely = [n for n in sorted(unknown) if reach[n] >= NEARLY * reach[node]]
-                for number, probs in zip(likely, growing.ask(expand, likely), strict=True):
-                    growing.begin(number, probs)
-                    heapq.heappush(heap, (-reach[number] * _expected(chances, 0, probs), number, True))
-                unknown.difference_update(likely)
+        """Entries: minus the value of one more child, node above it, whether that value is exact or only a bound."""
+        while heap and len(builder) < size:
+            _, node, exact = heapq.heappop(heap)
+            if node in unexpanded:
+                likely = [n for n in sorted(unexpanded) if reach[n] >= NEARLY * reach[node]]
+                for number, probs in zip(likely, builder.expand(expand, likely), strict=True):
+                    builder.begin(number, probs)
+                    heapq.heappush(heap, (-reach[number] * _next_draw_chance(chances, 0, probs), number, True))
+                unexpanded.difference_update(likely)
                 continue
-            if not known:
+            if not exact:
                 continue
-            child, drawn_with = growing.draw_below(node, random)
+            child, drawn_with = builder.draw_below(node, random)
             chance = float(chances[min(rank[node], RANKS - 1), np.digitize(drawn_with, CONFIDENCE)])
             reach[child], rank[child] = reach[node] * chance, 0
-            unknown.add(child)
+            unexpanded.add(child)
             heapq.heappush(heap, (-reach[child], child, False))
             reach[node] *= 1.0 - chance
             rank[node] += 1
-            if (left := growing.left[node]) is not None:
-                heapq.heappush(heap, (-reach[node] * _expected(chances, rank[node], left), node, True))
-        return growing.finished()
+            if (left := builder.left[node]) is not None:
+                heapq.heappush(heap, (-reach[node] * _next_draw_chance(chances, rank[node], left), node, True))
+        return builder.tree()
 
     def updated(self, trials: Sequence[Trial]) -> "BestFirstShape":
         tried, accepted = self.tried.copy(), self.accepted.copy()
@@ -151,34 +158,36 @@ class BestFirstShape:
         return BestFirstShape(tried, accepted)
 
 
-def _expected(chances: NDArray[np.float64], rank: int, draft_probs: Probs) -> float:
-    """The chance that the next draw will be accepted."""
+def _next_draw_chance(chances: NDArray[np.float64], rank: int, draft_probs: Probs) -> float:
+    """Return the chance that the next draw will be accepted."""
     mass = np.bincount(np.digitize(draft_probs, CONFIDENCE), draft_probs, len(CONFIDENCE) + 1)
     return float(mass @ chances[min(rank, RANKS - 1)])
 
 
 class TreeBuilder:
-    """A tree under way; nodes are numbered as they are drawn."""
+    """A tree that grows; nodes are numbered as they are drawn."""
 
     def __init__(self) -> None:
         self._parents: list[int] = []
         self._tokens: list[int] = []
         self._draft_probs: dict[int, Probs] = {}
         self.left: dict[int, Probs | None] = {}
-        """What the next child of a node is drawn from."""
+        """Distribution of the next child by node, or None if nothing is left."""
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def begin(self, node: int, draft_probs: Probs) -> None:
+        """Set the distribution that a node's children are drawn from."""
         self._draft_probs[node] = draft_probs
         self.left[node] = draft_probs
 
-    def ask(self, expand: Expand, nodes: list[int]) -> NDArray[np.float64]:
+    def expand(self, expand: Expand, nodes: list[int]) -> NDArray[np.float64]:
+        """Return the draft's distributions after some nodes, float64 [n, vocab]."""
         return expand(nodes, [self._parents[node] for node in nodes], [self._tokens[node] for node in nodes])
 
     def draw_below(self, node: int, random: np.random.Generator) -> tuple[int, float]:
-        """The new child, and the probability that its token was drawn with."""
+        """Draw a child; return its number and the probability that its token was drawn with."""
         left = self.left[node]
         assert left is not None, "nothing is left to draw"
         token = draw_token(left, random)
@@ -187,5 +196,6 @@ class TreeBuilder:
         self._tokens.append(token)
         return len(self._tokens) - 1, float(left[token])
 
-    def finished(self) -> SampledTree:
+    def tree(self) -> SampledTree:
+        """Return what was drawn so far."""
         return SampledTree(np.array(self._parents, np.int64), np.array(self._tokens, np.int64), self._draft_probs)

@@ -1,4 +1,7 @@
-"""Shared noise beside rejection-sampled trees of the same size: tokens a round, in one process, without a swarm."""
+"""`swarm bench sampling`: shared noise beside rejection-sampled trees of the same size.
+
+It counts tokens per round, in one process and without a swarm.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +31,7 @@ from treeswarm_client.provenance import machine_provenance
 TEMPERATURES = (0.3, 0.7, 1.0)
 SIZES = (16, 64)
 SEED = 1
-# Texts that are not counted: our τ and the rivals' chances of acceptance are both learned on the way.
+# Number of first texts that are not counted: our τ and the rivals' chances of acceptance are both learned on the way.
 WARM_UP_PROMPTS = 2
 OURS = {"shared": DraftOptions(), "independent": DraftOptions(shared_noise=False)}
 RIVALS: dict[str, Shape] = {"static": StaticShape(), "best-first": BestFirstShape()}
@@ -38,44 +41,46 @@ class Rule(Protocol):
     """One way to draft and to accept."""
 
     def begin(self, prompt: Sequence[int], temperature: float, sample: int) -> None:
-        """A new text."""
+        """Begin another text."""
         ...
 
     def propose(self, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Parents (−1: the root) and tokens below the text's last token."""
+        """Return parents (−1 for the root) and tokens of a tree below the text's last token, each int64 [n]."""
         ...
 
     def decide(self, logits: torch.Tensor) -> Walk:
-        """What of the proposal stays, by the target's logits after the root and after each node, float32
-        [nodes + 1, vocab]."""
+        """Return the walk through the proposed tree.
+
+        `logits` are the target's after the root and after each node, float32 [nodes + 1, vocab].
+        """
         ...
 
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """What one rule made of one prompt."""
+    """The tokens that one rule generated after one prompt, and the number of rounds."""
 
     tokens: list[int]
     rounds: int
 
     @property
     def per_round(self) -> float:
-        """Bonus included."""
+        """Tokens per round, the bonus token included."""
         return len(self.tokens) / self.rounds
 
 
 async def bench_sampling(
     setup: BenchSetup, *, sizes: Sequence[int] = SIZES, temperatures: Sequence[float] = TEMPERATURES
 ) -> dict[str, Any]:
-    """Tokens a round by temperature, size and rule, each rule with its own texts after the same prompts.
+    """Return tokens per round by temperature, size and rule; each rule continues the same prompts with its own texts.
 
-    `shared` and `independent` are the product's drafter with and without the target's noise in its ranking; both must
+    `shared` and `independent` are the product's drafter with and without the target's noise in its ranking.  Both must
     give the same texts, up to which of them ends first.  `static` and `best-first` are sampled without replacement and
-    verified by rejection.  `ratios` take the better of the two in every cell, which flatters it a little.  Intervals
-    hold nine of ten draws of as many prompts.  Raises BadRequest.
+    verified by rejection.  `ratios` take the better of these two in every cell, which is slightly in its favour.
+    Intervals hold nine of ten draws of as many prompts.  Raises BadRequest for a temperature of 0 or a size below 1.
     """
     if min(temperatures) <= 0.0 or min(sizes) < 1:
-        raise BadRequest("sampling compares trees of sampled text: give temperatures above 0 and sizes from 1 on")
+        raise BadRequest("sampling compares trees of sampled text: give temperatures above 0 and sizes of at least 1")
     folder, draft = resolve_model(setup.model), resolve_model(setup.draft)
     target = CachedModel.load(folder)
     prompts = held_out_prompts(TokenizerEncoder(load_tokenizer(folder)), setup.prompts + WARM_UP_PROMPTS)
@@ -84,15 +89,15 @@ async def bench_sampling(
     mismatches = 0
     for temperature in temperatures:
         for size in sizes:
-            found = {
-                name: _texts(target, rule, prompts, temperature, size, setup.tokens)[WARM_UP_PROMPTS:]
-                for name, rule in _rules(draft).items()
+            texts_of = {
+                name: _generate_texts(target, rule, prompts, temperature, size, setup.tokens)[WARM_UP_PROMPTS:]
+                for name, rule in _fresh_rules(draft).items()
             }
-            rows += [_row(temperature, size, name, texts) for name, texts in found.items()]
-            ratios.append({"temperature": temperature, "size": size} | _ratios(found))
+            rows += [_row(temperature, size, name, texts) for name, texts in texts_of.items()]
+            ratios.append({"temperature": temperature, "size": size} | _ratios(texts_of))
             mismatches += sum(
                 not same_text({"shared": a.tokens, "independent": b.tokens})
-                for a, b in zip(found["shared"], found["independent"], strict=True)
+                for a, b in zip(texts_of["shared"], texts_of["independent"], strict=True)
             )
     return {
         "bench": "sampling",
@@ -103,15 +108,15 @@ async def bench_sampling(
     }
 
 
-def _rules(draft: Path) -> dict[str, Rule]:
-    """Fresh ones: what a rule learns belongs to one temperature and size."""
+def _fresh_rules(draft: Path) -> dict[str, Rule]:
+    """Return rules that have learned nothing: what a rule learns belongs to one temperature and size."""
     ours: dict[str, Rule] = {
         name: ArgmaxRule(ModelDrafter.load(draft, options=options)) for name, options in OURS.items()
     }
     return ours | {name: RejectionRule(CachedModel.load(draft), shape) for name, shape in RIVALS.items()}
 
 
-def _texts(
+def _generate_texts(
     target: CachedModel, rule: Rule, prompts: Sequence[list[int]], temperature: float, size: int, tokens: int
 ) -> list[GeneratedText]:
     texts = []
@@ -122,14 +127,14 @@ def _texts(
 
 
 def generate(target: CachedModel, rule: Rule, prompt: Sequence[int], size: int, tokens: int) -> GeneratedText:
-    """Rounds until there are at least `tokens` new tokens; the rule has begun.  The prefill is no round."""
+    """Run rounds until there are at least `tokens` new tokens; the rule must have begun.  The prefill is no round."""
     target.begin(prompt[:-1])
     text, rounds = list(prompt), 0
     while len(text) < len(prompt) + tokens:
         parents, drafted = rule.propose(size)
-        found = rule.decide(target.below([ROOT, *(parents + 1)], [text[-1], *drafted]))
-        target.advance([0, *(node + 1 for node in found.accepted)])
-        text += [*drafted[list(found.accepted)].tolist(), found.bonus]
+        decided = rule.decide(target.below([ROOT, *(parents + 1)], [text[-1], *drafted]))
+        target.advance([0, *(node + 1 for node in decided.accepted)])
+        text += [*drafted[list(decided.accepted)].tolist(), decided.bonus]
         rounds += 1
     return GeneratedText(text[len(prompt) :], rounds)
 
@@ -158,29 +163,29 @@ class ArgmaxRule:
     def decide(self, logits: torch.Tensor) -> Walk:
         tree = self._tree
         assert tree is not None, "decided before it proposed"
-        below = [0]
-        """Levels below the root, by place in `logits`."""
+        levels = [0]
+        """Number of levels below the root, for each row of `logits`."""
         for parent in tree.parents.tolist():
-            below.append(below[parent + 1] + 1)
-        noise = np.stack([self._noise.row(self._settings, self._length + level) for level in below])
+            levels.append(levels[parent + 1] + 1)
+        noise = np.stack([self._noise.row(self._settings, self._length + level) for level in levels])
         logprobs = torch.log_softmax(logits / self._settings.temperature, -1).numpy()
         answers = (logprobs + noise).argmax(1)
-        found = walk(tree.parents, tree.tokens, answers)
-        self.drafter.observe(Verification(tree, answers, found.accepted, found.bonus))
-        self._length += len(found.accepted) + 1
-        return found
+        decided = walk(tree.parents, tree.tokens, answers)
+        self.drafter.observe(Verification(tree, answers, decided.accepted, decided.bonus))
+        self._length += len(decided.accepted) + 1
+        return decided
 
 
 @dataclass(eq=False)
 class RejectionRule:
-    """Trees sampled from the draft at the target's temperature, verified by rejection.  Its shape learns."""
+    """Trees sampled from the draft at the target's temperature, verified by rejection.  The shape learns."""
 
     draft: CachedModel
     shape: Shape
     _temperature: float = 1.0
     _root: int = 0
     _row_of: dict[int, int] = field(default_factory=dict)
-    """A node's row in the draft's crown; leaves that nobody asked about have none."""
+    """Row of each node in the draft's crown; leaves that were not expanded have none."""
     _tree: SampledTree | None = None
 
     def begin(self, prompt: Sequence[int], temperature: float, sample: int) -> None:
@@ -197,14 +202,14 @@ class RejectionRule:
 
     def decide(self, logits: torch.Tensor) -> Walk:
         assert self._tree is not None, "decided before it proposed"
-        found, trials = walk_by_rejection(self._tree, self._probs(logits), self._random)
+        decided, trials = walk_by_rejection(self._tree, self._probs(logits), self._random)
         self.shape = self.shape.updated(trials)
-        known = [node for node in (ROOT, *found.accepted) if node in self._row_of]
-        # Only the last of the path can be a leaf.
-        more = [int(self._tree.tokens[node]) for node in found.accepted if node not in self._row_of]
-        self.draft.advance([self._row_of[node] for node in known], more)
-        self._root = found.bonus
-        return found
+        expanded = [node for node in (ROOT, *decided.accepted) if node in self._row_of]
+        # Only the last node of the path can be a leaf.
+        more = [int(self._tree.tokens[node]) for node in decided.accepted if node not in self._row_of]
+        self.draft.advance([self._row_of[node] for node in expanded], more)
+        self._root = decided.bonus
+        return decided
 
     def _expand(self, nodes: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float64]:
         rows = [self._row_of.get(parent, ROOT) for parent in parents]
@@ -217,6 +222,8 @@ class RejectionRule:
 
 @dataclass(frozen=True, eq=False)
 class TokenizerEncoder:
+    """An encoder of prompts around a tokenizer."""
+
     tokenizer: Tokenizer
 
     def encode(self, prompt: str) -> list[int]:
@@ -229,32 +236,35 @@ def _row(temperature: float, size: int, rule: str, texts: Sequence[GeneratedText
         "temperature": temperature,
         "size": size,
         "rule": rule,
-        "tokens_per_round": Ratio(tokens / rounds, _drawn(texts)).as_dict(),
+        "tokens_per_round": Ratio(tokens / rounds, _resampled(texts)).as_dict(),
         "rounds": rounds,
         "repeated_4grams": float(np.mean([repeated_4grams(text.tokens) for text in texts])),
     }
 
 
-def _ratios(found: dict[str, list[GeneratedText]]) -> dict[str, Any]:
-    rival = max(RIVALS, key=lambda name: _pooled(found[name]))
+def _ratios(texts_of: dict[str, list[GeneratedText]]) -> dict[str, Any]:
+    rival = max(RIVALS, key=lambda name: _pooled(texts_of[name]))
     return {
         "better_rival": rival,
-        "shared_over_rival": ratio_of(found["shared"], found[rival]).as_dict(),
-        "shared_over_independent": ratio_of(found["shared"], found["independent"]).as_dict(),
+        "shared_over_rival": ratio_of(texts_of["shared"], texts_of[rival]).as_dict(),
+        "shared_over_independent": ratio_of(texts_of["shared"], texts_of["independent"]).as_dict(),
     }
 
 
 def ratio_of(ours: Sequence[GeneratedText], theirs: Sequence[GeneratedText]) -> Ratio:
-    """Tokens a round, ours over theirs, with prompts resampled in pairs."""
-    return Ratio(_pooled(ours) / _pooled(theirs), _drawn(ours) / _drawn(theirs))
+    """Return the ratio of tokens per round, ours over theirs, with prompts resampled in pairs."""
+    return Ratio(_pooled(ours) / _pooled(theirs), _resampled(ours) / _resampled(theirs))
 
 
 def _pooled(texts: Sequence[GeneratedText]) -> float:
     return sum(len(text.tokens) for text in texts) / sum(text.rounds for text in texts)
 
 
-def _drawn(texts: Sequence[GeneratedText]) -> NDArray[np.float64]:
-    """Tokens a round of prompts drawn with replacement, the same draws for the same number of prompts."""
+def _resampled(texts: Sequence[GeneratedText]) -> NDArray[np.float64]:
+    """Return tokens per round of prompts drawn with replacement, float64 [RESAMPLES], or nothing for one prompt.
+
+    The draws are the same for the same number of prompts.
+    """
     if len(texts) < 2:
         return np.empty(0)
     drawn = np.random.default_rng(0).integers(0, len(texts), (RESAMPLES, len(texts)))

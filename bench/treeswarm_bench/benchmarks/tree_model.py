@@ -1,4 +1,7 @@
-"""A whole causal LM that reads trees below a text it remembers: target and draft of benches without a swarm."""
+"""A whole causal LM that reads trees below a text it remembers.
+
+Benches without a swarm use it as the target and as the draft model.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,36 +24,38 @@ def _no_rows() -> NDArray[np.bool_]:
 
 @dataclass(eq=False)
 class CachedModel:
-    """A transformers model, float32, with a tree-shaped KV cache: the text's rows, then those of a tree below it."""
+    """A transformers model in float32 with a tree-shaped KV cache: the text's rows, then those of a tree below it."""
 
     model: Any
     _cache: TreeCache = field(default_factory=TreeCache)
     _visible: NDArray[np.bool_] = field(default_factory=_no_rows)
-    """[rows, rows] of the tree: which of its rows each row sees."""
+    """Which rows of the tree each of its rows sees, bool [rows, rows]."""
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """A model directory."""
+        """Load a model directory."""
         transformers.utils.logging.disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         return cls.of(model)
 
     @classmethod
     def of(cls, model: Any) -> Self:
-        """A model that is loaded already; its attention is replaced."""
+        """Wrap a loaded model, and replace its attention."""
         draft_model.register()
         model.set_attn_implementation(draft_model.IMPLEMENTATION)
         return cls(model.eval().requires_grad_(False))
 
     def begin(self, text: Sequence[int]) -> None:
-        """Remember another text, maybe an empty one, and no tree."""
+        """Forget text and tree, and read another text, which may be empty."""
         self._cache.cut(0)
         self._visible = _no_rows()
         self._read(text)
 
     def below(self, parents: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        """Add rows to the tree, each below a row of it (also one added here, further ahead) or, at −1, below the text;
-        logits float32 [n, vocab] after each."""
+        """Add rows to the tree and return the logits after each, float32 [n, vocab].
+
+        `parents` are rows of the tree, which may be added in the same call but before their children; −1 is the text.
+        """
         old, rows = len(self._visible), len(self._visible) + len(tokens)
         visible = np.zeros((rows, rows), np.bool_)
         visible[:old, :old] = self._visible
@@ -63,7 +68,7 @@ class CachedModel:
         return self._forward(tokens, self._cache.trunk + visible[old:].sum(1) - 1)
 
     def advance(self, path: Sequence[int], more: Sequence[int] = ()) -> None:
-        """The text goes on by a path of the tree's rows, then by `more`; the rest of the tree is forgotten."""
+        """Append a path of the tree's rows to the text, then the tokens `more`, and forget the rest of the tree."""
         self._cache.keep(np.array(path, np.int64), np.empty(0, np.int64))
         self._visible = _no_rows()
         self._read(more)

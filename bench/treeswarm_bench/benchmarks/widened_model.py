@@ -1,8 +1,8 @@
-"""A model that reads more weights and writes the same text: for benches of what is bound by weights.
+"""A model that reads more weights and writes the same text, for benches of what is bound by reading weights.
 
-Each block's feed-forward gets several times its neurons.  What the new ones read is random and what they say is
-nothing: their part of the down projection is zero.  The numbers change by rounding alone, and a draft that agreed with
-the model still does.  Files are rewritten tensor by tensor, in the model's own dtype, without torch.
+Each block's feed-forward gets several times its neurons.  The new neurons' input weights are random, and their part of
+the down projection is zero, so that they add nothing.  The results change by rounding alone, and a draft that agreed
+with the model still does.  Files are rewritten tensor by tensor, in the model's own dtype, without torch.
 """
 
 import contextlib
@@ -32,78 +32,83 @@ from treeswarm.model_files import (
 )
 
 FEED_FORWARD = re.compile(r"layers\.\d+\.mlp\.(.+)")
-# Which axis of each are its neurons: checkpoints keep [out, in].
+# Axis of each tensor that counts neurons: checkpoints keep [out, in].
 NEURONS = {"gate_proj.weight": 0, "up_proj.weight": 0, "down_proj.weight": 1}
 DTYPES = ("F32", "F16", "BF16")
-# As models are initialised: far from overflow in any dtype, and from subnormal numbers, which processors are slow with.
+# The standard deviation that models are initialised with.  It is far from overflow in any dtype, and from subnormal
+# numbers, with which processors are slow.
 SPREAD = 0.02
 SEED = 0
-# What is written at once, at most.
+# Largest number of values that are written at once.
 CHUNK_VALUES = 1 << 22
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a checkpoint's tensor lies."""
+    """The place of a tensor in a checkpoint."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file: Path
     begin: int
-    """Its first byte there."""
+    """Offset of its first byte in the file."""
     size: int
-    """Bytes."""
+    """Number of bytes."""
 
     @property
     def neurons(self) -> int | None:
-        """The axis to widen."""
-        found = FEED_FORWARD.search(self.name)
-        return NEURONS.get(found[1]) if found else None
+        """Axis to widen, or None if the tensor stays as it is."""
+        match = FEED_FORWARD.search(self.name)
+        return NEURONS.get(match[1]) if match else None
 
     def widened(self, times: int) -> tuple[int, ...]:
-        """Its shape with so many times the neurons."""
+        """Return its shape with `times` as many neurons."""
         return tuple(size * (times if axis == self.neurons else 1) for axis, size in enumerate(self.shape))
 
 
 @dataclass(frozen=True)
 class WidenedModel:
-    """A model directory, and what it came to."""
+    """The directory of a wider model, and its sizes."""
 
     of: str
-    """The model as it was named."""
+    """The original model as the user named it."""
     times: int
     folder: Path
     file_bytes: int
     block_weights: int
-    """Numbers in all decoder blocks."""
+    """Number of weights in all decoder blocks."""
 
 
 @contextlib.contextmanager
 def widened_model(model: str, times: int) -> Iterator[WidenedModel]:
-    """`model` (directory, bundled name, hub id) with `times` as many neurons, in a folder that is removed on leaving.
+    """Write `model` with `times` as many neurons into a folder that is removed on leaving.
 
-    Raises BadRequest for less than one time, ModelError, UnsupportedModel for feed-forwards of another shape.
+    `model` is a directory, a bundled name or a hub id.  Raises BadRequest for `times` below 1, ModelError if the model
+    cannot be read or written, and UnsupportedModel for feed-forwards of another kind.
     """
     source = resolve_model(model, weights=True)
-    with tempfile.TemporaryDirectory(prefix="treeswarm-widened-") as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory(prefix="treeswarm-widened-") as name:
+        folder = Path(name)
         try:
             block_weights = widen(source, folder, times)
         except OSError as error:
-            raise ModelError(f"'{model}' cannot be widened into {folder} ({error.strerror}): free some room") from None
+            raise ModelError(
+                f"'{model}' cannot be widened into {folder} ({error.strerror}): free some disk space"
+            ) from None
         yield WidenedModel(model, times, folder, (folder / SINGLE).stat().st_size, block_weights)
 
 
 def widen(source: Path, folder: Path, times: int) -> int:
-    """Write the model in `source` to `folder`, wider; how many numbers its decoder blocks have then.
+    """Write a wider copy of the model in `source` into `folder`; return the number of weights in its decoder blocks.
 
-    Raises BadRequest, ModelError, UnsupportedModel, OSError.
+    Raises BadRequest for `times` below 1, ModelError if the model cannot be read, UnsupportedModel for feed-forwards of
+    another kind, and OSError if the copy cannot be written.
     """
     if times < 1:
         raise BadRequest(f"--widen {times} leaves no neurons: give 1 or more")
     config, tensors = read_config(source), _tensors(source)
-    _check(source, config, tensors, read_shape(source).blocks)
+    _check_feed_forwards(source, config, tensors, read_shape(source).blocks)
     for path in {path for pattern in CLIENT_FILES for path in source.glob(pattern)}:
         if path.name not in {"config.json", INDEX} and path.is_file():
             shutil.copyfile(path, folder / path.name)
@@ -113,11 +118,11 @@ def widen(source: Path, folder: Path, times: int) -> int:
     return sum(int(np.prod(tensor.widened(times))) for tensor in tensors if BLOCK.search(tensor.name))
 
 
-def _check(source: Path, config: Mapping[str, Any], tensors: list[Tensor], blocks: int) -> None:
-    """That all feed-forwards are of the one kind that is known here.  Raises UnsupportedModel."""
+def _check_feed_forwards(source: Path, config: Mapping[str, Any], tensors: list[Tensor], blocks: int) -> None:
+    """Raises UnsupportedModel unless all feed-forwards are of the one kind that can be widened."""
     neurons = config.get("intermediate_size")
-    parts = [(tensor, found[1]) for tensor in tensors if (found := FEED_FORWARD.search(tensor.name))]
-    strange = next(
+    parts = [(tensor, match[1]) for tensor in tensors if (match := FEED_FORWARD.search(tensor.name))]
+    other = next(
         (
             tensor
             for tensor, part in parts
@@ -125,40 +130,39 @@ def _check(source: Path, config: Mapping[str, Any], tensors: list[Tensor], block
         ),
         None,
     )
-    if strange is not None or len(parts) != blocks * len(NEURONS):
-        why = f"it has {strange.name} {list(strange.shape)}" if strange else "some of its blocks lack them"
+    if other is not None or len(parts) != blocks * len(NEURONS):
+        reason = f"it has {other.name} {list(other.shape)}" if other else "some of its blocks lack them"
         raise UnsupportedModel(
             f"'{source}' cannot be widened: each block's feed-forward must be gate_proj, up_proj and down_proj of "
-            f"intermediate_size neurons, without biases, and {why}: choose a model like Llama's"
+            f"intermediate_size neurons, without biases, but {reason}: choose a model like Llama's"
         )
-    unknown = next((tensor for tensor, _ in parts if tensor.dtype not in DTYPES), None)
-    if unknown is not None:
+    unsupported = next((tensor for tensor, _ in parts if tensor.dtype not in DTYPES), None)
+    if unsupported is not None:
         raise UnsupportedModel(
-            f"'{source}' cannot be widened: {unknown.name} is {unknown.dtype}, not one of {', '.join(DTYPES)}"
+            f"'{source}' cannot be widened: {unsupported.name} is {unsupported.dtype}, not one of {', '.join(DTYPES)}"
         )
 
 
 def _tensors(source: Path) -> list[Tensor]:
-    """All of the checkpoint's.  Raises ModelError."""
-    found = []
+    """Return all tensors of a checkpoint.  Raises ModelError."""
+    tensors = []
     for file in sorted(weight_files(source)):
         header = read_header(source / file)
         with (source / file).open("rb") as opened:
             data = 8 + int.from_bytes(opened.read(8), "little")
-        found += [
-            Tensor(name, told["dtype"], tuple(told["shape"]), source / file, data + begin, end - begin)
-            for name, told, (begin, end) in (
-                (name, told, told["data_offsets"]) for name, told in header.items() if name != "__metadata__"
-            )
-        ]
-    return found
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                shape = tuple(entry["shape"])
+                tensors.append(Tensor(name, entry["dtype"], shape, source / file, data + begin, end - begin))
+    return tensors
 
 
 # ---------------------------------------------------------------- writing
 
 
 def _write(path: Path, tensors: list[Tensor], times: int) -> None:
-    """One safetensors file: a header's length, the header, and the tensors in its order without gaps."""
+    """Write one safetensors file: the header's length, the header, and the tensors in its order without gaps."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
@@ -178,10 +182,10 @@ def _write_tensor(file: BinaryIO, tensor: Tensor, times: int, random: np.random.
     content = np.fromfile(tensor.file, np.uint8, tensor.size, offset=tensor.begin)
     if tensor.neurons == 1:
         rows = content.reshape(tensor.shape[0], -1)
-        silent = np.zeros((1, rows.shape[1] * (times - 1)), np.uint8)
+        zeros = np.zeros((1, rows.shape[1] * (times - 1)), np.uint8)
         for row in rows:
             file.write(row.tobytes())
-            file.write(silent.tobytes())
+            file.write(zeros.tobytes())
         return
     file.write(content.tobytes())
     if tensor.neurons == 0:
@@ -193,7 +197,7 @@ def _write_tensor(file: BinaryIO, tensor: Tensor, times: int, random: np.random.
 
 
 def _as_stored(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """In a checkpoint's dtype; bfloat16 is the upper half of float32."""
+    """Convert to a checkpoint's dtype; bfloat16 is the upper half of float32."""
     if dtype == "BF16":
         return (values.view(np.uint32) >> 16).astype(np.uint16)
     return values.astype(np.float16 if dtype == "F16" else np.float32)

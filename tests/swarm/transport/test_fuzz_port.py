@@ -89,7 +89,7 @@ def test_hostile_messages_are_seeded_and_partly_valid() -> None:
     first = list(islice(hostile_messages(5, DESCRIPTION), 2000))
     assert first == list(islice(hostile_messages(5, DESCRIPTION), 2000))
     assert first != list(islice(hostile_messages(6, DESCRIPTION), 2000))
-    assert len({hostile.what for hostile in first}) == 9
+    assert len({hostile.flaw for hostile in first}) == 9
     counts: dict[bool, int] = {True: 0, False: 0}  # By whether the message is valid.
     for hostile in first:
         try:
