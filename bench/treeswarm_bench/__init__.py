@@ -1,3 +1,3 @@
-"""Measuring treeswarm: benchmarks, a WAN lab, a simulator."""
+"""Measurements of treeswarm: benchmarks, a WAN lab, and a simulator."""
 
 __version__ = "0.1.0"

@@ -41,7 +41,7 @@ EXAMPLES = """examples:
   swarm bench tls --json                     what TLS costs on loopback, beside plaintext in the same run
   swarm bench ports --json                   what a borrowed port costs, beside a direct connection
   swarm bench ports --lab delay=25ms --beside   the same in a lab, the client on the lender's host (root, Linux)
-  swarm bench registry --json                what the DHT and three MQTT brokers cost; needs mosquitto and amqtt
+  swarm bench registry --json                what the DHT, mosquitto (plain and TLS) and amqtt cost; needs both brokers
   swarm bench wan --lab delay=25ms,rate=100mbit   plain against trees over real TCP, a namespace per node (root, Linux)
   swarm bench wan --peers A:4001,B:4001      the same with nodes that run already
   swarm bench exact --model DIR --draft DIR  the same as exact on a model of your own"""
@@ -66,8 +66,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser = commands.add_parser(
         "bench",
         help="measure exactness and speed with real nodes on this machine",
-        description="Start real swarm-node processes on loopback and measure.  Help of a flag that only some benches "
-        "use begins with their names.",
+        description="Start real swarm-node processes on loopback and measure.\n"
+        "The help of a flag that only some benches use begins with their names.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""What users install holds no measuring code; the extra `bench` brings it."""
+"""The package that users install holds no measuring code; the extra `bench` brings it."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ MEASURING = ("bench", "lab/", "simulat", "hostile", "virtual_clock", "widened")
 
 
 def absent(_name: str) -> None:
-    """Stand in for `find_spec` where the package is not installed."""
+    """Stand in for `find_spec`, as if the package were not installed."""
 
 
 def run(*command: str | Path) -> str:
@@ -72,7 +72,7 @@ def test_bench_package_is_installed_here() -> None:
 
 @pytest.mark.slow
 def test_product_wheel_holds_no_measuring_code(tmp_path: Path) -> None:
-    """Builds both wheels and installs them, without dependencies, into an environment of their own."""
+    """Both wheels are built, and installed without dependencies into an environment of their own."""
     run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT, ROOT / "bench")
     product, bench = sorted(tmp_path.glob("*.whl"), key=lambda wheel: "bench" in wheel.name)
     names = [name for name in zipfile.ZipFile(product).namelist() if name.endswith(".py")]

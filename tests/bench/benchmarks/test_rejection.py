@@ -1,4 +1,4 @@
-"""Trees sampled from a draft and verified by rejection: is the text the target's, and are the trees what they claim?"""
+"""Trees sampled from a draft and verified by rejection: the text is the target's, and trees have size and shape."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,43 +29,42 @@ SHAPES = [StaticShape(), BestFirstShape()]
 by_shape = pytest.mark.parametrize("shape", SHAPES, ids=["static", "best-first"])
 
 
-def normalised(of: Sequence[float]) -> Probs:
-    return np.array(of, np.float64) / sum(of)
+def normalise(weights: Sequence[float]) -> Probs:
+    return np.array(weights, np.float64) / sum(weights)
 
 
 @given(weights, weights, st.integers(0, VOCAB))
-def test_one_nodes_token_is_the_targets_by_counting_every_way_its_children_can_be_drawn(
-    target: list[int], draft: list[int], children: int
-) -> None:
-    target_probs, draft_probs = normalised(target), normalised(draft)
-    came = np.zeros(VOCAB)
+def test_token_of_one_node_is_distributed_as_the_targets(target: list[int], draft: list[int], children: int) -> None:
+    """Every way in which its children can be drawn is counted."""
+    target_probs, draft_probs = normalise(target), normalise(draft)
+    chances = np.zeros(VOCAB)
     offered = np.flatnonzero(draft_probs).tolist()
     for drawn in permutations(offered, min(children, len(offered))):
-        found = child_odds(target_probs, draft_probs, drawn)
-        here = float(np.prod(found.draft_probs))
-        for token, chance in zip(drawn, found.accepted, strict=True):
-            came[token] += here * chance
+        odds = child_odds(target_probs, draft_probs, drawn)
+        here = float(np.prod(odds.draft_probs))
+        for token, chance in zip(drawn, odds.accepted, strict=True):
+            chances[token] += here * chance
             here *= 1.0 - chance
-        came += here * found.rest
-    np.testing.assert_allclose(came, target_probs, atol=1e-12)
+        chances += here * odds.rest
+    np.testing.assert_allclose(chances, target_probs, atol=1e-12)
 
 
 @given(weights, st.integers(0, 2**32))
-def test_what_is_drawn_has_a_probability_and_is_not_drawn_again(of: list[int], seed: int) -> None:
+def test_each_possible_token_is_drawn_once(drawn_from: list[int], seed: int) -> None:
     random = np.random.default_rng(seed)
-    left: Probs | None = normalised(of)
+    left: Probs | None = normalise(drawn_from)
     drawn = []
     while left is not None:
         token = draw_token(left, random)
         assert left[token] > 0.0
         drawn.append(token)
         left = without_token(left, token)
-    assert sorted(drawn) == np.flatnonzero(of).tolist()
+    assert sorted(drawn) == np.flatnonzero(drawn_from).tolist()
 
 
 @dataclass
-class Toy:
-    """Draft and target over a few tokens, of texts up to three tokens long: tables, and not much alike."""
+class ToyModels:
+    """Draft and target as tables over a few tokens and texts up to three tokens long; they differ much."""
 
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
@@ -73,20 +72,22 @@ class Toy:
         self.tables: dict[tuple[int, ...], tuple[Probs, Probs]] = {}
 
     def probs(self, text: tuple[int, ...]) -> tuple[Probs, Probs]:
-        """Target's and draft's; there is always a token that the target may say and the draft never offers."""
+        """Return the target's and the draft's distribution; there is always a token that only the target has."""
         if text not in self.tables:
             target, draft = self.random.dirichlet(np.full(VOCAB, 0.7), 2)
             draft[len(text) % VOCAB] = 0.0
             self.tables[text] = target, draft / draft.sum()
         return self.tables[text]
 
-    def expand_below(self, text: tuple[int, ...]) -> "_Expansion":
-        return _Expansion(self, {ROOT: text})
+    def expand_below(self, text: tuple[int, ...]) -> "ToyExpand":
+        return ToyExpand(self, {ROOT: text})
 
 
 @dataclass
-class _Expansion:
-    toy: Toy
+class ToyExpand:
+    """The draft's forwards below one text."""
+
+    toy: ToyModels
     texts: dict[int, tuple[int, ...]]
 
     def __call__(self, nodes: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float64]:
@@ -95,22 +96,27 @@ class _Expansion:
         return np.stack([self.toy.probs(self.texts[node][-3:])[1] for node in nodes])
 
 
-def target_probs(toy: Toy, text: tuple[int, ...], tree: SampledTree) -> NDArray[np.float64]:
+def target_probs(toy: ToyModels, text: tuple[int, ...], tree: SampledTree) -> NDArray[np.float64]:
     texts = [text]
     for parent, token in zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True):
         texts.append((*texts[parent + 1], token))
     return np.stack([toy.probs(below[-3:])[0] for below in texts])
 
 
-def grow_best(size: int, toy: Toy, text: tuple[int, ...]) -> SampledTree:
-    """The draft's likeliest tokens below the root: drawn from nothing, which the rule does not allow."""
+def grow_best(size: int, toy: ToyModels, text: tuple[int, ...]) -> SampledTree:
+    """Return a tree of the draft's likeliest tokens, which were not drawn: the rule does not allow that."""
     draft = toy.probs(text)[1]
     best = np.argsort(-draft)[: min(size, np.count_nonzero(draft))]
     return SampledTree(np.full(len(best), ROOT), best, {ROOT: draft})
 
 
-def first_two(toy: Toy, shape: Shape | None, size: int, random: np.random.Generator) -> tuple[tuple[int, int], Shape]:
-    """A text's first two tokens, in as many rounds as they take; without a shape, the likeliest children."""
+def first_two(
+    toy: ToyModels, shape: Shape | None, size: int, random: np.random.Generator
+) -> tuple[tuple[int, int], Shape]:
+    """Return a text's first two tokens, from as many rounds as they take.
+
+    Without a shape, trees consist of the likeliest children.
+    """
     text: tuple[int, ...] = ()
     while len(text) < 2:
         if shape is None:
@@ -123,9 +129,9 @@ def first_two(toy: Toy, shape: Shape | None, size: int, random: np.random.Genera
     return (text[0], text[1]), shape
 
 
-def doubt(shape: Shape | None, size: int, texts: int = 6000) -> float:
-    """The p-value of texts' first two tokens under the target's own distribution of them."""
-    toy, random = Toy(), np.random.default_rng(20261121)
+def p_value(shape: Shape | None, size: int, texts: int = 6000) -> float:
+    """Return the p-value of texts' first two tokens under the target's own distribution of them."""
+    toy, random = ToyModels(), np.random.default_rng(20261121)
     counts = np.zeros((VOCAB, VOCAB))
     for _ in range(texts):
         tokens, shape = first_two(toy, shape, size, random)
@@ -141,38 +147,38 @@ def doubt(shape: Shape | None, size: int, texts: int = 6000) -> float:
 @by_shape
 @pytest.mark.parametrize("size", [3, pytest.param(9, marks=pytest.mark.slow)])
 def test_texts_are_distributed_as_the_targets_own(shape: Shape, size: int) -> None:
-    """Also while the shape learns, and decides by what it has drawn where it draws next."""
-    assert doubt(shape, size) > 0.01
+    """They are so while the shape learns, and uses what it has drawn to decide where it draws next."""
+    assert p_value(shape, size) > 0.01
 
 
-def test_the_test_would_notice_children_chosen_by_rank() -> None:
-    assert doubt(None, 2) < 1e-6
+def test_p_value_shows_children_chosen_by_rank() -> None:
+    assert p_value(None, 2) < 1e-6
 
 
 @by_shape
 @given(st.integers(1, 30), st.integers(0, 2**32))
-def test_a_tree_is_as_large_as_asked_for_and_its_siblings_differ(shape: Shape, size: int, seed: int) -> None:
-    toy = Toy()
+def test_tree_has_the_requested_size_and_distinct_siblings(shape: Shape, size: int, seed: int) -> None:
+    toy = ToyModels()
     tree = shape.grow(size, toy.probs(())[1], toy.expand_below(()), np.random.default_rng(seed))
     assert (tree.parents < np.arange(len(tree.tokens))).all()
     for node, draft_probs in tree.draft_probs.items():
         siblings = tree.tokens[tree.children(node)]
         assert len(set(siblings.tolist())) == len(siblings)
         assert (draft_probs[siblings] > 0.0).all()
-    # A static plan may want more children than the draft has tokens, and then goes without those.
+    # A static plan may have more children than the draft has tokens; then the tree is smaller.
     assert len(tree.tokens) == size or (isinstance(shape, StaticShape) and len(tree.tokens) < size)
 
 
-def test_a_static_shape_grows_wide_where_first_children_fail_and_deep_where_they_do_not() -> None:
+def test_static_shape_is_wide_where_first_children_fail_else_deep() -> None:
     trusting = StaticShape().updated([Trial(0, 0.5, accepted=True)] * 500)
     doubting = StaticShape().updated([Trial(0, 0.5, accepted=False)] * 50 + [Trial(1, 0.5, accepted=True)] * 50)
     assert trusting.plan_parents(6).tolist() == [-1, 0, 1, 2, 3, 4]
     assert doubting.plan_parents(4).tolist()[:2] == [-1, -1]
 
 
-def test_best_first_draws_on_where_the_draft_is_sure() -> None:
-    """One draft distribution is sure and one is flat; figures say that a sure draft is right."""
-    sure, flat = normalised([97, 1, 1, 1]), normalised([1, 1, 1, 1])
+def test_best_first_goes_deep_where_the_draft_is_sure() -> None:
+    """One draft distribution is sure and one is flat; past trials say that a sure draft is right."""
+    sure, flat = normalise([97, 1, 1, 1]), normalise([1, 1, 1, 1])
     updated = BestFirstShape().updated([Trial(0, 0.97, accepted=True)] * 200 + [Trial(0, 0.25, accepted=False)] * 200)
 
     def expand(nodes: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Shared noise beside rejection, on tiny random models: are the texts the target's own, whatever the draft?"""
+"""Shared noise beside rejection, on tiny random models: the texts are the target's own, whatever the draft."""
 
 import copy
 
@@ -29,7 +29,7 @@ TEMPERATURE, SAMPLE = 0.8, 3
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_our_texts_are_the_targets_argmax_with_noise(shared: bool) -> None:
+def test_our_text_is_the_targets_argmax_with_noise(shared: bool) -> None:
     model = tiny_model()
     rule = ArgmaxRule(drafter_of(tiny_model(num_hidden_layers=1), DraftOptions(shared_noise=shared)))
     rule.begin(PROMPT, TEMPERATURE, SAMPLE)
@@ -42,8 +42,8 @@ def test_our_texts_are_the_targets_argmax_with_noise(shared: bool) -> None:
 
 
 @pytest.mark.parametrize("shape", [StaticShape(), BestFirstShape()], ids=["static", "best-first"])
-def test_a_draft_that_is_the_target_is_never_rejected(shape: Shape) -> None:
-    """Were a row, a position or a mask of either cache wrong, the two would differ."""
+def test_draft_that_is_the_target_is_never_rejected(shape: Shape) -> None:
+    """If a row, a position or a mask of either cache were wrong, the two would differ."""
     model = tiny_model()
     rule = RejectionRule(CachedModel.of(copy.deepcopy(model)), shape)
     rule.begin(PROMPT, TEMPERATURE, SAMPLE)
@@ -56,27 +56,27 @@ def test_a_draft_that_is_the_target_is_never_rejected(shape: Shape) -> None:
     assert text.per_round > 2.0
 
 
-def test_a_tree_reads_as_its_paths_do_alone() -> None:
+def test_tree_has_the_logits_of_its_separate_paths() -> None:
     model = tiny_model()
     cached = CachedModel.of(copy.deepcopy(model))
     settings = SamplingSettings(temperature=1.0)
     cached.begin(PROMPT[:-1])
     cached.below([ROOT], PROMPT[-1:])
-    found = torch.log_softmax(cached.below([0, 0, 1, 2], [9, 8, 7, 7]), -1)
-    for row, path in zip(found, ([9], [8], [9, 7], [8, 7]), strict=True):
+    logprobs = torch.log_softmax(cached.below([0, 0, 1, 2], [9, 8, 7, 7]), -1)
+    for row, path in zip(logprobs, ([9], [8], [9, 7], [8, 7]), strict=True):
         np.testing.assert_allclose(row, plain_logprobs(model, [*PROMPT, *path], settings), atol=2e-5)
     cached.advance([0, 2, 4], [11])
     after = torch.log_softmax(cached.below([ROOT], [12]), -1)[0]
     np.testing.assert_allclose(after, plain_logprobs(model, [*PROMPT, 8, 7, 11, 12], settings), atol=2e-5)
 
 
-def test_ratios_pair_prompts() -> None:
+def test_ratio_pairs_prompts() -> None:
     theirs = [GeneratedText([0] * 10, 10), GeneratedText([0] * 30, 10)]
     ours = [GeneratedText([0] * 20, 10), GeneratedText([0] * 60, 10)]
     assert ratio_of(ours, theirs).as_dict() == {"value": 2.0, "low": 2.0, "high": 2.0}
     assert ratio_of(ours[:1], theirs[:1]).as_dict() == {"value": 2.0, "low": None, "high": None}
 
 
-async def test_greedy_text_is_refused() -> None:
+async def test_temperature_zero_is_refused() -> None:
     with pytest.raises(BadRequest, match="above 0"):
         await bench_sampling(BenchSetup(), temperatures=(0.0, 1.0))

@@ -1,4 +1,4 @@
-"""A wider model is the same model: its logits, its text, its files; and what cannot be widened is refused."""
+"""A wider model has the logits, text and files of the original; models that cannot be widened are refused."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from treeswarm.errors import BadRequest, ModelError, UnsupportedModel
 from treeswarm.model_files import CLIENT_FILES, read_header, read_shape, resolve_model, tokenizer_digest
-from treeswarm_bench import cli as command
+from treeswarm_bench import cli
 from treeswarm_bench.benchmarks.common import BenchSetup
 from treeswarm_bench.benchmarks.widened_model import widen, widened_model
 
@@ -31,17 +31,17 @@ def wider(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:.*generation flags.*")
-def test_logits_and_text_are_the_narrow_models(wider: Path) -> None:
+def test_wide_model_has_the_narrow_models_logits_and_text(wider: Path) -> None:
     narrow, wide = load(DEMO), load(wider)
-    read = sum(p.numel() for p in wide.parameters()) / sum(p.numel() for p in narrow.parameters())
-    assert read > 2.0, "of six million, more than half are in feed-forwards"
+    growth = sum(p.numel() for p in wide.parameters()) / sum(p.numel() for p in narrow.parameters())
+    assert growth > 2.0, "more than half of the six million weights are in feed-forwards"
     prompt = torch.randint(1, 4096, (1, 48), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(wide(prompt).logits, narrow(prompt).logits, rtol=1e-4, atol=1e-4)
     texts = [model.generate(prompt, do_sample=False, min_new_tokens=24, max_new_tokens=24) for model in (narrow, wide)]
     assert torch.equal(*texts)
 
 
-def test_the_new_neurons_are_no_zeros_that_a_processor_may_skip(wider: Path) -> None:
+def test_new_neurons_are_not_zeros_that_a_processor_may_skip(wider: Path) -> None:
     for layer in load(wider).get_submodule("model.layers"):
         for part in (layer.mlp.gate_proj, layer.mlp.up_proj):
             assert part.weight[576:].shape == (2 * 576, 256)
@@ -50,10 +50,10 @@ def test_the_new_neurons_are_no_zeros_that_a_processor_may_skip(wider: Path) -> 
         assert not layer.mlp.down_proj.weight[:, 576:].any()
 
 
-def test_a_copy_reads_as_the_model_did(wider: Path) -> None:
+def test_copy_has_the_files_and_tensors_of_the_model(wider: Path) -> None:
     assert tokenizer_digest(wider) == tokenizer_digest(DEMO)
-    told = json.loads((wider / "config.json").read_text())
-    assert told == json.loads((DEMO / "config.json").read_text()) | {"intermediate_size": 3 * 576}
+    config = json.loads((wider / "config.json").read_text())
+    assert config == json.loads((DEMO / "config.json").read_text()) | {"intermediate_size": 3 * 576}
     copied = {path.name for pattern in CLIENT_FILES for path in DEMO.glob(pattern)}
     assert {path.name for path in wider.iterdir()} == copied | {"model.safetensors"}
     headers = [read_header(folder / "model.safetensors") for folder in (DEMO, wider)]
@@ -62,7 +62,7 @@ def test_a_copy_reads_as_the_model_did(wider: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_every_dtype_and_a_checkpoint_of_many_files(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_every_dtype_and_several_checkpoint_files(tmp_path: Path, dtype: torch.dtype) -> None:
     source, folder = tmp_path / "source", tmp_path / "wider"
     folder.mkdir()
     tiny_model().to(dtype).save_pretrained(source, max_shard_size="20KB")
@@ -74,10 +74,10 @@ def test_every_dtype_and_a_checkpoint_of_many_files(tmp_path: Path, dtype: torch
     torch.testing.assert_close(wide(text).logits, narrow(text).logits, rtol=1e-4, atol=1e-4)
     header = read_header(folder / "model.safetensors")
     stored = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
-    assert {told["dtype"] for name, told in header.items() if name != "__metadata__"} == {stored}
+    assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {stored}
 
 
-def test_one_time_is_the_model_itself(tmp_path: Path) -> None:
+def test_widening_once_keeps_every_tensor(tmp_path: Path) -> None:
     widen(DEMO, tmp_path, 1)
     before, after = load(DEMO).state_dict(), load(tmp_path).state_dict()
     assert before.keys() == after.keys()
@@ -92,7 +92,7 @@ def test_one_time_is_the_model_itself(tmp_path: Path) -> None:
         ("llama", {"mlp_bias": True}, "without biases"),
     ],
 )
-def test_other_feed_forwards_are_refused_by_name(
+def test_other_feed_forwards_are_refused_with_the_reason(
     tmp_path: Path, family: str, changes: dict[str, object], words: str
 ) -> None:
     source, folder = tmp_path / "source", tmp_path / "wider"
@@ -103,7 +103,7 @@ def test_other_feed_forwards_are_refused_by_name(
     assert not list(folder.iterdir())
 
 
-def test_other_dtypes_and_fewer_neurons_than_none_are_refused(tmp_path: Path) -> None:
+def test_other_dtypes_and_factor_zero_are_refused(tmp_path: Path) -> None:
     tiny_model().double().save_pretrained(tmp_path / "source")
     with pytest.raises(UnsupportedModel, match="F64"):
         widen(tmp_path / "source", tmp_path, 2)
@@ -111,13 +111,13 @@ def test_other_dtypes_and_fewer_neurons_than_none_are_refused(tmp_path: Path) ->
         widen(DEMO, tmp_path, 0)
 
 
-def test_the_copy_goes_with_the_bench_and_a_full_disk_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copy_is_removed_and_a_full_disk_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with widened_model("demo", 2) as wide:
         assert wide.folder.is_dir()
-        told = BenchSetup(model=str(wide.folder), widened=wide).model_provenance()
+        provenance = BenchSetup(model=str(wide.folder), widened=wide).model_provenance()
     assert not wide.folder.exists()
     per_block = 2 * 256 * 256 + 2 * 128 * 256 + 3 * 256 * 2 * 576 + 2 * 256
-    assert told == {"model": "demo", "widen": 2, "block_weights_mib": 8 * per_block * 4 / 2**20}
+    assert provenance == {"model": "demo", "widen": 2, "block_weights_mib": 8 * per_block * 4 / 2**20}
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -131,42 +131,42 @@ def test_the_copy_goes_with_the_bench_and_a_full_disk_says_so(monkeypatch: pytes
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> BenchSetup:
-    """What `swarm bench` with these arguments would measure."""
-    asked: list[BenchSetup] = []
+    """Return the setup that `swarm bench` with these arguments measures with."""
+    setups: list[BenchSetup] = []
 
-    async def measured(setup: BenchSetup, args: argparse.Namespace) -> dict[str, object]:
+    async def record_setup(setup: BenchSetup, args: argparse.Namespace) -> dict[str, object]:
         read_shape(resolve_model(setup.model))  # raises where there is no model
-        asked.append(setup)
+        setups.append(setup)
         return {}
 
-    monkeypatch.setattr(command, "_benches", lambda: dict.fromkeys(("batch", "offload", "exact"), measured))
+    monkeypatch.setattr(cli, "_benches", lambda: dict.fromkeys(("batch", "offload", "exact"), record_setup))
     parser = argparse.ArgumentParser()
-    command.add_command(parser.add_subparsers())
+    cli.add_command(parser.add_subparsers())
     args = parser.parse_args(["bench", *arguments, "--json"])
     assert args.run(args) == 0
-    return asked[0]
+    return setups[0]
 
 
 @pytest.mark.parametrize("which", ["batch", "offload"])
-def test_the_flag_makes_the_bench_measure_a_wider_model(
+def test_flag_makes_the_bench_measure_a_wider_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], which: str
 ) -> None:
     setup = run(monkeypatch, which, "--widen", "2")
     assert setup.widened is not None
     assert (setup.widened.of, setup.widened.times, str(setup.widened.folder)) == ("demo", 2, setup.model)
-    assert setup.nodes == {"batch": 3, "offload": 1}[which], "two blocks of a node would stay in its two slots"
+    assert setup.nodes == {"batch": 3, "offload": 1}[which], "a node of two blocks would keep both in its two slots"
     assert not Path(setup.model).exists()
     mib = round(setup.widened.file_bytes / 2**20)
     assert f"{mib} MiB" in capsys.readouterr().err
 
 
-def test_without_the_flag_nothing_is_widened(
+def test_nothing_is_widened_without_the_flag(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "batch").model_provenance() == {"model": "demo"}
     assert capsys.readouterr().err == ""
 
 
-def test_benches_of_other_things_refuse_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_benches_refuse_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadRequest, match="batch and offload"):
         run(monkeypatch, "exact", "--widen", "2")
