@@ -1,4 +1,4 @@
-"""A WAN lab: network namespaces on one Linux machine, and links of given delay, jitter, rate and loss between them."""
+"""A WAN lab: network namespaces on one Linux machine, joined by links of given delay, jitter, rate and loss."""
 
 from treeswarm_bench.lab.lab import Lab, LabHost, LinkTraffic, wan_lab
 from treeswarm_bench.lab.namespaces import can_make_namespaces

@@ -1,4 +1,4 @@
-"""`python -m treeswarm_bench.lab`: a lab to try things in by hand."""
+"""`python -m treeswarm_bench.lab` makes a lab and runs a command in it, a shell by default."""
 
 import argparse
 import asyncio
@@ -14,29 +14,29 @@ EPILOG = """example, as root:
 
 async def _run(hosts: list[str], link: LabLink, congestion: str | None, command: list[str]) -> int:
     async with wan_lab(hosts, link, congestion=congestion) as lab:
-        _tell(lab)
+        _print_hosts(lab)
         process = await asyncio.create_subprocess_exec(*lab.command(hosts[0], *command))
         return await process.wait()
 
 
-def _tell(lab: Lab) -> None:
+def _print_hosts(lab: Lab) -> None:
     for host in lab.hosts:
         print(f"{host.address}  {host.name}: {' '.join(lab.command(host.name, 'COMMAND'))}", file=sys.stderr)
 
 
 def main() -> int:
-    """The command's exit status, or 1 after an error told in one line."""
-    made = argparse.ArgumentParser(
+    """Return the exit status of the command, or 1 after printing an error in one line."""
+    parser = argparse.ArgumentParser(
         prog="python -m treeswarm_bench.lab",
         description="Run a command on the first of several hosts that are namespaces of this machine.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--hosts", default="client,a,b", help="their names (default client,a,b)")
-    made.add_argument("--link", default="delay=25ms", help="between any two (default delay=25ms)")
-    made.add_argument("--congestion", help="TCP congestion control: cubic, reno or bbr (default: the system's)")
-    made.add_argument("command", nargs="*", help="default: a shell")
-    args = made.parse_args()
+    parser.add_argument("--hosts", default="client,a,b", help="names of the hosts (default client,a,b)")
+    parser.add_argument("--link", default="delay=25ms", help="link between any two hosts (default delay=25ms)")
+    parser.add_argument("--congestion", help="TCP congestion control: cubic, reno or bbr (default: the system's)")
+    parser.add_argument("command", nargs="*", help="command to run on the first host (default: a shell)")
+    args = parser.parse_args()
     command = args.command or [os.environ.get("SHELL", "/bin/sh")]
     try:
         return asyncio.run(_run(args.hosts.split(","), LabLink.parse(args.link), args.congestion, command))

@@ -1,4 +1,4 @@
-"""A wide-area network on one machine: a namespace a host, and a hub that is the wire between all of them."""
+"""A wide-area network on one machine: a namespace per host, and a hub that carries packets between all hosts."""
 
 import asyncio
 import contextlib
@@ -36,17 +36,21 @@ class LabHost:
 
 @dataclass(frozen=True)
 class LinkTraffic:
-    """What one direction carried so far, and what it lost (`dropped`: to a full queue)."""
+    """What one direction of a link carried and lost so far."""
 
     packets: int
+    """Number of packets carried."""
     bytes: int
+    """Number of bytes carried."""
     lost: int
+    """Number of packets lost at random, by the link's `loss`."""
     dropped: int
+    """Number of packets dropped because the queue was full."""
 
 
 @dataclass(eq=False)
 class Lab:
-    """Hosts that reach each other through shaped links.  Use `wan_lab`."""
+    """Hosts that reach each other through shaped links.  Make one with `wan_lab`."""
 
     hosts: tuple[LabHost, ...]
     _hub: asyncio.subprocess.Process
@@ -54,11 +58,11 @@ class Lab:
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def host(self, name: str) -> LabHost:
-        """Raises BadRequest."""
+        """Return the host of that name.  Raises BadRequest if there is none."""
         return self.hosts[self._index(name)]
 
     def command(self, name: str, *program: str) -> list[str]:
-        """A command line that runs `program` on a host."""
+        """Return a command line that runs `program` on a host."""
         return [ip_program() or "ip", "netns", "exec", self.host(name).namespace, *program]
 
     async def shape(self, a: str, b: str, link: LabLink, *, one_way: bool = False) -> None:
@@ -66,27 +70,27 @@ class Lab:
         await self._order(self._pairs(a, b)[: 1 if one_way else 2], link=asdict(link))
 
     async def cut(self, a: str, b: str) -> None:
-        """Nothing passes between two hosts any more, not even what was under way."""
+        """Cut the link between two hosts, both ways: packets in transit are lost as well."""
         await self._order(self._pairs(a, b), cut=True)
 
     async def heal(self, a: str, b: str) -> None:
-        """What `cut` and `cut_host` did between two hosts is over."""
+        """Undo what `cut` and `cut_host` did between two hosts."""
         await self._order(self._pairs(a, b), cut=False)
 
     async def cut_host(self, a: str) -> None:
-        """Cut it from all others."""
+        """Cut the links from a host to all others."""
         await self._order(self._pairs_of(a), cut=True)
 
     async def heal_host(self, a: str) -> None:
-        """Heal its links to all others."""
+        """Heal the links from a host to all others."""
         await self._order(self._pairs_of(a), cut=False)
 
     async def traffic(self) -> dict[tuple[str, str], LinkTraffic]:
-        """By the names of source and target."""
-        counted = (await self._order([]))["lines"]
+        """Return the traffic of every direction, by the names of source and target."""
+        directions = (await self._order([]))["lines"]
         return {
-            (self.hosts[line.pop("source")].name, self.hosts[line.pop("target")].name): LinkTraffic(**line)
-            for line in counted
+            (self.hosts[counters.pop("source")].name, self.hosts[counters.pop("target")].name): LinkTraffic(**counters)
+            for counters in directions
         }
 
     def _index(self, name: str) -> int:
@@ -105,7 +109,7 @@ class Lab:
         return [pair for host in self.hosts if host.name != a for pair in self._pairs(a, host.name)]
 
     async def _order(self, pairs: Iterable[tuple[int, int]], **changes: Any) -> dict[str, Any]:
-        """Returns when the hub has done it.  Raises LinkBroken if the hub is gone."""
+        """Give the hub an order and return its answer.  Raises LinkBroken if the hub has ended."""
         hub_in, hub_out = self._hub.stdin, self._hub.stdout
         assert hub_in is not None
         assert hub_out is not None
@@ -114,36 +118,37 @@ class Lab:
             hub_in.write(json.dumps({"number": number, "pairs": list(pairs), **changes}).encode() + b"\n")
             while line := await hub_out.readline():
                 answer: dict[str, Any] = json.loads(line)
-                if answer["number"] == number:  # not that of an order whose caller was cancelled
+                if answer["number"] == number:  # others answer orders whose callers were cancelled
                     return answer
-        raise LinkBroken("the lab's hub has ended: its links are dead, leave the lab and make another")
+        raise LinkBroken("the lab's hub has ended and its links carry nothing: leave the lab and make another")
 
 
 @contextlib.asynccontextmanager
 async def wan_lab(
     hosts: Sequence[str], link: LabLink | None = None, *, congestion: str | None = None, seed: int = 0
 ) -> AsyncIterator[Lab]:
-    """Hosts with `link` between any two.  On leaving, whatever still runs on them is killed and all is removed.
+    """Make hosts with `link` between any two.  On leaving, all programs still running on them are killed.
 
-    `congestion` names the hosts' TCP congestion control (`cubic`, `reno`, `bbr`), None for the system's.  Raises
-    BadRequest where namespaces can't be made, see `can_make_namespaces`.
+    `congestion` names the hosts' TCP congestion control (`cubic`, `reno`, `bbr`); None means the system's.  Raises
+    BadRequest where namespaces cannot be made (see `can_make_namespaces`), and for bad host names.
     """
     reason = can_make_namespaces()
     if reason:
-        raise BadRequest(f"no lab can be made here: {reason}")
+        raise BadRequest(f"cannot make a lab here: {reason}")
     if len(hosts) > MOST_HOSTS or len(set(hosts)) != len(hosts) or not all(map(HOST_NAME.fullmatch, hosts)):
-        raise BadRequest(f"give up to {MOST_HOSTS} different host names of a-z, 0-9 and -: not {', '.join(hosts)}")
+        raise BadRequest(f"bad host names {', '.join(hosts)}: give up to {MOST_HOSTS} different ones of a-z, 0-9 and -")
     remove_leftovers()
     with contextlib.ExitStack() as undo:
-        made = [
+        lab_hosts = [
             LabHost(name, undo.enter_context(new_namespace(name)), SUBNET.format(i)) for i, name in enumerate(hosts, 1)
         ]
         devices = [
-            undo.enter_context(new_device(host.namespace, f"{host.address}/24", congestion=congestion)) for host in made
+            undo.enter_context(new_device(host.namespace, f"{host.address}/24", congestion=congestion))
+            for host in lab_hosts
         ]
-        async with _hub(made, devices, link or LabLink(), seed) as hub:
-            lab = Lab(tuple(made), hub)
-            await lab.traffic()  # the hub is at work
+        async with _hub(lab_hosts, devices, link or LabLink(), seed) as hub:
+            lab = Lab(tuple(lab_hosts), hub)
+            await lab.traffic()  # its answer shows that the hub runs
             yield lab
 
 
@@ -151,7 +156,7 @@ async def wan_lab(
 async def _hub(
     hosts: Sequence[LabHost], devices: Sequence[int], link: LabLink, seed: int
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    told = {
+    setup = {
         "devices": devices,
         "addresses": [host.address for host in hosts],
         "namespaces": [host.namespace for host in hosts],
@@ -159,7 +164,7 @@ async def _hub(
         "seed": seed,
     }
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "treeswarm_bench.lab.hub", json.dumps(told)),
+        *(sys.executable, "-m", "treeswarm_bench.lab.hub", json.dumps(setup)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         pass_fds=devices,

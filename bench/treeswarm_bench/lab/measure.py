@@ -1,4 +1,4 @@
-"""`python -m treeswarm_bench.lab.measure`: what the lab itself costs, and where it ends.  Prints one JSON object."""
+"""`python -m treeswarm_bench.lab.measure` prints the lab's own latency and highest throughput as one JSON object."""
 
 import asyncio
 import contextlib
@@ -14,15 +14,17 @@ from treeswarm_bench.lab import Lab, LabLink, peer, wan_lab
 
 SHAPED = "delay=25ms,rate=100mbit"
 ROUND_TRIPS = 200
-# Over a second at the hub's ceiling.
+# Bytes that take over a second at the hub's highest throughput.
 PUSHED = 256 << 20
 PUSHES = 3
 PROGRAM = (sys.executable, str(Path(peer.__file__)))
 
 
 async def measure() -> dict[str, Any]:
-    """Round trips (ms) and throughput (Mbit/s) of two hosts: without any shaping, shaped, and shaped with all cores
-    busy with something else."""
+    """Return round trips (ms) and throughput (Mbit/s) between two hosts.
+
+    They are measured without any shaping, shaped, and shaped with all cores busy with something else.
+    """
     async with wan_lab(["a", "b"]) as lab, running(lab.command("b", *PROGRAM, "serve")) as server:
         assert server.stdout is not None
         await server.stdout.readline()
@@ -38,7 +40,7 @@ async def measure() -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def running(command: list[str]) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process with pipes to it, killed on leaving."""
+    """Start a process with pipes to it; it is killed on leaving."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
     try:
@@ -50,19 +52,19 @@ async def running(command: list[str]) -> AsyncIterator[asyncio.subprocess.Proces
 
 
 async def _round_trips(lab: Lab) -> dict[str, float]:
-    taken = [1e3 * float(seconds) for seconds in await _ask(lab, "rtt", ROUND_TRIPS)]
-    cuts = statistics.quantiles(taken, n=100)
+    round_trips_ms = [1e3 * float(seconds) for seconds in await _run_program(lab, "rtt", ROUND_TRIPS)]
+    cuts = statistics.quantiles(round_trips_ms, n=100)
     return {"p1": cuts[0], "p50": cuts[49], "p90": cuts[89], "p99": cuts[98]}
 
 
 async def _throughput(lab: Lab, size: int) -> float:
-    return float(size * 8 / await _ask(lab, "push", size) / 1e6)
+    return float(size * 8 / await _run_program(lab, "push", size) / 1e6)
 
 
-async def _ask(lab: Lab, program: str, number: int) -> Any:
+async def _run_program(lab: Lab, program: str, number: int) -> Any:
     async with running(lab.command("a", *PROGRAM, program, lab.host("b").address, str(number))) as process:
-        said, _ = await process.communicate()
-        return json.loads(said)
+        output, _ = await process.communicate()
+        return json.loads(output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Network namespaces and the TUN devices in them: what needs root, made and removed through iproute2's `ip`."""
+"""Makes and removes network namespaces and the TUN devices in them with iproute2's `ip`; this needs root."""
 
 import contextlib
 import functools
@@ -17,26 +17,26 @@ from treeswarm.errors import BadRequest
 
 NAMESPACES = Path("/run/netns")
 TUN = Path("/dev/net/tun")
-# <linux/if_tun.h>: IP packets without a header of the driver's.
+# From <linux/if_tun.h>: IP packets without a header of the driver.
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
-# A mebibyte, a large tree's frame, is 700 packets that may come at once: none should be lost before the wire has it.
+# A frame of a large tree, one mebibyte, is 700 packets that may come at once.  The hub must lose none of them.
 DEVICE_QUEUE = 5000
 DEVICE = "wan0"
-# What home lines carry in one packet.
+# Bytes per packet, as on home lines.
 MTU = 1500
 _numbers = itertools.count()
 
 
 @functools.cache
 def ip_program() -> str | None:
-    """Where `ip` is; on Debian not on an ordinary user's PATH."""
+    """Return the path of `ip`, or None.  On Debian it is not on an ordinary user's PATH."""
     return shutil.which("ip", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
 def ip(*arguments: str, orders: str = "") -> str:
-    """What `ip` prints.  `orders` is for `-batch -`.  Raises BadRequest with what it complains of."""
+    """Run `ip` and return its output.  `orders` is its input for `-batch -`.  Raises BadRequest with its message."""
     # A session of its own, so that Ctrl-C cannot end it in the middle of a removal.
-    done = subprocess.run(
+    process = subprocess.run(
         [ip_program() or "ip", *arguments],
         input=orders,
         capture_output=True,
@@ -44,16 +44,16 @@ def ip(*arguments: str, orders: str = "") -> str:
         check=False,
         start_new_session=True,
     )
-    if done.returncode:
-        raise BadRequest(f"ip {' '.join(arguments)}: {done.stderr.strip() or done.returncode}")
-    return done.stdout
+    if process.returncode:
+        raise BadRequest(f"ip {' '.join(arguments)}: {process.stderr.strip() or process.returncode}")
+    return process.stdout
 
 
 @functools.cache
 def can_make_namespaces() -> str | None:
-    """None if a lab can be made here, else why not and what to do."""
+    """Return None if a lab can be made here, else the reason why not and what to do."""
     if sys.platform != "linux":
-        return "network namespaces are Linux's own: use a Linux machine or a virtual one"
+        return f"{sys.platform} has no network namespaces: use a Linux machine or a virtual one"
     if ip_program() is None:
         return "the program ip is missing: apt-get install iproute2"
     if not TUN.exists():
@@ -67,7 +67,7 @@ def can_make_namespaces() -> str | None:
 
 @contextlib.contextmanager
 def new_namespace(host: str) -> Iterator[str]:
-    """A namespace with a name of its own, removed on leaving together with what still runs in it."""
+    """Make a namespace with a unique name.  On leaving it is removed, and processes still running in it are killed."""
     name = f"treeswarm-{os.getpid()}-{next(_numbers)}-{host}"
     ip("netns", "add", name)
     try:
@@ -79,19 +79,21 @@ def new_namespace(host: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def new_device(namespace: str, address: str, *, congestion: str | None = None) -> Iterator[int]:
-    """The descriptor of a TUN device inside `namespace` with `address` (CIDR).  `congestion` names the TCP congestion
-    control of connections over it."""
+    """Make a TUN device with `address` (CIDR) inside `namespace` and return its file descriptor.
+
+    `congestion` names the TCP congestion control of connections over it.
+    """
     import fcntl  # noqa: PLC0415  # not on Windows, where `swarm bench --help` must work as well
 
     descriptor = os.open(TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        asked = struct.pack("16sH22x", b"lab%d", IFF_TUN | IFF_NO_PI)  # the kernel puts a free number for %d
-        given = fcntl.ioctl(descriptor, TUNSETIFF, asked)[:16].rstrip(b"\0").decode()
-        ip("link", "set", given, "netns", namespace, "name", DEVICE)
+        request = struct.pack("16sH22x", b"lab%d", IFF_TUN | IFF_NO_PI)  # the kernel puts a free number for %d
+        name = fcntl.ioctl(descriptor, TUNSETIFF, request)[:16].rstrip(b"\0").decode()
+        ip("link", "set", name, "netns", namespace, "name", DEVICE)
         orders = [f"address add {address} dev {DEVICE}", f"link set {DEVICE} mtu {MTU} txqueuelen {DEVICE_QUEUE} up"]
         ip("-n", namespace, "-batch", "-", orders="\n".join(orders))
         if congestion:
-            # The system's own default cannot be set from within a namespace; a route's can.
+            # The system's default cannot be set from within a namespace; that of a route can.
             subnet = ipaddress.ip_interface(address).network
             ip("-n", namespace, "route", "change", str(subnet), "dev", DEVICE, "congctl", congestion)
         yield descriptor
@@ -100,7 +102,7 @@ def new_device(namespace: str, address: str, *, congestion: str | None = None) -
 
 
 def remove_namespace(name: str) -> None:
-    """End by force what runs in it, and take its name away.  One that is gone already is left alone."""
+    """Kill the processes in a namespace and remove it.  Do nothing if it no longer exists."""
     with contextlib.suppress(BadRequest):
         for pid in ip("netns", "pids", name).split():
             with contextlib.suppress(ProcessLookupError):
@@ -109,7 +111,7 @@ def remove_namespace(name: str) -> None:
 
 
 def remove_leftovers() -> None:
-    """Remove the namespaces of labs whose process and hub died before they could."""
+    """Remove the namespaces of labs whose process and hub died before they could remove them."""
     for path in NAMESPACES.glob("treeswarm-*-*"):
         pid = path.name.split("-")[1]
         if pid.isdecimal() and not Path("/proc", pid).exists():

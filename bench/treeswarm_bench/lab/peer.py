@@ -1,8 +1,11 @@
 """A program for a lab's hosts that needs nothing but Python; run it by its path.
 
-`serve` echoes on one port and swallows on the next; the others dial it: `rtt HOST COUNT` prints the round trips of
-single bytes, `echo HOST BYTES` and `push HOST BYTES` the time that many take there and back, or there; all in seconds.
-`lines HOST` prints every line of standard input when it has come back.
+`serve` echoes on one port and discards on the next.  The other commands dial it, and print times in seconds:
+
+    rtt HOST COUNT     the round trips of single bytes
+    echo HOST BYTES    the time that so many bytes take there and back
+    push HOST BYTES    the time that so many bytes take there
+    lines HOST         no times: every line of standard input when it has come back
 """
 
 import json
@@ -17,20 +20,26 @@ ECHO, SINK = 5000, 5001
 PIECE = 1 << 16
 
 
-class Echo(socketserver.BaseRequestHandler):
+class EchoHandler(socketserver.BaseRequestHandler):
+    """Sends every byte back."""
+
     def handle(self) -> None:
         while data := self.request.recv(PIECE):
             self.request.sendall(data)
 
 
-class Sink(socketserver.BaseRequestHandler):
+class SinkHandler(socketserver.BaseRequestHandler):
+    """Discards all bytes and confirms the last one."""
+
     def handle(self) -> None:
         while self.request.recv(PIECE):
             pass
         self.request.sendall(b".")
 
 
-class Server(socketserver.ThreadingTCPServer):
+class PeerServer(socketserver.ThreadingTCPServer):
+    """Serves every connection in a thread of its own."""
+
     daemon_threads = True
 
 
@@ -41,31 +50,31 @@ def dial(host: str, port: int) -> socket.socket:
 
 
 def serve() -> None:
-    with Server(("0.0.0.0", ECHO), Echo) as echoing, Server(("0.0.0.0", SINK), Sink) as sink:
+    with PeerServer(("0.0.0.0", ECHO), EchoHandler) as echo_server, PeerServer(("0.0.0.0", SINK), SinkHandler) as sink:
         threading.Thread(target=sink.serve_forever, daemon=True).start()
         print("ready", flush=True)
-        echoing.serve_forever()
+        echo_server.serve_forever()
 
 
 def rtt(host: str, count: str) -> None:
-    taken = []
+    round_trips = []
     with dial(host, ECHO) as connection:
         for _ in range(int(count)):
             start = time.perf_counter()
             connection.sendall(b"x")
             assert connection.recv(1) == b"x"
-            taken.append(time.perf_counter() - start)
-    print(json.dumps(taken))
+            round_trips.append(time.perf_counter() - start)
+    print(json.dumps(round_trips))
 
 
 def echo(host: str, size: str) -> None:
-    sent, back = bytes(i * i % 251 for i in range(int(size))), bytearray()
+    sent, returned = bytes(i * i % 251 for i in range(int(size))), bytearray()
     with dial(host, ECHO) as connection:
         start = time.perf_counter()
         threading.Thread(target=connection.sendall, args=(sent,)).start()
-        while len(back) < len(sent):
-            back += connection.recv(PIECE)
-    assert back == sent, "TCP changed what it carried"
+        while len(returned) < len(sent):
+            returned += connection.recv(PIECE)
+    assert returned == sent, "TCP changed what it carried"
     print(time.perf_counter() - start)
 
 

@@ -1,4 +1,4 @@
-"""What a link does to packets: pure and seeded; the clock is the caller's."""
+"""Delays and drops the packets of a link.  Pure and seeded; the clock is the caller's."""
 
 import random
 import re
@@ -9,37 +9,40 @@ from treeswarm.errors import BadRequest
 SCALES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "%": 1e-2}
 PARTS = re.compile(r"(?:(delay|jitter)=([\d.]+)(us|ms|s)|(rate)=([\d.]+)([kmg]bit)|(loss)=([\d.]+)(%))")
 EXAMPLE = "delay=25ms,jitter=2ms,rate=100mbit,loss=0.1%"
-# What waits in front of a slow line before more is dropped: home routers buffer 0.1 to 1 s.
+# Seconds of traffic queued in front of a slow link before packets are dropped: home routers buffer 0.1 to 1 s.
 QUEUE_S = 0.2
 
 
 @dataclass(frozen=True)
 class LabLink:
-    """One direction between two hosts: `delay_s` ± `jitter_s` one way, `rate_bps` bits a second (None: no limit), and
-    the share of packets that is lost."""
+    """The shape of one direction of the link between two hosts."""
 
     delay_s: float = 0.0
+    """Seconds from one host to the other, without the jitter."""
     jitter_s: float = 0.0
+    """Seconds by which the delay of a packet is longer or shorter, at most."""
     rate_bps: float | None = None
+    """Bits per second, or None for no limit."""
     loss: float = 0.0
+    """Share of packets that are lost."""
 
     @classmethod
     def parse(cls, text: str) -> "LabLink":
         """Read `delay=25ms,jitter=2ms,rate=100mbit,loss=0.1%`; each part may be left out.  Raises BadRequest."""
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for part in filter(None, (part.strip() for part in text.split(","))):
             match = PARTS.fullmatch(part)
             name, number, unit = filter(None, match.groups()) if match else ("", "", "")
             try:
-                found[name] = float(number) * SCALES[unit]
+                values[name] = float(number) * SCALES[unit]
             except (ValueError, KeyError):
-                raise BadRequest(f"'{text}' is no link: give {EXAMPLE} or some of it") from None
-        if found.get("rate") == 0.0 or found.get("loss", 0.0) >= 1.0:
+                raise BadRequest(f"'{text}' is no link: give {EXAMPLE} or parts of it") from None
+        if values.get("rate") == 0.0 or values.get("loss", 0.0) >= 1.0:
             raise BadRequest(f"'{text}' is a link that carries nothing: give a rate above 0 and a loss below 100%")
-        return cls(found.get("delay", 0.0), found.get("jitter", 0.0), found.get("rate"), found.get("loss", 0.0))
+        return cls(values.get("delay", 0.0), values.get("jitter", 0.0), values.get("rate"), values.get("loss", 0.0))
 
     def __str__(self) -> str:
-        """As `parse` reads it."""
+        """Return the text that `parse` reads as this link."""
         parts = [f"delay={1e3 * self.delay_s:.10g}ms"]
         parts += [f"jitter={1e3 * self.jitter_s:.10g}ms"] if self.jitter_s else []
         parts += [f"rate={self.rate_bps / 1e6:.10g}mbit"] if self.rate_bps else []
@@ -49,17 +52,21 @@ class LabLink:
 
 @dataclass(eq=False)
 class LinkModel:
-    """The state of one direction.  `link` may be replaced at any time; packets under way keep their arrival."""
+    """The state of one direction of a link.
+
+    `link` may be replaced at any time; packets in transit keep their time of arrival.
+    """
 
     link: LabLink
     seed: str = ""
     packets: int = 0
-    """Carried."""
+    """Number of packets carried."""
     bytes: int = 0
-    """Carried."""
+    """Number of bytes carried."""
     lost: int = 0
+    """Number of packets lost at random."""
     dropped: int = 0
-    """Found the queue full."""
+    """Number of packets dropped because the queue was full."""
     _free_at: float = 0.0
     _last: float = 0.0
     _random: random.Random = field(init=False)
@@ -68,7 +75,7 @@ class LinkModel:
         self._random = random.Random(self.seed)
 
     def arrival(self, size: int, now: float) -> float | None:
-        """When a packet of `size` bytes sent at `now` is there; None if it never will be.
+        """Return when a packet of `size` bytes sent at `now` arrives, or None if it never does.
 
         Packets keep their order, whatever the jitter: real paths seldom reorder, and TCP takes reordering for loss.
         """

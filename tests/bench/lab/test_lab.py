@@ -1,4 +1,4 @@
-"""Real namespaces, real TCP.  Upper bounds on times are nowhere asserted: this machine may be busy."""
+"""Labs of real namespaces carry real TCP.  No upper bound on a time is asserted: the machine may be busy."""
 
 import asyncio
 import os
@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.bench.lab.conftest import PATIENCE_S, echo, program, read_line, rtt, server
+from tests.bench.lab.conftest import TIMEOUT_S, echo, program, read_line, rtt, server
 
 from treeswarm.errors import BadRequest, LinkBroken
 from treeswarm_bench.lab import Lab, LabLink, can_make_namespaces, wan_lab
 from treeswarm_bench.lab.namespaces import NAMESPACES, new_namespace, remove_leftovers
 
 pytestmark = pytest.mark.skipif(can_make_namespaces() is not None, reason=str(can_make_namespaces()))
-# Long enough for anything that is not cut to arrive; nothing fails if it is too short.
+# Long enough for packets to arrive that are not cut; no test fails if it is too short.
 STALL_S = 0.5
 
 
@@ -23,12 +23,12 @@ def namespaces() -> set[str]:
     return {path.name for path in NAMESPACES.glob(f"treeswarm-{os.getpid()}-*")}
 
 
-async def test_a_round_trip_takes_twice_the_delay() -> None:
+async def test_round_trip_takes_twice_the_delay() -> None:
     async with wan_lab(["a", "b"], LabLink(delay_s=0.05)) as lab, server(lab, "b") as address:
         assert await rtt(lab, "a", address) >= 0.1
 
 
-async def test_three_hosts_with_links_of_their_own() -> None:
+async def test_each_pair_of_hosts_has_a_link_of_its_own() -> None:
     async with wan_lab(["a", "b", "c"]) as lab, server(lab, "b") as b, server(lab, "c") as c:
         await lab.shape("a", "b", LabLink(delay_s=0.02))
         await lab.shape("a", "c", LabLink(delay_s=0.3))
@@ -42,7 +42,7 @@ async def test_three_hosts_with_links_of_their_own() -> None:
             await lab.shape("a", "d", LabLink())
 
 
-async def test_a_slower_line_takes_longer() -> None:
+async def test_slower_link_takes_longer() -> None:
     size = 256 * 1024
     async with wan_lab(["a", "b"], LabLink(rate_bps=1e6)) as lab, server(lab, "b") as address:
         slow = await echo(lab, "a", address, size)
@@ -53,7 +53,7 @@ async def test_a_slower_line_takes_longer() -> None:
 
 
 @pytest.mark.parametrize("congestion", [None, "cubic"])
-async def test_tcp_outlives_loss(congestion: str | None) -> None:
+async def test_tcp_survives_packet_loss(congestion: str | None) -> None:
     link = LabLink.parse("delay=2ms,jitter=1ms,rate=50mbit,loss=3%")
     async with wan_lab(["a", "b"], link, congestion=congestion) as lab, server(lab, "b") as address:
         await echo(lab, "a", address, 500_000)
@@ -62,8 +62,8 @@ async def test_tcp_outlives_loss(congestion: str | None) -> None:
         assert traffic["a", "b"].bytes > 500_000 < traffic["b", "a"].bytes
 
 
-async def stalls(lab: Lab, dialler: asyncio.subprocess.Process, line: str) -> "asyncio.Task[str]":
-    """The task that waits for the line to come back, having waited in vain."""
+async def send_on_cut_link(lab: Lab, dialler: asyncio.subprocess.Process, line: str) -> "asyncio.Task[str]":
+    """Send a line, check that it does not come back, and return the task that still waits for it."""
     assert dialler.stdin is not None
     dialler.stdin.write(line.encode())
     before = await lab.traffic()
@@ -74,7 +74,7 @@ async def stalls(lab: Lab, dialler: asyncio.subprocess.Process, line: str) -> "a
     return waiting
 
 
-async def test_a_cut_connection_stalls_and_comes_back() -> None:
+async def test_cut_connection_stalls_and_resumes_when_healed() -> None:
     async with (
         wan_lab(["a", "b", "c"]) as lab,
         server(lab, "b") as address,
@@ -86,51 +86,51 @@ async def test_a_cut_connection_stalls_and_comes_back() -> None:
             process.stdin.write(b"0\n")
             assert await read_line(process) == "0\n"
         await lab.cut("a", "b")
-        stalled = await stalls(lab, dialler, "1\n")
+        stalled = await send_on_cut_link(lab, dialler, "1\n")
         assert other.stdin is not None
         other.stdin.write(b"2\n")
         assert await read_line(other) == "2\n"
         await lab.heal("a", "b")
         assert await stalled == "1\n"
         await lab.cut_host("b")
-        both = [await stalls(lab, process, "3\n") for process in (dialler, other)]
+        both = [await send_on_cut_link(lab, process, "3\n") for process in (dialler, other)]
         await lab.heal_host("b")
         assert await asyncio.gather(*both) == ["3\n", "3\n"]
 
 
-async def test_two_labs_side_by_side_see_nothing_of_each_other() -> None:
-    async with wan_lab(["a", "b"]) as one, wan_lab(["a", "b"]) as other:
+async def test_two_labs_at_once_are_isolated() -> None:
+    async with wan_lab(["a", "b"]) as first, wan_lab(["a", "b"]) as second:
         assert len(namespaces()) == 4
-        async with server(one, "b") as address, server(other, "b") as same:
+        async with server(first, "b") as address, server(second, "b") as same:
             assert address == same
-            await one.shape("a", "b", LabLink(delay_s=0.2))
-            await other.cut_host("a")
-            assert await rtt(one, "a", address) >= 0.4
-            assert (await other.traffic())["a", "b"].packets == 0
+            await first.shape("a", "b", LabLink(delay_s=0.2))
+            await second.cut_host("a")
+            assert await rtt(first, "a", address) >= 0.4
+            assert (await second.traffic())["a", "b"].packets == 0
     assert not namespaces()
 
 
-async def test_leaving_removes_everything_and_ends_what_runs_inside() -> None:
+async def test_leaving_removes_namespaces_and_kills_programs() -> None:
     with pytest.raises(ZeroDivisionError):
         async with wan_lab(["a", "b"]) as lab:
             process = await asyncio.create_subprocess_exec(*lab.command("a", "sleep", "1000"))
             await lab.traffic()
             raise ZeroDivisionError
-    assert await asyncio.wait_for(process.wait(), PATIENCE_S) == -signal.SIGKILL
+    assert await asyncio.wait_for(process.wait(), TIMEOUT_S) == -signal.SIGKILL
     assert not namespaces()
     with pytest.raises(LinkBroken, match="hub has ended"):
         await lab.traffic()
 
 
 @pytest.mark.parametrize("hosts", [["a", "a"], ["A b"], [f"h{i}" for i in range(255)], [""]], ids=range(4))
-async def test_bad_hosts_leave_nothing_behind(hosts: list[str]) -> None:
+async def test_bad_host_names_leave_nothing_behind(hosts: list[str]) -> None:
     with pytest.raises(BadRequest, match="host names"):
         async with wan_lab(hosts):
             pass
     assert not namespaces()
 
 
-async def test_an_unknown_congestion_control_leaves_nothing_behind() -> None:
+async def test_unknown_congestion_control_leaves_nothing_behind() -> None:
     with pytest.raises(BadRequest, match="congctl nonesuch"):
         async with wan_lab(["a", "b"], congestion="nonesuch"):
             pass
@@ -138,41 +138,41 @@ async def test_an_unknown_congestion_control_leaves_nothing_behind() -> None:
 
 
 async def program_with_a_lab(tmp_path: Path) -> tuple[asyncio.subprocess.Process, Path]:
-    """A process in a session of its own that waits inside a lab, and the pattern of its namespaces."""
+    """Start a process, in a session of its own, that waits in a lab; return it and the prefix of its namespaces."""
     started = tmp_path / "started"
     command = ["-m", "treeswarm_bench.lab", "--hosts", "a,b", "--", "sh", "-c", f"touch {started}; exec sleep 1000"]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not started.exists():
             await asyncio.sleep(0.05)
     return process, NAMESPACES / f"treeswarm-{process.pid}-"
 
 
-async def test_ctrl_c_removes_everything(tmp_path: Path) -> None:
+async def test_ctrl_c_removes_all_namespaces(tmp_path: Path) -> None:
     process, prefix = await program_with_a_lab(tmp_path)
     assert len(list(NAMESPACES.glob(f"{prefix.name}*"))) == 2
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-    assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 130
+    os.killpg(process.pid, signal.SIGINT)  # to all processes, as a terminal does
+    assert await asyncio.wait_for(process.wait(), TIMEOUT_S) == 130
     assert not list(NAMESPACES.glob(f"{prefix.name}*"))
 
 
-async def test_a_killed_lab_is_removed_by_its_hub(tmp_path: Path) -> None:
+async def test_hub_removes_the_namespaces_of_a_killed_lab(tmp_path: Path) -> None:
     process, prefix = await program_with_a_lab(tmp_path)
     process.kill()
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while list(NAMESPACES.glob(f"{prefix.name}*")):
             await asyncio.sleep(0.05)
     await process.wait()
 
 
-async def test_the_next_lab_removes_what_a_killed_one_and_its_hub_left(tmp_path: Path) -> None:
+async def test_next_lab_removes_leftovers_of_a_killed_lab_and_hub(tmp_path: Path) -> None:
     process, prefix = await program_with_a_lab(tmp_path)
     os.killpg(process.pid, signal.SIGKILL)
     await process.wait()
     assert len(list(NAMESPACES.glob(f"{prefix.name}*"))) == 2
-    with new_namespace("mine") as mine:
+    with new_namespace("own") as own:
         remove_leftovers()
         assert not list(NAMESPACES.glob(f"{prefix.name}*"))
-        assert mine in namespaces()
+        assert own in namespaces()

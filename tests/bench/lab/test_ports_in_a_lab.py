@@ -1,4 +1,4 @@
-"""A node that nobody can dial, between two that everybody can, in one generation over real TCP."""
+"""A node that no other host can dial leases a port and serves between two reachable nodes over real TCP."""
 
 import asyncio
 import contextlib
@@ -23,9 +23,9 @@ PIPE = asyncio.subprocess.PIPE
 
 @contextlib.asynccontextmanager
 async def node(lab: Lab, folder: Path, host: str, blocks: str, listen: str, *peers: str) -> AsyncIterator[Any]:
-    """Its places, one after another."""
-    words = ["demo", "--blocks", blocks, "--listen", f"{listen}:0", "--registry", "none", "--threads", "1"]
-    command = lab.command(host, sys.executable, "-m", "tests.support.port_node", ",".join(peers) or "-", *words)
+    """Start a node on a host and yield a function that waits for its next public address."""
+    arguments = ["demo", "--blocks", blocks, "--listen", f"{listen}:0", "--registry", "none", "--threads", "1"]
+    command = lab.command(host, sys.executable, "-m", "tests.support.port_node", ",".join(peers) or "-", *arguments)
     process = await asyncio.create_subprocess_exec(
         *command, "--identity", str(folder / f"{host}.pem"), "--grace", "1", stdin=PIPE, stdout=PIPE
     )
@@ -33,21 +33,21 @@ async def node(lab: Lab, folder: Path, host: str, blocks: str, listen: str, *pee
     assert process.stdout is not None
     lines = process.stdout
 
-    async def next_place() -> dict[str, str]:
+    async def next_address() -> dict[str, str]:
         line = await asyncio.wait_for(lines.readline(), READY_S)
         if not line:
-            raise SwarmError(f"the node on {host} ended: see above")
+            raise SwarmError(f"the node on {host} ended: its log is above")
         return json.loads(line)  # type: ignore[no-any-return]
 
     try:
-        yield next_place
+        yield next_address
     finally:
         process.stdin.close()
         await process.wait()
 
 
-async def generated(command: list[str], peers: list[str]) -> list[int]:
-    words = [
+async def generate(command: list[str], peers: list[str]) -> list[int]:
+    arguments = [
         "generate",
         PROMPT,
         "--model",
@@ -59,26 +59,28 @@ async def generated(command: list[str], peers: list[str]) -> list[int]:
         "--draft",
         "demo-draft",
     ]
-    process = await asyncio.create_subprocess_exec(*command, *words, "--json", "--peers", ",".join(peers), stdout=PIPE)
-    said, _ = await process.communicate()
+    process = await asyncio.create_subprocess_exec(
+        *command, *arguments, "--json", "--peers", ",".join(peers), stdout=PIPE
+    )
+    output, _ = await process.communicate()
     assert process.returncode == 0
-    return json.loads(said)["token_ids"]  # type: ignore[no-any-return]
+    return json.loads(output)["token_ids"]  # type: ignore[no-any-return]
 
 
 @needs_namespaces
-async def test_a_hidden_node_serves_between_two_reachable_ones(tmp_path: Path) -> None:
-    async with local_swarm("demo", even_cuts(8, 1)) as one, SwarmClient(model="demo", peers=one.peers) as client:
+async def test_hidden_node_serves_between_two_reachable_nodes(tmp_path: Path) -> None:
+    async with local_swarm("demo", even_cuts(8, 1)) as local, SwarmClient(model="demo", peers=local.peers) as client:
         expected = (await client.generate(PROMPT, max_new_tokens=TOKENS)).token_ids
     async with wan_lab(["client", "first", "hidden", "last"], LabLink(delay_s=0.01)) as lab:
         reachable = {name: lab.host(name).address for name in ("first", "last")}
         async with (
-            node(lab, tmp_path, "first", "0:3", reachable["first"]) as first_place,
-            node(lab, tmp_path, "last", "5:8", reachable["last"]) as last_place,
+            node(lab, tmp_path, "first", "0:3", reachable["first"]) as first_address,
+            node(lab, tmp_path, "last", "5:8", reachable["last"]) as last_address,
         ):
-            first, last = (await first_place())["address"], (await last_place())["address"]
-            async with node(lab, tmp_path, "hidden", "3:5", "127.0.0.1", first, last) as hidden_place:
-                place = await hidden_place()
-                assert place["basis"] == "leased"
-                assert Address.parse(place["address"]).host == reachable["first"]
+            first, last = (await first_address())["address"], (await last_address())["address"]
+            async with node(lab, tmp_path, "hidden", "3:5", "127.0.0.1", first, last) as hidden_address:
+                public = await hidden_address()
+                assert public["basis"] == "leased"
+                assert Address.parse(public["address"]).host == reachable["first"]
                 swarm = lab.command("client", sys.executable, "-m", "treeswarm_client.cli.main")
-                assert await generated(swarm, [first, place["address"], last]) == expected
+                assert await generate(swarm, [first, public["address"], last]) == expected

@@ -1,4 +1,4 @@
-"""A link's decisions, on a clock of the test's own."""
+"""The model of a link delays, drops and orders packets; the tests give the time."""
 
 import pytest
 from hypothesis import given
@@ -26,13 +26,13 @@ LINKS = st.builds(
         (" rate=1.5gbit , delay=500us ", LabLink(delay_s=0.0005, rate_bps=1.5e9)),
     ],
 )
-def test_a_link_reads_and_writes_itself(text: str, link: LabLink) -> None:
+def test_link_round_trips_through_its_text(text: str, link: LabLink) -> None:
     assert LabLink.parse(text) == link
     assert LabLink.parse(str(link)) == link
 
 
 @pytest.mark.parametrize("text", ["25ms", "delay=25", "delay=-1ms", "rate=0mbit", "loss=100%", "loss=1", "delay=1..3s"])
-def test_what_is_no_link_is_refused(text: str) -> None:
+def test_bad_link_text_is_refused(text: str) -> None:
     with pytest.raises(BadRequest):
         LabLink.parse(text)
 
@@ -52,9 +52,9 @@ def test_packets_keep_their_order_and_none_is_early(link: LabLink, packets: list
 
 
 @given(link=LINKS, packets=PACKETS)
-def test_a_seed_gives_one_fate(link: LabLink, packets: list[tuple[int, float]]) -> None:
-    one, other = LinkModel(link, seed="7"), LinkModel(link, seed="7")
-    assert [one.arrival(*packet) for packet in packets] == [other.arrival(*packet) for packet in packets]
+def test_same_seed_gives_the_same_arrivals(link: LabLink, packets: list[tuple[int, float]]) -> None:
+    first, second = LinkModel(link, seed="7"), LinkModel(link, seed="7")
+    assert [first.arrival(*packet) for packet in packets] == [second.arrival(*packet) for packet in packets]
 
 
 def test_without_rate_jitter_and_loss_only_the_delay_counts() -> None:
@@ -62,27 +62,27 @@ def test_without_rate_jitter_and_loss_only_the_delay_counts() -> None:
     assert [model.arrival(1500, now) for now in (1.0, 1.0, 2.0)] == [1.025, 1.025, 2.025]
 
 
-def test_a_line_sends_one_packet_at_a_time() -> None:
+def test_link_with_a_rate_sends_one_packet_at_a_time() -> None:
     model = LinkModel(LabLink(delay_s=1.0, rate_bps=80_000.0))
     assert [model.arrival(1000, now) for now in (0.0, 0.0, 10.0)] == pytest.approx([1.1, 1.2, 11.1])
 
 
-def test_a_full_queue_drops_the_newest_and_takes_more_when_it_has_drained() -> None:
+def test_full_queue_drops_new_packets_until_it_has_drained() -> None:
     rate = 1e6
     model = LinkModel(LabLink(rate_bps=rate))
-    taken = [model.arrival(1250, 0.0) for _ in range(100)]
-    kept = [arrival for arrival in taken if arrival is not None]
-    assert taken[: len(kept)] == kept
+    arrivals = [model.arrival(1250, 0.0) for _ in range(100)]
+    kept = [arrival for arrival in arrivals if arrival is not None]
+    assert arrivals[: len(kept)] == kept
     assert kept[-1] == pytest.approx(QUEUE_S, abs=2 * 1250 * 8 / rate)
     assert (model.packets, model.dropped) == (len(kept), 100 - len(kept))
     assert model.arrival(1250, 0.1) is not None
 
 
-def test_a_line_of_any_slowness_carries_a_packet() -> None:
+def test_slowest_link_still_carries_a_packet() -> None:
     assert LinkModel(LabLink(rate_bps=1000.0)).arrival(1500, 0.0) == pytest.approx(12.0)
 
 
-def test_loss_takes_its_share() -> None:
+def test_share_of_lost_packets_is_the_loss() -> None:
     model = LinkModel(LabLink(loss=0.1), seed="3")
     for now in range(20_000):
         model.arrival(100, float(now))
@@ -97,7 +97,7 @@ def test_jitter_spreads_around_the_delay() -> None:
     assert sum(delays) / 2000 == pytest.approx(0.1, abs=0.002)
 
 
-def test_another_shape_does_not_let_new_packets_overtake_old_ones() -> None:
+def test_reshaped_link_lets_no_packet_overtake_older_ones() -> None:
     model = LinkModel(LabLink(delay_s=1.0))
     assert model.arrival(100, 0.0) == 1.0
     model.link = LabLink(delay_s=0.1)

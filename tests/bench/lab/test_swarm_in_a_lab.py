@@ -1,4 +1,4 @@
-"""Nodes and client on hosts of their own: the benches' way to links that are not emulated."""
+"""Benchmarks run nodes and a client on hosts of a lab, over links that the programs do not emulate."""
 
 import pytest
 
@@ -12,7 +12,7 @@ needs_namespaces = pytest.mark.skipif(can_make_namespaces() is not None, reason=
 
 
 @needs_namespaces
-async def test_a_swarm_over_real_tcp_gives_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_swarm_over_real_tcp_gives_identical_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wan, "COLD_STARTS", 1)
     setup, link = BenchSetup(nodes=2, prompts=1, tokens=12), LabLink(delay_s=0.02)
     result = await wan.bench_in_lab("wan", setup, link=link, congestion="cubic", tree_size=8)
@@ -26,14 +26,14 @@ async def test_a_swarm_over_real_tcp_gives_one_text(monkeypatch: pytest.MonkeyPa
 
 
 @needs_namespaces
-async def test_a_client_that_fails_in_the_lab_says_why() -> None:
+async def test_client_failure_in_the_lab_is_reported() -> None:
     setup = BenchSetup(nodes=1, prompts=1, tokens=12, draft="no-such-draft")
     with pytest.raises(SwarmError, match="no-such-draft"):
         await wan.bench_in_lab("overhead", setup, link=LabLink(), congestion=None, tree_size=8)
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         (["exact", "--lab", "delay=1ms"], "overhead and wan"),
         (["trees", "--peers", "127.0.0.1:1"], "overhead and wan"),
@@ -41,13 +41,15 @@ async def test_a_client_that_fails_in_the_lab_says_why() -> None:
         (["wan", "--congestion", "cubic"], "for --lab"),
     ],
 )
-def test_what_cannot_be_measured_in_a_lab(capsys: pytest.CaptureFixture[str], flags: list[str], words: str) -> None:
+def test_benchmarks_without_a_lab_refuse_lab_flags(
+    capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
     assert main(["bench", *flags]) == 1
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-async def test_nobody_at_an_address_has_no_round_trip() -> None:
+async def test_round_trip_to_a_dead_address_is_refused() -> None:
     with pytest.raises(BadRequest):
         await wan.connect_ms("nowhere")
-    with pytest.raises(SwarmError, match="nobody answers"):
+    with pytest.raises(SwarmError, match="no node answers"):
         await wan.connect_ms("127.0.0.1:9")
