@@ -1,7 +1,8 @@
 """Print figures of the code's structure: `make house`, or `python scripts/house.py [--root DIR] [--json]`.
 
-The product is what lies below swarm/, node/ and client/; bench/ and tests/ are counted beside it.  Generated code is
-left out.  The fields of a class are its annotated names and what its methods assign to `self`.
+The product is the code below swarm/, node/ and client/; bench/ and tests/ are counted separately.  Generated code is
+not counted.  The fields of a class are its annotated names and the attributes that its methods assign to `self`.
+tests/test_house.py holds the checkout to the limits below.
 """
 
 import argparse
@@ -14,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PRODUCT = ("swarm", "node", "client")
-BESIDE = ("bench", "tests")
+OTHERS = ("bench", "tests")
 PACKAGES = ("treeswarm", "treeswarm_node", "treeswarm_client", "treeswarm_bench")
-MOST_FILES, MOST_FIELDS, MOST_METHODS = 14, 10, 15
+MOST_FILES, MOST_LINES, MOST_FIELDS, MOST_METHODS = 14, 520, 10, 15
 FRAGMENTS = ("Of ", "Whoever", "As ")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -27,9 +28,10 @@ class House:
 
     product_lines: int
     product_files: int
-    lines_beside: dict[str, int]
+    other_lines: dict[str, int]
     largest_folders: list[tuple[int, str]]
     longest_files: list[tuple[int, str]]
+    many_lines: list[tuple[int, str]]
     many_fields: list[tuple[int, str]]
     many_methods: list[tuple[int, str]]
     function_lines: dict[str, float]
@@ -49,13 +51,13 @@ class Module:
 
     @property
     def name(self) -> str:
-        """The dotted name that imports use."""
+        """Dotted name that imports use."""
         parts = self.path.removesuffix(".py").split("/")[1:]
         return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def read(root: Path, folders: Iterable[str]) -> list[Module]:
-    """Parse every file below the folders, generated ones excepted."""
+    """Parse every file below the folders, except generated ones."""
     files = [file for folder in folders for file in sorted((root / folder).rglob("*.py")) if "_pb2" not in file.name]
     modules = []
     for file in files:
@@ -66,9 +68,9 @@ def read(root: Path, folders: Iterable[str]) -> list[Module]:
 
 def measure(root: Path) -> House:
     """Return the figures of the checkout at `root`."""
-    product, beside = read(root, PRODUCT), {folder: read(root, [folder]) for folder in BESIDE}
-    measured = [module for module in product if ".bench." not in f".{module.name}."]
-    everything = [*product, *beside["bench"]]
+    product, others = read(root, PRODUCT), {folder: read(root, [folder]) for folder in OTHERS}
+    typed = [*product, *others["bench"]]
+    everything = [*typed, *others["tests"]]
     functions = sorted(
         ((_length(node), f"{module.path}:{node.name}") for module in product for node in _functions(module.tree)),
         reverse=True,
@@ -77,9 +79,10 @@ def measure(root: Path) -> House:
     return House(
         product_lines=sum(module.lines for module in product),
         product_files=len(product),
-        lines_beside={folder: sum(module.lines for module in modules) for folder, modules in beside.items()},
-        largest_folders=_largest_folders(measured),
+        other_lines={folder: sum(module.lines for module in modules) for folder, modules in others.items()},
+        largest_folders=_largest_folders(product),
         longest_files=sorted(((module.lines, module.path) for module in product), reverse=True)[:5],
+        many_lines=_over(MOST_LINES, ((module.lines, module.path) for module in everything)),
         many_fields=_over(MOST_FIELDS, ((_fields(node), place) for node, place in _classes(product))),
         many_methods=_over(MOST_METHODS, ((_methods(node), place) for node, place in _classes(product))),
         function_lines={
@@ -88,9 +91,9 @@ def measure(root: Path) -> House:
             "max": max(lengths),
         },
         longest_functions=functions[:5],
-        fragment_docstrings=[place for module in everything for place in _fragments(module)],
-        class_names_twice=_twice(everything),
-        import_circles=circles(_imports(everything)),
+        fragment_docstrings=[place for module in typed for place in _fragments(module)],
+        class_names_twice=_twice(typed),
+        import_circles=circles(_imports(typed)),
     )
 
 
@@ -142,7 +145,7 @@ def _length(node: Function) -> int:
 
 
 def _fragments(module: Module) -> Iterator[str]:
-    """Docstrings, those below fields included, that begin as a fragment does."""
+    """Yield the places of docstrings, those of fields included, that begin as a fragment."""
     for node in ast.walk(module.tree):
         text = node.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else None
         if text is not None and isinstance(text.value, str) and text.value.startswith(FRAGMENTS):
@@ -157,18 +160,18 @@ def _twice(modules: Sequence[Module]) -> dict[str, list[str]]:
 
 
 def _imports(modules: Sequence[Module]) -> dict[str, set[str]]:
-    """Which of our modules each of them imports, those for types alone and those within functions included."""
+    """Return which of the modules each one imports, imports for types and within functions included."""
     names = {module.name for module in modules}
     graph: dict[str, set[str]] = {}
     for module in modules:
-        named = set()
+        imported = set()
         for node in ast.walk(module.tree):
             if isinstance(node, ast.Import):
-                named |= {alias.name for alias in node.names}
+                imported |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 inner = {f"{node.module}.{alias.name}" for alias in node.names}
-                named |= {name if name in names else node.module for name in inner}
-        graph[module.name] = (named & names) - {module.name}
+                imported |= {name if name in names else node.module for name in inner}
+        graph[module.name] = (imported & names) - {module.name}
     return graph
 
 
@@ -204,7 +207,7 @@ def show(house: House) -> str:
     """Return the figures as text."""
     lines = [
         f"product                          {house.product_lines} lines in {house.product_files} files",
-        f"beside it                        {', '.join(f'{k} {v} lines' for k, v in house.lines_beside.items())}",
+        f"beside it                        {', '.join(f'{k} {v} lines' for k, v in house.other_lines.items())}",
         f"largest folder                   {_first(house.largest_folders)} files (limit {MOST_FILES})",
         f"longest file                     {_first(house.longest_files)} lines",
         f"classes over {MOST_FIELDS} fields           {_listed(house.many_fields)}",
@@ -229,7 +232,7 @@ def _listed(pairs: Sequence[tuple[int, str]]) -> str:
 
 
 def main() -> None:
-    """Read the command line and print."""
+    """Read the command line and print the figures."""
     parser = argparse.ArgumentParser(description="Print figures of the code's structure.")
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="checkout (default: this one)")
     parser.add_argument("--json", action="store_true", help="one JSON object with every place named")

@@ -1,4 +1,4 @@
-"""What a measurement ran on: machine, versions, weights, and what every node computed."""
+"""Describes what a measurement ran on: machine, versions, weights, and the work of every node."""
 
 import datetime
 import os
@@ -22,13 +22,16 @@ def machine_provenance() -> dict[str, Any]:
 
 
 async def chain_provenance(client: SwarmClient) -> dict[str, Any]:
-    """Return the weights, the dtype and what each node of the client's chain has computed, in the order of blocks.
+    """Return the weights, the dtype and the work of each node of the client's chain, in the order of blocks.
 
     Raises SwarmError if a node of the chain no longer answers: a measurement without it does not count.
     """
-    described = await client.describe_nodes(client.addresses)
-    if len(described) != len(client.addresses):
-        raise SwarmError("a node died during the measurement: its figures do not count")
+    descriptions = await client.describe_nodes(client.addresses)
+    if len(descriptions) != len(client.addresses):
+        raise SwarmError(
+            f"only {len(descriptions)} of {len(client.addresses)} nodes of the chain still answer: "
+            "discard the measurement and repeat it"
+        )
     return {
         "weights": client.target.numerics.weights,
         "dtype": client.target.numerics.dtype,
@@ -40,7 +43,7 @@ async def chain_provenance(client: SwarmClient) -> dict[str, Any]:
                 "forwards": node.forwards,
                 "sessions_per_forward": node.forward_sessions / node.forwards if node.forwards else 0.0,
             }
-            for node in described.values()
+            for node in descriptions.values()
         ],
     }
 

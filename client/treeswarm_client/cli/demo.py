@@ -1,4 +1,4 @@
-"""`swarm demo`: three nodes on this machine, a completion as it streams, and the gain of trees over slow links."""
+"""`swarm demo` starts three nodes, streams a completion and shows how much faster trees are over slow links."""
 
 import argparse
 import contextlib
@@ -69,7 +69,7 @@ async def _run(args: argparse.Namespace) -> int:
     async with contextlib.AsyncExitStack() as stack:
         with console.status("starting three nodes, links emulated at 25 ms one way …"):
             swarm = await _start(stack)
-        _introduce(console, swarm)
+        _print_nodes(console, swarm)
         prompt = swarm.client.encode(args.prompt)
         tree = await _stream(swarm.client, args.prompt, console, tokens, args.tree_size)
         with console.status("the same text again, one token per traversal …"):
@@ -85,14 +85,17 @@ async def _run(args: argparse.Namespace) -> int:
 
 
 async def _start(stack: contextlib.AsyncExitStack) -> DemoSwarm:
-    """Start the nodes and connect a client.  Prompts are not shared: each text is measured as if it were the first."""
+    """Start the nodes and connect a client.
+
+    The KV of prompts is not shared between generations: each text is measured as if it were the first.
+    """
     spans = even_cuts(read_shape(resolve_model(MODEL)).blocks, NODES)
     nodes = await stack.enter_async_context(local_swarm(MODEL, spans, dtype=DTYPE, emulate_link=LINK))
-    connecting = SwarmClient(model=MODEL, peers=nodes.peers, draft=DRAFT, emulate_link=LINK, prefix_scope="none")
-    return DemoSwarm(nodes, await stack.enter_async_context(connecting))
+    client = SwarmClient(model=MODEL, peers=nodes.peers, draft=DRAFT, emulate_link=LINK, prefix_scope="none")
+    return DemoSwarm(nodes, await stack.enter_async_context(client))
 
 
-def _introduce(console: Console, swarm: DemoSwarm) -> None:
+def _print_nodes(console: Console, swarm: DemoSwarm) -> None:
     for node in swarm.nodes.nodes:
         console.print(f"[bold]swarm-node[/bold] {node.address}  blocks {node.ready['blocks']} of {node.ready['of']}")
     console.print("each colour is one round trip through all three:\n", style="dim")
@@ -110,7 +113,7 @@ async def _stream(client: SwarmClient, prompt: str, console: Console, tokens: in
 
 
 def _stats(run: Run) -> Stats:
-    assert run.stats is not None  # a run that has ended has them
+    assert run.stats is not None  # they are set when a run ends
     return run.stats
 
 
