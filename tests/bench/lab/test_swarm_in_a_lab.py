@@ -35,10 +35,10 @@ async def test_client_failure_in_the_lab_is_reported() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["exact", "--lab", "delay=1ms"], "overhead and wan"),
+        (["exact", "--lab", "delay=1ms"], "--lab is for overhead, wan, ports"),
         (["trees", "--peers", "127.0.0.1:1"], "overhead and wan"),
         (["wan", "--lab", "25"], "is no link"),
-        (["wan", "--congestion", "cubic"], "for --lab"),
+        (["wan", "--congestion", "cubic"], "for overhead and wan with --lab"),
     ],
 )
 def test_benchmarks_without_a_lab_refuse_lab_flags(
