@@ -231,7 +231,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result))
     elif args.which == "tls":
-        from treeswarm_bench.benchmarks import tls  # noqa: PLC0415
+        from treeswarm_bench.benchmarks.parts import tls  # noqa: PLC0415
 
         Console().print(tls.table_of(result))
     else:
@@ -295,7 +295,7 @@ def _benches() -> dict[str, RunBench]:
 
 
 async def _attention(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import attention  # noqa: PLC0415
+    from treeswarm_bench.benchmarks.parts import attention  # noqa: PLC0415
 
     return await attention.bench_attention(device=args.device, threads=args.threads, seconds=args.seconds)
 
@@ -307,7 +307,7 @@ async def _batch(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
 
 
 async def _draw(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import draw  # noqa: PLC0415
+    from treeswarm_bench.benchmarks.wan import draw  # noqa: PLC0415
 
     if args.file is None or args.out is None:
         raise BadRequest("draw needs a file to read and one to write: swarm bench draw FILE.json --out FILE.svg")
@@ -339,12 +339,10 @@ async def _fuzz(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
 
 
 async def _in_lab(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import wan_live  # noqa: PLC0415
+    from treeswarm_bench.benchmarks.wan import live  # noqa: PLC0415
 
     link = LabLink.parse(args.lab)
-    return await wan_live.bench_in_lab(
-        args.which, setup, link=link, congestion=args.congestion, tree_size=args.tree_size
-    )
+    return await live.bench_in_lab(args.which, setup, link=link, congestion=args.congestion, tree_size=args.tree_size)
 
 
 async def _load(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
@@ -354,7 +352,7 @@ async def _load(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
 
 
 async def _node(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import node_append  # noqa: PLC0415
+    from treeswarm_bench.benchmarks.parts import node_append  # noqa: PLC0415
 
     return await node_append.bench_node(rounds=args.rounds, profile=args.profile)
 
@@ -372,32 +370,32 @@ async def _overhead(setup: BenchSetup, args: argparse.Namespace) -> dict[str, An
 
 
 async def _planner(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import planner_time  # noqa: PLC0415
+    from treeswarm_bench.benchmarks.parts import planner_time  # noqa: PLC0415
 
     return await planner_time.bench_planner()
 
 
 async def _ports(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import ports  # noqa: PLC0415
+    from treeswarm_bench.benchmarks.parts import ports  # noqa: PLC0415
 
     return await ports.bench_ports(link=LabLink.parse(args.lab) if args.lab else None, beside=args.beside)
 
 
 async def _registry(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import registry  # noqa: PLC0415
+    from treeswarm_bench.benchmarks.parts import registry  # noqa: PLC0415
 
     return await registry.bench_registry()
 
 
 async def _sampling(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import sampling  # noqa: PLC0415
+    from treeswarm_bench.benchmarks.sampling import sampling  # noqa: PLC0415
 
     temperatures = args.temperatures or sampling.TEMPERATURES
     return await sampling.bench_sampling(setup, sizes=args.sizes or sampling.SIZES, temperatures=temperatures)
 
 
 async def _tls(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import tls  # noqa: PLC0415
+    from treeswarm_bench.benchmarks.parts import tls  # noqa: PLC0415
 
     return await tls.bench_tls()
 
@@ -409,16 +407,16 @@ async def _trees(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
 
 
 async def _virtual_wan(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import virtual_wan, wan_matrix  # noqa: PLC0415
+    from treeswarm_bench.benchmarks.wan import matrix, virtual  # noqa: PLC0415
 
-    plan = wan_matrix.MatrixPlan.of(args.cells, args.texts, args.temperatures, args.strategies)
-    return await virtual_wan.bench_virtual_wan(setup, plan, swift=args.swift)
+    plan = matrix.MatrixPlan.of(args.cells, args.texts, args.temperatures, args.strategies)
+    return await virtual.bench_virtual_wan(setup, plan, swift=args.swift)
 
 
 async def _wan(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks import wan_live, wan_matrix  # noqa: PLC0415
+    from treeswarm_bench.benchmarks.wan import live, matrix  # noqa: PLC0415
 
     if setup.peers:
-        return await wan_live.bench_peers(setup, tree_size=args.tree_size)
-    plan = wan_matrix.MatrixPlan.of(args.cells, args.texts, args.temperatures, args.strategies)
-    return await wan_matrix.bench_matrix(setup, plan, report=wan_matrix.print_to_stderr)
+        return await live.bench_peers(setup, tree_size=args.tree_size)
+    plan = matrix.MatrixPlan.of(args.cells, args.texts, args.temperatures, args.strategies)
+    return await matrix.bench_matrix(setup, plan, report=matrix.print_to_stderr)

@@ -11,8 +11,8 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import StreamKind
-from treeswarm_bench.benchmarks.star_baseline import StarTransport
-from treeswarm_bench.benchmarks.strategies import WithoutBonus
+from treeswarm_bench.benchmarks.wan.star_baseline import StarTransport
+from treeswarm_bench.benchmarks.wan.strategies import WithoutBonus
 from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.chain.chain import open_chain

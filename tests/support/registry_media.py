@@ -25,8 +25,8 @@ from treeswarm.registry.peers import PeersRegistry
 from treeswarm.registry.seam import Registry
 from treeswarm.transport.memory import MemoryListener, MemoryNetwork
 from treeswarm.transport.seam import Stream, StreamKind
-from treeswarm_bench.benchmarks.brokers import MOSQUITTO, BrokerProcess
-from treeswarm_bench.benchmarks.fake_node import MODEL
+from treeswarm_bench.benchmarks.parts.brokers import MOSQUITTO, BrokerProcess
+from treeswarm_bench.benchmarks.parts.fake_node import MODEL
 
 OTHER_MODEL = "cd" * 32
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)

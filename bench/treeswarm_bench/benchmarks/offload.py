@@ -10,8 +10,8 @@ from typing import Any
 from treeswarm.model_files import read_shape, resolve_model
 from treeswarm.protocol.spans import Span
 from treeswarm_bench.benchmarks.common import BenchSetup, spread
-from treeswarm_bench.benchmarks.statistics import Sample, paired, rate
 from treeswarm_bench.benchmarks.texts import held_out_prompts
+from treeswarm_bench.benchmarks.wan.statistics import Sample, paired, rate
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run
 from treeswarm_client.local_swarm import even_cuts, local_swarm

@@ -8,7 +8,7 @@ from typing import Any
 
 from treeswarm.transport.seam import StreamKind
 from treeswarm_bench.benchmarks.common import BenchSetup, BenchSwarm, bench_swarm, spread
-from treeswarm_bench.benchmarks.echo import TLS, echo_process, echo_s, transport_of
+from treeswarm_bench.benchmarks.parts.echo import TLS, echo_process, echo_s, transport_of
 from treeswarm_bench.benchmarks.texts import held_out_prompts
 from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_client.generation.loop import Generation

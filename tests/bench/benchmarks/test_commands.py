@@ -8,7 +8,7 @@ import pytest
 
 from treeswarm.errors import BadRequest
 from treeswarm_bench import cli
-from treeswarm_bench.benchmarks import planner_time, ports, registry
+from treeswarm_bench.benchmarks.parts import planner_time, ports, registry
 
 
 def run(*arguments: str) -> int:

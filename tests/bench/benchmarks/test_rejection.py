@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
-from treeswarm_bench.benchmarks.rejection import (
+from treeswarm_bench.benchmarks.sampling.rejection import (
     ROOT,
     Probs,
     SampledTree,
@@ -21,7 +21,7 @@ from treeswarm_bench.benchmarks.rejection import (
     walk_by_rejection,
     without_token,
 )
-from treeswarm_bench.benchmarks.sampled_trees import BestFirstShape, Shape, StaticShape
+from treeswarm_bench.benchmarks.sampling.sampled_trees import BestFirstShape, Shape, StaticShape
 
 VOCAB = 4
 weights = st.lists(st.integers(0, 20), min_size=VOCAB, max_size=VOCAB).filter(any)

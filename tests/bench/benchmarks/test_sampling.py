@@ -10,9 +10,9 @@ from tests.client.drafters.conftest import drafter_of, noised, plain_logprobs, t
 from treeswarm.errors import BadRequest
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_bench.benchmarks.common import BenchSetup
-from treeswarm_bench.benchmarks.rejection import ROOT
-from treeswarm_bench.benchmarks.sampled_trees import BestFirstShape, Shape, StaticShape
-from treeswarm_bench.benchmarks.sampling import (
+from treeswarm_bench.benchmarks.sampling.rejection import ROOT
+from treeswarm_bench.benchmarks.sampling.sampled_trees import BestFirstShape, Shape, StaticShape
+from treeswarm_bench.benchmarks.sampling.sampling import (
     SEED,
     ArgmaxRule,
     GeneratedText,
@@ -21,7 +21,7 @@ from treeswarm_bench.benchmarks.sampling import (
     generate,
     ratio_of,
 )
-from treeswarm_bench.benchmarks.tree_model import CachedModel
+from treeswarm_bench.benchmarks.sampling.tree_model import CachedModel
 from treeswarm_client.drafters.model import DraftOptions
 
 PROMPT = [5, 3, 40, 7, 7, 19, 22]

@@ -15,8 +15,12 @@ from treeswarm.errors import BadRequest
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import walk
 from treeswarm_bench.benchmarks.common import BenchSetup
-from treeswarm_bench.benchmarks.draw import draw
-from treeswarm_bench.benchmarks.statistics import (
+from treeswarm_bench.benchmarks.wan.cells import CELLS, Cell
+from treeswarm_bench.benchmarks.wan.corpora import STARTED, prose_passages, shared_tokens, write_twice
+from treeswarm_bench.benchmarks.wan.draw import draw
+from treeswarm_bench.benchmarks.wan.goals import FIXED, MatrixCase, SamplesByCase, check_goals
+from treeswarm_bench.benchmarks.wan.matrix import MatrixPlan, MatrixProgress
+from treeswarm_bench.benchmarks.wan.statistics import (
     Sample,
     least_of,
     mean_of,
@@ -26,11 +30,7 @@ from treeswarm_bench.benchmarks.statistics import (
     same_text,
     summary,
 )
-from treeswarm_bench.benchmarks.strategies import STRATEGIES, MisledDrafter, walk_without_bonus
-from treeswarm_bench.benchmarks.wan_cells import CELLS, Cell
-from treeswarm_bench.benchmarks.wan_matrix import MatrixPlan, MatrixProgress
-from treeswarm_bench.benchmarks.wan_targets import FIXED, MatrixCase, SamplesByCase, check_goals
-from treeswarm_bench.benchmarks.wan_texts import STARTED, prose_passages, shared_tokens, write_twice
+from treeswarm_bench.benchmarks.wan.strategies import STRATEGIES, MisledDrafter, walk_without_bonus
 from treeswarm_bench.cli import add_command
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verification
 

@@ -3,7 +3,7 @@
 import pytest
 
 from treeswarm.errors import BadRequest, SwarmError
-from treeswarm_bench.benchmarks import wan_live as wan
+from treeswarm_bench.benchmarks.wan import live
 from treeswarm_bench.benchmarks.common import BenchSetup
 from treeswarm_bench.lab import LabLink, can_make_namespaces
 from treeswarm_client.cli.main import main
@@ -13,9 +13,9 @@ needs_namespaces = pytest.mark.skipif(can_make_namespaces() is not None, reason=
 
 @needs_namespaces
 async def test_swarm_over_real_tcp_gives_identical_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wan, "COLD_STARTS", 1)
+    monkeypatch.setattr(live, "COLD_STARTS", 1)
     setup, link = BenchSetup(nodes=2, prompts=1, tokens=12), LabLink(delay_s=0.02)
-    result = await wan.bench_in_lab("wan", setup, link=link, congestion="cubic", tree_size=8)
+    result = await live.bench_in_lab("wan", setup, link=link, congestion="cubic", tree_size=8)
     assert result["identical"]
     assert result["lab"] == {"link": "delay=20ms", "congestion": "cubic"}
     assert len(result["rtt_ms"]) == 2
@@ -29,7 +29,7 @@ async def test_swarm_over_real_tcp_gives_identical_texts(monkeypatch: pytest.Mon
 async def test_client_failure_in_the_lab_is_reported() -> None:
     setup = BenchSetup(nodes=1, prompts=1, tokens=12, draft="no-such-draft")
     with pytest.raises(SwarmError, match="no-such-draft"):
-        await wan.bench_in_lab("overhead", setup, link=LabLink(), congestion=None, tree_size=8)
+        await live.bench_in_lab("overhead", setup, link=LabLink(), congestion=None, tree_size=8)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,6 @@ def test_benchmarks_without_a_lab_refuse_lab_flags(
 
 async def test_round_trip_to_a_dead_address_is_refused() -> None:
     with pytest.raises(BadRequest):
-        await wan.connect_ms("nowhere")
+        await live.connect_ms("nowhere")
     with pytest.raises(SwarmError, match="no node answers"):
-        await wan.connect_ms("127.0.0.1:9")
+        await live.connect_ms("127.0.0.1:9")

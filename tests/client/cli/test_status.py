@@ -25,7 +25,7 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import Listener, Stream, StreamKind, Transport
 from treeswarm.transport.tls import Security
-from treeswarm_bench.benchmarks.fake_node import FakeNode
+from treeswarm_bench.benchmarks.parts.fake_node import FakeNode
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client import swarm_overview
 from treeswarm_client.cli.main import main, make_parser

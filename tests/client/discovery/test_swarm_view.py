@@ -15,7 +15,7 @@ from treeswarm.protocol.records import NodeState, SealedRecord
 from treeswarm.protocol.spans import Span
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.topology.bans import BanList
-from treeswarm_bench.benchmarks.fake_node import MODEL, FakeNode
+from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.discovery.swarm_view import SwarmView

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from treeswarm.session.walk import Walk
-from treeswarm_bench.benchmarks.planner_replay import (
+from treeswarm_bench.benchmarks.parts.planner_replay import (
     AGREEMENT,
     CELLS,
     LARGEST,

@@ -12,7 +12,7 @@ from treeswarm.keys import Identity
 from treeswarm.protocol.messages import Manage
 from treeswarm.protocol.records import NodeRecord, NodeState, SealedRecord
 from treeswarm.registry.memory import MemoryRegistry
-from treeswarm_bench.benchmarks.fake_node import MODEL, FakeNode
+from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 from treeswarm_node.membership.announcer import ACTIONS, ORDER_AGE_S, Membership, order_bytes
 
 OWNER, OTHER = Identity.ephemeral(), Identity.ephemeral()

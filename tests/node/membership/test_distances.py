@@ -9,7 +9,7 @@ from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.topology.coordinates import Coordinate, update
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import Stream, StreamKind
-from treeswarm_bench.benchmarks.fake_node import FakeNode
+from treeswarm_bench.benchmarks.parts.fake_node import FakeNode
 from treeswarm_node.membership.distances import DistanceSurvey
 
 

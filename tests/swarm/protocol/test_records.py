@@ -15,7 +15,7 @@ from treeswarm.protocol.spans import Span
 from treeswarm.registry.book import RecordBook
 from treeswarm.topology.coordinates import Coordinate
 from treeswarm.wire.sealing import Forged, seal, unseal
-from treeswarm_bench.benchmarks.fake_node import MODEL, FakeNode
+from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 
 NODES = [FakeNode() for _ in range(4)]
 floats = st.floats(0.0625, 1, width=32)

@@ -21,7 +21,7 @@ from tests.support.registry_media import (
 
 from treeswarm.protocol.records import NodeState
 from treeswarm.registry.seam import Registry, Snapshot
-from treeswarm_bench.benchmarks.fake_node import FakeNode
+from treeswarm_bench.benchmarks.parts.fake_node import FakeNode
 
 
 @pytest.fixture(params=list(MEDIA))

@@ -18,7 +18,7 @@ from treeswarm.protocol.records import NodeState, SealedRecord
 from treeswarm.registry import open_registry
 from treeswarm.registry.dht import DhtRegistry
 from treeswarm.registry.dht_peer import DhtPeer, check_hivemind, shard_key
-from treeswarm_bench.benchmarks.fake_node import MODEL, FakeNode
+from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 
 
 @pytest.fixture

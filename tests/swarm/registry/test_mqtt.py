@@ -14,7 +14,7 @@ from treeswarm.errors import BadRequest, TransportError, Unreachable
 from treeswarm.registry import client_registry, mqtt, open_registry
 from treeswarm.registry.mqtt import MqttRegistry
 from treeswarm.transport.memory import MemoryNetwork
-from treeswarm_bench.benchmarks.fake_node import MODEL, FakeNode
+from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 
 
 @pytest.fixture(params=["amqtt", "mosquitto"])

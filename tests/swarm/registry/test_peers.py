@@ -9,7 +9,7 @@ from treeswarm.protocol.messages import Records, Watch
 from treeswarm.registry.peers import SOURCES, PeersRegistry
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import Stream, StreamKind
-from treeswarm_bench.benchmarks.fake_node import MODEL, FakeNode
+from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 from treeswarm_bench.virtual_clock import run_virtually
 
 

@@ -9,7 +9,7 @@ from treeswarm.registry import client_registry, open_registry, peers_registry, r
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.registry.spec import Broker, parse_dht_peers
 from treeswarm.transport.memory import MemoryNetwork
-from treeswarm_bench.benchmarks.fake_node import MODEL, FakeNode
+from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 
 MADDR = "/ip4/10.0.0.1/tcp/4002/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from treeswarm_bench.benchmarks.statistics import Ratio, Samples, least_of, mean_of, miss_share, paired
+from treeswarm_bench.benchmarks.wan.statistics import Ratio, Samples, least_of, mean_of, miss_share, paired
 
 FIXED = ("plain", "chain-8", "tree-16", "tree-64", "tree-256")
 """Settings that a user could choose once and for all."""

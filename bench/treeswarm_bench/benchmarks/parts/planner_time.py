@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from treeswarm_bench.benchmarks.planner_replay import AGREEMENT, CELLS, rate_of_planned_sizes
+from treeswarm_bench.benchmarks.parts.planner_replay import AGREEMENT, CELLS, rate_of_planned_sizes
 from treeswarm_client.planner.policy import AutoPolicy, TreePolicy
 from treeswarm_client.provenance import machine_provenance
 

@@ -21,7 +21,7 @@ from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import StreamKind
 from treeswarm.transport.tls import Security
 from treeswarm_bench.benchmarks.common import spread
-from treeswarm_bench.benchmarks.echo import echo_s, send_back
+from treeswarm_bench.benchmarks.parts.echo import echo_s, send_back
 from treeswarm_bench.lab import Lab, LabLink, wan_lab
 from treeswarm_bench.raw_codec import RAW
 from treeswarm_client.provenance import machine_provenance
@@ -66,7 +66,7 @@ def _in(lab: Lab) -> CommandOnHost:
 
 async def _measure(on_host: CommandOnHost, hosts: dict[str, str], client: str, *, lab: bool) -> dict[str, Any]:
     """Start the three processes, and return what the client's process measured."""
-    this = [sys.executable, "-m", "treeswarm_bench.benchmarks.ports"]
+    this = [sys.executable, "-m", __name__]
     async with (
         _program(on_host(LENDER, [*this, "lend", hosts[LENDER]])) as lender,
         _program(on_host(BORROWER, [*this, "borrow", hosts[BORROWER], lender["address"]])) as borrower,

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from treeswarm.transport.seam import StreamKind
 from treeswarm_bench.benchmarks.common import spread
-from treeswarm_bench.benchmarks.echo import FORMS, echo_process, echo_s, transport_of
+from treeswarm_bench.benchmarks.parts.echo import FORMS, echo_process, echo_s, transport_of
 from treeswarm_client.provenance import machine_provenance
 
 SIZES = (8 << 10, 64 << 10, 1 << 20)

@@ -17,13 +17,13 @@ from treeswarm.errors import BadRequest
 from treeswarm.model_files import read_shape, resolve_model
 from treeswarm_bench.bench_client import BenchClient
 from treeswarm_bench.benchmarks.common import BenchSetup, BenchSwarm
-from treeswarm_bench.benchmarks.star_baseline import star_transport
-from treeswarm_bench.benchmarks.statistics import Sample, Samples, paired, same_text, summary
-from treeswarm_bench.benchmarks.strategies import STRATEGIES, Contestant, Strategy
 from treeswarm_bench.benchmarks.texts import repeated_4grams
-from treeswarm_bench.benchmarks.wan_cells import CELLS, Cell
-from treeswarm_bench.benchmarks.wan_targets import MatrixCase, check_goals
-from treeswarm_bench.benchmarks.wan_texts import MAKERS, Corpus, TextSource, make_corpora, spare_prompt
+from treeswarm_bench.benchmarks.wan.cells import CELLS, Cell
+from treeswarm_bench.benchmarks.wan.corpora import MAKERS, Corpus, TextSource, make_corpora, spare_prompt
+from treeswarm_bench.benchmarks.wan.goals import MatrixCase, check_goals
+from treeswarm_bench.benchmarks.wan.star_baseline import star_transport
+from treeswarm_bench.benchmarks.wan.statistics import Sample, Samples, paired, same_text, summary
+from treeswarm_bench.benchmarks.wan.strategies import STRATEGIES, Contestant, Strategy
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.local_swarm import even_cuts, local_swarm

@@ -25,10 +25,10 @@ from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm_bench.bench_client import BenchClient
 from treeswarm_bench.benchmarks.common import BenchSetup, BenchSwarm
-from treeswarm_bench.benchmarks.star_baseline import star_over
-from treeswarm_bench.benchmarks.strategies import WrappedDrafter
-from treeswarm_bench.benchmarks.wan_cells import SLOW_SHARE, Cell
-from treeswarm_bench.benchmarks.wan_matrix import CellSwarm, MatrixPlan, bench_matrix, print_to_stderr
+from treeswarm_bench.benchmarks.wan.cells import SLOW_SHARE, Cell
+from treeswarm_bench.benchmarks.wan.matrix import CellSwarm, MatrixPlan, bench_matrix, print_to_stderr
+from treeswarm_bench.benchmarks.wan.star_baseline import star_over
+from treeswarm_bench.benchmarks.wan.strategies import WrappedDrafter
 from treeswarm_bench.virtual_clock import VirtualClockLoop, run_virtually_in_thread
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.model import ModelDrafter

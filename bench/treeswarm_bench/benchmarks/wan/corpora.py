@@ -118,7 +118,7 @@ def spare_prompt(source: TextSource) -> list[int]:
 
 def prose_passages() -> list[str]:
     """Return the passages of English, each in one line."""
-    text = files("treeswarm_bench.benchmarks").joinpath("prose.txt").read_text("utf-8")
+    text = files("treeswarm_bench.benchmarks.wan").joinpath("prose.txt").read_text("utf-8")
     return [passage.replace("\n", " ").strip() for passage in text.split("\n\n")]
 
 

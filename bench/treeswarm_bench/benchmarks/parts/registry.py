@@ -20,8 +20,8 @@ from treeswarm.errors import BadRequest
 from treeswarm.registry.dht import DhtRegistry
 from treeswarm.registry.mqtt import MqttRegistry
 from treeswarm.registry.seam import Registry
-from treeswarm_bench.benchmarks.brokers import KINDS, MOSQUITTO, BrokerProcess
-from treeswarm_bench.benchmarks.fake_node import MODEL, FakeNode
+from treeswarm_bench.benchmarks.parts.brokers import KINDS, MOSQUITTO, BrokerProcess
+from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 from treeswarm_client.provenance import machine_provenance
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)

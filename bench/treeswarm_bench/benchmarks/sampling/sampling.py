@@ -19,11 +19,11 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.noise import NoiseRows
 from treeswarm.session.walk import Walk, walk
 from treeswarm_bench.benchmarks.common import BenchSetup
-from treeswarm_bench.benchmarks.rejection import ROOT, SampledTree, walk_by_rejection
-from treeswarm_bench.benchmarks.sampled_trees import BestFirstShape, Shape, StaticShape
-from treeswarm_bench.benchmarks.statistics import RESAMPLES, Ratio, same_text
+from treeswarm_bench.benchmarks.sampling.rejection import ROOT, SampledTree, walk_by_rejection
+from treeswarm_bench.benchmarks.sampling.sampled_trees import BestFirstShape, Shape, StaticShape
+from treeswarm_bench.benchmarks.sampling.tree_model import CachedModel
 from treeswarm_bench.benchmarks.texts import held_out_prompts, repeated_4grams
-from treeswarm_bench.benchmarks.tree_model import CachedModel
+from treeswarm_bench.benchmarks.wan.statistics import RESAMPLES, Ratio, same_text
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.seam import DraftTree, Verification
 from treeswarm_client.provenance import machine_provenance

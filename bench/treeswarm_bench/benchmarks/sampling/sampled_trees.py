@@ -12,7 +12,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from treeswarm_bench.benchmarks.rejection import ROOT, Probs, SampledTree, Trial, draw_token, without_token
+from treeswarm_bench.benchmarks.sampling.rejection import ROOT, Probs, SampledTree, Trial, draw_token, without_token
 
 # Weight of the prior, in trials, before a shape has seen any.
 PRIOR_TRIALS = 4.0

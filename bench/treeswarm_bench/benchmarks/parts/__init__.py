@@ -1,0 +1,1 @@
+"""What single parts of the system cost, measured without a swarm."""
