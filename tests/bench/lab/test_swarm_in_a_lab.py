@@ -3,8 +3,8 @@
 import pytest
 
 from treeswarm.errors import BadRequest, SwarmError
-from treeswarm_bench.benchmarks.wan import live
 from treeswarm_bench.benchmarks.common import BenchSetup
+from treeswarm_bench.benchmarks.wan import live
 from treeswarm_bench.lab import LabLink, can_make_namespaces
 from treeswarm_client.cli.main import main
 
