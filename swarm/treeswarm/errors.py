@@ -21,11 +21,7 @@ A message says what happened, at which node or file, and what to do.  Adapters t
 `grpc.RpcError`, `OSError` or `KeyError` crosses it.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from treeswarm.protocol.spans import Span
+from collections.abc import Sequence, Sized
 
 
 class SwarmError(Exception):
@@ -55,9 +51,11 @@ class RouteError(SwarmError):
 class MissingBlocks(RouteError):
     """No node serves some blocks, or none that serves them can be used now."""
 
+    # Gaps are `protocol.spans.Span`, which is not imported here: spans raise errors of this module.
+
     @classmethod
-    def of(cls, gaps: "Sequence[Span]", blocks: int | None = None) -> "MissingBlocks":
-        """Make the error that names `gaps` (not empty) and says how to fill the first of them.
+    def of(cls, gaps: Sequence[Sized], blocks: int | None = None) -> "MissingBlocks":
+        """Make the error that names `gaps` (spans, not empty) and says how to fill the first of them.
 
         `blocks` is the number of blocks of the whole model, where the message should name it.
         """
@@ -65,7 +63,7 @@ class MissingBlocks(RouteError):
         return cls(f"{cls.phrase(gaps, blocks)}: {todo}")
 
     @staticmethod
-    def phrase(gaps: "Sequence[Span]", blocks: int | None = None, *, most: int | None = None) -> str:
+    def phrase(gaps: Sequence[Sized], blocks: int | None = None, *, most: int | None = None) -> str:
         """Return "no node serves blocks 3:6, 8:9 of 9", with at most `most` gaps named and the others counted."""
         shown = gaps[:most]
         left = len(gaps) - len(shown)
