@@ -1,0 +1,60 @@
+"""The checkout keeps the structure that `scripts/house.py` measures."""
+
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+@cache
+def house_script() -> ModuleType:
+    """Import scripts/house.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location("house", ROOT / "scripts" / "house.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def figures() -> Any:
+    return house_script().measure(ROOT)
+
+
+def listed(places: Sequence[object] | Mapping[str, object]) -> str:
+    """Return the offending places, one per line."""
+    lines = places.items() if isinstance(places, Mapping) else places
+    return "\n".join(["", *map(str, lines)])
+
+
+def test_no_folder_has_too_many_files() -> None:
+    limit = house_script().MOST_FILES
+    large = [(files, folder) for files, folder in figures().largest_folders if files > limit]
+    assert not large, f"folders with more than {limit} files:{listed(large)}"
+
+
+def test_no_class_name_has_two_meanings() -> None:
+    names = figures().class_names_twice
+    assert not names, f"class names defined in more than one file:{listed(names)}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    circles = figures().import_circles
+    assert not circles, f"modules that import each other:{listed(circles)}"
+
+
+def test_no_docstring_starts_as_a_fragment() -> None:
+    places = figures().fragment_docstrings
+    assert not places, f"docstrings that start as a fragment, not as a sentence:{listed(places)}"
+
+
+def test_no_file_is_too_long() -> None:
+    files = figures().many_lines
+    assert not files, f"files with more than {house_script().MOST_LINES} lines:{listed(files)}"
