@@ -46,7 +46,7 @@ PLACES = ("head", "middle", "tail")
 FULL_S = 1.5
 PATIENCE_S = 60.0
 KNOWN_S = 30.0
-# A fault leaves at least so many tokens of the generation to go.
+# Least number of tokens that follow a fault.
 LAST_TOKENS = 16
 
 
@@ -58,7 +58,7 @@ class Replica:
     node: LocalNode
     relay: CuttableRelay
     ended: bool = False
-    """Whether it was killed, or told to leave."""
+    """Whether it was killed, or signalled to leave."""
 
     @property
     def process(self) -> asyncio.subprocess.Process:

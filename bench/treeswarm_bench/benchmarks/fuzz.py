@@ -45,11 +45,11 @@ SEND_LIMIT = 8 << 20
 ATTACKERS = 4
 # Share of links that begin honestly, on a session that is open, so that what follows passes the first checks.
 HONEST_FIRST = 0.8
-# A link answers nothing while all is well; its refusal is awaited for so many seconds.
+# Seconds to wait for the refusal of a link message: as long as all is well, a link answers nothing.
 LINK_S = 0.01
 ANSWER_S = 20.0
 CONNECTION_S = 0.2
-# One bad connection below gRPC for so many messages through gRPC.
+# Number of messages through gRPC for each bad connection below gRPC.
 MESSAGES_PER_CONNECTION = 50
 # A grace period and some more: by then a node has its room back from clients that vanished.
 ROOM_S = 60.0
@@ -225,7 +225,7 @@ async def open_bad_connections(address: str, *, times: int, seed: int = 0) -> No
 async def bench_fuzz(setup: BenchSetup, *, messages: int, seed: int = 0) -> dict[str, Any]:
     """Send `messages` hostile messages to two nodes, a head and a tail; return what they did.
 
-    `well` says whether the swarm still works.
+    `well` is true if the swarm still works.
     """
     blocks = read_shape(resolve_model(setup.model)).blocks
     spans = [Span(0, 2), Span(2, blocks)]

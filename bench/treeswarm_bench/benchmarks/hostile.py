@@ -27,7 +27,7 @@ SETTINGS = (
 )
 EXTREMES = (0, 1, 2, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
 REALS = (0.0, -1.0, 1e-45, 1e308, float("inf"), float("-inf"), float("nan"))
-# Messages of megabytes take long to send, so only one in so many messages is oversized.
+# Messages of megabytes take long to send, so only one in this many is oversized.
 OVERSIZED_ONE_IN = 300
 # The zstd frame of a compressed append, 16 bytes long, which declares a content of one terabyte.
 BOMB = bytes.fromhex("28b52ffde0") + (1 << 40).to_bytes(8, "little") + bytes.fromhex("030010")

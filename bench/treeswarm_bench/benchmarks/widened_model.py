@@ -102,8 +102,8 @@ def widened_model(model: str, times: int) -> Iterator[WidenedModel]:
 def widen(source: Path, folder: Path, times: int) -> int:
     """Write a wider copy of the model in `source` into `folder`; return the number of weights in its decoder blocks.
 
-    Raises BadRequest for `times` below 1, ModelError if the model cannot be read, UnsupportedModel for feed-forwards of
-    another kind, and OSError if the copy cannot be written.
+    Raises BadRequest for `times` below 1, ModelError if the model cannot be read, and UnsupportedModel for
+    feed-forwards of another kind.  Raises OSError if the copy cannot be written.
     """
     if times < 1:
         raise BadRequest(f"--widen {times} leaves no neurons: give 1 or more")

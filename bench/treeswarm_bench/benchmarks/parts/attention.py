@@ -1,7 +1,7 @@
 """`swarm bench attention`: one layer's attention, the torch reference beside the flash kernels.
 
-A tree's rows attend to a trunk that lies in one run.  The heads are those of an 8B model: 32 query heads, and 8 heads
-of K and V with 128 dimensions each.  The figures are milliseconds per call, as the median of calls that the two
+A tree's rows attend to a trunk that is stored in one run.  The heads are those of an 8B model: 32 query heads, and 8
+heads of K and V with 128 dimensions each.  The figures are milliseconds per call, as the median of calls that the two
 adapters make in turn.  `kv_mib` is what any kernel must read of the trunk.
 """
 

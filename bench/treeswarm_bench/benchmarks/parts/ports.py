@@ -1,8 +1,8 @@
 """`swarm bench ports`: what a borrowed port costs.
 
-The same echoes go from one process to a second one, directly and through a third one that lends its port to the second.
-They alternate one by one, over TLS, each way on one bidirectional stream.  In a lab (root, Linux) each process has a
-host of its own.
+The same echoes go from a client process to a second process, directly and through a third one that lends a port to the
+second.  They alternate one by one, over TLS, each way on one bidirectional stream.  In a lab (root, Linux) each process
+has a host of its own.
 """
 
 import asyncio

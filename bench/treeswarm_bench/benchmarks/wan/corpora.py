@@ -13,7 +13,7 @@ from treeswarm_client.reference import stock_greedy
 # A copying text is PASSAGE tokens of a held-out file and CONTINUED more as the target continues them, both twice; the
 # second time it stops STARTED tokens into what the target wrote itself.
 PASSAGE, CONTINUED, STARTED = 96, 64, 8
-# A prompt counts as copying when the target repeats so many tokens of its first continuation.
+# Least number of tokens of its first continuation that the target repeats on a prompt that counts as copying.
 COPIED = 24
 # Number of held-out beginnings tried for each prompt that copies: with the bundled target every second one does.
 TRIED = 4

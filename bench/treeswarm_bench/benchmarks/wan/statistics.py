@@ -116,7 +116,7 @@ def least_of(ratios: Sequence[Ratio]) -> Ratio:
 
 
 def miss_share(samples: Samples, ring_s: float) -> float:
-    """Return misses × ring latency as a share of the time: no client can exceed 1 with so many misses."""
+    """Return misses × ring latency as a share of the time: no client can exceed 1 with as many misses."""
     return sum(s.rounds for s in samples) * ring_s / sum(s.seconds for s in samples)
 
 
