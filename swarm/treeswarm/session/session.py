@@ -1,11 +1,12 @@
 """A node's side of a session: appends come in, steps for the device go out.  Pure: no I/O, no clock, no tensors.
 
-The state changes only by appends, in the order of their sequence numbers, and by a resumption, which begins a new
-epoch.  A hint changes no state.  Together with the commits that have already arrived, it tells which rows that still
-wait for the device are dead.
+The tree changes only by appends, in the order of their sequence numbers, and by a resumption, which begins a new epoch.
+A hint does not change the tree.  A row that still waits for the device is dead, and is not computed, if the commits or
+the newest hint have left its branch.
 
-After a loss the session continues in a new epoch.  A surviving node cuts its trunk back to what every survivor has.  A
-node that replaces a lost one gets those rows replayed, and holds appends back until it has all of them.
+An epoch is the configuration of a chain between two repairs.  When a repair begins a new one, a surviving node cuts its
+trunk back to what every survivor has.  A node that replaces a lost one gets those rows replayed, and holds appends back
+until it has all of them.
 """
 
 from collections.abc import Iterator
@@ -35,14 +36,14 @@ class SessionTerms:
     crown_room: int
     """Largest number of crown rows alive at once."""
     credit_rows: int
-    """Largest number of rows in flight."""
+    """Largest number of rows in flight: received, and their results not yet sent on."""
     vocab_size: int
     row_bytes: int
     """Number of bytes of activations per row on the upstream link; 0 at the head."""
     resumption: Resumption | None = None
     """The text whose rows are replayed first, because this node replaces a lost one; None in a new session."""
     offered: int = 0
-    """Number of rows of the prompt that the node has already; the first append says with how many the trunk begins."""
+    """Number of rows of the prompt that the node has in its prefix cache; the first append says how many are used."""
     alternatives: int = 0
     """Number of the target's best tokens that go with every answered row."""
 
@@ -84,22 +85,24 @@ class NodeSession:
 
     def _begin(self, tree: TokenTree, goal: Resumption | None) -> None:
         self.tree = tree
-        self._goal = goal
-        """The text whose rows must be replayed before any append is applied, or None."""
+        self._replay_goal = goal
+        """The text whose rows must all be replayed before an append is applied, or None once that is done."""
         self._appends, self._replays = _AppendOrder(), _AppendOrder()
+        # Rows received whose results have not been sent on, at least one per append.
         self._waiting_rows = self._replayed_rows = 0
         self._slots = np.empty(0, np.int64)
         """Crown slot of each crown node, by crown index."""
         self._skipped: set[int] = set()
-        """Ids of crown nodes that were not computed, here or upstream."""
-        self._promised: set[int] = set()
-        """Ids of committed nodes whose rows still wait for the device."""
+        """Ids of crown nodes that were not computed, here or upstream, because they were dead."""
+        self._committed_waiting: set[int] = set()
+        """Ids of committed nodes whose rows still wait for the device: they must be computed although they left the
+        crown."""
         self._started_id = 0
-        """Rows of lower ids have been handed to the device or were skipped."""
+        """Every row with a lower id has been handed to the device or was skipped."""
         self._hint: Hint | None = None
         self.offered = 0
-        """Number of the prompt's rows that the node has already; 0 once the first append has said how many it uses."""
-        self._reach_goal()
+        """Like `SessionTerms.offered` until the first append has said how many of these rows are used, then 0."""
+        self._finish_replay()
 
     @property
     def received(self) -> int:
@@ -112,7 +115,8 @@ class NodeSession:
         return self._replayed_rows
 
     def receive(self, append: Append) -> list[Step]:
-        """Take one append.  Returns the steps that are now due, usually just its own."""
+        """Take one append.  Returns the steps that are now due: usually its own alone, none while an earlier append is
+        missing."""
         if append.epoch < self.terms.epoch:
             self.late_frames += 1
             return []
@@ -123,7 +127,7 @@ class NodeSession:
         (self._replays if append.replay else self._appends).take(append)
         self._take_credit(append)
         steps = [self._apply_replay(due) for due in self._replays.due()]
-        if self._goal is None:
+        if self._replay_goal is None:
             steps += [self._apply(due) for due in self._appends.due()]
         return steps
 
@@ -140,7 +144,7 @@ class NodeSession:
         """Raise Refused if `resume` would."""
         if epoch <= self.terms.epoch:
             raise Refused(f"epoch {epoch} is over: this session is in epoch {self.terms.epoch}", FaultCode.REPLAYED)
-        if self._goal is not None or resumption.trunk_length > self.tree.trunk_length:
+        if self._replay_goal is not None or resumption.trunk_length > self.tree.trunk_length:
             raise Refused(
                 f"{self.tree.trunk_length} tokens are here, the resumption needs {resumption.trunk_length}",
                 FaultCode.NO_JOURNAL,
@@ -161,32 +165,32 @@ class NodeSession:
         alive = indices >= 0
         if self._hint is not None and self._hint.trunk_length > self.tree.trunk_length:
             alive[alive] = self.tree.alive_below(self._hint.tip)[indices[alive]]
-        needed = alive | self._keep_promises(ids) if self._promised else alive
+        needed = alive | self._take_committed(ids) if self._committed_waiting else alive
         if needed.all():
             return step
         self._skipped.update(ids[(indices >= 0) & ~needed].tolist())
         return prune(step, needed)
 
-    def _keep_promises(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def _take_committed(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which of these rows were committed while they waited, and forget that they wait."""
-        promised = np.array([i in self._promised for i in ids.tolist()], np.bool_)
-        self._promised.difference_update(ids[promised].tolist())
+        promised = np.array([i in self._committed_waiting for i in ids.tolist()], np.bool_)
+        self._committed_waiting.difference_update(ids[promised].tolist())
         return promised
 
     def finish(self, step: Step) -> None:
         """Return the credit of the step's rows: its results have been sent on."""
         if step.append.epoch == self.terms.epoch:
             if step.append.replay:
-                self._replayed_rows -= _price(step.append)
+                self._replayed_rows -= _credit_rows(step.append)
             else:
-                self._waiting_rows -= _price(step.append)
+                self._waiting_rows -= _credit_rows(step.append)
 
     def _take_credit(self, append: Append) -> None:
         if append.replay:
             # The client's credit does not bind the upstream node, which waits for room before it replays more.
-            self._replayed_rows += _price(append)
+            self._replayed_rows += _credit_rows(append)
             return
-        self._waiting_rows += _price(append)
+        self._waiting_rows += _credit_rows(append)
         if self._waiting_rows > self.terms.credit_rows:
             raise Refused(
                 f"{self._waiting_rows} rows in flight, but only {self.terms.credit_rows} were granted",
@@ -194,26 +198,27 @@ class NodeSession:
             )
 
     def _apply_replay(self, append: Append) -> Step:
-        if self._goal is None or self.tree.trunk_length + append.rows > self._goal.trunk_length:
+        if self._replay_goal is None or self.tree.trunk_length + append.rows > self._replay_goal.trunk_length:
             raise Refused("a replay has more rows than were announced", FaultCode.MALFORMED)
         if not append.prefill or len(append.commit) or append.answers is not Answers.NONE:
             raise Refused("a replay must be a prefill without commits and answers", FaultCode.MALFORMED)
         self._check(append)
         step = self._prefill(append, np.empty(0, np.int64))
-        self._reach_goal()
+        self._finish_replay()
         return step
 
-    def _reach_goal(self) -> None:
-        if self._goal is not None and self.tree.trunk_length == self._goal.trunk_length:
-            self.tree, self._goal = _resumed(self._goal), None
+    def _finish_replay(self) -> None:
+        """Continue from the resumption's tip once all rows of its text have been replayed."""
+        if self._replay_goal is not None and self.tree.trunk_length == self._replay_goal.trunk_length:
+            self.tree, self._replay_goal = _resumed(self._replay_goal), None
 
     def _apply(self, append: Append) -> Step:
-        self._begin_on(append.prefix)
+        self._use_prefix(append.prefix)
         self._check(append)
         commit_slots = self._commit(append)
         return self._prefill(append, commit_slots) if append.prefill else self._grow(append, commit_slots)
 
-    def _begin_on(self, prefix: int) -> None:
+    def _use_prefix(self, prefix: int) -> None:
         offered, self.offered = self.offered, 0
         if prefix > offered or prefix % PREFIX_TOKENS:
             raise Refused(f"a prefix of {prefix} rows was named, but {offered} were offered", FaultCode.MALFORMED)
@@ -247,7 +252,7 @@ class NodeSession:
             self.tree, kept = self.tree.commit(path)
         commit_slots = self._slots[indices]
         self._slots = self._slots[kept]
-        self._promised.update(i for i in path if i >= self._started_id)
+        self._committed_waiting.update(i for i in path if i >= self._started_id)
         if self._skipped:
             self._skipped.intersection_update(self.tree.ids.tolist())
         return commit_slots
@@ -315,7 +320,7 @@ class NodeSession:
         return np.asarray(~missing)
 
 
-def _price(append: Append) -> int:
+def _credit_rows(append: Append) -> int:
     """Return the rows of credit that an append takes: at least one, so that empty appends are limited too."""
     return max(1, append.rows)
 

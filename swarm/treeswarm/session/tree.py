@@ -9,7 +9,7 @@ message frees a node.
 
 A tree is immutable.  Every change returns a new tree, so a refused change leaves nothing half done.
 
-One tree node has a different name in each room:
+One tree node has a different name in each part of the code:
 
     name          where it is used                           who translates it
     draft index   client: drafters, planner, walk            `AppendBuilder`: draft index ↔ id (`Shipment.answer_ids`)
@@ -72,12 +72,12 @@ class TokenTree:
 
     def indices_of(self, ids: Sequence[int] | NDArray[np.integer]) -> Indices:
         """Return the crown index of each id, or -1 for an id that is not a live crown node."""
-        asked = np.asarray(ids, np.int64)
+        queried = np.asarray(ids, np.int64)
         if not len(self.ids):
-            return np.full(asked.shape, -1)
-        indices = self.ids.searchsorted(asked)
+            return np.full(queried.shape, -1)
+        indices = self.ids.searchsorted(queried)
         indices[indices == len(self.ids)] = 0
-        indices[self.ids[indices] != asked] = -1
+        indices[self.ids[indices] != queried] = -1
         return indices
 
     def add(self, first_id: int, parent_ids: NDArray[np.integer], tokens: NDArray[np.integer]) -> "TokenTree":
@@ -146,7 +146,10 @@ class TokenTree:
         return committed, kept
 
     def commit_alone(self, path: Sequence[int] | NDArray[np.integer]) -> "TokenTree":
-        """Commit `path` and drop the whole crown, because the walk left the tree.  Raises Refused (bad-tree)."""
+        """Return the tree with `path` committed and no crown, as after a walk that left the tree.
+
+        Raises Refused (bad-tree).
+        """
         tip = int(self.ids[self._end_of(path)]) if len(path) else self.tip
         return TokenTree(self.trunk_length + len(path), tip, self.next_id)
 
@@ -178,7 +181,7 @@ class TokenTree:
     def alive_below(self, tip: int) -> NDArray[np.bool_]:
         """Return which crown nodes can still matter once `tip` is the tip, bool [n]: the path to it and all below it.
 
-        All nodes can if `tip` is not a crown node; then the hint that named it is too old or too new.
+        If `tip` is not a crown node, the hint that named it is too old or too new, and every node can still matter.
         """
         (index,) = self.indices_of([tip])
         if index < 0:

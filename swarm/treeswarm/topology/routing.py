@@ -3,10 +3,10 @@
 One traversal goes start → hop → … → hop → end.  It takes half a round trip per link, and at every hop the queue and
 overhead once and the compute time of each block.  Every node may compute any part of its span, once and without a gap.
 
-A dynamic programme walks the block boundaries; its state is the node that computed last.  It is exact while at most
-`PREDECESSORS` nodes serve a block.  Beyond that a block's nodes are entered only from the `PREDECESSORS` cheapest nodes
-of the block before; going on at the same node is never cut.  A chain that leaves a node and comes back to it is
-forbidden by branching; that too is exact, up to `BRANCHES` branches.
+A dynamic programme goes from block to block; its state is the node that computed the last one.  It is exact while at
+most `PREDECESSORS` nodes serve a block.  Beyond that a block's nodes are entered only from the `PREDECESSORS` cheapest
+nodes of the block before; going on at the same node is never cut.  A chain must not leave a node and come back to it.
+The search branches where the cheapest one does; that too is exact, up to `BRANCHES` branches.
 """
 
 import heapq
@@ -25,16 +25,20 @@ from treeswarm.topology.tables import Floats, Ints, Mask, NodeTable
 # For 10,000 nodes, some 1,500 per block: 47 ms with 32, 145 ms with 64 (larger arrays leave the cache), 2.5 s without a
 # cut; all chains were the same, even with 8 (2026-11-21, EPYC Zen 3, CPU time).
 PREDECESSORS = 32
-# A chain that visits a node twice is rare.  The search is bounded, and the visits that remain are merged.
+# A chain that visits a node twice is rare.  The search for one without such visits tries this many branches; if it
+# finds none, the visits are merged.
 BRANCHES = 64
-# Equal replicas differ by less than this in a snapshot; clients must not all choose the same one.
+# Share by which a client disturbs costs at random.  Replicas that are equal differ by less than this in a snapshot, and
+# clients must not all choose the same one.
 JITTER = 0.05
-# With one place left on a node, one in 1 + RIVALS clients tries for it: the others would find it taken.  Of 100 clients
-# over 1,000 simulated nodes 19 % failed at first without this, 5 % with it, for chains 1 % slower (2026-11-21).
+# A place is room for one more session of the size asked for.  With one place left on a node, one in 1 + RIVALS clients
+# tries for it: the others would find it taken.  Of 100 clients over 1,000 simulated nodes 19 % failed at first without
+# this, 5 % with it, for chains 1 % slower (2026-11-21).
 RIVALS = 3
 # Estimates are off by some percent: a route must gain this share to be worth leaving a working one.
 LEAST_GAIN = 0.1
-# The name of both ends in `measured`: (END, node) is from the start, (node, END) to the end.
+# Stands for the start and the end of the chain, usually both the client, in `measured`: (END, node) is from the start
+# to a node, (node, END) from a node to the end.
 END = ""
 
 
@@ -85,7 +89,7 @@ class Route:
     """A chain: what `fastest_chain` found."""
 
     hops: tuple[tuple[str, Span], ...]
-    """The nodes in order, each with the part of its span to use."""
+    """Ids of the nodes in order, each with the part of its span to use."""
     seconds: float
     """Predicted seconds of one traversal."""
 
@@ -107,8 +111,8 @@ def fastest_chain(
     nodes in either order; `END` names the two ends) take precedence over what the coordinates predict.
 
     With a `jitter_seed`, one client of many with the same snapshot chooses differently from the others; the same seed
-    chooses the same.  Costs are disturbed by some percent (the reported seconds are not), and a node's last places are
-    often left to other clients.
+    chooses the same.  Costs are disturbed by some percent (the reported seconds are not).  A node that has room for
+    only a few more such sessions is often left to other clients.
 
     Raises MissingBlocks.
     """
@@ -133,14 +137,20 @@ def worth_changing(current_s: float, best_s: float, *, change_s: float, rounds_l
 
 
 def _tries_for_place(places: Ints, seed: int) -> Mask:
-    """Return for each node whether a client with this seed is one of those that try for one of its `places`."""
+    """Return for each node whether a client with this seed tries to open a session there, bool [nodes].
+
+    `places` is the number of sessions that each node has room for.
+    """
     # This must not be the stream of random numbers that `disturbed` draws from.
     random = np.random.default_rng([seed, 1]).random(len(places))
     return random * (places + RIVALS) < places
 
 
 class _Graph:
-    """The candidates of one search.  Nodes and blocks are indices from here on."""
+    """The candidates of one search.
+
+    From here on a node is its index in the table, and a block its index in the span.
+    """
 
     def __init__(
         self, table: CandidateTable, span: Span, ends: Floats, measured: Mapping[tuple[str, str], float]
@@ -297,7 +307,7 @@ def _merged(path: list[int]) -> list[int]:
 
 
 def _runs(path: Sequence[int]) -> Iterable[tuple[int, int, int]]:
-    """Yield (node, first block, block after the last) of every visit."""
+    """Yield (node, first block, block after the last) of every visit: a run of equal entries of `path`."""
     begin = 0
     for block in range(1, len(path) + 1):
         if block == len(path) or path[block] != path[begin]:
