@@ -18,7 +18,7 @@ PRODUCT = ("swarm", "node", "client")
 OTHERS = ("bench", "tests")
 PACKAGES = ("treeswarm", "treeswarm_node", "treeswarm_client", "treeswarm_bench")
 MOST_FILES, MOST_LINES, MOST_FIELDS, MOST_METHODS = 14, 520, 10, 15
-FRAGMENTS = ("Of ", "Whoever", "As ")
+FRAGMENTS = ("After ", "As ", "By ", "For ", "How it ", "In ", "It ", "Its ", "None ", "Of ", "That ", "Whoever")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

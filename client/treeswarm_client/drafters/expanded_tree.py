@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from treeswarm_client.drafters.seam import NO_NODE, DraftTree
 
 NO_ROW = -1
-"""In arrays of rows: the root, which is above all crown rows, or a node that has no row."""
+"""Value in arrays of rows for the root, which is above all crown rows, and for a node that has no row."""
 
 
 @dataclass(frozen=True, eq=False)

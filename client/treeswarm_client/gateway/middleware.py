@@ -51,7 +51,7 @@ class BodyLimit:
 
 @dataclass(frozen=True)
 class LocalHostOnly:
-    """Without API keys, answers only requests whose Host header names this machine.
+    """Answers only requests whose Host header names this machine; used where there are no API keys.
 
     This stops DNS rebinding: the request of a page from elsewhere carries that page's host name, even if the name was
     made to resolve to 127.0.0.1 after the page was loaded.

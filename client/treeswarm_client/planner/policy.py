@@ -193,7 +193,7 @@ class _RoundPlan:
     is_learned_from: bool
     """Whether links and nodes are learned from this round, or only from the next plain one."""
     left: tuple[tuple[int, float], ...] = ()
-    """For each further append, its first node and the seconds by which it left later than the tree; the latest last."""
+    """First node of each further append and the seconds by which it left later than the tree; the latest last."""
     reached: int = 0
     """Number of nodes in flight when an extension was last considered."""
     considered_s: float = 0.0

@@ -56,9 +56,9 @@ class SessionMemory:
 
     kv: SessionKV
     replay_log: ReplayLog | None = None
-    """None at the tail, and where the budget had no room for one."""
+    """Replay log, or None at the tail and where the budget had no room for one."""
     prefix_recorder: PrefixRecorder | None = None
-    """None if the session shares no prefix, and after its first resumption."""
+    """Recorder of the prefix, or None if the session shares no prefix and after its first resumption."""
 
     def record(self, step: Step, computed: Computed) -> None:
         """Take note of a computed step; steps come in order."""

@@ -494,7 +494,7 @@ class Append:
     """Number of bytes per value in `hidden` if it is compressed (`wire/byte_planes.py`), or 0; always 0 inside a
     node."""
     prefix: int = 0
-    """In a session's first append: number of rows with which the trunk begins because every node said it has them."""
+    """Number of rows at the beginning of the trunk that all nodes reported to have, in a session's first append."""
 
     @property
     def rows(self) -> int:

@@ -24,13 +24,13 @@ class NodeState(StrEnum):
     """What a node is doing."""
 
     JOINING = "joining"
-    """It has chosen its span and loads it."""
+    """The node has chosen its span and loads it."""
     ONLINE = "online"
     DRAINING = "draining"
-    """It finishes its sessions and opens no new ones."""
+    """The node finishes its sessions and opens no new ones."""
     PAUSED = "paused"
     GONE = "gone"
-    """It has left: this record withdraws the ones before it."""
+    """The node has left: this record withdraws the ones before it."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ Mask = NDArray[np.bool_]
 Names = NDArray[np.str_]
 
 Moves = Mapping[str, Span]
-"""By node id, the span that the node should move to."""
+"""Spans that nodes should move to, by node id."""
 
 PlacementState = Literal["joining", "online", "draining"]
 STATES: tuple[PlacementState, ...] = ("joining", "online", "draining")
@@ -29,7 +29,7 @@ class NodeTable:
     """One entry per node in each field, which is an array with the nodes as its first axis."""
 
     nodes: Names
-    """Ids."""
+    """Ids of the nodes."""
     start: Ints
     """First block of each span."""
     end: Ints

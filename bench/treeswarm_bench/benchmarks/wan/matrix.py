@@ -138,7 +138,7 @@ class CellSwarm:
     cell: Cell
     source: TextSource
     contestants: dict[tuple[str, bool, float], Contestant]
-    """By strategy, whether misled, and temperature: drafters may remember texts, and each sees a prompt once."""
+    """Contestants by strategy, misled or not, and temperature: drafters may remember texts; each sees a prompt once."""
 
     @classmethod
     def of(cls, bench: BenchSwarm, cell: Cell, plan: MatrixPlan, star: BenchClient, drafter: Drafter) -> "CellSwarm":

@@ -36,7 +36,7 @@ class Strategy:
     """Number of nodes in its largest tree."""
     policy: MakePolicy
     draft: DraftOptions | Literal["own", "none"] = "own"
-    """How it drafts: as the user asked, not at all, or with the draft model alone under these options."""
+    """Way of drafting: as the user asked, not at all, or with the draft model alone under these options."""
     star: bool = False
     """Whether every hop goes through the client."""
     keeps_bonus: bool = True
