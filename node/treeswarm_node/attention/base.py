@@ -1,7 +1,10 @@
-"""Define what an attention adapter is: transformers' layers call `attend` once per layer for the whole batch.
+"""Define what an attention adapter is: its `attend` computes one layer for the whole batch.
+
+Transformers' layers reach it through `_attend_from_transformers`.  A batch has one segment for each step in the
+forward.  In shapes, T is the number of new rows of a segment, ΣT that of the batch, and C a number of keys.
 
 Every live crown node sees the whole trunk.  Attention is therefore an unmasked part over the trunk, read in place,
-and a masked part over the crown, under one softmax in float32.
+and a masked part over the crown, under one softmax in float32.  Only a sliding window masks a part of the trunk too.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +20,7 @@ from treeswarm_node.attention.metadata import Batch, SegmentMetadata
 from treeswarm_node.attention.padded import PaddedBatch
 
 IMPLEMENTATION = "treeswarm"
-# Arguments that layers pass along and that change neither which keys are seen nor how scores are formed.
+# Arguments that layers pass to attention and that change neither which keys are seen nor how scores are computed.
 IGNORED_ARGUMENTS = {
     "position_ids",
     "cache_position",
@@ -90,7 +93,7 @@ class LayerInputs:
     ) -> "LayerInputs":
         """Write the batch's K and V to its rows of the store's block `block`, then return the layer's inputs.
 
-        Writing comes first because a row may see rows of an earlier segment.
+        All are written first, because a row may see rows of an earlier segment of the same session.
         """
         keys, values = batch.store.keys[block], batch.store.values[block]
         keys[:, batch.kv_rows] = key
@@ -103,7 +106,10 @@ class LayerInputs:
         unbatched: Sequence[SegmentMetadata],
         padded: Sequence[PaddedBatch] = (),
     ) -> torch.Tensor:
-        """Return what `Attention.attend` returns: segments one after the other, and each padded batch at once."""
+        """Return what `Attention.attend` returns.
+
+        `attend_rows` computes the `unbatched` segments one after the other; each `padded` batch is computed at once.
+        """
         output = self.query.new_empty(self.query.shape[1], self.query.shape[0], self.value.shape[-1])
         for group in padded:
             attended = group.attend(
@@ -182,7 +188,7 @@ def compute_scores(rows: QueryRows, parts: Sequence[AttentionPart]) -> torch.Ten
 def sum_values(weights: Sequence[torch.Tensor], parts: Sequence[AttentionPart]) -> torch.Tensor:
     """Return the weighted sum of the values, float32 [kv_heads, folded rows, value_dim].
 
-    `weights` has one tensor [kv_heads, folded rows, C] per part; weights past the last part belong to no value.
+    `weights` has one tensor [kv_heads, folded rows, C] per part, and perhaps one more, of sinks, which have no value.
     """
     total = torch.bmm(weights[0], parts[0][1].float())
     for weight, (_, value, _) in zip(weights[1:], parts[1:], strict=False):

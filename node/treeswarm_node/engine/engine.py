@@ -25,7 +25,8 @@ from treeswarm_node.kv_cache.kv_store import SessionKV
 
 log = logging.getLogger(__name__)
 
-# Weight of one append in the moving average of the queueing time: some dozens of appends are a second of a busy node.
+# Weight of one append in the moving average of the queueing time, which so covers some dozens of appends: about a
+# second of a busy node.
 QUEUE_SMOOTHING = 1 / 32
 
 OnComputed = Callable[[Step, Computed, HopTiming], None]
@@ -39,6 +40,7 @@ class WaitingStep:
     session: NodeSession
     kv: SessionKV
     span: Span
+    """Blocks to run."""
     step: Step
     on_computed: OnComputed
     arrived: float
@@ -83,7 +85,7 @@ class Engine:
         return len(self._waiting)
 
     def submit(self, step: WaitingStep) -> None:
-        """Add a step to the queue, which the credits of the sessions bound."""
+        """Add a step to the queue, whose length the credits of the sessions limit."""
         self._waiting.append(step)
         self._arrival.set()
 
@@ -125,6 +127,7 @@ class Engine:
         return results, int((self.clock() - start) * 1e6)
 
     def _take_batch(self) -> list[WaitingStep]:
+        """Remove the steps of the next batch from the queue, and return them without the rows that died meanwhile."""
         waiting = list(self._waiting)
         if not waiting:
             return []
@@ -136,6 +139,7 @@ class Engine:
         return batch
 
     async def _forward(self, thread: ThreadPoolExecutor) -> None:
+        """Compute the batch in `_running` and deliver its results."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         segments = [Segment(step.kv, step.step, step.span) for step in self._running]

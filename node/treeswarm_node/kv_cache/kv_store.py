@@ -1,10 +1,11 @@
 """Store the K and V of a span in one pool of rows for all sessions, which holds paged trunks and crowns.
 
-    trunk   logical positions 0, 1, 2 … in pages, append-only; read as contiguous runs of rows, never gathered; full
-            pages at its beginning may be read by other sessions too.
+    trunk   rows of the positions 0, 1, 2 … in pages, append-only.  Attention reads them in place as contiguous runs; it
+            gathers only short ones (`MAX_GATHERED`).  Other sessions may read full pages at the beginning too.
     crown   the rows that a tree's nodes are written to, in pages of the session's own.
 
-Committing a path copies a handful of rows per block.
+A slot is a place in the crown's pages; a row without more is a row of the pool.  Committing a path copies a handful of
+rows per block.
 """
 
 from collections import Counter
@@ -34,15 +35,15 @@ class KVShape:
     """Size of a head's value."""
 
 
-# Largest number of values in one session's K and V of a block for which gathering is worth it.  Gathered keys of many
-# sessions are attended to at once; otherwise they are read in place, session by session.  Measured on one core with 16
-# sessions of one token: gathering 8,000 values is 5.7 times as fast, 33,000 values 3.4 times, 131,000 values 1.0 to 1.4
-# times; 524,000 values are 5 times as slow.
+# Largest number of values in one session's K and V of a block for which gathering is worth it.  Short sessions of
+# similar size are gathered and computed together (`attention/padded.py`); others are read in place, session by session.
+# Measured on one core with 16 sessions of one token: gathering 8,000 values is 5.7 times as fast, 33,000 values 3.4
+# times, 131,000 values 1.0 to 1.4 times; 524,000 values are 5 times as slow.
 MAX_GATHERED = 1 << 17
 
 
 class KVStore:
-    """Stores K and V of `blocks` blocks with `tokens` rows each."""
+    """Stores K and V of `blocks` blocks in a pool of `tokens` rows each, rounded down to whole pages."""
 
     def __init__(self, blocks: int, shape: KVShape, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         self.pool = PagePool(max(1, tokens // PAGE))
@@ -60,7 +61,7 @@ class KVStore:
 
     @property
     def free_tokens(self) -> int:
-        """Number of rows that a new session could reserve; rows that only the prefix cache keeps count as free."""
+        """Number of rows that a new session could reserve; rows that only the prefix cache holds count as free."""
         return (self.pool.available + self.prefixes.idle_pages) * PAGE
 
     @property
@@ -164,7 +165,8 @@ class SessionKV:
     def _replace_pages(self, shared: list[int], released: set[int], length: int) -> None:
         """Release the pages from `length` on, except those that are `released` already.
 
-        If the page that contains `length` is shared, the rows before `length` in it are copied to a new page.
+        `shared` are the pages among them that others read too.  If the page that contains `length` is shared, the rows
+        before `length` in it are copied to a new page.
         """
         pool, whole = self.store.pool, length // PAGE
         partial = np.arange(whole * PAGE, length)
@@ -225,5 +227,6 @@ def _pages_for(rows: int) -> int:
     return -(-rows // PAGE)
 
 
-def _pool_rows(pages: list[int], logical: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.asarray(pages, np.int64)[logical // PAGE] * PAGE + logical % PAGE
+def _pool_rows(pages: list[int], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the pool rows of these places within the pages, both int64 [n]."""
+    return np.asarray(pages, np.int64)[places // PAGE] * PAGE + places % PAGE

@@ -1,6 +1,7 @@
 """One session on this node: appends come in on a link, the device computes them, results go downstream.
 
-A session lives through epochs, because its neighbours may change.
+`NodeSession` (in `treeswarm.session.session`) decides what an append means; `ServerSession` does the I/O around it.  A
+session lives through epochs, because its neighbours may change.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 class ServerSession:
     """Everything that one session holds on this node, from its creation until `fail` or `free`.
 
-    It dials its downstream node and sends results as soon as it exists.  Either of the two ends may be called again.
+    It dials its downstream node and sends results as soon as it exists.  `fail` and `free` may be called again.
     """
 
     opening: Opening
@@ -42,7 +43,9 @@ class ServerSession:
     _ending: asyncio.Task[None] | None = None
     """Task that frees everything, or None while the session lives."""
     _credit_returned: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when results were sent on or the session ends: a replay that waits for room looks again."""
     _resuming: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a resumption runs."""
 
     def __post_init__(self) -> None:
         request = self.opening.request
@@ -55,11 +58,11 @@ class ServerSession:
 
     @property
     def progress(self) -> tuple[int, int, int]:
-        """Numbers of appends received, forwarded and replayed in the current epoch, as a pong reports them."""
+        """Numbers of appends received, sent on and replayed in the current epoch, as a pong reports them."""
         return self.state.received, self.epoch.forwarded, self.epoch.replayed
 
     async def read_link(self, link: Stream, *, compresses: bool = False) -> None:
-        """Take appends from an upstream link until it ends, or until its ticket is replaced.
+        """Take appends from an upstream link until it ends, or until a new epoch has another ticket.
 
         `compresses` says that the upstream node may compress rows, and waits to hear that this node decompresses them.
         Raises the error that made the session fail.
@@ -101,7 +104,7 @@ class ServerSession:
             if self.ended:
                 raise Refused("the session ended meanwhile", FaultCode.UNKNOWN_SESSION)
             self.state.check_resumption(request.epoch, request.resumption)
-            # Nothing is awaited from here until the new epoch is in place, so that no append falls between the two.
+            # Nothing is awaited from here until the new epoch is in place, so that no append arrives between the two.
             previous = self.epoch
             if previous.forwarding is not None:
                 previous.forwarding.cancel()
@@ -233,7 +236,7 @@ class ServerSession:
     def _report_broken_link(self, error: SwarmError) -> None:
         """Report the broken downstream link to the client, which picks a replacement.  The session stays open.
 
-        Whatever the next node's words were, to the client the fault is about the link to it.
+        The fault has the code DOWNSTREAM whatever the error is, so that the client knows that it is about the link.
         """
         if not self.epoch.link_broken and not self.ended:
             self.epoch.link_broken = True
@@ -253,6 +256,7 @@ def _check_resume(state: NodeSession, memory: SessionMemory, request: Resume) ->
 
 
 def _cancel_others(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancel all of these tasks but the one that calls."""
     for task in tasks - {asyncio.current_task()}:
         task.cancel()
 
