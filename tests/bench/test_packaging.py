@@ -1,5 +1,6 @@
 """The package that users install holds no measuring code; the extra `bench` brings it."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -26,7 +27,10 @@ def absent(_name: str) -> None:
 
 
 def run(*command: str | Path) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=280, check=False)
+    # With PYTHONPATH, an environment without the bench package would find this checkout's.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [str(part) for part in command]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=280, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -78,7 +82,9 @@ def test_product_wheel_holds_no_measuring_code(tmp_path: Path) -> None:
     names = [name for name in zipfile.ZipFile(product).namelist() if name.endswith(".py")]
     assert {name.split("/")[0] for name in names} == {"treeswarm", "treeswarm_client", "treeswarm_node"}
     assert not [name for name in names if any(word in name.removeprefix("treeswarm_") for word in MEASURING)]
-    assert "treeswarm_bench/benchmarks/hostile.py" in zipfile.ZipFile(bench).namelist()
+    measuring_files = zipfile.ZipFile(bench).namelist()
+    assert "treeswarm_bench/benchmarks/hostile.py" in measuring_files
+    assert "treeswarm_bench/benchmarks/wan/prose.txt" in measuring_files
     venv.create(tmp_path / "env", with_pip=False, system_site_packages=False)
     python = tmp_path / "env" / "bin" / "python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())

@@ -218,12 +218,12 @@ def rate_of_fixed_size(
     cell: ReplayCell, agreement: tuple[float, float], tokens: int, size: int, seed: int = 0
 ) -> float:
     """Return the tokens per second with one size of tree in every round."""
-    world = SimulatedChain(cell, agreement, tokens, seed)
-    while world.committed < tokens:
-        record, tree, _ = world.draft(size)
-        world.traverse(1 + len(tree))
-        world.outcome(record, len(tree))
-    return world.committed / world.now
+    chain = SimulatedChain(cell, agreement, tokens, seed)
+    while chain.committed < tokens:
+        record, tree, _ = chain.draft(size)
+        chain.traverse(1 + len(tree))
+        chain.outcome(record, len(tree))
+    return chain.committed / chain.now
 
 
 def rate_of_planned_sizes(
@@ -237,14 +237,14 @@ def rate_of_planned_sizes(
 
     `around` may put something around the policy, such as a stopwatch.
     """
-    world = SimulatedChain(cell, agreement, tokens, seed)
-    policy = around(world.policy(PlannerMemory()))
-    policy.begin(world.hops)
-    _, seconds, timings = world.traverse(24)
+    chain = SimulatedChain(cell, agreement, tokens, seed)
+    policy = around(chain.policy(PlannerMemory()))
+    policy.begin(chain.hops)
+    _, seconds, timings = chain.traverse(24)
     policy.learn_prefill(seconds, timings, unbroken=True)
-    world.now = 0.0
+    chain.now = 0.0
     sizes = []
-    while world.committed < tokens:
-        _, shipped, _ = world.play_round(policy)
+    while chain.committed < tokens:
+        _, shipped, _ = chain.play_round(policy)
         sizes.append(len(shipped))
-    return world.committed / world.now, sizes
+    return chain.committed / chain.now, sizes
