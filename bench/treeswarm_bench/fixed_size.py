@@ -39,5 +39,5 @@ class FixedSizePolicy:
     def extension(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
         return shipped
 
-    def learn(self, flown: Round) -> None:
+    def learn(self, finished: Round) -> None:
         """Do nothing: the size does not depend on the outcome of a round."""

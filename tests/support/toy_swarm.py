@@ -169,9 +169,9 @@ class HastyPolicy:
     def extension(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
         return shipped.union(wider, min(self.size, len(shipped) + 1 + self.size // 4))
 
-    def learn(self, flown: Round) -> None:
-        assert flown.first_shipped <= len(flown.draft) <= self.size
-        assert len(flown.walk.accepted) <= flown.answered <= len(flown.draft)
+    def learn(self, finished: Round) -> None:
+        assert finished.first_shipped <= len(finished.draft) <= self.size
+        assert len(finished.walk.accepted) <= finished.answered <= len(finished.draft)
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """A session on a chain of nodes: appends go to the head, answers come from the tail, and failed nodes are replaced.
 
 Opening a session and continuing it after a loss are one procedure, `Chain.repair`: keep the nodes that surely have the
-trunk, fill the gaps with other nodes, begin a new epoch, and replay the trunk to the nodes that lack it.
+trunk, fill the gaps with other nodes, begin a new epoch, and replay the trunk to the nodes that lack it.  `repair.py`
+plans it, `repair_executor.py` carries it out, and `supervisor.py` judges which nodes have failed.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from treeswarm_client.discovery.reroute import RerouteTimer
 from treeswarm_client.discovery.round_trip import RoundTrip
 from treeswarm_client.discovery.route import Hop, Router, Target
 
-# Seconds between checks for frames that are stuck.
+# Seconds between checks for appends that are stuck.
 WATCH_EVERY_S = 0.25
 
 
@@ -77,12 +78,13 @@ class Chain:
     async def append(self, append: Append) -> asyncio.Future[Answer]:
         """Ship one append as soon as the credit allows it, and return the future of its answer.
 
-        A single append is sent whatever its size: a node that grants fewer rows reports that, or is found stalled.
-        Raises Interrupted.
+        While nothing is in flight an append is sent whatever its size, because waiting would free no credit.  A node
+        that granted fewer rows reports that, or is found stalled.  Raises Interrupted if the chain needs a repair.
         """
         epoch, in_flight = self.epoch, self.epoch.in_flight
         while not in_flight.interrupted.is_set() and in_flight and append.rows > epoch.free_credit_rows:
             await in_flight.wait_for_change()
+        # Between two traversals a node that asked to leave may be replaced; in the middle of one it still serves.
         epoch.raise_if_interrupted(may_leave=append.seq == 0 or not in_flight)
         answer = in_flight.add(append)
         if not await self._head_link.send(append, unless=in_flight.interrupted):
@@ -99,8 +101,8 @@ class Chain:
         loop = asyncio.get_running_loop()
         before, started = self.hops, self.epoch.in_flight.interrupted_at or loop.time()
         attempts = self._supervisor.failures.attempts
-        # Nodes that open a session and then fail at once must not occupy a client for ever: the patience ends once, and
-        # begins anew only with an answer.
+        # Nodes that open a session and then fail at once must not occupy a client for ever: all repairs share one
+        # patience until an answer comes.
         if attempts is None:
             attempts = RepairAttempts(until=loop.time() + self.options.patience_s)
             self._supervisor.failures.attempts = attempts
@@ -126,7 +128,7 @@ class Chain:
             self._reroute_timer.checked_at = loop.time()
             self._supervisor.begin_epoch(members)
             await self._connect_head(plan.head, trunk)
-        except Interrupted:  # another node failed meanwhile: the next attempt goes without it
+        except Interrupted:  # another node failed meanwhile: the next attempt leaves it out
             await attempts.pause()
             return False
         except (MissingBlocks, Refused) as error:
@@ -177,7 +179,7 @@ class Chain:
         self._traversal_time = self._traversal_time.with_sample(seconds)
 
     async def watch(self) -> None:
-        """Drop nodes that hold a frame although they still answer pings.  Runs until cancelled."""
+        """Drop nodes at which an append is stuck although they still answer pings.  Runs until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
@@ -227,5 +229,6 @@ async def open_chain(
         yield chain
     finally:
         watching.cancel()
-        # A task that is cancelled once more meanwhile leaves at once; the nodes' sessions are closed all the same.
+        # If this task is cancelled once more meanwhile, it leaves at once, and the nodes' sessions are closed all the
+        # same.
         await asyncio.shield(_close(chain, watching))

@@ -1,11 +1,12 @@
 """The plan of a repair: the nodes that stay, the new ones that fill the gaps, and who sends the trunk to whom.  Pure.
 
-Opening a session is the repair of a chain without nodes.
+The trunk here is the committed text that every survivor has.  Opening a session is the repair of a chain without nodes.
 
-survivors      nodes that have the trunk, and whose control stream lives or could be opened again
+survivors      nodes that have the trunk, and whose control stream is open or could be opened again
 gaps           blocks between the survivors; the router names new nodes for each
 open           new nodes open the session and wait for the trunk to be replayed
-resume         survivors cut back to the trunk; the one before a gap replays its log into the gap
+resume         survivors cut their trunks back to the same length; the one before a gap sends its replay log to the
+               first new node, and each new node forwards it to the next new one
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -56,7 +57,7 @@ class PlannedNode:
     new: bool
     """Whether the node opens the session; otherwise it resumes it."""
     new_link: bool
-    """Whether the link into the node is a new one.  It needs a new ticket, so that the old link's frames stay out."""
+    """Whether the link into the node is a new one.  It needs a new ticket, so that the node ignores the old link."""
     sends_trunk: bool
     """Whether the node sends the trunk to the next one, which is new: a survivor from its replay log, a new node by
     forwarding what it receives."""
@@ -82,8 +83,8 @@ def plan_repair(
 ) -> RepairPlan:
     """Plan how to make the chain of `members` (in order) whole again over blocks 0 to `blocks`.
 
-    `lost` are the addresses of nodes that must not be used.  A node that asked to leave does so if others can serve its
-    blocks.  Raises MissingBlocks or Refused (full) if `find_route` does.
+    `lost` are the addresses of nodes that must not be used.  A node that asked to leave is left out if others can serve
+    its blocks; otherwise it stays.  Raises MissingBlocks or Refused (full) if `find_route` does.
     """
     survivors = [m for m in members if m.proven and m.hop.address not in lost]
     staying = [m for m in survivors if not m.leaving]

@@ -55,7 +55,10 @@ class AppendBuilder:
         return self._ship(None)
 
     def round(self, mandatory: int, draft: DraftTree) -> Shipment:
-        """Commit the last walk's path, and ship its bonus token `mandatory` with the tree drafted below it."""
+        """Commit the last walk's path, and ship its bonus token with the tree drafted below it.
+
+        The bonus token is `mandatory`: the target chose it, so it is part of the text.
+        """
         self._text.append(mandatory)
         return self._ship(draft)
 

@@ -1,6 +1,7 @@
 """The generation loop: draft a tree, ship it, walk the target's answers, commit the tokens.
 
-The drafter goes on below a tree while that tree is in flight.
+Every round ships the bonus token of the last one, which is mandatory, and the draft tree below it.  While the tree is
+in flight, the drafter goes on: it makes the same tree wider and deeper, and some of the new nodes are shipped after it.
 """
 
 import asyncio
@@ -26,8 +27,8 @@ from treeswarm_client.planner.policy import Round, TreePolicy
 
 T = TypeVar("T")
 
-# Seconds of drafting below a tree in flight, after which nodes may be shipped: about a forward of a small draft on a
-# CPU.  One more message costs a node as much.
+# Seconds of drafting in flight after which the new nodes may be shipped: about a forward of a small draft model on a
+# CPU.  One more message costs every node of the chain about as much.
 STRIDE_S = 0.005
 
 
@@ -59,13 +60,15 @@ class Committed:
 
 @dataclass(eq=False)
 class _Stride:
-    """Tells the drafter when to stop below a tree in flight: when its time is up, or when the walk is over."""
+    """Tells the drafter when to pause while a tree is in flight: after STRIDE_S, or when the walk is over."""
 
     clock: Callable[[], float]
     walk_is_over: threading.Event
     ended: bool = False
+    """Whether the drafter was told to stop; otherwise it had no more nodes to draft."""
     until: float | None = None
-    """Time to stop, or None before the drafter's thread first asks: that may have had to wait as long as a stride."""
+    """Time to stop, or None before the drafter first asks.  The time counts from then, because its thread may start
+    late."""
 
     def __call__(self, _promise: float) -> bool:
         now = self.clock()
@@ -88,7 +91,7 @@ class Generation:
     """Called with every round that came back."""
     clock: Callable[[], float] = time.perf_counter
     _drafter_ready: "asyncio.Task[None]" = field(init=False)
-    """Task that ends when the drafter has the text of the last round."""
+    """Task that ends when the drafter has learned the text that the last round brought."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
     """Set when the generation is cancelled: the drafter may stop."""
 
@@ -117,7 +120,7 @@ class Generation:
     async def _draft(self) -> DraftTree:
         """Draft the tree to ship first, no deeper than what may still be committed.
 
-        Where nothing is drafted, the round does not wait until the drafter has observed the last one.
+        Where nothing is drafted, the round does not wait until the drafter has learned from the last one.
         """
         size = min(self.policy.nodes_to_draft(), self.chain.epoch.credit_rows - 1) if self._levels_left() else 0
         if not size:
@@ -136,7 +139,7 @@ class Generation:
 
     @contextlib.asynccontextmanager
     async def _drafting_task(self, flight: RoundInFlight, pending: PendingAnswers) -> AsyncGenerator[None, None]:
-        """Draft in a task below the tree in flight, as long as the context lasts."""
+        """Draft the tree in flight further in a task, as long as the context lasts."""
         size = 0 if flight.shipment.draft is None else self.policy.nodes_to_draft_in_flight()
         if not size:
             yield
@@ -156,7 +159,8 @@ class Generation:
     async def _draft_in_flight(
         self, flight: RoundInFlight, pending: PendingAnswers, size: int, walk_is_over: threading.Event
     ) -> None:
-        """Draft up to `size` nodes below the tree in flight, and ship those that are worth it.  Raises Interrupted."""
+        """Draft the tree in flight further, up to `size` nodes, and ship those that are worth it.  Raises
+        Interrupted."""
         start = self.clock()
         await self._drafter_ready
         is_complete = False
@@ -166,14 +170,15 @@ class Generation:
             is_complete = not stride.ended
             if walk_is_over.is_set():
                 return
-            # Once answers come, the walk may have left the branches that look best to the draft.
+            # Once answers come, the walk may have left the branches that the drafter thinks best, so nothing is
+            # shipped.
             if flight.answered:
                 continue
             extended = self.policy.extension(flight.draft, wider, self.clock() - start)
             if 0 < len(extended) - len(flight.draft) <= self.chain.epoch.free_credit_rows:
                 extension = self.builder.extend(flight.shipment, extended)
                 answers = [await self.chain.append(append) for append in extension.appends]
-                # Only now: a walk that leads into these nodes must find their answers to wait for.
+                # After the appends are sent: a walk that leads into these nodes then finds the answers to wait for.
                 flight.extend(extension)
                 pending.extend(answers)
 
@@ -188,14 +193,14 @@ class Generation:
             raise
 
     def _levels_left(self) -> int:
-        """Return the number of levels below the mandatory token that may still be committed."""
+        """Return the number of levels below the mandatory token that the limit of tokens still allows."""
         return self.limits.max_new_tokens - self.recorder.committed - 1
 
     # ---------------------------------------------------------------- ship and walk
 
     async def _traverse(self, shipment: Shipment) -> tuple[RoundInFlight, Walk]:
         """Ship, walk and learn.  The chain is repaired, and the shipment sent again, as often as the chain breaks."""
-        first = 0 if shipment.draft is None else len(shipment.draft)
+        first_nodes = 0 if shipment.draft is None else len(shipment.draft)
         start = self.clock()
         broken_at: float | None = None
         flight = RoundInFlight(shipment)
@@ -215,7 +220,7 @@ class Generation:
             self.chain.record_traversal(seconds)
         else:
             self.recorder.recoveries.append((broken_at, self.clock()))
-        self._learn(flight, walk, first, seconds, first_s, unbroken=broken_at is None)
+        self._learn(flight, walk, first_nodes, seconds, first_s, unbroken=broken_at is None)
         return flight, walk
 
     async def send_and_walk(self, flight: RoundInFlight) -> tuple[Walk, float]:
@@ -224,7 +229,7 @@ class Generation:
         Returns the walk, and the seconds until the last answer of the first shipment, or 0 if the walk was over before.
         A subclass may override this to commit another walk.  Raises Interrupted.
         """
-        start, first_s, first = self.clock(), 0.0, len(flight.shipment.answer_ids)
+        start, first_s, first_answers = self.clock(), 0.0, len(flight.shipment.answer_ids)
         pending: PendingAnswers = deque()
         for append in flight.shipment.appends:
             pending.append(await self.chain.append(append))
@@ -233,7 +238,7 @@ class Generation:
             while walk is None:
                 self._accept_answer(flight, await pending.popleft())
                 walk = flight.finished_walk()
-                if flight.answered == first:
+                if flight.answered == first_answers:
                     first_s = self.clock() - start
         if pending:
             self.chain.send_hint(*self.builder.hint_after(flight.shipment, walk.accepted))
@@ -243,23 +248,27 @@ class Generation:
         try:
             flight.add_answer(answer)
         except Malformed as error:
-            # Either the tail is wrong, or a node before it that hid rows from it.  The tail is the one known by name,
-            # so the chain goes on without it.
+            # Either the tail is wrong, or a node before it skipped rows that it should have sent.  The client cannot
+            # tell which, so it drops the tail, which sent the answer.
             self.chain.drop_node(self.chain.hops[-1], error)
             raise Interrupted(str(error)) from None
 
     def _learn(
-        self, flight: RoundInFlight, walk: Walk, first: int, seconds: float, first_s: float, *, unbroken: bool
+        self, flight: RoundInFlight, walk: Walk, first_nodes: int, seconds: float, first_s: float, *, unbroken: bool
     ) -> None:
-        """Tell policy, statistics and `on_round` what came of a traversal whose first shipment had `first` nodes."""
+        """Tell policy, statistics and `on_round` what came of a traversal.
+
+        Its first shipment had `first_nodes` draft nodes, and took `first_s` seconds to be answered.
+        """
         if flight.shipment.draft is None:
             self.policy.learn_prefill(seconds, flight.timings, unbroken=unbroken)
             return
-        flown = Round(flight.draft, walk, flight.answered - 1, first, seconds, first_s, flight.timings, unbroken)
-        self.recorder.add_walk(flown)
+        answered = flight.answered - 1  # without the mandatory token
+        finished = Round(flight.draft, walk, answered, first_nodes, seconds, first_s, flight.timings, unbroken)
+        self.recorder.add_walk(finished)
         if self.on_round is not None:
-            self.on_round(flown)
-        if (report := self.policy.learn(flown)) is not None:
+            self.on_round(finished)
+        if (report := self.policy.learn(finished)) is not None:
             self.recorder.reports.append(report)
 
     # ---------------------------------------------------------------- commit
@@ -281,7 +290,7 @@ class Generation:
         return Committed(tuple(tokens[:kept]), tuple(logprobs[:kept]), self.recorder.traversals, finish)
 
     def _observe(self, verification: Verification) -> None:
-        """Begin to update the drafter, beside whatever comes next; `_drafter_ready` ends when it is done."""
+        """Start to update the drafter while the generation goes on; `_drafter_ready` ends when it is done."""
         self._drafter_ready = asyncio.create_task(self._in_thread(self.drafter.observe, verification))
 
     def _rounds_left(self) -> float:

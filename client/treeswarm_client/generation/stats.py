@@ -14,7 +14,7 @@ class TimeSplit:
     """Where the seconds of a generation went; the parts add up to the whole."""
 
     draft: float
-    """Seconds of drafting that nothing hid."""
+    """Seconds for which rounds waited for their draft while nothing travelled."""
     wire: float
     """Seconds on links, and all that no other part claims."""
     queue: float
@@ -71,7 +71,7 @@ class StatsRecorder:
     misses: int = 0
     """Number of walks that left a shipped tree."""
     draft_s: float = 0.0
-    """Seconds of drafting that nothing hid."""
+    """Seconds for which rounds waited for their draft while nothing travelled."""
     traversal_times: list[TraversalTime] = field(default_factory=list)
     """One entry per traversal, the prompt's first."""
     reports: list[RoundReport] = field(default_factory=list)
@@ -97,11 +97,11 @@ class StatsRecorder:
         rows = sum(segment.rows for segment in hops[0]) if hops else 0
         self.traversal_times.append(TraversalTime(seconds, compute_s, rows, queue_s))
 
-    def add_walk(self, flown: Round) -> None:
+    def add_walk(self, finished: Round) -> None:
         """Count what a shipped tree brought: each walk ends at a miss."""
-        if len(flown.draft):  # without a tree there was nothing to hit or miss
-            self.drafted += len(flown.draft)
-            self.accepted += len(flown.walk.accepted)
+        if len(finished.draft):  # without a tree there was nothing to hit or miss
+            self.drafted += len(finished.draft)
+            self.accepted += len(finished.walk.accepted)
             self.misses += 1
 
     def summary(self, seconds: float) -> Stats:

@@ -35,7 +35,7 @@ class RoundReport:
     expected_s: float
     """Seconds expected."""
     seconds: float
-    """Seconds of the traversal and of the drafting that nothing hid."""
+    """Seconds of the traversal and of the exposed drafting before it."""
     draft_s: float
     wire_s: float
     queue_s: float

@@ -1,8 +1,9 @@
 """How many drafted nodes to ship: the tree that brings most tokens per second.  Pure functions of frozen estimates.
 
 A round ships the bonus token of the last one and the best `size` drafted nodes.  It brings 1 token, and one more for
-every node on the target's path: 1 + Σ chances.  Its time is the links', the nodes' and the drafting that nothing hid.
-`plan_round` finds the best size; the other functions answer what a policy asks besides.
+every node on the target's path: 1 + Σ chances.  Its time is what links and hops take, and the exposed drafting: the
+time that the round waits for its draft while nothing travels.  `plan_round` finds the best size; the other functions
+answer what a policy asks besides.
 """
 
 from dataclasses import dataclass
@@ -22,14 +23,14 @@ from treeswarm_client.planner.loss_budget import (
     LossBudget,
 )
 
-# Share of a plain round for which a round waits for its draft at most, whatever that promises: about what trees of 64
-# needed where they paid.
+# Share of a plain round that a round waits for its draft at most, even if more drafting promises more: about what trees
+# of 64 needed where they paid.
 DRAFT_SHARE = 0.3
 # Number of nodes to draft when nothing is known of a drafter's trees: on a fast network drafting costs most.
 FIRST_NODES = 16
 # Trees differ from round to round: this many times the nodes that the usual tree would ship are drafted.
 SLACK = 1.25
-# A tree that the text followed for at least OUTGROWN_AT nodes and left at a leaf was too small.  The next one is
+# A tree that the text followed for at least OUTGROWN_AT nodes, down to a leaf, was too small.  The next one is
 # drafted with OUTGROWN times its nodes: usual trees change over rounds, and a text that begins to copy has few rounds.
 OUTGROWN_AT, OUTGROWN = 3, 4
 
@@ -43,7 +44,8 @@ class Plan:
     tokens: float
     """Number of tokens expected, the bonus token included."""
     seconds: float
-    """Seconds expected, with drafting; rows at their price (see `costs.py`)."""
+    """Seconds expected, with exposed drafting.  A row costs its price, which counts the sessions that it delays (see
+    `costs.py`)."""
     rate: float
     """Tokens per second."""
 
@@ -58,7 +60,7 @@ class Estimates:
     most_drafted: int = 0
     """Number of nodes of the largest tree drafted so far."""
     outgrown: int = 0
-    """Number of nodes of the last round's tree if the text followed it out at a leaf; 0 otherwise."""
+    """Number of nodes of the last round's tree if the text followed it down to a leaf and beyond; 0 otherwise."""
 
 
 def plan_round(
@@ -67,7 +69,7 @@ def plan_round(
     """Find the number of nodes that brings most tokens per second; of equally good ones the smallest.
 
     `chances` has each node's chance to be on the target's path, float64 [n], best first.  `exposed_draft_s` is the time
-    of the drafting that nothing hid, the same for all sizes or by size, [n + 1].
+    of exposed drafting in seconds, the same for all sizes or by size, [n + 1].
     """
     tokens = 1.0 + np.concatenate([[0.0], np.cumsum(chances)])
     seconds = traversal_s(costs, np.arange(1.0, len(chances) + 2)) + exposed_draft_s
@@ -77,7 +79,7 @@ def plan_round(
 
 
 def plan_for_size(size: int, chances: NDArray[np.float64], costs: Costs, *, exposed_draft_s: float = 0.0) -> Plan:
-    """Return what is expected of a size that was chosen otherwise; arguments as for `plan_round`."""
+    """Return what is expected of a size that is given; arguments as for `plan_round`."""
     tokens = 1.0 + float(chances[:size].sum())
     # A single row delays no other session: its price is its time.
     seconds = (float(traversal_s(costs, 1.0 + size)) if size else costs.plain_s) + exposed_draft_s
@@ -85,19 +87,19 @@ def plan_for_size(size: int, chances: NDArray[np.float64], costs: Costs, *, expo
 
 
 def usual_nodes_wanted(estimates: Estimates, costs: Costs, limit: int) -> int:
-    """Return how many nodes of a tree like the last ones to draft, at most `limit`; 0: no tree pays."""
+    """Return how many nodes of a tree like the last ones to draft, at most `limit`; 0 if no tree pays."""
     chances = estimates.budget.discounted(estimates.acceptance.usual_chances(limit))
     best = plan_round(chances, costs, exposed_draft_s=estimates.levels.draft_s(limit)).size
     return min(limit, max(int(np.ceil(SLACK * best)), OUTGROWN * estimates.outgrown))
 
 
 def extension_size(chances: NDArray[np.float64], later_s: NDArray[np.float64], costs: Costs, rate: float) -> int:
-    """Return how many of the next nodes to send after a tree that is in flight; 0: none.
+    """Return how many of the next nodes to send after a tree that is in flight; 0 for none.
 
-    `chances` float64 [n], best first.  `later_s` [n]: seconds by which each would leave later than its parent, 0 where
-    both leave together.  The nodes cost a further forward at the slowest node, its fixed part included.  A text that
-    enters them ends the round later by `later_s`.  `rate` (tokens per second) is what time is worth, as planned
-    for the round.
+    `chances` float64 [n] are those of the nodes, best first.  `later_s` float64 [n] are the seconds by which each would
+    leave later than its parent, 0 where both leave together.  The nodes cost a further forward at the slowest hop, its
+    fixed part included.  If the text enters them, the round ends later by `later_s`.  `rate` is the number of tokens
+    that a second is worth, as planned for the round.
     """
     if not len(chances):
         return 0
@@ -113,7 +115,7 @@ def longest_draft_wait_s(costs: Costs) -> float:
 
 
 def cheap_size(costs: Costs, share: float, largest: int) -> int:
-    """Return the most nodes that lengthen a plain round by no more than this share of it; at least one."""
+    """Return the most nodes, 1 to `largest`, that lengthen a plain round by no more than `share` of it."""
     seconds = traversal_s(costs, np.arange(1.0, largest + 2))
     return max(1, int(np.searchsorted(seconds, seconds[0] * (1 + share), side="right")) - 1)
 

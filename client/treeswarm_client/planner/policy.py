@@ -1,8 +1,13 @@
 """How many nodes to draft and to ship: the seam that the generation loop asks, and the automatic policy behind it.
 
-`AutoPolicy.choose` answers how many nodes of a drafted tree to ship, by `plan.plan_round`.  All that a policy knows is
-frozen estimates, which it replaces as rounds come back.  One `PlannerMemory` serves one generation at a time, and
-outlives generations.
+A node is a node of the draft tree here, and a hop a node of the chain.  In every round the loop asks for the number of
+nodes to draft (`nodes_to_draft`, `stop_drafting`), then which of them to ship (`choose`), then, while they travel, how
+many to draft further and to send after them (`nodes_to_draft_in_flight`, `extension`).  At last the policy learns from
+the round (`learn`).  A plain round ships only the bonus token of the last one.
+
+`AutoPolicy.choose` decides by `plan.plan_round`.  What a policy has learned are frozen estimates in its
+`PlannerMemory`, which are replaced as rounds come back.  A memory serves one generation at a time, and outlives
+generations.
 """
 
 import time
@@ -53,17 +58,18 @@ from treeswarm_client.planner.plan import (
 # (100 ms one way) it chose 30 to 80 nodes and hardly ever more than 100; a larger reservation only keeps other clients
 # out.
 LARGEST = 256
-# Drafting goes on before shipping while it promises this many times the tokens that its time is worth.  A promise is
-# the chance that the text passes a node, and half of those bring a token; and what is not waited for may follow the
-# tree.  Of 2 to 8, 3 to 5 were best on links of 1 to 100 ms.
+# Before shipping, drafting goes on only while it promises this many times the tokens that its time is worth.  A promise
+# adds up the chances that the text passes the next nodes, and half of such nodes bring a token.  Besides, nodes that
+# are not waited for may still be sent after the tree.  Of 2 to 8, 3 to 5 were best on links of 1 to 100 ms.
 PROMISE = 4.0
-# While a tree of a fixed size travels, this many times its nodes are drafted.  What the walk does not reach is wasted
-# work on the client's own machine.  The chance that it reaches a node falls quickly with the node's rank.
+# While a tree of a fixed size travels, drafting goes on up to this many times its nodes.  Nodes that the walk does not
+# reach were drafted in vain on the client's own machine, and the chance to be reached falls quickly with a node's rank.
 AHEAD = 4
-# Costs are known as far as they were measured: a tree has at most this many times the most rows that ever travelled
-# here.
+# Costs are known for the numbers of rows that were measured: a tree has at most this many times the most rows that ever
+# travelled through this chain.
 FURTHER = 2
-# A round that took longer than this many times its usual duration counts as having taken so long.
+# A round that took longer than this many times its usual duration counts in the loss budget as if it had taken that
+# long.
 LATE = 1.2
 # Weight of one plan in the average rate.
 RATE_STEP = 1 / 4
@@ -81,9 +87,9 @@ class Round:
     walk: Walk
     """The target's walk through it."""
     answered: int
-    """Number of nodes of the draft that were answered before the walk was over."""
+    """Number of nodes of `draft` that were answered before the walk was over."""
     first_shipped: int
-    """Number of nodes of the draft in the first shipment; the others were sent after it."""
+    """Number of nodes of `draft` in the first shipment; the others were sent after it."""
     seconds: float
     """Seconds from the first append to the end of the walk."""
     first_seconds: float
@@ -118,7 +124,7 @@ class TreePolicy(Protocol):
         ...
 
     def nodes_to_draft_in_flight(self) -> int:
-        """Return how many nodes to draft while a tree is in flight, those shipped included."""
+        """Return up to how many nodes to draft while a tree is in flight; the count includes those shipped."""
         ...
 
     def extension(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
@@ -128,7 +134,7 @@ class TreePolicy(Protocol):
         """
         ...
 
-    def learn(self, flown: Round) -> RoundReport | None:
+    def learn(self, finished: Round) -> RoundReport | None:
         """Learn from a round.  Returns its report, or None if there is nothing to report."""
         ...
 
@@ -150,11 +156,11 @@ class PlannerMemory:
 
     @property
     def rate(self) -> float:
-        """Tokens per second that a second is worth: as planned lately, or as plain decoding brings."""
+        """Tokens that a second of waiting costs: the rate of the last plans, or of plain decoding before the first."""
         return self.planned_rate or 1.0 / self.tracker.costs.plain_s
 
     def tree_drafted(self, tree: DraftTree, seconds: float) -> None:
-        """Learn from a tree that was drafted for the coming round in `seconds` that nothing hid."""
+        """Learn from a tree that was drafted for the coming round; the round waited `seconds` for it."""
         if not len(tree):
             return
         estimates = self.estimates
@@ -167,7 +173,7 @@ class PlannerMemory:
         )
 
     def tree_grew(self, tree: DraftTree) -> None:
-        """Learn that the tree of the coming or present round was drafted further, while a traversal was under way."""
+        """Learn that the tree of the coming or present round was drafted further while a traversal was under way."""
         estimates = self.estimates
         if estimates.acceptance.trees and len(tree) > len(estimates.acceptance.trees[-1]):
             acceptance = estimates.acceptance.with_grown_tree(tree)
@@ -184,20 +190,24 @@ class _RoundPlan:
     chances: NDArray[np.float64]
     """Calibrated chances of the drafted nodes, float64 [drafted]."""
     drafted: int
+    """Number of nodes drafted."""
     draft_s: float
-    """Seconds of drafting that nothing hid."""
+    """Seconds that the round waited for its draft."""
     expected_s: float
-    """Seconds expected by a clock, drafting included."""
+    """Seconds that the round is expected to take by a clock, with `draft_s`."""
     reason: str
+    """Why the tree has this size, for `--explain`."""
     exploring: bool
+    """Whether the tree is a try that tells whether guesses hit again."""
     is_learned_from: bool
     """Whether links and nodes are learned from this round, or only from the next plain one."""
-    left: tuple[tuple[int, float], ...] = ()
-    """First node of each further append and the seconds by which it left later than the tree; the latest last."""
-    reached: int = 0
-    """Number of nodes in flight when an extension was last considered."""
+    departures: tuple[tuple[int, float], ...] = ()
+    """Pairs for each extension that left, in order: its first node, and seconds from the tree's departure to its
+    own."""
+    in_flight: int = 0
+    """Number of nodes in flight when an extension was last considered; 0 if none was."""
     considered_s: float = 0.0
-    """Seconds by which that extension leaves later than the tree, if it leaves."""
+    """Seconds from the tree's departure to that of the extension considered last, which may not have left."""
 
 
 @dataclass(eq=False)
@@ -220,7 +230,9 @@ class AutoPolicy:
     """Whether to draft while a tree is in flight, where links leave time for it, and to send extensions if planned."""
     clock: Callable[[], float] = time.perf_counter
     _draft_started_s: float | None = None
+    """Time of the clock at which the round began to wait for its draft, or None if it does not."""
     _planned: _RoundPlan | None = None
+    """What was decided for the round under way, or None between rounds."""
     _parts: TraversalParts | None = None
     """Parts of the round's traversal, or None before it came back."""
 
@@ -239,9 +251,10 @@ class AutoPolicy:
     # ---------------------------------------------------------------- how much to draft
 
     def nodes_to_draft(self) -> int:
-        """Return `nodes_wanted`, or as many as may be shipped where drafting goes on in flight.
+        """Return `nodes_wanted`, or where drafting goes on in flight the most that may be shipped.
 
-        There, what was drafted ahead costs nothing, and `stop_drafting` ends what does cost.
+        There, nodes that were drafted while the last tree travelled cost nothing, and `stop_drafting` limits the time
+        that the round waits for more.
         """
         if self.fixed_size is not None:
             return self.fixed_size
@@ -249,7 +262,7 @@ class AutoPolicy:
         return self.largest if nodes > EXPLORE_NODES and self._overlaps_now else nodes
 
     def nodes_wanted(self) -> int:
-        """Return how many nodes are worth drafting for the coming round; 0: it is plain."""
+        """Return how many nodes are worth drafting for the coming round; 0 if it should be plain."""
         memory = self.memory
         estimates = memory.estimates
         limit = min(self._limit, max(FIRST_NODES, FURTHER * estimates.most_drafted))
@@ -266,7 +279,10 @@ class AutoPolicy:
         return nodes
 
     def stop_drafting(self) -> ShouldStop:
-        """Return the function that ends drafting: nodes left out may follow the tree or serve the next round."""
+        """Return the function that ends drafting early.
+
+        Nodes not drafted by then may still be sent after the tree, or be drafted for the next round.
+        """
         self._draft_started_s = self.clock()
         if self.fixed_size is not None:
             return never_stop
@@ -275,7 +291,7 @@ class AutoPolicy:
         return lambda promise: promise < worth or self.clock() > end_s
 
     def nodes_to_draft_in_flight(self) -> int:
-        """Return as many nodes as may be shipped; where guesses are worth nothing, those that the next round tries."""
+        """Return the most nodes that may be shipped; where no tree pays, as many as the next round may explore with."""
         if self.fixed_size is not None:
             return AHEAD * self.fixed_size if self.overlaps else 0
         if not self._overlaps_now:
@@ -315,19 +331,24 @@ class AutoPolicy:
         """Return `shipped`, followed by the nodes of `wider` that bring more than their time is worth."""
         self.memory.tree_grew(wider)
         both = shipped.union(wider, self.largest) if self.fixed_size is None else shipped
-        before = self._planned
-        if len(both) == len(shipped) or before is None:
+        planned = self._planned
+        if len(both) == len(shipped) or planned is None:
             return shipped
         estimates = self.memory.estimates
         chances = estimates.budget.discounted(estimates.acceptance.chances(both))
-        left, reached = before.left, before.reached or before.plan.size
-        if len(shipped) > reached:
-            left = (*left, (reached, before.considered_s))
+        departures, in_flight = planned.departures, planned.in_flight or planned.plan.size
+        if len(shipped) > in_flight:  # the extension considered last has left
+            departures = (*departures, (in_flight, planned.considered_s))
         parents = both.parents[len(shipped) :]
-        later_s = np.where(parents < len(shipped), elapsed_s - departure_s(parents, left), 0.0)
-        count = extension_size(chances[len(shipped) :], later_s, self.costs, before.plan.rate)
+        later_s = np.where(parents < len(shipped), elapsed_s - departure_s(parents, departures), 0.0)
+        count = extension_size(chances[len(shipped) :], later_s, self.costs, planned.plan.rate)
         self._planned = replace(
-            before, drafted=len(both), chances=chances, left=left, reached=len(shipped), considered_s=elapsed_s
+            planned,
+            drafted=len(both),
+            chances=chances,
+            departures=departures,
+            in_flight=len(shipped),
+            considered_s=elapsed_s,
         )
         return both.best(len(shipped) + count)
 
@@ -339,29 +360,30 @@ class AutoPolicy:
             rows = [hops[0].rows if hops else 0 for hops in timings]
             self.memory.tracker.learn(sum(rows), take_apart(self.costs, rows, seconds, timings), timings)
 
-    def learn(self, flown: Round) -> RoundReport | None:
+    def learn(self, finished: Round) -> RoundReport | None:
         """Learn from a round.  Returns its report, or None where a loss interrupted it."""
-        if flown.unbroken:
-            rows, seconds, timings = _first_shipment(flown)
+        if finished.unbroken:
+            rows, seconds, timings = _first_shipment(finished)
             self._parts = take_apart(self.costs, rows, seconds, timings)
             if self._planned is None or self._planned.is_learned_from:
                 self.memory.tracker.learn(sum(rows), self._parts, timings)
-        self._learn_walk(flown.draft, flown.walk)
+        self._learn_walk(finished.draft, finished.walk)
         planned, parts = self._planned, self._parts
         self._planned = self._parts = None
         if planned is None or parts is None:
             return None
-        # Further appends, and drafting that had to end, take longer than the traversal that was learned from.
-        waited_s = max(0.0, flown.seconds - flown.first_seconds) if flown.first_seconds else 0.0
-        tokens = 1 + len(flown.walk.accepted)
+        # The round took longer than the traversal that was learned from if it waited for extensions, or for drafting to
+        # end.
+        waited_s = max(0.0, finished.seconds - finished.first_seconds) if finished.first_seconds else 0.0
+        tokens = 1 + len(finished.walk.accepted)
         self._settle(planned, tokens, planned.draft_s + parts.seconds, waited_s)
         self.memory.rounds += 1
         return RoundReport(
             round=self.memory.rounds,
             drafted=planned.drafted,
             shipped=planned.plan.size,
-            extended=max(0, len(flown.draft) - planned.plan.size),
-            expected=1.0 + float(planned.chances[: len(flown.draft)].sum()),
+            extended=max(0, len(finished.draft) - planned.plan.size),
+            expected=1.0 + float(planned.chances[: len(finished.draft)].sum()),
             got=tokens,
             expected_s=planned.expected_s,
             seconds=planned.draft_s + parts.seconds + waited_s,
@@ -384,7 +406,7 @@ class AutoPolicy:
 
     @property
     def _limit(self) -> int:
-        """Most nodes of a tree that is within what costs were measured for."""
+        """Most nodes of a tree whose cost can be estimated from what was measured."""
         return min(self.largest, FURTHER * self.memory.tracker.most_rows)
 
     def _record_plain_round(self) -> None:
@@ -415,7 +437,7 @@ class AutoPolicy:
         memory, accepted = self.memory, walk.accepted
         on_path = np.zeros(len(tree), np.bool_)
         on_path[list(accepted)] = True
-        # A node that was sent too late to be waited for was right all the same.
+        # A node that left too late for the walk to wait for it was right all the same if its token is the bonus token.
         on_path |= (tree.parents == (accepted[-1] if accepted else -1)) & (tree.tokens == walk.bonus)
         is_outgrown = len(accepted) >= OUTGROWN_AT and accepted[-1] not in tree.parents
         memory.estimates = replace(
@@ -430,7 +452,8 @@ class AutoPolicy:
         """Enter the round into the loss budget, and decide when to explore next."""
         memory, budget = self.memory, self.memory.estimates.budget
         if planned.drafted:
-            # By the clock; but a packet that came late is not due to the tree: no longer than such rounds usually take.
+            # Time counts by the clock, but at most LATE times the usual: a packet that came late is not due to the
+            # tree.
             usual_s = planned.draft_s + round_duration_s(self.costs, planned.plan.size)
             budget = budget.after_tree(tokens, min(seconds, LATE * usual_s) + waited_s, self.costs.plain_s)
         else:
@@ -443,23 +466,23 @@ class AutoPolicy:
             memory.exploration = memory.exploration.after_plain_round(interval)
 
 
-def departure_s(nodes: NDArray[np.int64], left: Sequence[tuple[int, float]]) -> NDArray[np.float64]:
-    """Return the seconds by which each of `nodes` left later than the first part of a tree; 0 for the root (-1).
+def departure_s(nodes: NDArray[np.int64], departures: Sequence[tuple[int, float]]) -> NDArray[np.float64]:
+    """Return the seconds from the tree's departure to that of each node, float64 [nodes]; 0 for the root (-1).
 
-    `left` has the first node and the departure of each later part.  The result is float64 [nodes].
+    `departures` has the first node and the departure of each extension.
     """
-    firsts = np.array([first for first, _ in left], np.int64)
-    departures = np.array([0.0, *(seconds for _, seconds in left)])
-    return departures[np.searchsorted(firsts, nodes, side="right")]
+    firsts = np.array([first for first, _ in departures], np.int64)
+    seconds = np.array([0.0, *(later_s for _, later_s in departures)])
+    return seconds[np.searchsorted(firsts, nodes, side="right")]
 
 
-def _first_shipment(flown: Round) -> tuple[list[int], float, list[Sequence[HopTiming]]]:
+def _first_shipment(finished: Round) -> tuple[list[int], float, list[Sequence[HopTiming]]]:
     """Return the first shipment's rows per append, its seconds, and its timings, as far as it came back."""
     rows: list[int] = []
-    for timings in flown.timings:
-        if sum(rows) > flown.first_shipped:
+    for timings in finished.timings:
+        if sum(rows) > finished.first_shipped:
             break
         rows.append(timings[0].rows if timings else 0)
-    came_back = sum(rows) > flown.first_shipped
-    seconds = flown.first_seconds if came_back and flown.first_seconds else flown.seconds
-    return rows, seconds, list(flown.timings[: len(rows)])
+    came_back = sum(rows) > finished.first_shipped
+    seconds = finished.first_seconds if came_back and finished.first_seconds else finished.seconds
+    return rows, seconds, list(finished.timings[: len(rows)])

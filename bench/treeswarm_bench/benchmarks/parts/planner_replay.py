@@ -210,8 +210,8 @@ class SimulatedChain:
         size = len(shipped)
         _, seconds, timings = self.traverse(1 + size)
         accepted = tuple(np.flatnonzero(self.outcome(record, size)).tolist())
-        flown = Round(shipped, Walk(accepted, -1), size, size, seconds, seconds, timings, unbroken=True)
-        return tree, shipped, policy.learn(flown)
+        finished = Round(shipped, Walk(accepted, -1), size, size, seconds, seconds, timings, unbroken=True)
+        return tree, shipped, policy.learn(finished)
 
 
 def rate_of_fixed_size(
