@@ -60,6 +60,15 @@ def test_profile_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> N
     assert "function calls" in printed.err
 
 
+@pytest.mark.slow
+def test_virtual_wan_measures_on_a_virtual_clock(capsys: pytest.CaptureFixture[str]) -> None:
+    matrix = ["--cells", "1ms", "--texts", "code", "--temperatures", "0", "--strategies", "plain,star,auto"]
+    assert run("virtual-wan", *matrix, "--prompts", "1", "--max-new-tokens", "8", "--swift", "2", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["bench"], result["swift"], result["identical"]) == ("machines", 2.0, True)
+    assert result["rows"][0]["strategies"].keys() == {"plain", "star", "auto"}
+
+
 async def test_process_of_the_ports_bench_prints_its_address() -> None:
     async with ports._program([sys.executable, "-m", ports.__name__, "lend", "127.0.0.1"]) as lender:
         assert lender["address"].startswith("127.0.0.1:")
