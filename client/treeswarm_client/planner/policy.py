@@ -54,9 +54,9 @@ from treeswarm_client.planner.plan import (
     usual_nodes_wanted,
 )
 
-# Most nodes that the automatic policy reserves on every node and may ship: over the dearest links that it was tried on
-# (100 ms one way) it chose 30 to 80 nodes and hardly ever more than 100; a larger reservation only keeps other clients
-# out.
+# Most nodes that the automatic policy reserves room for on every hop and may ship: over the dearest links that it was
+# tried on (100 ms one way) it chose 30 to 80 nodes and hardly ever more than 100; a larger reservation only keeps other
+# clients out.
 LARGEST = 256
 # Before shipping, drafting goes on only while it promises this many times the tokens that its time is worth.  A promise
 # adds up the chances that the text passes the next nodes, and half of such nodes bring a token.  Besides, nodes that
@@ -66,7 +66,7 @@ PROMISE = 4.0
 # reach were drafted in vain on the client's own machine, and the chance to be reached falls quickly with a node's rank.
 AHEAD = 4
 # Costs are known for the numbers of rows that were measured: a tree has at most this many times the most rows that ever
-# travelled through this chain.
+# travelled through this chain, and at most this many times the most nodes that were ever drafted.
 FURTHER = 2
 # A round that took longer than this many times its usual duration counts in the loss budget as if it had taken that
 # long.
@@ -200,7 +200,7 @@ class _RoundPlan:
     exploring: bool
     """Whether the tree is a try that tells whether guesses hit again."""
     is_learned_from: bool
-    """Whether links and nodes are learned from this round, or only from the next plain one."""
+    """Whether the costs of links and hops are learned from this round; if not, a later plain round teaches them."""
     departures: tuple[tuple[int, float], ...] = ()
     """Pairs for each extension that left, in order: its first node, and seconds from the tree's departure to its
     own."""
@@ -212,14 +212,14 @@ class _RoundPlan:
 
 @dataclass(eq=False)
 class AutoPolicy:
-    """`--tree-size auto`: trees that fit the links, the nodes and the text.
+    """The policy of `--tree-size auto`: it chooses trees that fit the links, the hops and the text.
 
     With a `fixed_size` all trees have that size, and the policy only learns.
     """
 
     memory: PlannerMemory
     row_bytes: int
-    """Number of bytes of one row on a link between nodes."""
+    """Number of bytes of one row on a link between two hops."""
     segment_rows: int
     """Most rows of one append."""
     largest: int = LARGEST
@@ -241,7 +241,7 @@ class AutoPolicy:
         return self.memory.tracker.costs
 
     def begin(self, hops: Sequence[ChainHop]) -> None:
-        """Begin a generation, or go on after a repair.  What is known of nodes and chains is kept."""
+        """Begin a generation, or go on after a repair.  What is known of hops and chains is kept."""
         memory = self.memory
         self._planned = self._parts = None
         memory.exploration = memory.exploration.skip(0)
@@ -355,7 +355,7 @@ class AutoPolicy:
     # ---------------------------------------------------------------- what came of it
 
     def learn_prefill(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, unbroken: bool) -> None:
-        """Learn what links and nodes took, if nothing broke."""
+        """Learn what links and hops cost, if nothing broke."""
         if unbroken:
             rows = [hops[0].rows if hops else 0 for hops in timings]
             self.memory.tracker.learn(sum(rows), take_apart(self.costs, rows, seconds, timings), timings)
@@ -398,9 +398,9 @@ class AutoPolicy:
 
     @property
     def _overlaps_now(self) -> bool:
-        """Whether a plain round spends more time on links than in nodes.
+        """Whether a plain round spends more time on links than at hops.
 
-        Then there is time to draft meanwhile, and nodes are idle when further appends come.
+        Then there is time to draft meanwhile, and hops are idle when further appends come.
         """
         return self.overlaps and self.costs.link.latency_s > float(self.costs.duration.at(1.0))
 
@@ -410,7 +410,7 @@ class AutoPolicy:
         return min(self.largest, FURTHER * self.memory.tracker.most_rows)
 
     def _record_plain_round(self) -> None:
-        """Record that the coming round ships nothing drafted: no node is worth it, or only one more token is needed."""
+        """Record that the coming round ships no draft nodes: none is worth it, or only one more token is needed."""
         exploration = self.memory.exploration
         self.memory.exploration = exploration.skip(max(0, exploration.skipped_rounds - 1))
         plan = plan_for_size(0, np.empty(0), self.costs)
@@ -425,7 +425,7 @@ class AutoPolicy:
     def _decide(
         self, plan: Plan, chances: NDArray[np.float64], draft_s: float, reason: str, *, exploring: bool = False
     ) -> None:
-        """Keep what was decided for the round; `chances` are those of all drafted nodes, float64 [drafted]."""
+        """Store what was decided for the round; `chances` are those of all drafted nodes, float64 [drafted]."""
         drafted = len(chances)
         expected_s = round_duration_s(self.costs, plan.size) + draft_s
         is_learned_from = drafted > 0 or not self.memory.exploration.skipped_rounds
@@ -433,7 +433,7 @@ class AutoPolicy:
         self.memory.planned_rate = self.memory.rate + RATE_STEP * (plan.rate - self.memory.rate)
 
     def _learn_walk(self, tree: DraftTree, walk: Walk) -> None:
-        """Learn how far the target followed the tree."""
+        """Learn which nodes were on the target's path, and whether the tree was outgrown."""
         memory, accepted = self.memory, walk.accepted
         on_path = np.zeros(len(tree), np.bool_)
         on_path[list(accepted)] = True
@@ -449,7 +449,10 @@ class AutoPolicy:
             memory.exploration = memory.exploration.skip(0)
 
     def _settle(self, planned: _RoundPlan, tokens: int, seconds: float, waited_s: float) -> None:
-        """Enter the round into the loss budget, and decide when to explore next."""
+        """Enter the round into the loss budget, and decide when to explore next.
+
+        The round brought `tokens` in `seconds`, and then `waited_s` more passed before it was over.
+        """
         memory, budget = self.memory, self.memory.estimates.budget
         if planned.drafted:
             # Time counts by the clock, but at most LATE times the usual: a packet that came late is not due to the
