@@ -12,6 +12,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 PRODUCT = ("swarm", "node", "client")
@@ -49,6 +50,11 @@ class Module:
     lines: int
     tree: ast.Module
 
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """All nodes of the syntax tree."""
+        return list(ast.walk(self.tree))
+
     @property
     def name(self) -> str:
         """Dotted name that imports use."""
@@ -72,7 +78,7 @@ def measure(root: Path) -> House:
     typed = [*product, *others["bench"]]
     everything = [*typed, *others["tests"]]
     functions = sorted(
-        ((_length(node), f"{module.path}:{node.name}") for module in product for node in _functions(module.tree)),
+        ((_length(node), f"{module.path}:{node.name}") for module in product for node in _functions(module)),
         reverse=True,
     )
     lengths = [length for length, _ in functions]
@@ -107,7 +113,7 @@ def _largest_folders(modules: Sequence[Module]) -> list[tuple[int, str]]:
 
 def _classes(modules: Iterable[Module]) -> Iterator[tuple[ast.ClassDef, str]]:
     for module in modules:
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if isinstance(node, ast.ClassDef):
                 yield node, f"{module.path}:{node.name}"
 
@@ -136,8 +142,8 @@ def _methods(node: ast.ClassDef) -> int:
     return sum(isinstance(part, Function) for part in node.body)
 
 
-def _functions(tree: ast.Module) -> Iterator[Function]:
-    return (node for node in ast.walk(tree) if isinstance(node, Function))
+def _functions(module: Module) -> Iterator[Function]:
+    return (node for node in module.nodes if isinstance(node, Function))
 
 
 def _length(node: Function) -> int:
@@ -146,7 +152,7 @@ def _length(node: Function) -> int:
 
 def _fragments(module: Module) -> Iterator[str]:
     """Yield the places of docstrings, those of fields included, that begin as a fragment."""
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         text = node.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else None
         if text is not None and isinstance(text.value, str) and text.value.startswith(FRAGMENTS):
             yield f"{module.path}:{text.lineno}"
@@ -165,7 +171,7 @@ def _imports(modules: Sequence[Module]) -> dict[str, set[str]]:
     graph: dict[str, set[str]] = {}
     for module in modules:
         imported = set()
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if isinstance(node, ast.Import):
                 imported |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 # A node's control stream that breaks more often than that without an answer in between is not the network's fault.
 MOST_BREAKS = 3
-# More dead nodes in a row than this were never seen in a simulated swarm that loses a fifth of its nodes an hour.
+# More dead nodes in a row than this were never seen in a simulated swarm that loses a fifth of its nodes per hour.
 QUICK_ATTEMPTS = 8
 PAUSE_S = 0.5
 # Faults of a node in what it received: the sender may have caused them.
