@@ -22,16 +22,22 @@ from treeswarm.protocol.messages import (
     Open,
     Opened,
     Ping,
+    Pong,
+    Records,
     Resume,
     Resumption,
     Watch,
 )
+from treeswarm.protocol.records import NodeRecord
 from treeswarm.protocol.spans import Span
+from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.session.replay import replay
 from treeswarm.transport.memory import MemoryNetwork, MemoryStream
 from treeswarm.transport.seam import Stream, StreamKind
+from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_node.config import BatchBudget, NodeLimits
+from treeswarm_node.membership.announcer import Membership
 
 SESSION, OTHER, TICKET = b"s" * 16, b"o" * 16, b"t" * 16
 WORK_S = 1.0
@@ -359,6 +365,27 @@ def test_a_second_watch_on_one_stream_is_refused() -> None:
         with pytest.raises(Refused, match="once"):
             while await control.receive() is not None:
                 pass
+
+    run_on_node(scenario)
+
+
+def test_a_stream_opened_before_the_registry_can_watch() -> None:
+    """A node listens before it has a registry, and clients dial it meanwhile."""
+    fake, book = FakeNode(), MemoryRegistry(MODEL)
+
+    def make_record(generation: int, expires: int) -> NodeRecord:
+        return fake.record(4001, generation=generation, expires=expires).record
+
+    async def scenario(client: NodeClient) -> None:
+        control = await client.control()
+        await control.send(Ping(1))
+        assert isinstance(await control.receive(), Pong)
+        client.node.membership = Membership(fake, make_record, book, book)
+        await client.node.membership.announce()
+        await control.send(Watch(PROTOCOL_VERSION, True))
+        async with asyncio.timeout(5):
+            assert isinstance(await control.receive(), Records)
+        await control.end()
 
     run_on_node(scenario)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from treeswarm.errors import Refused, SwarmError, TransportError
 from treeswarm.protocol.messages import (
@@ -37,6 +38,13 @@ from treeswarm_node.sessions.session_table import SessionTable
 MAX_TASKS = 64
 
 
+class NodeServices(Protocol):
+    """What a node offers besides sessions.  A node listens before it has either of the two, so both are read late."""
+
+    membership: Membership | None
+    port_lender: PortLender | None
+
+
 @dataclass(eq=False)
 class ControlStream:
     """Answers requests until the stream ends.
@@ -49,8 +57,7 @@ class ControlStream:
     open_session: Callable[[Open, Stream], Awaitable[ServerSession]]
     describe: Callable[[], Description]
     dial_back: DialBackResponder
-    membership: Membership | None = None
-    port_lender: PortLender | None = None
+    services: NodeServices
     _background_tasks: TaskSet = field(default_factory=TaskSet)
     _watching: bool = False
     """Whether the stream watches records.  It may watch once: every watch remembers the records of all nodes."""
@@ -142,16 +149,16 @@ class ControlStream:
     async def _lend(self, request: LeasePort) -> None:
         """Lend a port until the stream ends."""
         try:
-            if self.port_lender is None:
+            if self.services.port_lender is None:
                 raise Refused("this node lends no ports: ask another", FaultCode.REFUSED)
-            await self.port_lender.lend(request, self.stream)
+            await self.services.port_lender.lend(request, self.stream)
         except SwarmError as error:
             await self.stream.end(error)
 
     def _require_membership(self) -> Membership:
-        if self.membership is None:
+        if self.services.membership is None:
             raise Refused("this node keeps no records", FaultCode.REFUSED)
-        return self.membership
+        return self.services.membership
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         if len(self._background_tasks) >= MAX_TASKS:

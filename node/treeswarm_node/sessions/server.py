@@ -124,8 +124,7 @@ class NodeServer:
             open_session=self.open,
             describe=self.describe,
             dial_back=DialBackResponder(self.transport, self.forwarded_ports),
-            membership=self.membership,
-            port_lender=self.port_lender,
+            services=self,
         )
 
     async def _serve_link(self, stream: Stream) -> None:
