@@ -120,7 +120,10 @@ class Chain:
         reasons.clear()
 
     async def _attempt_repair(self, trunk: Sequence[int], tip: int, attempts: RepairAttempts) -> bool:
-        """Try once, in an epoch of its own; return whether the chain is whole."""
+        """Attempt the repair once, in a new epoch; return whether the chain is whole.
+
+        If nodes are missing or full, wait for a change in the swarm until the patience ends, then raise the error.
+        """
         loop = asyncio.get_running_loop()
         self._supervisor.epoch = self.epoch.next_attempt(replays=bool(trunk))
         try:
@@ -158,7 +161,10 @@ class Chain:
         epoch.raise_if_interrupted()
 
     def reroute_if_faster(self, *, trunk: int, rounds_left: float) -> None:
-        """Look from time to time for a faster chain.  If there is one, the next append starts a repair that uses it.
+        """Look for a faster chain if it is time to.
+
+        Nodes that a faster chain leaves out are marked as leaving; the next traversal then starts a repair without
+        them.
 
         `trunk` is the number of committed tokens, `rounds_left` the expected number of rounds still to come.
         """

@@ -94,7 +94,7 @@ class ServerSession:
                 await cancelled(welcome)
 
     async def resume(self, request: Resume, control: Stream) -> None:
-        """Begin a new epoch, perhaps with other neighbours.  Raises Refused; the epoch has then not begun."""
+        """Begin a new epoch, perhaps with other neighbours.  Raises Refused if the session cannot go on in it."""
         async with self._resuming:
             length = request.resumption.trunk_length
             _check_resume(self.state, self.memory, request)
@@ -163,7 +163,11 @@ class ServerSession:
         await self.client.control.send(opened)
 
     async def _take(self, append: Append) -> None:
-        """Submit the steps that an append makes due to the engine."""
+        """Submit the steps that an append makes due to the engine.
+
+        A replay first waits while more replayed rows than the credit are not yet sent on.  An append that was received
+        before is reported to the client and ignored.
+        """
         self.client.last_request_at = arrived = asyncio.get_running_loop().time()
         while append.replay and not self.ended and self.state.replayed_rows > self.state.terms.credit_rows:
             self._credit_returned.clear()
@@ -178,6 +182,7 @@ class ServerSession:
                 raise
             await self.client.send_fault(self.opening.id, error, fatal=False)
             return
+        # The trunk began with all the offered rows of the prefix cache; the client uses as many as all its nodes have.
         if offered and steps and steps[0].append.prefix < offered:
             self.memory.truncate(steps[0].append.prefix)
         for step in steps:
