@@ -1,4 +1,4 @@
-"""`swarm bench trees`: how many tokens a traversal buys.
+"""`swarm bench trees`: the number of tokens per traversal.
 
 Our ranking is compared with the best chain, and with SpecExec's ranking and noise.
 """

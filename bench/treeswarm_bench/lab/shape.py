@@ -36,7 +36,7 @@ class LabLink:
             try:
                 values[name] = float(number) * SCALES[unit]
             except (ValueError, KeyError):
-                raise BadRequest(f"'{text}' is no link: give {EXAMPLE} or parts of it") from None
+                raise BadRequest(f"'{text}' is not a link: give {EXAMPLE} or parts of it") from None
         if values.get("rate") == 0.0 or values.get("loss", 0.0) >= 1.0:
             raise BadRequest(f"'{text}' is a link that carries nothing: give a rate above 0 and a loss below 100%")
         return cls(values.get("delay", 0.0), values.get("jitter", 0.0), values.get("rate"), values.get("loss", 0.0))

@@ -44,7 +44,7 @@ class LinkShape:
             name, _, amount = part.strip().partition("=")
             match = {"delay": DELAY, "rate": RATE}.get(name, NOTHING).fullmatch(amount)
             if match is None:
-                raise BadRequest(f"'{text}' is no link: give delay=25ms,rate=100mbit or one of the two")
+                raise BadRequest(f"'{text}' is not a link: give delay=25ms,rate=100mbit or one of the two")
             values[name] = float(match[1]) * UNITS[match[2]]
         if values.get("rate") == 0.0:
             raise BadRequest(f"'{text}' has a rate of 0: give a rate above 0")

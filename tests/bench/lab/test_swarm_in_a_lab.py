@@ -37,7 +37,7 @@ async def test_client_failure_in_the_lab_is_reported() -> None:
     [
         (["exact", "--lab", "delay=1ms"], "--lab is for overhead, wan, ports"),
         (["trees", "--peers", "127.0.0.1:1"], "overhead and wan"),
-        (["wan", "--lab", "25"], "is no link"),
+        (["wan", "--lab", "25"], "is not a link"),
         (["wan", "--congestion", "cubic"], "for overhead and wan with --lab"),
     ],
 )
