@@ -81,7 +81,7 @@ class RepairPlan:
 def plan_repair(
     members: Sequence[MemberState], lost: Collection[str], blocks: int, find_route: FindRoute
 ) -> RepairPlan:
-    """Plan how to make the chain of `members` (in order) whole again over blocks 0 to `blocks`.
+    """Plan how to make the chain of `members` (in order) whole again over all `blocks` blocks.
 
     `lost` are the addresses of nodes that must not be used.  A node that asked to leave is left out if others can serve
     its blocks; otherwise it stays.  Raises MissingBlocks or Refused (full) if `find_route` does.

@@ -81,7 +81,7 @@ class Router(Protocol):
 
 
 def gaps(spans: Sequence[Span], blocks: int) -> list[tuple[int, Span]]:
-    """Return what `spans`, in order and without overlap, leave of the blocks 0 to `blocks`.
+    """Return what `spans`, in order and without overlap, leave of a model with `blocks` blocks.
 
     Each gap comes with the number of spans before it.
     """

@@ -50,7 +50,7 @@ def load_span(
     skeleton = _build_skeleton(folder, dtype)
     blocks = int(skeleton.config.num_hidden_layers)
     if span.end > blocks:
-        raise BadRequest(f"blocks {span} exceed the model, which has {blocks}: give --blocks within 0:{blocks}")
+        raise BadRequest(f"blocks {span} exceed the model, which has {blocks}: give --blocks within {Span(0, blocks)}")
     conversions = get_model_conversion_mapping(skeleton)
     tensors = _find_tensors(folder, skeleton, span, conversions)
     for buffer in skeleton.buffers():

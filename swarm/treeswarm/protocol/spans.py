@@ -36,7 +36,7 @@ class Span:
 
 
 def missing_blocks(spans: Sequence[Span], blocks: int) -> list[Span]:
-    """Return the gaps that `spans` leave in blocks 0 up to `blocks`, in order."""
+    """Return the gaps that `spans` leave in a model with `blocks` blocks, in order."""
     gaps, reached = [], 0
     for span in sorted(spans):
         if span.start > reached:

@@ -108,7 +108,7 @@ async def test_nodes_appear_without_any_problem(context: BrowserContext, served:
     await expect(page.locator("#t-blocks")).to_have_text("8 / 8")
     await expect(page.locator("#t-nodes")).to_have_text("3")
     assert await page.locator(".nodes b").all_inner_texts() == [node.address for node in swarm.nodes]
-    assert await page.locator(".nodes .name").all_inner_texts() == ["0..2", "3..4", "5..7"]
+    assert await page.locator(".nodes .name").all_inner_texts() == ["0:3", "3:5", "5:8"]
     assert await page.locator(".cell").all_inner_texts() == ["1"] * 8
     await expect(page.locator("#alarm")).to_be_hidden()
     assert watched.problems == []
@@ -254,7 +254,7 @@ async def test_dead_node_leaves_a_gap(context: BrowserContext, served: Gateway, 
     swarm.nodes[1].process.kill()
     await expect(page.locator(".cell[data-replicas='0']")).to_have_count(2, timeout=SEEN_MS)
     await expect(page.locator(".bar[data-state=silent]")).to_have_count(1)
-    await expect(page.locator("#alarm")).to_contain_text("No node serves blocks 3..4")
+    await expect(page.locator("#alarm")).to_contain_text("No node serves blocks 3:5")
     await expect(page.locator("#t-blocks")).to_have_text("6 / 8")
-    await expect(page.locator(".badge")).to_have_text("gap at 3..4")
+    await expect(page.locator(".badge")).to_have_text("gap at 3:5")
     assert watched.problems == []

@@ -1,6 +1,7 @@
 """Spans of blocks, and the gaps between them."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,20 @@ from hypothesis import strategies as st
 
 from treeswarm.errors import BadRequest, MissingBlocks
 from treeswarm.protocol.spans import Span, missing_blocks
+
+ROOT = Path(__file__).parents[3]
+# Folders and files that visitors read or run.
+WRITTEN = ("README.md", "ARCHITECTURE.md", "docs", "deploy", "swarm", "node", "client", "bench")
+SUFFIXES = {".md", ".py", ".js", ".html", ".toml", ".yaml"}
+# `0..2`, `0…2`, "blocks 0-2", "blocks 0 to 2", and a span put together elsewhere than in `Span`.
+OTHER_FORMS = re.compile(
+    r"(?<![\w.])\d+(?:\.\.|…)\d"
+    r"|\}\.\.\$?\{"
+    r"|\b(?:blocks?|layers?) `?(?:\d+|\{[^}\n]*\})`? ?(?:-|–|to|through|up to) ?[\d`{]"
+    r"|(?<![\w.])0:\{|\{[\w.]*start\}:\{[\w.]*end\}",
+    re.IGNORECASE,
+)
+FORMATTER = "swarm/treeswarm/protocol/spans.py"
 
 
 @st.composite
@@ -39,3 +54,22 @@ def test_text_that_is_not_a_span_is_refused(text: str) -> None:
 def test_a_span_is_parsed_as_it_is_printed() -> None:
     assert Span.parse("4:8") == Span(4, 8)
     assert str(Span(4, 8)) == "4:8"
+
+
+@pytest.mark.parametrize("text", ["blocks 0..2", "5…7", "blocks 0-2", "layers 3 to 4", "blocks 0 to `blocks`", "0:{n}"])
+def test_the_search_finds_other_forms_of_a_span(text: str) -> None:
+    assert OTHER_FORMS.search(text)
+    assert not OTHER_FORMS.search("blocks 0:3 and 3:5 of 8, pages 1-2, '../0'")
+
+
+def test_blocks_are_written_alike_everywhere() -> None:
+    """A span is START:END in documentation, messages and pages, as `Span` prints it."""
+    files = [file for name in WRITTEN for file in ([ROOT / name] if "." in name else (ROOT / name).rglob("*"))]
+    found = [
+        f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
+        for file in files
+        if file.suffix in SUFFIXES and str(file.relative_to(ROOT)) != FORMATTER
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1)
+        if OTHER_FORMS.search(line)
+    ]
+    assert not found, "\n".join(["spans that are not written START:END:", *found])

@@ -123,7 +123,7 @@ def _width(column: Column, nodes: Sequence[NodeView]) -> int:
 def _summary(model: ModelView, gaps: Sequence[Span], weakest: int, width: int) -> Text:
     if not gaps:
         replicas = f"{weakest} replica{'s' if weakest > 1 else ''}"
-        return Text(f"blocks 0:{model.blocks} covered, weakest block has {replicas}", "bold green")
+        return Text(f"blocks {Span(0, model.blocks)} covered, weakest block has {replicas}", "bold green")
     name = model.name if SAFE_NAME.fullmatch(model.name) else "MODEL"
     problem = f"{MissingBlocks.phrase(gaps, most=GAPS)}:"
     command = f"start `swarm-node {name} --blocks {gaps[0]} --registry …`"

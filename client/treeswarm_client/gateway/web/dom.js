@@ -41,12 +41,7 @@ export function updateChildren(parent, items, keyOf, make, update) {
   for (const child of unused.values()) child.remove();
 }
 
-/** Return the span "0:3" as "0..2". */
-export function blocks(span) {
-  const [start, end] = ends(span);
-  return end - start === 1 ? `${start}` : `${start}..${end - 1}`;
-}
-
+/** Return the first block of the span "0:3", and the block after its last: 0 and 3. */
 export const ends = (span) => span.split(":").map(Number);
 
 export const plural = (count, singular, many = `${singular}s`) => `${count} ${count === 1 ? singular : many}`;

@@ -1,6 +1,6 @@
 // Draws the map of blocks and nodes: one column per block, one row per node, and blocks that no node serves in red.
 
-import { blocks, byId, el, ends, plural, setText, updateChildren } from "./dom.js";
+import { byId, el, ends, plural, setText, updateChildren } from "./dom.js";
 
 // With more nodes than this, nodes share rows, and their details appear as tooltips.
 const MOST_ROWS = 32;
@@ -25,7 +25,7 @@ function drawAlarm(overview) {
   alarm.hidden = !lacking.length;
   if (!lacking.length) return setText(alarm, "");
   const text = lacking.map((model) => {
-    const gap = model.gaps.map(blocks).join(", ");
+    const gap = model.gaps.join(", ");
     const single = model.gaps.length === 1 && ends(model.gaps[0])[1] - ends(model.gaps[0])[0] === 1;
     return `No node serves block${single ? "" : "s"} ${gap} of ${model.name}. Start a swarm-node with --blocks ${model.gaps[0]}`;
   });
@@ -64,7 +64,7 @@ function updateClass(home, served) {
   const count = served.model.blocks;
   const badge = home.querySelector(".badge");
   badge.dataset.covered = served.covered;
-  setText(badge, served.covered ? "complete" : `gap at ${served.gaps.map(blocks).join(", ")}`);
+  setText(badge, served.covered ? "complete" : `gap at ${served.gaps.join(", ")}`);
   const weights = served.quantization && served.quantization !== "none" ? served.quantization : "";
   setText(home.querySelector(".numerics"), [served.dtype, weights, served.activations === "native" ? "" : `${served.activations} rows`, `weights ${served.weights.slice(0, 8)}`].filter(Boolean).join(" · "));
   const grid = home.querySelector(".grid");
@@ -141,7 +141,7 @@ function updateBar(bar, node, count, crowd) {
   put(bar, start, end, count);
   bar.dataset.state = state(node);
   bar.querySelector(".filled").style.width = `${node.why_silent === null ? 100 * (node.load ?? 0) : 0}%`;
-  setText(bar.querySelector(".name"), `${blocks(node.blocks)}${state(node) === "online" ? "" : ` · ${state(node)}`}`);
+  setText(bar.querySelector(".name"), `${node.blocks}${state(node) === "online" ? "" : ` · ${state(node)}`}`);
   bar.setAttribute("aria-label", describe(node));
   if (crowd) {
     bar.title = describe(node);
@@ -159,7 +159,7 @@ const latency = (node) => (node.latency_ms === null ? "–" : node.latency_ms < 
 const load = (node) => (node.load === null ? "–" : `${Math.round(100 * node.load)} %`);
 
 function describe(node) {
-  const parts = [`${node.address}, blocks ${blocks(node.blocks)}, ${state(node)}`, `latency ${latency(node)}`, `load ${load(node)}`, node.software];
+  const parts = [`${node.address}, blocks ${node.blocks}, ${state(node)}`, `latency ${latency(node)}`, `load ${load(node)}`, node.software];
   if (node.why_silent !== null) parts.push(node.why_silent);
   return parts.filter(Boolean).join(", ");
 }
