@@ -37,13 +37,18 @@ class SimulatedSession:
     client: SimulatedClient
     hops: Hops
     over: bool = False
+    complete: bool = False
+    """Whether the time of the text is over; a session whose chain is broken ends once the chain is whole again."""
+    broken: set[int] = field(default_factory=set)
+    """Nodes of the chain that are lost and not yet replaced."""
 
 
 class SimulatedClients:
     """All clients of a simulation, and the chains of their sessions.
 
     `counts` holds requests, served, gave_up, no_route and waiting (requests by outcome), failed_first (requests whose
-    first attempt failed), and deaths, recovered and lost (sessions that lost a node, by outcome).
+    first attempt failed), finished and lost (sessions by outcome, besides the `running` ones), and deaths, recovered
+    and not_recovered (losses of a session's node by outcome, besides those under repair).
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class SimulatedClients:
         self.traversal_s: list[float] = []
         # Dictionaries as sets that keep their order: the order of a set of objects differs from run to run.
         self._sessions: dict[int, dict[SimulatedSession, None]] = {}
+        self.running: dict[SimulatedSession, None] = {}
         self._model = Span(0, settings.blocks)
         nodes.on_gone = self._on_gone
 
@@ -83,8 +89,9 @@ class SimulatedClients:
             return self._end_request(client, "no_route")
         if not failed:
             session = SimulatedSession(client, hops)
+            self.running[session] = None
             self._occupy(session, hops, 1)
-            self.agenda.after(float(self.random.exponential(config.SESSION_S)), partial(self._finish, session))
+            self.agenda.after(float(self.random.exponential(config.SESSION_S)), partial(self._complete, session))
             self.counts["waiting"] -= 1
             self.counts["served"] += 1
             return None
@@ -98,11 +105,19 @@ class SimulatedClients:
         self.counts[outcome] += 1
         self._think(client)
 
-    def _finish(self, session: SimulatedSession) -> None:
-        if not session.over:
-            session.over = True
-            self._occupy(session, session.hops, -1)
-            self._think(session.client)
+    def _complete(self, session: SimulatedSession) -> None:
+        """End a session whose text is complete, unless its chain is broken: then its repair ends it."""
+        session.complete = True
+        if not session.over and not session.broken:
+            self._end_session(session, "finished")
+
+    def _end_session(self, session: SimulatedSession, outcome: str) -> None:
+        session.over = True
+        del self.running[session]
+        self.counts[outcome] += 1
+        self.counts["not_recovered"] += len(session.broken)
+        self._occupy(session, session.hops, -1)
+        self._think(session.client)
 
     def _open(
         self,
@@ -142,31 +157,41 @@ class SimulatedClients:
 
     def _on_gone(self, node: int) -> None:
         for session in list(self._sessions.get(node, ())):
+            if node in session.broken:  # a node that moved, then left: its repair is under way
+                continue
+            session.broken.add(node)
             self.counts["deaths"] += 1
             self.agenda.after(config.NOTICE_S, partial(self._recover, session, node, 1))
 
     def _recover(self, session: SimulatedSession, node: int, attempt: int) -> None:
         """Replace one node of a session by a chain over exactly its blocks."""
-        place = next((i for i, (member, _) in enumerate(session.hops) if member == node), None)
-        if session.over or place is None:
+        if session.over:
             return
         client, hops = session.client, session.hops
+        place = next(i for i, (member, _) in enumerate(hops) if member == node)
         ends = [client.coordinate, *(self.nodes.coordinates[member] for member, _ in hops), client.coordinate]
         try:
             replacements, failed = self._open(client, hops[place][1], ends[place], ends[place + 2], False, avoid=hops)
         except MissingBlocks:
             replacements, failed = [], [node]
         if not failed:
-            self._occupy(session, [hops[place]], -1)
-            self._occupy(session, replacements, 1)
-            session.hops = [*hops[:place], *replacements, *hops[place + 1 :]]
-            self.counts["recovered"] += 1
+            self._replace(session, place, replacements)
         elif attempt == config.ATTEMPTS:
-            self.counts["lost"] += 1
-            self._finish(session)
+            self._end_session(session, "lost")
         else:
             wait_s = self._delay_s(failed) if replacements else config.POLL_S
             self.agenda.after(wait_s, partial(self._recover, session, node, attempt + 1))
+
+    def _replace(self, session: SimulatedSession, place: int, replacements: Hops) -> None:
+        """Put `replacements` in the place of one node of the chain."""
+        lost, hops = session.hops[place], session.hops
+        self._occupy(session, [lost], -1)
+        self._occupy(session, replacements, 1)
+        session.hops = [*hops[:place], *replacements, *hops[place + 1 :]]
+        session.broken.remove(lost[0])
+        self.counts["recovered"] += 1
+        if session.complete:
+            self._complete(session)
 
     def _occupy(self, session: SimulatedSession, hops: Hops, sign: int) -> None:
         """Put the session on the nodes of `hops` (`sign` 1), or take it away from them (-1)."""

@@ -41,7 +41,9 @@ class SwarmFigures:
 class RequestFigures:
     """What clients met.  Numbers are counts, unless the name says otherwise.
 
-    Every request is counted once more as `served`, `gave_up`, `no_route` or `waiting`.
+    Every request is counted once more as `served`, `gave_up`, `no_route` or `waiting`; every served request is a
+    session, counted once more as `finished`, `lost` or `unfinished` (it runs at the end); and every loss of a session's
+    node as `recovered`, `not_recovered` (the session ended as lost) or `under_repair` (at the end).
     """
 
     requests: int
@@ -50,9 +52,13 @@ class RequestFigures:
     no_route: int
     waiting: int
     failed_first_share: float
+    finished: int
+    lost: int
+    unfinished: int
     sessions_hit_by_a_loss: int
     recovered: int
-    lost: int
+    not_recovered: int
+    under_repair: int
     traversal_p50_s: float | None
     traversal_p95_s: float | None
     coordinate_error_median: float
@@ -138,9 +144,13 @@ def make_report(
             no_route=counts["no_route"],
             waiting=counts["waiting"],
             failed_first_share=counts["failed_first"] / max(counts["requests"], 1),
+            finished=counts["finished"],
+            lost=counts["lost"],
+            unfinished=len(clients.running),
             sessions_hit_by_a_loss=counts["deaths"],
             recovered=counts["recovered"],
-            lost=counts["lost"],
+            not_recovered=counts["not_recovered"],
+            under_repair=sum(len(session.broken) for session in clients.running),
             traversal_p50_s=_percentile(clients.traversal_s, 50),
             traversal_p95_s=_percentile(clients.traversal_s, 95),
             coordinate_error_median=coordinate_error,

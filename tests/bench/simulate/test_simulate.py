@@ -38,12 +38,26 @@ def test_same_settings_give_the_same_report(small: SimulationReport) -> None:
     assert other.requests != small.requests
 
 
-def test_every_request_has_exactly_one_outcome(small: SimulationReport) -> None:
-    counts = small.requests
-    assert counts.requests > 100
+def check_accounts(report: SimulationReport) -> None:
+    """Check that every request, session and loss of a node has exactly one outcome."""
+    counts = report.requests
     assert counts.requests == counts.served + counts.gave_up + counts.no_route + counts.waiting
-    assert counts.sessions_hit_by_a_loss >= counts.recovered + counts.lost
-    assert counts.recovered > 0
+    assert counts.served == counts.finished + counts.lost + counts.unfinished
+    assert 0 <= counts.unfinished <= report.settings.clients
+    losses = counts.sessions_hit_by_a_loss
+    assert losses == counts.recovered + counts.not_recovered + counts.under_repair
+    # Several losses can end one session, but at least one ends each lost session.
+    assert counts.not_recovered >= counts.lost
+
+
+def test_every_request_and_session_has_one_outcome(small: SimulationReport) -> None:
+    check_accounts(small)
+    assert small.requests.requests > 100
+    assert small.requests.recovered > 0
+    # Sessions lose several nodes, and nodes move while repairs are under way.
+    churning = simulate(SimulationSettings(nodes=40, blocks=24, hours=0.5, churn=16.0, clients=20, seed=5))
+    check_accounts(churning)
+    assert churning.requests.sessions_hit_by_a_loss > 100
 
 
 def test_model_stays_covered_and_balanced_under_churn(small: SimulationReport) -> None:
@@ -63,6 +77,8 @@ def test_lost_blocks_are_served_again() -> None:
     assert report.swarm.heal_p50_s < 600
     assert 0.5 < report.swarm.coverage < 1
     assert report.requests.no_route > 0
+    assert report.requests.lost > 0
+    check_accounts(report)
 
 
 def test_flash_crowd_spreads_over_the_blocks() -> None:
