@@ -135,6 +135,25 @@ def test_a_cut_connection_drops_no_node(place: int, kind: StreamKind) -> None:
     assert chain.repairs
 
 
+@pytest.mark.parametrize("later_s", [0.0, 0.004, 0.012, 0.03])
+@pytest.mark.parametrize("first", list(StreamKind))
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_stream_cut_during_the_repair_drops_no_node(place: int, first: StreamKind, later_s: float) -> None:
+    """One cut connection carries several streams, and the client may notice the second only while it repairs."""
+
+    async def cut(swarm: ToySwarm, chain: Chain) -> None:
+        streams = [s for s in swarm.network.streams if s.host == chain.hops[place].address]
+        for stream in [s for s in streams if s.kind is first]:
+            stream.break_off()
+        await asyncio.sleep(later_s)
+        for stream in [s for s in streams if s.kind is not first]:
+            stream.break_off()
+
+    chain = survive(cut, spans=SPANS)
+    assert chain.repairs
+    assert all(repair.seconds < 1.0 for repair in chain.repairs), "no node waited for the end of a ban"
+
+
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_draining_node_is_replaced_in_time(place: int) -> None:
     async def drain(swarm: ToySwarm, chain: Chain) -> None:

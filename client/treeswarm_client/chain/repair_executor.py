@@ -7,7 +7,7 @@ from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass
 
 from treeswarm import PROTOCOL_VERSION
-from treeswarm.errors import Malformed, MissingBlocks, NodeLost, Refused, SwarmError
+from treeswarm.errors import LinkBroken, Malformed, MissingBlocks, NodeLost, Refused, SwarmError
 from treeswarm.protocol.messages import TICKET_BYTES, NextHop, Open, Resume, Resumption
 from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm.protocol.spans import Span
@@ -175,12 +175,18 @@ class RepairExecutor:
         member.credit_rows = granted.credit_rows
 
     async def _all(self, members: Sequence[ChainMember], requests: Sequence[Coroutine[None, None, None]]) -> None:
-        """Run one request per member at once, and drop the members whose request fails.  Raise Interrupted if any."""
+        """Run one request per member at once, and drop the members whose request fails.  Raise Interrupted if any.
+
+        A proven member whose control stream broke meanwhile is not dropped: the supervisor counts the break, and the
+        next attempt opens the stream again.
+        """
         results = await asyncio.gather(*requests, return_exceptions=True)
         failed = [(member, error) for member, error in zip(members, results, strict=True) if error is not None]
         for member, error in failed:
             if not isinstance(error, SwarmError):
                 raise error
+            if member.proven and isinstance(error, LinkBroken):
+                continue
             self.supervisor.drop_node(member.hop, error)
             if not member.proven:
                 self.router.report_failure(member.hop.node, member.failure_to_report(error))
