@@ -1,16 +1,20 @@
-"""The client library and the program `swarm`."""
+"""The client library and the program `swarm`.
 
+Names are imported on their first use: the program must answer a wrong command line, or Ctrl-C, before it has loaded
+anything large.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from treeswarm_client.client import SwarmClient
-from treeswarm_client.discovery.overview import Overview
-from treeswarm_client.discovery.prober import swarm_overview
-from treeswarm_client.generation.run import Run, Token
-from treeswarm_client.generation.stats import Stats
-from treeswarm_client.sync import SyncSwarmClient
-
 if TYPE_CHECKING:
+    from treeswarm_client.client import SwarmClient
+    from treeswarm_client.discovery.overview import Overview
+    from treeswarm_client.discovery.prober import swarm_overview
+    from treeswarm_client.generation.run import Run, Token
+    from treeswarm_client.generation.stats import Stats
     from treeswarm_client.hf import AutoSwarmModelForCausalLM
+    from treeswarm_client.sync import SyncSwarmClient
 
 __all__ = [
     "AutoSwarmModelForCausalLM",
@@ -23,15 +27,37 @@ __all__ = [
     "swarm_overview",
 ]
 
+MODULES = {
+    "AutoSwarmModelForCausalLM": "hf",
+    "Overview": "discovery.overview",
+    "Run": "generation.run",
+    "Stats": "generation.stats",
+    "SwarmClient": "client",
+    "SyncSwarmClient": "sync",
+    "Token": "generation.run",
+    "swarm_overview": "discovery.prober",
+}
+"""Module that defines each name."""
+
 
 def __getattr__(name: str) -> Any:
-    """Import the class that needs torch and transformers on its first use."""
-    if name != "AutoSwarmModelForCausalLM":
+    """Import a name of the library, which stays here afterwards."""
+    if name not in MODULES:
         raise AttributeError(f"module 'treeswarm_client' has no attribute '{name}'")
     try:
-        from treeswarm_client.hf import AutoSwarmModelForCausalLM  # noqa: PLC0415
+        value = getattr(import_module(f"treeswarm_client.{MODULES[name]}"), name)
     except ImportError as error:
+        from treeswarm.extras import install_command, missing_modules  # noqa: PLC0415
+
+        if not missing_modules("draft"):
+            raise
         raise ImportError(
-            f"{name} needs torch and transformers: pip install 'treeswarm[draft]' ({error.name} is missing)"
+            f"{name} needs torch and transformers: {install_command('draft')} ({error.name} is missing)"
         ) from error
-    return AutoSwarmModelForCausalLM
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the names of the library, also those that are not imported yet."""
+    return sorted({*globals(), *__all__})

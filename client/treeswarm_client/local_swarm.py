@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from treeswarm.errors import ModelError, NodeLost
+from treeswarm.extras import install_command
 from treeswarm.programs.settings import PREFIX
 from treeswarm.protocol.spans import Span
 
@@ -124,7 +125,7 @@ def node_command() -> list[str]:
     beside = Path(sys.executable).with_name("swarm-node")
     program = str(beside) if beside.exists() else shutil.which("swarm-node")
     if program is None:
-        raise ModelError("the program swarm-node is not installed: pip install 'treeswarm[node]'")
+        raise ModelError(f"the program swarm-node is not installed: {install_command('node')}")
     return [program]
 
 

@@ -14,6 +14,7 @@ import pytest
 
 import treeswarm
 import treeswarm_bench
+from treeswarm.extras import install_command
 from treeswarm_client import lab
 from treeswarm_client.cli import measuring
 from treeswarm_client.cli.main import main
@@ -53,13 +54,13 @@ def test_missing_bench_package_is_named(
     monkeypatch.setattr(measuring, "find_spec", absent)
     assert main(arguments) == 1
     printed = capsys.readouterr().err
-    assert f"swarm {arguments[0]} is not installed here: pip install 'treeswarm[bench]'" in printed
+    assert f"swarm {arguments[0]} is not installed here: {install_command('bench')}" in printed
 
 
 def test_lab_alias_without_bench_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(lab, "find_spec", absent)
     assert lab.main() == 1
-    assert "pip install 'treeswarm[bench]'" in capsys.readouterr().err
+    assert install_command("bench") in capsys.readouterr().err
 
 
 def test_lab_alias_finds_the_lab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,15 +3,13 @@
 from pathlib import Path
 
 from treeswarm.errors import BadRequest
+from treeswarm.extras import require
 from treeswarm_bench.simulate.report import SimulationReport
 
 
 def require_matplotlib() -> None:
     """Raise BadRequest if matplotlib is missing.  Call it before a long simulation, not after."""
-    try:
-        import matplotlib  # noqa: F401, PLC0415  # an optional extra
-    except ImportError:
-        raise BadRequest("--plot needs matplotlib: pip install 'treeswarm[plot]'") from None
+    require("plot", "a picture")
 
 
 def write_plot(report: SimulationReport, path: Path) -> None:

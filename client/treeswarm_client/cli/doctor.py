@@ -2,12 +2,12 @@
 
 import argparse
 import asyncio
-import importlib.util
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from treeswarm.errors import MissingBlocks, SwarmError
+from treeswarm.extras import install_command, missing_modules
 from treeswarm.identity import config_digest
 from treeswarm.model_files import HubOptions, load_tokenizer, read_config, resolve_model
 from treeswarm.programs.health import Finding, check_open_files, check_python_version
@@ -92,11 +92,9 @@ def check_blocks(online: Sequence[NodeRecord]) -> list[Finding]:
 
 def check_drafting() -> Finding:
     """Check whether draft models can run on this machine."""
-    if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+    if not missing_modules("draft"):
         return Finding.ok("drafting", "torch is installed: --draft may name a model")
-    return Finding.ok(
-        "drafting", "torch is missing: use --draft ngram; for draft models, pip install 'treeswarm[draft]'"
-    )
+    return Finding.ok("drafting", f"torch is missing: use --draft ngram; for draft models, {install_command('draft')}")
 
 
 def _digest(model: str, revision: str | None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from treeswarm.errors import BadRequest
+from treeswarm.extras import require
 from treeswarm.programs.settings import add_config_flag
 from treeswarm.protocol.address import Address
 from treeswarm_client.cli.flags import add_client_flags, client_of
@@ -94,14 +95,13 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _run(args: argparse.Namespace) -> int:
-    try:
-        # Imported here, because the other commands need no web server.
-        from treeswarm_client.gateway.backend import Backend  # noqa: PLC0415
-        from treeswarm_client.gateway.config import ApiKeys, GatewayConfig, GatewayLimits  # noqa: PLC0415
-        from treeswarm_client.gateway.server import run_gateway  # noqa: PLC0415
-    except ImportError as error:
-        raise BadRequest(f"swarm serve needs the package {error.name}: pip install 'treeswarm[serve]'") from None
+    require("serve", "swarm serve")
     client_of(args)  # refuses missing flags before anything starts
+    # Imported here, because the other commands need no web server.
+    from treeswarm_client.gateway.backend import Backend  # noqa: PLC0415
+    from treeswarm_client.gateway.config import ApiKeys, GatewayConfig, GatewayLimits  # noqa: PLC0415
+    from treeswarm_client.gateway.server import run_gateway  # noqa: PLC0415
+
     keys = ApiKeys.of(read_keys(args.api_key_file, os.environ))
     limits = GatewayLimits(
         generations=args.max_concurrent,

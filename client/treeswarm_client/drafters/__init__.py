@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from treeswarm.errors import BadRequest, Mismatch
+from treeswarm.extras import install_command
 from treeswarm.model_files import DEFAULT_HUB, HubOptions, read_shape, resolve_model, tokenizer_digest
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.seam import Drafter
@@ -73,7 +74,7 @@ def _model(name: str, target: Path, device: str, dtype: str, hub: HubOptions = D
         from treeswarm_client.drafters.model import ModelDrafter  # noqa: PLC0415  # brings torch
     except ImportError as error:
         raise BadRequest(
-            f"a draft model needs torch, but {error.name} is missing: pip install 'treeswarm[draft]', or --draft ngram"
+            f"a draft model needs torch, but {error.name} is missing: {install_command('draft')}, or --draft ngram"
         ) from error
     folder = resolve_model(name, weights=True, hub=hub)
     return ModelDrafter.load(folder, device=device, dtype=dtype, vocab_size=read_shape(target).vocab_size)

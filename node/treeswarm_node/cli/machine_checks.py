@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from treeswarm.errors import SwarmError
+from treeswarm.extras import install_command
 from treeswarm.model_files import HUB_ID
 from treeswarm.programs.health import Finding
 from treeswarm.protocol.address import Address
@@ -35,7 +36,7 @@ def check_software() -> Finding:
     """Check the versions of torch and transformers."""
     message = f"torch {torch.__version__}, transformers {version('transformers')}"
     if int(version("transformers").split(".")[0]) < 5:
-        return Finding.fail("software", message, "pip install -U 'treeswarm[node]': transformers 5 or newer is needed")
+        return Finding.fail("software", f"{message}: transformers 5 or newer is needed", install_command("node"))
     return Finding.ok("software", message)
 
 
@@ -173,7 +174,7 @@ def judge_numerics(checks: list[NumericsCheck], dtype: str, quantization: str) -
         return Finding.ok("numerics", message)
     dtypes = [check.name for check in passing if check.quantization == "none"]
     if any(check.quantization != "none" for check in needed):
-        next_step = "pip install 'treeswarm[node,quantization]', or leave out --quantization"
+        next_step = f"{install_command('node', 'quantization')}, or leave out --quantization"
     elif dtypes:
         next_step = f"serve in another format: --dtype {dtypes[0]}"
     else:

@@ -5,12 +5,12 @@ a row depends on the rows beside it no more than without quantization.  CPU and 
 """
 
 import copy
-import importlib.util
 from typing import Any
 
 import torch
 
 from treeswarm.errors import BadRequest, UnsupportedModel
+from treeswarm.extras import install_command, missing_modules
 
 BITS = {"int8": 8, "nf4": 4}
 # Number of weights that share a scale (float32).  4 bits need smaller blocks; at 8 bits the scales of blocks of 256 are
@@ -61,9 +61,9 @@ class QuantizedLinear(torch.nn.Module):
 
 def check_library(quantization: str) -> None:
     """Raise BadRequest if the library for this quantization is not installed."""
-    if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+    if quantization != "none" and missing_modules("quantization"):
         raise BadRequest(
-            f"--quantization {quantization} needs bitsandbytes: install `treeswarm[node,quantization]`, "
+            f"--quantization {quantization} needs bitsandbytes: {install_command('node', 'quantization')}, "
             "or go without --quantization"
         )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from treeswarm.errors import BadRequest, Malformed, TransportError
+from treeswarm.extras import install_command
 from treeswarm.keys import new_raw_key
 from treeswarm.protocol.records import LIFETIME_S, RECORD_VERSION, SealedRecord
 from treeswarm.registry.book import MAX_NODES, rejection_reason
@@ -320,7 +321,7 @@ def check_hivemind() -> None:
         from hivemind.utils.logging import use_hivemind_log_handler  # noqa: PLC0415
     except ImportError:
         raise BadRequest(
-            "the DHT needs hivemind: pip install 'treeswarm[dht]'.  On Windows, where hivemind does not exist, use "
+            f"the DHT needs hivemind: {install_command('dht')}.  On Windows, where hivemind does not exist, use "
             "MQTT (mqtts://…) or static addresses"
         ) from None
     logging.addLevelName(logging.WARNING, "WARNING")  # hivemind renames it to WARN for the whole program.

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from treeswarm.errors import BadRequest, SwarmError, TransportError, Unreachable
+from treeswarm.extras import require
 from treeswarm.protocol.records import SealedRecord
 from treeswarm.registry.book import MAX_NODES, BookRegistry
 from treeswarm.registry.spec import Broker
@@ -180,10 +181,7 @@ class MqttRegistry(BookRegistry):
         cls, broker: Broker, model: str | None, node: str | None = None, clock: Callable[[], float] = time.time
     ) -> "MqttRegistry":
         """Connect, and read the retained records.  Raises BadRequest or Unreachable with the next step."""
-        try:
-            import aiomqtt  # noqa: F401, PLC0415  # An optional dependency.
-        except ImportError:
-            raise BadRequest("MQTT needs another package: pip install 'treeswarm[mqtt]'") from None
+        require("mqtt", "a registry with MQTT")
         registry = cls(model, clock, broker=broker, node=node)
         connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         registry._tasks.start(registry._keep_connected(connected))

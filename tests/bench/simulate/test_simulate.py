@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from treeswarm.errors import BadRequest
+from treeswarm.extras import install_command
 from treeswarm.topology.placement import ONLINE
 from treeswarm_bench.simulate import clients, config
 from treeswarm_bench.simulate.agenda import Agenda
@@ -152,7 +153,7 @@ def test_command_prints_a_table_json_and_a_plot(
     assert plot.read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([*arguments, "--plot", str(plot)]) == 1
-    assert "pip install 'treeswarm[plot]'" in capsys.readouterr().err
+    assert install_command("plot") in capsys.readouterr().err
 
 
 def test_impossible_settings_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

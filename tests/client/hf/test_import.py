@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import treeswarm_client
+from treeswarm.extras import install_command
 
 PROGRAM = """
 import sys
@@ -36,7 +37,7 @@ def test_torch_is_imported_with_the_model_class_only() -> None:
 
 def test_missing_torch_error_says_how_to_install_it() -> None:
     assert run_program(WITHOUT_TORCH) == (
-        "AutoSwarmModelForCausalLM needs torch and transformers: pip install 'treeswarm[draft]' (torch is missing)"
+        f"AutoSwarmModelForCausalLM needs torch and transformers: {install_command('draft')} (torch is missing)"
     )
 
 
