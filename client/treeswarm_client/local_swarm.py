@@ -64,6 +64,10 @@ class LocalSwarm:
         """Addresses of all nodes, as `--peers` takes them."""
         return ",".join(node.address for node in self.nodes)
 
+    def identity(self, number: int) -> Path:
+        """Return the path of the identity of the node that was started as this one, counted from 0."""
+        return self._folder / f"{number}.pem"
+
     async def start(self, *flags: str, host: HostCommand = HostCommand()) -> LocalNode:
         """Start one more node and wait until it is ready.  Raises ModelError with the node's error, or NodeLost."""
         (node,) = await self.start_all([flags], [host])
@@ -75,7 +79,7 @@ class LocalSwarm:
         # Before the first one starts: if starting is cancelled between two nodes, the first is stopped too.
         self._stack.push_async_callback(_stop_all, started)
         for own, host in zip(flags, hosts, strict=True):
-            identity = str(self._folder / f"{next(self._names)}.pem")
+            identity = str(self.identity(next(self._names)))
             started.append(await _start(host, self.model, *self.flags, "--identity", identity, *own))
         ready = await asyncio.gather(*(_ready(process, errors) for process, errors in started))
         self.nodes.extend(ready)

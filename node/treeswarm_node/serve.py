@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from treeswarm.errors import BadRequest
-from treeswarm.keys import Identity, read_swarm_key
+from treeswarm.keys import key_marker, read_swarm_key
 from treeswarm.progress import Progress
 from treeswarm.protocol.address import Address
 from treeswarm.protocol.records import NodeState
-from treeswarm.registry import Registry, open_registry, registry_kind, shareable_spec
+from treeswarm.registry import Registry, registry_kind, shareable_spec
 from treeswarm.registry.book import BookRegistry
 from treeswarm.tasks import cancelled
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
@@ -25,23 +24,23 @@ from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.config import NetworkConfig, NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo, choose_dtype, find_device
+from treeswarm_node.joining import listen_address, open_own_registry, remembered_peers
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.membership.distances import DistanceSurvey
-from treeswarm_node.membership.identity_file import claim_identity, record_running
+from treeswarm_node.membership.identity_file import claim_identity, dht_key_file, record_running
+from treeswarm_node.membership.last_run import LastRun, RunRecorder, read_last_run
 from treeswarm_node.model.attention_selection import check_attention_choice
 from treeswarm_node.monitoring.collect import SnapshotCollector
 from treeswarm_node.monitoring.prometheus import serve_metrics
 from treeswarm_node.own_record import OwnRecord
 from treeswarm_node.reachability.port_lender import PortLender
-from treeswarm_node.reachability.reachability import AddressMonitor, Basis, PublicAddress
+from treeswarm_node.reachability.reachability import AddressMonitor, Basis, PublicAddress, local_address
 from treeswarm_node.schedule import follow_schedule, wait_until_within
 from treeswarm_node.sessions.compression import LinkCompression
 from treeswarm_node.sessions.server import NodeServer
 
 log = logging.getLogger(__name__)
-
-NEW_SWARM = "dht:"
 
 
 @dataclass(frozen=True)
@@ -137,21 +136,31 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
     network, hours = config.network, config.operations.hours
     swarm_key = read_swarm_key(network.swarm_key) if network.swarm_key else None
     async with contextlib.AsyncExitStack() as stack:
-        identity, identity_path = stack.enter_context(claim_identity(network.identity))
+        port = Address.parse(network.listen).port
+        identity, identity_path = stack.enter_context(claim_identity(network.identity, config.model.name, port))
+        last_run = read_last_run(identity_path)
         model = await asyncio.to_thread(ModelInfo.find, config.model.name, config.model.revision)
         rate_limiter = RateLimiter(network.bandwidth) if network.bandwidth else None
         grpc, transport = _make_transports(network, Security(identity, swarm_key), rate_limiter)
         stack.push_async_callback(transport.close)
         node = NodeServer(transport, config.limits)
-        listener = await transport.listen(network.listen, node.accept)
+        listener = await transport.listen(listen_address(network, last_run), node.accept)
         stack.push_async_callback(listener.close)
         address = _assumed_address(network, listener.address)
         node.sessions.compression = _link_compression(network, address)
         host = Address.parse(network.listen).host
         node.port_lender = PortLender(host, config.lending, rate_limiter=rate_limiter)
-        registry = await _open_registry(network, model, identity)
+        remembered = remembered_peers(network, last_run, key_marker(swarm_key))
+        registry = await open_own_registry(
+            network, model.config_digest, identity.node_id, dht_key_file(identity_path), last_run, remembered
+        )
         stack.push_async_callback(registry.close)
         assert isinstance(registry, BookRegistry)
+        run = LastRun(
+            config.model.name, not port, Address.parse(listener.address).port, key_marker=key_marker(swarm_key)
+        )
+        recorder = RunRecorder(identity_path, replace(run, dht_peers=remembered), registry, identity.node_id)
+        recorder.write()
         public = PublicAddress(str(address), Basis.ASSUMED, False)
         record = OwnRecord(config, identity, model, node, DistanceSurvey(transport), public)
         membership = node.membership = Membership(identity, record.make, registry, registry)
@@ -165,7 +174,7 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
         stack.push_async_callback(lifecycle.leave)
         # The stage that it joins with is not kept here: a paused node would keep the weights of its first span.
         await lifecycle.join()
-        stack.enter_context(record_running(identity_path, f"{record.address.bare}#{identity.pin}"))
+        stack.enter_context(record_running(identity_path, f"{local_address(listener.address)}#{identity.pin}"))
         monitor = AddressMonitor(
             transport,
             listening=listener.address,
@@ -177,6 +186,7 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
             assumed=record.address.bare,
         )
         background = [node.sweep(), membership.run(), record.survey.run(lifecycle.neighbours), monitor.run()]
+        background.append(recorder.run())
         if hours:
             background.append(follow_schedule(hours, membership.orders))
         for work in background:
@@ -192,20 +202,6 @@ def _make_transports(
     if not network.emulate_link:
         return grpc, grpc
     return grpc, EmulatedTransport(grpc, LinkShape.parse(network.emulate_link))
-
-
-async def _open_registry(network: NetworkConfig, model: ModelInfo, identity: Identity) -> Registry:
-    """Open the registry asked for; by default, start a new swarm if the DHT is installed, else use no registry."""
-    spec = network.registry or NEW_SWARM
-    host = Address.parse(network.listen).host
-    try:
-        kind = "ip6" if ":" in host else "ip4"
-        return await open_registry(spec, model.config_digest, identity.node_id, listen=(f"/{kind}/{host}/tcp/0",))
-    except BadRequest as error:
-        if network.registry is not None:
-            raise
-        log.warning("%s; without a registry, only clients that are given this node's address find it", error)
-        return await open_registry("none", model.config_digest, identity.node_id)
 
 
 def _assumed_address(network: NetworkConfig, bound: str) -> Address:

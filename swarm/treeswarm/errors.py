@@ -2,6 +2,7 @@
 
     SwarmError
     ├── BadRequest            the caller asked for something impossible: empty prompt, bad flag
+    │   ├── DamagedFile       a key file that this program wrote is damaged
     │   └── TooLong           prompt and new tokens do not fit into the model's context
     ├── ModelError            a model directory is missing, partial, corrupt or unsupported
     │   └── UnsupportedModel  the model's layers failed a named check at load
@@ -30,6 +31,10 @@ class SwarmError(Exception):
 
 class BadRequest(SwarmError):
     """The caller asked for something impossible."""
+
+
+class DamagedFile(BadRequest):
+    """A file that this program keeps for the user is damaged; they restore or delete it."""
 
 
 class TooLong(BadRequest):

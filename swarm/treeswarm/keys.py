@@ -2,15 +2,17 @@
 
 import datetime
 import hashlib
+import logging
 import os
 import re
+import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -23,8 +25,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from treeswarm.errors import BadRequest
+from treeswarm.errors import BadRequest, DamagedFile
 from treeswarm.protocol.records import node_id
+
+log = logging.getLogger(__name__)
 
 # Name in every node's certificate.  The pin identifies a node; a volunteer's host name would prove nothing.
 SERVER_NAME = "treeswarm"
@@ -41,6 +45,8 @@ SWARM_KEY_VARIETY = 8
 # More than the size of any file with two keys and a certificate.
 FILE_BYTES = 1 << 16
 PRIVATE = 0o600
+IDENTITY_PARTS = 3
+MARKER_DIGITS = 5
 PEM = re.compile(rb"-----BEGIN [^-]+-----\n.*?-----END [^-]+-----\n", re.DOTALL)
 
 
@@ -68,7 +74,7 @@ class Identity:
         try:
             if not path.exists():
                 identity = cls.ephemeral()
-                _write_private(path, _private_pem(identity.signing_key) + identity.key_pem + identity.certificate_pem)
+                write_private(path, _private_pem(identity.signing_key) + identity.key_pem + identity.certificate_pem)
                 return identity
             return cls._parse(_read_private(path), path)
         except OSError as error:
@@ -80,16 +86,18 @@ class Identity:
     @classmethod
     def _parse(cls, pem: bytes, path: Path) -> "Identity":
         try:
-            signing_pem, key_pem, certificate_pem = PEM.findall(pem)
+            parts = PEM.findall(pem)
+            if len(parts) != IDENTITY_PARTS:
+                raise ValueError(f"it has {len(parts)} keys and certificates instead of {IDENTITY_PARTS}")
+            signing_pem, key_pem, certificate_pem = parts
             signing_key, key = load_pem_private_key(signing_pem, None), load_pem_private_key(key_pem, None)
             certificate = x509.load_pem_x509_certificate(certificate_pem)
             if not isinstance(signing_key, Ed25519PrivateKey) or certificate.public_key() != key.public_key():
                 raise ValueError("its parts do not belong together")
-        except (ValueError, TypeError) as error:
-            raise BadRequest(
-                f"the identity file {path} is damaged ({error}): restore its backup, or move it away; then the "
-                "node creates a new identity, with another id and pin, at its next start"
-            ) from None
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            log.debug("%s: %s", path, error)  # these words of OpenSSL help nobody else
+            reason = f" ({error})" if str(error).startswith("it") else ""
+            raise damaged_file("identity file", path, reason, "the node is then another one, with a new pin") from None
         return cls(signing_key, key_pem, certificate_pem)
 
     @cached_property
@@ -187,10 +195,37 @@ def _certificate(key: ec.EllipticCurvePrivateKey) -> bytes:
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
-def _write_private(path: Path, data: bytes) -> None:
+def key_marker(swarm_key: bytes | None) -> str:
+    """Return a fingerprint of a private swarm's key, 5 hex digits, which shows that a key is missing or wrong.
+
+    It is "" for an open swarm.  It tells 20 bits of the key and no more: of all keys that an attacker guesses, one in a
+    million has the same marker.
+    """
+    if swarm_key is None:
+        return ""
+    return hashlib.sha256(b"treeswarm swarm key marker\n" + swarm_key).hexdigest()[:MARKER_DIGITS]
+
+
+def damaged_file(kind: str, path: Path, reason: str, consequence: str) -> DamagedFile:
+    """Return the error for a file of this program's that it cannot use any more."""
+    return DamagedFile(f"the {kind} {path} is damaged{reason}: restore it from a backup, or delete it ({consequence})")
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner can read, whole or not at all.  Raises OSError, also if the file exists."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE), "wb") as file:
-        file.write(data)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            raise FileExistsError(f"{path} exists")
+        os.replace(name, path)  # noqa: PTH105  # one system call
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def _read_private(path: Path) -> bytes:

@@ -1,8 +1,13 @@
 """A task set keeps its tasks while they run, forgets them when they end, and cancels the others, never its caller."""
 
 import asyncio
+from functools import partial
 
-from treeswarm.tasks import TaskSet, cancelled
+import pytest
+
+from treeswarm.errors import Unreachable
+from treeswarm.tasks import STAGGER_S, TaskSet, cancelled, first_success
+from treeswarm_bench.virtual_clock import run_virtually
 
 
 async def test_tasks_leave_the_set_when_done() -> None:
@@ -60,3 +65,45 @@ async def test_cancelled_waits_for_the_end() -> None:
     task = asyncio.create_task(asyncio.Event().wait())
     await cancelled(task)
     assert task.cancelled()
+
+
+async def attempt(after_s: float, result: int | None, begun: list[float]) -> int:
+    begun.append(asyncio.get_running_loop().time())
+    await asyncio.sleep(after_s)
+    if result is None:
+        raise Unreachable(f"nothing after {after_s} s")
+    return result
+
+
+def race(*attempts: tuple[float, int | None], stagger_s: float = STAGGER_S) -> tuple[float, int, list[float]]:
+    """Run a race on a virtual clock; return its time, its result and when each attempt began."""
+    begun: list[float] = []
+
+    async def main() -> tuple[float, int]:
+        result = await first_success([partial(attempt, *each, begun) for each in attempts], stagger_s)
+        assert len(asyncio.all_tasks()) == 1
+        return asyncio.get_running_loop().time(), result
+
+    return *run_virtually(main()), begun
+
+
+def test_black_holes_before_an_answer_cost_the_stagger_only() -> None:
+    time_s, result, begun = race(*[(3600.0, None)] * 4, (0.05, 7))
+    assert (time_s, result) == (pytest.approx(4 * STAGGER_S + 0.05), 7)
+    assert begun == pytest.approx([i * STAGGER_S for i in range(5)])
+
+
+def test_an_early_answer_saves_the_other_attempts() -> None:
+    assert race((0.01, 1), (0.0, 2), stagger_s=0.02) == (pytest.approx(0.01), 1, [0.0])
+
+
+def test_a_failure_starts_the_next_attempt_at_once() -> None:
+    race_s, result, begun = race((0.001, None), (0.001, None), (0.001, 3), stagger_s=10.0)
+    assert (race_s, result) == (pytest.approx(0.003), 3)
+    assert begun == pytest.approx([0.0, 0.001, 0.002])
+
+
+def test_a_race_without_a_winner_raises_every_error() -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        race((2.0, None), (1.0, None))
+    assert [str(error) for error in caught.value.exceptions] == ["nothing after 2.0 s", "nothing after 1.0 s"]

@@ -202,7 +202,7 @@ class AddressMonitor:
         """Return whether this node lent a port, which is lost by the time of the return."""
         leased = False
         try:
-            async with lease_port(self.transport, lender, self._local(), self.forwarded_ports) as port:
+            async with lease_port(self.transport, lender, local_address(self.listening), self.forwarded_ports) as port:
                 await self._check(port)
                 await self._set_address(PublicAddress(port.address, Basis.LEASED, True))
                 leased = True
@@ -226,12 +226,14 @@ class AddressMonitor:
             log.info("other machines find this node at %s (%s)", address.address, address.basis)
             await self.on_address(address)
 
-    def _local(self) -> str:
-        bound = Address.parse(self.listening)
-        return Address(ANY_HOSTS.get(bound.host, bound.host), bound.port).bare
-
     def _pinned(self, address: Address) -> str:
         return str(Address(address.host, address.port, self.pin))
+
+
+def local_address(listening: str) -> str:
+    """Return the `host:port` at which programs of this machine reach a node that listens on `listening`."""
+    bound = Address.parse(listening)
+    return Address(ANY_HOSTS.get(bound.host, bound.host), bound.port).bare
 
 
 async def _sleep_about(seconds: float) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "client_registry",
     "open_registry",
     "parse_addresses",
+    "parse_dht_peers",
     "peers_registry",
     "registry_kind",
     "shareable_spec",
@@ -36,11 +37,14 @@ async def open_registry(
     node: str,
     listen: Sequence[str] = ("/ip4/0.0.0.0/tcp/0",),
     identity: Path | None = None,
+    remembered: Sequence[str] = (),
 ) -> Registry:
     """Open the registry that a node announces itself in.
 
-    `model` is the config digest and `node` the node's id.  `listen` (multiaddresses) and `identity` (a key file) are
-    for the DHT's daemon.  Raises BadRequest or Unreachable with the next step.
+    `model` is the config digest and `node` the node's id.  `listen` (multiaddresses), `identity` (a key file)
+    and `remembered` (multiaddresses of peers of an earlier run) are for the DHT's daemon.
+
+    Raises BadRequest or Unreachable with the next step.
     """
     kind = registry_kind(spec)
     if kind == "none":
@@ -48,7 +52,7 @@ async def open_registry(
     if kind == "dht":
         from treeswarm.registry.dht import DhtRegistry  # noqa: PLC0415  # hivemind imports torch.
 
-        return await DhtRegistry.start(model, parse_dht_peers(spec), listen, identity)
+        return await DhtRegistry.start(model, parse_dht_peers(spec), listen, identity, remembered=remembered)
     if kind == "mqtt":
         from treeswarm.registry.mqtt import MqttRegistry  # noqa: PLC0415  # aiomqtt is an optional dependency.
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -80,9 +81,11 @@ class DhtRegistry(BookRegistry):
         identity: Path | None = None,
         clock: Callable[[], float] = time.time,
         poll_s: float = POLL_S,
+        remembered: Sequence[str] = (),
     ) -> "DhtRegistry":
         """Join the DHT of `initial_peers`, or begin a new one without them.
 
+        `remembered` are peers of an earlier run, which are tried where no initial peer answers or none is given.
         `identity` is the file of the daemon's key, which is created if it is missing.  Without a file, the key lasts as
         long as this registry.  Raises BadRequest or Unreachable.
         """
@@ -95,9 +98,10 @@ class DhtRegistry(BookRegistry):
             identity or Path(temporary.name) / "identity",
             registry._is_believable,
         )
+        registry.daemon.remember(remembered)
         try:
             await registry.daemon.start()
-            if initial_peers and not await registry.daemon.join():
+            if not await registry.daemon.join() and initial_peers:
                 raise Unreachable(
                     f"no DHT answers at {', '.join(initial_peers)}: check that they run and their ports are open, "
                     "or begin a new swarm with dht:"
@@ -114,6 +118,16 @@ class DhtRegistry(BookRegistry):
     def visible_maddrs(self) -> tuple[str, ...]:
         """Multiaddresses at which others reach this peer's daemon: `/ip4/HOST/tcp/PORT/p2p/ID`."""
         return self.daemon.visible_maddrs
+
+    def known_peers(self) -> list[str]:
+        """Return the multiaddresses of other peers, the latest first, for `remembered` of a later run."""
+        return self.daemon.known_peers()
+
+    @property
+    def port(self) -> int:
+        """TCP port of the daemon, or 0 if it is not known."""
+        match = re.search(r"/tcp/(\d+)/", f"{self.daemon.listen[0]}/")
+        return int(match[1]) if match else 0
 
     @property
     def spec(self) -> str:
@@ -170,7 +184,7 @@ class DhtRegistry(BookRegistry):
         For the first node of a swarm, which has no other peers, its own copy is enough.
         """
         connected = await peer.connected()
-        if peer.alone:
+        if peer.alone and (connected or self.daemon.initial_peers):
             await peer.connect(self.daemon.known_peers())
         return await peer.store(sealed) or (peer.alone and not connected and not self.daemon.initial_peers)
 

@@ -61,13 +61,23 @@ class DhtDaemon:
         if port := re.search(r"/tcp/(\d+)/", self.visible_maddrs[0]):  # The next daemon gets the same address.
             self.listen = tuple(re.sub(r"/tcp/0$", f"/tcp/{port[1]}", maddr) for maddr in self.listen)
 
-    async def join(self) -> int:
-        """Connect to the initial peers, with several attempts.  Return how many answer."""
+    async def join(self) -> bool:
+        """Connect to one of the initial peers, with several attempts, or to one that is remembered.
+
+        Return whether any answers.  The first node of a swarm, which has no initial peers, tries once.
+        """
+        if not self.initial_peers:
+            return await self.peer.connect_any(self._remembered)
         for pause_s in JOIN_PAUSES_S:
             await asyncio.sleep(pause_s)
-            if answered := await self.peer.connect(self.initial_peers):
-                return answered
-        return 0
+            if await self.peer.connect_any(self.initial_peers):
+                return True
+            if await self.peer.connect_any(self._remembered):
+                log.warning(
+                    "none of %s answers: joined through peers of this node's last run", ", ".join(self.initial_peers)
+                )
+                return True
+        return False
 
     async def replace(self, failed: DhtPeer | None) -> bool:
         """Start another daemon in place of `failed`.

@@ -11,16 +11,16 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from treeswarm.errors import BadRequest, Malformed, TransportError
 from treeswarm.extras import install_command
-from treeswarm.keys import new_raw_key
+from treeswarm.keys import damaged_file, new_raw_key, write_private
 from treeswarm.protocol.records import LIFETIME_S, RECORD_VERSION, SealedRecord
 from treeswarm.registry.book import MAX_NODES, rejection_reason
-from treeswarm.tasks import TaskSet
+from treeswarm.tasks import TaskSet, first_success
 from treeswarm.wire.sealing import unseal
 
 # One key with 12,000 subkeys returned 10,200 of them (2026-11-20): an answer holds at most 4 MiB.
@@ -35,6 +35,8 @@ REPLICAS = 5
 # hivemind gives up on a peer after 3 s.  A whole search in the DHT that takes this long is stuck in a dead daemon.
 STUCK_S = 30.0
 START_S = 20.0
+# Both halves of an Ed25519 key.
+ED25519_BYTES = 64
 DIAL_S = 5.0
 # No honest record has an expiry further in the future.
 FARTHEST_S = 2 * LIFETIME_S
@@ -118,9 +120,9 @@ class DhtPeer:
         from hivemind.dht.node import DHTNode  # noqa: PLC0415
         from hivemind.p2p import P2P  # noqa: PLC0415
 
+        _make_identity(identity)
         p2p = None
         try:
-            _make_identity(identity)
             async with asyncio.timeout(START_S):
                 # Other peers are dialled later: a daemon that reaches none of its initial peers does not start.
                 p2p = await P2P.create(
@@ -186,6 +188,25 @@ class DhtPeer:
         if any(answers):  # A peer that answered knows other peers.
             await self._call(self.node.find_nearest_nodes([self.node.node_id]))
         return sum(answers) + len(maddrs) - len(answers)
+
+    async def connect_any(self, maddrs: Sequence[str]) -> bool:
+        """Connect to the peer among `maddrs` that answers first.  Return whether any does.
+
+        Dead addresses cost next to no time, as all are dialled side by side.
+        """
+        if not maddrs:
+            return False
+
+        async def connect(maddr: str) -> None:
+            if not await self._connect_one(maddr):
+                raise TransportError(f"no answer from {maddr}")
+
+        try:
+            await first_success([partial(connect, maddr) for maddr in maddrs])
+        except ExceptionGroup:
+            return False
+        await self._call(self.node.find_nearest_nodes([self.node.node_id]))
+        return True
 
     async def _connect_one(self, maddr: str) -> bool:
         from hivemind.p2p import PeerID  # noqa: PLC0415
@@ -261,6 +282,7 @@ class DhtPeer:
         The caller may be cancelled, but the call goes on: a cancelled search leaves tasks behind that wait without end.
         """
         task = self._calls.start(call)
+        task.add_done_callback(_retrieve_exception)  # its caller may be cancelled before it ends
         try:
             async with asyncio.timeout(timeout):
                 return await asyncio.shield(task)
@@ -268,19 +290,39 @@ class DhtPeer:
             raise TransportError(f"the DHT's daemon does not respond ({error or type(error).__name__})") from error
 
 
+def _retrieve_exception(task: "asyncio.Task[Any]") -> None:
+    """Keep asyncio from logging that nobody looked at the exception of a task."""
+    if not task.cancelled():
+        task.exception()
+
+
 def _make_identity(path: Path) -> None:
-    """Write an Ed25519 key in libp2p's format, unless the file exists.
+    """Write an Ed25519 key in libp2p's format, unless the file exists.  Raises BadRequest, also for a damaged file.
 
     hivemind's own generator takes a second, as it makes an RSA key.
     """
     from hivemind.proto import crypto_pb2  # noqa: PLC0415
 
-    if path.exists():
-        return
-    data = b"".join(new_raw_key())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    path.write_bytes(crypto_pb2.PrivateKey(key_type=crypto_pb2.KeyType.Ed25519, data=data).SerializeToString())
+    try:
+        if not path.exists():
+            key = crypto_pb2.PrivateKey(key_type=crypto_pb2.KeyType.Ed25519, data=b"".join(new_raw_key()))
+            write_private(path, key.SerializeToString())
+        elif not _is_dht_key(path.read_bytes()):
+            raise damaged_file("key file of the DHT peer", path, "", "the node is then another peer of the DHT")
+    except OSError as error:
+        raise BadRequest(f"the key file of the DHT peer {path} can be neither read nor created ({error})") from None
+
+
+def _is_dht_key(data: bytes) -> bool:
+    """Return whether these bytes are an Ed25519 key in libp2p's format, which is what `_make_identity` writes."""
+    from google.protobuf.message import DecodeError  # noqa: PLC0415
+    from hivemind.proto import crypto_pb2  # noqa: PLC0415
+
+    try:
+        key = crypto_pb2.PrivateKey.FromString(data)
+    except DecodeError:
+        return False
+    return key.key_type == crypto_pb2.KeyType.Ed25519 and len(key.data) == ED25519_BYTES
 
 
 def _checked(call_find: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -13,11 +14,11 @@ from typing import Any
 import pytest
 from tests.support.registry_media import LOOPBACK, DhtMedium, all_ended, kill_daemon, until, until_known
 
-from treeswarm.errors import BadRequest, TransportError, Unreachable
+from treeswarm.errors import BadRequest, DamagedFile, TransportError, Unreachable
 from treeswarm.protocol.records import NodeState, SealedRecord
 from treeswarm.registry import open_registry
 from treeswarm.registry.dht import DhtRegistry
-from treeswarm.registry.dht_peer import DhtPeer, check_hivemind, shard_key
+from treeswarm.registry.dht_peer import DIAL_S, DhtPeer, check_hivemind, shard_key
 from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 
 
@@ -207,3 +208,55 @@ def test_model_has_sixteen_keys() -> None:
     keys = {shard_key(MODEL, FakeNode().id) for _ in range(300)}
     assert len(keys) == 16
     assert f"treeswarm/1/{MODEL}/7" in keys
+
+
+async def test_first_peer_comes_back_to_the_swarm_that_it_remembers(dht: DhtMedium) -> None:
+    """It was started without peers, and is started so again: a new swarm beside the old one would divide it."""
+    assert dht.first is not None
+    writer, node = await member(dht), FakeNode()
+    await writer.announce(node.record(4001))
+    await until(lambda: has_known_peers(dht.first), "the first peer knows the other")
+    spec, remembered = dht.first.spec, dht.first.known_peers()
+    await dht.kill()
+    dht.first = await DhtRegistry.start(
+        MODEL, (), dht.listen, dht.folder / "identity", poll_s=0.3, remembered=remembered
+    )
+    assert dht.first.spec == spec
+    assert [sealed.record.address for sealed in await dht.first.snapshot()] == ["127.0.0.1:4001"]
+
+
+async def has_known_peers(registry: DhtRegistry | None) -> bool:
+    return registry is not None and bool(registry.known_peers())
+
+
+async def test_peer_joins_through_remembered_ones_when_the_named_one_is_gone(
+    dht: DhtMedium, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer, node = await member(dht), FakeNode()
+    await writer.announce(node.record(4001))
+    assert dht.first is not None
+    named, silent = dht.first.visible_maddrs, f"/ip4/127.0.0.1/tcp/9/p2p/{dht.first.spec.rpartition('/')[2]}"
+    await dht.kill()
+    joined = await DhtRegistry.start(MODEL, named, LOOPBACK, remembered=(silent, *writer.visible_maddrs))
+    dht.joined.append(joined)
+    assert [sealed.record.address for sealed in await joined.snapshot()] == ["127.0.0.1:4001"]
+    assert "joined through peers of this node's last run" in caplog.text
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\x08\x01", b"\xff" * 68])
+async def test_damaged_key_of_the_daemon_is_named(damaged: bytes, tmp_path: Path) -> None:
+    key = tmp_path / "node.dht"
+    key.write_bytes(damaged)
+    with pytest.raises(DamagedFile, match=rf"DHT peer {key} is damaged: restore it .*or delete it"):
+        await DhtRegistry.start(MODEL, (), LOOPBACK, key)
+
+
+async def test_black_holes_do_not_delay_joining(dht: DhtMedium) -> None:
+    """Peers that accept connections and stay silent: without a race each of them costs DIAL_S."""
+    assert dht.first is not None
+    name = dht.first.spec.rpartition("/")[2]
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        silent = [f"/ip4/127.0.0.1/tcp/{hole.getsockname()[1]}/p2p/{name[:-i]}{'A' * i}" for i in range(1, 5)]
+        async with asyncio.timeout(DIAL_S):
+            joined = await DhtRegistry.start(MODEL, (*silent, *dht.first.visible_maddrs), LOOPBACK)
+        dht.joined.append(joined)
