@@ -4,6 +4,8 @@ Rows 0 to `trunk` are the text; the rows of the nodes drafted below it follow.  
 those below it move up in place, so that no token is computed twice.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +22,10 @@ from treeswarm.errors import ModelError, UnsupportedModel
 IMPLEMENTATION = "treeswarm-draft"
 FIRST_ROWS = 512
 PREFILL_ROWS = 512
+# A model of fewer parameters drafts with one thread.  Its small products gain nothing by two, and beside other programs
+# each thread waits for the others to be scheduled: a tree of 32 nodes of the bundled draft took 8 ms of processor time
+# with one thread and 190 ms with two (24 and 580 ms by the clock), on two cores at a load of 14 (2026-11-30).
+ONE_THREAD_PARAMETERS = 50_000_000
 # Largest difference between the logits of a tree's rows and of the same text, relative to the largest logit.
 TREE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
@@ -110,6 +116,20 @@ class DraftModel:
 
     def __post_init__(self) -> None:
         self._cache = TreeCache(device=self.model.device)
+        self._is_small = sum(weight.numel() for weight in self.model.parameters()) < ONE_THREAD_PARAMETERS
+
+    @contextlib.contextmanager
+    def fitting_threads(self) -> Iterator[None]:
+        """Compute with one thread in this context if the model is small, and with torch's own number otherwise."""
+        usual = torch.get_num_threads()  # of the calling thread: each thread has a number of its own
+        if usual == 1 or not self._is_small:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(usual)
 
     def cut(self, length: int) -> None:
         """Forget the tree, and the text after its first `length` tokens."""
@@ -151,13 +171,14 @@ class DraftModel:
         """Compute the rows last added to the cache.  Returns their logits, float32 [n, vocab], or those of the last
         row, float32 [1, vocab]."""
         device = self.model.device
-        output = self.model(
-            input_ids=torch.from_numpy(tokens).to(device)[None],
-            position_ids=torch.from_numpy(positions).to(device)[None],
-            use_cache=False,
-            logits_to_keep=1 if last else 0,
-            treeswarm_cache=self._cache,
-        )
+        with self.fitting_threads():
+            output = self.model(
+                input_ids=torch.from_numpy(tokens).to(device)[None],
+                position_ids=torch.from_numpy(positions).to(device)[None],
+                use_cache=False,
+                logits_to_keep=1 if last else 0,
+                treeswarm_cache=self._cache,
+            )
         logits: torch.Tensor = output.logits[0, :, : self.vocab_size].float()
         return logits
 

@@ -228,9 +228,13 @@ class ModelDrafter:
         self._expanded = self._tree = None
         self._draft.cut(length)
 
-    @torch.inference_mode()
     def children(self, logits: torch.Tensor, positions: NDArray[np.int64]) -> CandidateNodes:
         """Return the best tokens for each of the `positions` in the text, [n], given `logits`, [n, vocab]."""
+        with self._draft.fitting_threads():
+            return self._children(logits, positions)
+
+    @torch.inference_mode()
+    def _children(self, logits: torch.Tensor, positions: NDArray[np.int64]) -> CandidateNodes:
         settings, options, tau = self._settings, self.options, self.ranking_tau
         # Only differences of logits count: the softmax below removes what a log-softmax here would.
         base = logits if settings.greedy else logits / max(settings.temperature, COLDEST)

@@ -1,8 +1,7 @@
 """What rows cost on one chain, estimated from profiles and from the timings of traversals.
 
-Links cost latency and bytes by a rate; a node's forward costs what its own profile says, corrected by its timings; a
-level of drafting costs a running average.  All estimates are frozen: an update returns a new one.  `CostTracker` alone
-remembers, for every node and every chain.
+Links cost latency and bytes by a rate; a node's forward costs what its own profile says, corrected by its timings.  All
+estimates are frozen: an update returns a new one.  `CostTracker` alone remembers, for every node and every chain.
 
 A forward carries the rows of all sessions that wait, so a row that we add delays every one of them (arXiv 2310.18813:
 the best tree shrinks as the batch grows).  Where b sessions share a forward we therefore count a row b times:
@@ -22,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.protocol.messages import MAX_ROWS, HopTiming, Profile
-from treeswarm_client.drafters.seam import DraftTree
 
 # --- LineFit
 # Number of measurements kept, and number kept of about the same size: the rounds of a session are often all alike, and
@@ -47,16 +45,12 @@ PRIOR_LATENCY_S = 0.05
 # Profile of a node that sent none: between a GPU that reads its weights from memory (256 rows cost little more than
 # one) and a CPU (they cost a multiple).  Only the shape counts: the first timing sets the height, later ones bend it.
 UNKNOWN: Profile = ((1, 10_000), (2, 10_500), (4, 11_000), (16, 13_000), (64, 20_000), (256, 50_000))
-# Weight of one timing, or of one drafted tree, in an estimate that has several.
+# Weight of one timing in an estimate that has several.
 STEP = 1 / 8
 # Share of a correction that holds for all numbers of rows: a machine that is slow today is slow throughout.
 COMMON = 0.3
 # A timing that is off by a larger factor than this, up or down, counts as this factor: one stall is no slow node.
 FARTHEST = 3.0
-
-# --- DraftLevels
-# Deeper than any tree of a usual drafter; deeper nodes count to the last level.
-DEPTHS = 64
 
 # --- Costs
 # On the client's own links a row is its parent and token on the way out, and id, token and log-probability back.
@@ -170,7 +164,7 @@ def _newest_of_each_size(measurements: list[tuple[float, float]]) -> list[tuple[
     return kept[::-1]
 
 
-# ---------------------------------------------------------------- links, nodes, drafting
+# ---------------------------------------------------------------- links and nodes
 
 
 @dataclass(frozen=True)
@@ -274,51 +268,6 @@ class HopEstimate:
         weights = COMMON + (1 - COMMON) * near
         log_factor = min(max(math.log(factor), -math.log(FARTHEST)), math.log(FARTHEST))
         return np.asarray(self.table_s * np.exp(STEP * weights * log_factor))
-
-
-@dataclass(frozen=True, eq=False)
-class DraftLevels:
-    """What a level of drafting takes, and how many levels trees have, as running averages over drafted trees."""
-
-    level_s: float = 0.0
-    """Seconds of one level: one forward of the draft model, however many nodes it has."""
-    levels: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    """Number of levels of the best 1, 2, … nodes of a tree, float64 [nodes]."""
-    samples: int = 0
-    """Number of trees averaged."""
-
-    def updated(self, tree: DraftTree, seconds: float) -> "DraftLevels":
-        """Return the averages with one more tree, which took `seconds` to draft."""
-        if not len(tree):
-            return self
-        depths = np.minimum(tree.depths(), DEPTHS - 1)
-        step = max(STEP, 1 / (self.samples + 1))
-        level_s = seconds / (int(depths.max()) + 1)
-        return DraftLevels(
-            self.level_s + step * (level_s - self.level_s),
-            _moving_average(self.levels, np.maximum.accumulate(depths) + 1.0),
-            self.samples + 1,
-        )
-
-    def draft_s(self, largest: int) -> NDArray[np.float64]:
-        """Return the seconds that drafting 0 to `largest` nodes takes, float64 [largest + 1].
-
-        A tree larger than any seen is deeper by the square root of the ratio of their sizes.
-        """
-        seen = np.maximum.accumulate(self.levels[:largest])
-        if not len(seen):
-            return np.zeros(largest + 1)
-        beyond = seen[-1] * np.sqrt(np.arange(len(seen) + 1, largest + 1) / len(seen))
-        return self.level_s * np.concatenate([[0.0], seen, beyond])
-
-
-def _moving_average(average: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the exponential moving average, element by element; the longer of the two supplies the rest."""
-    if not len(average):
-        return new
-    common = min(len(average), len(new))
-    longer = average if len(average) > common else new
-    return np.concatenate([average[:common] + STEP * (new[:common] - average[:common]), longer[common:]])
 
 
 # ---------------------------------------------------------------- a traversal

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm_client.planner.acceptance import AcceptanceEstimate
-from treeswarm_client.planner.costs import Costs, DraftLevels, slowest_stage_s, traversal_s
+from treeswarm_client.planner.costs import Costs, slowest_stage_s, traversal_s
+from treeswarm_client.planner.draft_levels import DraftLevels
 from treeswarm_client.planner.loss_budget import (
     EXPLORE_EVERY,
     EXPLORE_LONGER,
@@ -121,9 +122,12 @@ def cheap_size(costs: Costs, share: float, largest: int) -> int:
 
 
 def exploration_interval(estimates: Estimates, costs: Costs) -> int:
-    """Return the number of plain rounds after which to ship a few nodes again, to see whether guesses hit."""
+    """Return the number of plain rounds after which to ship a few nodes again, to see whether guesses hit.
+
+    No round waits longer for its draft than `longest_draft_wait_s`, so a slow draft makes tries no rarer than that.
+    """
     size = cheap_size(costs, EXPLORE_LONGER, EXPLORE_NODES)
-    draft_s = estimates.levels.draft_s(size)[-1]
+    draft_s = min(float(estimates.levels.draft_s(size)[-1]), longest_draft_wait_s(costs))
     longer_s = float(traversal_s(costs, 1.0 + size) - traversal_s(costs, 1.0) + draft_s)
     if estimates.acceptance.usual_chances(size).sum() * costs.plain_s > NEARLY * longer_s:
         return EXPLORE_SOON

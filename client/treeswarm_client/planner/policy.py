@@ -27,11 +27,11 @@ from treeswarm_client.planner.costs import (
     ChainHop,
     Costs,
     CostTracker,
-    DraftLevels,
     TraversalParts,
     round_duration_s,
     take_apart,
 )
+from treeswarm_client.planner.draft_levels import DraftLevels
 from treeswarm_client.planner.explain import RoundReport, reason_of
 from treeswarm_client.planner.loss_budget import (
     EXPLORE_LONGER,

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from treeswarm.errors import ModelError, UnsupportedModel
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import walk
-from treeswarm_client.drafters import load_drafter
+from treeswarm_client.drafters import draft_model, load_drafter
 from treeswarm_client.drafters.model import RAW_DECAY, DraftOptions, ModelDrafter
 from treeswarm_client.drafters.model_tree import ModelTreeOptions
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verification
@@ -160,6 +160,25 @@ class Watch:
 
     def _seen(self, module: torch.nn.Module, args: object, kwargs: dict[str, torch.Tensor]) -> None:
         self.forwards.append(kwargs["input_ids"].shape[1])
+
+
+def test_a_small_draft_computes_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves the number of threads as it was: the process may use torch for something else."""
+    torch.set_num_threads(2)
+    seen: list[int] = []
+    model = tiny_model()
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    drafter = drafter_of(model)
+    drafter.begin([1, 2, 3], GREEDY)
+    drafter.propose(8, 4)
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 2
+    monkeypatch.setattr(draft_model, "ONE_THREAD_PARAMETERS", 0)
+    seen.clear()
+    drafter = drafter_of(model)
+    drafter.begin([1, 2, 3], GREEDY)
+    drafter.propose(8, 4)
+    assert set(seen) == {2}
 
 
 def test_an_accepted_token_is_not_computed_again() -> None:

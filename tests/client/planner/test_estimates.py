@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from treeswarm.protocol.messages import HopTiming
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree
 from treeswarm_client.planner.acceptance import AcceptanceEstimate
-from treeswarm_client.planner.costs import Curve, DraftLevels, HopEstimate, LinkEstimate, sum_curves
+from treeswarm_client.planner.costs import Curve, HopEstimate, LinkEstimate, sum_curves
+from treeswarm_client.planner.draft_levels import PRIOR_LEVEL_S, DraftLevels
 from treeswarm_client.planner.loss_budget import START, Exploration, LossBudget
 
 PROFILE = ((1, 4000), (16, 5000), (64, 9000), (256, 26000))
@@ -128,12 +129,40 @@ def test_usual_chances_continue_beyond_drafted_ranks() -> None:
     assert AcceptanceEstimate().usual_chances(4).sum() == 0
 
 
-def test_levels_are_averaged_and_extrapolated() -> None:
-    levels = DraftLevels().updated(CHAIN, 0.03)
+def levels_after(*level_s: float) -> DraftLevels:
+    """Return what is known after chains of three levels that took so many seconds per level."""
+    levels = DraftLevels()
+    for seconds in level_s:
+        levels = levels.updated(CHAIN, 3 * seconds)
+    return levels
+
+
+def test_levels_are_measured_and_extrapolated() -> None:
+    levels = levels_after(0.01, 0.01)
     assert levels.level_s == pytest.approx(0.01)
     assert levels.draft_s(3) == pytest.approx([0, 0.01, 0.02, 0.03])
     assert levels.draft_s(12)[-1] == pytest.approx(0.06)
     assert CHAIN.depths().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("times", [10, 50, 300])
+def test_a_slow_first_draft_is_no_evidence_by_itself(times: int) -> None:
+    assert levels_after(times * 0.003).level_s == PRIOR_LEVEL_S
+    assert levels_after(times * 0.003, 0.004).level_s == pytest.approx(0.004)
+    assert levels_after(0.001).level_s == pytest.approx(0.001)
+
+
+def test_a_minority_of_slow_levels_changes_nothing() -> None:
+    usual = levels_after(*[0.004] * 8)
+    for _ in range(3):
+        usual = usual.updated(CHAIN, 3 * 0.9)
+    assert usual.level_s == pytest.approx(0.004)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.004, 0.04), (0.04, 0.004)])
+def test_a_lasting_change_of_levels_is_followed_in_five_rounds(before: float, after: float) -> None:
+    levels = levels_after(*[before] * 8, *[after] * 5)
+    assert levels.level_s == pytest.approx(after)
 
 
 def test_a_loss_budget_in_debt_halves_chances_until_repaid() -> None:

@@ -18,7 +18,7 @@ from treeswarm_client.drafters.seam import NO_TREE, DraftTree
 from treeswarm_client.planner import plan as plan_module
 from treeswarm_client.planner.costs import ChainHop, traversal_s
 from treeswarm_client.planner.explain import RoundReport, explain_lines
-from treeswarm_client.planner.loss_budget import EXPLORE_EVERY, SKIPPED_ROUNDS
+from treeswarm_client.planner.loss_budget import EXPLORE_EVERY, SKIPPED_ROUNDS, Exploration
 from treeswarm_client.planner.plan import plan_round
 from treeswarm_client.planner.policy import AutoPolicy, PlannerMemory, Round, departure_s
 
@@ -179,6 +179,7 @@ def test_a_tree_right_to_its_end_is_followed_by_a_larger_one() -> None:
 def test_that_no_tree_pays_holds_for_some_plain_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """And only for them: a tree that was right ends it."""
     policy, _, _ = after_rounds(120, 0.0, "1 ms, 1 Gbit/s")
+    policy.memory.exploration = Exploration(due_in=100)
     calls: list[int] = []
     monkeypatch.setattr(plan_module, "plan_round", lambda *a, **k: calls.append(1) or plan_round(*a, **k))
     rounds = 3 * SKIPPED_ROUNDS
