@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from treeswarm.protocol.spans import Span
 # Importing torch and proving a span takes seconds, or minutes on a busy machine.
 READY_S = 180.0
 STOP_S = 10.0
+HOME_VARIABLES = ("XDG_CACHE_HOME", "XDG_STATE_HOME")
+"""Variables that name the folders in which a node keeps files for its next start."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class LocalSwarm:
     flags: tuple[str, ...] = ()
     """Command-line flags of every node."""
     nodes: list[LocalNode] = field(default_factory=list)
+    on_ready: Callable[[LocalNode], None] = lambda _: None
+    """Called with each node as soon as it is ready."""
+    _environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of every node besides those of this process."""
     _folder: Path = field(default_factory=Path)
     _stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
     _names: "itertools.count[int]" = field(default_factory=itertools.count)
@@ -80,10 +86,16 @@ class LocalSwarm:
         self._stack.push_async_callback(_stop_all, started)
         for own, host in zip(flags, hosts, strict=True):
             identity = str(self.identity(next(self._names)))
-            started.append(await _start(host, self.model, *self.flags, "--identity", identity, *own))
-        ready = await asyncio.gather(*(_ready(process, errors) for process, errors in started))
+            arguments = (self.model, *self.flags, "--identity", identity, *own)
+            started.append(await _start(host, arguments, self._environment))
+        ready = await asyncio.gather(*(self._ready(process, errors) for process, errors in started))
         self.nodes.extend(ready)
         return ready
+
+    async def _ready(self, process: asyncio.subprocess.Process, errors: asyncio.Task[bytes]) -> LocalNode:
+        node = await _ready(process, errors)
+        self.on_ready(node)
+        return node
 
 
 def even_cuts(blocks: int, nodes: int) -> list[Span]:
@@ -105,18 +117,25 @@ async def local_swarm(
     hosts: Sequence[HostCommand] | None = None,
     flags: Sequence[str] = (),
     own_flags: Sequence[Sequence[str]] | None = None,
+    keeps_nothing: bool = False,
+    on_ready: Callable[[LocalNode], None] = lambda _: None,
 ) -> AsyncIterator[LocalSwarm]:
     """Start one node per span and wait until all are ready; stop them on leaving the context.
 
     `hosts` says where each node runs, by default here on loopback.  `flags` are further flags of every node,
-    `own_flags` those of each.  Raises ModelError with the error of a node that did not start, or NodeLost.
+    `own_flags` those of each.  With `keeps_nothing` the nodes also leave no cache in the user's home.  `on_ready` is
+    called with each node as soon as it is ready.  Raises ModelError with the error of a node that did not start, or
+    NodeLost.
     """
     shared = ["--dtype", dtype, "--threads", str(threads), "--log-format", "json", "--registry", registry, *flags]
     shared += ["--emulate-link", emulate_link] if emulate_link else []
     shared += ["--swarm-key", str(swarm_key)] if swarm_key else []
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="treeswarm-")))
-        swarm = LocalSwarm(model, tuple(shared), _folder=folder, _stack=stack)
+        environment = dict.fromkeys(HOME_VARIABLES, str(folder)) if keeps_nothing else {}
+        swarm = LocalSwarm(
+            model, tuple(shared), on_ready=on_ready, _environment=environment, _folder=folder, _stack=stack
+        )
         node_flags = [
             ("--blocks", str(span), *own) for span, own in zip(spans, own_flags or [()] * len(spans), strict=True)
         ]
@@ -133,13 +152,15 @@ def node_command() -> list[str]:
     return [program]
 
 
-async def _start(host: HostCommand, *arguments: str) -> tuple[asyncio.subprocess.Process, asyncio.Task[bytes]]:
+async def _start(
+    host: HostCommand, arguments: Sequence[str], environment: Mapping[str, str]
+) -> tuple[asyncio.subprocess.Process, asyncio.Task[bytes]]:
     process = await asyncio.create_subprocess_exec(
         *(*host.through, *node_command(), *arguments, "--listen", host.listen),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         # Variables that the user has set are meant for a node of theirs, not for these.
-        env={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
+        env={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)} | dict(environment),
     )
     assert process.stderr is not None
     return process, asyncio.create_task(process.stderr.read())

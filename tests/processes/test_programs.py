@@ -60,6 +60,7 @@ def test_terminated_demo_ends_its_nodes() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, text=True) as demo:
         try:
             assert demo.stdout is not None
+            assert demo.stdout.readline().startswith("1/3 ")
             assert demo.stdout.readline().startswith("swarm-node ")
             demo.terminate()
             assert demo.wait(60) == 143
@@ -93,3 +94,22 @@ def test_node_and_client_find_a_revision_in_the_hub_cache(tmp_path: Path) -> Non
         finally:
             node.terminate()
             assert node.wait(60) == 0
+
+
+def test_demo_on_a_pipe_shows_its_progress_and_leaves_nothing_in_the_home(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    result = subprocess.run(
+        [BIN / "swarm", "demo", "--max-new-tokens", "16"],
+        env=environment | {"HOME": str(home)}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line[:4] for line in lines if line[1:3] == "/3"] == ["1/3 ", "2/3 ", "3/3 "]
+    assert sum(line.startswith("swarm-node 127.0.0.1:") for line in lines) == 3
+    assert "   16 tokens: plain decoding" in result.stdout
+    assert "identical: plain decoding, trees and stock transformers gave the same tokens" in lines
+    assert "swarm chat --model demo --registry 127.0.0.1:4001" in lines[-3]
+    assert result.stderr == ""
+    assert not list(home.rglob("*"))
