@@ -28,6 +28,8 @@ EXAMPLES = """examples:
   swarm bench draw wan.json --out wan.svg    the figures of wan --json as pictures
   swarm bench virtual-wan --json             wan on a virtual clock, as if every node had a machine of its own
   swarm bench virtual-wan --swift 10 --cells 25ms --texts code --json   the same with nodes 10 times as fast
+  swarm bench disturbed --json               the planner when machines and links change their speed; virtual clock
+  swarm bench disturbed --cells 25ms --cases "first draft 50x;noise" --texts good   a part of the same
   swarm bench overhead --json                what a hop costs besides the model and the wire
   swarm bench node --profile --json          what an append costs a node besides the model, in one process
   swarm bench planner --json                 how much of a round the planner takes, on simulated links
@@ -47,7 +49,7 @@ EXAMPLES = """examples:
   swarm bench exact --model DIR --draft DIR  the same as exact on a model of your own"""
 
 # With these, the whole matrix of wan takes some 40 minutes on two idle cores.
-PROMPTS = {"exact": 20, "sampling": 16, "wan": 3, "virtual-wan": 4}
+PROMPTS = {"exact": 20, "sampling": 16, "wan": 3, "virtual-wan": 4, "disturbed": 2}
 TOKENS = {"exact": 128, "faults": 96, "wan": 20, "virtual-wan": 32}
 # A node of two or three blocks, streamed through two slots, would keep most of them in memory.
 NODES = {"offload": 1}
@@ -106,7 +108,8 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--prompts",
         type=int,
         metavar="N",
-        help="number of held-out prompts (default 8; exact: 20, sampling: 16; of each text, wan: 3, virtual-wan: 4)",
+        help="number of held-out prompts (default 8; exact: 20, sampling: 16; of each text, wan: 3, virtual-wan: 4; "
+        "texts per case, disturbed: 2)",
     )
     parser.add_argument(
         "--max-new-tokens",
@@ -121,6 +124,13 @@ def _add_matrix_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", type=_words, metavar="A,B", help=f"wan, virtual-wan: some of {choices} (default all)"
         )
+    parser.add_argument(
+        "--cases",
+        type=lambda text: text.split(";"),
+        metavar="A;B",
+        help="disturbed: some of its faults, such as 'noise;cold nodes 5x' (default all); it takes --cells of 1ms, "
+        "25ms, 100ms and --texts of good, poor, changing",
+    )
     parser.add_argument(
         "--strategies", type=_words, metavar="A,B", help="wan, virtual-wan: such as plain,tree-64,auto (default all)"
     )
@@ -153,7 +163,7 @@ def _add_flags_of_single_benches(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--generations", type=int, default=100, metavar="N", help="faults: number of generations (default 100)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="faults: seed of the schedule (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="faults, disturbed: first seed (default 0)")
     parser.add_argument("--clients", type=int, default=64, metavar="N", help="load: number of clients (default 64)")
     parser.add_argument(
         "--messages", type=int, default=10_000, metavar="N", help="fuzz: number of hostile messages (default 10000)"
@@ -234,6 +244,10 @@ def _run(args: argparse.Namespace) -> int:
         from treeswarm_bench.benchmarks.parts import tls  # noqa: PLC0415
 
         Console().print(tls.table_of(result))
+    elif args.which == "disturbed":
+        from treeswarm_bench.benchmarks.disturbed import bench as disturbed  # noqa: PLC0415
+
+        Console().print(disturbed.table_of(result))
     else:
         pprint(result, console=Console(), expand_all=True)
     return 1 if result.get("mismatches") or not result.get("well", True) else 0
@@ -271,6 +285,7 @@ def _benches() -> dict[str, RunBench]:
     return {
         "attention": _attention,
         "batch": _batch,
+        "disturbed": _disturbed,
         "draw": _draw,
         "exact": _exact,
         "faults": _faults,
@@ -304,6 +319,13 @@ async def _batch(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
     from treeswarm_bench.benchmarks import batching  # noqa: PLC0415
 
     return await batching.bench_batch(setup)
+
+
+async def _disturbed(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks.disturbed import bench  # noqa: PLC0415
+
+    seeds = range(args.seed, args.seed + setup.prompts)
+    return await bench.bench_disturbed(faults=args.cases, links=args.cells, texts=args.texts, seeds=seeds)
 
 
 async def _draw(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:

@@ -20,6 +20,11 @@ GRAIN_S = 0.0005
 THREADS = 64
 
 
+def no_time() -> float:
+    """Return 0: a meter that stands still, for work whose time is scripted."""
+    return 0.0
+
+
 class _NoWaiting(selectors.DefaultSelector):
     """A selector that never sleeps: it moves the loop's time forward by what it would have slept."""
 
@@ -40,7 +45,9 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self.now = 0.0
         self.work_s: float | None = 0.0
-        """Seconds that work in an executor takes; None: the processor time that it really took."""
+        """Seconds that work in an executor takes; None: the time of `meter` that it took."""
+        self.meter: Callable[[], float] = time.thread_time
+        """Clock of measured work.  With `no_time`, only the time that `sleep_in_work` lets pass counts."""
         super().__init__(_NoWaiting(self))
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="virtual")
         self._job = threading.local()
@@ -57,7 +64,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         job = self._current_job()
         if job is None:
             return self.now
-        spent_s = time.thread_time() - job.since
+        spent_s = self.meter() - job.since
         if spent_s > GRAIN_S:
             job.park(0.0)
             spent_s = 0.0
@@ -66,8 +73,17 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def sleep_in_work(self, seconds: float) -> None:
         """Let that many seconds pass for measured work; do nothing elsewhere."""
         job = self._current_job()
-        if job is not None:
+        if job is None:
+            return
+        if self.meter is no_time and self._is_idle_for(seconds):
+            self.now += seconds
+        else:
             job.park(seconds)
+
+    def _is_idle_for(self, seconds: float) -> bool:
+        """Return whether nothing else is due in that time, so that work need not hand over to the loop meanwhile."""
+        timers = self._scheduled  # type: ignore[attr-defined]
+        return not self._ready and (not timers or timers[0].when() > self.now + seconds)  # type: ignore[attr-defined]
 
     def discount(self, seconds: float) -> None:
         """Do not count that many seconds of what measured work took since its last look at the clock.
@@ -130,12 +146,12 @@ class MeasuredWork(Generic[T]):
 
     def park(self, more_s: float) -> None:
         """Wait, in the work's own thread, until the time that it took and `more_s` seconds have passed."""
-        self._due_s = time.thread_time() - self.since + more_s
+        self._due_s = self._loop.meter() - self.since + more_s
         self._parked.release()
         self._go.acquire()
         if self._abandoned:
             raise SystemExit
-        self.since = time.thread_time()
+        self.since = self._loop.meter()
 
     def abandon(self) -> None:
         """Let the thread end: no task waits for its result any more."""
@@ -157,14 +173,14 @@ class MeasuredWork(Generic[T]):
 
     def _run(self) -> None:
         self._loop._job.now = self
-        self.since = time.thread_time()
+        self.since = self._loop.meter()
         try:
             result = self._work()
             self._outcome = lambda: self._done.set_result(result)
         except BaseException as error:
             raised = error
             self._outcome = lambda: self._done.set_exception(raised)
-        self._due_s = time.thread_time() - self.since
+        self._due_s = self._loop.meter() - self.since
         self._loop._job.now = None
         self._parked.release()
 

@@ -1,0 +1,62 @@
+"""The planner against injected faults of speed, on a virtual clock: `swarm bench disturbed`, a cheap part of it."""
+
+import argparse
+import json
+
+import pytest
+
+from treeswarm.errors import BadRequest
+from treeswarm_bench import cli
+from treeswarm_bench.benchmarks.disturbed import judge as judge_module
+from treeswarm_bench.benchmarks.disturbed.judge import FixedSizes, judge
+from treeswarm_bench.benchmarks.disturbed.play import play
+from treeswarm_bench.benchmarks.disturbed.text import scripted_text
+from treeswarm_bench.benchmarks.disturbed.world import Script
+
+FIXED = FixedSizes(sizes=(0, 16))
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    cli.add_command(parser.add_subparsers())
+    args = parser.parse_args(["bench", "disturbed", *arguments])
+    return int(args.run(args))
+
+
+def test_same_seed_plays_the_same_rounds() -> None:
+    played = [play(Script(0.025, noisy=True), scripted_text("good", 1), "auto", tokens=48, seed=1) for _ in range(2)]
+    assert played[0].rounds == played[1].rounds
+    other = play(Script(0.025, noisy=True), scripted_text("good", 1), "auto", tokens=48, seed=2)
+    assert other.rounds != played[0].rounds
+
+
+def test_trees_pay_on_a_good_text_and_never_on_a_poor_one() -> None:
+    def rate(text: str, size: int) -> float:
+        played = play(Script(0.025), scripted_text(text, 0), size, tokens=96)
+        return played.tokens / played.seconds
+
+    assert rate("good", 16) > 4 * rate("good", 0)
+    assert rate("poor", 1) < rate("poor", 0) == pytest.approx(rate("good", 0))
+
+
+def test_plain_decoding_judges_itself_as_plain_and_far_from_best() -> None:
+    verdict = judge("none", "25ms", "good", seeds=[0], fixed=FIXED, size=0, lengths=(32, 64))
+    assert verdict.over_plain == {32: 1.0, 64: 1.0}
+    assert (verdict.broken, verdict.longest_wrong_no) == (["best", "no"], 64)
+    assert verdict.least_of_best < 0.3
+
+
+def test_bench_prints_one_object_and_fails_on_broken_bounds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(judge_module, "FIXED_SIZES", (0, 16))
+    code = run("--cells", "25ms", "--cases", "none;first draft 50x", "--texts", "good", "--prompts", "1", "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert (code == 0) == result["well"] == (not any(case["broken"] for case in result["cases"]))
+    assert {case["fault"] for case in result["cases"]} == {"none", "first draft 50x"}
+    assert {"date", "machine", "versions"} <= result["provenance"].keys()
+
+
+def test_unknown_case_is_refused() -> None:
+    with pytest.raises(BadRequest, match="unknown case 'earthquake'"):
+        run("--cases", "earthquake")
