@@ -5,10 +5,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # CPU users may name PyTorch's CPU index here: TORCH_INDEX=https://... make demo
 TORCH_INDEX ?=
+# pip's cache lies in the home folder: PIP_FLAGS= make demo uses it all the same.
+PIP_FLAGS ?= --no-cache-dir
 # Files of tests side by side.  Most of them wait for processes and timers; more than two at once on two cores only makes
 # deadlines late.
 JOBS ?= 2
-TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: help demo test test-slow check house wheels bench format models clean
 
@@ -81,9 +82,4 @@ $(VENV)/dev.stamp: pyproject.toml bench/pyproject.toml constraints.txt
 
 .PHONY: install
 install:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "treeswarm needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..."; exit 1; }
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV) \
-		|| { echo "this Python cannot make environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@$(PY) -m pip install -q --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
-	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]" -e ./bench
+	@$(PYTHON) scripts/install.py $(EXTRAS) --environment $(CURDIR)/$(VENV) --torch-index="$(TORCH_INDEX)" --pip-flags="$(PIP_FLAGS)"
