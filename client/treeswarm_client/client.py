@@ -34,6 +34,7 @@ from treeswarm_client.discovery.overview import Overview
 from treeswarm_client.discovery.prober import Prober
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.discovery.swarm_view import SwarmView
+from treeswarm_client.drafters import DraftChoice
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.generation.drafter_pool import MOST_GENERATIONS
 from treeswarm_client.generation.loop import Generation, GenerationLimits
@@ -160,6 +161,11 @@ class SwarmClient:
     def folder(self) -> Path:
         """Directory of the model's config and tokenizer."""
         return self._opened.folder
+
+    @property
+    def draft_choice(self) -> DraftChoice:
+        """Which drafter this client uses, and why."""
+        return self._opened.draft
 
     @property
     def patience(self) -> float:

@@ -18,7 +18,9 @@ from treeswarm_client.client_settings import ConnectionSettings, DraftSettings, 
 from treeswarm_client.discovery.overview import ModelFilter
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.discovery.target import choose_target
-from treeswarm_client.drafters import load_drafter
+from treeswarm_client.drafters import DraftChoice, choose_drafter
+from treeswarm_client.drafters.none import NoneDrafter
+from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.generation.drafter_pool import DrafterPool
 from treeswarm_client.prompt_encoder import PromptEncoder
 
@@ -38,6 +40,7 @@ class OpenedClient:
     """Digest of the model's config."""
     prompts: PromptEncoder
     drafters: DrafterPool
+    draft: DraftChoice
     transport: Transport
 
     @classmethod
@@ -47,9 +50,7 @@ class OpenedClient:
         Raises ModelError or BadRequest.
         """
         folder = resolve_model(nodes.model, hub=nodes.hub)
-        draft = "none" if drafting.tree_size == 0 else drafting.draft
-        hub = nodes.hub.for_another_model()
-        drafter = drafting.drafter or load_drafter(draft, folder, drafting.device, hub=hub)
+        drafter, draft = _load_drafter(nodes, drafting, folder)
         transport = connection.transport or GrpcTransport(security=Security(swarm_key=connection.swarm_key))
         if connection.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(connection.emulate_link))
@@ -59,6 +60,7 @@ class OpenedClient:
             config_digest(read_config(folder)),
             PromptEncoder(nodes.model, load_tokenizer(folder), load_chat_template(folder)),
             DrafterPool(drafter, drafting.concurrency),
+            draft,
             transport,
         )
 
@@ -86,3 +88,12 @@ class OpenedClient:
                 if asyncio.get_running_loop().time() > end:
                     raise
             await asyncio.sleep(LOOK_AGAIN_S)
+
+
+def _load_drafter(nodes: NodeSelection, drafting: DraftSettings, folder: Path) -> tuple[Drafter, DraftChoice]:
+    if drafting.drafter is not None:
+        return drafting.drafter, DraftChoice(drafting.drafter.name, "as given")
+    if drafting.tree_size == 0:
+        return NoneDrafter(), DraftChoice("none", "because a tree size of 0 is plain decoding")
+    hub = nodes.hub.for_another_model()
+    return choose_drafter(drafting.draft, folder, nodes.model, drafting.device, hub=hub)

@@ -51,6 +51,21 @@ async def test_prompt_may_be_an_argument_a_file_or_piped_in(three_nodes: LocalSw
         assert "12 tokens in" in result.stderr
 
 
+async def test_automatic_choice_of_a_draft_is_said(three_nodes: LocalSwarm) -> None:
+    where = ["--model", "demo", "--peers", three_nodes.peers, "--max-new-tokens", "2"]
+    chosen = "draft: demo-draft and n-grams from the text, because demo-draft has the tokenizer of demo"
+    assert (await run_swarm("generate", PROMPT, *where)).stderr.startswith(f"{chosen}\n")
+    result = await run_swarm("generate", PROMPT, *where, "--json")
+    assert "draft:" not in result.stderr
+    assert json.loads(result.stdout)["draft"] == {
+        "name": "demo-draft+ngram",
+        "why": "because demo-draft has the tokenizer of demo",
+    }
+    named = await run_swarm("generate", PROMPT, *where, "--draft", "ngram", "--n", "2", "--json")
+    drafts = [json.loads(line)["draft"] for line in named.stdout.splitlines()]
+    assert drafts == 2 * [{"name": "ngram", "why": "as named"}]
+
+
 async def test_stop_text_ends_the_generation(three_nodes: LocalSwarm) -> None:
     whole = (await run_swarm("generate", PROMPT, *flags_for(three_nodes))).stdout
     stop = whole[5:8]

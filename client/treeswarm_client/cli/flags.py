@@ -189,6 +189,8 @@ async def open_client(args: argparse.Namespace) -> AsyncIterator[SwarmClient]:
         except ModelError as error:
             served = await _served_models(args)
             raise ModelError(f"{error} (this swarm serves {', '.join(served)})" if served else str(error)) from None
+        if client.draft_choice.automatic and not args.json:
+            notes.print(str(client.draft_choice), style="dim", markup=False, soft_wrap=True)
         yield client
 
 

@@ -18,6 +18,7 @@ from treeswarm_client.cli.flags import add_client_flags, add_sampling_flags, ope
 from treeswarm_client.cli.prompts import read_prompt, read_prompts
 from treeswarm_client.cli.render.live import LiveText, escape_controls, stdout_console, summary_line
 from treeswarm_client.cli.render.route_lines import route_as_dict, route_lines
+from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run
 from treeswarm_client.planner.explain import explain_lines
 
@@ -90,7 +91,7 @@ async def _generate_one(args: argparse.Namespace, prompt: str) -> int:
         run = client.stream(prompt, **sampling_of(args))
         try:
             if args.json:
-                return await _print_json(run, client.target.numerics)
+                return await _print_json(run, client)
             return await _print_live(prompt, run, client.target.numerics, show_route=args.show_route)
         finally:
             if args.explain:
@@ -133,7 +134,8 @@ async def _generate_many(args: argparse.Namespace, prompts: list[str]) -> int:
                 prefix = f"prompt {result.index}: " if args.prompts_file else ""
                 print(f"swarm: {prefix}{result.error}", file=sys.stderr)
             if args.json or args.prompts_file:
-                console.file.writelines(json.dumps(sample) + "\n" for sample in result.as_dicts())
+                common = {"draft": client.draft_choice.as_dict()} if args.json else {}
+                console.file.writelines(json.dumps(sample | common) + "\n" for sample in result.as_dicts())
                 console.file.flush()
             else:
                 _print_samples(console, result)
@@ -147,7 +149,7 @@ def _print_samples(console: Console, answer: PromptResult) -> None:
         console.file.write(text + "\n")
 
 
-async def _print_json(run: Run, numerics: NumericsClass) -> int:
+async def _print_json(run: Run, client: SwarmClient) -> int:
     """Print the complete object even if the generation fails: then it has `error` and the text so far."""
     failure: SwarmError | None = None
     try:
@@ -156,11 +158,11 @@ async def _print_json(run: Run, numerics: NumericsClass) -> int:
     except SwarmError as error:
         failure = error
         print(f"swarm: {failure}", file=sys.stderr)
-    print(json.dumps(_as_dict(run, numerics, failure)))
+    print(json.dumps(_as_dict(run, client, failure)))
     return 1 if failure else 0
 
 
-def _as_dict(run: Run, numerics: NumericsClass, failure: SwarmError | None) -> dict[str, Any]:
+def _as_dict(run: Run, client: SwarmClient, failure: SwarmError | None) -> dict[str, Any]:
     result: dict[str, Any] = {
         "text": run.text,
         "token_ids": run.token_ids,
@@ -168,7 +170,8 @@ def _as_dict(run: Run, numerics: NumericsClass, failure: SwarmError | None) -> d
         "prefix_tokens": run.prefix_tokens,
         "stats": run.stats.as_dict() if run.stats else None,
         "rounds": [report.as_dict() for report in run.recorder.reports],
-        "numerics": asdict(numerics),
+        "numerics": asdict(client.target.numerics),
+        "draft": client.draft_choice.as_dict(),
         "route": route_as_dict(run.chain) if run.chain else None,
     }
     if failure is not None:

@@ -10,6 +10,7 @@ from treeswarm import __version__
 from treeswarm.errors import SwarmError
 from treeswarm.programs.completion import add_completion_flag
 from treeswarm.programs.settings import parse
+from treeswarm_client import drafters
 from treeswarm_client.cli import demo, doctor, generate, measuring, models, serve, status
 from treeswarm_client.cli.chat import command as chat
 from treeswarm_client.cli.signals import Terminated
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="swarm: %(message)s")
+    # Commands print the choice of a draft themselves, once the client is open.
+    logging.getLogger(drafters.__name__).setLevel(logging.ERROR)
     try:
         args = _parse_arguments(arguments)
         return int(args.run(args))

@@ -1,6 +1,7 @@
 """Drafters: they guess which tokens the target will generate."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from treeswarm.errors import BadRequest, Mismatch
@@ -19,6 +20,30 @@ KNOWN_DRAFTS = ("demo-draft",)
 WITH_NGRAM = "+ngram"
 
 
+@dataclass(frozen=True)
+class DraftChoice:
+    """Which drafter a client uses, and why."""
+
+    name: str
+    """What `--draft` would name it."""
+    why: str
+    """Reason, as the end of a sentence."""
+    automatic: bool = False
+    """Whether the client chose it, not the user."""
+    fallback: bool = False
+    """Whether a draft model would be better, but there is none that fits or can be loaded."""
+
+    def __str__(self) -> str:
+        model, plus, _ = self.name.partition(WITH_NGRAM)
+        ngrams = "n-grams from the text"
+        words = f"{model} and {ngrams}" if plus else ngrams if model == "ngram" else model
+        return f"draft: {words}, {self.why}"
+
+    def as_dict(self) -> dict[str, str]:
+        """Return what programs are told."""
+        return {"name": self.name, "why": self.why}
+
+
 def load_drafter(
     name: str, target: Path, device: str = "cpu", dtype: str = "float32", hub: HubOptions = DEFAULT_HUB
 ) -> Drafter:
@@ -31,30 +56,48 @@ def load_drafter(
     Raises BadRequest for any other name, ModelError for a bad directory, Mismatch if draft and target have different
     tokenizers.
     """
+    return choose_drafter(name, target, str(target), device, dtype, hub)[0]
+
+
+def choose_drafter(
+    name: str, target: Path, model: str, device: str = "cpu", dtype: str = "float32", hub: HubOptions = DEFAULT_HUB
+) -> tuple[Drafter, DraftChoice]:
+    """Load a drafter as `load_drafter` does, and say which it is and why; `model` is the target as users name it."""
+    named = DraftChoice(name, "as named")
     if name == "none":
-        return NoneDrafter()
+        return NoneDrafter(), named
     if name == "ngram":
-        return UnionDrafter(_ngram(), name)
+        return UnionDrafter(_ngram(), name), named
     if name == "auto":
-        return _auto(target, device, dtype)
+        return _auto(target, model, device, dtype)
     if name.endswith(WITH_NGRAM):
-        return UnionDrafter([*_ngram(), _model(name.removesuffix(WITH_NGRAM), target, device, dtype, hub)], name)
-    return _model(name, target, device, dtype, hub)
+        loaded = _model(name.removesuffix(WITH_NGRAM), target, device, dtype, hub)
+        return UnionDrafter([*_ngram(), loaded], name), named
+    return _model(name, target, device, dtype, hub), named
 
 
 def _ngram() -> list[UnionMember]:
     return [SuffixDrafter(), TokenRecyclingDrafter()]
 
 
-def _auto(target: Path, device: str, dtype: str) -> Drafter:
+def _auto(target: Path, model: str, device: str, dtype: str) -> tuple[Drafter, DraftChoice]:
+    """Choose a drafter for the target, and log the choice: as a warning if it is a fallback."""
     draft = next((name for name in KNOWN_DRAFTS if _fits(resolve_model(name), target)), None)
+    drafter = UnionDrafter(_ngram(), "ngram")
     if draft is None:
-        return UnionDrafter(_ngram(), "ngram")
-    try:
-        return UnionDrafter([*_ngram(), _model(draft, target, device, dtype)], "auto")
-    except BadRequest as error:
-        log.info("drafting without a model: %s", error)
-        return UnionDrafter(_ngram(), "ngram")
+        choice = _fall_back(f"because no draft model is known for {model}: name one of the same family with --draft")
+    else:
+        try:
+            drafter = UnionDrafter([*_ngram(), _model(draft, target, device, dtype)], "auto")
+            choice = DraftChoice(draft + WITH_NGRAM, f"because {draft} has the tokenizer of {model}", automatic=True)
+        except BadRequest as error:
+            choice = _fall_back(f"because {error}")
+    log.log(logging.WARNING if choice.fallback else logging.INFO, "%s", choice)
+    return drafter, choice
+
+
+def _fall_back(why: str) -> DraftChoice:
+    return DraftChoice("ngram", why, automatic=True, fallback=True)
 
 
 def _fits(draft: Path, target: Path) -> bool:

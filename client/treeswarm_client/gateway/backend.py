@@ -106,6 +106,8 @@ class SwarmConnection:
             self.why_not_ready = str(error)
             return False
         self._client = client
+        if client.draft_choice.automatic:
+            log.warning("%s", client.draft_choice)
         return True
 
     async def _keep_trying(self, stack: contextlib.AsyncExitStack) -> None:

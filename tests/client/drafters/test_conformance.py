@@ -21,7 +21,7 @@ from treeswarm.errors import BadRequest, Mismatch, ModelError
 from treeswarm.model_files import HubOptions, resolve_model
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import walk
-from treeswarm_client.drafters import load_drafter
+from treeswarm_client.drafters import choose_drafter, load_drafter
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.model_tree import ModelTree, ModelTreeOptions
 from treeswarm_client.drafters.none import NoneDrafter
@@ -395,6 +395,26 @@ def test_drafters_are_loaded_by_name(draft_folder: Path) -> None:
     assert load_drafter("auto", draft_folder).name == "ngram", "no bundled draft model has that tokenizer"
 
 
+def test_the_automatic_choice_says_its_reason(draft_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "treeswarm_client.drafters"):
+        chosen = choose_drafter("auto", resolve_model("demo"), "demo")[1]
+        (draft_folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+        fallback = choose_drafter("auto", draft_folder, "org/model")[1]
+    assert str(chosen) == ("draft: demo-draft and n-grams from the text, because demo-draft has the tokenizer of demo")
+    assert str(fallback) == (
+        "draft: n-grams from the text, because no draft model is known for org/model: name one of the same family "
+        "with --draft"
+    )
+    assert (chosen.name, fallback.name) == ("demo-draft+ngram", "ngram")
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("INFO", str(chosen)),
+        ("WARNING", str(fallback)),
+    ]
+    named = choose_drafter("ngram", draft_folder, "org/model")[1]
+    assert named.as_dict() == {"name": "ngram", "why": "as named"}
+    assert [choice.automatic for choice in (chosen, fallback, named)] == [True, True, False]
+
+
 def test_weights_of_a_hub_draft_come_if_tokenizers_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the hub records the options of each download."""
     requests: list[dict[str, object]] = []
@@ -431,9 +451,9 @@ def test_without_torch_auto_drafts_without_a_model(
     demo = resolve_model("demo")
     with pytest.raises(BadRequest, match="needs torch"):
         load_drafter("demo-draft", demo)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "treeswarm_client.drafters"):
         assert load_drafter("auto", demo).name == "ngram"
-    assert "without a model" in caplog.text
+    assert "draft: n-grams from the text, because a draft model needs torch, but" in caplog.text
 
 
 def test_a_copied_union_has_a_context_of_its_own() -> None:

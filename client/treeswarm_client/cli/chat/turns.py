@@ -153,7 +153,7 @@ class Chat:
                 self.conversation = attempt.before.with_turn(attempt.question, run.text)
             self._totals = self._totals.add(run)
             if self.output.as_json:
-                self.output.write_json(_as_dict(attempt, run, failure))
+                self.output.write_json(_as_dict(attempt, run, failure) | {"draft": self.client.draft_choice.as_dict()})
         if self.output.interactive:
             self._note_early_end(run, limit)
 
