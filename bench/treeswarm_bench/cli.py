@@ -35,6 +35,7 @@ EXAMPLES = """examples:
   swarm bench planner --json                 how much of a round the planner takes, on simulated links
   swarm bench attention --device cuda --json   the torch reference beside the flash kernels
   swarm bench faults --json                  100 generations, each hit by a kill, a hang, a cut, a refusal or a drain
+  swarm bench heal --kills 20 --registry-kind mqtt   how soon a spare node takes over the blocks of a killed one
   swarm bench load --clients 64 --json       more clients than there is room for
   swarm bench batch --widen 16 --json        many clients on a model whose forward is bound by reading its weights
   swarm bench offload --widen 16 --json      weights streamed from disk beside weights in memory, by tree size
@@ -163,7 +164,13 @@ def _add_flags_of_single_benches(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--generations", type=int, default=100, metavar="N", help="faults: number of generations (default 100)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="faults, disturbed: first seed (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="faults, heal, disturbed: first seed (default 0)"
+    )
+    parser.add_argument("--kills", type=int, default=20, metavar="N", help="heal: number of kills (default 20)")
+    parser.add_argument(
+        "--registry-kind", choices=["dht", "mqtt"], default="dht", help="heal: registry of the nodes (default dht)"
+    )
     parser.add_argument("--clients", type=int, default=64, metavar="N", help="load: number of clients (default 64)")
     parser.add_argument(
         "--messages", type=int, default=10_000, metavar="N", help="fuzz: number of hostile messages (default 10000)"
@@ -291,6 +298,7 @@ def _benches() -> dict[str, RunBench]:
         "faults": _faults,
         "flips": _flips,
         "fuzz": _fuzz,
+        "heal": _heal,
         "load": _load,
         "node": _node,
         "offload": _offload,
@@ -365,6 +373,12 @@ async def _in_lab(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]
 
     link = LabLink.parse(args.lab)
     return await live.bench_in_lab(args.which, setup, link=link, congestion=args.congestion, tree_size=args.tree_size)
+
+
+async def _heal(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import heal  # noqa: PLC0415
+
+    return await heal.bench_heal(setup, kills=args.kills, registry_kind=args.registry_kind, seed=args.seed)
 
 
 async def _load(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:

@@ -321,3 +321,8 @@ class NodeConfig:
     lending: LendingConfig = LendingConfig()
     operations: OperationsConfig = OperationsConfig()
     limits: NodeLimits = NodeLimits()
+
+    @property
+    def may_move(self) -> bool:
+        """Whether the node chooses its blocks itself, and may move to others."""
+        return self.model.span is None

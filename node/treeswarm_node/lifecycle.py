@@ -14,10 +14,15 @@ from treeswarm.errors import SwarmError
 from treeswarm.progress import Progress
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span
+from treeswarm.tasks import cancelled
+from treeswarm.topology.tables import Placed
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.counters import Counters
 from treeswarm_node.engine.loaded_stage import LoadedStage, free_unused_memory, load_stage
 from treeswarm_node.membership.announcer import Membership
+from treeswarm_node.membership.hole_watch import HoleWatch
+from treeswarm_node.membership.liveness_monitor import LivenessMonitor
+from treeswarm_node.membership.placements import placements
 from treeswarm_node.own_record import OwnRecord
 from treeswarm_node.reachability.reachability import PublicAddress
 from treeswarm_node.sessions.server import NodeServer
@@ -27,6 +32,8 @@ log = logging.getLogger(__name__)
 
 # A move costs a minute of work; twice an hour or so is soon enough for a swarm that lives for days (swarm simulate).
 LOOK_EVERY_S = 600.0
+# While a block has no holder no session can go on, so sessions get only the time that a message to the client takes.
+HOLE_GRACE_S = 1.0
 # A model that cannot be loaded now, because the disk is full or the owner uses the GPU, may be loadable after this.
 LOAD_AGAIN_S = 300.0
 
@@ -43,9 +50,21 @@ class Lifecycle:
     """Totals over all spans that the node has hosted."""
     moves: int = 0
     """Number of moves to other blocks."""
+    liveness: LivenessMonitor = field(init=False)
+    """What this node knows of the life of others; its `run` must be running."""
+    holes: HoleWatch = field(init=False)
     _failed: bool = False
     """Whether the node is paused because nothing could be loaded, rather than by an order of its owner."""
     _stage: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+
+    def __post_init__(self) -> None:
+        record, records = self.record, self.membership.records
+        model, node = record.model, record.identity.node_id
+        self.liveness = LivenessMonitor(
+            record.node.transport, node, model.config_digest, model.shape.blocks, self.neighbours, records.hints
+        )
+        self.holes = HoleWatch(self.liveness, lambda: records.lag_s)
+        record.survey.on_silence = self.liveness.note_silence
 
     @property
     def config(self) -> NodeConfig:
@@ -82,6 +101,8 @@ class Lifecycle:
     async def join(self) -> LoadedStage:
         """Choose a span, announce it, load it and serve it.  Raises ModelError, BadRequest."""
         fixed, chooser = self.config.model.span, self._chooser()
+        if fixed is None:
+            await self.liveness.prove()
         self.record.span = fixed or await chooser.choose()
         self.node.state = NodeState.JOINING
         await self.membership.announce()
@@ -98,17 +119,22 @@ class Lifecycle:
         try:
             while not stopping.done():
                 order = asyncio.create_task(self.membership.orders.get())
+                hole = asyncio.create_task(self.holes.wait_for_turn(self._placed, may_move=self.config.may_move))
                 pause = LOAD_AGAIN_S if self._failed else LOOK_EVERY_S * random.uniform(0.5, 1.5)
-                await asyncio.wait({stopping, order}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({stopping, order, hole}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                if not hole.done():
+                    await cancelled(hole)
                 if order.done():
                     await _run_unless(stopping, self._obey(order.result()))
                     if order.result() == "drain":
                         return
                     continue
                 order.cancel()
-                if self._failed:
+                if hole.done() and not hole.cancelled():
+                    await _run_unless(stopping, self._fill_hole(hole.result()))
+                elif self._failed:
                     await _run_unless(stopping, self._resume())
-                elif self.config.model.span is None and self.node.state is NodeState.ONLINE:
+                elif self.config.may_move and self.node.state is NodeState.ONLINE:
                     await _run_unless(stopping, self._consider_moving())
         finally:
             stopping.cancel()
@@ -153,8 +179,10 @@ class Lifecycle:
 
     async def _serve(self, span: Span) -> LoadedStage:
         self.record.span = span
+        began = asyncio.get_running_loop().time()
         loading = load_stage(self.config, self.record.model, span, self.counters, self.progress)
         stage = await self._stage.enter_async_context(loading)
+        log.info("loaded blocks %s in %.2f s", span, asyncio.get_running_loop().time() - began)
         self.node.stage, self.node.state, self.record.numerics = stage, NodeState.ONLINE, stage.served.numerics
         await self.membership.announce()
         return stage
@@ -185,13 +213,50 @@ class Lifecycle:
         self.moves += 1
         await self._try_loading(self._serve(span))
 
+    async def _fill_hole(self, span: Span) -> None:
+        """Take over blocks that no living node serves, unless another node does or this one's would be missing."""
+        log.warning("claiming blocks %s, which no living node serves, instead of %s", span, self.record.span)
+        if not await self._claim(span):
+            await self.membership.announce()
+            return
+        await self.node.drain(min(HOLE_GRACE_S, self.config.limits.drain_grace_s), NodeState.JOINING)
+        self.node.stage = None
+        await self._stage.aclose()
+        self.moves += 1
+        await self._try_loading(self._serve(span))
+
+    async def _claim(self, span: Span) -> bool:
+        """Announce that this node joins over `span`, and return whether it may: its blocks are still its own."""
+        former, stage = self.record.span, self.node.stage
+        assert former is not None
+        assert stage is not None
+        self.node.state, self.record.span, stands = NodeState.JOINING, span, False
+        try:
+            await self.membership.announce()
+            claim = Placed(self.record.identity.node_id, span, stage.rate, "joining")
+            stands = await self.holes.stands(claim, former)
+        finally:
+            if not stands:
+                log.warning("keeping blocks %s: the claim on %s is withdrawn", former, span)
+                self.node.state, self.record.span = NodeState.ONLINE, former
+        return stands
+
+    def _placed(self) -> Placed | None:
+        """Return where this node is placed as the others know it, or None while it hosts nothing.
+
+        Its own measurements may be newer, but then it would make another plan than the others.
+        """
+        sealed = self.membership.records.book.get(self.record.identity.node_id)
+        placed = placements([sealed.record], self.record.model.config_digest) if sealed is not None else []
+        return placed[0] if placed and self.node.stage is not None else None
+
     async def _plan_move(self) -> Span | None:
         assert self.record.span is not None
         assert self.node.stage is not None
         return await self._chooser().plan_move(self.record.span, self.node.stage.rate, self.node.state)
 
     def _chooser(self) -> SpanChooser:
-        return SpanChooser(self.config, self.record.model, self.record.identity.node_id, self.neighbours)
+        return SpanChooser(self.config, self.record.model, self.record.identity.node_id, self.liveness.living)
 
     async def _announce_span(self, span: Span) -> None:
         self.record.span = span

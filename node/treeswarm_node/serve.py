@@ -186,7 +186,7 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
             assumed=record.address.bare,
         )
         background = [node.sweep(), membership.run(), record.survey.run(lifecycle.neighbours), monitor.run()]
-        background.append(recorder.run())
+        background += [recorder.run(), lifecycle.liveness.run()]
         if hours:
             background.append(follow_schedule(hours, membership.orders))
         for work in background:

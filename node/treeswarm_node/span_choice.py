@@ -11,9 +11,10 @@ import torch
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm.topology.placement import choose_again, choose_span, plan_move
-from treeswarm.topology.tables import Placed, PlacementState
+from treeswarm.topology.tables import Placed
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo, find_device
+from treeswarm_node.membership.placements import PLACED, placements
 from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
 from treeswarm_node.own_record import GUESSED_RATE
 
@@ -22,11 +23,6 @@ log = logging.getLogger(__name__)
 # All nodes see a record within one poll of the DHT, three seconds; the rest is room for a slow one.
 SETTLE_S = 5.0
 CHOICES = 4
-PLACED: dict[NodeState, PlacementState] = {
-    NodeState.JOINING: "joining",
-    NodeState.ONLINE: "online",
-    NodeState.DRAINING: "draining",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +71,7 @@ class SpanChooser:
         return plan_move(mine, [*await self._others(), mine], self.model.shape.blocks)
 
     async def _others(self) -> list[Placed]:
-        return [
-            Placed(record.node, record.span, record.rate, PLACED[record.state])
-            for record in await self.read_records()
-            if record.model == self.model.config_digest and record.state in PLACED
-        ]
+        return placements(await self.read_records(), self.model.config_digest)
 
     def _count_fitting(self) -> int:
         settings, device = self.config.model, self.config.device

@@ -29,6 +29,8 @@ class DistanceSurvey:
 
     transport: Transport
     coordinate: Coordinate = Coordinate()
+    on_silence: Callable[[str], None] = lambda _: None
+    """Called with the id of a node that did not answer."""
 
     def coordinate_values(self) -> tuple[float, ...]:
         """Return the coordinate as the numbers that the node's record carries."""
@@ -51,6 +53,7 @@ class DistanceSurvey:
             try:
                 round_trip_s = await round_trip(self.transport, record.dial, PINGS)
             except (SwarmError, TimeoutError) as error:
+                self.on_silence(record.node)
                 log.info("the distance to %s could not be measured: %s", record.address, error)
                 continue
             if record.position is not None:

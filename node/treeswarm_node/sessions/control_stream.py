@@ -23,6 +23,7 @@ from treeswarm.protocol.messages import (
     Ping,
     Pong,
     Records,
+    ReportLost,
     Resume,
     Watch,
 )
@@ -103,6 +104,9 @@ class ControlStream:
                 self._spawn(self._dial_back(address))
             case Manage():
                 await self.stream.send(Managed(self._require_membership().manage(message)))
+            case ReportLost(nodes):
+                for node in nodes:
+                    self._require_membership().records.hint(node)
             case LeasePort():
                 self._spawn(self._lend(message))
             case _:

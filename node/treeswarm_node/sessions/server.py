@@ -60,9 +60,12 @@ class NodeServer:
             await asyncio.sleep(SWEEP_S)
             await self.sessions.end_expired()
 
-    async def drain(self, grace_s: float) -> None:
-        """Open nothing new, ask every client to move its session elsewhere, and free what is left after `grace_s`."""
-        self.state = NodeState.DRAINING
+    async def drain(self, grace_s: float, state: NodeState = NodeState.DRAINING) -> None:
+        """Open nothing new, ask every client to move its session elsewhere, and free what is left after `grace_s`.
+
+        Meanwhile the node is in `state`.
+        """
+        self.state = state
         await self.sessions.send_fault(
             Refused("this node is about to leave: move the session elsewhere", FaultCode.DRAINING)
         )

@@ -6,7 +6,7 @@ all are one-dimensional except `Answer.alternatives`.
 
 Two kinds of stream carry the messages:
 
-    control  client → node: Describe, Open, Resume, Hint, Ping, Close; Watch, DialBack, Manage, LeasePort
+    control  client → node: Describe, Open, Resume, Hint, Ping, Close; Watch, DialBack, Manage, LeasePort, ReportLost
              node → client: Description, Opened, Answer (from the tail), Pong, Fault; Records, DialledBack, Managed,
              PortLeased, IncomingConnection
     link     upstream → downstream: LinkHello once, then Append after Append (the client is upstream of the head)
@@ -38,12 +38,12 @@ MAX_HOPS = 256
 MAX_TEXT = 4096
 MAX_RECORD_BYTES = 600
 MAX_RECORDS = 4096
+MAX_LOST = 64
 SIGNATURE_BYTES = 64
 SESSION_ID_BYTES = 16
 TICKET_BYTES = 16
 MAX_PROFILE_POINTS = 16
-# One hour: longer than any forward that a client would wait for.
-MAX_PROFILE_US = 3_600_000_000
+MAX_PROFILE_US = 3_600_000_000  # one hour: longer than any forward that a client would wait for
 # The token recycling drafter keeps eight successors of a token; more were never worth their bytes.
 MAX_ALTERNATIVES = 8
 
@@ -284,6 +284,13 @@ class LeasePort:
     version: int
 
 
+@dataclass(frozen=True)
+class ReportLost:
+    """Report nodes (at most MAX_LOST ids) that do not answer.  The receiver believes only its own probes of them."""
+
+    nodes: tuple[str, ...]
+
+
 # ---------------------------------------------------------------- control, node to client
 
 
@@ -504,7 +511,7 @@ class Append:
         return len(self.tokens)
 
 
-ControlUp = Describe | Open | Resume | Hint | Ping | Close | Watch | DialBack | Manage | LeasePort
+ControlUp = Describe | Open | Resume | Hint | Ping | Close | Watch | DialBack | Manage | LeasePort | ReportLost
 ControlDown = (
     Description | Opened | Answer | Pong | Fault | Records | DialledBack | Managed | PortLeased | IncomingConnection
 )

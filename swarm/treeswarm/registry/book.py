@@ -14,6 +14,8 @@ from treeswarm.wire.sealing import Forged, unseal
 
 # Number of seconds by which the clocks of two honest machines may differ.
 CLOCK_SKEW_S = 60.0
+# Number of reports of lost nodes that may wait.
+MAX_HINTS = 256
 # So many records take tens of megabytes.  A larger swarm for one model needs more than one list anyway.
 MAX_NODES = 50_000
 
@@ -90,11 +92,26 @@ class BookRegistry:
     """Config digest of the model, or None for every model."""
     clock: Callable[[], float] = time.time
     book: RecordBook = field(init=False)
+    hints: asyncio.Queue[str] = field(default_factory=lambda: asyncio.Queue(MAX_HINTS))
+    """Ids of known nodes that are reported as lost.
+
+    Anyone can send these reports, so they are a reason to ping the node and no more.
+    """
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _version: int = 0
 
     def __post_init__(self) -> None:
         self.book = RecordBook(self.model, self.clock)
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds within which an announced record reaches all readers, as a rule."""
+        return 1.0
+
+    def hint(self, node: str) -> None:
+        """Queue a hint that a known node may be lost, if the queue has room: anyone may send these."""
+        if self.book.get(node) is not None and not self.hints.full():
+            self.hints.put_nowait(node)
 
     @property
     def rejected(self) -> "Counter[str]":

@@ -67,6 +67,8 @@ class DhtRegistry(BookRegistry):
     """Directory for the daemon's key where the caller gives no key file."""
     poll_s: float = POLL_S
     """Least number of seconds between polls."""
+    _pause_s: float = POLL_S
+    """Seconds between the last two polls."""
     _own: OwnRecords = field(default_factory=OwnRecords)
     _polled: dict[str, bytes] = field(default_factory=dict)
     """Records of the last poll, by node id."""
@@ -113,6 +115,10 @@ class DhtRegistry(BookRegistry):
         registry._tasks.start(registry._keep_polling())
         registry._tasks.start(registry._keep_connecting())
         return registry
+
+    @property
+    def lag_s(self) -> float:
+        return 1.25 * self._pause_s + 1.0
 
     @property
     def visible_maddrs(self) -> tuple[str, ...]:
@@ -203,7 +209,8 @@ class DhtRegistry(BookRegistry):
                     await self._replace_daemon(peer)
                     continue
             cost_s = size * REPLICAS / POLL_BYTES_PER_S
-            await asyncio.sleep(min(max(self.poll_s, cost_s), LIFETIME_S / 2) * random.uniform(0.75, 1.25))
+            self._pause_s = min(max(self.poll_s, cost_s), LIFETIME_S / 2)
+            await asyncio.sleep(self._pause_s * random.uniform(0.75, 1.25))
 
     async def _poll(self) -> int:
         """Read all shards, and return their size in bytes.  Raises TransportError where the daemon has failed."""

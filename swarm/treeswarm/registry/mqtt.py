@@ -43,7 +43,6 @@ REPUBLISH_S = 5.0
 # records in this time.
 QUIET_S = 0.2
 MAX_QUIET_CHECKS = 15
-MAX_HINTS = 256
 # The two CONNACK codes that refuse a user, as paho numbers them for every version of the protocol.
 REFUSED_USER = {4, 5, 134, 135}
 
@@ -154,11 +153,6 @@ class MqttRegistry(BookRegistry):
     broker: Broker = field(kw_only=True)
     node: str | None = None
     """Id of the node that leaves a last will, or None for a client that only reads."""
-    hints: asyncio.Queue[str] = field(default_factory=lambda: asyncio.Queue(MAX_HINTS))
-    """Ids of known nodes that are reported as lost.
-
-    Anyone at the broker can send these reports, so they are a reason to ping the node and no more.
-    """
     _connection: BrokerConnection = field(init=False)
     _own: dict[str, SealedRecord] = field(default_factory=dict)
     """Announced records by node id."""
@@ -257,14 +251,9 @@ class MqttRegistry(BookRegistry):
             *_, level, node = str(message.topic).split("/")
             payload = message.payload if isinstance(message.payload, bytes) else b""
             if level == "lost":
-                self._hint(node)
+                self.hint(node)
             else:
                 await self._receive(node, payload)
-
-    def _hint(self, node: str) -> None:
-        """Queue a hint about a known node, if the queue has room: anyone may send these."""
-        if self.book.get(node) is not None and not self.hints.full():
-            self.hints.put_nowait(node)
 
     async def _receive(self, node: str, payload: bytes) -> None:
         self._arrived += 1

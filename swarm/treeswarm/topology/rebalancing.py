@@ -22,13 +22,13 @@ DONORS = 256
 STEEPNESS, FLOOR = 4, 0.02
 
 
-def plan_moves(throughput: Floats, replicas: Ints, online: PlacementTable) -> Moves:
+def plan_moves(throughput: Floats, replicas: Ints, online: PlacementTable, *, only_empty: bool = False) -> Moves:
     """Return which of the `online` nodes move where, given the `throughput` (rows per second) and the number of online
     `replicas` of each block, both [blocks].
 
     The plan is empty unless the weakest block would gain past 1/0.75, or an empty block would be served.  A plan that
     is cut short after DONORS moves needs only some gain.  No node of the plan leaves a block without an online replica,
-    even if all of them leave at once.
+    even if all of them leave at once.  With `only_empty`, the plan has only moves that fill empty blocks.
     """
     mean = float(throughput.mean())
     # No placement raises the weakest block above the mean.
@@ -38,7 +38,10 @@ def plan_moves(throughput: Floats, replicas: Ints, online: PlacementTable) -> Mo
     share = online.rate[donors] / (online.end[donors] - online.start[donors])
     plan = _Plan(throughput / mean, replicas, online.start[donors], online.end[donors], share / mean)
     moves: dict[str, Span] = {}
-    while len(moves) < len(donors) and (move := plan.next_move()):
+    while len(moves) < len(donors):
+        empty, move = int((plan.throughput <= 0).sum()), plan.next_move()
+        if move is None or (only_empty and int((plan.throughput <= 0).sum()) >= empty):
+            break
         donor, span = move
         moves[str(online.nodes[donors[donor]])] = span
         if plan.throughput.min() >= AIM:

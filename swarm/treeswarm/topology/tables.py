@@ -107,6 +107,11 @@ class PlacementTable(NodeTable):
         """Plans of moves made from this snapshot so far, by number of blocks."""
         return {}
 
+    @cached_property
+    def healing(self) -> dict[int, Sequence[Moves]]:
+        """Plans of how to fill holes made from this snapshot so far, a plan per turn, by number of blocks."""
+        return {}
+
 
 def _sum_per_block(start: Ints, end: Ints, value: Floats, blocks: int) -> Floats:
     """Return for each block the sum of `value` over the spans that contain it, float64 [blocks]."""

@@ -12,12 +12,12 @@ ANSWER_S = 8.0
 END_S = 1.0
 
 
-async def round_trip(transport: Transport, address: str, pings: int = 1) -> float:
+async def round_trip(transport: Transport, address: str, pings: int = 1, answer_s: float = ANSWER_S) -> float:
     """Return the shortest of `pings` round trips in seconds.
 
-    Raises SwarmError if the node cannot be reached, and TimeoutError after `ANSWER_S` seconds.
+    Raises SwarmError if the node cannot be reached, and TimeoutError after `answer_s` seconds.
     """
-    async with asyncio.timeout(ANSWER_S):
+    async with asyncio.timeout(answer_s):
         stream = await transport.connect(address, StreamKind.CONTROL)
         try:
             return min([await _ping(stream, stamp) for stamp in range(1, pings + 1)])

@@ -208,6 +208,11 @@ def _records_in(message: pb.Records) -> m.Records:
     return m.Records(tuple(message.sealed))
 
 
+def _report_lost_in(message: pb.ReportLost) -> m.ReportLost:
+    _require(len(message.nodes) <= m.MAX_LOST, "nodes", f"{len(message.nodes)} nodes, at most {m.MAX_LOST}")
+    return m.ReportLost(tuple(_text(node, "nodes", 64) for node in message.nodes))
+
+
 def _answer_in(message: pb.Answer) -> m.Answer:
     ids, tokens = _array(message.ids, "ids", "<u4"), _array(message.tokens, "tokens", "<u4")
     logprobs = _array(message.logprobs, "logprobs", "<f4")
@@ -311,6 +316,7 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     ),
     "managed": lambda d: m.Managed(_text(d.message, "message")),
     "lease_port": lambda r: m.LeasePort(r.version),
+    "report_lost": _report_lost_in,
     "port_leased": lambda r: m.PortLeased(
         _count(r.port, "port", 1, 65535), _count(r.fetch_port, "fetch_port", 1, 65535)
     ),

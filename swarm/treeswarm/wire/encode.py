@@ -213,6 +213,7 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
     ),
     m.Managed: (pb.ControlDown, "managed", lambda d: pb.Managed(message=_clipped(d.message))),
     m.LeasePort: (pb.ControlUp, "lease_port", lambda r: pb.LeasePort(version=r.version)),
+    m.ReportLost: (pb.ControlUp, "report_lost", lambda r: pb.ReportLost(nodes=r.nodes)),
     m.PortLeased: (pb.ControlDown, "port_leased", lambda r: pb.PortLeased(port=r.port, fetch_port=r.fetch_port)),
     m.IncomingConnection: (pb.ControlDown, "incoming_connection", lambda i: pb.IncomingConnection(token=i.token)),
     m.LinkHello: (

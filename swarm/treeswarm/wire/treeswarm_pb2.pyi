@@ -16,7 +16,7 @@ LAST: Answers
 ALL: Answers
 
 class ControlUp(_message.Message):
-    __slots__ = ("describe", "open", "hint", "ping", "close", "resume", "watch", "dial_back", "manage", "lease_port")
+    __slots__ = ("describe", "open", "hint", "ping", "close", "resume", "watch", "dial_back", "manage", "lease_port", "report_lost")
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     HINT_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class ControlUp(_message.Message):
     DIAL_BACK_FIELD_NUMBER: _ClassVar[int]
     MANAGE_FIELD_NUMBER: _ClassVar[int]
     LEASE_PORT_FIELD_NUMBER: _ClassVar[int]
+    REPORT_LOST_FIELD_NUMBER: _ClassVar[int]
     describe: Describe
     open: Open
     hint: Hint
@@ -37,7 +38,8 @@ class ControlUp(_message.Message):
     dial_back: DialBack
     manage: Manage
     lease_port: LeasePort
-    def __init__(self, describe: _Optional[_Union[Describe, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., hint: _Optional[_Union[Hint, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., dial_back: _Optional[_Union[DialBack, _Mapping]] = ..., manage: _Optional[_Union[Manage, _Mapping]] = ..., lease_port: _Optional[_Union[LeasePort, _Mapping]] = ...) -> None: ...
+    report_lost: ReportLost
+    def __init__(self, describe: _Optional[_Union[Describe, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., hint: _Optional[_Union[Hint, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., dial_back: _Optional[_Union[DialBack, _Mapping]] = ..., manage: _Optional[_Union[Manage, _Mapping]] = ..., lease_port: _Optional[_Union[LeasePort, _Mapping]] = ..., report_lost: _Optional[_Union[ReportLost, _Mapping]] = ...) -> None: ...
 
 class ControlDown(_message.Message):
     __slots__ = ("description", "opened", "answer", "pong", "fault", "records", "dialled_back", "managed", "port_leased", "incoming_connection")
@@ -446,6 +448,12 @@ class SealedRecord(_message.Message):
     key: bytes
     signature: bytes
     def __init__(self, record: _Optional[bytes] = ..., key: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class ReportLost(_message.Message):
+    __slots__ = ("nodes",)
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, nodes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Watch(_message.Message):
     __slots__ = ("version", "everyone")

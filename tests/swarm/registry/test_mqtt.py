@@ -11,7 +11,7 @@ import pytest
 from tests.support.registry_media import BrokerMedium, all_ended, free_port, until, until_known
 
 from treeswarm.errors import BadRequest, TransportError, Unreachable
-from treeswarm.registry import client_registry, mqtt, open_registry
+from treeswarm.registry import book, client_registry, mqtt, open_registry
 from treeswarm.registry.mqtt import MqttRegistry
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
@@ -70,14 +70,14 @@ async def test_hints_about_unknown_nodes_and_excess_hints_are_dropped(open_broke
     node, reader = FakeNode(), await open_broker.join()
     await reader.announce(node.record(4001))
     assert reader._connection.client is not None
-    for lost in ("0" * 32, "nonsense", *[node.id] * (mqtt.MAX_HINTS + 5)):
+    for lost in ("0" * 32, "nonsense", *[node.id] * (book.MAX_HINTS + 5)):
         await reader._connection.client.publish(f"swarms/test/{MODEL}/lost/{lost}", b"")
 
     async def full() -> bool:
         return reader.hints.full()
 
     await until(full, "the hints have arrived")
-    assert {reader.hints.get_nowait() for _ in range(mqtt.MAX_HINTS)} == {node.id}
+    assert {reader.hints.get_nowait() for _ in range(book.MAX_HINTS)} == {node.id}
 
 
 async def test_record_announced_without_broker_is_announced_later(open_broker: BrokerMedium) -> None:

@@ -1,0 +1,119 @@
+"""Probe other nodes, and learn which of them are dead although their records are still in date."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from treeswarm.errors import Refused, SwarmError
+from treeswarm.protocol.records import NodeRecord
+from treeswarm.topology.liveness import CONFIRM_S, PROOFS, Liveness, nodes_to_probe
+from treeswarm.topology.tables import PlacementTable
+from treeswarm.transport.ping import ANSWER_S, round_trip
+from treeswarm.transport.seam import Transport
+from treeswarm_node.membership.placements import placements
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+# So many handshakes at once fit into a home's uplink; the client's prober has the same limit.
+AT_ONCE = 32
+# The probe after a failed one waits longer by this factor: a loaded machine answers late, a dead one not at all.
+PATIENCE = 1.5
+# If the own event loop was late by so much during a probe, its failure says nothing about the other node.
+OWN_LAG_S = 1.0
+
+ReadRecords = Callable[[], Awaitable[Sequence[NodeRecord]]]
+
+
+@dataclass(eq=False)
+class LivenessMonitor:
+    """Keeps what one node knows of the life of others; `run` must be running."""
+
+    transport: Transport
+    node: str
+    """Id of this node."""
+    model: str
+    """Config digest of the model."""
+    blocks: int
+    """Number of blocks of the model."""
+    read_records: ReadRecords
+    """Returns the records of all other nodes."""
+    hints: "asyncio.Queue[str]"
+    """Ids of nodes that a client, another node or a broker reports as lost."""
+    liveness: Liveness = Liveness()
+    _lag_total_s: float = 0.0
+    """Seconds by which the own event loop was late, in all."""
+    _probing: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Probe whom it is time to probe, until cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                began = loop.time()
+                await asyncio.sleep(TICK_S)
+                self._lag_total_s += max(0.0, loop.time() - began - TICK_S)
+                await self.probe_due()
+        finally:
+            tasks = list(self._probing.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def living(self) -> list[NodeRecord]:
+        """Return the records of the other nodes, without those that are proven dead."""
+        records, dead = await self.read_records(), self.liveness.dead
+        return [record for record in records if record.node not in dead]
+
+    async def verify(self) -> None:
+        """Probe now whom it is time to probe, and wait for the results."""
+        await self.probe_due()
+        if self._probing:
+            await asyncio.wait(self._probing.values(), timeout=ANSWER_S)
+
+    async def prove(self) -> None:
+        """Probe until the nodes whose death matters have answered or are proven dead."""
+        for _ in range(PROOFS):
+            await self.verify()
+            if not self.liveness.silences:
+                return
+            await asyncio.sleep(CONFIRM_S)
+
+    def note_silence(self, node: str) -> None:
+        """Learn that a node did not answer another part of this program: it is probed soon."""
+        self.liveness = self.liveness.with_report(node, asyncio.get_running_loop().time())
+
+    async def probe_due(self) -> None:
+        """Start the probes that are due."""
+        now = asyncio.get_running_loop().time()
+        while not self.hints.empty():
+            self.liveness = self.liveness.with_report(self.hints.get_nowait(), now)
+        records = {record.node: record for record in await self.read_records() if record.model == self.model}
+        self.liveness = self.liveness.known_as({node: record.generation for node, record in records.items()})
+        table = PlacementTable.of(placements(records.values(), self.model))
+        for node in nodes_to_probe(self.liveness, self.node, table, self.blocks, now):
+            if node not in self._probing and len(self._probing) < AT_ONCE:
+                task = asyncio.create_task(self._probe(records[node]))
+                self._probing[node] = task
+                task.add_done_callback(lambda _, node=node: self._probing.pop(node, None))  # type: ignore[misc]
+
+    async def _probe(self, record: NodeRecord) -> None:
+        loop, node = asyncio.get_running_loop(), record.node
+        began, lag_s = loop.time(), self._lag_total_s
+        before = self.liveness.silences.get(node)
+        answer_s = ANSWER_S * (PATIENCE if before is not None else 1.0)
+        try:
+            await round_trip(self.transport, record.dial, answer_s=answer_s)
+        except Refused:  # It has too many streams, say, or belongs to another private swarm: but it lives.
+            pass
+        except (SwarmError, TimeoutError) as error:
+            timed_out = loop.time() - began > answer_s / 2
+            if not (timed_out and self._lag_total_s - lag_s > OWN_LAG_S):
+                self.liveness = self.liveness.with_silence(node, record.generation, began, loop.time())
+                reason = str(error) or f"no answer within {answer_s:.0f} s"
+                log.info("the node at %s with blocks %s is silent: %s", record.address, record.span, reason)
+            return
+        if node in self.liveness.dead:
+            log.info("the node at %s answers again", record.address)
+        self.liveness = self.liveness.with_answer(node, loop.time())

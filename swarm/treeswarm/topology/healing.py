@@ -1,0 +1,82 @@
+"""Which node takes over blocks that lost their last holder, and when.  Pure.
+
+Every node computes the same plan from the same snapshot, without the nodes it believes to be dead, and the nodes that
+the plan names act.  A named node may be unable to move, because its owner fixed its blocks or its release is older.  So
+the plan has turns: if a hole is still open after one turn, the nodes of the next turn act, twice as many each time.
+
+A node first announces its claim: a record that says it joins over the blocks of the hole.  It still has its old blocks.
+After the claim has reached all readers it judges it once more (`judge_claim`), and only then gives its old blocks up.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from treeswarm.protocol.spans import Span
+from treeswarm.topology.rebalancing import plan_moves
+from treeswarm.topology.tables import JOINING, ONLINE, Moves, Placed, PlacementTable
+
+# Of this many turns, the last one asks up to 2**7 nodes.
+TURNS = 8
+# Seconds beyond the registry's lag that one turn lasts: the named nodes have probed and announced by then.
+TURN_MARGIN_S = 4.0
+
+Verdict = Literal["load", "wait", "withdraw"]
+
+
+def find_holes(swarm: PlacementTable, blocks: int) -> list[Span]:
+    """Return the blocks that no node serves, and none is about to serve, as spans."""
+    empty = swarm.throughput(blocks) <= 0
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], empty, [False]]).astype(np.int64)))
+    return [Span(start, end) for start, end in edges.reshape(-1, 2).tolist()]
+
+
+def plan_healing(swarm: PlacementTable, blocks: int, turn: int) -> Moves:
+    """Return which nodes should take over which blocks in the given turn, counted from 0; nothing without a hole.
+
+    After the last turn the first one follows again.
+    """
+    turns = swarm.healing.get(blocks)
+    if turns is None:
+        turns = swarm.healing[blocks] = _plan_turns(swarm, blocks)
+    return turns[turn % len(turns)] if turns else {}
+
+
+def judge_claim(claim: Placed, former: Span, swarm: PlacementTable, blocks: int) -> Verdict:
+    """Return what the node of `claim`, which still has its blocks `former`, does now that others have seen the claim.
+
+    `swarm` holds the other nodes.  Of several claims on the same blocks the one of the lowest id stands, and the others
+    withdraw.  A node loads only if every block that it gives up is online elsewhere.  If that is so only once another
+    claim was withdrawn, it waits.
+    """
+    others = swarm.select(swarm.nodes != claim.node)
+    later = (others.state == JOINING) & others.overlapping(claim.span) & (others.nodes > claim.node)
+    throughput = others.select(~later).throughput(blocks)
+    if (throughput[claim.span.start : claim.span.end] > 0).all():
+        return "withdraw"
+    kept = former.start, former.end
+    if (others.replicas(blocks, ONLINE)[kept[0] : kept[1]] > 0).all():
+        return "load"
+    return "wait" if later.any() else "withdraw"
+
+
+def _plan_turns(swarm: PlacementTable, blocks: int) -> Sequence[Moves]:
+    throughput = swarm.throughput(blocks)
+    if (throughput > 0).all():
+        return ()
+    replicas = swarm.replicas(blocks, ONLINE)
+    movable = swarm.select((swarm.state == ONLINE) & (swarm.end <= blocks))
+    turns: list[Moves] = []
+    for turn in range(TURNS):
+        moves: dict[str, Span] = {}
+        for _ in range(2**turn):
+            plan = plan_moves(throughput, replicas, movable, only_empty=True)
+            if not plan:
+                break
+            moves |= plan
+            movable = movable.select(~np.isin(movable.nodes, list(plan)))
+        if not moves:
+            break
+        turns.append(moves)
+    return turns
