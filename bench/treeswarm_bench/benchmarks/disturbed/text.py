@@ -105,6 +105,10 @@ class ScriptedDraft:
     world: World
     device: torch.device = torch.device("cpu")
 
+    def parameters(self) -> tuple[torch.Tensor, ...]:
+        """Return no weights."""
+        return ()
+
     def __call__(
         self,
         *,
