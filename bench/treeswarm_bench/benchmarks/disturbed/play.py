@@ -155,7 +155,7 @@ async def _play(
         drafter=_FirstTreeSeen(scripted_drafter(text, world), world),
         builder=AppendBuilder(SamplingSettings(), SEGMENT_ROWS, chain.epoch.number, 0),
         limits=GenerationLimits(tokens + 1, frozenset()),  # the prompt's traversal brings one
-        policy=_policy(size, world),
+        policy=policy_of_size(size, world),
         on_round=recorder.on_round,
         clock=loop.clock,
     )
@@ -175,7 +175,7 @@ async def _play(
     return PlayedText(tuple(recorder.rounds))
 
 
-def _policy(size: Size, world: World) -> TreePolicy:
+def policy_of_size(size: Size, world: World) -> TreePolicy:
     if size != "auto":
         return FixedSizePolicy(size)
     return AutoPolicy(PlannerMemory(), ROW_BYTES, SEGMENT_ROWS, clock=world.loop.clock)
