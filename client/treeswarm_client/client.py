@@ -204,6 +204,11 @@ class SwarmClient:
         """Return the text of token ids, special tokens included."""
         return self._opened.prompts.decode(token_ids)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model can chat; otherwise it only continues texts."""
+        return self._opened.prompts.chat is not None
+
     def encode_chat(self, messages: Sequence[MessageDict]) -> list[int]:
         """Return the token ids of a conversation, as the model's chat template writes it, up to where the reply begins.
 

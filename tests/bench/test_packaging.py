@@ -80,7 +80,11 @@ def test_product_wheel_holds_no_measuring_code(tmp_path: Path) -> None:
     """Both wheels are built, and installed without dependencies into an environment of their own."""
     run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT, ROOT / "bench")
     product, bench = sorted(tmp_path.glob("*.whl"), key=lambda wheel: "bench" in wheel.name)
-    names = [name for name in zipfile.ZipFile(product).namelist() if name.endswith(".py")]
+    names = zipfile.ZipFile(product).namelist()
+    gateway = Path("client/treeswarm_client/gateway")
+    pages = [file for folder in ("pages", "web") for file in (ROOT / gateway / folder).iterdir()]
+    assert {str(file.relative_to(ROOT / "client")) for file in pages} <= set(names)
+    names = [name for name in names if name.endswith(".py")]
     assert {name.split("/")[0] for name in names} == {"treeswarm", "treeswarm_client", "treeswarm_node"}
     assert not [name for name in names if any(word in name.removeprefix("treeswarm_") for word in MEASURING)]
     measuring_files = zipfile.ZipFile(bench).namelist()

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import cache, partial
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
@@ -22,7 +23,7 @@ from treeswarm_client.gateway.backend import Backend, PreparedRequest
 from treeswarm_client.gateway.errors import Failure, NoSuchModel, WrongKey, failure_of
 from treeswarm_client.gateway.events import FinishEvent, GenerationEvent, TokenEvent, count_usage, drain
 from treeswarm_client.gateway.middleware import BodyLimit, LocalHostOnly, RequestCounter, run_unless_disconnected
-from treeswarm_client.gateway.page import front_page, make_map_app
+from treeswarm_client.gateway.page import describe_gateway, docs_page, front_page, make_files_app, make_schema
 from treeswarm_client.gateway.requests import (
     ChatRequest,
     CompletionRequest,
@@ -34,6 +35,7 @@ from treeswarm_client.gateway.watchers import MapEvent
 log = logging.getLogger(__name__)
 
 INTERNAL = Failure(500, "server_error", "an internal error occurred: see the gateway's log")
+DESCRIPTION = "OpenAI's HTTP API over a swarm of nodes that each host some blocks of one model."
 EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 # A comment in a stream of server-sent events.
 KEEPALIVE = ": nothing new\n\n"
@@ -42,7 +44,10 @@ CLIENT_CLOSED_REQUEST = 499
 
 def make_app(backend: Backend) -> FastAPI:
     """Return an application with all routes over one backend, which the caller opens."""
-    app = FastAPI(title="treeswarm", version=__version__)
+    # FastAPI's own pages of the API load their scripts from elsewhere.
+    app = FastAPI(title="treeswarm", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None)
+    schema = cache(partial(make_schema, app, needs_key=bool(backend.config.keys.digests)))
+    app.openapi = schema  # type: ignore[method-assign]
     app.add_middleware(BodyLimit, max_bytes=backend.config.limits.body_bytes)
     if not backend.config.keys.digests:
         app.add_middleware(LocalHostOnly, host=backend.config.listen.host)
@@ -80,15 +85,18 @@ def _add_routes_with_key(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/v1/models", dependencies=needs_key)
     async def models() -> dict[str, Any]:
+        """List the model, under each of its names."""
         return {"object": "list", "data": [model_object(name) for name in names]}
 
     @app.get("/v1/models/{model:path}", dependencies=needs_key)
     async def model(model: str) -> dict[str, Any]:
+        """Return the model, or 404 if another one is named."""
         check_model(model)
         return model_object(model)
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, caller: caller_of, http_request: Request) -> Response:
+        """Continue a conversation in the model's own chat template."""
         check_model(body.model)
         request = parse_chat_request(body, backend.config.limits)
         metadata = _make_metadata("chatcmpl", backend)
@@ -98,6 +106,7 @@ def _add_routes_with_key(app: FastAPI, backend: Backend) -> None:
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, caller: caller_of, http_request: Request) -> Response:
+        """Continue texts or token ids, one or several."""
         check_model(body.model)
         request = parse_completion_request(body, backend.config.limits)
         metadata = _make_metadata("cmpl", backend)
@@ -108,6 +117,10 @@ def _add_routes_with_key(app: FastAPI, backend: Backend) -> None:
     @app.get("/metrics", dependencies=needs_key, include_in_schema=False)
     async def metrics() -> Response:
         return Response(backend.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/about", dependencies=needs_key, include_in_schema=False)
+    async def about() -> dict[str, Any]:
+        return describe_gateway(backend.config, backend.connection.open_client)
 
     @app.get("/map/events", dependencies=needs_key, include_in_schema=False)
     async def events() -> Response:
@@ -133,8 +146,13 @@ def _add_routes_without_key(app: FastAPI, backend: Backend) -> None:
     async def front(request: Request) -> Response:
         return front_page(request)
 
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return docs_page()
+
     # Mounted after the route of its events, which it would otherwise hide.
-    app.mount("/map", make_map_app(), name="map")
+    app.mount("/map", make_files_app("web"), name="map")
+    app.mount("/pages", make_files_app("pages"), name="pages")
 
 
 async def _answer(backend: Backend, prepared: PreparedRequest, writer: AnswerWriter, http_request: Request) -> Response:

@@ -1,14 +1,19 @@
-"""The pages for browsers, which may load nothing from elsewhere: the front page and the map in `web/`."""
+"""The pages for browsers, which load nothing from elsewhere: those in `pages`, and the map in `web`."""
 
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from fastapi import Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.datastructures import MutableHeaders
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from treeswarm_client.client import SwarmClient
+from treeswarm_client.gateway.config import GatewayConfig
 
 # The map shows text from unknown nodes.  Even if it were taken for markup by mistake, it could do nothing.
 POLICY = "default-src 'none'; {}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'".format(
@@ -23,24 +28,55 @@ HEADERS = {
 }
 
 VARY = {"Vary": "Accept"}
-# The links are relative, so that they also work behind a reverse proxy that adds a prefix.
-FRONT = (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1"><title>treeswarm</title></head><body>'
-    "<h1>treeswarm</h1><ul>"
-    '<li><a href="map/">map</a>: the nodes, their blocks, and draft trees as they grow</li>'
-    "<li><code>/v1</code>: the base URL for clients of the OpenAI API</li>"
-    '<li><a href="health">/health</a>: whether this process runs; <a href="ready">/ready</a>: whether the swarm is '
-    "complete</li>"
-    "</ul></body></html>"
-)
+ROUTES = {"map": "/map/", "openai": "/v1", "docs": "/docs", "health": "/health", "ready": "/ready"}
+HOME = Path(str(files("treeswarm_client.gateway")))
 
 
 def front_page(request: Request) -> Response:
-    """Return links to everything here: as a page for browsers, as JSON for other programs."""
+    """Return the first page for browsers, and links to everything here as JSON for other programs."""
     if "text/html" in request.headers.get("accept", ""):
-        return HTMLResponse(FRONT, headers=HEADERS | VARY)
-    return JSONResponse({"map": "/map/", "openai": "/v1", "health": "/health", "ready": "/ready"}, headers=VARY)
+        return FileResponse(HOME / "pages" / "front.html", headers=HEADERS | VARY)
+    return JSONResponse(ROUTES, headers=VARY)
+
+
+def docs_page() -> Response:
+    """Return the page of the API, which draws the OpenAPI schema."""
+    return FileResponse(HOME / "pages" / "docs.html", headers=HEADERS)
+
+
+def describe_gateway(config: GatewayConfig, client: SwarmClient | None) -> dict[str, Any]:
+    """Return what the first page says about the gateway; `client` is None while there is no complete swarm."""
+    known = {"model": config.model_names[0], "locked": bool(config.keys.digests), "ready": client is not None}
+    if client is None:
+        return known
+    return known | {
+        "blocks": client.target.blocks,
+        "context": client.target.max_positions,
+        "numerics": str(client.target.numerics),
+        "chat": client.has_chat_template,
+        "draft": client.draft_choice.as_dict(),
+    }
+
+
+def make_schema(app: FastAPI, *, needs_key: bool) -> dict[str, Any]:
+    """Return the OpenAPI schema: of the answers that this gateway really gives, which are OpenAI's errors."""
+    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    for methods in schema["paths"].values():
+        for route in methods.values():
+            route["responses"].pop("422", None)  # FastAPI's own, in place of which 400 is sent
+            route["responses"]["default"] = {"$ref": "#/components/responses/Error"}
+    components = schema.setdefault("components", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        components.get("schemas", {}).pop(name, None)
+    error = {name: {"type": ["string", "null"]} for name in ("message", "type", "param", "code")}
+    body = {"type": "object", "properties": {"error": {"type": "object", "properties": error}}}
+    components["responses"] = {
+        "Error": {"description": "An error as OpenAI sends it", "content": {"application/json": {"schema": body}}}
+    }
+    if needs_key:
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}]
+    return schema | {"x-needs-key": needs_key}
 
 
 @dataclass(frozen=True)
@@ -58,6 +94,6 @@ class SecurityHeaders:
         await self.app(scope, receive, send_with_headers)
 
 
-def make_map_app() -> ASGIApp:
-    """Return the map's files as an application to mount."""
-    return SecurityHeaders(StaticFiles(directory=Path(str(files("treeswarm_client.gateway") / "web")), html=True))
+def make_files_app(folder: str) -> ASGIApp:
+    """Return the files of a folder of this package as an application to mount."""
+    return SecurityHeaders(StaticFiles(directory=HOME / folder, html=True))

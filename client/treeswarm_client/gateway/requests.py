@@ -48,59 +48,87 @@ StopString = Annotated[str, Field(max_length=256)]
 
 
 class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
 
     include_usage: bool = False
+    """Whether the stream ends with a chunk that counts the tokens."""
 
 
 class ContentPart(BaseModel):
     """One part of a message's content."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     type: str
+    """Kind of the part: `text`, no other."""
     text: str | None = None
 
 
 class ChatMessage(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     role: str
+    """One of `system`, `developer`, `user`, `assistant` and `tool`."""
     content: str | Annotated[list[ContentPart], Field(fail_fast=True, max_length=MAX_PARTS)] | None = None
 
 
 class _CommonRequest(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     model: str
+    """Name of the model, one of `/v1/models`."""
     n: int | None = Field(default=None, ge=1)
+    """Number of samples, generated side by side."""
     stream: bool | None = None
+    """Whether the answer comes as server-sent events."""
     stream_options: StreamOptions | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
+    """Texts before the first of which the answer ends."""
     seed: int | None = None
+    """Seed of the samples; without one, each answer differs."""
     temperature: float | None = Field(default=None, ge=0, le=2)
+    """Sampling temperature, 1 by default; 0 is greedy."""
     top_p: Probability | None = None
+    """Smallest set of tokens with this probability is sampled from; 1 by default."""
     top_k: int | None = Field(default=None, ge=-1)
+    """Number of best tokens that are sampled from, as in Hugging Face; 0 and -1 stand for all."""
     max_tokens: int | None = Field(default=None, ge=1)
+    """Largest number of new tokens.  Room for them is reserved on the nodes."""
     ignore_eos: bool = False
+    """Whether to continue past the model's end token."""
 
 
 class ChatRequest(_CommonRequest):
     """`POST /v1/chat/completions`."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"model": "demo", "messages": [{"role": "user", "content": "def main("}], "max_tokens": 32}]
+        }
+    )
+
     messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
+    """The conversation so far."""
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    """Newer name of `max_tokens`."""
     logprobs: bool | None = None
+    """Whether the answer has the log-probability of each token."""
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    """Number of other tokens with their log-probabilities: 0, because nodes send none."""
 
 
 class CompletionRequest(_CommonRequest):
     """`POST /v1/completions`."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "demo", "prompt": "def main(", "max_tokens": 32, "temperature": 0}]}
+    )
+
+    # Checked by hand: pydantic would report a union's errors for every item and every type.
     prompt: Any
-    """Text, token ids, or a list of either.  It is checked by hand: pydantic would report a union's errors for every
-    item and every type."""
+    """Text, token ids, or a list of either."""
     logprobs: int | None = Field(default=None, ge=0, le=5)
+    """0 for the log-probabilities of the tokens of the answer."""
 
 
 class Unsupported(BadRequest):

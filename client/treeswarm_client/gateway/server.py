@@ -65,7 +65,7 @@ async def run_gateway(backend: Backend, *, log_requests: bool = False) -> int:
 async def _serve(backend: Backend, server: uvicorn.Server, listener: socket.socket, address: Address) -> None:
     async with backend.open():
         url = f"http://{address.bare}"
-        print(f"serving {url}/v1 for OpenAI clients and {url}/map/ for browsers", flush=True)
+        print(f"serving {url}/v1 for OpenAI clients and {url}/ for browsers", flush=True)
         await server.serve(sockets=[listener])
 
 

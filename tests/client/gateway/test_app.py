@@ -61,14 +61,42 @@ async def test_front_page_links_work_and_404_is_an_openai_error() -> None:
         assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
         assert "default-src 'none'" in page.headers["content-security-policy"]
         assert "/v1" in page.text
-        links = re.findall(r'href="([^"]+)"', page.text)
-        assert links == ["map/", "health", "ready"]
-        assert [(await client.get(f"/{link}")).status_code for link in links] == [200, 200, 503]
+        links = set(re.findall(r'(?:href|src)="([^"]+)"', page.text))
+        assert {"map/", "docs", "health", "ready"} < links
+        statuses = {link: (await client.get(f"/{link}".replace("/./", "/"))).status_code for link in links}
+        assert statuses == {link: 503 if link == "ready" else 200 for link in links}
         for accept in ("*/*", "application/json"):
             answer = await client.get("/", headers={"Accept": accept})
             assert (answer.status_code, answer.json()["map"], answer.json()["openai"]) == (200, "/map/", "/v1")
+            assert answer.json()["docs"] == "/docs"
         nowhere = await client.get("/nowhere", headers={"Accept": "text/html"})
         assert (nowhere.status_code, nowhere.json()["error"]["type"]) == (404, "invalid_request_error")
+
+
+async def test_front_page_is_told_of_the_gateway_with_a_key() -> None:
+    async with http(backend(ApiKeys.of([KEY]))) as client:
+        assert (await client.get("/about")).status_code == 401
+        answer = await client.get("/about", headers={"Authorization": f"Bearer {KEY}"})
+        assert answer.json() == {"model": "demo", "locked": True, "ready": False}
+
+
+async def test_schema_says_what_is_really_answered() -> None:
+    """The page of the API loads nothing from elsewhere, and the schema has OpenAI's errors in place of FastAPI's."""
+    async with http(backend()) as client:
+        page = await client.get("/docs")
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert "://" not in page.text
+        assert (await client.get("/redoc")).status_code == 404
+        schema = (await client.get("/openapi.json")).json()
+    routes = [route for methods in schema["paths"].values() for route in methods.values()]
+    assert len(routes) == 6
+    assert all(route["description"] and set(route["responses"]) == {"200", "default"} for route in routes)
+    fields = schema["components"]["schemas"]["CompletionRequest"]["properties"]
+    assert all("description" in field for name, field in fields.items() if name != "stream_options")
+    assert schema["x-needs-key"] is False
+    assert "security" not in schema
+    async with http(backend(ApiKeys.of([KEY]))) as client:
+        assert (await client.get("/openapi.json")).json()["security"] == [{"key": []}]
 
 
 async def test_large_body_is_413_with_or_without_a_length() -> None:

@@ -1,8 +1,11 @@
-"""The map works in a real browser, with a real gateway over three real nodes."""
+"""The pages of a gateway work in a real browser, with a real gateway over three real nodes."""
 
 import asyncio
+import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -14,6 +17,7 @@ from playwright.async_api import (
     BrowserContext,
     Page,
     Response,
+    Route,
     ViewportSize,
     async_playwright,
     expect,
@@ -86,9 +90,15 @@ async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
     await context.close()
 
 
-async def open_map(context: BrowserContext, served: Gateway) -> WatchedPage:
+async def open_map(context: BrowserContext, served: Gateway, path: str = "/map/") -> WatchedPage:
+    """Open a page of the gateway.  What it loads from elsewhere fails, as without a network, and is a problem."""
+
+    async def load(route: Route) -> None:
+        await (route.continue_() if route.request.url.startswith(served.url) else route.abort())
+
+    await context.route("**/*", load)
     watched = WatchedPage(await context.new_page())
-    await watched.page.goto(f"{served.url}/map/")
+    await watched.page.goto(f"{served.url}{path}")
     return watched
 
 
@@ -176,9 +186,82 @@ async def test_phone_needs_no_horizontal_scrolling(browser: Browser, served: Gat
     await context.close()
 
 
+async def test_front_page_shows_the_swarm_and_answers_a_prompt(context: BrowserContext, served: Gateway) -> None:
+    watched = await open_map(context, served, "/")
+    page = watched.page
+    await expect(page.locator("#link")).to_have_text("live")
+    await expect(page.locator("#t-blocks")).to_have_text("8 / 8", timeout=SEEN_MS)
+    await expect(page.locator("#t-nodes")).to_have_text("3")
+    await expect(page.locator("#strip .cell")).to_have_count(8)
+    await expect(page.locator("#name")).to_have_text("demo")
+    await expect(page.locator("#facts")).to_contain_text("8 blocks · context 2,048 tokens · float32")
+    await expect(page.locator("#facts")).to_contain_text("draft demo-draft")
+    prompt = "<b>import</b> os\n"
+    async with served.openai() as api:
+        completion = await api.completions.create(model="demo", prompt=prompt, max_tokens=160, temperature=0)
+    await page.get_by_role("button", name="Continue").click()
+    await page.get_by_label("Prompt").fill(prompt)
+    await page.get_by_role("button", name="Send").click()
+    await expect(page.locator("#answer")).to_have_text(prompt + completion.choices[0].text, timeout=SEEN_MS)
+    await expect(page.get_by_role("button", name="Send")).to_be_visible()
+    await expect(page.locator("#figures")).to_have_text(re.compile(r"^\d+ tokens · [\d.]+ tokens/s · first after "))
+    assert await watched.number("#t-per") > 1
+    assert await page.locator("#answer b").count() == 0
+    assert watched.problems == []
+
+
+async def test_snippets_of_the_front_page_run(context: BrowserContext, served: Gateway) -> None:
+    watched = await open_map(context, served, "/")
+    page = watched.page
+    await expect(page.locator("#base")).to_have_text(f"{served.url}/v1")
+    snippets = []
+    for name in ("curl", "Python"):
+        await page.get_by_role("button", name=name).click()
+        snippets.append(await page.locator("#snippet").inner_text())
+    assert all(served.url in code and "demo" in code for code in snippets)
+    for command in (["sh", "-c", snippets[0]], [sys.executable, "-c", snippets[1]]):
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        printed = (await process.communicate())[0].decode()
+        assert process.returncode == 0
+        assert (json.loads(printed)["choices"][0]["message"]["content"] if command[0] == "sh" else printed).strip()
+    assert watched.problems == []
+
+
+async def test_page_of_the_api_works_without_a_network(context: BrowserContext, served: Gateway) -> None:
+    watched = await open_map(context, served, "/docs")
+    page = watched.page
+    async with httpx2.AsyncClient() as http:
+        paths = (await http.get(f"{served.url}/openapi.json")).json()["paths"]
+    await expect(page.locator(".route")).to_have_count(len(paths))
+    assert await page.locator(".route summary code").all_inner_texts() == list(paths)
+    route = page.locator(".route", has_text="/v1/completions")
+    await route.locator("summary").click()
+    await expect(route.locator("th", has_text="temperature")).to_be_visible()
+    await route.get_by_role("button", name="Send").click()
+    await expect(route.locator(".answer")).to_contain_text('"object": "text_completion"', timeout=SEEN_MS)
+    await expect(route.locator(".answer")).to_contain_text("200")
+    assert watched.problems == []
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+async def test_other_pages_fit_a_phone_in_both_themes(browser: Browser, served: Gateway, path: str) -> None:
+    context = await browser.new_context(viewport=PHONE, color_scheme="dark")
+    watched = await open_map(context, served, path)
+    page = watched.page
+    await expect(page.locator("#strip .cell, .route").first).to_be_visible(timeout=SEEN_MS)
+    await page.evaluate("document.querySelectorAll('details').forEach((route) => { route.open = true; })")
+    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    colours = [await page.evaluate("getComputedStyle(document.documentElement).backgroundColor")]
+    await page.get_by_role("button", name="Change between light and dark").click()
+    colours.append(await page.evaluate("getComputedStyle(document.documentElement).backgroundColor"))
+    assert colours == ["rgb(10, 16, 14)", "rgb(244, 245, 240)"]
+    assert watched.problems == []
+    await context.close()
+
+
 async def test_page_may_load_from_this_gateway_only(served: Gateway) -> None:
     async with httpx2.AsyncClient() as http:
-        answers = [await http.get(f"{served.url}/map/{name}") for name in ("", "map.js", "map.css")]
+        answers = [await http.get(f"{served.url}/map/{name}") for name in ("", "map.js", "../pages/front.js")]
         missing = await http.get(f"{served.url}/map/../nothing")
         moved = await http.get(f"{served.url}/map")
     assert [answer.status_code for answer in answers] == [200, 200, 200]
@@ -234,6 +317,21 @@ async def test_key_is_asked_for_and_kept_for_the_tab(context: BrowserContext, sw
             watched.problems.clear()  # the old page's connection was cut off
             await expect(page.locator("#link")).to_have_text("live")
             await expect(dialog).to_be_hidden()
+            # The first page, and the page of the API, use the same key.
+            await page.goto(f"{locked.url}/")
+            watched.problems.clear()
+            await expect(page.locator("#link")).to_have_text("live")
+            await expect(page.locator("#snippet")).to_contain_text("YOUR_KEY")
+            await page.get_by_role("button", name="Send").click()
+            await expect(page.locator("#figures")).to_contain_text("first after", timeout=SEEN_MS)
+            await page.goto(f"{locked.url}/docs")
+            watched.problems.clear()
+            await page.locator(".route summary").first.click()
+            await page.locator(".route").first.get_by_role("button", name="Send").click()
+            await expect(page.locator(".route").first.locator(".answer")).to_contain_text('"id": "demo"')
+            await page.goto(f"{locked.url}/map/")
+            watched.problems.clear()
+            await expect(page.locator("#link")).to_have_text("live")
             # With API keys, the map shows no text.
             await generate(locked)
             await expect(page.locator(".panel .chip")).to_have_text("at its limit")

@@ -6,14 +6,21 @@ const LONGEST_PAUSE_MS = 15000;
 const SILENCE_MS = 40000;
 const STORAGE_KEY = "treeswarm-key";
 
+/** Return the header with the API key that was entered in this tab, or none. */
+export function keyHeaders() {
+  const key = sessionStorage.getItem(STORAGE_KEY);
+  return key === null ? {} : { Authorization: `Bearer ${key}` };
+}
+
 /**
- * Reads events forever and passes each to `onEvent`.  `onState` receives `live`, `connecting`, `waiting` with the seconds
+ * Reads `events`, an address, forever and passes each to `onEvent`.  `onState` receives `live`, `connecting`, `waiting` with the seconds
  * until the next attempt and a reason, or `locked` with whether a key was refused.
  */
 export class Feed {
-  constructor(onEvent, onState) {
+  constructor(onEvent, onState, events) {
     this.onEvent = onEvent;
     this.onState = onState;
+    this.events = events;
     this.pause = FIRST_PAUSE_MS;
     this.wake = () => {};
     window.addEventListener("online", () => this.wake());
@@ -53,9 +60,8 @@ export class Feed {
 
   async connect() {
     this.controller = new AbortController();
-    const key = sessionStorage.getItem(STORAGE_KEY);
-    const headers = { Accept: "text/event-stream", ...(key === null ? {} : { Authorization: `Bearer ${key}` }) };
-    return fetch("events", { headers, cache: "no-store", signal: this.controller.signal });
+    const headers = { Accept: "text/event-stream", ...keyHeaders() };
+    return fetch(this.events, { headers, cache: "no-store", signal: this.controller.signal });
   }
 
   async read(body) {

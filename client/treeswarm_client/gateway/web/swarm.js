@@ -19,7 +19,7 @@ export function drawSwarm(overview) {
 }
 
 /** Show the blocks that the best class of each model is missing. */
-function drawAlarm(overview) {
+export function drawAlarm(overview) {
   const alarm = byId("alarm");
   const lacking = overview.models.filter((model) => model.gaps.length);
   alarm.hidden = !lacking.length;
@@ -87,7 +87,8 @@ function drawTicks(track, count) {
   });
 }
 
-function drawReplicas(track, served) {
+/** Draw one cell per block, with the number of nodes that serve it. */
+export function drawReplicas(track, served) {
   track.setAttribute("aria-label", `nodes that serve each block: ${served.replicas.join(" ")}`);
   updateChildren(track, served.replicas.map((replicas, block) => ({ replicas, block })), (cell) => cell.block,
     () => el("span", { class: "cell" }, el("b")),
