@@ -30,6 +30,7 @@ from treeswarm_client.client_settings import (
     largest_tree,
 )
 from treeswarm_client.discovery.describe import describe_all
+from treeswarm_client.discovery.lost_reports import LostReporter
 from treeswarm_client.discovery.overview import Overview
 from treeswarm_client.discovery.prober import Prober
 from treeswarm_client.discovery.route import Target
@@ -137,6 +138,11 @@ class SwarmClient:
             dials = registry.dial_addresses if isinstance(registry, PeersRegistry) else {}
             rows = largest_tree(self.drafting.tree_size) + 1
             self.view = SwarmView(registry, self.target, rows, dials, snapshot)
+            reporter = LostReporter(
+                self._opened.transport, lambda: self.view.snapshot, self._opened.config, self.target.blocks
+            )
+            undo.push_async_callback(reporter.close)
+            self.view.on_lost = reporter.report
             undo.push_async_callback(cancelled, asyncio.create_task(self.view.watch()))
             self._on_exit = undo.pop_all()
         return self

@@ -15,6 +15,7 @@ from treeswarm.progress import Progress
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm.tasks import cancelled
+from treeswarm.topology.placements import placements
 from treeswarm.topology.tables import Placed
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.counters import Counters
@@ -22,7 +23,6 @@ from treeswarm_node.engine.loaded_stage import LoadedStage, free_unused_memory, 
 from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.membership.hole_watch import HoleWatch
 from treeswarm_node.membership.liveness_monitor import LivenessMonitor
-from treeswarm_node.membership.placements import placements
 from treeswarm_node.own_record import OwnRecord
 from treeswarm_node.reachability.reachability import PublicAddress
 from treeswarm_node.sessions.server import NodeServer

@@ -11,10 +11,10 @@ import torch
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm.topology.placement import choose_again, choose_span, plan_move
+from treeswarm.topology.placements import PLACED, placements
 from treeswarm.topology.tables import Placed
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo, find_device
-from treeswarm_node.membership.placements import PLACED, placements
 from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
 from treeswarm_node.own_record import GUESSED_RATE
 

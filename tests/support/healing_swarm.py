@@ -7,13 +7,13 @@ from treeswarm.protocol.messages import Ping, Pong, ReportLost
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm.tasks import TaskSet
+from treeswarm.topology.placements import PLACED
 from treeswarm.topology.tables import Placed
 from treeswarm.transport.memory import MemoryListener, MemoryNetwork, MemoryTransport
 from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 from treeswarm_node.membership.hole_watch import HoleWatch
 from treeswarm_node.membership.liveness_monitor import LivenessMonitor
-from treeswarm_node.membership.placements import PLACED
 
 LAG_S = 4.0
 LOAD_S = 10.0

@@ -22,6 +22,7 @@ from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_client.chain.chain import Chain, open_chain
 from treeswarm_client.chain.options import Reservation
 from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt
+from treeswarm_client.chain.wait_events import OnWait
 from treeswarm_client.discovery.route import Hop, Target
 from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
 from treeswarm_client.generation.append_builder import AppendBuilder
@@ -211,6 +212,9 @@ class ToyRouter:
         if not self.forgetful:
             self.banned[node] = asyncio.get_running_loop().time() + 15.0
 
+    def report_silence(self, node: str) -> None:
+        pass
+
     def report_round_trip(self, node: str, round_trip_s: float) -> None:
         pass
 
@@ -293,6 +297,7 @@ class ToySwarm:
         forgetful: bool = False,
         shared: PrefixScope = "none",
         secret: bytes = b"s" * 16,
+        on_wait: OnWait = lambda _: None,
     ) -> list[int]:
         """Run one generation.  What was committed before an error is in `self.kept`."""
         kept: list[int] = []
@@ -307,6 +312,7 @@ class ToySwarm:
             target,
             room,
             patience_s=patience_s,
+            on_wait=on_wait,
             shared=SharedPrompt(prompt, shared, secret),
             alternatives=drafter.alternatives,
         ) as chain:

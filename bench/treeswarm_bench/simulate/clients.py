@@ -136,7 +136,8 @@ class SimulatedClients:
         if self.settings.forget_bans:
             client.bans = BanList()
         own = {str(self.nodes.hosts.ids[node]) for node, _ in avoid or ()}
-        chain = self._plan(blocks, start, end, client.bans.banned(now) | own, timed=first)
+        names_to_avoid = client.bans.banned(now) | own
+        chain = self._plan(blocks, start, end, names_to_avoid, client.bans.last_resort(now) - own, timed=first)
         hops = [(self.nodes.registry.index[name], span) for name, span in chain.hops]
         failed = [node for node, span in hops if not self.nodes.serves(node, span) or self.nodes.full(node)]
         for node, _ in hops:
@@ -146,11 +147,21 @@ class SimulatedClients:
             self.traversal_s.append(chain.seconds)
         return hops, failed
 
-    def _plan(self, blocks: Span, start: Coordinate, end: Coordinate, avoid: frozenset[str], timed: bool) -> Route:
+    def _plan(
+        self,
+        blocks: Span,
+        start: Coordinate,
+        end: Coordinate,
+        avoid: frozenset[str],
+        last_resort: frozenset[str],
+        timed: bool,
+    ) -> Route:
         candidates = self.nodes.registry.view().candidates
         seed = int(self.random.integers(2**32))
         began = time.thread_time()
-        chain = fastest_chain(candidates, blocks, start, end, room=config.ROOM, avoid=avoid, jitter_seed=seed)
+        chain = fastest_chain(
+            candidates, blocks, start, end, room=config.ROOM, avoid=avoid, last_resort=last_resort, jitter_seed=seed
+        )
         if timed:
             self.planning_s.append(time.thread_time() - began)
         return chain

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 
 from treeswarm import PROTOCOL_VERSION
-from treeswarm.errors import MissingBlocks, Refused, SwarmError
+from treeswarm.errors import MissingBlocks, NodeLost, Refused, SwarmError
 from treeswarm.protocol.messages import Answer, Append, Hint, LinkHello
 from treeswarm.session.replay import replay
 from treeswarm.tasks import TaskSet
@@ -24,7 +24,7 @@ from treeswarm_client.chain.repair import PlannedNode, Repair
 from treeswarm_client.chain.repair_executor import RepairExecutor
 from treeswarm_client.chain.shared_prompt import SharedPrompt
 from treeswarm_client.chain.stall_detection import find_stalled_hop
-from treeswarm_client.chain.supervisor import ChainSupervisor, RepairAttempts
+from treeswarm_client.chain.supervisor import ONLY_HOLDER_SILENCE_S, ChainSupervisor, RepairAttempts
 from treeswarm_client.chain.wait_events import OnWait, WaitEvents
 from treeswarm_client.discovery.reroute import RerouteTimer
 from treeswarm_client.discovery.round_trip import RoundTrip
@@ -191,9 +191,19 @@ class Chain:
             await asyncio.sleep(WATCH_EVERY_S)
             epoch = self.epoch
             if epoch.in_flight and not epoch.in_flight.interrupted.is_set():
+                self._report_silence(loop.time())
                 stalled = find_stalled_hop(epoch, self._traversal_time.deadline(0.0), loop.time())
                 if stalled is not None:
                     self.drop_node(*stalled)
+
+    def _report_silence(self, now: float) -> None:
+        """Report that the session waits for a silent node that alone serves its blocks, or that it does so no more."""
+        if (overdue := self._supervisor.overdue_holder(now)) is None:
+            self.waits.end(succeeded=True)
+            return
+        hop, silence_s = overdue
+        words = f"nothing heard from {hop} for {silence_s:.0f} s, and no other node serves these blocks"
+        self.waits.report(NodeLost(words, hop.address), max(0.0, ONLY_HOLDER_SILENCE_S - silence_s))
 
     async def close(self) -> None:
         """Free the session on every node that still listens."""

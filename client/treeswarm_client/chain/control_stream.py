@@ -9,13 +9,9 @@ from treeswarm.errors import LinkBroken, NodeLost, Refused, SwarmError, Transpor
 from treeswarm.protocol.messages import Close, ControlDown, Fault, Hint, Open, Opened, Ping, Pong, Resume
 from treeswarm.tasks import TaskSet
 from treeswarm.transport.seam import Stream, StreamKind, Transport
-from treeswarm_client.discovery.round_trip import RoundTrip
+from treeswarm_client.discovery.round_trip import PING_EVERY_S, Heartbeat
 from treeswarm_client.discovery.route import Hop
 
-PING_EVERY_S = 0.5
-# A living node's event loop was seen to stall for a second and more on a machine with ten busy processes on two cores;
-# to take a slow node for a dead one costs a replay, so the measured deadline is never trusted below this.
-LEAST_SILENCE_S = 2.0
 # A node may be loading, or its machine swapping, when a session is opened; longer than this is as good as dead.
 GRANT_S = 20.0
 # The last frames of a stream that is closed are on their way, or never come.
@@ -30,6 +26,8 @@ class ControlHandlers:
     """Called with every message except pongs and grants that were waited for."""
     on_break: Callable[["NodeControl", SwarmError], None]
     """Called with the reason when the stream is of no more use."""
+    on_silence: Callable[["NodeControl", float], bool]
+    """Called with the seconds of a silence that is too long; returns whether to give the node up for it."""
     on_round_trip: Callable[[str, float], None]
     """Called with the node's id and the round-trip time in seconds of every pong."""
 
@@ -46,11 +44,13 @@ class NodeProgress:
     """Number of replayed frames the node has handled."""
     changed_at: float = 0.0
     """Time of the loop's clock, in seconds, at which any of these last changed."""
+    known_at: float = 0.0
+    """Time at which the ping was sent that the last pong answered: the node's silence since then tells nothing."""
 
-    def updated(self, received: int, passed_on: int, replayed: int, now: float) -> "NodeProgress":
-        """Return the progress after a pong with these numbers."""
+    def updated(self, received: int, passed_on: int, replayed: int, pinged_at: float, now: float) -> "NodeProgress":
+        """Return the progress after a pong with these numbers, which answers a ping from `pinged_at`."""
         unchanged = (received, passed_on, replayed) == (self.received, self.passed_on, self.replayed)
-        return self if unchanged else NodeProgress(received, passed_on, replayed, now)
+        return NodeProgress(received, passed_on, replayed, self.changed_at if unchanged else now, pinged_at)
 
 
 @dataclass(eq=False)
@@ -62,14 +62,12 @@ class NodeControl:
     """Id of the session."""
     handlers: ControlHandlers
     stream: Stream | None = None
-    round_trip: RoundTrip = RoundTrip()
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     epoch: int = -1
     """Number of the last epoch that the node agreed to."""
     progress: NodeProgress = NodeProgress()
     broken: SwarmError | None = None
     """Why the stream is of no more use, or None while it is."""
-    _heard_at: float = 0.0
-    """Time of the loop's clock, in seconds, of the last message."""
     _granted: asyncio.Future[Opened] | None = None
     _tasks: TaskSet = field(default_factory=TaskSet)
 
@@ -78,10 +76,12 @@ class NodeControl:
         await self._stop()
         start = asyncio.get_running_loop().time()
         self.stream = await transport.connect(self.hop.address, StreamKind.CONTROL)
-        self.broken, self._heard_at = None, asyncio.get_running_loop().time()
-        if not self.round_trip.samples:
+        now = asyncio.get_running_loop().time()
+        self.broken = None
+        self.heartbeat.begin(now)
+        if not self.heartbeat.round_trip.samples:
             # A handshake takes several round trips: a first guess on the safe side.
-            self.round_trip = self.round_trip.with_sample(self._heard_at - start)
+            self.heartbeat.add_round_trip(now - start, now)
         self._tasks.start(self._listen(self.stream))
         self._tasks.start(self._ping(self.stream))
 
@@ -132,7 +132,7 @@ class NodeControl:
     async def _listen(self, stream: Stream) -> None:
         try:
             while (message := await stream.receive()) is not None:
-                self._heard_at = asyncio.get_running_loop().time()
+                self.heartbeat.hear(asyncio.get_running_loop().time())
                 self._on_message(message)
             self._break(LinkBroken(f"{self.hop} ended the session"))
         except TransportError as error:
@@ -145,9 +145,10 @@ class NodeControl:
         waiting = self._granted is not None and not self._granted.done()
         match message:
             case Pong(stamp, received, passed_on, replayed):
-                round_trip_s = max(0.0, self._heard_at - stamp / 1e6)
-                self.round_trip = self.round_trip.with_sample(round_trip_s)
-                self.progress = self.progress.updated(received, passed_on, replayed, self._heard_at)
+                now = self.heartbeat.heard_at
+                round_trip_s = max(0.0, now - stamp / 1e6)
+                self.heartbeat.add_round_trip(round_trip_s, now)
+                self.progress = self.progress.updated(received, passed_on, replayed, stamp / 1e6, now)
                 self.handlers.on_round_trip(self.hop.node, round_trip_s)
             case Opened() if waiting:
                 assert self._granted is not None
@@ -164,9 +165,11 @@ class NodeControl:
         with contextlib.suppress(SwarmError):
             while True:
                 await stream.send(Ping(int(loop.time() * 1e6), self.session))
+                asleep_at = loop.time()
                 await asyncio.sleep(PING_EVERY_S)
-                silence_s = loop.time() - self._heard_at
-                if silence_s > PING_EVERY_S + self.round_trip.deadline(LEAST_SILENCE_S):
+                self.heartbeat.excuse(loop.time() - asleep_at - PING_EVERY_S)
+                silence_s = self.heartbeat.silence_s(loop.time())
+                if self.heartbeat.is_overdue(loop.time()) and self.handlers.on_silence(self, silence_s):
                     error = NodeLost(f"lost {self.hop}: nothing heard for {silence_s:.1f} s", self.hop.address)
                     self.handlers.on_break(self, error)
                     self._break(error)

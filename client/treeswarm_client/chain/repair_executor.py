@@ -13,6 +13,7 @@ from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm.protocol.spans import Span
 from treeswarm.tasks import TaskSet
 from treeswarm.transport.seam import Transport
+from treeswarm_client.chain.control_stream import GRANT_S
 from treeswarm_client.chain.in_flight import Interrupted
 from treeswarm_client.chain.member import CLIENT, ChainMember
 from treeswarm_client.chain.options import SessionOptions
@@ -97,7 +98,9 @@ class RepairExecutor:
         """Open a broken control stream again: the node may live, and then it still has the session."""
         reason = member.control.broken
         try:
-            async with asyncio.timeout(member.control.round_trip.deadline(LEAST_REATTACH_S)):
+            now = asyncio.get_running_loop().time()
+            patience_s = member.control.heartbeat.patience_s(LEAST_REATTACH_S, now)
+            async with asyncio.timeout(patience_s if self.supervisor.is_replaceable(member.hop) else GRANT_S):
                 await member.control.connect(self.transport)
         except (SwarmError, TimeoutError):
             self.supervisor.drop_node(member.hop, NodeLost(f"lost {member.hop}: {reason}", member.hop.address))

@@ -13,6 +13,8 @@ LEAST_IN_NODE_S = 60.0
 def find_stalled_hop(epoch: Epoch, usual_s: float, now: float) -> tuple[Hop, SwarmError] | None:
     """Return the node that holds the oldest unanswered append too long, with the error that says so, or None.
 
+    A pong tells what a node had when it was pinged; later silence is judged by its control stream, not here.
+
     `usual_s` is the usual duration of a traversal and `now` the loop's time, both in seconds.  Pongs tell how many of
     the session's appends a node has received and passed on, so the first node that has not passed the append on holds
     it.  In an epoch that replays, new nodes receive the trunk first, in forwards of hundreds of rows per frame.
@@ -22,12 +24,11 @@ def find_stalled_hop(epoch: Epoch, usual_s: float, now: float) -> tuple[Hop, Swa
     for member in epoch.members:
         progress = member.control.progress
         moved_at = max(moved_at, progress.changed_at)
-        quiet_s = now - moved_at
+        quiet_s = min(now, progress.known_at) - moved_at
         if progress.received <= oldest and quiet_s > on_link_s and (member.proven or not epoch.replays):
             return _lost(member.hop, f"a frame has been on its way there for {quiet_s:.0f} s")
         if progress.passed_on <= oldest:
             return _lost(member.hop, f"it computes for {quiet_s:.0f} s") if quiet_s > in_node_s else None
-    quiet_s = now - moved_at
     if quiet_s > on_link_s:
         return _lost(epoch.members[-1].hop, f"its answer has been on its way for {quiet_s:.0f} s")
     return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from treeswarm.errors import Malformed, MissingBlocks, NodeLost, Refused, SwarmError, TransportError
 from treeswarm.protocol.messages import Answer, ControlDown, Fault, FaultCode, Opened
-from treeswarm_client.chain.control_stream import ControlHandlers, NodeControl
+from treeswarm_client.chain.control_stream import GRANT_S, ControlHandlers, NodeControl
 from treeswarm_client.chain.epoch import Epoch
 from treeswarm_client.chain.member import ChainMember
 from treeswarm_client.chain.options import SessionOptions
@@ -20,6 +20,9 @@ MOST_BREAKS = 3
 # More dead nodes in a row than this were never seen in a simulated swarm that loses a fifth of its nodes per hour.
 QUICK_ATTEMPTS = 8
 PAUSE_S = 0.5
+# To give up the only holder of some blocks gains nothing while it may live: it keeps the session as long as a node may
+# take to grant one.
+ONLY_HOLDER_SILENCE_S = GRANT_S
 # Faults of a node in what it received: the sender may have caused them.
 BAD_INPUT = {FaultCode.NOT_FINITE, FaultCode.MALFORMED, FaultCode.BAD_TREE}
 
@@ -70,7 +73,9 @@ class ChainSupervisor:
 
     def control_of(self, hop: Hop) -> NodeControl:
         """Return a control stream, not connected yet, for a node of this chain."""
-        handlers = ControlHandlers(self._on_message, self._on_stream_break, self.router.report_round_trip)
+        handlers = ControlHandlers(
+            self._on_message, self._on_stream_break, self._on_silence, self.router.report_round_trip
+        )
         return NodeControl(hop, self.options.session, handlers)
 
     def drop_node(self, hop: Hop, error: SwarmError) -> None:
@@ -80,6 +85,26 @@ class ChainSupervisor:
             log.info("%s", error)
             self.epoch.add_loss(hop, error)
             self.router.report_failure(hop.node, member.failure_to_report(error))
+
+    def is_replaceable(self, hop: Hop) -> bool:
+        """Return whether nodes outside the chain could serve the blocks of one of its nodes now."""
+        hops, rows = self.epoch.hops, self.options.reservation.rows
+        index = hops.index(hop)
+        before = hops[index - 1].node if index else None
+        after = hops[index + 1].node if index + 1 < len(hops) else None
+        try:
+            self.router.route(hop.span, before=before, after=after, room=rows, avoid={other.node for other in hops})
+        except (MissingBlocks, Refused):
+            return False
+        return True
+
+    def overdue_holder(self, now: float) -> tuple[Hop, float] | None:
+        """Return a node that is kept although it is silent, with the seconds of its silence, or None."""
+        for member in self.epoch.members:
+            heartbeat = member.control.heartbeat
+            if member.control.broken is None and heartbeat.is_overdue(now):
+                return member.hop, heartbeat.silence_s(now)
+        return None
 
     def begin_epoch(self, members: list[ChainMember]) -> None:
         """Begin the epoch that was forming, with these nodes.  Raises Interrupted if one of them has failed already."""
@@ -181,6 +206,14 @@ class ChainSupervisor:
             reason = f"lost {member.hop}: the node before it cannot reach it ({error or 'the link broke'})"
             self.drop_node(member.hop, NodeLost(reason, member.hop.address))
         self.epoch.in_flight.interrupt()
+
+    def _on_silence(self, control: NodeControl, silence_s: float) -> bool:
+        """Return whether to give up a node that is silent: not soon, if it alone serves its blocks."""
+        index = self.epoch.index_of(control)
+        if index is None or silence_s > ONLY_HOLDER_SILENCE_S or self.is_replaceable(control.hop):
+            return True
+        self.router.report_silence(control.hop.node)
+        return False
 
     def _on_stream_break(self, control: NodeControl, error: SwarmError) -> None:
         """Repair the chain after a control stream broke.  The node itself may live; then the stream is opened again."""

@@ -38,6 +38,12 @@ class WaitEvents:
         self._waiting = True
         self.notify(ChainWait(self.session, reason, remaining_s))
 
+    def end(self, *, succeeded: bool) -> None:
+        """Report the end of a wait, if there is one."""
+        if self._waiting:
+            self._waiting = False
+            self.notify(ChainWait(self.session, None, succeeded=succeeded))
+
     @contextlib.contextmanager
     def ending_on_exit(self) -> Iterator[None]:
         """Report the end of a wait on leaving the context: a success, or a failure if left with an error."""
@@ -46,6 +52,4 @@ class WaitEvents:
             yield
             succeeded = True
         finally:
-            if self._waiting:
-                self._waiting = False
-                self.notify(ChainWait(self.session, None, succeeded=succeeded))
+            self.end(succeeded=succeeded)

@@ -45,6 +45,10 @@ class NodeFailures:
         """Return the ids of nodes that refused lately for lack of room."""
         return {node for node, until in self.full_until.items() if now < until}
 
+    def last_resort(self, now: float) -> frozenset[str]:
+        """Return the ids of banned nodes that may be tried where no other node serves."""
+        return self.bans.last_resort(now)
+
     def banned(self, now: float) -> Collection[str]:
         """Return the ids of nodes that are banned."""
         return self.bans.banned(now)

@@ -67,6 +67,10 @@ class Router(Protocol):
         """Avoid a node for a while because of `error`."""
         ...
 
+    def report_silence(self, node: str) -> None:
+        """Learn that a node, which is not given up yet, has been silent for too long."""
+        ...
+
     def report_round_trip(self, node: str, round_trip_s: float) -> None:
         """Learn that a node is alive, and the round-trip time to it in seconds."""
         ...

@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from treeswarm.errors import MissingBlocks, Refused, SwarmError
+from treeswarm.errors import MissingBlocks, NodeLost, Refused, SwarmError, TransportError
 from treeswarm.protocol.messages import FaultCode
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span
@@ -34,6 +34,8 @@ class SwarmView:
     """Addresses that a user gave for nodes, by node id.  They take precedence over the nodes' records."""
     snapshot: Snapshot = ()
     """Records of nodes, as the registry last had them."""
+    on_lost: Callable[[str], None] = lambda _: None
+    """Called with the id of a node that seems to be lost."""
     distances: Distances = field(default_factory=Distances)
     failures: NodeFailures = field(default_factory=NodeFailures)
     _candidates: tuple[Snapshot, CandidateTable | None] = ((), None)
@@ -60,6 +62,10 @@ class SwarmView:
             with contextlib.suppress(MissingBlocks):
                 # A record may be a minute old: a node that has not refused lately may have room again.
                 return self._fastest(records, blocks, before, after, 0, {*avoid, *full, *banned})
+            with contextlib.suppress(MissingBlocks):
+                # There is no other: a node that was stopped or cut off for a moment may answer again.
+                last_resort = self.failures.last_resort(now) - {*avoid, *full}
+                return self._fastest(records, blocks, before, after, 0, {*avoid, *full, *banned}, last_resort)
             with contextlib.suppress(MissingBlocks):
                 self._fastest(records, blocks, before, after, 0, {*avoid, *banned})
                 raise Refused(
@@ -98,6 +104,12 @@ class SwarmView:
     def report_failure(self, node: str, error: SwarmError) -> None:
         """Avoid a node for a while: longer with each failure, and only some seconds if it was full."""
         self.failures.add(node, error, asyncio.get_running_loop().time())
+        if isinstance(error, TransportError | NodeLost):
+            self.on_lost(node)
+
+    def report_silence(self, node: str) -> None:
+        """Learn that a node, which is not given up yet, has been silent for too long."""
+        self.on_lost(node)
 
     def report_round_trip(self, node: str, round_trip_s: float) -> None:
         """Learn how far a node is, and by it where this client stands."""
@@ -136,6 +148,7 @@ class SwarmView:
         after: str | None,
         room: int,
         avoid: Collection[str],
+        last_resort: Collection[str] = (),
     ) -> Sequence[Hop]:
         chain = fastest_chain(
             self._candidates_of(records),
@@ -144,6 +157,7 @@ class SwarmView:
             self.distances.position_of(records.get(after) if after is not None else None),
             room=room,
             avoid=avoid,
+            last_resort=last_resort,
             measured=self.distances.measured(start=before is None, end=after is None),
             jitter_seed=self._seed,
         )

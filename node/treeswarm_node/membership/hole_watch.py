@@ -10,10 +10,10 @@ from treeswarm.protocol.records import NodeRecord
 from treeswarm.protocol.spans import Span
 from treeswarm.tasks import TaskSet
 from treeswarm.topology.healing import TURN_MARGIN_S, Verdict, find_holes, judge_claim, plan_healing
+from treeswarm.topology.placements import placements
 from treeswarm.topology.tables import Placed, PlacementTable
 from treeswarm.transport.lost_report import report_lost
 from treeswarm_node.membership.liveness_monitor import LivenessMonitor
-from treeswarm_node.membership.placements import placements
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from treeswarm.errors import Refused, SwarmError
 from treeswarm.protocol.records import NodeRecord
 from treeswarm.topology.liveness import CONFIRM_S, PROOFS, Liveness, nodes_to_probe
+from treeswarm.topology.placements import placements
 from treeswarm.topology.tables import PlacementTable
 from treeswarm.transport.ping import ANSWER_S, round_trip
 from treeswarm.transport.seam import Transport
-from treeswarm_node.membership.placements import placements
 
 log = logging.getLogger(__name__)
 

@@ -102,12 +102,14 @@ def fastest_chain(
     *,
     room: int,
     avoid: Collection[str] = (),
+    last_resort: Collection[str] = (),
     measured: Mapping[tuple[str, str], float] | None = None,
     jitter_seed: int | None = None,
 ) -> Route:
     """Return the chain over the blocks of `span` with the shortest traversal from `start` to `end`.
 
-    Only nodes with `room` free tokens that are not in `avoid` are used.  `measured` round trips (seconds, by pair of
+    Only nodes with `room` free tokens that are not in `avoid` are used; those that are in `last_resort` too, only for
+    blocks that no other node serves.  `measured` round trips (seconds, by pair of
     nodes in either order; `END` names the two ends) take precedence over what the coordinates predict.
 
     With a `jitter_seed`, one client of many with the same snapshot chooses differently from the others; the same seed
@@ -120,6 +122,9 @@ def fastest_chain(
     full = table.free_tokens < room
     banned = np.isin(table.nodes, list(avoid)) if avoid else np.zeros_like(full)
     allowed = table.overlapping(span) & ~full & ~banned
+    if last_resort and (unserved := _gaps(table.select(allowed), span)):
+        needed = np.logical_or.reduce([table.overlapping(gap) for gap in unserved])
+        allowed |= needed & ~full & np.isin(table.nodes, list(last_resort))
     usable = table.select(allowed)
     _require_all(table, usable, span, full, banned)
     if jitter_seed is not None:

@@ -134,13 +134,14 @@ class GrpcTransport:
         call = channel.stream_stream(PATHS[kind])(metadata=proof)
         outcome = CallOutcome(call, target)
         try:
-            await asyncio.wait_for(call.wait_for_connection(), self.connect_s)
+            await asyncio.wait_for(call.wait_for_connection(), self._cache.connect_s(target, self.connect_s))
         except (grpc.RpcError, TimeoutError, asyncio.CancelledError) as error:
             # gRPC raises CancelledError as well, when it cancels the call itself.
             task_cancelled = isinstance(error, asyncio.CancelledError) and not call.done()
             call.cancel()
             if task_cancelled:
                 raise
+            self._cache.note_connected(target, late=isinstance(error, TimeoutError))
             self._cache.certificates.pop(target, None)
             reason = await outcome()
             if isinstance(reason, Refused):
@@ -148,6 +149,7 @@ class GrpcTransport:
             raise unreachable(
                 target, "no answer in time" if isinstance(error, TimeoutError) else last_detail(error)
             ) from None
+        self._cache.note_connected(target, late=False)
         if proof and certificate:
             await self._check_acceptor(call, outcome, target, certificate)
         stream = GrpcStream(
@@ -172,7 +174,7 @@ class GrpcTransport:
         cached = self._cache.certificates.get(address.bare)
         if cached is not None and address.pin in {"", cached.pin}:
             return cached
-        certificate = await fetch_certificate(address, self.connect_s)
+        certificate = await self._fetch_certificate(address)
         try:
             check_pin(address, certificate)
         except Impostor:
@@ -188,6 +190,15 @@ class GrpcTransport:
         self._cache.certificates[address.bare] = certificate
         self._cache.pins[address.bare] = certificate.pin
         return certificate
+
+    async def _fetch_certificate(self, address: Address) -> Certificate:
+        within_s, loop = self._cache.connect_s(address.bare, self.connect_s), asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            return await fetch_certificate(address, within_s)
+        except Unreachable:
+            self._cache.note_connected(address.bare, late=loop.time() - began >= within_s)
+            raise
 
     async def _check_acceptor(self, call: Any, outcome: CallOutcome, target: str, certificate: Certificate) -> None:
         """Cancel the call, before anything is sent, to a node that does not know the private swarm's key.

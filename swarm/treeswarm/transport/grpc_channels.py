@@ -11,6 +11,9 @@ from treeswarm.transport.seam import StreamKind
 from treeswarm.transport.tls import Certificate
 
 CONNECT_S = 5.0
+# Each connection that was not made in time doubles the time of the next one there, up to so many times: on a loaded
+# machine a handshake takes seconds, and the node lives.
+MOST_PATIENCE = 4.0
 # Number of idle connections kept for later use.  A node talks to some dozens of peers.
 MAX_CHANNELS = 256
 
@@ -29,7 +32,7 @@ CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # Despite its name, this is how long one attempt may take.  At 200 ms, a peer whose handshake took 300 ms was out of
     # reach.
-    ("grpc.min_reconnect_backoff_ms", int(CONNECT_S * 1000)),
+    ("grpc.min_reconnect_backoff_ms", int(2 * CONNECT_S * 1000)),
     # Without it, channels to one address share a connection, and large link messages delay control messages.
     ("grpc.use_local_subchannel_pool", 1),
 ]
@@ -53,7 +56,21 @@ class ChannelCache:
     """Pin last seen at each address; it is kept when a certificate is dropped."""
     channels: dict[tuple[str, StreamKind, str], grpc.aio.Channel] = field(default_factory=dict)
     """Channels by address, kind and pin, least recently used first."""
+    late: dict[str, float] = field(default_factory=dict)
+    """Factor of the time for the next connection to each address where the last one was not made in time."""
     closed: bool = False
+
+    def connect_s(self, target: str, usual_s: float) -> float:
+        """Return the seconds within which a connection must be made that usually takes less than `usual_s`."""
+        return usual_s * self.late.get(target, 1.0)
+
+    def note_connected(self, target: str, *, late: bool) -> None:
+        """Note that a connection was made, or refused at once, or was not made in time (`late`)."""
+        factor = self.late.pop(target, 1.0)
+        if late:
+            self.late[target] = min(2 * factor, MOST_PATIENCE)
+            while len(self.late) > MAX_CHANNELS:
+                self.late.pop(next(iter(self.late)))
 
     def check_open(self, target: str) -> None:
         """Raise Unreachable after `close`.

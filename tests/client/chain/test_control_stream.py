@@ -46,7 +46,7 @@ async def test_a_break_during_a_request_is_reported_once() -> None:
     unhandled: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
     hop = Hop("01" * 16, "node:1", Span(0, 4))
-    control = NodeControl(hop, b"s" * 16, ControlHandlers(lambda *_: None, lambda *_: None, lambda *_: None))
+    control = NodeControl(hop, b"s" * 16, ControlHandlers(*[lambda *_: None] * 4))
     await control.connect(BreakingTransport())  # type: ignore[arg-type]
     with pytest.raises(LinkBroken, match="it broke"):
         await control.request(Resume(1, b"s" * 16, 2, Resumption(1, 0), b"t" * 16, None, replays=False))

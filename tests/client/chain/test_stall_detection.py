@@ -1,6 +1,7 @@
 """A stalled frame is found at the first node that has not passed it on, and only after its deadline."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ class FakeControl:
 def epoch_of(*progress: tuple[int, int], proven: bool = True, replays: bool = False) -> Epoch:
     """An epoch whose append 0 left at 0 s, with the number of appends that each node received and passed on."""
     members: list[Any] = [
-        ChainMember(hop, FakeControl(NodeProgress(received, passed_on)), proven=proven)  # type: ignore[arg-type]
+        ChainMember(hop, FakeControl(NodeProgress(received, passed_on, known_at=inf)), proven=proven)  # type: ignore[arg-type]
         for hop, (received, passed_on) in zip(HOPS, progress, strict=True)
     ]
     return Epoch(0, members, RowsInFlight(_rows={0: 1}), forming=False, replays=replays)
@@ -73,6 +74,16 @@ def test_a_new_node_may_receive_its_replay_first() -> None:
 def test_progress_at_a_node_moves_the_deadline() -> None:
     epoch = epoch_of((1, 1), (0, 0), (0, 0))
     control: Any = epoch.members[0].control
-    control.progress = NodeProgress(1, 1, 0, changed_at=4.0)
+    control.progress = NodeProgress(1, 1, 0, changed_at=4.0, known_at=inf)
     assert find_stalled_hop(epoch, 0.1, 9.0) is None
     assert find_stalled_hop(epoch, 0.1, 10.0) is not None
+
+
+def test_a_silent_node_is_no_evidence_of_a_stalled_frame() -> None:
+    """A node on a loaded machine answers late: what it had by its last pong is all that is known."""
+    epoch = epoch_of((1, 1), (0, 0), (0, 0))
+    control: Any = epoch.members[1].control
+    control.progress = NodeProgress(0, 0, known_at=LEAST_ON_LINK_S)
+    assert find_stalled_hop(epoch, 0.1, 100.0) is None
+    control.progress = NodeProgress(0, 0, known_at=LEAST_ON_LINK_S + 1)
+    assert find_stalled_hop(epoch, 0.1, 100.0) is not None

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treeswarm_client.discovery.round_trip import RoundTrip
+from treeswarm_client.discovery.round_trip import LEAST_SILENCE_S, PING_EVERY_S, Heartbeat, RoundTrip
 
 seconds = st.floats(0, 1e4, allow_nan=False)
 
@@ -50,3 +50,50 @@ def test_the_deadline_follows_a_slower_link_in_three_samples(usual: float, times
     for _ in range(3):
         estimate = estimate.with_sample(usual * times)
     assert estimate.deadline(0.0) >= usual * times
+
+
+# ---------------------------------------------------------------- heartbeats
+
+
+def heartbeat(*late_s: float, every_s: float = PING_EVERY_S) -> Heartbeat:
+    """Return the heartbeat of a node whose pongs came so many seconds late, the last one at time 0."""
+    beat = Heartbeat(heard_at=-every_s * len(late_s))
+    for number, late in enumerate(late_s):
+        at = every_s * (number + 1 - len(late_s))
+        beat.hear(at)
+        beat.add_round_trip(late, at)
+    return beat
+
+
+def noticed_after(beat: Heartbeat) -> float:
+    """Return the seconds of silence after which the node is overdue."""
+    return next(at / 10 for at in range(1000) if beat.is_overdue(at / 10))
+
+
+def test_a_dead_node_of_a_quiet_machine_is_noticed_soon() -> None:
+    assert noticed_after(heartbeat(*[0.03] * 100)) <= PING_EVERY_S + LEAST_SILENCE_S + 0.1
+
+
+def test_a_loaded_node_may_be_silent_for_twice_its_latest_pong() -> None:
+    grows = [0.1, 0.4, 1.0, 2.0, 3.0, 5.0, 6.0, 3.0, 4.0]
+    beat = heartbeat(0.03)
+    for now, late in enumerate(grows, start=1):
+        assert noticed_after(beat) > late, late
+        beat = heartbeat(0.03, *grows[:now])
+    assert 12.0 < noticed_after(beat) < 40.0
+
+
+def test_a_late_pong_is_remembered_for_a_minute_not_for_ever() -> None:
+    early = heartbeat(5.0, *[0.03] * 20)
+    assert noticed_after(early) > 10.0
+    assert noticed_after(heartbeat(5.0, *[0.03] * 200)) <= PING_EVERY_S + LEAST_SILENCE_S + 0.1
+
+
+def test_own_lateness_is_not_the_nodes_silence() -> None:
+    beat = heartbeat(*[0.03] * 10)
+    beat.excuse(5.0)
+    assert not beat.is_overdue(6.0)
+    assert beat.is_overdue(8.0)
+    beat.hear(8.0)
+    assert not beat.is_overdue(8.0 + 6.4), "it was silent for 3 s before"
+    assert beat.is_overdue(8.0 + 6.6), "an excuse holds for one silence"

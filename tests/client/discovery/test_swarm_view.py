@@ -14,7 +14,7 @@ from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import NodeState, SealedRecord
 from treeswarm.protocol.spans import Span
 from treeswarm.registry.memory import MemoryRegistry
-from treeswarm.topology.bans import BanList
+from treeswarm.topology.bans import FIRST_RETRY_S, BanList
 from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.discovery.route import Target
@@ -248,3 +248,22 @@ async def test_a_change_or_a_timeout_ends_a_wait() -> None:
     await view.wait_for_change(0.01)
     view._changed.set()
     await view.wait_for_change(0.0)
+
+
+def test_a_banned_node_without_a_replica_is_tried_again_soon() -> None:
+    async def run() -> None:
+        only, first, second = record(0, 4), record(4, 8, port=4002), record(4, 8, port=4003)
+        view = view_of(only, first, second)
+        for failed in (only, first):
+            view.report_failure(failed.record.node, NodeLost("silent", "x"))
+        with pytest.raises(MissingBlocks, match="failed lately"):
+            route(view)
+        await asyncio.sleep(FIRST_RETRY_S)
+        assert route(view) == [only.record.node, second.record.node], "the other banned node has a replica"
+        view.report_failure(only.record.node, NodeLost("still silent", "x"))
+        with pytest.raises(MissingBlocks, match="still silent"):
+            route(view)
+        await asyncio.sleep(2 * FIRST_RETRY_S)
+        assert route(view) == [only.record.node, second.record.node]
+
+    run_virtually(run())

@@ -1,6 +1,6 @@
 """Bans: how long a client avoids a node that failed it, and what ends a ban."""
 
-from treeswarm.topology.bans import FIRST_BAN_S, FORGET_S, LONGEST_BAN_S, BanList
+from treeswarm.topology.bans import FIRST_BAN_S, FORGET_S, LONGEST_BAN_S, LONGEST_RETRY_S, BanList
 
 
 def end_of_ban(bans: BanList, node: str) -> float | None:
@@ -64,3 +64,20 @@ def test_a_ban_list_is_never_changed_in_place() -> None:
     before.with_answer("a", FIRST_BAN_S)
     assert before.banned(1.0) == {"a"}
     assert before.with_answer("unknown", 0.0) is before
+
+
+def test_a_banned_node_may_be_tried_soon_and_then_more_rarely() -> None:
+    bans, now, pauses = BanList(), 0.0, []
+    bans = bans.with_failure("a", now)
+    assert bans.last_resort(now) == frozenset()
+    while now < FIRST_BAN_S:
+        retry_at = bans.bans["a"].retry_at
+        pauses.append(retry_at - now)
+        assert bans.with_failure("a", retry_at - 0.1) is bans, "a session from before says nothing about the try"
+        now = retry_at
+        if now < FIRST_BAN_S:
+            assert bans.last_resort(now) == {"a"}
+            bans = bans.with_failure("a", now)
+            assert end_of_ban(bans, "a") == FIRST_BAN_S, "the ban itself stays as it was"
+    assert pauses == [1.0, 2.0, 4.0, LONGEST_RETRY_S]
+    assert bans.last_resort(FIRST_BAN_S) == frozenset(), "the ban is over"

@@ -176,3 +176,11 @@ def test_a_route_is_changed_only_if_that_repays() -> None:
     assert worth_changing(1.0, 0.5, change_s=10.0, rounds_left=100)
     assert not worth_changing(1.0, 0.5, change_s=10.0, rounds_left=10)
     assert not worth_changing(1.0, 0.95, change_s=0.1, rounds_left=1000)
+
+
+def test_a_last_resort_serves_only_blocks_that_no_other_node_serves() -> None:
+    only, fast, slow = candidate("only", 0, 2), candidate("fast", 2, 4, 0.001), candidate("slow", 2, 4, 0.1)
+    banned = {"avoid": ["only", "fast"], "last_resort": ["only", "fast"]}
+    assert chain([only, fast, slow], 0, 4, **banned).hops == (("only", Span(0, 2)), ("slow", Span(2, 4)))
+    with pytest.raises(MissingBlocks):
+        chain([only, fast, slow], 0, 4, avoid=["only"], last_resort=["fast"])

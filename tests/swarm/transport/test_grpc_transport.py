@@ -13,6 +13,7 @@ from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import LinkBroken, Refused, SwarmError, Unreachable
 from treeswarm.protocol.messages import FaultCode, LinkHello, Ping, Pong
 from treeswarm.transport.grpc import GrpcTransport
+from treeswarm.transport.grpc_channels import MAX_CHANNELS, ChannelCache
 from treeswarm.transport.grpc_streams import GrpcCall, GrpcStream
 from treeswarm.transport.rate_limit import LEAST_RATE, RateLimiter
 from treeswarm.transport.seam import Stream, StreamKind, Traffic
@@ -93,6 +94,19 @@ async def test_connecting_can_be_cancelled_and_times_out() -> None:
         with pytest.raises(Unreachable, match="no answer in time"):
             await transport.connect(address, LINK)
     await transport.close()
+
+
+async def test_a_late_connection_gives_the_next_one_more_time() -> None:
+    cache = ChannelCache()
+    for factor in (1, 2, 4, 4):
+        assert cache.connect_s("node:1", 5.0) == 5.0 * factor
+        cache.note_connected("node:1", late=True)
+    assert cache.connect_s("other:1", 5.0) == 5.0
+    cache.note_connected("node:1", late=False)
+    assert cache.connect_s("node:1", 5.0) == 5.0
+    for number in range(2 * MAX_CHANNELS):
+        cache.note_connected(f"node:{number}", late=True)
+    assert len(cache.late) == MAX_CHANNELS
 
 
 async def test_unknown_fault_code_is_a_refusal() -> None:
