@@ -89,6 +89,12 @@ FAULTS: dict[str, Callable[[float], Script]] = {
         delay_s, replacement=Replacement(NODES[1], REPLACED, _begin_s(delay_s))
     ),
     "noise": lambda delay_s: Script(delay_s, noisy=True),
+    "crowded start": lambda delay_s: Script(
+        delay_s,
+        slowdowns=(Slowdown(EVERYWHERE, LOADED, -np.inf, 5.0),),
+        first_draft=50.0,
+        cold_nodes=COLD_NODES,
+    ),
     "cold nodes 5x": lambda delay_s: Script(delay_s, cold_nodes=COLD_NODES),
 }
 

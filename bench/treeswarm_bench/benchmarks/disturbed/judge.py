@@ -26,6 +26,10 @@ SETTLING, FEWEST = 10, 6
 # A tree pays where the best fixed size beats plain by this factor: there a plain round is a wrong "no".
 PAYS = 1.2
 
+# A text with noise is a matter of luck: each is played this often, with as many seeds of the noise, and all times are
+# added up.
+NOISE_TEXTS, NOISE_SEEDS = 4, 1000
+
 LEAST_OF_BEST, LEAST_OF_PLAIN = 0.9, 0.95
 MOST_WRONG_NO, MOST_EXPLORING = 8, 0.03
 
@@ -42,19 +46,19 @@ class FixedSizes:
         key = (condition, good, size, seed)
         if key not in self._played:
             text = scripted_text("good" if good else "poor", seed)
-            self._played[key] = play(condition, text, size, tokens=TIMED_TOKENS[good], seed=seed)
+            tokens = TIMED_TOKENS[good or condition.noisy]
+            self._played[key] = play(condition, text, size, tokens=tokens, seed=seed)
         played = self._played[key]
         known = min(end, played.tokens)
         beyond_s = (end - max(first, known)) * played.seconds / played.tokens
         return beyond_s + max(0.0, played.seconds_for(known) - played.seconds_for(first)) if first < known else beyond_s
 
-    def by_size(self, segment: "PhaseRounds", condition: Script, seed: int) -> dict[int, float]:
-        """Return the seconds of every size for the tokens of a segment."""
-        sizes = self.sizes if segment.good else POOR_SIZES
-        first, end = segment.tokens
+    def by_size(self, part: "PhaseRounds", condition: Script, seed: int) -> dict[int, float]:
+        """Return the seconds of every size for the rounds that count."""
+        sizes = self.sizes if part.good else POOR_SIZES
+        first, end = part.tokens
         return {
-            size: self.seconds(condition, good=segment.good, size=size, seed=seed, first=first, end=end)
-            for size in sizes
+            size: self.seconds(condition, good=part.good, size=size, seed=seed, first=first, end=end) for size in sizes
         }
 
 
@@ -108,7 +112,7 @@ class PhaseVerdict:
     longest_wrong_no: int
     """Most plain rounds in a row although trees paid."""
     exploring: float | None
-    """Share of the time that trees cost although none paid; None where trees paid."""
+    """Share of the time that trees cost on a text where none ever pays; None on other texts."""
 
 
 @dataclass(frozen=True)
@@ -180,37 +184,26 @@ def judge(
     lengths: Sequence[int] = TEXT_LENGTHS,
 ) -> CaseVerdict:
     """Play a case with every seed, and judge it."""
-    case = disturbed_case(fault, link)
-    texts = [_play_case(case, text, size, seed, max(lengths)) for seed in seeds]
-    plain = [_play_case(case, text, 0, seed, max(lengths), to_the_end=False) for seed in seeds]
-    over_plain = {
-        n: min(p.seconds_for(n) / t.seconds_for(n) for p, t in zip(plain, texts, strict=True)) for n in lengths
-    }
-    segments = [list(_segments(case, text, played)) for played in texts]
-    keys = sorted({key for each in segments for key, _ in each})
-    phases = []
-    for key in keys:
-        ofs = [(seed, dict(each)[key]) for seed, each in zip(seeds, segments, strict=True) if key in dict(each)]
-        phases.append(_verdict(case, ofs, fixed))
-    return CaseVerdict(fault, link, text, over_plain, [phase for phase in phases if phase is not None])
+    case, most = disturbed_case(fault, link), max(lengths)
+    over_plain: dict[int, list[float]] = {n: [] for n in lengths}
+    phases: dict[tuple[float, int], list[tuple[int, PhaseRounds]]] = {}
+    for seed in seeds:
+        lucks = [seed + NOISE_SEEDS * i for i in range(NOISE_TEXTS if case.script.noisy else 1)]
+        script, words = case.script, scripted_text(text, seed)
+        plain = [play(script, words, 0, tokens=most, seed=luck) for luck in lucks]
+        texts = [
+            play(script, words, size, tokens=10**6, until_s=case.until_s, at_least=most, seed=luck) for luck in lucks
+        ]
+        for n in lengths:
+            over_plain[n].append(sum(p.seconds_for(n) for p in plain) / sum(t.seconds_for(n) for t in texts))
+        for played in texts:
+            for key, rounds in _phases(case, text, played):
+                phases.setdefault(key, []).append((seed, rounds))
+    verdicts = [_verdict(case, text, phases[key], fixed) for key in sorted(phases)]
+    return CaseVerdict(fault, link, text, {n: min(ratios) for n, ratios in over_plain.items()}, verdicts)
 
 
-def _play_case(
-    case: DisturbedCase, name: str, size: Size, seed: int, tokens: int, *, to_the_end: bool = True
-) -> PlayedText:
-    """Play at least `tokens` tokens, and with `to_the_end` the whole script too."""
-    return play(
-        case.script,
-        scripted_text(name, seed),
-        size,
-        tokens=tokens if not to_the_end else 10**6,
-        until_s=case.until_s if to_the_end else np.inf,
-        at_least=tokens,
-        seed=seed,
-    )
-
-
-def _segments(case: DisturbedCase, name: str, played: PlayedText) -> Iterator[tuple[tuple[float, int], PhaseRounds]]:
+def _phases(case: DisturbedCase, name: str, played: PlayedText) -> Iterator[tuple[tuple[float, int], PhaseRounds]]:
     """Yield the phases of a text that have enough rounds, by their start and the stretch of the text."""
     starts = case.script.changes_s
     stretches = scripted_text(name, 0).stretches(played.tokens)
@@ -226,34 +219,36 @@ def _segments(case: DisturbedCase, name: str, played: PlayedText) -> Iterator[tu
                 yield (start_s, first), PhaseRounds(start_s, good, rounds)
 
 
-def _verdict(case: DisturbedCase, segments: Sequence[tuple[int, PhaseRounds]], fixed: FixedSizes) -> PhaseVerdict:
+def _verdict(
+    case: DisturbedCase, text: str, parts: Sequence[tuple[int, PhaseRounds]], fixed: FixedSizes
+) -> PhaseVerdict:
     """Judge the same phase of all seeds together."""
-    start_s, good = segments[0][1].start_s, segments[0][1].good
+    start_s, good = parts[0][1].start_s, parts[0][1].good
     condition = case.script.condition_at(start_s)
-    by_seed = [fixed.by_size(segment, condition, seed) for seed, segment in segments]
+    by_seed = [fixed.by_size(part, condition, seed) for seed, part in parts]
     sums = {size: sum(seconds[size] for seconds in by_seed) for size in by_seed[0]}
     best = min(sums, key=lambda size: sums[size])
-    spent_s = sum(segment.seconds for _, segment in segments)
+    spent_s = sum(part.seconds for _, part in parts)
     pays = sums[0] / sums[best] >= PAYS
     return PhaseVerdict(
         start_s=start_s,
         good=good,
-        rounds=sum(len(segment.rounds) for _, segment in segments),
+        rounds=sum(len(part.rounds) for _, part in parts),
         best_size=best,
         best_over_plain=sums[0] / sums[best],
         ratio=sums[best] / spent_s,
-        longest_wrong_no=max(segment.longest_plain for _, segment in segments) if pays else 0,
-        exploring=None if best else _exploring_s(segments, by_seed) / spent_s,
+        longest_wrong_no=max(part.longest_plain for _, part in parts) if pays else 0,
+        exploring=_exploring_s(parts, by_seed) / spent_s if text == "poor" else None,
     )
 
 
-def _exploring_s(segments: Sequence[tuple[int, PhaseRounds]], by_seed: Sequence[dict[int, float]]) -> float:
+def _exploring_s(parts: Sequence[tuple[int, PhaseRounds]], by_seed: Sequence[dict[int, float]]) -> float:
     """Return the seconds that rounds with a tree took beyond what plain rounds take for the same tokens."""
     lost_s = 0.0
-    for (_, segment), seconds in zip(segments, by_seed, strict=True):
-        first, end = segment.tokens
+    for (_, part), seconds in zip(parts, by_seed, strict=True):
+        first, end = part.tokens
         per_token_s = seconds[0] / (end - first)
-        trees = [each for each in segment.settled if each.sent]
+        trees = [each for each in part.settled if each.sent]
         lost_s += max(0.0, sum(each.seconds - each.tokens * per_token_s for each in trees))
     return lost_s
 

@@ -28,7 +28,7 @@ BYTES_PER_S = 12.5e6
 # Seconds that a repair takes until the chain is whole again: docs/benchmarks.md has 282 to 537 ms.
 REPAIR_S = 0.4
 # Heavy-tailed noise: every time is multiplied by a lognormal factor, and one in 25 by a Pareto factor besides.
-NOISE_SIGMA, TAIL_CHANCE, TAIL_SHAPE, TAIL_MOST = 0.25, 0.04, 1.2, 30.0
+NOISE_SIGMA, TAIL_CHANCE, TAIL_SHAPE, TAIL_MOST = 0.25, 0.04, 1.2, 10.0
 
 
 @dataclass(frozen=True)
