@@ -13,7 +13,6 @@ from treeswarm.errors import BadRequest, TooLong
 from treeswarm.model_files import HubOptions
 from treeswarm.protocol.messages import Description
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm.registry import client_registry
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.tasks import cancelled
 from treeswarm.transport.seam import Transport
@@ -41,7 +40,7 @@ from treeswarm_client.generation.drafter_pool import MOST_GENERATIONS
 from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.generation.run import Request, Run, Token, TreeSize
 from treeswarm_client.generation.runner import GenerationRunner
-from treeswarm_client.opened_client import OpenedClient
+from treeswarm_client.opened_client import OpenedClient, OpeningWait
 from treeswarm_client.planner.policy import Round
 
 # A drafter's forward is waited for until its end.
@@ -81,6 +80,7 @@ class SwarmClient:
         dtype: str | None = None,
         quantization: str | None = None,
         patience: float = DEFAULT_PATIENCE_S,
+        opening_patience: float | None = None,
         on_wait: OnWait = lambda _: None,
         prefix_scope: PrefixScope = "client",
         hub: HubOptions = DEFAULT_HUB,
@@ -105,7 +105,9 @@ class SwarmClient:
         dtype: Dtype in which nodes must compute; None takes the numerics class with most nodes.
         quantization: Quantization of the nodes' weights, `none`, `int8` or `nf4`; None as for `dtype`.
         patience: Seconds a generation waits for nodes to appear when no chain can be formed.
-        on_wait: Called while a generation waits so, with the reason and the seconds that remain.
+        opening_patience: Seconds that entering the client waits for nodes that do not answer, and for missing blocks;
+            None waits as long as `patience`.
+        on_wait: Called while the client or a generation waits so, with the reason and the seconds that remain.
         prefix_scope: Who may share the KV of a prompt's beginning.  `client`: this client's own generations.
             `swarm`: every client that sends the same prompt.  Such a client can tell that another one sent it, and the
             nodes must be trusted to have computed the KV.  `none`: no other generation.
@@ -116,7 +118,9 @@ class SwarmClient:
         self.nodes = NodeSelection(model, peers, registry, dtype, quantization, hub)
         self.drafting = DraftSettings(draft, tree_size, draft_device, drafter, concurrency)
         self.connection = ConnectionSettings(transport, swarm_key, emulate_link)
-        self.sessions = SessionSettings(patience, on_wait, prefix_scope, clock=clock)
+        self.sessions = SessionSettings(
+            patience, patience if opening_patience is None else opening_patience, on_wait, prefix_scope, clock=clock
+        )
         self._on_exit = AsyncExitStack()
         self._runs: set[Run] = set()
         """Generations that run now."""
@@ -125,16 +129,15 @@ class SwarmClient:
         """Open the client."""
         self.drafting.check()
         self.sessions.check()
-        spec = self.nodes.registry_spec
+        _ = self.nodes.registry_spec  # a wrong command line is refused before anything is loaded
         async with AsyncExitStack() as undo:
             self._opened = await asyncio.to_thread(OpenedClient.load, self.nodes, self.drafting, self.connection)
             if self.connection.transport is None:
                 undo.push_async_callback(self._opened.transport.close)
-            # Records of other models are refused, except for nodes named one by one: the user must see why those fail.
-            model = None if self.nodes.are_named else self._opened.config
-            registry = await client_registry(spec, model, self._opened.transport)
+            waiting = OpeningWait(self.sessions.opening_patience_s, self.sessions.on_wait)
+            registry = await self._opened.find_registry(self.nodes, waiting)
             undo.push_async_callback(registry.close)
-            self.target, snapshot = await self._opened.first_target(registry, self.nodes, self.sessions.patience_s)
+            self.target, snapshot = await self._opened.first_target(registry, self.nodes, waiting)
             dials = registry.dial_addresses if isinstance(registry, PeersRegistry) else {}
             rows = largest_tree(self.drafting.tree_size) + 1
             self.view = SwarmView(registry, self.target, rows, dials, snapshot)

@@ -88,6 +88,8 @@ class SessionSettings:
 
     patience_s: float = DEFAULT_PATIENCE_S
     """Seconds to wait for nodes to appear when no chain can be formed."""
+    opening_patience_s: float = DEFAULT_PATIENCE_S
+    """Seconds that an opening client waits for nodes to answer and to serve all blocks."""
     on_wait: OnWait = lambda _: None
     prefix_scope: PrefixScope = "client"
     prefix_secret: bytes = field(default_factory=lambda: secrets.token_bytes(SCOPE_BYTES), repr=False)

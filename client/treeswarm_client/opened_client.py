@@ -1,18 +1,20 @@
 """What a client has once it is open: the model's files, drafters, a transport; and the search for its target."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from treeswarm.errors import RouteError
+from treeswarm.errors import MissingBlocks, NodeLost, RouteError, SwarmError, Unreachable
 from treeswarm.identity import config_digest
 from treeswarm.model_files import ModelShape, load_tokenizer, read_config, read_shape, resolve_model
-from treeswarm.registry import Registry
+from treeswarm.registry import Registry, client_registry
+from treeswarm.registry.diagnosis import explain_no_nodes
 from treeswarm.registry.seam import Snapshot
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
+from treeswarm_client.chain.wait_events import OnWait, WaitEvents
 from treeswarm_client.chat_template import load_chat_template
 from treeswarm_client.client_settings import ConnectionSettings, DraftSettings, NodeSelection
 from treeswarm_client.discovery.overview import ModelFilter
@@ -27,6 +29,8 @@ from treeswarm_client.prompt_encoder import PromptEncoder
 # Records take one poll of the DHT, three seconds, from node to node.
 FIRST_TARGET_S = 5.0
 LOOK_AGAIN_S = 0.2
+# A client that finds its nodes within this time tells nobody that it waited.
+QUIET_S = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,26 +72,73 @@ class OpenedClient:
         """Return the filter that shows this model alone in an overview, under `name`."""
         return ModelFilter(name, self.config, self.shape.blocks)
 
+    async def find_registry(self, nodes: NodeSelection, waiting: "OpeningWait") -> Registry:
+        """Open the registry that names the nodes.  While no address answers, try again until the wait ends.
+
+        Raises Unreachable that names the addresses, RecordsRejected, WrongClock, and what opening a registry raises.
+        """
+        # Records of other models are refused, except for nodes named one by one: the user must see why those fail.
+        model = None if nodes.are_named else self.config
+        with waiting.events.ending_on_exit():
+            while True:
+                try:
+                    return await client_registry(nodes.registry_spec, model, self.transport)
+                except (Unreachable, NodeLost) as error:
+                    await waiting.pause(error)
+
     async def first_target(
-        self, registry: Registry, nodes: NodeSelection, patience_s: float
+        self, registry: Registry, nodes: NodeSelection, waiting: "OpeningWait"
     ) -> tuple[Target, Snapshot]:
         """Return the target and the records it was chosen from.  Raises RouteError, Mismatch or MissingBlocks.
 
-        Nodes may be about to serve, or their records on the way: the search is repeated for up to 5 s, within the
-        patience.  Nodes that the user named one by one have been asked already, so there is no second search.
+        Nodes may be about to serve, or their records on the way: the search is repeated until the wait ends while
+        blocks are missing, and for up to 5 s where another problem stands in the way.
         """
-        end = asyncio.get_running_loop().time() + (0.0 if nodes.are_named else min(patience_s, FIRST_TARGET_S))
-        while True:
-            snapshot = await registry.snapshot()
-            try:
-                target = choose_target(
-                    snapshot, self.config, self.shape, dtype=nodes.dtype, quantization=nodes.quantization
-                )
-                return target, snapshot
-            except RouteError:
-                if asyncio.get_running_loop().time() > end:
-                    raise
-            await asyncio.sleep(LOOK_AGAIN_S)
+        start = asyncio.get_running_loop().time()
+        with waiting.events.ending_on_exit():
+            while True:
+                snapshot = await registry.snapshot()
+                try:
+                    target = choose_target(
+                        snapshot,
+                        self.config,
+                        self.shape,
+                        dtype=nodes.dtype,
+                        quantization=nodes.quantization,
+                        unanswered=registry.report().unanswered,
+                    )
+                    return target, snapshot
+                except RouteError as error:
+                    problem = error if snapshot else explain_no_nodes(registry.report())
+                    waits = isinstance(problem, MissingBlocks) or (
+                        not nodes.are_named and asyncio.get_running_loop().time() < start + FIRST_TARGET_S
+                    )
+                    if not waits:
+                        raise problem from None
+                await waiting.pause(problem)
+
+
+@dataclass(eq=False)
+class OpeningWait:
+    """The wait of a client that opens, for nodes to answer and to serve all blocks."""
+
+    patience_s: float
+    on_wait: OnWait
+    events: WaitEvents = field(init=False)
+    _until: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.events = WaitEvents(b"", self.on_wait)
+        self._until = asyncio.get_running_loop().time() + self.patience_s
+
+    async def pause(self, reason: SwarmError) -> None:
+        """Report why the client waits, and wait for a moment.  Raises `reason` once the patience has ended."""
+        remaining_s = self._until - asyncio.get_running_loop().time()
+        if remaining_s <= 0:
+            raise reason
+        if remaining_s < self.patience_s - QUIET_S:  # records that are a moment late are not worth a line
+            self.events.report(reason, remaining_s)
+        await asyncio.sleep(min(LOOK_AGAIN_S, remaining_s))
 
 
 def _load_drafter(nodes: NodeSelection, drafting: DraftSettings, folder: Path) -> tuple[Drafter, DraftChoice]:

@@ -8,7 +8,9 @@
     │   └── UnsupportedModel  the model's layers failed a named check at load
     ├── RouteError            the known nodes do not make a whole model
     │   ├── MissingBlocks     no node serves some blocks, or none that can be used now
-    │   └── Mismatch          weights, numerics class or tokenizer differ
+    │   ├── Mismatch          weights, numerics class or tokenizer differ
+    │   ├── RecordsRejected   nodes announce themselves, and none of their records can be believed
+    │   └── WrongClock        this machine's clock differs from the nodes', so that it cannot judge their records
     ├── TransportError        a stream or a connection failed
     │   ├── Unreachable       nothing answers at that address
     │   ├── Impostor          the node that answers there shows another key than expected
@@ -58,14 +60,20 @@ class MissingBlocks(RouteError):
 
     # Gaps are `protocol.spans.Span`, which is not imported here: spans raise errors of this module.
 
+    gaps: Sequence[Sized] = ()
+    """Blocks that no node serves, or empty if nodes serve them that cannot be used now."""
+
     @classmethod
-    def of(cls, gaps: Sequence[Sized], blocks: int | None = None) -> "MissingBlocks":
+    def of(cls, gaps: Sequence[Sized], blocks: int | None = None, others: str = "") -> "MissingBlocks":
         """Make the error that names `gaps` (spans, not empty) and says how to fill the first of them.
 
-        `blocks` is the number of blocks of the whole model, where the message should name it.
+        `blocks` is the number of blocks of the whole model, where the message should name it.  `others` says which
+        nodes serve the other blocks, and what those that had the missing ones do.
         """
         todo = f"start `swarm-node MODEL --blocks {gaps[0]}`, or wait until a node moves there"
-        return cls(f"{cls.phrase(gaps, blocks)}: {todo}")
+        error = cls(f"{cls.phrase(gaps, blocks)}{f' ({others})' if others else ''}: {todo}")
+        error.gaps = tuple(gaps)
+        return error
 
     @staticmethod
     def phrase(gaps: Sequence[Sized], blocks: int | None = None, *, most: int | None = None) -> str:
@@ -80,6 +88,14 @@ class MissingBlocks(RouteError):
 
 class Mismatch(RouteError):
     """Two parties disagree on weights, numerics class or tokenizer."""
+
+
+class RecordsRejected(RouteError):
+    """Nodes announce themselves, and none of their records can be believed or used.  The message says why not."""
+
+
+class WrongClock(RouteError):
+    """This machine's clock differs so much from the nodes' that it cannot judge their records."""
 
 
 class TransportError(SwarmError):

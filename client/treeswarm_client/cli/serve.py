@@ -118,11 +118,9 @@ def _run(args: argparse.Namespace) -> int:
         map_text=not keys.digests if args.map_text is None else args.map_text,
         limits=limits,
     )
-    return asyncio.run(
-        run_gateway(
-            Backend(config, lambda: client_of(args, concurrency=args.max_concurrent)), log_requests=args.log_requests
-        )
-    )
+    # The gateway listens at once, and looks for the nodes in the background.
+    backend = Backend(config, lambda: client_of(args, concurrency=args.max_concurrent, opening_patience=0.0))
+    return asyncio.run(run_gateway(backend, log_requests=args.log_requests))
 
 
 def read_keys(file: Path | None, environment: Mapping[str, str]) -> Sequence[str]:

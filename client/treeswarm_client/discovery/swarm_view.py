@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from treeswarm.errors import MissingBlocks, NodeLost, Refused, SwarmError, TransportError
 from treeswarm.protocol.messages import FaultCode
 from treeswarm.protocol.records import NodeRecord, NodeState
-from treeswarm.protocol.spans import Span
+from treeswarm.protocol.spans import Span, missing_blocks
 from treeswarm.registry.seam import Registry, Snapshot
 from treeswarm.topology.coordinates import Coordinate
 from treeswarm.topology.routing import Candidate, CandidateTable, fastest_chain, worth_changing
 from treeswarm_client.discovery.distances import Distances
 from treeswarm_client.discovery.failures import NodeFailures
+from treeswarm_client.discovery.gap import explain_gap
 from treeswarm_client.discovery.route import Hop, Target
 
 # Seconds that a node without a rate is assumed to need for a tree in one block: a slow CPU.
@@ -73,6 +74,8 @@ class SwarmView:
                     "tokens, or try again later",
                     FaultCode.FULL,
                 ) from None
+            if missing.gaps:
+                raise self._explain_gap(missing) from None
             raise MissingBlocks(f"{missing}{self._recent_errors(blocks)}") from None
 
     def nodes_to_leave(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
@@ -130,6 +133,17 @@ class SwarmView:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(timeout_s, LOOK_AGAIN_S)):
                 await self._changed.wait()
+
+    def missing(self) -> MissingBlocks | None:
+        """Return the error that names the blocks without a node and the nodes of the others, or None if none lack."""
+        gaps = missing_blocks([record.span for record in self._usable().values()], self.target.blocks)
+        return self._explain_gap(MissingBlocks.of(gaps)) if gaps else None
+
+    def _explain_gap(self, missing: MissingBlocks) -> MissingBlocks:
+        records = [s.record for s in self.snapshot if s.record.blocks == self.target.blocks]
+        ours = [r for r in records if r.state is not NodeState.ONLINE or r.numerics == self.target.numerics]
+        gaps = [gap for gap in missing.gaps if isinstance(gap, Span)]
+        return explain_gap(ours, gaps, self.target.blocks, self.registry.report().unanswered)
 
     def _usable(self) -> dict[str, NodeRecord]:
         return {

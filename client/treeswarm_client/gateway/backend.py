@@ -8,9 +8,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import InitVar, dataclass, field
 from hashlib import blake2b
 
-from treeswarm.errors import BadRequest, MissingBlocks, ModelError, SwarmError
+from treeswarm.errors import BadRequest, ModelError, SwarmError
 from treeswarm.protocol.prefix import SCOPE_BYTES
-from treeswarm.protocol.spans import missing_blocks
 from treeswarm.tasks import cancelled
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.discovery.prober import Prober
@@ -53,6 +52,8 @@ class SwarmConnection:
     """A function that returns a client which is not yet open."""
     why_not_ready: str = "the gateway has just begun to look for nodes"
     """Reason why there is no open client yet."""
+    _problem: SwarmError | None = None
+    """Error of the last attempt to open the client, or None if there was none."""
     _client: SwarmClient | None = None
     _prober: Prober | None = None
     _probing: "asyncio.Task[bool] | None" = None
@@ -67,7 +68,7 @@ class SwarmConnection:
     def client(self) -> SwarmClient:
         """The open client.  Raises NotReady."""
         if self._client is None:
-            raise NotReady(self.why_not_ready)
+            raise NotReady(self.why_not_ready, self._problem)
         return self._client
 
     @contextlib.asynccontextmanager
@@ -103,7 +104,7 @@ class SwarmConnection:
         except (BadRequest, ModelError):
             raise
         except SwarmError as error:
-            self.why_not_ready = str(error)
+            self.why_not_ready, self._problem = str(error), error
             return False
         self._client = client
         if client.draft_choice.automatic:
@@ -171,11 +172,9 @@ class Backend:
         return self.connection.client
 
     def check_ready(self) -> None:
-        """Raise NotReady while there are blocks that no node serves."""
-        view = self.client.view
-        spans = [record.span for record in view.serving()]
-        if gaps := missing_blocks(spans, view.target.blocks):
-            raise NotReady(str(MissingBlocks.of(gaps, view.target.blocks)))
+        """Raise NotReady while there is no client, and MissingBlocks while there are blocks that no node serves."""
+        if missing := self.client.view.missing():
+            raise missing
 
     async def prepare(self, request: GenerationRequest, caller: bytes) -> PreparedRequest:
         """Return the request with its runs, prompt by prompt, not yet begun.  Raises BadRequest and NotReady."""

@@ -1,6 +1,6 @@
 """Errors as callers receive them: OpenAI's error envelope, and the matching HTTP status."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from treeswarm.errors import (
@@ -8,11 +8,14 @@ from treeswarm.errors import (
     MissingBlocks,
     ModelError,
     NodeLost,
+    RecordsRejected,
     Refused,
     RouteError,
     SwarmError,
     TooLong,
     TransportError,
+    Unreachable,
+    WrongClock,
 )
 from treeswarm_client.discovery.failures import FULL
 from treeswarm_client.gateway.events import AnswerAborted
@@ -24,7 +27,11 @@ class Busy(SwarmError):
 
 
 class NotReady(SwarmError):
-    """There is no complete swarm yet."""
+    """There is no complete swarm yet, for `reason` if there is one."""
+
+    def __init__(self, message: str, reason: SwarmError | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class WrongKey(SwarmError):
@@ -73,7 +80,10 @@ _RESPONSES: tuple[tuple[type[SwarmError], int, str, str | None, str | None], ...
     (AnswerAborted, 503, "server_error", "swarm_unavailable", None),
     (MissingBlocks, 503, "server_error", "missing_blocks", None),
     (NotReady, 503, "server_error", "swarm_unavailable", None),
+    (RecordsRejected, 503, "server_error", "records_rejected", None),
+    (WrongClock, 503, "server_error", "wrong_clock", None),
     (RouteError, 503, "server_error", "swarm_unavailable", None),
+    (Unreachable, 503, "server_error", "unreachable", None),
     (TransportError, 503, "server_error", "swarm_unavailable", None),
     (NodeLost, 503, "server_error", "swarm_unavailable", None),
     (ModelError, 500, "server_error", "model_error", None),
@@ -87,5 +97,7 @@ def failure_of(error: SwarmError) -> Failure:
         return Failure(400, "invalid_request_error", str(error), "unsupported_parameter", error.param)
     if isinstance(error, Refused) and error.code in FULL:
         return Failure(429, "rate_limit_error", str(error), "swarm_full")
+    if isinstance(error, NotReady) and error.reason is not None:
+        return replace(failure_of(error.reason), status=503)
     _, status, kind, code, param = next(response for response in _RESPONSES if isinstance(error, response[0]))
     return Failure(status, kind, str(error), code, param)

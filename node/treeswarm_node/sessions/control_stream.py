@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -143,7 +144,7 @@ class ControlStream:
         with contextlib.suppress(TransportError):
             async for sealed in self._require_membership().watch_records(everyone=everyone):
                 for start in range(0, len(sealed), MAX_RECORDS):
-                    await self.stream.send(Records(sealed[start : start + MAX_RECORDS]))
+                    await self.stream.send(Records(sealed[start : start + MAX_RECORDS], int(time.time() * 1e6)))
 
     async def _dial_back(self, address: str) -> None:
         reply = await self.dial_back.dial(address, self.stream.peer)

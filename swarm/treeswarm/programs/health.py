@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from treeswarm.errors import SwarmError
 from treeswarm.protocol.records import LIFETIME_S
-from treeswarm.registry.book import CLOCK_SKEW_S
+from treeswarm.registry.clocks import CLOCK_SKEW_S
 
 PYTHON = (3, 11)
 # A node renews its record about once a minute, with jitter.  So the record of a node whose clock is right is not older

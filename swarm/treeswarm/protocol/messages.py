@@ -256,6 +256,8 @@ class Watch:
     version: int
     everyone: bool
     """True for the records of all nodes that the node knows, False for its own record alone."""
+    clock: int = 0
+    """Time of the sender, in microseconds since 1970, or 0 if it is not given."""
 
 
 @dataclass(frozen=True)
@@ -401,6 +403,8 @@ class Records:
     """Signed records, each as its bytes: all known ones in the first messages, later only new ones."""
 
     sealed: tuple[bytes, ...]
+    clock: int = 0
+    """Time of the sender, in microseconds since 1970, or 0 if it is not given."""
 
 
 @dataclass(frozen=True)

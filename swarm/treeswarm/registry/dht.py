@@ -264,5 +264,5 @@ class DhtRegistry(BookRegistry):
         if not reason and entry.expiration_time > time.time() + FARTHEST_S:
             reason = "from-the-future"
         if reason:
-            self.rejected[reason] += 1
+            self.book.reject(reason)
         return not reason

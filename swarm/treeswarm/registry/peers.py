@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import logging
+import statistics
 from dataclasses import dataclass, field
 
 from treeswarm import PROTOCOL_VERSION
-from treeswarm.errors import BadRequest, SwarmError, TransportError, Unreachable
+from treeswarm.errors import BadRequest, SwarmError, TransportError
 from treeswarm.protocol.messages import Records, Watch
 from treeswarm.protocol.records import SealedRecord
-from treeswarm.registry.book import BookRegistry
+from treeswarm.registry.book import BookRegistry, Source
+from treeswarm.registry.clocks import CLOCK_SKEW_S, ClockSample, compare_clocks, explain_clock_kept
+from treeswarm.registry.diagnosis import SearchReport, explain_no_nodes
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 
 log = logging.getLogger(__name__)
@@ -54,6 +57,12 @@ class PeersRegistry(BookRegistry):
     """Address to dial for each node id, without `discover`: the address as typed, with the pin of the record."""
     unanswered: dict[str, SwarmError] = field(default_factory=dict)
     """Errors of the addresses that did not answer when last asked."""
+    source_clocks: dict[str, ClockSample] = field(default_factory=dict)
+    """What the nodes asked say of their clocks, by address."""
+    _started: bool = False
+    """Whether the first answers have come: a warning counts them together."""
+    _warned_of_s: float = 0.0
+    """Seconds by which this machine's clock was ahead at the last look."""
     _sources: dict[str, _Source] = field(default_factory=dict)
     _keeper: asyncio.Task[None] | None = None
 
@@ -80,14 +89,14 @@ class PeersRegistry(BookRegistry):
             task.cancel()
         if not self.book.alive():
             await self.close()
-            errors = list(self.unanswered.values())
-            raise (
-                errors[0]
-                if errors
-                else Unreachable(
-                    f"no records came from {', '.join(self.addresses)}: check the addresses and that the nodes run"
-                )
-            )
+            raise explain_no_nodes(self.report())
+        self._started = True
+        self._warn_of_clock()
+
+    def report(self) -> SearchReport:
+        samples = {sample.peer: sample for sample in [*self.clock_samples(), *self.source_clocks.values()]}
+        rejections = tuple(self.book.rejections.values())
+        return SearchReport(self.addresses, dict(self.unanswered), rejections, compare_clocks(samples.values()))
 
     async def announce(self, sealed: SealedRecord) -> None:
         raise BadRequest(
@@ -120,6 +129,7 @@ class PeersRegistry(BookRegistry):
         kept = {*self.addresses, *(sealed.record.dial for sealed in self.book.alive())}
         for address in [a for a, source in self._sources.items() if a not in kept and not source.active]:
             del self._sources[address]
+            self.source_clocks.pop(address, None)
             self.unanswered.pop(address, None)
 
     def _addresses_to_ask(self) -> list[str]:
@@ -155,13 +165,48 @@ class PeersRegistry(BookRegistry):
             source.answered_or_failed.set()
 
     async def _listen(self, address: str, stream: Stream) -> None:
-        await stream.send(Watch(PROTOCOL_VERSION, self.discover))
+        await stream.send(Watch(PROTOCOL_VERSION, self.discover, self._microseconds()))
         while (message := await stream.receive()) is not None:
             if not isinstance(message, Records):
                 raise TransportError(f"{address} answered a watch request with a {type(message).__name__}")
-            for news in await self.add_records(message.sealed):
+            self._compare_clock(address, message)
+            for news in await self.add_records(message.sealed, Source(address, self._clock_to_judge_by(address))):
                 if not self.discover:
                     pin = f"#{news.record.pin}" if news.record.pin else ""
                     self.dial_addresses[news.record.node] = address.partition("#")[0] + pin
             self.unanswered.pop(address, None)
             self._source(address).answered_or_failed.set()
+
+    # ---- clocks --------------------------------------------------------------------------------------------------
+
+    def _microseconds(self) -> int:
+        return int(self.clock() * 1e6)
+
+    def _compare_clock(self, address: str, message: Records) -> None:
+        """Learn the clock of a node from its message."""
+        if not message.clock:
+            return  # a node of an earlier release
+        bare = address.partition("#")[0]
+        self.source_clocks[address] = ClockSample(bare, (message.clock - self._microseconds()) / 1e6)
+        if self._started:
+            self._warn_of_clock()
+
+    def _warn_of_clock(self) -> None:
+        """Warn of this machine's clock, once for each difference."""
+        difference = compare_clocks(self.source_clocks.values())
+        ahead_s = difference.ahead_s if difference else 0.0
+        if difference and abs(ahead_s - self._warned_of_s) > CLOCK_SKEW_S:
+            log.warning("%s", explain_clock_kept(difference))
+        self._warned_of_s = ahead_s
+
+    def _clock_to_judge_by(self, address: str) -> float:
+        """Return by how many seconds the clock that judges a node's records is ahead of this machine's.
+
+        An address that the user named is judged by its own clock, so that a wrong clock here keeps nobody out: the node
+        lives, and whoever answers at the addresses in its records must have the keys in them.  A node that was only
+        heard of could pass on outdated records of others with a clock to suit them.  It is judged by the named ones.
+        """
+        named = [sample.ahead_s for key, sample in self.source_clocks.items() if key in self.addresses]
+        own = self.source_clocks.get(address)
+        ahead_s = own.ahead_s if own and address in self.addresses else statistics.median(named) if named else 0.0
+        return ahead_s if abs(ahead_s) > CLOCK_SKEW_S / 2 else 0.0

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from treeswarm.protocol.records import SealedRecord
+from treeswarm.registry.diagnosis import SearchReport
 
 Snapshot = tuple[SealedRecord, ...]
 """Believed records of one moment, at most one per node."""
@@ -28,6 +29,10 @@ class Registry(Protocol):
 
         Reasons are forged, stale, expired, oversized, malformed, other-model and others of the implementations.
         """
+        ...
+
+    def report(self) -> SearchReport:
+        """Return what is known for an explanation of why there is no node to use; see `diagnosis`."""
         ...
 
     async def announce(self, sealed: SealedRecord) -> None:

@@ -205,7 +205,7 @@ def _resumption_in(message: pb.Resumption) -> m.Resumption:
 def _records_in(message: pb.Records) -> m.Records:
     _require(len(message.sealed) <= m.MAX_RECORDS, "records", f"{len(message.sealed)} records, at most {m.MAX_RECORDS}")
     # A record that is too large is left for the reader to reject and count, so that the other records are not lost.
-    return m.Records(tuple(message.sealed))
+    return m.Records(tuple(message.sealed), message.clock)
 
 
 def _report_lost_in(message: pb.ReportLost) -> m.ReportLost:
@@ -307,7 +307,7 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "answer": _answer_in,
     "pong": lambda p: m.Pong(p.stamp, p.received, p.passed_on, p.replayed),
     "resume": _resume_in,
-    "watch": lambda w: m.Watch(w.version, w.everyone),
+    "watch": lambda w: m.Watch(w.version, w.everyone, w.clock),
     "records": _records_in,
     "dial_back": lambda d: m.DialBack(_text(d.address, "address", 512)),
     "dialled_back": lambda d: m.DialledBack(d.reached, _text(d.why, "why")),

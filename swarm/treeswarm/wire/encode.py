@@ -198,8 +198,8 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
         lambda f: pb.Fault(session=f.session, code=f.code.value, message=_clipped(f.message), fatal=f.fatal),
     ),
     m.Resume: (pb.ControlUp, "resume", _resume_out),
-    m.Watch: (pb.ControlUp, "watch", lambda w: pb.Watch(version=w.version, everyone=w.everyone)),
-    m.Records: (pb.ControlDown, "records", lambda r: pb.Records(sealed=r.sealed)),
+    m.Watch: (pb.ControlUp, "watch", lambda w: pb.Watch(version=w.version, everyone=w.everyone, clock=w.clock)),
+    m.Records: (pb.ControlDown, "records", lambda r: pb.Records(sealed=r.sealed, clock=r.clock)),
     m.DialBack: (pb.ControlUp, "dial_back", lambda d: pb.DialBack(address=d.address)),
     m.DialledBack: (
         pb.ControlDown,

@@ -33,6 +33,10 @@ class Forged(Malformed):
     """A record whose signature is not its node's."""
 
 
+class OtherVersion(Malformed):
+    """A record of another release's version."""
+
+
 def seal(record: NodeRecord, signer: Signer) -> SealedRecord:
     """Sign a record.  Raises BadRequest for a record that would be too large to pass on."""
     assert record.key == signer.public_key
@@ -86,6 +90,8 @@ def unseal(sealed: bytes) -> SealedRecord:
         raise Malformed("a record's key or signature has a wrong length")
     if not verify(envelope.key, envelope.signature, RECORD_PREFIX + envelope.record):
         raise Forged("a record whose signature is not its node's")
+    if body.version != RECORD_VERSION:
+        raise OtherVersion(f"version {body.version}, this release reads version {RECORD_VERSION}")
     try:
         return SealedRecord(_read(body, envelope.key), sealed)
     except (BadRequest, ValueError) as error:
@@ -93,7 +99,6 @@ def unseal(sealed: bytes) -> SealedRecord:
 
 
 def _read(body: pb.NodeRecord, key: bytes) -> NodeRecord:
-    _require(body.version == RECORD_VERSION, f"version {body.version}, this release reads version {RECORD_VERSION}")
     _require(len(body.model) == DIGEST_BYTES, "model is no digest")
     _require(len(body.weights) == DIGEST_BYTES, "weights are no digest")
     _require(len(body.pin) in {0, PIN_BYTES}, "pin has a wrong length")

@@ -456,18 +456,22 @@ class ReportLost(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Watch(_message.Message):
-    __slots__ = ("version", "everyone")
+    __slots__ = ("version", "everyone", "clock")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EVERYONE_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
     version: int
     everyone: bool
-    def __init__(self, version: _Optional[int] = ..., everyone: bool = ...) -> None: ...
+    clock: int
+    def __init__(self, version: _Optional[int] = ..., everyone: bool = ..., clock: _Optional[int] = ...) -> None: ...
 
 class Records(_message.Message):
-    __slots__ = ("sealed",)
+    __slots__ = ("sealed", "clock")
     SEALED_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
     sealed: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, sealed: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    clock: int
+    def __init__(self, sealed: _Optional[_Iterable[bytes]] = ..., clock: _Optional[int] = ...) -> None: ...
 
 class DialBack(_message.Message):
     __slots__ = ("address",)

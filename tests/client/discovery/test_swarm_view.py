@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.topology.bans import FIRST_RETRY_S, BanList
 from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 from treeswarm_bench.virtual_clock import run_virtually
+from treeswarm_client.discovery.gap import explain_gap
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.discovery.swarm_view import SwarmView
 from treeswarm_client.discovery.target import choose_target
@@ -63,12 +65,12 @@ def test_nodes_that_do_not_serve_yet_form_no_class(shape: ModelShape, state: Nod
     assert choose_target((*loading, record(0, 4), record(4, 8)), MODEL, shape).numerics == ONE
     with pytest.raises(MissingBlocks, match="4:8"):
         choose_target((*loading, record(0, 4)), MODEL, shape)
-    with pytest.raises(RouteError, match="3 known, but none serves"):
+    with pytest.raises(MissingBlocks, match="no node serves blocks 0:8 of 8"):
         choose_target(tuple(loading), MODEL, shape)
 
 
 def test_an_empty_swarm_is_a_route_error(shape: ModelShape) -> None:
-    with pytest.raises(RouteError, match="no node answered"):
+    with pytest.raises(RouteError, match="no node announces itself"):
         choose_target((), MODEL, shape)
 
 
@@ -91,9 +93,25 @@ def test_classes_that_are_whole_only_together_are_a_mismatch(
 
 def test_missing_blocks_are_named(shape: ModelShape) -> None:
     with pytest.raises(
-        MissingBlocks, match=r"no node serves blocks 2:4, 7:8 of 8: start `swarm-node MODEL --blocks 2:4"
+        MissingBlocks, match=r"no node serves blocks 2:4, 7:8 of 8 \(.*\): start `swarm-node MODEL --blocks 2:4"
     ):
         choose_target((record(0, 2), record(4, 7)), MODEL, shape)
+
+
+def test_a_gap_names_who_serves_the_rest_and_who_had_it() -> None:
+    records = [
+        record(0, 2).record,
+        record(4, 7, state=NodeState.PAUSED).record,
+        record(2, 4, state=NodeState.JOINING).record,
+        replace(record(7, 8).record, address="10.0.0.9:4001"),
+    ]
+    words = str(explain_gap(records, [Span(2, 8)], 8, ["10.0.0.9:4001#ab", "10.0.0.7:1"]))
+    address = records[0].address
+    assert words == (
+        f"no node serves blocks 2:8 of 8 ({address} is loading 2:4, {address} is paused with 4:7, "
+        f"10.0.0.9:4001 with 7:8 does not answer and 1 more; {address} serves 0:2): "
+        "start `swarm-node MODEL --blocks 2:8`, or wait until a node moves there"
+    )
 
 
 # ---------------------------------------------------------------- which way
