@@ -27,6 +27,7 @@ from treeswarm_node.engine.loaded_stage import ModelInfo, choose_dtype, find_dev
 from treeswarm_node.joining import listen_address, open_own_registry, remembered_peers
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
+from treeswarm_node.membership.clock_watch import ClockWatch
 from treeswarm_node.membership.distances import DistanceSurvey
 from treeswarm_node.membership.identity_file import claim_identity, dht_key_file, record_running
 from treeswarm_node.membership.last_run import LastRun, RunRecorder, read_last_run
@@ -164,6 +165,7 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
         public = PublicAddress(str(address), Basis.ASSUMED, False)
         record = OwnRecord(config, identity, model, node, DistanceSurvey(transport), public)
         membership = node.membership = Membership(identity, record.make, registry, registry)
+        clocks = membership.clocks = ClockWatch(registry, identity.node_id, getattr(registry, "ask_clocks", None))
         lifecycle = Lifecycle(record, membership, progress)
         collector, metrics = SnapshotCollector(lifecycle, grpc), None
         if config.operations.metrics:
@@ -186,7 +188,7 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
             assumed=record.address.bare,
         )
         background = [node.sweep(), membership.run(), record.survey.run(lifecycle.neighbours), monitor.run()]
-        background += [recorder.run(), lifecycle.liveness.run()]
+        background += [recorder.run(), clocks.run(), lifecycle.liveness.run()]
         if hours:
             background.append(follow_schedule(hours, membership.orders))
         for work in background:

@@ -12,8 +12,10 @@ from treeswarm.keys import Signer, verify
 from treeswarm.protocol.messages import FaultCode, Manage
 from treeswarm.protocol.records import LIFETIME_S, NodeRecord, NodeState, SealedRecord
 from treeswarm.registry.book import BookRegistry
+from treeswarm.registry.clocks import CLOCK_SKEW_S
 from treeswarm.registry.seam import Registry, Snapshot
 from treeswarm.wire.sealing import seal
+from treeswarm_node.membership.clock_watch import ClockWatch
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,8 @@ class Membership:
     records: BookRegistry
     """All believed records, this node's own included; the registry itself, if there is one."""
     registry: Registry | None = None
+    clocks: ClockWatch | None = None
+    """Compares this machine's clock with those of clients, or None if nothing does."""
     orders: asyncio.Queue[str] = field(default_factory=lambda: asyncio.Queue(4))
     """Orders of the owner that the node has yet to obey."""
     _last_order: int = 0
@@ -148,9 +152,12 @@ class Membership:
 
     async def _renew(self) -> SealedRecord:
         now = time.time()
-        self._last_announced = int(now * 1e6)
-        sealed = seal(self.make_record(int(now * 1e6), int(now) + LIFETIME_S), self.signer)
-        await self.records.add_records([sealed.sealed])
+        # After the clock was set back by a little, others still know a newer record.  Those of a clock that was far
+        # ahead, nobody believed, and they would keep this node out until that time.
+        is_close = self._last_announced < (now + CLOCK_SKEW_S) * 1e6
+        self._last_announced = max(int(now * 1e6), self._last_announced + 1) if is_close else int(now * 1e6)
+        sealed = seal(self.make_record(self._last_announced, int(now) + LIFETIME_S), self.signer)
+        await self.records.replace_own(sealed)
         return sealed
 
 

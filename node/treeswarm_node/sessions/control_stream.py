@@ -99,6 +99,8 @@ class ControlStream:
                 if self._watching:
                     raise Refused("this stream watches already: a stream watches once", FaultCode.TOO_MANY)
                 self._watching = True
+                if (membership := self.services.membership) is not None and membership.clocks is not None:
+                    membership.clocks.compare_client(self.stream.peer, message.clock)
                 self._spawn(self._send_records(everyone=message.everyone))
             case DialBack(address):
                 self.dial_back.check_direct(self.stream.peer)

@@ -251,13 +251,12 @@ class Close:
 
 @dataclass(frozen=True)
 class Watch:
-    """Ask a node for signed records, now and whenever they change."""
+    """Ask a node for signed records, now and at every change.  `clock` is the sender's, in µs since 1970, or 0."""
 
     version: int
     everyone: bool
     """True for the records of all nodes that the node knows, False for its own record alone."""
     clock: int = 0
-    """Time of the sender, in microseconds since 1970, or 0 if it is not given."""
 
 
 @dataclass(frozen=True)
@@ -400,11 +399,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class Records:
-    """Signed records, each as its bytes: all known ones in the first messages, later only new ones."""
+    """Signed records as bytes: all known ones at first, later only new ones.  `clock` is the sender's, as in Watch."""
 
     sealed: tuple[bytes, ...]
     clock: int = 0
-    """Time of the sender, in microseconds since 1970, or 0 if it is not given."""
 
 
 @dataclass(frozen=True)

@@ -87,10 +87,9 @@ class RecordBook:
         self._expiries[record.node] = self._now() + record.expires - self.clock() - source.clock_ahead_s
         return read
 
-    def replace(self, sealed: SealedRecord) -> None:
-        """Put this machine's own record in place of the earlier one, even if the clock was set back in between."""
-        self._records.pop(sealed.record.node, None)
-        self.add(sealed.sealed)
+    def forget(self, node: str) -> None:
+        """Forget a node's record: the next one may be older, after this machine's clock was set back."""
+        self._records.pop(node, None)
 
     def alive(self) -> Snapshot:
         """Return the unexpired records that are not in state GONE, sorted by node id."""
@@ -232,6 +231,11 @@ class BookRegistry:
 
     async def close(self) -> None:
         """Do nothing: this base has no connections."""
+
+    async def replace_own(self, sealed: SealedRecord) -> None:
+        """Put this machine's own record in place of the earlier one, and wake the watchers."""
+        self.book.forget(sealed.record.node)
+        await self.add_records([sealed.sealed])
 
     async def add_records(self, many: Iterable[bytes], source: Source = ANY_SOURCE) -> list[SealedRecord]:
         """Add sealed records to the book, and wake the watchers if any of them is new.  Return the new ones."""

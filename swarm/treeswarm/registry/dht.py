@@ -21,6 +21,7 @@ from treeswarm.errors import BadRequest, SwarmError, TransportError, Unreachable
 from treeswarm.protocol.messages import MAX_RECORD_BYTES
 from treeswarm.protocol.records import LIFETIME_S, SealedRecord
 from treeswarm.registry.book import BookRegistry
+from treeswarm.registry.clocks import ClockSample
 from treeswarm.registry.dht_daemon import DhtDaemon
 from treeswarm.registry.dht_peer import FARTHEST_S, REPLICAS, DhtPeer, check_hivemind, entry_rejection, shard_keys
 from treeswarm.tasks import TaskSet
@@ -35,6 +36,8 @@ POLL_BYTES_PER_S = 32_768
 CONNECT_S = 10.0
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
+# Number of peers whose clocks are compared with this machine's.
+CLOCKS_ASKED = 8
 # Seconds to wait before each attempt to announce, before the caller gets an error.
 ATTEMPTS_S = (0.0, 0.5, 2.0)
 
@@ -162,6 +165,13 @@ class DhtRegistry(BookRegistry):
         await self.add_records([sealed.sealed])
         await self._publish(sealed)
 
+    async def ask_clocks(self) -> list[ClockSample]:
+        """Ask some peers for their time: where the clocks differ much, the DHT hides the records of either side."""
+        with contextlib.suppress(TransportError):
+            times = await self.daemon.peer.ask_clocks(CLOCKS_ASKED)
+            return [ClockSample(f"DHT peer …{peer[-8:]}", ahead_s) for peer, ahead_s in times.items()]
+        return []
+
     async def close(self) -> None:
         await self._tasks.close()
         await self.daemon.close()
@@ -260,9 +270,13 @@ class DhtRegistry(BookRegistry):
         for expiries in the far future.  The reason is that a peer which stored one entry that others reject would have
         its whole answers rejected.
         """
+        from hivemind.utils import MSGPackSerializer  # noqa: PLC0415  # hivemind imports torch.
+
         reason = entry_rejection(entry.key, entry.subkey, entry.value, entry.expiration_time, str(self.model))
-        if not reason and entry.expiration_time > time.time() + FARTHEST_S:
-            reason = "from-the-future"
+        now = time.time()
+        if not reason and not now - LIFETIME_S < entry.expiration_time < now + FARTHEST_S:
+            self.book.add(MSGPackSerializer.loads(entry.value))  # It is rejected, and tells of its node's clock.
+            return bool(entry.expiration_time < now)
         if reason:
             self.book.reject(reason)
         return not reason

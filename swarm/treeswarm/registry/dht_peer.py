@@ -220,6 +220,23 @@ class DhtPeer:
             return await self._call(self.node.protocol.call_ping(peer)) is not None
         return False
 
+    async def ask_clocks(self, most: int) -> dict[str, float]:
+        """Ask up to `most` known peers for their time.  Return, by peer id, by how many seconds each is ahead."""
+        from hivemind.proto import dht_pb2  # noqa: PLC0415
+
+        protocol = self.node.protocol
+
+        async def ask(peer: Any) -> float | None:
+            with contextlib.suppress(TransportError):
+                request = dht_pb2.PingRequest(peer=protocol.node_info, validate=False)
+                reply = await self._call(protocol.get_stub(peer).rpc_ping(request, timeout=DIAL_S), DIAL_S)
+                return float(reply.dht_time) - time.time() if reply.dht_time else None
+            return None
+
+        peers = list(protocol.routing_table.peer_id_to_uid)[:most]
+        answers = await asyncio.gather(*map(ask, peers))
+        return {str(peer): ahead_s for peer, ahead_s in zip(peers, answers, strict=True) if ahead_s is not None}
+
     async def store(self, sealed: SealedRecord) -> bool:
         """Store a record.  Return whether another peer then has it, or a newer one of the same node.
 

@@ -1,0 +1,120 @@
+"""Tells the owner when this machine's clock is wrong, and when that of another node or of a client is.
+
+A node whose clock is off by more than the limit is refused by the others, because its records seem to have expired or
+to come from the future.  Both sides log the amount and the direction.  What to log is decided by pure functions.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from treeswarm.protocol.address import Address
+from treeswarm.registry.book import BookRegistry, put_newest
+from treeswarm.registry.clocks import (
+    CLOCK_SKEW_S,
+    ClockDifference,
+    ClockSample,
+    compare_clocks,
+    duration,
+    set_clock,
+    steady_s,
+)
+
+log = logging.getLogger(__name__)
+
+# Records come once a minute.
+LOOK_EVERY_S = 15.0
+# A wrong clock that nobody has set is named again after this time.
+REMIND_S = 3600.0
+
+
+@dataclass(frozen=True)
+class ClockReport:
+    """What one look at the clocks found."""
+
+    own: ClockDifference | None = None
+    """How this machine's clock differs from most others', or None."""
+    others: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by which the clock of each node or client that differs is ahead of this machine's, by its name."""
+
+
+def judge_clocks(
+    nodes: Sequence[ClockSample], clients: Sequence[ClockSample], asked: Sequence[ClockSample] = ()
+) -> ClockReport:
+    """Return whose clock is wrong: this machine's if most others agree on it, else those that differ.
+
+    Peers of the registry that were `asked` for their time count instead of the nodes' records: they are the same nodes.
+    """
+    own = compare_clocks([*(asked or nodes), *clients])
+    if own is not None:
+        return ClockReport(own)
+    named = [(f"node at {s.peer}", s) for s in nodes] + [(f"client at {s.peer}", s) for s in clients]
+    off = {name: -s.difference_s for name, s in named if s.difference_s is not None}
+    return ClockReport(None, {name: ahead_s for name, ahead_s in off.items() if abs(ahead_s) > CLOCK_SKEW_S})
+
+
+def lines_for(report: ClockReport, before: ClockReport) -> list[str]:
+    """Return the lines to log for a report that follows another one: what is new, and what has been put right."""
+    lines = []
+    known_s = before.own.ahead_s if before.own else 0.0
+    if report.own is not None and abs(report.own.ahead_s - known_s) > CLOCK_SKEW_S:
+        so = ", so that they refuse this node's records" if report.own.is_certain else ""
+        lines.append(f"{report.own}{so}: {set_clock(report.own)}")
+    for name, ahead_s in report.others.items():
+        if abs(ahead_s - before.others.get(name, 0.0)) > CLOCK_SKEW_S:
+            where = f"{duration(abs(ahead_s))} {'ahead of' if ahead_s > 0 else 'behind'}"
+            refused = ", and its records are refused" if name.startswith("node") else ""
+            lines.append(f"the clock of the {name} is {where} this machine's{refused}: its owner must set it")
+    if before.own is not None and report.own is None and not report.others:
+        lines.append("this machine's clock agrees with the others' again")
+    return lines
+
+
+@dataclass(eq=False)
+class ClockWatch:
+    """Compares this machine's clock with those of nodes and clients while `run` runs."""
+
+    registry: BookRegistry
+    node: str
+    """Id of this node."""
+    ask_peers: Callable[[], Awaitable[Collection[ClockSample]]] | None = None
+    """Asks peers of the registry for their time, where the registry can; their records may not reach this node."""
+    clock: Callable[[], float] = time.time
+    report: ClockReport = ClockReport()
+    timer: Callable[[], float] = steady_s
+    _asked: tuple[ClockSample, ...] = ()
+    _clients: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """By host of a client: its time less that of the timer, and when it said so."""
+
+    def compare_client(self, peer: str, clock: int) -> None:
+        """Learn the time of the client at the address `peer`, in microseconds since 1970; 0 if it did not say."""
+        if clock:
+            now = self.timer()
+            put_newest(self._clients, Address.parse(peer).host, (clock / 1e6 - now, now))
+            self._log()
+
+    async def run(self) -> None:
+        """Look at the clocks at intervals, until cancelled."""
+        reminded_at = self.timer()
+        while True:
+            if self.timer() > reminded_at + REMIND_S:
+                self.report, reminded_at = ClockReport(), self.timer()
+            await self.look()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def look(self) -> None:
+        """Look at the clocks once."""
+        if self.ask_peers is not None:
+            self._asked = tuple(await self.ask_peers())
+        self._log()
+
+    def _log(self) -> None:
+        now = self.timer()
+        self._clients = {host: said for host, said in self._clients.items() if now < said[1] + REMIND_S}
+        clients = [ClockSample(host, base_s + now - self.clock()) for host, (base_s, _) in self._clients.items()]
+        report = judge_clocks(self.registry.clock_samples(but=self.node), clients, self._asked)
+        for line in lines_for(report, self.report):
+            log.warning("%s", line)
+        self.report = report
