@@ -490,8 +490,7 @@ class Append:
     skipped: NDArray[np.bool_]
     """True for each row that an upstream node knew to be dead and did not compute, bool [rows]."""
     hidden: bytes = field(default=b"", repr=False)
-    """Activations that enter this node, row-major [rows not skipped], in the form that the numerics class has on links;
-    empty on the way to the head."""
+    """Activations that enter this node, row-major [rows not skipped], as on links; empty on the way to the head."""
     timings: tuple[HopTiming, ...] = ()
     """Timings of this append at the nodes before, in order."""
     fresh: bool = False
@@ -502,8 +501,7 @@ class Append:
     """True for rows of the trunk that are sent to a node that replaces a lost one: a prefill without answers.  `seq`
     counts replays alone, and ids are positions + 1."""
     planes: int = 0
-    """Number of bytes per value in `hidden` if it is compressed (`wire/byte_planes.py`), or 0; always 0 inside a
-    node."""
+    """Number of bytes per value in `hidden` if it is compressed (`wire/byte_planes.py`), or 0; 0 inside a node."""
     prefix: int = 0
     """Number of rows at the beginning of the trunk that all nodes reported to have, in a session's first append."""
 
