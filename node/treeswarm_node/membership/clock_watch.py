@@ -86,7 +86,7 @@ class ClockWatch:
     timer: Callable[[], float] = steady_s
     _asked: tuple[ClockSample, ...] = ()
     _clients: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """By host of a client: its time less that of the timer, and when it said so."""
+    """The time of a client less that of the timer, and when it said so, by its host."""
 
     def compare_client(self, peer: str, clock: int) -> None:
         """Learn the time of the client at the address `peer`, in microseconds since 1970; 0 if it did not say."""

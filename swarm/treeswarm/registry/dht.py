@@ -23,7 +23,15 @@ from treeswarm.protocol.records import LIFETIME_S, SealedRecord
 from treeswarm.registry.book import BookRegistry
 from treeswarm.registry.clocks import ClockSample
 from treeswarm.registry.dht_daemon import DhtDaemon
-from treeswarm.registry.dht_peer import FARTHEST_S, REPLICAS, DhtPeer, check_hivemind, entry_rejection, shard_keys
+from treeswarm.registry.dht_peer import (
+    FARTHEST_S,
+    REPLICAS,
+    DhtPeer,
+    check_hivemind,
+    entry_rejection,
+    sealed_in,
+    shard_keys,
+)
 from treeswarm.tasks import TaskSet
 
 log = logging.getLogger(__name__)
@@ -270,12 +278,10 @@ class DhtRegistry(BookRegistry):
         for expiries in the far future.  The reason is that a peer which stored one entry that others reject would have
         its whole answers rejected.
         """
-        from hivemind.utils import MSGPackSerializer  # noqa: PLC0415  # hivemind imports torch.
-
         reason = entry_rejection(entry.key, entry.subkey, entry.value, entry.expiration_time, str(self.model))
         now = time.time()
         if not reason and not now - LIFETIME_S < entry.expiration_time < now + FARTHEST_S:
-            self.book.add(MSGPackSerializer.loads(entry.value))  # It is rejected, and tells of its node's clock.
+            self.book.add(sealed_in(entry.value))  # It is rejected, and tells of its node's clock.
             return bool(entry.expiration_time < now)
         if reason:
             self.book.reject(reason)

@@ -90,6 +90,15 @@ def entry_rejection(key: bytes, subkey: bytes, value: bytes, expiry: float, mode
     return "" if expiry == dht_expiry(record.generation) else "misdated"
 
 
+def sealed_in(value: bytes) -> bytes:
+    """Return the sealed record in the value of an entry that `entry_rejection` found valid."""
+    from hivemind.utils import MSGPackSerializer  # noqa: PLC0415
+
+    sealed = MSGPackSerializer.loads(value)
+    assert isinstance(sealed, bytes)
+    return sealed
+
+
 @dataclass(eq=False)
 class _Validator:
     """The interface that hivemind expects of a validator; see `DhtRegistry._is_believable`."""
