@@ -13,6 +13,7 @@ from treeswarm.errors import BadRequest, TooLong
 from treeswarm.model_files import HubOptions
 from treeswarm.protocol.messages import Description
 from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.registry import check_swarm_key
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.tasks import cancelled
 from treeswarm.transport.seam import Transport
@@ -129,7 +130,7 @@ class SwarmClient:
         """Open the client."""
         self.drafting.check()
         self.sessions.check()
-        _ = self.nodes.registry_spec  # a wrong command line is refused before anything is loaded
+        check_swarm_key(self.nodes.registry_spec, self.connection.swarm_key)  # refused before anything is loaded
         async with AsyncExitStack() as undo:
             self._opened = await asyncio.to_thread(OpenedClient.load, self.nodes, self.drafting, self.connection)
             if self.connection.transport is None:

@@ -1,10 +1,11 @@
 """The record in which this node tells clients and other nodes what it is and what it hosts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from treeswarm import __version__
 from treeswarm.keys import Identity
 from treeswarm.protocol.address import Address
+from treeswarm.protocol.join_code import JoinCode
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import UNKNOWN_WEIGHTS, NodeRecord
 from treeswarm.protocol.spans import Span
@@ -40,6 +41,10 @@ class OwnRecord:
     def address(self) -> Address:
         """Address at which others find this node."""
         return Address.parse(self.public.address)
+
+    def join_code(self, key_marker: str) -> str:
+        """Return the join code of this node; `key_marker` is that of its private swarm, or ""."""
+        return str(JoinCode(replace(self.address, pin=self.identity.pin), key_marker))
 
     def make(self, generation: int, expires: int) -> NodeRecord:
         """Return the record as of now, still without a signature."""

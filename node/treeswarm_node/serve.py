@@ -6,15 +6,15 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from treeswarm.keys import key_marker, read_swarm_key
 from treeswarm.progress import Progress
-from treeswarm.protocol.address import Address
+from treeswarm.protocol.address import Address, is_loopback
 from treeswarm.protocol.records import NodeState
-from treeswarm.registry import Registry, registry_kind, shareable_spec
 from treeswarm.registry.book import BookRegistry
 from treeswarm.tasks import cancelled
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
@@ -24,13 +24,13 @@ from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.config import NetworkConfig, NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo, choose_dtype, find_device
-from treeswarm_node.joining import listen_address, open_own_registry, remembered_peers
+from treeswarm_node.joining import OpenedRegistry, begin_run, check_admission, listen_address, open_own_registry
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.membership.clock_watch import ClockWatch
 from treeswarm_node.membership.distances import DistanceSurvey
 from treeswarm_node.membership.identity_file import claim_identity, dht_key_file, record_running
-from treeswarm_node.membership.last_run import LastRun, RunRecorder, read_last_run
+from treeswarm_node.membership.last_run import RunRecorder, read_last_run
 from treeswarm_node.model.attention_selection import check_attention_choice
 from treeswarm_node.monitoring.collect import SnapshotCollector
 from treeswarm_node.monitoring.prometheus import serve_metrics
@@ -77,10 +77,18 @@ class Ready:
     """Address at which others reach the node, without a pin."""
     pin: str
     hosted: HostedModel
+    code: str
+    """Join code: what clients, and nodes unless `join` is another, give as `--registry`."""
     join: str | None
     """What another node gives as `--registry` to join, or None if there is no registry."""
+    registry: str | None
+    """Long form of the registry, with the addresses of this node's DHT peer, or None if there is no registry."""
+    private: bool
+    """Whether this is a private swarm."""
     metrics: str | None = None
     """URL of the Prometheus metrics, or None if they are not served."""
+    ports: str = ""
+    """Ports that a firewall must let in."""
 
     @property
     def pinned(self) -> str:
@@ -94,9 +102,15 @@ class Ready:
             f"({hosted.dtype}, {hosted.device}, attention {hosted.attention}, {hosted.kv_tokens} KV rows)"
         ]
         model = f"{hosted.model} --revision {hosted.revision}" if hosted.revision else hosted.model
+        key = " --swarm-key FILE" if self.private else ""
+        lines.append(f"  join code:        {self.code}")
         if self.join:
-            lines.append(f"  nodes join with:  swarm-node {model} --registry {self.join}")
-        lines.append(f"  clients ask with: swarm generate PROMPT --model {model} --registry {self.pinned}")
+            lines.append(f"  nodes join with:  swarm-node {model} --registry {self.join}{key}")
+        lines.append(f"  clients ask with: swarm generate PROMPT --model {model} --registry {self.code}{key}")
+        if key:
+            lines.append("  FILE is the swarm's key file, which they need from you: the code does not hold the key")
+        if self.ports and not is_loopback(Address.parse(self.address).host):
+            lines.append(f"  ports to open:    {self.ports} (TCP)")
         if self.metrics:
             lines.append(f"  Prometheus asks:  {self.metrics}")
         return "\n".join(lines)
@@ -110,7 +124,10 @@ class Ready:
             "node": self.node,
             "pin": self.pin,
             **asdict(self.hosted),
+            "code": self.code,
             "join": self.join,
+            "registry": self.registry,
+            "private": self.private,
             "metrics": self.metrics,
         }
 
@@ -137,8 +154,9 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
     network, hours = config.network, config.operations.hours
     swarm_key = read_swarm_key(network.swarm_key) if network.swarm_key else None
     async with contextlib.AsyncExitStack() as stack:
-        port = Address.parse(network.listen).port
-        identity, identity_path = stack.enter_context(claim_identity(network.identity, config.model.name, port))
+        asked_port = Address.parse(network.listen).port
+        claim = claim_identity(network.identity, config.model.name, asked_port)
+        identity, identity_path = stack.enter_context(claim)
         last_run = read_last_run(identity_path)
         model = await asyncio.to_thread(ModelInfo.find, config.model.name, config.model.revision)
         rate_limiter = RateLimiter(network.bandwidth) if network.bandwidth else None
@@ -151,17 +169,18 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
         node.sessions.compression = _link_compression(network, address)
         host = Address.parse(network.listen).host
         node.port_lender = PortLender(host, config.lending, rate_limiter=rate_limiter)
-        remembered = remembered_peers(network, last_run, key_marker(swarm_key))
-        registry = await open_own_registry(
-            network, model.config_digest, identity.node_id, dht_key_file(identity_path), last_run, remembered
+        marker = key_marker(swarm_key)
+        opened = await open_own_registry(
+            network, model.config_digest, identity.node_id, dht_key_file(identity_path), last_run, marker, transport
         )
+        registry, node.registry_spec = opened.registry, opened.shared_spec
         stack.push_async_callback(registry.close)
         assert isinstance(registry, BookRegistry)
-        run = LastRun(
-            config.model.name, not port, Address.parse(listener.address).port, key_marker=key_marker(swarm_key)
+        recorder = RunRecorder(
+            identity_path, begin_run(config, listener.address, marker, last_run), registry, identity.node_id
         )
-        recorder = RunRecorder(identity_path, replace(run, dht_peers=remembered), registry, identity.node_id)
         recorder.write()
+        await check_admission(transport, registry, identity.node_id)
         public = PublicAddress(str(address), Basis.ASSUMED, False)
         record = OwnRecord(config, identity, model, node, DistanceSurvey(transport), public)
         membership = node.membership = Membership(identity, record.make, registry, registry)
@@ -182,7 +201,7 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
             listening=listener.address,
             pin=identity.pin,
             lender_candidates=lifecycle.lender_candidates,
-            on_address=lifecycle.set_public_address,
+            on_address=partial(_take_address, lifecycle, marker),
             announced=network.announce,
             forwarded_ports=node.forwarded_ports,
             assumed=record.address.bare,
@@ -193,7 +212,15 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
             background.append(follow_schedule(hours, membership.orders))
         for work in background:
             stack.push_async_callback(cancelled, asyncio.create_task(work))
-        yield RunningNode(_describe_ready(record, registry, metrics), lifecycle, collector)
+        yield RunningNode(_describe_ready(record, opened, marker, metrics), lifecycle, collector)
+
+
+async def _take_address(lifecycle: Lifecycle, marker: str, public: PublicAddress) -> None:
+    """Announce another public address, and tell the owner the join code that is valid from now on."""
+    earlier = lifecycle.record.join_code(marker)
+    await lifecycle.set_public_address(public)
+    if (code := lifecycle.record.join_code(marker)) != earlier:
+        log.warning("others reach this node at %s: its join code is now %s", public.address, code)
 
 
 def _make_transports(
@@ -234,9 +261,10 @@ def _outgoing_host(wildcard: str) -> str:
             return "::1" if ":" in wildcard else "127.0.0.1"
 
 
-def _describe_ready(record: OwnRecord, registry: Registry, metrics: str | None) -> Ready:
+def _describe_ready(record: OwnRecord, opened: OpenedRegistry, marker: str, metrics: str | None) -> Ready:
     config, stage = record.config, record.node.ready_stage()
-    served = stage.served
+    served, code = stage.served, record.join_code(marker)
+    dht_port = getattr(opened.registry, "port", None)
     return Ready(
         node=record.identity.node_id,
         address=str(record.address.bare),
@@ -253,13 +281,10 @@ def _describe_ready(record: OwnRecord, registry: Registry, metrics: str | None) 
             rate=stage.rate,
             revision=config.model.revision,
         ),
-        join=_join_spec(config.network, registry),
+        code=code,
+        join=opened.join_spec(code),
+        registry=opened.shared_spec() or None,
+        private=bool(marker),
         metrics=metrics,
+        ports=f"{record.address.port}, and {dht_port} for the DHT" if dht_port else str(record.address.port),
     )
-
-
-def _join_spec(network: NetworkConfig, registry: Registry) -> str | None:
-    if network.registry and registry_kind(network.registry) == "mqtt":
-        return shareable_spec(network.registry)
-    spec = getattr(registry, "spec", None)
-    return str(spec) if spec else None

@@ -14,7 +14,7 @@ from tests.support.replicated_swarm import PROMPT, SPANS, Replica, ReplicatedSwa
 
 from treeswarm.errors import MissingBlocks, Refused
 from treeswarm.keys import Identity
-from treeswarm.protocol.messages import Manage, Managed
+from treeswarm.protocol.node_messages import Manage, Managed
 from treeswarm.protocol.spans import Span
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import StreamKind

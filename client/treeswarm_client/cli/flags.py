@@ -12,7 +12,7 @@ from rich.console import Console
 from treeswarm.errors import BadRequest, ModelError, SwarmError
 from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import HubOptions
-from treeswarm.registry import client_registry
+from treeswarm.registry import check_swarm_key, client_registry
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.tls import Security
 from treeswarm_client.cli.render.wait_notice import WaitNotice
@@ -113,8 +113,9 @@ def add_route_flags(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument(
         "--registry",
-        metavar="SPEC",
-        help="HOST:PORT,… of any nodes, which know all others; or mqtts://USER:PASSWORD@HOST/NAMESPACE; or "
+        metavar="CODE",
+        help="join code that a node prints, or HOST:PORT,… of any nodes, which know all others, or "
+        "mqtts://USER:PASSWORD@HOST/NAMESPACE; or "
         "static:HOST:PORT,… (the same as --peers)",
     )
     add_swarm_key_flag(parser)
@@ -138,7 +139,7 @@ def registry_of(args: argparse.Namespace) -> str:
     """Return the registry spec of a command line.  Raises BadRequest if it does not say where the nodes are."""
     if args.peers is None and args.registry is None:
         raise BadRequest(
-            "no nodes are given: add --registry HOST:PORT of any node (each prints it when it starts), or --peers "
+            "no nodes are given: add --registry CODE, the join code that every node prints when it starts, or --peers "
             "HOST:PORT,HOST:PORT; `swarm-node demo` starts a swarm, `swarm demo` shows one on this machine"
         )
     return registry_spec(args.peers, args.registry)
@@ -147,9 +148,12 @@ def registry_of(args: argparse.Namespace) -> str:
 def security_of(args: argparse.Namespace) -> Security:
     """Return the security of an open swarm, or of the private swarm whose key is given.
 
-    Raises BadRequest for a bad key file.
+    Raises BadRequest for a bad key file, and for a key that is not that of the join code given.
     """
-    return Security(swarm_key=read_swarm_key(args.swarm_key) if args.swarm_key else None)
+    key = read_swarm_key(args.swarm_key) if args.swarm_key else None
+    if args.peers is not None or args.registry is not None:
+        check_swarm_key(registry_of(args), key)
+    return Security(swarm_key=key)
 
 
 def client_of(args: argparse.Namespace, **options: Any) -> SwarmClient:

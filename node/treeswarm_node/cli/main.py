@@ -20,6 +20,7 @@ from treeswarm_node.cli.owner_commands import COMMANDS, run_owner_command
 from treeswarm_node.cli.panel import LivePanel
 from treeswarm_node.cli.progress_bar import LoadingBar, LoadingLog
 from treeswarm_node.config import NodeConfig
+from treeswarm_node.joining import check_code
 
 # A second signal that comes sooner than this is the first one again: a terminal sends it to every process that runs in
 # it, and the program that started the node passes it on.
@@ -34,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return asyncio.run(run_owner_command(arguments))
         if arguments and arguments[0] == "doctor":
             return _run_doctor(arguments[1:])
-        return _run_node(read_config(arguments))
+        config = read_config(arguments)
+        check_code(config.network)
+        return _run_node(config)
     except SwarmError as error:
         print(f"swarm-node: {error}", file=sys.stderr)
         return 1

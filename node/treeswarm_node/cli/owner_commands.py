@@ -9,7 +9,7 @@ from pathlib import Path
 
 from treeswarm.errors import BadRequest, Impostor, Malformed, NodeLost, SwarmError, Unreachable
 from treeswarm.keys import Identity, read_swarm_key
-from treeswarm.protocol.messages import Manage, Managed
+from treeswarm.protocol.node_messages import Manage, Managed
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import StreamKind, Transport
 from treeswarm.transport.tls import Security

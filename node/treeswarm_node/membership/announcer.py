@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from treeswarm.errors import Refused, SwarmError
 from treeswarm.keys import Signer, verify
-from treeswarm.protocol.messages import FaultCode, Manage
+from treeswarm.protocol.messages import FaultCode
+from treeswarm.protocol.node_messages import Manage
 from treeswarm.protocol.records import LIFETIME_S, NodeRecord, NodeState, SealedRecord
 from treeswarm.registry.book import BookRegistry
 from treeswarm.registry.clocks import CLOCK_SKEW_S

@@ -45,6 +45,8 @@ class LastRun:
     """Marker of the private swarm's key, or "" for an open swarm."""
     used: float = 0.0
     """Time of the start, in seconds since 1970."""
+    registry: str = ""
+    """Value of `--registry`, or "" if it was not given."""
     dht_peers: tuple[str, ...] = ()
     """Multiaddresses of other DHT peers, those connected last first."""
     nodes: tuple[str, ...] = ()
@@ -64,6 +66,7 @@ class LastRun:
             dht_port=_port(values, "dht_port"),
             key_marker=_text(values, "key_marker"),
             used=float(used) if isinstance(used, int | float) else 0.0,
+            registry=_text(values, "registry"),
             dht_peers=tuple(text for text in _texts(values, "dht_peers") if MADDR.fullmatch(text)),
             nodes=tuple(text for text in _texts(values, "nodes") if _is_address(text)),
         )

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from treeswarm.errors import Refused, SwarmError
 from treeswarm.protocol.address import Address, host_of, port_of
-from treeswarm.protocol.messages import DialledBack, FaultCode
+from treeswarm.protocol.messages import FaultCode
+from treeswarm.protocol.node_messages import DialledBack
 from treeswarm.transport.seam import StreamKind, Transport
 
 # Wildcard hosts.  In a request they stand for the host from which the requesting node's connection comes.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import LinkBroken, Malformed, SwarmError, Unreachable
 from treeswarm.protocol.address import Address
-from treeswarm.protocol.messages import IncomingConnection, LeasePort, PortLeased
+from treeswarm.protocol.node_messages import IncomingConnection, LeasePort, PortLeased
 from treeswarm.tasks import TaskSet
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_node.reachability.tcp_splice import SpliceEnd, new_buffer, splice

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Refused
 from treeswarm.protocol.address import host_of
-from treeswarm.protocol.messages import TICKET_BYTES, FaultCode, IncomingConnection, LeasePort, PortLeased
+from treeswarm.protocol.messages import TICKET_BYTES, FaultCode
+from treeswarm.protocol.node_messages import IncomingConnection, LeasePort, PortLeased
 from treeswarm.transport.rate_limit import RateLimiter
 from treeswarm.transport.seam import Stream
 from treeswarm_node.config import LendingConfig

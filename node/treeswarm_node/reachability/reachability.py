@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from treeswarm.errors import SwarmError
 from treeswarm.protocol.address import Address, is_loopback
-from treeswarm.protocol.messages import DialBack, DialledBack
+from treeswarm.protocol.node_messages import DialBack, DialledBack
 from treeswarm.transport.seam import StreamKind, Transport
 from treeswarm.transport.tls import check_pin, fetch_certificate
 from treeswarm_node.reachability.port_borrower import LeasedPort, lease_port

@@ -13,13 +13,9 @@ from treeswarm.protocol.messages import (
     Close,
     Describe,
     Description,
-    DialBack,
     Fault,
     FaultCode,
     Hint,
-    LeasePort,
-    Manage,
-    Managed,
     Open,
     Ping,
     Pong,
@@ -28,6 +24,7 @@ from treeswarm.protocol.messages import (
     Resume,
     Watch,
 )
+from treeswarm.protocol.node_messages import DialBack, FindSwarm, LeasePort, Manage, Managed, SwarmFound
 from treeswarm.tasks import TaskSet
 from treeswarm.transport.seam import Stream
 from treeswarm_node.membership.announcer import Membership
@@ -41,10 +38,11 @@ MAX_TASKS = 64
 
 
 class NodeServices(Protocol):
-    """What a node offers besides sessions.  A node listens before it has either of the two, so both are read late."""
+    """What a node offers besides sessions.  A node listens before it has any of them, so all are read late."""
 
     membership: Membership | None
     port_lender: PortLender | None
+    registry_spec: Callable[[], str] | None
 
 
 @dataclass(eq=False)
@@ -110,6 +108,8 @@ class ControlStream:
             case ReportLost(nodes):
                 for node in nodes:
                     self._require_membership().records.hint(node)
+            case FindSwarm():
+                await self.stream.send(SwarmFound(self._require_registry_spec()))
             case LeasePort():
                 self._spawn(self._lend(message))
             case _:
@@ -166,6 +166,11 @@ class ControlStream:
         if self.services.membership is None:
             raise Refused("this node keeps no records", FaultCode.REFUSED)
         return self.services.membership
+
+    def _require_registry_spec(self) -> str:
+        if self.services.registry_spec is None:
+            raise Refused("this node has yet to find its own swarm: try again in a moment", FaultCode.DRAINING)
+        return self.services.registry_spec()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         if len(self._background_tasks) >= MAX_TASKS:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from treeswarm import PROTOCOL_VERSION, __version__
@@ -34,6 +35,8 @@ class NodeServer:
     stage: LoadedStage | None = None
     state: NodeState = NodeState.JOINING
     port_lender: PortLender | None = None
+    registry_spec: Callable[[], str] | None = None
+    """Returns the registry that this node is announced in, "" for none; None while the node has yet to find it."""
     forwarded_ports: set[int] = field(default_factory=set)
     """Local ports of the connections that come through a leased port.  The machines behind them are remote ones, though
     these connections seem to come from this machine."""

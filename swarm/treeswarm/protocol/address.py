@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from treeswarm.errors import BadRequest
 
-PIN = re.compile(r"[0-9a-f]{32}")
+# Join codes carry so many of a pin's 32 digits: finding another key with the same 80 bits takes 2^80 tries.
+SHORT_PIN_DIGITS = 20
+PIN = re.compile(rf"[0-9a-f]{{32}}|[0-9a-f]{{{SHORT_PIN_DIGITS}}}")
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Address:
     host: str
     port: int
     pin: str = ""
-    """Pin of the TLS key that must answer, made by `treeswarm.keys`; empty to accept any key."""
+    """Pin of the TLS key that must answer, made by `treeswarm.keys`, or its first digits; empty to accept any key."""
 
     @property
     def bare(self) -> str:
@@ -25,6 +27,10 @@ class Address:
 
     def __str__(self) -> str:
         return f"{self.bare}#{self.pin}" if self.pin else self.bare
+
+    def admits(self, pin: str) -> bool:
+        """Return whether the key with this pin may answer at the address."""
+        return pin.startswith(self.pin)
 
     @classmethod
     def parse(cls, text: str) -> "Address":

@@ -6,9 +6,10 @@ all are one-dimensional except `Answer.alternatives`.
 
 Two kinds of stream carry the messages:
 
-    control  client → node: Describe, Open, Resume, Hint, Ping, Close; Watch, DialBack, Manage, LeasePort, ReportLost
+    control  client → node: Describe, Open, Resume, Hint, Ping, Close; Watch, DialBack, Manage, LeasePort, ReportLost,
+             FindSwarm
              node → client: Description, Opened, Answer (from the tail), Pong, Fault; Records, DialledBack, Managed,
-             PortLeased, IncomingConnection
+             PortLeased, IncomingConnection, SwarmFound
     link     upstream → downstream: LinkHello once, then Append after Append (the client is upstream of the head)
              downstream → upstream: LinkWelcome once if the hello asked for it, then nothing until the stream ends
 """
@@ -19,6 +20,17 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from treeswarm.protocol.node_messages import (
+    DialBack,
+    DialledBack,
+    FindSwarm,
+    IncomingConnection,
+    LeasePort,
+    Manage,
+    Managed,
+    PortLeased,
+    SwarmFound,
+)
 from treeswarm.protocol.prefix import Prefix
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
@@ -260,32 +272,6 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class DialBack:
-    """Ask a node to dial `address`, so that the sender learns whether other machines reach it."""
-
-    address: str
-    """The sender's own address; the host 0.0.0.0 or [::] stands for the one that the connection comes from."""
-
-
-@dataclass(frozen=True)
-class Manage:
-    """An order of the node's owner, signed by the node's own identity."""
-
-    action: str
-    """`pause`, `resume` or `drain`."""
-    stamp: int
-    """Microseconds since 1970 when the order was given."""
-    signature: bytes
-
-
-@dataclass(frozen=True)
-class LeasePort:
-    """Ask a node for a lease of a port that other machines can dial, in place of the sender's own."""
-
-    version: int
-
-
-@dataclass(frozen=True)
 class ReportLost:
     """Report nodes (at most MAX_LOST ids) that do not answer.  The receiver believes only its own probes of them."""
 
@@ -406,41 +392,6 @@ class Records:
 
 
 @dataclass(frozen=True)
-class DialledBack:
-    """The result of a DialBack."""
-
-    reached: bool
-    why: str
-    """The address that was dialled, or the reason why it was not reached."""
-
-
-@dataclass(frozen=True)
-class Managed:
-    """Confirm an owner's order."""
-
-    message: str
-    """A sentence for the owner."""
-
-
-@dataclass(frozen=True)
-class PortLeased:
-    """Other machines dial `port`; the borrower fetches each of their connections at `fetch_port`, by its token."""
-
-    port: int
-    fetch_port: int
-
-
-@dataclass(frozen=True)
-class IncomingConnection:
-    """Tell the borrower that a machine has dialled the leased port."""
-
-    token: bytes
-
-
-# ---------------------------------------------------------------- link
-
-
-@dataclass(frozen=True)
 class LinkHello:
     """Open a link stream for one session; the first message on it."""
 
@@ -511,10 +462,13 @@ class Append:
         return len(self.tokens)
 
 
-ControlUp = Describe | Open | Resume | Hint | Ping | Close | Watch | DialBack | Manage | LeasePort | ReportLost
+ControlUp = (
+    Describe | Open | Resume | Hint | Ping | Close | Watch | DialBack | Manage | LeasePort | ReportLost | FindSwarm
+)
 ControlDown = (
     Description | Opened | Answer | Pong | Fault | Records | DialledBack | Managed | PortLeased | IncomingConnection
-)
+    | SwarmFound
+)  # fmt: skip
 LinkUp = LinkHello | Append
 LinkDown = LinkWelcome
 Message = ControlUp | ControlDown | LinkUp | LinkDown

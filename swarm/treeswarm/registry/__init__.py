@@ -10,6 +10,7 @@ from treeswarm.registry.seam import Registry
 from treeswarm.registry.spec import (
     Broker,
     Kind,
+    check_swarm_key,
     parse_addresses,
     parse_dht_peers,
     redacted,
@@ -21,6 +22,7 @@ from treeswarm.transport.seam import Transport
 __all__ = [
     "Kind",
     "Registry",
+    "check_swarm_key",
     "client_registry",
     "open_registry",
     "parse_addresses",

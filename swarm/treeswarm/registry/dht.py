@@ -42,6 +42,8 @@ POLL_S = 3.0
 # become rarer instead of larger per second.
 POLL_BYTES_PER_S = 32_768
 CONNECT_S = 10.0
+# Number of addresses that a node which joins is told: with so many it finds the swarm though most of them are gone.
+MAX_SHARED = 16
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 # Number of peers whose clocks are compared with this machine's.
@@ -151,6 +153,12 @@ class DhtRegistry(BookRegistry):
         """Value of `--registry` with which another node joins.  Its address is not loopback, if there is another."""
         external = [maddr for maddr in self.visible_maddrs if not maddr.startswith("/ip4/127.")]
         return f"dht:{(external or list(self.visible_maddrs))[0]}"
+
+    @property
+    def shared_spec(self) -> str:
+        """Value of `--registry` with all addresses of this peer, loopback last, and of other peers."""
+        own = sorted(self.visible_maddrs, key=lambda maddr: maddr.startswith("/ip4/127."))
+        return f"dht:{','.join([*own, *self.known_peers()][:MAX_SHARED])}"
 
     async def announce(self, sealed: SealedRecord) -> None:
         """Announce a record, and return when another peer has it.

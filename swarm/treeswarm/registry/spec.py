@@ -7,7 +7,9 @@ from typing import Literal
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from treeswarm.errors import BadRequest
+from treeswarm.keys import key_marker
 from treeswarm.protocol.address import Address
+from treeswarm.protocol.join_code import JoinCode, is_join_code
 
 Kind = Literal["dht", "mqtt", "static", "peers", "none"]
 
@@ -18,6 +20,7 @@ LEVEL = re.compile(r"[A-Za-z0-9._-]+")
 MAX_NAMESPACE = 128
 PLACEHOLDERS = "USER:PASSWORD@"
 EXAMPLES = (
+    "a join code such as 'swarm:10.0.0.1:4001/7k3m-9qxt-…', "
     "'dht:' (the first node of a swarm), "
     f"'dht:{MADDR_EXAMPLE}' (join one), "
     "'mqtts://user:password@broker.example.org/swarm', "
@@ -42,6 +45,8 @@ def registry_kind(spec: str) -> Kind:
     Raises BadRequest with examples.
     """
     scheme, colon, _ = spec.partition(":")
+    if is_join_code(spec):
+        return "peers"
     if spec == "none":
         return "none"
     if colon and scheme in ("mqtt", "mqtts") and spec.startswith(f"{scheme}://"):
@@ -56,11 +61,40 @@ def registry_kind(spec: str) -> Kind:
 
 
 def parse_addresses(text: str) -> tuple[str, ...]:
-    """Read the addresses in `H:P,H:P`, without duplicates.  Raises BadRequest that names a malformed address."""
+    """Read the addresses in `H:P,H:P`, without duplicates; a join code stands for the address of its node.
+
+    Raises BadRequest that names a malformed address.
+    """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
         raise BadRequest("no node is named: give --peers HOST:PORT,HOST:PORT")
-    return tuple(dict.fromkeys(str(Address.parse(part)) for part in parts))
+    return tuple(dict.fromkeys(str(_address(part)) for part in parts))
+
+
+def check_swarm_key(spec: str, swarm_key: bytes | None) -> None:
+    """Compare the key given with the key markers of the join codes in a spec.  Raises BadRequest where they differ."""
+    marker = key_marker(swarm_key)
+    for code in (JoinCode.parse(part) for part in spec.removeprefix("static:").split(",") if is_join_code(part)):
+        if code.key_marker == marker:
+            continue
+        if not marker:
+            raise BadRequest(
+                f"{code.address.bare} belongs to a private swarm, and no key is given: ask the person who gave you the "
+                "join code for the swarm's key file, and add --swarm-key PATH (the code itself never holds the key)"
+            )
+        if not code.key_marker:
+            raise BadRequest(
+                f"{code.address.bare} belongs to an open swarm, and a swarm key is given: leave --swarm-key out, or "
+                "give the join code of the private swarm"
+            )
+        raise BadRequest(
+            f"the swarm key is not the one of {code.address.bare}: ask the person who gave you the join code for the "
+            "swarm's key file (`sha256sum FILE` shows whether two files are the same)"
+        )
+
+
+def _address(text: str) -> Address:
+    return JoinCode.parse(text).address if is_join_code(text) else Address.parse(text)
 
 
 def parse_dht_peers(spec: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import grpc
 
 from treeswarm.errors import BadRequest, Impostor, LinkBroken, Refused, SwarmError, Unreachable
-from treeswarm.protocol.address import Address
+from treeswarm.protocol.address import Address, host_of
 from treeswarm.protocol.messages import MAX_MESSAGE_BYTES
 from treeswarm.tasks import TaskSet
 from treeswarm.transport.grpc_channels import CONNECT_S, SERVER_OPTIONS, ChannelCache
@@ -30,6 +30,7 @@ from treeswarm.transport.grpc_streams import (
 from treeswarm.transport.rate_limit import RateLimiter
 from treeswarm.transport.seam import Accept, StreamKind, Traffic
 from treeswarm.transport.tls import (
+    PROOF_KEY,
     Certificate,
     Role,
     Security,
@@ -45,6 +46,9 @@ KINDS = {path: kind for kind, path in PATHS.items()}
 # Seconds that messages sent before the end of a stream may take to arrive.
 FLUSH_S = 5.0
 STOP_GRACE_S = 0.5
+# A machine with another swarm key may dial every few seconds, and be one of many.
+REPORT_EVERY_S = 300.0
+MAX_REPORTED = 64
 
 
 @dataclass(eq=False)
@@ -172,7 +176,7 @@ class GrpcTransport:
     async def _certificate_of(self, address: Address) -> Certificate:
         """Return the certificate to trust at an address.  Raises Unreachable, and Impostor if it has another pin."""
         cached = self._cache.certificates.get(address.bare)
-        if cached is not None and address.pin in {"", cached.pin}:
+        if cached is not None and address.admits(cached.pin):
             return cached
         certificate = await self._fetch_certificate(address)
         try:
@@ -252,6 +256,8 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(self, transport: GrpcTransport, accept: Accept) -> None:
         self._transport, self._accept = transport, accept
         self.accepted = TaskSet()
+        self._reported: dict[str, float] = {}
+        """Time, by the event loop's clock, of the last message about each host with another swarm key."""
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         kind = KINDS.get(details.method)
@@ -270,8 +276,7 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
             await self._abort(context, error)
         stream = GrpcStream(
             GrpcCall(
-                # gRPC writes the brackets of an IPv6 host as %5B and %5D.
-                peer=unquote(str(context.peer())).removeprefix("ipv4:").removeprefix("ipv6:"),
+                peer=_peer_of(context),
                 kind=kind,
                 read=context.read,
                 write=context.write,
@@ -307,8 +312,23 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         security = self._transport.security
         if security is None:
             return ()
-        security.check_dialler(dict(context.invocation_metadata() or ()))
+        metadata = dict(context.invocation_metadata() or ())
+        try:
+            security.check_dialler(metadata)
+        except Refused as error:
+            self._report(context, f"refused {{}}: {error}")
+            raise
+        if security.swarm_key is None and PROOF_KEY in metadata:
+            self._report(context, "{} belongs to a private swarm and refuses this node: start it with --swarm-key PATH")
         return security.proof(Role.ACCEPTOR, security.listener_identity().pin)
+
+    def _report(self, context: Any, what: str) -> None:
+        """Tell the owner about a caller with another swarm key, whose host replaces `{}`, once per REPORT_EVERY_S."""
+        host, now = host_of(_peer_of(context)), asyncio.get_running_loop().time()
+        self._reported = {host: at for host, at in self._reported.items() if now - at < REPORT_EVERY_S}
+        if host not in self._reported and len(self._reported) < MAX_REPORTED:
+            self._reported[host] = now
+            log.warning("%s", what.replace("{}", host, 1))
 
     async def _abort(self, context: Any, error: BaseException) -> None:
         if not isinstance(error, SwarmError):
@@ -317,6 +337,11 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._transport.refused[code] += 1
         with contextlib.suppress(grpc.aio.InternalError):  # The peer did not wait for an answer.
             await context.abort(status, text, trailing_metadata=((CODE_KEY, code),))
+
+
+def _peer_of(context: Any) -> str:
+    # gRPC writes the brackets of an IPv6 host as %5B and %5D.
+    return unquote(str(context.peer())).removeprefix("ipv4:").removeprefix("ipv6:")
 
 
 def _add_port(server: grpc.aio.Server, address: str, security: Security | None) -> int:

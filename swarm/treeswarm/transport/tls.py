@@ -77,8 +77,8 @@ class Security:
                 "another swarm key, or took another machine for this node" if PROOF_KEY in metadata else "no swarm key"
             )
             raise Refused(
-                f"this is a private swarm, and the caller has {reason}: start with --swarm-key PATH, "
-                "the key file that the swarm's members share",
+                f"this is a private swarm, and the caller has {reason}: ask a member of the swarm for its key file, "
+                "and start with --swarm-key PATH",
                 FaultCode.WRONG_SWARM_KEY,
             )
 
@@ -101,7 +101,7 @@ def unreachable(target: str, reason: str) -> Unreachable:
 
 def check_pin(address: Address, certificate: Certificate) -> None:
     """Raise Impostor if the address has a pin and the certificate another."""
-    if address.pin and address.pin != certificate.pin:
+    if not address.admits(certificate.pin):
         raise Impostor(
             f"{address.bare} answered with the key {certificate.pin} instead of {address.pin}: a machine in the middle "
             "may be there, or the node was set up anew; ask its owner for its address with #pin, nothing was sent"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from treeswarm.errors import BadRequest, Malformed
 from treeswarm.protocol import messages as m
+from treeswarm.protocol import node_messages as n
 from treeswarm.protocol.prefix import DIGEST_BYTES, MAX_PREFIX_UNITS, SCOPE_BYTES, Prefix
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
@@ -309,18 +310,20 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "resume": _resume_in,
     "watch": lambda w: m.Watch(w.version, w.everyone, w.clock),
     "records": _records_in,
-    "dial_back": lambda d: m.DialBack(_text(d.address, "address", 512)),
-    "dialled_back": lambda d: m.DialledBack(d.reached, _text(d.why, "why")),
-    "manage": lambda o: m.Manage(
+    "dial_back": lambda d: n.DialBack(_text(d.address, "address", 512)),
+    "dialled_back": lambda d: n.DialledBack(d.reached, _text(d.why, "why")),
+    "manage": lambda o: n.Manage(
         _text(o.action, "action", 32), o.stamp, _id_bytes(o.signature, "signature", m.SIGNATURE_BYTES)
     ),
-    "managed": lambda d: m.Managed(_text(d.message, "message")),
-    "lease_port": lambda r: m.LeasePort(r.version),
+    "managed": lambda d: n.Managed(_text(d.message, "message")),
+    "find_swarm": lambda f: n.FindSwarm(f.version),
+    "swarm_found": lambda f: n.SwarmFound(_text(f.registry, "registry")),
     "report_lost": _report_lost_in,
-    "port_leased": lambda r: m.PortLeased(
+    "lease_port": lambda r: n.LeasePort(r.version),
+    "port_leased": lambda r: n.PortLeased(
         _count(r.port, "port", 1, 65535), _count(r.fetch_port, "fetch_port", 1, 65535)
     ),
-    "incoming_connection": lambda i: m.IncomingConnection(_id_bytes(i.token, "token", m.TICKET_BYTES)),
+    "incoming_connection": lambda i: n.IncomingConnection(_id_bytes(i.token, "token", m.TICKET_BYTES)),
     "fault": _fault_in,
     "hello": lambda h: m.LinkHello(
         h.version, _session(h.session), h.epoch, _id_bytes(h.ticket, "ticket", m.TICKET_BYTES), h.warm_up, h.packs

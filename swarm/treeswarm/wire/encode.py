@@ -8,6 +8,7 @@ from google.protobuf.message import Message as Proto
 from numpy.typing import NDArray
 
 from treeswarm.protocol import messages as m
+from treeswarm.protocol import node_messages as n
 from treeswarm.protocol.spans import Span
 from treeswarm.wire import treeswarm_pb2 as pb
 
@@ -200,22 +201,24 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
     m.Resume: (pb.ControlUp, "resume", _resume_out),
     m.Watch: (pb.ControlUp, "watch", lambda w: pb.Watch(version=w.version, everyone=w.everyone, clock=w.clock)),
     m.Records: (pb.ControlDown, "records", lambda r: pb.Records(sealed=r.sealed, clock=r.clock)),
-    m.DialBack: (pb.ControlUp, "dial_back", lambda d: pb.DialBack(address=d.address)),
-    m.DialledBack: (
+    n.DialBack: (pb.ControlUp, "dial_back", lambda d: pb.DialBack(address=d.address)),
+    n.DialledBack: (
         pb.ControlDown,
         "dialled_back",
         lambda d: pb.DialledBack(reached=d.reached, why=_clipped(d.why)),
     ),
-    m.Manage: (
+    n.Manage: (
         pb.ControlUp,
         "manage",
         lambda o: pb.Manage(action=o.action, stamp=o.stamp, signature=o.signature),
     ),
-    m.Managed: (pb.ControlDown, "managed", lambda d: pb.Managed(message=_clipped(d.message))),
-    m.LeasePort: (pb.ControlUp, "lease_port", lambda r: pb.LeasePort(version=r.version)),
     m.ReportLost: (pb.ControlUp, "report_lost", lambda r: pb.ReportLost(nodes=r.nodes)),
-    m.PortLeased: (pb.ControlDown, "port_leased", lambda r: pb.PortLeased(port=r.port, fetch_port=r.fetch_port)),
-    m.IncomingConnection: (pb.ControlDown, "incoming_connection", lambda i: pb.IncomingConnection(token=i.token)),
+    n.Managed: (pb.ControlDown, "managed", lambda d: pb.Managed(message=_clipped(d.message))),
+    n.FindSwarm: (pb.ControlUp, "find_swarm", lambda f: pb.FindSwarm(version=f.version)),
+    n.SwarmFound: (pb.ControlDown, "swarm_found", lambda f: pb.SwarmFound(registry=f.registry)),
+    n.LeasePort: (pb.ControlUp, "lease_port", lambda r: pb.LeasePort(version=r.version)),
+    n.PortLeased: (pb.ControlDown, "port_leased", lambda r: pb.PortLeased(port=r.port, fetch_port=r.fetch_port)),
+    n.IncomingConnection: (pb.ControlDown, "incoming_connection", lambda i: pb.IncomingConnection(token=i.token)),
     m.LinkHello: (
         pb.LinkUp,
         "hello",

@@ -16,7 +16,7 @@ LAST: Answers
 ALL: Answers
 
 class ControlUp(_message.Message):
-    __slots__ = ("describe", "open", "hint", "ping", "close", "resume", "watch", "dial_back", "manage", "lease_port", "report_lost")
+    __slots__ = ("describe", "open", "hint", "ping", "close", "resume", "watch", "dial_back", "manage", "lease_port", "report_lost", "find_swarm")
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     HINT_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class ControlUp(_message.Message):
     MANAGE_FIELD_NUMBER: _ClassVar[int]
     LEASE_PORT_FIELD_NUMBER: _ClassVar[int]
     REPORT_LOST_FIELD_NUMBER: _ClassVar[int]
+    FIND_SWARM_FIELD_NUMBER: _ClassVar[int]
     describe: Describe
     open: Open
     hint: Hint
@@ -39,10 +40,11 @@ class ControlUp(_message.Message):
     manage: Manage
     lease_port: LeasePort
     report_lost: ReportLost
-    def __init__(self, describe: _Optional[_Union[Describe, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., hint: _Optional[_Union[Hint, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., dial_back: _Optional[_Union[DialBack, _Mapping]] = ..., manage: _Optional[_Union[Manage, _Mapping]] = ..., lease_port: _Optional[_Union[LeasePort, _Mapping]] = ..., report_lost: _Optional[_Union[ReportLost, _Mapping]] = ...) -> None: ...
+    find_swarm: FindSwarm
+    def __init__(self, describe: _Optional[_Union[Describe, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., hint: _Optional[_Union[Hint, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., dial_back: _Optional[_Union[DialBack, _Mapping]] = ..., manage: _Optional[_Union[Manage, _Mapping]] = ..., lease_port: _Optional[_Union[LeasePort, _Mapping]] = ..., report_lost: _Optional[_Union[ReportLost, _Mapping]] = ..., find_swarm: _Optional[_Union[FindSwarm, _Mapping]] = ...) -> None: ...
 
 class ControlDown(_message.Message):
-    __slots__ = ("description", "opened", "answer", "pong", "fault", "records", "dialled_back", "managed", "port_leased", "incoming_connection")
+    __slots__ = ("description", "opened", "answer", "pong", "fault", "records", "dialled_back", "managed", "port_leased", "incoming_connection", "swarm_found")
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +55,7 @@ class ControlDown(_message.Message):
     MANAGED_FIELD_NUMBER: _ClassVar[int]
     PORT_LEASED_FIELD_NUMBER: _ClassVar[int]
     INCOMING_CONNECTION_FIELD_NUMBER: _ClassVar[int]
+    SWARM_FOUND_FIELD_NUMBER: _ClassVar[int]
     description: Description
     opened: Opened
     answer: Answer
@@ -63,7 +66,8 @@ class ControlDown(_message.Message):
     managed: Managed
     port_leased: PortLeased
     incoming_connection: IncomingConnection
-    def __init__(self, description: _Optional[_Union[Description, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., dialled_back: _Optional[_Union[DialledBack, _Mapping]] = ..., managed: _Optional[_Union[Managed, _Mapping]] = ..., port_leased: _Optional[_Union[PortLeased, _Mapping]] = ..., incoming_connection: _Optional[_Union[IncomingConnection, _Mapping]] = ...) -> None: ...
+    swarm_found: SwarmFound
+    def __init__(self, description: _Optional[_Union[Description, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., dialled_back: _Optional[_Union[DialledBack, _Mapping]] = ..., managed: _Optional[_Union[Managed, _Mapping]] = ..., port_leased: _Optional[_Union[PortLeased, _Mapping]] = ..., incoming_connection: _Optional[_Union[IncomingConnection, _Mapping]] = ..., swarm_found: _Optional[_Union[SwarmFound, _Mapping]] = ...) -> None: ...
 
 class LinkUp(_message.Message):
     __slots__ = ("hello", "append")
@@ -502,6 +506,18 @@ class Managed(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     message: str
     def __init__(self, message: _Optional[str] = ...) -> None: ...
+
+class FindSwarm(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class SwarmFound(_message.Message):
+    __slots__ = ("registry",)
+    REGISTRY_FIELD_NUMBER: _ClassVar[int]
+    registry: str
+    def __init__(self, registry: _Optional[str] = ...) -> None: ...
 
 class LeasePort(_message.Message):
     __slots__ = ("version",)

@@ -9,7 +9,7 @@ import pytest
 
 from treeswarm.errors import Refused, Unreachable
 from treeswarm.keys import Identity
-from treeswarm.protocol.messages import Manage
+from treeswarm.protocol.node_messages import Manage
 from treeswarm.protocol.records import NodeRecord, NodeState, SealedRecord
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode

@@ -24,7 +24,10 @@ def maddr(number: int, host: str = "10.0.0.1") -> str:
     return f"/ip4/{host}/tcp/4001/p2p/12D3KooW{'ABCDEFGHJKLMNPQRST'[number] * 44}"
 
 
-RUN = LastRun("demo", True, 4001, 4002, "1a2b3", 5.0, (maddr(0), maddr(1)), (f"10.0.0.1:4001#{'0' * 32}",))
+NODE = f"10.0.0.1:4001#{'0' * 32}"
+RUN = LastRun(
+    "demo", True, 4001, 4002, "1a2b3", 5.0, "swarm:a:1/x", (maddr(0), maddr(1)), (f"10.0.0.1:4001#{'0' * 32}",)
+)
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -23,18 +23,8 @@ from tests.support.port_peers import (
 )
 
 from treeswarm.errors import Impostor, LinkBroken, Refused, SwarmError, TransportError
-from treeswarm.protocol.messages import (
-    Answers,
-    Append,
-    DialBack,
-    DialledBack,
-    FaultCode,
-    LeasePort,
-    LinkHello,
-    Ping,
-    Pong,
-    PortLeased,
-)
+from treeswarm.protocol.messages import Answers, Append, FaultCode, LinkHello, Ping, Pong
+from treeswarm.protocol.node_messages import DialBack, DialledBack, LeasePort, PortLeased
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Stream, StreamKind

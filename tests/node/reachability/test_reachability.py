@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import pytest
 from tests.support.port_peers import CONTROL, SOON_S, Peer, client_transport, peer, ping, port_of
 
-from treeswarm.protocol.messages import DialledBack, LeasePort, PortLeased
+from treeswarm.protocol.node_messages import DialledBack, LeasePort, PortLeased
 from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm_node.reachability import reachability
 from treeswarm_node.reachability.reachability import (
