@@ -93,7 +93,7 @@ class SwarmClient:
         model: Directory, hub id or `demo`.  Only its config and tokenizer are read.
         peers: Addresses of nodes, separated by commas.  An address is `HOST:PORT`, or `HOST:PORT#PIN` as the node's
             ready line shows it: then no other node can answer there.
-        registry: Specification of a registry, in place of `peers`.
+        registry: In place of `peers`: the join code that nodes print, `HOST:PORT` of any node, or an MQTT broker.
         draft: `auto`, `ngram`, `none`, or a draft model (a directory, a hub id or `demo-draft`); with `+ngram` appended
             it uses both.
         tree_size: Number of drafted nodes per traversal.  0 is plain decoding; with `auto` it is chosen each round for

@@ -120,6 +120,7 @@ def registry_spec(peers: str | None, registry: str | None) -> str:
     """
     if (peers is None) == (registry is None):
         raise BadRequest(
-            "the nodes are not given: use either --peers HOST:PORT,HOST:PORT or --registry HOST:PORT of any node"
+            "the nodes are not given: use either --registry CODE, the join code of any node, or "
+            "--peers HOST:PORT,HOST:PORT"
         )
     return registry if registry is not None else f"static:{peers}"

@@ -146,9 +146,10 @@ class NetworkConfig:
         str | None,
         Flag(
             "--registry",
-            "swarm to join: dht:ADDRESS,…, mqtts://USER:PASSWORD@HOST/NAMESPACE, or none for no registry "
-            "(default: start a new swarm in a DHT)",
-            metavar="SPEC",
+            "swarm to join: the join code that a node prints, HOST:PORT of any node, dht:ADDRESS,…, "
+            "mqtts://USER:PASSWORD@HOST/NAMESPACE, or none for no registry (default: the swarm of the last run, or a "
+            "new one, in a DHT)",
+            metavar="CODE",
         ),
     ] = None
     identity: Annotated[
@@ -255,6 +256,7 @@ class OperationsConfig:
             "--no-panel", "print log lines on a terminal instead of the live panel", action="store_false", dest="panel"
         ),
     ] = True
+    qr: Annotated[bool, Flag("--qr", "show the join code as a QR code too", action="store_true")] = False
     log_json: Annotated[
         bool,
         Flag(

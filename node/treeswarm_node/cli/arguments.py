@@ -14,8 +14,8 @@ from treeswarm_node.flags import add_flags, read_flags
 EXAMPLES = """examples:
   swarm-node demo
       start a new swarm with the bundled model; prints how others join it
-  swarm-node demo --registry dht:/ip4/203.0.113.7/tcp/4002/p2p/12D3KooW…
-      join a swarm
+  swarm-node demo --registry swarm:203.0.113.7:4001/7k3m-9qxt-…
+      join a swarm by the code that its nodes print
   swarm-node demo --registry mqtts://me:secret@broker.example.org/ours
       join a swarm through an MQTT broker
   swarm-node doctor demo --device cuda

@@ -33,6 +33,7 @@ from treeswarm_node.cli.machine_checks import (
 )
 from treeswarm_node.config import NetworkConfig, NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo
+from treeswarm_node.joining import check_code
 from treeswarm_node.reachability.reachability import (
     ANSWERS,
     Basis,
@@ -109,6 +110,7 @@ async def examine_network(network: NetworkConfig, model: ModelInfo | None, *, li
     identity = Identity.ephemeral()  # a running node may hold its own
     try:
         key = read_swarm_key(network.swarm_key) if network.swarm_key else None
+        check_code(network)
     except SwarmError as error:
         return [Finding.of_error("swarm key", error)]
     transport = GrpcTransport(security=Security(identity, key))

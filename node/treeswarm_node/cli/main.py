@@ -19,6 +19,7 @@ from treeswarm_node.cli.arguments import read_config
 from treeswarm_node.cli.owner_commands import COMMANDS, run_owner_command
 from treeswarm_node.cli.panel import LivePanel
 from treeswarm_node.cli.progress_bar import LoadingBar, LoadingLog
+from treeswarm_node.cli.qr_code import check_qr, draw_qr
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.joining import check_code
 
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run_doctor(arguments[1:])
         config = read_config(arguments)
         check_code(config.network)
+        if config.operations.qr:
+            check_qr()
         return _run_node(config)
     except SwarmError as error:
         print(f"swarm-node: {error}", file=sys.stderr)
@@ -98,10 +101,14 @@ async def _serve_until_stopped(config: NodeConfig, panel: LivePanel | None) -> N
             bar.stop()
         if panel:
             panel.print_above(str(node.ready))
+            if config.operations.qr:
+                panel.print_above(draw_qr(node.ready.code))
             node.lifecycle.progress = panel.progress
             await stack.enter_async_context(panel.watching(node.collector.read))
         else:
             print(json.dumps(node.ready.as_dict()) if log_json else node.ready, flush=True)
+            if config.operations.qr and not log_json:
+                Console().print(draw_qr(node.ready.code))
             node.lifecycle.progress = LoadingLog()
         await node.lifecycle.run(signals.stop)
 

@@ -139,9 +139,10 @@ class LivePanel:
     terminal: TerminalWriter = field(default_factory=TerminalWriter)
     _events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS))
 
-    def print_above(self, line: str) -> None:
+    def print_above(self, line: str | Text) -> None:
         """Print a line on the terminal, above the picture."""
-        self.terminal.put(lambda: self.console.print(Text(line), soft_wrap=True))
+        text = Text(line) if isinstance(line, str) else line
+        self.terminal.put(lambda: self.console.print(text, soft_wrap=True))
 
     def progress(self, done: int, total: int, what: str) -> None:
         """Take note of loading progress, as a `treeswarm.progress.Progress`."""

@@ -80,8 +80,8 @@ async def client_registry(spec: str, model: str | None, transport: Transport) ->
         await peers.start()
         return peers
     raise BadRequest(
-        f"a client cannot read '{redacted(spec)}': give --peers HOST:PORT of any node, which passes on all records "
-        "that it knows from the DHT"
+        f"a client cannot read '{redacted(spec)}': give the join code or HOST:PORT of any node, which passes on all "
+        "records that it knows from the DHT"
     )
 
 

@@ -33,7 +33,9 @@ def test_spec_names_a_kind_of_registry(spec: str, kind: str) -> None:
 
 @pytest.mark.parametrize("spec", ["", "mqtt:broker", "http://x/y", "10.0.0.1", "host:port", "None", ","])
 def test_invalid_spec_is_answered_with_examples(spec: str) -> None:
-    with pytest.raises(BadRequest, match=r"names no registry: give a join code such as 'swarm:.*'dht:'.*mqtts://.*static:"):
+    with pytest.raises(
+        BadRequest, match=r"names no registry: give a join code such as 'swarm:.*'dht:'.*mqtts://.*static:"
+    ):
         registry_kind(spec)
 
 
