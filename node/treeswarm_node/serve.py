@@ -154,8 +154,7 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
     network, hours = config.network, config.operations.hours
     swarm_key = read_swarm_key(network.swarm_key) if network.swarm_key else None
     async with contextlib.AsyncExitStack() as stack:
-        asked_port = Address.parse(network.listen).port
-        claim = claim_identity(network.identity, config.model.name, asked_port)
+        claim = claim_identity(network.identity, config.model.name, Address.parse(network.listen).port)
         identity, identity_path = stack.enter_context(claim)
         last_run = read_last_run(identity_path)
         model = await asyncio.to_thread(ModelInfo.find, config.model.name, config.model.revision)
@@ -167,8 +166,7 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
         stack.push_async_callback(listener.close)
         address = _assumed_address(network, listener.address)
         node.sessions.compression = _link_compression(network, address)
-        host = Address.parse(network.listen).host
-        node.port_lender = PortLender(host, config.lending, rate_limiter=rate_limiter)
+        node.port_lender = PortLender(Address.parse(network.listen).host, config.lending, rate_limiter=rate_limiter)
         marker = key_marker(swarm_key)
         opened = await open_own_registry(
             network, model.config_digest, identity.node_id, dht_key_file(identity_path), last_run, marker, transport

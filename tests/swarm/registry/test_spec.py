@@ -113,7 +113,7 @@ async def test_nodes_and_clients_open_different_registries() -> None:
     with pytest.raises(BadRequest, match="a node cannot announce itself in"):
         await open_registry("10.0.0.1:4001", MODEL, FakeNode().id)
     for spec in ("dht:", f"dht:{MADDR}", "none"):
-        with pytest.raises(BadRequest, match="give --peers HOST:PORT of any node"):
+        with pytest.raises(BadRequest, match="give the join code or HOST:PORT of any node"):
             await client_registry(spec, MODEL, transport)
     assert not peers_registry("static:10.0.0.1:1", transport, None).discover
     assert peers_registry("10.0.0.1:1,10.0.0.1:1", transport, None).addresses == ("10.0.0.1:1",)
