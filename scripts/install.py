@@ -22,6 +22,8 @@ TICK_S = 1.0
 # Number of pip's last lines that are shown if it fails.
 LAST_LINES = 20
 INTERRUPTED = 130
+ASIDES = ("attempting uninstall", "found existing", "uninstalling", "successfully uninstalled", "requirement already")
+"""Beginnings of lines that pip writes while it does something else."""
 
 
 class Step:
@@ -58,6 +60,11 @@ class Step:
         sys.stdout.flush()
 
 
+def activity(lines: deque[str]) -> str:
+    """Return the last of pip's lines that says what it does; while it copies packages, that is an older one."""
+    return next((line for line in reversed(tuple(lines)) if not line.lower().startswith(ASIDES)), "")
+
+
 def run(title: str, command: list[str], hint: str = "") -> None:
     """Run a command as one step.  If it fails, print its last lines and the hint, and exit with its status."""
     step = Step(title)
@@ -67,11 +74,11 @@ def run(title: str, command: list[str], hint: str = "") -> None:
     )
     assert process.stdout is not None
     output = process.stdout
-    reader = threading.Thread(target=lambda: lines.extend(line.strip() for line in output), daemon=True)
+    reader = threading.Thread(target=lambda: lines.extend(map(str.strip, output)), daemon=True)
     reader.start()
     try:
         while reader.is_alive():
-            step.tick(lines[-1])
+            step.tick(activity(lines))
             reader.join(TICK_S)
         status = process.wait()
     except KeyboardInterrupt:

@@ -21,7 +21,7 @@ class BenchClient(SwarmClient):
 
     def use_drafter(self, drafter: Drafter) -> None:
         """Draft with `drafter` from the next generation on."""
-        self._opened = replace(self._opened, drafters=DrafterPool(drafter, self.drafting.concurrency))
+        self._drafters = replace(self._drafters, pool=DrafterPool(drafter, self.drafting.concurrency))
 
     @contextlib.contextmanager
     def adapted(self, adapt: Callable[[Generation], Generation]) -> Iterator[None]:

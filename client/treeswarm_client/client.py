@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -41,7 +42,7 @@ from treeswarm_client.generation.drafter_pool import MOST_GENERATIONS
 from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.generation.run import Request, Run, Token, TreeSize
 from treeswarm_client.generation.runner import GenerationRunner
-from treeswarm_client.opened_client import OpenedClient, OpeningWait
+from treeswarm_client.opened_client import LoadedDrafters, OpenedClient, OpeningWait, load_beside
 from treeswarm_client.planner.policy import Round
 
 # A drafter's forward is waited for until its end.
@@ -65,6 +66,7 @@ class SwarmClient:
     view: SwarmView
     """The swarm as this client sees it, once the client is open."""
     _opened: OpenedClient
+    _drafters: LoadedDrafters
 
     def __init__(
         self,
@@ -132,24 +134,28 @@ class SwarmClient:
         self.sessions.check()
         check_swarm_key(self.nodes.registry_spec, self.connection.swarm_key)  # refused before anything is loaded
         async with AsyncExitStack() as undo:
-            self._opened = await asyncio.to_thread(OpenedClient.load, self.nodes, self.drafting, self.connection)
+            self._opened = await asyncio.to_thread(OpenedClient.load, self.nodes, self.connection)
             if self.connection.transport is None:
                 undo.push_async_callback(self._opened.transport.close)
-            waiting = OpeningWait(self.sessions.opening_patience_s, self.sessions.on_wait)
-            registry = await self._opened.find_registry(self.nodes, waiting)
-            undo.push_async_callback(registry.close)
-            self.target, snapshot = await self._opened.first_target(registry, self.nodes, waiting)
-            dials = registry.dial_addresses if isinstance(registry, PeersRegistry) else {}
-            rows = largest_tree(self.drafting.tree_size) + 1
-            self.view = SwarmView(registry, self.target, rows, dials, snapshot)
-            reporter = LostReporter(
-                self._opened.transport, lambda: self.view.snapshot, self._opened.config, self.target.blocks
-            )
-            undo.push_async_callback(reporter.close)
-            self.view.on_lost = reporter.report
+            load = partial(LoadedDrafters.load, self.nodes, self.drafting, self._opened.folder)
+            self.view, self._drafters = await load_beside(self._find_swarm(undo), load)
+            self.target = self.view.target
             undo.push_async_callback(cancelled, asyncio.create_task(self.view.watch()))
             self._on_exit = undo.pop_all()
         return self
+
+    async def _find_swarm(self, undo: AsyncExitStack) -> SwarmView:
+        """Collect the nodes' records and choose the target; `undo` closes what this opens."""
+        opened, waiting = self._opened, OpeningWait(self.sessions.opening_patience_s, self.sessions.on_wait)
+        registry = await opened.find_registry(self.nodes, waiting)
+        undo.push_async_callback(registry.close)
+        target, snapshot = await opened.first_target(registry, self.nodes, waiting)
+        dials = registry.dial_addresses if isinstance(registry, PeersRegistry) else {}
+        view = SwarmView(registry, target, largest_tree(self.drafting.tree_size) + 1, dials, snapshot)
+        reporter = LostReporter(opened.transport, lambda: view.snapshot, opened.config, target.blocks)
+        undo.push_async_callback(reporter.close)
+        view.on_lost = reporter.report
+        return view
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -175,7 +181,7 @@ class SwarmClient:
     @property
     def draft_choice(self) -> DraftChoice:
         """Which drafter this client uses, and why."""
-        return self._opened.draft
+        return self._drafters.choice
 
     @property
     def patience(self) -> float:
@@ -302,7 +308,12 @@ class SwarmClient:
         """Stream the tokens of one run, which the client ends if it is left before."""
         opened = self._opened
         runner = GenerationRunner(
-            opened.transport, self.view, self.target, opened.drafters, opened.prompts.tokenizer, self._adapt_generation
+            opened.transport,
+            self.view,
+            self.target,
+            self._drafters.pool,
+            opened.prompts.tokenizer,
+            self._adapt_generation,
         )
         self._runs.add(run)
         run.iteration.task = asyncio.current_task()

@@ -1,8 +1,10 @@
 """What a client has once it is open: the model's files, drafters, a transport; and the search for its target."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from treeswarm.errors import MissingBlocks, NodeLost, RouteError, SwarmError, Unreachable
 from treeswarm.identity import config_digest
@@ -10,6 +12,7 @@ from treeswarm.model_files import ModelShape, load_tokenizer, read_config, read_
 from treeswarm.registry import Registry, client_registry
 from treeswarm.registry.diagnosis import explain_no_nodes
 from treeswarm.registry.seam import Snapshot
+from treeswarm.tasks import cancelled
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
@@ -31,6 +34,11 @@ FIRST_TARGET_S = 5.0
 LOOK_AGAIN_S = 0.2
 # A client that finds its nodes within this time tells nobody that it waited.
 QUIET_S = 1.0
+# A node on the same continent has answered or refused by then.
+HEAD_START_S = 0.5
+
+Found = TypeVar("Found")
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,18 +51,15 @@ class OpenedClient:
     config: str
     """Digest of the model's config."""
     prompts: PromptEncoder
-    drafters: DrafterPool
-    draft: DraftChoice
     transport: Transport
 
     @classmethod
-    def load(cls, nodes: NodeSelection, drafting: DraftSettings, connection: ConnectionSettings) -> "OpenedClient":
-        """Read the model's files, load the drafter and create the transport.  Blocks for as long as that takes.
+    def load(cls, nodes: NodeSelection, connection: ConnectionSettings) -> "OpenedClient":
+        """Read the model's files and create the transport.  Blocks for as long as that takes.
 
         Raises ModelError or BadRequest.
         """
         folder = resolve_model(nodes.model, hub=nodes.hub)
-        drafter, draft = _load_drafter(nodes, drafting, folder)
         transport = connection.transport or GrpcTransport(security=Security(swarm_key=connection.swarm_key))
         if connection.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(connection.emulate_link))
@@ -63,8 +68,6 @@ class OpenedClient:
             read_shape(folder),
             config_digest(read_config(folder)),
             PromptEncoder(nodes.model, load_tokenizer(folder), load_chat_template(folder)),
-            DrafterPool(drafter, drafting.concurrency),
-            draft,
             transport,
         )
 
@@ -139,6 +142,49 @@ class OpeningWait:
         if remaining_s < self.patience_s - QUIET_S:  # records that are a moment late are not worth a line
             self.events.report(reason, remaining_s)
         await asyncio.sleep(min(LOOK_AGAIN_S, remaining_s))
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedDrafters:
+    """The drafters of a client, and which they are."""
+
+    pool: DrafterPool
+    choice: DraftChoice
+
+    @classmethod
+    def load(cls, nodes: NodeSelection, drafting: DraftSettings, folder: Path) -> "LoadedDrafters":
+        """Load the drafter for the target in `folder`.  Blocks for as long as that takes: torch alone takes seconds.
+
+        Raises ModelError, BadRequest or Mismatch.
+        """
+        drafter, choice = _load_drafter(nodes, drafting, folder)
+        return cls(DrafterPool(drafter, drafting.concurrency), choice)
+
+
+async def load_beside(search: Coroutine[Any, Any, Found], load: Callable[[], Loaded]) -> tuple[Found, Loaded]:
+    """Search for the swarm, and load beside it in a thread; return the results of both, or raise the first error.
+
+    The search has a head start: most errors of addresses and keys come at once, and then nothing is loaded in vain.
+    """
+    searching = asyncio.ensure_future(search)
+    try:
+        await asyncio.wait({searching}, timeout=HEAD_START_S)
+        if searching.done():
+            searching.result()
+        loading = asyncio.ensure_future(asyncio.to_thread(load))
+        loading.add_done_callback(_retrieve)
+        await asyncio.wait({searching, loading}, return_when=asyncio.FIRST_EXCEPTION)
+        if loading.done():
+            loading.result()  # the error that waiting for nodes cannot mend comes first
+        return await searching, await loading
+    finally:
+        await cancelled(searching)
+
+
+def _retrieve(loading: "asyncio.Future[Any]") -> None:
+    """Look at the error of a load whose result is no longer needed, so that asyncio does not report it."""
+    if not loading.cancelled():
+        loading.exception()
 
 
 def _load_drafter(nodes: NodeSelection, drafting: DraftSettings, folder: Path) -> tuple[Drafter, DraftChoice]:

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from treeswarm.model_files import HubOptions
 from treeswarm.registry import check_swarm_key, client_registry
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.tls import Security
+from treeswarm_client.cli.render.steps import Rename, can_redraw, spinner
 from treeswarm_client.cli.render.wait_notice import WaitNotice
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.client_settings import DEFAULT_PATIENCE_S, registry_spec
 from treeswarm_client.discovery.overview import clean
 from treeswarm_client.generation.run import TreeSize
 
+OPENING = "finding nodes, loading the draft"
+"""What a command says while a client is being opened."""
 # Number of models that an error names: the hint must not become longer than the error itself.
 MAX_NAMED_MODELS = 5
 
@@ -188,7 +191,7 @@ async def open_client(args: argparse.Namespace) -> AsyncIterator[SwarmClient]:
     client = client_of(args, **options)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            with show_progress("loading the draft, finding nodes"):
+            with show_progress(OPENING):
                 await stack.enter_async_context(client)
         except ModelError as error:
             served = await _served_models(args)
@@ -199,14 +202,14 @@ async def open_client(args: argparse.Namespace) -> AsyncIterator[SwarmClient]:
 
 
 @contextlib.contextmanager
-def show_progress(text: str) -> Iterator[Callable[[str], None]]:
-    """Show on a terminal what is being done, and yield a function that changes the text."""
-    console = Console(stderr=True)
-    if not console.is_terminal or console.is_dumb_terminal:
+def show_progress(text: str) -> Iterator[Rename]:
+    """Show on a terminal what is being done and for how long, and yield a function that changes the text."""
+    console = Console(stderr=True, highlight=False)
+    if not can_redraw(console):
         yield lambda _: None
         return
-    with console.status(f"{text} …") as status:
-        yield lambda text: status.update(f"{text} …")
+    with spinner(console, text) as rename:
+        yield rename
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from treeswarm.errors import BadRequest
 from treeswarm.extras import require
 from treeswarm.programs.settings import add_config_flag
 from treeswarm.protocol.address import Address
-from treeswarm_client.cli.flags import add_client_flags, client_of
+from treeswarm_client.cli.flags import OPENING, add_client_flags, client_of, show_progress
 
 EXAMPLES = """examples:
   swarm serve --model demo --registry 127.0.0.1:4001          on http://127.0.0.1:8000, for this machine only
@@ -120,7 +120,8 @@ def _run(args: argparse.Namespace) -> int:
     )
     # The gateway listens at once, and looks for the nodes in the background.
     backend = Backend(config, lambda: client_of(args, concurrency=args.max_concurrent, opening_patience=0.0))
-    return asyncio.run(run_gateway(backend, log_requests=args.log_requests))
+    serving = run_gateway(backend, log_requests=args.log_requests, while_opening=lambda: show_progress(OPENING))
+    return asyncio.run(serving)
 
 
 def read_keys(file: Path | None, environment: Mapping[str, str]) -> Sequence[str]:

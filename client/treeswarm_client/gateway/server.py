@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 
@@ -28,8 +28,16 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def run_gateway(backend: Backend, *, log_requests: bool = False) -> int:
-    """Serve until SIGINT or SIGTERM, and print the address as soon as it listens.  Raises BadRequest and ModelError."""
+WhileOpening = Callable[[], contextlib.AbstractContextManager[object]]
+
+
+async def run_gateway(
+    backend: Backend, *, log_requests: bool = False, while_opening: WhileOpening = contextlib.nullcontext
+) -> int:
+    """Serve until SIGINT or SIGTERM, and print the address as soon as it listens.  Raises BadRequest and ModelError.
+
+    `while_opening` returns a context that lasts as long as the client is being opened, to show that on a terminal.
+    """
     with _listening(backend.config.listen) as (listener, address):
         settings = uvicorn.Config(
             make_app(backend),
@@ -41,7 +49,7 @@ async def run_gateway(backend: Backend, *, log_requests: bool = False) -> int:
         )
         server = _Server(settings)
 
-        serving = asyncio.ensure_future(_serve(backend, server, listener, address))
+        serving = asyncio.ensure_future(_serve(backend, server, listener, address, while_opening))
 
         def stop() -> None:
             """End gracefully on the first signal, and at once on the second or if it does not yet serve."""
@@ -62,8 +70,12 @@ async def run_gateway(backend: Backend, *, log_requests: bool = False) -> int:
     return 0
 
 
-async def _serve(backend: Backend, server: uvicorn.Server, listener: socket.socket, address: Address) -> None:
-    async with backend.open():
+async def _serve(
+    backend: Backend, server: uvicorn.Server, listener: socket.socket, address: Address, while_opening: WhileOpening
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        with while_opening():
+            await stack.enter_async_context(backend.open())
         url = f"http://{address.bare}"
         print(f"serving {url}/v1 for OpenAI clients and {url}/ for browsers", flush=True)
         await server.serve(sockets=[listener])

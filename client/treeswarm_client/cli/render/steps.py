@@ -23,7 +23,7 @@ def can_redraw(console: Console) -> bool:
 async def show_step(console: Console, text: str) -> AsyncIterator[Rename]:
     """Show within the context that the step runs; yield a function that changes its text on a terminal."""
     if can_redraw(console):
-        with _spinner(console, text) as rename:
+        with spinner(console, text) as rename:
             yield rename
         return
     console.file.write(f"{text} ")
@@ -39,7 +39,8 @@ async def show_step(console: Console, text: str) -> AsyncIterator[Rename]:
 
 
 @contextlib.contextmanager
-def _spinner(console: Console, text: str) -> Iterator[Rename]:
+def spinner(console: Console, text: str) -> Iterator[Rename]:
+    """Show a spinner, the text and the time within the context; yield a function that changes the text."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(text, total=None)
