@@ -40,23 +40,21 @@ async def bench_disturbed(
                 # In a thread: the virtual clock has a loop of its own.
                 verdicts.append(await _in_thread(fault, link, text, seeds, fixed))
                 _report(verdicts[-1])
-    verdicts.sort(key=lambda verdict: verdict.badness)
+    return result_of(verdicts, seeds=seeds, minutes=(time.perf_counter() - started) / 60)
+
+
+def result_of(verdicts: Sequence[CaseVerdict], *, seeds: Sequence[int], minutes: float) -> dict[str, Any]:
+    """Return the verdicts as plain data, the worst first, with the bounds and how often each is broken."""
+    bounds = {"plain": LEAST_OF_PLAIN, "best": LEAST_OF_BEST, "no": MOST_WRONG_NO, "exploring": MOST_EXPLORING}
     return {
         "bench": "disturbed",
         "well": not any(verdict.broken for verdict in verdicts),
         "seeds": list(seeds),
-        "bounds": {
-            "plain": LEAST_OF_PLAIN,
-            "best": LEAST_OF_BEST,
-            "no": MOST_WRONG_NO,
-            "exploring": MOST_EXPLORING,
-        },
-        "broken": {
-            name: sum(name in verdict.broken for verdict in verdicts) for name in ("plain", "best", "no", "exploring")
-        },
-        "real_minutes": round((time.perf_counter() - started) / 60, 1),
+        "bounds": bounds,
+        "broken": {name: sum(name in verdict.broken for verdict in verdicts) for name in bounds},
+        "real_minutes": round(minutes, 1),
         "provenance": machine_provenance(),
-        "cases": [verdict.as_dict() for verdict in verdicts],
+        "cases": [verdict.as_dict() for verdict in sorted(verdicts, key=lambda verdict: verdict.badness)],
     }
 
 
