@@ -13,11 +13,17 @@ from rich.console import Console
 from rich.pretty import pprint
 
 from treeswarm.errors import BadRequest
+from treeswarm.extras import require
+from treeswarm.keys import read_swarm_key
+from treeswarm.model_files import check_model_name
+from treeswarm.programs.interrupts import interrupt_ends_process
+from treeswarm.programs.process import run_until_terminated
+from treeswarm.registry import parse_addresses
 from treeswarm_bench.benchmarks.common import BenchSetup
 from treeswarm_bench.benchmarks.widened_model import widened_model
 from treeswarm_bench.lab.shape import LabLink
+from treeswarm_client.cli.checks import check_at_least
 from treeswarm_client.cli.flags import add_swarm_key_flag, parse_tree_size
-from treeswarm_client.cli.signals import run_until_terminated
 
 EXAMPLES = """examples:
   swarm bench exact --json                   20 prompts, 1 to 3 nodes, five tree sizes, against stock transformers
@@ -222,7 +228,8 @@ def _numbers(text: str) -> list[int]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    _check_flags(args)
+    with interrupt_ends_process():
+        _check_flags(args)
     # With nodes that run elsewhere, `wan` is another bench, on eight prompts of 64 tokens.
     defaults_of = "elsewhere" if args.peers or args.lab else args.which
     setup = BenchSetup(
@@ -262,6 +269,17 @@ def _run(args: argparse.Namespace) -> int:
 
 def _check_flags(args: argparse.Namespace) -> None:
     """Raises BadRequest for a flag that does not fit the bench."""
+    for flag in ("widen", "nodes", "prompts", "max_new_tokens", "generations", "clients", "messages", "rounds"):
+        check_at_least(f"--{flag.replace('_', '-')}", getattr(args, flag), 1)
+    check_model_name(args.model)
+    if args.swarm_key:
+        read_swarm_key(args.swarm_key)
+    if args.lab:
+        LabLink.parse(args.lab)
+    if args.peers:
+        parse_addresses(args.peers)
+    if args.which != "draw":
+        require("node", "swarm bench")
     if args.peers and args.which not in PEERS_BENCHES:
         raise BadRequest(f"--peers is for {' and '.join(PEERS_BENCHES)}: {args.which} starts its own nodes")
     if args.lab and args.which not in LAB_BENCHES:

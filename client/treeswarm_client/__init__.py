@@ -4,10 +4,10 @@ Names are imported on their first use: the program must answer a wrong command l
 anything large.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's own takes as long to import as all else that the program needs for its first line
 if TYPE_CHECKING:
+    from typing import Any
+
     from treeswarm_client.client import SwarmClient
     from treeswarm_client.discovery.overview import Overview
     from treeswarm_client.discovery.prober import swarm_overview
@@ -40,8 +40,10 @@ MODULES = {
 """Module that defines each name."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Import a name of the library, which stays here afterwards."""
+    from importlib import import_module  # noqa: PLC0415
+
     if name not in MODULES:
         raise AttributeError(f"module 'treeswarm_client' has no attribute '{name}'")
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from treeswarm.errors import BadRequest, TooLong
+from treeswarm.errors import BadRequest
 from treeswarm.model_files import HubOptions
 from treeswarm.protocol.messages import Description
 from treeswarm.protocol.sampling import SamplingSettings
@@ -44,6 +44,7 @@ from treeswarm_client.generation.run import Request, Run, Token, TreeSize
 from treeswarm_client.generation.runner import GenerationRunner
 from treeswarm_client.opened_client import LoadedDrafters, OpenedClient, OpeningWait, load_beside
 from treeswarm_client.planner.policy import Round
+from treeswarm_client.prompt_encoder import check_request
 
 # A drafter's forward is waited for until its end.
 LEAVE_S = 10.0
@@ -261,7 +262,7 @@ class SwarmClient:
         """
         settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, sample=sample)
         prompt_ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        self._check(prompt_ids, max_new_tokens)
+        check_request(prompt_ids, max_new_tokens, self.target.vocab_size, self.target.max_positions)
         tree_size = self.drafting.tree_size if tree_size is None else tree_size
         largest_tree(tree_size)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -325,20 +326,6 @@ class SwarmClient:
         finally:
             self._runs.discard(run)
             run.iteration.ended.set()
-
-    def _check(self, prompt: Sequence[int], max_new_tokens: int) -> None:
-        target = self.target
-        if not prompt:
-            raise BadRequest("the prompt is empty: give some text to continue")
-        if max_new_tokens < 1:
-            raise BadRequest(f"max_new_tokens is {max_new_tokens}: give at least 1")
-        if any(not 0 <= token < target.vocab_size for token in prompt):
-            raise BadRequest(f"the prompt has token ids outside the vocabulary of {target.vocab_size}")
-        if (total := len(prompt) + max_new_tokens) > target.max_positions:
-            raise TooLong(
-                f"{len(prompt)} prompt tokens and {max_new_tokens} new ones are {total}, the model's context is "
-                f"{target.max_positions}: shorten the prompt or ask for fewer new tokens"
-            )
 
 
 async def _finish(run: Run) -> None:

@@ -38,6 +38,10 @@ class LoopThread:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the thread, as leaving `with` does."""
         self.stop(_nothing())
 
     @property

@@ -8,17 +8,15 @@ from typing import Any, TypeVar
 
 from treeswarm.errors import MissingBlocks, NodeLost, RouteError, SwarmError, Unreachable
 from treeswarm.identity import config_digest
-from treeswarm.model_files import ModelShape, load_tokenizer, read_config, read_shape, resolve_model
+from treeswarm.model_files import ModelShape, read_config, read_shape, resolve_model
 from treeswarm.registry import Registry, client_registry
 from treeswarm.registry.diagnosis import explain_no_nodes
 from treeswarm.registry.seam import Snapshot
 from treeswarm.tasks import cancelled
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
-from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_client.chain.wait_events import OnWait, WaitEvents
-from treeswarm_client.chat_template import load_chat_template
 from treeswarm_client.client_settings import ConnectionSettings, DraftSettings, NodeSelection
 from treeswarm_client.discovery.overview import ModelFilter
 from treeswarm_client.discovery.route import Target
@@ -27,7 +25,7 @@ from treeswarm_client.drafters import DraftChoice, choose_drafter
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.generation.drafter_pool import DrafterPool
-from treeswarm_client.prompt_encoder import PromptEncoder
+from treeswarm_client.prompt_encoder import PromptEncoder, load_prompt_encoder
 
 # Records take one poll of the DHT, three seconds, from node to node.
 FIRST_TARGET_S = 5.0
@@ -60,14 +58,14 @@ class OpenedClient:
         Raises ModelError or BadRequest.
         """
         folder = resolve_model(nodes.model, hub=nodes.hub)
-        transport = connection.transport or GrpcTransport(security=Security(swarm_key=connection.swarm_key))
+        transport = connection.transport or _grpc_transport(connection)
         if connection.emulate_link:
             transport = EmulatedTransport(transport, LinkShape.parse(connection.emulate_link))
         return cls(
             folder,
             read_shape(folder),
             config_digest(read_config(folder)),
-            PromptEncoder(nodes.model, load_tokenizer(folder), load_chat_template(folder)),
+            load_prompt_encoder(nodes.model, folder),
             transport,
         )
 
@@ -194,3 +192,10 @@ def _load_drafter(nodes: NodeSelection, drafting: DraftSettings, folder: Path) -
         return NoneDrafter(), DraftChoice("none", "because a tree size of 0 is plain decoding")
     hub = nodes.hub.for_another_model()
     return choose_drafter(drafting.draft, folder, nodes.model, drafting.device, hub=hub)
+
+
+def _grpc_transport(connection: ConnectionSettings) -> Transport:
+    # Imported here, so that a wrong request is refused before gRPC is loaded.
+    from treeswarm.transport.grpc import GrpcTransport  # noqa: PLC0415
+
+    return GrpcTransport(security=Security(swarm_key=connection.swarm_key))

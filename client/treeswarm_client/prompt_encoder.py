@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from treeswarm.errors import BadRequest
-from treeswarm_client.chat_template import ChatTemplate, MessageDict
+from treeswarm.errors import BadRequest, TooLong
+from treeswarm.model_files import load_tokenizer
+from treeswarm_client.chat_template import ChatTemplate, MessageDict, load_chat_template
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,3 +44,31 @@ class PromptEncoder:
             return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
         except (TypeError, UnicodeError):  # half of a surrogate pair, as JSON may bring it
             raise BadRequest("the text contains lone surrogates, which are no characters: send valid Unicode") from None
+
+
+def load_prompt_encoder(model: str, folder: Path) -> PromptEncoder:
+    """Return the encoder of the model in `folder`.  Raises ModelError."""
+    file = folder / "tokenizer.json"
+    changed = file.stat().st_mtime_ns if file.exists() else 0
+    return PromptEncoder(model, _load_tokenizer(folder, changed), load_chat_template(folder))
+
+
+@lru_cache(maxsize=1)
+def _load_tokenizer(folder: Path, changed: int) -> Tokenizer:
+    """Load a tokenizer once for the check of a prompt and for the client: a large one takes half a second."""
+    return load_tokenizer(folder)
+
+
+def check_request(prompt: Sequence[int], max_new_tokens: int, vocab_size: int, max_positions: int) -> None:
+    """Raise BadRequest if a model of these sizes cannot continue the prompt with so many tokens.  Pure."""
+    if not prompt:
+        raise BadRequest("the prompt is empty: give some text to continue")
+    if max_new_tokens < 1:
+        raise BadRequest(f"max_new_tokens is {max_new_tokens}: give at least 1")
+    if any(not 0 <= token < vocab_size for token in prompt):
+        raise BadRequest(f"the prompt has token ids outside the vocabulary of {vocab_size}")
+    if (total := len(prompt) + max_new_tokens) > max_positions:
+        raise TooLong(
+            f"{len(prompt)} prompt tokens and {max_new_tokens} new ones are {total}, the model's context is "
+            f"{max_positions}: shorten the prompt or ask for fewer new tokens"
+        )

@@ -140,7 +140,12 @@ class Lifecycle:
             stopping.cancel()
 
     async def leave(self) -> None:
-        """Withdraw from the swarm, let the sessions move to other nodes, and free everything."""
+        """Withdraw from the swarm, let the sessions move to other nodes, and free everything.
+
+        It is called for a node's owner to see it happen, and once more when the node is closed.
+        """
+        if self.node.state is NodeState.GONE:
+            return
         if self.node.stage is not None:
             await self._drain()
         self.node.state = NodeState.GONE

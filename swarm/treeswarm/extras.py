@@ -19,7 +19,16 @@ from treeswarm.errors import BadRequest
 NAME, BENCH = "treeswarm", "bench"
 # Modules of each extra without which nothing works that needs the extra, the best known first.
 MODULES: Mapping[str, tuple[str, ...]] = {
-    "node": ("torch", "transformers", "accelerate", "safetensors", "huggingface_hub", "prometheus_client", "zstandard"),
+    "node": (
+        "torch",
+        "transformers",
+        "accelerate",
+        "safetensors",
+        "huggingface_hub",
+        "prometheus_client",
+        "segno",
+        "zstandard",
+    ),
     "draft": ("torch", "transformers"),
     "serve": ("fastapi", "uvicorn", "prometheus_client"),
     "dht": ("hivemind",),

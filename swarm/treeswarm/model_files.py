@@ -80,17 +80,32 @@ def resolve_model(
     A directory is used as it is, offline.  From the hub, config and tokenizer are downloaded.  With `weights`, so are
     the files that contain tensors of the blocks in `span` (None: all blocks) or of no block.  Raises ModelError.
     """
+    check_model_name(name)
     if name and Path(name).is_dir():
         return Path(name)
     if name in BUNDLED:
         return Path(str(files("treeswarm") / "models" / name))
-    if HUB_ID.fullmatch(name) and not name.startswith("."):
-        folder = _from_hub(name, CLIENT_FILES, hub)
-        return _from_hub(name, needed_files(folder, span), hub, progress) if weights else folder
+    folder = _from_hub(name, CLIENT_FILES, hub)
+    return _from_hub(name, needed_files(folder, span), hub, progress) if weights else folder
+
+
+def is_path(name: str) -> bool:
+    """Return whether a model's name can mean a directory of this machine alone, existing or not."""
+    return Path(name).is_dir() or (("/" in name or "\\" in name) and not _is_hub_id(name))
+
+
+def check_model_name(name: str) -> None:
+    """Raise ModelError if a name means no directory, bundled model or hub id.  The hub is not asked."""
+    if (name and Path(name).is_dir()) or name in BUNDLED or _is_hub_id(name):
+        return
     raise ModelError(
         f"there is no model '{name}': {_near_miss(name)}give a directory with config.json, a hub id such as org/model, "
         f"or {' or '.join(BUNDLED)}"
     )
+
+
+def _is_hub_id(name: str) -> bool:
+    return HUB_ID.fullmatch(name) is not None and not name.startswith(".")
 
 
 def _near_miss(name: str) -> str:

@@ -23,7 +23,7 @@ from treeswarm.protocol.spans import Span
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_node import lifecycle, serve
 from treeswarm_node.cli.arguments import read_config
-from treeswarm_node.cli.main import _serve_until_stopped
+from treeswarm_node.cli.running import _serve_until_stopped
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo, load_stage
 from treeswarm_node.lifecycle import Lifecycle
@@ -159,7 +159,7 @@ async def test_stop_during_the_first_load_withdraws_the_record(
 
     monkeypatch.setattr(Membership, "leave", leave_and_record)
     monkeypatch.setattr(lifecycle, "load_stage", stop_while_loading)
-    await asyncio.wait_for(_serve_until_stopped(config, None), SOON_S)
+    assert await asyncio.wait_for(_serve_until_stopped(config, None), SOON_S) == signal.SIGTERM
     assert last_states == [NodeState.GONE]
 
 

@@ -72,6 +72,11 @@ class TerminalSession:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the program did not end, but showed {self._unread!r}") from None
 
+    def read_rest(self) -> str:
+        """Return what was shown since the last call that returned something, once the program has ended."""
+        rest, self._unread = self._unread, ""
+        return rest
+
     def _read_more(self, end: float) -> bool:
         """Read what is shown next; return False if nothing came until `end`, or no process has the terminal open."""
         ready, _, _ = select.select([self._screen], [], [], max(0.0, end - time.monotonic()))

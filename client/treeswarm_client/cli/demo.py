@@ -13,15 +13,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from treeswarm.errors import BadRequest
+from treeswarm.extras import require
 from treeswarm.model_files import read_shape, resolve_model
+from treeswarm.programs.process import run_until_terminated
 from treeswarm.tasks import cancelled
+from treeswarm_client.cli.checks import check_at_least, check_prompt
 from treeswarm_client.cli.flags import parse_tree_size
 from treeswarm_client.cli.render.lanes import LaneDisplay
 from treeswarm_client.cli.render.live import stdout_console
 from treeswarm_client.cli.render.steps import show_step
-from treeswarm_client.cli.signals import run_until_terminated
 from treeswarm_client.client import SwarmClient
+from treeswarm_client.client_settings import largest_tree
 from treeswarm_client.drafters import load_drafter
 from treeswarm_client.generation.comparison import Comparison, compare_with_plain
 from treeswarm_client.local_swarm import LocalNode, even_cuts, local_swarm
@@ -72,14 +74,18 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="draft nodes per round, or auto (default)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object: exact, plain, tree, ratio")
-    parser.set_defaults(run=lambda args: run_until_terminated(_run(args)))
+    parser.set_defaults(run=_command)
+
+
+def _command(args: argparse.Namespace) -> int:
+    check_at_least("--max-new-tokens", args.max_new_tokens, 1)
+    largest_tree(args.tree_size)
+    check_prompt(argparse.Namespace(**vars(args), model=MODEL, revision=None), args.prompt)
+    require("node", "swarm demo")
+    return run_until_terminated(_run(args))
 
 
 async def _run(args: argparse.Namespace) -> int:
-    if not args.prompt:
-        raise BadRequest("the prompt is empty: give some text to continue")
-    if args.max_new_tokens < 1:
-        raise BadRequest(f"--max-new-tokens is {args.max_new_tokens}: give at least 1")
     console = stdout_console()
     if args.json:
         console = Console(stderr=True, highlight=False)

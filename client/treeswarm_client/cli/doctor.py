@@ -12,13 +12,14 @@ from treeswarm.identity import config_digest
 from treeswarm.model_files import HubOptions, load_tokenizer, read_config, resolve_model
 from treeswarm.programs.health import Finding, check_open_files, check_python_version
 from treeswarm.programs.health_report import print_findings
+from treeswarm.programs.process import run_until_terminated
 from treeswarm.programs.swarm_health import examine_swarm, peers_opener
 from treeswarm.protocol.records import NodeRecord
 from treeswarm.protocol.spans import missing_blocks
 from treeswarm.registry import client_registry, registry_kind
-from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.tls import Security
-from treeswarm_client.cli.flags import add_revision_flag, add_route_flags, registry_of, security_of
+from treeswarm_client.cli.checks import check_route
+from treeswarm_client.cli.flags import add_revision_flag, add_route_flags, security_of
 from treeswarm_client.discovery.overview import clean
 
 EXAMPLES = """examples:
@@ -48,7 +49,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _run(args: argparse.Namespace) -> int:
-    findings = asyncio.run(run_checks(registry_of(args), args.model, security_of(args).swarm_key, args.revision))
+    checks = run_checks(check_route(args), args.model, security_of(args).swarm_key, args.revision)
+    findings = run_until_terminated(checks)
     return print_findings(Console(highlight=False), findings, as_json=args.json)
 
 
@@ -65,6 +67,9 @@ async def run_checks(
             findings.append(Finding.ok("model", f"config and tokenizer of {model} are available"))
         except SwarmError as error:
             findings.append(Finding.of_error("model", error))
+    # Imported here, so that a wrong command line is refused before gRPC is loaded.
+    from treeswarm.transport.grpc import GrpcTransport  # noqa: PLC0415
+
     transport = GrpcTransport(security=Security(swarm_key=swarm_key))
     try:
         by_peers = registry_kind(spec) in ("peers", "static")

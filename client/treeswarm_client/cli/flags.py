@@ -1,9 +1,10 @@
 """Flags that several commands share, and the client that they describe."""
 
 import argparse
+import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from treeswarm.errors import BadRequest, ModelError, SwarmError
 from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import HubOptions
 from treeswarm.registry import check_swarm_key, client_registry
-from treeswarm.transport.grpc import GrpcTransport
+from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_client.cli.render.steps import Rename, can_redraw, spinner
 from treeswarm_client.cli.render.wait_notice import WaitNotice
@@ -26,6 +27,8 @@ OPENING = "finding nodes, loading the draft"
 """What a command says while a client is being opened."""
 # Number of models that an error names: the hint must not become longer than the error itself.
 MAX_NAMED_MODELS = 5
+# Seconds that an error waits for these names.
+NAMES_S = 3.0
 
 
 def add_client_flags(parser: argparse.ArgumentParser, *, patience_s: float = DEFAULT_PATIENCE_S) -> None:
@@ -159,14 +162,20 @@ def security_of(args: argparse.Namespace) -> Security:
     return Security(swarm_key=key)
 
 
+def open_transport(args: argparse.Namespace) -> Transport:
+    """Return a transport for the swarm of a command line.  Raises BadRequest for a bad key file."""
+    security = security_of(args)
+    # Imported here, so that a wrong command line is refused before gRPC is loaded.
+    from treeswarm.transport.grpc import GrpcTransport  # noqa: PLC0415
+
+    return GrpcTransport(security=security)
+
+
 def client_of(args: argparse.Namespace, **options: Any) -> SwarmClient:
-    """Return a client for the flags of `add_client_flags`, with further `options`.  Raises BadRequest."""
-    registry = registry_of(args)
-    if args.model is None:
-        raise BadRequest("no model is given: add --model NAME; `swarm models --registry …` lists what a swarm serves")
+    """Return a client for the flags of `add_client_flags`, which are checked, with further `options`."""
     return SwarmClient(
         model=args.model,
-        registry=registry,
+        registry=registry_of(args),
         draft=args.draft,
         tree_size=args.tree_size,
         draft_device=args.draft_device,
@@ -194,11 +203,23 @@ async def open_client(args: argparse.Namespace) -> AsyncIterator[SwarmClient]:
             with show_progress(OPENING):
                 await stack.enter_async_context(client)
         except ModelError as error:
-            served = await _served_models(args)
-            raise ModelError(f"{error} (this swarm serves {', '.join(served)})" if served else str(error)) from None
+            raise _naming_served_models(error, await _served_models(args)) from None
         if client.draft_choice.automatic and not args.json:
             notes.print(str(client.draft_choice), style="dim", markup=False, soft_wrap=True)
         yield client
+
+
+@contextlib.contextmanager
+def report_served_models(args: argparse.Namespace) -> Iterator[None]:
+    """Let an error for a model that cannot be found also name the models that the swarm serves."""
+    try:
+        yield
+    except ModelError as error:
+        raise _naming_served_models(error, asyncio.run(_served_models(args))) from None
+
+
+def _naming_served_models(error: ModelError, served: Sequence[str]) -> ModelError:
+    return ModelError(f"{error} (this swarm serves {', '.join(served)})" if served else str(error))
 
 
 @contextlib.contextmanager
@@ -220,11 +241,12 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
 
 async def _served_models(args: argparse.Namespace) -> list[str]:
     """Return the names of the swarm's models as its nodes announce them, or none if no node answers."""
-    transport = GrpcTransport(security=security_of(args))
+    transport = open_transport(args)
     names: list[str] = []
-    with contextlib.suppress(SwarmError):
-        registry = await client_registry(registry_of(args), None, transport)
-        names = sorted({clean(sealed.record.name) for sealed in await registry.snapshot()})
-        await registry.close()
+    with contextlib.suppress(SwarmError, TimeoutError):
+        async with asyncio.timeout(NAMES_S):
+            registry = await client_registry(registry_of(args), None, transport)
+            names = sorted({clean(sealed.record.name) for sealed in await registry.snapshot()})
+            await registry.close()
     await transport.close()
     return names[:MAX_NAMED_MODELS]

@@ -1,7 +1,6 @@
 """`swarm generate`: continues one prompt, or several side by side."""
 
 import argparse
-import asyncio
 import contextlib
 import json
 import sys
@@ -12,9 +11,18 @@ from typing import Any
 from rich.console import Console
 
 from treeswarm.errors import BadRequest, SwarmError
+from treeswarm.programs.interrupts import interrupt_ends_process
+from treeswarm.programs.process import run_until_terminated
 from treeswarm.protocol.messages import NumericsClass
+from treeswarm_client.cli.checks import check_at_least, check_client_flags, check_prompt, check_sampling_flags
 from treeswarm_client.cli.concurrent import PromptResult, generate_concurrently
-from treeswarm_client.cli.flags import add_client_flags, add_sampling_flags, open_client, sampling_of
+from treeswarm_client.cli.flags import (
+    add_client_flags,
+    add_sampling_flags,
+    open_client,
+    report_served_models,
+    sampling_of,
+)
 from treeswarm_client.cli.prompts import read_prompt, read_prompts
 from treeswarm_client.cli.render.live import LiveText, escape_controls, stdout_console, summary_line
 from treeswarm_client.cli.render.route_lines import route_as_dict, route_lines
@@ -71,19 +79,31 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _command(args: argparse.Namespace) -> int:
-    if args.n < 1:
-        raise BadRequest(f"--n is {args.n}: give at least 1")
-    if args.prompts_file is None:
-        prompts = [read_prompt(args.prompt, args.prompt_file, sys.stdin)]
-        if args.n == 1:
-            return asyncio.run(_generate_one(args, prompts[0]))
-    elif args.prompt is not None or args.prompt_file is not None:
+    with interrupt_ends_process():
+        prompts = _checked_prompts(args)
+    if args.n == 1 and args.prompts_file is None:
+        return run_until_terminated(_generate_one(args, prompts[0]))
+    return run_until_terminated(_generate_many(args, prompts))
+
+
+def _checked_prompts(args: argparse.Namespace) -> list[str]:
+    """Return the prompts, once everything that can be checked without the swarm is right.
+
+    A prompt of a file of prompts is checked in its turn: the others are answered all the same.
+    """
+    check_at_least("--n", args.n, 1)
+    if args.prompts_file is not None and (args.prompt is not None or args.prompt_file is not None):
         raise BadRequest("--prompts-file replaces other prompts: leave PROMPT and --prompt-file out")
-    else:
-        prompts = read_prompts(args.prompts_file, sys.stdin)
-    if args.show_route or args.explain:
+    if (args.show_route or args.explain) and (args.n > 1 or args.prompts_file is not None):
         raise BadRequest("--show-route and --explain work for a single text only: leave --n and --prompts-file out")
-    return asyncio.run(_generate_many(args, prompts))
+    check_client_flags(args)
+    check_sampling_flags(args)
+    if args.prompts_file is not None:
+        return read_prompts(args.prompts_file, sys.stdin)
+    prompt = read_prompt(args.prompt, args.prompt_file, sys.stdin)
+    with report_served_models(args):
+        check_prompt(args, prompt)
+    return [prompt]
 
 
 async def _generate_one(args: argparse.Namespace, prompt: str) -> int:

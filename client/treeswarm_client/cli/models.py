@@ -8,10 +8,11 @@ from pathlib import Path
 from treeswarm.errors import ModelError
 from treeswarm.identity import config_digest
 from treeswarm.model_files import BUNDLED, HUB_ID, read_config, read_shape, resolve_model
+from treeswarm.programs.process import run_until_terminated
 from treeswarm.registry import client_registry
-from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
-from treeswarm_client.cli.flags import add_route_flags, registry_of, security_of
+from treeswarm_client.cli.checks import check_route
+from treeswarm_client.cli.flags import add_route_flags, open_transport
 from treeswarm_client.cli.render.live import stdout_console
 from treeswarm_client.cli.render.models_table import models_as_dict, render_models
 from treeswarm_client.discovery.overview import ModelView, Overview
@@ -39,11 +40,11 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     add_route_flags(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=lambda args: asyncio.run(_run(args)))
+    parser.set_defaults(run=lambda args: run_until_terminated(_run(args)))
 
 
 async def _run(args: argparse.Namespace) -> int:
-    spec, transport = registry_of(args), GrpcTransport(security=security_of(args))
+    spec, transport = check_route(args), open_transport(args)
     try:
         overview = await read_overview(spec, transport)
     finally:

@@ -1,16 +1,23 @@
 """`swarm serve`: a gateway that serves a swarm's model over OpenAI's HTTP API."""
 
 import argparse
-import asyncio
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from treeswarm.errors import BadRequest
 from treeswarm.extras import require
+from treeswarm.programs.interrupts import interrupt_ends_process
+from treeswarm.programs.process import run_until_terminated
 from treeswarm.programs.settings import add_config_flag
 from treeswarm.protocol.address import Address
+from treeswarm_client.cli.checks import check_at_least, check_client_flags
 from treeswarm_client.cli.flags import OPENING, add_client_flags, client_of, show_progress
+
+if TYPE_CHECKING:
+    from treeswarm_client.gateway.config import GatewayConfig
 
 EXAMPLES = """examples:
   swarm serve --model demo --registry 127.0.0.1:4001          on http://127.0.0.1:8000, for this machine only
@@ -96,32 +103,44 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _run(args: argparse.Namespace) -> int:
-    require("serve", "swarm serve")
-    client_of(args)  # refuses missing flags before anything starts
-    # Imported here, because the other commands need no web server.
-    from treeswarm_client.gateway.backend import Backend  # noqa: PLC0415
-    from treeswarm_client.gateway.config import ApiKeys, GatewayConfig, GatewayLimits  # noqa: PLC0415
-    from treeswarm_client.gateway.server import run_gateway  # noqa: PLC0415
+    with interrupt_ends_process():
+        config = _checked_config(args)
+        # Imported here, because the other commands need no web server.
+        from treeswarm_client.gateway.backend import Backend  # noqa: PLC0415
+        from treeswarm_client.gateway.server import run_gateway  # noqa: PLC0415
+    # The gateway listens at once, and looks for the nodes in the background.
+    backend = Backend(config, lambda: client_of(args, concurrency=args.max_concurrent, opening_patience=0.0))
+    serving = run_gateway(backend, log_requests=args.log_requests, while_opening=lambda: show_progress(OPENING))
+    return run_until_terminated(serving)
 
-    keys = ApiKeys.of(read_keys(args.api_key_file, os.environ))
+
+def _checked_config(args: argparse.Namespace) -> "GatewayConfig":
+    """Return the gateway's settings, once everything that can be checked without the swarm is right."""
+    check_client_flags(args)
+    for name in ("max_concurrent", "default_max_tokens"):
+        check_at_least(f"--{name.replace('_', '-')}", getattr(args, name), 1)
+    check_at_least("--max-waiting", args.max_waiting, 0)
+    if not 0.0 <= args.max_wait < math.inf:
+        raise BadRequest(f"--max-wait is {args.max_wait:g}: give the seconds to wait, 0 or more")
+    listen, api_keys = Address.parse(args.listen), read_keys(args.api_key_file, os.environ)
+    require("serve", "swarm serve")
+    from treeswarm_client.gateway.config import ApiKeys, GatewayConfig, GatewayLimits  # noqa: PLC0415
+
+    keys = ApiKeys.of(api_keys)
     limits = GatewayLimits(
         generations=args.max_concurrent,
         waiting=args.max_waiting,
         wait_s=args.max_wait,
         max_tokens=args.default_max_tokens,
     )
-    config = GatewayConfig(
+    return GatewayConfig(
         model_names=tuple(args.served_model_name or [args.model]),
-        listen=Address.parse(args.listen),
+        listen=listen,
         keys=keys,
         cors_origins=tuple(args.cors_origin),
         map_text=not keys.digests if args.map_text is None else args.map_text,
         limits=limits,
     )
-    # The gateway listens at once, and looks for the nodes in the background.
-    backend = Backend(config, lambda: client_of(args, concurrency=args.max_concurrent, opening_patience=0.0))
-    serving = run_gateway(backend, log_requests=args.log_requests, while_opening=lambda: show_progress(OPENING))
-    return asyncio.run(serving)
 
 
 def read_keys(file: Path | None, environment: Mapping[str, str]) -> Sequence[str]:

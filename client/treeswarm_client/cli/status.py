@@ -12,10 +12,11 @@ from rich.live import Live
 
 from treeswarm.identity import config_digest
 from treeswarm.model_files import HubOptions, read_config, read_shape, resolve_model
+from treeswarm.programs.process import run_until_terminated
 from treeswarm.registry import Registry, client_registry, registry_kind
-from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Transport
-from treeswarm_client.cli.flags import add_revision_flag, add_route_flags, registry_of, security_of
+from treeswarm_client.cli.checks import check_route
+from treeswarm_client.cli.flags import add_revision_flag, add_route_flags, open_transport, registry_of
 from treeswarm_client.cli.render.live import stdout_console
 from treeswarm_client.cli.render.status_table import render_status
 from treeswarm_client.discovery.overview import ModelFilter, Overview
@@ -51,11 +52,12 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add_revision_flag(parser)
     parser.add_argument("--watch", action="store_true", help="redraw at every change, until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print one JSON object; with --watch, one line per change")
-    parser.set_defaults(run=lambda args: asyncio.run(_run(args)))
+    parser.set_defaults(run=lambda args: run_until_terminated(_run(args)))
 
 
 async def _run(args: argparse.Namespace) -> int:
-    transport = GrpcTransport(security=security_of(args))
+    check_route(args)
+    transport = open_transport(args)
     try:
         return await run_status(args, transport, stdout_console())
     finally:

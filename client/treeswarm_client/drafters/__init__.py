@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 KNOWN_DRAFTS = ("demo-draft",)
 """Bundled draft models, for targets with the same tokenizer."""
 WITH_NGRAM = "+ngram"
+MODELLESS = ("none", "ngram", "auto")
+"""Drafts that need no model."""
 
 
 @dataclass(frozen=True)

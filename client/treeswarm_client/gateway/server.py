@@ -49,36 +49,33 @@ async def run_gateway(
         )
         server = _Server(settings)
 
-        serving = asyncio.ensure_future(_serve(backend, server, listener, address, while_opening))
-
-        def stop() -> None:
-            """End gracefully on the first signal, and at once on the second or if it does not yet serve."""
-            if server.started and not server.should_exit:
-                server.should_exit = True
-                backend.stop(GRACE_S)
-            elif server.started:
-                server.force_exit = True
-            else:
-                serving.cancel()
-
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError):
-                loop.add_signal_handler(number, stop)
-        with contextlib.suppress(asyncio.CancelledError):
-            await serving
+        async with contextlib.AsyncExitStack() as stack:
+            with while_opening():
+                await stack.enter_async_context(backend.open())
+            url = f"http://{address.bare}"
+            _stop_on_signals(backend, server)
+            print(f"serving {url}/v1 for OpenAI clients and {url}/ for browsers", flush=True)
+            await server.serve(sockets=[listener])
     return 0
 
 
-async def _serve(
-    backend: Backend, server: uvicorn.Server, listener: socket.socket, address: Address, while_opening: WhileOpening
-) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        with while_opening():
-            await stack.enter_async_context(backend.open())
-        url = f"http://{address.bare}"
-        print(f"serving {url}/v1 for OpenAI clients and {url}/ for browsers", flush=True)
-        await server.serve(sockets=[listener])
+def _stop_on_signals(backend: Backend, server: uvicorn.Server) -> None:
+    """End gracefully on the first signal, and at once on the second.
+
+    A signal that comes before, while the client is opened, ends the program as it ends every command.
+    """
+
+    def stop() -> None:
+        if server.should_exit:
+            server.force_exit = True
+            return
+        server.should_exit = True
+        backend.stop(GRACE_S)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):
+            loop.add_signal_handler(number, stop)
 
 
 @contextlib.contextmanager

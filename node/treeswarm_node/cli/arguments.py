@@ -36,6 +36,18 @@ EXAMPLES = """examples:
 MODEL is a Hugging Face causal-LM directory, a hub id, or demo.  Every flag can also be set by a variable such as
 TREESWARM_MAX_SESSIONS, or by a line in the file given by --config or TREESWARM_CONFIG."""
 
+DOCTOR_EXAMPLES = """examples:
+  swarm-node doctor
+      check this machine
+  swarm-node doctor Qwen/Qwen3-8B --device cuda --dtype bfloat16 --listen 0.0.0.0:4001 --registry mqtts://…
+      check what `swarm-node` with these flags would run into
+  swarm-node doctor --registry 203.0.113.7:4001
+      check whether the nodes there can reach this machine
+  swarm-node doctor --json
+      print one JSON object, for programs
+
+It takes the flags, variables and config file of swarm-node.  The exit status is 1 if a check fails, else 0."""
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; its flags are a promise to users."""
@@ -48,6 +60,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="model directory, hub id, or `demo`")
     add_node_flags(parser)
     add_completion_flag(parser)
+    return parser
+
+
+def make_doctor_parser() -> argparse.ArgumentParser:
+    """Return the parser of `swarm-node doctor`: that of `swarm-node`, with an optional model."""
+    parser = argparse.ArgumentParser(
+        prog="swarm-node doctor",
+        description="Check this machine and its connection to a swarm.",
+        epilog=DOCTOR_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", default="", help="model to be served (default: none)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_node_flags(parser)
     return parser
 
 

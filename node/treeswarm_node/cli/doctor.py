@@ -1,10 +1,8 @@
 """`swarm-node doctor`: check whether this machine can serve, whether others find it, and say what to do if not."""
 
-import argparse
 import asyncio
-import os
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from rich.console import Console
@@ -13,14 +11,12 @@ from treeswarm.errors import BadRequest, SwarmError
 from treeswarm.keys import Identity, read_swarm_key
 from treeswarm.programs.health import Finding, check_open_files, check_python_version
 from treeswarm.programs.health_report import print_findings
-from treeswarm.programs.settings import parse
 from treeswarm.programs.swarm_health import examine_swarm, peers_opener
 from treeswarm.protocol.address import Address
 from treeswarm.registry import Registry, client_registry, open_registry, registry_kind
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm.transport.tls import Security
-from treeswarm_node.cli.arguments import add_node_flags, config_from_arguments
 from treeswarm_node.cli.machine_checks import (
     check_attention_kernels,
     check_device,
@@ -44,38 +40,11 @@ from treeswarm_node.reachability.reachability import (
     decide_address,
 )
 
-EXAMPLES = """examples:
-  swarm-node doctor
-      check this machine
-  swarm-node doctor Qwen/Qwen3-8B --device cuda --dtype bfloat16 --listen 0.0.0.0:4001 --registry mqtts://…
-      check what `swarm-node` with these flags would run into
-  swarm-node doctor --registry 203.0.113.7:4001
-      check whether the nodes there can reach this machine
-  swarm-node doctor --json
-      print one JSON object, for programs
 
-It takes the flags, variables and config file of swarm-node.  The exit status is 1 if a check fails, else 0."""
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line: that of `swarm-node`, with an optional model."""
-    parser = argparse.ArgumentParser(
-        prog="swarm-node doctor",
-        description="Check this machine and its connection to a swarm.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", metavar="MODEL", nargs="?", default="", help="model to be served (default: none)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_node_flags(parser)
-    return parser
-
-
-def doctor(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
-    """Run all checks, print the findings, and return the exit status.  Raises BadRequest for a wrong command line."""
-    args = parse(make_parser(), "node", arguments, os.environ if environ is None else environ)
-    findings = asyncio.run(examine(config_from_arguments(args)))
-    return print_findings(Console(highlight=False), findings, as_json=args.json)
+def doctor(config: NodeConfig, *, as_json: bool = False) -> int:
+    """Run all checks, print the findings, and return the exit status."""
+    findings = asyncio.run(examine(config))
+    return print_findings(Console(highlight=False), findings, as_json=as_json)
 
 
 async def examine(config: NodeConfig) -> list[Finding]:

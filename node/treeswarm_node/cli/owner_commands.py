@@ -10,7 +10,6 @@ from pathlib import Path
 from treeswarm.errors import BadRequest, Impostor, Malformed, NodeLost, SwarmError, Unreachable
 from treeswarm.keys import Identity, read_swarm_key
 from treeswarm.protocol.node_messages import Manage, Managed
-from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import StreamKind, Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.membership.announcer import order_bytes
@@ -43,6 +42,9 @@ async def run_owner_command(arguments: Sequence[str]) -> int:
     running = {path: address for path in identities if (address := running_address(path)) is not None}
     if not running:
         raise BadRequest("no node of yours runs here: give its identity file with --identity PATH")
+    # Imported here, so that a wrong command line is refused before gRPC is loaded.
+    from treeswarm.transport.grpc import GrpcTransport  # noqa: PLC0415
+
     transport = GrpcTransport(security=Security(swarm_key=read_swarm_key(args.swarm_key) if args.swarm_key else None))
     try:
         status = 0

@@ -59,9 +59,14 @@ class Throughput:
 
 
 def render_panel(
-    snapshot: NodeSnapshot, throughput: Throughput, events: Sequence[str], loading: LoadingProgress | None = None
+    snapshot: NodeSnapshot,
+    throughput: Throughput,
+    events: Sequence[str],
+    loading: LoadingProgress | None = None,
+    *,
+    leaving: bool = False,
 ) -> RenderableType:
-    """Return what the owner sees.  Pure."""
+    """Return what the owner sees; `leaving` after their Ctrl-C.  Pure."""
     about, sessions, kv, network = snapshot.about, snapshot.sessions, snapshot.kv, snapshot.network
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim")
@@ -85,13 +90,18 @@ def render_panel(
     for i, event in enumerate(events):
         rows.add_row("" if i else "events", Text(event))
     title = Text(f" {about.model} at {about.address} ", "bold")
-    return Panel(rows, title=title, title_align="left", subtitle="Ctrl-C: leave the swarm", subtitle_align="right")
+    key = "Ctrl-C again: end at once" if leaving else "Ctrl-C: leave the swarm"
+    return Panel(rows, title=title, title_align="left", subtitle=key, subtitle_align="right")
 
 
 def _render_state(snapshot: NodeSnapshot, loading: LoadingProgress | None) -> Text:
     state = snapshot.hosting.state
     line = Text(state.value, COLOURS.get(state, "red"))
     line.append(f"  {format_duration(snapshot.uptime_s)}", "default")
+    if snapshot.hosting.grace_left_s is not None and (count := snapshot.sessions.open):
+        left_s = max(0.0, snapshot.hosting.grace_left_s)
+        sessions = f"{count} session{'s' if count > 1 else ''}"
+        return line.append(f"  {format_duration(left_s)} left for {sessions} to move to other nodes", "default")
     if loading and not loading.finished:
         return line.append(f"  {loading}", "default")
     return line.append("  swarm-node resume: serve again" if state is NodeState.PAUSED else "", "default")
@@ -136,8 +146,11 @@ class LivePanel:
     console: Console
     loading: LoadingProgress | None = None
     """What is being loaded, or None if nothing was loaded yet."""
+    leaving: bool = False
+    """Whether the owner has pressed Ctrl-C."""
     terminal: TerminalWriter = field(default_factory=TerminalWriter)
     _events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS))
+    _live: Live | None = None
 
     def print_above(self, line: str | Text) -> None:
         """Print a line on the terminal, above the picture."""
@@ -158,7 +171,7 @@ class LivePanel:
     @contextlib.asynccontextmanager
     async def watching(self, read: Callable[[], Awaitable[NodeSnapshot]]) -> AsyncIterator[None]:
         """Draw until left.  No picture is sent to a terminal that has not shown the one before."""
-        live = Live(console=self.console, auto_refresh=False, transient=True)
+        live = self._live = Live(console=self.console, auto_refresh=False, transient=True)
         self.terminal.put(live.start)
         drawing = asyncio.create_task(self._draw(live, read))
         try:
@@ -168,12 +181,21 @@ class LivePanel:
             await asyncio.gather(drawing, return_exceptions=True)
             self.terminal.put(live.stop)
 
+    def end(self, line: str) -> None:
+        """Remove the picture, and leave one closing line: the process is about to end."""
+        if self._live is not None:
+            self.terminal.put(self._live.stop)
+        self.print_above(line)
+        self.terminal.close()
+
     async def _draw(self, live: Live, read: Callable[[], Awaitable[NodeSnapshot]]) -> None:
         old = await read()
         while True:
             new = await read()
             if self.terminal.idle:
-                picture = render_panel(new, Throughput.between(old, new), list(self._events), self.loading)
+                picture = render_panel(
+                    new, Throughput.between(old, new), list(self._events), self.loading, leaving=self.leaving
+                )
                 self.terminal.put(partial(live.update, picture, refresh=True))
             old = new
             await asyncio.sleep(REDRAW_S)

@@ -57,6 +57,7 @@ class SnapshotCollector:
             numerics=lifecycle.record.numerics,
             rate=stage.rate if stage else 0.0,
             moves=lifecycle.moves,
+            grace_left_s=lifecycle.node.grace_left_s,
         )
 
     def _compute(self) -> ComputeSnapshot:

@@ -40,6 +40,8 @@ class SpanSnapshot:
     """Block-rows per second, as measured; 0 while nothing is loaded."""
     moves: int = 0
     """Number of moves to other blocks."""
+    grace_left_s: float | None = None
+    """Seconds that open sessions still have to move to other nodes, or None unless the node drains."""
 
 
 @dataclass(frozen=True)

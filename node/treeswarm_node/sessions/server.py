@@ -43,6 +43,8 @@ class NodeServer:
     sessions: SessionTable = field(init=False)
     streams: int = 0
     """Number of streams open now, of both kinds."""
+    drain_ends: float | None = None
+    """Time of the event loop's clock at which sessions are freed, or None unless the node drains."""
 
     def __post_init__(self) -> None:
         self.sessions = SessionTable(self.transport, self.limits, on_room_changed=self._announce_room)
@@ -72,10 +74,19 @@ class NodeServer:
         await self.sessions.send_fault(
             Refused("this node is about to leave: move the session elsewhere", FaultCode.DRAINING)
         )
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                await self.sessions.wait_until_empty()
-        await self.close()
+        self.drain_ends = asyncio.get_running_loop().time() + grace_s
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await self.sessions.wait_until_empty()
+            await self.close()
+        finally:
+            self.drain_ends = None
+
+    @property
+    def grace_left_s(self) -> float | None:
+        """Seconds that open sessions still have to move, or None unless the node drains."""
+        return None if self.drain_ends is None else self.drain_ends - asyncio.get_running_loop().time()
 
     async def close(self) -> None:
         """Tell every client that the node shuts down, and free all sessions and prefixes."""

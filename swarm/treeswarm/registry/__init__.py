@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from treeswarm.errors import BadRequest
+from treeswarm.extras import require
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.registry.seam import Registry
@@ -22,6 +23,8 @@ from treeswarm.transport.seam import Transport
 __all__ = [
     "Kind",
     "Registry",
+    "check_client_spec",
+    "check_node_spec",
     "check_swarm_key",
     "client_registry",
     "open_registry",
@@ -59,10 +62,7 @@ async def open_registry(
         from treeswarm.registry.mqtt import MqttRegistry  # noqa: PLC0415  # aiomqtt is an optional dependency.
 
         return await MqttRegistry.start(Broker.parse(spec), model, node)
-    raise BadRequest(
-        f"a node cannot announce itself in '{redacted(spec)}': give 'dht:', 'dht:ADDRESS', "
-        "'mqtts://BROKER/NAMESPACE' or 'none'; lists of addresses are for clients"
-    )
+    raise _no_place_to_announce(spec)
 
 
 async def client_registry(spec: str, model: str | None, transport: Transport) -> Registry:
@@ -70,19 +70,43 @@ async def client_registry(spec: str, model: str | None, transport: Transport) ->
 
     `model` is the config digest, or None for every model.  Raises BadRequest or Unreachable with the next step.
     """
-    kind = registry_kind(spec)
-    if kind == "mqtt":
+    check_client_spec(spec)
+    if registry_kind(spec) == "mqtt":
         from treeswarm.registry.mqtt import MqttRegistry  # noqa: PLC0415  # aiomqtt is an optional dependency.
 
         return await MqttRegistry.start(Broker.parse(spec), model)
-    if kind in ("static", "peers"):
-        peers = peers_registry(spec, transport, model)
-        await peers.start()
-        return peers
-    raise BadRequest(
-        f"a client cannot read '{redacted(spec)}': give the join code or HOST:PORT of any node, which passes on all "
-        "records that it knows from the DHT"
-    )
+    peers = peers_registry(spec, transport, model)
+    await peers.start()
+    return peers
+
+
+def check_client_spec(spec: str) -> None:
+    """Raise BadRequest with the next step if a client cannot use `spec`.  Nothing is connected or loaded."""
+    kind = registry_kind(spec)
+    if kind == "mqtt":
+        Broker.parse(spec)
+        require("mqtt", "a registry with MQTT")
+    elif kind in ("static", "peers"):
+        parse_addresses(spec.removeprefix("static:"))
+    else:
+        raise BadRequest(
+            f"a client cannot read '{redacted(spec)}': give the join code or HOST:PORT of any node, which passes on "
+            "all records that it knows from the DHT"
+        )
+
+
+def check_node_spec(spec: str) -> None:
+    """Raise BadRequest with the next step if a node cannot announce itself in `spec`.  Nothing is connected."""
+    kind = registry_kind(spec)
+    if kind == "dht":
+        parse_dht_peers(spec)
+    elif kind == "mqtt":
+        Broker.parse(spec)
+        require("mqtt", "a registry with MQTT")
+    elif kind == "peers":  # join codes and addresses of nodes, which say where the swarm meets
+        parse_addresses(spec)
+    elif kind != "none":
+        raise _no_place_to_announce(spec)
 
 
 def peers_registry(spec: str, transport: Transport, model: str | None) -> PeersRegistry:
@@ -92,3 +116,10 @@ def peers_registry(spec: str, transport: Transport, model: str | None) -> PeersR
     """
     addresses = spec.removeprefix("static:")
     return PeersRegistry(model, transport=transport, addresses=parse_addresses(addresses), discover=addresses == spec)
+
+
+def _no_place_to_announce(spec: str) -> BadRequest:
+    return BadRequest(
+        f"a node cannot announce itself in '{redacted(spec)}': give 'dht:', 'dht:ADDRESS', "
+        "'mqtts://BROKER/NAMESPACE' or 'none'; lists of addresses are for clients"
+    )

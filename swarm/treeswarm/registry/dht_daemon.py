@@ -87,8 +87,8 @@ class DhtDaemon:
         async with self._replacing:
             if self.current is not failed:
                 return False
-            log.info("replacing the DHT's daemon")
             if failed is not None:
+                log.warning("the DHT's daemon (p2pd) failed: another one is started at the same address")
                 await failed.close()
             await self.start()
         return True

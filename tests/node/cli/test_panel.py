@@ -27,7 +27,7 @@ from treeswarm.progress import LOADING
 from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm_node.cli import panel
-from treeswarm_node.cli.main import _PanelHandler, _set_up_logging
+from treeswarm_node.cli.logs import PanelHandler, set_up_logging
 from treeswarm_node.cli.panel import Throughput, format_bytes, format_duration, render_blocks, render_panel
 from treeswarm_node.cli.progress_bar import LoadingLog, LoadingProgress
 from treeswarm_node.cli.terminal import WAITING, TerminalWriter
@@ -227,7 +227,7 @@ def test_terminal_that_is_gone_ends_the_drawing_only() -> None:
 
 def test_log_line_that_cannot_be_shown_raises_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     live_panel = panel.LivePanel(Console(file=io.StringIO()))
-    _PanelHandler(live_panel).handle(logging.makeLogRecord({"msg": "%d", "args": ("no number",)}))
+    PanelHandler(live_panel).handle(logging.makeLogRecord({"msg": "%d", "args": ("no number",)}))
     assert live_panel.terminal.close(within_s=60)
     assert "TypeError" in capsys.readouterr().err
 
@@ -269,11 +269,11 @@ def test_log_goes_to_a_file_beside_the_panel(monkeypatch: pytest.MonkeyPatch) ->
     live_panel = panel.LivePanel(Console(file=io.StringIO()))
     for stderr in (Terminal(), io.StringIO()):
         monkeypatch.setattr(sys, "stderr", stderr)
-        _set_up_logging(json_lines=False, verbose=False, panel=live_panel)
+        set_up_logging(json_lines=False, verbose=False, panel=live_panel)
     assert live_panel.terminal.close(within_s=60)
     assert [[type(handler) for handler in handlers] for handlers in handler_lists] == [
-        [_PanelHandler],
-        [_PanelHandler, logging.StreamHandler],
+        [PanelHandler],
+        [PanelHandler, logging.StreamHandler],
     ]
 
 

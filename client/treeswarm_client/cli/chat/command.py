@@ -1,14 +1,23 @@
 """`swarm chat`: a conversation with the model, at a terminal or through a pipe."""
 
 import argparse
+import contextlib
 import sys
 
 from rich.console import Console
 
+from treeswarm.programs.interrupts import interrupt_ends_process
 from treeswarm_client.cli.chat.conversation import COMMANDS, Conversation
 from treeswarm_client.cli.chat.line_reader import PipeReader, TerminalReader, history_path, line_editing
 from treeswarm_client.cli.chat.turns import Chat, ChatOutput
-from treeswarm_client.cli.flags import add_client_flags, add_sampling_flags, open_client, sampling_of
+from treeswarm_client.cli.checks import check_chat, check_client_flags, check_sampling_flags
+from treeswarm_client.cli.flags import (
+    add_client_flags,
+    add_sampling_flags,
+    open_client,
+    report_served_models,
+    sampling_of,
+)
 from treeswarm_client.cli.render.live import stdout_console
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.loop_thread import LoopThread
@@ -52,13 +61,17 @@ def _command(args: argparse.Namespace) -> int:
     interactive = sys.stdin.isatty()
     out, notes = stdout_console(), Console(highlight=False, stderr=True)
     prompted = interactive and out.is_terminal
-    with LoopThread("swarm") as background:
-        opened = open_client(args)
-        client = background.run(opened.__aenter__())
+    with interrupt_ends_process():
+        _check(args)
+    background = LoopThread("swarm")
+    background.start()
+    opened = open_client(args)
+    # If this fails or is interrupted, the program ends without the thread, which may be loading a draft model.
+    client = background.run(opened.__aenter__())
+    with contextlib.closing(background):
         try:
             output = ChatOutput(out, notes, interactive, as_json=args.json, colours=args.colours)
             chat = Chat(client, background, sampling_of(args), output, Conversation(args.system))
-            client.encode_chat(chat.conversation.messages("?"))  # raises at once for a model that cannot chat
             if not interactive:
                 chat.run(PipeReader())
                 return 1 if chat.failed else 0
@@ -69,6 +82,14 @@ def _command(args: argparse.Namespace) -> int:
             return 0
         finally:
             background.run(opened.__aexit__(None, None, None))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Find mistakes, and models that cannot chat, before anything is loaded or connected."""
+    check_client_flags(args)
+    check_sampling_flags(args)
+    with report_served_models(args):
+        check_chat(args, Conversation(args.system).messages("?"))
 
 
 def _greet(notes: Console, client: SwarmClient) -> None:

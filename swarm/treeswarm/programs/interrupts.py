@@ -1,0 +1,59 @@
+"""What Ctrl-C does to a program before and after its own work: it ends the process with one line.
+
+The programs import this module first, so it imports nothing that takes time.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+TYPE_CHECKING = False  # importing typing's own would take longer than all of the above
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
+
+# Exit statuses after Ctrl-C and after SIGTERM.
+INTERRUPTED = 130
+TERMINATED = 143
+STOPPED = "stopped"
+"""The one line after either."""
+
+
+@contextlib.contextmanager
+def interrupt_ends_process() -> Iterator[None]:
+    """Let Ctrl-C end the process with one line, at once, while something large is imported.
+
+    A KeyboardInterrupt could come from any line of any module; some catch it, others leave threads that wait.  Where
+    the signal is ignored, or has a handler already, it stays so.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _end_on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def end_process(status: int, line: str = "") -> "NoReturn":
+    """End the process with a last line, without waiting for threads: one may be loading a model."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    if line:
+        _write_line(line)
+    os._exit(status)
+
+
+def _end_on_signal(number: int, frame: "FrameType | None") -> "NoReturn":
+    _write_line(STOPPED)
+    os._exit(INTERRUPTED)
+
+
+def _write_line(line: str) -> None:
+    """Write a line to standard error, on a terminal below what is there: the ^C at least."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{line}\n".encode() if os.isatty(2) else f"{line}\n".encode())
