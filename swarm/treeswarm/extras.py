@@ -36,7 +36,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "quantization": ("bitsandbytes",),
     "plot": ("matplotlib",),
     "bench": ("treeswarm_bench",),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
