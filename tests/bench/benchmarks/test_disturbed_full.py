@@ -17,9 +17,9 @@ from treeswarm.protocol.spans import Span
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm_bench.benchmarks.disturbed.chain import profile
-from treeswarm_bench.benchmarks.disturbed.play import SEGMENT_ROWS, Size, play, policy_of_size
+from treeswarm_bench.benchmarks.disturbed.play import SEGMENT_ROWS, FirstTreeSeen, Size, play, policy_of_size
 from treeswarm_bench.benchmarks.disturbed.text import VOCAB, ScriptedText, scripted_drafter, scripted_text
-from treeswarm_bench.benchmarks.disturbed.world import BYTES_PER_S, MESSAGE_S, NODES, ROW_BYTES, Script, World
+from treeswarm_bench.benchmarks.disturbed.world import BYTES_PER_S, MESSAGE_S, NODES, ROW_BYTES, Script, Slowdown, World
 from treeswarm_bench.virtual_clock import VirtualClockLoop, no_time, run_virtually
 from treeswarm_client.chain.chain import open_chain
 from treeswarm_client.chain.options import Reservation
@@ -68,7 +68,7 @@ class ScriptedRunner:
     def _sees_only_right(self, segment: Segment) -> NDArray[np.bool_]:
         keys, kv = self._keys(segment.kv), segment.kv
         crowns = [keys[torch.from_numpy(kv.crown_rows(np.flatnonzero(row)))] for row in segment.step.visible]
-        return np.array([bool(crown.all()) for crown in crowns])
+        return np.array([bool(crown.all()) for crown in crowns], np.bool_)
 
     def _keys(self, kv: SessionKV) -> torch.Tensor:
         return kv.store.keys[0, 0, :, 0]
@@ -116,7 +116,7 @@ async def play_on_nodes(script: Script, text: ScriptedText, size: Size) -> tuple
     ):
         generation = Generation(
             chain=chain,
-            drafter=scripted_drafter(text, world),
+            drafter=FirstTreeSeen(scripted_drafter(text, world), world),
             builder=AppendBuilder(SamplingSettings(), SEGMENT_ROWS, chain.epoch.number, 0),
             limits=GenerationLimits(TOKENS + 1, frozenset()),
             policy=policy_of_size(size, world),
@@ -131,9 +131,19 @@ async def play_on_nodes(script: Script, text: ScriptedText, size: Size) -> tuple
     return counts, seconds
 
 
-@pytest.mark.parametrize("size", [0, 16, "auto"])
-def test_scripted_chain_takes_the_time_of_nodes(size: Size) -> None:
-    script, text = Script(0.025), scripted_text("good", 0)
+@pytest.mark.parametrize(
+    ("script", "size"),
+    [
+        (Script(0.025), 0),
+        (Script(0.025), 16),
+        (Script(0.025), "auto"),
+        (Script(0.001, first_draft=50.0), "auto"),
+        (Script(0.1, slowdowns=(Slowdown(NODES[:1], 6.0, 1.0, 5.0),)), "auto"),
+    ],
+    ids=["plain", "fixed", "auto", "first draft", "slow node"],
+)
+def test_scripted_chain_takes_the_time_of_nodes(script: Script, size: Size) -> None:
+    text = scripted_text("good", 0)
     counts, seconds = run_virtually(play_on_nodes(script, text, size), work_s=None)
     played = play(script, text, size, tokens=TOKENS)
     assert counts == [each.tokens for each in played.rounds]

@@ -81,8 +81,8 @@ class PlayedText:
 
 
 @dataclass(frozen=True, eq=False)
-class _FirstTreeSeen(WrappedDrafter):
-    """Tells the world when the first tree is drafted, and lets waiting work run before each level."""
+class FirstTreeSeen(WrappedDrafter):
+    """Tells the world when the first tree is drafted."""
 
     world: World
 
@@ -152,7 +152,7 @@ async def _play(
     recorder = _Recorder(world)
     generation = Generation(
         chain=chain,  # type: ignore[arg-type]
-        drafter=_FirstTreeSeen(scripted_drafter(text, world), world),
+        drafter=FirstTreeSeen(scripted_drafter(text, world), world),
         builder=AppendBuilder(SamplingSettings(), SEGMENT_ROWS, chain.epoch.number, 0),
         limits=GenerationLimits(tokens + 1, frozenset()),  # the prompt's traversal brings one
         policy=policy_of_size(size, world),
