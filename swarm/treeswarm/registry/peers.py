@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import BadRequest, SwarmError, TransportError
-from treeswarm.protocol.messages import Records, Watch
-from treeswarm.protocol.records import SealedRecord
+from treeswarm.protocol.messages import NumericsClass, Records, Watch
+from treeswarm.protocol.records import NodeRecord, SealedRecord
+from treeswarm.protocol.spans import missing_blocks
 from treeswarm.registry.book import BookRegistry, Source
 from treeswarm.registry.clocks import CLOCK_SKEW_S, ClockSample, compare_clocks, explain_clock_kept
 from treeswarm.registry.diagnosis import SearchReport, explain_no_nodes
@@ -22,6 +23,8 @@ SOURCES = 3
 RETRY_S = 2.0
 # Seconds to wait for the first answer at the start.
 FIRST_ANSWER_S = 10.0
+# Seconds that the other nodes of a static list have at least, where the first ones answer in no time.
+LEAST_GRACE_S = 0.05
 
 
 @dataclass(eq=False)
@@ -72,26 +75,43 @@ class PeersRegistry(BookRegistry):
             raise BadRequest("no node is named: give --peers HOST:PORT,HOST:PORT")
 
     async def start(self) -> None:
-        """Begin to ask, and wait for the first records.  If no address answers, raise the first of their errors."""
+        """Begin to ask all addresses at once, and wait for the records that a client needs to begin.
+
+        Addresses that do not answer cost no time where others do.  Raises the error that explains why no node answers.
+        """
         self._keeper = asyncio.create_task(self._keep_asking())
         waiting = [asyncio.create_task(self._source(address).answered_or_failed.wait()) for address in self.addresses]
-        # In a static list every node's own record is needed.  With `discover`, one answer contains all records.
-        await asyncio.wait(
-            waiting,
-            timeout=FIRST_ANSWER_S,
-            return_when=asyncio.FIRST_COMPLETED if self.discover else asyncio.ALL_COMPLETED,
-        )
-        while self.discover and not self.book.alive() and not all(task.done() for task in waiting):
-            done, _ = await asyncio.wait([task for task in waiting if not task.done()], timeout=FIRST_ANSWER_S)
-            if not done:
-                break
-        for task in waiting:
-            task.cancel()
+        began = asyncio.get_running_loop().time()
+        try:
+            while (pending := [task for task in waiting if not task.done()]) and not self._suffices():
+                done, _ = await asyncio.wait(pending, timeout=FIRST_ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    break
+            if pending and not self.discover:  # as long again: the other nodes of a list are about as far away
+                await asyncio.wait(pending, timeout=max(LEAST_GRACE_S, asyncio.get_running_loop().time() - began))
+        finally:
+            for task in waiting:
+                task.cancel()
         if not self.book.alive():
             await self.close()
             raise explain_no_nodes(self.report())
         self._started = True
         self._warn_of_clock()
+
+    def _suffices(self) -> bool:
+        """Return whether the records known suffice to begin.
+
+        With `discover`, one answer contains all records.  In a static list every node reports its own: the nodes that
+        have answered suffice if every numerics class of theirs has all blocks.
+        """
+        records = [sealed.record for sealed in self.book.alive()]
+        classes: dict[tuple[str, NumericsClass], list[NodeRecord]] = {}
+        for record in records:
+            classes.setdefault((record.model, record.numerics), []).append(record)
+        return bool(records) and (
+            self.discover
+            or all(not missing_blocks([r.span for r in nodes], nodes[0].blocks) for nodes in classes.values())
+        )
 
     def report(self) -> SearchReport:
         samples = {sample.peer: sample for sample in [*self.clock_samples(), *self.source_clocks.values()]}

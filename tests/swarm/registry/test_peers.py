@@ -6,7 +6,8 @@ import time
 import pytest
 
 from treeswarm.protocol.messages import Records, Watch
-from treeswarm.registry.peers import SOURCES, PeersRegistry
+from treeswarm.protocol.spans import Span
+from treeswarm.registry.peers import FIRST_ANSWER_S, LEAST_GRACE_S, SOURCES, PeersRegistry
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
@@ -82,3 +83,58 @@ def test_known_nodes_replace_typed_addresses_when_most_are_gone(typed: int) -> N
         await registry.close()
 
     run_virtually(run())
+
+
+def start_seconds(addresses: str, spans: dict[int, Span], *, discover: bool) -> tuple[float, int]:
+    """Return the seconds until a registry of `addresses` has started, and the number of nodes it then knows.
+
+    Ports of `spans` belong to nodes that host these blocks, port 9 to machines that accept connections and are silent,
+    and no other port is open.
+    """
+
+    async def run() -> tuple[float, int]:
+        network = MemoryNetwork()
+        records = {port: FakeNode().record(port, span=span).sealed for port, span in spans.items()}
+
+        async def send_records(port: int, stream: Stream) -> None:
+            watch = await stream.receive()
+            assert isinstance(watch, Watch)
+            await stream.send(Records(tuple(records.values()) if watch.everyone else (records[port],)))
+            await stream.receive()
+
+        async def stay_silent(kind: StreamKind, stream: Stream) -> None:
+            await asyncio.Event().wait()
+
+        for port in spans:
+            await network.transport().listen(f"a:{port}", lambda _, stream, port=port: send_records(port, stream))  # type: ignore[misc]
+        for host in "bcde":
+            await network.transport().listen(f"{host}:9", stay_silent)
+        typed = tuple(addresses.split(","))
+        registry = PeersRegistry(MODEL, transport=network.transport(), addresses=typed, discover=discover)
+        await registry.start()
+        known = len(await registry.snapshot())
+        seconds = asyncio.get_running_loop().time()
+        await registry.close()
+        return seconds, known
+
+    return run_virtually(run())
+
+
+@pytest.mark.parametrize("addresses", ["b:9,c:9,d:9,e:9,a:4001", "a:1,b:9,c:9,d:9,e:9,a:4001", "a:4001,b:9"])
+def test_dead_addresses_before_a_living_one_cost_no_time(addresses: str) -> None:
+    seconds, known = start_seconds(addresses, {4001: Span(0, 4), 4002: Span(4, 8)}, discover=True)
+    assert seconds < LEAST_GRACE_S
+    assert known == 2
+
+
+def test_a_list_starts_once_its_living_nodes_have_every_block() -> None:
+    spans = {4001: Span(0, 4), 4002: Span(4, 8), 4003: Span(0, 8)}
+    seconds, known = start_seconds("b:9,c:9,a:1,d:9,e:9,a:4001,a:4002,a:4003", spans, discover=False)
+    assert seconds <= 2 * LEAST_GRACE_S
+    assert known == 3
+
+
+def test_a_list_with_a_gap_waits_for_its_silent_nodes() -> None:
+    seconds, known = start_seconds("a:4001,b:9", {4001: Span(0, 4)}, discover=False)
+    assert seconds >= FIRST_ANSWER_S
+    assert known == 1
