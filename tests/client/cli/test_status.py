@@ -293,7 +293,7 @@ def test_no_answer_raises_unreachable() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--registry", "dht:"], "--peers HOST:PORT"),
+        (["--registry", "dht:"], "the join code or HOST:PORT"),
         (["--peers", "nowhere"], "HOST:PORT"),
         (["--peers", "127.0.0.1:1"], "127.0.0.1:1"),
         (["--peers", "127.0.0.1:1", "--model", "./no-such-model"], "no model"),
