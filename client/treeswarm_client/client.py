@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from treeswarm_client.generation.drafter_pool import MOST_GENERATIONS
 from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.generation.run import Request, Run, Token, TreeSize
 from treeswarm_client.generation.runner import GenerationRunner
-from treeswarm_client.opened_client import LoadedDrafters, OpenedClient, OpeningWait, load_beside
+from treeswarm_client.opened_client import LoadedDrafters, OpenedClient, OpeningWait, load_beside, open_lookout
 from treeswarm_client.planner.policy import Round
 from treeswarm_client.prompt_encoder import check_request
 
@@ -210,6 +210,10 @@ class SwarmClient:
     def prober(self) -> Prober:
         """Return a prober, for repeated overviews.  It remembers answers and asks no node too often."""
         return Prober(self.view.registry, self._opened.transport, self._opened.model_filter(self.model))
+
+    def lookout(self) -> AbstractAsyncContextManager[Prober]:
+        """Return a context whose prober shows the swarm of a client that cannot be opened yet."""
+        return open_lookout(self.nodes, self.connection)
 
     # ---------------------------------------------------------------- text
 

@@ -1,7 +1,8 @@
 """What a client has once it is open: the model's files, drafters, a transport; and the search for its target."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 from treeswarm.errors import MissingBlocks, NodeLost, RouteError, SwarmError, Unreachable
 from treeswarm.identity import config_digest
 from treeswarm.model_files import ModelShape, read_config, read_shape, resolve_model
-from treeswarm.registry import Registry, client_registry
+from treeswarm.registry import Registry, client_registry, peers_registry, registry_kind
 from treeswarm.registry.diagnosis import explain_no_nodes
 from treeswarm.registry.seam import Snapshot
 from treeswarm.tasks import cancelled
@@ -19,6 +20,7 @@ from treeswarm.transport.tls import Security
 from treeswarm_client.chain.wait_events import OnWait, WaitEvents
 from treeswarm_client.client_settings import ConnectionSettings, DraftSettings, NodeSelection
 from treeswarm_client.discovery.overview import ModelFilter
+from treeswarm_client.discovery.prober import Prober
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.discovery.target import choose_target
 from treeswarm_client.drafters import DraftChoice, choose_drafter
@@ -117,6 +119,30 @@ class OpenedClient:
                     if not waits:
                         raise problem from None
                 await waiting.pause(problem)
+
+
+@contextlib.asynccontextmanager
+async def open_lookout(nodes: NodeSelection, connection: ConnectionSettings) -> AsyncIterator[Prober]:
+    """Yield a prober of the swarm, which shows nodes and gaps while no client can be opened.
+
+    Addresses that do not answer are asked again and again.  Raises ModelError, BadRequest, and Unreachable where a
+    broker does not answer.
+    """
+    folder = await asyncio.to_thread(resolve_model, nodes.model, hub=nodes.hub)
+    shape, digest = read_shape(folder), config_digest(read_config(folder))
+    transport = connection.transport or _grpc_transport(connection)
+    async with contextlib.AsyncExitStack() as stack:
+        if connection.transport is None:
+            stack.push_async_callback(transport.close)
+        spec = nodes.registry_spec
+        registry: Registry
+        if registry_kind(spec) in ("peers", "static"):
+            registry = peers = peers_registry(spec, transport, digest)
+            peers.begin()
+        else:
+            registry = await client_registry(spec, digest, transport)
+        stack.push_async_callback(registry.close)
+        yield Prober(registry, transport, ModelFilter(nodes.model, digest, shape.blocks))
 
 
 @dataclass(eq=False)

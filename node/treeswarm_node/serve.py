@@ -190,6 +190,8 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
         if hours:
             node.state = NodeState.PAUSED
             await wait_until_within(hours)
+        # The clock is compared before the node joins: a wrong one is why others refuse its first record.
+        stack.push_async_callback(cancelled, asyncio.create_task(clocks.run()))
         stack.push_async_callback(lifecycle.leave)
         # The stage that it joins with is not kept here: a paused node would keep the weights of its first span.
         await lifecycle.join()
@@ -205,7 +207,7 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
             assumed=record.address.bare,
         )
         background = [node.sweep(), membership.run(), record.survey.run(lifecycle.neighbours), monitor.run()]
-        background += [recorder.run(), clocks.run(), lifecycle.liveness.run()]
+        background += [recorder.run(), lifecycle.liveness.run()]
         if hours:
             background.append(follow_schedule(hours, membership.orders))
         for work in background:

@@ -39,9 +39,10 @@ def describe_holders(records: Collection[NodeRecord], gaps: Sequence[Span], unan
         elif record.state in DOING and any(gap.start < span.end and span.start < gap.end for gap in gaps):
             others.append(f"{address} {DOING[record.state]} {span}")
     others += [f"{address} does not answer" for address in silent]
-    return "; ".join(filter(None, (_some(others), _some(serving))))
+    return "; ".join(filter(None, (list_some(others), list_some(serving))))
 
 
-def _some(phrases: Sequence[str]) -> str:
+def list_some(phrases: Sequence[str]) -> str:
+    """Return the first phrases, separated by commas, and the number of the others."""
     left = len(phrases) - NAMED
     return ", ".join(phrases[:NAMED]) + (f" and {left} more" if left > 0 else "")

@@ -10,6 +10,7 @@ from typing import Any
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import UNKNOWN_WEIGHTS, NodeRecord, NodeState
 from treeswarm.protocol.spans import Span, missing_blocks
+from treeswarm_client.discovery.gap import DOING, list_some
 
 # Names chosen by other owners are shown on a terminal; no honest one is longer.
 LONGEST_TEXT = 200
@@ -66,6 +67,11 @@ class NodeView:
         A record outlives its node by minutes, so a node that does not answer does not serve.
         """
         return self.state is NodeState.ONLINE and not self.silent
+
+    @property
+    def doing(self) -> str:
+        """What a node does that does not serve, with its blocks, as a sentence about a gap says it."""
+        return f"with {self.span} does not answer" if self.silent else f"{DOING.get(self.state, 'serves')} {self.span}"
 
     @property
     def load(self) -> float | None:
@@ -154,6 +160,13 @@ class ModelView:
         return self.classes[0].gaps if self.classes else (Span(0, self.blocks),)
 
     @property
+    def why_missing(self) -> str:
+        """What the nodes that had the missing blocks do, or empty if none is known, or if no blocks are missing."""
+        nodes = [node for served in self.classes for node in served.nodes if not node.serves]
+        held = [node for node in nodes if any(g.start < node.span.end and node.span.start < g.end for g in self.gaps)]
+        return list_some([f"{node.address} {node.doing}" for node in held])
+
+    @property
     def covered(self) -> bool:
         """Whether one class serves every block."""
         return not self.gaps
@@ -166,6 +179,7 @@ class ModelView:
             "blocks": self.blocks,
             "covered": self.covered,
             "gaps": [str(gap) for gap in self.gaps],
+            "why_missing": self.why_missing,
             "classes": [served.as_dict() for served in self.classes],
         }
 

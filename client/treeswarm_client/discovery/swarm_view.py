@@ -135,8 +135,13 @@ class SwarmView:
                 await self._changed.wait()
 
     def missing(self) -> MissingBlocks | None:
-        """Return the error that names the blocks without a node and the nodes of the others, or None if none lack."""
-        gaps = missing_blocks([record.span for record in self._usable().values()], self.target.blocks)
+        """Return the error that names the blocks without a node and the nodes of the others, or None if none lack.
+
+        Nodes that did not answer when the registry last asked them do not count.
+        """
+        silent = {address.partition("#")[0] for address in self.registry.report().unanswered}
+        answering = [record for record in self._usable().values() if record.address not in silent]
+        gaps = missing_blocks([record.span for record in answering], self.target.blocks)
         return self._explain_gap(MissingBlocks.of(gaps)) if gaps else None
 
     def _explain_gap(self, missing: MissingBlocks) -> MissingBlocks:

@@ -56,6 +56,8 @@ class SwarmConnection:
     """Error of the last attempt to open the client, or None if there was none."""
     _client: SwarmClient | None = None
     _prober: Prober | None = None
+    _lookout: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+    """The registry that the map looks into while there is no client."""
     _probing: "asyncio.Task[bool] | None" = None
     """The task that pings nodes for the map."""
 
@@ -76,6 +78,7 @@ class SwarmConnection:
         """Look for the swarm until it is found.  Raises ModelError and BadRequest, which waiting does not resolve."""
         async with contextlib.AsyncExitStack() as stack:
             if not await self._try_to_open(stack):
+                stack.push_async_callback(self._lookout.aclose)
                 stack.push_async_callback(cancelled, asyncio.create_task(self._keep_trying(stack)))
             try:
                 yield
@@ -84,18 +87,26 @@ class SwarmConnection:
                     await cancelled(self._probing)
 
     async def read_overview(self) -> MapEvent:
-        """Return the swarm as the map shows it, or the reason why there is none.
+        """Return the swarm as the map shows it, with the reason why it is not ready, if it is not.
 
+        Without a client, the map looks at the swarm with a registry of its own: an outage is when it is needed.
         Nodes that are slow to answer delay it by at most `POLL_S`.
         """
-        if self._client is None:
-            return {"kind": "waiting", "why": self.why_not_ready}
-        self._prober = self._prober or self._client.prober()
+        try:
+            self._prober = self._prober or await self._make_prober()
+        except SwarmError as error:
+            return {"kind": "waiting", "why": str(self._problem or error)}
         if self._probing is None or self._probing.done():
             self._probing = asyncio.create_task(self._prober.probe_due())
         if (await asyncio.wait({self._probing}, timeout=POLL_S))[0]:
             self._probing.result()
-        return {"kind": "overview", **(await self._prober.current_overview()).as_dict()}
+        why = self.why_not_ready if self._client is None else ""
+        return {"kind": "overview", "why": why, **(await self._prober.current_overview()).as_dict()}
+
+    async def _make_prober(self) -> Prober:
+        if self._client is not None:
+            return self._client.prober()
+        return await self._lookout.enter_async_context(self.make_client().lookout())
 
     async def _try_to_open(self, stack: contextlib.AsyncExitStack) -> bool:
         client = self.make_client()
@@ -106,7 +117,11 @@ class SwarmConnection:
         except SwarmError as error:
             self.why_not_ready, self._problem = str(error), error
             return False
-        self._client = client
+        self._client, self._prober = client, None
+        if self._probing is not None:
+            await cancelled(self._probing)
+            self._probing = None
+        await self._lookout.aclose()
         if client.draft_choice.automatic:
             log.warning("%s", client.draft_choice)
         return True

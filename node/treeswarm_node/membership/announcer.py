@@ -85,7 +85,9 @@ class Membership:
             try:
                 await self.registry.announce(sealed)
             except SwarmError as error:
-                if await self._is_missed(sealed):
+                if self.clocks is not None and await self.clocks.is_wrong():
+                    log.info("the record could not be announced, as this machine's clock is wrong: %s", error)
+                elif await self._is_missed(sealed):
                     log.warning("the record could not be announced, trying again in %.0f s: %s", RETRY_S, error)
                 asyncio.get_running_loop().call_later(RETRY_S, self._due.set)
 

@@ -110,6 +110,11 @@ class ClockWatch:
             self._asked = tuple(await self.ask_peers())
         self._log()
 
+    async def is_wrong(self) -> bool:
+        """Return whether this machine's clock differs from the others', after one more look."""
+        await self.look()
+        return self.report.own is not None
+
     def _log(self) -> None:
         now = self.timer()
         self._clients = {host: said for host, said in self._clients.items() if now < said[1] + REMIND_S}

@@ -74,12 +74,16 @@ class PeersRegistry(BookRegistry):
         if not self.addresses:
             raise BadRequest("no node is named: give --peers HOST:PORT,HOST:PORT")
 
+    def begin(self) -> None:
+        """Begin to ask, and go on until the registry is closed, whether any address answers or not."""
+        self._keeper = asyncio.create_task(self._keep_asking())
+
     async def start(self) -> None:
         """Begin to ask all addresses at once, and wait for the records that a client needs to begin.
 
         Addresses that do not answer cost no time where others do.  Raises the error that explains why no node answers.
         """
-        self._keeper = asyncio.create_task(self._keep_asking())
+        self.begin()
         waiting = [asyncio.create_task(self._source(address).answered_or_failed.wait()) for address in self.addresses]
         began = asyncio.get_running_loop().time()
         try:

@@ -69,6 +69,20 @@ def test_a_node_without_known_weights_joins_its_likely_class() -> None:
     assert len(others.models[0].classes) == 2
 
 
+def test_a_gap_says_what_the_nodes_with_its_blocks_do() -> None:
+    head, tail, late = (
+        record(1, Span(0, 4)),
+        record(2, Span(4, 6)),
+        record(3, Span(6, 8), state=NodeState.JOINING),
+    )
+    overview = make_overview([head, tail, late], {tail.node: Probe(None, "no answer")})
+    (model,) = overview.models
+    assert model.why_missing == f"{tail.address} with 4:6 does not answer, {late.address} is loading 6:8"
+    assert overview.as_dict()["models"][0]["why_missing"] == model.why_missing
+    shown = " ".join(drawn(overview, 200).split())
+    assert f"no node serves blocks 4:8 ({model.why_missing}): start `swarm-node demo --blocks 4:8" in shown
+
+
 def test_replicas_and_gaps_count_only_serving_nodes() -> None:
     records = [
         record(1, Span(0, 4)),
@@ -87,7 +101,9 @@ def test_replicas_and_gaps_count_only_serving_nodes() -> None:
     node = served.nodes[0]
     assert (node.latency_ms, node.load, node.silent) == (pytest.approx(12.3), 0.75, False)
     assert [n.serves for n in served.nodes] == [True, True, False, False, False, False]
-    assert "no node serves blocks 5:8: start `swarm-node demo --blocks 5:8 --registry …`" in drawn(overview, 120)
+    shown = " ".join(drawn(overview, 200).split())
+    assert "no node serves blocks 5:8 (10.0.0.5:4001 is paused with 4:6, 10.0.0.3:4001 is leaving with 4:8" in shown
+    assert ": start `swarm-node demo --blocks 5:8 --registry …`" in shown
     assert "does not answer: nobody answers" in drawn(overview, 120)
 
 

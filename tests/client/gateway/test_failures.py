@@ -138,7 +138,7 @@ async def test_gateway_may_start_before_its_swarm(swarm: LocalSwarm) -> None:
     later = f"127.0.0.1:{free_port()}"
     peers = f"{swarm.nodes[0].address},{later}"
     async with gateway(peers, "--draft", "none") as served, served.openai() as api:
-        assert (await wait_for_status(served, "/ready", 503)).json()["error"]["code"] == "swarm_unavailable"
+        assert (await wait_for_status(served, "/ready", 503)).json()["error"]["code"] == "missing_blocks"
         assert (await wait_for_status(served, "/health", 200)).json() == {"status": "ok"}
         with pytest.raises(openai.InternalServerError, match="no node serves blocks 4:8"):
             await api.completions.create(model="demo", prompt=PROMPT)

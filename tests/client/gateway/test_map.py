@@ -23,6 +23,7 @@ from playwright.async_api import (
     expect,
 )
 from tests.support.gateway_process import KEY, Gateway, gateway
+from tests.support.registry_media import free_port
 
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
 
@@ -342,6 +343,25 @@ async def test_key_is_asked_for_and_kept_for_the_tab(context: BrowserContext, sw
     # The gateway is gone: the page says so and tries again.
     await expect(page.locator("#link")).to_have_attribute("data-state", "waiting")
     await expect(page.locator("#link")).to_contain_text("reconnecting")
+
+
+async def test_outage_at_the_start_shows_nodes_and_gap(context: BrowserContext, swarm: LocalSwarm) -> None:
+    """The gateway has no client yet, because blocks are missing: that is when the map is looked at."""
+    dead = f"127.0.0.1:{free_port()}"
+    async with gateway(f"{swarm.nodes[0].address},{dead}", "--draft", "none") as served:
+        watched = await open_map(context, served)
+        page = watched.page
+        await expect(page.locator(".nodes .bar[data-state=online]")).to_have_count(1, timeout=SEEN_MS)
+        assert await page.locator(".nodes b").all_inner_texts() == [swarm.nodes[0].address]
+        assert await page.locator(".cell").all_inner_texts() == ["1"] * 3 + ["0"] * 5
+        await expect(page.locator("#t-blocks")).to_have_text("3 / 8")
+        await expect(page.locator("#alarm")).to_contain_text("No node serves blocks 3:8 of demo")
+        await expect(page.locator("#doubts")).to_contain_text(f"{dead} sends no records: no answer from {dead}")
+        assert watched.problems == []
+    async with gateway(dead, "--draft", "none") as served:
+        page = (await open_map(context, served)).page
+        await expect(page.locator("#alarm")).to_contain_text(f"no answer from {dead}", timeout=SEEN_MS)
+        assert await page.locator(".cell").all_inner_texts() == ["0"] * 8
 
 
 async def test_dead_node_leaves_a_gap(context: BrowserContext, served: Gateway, swarm: LocalSwarm) -> None:

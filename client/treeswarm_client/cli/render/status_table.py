@@ -125,7 +125,8 @@ def _summary(model: ModelView, gaps: Sequence[Span], weakest: int, width: int) -
         replicas = f"{weakest} replica{'s' if weakest > 1 else ''}"
         return Text(f"blocks {Span(0, model.blocks)} covered, weakest block has {replicas}", "bold green")
     name = model.name if SAFE_NAME.fullmatch(model.name) else "MODEL"
-    problem = f"{MissingBlocks.phrase(gaps, most=GAPS)}:"
+    why = f" ({model.why_missing})" if model.why_missing else ""
+    problem = f"{MissingBlocks.phrase(gaps, most=GAPS)}{why}:"
     command = f"start `swarm-node {name} --blocks {gaps[0]} --registry …`"
     # The command gets a line of its own if it would be wrapped, so that it can be copied.
     return Text(f"{problem}{' ' if len(problem) + 1 + len(command) <= width else NEW_LINE}{command}", "bold red")

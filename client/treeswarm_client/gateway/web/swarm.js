@@ -22,12 +22,14 @@ export function drawSwarm(overview) {
 export function drawAlarm(overview) {
   const alarm = byId("alarm");
   const lacking = overview.models.filter((model) => model.gaps.length);
-  alarm.hidden = !lacking.length;
-  if (!lacking.length) return setText(alarm, "");
+  alarm.hidden = !lacking.length && !overview.why;
+  // Without a gap, the gateway's own reason says more: addresses that do not answer, or records that are refused.
+  if (!lacking.length || (overview.why && !lacking.some((model) => model.classes.length))) return setText(alarm, overview.why ?? "");
   const text = lacking.map((model) => {
     const gap = model.gaps.join(", ");
     const single = model.gaps.length === 1 && ends(model.gaps[0])[1] - ends(model.gaps[0])[0] === 1;
-    return `No node serves block${single ? "" : "s"} ${gap} of ${model.name}. Start a swarm-node with --blocks ${model.gaps[0]}`;
+    const why = model.why_missing ? ` (${model.why_missing})` : "";
+    return `No node serves block${single ? "" : "s"} ${gap} of ${model.name}${why}. Start a swarm-node with --blocks ${model.gaps[0]}`;
   });
   return setText(alarm, text.join("  "));
 }
@@ -47,7 +49,9 @@ function makeModel() {
 
 function updateModel(card, model) {
   setText(card.querySelector("h3"), model.name);
-  const classes = model.classes.map((served) => ({ ...served, model }));
+  // A model that no node serves is drawn as one gap.
+  const none = { weights: "", dtype: "no node", quantization: "none", activations: "native", covered: false, gaps: model.gaps, replicas: Array(model.blocks).fill(0), nodes: [] };
+  const classes = (model.classes.length ? model.classes : [none]).map((served) => ({ ...served, model }));
   updateChildren(card.lastElementChild, classes, (served) => [served.weights, served.dtype, served.quantization, served.activations].join(" "), makeClass, updateClass);
 }
 
@@ -66,7 +70,7 @@ function updateClass(home, served) {
   badge.dataset.covered = served.covered;
   setText(badge, served.covered ? "complete" : `gap at ${served.gaps.join(", ")}`);
   const weights = served.quantization && served.quantization !== "none" ? served.quantization : "";
-  setText(home.querySelector(".numerics"), [served.dtype, weights, served.activations === "native" ? "" : `${served.activations} rows`, `weights ${served.weights.slice(0, 8)}`].filter(Boolean).join(" · "));
+  setText(home.querySelector(".numerics"), [served.dtype, weights, served.activations === "native" ? "" : `${served.activations} rows`, served.weights && `weights ${served.weights.slice(0, 8)}`].filter(Boolean).join(" · "));
   const grid = home.querySelector(".grid");
   grid.style.setProperty("--blocks", count);
   grid.classList.toggle("fine", count > MAX_NUMBERED);
