@@ -12,15 +12,15 @@ import numpy as np
 
 from treeswarm_bench.benchmarks.disturbed.cases import DisturbedCase, disturbed_case
 from treeswarm_bench.benchmarks.disturbed.play import PlayedRound, PlayedText, Size, play
-from treeswarm_bench.benchmarks.disturbed.text import scripted_text
+from treeswarm_bench.benchmarks.disturbed.text import PERIOD, scripted_text
 from treeswarm_bench.benchmarks.disturbed.world import Script
 
 FIXED_SIZES = (0, 1, 4, 16, 64, 256)
 # Where no guess is right, each node more is only slower.
 POOR_SIZES = (0, 1, 4)
 TEXT_LENGTHS = (32, 64, 128, 256)
-# Tokens over which a fixed size is timed; beyond them its mean rate holds.
-TIMED_TOKENS = {True: 256, False: 32}
+# Tokens over which a fixed size is timed, by whether luck matters; after them all repeats itself.
+TIMED_TOKENS = {True: PERIOD, False: 32}
 # Rounds of a phase that do not count yet, and the fewest that say something after them.
 SETTLING, FEWEST = 10, 6
 # A tree pays where the best fixed size beats plain by this factor: there a plain round is a wrong "no".
@@ -48,10 +48,7 @@ class FixedSizes:
             text = scripted_text("good" if good else "poor", seed)
             tokens = TIMED_TOKENS[good or condition.noisy]
             self._played[key] = play(condition, text, size, tokens=tokens, seed=seed)
-        played = self._played[key]
-        known = min(end, played.tokens)
-        beyond_s = (end - max(first, known)) * played.seconds / played.tokens
-        return beyond_s + max(0.0, played.seconds_for(known) - played.seconds_for(first)) if first < known else beyond_s
+        return _seconds_until(self._played[key], end) - _seconds_until(self._played[key], first)
 
     def by_size(self, part: "PhaseRounds", condition: Script, seed: int) -> dict[int, float]:
         """Return the seconds of every size for the rounds that count."""
@@ -240,6 +237,12 @@ def _verdict(
         longest_wrong_no=max(part.longest_plain for _, part in parts) if pays else 0,
         exploring=_exploring_s(parts, by_seed) / spent_s if text == "poor" else None,
     )
+
+
+def _seconds_until(played: PlayedText, tokens: int) -> float:
+    """Return how long a text takes to `tokens` tokens if it repeats itself after its end."""
+    times, rest = divmod(tokens, played.tokens)
+    return times * played.seconds + played.seconds_for(rest)
 
 
 def _exploring_s(parts: Sequence[tuple[int, PhaseRounds]], by_seed: Sequence[dict[int, float]]) -> float:

@@ -20,6 +20,8 @@ from treeswarm_client.drafters.model import ModelDrafter
 VOCAB = 40
 PROMPT = 16
 LENGTH = 1600
+# A text's luck repeats after this many tokens, so that fixed sizes are timed over one such period alone.
+PERIOD = 256
 # Number of tokens after which a text that changes does so.
 STRETCH = 128
 # A draft's probabilities: often sure of one token, sometimes of none.
@@ -80,6 +82,8 @@ def scripted_text(name: str, seed: int) -> ScriptedText:
     agreement = np.where((places // STRETCH) % 2 == 1, second, first)
     agrees = rng.random(count) < agreement
     after = np.where(agrees, chosen, logits.argmin(1))
+    in_period = np.where(places < 0, np.arange(count), PROMPT - 1 + places % PERIOD)
+    logits, after = logits[in_period], after[in_period]
     tokens = np.concatenate([rng.integers(VOCAB, size=PROMPT), after[PROMPT - 1 :]])
     answers = np.where(rng.random(997) < max(first, second), chosen_elsewhere, elsewhere.argmin(1))
     return ScriptedText(name, tokens, logits, elsewhere, answers)
