@@ -5,6 +5,7 @@ import ipaddress
 import logging
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from treeswarm.keys import read_swarm_key
 from treeswarm.protocol.address import Address
 from treeswarm.protocol.messages import FaultCode
 from treeswarm.protocol.node_messages import FindSwarm, SwarmFound
-from treeswarm.protocol.records import NodeState
+from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.registry import (
     Registry,
     check_swarm_key,
@@ -41,6 +42,8 @@ ASK_PAUSES_S = (0.0, 1.0, 3.0, 10.0)
 ANSWER_S = 8.0
 # Of so many nodes at least one belongs to the swarm, and answers.
 MAX_ASKED = 8
+# A broker sends what it has kept at once; the DHT has been read already.
+FIRST_RECORDS_S = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,13 +191,13 @@ def joinable_spec(asked: Address, registry: str) -> str:
     return f"dht:{','.join(dict.fromkeys([*(_at_host(asked.host, maddr) for maddr in own), *maddrs]))}"
 
 
-async def check_admission(transport: Transport, registry: Registry, node: str) -> None:
+async def check_admission(transport: Transport, opened: OpenedRegistry, node: str) -> None:
     """Make sure that the swarm's nodes talk to this one, whose id is `node`: a node that they refuse would be alone.
 
     Some of them are pinged, and one answer is enough: nobody keeps others out by records of nodes of their own.  Raises
     BadRequest if none answers and at least one refuses for another swarm key.
     """
-    others = [sealed.record for sealed in await registry.snapshot() if sealed.record.node != node]
+    others = await _first_others(opened.registry, node) if opened.spec != "none" else []
     online = [record for record in others if record.state is NodeState.ONLINE]
     asked = sorted(random.sample(online, len(online)), key=lambda record: not record.reachable)[:MAX_ASKED]
     if not asked:
@@ -206,6 +209,17 @@ async def check_admission(transport: Transport, registry: Registry, node: str) -
         refused = [e for e in group.exceptions if isinstance(e, Refused) and e.code == FaultCode.WRONG_SWARM_KEY]
     if refused:
         raise BadRequest(f"{len(refused)} of {len(asked)} nodes of this swarm refuse this one: {refused[0]}")
+
+
+async def _first_others(registry: Registry, node: str) -> list[NodeRecord]:
+    """Return the records of the other nodes, after a moment in which the first ones may arrive."""
+    others: list[NodeRecord] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_RECORDS_S):
+            async for snapshot in registry.watch():
+                if others := [sealed.record for sealed in snapshot if sealed.record.node != node]:
+                    break
+    return others
 
 
 async def _ping(transport: Transport, address: str) -> None:

@@ -178,7 +178,7 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
             identity_path, begin_run(config, listener.address, marker, last_run), registry, identity.node_id
         )
         recorder.write()
-        await check_admission(transport, registry, identity.node_id)
+        await check_admission(transport, opened, identity.node_id)
         public = PublicAddress(str(address), Basis.ASSUMED, False)
         record = OwnRecord(config, identity, model, node, DistanceSurvey(transport), public)
         membership = node.membership = Membership(identity, record.make, registry, registry)

@@ -18,7 +18,15 @@ from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_node.config import ModelConfig, NetworkConfig, NodeConfig
-from treeswarm_node.joining import begin_run, check_admission, check_code, find_swarm, joinable_spec, listen_address
+from treeswarm_node.joining import (
+    OpenedRegistry,
+    begin_run,
+    check_admission,
+    check_code,
+    find_swarm,
+    joinable_spec,
+    listen_address,
+)
 from treeswarm_node.membership.last_run import LastRun
 
 PEER = "/ip4/127.0.0.1/tcp/4002/p2p/12D3KooW" + "A" * 44
@@ -135,7 +143,7 @@ def admit(**nodes: Answer) -> None:
             await registry.add_records([FakeNode().record(port).sealed])
         own = FakeNode()
         await registry.add_records([own.record(5000).sealed])
-        await check_admission(network.transport(), registry, own.id)
+        await check_admission(network.transport(), OpenedRegistry(registry, "dht:"), own.id)
 
     run_virtually(main())
 

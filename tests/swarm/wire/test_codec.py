@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from treeswarm.errors import Malformed
 from treeswarm.protocol import messages as m
+from treeswarm.protocol import node_messages as n
 from treeswarm.protocol.prefix import MAX_PREFIX_UNITS, PREFIX_TOKENS, Prefix
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
@@ -113,12 +114,14 @@ UP = st.one_of(
     st.builds(m.Hint, ids16, u32, u32),
     st.builds(m.Ping, u64),
     st.builds(m.Close, ids16),
+    st.builds(n.FindSwarm, u32),
 )
 DOWN = st.one_of(
     descriptions,
     st.builds(m.Opened, ids16, u32, u32, profiles, st.integers(0, m.MAX_TRUNK)),
     answers(),
     st.builds(m.Pong, u64),
+    st.builds(n.SwarmFound, short),
     st.builds(m.Fault, ids16, st.sampled_from(m.FaultCode), short, st.booleans()),
 )
 LINK = st.one_of(
