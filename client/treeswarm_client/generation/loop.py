@@ -2,6 +2,9 @@
 
 Every round ships the bonus token of the last one, which is mandatory, and the draft tree below it.  While the tree is
 in flight, the drafter goes on: it makes the same tree wider and deeper, and some of the new nodes are shipped after it.
+
+The drafter's work is a queue in a thread.  A round waits for its draft only as long as the policy says.  If the draft is
+not ready by then, as on a machine that other programs keep busy, the round leaves without it, and the nodes follow.
 """
 
 import asyncio
@@ -19,7 +22,7 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import Walk
 from treeswarm_client.chain.chain import Chain
 from treeswarm_client.chain.in_flight import Interrupted
-from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, Verification
+from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, ShouldStop
 from treeswarm_client.generation.append_builder import AppendBuilder, Shipment
 from treeswarm_client.generation.round_in_flight import RoundInFlight
 from treeswarm_client.generation.stats import StatsRecorder
@@ -58,6 +61,14 @@ class Committed:
     """Why the generation ends with these tokens, or None if it goes on."""
 
 
+@dataclass(frozen=True, eq=False)
+class TimedTree:
+    """A tree that a drafter proposed, and what that took."""
+
+    tree: DraftTree
+    seconds: float
+
+
 @dataclass(eq=False)
 class _Stride:
     """Tells the drafter when to pause while a tree is in flight: after STRIDE_S, or when the walk is over."""
@@ -90,15 +101,19 @@ class Generation:
     on_round: Callable[[Round], None] | None = None
     """Called with every round that came back."""
     clock: Callable[[], float] = time.perf_counter
-    _drafter_ready: "asyncio.Task[None]" = field(init=False)
-    """Task that ends when the drafter has learned the text that the last round brought."""
+    _drafter_work: "asyncio.Task[Any]" = field(init=False)
+    """Task that ends when all of the drafter's work queued so far is done, in the order in which it was queued."""
+    _late_draft: "asyncio.Task[TimedTree] | None" = None
+    """Task that drafts for the present round and was not waited for any longer, or None."""
+    _shipping: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while an extension is shipped: a walk is not over in the middle of that."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
     """Set when the generation is cancelled: the drafter may stop."""
 
     async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncGenerator[Committed, None]:
         """Yield what each traversal commits, until a stop token or the limit.  Raises SwarmErrors."""
         self.policy.begin(self.chain.epoch.profiled_hops)
-        self._drafter_ready = asyncio.create_task(self._in_thread(self.drafter.begin, prompt, settings))
+        self._drafter_work = asyncio.create_task(self._in_thread(self.drafter.begin, prompt, settings))
         try:
             flight, walk = await self._traverse(self.builder.prefill(prompt))
             committed = await self._commit(flight, walk)
@@ -113,7 +128,8 @@ class Generation:
                     trunk=len(prompt) + self.recorder.committed, rounds_left=self._rounds_left()
                 )
         finally:
-            await self._drafter_ready
+            self._cancelled.set()
+            await self._drafter_work
 
     # ---------------------------------------------------------------- draft
 
@@ -126,61 +142,107 @@ class Generation:
         if not size:
             return self.policy.choose(NO_TREE)
         start = self.clock()
-        await self._drafter_ready
         must_stop = self.policy.stop_drafting()
-        tree = await self._in_thread(
-            self.drafter.propose,
-            size,
-            self._levels_left(),
-            lambda promise: must_stop(promise) or self._cancelled.is_set(),
+        drafting = self._queue(
+            self._propose, size, self._levels_left(), lambda promise: must_stop(promise) or self._cancelled.is_set()
         )
+        await asyncio.wait({drafting}, timeout=self.policy.longest_wait_s())
         self.recorder.draft_s += self.clock() - start
-        return self.policy.choose(tree)
+        if drafting.done():
+            return self.policy.choose(drafting.result().tree)
+        self._late_draft = drafting
+        return self.policy.choose(NO_TREE, is_late=True)
+
+    def _propose(self, size: int, depth: int, should_stop: ShouldStop) -> TimedTree:
+        """Draft in the drafter's thread."""
+        start = self.clock()
+        tree = self.drafter.propose(size, depth, should_stop)
+        return TimedTree(tree, self.clock() - start)
 
     @contextlib.asynccontextmanager
     async def _drafting_task(self, flight: RoundInFlight, pending: PendingAnswers) -> AsyncGenerator[None, None]:
-        """Draft the tree in flight further in a task, as long as the context lasts."""
+        """Draft the tree in flight further in a task, as long as the context lasts.
+
+        At its end, do not wait for the drafter: it is in the middle of a forward, and the next round may leave without
+        its draft.
+        """
+        late, self._late_draft = self._late_draft, None
         size = 0 if flight.shipment.draft is None else self.policy.nodes_to_draft_in_flight()
-        if not size:
+        if late is None and not size:
             yield
             return
         walk_is_over = threading.Event()
-        task = asyncio.create_task(self._draft_in_flight(flight, pending, size, walk_is_over))
+        task = asyncio.create_task(self._draft_in_flight(flight, pending, size, late, walk_is_over))
         try:
             yield
         finally:
             walk_is_over.set()
-            start = self.clock()
+            async with self._shipping:
+                pass
             # If the chain broke meanwhile, the next append raises Interrupted again.
-            with contextlib.suppress(Interrupted):
-                await task
-            self.recorder.draft_s += self.clock() - start
+            if task.done():
+                with contextlib.suppress(Interrupted):
+                    task.result()
 
     async def _draft_in_flight(
-        self, flight: RoundInFlight, pending: PendingAnswers, size: int, walk_is_over: threading.Event
+        self,
+        flight: RoundInFlight,
+        pending: PendingAnswers,
+        size: int,
+        late: "asyncio.Task[TimedTree] | None",
+        walk_is_over: threading.Event,
     ) -> None:
-        """Draft the tree in flight further, up to `size` nodes, and ship those that are worth it.  Raises
-        Interrupted."""
+        """Draft the tree in flight further, up to `size` nodes, and ship those that are worth it.
+
+        `late` is the round's own draft, if the round left without it.  Raises Interrupted.
+        """
         start = self.clock()
-        await self._drafter_ready
+        is_first = not len(flight.draft)
         is_complete = False
         while not is_complete and not walk_is_over.is_set():
             stride = _Stride(self.clock, walk_is_over)
-            wider = await self._in_thread(self.drafter.propose, size, self._levels_left(), stride)
-            is_complete = not stride.ended
-            if walk_is_over.is_set():
-                return
+            drafted = await (late or self._queue(self._propose, size, self._levels_left(), stride))
+            is_complete = not stride.ended if late is None else not size
+            late = None
+            if is_first:
+                self.policy.record_draft(drafted.tree, drafted.seconds)
+                is_first = False
             # Once answers come, the walk may have left the branches that the drafter thinks best, so nothing is
             # shipped.
-            if flight.answered:
-                continue
-            extended = self.policy.extension(flight.draft, wider, self.clock() - start)
+            if not flight.answered:
+                await self._ship_extension(flight, pending, drafted.tree, start, walk_is_over)
+
+    async def _ship_extension(
+        self,
+        flight: RoundInFlight,
+        pending: PendingAnswers,
+        wider: DraftTree,
+        departed: float,
+        walk_is_over: threading.Event,
+    ) -> None:
+        """Ship the nodes of `wider` that are worth an append of their own.  Raises Interrupted."""
+        async with self._shipping:
+            if walk_is_over.is_set():
+                return
+            extended = self.policy.extension(flight.draft, wider, self.clock() - departed)
             if 0 < len(extended) - len(flight.draft) <= self.chain.epoch.free_credit_rows:
                 extension = self.builder.extend(flight.shipment, extended)
                 answers = [await self.chain.append(append) for append in extension.appends]
                 # After the appends are sent: a walk that leads into these nodes then finds the answers to wait for.
                 flight.extend(extension)
                 pending.extend(answers)
+
+    def _queue(self, job: Callable[..., T], *args: Any) -> "asyncio.Task[T]":
+        """Run a job of the drafter in a thread after all that were queued before."""
+        before = self._drafter_work
+
+        async def run() -> T:
+            await before
+            return await self._in_thread(job, *args)
+
+        task = asyncio.create_task(run())
+        self._drafter_work = task
+        return task
 
     async def _in_thread(self, job: Callable[..., T], *args: Any) -> T:
         """Run in a worker thread.  Even when cancelled, wait for it: the next generation may reuse this drafter."""
@@ -275,7 +337,6 @@ class Generation:
 
     async def _commit(self, flight: RoundInFlight, walk: Walk) -> Committed:
         """Commit the walk's tokens up to a stop token or the limit, and let the drafter observe what came back."""
-        await self._drafter_ready
         if flight.shipment.draft is not None:
             self.builder.accept(flight.shipment, walk.accepted)
         tokens, logprobs = flight.tokens_along(walk)
@@ -286,12 +347,9 @@ class Generation:
         finish: FinishReason | None = "length" if self.recorder.committed >= self.limits.max_new_tokens else None
         if tokens[kept - 1] in self.limits.stop_ids:
             finish = "stop"
-        self._observe(flight.verification(walk))
+        # The generation goes on meanwhile.
+        self._queue(self.drafter.observe, flight.verification(walk))
         return Committed(tuple(tokens[:kept]), tuple(logprobs[:kept]), self.recorder.traversals, finish)
-
-    def _observe(self, verification: Verification) -> None:
-        """Start to update the drafter while the generation goes on; `_drafter_ready` ends when it is done."""
-        self._drafter_ready = asyncio.create_task(self._in_thread(self.drafter.observe, verification))
 
     def _rounds_left(self) -> float:
         """Estimate the number of rounds left, from the tokens per traversal so far."""
