@@ -30,7 +30,13 @@ class FixedSizePolicy:
     def stop_drafting(self) -> ShouldStop:
         return never_stop
 
-    def choose(self, tree: DraftTree) -> DraftTree:
+    def longest_wait_s(self) -> None:
+        """Return None: every round waits for its tree."""
+
+    def record_draft(self, tree: DraftTree, seconds: float) -> None:
+        """Do nothing: the size does not depend on times."""
+
+    def choose(self, tree: DraftTree, *, is_late: bool = False) -> DraftTree:
         return tree
 
     def nodes_to_draft_in_flight(self) -> int:

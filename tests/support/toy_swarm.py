@@ -161,7 +161,13 @@ class HastyPolicy:
     def stop_drafting(self) -> ShouldStop:
         return never_stop
 
-    def choose(self, tree: DraftTree) -> DraftTree:
+    def longest_wait_s(self) -> None:
+        """Return None: every round waits for its tree."""
+
+    def record_draft(self, tree: DraftTree, seconds: float) -> None:
+        assert len(tree)
+
+    def choose(self, tree: DraftTree, *, is_late: bool = False) -> DraftTree:
         return tree.best(len(tree) - 1)
 
     def nodes_to_draft_in_flight(self) -> int:

@@ -48,12 +48,16 @@ class Calibration:
         below = np.exp(np.minimum(scores - EDGES[0], 0.0))
         return np.asarray(np.minimum(interpolated * below, 1.0))
 
+    @property
+    def optimism(self) -> float:
+        """Number of hits over what the drafter's own scores predicted, in all bins."""
+        return (self.total_hits + PRIOR_NODES) / (self.expected_hits + PRIOR_NODES)
+
     @cached_property
     def _log_chances(self) -> NDArray[np.float64]:
         """Log of the chance in the middle of each bin."""
         # Until a bin has counts of its own, it is assumed to be as optimistic as the drafter is over all bins.
-        optimism = (self.total_hits + PRIOR_NODES) / (self.expected_hits + PRIOR_NODES)
-        expected = np.minimum(CENTRES * optimism, 1.0)
+        expected = np.minimum(CENTRES * self.optimism, 1.0)
         rising = _rising(self.hit + PRIOR_NODES * expected, self.shipped + PRIOR_NODES)
         return np.asarray(np.log(np.maximum(rising, 1e-9)))
 

@@ -18,15 +18,14 @@ from treeswarm_client.drafters.expanded_tree import NO_ROW, CandidateNodes, Expa
 from treeswarm_client.drafters.model_tree import BEAM, ModelTree, ModelTreeOptions
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
 from treeswarm_client.drafters.tau import TauEstimate
+from treeswarm_client.recent_samples import RecentSamples
 
 # Number of candidates kept per node as a label for τ; at τ < 1 the rest of the vocabulary has no weight.
 LABEL_CANDIDATES = 64
 # Values at which τ settles for a distilled draft: see docs/decisions/.
 GREEDY_PRIOR, SAMPLED_PRIOR = 0.5, 0.8
-# Seconds that a small draft's forward takes on a CPU, and how far each measurement moves the estimate for the next one.
-FIRST_FORWARD_S, FORWARD_STEP = 0.002, 1 / 8
-# Largest measurement of one forward, relative to the estimate: a machine that was suspended is not a slow one.
-FARTHEST = 4.0
+# Seconds that a small draft's forward takes on a CPU.
+FIRST_FORWARD_S = 0.002
 # SpecExec's discount per level, which is part of its ranking.
 RAW_DECAY = float(np.log(0.95))
 # Sampling below this temperature is practically greedy, and logits divided by it would overflow.
@@ -82,8 +81,8 @@ class ModelDrafter:
     """The τ with which the last proposal was scored."""
     clock: Callable[[], float] = time.perf_counter
     """Returns the time in seconds."""
-    _forward_s: float = FIRST_FORWARD_S
-    """Smoothed seconds of a forward of new nodes."""
+    _forwards: RecentSamples = RecentSamples()
+    """Seconds of the last forwards of new nodes."""
 
     def __post_init__(self) -> None:
         self._noise = NoiseRows(self.vocab_size)
@@ -154,7 +153,7 @@ class ModelDrafter:
             self._expander = _LevelExpander(self, expanded, width)
 
         def stop(visits: float) -> bool:
-            return should_stop(visits / self._forward_s)
+            return should_stop(visits / self._forwards.location(FIRST_FORWARD_S))
 
         return self._tree.grow(self._expander, stop, self._expander.is_free)
 
@@ -209,7 +208,7 @@ class ModelDrafter:
 
         The forward of the root counts too: a drafter that overestimates forwards would make no others.
         """
-        self._forward_s += FORWARD_STEP * (min(seconds, FARTHEST * self._forward_s) - self._forward_s)
+        self._forwards = self._forwards.updated(seconds)
 
     def _learn_tau(self, expanded: ExpandedTree, verification: Verification) -> None:
         """Learn τ: every verified node that the draft has expanded too is a label."""

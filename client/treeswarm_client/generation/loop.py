@@ -3,8 +3,8 @@
 Every round ships the bonus token of the last one, which is mandatory, and the draft tree below it.  While the tree is
 in flight, the drafter goes on: it makes the same tree wider and deeper, and some of the new nodes are shipped after it.
 
-The drafter's work is a queue in a thread.  A round waits for its draft only as long as the policy says.  If the draft is
-not ready by then, as on a machine that other programs keep busy, the round leaves without it, and the nodes follow.
+The drafter's work is a queue in a thread.  A round waits for its draft only as long as the policy says.  If the draft
+is not ready by then, as on a machine that other programs keep busy, the round leaves without it, and the nodes follow.
 """
 
 import asyncio
@@ -105,6 +105,10 @@ class Generation:
     """Task that ends when all of the drafter's work queued so far is done, in the order in which it was queued."""
     _late_draft: "asyncio.Task[TimedTree] | None" = None
     """Task that drafts for the present round and was not waited for any longer, or None."""
+    _overdue: "asyncio.Task[TimedTree] | None" = None
+    """The last draft that a round did not wait for.  As long as it is not done, no round waits for another one."""
+    _has_draft: bool = False
+    """Whether the draft of the present round was ready before it left."""
     _shipping: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while an extension is shipped: a walk is not over in the middle of that."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
@@ -140,17 +144,22 @@ class Generation:
         """
         size = min(self.policy.nodes_to_draft(), self.chain.epoch.credit_rows - 1) if self._levels_left() else 0
         if not size:
+            self._has_draft = False
             return self.policy.choose(NO_TREE)
         start = self.clock()
         must_stop = self.policy.stop_drafting()
+        if self._overdue is not None and not self._overdue.done():
+            self._has_draft = True  # nothing new is drafted for this round
+            return self.policy.choose(NO_TREE, is_late=True)
         drafting = self._queue(
             self._propose, size, self._levels_left(), lambda promise: must_stop(promise) or self._cancelled.is_set()
         )
         await asyncio.wait({drafting}, timeout=self.policy.longest_wait_s())
         self.recorder.draft_s += self.clock() - start
-        if drafting.done():
+        self._has_draft = drafting.done()
+        if self._has_draft:
             return self.policy.choose(drafting.result().tree)
-        self._late_draft = drafting
+        self._late_draft = self._overdue = drafting
         return self.policy.choose(NO_TREE, is_late=True)
 
     def _propose(self, size: int, depth: int, should_stop: ShouldStop) -> TimedTree:
@@ -173,6 +182,7 @@ class Generation:
             return
         walk_is_over = threading.Event()
         task = asyncio.create_task(self._draft_in_flight(flight, pending, size, late, walk_is_over))
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # raised by the queue's next job
         try:
             yield
         finally:
@@ -197,8 +207,7 @@ class Generation:
         `late` is the round's own draft, if the round left without it.  Raises Interrupted.
         """
         start = self.clock()
-        is_first = not len(flight.draft)
-        is_complete = False
+        is_first, is_complete = late is not None or not self._has_draft, False
         while not is_complete and not walk_is_over.is_set():
             stride = _Stride(self.clock, walk_is_over)
             drafted = await (late or self._queue(self._propose, size, self._levels_left(), stride))

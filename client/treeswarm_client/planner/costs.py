@@ -15,12 +15,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from statistics import median
+from statistics import median_low
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.protocol.messages import MAX_ROWS, HopTiming, Profile
+from treeswarm_client.recent_samples import RecentSamples
 
 # --- LineFit
 # Number of measurements kept, and number kept of about the same size: the rounds of a session are often all alike, and
@@ -31,8 +32,13 @@ KEPT_ALIKE = 16
 APART = 1 / 8
 # A slope begins with the weight of this many pairs of measurements.
 PRIOR_PAIRS = 4
-# Late measurements are a minority among this many of the newest; the intercept is the median of these.
-NEWEST = 16
+# Late measurements are a minority among this many of the newest; the intercept is the lower median of what these leave.
+NEWEST = 8
+# The first measurement, often the slowest, raises the intercept to this many times what was assumed, at most.
+FIRST_TIMES = 4.0
+# So many measurements in a row that leave more than the intercept by this factor, or less, are no outliers: the line
+# has changed, and what was measured before is forgotten.
+CHANGED_IN_A_ROW, CHANGED = 4, 1.4
 
 # --- LinkEstimate
 # 100 Mbit/s, what a volunteer's line at home carries upstream on a good day: dear enough that the first trees stay
@@ -47,10 +53,11 @@ PRIOR_LATENCY_S = 0.05
 UNKNOWN: Profile = ((1, 10_000), (2, 10_500), (4, 11_000), (16, 13_000), (64, 20_000), (256, 50_000))
 # Weight of one timing in an estimate that has several.
 STEP = 1 / 8
-# Share of a correction that holds for all numbers of rows: a machine that is slow today is slow throughout.
-COMMON = 0.3
-# A timing that is off by a larger factor than this, up or down, counts as this factor: one stall is no slow node.
+# A waiting time that is off by a larger factor than this counts as this factor: one stall is no slow node.
 FARTHEST = 3.0
+# The same for a forward, when it bends the table near its number of rows.  Machines that are slow today are slow for
+# all numbers of rows, which the node's pace follows within five timings; only the rest is the table's.
+BENDS = 1.5
 
 # --- Costs
 # On the client's own links a row is its parent and token on the way out, and id, token and log-probability back.
@@ -105,7 +112,7 @@ class LineFit:
     """A line `intercept + x · slope`, both ≥ 0, through noisy measurements of which some are far off.
 
     The slope is the median of the slopes between any two measurements, weighted by their distance (Theil and Sen).  The
-    intercept is the median of what the slope leaves.
+    intercept is the lower median of what the slope leaves.
     """
 
     prior_slope: float
@@ -115,16 +122,30 @@ class LineFit:
     """Measurements (x, y), oldest first."""
 
     def updated(self, x: float, y: float) -> "LineFit":
-        """Return the line with one more measurement; of the first one, at most half is put down to the slope."""
+        """Return the line with one more measurement; of the first one, at most half is put down to the slope.
+
+        The first one alone moves the intercept FIRST_TIMES as far up as was assumed at most.
+        """
         if not self.measurements:
             slope = min(self.prior_slope, 0.5 * y / x) if x > 0 else self.prior_slope
-            return replace(self, intercept=max(0.0, y - slope * x), slope=slope, measurements=((x, y),))
+            left = min(max(0.0, y - slope * x), FIRST_TIMES * self.intercept)
+            return replace(self, intercept=left, slope=slope, measurements=((x, y),))
         kept = _newest_of_each_size([*self.measurements, (x, y)])
+        if self._has_changed(kept):
+            kept = kept[-CHANGED_IN_A_ROW:]
         xs, ys = np.array(kept).T
         slope = self._slope(xs, ys)
         newest = slice(-NEWEST, None)
-        intercept = median((ys[newest] - slope * xs[newest]).tolist())
+        intercept = median_low((ys[newest] - slope * xs[newest]).tolist())
         return replace(self, intercept=max(0.0, intercept), slope=slope, measurements=tuple(kept))
+
+    def _has_changed(self, measurements: Sequence[tuple[float, float]]) -> bool:
+        """Whether the newest measurements are all far off the line, and on the same side of it."""
+        newest = measurements[-CHANGED_IN_A_ROW:]
+        if len(measurements) <= CHANGED_IN_A_ROW:
+            return False
+        ratios = [(y - self.slope * x) / max(self.intercept, 1e-9) for x, y in newest]
+        return min(ratios) > CHANGED or max(ratios) < 1 / CHANGED
 
     def at(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the line's values, in the shape of `x`."""
@@ -188,6 +209,10 @@ class LinkEstimate:
         """
         return LinkEstimate(self.line.updated(byte_count, seconds))
 
+    def assumed_elsewhere(self) -> "LinkEstimate":
+        """Return what is assumed of another chain of the same client before anything has passed through it."""
+        return LinkEstimate(replace(self.line, measurements=()))
+
     def seconds(self, byte_count: Rows) -> NDArray[np.float64]:
         """Return the seconds on links of a traversal with `byte_count` bytes, in the shape of `byte_count`."""
         return self.line.at(np.asarray(byte_count, np.float64))
@@ -203,6 +228,8 @@ class HopEstimate:
     """Seconds of a forward with that many rows of ours and no others, float64 [points]."""
     from_profile: bool
     """Whether the table began as the node's own profile."""
+    paces: RecentSamples = RecentSamples()
+    """Times of the last forwards, as multiples of the table's."""
     queue_s: float = 0.0
     """Seconds that our rows wait for the node's device."""
     shared_s: float = 0.0
@@ -222,17 +249,17 @@ class HopEstimate:
         """Return the estimate after one append; a timing of which the node computed nothing changes nothing."""
         if timing.rows < 1 or timing.compute_us < 1:
             return self
-        step = max(STEP, 1 / (self.samples + 1))
+        # The prior counts as one timing.
+        step = max(STEP, 1 / (self.samples + 2))
         compute_s = timing.compute_us / 1e6
         alone_s = float(self._alone.at(float(timing.rows)))
         is_shared = timing.batch_sessions > 1 and (self.from_profile or self.samples > 0)
         # In a shared forward, extra time is due to the other sessions; missing time means that the table is too dear.
         extra_s = min(max(0.0, compute_s - alone_s), FARTHEST * (alone_s + self.shared_s)) if is_shared else 0.0
-        table_s = self.table_s if extra_s else self._corrected(timing.rows, compute_s / alone_s)
+        corrected = self if extra_s else self._corrected(timing.rows, compute_s)
         queue_s = min(timing.queue_us / 1e6, FARTHEST * (alone_s + self.queue_s))
         return replace(
-            self,
-            table_s=table_s,
+            corrected,
             queue_s=self.queue_s + step * (queue_s - self.queue_s),
             shared_s=self.shared_s + step * (extra_s - self.shared_s),
             sessions=self.sessions + step * (max(1, timing.batch_sessions) - self.sessions),
@@ -250,24 +277,32 @@ class HopEstimate:
         single = self.duration.at(1.0)
         return Curve(self.duration.rows, single + self.sessions * (self.duration.seconds - single))
 
+    @property
+    def pace(self) -> float:
+        """Factor by which forwards take longer than the table says."""
+        if self.from_profile or not self.paces.values:
+            return self.paces.location(1.0)
+        return self.paces.location(min(self.paces.values))  # an unknown node's table has a shape, but no height
+
     @cached_property
     def _alone(self) -> Curve:
-        """The table made to rise, with a point far out that continues the slope of the last two."""
-        rising = np.maximum.accumulate(self.table_s)
+        """The table at the node's pace, made to rise, with a point far out that continues the last slope."""
+        rising = self.pace * np.maximum.accumulate(self.table_s)
         slope = (rising[-1] - rising[-2]) / (self.rows[-1] - self.rows[-2]) if len(rising) > 1 else 0.0
         far = 16 * self.rows[-1]
         far_s = rising[-1] + slope * (far - self.rows[-1])
         return Curve(np.append(self.rows, far), np.append(rising, far_s))
 
-    def _corrected(self, rows: int, factor: float) -> NDArray[np.float64]:
-        """Return the table after a forward that took `factor` times its entry; most is corrected near these rows."""
-        if self.samples == 0 and not self.from_profile:
-            return self.table_s * factor
+    def _corrected(self, rows: int, compute_s: float) -> "HopEstimate":
+        """Return the estimate after a forward of our rows alone: its pace, and a table bent near these rows."""
+        by_table_s = float(np.interp(rows, self.rows, np.maximum.accumulate(self.table_s)))
+        by_table_s *= max(1.0, rows / self.rows[-1])
+        paced = replace(self, paces=self.paces.updated(compute_s / by_table_s))
         points = np.arange(len(self.rows))
         near = np.maximum(0.0, 1.0 - np.abs(points - np.interp(rows, self.rows, points)))
-        weights = COMMON + (1 - COMMON) * near
-        log_factor = min(max(math.log(factor), -math.log(FARTHEST)), math.log(FARTHEST))
-        return np.asarray(self.table_s * np.exp(STEP * weights * log_factor))
+        residual = compute_s / (paced.pace * by_table_s)
+        log_factor = min(max(math.log(residual), -math.log(BENDS)), math.log(BENDS))
+        return replace(paced, table_s=self.table_s * np.exp(STEP * near * log_factor))
 
 
 # ---------------------------------------------------------------- a traversal
@@ -417,13 +452,13 @@ class CostTracker:
             self._chain, self.most_rows = chain, FIRST_ROWS
         for estimates in (self._nodes, self._links):
             _forget_oldest(estimates, REMEMBERED + len(chain))  # type: ignore[arg-type]
-        link = self._links.get(chain, LinkEstimate())
+        link = self._links.get(chain) or self.costs.link.assumed_elsewhere()
         self.costs = Costs(link, self._hops(), row_bytes, max(0, len(chain) - 1), segment_rows)
         return changed
 
     def learn(self, rows: int, parts: TraversalParts, timings: Sequence[Sequence[HopTiming]]) -> None:
         """Learn from a traversal of `rows` rows that nothing broke; `timings` are per append and hop."""
-        link = self._links.pop(self._chain, LinkEstimate()).updated(parts.byte_count, parts.wire_s)
+        link = self._links.pop(self._chain, self.costs.link).updated(parts.byte_count, parts.wire_s)
         self._links[self._chain] = link
         for place, node in enumerate(self._chain):
             for timing in _forwards([hops[place] for hops in timings if place < len(hops)]):

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm_client.drafters.seam import DraftTree
-from treeswarm_client.planner.robust import RecentSamples
+from treeswarm_client.recent_samples import RecentSamples
 
 # Deeper than any tree of a usual drafter; deeper nodes count to the last level.
 DEPTHS = 64

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from treeswarm_client.planner.costs import Costs, traversal_s
 from treeswarm_client.planner.plan import Plan
 
+# A shorter time is no waiting, but what the program takes for itself.
+WAITED_S = 0.0005
 IN_DEBT = " (doubted: trees have cost more than they brought)"
 
 
@@ -49,11 +51,12 @@ class RoundReport:
 
 
 def reason_of(plan: Plan, chances: NDArray[np.float64], costs: Costs, *, exploring: bool, in_debt: bool) -> str:
-    """Say why the plan has this size and no other; `chances` float64 [n] are those it was planned with."""
+    """Say why the plan for drafted nodes has this size and no other; `chances` float64 [n] are those it was planned
+    with."""
     if exploring:
         return f"{plan.size} nodes: exploring whether guesses hit again"
     if not len(chances):
-        return "plain: nothing was drafted"
+        return "plain: the drafter had nothing to propose"
     name, doubt = f"{plan.size} nodes" if plan.size else "plain", IN_DEBT if in_debt else ""
     if plan.size == len(chances):
         return f"{name}: all that was drafted{doubt}"
@@ -61,7 +64,49 @@ def reason_of(plan: Plan, chances: NDArray[np.float64], costs: Costs, *, explori
     gain = float(chances[plan.size])
     before, after = traversal_s(costs, np.array([plan.size, plan.size + 1]) + 1.0)
     cost = (after - before) * plan.rate
-    return f"{name}: one more would bring {gain:.3f} tokens and cost {cost:.3f} tokens of time{doubt}"
+    one_more = "one more" if plan.size else "the best node"
+    return f"{name}: {one_more} would bring {gain:.3f} tokens and cost {cost:.3f} tokens of time{doubt}"
+
+
+LAST_TOKEN = "plain: only one more token is needed"
+NO_ROOM = "plain: the nodes have no room for more rows"
+
+
+def draft_is_late_text(waited_s: float) -> str:
+    """Say that the round left without its draft, for which it had waited so long."""
+    if waited_s < WAITED_S:
+        return "plain: the draft of an earlier round is not ready yet"
+    return f"plain: the draft was not ready within {1e3 * waited_s:.0f} ms"
+
+
+def draft_follows_text(level_s: float, wait_s: float) -> str:
+    """Say that the round does not wait for its draft, because a level takes longer than it would wait."""
+    return (
+        f"plain at once: a level of drafting takes {1e3 * level_s:.0f} ms, and a round waits {1e3 * wait_s:.0f} at most"
+    )
+
+
+def would_not_pay_text(refused: Plan, draft_s: float, plain_s: float, *, in_debt: bool) -> str:
+    """Say why nothing is drafted before the round leaves: what the tree that would lose least brings and costs.
+
+    `draft_s` are the seconds of drafting among those of the `refused` plan; a plain round takes `plain_s`.
+    """
+    gain, cost = refused.tokens - 1.0, (refused.seconds - plain_s) / plain_s
+    doubt = IN_DEBT if in_debt else ""
+    return (
+        f"plain: a tree of {refused.size} would bring {gain:.3f} tokens and cost {cost:.3f} tokens of time, "
+        f"{draft_s / plain_s:.3f} of them for drafting{doubt}"
+    )
+
+
+def with_next_try(reason: str, rounds: int | None) -> str:
+    """Add to the reason of a plain round in how many rounds a tree is tried all the same; None if that is not set."""
+    return f"{reason}; the next try is in {max(1, rounds)} rounds" if rounds is not None else reason
+
+
+def with_extension(reason: str, extended: int) -> str:
+    """Add to a round's reason that nodes were sent after its first shipment."""
+    return f"{reason}; {extended} nodes were sent after it" if extended else reason
 
 
 def explain_line(report: RoundReport) -> str:

@@ -27,6 +27,8 @@ from treeswarm_client.planner.loss_budget import (
 # Share of a plain round that a round waits for its draft at most, even if more drafting promises more: about what trees
 # of 64 needed where they paid.
 DRAFT_SHARE = 0.3
+# The same for the first tree of a drafter, of which nothing is known: in a short text a single round counts.
+FIRST_DRAFT_SHARE = 0.1
 # Number of nodes to draft when nothing is known of a drafter's trees: on a fast network drafting costs most.
 FIRST_NODES = 16
 # Trees differ from round to round: this many times the nodes that the usual tree would ship are drafted.
@@ -65,9 +67,14 @@ class Estimates:
 
 
 def plan_round(
-    chances: NDArray[np.float64], costs: Costs, *, exposed_draft_s: NDArray[np.float64] | float = 0.0
+    chances: NDArray[np.float64],
+    costs: Costs,
+    *,
+    exposed_draft_s: NDArray[np.float64] | float = 0.0,
+    smallest: int = 0,
 ) -> Plan:
-    """Find the number of nodes that brings most tokens per second; of equally good ones the smallest.
+    """Find the number of nodes, at least `smallest`, that brings most tokens per second; of equally good ones the
+    smallest.
 
     `chances` has each node's chance to be on the target's path, float64 [n], best first.  `exposed_draft_s` is the time
     of exposed drafting in seconds, the same for all sizes or by size, [n + 1].
@@ -75,7 +82,7 @@ def plan_round(
     tokens = 1.0 + np.concatenate([[0.0], np.cumsum(chances)])
     seconds = traversal_s(costs, np.arange(1.0, len(chances) + 2)) + exposed_draft_s
     rates = tokens / seconds
-    size = int(np.argmax(rates))
+    size = smallest + int(np.argmax(rates[smallest:]))
     return Plan(size, float(tokens[size]), float(seconds[size]), float(rates[size]))
 
 
@@ -85,13 +92,6 @@ def plan_for_size(size: int, chances: NDArray[np.float64], costs: Costs, *, expo
     # A single row delays no other session: its price is its time.
     seconds = (float(traversal_s(costs, 1.0 + size)) if size else costs.plain_s) + exposed_draft_s
     return Plan(size, tokens, seconds, tokens / seconds)
-
-
-def usual_nodes_wanted(estimates: Estimates, costs: Costs, limit: int) -> int:
-    """Return how many nodes of a tree like the last ones to draft, at most `limit`; 0 if no tree pays."""
-    chances = estimates.budget.discounted(estimates.acceptance.usual_chances(limit))
-    best = plan_round(chances, costs, exposed_draft_s=estimates.levels.draft_s(limit)).size
-    return min(limit, max(int(np.ceil(SLACK * best)), OUTGROWN * estimates.outgrown))
 
 
 def extension_size(chances: NDArray[np.float64], later_s: NDArray[np.float64], costs: Costs, rate: float) -> int:
@@ -110,9 +110,9 @@ def extension_size(chances: NDArray[np.float64], later_s: NDArray[np.float64], c
     return best + 1 if gain[best] > 0 else 0
 
 
-def longest_draft_wait_s(costs: Costs) -> float:
-    """Return the longest that a round waits for its draft, in seconds."""
-    return DRAFT_SHARE * costs.plain_s
+def longest_draft_wait_s(costs: Costs, *, is_first: bool = False) -> float:
+    """Return for how long a round's draft goes on before the round leaves, in seconds."""
+    return (FIRST_DRAFT_SHARE if is_first else DRAFT_SHARE) * costs.plain_s
 
 
 def cheap_size(costs: Costs, share: float, largest: int) -> int:

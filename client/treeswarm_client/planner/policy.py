@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from treeswarm.protocol.messages import HopTiming
 from treeswarm.session.walk import Walk
-from treeswarm_client.drafters.seam import DraftTree, ShouldStop, never_stop
+from treeswarm_client.drafters.seam import NO_TREE, DraftTree, ShouldStop, never_stop
 from treeswarm_client.planner.acceptance import AcceptanceEstimate
 from treeswarm_client.planner.costs import (
     ChainHop,
@@ -31,12 +31,20 @@ from treeswarm_client.planner.costs import (
     round_duration_s,
     take_apart,
 )
+from treeswarm_client.planner.draft_decision import DraftDecision, decide_draft, longest_wait_s
 from treeswarm_client.planner.draft_levels import DraftLevels
-from treeswarm_client.planner.explain import RoundReport, reason_of
+from treeswarm_client.planner.explain import (
+    LAST_TOKEN,
+    NO_ROOM,
+    RoundReport,
+    draft_is_late_text,
+    reason_of,
+    with_extension,
+    with_next_try,
+)
 from treeswarm_client.planner.loss_budget import (
     EXPLORE_LONGER,
     EXPLORE_NODES,
-    SKIPPED_ROUNDS,
     Exploration,
     LossBudget,
 )
@@ -51,8 +59,8 @@ from treeswarm_client.planner.plan import (
     longest_draft_wait_s,
     plan_for_size,
     plan_round,
-    usual_nodes_wanted,
 )
+from treeswarm_client.planner.round_plan import RoundPlan, departure_s, on_path
 
 # Most nodes that the automatic policy reserves room for on every hop and may ship: over the dearest links that it was
 # tried on (100 ms one way) it chose 30 to 80 nodes and hardly ever more than 100; a larger reservation only keeps other
@@ -71,6 +79,9 @@ FURTHER = 2
 # A round that took longer than this many times its usual duration counts in the loss budget as if it had taken that
 # long.
 LATE = 1.2
+# Costs are learned from a round that took longer than expected by this factor, or shorter, even if its decision was
+# only a repetition of an earlier one.
+SURPRISE = 1.5
 # Weight of one plan in the average rate.
 RATE_STEP = 1 / 4
 
@@ -119,8 +130,19 @@ class TreePolicy(Protocol):
         """Return the function that tells the drafter when to stop before shipping.  Time counts from this call."""
         ...
 
-    def choose(self, tree: DraftTree) -> DraftTree:
-        """Return the first nodes of `tree`, to be shipped.  Asked every round, also where nothing was drafted."""
+    def longest_wait_s(self) -> float | None:
+        """Return the longest that the round waits for its draft, in seconds, or None to wait until it is there."""
+        ...
+
+    def record_draft(self, tree: DraftTree, seconds: float) -> None:
+        """Learn from the first tree of a round that was drafted while it travelled, which took `seconds`."""
+        ...
+
+    def choose(self, tree: DraftTree, *, is_late: bool = False) -> DraftTree:
+        """Return the first nodes of `tree`, to be shipped.  Asked every round, also where nothing was drafted.
+
+        `is_late` says that something is being drafted, but was not ready in time.
+        """
         ...
 
     def nodes_to_draft_in_flight(self) -> int:
@@ -182,34 +204,6 @@ class PlannerMemory:
             )
 
 
-@dataclass(frozen=True, eq=False)
-class _RoundPlan:
-    """What was decided for the round under way."""
-
-    plan: Plan
-    chances: NDArray[np.float64]
-    """Calibrated chances of the drafted nodes, float64 [drafted]."""
-    drafted: int
-    """Number of nodes drafted."""
-    draft_s: float
-    """Seconds that the round waited for its draft."""
-    expected_s: float
-    """Seconds that the round is expected to take by a clock, with `draft_s`."""
-    reason: str
-    """Why the tree has this size, for `--explain`."""
-    exploring: bool
-    """Whether the tree is a try that tells whether guesses hit again."""
-    is_learned_from: bool
-    """Whether the costs of links and hops are learned from this round; if not, a later plain round teaches them."""
-    departures: tuple[tuple[int, float], ...] = ()
-    """Pairs for each extension that left, in order: its first node, and seconds from the tree's departure to its
-    own."""
-    in_flight: int = 0
-    """Number of nodes in flight when an extension was last considered; 0 if none was."""
-    considered_s: float = 0.0
-    """Seconds from the tree's departure to that of the extension considered last, which may not have left."""
-
-
 @dataclass(eq=False)
 class AutoPolicy:
     """The policy of `--tree-size auto`: it chooses trees that fit the links, the hops and the text.
@@ -231,7 +225,13 @@ class AutoPolicy:
     clock: Callable[[], float] = time.perf_counter
     _draft_started_s: float | None = None
     """Time of the clock at which the round began to wait for its draft, or None if it does not."""
-    _planned: _RoundPlan | None = None
+    _decision: DraftDecision = DraftDecision(0, 0)
+    """How much to draft for the coming round, or for the one under way."""
+    _is_asked: bool = False
+    """Whether `nodes_to_draft` was asked for the coming round."""
+    _drafted: DraftTree = NO_TREE
+    """All nodes drafted for the round under way; those shipped come first."""
+    _planned: RoundPlan | None = None
     """What was decided for the round under way, or None between rounds."""
     _parts: TraversalParts | None = None
     """Parts of the round's traversal, or None before it came back."""
@@ -251,32 +251,26 @@ class AutoPolicy:
     # ---------------------------------------------------------------- how much to draft
 
     def nodes_to_draft(self) -> int:
-        """Return `nodes_wanted`, or where drafting goes on in flight the most that may be shipped.
+        """Return how many nodes to draft before the coming round leaves; 0 if it leaves plain.
 
-        There, nodes that were drafted while the last tree travelled cost nothing, and `stop_drafting` limits the time
-        that the round waits for more.
+        Where drafting goes on in flight, it is the most that may be shipped: nodes that were drafted while the last
+        tree travelled cost nothing, and `stop_drafting` limits the time that the round waits for more.
         """
         if self.fixed_size is not None:
             return self.fixed_size
-        nodes = self.nodes_wanted()
-        return self.largest if nodes > EXPLORE_NODES and self._overlaps_now else nodes
-
-    def nodes_wanted(self) -> int:
-        """Return how many nodes are worth drafting for the coming round; 0 if it should be plain."""
-        memory = self.memory
-        estimates = memory.estimates
-        limit = min(self._limit, max(FIRST_NODES, FURTHER * estimates.most_drafted))
-        if limit < 1:
-            return 0
-        if memory.exploration.is_due():
-            return cheap_size(self.costs, EXPLORE_LONGER, min(limit, EXPLORE_NODES))
-        if not estimates.acceptance.trees:
-            return min(limit, FIRST_NODES)
-        if memory.exploration.skipped_rounds:
-            return 0
-        nodes = usual_nodes_wanted(estimates, self.costs, limit)
-        memory.exploration = memory.exploration.skip(0 if nodes else SKIPPED_ROUNDS)
-        return nodes
+        memory, self._is_asked = self.memory, True
+        if not memory.exploration.skipped_rounds or memory.exploration.is_due():
+            limit = min(self._limit, max(FIRST_NODES, FURTHER * memory.estimates.most_drafted))
+            self._decision = decide_draft(
+                memory.estimates,
+                self.costs,
+                memory.exploration,
+                limit=limit,
+                largest=self.largest,
+                overlaps=self._overlaps_now,
+            )
+            memory.exploration = memory.exploration.skip(self._decision.skipped_rounds)
+        return self._decision.before
 
     def stop_drafting(self) -> ShouldStop:
         """Return the function that ends drafting early.
@@ -286,32 +280,42 @@ class AutoPolicy:
         self._draft_started_s = self.clock()
         if self.fixed_size is not None:
             return never_stop
-        end_s = self._draft_started_s + longest_draft_wait_s(self.costs)
-        worth = PROMISE * self.memory.rate
+        estimates = self.memory.estimates
+        end_s = self._draft_started_s + longest_draft_wait_s(self.costs, is_first=not estimates.acceptance.trees)
+        worth = PROMISE * self.memory.rate / min(1.0, estimates.acceptance.steps.optimism)
         return lambda promise: promise < worth or self.clock() > end_s
 
+    def longest_wait_s(self) -> float | None:
+        """See `TreePolicy`."""
+        return longest_wait_s(self.memory.estimates, self.costs) if self.fixed_size is None else None
+
     def nodes_to_draft_in_flight(self) -> int:
-        """Return the most nodes that may be shipped; where no tree pays, as many as the next round may explore with."""
+        """See `TreePolicy`."""
         if self.fixed_size is not None:
             return AHEAD * self.fixed_size if self.overlaps else 0
-        if not self._overlaps_now:
-            return 0
-        if self.nodes_wanted():
-            return self.largest
-        return EXPLORE_NODES if self.memory.exploration.is_due(within=1) else 0
+        return self._decision.in_flight if self._overlaps_now else 0
+
+    def record_draft(self, tree: DraftTree, seconds: float) -> None:
+        """See `TreePolicy`."""
+        self.memory.tree_drafted(tree, seconds)
 
     # ---------------------------------------------------------------- how much to ship
 
-    def choose(self, tree: DraftTree) -> DraftTree:
+    def choose(self, tree: DraftTree, *, is_late: bool = False) -> DraftTree:
         """Return the nodes of `tree` that bring most tokens per second.
 
         Without a call of `stop_drafting` since the last round, nothing was drafted and the round is plain.
         """
+        is_asked, self._is_asked, self._drafted = self._is_asked, False, tree
         if self._draft_started_s is None:
-            self._record_plain_round()
+            self._record_plain_round(is_asked=is_asked)
             return tree
         draft_s = self.clock() - self._draft_started_s
         self._draft_started_s = None
+        if is_late:
+            plan = plan_for_size(0, np.empty(0), self.costs, exposed_draft_s=draft_s)
+            self._decide(plan, np.empty(0), draft_s, draft_is_late_text(draft_s))
+            return NO_TREE
         self.memory.tree_drafted(tree, draft_s)
         estimates, costs = self.memory.estimates, self.costs
         chances = estimates.acceptance.chances(tree)
@@ -331,6 +335,7 @@ class AutoPolicy:
         """Return `shipped`, followed by the nodes of `wider` that bring more than their time is worth."""
         self.memory.tree_grew(wider)
         both = shipped.union(wider, self.largest) if self.fixed_size is None else shipped
+        self._drafted = both
         planned = self._planned
         if len(both) == len(shipped) or planned is None:
             return shipped
@@ -365,9 +370,10 @@ class AutoPolicy:
         if finished.unbroken:
             rows, seconds, timings = _first_shipment(finished)
             self._parts = take_apart(self.costs, rows, seconds, timings)
-            if self._planned is None or self._planned.is_learned_from:
+            if self._planned is None or self._planned.is_learned_from or self._is_surprising(seconds):
                 self.memory.tracker.learn(sum(rows), self._parts, timings)
         self._learn_walk(finished.draft, finished.walk)
+        self._drafted = NO_TREE
         planned, parts = self._planned, self._parts
         self._planned = self._parts = None
         if planned is None or parts is None:
@@ -376,13 +382,14 @@ class AutoPolicy:
         # end.
         waited_s = max(0.0, finished.seconds - finished.first_seconds) if finished.first_seconds else 0.0
         tokens = 1 + len(finished.walk.accepted)
-        self._settle(planned, tokens, planned.draft_s + parts.seconds, waited_s)
+        self._settle(planned, len(finished.draft), tokens, planned.draft_s + parts.seconds, waited_s)
         self.memory.rounds += 1
+        extended = max(0, len(finished.draft) - planned.plan.size)
         return RoundReport(
             round=self.memory.rounds,
             drafted=planned.drafted,
             shipped=planned.plan.size,
-            extended=max(0, len(finished.draft) - planned.plan.size),
+            extended=extended,
             expected=1.0 + float(planned.chances[: len(finished.draft)].sum()),
             got=tokens,
             expected_s=planned.expected_s,
@@ -391,7 +398,7 @@ class AutoPolicy:
             wire_s=parts.wire_s,
             queue_s=parts.queue_s,
             compute_s=parts.compute_s,
-            reason=planned.reason,
+            reason=with_extension(planned.reason, extended),
         )
 
     # ---------------------------------------------------------------- inside
@@ -409,12 +416,17 @@ class AutoPolicy:
         """Most nodes of a tree whose cost can be estimated from what was measured."""
         return min(self.largest, FURTHER * self.memory.tracker.most_rows)
 
-    def _record_plain_round(self) -> None:
+    def _is_surprising(self, seconds: float) -> bool:
+        """Whether a traversal took so much more or less than expected that costs may have changed."""
+        return self._planned is not None and not 1 / SURPRISE < seconds / self._planned.expected_s < SURPRISE
+
+    def _record_plain_round(self, *, is_asked: bool) -> None:
         """Record that the coming round ships no draft nodes: none is worth it, or only one more token is needed."""
         exploration = self.memory.exploration
         self.memory.exploration = exploration.skip(max(0, exploration.skipped_rounds - 1))
         plan = plan_for_size(0, np.empty(0), self.costs)
-        self._decide(plan, np.empty(0), 0.0, "plain: nothing was drafted, or drafting would not pay")
+        reason = NO_ROOM if self._decision.before else with_next_try(self._decision.why_plain, exploration.due_in)
+        self._decide(plan, np.empty(0), 0.0, reason if is_asked else LAST_TOKEN)
 
     def _record_fixed_size(self, tree: DraftTree, chances: NDArray[np.float64], draft_s: float) -> DraftTree:
         """Record that the whole tree is shipped: nothing is chosen, but all is learned."""
@@ -429,32 +441,33 @@ class AutoPolicy:
         drafted = len(chances)
         expected_s = round_duration_s(self.costs, plan.size) + draft_s
         is_learned_from = drafted > 0 or not self.memory.exploration.skipped_rounds
-        self._planned = _RoundPlan(plan, chances, drafted, draft_s, expected_s, reason, exploring, is_learned_from)
+        self._planned = RoundPlan(plan, chances, drafted, draft_s, expected_s, reason, exploring, is_learned_from)
         self.memory.planned_rate = self.memory.rate + RATE_STEP * (plan.rate - self.memory.rate)
 
-    def _learn_walk(self, tree: DraftTree, walk: Walk) -> None:
-        """Learn which nodes were on the target's path, and whether the tree was outgrown."""
+    def _learn_walk(self, shipped: DraftTree, walk: Walk) -> None:
+        """Learn which nodes were on the target's path, and whether the tree was outgrown.
+
+        Nodes that were drafted and not shipped count too: whether they were right is known where their parents were.  A
+        plain round tells so whether the guesses for its token would have been right.
+        """
         memory, accepted = self.memory, walk.accepted
-        on_path = np.zeros(len(tree), np.bool_)
-        on_path[list(accepted)] = True
-        # A node that left too late for the walk to wait for it was right all the same if its token is the bonus token.
-        on_path |= (tree.parents == (accepted[-1] if accepted else -1)) & (tree.tokens == walk.bonus)
-        is_outgrown = len(accepted) >= OUTGROWN_AT and accepted[-1] not in tree.parents
+        tree = self._drafted if len(self._drafted) > len(shipped) else shipped
         memory.estimates = replace(
             memory.estimates,
-            acceptance=memory.estimates.acceptance.after_walk(tree, on_path),
-            outgrown=len(tree) if is_outgrown else 0,
+            acceptance=memory.estimates.acceptance.after_walk(tree, on_path(tree, walk)),
+            outgrown=len(shipped) if len(accepted) >= OUTGROWN_AT and accepted[-1] not in shipped.parents else 0,
         )
-        if len(tree):
+        if len(shipped):
             memory.exploration = memory.exploration.skip(0)
 
-    def _settle(self, planned: _RoundPlan, tokens: int, seconds: float, waited_s: float) -> None:
+    def _settle(self, planned: RoundPlan, shipped: int, tokens: int, seconds: float, waited_s: float) -> None:
         """Enter the round into the loss budget, and decide when to explore next.
 
-        The round brought `tokens` in `seconds`, and then `waited_s` more passed before it was over.
+        The round shipped `shipped` nodes and brought `tokens` in `seconds`, and then `waited_s` more passed before it
+        was over.
         """
         memory, budget = self.memory, self.memory.estimates.budget
-        if planned.drafted:
+        if shipped or planned.draft_s:
             # Time counts by the clock, but at most LATE times the usual: a packet that came late is not due to the
             # tree.
             usual_s = planned.draft_s + round_duration_s(self.costs, planned.plan.size)
@@ -462,21 +475,11 @@ class AutoPolicy:
         else:
             budget = budget.after_plain_round()
         memory.estimates = replace(memory.estimates, budget=budget)
-        if planned.plan.size:
+        if shipped:
             memory.exploration = memory.exploration.after_tree(found_hit=planned.exploring and tokens > 1)
         else:
             interval = partial(exploration_interval, memory.estimates, self.costs)
             memory.exploration = memory.exploration.after_plain_round(interval)
-
-
-def departure_s(nodes: NDArray[np.int64], departures: Sequence[tuple[int, float]]) -> NDArray[np.float64]:
-    """Return the seconds from the tree's departure to that of each node, float64 [nodes]; 0 for the root (-1).
-
-    `departures` has the first node and the departure of each extension.
-    """
-    firsts = np.array([first for first, _ in departures], np.int64)
-    seconds = np.array([0.0, *(later_s for _, later_s in departures)])
-    return seconds[np.searchsorted(firsts, nodes, side="right")]
 
 
 def _first_shipment(finished: Round) -> tuple[list[int], float, list[Sequence[HopTiming]]]:

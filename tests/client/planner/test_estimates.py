@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from treeswarm.protocol.messages import HopTiming
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree
 from treeswarm_client.planner.acceptance import AcceptanceEstimate
-from treeswarm_client.planner.costs import Curve, HopEstimate, LinkEstimate, sum_curves
+from treeswarm_client.planner.costs import (
+    FIRST_TIMES,
+    PRIOR_LATENCY_S,
+    Curve,
+    HopEstimate,
+    LinkEstimate,
+    sum_curves,
+)
 from treeswarm_client.planner.draft_levels import PRIOR_LEVEL_S, DraftLevels
 from treeswarm_client.planner.loss_budget import START, Exploration, LossBudget
 
@@ -46,6 +53,27 @@ def test_an_estimate_follows_a_link_that_has_changed() -> None:
     assert link.latency_s == pytest.approx(0.2, rel=0.05)
 
 
+def test_a_slow_prompt_moves_the_latency_by_a_bounded_factor() -> None:
+    link = LinkEstimate().updated(5e4, 8.0)
+    assert link.latency_s <= FIRST_TIMES * PRIOR_LATENCY_S
+    assert link.updated(3e3, 0.11).latency_s == pytest.approx(0.11, rel=0.05)
+
+
+def test_a_link_that_jumps_is_followed_in_four_rounds_there_and_back() -> None:
+    link = link_after_rounds(0.1, 8e-9)
+    for latency_s in (0.6, 0.1):
+        for round_number in range(4):
+            link = link.updated(3e3 + 1e4 * round_number, latency_s)
+        assert float(link.seconds(3e3)) == pytest.approx(latency_s, rel=0.1)
+
+
+def test_another_chain_begins_with_the_latency_of_the_last_one() -> None:
+    link = link_after_rounds(0.4, 8e-8)
+    assumed = link.assumed_elsewhere()
+    assert assumed.latency_s == link.latency_s
+    assert assumed.updated(3e3, 0.1).latency_s == pytest.approx(0.1, rel=0.05)
+
+
 @given(st.lists(st.tuples(st.floats(0, 1e7), st.floats(0, 100)), max_size=80))
 def test_a_link_estimate_is_never_negative(measurements: list[tuple[float, float]]) -> None:
     link = LinkEstimate()
@@ -68,6 +96,27 @@ def test_a_profile_holds_until_timings_contradict_it() -> None:
 def test_a_node_without_profile_is_known_by_its_first_timing() -> None:
     hop = HopEstimate.begin().updated(HopTiming(0, 40_000, 64, 1))
     assert float(hop.duration.at(64)) == pytest.approx(0.04, rel=0.01)
+
+
+def hop_after(compute_us: int, rounds: int, hop: HopEstimate | None = None, rows: int = 1) -> HopEstimate:
+    hop = hop or HopEstimate.begin(PROFILE)
+    for _ in range(rounds):
+        hop = hop.updated(HopTiming(0, compute_us, rows, 1))
+    return hop
+
+
+def test_a_minority_of_slow_forwards_changes_a_node_little() -> None:
+    assert float(hop_after(200_000, 1).duration.at(1)) == pytest.approx(0.004, rel=0.06)
+    stalled = hop_after(200_000, 3, hop_after(4_000, 8))
+    assert float(stalled.duration.at(1)) == pytest.approx(0.004, rel=0.2)
+
+
+def test_a_node_that_becomes_five_times_slower_is_followed_in_five_rounds() -> None:
+    slow = hop_after(20_000, 5, hop_after(4_000, 20))
+    assert float(slow.duration.at(1)) == pytest.approx(0.02, rel=0.35)
+    assert float(slow.duration.at(64)) > 3 * 0.009
+    again = hop_after(4_000, 5, slow)
+    assert float(again.duration.at(1)) == pytest.approx(0.004, rel=0.35)
 
 
 def test_shared_forwards_make_rows_dearer_but_no_slow_node() -> None:

@@ -20,7 +20,8 @@ from treeswarm_client.planner.costs import ChainHop, traversal_s
 from treeswarm_client.planner.explain import RoundReport, explain_lines
 from treeswarm_client.planner.loss_budget import EXPLORE_EVERY, SKIPPED_ROUNDS, Exploration
 from treeswarm_client.planner.plan import plan_round
-from treeswarm_client.planner.policy import AutoPolicy, PlannerMemory, Round, departure_s
+from treeswarm_client.planner.policy import AutoPolicy, PlannerMemory, Round
+from treeswarm_client.planner.round_plan import departure_s
 
 TOKENS = 600
 SIZES = (0, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -169,11 +170,11 @@ def test_a_right_node_that_was_sent_too_late_counts_as_right() -> None:
 
 def test_a_tree_right_to_its_end_is_followed_by_a_larger_one() -> None:
     policy, _, _ = after_rounds(120, 0.0)
-    before = policy.nodes_wanted()
+    before = policy.nodes_to_draft()
     learn_walk(policy, CHAIN_OF_8, tuple(range(8)), 99)
-    assert policy.nodes_wanted() >= max(before, 8)
+    assert policy.nodes_to_draft() >= max(before, 8)
     learn_walk(policy, CHAIN_OF_8, tuple(range(3)), 99)
-    assert policy.nodes_wanted() <= 8
+    assert policy.nodes_to_draft() <= 8
 
 
 def test_that_no_tree_pays_holds_for_some_plain_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,15 +185,15 @@ def test_that_no_tree_pays_holds_for_some_plain_rounds(monkeypatch: pytest.Monke
     monkeypatch.setattr(plan_module, "plan_round", lambda *a, **k: calls.append(1) or plan_round(*a, **k))
     rounds = 3 * SKIPPED_ROUNDS
     for _ in range(rounds):
-        policy.nodes_wanted()
+        policy.nodes_to_draft()
         policy.choose(NO_TREE)
     assert 2 <= len(calls) <= rounds / SKIPPED_ROUNDS + 1
     learn_walk(policy, CHAIN_OF_8, tuple(range(8)), 99)
-    assert policy.nodes_wanted() > 0
+    assert policy.nodes_to_draft() > 0
 
 
 def test_a_new_text_is_planned_anew_after_a_plain_last_round() -> None:
     policy, _, _ = after_rounds(120, 1.0)
-    assert policy.nodes_wanted() > 0
+    assert policy.nodes_to_draft() > 0
     policy.choose(NO_TREE)  # the last token of the text
-    assert 0 < policy.nodes_wanted() <= LARGEST
+    assert 0 < policy.nodes_to_draft() <= LARGEST
