@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   swarm simulate                                       1,000 nodes for an hour; takes half a minute
   swarm simulate --churn 0.2 --plot swarm.png          a fifth of the nodes replaced per hour
   swarm simulate --nodes 200 --flash-crowd 400         400 nodes join within a minute
+  swarm simulate --nodes 200 --holes 2                 twice, all holders of a block vanish at once
   swarm simulate --nodes 10000 --churn 0.2 --json      takes minutes
 
 Placement, routing, bans and coordinates are the code that nodes and clients run; speeds, memory, regions, registry
@@ -46,6 +47,15 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="N nodes join within one minute, a quarter of the time into the simulation",
     )
     parser.add_argument(
+        "--holes", type=int, default=0, metavar="N", help="N times, all holders of a random block vanish at once"
+    )
+    parser.add_argument(
+        "--no-probes",
+        action="store_false",
+        dest="probes",
+        help="nodes do not probe others: a lost node counts until its record expires",
+    )
+    parser.add_argument(
         "--clients", type=int, default=defaults.clients, help="clients that generate text after text (default 100)"
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="same seed, same swarm (default 0)")
@@ -55,7 +65,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _run(args: argparse.Namespace) -> int:
-    names = ("nodes", "blocks", "hours", "churn", "flash_crowd", "clients", "seed")
+    names = ("nodes", "blocks", "hours", "churn", "flash_crowd", "holes", "probes", "clients", "seed")
     settings = SimulationSettings(**{name: getattr(args, name) for name in names})
     if args.plot:
         require_matplotlib()

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 from treeswarm.errors import BadRequest
+from treeswarm.protocol.messages import MAX_RECORD_BYTES
+from treeswarm.protocol.records import ANNOUNCE_EVERY_S, LIFETIME_S
 
-# Registry: a record has at most 600 bytes and is announced again every minute.  A node whose record was not renewed for
-# two and a half of these periods counts as gone.  A record takes up to some seconds to be stored and found; readers
+# Registry: records live as long as the product's.  A record takes up to some seconds to be stored and found; readers
 # read every ten.
-RECORD_BYTES = 600
-ANNOUNCE_S, EXPIRY_S, POLL_S = 60.0, 150.0, 10.0
+RECORD_BYTES = MAX_RECORD_BYTES
+ANNOUNCE_S, EXPIRY_S, POLL_S = float(ANNOUNCE_EVERY_S), float(LIFETIME_S), 10.0
 PROPAGATION_S = (0.5, 5.0)
 
 # Seconds after which a node that announced something reads the registry again: propagation, a poll and a margin.  A
@@ -18,9 +19,13 @@ SETTLE_S, SETTLE_TIMES = 20.0, 3
 LOAD_S = (30.0, 90.0)
 # Seconds that nodes which leave or move give their sessions to end or to go elsewhere.
 DRAIN_S = 30.0
-# A node checks about every ten minutes whether it should move, and within half a minute where a block is missing.
+# A node checks about every ten minutes whether it should move.
 CHECK_S = (450.0, 750.0)
-ALARM_S = (5.0, 30.0)
+# Half of the nodes that vanish leave a machine that refuses connections; the others answer nothing, so that two probes
+# of 8 and 12 s prove the death.  A node measures its distance to three others every 30 s, so each node is measured
+# every 10 s, whatever the size of the swarm.
+DARK, DARK_PROBE_S, ANSWER_S = 0.5, 20.0, 8.0
+SURVEY_S = 10.0
 # Share of leaving nodes that drain first: volunteers close a laptop as often as they stop the program.
 GRACEFUL = 0.5
 
@@ -70,6 +75,10 @@ class SimulationSettings:
     """Share of nodes replaced per hour."""
     flash_crowd: int = 0
     """Number of nodes that join within one minute, after a quarter of the time."""
+    holes: int = 0
+    """Number of moments, spread over the time, at which all holders of a random block vanish."""
+    probes: bool = True
+    """Whether nodes probe others and fill holes; without, a lost node counts until its record expires."""
     clients: int = 100
     """Number of clients that generate text after text."""
     seed: int = 0
@@ -83,8 +92,8 @@ class SimulationSettings:
                 f"cannot simulate {self.nodes} nodes, {self.blocks} blocks and {self.hours:g} hours: "
                 "give at least one node, one block and more than 0 hours"
             )
-        if self.churn < 0 or self.flash_crowd < 0 or self.clients < 0:
-            raise BadRequest("--churn, --flash-crowd and --clients cannot be negative: give 0 or more")
+        if self.churn < 0 or self.flash_crowd < 0 or self.clients < 0 or self.holes < 0:
+            raise BadRequest("--churn, --flash-crowd, --holes and --clients cannot be negative: give 0 or more")
 
     @property
     def seconds(self) -> float:

@@ -35,6 +35,8 @@ def simulate(settings: SimulationSettings, progress: Callable[[float], None] = l
     clients = SimulatedClients(settings, agenda, nodes, random)
     clients.begin()
     _plan_arrivals(settings, replaced, agenda, nodes, random)
+    for number in range(settings.holes):
+        agenda.after(settings.seconds * (number + 0.5) / settings.holes, nodes.lose_a_block)
     _repeat(agenda, config.POLL_S, registry.poll)
     _repeat(agenda, config.POLL_S, nodes.poll)
 

@@ -45,6 +45,8 @@ class SimulationMeter:
     """Smallest balance so far."""
     heal_s: list[float] = field(default_factory=list)
     """Seconds for which blocks were missing, one number for every block that is served again."""
+    heal_beyond_load_s: list[float] = field(default_factory=list)
+    """The same without the seconds that the node which serves the block again took to load it."""
     samples: list[MeterSample] = field(default_factory=list)
     """Samples for the plot, in the order of time."""
     online: int = 0
@@ -76,8 +78,11 @@ class SimulationMeter:
             self.covered_s += (now - self.now) * bool(self.replicas.all())
             self.now = now
 
-    def change(self, now: float, start: int, end: int, rate: float, sign: int) -> None:
-        """Add a node of `rate` block-rows per second over blocks `start` up to `end` (`sign` 1), or remove it (-1)."""
+    def change(self, now: float, start: int, end: int, rate: float, sign: int, load_s: float = 0.0) -> None:
+        """Add a node of `rate` block-rows per second over blocks `start` up to `end` (`sign` 1), or remove it (-1).
+
+        A node that is added took `load_s` seconds to load.
+        """
         self.advance(now)
         self.throughput[start:end] += sign * rate / (end - start)
         self.replicas[start:end] += sign
@@ -90,3 +95,4 @@ class SimulationMeter:
             # The swarm grows before the time 0; a block not yet served then was not lost.
             if now > 0:
                 self.heal_s.append(missing_s)
+                self.heal_beyond_load_s.append(max(0.0, missing_s - load_s))

@@ -12,6 +12,7 @@ from treeswarm.topology.tables import DRAINING, JOINING, ONLINE, STATES, Placed,
 from treeswarm_bench.simulate import config
 from treeswarm_bench.simulate.agenda import Agenda
 from treeswarm_bench.simulate.config import SimulationSettings
+from treeswarm_bench.simulate.healing import SimulatedHealing
 from treeswarm_bench.simulate.hosts import SimulatedHosts, first_coordinates, locate
 from treeswarm_bench.simulate.meter import SimulationMeter
 from treeswarm_bench.simulate.registry import ABSENT, SimulatedRegistry
@@ -40,7 +41,10 @@ class SimulatedNodes:
         self.coordinates: list[Coordinate] = []
         self.moves = self.moves_refused = 0
         self.on_gone: Callable[[int], None] = lambda _: None
+        self.healing = SimulatedHealing(self)
         self._alarm = False
+        self._load_s: dict[int, float] = {}
+        """Seconds that each node took to load its present span."""
 
     def grow(self, count: int) -> None:
         """Let nodes 0 up to `count` join one after another; all are online at the start."""
@@ -54,7 +58,7 @@ class SimulatedNodes:
             span = choose_span(before, blocks, int(hosts.length[node]), str(hosts.ids[node]))
             truth.start[node], end[node] = span.start, span.end
             self.registry.place(node, self.coordinates[node])
-            self._become(node, ONLINE)
+            self.become(node, ONLINE)
             self.agenda.after(float(self.random.uniform(0, config.CHECK_S[1])), partial(self._check, node))
         self.registry.publish_all()
 
@@ -68,7 +72,7 @@ class SimulatedNodes:
         layout, length = self.registry.view().layout, int(self.hosts.length[node])
         span = choose_span(layout, self.settings.blocks, length, str(self.hosts.ids[node]))
         self.truth.start[node] = span.start
-        self._become(node, JOINING)
+        self.become(node, JOINING)
         self.registry.announce(node)
         self.agenda.after(config.SETTLE_S, partial(self._settle, node, 1))
         self.agenda.after(float(self.random.uniform(*config.CHECK_S)), partial(self._check, node))
@@ -80,15 +84,29 @@ class SimulatedNodes:
             return
         node = int(self.random.choice(alive))
         if self.random.random() < config.GRACEFUL and self.truth.state[node] == ONLINE:
-            self._become(node, DRAINING)
+            self.become(node, DRAINING)
             self.registry.announce(node)
             self.agenda.after(config.DRAIN_S, partial(self._withdraw, node))
         else:
-            self._go(node)
+            self.vanish(node)
+
+    def vanish(self, node: int) -> None:
+        """Let a node vanish without a word."""
+        self._go(node)
+        if self.settings.probes:
+            self.healing.on_death(node)
+
+    def lose_a_block(self) -> None:
+        """Let all holders of a random block vanish at once."""
+        block = int(self.random.integers(self.settings.blocks))
+        end = self.truth.start + self.hosts.length
+        holders = (self.truth.state != ABSENT) & (self.truth.start <= block) & (block < end)
+        for node in np.flatnonzero(holders).tolist():
+            self.vanish(node)
 
     def serves(self, node: int, span: Span) -> bool:
         """Return whether `node` is online and serves `span`."""
-        return bool(self.truth.state[node] == ONLINE) and span in self._span(node)
+        return bool(self.truth.state[node] == ONLINE) and span in self.span_of(node)
 
     def full(self, node: int) -> bool:
         """Return whether `node` has no room for another session."""
@@ -111,29 +129,34 @@ class SimulatedNodes:
             self.registry.announce(node)
 
     def poll(self) -> None:
-        """React to a new snapshot: if a block is missing from it, nodes check soon whether to move."""
+        """React to a new snapshot: if a block is missing from it, the nodes whose turn it is fill the hole."""
+        if not self.settings.probes:
+            return
         weakest = float(self.registry.view().layout.throughput(self.settings.blocks).min())
         if weakest == 0 and not self._alarm:
-            for node in np.flatnonzero(self.truth.state == ONLINE).tolist():
-                delay = float(self.random.uniform(*config.ALARM_S))
-                self.agenda.after(delay, partial(self._consider_move, node))
+            self.healing.on_hole_in_records()
         self._alarm = weakest == 0
 
     def _settle(self, node: int, times: int) -> None:
         """Choose again if others announced the same blocks; load once the choice stands."""
         if self.truth.state[node] != JOINING:
             return
-        span = choose_again(self._placed(node), self.registry.view().layout, self.settings.blocks)
+        span = choose_again(self.placed(node), self.registry.view().layout, self.settings.blocks)
         if span.start != self.truth.start[node] and times <= config.SETTLE_TIMES:
             self.truth.start[node] = span.start
             self.registry.announce(node)
             self.agenda.after(config.SETTLE_S, partial(self._settle, node, times + 1))
         else:
-            self.agenda.after(float(self.random.uniform(*config.LOAD_S)), partial(self._serve, node))
+            self.load_span(node)
+
+    def load_span(self, node: int) -> None:
+        """Let a node load its span, and serve it."""
+        self._load_s[node] = float(self.random.uniform(*config.LOAD_S))
+        self.agenda.after(self._load_s[node], partial(self._serve, node))
 
     def _serve(self, node: int) -> None:
         if self.truth.state[node] == JOINING:
-            self._become(node, ONLINE)
+            self.become(node, ONLINE)
             self.registry.announce(node)
 
     def _check(self, node: int) -> None:
@@ -147,8 +170,8 @@ class SimulatedNodes:
         """Begin to move if `plan_move` advises it."""
         if self.truth.state[node] != ONLINE:
             return
-        if plan_move(self._placed(node), self.registry.view().layout, self.settings.blocks):
-            self._become(node, DRAINING)
+        if plan_move(self.placed(node), self.registry.view().layout, self.settings.blocks):
+            self.become(node, DRAINING)
             self.registry.announce(node)
             self.agenda.after(config.SETTLE_S, partial(self._confirm_move, node))
 
@@ -156,12 +179,12 @@ class SimulatedNodes:
         """Plan the move again and move or stay: by now nodes that began to move at the same time see each other."""
         if self.truth.state[node] != DRAINING:
             return
-        span = plan_move(self._placed(node), self.registry.view().layout, self.settings.blocks)
+        span = plan_move(self.placed(node), self.registry.view().layout, self.settings.blocks)
         if span:
             self.agenda.after(max(config.DRAIN_S - config.SETTLE_S, 0), partial(self._move, node, span))
         else:
             self.moves_refused += 1
-            self._become(node, ONLINE)
+            self.become(node, ONLINE)
             self.registry.announce(node)
 
     def _move(self, node: int, span: Span) -> None:
@@ -170,9 +193,9 @@ class SimulatedNodes:
         self.moves += 1
         self.on_gone(node)
         self.truth.start[node] = span.start
-        self._become(node, JOINING)
+        self.become(node, JOINING)
         self.registry.announce(node)
-        self.agenda.after(float(self.random.uniform(*config.LOAD_S)), partial(self._serve, node))
+        self.load_span(node)
 
     def _withdraw(self, node: int) -> None:
         if self.truth.state[node] == DRAINING:
@@ -180,20 +203,21 @@ class SimulatedNodes:
             self.registry.announce(node)
 
     def _go(self, node: int) -> None:
-        self._become(node, ABSENT)
+        self.become(node, ABSENT)
         self.on_gone(node)
 
-    def _become(self, node: int, state: int) -> None:
+    def become(self, node: int, state: int) -> None:
         was_online = bool(self.truth.state[node] == ONLINE)
         self.truth.state[node] = state
         if was_online != (state == ONLINE):
-            span, rate = self._span(node), float(self.hosts.rate[node])
-            self.meter.change(self.agenda.now, span.start, span.end, rate, -1 if was_online else 1)
+            span, rate = self.span_of(node), float(self.hosts.rate[node])
+            load_s = self._load_s.get(node, 0.0)
+            self.meter.change(self.agenda.now, span.start, span.end, rate, -1 if was_online else 1, load_s)
 
-    def _span(self, node: int) -> Span:
+    def span_of(self, node: int) -> Span:
         start = int(self.truth.start[node])
         return Span(start, start + int(self.hosts.length[node]))
 
-    def _placed(self, node: int) -> Placed:
+    def placed(self, node: int) -> Placed:
         state = STATES[int(self.truth.state[node])]
-        return Placed(str(self.hosts.ids[node]), self._span(node), float(self.hosts.rate[node]), state)
+        return Placed(str(self.hosts.ids[node]), self.span_of(node), float(self.hosts.rate[node]), state)

@@ -34,6 +34,8 @@ class SwarmFigures:
     unhealed_blocks: int
     heal_p50_s: float | None
     heal_p95_s: float | None
+    heal_beyond_load_p50_s: float | None
+    heal_beyond_load_p95_s: float | None
     online_at_end: int
 
 
@@ -135,6 +137,8 @@ def make_report(
             unhealed_blocks=len(meter.missing_since),
             heal_p50_s=_percentile(meter.heal_s, 50),
             heal_p95_s=_percentile(meter.heal_s, 95),
+            heal_beyond_load_p50_s=_percentile(meter.heal_beyond_load_s, 50),
+            heal_beyond_load_p95_s=_percentile(meter.heal_beyond_load_s, 95),
             online_at_end=meter.online,
         ),
         RequestFigures(

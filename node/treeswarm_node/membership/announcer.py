@@ -11,7 +11,7 @@ from treeswarm.errors import Refused, SwarmError
 from treeswarm.keys import Signer, verify
 from treeswarm.protocol.messages import FaultCode
 from treeswarm.protocol.node_messages import Manage
-from treeswarm.protocol.records import LIFETIME_S, NodeRecord, NodeState, SealedRecord
+from treeswarm.protocol.records import ANNOUNCE_EVERY_S, LIFETIME_S, NodeRecord, NodeState, SealedRecord
 from treeswarm.registry.book import BookRegistry
 from treeswarm.registry.clocks import CLOCK_SKEW_S
 from treeswarm.registry.seam import Registry, Snapshot
@@ -20,9 +20,6 @@ from treeswarm_node.membership.clock_watch import ClockWatch
 
 log = logging.getLogger(__name__)
 
-# A record lives five minutes.  There are four chances to replace it before it is forgotten, and the load that it
-# reports is never older than this.
-ANNOUNCE_EVERY_S = LIFETIME_S / 5
 RETRY_S = 5.0
 # A node that fills up and empties all the time does not announce each change.
 MIN_PAUSE_S = 5.0

@@ -13,13 +13,15 @@ from treeswarm.topology.healing import TURN_MARGIN_S, Verdict, find_holes, judge
 from treeswarm.topology.placements import placements
 from treeswarm.topology.tables import Placed, PlacementTable
 from treeswarm.transport.lost_report import report_lost
-from treeswarm_node.membership.liveness_monitor import LivenessMonitor
+from treeswarm_node.membership.liveness_monitor import REST, LivenessMonitor
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
 # A claim that waits for others to be withdrawn is judged so many times.
 CLAIM_CHECKS = 4
+# Stands for the turn of the nodes that are told before the deaths are proven.
+EARLY = -1
 # Nodes that withdraw a claim at the same time must not claim again at the same time.
 BACK_OFF = (0.5, 1.5)
 
@@ -46,11 +48,16 @@ class HoleWatch:
         `own` returns where this node is placed now, or None if it hosts nothing.  A node that may not move, and every
         other one, tells the nodes of a turn of the hole, because they may not know of it.
         """
+        loop, pause_s = asyncio.get_running_loop(), LOOK_EVERY_S
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            span = self._find_turn(await self.monitor.living(), own())
+            await asyncio.sleep(pause_s)
+            began = loop.time()
+            records, placed = await self.monitor.living(), own()
+            self._tell_early(records, placed)
+            span = self._find_turn(records, placed)
             if span is not None and may_move:
                 return span
+            pause_s = max(LOOK_EVERY_S, REST * (loop.time() - began))
 
     async def stands(self, claim: Placed, former: Span) -> bool:
         """Return whether this node may give its blocks `former` up for those of its announced claim.
@@ -92,9 +99,20 @@ class HoleWatch:
         self._tell([record for record in records if record.node in moves], turn)
         return moves.get(self.monitor.node)
 
+    def _tell_early(self, records: list[NodeRecord], placed: Placed | None) -> None:
+        """Tell the nodes that would act if all silent nodes were dead: they can prove it in the meantime."""
+        silent = self.monitor.liveness.silences.keys()
+        if not silent - self.monitor.liveness.dead:
+            self._told = {(node, turn) for node, turn in self._told if turn != EARLY}
+            return
+        others = placements((record for record in records if record.node not in silent), self.monitor.model)
+        table = PlacementTable.of([*others, placed] if placed is not None else others)
+        moves = plan_healing(table, self.monitor.blocks, 0)
+        self._tell([record for record in records if record.node in moves], EARLY)
+
     def _tell(self, movers: list[NodeRecord], turn: int) -> None:
-        dead = sorted(self.monitor.liveness.dead)
+        lost = sorted(self.monitor.liveness.silences)
         for record in movers:
-            if dead and (record.node, turn) not in self._told:
+            if lost and (record.node, turn) not in self._told:
                 self._told.add((record.node, turn))
-                self._reports.start(report_lost(self.monitor.transport, record.dial, dead))
+                self._reports.start(report_lost(self.monitor.transport, record.dial, lost))

@@ -9,9 +9,10 @@ from treeswarm.protocol.spans import Span
 from treeswarm.topology.coordinates import Coordinate
 
 RECORD_VERSION = 1
-# A node announces again after half of this time, and one that vanished is forgotten within five minutes.  Sessions
-# notice a lost node long before, by heartbeats.
+# A node that vanished is forgotten within five minutes.  Sessions and watchers notice it long before, by pings.
 LIFETIME_S = 300
+# There are four chances to replace a record before it is forgotten, and the load that it reports is never older.
+ANNOUNCE_EVERY_S = LIFETIME_S / 5
 # A record that is valid for longer is not accepted.  Twice the lifetime leaves room for clocks that differ.
 MAX_LIFETIME_S = 2 * LIFETIME_S
 # Longest network coordinate that is accepted; today's have four numbers, and a later release may need more.

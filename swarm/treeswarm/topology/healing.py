@@ -37,10 +37,12 @@ def plan_healing(swarm: PlacementTable, blocks: int, turn: int) -> Moves:
 
     After the last turn the first one follows again.
     """
-    turns = swarm.healing.get(blocks)
-    if turns is None:
-        turns = swarm.healing[blocks] = _plan_turns(swarm, blocks)
-    return turns[turn % len(turns)] if turns else {}
+    turns = swarm.healing.setdefault(blocks, [])
+    # Few turns are ever needed, and each of them takes twice as long to plan.
+    while len(turns) <= turn and len(turns) < TURNS and (not turns or turns[-1]):
+        turns.append(_plan_turn(swarm, blocks, turns))
+    acting = [moves for moves in turns if moves]
+    return acting[turn % len(acting)] if acting else {}
 
 
 def judge_claim(claim: Placed, former: Span, swarm: PlacementTable, blocks: int) -> Verdict:
@@ -61,22 +63,18 @@ def judge_claim(claim: Placed, former: Span, swarm: PlacementTable, blocks: int)
     return "wait" if later.any() else "withdraw"
 
 
-def _plan_turns(swarm: PlacementTable, blocks: int) -> Sequence[Moves]:
+def _plan_turn(swarm: PlacementTable, blocks: int, earlier: Sequence[Moves]) -> Moves:
+    """Return the moves of the turn after the `earlier` ones; none if no other node can help."""
     throughput = swarm.throughput(blocks)
     if (throughput > 0).all():
-        return ()
-    replicas = swarm.replicas(blocks, ONLINE)
-    movable = swarm.select((swarm.state == ONLINE) & (swarm.end <= blocks))
-    turns: list[Moves] = []
-    for turn in range(TURNS):
-        moves: dict[str, Span] = {}
-        for _ in range(2**turn):
-            plan = plan_moves(throughput, replicas, movable, only_empty=True)
-            if not plan:
-                break
-            moves |= plan
-            movable = movable.select(~np.isin(movable.nodes, list(plan)))
-        if not moves:
+        return {}
+    named = [node for moves in earlier for node in moves]
+    movable = swarm.select((swarm.state == ONLINE) & (swarm.end <= blocks) & ~np.isin(swarm.nodes, named))
+    replicas, moves = swarm.replicas(blocks, ONLINE), dict[str, Span]()
+    for _ in range(2 ** len(earlier)):
+        plan = plan_moves(throughput, replicas, movable, only_empty=True)
+        if not plan:
             break
-        turns.append(moves)
-    return turns
+        moves |= plan
+        movable = movable.select(~np.isin(movable.nodes, list(plan)))
+    return moves

@@ -8,7 +8,7 @@ A record outlives its node by minutes, so the nodes whose loss would leave block
   fault may lie with the network of the node that probes.
 * A newer record, or an answer, and the node lives again.  Until then it is probed again, more and more rarely.
 * A node whose death would leave blocks without a holder is watched by WATCHERS others, chosen by a hash.
-* When a node is dead, other holders of its blocks are probed until one answers for every block: several holders may
+* When a node is silent, other holders of its blocks are probed until one answers for every block: several holders may
   have died together.
 """
 
@@ -30,7 +30,8 @@ WATCH_EVERY_S = 4.0
 WATCHERS = 3
 # Seconds until the probe that confirms a failed one, then twice as long each time.
 CONFIRM_S, LONGEST_PAUSE_S = 1.0, 30.0
-# Number of other holders that are probed at once for a block that lost one: the first answer ends the search.
+# Number of other holders that are probed at once for a block that lost one: the first answer ends the search.  If none
+# answers, as many again as were silent follow.
 VERIFIED_AT_ONCE = 8
 # A false report about a node makes it answer one more ping per this time.
 REPORT_EVERY_S = 4.0
@@ -174,15 +175,16 @@ def _hashes(nodes: list[str]) -> NDArray[np.uint64]:
 
 
 def _doubted(liveness: Liveness, swarm: PlacementTable) -> list[str]:
-    """Return holders of the dead nodes' blocks, until one has answered for every block since the death."""
+    """Return holders of the silent nodes' blocks, until one has answered for every block since the silence began."""
     doubted: list[str] = []
-    for node in sorted(liveness.dead):
+    for node in sorted(liveness.silences):
         position = np.flatnonzero(swarm.nodes == node)
         if not len(position):
             continue
         since, first, last = liveness.silences[node].since, int(swarm.start[position[0]]), int(swarm.end[position[0]])
         holders = np.flatnonzero((swarm.start < last) & (first < swarm.end) & (swarm.state == ONLINE))
         names = swarm.nodes[holders].tolist()
+        at_once = max(VERIFIED_AT_ONCE, sum(name in liveness.silences for name in names))
         served = np.zeros(last - first, np.bool_)
         asked = np.zeros(last - first, np.int64)
         for index, name in zip(holders.tolist(), names, strict=True):
@@ -190,7 +192,7 @@ def _doubted(liveness: Liveness, swarm: PlacementTable) -> list[str]:
                 served[max(0, int(swarm.start[index]) - first) : int(swarm.end[index]) - first] = True
         for index, name in zip(holders.tolist(), names, strict=True):
             part = slice(max(0, int(swarm.start[index]) - first), int(swarm.end[index]) - first)
-            if name not in liveness.silences and (~served[part] & (asked[part] < VERIFIED_AT_ONCE)).any():
+            if name not in liveness.silences and (~served[part] & (asked[part] < at_once)).any():
                 asked[part] += 1
                 doubted.append(name)
     return doubted

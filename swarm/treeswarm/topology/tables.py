@@ -108,7 +108,7 @@ class PlacementTable(NodeTable):
         return {}
 
     @cached_property
-    def healing(self) -> dict[int, Sequence[Moves]]:
+    def healing(self) -> dict[int, list[Moves]]:
         """Plans of how to fill holes made from this snapshot so far, a plan per turn, by number of blocks."""
         return {}
 

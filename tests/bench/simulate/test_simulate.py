@@ -161,3 +161,16 @@ def test_impossible_settings_are_refused(capsys: pytest.CaptureFixture[str]) -> 
         SimulationSettings(nodes=0)
     assert main(["simulate", "--churn", "-1"]) == 1
     assert "cannot be negative" in capsys.readouterr().err
+
+
+def test_probes_fill_holes_long_before_records_expire() -> None:
+    """The old rule waits for the expiry of the records, and for the ten-minute check."""
+    settings = SimulationSettings(nodes=30, blocks=40, hours=1, holes=2, clients=0, seed=2)
+    healed, waited = (simulate(replace(settings, probes=probes)).swarm for probes in (True, False))
+    assert healed.blocks_lost > 0
+    assert healed.unhealed_blocks == 0
+    assert healed.heal_beyond_load_p95_s is not None
+    assert waited.heal_beyond_load_p50_s is not None
+    # A death is proven in 30 s if its machine answers nothing, and a claim seen by all in 20 s of this registry.
+    assert healed.heal_beyond_load_p95_s < 120
+    assert waited.heal_beyond_load_p50_s > config.EXPIRY_S / 2
