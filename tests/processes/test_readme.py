@@ -31,7 +31,8 @@ NOT_RUN = {
 }
 # Programs that run until they are stopped, and the text after which they serve.
 SERVING = {"swarm-node": "clients ask with", "swarm serve": "serving "}
-REGISTRY = re.compile(r"""(--registry )[^\s#]+(?:#\S+)?|(registry=)"[^"]+\"""")
+# An address of a page, in the shell or in Python, that is no variable.
+REGISTRY = re.compile(r"""(--registry |registry=)(?!\$)(?:"[^"]+"|[^\s"]+)""")
 # Seconds that a program may take on a machine that is busy with other tests.
 START_S = 280.0
 
@@ -52,17 +53,19 @@ class StartedSwarm:
         return found[1]
 
     @property
-    def registry(self) -> str:
-        """What clients give as `--registry`."""
+    def code(self) -> str:
+        """The join code: what clients give as `--registry`."""
         words = self.label("clients ask with").split()
         return words[words.index("--registry") + 1]
 
+    @property
+    def client_environment(self) -> Mapping[str, str]:
+        """The variables of a client; the pages call the join code `$CODE`."""
+        return {**self.environment, "CODE": self.code}
+
     def fill_in(self, text: str) -> str:
-        """Put the swarm's own address in place of a page's, and this checkout in place of the repository's URL."""
-        text = text.replace("URL-OF-THIS-REPOSITORY", str(ROOT))
-        return REGISTRY.sub(
-            lambda found: f"{found[1] or found[2]}{self.registry if found[1] else repr(self.registry)}", text
-        )
+        """Put the swarm's own code in place of a page's address."""
+        return REGISTRY.sub(lambda found: found[1] + (repr(self.code) if found[1].endswith("=") else self.code), text)
 
 
 def shell_lines(page: Path) -> list[str]:
@@ -111,7 +114,7 @@ async def serving(line: str, environment: Mapping[str, str], folder: Path) -> As
 async def run_line(line: str, swarm: StartedSwarm) -> str:
     """Run a line that ends by itself, and return what it prints.  A chat is asked one thing."""
     process = await asyncio.create_subprocess_exec(
-        *("sh", "-c", line), cwd=swarm.folder, env=swarm.environment,
+        *("sh", "-c", line), cwd=swarm.folder, env=swarm.client_environment,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, errors = await asyncio.wait_for(process.communicate(b"def main():\n"), START_S)
@@ -176,7 +179,7 @@ async def test_gateway_and_its_request_run(swarm: StartedSwarm) -> None:
     """The gateway listens on a free port, which stands in the request in place of 8000."""
     (line,) = [swarm.fill_in(line) for line in shell_lines(README) if serves(line) == "serving "]
     (request,) = [line for line in shell_lines(QUICK_START) if line.startswith("curl")]
-    async with serving(line, swarm.environment, swarm.folder) as printed:
+    async with serving(line, swarm.client_environment, swarm.folder) as printed:
         found = re.search(r"http://127\.0\.0\.1:\d+", printed)
         assert found
         answer = await run_line(request.replace("http://127.0.0.1:8000", found[0]), swarm)
@@ -187,7 +190,7 @@ async def test_python_of_readme_runs(swarm: StartedSwarm) -> None:
     (snippet,) = [snippet for snippet in snippets(README) if snippet.language == "python"]
     program = f"{swarm.fill_in(snippet.code)}\nprint(tokenizer.decode(out[0]))\nmodel.client.close()"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, cwd=swarm.folder, env=swarm.environment, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", program, cwd=swarm.folder, env=swarm.client_environment, stdout=asyncio.subprocess.PIPE
     )
     printed = (await asyncio.wait_for(process.communicate(), START_S))[0].decode()
     assert process.returncode == 0
