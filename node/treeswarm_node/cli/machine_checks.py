@@ -12,6 +12,7 @@ from treeswarm.errors import SwarmError
 from treeswarm.extras import install_command
 from treeswarm.model_files import HUB_ID
 from treeswarm.programs.health import Finding
+from treeswarm.programs.units import format_bytes
 from treeswarm.protocol.address import Address
 from treeswarm_node.attention.flash import FlashAttention
 from treeswarm_node.config import NodeConfig
@@ -21,10 +22,9 @@ from treeswarm_node.model.attention_selection import check_attention_choice, fin
 from treeswarm_node.model.device_check import NumericsCheck, check_numerics
 from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
 
-GIB = 2**30
 # A block of an 8B model in 16 bits takes 0.4 GiB, its embedding and LM head together 2.4: a node with less memory than
 # this is of use to small models only.
-LITTLE_MEMORY = 4 * GIB
+LITTLE_MEMORY = 4 << 30
 # One shard of a large model's weights has 5 GB.
 LITTLE_DISK = 20e9
 NO_DISK = 1e9
@@ -51,7 +51,7 @@ def check_device(config: NodeConfig) -> tuple[Finding, torch.device | None]:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         kind = f"{properties.name}, compute capability {properties.major}.{properties.minor}"
-        return Finding.ok("device", f"{device}: {kind}, {properties.total_memory / GIB:.0f} GiB, {computes}"), device
+        return Finding.ok("device", f"{device}: {kind}, {format_bytes(properties.total_memory)}, {computes}"), device
     message = f"{device}: {torch.get_num_threads()} threads, {computes}" if device.type == "cpu" else str(device)
     better = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
     if device.type == "cpu" and better:
@@ -62,7 +62,7 @@ def check_device(config: NodeConfig) -> tuple[Finding, torch.device | None]:
 def check_memory(config: NodeConfig, device: torch.device, model: ModelInfo | None) -> Finding:
     """Check the free memory, and how many of the model's blocks it holds if the weights are here to be measured."""
     free = config.device.memory or free_memory(device)
-    message = f"{free / GIB:.1f} GiB {'to use' if config.device.memory else 'free'} on {device.type}"
+    message = f"{format_bytes(free)} {'to use' if config.device.memory else 'free'} on {device.type}"
     if model is not None:
         try:
             dtype = getattr(torch, choose_dtype(config.model.dtype, device))
@@ -94,7 +94,7 @@ def check_disk(model: str) -> Finding:
     folder = Path(HF_HUB_CACHE)
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    message = f"{free / 1e9:.0f} GB free in {folder}"
+    message = f"{format_bytes(free)} free in {folder}"
     next_step = "free some space, or keep weights elsewhere: set HF_HOME=/path/with/space in this program's environment"
     if free < NO_DISK and HUB_ID.fullmatch(model):
         return Finding.fail("disk", message, next_step)
