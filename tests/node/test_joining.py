@@ -58,6 +58,15 @@ def test_a_node_that_cannot_be_joined_is_named_with_the_reason(registry: str, re
         joinable_spec(ASKED, registry)
 
 
+def test_a_broker_s_credentials_and_files_are_not_passed_on() -> None:
+    mine = OpenedRegistry(BookRegistry(MODEL), "mqtts://me:secret@broker/ours?ca=/my/ca.pem")
+    assert mine.shared_spec() == mine.join_spec("swarm:CODE") == "mqtts://USER:PASSWORD@broker/ours"
+    free = OpenedRegistry(BookRegistry(MODEL), "mqtt://broker/ours")
+    assert (free.shared_spec(), free.join_spec("swarm:CODE")) == ("mqtt://broker/ours", "swarm:CODE")
+    alone = OpenedRegistry(BookRegistry(MODEL), "none")
+    assert (alone.shared_spec(), alone.join_spec("swarm:CODE")) == ("", None)
+
+
 Answer = Callable[[Stream], Awaitable[None]]
 
 
