@@ -76,7 +76,7 @@ class SwarmClient:
         registry: str | None = None,
         draft: str = "auto",
         tree_size: TreeSize = "auto",
-        draft_device: str = "cpu",
+        draft_device: str = "auto",
         emulate_link: str | None = None,
         drafter: Drafter | None = None,
         swarm_key: bytes | None = None,
@@ -101,7 +101,7 @@ class SwarmClient:
             it uses both.
         tree_size: Number of drafted nodes per traversal.  0 is plain decoding; with `auto` it is chosen each round for
             most tokens per second.
-        draft_device: Device of the draft model.
+        draft_device: Device of the draft model; `auto` is a GPU if there is one, else the CPU.
         emulate_link: Link to emulate, such as `delay=25ms`.
         drafter: Drafter to use in place of `draft`.
         swarm_key: Key of a private swarm, as `treeswarm.keys.read_swarm_key` reads it.

@@ -57,7 +57,7 @@ class DraftSettings:
 
     draft: str = "auto"
     tree_size: TreeSize = "auto"
-    device: str = "cpu"
+    device: str = "auto"
     drafter: Drafter | None = None
     """Drafter to use instead of the one that `draft` names."""
     concurrency: int = MOST_GENERATIONS

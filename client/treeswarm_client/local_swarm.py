@@ -122,12 +122,25 @@ async def local_swarm(
 ) -> AsyncIterator[LocalSwarm]:
     """Start one node per span and wait until all are ready; stop them on leaving the context.
 
+    All compute on the CPU unless `flags` name another device: the nodes of a machine would share one GPU.
     `hosts` says where each node runs, by default here on loopback.  `flags` are further flags of every node,
     `own_flags` those of each.  With `keeps_nothing` the nodes also leave no cache in the user's home.  `on_ready` is
     called with each node as soon as it is ready.  Raises ModelError with the error of a node that did not start, or
     NodeLost.
     """
-    shared = ["--dtype", dtype, "--threads", str(threads), "--log-format", "json", "--registry", registry, *flags]
+    shared = [
+        "--device",
+        "cpu",
+        "--dtype",
+        dtype,
+        "--threads",
+        str(threads),
+        "--log-format",
+        "json",
+        "--registry",
+        registry,
+        *flags,
+    ]
     shared += ["--emulate-link", emulate_link] if emulate_link else []
     shared += ["--swarm-key", str(swarm_key)] if swarm_key else []
     async with contextlib.AsyncExitStack() as stack:

@@ -42,27 +42,30 @@ class ModelConfig:
         str,
         Flag(
             "--dtype",
-            "number format of weights and activations; auto: bfloat16 if the device computes in it, else float32 "
-            "(default: float32)",
-            choices=("float32", "bfloat16", "float16", "auto"),
+            "number format of weights and activations; auto: that of the swarm that is joined, else the checkpoint's, "
+            "or float32 where the device has no arithmetic for it (default: auto)",
+            choices=("auto", "float32", "bfloat16", "float16"),
         ),
-    ] = "float32"
+    ] = "auto"
     quantization: Annotated[
         str,
         Flag(
-            "--quantization", "keep the weights of the hosted blocks in 8 bits (int8) or 4 bits (nf4) (default: none)",
-            choices=("none", "int8", "nf4"),
+            "--quantization",
+            "keep the weights of the hosted blocks in 8 bits (int8) or 4 bits (nf4), or not (none) (default: auto, as "
+            "the swarm that is joined, none in a new one)",
+            choices=("auto", "none", "int8", "nf4"),
         ),
-    ] = "none"  # fmt: skip
+    ] = "auto"  # fmt: skip
     activations: Annotated[
         str,
         Flag(
             "--activations",
             "format of the activations sent between nodes: native as computed, or int8 in 8 bits, which changes the "
-            "text (default: native)",
-            choices=("native", "int8"), text_default="native", read=lambda text: "" if text == "native" else text,
+            "text (default: auto, as the swarm that is joined, native in a new one)",
+            choices=("auto", "native", "int8"), text_default="auto",
+            read=lambda text: "" if text == "native" else text,
         ),
-    ] = ""  # fmt: skip
+    ] = "auto"  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.num_blocks is not None and self.num_blocks < 1:
@@ -73,7 +76,13 @@ class ModelConfig:
 class DeviceConfig:
     """The device, and how much of it the node may use."""
 
-    name: Annotated[str, Flag("--device", "device to compute on: cpu, cuda, cuda:1 or mps (default: cpu)")] = "cpu"
+    name: Annotated[
+        str,
+        Flag(
+            "--device", "device to compute on: auto, cpu, cuda, cuda:1 or mps (default: auto, a GPU if there is one)",
+            metavar="DEVICE",
+        ),
+    ] = "auto"  # fmt: skip
     share: Annotated[
         float,
         Flag(
@@ -314,6 +323,14 @@ class NodeLimits:
 
 
 @dataclass(frozen=True)
+class AutomaticChoices:
+    """Why the node chose what the owner left to `auto`; empty where the owner chose."""
+
+    device: str = ""
+    numerics: str = ""
+
+
+@dataclass(frozen=True)
 class NodeConfig:
     """All settings of a node: flags, variables and config file, read once at start."""
 
@@ -323,6 +340,7 @@ class NodeConfig:
     lending: LendingConfig = LendingConfig()
     operations: OperationsConfig = OperationsConfig()
     limits: NodeLimits = NodeLimits()
+    automatic: AutomaticChoices = AutomaticChoices()
 
     @property
     def may_move(self) -> bool:

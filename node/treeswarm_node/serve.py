@@ -5,13 +5,15 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
 from treeswarm.keys import key_marker, read_swarm_key
+from treeswarm.model_files import read_config
+from treeswarm.programs.devices import checkpoint_dtype
 from treeswarm.progress import Progress
 from treeswarm.protocol.address import Address, is_loopback
 from treeswarm.protocol.records import NodeState
@@ -23,7 +25,7 @@ from treeswarm.transport.rate_limit import RateLimiter
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
 from treeswarm_node.config import NetworkConfig, NodeConfig
-from treeswarm_node.engine.loaded_stage import ModelInfo, choose_dtype, find_device
+from treeswarm_node.engine.loaded_stage import ModelInfo, find_device
 from treeswarm_node.joining import OpenedRegistry, begin_run, check_admission, listen_address, open_own_registry
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
@@ -32,6 +34,7 @@ from treeswarm_node.membership.distances import DistanceSurvey
 from treeswarm_node.membership.identity_file import claim_identity, dht_key_file, record_running
 from treeswarm_node.membership.last_run import RunRecorder, read_last_run
 from treeswarm_node.model.attention_selection import check_attention_choice
+from treeswarm_node.model.automatic import this_machine, with_device, with_numerics
 from treeswarm_node.monitoring.collect import SnapshotCollector
 from treeswarm_node.monitoring.prometheus import serve_metrics
 from treeswarm_node.own_record import OwnRecord
@@ -63,6 +66,8 @@ class HostedModel:
     """Number of tokens in the KV cache."""
     rate: float
     """Block-rows per second, as measured."""
+    automatic: str | None = None
+    """Reasons of the automatic choices of device and dtype, or None if the owner made both."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub, or None for the main branch."""
 
@@ -97,9 +102,11 @@ class Ready:
 
     def __str__(self) -> str:
         hosted = self.hosted
+        automatic = f"auto: {hosted.automatic}; " if hosted.automatic else ""
+        details = f"{automatic}attention {hosted.attention}, {hosted.kv_tokens} KV rows"
         lines = [
             f"swarm-node {self.node} ready on {self.pinned}: blocks {hosted.blocks} of {hosted.of} of {hosted.model} "
-            f"({hosted.dtype}, {hosted.device}, attention {hosted.attention}, {hosted.kv_tokens} KV rows)"
+            f"on {hosted.device} in {hosted.dtype} ({details})"
         ]
         model = f"{hosted.model} --revision {hosted.revision}" if hosted.revision else hosted.model
         key = " --swarm-key FILE" if self.private else ""
@@ -148,9 +155,8 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
     `progress` receives how far loading is.  Outside the node's hours, wait for them first.  If this is cancelled while
     it waits or loads, the record is withdrawn as well.  Raises BadRequest, ModelError.
     """
+    config = with_device(config, this_machine())
     device = find_device(config.device.name)
-    config = replace(config, model=replace(config.model, dtype=choose_dtype(config.model.dtype, device)))
-    check_attention_choice(config.device.attention, device, getattr(torch, config.model.dtype))
     network, hours = config.network, config.operations.hours
     swarm_key = read_swarm_key(network.swarm_key) if network.swarm_key else None
     async with contextlib.AsyncExitStack() as stack:
@@ -174,6 +180,7 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
         registry, node.registry_spec = opened.registry, opened.shared_spec
         stack.push_async_callback(registry.close)
         assert isinstance(registry, BookRegistry)
+        config = await _with_swarm_numerics(config, device, model, registry, identity.node_id)
         recorder = RunRecorder(
             identity_path, begin_run(config, listener.address, marker, last_run), registry, identity.node_id
         )
@@ -221,6 +228,17 @@ async def _take_address(lifecycle: Lifecycle, marker: str, public: PublicAddress
     await lifecycle.set_public_address(public)
     if (code := lifecycle.record.join_code(marker)) != earlier:
         log.warning("others reach this node at %s: its join code is now %s", public.address, code)
+
+
+async def _with_swarm_numerics(
+    config: NodeConfig, device: torch.device, model: ModelInfo, registry: BookRegistry, node_id: str
+) -> NodeConfig:
+    """Fill in the numbers that are left to `auto`, from the records of the other nodes.  Raises BadRequest."""
+    records = [sealed.record for sealed in await registry.snapshot()]
+    swarm = [record.numerics for record in records if record.model == model.config_digest and record.node != node_id]
+    config = with_numerics(config, this_machine(), checkpoint_dtype(read_config(model.folder)), swarm)
+    check_attention_choice(config.device.attention, device, getattr(torch, config.model.dtype))
+    return config
 
 
 def _make_transports(
@@ -279,6 +297,7 @@ def _describe_ready(record: OwnRecord, opened: OpenedRegistry, marker: str, metr
             weights=served.numerics.weights,
             kv_tokens=config.device.kv_tokens,
             rate=stage.rate,
+            automatic=", ".join(filter(None, (config.automatic.device, config.automatic.numerics))) or None,
             revision=config.model.revision,
         ),
         code=code,

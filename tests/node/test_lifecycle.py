@@ -37,7 +37,8 @@ SOON_S = 60.0
 @pytest.fixture
 def config(tmp_path: Path) -> NodeConfig:
     flags = ["--blocks", "0:1", "--listen", "127.0.0.1:0", "--registry", "none", "--threads", "1"]
-    flags += ["--kv-tokens", "1024", "--grace", "0"]
+    flags += ["--kv-tokens", "1024", "--grace", "0", "--device", "cpu", "--dtype", "float32"]
+    flags += ["--quantization", "none", "--activations", "native"]
     return read_config(["demo", *flags, "--identity", str(tmp_path / "id.pem")], {})
 
 

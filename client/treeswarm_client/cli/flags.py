@@ -48,7 +48,10 @@ def add_client_flags(parser: argparse.ArgumentParser, *, patience_s: float = DEF
         "ngram, else ngram",
     )
     parser.add_argument(
-        "--draft-device", default="cpu", metavar="DEVICE", help="device of the draft model (default cpu)"
+        "--draft-device",
+        default="auto",
+        metavar="DEVICE",
+        help="device of the draft model: cpu, cuda, mps or auto (default), a GPU if there is one",
     )
     parser.add_argument(
         "--tree-size",

@@ -1,5 +1,6 @@
 """Drafting with a small model: best-first trees, ranked by what the target is likely to choose."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from treeswarm.model_files import read_config
+from treeswarm.programs.devices import AUTO, checkpoint_dtype, choose_device, choose_dtype, describe_machine
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.noise import NoiseRows
 from treeswarm_client.drafters.draft_model import DraftModel, load_weights
@@ -19,6 +22,8 @@ from treeswarm_client.drafters.model_tree import BEAM, ModelTree, ModelTreeOptio
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
 from treeswarm_client.drafters.tau import TauEstimate
 from treeswarm_client.recent_samples import RecentSamples
+
+log = logging.getLogger(__name__)
 
 # Number of candidates kept per node as a label for τ; at τ < 1 the rest of the vocabulary has no weight.
 LABEL_CANDIDATES = 64
@@ -101,11 +106,15 @@ class ModelDrafter:
     ) -> Self:
         """Load a model directory.
 
-        `vocab_size` is the target's; the draft's own may be padded beyond it.  `threads` sets the number of torch's
-        threads for the whole process.  Raises ModelError, or UnsupportedModel if the layers cannot compute a tree.
+        With the device `auto`, it is loaded onto a GPU if there is one, in the checkpoint's dtype; else as `dtype`
+        says.  `vocab_size` is the target's; the draft's own may be padded beyond it.  `threads` sets the number of
+        torch's threads for the whole process.  Raises ModelError, or UnsupportedModel if the layers cannot compute a
+        tree.
         """
         if threads is not None:
             torch.set_num_threads(threads)
+        if device == AUTO:
+            device, dtype = _choose_device(folder, dtype)
         model = load_weights(folder, device, dtype)
         config = model.config.get_text_config()
         drafter = cls(
@@ -276,3 +285,13 @@ class _LevelExpander:
 
     def _rows_of(self, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.array([self._row_of[node] for node in nodes.tolist()], np.int64)
+
+
+def _choose_device(folder: Path, dtype: str) -> tuple[str, str]:
+    """Return the device for a draft model, and its dtype there: on a CPU `dtype`."""
+    machine = describe_machine(torch)
+    device = choose_device(AUTO, machine)
+    if device.name != "cpu":
+        dtype, _ = choose_dtype(AUTO, device.name, machine, checkpoint_dtype(read_config(folder)))
+    log.info("the draft model computes on %s in %s (auto: %s)", device.name, dtype, device.why)
+    return device.name, dtype

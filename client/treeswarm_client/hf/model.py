@@ -54,7 +54,7 @@ class AutoSwarmModelForCausalLM:
         registry: str | None = None,
         peers: str | None = None,
         draft: str = "auto",
-        draft_device: str = "cpu",
+        draft_device: str = "auto",
         swarm_key: bytes | str | Path | None = None,
         prefix_scope: PrefixScope = "client",
         tree_size: TreeSize = "auto",

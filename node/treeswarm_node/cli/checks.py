@@ -12,6 +12,9 @@ from treeswarm_node.cli.qr_code import check_qr
 from treeswarm_node.config import ModelConfig, NetworkConfig, NodeConfig
 from treeswarm_node.joining import check_code
 
+QUANTIZED = ("int8", "nf4")
+"""Quantizations that need a library; `auto` does without it."""
+
 
 def check_config(config: NodeConfig) -> None:
     """Check settings against each other, against small files and against nothing else.
@@ -34,7 +37,7 @@ def check_config(config: NodeConfig) -> None:
 def check_extras(program: str, quantization: str = "none") -> None:
     """Raise BadRequest that says what to install, if packages are missing that the program needs."""
     require("node", program)
-    if quantization != "none":
+    if quantization in QUANTIZED:
         require("quantization", f"--quantization {quantization}")
 
 

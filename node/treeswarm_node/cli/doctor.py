@@ -9,6 +9,8 @@ from rich.console import Console
 
 from treeswarm.errors import BadRequest, SwarmError
 from treeswarm.keys import Identity, read_swarm_key
+from treeswarm.model_files import read_config
+from treeswarm.programs.devices import checkpoint_dtype
 from treeswarm.programs.health import Finding, check_open_files, check_python_version
 from treeswarm.programs.health_report import print_findings
 from treeswarm.programs.swarm_health import examine_swarm, peers_opener
@@ -26,10 +28,12 @@ from treeswarm_node.cli.machine_checks import (
     check_port,
     check_software,
     files_needed,
+    report_dtype,
 )
 from treeswarm_node.config import NetworkConfig, NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo
 from treeswarm_node.joining import check_code
+from treeswarm_node.model.automatic import this_machine, with_device, with_numerics
 from treeswarm_node.reachability.reachability import (
     ANSWERS,
     Basis,
@@ -53,7 +57,9 @@ async def examine(config: NodeConfig) -> list[Finding]:
     The node's port is bound for a moment.  Nothing is served, and nothing is announced to a registry.
     """
     findings = [check_python_version(), check_software()]
-    device_finding, device = check_device(config)
+    machine = this_machine()
+    config = with_device(config, machine)
+    device_finding, device = check_device(config, machine)
     findings.append(device_finding)
     model: ModelInfo | None = None
     if config.model.name:
@@ -61,6 +67,9 @@ async def examine(config: NodeConfig) -> list[Finding]:
             model = await asyncio.to_thread(ModelInfo.find, config.model.name, config.model.revision)
         except SwarmError as error:
             findings.append(Finding.of_error("model", error))
+    # The swarm that is joined is not asked: a node would compute as the others do.
+    config = with_numerics(config, machine, checkpoint_dtype(read_config(model.folder)) if model else "")
+    findings += [report_dtype(config)] if model else []
     if device is not None:
         findings.append(await asyncio.to_thread(check_memory, config, device, model))
     findings.append(await asyncio.to_thread(check_disk, config.model.name))

@@ -11,20 +11,21 @@ import torch
 from treeswarm.errors import SwarmError
 from treeswarm.extras import install_command
 from treeswarm.model_files import HUB_ID
+from treeswarm.programs.devices import Machine, choose_device, choose_dtype
 from treeswarm.programs.health import Finding
-from treeswarm.programs.units import format_bytes
 from treeswarm.protocol.address import Address
 from treeswarm_node.attention.flash import FlashAttention
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.engine.loaded_stage import ModelInfo, choose_dtype, find_device
+from treeswarm_node.engine.loaded_stage import ModelInfo, find_device
 from treeswarm_node.kv_cache.kv_store import KVShape
 from treeswarm_node.model.attention_selection import check_attention_choice, find_adapter_fault
 from treeswarm_node.model.device_check import NumericsCheck, check_numerics
 from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
 
+GIB = 2**30
 # A block of an 8B model in 16 bits takes 0.4 GiB, its embedding and LM head together 2.4: a node with less memory than
 # this is of use to small models only.
-LITTLE_MEMORY = 4 << 30
+LITTLE_MEMORY = 4 * GIB
 # One shard of a large model's weights has 5 GB.
 LITTLE_DISK = 20e9
 NO_DISK = 1e9
@@ -40,32 +41,42 @@ def check_software() -> Finding:
     return Finding.ok("software", message)
 
 
-def check_device(config: NodeConfig) -> tuple[Finding, torch.device | None]:
-    """Check the device asked for, and return it too; None if it cannot be used."""
+def check_device(config: NodeConfig, machine: Machine) -> tuple[Finding, torch.device | None]:
+    """Check the device asked for or chosen, and return it too; None if it cannot be used."""
     try:
         device = find_device(config.device.name)
     except SwarmError as error:
         return Finding.of_error("device", error), None
-    dtype = choose_dtype("auto", device)
-    computes = f"computes in {dtype}" if dtype == "bfloat16" else "bfloat16 is only emulated"
+    has_bf16 = choose_dtype("auto", device.type, machine, "bfloat16")[0] == "bfloat16"
+    computes = "computes in bfloat16" if has_bf16 else "bfloat16 is only emulated"
+    if config.automatic.device:
+        computes += f" (auto: {config.automatic.device})"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         kind = f"{properties.name}, compute capability {properties.major}.{properties.minor}"
-        return Finding.ok("device", f"{device}: {kind}, {format_bytes(properties.total_memory)}, {computes}"), device
-    message = f"{device}: {torch.get_num_threads()} threads, {computes}" if device.type == "cpu" else str(device)
-    better = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
-    if device.type == "cpu" and better:
-        return Finding.warn("device", f"{message}; this machine has a faster device", f"give --device {better}"), device
+        return Finding.ok("device", f"{device}: {kind}, {properties.total_memory / GIB:.0f} GiB, {computes}"), device
+    threads = f"{torch.get_num_threads()} threads, " if device.type == "cpu" else ""
+    message = f"{device}: {threads}{computes}"
+    better = choose_device("auto", machine).name
+    if device.type == "cpu" and better != "cpu":
+        next_step = f"leave out --device, or give --device {better}"
+        return Finding.warn("device", f"{message}; this machine has a faster device", next_step), device
     return Finding.ok("device", message), device
+
+
+def report_dtype(config: NodeConfig) -> Finding:
+    """Report the dtype of weights and activations in a new swarm, and why."""
+    why = f" (auto: {config.automatic.numerics}; in a swarm that is joined, as its nodes compute)"
+    return Finding.ok("dtype", f"{config.model.dtype}{why if config.automatic.numerics else ''}")
 
 
 def check_memory(config: NodeConfig, device: torch.device, model: ModelInfo | None) -> Finding:
     """Check the free memory, and how many of the model's blocks it holds if the weights are here to be measured."""
     free = config.device.memory or free_memory(device)
-    message = f"{format_bytes(free)} {'to use' if config.device.memory else 'free'} on {device.type}"
+    message = f"{free / GIB:.1f} GiB {'to use' if config.device.memory else 'free'} on {device.type}"
     if model is not None:
         try:
-            dtype = getattr(torch, choose_dtype(config.model.dtype, device))
+            dtype = getattr(torch, config.model.dtype)
             footprint = read_footprint(model.folder, dtype, config.model.quantization)
         except SwarmError:
             message += f"; how many blocks of {model.name} fit is known once its weights are downloaded"
@@ -94,7 +105,7 @@ def check_disk(model: str) -> Finding:
     folder = Path(HF_HUB_CACHE)
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    message = f"{format_bytes(free)} free in {folder}"
+    message = f"{free / 1e9:.0f} GB free in {folder}"
     next_step = "free some space, or keep weights elsewhere: set HF_HOME=/path/with/space in this program's environment"
     if free < NO_DISK and HUB_ID.fullmatch(model):
         return Finding.fail("disk", message, next_step)
@@ -136,13 +147,12 @@ def check_port(listen: str) -> Finding:
 
 def check_device_numerics(config: NodeConfig, device: torch.device) -> Finding:
     """Check which numerics the device computes correctly, and whether those asked for are among them."""
-    dtype = choose_dtype(config.model.dtype, device)
-    return judge_numerics(check_numerics(device), dtype, config.model.quantization)
+    return judge_numerics(check_numerics(device), config.model.dtype, config.model.quantization)
 
 
 def check_attention_kernels(config: NodeConfig, device: torch.device) -> Finding:
     """Check what would compute attention, and whether flash kernels agree with torch on heads like an 8B model's."""
-    dtype = getattr(torch, choose_dtype(config.model.dtype, device))
+    dtype = getattr(torch, config.model.dtype)
     try:
         flash = check_attention_choice(config.device.attention, device, dtype)
     except SwarmError as error:

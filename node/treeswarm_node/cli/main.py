@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from treeswarm.programs.interrupts import INTERRUPTED, STOPPED, TERMINATED, end_process, interrupt_ends_process
+from treeswarm.programs.interrupts import INTERRUPTED, STOPPED, TERMINATED, end_process, interrupt_ends_process, ticking
 
 # All else is imported within functions, while Ctrl-C has no traceback.
 
@@ -49,7 +49,7 @@ def _run(arguments: Sequence[str]) -> int:
         config = read_config(arguments)
         check_config(config)
         check_extras("swarm-node", config.model.quantization)
-        with import_outside_gc():
+        with import_outside_gc(), ticking("loading torch and transformers"):
             from treeswarm_node.cli.running import run_until_stopped  # noqa: PLC0415
     return run_until_stopped(config)
 
@@ -66,7 +66,8 @@ def _run_doctor(arguments: Sequence[str]) -> int:
     args = parse(make_doctor_parser(), "node", arguments, os.environ)
     config = config_from_arguments(args)
     check_extras("swarm-node doctor")
-    with import_outside_gc():  # the doctor imports torch; the other commands need not wait for that
+    # The doctor imports torch; the other commands need not wait for that.
+    with import_outside_gc(), ticking("loading torch"):
         from treeswarm_node.cli.doctor import doctor  # noqa: PLC0415
 
     set_up_logging(json_lines=False, verbose=False, panel=None)

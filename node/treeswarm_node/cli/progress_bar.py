@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from treeswarm.programs.units import format_bytes
 from treeswarm.progress import LOADING
 
 log = logging.getLogger(__name__)
@@ -27,11 +26,10 @@ class LoadingProgress:
     what: str
 
     def __str__(self) -> str:
-        """Return text such as `downloading: 1.20 GiB of 4.50 GiB` or `loading tensors: 34 of 120`."""
+        """Return text such as `downloading: 1.2 of 4.5 GB` or `loading tensors: 34 of 120`."""
         if self.what == LOADING:
             return f"{self.what}: {self.done} of {self.total}"
-        total = f" of {format_bytes(self.total)}" if self.total else ""
-        return f"{self.what}: {format_bytes(self.done)}{total}"
+        return f"{self.what}: {self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB"
 
     @property
     def finished(self) -> bool:
@@ -64,21 +62,27 @@ class LoadingLog:
 
 
 class LoadingBar:
-    """A `Progress` for terminals; `stop` removes the bar."""
+    """A `Progress` for terminals: from `start` to `stop` it shows what is being done and for how long."""
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
             console=console, transient=True,
         )  # fmt: skip
         self._task: TaskID | None = None
 
-    def __call__(self, done: int, total: int, what: str) -> None:
+    def start(self, text: str) -> TaskID:
+        """Show the bar, if it is not shown yet, with a text for the time before the first amount is known."""
         if self._task is None:
             self._bar.start()
-            self._task = self._bar.add_task("", total=None)
+            self._task = self._bar.add_task(text, total=None)
+        return self._task
+
+    def __call__(self, done: int, total: int, what: str) -> None:
         description = str(LoadingProgress(done, total, what))
-        self._bar.update(self._task, completed=done, total=total or None, description=description)
+        # rich stops the clock of a task at its end, but checks and measurements follow the last tensor.
+        completed = min(done, total - 1) if total else done
+        self._bar.update(self.start(""), completed=completed, total=total or None, description=description)
 
     def stop(self) -> None:
         """Remove the bar from the terminal."""

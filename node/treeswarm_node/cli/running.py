@@ -66,6 +66,7 @@ async def _serve_until_stopped(config: NodeConfig, panel: LivePanel | None) -> i
     bar = LoadingBar(Console(stderr=True)) if sys.stderr.isatty() and not log_json else None
     async with contextlib.AsyncExitStack() as stack:
         if bar:
+            bar.start("finding the swarm")
             stack.callback(bar.stop)
             signals.before_end = bar.stop
         with signals.cancel_waiting():

@@ -153,19 +153,6 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device) -> str:
-    """Return `name`; for `auto`, bfloat16 if the device has instructions for it, else float32."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        is_cpu = device.type == "cpu" and hasattr(torch.cpu, "get_capabilities")
-        features = torch.cpu.get_capabilities() if is_cpu else {}
-        native = any(features.get(feature) for feature in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
-    return "bfloat16" if native else "float32"
-
-
 def _load(
     config: NodeConfig, model: ModelInfo, span: Span, offload: Offload | None, progress: Progress | None
 ) -> tuple[SpanModel, ServedSpan, float]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 TYPE_CHECKING = False  # importing typing's own would take longer than all of the above
 if TYPE_CHECKING:
+    import threading
     from types import FrameType
     from typing import NoReturn
 
@@ -19,6 +20,7 @@ INTERRUPTED = 130
 TERMINATED = 143
 STOPPED = "stopped"
 """The one line after either."""
+ERASE_LINE = b"\r\x1b[K"
 
 
 @contextlib.contextmanager
@@ -38,6 +40,36 @@ def interrupt_ends_process() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@contextlib.contextmanager
+def ticking(text: str) -> Iterator[None]:
+    """Show on a terminal, while something large is imported, what is being done and for how long."""
+    if not os.isatty(2) or os.environ.get("TERM", "dumb") == "dumb":
+        yield
+        return
+    import threading  # noqa: PLC0415
+
+    ended = threading.Event()
+    thread = threading.Thread(target=_tick, args=(text, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(OSError):
+            os.write(2, ERASE_LINE)
+
+
+def _tick(text: str, ended: "threading.Event") -> None:
+    seconds = 0
+    while True:
+        with contextlib.suppress(OSError):
+            os.write(2, ERASE_LINE + f"{text} … {seconds} s".encode())
+        if ended.wait(1.0):
+            return
+        seconds += 1
+
+
 def end_process(status: int, line: str = "") -> "NoReturn":
     """End the process with a last line, without waiting for threads: one may be loading a model."""
     for stream in (sys.stdout, sys.stderr):
@@ -49,6 +81,8 @@ def end_process(status: int, line: str = "") -> "NoReturn":
 
 
 def _end_on_signal(number: int, frame: "FrameType | None") -> "NoReturn":
+    if os.isatty(2):
+        os.write(2, ERASE_LINE)
     _write_line(STOPPED)
     os._exit(INTERRUPTED)
 

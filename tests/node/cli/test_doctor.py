@@ -88,7 +88,7 @@ def test_this_machines_cpu_computes_every_class_correctly() -> None:
 def test_attention_check_follows_the_attention_flag() -> None:
     messages = {}
     for attention in ("auto", "flash"):
-        config = read_config(["demo", "--attention", attention], {})
+        config = read_config(["demo", "--dtype", "float32", "--attention", attention], {})
         messages[attention] = check_attention_kernels(config, torch.device("cpu")).message
     assert messages == {"auto": "plain torch", "flash": "torch-flash agrees with plain torch"}
 

@@ -8,7 +8,6 @@ from tests.node.conftest import SpanChain, append_of, tiny_model
 
 from treeswarm.errors import BadRequest, UnsupportedModel
 from treeswarm.protocol.spans import Span
-from treeswarm_node.engine.loaded_stage import choose_dtype
 from treeswarm_node.model.family_check import check_family
 from treeswarm_node.model.loader import load_span
 from treeswarm_node.model.memory_fit import Footprint, count_blocks_that_fit, read_footprint
@@ -135,10 +134,3 @@ def test_layer_with_few_linear_weights_is_refused() -> None:
 def test_quantization_reduces_the_footprint(folder: Path) -> None:
     sizes = [read_footprint(folder, torch.float32, kind).block for kind in ("none", "int8", "nf4")]
     assert sizes[0] > 3.5 * sizes[1] > 6 * sizes[2]
-
-
-def test_auto_dtype_is_bfloat16_only_with_cpu_support(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_dtype("float16", CPU) == "float16"
-    for features, dtype in (({"avx512_bf16": True}, "bfloat16"), ({"avx512_bf16": False, "avx2": True}, "float32")):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda features=features: features)
-        assert choose_dtype("auto", CPU) == dtype

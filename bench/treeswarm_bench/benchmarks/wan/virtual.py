@@ -118,8 +118,8 @@ class VirtualNetwork:
     async def node(self, setup: BenchSetup, span: Span, share: float) -> AsyncIterator[str]:
         """Run a node that serves `span` and lends a share of its device; yield its address."""
         config = NodeConfig(
-            ModelConfig(setup.model, span=span, dtype=setup.dtype),
-            DeviceConfig(kv_tokens=KV_TOKENS, threads=1),
+            ModelConfig(setup.model, span=span, dtype=setup.dtype, quantization="none", activations=""),
+            DeviceConfig("cpu", kv_tokens=KV_TOKENS, threads=1),
             NetworkConfig(listen="127.0.0.1:0", registry="none"),
         )
         async with contextlib.AsyncExitStack() as stack:
