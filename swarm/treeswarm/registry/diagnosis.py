@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from treeswarm.errors import RecordsRejected, RouteError, SwarmError, Unreachable, WrongClock
+from treeswarm.errors import Impostor, RecordsRejected, Refused, RouteError, SwarmError, Unreachable, WrongClock
+from treeswarm.protocol.messages import FaultCode
 from treeswarm.registry.clocks import ClockDifference, set_clock
 
 # Addresses and sources that a sentence names; the others are counted.
@@ -33,6 +34,7 @@ NEXT_STEPS = {
     "expired": "check the clocks of both machines, or wait a minute until the nodes announce themselves again",
     "from-the-future": "check the clocks of both machines",
 }
+FINAL_REFUSALS = frozenset({FaultCode.WRONG_SWARM_KEY, FaultCode.WRONG_VERSION})
 NO_TRUST = "ask another node, since what this one passes on was changed on its way"
 
 
@@ -87,13 +89,21 @@ def explain_clock(clock: ClockDifference, records: int = 0) -> WrongClock:
 
 
 def explain_unanswered(unanswered: Mapping[str, SwarmError]) -> SwarmError:
-    """Return the error for addresses none of which gave records: the only one's own, or one that names all of them."""
+    """Return the error for addresses none of which gave records: the only one's own, or one that names all of them.
+
+    A node that answers with another key, or refuses this program's swarm key or release, says more than silent ones.
+    """
     errors = list(unanswered.values())
-    if len(set(map(str, errors))) == 1:
-        return errors[0]
+    telling = [error for error in errors if _is_answer(error)]
+    if telling or len(set(map(str, errors))) == 1:
+        return (telling or errors)[0]
     reasons = "; ".join(str(error).rpartition(": ")[0] or str(error) for error in errors[:NAMED])
     more = f"; and {len(errors) - NAMED} more" if len(errors) > NAMED else ""
     return Unreachable(f"none of {len(errors)} addresses answers ({reasons}{more}): check them, and that the nodes run")
+
+
+def _is_answer(error: SwarmError) -> bool:
+    return isinstance(error, Impostor) or (isinstance(error, Refused) and error.code in FINAL_REFUSALS)
 
 
 def describe_rejections(rejections: Sequence[Rejection]) -> str:

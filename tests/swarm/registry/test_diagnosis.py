@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from treeswarm.errors import RecordsRejected, RouteError, SwarmError, Unreachable, WrongClock
-from treeswarm.protocol.messages import Records, Watch
+from treeswarm.errors import Impostor, RecordsRejected, Refused, RouteError, SwarmError, Unreachable, WrongClock
+from treeswarm.protocol.messages import FaultCode, Records, Watch
 from treeswarm.protocol.records import LIFETIME_S
 from treeswarm.registry.book import RecordBook, Source
 from treeswarm.registry.clocks import ClockDifference, ClockSample, compare_clocks, duration
-from treeswarm.registry.diagnosis import Rejection, SearchReport, explain_no_nodes
+from treeswarm.registry.diagnosis import Rejection, SearchReport, explain_no_nodes, explain_unanswered
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import Stream, StreamKind
@@ -201,3 +201,11 @@ def test_no_records_from_a_node_of_another_model_says_so() -> None:
             await registry.start()
 
     run_virtually(run())
+
+
+def test_an_answer_says_more_than_silence() -> None:
+    refused = Refused("this is a private swarm, and the caller has no swarm key", FaultCode.WRONG_SWARM_KEY)
+    impostor, silent, busy = Impostor("another key"), Unreachable("no answer from b:1"), Refused("too many streams")
+    for answer in (refused, impostor):
+        assert explain_unanswered({"b:1": silent, "a:1": answer, "c:1": silent}) is answer
+    assert isinstance(explain_unanswered({"b:1": silent, "a:1": busy}), Unreachable)
