@@ -22,10 +22,12 @@ DRAIN_S = 30.0
 # A node checks about every ten minutes whether it should move.
 CHECK_S = (450.0, 750.0)
 # Half of the nodes that vanish leave a machine that refuses connections; the others answer nothing, so that two probes
-# of 8 and 12 s prove the death.  A node measures its distance to three others every 30 s, so each node is measured
+# of 4 and 8 s prove the death.  A node measures its distance to three others every 30 s, so each node is measured
 # every 10 s, whatever the size of the swarm.
-DARK, DARK_PROBE_S, ANSWER_S = 0.5, 20.0, 8.0
+DARK, DARK_PROBE_S, ANSWER_S = 0.5, 12.0, 4.0
 SURVEY_S = 10.0
+# Seconds until all readers have seen a claim, as the product's nodes wait: the registry's lag, and a second.
+CLAIM_S = PROPAGATION_S[1] + POLL_S + 1.0
 # Share of leaving nodes that drain first: volunteers close a laptop as often as they stop the program.
 GRACEFUL = 0.5
 

@@ -17,6 +17,9 @@ from treeswarm_bench.simulate.config import SimulationSettings
 from treeswarm_bench.simulate.hosts import SimulatedHosts
 from treeswarm_bench.simulate.registry import ABSENT, RecordTable, SimulatedRegistry
 
+# Nodes of so many turns are told of deaths, as by `treeswarm_node.membership.hole_watch`.
+TOLD_AHEAD = 3
+
 
 class HealingHost(Protocol):
     """What healing needs of the simulated nodes."""
@@ -116,17 +119,19 @@ class SimulatedHealing:
             if witness is not None:
                 self._healing.discard(witness)
             return
-        for name, span in plan_healing(table, self.nodes.settings.blocks, turn).items():
-            mover = self.nodes.registry.index[name]
-            if witness is None or mover == witness:
-                self._claim(mover, span)
-            else:
+        blocks, index = self.nodes.settings.blocks, self.nodes.registry.index
+        for name, span in plan_healing(table, blocks, turn).items():
+            if witness is None or index[name] == witness:
+                self._claim(index[name], span)
+        told = {index[name] for ahead in range(TOLD_AHEAD) for name in plan_healing(table, blocks, turn + ahead)}
+        for mover in sorted(told - {witness}):
+            if witness is not None:
                 # It was told of them at their first silence, and proves each death itself, several at once.
                 known = set(self.known[witness])
                 proof_s = max((self._probe_s[node] for node in known), default=0.0)
                 seconds = config.REFUSED_S + min(proof_s, config.ANSWER_S)
                 self.agenda.after(seconds, partial(self._learn, mover, known))
-        self.agenda.after(config.SETTLE_S + TURN_MARGIN_S, partial(self._see_to_it, witness, turn + 1))
+        self.agenda.after(config.CLAIM_S + TURN_MARGIN_S, partial(self._see_to_it, witness, turn + 1))
 
     def _table(self, witness: int | None) -> PlacementTable:
         layout = self.nodes.registry.view().layout
@@ -142,7 +147,7 @@ class SimulatedHealing:
         self.nodes.become(node, JOINING)
         truth.start[node] = span.start
         self.nodes.registry.announce(node)
-        self.agenda.after(config.SETTLE_S, partial(self._judge, node, former, 1))
+        self.agenda.after(config.CLAIM_S, partial(self._judge, node, former, 1))
 
     def _judge(self, node: int, former: Span, times: int) -> None:
         if self.nodes.truth.state[node] != JOINING:
@@ -153,7 +158,7 @@ class SimulatedHealing:
             self.nodes.on_gone(node)
             self.nodes.load_span(node)
         elif verdict == "wait" and times < config.SETTLE_TIMES:
-            self.agenda.after(config.SETTLE_S, partial(self._judge, node, former, times + 1))
+            self.agenda.after(config.CLAIM_S, partial(self._judge, node, former, times + 1))
         else:
             self.nodes.moves_refused += 1
             self.nodes.truth.start[node] = former.start

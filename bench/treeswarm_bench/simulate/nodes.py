@@ -44,7 +44,7 @@ class SimulatedNodes:
         self.healing = SimulatedHealing(self)
         self._alarm = False
         self._load_s: dict[int, float] = {}
-        """Seconds that each node took to load its present span."""
+        """Seconds that each node takes to load the span that it is about to serve."""
 
     def grow(self, count: int) -> None:
         """Let nodes 0 up to `count` join one after another; all are online at the start."""
@@ -211,7 +211,7 @@ class SimulatedNodes:
         self.truth.state[node] = state
         if was_online != (state == ONLINE):
             span, rate = self.span_of(node), float(self.hosts.rate[node])
-            load_s = self._load_s.get(node, 0.0)
+            load_s = self._load_s.pop(node, 0.0) if state == ONLINE else 0.0
             self.meter.change(self.agenda.now, span.start, span.end, rate, -1 if was_online else 1, load_s)
 
     def span_of(self, node: int) -> Span:

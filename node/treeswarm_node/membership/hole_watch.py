@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0
 # A claim that waits for others to be withdrawn is judged so many times.
 CLAIM_CHECKS = 4
+# The nodes of so many turns are told at once, so that the later ones count their turns from about the same time.
+TOLD_AHEAD = 3
 # Stands for the turn of the nodes that are told before the deaths are proven.
 EARLY = -1
 # Nodes that withdraw a claim at the same time must not claim again at the same time.
@@ -95,9 +97,9 @@ class HoleWatch:
         if not holes or now < self._not_before:
             return None
         turn = int((now - self._since) / (self.lag_s() + TURN_MARGIN_S))
-        moves = plan_healing(table, self.monitor.blocks, turn)
-        self._tell([record for record in records if record.node in moves], turn)
-        return moves.get(self.monitor.node)
+        soon = [plan_healing(table, self.monitor.blocks, turn + ahead) for ahead in range(TOLD_AHEAD)]
+        self._tell([record for record in records if any(record.node in moves for moves in soon)], turn)
+        return soon[0].get(self.monitor.node)
 
     def _tell_early(self, records: list[NodeRecord], placed: Placed | None) -> None:
         """Tell the nodes that would act if all silent nodes were dead: they can prove it in the meantime."""

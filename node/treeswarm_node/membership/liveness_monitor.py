@@ -10,7 +10,7 @@ from treeswarm.protocol.records import NodeRecord
 from treeswarm.topology.liveness import CONFIRM_S, PROOFS, Liveness, nodes_to_probe
 from treeswarm.topology.placements import placements
 from treeswarm.topology.tables import PlacementTable
-from treeswarm.transport.ping import ANSWER_S, round_trip
+from treeswarm.transport.ping import round_trip
 from treeswarm.transport.seam import Transport
 
 log = logging.getLogger(__name__)
@@ -20,8 +20,11 @@ TICK_S = 1.0
 REST = 20.0
 # So many handshakes at once fit into a home's uplink; the client's prober has the same limit.
 AT_ONCE = 32
-# The probe after a failed one waits longer by this factor: a loaded machine answers late, a dead one not at all.
-PATIENCE = 1.5
+# A probe waits for twice as long as the node's answers took lately, at least so many seconds (a handshake on a machine
+# with a load of 20 took two), and the one after a failed probe twice as long: a loaded machine answers late, a dead one
+# not at all.
+FIRST_ANSWER_S, LAST_ANSWER_S = 4.0, 12.0
+REMEMBERED_S = 60.0
 # If the own event loop was late by so much during a probe, its failure says nothing about the other node.
 OWN_LAG_S = 1.0
 
@@ -46,6 +49,8 @@ class LivenessMonitor:
     liveness: Liveness = Liveness()
     _lag_total_s: float = 0.0
     """Seconds by which the own event loop was late, in all."""
+    _slowest: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Time and seconds of the slowest answer of each node within REMEMBERED_S."""
     _probing: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
 
     async def run(self) -> None:
@@ -75,7 +80,7 @@ class LivenessMonitor:
         """Probe now whom it is time to probe, and wait for the results."""
         await self.probe_due()
         if self._probing:
-            await asyncio.wait(self._probing.values(), timeout=ANSWER_S)
+            await asyncio.wait(self._probing.values(), timeout=LAST_ANSWER_S)
 
     async def prove(self) -> None:
         """Probe until the nodes whose death matters have answered or are proven dead."""
@@ -96,6 +101,7 @@ class LivenessMonitor:
             self.liveness = self.liveness.with_report(self.hints.get_nowait(), now)
         records = {record.node: record for record in await self.read_records() if record.model == self.model}
         self.liveness = self.liveness.known_as({node: record.generation for node, record in records.items()})
+        self._slowest = {node: slowest for node, slowest in self._slowest.items() if node in records}
         table = PlacementTable.of(placements(records.values(), self.model))
         for node in nodes_to_probe(self.liveness, self.node, table, self.blocks, now):
             if node not in self._probing and len(self._probing) < AT_ONCE:
@@ -103,11 +109,21 @@ class LivenessMonitor:
                 self._probing[node] = task
                 task.add_done_callback(lambda _, node=node: self._probing.pop(node, None))  # type: ignore[misc]
 
+    def _answer_s(self, node: str, now: float) -> float:
+        """Return the seconds within which a node must answer the next probe."""
+        at, slowest_s = self._slowest.get(node, (now, 0.0))
+        usual_s = max(FIRST_ANSWER_S, 2 * slowest_s if now - at < REMEMBERED_S else 0.0)
+        return min(2 * usual_s if node in self.liveness.silences else usual_s, LAST_ANSWER_S)
+
+    def _note_answer(self, node: str, seconds: float, now: float) -> None:
+        at, slowest_s = self._slowest.get(node, (now, 0.0))
+        if seconds > slowest_s or now - at > REMEMBERED_S:
+            self._slowest[node] = now, seconds
+
     async def _probe(self, record: NodeRecord) -> None:
         loop, node = asyncio.get_running_loop(), record.node
         began, lag_s = loop.time(), self._lag_total_s
-        before = self.liveness.silences.get(node)
-        answer_s = ANSWER_S * (PATIENCE if before is not None else 1.0)
+        answer_s = self._answer_s(node, began)
         try:
             await round_trip(self.transport, record.dial, answer_s=answer_s)
         except Refused:  # It has too many streams, say, or belongs to another private swarm: but it lives.
@@ -119,6 +135,7 @@ class LivenessMonitor:
                 reason = str(error) or f"no answer within {answer_s:.0f} s"
                 log.info("the node at %s with blocks %s is silent: %s", record.address, record.span, reason)
             return
+        self._note_answer(node, loop.time() - began, loop.time())
         if node in self.liveness.dead:
             log.info("the node at %s answers again", record.address)
         self.liveness = self.liveness.with_answer(node, loop.time())
