@@ -85,4 +85,7 @@ def _check_draft(draft: str, tree_size: int | str) -> None:
         return
     name = draft.removesuffix(WITH_NGRAM)
     check_model_name(name)
-    require("draft", f"the draft model {name}")
+    try:
+        require("draft", f"the draft model {name}")
+    except BadRequest as error:
+        raise BadRequest(f"{error}, or draft without a model: --draft ngram") from None
