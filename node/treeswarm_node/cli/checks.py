@@ -1,6 +1,9 @@
 """Find what a node would be refused for at once: before torch is imported and before anything is connected."""
 
-from treeswarm.errors import BadRequest
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from treeswarm.errors import BadRequest, SwarmError
 from treeswarm.extras import require
 from treeswarm.keys import Identity, read_swarm_key
 from treeswarm.model_files import check_model_name, is_path, read_shape, resolve_model
@@ -9,7 +12,7 @@ from treeswarm.protocol.spans import Span
 from treeswarm.registry import check_node_spec
 from treeswarm.transport.emulated import LinkShape
 from treeswarm_node.cli.qr_code import check_qr
-from treeswarm_node.config import ModelConfig, NetworkConfig, NodeConfig
+from treeswarm_node.config import ModelConfig, NodeConfig, NodeLimits
 from treeswarm_node.joining import check_code
 
 QUANTIZED = ("int8", "nf4")
@@ -21,17 +24,41 @@ def check_config(config: NodeConfig) -> None:
 
     Raises BadRequest, ModelError.
     """
-    _check_model(config.model)
-    _check_network(config.network)
-    check_code(config.network)
-    if config.operations.qr:
-        check_qr()
-    if config.operations.metrics:
-        Address.parse(config.operations.metrics)
-    if config.limits.sessions < 1:
-        raise BadRequest(f"--max-sessions is {config.limits.sessions}: give at least 1")
-    if not config.limits.drain_grace_s >= 0.0:
-        raise BadRequest(f"--grace is {config.limits.drain_grace_s:g}: give the seconds to wait, 0 or more")
+    for refusal in find_refusals(config):
+        raise refusal
+
+
+def find_refusals(config: NodeConfig) -> Iterator[SwarmError]:
+    """Yield an error for every setting that a node is refused for at once; `swarm-node doctor` shows all of them."""
+    network, operations, limits = config.network, config.operations, config.limits
+    checks: list[Callable[[], object]] = [partial(_check_model, config.model)] if config.model.name else []
+    checks += [partial(Address.parse, text) for text in (network.listen, network.announce, operations.metrics) if text]
+    if network.registry:
+        checks.append(partial(check_node_spec, network.registry))
+    if network.swarm_key:
+        checks.append(partial(read_swarm_key, network.swarm_key))
+    if network.identity and network.identity.exists():
+        checks.append(partial(Identity.load_or_create, network.identity))
+    if network.emulate_link:
+        checks.append(partial(LinkShape.parse, network.emulate_link))
+    if operations.qr:
+        checks.append(check_qr)
+    checks += [partial(check_code, network), partial(_check_limits, limits)]
+    said: set[str] = set()
+    for check in checks:
+        try:
+            check()
+        except SwarmError as error:
+            if str(error) not in said:  # the key file of a swarm is read by more than one check
+                said.add(str(error))
+                yield error
+
+
+def _check_limits(limits: NodeLimits) -> None:
+    if limits.sessions < 1:
+        raise BadRequest(f"--max-sessions is {limits.sessions}: give at least 1")
+    if not limits.drain_grace_s >= 0.0:
+        raise BadRequest(f"--grace is {limits.drain_grace_s:g}: give the seconds to wait, 0 or more")
 
 
 def check_extras(program: str, quantization: str = "none") -> None:
@@ -51,17 +78,3 @@ def _check_model(model: ModelConfig) -> None:
             f"blocks {model.span} exceed the model, which has {shape.blocks}: "
             f"give --blocks within {Span(0, shape.blocks)}"
         )
-
-
-def _check_network(network: NetworkConfig) -> None:
-    Address.parse(network.listen)
-    if network.announce:
-        Address.parse(network.announce)
-    if network.registry:
-        check_node_spec(network.registry)
-    if network.swarm_key:
-        read_swarm_key(network.swarm_key)
-    if network.identity and network.identity.exists():
-        Identity.load_or_create(network.identity)
-    if network.emulate_link:
-        LinkShape.parse(network.emulate_link)

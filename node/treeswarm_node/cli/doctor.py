@@ -19,12 +19,15 @@ from treeswarm.registry import Registry, client_registry, open_registry, registr
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm.transport.tls import Security
+from treeswarm_node.cli.checks import find_refusals
 from treeswarm_node.cli.machine_checks import (
     check_attention_kernels,
     check_device,
     check_device_numerics,
     check_disk,
+    check_identity,
     check_memory,
+    check_metrics_port,
     check_port,
     check_software,
     files_needed,
@@ -57,6 +60,8 @@ async def examine(config: NodeConfig) -> list[Finding]:
     The node's port is bound for a moment.  Nothing is served, and nothing is announced to a registry.
     """
     findings = [check_python_version(), check_software()]
+    findings += [Finding.of_error("settings", refusal) for refusal in find_refusals(config)]
+    findings += [check_identity(config), *check_metrics_port(config.operations.metrics)]
     machine = this_machine()
     config = with_device(config, machine)
     device_finding, device = check_device(config, machine)
@@ -66,7 +71,7 @@ async def examine(config: NodeConfig) -> list[Finding]:
         try:
             model = await asyncio.to_thread(ModelInfo.find, config.model.name, config.model.revision)
         except SwarmError as error:
-            findings.append(Finding.of_error("model", error))
+            findings += without_repeats([Finding.of_error("model", error)], findings)
     # The swarm that is joined is not asked: a node would compute as the others do.
     config = with_numerics(config, machine, checkpoint_dtype(read_config(model.folder)) if model else "")
     findings += [report_dtype(config)] if model else []
@@ -76,11 +81,18 @@ async def examine(config: NodeConfig) -> list[Finding]:
     files = check_open_files(files_needed(config))
     findings += [files] if files else []
     port = check_port(config.network.listen)
-    findings += [port, *await examine_network(config.network, model, listens=port.verdict == "ok")]
+    network = await examine_network(config.network, model, listens=port.verdict == "ok")
+    findings += without_repeats([port, *network], findings)
     if device is not None:
         findings.append(await asyncio.to_thread(check_device_numerics, config, device))
         findings.append(await asyncio.to_thread(check_attention_kernels, config, device))
     return findings
+
+
+def without_repeats(findings: Sequence[Finding], before: Sequence[Finding]) -> list[Finding]:
+    """Return the findings that say something else than those `before`: several checks may meet the same problem."""
+    known = {(finding.message, finding.next_step) for finding in before}
+    return [finding for finding in findings if (finding.message, finding.next_step) not in known]
 
 
 async def examine_network(network: NetworkConfig, model: ModelInfo | None, *, listens: bool) -> list[Finding]:

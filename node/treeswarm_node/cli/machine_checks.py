@@ -1,8 +1,8 @@
 """Check the machine that a node would run on."""
 
 import errno
-import shutil
 import socket
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,12 +12,13 @@ from treeswarm.errors import SwarmError
 from treeswarm.extras import install_command
 from treeswarm.model_files import HUB_ID
 from treeswarm.programs.devices import Machine, choose_device, choose_dtype
-from treeswarm.programs.health import Finding
+from treeswarm.programs.health import Finding, Verdict, check_free_space
 from treeswarm.protocol.address import Address
 from treeswarm_node.attention.flash import FlashAttention
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo, find_device
 from treeswarm_node.kv_cache.kv_store import KVShape
+from treeswarm_node.membership.identity_file import claim_identity
 from treeswarm_node.model.attention_selection import check_attention_choice, find_adapter_fault
 from treeswarm_node.model.device_check import NumericsCheck, check_numerics
 from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
@@ -102,16 +103,9 @@ def check_disk(model: str) -> Finding:
     """Check the free space where the hub's client keeps weights."""
     from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415  # reads the user's settings when imported
 
-    folder = Path(HF_HUB_CACHE)
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    message = f"{free / 1e9:.0f} GB free in {folder}"
     next_step = "free some space, or keep weights elsewhere: set HF_HOME=/path/with/space in this program's environment"
-    if free < NO_DISK and HUB_ID.fullmatch(model):
-        return Finding.fail("disk", message, next_step)
-    if free < LITTLE_DISK:
-        return Finding.warn("disk", f"{message}, which the weights of a large model fill", next_step)
-    return Finding.ok("disk", message)
+    needed = NO_DISK if HUB_ID.fullmatch(model) else 0.0
+    return check_free_space(Path(HF_HUB_CACHE), needed=needed, enough=LITTLE_DISK, next_step=next_step)
 
 
 def files_needed(config: NodeConfig) -> int:
@@ -143,6 +137,26 @@ def check_port(listen: str) -> Finding:
         return Finding.fail("port", f"cannot listen on {address.bare}: {error.strerror or error}", next_step)
     message = f"{address.bare} is free" if address.port else f"any free port on {address.host}"
     return Finding.ok("port", message)
+
+
+def check_metrics_port(listen: str | None) -> list[Finding]:
+    """Check whether the metrics can be served where the owner wants them; return nothing if they are not served."""
+    if not listen:
+        return []
+    finding = check_port(listen)
+    return [finding if finding.verdict is Verdict.OK else replace(finding, check="metrics port")]
+
+
+def check_identity(config: NodeConfig) -> Finding:
+    """Check that the node's identity can be read and that no running node holds it.  It is held for a moment."""
+    path = config.network.identity
+    if path is None or not path.exists():
+        return Finding.ok("identity", "kept from run to run" if path is None else f"made at the first start in {path}")
+    try:
+        with claim_identity(path, config.model.name, 0) as (identity, _):
+            return Finding.ok("identity", f"node {identity.node_id}")
+    except SwarmError as error:
+        return Finding.of_error("identity", error)
 
 
 def check_device_numerics(config: NodeConfig, device: torch.device) -> Finding:

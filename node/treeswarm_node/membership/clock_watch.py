@@ -7,7 +7,7 @@ to come from the future.  Both sides log the amount and the direction.  What to 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from treeswarm.protocol.address import Address
@@ -21,6 +21,7 @@ from treeswarm.registry.clocks import (
     set_clock,
     steady_s,
 )
+from treeswarm.registry.seam import AsksClocks
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,6 @@ class ClockWatch:
     registry: BookRegistry
     node: str
     """Id of this node."""
-    ask_peers: Callable[[], Awaitable[Collection[ClockSample]]] | None = None
-    """Asks peers of the registry for their time, where the registry can; their records may not reach this node."""
     clock: Callable[[], float] = time.time
     report: ClockReport = ClockReport()
     timer: Callable[[], float] = steady_s
@@ -106,8 +105,8 @@ class ClockWatch:
 
     async def look(self) -> None:
         """Look at the clocks once."""
-        if self.ask_peers is not None:
-            self._asked = tuple(await self.ask_peers())
+        if isinstance(self.registry, AsksClocks):  # The DHT hides records of wrong dates.
+            self._asked = tuple(await self.registry.ask_clocks())
         self._log()
 
     async def is_wrong(self) -> bool:

@@ -3,20 +3,17 @@
 `swarm-node doctor` and `swarm doctor` put theirs together; `health_report.py` prints them.
 """
 
-import statistics
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from treeswarm.errors import SwarmError
-from treeswarm.protocol.records import LIFETIME_S
-from treeswarm.registry.clocks import CLOCK_SKEW_S
+from treeswarm.registry.clocks import ClockSample, compare_clocks, set_clock
 
 PYTHON = (3, 11)
-# A node renews its record about once a minute, with jitter.  So the record of a node whose clock is right is not older
-# than this when it is first received.
-RENEWED_S = LIFETIME_S / 4
 # A smaller difference is caused by the network, or does no harm.
 NOTICED_S = 5.0
 
@@ -95,29 +92,31 @@ def check_open_files(needed: int) -> Finding | None:
     return Finding.warn("open files", f"up to {soft}, a busy program needs {needed}", f"before starting it: {remedy}")
 
 
-def check_clock(ages: Sequence[float], rejected: Mapping[str, int]) -> Finding:
-    """Compare this machine's clock with the records of other nodes.
+def check_free_space(folder: Path, *, needed: float, enough: float, next_step: str) -> Finding:
+    """Check the free space where `folder` is or will be: `needed` bytes at least, `enough` bytes to be content."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    message = f"{free / 1e9:.0f} GB free in {folder}" if free >= 1e9 else f"{free / 1e6:.0f} MB free in {folder}"
+    if free < needed:
+        return Finding.fail("disk", message, next_step)
+    if free < enough:
+        return Finding.warn("disk", f"{message}, which the weights of a large model fill", next_step)
+    return Finding.ok("disk", message)
 
-    `ages` are the seconds since each record says it was signed, by this machine's clock.  `rejected` is the number of
-    records that were not believed, by reason.  The median age counts, so that one node with a wrong clock changes
-    nothing.
+
+def check_clock(samples: Collection[ClockSample]) -> Finding:
+    """Compare this machine's clock with those of other nodes.
+
+    Most of them must agree that it is wrong, so that one node with a wrong clock changes nothing.
     """
-    next_step = "set this machine's clock by the network: timedatectl set-ntp true, or your system's time settings"
-    future, old = rejected.get("from-the-future", 0), rejected.get("expired", 0)
-    if future > len(ages):
-        message = f"{future} records are dated in the future: this clock is over {CLOCK_SKEW_S:.0f} s late"
-        return Finding.fail("clock", message, next_step)
-    if old > len(ages):
-        message = f"{old} records have expired: this clock is probably minutes ahead"
-        return Finding.fail("clock", message, next_step)
-    if not ages:
-        message = "not compared: no record of another node was received"
+    usable = [sample for sample in samples if sample.difference_s is not None]
+    if not usable:
+        message = "not compared: no node said what time it has"
         return Finding.warn("clock", message, "name a swarm with --registry")
-    median = statistics.median(ages)
-    off_s, direction = (-median, "late") if median < 0 else (median - RENEWED_S, "ahead")
-    message = f"at least {off_s:.0f} s {direction} of {len(ages)} other nodes"
-    if off_s > CLOCK_SKEW_S:
-        return Finding.fail("clock", f"{message}: they reject this machine's records", next_step)
-    if off_s > NOTICED_S:
-        return Finding.warn("clock", message, next_step)
-    return Finding.ok("clock", f"agrees with {len(ages)} other nodes")
+    if difference := compare_clocks(usable):
+        # With a single other node to compare with, either clock may be the wrong one.
+        make = Finding.fail if difference.is_certain else Finding.warn
+        return make("clock", str(difference), set_clock(difference))
+    if difference := compare_clocks(usable, NOTICED_S):
+        return Finding.warn("clock", f"{difference}, which does no harm yet", set_clock(difference))
+    return Finding.ok("clock", f"agrees with {len(usable)} other node{'s' if len(usable) > 1 else ''}")

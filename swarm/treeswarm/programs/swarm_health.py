@@ -3,15 +3,16 @@
 import asyncio
 import contextlib
 import random
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from treeswarm.errors import SwarmError
 from treeswarm.programs.health import Finding, check_clock
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.registry import peers_registry
-from treeswarm.registry.seam import Registry, Snapshot
+from treeswarm.registry.clocks import ClockSample
+from treeswarm.registry.diagnosis import MEANINGS, explain_no_nodes
+from treeswarm.registry.seam import AsksClocks, Registry, Snapshot
 from treeswarm.transport.ping import round_trip
 from treeswarm.transport.seam import Transport
 
@@ -47,15 +48,16 @@ async def examine_swarm(
         records = [sealed.record for sealed in await _first_records(registry, first_s)]
         online = [record for record in records if record.state is NodeState.ONLINE]
         finding = Finding.ok("registry", f"reachable, {len(records)} nodes known, {len(online)} online")
-        if not records:
+        if not records and any(reason in registry.rejected for reason in MEANINGS):
+            finding = Finding.of_error("registry", explain_no_nodes(registry.report()))
+        elif not records:
             next_step = (
                 "check the name of the swarm and that a node of this model runs; "
                 "this is normal for the first node of a swarm"
             )
             finding = Finding.warn("registry", "reachable, but it lists no node", next_step)
         node_findings, answering = await _check_nodes(online, transport)
-        ages = [time.time() - record.generation / 1e6 for record in records]
-        findings = (finding, *node_findings, check_clock(ages, registry.rejected))
+        findings = (finding, *node_findings, check_clock(await _clock_samples(registry)))
         return SwarmReport(findings, answering, tuple(online))
     finally:
         await registry.close()
@@ -74,10 +76,16 @@ def peers_opener(spec: str, model: str | None, transport: Transport) -> Callable
         except SwarmError:
             if not peers.rejected:
                 raise
-            # A node answered, but its records were rejected: this machine's clock is wrong, and `check_clock` says so.
+            # A node answered, but its records were rejected: the findings say why.
         return peers
 
     return open_peers
+
+
+async def _clock_samples(registry: Registry) -> Sequence[ClockSample]:
+    """Return what the registry knows of clocks; the peers of a DHT are asked, since it hides records of wrong dates."""
+    asked: Sequence[ClockSample] = await registry.ask_clocks() if isinstance(registry, AsksClocks) else ()
+    return asked or registry.report().samples
 
 
 async def _first_records(registry: Registry, first_s: float) -> Snapshot:

@@ -214,8 +214,8 @@ class BookRegistry:
 
     def report(self) -> SearchReport:
         """Return what is known for an explanation of why there is no node to use."""
-        rejections = tuple(self.book.rejections.values())
-        return SearchReport(rejections=rejections, clock=compare_clocks(self.clock_samples()))
+        rejections, samples = tuple(self.book.rejections.values()), self.clock_samples()
+        return SearchReport(rejections=rejections, clock=compare_clocks(samples), samples=samples)
 
     async def snapshot(self) -> Snapshot:
         return self.book.alive()

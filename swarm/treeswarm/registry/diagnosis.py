@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from treeswarm.errors import Impostor, RecordsRejected, Refused, RouteError, SwarmError, Unreachable, WrongClock
 from treeswarm.protocol.messages import FaultCode
-from treeswarm.registry.clocks import ClockDifference, set_clock
+from treeswarm.registry.clocks import ClockDifference, ClockSample, set_clock
 
 # Addresses and sources that a sentence names; the others are counted.
 NAMED = 3
@@ -63,6 +63,8 @@ class SearchReport:
     rejections: Sequence[Rejection] = ()
     """The last record of each node that was not believed."""
     clock: ClockDifference | None = None
+    samples: Sequence[ClockSample] = ()
+    """What is known of the clocks of nodes."""
 
 
 def explain_no_nodes(report: SearchReport) -> SwarmError:

@@ -118,9 +118,9 @@ class PeersRegistry(BookRegistry):
         )
 
     def report(self) -> SearchReport:
-        samples = {sample.peer: sample for sample in [*self.clock_samples(), *self.source_clocks.values()]}
-        rejections = tuple(self.book.rejections.values())
-        return SearchReport(self.addresses, dict(self.unanswered), rejections, compare_clocks(samples.values()))
+        by_peer = {sample.peer: sample for sample in [*self.clock_samples(), *self.source_clocks.values()]}
+        rejections, samples = tuple(self.book.rejections.values()), tuple(by_peer.values())
+        return SearchReport(self.addresses, dict(self.unanswered), rejections, compare_clocks(samples), samples)
 
     async def announce(self, sealed: SealedRecord) -> None:
         raise BadRequest(

@@ -6,10 +6,11 @@ suite runs against all of them.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol, runtime_checkable
 
 from treeswarm.protocol.records import SealedRecord
+from treeswarm.registry.clocks import ClockSample
 from treeswarm.registry.diagnosis import SearchReport
 
 Snapshot = tuple[SealedRecord, ...]
@@ -53,4 +54,13 @@ class Registry(Protocol):
 
     async def close(self) -> None:
         """Close connections and processes.  Announced records stay published until they expire."""
+        ...
+
+
+@runtime_checkable
+class AsksClocks(Protocol):
+    """A registry whose peers can be asked for their time."""
+
+    async def ask_clocks(self) -> Sequence[ClockSample]:
+        """Return what some peers say of their clocks."""
         ...

@@ -63,12 +63,13 @@ def test_a_clock_stepped_while_running_is_noticed(caplog: pytest.LogCaptureFixtu
     """The registry's peers and the clients tell the time; what they said stays true when this clock is set."""
     offset = 0.0
 
-    async def ask() -> list[ClockSample]:
-        return samples(-offset, -offset)
+    class AskedRegistry(MemoryRegistry):
+        async def ask_clocks(self) -> list[ClockSample]:
+            return samples(-offset, -offset)
 
     async def run() -> None:
         nonlocal offset
-        watch = ClockWatch(MemoryRegistry(MODEL), "", ask, clock=lambda: NOW + offset, timer=lambda: 0.0)
+        watch = ClockWatch(AskedRegistry(MODEL), "", clock=lambda: NOW + offset, timer=lambda: 0.0)
         watch.compare_client("10.0.0.8:50000", int(NOW * 1e6))
         await watch.look()
         assert not caplog.records
