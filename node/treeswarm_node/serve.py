@@ -189,7 +189,7 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
         public = PublicAddress(str(address), Basis.ASSUMED, False)
         record = OwnRecord(config, identity, model, node, DistanceSurvey(transport), public)
         membership = node.membership = Membership(identity, record.make, registry, registry)
-        clocks = membership.clocks = ClockWatch(registry, identity.node_id)
+        clocks = membership.clocks = ClockWatch(registry, identity.node_id, on_step=membership.announce_at_once)
         lifecycle = Lifecycle(record, membership, progress)
         collector, metrics = SnapshotCollector(lifecycle, grpc), None
         if config.operations.metrics:

@@ -91,7 +91,11 @@ class Membership:
     def announce_soon(self) -> None:
         """Announce a change that others choose nodes by, such as room, at least MIN_PAUSE_S after the last record."""
         since_s = time.time() - self._last_announced / 1e6
-        asyncio.get_running_loop().call_later(max(0.0, MIN_PAUSE_S - since_s), self._due.set)
+        asyncio.get_running_loop().call_later(min(MIN_PAUSE_S, max(0.0, MIN_PAUSE_S - since_s)), self._due.set)
+
+    def announce_at_once(self) -> None:
+        """Have `run` announce the node now: its record is wrong."""
+        self._due.set()
 
     async def leave(self) -> None:
         """Withdraw from the swarm: the last record says that the node is gone."""

@@ -83,7 +83,11 @@ class ClockWatch:
     clock: Callable[[], float] = time.time
     report: ClockReport = ClockReport()
     timer: Callable[[], float] = steady_s
+    on_step: Callable[[], None] = lambda: None
+    """Called when the clock was set by more than the limit while the node runs."""
     _asked: tuple[ClockSample, ...] = ()
+    _base_s: float | None = None
+    """The clock less the timer at the last look, or None before the first."""
     _clients: dict[str, tuple[float, float]] = field(default_factory=dict)
     """The time of a client less that of the timer, and when it said so, by its host."""
 
@@ -114,7 +118,18 @@ class ClockWatch:
         await self.look()
         return self.report.own is not None
 
+    def _notice_step(self) -> None:
+        """Notice that the clock was set while the node ran: its record then has a wrong date and must be renewed."""
+        base_s = self.clock() - self.timer()
+        step_s = base_s - self._base_s if self._base_s is not None else 0.0
+        self._base_s = base_s
+        if abs(step_s) > CLOCK_SKEW_S:
+            way = "forward" if step_s > 0 else "back"
+            log.warning("this machine's clock was set %s by %s while the node ran", way, duration(abs(step_s)))
+            self.on_step()
+
     def _log(self) -> None:
+        self._notice_step()
         now = self.timer()
         self._clients = {host: said for host, said in self._clients.items() if now < said[1] + REMIND_S}
         clients = [ClockSample(host, base_s + now - self.clock()) for host, (base_s, _) in self._clients.items()]

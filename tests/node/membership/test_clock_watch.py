@@ -69,7 +69,11 @@ def test_a_clock_stepped_while_running_is_noticed(caplog: pytest.LogCaptureFixtu
 
     async def run() -> None:
         nonlocal offset
-        watch = ClockWatch(AskedRegistry(MODEL), "", clock=lambda: NOW + offset, timer=lambda: 0.0)
+        steps = list[float]()
+        registry = AskedRegistry(MODEL)
+        watch = ClockWatch(
+            registry, "", clock=lambda: NOW + offset, timer=lambda: 0.0, on_step=lambda: steps.append(offset)
+        )
         watch.compare_client("10.0.0.8:50000", int(NOW * 1e6))
         await watch.look()
         assert not caplog.records
@@ -77,10 +81,13 @@ def test_a_clock_stepped_while_running_is_noticed(caplog: pytest.LogCaptureFixtu
         await watch.look()
         offset = 0.0
         await watch.look()
+        assert steps == [HOUR, 0.0]
 
     run_virtually(run())
     assert [entry.getMessage() for entry in caplog.records] == [
+        "this machine's clock was set forward by 1 h while the node ran",
         f"this machine's clock is 1 h ahead of those of 3 nodes, so that they refuse this node's records: {SET}",
+        "this machine's clock was set back by 1 h while the node ran",
         "this machine's clock agrees with the others' again",
     ]
 
