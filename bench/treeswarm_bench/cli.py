@@ -34,6 +34,8 @@ EXAMPLES = """examples:
   swarm bench draw wan.json --out wan.svg    the figures of wan --json as pictures
   swarm bench virtual-wan --json             wan on a virtual clock, as if every node had a machine of its own
   swarm bench virtual-wan --swift 10 --cells 25ms --texts code --json   the same with nodes 10 times as fast
+  swarm bench busy --runs 20 --json          swarm demo again and again, beside eight busy loops
+  swarm bench busy --load bursts --seed 1 --json   beside programs that import torch, start and end at random
   swarm bench disturbed --json               the planner when machines and links change their speed; virtual clock
   swarm bench disturbed --cells 25ms --cases "first draft 50x;noise" --texts good   a part of the same
   swarm bench overhead --json                what a hop costs besides the model and the wire
@@ -171,11 +173,16 @@ def _add_flags_of_single_benches(parser: argparse.ArgumentParser) -> None:
         "--generations", type=int, default=100, metavar="N", help="faults: number of generations (default 100)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="faults, heal, disturbed: first seed (default 0)"
+        "--seed", type=int, default=0, metavar="N", help="busy, faults, heal, disturbed: first seed (default 0)"
     )
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="heal: number of kills (default 20)")
     parser.add_argument(
         "--registry-kind", choices=["dht", "mqtt"], default="dht", help="heal: registry of the nodes (default dht)"
+    )
+    parser.add_argument("--runs", type=int, default=20, metavar="N", help="busy: number of demos (default 20)")
+    parser.add_argument("--load", choices=["loops", "bursts"], default="loops", help="busy: what runs beside them")
+    parser.add_argument(
+        "--programs", type=int, default=8, metavar="N", help="busy: number of loops, or of bursts at a time (default 8)"
     )
     parser.add_argument("--clients", type=int, default=64, metavar="N", help="load: number of clients (default 64)")
     parser.add_argument(
@@ -310,6 +317,7 @@ def _benches() -> dict[str, RunBench]:
     return {
         "attention": _attention,
         "batch": _batch,
+        "busy": _busy,
         "disturbed": _disturbed,
         "draw": _draw,
         "exact": _exact,
@@ -345,6 +353,14 @@ async def _batch(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
     from treeswarm_bench.benchmarks import batching  # noqa: PLC0415
 
     return await batching.bench_batch(setup)
+
+
+async def _busy(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import busy  # noqa: PLC0415
+
+    return await busy.bench_busy(
+        runs=args.runs, load=args.load, programs=args.programs, seed=args.seed, tokens=args.max_new_tokens
+    )
 
 
 async def _disturbed(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
