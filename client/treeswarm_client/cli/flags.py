@@ -3,8 +3,10 @@
 import argparse
 import asyncio
 import contextlib
+import logging
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from treeswarm.model_files import HubOptions
 from treeswarm.registry import check_swarm_key, client_registry
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
+from treeswarm_client.chain.wait_events import ChainWait
 from treeswarm_client.cli.render.steps import Rename, can_redraw, spinner
 from treeswarm_client.cli.render.wait_notice import WaitNotice
 from treeswarm_client.client import SwarmClient
@@ -25,6 +28,8 @@ from treeswarm_client.generation.run import TreeSize
 
 OPENING = "finding nodes, loading the draft"
 """What a command says while a client is being opened."""
+log = logging.getLogger(__name__)
+
 # Number of models that an error names: the hint must not become longer than the error itself.
 MAX_NAMED_MODELS = 5
 # Seconds that an error waits for these names.
@@ -199,8 +204,8 @@ async def open_client(args: argparse.Namespace) -> AsyncIterator[SwarmClient]:
     Raises what opening a client raises.  The error for a model that cannot be found also names the models served.
     """
     notes = Console(stderr=True, highlight=False)
-    options = {"on_wait": WaitNotice(notes, midline=sys.stdout.isatty())} if notes.is_terminal else {}
-    client = client_of(args, **options)
+    on_wait = WaitNotice(notes, midline=sys.stdout.isatty()) if notes.is_terminal else _OpeningLog()
+    client = client_of(args, on_wait=on_wait)
     async with contextlib.AsyncExitStack() as stack:
         try:
             with show_progress(OPENING):
@@ -210,6 +215,19 @@ async def open_client(args: argparse.Namespace) -> AsyncIterator[SwarmClient]:
         if client.draft_choice.automatic and not args.json:
             notes.print(str(client.draft_choice), style="dim", markup=False, soft_wrap=True)
         yield client
+
+
+@dataclass(eq=False)
+class _OpeningLog:
+    """Logs, where there is no terminal, that an opening client waits: once, so that no script waits in silence."""
+
+    _said: bool = False
+
+    def __call__(self, wait: ChainWait) -> None:
+        if not wait.session and wait.reason is not None and not self._said:
+            self._said = True
+            reason = clean(str(wait.reason).rpartition(": ")[0])
+            log.warning("%s: waiting for up to %.0f s more", reason, wait.remaining_s)
 
 
 @contextlib.contextmanager
