@@ -41,17 +41,24 @@ while os.getppid() == parent and time.time() < end:
 async def bench_busy(*, runs: int, load: Load, programs: int, seed: int, tokens: int | None) -> dict[str, Any]:
     """Run the demo `runs` times beside a load of `programs` programs (of bursts, at most so many at a time)."""
     demo = ["demo", "--json", *(["--max-new-tokens", str(tokens)] if tokens else [])]
-    started: list[dict[str, Any]] = []
+    done: list[dict[str, Any]] = []
+    failed: list[str] = []
     async with _loaded(load, programs, random.Random(seed)):
         for number in range(1, runs + 1):
-            started.append(await _run_demo(demo))
-            print(f"{number:3d} of {runs}: {started[-1]['ratio']:.2f} times plain", file=sys.stderr, flush=True)
+            try:
+                done.append(await _run_demo(demo))
+                outcome = f"{done[-1]['ratio']:.2f} times plain"
+            except ModelError as error:
+                failed.append(str(error))
+                outcome = f"failed: {error}"
+            print(f"{number:3d} of {runs}: {outcome}", file=sys.stderr, flush=True)
     return {
         "bench": "busy",
         "load": load,
         "programs": programs,
         "seed": seed,
-        **verdict([run["ratio"] for run in started]),
+        **verdict([run["ratio"] for run in done], failed=len(failed)),
+        "failed": failed,
         "runs": [
             {
                 "ratio": run["ratio"],
@@ -60,20 +67,20 @@ async def bench_busy(*, runs: int, load: Load, programs: int, seed: int, tokens:
                 "tree_tokens_per_second": run["tree"]["tokens_per_second"],
                 "round_trips": run["tree"]["traversals"],
             }
-            for run in started
+            for run in done
         ],
         "provenance": machine_provenance(),
     }
 
 
-def verdict(ratios: Sequence[float]) -> dict[str, Any]:
-    """Return the figures of the runs, and whether they are good enough."""
+def verdict(ratios: Sequence[float], *, failed: int = 0) -> dict[str, Any]:
+    """Return the figures of the runs, and whether they are good enough; `failed` runs have no ratio."""
     over = sum(ratio > OVER for ratio in ratios)
     return {
-        "well": over >= SHARE_OVER * len(ratios) and min(ratios) >= LEAST,
+        "well": over >= SHARE_OVER * (len(ratios) + failed) and min(ratios, default=0.0) >= LEAST,
         "ratios": [round(ratio, 2) for ratio in sorted(ratios)],
-        "least": min(ratios),
-        "median": statistics.median(ratios),
+        "least": min(ratios, default=None),
+        "median": statistics.median(ratios) if ratios else None,
         f"over_{OVER}": over,
     }
 

@@ -14,6 +14,8 @@ def test_runs_are_good_if_nine_in_ten_are_fast_and_none_is_slow() -> None:
     assert (good["well"], good["over_2.5"], good["least"], good["median"]) == (True, 18, 1.0, 3.0)
     assert not verdict([3.0] * 17 + [1.0] * 3)["well"]
     assert not verdict([3.0] * 19 + [0.94])["well"]
+    assert not verdict([3.0] * 17, failed=3)["well"]
+    assert not verdict([], failed=20)["well"]
 
 
 @pytest.mark.parametrize("load", busy.LOADS)
