@@ -304,3 +304,12 @@ def test_impossible_latency_profile_is_malformed(points: list[tuple[int, int]]) 
     opened = pb.ControlDown(opened=pb.Opened(session=bytes(16), profile=profile))
     with pytest.raises(Malformed, match="profile"):
         decode_control_down(opened.SerializeToString())
+
+
+def test_a_report_of_lost_nodes_has_a_limit() -> None:
+    report = m.ReportLost(tuple(f"{number:032x}" for number in range(m.MAX_LOST)))
+    assert decode_control_up(encode(report)) == report
+    with pytest.raises(Malformed, match="65 nodes, at most 64"):
+        decode_control_up(encode(m.ReportLost((*report.nodes, "0" * 32))))
+    with pytest.raises(Malformed, match="at most 64"):
+        decode_control_up(encode(m.ReportLost(("0" * 65,))))
