@@ -69,9 +69,8 @@ class HealingSwarm:
     async def fill_up(self) -> None:
         """Start nodes, one after another, until there are NODES."""
         while len(self.living) < NODES:
-            joins = [str(node.ready["join"]) for node in self.living]
-            is_dht = self.registry == "dht:"
-            registry = f"dht:{','.join(join.removeprefix('dht:') for join in joins)}" if is_dht else self.registry
+            joins = self.living and self.registry == "dht:"
+            registry = str(self.living[0].ready["join"]) if joins else self.registry
             await self.swarm.start("--num-blocks", str(self.length), "--registry", registry)
 
     def kill(self, record: NodeRecord) -> float:
