@@ -213,7 +213,7 @@ class Generation:
             drafted = await (late or self._queue(self._propose, size, self._levels_left(), stride))
             is_complete = not stride.ended if late is None else not size
             late = None
-            if is_first:
+            if is_first and len(drafted.tree):
                 self.policy.record_draft(drafted.tree, drafted.seconds)
                 is_first = False
             # Once answers come, the walk may have left the branches that the drafter thinks best, so nothing is
