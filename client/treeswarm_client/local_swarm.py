@@ -18,8 +18,9 @@ from treeswarm.extras import install_command
 from treeswarm.programs.settings import PREFIX
 from treeswarm.protocol.spans import Span
 
-# Importing torch and proving a span takes seconds, or minutes on a busy machine.
-READY_S = 180.0
+# Importing torch and proving a span takes seconds, or minutes on a busy machine: five nodes that started at once on two
+# cores at a load of 24 took more than 180 s (2026-11-30).
+READY_S = 600.0
 STOP_S = 10.0
 HOME_VARIABLES = ("XDG_CACHE_HOME", "XDG_STATE_HOME")
 """Variables that name the folders in which a node keeps files for its next start."""
