@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import logging
 import random
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -121,8 +122,9 @@ async def find_swarm(transport: Transport, spec: str, last_run: LastRun | None) 
 
     Where none answers, the nodes of the last run are asked, if that was begun with the same addresses or met them.
     Raises BadRequest if nodes cannot join this one, Refused or Impostor if it admits no such node, else Unreachable.
+    What keeps a node of the last run from answering, such as another program at its port, is no such reason.
     """
-    addresses = parse_addresses(spec)
+    addresses = named = parse_addresses(spec)
     known = {Address.parse(node).bare for node in last_run.nodes} if last_run else set()
     if last_run is not None and (last_run.registry == spec or known & {Address.parse(a).bare for a in addresses}):
         addresses += tuple(node for node in last_run.nodes if Address.parse(node).bare not in map(_bare, addresses))
@@ -133,7 +135,7 @@ async def find_swarm(transport: Transport, spec: str, last_run: LastRun | None) 
             return await first_success([partial(_ask_for_swarm, transport, address) for address in addresses])
         except* SwarmError as group:
             errors = [error for error in group.exceptions if isinstance(error, SwarmError)]
-        if final := [error for error in errors if _is_final(error)]:
+        if final := [error for error in errors[: len(named)] if _is_final(error)]:
             raise final[0]
     raise errors[0]
 
@@ -162,6 +164,8 @@ async def _ask_for_swarm(transport: Transport, address: str) -> str:
         raise Unreachable(f"{_bare(address)} accepts connections and does not answer: ask its owner") from None
     if not isinstance(reply, SwarmFound):
         raise Malformed(f"{_bare(address)} does not say where its swarm meets: does it run this release of swarm-node?")
+    if not reply.registry.isprintable():
+        raise Malformed(f"{_bare(address)} names a registry with control characters: ask its owner")
     return joinable_spec(Address.parse(address), reply.registry)
 
 
@@ -175,10 +179,10 @@ def joinable_spec(asked: Address, registry: str) -> str:
     if kind == "mqtt" and PLACEHOLDERS in registry:
         raise BadRequest(
             f"the swarm of {asked.bare} meets at a broker where every node has a name and a password of its own: give "
-            f"--registry {registry}"
+            f"--registry {shlex.quote(registry)}"
         )
     if kind == "mqtt":
-        return registry
+        return registry.partition("?")[0]  # files of this machine are not the other node's to name
     if kind != "dht":
         raise BadRequest(
             f"the node at {asked.bare} announces itself nowhere (--registry none), so that clients can use it and "

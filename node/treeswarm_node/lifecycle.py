@@ -9,6 +9,7 @@ import logging
 import random
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from treeswarm.errors import SwarmError
 from treeswarm.progress import Progress
@@ -116,10 +117,12 @@ class Lifecycle:
         Work that is under way when `stop` is set is cancelled.
         """
         stopping = asyncio.create_task(stop.wait())
+        tasks: list[asyncio.Task[Any]] = [stopping]
         try:
             while not stopping.done():
                 order = asyncio.create_task(self.membership.orders.get())
                 hole = asyncio.create_task(self.holes.wait_for_turn(self._placed, may_move=self.config.may_move))
+                tasks = [stopping, order, hole]
                 pause = LOAD_AGAIN_S if self._failed else LOOK_EVERY_S * random.uniform(0.5, 1.5)
                 await asyncio.wait({stopping, order, hole}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                 if not hole.done():
@@ -137,7 +140,8 @@ class Lifecycle:
                 elif self.config.may_move and self.node.state is NodeState.ONLINE:
                     await _run_unless(stopping, self._consider_moving())
         finally:
-            stopping.cancel()
+            for task in tasks:
+                task.cancel()
 
     async def leave(self) -> None:
         """Withdraw from the swarm, let the sessions move to other nodes, and free everything.

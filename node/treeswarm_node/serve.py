@@ -184,8 +184,9 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
         recorder = RunRecorder(
             identity_path, begin_run(config, listener.address, marker, last_run), registry, identity.node_id
         )
-        recorder.write()
+        # Not before: a start with a wrong key would forget the peers of the last run.
         await check_admission(transport, opened, identity.node_id)
+        recorder.write()
         public = PublicAddress(str(address), Basis.ASSUMED, False)
         record = OwnRecord(config, identity, model, node, DistanceSurvey(transport), public)
         membership = node.membership = Membership(identity, record.make, registry, registry)

@@ -135,6 +135,18 @@ def test_nodes_of_the_last_run_are_asked_when_the_named_ones_are_gone() -> None:
         find("b:1", LAST, c=answer)
 
 
+async def reply_with_another_key(stream: Stream) -> None:
+    raise Refused("this is a private swarm", FaultCode.WRONG_SWARM_KEY)
+
+
+def test_a_refusal_by_a_node_of_the_last_run_is_not_final() -> None:
+    """Another program may have taken its port, while the named node is only late."""
+    found, _ = find("a:1", LAST, a=starting_until(0.5), c=reply_with_another_key)
+    assert found.endswith(OTHER)
+    with pytest.raises(Unreachable):
+        find("a:1", LAST, a=silent, c=reply_with_another_key)
+
+
 def test_a_refusal_is_final_and_silence_is_named() -> None:
     with pytest.raises(Refused, match="another swarm key"):
         find("a:1,b:1", a=refuse)

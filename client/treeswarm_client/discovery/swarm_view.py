@@ -139,7 +139,7 @@ class SwarmView:
 
         Nodes that did not answer when the registry last asked them do not count.
         """
-        silent = {address.partition("#")[0] for address in self.registry.report().unanswered}
+        silent = {address.partition("#")[0] for address in self._unanswered()}
         answering = [record for record in self._usable().values() if record.address not in silent]
         gaps = missing_blocks([record.span for record in answering], self.target.blocks)
         return self._explain_gap(MissingBlocks.of(gaps)) if gaps else None
@@ -148,7 +148,12 @@ class SwarmView:
         records = [s.record for s in self.snapshot if s.record.blocks == self.target.blocks]
         ours = [r for r in records if r.state is not NodeState.ONLINE or r.numerics == self.target.numerics]
         gaps = [gap for gap in missing.gaps if isinstance(gap, Span)]
-        return explain_gap(ours, gaps, self.target.blocks, self.registry.report().unanswered)
+        return explain_gap(ours, gaps, self.target.blocks, self._unanswered())
+
+    def _unanswered(self) -> Collection[str]:
+        """Return the addresses where nothing answers: a node that refuses to send records is busy, and lives."""
+        unanswered = self.registry.report().unanswered
+        return [address for address, error in unanswered.items() if not isinstance(error, Refused)]
 
     def _usable(self) -> dict[str, NodeRecord]:
         return {

@@ -93,20 +93,28 @@ class SwarmConnection:
         Nodes that are slow to answer delay it by at most `POLL_S`.
         """
         try:
-            self._prober = self._prober or await self._make_prober()
+            prober = self._prober = self._prober or await self._make_prober()
         except SwarmError as error:
             return {"kind": "waiting", "why": str(self._problem or error)}
         if self._probing is None or self._probing.done():
-            self._probing = asyncio.create_task(self._prober.probe_due())
-        if (await asyncio.wait({self._probing}, timeout=POLL_S))[0]:
-            self._probing.result()
+            self._probing = asyncio.create_task(prober.probe_due())
+        probing = self._probing
+        await asyncio.wait({probing}, timeout=POLL_S)
+        # If the client was opened meanwhile, the lookout's probes are cancelled, and its prober has no registry.
+        if self._prober is not prober:
+            return await self.read_overview()
+        if probing.done():
+            probing.result()
         why = self.why_not_ready if self._client is None else ""
-        return {"kind": "overview", "why": why, **(await self._prober.current_overview()).as_dict()}
+        return {"kind": "overview", "why": why, **(await prober.current_overview()).as_dict()}
 
     async def _make_prober(self) -> Prober:
-        if self._client is not None:
-            return self._client.prober()
-        return await self._lookout.enter_async_context(self.make_client().lookout())
+        if self._client is None:
+            prober = await self._lookout.enter_async_context(self.make_client().lookout())
+            if self._client is None:
+                return prober
+            await self._lookout.aclose()
+        return self._client.prober()
 
     async def _try_to_open(self, stack: contextlib.AsyncExitStack) -> bool:
         client = self.make_client()
@@ -137,8 +145,9 @@ class SwarmConnection:
                     log.warning("the swarm is found")
                     return
             except SwarmError as error:  # the first attempt raised no such error: what the registry says may change
-                self.why_not_ready = str(error)
+                self.why_not_ready, self._problem = str(error), error
             except Exception:
+                self._problem = None
                 self.why_not_ready = "an internal error occurred: see the gateway's log"
                 log.exception("looking for the swarm failed unexpectedly; the gateway tries again")
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from treeswarm.protocol.address import Address
+from treeswarm.protocol.address import host_of
 from treeswarm.registry.book import BookRegistry, put_newest
 from treeswarm.registry.clocks import (
     CLOCK_SKEW_S,
@@ -95,7 +95,7 @@ class ClockWatch:
         """Learn the time of the client at the address `peer`, in microseconds since 1970; 0 if it did not say."""
         if clock:
             now = self.timer()
-            put_newest(self._clients, Address.parse(peer).host, (clock / 1e6 - now, now))
+            put_newest(self._clients, host_of(peer), (clock / 1e6 - now, now))
             self._log()
 
     async def run(self) -> None:

@@ -14,6 +14,7 @@ AUTO = "auto"
 CPU_BF16_FEATURES = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
 """Names by which torch's CPU capabilities call bfloat16 arithmetic on x86 and Arm."""
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("none", "int8", "nf4")
 
 
 @dataclass(frozen=True)
@@ -129,15 +130,19 @@ def choose_numerics(
     if not swarm:
         return own
     classes = Counter((c.dtype, c.quantization or "none", c.activations) for c in swarm)
+    # A record may name any quantization, also one of a later release.
+    known = [values for values, _ in classes.most_common() if values[1] in QUANTIZATIONS]
     common = NumericsClass("", *classes.most_common(1)[0][0])
-    for values, _ in classes.most_common():
+    for values in known:
         numerics = NumericsClass("", *values)
         needs_library = numerics.quantization != "none" and not machine.bitsandbytes
         if request.allows(numerics) and not needs_library:
             return NumericsChoice(*values, why="as the swarm computes" if request.is_open else "")
     difference = f"this node will compute with {_words(own)}, the swarm's nodes with {_words(common)}, so that no text "
     difference += "can use both"
-    if request.allows(common):
+    if common.quantization not in QUANTIZATIONS:
+        hint = "install the release that they run"
+    elif request.allows(common):
         hint = "install bitsandbytes to join them"
     else:
         hint = "leave out --dtype, --quantization and --activations to join them"

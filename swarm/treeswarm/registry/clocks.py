@@ -5,6 +5,7 @@ believed if most of the nodes compared agree on it, so that one wrong clock chan
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ SET_CLOCK = "set it with `timedatectl set-ntp true`, or in your system's time se
 
 def steady_s() -> float:
     """Return seconds that setting the clock does not change.  Where the system allows it, they pass in sleep too."""
+    if sys.platform == "darwin":  # where `time.monotonic` stops in sleep, and this clock does not
+        return time.clock_gettime(time.CLOCK_MONOTONIC)
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 

@@ -82,8 +82,20 @@ class PeersRegistry(BookRegistry):
         """Begin to ask all addresses at once, and wait for the records that a client needs to begin.
 
         Addresses that do not answer cost no time where others do.  Raises the error that explains why no node answers.
+        A registry that could not be started, or whose start was cancelled, is closed.
         """
         self.begin()
+        try:
+            await self._wait_for_first_records()
+            if not self.book.alive():
+                raise explain_no_nodes(self.report())
+        except BaseException:
+            await self.close()
+            raise
+        self._started = True
+        self._warn_of_clock()
+
+    async def _wait_for_first_records(self) -> None:
         waiting = [asyncio.create_task(self._source(address).answered_or_failed.wait()) for address in self.addresses]
         began = asyncio.get_running_loop().time()
         try:
@@ -96,11 +108,6 @@ class PeersRegistry(BookRegistry):
         finally:
             for task in waiting:
                 task.cancel()
-        if not self.book.alive():
-            await self.close()
-            raise explain_no_nodes(self.report())
-        self._started = True
-        self._warn_of_clock()
 
     def _suffices(self) -> bool:
         """Return whether the records known suffice to begin.
@@ -195,11 +202,23 @@ class PeersRegistry(BookRegistry):
                 raise TransportError(f"{address} answered a watch request with a {type(message).__name__}")
             self._compare_clock(address, message)
             for news in await self.add_records(message.sealed, Source(address, self._clock_to_judge_by(address))):
+                self._note_return(news.record)
                 if not self.discover:
                     pin = f"#{news.record.pin}" if news.record.pin else ""
                     self.dial_addresses[news.record.node] = address.partition("#")[0] + pin
             self.unanswered.pop(address, None)
             self._source(address).answered_or_failed.set()
+
+    def _note_return(self, record: NodeRecord) -> None:
+        """Learn from a record that its node lives again, although it is not asked: others took its place as a source.
+
+        A record that the node signed before it fell silent says nothing.
+        """
+        age_s = self.clock() - record.generation / 1e6
+        signed_at = asyncio.get_running_loop().time() - age_s
+        for address in [a for a in self.unanswered if a.partition("#")[0] == record.address]:
+            if signed_at > self._source(address).stopped_at:
+                del self.unanswered[address]
 
     # ---- clocks --------------------------------------------------------------------------------------------------
 

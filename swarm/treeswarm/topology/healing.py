@@ -15,7 +15,7 @@ import numpy as np
 
 from treeswarm.protocol.spans import Span
 from treeswarm.topology.rebalancing import plan_moves
-from treeswarm.topology.tables import JOINING, ONLINE, Moves, Placed, PlacementTable
+from treeswarm.topology.tables import JOINING, ONLINE, Ints, Moves, Placed, PlacementTable
 
 # Of this many turns, the last one asks up to 2**7 nodes.
 TURNS = 8
@@ -27,7 +27,7 @@ Verdict = Literal["load", "wait", "withdraw"]
 
 def find_holes(swarm: PlacementTable, blocks: int) -> list[Span]:
     """Return the blocks that no node serves, and none is about to serve, as spans."""
-    empty = swarm.throughput(blocks) <= 0
+    empty = _count_holders(swarm, blocks) == 0
     edges = np.flatnonzero(np.diff(np.concatenate([[False], empty, [False]]).astype(np.int64)))
     return [Span(start, end) for start, end in edges.reshape(-1, 2).tolist()]
 
@@ -54,13 +54,21 @@ def judge_claim(claim: Placed, former: Span, swarm: PlacementTable, blocks: int)
     """
     others = swarm.select(swarm.nodes != claim.node)
     later = (others.state == JOINING) & others.overlapping(claim.span) & (others.nodes > claim.node)
-    throughput = others.select(~later).throughput(blocks)
-    if (throughput[claim.span.start : claim.span.end] > 0).all():
+    holders = _count_holders(others.select(~later), blocks)
+    if (holders[claim.span.start : claim.span.end] > 0).all():
         return "withdraw"
     kept = former.start, former.end
     if (others.replicas(blocks, ONLINE)[kept[0] : kept[1]] > 0).all():
         return "load"
     return "wait" if later.any() else "withdraw"
+
+
+def _count_holders(swarm: PlacementTable, blocks: int) -> Ints:
+    """Return the number of nodes that serve each block or are about to, int64 [blocks].
+
+    Their rates do not count: the nodes state them, and beside one enormous rate all others would round to nothing.
+    """
+    return swarm.replicas(blocks, ONLINE) + swarm.replicas(blocks, JOINING)
 
 
 def _plan_turn(swarm: PlacementTable, blocks: int, earlier: Sequence[Moves]) -> Moves:

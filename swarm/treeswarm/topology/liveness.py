@@ -95,11 +95,12 @@ class Liveness:
         """
         renewed = {n for n, silence in self.silences.items() if generations.get(n, 0) > silence.generation}
         gone = self.silences.keys() - generations.keys()
-        if not renewed and not gone and self.answered_at.keys() <= generations.keys():
+        if not renewed and not gone and (self.answered_at.keys() | self.reported) <= generations.keys():
             return self
         silences = {n: silence for n, silence in self.silences.items() if n not in renewed | gone}
         answered_at = {n: at for n, at in self.answered_at.items() if n in generations}
-        return Liveness(MappingProxyType(silences), MappingProxyType(answered_at), self.reported | renewed)
+        reported = self.reported & generations.keys() | renewed
+        return Liveness(MappingProxyType(silences), MappingProxyType(answered_at), reported)
 
     @property
     def dead(self) -> frozenset[str]:

@@ -44,6 +44,16 @@ def test_a_gpu_is_chosen_if_it_can_be_used(machine: Machine, name: str, why: str
     assert why in choice.why
 
 
+def test_a_quantization_that_is_unknown_here_is_not_taken_over() -> None:
+    unknown = NumericsClass("w" * 64, "bfloat16", "fp2")
+    machine = Machine(bitsandbytes=True)
+    assert choose_numerics(OPEN, "cpu", machine, "float32", [unknown, unknown, BF16]).dtype == "bfloat16"
+    alone = choose_numerics(OPEN, "cpu", machine, "float32", [unknown])
+    assert (alone.dtype, alone.quantization) == ("float32", "none")
+    assert "fp2 weights" in alone.warning
+    assert alone.warning.endswith("install the release that they run")
+
+
 def test_a_named_device_is_kept_without_a_reason() -> None:
     assert (choose_device("cuda:1", PLAIN_CPU).name, choose_device("cpu", NEW_GPU).why) == ("cuda:1", "")
 

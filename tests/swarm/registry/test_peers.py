@@ -138,3 +138,59 @@ def test_a_list_with_a_gap_waits_for_its_silent_nodes() -> None:
     seconds, known = start_seconds("a:4001,b:9", {4001: Span(0, 4)}, discover=False)
     assert seconds >= FIRST_ANSWER_S
     assert known == 1
+
+
+def test_a_node_that_returns_is_not_unanswered_although_another_took_its_place() -> None:
+    async def run() -> None:
+        network, nodes = MemoryNetwork(), [FakeNode() for _ in range(SOURCES + 1)]
+        records = tuple(node.record(4001 + i).sealed for i, node in enumerate(nodes[:SOURCES]))
+        news: list[asyncio.Queue[bytes]] = []
+
+        async def send_records(kind: StreamKind, stream: Stream) -> None:
+            news.append(asyncio.Queue())
+            queue = news[-1]
+            await stream.receive()
+            await stream.send(Records(records))
+            while True:
+                await stream.send(Records((await queue.get(),)))
+
+        ports = range(4001, 4001 + len(nodes))
+        listeners = [await network.transport().listen(f"127.0.0.1:{port}", send_records) for port in ports]
+        typed = ("127.0.0.1:4001",)
+        registry = PeersRegistry(MODEL, transport=network.transport(), addresses=typed)
+        await registry.start()
+        await asyncio.sleep(10)
+        before = nodes[0].record(4001).sealed
+        await listeners[0].close()
+        network.disconnect_host("127.0.0.1:4001")
+        await asyncio.sleep(10)
+        assert any(address.startswith(typed) for address in registry.unanswered)
+        news[-1].put_nowait(nodes[-1].record(ports[-1]).sealed)
+        await asyncio.sleep(10)
+        registry.clock = lambda: time.time() + 30.0  # the record was signed half a minute ago
+        news[-1].put_nowait(before)
+        await asyncio.sleep(1)
+        assert registry.unanswered
+        registry.clock = time.time
+        news[-1].put_nowait(nodes[0].record(4001).sealed)
+        await asyncio.sleep(1)
+        assert not registry.unanswered
+        await registry.close()
+
+    run_virtually(run())
+
+
+def test_a_start_that_is_cancelled_asks_no_longer() -> None:
+    async def run() -> None:
+        network = MemoryNetwork()
+        before = asyncio.all_tasks()
+        registry = PeersRegistry(MODEL, transport=network.transport(), addresses=("a:1",))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(registry.start(), 0.0)
+        starting = asyncio.create_task(registry.start())
+        await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.wait({starting})
+        assert asyncio.all_tasks() == before
+
+    run_virtually(run())

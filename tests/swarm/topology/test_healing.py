@@ -47,6 +47,13 @@ def test_no_node_moves_without_a_hole_or_without_a_spare() -> None:
     assert find_holes(PlacementTable.of(joining), BLOCKS) == []
 
 
+def test_stated_rates_open_no_hole() -> None:
+    """A thousand nodes of one liar may state the highest rate that a record can have."""
+    served = [placed("a", 0, 4), placed("b", 4, 8)]
+    liars = [Placed(f"liar{number}", Span(0, 1), 1e9, "online") for number in range(1000)]
+    assert find_holes(PlacementTable.of([*served, *liars]), BLOCKS) == []
+
+
 def test_each_turn_asks_more_nodes() -> None:
     table = PlacementTable.of([placed(f"n{number:03}", 4, 8) for number in range(40)])
     counts = [len(plan_healing(table, BLOCKS, turn)) for turn in range(5)]

@@ -32,6 +32,11 @@ def test_two_silent_probes_and_another_answer_prove_a_death() -> None:
     assert silent(once, "holder", [11.0]).dead == {"holder"}
 
 
+def test_reports_of_nodes_without_a_record_are_forgotten() -> None:
+    liveness = Liveness().with_report("gone", 10.0).with_report("here", 10.0)
+    assert liveness.known_as({"here": 1}).reported == {"here"}
+
+
 def test_no_node_is_dead_while_the_own_network_may_be_down() -> None:
     liveness = silent(Liveness().with_answer("other", 9.0), "holder", [10.0, 11.0, 13.0])
     assert liveness.dead == frozenset()
