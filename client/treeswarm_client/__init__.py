@@ -51,7 +51,7 @@ def __getattr__(name: str) -> "Any":
     except ImportError as error:
         from treeswarm.extras import install_command, missing_modules  # noqa: PLC0415
 
-        if not missing_modules("draft"):
+        if name != "AutoSwarmModelForCausalLM" or not missing_modules("draft"):
             raise
         raise ImportError(
             f"{name} needs torch and transformers: {install_command('draft')} ({error.name} is missing)"

@@ -54,8 +54,9 @@ async def kill(node: LocalNode) -> None:
 async def test_killed_first_node_returns_to_its_swarm_at_its_addresses(swarm: LocalSwarm) -> None:
     first, second = swarm.nodes
     identity = swarm.identity(0)
-    while not re.search(r"/p2p/", identity.with_name(f"{identity.name}.state").read_text()):
-        await asyncio.sleep(0.2)  # it has yet to write down who joined it
+    async with asyncio.timeout(60):
+        while not re.search(r"/p2p/", identity.with_name(f"{identity.name}.state").read_text()):
+            await asyncio.sleep(0.2)  # it has yet to write down who joined it
     await kill(first)
     owner = ("--identity", identity, "--swarm-key", key_of(swarm))
     status, _, errors = await run_program("swarm-node", "pause", *owner)

@@ -226,7 +226,7 @@ class _OpeningLog:
     def __call__(self, wait: ChainWait) -> None:
         if not wait.session and wait.reason is not None and not self._said:
             self._said = True
-            reason = clean(str(wait.reason).rpartition(": ")[0])
+            reason = clean(str(wait.reason).rpartition(": ")[0] or str(wait.reason))
             log.warning("%s: waiting for up to %.0f s more", reason, wait.remaining_s)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from treeswarm.errors import BadRequest, SwarmError
 from treeswarm.programs.interrupts import interrupt_ends_process
-from treeswarm.programs.process import run_until_terminated
+from treeswarm.programs.process import printable, run_until_terminated
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm_client.cli.checks import check_at_least, check_client_flags, check_prompt, check_sampling_flags
 from treeswarm_client.cli.concurrent import PromptResult, generate_concurrently
@@ -152,7 +152,7 @@ async def _generate_many(args: argparse.Namespace, prompts: list[str]) -> int:
             if result.error is not None:
                 failed = True
                 prefix = f"prompt {result.index}: " if args.prompts_file else ""
-                print(f"swarm: {prefix}{result.error}", file=sys.stderr)
+                print(f"swarm: {prefix}{printable(str(result.error))}", file=sys.stderr)
             if args.json or args.prompts_file:
                 common = {"draft": client.draft_choice.as_dict()} if args.json else {}
                 console.file.writelines(json.dumps(sample | common) + "\n" for sample in result.as_dicts())
@@ -177,7 +177,7 @@ async def _print_json(run: Run, client: SwarmClient) -> int:
             pass
     except SwarmError as error:
         failure = error
-        print(f"swarm: {failure}", file=sys.stderr)
+        print(f"swarm: {printable(str(failure))}", file=sys.stderr)
     print(json.dumps(_as_dict(run, client, failure)))
     return 1 if failure else 0
 

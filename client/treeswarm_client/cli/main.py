@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     with interrupt_ends_process():
         from treeswarm.errors import SwarmError  # noqa: PLC0415
-        from treeswarm.programs.process import Terminated, quieten_libraries  # noqa: PLC0415
+        from treeswarm.programs.process import Terminated, printable, quieten_libraries  # noqa: PLC0415
 
         quieten_libraries(os.environ)
         _set_up_logging()
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args = _parse_arguments(sys.argv[1:] if arguments is None else arguments)
         return int(args.run(args))
     except SwarmError as error:
-        print(f"swarm: {error}", file=sys.stderr)
+        print(f"swarm: {printable(str(error))}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # as in `swarm … | head`: Python must not report what it can no longer write
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -94,12 +94,13 @@ def _set_up_logging() -> None:
     """Show this project's own warnings; what libraries say is for those who ask for it."""
     import logging  # noqa: PLC0415
 
-    from treeswarm.programs.process import is_own_message, is_verbose  # noqa: PLC0415
+    from treeswarm.programs.process import PrintableFormatter, is_own_message, is_verbose  # noqa: PLC0415
 
     handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("swarm: %(message)s"))
     if not is_verbose(os.environ):
         handler.addFilter(is_own_message)
-    logging.basicConfig(level=logging.WARNING, format="swarm: %(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Commands print the choice of a draft themselves, once the client is open.
     logging.getLogger("treeswarm_client.drafters").setLevel(logging.ERROR)
 

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 
-from treeswarm.programs.process import is_own_message
+from treeswarm.programs.process import PrintableFormatter, is_own_message
 from treeswarm_node.cli.panel import LivePanel
 
 
@@ -40,7 +40,7 @@ def set_up_logging(*, json_lines: bool, verbose: bool, panel: LivePanel | None) 
     handlers: list[logging.Handler] = [PanelHandler(panel)] if panel else []
     if panel is None or not sys.stderr.isatty():
         handlers.append(logging.StreamHandler())  # beside the panel too, where stderr goes to a file
-    formatter = JsonFormatter() if json_lines else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    formatter = JsonFormatter() if json_lines else PrintableFormatter("%(asctime)s %(levelname)s %(message)s")
     for handler in handlers:
         handler.setFormatter(formatter)
         if not verbose:

@@ -20,13 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     with interrupt_ends_process():
         from treeswarm.errors import SwarmError  # noqa: PLC0415
-        from treeswarm.programs.process import Terminated, quieten_libraries  # noqa: PLC0415
+        from treeswarm.programs.process import Terminated, printable, quieten_libraries  # noqa: PLC0415
 
         quieten_libraries(os.environ)
     try:
         return _run(arguments)
     except SwarmError as error:
-        print(f"swarm-node: {error}", file=sys.stderr)
+        print(f"swarm-node: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         end_process(INTERRUPTED, STOPPED)

@@ -38,6 +38,8 @@ class HoleWatch:
     _holes: tuple[Span, ...] = ()
     _since: float = 0.0
     """Time of the loop's clock, in seconds, since which these blocks are known to be missing."""
+    _has_met: bool = False
+    """Whether any other node was ever known.  One without a registry cannot know what others serve."""
     _not_before: float = 0.0
     """Time before which this node makes no other claim."""
     _told: set[tuple[str, int]] = field(default_factory=set)
@@ -88,7 +90,8 @@ class HoleWatch:
         now = asyncio.get_running_loop().time()
         others = placements(records, self.monitor.model)
         table = PlacementTable.of([*others, placed] if placed is not None else others)
-        holes = tuple(find_holes(table, self.monitor.blocks))
+        self._has_met = self._has_met or bool(others)
+        holes = tuple(find_holes(table, self.monitor.blocks)) if self._has_met else ()
         if holes != self._holes:
             self._holes, self._since = holes, now
             self._told.clear()

@@ -25,6 +25,10 @@ QUIET = {
 }
 
 
+# White space of messages, and of the languages in which owners name things, that does no harm.
+SPACES = "\n\t\u00a0\u202f\u3000"
+
+
 class Terminated(BaseException):
     """SIGTERM came, and what was started has been ended.
 
@@ -50,6 +54,18 @@ def is_verbose(environ: Mapping[str, str]) -> bool:
 def is_own_message(record: logging.LogRecord) -> bool:
     """Return whether this project wrote a log record.  It is a filter for the handlers that a user sees."""
     return record.name.startswith("treeswarm") or record.name == "__main__"
+
+
+def printable(text: str) -> str:
+    """Return a message without the characters that control a terminal: it may quote what other owners wrote."""
+    return "".join(letter if letter.isprintable() or letter in SPACES else "\ufffd" for letter in text)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats a log record for a terminal; see `printable`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def run_until_terminated(work: Coroutine[Any, Any, T]) -> T:

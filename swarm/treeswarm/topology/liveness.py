@@ -118,20 +118,21 @@ class Liveness:
 def nodes_to_probe(liveness: Liveness, own: str, swarm: PlacementTable, blocks: int, now: float) -> list[str]:
     """Return the nodes that the node `own` should probe now, the most urgent first.
 
-    `swarm` holds all nodes with a record but `own`, dead ones included.
+    These are the nodes that it watches: nobody can delay their probes by reports of many other nodes.  `swarm` holds
+    all nodes with a record but `own`, dead ones included.
     """
     listed = set(swarm.nodes.tolist())
     due = [n for n, silence in liveness.silences.items() if n in listed and silence.probe_at <= now]
     due += sorted(liveness.reported & listed)
     due += _doubted(liveness, swarm)
+    first = watched_by(own, without(swarm, liveness.dead), blocks)
     due += [
-        n
-        for n in watched_by(own, without(swarm, liveness.dead), blocks)
-        if n not in liveness.silences and now - liveness.answered_at.get(n, -np.inf) >= WATCH_EVERY_S
+        n for n in first if n not in liveness.silences and now - liveness.answered_at.get(n, -np.inf) >= WATCH_EVERY_S
     ]
     if due and (reference := _reference(liveness, swarm, due)):
         due.append(reference)
-    return list(dict.fromkeys(due))
+        first.append(reference)
+    return sorted(dict.fromkeys(due), key=lambda n: n not in first)
 
 
 def without(swarm: PlacementTable, dead: Collection[str]) -> PlacementTable:

@@ -54,6 +54,20 @@ def test_nodes_of_fixed_blocks_let_others_fill_the_hole() -> None:
     in_swarm(scenario)
 
 
+@pytest.mark.parametrize(("nodes", "warnings"), [(1, 0), (2, 2)])
+def test_only_a_node_that_knows_others_warns_of_a_hole(
+    nodes: int, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a registry, a node cannot know what others serve."""
+
+    async def scenario(swarm: HealingSwarm) -> None:
+        await swarm.start(*[(0, 4)] * nodes)
+        await asyncio.sleep(60)
+
+    in_swarm(scenario)
+    assert caplog.text.count("no living node serves blocks 4:8") == warnings
+
+
 def test_a_node_whose_blocks_would_be_missing_stays() -> None:
     async def scenario(swarm: HealingSwarm) -> None:
         holder, second, third = await swarm.start((0, 4), (4, 6), (6, 8))

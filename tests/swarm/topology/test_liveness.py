@@ -32,6 +32,20 @@ def test_two_silent_probes_and_another_answer_prove_a_death() -> None:
     assert silent(once, "holder", [11.0]).dead == {"holder"}
 
 
+def test_reports_of_many_nodes_delay_no_probe_that_matters() -> None:
+    spans = {f"n{number:02}": (0, 4) for number in range(40)}
+    swarm = table(holder=(4, 8), **spans)
+    liveness = silent(Liveness().with_answer("n00", 9.0), "holder", [10.0])
+    for node in list(spans)[1:20]:
+        liveness = silent(liveness, node, [8.0])
+    for node in list(spans)[20:]:
+        liveness = liveness.with_report(node, 10.0)
+    probed = nodes_to_probe(liveness, "own", swarm, BLOCKS, 20.0)
+    assert "holder" in probed[:2]
+    assert "n00" in probed[:2]  # its answer shows that the network of the node works
+    assert set(spans) <= set(probed)
+
+
 def test_reports_of_nodes_without_a_record_are_forgotten() -> None:
     liveness = Liveness().with_report("gone", 10.0).with_report("here", 10.0)
     assert liveness.known_as({"here": 1}).reported == {"here"}

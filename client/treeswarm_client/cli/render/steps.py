@@ -26,6 +26,9 @@ async def show_step(console: Console, text: str) -> AsyncIterator[Rename]:
         with spinner(console, text) as rename:
             yield rename
         return
+    if console.quiet:  # what is written to its file directly would be seen all the same
+        yield lambda _: None
+        return
     console.file.write(f"{text} ")
     clock = asyncio.get_running_loop().time
     start = clock()
