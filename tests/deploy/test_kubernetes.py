@@ -147,7 +147,7 @@ def test_programs_accept_their_settings(name: str) -> None:
     gateway = accepted_by_gateway(environment(documents, "gateway"))
     assert node.model.name == gateway.model
     assert node.network.registry == gateway.registry
-    assert node.device.name == {"base": "cpu", "cuda": "cuda"}[name]
+    assert node.device.name == {"base": "auto", "cuda": "cuda"}[name]
     (grace,) = (pod["spec"]["terminationGracePeriodSeconds"] for owner, pod in pods(documents) if owner == "node")
     assert grace > node.limits.drain_grace_s + 10
 

@@ -84,7 +84,11 @@ async def test_only_the_owner_reads_a_node_s_files(swarm: LocalSwarm) -> None:
 async def test_programs_take_the_code_in_any_letters_and_want_its_key(swarm: LocalSwarm) -> None:
     code = swarm.nodes[1].ready["code"]
     assert swarm.nodes[1].ready["join"] == code
-    status, output, _ = await run_program("swarm", "models", "--registry", code.upper(), "--swarm-key", key_of(swarm))
+    command = ("swarm", "models", "--registry", code.upper(), "--swarm-key", key_of(swarm))
+    async with asyncio.timeout(60):
+        while (await run_program(*command))[0] != 0:
+            pass  # the record of the node that was resumed is on its way
+    status, output, _ = await run_program(*command)
     assert (status, output.splitlines()[1].split()[:3]) == (0, ["demo", "8", "complete"])
     async with asyncio.timeout(5):  # nothing is dialled
         with pytest.raises(BadRequest, match=r"private swarm, and no key is given: ask the person.*--swarm-key PATH"):

@@ -25,6 +25,7 @@ PIPE = asyncio.subprocess.PIPE
 async def node(lab: Lab, folder: Path, host: str, blocks: str, listen: str, *peers: str) -> AsyncIterator[Any]:
     """Start a node on a host and yield a function that waits for its next public address."""
     arguments = ["demo", "--blocks", blocks, "--listen", f"{listen}:0", "--registry", "none", "--threads", "1"]
+    arguments += ["--dtype", "float32"]
     command = lab.command(host, sys.executable, "-m", "tests.support.port_node", ",".join(peers) or "-", *arguments)
     process = await asyncio.create_subprocess_exec(
         *command, "--identity", str(folder / f"{host}.pem"), "--grace", "1", stdin=PIPE, stdout=PIPE
