@@ -137,7 +137,8 @@ def choose_numerics(
         numerics = NumericsClass("", *values)
         needs_library = numerics.quantization != "none" and not machine.bitsandbytes
         if request.allows(numerics) and not needs_library:
-            return NumericsChoice(*values, why="as the swarm computes" if request.is_open else "")
+            why = "as the swarm computes" if request.is_open else ""
+            return NumericsChoice(*values, why, _slowness(request.dtype, numerics.dtype, device, machine))
     difference = f"this node will compute with {_words(own)}, the swarm's nodes with {_words(common)}, so that no text "
     difference += "can use both"
     if common.quantization not in QUANTIZATIONS:
@@ -147,6 +148,14 @@ def choose_numerics(
     else:
         hint = "leave out --dtype, --quantization and --activations to join them"
     return NumericsChoice(own.dtype, own.quantization, own.activations, why, f"{difference}: {hint}")
+
+
+def _slowness(asked: str, dtype: str, device: str, machine: Machine) -> str:
+    """Return a warning if a swarm's dtype, which the user did not ask for, is one that this machine only emulates."""
+    usual, reason = choose_dtype(AUTO, device, machine, dtype)
+    if asked != AUTO or usual == dtype:
+        return ""
+    return f"this node computes in {dtype}, as the swarm does, and will be slow: {reason}"
 
 
 def _words(numerics: NumericsChoice | NumericsClass) -> str:

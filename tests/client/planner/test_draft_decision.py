@@ -65,7 +65,7 @@ def test_a_slow_and_right_draft_follows_its_round() -> None:
 def test_a_draft_as_slow_as_a_round_is_waited_for_if_it_pays() -> None:
     """If the round left, it would be over before the draft is there."""
     assert decide(estimates(level_s=0.002, is_right=True), 0.001).before > 0
-    assert decide(estimates(level_s=0.1, is_right=True)).why_plain != draft_follows_text(0.1, 0.036)
+    assert not decide(estimates(level_s=0.1, is_right=True)).why_plain.startswith("plain at once")
 
 
 def test_a_plain_round_drafts_a_few_nodes_in_flight_to_measure() -> None:

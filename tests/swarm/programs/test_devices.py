@@ -44,6 +44,16 @@ def test_a_gpu_is_chosen_if_it_can_be_used(machine: Machine, name: str, why: str
     assert why in choice.why
 
 
+def test_a_dtype_of_the_swarm_that_is_only_emulated_here_is_warned_of() -> None:
+    choice = choose_numerics(OPEN, "cpu", PLAIN_CPU, "bfloat16", [BF16])
+    assert (choice.dtype, choice.why) == ("bfloat16", "as the swarm computes")
+    assert choice.warning.endswith("will be slow: this CPU has no bfloat16 arithmetic")
+    assert choose_numerics(OPEN, "cpu", NEW_CPU, "bfloat16", [BF16]).warning == ""
+    assert choose_numerics(OPEN, "cpu", PLAIN_CPU, "bfloat16", [F32]).warning == ""
+    asked = NumericsRequest(dtype="bfloat16")
+    assert choose_numerics(asked, "cpu", PLAIN_CPU, "bfloat16", [BF16]).warning == ""
+
+
 def test_a_quantization_that_is_unknown_here_is_not_taken_over() -> None:
     unknown = NumericsClass("w" * 64, "bfloat16", "fp2")
     machine = Machine(bitsandbytes=True)
@@ -106,7 +116,9 @@ def test_a_joining_node_computes_as_most_nodes_of_the_swarm(swarm: list[Numerics
     assert (choice.dtype, choice.quantization, choice.activations) == (
         expected.dtype, expected.quantization, expected.activations,
     )  # fmt: skip
-    assert (choice.why, choice.warning) == ("as the swarm computes", "")
+    assert choice.why == "as the swarm computes"
+    is_emulated = choice.dtype == "bfloat16" and not machine.cpu_bf16
+    assert bool(choice.warning) == is_emulated
 
 
 def test_a_node_that_cannot_quantize_says_so_and_what_to_install() -> None:
