@@ -82,4 +82,4 @@ $(VENV)/dev.stamp: pyproject.toml bench/pyproject.toml constraints.txt
 
 .PHONY: install
 install:
-	@$(PYTHON) scripts/install.py $(EXTRAS) --environment $(CURDIR)/$(VENV) --torch-index="$(TORCH_INDEX)" --pip-flags="$(PIP_FLAGS)"
+	@$(PYTHON) scripts/install.py $(EXTRAS) --environment "$(CURDIR)/$(VENV)" --torch-index="$(TORCH_INDEX)" --pip-flags="$(PIP_FLAGS)"
