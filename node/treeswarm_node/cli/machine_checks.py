@@ -186,14 +186,14 @@ def judge_numerics(checks: list[NumericsCheck], dtype: str, quantization: str) -
     passing = [check for check in checks if check.passes]
     failing = [check for check in checks if not check.passes]
     message = f"computed correctly: {', '.join(check.name for check in passing) or 'nothing'}"
-    if failing:
-        failures = (f"{check.name} ({check.reason or f'off by {check.error:.2g}'})" for check in failing)
-        message += f"; not correctly: {', '.join(failures)}"
     needed = [
         check
         for check in failing
         if (check.quantization == quantization != "none") or (check.dtype == dtype and check.quantization == "none")
     ]
+    if failing:
+        failures = (f"{check.name} ({check.reason or f'off by {check.error:.2g}'})" for check in failing)
+        message += f"; {'unusable here' if needed else 'this node does not need'}: {', '.join(failures)}"
     if not needed:
         return Finding.ok("numerics", message)
     dtypes = [check.name for check in passing if check.quantization == "none"]

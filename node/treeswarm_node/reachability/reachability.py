@@ -104,6 +104,13 @@ def decide_address(announced: str | None, assumed: str, results: Sequence[DialRe
     return PublicAddress(address, Basis.DIALLED, True) if 2 * most > len(counted) else None
 
 
+def describe_address(public: PublicAddress) -> str:
+    """Return the log line that says who finds the node at an address."""
+    if is_loopback(Address.parse(public.address).host):
+        return f"only programs on this machine find this node at {public.address}"
+    return f"other machines find this node at {public.address} ({public.basis})"
+
+
 def announced_address(announced: str, listening: str) -> Address:
     """Return the owner's address; port 0 in it stands for the port that the node listens on."""
     address = Address.parse(announced)
@@ -223,7 +230,7 @@ class AddressMonitor:
     async def _set_address(self, address: PublicAddress) -> None:
         if address != self.current:
             self.current = address
-            log.info("other machines find this node at %s (%s)", address.address, address.basis)
+            log.info("%s", describe_address(address))
             await self.on_address(address)
 
     def _pinned(self, address: Address) -> str:

@@ -328,10 +328,12 @@ def _require_all(table: CandidateTable, usable: CandidateTable, span: Span, full
     if unserved := _gaps(table, span):
         raise MissingBlocks.of(unserved)
     serves = np.logical_or.reduce([table.overlapping(gap) for gap in gaps])
-    refused, failed = (serves & full & ~banned).sum(), (serves & banned).sum()
+    counts = {"are full": (serves & full & ~banned).sum(), "failed lately": (serves & banned).sum()}
+    reasons = " or ".join(f"{reason} ({count})" for reason, count in counts.items() if count)
+    fewer = "ask for fewer tokens, " if counts["are full"] else ""
     raise MissingBlocks(
-        f"blocks {', '.join(map(str, gaps))} are served only by nodes that are full ({refused}) or failed lately "
-        f"({failed}): try again in a minute, ask for fewer tokens, or start `swarm-node MODEL --blocks {gaps[0]}`"
+        f"blocks {', '.join(map(str, gaps))} are served only by nodes that {reasons}: "
+        f"try again in a minute, {fewer}or start `swarm-node MODEL --blocks {gaps[0]}`"
     )
 
 

@@ -52,10 +52,12 @@ def test_numerics_check_fails_only_for_the_class_asked_for() -> None:
         NumericsCheck("float16", "none", 1.3),
         NumericsCheck("float32", "nf4", None, "no library"),
     ]
-    assert judge_numerics(checks, "float32", "none").verdict is Verdict.OK
+    unneeded = judge_numerics(checks, "float32", "none")
+    assert unneeded.verdict is Verdict.OK
+    assert "; this node does not need: " in unneeded.message
     finding = judge_numerics(checks, "float16", "none")
     assert (finding.verdict, finding.next_step) == (Verdict.FAIL, "serve in another format: --dtype float32")
-    assert "float16 (off by 1.3)" in finding.message
+    assert "; unusable here: float16 (off by 1.3)" in finding.message
     assert "nf4 weights (no library)" in finding.message
     assert "leave out --quantization" in judge_numerics(checks, "float32", "nf4").next_step
     assert not NumericsCheck("float32", "none", float("nan")).passes

@@ -17,6 +17,7 @@ from treeswarm_node.reachability.reachability import (
     PublicAddress,
     ask_dial_back,
     decide_address,
+    describe_address,
 )
 
 HERE, THERE = "127.0.0.1:4001", "203.0.113.5:4001"
@@ -75,6 +76,13 @@ def test_loopback_answers_do_not_decide_a_public_address(
 )
 def test_nodes_that_are_or_seem_reachable_lend_ports(basis: Basis, reachable: bool, lends: bool) -> None:
     assert PublicAddress(HERE, basis, reachable).lends is lends
+
+
+def test_loopback_address_is_not_said_to_be_found_by_others() -> None:
+    here = PublicAddress("127.0.0.1:4001", Basis.ASSUMED, False)
+    assert describe_address(here) == "only programs on this machine find this node at 127.0.0.1:4001"
+    there = PublicAddress("203.0.113.5:4001", Basis.DIALLED, True)
+    assert describe_address(there) == "other machines find this node at 203.0.113.5:4001 (dialled)"
 
 
 async def test_a_dial_back_reports_whether_the_node_is_reached() -> None:

@@ -164,10 +164,12 @@ def test_gaps_are_named_with_their_reason() -> None:
     some = [candidate("a", 0, 3), candidate("b", 3, 5, free_tokens=10), candidate("c", 4, 6), candidate("d", 7, 8)]
     with pytest.raises(MissingBlocks, match=r"no node serves block 6:7: start `swarm-node MODEL --blocks 6:7`"):
         chain(some, 0, 8)
-    with pytest.raises(MissingBlocks, match=r"blocks 3:4 are served only by nodes that are full \(1\).*lately \(0\)"):
+    with pytest.raises(MissingBlocks, match=r"blocks 3:4 are served only by nodes that are full \(1\): "):
         chain(some, 0, 6, room=100)
-    with pytest.raises(MissingBlocks, match=r"blocks 5:6 are .* full \(0\) or failed lately \(1\)"):
+    with pytest.raises(MissingBlocks, match=r"blocks 5:6 are served only by nodes that failed lately \(1\): "):
         chain(some, 0, 6, avoid=["c"])
+    with pytest.raises(MissingBlocks, match=r"blocks 3:6 .* are full \(1\) or failed lately \(1\): .* fewer tokens"):
+        chain(some, 0, 6, room=100, avoid=["c"])
     with pytest.raises(MissingBlocks, match="no node serves blocks 0:2"):
         chain([], 0, 2)
 

@@ -35,7 +35,7 @@ def test_wait_is_shown_at_begin_at_intervals_and_at_its_end() -> None:
     assert terminal.at(100.0, ChainWait(A, NOBODY, 30.0)) == "no node serves blocks 2:4: waiting, 30 s left\n"
     assert [terminal.at(now, ChainWait(A, NOBODY, 130.0 - now)) for now in (100.5, 109.5)] == ["", ""]
     assert terminal.at(110.0, ChainWait(A, NOBODY, 20.0)) == "no node serves blocks 2:4: waiting, 20 s left\n"
-    full = MissingBlocks("blocks 2:4 are served only by nodes that are full (1) or failed lately (0): try again")
+    full = MissingBlocks("blocks 2:4 are served only by nodes that are full (1): try again")
     assert "only by nodes that are full (1)" in terminal.at(111.0, ChainWait(A, full, 19.0))
     assert terminal.at(112.0, ChainWait(A, None, succeeded=True)) == "continuing after 12 s\n"
 
