@@ -44,8 +44,10 @@ def order_identities(
 
     `last_runs` belongs to `paths`; `new` are files that do not exist yet; `port` is 0 if the node may choose one.
     An identity belongs to a port, because addresses and join codes name both.  So those used last on this port come
-    first, those of this model before others, the latest before older ones.  Then come identities that were never used,
-    then new ones, and last those of other ports, the longest unused first.
+    first, those of this model before others, the latest before older ones.  A node that may choose its port takes those
+    of this model that did so, in the order of `paths`: several nodes that are started in the same order as before then
+    keep their identities.  Then come identities that were never used, then new ones, and last those of other ports, the
+    longest unused first.
     """
     known = list(zip(paths, last_runs, strict=True))
     own = [
@@ -53,7 +55,8 @@ def order_identities(
         for path, run in known
         if run is not None and _is_port_of(run, port) and (port or run.model == model)
     ]
-    first = [path for _, _, path in sorted(own, key=lambda item: item[:2], reverse=True)]
+    latest_first = sorted(own, key=lambda item: item[:2], reverse=True)
+    first = [path for _, _, path in (latest_first if port else own)]
     unused = [path for path, run in known if run is None]
     others = sorted(known, key=lambda item: item[1].used if item[1] else math.inf)
     rest = [path for path, run in others if run is not None and path not in first]

@@ -8,6 +8,7 @@ imports torch.
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ ED25519_BYTES = 64
 DIAL_S = 5.0
 # No honest record has an expiry further in the future.
 FARTHEST_S = 2 * LIFETIME_S
+# A program of Python's that becomes the program it is given, in a process group of its own.
+OWN_GROUP = "import os, sys; os.setpgid(0, 0); os.execv(sys.argv[1], sys.argv[1:])"
 
 Validate = Callable[[Any], bool]
 
@@ -127,14 +130,13 @@ class DhtPeer:
         Raises BadRequest: what keeps a daemon from starting is a problem of this machine.
         """
         from hivemind.dht.node import DHTNode  # noqa: PLC0415
-        from hivemind.p2p import P2P  # noqa: PLC0415
 
         _make_identity(identity)
         p2p = None
         try:
             async with asyncio.timeout(START_S):
                 # Other peers are dialled later: a daemon that reaches none of its initial peers does not start.
-                p2p = await P2P.create(
+                p2p = await _daemon_class().create(
                     host_maddrs=listen,
                     identity_path=str(identity),
                     check_if_identity_free=False,
@@ -320,6 +322,22 @@ def _retrieve_exception(task: "asyncio.Task[Any]") -> None:
     """Keep asyncio from logging that nobody looked at the exception of a task."""
     if not task.cancelled():
         task.exception()
+
+
+def _daemon_class() -> Any:
+    """Return hivemind's P2P, but with a daemon in a process group of its own.
+
+    Ctrl-C on a terminal reaches the whole group.  A node that leaves still needs its daemon, to withdraw its record.
+    """
+    from hivemind.p2p import P2P  # noqa: PLC0415
+
+    class OwnGroupP2P(P2P):  # type: ignore[misc]
+        @staticmethod
+        def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:
+            command: list[str] = P2P._make_process_args(*args, **kwargs)
+            return [sys.executable, "-I", "-S", "-c", OWN_GROUP, *command]
+
+    return OwnGroupP2P
 
 
 def _make_identity(path: Path) -> None:

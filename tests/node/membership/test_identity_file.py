@@ -77,6 +77,12 @@ def test_an_automatic_port_goes_with_the_model_that_had_it() -> None:
     assert order_identities([A, B, C], runs, [NEW], "demo", 42000) == [C, NEW, A, B]
 
 
+def test_nodes_started_in_the_same_order_keep_their_identities() -> None:
+    """Neither knows its port, so only the order of the files can tell which of them is the first."""
+    runs = [run("demo", 41000 + number, used, automatic=True) for number, used in enumerate([2.0, 3.0, 1.0])]
+    assert order_identities([A, B, C], runs, [NEW], "demo", 0) == [A, B, C, NEW]
+
+
 def test_a_node_keeps_its_identity_where_others_lie_about(state: Path) -> None:
     with claim_identity() as (_, first), claim_identity() as (second, path):
         write_last_run(first, run("demo", 4002, 9.0))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import socket
 import sys
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.support.registry_media import LOOPBACK, DhtMedium, all_ended, kill_daemon, until, until_known
 
@@ -52,6 +54,14 @@ async def test_dead_daemon_is_replaced_at_the_same_address(dht: DhtMedium) -> No
     await until_known(reader, "127.0.0.1:4003")
     assert (writer.spec, writer.visible_maddrs) == (spec, address)
     assert re.fullmatch(r"dht:/ip4/127\.0\.0\.1/tcp/\d+/p2p/\w+", spec)
+
+
+async def test_ctrl_c_on_the_terminal_does_not_reach_the_daemon(dht: DhtMedium) -> None:
+    writer = await member(dht)
+    assert writer.daemon.current is not None
+    daemon = psutil.Process(writer.daemon.current.p2p._child.pid)
+    assert "p2pd" in daemon.name()
+    assert os.getpgid(daemon.pid) == daemon.pid != os.getpgid(0)
 
 
 async def test_replaced_daemon_announces_its_records_again(dht: DhtMedium) -> None:
