@@ -20,7 +20,7 @@ from treeswarm import __version__
 from treeswarm.errors import SwarmError
 from treeswarm_client.gateway.answers import AnswerMetadata, AnswerWriter, ChatWriter, CompletionWriter
 from treeswarm_client.gateway.backend import Backend, PreparedRequest
-from treeswarm_client.gateway.errors import Failure, NoSuchModel, WrongKey, failure_of
+from treeswarm_client.gateway.errors import Failure, NoSuchModel, WrongKey, failure_of, failure_of_body
 from treeswarm_client.gateway.events import FinishEvent, GenerationEvent, TokenEvent, count_usage, drain
 from treeswarm_client.gateway.middleware import BodyLimit, LocalHostOnly, RequestCounter, run_unless_disconnected
 from treeswarm_client.gateway.page import describe_gateway, docs_page, front_page, make_files_app, make_schema
@@ -40,6 +40,8 @@ EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 # A comment in a stream of server-sent events.
 KEEPALIVE = ": nothing new\n\n"
 CLIENT_CLOSED_REQUEST = 499
+TEXT_PARAMS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
+"""Parameter that holds the text, by route."""
 
 
 def make_app(backend: Backend) -> FastAPI:
@@ -231,16 +233,12 @@ def _make_metadata(kind: str, backend: Backend) -> AnswerMetadata:
 
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(SwarmError)
-    async def swarm_error(_: Request, error: SwarmError) -> Response:
-        return _respond(failure_of(error))
+    async def swarm_error(request: Request, error: SwarmError) -> Response:
+        return _respond(failure_of(error, TEXT_PARAMS.get(request.url.path)))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        # The outermost name is the parameter; pydantic adds the types of a union that it tried.
-        names = [str(part) for part in first["loc"] if part != "body"]
-        param = names[0] if names else None
-        return _respond(Failure(400, "invalid_request_error", f"{'.'.join(names)}: {first['msg']}", None, param))
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return _respond(failure_of_body(error.errors()[0], request.headers.get("content-type")))
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:

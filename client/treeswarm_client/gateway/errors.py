@@ -1,5 +1,6 @@
 """Errors as callers receive them: OpenAI's error envelope, and the matching HTTP status."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,9 @@ from treeswarm.errors import (
 from treeswarm_client.discovery.failures import FULL
 from treeswarm_client.gateway.events import AnswerAborted
 from treeswarm_client.gateway.requests import Unsupported
+
+# Number of characters of a caller's Content-Type that an error quotes.
+LONGEST_TYPE = 60
 
 
 class Busy(SwarmError):
@@ -72,7 +76,6 @@ class Failure:
 
 # Error class, status, type, code and parameter.  The first match counts: a class stands before its parents.
 _RESPONSES: tuple[tuple[type[SwarmError], int, str, str | None, str | None], ...] = (
-    (TooLong, 400, "invalid_request_error", "context_length_exceeded", "messages"),
     (BadRequest, 400, "invalid_request_error", None, None),
     (WrongKey, 401, "invalid_request_error", "invalid_api_key", None),
     (NoSuchModel, 404, "invalid_request_error", "model_not_found", "model"),
@@ -91,13 +94,34 @@ _RESPONSES: tuple[tuple[type[SwarmError], int, str, str | None, str | None], ...
 )
 
 
-def failure_of(error: SwarmError) -> Failure:
-    """Return the response for an error."""
+def failure_of(error: SwarmError, text_param: str | None = None) -> Failure:
+    """Return the response for an error; `text_param` is the parameter that holds the text, if it is known."""
     if isinstance(error, Unsupported):
         return Failure(400, "invalid_request_error", str(error), "unsupported_parameter", error.param)
     if isinstance(error, Refused) and error.code in FULL:
         return Failure(429, "rate_limit_error", str(error), "swarm_full")
     if isinstance(error, NotReady) and error.reason is not None:
         return replace(failure_of(error.reason), status=503)
+    if isinstance(error, TooLong):
+        return Failure(400, "invalid_request_error", str(error), "context_length_exceeded", text_param)
     _, status, kind, code, param = next(response for response in _RESPONSES if isinstance(error, response[0]))
     return Failure(status, kind, str(error), code, param)
+
+
+def failure_of_body(error: Mapping[str, Any], content_type: str | None) -> Failure:
+    """Return the response for the first of FastAPI's errors about a body that has this Content-Type.  Pure."""
+    # The outermost name is the parameter; pydantic adds the types of a union that it tried.
+    names = [str(part) for part in error["loc"] if part != "body"]
+    if error["type"] == "json_invalid":  # its place is a position in the body, not a name
+        problem = error["ctx"]["error"].removesuffix(" at")  # as in "Unterminated string starting at"
+        message = f"the body is not JSON: {problem} at character {names[0]}"
+    elif names:
+        return Failure(400, "invalid_request_error", f"{'.'.join(names)}: {error['msg']}", None, names[0])
+    elif isinstance(error["input"], bytes):  # FastAPI parses a body only if its header says JSON
+        message = (
+            f"the Content-Type is {(content_type or 'missing')[:LONGEST_TYPE]}: "
+            "send a JSON object with the header Content-Type: application/json"
+        )
+    else:
+        message = "the body is no JSON object: send one, with the header Content-Type: application/json"
+    return Failure(400, "invalid_request_error", message)

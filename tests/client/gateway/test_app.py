@@ -111,6 +111,30 @@ async def test_large_body_is_413_with_or_without_a_length() -> None:
             assert (answer.status_code, "more than 1000 bytes" in answer.text) == (413, True)
 
 
+@pytest.mark.parametrize(
+    ("body", "content_type", "message"),
+    [
+        (b'{"model": "demo"}', "application/x-www-form-urlencoded", "the Content-Type is application/x-www-form-url"),
+        (b'{"model": "demo"}', "", "the Content-Type is missing: send a JSON object with the header Content-Type: app"),
+        (
+            b'{"model": "demo", "prompt}',
+            "application/json",
+            "the body is not JSON: Unterminated string starting at character 19",
+        ),
+        (b'{"model": "demo", "prompt": }', "application/json", "the body is not JSON: Expecting value at character 28"),
+        (b"[1]", "application/json", "the body is no JSON object: send one"),
+        (b"", "application/json", "the body is no JSON object: send one"),
+    ],
+    ids=range(6),
+)
+async def test_body_that_is_no_json_object_is_named(body: bytes, content_type: str, message: str) -> None:
+    async with http(backend()) as client:
+        headers = {"Content-Type": content_type} if content_type else {}
+        answer = await client.post("/v1/completions", content=body, headers=headers)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["message"][: len(message)], error["param"]) == (400, message, None)
+
+
 async def test_lone_surrogates_get_an_error_message() -> None:
     async with http(backend()) as client:
         for body in ({"model": "\ud800", "prompt": "x"}, {"model": "demo", "prompt": "x", "\udfff": 1}):

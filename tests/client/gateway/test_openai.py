@@ -186,6 +186,12 @@ async def test_unsupported_parameters_are_refused_by_name(
     assert refused.value.type == "invalid_request_error"
 
 
+async def test_too_long_completion_names_its_prompt(api: AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="context is 2048") as refused:
+        await api.completions.create(model="demo", prompt="x", max_tokens=100_000)
+    assert (refused.value.param, refused.value.code) == ("prompt", "context_length_exceeded")
+
+
 async def test_parameters_without_effect_are_accepted(api: AsyncOpenAI) -> None:
     answer = await api.chat.completions.create(
         model="demo", messages=TALK, max_tokens=2, frequency_penalty=0, presence_penalty=0, user="me", store=False,
