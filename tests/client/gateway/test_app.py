@@ -119,7 +119,7 @@ async def test_large_body_is_413_with_or_without_a_length() -> None:
         (
             b'{"model": "demo", "prompt}',
             "application/json",
-            "the body is not JSON: Unterminated string starting at character 19",
+            "the body is not JSON: Unterminated string starting at character 18",
         ),
         (b'{"model": "demo", "prompt": }', "application/json", "the body is not JSON: Expecting value at character 28"),
         (b"[1]", "application/json", "the body is no JSON object: send one"),
