@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from treeswarm.errors import BadRequest
+from treeswarm.progress import CHECKING, PROVING
 from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm_bench.virtual_clock import run_virtually
@@ -168,6 +169,14 @@ async def test_stop_during_the_first_load_withdraws_the_record(
 async def test_stage_names_its_attention(config: NodeConfig, attention: str, name: str) -> None:
     async with load_stage(_with_attention(config, attention), ModelInfo.find("demo"), Span(0, 1)) as stage:
         assert stage.served.attention == name
+
+
+async def test_stage_reports_its_tests_after_its_weights(config: NodeConfig) -> None:
+    reports = list[tuple[int, int, str]]()
+    model = ModelInfo.find("demo")
+    async with load_stage(config, model, Span(0, 1), progress=lambda *report: reports.append(report)):
+        assert reports[-3][2] == CHECKING
+        assert reports[-2:] == [(0, 0, PROVING), (1, 1, PROVING)]
 
 
 async def test_unsupported_attention_is_refused_before_announcing(

@@ -59,3 +59,4 @@ async def gateway(peers: str, *flags: str) -> AsyncIterator[Gateway]:
         stderr = (await errors).decode()
         assert process.returncode == 0, stderr
         assert "Traceback" not in stderr, stderr
+        assert stderr.endswith("stopped\n"), stderr

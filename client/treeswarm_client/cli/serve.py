@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from treeswarm.errors import BadRequest
 from treeswarm.extras import require
-from treeswarm.programs.interrupts import interrupt_ends_process
+from treeswarm.programs.interrupts import STOPPED, interrupt_ends_process, write_line
 from treeswarm.programs.process import run_until_terminated
 from treeswarm.programs.settings import add_config_flag
 from treeswarm.protocol.address import Address
@@ -111,7 +111,9 @@ def _run(args: argparse.Namespace) -> int:
     # The gateway listens at once, and looks for the nodes in the background.
     backend = Backend(config, lambda: client_of(args, concurrency=args.max_concurrent, opening_patience=0.0))
     serving = run_gateway(backend, log_requests=args.log_requests, while_opening=lambda: show_progress(OPENING))
-    return run_until_terminated(serving)
+    status = run_until_terminated(serving)
+    write_line(STOPPED)
+    return status
 
 
 def _checked_config(args: argparse.Namespace) -> "GatewayConfig":

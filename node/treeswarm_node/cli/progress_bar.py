@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from treeswarm.progress import LOADING
+from treeswarm.progress import LOADING, PROVING
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ class LoadingProgress:
 
     def __str__(self) -> str:
         """Return text such as `downloading: 1.2 of 4.5 GB` or `loading tensors: 34 of 120`."""
+        if self.what == PROVING:
+            return f"{self.what} …"
         if self.what == LOADING:
             return f"{self.what}: {self.done} of {self.total}"
         return f"{self.what}: {self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB"
@@ -50,6 +52,8 @@ class LoadingLog:
         self._logged = False
 
     def __call__(self, done: int, total: int, what: str) -> None:
+        if what == PROVING:  # the node logs its end as that of the whole load
+            return
         now = self._clock()
         if what != self._what:
             self._what, self._logged = what, False
@@ -82,7 +86,12 @@ class LoadingBar:
         description = str(LoadingProgress(done, total, what))
         # rich stops the clock of a task at its end, but checks and measurements follow the last tensor.
         completed = min(done, total - 1) if total else done
-        self._bar.update(self.start(""), completed=completed, total=total or None, description=description)
+        task = self.start("")
+        if what == PROVING:
+            self._bar.tasks[0].total = None  # `update` does not make a known total unknown
+            self._bar.update(task, completed=0, description=description)
+        else:
+            self._bar.update(task, completed=completed, total=total or None, description=description)
 
     def stop(self) -> None:
         """Remove the bar from the terminal."""

@@ -15,7 +15,7 @@ import torch
 from treeswarm.errors import BadRequest
 from treeswarm.identity import config_digest, weights_digest
 from treeswarm.model_files import HubOptions, ModelShape, read_config, read_shape, resolve_model
-from treeswarm.progress import Progress
+from treeswarm.progress import PROVING, Progress
 from treeswarm.protocol.messages import NumericsClass, Profile, Resumption
 from treeswarm.protocol.spans import Span
 from treeswarm.session.replay import replay
@@ -102,6 +102,7 @@ async def load_stage(
         codec = make_row_codec(config.model.activations, served.hidden_size)
         runner = _throttled(ModelRunner(span_model, Sampler(served.vocab_size), codec), config.device.share)
         profile = await asyncio.to_thread(measure_profile, runner, served, span_model.store)
+        cancellable(1, 1, PROVING)
         engine = Engine(runner, config.limits.budget, counters or Counters())
         running = asyncio.create_task(engine.run())
         try:
@@ -166,6 +167,8 @@ def _load(
         quantization=config.model.quantization, offload=offload,
     )  # fmt: skip
     weights = weights_digest(folder, read_config(folder), progress)
+    if progress is not None:
+        progress(0, 0, PROVING)
     span_model = SpanModel(loaded, config.device.kv_tokens)
     if offload is None:  # offloaded weights keep the layout in which they were stored
         choose_layouts(span_model.linears())

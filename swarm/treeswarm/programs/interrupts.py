@@ -76,18 +76,18 @@ def end_process(status: int, line: str = "") -> "NoReturn":
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     if line:
-        _write_line(line)
+        write_line(line)
     os._exit(status)
 
 
 def _end_on_signal(number: int, frame: "FrameType | None") -> "NoReturn":
     if os.isatty(2):
         os.write(2, ERASE_LINE)
-    _write_line(STOPPED)
+    write_line(STOPPED)
     os._exit(INTERRUPTED)
 
 
-def _write_line(line: str) -> None:
+def write_line(line: str) -> None:
     """Write a line to standard error, on a terminal below what is there: the ^C at least."""
     with contextlib.suppress(OSError):
         os.write(2, f"\n{line}\n".encode() if os.isatty(2) else f"{line}\n".encode())

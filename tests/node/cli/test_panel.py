@@ -23,13 +23,13 @@ from rich.console import Console
 from tests.support.registry_media import free_port
 
 from treeswarm.model_files import resolve_model
-from treeswarm.progress import LOADING
+from treeswarm.progress import CHECKING, LOADING, PROVING
 from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm_node.cli import panel
 from treeswarm_node.cli.logs import PanelHandler, set_up_logging
 from treeswarm_node.cli.panel import Throughput, format_bytes, format_duration, render_blocks, render_panel
-from treeswarm_node.cli.progress_bar import LoadingLog, LoadingProgress
+from treeswarm_node.cli.progress_bar import LoadingBar, LoadingLog, LoadingProgress
 from treeswarm_node.cli.terminal import WAITING, TerminalWriter
 from treeswarm_node.engine.counters import Counters
 from treeswarm_node.model.loader import load_span
@@ -122,6 +122,17 @@ def test_log_has_a_loading_line_every_ten_seconds(caplog: pytest.LogCaptureFixtu
         loading_log(1, 30, "downloading")
         loading_log(30, 30, "downloading")
     assert caplog.messages == [f"loading tensors: {done} of 30" for done in (2, 12, 22, 30)]
+
+
+def test_bar_shows_the_tests_that_follow_the_check_of_weights() -> None:
+    screen = io.StringIO()
+    bar = LoadingBar(Console(file=screen, width=120, force_terminal=True))
+    bar(5, 5, CHECKING)
+    bar(0, 0, PROVING)
+    bar.stop()  # draws once more
+    assert "testing and measuring the loaded blocks …" in screen.getvalue().rpartition("checking weights")[2]
+    assert not LoadingProgress(0, 0, PROVING).finished
+    assert LoadingProgress(1, 1, PROVING).finished
 
 
 NODE = [sys.executable, "-m", "treeswarm_node.cli.main", "demo", "--blocks", "0:1", "--listen", "127.0.0.1:0"]
