@@ -18,6 +18,7 @@ from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import check_model_name
 from treeswarm.programs.interrupts import interrupt_ends_process
 from treeswarm.programs.process import run_until_terminated
+from treeswarm.programs.units import format_bytes
 from treeswarm.registry import parse_addresses
 from treeswarm_bench.benchmarks.common import BenchSetup
 from treeswarm_bench.benchmarks.widened_model import widened_model
@@ -308,8 +309,8 @@ def _widened(setup: BenchSetup, times: int) -> Iterator[BenchSetup]:
         yield setup
         return
     with widened_model(setup.model, times) as wide:
-        mib = wide.file_bytes / 2**20
-        print(f"{setup.model} with {times} times the neurons: {mib:.0f} MiB in {wide.folder}", file=sys.stderr)
+        size = format_bytes(wide.file_bytes)
+        print(f"{setup.model} with {times} times the neurons: {size} in {wide.folder}", file=sys.stderr)
         yield replace(setup, model=str(wide.folder), widened=wide)
 
 

@@ -13,6 +13,7 @@ from treeswarm.extras import install_command
 from treeswarm.model_files import HUB_ID
 from treeswarm.programs.devices import Machine, choose_device, choose_dtype
 from treeswarm.programs.health import Finding, Verdict, check_free_space
+from treeswarm.programs.units import format_bytes
 from treeswarm.protocol.address import Address
 from treeswarm_node.attention.flash import FlashAttention
 from treeswarm_node.config import NodeConfig
@@ -23,10 +24,9 @@ from treeswarm_node.model.attention_selection import check_attention_choice, fin
 from treeswarm_node.model.device_check import NumericsCheck, check_numerics
 from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
 
-GIB = 2**30
 # A block of an 8B model in 16 bits takes 0.4 GiB, its embedding and LM head together 2.4: a node with less memory than
 # this is of use to small models only.
-LITTLE_MEMORY = 4 * GIB
+LITTLE_MEMORY = 4 << 30
 # One shard of a large model's weights has 5 GB.
 LITTLE_DISK = 20e9
 NO_DISK = 1e9
@@ -55,7 +55,7 @@ def check_device(config: NodeConfig, machine: Machine) -> tuple[Finding, torch.d
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         kind = f"{properties.name}, compute capability {properties.major}.{properties.minor}"
-        return Finding.ok("device", f"{device}: {kind}, {properties.total_memory / GIB:.0f} GiB, {computes}"), device
+        return Finding.ok("device", f"{device}: {kind}, {format_bytes(properties.total_memory)}, {computes}"), device
     threads = f"{torch.get_num_threads()} threads, " if device.type == "cpu" else ""
     message = f"{device}: {threads}{computes}"
     better = choose_device("auto", machine).name
@@ -74,7 +74,7 @@ def report_dtype(config: NodeConfig) -> Finding:
 def check_memory(config: NodeConfig, device: torch.device, model: ModelInfo | None) -> Finding:
     """Check the free memory, and how many of the model's blocks it holds if the weights are here to be measured."""
     free = config.device.memory or free_memory(device)
-    message = f"{free / GIB:.1f} GiB {'to use' if config.device.memory else 'free'} on {device.type}"
+    message = f"{format_bytes(free)} {'to use' if config.device.memory else 'free'} on {device.type}"
     if model is not None:
         try:
             dtype = getattr(torch, config.model.dtype)

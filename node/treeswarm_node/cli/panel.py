@@ -15,6 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from treeswarm.programs.units import format_bytes, format_duration
 from treeswarm.protocol.records import NodeState
 from treeswarm_node.cli.progress_bar import LoadingProgress
 from treeswarm_node.cli.terminal import TerminalWriter
@@ -24,7 +25,6 @@ from treeswarm_node.monitoring.snapshot import NodeSnapshot
 REDRAW_S = 1.0
 EVENTS = 5
 COLOURS = {NodeState.ONLINE: "green", NodeState.JOINING: "yellow", NodeState.DRAINING: "yellow"}
-UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 @dataclass(frozen=True)
@@ -116,24 +116,6 @@ def render_blocks(snapshot: NodeSnapshot) -> Text:
     filled = [span.start <= i * blocks // width < span.end for i in range(width)]
     line = Text("".join("█" if hosted else "·" for hosted in filled), "cyan")
     return line.append(f"  {span} of {blocks}", "default")
-
-
-def format_duration(seconds: float) -> str:
-    """Return text such as `47 s`, `3 min 20 s` or `5 h 12 min`."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def format_bytes(count: float) -> str:
-    """Return a number of bytes with a decimal unit, such as `12.3 kB`."""
-    for unit in UNITS:
-        if count < 1000 or unit == UNITS[-1]:
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
 @dataclass(eq=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from treeswarm.programs.units import format_bytes
 from treeswarm.progress import LOADING, PROVING
 
 log = logging.getLogger(__name__)
@@ -26,12 +27,13 @@ class LoadingProgress:
     what: str
 
     def __str__(self) -> str:
-        """Return text such as `downloading: 1.2 of 4.5 GB` or `loading tensors: 34 of 120`."""
+        """Return text such as `downloading: 1.20 GiB of 4.50 GiB` or `loading tensors: 34 of 120`."""
         if self.what == PROVING:
             return f"{self.what} …"
         if self.what == LOADING:
             return f"{self.what}: {self.done} of {self.total}"
-        return f"{self.what}: {self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB"
+        total = f" of {format_bytes(self.total)}" if self.total else ""
+        return f"{self.what}: {format_bytes(self.done)}{total}"
 
     @property
     def finished(self) -> bool:

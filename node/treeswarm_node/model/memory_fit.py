@@ -12,6 +12,7 @@ import torch
 
 from treeswarm.errors import BadRequest
 from treeswarm.model_files import BLOCK, read_config, read_header, weight_files
+from treeswarm.programs.units import format_bytes
 from treeswarm_node.model.quantization import BITS
 from treeswarm_node.model.quantization import BLOCK as BLOCK_OF_WEIGHTS
 
@@ -56,10 +57,16 @@ def count_blocks_that_fit(
         in_room = math.floor((available - SLOTS * footprint.block) / (footprint.kv_row * kv_tokens))
         fit = min(blocks, in_room, math.floor(store * USABLE_SHARE / footprint.block))
     if fit < 1:
+        if store is not None and store * USABLE_SHARE < footprint.block:
+            raise BadRequest(
+                f"not one block fits: {format_bytes(store)} are free to keep weights in, one block needs "
+                f"{format_bytes(footprint.block / USABLE_SHARE)}: free some, or choose a smaller --dtype"
+            )
+        weights = footprint.block * (1 if store is None else SLOTS)
+        needed = weights + footprint.kv_row * kv_tokens + footprint.ends + footprint.forward_row * forward_rows
         raise BadRequest(
-            f"not one block fits: {room / 2**30:.1f} GiB are free, one block with {kv_tokens} KV rows "
-            f"needs {(per_block + footprint.ends) / 2**30:.1f} GiB: lower --kv-tokens, choose a smaller --dtype or "
-            "another --device"
+            f"not one block fits: {format_bytes(room)} are free, one block with {kv_tokens} KV rows needs "
+            f"{format_bytes(needed / USABLE_SHARE)}: lower --kv-tokens, choose a smaller --dtype or another --device"
         )
     return fit
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from treeswarm.errors import BadRequest, ModelError, UnsupportedModel
 from treeswarm.model_files import CLIENT_FILES, read_header, read_shape, resolve_model, tokenizer_digest
+from treeswarm.programs.units import format_bytes
 from treeswarm_bench import cli
 from treeswarm_bench.benchmarks.common import BenchSetup
 from treeswarm_bench.benchmarks.widened_model import widen, widened_model
@@ -156,8 +157,7 @@ def test_flag_makes_the_bench_measure_a_wider_model(
     assert (setup.widened.of, setup.widened.times, str(setup.widened.folder)) == ("demo", 2, setup.model)
     assert setup.nodes == {"batch": 3, "offload": 1}[which], "a node of two blocks would keep both in its two slots"
     assert not Path(setup.model).exists()
-    mib = round(setup.widened.file_bytes / 2**20)
-    assert f"{mib} MiB" in capsys.readouterr().err
+    assert format_bytes(setup.widened.file_bytes) in capsys.readouterr().err
 
 
 def test_nothing_is_widened_without_the_flag(

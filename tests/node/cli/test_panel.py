@@ -23,12 +23,12 @@ from rich.console import Console
 from tests.support.registry_media import free_port
 
 from treeswarm.model_files import resolve_model
-from treeswarm.progress import CHECKING, LOADING, PROVING
+from treeswarm.progress import CHECKING, DOWNLOADING, LOADING, PROVING
 from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm_node.cli import panel
 from treeswarm_node.cli.logs import PanelHandler, set_up_logging
-from treeswarm_node.cli.panel import Throughput, format_bytes, format_duration, render_blocks, render_panel
+from treeswarm_node.cli.panel import Throughput, render_blocks, render_panel
 from treeswarm_node.cli.progress_bar import LoadingBar, LoadingLog, LoadingProgress
 from treeswarm_node.cli.terminal import WAITING, TerminalWriter
 from treeswarm_node.engine.counters import Counters
@@ -65,10 +65,14 @@ def with_state(state: NodeState) -> NodeSnapshot:
 
 
 def panel_text(
-    snapshot: NodeSnapshot, throughput: Throughput, *events: str, loading: LoadingProgress | None = None
+    snapshot: NodeSnapshot,
+    throughput: Throughput,
+    *events: str,
+    loading: LoadingProgress | None = None,
+    leaving: bool = False,
 ) -> str:
     console = Console(file=io.StringIO(), width=100)
-    console.print(render_panel(snapshot, throughput, events, loading))
+    console.print(render_panel(snapshot, throughput, events, loading, leaving=leaving))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -77,7 +81,7 @@ def test_panel_shows_state_load_and_events() -> None:
     text = panel_text(NOW, Throughput.between(BEFORE, NOW), "12:00:00 session 1 opened")
     for part in (
         "org/model at 10.0.0.5:4001", "online", "1 min 40 s", "2:5 of 8", "3 of 256, 7 since start, 2 refused",
-        "5 tokens/s, 40 rows/s, device busy 50%", "2 waiting, 4 ms on average", "256 of 640 rows", "3.2 GB on cuda",
+        "5 tokens/s, 40 rows/s, device busy 50%", "2 waiting, 4 ms on average", "256 of 640 rows", "2.98 GiB on cuda",
         "300 B/s sent, 0 B/s received", "6 known", "12:00:00 session 1 opened",
     ):  # fmt: skip
         assert part in text
@@ -92,9 +96,21 @@ def test_text_written_by_a_peer_is_not_parsed_as_markup() -> None:
     assert "[red]x[/nothing]" in panel_text(NOW, Throughput(), "[red]x[/nothing]")
 
 
-def test_durations_bytes_and_blocks_as_text() -> None:
-    assert [format_duration(s) for s in (7.9, 200, 18_720)] == ["7 s", "3 min 20 s", "5 h 12 min"]
-    assert [format_bytes(n) for n in (12, 12_345, 3.2e9, 5e15)] == ["12 B", "12.3 kB", "3.2 GB", "5000.0 TB"]
+def test_loading_names_its_sizes_in_the_units_that_suit_them() -> None:
+    assert str(LoadingProgress(340 << 10, 2 << 30, DOWNLOADING)) == "downloading: 340 KiB of 2.00 GiB"
+    assert str(LoadingProgress(340 << 10, 0, DOWNLOADING)) == "downloading: 340 KiB"
+
+
+def test_panel_says_how_long_sessions_still_have() -> None:
+    draining = replace(NOW, hosting=replace(NOW.hosting, state=NodeState.DRAINING, grace_left_s=12.4))
+    text = panel_text(draining, Throughput(), leaving=True)
+    assert "draining  1 min 40 s  12 s left for 3 sessions to move to other nodes" in text
+    assert "Ctrl-C again: end at once" in text
+    assert "left for" not in panel_text(replace(draining, sessions=SessionsSnapshot()), Throughput(), leaving=True)
+    assert "Ctrl-C: leave the swarm" in panel_text(draining, Throughput())
+
+
+def test_blocks_as_text() -> None:
     assert render_blocks(NOW).plain == "··███···  2:5 of 8"
     large = replace(NOW, about=replace(NOW.about, blocks=80), hosting=replace(NOW.hosting, span=Span(0, 80)))
     assert render_blocks(large).plain == "█" * 32 + "  0:80 of 80"

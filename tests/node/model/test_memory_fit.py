@@ -43,6 +43,14 @@ def test_fitting_blocks_fit_and_one_more_would_not(
     assert fit == blocks or needed_bytes(fit + 1, footprint, kv_tokens, forward_rows) > usable - slack
 
 
+def test_missing_memory_is_named_in_units_of_its_size() -> None:
+    footprint = Footprint(block=3 << 20, ends=1 << 20, kv_row=1 << 10, forward_row=0)
+    with pytest.raises(BadRequest, match=r"512 KiB are free, one block with 1024 KV rows needs 5\.\d\d MiB: lower"):
+        count_blocks_that_fit(512 << 10, footprint, kv_tokens=1024, forward_rows=1, blocks=8)
+    with pytest.raises(BadRequest, match=r"1\.00 MiB are free to keep weights in, one block needs 3\.\d\d MiB: free"):
+        count_blocks_that_fit(1 << 30, footprint, kv_tokens=1024, forward_rows=1, blocks=8, store=1 << 20)
+
+
 @given(st.integers(0, 10**12), st.integers(0, 10**12), footprints)
 def test_more_memory_never_means_fewer_blocks(first: int, second: int, footprint: Footprint) -> None:
     def fit(room: int) -> int:
