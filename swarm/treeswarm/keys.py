@@ -211,8 +211,11 @@ def damaged_file(kind: str, path: Path, reason: str, consequence: str) -> Damage
     return DamagedFile(f"the {kind} {path} is damaged{reason}: restore it from a backup, or delete it ({consequence})")
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner can read, whole or not at all.  Raises OSError, also if the file exists."""
+def write_private(path: Path, data: bytes, *, replace: bool = False) -> None:
+    """Write a file that only its owner can read, whole or not at all.
+
+    Raises OSError, also if the file exists, unless it may be replaced.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -220,7 +223,7 @@ def write_private(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
+        if not replace and path.exists():
             raise FileExistsError(f"{path} exists")
         os.replace(name, path)  # noqa: PTH105  # one system call
     except OSError:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from treeswarm.errors import MissingBlocks
+from treeswarm.protocol.address import without_pin
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span
 
@@ -27,7 +28,7 @@ def explain_gap(
 
 def describe_holders(records: Collection[NodeRecord], gaps: Sequence[Span], unanswered: Collection[str] = ()) -> str:
     """Return what the nodes with missing blocks do, and which serve the rest; empty if there is nothing to say."""
-    silent = dict.fromkeys(address.partition("#")[0] for address in unanswered)
+    silent = dict.fromkeys(without_pin(address) for address in unanswered)
     serving, others = [], []
     for record in sorted(records, key=lambda record: (record.span, record.node)):
         address, span = record.address, record.span
@@ -36,7 +37,7 @@ def describe_holders(records: Collection[NodeRecord], gaps: Sequence[Span], unan
             del silent[address]
         elif record.state is NodeState.ONLINE:
             serving.append(f"{address} serves {span}")
-        elif record.state in DOING and any(gap.start < span.end and span.start < gap.end for gap in gaps):
+        elif record.state in DOING and any(map(span.overlaps, gaps)):
             others.append(f"{address} {DOING[record.state]} {span}")
     others += [f"{address} does not answer" for address in silent]
     return "; ".join(filter(None, (list_some(others), list_some(serving))))

@@ -163,7 +163,7 @@ class ModelView:
     def why_missing(self) -> str:
         """What the nodes that had the missing blocks do, or empty if none is known, or if no blocks are missing."""
         nodes = [node for served in self.classes for node in served.nodes if not node.serves]
-        held = [node for node in nodes if any(g.start < node.span.end and node.span.start < g.end for g in self.gaps)]
+        held = [node for node in nodes if any(map(node.span.overlaps, self.gaps))]
         return list_some([f"{node.address} {node.doing}" for node in held])
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from treeswarm.errors import MissingBlocks, NodeLost, Refused, SwarmError, TransportError
+from treeswarm.protocol.address import without_pin
 from treeswarm.protocol.messages import FaultCode
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span, missing_blocks
@@ -139,7 +140,7 @@ class SwarmView:
 
         Nodes that did not answer when the registry last asked them do not count.
         """
-        silent = {address.partition("#")[0] for address in self._unanswered()}
+        silent = {without_pin(address) for address in self._unanswered()}
         answering = [record for record in self._usable().values() if record.address not in silent]
         gaps = missing_blocks([record.span for record in answering], self.target.blocks)
         return self._explain_gap(MissingBlocks.of(gaps)) if gaps else None

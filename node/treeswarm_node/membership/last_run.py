@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from treeswarm.errors import BadRequest
+from treeswarm.keys import write_private
 from treeswarm.protocol.address import Address
 from treeswarm.registry.book import BookRegistry
 from treeswarm.registry.spec import MADDR
@@ -136,16 +136,8 @@ def read_last_run(identity_path: Path) -> LastRun | None:
 
 def write_last_run(identity_path: Path, run: LastRun) -> None:
     """Replace the file at once, so that a crash leaves the old one or the new one.  A full disk is no error."""
-    file = last_run_file(identity_path)
     with suppress(OSError):
-        handle, name = tempfile.mkstemp(prefix=f"{file.name}.", dir=file.parent)  # only the owner can read it
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as opened:
-                opened.write(run.as_text())
-            os.replace(name, file)  # noqa: PTH105  # one system call
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_private(last_run_file(identity_path), run.as_text().encode(), replace=True)
 
 
 def is_free(host: str, port: int) -> bool:

@@ -11,6 +11,11 @@ SHORT_PIN_DIGITS = 20
 PIN = re.compile(rf"[0-9a-f]{{32}}|[0-9a-f]{{{SHORT_PIN_DIGITS}}}")
 
 
+def without_pin(address: str) -> str:
+    """Return the text of an address up to its pin, if it has one.  Nothing is checked."""
+    return address.partition("#")[0]
+
+
 @dataclass(frozen=True)
 class Address:
     """Where a node listens.  In text an IPv6 host stands in brackets: `[::1]:4001`."""

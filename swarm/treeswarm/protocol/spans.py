@@ -26,6 +26,10 @@ class Span:
     def __contains__(self, other: "Span") -> bool:
         return self.start <= other.start and other.end <= self.end
 
+    def overlaps(self, other: "Span") -> bool:
+        """Return whether the two have a block in common."""
+        return self.start < other.end and other.start < self.end
+
     @classmethod
     def parse(cls, text: str) -> "Span":
         """Read `"4:8"`.  Raises BadRequest for anything else."""

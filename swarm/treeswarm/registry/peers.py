@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import BadRequest, SwarmError, TransportError
+from treeswarm.protocol.address import without_pin
 from treeswarm.protocol.messages import NumericsClass, Records, Watch
 from treeswarm.protocol.records import NodeRecord, SealedRecord
 from treeswarm.protocol.spans import missing_blocks
@@ -205,7 +206,7 @@ class PeersRegistry(BookRegistry):
                 self._note_return(news.record)
                 if not self.discover:
                     pin = f"#{news.record.pin}" if news.record.pin else ""
-                    self.dial_addresses[news.record.node] = address.partition("#")[0] + pin
+                    self.dial_addresses[news.record.node] = without_pin(address) + pin
             self.unanswered.pop(address, None)
             self._source(address).answered_or_failed.set()
 
@@ -216,7 +217,7 @@ class PeersRegistry(BookRegistry):
         """
         age_s = self.clock() - record.generation / 1e6
         signed_at = asyncio.get_running_loop().time() - age_s
-        for address in [a for a in self.unanswered if a.partition("#")[0] == record.address]:
+        for address in [a for a in self.unanswered if without_pin(a) == record.address]:
             if signed_at > self._source(address).stopped_at:
                 del self.unanswered[address]
 
@@ -229,7 +230,7 @@ class PeersRegistry(BookRegistry):
         """Learn the clock of a node from its message."""
         if not message.clock:
             return  # a node of an earlier release
-        bare = address.partition("#")[0]
+        bare = without_pin(address)
         self.source_clocks[address] = ClockSample(bare, (message.clock - self._microseconds()) / 1e6)
         if self._started:
             self._warn_of_clock()
@@ -246,7 +247,7 @@ class PeersRegistry(BookRegistry):
         """Return by how many seconds the clock that judges a node's records is ahead of this machine's.
 
         An address that the user named is judged by its own clock, so that a wrong clock here keeps nobody out: the node
-        lives, and whoever answers at the addresses in its records must have the keys in them.  A node that was only
+        lives, and machines at the addresses in its records must show the keys in them.  A node that was only
         heard of could pass on outdated records of others with a clock to suit them.  It is judged by the named ones.
         """
         named = [sample.ahead_s for key, sample in self.source_clocks.items() if key in self.addresses]

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.text import Text
 
+from treeswarm.protocol.address import without_pin
 from treeswarm_client.chain.chain import Chain
 from treeswarm_client.discovery.route import Hop
 
@@ -38,7 +39,7 @@ def route_as_dict(chain: Chain) -> dict[str, Any]:
 
 
 def _hop(hop: Hop) -> dict[str, str]:
-    return {"node": hop.node, "address": hop.address.partition("#")[0], "blocks": str(hop.span)}
+    return {"node": hop.node, "address": without_pin(hop.address), "blocks": str(hop.span)}
 
 
 def _name(hop: Hop) -> str:
