@@ -1,7 +1,7 @@
 """Check an attention adapter against the reference: both attend to the same generated rows.
 
-The check at load (`model/family_check.py`) compares layers in float32, where a kernel for 16 bits would not even be
-called.  This check computes in the node's own dtype, on its device, with heads of the model's shape.
+The check at load (`model/check/family_check.py`) compares layers in float32, where a kernel for 16 bits would not
+even be called.  This check computes in the node's own dtype, on its device, with heads of the model's shape.
 """
 
 import numpy as np

@@ -21,7 +21,7 @@ from treeswarm_node.engine.loaded_stage import ModelInfo, find_device
 from treeswarm_node.kv_cache.kv_store import KVShape
 from treeswarm_node.membership.identity_file import claim_identity
 from treeswarm_node.model.attention_selection import check_attention_choice, find_adapter_fault
-from treeswarm_node.model.device_check import NumericsCheck, check_numerics
+from treeswarm_node.model.check.device_check import NumericsCheck, check_numerics
 from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
 
 # A block of an 8B model in 16 bits takes 0.4 GiB, its embedding and LM head together 2.4: a node with less memory than

@@ -30,11 +30,11 @@ from treeswarm_node.engine.model_runner import ModelRunner, Runner, ThrottledRun
 from treeswarm_node.engine.sampler import Sampler
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.model.attention_selection import choose_attention
-from treeswarm_node.model.family_check import check_family
+from treeswarm_node.model.check.family_check import check_family
+from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.loaded_span import ServedSpan
-from treeswarm_node.model.loader import load_span
 from treeswarm_node.model.offload import Offload, open_offload
-from treeswarm_node.model.quantization import check_library
+from treeswarm_node.model.quantization.quantized_linear import check_library
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.model.weight_layout import choose_layouts
 

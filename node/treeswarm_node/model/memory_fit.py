@@ -13,8 +13,8 @@ import torch
 from treeswarm.errors import BadRequest
 from treeswarm.model_files import BLOCK, read_config, read_header, weight_files
 from treeswarm.programs.units import format_bytes
-from treeswarm_node.model.quantization import BITS
-from treeswarm_node.model.quantization import BLOCK as BLOCK_OF_WEIGHTS
+from treeswarm_node.model.quantization.quantized_linear import BITS
+from treeswarm_node.model.quantization.quantized_linear import BLOCK as BLOCK_OF_WEIGHTS
 
 # Share of the free memory that is planned with.  The rest is for the allocator's waste and for what else the owner does
 # meanwhile.

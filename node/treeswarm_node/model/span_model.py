@@ -10,15 +10,12 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from treeswarm.errors import UnsupportedModel
 from treeswarm_node.attention.base import IMPLEMENTATION, Attention, TorchReference, register
 from treeswarm_node.attention.metadata import Batch, Segment, make_batch
-from treeswarm_node.kv_cache.kv_store import KVShape, KVStore, SessionKV
+from treeswarm_node.kv_cache.kv_store import KVStore
+from treeswarm_node.model.families.kv_shapes import kv_shape
+from treeswarm_node.model.families.rotary import Rotary
 from treeswarm_node.model.loaded_span import LoadedSpan
-
-# Types of rotary embeddings that depend on the largest position of a call.  Only the first can be computed so that it
-# depends on the session's room instead.
-ROPE_BY_ROOM, REFUSED_ROPE = "longrope", "dynamic"
 
 
 class SpanModel:
@@ -34,7 +31,7 @@ class SpanModel:
         loaded.skeleton.set_attn_implementation(IMPLEMENTATION)
         self.base = loaded.skeleton.base_model
         self.layers = list(self.base.layers[loaded.span.start : loaded.span.end])
-        self.rotary = _Rotary(self.base)
+        self.rotary = Rotary(self.base)
         self.kv_shape = kv_shape(self.layers, loaded)
         self.store = KVStore(len(self.layers), self.kv_shape, kv_tokens, loaded.dtype, loaded.device)
         self._embed = _with_children(self.base, layers=torch.nn.ModuleList(), norm=torch.nn.Identity())
@@ -130,59 +127,6 @@ def run_layer(
     return result
 
 
-class _Rotary:
-    """Computes rotary tables per layer kind, so that no session's table depends on another session's length."""
-
-    def __init__(self, base: torch.nn.Module) -> None:
-        rotary = getattr(base, "rotary_emb", None)
-        if rotary is None:
-            raise UnsupportedModel("the model has no rotary position embedding: expected base_model.rotary_emb")
-        self._rotary = rotary
-        config: Any = base.config
-        by_layer = isinstance(getattr(rotary, "layer_types", None), list | set | tuple)
-        self._kinds: list[str | None] = list(config.layer_types) if by_layer else [None] * int(config.num_hidden_layers)
-        types = getattr(rotary, "rope_type", "default")
-        self._types = set(types.values()) if isinstance(types, dict) else {types}
-        if any(REFUSED_ROPE in str(kind) for kind in self._types):
-            raise UnsupportedModel("RoPE of type 'dynamic' depends on the longest session of a batch")
-
-    def kind_of(self, block: int) -> str | None:
-        """Return the key of a block's table."""
-        return self._kinds[block]
-
-    def __call__(self, hidden: torch.Tensor, batch: Batch, sessions: list[SessionKV]) -> dict[str | None, Any]:
-        """Return the table (cos, sin) of every layer kind, each over all rows of the batch."""
-        return {kind: self._table(hidden, batch, sessions, kind) for kind in set(self._kinds)}
-
-    @property
-    def depends_on_room(self) -> bool:
-        """Whether the factors depend on how long a session may become (longrope)."""
-        return ROPE_BY_ROOM in self._types
-
-    def _table(self, hidden: torch.Tensor, batch: Batch, sessions: list[SessionKV], kind: str | None) -> Any:
-        if not self.depends_on_room:
-            return self.plain(hidden, batch.positions[0], 0, kind)
-        tables = [
-            self.plain(hidden, segment.positions, kv.trunk_room, kind)
-            for segment, kv in zip(batch.segments, sessions, strict=True)
-        ]
-        return tuple(torch.cat(parts, 1) for parts in zip(*tables, strict=True))
-
-    def plain(self, hidden: torch.Tensor, positions: torch.Tensor, room: int, kind: str | None) -> Any:
-        """Return the table (cos, sin) of one session's rows at `positions`, int64 [n].
-
-        The session may grow to `room` tokens.
-        """
-        extra = () if kind is None else (kind,)
-        if not self.depends_on_room:
-            return self._rotary(hidden[None], positions[None], *extra)
-        # longrope chooses its factors by the call's largest position.  The call includes the last position that the
-        # session may ever reach, so that the factors are fixed when the session opens and never change.
-        last = torch.tensor([room - 1], device=positions.device)
-        table = self._rotary(hidden[None], torch.cat([positions, last])[None], *extra)
-        return tuple(part[:, :-1] for part in table)
-
-
 class _Head:
     """Computes final norm and LM head in float32, with the family's own scaling and capping of logits."""
 
@@ -219,21 +163,3 @@ def _with_children(module: torch.nn.Module, **children: torch.nn.Module) -> Any:
 
 def _name_of(parent: torch.nn.Module, child: torch.nn.Module) -> str:
     return next(name for name, module in parent.named_children() if module is child)
-
-
-def kv_shape(layers: Sequence[torch.nn.Module], loaded: LoadedSpan) -> KVShape:
-    """Return the KV row shape that all layers share.  Raises UnsupportedModel if they differ."""
-    shapes = set()
-    for layer in layers:
-        inner: Any = getattr(layer, "self_attn", None)
-        dim = getattr(inner, "head_dim", None)
-        config: Any = loaded.config
-        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        if inner is None or dim is None:
-            raise UnsupportedModel(
-                f"layer {type(layer).__name__} has no standard self-attention (recurrent or hybrid models)"
-            )
-        shapes.add(KVShape(int(kv_heads), int(dim), int(dim)))
-    if len(shapes) != 1:
-        raise UnsupportedModel("its layers have KV rows of different shapes")
-    return shapes.pop()

@@ -16,7 +16,7 @@ from treeswarm_node.attention.flash import FlashAttention, flash_kernel
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.kv_cache.kv_store import KVShape
 from treeswarm_node.model.attention_selection import choose_attention
-from treeswarm_node.model.loader import load_span
+from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.span_model import SpanModel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")

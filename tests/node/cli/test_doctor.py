@@ -21,7 +21,7 @@ from treeswarm_client.local_swarm import LocalSwarm, local_swarm
 from treeswarm_node.cli.arguments import read_config
 from treeswarm_node.cli.doctor import _registry_opener, judge_reachability
 from treeswarm_node.cli.machine_checks import check_attention_kernels, check_port, judge_numerics
-from treeswarm_node.model.device_check import TOLERANCES, NumericsCheck, check_numerics
+from treeswarm_node.model.check.device_check import TOLERANCES, NumericsCheck, check_numerics
 from treeswarm_node.reachability.reachability import DialResult, decide_address
 
 HERE = "0.0.0.0:4001"

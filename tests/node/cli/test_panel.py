@@ -32,7 +32,7 @@ from treeswarm_node.cli.panel import Throughput, render_blocks, render_panel
 from treeswarm_node.cli.progress_bar import LoadingBar, LoadingLog, LoadingProgress
 from treeswarm_node.cli.terminal import WAITING, TerminalWriter
 from treeswarm_node.engine.counters import Counters
-from treeswarm_node.model.loader import load_span
+from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.monitoring.snapshot import (
     ComputeSnapshot,
     KVSnapshot,

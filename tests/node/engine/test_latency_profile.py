@@ -9,8 +9,8 @@ from treeswarm.protocol.spans import Span
 from treeswarm_node.engine.latency_profile import SIZES, measure_profile, scale_profile
 from treeswarm_node.engine.model_runner import ModelRunner
 from treeswarm_node.engine.sampler import Sampler
+from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.loaded_span import ServedSpan
-from treeswarm_node.model.loader import load_span
 from treeswarm_node.model.span_model import SpanModel
 
 

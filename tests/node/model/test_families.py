@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from treeswarm.errors import UnsupportedModel
 from treeswarm_node.attention import metadata
 from treeswarm_node.attention.base import Attention
-from treeswarm_node.model.family_check import check_family
+from treeswarm_node.model.check.family_check import check_family
 
 TOLERANCE = 1e-4
 CutModel = Callable[[PreTrainedModel], SpanChain]

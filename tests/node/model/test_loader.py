@@ -15,8 +15,8 @@ from treeswarm.errors import BadRequest, ModelError, UnsupportedModel
 from treeswarm.identity import config_digest, weights_digest
 from treeswarm.model_files import load_tokenizer, read_config, read_shape, resolve_model, tokenizer_digest
 from treeswarm.protocol.spans import Span
-from treeswarm_node.model.family_check import check_family
-from treeswarm_node.model.loader import hosted_parts, load_span
+from treeswarm_node.model.check.family_check import check_family
+from treeswarm_node.model.checkpoint.loader import hosted_parts, load_span
 from treeswarm_node.model.span_model import SpanModel
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from treeswarm.errors import BadRequest
 from treeswarm.model_files import resolve_model
 from treeswarm.protocol.spans import Span
 from treeswarm_node.kv_cache.kv_store import KVStore
-from treeswarm_node.model.loader import load_span
+from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.memory_fit import USABLE_SHARE, Footprint, count_blocks_that_fit, free_memory, read_footprint
 from treeswarm_node.model.span_model import SpanModel
 

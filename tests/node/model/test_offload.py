@@ -8,11 +8,11 @@ from tests.node.conftest import SpanChain, append_of, tiny_model
 
 from treeswarm.errors import BadRequest, UnsupportedModel
 from treeswarm.protocol.spans import Span
-from treeswarm_node.model.family_check import check_family
-from treeswarm_node.model.loader import load_span
+from treeswarm_node.model.check.family_check import check_family
+from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.memory_fit import Footprint, count_blocks_that_fit, read_footprint
 from treeswarm_node.model.offload import Offload
-from treeswarm_node.model.quantization import QuantizedLinear, dequantized_copy, quantize
+from treeswarm_node.model.quantization.quantized_linear import QuantizedLinear, dequantized_copy, quantize
 from treeswarm_node.model.span_model import SpanModel
 
 CPU = torch.device("cpu")

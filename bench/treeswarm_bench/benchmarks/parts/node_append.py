@@ -35,7 +35,7 @@ from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.model_runner import ModelRunner
 from treeswarm_node.engine.sampler import Sampler
 from treeswarm_node.kv_cache.replay_log import ReplayLogBudget
-from treeswarm_node.model.loader import load_span
+from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.sessions.server_session import ServerSession
 from treeswarm_node.sessions.session_parts import Opening, SessionClient, SessionMemory

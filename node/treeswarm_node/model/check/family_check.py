@@ -20,8 +20,9 @@ from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm.session.steps import Step
 from treeswarm_node.attention.metadata import Segment, make_batch
 from treeswarm_node.kv_cache.kv_store import KVStore
-from treeswarm_node.model.quantization import dequantized_copy
-from treeswarm_node.model.span_model import SpanModel, kv_shape, run_layer
+from treeswarm_node.model.families.kv_shapes import kv_shape
+from treeswarm_node.model.quantization.quantized_linear import dequantized_copy
+from treeswarm_node.model.span_model import SpanModel, run_layer
 
 FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Mixtral, Qwen3-MoE, Phi-3, OLMo2, Granite, Gemma 2, Gemma 3"
 # Largest accepted difference, relative to the output.  float32 sums in another order differ by about 1e-6; with a

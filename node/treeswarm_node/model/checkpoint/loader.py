@@ -25,7 +25,7 @@ from treeswarm.progress import LOADING, Progress
 from treeswarm.protocol.spans import Span
 from treeswarm_node.model.loaded_span import LoadedSpan
 from treeswarm_node.model.offload import Offload
-from treeswarm_node.model.quantization import quantize
+from treeswarm_node.model.quantization.quantized_linear import quantize
 
 
 def load_span(

@@ -11,9 +11,9 @@ from treeswarm.protocol.spans import Span
 from treeswarm.session.replay import replay
 from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm_node.attention.metadata import Segment
-from treeswarm_node.model.family_check import check_family
-from treeswarm_node.model.loader import load_span
-from treeswarm_node.model.quantization import check_library
+from treeswarm_node.model.check.family_check import check_family
+from treeswarm_node.model.checkpoint.loader import load_span
+from treeswarm_node.model.quantization.quantized_linear import check_library
 from treeswarm_node.model.span_model import SpanModel
 
 ROWS = 48

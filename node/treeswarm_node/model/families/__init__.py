@@ -1,0 +1,1 @@
+"""What distinguishes model families: where their layers, positions, masks and KV rows are."""

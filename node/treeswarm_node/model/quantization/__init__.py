@@ -1,0 +1,1 @@
+"""Weights in fewer bits, and the kernels that compute with them."""
