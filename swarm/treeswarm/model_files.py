@@ -157,8 +157,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json", f"'{folder}' is no model directory")
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"{folder / 'config.json'} names no model_type: it is not a transformers config")
-    if config.get("auto_map"):
-        raise ModelError(f"'{folder}' needs code from its own repository (auto_map), which is never run here")
     return config
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from treeswarm.errors import BadRequest, SwarmError
 from treeswarm.extras import require
 from treeswarm.keys import Identity, read_swarm_key
-from treeswarm.model_files import check_model_name, is_path, read_shape, resolve_model
+from treeswarm.model_files import check_model_name, is_path, read_config, read_shape, resolve_model
 from treeswarm.protocol.address import Address
 from treeswarm.protocol.spans import Span
 from treeswarm.registry import check_node_spec
@@ -14,6 +14,7 @@ from treeswarm.transport.emulated import LinkShape
 from treeswarm_node.cli.qr_code import check_qr
 from treeswarm_node.config import ModelConfig, NodeConfig, NodeLimits
 from treeswarm_node.joining import check_code
+from treeswarm_node.model.checkpoint.formats import check_format
 
 QUANTIZED = ("int8", "nf4")
 """Quantizations that need a library; `auto` does without it."""
@@ -72,7 +73,9 @@ def _check_model(model: ModelConfig) -> None:
     check_model_name(model.name)
     if not is_path(model.name) and "/" in model.name:
         return  # the config of a hub id may have to be downloaded
-    shape = read_shape(resolve_model(model.name))
+    folder = resolve_model(model.name)
+    check_format(folder, read_config(folder))
+    shape = read_shape(folder)
     if model.span is not None and model.span.end > shape.blocks:
         raise BadRequest(
             f"blocks {model.span} exceed the model, which has {shape.blocks}: "

@@ -31,6 +31,7 @@ from treeswarm_node.engine.sampler import Sampler
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.model.attention_selection import choose_attention
 from treeswarm_node.model.check.family_check import check_family
+from treeswarm_node.model.checkpoint.formats import check_format
 from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.model.offload import Offload, open_offload
@@ -73,10 +74,12 @@ class ModelInfo:
 
     @classmethod
     def find(cls, name: str, revision: str | None = None) -> "ModelInfo":
-        """Find a model's directory and read its config.  Raises ModelError."""
+        """Find a model's directory and read its config.  Raises ModelError, also for weights in an unknown format."""
         hub = HubOptions(revision)
         folder = resolve_model(name, hub=hub)
-        return cls(name, folder, read_shape(folder), config_digest(read_config(folder)), hub)
+        config = read_config(folder)
+        check_format(folder, config)
+        return cls(name, folder, read_shape(folder), config_digest(config), hub)
 
 
 @contextlib.asynccontextmanager

@@ -116,7 +116,7 @@ def _edit_config(**changes: Any) -> Edit:
         (_drop_tensor, "up_proj.weight is missing"),
         (_reshape_tensor, "up_proj.weight.*does not have the shape"),
         (_only_bin, "convert them to safetensors"),
-        (_edit_config(auto_map={"AutoModel": "x.Y"}), "never run here"),
+        (_edit_config(auto_map={"AutoModel": "x.Y"}, model_type="no-such"), "'no-such'.*never run here"),
         (_edit_config(model_type="no-such-model"), "no-such-model"),
     ],
     ids=range(10),

@@ -1,28 +1,23 @@
 """Load a span of a model: its tensors and no others, converted as transformers converts them."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-)
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
-from treeswarm.errors import BadRequest, ModelError, UnsupportedModel
-from treeswarm.model_files import BLOCK, read_config, read_header, weight_files
+from treeswarm.errors import BadRequest, ModelError
+from treeswarm.model_files import BLOCK, read_header
 from treeswarm.progress import LOADING, Progress
 from treeswarm.protocol.spans import Span
+from treeswarm_node.model.checkpoint.skeleton import build_skeleton
+from treeswarm_node.model.checkpoint.tensors import check_complete, check_report, find_tensors
 from treeswarm_node.model.loaded_span import LoadedSpan
 from treeswarm_node.model.offload import Offload
 from treeswarm_node.model.quantization.quantized_linear import quantize
@@ -47,27 +42,31 @@ def load_span(
     Raises BadRequest for a span that the model does not have, ModelError for files that are missing or corrupt, and
     UnsupportedModel.
     """
-    skeleton = _build_skeleton(folder, dtype)
+    skeleton = build_skeleton(folder, dtype)
     blocks = int(skeleton.config.num_hidden_layers)
     if span.end > blocks:
         raise BadRequest(f"blocks {span} exceed the model, which has {blocks}: give --blocks within {Span(0, blocks)}")
     conversions = get_model_conversion_mapping(skeleton)
-    tensors = _find_tensors(folder, skeleton, span, conversions)
+    tensors = find_tensors(folder, skeleton, hosted_parts(skeleton, span), conversions)
     for buffer in skeleton.buffers():
         buffer.data = buffer.data.to(device)
     skeleton.eval().requires_grad_(False)
-    state = _open_tensors(folder, tensors, progress)
+    state = _open_tensors(folder, tensors.by_file, progress)
+    config = LoadStateDictConfig(
+        device_map={"": device},
+        dtype=dtype,
+        dtype_plan=skeleton._get_dtype_plan(dtype),
+        weight_mapping=conversions,
+    )
     by_block = quantization != "none" or offload is not None
-    for block, part in _split_by_block(state, span) if by_block else [(None, state)]:
-        config = LoadStateDictConfig(device_map={"": device}, dtype=dtype, weight_mapping=conversions)
-        info = _read_tensors(folder, skeleton, part, config)
+    for block, part in _split_by_block(state, tensors.targets, span) if by_block else [(None, state)]:
+        missing = _read_tensors(folder, skeleton, part, config)
+        expected = tensors.expected if not by_block else {n for n in tensors.expected if _block_of(n) == block}
         if block is None:
-            skeleton.tie_weights()
-            parts = hosted_ends(skeleton, span) if by_block else hosted_parts(skeleton, span)
-            _check_complete(folder, skeleton, parts, info)
-        else:
+            missing = _tie_weights(skeleton, missing, expected)
+        check_complete(folder, skeleton, expected, missing)
+        if block is not None:
             layer = skeleton.base_model.layers[block]
-            _check_complete(folder, skeleton, [layer], info)
             layer.requires_grad_(False)
             if quantization != "none":
                 quantize(layer, quantization)
@@ -76,21 +75,39 @@ def load_span(
     return LoadedSpan(skeleton.eval().requires_grad_(False), span, dtype, device, offload)
 
 
-def _read_tensors(folder: Path, skeleton: PreTrainedModel, tensors: dict[str, Any], config: LoadStateDictConfig) -> Any:
-    """Read tensors into the skeleton's modules, and return transformers' report of what did not match."""
+def _read_tensors(
+    folder: Path, skeleton: PreTrainedModel, tensors: dict[str, Any], config: LoadStateDictConfig
+) -> set[str]:
+    """Read tensors into the skeleton's modules, and return the model's names of all tensors that were not loaded."""
     try:
         info, _ = convert_and_load_state_dict_in_model(skeleton, tensors, config)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ModelError(f"the weights in '{folder}' cannot be read ({error}): download them again") from None
-    return info
+    check_report(folder, info)
+    return set(info.missing_keys)
 
 
-def _split_by_block(state: dict[str, Any], span: Span) -> list[tuple[int | None, dict[str, Any]]]:
+def _tie_weights(skeleton: PreTrainedModel, missing: set[str], expected: Iterable[str]) -> set[str]:
+    """Tie weights as `from_pretrained` does, and return the names that are missing afterwards."""
+    tied = skeleton.all_tied_weights_keys
+    if any(name in tied or name in tied.values() for name in expected):
+        skeleton.tie_weights(missing_keys=missing, recompute_mapping=False)
+    return missing
+
+
+def _block_of(name: str) -> int | None:
+    """Return the block to which a tensor of the model belongs, or None."""
+    match = BLOCK.search(name)
+    return int(match[1]) if match else None
+
+
+def _split_by_block(
+    state: dict[str, Any], targets: dict[str, str], span: Span
+) -> list[tuple[int | None, dict[str, Any]]]:
     """Return the tensors of each block, and last, under None, those that belong to no block."""
     parts: dict[int | None, dict[str, Any]] = {block: {} for block in [*range(span.start, span.end), None]}
     for name, tensor in state.items():
-        match = BLOCK.search(name)
-        parts[int(match[1]) if match else None][name] = tensor
+        parts[_block_of(targets[name])][name] = tensor
     return list(parts.items())
 
 
@@ -108,48 +125,6 @@ def hosted_ends(skeleton: PreTrainedModel, span: Span) -> list[torch.nn.Module]:
     if span.end == len(base.layers):
         parts += [base.norm, skeleton.get_output_embeddings()]
     return parts
-
-
-def _build_skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the whole model with every parameter on meta; buffers are real and computed from the config."""
-    model_type = read_config(folder)["model_type"]
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        with init_empty_weights(include_buffers=False):
-            skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
-        skeleton.tie_weights()
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError) as error:
-        raise UnsupportedModel(
-            f"transformers {transformers.__version__} cannot build a causal LM of type '{model_type}': {error}"
-        ) from error
-    if not (hasattr(skeleton.base_model, "layers") and hasattr(skeleton.base_model, "norm")):
-        raise UnsupportedModel(
-            f"unsupported architecture '{model_type}': expected base_model.layers and base_model.norm"
-        )
-    return skeleton
-
-
-def _find_tensors(folder: Path, skeleton: PreTrainedModel, span: Span, conversions: list[Any]) -> dict[str, list[str]]:
-    """Return, by file, the names of the checkpoint's tensors that are loaded into the span's modules."""
-    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
-    converters = [c for c in conversions if isinstance(c, WeightConverter)]
-    hosted_modules = {id(module) for part in hosted_parts(skeleton, span) for module in part.modules()}
-    parameters = skeleton.state_dict(keep_vars=True)
-    hosted_parameters = {
-        id(parameter)
-        for module in skeleton.modules()
-        if id(module) in hosted_modules
-        for parameter in module.parameters(recurse=False)
-    }
-    hosted_names = {name for name, parameter in parameters.items() if id(parameter) in hosted_parameters}
-    by_file: dict[str, list[str]] = {}
-    for file, tensors in weight_files(folder).items():
-        for tensor in tensors:
-            name, _ = rename_source_key(tensor, renamings, converters, skeleton.base_model_prefix, parameters)
-            if name in hosted_names:
-                by_file.setdefault(file, []).append(tensor)
-    return by_file
 
 
 class _ReportingSlice:
@@ -184,22 +159,3 @@ def _open_tensors(folder: Path, by_file: dict[str, list[str]], progress: Progres
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{folder / file} cannot be read ({error}): download it again") from None
     return state
-
-
-def _check_complete(folder: Path, skeleton: PreTrainedModel, parts: list[torch.nn.Module], info: Any) -> None:
-    if info.mismatched_keys:
-        name = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.mismatched_keys)[0]
-        raise ModelError(
-            f"tensor {name} in '{folder}' does not have the shape that config.json implies: download it again"
-        )
-    if info.conversion_errors:
-        error = next(iter(info.conversion_errors.values()))
-        raise ModelError(f"the weights in '{folder}' cannot be converted: {error}")
-    names = {id(p): name for name, p in skeleton.named_parameters()}
-    for part in parts:
-        for parameter in part.parameters():
-            if parameter.device.type == "meta":
-                raise ModelError(
-                    f"tensor {names.get(id(parameter), '?')} is missing in '{folder}': the directory is partial, "
-                    "download it again"
-                )

@@ -1,0 +1,75 @@
+"""Build the modules of a model from its config, without weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from treeswarm.errors import UnsupportedModel
+from treeswarm.model_files import read_config
+from treeswarm_node.model.checkpoint.formats import check_format
+
+# Model types that other programs write, and the type of transformers that has the same modules and tensor names.
+ALIASES = {"kimi_k2": "deepseek_v3"}
+
+
+def read_model_config(folder: Path) -> PretrainedConfig:
+    """Return the config of the model in `folder`, as transformers reads it.
+
+    Nothing of the directory is executed: code that its `auto_map` names is ignored.  Raises ModelError, and
+    UnsupportedModel if transformers does not know the type or the weights are in an unknown format.
+    """
+    content = read_config(folder)
+    check_format(folder, content)
+    model_type = content["model_type"]
+    if model_type in ALIASES:
+        known: Any = CONFIG_MAPPING[ALIASES[model_type]]
+        return _call(model_type, lambda: known.from_dict({**content, "model_type": ALIASES[model_type]}))
+    if model_type not in CONFIG_MAPPING:
+        raise UnsupportedModel(_describe_unknown_type(model_type, content))
+    return _call(model_type, lambda: AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+
+
+def build_skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the whole model with every parameter on meta; buffers are real and computed from the config."""
+    config = read_model_config(folder)
+    model_type = config.model_type
+    transformers.utils.logging.disable_progress_bar()
+
+    def build() -> Any:
+        with init_empty_weights(include_buffers=False):
+            skeleton = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation="eager", trust_remote_code=False
+            )
+        skeleton.tie_weights()
+        return skeleton
+
+    skeleton: PreTrainedModel = _call(model_type, build)
+    if not (hasattr(skeleton.base_model, "layers") and hasattr(skeleton.base_model, "norm")):
+        raise UnsupportedModel(
+            f"unsupported architecture '{model_type}': expected base_model.layers and base_model.norm"
+        )
+    return skeleton
+
+
+def _call(model_type: str, call: Callable[[], Any]) -> Any:
+    """Call transformers, and raise UnsupportedModel with one line if it refuses or fails."""
+    try:
+        return call()
+    except Exception as error:  # transformers' constructors raise errors of every kind.
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UnsupportedModel(
+            f"transformers {transformers.__version__} cannot build a causal LM of type '{model_type}': {reason[:200]}"
+        ) from error
+
+
+def _describe_unknown_type(model_type: str, content: dict[str, Any]) -> str:
+    reason = f"transformers {transformers.__version__} does not know models of type '{model_type}'"
+    if content.get("auto_map"):
+        return f"{reason}, and code from the model's own repository (auto_map) is never run here"
+    return f"{reason}: a newer release may"
