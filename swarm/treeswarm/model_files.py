@@ -167,7 +167,8 @@ def read_shape(folder: Path) -> ModelShape:
     try:
         return ModelShape(
             model_type=str(config["model_type"]),
-            blocks=int(text["num_hidden_layers"]),
+            # LongCat-Flash counts attentions as hidden layers, and has two of them in each of its `num_layers` blocks.
+            blocks=int(text.get("num_layers") or text["num_hidden_layers"]),
             hidden_size=int(text["hidden_size"]),
             vocab_size=int(text["vocab_size"]),
             max_positions=int(text.get("max_position_embeddings") or 2**20),

@@ -65,14 +65,24 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def tiny_model(family: str, **changes: Any) -> PreTrainedModel:
-    """Return a random model of the family, with weights large enough that mistakes change the output."""
+    """Return a random model of the family."""
     model_type, family_config = FAMILIES[family]
+    return random_model(model_type, **{**SMALL, **family_config, **changes})
+
+
+def random_model(model_type: str, **config: Any) -> PreTrainedModel:
+    """Return a random model of the type, with weights and buffers large enough that mistakes change the output."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{**SMALL, **family_config, **changes})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **config), dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    saved = model.state_dict()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(0, 0.15)
+    for name, buffer in model.named_buffers():
+        if name in saved and buffer.is_floating_point():
+            buffer.data += torch.rand_like(buffer) * 0.3
     return model.requires_grad_(False)
 
 

@@ -34,7 +34,8 @@ from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.loaded_stage import LoadedStage
 from treeswarm_node.engine.model_runner import Computed
-from treeswarm_node.kv_cache.kv_store import KVShape, KVStore, SessionKV
+from treeswarm_node.kv_cache.kv_store import KVStore, SessionKV
+from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.kv_cache.page_pool import PAGE
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.sessions.server import NodeServer
@@ -79,7 +80,7 @@ class ToyRunner:
         step, kv = segment.step, segment.kv
         kv.commit(step)
         assert not any(kv.store.pool.reference_count(row // PAGE) > 1 for row in kv.new_rows(step).tolist())
-        kv.store.keys[0, 0, torch.from_numpy(kv.new_rows(step)), 0] = torch.from_numpy(step.tokens).float()
+        kv.store.layers[0].keys[0, torch.from_numpy(kv.new_rows(step)), 0] = torch.from_numpy(step.tokens).float()
         trunk = self._read(kv, kv.trunk_rows(np.arange(step.trunk_length)))
         if step.append.prefill:
             contexts = [[*trunk, *step.tokens[: i + 1].tolist()] for i in range(step.rows)]
@@ -99,7 +100,7 @@ class ToyRunner:
         return Computed(tokens=tokens, logprobs=np.zeros(len(tokens), np.float32), alternatives=best)
 
     def _read(self, kv: SessionKV, rows: NDArray[np.int64]) -> list[int]:
-        return [int(token) for token in kv.store.keys[0, 0, torch.from_numpy(rows), 0].tolist()]
+        return [int(token) for token in kv.store.layers[0].keys[0, torch.from_numpy(rows), 0].tolist()]
 
 
 @dataclass
@@ -249,7 +250,7 @@ class ToySwarm:
     async def start(self, span: Span) -> str:
         """Start one more node and return its address."""
         stop = contextlib.AsyncExitStack()
-        store = KVStore(1, KVShape(1, 1, 1), 4096, torch.float32, torch.device("cpu"))
+        store = KVStore({0: KVShape(1, 1, 1)}, 4096, torch.float32, torch.device("cpu"))
         device = ToyRunner()
         engine = Engine(device, self.limits.budget)
         served = ServedSpan(span, BLOCKS, VOCAB, 4, 2048, "toy", NUMERICS, "toy", STATE)

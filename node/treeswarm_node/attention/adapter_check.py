@@ -9,7 +9,8 @@ import torch
 
 from treeswarm_node.attention.base import Attention, LayerInputs, TorchReference
 from treeswarm_node.attention.metadata import Batch, SegmentMetadata
-from treeswarm_node.kv_cache.kv_store import KVShape, KVStore
+from treeswarm_node.kv_cache.kv_store import KVStore
+from treeswarm_node.kv_cache.layer_state import KVShape
 
 # Largest accepted difference, relative to the output's norm.  Rounding was seen to cost 1e-6 in float32, 0.003 in
 # bfloat16 and 0.0004 in float16 on a CPU; a part that is forgotten or weighted wrongly costs far more.
@@ -39,8 +40,9 @@ def measure_disagreement(
     def noise(*size: int) -> torch.Tensor:
         return torch.randn(*size, generator=generator).to(device, dtype)
 
-    store = KVStore(1, shape, POOL_ROWS, dtype, device)
-    store.keys[:], store.values[:] = noise(*store.keys.shape), noise(*store.values.shape)
+    store = KVStore({0: shape}, POOL_ROWS, dtype, device)
+    pool = store.layers[0]
+    pool.keys[:], pool.values[:] = noise(*pool.keys.shape), noise(*pool.values.shape)
     batch = _make_batch(store, device)
     rows = batch.positions.shape[1]
     query = SHARPNESS * noise(heads, rows, shape.key_dim)
@@ -81,7 +83,7 @@ def _make_batch(store: KVStore, device: torch.device) -> Batch:
         ),
     ]
     kv_rows, positions = torch.cat([tree_rows, chunk_rows]), torch.cat([tree_positions, chunk_positions])
-    return Batch(store, 0, segments, kv_rows.to(device), positions.to(device)[None])
+    return Batch(store, segments, kv_rows.to(device), positions.to(device)[None])
 
 
 def _make_tree() -> tuple[torch.Tensor, torch.Tensor]:

@@ -73,9 +73,9 @@ class LayerInputs:
     value: torch.Tensor
     """Values of the batch's own rows [kv_heads, ΣT, dim]."""
     keys: torch.Tensor
-    """Keys of the block's whole pool [kv_heads, pool, dim]."""
+    """Keys of the layer's whole pool [kv_heads, pool, dim]."""
     values: torch.Tensor
-    """Values of the block's whole pool [kv_heads, pool, dim]."""
+    """Values of the layer's whole pool [kv_heads, pool, dim]."""
     batch: Batch
     """Metadata of the forward."""
     scaling: float
@@ -89,16 +89,15 @@ class LayerInputs:
 
     @classmethod
     def with_kv_written(
-        cls, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Batch, **options: Any
+        cls, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Batch, **options: Any
     ) -> "LayerInputs":
-        """Write the batch's K and V to its rows of the store's block `block`, then return the layer's inputs.
+        """Write the batch's K and V to its rows of the layer with index `layer`, then return the layer's inputs.
 
         All are written first, because a row may see rows of an earlier segment of the same session.
         """
-        keys, values = batch.store.keys[block], batch.store.values[block]
-        keys[:, batch.kv_rows] = key
-        values[:, batch.kv_rows] = value
-        return cls(query, key, value, keys, values, batch, **options)
+        pool = batch.store.layers[layer]
+        pool.write(batch.kv_rows, key, value)
+        return cls(query, key, value, pool.keys, pool.values, batch, **options)
 
     def attend_segments(
         self,
@@ -222,7 +221,7 @@ def _attend_from_transformers(
         raise UnsupportedModel("its layers do not pass extra arguments on to attention")
     attention, batch = treeswarm
     layer = LayerInputs.with_kv_written(
-        int(cast(int, module.layer_idx)) - batch.first_block,
+        int(cast(int, module.layer_idx)),
         query[0],
         key[0],
         value[0],

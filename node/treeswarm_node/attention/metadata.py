@@ -91,13 +91,9 @@ class BatchGroups:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Holds the metadata of a forward.
-
-    Layer i of the model has its K and V in block `i - first_block` of the store.
-    """
+    """Holds the metadata of a forward."""
 
     store: KVStore
-    first_block: int
     segments: list[SegmentMetadata]
     kv_rows: torch.Tensor
     """Pool rows that the batch's K and V are written to, int64 [ΣT]."""
@@ -146,7 +142,7 @@ class Batch:
         return segment.rows, torch.cat([*trunk, local]), torch.cat([*masks, visible.local_mask], -1)
 
 
-def make_batch(segments: Sequence[Segment], store: KVStore, first_block: int, device: torch.device) -> Batch:
+def make_batch(segments: Sequence[Segment], store: KVStore, device: torch.device) -> Batch:
     """Return the metadata of a forward.  Every segment's commit must have happened before."""
     metadata, start = [], 0
     for segment in segments:
@@ -154,7 +150,7 @@ def make_batch(segments: Sequence[Segment], store: KVStore, first_block: int, de
         start += segment.step.rows
     kv_rows = np.concatenate([segment.kv.new_rows(segment.step) for segment in segments])
     positions = np.concatenate([segment.step.positions for segment in segments])
-    return Batch(store, first_block, metadata, _to_tensor(kv_rows, device), _to_tensor(positions, device)[None])
+    return Batch(store, metadata, _to_tensor(kv_rows, device), _to_tensor(positions, device)[None])
 
 
 def _segment_metadata(segment: Segment, start: int, device: torch.device) -> SegmentMetadata:

@@ -18,7 +18,7 @@ from treeswarm.protocol.address import Address
 from treeswarm_node.attention.flash import FlashAttention
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo, find_device
-from treeswarm_node.kv_cache.kv_store import KVShape
+from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.membership.identity_file import claim_identity
 from treeswarm_node.model.attention_selection import check_attention_choice, find_adapter_fault
 from treeswarm_node.model.check.device_check import NumericsCheck, check_numerics

@@ -1,4 +1,4 @@
-"""Store the K and V of a span in one pool of rows for all sessions, which holds paged trunks and crowns.
+"""Store what a span's layers keep in one pool of rows for all sessions, which holds paged trunks and crowns.
 
     trunk   rows of the positions 0, 1, 2 … in pages, append-only.  Attention reads them in place as contiguous runs; it
             gathers only short ones (`MAX_GATHERED`).  Other sessions may read full pages at the beginning too.
@@ -9,7 +9,7 @@ rows per block.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,21 +19,9 @@ from numpy.typing import NDArray
 from treeswarm.errors import Refused
 from treeswarm.protocol.messages import MAX_CROWN
 from treeswarm.session.steps import Step
+from treeswarm_node.kv_cache.layer_state import KVRows, KVShape, LayerState
 from treeswarm_node.kv_cache.page_pool import PAGE, PagePool, contiguous_runs
 from treeswarm_node.kv_cache.prefix_cache import PrefixCache
-
-
-@dataclass(frozen=True)
-class KVShape:
-    """Describes the shape of one KV row in one block."""
-
-    kv_heads: int
-    """Number of KV heads."""
-    key_dim: int
-    """Size of a head's key."""
-    value_dim: int
-    """Size of a head's value."""
-
 
 # Largest number of values in one session's K and V of a block for which gathering is worth it.  Short sessions of
 # similar size are gathered and computed together (`attention/padded.py`); others are read in place, session by session.
@@ -43,21 +31,32 @@ MAX_GATHERED = 1 << 17
 
 
 class KVStore:
-    """Stores K and V of `blocks` blocks in a pool of `tokens` rows each, rounded down to whole pages."""
+    """Stores the K and V of attention layers in a pool of `tokens` rows each, rounded down to whole pages.
 
-    def __init__(self, blocks: int, shape: KVShape, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+    `shapes` gives the KV rows of each layer, by the layer's index in the model.
+    """
+
+    def __init__(self, shapes: Mapping[int, KVShape], tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         self.pool = PagePool(max(1, tokens // PAGE))
         rows = self.pool.pages * PAGE
-        # Heads first: a head's run of rows is then one strided view that a batched product reads in place.
-        self.keys = torch.zeros(blocks, shape.kv_heads, rows, shape.key_dim, dtype=dtype, device=device)
-        self.values = torch.zeros(blocks, shape.kv_heads, rows, shape.value_dim, dtype=dtype, device=device)
+        self.layers = {index: KVRows(shape, rows, dtype, device) for index, shape in shapes.items()}
         self.sessions: set[SessionKV] = set()
         self.prefixes = PrefixCache(self.pool)
 
     @property
+    def states(self) -> Collection[LayerState]:
+        """What each layer keeps."""
+        return self.layers.values()
+
+    @property
+    def row_bytes(self) -> int:
+        """Number of bytes that all layers together keep per token."""
+        return sum(state.row_bytes for state in self.states)
+
+    @property
     def max_gathered_rows(self) -> int:
         """Largest number of rows of a session for which gathering is worth it; see `MAX_GATHERED`."""
-        return MAX_GATHERED // sum(pool.shape[1] * pool.shape[-1] for pool in (self.keys, self.values))
+        return MAX_GATHERED // max(layer.shape.numbers for layer in self.layers.values())
 
     @property
     def free_tokens(self) -> int:
@@ -99,10 +98,9 @@ class KVStore:
         self.pool.check([*owned, self.prefixes.pages])
 
     def copy_rows(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
-        """Copy rows of the pool in every block; both arguments are int64 [n]."""
-        source, target = (torch.from_numpy(rows).to(self.keys.device) for rows in (sources, targets))
-        for pool in (self.keys, self.values):
-            pool[:, :, target] = pool[:, :, source]
+        """Copy rows of the pool in every layer; both arguments are int64 [n]."""
+        for state in self.states:
+            state.copy_rows(sources, targets)
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from treeswarm.errors import BadRequest
 from treeswarm_node.attention.adapter_check import TOLERANCES, measure_disagreement
 from treeswarm_node.attention.base import Attention
 from treeswarm_node.attention.flash import FlashAttention, KernelInputs, explain_unsupported, get_capability
-from treeswarm_node.kv_cache.kv_store import KVShape
+from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.model.span_model import SpanModel
 
 log = logging.getLogger(__name__)
@@ -37,10 +37,16 @@ def choose_attention(model: SpanModel, choice: str) -> None:
     Raises BadRequest if the choice is `flash` and the kernels do not support the model, or disagree with the
     reference.
     """
-    shape, device = model.kv_shape, model.device
-    inputs = KernelInputs(device.type, get_capability(device), model.dtype, shape.key_dim, shape.value_dim)
-    if should_use_flash(choice, inputs):
-        use_if_correct(model, FlashAttention(device), required=choice == "flash")
+    # The adapter computes layers that the kernels do not support as the reference does: one supported layer is enough.
+    inputs = [_kernel_inputs(model, shape) for shape in model.kv_shapes]
+    best = next((each for each in inputs if explain_unsupported(each) is None), inputs[0])
+    if should_use_flash(choice, best):
+        use_if_correct(model, FlashAttention(model.device), required=choice == "flash")
+
+
+def _kernel_inputs(model: SpanModel, shape: KVShape) -> KernelInputs:
+    device = model.device
+    return KernelInputs(device.type, get_capability(device), model.dtype, shape.key_dim, shape.value_dim)
 
 
 def use_if_correct(model: SpanModel, adapter: Attention, *, required: bool) -> None:
@@ -49,7 +55,8 @@ def use_if_correct(model: SpanModel, adapter: Attention, *, required: bool) -> N
     Otherwise the span keeps its adapter and a warning is logged; if the adapter is `required`, raises BadRequest.
     """
     heads = int(model.loaded.config.num_attention_heads)
-    fault = find_adapter_fault(adapter, heads, model.kv_shape, model.dtype, model.device)
+    faults = (find_adapter_fault(adapter, heads, shape, model.dtype, model.device) for shape in model.kv_shapes)
+    fault = next((fault for fault in faults if fault is not None), None)
     if fault is None:
         model.attention = adapter
     elif required:

@@ -42,7 +42,7 @@ class LoadedSpan:
     @property
     def blocks(self) -> int:
         """Number of decoder blocks of the whole model."""
-        return int(self.config.num_hidden_layers)
+        return len(self.skeleton.base_model.layers)
 
     @property
     def is_tail(self) -> bool:

@@ -13,7 +13,8 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from treeswarm_node.attention.base import IMPLEMENTATION, Attention, TorchReference, register
 from treeswarm_node.attention.metadata import Batch, Segment, make_batch
 from treeswarm_node.kv_cache.kv_store import KVStore
-from treeswarm_node.model.families.kv_shapes import kv_shape
+from treeswarm_node.kv_cache.layer_state import KVShape
+from treeswarm_node.model.families.kv_shapes import kv_shapes
 from treeswarm_node.model.families.rotary import Rotary
 from treeswarm_node.model.loaded_span import LoadedSpan
 
@@ -32,8 +33,7 @@ class SpanModel:
         self.base = loaded.skeleton.base_model
         self.layers = list(self.base.layers[loaded.span.start : loaded.span.end])
         self.rotary = Rotary(self.base)
-        self.kv_shape = kv_shape(self.layers, loaded)
-        self.store = KVStore(len(self.layers), self.kv_shape, kv_tokens, loaded.dtype, loaded.device)
+        self.store = KVStore(kv_shapes(self.layers), kv_tokens, loaded.dtype, loaded.device)
         self._embed = _with_children(self.base, layers=torch.nn.ModuleList(), norm=torch.nn.Identity())
         self._head = _Head(loaded) if loaded.is_tail else None
 
@@ -46,6 +46,11 @@ class SpanModel:
     def hidden_size(self) -> int:
         """Number of values in one row of activations."""
         return int(self.loaded.config.hidden_size)
+
+    @property
+    def kv_shapes(self) -> list[KVShape]:
+        """Shapes of KV rows that occur in the span, each once."""
+        return list(dict.fromkeys(layer.shape for layer in self.store.layers.values()))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -93,7 +98,7 @@ class SpanModel:
             segment.kv.commit(segment.step)
         if not len(hidden):
             return hidden
-        batch = make_batch(segments, self.store, self.loaded.span.start, self.device)
+        batch = make_batch(segments, self.store, self.device)
         rotations = self.rotary(hidden, batch, [segment.kv for segment in segments])
         span = segments[0].span
         state = hidden[None]

@@ -31,7 +31,8 @@ from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.loaded_stage import LoadedStage
 from treeswarm_node.engine.model_runner import Computed
-from treeswarm_node.kv_cache.kv_store import KVShape, KVStore, SessionKV
+from treeswarm_node.kv_cache.kv_store import KVStore, SessionKV
+from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.sessions.server import NodeServer
 
@@ -71,7 +72,7 @@ class ScriptedRunner:
         return np.array([bool(crown.all()) for crown in crowns], np.bool_)
 
     def _keys(self, kv: SessionKV) -> torch.Tensor:
-        return kv.store.keys[0, 0, :, 0]
+        return kv.store.layers[0].keys[0, :, 0]
 
 
 @contextlib.asynccontextmanager
@@ -80,7 +81,7 @@ async def scripted_swarm(text: ScriptedText, world: World) -> AsyncIterator[ToyS
     swarm = ToySwarm(MemoryNetwork(), NodeLimits())
     async with contextlib.AsyncExitStack() as stack:
         for place, name in enumerate(NODES):
-            store = KVStore(1, KVShape(1, 1, 1), 8192, torch.float32, torch.device("cpu"))
+            store = KVStore({0: KVShape(1, 1, 1)}, 8192, torch.float32, torch.device("cpu"))
             engine = Engine(ScriptedRunner(name, text, world), swarm.limits.budget, clock=world.loop.clock)
             span = Span(place, place + 1)
             served = ServedSpan(span, BLOCKS, VOCAB, 4, 2048, "scripted", NUMERICS, "scripted", ROW_BYTES)

@@ -16,7 +16,8 @@ from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm_node.attention.base import Attention, LayerInputs
 from treeswarm_node.attention.flash import FlashAttention, flash_kernel
 from treeswarm_node.attention.metadata import Segment, make_batch
-from treeswarm_node.kv_cache.kv_store import KVShape, KVStore, SessionKV
+from treeswarm_node.kv_cache.kv_store import KVStore, SessionKV
+from treeswarm_node.kv_cache.layer_state import KVShape
 
 KernelResult = tuple[torch.Tensor, torch.Tensor]
 HEADS, SHAPE = 4, KVShape(2, 16, 16)
@@ -49,7 +50,7 @@ class AttentionScene:
     """Number of padded batches so far."""
 
     def __post_init__(self) -> None:
-        self.store = KVStore(1, SHAPE, 2048, self.dtype, CPU)
+        self.store = KVStore({0: SHAPE}, 2048, self.dtype, CPU)
         self.generator = torch.Generator().manual_seed(7)
 
     def open(self, name: str, prompt: int) -> None:
@@ -74,7 +75,7 @@ class AttentionScene:
         )
         for i, row in enumerate(rows):
             self.kv_of[row] = key[:, i], value[:, i]
-        batch = make_batch(segments, self.store, 0, CPU)
+        batch = make_batch(segments, self.store, CPU)
         self.max_runs = max(self.max_runs, *(len(segment.trunk_runs) for segment in batch.segments))
         self.padded_batches += len(batch.groups(self.window).padded)
         options = {"scaling": 0.3, "window": self.window, "softcap": self.softcap, "sinks": self.sinks}

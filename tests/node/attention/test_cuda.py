@@ -14,7 +14,7 @@ from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm_node.attention.adapter_check import TOLERANCES, measure_disagreement
 from treeswarm_node.attention.flash import FlashAttention, flash_kernel
 from treeswarm_node.attention.metadata import Segment
-from treeswarm_node.kv_cache.kv_store import KVShape
+from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.model.attention_selection import choose_attention
 from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.span_model import SpanModel

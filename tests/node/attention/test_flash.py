@@ -15,7 +15,7 @@ from treeswarm_node.attention import flash
 from treeswarm_node.attention.adapter_check import TOLERANCES, measure_disagreement
 from treeswarm_node.attention.base import TorchReference
 from treeswarm_node.attention.flash import FlashAttention, KernelInputs, explain_unsupported, merge_parts
-from treeswarm_node.kv_cache.kv_store import KVShape
+from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.model.attention_selection import (
     check_attention_choice,
     choose_attention,

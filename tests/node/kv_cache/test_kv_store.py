@@ -16,7 +16,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from treeswarm.errors import Refused
 from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm.protocol.spans import Span
-from treeswarm_node.kv_cache.kv_store import KVShape, KVStore, SessionKV
+from treeswarm_node.kv_cache.kv_store import KVStore, SessionKV
+from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.kv_cache.page_pool import PAGE, PagePool, contiguous_runs
 from treeswarm_node.kv_cache.prefix_cache import MAX_IDLE_SHARE, UNIT_PAGES, PrefixUnit
 from treeswarm_node.kv_cache.replay_log import ReplayChunk, ReplayLogBudget
@@ -39,7 +40,7 @@ class SessionsMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.store = KVStore(1, KVShape(1, 1, 1), ROWS, torch.float32, torch.device("cpu"))
+        self.store = KVStore({0: KVShape(1, 1, 1)}, ROWS, torch.float32, torch.device("cpu"))
         self.written: dict[SessionKV, list[int]] = {}
         self.stamp = 0
         self.budget = ReplayLogBudget(10**6)
@@ -71,7 +72,7 @@ class SessionsMachine(RuleBasedStateMachine):
         new_pages = session.trunk_pages[start // PAGE :]
         assert all(self.store.pool.reference_count(page) == 1 for page in new_pages)
         rows = session.trunk_rows(np.arange(start, end))
-        self.store.keys[0, 0, torch.from_numpy(rows), 0] = torch.tensor(stamps, dtype=torch.float32)
+        self.store.layers[0].keys[0, torch.from_numpy(rows), 0] = torch.tensor(stamps, dtype=torch.float32)
         session.trunk_length = end
         self.written[session] += stamps
 
@@ -161,7 +162,7 @@ class SessionsMachine(RuleBasedStateMachine):
             read = [
                 stamp
                 for first, count in session.trunk_runs(session.trunk_length)
-                for stamp in self.store.keys[0, 0, first : first + count, 0].tolist()
+                for stamp in self.store.layers[0].keys[0, first : first + count, 0].tolist()
             ]
             assert read == stamps
 
@@ -179,7 +180,7 @@ TestSessions.settings = settings(max_examples=50, stateful_step_count=30, deadli
 
 
 def test_pages_of_a_session_are_one_run_if_possible() -> None:
-    store = KVStore(1, KVShape(1, 1, 1), ROWS, torch.float32, torch.device("cpu"))
+    store = KVStore({0: KVShape(1, 1, 1)}, ROWS, torch.float32, torch.device("cpu"))
     first, second = store.open(4 * PAGE, 1), store.open(2 * PAGE, 1)
     for length in range(PAGE, 4 * PAGE + 1, PAGE):
         first._grow_to(length)
@@ -221,7 +222,7 @@ def test_two_threads_never_own_the_same_page() -> None:
 
 def test_session_that_fills_the_pool_can_drop_shared_pages() -> None:
     """The prefix cache owns its shared pages as well, and evicts them for their replacements."""
-    store = KVStore(1, KVShape(1, 1, 1), ROWS, torch.float32, torch.device("cpu"))
+    store = KVStore({0: KVShape(1, 1, 1)}, ROWS, torch.float32, torch.device("cpu"))
     first = store.open(PREFIX_TOKENS, 1)
     first._grow_to(PREFIX_TOKENS)
     pages = tuple(first.trunk_pages)

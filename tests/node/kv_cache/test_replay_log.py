@@ -12,7 +12,8 @@ from treeswarm.protocol.messages import Append, Resumption
 from treeswarm.session.replay import REPLAY_ROWS
 from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm.session.steps import Step
-from treeswarm_node.kv_cache.kv_store import KVShape, KVStore
+from treeswarm_node.kv_cache.kv_store import KVStore
+from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.kv_cache.replay_log import ReplayChunk, ReplayLog, ReplayLogBudget
 
 ROW = 3
@@ -33,7 +34,7 @@ class ReplayLogMachine(RuleBasedStateMachine):
 
     @initialize(rows=st.integers(1, 20))
     def begin(self, rows: int) -> None:
-        self.store = KVStore(1, KVShape(1, 1, 1), 1024, torch.float32, torch.device("cpu"))
+        self.store = KVStore({0: KVShape(1, 1, 1)}, 1024, torch.float32, torch.device("cpu"))
         self.kv = self.store.open(TRUNK, CROWN)
         self.budget = ReplayLogBudget(10 * ROW * (TRUNK + CROWN))
         self.held: list[ReplayChunk] = []
@@ -115,8 +116,8 @@ class ReplayLogMachine(RuleBasedStateMachine):
         self.stamp += step.rows
         if step.rows:
             rows = torch.from_numpy(self.kv.new_rows(step))
-            self.store.keys[0, 0, rows, 0] = torch.tensor(stamps, dtype=torch.float32)
-            self.store.values[0, 0, rows, 0] = torch.from_numpy(step.tokens).float()
+            self.store.layers[0].keys[0, rows, 0] = torch.tensor(stamps, dtype=torch.float32)
+            self.store.layers[0].values[0, rows, 0] = torch.from_numpy(step.tokens).float()
         self.replay_log.record(step, activations(step.tokens.tolist(), stamps))
 
     @invariant()
@@ -124,8 +125,8 @@ class ReplayLogMachine(RuleBasedStateMachine):
         length = self.kv.trunk_length
         assert len(self.replay_log) == length == self.session.tree.trunk_length
         rows = torch.from_numpy(self.kv.trunk_rows(np.arange(length)))
-        stamps = [int(stamp) for stamp in self.store.keys[0, 0, rows, 0].tolist()]
-        tokens = [int(token) for token in self.store.values[0, 0, rows, 0].tolist()]
+        stamps = [int(stamp) for stamp in self.store.layers[0].keys[0, rows, 0].tolist()]
+        tokens = [int(token) for token in self.store.layers[0].values[0, rows, 0].tolist()]
         replacement = NodeSession(SessionTerms(99, TRUNK, CROWN, 10_000, 50, ROW, Resumption(length, 10**6)))
         replayed = list(self.replay_log.replay(99))
         assert [token for append in replayed for token in append.tokens.tolist()] == tokens

@@ -92,8 +92,7 @@ def loaded_bytes(folder: Path, span: Span, dtype: torch.dtype) -> tuple[int, int
     loaded = load_span(folder, span, dtype, torch.device("cpu"))
     weights = {p.data_ptr(): p.nbytes for p in loaded.skeleton.parameters() if p.device.type != "meta"}
     store: KVStore = SpanModel(loaded, 128).store
-    rows = store.keys.shape[2]
-    return sum(weights.values()), (store.keys.nbytes + store.values.nbytes) // (rows * len(span))
+    return sum(weights.values()), store.row_bytes // len(span)
 
 
 def test_free_memory_of_this_machine_is_plausible() -> None:

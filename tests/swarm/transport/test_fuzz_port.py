@@ -24,7 +24,8 @@ from treeswarm_client.discovery.describe import describe
 from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.loaded_stage import LoadedStage
-from treeswarm_node.kv_cache.kv_store import KVShape, KVStore
+from treeswarm_node.kv_cache.kv_store import KVStore
+from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.sessions.server import NodeServer
 
@@ -37,7 +38,7 @@ DESCRIPTION = Description(
 @contextlib.asynccontextmanager
 async def toy_node(span: Span) -> AsyncIterator[tuple[str, NodeServer, GrpcTransport]]:
     """Run a whole node with a toy model behind real gRPC with TLS."""
-    store = KVStore(1, KVShape(1, 1, 1), 4096, torch.float32, torch.device("cpu"))
+    store = KVStore({0: KVShape(1, 1, 1)}, 4096, torch.float32, torch.device("cpu"))
     engine = Engine(ToyRunner(), NodeLimits().budget)
     served = ServedSpan(span, 4, VOCAB, 4, 2048, "toy", NumericsClass("toy", "float32"), "toy", STATE)
     transport = GrpcTransport(security=Security(Identity.ephemeral()))

@@ -18,7 +18,8 @@ from treeswarm_client.provenance import machine_provenance
 from treeswarm_node.attention.base import Attention, LayerInputs, TorchReference
 from treeswarm_node.attention.flash import FlashAttention
 from treeswarm_node.attention.metadata import Batch, SegmentMetadata
-from treeswarm_node.kv_cache.kv_store import KVShape, KVStore
+from treeswarm_node.kv_cache.kv_store import KVStore
+from treeswarm_node.kv_cache.layer_state import KVShape
 
 HEADS, SHAPE = 32, KVShape(8, 128, 128)
 ROWS, TRUNKS = (1, 16, 64, 256), (512, 8192)
@@ -61,15 +62,15 @@ def tree_batch(rows: int, trunk: int, store: KVStore, device: torch.device) -> B
         visible[node] |= visible[parent]
     crown, positions = torch.arange(trunk, trunk + rows).to(device), (trunk + depths).to(device)
     metadata = SegmentMetadata(slice(0, rows), positions, [(0, trunk)], None, positions, visible.to(device))
-    return Batch(store, 0, [metadata], crown, positions[None])
+    return Batch(store, [metadata], crown, positions[None])
 
 
 @torch.inference_mode()
 def measure(rows: int, trunk: int, dtype: torch.dtype, device: torch.device, seconds: float) -> dict[str, Any]:
     """Run both adapters on the same rows, in turn, for at least `seconds`; return the figures of this case."""
-    store = KVStore(1, SHAPE, trunk + max(ROWS), dtype, device)
-    store.keys.normal_()
-    store.values.normal_()
+    store = KVStore({0: SHAPE}, trunk + max(ROWS), dtype, device)
+    store.layers[0].keys.normal_()
+    store.layers[0].values.normal_()
     batch = tree_batch(rows, trunk, store, device)
     query = torch.randn(HEADS, rows, SHAPE.key_dim, device=device).to(dtype)
     key, value = (torch.randn(SHAPE.kv_heads, rows, SHAPE.key_dim, device=device).to(dtype) for _ in range(2))

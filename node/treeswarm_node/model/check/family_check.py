@@ -20,7 +20,7 @@ from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm.session.steps import Step
 from treeswarm_node.attention.metadata import Segment, make_batch
 from treeswarm_node.kv_cache.kv_store import KVStore
-from treeswarm_node.model.families.kv_shapes import kv_shape
+from treeswarm_node.model.families.kv_shapes import attentions_of, kv_shapes
 from treeswarm_node.model.quantization.quantized_linear import dequantized_copy
 from treeswarm_node.model.span_model import SpanModel, run_layer
 
@@ -60,13 +60,14 @@ def check_family(model: SpanModel) -> FamilyCheck:
 
 
 def _layer_kind(model: SpanModel, index: int) -> tuple[str, ...]:
-    inner: Any = model.base.layers[index].self_attn
-    mlp = type(getattr(model.base.layers[index], "mlp", None)).__name__
+    layer = model.base.layers[index]
+    attentions = attentions_of(layer)
     return (
-        type(model.base.layers[index]).__name__,
-        mlp,
+        type(layer).__name__,
+        type(getattr(layer, "mlp", None)).__name__,
         str(model.rotary.kind_of(index)),
-        str(_window_owner(inner).sliding_window),
+        *(str(_window_owner(inner).sliding_window) for inner in attentions),
+        *(str(model.store.layers[int(inner.layer_idx)].shape) for inner in attentions),
     )
 
 
@@ -94,10 +95,10 @@ def _check_layer(model: SpanModel, index: int, kind: tuple[str, ...]) -> float:
 def _compare_layer(model: SpanModel, index: int) -> float:
     model.loaded.load_block(index)
     layer: Any = dequantized_copy(model.base.layers[index])
-    inner: Any = layer.self_attn
-    owner = _window_owner(inner)
-    if owner.sliding_window is not None:
-        owner.sliding_window = min(int(owner.sliding_window), CHECK_WINDOW)
+    for inner in attentions_of(layer):
+        owner = _window_owner(inner)
+        if owner.sliding_window is not None:
+            owner.sliding_window = min(int(owner.sliding_window), CHECK_WINDOW)
     window = owner.sliding_window
     generator = torch.Generator().manual_seed(SEED)
     hidden = torch.randn(TRUNK_ROWS + TREE_ROWS, model.hidden_size, generator=generator).to(model.device)
@@ -159,13 +160,13 @@ def _run_tree(
     model: SpanModel, layer: torch.nn.Module, index: int, steps: list[Step], hidden: torch.Tensor
 ) -> torch.Tensor:
     """Return the tree's rows [TREE_ROWS, hidden] as this node computes them."""
-    store = KVStore(1, kv_shape([layer], model.loaded), 4 * (TRUNK_ROWS + TREE_ROWS) + 256, torch.float32, model.device)
+    store = KVStore(kv_shapes([layer]), 4 * (TRUNK_ROWS + TREE_ROWS) + 256, torch.float32, model.device)
     kv = store.open(TRUNK_ROWS + TREE_ROWS, TREE_ROWS)
     state = hidden[:0]
     for step, rows in zip(steps, (hidden[:TRUNK_ROWS], hidden[TRUNK_ROWS:]), strict=True):
         segment = Segment(kv, step, Span(index, index + 1))
         kv.commit(step)
-        batch = make_batch([segment], store, index, model.device)
+        batch = make_batch([segment], store, model.device)
         rotation = model.rotary(rows, batch, [kv])[model.rotary.kind_of(index)]
         state = run_layer(layer, rows[None], rotation, batch, model.attention)[0]
     return state
@@ -180,15 +181,18 @@ def _run_eagerly(model: SpanModel, layer: Any, index: int, hidden: torch.Tensor,
         visible &= positions[:, None] - positions < window
     mask = torch.zeros(count, count, device=model.device).masked_fill(~visible, torch.finfo(torch.float32).min)
     rotation = model.rotary.plain(hidden, positions, TRUNK_ROWS + TREE_ROWS, model.rotary.kind_of(index))
-    inner = layer.self_attn
-    config = inner.config
-    inner.config = copy.copy(config)
-    inner.config._attn_implementation = "eager"
+    attentions = attentions_of(layer)
+    config = attentions[0].config
+    eager = copy.copy(config)
+    eager._attn_implementation = "eager"
     try:
+        for inner in attentions:
+            inner.config = eager
         output = layer(
             hidden[None], position_embeddings=rotation, attention_mask=mask[None, None], position_ids=positions[None]
         )
     finally:
-        inner.config = config
+        for inner in attentions:
+            inner.config = config
     last: torch.Tensor = (output[0] if isinstance(output, tuple) else output)[0, -1]
     return last

@@ -43,7 +43,7 @@ def load_span(
     UnsupportedModel.
     """
     skeleton = build_skeleton(folder, dtype)
-    blocks = int(skeleton.config.num_hidden_layers)
+    blocks = len(skeleton.base_model.layers)
     if span.end > blocks:
         raise BadRequest(f"blocks {span} exceed the model, which has {blocks}: give --blocks within {Span(0, blocks)}")
     conversions = get_model_conversion_mapping(skeleton)

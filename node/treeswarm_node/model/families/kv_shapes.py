@@ -1,4 +1,4 @@
-"""Find the shape of the keys and values that a layer keeps."""
+"""Find the attention modules of a layer, and the shape of the keys and values that each of them keeps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,23 +6,51 @@ from typing import Any
 import torch
 
 from treeswarm.errors import UnsupportedModel
-from treeswarm_node.kv_cache.kv_store import KVShape
-from treeswarm_node.model.loaded_span import LoadedSpan
+from treeswarm_node.kv_cache.layer_state import KVShape
 
 
-def kv_shape(layers: Sequence[torch.nn.Module], loaded: LoadedSpan) -> KVShape:
-    """Return the KV row shape that all layers share.  Raises UnsupportedModel if they differ."""
-    shapes = set()
-    for layer in layers:
-        inner: Any = getattr(layer, "self_attn", None)
-        dim = getattr(inner, "head_dim", None)
-        config: Any = loaded.config
-        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        if inner is None or dim is None:
+def attentions_of(layer: torch.nn.Module) -> list[Any]:
+    """Return the layer's attention modules in the order in which they run; most layers have one.
+
+    Raises UnsupportedModel if the layer keeps something else than keys and values of its rows.
+    """
+    inner: Any = getattr(layer, "self_attn", None)
+    attentions = list(inner) if isinstance(inner, torch.nn.ModuleList) else [inner]
+    for attention in attentions:
+        if attention is None or not hasattr(attention, "layer_idx"):
             raise UnsupportedModel(
                 f"layer {type(layer).__name__} has no standard self-attention (recurrent or hybrid models)"
             )
-        shapes.add(KVShape(int(kv_heads), int(dim), int(dim)))
-    if len(shapes) != 1:
-        raise UnsupportedModel("its layers have KV rows of different shapes")
-    return shapes.pop()
+    return attentions
+
+
+def kv_shapes(layers: Sequence[torch.nn.Module]) -> dict[int, KVShape]:
+    """Return the shape of a KV row of each attention module of the layers, by its index in the model.
+
+    Raises UnsupportedModel if a layer keeps something else.
+    """
+    return {int(inner.layer_idx): _shape_of(inner) for layer in layers for inner in attentions_of(layer)}
+
+
+def _shape_of(inner: Any) -> KVShape:
+    # Latent attention (MLA) names its two widths; others have one width, and a second one for values if they differ.
+    key_dim = getattr(inner, "qk_head_dim", None) or getattr(inner, "head_dim", None)
+    if key_dim is None:
+        raise UnsupportedModel(
+            f"{type(inner).__name__} says no head_dim: it is no attention that keeps keys and values"
+        )
+    value_dim = getattr(inner, "v_head_dim", None) or key_dim
+    return KVShape(_kv_heads(inner, int(key_dim)), int(key_dim), int(value_dim))
+
+
+def _kv_heads(inner: Any, key_dim: int) -> int:
+    """Return the number of KV heads, by the key projection where there is one, because layers of a model may differ."""
+    if hasattr(inner, "kv_b_proj"):
+        return int(inner.num_heads)
+    rows = getattr(getattr(inner, "k_proj", None), "out_features", None)
+    if rows is not None:
+        return int(rows) // key_dim
+    config = inner.config
+    if getattr(config, "is_heterogeneous", False):
+        config = config.per_layer_config[inner.layer_idx]
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)

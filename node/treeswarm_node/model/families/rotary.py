@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from treeswarm.errors import UnsupportedModel
 from treeswarm_node.attention.metadata import Batch
@@ -16,14 +17,15 @@ ROPE_BY_ROOM, REFUSED_ROPE = "longrope", "dynamic"
 class Rotary:
     """Computes rotary tables per layer kind, so that no session's table depends on another session's length."""
 
-    def __init__(self, base: torch.nn.Module) -> None:
+    def __init__(self, base: PreTrainedModel) -> None:
         rotary = getattr(base, "rotary_emb", None)
         if rotary is None:
             raise UnsupportedModel("the model has no rotary position embedding: expected base_model.rotary_emb")
         self._rotary = rotary
         config: Any = base.config
+        layers: Any = base.layers
         by_layer = isinstance(getattr(rotary, "layer_types", None), list | set | tuple)
-        self._kinds: list[str | None] = list(config.layer_types) if by_layer else [None] * int(config.num_hidden_layers)
+        self._kinds: list[str | None] = list(config.layer_types) if by_layer else [None] * len(layers)
         types = getattr(rotary, "rope_type", "default")
         self._types = set(types.values()) if isinstance(types, dict) else {types}
         if any(REFUSED_ROPE in str(kind) for kind in self._types):

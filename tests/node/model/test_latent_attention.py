@@ -1,0 +1,65 @@
+"""Models with latent attention (MLA) are exact under trees, although a node keeps one latent per row for all heads."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.node.conftest import SpanChain, random_model
+from tests.node.model.test_families import TOLERANCE, worst_difference
+from transformers import PreTrainedModel
+
+from treeswarm_node.model.check.family_check import check_family
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 199,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 20,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+}
+EXPERTS: dict[str, Any] = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {**EXPERTS, "topk_method": "group_limited_greedy"},
+    "deepseek_v3": EXPERTS,
+    "glm4_moe_lite": EXPERTS,
+    "axk1": EXPERTS,
+    "minicpm3": {},
+    "youtu": {},
+    "longcat_flash": {
+        "num_hidden_layers": 8, "ffn_hidden_size": 96, "expert_ffn_hidden_size": 32, "n_routed_experts": 8,
+        "zero_expert_num": 4, "moe_topk": 2, "head_dim": 8,
+    },
+}  # fmt: skip
+CutModel = Callable[[PreTrainedModel], SpanChain]
+
+
+def latent_model(model_type: str, **changes: Any) -> PreTrainedModel:
+    """Return a tiny random model of the type."""
+    return random_model(model_type, **{**SMALL, **FAMILIES[model_type], **changes})
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_trees_on_a_cut_model_equal_the_plain_model(model_type: str, cut_in_three: CutModel) -> None:
+    model = latent_model(model_type)
+    chain = cut_in_three(model)
+    for span in chain.models:
+        assert check_family(span).worst_difference < TOLERANCE
+    assert worst_difference(model, chain, {"short": 9, "long": 61}, size=6, room=23) < TOLERANCE
+    for span in chain.models:
+        span.store.check()
