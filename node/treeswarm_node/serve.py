@@ -163,7 +163,7 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
         claim = claim_identity(network.identity, config.model.name, Address.parse(network.listen).port)
         identity, identity_path = stack.enter_context(claim)
         last_run = read_last_run(identity_path)
-        model = await asyncio.to_thread(ModelInfo.find, config.model.name, config.model.revision)
+        model = await asyncio.to_thread(ModelInfo.find, config.model.name, config.model.revision, progress)
         rate_limiter = RateLimiter(network.bandwidth) if network.bandwidth else None
         grpc, transport = _make_transports(network, Security(identity, swarm_key), rate_limiter)
         stack.push_async_callback(transport.close)

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from treeswarm.errors import ModelError
 from treeswarm.model_files import weight_files
+from treeswarm.model_sources.cache import cache_folder
 from treeswarm.progress import CHECKING, Progress
 
 # Fields of config.json that do not change the model's output: names, versions, bookkeeping and how to run the model.
@@ -81,7 +81,7 @@ def _size(path: Path) -> int:
 def _file_digest(path: Path) -> str:
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()
-    cache_file = _cache_folder() / key
+    cache_file = cache_folder("digests") / key
     if cache_file.exists():
         return cache_file.read_text("ascii")
     digest = hashlib.sha256()
@@ -94,8 +94,3 @@ def _file_digest(path: Path) -> str:
     except OSError:
         pass  # With a read-only home directory, the next start takes longer.
     return digest.hexdigest()
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "treeswarm" / "digests"

@@ -13,6 +13,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from treeswarm.errors import ModelError
+from treeswarm.model_sources import gguf_files
+from treeswarm.model_sources.gguf_files import gguf_folder, is_converted, is_gguf, is_gguf_folder
+from treeswarm.model_sources.named_models import NAMED, fetch_named, is_fetched
 from treeswarm.progress import Progress, progress_bar_class
 from treeswarm.protocol.spans import Span
 
@@ -20,8 +23,8 @@ BUNDLED = ("demo", "demo-draft")
 CLIENT_FILES = ("*.json", "*.txt", "tokenizer*", "*.jinja")
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Matches the number of a decoder block in the name of a checkpoint's tensor.
-BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+# Matches the number of a decoder block in the name of a checkpoint's tensor; GGUF files call blocks `blk`.
+BLOCK = re.compile(r"(?:^|\.)(?:layers|blk)\.(\d+)\.")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -75,9 +78,10 @@ def resolve_model(
     hub: HubOptions = DEFAULT_HUB,
     progress: Progress | None = None,
 ) -> Path:
-    """Return the directory of a model named by a directory, a bundled name or a hub id.
+    """Return the directory of a model named by a directory, a GGUF file, a bundled or short name, or a hub id.
 
-    A directory is used as it is, offline.  From the hub, config and tokenizer are downloaded.  With `weights`, so are
+    A directory is used as it is, offline.  A GGUF file has its directory in the cache.  A model with a short name is
+    fetched once, and is a GGUF file then.  From the hub, config and tokenizer are downloaded.  With `weights`, so are
     the files that contain tensors of the blocks in `span` (None: all blocks) or of no block.  Raises ModelError.
     """
     check_model_name(name)
@@ -85,22 +89,41 @@ def resolve_model(
         return Path(name)
     if name in BUNDLED:
         return Path(str(files("treeswarm") / "models" / name))
+    if name in NAMED:
+        return gguf_folder(fetch_named(name, progress), progress)
+    if is_gguf(name):
+        return gguf_folder(Path(name), progress)
     folder = _from_hub(name, CLIENT_FILES, hub)
     return _from_hub(name, needed_files(folder, span), hub, progress) if weights else folder
 
 
 def is_path(name: str) -> bool:
     """Return whether a model's name can mean a directory of this machine alone, existing or not."""
-    return Path(name).is_dir() or (("/" in name or "\\" in name) and not _is_hub_id(name))
+    return Path(name).is_dir() or is_gguf(name) or (("/" in name or "\\" in name) and not _is_hub_id(name))
+
+
+def is_at_hand(name: str) -> bool:
+    """Return whether a model's config can be read at once: it need not be fetched, nor made from a GGUF file."""
+    if name in NAMED:
+        return is_fetched(name) and is_converted(NAMED[name].file)
+    if is_gguf(name) and not Path(name).is_dir():
+        return is_converted(Path(name))
+    return name in BUNDLED or is_path(name)
 
 
 def check_model_name(name: str) -> None:
     """Raise ModelError if a name means no directory, bundled model or hub id.  The hub is not asked."""
-    if (name and Path(name).is_dir()) or name in BUNDLED or _is_hub_id(name):
+    if (name and Path(name).is_dir()) or name in (*BUNDLED, *NAMED):
+        return
+    if is_gguf(name):
+        if not Path(name).is_file():
+            raise ModelError(f"there is no GGUF file '{name}': check the path")
+        return
+    if _is_hub_id(name):
         return
     raise ModelError(
-        f"there is no model '{name}': {_near_miss(name)}give a directory with config.json, a hub id such as org/model, "
-        f"or {' or '.join(BUNDLED)}"
+        f"there is no model '{name}': {_near_miss(name)}give a directory with config.json, a GGUF file, a hub id such "
+        f"as org/model, or {' or '.join((*NAMED, *BUNDLED))}"
     )
 
 
@@ -111,7 +134,7 @@ def _is_hub_id(name: str) -> bool:
 def _near_miss(name: str) -> str:
     """Suggest a bundled model or a neighbouring directory with a similar name, or return an empty string."""
     beside = [str(config.parent) for config in Path(name).parent.glob("*/config.json")]
-    near = difflib.get_close_matches(name.removeprefix("./"), [*BUNDLED, *beside], n=1)
+    near = difflib.get_close_matches(name.removeprefix("./"), [*NAMED, *BUNDLED, *beside], n=1)
     return f"did you mean '{near[0]}'? Otherwise " if near else ""
 
 
@@ -192,6 +215,8 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
 
     Raises ModelError where files are missing, truncated or in another format.
     """
+    if is_gguf_folder(folder):
+        return {gguf_files.WEIGHTS: list(gguf_files.read_table(folder))}
     if (folder / INDEX).exists():
         index = read_json(folder / INDEX, "")
         by_file: dict[str, list[str]] = {}
@@ -205,6 +230,21 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
             f"'{folder}' has its weights as .bin files, which are never loaded: convert them to safetensors"
         )
     raise ModelError(f"'{folder}' has no {SINGLE} and no {INDEX}: the download is not complete, download it again")
+
+
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Return the shape of every tensor of the checkpoint, by its name there, from the files' headers.
+
+    Raises ModelError.
+    """
+    if is_gguf_folder(folder):
+        return {name: list(tensor.shape) for name, tensor in gguf_files.read_table(folder).items()}
+    shapes = {}
+    for file in weight_files(folder):
+        for name, entry in read_header(folder / file).items():
+            if name != "__metadata__":
+                shapes[name] = list(entry["shape"])
+    return shapes
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ LOADING = "loading tensors"
 """Name of an activity counted in tensors."""
 CHECKING = "checking weights"
 """Name of an activity counted in bytes."""
+CONVERTING = "reading config and tokenizer for the first time"
+"""Name of an activity without an amount, which is reported as 0 of 0 when it begins."""
 PROVING = "testing and measuring the loaded blocks"
 """Name of an activity without an amount: it is reported as 0 of 0 when it begins and 1 of 1 when it has ended."""
 # The hub's client has one bar for received bytes and one for written bytes.  The bar with this description is ignored.

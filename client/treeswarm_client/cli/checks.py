@@ -6,18 +6,20 @@ Each check reads the command line and small files alone, and raises BadRequest o
 import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from treeswarm.errors import BadRequest
 from treeswarm.extras import require
-from treeswarm.model_files import HubOptions, check_model_name, is_path, read_shape, resolve_model
+from treeswarm.model_files import HubOptions, check_model_name, is_at_hand, read_shape, resolve_model
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.registry import check_client_spec
 from treeswarm.transport.emulated import LinkShape
 from treeswarm_client.chat_template import MessageDict
 from treeswarm_client.cli.flags import registry_of, security_of
+from treeswarm_client.cli.render.download import show_download
 from treeswarm_client.client_settings import largest_tree
 from treeswarm_client.drafters import MODELLESS, WITH_NGRAM
-from treeswarm_client.prompt_encoder import PromptEncoder, check_request, load_prompt_encoder
+from treeswarm_client.prompt_encoder import check_request, load_prompt_encoder
 
 
 def check_route(args: argparse.Namespace) -> str:
@@ -36,8 +38,8 @@ def check_client_flags(args: argparse.Namespace) -> None:
     check_route(args)
     if args.model is None:
         raise BadRequest("no model is given: add --model NAME; `swarm models --registry …` lists what a swarm serves")
-    if is_path(args.model):
-        check_model_name(args.model)
+    check_model_name(args.model)
+    if is_at_hand(args.model):
         read_shape(resolve_model(args.model))
     _check_draft(args.draft, args.tree_size)
     if args.emulate_link:
@@ -65,18 +67,22 @@ def check_prompt(args: argparse.Namespace, prompt: str) -> None:
 
     This reads the model's tokenizer, which a client needs anyway.
     """
-    encoder, shape = _encoder(args), read_shape(resolve_model(args.model, hub=HubOptions(args.revision)))
+    folder = fetch_model(args)
+    encoder, shape = load_prompt_encoder(args.model, folder), read_shape(folder)
     check_request(encoder.encode(prompt), args.max_new_tokens, shape.vocab_size, shape.max_positions)
 
 
 def check_chat(args: argparse.Namespace, messages: Sequence[MessageDict]) -> None:
     """Check that the model can chat, and that the beginning of a conversation fits into its context."""
-    encoder, shape = _encoder(args), read_shape(resolve_model(args.model, hub=HubOptions(args.revision)))
+    folder = fetch_model(args)
+    encoder, shape = load_prompt_encoder(args.model, folder), read_shape(folder)
     check_request(encoder.encode_chat(messages), args.max_new_tokens, shape.vocab_size, shape.max_positions)
 
 
-def _encoder(args: argparse.Namespace) -> PromptEncoder:
-    return load_prompt_encoder(args.model, resolve_model(args.model, hub=HubOptions(args.revision)))
+def fetch_model(args: argparse.Namespace) -> Path:
+    """Return the folder of the model's small files, and show how far they are while they are fetched or made."""
+    with show_download(args.model) as progress:
+        return resolve_model(args.model, hub=HubOptions(args.revision), progress=progress)
 
 
 def _check_draft(draft: str, tree_size: int | str) -> None:

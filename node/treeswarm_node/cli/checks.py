@@ -6,7 +6,7 @@ from functools import partial
 from treeswarm.errors import BadRequest, SwarmError
 from treeswarm.extras import require
 from treeswarm.keys import Identity, read_swarm_key
-from treeswarm.model_files import check_model_name, is_path, read_config, read_shape, resolve_model
+from treeswarm.model_files import check_model_name, is_at_hand, read_config, read_shape, resolve_model
 from treeswarm.protocol.address import Address
 from treeswarm.protocol.spans import Span
 from treeswarm.registry import check_node_spec
@@ -71,8 +71,8 @@ def check_extras(program: str, quantization: str = "none") -> None:
 
 def _check_model(model: ModelConfig) -> None:
     check_model_name(model.name)
-    if not is_path(model.name) and "/" in model.name:
-        return  # the config of a hub id may have to be downloaded
+    if not is_at_hand(model.name):
+        return  # its config may have to be downloaded
     folder = resolve_model(model.name)
     check_format(folder, read_config(folder))
     shape = read_shape(folder)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from treeswarm.programs.units import format_bytes
-from treeswarm.progress import LOADING, PROVING
+from treeswarm.progress import CONVERTING, LOADING, PROVING
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class LoadingProgress:
 
     def __str__(self) -> str:
         """Return text such as `downloading: 1.20 GiB of 4.50 GiB` or `loading tensors: 34 of 120`."""
-        if self.what == PROVING:
+        if self.what in (CONVERTING, PROVING):
             return f"{self.what} …"
         if self.what == LOADING:
             return f"{self.what}: {self.done} of {self.total}"

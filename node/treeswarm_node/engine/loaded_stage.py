@@ -73,10 +73,10 @@ class ModelInfo:
     """Options with which the model was found on the hub."""
 
     @classmethod
-    def find(cls, name: str, revision: str | None = None) -> "ModelInfo":
+    def find(cls, name: str, revision: str | None = None, progress: Progress | None = None) -> "ModelInfo":
         """Find a model's directory and read its config.  Raises ModelError, also for weights in an unknown format."""
         hub = HubOptions(revision)
-        folder = resolve_model(name, hub=hub)
+        folder = resolve_model(name, hub=hub, progress=progress)
         config = read_config(folder)
         check_format(folder, config)
         return cls(name, folder, read_shape(folder), config_digest(config), hub)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from treeswarm.errors import BadRequest
-from treeswarm.model_files import BLOCK, read_config, read_header, weight_files
+from treeswarm.model_files import BLOCK, read_config, tensor_shapes
 from treeswarm.programs.units import format_bytes
 from treeswarm_node.model.quantization.quantized_linear import BITS
 from treeswarm_node.model.quantization.quantized_linear import BLOCK as BLOCK_OF_WEIGHTS
@@ -78,17 +78,13 @@ def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none")
     width = dtype.itemsize
     by_block: Counter[int] = Counter()
     ends = 0
-    for file in weight_files(folder):
-        for name, entry in read_header(folder / file).items():
-            if name == "__metadata__":
-                continue
-            size = math.prod(entry["shape"]) * width
-            block = BLOCK.search(name)
-            if block:
-                size = _quantized_size(entry["shape"], size, quantization)
-                by_block[int(block[1])] += size
-            else:
-                ends += size
+    for name, shape in tensor_shapes(folder).items():
+        size = math.prod(shape) * width
+        block = BLOCK.search(name)
+        if block:
+            by_block[int(block[1])] += _quantized_size(shape, size, quantization)
+        else:
+            ends += size
     heads = int(text.get("num_key_value_heads") or text["num_attention_heads"])
     head_dim = int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"])
     return Footprint(

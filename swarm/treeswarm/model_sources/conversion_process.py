@@ -22,7 +22,6 @@ NEUTRAL: Mapping[str, object] = {"rope.scaling.type": "none", "attention.causal"
 SHAPES = {
     "attention.key_length",
     "attention.value_length",
-    "expert_count",
     "expert_feed_forward_length",
     "expert_shared_feed_forward_length",
     "feed_forward_length",
@@ -35,6 +34,12 @@ DEFAULTS = {
     "expert_weights_norm": "norm_topk_prob",
     "final_logit_softcapping": "final_logit_softcapping",
     "rope.freq_base": "rope_theta",
+}
+# Metadata keys that transformers does not read, and the field of the config that they are.
+ADDED = {
+    "attention.key_length": "head_dim",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
 }
 ROPE_FACTORS = "rope_freqs.weight"
 # Numbers of every Llama 3 model with scaled rotary embeddings; only the factor differs.
@@ -79,10 +84,13 @@ def convert_gguf(source: Path, target: Path) -> None:
             "it is one of several parts, which are not read: join them with llama.cpp's `llama-gguf-split --merge`"
         )
     config = _config_of(source, architecture)
-    shapes = {tensor.name: ([int(n) for n in reversed(tensor.shape)], tensor.tensor_type.name) for tensor in reader.tensors}
+    shapes = {
+        tensor.name: ([int(n) for n in reversed(tensor.shape)], tensor.tensor_type.name) for tensor in reader.tensors
+    }
     if ROPE_FACTORS in shapes:
         factors = next(tensor.data for tensor in reader.tensors if tensor.name == ROPE_FACTORS)
         config["rope_scaling"] = llama3_rope(factors, float(config["rope_theta"]), int(config["head_dim"]))
+    config |= _added_fields(metadata, architecture, config)
     _check_metadata(metadata, architecture, config)
     _write_json(target / "config.json", config)
     ends = {config.get("eos_token_id"), _value(metadata, "tokenizer.ggml.eot_token_id")} - {None}
@@ -115,6 +123,15 @@ def _config_of(source: Path, architecture: str) -> dict[str, Any]:
 
 # Architectures that a table of transformers has under another name.
 _RENAMED = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2"}
+
+
+def _added_fields(metadata: Mapping[str, Any], architecture: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return sizes that the file states and transformers does not read, where the config has a field for them."""
+    from transformers import AutoConfig  # noqa: PLC0415
+
+    known = AutoConfig.for_model(**config).to_dict()
+    found = {field: _value(metadata, f"{architecture}.{key}") for key, field in ADDED.items()}
+    return {field: int(size) for field, size in found.items() if size is not None and field in known}
 
 
 def _check_metadata(metadata: Mapping[str, Any], architecture: str, config: Mapping[str, Any]) -> None:
@@ -181,7 +198,11 @@ def _write_tokenizer(metadata: Mapping[str, Any], architecture: str, target: Pat
     )
 
     grouped = {
-        group: {field: _value(metadata, f"tokenizer.{key}") for key, field in names.items() if f"tokenizer.{key}" in metadata}
+        group: {
+            field: _value(metadata, f"tokenizer.{key}")
+            for key, field in names.items()
+            if f"tokenizer.{key}" in metadata
+        }
         for group, names in GGUF_TOKENIZER_MAPPING.items()
     }
     settings, vocabulary = grouped["tokenizer_config"], grouped["tokenizer"]

@@ -1,4 +1,4 @@
-"""GGUF files as model directories: config, tokenizer and a table of tensors are cached, the weights stay in the file."""
+"""GGUF files as model directories: small files are made in the cache, and the weights stay where they are."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ from treeswarm.errors import ModelError
 from treeswarm.extras import require
 from treeswarm.model_sources.cache import cache_folder, fill_once
 from treeswarm.model_sources.conversion import convert
+from treeswarm.progress import CONVERTING, Progress
 
 SUFFIX = ".gguf"
 WEIGHTS = "model.gguf"
@@ -38,21 +39,31 @@ def is_gguf(name: str) -> bool:
     return name.lower().endswith(SUFFIX)
 
 
-def gguf_folder(file: Path) -> Path:
+def gguf_folder(file: Path, progress: Progress | None = None) -> Path:
     """Return the model directory of a GGUF file; it is made when the file is used for the first time.
 
     Raises ModelError if the file cannot be used, BadRequest if packages are missing.
     """
+    folder = _folder_of(file)
+    if not folder.is_dir():
+        require("gguf", f"the GGUF file '{file.name}'")
+        if progress is not None:
+            progress(0, 0, CONVERTING)
+    return fill_once(folder, lambda target: _fill(file, target))
+
+
+def is_converted(file: Path) -> bool:
+    """Return whether the model directory of a GGUF file has been made."""
+    return file.is_file() and _folder_of(file).is_dir()
+
+
+def _folder_of(file: Path) -> Path:
     try:
         status = file.stat()
     except OSError:
-        raise ModelError(f"there is no file '{file}': give a GGUF file, a directory with config.json or a hub id") from None
+        raise ModelError(f"there is no GGUF file '{file}': check the path") from None
     identity = f"{VERSION}\n{file.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
-    name = f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    folder = cache_folder("gguf", name)
-    if not folder.is_dir():
-        require("gguf", f"the GGUF file '{file.name}'")
-    return fill_once(folder, lambda target: _fill(file, target))
+    return cache_folder("gguf", f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}")
 
 
 def _fill(file: Path, target: Path) -> None:

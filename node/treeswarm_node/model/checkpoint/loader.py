@@ -13,9 +13,11 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from treeswarm.errors import BadRequest, ModelError
-from treeswarm.model_files import BLOCK, read_header
+from treeswarm.model_files import BLOCK, read_header, weight_files
+from treeswarm.model_sources.gguf_files import WEIGHTS, is_gguf_folder
 from treeswarm.progress import LOADING, Progress
 from treeswarm.protocol.spans import Span
+from treeswarm_node.model.checkpoint.gguf_tensors import GGUFTensors
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.checkpoint.tensors import check_complete, check_report, find_tensors
 from treeswarm_node.model.loaded_span import LoadedSpan
@@ -47,11 +49,13 @@ def load_span(
     if span.end > blocks:
         raise BadRequest(f"blocks {span} exceed the model, which has {blocks}: give --blocks within {Span(0, blocks)}")
     conversions = get_model_conversion_mapping(skeleton)
-    tensors = find_tensors(folder, skeleton, hosted_parts(skeleton, span), conversions)
+    gguf = GGUFTensors.open(folder, skeleton) if is_gguf_folder(folder) else None
+    files = weight_files(folder) if gguf is None else {WEIGHTS: list(gguf.stored)}
+    tensors = find_tensors(folder, files, skeleton, hosted_parts(skeleton, span), conversions)
     for buffer in skeleton.buffers():
         buffer.data = buffer.data.to(device)
     skeleton.eval().requires_grad_(False)
-    state = _open_tensors(folder, tensors.by_file, progress)
+    state = _open_tensors(folder, tensors.by_file, progress, gguf)
     config = LoadStateDictConfig(
         device_map={"": device},
         dtype=dtype,
@@ -142,7 +146,9 @@ class _ReportingSlice:
         return getattr(self._tensor, name)
 
 
-def _open_tensors(folder: Path, by_file: dict[str, list[str]], progress: Progress | None) -> dict[str, Any]:
+def _open_tensors(
+    folder: Path, by_file: dict[str, list[str]], progress: Progress | None, gguf: GGUFTensors | None = None
+) -> dict[str, Any]:
     """Return lazy slices of the tensors; transformers reads each slice when it loads it into a module."""
     total, done = sum(map(len, by_file.values())), itertools.count(1)
     state: dict[str, Any] = {}
@@ -152,6 +158,9 @@ def _open_tensors(folder: Path, by_file: dict[str, list[str]], progress: Progres
             progress(next(done), total, LOADING)
 
     for file, tensors in sorted(by_file.items()):
+        if gguf is not None:
+            state.update({name: _ReportingSlice(gguf.slice(name), report) for name in tensors})
+            continue
         read_header(folder / file)
         try:
             opened: Any = safe_open(folder / file, framework="pt", device="cpu")

@@ -1,7 +1,7 @@
 """Match a checkpoint's tensors with the modules that a span hosts; nothing may be left over on either side."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from treeswarm.errors import ModelError
-from treeswarm.model_files import weight_files
 
 # Tensors that old checkpoints store although they are computed from the config, as `from_pretrained` ignores them too.
 COMPUTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
@@ -30,9 +29,13 @@ class HostedTensors:
 
 
 def find_tensors(
-    folder: Path, skeleton: PreTrainedModel, hosted: Iterable[torch.nn.Module], conversions: list[Any]
+    folder: Path,
+    files: Mapping[str, Iterable[str]],
+    skeleton: PreTrainedModel,
+    hosted: Iterable[torch.nn.Module],
+    conversions: list[Any],
 ) -> HostedTensors:
-    """Find the checkpoint's tensors that are loaded into the hosted modules.
+    """Find the checkpoint's tensors that are loaded into the hosted modules; `files` has their names by file.
 
     Raises ModelError if the checkpoint has a tensor below a hosted module that the module does not have.
     """
@@ -45,7 +48,7 @@ def find_tensors(
     ignored = re.compile("|".join((*(skeleton._keys_to_ignore_on_load_unexpected or ()), *COMPUTED)))
     by_file: dict[str, list[str]] = {}
     targets: dict[str, str] = {}
-    for file, tensors in weight_files(folder).items():
+    for file, tensors in files.items():
         for tensor in tensors:
             name, _ = rename_source_key(tensor, renamings, converters, skeleton.base_model_prefix, state)
             if name not in state and tensor in state:
