@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from treeswarm.programs.units import format_bytes
@@ -20,7 +20,7 @@ def show_download(model: str, console: Console | None = None) -> Iterator[Progre
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
         with contextlib.ExitStack() as stack:
             bars = Bars(*columns, console=console, transient=True)
-            tasks = {}
+            tasks: dict[str, TaskID] = {}
 
             def draw(done: int, total: int, what: str) -> None:
                 if not tasks:
