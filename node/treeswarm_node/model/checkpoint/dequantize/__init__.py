@@ -1,0 +1,1 @@
+"""Read weights that a checkpoint stores in fewer bits: which tensors form a weight, and what numbers they mean."""
