@@ -56,7 +56,7 @@ def write_checkpoint(
     for name, tensor in load_file(plain / "model.safetensors").items():
         if chosen(name) if chosen is not None else name.endswith("_proj.weight"):
             tensors, weight = published.write(name, tensor.float())
-            stored |= {key: value.contiguous() for key, value in tensors.items()}
+            stored |= {key: value.contiguous().clone() for key, value in tensors.items()}
             meant[name] = weight.float().contiguous()
         else:
             stored[name] = meant[name] = tensor

@@ -154,15 +154,13 @@ def test_tied_head_is_what_transformers_loads(tmp_path: Path, stored: str) -> No
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "FP8 block-scaled weights"),
-        ({"quant_method": "fp8"}, "FP8 weights"),
-        ({"quant_method": "gptq", "bits": 4}, "GPTQ weights"),
-        ({"quant_method": "awq"}, "AWQ weights"),
-        ({"quant_method": "mxfp4"}, "MXFP4 weights"),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes 8-bit weights"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes 4-bit weights"),
-        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, r"compressed-tensors weights \(pack-q"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "ModelOpt NVFP4 weights"),
+        ({"quant_method": "hqq"}, "HQQ weights"),
+        ({"quant_method": "compressed-tensors", "format": "marlin-24"}, r"compressed-tensors weights \(marlin-24"),
+        (
+            {"quant_method": "compressed-tensors", "format": "pack-quantized", "transform_config": {"R1": {}}},
+            r"compressed-tensors weights \(pack-q",
+        ),
+        ({"bits": 4, "group_size": 64}, "weights quantized with 'unknown'"),
         ({"quant_method": "of-tomorrow"}, "weights quantized with 'of-tomorrow'"),
     ],
 )
@@ -175,9 +173,9 @@ def test_unknown_format_is_refused_by_name(settings: dict[str, Any], name: str) 
 
 def test_format_is_refused_before_weights_are_read(tmp_path: Path) -> None:
     save_tiny(tmp_path, "llama")
-    edit_config(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
+    edit_config(tmp_path, quantization_config={"quant_method": "aqlm"})
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UnsupportedModel, match="GPTQ weights: not supported yet"):
+    with pytest.raises(UnsupportedModel, match="AQLM weights: not supported yet"):
         load_span(tmp_path, WHOLE, torch.float32, CPU)
 
 

@@ -24,11 +24,21 @@ METHOD_NAMES = {
     "higgs": "HIGGS weights",
     "hqq": "HQQ weights",
     "mxfp4": "MXFP4 weights",
+    "mxfp8": "MXFP8 weights",
     "quanto": "Quanto weights",
     "quark": "Quark weights",
     "torchao": "torchao weights",
     "vptq": "VPTQ weights",
 }
+# Methods whose weights `dequantize/` reads.
+READABLE = {
+    "awq", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8", "gptq", "modelopt", "mxfp4", "mxfp8",
+}  # fmt: skip
+# Formats of compressed-tensors that are read.  The others store a pattern of zeros beside the weights.
+READABLE_COMPRESSED = {
+    "dense", "float-quantized", "int-quantized", "mixed-precision", "mxfp4-pack-quantized", "mxfp8-quantized",
+    "naive-quantized", "nvfp4-pack-quantized", "pack-quantized",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,21 +56,41 @@ PLAIN = WeightFormat("none", "unquantized weights")
 
 def weight_format(config: dict[str, Any]) -> WeightFormat:
     """Return the format of a checkpoint's weights, from the content of its config.json."""
-    settings = _settings(config)
+    settings = quantization_settings(config)
     if settings is None:
         return PLAIN
-    method = str(settings.get("quant_method", "unknown")).lower()
+    method = _method(settings)
     return WeightFormat(method, _name(method, settings))
 
 
 def check_format(folder: Path, config: dict[str, Any]) -> None:
     """Raise UnsupportedModel if the checkpoint's weights are in a format that this program does not read."""
     found = weight_format(config)
-    if found != PLAIN:
+    if found != PLAIN and not _is_readable(found.method, quantization_settings(config) or {}):
         raise UnsupportedModel(f"{found.name}: not supported yet ('{folder}'): use the model's unquantized checkpoint")
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Any] | None:
+def _is_readable(method: str, settings: dict[str, Any]) -> bool:
+    """Return whether `dequantize/` reads the method.  Rotated weights need code in the model's forward."""
+    if method == "compressed-tensors":
+        known = {settings.get("format") or "dense", *_group_formats(settings)} <= READABLE_COMPRESSED
+        return known and not settings.get("transform_config")
+    return method in READABLE
+
+
+def _group_formats(settings: dict[str, Any]) -> set[str]:
+    groups = (settings.get("config_groups") or {}).values()
+    return {group["format"] for group in groups if isinstance(group, dict) and group.get("format")}
+
+
+def _method(settings: dict[str, Any]) -> str:
+    method = str(settings.get("quant_method", "unknown")).lower()
+    if method == "unknown" and (settings.get("load_in_8bit") or settings.get("load_in_4bit")):
+        return "bitsandbytes"
+    return {"compressed_tensors": "compressed-tensors", "modelopt_fp4": "modelopt"}.get(method, method)
+
+
+def quantization_settings(config: dict[str, Any]) -> dict[str, Any] | None:
     """Return the config's section about quantization, or None if there is none."""
     text = config.get("text_config")
     for section in (config, text if isinstance(text, dict) else {}):

@@ -1,23 +1,23 @@
 """Load a span of a model: its tensors and no others, converted as transformers converts them."""
 
-import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from treeswarm.errors import BadRequest, ModelError
-from treeswarm.model_files import BLOCK, read_header, weight_files
+from treeswarm.model_files import BLOCK, weight_files
 from treeswarm.model_sources.gguf_files import WEIGHTS, is_gguf_folder
-from treeswarm.progress import LOADING, Progress
+from treeswarm.progress import Progress
 from treeswarm.protocol.spans import Span
 from treeswarm_node.model.checkpoint.gguf_tensors import GGUFTensors
+from treeswarm_node.model.checkpoint.lazy_weights import open_weights
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.checkpoint.tensors import check_complete, check_report, find_tensors
 from treeswarm_node.model.loaded_span import LoadedSpan
@@ -55,7 +55,7 @@ def load_span(
     for buffer in skeleton.buffers():
         buffer.data = buffer.data.to(device)
     skeleton.eval().requires_grad_(False)
-    state = _open_tensors(folder, tensors.by_file, progress, gguf)
+    state = open_weights(folder, tensors, skeleton, device, progress, gguf)
     config = LoadStateDictConfig(
         device_map={"": device},
         dtype=dtype,
@@ -129,42 +129,3 @@ def hosted_ends(skeleton: PreTrainedModel, span: Span) -> list[torch.nn.Module]:
     if span.end == len(base.layers):
         parts += [base.norm, skeleton.get_output_embeddings()]
     return parts
-
-
-class _ReportingSlice:
-    """Wraps a lazy slice of a checkpoint's tensor, and calls `on_read` when transformers' thread reads it."""
-
-    def __init__(self, tensor: Any, on_read: Callable[[], None]) -> None:
-        self._tensor, self._on_read = tensor, on_read
-
-    def __getitem__(self, index: Any) -> Any:
-        value = self._tensor[index]
-        self._on_read()
-        return value
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tensor, name)
-
-
-def _open_tensors(
-    folder: Path, by_file: dict[str, list[str]], progress: Progress | None, gguf: GGUFTensors | None = None
-) -> dict[str, Any]:
-    """Return lazy slices of the tensors; transformers reads each slice when it loads it into a module."""
-    total, done = sum(map(len, by_file.values())), itertools.count(1)
-    state: dict[str, Any] = {}
-
-    def report() -> None:
-        if progress is not None:
-            progress(next(done), total, LOADING)
-
-    for file, tensors in sorted(by_file.items()):
-        if gguf is not None:
-            state.update({name: _ReportingSlice(gguf.slice(name), report) for name in tensors})
-            continue
-        read_header(folder / file)
-        try:
-            opened: Any = safe_open(folder / file, framework="pt", device="cpu")
-            state.update({tensor: _ReportingSlice(opened.get_slice(tensor), report) for tensor in tensors})
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{folder / file} cannot be read ({error}): download it again") from None
-    return state

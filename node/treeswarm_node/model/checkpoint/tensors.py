@@ -1,8 +1,10 @@
 """Match a checkpoint's tensors with the modules that a span hosts; nothing may be left over on either side."""
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,20 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from treeswarm.errors import ModelError
+from treeswarm.model_files import read_config, read_header
+from treeswarm.model_sources.gguf_files import is_gguf_folder
+from treeswarm_node.model.checkpoint.dequantize.recognition import StoredWeight, TensorEntry
+from treeswarm_node.model.checkpoint.dequantize.stored_weights import find_stored_weights, role_of
+from treeswarm_node.model.checkpoint.formats import quantization_settings
 
 # Tensors that old checkpoints store although they are computed from the config, as `from_pretrained` ignores them too.
 COMPUTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
+# Scales of activations and of the KV cache.  Products here take activations as they are, as transformers does when it
+# dequantizes, so these tensors are not needed.
+OF_ACTIVATIONS = (
+    r"\.(input|output)_(scale|global_scale|zero_point|scale_ub)$", r"\.(activation_scale|qscale_act)$",
+    r"\.(q|k|v|kv)_(scale|zero_point)$",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,7 +36,12 @@ class HostedTensors:
     by_file: dict[str, list[str]]
     """Names in the checkpoint of the tensors to load, by file."""
     targets: dict[str, str]
-    """Name in the model by name in the checkpoint; several tensors may be merged into one of the model."""
+    """Name in the model by name in the checkpoint; several tensors may be merged into one of the model.
+
+    A weight that is stored in fewer bits has one name, under which it would be stored in 16 bits.
+    """
+    stored: Mapping[str, StoredWeight]
+    """Weights that several tensors store in fewer bits, by the name that they would have in 16 bits."""
     expected: frozenset[str]
     """Names in the model of the hosted modules' parameters and persistent buffers."""
 
@@ -45,23 +63,57 @@ def find_tensors(
     state = skeleton.state_dict(keep_vars=True)
     expected = frozenset(_names_of(skeleton, modules, state))
     prefixes = {f"{name}." for name, module in skeleton.named_modules() if id(module) in modules}
-    ignored = re.compile("|".join((*(skeleton._keys_to_ignore_on_load_unexpected or ()), *COMPUTED)))
+    ignored = re.compile("|".join((*(skeleton._keys_to_ignore_on_load_unexpected or ()), *COMPUTED, *OF_ACTIVATIONS)))
+
+    @cache
+    def target(tensor: str) -> str:
+        name, _ = rename_source_key(tensor, renamings, converters, skeleton.base_model_prefix, state)
+        return tensor if name not in state and tensor in state else name
+
     by_file: dict[str, list[str]] = {}
-    targets: dict[str, str] = {}
     for file, tensors in files.items():
         for tensor in tensors:
-            name, _ = rename_source_key(tensor, renamings, converters, skeleton.base_model_prefix, state)
-            if name not in state and tensor in state:
-                name = tensor
-            if name in expected:
+            name = target(tensor)
+            if name in expected or target(role_of(tensor)[0]) in expected:
                 by_file.setdefault(file, []).append(tensor)
-                targets[tensor] = name
             elif name not in state and _is_below(name, prefixes) and not ignored.search(name):
-                raise ModelError(
-                    f"tensor {tensor} in '{folder}' belongs to no parameter of the model that config.json describes: "
-                    "config and weights are of different models, or the weights are in an unknown format"
-                )
-    return HostedTensors(by_file, targets, expected)
+                raise _left_over(folder, tensor)
+    stored, plain = _read_stored(folder, by_file)
+    for tensor in plain:
+        if target(tensor) not in expected:
+            raise _left_over(folder, tensor)
+    used = plain.union(part for weight in stored.values() for part in weight.parts.values())
+    return HostedTensors(
+        {file: [tensor for tensor in tensors if tensor in used] for file, tensors in by_file.items()},
+        {name: target(name) for name in (*plain, *stored)},
+        stored,
+        expected,
+    )
+
+
+def _read_stored(folder: Path, by_file: dict[str, list[str]]) -> tuple[Mapping[str, StoredWeight], frozenset[str]]:
+    """Return the weights that the tensors store in fewer bits, and the tensors that are weights as they are.
+
+    A GGUF file's own reader expands its weights.
+    """
+    if is_gguf_folder(folder):
+        return {}, frozenset(itertools.chain.from_iterable(by_file.values()))
+    entries = {}
+    for file, tensors in by_file.items():
+        header = read_header(folder / file)
+        for tensor in tensors:
+            if tensor not in header:
+                raise ModelError(f"tensor {tensor} is missing in {folder / file}: download it again")
+            entries[tensor] = TensorEntry(header[tensor]["dtype"], tuple(header[tensor]["shape"]))
+    found = find_stored_weights(entries, quantization_settings(read_config(folder)) or {})
+    return found.weights, found.plain
+
+
+def _left_over(folder: Path, tensor: str) -> ModelError:
+    return ModelError(
+        f"tensor {tensor} in '{folder}' belongs to no parameter of the model that config.json describes: config and "
+        "weights are of different models, or the weights are in an unknown format"
+    )
 
 
 def _names_of(skeleton: PreTrainedModel, modules: set[int], state: dict[str, Any]) -> Iterable[str]:

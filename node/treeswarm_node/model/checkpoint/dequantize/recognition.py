@@ -1,5 +1,6 @@
 """Recognize the format of one weight that several tensors store in fewer bits, and check their shapes."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ FP8 = {"F8_E4M3", "F8_E5M2"}
 ONE_BYTE_POWERS = {"U8", "F8_E8M0"}
 # Number of neighbouring weights that share a scale in the MX formats, and in NVFP4.
 MX_GROUP, NVFP4_GROUP = 32, 16
+# Numbers of weights that may share a scale in 4-bit formats of bitsandbytes, and of scales that share one themselves.
+BITSANDBYTES_BLOCKS, NESTED_BLOCK = (32, 64, 128, 256, 512, 1024, 2048, 4096), 256
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,11 @@ MISSING = {
     "absmax": "absmax",
     "code": "quant_map",
     "state": "quant_state",
+    "nested_scale": "nested_absmax",
     "nested_code": "nested_quant_map",
+    "second": "weight_scale_2",
+    "zero_point": "zero_point",
+    "group_of": "g_idx",
 }
 
 
@@ -124,6 +131,7 @@ def _read_codes(group: _Group) -> StoredWeight:
     if codes.dtype in FP8 or (codes.dtype == "I8" and not powers):
         return _read_scaled(group)
     if codes.dtype == "U8" and scale.dtype == "F8_E4M3":
+        group.entry("second")
         _check_groups(group, "weight", NVFP4_GROUP)
         shape = (*codes.shape[:-1], 2 * codes.shape[-1])
         return group.weight("NVFP4", shape, formulas.packed_fp4, weight="weight", scale="scale", second="second")
@@ -137,7 +145,8 @@ def _read_codes(group: _Group) -> StoredWeight:
 def _read_scaled(group: _Group) -> StoredWeight:
     codes, scale = group.entry("weight"), group.entry("scale")
     block = _find_block(group, codes.shape, scale)
-    if "zero_point" in group.parts and group.entry("zero_point").shape != scale.shape:
+    asymmetric = any(scheme.get("symmetric") is False for scheme in _weight_schemes(group.settings))
+    if (asymmetric or "zero_point" in group.parts) and group.entry("zero_point").shape != scale.shape:
         raise group.mismatch("zero_point", f"{list(scale.shape)}")
     bits = "FP8" if codes.dtype in FP8 else "int8"
     # compressed-tensors multiplies in the dtype of its scales, and so does transformers, except for fused experts in
@@ -197,7 +206,12 @@ def _read_packed(group: _Group) -> StoredWeight:
     packed, scale = group.entry("packed"), group.entry("scale")
     if packed.dtype == "I32":
         group.entry("shape")
-        bits = _packed_bits(group)
+        scheme = _find_scheme(group)
+        if scheme.get("symmetric") is False:
+            group.entry("zero_point")
+        if scheme.get("actorder") in {True, "group", "dynamic"}:
+            group.entry("group_of")
+        bits = _check_bits(group, int(scheme["num_bits"]))
         shape = (packed.shape[0], packed.shape[1] * formulas.BITS_PER_WORD // bits)
         return group.weight(
             f"int{bits} in groups", shape, partial(formulas.packed_integers, bits=bits),
@@ -216,20 +230,24 @@ def _read_packed(group: _Group) -> StoredWeight:
     raise _unknown(group)
 
 
-def _packed_bits(group: _Group) -> int:
-    """Return the number of bits of a packed integer, which only the config says."""
+def _find_scheme(group: _Group) -> Mapping[str, Any]:
+    """Return the config's description of a packed weight: only it says the number of bits, and whether zeros exist."""
     words, scales = group.entry("packed").shape[1], group.entry("scale").shape
-    found = set()
+    groups = scales[1] if len(scales) > 1 else 1
+    found: list[Mapping[str, Any]] = []
     for scheme in _weight_schemes(group.settings):
         bits, size = int(scheme.get("num_bits") or 0), int(scheme.get("group_size") or 0)
-        grouped = size > 0
-        columns = scales[1] * size if grouped and len(scales) > 1 else words * formulas.BITS_PER_WORD // max(1, bits)
-        fits = grouped == (len(scales) > 1 and scales[1] > 1) or columns == size
-        if scheme.get("type") == "int" and fits and words == -(-columns * bits // formulas.BITS_PER_WORD):
-            found.add(bits)
-    if len(found) != 1:
-        raise group.mismatch("scale", "one of the groups of quantization_config's config_groups")
-    return _check_bits(group, found.pop())
+        one_word = formulas.BITS_PER_WORD
+        fits = groups == 1 if size <= 0 else words == -(-groups * size * bits // one_word)
+        if bits and fits and scheme.get("type", "int") == "int":
+            found.append(scheme)
+    if not found or any(_layout_of(scheme) != _layout_of(found[0]) for scheme in found):
+        raise group.mismatch("scale", "one group of quantization_config's config_groups")
+    return found[0]
+
+
+def _layout_of(scheme: Mapping[str, Any]) -> tuple[Any, ...]:
+    return scheme.get("num_bits"), scheme.get("symmetric", True), scheme.get("actorder")
 
 
 def _check_bits(group: _Group, bits: int) -> int:
@@ -251,6 +269,8 @@ def _read_words(group: _Group) -> StoredWeight:
         return group.weight("AWQ int4", shape, formulas.awq, weight="words", scale="group_scale", zero_point="zeros")
     if words[1] != scale[1]:
         raise group.mismatch("group_scale", f"[groups, {words[1]}]")
+    if group.settings.get("desc_act"):
+        group.entry("group_of")
     bits = int(group.settings.get("bits") or 0) or formulas.BITS_PER_WORD * zeros[1] // words[1]
     _check_bits(group, bits)
     if zeros != (scale[0], words[1] * bits // formulas.BITS_PER_WORD):
@@ -279,13 +299,18 @@ def _read_blocks(group: _Group) -> StoredWeight:
 
 
 def _read_bitsandbytes_4bit(group: _Group) -> StoredWeight:
-    codes = group.entry("weight").shape
+    codes, scales = group.entry("weight").shape, group.entry("absmax")
+    count = 2 * math.prod(codes)
     group.entry("code"), group.entry("state")
-    if "nested_scale" in group.parts:
+    if scales.shape not in {(-(-count // size),) for size in BITSANDBYTES_BLOCKS}:
+        raise group.mismatch("absmax", "a scale per block")
+    if scales.dtype == "U8" and group.entry("nested_scale").shape != (-(-scales.shape[0] // NESTED_BLOCK),):
+        raise group.mismatch("nested_scale", f"[{-(-scales.shape[0] // NESTED_BLOCK)}]")
+    if scales.dtype == "U8":
         group.entry("nested_code")
     kind = "bitsandbytes fp4" if group.parts["state"].endswith("fp4") else "bitsandbytes nf4"
     return group.weight(
-        kind, (2 * codes[0], 1), formulas.bitsandbytes_4bit,
+        kind, (count, 1), formulas.bitsandbytes_4bit,
         weight="weight", scale="absmax", code="code", state="state",
         nested_scale="nested_scale", nested_code="nested_code",
     )  # fmt: skip

@@ -45,12 +45,6 @@ OF_MODULE = {
     "qscale_weight": "scale",
     "scale": "scale",
 }
-# Ends of the names of scales of activations and of the KV cache.  Products here take activations as they are, as
-# transformers does when it dequantizes, so these tensors are not needed.
-OF_ACTIVATIONS = (
-    ".input_scale", ".input_global_scale", ".input_zero_point", ".activation_scale", ".input_scale_ub",
-    ".output_scale", ".output_zero_point", ".qscale_act", ".k_scale", ".v_scale", ".q_scale", ".kv_scale",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,8 +55,6 @@ class StoredWeights:
     """Weights by the name that they would have in 16 bits."""
     plain: frozenset[str] = frozenset()
     """Names of tensors that are weights as they are."""
-    unused: frozenset[str] = frozenset()
-    """Names of tensors that no weight depends on: scales of activations, marks of layouts."""
 
     @property
     def kinds(self) -> list[str]:
@@ -73,20 +65,16 @@ class StoredWeights:
 def find_stored_weights(entries: Mapping[str, TensorEntry], settings: Mapping[str, Any]) -> StoredWeights:
     """Group a checkpoint's tensors into weights; `settings` is the config's section about quantization.
 
-    Raises ModelError that names the tensor if a scale is missing or has a shape that fits no block size, and
+    Raises ModelError that names the tensor if one is missing or has another shape than the weight implies, and
     UnsupportedModel for a format that is not known.
     """
     groups: dict[str, dict[str, str]] = {}
-    unused: set[str] = set()
     for name in entries:
-        if name.endswith(OF_ACTIVATIONS):
-            unused.add(name)
-        else:
-            base, role = _role_of(name)
-            group = groups.setdefault(base, {})
-            if role in group:
-                raise UnsupportedModel(f"tensors {group[role]} and {name} mean the same: use another checkpoint")
-            group[role] = name
+        base, role = role_of(name)
+        group = groups.setdefault(base, {})
+        if role in group:
+            raise UnsupportedModel(f"tensors {group[role]} and {name} mean the same: use another checkpoint")
+        group[role] = name
     weights: dict[str, StoredWeight] = {}
     plain: set[str] = set()
     for base, parts in groups.items():
@@ -94,14 +82,14 @@ def find_stored_weights(entries: Mapping[str, TensorEntry], settings: Mapping[st
             plain.update(parts.values())
         else:
             weights[base] = recognize(base, parts, entries, settings)
-    return StoredWeights(weights, frozenset(plain), frozenset(unused))
+    return StoredWeights(weights, frozenset(plain))
 
 
-def _role_of(name: str) -> tuple[str, str]:
+def role_of(name: str) -> tuple[str, str]:
     """Return the name of the weight to which a tensor belongs, and the tensor's role in it."""
-    for end, role in APPENDED.items():
+    for end in sorted(APPENDED, key=len, reverse=True):
         if name.endswith(end):
-            return name.removesuffix(end), role
+            return name.removesuffix(end), APPENDED[end]
     module, _, last = name.rpartition(".")
     return (f"{module}.weight", OF_MODULE[last]) if last in OF_MODULE else (name, "weight")
 
