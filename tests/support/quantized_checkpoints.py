@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 BLOCK = 32
 GROUP = 32
@@ -41,6 +41,16 @@ class PublishedFormat:
     settings: Mapping[str, Any]
     write: Writer
     """Returns the tensors that store the weight of a name, and the weight that they mean."""
+
+
+def random_model(model_type: str, *sizes: Mapping[str, Any]) -> PreTrainedModel:
+    """Return a random float32 model, with weights large enough that mistakes change the output."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **{key: value for part in sizes for key, value in part.items()})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.15)
+    return model.requires_grad_(False)
 
 
 def write_checkpoint(

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from treeswarm.errors import BadRequest
-from treeswarm.model_files import BLOCK, read_config, tensor_shapes
+from treeswarm.model_files import BLOCK, read_config
 from treeswarm.programs.units import format_bytes
+from treeswarm_node.model.checkpoint.storage import weight_shapes
 from treeswarm_node.model.quantization.quantized_linear import BITS
 from treeswarm_node.model.quantization.quantized_linear import BLOCK as BLOCK_OF_WEIGHTS
 
@@ -78,7 +79,7 @@ def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none")
     width = dtype.itemsize
     by_block: Counter[int] = Counter()
     ends = 0
-    for name, shape in tensor_shapes(folder).items():
+    for name, shape in weight_shapes(folder).items():
         size = math.prod(shape) * width
         block = BLOCK.search(name)
         if block:
@@ -95,7 +96,7 @@ def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none")
     )
 
 
-def _quantized_size(shape: list[int], size: int, quantization: str) -> int:
+def _quantized_size(shape: tuple[int, ...], size: int, quantization: str) -> int:
     """Return the bytes of a block's tensor that has `size` bytes unquantized.  Only matrices are quantized."""
     if quantization == "none" or len(shape) != 2:
         return size

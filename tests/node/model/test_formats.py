@@ -7,36 +7,37 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.node.conftest import SMALL, SpanChain, tiny_model
 from tests.node.model.test_families import worst_difference
-from tests.support.quantized_checkpoints import FORMATS, MXFP4_EXPERTS, PublishedFormat, write_checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tests.support.quantized_checkpoints import (
+    FORMATS,
+    MXFP4_EXPERTS,
+    PublishedFormat,
+    random_model,
+    write_checkpoint,
+)
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from treeswarm.errors import ModelError
+from treeswarm.identity import config_digest, weights_digest
+from treeswarm.model_files import read_config
 from treeswarm.protocol.spans import Span
 from treeswarm_node.model.checkpoint.loader import load_span
+from treeswarm_node.model.memory_fit import read_footprint
 from treeswarm_node.model.offload import open_offload
 from treeswarm_node.model.span_model import SpanModel
 
 CPU = torch.device("cpu")
 SPANS = [Span(0, 1), Span(1, 3), Span(3, 4)]
 TOLERANCE = 1e-4
-
-
-def tiny_gpt_oss() -> PreTrainedModel:
-    """Return a random model of gpt-oss, whose experts' sizes are multiples of MXFP4's groups."""
-    torch.manual_seed(0)
-    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 24, "intermediate_size": 64}
-    config = AutoConfig.for_model("gpt_oss", **{**SMALL, **sizes})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.15)
-    return model.requires_grad_(False)
+GPT_OSS = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 24, "intermediate_size": 64}
 
 
 def save_in(published: PublishedFormat, family: str, tmp_path: Path) -> tuple[Path, Path]:
     """Save a tiny model in the format, and return its folder and that of the same weights as plain numbers."""
     folder = tmp_path / "model"
     if family == "gpt-oss":
-        return folder, write_checkpoint(tiny_gpt_oss(), published, folder, lambda name: name.endswith("_proj"))
+        return folder, write_checkpoint(
+            random_model("gpt_oss", SMALL, GPT_OSS), published, folder, lambda name: name.endswith("_proj")
+        )
     sizes = {"intermediate_size": 128, "moe_intermediate_size": 64} if family == "qwen3-moe" else {}
     return folder, write_checkpoint(tiny_model(family, **sizes), published, folder)
 
@@ -110,3 +111,34 @@ def test_numbers_of_eight_bits_without_any_settings_are_refused(tmp_path: Path) 
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(ModelError, match=r"up_proj\.weight is stored as F8_E4M3 .* without its scale"):
         load_span(tmp_path, Span(0, 4), torch.float32, CPU)
+
+
+def test_memory_is_planned_for_expanded_weights(tmp_path: Path) -> None:
+    folder, plain = save_in(FORMATS["gptq"], "qwen3-moe", tmp_path)
+    assert read_footprint(folder, torch.bfloat16) == read_footprint(plain, torch.bfloat16)
+
+
+def test_what_loading_does_and_costs_is_said_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, _ = save_in(FORMATS["fp8 blocks"], "qwen3-moe", tmp_path)
+    with caplog.at_level("INFO"):
+        load_span(folder, Span(1, 2), torch.bfloat16, CPU)
+    assert caplog.messages == [
+        "weights are published as FP8 in blocks of 32×32: 60.2 KiB per block, expanded while they are loaded to "
+        "bfloat16, 120 KiB per block"
+    ]
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_expanded_weights_are_quantized_again(quantization: str, tmp_path: Path) -> None:
+    folder, plain = save_in(FORMATS["compressed int4"], "qwen3", tmp_path)
+    loaded, expected = (
+        load_span(path, Span(1, 3), torch.float32, CPU, quantization=quantization) for path in (folder, plain)
+    )
+    for name, buffer in expected.skeleton.base_model.layers[1].named_buffers():
+        assert torch.equal(loaded.skeleton.base_model.layers[1].get_buffer(name), buffer), name
+
+
+def test_formats_are_numerics_classes_of_their_own(tmp_path: Path) -> None:
+    folder, plain = save_in(FORMATS["fp8 blocks"], "qwen3", tmp_path)
+    assert weights_digest(folder, read_config(folder)) != weights_digest(plain, read_config(plain))
+    assert config_digest(read_config(folder)) != config_digest(read_config(plain))

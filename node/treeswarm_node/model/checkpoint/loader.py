@@ -1,5 +1,6 @@
 """Load a span of a model: its tensors and no others, converted as transformers converts them."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from treeswarm.protocol.spans import Span
 from treeswarm_node.model.checkpoint.gguf_tensors import GGUFTensors
 from treeswarm_node.model.checkpoint.lazy_weights import open_weights
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
+from treeswarm_node.model.checkpoint.storage import describe_storage
 from treeswarm_node.model.checkpoint.tensors import check_complete, check_report, find_tensors
 from treeswarm_node.model.loaded_span import LoadedSpan
 from treeswarm_node.model.offload import Offload
 from treeswarm_node.model.quantization.quantized_linear import quantize
+
+log = logging.getLogger(__name__)
 
 
 def load_span(
@@ -52,6 +56,8 @@ def load_span(
     gguf = GGUFTensors.open(folder, skeleton) if is_gguf_folder(folder) else None
     files = weight_files(folder) if gguf is None else {WEIGHTS: list(gguf.stored)}
     tensors = find_tensors(folder, files, skeleton, hosted_parts(skeleton, span), conversions)
+    if storage := describe_storage(tensors.stored.values(), dtype, quantization):
+        log.info("%s", storage)
     for buffer in skeleton.buffers():
         buffer.data = buffer.data.to(device)
     skeleton.eval().requires_grad_(False)

@@ -98,7 +98,7 @@ def _read_stored(folder: Path, by_file: dict[str, list[str]]) -> tuple[Mapping[s
     """
     if is_gguf_folder(folder):
         return {}, frozenset(itertools.chain.from_iterable(by_file.values()))
-    entries = {}
+    entries: dict[str, TensorEntry] = {}
     for file, tensors in by_file.items():
         header = read_header(folder / file)
         for tensor in tensors:

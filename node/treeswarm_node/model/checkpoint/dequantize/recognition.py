@@ -14,6 +14,8 @@ from treeswarm_node.model.checkpoint.dequantize.formulas import Unpack
 
 FP8 = {"F8_E4M3", "F8_E5M2"}
 ONE_BYTE_POWERS = {"U8", "F8_E8M0"}
+# Number of bytes per value of safetensors' dtypes, where it is not one.
+BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 # Number of neighbouring weights that share a scale in the MX formats, and in NVFP4.
 MX_GROUP, NVFP4_GROUP = 32, 16
 # Numbers of weights that may share a scale in 4-bit formats of bitsandbytes, and of scales that share one themselves.
@@ -27,6 +29,11 @@ class TensorEntry:
     dtype: str
     """Name of its dtype in safetensors: `F32`, `F8_E4M3`, `I32`, …"""
     shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Return the number of bytes of its values."""
+        return math.prod(self.shape) * BYTES.get(self.dtype, 1)
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class StoredWeight:
     """Name of each tensor that is read, by its role for `unpack`."""
     unpack: Unpack
     """Computes the weight."""
+    stored_bytes: int
+    """Number of bytes of its tensors in the files."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,8 @@ class _Group:
         unknown = sorted(set(self.parts.values()) - set(used.values()))
         if unknown:
             raise UnsupportedModel(f"tensor {unknown[0]} is not known in {kind} weights: use another checkpoint")
-        return StoredWeight(self.name, kind, sizes, used, unpack)
+        size = sum(self.entries[name].size for name in used.values())
+        return StoredWeight(self.name, kind, sizes, used, unpack, size)
 
     def mismatch(self, role: str, expected: str) -> ModelError:
         """Return the error about a tensor whose shape does not fit the weight."""
