@@ -16,7 +16,7 @@ from treeswarm.protocol.messages import Description
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.registry import check_swarm_key
 from treeswarm.registry.peers import PeersRegistry
-from treeswarm.tasks import cancelled
+from treeswarm.tasks import cancelled, keep_running
 from treeswarm.transport.seam import Transport
 from treeswarm_client.chain.shared_prompt import PrefixScope
 from treeswarm_client.chain.wait_events import OnWait
@@ -141,7 +141,9 @@ class SwarmClient:
             load = partial(LoadedDrafters.load, self.nodes, self.drafting, self._opened.folder)
             self.view, self._drafters = await load_beside(self._find_swarm(undo), load)
             self.target = self.view.target
-            undo.push_async_callback(cancelled, asyncio.create_task(self.view.watch()))
+            undo.push_async_callback(
+                cancelled, asyncio.create_task(keep_running("following the registry", self.view.watch))
+            )
             self._on_exit = undo.pop_all()
         return self
 
@@ -153,7 +155,7 @@ class SwarmClient:
         target, snapshot = await opened.first_target(registry, self.nodes, waiting)
         dials = registry.dial_addresses if isinstance(registry, PeersRegistry) else {}
         view = SwarmView(registry, target, largest_tree(self.drafting.tree_size) + 1, dials, snapshot)
-        reporter = LostReporter(opened.transport, lambda: view.snapshot, opened.config, target.blocks)
+        reporter = LostReporter(opened.transport, lambda: view.snapshot, opened.config, target.blocks, target.numerics)
         undo.push_async_callback(reporter.close)
         view.on_lost = reporter.report
         return view

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator
+import textwrap
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from treeswarm.progress import Progress
 from treeswarm.protocol.address import Address, is_loopback
 from treeswarm.protocol.records import NodeState
 from treeswarm.registry.book import BookRegistry
-from treeswarm.tasks import cancelled
+from treeswarm.tasks import cancelled, keep_running
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.rate_limit import RateLimiter
@@ -45,6 +46,9 @@ from treeswarm_node.sessions.compression import LinkCompression
 from treeswarm_node.sessions.server import NodeServer
 
 log = logging.getLogger(__name__)
+
+# What a terminal shows in one line, and where the facts of the ready line begin.
+SCREEN, INDENT = 80, 20
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,17 @@ class Ready:
 
     def __str__(self) -> str:
         hosted = self.hosted
-        automatic = f"auto: {hosted.automatic}; " if hosted.automatic else ""
-        details = f"{automatic}attention {hosted.attention}, {hosted.kv_tokens} KV rows"
         lines = [
-            f"swarm-node {self.node} ready on {self.pinned}: blocks {hosted.blocks} of {hosted.of} of {hosted.model} "
-            f"on {hosted.device} in {hosted.dtype} ({details})"
+            f"swarm-node ready on {self.address}",
+            f"  blocks:           {hosted.blocks} of {hosted.of} of {hosted.model}",
+            f"  computes:         on {hosted.device} in {hosted.dtype}, attention {hosted.attention}",
+            f"  KV cache:         {hosted.kv_tokens} tokens",
+            f"  identity:         {self.node}",
+            f"  pin:              {self.pin}",
         ]
+        if hosted.automatic:
+            why = textwrap.wrap(f"auto: {hosted.automatic}", SCREEN - INDENT)
+            lines[3:3] = [" " * INDENT + line for line in why]
         model = f"{hosted.model} --revision {hosted.revision}" if hosted.revision else hosted.model
         key = " --swarm-key FILE" if self.private else ""
         lines.append(f"  join code:        {self.code}")
@@ -115,7 +124,7 @@ class Ready:
             lines.append(f"  nodes join with:  swarm-node {model} --registry {self.join}{key}")
         lines.append(f"  clients ask with: swarm generate PROMPT --model {model} --registry {self.code}{key}")
         if key:
-            lines.append("  FILE is the swarm's key file, which they need from you: the code does not hold the key")
+            lines.append("  FILE is the swarm's key file: give it to them, as the code does not hold it")
         if self.ports and not is_loopback(Address.parse(self.address).host):
             lines.append(f"  ports to open:    {self.ports} (TCP)")
         if self.metrics:
@@ -199,7 +208,7 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
             node.state = NodeState.PAUSED
             await wait_until_within(hours)
         # The clock is compared before the node joins: a wrong one is why others refuse its first record.
-        stack.push_async_callback(cancelled, asyncio.create_task(clocks.run()))
+        stack.push_async_callback(cancelled, asyncio.create_task(keep_running("comparing clocks", clocks.run)))
         stack.push_async_callback(lifecycle.leave)
         # The stage that it joins with is not kept here: a paused node would keep the weights of its first span.
         await lifecycle.join()
@@ -214,12 +223,18 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
             forwarded_ports=node.forwarded_ports,
             assumed=record.address.bare,
         )
-        background = [node.sweep(), membership.run(), record.survey.run(lifecycle.neighbours), monitor.run()]
-        background += [recorder.run(), lifecycle.liveness.run()]
+        background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "ending idle sessions": node.sweep,
+            "announcing": membership.run,
+            "measuring distances": partial(record.survey.run, lifecycle.neighbours),
+            "finding the public address": monitor.run,
+            "remembering neighbours": recorder.run,
+            "probing neighbours": lifecycle.liveness.run,
+        }
         if hours:
-            background.append(follow_schedule(hours, membership.orders))
-        for work in background:
-            stack.push_async_callback(cancelled, asyncio.create_task(work))
+            background["following the hours"] = partial(follow_schedule, hours, membership.orders)
+        for what, work in background.items():
+            stack.push_async_callback(cancelled, asyncio.create_task(keep_running(what, work)))
         yield RunningNode(_describe_ready(record, opened, marker, metrics), lifecycle, collector)
 
 

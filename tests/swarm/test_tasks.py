@@ -2,11 +2,12 @@
 
 import asyncio
 from functools import partial
+from itertools import pairwise
 
 import pytest
 
 from treeswarm.errors import Unreachable
-from treeswarm.tasks import STAGGER_S, TaskSet, cancelled, first_success
+from treeswarm.tasks import STAGGER_S, TaskSet, cancelled, first_success, keep_running
 from treeswarm_bench.virtual_clock import run_virtually
 
 
@@ -107,3 +108,40 @@ def test_a_race_without_a_winner_raises_every_error() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         race((2.0, None), (1.0, None))
     assert [str(error) for error in caught.value.exceptions] == ["nothing after 2.0 s", "nothing after 1.0 s"]
+
+
+def test_a_background_loop_that_fails_is_logged_and_runs_again(caplog: pytest.LogCaptureFixture) -> None:
+    began: list[float] = []
+
+    async def fail_five_times() -> None:
+        began.append(asyncio.get_running_loop().time())
+        if len(began) <= 5:
+            raise KeyError("tree")
+
+    run_virtually(keep_running("announcing", fail_five_times))
+    pauses = [later - earlier for earlier, later in pairwise(began)]
+    assert pauses == pytest.approx([1, 2, 4, 8, 16], abs=0.01)
+    assert "announcing failed, again in 1 s: KeyError: 'tree' (a bug: please report it)" in caplog.text
+    assert "fail_five_times" in caplog.text, "the traceback is logged"
+
+
+def test_a_background_loop_ends_when_cancelled() -> None:
+    async def scenario() -> None:
+        task = asyncio.create_task(keep_running("waiting", asyncio.Event().wait))  # type: ignore[arg-type]
+        await asyncio.sleep(5)
+        await cancelled(task)
+        assert task.cancelled()
+
+    run_virtually(scenario())
+
+
+async def test_an_unexpected_failure_of_a_task_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(error: Exception) -> None:
+        raise error
+
+    tasks = TaskSet()
+    tasks.start(fail(ZeroDivisionError("by zero")))
+    tasks.start(fail(Unreachable("no node answers")))
+    await tasks.join()
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "ZeroDivisionError: by zero" in caplog.text

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from treeswarm.protocol.messages import NumericsClass
 from treeswarm.registry.seam import Snapshot
 from treeswarm.tasks import TaskSet
 from treeswarm.topology.healing import find_holes, plan_healing
@@ -33,6 +34,8 @@ class LostReporter:
     model: str
     """Config digest of the model."""
     blocks: int
+    numerics: NumericsClass | None = None
+    """Class of the client's chain, of which the blocks must be held, or None for any."""
     _lost_at: dict[str, float] = field(default_factory=dict)
     """Time of the loop's clock, in seconds, of the last report of each lost node."""
     _tasks: TaskSet = field(default_factory=TaskSet)
@@ -44,7 +47,7 @@ class LostReporter:
             return
         self._lost_at = {lost: at for lost, at in self._lost_at.items() if now - at < TOGETHER_S} | {node: now}
         records = {sealed.record.node: sealed.record for sealed in self.read_snapshot()}
-        table = PlacementTable.of(placements(records.values(), self.model))
+        table = PlacementTable.of(placements(records.values(), self.model, self.numerics))
         table = without(table, self._lost_at)
         if not find_holes(table, self.blocks):
             return

@@ -6,11 +6,12 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import InitVar, dataclass, field
+from functools import partial
 from hashlib import blake2b
 
 from treeswarm.errors import BadRequest, ModelError, SwarmError
 from treeswarm.protocol.prefix import SCOPE_BYTES
-from treeswarm.tasks import cancelled
+from treeswarm.tasks import cancelled, keep_running
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.discovery.prober import Prober
 from treeswarm_client.discovery.swarm_view import SwarmView
@@ -178,7 +179,8 @@ class Backend:
         """Connect to the swarm, or keep trying.  Raises ModelError and BadRequest, which waiting does not resolve."""
         self._shutdown = asyncio.get_running_loop().create_future()
         async with self.connection.open():
-            polling = asyncio.create_task(self.watchers.poll_swarm(self.connection.read_overview))
+            poll = partial(self.watchers.poll_swarm, self.connection.read_overview)
+            polling = asyncio.create_task(keep_running("reading the swarm for the map", poll))
             try:
                 yield
             finally:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from treeswarm.programs.units import format_bytes, format_duration
 from treeswarm.protocol.records import NodeState
+from treeswarm.tasks import keep_running
 from treeswarm_node.cli.progress_bar import LoadingProgress
 from treeswarm_node.cli.terminal import TerminalWriter
 from treeswarm_node.monitoring.snapshot import NodeSnapshot
@@ -155,7 +156,7 @@ class LivePanel:
         """Draw until left.  No picture is sent to a terminal that has not shown the one before."""
         live = self._live = Live(console=self.console, auto_refresh=False, transient=True)
         self.terminal.put(live.start)
-        drawing = asyncio.create_task(self._draw(live, read))
+        drawing = asyncio.create_task(keep_running("drawing the panel", partial(self._draw, live, read)))
         try:
             yield
         finally:

@@ -32,7 +32,7 @@ from treeswarm.registry.dht_peer import (
     sealed_in,
     shard_keys,
 )
-from treeswarm.tasks import TaskSet
+from treeswarm.tasks import TaskSet, keep_running
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +125,8 @@ class DhtRegistry(BookRegistry):
         except BaseException:
             await registry.close()
             raise
-        registry._tasks.start(registry._keep_polling())
-        registry._tasks.start(registry._keep_connecting())
+        registry._tasks.start(keep_running("polling the DHT", registry._keep_polling))
+        registry._tasks.start(keep_running("connecting to the DHT", registry._keep_connecting))
         return registry
 
     @property

@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from treeswarm.errors import BadRequest, SwarmError, TransportError, Unreachable
@@ -23,7 +24,7 @@ from treeswarm.extras import require
 from treeswarm.protocol.records import SealedRecord
 from treeswarm.registry.book import MAX_NODES, BookRegistry
 from treeswarm.registry.spec import Broker
-from treeswarm.tasks import TaskSet
+from treeswarm.tasks import TaskSet, keep_running
 
 if TYPE_CHECKING:
     import aiomqtt
@@ -178,8 +179,10 @@ class MqttRegistry(BookRegistry):
         require("mqtt", "a registry with MQTT")
         registry = cls(model, clock, broker=broker, node=node)
         connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        registry._tasks.start(registry._keep_connected(connected))
-        registry._tasks.start(registry._keep_republishing())
+        registry._tasks.start(
+            keep_running("staying connected to the broker", partial(registry._keep_connected, connected))
+        )
+        registry._tasks.start(keep_running("announcing again", registry._keep_republishing))
         try:
             await connected
         except BaseException:
@@ -233,6 +236,11 @@ class MqttRegistry(BookRegistry):
                     first.set_exception(error)
                     return
                 log.info("%s; trying again in %.1f s", error, pause_s)
+            except Exception as error:  # a bug: whoever starts the registry waits for the first connection
+                if not first.done():
+                    first.set_exception(error)
+                    return
+                raise
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # Not all nodes reconnect at the same time.
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 

@@ -15,6 +15,7 @@ from treeswarm.protocol.spans import missing_blocks
 from treeswarm.registry.book import BookRegistry, Source
 from treeswarm.registry.clocks import CLOCK_SKEW_S, ClockSample, compare_clocks, explain_clock_kept
 from treeswarm.registry.diagnosis import SearchReport, explain_no_nodes
+from treeswarm.tasks import keep_running
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class PeersRegistry(BookRegistry):
 
     def begin(self) -> None:
         """Begin to ask, and go on until the registry is closed, whether any address answers or not."""
-        self._keeper = asyncio.create_task(self._keep_asking())
+        self._keeper = asyncio.create_task(keep_running("asking nodes for records", self._keep_asking))
 
     async def start(self) -> None:
         """Begin to ask all addresses at once, and wait for the records that a client needs to begin.
