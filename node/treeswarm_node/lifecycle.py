@@ -62,10 +62,17 @@ class Lifecycle:
         record, records = self.record, self.membership.records
         model, node = record.model, record.identity.node_id
         self.liveness = LivenessMonitor(
-            record.node.transport, node, model.config_digest, model.shape.blocks, self.neighbours, records.hints
+            record.node.transport,
+            node,
+            model.config_digest,
+            model.shape.blocks,
+            self.neighbours,
+            records.hints,
+            numerics=lambda: record.numerics_class,
+            learn=lambda sealed: records.add_records([sealed]),
         )
         self.holes = HoleWatch(self.liveness, lambda: records.lag_s)
-        record.survey.on_silence = self.liveness.note_silence
+        record.survey.on_visit = self.liveness.note_visit
 
     @property
     def config(self) -> NodeConfig:
@@ -265,7 +272,10 @@ class Lifecycle:
         return await self._chooser().plan_move(self.record.span, self.node.stage.rate, self.node.state)
 
     def _chooser(self) -> SpanChooser:
-        return SpanChooser(self.config, self.record.model, self.record.identity.node_id, self.liveness.living)
+        record = self.record
+        return SpanChooser(
+            self.config, record.model, record.identity.node_id, self.liveness.living, record.numerics_class
+        )
 
     async def _announce_span(self, span: Span) -> None:
         self.record.span = span

@@ -42,6 +42,13 @@ class OwnRecord:
         """Address at which others find this node."""
         return Address.parse(self.public.address)
 
+    @property
+    def numerics_class(self) -> NumericsClass:
+        """Numerics class of this node, of unknown weights until it has read them."""
+        settings = self.config.model
+        unknown = NumericsClass(UNKNOWN_WEIGHTS, settings.dtype, settings.quantization, settings.activations)
+        return self.numerics or unknown
+
     def join_code(self, key_marker: str) -> str:
         """Return the join code of this node; `key_marker` is that of its private swarm, or ""."""
         return str(JoinCode(replace(self.address, pin=self.identity.pin), key_marker))
@@ -49,7 +56,6 @@ class OwnRecord:
     def make(self, generation: int, expires: int) -> NodeRecord:
         """Return the record as of now, still without a signature."""
         stage, settings = self.node.stage, self.config.model
-        unknown = NumericsClass(UNKNOWN_WEIGHTS, settings.dtype, settings.quantization, settings.activations)
         return NodeRecord(
             key=self.identity.public_key,
             generation=generation,
@@ -60,7 +66,7 @@ class OwnRecord:
             reachable=self.public.reachable,
             name=settings.name[-64:],
             model=self.model.config_digest,
-            numerics=self.numerics or unknown,
+            numerics=self.numerics_class,
             span=self.span or Span(0, self.model.shape.blocks),
             blocks=self.model.shape.blocks,
             rate=stage.rate if stage else GUESSED_RATE,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm.topology.placement import choose_again, choose_span, plan_move
@@ -34,6 +35,8 @@ class SpanChooser:
     node_id: str
     read_records: Callable[[], Awaitable[Sequence[NodeRecord]]]
     """Returns the records of all other nodes."""
+    numerics: NumericsClass
+    """Class of this node: blocks of nodes of other classes serve it nothing."""
 
     async def choose(self) -> Span:
         """Return the window of blocks that helps the swarm most, as long as fits here.  Raises BadRequest."""
@@ -71,7 +74,7 @@ class SpanChooser:
         return plan_move(mine, [*await self._others(), mine], self.model.shape.blocks)
 
     async def _others(self) -> list[Placed]:
-        return placements(await self.read_records(), self.model.config_digest)
+        return placements(await self.read_records(), self.model.config_digest, self.numerics)
 
     def _count_fitting(self) -> int:
         settings, device = self.config.model, self.config.device

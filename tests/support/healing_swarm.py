@@ -3,7 +3,8 @@
 import asyncio
 from dataclasses import dataclass, field, replace
 
-from treeswarm.protocol.messages import Ping, Pong, ReportLost
+from treeswarm.errors import Refused
+from treeswarm.protocol.messages import FaultCode, NumericsClass, Ping, Pong, Records, ReportLost, Watch
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm.tasks import TaskSet
@@ -19,21 +20,27 @@ LAG_S = 4.0
 LOAD_S = 10.0
 BLOCKS = 8
 RATE = 100.0
+CLASS = NumericsClass("01" * 32, "float32")
 
 
 class UnevenTransport(MemoryTransport):
     """Takes its time to dial some addresses, as a loaded machine's answers do."""
 
     late_s: dict[str, float]
+    keyless: set[str]
+    """Addresses of nodes that do not know the swarm's key; a node that is one of them is refused by all others."""
+    address: str = ""
 
     async def connect(self, address: str, kind: StreamKind):  # type: ignore[no-untyped-def]  # as the base class
+        if (address.partition("#")[0] in self.keyless) != (self.address in self.keyless):
+            raise Refused("this is a private swarm, and the caller has no swarm key", FaultCode.WRONG_SWARM_KEY)
         await asyncio.sleep(self.late_s.get(address.partition("#")[0], 0.0))
         return await super().connect(address, kind)
 
 
 @dataclass(eq=False)
 class HealingNode:
-    """One node.  Loading takes LOAD_S seconds, and a record reaches the others after LAG_S seconds."""
+    """One node.  Loading takes LOAD_S seconds, and a record reaches the others after the swarm's lag."""
 
     swarm: "HealingSwarm"
     key: FakeNode
@@ -45,14 +52,23 @@ class HealingNode:
     moves: int = 0
     claims: int = 0
     pings: int = 0
+    reports: int = 0
+    load_s: float = LOAD_S
+    numerics: NumericsClass = CLASS
+    heard: dict[str, NodeRecord] = field(default_factory=dict)
+    """Records that other nodes answered with."""
     monitor: LivenessMonitor = field(init=False)
     holes: HoleWatch = field(init=False)
     tasks: TaskSet = field(default_factory=TaskSet)
 
     def __post_init__(self) -> None:
         hints: asyncio.Queue[str] = asyncio.Queue()
-        self.monitor = LivenessMonitor(self.transport, self.key.id, MODEL, BLOCKS, self.read_records, hints)
-        self.holes = HoleWatch(self.monitor, lambda: LAG_S)
+        self.monitor = LivenessMonitor(
+            *(self.transport, self.key.id, MODEL, BLOCKS, self.read_records, hints),
+            numerics=lambda: self.numerics,
+            learn=self.learn,
+        )
+        self.holes = HoleWatch(self.monitor, lambda: self.swarm.lag_s)
 
     @property
     def placed(self) -> Placed:
@@ -60,12 +76,18 @@ class HealingNode:
 
     async def read_records(self) -> list[NodeRecord]:
         now = asyncio.get_running_loop().time()
-        seen = {r.node: r for at, r in self.swarm.announced if at + LAG_S <= now and r.node != self.key.id}
-        return list(seen.values())
+        seen = {r.node: r for at, r in self.swarm.announced if at + self.swarm.lag_s <= now and r.node != self.key.id}
+        newer = {n: r for n, r in self.heard.items() if n not in seen or seen[n].generation < r.generation}
+        return list((seen | newer).values())
+
+    async def learn(self, sealed: bytes) -> None:
+        """Take the newest record of the node that answered; its id stands for the signed bytes here."""
+        node = sealed.decode()
+        self.heard[node] = [record for _, record in self.swarm.announced if record.node == node][-1]
 
     def announce(self, early_s: float = 0.0) -> None:
         port = int(self.listener.address.rpartition(":")[2])
-        record = self.key.record(port, span=self.span, state=self.state, rate=RATE).record
+        record = self.key.record(port, span=self.span, state=self.state, rate=RATE, numerics=self.numerics).record
         self.swarm.announced.append((asyncio.get_running_loop().time() - early_s, replace(record, pin="")))
 
     async def live(self) -> None:
@@ -77,7 +99,7 @@ class HealingNode:
             self.announce()
             if await self.holes.stands(self.placed, former):
                 self.moves += 1
-                await asyncio.sleep(LOAD_S)
+                await asyncio.sleep(self.load_s)
             else:
                 self.span = former
             self.state = NodeState.ONLINE
@@ -86,8 +108,11 @@ class HealingNode:
     async def answer(self, kind: StreamKind, stream: Stream) -> None:
         while (message := await stream.receive()) is not None:
             if isinstance(message, ReportLost):
+                self.reports += 1
                 for node in message.nodes:
                     self.monitor.hints.put_nowait(node)
+            elif isinstance(message, Watch):
+                await stream.send(Records((self.key.id.encode(),), 0))
             elif isinstance(message, Ping):
                 self.pings += 1
                 await stream.send(Pong(message.stamp))
@@ -105,26 +130,32 @@ class HealingSwarm:
     network: MemoryNetwork = field(default_factory=MemoryNetwork)
     announced: list[tuple[float, NodeRecord]] = field(default_factory=list)
     nodes: list[HealingNode] = field(default_factory=list)
+    lag_s: float = LAG_S
     late_s: dict[str, float] = field(default_factory=dict)
     """Seconds that a connection to an address takes."""
+    keyless: set[str] = field(default_factory=set)
+    """Addresses of nodes without the key of the swarm, which is open while there are none."""
 
-    async def start(self, *spans: tuple[int, int], may_move: bool = True) -> list[HealingNode]:
+    async def start(
+        self, *spans: tuple[int, int], may_move: bool = True, numerics: NumericsClass = CLASS
+    ) -> list[HealingNode]:
         """Start nodes that have been online for a while."""
         started = []
         for span in spans:
             transport = UnevenTransport(self.network)
-            transport.late_s = self.late_s
+            transport.late_s, transport.keyless = self.late_s, self.keyless
             node: HealingNode | None = None
 
             async def accept(kind: StreamKind, stream: Stream) -> None:
                 await self.at(stream).answer(kind, stream)
 
             listener = await transport.listen("127.0.0.1:0", accept)
-            node = HealingNode(self, FakeNode(), Span(*span), may_move, transport, listener)
+            transport.address = listener.address
+            node = HealingNode(self, FakeNode(), Span(*span), may_move, transport, listener, numerics=numerics)
             started.append(node)
         self.nodes += started
         for node in started:
-            node.announce(early_s=LAG_S)
+            node.announce(early_s=self.lag_s)
             node.tasks.start(node.monitor.run())
             node.tasks.start(node.live())
         return started

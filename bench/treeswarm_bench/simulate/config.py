@@ -26,7 +26,12 @@ CHECK_S = (450.0, 750.0)
 # every 10 s, whatever the size of the swarm.
 DARK, DARK_PROBE_S, ANSWER_S = 0.5, 12.0, 4.0
 SURVEY_S = 10.0
-# Seconds until all readers have seen a claim, as the product's nodes wait: the registry's lag, and a second.
+# Seconds between two looks of a node at its probes, and until nodes far away have answered the one that claims blocks.
+# It asks so many times, after so many seconds each, until other claims are withdrawn.
+LOOK_S, ASK_S = 1.0, 1.0
+CLAIM_CHECKS, CHECK_AGAIN_S = 4, 2.0
+# Seconds until all readers have seen a claim, as the product's nodes wait if those asked are silent: the registry's
+# lag, and a second.
 CLAIM_S = PROPAGATION_S[1] + POLL_S + 1.0
 # Share of leaving nodes that drain first: volunteers close a laptop as often as they stop the program.
 GRACEFUL = 0.5

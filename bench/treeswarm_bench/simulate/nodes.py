@@ -141,7 +141,7 @@ class SimulatedNodes:
         """Choose again if others announced the same blocks; load once the choice stands."""
         if self.truth.state[node] != JOINING:
             return
-        span = choose_again(self.placed(node), self.registry.view().layout, self.settings.blocks)
+        span = choose_again(self.placed(node), self.healing.known_layout(node), self.settings.blocks)
         if span.start != self.truth.start[node] and times <= config.SETTLE_TIMES:
             self.truth.start[node] = span.start
             self.registry.announce(node)
@@ -170,7 +170,7 @@ class SimulatedNodes:
         """Begin to move if `plan_move` advises it."""
         if self.truth.state[node] != ONLINE:
             return
-        if plan_move(self.placed(node), self.registry.view().layout, self.settings.blocks):
+        if plan_move(self.placed(node), self.healing.known_layout(node), self.settings.blocks):
             self.become(node, DRAINING)
             self.registry.announce(node)
             self.agenda.after(config.SETTLE_S, partial(self._confirm_move, node))
@@ -179,7 +179,7 @@ class SimulatedNodes:
         """Plan the move again and move or stay: by now nodes that began to move at the same time see each other."""
         if self.truth.state[node] != DRAINING:
             return
-        span = plan_move(self.placed(node), self.registry.view().layout, self.settings.blocks)
+        span = plan_move(self.placed(node), self.healing.known_layout(node), self.settings.blocks)
         if span:
             self.agenda.after(max(config.DRAIN_S - config.SETTLE_S, 0), partial(self._move, node, span))
         else:

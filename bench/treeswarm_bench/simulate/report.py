@@ -28,7 +28,7 @@ class SwarmFigures:
     balance_least: float
     balance_end: float
     lost_to_imbalance: float
-    moves_an_hour: float
+    moves_per_hour: float
     moves_refused: int
     blocks_lost: int
     unhealed_blocks: int
@@ -70,8 +70,8 @@ class RequestFigures:
 class RegistryTraffic:
     """What nodes announced, per virtual second."""
 
-    records_a_second: float
-    bytes_a_second: float
+    records_per_second: float
+    bytes_per_second: float
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def make_report(
             balance_least=meter.least_balance,
             balance_end=meter.weakest / meter.best if meter.online else 0.0,
             lost_to_imbalance=1 - meter.balance_s / seconds,
-            moves_an_hour=nodes.moves / settings.hours,
+            moves_per_hour=nodes.moves / settings.hours,
             moves_refused=nodes.moves_refused,
             blocks_lost=len(meter.heal_s) + len(meter.missing_since),
             unhealed_blocks=len(meter.missing_since),

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from treeswarm.programs.units import format_rough_duration
 from treeswarm.protocol.address import host_of
 from treeswarm.registry.book import BookRegistry, put_newest
 from treeswarm.registry.clocks import (
@@ -17,7 +18,6 @@ from treeswarm.registry.clocks import (
     ClockDifference,
     ClockSample,
     compare_clocks,
-    duration,
     set_clock,
     steady_s,
 )
@@ -65,7 +65,7 @@ def lines_for(report: ClockReport, before: ClockReport) -> list[str]:
         lines.append(f"{report.own}{so}: {set_clock(report.own)}")
     for name, ahead_s in report.others.items():
         if abs(ahead_s - before.others.get(name, 0.0)) > CLOCK_SKEW_S:
-            where = f"{duration(abs(ahead_s))} {'ahead of' if ahead_s > 0 else 'behind'}"
+            where = f"{format_rough_duration(abs(ahead_s))} {'ahead of' if ahead_s > 0 else 'behind'}"
             refused = ", and its records are refused" if name.startswith("node") else ""
             lines.append(f"the clock of the {name} is {where} this machine's{refused}: its owner must set it")
     if before.own is not None and report.own is None and not report.others:
@@ -125,7 +125,9 @@ class ClockWatch:
         self._base_s = base_s
         if abs(step_s) > CLOCK_SKEW_S:
             way = "forward" if step_s > 0 else "back"
-            log.warning("this machine's clock was set %s by %s while the node ran", way, duration(abs(step_s)))
+            log.warning(
+                "this machine's clock was set %s by %s while the node ran", way, format_rough_duration(abs(step_s))
+            )
             self.on_step()
 
     def _log(self) -> None:

@@ -29,8 +29,8 @@ class DistanceSurvey:
 
     transport: Transport
     coordinate: Coordinate = Coordinate()
-    on_silence: Callable[[str], None] = lambda _: None
-    """Called with the id of a node that did not answer."""
+    on_visit: Callable[[NodeRecord, Exception | None], None] = lambda *_: None
+    """Called after every visit with the node's record, and with the error if it did not answer."""
 
     def coordinate_values(self) -> tuple[float, ...]:
         """Return the coordinate as the numbers that the node's record carries."""
@@ -53,8 +53,9 @@ class DistanceSurvey:
             try:
                 round_trip_s = await round_trip(self.transport, record.dial, PINGS)
             except (SwarmError, TimeoutError) as error:
-                self.on_silence(record.node)
+                self.on_visit(record, error)
                 log.info("the distance to %s could not be measured: %s", record.address, error)
                 continue
+            self.on_visit(record, None)
             if record.position is not None:
                 self.coordinate = update(self.coordinate, record.position, round_trip_s)

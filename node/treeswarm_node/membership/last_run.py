@@ -111,9 +111,14 @@ class RunRecorder:
             dht_peers=tuple(dht_peers)[:MAX_PEERS] or self.current.dht_peers,
             nodes=tuple(nodes)[:MAX_PEERS] or self.current.nodes,
         )
-        if replace(run, nodes=()) != replace(self.current, nodes=()) or set(run.nodes) != set(self.current.nodes):
+        if _without_order(run) != _without_order(self.current):
             self.current = run
             write_last_run(self.identity_path, run)
+
+
+def _without_order(run: LastRun) -> tuple[LastRun, frozenset[str], frozenset[str]]:
+    """Return what makes two runs differ: another order of the same neighbours is not worth writing a file."""
+    return replace(run, nodes=(), dht_peers=()), frozenset(run.nodes), frozenset(run.dht_peers)
 
 
 def last_run_file(identity_path: Path) -> Path:

@@ -5,10 +5,12 @@ the plan names act.  A named node may be unable to move, because its owner fixed
 the plan has turns: if a hole is still open after one turn, the nodes of the next turn act, twice as many each time.
 
 A node first announces its claim: a record that says it joins over the blocks of the hole.  It still has its old blocks.
-After the claim has reached all readers it judges it once more (`judge_claim`), and only then gives its old blocks up.
+Then it asks the nodes that the claim concerns for their newest records (`nodes_to_ask`), judges it (`judge_claim`), and
+only then gives its old blocks up.  As a node changes its own record before it asks, at least one of two nodes that ask
+each other sees the other's claim, however late the registry is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,6 +23,14 @@ from treeswarm.topology.tables import JOINING, ONLINE, Ints, Moves, Placed, Plac
 TURNS = 8
 # Seconds beyond the registry's lag that one turn lasts: the named nodes have probed and announced by then.
 TURN_MARGIN_S = 4.0
+
+# So many holders of each block that a node gives up are asked: one may be dead, and one may be leaving as well.
+HOLDERS_ASKED = 3
+# So many nodes that may claim the same hole are asked.  More are named in late turns only, when most cannot move.
+RIVALS_ASKED = 32
+# A node that joins over a hole for longer does not fill it, and no longer counts: loading takes a minute or two.  Where
+# it is downloading, one other node per this time begins to load as well.
+JOINING_TRUST_S = 180.0
 
 Verdict = Literal["load", "wait", "withdraw"]
 
@@ -49,18 +59,37 @@ def judge_claim(claim: Placed, former: Span, swarm: PlacementTable, blocks: int)
     """Return what the node of `claim`, which still has its blocks `former`, does now that others have seen the claim.
 
     `swarm` holds the other nodes.  Of several claims on the same blocks the one of the lowest id stands, and the others
-    withdraw.  A node loads only if every block that it gives up is online elsewhere.  If that is so only once another
-    claim was withdrawn, it waits.
+    withdraw.  It waits until they have: a node that joins on is loading already, because it asked before this claim.
+    A node loads only if every block that it gives up is online elsewhere.
     """
     others = swarm.select(swarm.nodes != claim.node)
     later = (others.state == JOINING) & others.overlapping(claim.span) & (others.nodes > claim.node)
     holders = _count_holders(others.select(~later), blocks)
     if (holders[claim.span.start : claim.span.end] > 0).all():
         return "withdraw"
-    kept = former.start, former.end
-    if (others.replicas(blocks, ONLINE)[kept[0] : kept[1]] > 0).all():
-        return "load"
-    return "wait" if later.any() else "withdraw"
+    if later.any():
+        return "wait"
+    return "load" if is_served(former, others, blocks) else "withdraw"
+
+
+def is_served(span: Span, swarm: PlacementTable, blocks: int) -> bool:
+    """Return whether every block of `span` is online."""
+    return bool((swarm.replicas(blocks, ONLINE)[span.start : span.end] > 0).all())
+
+
+def nodes_to_ask(former: Span, swarm: PlacementTable, rivals: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return which nodes of `swarm` a claim concerns: the `rivals`, and online holders of the blocks given up.
+
+    All rivals must answer, and of the holders so many that they have all these blocks.
+    """
+    present = set(swarm.nodes.tolist())
+    asked, holders = np.zeros(former.end, np.int64), list[str]()
+    for index in np.flatnonzero((swarm.state == ONLINE) & swarm.overlapping(former)).tolist():
+        part = slice(max(former.start, int(swarm.start[index])), int(swarm.end[index]))
+        if (asked[part] < HOLDERS_ASKED).any():
+            asked[part] += 1
+            holders.append(str(swarm.nodes[index]))
+    return [name for name in dict.fromkeys(rivals) if name in present][:RIVALS_ASKED], holders
 
 
 def _count_holders(swarm: PlacementTable, blocks: int) -> Ints:

@@ -31,8 +31,11 @@ WATCHERS = 3
 # Seconds until the probe that confirms a failed one, then twice as long each time.
 CONFIRM_S, LONGEST_PAUSE_S = 1.0, 30.0
 # Number of other holders that are probed at once for a block that lost one: the first answer ends the search.  If none
-# answers, as many again as were silent follow.
+# answers, so many times as many as were silent follow: eight of eight silent are hardly a coincidence, and each step
+# costs the seconds in which a dark machine does not answer.
 VERIFIED_AT_ONCE = 8
+# So many handshakes at once fit into a home's uplink; the client's prober has the same limit.
+AT_ONCE = 32
 # A false report about a node makes it answer one more ping per this time.
 REPORT_EVERY_S = 4.0
 
@@ -135,6 +138,21 @@ def nodes_to_probe(liveness: Liveness, own: str, swarm: PlacementTable, blocks: 
     return sorted(dict.fromkeys(due), key=lambda n: n not in first)
 
 
+def probes_at_once(liveness: Liveness) -> int:
+    """Return how many probes may run at the same time.
+
+    A probe of a node that lives costs a handshake, and so many at once fit into a home's uplink.  A probe of a silent
+    one costs a few packets, and where many are silent the next ones probably are.
+    """
+    return AT_ONCE + VERIFIED_AT_ONCE * len(liveness.silences)
+
+
+def suspects(liveness: Liveness, swarm: PlacementTable) -> frozenset[str]:
+    """Return the silent nodes, and with enough of them also the holders of their blocks that have yet to answer."""
+    silent = frozenset(liveness.silences)
+    return silent | frozenset(_doubted(liveness, swarm)) if len(silent) >= VERIFIED_AT_ONCE // 2 else silent
+
+
 def without(swarm: PlacementTable, dead: Collection[str]) -> PlacementTable:
     """Return the table without the nodes `dead`; the table itself if it has none of them."""
     gone = np.isin(swarm.nodes, list(dead)) if dead else np.zeros(len(swarm.nodes), np.bool_)
@@ -186,7 +204,7 @@ def _doubted(liveness: Liveness, swarm: PlacementTable) -> list[str]:
         since, first, last = liveness.silences[node].since, int(swarm.start[position[0]]), int(swarm.end[position[0]])
         holders = np.flatnonzero((swarm.start < last) & (first < swarm.end) & (swarm.state == ONLINE))
         names = swarm.nodes[holders].tolist()
-        at_once = max(VERIFIED_AT_ONCE, sum(name in liveness.silences for name in names))
+        at_once = VERIFIED_AT_ONCE * max(1, sum(name in liveness.silences for name in names))
         served = np.zeros(last - first, np.bool_)
         asked = np.zeros(last - first, np.int64)
         for index, name in zip(holders.tolist(), names, strict=True):

@@ -149,7 +149,7 @@ def test_command_prints_a_table_json_and_a_plot(
     assert main([*arguments, "--json", "--plot", str(plot)]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["settings"]["nodes"] == 20
-    assert report["registry"]["bytes_a_second"] == pytest.approx(600 * report["registry"]["records_a_second"])
+    assert report["registry"]["bytes_per_second"] == pytest.approx(600 * report["registry"]["records_per_second"])
     assert plot.read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([*arguments, "--plot", str(plot)]) == 1
@@ -169,8 +169,10 @@ def test_probes_fill_holes_long_before_records_expire() -> None:
     healed, waited = (simulate(replace(settings, probes=probes)).swarm for probes in (True, False))
     assert healed.blocks_lost > 0
     assert healed.unhealed_blocks == 0
+    assert healed.heal_beyond_load_p50_s is not None
     assert healed.heal_beyond_load_p95_s is not None
     assert waited.heal_beyond_load_p50_s is not None
-    # A death is proven in 30 s if its machine answers nothing, and a claim seen by all in 20 s of this registry.
-    assert healed.heal_beyond_load_p95_s < 120
+    # The nodes that act need two proofs of 12 s, a third of it side by side, where machines answer nothing.
+    assert healed.heal_beyond_load_p50_s < 25
+    assert healed.heal_beyond_load_p95_s < 30
     assert waited.heal_beyond_load_p50_s > config.EXPIRY_S / 2

@@ -6,17 +6,21 @@ from collections.abc import Awaitable, Callable
 import pytest
 from tests.support.healing_swarm import LAG_S, HealingSwarm
 
+from treeswarm.protocol.messages import NumericsClass
+from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.spans import Span
+from treeswarm.topology.healing import JOINING_TRUST_S
 from treeswarm.transport.lost_report import report_lost
 from treeswarm_bench.virtual_clock import run_virtually
+from treeswarm_node.membership.hole_watch import TOLD_EACH
 
 # Seconds beyond loading: the aim, and the most (docs/decisions/047).
 SOON_S, MOST_S = 15.0, 30.0
 
 
-def in_swarm(scenario: Callable[[HealingSwarm], Awaitable[None]]) -> None:
+def in_swarm(scenario: Callable[[HealingSwarm], Awaitable[None]], lag_s: float = LAG_S) -> None:
     async def run() -> None:
-        swarm = HealingSwarm()
+        swarm = HealingSwarm(lag_s=lag_s)
         try:
             await scenario(swarm)
         finally:
@@ -149,3 +153,94 @@ def test_a_node_cut_off_from_all_others_claims_nothing() -> None:
         assert sum(node.claims for node in swarm.nodes) == 0
 
     in_swarm(scenario)
+
+
+@pytest.mark.parametrize("spares", [1, 6])
+def test_claims_are_settled_by_asking_however_late_records_are(spares: int) -> None:
+    async def scenario(swarm: HealingSwarm) -> None:
+        holder, *others = await swarm.start((0, 4), *[(4, 8)] * (1 + spares))
+        await asyncio.sleep(90)
+        await holder.kill()
+        assert await swarm.heal_s(holder) < SOON_S
+        await asyncio.sleep(300)
+        assert sum(node.moves for node in others) == 1
+
+    in_swarm(scenario, lag_s=60.0)
+
+
+def test_many_dark_holders_are_replaced_in_time() -> None:
+    async def scenario(swarm: HealingSwarm) -> None:
+        holders = await swarm.start(*[(0, 4)] * 30)
+        others = await swarm.start(*[(4, 8)] * 4)
+        await asyncio.sleep(10)
+        for holder in holders:
+            await holder.tasks.close()
+            swarm.network.freeze(holder.listener.address)
+        others[0].monitor.note_silence(holders[0].key.id)
+        swarm.nodes = others
+        assert await swarm.heal_s(holders[0]) < MOST_S
+        await asyncio.sleep(120)
+        assert sum(node.moves for node in others) == 1
+        swarm.nodes = holders + others
+
+    in_swarm(scenario)
+
+
+def test_a_node_that_joins_for_too_long_does_not_keep_the_hole_open() -> None:
+    async def scenario(swarm: HealingSwarm) -> None:
+        holder, *others = await swarm.start((0, 4), *[(4, 8)] * 3)
+        for node in others:
+            node.load_s = 10_000.0
+        await asyncio.sleep(20)
+        await holder.kill()
+        while not any(node.moves for node in others):
+            await asyncio.sleep(0.1)
+        for node in others:
+            node.load_s = 10.0
+        assert await swarm.heal_s(holder) < JOINING_TRUST_S + MOST_S
+        assert sorted(node.state for node in others) == [NodeState.JOINING, NodeState.ONLINE, NodeState.ONLINE]
+
+    in_swarm(scenario)
+
+
+def test_nodes_of_another_numerics_class_hold_no_block_of_this_one() -> None:
+    async def scenario(swarm: HealingSwarm) -> None:
+        holder, *others = await swarm.start((0, 4), (4, 8), (4, 8))
+        await swarm.start((0, 8), numerics=NumericsClass("01" * 32, "bfloat16"))
+        await asyncio.sleep(20)
+        await holder.kill()
+        while not any(node.moves for node in others):
+            await asyncio.sleep(1)
+            assert asyncio.get_running_loop().time() < 120
+        await asyncio.sleep(60)
+        assert sorted(node.span for node in others) == [Span(0, 4), Span(4, 8)]
+
+    in_swarm(scenario)
+
+
+def test_an_unfillable_hole_is_reported_a_bounded_number_of_times() -> None:
+    async def scenario(swarm: HealingSwarm) -> None:
+        (holder,) = await swarm.start((0, 4))
+        others = await swarm.start(*[(4, 8)] * 5, may_move=False)
+        await asyncio.sleep(20)
+        await holder.kill()
+        await asyncio.sleep(100)
+        assert 0 < sum(node.reports for node in others) <= 5 * 4 * TOLD_EACH
+
+    in_swarm(scenario)
+
+
+def test_a_swarm_that_becomes_private_tells_both_sides(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(swarm: HealingSwarm) -> None:
+        keyless, *others = await swarm.start((0, 4), (4, 8), (4, 8))
+        await asyncio.sleep(20)
+        assert "swarm key" not in caplog.text
+        swarm.keyless.add(keyless.listener.address)
+        assert await swarm.heal_s(keyless) < SOON_S, "its blocks count no more"
+        await asyncio.sleep(300)
+        assert sum(node.moves for node in others) == 1
+
+    in_swarm(scenario)
+    told = [record.message for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
+    # Nobody answers the node without the key; the others hear each other.
+    assert any(text.startswith("blocks 0:4 of the node at 127.0.0.1:") and "private" in text for text in told)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treeswarm.protocol.spans import Span
-from treeswarm.topology.healing import find_holes, judge_claim, plan_healing
+from treeswarm.topology.healing import find_holes, judge_claim, nodes_to_ask, plan_healing
 from treeswarm.topology.placement import choose_span
 from treeswarm.topology.tables import Placed, PlacementTable
 
@@ -87,7 +87,15 @@ def test_a_claim_stands_if_the_hole_is_open_and_the_old_blocks_are_served() -> N
 def test_of_two_claims_the_lower_id_stands(third: list[Placed]) -> None:
     b, c, former = placed("b", 0, 4, "joining"), placed("c", 0, 4, "joining"), Span(4, 8)
     assert judge_claim(c, former, PlacementTable.of([b, *third]), BLOCKS) == "withdraw"
-    expected = "load" if third else "wait"
-    assert judge_claim(b, former, PlacementTable.of([c, *third]), BLOCKS) == expected
+    waits = "the other one withdraws, or is loading already because it asked before"
+    assert judge_claim(b, former, PlacementTable.of([c, *third]), BLOCKS) == "wait", waits
     returned = replace(c, span=former, state="online")
     assert judge_claim(b, former, PlacementTable.of([returned, *third]), BLOCKS) == "load"
+
+
+def test_a_claim_asks_rivals_and_enough_holders_of_the_old_blocks() -> None:
+    holders = [placed(f"h{number}", 4, 8) for number in range(6)]
+    table = PlacementTable.of([placed("a", 0, 2), placed("d", 4, 8, "draining"), placed("i", 6, 8), *holders])
+    rivals, asked = nodes_to_ask(Span(4, 8), table, ["a", "gone", "a", "h5"])
+    assert rivals == ["a", "h5"]
+    assert asked == ["i", "h0", "h1", "h2"], "three of each block, and none that leaves"
