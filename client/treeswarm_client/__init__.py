@@ -46,8 +46,12 @@ def __getattr__(name: str) -> "Any":
 
     if name not in MODULES:
         raise AttributeError(f"module 'treeswarm_client' has no attribute '{name}'")
+    from treeswarm.programs.interrupts import ticking  # noqa: PLC0415
+
     try:
-        value = getattr(import_module(f"treeswarm_client.{MODULES[name]}"), name)
+        # torch and transformers take 6 s on an idle machine.
+        with ticking(f"importing what {name} needs", 0.5):
+            value = getattr(import_module(f"treeswarm_client.{MODULES[name]}"), name)
     except ImportError as error:
         from treeswarm.extras import install_command, missing_modules  # noqa: PLC0415
 

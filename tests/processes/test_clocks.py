@@ -73,6 +73,8 @@ async def test_named_nodes_are_used_whatever_the_clock(clocks: ClockSwarm, tmp_p
 async def test_clock_of_a_node_stepped_while_it_runs_is_told_on_both_sides(clocks: ClockSwarm, tmp_path: Path) -> None:
     """This test is the last one: it stops the nodes to read what they logged."""
     offset = tmp_path / "offset"
+    offset.write_text(str(HOUR))
+    await generate(clocks.swarm.peers, offset)
     offset.write_text("0")
     clocks.second_clock.write_text(str(-2 * DAY))
     first, second = clocks.swarm.nodes
@@ -83,7 +85,7 @@ async def test_clock_of_a_node_stepped_while_it_runs_is_told_on_both_sides(clock
     assert "this machine's clock was set back by 2 d while the node ran" in logged
     assert "this machine's clock is 2 d behind that of 127.0.0.1, and one of the two is wrong" in logged
     first.process.terminate()
-    # The clients of the test before, and the first of them told no difference.
+    # Of the first client, whose clock is an hour ahead.
     assert (
         "this machine's clock is 1 h behind that of 127.0.0.1, and one of the two is wrong"
         in (await first.errors).decode()

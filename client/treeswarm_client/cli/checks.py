@@ -5,6 +5,7 @@ Each check reads the command line and small files alone, and raises BadRequest o
 
 import argparse
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def check_client_flags(args: argparse.Namespace) -> None:
     """
     check_route(args)
     if args.model is None:
-        raise BadRequest("no model is given: add --model NAME; `swarm models --registry …` lists what a swarm serves")
+        where = f"--peers {args.peers}" if args.peers else f"--registry {shlex.quote(args.registry)}"
+        raise BadRequest(f"no model is given: add --model NAME; `swarm models {where}` lists what a swarm serves")
     check_model_name(args.model)
     if is_at_hand(args.model):
         read_shape(resolve_model(args.model))

@@ -37,19 +37,20 @@ PROMPT = '''def copy(src, dst, *, follow_symlinks=True):
 LINK = "delay=25ms"
 STARTING = "starting three nodes, links emulated at 25 ms one way, and loading the draft model"
 NEXT = (
-    ("your own prompt", 'swarm demo --prompt "import os"'),
-    ("a swarm to keep", "swarm-node demo --listen 0.0.0.0:4001"),
-    ("  chat with it", "swarm chat --model demo --registry 127.0.0.1:4001   # in a second terminal"),
-    ("  see its map", "swarm serve --model demo --registry 127.0.0.1:4001  # then open http://127.0.0.1:8000/map/"),
+    ("your own prompt", 'swarm demo --prompt "def read(self, size=-1):"'),
+    ("a swarm to keep", "swarm-node demo"),
+    ("  its join code", "CODE=swarm:…   # in a second terminal: what that node prints after `join code`"),
+    ("  chat with it", "swarm chat --model demo --registry $CODE"),
+    ("  see its map", "swarm serve --model demo --registry $CODE  # then open http://127.0.0.1:8000/map/"),
     (
         "a second machine",
-        "install there in the same way, and run the line that the first node prints after `nodes join`",
+        "install there in the same way, and run the line that the first node prints after `nodes join with`",
     ),
 )
 """What to try after the demo, and the command for it."""
 EXAMPLES = """examples:
   swarm demo
-  swarm demo --prompt "import os" --max-new-tokens 48
+  swarm demo --prompt "def read(self, size=-1):" --max-new-tokens 48
   swarm demo --tree-size 16 --json | jq .tree.tokens_per_traversal"""
 
 

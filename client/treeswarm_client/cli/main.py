@@ -4,13 +4,15 @@ import os
 import sys
 from collections.abc import Sequence
 
-from treeswarm.programs.interrupts import INTERRUPTED, STOPPED, TERMINATED, end_process, interrupt_ends_process
+from treeswarm.programs.interrupts import INTERRUPTED, STOPPED, TERMINATED, end_process, interrupt_ends_process, ticking
 
 # All else is imported within functions, while Ctrl-C has no traceback: even the parser takes a tenth of a second.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
+# Seconds after which a start counts as slow: on a busy machine the parser alone takes two.
+SLOW_S = 0.5
 # Exit status if the reader of the output has gone.
 BROKEN_PIPE = 141
 # Module of each command, in the order of the help.  Only the module of the command that is given is imported.
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quieten_libraries(os.environ)
         _set_up_logging()
     try:
-        with interrupt_ends_process():
+        with interrupt_ends_process(), ticking("starting", SLOW_S):
             args = _parse_arguments(sys.argv[1:] if arguments is None else arguments)
         return int(args.run(args))
     except SwarmError as error:

@@ -14,6 +14,7 @@ from treeswarm.identity import config_digest
 from treeswarm.model_files import HubOptions, read_config, read_shape, resolve_model
 from treeswarm.programs.process import run_until_terminated
 from treeswarm.registry import Registry, client_registry, registry_kind
+from treeswarm.registry.spec import redacted
 from treeswarm.transport.seam import Transport
 from treeswarm_client.cli.checks import check_route
 from treeswarm_client.cli.flags import add_revision_flag, add_route_flags, open_transport, registry_of
@@ -67,19 +68,32 @@ async def _run(args: argparse.Namespace) -> int:
 async def run_status(args: argparse.Namespace, transport: Transport, console: Console) -> int:
     """Run the command over the given transport and return the exit status.  Raises SwarmError."""
     model_filter = await asyncio.to_thread(_make_filter, args.model, args.revision) if args.model else None
-    registry = await _open(registry_of(args), model_filter, transport)
+    spec = registry_of(args)
+    registry = await _open(spec, model_filter, transport)
     try:
         prober = Prober(registry, transport, model_filter)
         if args.watch:
-            return await _watch(prober, console, as_json=args.json)
+            return await _watch(prober, console, shown_registry(spec), as_json=args.json)
         overview = await prober.fresh_overview()
     finally:
         await registry.close()
     if args.json:
         _print_json(console, overview)
     else:
-        console.print(*render_status(overview, console.width, ascii_only=_ascii_only(console)), sep="\n")
+        console.print(
+            *render_status(overview, console.width, shown_registry(spec), ascii_only=_ascii_only(console)), sep="\n"
+        )
     return 0 if overview.covered else 1
+
+
+def shown_registry(spec: str) -> str:
+    """Return what a node gives as `--registry` to join the swarm that this command looked at.  Pure.
+
+    Any node that was named says where its swarm meets.  The password of a broker is not shown.
+    """
+    if registry_kind(spec) in ("peers", "static"):
+        return spec.removeprefix("static:").split(",")[0]
+    return redacted(spec)
 
 
 def _make_filter(model: str, revision: str | None) -> ModelFilter:
@@ -99,7 +113,7 @@ async def _open(spec: str, model_filter: ModelFilter | None, transport: Transpor
     )
 
 
-async def _watch(prober: Prober, console: Console, *, as_json: bool) -> int:
+async def _watch(prober: Prober, console: Console, shown: str, *, as_json: bool) -> int:
     """Show every change until cancelled."""
     async with contextlib.aclosing(_overviews(prober)) as overviews:
         if as_json:
@@ -110,12 +124,15 @@ async def _watch(prober: Prober, console: Console, *, as_json: bool) -> int:
                     _print_json(console, overview)
         elif not console.is_terminal:
             async for overview in overviews:
-                console.print(*render_status(overview, console.width, ascii_only=_ascii_only(console)), "", sep="\n")
+                lines = render_status(overview, console.width, shown, ascii_only=_ascii_only(console))
+                console.print(*lines, "", sep="\n")
         else:
             with Live(console=console, auto_refresh=False) as live:
                 async for overview in overviews:
                     # The summary comes first, because a terminal with few lines cuts off the end.
-                    lines = render_status(overview, console.width, ascii_only=_ascii_only(console), summary_first=True)
+                    lines = render_status(
+                        overview, console.width, shown, ascii_only=_ascii_only(console), summary_first=True
+                    )
                     live.update(Group(*lines), refresh=True)
     return 0
 
@@ -145,6 +162,9 @@ async def _overviews(prober: Prober) -> AsyncGenerator[Overview, None]:
             changed.clear()
             yield await prober.current_overview()
             await asyncio.sleep(REDRAW_S)
+        for task in tasks:
+            if task.done():
+                task.result()
     finally:
         for task in tasks:
             task.cancel()

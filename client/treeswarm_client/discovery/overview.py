@@ -10,6 +10,7 @@ from typing import Any
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import UNKNOWN_WEIGHTS, NodeRecord, NodeState
 from treeswarm.protocol.spans import Span, missing_blocks
+from treeswarm.registry.diagnosis import NORMAL
 from treeswarm_client.discovery.gap import DOING, list_some
 
 # Names chosen by other owners are shown on a terminal; no honest one is longer.
@@ -222,7 +223,7 @@ def make_overview(
     With `model_filter` that model alone is shown, even if no node serves it.  `refused` counts records that were
     refused before, by reason; `silent` holds addresses that gave no records, with the reason.
     """
-    counted = Counter(refused or {})
+    counted = Counter({reason: count for reason, count in (refused or {}).items() if reason not in NORMAL})
     kept: list[NodeRecord] = []
     for record in records:
         if reason := _reason_to_hide(record, model_filter):

@@ -40,6 +40,10 @@ EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 # A comment in a stream of server-sent events.
 KEEPALIVE = ": nothing new\n\n"
 CLIENT_CLOSED_REQUEST = 499
+NOT_FOUND, NOT_ALLOWED = 404, 405
+# Number of characters of a path that an error quotes.
+LONGEST_PATH = 80
+API_ROUTES = ("GET /v1/models", "POST /v1/chat/completions", "POST /v1/completions")
 TEXT_PARAMS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
 """Parameter that holds the text, by route."""
 
@@ -241,13 +245,27 @@ def _add_error_handlers(app: FastAPI) -> None:
         return _respond(failure_of_body(error.errors()[0], request.headers.get("content-type")))
 
     @app.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> Response:
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == NOT_FOUND and error.detail == "Not Found":
+            return _respond(describe_missing(request.method, request.url.path))
+        if error.status_code == NOT_ALLOWED:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            message = f"{request.method} {request.url.path[:LONGEST_PATH]} is not served here: use {allowed}"
+            return _respond(Failure(error.status_code, "invalid_request_error", message))
         return _respond(Failure(error.status_code, "invalid_request_error", str(error.detail)))
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> Response:
         log.error("a request failed unexpectedly", exc_info=error)
         return _respond(INTERNAL)
+
+
+def describe_missing(method: str, path: str) -> Failure:
+    """Return the answer to a request for a path that is not served: it says what is.  Pure."""
+    root = path.rstrip("/") == "/v1"
+    problem = "/v1 is the base URL of OpenAI's API" if root else f"{method} {path[:LONGEST_PATH]} is not served here"
+    message = f"{problem}: there are {', '.join(API_ROUTES)}; /docs describes them"
+    return Failure(NOT_FOUND, "invalid_request_error", message)
 
 
 def _respond(failure: Failure) -> Response:

@@ -36,6 +36,11 @@ EXAMPLES = """examples:
 MODEL is a Hugging Face causal-LM directory, a hub id, or demo.  Every flag can also be set by a variable such as
 TREESWARM_MAX_SESSIONS, or by a line in the file given by --config or TREESWARM_CONFIG."""
 
+USAGE = """swarm-node MODEL [flags]
+  swarm-node demo                    start a swarm with the bundled model
+  swarm-node MODEL --registry CODE   join one by the code that its nodes print
+  swarm-node --help                  list all flags, with examples"""
+
 DOCTOR_EXAMPLES = """examples:
   swarm-node doctor
       check this machine
@@ -53,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; its flags are a promise to users."""
     parser = argparse.ArgumentParser(
         prog="swarm-node",
+        usage=USAGE,
         description="Host a span of a model's decoder blocks for a swarm.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Refused, SwarmError, TransportError
 from treeswarm.protocol.messages import (
     MAX_RECORDS,
@@ -108,7 +109,13 @@ class ControlStream:
             case ReportLost(nodes):
                 for node in nodes:
                     self._require_membership().records.hint(node)
-            case FindSwarm():
+            case FindSwarm(version):
+                if version != PROTOCOL_VERSION:
+                    raise Refused(
+                        f"the node that joins uses protocol {version}, this node protocol {PROTOCOL_VERSION}: "
+                        "install the same release on both",
+                        FaultCode.WRONG_VERSION,
+                    )
                 await self.stream.send(SwarmFound(self._require_registry_spec()))
             case LeasePort():
                 self._spawn(self._lend(message))

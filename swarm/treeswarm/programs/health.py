@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from treeswarm.errors import SwarmError
+from treeswarm.programs.units import format_bytes
 from treeswarm.registry.clocks import ClockSample, compare_clocks, set_clock
 
 PYTHON = (3, 11)
@@ -96,7 +97,7 @@ def check_free_space(folder: Path, *, needed: float, enough: float, next_step: s
     """Check the free space where `folder` is or will be: `needed` bytes at least, `enough` bytes to be content."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    message = f"{free / 1e9:.0f} GB free in {folder}" if free >= 1e9 else f"{free / 1e6:.0f} MB free in {folder}"
+    message = f"{format_bytes(free)} free in {folder}"
     if free < needed:
         return Finding.fail("disk", message, next_step)
     if free < enough:

@@ -41,15 +41,18 @@ def interrupt_ends_process() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ticking(text: str) -> Iterator[None]:
-    """Show on a terminal, while something large is imported, what is being done and for how long."""
+def ticking(text: str, after_s: float = 0.0) -> Iterator[None]:
+    """Show on a terminal, while something large is imported, what is being done and for how long.
+
+    Nothing is shown of what takes less than `after_s` seconds.
+    """
     if not os.isatty(2) or os.environ.get("TERM", "dumb") == "dumb":
         yield
         return
     import threading  # noqa: PLC0415
 
     ended = threading.Event()
-    thread = threading.Thread(target=_tick, args=(text, ended), daemon=True)
+    thread = threading.Thread(target=_tick, args=(text, after_s, ended), daemon=True)
     thread.start()
     try:
         yield
@@ -60,8 +63,10 @@ def ticking(text: str) -> Iterator[None]:
             os.write(2, ERASE_LINE)
 
 
-def _tick(text: str, ended: "threading.Event") -> None:
-    seconds = 0
+def _tick(text: str, after_s: float, ended: "threading.Event") -> None:
+    if ended.wait(after_s):
+        return
+    seconds = round(after_s)
     while True:
         with contextlib.suppress(OSError):
             os.write(2, ERASE_LINE + f"{text} … {seconds} s".encode())

@@ -1,6 +1,7 @@
 """Quantities as text, with the unit that suits their size: the one way in which both programs write bytes and times."""
 
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+TIME_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 
 def format_bytes(count: float) -> str:
@@ -25,3 +26,12 @@ def format_duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def format_rough_duration(seconds: float) -> str:
+    """Return a duration in its largest unit, such as `90 s`, `1.5 h` or `2 d`: for differences between clocks."""
+    for size, unit in TIME_UNITS:
+        # Rounded first: a clock that is set an hour ahead differs by 3599.8 s, once the message has travelled.
+        if (count := seconds / size) >= (2 if unit == "min" else 0.95):
+            return f"{count:.0f} {unit}" if count >= 9.5 else f"{round(count, 1):g} {unit}"
+    return f"{seconds:.0f} s"

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from treeswarm.errors import Malformed
+from treeswarm.programs.units import format_rough_duration
 from treeswarm.protocol.messages import MAX_RECORD_BYTES
 from treeswarm.protocol.records import MAX_LIFETIME_S, NodeRecord, NodeState, SealedRecord
 from treeswarm.registry.clocks import (
     CLOCK_SKEW_S,
     ClockSample,
     compare_clocks,
-    duration,
     steady_s,
 )
 from treeswarm.registry.diagnosis import Rejection, SearchReport
@@ -143,7 +143,7 @@ class RecordBook:
         if reason == "other-model":
             return record.name
         age_s = self.clock() - record.generation / 1e6
-        return f"signed {duration(abs(age_s))} {'ago' if age_s > 0 else 'ahead of this clock'}"
+        return f"signed {format_rough_duration(abs(age_s))} {'ago' if age_s > 0 else 'ahead of this clock'}"
 
     def _compare_clock(self, record: NodeRecord) -> None:
         known = self._signed.get(record.node)

@@ -10,11 +10,11 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from treeswarm.programs.units import format_rough_duration
 from treeswarm.protocol.records import LIFETIME_S
 
 # Number of seconds by which the clocks of two honest machines may differ.
 CLOCK_SKEW_S = 60.0
-UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 SET_CLOCK = "set it with `timedatectl set-ntp true`, or in your system's time settings"
 
 
@@ -62,7 +62,7 @@ class ClockDifference:
         return len(self.peers) > 1
 
     def __str__(self) -> str:
-        where = f"{duration(abs(self.ahead_s))} {'ahead of' if self.ahead_s > 0 else 'behind'}"
+        where = f"{format_rough_duration(abs(self.ahead_s))} {'ahead of' if self.ahead_s > 0 else 'behind'}"
         if not self.is_certain:
             return f"this machine's clock is {where} that of {self.peers[0]}, and one of the two is wrong"
         of_all = f" of {self.compared}" if self.compared > len(self.peers) else ""
@@ -81,15 +81,6 @@ def compare_clocks(samples: Collection[ClockSample], limit_s: float = CLOCK_SKEW
     if 2 * len(side) <= len(differences):
         return None
     return ClockDifference(statistics.median_low(side.values()), tuple(sorted(side)), len(differences))
-
-
-def duration(seconds: float) -> str:
-    """Return a duration for people, such as "90 s", "1.5 h" or "2 d"."""
-    for size, unit in UNITS:
-        # Rounded first: a clock that is set an hour ahead differs by 3599.8 s, once the message has travelled.
-        if (count := seconds / size) >= (2 if unit == "min" else 0.95):
-            return f"{count:.0f} {unit}" if count >= 9.5 else f"{round(count, 1):g} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def explain_clock_kept(difference: ClockDifference) -> str:

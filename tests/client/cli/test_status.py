@@ -29,7 +29,7 @@ from treeswarm_bench.benchmarks.parts.fake_node import FakeNode
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client import swarm_overview
 from treeswarm_client.cli.main import main, make_parser
-from treeswarm_client.cli.status import run_status
+from treeswarm_client.cli.status import run_status, shown_registry
 from treeswarm_client.discovery import prober
 
 
@@ -139,7 +139,9 @@ def test_gap_is_named_with_status_1() -> None:
         network, captured = MemoryNetwork(), CapturedConsole()
         async with answering_nodes(network, Span(0, 3), Span(5, 8)) as nodes:
             assert await captured.run(network, "--peers", peers_of(nodes)) == 1
-            assert "no node serves blocks 3:5: start `swarm-node demo --blocks 3:5 --registry …`" in captured.text
+            shown = " ".join(captured.text.split())
+            first = peers_of(nodes).split(",")[0]
+            assert f"no node serves blocks 3:5: start `swarm-node demo --blocks 3:5 --registry {first}`" in shown
             nodes[1].change(state=NodeState.DRAINING, span=Span(3, 8))
             assert await captured.run(network, "--peers", peers_of(nodes)) == 1
             assert "no node serves blocks 3:8" in captured.text
@@ -332,3 +334,16 @@ async def test_program_over_grpc_watches_until_ctrl_c() -> None:
     finally:
         await node.listener.close()
         await transport.close()
+
+
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [
+        ("10.0.0.1:4001,10.0.0.2:4001", "10.0.0.1:4001"),
+        ("static:10.0.0.1:4001,10.0.0.2:4001", "10.0.0.1:4001"),
+        ("mqtts://ada:secret@broker.example.org/ours", "mqtts://USER:PASSWORD@broker.example.org/ours"),
+        ("dht:", "dht:"),
+    ],
+)
+def test_a_hint_names_the_registry_without_its_password(spec: str, shown: str) -> None:
+    assert shown_registry(spec) == shown

@@ -47,7 +47,7 @@ def record(number: int, span: Span, **changes: Any) -> NodeRecord:
 def drawn(overview: Overview, width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
     with console.capture() as captured:
-        console.print(*render_status(overview, width), sep="\n")
+        console.print(*render_status(overview, width, "swarm:10.0.0.1:4001/…"), sep="\n")
     return captured.get()
 
 
@@ -103,7 +103,7 @@ def test_replicas_and_gaps_count_only_serving_nodes() -> None:
     assert [n.serves for n in served.nodes] == [True, True, False, False, False, False]
     shown = " ".join(drawn(overview, 200).split())
     assert "no node serves blocks 5:8 (10.0.0.5:4001 is paused with 4:6, 10.0.0.3:4001 is leaving with 4:8" in shown
-    assert ": start `swarm-node demo --blocks 5:8 --registry …`" in shown
+    assert ": start `swarm-node demo --blocks 5:8 --registry 'swarm:10.0.0.1:4001/…'`" in shown
     assert "does not answer: nobody answers" in drawn(overview, 120)
 
 

@@ -205,7 +205,13 @@ async def test_unknown_model_and_page_are_openai_errors(api: AsyncOpenAI, served
         await api.chat.completions.create(model="gpt-4", messages=TALK)
     assert refused.value.code == "model_not_found"
     async with httpx2.AsyncClient(base_url=served.url) as http:
-        assert (await http.get("/v1/engines")).json()["error"]["message"] == "Not Found"
+        for path, problem in (("/v1/engines", "GET /v1/engines is not served here"), ("/v1", "/v1 is the base URL")):
+            missing = await http.get(path)
+            assert missing.status_code == 404
+            assert missing.json()["error"]["message"].startswith(problem)
+            assert "POST /v1/chat/completions" in missing.json()["error"]["message"]
+        wrong = (await http.get("/v1/chat/completions")).json()["error"]["message"]
+        assert wrong == "GET /v1/chat/completions is not served here: use POST"
         broken = await http.post("/v1/completions", content=b"{", headers={"Content-Type": "application/json"})
         assert (broken.status_code, broken.json()["error"]["type"]) == (400, "invalid_request_error")
         large = await http.post("/v1/completions", content=b"x" * (5 << 20))

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import pytest
 
 from treeswarm.errors import Impostor, RecordsRejected, Refused, RouteError, SwarmError, Unreachable, WrongClock
+from treeswarm.programs.units import format_rough_duration
 from treeswarm.protocol.messages import FaultCode, Records, Watch
 from treeswarm.protocol.records import LIFETIME_S
 from treeswarm.registry.book import RecordBook, Source
-from treeswarm.registry.clocks import ClockDifference, ClockSample, compare_clocks, duration
+from treeswarm.registry.clocks import ClockDifference, ClockSample, compare_clocks
 from treeswarm.registry.diagnosis import Rejection, SearchReport, explain_no_nodes, explain_unanswered
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.transport.memory import MemoryNetwork
@@ -36,7 +37,7 @@ ONE_HOUR_AHEAD = ClockDifference(HOUR, ("a:1", "b:1"), 2)
     ],
 )
 def test_durations_are_for_people(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_rough_duration(seconds) == text
 
 
 @pytest.mark.parametrize(

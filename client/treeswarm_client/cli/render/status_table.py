@@ -1,6 +1,7 @@
 """Draws the output of `swarm status`: for every model a map, a table of nodes and a summary line.  Pure."""
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -52,24 +53,25 @@ COLUMNS = (
 
 
 def render_status(
-    overview: Overview, width: int, *, ascii_only: bool = False, summary_first: bool = False
+    overview: Overview, width: int, registry: str, *, ascii_only: bool = False, summary_first: bool = False
 ) -> list[RenderableType]:
-    """Return the output line by line."""
+    """Return the output line by line.  Commands that it shows name the `registry`, so that they can be pasted."""
     width = max(width, NARROWEST)
     lines: list[RenderableType] = []
     for model in overview.models:
-        parts = [_class(model, served, width, ascii_only=ascii_only) for served in model.classes]
-        for body, summary in parts or [([_heading(model, None)], _summary(model, model.gaps, 0, width))]:
+        parts = [_class(model, served, width, registry, ascii_only=ascii_only) for served in model.classes]
+        for body, summary in parts or [([_heading(model, None)], _summary(model, model.gaps, 0, width, registry))]:
             lines += [body[0], summary, *body[1:], ""] if summary_first else [*body, summary, ""]
     if not overview.models:
-        lines += [Text("no node announces itself here: start `swarm-node MODEL --registry …`", "bold red")]
+        command = f"swarm-node MODEL --registry {shlex.quote(registry)}"
+        lines += [Text(f"no node announces itself here: start `{command}`", "bold red")]
     if footnotes := _footnotes(overview):
         return [*lines, *footnotes]
     return lines[:-1] if lines[-1] == "" else lines
 
 
 def _class(
-    model: ModelView, served: ClassView, width: int, *, ascii_only: bool
+    model: ModelView, served: ClassView, width: int, registry: str, *, ascii_only: bool
 ) -> tuple[list[RenderableType], RenderableType]:
     body = [
         _heading(model, served),
@@ -77,7 +79,7 @@ def _class(
         "",
         _table(served.nodes, width),
     ]
-    return [*body, ""], _summary(model, served.gaps, served.weakest, width)
+    return [*body, ""], _summary(model, served.gaps, served.weakest, width, registry)
 
 
 def _heading(model: ModelView, served: ClassView | None) -> Text:
@@ -120,14 +122,14 @@ def _width(column: Column, nodes: Sequence[NodeView]) -> int:
     return max(Text(text).cell_len for text in (column.title, *map(column.cell, nodes)))
 
 
-def _summary(model: ModelView, gaps: Sequence[Span], weakest: int, width: int) -> Text:
+def _summary(model: ModelView, gaps: Sequence[Span], weakest: int, width: int, registry: str) -> Text:
     if not gaps:
         replicas = f"{weakest} replica{'s' if weakest > 1 else ''}"
         return Text(f"blocks {Span(0, model.blocks)} covered, weakest block has {replicas}", "bold green")
     name = model.name if SAFE_NAME.fullmatch(model.name) else "MODEL"
     why = f" ({model.why_missing})" if model.why_missing else ""
     problem = f"{MissingBlocks.phrase(gaps, most=GAPS)}{why}:"
-    command = f"start `swarm-node {name} --blocks {gaps[0]} --registry …`"
+    command = f"start `swarm-node {name} --blocks {gaps[0]} --registry {shlex.quote(registry)}`"
     # The command gets a line of its own if it would be wrapped, so that it can be copied.
     return Text(f"{problem}{' ' if len(problem) + 1 + len(command) <= width else NEW_LINE}{command}", "bold red")
 

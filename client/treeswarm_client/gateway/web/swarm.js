@@ -34,10 +34,20 @@ export function drawAlarm(overview) {
   return setText(alarm, text.join("  "));
 }
 
+const MEANINGS = {
+  forged: "the signature is not the node's",
+  expired: "its time is over, or a clock is wrong",
+  "from-the-future": "a clock is wrong",
+  "other-version": "the node runs another release",
+  "other-model": "it is of another model",
+  oversized: "it is too large",
+  malformed: "it cannot be read",
+};
+
 function drawProblems(overview) {
   const refused = Object.entries(overview.refused).filter(([, count]) => count > 0);
   const problems = [
-    ...refused.map(([reason, count]) => ({ key: `refused ${reason}`, text: `${plural(count, "record")} refused: ${reason}` })),
+    ...refused.map(([reason, count]) => ({ key: `refused ${reason}`, text: `${plural(count, "record")} refused as ${reason}${MEANINGS[reason] ? `: ${MEANINGS[reason]}` : ""}` })),
     ...Object.entries(overview.silent).map(([address, reason]) => ({ key: `silent ${address}`, text: `${address} sends no records: ${reason}` })),
   ];
   updateChildren(byId("doubts"), problems, (problem) => problem.key, () => el("p"), (line, problem) => setText(line, problem.text));
