@@ -92,8 +92,7 @@ class HoleWatch:
         """
         verdict: Verdict = "wait"
         for _ in range(CLAIM_CHECKS):
-            if not await self._ask(claim, former):
-                await asyncio.sleep(self.settle_s)
+            await self._settle(former)
             others = self._counted(await self.monitor.living())
             verdict = judge_claim(claim, former, others, self.monitor.blocks)
             if verdict != "wait":
@@ -107,7 +106,15 @@ class HoleWatch:
         """Seconds until other nodes have seen what this one announces, and it has seen what they announced."""
         return self.lag_s() + LOOK_EVERY_S
 
-    async def _ask(self, claim: Placed, former: Span) -> bool:
+    async def _settle(self, former: Span) -> None:
+        """Wait until the nodes that a claim concerns have answered, or all readers have seen it."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.settle_s
+        # One that is silent may be proven dead meanwhile: then it need not answer.
+        while not await self._ask(former) and (left_s := end - loop.time()) > 0:
+            await asyncio.sleep(min(left_s, CHECK_AGAIN_S))
+
+    async def _ask(self, former: Span) -> bool:
         """Ask the nodes that the claim concerns for their records, and return whether enough of them answered."""
         table = self._counted(await self.monitor.living())
         rivals, holders = nodes_to_ask(former, table, self._rivals)

@@ -155,14 +155,14 @@ def test_a_node_cut_off_from_all_others_claims_nothing() -> None:
     in_swarm(scenario)
 
 
-@pytest.mark.parametrize("spares", [1, 6])
+@pytest.mark.parametrize("spares", [1, 4])
 def test_claims_are_settled_by_asking_however_late_records_are(spares: int) -> None:
     async def scenario(swarm: HealingSwarm) -> None:
         holder, *others = await swarm.start((0, 4), *[(4, 8)] * (1 + spares))
-        await asyncio.sleep(90)
+        await asyncio.sleep(10)
         await holder.kill()
         assert await swarm.heal_s(holder) < SOON_S
-        await asyncio.sleep(300)
+        await asyncio.sleep(90)
         assert sum(node.moves for node in others) == 1
 
     in_swarm(scenario, lag_s=60.0)
@@ -170,7 +170,7 @@ def test_claims_are_settled_by_asking_however_late_records_are(spares: int) -> N
 
 def test_many_dark_holders_are_replaced_in_time() -> None:
     async def scenario(swarm: HealingSwarm) -> None:
-        holders = await swarm.start(*[(0, 4)] * 30)
+        holders = await swarm.start(*[(0, 4)] * 20)
         others = await swarm.start(*[(4, 8)] * 4)
         await asyncio.sleep(10)
         for holder in holders:
