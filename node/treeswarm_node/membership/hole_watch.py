@@ -111,7 +111,10 @@ class HoleWatch:
         loop = asyncio.get_running_loop()
         end = loop.time() + self.settle_s
         # One that is silent may be proven dead meanwhile: then it need not answer.
-        while not await self._ask(former) and (left_s := end - loop.time()) > 0:
+        while True:
+            left_s = end - loop.time()
+            if await self._ask(former) or left_s <= 0:
+                return
             await asyncio.sleep(min(left_s, CHECK_AGAIN_S))
 
     async def _ask(self, former: Span) -> bool:
