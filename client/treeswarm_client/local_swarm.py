@@ -15,6 +15,7 @@ from typing import Any
 
 from treeswarm.errors import ModelError, NodeLost
 from treeswarm.extras import install_command
+from treeswarm.model_files import is_cached
 from treeswarm.programs.settings import PREFIX
 from treeswarm.protocol.spans import Span
 
@@ -146,7 +147,9 @@ async def local_swarm(
     shared += ["--swarm-key", str(swarm_key)] if swarm_key else []
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="treeswarm-")))
-        environment = dict.fromkeys(HOME_VARIABLES, str(folder)) if keeps_nothing else {}
+        # Files of a model that was fetched or converted lie in the user's cache, which nodes then use.
+        variables = [name for name in HOME_VARIABLES if name != "XDG_CACHE_HOME" or not is_cached(model)]
+        environment = dict.fromkeys(variables, str(folder)) if keeps_nothing else {}
         swarm = LocalSwarm(
             model, tuple(shared), on_ready=on_ready, _environment=environment, _folder=folder, _stack=stack
         )

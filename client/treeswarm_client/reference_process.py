@@ -11,6 +11,7 @@ own choice and gap at every position of the given text (teacher forcing).
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -22,8 +23,10 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     request = json.load(sys.stdin)
     torch.set_num_threads(int(request.get("threads", 1)))
+    # A directory whose weights are in a GGUF file: transformers reads config and weights from that file alone.
+    gguf = {"gguf_file": "model.gguf"} if Path(request["model"], "model.gguf").exists() else {}
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        request["model"], dtype=getattr(torch, request["dtype"])
+        request["model"], dtype=getattr(torch, request["dtype"]), **gguf
     ).eval()
     texts: list[list[int]] = []
     gaps: list[list[float]] = []

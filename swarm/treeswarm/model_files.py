@@ -102,6 +102,11 @@ def is_path(name: str) -> bool:
     return Path(name).is_dir() or is_gguf(name) or (("/" in name or "\\" in name) and not _is_hub_id(name))
 
 
+def is_cached(name: str) -> bool:
+    """Return whether files of the model are kept in this project's own cache: those of a GGUF file are."""
+    return not Path(name).is_dir() and (name in NAMED or is_gguf(name))
+
+
 def is_at_hand(name: str) -> bool:
     """Return whether a model's config can be read at once: it need not be fetched, nor made from a GGUF file."""
     if name in NAMED:

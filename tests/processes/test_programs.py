@@ -56,7 +56,7 @@ def test_help_has_usage_and_examples(words: str) -> None:
 
 def test_terminated_demo_ends_its_nodes() -> None:
     """As a supervisor does, send the signal to the command only, not to its process group."""
-    command = [BIN / "swarm", "demo"]
+    command = [BIN / "swarm", "demo", "--model", "bundled"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, text=True) as demo:
         try:
             assert demo.stdout is not None
@@ -101,7 +101,7 @@ def test_demo_on_a_pipe_shows_its_progress_and_leaves_nothing_in_the_home(tmp_pa
     home.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
     result = subprocess.run(
-        [BIN / "swarm", "demo", "--max-new-tokens", "16"],
+        [BIN / "swarm", "demo", "--model", "bundled", "--max-new-tokens", "16"],
         env=environment | {"HOME": str(home)}, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

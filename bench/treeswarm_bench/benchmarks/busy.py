@@ -40,7 +40,7 @@ while os.getppid() == parent and time.time() < end:
 
 async def bench_busy(*, runs: int, load: Load, programs: int, seed: int, tokens: int | None) -> dict[str, Any]:
     """Run the demo `runs` times beside a load of `programs` programs (of bursts, at most so many at a time)."""
-    demo = ["demo", "--json", *(["--max-new-tokens", str(tokens)] if tokens else [])]
+    demo = ["demo", "--model", "bundled", "--json", *(["--max-new-tokens", str(tokens)] if tokens else [])]
     done: list[dict[str, Any]] = []
     failed: list[str] = []
     async with _loaded(load, programs, random.Random(seed)):

@@ -98,6 +98,7 @@ async def compare_with_plain(
     *,
     max_new_tokens: int,
     tree_size: TreeSize = "auto",
+    ignore_eos: bool = True,
     on_token: OnToken = _ignore,
     stretch: int = STRETCH_TOKENS,
     clock: Callable[[], float] = time.perf_counter,
@@ -106,12 +107,12 @@ async def compare_with_plain(
 
     The trees write the first token of all, so that they pay for connecting to the nodes.  The client must run two
     generations at once, and should not share prefixes between them: the second prompt would cost less.  It must not
-    have written this text before, if its drafter remembers texts.  `on_token` is called with every token as it comes.
-    Raises what the client raises; then both generations are ended.
+    have written this text before, if its drafter remembers texts.  With `ignore_eos` no token ends the texts early.
+    `on_token` is called with every token as it comes.  Raises what the client raises; then both generations are ended.
     """
 
     def start(name: LaneName, size: TreeSize) -> Lane:
-        return Lane(name, client.stream(prompt, max_new_tokens=max_new_tokens, tree_size=size, ignore_eos=True))
+        return Lane(name, client.stream(prompt, max_new_tokens=max_new_tokens, tree_size=size, ignore_eos=ignore_eos))
 
     plain, trees = start("plain", 0), start("trees", tree_size)
     turns = _Turns(clock, on_token)
