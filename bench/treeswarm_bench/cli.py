@@ -56,7 +56,7 @@ EXAMPLES = """examples:
   swarm bench registry --json                what the DHT, mosquitto (plain and TLS) and amqtt cost; needs both brokers
   swarm bench wan --lab delay=25ms,rate=100mbit   plain against trees over real TCP, a namespace per node (root, Linux)
   swarm bench wan --peers A:4001,B:4001      the same with nodes that run already
-  swarm bench exact --model DIR --draft DIR  the same as exact on a model of your own"""
+  swarm bench exact --model smollm2 --draft ngram --texts chat   the same on a chat model, with questions"""
 
 # With these, the whole matrix of wan takes some 40 minutes on two idle cores.
 PROMPTS = {"exact": 20, "sampling": 16, "wan": 3, "virtual-wan": 4, "disturbed": 2}
@@ -130,9 +130,12 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_matrix_flags(parser: argparse.ArgumentParser) -> None:
-    for name, choices in (("cells", "1ms,25ms,50ms,100ms,slow-node"), ("texts", "code,prose,copying,zero")):
+    for name, choices, more in (
+        ("cells", "1ms,25ms,50ms,100ms,slow-node", ""),
+        ("texts", "code,prose,copying,zero", "; exact: chat asks questions instead of continuing code"),
+    ):
         parser.add_argument(
-            f"--{name}", type=_words, metavar="A,B", help=f"wan, virtual-wan: some of {choices} (default all)"
+            f"--{name}", type=_words, metavar="A,B", help=f"wan, virtual-wan: some of {choices} (default all){more}"
         )
     parser.add_argument(
         "--cases",
@@ -382,7 +385,9 @@ async def _draw(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
 async def _exact(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
     from treeswarm_bench.benchmarks import exact  # noqa: PLC0415
 
-    return await exact.bench_exact(setup, sizes=args.sizes or exact.SIZES)
+    nodes = (args.nodes,) if args.nodes else exact.NODES
+    chat = args.texts == ["chat"]
+    return await exact.bench_exact(setup, nodes=nodes, sizes=args.sizes or exact.SIZES, chat=chat)
 
 
 async def _faults(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:

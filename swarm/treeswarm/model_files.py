@@ -16,11 +16,12 @@ from treeswarm.errors import ModelError
 from treeswarm.model_sources import gguf_files
 from treeswarm.model_sources.gguf_files import gguf_folder, is_converted, is_gguf, is_gguf_folder
 from treeswarm.model_sources.named_models import NAMED, fetch_named, is_fetched
+from treeswarm.model_sources.tokenizer_files import TOKENIZER, tokenizer_folder
 from treeswarm.progress import Progress, progress_bar_class
 from treeswarm.protocol.spans import Span
 
 BUNDLED = ("demo", "demo-draft")
-CLIENT_FILES = ("*.json", "*.txt", "tokenizer*", "*.jinja")
+CLIENT_FILES = ("*.json", "*.txt", "tokenizer*", "*.jinja", "*.model", "*.tiktoken")
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # Matches the number of a decoder block in the name of a checkpoint's tensor; GGUF files call blocks `blk`.
@@ -273,11 +274,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Load the model's own tokenizer.  Raises ModelError."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise ModelError(
-            f"'{folder}' has no tokenizer.json: load it with transformers' AutoTokenizer and save_pretrained it"
-        )
+    path = tokenizer_folder(folder) / TOKENIZER
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # The Rust library raises bare Exception.
@@ -286,10 +283,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 def tokenizer_digest(folder: Path) -> str:
     """Return the hex SHA-256 of the tokenizer's vocabulary, merges and added tokens.  Raises ModelError."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise ModelError(f"'{folder}' has no tokenizer.json: download it again")
-    content = read_json(path, "")
+    content = read_json(tokenizer_folder(folder) / TOKENIZER, "")
     relevant = {key: content.get(key) for key in ("model", "added_tokens")}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from treeswarm.errors import BadRequest, ModelError
+from treeswarm.errors import BadRequest
 from treeswarm.model_files import load_tokenizer, resolve_model
 from treeswarm_client.chat_template import load_chat_template
+from treeswarm_client.prompt_encoder import load_prompt_encoder
 
 PLAIN = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
 WITH_ALL = """{{ bos_token }}{%- if messages[0]['role'] == 'system' %}
@@ -39,9 +40,18 @@ def model_with(folder: Path, **tokenizer_config: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("template", [PLAIN, WITH_ALL])
+EXTENDED = """{%- for m in messages %}{% if m.role == 'assistant' %}
+{% generation %}{% set word = m.content %}  {{ word }}
+{% endgeneration %}{{ word is defined }}
+{% else %}{% if m.role == 'tool' %}{% break %}{% endif %}{{ m | tojson(indent=2) }}{% endif %}
+{%- endfor %}{{ messages | tojson(separators=(',', ':'), sort_keys=True, ensure_ascii=True) }}{{ '<b>' | tojson }}
+{{- strftime_now('%Y') }}{{ tools is none }}{{ documents is none }}{{ mask_token }}{{ cls_token is defined }}
+{%- set ns = namespace(n=0) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}{{ dict(a=1) | tojson }}"""
+
+
+@pytest.mark.parametrize("template", [PLAIN, WITH_ALL, EXTENDED])
 def test_a_template_renders_as_in_transformers(tmp_path: Path, template: str) -> None:
-    folder = model_with(tmp_path / "m", chat_template=template)
+    folder = model_with(tmp_path / "m", chat_template=template, mask_token="<mask>")
     ours = load_chat_template(folder)
     assert ours is not None
     theirs = AutoTokenizer.from_pretrained(folder)
@@ -66,9 +76,12 @@ def test_a_model_without_a_template_has_none(tmp_path: Path) -> None:
     assert load_chat_template(model_with(tmp_path / "m")) is None
 
 
-def test_a_template_that_does_not_compile_names_its_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="does not compile"):
-        load_chat_template(model_with(tmp_path / "m", chat_template="{% for %}"))
+def test_a_template_that_does_not_compile_stops_chats_alone(tmp_path: Path) -> None:
+    folder = model_with(tmp_path / "m", chat_template="{% for %}")
+    encoder = load_prompt_encoder("m", folder)
+    assert encoder.encode("import os")
+    with pytest.raises(BadRequest, match=r"does not compile \(Expected an expression, got 'end of statement block'\)"):
+        encoder.encode_chat(TALK)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from typing import Any
 
 from treeswarm.model_files import resolve_model
 from treeswarm_bench.benchmarks.common import BenchSetup, BenchSwarm, bench_swarm
-from treeswarm_bench.benchmarks.texts import held_out_prompts
+from treeswarm_bench.benchmarks.texts import chat_prompts, held_out_prompts
+from treeswarm_client.prompt_encoder import load_prompt_encoder
 from treeswarm_client.reference import NEAR_TIE, StockTexts, stock_forced, stock_greedy
 
 NODES = (1, 2, 3)
@@ -16,9 +17,12 @@ SIZES = (0, 1, 8, 64, 512)
 
 
 async def bench_exact(
-    setup: BenchSetup, *, nodes: Sequence[int] = NODES, sizes: Sequence[int] = SIZES
+    setup: BenchSetup, *, nodes: Sequence[int] = NODES, sizes: Sequence[int] = SIZES, chat: bool = False
 ) -> dict[str, Any]:
-    """Run every prompt on every number of nodes and with every tree size; count `cases`, `mismatches`, `near_ties`."""
+    """Run every prompt on every number of nodes and with every tree size; count `cases`, `mismatches`, `near_ties`.
+
+    The prompts are held-out code, or with `chat` questions that the model's chat template writes.
+    """
     cases = 0
     mismatches: list[dict[str, int]] = []
     near_ties: list[dict[str, int]] = []
@@ -26,7 +30,7 @@ async def bench_exact(
     stock: StockTexts | None = None
     for count in nodes:
         async with bench_swarm(setup, nodes=count) as bench:
-            prompts = held_out_prompts(bench.client, setup.prompts)
+            prompts = _prompts(bench, chat=chat)
             stock = stock or await stock_greedy(resolve_model(setup.model), prompts, setup.tokens, setup.dtype)
             for size in sizes:
                 different = await _different_texts(bench, prompts, stock, size)
@@ -47,6 +51,12 @@ async def bench_exact(
         "stock": {"dtype": setup.dtype, "versions": stock.versions},
         "provenance": provenance,
     }
+
+
+def _prompts(bench: BenchSwarm, *, chat: bool) -> list[list[int]]:
+    if not chat:
+        return held_out_prompts(bench.client, bench.setup.prompts)
+    return chat_prompts(load_prompt_encoder(bench.setup.model, resolve_model(bench.setup.model)), bench.setup.prompts)
 
 
 async def _different_texts(

@@ -6,9 +6,9 @@ in training is never a prompt.
 
 import hashlib
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 HELD_OUT_SHARE = 0.05
 # Tables of characters and test fixtures teach a small model nothing about other texts.
@@ -29,11 +29,44 @@ PROMPT_TOKENS = 128
 PROMPT_CHARACTERS = 1500
 
 
+QUESTIONS = (
+    "What is the capital of France, and what is it known for?",
+    "Why is the sky blue?",
+    "Write a short email that moves a meeting from Monday to Wednesday.",
+    "Explain what a prime number is to a child of ten.",
+    "List five things to pack for a week in the mountains.",
+    "What is the difference between a virus and a bacterium?",
+    "Write a Python function that returns the factorial of a number.",
+    "Give me three ideas for a quick vegetarian dinner.",
+    "Who wrote Romeo and Juliet, and what is it about?",
+    "How do I boil an egg?",
+    "Translate into French: the house is on the hill.",
+    "Summarize in one sentence why bees are important.",
+    "What does the word ubiquitous mean? Use it in a sentence.",
+    "Name the planets of the solar system in order.",
+    "How can I sleep better at night?",
+    "Write a haiku about autumn.",
+    "What causes the seasons on Earth?",
+    "If a train travels 60 km in 45 minutes, how fast is it?",
+    "Give two arguments for and two against working from home.",
+    "What is photosynthesis?",
+)
+"""Questions to a chat model."""
+
+
 class Encoder(Protocol):
     """A client, or another object that has the model's tokenizer."""
 
     def encode(self, prompt: str) -> list[int]:
         """Return the token ids of a text."""
+        ...
+
+
+class ChatEncoder(Protocol):
+    """A model's tokenizer and chat template."""
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the token ids of a conversation."""
         ...
 
 
@@ -64,6 +97,11 @@ def held_out_prompts(client: Encoder, count: int) -> list[list[int]]:
             if len(prompts) == count:
                 return prompts
     return prompts
+
+
+def chat_prompts(encoder: ChatEncoder, count: int) -> list[list[int]]:
+    """Return the first `count` questions as the model's chat template writes them.  Raises BadRequest."""
+    return [encoder.encode_chat([{"role": "user", "content": question}]) for question in QUESTIONS[:count]]
 
 
 def repeated_4grams(tokens: Sequence[int]) -> float:

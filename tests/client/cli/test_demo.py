@@ -1,4 +1,4 @@
-"""What the demo says at its end works in the folder in which it was started; without a network it shows another model."""
+"""What the demo says at its end works where it was started; without a network it shows the bundled model."""
 
 import shlex
 from pathlib import Path
