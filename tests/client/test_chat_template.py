@@ -51,7 +51,7 @@ EXTENDED = """{%- for m in messages %}{% if m.role == 'assistant' %}
 
 @pytest.mark.parametrize("template", [PLAIN, WITH_ALL, EXTENDED])
 def test_a_template_renders_as_in_transformers(tmp_path: Path, template: str) -> None:
-    folder = model_with(tmp_path / "m", chat_template=template, mask_token="<mask>")
+    folder = model_with(tmp_path / "m", chat_template=template, mask_token="<|endoftext|>")
     ours = load_chat_template(folder)
     assert ours is not None
     theirs = AutoTokenizer.from_pretrained(folder)

@@ -222,10 +222,31 @@ def convert_tokenizer(source: Path, target: Path) -> None:
     """Write `tokenizer.json` of a tokenizer that a model directory has in another form."""
     from transformers import AutoTokenizer  # noqa: PLC0415
 
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    # Mistral's own package has another kind of tokenizer, which cannot be saved as tokenizer.json.
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, local_files_only=True, trust_remote_code=False, mistral_format=False
+        )
+    except Exception:
+        if any(source.glob("*.model")):
+            _check_sentencepiece()
+        raise
     tokenizer.save_pretrained(target)
     if not (target / "tokenizer.json").exists():
         raise ConversionError(f"transformers has no fast form of its {type(tokenizer).__name__}")
+
+
+def _check_sentencepiece() -> None:
+    """Raise ConversionError if the package cannot be used: transformers then says only what it tried next."""
+    try:
+        importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+    except ModuleNotFoundError:
+        return
+    except Exception as error:
+        raise ConversionError(
+            f"the package sentencepiece does not work with the installed protobuf ({describe(error)}): install "
+            "sentencepiece 0.2.2 or a newer protobuf"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from treeswarm.model_sources.conversion import convert
 TOKENIZER = "tokenizer.json"
 # Patterns of the files of a tokenizer, and the modules that transformers needs to convert them.
 FORMS = (
-    ("tekken.json", ("transformers", "tiktoken")),
+    ("tekken.json", ("transformers",)),
     ("tiktoken.model", ("transformers", "tiktoken")),
     ("*.tiktoken", ("transformers", "tiktoken")),
     ("*.model", ("transformers", "sentencepiece")),
