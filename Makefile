@@ -14,7 +14,7 @@ JOBS ?= 2
 .PHONY: help demo test test-slow check house wheels bench format models clean
 
 help:
-	@echo "make demo        three nodes on this machine, live text, plain decoding against trees"
+	@echo "make demo        three nodes on this machine answer a question, plain decoding against trees"
 	@echo "make test        the tests (half an hour on two cores)"
 	@echo "make test-slow   the long ones"
 	@echo "make check       lint, types, import rules, generated code"
