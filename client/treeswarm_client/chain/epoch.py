@@ -1,8 +1,12 @@
 """An epoch: the configuration of a chain between two repairs."""
 
+import ipaddress
+import socket
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from treeswarm.errors import SwarmError
+from treeswarm.protocol.address import host_of
 from treeswarm.protocol.messages import Answer, Fault, FaultCode
 from treeswarm_client.chain.control_stream import NodeControl
 from treeswarm_client.chain.in_flight import Interrupted, RowsInFlight
@@ -40,7 +44,7 @@ class Epoch:
     @property
     def profiled_hops(self) -> tuple[ChainHop, ...]:
         """Nodes of the chain with the speed each of them reported, head first."""
-        return tuple(ChainHop(f"{m.hop.node} {m.hop.span}", m.profile) for m in self.members)
+        return tuple(_profiled(member) for member in self.members)
 
     @property
     def answered(self) -> int:
@@ -101,3 +105,20 @@ class Epoch:
         """Return this epoch with its own nodes, ready for appends."""
         lost = {m.hop.address: self.lost[m.hop.address] for m in members if m.hop.address in self.lost}
         return replace(self, members=members, in_flight=RowsInFlight(), lost=lost, forming=False, postponed={})
+
+
+def _profiled(member: ChainMember) -> ChainHop:
+    hop = member.hop
+    return ChainHop(f"{hop.node} {hop.span}", member.profile, is_own_address(host_of(hop.address).strip("[]")))
+
+
+@cache
+def is_own_address(host: str) -> bool:
+    """Return whether `host` is an IP address of this machine: only those can be bound to."""
+    try:
+        address = ipaddress.ip_address(host)
+        with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except (ValueError, OSError):
+        return False
+    return True

@@ -61,6 +61,12 @@ class AcceptanceEstimate:
         ranks_beyond = np.arange(longest + 1, count + 1)
         return np.concatenate([mean, last * longest / ranks_beyond])
 
+    def usual_entry(self) -> float:
+        """Return the chance that the text enters a tree like the last ones at all; 0 without any."""
+        pairs = zip(self.trees, self._chances_of_trees, strict=True)
+        entries = [min(1.0, float(chances[tree.parents < 0].sum())) for tree, chances in pairs]
+        return sum(entries) / max(1, len(entries))
+
     def with_tree(self, tree: DraftTree) -> "AcceptanceEstimate":
         """Return the estimate with one more drafted tree."""
         return replace(self, trees=(*self.trees, tree)[-REMEMBERED:])

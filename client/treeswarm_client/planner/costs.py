@@ -80,6 +80,8 @@ class ChainHop:
     """Id of the node, with the span that it computes in this chain."""
     profile: Profile = ()
     """Profile that the node sent when it opened the session; empty if it sent none."""
+    is_local: bool = False
+    """Whether the node computes on the client's own machine, so that drafting takes its cores."""
 
 
 # ---------------------------------------------------------------- curves and lines

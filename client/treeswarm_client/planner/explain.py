@@ -86,6 +86,14 @@ def draft_follows_text(level_s: float, wait_s: float) -> str:
     )
 
 
+FIRST_FOLLOWS = "plain at once: the first draft follows while the round travels"
+
+
+def draft_seldom_right_text(entered: float, draft_s: float) -> str:
+    """Say that the round does not wait for its draft, because the text would seldom enter it."""
+    return f"plain at once: {1e3 * draft_s:.1f} ms of drafting follow it, and the text enters {entered:.0%} of drafts"
+
+
 def would_not_pay_text(refused: Plan, draft_s: float, plain_s: float, *, in_debt: bool) -> str:
     """Say why nothing is drafted before the round leaves: what the tree that would lose least brings and costs.
 

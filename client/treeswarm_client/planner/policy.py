@@ -231,6 +231,10 @@ class AutoPolicy:
     """Whether `nodes_to_draft` was asked for the coming round."""
     _drafted: DraftTree = NO_TREE
     """All nodes drafted for the round under way; those shipped come first."""
+    _has_kept: bool = False
+    """Whether nodes that were drafted for the last round are of use for the coming one."""
+    _is_local: bool = False
+    """Whether a hop of the chain computes on the client's own machine."""
     _planned: RoundPlan | None = None
     """What was decided for the round under way, or None between rounds."""
     _parts: TraversalParts | None = None
@@ -244,6 +248,7 @@ class AutoPolicy:
         """Begin a generation, or go on after a repair.  What is known of hops and chains is kept."""
         memory = self.memory
         self._planned = self._parts = None
+        self._has_kept, self._is_local = False, any(hop.is_local for hop in hops)
         memory.exploration = memory.exploration.skip(0)
         if memory.tracker.begin(hops, row_bytes=self.row_bytes, segment_rows=self.segment_rows):
             memory.planned_rate = 0.0
@@ -268,6 +273,7 @@ class AutoPolicy:
                 limit=limit,
                 largest=self.largest,
                 overlaps=self._overlaps_now,
+                has_kept=self._has_kept,
             )
             memory.exploration = memory.exploration.skip(self._decision.skipped_rounds)
         return self._decision.before
@@ -323,7 +329,8 @@ class AutoPolicy:
             return self._record_fixed_size(tree, chances, draft_s)
         considered = estimates.budget.discounted(chances[: self._limit])
         plan = plan_round(considered, costs, exposed_draft_s=draft_s)
-        exploring = bool(len(considered)) and self.memory.exploration.is_due() and plan.size == 0
+        is_due = self.memory.exploration.is_due() and not self._overlaps_now
+        exploring = bool(len(considered)) and is_due and plan.size == 0
         if exploring:
             size = cheap_size(costs, EXPLORE_LONGER, min(len(considered), EXPLORE_NODES))
             plan = plan_for_size(size, considered, costs, exposed_draft_s=draft_s)
@@ -405,11 +412,13 @@ class AutoPolicy:
 
     @property
     def _overlaps_now(self) -> bool:
-        """Whether a plain round spends more time on links than at hops.
+        """Whether to draft while a round travels.
 
-        Then there is time to draft meanwhile, and hops are idle when further appends come.
+        It takes the client's cores.  Where a hop computes on the same machine, that pays only if a plain round spends
+        more time on links than at hops.
         """
-        return self.overlaps and self.costs.link.latency_s > float(self.costs.duration.at(1.0))
+        links_leave_time = self.costs.link.latency_s > float(self.costs.duration.at(1.0))
+        return self.overlaps and (links_leave_time or not self._is_local)
 
     @property
     def _limit(self) -> int:
@@ -425,7 +434,9 @@ class AutoPolicy:
         exploration = self.memory.exploration
         self.memory.exploration = exploration.skip(max(0, exploration.skipped_rounds - 1))
         plan = plan_for_size(0, np.empty(0), self.costs)
-        reason = NO_ROOM if self._decision.before else with_next_try(self._decision.why_plain, exploration.due_in)
+        plan = replace(plan, rate=max(plan.rate, self._decision.rate))
+        next_try = None if self._overlaps_now else exploration.due_in
+        reason = NO_ROOM if self._decision.before else with_next_try(self._decision.why_plain, next_try)
         self._decide(plan, np.empty(0), 0.0, reason if is_asked else LAST_TOKEN)
 
     def _record_fixed_size(self, tree: DraftTree, chances: NDArray[np.float64], draft_s: float) -> DraftTree:
@@ -452,9 +463,12 @@ class AutoPolicy:
         """
         memory, accepted = self.memory, walk.accepted
         tree = self._drafted if len(self._drafted) > len(shipped) else shipped
+        known = on_path(tree, walk)
+        bonus_nodes = np.setdiff1d(np.flatnonzero(known), accepted)
+        self._has_kept = bool(np.isin(tree.parents, bonus_nodes).any())
         memory.estimates = replace(
             memory.estimates,
-            acceptance=memory.estimates.acceptance.after_walk(tree, on_path(tree, walk)),
+            acceptance=memory.estimates.acceptance.after_walk(tree, known),
             outgrown=len(shipped) if len(accepted) >= OUTGROWN_AT and accepted[-1] not in shipped.parents else 0,
         )
         if len(shipped):

@@ -15,6 +15,7 @@ from treeswarm_bench.benchmarks.disturbed.text import scripted_text
 from treeswarm_bench.benchmarks.disturbed.world import Script
 
 FIXED = FixedSizes(sizes=(0, 16))
+FIXED_NEAR = FixedSizes(sizes=(0, 4))
 
 
 def run(*arguments: str) -> int:
@@ -81,6 +82,17 @@ def test_planner_holds_its_bounds_on_a_good_text_at_25_ms(fault: str) -> None:
 @pytest.mark.parametrize("fault", ["none", "first draft 50x", "first draft 400x"])
 def test_planner_holds_its_bounds_on_a_poor_text_at_25_ms(fault: str) -> None:
     verdict = judge(fault, "25ms", "poor", seeds=[0], fixed=FIXED, lengths=(32, 64))
+    assert verdict.phases
+    assert verdict.broken == [], verdict.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [("none", "good"), ("loaded first 5 s, client", "good"), ("none", "poor"), ("burst 5 s, all", "poor")],
+)
+def test_planner_holds_its_bounds_at_1_ms(fault: str, text: str) -> None:
+    """Nodes and client have cores of their own, so that drafting beside a round takes no time from it."""
+    verdict = judge(fault, "1ms", text, seeds=[0], fixed=FIXED_NEAR, lengths=(32, 64, 128))
     assert verdict.phases
     assert verdict.broken == [], verdict.as_dict()
 

@@ -88,7 +88,7 @@ async def scripted_swarm(text: ScriptedText, world: World) -> AsyncIterator[ToyS
             transport = emulated(swarm.network, world.script)
             stage = LoadedStage(served, engine, store, 1.0, profile(1.0))
             node = NodeServer(transport, swarm.limits, stage=stage, state=NodeState.ONLINE)
-            listener = await transport.listen("127.0.0.1:0", node.accept)
+            listener = await transport.listen("192.0.2.1:0", node.accept)  # as on a machine of its own
             for work in (engine.run(), node.sweep()):
                 stack.callback(asyncio.create_task(work).cancel)
             stack.push_async_callback(transport.close)

@@ -11,6 +11,7 @@ from treeswarm_client.planner.costs import Costs, HopEstimate, LineFit, LinkEsti
 from treeswarm_client.planner.draft_decision import DraftDecision, decide_draft, longest_wait_s
 from treeswarm_client.planner.draft_levels import DraftLevels
 from treeswarm_client.planner.explain import (
+    FIRST_FOLLOWS,
     draft_follows_text,
     draft_is_late_text,
     reason_of,
@@ -19,7 +20,7 @@ from treeswarm_client.planner.explain import (
     would_not_pay_text,
 )
 from treeswarm_client.planner.loss_budget import EXPLORE_NODES, SKIPPED_ROUNDS, Exploration, LossBudget
-from treeswarm_client.planner.plan import Estimates, Plan, longest_draft_wait_s
+from treeswarm_client.planner.plan import FIRST_NODES, Estimates, Plan, longest_draft_wait_s
 
 PROFILE = ((1, 4000), (16, 5000), (64, 9000), (256, 26000))
 CHAIN = DraftTree(np.arange(-1, 15), np.arange(16), np.log(0.9) * np.arange(1, 17).astype(np.float32))
@@ -43,9 +44,16 @@ def estimates(*, level_s: float, is_right: bool) -> Estimates:
 
 
 def decide(
-    known: Estimates, latency_s: float = 0.1, exploration: Exploration = LATER, *, overlaps: bool = True
+    known: Estimates,
+    latency_s: float = 0.1,
+    exploration: Exploration = LATER,
+    *,
+    overlaps: bool = True,
+    has_kept: bool = False,
 ) -> DraftDecision:
-    return decide_draft(known, costs(latency_s), exploration, limit=64, largest=LARGEST, overlaps=overlaps)
+    return decide_draft(
+        known, costs(latency_s), exploration, limit=64, largest=LARGEST, overlaps=overlaps, has_kept=has_kept
+    )
 
 
 def test_a_quick_and_right_draft_is_waited_for() -> None:
@@ -76,11 +84,46 @@ def test_a_plain_round_drafts_a_few_nodes_in_flight_to_measure() -> None:
     assert (fast.before, fast.in_flight, fast.skipped_rounds) == (0, 0, SKIPPED_ROUNDS)
 
 
-def test_a_due_try_drafts_a_few_nodes_whatever_the_estimates() -> None:
+def seldom_right(level_s: float) -> Estimates:
+    """Return what is known of a drafter of which one guess in three is right."""
+    known = estimates(level_s=level_s, is_right=True)
+    acceptance = AcceptanceEstimate().with_tree(CHAIN)
+    for i in range(200):
+        acceptance = acceptance.after_walk(CHAIN, np.arange(16) < i % 2)
+    return replace(known, acceptance=acceptance)
+
+
+@pytest.mark.parametrize("latency_s", [0.004, 0.1])
+def test_a_draft_that_is_seldom_right_follows_its_round(latency_s: float) -> None:
+    known = seldom_right(0.004)
+    assert 0.25 < known.acceptance.usual_entry() < 0.45
+    decision = decide(known, latency_s)
+    assert (decision.before, decision.in_flight) == (0, LARGEST)
+    assert decision.why_plain.endswith("% of drafts")
+    assert decision.rate > 1.0 / costs(latency_s).plain_s
+    assert decide(known, latency_s, overlaps=False).before > 0
+
+
+def test_nodes_kept_from_the_last_round_are_asked_for() -> None:
+    for level_s in (0.003, 0.01):
+        assert decide(seldom_right(level_s), has_kept=True).before == LARGEST
+
+
+def test_a_first_draft_follows_where_drafting_goes_on_in_flight() -> None:
+    unknown = Estimates(AcceptanceEstimate(), DraftLevels(), LossBudget())
+    decision = decide(unknown)
+    assert (decision.before, decision.in_flight, decision.why_plain) == (0, LARGEST, FIRST_FOLLOWS)
+    alone = decide(unknown, overlaps=False)
+    assert (alone.before, alone.in_flight) == (FIRST_NODES, 0)
+
+
+def test_a_due_try_drafts_a_few_nodes_where_nothing_is_drafted_in_flight() -> None:
     for is_right in (True, False):
-        decision = decide(estimates(level_s=0.9, is_right=is_right), exploration=Exploration(due_in=0))
+        known = estimates(level_s=0.9, is_right=is_right)
+        decision = decide(known, exploration=Exploration(due_in=0), overlaps=False)
         assert 0 < decision.before <= EXPLORE_NODES
         assert decision.why_plain == ""
+        assert decide(known, exploration=Exploration(due_in=0)) == decide(known)
 
 
 def test_a_round_waits_longer_than_drafting_should_take_and_not_for_ever() -> None:

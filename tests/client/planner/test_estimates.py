@@ -186,6 +186,17 @@ def levels_after(*level_s: float) -> DraftLevels:
     return levels
 
 
+def test_entry_counts_all_first_nodes_and_no_deeper_ones() -> None:
+    two_first = DraftTree(np.array([-1, -1, 0]), np.array([5, 6, 7]), np.log(np.float32([0.5, 0.25, 0.1])))
+    estimate = AcceptanceEstimate()
+    assert estimate.usual_entry() == 0.0
+    estimate = estimate.with_tree(two_first)
+    assert estimate.usual_entry() == pytest.approx(float(estimate.chances(two_first)[:2].sum()))
+    for _ in range(60):
+        estimate = estimate.after_walk(two_first, np.zeros(3, np.bool_))
+    assert estimate.usual_entry() < 0.1
+
+
 def test_levels_are_measured_and_extrapolated() -> None:
     levels = levels_after(0.01, 0.01)
     assert levels.level_s == pytest.approx(0.01)

@@ -17,7 +17,13 @@ from treeswarm_client.planner.costs import (
     take_apart,
     traversal_s,
 )
-from treeswarm_client.planner.plan import cheap_size, extension_size, longest_draft_wait_s, plan_round
+from treeswarm_client.planner.plan import (
+    cheap_size,
+    extension_size,
+    longest_draft_wait_s,
+    plan_following,
+    plan_round,
+)
 
 chance_lists = st.lists(st.floats(0, 1), max_size=60).map(lambda chances: np.sort(np.array(chances, np.float64))[::-1])
 seconds = st.floats(1e-4, 0.5)
@@ -115,6 +121,20 @@ def test_an_extension_brings_more_than_its_time(
 def test_a_later_extension_is_not_larger(chances: NDArray[np.float64], costs: Costs, lag_s: float, more: float) -> None:
     soon, late = (extension_size(chances, np.full(len(chances), s), costs, 5.0) for s in (lag_s, lag_s + more))
     assert late <= soon
+
+
+@given(chances=chance_lists, costs=costs_of, draft_s=st.floats(0, 0.5), entered=st.floats(0, 1))
+def test_following_never_plans_less_than_plain_and_needs_no_certain_text(
+    chances: NDArray[np.float64], costs: Costs, draft_s: float, entered: float
+) -> None:
+    by_size = np.where(np.arange(len(chances) + 1) > 0, draft_s, 0.0)
+    plan = plan_following(chances, costs, draft_s=by_size, entered=entered)
+    assert plan.rate >= 1 / costs.plain_s * (1 - 1e-9)
+    seldom = plan_following(chances, costs, draft_s=by_size, entered=entered / 2)
+    assert seldom.rate >= plan.rate * (1 - 1e-9)
+    certain = plan_following(chances, costs, draft_s=by_size, entered=1.0)
+    waiting = plan_round(chances, costs, exposed_draft_s=by_size)
+    assert certain.rate <= waiting.rate * (1 + 1e-9)
 
 
 @given(costs=costs_of)

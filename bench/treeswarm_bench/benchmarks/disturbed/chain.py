@@ -124,7 +124,7 @@ class ScriptedEpoch:
 
     @property
     def profiled_hops(self) -> tuple[ChainHop, ...]:
-        return tuple(ChainHop(node.name, profile(node.factor)) for node in self.nodes)
+        return tuple(ChainHop(node.name, profile(node.factor), node.world.script.shares_cores) for node in self.nodes)
 
     @property
     def answered(self) -> int:
