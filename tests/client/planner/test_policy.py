@@ -52,19 +52,18 @@ def test_a_plain_round_drafts_a_few_nodes_in_flight_and_needs_no_tries() -> None
     policy.begin([ChainHop("a", ((1, 5_000), (16, 50_000)))])
     tried, behind = [], []
     for _ in range(240):
-        nodes = policy.nodes_to_draft()
-        if nodes:
-            policy.stop_drafting()
-        shipped = policy.choose(TREE if nodes else NO_TREE)
+        tried.append(policy.nodes_to_draft())
+        shipped = policy.choose(NO_TREE)
         behind.append(policy.nodes_to_draft_in_flight())
-        tried.append(nodes)
-        hop = HopTiming(0, 2_000 + 3_000 * (1 + len(shipped)), 1 + len(shipped), 1)
-        seconds = 0.2 + hop.compute_us / 1e6
-        policy.learn(
-            Round(shipped, Walk((), 99), len(shipped), len(shipped), seconds, seconds, [(hop,)], unbroken=True)
-        )
-    assert not any(tried)
-    assert set(behind[120:]) == {EXPLORE_NODES}  # they tell what drafting takes, and whether guesses would hit
+        tree = TREE.best(behind[-1])
+        policy.record_draft(tree, 0.02)
+        shipped = policy.extension(shipped, tree, 0.02)
+        hop = HopTiming(0, 5_000, 1, 1)
+        policy.learn(Round(shipped, Walk((), 99), 0, 0, 0.205, 0.205, [(hop,)], unbroken=True))
+    assert behind[0] > EXPLORE_NODES
+    assert sum(map(bool, tried[120:])) < 30
+    plain = [nodes for nodes, asked in zip(behind[120:], tried[120:], strict=True) if not asked]
+    assert set(plain) == {EXPLORE_NODES}  # they tell what drafting takes, and whether guesses would hit
 
 
 def test_extensions_shrink_the_longer_a_tree_is_in_flight() -> None:
