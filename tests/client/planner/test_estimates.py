@@ -225,11 +225,11 @@ def test_a_lasting_change_of_levels_is_followed_in_five_rounds(before: float, af
     assert levels.level_s == pytest.approx(after)
 
 
-def test_a_loss_budget_in_debt_quarters_chances_until_repaid() -> None:
+def test_a_loss_budget_in_debt_halves_chances_until_repaid() -> None:
     budget = LossBudget()
     while not budget.in_debt:
         budget = budget.after_tree(tokens=1, seconds=1.5, plain_s=1.0)
-    assert budget.discounted(np.array([0.4])) == pytest.approx([0.1])
+    assert budget.discounted(np.array([0.4])) == pytest.approx([0.2])
     for _ in range(100):
         budget = budget.after_plain_round()
     assert not budget.in_debt
