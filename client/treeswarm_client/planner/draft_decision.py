@@ -22,6 +22,7 @@ from treeswarm_client.planner.explain import (
 )
 from treeswarm_client.planner.loss_budget import EXPLORE_LONGER, EXPLORE_NODES, SKIPPED_ROUNDS, Exploration
 from treeswarm_client.planner.plan import (
+    APPEND_S,
     FIRST_NODES,
     OUTGROWN,
     SLACK,
@@ -64,21 +65,23 @@ def decide_draft(
     largest: int,
     overlaps: bool,
     has_kept: bool = False,
+    append_s: float = APPEND_S,
 ) -> DraftDecision:
     """Decide for the coming round.
 
     `limit` is the most nodes whose cost is known, `largest` the most that may be shipped.  `overlaps` says whether
     drafting goes on while rounds travel, `has_kept` whether nodes that were drafted in flight are still of use.
+    `append_s` is what one more append delays a round by, besides the model and the wire.
     """
     if limit < 1:
         return DraftDecision(0, 0, "plain: trees may have no nodes here")
     if overlaps:
-        return _decide_beside_rounds(estimates, costs, limit, largest, has_kept=has_kept)
+        return _decide_beside_rounds(estimates, costs, limit, largest, has_kept=has_kept, append_s=append_s)
     return _decide_between_rounds(estimates, costs, exploration, limit)
 
 
 def _decide_beside_rounds(
-    estimates: Estimates, costs: Costs, limit: int, largest: int, *, has_kept: bool
+    estimates: Estimates, costs: Costs, limit: int, largest: int, *, has_kept: bool, append_s: float
 ) -> DraftDecision:
     """Decide where drafting goes on while rounds travel."""
     if not estimates.acceptance.trees:
@@ -86,7 +89,7 @@ def _decide_beside_rounds(
     chances = estimates.budget.discounted(estimates.acceptance.usual_chances(limit))
     draft_s = estimates.levels.draft_s(limit)
     entered = estimates.acceptance.usual_entry()
-    following = plan_following(chances, costs, draft_s=draft_s, entered=entered)
+    following = plan_following(chances, costs, draft_s=draft_s, entered=entered, append_s=append_s)
     level_s, wait_s = estimates.levels.level_s, longest_draft_wait_s(costs)
     if wait_s < level_s < FOLLOWS_SHARE * costs.plain_s and following.size:
         return DraftDecision(0, largest, draft_follows_text(level_s, wait_s), rate=following.rate)

@@ -49,6 +49,7 @@ from treeswarm_client.planner.loss_budget import (
     LossBudget,
 )
 from treeswarm_client.planner.plan import (
+    APPEND_S,
     FIRST_NODES,
     OUTGROWN_AT,
     Estimates,
@@ -274,6 +275,7 @@ class AutoPolicy:
                 largest=self.largest,
                 overlaps=self._overlaps_now,
                 has_kept=self._has_kept,
+                append_s=self._append_s,
             )
             memory.exploration = memory.exploration.skip(self._decision.skipped_rounds)
         return self._decision.before
@@ -419,6 +421,11 @@ class AutoPolicy:
         """
         links_leave_time = self.costs.link.latency_s > float(self.costs.duration.at(1.0))
         return self.overlaps and (links_leave_time or not self._is_local)
+
+    @property
+    def _append_s(self) -> float:
+        """Seconds by which one more append delays a round.  Where nodes share the client's cores, all of it adds up."""
+        return APPEND_S * (1 + len(self.costs.hops) if self._is_local else 1)
 
     @property
     def _limit(self) -> int:
