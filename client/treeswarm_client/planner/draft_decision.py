@@ -2,7 +2,8 @@
 
 A round either waits for its draft, or leaves plain and the nodes follow it.  Waiting costs every round its time.
 Following costs a round more only if the text enters the nodes, but is possible only where drafting goes on while a
-round travels.  So a draft that is seldom right, or of which nothing is known, follows.
+round travels.  So a draft that is seldom right, or of which nothing is known, follows.  Where nodes share the client's
+cores, a draft in flight is slow and comes late: there only a slow draft follows.
 
 A round without a tree drafts a few nodes in flight all the same.  They tell what drafting takes now, and whether the
 guesses would have been right, so that a wrong "no" lasts a few rounds and costs nothing.
@@ -22,7 +23,6 @@ from treeswarm_client.planner.explain import (
 )
 from treeswarm_client.planner.loss_budget import EXPLORE_LONGER, EXPLORE_NODES, SKIPPED_ROUNDS, Exploration
 from treeswarm_client.planner.plan import (
-    APPEND_S,
     FIRST_NODES,
     OUTGROWN,
     SLACK,
@@ -64,32 +64,30 @@ def decide_draft(
     limit: int,
     largest: int,
     overlaps: bool,
+    follows: bool = False,
     has_kept: bool = False,
-    append_s: float = APPEND_S,
 ) -> DraftDecision:
     """Decide for the coming round.
 
     `limit` is the most nodes whose cost is known, `largest` the most that may be shipped.  `overlaps` says whether
-    drafting goes on while rounds travel, `has_kept` whether nodes that were drafted in flight are still of use.
-    `append_s` is what one more append delays a round by, besides the model and the wire.
+    drafting goes on while rounds travel, `follows` whether it has cores of its own there, and `has_kept` whether nodes
+    that were drafted in flight are still of use.
     """
     if limit < 1:
         return DraftDecision(0, 0, "plain: trees may have no nodes here")
-    if overlaps:
-        return _decide_beside_rounds(estimates, costs, limit, largest, has_kept=has_kept, append_s=append_s)
-    return _decide_between_rounds(estimates, costs, exploration, limit)
+    if overlaps and follows:
+        return _wait_or_follow(estimates, costs, limit, largest, has_kept=has_kept)
+    return _wait_or_leave(estimates, costs, exploration, limit, largest, overlaps=overlaps)
 
 
-def _decide_beside_rounds(
-    estimates: Estimates, costs: Costs, limit: int, largest: int, *, has_kept: bool, append_s: float
-) -> DraftDecision:
-    """Decide where drafting goes on while rounds travel."""
+def _wait_or_follow(estimates: Estimates, costs: Costs, limit: int, largest: int, *, has_kept: bool) -> DraftDecision:
+    """Decide where drafting in flight is free: learning costs nothing, and tries are not needed."""
     if not estimates.acceptance.trees:
         return DraftDecision(0, largest, FIRST_FOLLOWS)
     chances = estimates.budget.discounted(estimates.acceptance.usual_chances(limit))
     draft_s = estimates.levels.draft_s(limit)
     entered = estimates.acceptance.usual_entry()
-    following = plan_following(chances, costs, draft_s=draft_s, entered=entered, append_s=append_s)
+    following = plan_following(chances, costs, draft_s=draft_s, entered=entered)
     level_s, wait_s = estimates.levels.level_s, longest_draft_wait_s(costs)
     if wait_s < level_s < FOLLOWS_SHARE * costs.plain_s and following.size:
         return DraftDecision(0, largest, draft_follows_text(level_s, wait_s), rate=following.rate)
@@ -102,26 +100,39 @@ def _decide_beside_rounds(
     return DraftDecision(0, EXPLORE_NODES, _refusal(estimates, costs, chances, draft_s))
 
 
-def _decide_between_rounds(estimates: Estimates, costs: Costs, exploration: Exploration, limit: int) -> DraftDecision:
-    """Decide where nothing is drafted while a round travels."""
+def _wait_or_leave(
+    estimates: Estimates, costs: Costs, exploration: Exploration, limit: int, largest: int, *, overlaps: bool
+) -> DraftDecision:
+    """Decide where nothing is drafted in flight, or where that takes the nodes' cores and so comes late."""
+    few = EXPLORE_NODES if overlaps else 0
     if exploration.is_due():
-        return DraftDecision(cheap_size(costs, EXPLORE_LONGER, min(limit, EXPLORE_NODES)), 0)
+        return DraftDecision(cheap_size(costs, EXPLORE_LONGER, min(limit, EXPLORE_NODES)), 2 * few)
     if not estimates.acceptance.trees:
-        return DraftDecision(min(FIRST_NODES, limit), 0)
+        return _tree_of(FIRST_NODES, limit, largest, overlaps=overlaps)
     chances = estimates.budget.discounted(estimates.acceptance.usual_chances(limit))
     draft_s = estimates.levels.draft_s(limit)
     best = plan_round(chances, costs, exposed_draft_s=draft_s)
+    level_s, wait_s = estimates.levels.level_s, longest_draft_wait_s(costs)
+    if overlaps and wait_s < level_s < FOLLOWS_SHARE * costs.plain_s and plan_round(chances, costs).size:
+        return DraftDecision(0, largest, draft_follows_text(level_s, wait_s))
     if best.size or estimates.outgrown:
         nodes = max(int(np.ceil(SLACK * best.size)), OUTGROWN * estimates.outgrown)
-        return DraftDecision(min(nodes, limit), 0)
+        return _tree_of(nodes, limit, largest, overlaps=overlaps)
     # On fast links planning takes a share of a round that counts.
-    return DraftDecision(0, 0, _refusal(estimates, costs, chances, draft_s), SKIPPED_ROUNDS)
+    text = _refusal(estimates, costs, chances, draft_s)
+    return DraftDecision(0, few, text, 0 if overlaps else SKIPPED_ROUNDS)
 
 
 def _refusal(estimates: Estimates, costs: Costs, chances: NDArray[np.float64], draft_s: NDArray[np.float64]) -> str:
     """Say why no tree pays."""
     refused = plan_round(chances, costs, exposed_draft_s=draft_s, smallest=1)
     return would_not_pay_text(refused, float(draft_s[refused.size]), costs.plain_s, in_debt=estimates.budget.in_debt)
+
+
+def _tree_of(nodes: int, limit: int, largest: int, *, overlaps: bool) -> DraftDecision:
+    """Return the decision for a tree of about `nodes` nodes."""
+    nodes = min(nodes, limit)
+    return DraftDecision(largest if overlaps and nodes > EXPLORE_NODES else nodes, largest if overlaps else 0)
 
 
 def longest_wait_s(estimates: Estimates, costs: Costs) -> float:

@@ -33,7 +33,7 @@ FIRST_DRAFT_SHARE = 0.1
 FIRST_NODES = 16
 # Trees differ from round to round: this many times the nodes that the usual tree would ship are drafted.
 SLACK = 1.25
-# Seconds that a machine spends on one more append besides the model and the wire: `swarm bench overhead`.
+# Seconds that client and nodes spend on one more append besides the model and the wire: `swarm bench overhead`.
 APPEND_S = 0.002
 # A tree that the text followed for at least OUTGROWN_AT nodes, down to a leaf, was too small.  The next one is
 # drafted with OUTGROWN times its nodes: usual trees change over rounds, and a text that begins to copy has few rounds.
@@ -88,20 +88,18 @@ def plan_round(
     return Plan(size, float(tokens[size]), float(seconds[size]), float(rates[size]))
 
 
-def plan_following(
-    chances: NDArray[np.float64], costs: Costs, *, draft_s: NDArray[np.float64], entered: float, append_s: float
-) -> Plan:
+def plan_following(chances: NDArray[np.float64], costs: Costs, *, draft_s: NDArray[np.float64], entered: float) -> Plan:
     """Find the number of nodes that brings most tokens per second if the round leaves plain and they follow it.
 
     Then drafting and a further append cost time only where the text enters the nodes, of which `entered` is the chance.
     `extension_size` sends no nodes that bring less than their forward takes, so those count as none.  Arrays are as for
-    `plan_round`; `draft_s` has the seconds of drafting by size, `append_s` what one more append takes besides.
+    `plan_round`; `draft_s` has the seconds of drafting by size.
     """
     brought = np.concatenate([[0.0], np.cumsum(chances)])
     forward_s = np.concatenate([[0.0], slowest_stage_s(costs, np.arange(1.0, len(chances) + 1))])
     brought = np.where(brought * costs.plain_s > forward_s, brought, 0.0)
     rows_s = traversal_s(costs, np.arange(1.0, len(chances) + 2)) - costs.plain_s
-    further_s = np.maximum(forward_s, rows_s) + append_s
+    further_s = np.maximum(forward_s, rows_s) + APPEND_S
     seconds = costs.plain_s + np.where(brought > 0, entered * (draft_s + further_s), 0.0)
     rates = (1.0 + brought) / seconds
     size = int(np.argmax(rates))

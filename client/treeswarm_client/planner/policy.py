@@ -49,7 +49,6 @@ from treeswarm_client.planner.loss_budget import (
     LossBudget,
 )
 from treeswarm_client.planner.plan import (
-    APPEND_S,
     FIRST_NODES,
     OUTGROWN_AT,
     Estimates,
@@ -275,7 +274,7 @@ class AutoPolicy:
                 largest=self.largest,
                 overlaps=self._overlaps_now,
                 has_kept=self._has_kept,
-                append_s=self._append_s,
+                follows=not self._is_local,
             )
             memory.exploration = memory.exploration.skip(self._decision.skipped_rounds)
         return self._decision.before
@@ -331,7 +330,7 @@ class AutoPolicy:
             return self._record_fixed_size(tree, chances, draft_s)
         considered = estimates.budget.discounted(chances[: self._limit])
         plan = plan_round(considered, costs, exposed_draft_s=draft_s)
-        is_due = self.memory.exploration.is_due() and not self._overlaps_now
+        is_due = self.memory.exploration.is_due() and not self._tries_nothing
         exploring = bool(len(considered)) and is_due and plan.size == 0
         if exploring:
             size = cheap_size(costs, EXPLORE_LONGER, min(len(considered), EXPLORE_NODES))
@@ -423,9 +422,9 @@ class AutoPolicy:
         return self.overlaps and (links_leave_time or not self._is_local)
 
     @property
-    def _append_s(self) -> float:
-        """Seconds by which one more append delays a round.  Where nodes share the client's cores, all of it adds up."""
-        return APPEND_S * (1 + len(self.costs.hops) if self._is_local else 1)
+    def _tries_nothing(self) -> bool:
+        """Whether no tree is sent only to explore: what is drafted in flight tells as much, and costs nothing."""
+        return self._overlaps_now and not self._is_local
 
     @property
     def _limit(self) -> int:
@@ -442,7 +441,7 @@ class AutoPolicy:
         self.memory.exploration = exploration.skip(max(0, exploration.skipped_rounds - 1))
         plan = plan_for_size(0, np.empty(0), self.costs)
         plan = replace(plan, rate=max(plan.rate, self._decision.rate))
-        next_try = None if self._overlaps_now else exploration.due_in
+        next_try = None if self._tries_nothing else exploration.due_in
         reason = NO_ROOM if self._decision.before else with_next_try(self._decision.why_plain, next_try)
         self._decide(plan, np.empty(0), 0.0, reason if is_asked else LAST_TOKEN)
 

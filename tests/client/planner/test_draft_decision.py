@@ -49,10 +49,18 @@ def decide(
     exploration: Exploration = LATER,
     *,
     overlaps: bool = True,
+    follows: bool = True,
     has_kept: bool = False,
 ) -> DraftDecision:
     return decide_draft(
-        known, costs(latency_s), exploration, limit=64, largest=LARGEST, overlaps=overlaps, has_kept=has_kept
+        known,
+        costs(latency_s),
+        exploration,
+        limit=64,
+        largest=LARGEST,
+        overlaps=overlaps,
+        follows=follows,
+        has_kept=has_kept,
     )
 
 
@@ -102,6 +110,7 @@ def test_a_draft_that_is_seldom_right_follows_its_round(latency_s: float) -> Non
     assert decision.why_plain.endswith("% of drafts")
     assert decision.rate > 1.0 / costs(latency_s).plain_s
     assert decide(known, latency_s, overlaps=False).before > 0
+    assert decide(known, latency_s, follows=False).before > 0
 
 
 def test_nodes_kept_from_the_last_round_are_asked_for() -> None:
@@ -123,6 +132,8 @@ def test_a_due_try_drafts_a_few_nodes_where_nothing_is_drafted_in_flight() -> No
         decision = decide(known, exploration=Exploration(due_in=0), overlaps=False)
         assert 0 < decision.before <= EXPLORE_NODES
         assert decision.why_plain == ""
+        beside = decide(known, exploration=Exploration(due_in=0), follows=False)
+        assert 0 < beside.before <= EXPLORE_NODES
         assert decide(known, exploration=Exploration(due_in=0)) == decide(known)
 
 

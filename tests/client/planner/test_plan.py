@@ -128,11 +128,11 @@ def test_following_never_plans_less_than_plain_and_needs_no_certain_text(
     chances: NDArray[np.float64], costs: Costs, draft_s: float, entered: float
 ) -> None:
     by_size = np.where(np.arange(len(chances) + 1) > 0, draft_s, 0.0)
-    plan = plan_following(chances, costs, draft_s=by_size, entered=entered, append_s=0.0)
+    plan = plan_following(chances, costs, draft_s=by_size, entered=entered)
     assert plan.rate >= 1 / costs.plain_s * (1 - 1e-9)
-    seldom = plan_following(chances, costs, draft_s=by_size, entered=entered / 2, append_s=0.0)
+    seldom = plan_following(chances, costs, draft_s=by_size, entered=entered / 2)
     assert seldom.rate >= plan.rate * (1 - 1e-9)
-    certain = plan_following(chances, costs, draft_s=by_size, entered=1.0, append_s=0.0)
+    certain = plan_following(chances, costs, draft_s=by_size, entered=1.0)
     waiting = plan_round(chances, costs, exposed_draft_s=by_size)
     assert certain.rate <= waiting.rate * (1 + 1e-9)
 
