@@ -111,7 +111,9 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="batch, offload: multiply the weights of the feed-forwards, with the same text (default 1)",
     )
     parser.add_argument(
-        "--quantization", choices=["int8", "nf4"], help="batch: format of the nodes' weights (default: as they are)"
+        "--quantization",
+        choices=["int8", "int4", "nf4"],
+        help="batch: format of the nodes' weights (default: as they are)",
     )
     parser.add_argument("--nodes", type=int, metavar="N", help="number of node processes (default 3; offload: 1)")
     parser.add_argument(

@@ -51,9 +51,9 @@ class ModelConfig:
         str,
         Flag(
             "--quantization",
-            "keep the weights of the hosted blocks in 8 bits (int8) or 4 bits (nf4), or not (none) (default: auto, as "
-            "the swarm that is joined, none in a new one)",
-            choices=("auto", "none", "int8", "nf4"),
+            "keep the weights of the hosted blocks in 8 bits (int8) or 4 bits (int4 on a CPU, else nf4), or not (none) "
+            "(default: auto, as the swarm that is joined, none in a new one)",
+            choices=("auto", "none", "int8", "int4", "nf4"),
         ),
     ] = "auto"  # fmt: skip
     activations: Annotated[

@@ -70,7 +70,9 @@ def add_client_flags(parser: argparse.ArgumentParser, *, patience_s: float = DEF
         "--dtype", choices=["float32", "bfloat16", "float16"], help="use only nodes that compute in this dtype"
     )
     parser.add_argument(
-        "--quantization", choices=["none", "int8", "nf4"], help="use only nodes with weights of this quantization"
+        "--quantization",
+        choices=["none", "int8", "int4", "nf4"],
+        help="use only nodes with weights of this quantization",
     )
     parser.add_argument(
         "--emulate-link", metavar="SHAPE", help="delay what this client sends, as in delay=25ms,rate=100mbit"

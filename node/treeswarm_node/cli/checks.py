@@ -16,7 +16,7 @@ from treeswarm_node.config import ModelConfig, NodeConfig, NodeLimits
 from treeswarm_node.joining import check_code
 from treeswarm_node.model.checkpoint.formats import check_format
 
-QUANTIZED = ("int8", "nf4")
+QUANTIZED = ("nf4",)
 """Quantizations that need a library; `auto` does without it."""
 
 

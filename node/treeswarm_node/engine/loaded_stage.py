@@ -31,11 +31,13 @@ from treeswarm_node.engine.sampler import Sampler
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.model.attention_selection import choose_attention
 from treeswarm_node.model.check.family_check import check_family
+from treeswarm_node.model.check.kernel_check import check_kernels
 from treeswarm_node.model.checkpoint.formats import check_format
 from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.model.offload import Offload, open_offload
-from treeswarm_node.model.quantization.quantized_linear import check_library
+from treeswarm_node.model.quantization.integer_linears import pack_integer_products
+from treeswarm_node.model.quantization.weight_kinds import check_kind
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.model.weight_layout import choose_layouts
 
@@ -163,7 +165,7 @@ def _load(
     if config.device.threads:
         torch.set_num_threads(config.device.threads)
     device = find_device(config.device.name)
-    check_library(config.model.quantization)
+    check_kind(config.model.quantization, device)
     folder = resolve_model(model.name, weights=True, span=span, hub=model.hub, progress=progress)
     loaded = load_span(
         folder, span, getattr(torch, config.model.dtype), device, progress,
@@ -175,7 +177,9 @@ def _load(
     span_model = SpanModel(loaded, config.device.kv_tokens)
     if offload is None:  # offloaded weights keep the layout in which they were stored
         choose_layouts(span_model.linears())
+        pack_integer_products(span_model.layers)
     check_family(span_model)
+    check_kernels(span_model)
     choose_attention(span_model, config.device.attention)
     numerics = NumericsClass(weights, config.model.dtype, config.model.quantization, config.model.activations)
     served = ServedSpan(

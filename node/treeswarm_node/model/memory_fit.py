@@ -14,8 +14,7 @@ from treeswarm.errors import BadRequest
 from treeswarm.model_files import BLOCK, read_config
 from treeswarm.programs.units import format_bytes
 from treeswarm_node.model.checkpoint.storage import weight_shapes
-from treeswarm_node.model.quantization.quantized_linear import BITS
-from treeswarm_node.model.quantization.quantized_linear import BLOCK as BLOCK_OF_WEIGHTS
+from treeswarm_node.model.quantization.weight_kinds import KINDS
 
 # Share of the free memory that is planned with.  The rest is for the allocator's waste and for what else the owner does
 # meanwhile.
@@ -39,6 +38,8 @@ class Footprint:
     """Bytes of one KV cache row in one block."""
     forward_row: int
     """Bytes of activations per row of a forward."""
+    loading: int = 0
+    """Bytes of one block before it is quantized, which must fit beside the blocks that are; 0 without quantization."""
 
 
 def count_blocks_that_fit(
@@ -50,7 +51,7 @@ def count_blocks_that_fit(
     the number of bytes for them, and `room` holds the weights of only two blocks, however many are hosted.  Memory for
     the ends is always included, because any node may become head or tail.  Raises BadRequest if not one block fits.
     """
-    available = room * USABLE_SHARE - footprint.ends - footprint.forward_row * forward_rows
+    available = room * USABLE_SHARE - footprint.ends - footprint.loading - footprint.forward_row * forward_rows
     per_block = footprint.block + footprint.kv_row * kv_tokens
     if store is None:
         fit = min(blocks, math.floor(available / per_block))
@@ -65,6 +66,7 @@ def count_blocks_that_fit(
             )
         weights = footprint.block * (1 if store is None else SLOTS)
         needed = weights + footprint.kv_row * kv_tokens + footprint.ends + footprint.forward_row * forward_rows
+        needed += footprint.loading
         raise BadRequest(
             f"not one block fits: {format_bytes(room)} are free, one block with {kv_tokens} KV rows needs "
             f"{format_bytes(needed / USABLE_SHARE)}: lower --kv-tokens, choose a smaller --dtype or another --device"
@@ -78,11 +80,13 @@ def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none")
     text = config.get("text_config") or config
     width = dtype.itemsize
     by_block: Counter[int] = Counter()
+    unquantized: Counter[int] = Counter()
     ends = 0
     for name, shape in weight_shapes(folder).items():
         size = math.prod(shape) * width
         block = BLOCK.search(name)
         if block:
+            unquantized[int(block[1])] += size
             by_block[int(block[1])] += _quantized_size(shape, size, quantization)
         else:
             ends += size
@@ -93,14 +97,18 @@ def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none")
         ends=ends,
         kv_row=2 * heads * head_dim * width,
         forward_row=ACTIVATION_COPIES * int(text["hidden_size"]) * 4,
+        loading=0 if quantization == "none" else max(unquantized.values(), default=0),
     )
 
 
 def _quantized_size(shape: tuple[int, ...], size: int, quantization: str) -> int:
-    """Return the bytes of a block's tensor that has `size` bytes unquantized.  Only matrices are quantized."""
-    if quantization == "none" or len(shape) != 2:
+    """Return the bytes of a block's tensor that has `size` bytes unquantized.
+
+    Matrices are quantized, and so are those of experts, [experts, out, in].
+    """
+    if quantization == "none" or len(shape) not in (2, 3) or not KINDS[quantization].fits(torch.Size(shape[-2:])):
         return size
-    return math.prod(shape) * BITS[quantization] // 8 + math.prod(shape) // BLOCK_OF_WEIGHTS[quantization] * 4
+    return math.prod(shape[:-2]) * KINDS[quantization].count_bytes(shape[-2], shape[-1])
 
 
 def offload_room(offload: str) -> int | None:

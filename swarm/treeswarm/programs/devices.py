@@ -14,7 +14,7 @@ AUTO = "auto"
 CPU_BF16_FEATURES = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
 """Names by which torch's CPU capabilities call bfloat16 arithmetic on x86 and Arm."""
 DTYPES = ("float32", "bfloat16", "float16")
-QUANTIZATIONS = ("none", "int8", "nf4")
+QUANTIZATIONS = ("none", "int8", "int4", "nf4")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,17 @@ class Machine:
     cpu_bf16: bool = False
     """Whether the CPU has bfloat16 arithmetic."""
     bitsandbytes: bool = False
-    """Whether the library that quantizes weights is installed."""
+    """Whether the library that packs weights in nf4 is installed."""
+    cpu_int4: bool = False
+    """Whether torch has a kernel for weights in 4 bits on this CPU."""
+
+    def explain_unusable(self, quantization: str, device: str) -> str:
+        """Return what to do before this machine can use weights of a kind on the device; empty if it can."""
+        if quantization == "nf4" and not self.bitsandbytes:
+            return "install bitsandbytes"
+        if quantization == "int4" and not (device == "cpu" and self.cpu_int4):
+            return "give --device cpu, with a torch that has this kernel,"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -135,8 +145,7 @@ def choose_numerics(
     common = NumericsClass("", *classes.most_common(1)[0][0])
     for values in known:
         numerics = NumericsClass("", *values)
-        needs_library = numerics.quantization != "none" and not machine.bitsandbytes
-        if request.allows(numerics) and not needs_library:
+        if request.allows(numerics) and not machine.explain_unusable(numerics.quantization, device):
             why = "as the swarm computes" if request.is_open else ""
             return NumericsChoice(*values, why, _slowness(request.dtype, numerics.dtype, device, machine))
     difference = f"this node will compute with {_words(own)}, the swarm's nodes with {_words(common)}, so that no text "
@@ -144,7 +153,7 @@ def choose_numerics(
     if common.quantization not in QUANTIZATIONS:
         hint = "install the release that they run"
     elif request.allows(common):
-        hint = "install bitsandbytes to join them"
+        hint = f"{machine.explain_unusable(common.quantization, device)} to join them"
     else:
         hint = "leave out --dtype, --quantization and --activations to join them"
     return NumericsChoice(own.dtype, own.quantization, own.activations, why, f"{difference}: {hint}")
@@ -185,6 +194,7 @@ def describe_machine(torch: Any, *, bitsandbytes: bool = False) -> Machine:
         mps_fault=attention_fault(torch, "mps") if mps else "",
         cpu_bf16=any(features.get(feature) for feature in CPU_BF16_FEATURES),
         bitsandbytes=bitsandbytes,
+        cpu_int4=hasattr(torch, "_weight_int4pack_mm_for_cpu"),
     )
 
 

@@ -121,13 +121,13 @@ def test_dequantized_copy_equals_the_quantized_layer(quantization: str) -> None:
     layer = torch.nn.Sequential(torch.nn.Linear(96, 64, bias=True)).requires_grad_(False)
     quantize(layer, quantization)
     rows = torch.randn(3, 96)
-    torch.testing.assert_close(dequantized_copy(layer)(rows), layer(rows))
+    torch.testing.assert_close(dequantized_copy(layer)(rows), layer(rows), rtol=1e-3, atol=1e-3)
 
 
 def test_layer_with_few_linear_weights_is_refused() -> None:
     pytest.importorskip("bitsandbytes")
     layer = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Embedding(100, 4))
-    with pytest.raises(UnsupportedModel, match="without --quantization"):
+    with pytest.raises(UnsupportedModel, match="another --quantization, or none"):
         quantize(layer, "int8")
 
 

@@ -24,6 +24,7 @@ OLD_GPU, NEW_GPU = Machine(cuda=1), Machine(cuda=1, cuda_bf16=True)
 APPLE, BROKEN_APPLE = Machine(mps=True), Machine(mps=True, mps_fault="it is off by 1.0e-01")
 BF16, F32 = NumericsClass("w" * 64, "bfloat16"), NumericsClass("w" * 64, "float32")
 NF4 = NumericsClass("w" * 64, "bfloat16", "nf4")
+INT4, INT8 = NumericsClass("w" * 64, "bfloat16", "int4"), NumericsClass("w" * 64, "float32", "int8")
 INT8_ROWS = NumericsClass("w" * 64, "bfloat16", "none", "int8")
 OPEN = NumericsRequest()
 
@@ -108,6 +109,8 @@ def test_a_new_swarm_computes_plainly() -> None:
         ([F32], NEW_GPU),
         ([INT8_ROWS, INT8_ROWS, F32], NEW_CPU),
         ([NF4], Machine(bitsandbytes=True)),
+        ([INT8], PLAIN_CPU),
+        ([INT4], Machine(cpu_int4=True)),
     ],
 )
 def test_a_joining_node_computes_as_most_nodes_of_the_swarm(swarm: list[NumericsClass], machine: Machine) -> None:
@@ -128,6 +131,12 @@ def test_a_node_that_cannot_quantize_says_so_and_what_to_install() -> None:
         "this node will compute with float32, the swarm's nodes with bfloat16, nf4 weights, so that no text can use "
         "both: install bitsandbytes to join them"
     )
+
+
+def test_weights_in_4_bits_for_cpus_are_not_taken_over_on_a_gpu() -> None:
+    choice = choose_numerics(OPEN, "cuda:0", Machine(cuda=1, cuda_bf16=True, cpu_int4=True), "bfloat16", [INT4])
+    assert (choice.dtype, choice.quantization) == ("bfloat16", "none")
+    assert choice.warning.endswith("give --device cpu, with a torch that has this kernel, to join them")
 
 
 def test_a_named_dtype_that_no_node_has_is_kept_with_a_warning() -> None:

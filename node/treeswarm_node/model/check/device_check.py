@@ -13,7 +13,7 @@ from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.model.check.family_check import check_family
 from treeswarm_node.model.checkpoint.loader import load_span
-from treeswarm_node.model.quantization.quantized_linear import check_library
+from treeswarm_node.model.quantization.weight_kinds import check_kind
 from treeswarm_node.model.span_model import SpanModel
 
 ROWS = 48
@@ -25,6 +25,7 @@ TOLERANCES = {
     ("bfloat16", "none"): 0.03,
     ("float16", "none"): 0.01,
     ("float32", "int8"): 0.05,
+    ("float32", "int4"): 0.3,
     ("float32", "nf4"): 0.3,
 }
 
@@ -59,7 +60,7 @@ def check_numerics(device: torch.device) -> list[NumericsCheck]:
 
 def _check(device: torch.device, dtype: str, quantization: str, reference: torch.Tensor) -> NumericsCheck:
     try:
-        check_library(quantization)
+        check_kind(quantization, device)
         error = float((_compute_output(device, dtype, quantization) - reference).norm() / reference.norm())
     except (SwarmError, RuntimeError) as failure:
         return NumericsCheck(dtype, quantization, None, str(failure).splitlines()[0])

@@ -1,109 +1,197 @@
-"""Quantize the weights of a decoder layer's linear layers to 8 or 4 bits with bitsandbytes.
-
-A weight is stored quantized and dequantized into the model's dtype when its layer runs.  The product is torch's own, so
-a row depends on the rows beside it no more than without quantization.  CPU and GPU dequantize to the same numbers.
-"""
+"""Replace the matrices of a decoder layer by quantized ones: its linear layers and its fused experts."""
 
 import copy
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
-from treeswarm.errors import BadRequest, UnsupportedModel
-from treeswarm.extras import install_command, missing_modules
+from treeswarm.errors import UnsupportedModel
+from treeswarm_node.model.quantization.weight_kinds import KINDS, Parts, WeightKind
 
-BITS = {"int8": 8, "nf4": 4}
-# Number of weights that share a scale (float32).  4 bits need smaller blocks; at 8 bits the scales of blocks of 256 are
-# 1.6 % of the bytes.
-BLOCK = {"int8": 256, "nf4": 64}
-# Smallest share of a layer's weights that must be quantized.  A layer below it has most of its weights elsewhere (fused
-# experts), and quantization would save nothing.
+# Smallest share of a layer's weights that must be quantized; below it, quantization would save little.
 MIN_SHARE = 0.5
 
 
-class QuantizedLinear(torch.nn.Module):
-    """Computes a linear layer from rows [..., in] to [..., out] in their dtype; the weight is dequantized per call."""
+class QuantizedWeight(torch.nn.Module):
+    """Holds a matrix, or one per expert, packed in a kind; the parts are its buffers."""
 
-    packed: torch.Tensor
-    scales: torch.Tensor
-    code: torch.Tensor
+    def __init__(self, kind: str, shape: torch.Size, parts: Parts) -> None:
+        super().__init__()
+        self.kind, self.shape = kind, shape
+        for name, tensor in parts.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    @property
+    def packing(self) -> WeightKind:
+        return KINDS[self.kind]
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        return dict(self.named_buffers())
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "QuantizedWeight":
+        """Move the parts as `fn` does, and keep their dtypes: `layer.float()` must not change a kernel's arguments."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+
+
+class SharedProduct(Protocol):
+    """Multiplies rows with the matrices of several layers at once."""
+
+    def multiply(self, rows: torch.Tensor, part: int) -> torch.Tensor:
+        """Return the product [..., out] of rows [..., in] with the `part`-th matrix."""
+        ...
+
+    def dequantize(self, part: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return the `part`-th matrix [out, in] in `dtype`."""
+        ...
+
+
+class QuantizedLinear(torch.nn.Module):
+    """Computes a linear layer from rows [..., in] to [..., out] in their dtype."""
 
     def __init__(self, linear: torch.nn.Linear, kind: str) -> None:
         super().__init__()
-        functional = _library()
-        weight = linear.weight.data.contiguous()
-        self.kind, self.shape = kind, weight.shape
+        weight = linear.weight.data
+        self.weight = QuantizedWeight(kind, weight.shape, KINDS[kind].pack(weight))
         self.bias = linear.bias
-        if kind == "nf4":
-            packed, state = functional.quantize_4bit(weight.float(), blocksize=BLOCK[kind], quant_type="nf4")
-        else:
-            # Evenly spaced levels: the library's own 8-bit code is made for optimisers, and its error for weights is
-            # half again as large (0.0108 against 0.0070 of their norm).
-            code = functional.create_linear_map(signed=True, total_bits=8).to(weight.device)
-            packed, state = functional.quantize_blockwise(weight.float(), code=code, blocksize=BLOCK[kind])
-        for name, tensor in (("packed", packed), ("scales", state.absmax), ("code", state.code)):
-            self.register_buffer(name, tensor, persistent=False)
+        self._product: tuple[SharedProduct, int] | None = None
+
+    def use_product(self, product: "SharedProduct", part: int) -> None:
+        """Multiply with the `part`-th matrix of `product` from now on, and free the weight's own parts."""
+        self._product = product, part
+        for name in self.weight.parts():
+            setattr(self.weight, name, None)
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the weight [out, in] in `dtype`."""
-        functional = _library()
-        state = functional.QuantState(
-            absmax=self.scales, shape=self.shape, code=self.code, blocksize=BLOCK[self.kind], dtype=dtype,
-            quant_type="nf4" if self.kind == "nf4" else None,
-        )  # fmt: skip
-        dequantize = functional.dequantize_4bit if self.kind == "nf4" else functional.dequantize_blockwise
-        weight: torch.Tensor = dequantize(self.packed, state)
-        return weight.view(self.shape)
+        if self._product is not None:
+            return self._product[0].dequantize(self._product[1], dtype)
+        return self.weight.packing.dequantize(self.weight.parts(), self.weight.shape, dtype)
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the product [..., out] of rows [..., in] with the weight."""
+        if self._product is not None:
+            return self._product[0].multiply(rows, self._product[1])
+        return self.weight.packing.multiply(rows, self.weight.parts(), self.weight.shape)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(rows, self.dequantize(rows.dtype), self.bias)
+        product = self.multiply(rows)
+        return product if self.bias is None else product + self.bias.to(product.dtype)
 
 
-def check_library(quantization: str) -> None:
-    """Raise BadRequest if the library for this quantization is not installed."""
-    if quantization != "none" and missing_modules("quantization"):
-        raise BadRequest(
-            f"--quantization {quantization} needs bitsandbytes: {install_command('node', 'quantization')}, "
-            "or go without --quantization"
-        )
+class QuantizedExperts(QuantizedWeight):
+    """Holds the matrices of a layer's experts in place of a parameter [experts, …].
+
+    Layers index it by expert, as they index the parameter, so only experts that are hit are computed.
+    """
+
+    def __init__(self, parameter: torch.Tensor, kind: str, *, transposed: bool) -> None:
+        matrices = [KINDS[kind].pack(weight.t() if transposed else weight) for weight in parameter]
+        stacked = {name: torch.stack([parts[name] for parts in matrices]) for name in matrices[0]}
+        shape = parameter[0].t().shape if transposed else parameter[0].shape
+        super().__init__(kind, shape, stacked)
+        self.transposed, self.dtype = transposed, parameter.dtype
+
+    def __getitem__(self, expert: Any) -> "ExpertWeight":
+        return ExpertWeight(self, {name: tensor[int(expert)] for name, tensor in self.parts().items()})
+
+    def __len__(self) -> int:
+        return len(next(iter(self.parts().values())))
+
+    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return what the parameter would be: [experts, out, in], or [experts, in, out] if it is transposed."""
+        return torch.stack([self[expert].as_parameter(dtype) for expert in range(len(self))])
+
+
+class ExpertWeight:
+    """Stands for one expert's matrix in the products that torch computes."""
+
+    def __init__(self, experts: QuantizedExperts, parts: Parts) -> None:
+        self._experts, self.parts = experts, parts
+
+    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return the matrix [out, in] in `dtype`."""
+        return self._experts.packing.dequantize(self.parts, self._experts.shape, dtype)
+
+    def as_parameter(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return the matrix as the layer's parameter would hold it."""
+        weight = self.dequantize(dtype)
+        return weight.t() if self._experts.transposed else weight
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the product [..., out] of rows [..., in] with the matrix."""
+        return self._experts.packing.multiply(rows, self.parts, self._experts.shape)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Compute a function of torch that has an expert's matrix among its arguments."""
+        kwargs = kwargs or {}
+        if len(args) == 2 and not kwargs and isinstance(args[1], cls) and isinstance(args[0], torch.Tensor):
+            rows, weight = args
+            transposed = weight._experts.transposed
+            if function is torch.nn.functional.linear and not transposed:
+                return weight.multiply(rows)
+            if function in MATRIX_PRODUCTS and transposed:
+                return weight.multiply(rows)
+        dtype = next((arg.dtype for arg in args if isinstance(arg, torch.Tensor)), None)
+        plain = [arg.as_parameter(dtype or arg._experts.dtype) if isinstance(arg, cls) else arg for arg in args]
+        return function(*plain, **kwargs)
+
+
+MATRIX_PRODUCTS = (torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
 @torch.no_grad()
 def quantize(layer: torch.nn.Module, kind: str) -> None:
-    """Replace a decoder layer's linear layers with quantized ones of kind `int8` or `nf4`.
+    """Replace a decoder layer's linear layers and fused experts with quantized ones.
 
-    Raises UnsupportedModel if they hold less than `MIN_SHARE` of the layer's weights.
+    Matrices of a shape that the kind cannot pack keep their weights.  Raises UnsupportedModel if less than `MIN_SHARE`
+    of the layer's weights can be quantized.
     """
     total = sum(parameter.numel() for parameter in layer.parameters())
     replaced = 0
     for parent in list(layer.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is torch.nn.Linear:
+            if type(child) is torch.nn.Linear and KINDS[kind].fits(child.weight.shape):
                 replaced += child.weight.numel()
                 setattr(parent, name, QuantizedLinear(child, kind))
+        for name, parameter in _expert_weights(parent, kind):
+            replaced += parameter.numel()
+            delattr(parent, name)
+            setattr(parent, name, QuantizedExperts(parameter.data, kind, transposed=bool(parent.is_transposed)))
+            parent.config._experts_implementation = "eager"  # the one that computes expert by expert
     if replaced < MIN_SHARE * total:
         raise UnsupportedModel(
-            f"only {replaced / max(1, total):.0%} of a decoder layer's weights can be quantized (fused experts "
-            "cannot): go without --quantization"
+            f"only {replaced / max(1, total):.0%} of a decoder layer's weights can be quantized to {kind}: give "
+            "another --quantization, or none"
         )
 
 
+def _expert_weights(module: torch.nn.Module, kind: str) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Yield the stacked matrices of a module whose experts transformers can compute in several ways."""
+    if hasattr(module, "is_transposed"):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.ndim == 3:
+                shape = parameter.shape[:0:-1] if module.is_transposed else parameter.shape[1:]
+                if KINDS[kind].fits(shape):
+                    yield name, parameter
+
+
 def dequantized_copy(layer: torch.nn.Module) -> torch.nn.Module:
-    """Return a float32 copy in which quantized linear layers are plain ones with the same dequantized weights."""
+    """Return a float32 copy whose matrices are plain ones with the same dequantized weights."""
     dequantized = copy.deepcopy(layer).float()
     for parent in list(dequantized.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, QuantizedLinear):
                 weight = child.dequantize(torch.float32)
-                plain = torch.nn.Linear(
-                    child.shape[1], child.shape[0], bias=child.bias is not None, device=weight.device
-                )
-                plain.weight.data, plain.bias = weight, child.bias
+                plain = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
+                plain.weight.data = weight
+                plain.bias = None if child.bias is None else torch.nn.Parameter(child.bias.float())
                 setattr(parent, name, plain.requires_grad_(False))
+            elif isinstance(child, QuantizedExperts):
+                delattr(parent, name)
+                parameter = torch.nn.Parameter(child.dequantize(torch.float32), requires_grad=False)
+                parent.register_parameter(name, parameter)
     return dequantized
-
-
-def _library() -> Any:
-    import bitsandbytes.functional  # noqa: PLC0415  # optional, and 100 MB
-
-    return bitsandbytes.functional
