@@ -44,17 +44,18 @@ class IntegerProduct:
     def _multiply(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         digits, steps = split_digits(rows.reshape(-1, self._inputs))
         products = join_digits(self._sum(digits), steps).to(rows.dtype)
-        return products.view(*rows.shape[:-1], -1).split(self._sizes, -1)
+        return torch.split(products.view(*rows.shape[:-1], -1), self._sizes, -1)
 
     def _sum(self, digits: torch.Tensor) -> torch.Tensor:
         """Return the products float32 [n, out] of int8 rows [n, in] with the matrices."""
-        return torch.ops.onednn.qlinear_pointwise(
+        products: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             digits, 1.0, 0, self._packed, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )  # type: ignore[no-any-return]
+        )
+        return products
 
     def dequantize(self, part: int, dtype: torch.dtype) -> torch.Tensor:
         """Return the `part`-th matrix [out, in]; products with unit rows read oneDNN's own layout."""
-        matrices = self._sum(torch.eye(self._inputs, dtype=torch.int8)).split(self._sizes, -1)
+        matrices = torch.split(self._sum(torch.eye(self._inputs, dtype=torch.int8)), self._sizes, -1)
         return matrices[part].t().contiguous().to(dtype)
 
     def __deepcopy__(self, memo: object) -> "IntegerProduct":

@@ -31,7 +31,8 @@ class QuantizedWeight(torch.nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "QuantizedWeight":
         """Move the parts as `fn` does, and keep their dtypes: `layer.float()` must not change a kernel's arguments."""
-        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+        super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 class SharedProduct(Protocol):
@@ -161,7 +162,8 @@ def quantize(layer: torch.nn.Module, kind: str) -> None:
             replaced += parameter.numel()
             delattr(parent, name)
             setattr(parent, name, QuantizedExperts(parameter.data, kind, transposed=bool(parent.is_transposed)))
-            parent.config._experts_implementation = "eager"  # the one that computes expert by expert
+            config: Any = parent.config
+            config._experts_implementation = "eager"  # the one that computes expert by expert
     if replaced < MIN_SHARE * total:
         raise UnsupportedModel(
             f"only {replaced / max(1, total):.0%} of a decoder layer's weights can be quantized to {kind}: give "
