@@ -15,6 +15,7 @@ import torch
 from treeswarm.keys import key_marker, read_swarm_key
 from treeswarm.model_files import read_config
 from treeswarm.programs.devices import checkpoint_dtype
+from treeswarm.programs.units import format_bytes
 from treeswarm.progress import Progress
 from treeswarm.protocol.address import Address, is_loopback
 from treeswarm.protocol.records import NodeState
@@ -68,6 +69,8 @@ class HostedModel:
     """Digest of the weights."""
     kv_tokens: int
     """Number of tokens in the KV cache."""
+    kv_row_bytes: int
+    """Number of bytes per token in the KV cache, of all hosted blocks together."""
     rate: float
     """Block-rows per second, as measured."""
     automatic: str | None = None
@@ -110,7 +113,7 @@ class Ready:
             f"swarm-node ready on {self.address}",
             f"  blocks:           {hosted.blocks} of {hosted.of} of {hosted.model}",
             f"  computes:         on {hosted.device} in {hosted.dtype}, attention {hosted.attention}",
-            f"  KV cache:         {hosted.kv_tokens} tokens",
+            f"  KV cache:         {hosted.kv_tokens} tokens of {format_bytes(hosted.kv_row_bytes)}",
             f"  identity:         {self.node}",
             f"  pin:              {self.pin}",
         ]
@@ -312,6 +315,7 @@ def _describe_ready(record: OwnRecord, opened: OpenedRegistry, marker: str, metr
             attention=served.attention,
             weights=served.numerics.weights,
             kv_tokens=config.device.kv_tokens,
+            kv_row_bytes=stage.store.row_bytes,
             rate=stage.rate,
             automatic=", ".join(filter(None, (config.automatic.device, config.automatic.numerics))) or None,
             revision=config.model.revision,

@@ -18,6 +18,7 @@ from treeswarm_node.attention.base import Attention, TorchReference
 from treeswarm_node.attention.flash import FlashAttention
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.kv_cache.kv_store import SessionKV
+from treeswarm_node.kv_cache.page_pool import PAGE
 from treeswarm_node.model.loaded_span import LoadedSpan
 from treeswarm_node.model.span_model import SpanModel
 
@@ -93,10 +94,15 @@ class SpanChain:
     models: list[SpanModel]
     sessions: dict[str, tuple[NodeSession, list[SessionKV]]] = field(default_factory=dict)
 
-    def open(self, name: str, trunk_room: int, crown_room: int = 32) -> None:
+    def open(self, name: str, trunk_room: int, crown_room: int = 32, *, shared_with: str | None = None) -> None:
+        """Open a session, whose trunk may begin with the first page of another one's."""
         vocab = int(self.models[0].loaded.config.vocab_size)
-        terms = SessionTerms(1, trunk_room, crown_room, 10_000, vocab, 0)
-        self.sessions[name] = (NodeSession(terms), [model.store.open(trunk_room, crown_room) for model in self.models])
+        pages = (
+            [[kv.trunk_pages[0]] for kv in self.sessions[shared_with][1]] if shared_with else [[]] * len(self.models)
+        )
+        terms = SessionTerms(1, trunk_room, crown_room, 10_000, vocab, 0, offered=PAGE if shared_with else 0)
+        caches = [model.store.open(trunk_room, crown_room, own) for model, own in zip(self.models, pages, strict=True)]
+        self.sessions[name] = (NodeSession(terms), caches)
 
     def run(self, appends: dict[str, Append]) -> dict[str, torch.Tensor]:
         """Send one batch through the chain, and return the logits of every row, by session."""

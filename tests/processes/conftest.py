@@ -19,8 +19,8 @@ async def three_nodes() -> AsyncIterator[LocalSwarm]:
         yield swarm
 
 
-def save_random_model(folder: Path, *, layers: int, seed: int, **changes: object) -> Path:
-    """Save a random Llama with another vocabulary, GQA ratio and depth, and its own tokenizer; return its folder."""
+def save_tokenizer(folder: Path) -> int:
+    """Save a small tokenizer of its own, and return its number of tokens; token 0 ends a text."""
     corpus = [f"the {i} quick brown foxes jump over {i * 7} lazy dogs\n" for i in range(200)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -31,9 +31,15 @@ def save_random_model(folder: Path, *, layers: int, seed: int, **changes: object
     )
     tokenizer.train_from_iterator(corpus, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    return int(tokenizer.get_vocab_size())
+
+
+def save_random_model(folder: Path, *, layers: int, seed: int, **changes: object) -> Path:
+    """Save a random Llama with another vocabulary, GQA ratio and depth, and its own tokenizer; return its folder."""
+    vocab_size = save_tokenizer(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=vocab_size,
         hidden_size=48,
         intermediate_size=80,
         num_hidden_layers=layers,

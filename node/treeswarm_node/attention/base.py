@@ -1,6 +1,6 @@
 """Define what an attention adapter is: its `attend` computes one layer for the whole batch.
 
-Transformers' layers reach it through `_attend_from_transformers`.  A batch has one segment for each step in the
+Transformers' layers reach it through `attention/interface.py`.  A batch has one segment for each step in the
 forward.  In shapes, T is the number of new rows of a segment, ΣT that of the batch, and C a number of keys.
 
 Every live crown node sees the whole trunk.  Attention is therefore an unmasked part over the trunk, read in place,
@@ -8,29 +8,17 @@ and a masked part over the crown, under one softmax in float32.  Only a sliding 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
-from treeswarm.errors import UnsupportedModel
 from treeswarm_node.attention.metadata import Batch, SegmentMetadata
 from treeswarm_node.attention.padded import PaddedBatch
 
-IMPLEMENTATION = "treeswarm"
-# Arguments that layers pass to attention and that change neither which keys are seen nor how scores are computed.
-IGNORED_ARGUMENTS = {
-    "position_ids",
-    "cache_position",
-    "use_cache",
-    "output_attentions",
-    "dropout",
-    "is_causal",
-    "position_embeddings",
-}
-
+# Largest number of scores that are computed at once: 256 MiB of float32.  DeepSeek-V3's 128 heads have 16 times as many
+# for a prefill of 512 rows at position 16,000.
+MAX_SCORES = 1 << 26
 
 AttentionPart = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 """Keys and values [kv_heads, C, dim], and a bool mask [T, C] of the keys that are seen, or None if all are."""
@@ -53,6 +41,11 @@ class QueryRows:
     sinks: torch.Tensor | None
     """Score of each head's attention sink [heads], or None if the model has none."""
 
+    def select(self, rows: slice) -> "QueryRows":
+        """Return some of the rows, with all keys."""
+        trunk, crown = [_select(part, rows) for part in self.trunk], _select(self.crown, rows)
+        return replace(self, query=self.query[:, rows], trunk=trunk, crown=crown)
+
     def fold_heads(self) -> torch.Tensor:
         """Return queries [kv_heads, heads / kv_heads · T, dim]: a KV head's query heads are rows of one product."""
         return self.query.reshape(self.crown[0].shape[0], -1, self.query.shape[-1])
@@ -60,6 +53,11 @@ class QueryRows:
     def unfold_heads(self, output: torch.Tensor) -> torch.Tensor:
         """Return the output of the folded rows as [T, heads, value_dim], which is the layout that `attend` returns."""
         return output.reshape(*self.query.shape[:2], -1).transpose(0, 1)
+
+
+def _select(part: AttentionPart, rows: slice) -> AttentionPart:
+    key, value, mask = part
+    return key, value, None if mask is None else mask[rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +157,16 @@ class TorchReference:
 
 
 def attend_reference(rows: QueryRows) -> torch.Tensor:
-    """Return the attention output float32 [T, heads, value_dim], from all scores at once under one softmax."""
+    """Return the attention output float32 [T, heads, value_dim], from all scores of a row under one softmax."""
+    keys = sum(part[0].shape[1] for part in (*rows.trunk, rows.crown))
+    limit = max(1, MAX_SCORES // (rows.query.shape[0] * max(1, keys)))
+    if rows.query.shape[1] <= limit:
+        return _attend_at_once(rows)
+    starts = range(0, rows.query.shape[1], limit)
+    return torch.cat([_attend_at_once(rows.select(slice(start, start + limit))) for start in starts])
+
+
+def _attend_at_once(rows: QueryRows) -> torch.Tensor:
     parts = [*rows.trunk, rows.crown]
     scores = compute_scores(rows, parts)
     counts = [part[0].shape[1] for part in parts]
@@ -193,48 +200,3 @@ def sum_values(weights: Sequence[torch.Tensor], parts: Sequence[AttentionPart]) 
     for weight, (_, value, _) in zip(weights[1:], parts[1:], strict=False):
         total = torch.baddbmm(total, weight, value.float())
     return total
-
-
-def _attend_from_transformers(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    treeswarm: "tuple[Attention, Batch] | None" = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
-    """Compute one layer's attention; transformers calls this with tensors [1, heads, ΣT, dim].
-
-    Raises UnsupportedModel if the layer passes an argument that is not implemented here.
-    """
-    unsupported = sorted(name for name, value in others.items() if name not in IGNORED_ARGUMENTS and value is not None)
-    if unsupported or attention_mask is not None:
-        raise UnsupportedModel(
-            f"its attention takes {', '.join(unsupported) or 'a mask of its own'}, which this node does not implement"
-        )
-    if treeswarm is None:
-        raise UnsupportedModel("its layers do not pass extra arguments on to attention")
-    attention, batch = treeswarm
-    layer = LayerInputs.with_kv_written(
-        int(cast(int, module.layer_idx)),
-        query[0],
-        key[0],
-        value[0],
-        batch,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-        window=sliding_window,
-        softcap=softcap,
-        sinks=s_aux,
-    )
-    return attention.attend(layer)[None], None
-
-
-def register() -> None:
-    """Register the implementation with transformers; registering it again changes nothing."""
-    AttentionInterface.register(IMPLEMENTATION, _attend_from_transformers)
-    AttentionMaskInterface.register(IMPLEMENTATION, lambda *_, **__: None)

@@ -71,10 +71,10 @@ class KVRows:
             else torch.zeros(shape.kv_heads, rows, shape.value_dim, dtype=dtype, device=device)
         )
 
-    def write(self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor | None) -> None:
-        """Write keys and values [kv_heads, n, dim] to the rows int64 [n]; latents have no values of their own."""
+    def write(self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write keys and values [kv_heads, n, dim] to the rows int64 [n]; a latent's value is a part of its key."""
         self.keys[:, rows] = keys
-        if values is not None:
+        if not self.shape.is_latent:
             self.values[:, rows] = values
 
     def copy_rows(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> None:

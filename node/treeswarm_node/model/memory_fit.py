@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 
 from treeswarm.errors import BadRequest
-from treeswarm.model_files import BLOCK, read_config
+from treeswarm.model_files import BLOCK
 from treeswarm.programs.units import format_bytes
+from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.checkpoint.storage import weight_shapes
+from treeswarm_node.model.families.kv_shapes import kv_shapes
 from treeswarm_node.model.quantization.weight_kinds import KINDS
 
 # Share of the free memory that is planned with.  The rest is for the allocator's waste and for what else the owner does
@@ -35,7 +37,7 @@ class Footprint:
     ends: int
     """Bytes of the weights that head and tail hold besides their blocks."""
     kv_row: int
-    """Bytes of one KV cache row in one block."""
+    """Bytes of one KV cache row in the block that keeps most."""
     forward_row: int
     """Bytes of activations per row of a forward."""
     loading: int = 0
@@ -75,9 +77,11 @@ def count_blocks_that_fit(
 
 
 def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none") -> Footprint:
-    """Return the footprint of a model, read from its checkpoint's headers and config.  Raises ModelError."""
-    config = read_config(folder)
-    text = config.get("text_config") or config
+    """Return the footprint of a model, read from its checkpoint's headers and its modules without weights.
+
+    Raises ModelError, and UnsupportedModel.
+    """
+    skeleton = build_skeleton(folder, dtype)
     width = dtype.itemsize
     by_block: Counter[int] = Counter()
     unquantized: Counter[int] = Counter()
@@ -90,13 +94,12 @@ def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none")
             by_block[int(block[1])] += _quantized_size(shape, size, quantization)
         else:
             ends += size
-    heads = int(text.get("num_key_value_heads") or text["num_attention_heads"])
-    head_dim = int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"])
+    kv_numbers = [sum(shape.numbers for shape in kv_shapes([layer]).values()) for layer in skeleton.base_model.layers]
     return Footprint(
         block=max(by_block.values(), default=0),
         ends=ends,
-        kv_row=2 * heads * head_dim * width,
-        forward_row=ACTIVATION_COPIES * int(text["hidden_size"]) * 4,
+        kv_row=max(kv_numbers) * width,
+        forward_row=ACTIVATION_COPIES * int(skeleton.config.hidden_size) * 4,
         loading=0 if quantization == "none" else max(unquantized.values(), default=0),
     )
 

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from treeswarm_node.attention.base import IMPLEMENTATION, Attention, TorchReference, register
+from treeswarm_node.attention.base import Attention, TorchReference
+from treeswarm_node.attention.interface import IMPLEMENTATION, register
+from treeswarm_node.attention.latent import unexpanded
 from treeswarm_node.attention.metadata import Batch, Segment, make_batch
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.kv_cache.layer_state import KVShape
-from treeswarm_node.model.families.kv_shapes import kv_shapes
+from treeswarm_node.model.families.kv_shapes import attentions_of, kv_shapes
 from treeswarm_node.model.families.rotary import Rotary
 from treeswarm_node.model.loaded_span import LoadedSpan
 
@@ -119,15 +121,16 @@ def run_layer(
     layer: torch.nn.Module, state: torch.Tensor, rotation: Any, batch: Batch, attention: Attention
 ) -> torch.Tensor:
     """Run one decoder layer on activations [1, ΣT, hidden] with `attention`, and return the activations."""
-    output = layer(
-        state,
-        position_embeddings=rotation,
-        attention_mask=None,
-        position_ids=batch.positions,
-        past_key_values=None,
-        use_cache=False,
-        treeswarm=(attention, batch),
-    )
+    with unexpanded(attentions_of(layer)):
+        output = layer(
+            state,
+            position_embeddings=rotation,
+            attention_mask=None,
+            position_ids=batch.positions,
+            past_key_values=None,
+            use_cache=False,
+            treeswarm=(attention, batch),
+        )
     result: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return result
 

@@ -13,6 +13,7 @@ from tests.support.texts import Text
 from treeswarm.protocol.messages import Append
 from treeswarm.protocol.spans import Span
 from treeswarm.session.session import NodeSession, SessionTerms
+from treeswarm_node.attention import base
 from treeswarm_node.attention.base import Attention, LayerInputs
 from treeswarm_node.attention.flash import FlashAttention, flash_kernel
 from treeswarm_node.attention.metadata import Segment, make_batch
@@ -138,6 +139,24 @@ def test_sessions_of_all_lengths_in_one_batch(name: str, kind: str, dtype: torch
     assert worst_difference(scene, {"long": 150, "longer": 170, "short": 3, "empty": 0}) < TOLERANCES[dtype]
     assert scene.max_runs > 1
     assert scene.padded_batches
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_split_where_their_scores_take_too_much_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    attend_at_once, limit = base._attend_at_once, HEADS * 170 * 4
+
+    def record(rows: base.QueryRows) -> torch.Tensor:
+        keys = sum(part[0].shape[1] for part in (*rows.trunk, rows.crown))
+        seen.append((rows.query.shape[1], HEADS * rows.query.shape[1] * keys))
+        return attend_at_once(rows)
+
+    monkeypatch.setattr(base, "MAX_SCORES", limit)
+    monkeypatch.setattr(base, "_attend_at_once", record)
+    scene = AttentionScene(ADAPTERS["torch"](), torch.float32, **KINDS[kind])
+    assert worst_difference(scene, {"long": 150, "short": 3}) < TOLERANCES[torch.float32]
+    assert max(scores for _, scores in seen) <= limit
+    assert {29, 9}.isdisjoint(rows for rows, scores in seen if 2 * scores > limit), "no chunk or tree was split"
 
 
 @pytest.mark.parametrize(("kind", "used"), [("plain", True), ("window", True), ("softcap", False), ("sinks", False)])

@@ -1,13 +1,18 @@
 """Models with latent attention (MLA) are exact under trees, although a node keeps one latent per row for all heads."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
-from tests.node.conftest import SpanChain, random_model
+import torch
+from tests.node.conftest import SpanChain, append_of, random_model
 from tests.node.model.test_families import TOLERANCE, worst_difference
 from transformers import PreTrainedModel
 
+from treeswarm.protocol.messages import Resumption
+from treeswarm_node.kv_cache.page_pool import PAGE
 from treeswarm_node.model.check.family_check import check_family
 
 SMALL: dict[str, Any] = {
@@ -58,8 +63,40 @@ def latent_model(model_type: str, **changes: Any) -> PreTrainedModel:
 def test_trees_on_a_cut_model_equal_the_plain_model(model_type: str, cut_in_three: CutModel) -> None:
     model = latent_model(model_type)
     chain = cut_in_three(model)
+    attentions = 2 if model_type == "longcat_flash" else 1
     for span in chain.models:
         assert check_family(span).worst_difference < TOLERANCE
+        # A row of each attention is one latent of 24 and one rotated key of 8, and not 4 heads of 24 + 20.
+        assert span.store.row_bytes == 4 * (24 + 8) * attentions * len(span.layers)
     assert worst_difference(model, chain, {"short": 9, "long": 61}, size=6, room=23) < TOLERANCE
+    for span in chain.models:
+        span.store.check()
+
+
+def test_latents_are_shared_cut_and_computed_again(cut_in_three: CutModel) -> None:
+    """A second session reads the first one's page, outlives it, loses its trunk's end and has it computed again."""
+    model = latent_model("deepseek_v3")
+    chain, random = cut_in_three(model), np.random.default_rng(5)
+    tokens = random.integers(1, 199, PAGE + 30).tolist()
+    expected = model(torch.tensor([tokens]), use_cache=False).logits[0]
+
+    def feed(name: str, first: int, tip: int, **changes: Any) -> float:
+        """Send the tokens from position `first` on as children of the node `tip`, and return the largest difference."""
+        parents = range(tip, tip + len(tokens) - first)
+        append = append_of(0, tip + 1, parents, tokens[first:], prefill=True)
+        logits = chain.run({name: replace(append, **changes)})[name]
+        return float((logits - expected[first:]).abs().max())
+
+    chain.open("first", trunk_room=200)
+    assert feed("first", 0, 0) < TOLERANCE
+    chain.open("second", trunk_room=200, shared_with="first")
+    for kv in chain.sessions["first"][1]:
+        kv.close()
+    assert feed("second", PAGE, 0, prefix=PAGE) < TOLERANCE
+    session, caches = chain.sessions["second"]
+    for kv in caches:
+        kv.truncate(PAGE - 10)
+    session.resume(2, Resumption(PAGE - 10, PAGE - 10))
+    assert feed("second", PAGE - 10, PAGE - 10, epoch=2) < TOLERANCE
     for span in chain.models:
         span.store.check()

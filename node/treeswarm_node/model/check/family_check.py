@@ -105,13 +105,13 @@ def _compare_layer(model: SpanModel, index: int) -> float:
     steps, parents = _make_steps()
     outputs = _run_tree(model, layer, index, steps, hidden)
     worst = 0.0
-    for node in range(TREE_ROWS):
+    for node in range(-1, TREE_ROWS):
         path = [node]
-        while parents[path[-1]] >= 0:
+        while path[-1] >= 0:
             path.append(parents[path[-1]])
-        rows = [*range(TRUNK_ROWS), *(TRUNK_ROWS + i for i in reversed(path))]
+        rows = [*range(TRUNK_ROWS), *(TRUNK_ROWS + i for i in reversed(path[:-1]))]
         expected = _run_eagerly(model, layer, index, hidden[rows], window)
-        worst = max(worst, float((expected - outputs[node]).abs().max() / expected.abs().max().clamp_min(1.0)))
+        worst = max(worst, float((expected - outputs[1 + node]).abs().max() / expected.abs().max().clamp_min(1.0)))
     return worst
 
 
@@ -159,17 +159,17 @@ def _make_append(seq: int, first_id: int, parents: NDArray[np.int64], prefill: b
 def _run_tree(
     model: SpanModel, layer: torch.nn.Module, index: int, steps: list[Step], hidden: torch.Tensor
 ) -> torch.Tensor:
-    """Return the tree's rows [TREE_ROWS, hidden] as this node computes them."""
+    """Return the trunk's last row and the tree's rows [1 + TREE_ROWS, hidden] as this node computes them."""
     store = KVStore(kv_shapes([layer]), 4 * (TRUNK_ROWS + TREE_ROWS) + 256, torch.float32, model.device)
     kv = store.open(TRUNK_ROWS + TREE_ROWS, TREE_ROWS)
-    state = hidden[:0]
+    states = []
     for step, rows in zip(steps, (hidden[:TRUNK_ROWS], hidden[TRUNK_ROWS:]), strict=True):
         segment = Segment(kv, step, Span(index, index + 1))
         kv.commit(step)
         batch = make_batch([segment], store, model.device)
         rotation = model.rotary(rows, batch, [kv])[model.rotary.kind_of(index)]
-        state = run_layer(layer, rows[None], rotation, batch, model.attention)[0]
-    return state
+        states.append(run_layer(layer, rows[None], rotation, batch, model.attention)[0])
+    return torch.cat([states[0][-1:], states[1]])
 
 
 def _run_eagerly(model: SpanModel, layer: Any, index: int, hidden: torch.Tensor, window: int | None) -> torch.Tensor:

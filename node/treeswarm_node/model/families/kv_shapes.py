@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from treeswarm.errors import UnsupportedModel
+from treeswarm_node.attention.latent import is_latent
 from treeswarm_node.kv_cache.layer_state import KVShape
 
 
@@ -17,6 +18,8 @@ def attentions_of(layer: torch.nn.Module) -> list[Any]:
     inner: Any = getattr(layer, "self_attn", None)
     attentions = list(inner) if isinstance(inner, torch.nn.ModuleList) else [inner]
     for attention in attentions:
+        if getattr(attention, "indexer", None) is not None or getattr(attention, "skip_topk", False):
+            raise UnsupportedModel("its attention chooses keys by a learned indexer, which is not supported yet")
         if attention is None or not hasattr(attention, "layer_idx"):
             raise UnsupportedModel(
                 f"layer {type(layer).__name__} has no standard self-attention (recurrent or hybrid models)"
@@ -33,8 +36,10 @@ def kv_shapes(layers: Sequence[torch.nn.Module]) -> dict[int, KVShape]:
 
 
 def _shape_of(inner: Any) -> KVShape:
-    # Latent attention (MLA) names its two widths; others have one width, and a second one for values if they differ.
-    key_dim = getattr(inner, "qk_head_dim", None) or getattr(inner, "head_dim", None)
+    if is_latent(inner):
+        rank, rope_dim = int(inner.kv_lora_rank), int(inner.qk_rope_head_dim)
+        return KVShape(1, rank + rope_dim, rank, is_latent=True)
+    key_dim = getattr(inner, "head_dim", None)
     if key_dim is None:
         raise UnsupportedModel(
             f"{type(inner).__name__} says no head_dim: it is no attention that keeps keys and values"
@@ -45,8 +50,6 @@ def _shape_of(inner: Any) -> KVShape:
 
 def _kv_heads(inner: Any, key_dim: int) -> int:
     """Return the number of KV heads, by the key projection where there is one, because layers of a model may differ."""
-    if hasattr(inner, "kv_b_proj"):
-        return int(inner.num_heads)
     rows = getattr(getattr(inner, "k_proj", None), "out_features", None)
     if rows is not None:
         return int(rows) // key_dim
