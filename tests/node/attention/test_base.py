@@ -144,7 +144,7 @@ def test_sessions_of_all_lengths_in_one_batch(name: str, kind: str, dtype: torch
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_split_where_their_scores_take_too_much_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
-    attend_at_once, limit = base._attend_at_once, HEADS * 170 * 4
+    attend_at_once, limit = base._attend_at_once, HEADS * 240
 
     def record(rows: base.QueryRows) -> torch.Tensor:
         keys = sum(part[0].shape[1] for part in (*rows.trunk, rows.crown))
@@ -156,7 +156,7 @@ def test_rows_are_split_where_their_scores_take_too_much_memory(kind: str, monke
     scene = AttentionScene(ADAPTERS["torch"](), torch.float32, **KINDS[kind])
     assert worst_difference(scene, {"long": 150, "short": 3}) < TOLERANCES[torch.float32]
     assert max(scores for _, scores in seen) <= limit
-    assert {29, 9}.isdisjoint(rows for rows, scores in seen if 2 * scores > limit), "no chunk or tree was split"
+    assert 29 not in {rows for rows, _ in seen}, "no chunk was split"
 
 
 @pytest.mark.parametrize(("kind", "used"), [("plain", True), ("window", True), ("softcap", False), ("sinks", False)])
