@@ -91,10 +91,12 @@ class LayerInputs:
     ) -> "LayerInputs":
         """Write the batch's K and V to its rows of the layer with index `layer`, then return the layer's inputs.
 
-        All are written first, because a row may see rows of an earlier segment of the same session.
+        All are written first, because a row may see rows of an earlier segment of the same session.  A layer that
+        reads another layer's rows writes none.
         """
         pool = batch.store.layers[layer]
-        pool.write(batch.kv_rows, key, value)
+        if batch.store.keeps_rows_of(layer):
+            pool.write(batch.kv_rows, key, value)
         return cls(query, key, value, pool.keys, pool.values, batch, **options)
 
     def attend_segments(

@@ -11,6 +11,7 @@ rows per block.
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -33,20 +34,33 @@ MAX_GATHERED = 1 << 17
 class KVStore:
     """Stores the K and V of attention layers in a pool of `tokens` rows each, rounded down to whole pages.
 
-    `shapes` gives the KV rows of each layer, by the layer's index in the model.
+    `shapes` gives the KV rows of each layer, by the layer's index in the model.  A layer in `givers` keeps none and
+    reads those of another layer.
     """
 
-    def __init__(self, shapes: Mapping[int, KVShape], tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[int, KVShape],
+        tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        givers: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
         self.pool = PagePool(max(1, tokens // PAGE))
         rows = self.pool.pages * PAGE
-        self.layers = {index: KVRows(shape, rows, dtype, device) for index, shape in shapes.items()}
+        self._own = {index: KVRows(shape, rows, dtype, device) for index, shape in shapes.items()}
+        self.layers = self._own | {taker: self._own[giver] for taker, giver in givers.items()}
         self.sessions: set[SessionKV] = set()
         self.prefixes = PrefixCache(self.pool)
 
     @property
     def states(self) -> Collection[LayerState]:
         """What each layer keeps."""
-        return self.layers.values()
+        return self._own.values()
+
+    def keeps_rows_of(self, layer: int) -> bool:
+        """Return whether the layer with this index keeps rows of its own."""
+        return layer in self._own
 
     @property
     def row_bytes(self) -> int:
@@ -56,7 +70,7 @@ class KVStore:
     @property
     def max_gathered_rows(self) -> int:
         """Largest number of rows of a session for which gathering is worth it; see `MAX_GATHERED`."""
-        return MAX_GATHERED // max(layer.shape.numbers for layer in self.layers.values())
+        return MAX_GATHERED // max(layer.shape.numbers for layer in self._own.values())
 
     @property
     def free_tokens(self) -> int:

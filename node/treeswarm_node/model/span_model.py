@@ -4,9 +4,11 @@ There is no code per model family: transformers' own modules run.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
@@ -16,7 +18,8 @@ from treeswarm_node.attention.latent import unexpanded
 from treeswarm_node.attention.metadata import Batch, Segment, make_batch
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.kv_cache.layer_state import KVShape
-from treeswarm_node.model.families.kv_shapes import attentions_of, kv_shapes
+from treeswarm_node.model.families.extra_inputs import ExtraInputs
+from treeswarm_node.model.families.kv_shapes import attentions_of, check_cuts, kv_givers, kv_shapes
 from treeswarm_node.model.families.rotary import Rotary
 from treeswarm_node.model.loaded_span import LoadedSpan
 
@@ -35,7 +38,13 @@ class SpanModel:
         self.base = loaded.skeleton.base_model
         self.layers = list(self.base.layers[loaded.span.start : loaded.span.end])
         self.rotary = Rotary(self.base)
-        self.store = KVStore(kv_shapes(self.layers), kv_tokens, loaded.dtype, loaded.device)
+        self.extra_inputs = ExtraInputs(self.base)
+        givers = kv_givers(self.base.layers)
+        check_cuts(loaded.span, givers, self.blocks)
+        hosted = range(loaded.span.start, loaded.span.end)
+        self.kv_givers = {taker: giver for taker, giver in givers.items() if taker in hosted}
+        """Layer whose keys and values each layer of the span reads that keeps none of its own."""
+        self.store = KVStore(kv_shapes(self.layers), kv_tokens, loaded.dtype, loaded.device, self.kv_givers)
         self._embed = _with_children(self.base, layers=torch.nn.ModuleList(), norm=torch.nn.Identity())
         self._head = _Head(loaded) if loaded.is_tail else None
 
@@ -102,12 +111,15 @@ class SpanModel:
             return hidden
         batch = make_batch(segments, self.store, self.device)
         rotations = self.rotary(hidden, batch, [segment.kv for segment in segments])
+        tokens = torch.from_numpy(np.concatenate([segment.step.tokens for segment in segments])).to(self.device)
+        inputs = self.extra_inputs.of_rows(tokens)
         span = segments[0].span
         state = hidden[None]
         for index in range(span.start, span.end):
             self.loaded.load_block(index)
             layer = self.base.layers[index]
-            state = run_layer(layer, state, rotations[self.rotary.kind_of(index)], batch, self.attention)
+            rotation, extra = rotations[self.rotary.kind_of(index)], inputs.of_block(index)
+            state = run_layer(layer, state, rotation, batch, self.attention, extra)
         return state[0]
 
     @torch.inference_mode()
@@ -118,7 +130,12 @@ class SpanModel:
 
 
 def run_layer(
-    layer: torch.nn.Module, state: torch.Tensor, rotation: Any, batch: Batch, attention: Attention
+    layer: torch.nn.Module,
+    state: torch.Tensor,
+    rotation: Any,
+    batch: Batch,
+    attention: Attention,
+    extra: Mapping[str, Any],
 ) -> torch.Tensor:
     """Run one decoder layer on activations [1, ΣT, hidden] with `attention`, and return the activations."""
     with unexpanded(attentions_of(layer)):
@@ -130,6 +147,7 @@ def run_layer(
             past_key_values=None,
             use_cache=False,
             treeswarm=(attention, batch),
+            **extra,
         )
     result: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return result
@@ -152,14 +170,20 @@ class _Head:
         return logits.float()
 
 
+@dataclass
+class _DecoderOutput(MoeModelOutputWithPast):
+    """Holds every field of a decoder's output that any causal-LM head reads."""
+
+    shared_kv_states: Any = None
+
+
 class _FinalActivations(torch.nn.Module):
     """Replaces the decoder in the causal LM, and returns activations that were computed before."""
 
     hidden: torch.Tensor
 
-    def forward(self, *_: Any, **__: Any) -> MoeModelOutputWithPast:
-        # The output class of mixture models has every field that any causal-LM head reads.
-        return MoeModelOutputWithPast(last_hidden_state=self.hidden)
+    def forward(self, *_: Any, **__: Any) -> _DecoderOutput:
+        return _DecoderOutput(last_hidden_state=self.hidden)
 
 
 def _with_children(module: torch.nn.Module, **children: torch.nn.Module) -> Any:

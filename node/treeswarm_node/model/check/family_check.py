@@ -5,7 +5,7 @@ attention.  The results must agree; there is no list of model types that are ass
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm.session.steps import Step
 from treeswarm_node.attention.metadata import Segment, make_batch
 from treeswarm_node.kv_cache.kv_store import KVStore
+from treeswarm_node.model.families.extra_inputs import RowInputs
 from treeswarm_node.model.families.kv_shapes import attentions_of, kv_shapes
 from treeswarm_node.model.quantization.quantized_linear import dequantized_copy
 from treeswarm_node.model.span_model import SpanModel, run_layer
@@ -66,6 +67,7 @@ def _layer_kind(model: SpanModel, index: int) -> tuple[str, ...]:
         type(layer).__name__,
         type(getattr(layer, "mlp", None)).__name__,
         str(model.rotary.kind_of(index)),
+        f"reads block {model.kv_givers[index]}" if index in model.kv_givers else "keeps its own rows",
         *(str(_window_owner(inner).sliding_window) for inner in attentions),
         *(str(model.store.layers[int(inner.layer_idx)].shape) for inner in attentions),
     )
@@ -93,26 +95,50 @@ def _check_layer(model: SpanModel, index: int, kind: tuple[str, ...]) -> float:
 
 
 def _compare_layer(model: SpanModel, index: int) -> float:
-    model.loaded.load_block(index)
-    layer: Any = dequantized_copy(model.base.layers[index])
-    for inner in attentions_of(layer):
-        owner = _window_owner(inner)
-        if owner.sliding_window is not None:
-            owner.sliding_window = min(int(owner.sliding_window), CHECK_WINDOW)
-    window = owner.sliding_window
+    """Return the largest difference of a layer, which runs behind the layer whose keys and values it reads, if any."""
+    indices = [model.kv_givers[index], index] if index in model.kv_givers else [index]
+    layers = {i: _copy_for_check(model, i) for i in indices}
     generator = torch.Generator().manual_seed(SEED)
-    hidden = torch.randn(TRUNK_ROWS + TREE_ROWS, model.hidden_size, generator=generator).to(model.device)
+    rows = _Rows(
+        torch.randn(TRUNK_ROWS + TREE_ROWS, model.hidden_size, generator=generator).to(model.device),
+        torch.randint(model.loaded.config.vocab_size, (TRUNK_ROWS + TREE_ROWS,), generator=generator).to(model.device),
+    )
     steps, parents = _make_steps()
-    outputs = _run_tree(model, layer, index, steps, hidden)
+    outputs = _run_tree(model, layers, steps, rows)
     worst = 0.0
     for node in range(-1, TREE_ROWS):
         path = [node]
         while path[-1] >= 0:
             path.append(parents[path[-1]])
-        rows = [*range(TRUNK_ROWS), *(TRUNK_ROWS + i for i in reversed(path[:-1]))]
-        expected = _run_eagerly(model, layer, index, hidden[rows], window)
+        expected = _run_eagerly(
+            model, layers, rows.at([*range(TRUNK_ROWS), *(TRUNK_ROWS + i for i in reversed(path[:-1]))])
+        )
         worst = max(worst, float((expected - outputs[1 + node]).abs().max() / expected.abs().max().clamp_min(1.0)))
     return worst
+
+
+def _copy_for_check(model: SpanModel, index: int) -> Any:
+    """Return a float32 copy of a layer, with its sliding window reduced."""
+    model.loaded.load_block(index)
+    layer = dequantized_copy(model.base.layers[index])
+    for inner in attentions_of(layer):
+        owner = _window_owner(inner)
+        if owner.sliding_window is not None:
+            owner.sliding_window = min(int(owner.sliding_window), CHECK_WINDOW)
+    return layer
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Holds the rows that a check runs."""
+
+    hidden: torch.Tensor
+    """Activations [rows, hidden]."""
+    tokens: torch.Tensor
+    """Tokens, int64 [rows]."""
+
+    def at(self, rows: list[int] | slice) -> "_Rows":
+        return _Rows(self.hidden[rows], self.tokens[rows])
 
 
 def _window_owner(inner: Any) -> Any:
@@ -156,32 +182,44 @@ def _make_append(seq: int, first_id: int, parents: NDArray[np.int64], prefill: b
     )
 
 
-def _run_tree(
-    model: SpanModel, layer: torch.nn.Module, index: int, steps: list[Step], hidden: torch.Tensor
-) -> torch.Tensor:
+def _run_tree(model: SpanModel, layers: dict[int, Any], steps: list[Step], rows: _Rows) -> torch.Tensor:
     """Return the trunk's last row and the tree's rows [1 + TREE_ROWS, hidden] as this node computes them."""
-    store = KVStore(kv_shapes([layer]), 4 * (TRUNK_ROWS + TREE_ROWS) + 256, torch.float32, model.device)
+    givers = {taker: giver for taker, giver in model.kv_givers.items() if taker in layers}
+    tokens = 4 * (TRUNK_ROWS + TREE_ROWS) + 256
+    store = KVStore(kv_shapes(list(layers.values())), tokens, torch.float32, model.device, givers)
     kv = store.open(TRUNK_ROWS + TREE_ROWS, TREE_ROWS)
     states = []
-    for step, rows in zip(steps, (hidden[:TRUNK_ROWS], hidden[TRUNK_ROWS:]), strict=True):
-        segment = Segment(kv, step, Span(index, index + 1))
+    for step, part in zip(steps, (rows.at(slice(TRUNK_ROWS)), rows.at(slice(TRUNK_ROWS, None))), strict=True):
         kv.commit(step)
-        batch = make_batch([segment], store, model.device)
-        rotation = model.rotary(rows, batch, [kv])[model.rotary.kind_of(index)]
-        states.append(run_layer(layer, rows[None], rotation, batch, model.attention)[0])
+        index = next(iter(layers))
+        batch = make_batch([Segment(kv, step, Span(index, index + 1))], store, model.device)
+        inputs, state = _extra_inputs(model, part), part.hidden[None]
+        for index, layer in layers.items():
+            rotation = model.rotary(part.hidden, batch, [kv])[model.rotary.kind_of(index)]
+            state = run_layer(layer, state, rotation, batch, model.attention, inputs.of_block(index))
+        states.append(state[0])
     return torch.cat([states[0][-1:], states[1]])
 
 
-def _run_eagerly(model: SpanModel, layer: Any, index: int, hidden: torch.Tensor, window: int | None) -> torch.Tensor:
+def _run_eagerly(model: SpanModel, layers: dict[int, Any], rows: _Rows) -> torch.Tensor:
     """Return the last row [hidden] of a causal pass with transformers' own eager attention."""
-    count = len(hidden)
+    inputs, state = _extra_inputs(model, rows), rows.hidden[None]
+    for index, layer in layers.items():
+        state = _run_layer_eagerly(model, layer, index, state, inputs.of_block(index))
+    return state[0, -1]
+
+
+def _run_layer_eagerly(
+    model: SpanModel, layer: Any, index: int, state: torch.Tensor, extra: dict[str, Any]
+) -> torch.Tensor:
+    count, attentions = state.shape[1], attentions_of(layer)
     positions = torch.arange(count, device=model.device)
     visible = positions[:, None] >= positions
+    window = _window_owner(attentions[0]).sliding_window
     if window is not None:
         visible &= positions[:, None] - positions < window
     mask = torch.zeros(count, count, device=model.device).masked_fill(~visible, torch.finfo(torch.float32).min)
-    rotation = model.rotary.plain(hidden, positions, TRUNK_ROWS + TREE_ROWS, model.rotary.kind_of(index))
-    attentions = attentions_of(layer)
+    rotation = model.rotary.plain(state[0], positions, TRUNK_ROWS + TREE_ROWS, model.rotary.kind_of(index))
     config = attentions[0].config
     eager = copy.copy(config)
     eager._attn_implementation = "eager"
@@ -189,10 +227,16 @@ def _run_eagerly(model: SpanModel, layer: Any, index: int, hidden: torch.Tensor,
         for inner in attentions:
             inner.config = eager
         output = layer(
-            hidden[None], position_embeddings=rotation, attention_mask=mask[None, None], position_ids=positions[None]
+            state, position_embeddings=rotation, attention_mask=mask[None, None], position_ids=positions[None], **extra
         )
     finally:
         for inner in attentions:
             inner.config = config
-    last: torch.Tensor = (output[0] if isinstance(output, tuple) else output)[0, -1]
-    return last
+    result: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return result
+
+
+def _extra_inputs(model: SpanModel, rows: _Rows) -> RowInputs:
+    """Return the extra inputs of the rows, in float32 as the layers' copies."""
+    inputs = model.extra_inputs.of_rows(rows.tokens)
+    return inputs if inputs.per_layer is None else replace(inputs, per_layer=inputs.per_layer.float())

@@ -22,6 +22,8 @@ from treeswarm_node.model.checkpoint.lazy_weights import open_weights
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.checkpoint.storage import describe_storage
 from treeswarm_node.model.checkpoint.tensors import check_complete, check_report, find_tensors
+from treeswarm_node.model.families.extra_inputs import ExtraInputs
+from treeswarm_node.model.families.kv_shapes import check_cuts, kv_givers
 from treeswarm_node.model.loaded_span import LoadedSpan
 from treeswarm_node.model.offload import Offload
 from treeswarm_node.model.quantization.quantized_linear import quantize
@@ -52,6 +54,7 @@ def load_span(
     blocks = len(skeleton.base_model.layers)
     if span.end > blocks:
         raise BadRequest(f"blocks {span} exceed the model, which has {blocks}: give --blocks within {Span(0, blocks)}")
+    check_cuts(span, kv_givers(skeleton.base_model.layers), blocks)
     conversions = get_model_conversion_mapping(skeleton)
     gguf = GGUFTensors.open(folder, skeleton) if is_gguf_folder(folder) else None
     files = weight_files(folder) if gguf is None else {WEIGHTS: list(gguf.stored)}
@@ -127,9 +130,9 @@ def hosted_parts(skeleton: PreTrainedModel, span: Span) -> list[torch.nn.Module]
 
 
 def hosted_ends(skeleton: PreTrainedModel, span: Span) -> list[torch.nn.Module]:
-    """Return the modules that `span` needs besides its decoder blocks: embedding, final norm, LM head."""
+    """Return the modules that `span` needs besides its blocks: embedding, final norm, LM head, embeddings per layer."""
     base = skeleton.base_model
-    parts: list[torch.nn.Module] = []
+    parts = ExtraInputs(base).modules
     if span.start == 0:
         parts.append(skeleton.get_input_embeddings())
     if span.end == len(base.layers):

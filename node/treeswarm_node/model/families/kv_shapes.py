@@ -1,11 +1,12 @@
 """Find the attention modules of a layer, and the shape of the keys and values that each of them keeps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from treeswarm.errors import UnsupportedModel
+from treeswarm.errors import BadRequest, UnsupportedModel
+from treeswarm.protocol.spans import Span
 from treeswarm_node.attention.latent import is_latent
 from treeswarm_node.kv_cache.layer_state import KVShape
 
@@ -32,7 +33,45 @@ def kv_shapes(layers: Sequence[torch.nn.Module]) -> dict[int, KVShape]:
 
     Raises UnsupportedModel if a layer keeps something else.
     """
-    return {int(inner.layer_idx): _shape_of(inner) for layer in layers for inner in attentions_of(layer)}
+    return {
+        int(inner.layer_idx): _shape_of(inner)
+        for layer in layers
+        for inner in attentions_of(layer)
+        if not _reuses_kv(inner)
+    }
+
+
+def kv_givers(layers: Sequence[torch.nn.Module]) -> dict[int, int]:
+    """Return which layer's keys and values each layer reads that keeps none of its own, both as indices in the model.
+
+    `layers` are all layers of the model.
+    """
+    givers: dict[int, int] = {}
+    stored: dict[str, int] = {}
+    for index, layer in enumerate(layers):
+        inner: Any = getattr(layer, "self_attn", None)
+        if getattr(inner, "store_full_length_kv", False):
+            stored[inner.layer_type] = index
+        if _reuses_kv(inner):
+            givers[index] = stored[inner.layer_type]
+    return givers
+
+
+def check_cuts(span: Span, givers: Mapping[int, int], blocks: int) -> None:
+    """Raise BadRequest if a block of the span reads keys and values that a block outside it keeps."""
+    hosted = range(span.start, span.end)
+    outside = [taker for taker, giver in givers.items() if taker in hosted and giver not in hosted]
+    if not outside:
+        return
+    allowed = [cut for cut in range(blocks + 1) if not any(giver < cut <= taker for taker, giver in givers.items())]
+    raise BadRequest(
+        f"block {outside[0]} reads the keys and values that block {givers[outside[0]]} keeps, which is not among the "
+        f"blocks {span}: this model can be cut at {', '.join(map(str, allowed))} only, so give --blocks accordingly"
+    )
+
+
+def _reuses_kv(inner: Any) -> bool:
+    return bool(getattr(inner, "is_kv_shared_layer", False))
 
 
 def _shape_of(inner: Any) -> KVShape:

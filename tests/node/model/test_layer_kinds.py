@@ -1,0 +1,78 @@
+"""Models whose layers differ in heads, widths, shared keys and values or inputs of their own are exact under trees."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tests.node.conftest import CPU, SpanChain, random_model
+from tests.node.model.test_families import TOLERANCE, worst_difference
+
+from treeswarm.errors import BadRequest
+from treeswarm.protocol.spans import Span
+from treeswarm_node.attention.base import Attention
+from treeswarm_node.model.check.family_check import check_family
+from treeswarm_node.model.loaded_span import LoadedSpan
+from treeswarm_node.model.span_model import SpanModel
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 199,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "sliding_window": 24,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+}
+KINDS = ["sliding_attention", "full_attention"] * 3
+GEMMA4: dict[str, Any] = {"layer_types": KINDS, "global_head_dim": 32, "vocab_size_per_layer_input": 199}
+SHARED: dict[str, Any] = {**GEMMA4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True}
+MIDDLE, EARLY = [Span(0, 1), Span(1, 4), Span(4, 6)], [Span(0, 1), Span(1, 2), Span(2, 6)]
+MODELS: dict[str, tuple[str, dict[str, Any], list[Span]]] = {
+    "global heads of other widths": ("gemma4_unified_text", GEMMA4, MIDDLE),
+    "global values that are keys": (
+        "gemma4_unified_text", {**GEMMA4, "attention_k_eq_v": True, "num_global_key_value_heads": 1}, MIDDLE,
+    ),
+    "shared keys and values": ("gemma4_unified_text", SHARED, EARLY),
+    "inputs per layer": ("gemma4_text", {**GEMMA4, "hidden_size_per_layer_input": 8}, MIDDLE),
+    "inputs per layer, shared keys and values": ("gemma4_text", {**SHARED, "hidden_size_per_layer_input": 8}, EARLY),
+    "experts": (
+        "gemma4_text",
+        {
+            **GEMMA4, "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 4,
+            "top_k_experts": 2, "moe_intermediate_size": 32,
+        },
+        MIDDLE,
+    ),
+    "values narrower than keys, sinks": (
+        "mimo_v2_flash",
+        {
+            "layer_types": KINDS[::-1], "v_head_dim": 12, "n_routed_experts": 8, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+        },
+        MIDDLE,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_trees_on_a_cut_model_equal_the_plain_model(name: str, adapter: Attention) -> None:
+    model_type, config, spans = MODELS[name]
+    model = random_model(model_type, **{**SMALL, **config})
+    loaded = [LoadedSpan(copy.deepcopy(model), span, torch.float32, CPU) for span in spans]
+    chain = SpanChain([SpanModel(span, 2048, adapter) for span in loaded])
+    for span in chain.models:
+        assert check_family(span).worst_difference < TOLERANCE
+    assert worst_difference(model, chain, {"short": 9, "long": 61}, size=6, room=23) < TOLERANCE
+    for span in chain.models:
+        span.store.check()
+
+
+@pytest.mark.parametrize("span", [Span(3, 6), Span(4, 6), Span(5, 6)], ids=str)
+def test_span_without_the_block_whose_rows_it_reads_is_refused(span: Span) -> None:
+    model = random_model("gemma4_unified_text", **SMALL, **SHARED)
+    with pytest.raises(BadRequest, match=r"block . reads the keys .* block . keeps.*cut at 0, 1, 2, 6 only"):
+        SpanModel(LoadedSpan(model, span, torch.float32, CPU), 2048)
