@@ -21,7 +21,7 @@ def attentions_of(layer: torch.nn.Module) -> list[Any]:
     for attention in attentions:
         if getattr(attention, "indexer", None) is not None or getattr(attention, "skip_topk", False):
             raise UnsupportedModel("its attention chooses keys by a learned indexer, which is not supported yet")
-        if attention is None or not hasattr(attention, "layer_idx"):
+        if attention is None or not (hasattr(attention, "layer_idx") and hasattr(attention, "config")):
             raise UnsupportedModel(
                 f"layer {type(layer).__name__} has no standard self-attention (recurrent or hybrid models)"
             )
