@@ -86,6 +86,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     | {"layer_types": _LINEAR_TYPES, "hc_lowrank": 16, "ngram_vocab_size_base": 256, "split_ngram_parts": 2}
     | {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 64}
     | {"ple_layer_ids": [], "ple_embed_dim": 16, "indexer_compress_ratio": 4},
+    # As published.  Stock transformers resets the padding token's embedding to zero when it loads this type.
+    "youtu": {"pad_token_id": None},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 3, "n_mamba_heads": 2},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 3, "n_mamba_heads": 8},
     "zaya": {"num_experts_per_tok": 1},

@@ -171,7 +171,7 @@ class _Head:
 
 
 @dataclass
-class _DecoderOutput(MoeModelOutputWithPast):
+class _DecoderOutput(MoeModelOutputWithPast):  # type: ignore[misc]  # transformers has no types
     """Holds every field of a decoder's output that any causal-LM head reads."""
 
     shared_kv_states: Any = None

@@ -12,6 +12,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import KVSharingDict
 
+from treeswarm.errors import UnsupportedModel
+
 # Modules of the model that inputs per layer are computed with.
 MODULES = ("embed_tokens", "embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
 
@@ -40,6 +42,8 @@ class ExtraInputs:
 
     def __init__(self, base: PreTrainedModel) -> None:
         self._base: Any = base
+        if getattr(base.config, "altup_num_inputs", 1) > 1:
+            raise UnsupportedModel("its layers compute several rows of activations per token (AltUp): not supported yet")
         names = inspect.signature(self._base.layers[0].forward).parameters
         self._shares_kv = "shared_kv_states" in names
         self._has_per_layer = "per_layer_input" in names and bool(base.config.hidden_size_per_layer_input)
