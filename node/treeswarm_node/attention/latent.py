@@ -15,10 +15,13 @@ import torch
 from treeswarm_node.attention.base import Attention, LayerInputs
 from treeswarm_node.attention.metadata import Batch
 
+# Name of the linear layer that expands latents.
+EXPANSION = "kv_b_proj"
+
 
 def is_latent(attention: Any) -> bool:
     """Return whether an attention module keeps latents: it expands them by `kv_b_proj` in a function of its own."""
-    return all(hasattr(attention, name) for name in ("expand_kv", "kv_b_proj", "kv_lora_rank", "qk_rope_head_dim"))
+    return all(hasattr(attention, name) for name in ("expand_kv", EXPANSION, "kv_lora_rank", "qk_rope_head_dim"))
 
 
 @contextlib.contextmanager

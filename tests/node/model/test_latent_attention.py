@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.node.conftest import SpanChain, append_of, random_model
+from tests.node.conftest import CPU, SpanChain, append_of, random_model
 from tests.node.model.test_families import TOLERANCE, worst_difference
 from transformers import PreTrainedModel
 
 from treeswarm.protocol.messages import Resumption
+from treeswarm.protocol.spans import Span
 from treeswarm_node.kv_cache.page_pool import PAGE
 from treeswarm_node.model.check.family_check import check_family
+from treeswarm_node.model.loaded_span import LoadedSpan
+from treeswarm_node.model.quantization.quantized_linear import quantize
+from treeswarm_node.model.span_model import SpanModel
 
 SMALL: dict[str, Any] = {
     "vocab_size": 199,
@@ -100,3 +104,13 @@ def test_latents_are_shared_cut_and_computed_again(cut_in_three: CutModel) -> No
     assert feed("second", PAGE - 10, PAGE - 10, epoch=2) < TOLERANCE
     for span in chain.models:
         span.store.check()
+
+
+def test_quantized_latent_layers_pass_their_check() -> None:
+    model = latent_model("deepseek_v3")
+    for layer in model.base_model.layers:
+        quantize(layer, "int8")
+        assert type(layer.self_attn.kv_b_proj) is torch.nn.Linear
+        assert type(layer.self_attn.kv_a_proj_with_mqa) is not torch.nn.Linear
+    span = SpanModel(LoadedSpan(model, Span(0, 4), torch.float32, CPU), 512)
+    assert check_family(span).worst_difference < TOLERANCE

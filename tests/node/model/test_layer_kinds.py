@@ -12,7 +12,9 @@ from treeswarm.errors import BadRequest
 from treeswarm.protocol.spans import Span
 from treeswarm_node.attention.base import Attention
 from treeswarm_node.model.check.family_check import check_family
+from treeswarm_node.model.families.kv_shapes import kv_shapes
 from treeswarm_node.model.loaded_span import LoadedSpan
+from treeswarm_node.model.quantization.quantized_linear import quantize
 from treeswarm_node.model.span_model import SpanModel
 
 SMALL: dict[str, Any] = {
@@ -76,3 +78,14 @@ def test_span_without_the_block_whose_rows_it_reads_is_refused(span: Span) -> No
     model = random_model("gemma4_unified_text", **SMALL, **SHARED)
     with pytest.raises(BadRequest, match=r"block . reads the keys .* block . keeps.*cut at 0, 1, 2, 6 only"):
         SpanModel(LoadedSpan(model, span, torch.float32, CPU), 2048)
+
+
+@pytest.mark.parametrize("name", ["values narrower than keys, sinks", "global heads of other widths"])
+def test_kv_shapes_of_quantized_layers_are_those_of_plain_ones(name: str) -> None:
+    model_type, config, _ = MODELS[name]
+    layers = random_model(model_type, **{**SMALL, **config}).base_model.layers
+    plain = kv_shapes(layers)
+    for layer in layers:
+        quantize(layer, "int8")
+    assert len(set(plain.values())) == 2
+    assert kv_shapes(layers) == plain

@@ -43,7 +43,7 @@ class ExtraInputs:
     def __init__(self, base: PreTrainedModel) -> None:
         self._base: Any = base
         if getattr(base.config, "altup_num_inputs", 1) > 1:
-            raise UnsupportedModel("its layers compute several rows of activations per token (AltUp): not supported yet")
+            raise UnsupportedModel("its layers keep several rows of activations per token (AltUp): not supported yet")
         names = inspect.signature(self._base.layers[0].forward).parameters
         self._shares_kv = "shared_kv_states" in names
         self._has_per_layer = "per_layer_input" in names and bool(base.config.hidden_size_per_layer_input)

@@ -89,8 +89,9 @@ def _shape_of(inner: Any) -> KVShape:
 
 def _kv_heads(inner: Any, key_dim: int) -> int:
     """Return the number of KV heads, by the key projection where there is one, because layers of a model may differ."""
-    rows = getattr(getattr(inner, "k_proj", None), "out_features", None)
-    if rows is not None:
+    projection = getattr(inner, "k_proj", None)
+    if projection is not None:
+        rows = projection.out_features if isinstance(projection, torch.nn.Linear) else projection.weight.shape[0]
         return int(rows) // key_dim
     config = inner.config
     if getattr(config, "is_heterogeneous", False):

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from treeswarm.errors import UnsupportedModel
+from treeswarm_node.attention.latent import EXPANSION
 from treeswarm_node.model.quantization.weight_kinds import KINDS, Parts, WeightKind
 
 # Smallest share of a layer's weights that must be quantized; below it, quantization would save little.
@@ -148,14 +149,15 @@ MATRIX_PRODUCTS = (torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.__m
 def quantize(layer: torch.nn.Module, kind: str) -> None:
     """Replace a decoder layer's linear layers and fused experts with quantized ones.
 
-    Matrices of a shape that the kind cannot pack keep their weights.  Raises UnsupportedModel if less than `MIN_SHARE`
+    Matrices of a shape that the kind cannot pack keep their weights, and so does the expansion of latents, which
+    attention multiplies with from both sides.  Raises UnsupportedModel if less than `MIN_SHARE`
     of the layer's weights can be quantized.
     """
     total = sum(parameter.numel() for parameter in layer.parameters())
     replaced = 0
     for parent in list(layer.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is torch.nn.Linear and KINDS[kind].fits(child.weight.shape):
+            if name != EXPANSION and type(child) is torch.nn.Linear and KINDS[kind].fits(child.weight.shape):
                 replaced += child.weight.numel()
                 setattr(parent, name, QuantizedLinear(child, kind))
         for name, parameter in _expert_weights(parent, kind):
