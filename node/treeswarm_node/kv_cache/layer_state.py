@@ -11,6 +11,7 @@
 A recurrent layer would keep its inputs per row, a matrix per session, and copies of the matrix where a prefix ends.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,6 +56,10 @@ class LayerState(Protocol):
         ...
 
 
+# Bytes that torch aligns tensors to, for vector loads.
+ALIGNMENT = 64
+
+
 class KVRows:
     """Holds the keys and values of one attention layer, or the latents of which a layer computes both."""
 
@@ -64,11 +69,11 @@ class KVRows:
         self.shape = shape
         self.row_bytes = shape.numbers * dtype.itemsize
         # Heads first: a head's run of rows is then one strided view that a batched product reads in place.
-        self.keys = torch.zeros(shape.kv_heads, rows, shape.key_dim, dtype=dtype, device=device)
+        self.keys = zeros_on_demand((shape.kv_heads, rows, shape.key_dim), dtype, device)
         self.values = (
             self.keys[..., : shape.value_dim]
             if shape.is_latent
-            else torch.zeros(shape.kv_heads, rows, shape.value_dim, dtype=dtype, device=device)
+            else zeros_on_demand((shape.kv_heads, rows, shape.value_dim), dtype, device)
         )
 
     def write(self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -82,3 +87,13 @@ class KVRows:
         source, target = (torch.from_numpy(rows).to(self.keys.device) for rows in (sources, targets))
         for pool in (self.keys,) if self.shape.is_latent else (self.keys, self.values):
             pool[:, target] = pool[:, source]
+
+
+def zeros_on_demand(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return zeros that take a CPU's memory only where they are written; `torch.zeros` writes all of them at once."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + ALIGNMENT, np.uint8)  # from the system's empty pages, which NumPy does not touch
+    first = -memory.ctypes.data % ALIGNMENT
+    return torch.from_numpy(memory[first : first + size]).view(dtype).view(shape)

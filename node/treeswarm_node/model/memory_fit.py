@@ -85,7 +85,8 @@ def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none")
     width = dtype.itemsize
     by_block: Counter[int] = Counter()
     unquantized: Counter[int] = Counter()
-    ends = 0
+    ends, embeddings = 0, 0
+    embedding_shape = tuple(skeleton.get_output_embeddings().weight.shape)
     for name, shape in weight_shapes(folder).items():
         size = math.prod(shape) * width
         block = BLOCK.search(name)
@@ -94,14 +95,24 @@ def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none")
             by_block[int(block[1])] += _quantized_size(shape, size, quantization)
         else:
             ends += size
+            embeddings += tuple(shape) == embedding_shape
     kv_numbers = [sum(shape.numbers for shape in kv_shapes([layer]).values()) for layer in skeleton.base_model.layers]
     return Footprint(
         block=max(by_block.values(), default=0),
-        ends=ends,
+        ends=ends + _head_bytes(embedding_shape, embeddings, width),
         kv_row=max(kv_numbers) * width,
         forward_row=ACTIVATION_COPIES * int(skeleton.config.hidden_size) * 4,
         loading=0 if quantization == "none" else max(unquantized.values(), default=0),
     )
+
+
+def _head_bytes(shape: tuple[int, ...], stored: int, width: int) -> int:
+    """Return what the LM head needs besides the `stored` matrices of the embedding's shape in the checkpoint.
+
+    It computes in float32: in 16 bits it is a copy in place of its own matrix, or beside the embedding it is tied to.
+    """
+    size = math.prod(shape)
+    return 0 if width == torch.float32.itemsize else size * torch.float32.itemsize - max(0, stored - 1) * size * width
 
 
 def _quantized_size(shape: tuple[int, ...], size: int, quantization: str) -> int:

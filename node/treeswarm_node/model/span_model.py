@@ -85,9 +85,14 @@ class SpanModel:
         return self.attention.name
 
     def linears(self) -> list[torch.nn.Linear]:
-        """Return the linear layers of the blocks and the head; quantized ones are not included."""
+        """Return the linear layers of the blocks and the head whose layout may change.
+
+        Quantized ones are not included, nor is a head whose weights are the hosted embedding.
+        """
         parts = [*self.layers, *([self._head.module] if self._head else [])]
-        return [module for part in parts for module in part.modules() if type(module) is torch.nn.Linear]
+        linears = [module for part in parts for module in part.modules() if type(module) is torch.nn.Linear]
+        embedding = self.loaded.skeleton.get_input_embeddings()
+        return [linear for linear in linears if linear.weight is not embedding.weight]
 
     @torch.inference_mode()
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -159,9 +164,15 @@ class _Head:
     def __init__(self, loaded: LoadedSpan) -> None:
         skeleton, base = loaded.skeleton, loaded.skeleton.base_model
         self._norm = copy.deepcopy(base.norm).float()
-        self.module = copy.deepcopy(skeleton.get_output_embeddings()).float()
+        output = skeleton.get_output_embeddings()
+        name = _name_of(skeleton, output)
+        self.module = output if loaded.dtype == torch.float32 else copy.deepcopy(output).float()
+        # The head exists once: in 16 bits the skeleton's own is freed, unless it is the hosted embedding.
+        setattr(skeleton, name, self.module)
+        embedding = skeleton.get_input_embeddings()
+        if loaded.span.start > 0 and embedding.weight.device.type != "meta":
+            embedding.weight = torch.nn.Parameter(embedding.weight.to("meta"), requires_grad=False)
         self._final = _FinalActivations()
-        name = _name_of(skeleton, skeleton.get_output_embeddings())
         self._model = _with_children(skeleton, **{skeleton.base_model_prefix: self._final, name: self.module})
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:

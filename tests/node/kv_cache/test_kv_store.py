@@ -1,10 +1,13 @@
 """The KV cache never owns a page twice, loses a page, or writes to a shared one."""
 
+import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from treeswarm.errors import Refused
 from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm.protocol.spans import Span
 from treeswarm_node.kv_cache.kv_store import KVStore, SessionKV
-from treeswarm_node.kv_cache.layer_state import KVShape
+from treeswarm_node.kv_cache.layer_state import KVShape, zeros_on_demand
 from treeswarm_node.kv_cache.page_pool import PAGE, PagePool, contiguous_runs
 from treeswarm_node.kv_cache.prefix_cache import MAX_IDLE_SHARE, UNIT_PAGES, PrefixUnit
 from treeswarm_node.kv_cache.replay_log import ReplayChunk, ReplayLogBudget
@@ -236,3 +239,19 @@ def test_session_that_fills_the_pool_can_drop_shared_pages() -> None:
     second.close()
     store.prefixes.clear()
     assert store.pool.available == ROWS // PAGE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_take_memory_only_when_they_are_written(dtype: torch.dtype) -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident_bytes()
+    pool = zeros_on_demand((4, 1 << 16, 256), dtype, torch.device("cpu"))
+    assert pool.nbytes >= 128 << 20
+    assert resident_bytes() - before < pool.nbytes / 4
+    assert (pool.dtype, pool.shape) == (dtype, (4, 1 << 16, 256))
+    assert pool.data_ptr() % 64 == 0
+    pool[:, 7] = 1.0
+    assert float(pool[:, :9].float().sum()) == 4 * 256

@@ -90,9 +90,20 @@ def check_footprint(folder: Path, dtype: torch.dtype, *, blocks: int) -> None:
 def loaded_bytes(folder: Path, span: Span, dtype: torch.dtype) -> tuple[int, int]:
     """Return the bytes of a span's weights, and of one KV row in one block."""
     loaded = load_span(folder, span, dtype, torch.device("cpu"))
+    store: KVStore = SpanModel(loaded, 128).store  # it holds the head in float32
     weights = {p.data_ptr(): p.nbytes for p in loaded.skeleton.parameters() if p.device.type != "meta"}
-    store: KVStore = SpanModel(loaded, 128).store
     return sum(weights.values()), store.row_bytes // len(span)
+
+
+def test_a_tail_in_16_bits_holds_its_head_once() -> None:
+    folder = resolve_model("demo")
+    for span, dtype in ((Span(7, 8), torch.bfloat16), (Span(7, 8), torch.float32), (Span(0, 8), torch.bfloat16)):
+        model = SpanModel(load_span(folder, span, dtype, torch.device("cpu")), 128)
+        skeleton = model.loaded.skeleton
+        head = skeleton.get_output_embeddings().weight
+        assert head.dtype == torch.float32
+        others = {p.data_ptr() for p in skeleton.parameters() if p.shape == head.shape and p.device.type != "meta"}
+        assert len(others) == (1 if span.start else 2), "the hosted embedding is another matrix in 16 bits"
 
 
 def test_free_memory_of_this_machine_is_plausible() -> None:

@@ -81,6 +81,26 @@ class QuantizedLinear(torch.nn.Module):
         return product if self.bias is None else product + self.bias.to(product.dtype)
 
 
+class PackedLinear(torch.nn.Module):
+    """Computes a linear layer whose weight is packed in a shared product."""
+
+    def __init__(self, product: SharedProduct, part: int, shape: torch.Size, bias: torch.nn.Parameter | None) -> None:
+        super().__init__()
+        self._product, self._part, self.shape, self.bias = product, part, shape, bias
+
+    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return the weight [out, in] in `dtype`."""
+        return self._product.dequantize(self._part, dtype)
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the product [..., out] of rows [..., in] with the weight."""
+        return self._product.multiply(rows, self._part)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        product = self.multiply(rows)
+        return product if self.bias is None else product + self.bias
+
+
 class QuantizedExperts(QuantizedWeight):
     """Holds the matrices of a layer's experts in place of a parameter [experts, …].
 
@@ -188,7 +208,7 @@ def dequantized_copy(layer: torch.nn.Module) -> torch.nn.Module:
     dequantized = copy.deepcopy(layer).float()
     for parent in list(dequantized.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, QuantizedLinear):
+            if isinstance(child, QuantizedLinear | PackedLinear):
                 weight = child.dequantize(torch.float32)
                 plain = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
                 plain.weight.data = weight
