@@ -212,7 +212,8 @@ def dequantized_copy(layer: torch.nn.Module) -> torch.nn.Module:
                 weight = child.dequantize(torch.float32)
                 plain = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
                 plain.weight.data = weight
-                plain.bias = None if child.bias is None else torch.nn.Parameter(child.bias.float())
+                if child.bias is not None:
+                    plain.bias = torch.nn.Parameter(child.bias.float())
                 setattr(parent, name, plain.requires_grad_(False))
             elif isinstance(child, QuantizedExperts):
                 delattr(parent, name)
