@@ -1,10 +1,13 @@
 """Choose the blocks that a node hosts: at start, when others choose at the same time, and when to move."""
 
 import asyncio
+import functools
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +19,8 @@ from treeswarm.topology.placements import PLACED, placements
 from treeswarm.topology.tables import Placed
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo, find_device
+from treeswarm_node.model.checkpoint.skeleton import build_skeleton
+from treeswarm_node.model.families.kv_shapes import allowed_cuts, fit_to_cuts, kv_givers
 from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
 from treeswarm_node.own_record import GUESSED_RATE
 
@@ -46,6 +51,7 @@ class SpanChooser:
             length = await asyncio.to_thread(self._count_fitting)
         others = await self._others()
         span = choose_span(others, blocks, min(length, blocks), self.node_id)
+        span = fit_to_cuts(span, await self._cuts(), length)
         log.info("choosing blocks %s of %d among %d nodes", span, blocks, len(others))
         return span
 
@@ -62,7 +68,7 @@ class SpanChooser:
             others = await self._others()
             mine = Placed(self.node_id, span, _typical_rate(others), "joining")
             again = choose_again(mine, [*others, mine], self.model.shape.blocks)
-            if again == span:
+            if again == span or not {again.start, again.end} <= {*await self._cuts()}:
                 return span
             span = again
             await announce(span)
@@ -71,7 +77,12 @@ class SpanChooser:
     async def plan_move(self, span: Span, rate: float, state: NodeState) -> Span | None:
         """Return the blocks to move to from `span`, or None if the swarm gains too little or would lack blocks."""
         mine = Placed(self.node_id, span, rate, PLACED[state])
-        return plan_move(mine, [*await self._others(), mine], self.model.shape.blocks)
+        target = plan_move(mine, [*await self._others(), mine], self.model.shape.blocks)
+        return target if target and {target.start, target.end} <= {*await self._cuts()} else None
+
+    async def _cuts(self) -> list[int]:
+        """Return where spans may begin and end."""
+        return await asyncio.to_thread(_read_cuts, self.model.folder)
 
     async def _others(self) -> list[Placed]:
         return placements(await self.read_records(), self.model.config_digest, self.numerics)
@@ -86,6 +97,12 @@ class SpanChooser:
             store=offload_room(device.offload),
             blocks=self.model.shape.blocks,
         )
+
+
+@functools.lru_cache(maxsize=4)
+def _read_cuts(folder: Path) -> list[int]:
+    layers: Any = build_skeleton(folder, torch.float32).base_model.layers
+    return allowed_cuts(kv_givers(layers), len(layers))
 
 
 def _typical_rate(others: Sequence[Placed]) -> float:

@@ -1,6 +1,7 @@
 """Models whose layers differ in heads, widths, shared keys and values or inputs of their own are exact under trees."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from treeswarm.errors import BadRequest
 from treeswarm.protocol.spans import Span
 from treeswarm_node.attention.base import Attention
 from treeswarm_node.model.check.family_check import check_family
-from treeswarm_node.model.families.kv_shapes import kv_shapes
+from treeswarm_node.model.families.kv_shapes import fit_to_cuts, kv_shapes
 from treeswarm_node.model.loaded_span import LoadedSpan
 from treeswarm_node.model.quantization.quantized_linear import quantize
 from treeswarm_node.model.span_model import SpanModel
+from treeswarm_node.span_choice import _read_cuts
 
 SMALL: dict[str, Any] = {
     "vocab_size": 199,
@@ -89,3 +91,21 @@ def test_kv_shapes_of_quantized_layers_are_those_of_plain_ones(name: str) -> Non
         quantize(layer, "int8")
     assert len(set(plain.values())) == 2
     assert kv_shapes(layers) == plain
+
+
+@pytest.mark.parametrize(
+    ("chosen", "length", "fitted"),
+    [((0, 2), 2, (0, 2)), ((0, 5), 5, (0, 2)), ((1, 6), 5, (1, 6)), ((2, 5), 4, (2, 6)), ((3, 4), 6, (2, 6))],
+)
+def test_chosen_span_is_fitted_to_allowed_cuts(chosen: tuple[int, int], length: int, fitted: tuple[int, int]) -> None:
+    assert fit_to_cuts(Span(*chosen), [0, 1, 2, 6], length) == Span(*fitted)
+
+
+def test_blocks_that_cannot_be_divided_must_fit_together() -> None:
+    with pytest.raises(BadRequest, match=r"blocks 2:6 share keys and values.*only 3 blocks"):
+        fit_to_cuts(Span(2, 5), [0, 1, 2, 6], 3)
+
+
+def test_cuts_are_read_from_the_config(tmp_path: Path) -> None:
+    random_model("gemma4_unified_text", **SMALL, **SHARED).config.save_pretrained(tmp_path)
+    assert _read_cuts(tmp_path) == [0, 1, 2, 6]

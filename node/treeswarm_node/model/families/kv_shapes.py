@@ -63,11 +63,36 @@ def check_cuts(span: Span, givers: Mapping[int, int], blocks: int) -> None:
     outside = [taker for taker, giver in givers.items() if taker in hosted and giver not in hosted]
     if not outside:
         return
-    allowed = [cut for cut in range(blocks + 1) if not any(giver < cut <= taker for taker, giver in givers.items())]
+    allowed = allowed_cuts(givers, blocks)
     raise BadRequest(
         f"block {outside[0]} reads the keys and values that block {givers[outside[0]]} keeps, which is not among the "
         f"blocks {span}: this model can be cut at {', '.join(map(str, allowed))} only, so give --blocks accordingly"
     )
+
+
+def allowed_cuts(givers: Mapping[int, int], blocks: int) -> list[int]:
+    """Return where spans may begin and end, so that no block reads keys and values that a block outside its span keeps.
+
+    The list rises from 0 to `blocks`.  This function is pure.
+    """
+    return [cut for cut in range(blocks + 1) if not any(giver < cut <= taker for taker, giver in givers.items())]
+
+
+def fit_to_cuts(span: Span, cuts: Sequence[int], length: int) -> Span:
+    """Return the span with its ends at allowed cuts: within `span` if possible, else around it.
+
+    This function is pure.  Raises BadRequest if the blocks around it are more than `length`, which is what fits.
+    """
+    inside = [cut for cut in cuts if span.start <= cut <= span.end]
+    if len(inside) > 1:
+        return Span(inside[0], inside[-1])
+    around = Span(max(cut for cut in cuts if cut <= span.start), min(cut for cut in cuts if cut >= span.end))
+    if len(around) > length:
+        raise BadRequest(
+            f"blocks {around} share keys and values and cannot be divided, but only {length} blocks are to be hosted "
+            "here: give this node more memory, or --blocks elsewhere"
+        )
+    return around
 
 
 def _reuses_kv(inner: Any) -> bool:
