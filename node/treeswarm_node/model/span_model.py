@@ -116,8 +116,7 @@ class SpanModel:
             return hidden
         batch = make_batch(segments, self.store, self.device)
         rotations = self.rotary(hidden, batch, [segment.kv for segment in segments])
-        tokens = torch.from_numpy(np.concatenate([segment.step.tokens for segment in segments])).to(self.device)
-        inputs = self.extra_inputs.of_rows(tokens)
+        inputs = self.extra_inputs.of_rows(np.concatenate([segment.step.tokens for segment in segments]))
         span = segments[0].span
         state = hidden[None]
         for index in range(span.start, span.end):

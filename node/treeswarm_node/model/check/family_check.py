@@ -101,7 +101,7 @@ def _compare_layer(model: SpanModel, index: int) -> float:
     generator = torch.Generator().manual_seed(SEED)
     rows = _Rows(
         torch.randn(TRUNK_ROWS + TREE_ROWS, model.hidden_size, generator=generator).to(model.device),
-        torch.randint(model.loaded.config.vocab_size, (TRUNK_ROWS + TREE_ROWS,), generator=generator).to(model.device),
+        np.random.default_rng(SEED).integers(model.loaded.config.vocab_size, size=TRUNK_ROWS + TREE_ROWS),
     )
     steps, parents = _make_steps()
     outputs = _run_tree(model, layers, steps, rows)
@@ -134,7 +134,7 @@ class _Rows:
 
     hidden: torch.Tensor
     """Activations [rows, hidden]."""
-    tokens: torch.Tensor
+    tokens: NDArray[np.int64]
     """Tokens, int64 [rows]."""
 
     def at(self, rows: list[int] | slice) -> "_Rows":

@@ -8,7 +8,9 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.cache_utils import KVSharingDict
 
@@ -53,11 +55,12 @@ class ExtraInputs:
         """Modules besides the blocks that every span needs for them."""
         return [getattr(self._base, name) for name in MODULES] if self._has_per_layer else []
 
-    def of_rows(self, tokens: torch.Tensor) -> RowInputs:
+    def of_rows(self, tokens: NDArray[np.int64]) -> RowInputs:
         """Return the inputs of rows with these tokens, int64 [ΣT]."""
         per_layer = None
         if self._has_per_layer:
-            embedded = self._base.embed_tokens(tokens[None])
-            of_tokens = self._base.get_per_layer_inputs(tokens[None], embedded)
+            ids = torch.from_numpy(tokens)[None].to(self._base.embed_tokens.weight.device)
+            embedded = self._base.embed_tokens(ids)
+            of_tokens = self._base.get_per_layer_inputs(ids, embedded)
             per_layer = self._base.project_per_layer_inputs(embedded, of_tokens)
         return RowInputs(KVSharingDict() if self._shares_kv else None, per_layer)
