@@ -166,10 +166,11 @@ class _Head:
         output = skeleton.get_output_embeddings()
         name = _name_of(skeleton, output)
         self.module = output if loaded.dtype == torch.float32 else copy.deepcopy(output).float()
-        # The head exists once: in 16 bits the skeleton's own is freed, unless it is the hosted embedding.
+        # The head exists once: in 16 bits the skeleton's own is freed, unless it is an embedding that the span needs.
         setattr(skeleton, name, self.module)
         embedding = skeleton.get_input_embeddings()
-        if loaded.span.start > 0 and embedding.weight.device.type != "meta":
+        is_used = loaded.span.start == 0 or embedding in ExtraInputs(base).modules
+        if not is_used and embedding.weight.device.type != "meta":
             embedding.weight = torch.nn.Parameter(embedding.weight.to("meta"), requires_grad=False)
         self._final = _FinalActivations()
         self._model = _with_children(skeleton, **{skeleton.base_model_prefix: self._final, name: self.module})
