@@ -16,6 +16,7 @@ from treeswarm.protocol.spans import Span
 from treeswarm_node.kv_cache.page_pool import PAGE
 from treeswarm_node.model.check.family_check import check_family
 from treeswarm_node.model.loaded_span import LoadedSpan
+from treeswarm_node.model.quantization.packed_products import _has_bfloat16_products, pack_products
 from treeswarm_node.model.quantization.quantized_linear import quantize
 from treeswarm_node.model.span_model import SpanModel
 
@@ -114,3 +115,10 @@ def test_quantized_latent_layers_pass_their_check() -> None:
         assert type(layer.self_attn.kv_a_proj_with_mqa) is not torch.nn.Linear
     span = SpanModel(LoadedSpan(model, Span(0, 4), torch.float32, CPU), 512)
     assert check_family(span).worst_difference < TOLERANCE
+
+
+@pytest.mark.skipif(not _has_bfloat16_products(), reason="this CPU has no kernels for bfloat16")
+def test_expansion_of_latents_is_not_packed() -> None:
+    model = latent_model("deepseek_v3").bfloat16()
+    assert pack_products(model.base_model.layers) > 0
+    assert all(type(layer.self_attn.kv_b_proj) is torch.nn.Linear for layer in model.base_model.layers)

@@ -11,6 +11,7 @@ from typing import TypeGuard
 
 import torch
 
+from treeswarm_node.attention.latent import EXPANSION
 from treeswarm_node.model.quantization.quantized_linear import PackedLinear, QuantizedLinear
 from treeswarm_node.model.quantization.weight_kinds import has_integer_products, join_digits, split_digits
 
@@ -128,8 +129,13 @@ def _pack_group(parent: torch.nn.Module, names: Sequence[str]) -> None:
 
 
 def _groups(parent: torch.nn.Module) -> list[Sequence[str]]:
-    """Return the names of a module's children that can be packed, in groups that take the same rows."""
-    children = {name: child for name, child in parent.named_children() if _can_be_packed(child)}
+    """Return the names of a module's children that can be packed, in groups that take the same rows.
+
+    The expansion of latents is left as it is: attention multiplies with it from both sides.
+    """
+    children = {
+        name: child for name, child in parent.named_children() if name != EXPANSION and _can_be_packed(child)
+    }  # fmt: skip
     groups: list[Sequence[str]] = []
     for names in SHARED_ROWS:
         shared = [children[name] for name in names if name in children]
