@@ -11,6 +11,7 @@ HOSTED = HostedModel(
     attention="torch",
     weights="ab" * 32,
     kv_tokens=65536,
+    kv_row_bytes=15 * 1536,
     rate=1000.0,
     automatic="no GPU is usable, as torch was built without CUDA, so that float32 is the faster one on this CPU",
 )
@@ -30,6 +31,7 @@ def test_every_fact_has_a_line_of_its_own() -> None:
     for fact in (
         "blocks:           0:15 of 30",
         "computes:         on cpu in float32",
+        "KV cache:         65536 tokens of 22.5 KiB",
         "identity:         12",
         "pin:  ",
     ):
