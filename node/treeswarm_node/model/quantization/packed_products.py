@@ -27,9 +27,11 @@ class PackedProduct(abc.ABC):
     """Multiplies rows with several matrices at once, and hands each matrix's part to its layer."""
 
     def __init__(self, sizes: Sequence[int], inputs: int) -> None:
-        self._sizes, self._inputs = list(sizes), inputs
+        self._sizes, self._inputs, self._outputs = list(sizes), inputs, sum(sizes)
+        self._starts = [sum(sizes[:part]) for part in range(len(sizes))]
         self._rows: torch.Tensor | None = None
-        self._products: dict[int, torch.Tensor] = {}
+        self._products = self._nothing = torch.empty(0)
+        self._missing: set[int] = set()
 
     @abc.abstractmethod
     def multiply_all(self, rows: torch.Tensor) -> torch.Tensor:
@@ -44,12 +46,15 @@ class PackedProduct(abc.ABC):
 
         The other matrices' products with these rows are kept until they are asked for.
         """
-        if self._rows is not rows or part not in self._products:
-            products = self.multiply_all(rows.reshape(-1, self._inputs)).view(*rows.shape[:-1], sum(self._sizes))
-            self._rows, self._products = rows, dict(enumerate(torch.split(products, self._sizes, -1)))
-        product = self._products.pop(part)
-        if not self._products:
-            self._rows = None
+        if self._rows is not rows or part not in self._missing:
+            products = self.multiply_all(rows.reshape(-1, self._inputs)).view(*rows.shape[:-1], self._outputs)
+            if len(self._sizes) == 1:
+                return products
+            self._rows, self._products, self._missing = rows, products, set(range(len(self._sizes)))
+        product = self._products.narrow(-1, self._starts[part], self._sizes[part])
+        self._missing.remove(part)
+        if not self._missing:
+            self._rows, self._products = None, self._nothing
         return product
 
     def dequantize(self, part: int, dtype: torch.dtype) -> torch.Tensor:

@@ -98,7 +98,7 @@ def split_digits(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     A row is `(128 · high + low) · step`.
     """
     steps = torch.linalg.vector_norm(rows, math.inf, -1, keepdim=True, dtype=torch.float32).mul_(1 / ROW_STEPS)
-    steps.clamp_min_(torch.finfo(torch.float32).tiny)
+    # A row of zeros is divided by zero: whatever its digits are, they are worth zero steps.
     integers = torch.div(rows, steps).round_()
     high = torch.mul(integers, 1 / DIGIT).round_()
     return torch.cat([high, integers.sub_(high, alpha=DIGIT)]).to(torch.int8), steps
