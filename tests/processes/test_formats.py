@@ -50,9 +50,10 @@ async def test_text_is_stock_transformers_on_the_same_weights(
         local_swarm(str(folder), [Span(0, 1), Span(1, 3)]) as swarm,
         SwarmClient(model=str(folder), peers=swarm.peers) as client,
     ):
-        prompt = client.encode("the 7 quick brown foxes")
-        stock = await stock_greedy(plain, [prompt], TOKENS, "float32")
-        assert len(set(stock.token_ids[0])) > 3
-        for size in (0, 8):
-            run = await client.generate(prompt, max_new_tokens=TOKENS, tree_size=size, ignore_eos=True)
-            assert run.token_ids == stock.token_ids[0], f"tree size {size}"
+        prompts = [client.encode(text) for text in ("the 7 quick brown foxes", "lazy dogs jump", "over 21 foxes")]
+        stock = await stock_greedy(plain, prompts, TOKENS, "float32")
+        assert len({token for text in stock.token_ids for token in text}) > 8  # no text of one token
+        for prompt, expected in zip(prompts, stock.token_ids, strict=True):
+            for size in (0, 8):
+                run = await client.generate(prompt, max_new_tokens=TOKENS, tree_size=size, ignore_eos=True)
+                assert run.token_ids == expected, f"tree size {size}"

@@ -49,7 +49,8 @@ def random_model(model_type: str, *sizes: Mapping[str, Any]) -> PreTrainedModel:
     config = AutoConfig.for_model(model_type, **{key: value for part in sizes for key, value in part.items()})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     for parameter in model.parameters():
-        parameter.data.normal_(0, 0.15)
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.2)
     return model.requires_grad_(False)
 
 

@@ -103,6 +103,18 @@ def test_missing_scale_is_refused_by_name(published: str, tmp_path: Path) -> Non
         load_span(folder, Span(2, 3), torch.float32, CPU)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_only_a_bias_of_zeros_may_be_left_over_beside_gptq(value: float, tmp_path: Path) -> None:
+    folder, _ = save_in(FORMATS["gptq"], "qwen3", tmp_path)
+    path, name = folder / "model.safetensors", "model.layers.1.self_attn.q_proj.bias"
+    save_file(load_file(path) | {name: torch.full((64,), value)}, path, {"format": "pt"})
+    if value:
+        with pytest.raises(ModelError, match=name):
+            load_span(folder, Span(1, 2), torch.float32, CPU)
+    else:
+        load_span(folder, Span(1, 2), torch.float32, CPU)
+
+
 def test_numbers_of_eight_bits_without_any_settings_are_refused(tmp_path: Path) -> None:
     tiny_model("qwen3").save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"

@@ -17,6 +17,7 @@ from treeswarm.model_files import BLOCK, weight_files
 from treeswarm.model_sources.gguf_files import WEIGHTS, is_gguf_folder
 from treeswarm.progress import Progress
 from treeswarm.protocol.spans import Span
+from treeswarm_node.model.checkpoint.fused_experts import fuse_in_place
 from treeswarm_node.model.checkpoint.gguf_tensors import GGUFTensors
 from treeswarm_node.model.checkpoint.lazy_weights import open_weights
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
@@ -55,7 +56,7 @@ def load_span(
     if span.end > blocks:
         raise BadRequest(f"blocks {span} exceed the model, which has {blocks}: give --blocks within {Span(0, blocks)}")
     check_cuts(span, kv_givers(skeleton.base_model.layers), blocks)
-    conversions = get_model_conversion_mapping(skeleton)
+    conversions = fuse_in_place(get_model_conversion_mapping(skeleton))
     gguf = GGUFTensors.open(folder, skeleton) if is_gguf_folder(folder) else None
     files = weight_files(folder) if gguf is None else {WEIGHTS: list(gguf.stored)}
     tensors = find_tensors(folder, files, skeleton, hosted_parts(skeleton, span), conversions)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -76,7 +77,9 @@ def find_tensors(
             name = target(tensor)
             if name in expected or target(role_of(tensor)[0]) in expected:
                 by_file.setdefault(file, []).append(tensor)
-            elif name not in state and _is_below(name, prefixes) and not ignored.search(name):
+            elif name in state or not _is_below(name, prefixes) or ignored.search(name):
+                continue
+            elif not _is_zero_bias(folder / file, tensor):
                 raise _left_over(folder, tensor)
     stored, plain = _read_stored(folder, by_file)
     for tensor in plain:
@@ -107,6 +110,16 @@ def _read_stored(folder: Path, by_file: dict[str, list[str]]) -> tuple[Mapping[s
             entries[tensor] = TensorEntry(header[tensor]["dtype"], tuple(header[tensor]["shape"]))
     found = find_stored_weights(entries, quantization_settings(read_config(folder)) or {})
     return found.weights, found.plain
+
+
+def _is_zero_bias(path: Path, tensor: str) -> bool:
+    """Return whether a tensor is a bias of zeros beside a weight of GPTQ: its old tools write one for every layer."""
+    stem, _, end = tensor.rpartition(".")
+    header = read_header(path) if end == "bias" and path.exists() else {}
+    if f"{stem}.qweight" not in header:
+        return False
+    with safe_open(path, framework="pt") as opened:
+        return not opened.get_tensor(tensor).any()
 
 
 def _left_over(folder: Path, tensor: str) -> ModelError:

@@ -224,7 +224,7 @@ def bitsandbytes_4bit(parts: Parts, dtype: torch.dtype) -> torch.Tensor:
     dtype to which the product is rounded.
     """
     state = dict(json.loads(bytes(parts["state"].tolist())))
-    packed, size = parts["weight"].flatten(), int(state["blocksize"])
+    packed, size = parts["weight"].flatten().view(torch.uint8), int(state["blocksize"])
     scale = parts["scale"]
     if "nested_scale" in parts:
         inner = int(state["nested_blocksize"])

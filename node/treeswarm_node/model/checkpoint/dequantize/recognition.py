@@ -269,6 +269,8 @@ def _check_bits(group: _Group, bits: int) -> int:
 def _read_words(group: _Group) -> StoredWeight:
     """Return a weight of GPTQ or AWQ, which differ in the direction in which `…qweight` is packed."""
     words, scale, zeros = group.entry("words").shape, group.entry("group_scale").shape, group.entry("zeros").shape
+    if group.entry("words").dtype != "I32":
+        raise _unknown(group)
     per_word = formulas.BITS_PER_WORD // 4
     if words[1] * per_word == scale[1]:
         if str(group.settings.get("version", "gemm")).lower() != "gemm":
@@ -281,8 +283,7 @@ def _read_words(group: _Group) -> StoredWeight:
         raise group.mismatch("group_scale", f"[groups, {words[1]}]")
     if group.settings.get("desc_act"):
         group.entry("group_of")
-    bits = int(group.settings.get("bits") or 0) or formulas.BITS_PER_WORD * zeros[1] // words[1]
-    _check_bits(group, bits)
+    bits = _check_bits(group, formulas.BITS_PER_WORD * zeros[1] // words[1])
     if zeros != (scale[0], words[1] * bits // formulas.BITS_PER_WORD):
         raise group.mismatch("zeros", f"{[scale[0], words[1] * bits // formulas.BITS_PER_WORD]}")
     inputs = words[0] * formulas.BITS_PER_WORD // bits
@@ -309,8 +310,7 @@ def _read_blocks(group: _Group) -> StoredWeight:
 
 
 def _read_bitsandbytes_4bit(group: _Group) -> StoredWeight:
-    codes, scales = group.entry("weight").shape, group.entry("absmax")
-    count = 2 * math.prod(codes)
+    count, scales = 2 * group.entry("weight").size, group.entry("absmax")
     group.entry("code"), group.entry("state")
     if scales.shape not in {(-(-count // size),) for size in BITSANDBYTES_BLOCKS}:
         raise group.mismatch("absmax", "a scale per block")
