@@ -78,7 +78,11 @@ def block_scaled(
         values = codes[start:stop].to(grid.dtype)
         if zero is not None:
             values -= spread(zero, start, stop).to(grid.dtype)
-        return values * spread(grid, start, stop)
+        if (stop - start) % block[0] or codes.shape[1] % block[1]:
+            return values.mul_(spread(grid, start, stop))
+        tiles = values.view(-1, block[0], grid.shape[1], block[1])
+        tiles.mul_(grid[start // block[0] : stop // block[0], None, :, None])
+        return values
 
     step = block[0] if len(grid) > 1 else 1
     return _by_rows((codes.shape[0], codes.shape[1]), dtype, codes.device, step, rows)
