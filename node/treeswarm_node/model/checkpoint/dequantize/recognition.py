@@ -45,7 +45,7 @@ class StoredWeight:
     kind: str
     """Name of the format, for people."""
     shape: tuple[int, ...]
-    """Shape of the weight, as far as the headers say it: a 4-bit weight of bitsandbytes is flat."""
+    """Shape of the weight, as far as the headers say it: of a 4-bit weight of bitsandbytes, only the number is right."""
     parts: Mapping[str, str]
     """Name of each tensor that is read, by its role for `unpack`."""
     unpack: Unpack
@@ -320,7 +320,7 @@ def _read_bitsandbytes_4bit(group: _Group) -> StoredWeight:
         group.entry("nested_code")
     kind = "bitsandbytes fp4" if group.parts["state"].endswith("fp4") else "bitsandbytes nf4"
     return group.weight(
-        kind, (count, 1), formulas.bitsandbytes_4bit,
+        kind, (count // 64, 64) if count % 64 == 0 else (count, 1), formulas.bitsandbytes_4bit,
         weight="weight", scale="absmax", code="code", state="state",
         nested_scale="nested_scale", nested_code="nested_code",
     )  # fmt: skip
