@@ -176,7 +176,7 @@ def gptq(name: str, weight: torch.Tensor, *, bits: int = 4, offset: int = 1) -> 
     stem = name.removesuffix("weight")
     return {
         f"{stem}qweight": _pack(codes.numpy().astype(np.int64), bits).t(),
-        f"{stem}qzeros": _pack(zeros.t().numpy().astype(np.int64) - offset, bits),
+        f"{stem}qzeros": _pack((zeros.t().numpy().astype(np.int64) - offset) & (2**bits - 1), bits),
         f"{stem}scales": scales.t(),
         f"{stem}g_idx": group_of.int(),
     }, meant
@@ -200,10 +200,12 @@ def _quantize_groups(
     count = weight.shape[1] // GROUP
     columns = torch.arange(weight.shape[1])
     group_of = columns % count if interleaved else columns // GROUP
-    low = torch.stack([weight[:, group_of == g].amin(1) for g in range(count)], 1)
+    weight = weight.clone()
+    weight[0].abs_()  # a row without negative weights has zeros that are 0
+    low = torch.stack([weight[:, group_of == g].amin(1) for g in range(count)], 1).clamp(max=0)
     high = torch.stack([weight[:, group_of == g].amax(1) for g in range(count)], 1)
     scales = ((high - low) / largest).half()
-    zeros = (-low / scales.float()).round().clamp(1, largest)
+    zeros = (-low / scales.float()).round().clamp(0, largest)
     codes = ((weight / scales.float()[:, group_of]).round() + zeros[:, group_of]).clamp(0, largest)
     meant = ((codes - zeros[:, group_of]).half() * scales[:, group_of]).float()
     return codes, scales, zeros, group_of, meant

@@ -16,8 +16,8 @@ from treeswarm.errors import UnsupportedModel
 Parts = Mapping[str, torch.Tensor]
 Unpack = Callable[[Parts, torch.dtype], torch.Tensor]
 
-# Number of weights per chunk: 16 MB of float32, which stays in a processor's cache or near it.
-CHUNK = 1 << 22
+# Number of weights per chunk: 1 MB of float32, which stays in a core's cache; four threads expand weights at once.
+CHUNK = 1 << 18
 # Values of the 16 codes of FP4 (E2M1: sign, two bits of exponent, one of mantissa).
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 # Position in an int32 of AWQ of the n-th of eight neighbouring columns.
@@ -34,9 +34,15 @@ def _by_rows(
     device: torch.device,
     step: int,
     rows: Callable[[int, int], torch.Tensor],
+    *,
+    transposed: bool = False,
 ) -> torch.Tensor:
-    """Return a matrix of this shape whose rows start:stop are `rows(start, stop)`; start is a multiple of `step`."""
-    weight = torch.empty(shape, dtype=dtype, device=device)
+    """Return a matrix of this shape whose rows start:stop are `rows(start, stop)`; start is a multiple of `step`.
+
+    With `transposed` its columns lie together in memory.
+    """
+    weight = torch.empty(shape[::-1] if transposed else shape, dtype=dtype, device=device)
+    weight = weight.t() if transposed else weight
     height = max(1, CHUNK // max(1, shape[1] * step)) * step
     for start in range(0, shape[0], height):
         stop = min(start + height, shape[0])
@@ -146,44 +152,52 @@ def packed_integers(parts: Parts, dtype: torch.dtype, *, bits: int) -> torch.Ten
     """
     shape = (int(parts["shape"][0]), int(parts["shape"][1]))
     words, scale = parts["weight"], parts["scale"].reshape(shape[0], -1)
-    if "group_of" in parts:
-        groups = parts["group_of"].long()
-    else:
-        groups = torch.arange(shape[1], device=words.device) // -(-shape[1] // scale.shape[1])
     middle = 1 << (bits - 1)
     zero = None
     if "zero_point" in parts:
         zero = unpack_words(parts["zero_point"].t().contiguous(), bits).t()[: shape[0]] - middle
 
     def rows(start: int, stop: int) -> torch.Tensor:
-        values = (unpack_words(words[start:stop], bits)[:, : shape[1]] - middle).to(scale.dtype)
+        values = unpack_words(words[start:stop], bits)[:, : shape[1]].sub_(middle).to(scale.dtype)
         if zero is not None:
-            values -= zero[start:stop].to(scale.dtype)[:, groups]
-        return values * scale[start:stop][:, groups]
+            values -= _spread_groups(zero[start:stop].to(scale.dtype), values, parts.get("group_of"))
+        return values.mul_(_spread_groups(scale[start:stop], values, parts.get("group_of")))
 
     return _by_rows(shape, dtype, words.device, 1, rows)
 
 
+def _spread_groups(numbers: torch.Tensor, values: torch.Tensor, group_of: torch.Tensor | None) -> torch.Tensor:
+    """Return the numbers [rows, groups] for each of the values [rows, columns]."""
+    if group_of is not None:
+        return numbers[:, group_of.long()]
+    size = -(-values.shape[1] // numbers.shape[1])
+    spread = numbers[:, :, None].expand(-1, -1, size).reshape(len(numbers), -1)
+    return spread[:, : values.shape[1]]
+
+
 def gptq(parts: Parts, dtype: torch.dtype, *, bits: int, zero_offset: int) -> torch.Tensor:
-    """Return the weight of GPTQ: scale * (code - zero - zero_offset), in the scale's dtype.
+    """Return the weight of GPTQ: scale * (code - zero), in the scale's dtype; zeros are stored less `zero_offset`.
 
     Words [in * bits / 32, out] hold the codes, `zero_point` [groups, out * bits / 32] the zeros and `scale`
     [groups, out] the scales.  `group_of` [in] names each input's group; without it groups are neighbours.
     """
     words, scale = parts["weight"], parts["scale"]
-    inputs, outputs = words.shape[0] * BITS_PER_WORD // bits, words.shape[1]
+    per_word = BITS_PER_WORD // bits
+    inputs, outputs = words.shape[0] * per_word, words.shape[1]
     if "group_of" in parts:
         groups = parts["group_of"].long()
     else:
         groups = torch.arange(inputs, device=words.device) // -(-inputs // scale.shape[0])
-    zero = unpack_words(parts["zero_point"], bits)[:, :outputs] + zero_offset
+    largest = (1 << bits) - 1
+    zero = unpack_words(parts["zero_point"], bits)[:, :outputs].add_(zero_offset).bitwise_and_(largest)
+    shifts = torch.arange(0, BITS_PER_WORD, bits, dtype=torch.int32, device=words.device)[:, None]
 
-    def rows(start: int, stop: int) -> torch.Tensor:
-        values = unpack_words(words[:, start:stop].t(), bits)
-        values = values - zero[:, start:stop].t()[:, groups]
-        return values.to(scale.dtype) * scale[:, start:stop].t()[:, groups]
+    def columns(start: int, stop: int) -> torch.Tensor:
+        packed = words[start // per_word : stop // per_word, None]
+        values = ((packed >> shifts) & largest).view(-1, outputs).sub_(zero[groups[start:stop]])
+        return values.to(scale.dtype).mul_(scale[groups[start:stop]])
 
-    return _by_rows((outputs, inputs), dtype, words.device, 1, rows)
+    return _by_rows((inputs, outputs), dtype, words.device, per_word, columns, transposed=True).t()
 
 
 def awq(parts: Parts, dtype: torch.dtype) -> torch.Tensor:
@@ -197,11 +211,11 @@ def awq(parts: Parts, dtype: torch.dtype) -> torch.Tensor:
     groups = torch.arange(inputs, device=words.device) // (inputs // scale.shape[0])
     zero = _unpack_awq(parts["zero_point"])
 
-    def rows(start: int, stop: int) -> torch.Tensor:
-        values = (_unpack_awq(words[:, start // 8 : stop // 8]) - zero[:, start:stop][groups]).to(scale.dtype)
-        return (values * scale[:, start:stop][groups]).t()
+    def columns(start: int, stop: int) -> torch.Tensor:
+        values = _unpack_awq(words[start:stop]).sub_(zero[groups[start:stop]])
+        return values.to(scale.dtype).mul_(scale[groups[start:stop]])
 
-    return _by_rows((outputs, inputs), dtype, words.device, 8, rows)
+    return _by_rows((inputs, outputs), dtype, words.device, 1, columns, transposed=True).t()
 
 
 def _unpack_awq(words: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,7 @@ class StoredWeight:
     kind: str
     """Name of the format, for people."""
     shape: tuple[int, ...]
-    """Shape of the weight, as far as the headers say it: of a 4-bit weight of bitsandbytes, only the number is right."""
+    """Shape of the weight; of a 4-bit weight of bitsandbytes the headers say only how many numbers it has."""
     parts: Mapping[str, str]
     """Name of each tensor that is read, by its role for `unpack`."""
     unpack: Unpack
