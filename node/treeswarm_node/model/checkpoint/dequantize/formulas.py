@@ -65,7 +65,7 @@ def block_scaled(
     The codes are FP8 or int8; int8 may have a `zero_point` of the scale's shape.  The last blocks of a matrix may be
     smaller.  The product is computed in `product`, or in the scale's dtype if that is None.
     """
-    codes, scale = parts["weight"], _read_scale(parts["scale"])
+    codes, scale = parts["weight"].contiguous(), _read_scale(parts["scale"])
     if codes.ndim > 2:  # fused experts
         per_expert = scale if scale.ndim > 1 else scale.expand(len(codes), 1)
         pairs = zip(codes, per_expert, strict=True)
@@ -194,7 +194,7 @@ def gptq(parts: Parts, dtype: torch.dtype, *, bits: int, zero_offset: int) -> to
 
     def columns(start: int, stop: int) -> torch.Tensor:
         packed = words[start // per_word : stop // per_word, None]
-        values = ((packed >> shifts) & largest).view(-1, outputs).sub_(zero[groups[start:stop]])
+        values = ((packed >> shifts) & largest).reshape(-1, outputs).sub_(zero[groups[start:stop]])
         return values.to(scale.dtype).mul_(scale[groups[start:stop]])
 
     return _by_rows((inputs, outputs), dtype, words.device, per_word, columns, transposed=True).t()
