@@ -16,8 +16,9 @@ from treeswarm.errors import UnsupportedModel
 Parts = Mapping[str, torch.Tensor]
 Unpack = Callable[[Parts, torch.dtype], torch.Tensor]
 
-# Number of weights per chunk: 1 MB of float32, which stays in a core's cache; four threads expand weights at once.
-CHUNK = 1 << 18
+# Number of weights per chunk.  Of 2^16, 2^18, 2^20 and 2^22 this took the least time per weight in most formats: 7 ns
+# for FP8, 6 for int4, 16 for GPTQ on one shared core (2026-11-30).  transformers expands in four threads at once.
+CHUNK = 1 << 20
 # Values of the 16 codes of FP4 (E2M1: sign, two bits of exponent, one of mantissa).
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 # Position in an int32 of AWQ of the n-th of eight neighbouring columns.
@@ -121,19 +122,15 @@ def packed_fp4(
 
 
 def mxfp4_experts(parts: Parts, dtype: torch.dtype) -> torch.Tensor:
-    """Return fused experts [experts, in, out] from blocks [experts, out, groups, 16] and scales [experts, out, groups].
+    """Return fused experts [experts, in, out].
 
-    transformers' own function computes each expert.
+    Blocks [experts, out, groups, 16] hold the codes, and scales [experts, out, groups] their powers of two.
     """
-    from transformers.integrations.mxfp4 import convert_moe_packed_tensors  # noqa: PLC0415  # only for gpt-oss
-
     blocks, scales = parts["blocks"], parts["scale"]
     experts, outputs, groups, size = blocks.shape
     weight = torch.empty(experts, groups * size * 2, outputs, dtype=dtype, device=blocks.device)
     for expert in range(experts):
-        weight[expert] = convert_moe_packed_tensors(
-            blocks[expert : expert + 1], scales[expert : expert + 1], dtype=dtype
-        )[0]
+        weight[expert] = packed_fp4({"weight": blocks[expert].flatten(1), "scale": scales[expert]}, dtype).t()
     return weight
 
 
