@@ -66,6 +66,7 @@ class ModelShape:
     blocks: int
     """Number of decoder blocks."""
     hidden_size: int
+    """Number of values in one row of activations between blocks."""
     vocab_size: int
     max_positions: int
     eos_ids: frozenset[int]
@@ -198,7 +199,8 @@ def read_shape(folder: Path) -> ModelShape:
             model_type=str(config["model_type"]),
             # LongCat-Flash counts attentions as hidden layers, and has two of them in each of its `num_layers` blocks.
             blocks=int(text.get("num_layers") or text["num_hidden_layers"]),
-            hidden_size=int(text["hidden_size"]),
+            # Layers of Gemma 3n pass on several rows of activations per token (AltUp).
+            hidden_size=int(text["hidden_size"]) * int(text.get("altup_num_inputs") or 1),
             vocab_size=int(text["vocab_size"]),
             max_positions=int(text.get("max_position_embeddings") or 2**20),
             eos_ids=frozenset(_eos_ids(folder, text)),

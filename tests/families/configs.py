@@ -65,7 +65,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "deepseek_v4": {"o_lora_rank": 32, "o_groups": 2},
     "falcon": {"alibi": False},
     "falcon_h1": _MAMBA | {"mamba_d_ssm": 128},
-    "gemma3n_text": {"layer_types": _KINDS, "num_kv_shared_layers": 3, "vocab_size_per_layer_input": 256}
+    # Shared keys and values, which forbid these cuts, are in tests/node/model/test_layer_kinds.py.
+    "gemma3n_text": {"layer_types": _KINDS, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": 256}
     | {"hidden_size_per_layer_input": 16, "laurel_rank": 8},
     "gemma4_text": {"vocab_size_per_layer_input": 256, "hidden_size_per_layer_input": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 3]]},

@@ -15,6 +15,7 @@ from treeswarm.model_files import BLOCK
 from treeswarm.programs.units import format_bytes
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.checkpoint.storage import weight_shapes
+from treeswarm_node.model.families.extra_inputs import ExtraInputs
 from treeswarm_node.model.families.kv_shapes import kv_shapes
 from treeswarm_node.model.quantization.weight_kinds import KINDS
 
@@ -101,7 +102,7 @@ def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none")
         block=max(by_block.values(), default=0),
         ends=ends + _head_bytes(embedding_shape, embeddings, width),
         kv_row=max(kv_numbers) * width,
-        forward_row=ACTIVATION_COPIES * int(skeleton.config.hidden_size) * 4,
+        forward_row=ACTIVATION_COPIES * int(skeleton.config.hidden_size) * ExtraInputs(skeleton.base_model).streams * 4,
         loading=0 if quantization == "none" else max(unquantized.values(), default=0),
     )
 

@@ -18,7 +18,7 @@ from treeswarm_node.attention.latent import unexpanded
 from treeswarm_node.attention.metadata import Batch, Segment, make_batch
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.kv_cache.layer_state import KVShape
-from treeswarm_node.model.families.extra_inputs import ExtraInputs
+from treeswarm_node.model.families.extra_inputs import OF_STREAMS, ExtraInputs
 from treeswarm_node.model.families.kv_shapes import attentions_of, check_cuts, kv_givers, kv_shapes
 from treeswarm_node.model.families.rotary import Rotary
 from treeswarm_node.model.loaded_span import LoadedSpan
@@ -45,7 +45,10 @@ class SpanModel:
         self.kv_givers = {taker: giver for taker, giver in givers.items() if taker in hosted}
         """Layer whose keys and values each layer of the span reads that keeps none of its own."""
         self.store = KVStore(kv_shapes(self.layers), kv_tokens, loaded.dtype, loaded.device, self.kv_givers)
-        self._embed = _with_children(self.base, layers=torch.nn.ModuleList(), norm=torch.nn.Identity())
+        self._first = _FirstLayer()
+        # The final norm's weights may not be here; some models norm embeddings by the same module, without weights.
+        norm = torch.nn.Identity() if next(self.base.norm.parameters(), None) is not None else self.base.norm
+        self._embed = _with_children(self.base, layers=torch.nn.ModuleList([self._first]), norm=norm)
         self._head = _Head(loaded) if loaded.is_tail else None
 
     @property
@@ -56,7 +59,7 @@ class SpanModel:
     @property
     def hidden_size(self) -> int:
         """Number of values in one row of activations."""
-        return int(self.loaded.config.hidden_size)
+        return int(self.loaded.config.hidden_size) * self.extra_inputs.streams
 
     @property
     def kv_shapes(self) -> list[KVShape]:
@@ -99,8 +102,8 @@ class SpanModel:
         """Return the activations [n, hidden] of token ids int64 [n], scaled as the family's embedding does."""
         if not len(tokens):
             return torch.empty(0, self.hidden_size, dtype=self.dtype, device=self.device)
-        embedded: torch.Tensor = self._embed(input_ids=tokens[None], use_cache=False).last_hidden_state[0]
-        return embedded.to(self.dtype)
+        self._embed(input_ids=tokens[None], use_cache=False)
+        return self.extra_inputs.to_rows(self._first.hidden).to(self.dtype)
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment], hidden: torch.Tensor) -> torch.Tensor:
@@ -118,13 +121,13 @@ class SpanModel:
         rotations = self.rotary(hidden, batch, [segment.kv for segment in segments])
         inputs = self.extra_inputs.of_rows(np.concatenate([segment.step.tokens for segment in segments]))
         span = segments[0].span
-        state = hidden[None]
+        state = self.extra_inputs.to_state(hidden)
         for index in range(span.start, span.end):
             self.loaded.load_block(index)
             layer = self.base.layers[index]
             rotation, extra = rotations[self.rotary.kind_of(index)], inputs.of_block(index)
             state = run_layer(layer, state, rotation, batch, self.attention, extra)
-        return state[0]
+        return self.extra_inputs.to_rows(state)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -172,13 +175,45 @@ class _Head:
         is_used = loaded.span.start == 0 or embedding in ExtraInputs(base).modules
         if not is_used and embedding.weight.device.type != "meta":
             embedding.weight = torch.nn.Parameter(embedding.weight.to("meta"), requires_grad=False)
+        self._extra, self._dtype, self._last = ExtraInputs(base), loaded.dtype, _LastLayer()
+        merging = {name: copy.deepcopy(getattr(base, name)).float() for name in OF_STREAMS if hasattr(base, name)}
+        self._end = _with_children(base, layers=torch.nn.ModuleList([self._last]), norm=self._norm, **merging)
         self._final = _FinalActivations()
         self._model = _with_children(skeleton, **{skeleton.base_model_prefix: self._final, name: self.module})
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        self._final.hidden = self._norm(hidden.float())[None]
+        self._final.hidden = self._normalize(hidden.float())
         logits: torch.Tensor = self._model(inputs_embeds=self._final.hidden, use_cache=False).logits[0]
         return logits.float()
+
+    def _normalize(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return final activations [1, n, dim].  The decoder's own code merges several rows per token."""
+        if self._extra.streams == 1:
+            normed: torch.Tensor = self._norm(hidden)
+            return normed[None]
+        self._last.hidden = self._extra.to_state(hidden)
+        embedded = torch.zeros_like(self._last.hidden[0], dtype=self._dtype)
+        final: torch.Tensor = self._end(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        return final
+
+
+class _FirstLayer(torch.nn.Module):
+    """Takes the place of the decoder's layers, and keeps what the first one would get."""
+
+    hidden: torch.Tensor
+
+    def forward(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        self.hidden = hidden
+        return hidden
+
+
+class _LastLayer(torch.nn.Module):
+    """Takes the place of the decoder's layers, and returns activations that the last one computed before."""
+
+    hidden: torch.Tensor
+
+    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
+        return self.hidden
 
 
 @dataclass

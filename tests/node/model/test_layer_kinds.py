@@ -43,6 +43,15 @@ MODELS: dict[str, tuple[str, dict[str, Any], list[Span]]] = {
     "shared keys and values": ("gemma4_unified_text", SHARED, EARLY),
     "inputs per layer": ("gemma4_text", {**GEMMA4, "hidden_size_per_layer_input": 8}, MIDDLE),
     "inputs per layer, shared keys and values": ("gemma4_text", {**SHARED, "hidden_size_per_layer_input": 8}, EARLY),
+    "several rows of activations per token": (
+        "gemma3n_text",
+        {
+            "layer_types": KINDS, "num_kv_shared_layers": 2, "vocab_size_per_layer_input": 199,
+            "hidden_size_per_layer_input": 8, "laurel_rank": 8, "intermediate_size": [96] * 6,
+            "activation_sparsity_pattern": [0.9, 0.9, 0.0, 0.0, 0.0, 0.0],
+        },
+        EARLY,
+    ),
     "experts": (
         "gemma4_text",
         {

@@ -193,33 +193,35 @@ def _run_tree(model: SpanModel, layers: dict[int, Any], steps: list[Step], rows:
         kv.commit(step)
         index = next(iter(layers))
         batch = make_batch([Segment(kv, step, Span(index, index + 1))], store, model.device)
-        inputs, state = _extra_inputs(model, part), part.hidden[None]
+        inputs, state = _extra_inputs(model, part), model.extra_inputs.to_state(part.hidden)
         for index, layer in layers.items():
             rotation = model.rotary(part.hidden, batch, [kv])[model.rotary.kind_of(index)]
             state = run_layer(layer, state, rotation, batch, model.attention, inputs.of_block(index))
-        states.append(state[0])
+        states.append(model.extra_inputs.to_rows(state))
     return torch.cat([states[0][-1:], states[1]])
 
 
 def _run_eagerly(model: SpanModel, layers: dict[int, Any], rows: _Rows) -> torch.Tensor:
     """Return the last row [hidden] of a causal pass with transformers' own eager attention."""
-    inputs, state = _extra_inputs(model, rows), rows.hidden[None]
+    inputs, state = _extra_inputs(model, rows), model.extra_inputs.to_state(rows.hidden)
     for index, layer in layers.items():
         state = _run_layer_eagerly(model, layer, index, state, inputs.of_block(index))
-    return state[0, -1]
+    return model.extra_inputs.to_rows(state)[-1]
 
 
 def _run_layer_eagerly(
     model: SpanModel, layer: Any, index: int, state: torch.Tensor, extra: dict[str, Any]
 ) -> torch.Tensor:
-    count, attentions = state.shape[1], attentions_of(layer)
+    count, attentions = state.shape[-2], attentions_of(layer)
     positions = torch.arange(count, device=model.device)
     visible = positions[:, None] >= positions
     window = _window_owner(attentions[0]).sliding_window
     if window is not None:
         visible &= positions[:, None] - positions < window
     mask = torch.zeros(count, count, device=model.device).masked_fill(~visible, torch.finfo(torch.float32).min)
-    rotation = model.rotary.plain(state[0], positions, TRUNK_ROWS + TREE_ROWS, model.rotary.kind_of(index))
+    rotation = model.rotary.plain(
+        state.flatten(0, -3)[0], positions, TRUNK_ROWS + TREE_ROWS, model.rotary.kind_of(index)
+    )
     config = attentions[0].config
     eager = copy.copy(config)
     eager._attn_implementation = "eager"

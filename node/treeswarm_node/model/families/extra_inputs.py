@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.cache_utils import KVSharingDict
 
-from treeswarm.errors import UnsupportedModel
-
 # Modules of the model that inputs per layer are computed with.
 MODULES = ("embed_tokens", "embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
+# Modules that make several rows of activations of a token's embedding, and one again of the last layer's.
+OF_STREAMS = ("altup_projections", "altup_unembed_projections")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +44,8 @@ class ExtraInputs:
 
     def __init__(self, base: PreTrainedModel) -> None:
         self._base: Any = base
-        if getattr(base.config, "altup_num_inputs", 1) > 1:
-            raise UnsupportedModel("its layers keep several rows of activations per token (AltUp): not supported yet")
+        self.streams = int(getattr(base.config, "altup_num_inputs", 1))
+        """Number of rows of activations per token that layers pass on (AltUp in Gemma 3n); 1 in all other families."""
         names = inspect.signature(self._base.layers[0].forward).parameters
         self._shares_kv = "shared_kv_states" in names
         self._has_per_layer = "per_layer_input" in names and bool(base.config.hidden_size_per_layer_input)
@@ -53,7 +53,18 @@ class ExtraInputs:
     @property
     def modules(self) -> list[torch.nn.Module]:
         """Modules besides the blocks that every span needs for them."""
-        return [getattr(self._base, name) for name in MODULES] if self._has_per_layer else []
+        names = (*(MODULES if self._has_per_layer else ()), *(OF_STREAMS if self.streams > 1 else ()))
+        return [getattr(self._base, name) for name in names]
+
+    def to_state(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return rows of activations [n, streams · dim] as layers take them: [1, n, dim], or [streams, 1, n, dim]."""
+        if self.streams == 1:
+            return hidden[None]
+        return hidden.view(len(hidden), self.streams, -1).transpose(0, 1)[:, None]
+
+    def to_rows(self, state: torch.Tensor) -> torch.Tensor:
+        """Return what layers pass on as rows of activations [n, streams · dim]."""
+        return state[0] if self.streams == 1 else state[:, 0].transpose(0, 1).flatten(1)
 
     def of_rows(self, tokens: NDArray[np.int64]) -> RowInputs:
         """Return the inputs of rows with these tokens, int64 [ΣT]."""
@@ -61,6 +72,6 @@ class ExtraInputs:
         if self._has_per_layer:
             ids = torch.from_numpy(tokens)[None].to(self._base.embed_tokens.weight.device)
             embedded = self._base.embed_tokens(ids)
-            of_tokens = self._base.get_per_layer_inputs(ids, embedded)
+            of_tokens = self._base.get_per_layer_inputs(ids)
             per_layer = self._base.project_per_layer_inputs(embedded, of_tokens)
         return RowInputs(KVSharingDict() if self._shares_kv else None, per_layer)
