@@ -8,6 +8,8 @@ from typing import Any
 from treeswarm.errors import ModelError
 from treeswarm.model_files import weight_files
 from treeswarm.model_sources.cache import cache_folder
+from treeswarm.model_sources.gguf_files import WEIGHTS
+from treeswarm.model_sources.hub_gguf import file_digest, is_hub_folder
 from treeswarm.progress import CHECKING, Progress
 
 # Fields of config.json that do not change the model's output: names, versions, bookkeeping and how to run the model.
@@ -42,7 +44,10 @@ def weights_digest(folder: Path, config: dict[str, Any], progress: Progress | No
     downloaded, the hub is asked for the SHA-256.  `progress` is called after each file.  Raises ModelError.
     """
     names = sorted(weight_files(folder))
-    hub_digests = _hub_digests(folder) if not all((folder / name).exists() for name in names) else {}
+    if is_hub_folder(folder):  # the copy has only the tensors that were needed
+        hub_digests = {WEIGHTS: file_digest(folder)}
+    else:
+        hub_digests = _hub_digests(folder) if not all((folder / name).exists() for name in names) else {}
     sizes = {name: _size(folder / name) for name in names if name not in hub_digests}
     total, done = sum(sizes.values()), 0
     digest = hashlib.sha256(config_digest(config).encode())

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from treeswarm.errors import ModelError
 from treeswarm.model_sources import gguf_files
 from treeswarm.model_sources.gguf_files import gguf_folder, is_converted, is_gguf, is_gguf_folder
+from treeswarm.model_sources.hub_gguf import fetch_tensors, hub_gguf_folder, is_hub_gguf
 from treeswarm.model_sources.named_models import NAMED, fetch_named, is_fetched
 from treeswarm.model_sources.tokenizer_files import TOKENIZER, tokenizer_folder
 from treeswarm.progress import Progress, progress_bar_class
@@ -80,7 +81,7 @@ def resolve_model(
     hub: HubOptions = DEFAULT_HUB,
     progress: Progress | None = None,
 ) -> Path:
-    """Return the directory of a model named by a directory, a GGUF file, a bundled or short name, or a hub id.
+    """Return the directory of a model named by a directory, a GGUF file (here or on the hub), a short name or hub id.
 
     A directory is used as it is, offline.  A GGUF file has its directory in the cache.  A model with a short name is
     fetched once, and is a GGUF file then.  From the hub, config and tokenizer are downloaded.  With `weights`, so are
@@ -93,6 +94,12 @@ def resolve_model(
         return Path(str(files("treeswarm") / "models" / name))
     if name in NAMED:
         return gguf_folder(fetch_named(name, progress), progress)
+    if is_hub_gguf(name):
+        offline = hub.local_files_only
+        folder = hub_gguf_folder(name, revision=hub.revision, token=hub.token, offline=offline, progress=progress)
+        if weights:
+            fetch_tensors(folder, span, token=hub.token, progress=progress)
+        return folder
     if is_gguf(name):
         return gguf_folder(Path(name), progress)
     folder = _from_hub(name, CLIENT_FILES, hub)
@@ -101,6 +108,8 @@ def resolve_model(
 
 def is_path(name: str) -> bool:
     """Return whether a model's name can mean a directory of this machine alone, existing or not."""
+    if is_hub_gguf(name):
+        return False
     return Path(name).is_dir() or is_gguf(name) or (("/" in name or "\\" in name) and not _is_hub_id(name))
 
 
@@ -113,6 +122,8 @@ def is_at_hand(name: str) -> bool:
     """Return whether a model's config can be read at once: it need not be fetched, nor made from a GGUF file."""
     if name in NAMED:
         return is_fetched(name) and is_converted(NAMED[name].file)
+    if is_hub_gguf(name):
+        return False
     if is_gguf(name) and not Path(name).is_dir():
         return is_converted(Path(name))
     return name in BUNDLED or is_path(name)
@@ -120,7 +131,7 @@ def is_at_hand(name: str) -> bool:
 
 def check_model_name(name: str) -> None:
     """Raise ModelError if a name means no directory, bundled model or hub id.  The hub is not asked."""
-    if (name and Path(name).is_dir()) or name in (*BUNDLED, *NAMED):
+    if (name and Path(name).is_dir()) or name in (*BUNDLED, *NAMED) or is_hub_gguf(name):
         return
     if is_gguf(name):
         if not Path(name).is_file():

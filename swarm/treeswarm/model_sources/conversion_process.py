@@ -84,10 +84,11 @@ def convert_gguf(source: Path, target: Path) -> None:
             "it is one of several parts, which are not read: join them with llama.cpp's `llama-gguf-split --merge`"
         )
     config = _config_of(source, architecture)
-    shapes = {
-        tensor.name: ([int(n) for n in reversed(tensor.shape)], tensor.tensor_type.name) for tensor in reader.tensors
+    table = {
+        t.name: ([int(n) for n in reversed(t.shape)], t.tensor_type.name, int(t.data_offset), int(t.n_bytes))
+        for t in reader.tensors
     }
-    if ROPE_FACTORS in shapes:
+    if ROPE_FACTORS in table:
         factors = next(tensor.data for tensor in reader.tensors if tensor.name == ROPE_FACTORS)
         config["rope_scaling"] = llama3_rope(factors, float(config["rope_theta"]), int(config["head_dim"]))
     config |= _added_fields(metadata, architecture, config)
@@ -96,7 +97,7 @@ def convert_gguf(source: Path, target: Path) -> None:
     ends = {config.get("eos_token_id"), _value(metadata, "tokenizer.ggml.eot_token_id")} - {None}
     _write_json(target / "generation_config.json", {"eos_token_id": sorted(int(str(end)) for end in ends)})
     _write_tokenizer(metadata, architecture, target)
-    _write_json(target / "gguf-tensors.json", shapes)
+    _write_json(target / "gguf-tensors.json", table)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -19,19 +19,23 @@ WEIGHTS = "model.gguf"
 TABLE = "gguf-tensors.json"
 """File of a model directory with the shape of every tensor of the GGUF file."""
 # Raised whenever the conversion writes something else, so that older caches are left alone.
-VERSION = 1
+VERSION = 2
 # Matches the number of a decoder block in the name of a GGUF file's tensor.
 BLOCK = re.compile(r"^blk\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class GGUFShape:
-    """The shape of one tensor of a GGUF file."""
+    """The shape and place of one tensor of a GGUF file."""
 
     shape: tuple[int, ...]
     """Numbers of values, in torch's order."""
     kind: str
     """Name of the type in which it is stored, such as Q4_K."""
+    offset: int
+    """Number of bytes before it in the file."""
+    size: int
+    """Number of its bytes in the file."""
 
 
 def is_gguf(name: str) -> bool:
@@ -80,6 +84,6 @@ def read_table(folder: Path) -> Mapping[str, GGUFShape]:
     """Return the shape of every tensor of the GGUF file by its name there.  Raises ModelError."""
     try:
         table = json.loads((folder / TABLE).read_text("utf-8"))
-        return {name: GGUFShape(tuple(shape), kind) for name, (shape, kind) in table.items()}
+        return {name: GGUFShape(tuple(shape), *stored) for name, (shape, *stored) in table.items()}
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{folder / TABLE} cannot be read ({error}): delete {folder} and try again") from None

@@ -1,11 +1,14 @@
 """GGUF files load as stock transformers loads them, span by span."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests.node.conftest import SpanChain, append_of
 from tests.support.gguf_models import BLOCKS, TOKENS, write_gguf
 
 from treeswarm.errors import ModelError, UnsupportedModel
@@ -71,12 +74,17 @@ def test_experts_of_any_width_load(tmp_path: Path) -> None:
 def test_spans_compute_what_stock_transformers_computes(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "tiny.gguf", kind="Q4_1")
     folder = resolve_model(str(file))
-    spans = [SpanModel(load_span(folder, span, torch.float32, CPU), 64) for span in (Span(0, 1), Span(1, 2))]
-    for span in spans:
-        check_family(span)
-    head = spans[0].loaded.skeleton
+    chain = SpanChain([SpanModel(load_span(folder, span, torch.float32, CPU), 64) for span in (Span(0, 1), Span(1, 2))])
+    for model in chain.models:
+        check_family(model)
+    head = chain.models[0].loaded.skeleton
     assert head.base_model.layers[1].self_attn.q_proj.weight.is_meta  # only the span was read
-    assert not head.base_model.layers[0].self_attn.q_proj.weight.is_meta
+    tokens = [1, 40, 41, 42, 7, 99]
+    chain.open("prompt", 32)
+    logits = chain.run({"prompt": append_of(0, 1, range(6), tokens, prefill=True)})["prompt"]
+    with torch.no_grad():
+        expected = stock(file)(torch.tensor([tokens])).logits[0]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_config_and_tokenizer_are_stock_transformers_own(tmp_path: Path) -> None:
@@ -169,3 +177,17 @@ def test_tensors_of_no_parameter_are_refused(tmp_path: Path) -> None:
     folder = resolve_model(str(write_gguf(tmp_path / "tiny.gguf", extra=extra)))
     with pytest.raises(UnsupportedModel, match=r"attn_q\.scale"):
         load_span(folder, WHOLE, torch.float32, CPU)
+
+
+def test_a_client_without_torch_gets_the_same_small_files(tmp_path: Path) -> None:
+    file, target = write_gguf(tmp_path / "tiny.gguf"), tmp_path / "without-torch"
+    target.mkdir()
+    program = "import sys, runpy; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
+    program += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", program, conversion_process.__file__, "gguf", str(file), str(target)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    folder = resolve_model(str(file))
+    for path in sorted(target.iterdir()):
+        assert path.read_text() == (folder / path.name).read_text()
+    assert {path.name for path in folder.iterdir()} == {path.name for path in target.iterdir()} | {gguf_files.WEIGHTS}
