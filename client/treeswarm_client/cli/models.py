@@ -7,7 +7,8 @@ from pathlib import Path
 
 from treeswarm.errors import ModelError
 from treeswarm.identity import config_digest
-from treeswarm.model_files import BUNDLED, HUB_ID, read_config, read_shape, resolve_model
+from treeswarm.model_files import BUNDLED, HUB_ID, is_at_hand, read_config, read_shape, resolve_model
+from treeswarm.model_sources.named_models import NAMED
 from treeswarm.programs.process import run_until_terminated
 from treeswarm.registry import client_registry
 from treeswarm.transport.seam import Transport
@@ -88,7 +89,7 @@ def context_length_of(model: ModelView) -> int | None:
 
 
 def _local_folder(name: str) -> Path | None:
-    if name in BUNDLED:
+    if name in BUNDLED or (name in NAMED and is_at_hand(name)):
         return resolve_model(name)
     if not HUB_ID.fullmatch(name):
         return None
