@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# Architectures that a table of transformers has under another name.
+RENAMED = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2"}
 # Values of metadata keys that change nothing: for these a config has no field, or the tensors' shapes say the same.
 NEUTRAL: Mapping[str, object] = {"rope.scaling.type": "none", "attention.causal": True, "expert_weights_scale": 1.0}
 # Metadata keys whose value shows in the shapes of tensors, which are compared when the weights are loaded.
@@ -41,6 +43,8 @@ ADDED = {
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
 }
+# Sizes of models, as architecture and number of blocks, whose attention scale no GGUF file states: llama.cpp knows it.
+UNSTATED_SCALE = {("gemma2", 46), ("gemma3", 62)}
 ROPE_FACTORS = "rope_freqs.weight"
 # Numbers of every Llama 3 model with scaled rotary embeddings; only the factor differs.
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -112,7 +116,7 @@ def _config_of(source: Path, architecture: str) -> dict[str, Any]:
     """Return the config as transformers reads it from the file."""
     loader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     loader.is_torch_available = lambda: True  # it asks for torch although it reads no tensor here
-    if architecture not in loader.GGUF_SUPPORTED_ARCHITECTURES and architecture not in _RENAMED:
+    if architecture not in loader.GGUF_SUPPORTED_ARCHITECTURES and architecture not in RENAMED:
         known = ", ".join(sorted(loader.GGUF_SUPPORTED_ARCHITECTURES))
         raise ConversionError(
             f"transformers does not read GGUF files of architecture '{architecture}' (it reads {known}): use the "
@@ -120,10 +124,6 @@ def _config_of(source: Path, architecture: str) -> dict[str, Any]:
         )
     config: dict[str, Any] = loader.load_gguf_checkpoint(str(source), return_tensors=False)["config"]
     return {key: value for key, value in config.items() if key != "_model_name_or_path"}
-
-
-# Architectures that a table of transformers has under another name.
-_RENAMED = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2"}
 
 
 def _added_fields(metadata: Mapping[str, Any], architecture: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,10 +140,12 @@ def _check_metadata(metadata: Mapping[str, Any], architecture: str, config: Mapp
     from transformers import AutoConfig  # noqa: PLC0415
     from transformers.integrations import GGUF_CONFIG_MAPPING  # noqa: PLC0415
 
+    if (architecture, config["num_hidden_layers"]) in UNSTATED_SCALE:
+        raise ConversionError("GGUF files of this model do not state its attention scale: use its safetensors form")
     model = AutoConfig.for_model(**config)
     read = {
         key
-        for name in (architecture, _RENAMED.get(architecture, architecture))
+        for name in (architecture, RENAMED.get(architecture, architecture))
         for key, field in GGUF_CONFIG_MAPPING.get(name, {}).items()
         if field is not None
     }
