@@ -11,7 +11,11 @@ from treeswarm_client.prompt_encoder import PromptEncoder
 
 CHAT_MODEL = "smollm2"
 BUNDLED_NAME, BUNDLED_MODEL, BUNDLED_DRAFT = "bundled", "demo", "demo-draft"
-QUESTION = "What is the capital of France, and what is it known for? Answer in three sentences."
+# Its answer repeats words of the question, so that drafting from the text alone finds something.
+QUESTION = (
+    "The swarm has three nodes. The first node holds the first ten blocks of the model, the second node holds the next "
+    "ten blocks, and the third node holds the last ten blocks. What does each node hold?"
+)
 CODE = '''def copy(src, dst, *, follow_symlinks=True):
     """Copy data and mode bits'''
 
