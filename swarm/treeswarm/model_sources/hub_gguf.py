@@ -148,9 +148,9 @@ def _find(name: str, revision: str | None, token: str | bool | None, *, offline:
     if offline or constants.HF_HUB_OFFLINE:
         raise ModelError(f"'{name}' is not in the cache, and asking the hub is switched off: fetch it while online")
     try:
-        url = hf_hub_url(match[1], match[2], revision=revision, endpoint=constants.ENDPOINT)
+        url = hf_hub_url(match[1], match[2], revision=revision)
         found = get_hf_file_metadata(url, token=token)
-        at_commit = hf_hub_url(match[1], match[2], revision=found.commit_hash, endpoint=constants.ENDPOINT)
+        at_commit = hf_hub_url(match[1], match[2], revision=found.commit_hash)
     except Exception as error:  # The hub's client raises errors of requests, of httpx and its own.
         raise ModelError(
             f"cannot get '{name}' from the hub ({type(error).__name__}: {str(error).splitlines()[0]}): check the name "

@@ -74,7 +74,9 @@ def test_experts_of_any_width_load(tmp_path: Path) -> None:
 def test_spans_compute_what_stock_transformers_computes(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "tiny.gguf", kind="Q4_1")
     folder = resolve_model(str(file))
-    chain = SpanChain([SpanModel(load_span(folder, span, torch.float32, CPU), 64) for span in (Span(0, 1), Span(1, 2))])
+    chain = SpanChain(
+        [SpanModel(load_span(folder, span, torch.float32, CPU), 512) for span in (Span(0, 1), Span(1, 2))]
+    )
     for model in chain.models:
         check_family(model)
     head = chain.models[0].loaded.skeleton

@@ -44,7 +44,9 @@ class FakeHub:
                 self.end_headers()
 
             def do_GET(self) -> None:
-                assert f"/resolve/{COMMIT}/" in self.path  # the content of a commit never changes
+                if f"/resolve/{COMMIT}/" not in self.path:  # the content of a commit never changes
+                    self.send_error(404)
+                    return
                 first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
                 part = hub.content[first : last + 1]
                 hub.sent.append(len(part))
@@ -71,7 +73,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), fake.handler())
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    template = f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(gguf_files, "convert", convert)
     monkeypatch.setattr(hub_gguf, "convert", convert)
