@@ -101,7 +101,7 @@ def convert_gguf(source: Path, target: Path) -> None:
     ends = {config.get("eos_token_id"), _value(metadata, "tokenizer.ggml.eot_token_id")} - {None}
     _write_json(target / "generation_config.json", {"eos_token_id": sorted(int(str(end)) for end in ends)})
     _write_tokenizer(metadata, architecture, target)
-    _write_json(target / "gguf-tensors.json", table)
+    _write_json(target / "gguf-tensors.json", {"architecture": architecture, "tensors": table})
 
 
 def _write_json(path: Path, content: Any) -> None:

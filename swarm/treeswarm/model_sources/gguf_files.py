@@ -19,13 +19,13 @@ WEIGHTS = "model.gguf"
 TABLE = "gguf-tensors.json"
 """File of a model directory with the shape of every tensor of the GGUF file."""
 # Raised whenever the conversion writes something else, so that older caches are left alone.
-VERSION = 2
+VERSION = 3
 # Matches the number of a decoder block in the name of a GGUF file's tensor.
 BLOCK = re.compile(r"^blk\.(\d+)\.")
 
 
 @dataclass(frozen=True)
-class GGUFShape:
+class GGUFEntry:
     """The shape and place of one tensor of a GGUF file."""
 
     shape: tuple[int, ...]
@@ -80,10 +80,15 @@ def is_gguf_folder(folder: Path) -> bool:
     return (folder / TABLE).exists()
 
 
-def read_table(folder: Path) -> Mapping[str, GGUFShape]:
+def read_table(folder: Path) -> Mapping[str, GGUFEntry]:
     """Return the shape of every tensor of the GGUF file by its name there.  Raises ModelError."""
     try:
-        table = json.loads((folder / TABLE).read_text("utf-8"))
-        return {name: GGUFShape(tuple(shape), *stored) for name, (shape, *stored) in table.items()}
-    except (OSError, ValueError, TypeError) as error:
+        table = json.loads((folder / TABLE).read_text("utf-8"))["tensors"]
+        return {name: GGUFEntry(tuple(shape), *stored) for name, (shape, *stored) in table.items()}
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{folder / TABLE} cannot be read ({error}): delete {folder} and try again") from None
+
+
+def read_architecture(folder: Path) -> str:
+    """Return the name that the GGUF file gives its architecture, such as `llama`."""
+    return str(json.loads((folder / TABLE).read_text("utf-8"))["architecture"])
