@@ -5,7 +5,6 @@ product depends on the rows beside a row more than it would with plain weights.
 """
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -97,7 +96,9 @@ def split_digits(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     A row is `(128 · high + low) · step`.
     """
-    steps = torch.linalg.vector_norm(rows, math.inf, -1, keepdim=True, dtype=torch.float32).mul_(1 / ROW_STEPS)
+    # Two operations, because the norm that is the largest value took six times as long for 16 rows.
+    rows = rows.float()
+    steps = rows.abs().amax(-1, keepdim=True).mul_(1 / ROW_STEPS)
     # A row of zeros is divided by zero: whatever its digits are, they are worth zero steps.
     integers = torch.div(rows, steps).round_()
     high = torch.mul(integers, 1 / DIGIT).round_()
