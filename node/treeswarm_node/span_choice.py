@@ -7,7 +7,6 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,6 +19,7 @@ from treeswarm.topology.tables import Placed
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo, find_device
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
+from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.families.kv_shapes import allowed_cuts, fit_to_cuts, kv_givers
 from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
 from treeswarm_node.own_record import GUESSED_RATE
@@ -101,7 +101,7 @@ class SpanChooser:
 
 @functools.lru_cache(maxsize=4)
 def _read_cuts(folder: Path) -> list[int]:
-    layers: Any = build_skeleton(folder, torch.float32).base_model.layers
+    layers = find_blocks(build_skeleton(folder, torch.float32)).layers
     return allowed_cuts(kv_givers(layers), len(layers))
 
 

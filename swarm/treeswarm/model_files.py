@@ -26,7 +26,15 @@ CLIENT_FILES = ("*.json", "*.txt", "tokenizer*", "*.jinja", "*.model", "*.tiktok
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # Matches the number of a decoder block in the name of a checkpoint's tensor; GGUF files call blocks `blk`.
-BLOCK = re.compile(r"(?:^|\.)(?:layers|blk)\.(\d+)\.")
+BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|blk)\.(\d+)\.")
+# Names that configs have for a model's sizes, as transformers' classes map them.  LongCat-Flash counts attentions as
+# hidden layers, and has two of them in each of its `num_layers` blocks.
+SIZE_NAMES = {
+    "blocks": ("num_layers", "num_hidden_layers", "n_layer", "n_layers"),
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "max_positions": ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
+    "vocab_size": ("vocab_size",),
+}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -205,16 +213,22 @@ def read_shape(folder: Path) -> ModelShape:
     """Read the model's shape from its config.  Raises ModelError that names a missing field."""
     config = read_config(folder)
     text = config.get("text_config") or config
+    sizes = {
+        size: next((text[name] for name in names if text.get(name) is not None), None)
+        for size, names in SIZE_NAMES.items()
+    }
+    sizes["max_positions"] = sizes["max_positions"] or 2**20
     try:
+        for size, value in sizes.items():
+            if value is None:
+                raise ValueError(f"no {' or '.join(SIZE_NAMES[size])}")
+        numbers = {size: int(str(value)) for size, value in sizes.items()}
+        # Layers of Gemma 3n pass on several rows of activations per token (AltUp).
+        numbers["hidden_size"] *= int(text.get("altup_num_inputs") or 1)
         return ModelShape(
             model_type=str(config["model_type"]),
-            # LongCat-Flash counts attentions as hidden layers, and has two of them in each of its `num_layers` blocks.
-            blocks=int(text.get("num_layers") or text["num_hidden_layers"]),
-            # Layers of Gemma 3n pass on several rows of activations per token (AltUp).
-            hidden_size=int(text["hidden_size"]) * int(text.get("altup_num_inputs") or 1),
-            vocab_size=int(text["vocab_size"]),
-            max_positions=int(text.get("max_position_embeddings") or 2**20),
             eos_ids=frozenset(_eos_ids(folder, text)),
+            **numbers,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(

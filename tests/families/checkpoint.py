@@ -33,6 +33,9 @@ def randomise(model: PreTrainedModel) -> None:
             parameter.normal_(0, WEIGHT_STD)
         elif parameter.is_floating_point():
             parameter.add_(torch.randn_like(parameter), alpha=NUDGE_STD)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx] = 0  # training never changes it, and transformers loads some as zero
     persistent = model.state_dict()
     for name, buffer in model.named_buffers():
         if name in persistent and buffer.is_floating_point():

@@ -75,6 +75,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     | {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16},
     "inkling_text": {"rel_extent": 32, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16},
     "kimi_linear": {"linear_head_dim": 16, "linear_num_heads": 4},
+    "lfm2": {"layer_types": _CONV_TYPES},
     "lfm2_moe": {"layer_types": _CONV_TYPES},
     "longcat_flash": {"zero_expert_num": 4},
     "mamba2": _SSM | {"head_dim": 16},
@@ -95,9 +96,18 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 # Forms of a type that published models have too, as `type@form`.  They are tested, and not counted as types.
 FORMS: dict[str, dict[str, Any]] = {
+    "falcon@new": {"new_decoder_architecture": True, "bias": True},
+    "gpt2@scaled": {"scale_attn_by_inverse_layer_idx": True},
+    "gpt_bigcode@heads": {"multi_query": False},
+    "granitemoehybrid@attention": {"layer_types": ["full_attention"] * LAYERS},
+    "granitemoehybrid@rope": {"layer_types": ["full_attention"] * LAYERS, "position_embedding_type": "rope"},
     "llama@bias-tied": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
-    "qwen2@window": {"use_sliding_window": True, "max_window_layers": 3},
+    "opt@350m": {"do_layer_norm_before": False, "word_embed_proj_dim": 32},
     "phimoe@full": {"sliding_window": None},
+    "qwen2@window": {"use_sliding_window": True, "max_window_layers": 3},
+    "qwen2_moe@window": {"use_sliding_window": True},
+    "qwen3_next@attention": {"layer_types": ["full_attention"] * LAYERS},
+    "stablelm@parallel": {"use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True},
 }
 
 

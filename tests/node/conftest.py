@@ -108,7 +108,8 @@ class SpanChain:
         """Send one batch through the chain, and return the logits of every row, by session."""
         steps = {name: self.sessions[name][0].receive(append)[0] for name, append in appends.items()}
         tokens = np.concatenate([step.tokens for step in steps.values()])
-        hidden = self.models[0].embed(torch.from_numpy(tokens))
+        positions = np.concatenate([step.positions for step in steps.values()])
+        hidden = self.models[0].embed(torch.from_numpy(tokens), torch.from_numpy(positions))
         for i, model in enumerate(self.models):
             segments = [Segment(self.sessions[name][1][i], step, model.loaded.span) for name, step in steps.items()]
             hidden = model.forward(segments, hidden)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from treeswarm_node.attention.metadata import Batch, SegmentMetadata
+from treeswarm_node.attention.metadata import Batch, SegmentMetadata, Window
 from treeswarm_node.attention.padded import PaddedBatch
 
 # Largest number of scores that are computed at once: 256 MiB of float32.  DeepSeek-V3's 128 heads have 16 times as many
@@ -78,8 +78,8 @@ class LayerInputs:
     """Metadata of the forward."""
     scaling: float
     """Factor that the scores are multiplied by."""
-    window: int | None = None
-    """Number of positions in the layer's sliding window, or None if it sees everything."""
+    window: Window = None
+    """Number of positions in the layer's sliding window, or its chunk, or None if it sees everything."""
     softcap: float | None = None
     """Bound of the scores, or None if they are not capped."""
     sinks: torch.Tensor | None = None

@@ -14,6 +14,17 @@ from treeswarm_node.attention.padded import PaddedBatch, group_by_size
 from treeswarm_node.kv_cache.kv_store import KVStore, SessionKV
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Describes attention within chunks of the text: a row sees the keys of its own chunk up to itself."""
+
+    size: int
+
+
+Window = int | Chunk | None
+"""Number of positions in a layer's sliding window, or its chunk, or None if rows see their whole path."""
+
+
 @dataclass(frozen=True, eq=False)
 class Segment:
     """Identifies one step of one session within a forward."""
@@ -50,19 +61,27 @@ class SegmentMetadata:
     """Positions of the local rows in the text, int64 [C]."""
     visible: torch.Tensor
     """Mask of the local rows that each new row sees, bool [T, C]."""
-    _visible_keys: dict[int | None, VisibleKeys] = field(default_factory=dict)
+    room: int = 0
+    """Number of tokens that the session may grow to."""
+    _visible_keys: dict[Window, VisibleKeys] = field(default_factory=dict)
 
-    def visible_keys(self, window: int | None) -> VisibleKeys:
-        """Return what a layer with this sliding window attends to; a row at position p sees keys past p - window."""
+    def visible_keys(self, window: Window) -> VisibleKeys:
+        """Return what a layer with this window attends to; in a sliding one, position p sees keys past p - window."""
         if window not in self._visible_keys:
             self._visible_keys[window] = self._keys_in_window(window) if window else self._all_keys()
         return self._visible_keys[window]
 
+    def oldest_seen(self, window: int | Chunk) -> torch.Tensor:
+        """Return the lowest position that each new row sees in a window, int64 [T]."""
+        if isinstance(window, Chunk):
+            return self.positions // window.size * window.size
+        return self.positions - window + 1
+
     def _all_keys(self) -> VisibleKeys:
         return VisibleKeys([(first, count, None) for first, count in self.trunk_runs], self.visible)
 
-    def _keys_in_window(self, window: int) -> VisibleKeys:
-        oldest = self.positions - window + 1
+    def _keys_in_window(self, window: int | Chunk) -> VisibleKeys:
+        oldest = self.oldest_seen(window)
         lowest, highest = (int(oldest.min()), int(oldest.max())) if len(oldest) else (0, 0)
         runs: list[tuple[int, int, torch.Tensor | None]] = []
         start = 0
@@ -90,6 +109,18 @@ class BatchGroups:
 
 
 @dataclass(frozen=True, eq=False)
+class GatheredKeys:
+    """Lists the keys of all segments of a batch, and which row sees which."""
+
+    rows: torch.Tensor
+    """Pool rows, int64 [C]."""
+    positions: torch.Tensor
+    """Positions of the keys in their texts, int64 [C]."""
+    visible: torch.Tensor
+    """Mask of the keys that each row of the batch sees, bool [ΣT, C]."""
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Holds the metadata of a forward."""
 
@@ -99,15 +130,43 @@ class Batch:
     """Pool rows that the batch's K and V are written to, int64 [ΣT]."""
     positions: torch.Tensor
     """Positions of the batch's rows in their texts, int64 [1, ΣT]."""
-    _groups: dict[int | None, BatchGroups] = field(default_factory=dict)
+    _groups: dict[Window, BatchGroups] = field(default_factory=dict)
+    _gathered: dict[Window, GatheredKeys] = field(default_factory=dict)
 
-    def groups(self, window: int | None) -> BatchGroups:
+    def groups(self, window: Window) -> BatchGroups:
         """Return which segments layers with this sliding window compute together."""
         if window not in self._groups:
             self._groups[window] = self._group_segments(window)
         return self._groups[window]
 
-    def _group_segments(self, window: int | None) -> BatchGroups:
+    def gathered(self, window: Window) -> GatheredKeys:
+        """Return the keys of all segments for attention that computes them at once, with this window."""
+        if window not in self._gathered:
+            self._gathered[window] = self._gather_keys(window)
+        return self._gathered[window]
+
+    def _gather_keys(self, window: Window) -> GatheredKeys:
+        device = self.kv_rows.device
+        rows, positions, masks = [], [], []
+        for segment in self.segments:
+            count = sum(count for _, count in segment.trunk_runs)
+            trunk = torch.arange(count, device=device)
+            keys = torch.cat([trunk, segment.local_positions])
+            seen = torch.cat(
+                [torch.ones(len(segment.visible), count, dtype=torch.bool, device=device), segment.visible], -1
+            )
+            if window:
+                seen = seen & (keys >= segment.oldest_seen(window)[:, None])
+            runs = [torch.arange(first, first + length, device=device) for first, length in segment.trunk_runs]
+            local = self.kv_rows[segment.rows] if segment.local_rows is None else segment.local_rows
+            rows.append(torch.cat([*runs, local]))
+            positions.append(keys)
+            masks.append(seen)
+        # Newest first: attention that masks by a key's place instead of by the mask must fail its check.
+        visible = torch.block_diag(*masks).bool().flip(-1)  # type: ignore[no-untyped-call]
+        return GatheredKeys(torch.cat(rows).flip(0), torch.cat(positions).flip(0), visible)
+
+    def _group_segments(self, window: Window) -> BatchGroups:
         visible = [segment.visible_keys(window) for segment in self.segments]
         sizes = [
             (
@@ -166,6 +225,7 @@ def _segment_metadata(segment: Segment, start: int, device: torch.device) -> Seg
         local_rows=None if only_own else _to_tensor(kv.crown_rows(seen), device),
         local_positions=_to_tensor(step.positions if only_own else kv.crown_positions[seen], device),
         visible=_to_tensor(step.visible if only_own else step.visible[:, seen], device),
+        room=kv.trunk_room,
     )
 
 

@@ -101,7 +101,10 @@ class ModelRunner:
         """Return the activations [rows, hidden] that the segment's first block takes."""
         step = segment.step
         if segment.span.start == 0:
-            return self._model.embed(torch.from_numpy(step.tokens).to(self._model.device))
+            tokens, positions = (
+                torch.from_numpy(rows).to(self._model.device) for rows in (step.tokens, step.positions)
+            )
+            return self._model.embed(tokens, positions)
         rows = self._codec.decode(step.append.hidden, self._model.dtype)
         if len(rows) != step.rows:
             rows = rows[torch.from_numpy(incoming_rows(step))]

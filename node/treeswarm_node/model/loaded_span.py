@@ -7,6 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.spans import Span
+from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.offload import Offload
 
 
@@ -42,7 +43,7 @@ class LoadedSpan:
     @property
     def blocks(self) -> int:
         """Number of decoder blocks of the whole model."""
-        return len(self.skeleton.base_model.layers)
+        return len(find_blocks(self.skeleton).layers)
 
     @property
     def is_tail(self) -> bool:

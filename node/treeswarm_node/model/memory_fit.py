@@ -7,14 +7,16 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from treeswarm.errors import BadRequest
+from treeswarm.errors import BadRequest, UnsupportedModel
 from treeswarm.model_files import BLOCK
 from treeswarm.programs.units import format_bytes
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.checkpoint.storage import weight_shapes
+from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.families.extra_inputs import ExtraInputs
 from treeswarm_node.model.families.kv_shapes import kv_shapes
 from treeswarm_node.model.quantization.weight_kinds import KINDS
@@ -97,14 +99,23 @@ def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none")
         else:
             ends += size
             embeddings += tuple(shape) == embedding_shape
-    kv_numbers = [sum(shape.numbers for shape in kv_shapes([layer]).values()) for layer in skeleton.base_model.layers]
+    blocks = find_blocks(skeleton)
+    kv_numbers = [_kv_numbers(layer, skeleton.config) for layer in blocks.layers]
     return Footprint(
         block=max(by_block.values(), default=0),
         ends=ends + _head_bytes(embedding_shape, embeddings, width),
         kv_row=max(kv_numbers) * width,
-        forward_row=ACTIVATION_COPIES * int(skeleton.config.hidden_size) * ExtraInputs(skeleton.base_model).streams * 4,
+        forward_row=ACTIVATION_COPIES * int(skeleton.config.hidden_size) * ExtraInputs(skeleton, blocks).streams * 4,
         loading=0 if quantization == "none" else max(unquantized.values(), default=0),
     )
+
+
+def _kv_numbers(layer: torch.nn.Module, config: Any) -> int:
+    """Return how many numbers a block keeps per token: by its attentions, or keys and values of the hidden size."""
+    try:
+        return sum(shape.numbers for shape in kv_shapes([layer]).values())
+    except UnsupportedModel:  # Other names: what blocks keep is seen when they are loaded.
+        return 2 * int(config.hidden_size)
 
 
 def _head_bytes(shape: tuple[int, ...], stored: int, width: int) -> int:

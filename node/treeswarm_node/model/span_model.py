@@ -1,26 +1,27 @@
 """Compute a span's forward pass: embedding, decoder blocks, logits.
 
-There is no code per model family: transformers' own modules run.
+There is no code per model family: transformers' own modules run (`families/frame.py`).
 """
 
-import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from treeswarm.errors import UnsupportedModel
 from treeswarm_node.attention.base import Attention, TorchReference
 from treeswarm_node.attention.interface import IMPLEMENTATION, register
 from treeswarm_node.attention.latent import unexpanded
-from treeswarm_node.attention.metadata import Batch, Segment, make_batch
+from treeswarm_node.attention.metadata import Segment, make_batch
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.kv_cache.layer_state import KVShape
-from treeswarm_node.model.families.extra_inputs import OF_STREAMS, ExtraInputs
-from treeswarm_node.model.families.kv_shapes import attentions_of, check_cuts, kv_givers, kv_shapes
-from treeswarm_node.model.families.rotary import Rotary
+from treeswarm_node.model.families.blocks import find_blocks
+from treeswarm_node.model.families.extra_inputs import ExtraInputs
+from treeswarm_node.model.families.frame import Frame, RunLayer, set_implementation
+from treeswarm_node.model.families.kv_shapes import check_cuts, kv_givers, latent_attentions
+from treeswarm_node.model.families.observation import observe_shapes
+from treeswarm_node.model.families.routes import CacheRoute, InterfaceRoute, Route
 from treeswarm_node.model.loaded_span import LoadedSpan
 
 
@@ -34,32 +35,25 @@ class SpanModel:
         register()
         self.loaded = loaded
         self.attention = attention or TorchReference()
-        loaded.skeleton.set_attn_implementation(IMPLEMENTATION)
-        self.base = loaded.skeleton.base_model
-        self.layers = list(self.base.layers[loaded.span.start : loaded.span.end])
-        self.rotary = Rotary(self.base)
-        self.extra_inputs = ExtraInputs(self.base)
-        givers = kv_givers(self.base.layers)
+        self.blocks = loaded.blocks
+        """Number of decoder blocks of the whole model."""
+        self.frame = Frame(loaded.skeleton, loaded.device, self._unused_weights())
+        set_implementation(self.frame.configs, IMPLEMENTATION)
+        self.layers = list(self.frame.blocks.layers[loaded.span.start : loaded.span.end])
+        givers = kv_givers(self.frame.blocks.layers)
         check_cuts(loaded.span, givers, self.blocks)
         hosted = range(loaded.span.start, loaded.span.end)
         self.kv_givers = {taker: giver for taker, giver in givers.items() if taker in hosted}
         """Layer whose keys and values each layer of the span reads that keeps none of its own."""
-        self.store = KVStore(kv_shapes(self.layers), kv_tokens, loaded.dtype, loaded.device, self.kv_givers)
-        self._first = _FirstLayer()
-        # The final norm's weights may not be here; some models norm embeddings by the same module, without weights.
-        norm = torch.nn.Identity() if next(self.base.norm.parameters(), None) is not None else self.base.norm
-        self._embed = _with_children(self.base, layers=torch.nn.ModuleList([self._first]), norm=norm)
-        self._head = _Head(loaded) if loaded.is_tail else None
-
-    @property
-    def blocks(self) -> int:
-        """Number of decoder blocks of the whole model."""
-        return self.loaded.blocks
+        self._kv_tokens = kv_tokens
+        self.route, shapes = self._choose_route()
+        self.store = self._make_store(shapes)
+        self._head = self._make_head() if loaded.is_tail else None
 
     @property
     def hidden_size(self) -> int:
         """Number of values in one row of activations."""
-        return int(self.loaded.config.hidden_size) * self.extra_inputs.streams
+        return int(self.loaded.config.hidden_size) * self.frame.extra_inputs.streams
 
     @property
     def kv_shapes(self) -> list[KVShape]:
@@ -80,7 +74,7 @@ class SpanModel:
 
         With longrope they depend on the session's room as well.
         """
-        return not self.rotary.depends_on_room
+        return not self.frame.depends_on_room
 
     @property
     def attention_name(self) -> str:
@@ -92,18 +86,28 @@ class SpanModel:
 
         Quantized ones are not included, nor is a head whose weights are the hosted embedding.
         """
-        parts = [*self.layers, *([self._head.module] if self._head else [])]
+        parts = [*self.layers, *([self._head.output_embeddings] if self._head else [])]
         linears = [module for part in parts for module in part.modules() if type(module) is torch.nn.Linear]
-        embedding = self.loaded.skeleton.get_input_embeddings()
+        embedding: Any = self.loaded.skeleton.get_input_embeddings()
         return [linear for linear in linears if linear.weight is not embedding.weight]
 
+    def use_cache_route(self) -> None:
+        """Let blocks compute attention themselves, over keys that they are given.  Raises UnsupportedModel."""
+        route = CacheRoute(self.frame)
+        shapes = observe_shapes(self.frame, self.loaded, route, self.run_layer)
+        self.route, self.store = route, self._make_store(shapes)
+
+    def run_layer(self, index: int, arguments: dict[str, Any]) -> Any:
+        """Run a block with its own weights."""
+        self.loaded.load_block(index)
+        return run_block(self.frame.blocks.layers[index], arguments)
+
     @torch.inference_mode()
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the activations [n, hidden] of token ids int64 [n], scaled as the family's embedding does."""
+    def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return the activations [n, hidden] of tokens at positions, both int64 [n], as the family embeds them."""
         if not len(tokens):
             return torch.empty(0, self.hidden_size, dtype=self.dtype, device=self.device)
-        self._embed(input_ids=tokens[None], use_cache=False)
-        return self.extra_inputs.to_rows(self._first.hidden).to(self.dtype)
+        return self.frame.embed(tokens, positions).to(self.dtype)
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment], hidden: torch.Tensor) -> torch.Tensor:
@@ -117,127 +121,72 @@ class SpanModel:
             segment.kv.commit(segment.step)
         if not len(hidden):
             return hidden
-        batch = make_batch(segments, self.store, self.device)
-        rotations = self.rotary(hidden, batch, [segment.kv for segment in segments])
-        inputs = self.extra_inputs.of_rows(np.concatenate([segment.step.tokens for segment in segments]))
-        span = segments[0].span
-        state = self.extra_inputs.to_state(hidden)
-        for index in range(span.start, span.end):
-            self.loaded.load_block(index)
-            layer = self.base.layers[index]
-            rotation, extra = rotations[self.rotary.kind_of(index)], inputs.of_block(index)
-            state = run_layer(layer, state, rotation, batch, self.attention, extra)
-        return self.extra_inputs.to_rows(state)
+        return self.run_segments(segments, hidden, self.store, self.run_layer)
+
+    def run_segments(
+        self, segments: Sequence[Segment], hidden: torch.Tensor, store: KVStore, run_layer: RunLayer
+    ) -> torch.Tensor:
+        """Run the segments' blocks, with `run_layer` for each, on a store in which their commits have happened."""
+        batch = make_batch(segments, store, self.device)
+        sessions = [(segment.rows, segment.room) for segment in batch.segments]
+        run = self.route.over(batch, self.attention, run_layer)
+        length = self.route.length(batch)
+        tokens = None
+        if self.frame.extra_inputs.per_layer:
+            tokens = torch.from_numpy(np.concatenate([segment.step.tokens for segment in segments])).to(self.device)
+        return self.frame.run(hidden, batch.positions[0], segments[0].span, run, sessions, length, tokens=tokens)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits float32 [n, vocab] of final activations [n, hidden]; norm and head run in float32."""
         assert self._head is not None
-        return self._head(hidden)
+        return self._head.finish(hidden.float(), self.frame.parts_of_result).float()
 
-
-def run_layer(
-    layer: torch.nn.Module,
-    state: torch.Tensor,
-    rotation: Any,
-    batch: Batch,
-    attention: Attention,
-    extra: Mapping[str, Any],
-) -> torch.Tensor:
-    """Run one decoder layer on activations [1, ΣT, hidden] with `attention`, and return the activations."""
-    with unexpanded(attentions_of(layer)):
-        output = layer(
-            state,
-            position_embeddings=rotation,
-            attention_mask=None,
-            position_ids=batch.positions,
-            past_key_values=None,
-            use_cache=False,
-            treeswarm=(attention, batch),
-            **extra,
-        )
-    result: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return result
-
-
-class _Head:
-    """Computes final norm and LM head in float32, with the family's own scaling and capping of logits."""
-
-    def __init__(self, loaded: LoadedSpan) -> None:
-        skeleton, base = loaded.skeleton, loaded.skeleton.base_model
-        self._norm = copy.deepcopy(base.norm).float()
-        output = skeleton.get_output_embeddings()
-        name = _name_of(skeleton, output)
-        self.module = output if loaded.dtype == torch.float32 else copy.deepcopy(output).float()
-        # The head exists once: in 16 bits the skeleton's own is freed, unless it is an embedding that the span needs.
-        setattr(skeleton, name, self.module)
+    def _unused_weights(self) -> set[int]:
+        """Return ids of the weights of embedding and LM head that blocks and embedding do not read."""
+        skeleton: Any = self.loaded.skeleton
         embedding = skeleton.get_input_embeddings()
-        is_used = loaded.span.start == 0 or embedding in ExtraInputs(base).modules
-        if not is_used and embedding.weight.device.type != "meta":
+        used = {id(embedding.weight)} if self._embeds() else set()
+        return {id(embedding.weight), id(skeleton.get_output_embeddings().weight)} - used
+
+    def _embeds(self) -> bool:
+        """Return whether the span needs the embedding."""
+        skeleton = self.loaded.skeleton
+        inputs = ExtraInputs(skeleton, find_blocks(skeleton)).modules
+        return self.loaded.span.start == 0 or skeleton.get_input_embeddings() in inputs
+
+    def _make_store(self, shapes: dict[int, KVShape]) -> KVStore:
+        kept = {index: shape for index, shape in shapes.items() if index not in self.kv_givers}
+        return KVStore(kept, self._kv_tokens, self.dtype, self.device, self.kv_givers)
+
+    def _make_head(self) -> Frame:
+        """Return the frame that computes logits.
+
+        The head exists once: in 16 bits the skeleton's own is freed, unless it is an embedding that the span needs.
+        """
+        head = Frame.for_head(self.loaded.skeleton, self.device)
+        skeleton: Any = self.loaded.skeleton
+        embedding, output = skeleton.get_input_embeddings(), skeleton.get_output_embeddings()
+        is_tied = output.weight is embedding.weight
+        if not (is_tied and self._embeds()):
+            output.weight = head.output_embeddings.weight
+        if not self._embeds() and embedding.weight.device.type != "meta":
             embedding.weight = torch.nn.Parameter(embedding.weight.to("meta"), requires_grad=False)
-        self._extra, self._dtype, self._last = ExtraInputs(base), loaded.dtype, _LastLayer()
-        merging = {name: copy.deepcopy(getattr(base, name)).float() for name in OF_STREAMS if hasattr(base, name)}
-        self._end = _with_children(base, layers=torch.nn.ModuleList([self._last]), norm=self._norm, **merging)
-        self._final = _FinalActivations()
-        self._model = _with_children(skeleton, **{skeleton.base_model_prefix: self._final, name: self.module})
+        return head
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        self._final.hidden = self._normalize(hidden.float())
-        logits: torch.Tensor = self._model(inputs_embeds=self._final.hidden, use_cache=False).logits[0]
-        return logits.float()
-
-    def _normalize(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return final activations [1, n, dim].  The decoder's own code merges several rows per token."""
-        if self._extra.streams == 1:
-            normed: torch.Tensor = self._norm(hidden)
-            return normed[None]
-        self._last.hidden = self._extra.to_state(hidden)
-        embedded = torch.zeros_like(self._last.hidden[0], dtype=self._dtype)
-        final: torch.Tensor = self._end(inputs_embeds=embedded, use_cache=False).last_hidden_state
-        return final
+    def _choose_route(self) -> tuple[Route, dict[int, KVShape]]:
+        """Return the first route by which the span's blocks run, and the shapes of what they keep."""
+        interface, cache = InterfaceRoute(), CacheRoute(self.frame)
+        try:
+            return interface, observe_shapes(self.frame, self.loaded, interface, self.run_layer)
+        except UnsupportedModel as error:
+            try:
+                return cache, observe_shapes(self.frame, self.loaded, cache, self.run_layer)
+            except UnsupportedModel:
+                raise error from None
 
 
-class _FirstLayer(torch.nn.Module):
-    """Takes the place of the decoder's layers, and keeps what the first one would get."""
-
-    hidden: torch.Tensor
-
-    def forward(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        self.hidden = hidden
-        return hidden
-
-
-class _LastLayer(torch.nn.Module):
-    """Takes the place of the decoder's layers, and returns activations that the last one computed before."""
-
-    hidden: torch.Tensor
-
-    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
-        return self.hidden
-
-
-@dataclass
-class _DecoderOutput(MoeModelOutputWithPast):  # type: ignore[misc]  # transformers has no types
-    """Holds every field of a decoder's output that any causal-LM head reads."""
-
-    shared_kv_states: Any = None
-
-
-class _FinalActivations(torch.nn.Module):
-    """Replaces the decoder in the causal LM, and returns activations that were computed before."""
-
-    hidden: torch.Tensor
-
-    def forward(self, *_: Any, **__: Any) -> _DecoderOutput:
-        return _DecoderOutput(last_hidden_state=self.hidden)
-
-
-def _with_children(module: torch.nn.Module, **children: torch.nn.Module) -> Any:
-    """Return a shallow copy of `module` with some of its children replaced; everything else is shared."""
-    changed = copy.copy(module)
-    changed._modules = {**module._modules, **children}
-    return changed
-
-
-def _name_of(parent: torch.nn.Module, child: torch.nn.Module) -> str:
-    return next(name for name, module in parent.named_children() if module is child)
+def run_block(block: torch.nn.Module, arguments: dict[str, Any]) -> Any:
+    """Run a decoder block so that latent attention hands on its latents."""
+    with unexpanded(latent_attentions(block)):
+        return block(**arguments)

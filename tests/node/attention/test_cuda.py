@@ -60,6 +60,7 @@ def _outputs(device: torch.device, dtype: torch.dtype) -> tuple[str, torch.Tenso
     session = NodeSession(SessionTerms(0, ROWS, 1, 0, vocab, 0, Resumption(ROWS, ROWS)))
     for append in replay(0, list(range(ROWS))):
         (step,) = session.receive(append)
-        hidden = model.embed(torch.from_numpy(step.tokens).to(device))
+        tokens, positions = (torch.from_numpy(rows).to(device) for rows in (step.tokens, step.positions))
+        hidden = model.embed(tokens, positions)
         outputs.append(model.forward([Segment(kv, step, SPAN)], hidden).float().cpu())
     return model.attention_name, torch.cat(outputs)

@@ -106,5 +106,5 @@ class TestPlantedMistakes:
         chain = cut_in_three(tiny_model("gemma2"))
         original = metadata.SegmentMetadata.visible_keys
         monkeypatch.setattr(metadata.SegmentMetadata, "visible_keys", lambda segment, window: original(segment, None))
-        with pytest.raises(UnsupportedModel, match=r"'gemma2'.*differs from plain attention.*Supported: Llama"):
+        with pytest.raises(UnsupportedModel, match=r"'gemma2'.*differs from plain attention.*docs/models.md"):
             check_family(chain.models[0])

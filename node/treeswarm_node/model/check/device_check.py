@@ -78,5 +78,5 @@ def _compute_output(device: torch.device, dtype: str, quantization: str) -> torc
     tokens = list(range(ROWS))
     (append,) = replay(0, tokens)
     (step,) = session.receive(append)
-    hidden = model.embed(torch.tensor(tokens, device=device))
+    hidden = model.embed(torch.tensor(tokens, device=device), torch.arange(ROWS, device=device))
     return model.forward([Segment(kv, step, BLOCK)], hidden).float().cpu()

@@ -4,13 +4,16 @@ Every kind of layer of the span runs a random tree twice: as this node computes 
 attention.  The results must agree; there is no list of model types that are assumed to work.
 """
 
-import copy
-from dataclasses import dataclass, replace
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PretrainedConfig
 
 from treeswarm.errors import UnsupportedModel
 from treeswarm.protocol.messages import Answers, Append
@@ -18,19 +21,19 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
 from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm.session.steps import Step
-from treeswarm_node.attention.metadata import Segment, make_batch
+from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.kv_cache.kv_store import KVStore
-from treeswarm_node.model.families.extra_inputs import RowInputs
-from treeswarm_node.model.families.kv_shapes import attentions_of, kv_shapes
+from treeswarm_node.model.families.frame import RunLayer
+from treeswarm_node.model.families.reasons import explain_blocks
+from treeswarm_node.model.families.routes import CacheRoute
 from treeswarm_node.model.quantization.quantized_linear import dequantized_copy
-from treeswarm_node.model.span_model import SpanModel, run_layer
+from treeswarm_node.model.span_model import SpanModel, run_block
 
-FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Mixtral, Qwen3-MoE, Phi-3, OLMo2, Granite, Gemma 2, Gemma 3"
 # Largest accepted difference, relative to the output.  float32 sums in another order differ by about 1e-6; with a
 # wrong mask, scale or position the difference is far larger than this.
 TOLERANCE = 1e-4
 TRUNK_ROWS, TREE_ROWS = 19, 9
-# A layer's sliding window is reduced to this for the check, so that the trunk is longer than the window.
+# Windows are reduced to this for the check, so that the trunk is longer than the window.
 CHECK_WINDOW = 8
 SEED = 20261121
 
@@ -47,85 +50,97 @@ class FamilyCheck:
 
 @torch.inference_mode()
 def check_family(model: SpanModel) -> FamilyCheck:
-    """Compare one layer of each kind of the span with transformers' eager attention, in float32.
+    """Compare one block of each kind of the span with transformers' eager attention, in float32.
 
-    The layer runs a random trunk and tree, the eager attention every path of the tree.  Raises UnsupportedModel, which
-    names the model type, the layer, the difference and the families known to work.
+    The block runs a random trunk and tree, the eager attention every path of the tree.  If it differs by transformers'
+    attention interface, the model is changed to give blocks their keys by a cache.  Raises UnsupportedModel, which
+    names the model type, the block and the difference.
     """
+    try:
+        return _check_blocks(model)
+    except UnsupportedModel as error:
+        if isinstance(model.route, CacheRoute):
+            raise
+        try:
+            model.use_cache_route()
+            return _check_blocks(model)
+        except UnsupportedModel:
+            raise error from None
+
+
+def _check_blocks(model: SpanModel) -> FamilyCheck:
     worst: dict[tuple[str, ...], float] = {}
     for index in range(model.loaded.span.start, model.loaded.span.end):
         kind = _layer_kind(model, index)
         if kind not in worst:
-            worst[kind] = _check_layer(model, index, kind)
+            worst[kind] = _check_layer(model, index)
     return FamilyCheck(max(worst.values()), len(worst))
 
 
 def _layer_kind(model: SpanModel, index: int) -> tuple[str, ...]:
-    layer = model.base.layers[index]
-    attentions = attentions_of(layer)
-    return (
-        type(layer).__name__,
-        type(getattr(layer, "mlp", None)).__name__,
-        str(model.rotary.kind_of(index)),
-        f"reads block {model.kv_givers[index]}" if index in model.kv_givers else "keeps its own rows",
-        *(str(_window_owner(inner).sliding_window) for inner in attentions),
-        *(str(model.store.layers[int(inner.layer_idx)].shape) for inner in attentions),
-    )
+    """Return what tells a block's kind from others: its modules, their settings, and its layer type in the config."""
+    layer = model.frame.blocks.layers[index]
+    settings = [
+        f"{name or 'block'}: {type(module).__name__}({', '.join(_settings_of(module))})"
+        for name, module in layer.named_modules()
+        if not re.search(r"\.experts\.[1-9]", name)
+    ]
+    settings.append(f"reads block {model.kv_givers[index]}" if index in model.kv_givers else "keeps its own rows")
+    types = [getattr(model.loaded.config, name, None) for name in ("layer_types", "mlp_layer_types")]
+    return (*(str(kinds[index]) for kinds in types if isinstance(kinds, list) and len(kinds) > index), *settings)
 
 
-def _check_layer(model: SpanModel, index: int, kind: tuple[str, ...]) -> float:
+def _settings_of(module: torch.nn.Module) -> list[str]:
+    """Return the numbers and words that a module's computation may depend on, except its index."""
+    return [
+        f"{name}={value}"
+        for name, value in sorted(vars(module).items())
+        if isinstance(value, bool | int | float | str) and name not in ("layer_idx", "layer_id", "training")
+        if not name.startswith("_")
+    ]
+
+
+def _check_layer(model: SpanModel, index: int) -> float:
+    block = f"block {index} ({type(model.frame.blocks.layers[index]).__name__})"
     model_type = model.loaded.config.model_type
     try:
         worst = _compare_layer(model, index)
+        seen = f"{block} differs from plain attention by {worst:.1e} in the tree check, more than {TOLERANCE:.0e}"
     except UnsupportedModel as error:
-        raise UnsupportedModel(
-            f"models of type '{model_type}' are not supported: {error}. Supported: {FAMILIES}"
-        ) from error
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-        raise UnsupportedModel(
-            f"models of type '{model_type}' are not supported: layer {index} ({', '.join(kind)}) failed the "
-            f"tree check with {type(error).__name__}: {error}. Supported: {FAMILIES}"
-        ) from error
+        worst, seen = float("inf"), str(error)
+    except Exception as error:  # Whatever a model's own code raises, the block is not what this node can host.
+        worst, seen = float("inf"), f"{block} fails the tree check with {type(error).__name__}: {error}"
     if not worst <= TOLERANCE:
-        raise UnsupportedModel(
-            f"models of type '{model_type}' are not supported: in the tree check layer {index} ({', '.join(kind)}) "
-            f"differs from plain attention by {worst:.1e}, more than {TOLERANCE:.0e}. Supported: {FAMILIES}"
-        )
+        reason = explain_blocks(model.loaded.config) or seen
+        raise UnsupportedModel(f"models of type '{model_type}' are not supported: {reason}; see docs/models.md")
     return worst
 
 
 def _compare_layer(model: SpanModel, index: int) -> float:
     """Return the largest difference of a layer, which runs behind the layer whose keys and values it reads, if any."""
     indices = [model.kv_givers[index], index] if index in model.kv_givers else [index]
-    layers = {i: _copy_for_check(model, i) for i in indices}
+    layers = {}
+    for i in indices:
+        model.loaded.load_block(i)
+        layers[i] = _plain_copy(model.frame.blocks.layers[i])
     generator = torch.Generator().manual_seed(SEED)
     rows = _Rows(
         torch.randn(TRUNK_ROWS + TREE_ROWS, model.hidden_size, generator=generator).to(model.device),
         np.random.default_rng(SEED).integers(model.loaded.config.vocab_size, size=TRUNK_ROWS + TREE_ROWS),
     )
-    steps, parents = _make_steps()
-    outputs = _run_tree(model, layers, steps, rows)
-    worst = 0.0
-    for node in range(-1, TREE_ROWS):
-        path = [node]
-        while path[-1] >= 0:
-            path.append(parents[path[-1]])
-        expected = _run_eagerly(
-            model, layers, rows.at([*range(TRUNK_ROWS), *(TRUNK_ROWS + i for i in reversed(path[:-1]))])
-        )
-        worst = max(worst, float((expected - outputs[1 + node]).abs().max() / expected.abs().max().clamp_min(1.0)))
+    steps, parents = _make_steps(rows.tokens)
+    with _short_windows(model.frame.configs):
+        outputs = _run_tree(model, layers, steps, rows)
+        worst = 0.0
+        for node in range(-1, TREE_ROWS):
+            path = [node]
+            while path[-1] >= 0:
+                path.append(parents[path[-1]])
+            expected = _run_eagerly(
+                model, layers, rows.at([*range(TRUNK_ROWS), *(TRUNK_ROWS + i for i in reversed(path[:-1]))])
+            )
+            worst = max(worst, float((expected - outputs[1 + node]).abs().max() / expected.abs().max().clamp_min(1.0)))
     return worst
-
-
-def _copy_for_check(model: SpanModel, index: int) -> Any:
-    """Return a float32 copy of a layer, with its sliding window reduced."""
-    model.loaded.load_block(index)
-    layer = dequantized_copy(model.base.layers[index])
-    for inner in attentions_of(layer):
-        owner = _window_owner(inner)
-        if owner.sliding_window is not None:
-            owner.sliding_window = min(int(owner.sliding_window), CHECK_WINDOW)
-    return layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,36 +152,62 @@ class _Rows:
     tokens: NDArray[np.int64]
     """Tokens, int64 [rows]."""
 
-    def at(self, rows: list[int] | slice) -> "_Rows":
+    def at(self, rows: list[int]) -> "_Rows":
         return _Rows(self.hidden[rows], self.tokens[rows])
 
 
-def _window_owner(inner: Any) -> Any:
-    """Return the holder of a layer's sliding window: the module in families that mix windows, else its config."""
-    owner = inner if hasattr(inner, "sliding_window") else inner.config
-    if not hasattr(owner, "sliding_window"):
-        owner.sliding_window = None
-    return owner
+def _plain_copy(layer: torch.nn.Module) -> torch.nn.Module:
+    """Return a float32 copy without quantization, which shares its configs with the model."""
+    copied = dequantized_copy(layer)
+    for name, module in layer.named_modules():
+        if isinstance(getattr(module, "config", None), PretrainedConfig):
+            copied.get_submodule(name).config = module.config
+    return copied
 
 
-def _make_steps() -> tuple[list[Step], list[int]]:
+@contextlib.contextmanager
+def _short_windows(configs: Iterable[Any]) -> Iterator[None]:
+    """Reduce the windows from which transformers makes masks to CHECK_WINDOW in this context."""
+    values = [
+        (config, name, getattr(config, name))
+        for config in configs
+        for name in ("sliding_window", "attention_chunk_size")
+        if getattr(config, name, None)
+    ]
+    for config, name, value in values:
+        setattr(config, name, min(int(value), CHECK_WINDOW))
+    try:
+        yield
+    finally:
+        for config, name, value in values:
+            setattr(config, name, value)
+
+
+def _make_steps(tokens: NDArray[np.int64]) -> tuple[list[Step], list[int]]:
     """Return steps of a prefill and of a random tree below it, and the tree's parents (-1: the tip)."""
     random = np.random.default_rng(SEED)
     parents = [int(random.integers(-1, i)) if i else -1 for i in range(TREE_ROWS)]
     session = NodeSession(
         SessionTerms(
-            epoch=0, trunk_room=TRUNK_ROWS + TREE_ROWS, crown_room=TREE_ROWS, credit_rows=99, vocab_size=1, row_bytes=0
+            epoch=0,
+            trunk_room=TRUNK_ROWS + TREE_ROWS,
+            crown_room=TREE_ROWS,
+            credit_rows=99,
+            vocab_size=2**31,
+            row_bytes=0,
         )
     )
     chain = np.arange(TRUNK_ROWS)
     tree = np.array(parents) + TRUNK_ROWS + 1
     return [
-        session.receive(_make_append(seq, first, above, prefill))[0]
+        session.receive(_make_append(seq, first, above, tokens[first - 1 :], prefill))[0]
         for seq, first, above, prefill in ((0, 1, chain, True), (1, TRUNK_ROWS + 1, tree, False))
     ], parents
 
 
-def _make_append(seq: int, first_id: int, parents: NDArray[np.int64], prefill: bool) -> Append:
+def _make_append(
+    seq: int, first_id: int, parents: NDArray[np.int64], tokens: NDArray[np.int64], prefill: bool
+) -> Append:
     rows = len(parents)
     return Append(
         epoch=0,
@@ -174,7 +215,7 @@ def _make_append(seq: int, first_id: int, parents: NDArray[np.int64], prefill: b
         commit=np.empty(0, np.uint32),
         first_id=first_id,
         parents=parents.astype(np.uint32),
-        tokens=np.zeros(rows, np.uint32),
+        tokens=tokens[:rows].astype(np.uint32),
         prefill=prefill,
         answers=Answers.NONE,
         settings=SamplingSettings(),
@@ -184,61 +225,28 @@ def _make_append(seq: int, first_id: int, parents: NDArray[np.int64], prefill: b
 
 def _run_tree(model: SpanModel, layers: dict[int, Any], steps: list[Step], rows: _Rows) -> torch.Tensor:
     """Return the trunk's last row and the tree's rows [1 + TREE_ROWS, hidden] as this node computes them."""
-    givers = {taker: giver for taker, giver in model.kv_givers.items() if taker in layers}
-    tokens = 4 * (TRUNK_ROWS + TREE_ROWS) + 256
-    store = KVStore(kv_shapes(list(layers.values())), tokens, torch.float32, model.device, givers)
+    shapes = {i: state.shape for i, state in model.store.layers.items() if i not in model.kv_givers}
+    store = KVStore(shapes, 4 * (TRUNK_ROWS + TREE_ROWS) + 256, torch.float32, model.device, model.kv_givers)
     kv = store.open(TRUNK_ROWS + TREE_ROWS, TREE_ROWS)
+    span = Span(min(layers), max(layers) + 1)
     states = []
-    for step, part in zip(steps, (rows.at(slice(TRUNK_ROWS)), rows.at(slice(TRUNK_ROWS, None))), strict=True):
+    for step, hidden in zip(steps, (rows.hidden[:TRUNK_ROWS], rows.hidden[TRUNK_ROWS:]), strict=True):
         kv.commit(step)
-        index = next(iter(layers))
-        batch = make_batch([Segment(kv, step, Span(index, index + 1))], store, model.device)
-        inputs, state = _extra_inputs(model, part), model.extra_inputs.to_state(part.hidden)
-        for index, layer in layers.items():
-            rotation = model.rotary(part.hidden, batch, [kv])[model.rotary.kind_of(index)]
-            state = run_layer(layer, state, rotation, batch, model.attention, inputs.of_block(index))
-        states.append(model.extra_inputs.to_rows(state))
+        states.append(model.run_segments([Segment(kv, step, span)], hidden, store, _run_only(layers, run_block)))
     return torch.cat([states[0][-1:], states[1]])
 
 
 def _run_eagerly(model: SpanModel, layers: dict[int, Any], rows: _Rows) -> torch.Tensor:
-    """Return the last row [hidden] of a causal pass with transformers' own eager attention."""
-    inputs, state = _extra_inputs(model, rows), model.extra_inputs.to_state(rows.hidden)
-    for index, layer in layers.items():
-        state = _run_layer_eagerly(model, layer, index, state, inputs.of_block(index))
-    return model.extra_inputs.to_rows(state)[-1]
+    """Return the last row [hidden] of a causal pass with transformers' own masks and eager attention."""
+    positions = torch.arange(len(rows.hidden), device=model.device)
+    sessions = [(slice(0, len(rows.hidden)), TRUNK_ROWS + TREE_ROWS)]
+    span = Span(min(layers), max(layers) + 1)
+    run = _run_only(layers, lambda layer, arguments: layer(**arguments))
+    with model.frame.attending_by("eager"):
+        tokens = torch.from_numpy(rows.tokens).to(model.device)
+        return model.frame.run(rows.hidden, positions, span, run, sessions, tokens=tokens)[-1]
 
 
-def _run_layer_eagerly(
-    model: SpanModel, layer: Any, index: int, state: torch.Tensor, extra: dict[str, Any]
-) -> torch.Tensor:
-    count, attentions = state.shape[-2], attentions_of(layer)
-    positions = torch.arange(count, device=model.device)
-    visible = positions[:, None] >= positions
-    window = _window_owner(attentions[0]).sliding_window
-    if window is not None:
-        visible &= positions[:, None] - positions < window
-    mask = torch.zeros(count, count, device=model.device).masked_fill(~visible, torch.finfo(torch.float32).min)
-    rotation = model.rotary.plain(
-        state.flatten(0, -3)[0], positions, TRUNK_ROWS + TREE_ROWS, model.rotary.kind_of(index)
-    )
-    config = attentions[0].config
-    eager = copy.copy(config)
-    eager._attn_implementation = "eager"
-    try:
-        for inner in attentions:
-            inner.config = eager
-        output = layer(
-            state, position_embeddings=rotation, attention_mask=mask[None, None], position_ids=positions[None], **extra
-        )
-    finally:
-        for inner in attentions:
-            inner.config = config
-    result: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return result
-
-
-def _extra_inputs(model: SpanModel, rows: _Rows) -> RowInputs:
-    """Return the extra inputs of the rows, in float32 as the layers' copies."""
-    inputs = model.extra_inputs.of_rows(rows.tokens)
-    return inputs if inputs.per_layer is None else replace(inputs, per_layer=inputs.per_layer.float())
+def _run_only(layers: dict[int, Any], run: Callable[[Any, dict[str, Any]], Any]) -> RunLayer:
+    """Return a function that runs these layers, and returns the activations as they are for all others."""
+    return lambda index, arguments: run(layers[index], arguments) if index in layers else next(iter(arguments.values()))

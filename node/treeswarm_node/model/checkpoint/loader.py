@@ -23,6 +23,7 @@ from treeswarm_node.model.checkpoint.lazy_weights import open_weights
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.checkpoint.storage import describe_storage
 from treeswarm_node.model.checkpoint.tensors import check_complete, check_report, find_tensors
+from treeswarm_node.model.families.blocks import find_blocks, modules_besides
 from treeswarm_node.model.families.extra_inputs import ExtraInputs
 from treeswarm_node.model.families.kv_shapes import check_cuts, kv_givers
 from treeswarm_node.model.loaded_span import LoadedSpan
@@ -52,10 +53,11 @@ def load_span(
     UnsupportedModel.
     """
     skeleton = build_skeleton(folder, dtype)
-    blocks = len(skeleton.base_model.layers)
+    layers = find_blocks(skeleton).layers
+    blocks = len(layers)
     if span.end > blocks:
         raise BadRequest(f"blocks {span} exceed the model, which has {blocks}: give --blocks within {Span(0, blocks)}")
-    check_cuts(span, kv_givers(skeleton.base_model.layers), blocks)
+    check_cuts(span, kv_givers(layers), blocks)
     conversions = fuse_in_place(get_model_conversion_mapping(skeleton))
     gguf = GGUFTensors.open(folder, skeleton) if is_gguf_folder(folder) else None
     files = weight_files(folder) if gguf is None else {WEIGHTS: list(gguf.stored)}
@@ -80,7 +82,7 @@ def load_span(
             missing = _tie_weights(skeleton, missing, expected)
         check_complete(folder, skeleton, expected, missing)
         if block is not None:
-            layer = skeleton.base_model.layers[block]
+            layer = layers[block]
             layer.requires_grad_(False)
             if quantization != "none":
                 quantize(layer, quantization)
@@ -126,16 +128,16 @@ def _split_by_block(
 
 
 def hosted_parts(skeleton: PreTrainedModel, span: Span) -> list[torch.nn.Module]:
-    """Return the modules whose tensors `span` needs."""
-    return [*skeleton.base_model.layers[span.start : span.end], *hosted_ends(skeleton, span)]
+    """Return the modules whose tensors `span` needs: its blocks, and at the model's ends what is besides blocks.
 
-
-def hosted_ends(skeleton: PreTrainedModel, span: Span) -> list[torch.nn.Module]:
-    """Return the modules that `span` needs besides its blocks: embedding, final norm, LM head, embeddings per layer."""
-    base = skeleton.base_model
-    parts = ExtraInputs(base).modules
-    if span.start == 0:
-        parts.append(skeleton.get_input_embeddings())
-    if span.end == len(base.layers):
-        parts += [base.norm, skeleton.get_output_embeddings()]
-    return parts
+    The embedding is needed at the head and the LM head at the tail; the rest is small, and loaded at both ends.
+    """
+    blocks = find_blocks(skeleton)
+    at_head, at_tail = span.start == 0, span.end == len(blocks.layers)
+    embedding, lm_head = skeleton.get_input_embeddings(), skeleton.get_output_embeddings()
+    inputs = ExtraInputs(skeleton, blocks).modules
+    needed = [*blocks.layers[span.start : span.end], *inputs]
+    for module in modules_besides(skeleton, blocks):
+        if at_head if module is embedding else at_tail if module is lm_head else at_head or at_tail:
+            needed.append(module)
+    return needed

@@ -13,6 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from treeswarm.errors import UnsupportedModel
 from treeswarm.model_files import read_config
 from treeswarm_node.model.checkpoint.formats import check_format
+from treeswarm_node.model.families.blocks import find_blocks
 
 # Model types that other programs write, and the type of transformers that has the same modules and tensor names.
 ALIASES = {"kimi_k2": "deepseek_v3"}
@@ -50,10 +51,7 @@ def build_skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         return skeleton
 
     skeleton: PreTrainedModel = _call(model_type, build)
-    if not (hasattr(skeleton.base_model, "layers") and hasattr(skeleton.base_model, "norm")):
-        raise UnsupportedModel(
-            f"unsupported architecture '{model_type}': expected base_model.layers and base_model.norm"
-        )
+    find_blocks(skeleton)
     return skeleton
 
 

@@ -28,6 +28,18 @@ def attentions_of(layer: torch.nn.Module) -> list[Any]:
     return attentions
 
 
+def latent_attentions(layer: torch.nn.Module) -> list[Any]:
+    """Return those attention modules of a layer that keep compressed latents, in the order in which they run."""
+    inner: Any = getattr(layer, "self_attn", None)
+    return [module for module in (inner if isinstance(inner, torch.nn.ModuleList) else [inner]) if is_latent(module)]
+
+
+def latent_shape(inner: Any) -> KVShape:
+    """Return the shape of the rows of an attention module that keeps compressed latents."""
+    rank, rope_dim = int(inner.kv_lora_rank), int(inner.qk_rope_head_dim)
+    return KVShape(1, rank + rope_dim, rank, is_latent=True)
+
+
 def kv_shapes(layers: Sequence[torch.nn.Module]) -> dict[int, KVShape]:
     """Return the shape of a KV row of each attention module of the layers, by its index in the model.
 
@@ -101,8 +113,7 @@ def _reuses_kv(inner: Any) -> bool:
 
 def _shape_of(inner: Any) -> KVShape:
     if is_latent(inner):
-        rank, rope_dim = int(inner.kv_lora_rank), int(inner.qk_rope_head_dim)
-        return KVShape(1, rank + rope_dim, rank, is_latent=True)
+        return latent_shape(inner)
     key_dim = getattr(inner, "head_dim", None)
     if key_dim is None:
         raise UnsupportedModel(

@@ -58,7 +58,7 @@ def test_a_mixture_computes_as_its_dequantized_copy(folder: Path, kind: str) -> 
     assert check_family(model).worst_difference < 1e-4
     assert check_kernels(model) < (0.02 if kind == "int4" else 1e-3)
     actual = logits_of(model)
-    layers = model.base.layers
+    layers = model.frame.blocks.layers
     for index in range(4):
         layers[index] = dequantized_copy(layers[index])
     model.layers = list(layers)

@@ -1,0 +1,36 @@
+"""Say why a model's blocks cannot be hosted, for those kinds of blocks that are known by their config."""
+
+from typing import Any
+
+# Layer types of transformers' configs whose blocks keep keys and values alone.
+ATTENTION_TYPES = {"full_attention", "sliding_attention", "chunked_attention", "attention", "global", "local"}
+# Fields of configs that a kind of block has, and what such blocks need.
+NEEDS = {
+    "index_topk": "choose their keys by a learned indexer (sparse attention)",
+    "index_topk_blocks": "choose their keys by a learned indexer (sparse attention)",
+    "compress_rates": "attend to compressed keys (sparse attention)",
+    "hc_mult": "have several streams of activations (hyper-connections)",
+    "prompt_types": "have prompts and segments besides the text",
+    "rel_extent": "take a learned bias of scores by position",
+}
+# Fields of configs of models with blocks that keep a recurrent state, of which some configs name no layer types.
+RECURRENT = (
+    "mamba_d_state",
+    "state_size",
+    "ssm_state_size",
+    "conv_L_cache",
+    "lru_width",
+    "cca_time0",
+    "linear_head_dim",
+)
+
+
+def explain_blocks(config: Any) -> str | None:
+    """Return what a model's blocks need that nodes do not have, as text for users, or None if it is not known."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or []
+    others = sorted({str(kind) for kind in kinds} - ATTENTION_TYPES)
+    needs = next((need for field, need in NEEDS.items() if getattr(config, field, None)), None)
+    if needs is None and (others or any(getattr(config, field, None) for field in RECURRENT)):
+        named = f" ({', '.join(others)})" if others else ""
+        return f"some of their blocks keep a recurrent state{named}, which is not supported yet"
+    return needs and f"their blocks {needs}, which is not supported yet"
