@@ -1,6 +1,6 @@
 """Find the attention modules of a layer, and the shape of the keys and values that each of them keeps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ def kv_shapes(layers: Sequence[torch.nn.Module]) -> dict[int, KVShape]:
     }
 
 
-def kv_givers(layers: Sequence[torch.nn.Module]) -> dict[int, int]:
+def kv_givers(layers: Iterable[torch.nn.Module]) -> dict[int, int]:
     """Return which layer's keys and values each layer reads that keeps none of its own, both as indices in the model.
 
     `layers` are all layers of the model.

@@ -15,13 +15,15 @@ NEEDS = {
 }
 # Fields of configs of models with blocks that keep a recurrent state, of which some configs name no layer types.
 RECURRENT = (
-    "mamba_d_state",
-    "state_size",
-    "ssm_state_size",
-    "conv_L_cache",
-    "lru_width",
     "cca_time0",
+    "conv_L_cache",
     "linear_head_dim",
+    "lru_width",
+    "mamba_d_state",
+    "qk_dim_factor",
+    "rescale_every",
+    "ssm_state_size",
+    "state_size",
 )
 
 
