@@ -14,7 +14,9 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 # Architectures that a table of transformers has under another name.
 RENAMED = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2"}
@@ -45,6 +47,8 @@ ADDED = {
 }
 # Sizes of models, as architecture and number of blocks, whose attention scale no GGUF file states: llama.cpp knows it.
 UNSTATED_SCALE = {("gemma2", 46), ("gemma3", 62)}
+TOKENS = "tokenizer.ggml.tokens"
+LONG_LISTS = {"tokenizer.ggml.merges", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"}
 ROPE_FACTORS = "rope_freqs.weight"
 # Numbers of every Llama 3 model with scaled rotary embeddings; only the factor differs.
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -87,7 +91,7 @@ def convert_gguf(source: Path, target: Path) -> None:
         raise ConversionError(
             "it is one of several parts, which are not read: join them with llama.cpp's `llama-gguf-split --merge`"
         )
-    config = _config_of(source, architecture)
+    config = _config_of(source, architecture, reader)
     table = {
         t.name: ([int(n) for n in reversed(t.shape)], t.tensor_type.name, int(t.data_offset), int(t.n_bytes))
         for t in reader.tensors
@@ -112,8 +116,14 @@ def _value(metadata: Mapping[str, Any], name: str) -> Any:
     return metadata[name].contents() if name in metadata else None
 
 
-def _config_of(source: Path, architecture: str) -> dict[str, Any]:
-    """Return the config as transformers reads it from the file."""
+def _config_of(source: Path, architecture: str, reader: Any) -> dict[str, Any]:
+    """Return the config as transformers reads it from the file.
+
+    It is given the file as it was read here, without the tokenizer's long lists, of which it keeps at most a length:
+    reading and copying them again would take as long as all else.
+    """
+    import gguf  # noqa: PLC0415
+
     loader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     loader.is_torch_available = lambda: True  # it asks for torch although it reads no tensor here
     if architecture not in loader.GGUF_SUPPORTED_ARCHITECTURES and architecture not in RENAMED:
@@ -122,7 +132,12 @@ def _config_of(source: Path, architecture: str) -> dict[str, Any]:
             f"transformers does not read GGUF files of architecture '{architecture}' (it reads {known}): use the "
             "model's safetensors form"
         )
-    config: dict[str, Any] = loader.load_gguf_checkpoint(str(source), return_tensors=False)["config"]
+    has_size = f"{architecture}.vocab_size" in reader.fields
+    dropped = LONG_LISTS | ({TOKENS} if has_size else set())
+    fields = {name: field for name, field in reader.fields.items() if name not in dropped}
+    short = SimpleNamespace(fields=fields, tensors=reader.tensors)
+    with mock.patch.object(gguf, "GGUFReader", return_value=short):
+        config: dict[str, Any] = loader.load_gguf_checkpoint(str(source), return_tensors=False)["config"]
     return {key: value for key, value in config.items() if key != "_model_name_or_path"}
 
 
