@@ -57,3 +57,5 @@ async def test_text_is_stock_transformers_on_the_same_weights(
             for size in (0, 8):
                 run = await client.generate(prompt, max_new_tokens=TOKENS, tree_size=size, ignore_eos=True)
                 assert run.token_ids == expected, f"tree size {size}"
+    for node in swarm.nodes:
+        assert "weights are published as " in (await node.errors).decode()

@@ -50,4 +50,6 @@ def set_up_logging(*, json_lines: bool, verbose: bool, panel: LivePanel | None) 
         # gRPC logs a traceback of its own for every peer that leaves while the end of a stream is being sent.
         logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
     logging.getLogger("treeswarm_node").setLevel(logging.INFO if verbose or panel else logging.WARNING)
-    logging.getLogger("treeswarm_node.cli.progress_bar").setLevel(logging.INFO)
+    # What is being loaded, and what becomes of weights that are published in fewer bits, is said on any output.
+    for name in ("cli.progress_bar", "model.checkpoint.loader"):
+        logging.getLogger(f"treeswarm_node.{name}").setLevel(logging.INFO)
