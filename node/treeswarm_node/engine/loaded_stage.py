@@ -34,6 +34,7 @@ from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.model.attention_selection import choose_attention
 from treeswarm_node.model.check.family_check import check_family
 from treeswarm_node.model.check.kernel_check import check_kernels
+from treeswarm_node.model.check.weights import check_weights
 from treeswarm_node.model.checkpoint.formats import check_format
 from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.loaded_span import ServedSpan
@@ -188,6 +189,7 @@ def _load(
         choose_layouts(span_model.linears())
         pack_products(span_model.layers)
     check_family(span_model)
+    check_weights(span_model)
     check_kernels(span_model)
     choose_attention(span_model, config.device.attention)
     numerics = NumericsClass(weights, config.model.dtype, config.model.quantization, config.model.activations)

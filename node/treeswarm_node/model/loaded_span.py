@@ -1,6 +1,8 @@
 """Hold a span's modules as transformers builds them, and describe the span to clients."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -9,6 +11,16 @@ from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.spans import Span
 from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.offload import Offload
+
+
+@dataclass(frozen=True, eq=False)
+class CheckpointWeights:
+    """Opens the tensors from which a span's modules were loaded, so that they can be read once more."""
+
+    open: Callable[[], dict[str, Any]]
+    """Returns lazy tensors by name in the checkpoint; each is read when it is indexed."""
+    targets: Mapping[str, str]
+    """Name in the model by name in the checkpoint; several tensors may be merged into one of the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +42,19 @@ class LoadedSpan:
     """Device on which the blocks compute."""
     offload: Offload | None = None
     """Offloaded weights of the blocks, or None if the weights are in the modules."""
+    weights: CheckpointWeights | None = None
+    """The checkpoint's tensors, or None if the modules were not loaded from a checkpoint."""
+
+    def open_weights(self, is_wanted: Callable[[str], bool]) -> dict[str, Any]:
+        """Return lazy tensors by name in the checkpoint, as far as their names in the model are wanted."""
+        if self.weights is None:
+            return {}
+        targets = self.weights.targets
+        return {name: tensor for name, tensor in self.weights.open().items() if is_wanted(targets[name])}
+
+    def target_of(self, name: str) -> str:
+        """Return the model's name of a checkpoint's tensor."""
+        return name if self.weights is None else self.weights.targets[name]
 
     def load_block(self, block: int) -> None:
         """Make a block's weights available; must be called before the block runs and before its weights are read."""

@@ -71,13 +71,13 @@ def check_family(model: SpanModel) -> FamilyCheck:
 def _check_blocks(model: SpanModel) -> FamilyCheck:
     worst: dict[tuple[str, ...], float] = {}
     for index in range(model.loaded.span.start, model.loaded.span.end):
-        kind = _layer_kind(model, index)
+        kind = layer_kind(model, index)
         if kind not in worst:
             worst[kind] = _check_layer(model, index)
     return FamilyCheck(max(worst.values()), len(worst))
 
 
-def _layer_kind(model: SpanModel, index: int) -> tuple[str, ...]:
+def layer_kind(model: SpanModel, index: int) -> tuple[str, ...]:
     """Return what tells a block's kind from others: its modules, their settings, and its layer type in the config."""
     layer = model.frame.blocks.layers[index]
     settings = [

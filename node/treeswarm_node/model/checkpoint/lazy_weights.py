@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
 
 from treeswarm.errors import ModelError
 from treeswarm.model_files import read_header
@@ -20,7 +19,7 @@ from treeswarm_node.model.checkpoint.tensors import HostedTensors
 def open_weights(
     folder: Path,
     tensors: HostedTensors,
-    skeleton: PreTrainedModel,
+    dtypes: Mapping[str, torch.dtype],
     device: torch.device,
     progress: Progress | None,
     gguf: GGUFTensors | None = None,
@@ -28,7 +27,7 @@ def open_weights(
     """Return lazy weights by name; transformers reads each one when it loads it into a module.
 
     A weight that is stored in fewer bits has the name that it would have in 16 bits, and becomes a tensor of the
-    module's dtype.
+    dtype that `dtypes` has for the model's tensor.
     """
     slices = _open_slices(folder, tensors.by_file, gguf)
     total, done = len(tensors.targets), itertools.count(1)
@@ -39,11 +38,10 @@ def open_weights(
 
     # A GPU expands weights faster than the CPU beside it does, and needs fewer bytes from it.
     place = device if device.type == "cuda" else torch.device("cpu")
-    modules = skeleton.state_dict()
     weights: dict[str, Any] = {}
     for name, target in tensors.targets.items():
         if name in tensors.stored:
-            weights[name] = _StoredSlice(tensors.stored[name], slices, modules[target].dtype, place, report)
+            weights[name] = _StoredSlice(tensors.stored[name], slices, dtypes[target], place, report)
         else:
             weights[name] = _ReportingSlice(slices[name], report)
     return weights

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from treeswarm_node.model.checkpoint.tensors import check_complete, check_report
 from treeswarm_node.model.families.blocks import find_blocks, modules_besides
 from treeswarm_node.model.families.extra_inputs import ExtraInputs
 from treeswarm_node.model.families.kv_shapes import check_cuts, kv_givers
-from treeswarm_node.model.loaded_span import LoadedSpan
+from treeswarm_node.model.loaded_span import CheckpointWeights, LoadedSpan
 from treeswarm_node.model.offload import Offload
 from treeswarm_node.model.quantization.quantized_linear import quantize
 
@@ -67,7 +68,9 @@ def load_span(
     for buffer in skeleton.buffers():
         buffer.data = buffer.data.to(device)
     skeleton.eval().requires_grad_(False)
-    state = open_weights(folder, tensors, skeleton, device, progress, gguf)
+    dtypes = {name: tensor.dtype for name, tensor in skeleton.state_dict().items()}
+    open_again = partial(open_weights, folder, tensors, dtypes, device, None, gguf)
+    state = open_weights(folder, tensors, dtypes, device, progress, gguf)
     config = LoadStateDictConfig(
         device_map={"": device},
         dtype=dtype,
@@ -88,7 +91,8 @@ def load_span(
                 quantize(layer, quantization)
             if offload is not None:
                 offload.store_layer(layer)
-    return LoadedSpan(skeleton.eval().requires_grad_(False), span, dtype, device, offload)
+    weights = CheckpointWeights(open_again, tensors.targets)
+    return LoadedSpan(skeleton.eval().requires_grad_(False), span, dtype, device, offload, weights)
 
 
 def _read_tensors(

@@ -1,0 +1,104 @@
+"""Load a small slice of a model with transformers' own `from_pretrained`, to compare it with what this node loaded.
+
+The slice is the whole causal LM with all decoder blocks replaced but one, or with none, and with few rows of embedding
+and LM head.  A block keeps its index and its name.  The slice needs the memory of one block.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+
+from treeswarm_node.model.families.blocks import find_blocks
+from treeswarm_node.model.loaded_span import LoadedSpan
+
+# Rows of embedding and head that are compared: those of token ids that are spread evenly over the vocabulary.
+VOCABULARY_ROWS = 64
+
+
+def load_slice(loaded: LoadedSpan, block: int | None) -> PreTrainedModel:
+    """Return the model as transformers loads it, with weights in decoder block `block` alone, or outside the blocks."""
+    whole, path = type(loaded.skeleton), find_blocks(loaded.skeleton).path
+    token_ids = spread(int(loaded.skeleton.get_input_embeddings().weight.shape[0]))
+
+    def init(model: Any, config: PretrainedConfig, *arguments: Any, **options: Any) -> None:
+        whole.__init__(model, config, *arguments, **options)
+        _prune(model, model.get_submodule(path), block, len(token_ids))
+
+    pruned: Any = type(whole.__name__, (whole,), {"__init__": init, "__module__": whole.__module__})
+    state = loaded.open_weights(_wanted_by(path, block))
+    if block is None:
+        state = _few_rows(loaded, state, token_ids)
+    with _silence():
+        model: PreTrainedModel = pruned.from_pretrained(
+            None,
+            config=copy.deepcopy(loaded.skeleton.config),
+            state_dict=state,
+            dtype=loaded.dtype,
+            attn_implementation="eager",
+        )
+    return model.eval().requires_grad_(False)
+
+
+def spread(vocabulary: int) -> list[int]:
+    """Return ascending token ids that are spread over a vocabulary, its first and last among them."""
+    count = min(VOCABULARY_ROWS, vocabulary)
+    return sorted({round(index * (vocabulary - 1) / max(1, count - 1)) for index in range(count)})
+
+
+def _prune(model: PreTrainedModel, layers: Any, block: int | None, rows: int) -> None:
+    """Replace all decoder blocks but `block`, and cut embedding and head to their first `rows` rows."""
+    for index in range(len(layers)):
+        if index != block:
+            layers[index] = torch.nn.Identity()
+    for module in _ends(model):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(parameter[:rows].detach(), requires_grad=False))
+        module.padding_idx = None  # It may be the number of a row that was cut off.
+
+
+def _ends(model: PreTrainedModel) -> list[Any]:
+    """Return the modules that have a row per token: embedding and head."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [module for module in ends if module is not None]
+
+
+def _wanted_by(path: str, block: int | None) -> Callable[[str], bool]:
+    """Return which of the model's tensors the slice needs, by name."""
+    if block is None:
+        return lambda name: not name.startswith(f"{path}.")
+    return lambda name: name.startswith(f"{path}.{block}.")
+
+
+def _few_rows(loaded: LoadedSpan, state: dict[str, Any], token_ids: list[int]) -> dict[str, Any]:
+    """Return the tensors, with the rows of `token_ids` alone where a tensor belongs to embedding or head."""
+    parts = [id(module) for module in _ends(loaded.skeleton)]
+    ends = [name for name, module in loaded.skeleton.named_modules() if id(module) in parts]
+    return {
+        name: _read_rows(tensor, token_ids) if loaded.target_of(name).rpartition(".")[0] in ends else tensor
+        for name, tensor in state.items()
+    }
+
+
+def _read_rows(tensor: Any, rows: list[int]) -> torch.Tensor:
+    """Return rows of a lazy tensor; one that cannot be read in part (quantized or GGUF) is read whole, once."""
+    if hasattr(tensor, "get_shape"):
+        return torch.cat([tensor[row : row + 1] for row in rows])
+    whole: torch.Tensor = tensor[...]
+    return whole[rows]
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep transformers from reporting the weights that the slice leaves out."""
+    logging = transformers.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,0 +1,104 @@
+"""Compare the weights that this node holds with those that transformers loads from the same checkpoint."""
+
+import logging
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from treeswarm.errors import UnsupportedModel
+from treeswarm_node.model.check.family_check import layer_kind
+from treeswarm_node.model.check.stock_slice import load_slice, spread
+from treeswarm_node.model.quantization.quantized_linear import PackedLinear, QuantizedExperts, QuantizedLinear
+from treeswarm_node.model.quantization.weight_kinds import KINDS
+from treeswarm_node.model.span_model import SpanModel
+
+log = logging.getLogger(__name__)
+# Largest accepted error of quantized weights by their bits, relative to their norm.  Seen for normally distributed
+# weights: 0.007 to 0.01 in 8 bits, 0.09 to 0.12 in 4 bits; weights of another matrix have an error of about 1.4.
+QUANTIZED_TOLERANCE = {8: 0.03, 4: 0.3}
+
+
+@torch.inference_mode()
+def check_weights(model: SpanModel) -> int:
+    """Compare one block of each kind, and embedding and head where they are hosted; return the number of tensors.
+
+    Parameters and persistent buffers must be those of `from_pretrained`, bit for bit unless they are quantized.  Raises
+    UnsupportedModel, which names the tensor.
+    """
+    kinds: dict[object, int] = {}
+    for index in range(model.loaded.span.start, model.loaded.span.end):
+        kinds.setdefault(layer_kind(model, index), index)
+    compared = 0
+    for block in [*kinds.values(), None]:
+        if block is None and not (model.loaded.span.start == 0 or model.loaded.is_tail):
+            continue
+        stock = _try_to_load(model, block)
+        if stock is not None:
+            compared += _compare(model, block, stock)
+    return compared
+
+
+def _try_to_load(model: SpanModel, block: int | None) -> PreTrainedModel | None:
+    """Return a slice of the model, or None if transformers cannot load one of this type."""
+    try:
+        return load_slice(model.loaded, block)
+    except Exception as error:  # A model's own constructor raises errors of every kind when blocks are left out.
+        log.warning("weights are not compared with transformers' own loading (%s: %s)", type(error).__name__, error)
+        return None
+
+
+def _compare(model: SpanModel, block: int | None, stock: PreTrainedModel) -> int:
+    loaded = model.loaded
+    if block is not None:
+        loaded.load_block(block)
+    path = f"{model.frame.blocks.path}."
+    names = [name for name in stock.state_dict() if name.startswith(f"{path}{block}.")]
+    if block is None:
+        names = [name for name in stock.state_dict() if not name.startswith(path) and _is_held(loaded.skeleton, name)]
+    for name in names:
+        problem = _find_difference(loaded.skeleton, name, stock.state_dict()[name])
+        if problem:
+            raise UnsupportedModel(f"models of type '{loaded.config.model_type}' are not supported: {problem}")
+    return len(names)
+
+
+def _is_held(skeleton: PreTrainedModel, name: str) -> bool:
+    owner, _, leaf = name.rpartition(".")
+    held = getattr(skeleton.get_submodule(owner), leaf, None)
+    return isinstance(held, torch.Tensor) and not held.is_meta
+
+
+def _find_difference(skeleton: PreTrainedModel, name: str, expected: torch.Tensor) -> str | None:
+    """Return how a tensor of this node differs from the one that transformers loaded, or None."""
+    owner, _, leaf = name.rpartition(".")
+    module: Any = skeleton.get_submodule(owner)
+    held: Any = getattr(module, leaf, None)
+    if isinstance(module, QuantizedLinear) and leaf == "weight":
+        error = _squared_error(module.dequantize(torch.float32), expected)
+        return _describe_error(name, module.weight.kind, error, expected)
+    if isinstance(held, QuantizedExperts):
+        experts = range(len(held))
+        error = sum(_squared_error(held[i].as_parameter(torch.float32), expected[i]) for i in experts)
+        return _describe_error(name, held.kind, error, expected)
+    if isinstance(module, PackedLinear) and leaf == "weight":
+        held = module.dequantize(expected.dtype)
+    if not isinstance(held, torch.Tensor):
+        return f"tensor {name} is missing in this node's module"
+    if held.shape != expected.shape and len(held) > len(expected):
+        held = held[spread(len(held))]
+    # The head is computed in float32, whatever the dtype of its weights is.
+    expected = expected.to(held.device, held.dtype) if held.dtype == torch.float32 else expected.to(held.device)
+    equal = held.dtype == expected.dtype and torch.equal(held, expected)
+    return None if equal else f"tensor {name} is not what transformers loads from the checkpoint"
+
+
+def _squared_error(held: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((held - expected.to(held.device, torch.float32)).square().sum())
+
+
+def _describe_error(name: str, kind: str, squared_error: float, expected: torch.Tensor) -> str | None:
+    error = (squared_error / max(float(torch.linalg.vector_norm(expected, dtype=torch.float32)) ** 2, 1e-30)) ** 0.5
+    if error <= QUANTIZED_TOLERANCE[KINDS[kind].bits]:
+        return None
+    return f"tensor {name} in {kind} differs by {error:.1e} from the checkpoint's"
