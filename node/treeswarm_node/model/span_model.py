@@ -21,7 +21,7 @@ from treeswarm_node.model.families.extra_inputs import ExtraInputs
 from treeswarm_node.model.families.frame import Frame, RunLayer, set_implementation
 from treeswarm_node.model.families.kv_shapes import check_cuts, kv_givers, latent_attentions
 from treeswarm_node.model.families.observation import observe_shapes
-from treeswarm_node.model.families.routes import CacheRoute, InterfaceRoute, Route
+from treeswarm_node.model.families.routes import AttentionRoute, CacheRoute, InterfaceRoute
 from treeswarm_node.model.loaded_span import LoadedSpan
 
 
@@ -174,7 +174,7 @@ class SpanModel:
             embedding.weight = torch.nn.Parameter(embedding.weight.to("meta"), requires_grad=False)
         return head
 
-    def _choose_route(self) -> tuple[Route, dict[int, KVShape]]:
+    def _choose_route(self) -> tuple[AttentionRoute, dict[int, KVShape]]:
         """Return the first route by which the span's blocks run, and the shapes of what they keep."""
         interface, cache = InterfaceRoute(), CacheRoute(self.frame)
         try:

@@ -104,7 +104,9 @@ class TestPlantedMistakes:
         self, cut_in_three: CutModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         chain = cut_in_three(tiny_model("gemma2"))
-        original = metadata.SegmentMetadata.visible_keys
-        monkeypatch.setattr(metadata.SegmentMetadata, "visible_keys", lambda segment, window: original(segment, None))
+        # Both routes of attention ask for the oldest position that a row sees.
+        monkeypatch.setattr(
+            metadata.SegmentMetadata, "oldest_seen", lambda segment, _: torch.zeros_like(segment.positions)
+        )
         with pytest.raises(UnsupportedModel, match=r"'gemma2'.*differs from plain attention.*docs/models.md"):
             check_family(chain.models[0])

@@ -132,11 +132,11 @@ def test_blocks_beyond_the_model_are_refused(folder: Path) -> None:
         load_span(folder, Span(2, 5), torch.float32, CPU)
 
 
-@pytest.mark.parametrize("model_type", ["bloom", "mamba", "falcon", "gpt_neox"])
+@pytest.mark.parametrize("model_type", ["mamba", "rwkv"])
 def test_unsupported_model_type_is_refused_by_name(model_type: str, tmp_path: Path) -> None:
     config = AutoConfig.for_model(model_type, hidden_size=64, num_hidden_layers=2, vocab_size=99, num_attention_heads=4)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModel, match=f"'{model_type}'|{model_type}"):
+    with pytest.raises(UnsupportedModel, match=f"'{model_type}'.*keep a recurrent state"):
         check_family(SpanModel(load_span(tmp_path, Span(0, 2), torch.float32, CPU), 256))
 
 

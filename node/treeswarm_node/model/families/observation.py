@@ -8,7 +8,7 @@ from treeswarm.errors import UnsupportedModel
 from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.model.families.frame import Frame, RunLayer
 from treeswarm_node.model.families.reasons import explain_blocks
-from treeswarm_node.model.families.routes import Route
+from treeswarm_node.model.families.routes import AttentionRoute
 from treeswarm_node.model.loaded_span import LoadedSpan
 
 ROWS = 3
@@ -18,7 +18,7 @@ TOLERANCE = 1e-3
 
 
 @torch.inference_mode()
-def observe_shapes(frame: Frame, loaded: LoadedSpan, route: Route, run_layer: RunLayer) -> dict[int, KVShape]:
+def observe_shapes(frame: Frame, loaded: LoadedSpan, route: AttentionRoute, run_layer: RunLayer) -> dict[int, KVShape]:
     """Return the shape of the KV rows of each attention of the span, by its index in the model.
 
     Raises UnsupportedModel if the blocks cannot be run, keep nothing, or use more than the activations that they are

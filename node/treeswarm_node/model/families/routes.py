@@ -18,7 +18,7 @@ from treeswarm_node.model.families.kv_shapes import latent_shape
 BIASES = ("alibi", "position_bias")
 
 
-class Route(Protocol):
+class AttentionRoute(Protocol):
     """Runs blocks so that their attention covers the trees of a batch."""
 
     name: str
