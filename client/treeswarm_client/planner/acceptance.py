@@ -17,6 +17,13 @@ from treeswarm_client.drafters.seam import DraftTree
 
 # Number of trees averaged: trees differ from round to round, and a text changes within some dozens of rounds.
 REMEMBERED = 8
+# A draft that does not fit a text is right this many times as often as a calibrated one.
+UNFIT = 0.1
+# Before calibration a drafter may be far too sure of itself: a wrong tree counts as if it had been this sure at most.
+SUREST = 0.6
+# Chance that a draft fits a text of which nothing is known, and bounds of the estimate.  At the upper bound five or six
+# wrong trees in a row, at the lower one two right ones, turn it.
+FIRST_FIT, MOST_FIT, LEAST_FIT = 0.75, 0.97, 0.03
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +34,8 @@ class AcceptanceEstimate:
     """Calibration of conditional scores, from parent to child."""
     trees: tuple[DraftTree, ...] = ()
     """Trees drafted lately, the newest last."""
+    fit: float = FIRST_FIT
+    """Chance that the draft fits this text at all.  A calibration by bins needs dozens of rounds to tell."""
 
     def chances(self, tree: DraftTree) -> NDArray[np.float64]:
         """Return the chance of each node to be on the target's path, float64 [n]; never above its parent's."""
@@ -81,7 +90,16 @@ class AcceptanceEstimate:
         Only nodes whose parent is on the path count: the target did not judge the rest.
         """
         judged = np.concatenate([on_path, [True]])[tree.parents]  # the root's place is the last one, as -1 says
-        return replace(self, steps=self.steps.with_round(_step_scores(tree)[judged], on_path[judged]))
+        steps = self.steps.with_round(_step_scores(tree)[judged], on_path[judged])
+        return replace(self, steps=steps, fit=self._fit_after(tree, on_path))
+
+    def _fit_after(self, tree: DraftTree, on_path: NDArray[np.bool_]) -> float:
+        """Return the chance that the draft fits, by Bayes' rule: the text entered `tree`, or did not."""
+        first = tree.parents < 0
+        entry = min(SUREST, float(self.steps.chances(tree.scores[first].astype(np.float64)).sum()))
+        # Ratio of what a draft that does not fit makes of the outcome to what one that fits does.
+        ratio = UNFIT if on_path[first].any() else (1 - UNFIT * entry) / (1 - entry)
+        return min(MOST_FIT, max(LEAST_FIT, self.fit / (self.fit + (1 - self.fit) * ratio)))
 
 
 def _forest(trees: Sequence[DraftTree]) -> DraftTree:

@@ -21,7 +21,7 @@ MOST, LEAST = 6.0, -1.0
 DOUBT = 0.5
 
 # A text that has changed is noticed after this many plain rounds; later where a try costs more than its share.
-EXPLORE_EVERY = 16
+EXPLORE_EVERY = 8
 # Share of the time of plain rounds that exploring may take.
 EXPLORE_SHARE = 0.02
 # Trees that would nearly pay are tried sooner: perhaps it was chance, and little is lost.

@@ -149,6 +149,7 @@ def exploration_interval(estimates: Estimates, costs: Costs) -> int:
     size = cheap_size(costs, EXPLORE_LONGER, EXPLORE_NODES)
     draft_s = min(float(estimates.levels.draft_s(size)[-1]), longest_draft_wait_s(costs))
     longer_s = float(traversal_s(costs, 1.0 + size) - traversal_s(costs, 1.0) + draft_s)
-    if estimates.acceptance.usual_chances(size).sum() * costs.plain_s > NEARLY * longer_s:
+    promised = estimates.acceptance.fit * estimates.acceptance.usual_chances(size).sum()
+    if promised * costs.plain_s > NEARLY * longer_s:
         return EXPLORE_SOON
     return max(EXPLORE_EVERY, int(np.ceil(longer_s / (EXPLORE_SHARE * costs.plain_s))))

@@ -97,6 +97,14 @@ def test_planner_holds_its_bounds_at_1_ms(fault: str, text: str) -> None:
     assert verdict.broken == [], verdict.as_dict()
 
 
+@pytest.mark.parametrize("link", ["1ms", "25ms"])
+def test_planner_holds_its_bounds_on_a_poor_text_on_shared_cores(link: str) -> None:
+    """A draft beside a node takes its time, so that learning is never free."""
+    verdict = judge("shared cores", link, "poor", seeds=[0], fixed=FIXED_NEAR, lengths=(32, 64))
+    assert verdict.phases
+    assert verdict.broken == [], verdict.as_dict()
+
+
 def test_worst_cases_come_first() -> None:
     def verdict(fault: str, over_plain: float) -> CaseVerdict:
         return CaseVerdict(fault, "25ms", "good", {32: over_plain}, ())

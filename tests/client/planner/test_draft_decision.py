@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from treeswarm_client.drafters.seam import DraftTree
-from treeswarm_client.planner.acceptance import AcceptanceEstimate
+from treeswarm_client.planner.acceptance import LEAST_FIT, AcceptanceEstimate
 from treeswarm_client.planner.costs import Costs, HopEstimate, LineFit, LinkEstimate
 from treeswarm_client.planner.draft_decision import DraftDecision, decide_draft, longest_wait_s
 from treeswarm_client.planner.draft_levels import DraftLevels
@@ -90,6 +90,23 @@ def test_a_plain_round_drafts_a_few_nodes_in_flight_to_measure() -> None:
     assert decision.why_plain.startswith("plain: a tree of ")
     fast = decide(estimates(level_s=0.003, is_right=False), 0.002, overlaps=False)
     assert (fast.before, fast.in_flight, fast.skipped_rounds) == (0, 0, SKIPPED_ROUNDS)
+
+
+def test_few_nodes_before_a_round_mean_few_in_flight_on_shared_cores() -> None:
+    known = estimates(level_s=0.003, is_right=True)
+    many = decide(known, follows=False)
+    assert (many.before, many.in_flight) == (LARGEST, LARGEST)
+    few = decide(seldom_right(0.004), follows=False)
+    assert 0 < few.before <= EXPLORE_NODES
+    assert few.in_flight == 2 * EXPLORE_NODES
+
+
+def test_a_draft_that_seems_not_to_fit_is_not_waited_for_on_shared_cores() -> None:
+    known = seldom_right(0.004)
+    unfit = replace(known, acceptance=replace(known.acceptance, fit=LEAST_FIT))
+    decision = decide(unfit, follows=False)
+    assert (decision.before, decision.in_flight) == (0, EXPLORE_NODES)
+    assert decide(unfit, 0.002, overlaps=False, follows=False).before == 0
 
 
 def seldom_right(level_s: float) -> Estimates:

@@ -1,5 +1,7 @@
 """What the estimates learn from observations alone, with late packets and shared forwards."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from treeswarm.protocol.messages import HopTiming
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree
-from treeswarm_client.planner.acceptance import AcceptanceEstimate
+from treeswarm_client.planner.acceptance import LEAST_FIT, MOST_FIT, AcceptanceEstimate
 from treeswarm_client.planner.costs import (
     FIRST_TIMES,
     PRIOR_LATENCY_S,
@@ -195,6 +197,36 @@ def test_entry_counts_all_first_nodes_and_no_deeper_ones() -> None:
     for _ in range(60):
         estimate = estimate.after_walk(two_first, np.zeros(3, np.bool_))
     assert estimate.usual_entry() < 0.1
+
+
+def test_a_draft_that_does_not_fit_is_known_after_five_rounds() -> None:
+    """A calibration by bins alone still believes a quarter of what the drafter says then."""
+    wrong, right = np.zeros(3, np.bool_), np.array([True, False, False])
+    estimate = AcceptanceEstimate()
+    for _ in range(5):
+        estimate = estimate.after_walk(CHAIN, wrong)
+    assert estimate.fit < 0.15
+    for _ in range(50):
+        estimate = estimate.after_walk(CHAIN, wrong)
+    assert estimate.fit == LEAST_FIT
+    assert estimate.after_walk(CHAIN, right).after_walk(CHAIN, right).fit > 0.5
+    assert estimate.after_walk(NO_TREE, np.zeros(0, np.bool_)).fit == estimate.fit
+
+
+def test_one_wrong_tree_says_little_against_a_draft_that_fitted() -> None:
+    sure = DraftTree(np.array([-1]), np.array([5]), np.log(np.float32([0.999])))
+    estimate = replace(AcceptanceEstimate(), fit=MOST_FIT)
+    assert estimate.after_walk(sure, np.array([False])).fit > 0.9
+
+
+def test_a_draft_that_is_seldom_but_as_often_right_as_it_says_fits() -> None:
+    rng, fits = np.random.default_rng(3), []
+    estimate = AcceptanceEstimate()
+    unsure = DraftTree(np.array([-1]), np.array([5]), np.log(np.float32([0.25])))
+    for _ in range(200):
+        estimate = estimate.after_walk(unsure, rng.random(1) < 0.25)
+        fits.append(estimate.fit)
+    assert np.mean(fits) > 0.75
 
 
 def test_levels_are_measured_and_extrapolated() -> None:
