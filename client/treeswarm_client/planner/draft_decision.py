@@ -3,7 +3,8 @@
 A round either waits for its draft, or leaves plain and the nodes follow it.  Waiting costs every round its time.
 Following costs a round more only if the text enters the nodes, but is possible only where drafting goes on while a
 round travels.  So a draft that is seldom right, or of which nothing is known, follows.  Where nodes share the client's
-cores, a draft in flight is slow and comes late: there only a slow draft follows.
+cores, a draft in flight is slow and comes late: there only a slow draft follows, and a round waits for others as long
+as the draft seems to fit the text.
 
 A round without a tree drafts a few nodes in flight all the same.  They tell what drafting takes now, and whether the
 guesses would have been right, so that a wrong "no" lasts a few rounds and costs nothing.
