@@ -17,6 +17,7 @@ from treeswarm.model_sources import gguf_files
 from treeswarm.model_sources.gguf_files import gguf_folder, is_converted, is_gguf, is_gguf_folder
 from treeswarm.model_sources.hub_gguf import fetch_tensors, hub_gguf_folder, is_hub_gguf
 from treeswarm.model_sources.named_models import NAMED, fetch_named, is_fetched
+from treeswarm.model_sources.text_configs import text_settings
 from treeswarm.model_sources.tokenizer_files import TOKENIZER, tokenizer_folder
 from treeswarm.progress import Progress, progress_bar_class
 from treeswarm.protocol.spans import Span
@@ -212,7 +213,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_shape(folder: Path) -> ModelShape:
     """Read the model's shape from its config.  Raises ModelError that names a missing field."""
     config = read_config(folder)
-    text = config.get("text_config") or config
+    text = text_settings(config)
     sizes = {
         size: next((text[name] for name in names if text.get(name) is not None), None)
         for size, names in SIZE_NAMES.items()

@@ -63,7 +63,9 @@ class LoadedSpan:
 
     @property
     def config(self) -> PretrainedConfig:
-        return self.skeleton.config
+        """The config of the text decoder, which is that of the model unless it is a multimodal wrapper."""
+        config: PretrainedConfig = self.skeleton.config.get_text_config(decoder=True)
+        return config
 
     @property
     def blocks(self) -> int:

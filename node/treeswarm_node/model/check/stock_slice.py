@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from treeswarm_node.model.families.blocks import find_blocks
+from treeswarm_node.model.families.blocks import DecoderBlocks, find_blocks, text_modules
 from treeswarm_node.model.loaded_span import LoadedSpan
 
 # Rows of embedding and head that are compared: those of token ids that are spread evenly over the vocabulary.
@@ -27,6 +27,7 @@ def load_slice(loaded: LoadedSpan, block: int | None) -> PreTrainedModel:
 
     def init(model: Any, config: PretrainedConfig, *arguments: Any, **options: Any) -> None:
         whole.__init__(model, config, *arguments, **options)
+        _drop_other_parts(model, DecoderBlocks(path, model.get_submodule(path)))
         _prune(model, model.get_submodule(path), block, len(token_ids))
 
     pruned: Any = type(whole.__name__, (whole,), {"__init__": init, "__module__": whole.__module__})
@@ -59,6 +60,15 @@ def _prune(model: PreTrainedModel, layers: Any, block: int | None, rows: int) ->
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, torch.nn.Parameter(parameter[:rows].detach(), requires_grad=False))
         module.padding_idx = None  # It may be the number of a row that was cut off.
+
+
+def _drop_other_parts(model: PreTrainedModel, blocks: DecoderBlocks) -> None:
+    """Remove the weights of what a multimodal wrapper has beside its text decoder."""
+    kept = {id(module) for module in text_modules(model, blocks)}
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if not any(id(module) in kept for module in child.modules()):
+                setattr(parent, name, torch.nn.Identity())
 
 
 def _ends(model: PreTrainedModel) -> list[Any]:

@@ -63,6 +63,8 @@ def load_span(
     gguf = GGUFTensors.open(folder, skeleton) if is_gguf_folder(folder) else None
     files = weight_files(folder) if gguf is None else {WEIGHTS: list(gguf.stored)}
     tensors = find_tensors(folder, files, skeleton, hosted_parts(skeleton, span), conversions)
+    if loaded_type := _wrapped_type(skeleton):
+        log.info("%s is a multimodal wrapper: its text decoder is hosted, for text only", loaded_type)
     if storage := describe_storage(tensors.stored.values(), dtype, quantization):
         log.info("%s", storage)
     for buffer in skeleton.buffers():
@@ -129,6 +131,12 @@ def _split_by_block(
     for name, tensor in state.items():
         parts[_block_of(targets[name])][name] = tensor
     return list(parts.items())
+
+
+def _wrapped_type(skeleton: PreTrainedModel) -> str | None:
+    """Return the name of the model's type if it is a multimodal wrapper."""
+    wrapped = skeleton.config.get_text_config(decoder=True) is not skeleton.config
+    return str(skeleton.config.model_type) if wrapped else None
 
 
 def hosted_parts(skeleton: PreTrainedModel, span: Span) -> list[torch.nn.Module]:

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from treeswarm.errors import UnsupportedModel
@@ -44,7 +51,7 @@ def build_skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
     def build() -> Any:
         with init_empty_weights(include_buffers=False):
-            skeleton = AutoModelForCausalLM.from_config(
+            skeleton = _auto_class(config).from_config(
                 config, dtype=dtype, attn_implementation="eager", trust_remote_code=False
             )
         skeleton.tie_weights()
@@ -53,6 +60,14 @@ def build_skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     skeleton: PreTrainedModel = _call(model_type, build)
     find_blocks(skeleton)
     return skeleton
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    """Return the class of transformers that builds models of this config with an LM head, wrappers included."""
+    for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        if type(config) in auto_class._model_mapping:
+            return auto_class
+    raise ValueError("no class of it writes text")
 
 
 def _call(model_type: str, call: Callable[[], Any]) -> Any:

@@ -32,9 +32,22 @@ def find_blocks(skeleton: PreTrainedModel) -> DecoderBlocks:
     return DecoderBlocks(*largest[0])
 
 
+def text_modules(skeleton: PreTrainedModel, blocks: DecoderBlocks) -> Iterator[torch.nn.Module]:
+    """Yield all modules, or of a multimodal wrapper those of its text decoder and its LM head."""
+    if skeleton.config.get_text_config(decoder=True) is skeleton.config:
+        yield from skeleton.modules()
+        return
+    yield from skeleton.get_submodule(blocks.path.rpartition(".")[0]).modules()
+    yield from skeleton.get_output_embeddings().modules()
+
+
 def modules_besides(skeleton: PreTrainedModel, blocks: DecoderBlocks) -> Iterator[torch.nn.Module]:
-    """Yield the modules with tensors of their own that are not in decoder blocks: embeddings, norms, LM head."""
+    """Yield the modules with tensors of their own that are not in decoder blocks: embeddings, norms, LM head.
+
+    Of a multimodal wrapper, only those of its text decoder are meant.
+    """
     inside = {id(module) for module in blocks.layers.modules()}
+    text = {id(module) for module in text_modules(skeleton, blocks)}
     for module in skeleton.modules():
-        if id(module) not in inside and (module._parameters or module._buffers):
+        if id(module) in text and id(module) not in inside and (module._parameters or module._buffers):
             yield module
