@@ -119,7 +119,7 @@ def is_path(name: str) -> bool:
     """Return whether a model's name can mean a directory of this machine alone, existing or not."""
     if is_hub_gguf(name):
         return False
-    return Path(name).is_dir() or is_gguf(name) or (("/" in name or "\\" in name) and not _is_hub_id(name))
+    return Path(name).is_dir() or is_gguf(name) or (("/" in name or "\\" in name) and not is_hub_id(name))
 
 
 def is_cached(name: str) -> bool:
@@ -146,7 +146,7 @@ def check_model_name(name: str) -> None:
         if not Path(name).is_file():
             raise ModelError(f"there is no GGUF file '{name}': check the path")
         return
-    if _is_hub_id(name):
+    if is_hub_id(name):
         return
     raise ModelError(
         f"there is no model '{name}': {_near_miss(name)}give a directory with config.json, a GGUF file, a hub id such "
@@ -154,7 +154,8 @@ def check_model_name(name: str) -> None:
     )
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Return whether a model's name has the form of a hub id.  A directory may have the same name."""
     return HUB_ID.fullmatch(name) is not None and not name.startswith(".")
 
 

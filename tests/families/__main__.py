@@ -11,10 +11,10 @@ from tests.families.verdict import judge
 
 
 def main() -> int:
-    """Print one line per type and the counts; return 1 if the table in `types.toml` says something else."""
+    """Print one line per type and the counts; return 1 if the table in `tested_types.toml` says something else."""
     parser = argparse.ArgumentParser(prog="python -m tests.families", description=__doc__)
     parser.add_argument("types", nargs="*", metavar="TYPE", help="type, or form `type@form` (default: all)")
-    parser.add_argument("--update", action="store_true", help="write what is seen to types.toml and docs/models.md")
+    parser.add_argument("--update", action="store_true", help="write what is seen to the table and to docs/models.md")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()

@@ -10,8 +10,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tests.families.configs import FORMS
 from tests.families.verdict import Verdict
+from treeswarm_node.model.families.tested_types import TABLE as FILE
 
-FILE = Path(__file__).with_name("types.toml")
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- types: begin -->", "<!-- types: end -->"
 HEADER = """\

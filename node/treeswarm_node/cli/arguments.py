@@ -20,6 +20,8 @@ EXAMPLES = """examples:
       join a swarm through an MQTT broker
   swarm-node doctor demo --device cuda
       check what would go wrong, and what to do about it
+  swarm-node zai-org/GLM-4.6-FP8 --dry-run --memory 24GiB
+      say whether and how a model fits on nodes of this size, and load nothing
   swarm-node pause; swarm-node resume
       have the machine to yourself for an hour
   swarm-node demo --blocks 0:3 --listen 127.0.0.1:4001
@@ -65,6 +67,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help="model directory, hub id, or `demo`")
     add_node_flags(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say whether the model can be hosted, how large its blocks are, and how many nodes hold it; with "
+        "--memory, for nodes with this much memory.  Only config and headers are read",
+    )
+    parser.add_argument("--json", action="store_true", help="print what --dry-run says as one JSON object")
     add_completion_flag(parser)
     return parser
 

@@ -5,8 +5,12 @@ import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from treeswarm.programs.interrupts import INTERRUPTED, STOPPED, TERMINATED, end_process, interrupt_ends_process, ticking
+
+if TYPE_CHECKING:
+    from treeswarm_node.config import NodeConfig
 
 # All else is imported within functions, while Ctrl-C has no traceback.
 
@@ -37,8 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     # Everything that a wrong command line, or a missing package, is refused for comes before torch is imported.
     with interrupt_ends_process():
+        from treeswarm.errors import BadRequest  # noqa: PLC0415
         from treeswarm.programs.process import run_until_terminated  # noqa: PLC0415
-        from treeswarm_node.cli.arguments import read_config  # noqa: PLC0415
+        from treeswarm.programs.settings import parse  # noqa: PLC0415
+        from treeswarm_node.cli.arguments import config_from_arguments, make_parser  # noqa: PLC0415
         from treeswarm_node.cli.checks import check_config, check_extras  # noqa: PLC0415
         from treeswarm_node.cli.owner_commands import COMMANDS, run_owner_command  # noqa: PLC0415
 
@@ -46,12 +52,32 @@ def _run(arguments: Sequence[str]) -> int:
             return run_until_terminated(run_owner_command(arguments))
         if arguments and arguments[0] == "doctor":
             return _run_doctor(arguments[1:])
-        config = read_config(arguments)
+        args = parse(make_parser(), "node", arguments, os.environ)
+        config = config_from_arguments(args)
+        if args.dry_run:
+            return _run_dry(config, as_json=args.json)
+        if args.json:
+            raise BadRequest("--json is for --dry-run: give both, or --log-format json for a log of JSON objects")
         check_config(config)
         check_extras("swarm-node", config.model.quantization)
         with import_outside_gc(), ticking("loading torch and transformers"):
             from treeswarm_node.cli.running import run_until_stopped  # noqa: PLC0415
     return run_until_stopped(config)
+
+
+def _run_dry(config: "NodeConfig", *, as_json: bool) -> int:
+    """Return exit status 1 if a node with this config would not serve its model, else 0."""
+    import warnings  # noqa: PLC0415
+
+    from treeswarm_node.cli.checks import check_extras  # noqa: PLC0415
+    from treeswarm_node.cli.logs import set_up_logging  # noqa: PLC0415
+
+    check_extras("swarm-node --dry-run")
+    set_up_logging(json_lines=False, verbose=False, panel=None)
+    with import_outside_gc(), ticking("loading torch and transformers"):
+        from treeswarm_node.cli.dry_run import dry_run  # noqa: PLC0415
+    warnings.simplefilter("ignore")  # transformers' own, about configs
+    return dry_run(config, as_json=as_json)
 
 
 def _run_doctor(arguments: Sequence[str]) -> int:

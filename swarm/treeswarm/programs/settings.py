@@ -27,7 +27,7 @@ CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 # Tables that a config file may have: one file can serve a machine that runs several programs.
 PROGRAMS = ("node", "serve", "chat", "generate", "models", "status")
 # Arguments that can be given on the command line only.
-NO_SETTINGS = ("config", "print-completion")
+NO_SETTINGS = ("config", "dry-run", "print-completion")
 WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from treeswarm.model_files import BLOCK, read_config, read_header, tensor_shapes, weight_files
-from treeswarm.model_sources.gguf_files import is_gguf_folder
+from treeswarm.model_sources.gguf_files import GGUFShape, is_gguf_folder, read_table
 from treeswarm.programs.units import format_bytes
 from treeswarm_node.model.checkpoint.dequantize.recognition import StoredWeight, TensorEntry
 from treeswarm_node.model.checkpoint.dequantize.stored_weights import find_stored_weights
@@ -23,15 +24,32 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """
     if is_gguf_folder(folder):
         return {name: tuple(shape) for name, shape in tensor_shapes(folder).items()}
+    entries = _read_entries(folder)
+    found = find_stored_weights(entries, quantization_settings(read_config(folder)) or {})
+    return {name: entries[name].shape for name in found.plain} | {
+        name: weight.shape for name, weight in found.weights.items()
+    }
+
+
+def stored_sizes(folder: Path) -> dict[str, int]:
+    """Return the number of bytes of every tensor in the checkpoint's files, by its name there.  Raises ModelError."""
+    if is_gguf_folder(folder):
+        return {name: _gguf_size(tensor) for name, tensor in read_table(folder).items()}
+    return {name: entry.size for name, entry in _read_entries(folder).items()}
+
+
+def _read_entries(folder: Path) -> dict[str, TensorEntry]:
     entries: dict[str, TensorEntry] = {}
     for file in weight_files(folder):
         for name, entry in read_header(folder / file).items():
             if name != "__metadata__":
                 entries[name] = TensorEntry(entry["dtype"], tuple(entry["shape"]))
-    found = find_stored_weights(entries, quantization_settings(read_config(folder)) or {})
-    return {name: entries[name].shape for name in found.plain} | {
-        name: weight.shape for name, weight in found.weights.items()
-    }
+    return entries
+
+
+def _gguf_size(tensor: GGUFShape) -> int:
+    values, size = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.kind]]
+    return math.prod(tensor.shape) // values * size
 
 
 def describe_storage(weights: Iterable[StoredWeight], dtype: torch.dtype, quantization: str) -> str | None:

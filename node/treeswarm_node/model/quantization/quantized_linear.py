@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 
@@ -173,24 +173,38 @@ def quantize(layer: torch.nn.Module, kind: str) -> None:
     attention multiplies with from both sides.  Raises UnsupportedModel if less than `MIN_SHARE`
     of the layer's weights can be quantized.
     """
-    total = sum(parameter.numel() for parameter in layer.parameters())
-    replaced = 0
+    check_quantizable(layer, kind)
     for parent in list(layer.modules()):
         for name, child in list(parent.named_children()):
-            if name != EXPANSION and type(child) is torch.nn.Linear and KINDS[kind].fits(child.weight.shape):
-                replaced += child.weight.numel()
+            if _is_quantizable(name, child, kind):
                 setattr(parent, name, QuantizedLinear(child, kind))
         for name, parameter in _expert_weights(parent, kind):
-            replaced += parameter.numel()
             delattr(parent, name)
             setattr(parent, name, QuantizedExperts(parameter.data, kind, transposed=bool(parent.is_transposed)))
             config: Any = parent.config
             config._experts_implementation = "eager"  # the one that computes expert by expert
-    if replaced < MIN_SHARE * total:
+
+
+def check_quantizable(layer: torch.nn.Module, kind: str) -> None:
+    """Raise UnsupportedModel if less than `MIN_SHARE` of a decoder layer's weights can be quantized.
+
+    The layer's weights may be on meta.
+    """
+    total = sum(parameter.numel() for parameter in layer.parameters())
+    weights: list[torch.Tensor] = []
+    for parent in layer.modules():
+        weights += [child.weight for name, child in parent.named_children() if _is_quantizable(name, child, kind)]
+        weights += [parameter for _, parameter in _expert_weights(parent, kind)]
+    share = sum(weight.numel() for weight in weights) / max(1, total)
+    if share < MIN_SHARE:
         raise UnsupportedModel(
-            f"only {replaced / max(1, total):.0%} of a decoder layer's weights can be quantized to {kind}: give "
-            "another --quantization, or none"
+            f"only {share:.0%} of a decoder layer's weights can be quantized to {kind}: give another --quantization, "
+            "or none"
         )
+
+
+def _is_quantizable(name: str, module: torch.nn.Module, kind: str) -> TypeGuard[torch.nn.Linear]:
+    return name != EXPANSION and type(module) is torch.nn.Linear and KINDS[kind].fits(module.weight.shape)
 
 
 def _expert_weights(module: torch.nn.Module, kind: str) -> Iterator[tuple[str, torch.nn.Parameter]]:

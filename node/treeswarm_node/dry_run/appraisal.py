@@ -1,0 +1,228 @@
+"""Find out what a node would do with a model, by the functions that a start calls, without loading a weight."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+
+from treeswarm.errors import SwarmError, UnsupportedModel
+from treeswarm.model_files import BLOCK, HubOptions, ModelShape, read_config, read_shape, resolve_model, weight_files
+from treeswarm.model_sources.gguf_files import WEIGHTS, is_gguf_folder
+from treeswarm.programs.devices import QUANTIZATIONS, Machine, checkpoint_dtype
+from treeswarm.progress import Progress
+from treeswarm.protocol.spans import Span
+from treeswarm_node.config import NodeConfig
+from treeswarm_node.dry_run.headers import HeadedModel, with_headers
+from treeswarm_node.dry_run.node_plan import NodePlan, NumberFormat, Room, plan_nodes
+from treeswarm_node.engine.loaded_stage import find_device
+from treeswarm_node.model.automatic import with_device, with_numerics
+from treeswarm_node.model.checkpoint.formats import PLAIN, weight_format
+from treeswarm_node.model.checkpoint.gguf_tensors import GGUFTensors
+from treeswarm_node.model.checkpoint.loader import hosted_parts
+from treeswarm_node.model.checkpoint.skeleton import ALIASES, build_skeleton
+from treeswarm_node.model.checkpoint.storage import describe_storage, stored_sizes
+from treeswarm_node.model.checkpoint.tensors import HostedTensors, check_complete, find_tensors
+from treeswarm_node.model.families.tested_types import TypeTest, find_type_test
+from treeswarm_node.model.loaded_span import LoadedSpan
+from treeswarm_node.model.memory_fit import free_memory, offload_room, read_footprint
+from treeswarm_node.model.quantization.quantized_linear import check_quantizable
+from treeswarm_node.model.span_model import SpanModel
+
+# Dtypes that are compared if the owner names none, and the one in which models of few bits are computed then.
+COMPARED, WITH_FEW_BITS = ("float32", "bfloat16"), "bfloat16"
+
+
+@dataclass(frozen=True)
+class PublishedSize:
+    """Holds the sizes of a model in its files."""
+
+    total: int
+    """Number of bytes of all tensors that nodes load."""
+    block: int
+    """Number of bytes of the largest block."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Holds the sizes of a model that can be hosted."""
+
+    shape: ModelShape
+    parameters: int
+    """Number of the parameters that nodes load."""
+    kv_rows: Sequence[str]
+    """Shapes of KV rows that occur, in words."""
+    published: PublishedSize | None
+    """Sizes in the files, or None if their headers are not known."""
+    room: Room
+    device: str
+    """Name of the device whose memory is planned with, or an empty string if the owner gave a size."""
+    plans: Sequence[NodePlan]
+    chosen: NumberFormat
+    """Format in which a node with these settings would start a new swarm."""
+
+    @property
+    def chosen_plan(self) -> NodePlan:
+        """The plan in the chosen format."""
+        return next(plan for plan in self.plans if plan.format == self.chosen)
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """Says what a node would do with a model."""
+
+    model: str
+    model_type: str
+    text_type: str
+    """Type of the model that writes the text: another one than `model_type` in a multimodal wrapper."""
+    weights: str
+    """Format in which the weights are published, and what loading makes of them."""
+    source: str
+    """What the sizes are from, in words."""
+    test: TypeTest
+    """What the tests of this release say of the type."""
+    refusal: str | None
+    """Why the model is not hosted, or None."""
+    sizes: Sizes | None
+    """Sizes of the model, or None if it is refused."""
+
+    @property
+    def can_start(self) -> bool:
+        """Whether a node with these settings would come as far as loading the weights."""
+        return self.sizes is not None and self.sizes.chosen_plan.fit > 0
+
+
+def appraise(config: NodeConfig, machine: Machine, progress: Progress | None = None) -> Appraisal:
+    """Return what a node with this config would do with its model.
+
+    Raises ModelError if the model is not found, or its config cannot be read.
+    """
+    config = with_device(config, machine)
+    hub = HubOptions(config.model.revision)
+    folder = resolve_model(config.model.name, hub=hub, progress=progress)
+    content = read_config(folder)
+    model_type = str(content["model_type"])
+    text = content.get("text_config")
+    text_type = str(text.get("model_type", model_type)) if isinstance(text, dict) else model_type
+    test = find_type_test(ALIASES.get(text_type, text_type))
+    unread = Appraisal(config.model.name, model_type, text_type, weight_format(content).name, "", test, None, None)
+    config = with_numerics(config, machine, checkpoint_dtype(content))
+    try:
+        with with_headers(config.model.name, folder, hub) as headed:
+            return _measure(replace(unread, source=headed.source), config, headed)
+    except SwarmError as error:
+        return replace(unread, refusal=str(error).replace(f"'{folder}'", f"'{config.model.name}'"))
+
+
+def _measure(known: Appraisal, config: NodeConfig, headed: HeadedModel) -> Appraisal:
+    """Return the appraisal with sizes.  Raises what a start would raise."""
+    shape = read_shape(headed.folder)
+    chosen = NumberFormat(config.model.dtype, config.model.quantization)
+    dtype = getattr(torch, chosen.dtype)
+    skeleton = build_skeleton(headed.folder, dtype)
+    span = Span(0, shape.blocks)
+    tensors = _find_tensors(headed, skeleton, span)
+    storage = describe_storage(tensors.stored.values(), dtype, chosen.quantization)
+    device = config.device
+    store = offload_room(device.offload)
+    memory = device.memory or free_memory(find_device(device.name))
+    room = Room(memory, store, device.kv_tokens, config.limits.budget.rows)
+    sizes = Sizes(
+        shape=shape,
+        parameters=_count_parameters(skeleton, span),
+        kv_rows=_describe_kv(skeleton, span, dtype),
+        published=_published_size(headed, tensors) if headed.is_published else None,
+        room=room,
+        device="" if device.memory else device.name,
+        plans=[_plan(numbers, headed.folder, skeleton, room, shape) for numbers in _formats(config, chosen)],
+        chosen=chosen,
+    )
+    return replace(known, weights=storage or _describe_weights(known, headed, chosen), sizes=sizes)
+
+
+def _find_tensors(headed: HeadedModel, skeleton: PreTrainedModel, span: Span) -> HostedTensors:
+    """Match the weights with the modules as loading does.  Raises ModelError, and UnsupportedModel."""
+    folder = headed.folder
+    gguf = GGUFTensors.open(folder, skeleton) if is_gguf_folder(folder) else None
+    files = weight_files(folder) if gguf is None else {WEIGHTS: list(gguf.stored)}
+    conversions = get_model_conversion_mapping(skeleton)
+    tensors = find_tensors(folder, files, skeleton, hosted_parts(skeleton, span), conversions)
+    tied = skeleton.all_tied_weights_keys
+    missing = set(tensors.expected) - set(tensors.targets.values())
+    check_complete(folder, skeleton, tensors.expected, missing.difference(tied, tied.values()))
+    return tensors
+
+
+def _describe_kv(skeleton: PreTrainedModel, span: Span, dtype: torch.dtype) -> list[str]:
+    """Return the shapes of KV rows, by building what serves the span, with no memory behind it.
+
+    Raises UnsupportedModel if the model's layers are not of a kind that is served.
+    """
+    try:
+        model = SpanModel(LoadedSpan(skeleton, span, dtype, torch.device("meta")), kv_tokens=1)
+    except SwarmError:
+        raise
+    except Exception as error:  # a model class of transformers may raise anything
+        reason = next(iter(str(error).splitlines()), "")
+        raise UnsupportedModel(
+            f"models of type '{skeleton.config.model_type}' are not supported: {type(error).__name__} {reason}".rstrip()
+        ) from error
+    return [str(shape) for shape in model.kv_shapes]
+
+
+def _count_parameters(skeleton: PreTrainedModel, span: Span) -> int:
+    found = {id(p): p.numel() for part in hosted_parts(skeleton, span) for p in part.parameters()}
+    return sum(found.values())
+
+
+def _published_size(headed: HeadedModel, tensors: HostedTensors) -> PublishedSize:
+    sizes = stored_sizes(headed.folder)
+    # A GGUF file's tensors have other names there than in the model.
+    loaded = sizes if is_gguf_folder(headed.folder) else itertools.chain.from_iterable(tensors.by_file.values())
+    by_block: Counter[int] = Counter()
+    total = 0
+    for name in loaded:
+        total += sizes[name]
+        if block := BLOCK.search(name):
+            by_block[int(block[1])] += sizes[name]
+    return PublishedSize(total, max(by_block.values(), default=0))
+
+
+def _describe_weights(known: Appraisal, headed: HeadedModel, chosen: NumberFormat) -> str:
+    if is_gguf_folder(headed.folder):
+        return f"GGUF, expanded to {chosen.dtype} while they are loaded"
+    if known.weights == PLAIN.name:
+        return known.weights
+    return f"{known.weights}, expanded to {chosen.dtype} while they are loaded"
+
+
+def _formats(config: NodeConfig, chosen: NumberFormat) -> list[NumberFormat]:
+    """Return the formats to compare: all of them, in the owner's dtype if they named one."""
+    named = not config.automatic.numerics
+    dtypes = [chosen.dtype] if named else [*COMPARED, *({chosen.dtype} - set(COMPARED))]
+    few_bits = chosen.dtype if named else WITH_FEW_BITS
+    kinds = [kind for kind in QUANTIZATIONS if kind != "none"]
+    formats = [NumberFormat(dtype) for dtype in dtypes] + [NumberFormat(few_bits, kind) for kind in kinds]
+    return formats if chosen in formats else [*formats, chosen]
+
+
+def _plan(numbers: NumberFormat, folder: Path, skeleton: PreTrainedModel, room: Room, shape: ModelShape) -> NodePlan:
+    footprint = read_footprint(folder, getattr(torch, numbers.dtype), numbers.quantization)
+    refusal = None
+    if numbers.quantization != "none":
+        try:
+            for layer in _layers_by_size(skeleton):
+                check_quantizable(layer, numbers.quantization)
+        except UnsupportedModel as error:
+            refusal = str(error)
+    return plan_nodes(numbers, footprint, room, shape.blocks, refusal)
+
+
+def _layers_by_size(skeleton: PreTrainedModel) -> Iterator[torch.nn.Module]:
+    """Yield one layer of each number of parameters: layers of one number are alike."""
+    layers = {sum(p.numel() for p in layer.parameters()): layer for layer in skeleton.base_model.layers}
+    yield from layers.values()
