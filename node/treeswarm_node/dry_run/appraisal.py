@@ -2,9 +2,10 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -27,10 +28,12 @@ from treeswarm_node.model.checkpoint.loader import hosted_parts
 from treeswarm_node.model.checkpoint.skeleton import ALIASES, build_skeleton
 from treeswarm_node.model.checkpoint.storage import describe_storage, stored_sizes
 from treeswarm_node.model.checkpoint.tensors import HostedTensors, check_complete, find_tensors
+from treeswarm_node.model.families.kv_shapes import allowed_cuts, kv_givers
 from treeswarm_node.model.families.tested_types import TypeTest, find_type_test
 from treeswarm_node.model.loaded_span import LoadedSpan
 from treeswarm_node.model.memory_fit import free_memory, offload_room, read_footprint
 from treeswarm_node.model.quantization.quantized_linear import check_quantizable
+from treeswarm_node.model.quantization.weight_kinds import KINDS
 from treeswarm_node.model.span_model import SpanModel
 
 # Dtypes that are compared if the owner names none, and the one in which models of few bits are computed then.
@@ -138,7 +141,7 @@ def _measure(known: Appraisal, config: NodeConfig, headed: HeadedModel) -> Appra
         published=_published_size(headed, tensors) if headed.is_published else None,
         room=room,
         device="" if device.memory else device.name,
-        plans=[_plan(numbers, headed.folder, skeleton, room, shape) for numbers in _formats(config, chosen)],
+        plans=[_plan(numbers, headed.folder, skeleton, room, device.name) for numbers in _formats(config, chosen)],
         chosen=chosen,
     )
     return replace(known, weights=storage or _describe_weights(known, headed, chosen), sizes=sizes)
@@ -210,19 +213,20 @@ def _formats(config: NodeConfig, chosen: NumberFormat) -> list[NumberFormat]:
     return formats if chosen in formats else [*formats, chosen]
 
 
-def _plan(numbers: NumberFormat, folder: Path, skeleton: PreTrainedModel, room: Room, shape: ModelShape) -> NodePlan:
-    footprint = read_footprint(folder, getattr(torch, numbers.dtype), numbers.quantization)
+def _plan(numbers: NumberFormat, folder: Path, skeleton: PreTrainedModel, room: Room, device: str) -> NodePlan:
+    footprint = read_footprint(folder, getattr(torch, numbers.dtype), numbers.quantization, skeleton)
+    layers: Any = skeleton.base_model.layers
     refusal = None
     if numbers.quantization != "none":
+        refusal = KINDS[numbers.quantization].explain_unsupported(torch.device(device))
         try:
-            for layer in _layers_by_size(skeleton):
+            for layer in _layers_by_size(layers):
                 check_quantizable(layer, numbers.quantization)
         except UnsupportedModel as error:
             refusal = str(error)
-    return plan_nodes(numbers, footprint, room, shape.blocks, refusal)
+    return plan_nodes(numbers, footprint, room, allowed_cuts(kv_givers(layers), len(layers)), refusal)
 
 
-def _layers_by_size(skeleton: PreTrainedModel) -> Iterator[torch.nn.Module]:
-    """Yield one layer of each number of parameters: layers of one number are alike."""
-    layers = {sum(p.numel() for p in layer.parameters()): layer for layer in skeleton.base_model.layers}
-    yield from layers.values()
+def _layers_by_size(layers: Iterable[torch.nn.Module]) -> Iterable[torch.nn.Module]:
+    """Return one layer of each number of parameters: layers of one number are alike."""
+    return {sum(p.numel() for p in layer.parameters()): layer for layer in layers}.values()

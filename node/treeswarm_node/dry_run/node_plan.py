@@ -7,6 +7,7 @@ from treeswarm.errors import BadRequest
 from treeswarm.protocol.spans import Span
 from treeswarm.topology.placement import choose_span
 from treeswarm.topology.tables import Placed
+from treeswarm_node.model.families.kv_shapes import fit_to_cuts
 from treeswarm_node.model.memory_fit import Footprint, count_blocks_that_fit
 
 
@@ -50,27 +51,46 @@ class NodePlan:
 
 
 def plan_nodes(
-    numbers: NumberFormat, footprint: Footprint, room: Room, blocks: int, refusal: str | None = None
+    numbers: NumberFormat, footprint: Footprint, room: Room, cuts: Sequence[int], refusal: str | None = None
 ) -> NodePlan:
-    """Return the plan for a model of `blocks` blocks; with a `refusal` no node can host it in this format."""
+    """Return the plan for a model whose spans begin and end at `cuts`, which rise from 0 to the number of blocks.
+
+    With a `refusal` no node can host it in this format.
+    """
     try:
-        fit = 0 if refusal else count_blocks_that_fit(
-            room.memory, footprint, kv_tokens=room.kv_tokens, forward_rows=room.forward_rows, blocks=blocks,
+        if refusal is not None:
+            raise BadRequest(refusal)
+        fit = count_blocks_that_fit(
+            room.memory, footprint, kv_tokens=room.kv_tokens, forward_rows=room.forward_rows, blocks=cuts[-1],
             store=room.store,
         )  # fmt: skip
+        return NodePlan(numbers, footprint, fit, None, _divide(cuts, fit), _count_choosing(cuts, fit))
     except BadRequest as error:
-        fit, refusal = 0, str(error)
-    spans = [Span(start, min(start + fit, blocks)) for start in range(0, blocks, fit)] if fit else []
-    return NodePlan(numbers, footprint, fit, refusal, spans, _count_choosing(fit, blocks) if fit else 0)
+        return NodePlan(numbers, footprint, 0, str(error), [], 0)
 
 
-def _count_choosing(fit: int, blocks: int) -> int:
-    """Return how many nodes join one after another, each where it helps most, until every block is hosted."""
+def _divide(cuts: Sequence[int], fit: int) -> list[Span]:
+    """Return the fewest spans of at most `fit` blocks.  Raises BadRequest if blocks cannot be divided so far."""
+    spans: list[Span] = []
+    start = 0
+    while start < cuts[-1]:
+        reach = fit_to_cuts(Span(start, min(start + fit, cuts[-1])), cuts, fit)
+        spans.append(reach)
+        start = reach.end
+    return spans
+
+
+def _count_choosing(cuts: Sequence[int], fit: int) -> int:
+    """Return how many nodes join one after another, each where it helps most, until every block is hosted.
+
+    Raises BadRequest as the choice of a node does.
+    """
+    blocks = cuts[-1]
     placed: list[Placed] = []
     hosted: set[int] = set()
     while len(hosted) < blocks:
         name = str(len(placed))
-        span = choose_span(placed, blocks, fit, name)
+        span = fit_to_cuts(choose_span(placed, blocks, fit, name), cuts, fit)
         placed.append(Placed(name, span, 1.0, "online"))
         hosted.update(range(span.start, span.end))
     return len(placed)

@@ -1,5 +1,6 @@
 """Write an appraisal as text for people, and as data for programs.  Pure."""
 
+import textwrap
 from dataclasses import asdict
 from typing import Any
 
@@ -7,7 +8,8 @@ from treeswarm.programs.units import format_bytes
 from treeswarm_node.dry_run.appraisal import Appraisal, Sizes
 from treeswarm_node.dry_run.node_plan import NodePlan
 
-INDENT = 14
+# Width of the labels, and of a line: the table needs that many columns.
+INDENT, SCREEN = 15, 100
 # Number of spans that are listed; a model on more nodes shows the first of them.
 LISTED_SPANS = 6
 PROOF = (
@@ -111,7 +113,7 @@ def _size_lines(sizes: Sizes) -> list[str]:
         "",
         *_table(sizes),
         "",
-        f"* what a node with these settings computes in.  {_spans(plan)}",
+        textwrap.fill(f"* what a node with these settings computes in.  {_spans(plan)}", SCREEN),
     ]
 
 
@@ -162,4 +164,8 @@ def _count(parameters: int) -> str:
 
 
 def _line(name: str, text: str) -> str:
-    return f"  {name + ':':<{INDENT + 1}}{text}"
+    label = f"  {name + ':':<{INDENT}}"
+    return textwrap.fill(
+        text, SCREEN, initial_indent=label, subsequent_indent=" " * len(label), break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from treeswarm.errors import BadRequest, UnsupportedModel
 from treeswarm.model_files import BLOCK
@@ -79,12 +80,15 @@ def count_blocks_that_fit(
     return fit
 
 
-def read_footprint(folder: Path, dtype: torch.dtype, quantization: str = "none") -> Footprint:
+def read_footprint(
+    folder: Path, dtype: torch.dtype, quantization: str = "none", skeleton: PreTrainedModel | None = None
+) -> Footprint:
     """Return the footprint of a model, read from its checkpoint's headers and its modules without weights.
 
-    Raises ModelError, and UnsupportedModel.
+    `skeleton` is the model without weights, in any dtype, if it has been built.  Raises ModelError, and
+    UnsupportedModel.
     """
-    skeleton = build_skeleton(folder, dtype)
+    skeleton = build_skeleton(folder, dtype) if skeleton is None else skeleton
     width = dtype.itemsize
     by_block: Counter[int] = Counter()
     unquantized: Counter[int] = Counter()

@@ -1,0 +1,39 @@
+"""The fewest nodes hold the whole model, within what fits and where it may be cut."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from treeswarm_node.dry_run.node_plan import NodePlan, NumberFormat, Room, plan_nodes
+from treeswarm_node.model.memory_fit import USABLE_SHARE, Footprint
+
+FORMAT = NumberFormat("bfloat16")
+
+
+def plan_for(fit: int, cuts: list[int], refusal: str | None = None) -> NodePlan:
+    """Return the plan of nodes with room for `fit` blocks of 1000 bytes."""
+    room = Room(memory=int((fit * 1000 + 500) / USABLE_SHARE), store=None, kv_tokens=1, forward_rows=1)
+    return plan_nodes(FORMAT, Footprint(block=990, ends=0, kv_row=10, forward_row=0), room, cuts, refusal)
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_spans_tile_the_model_with_the_fewest_nodes(fit: int, blocks: int) -> None:
+    plan = plan_for(fit, list(range(blocks + 1)))
+    assert plan.fit == min(fit, blocks)
+    assert [block for span in plan.spans for block in range(span.start, span.end)] == list(range(blocks))
+    assert len(plan.spans) == -(-blocks // fit) <= plan.nodes_choosing
+    assert max(map(len, plan.spans)) <= fit
+
+
+def test_spans_end_where_the_model_may_be_cut() -> None:
+    assert [str(span) for span in plan_for(4, [0, 3, 6, 7]).spans] == ["0:3", "3:7"]
+
+
+def test_blocks_that_cannot_be_divided_are_a_refusal() -> None:
+    plan = plan_for(2, [0, 1, 6])
+    assert (plan.fit, plan.spans) == (0, [])
+    assert "blocks 1:6 share keys and values and cannot be divided" in (plan.refusal or "")
+
+
+def test_format_that_no_node_hosts_has_no_spans() -> None:
+    plan = plan_for(4, [0, 1, 2], "no kernel")
+    assert (plan.fit, plan.refusal, plan.nodes_choosing) == (0, "no kernel", 0)
