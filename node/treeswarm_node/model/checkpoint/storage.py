@@ -9,7 +9,7 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from treeswarm.model_files import BLOCK, read_config, read_header, tensor_shapes, weight_files
-from treeswarm.model_sources.gguf_files import GGUFShape, is_gguf_folder, read_table
+from treeswarm.model_sources.gguf_files import GGUFEntry, is_gguf_folder, read_table
 from treeswarm.programs.units import format_bytes
 from treeswarm_node.model.checkpoint.dequantize.recognition import StoredWeight, TensorEntry
 from treeswarm_node.model.checkpoint.dequantize.stored_weights import find_stored_weights
@@ -47,8 +47,8 @@ def _read_entries(folder: Path) -> dict[str, TensorEntry]:
     return entries
 
 
-def _gguf_size(tensor: GGUFShape) -> int:
-    values, size = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.kind]]
+def _gguf_size(tensor: GGUFEntry) -> int:
+    values, size = (int(count) for count in GGML_QUANT_SIZES[GGMLQuantizationType[tensor.kind]])
     return math.prod(tensor.shape) // values * size
 
 

@@ -176,7 +176,7 @@ def quantize(layer: torch.nn.Module, kind: str) -> None:
     check_quantizable(layer, kind)
     for parent in list(layer.modules()):
         for name, child in list(parent.named_children()):
-            if _is_quantizable(name, child, kind):
+            if _is_quantizable(child, name, kind):
                 setattr(parent, name, QuantizedLinear(child, kind))
         for name, parameter in _expert_weights(parent, kind):
             delattr(parent, name)
@@ -193,7 +193,7 @@ def check_quantizable(layer: torch.nn.Module, kind: str) -> None:
     total = sum(parameter.numel() for parameter in layer.parameters())
     weights: list[torch.Tensor] = []
     for parent in layer.modules():
-        weights += [child.weight for name, child in parent.named_children() if _is_quantizable(name, child, kind)]
+        weights += [child.weight for name, child in parent.named_children() if _is_quantizable(child, name, kind)]
         weights += [parameter for _, parameter in _expert_weights(parent, kind)]
     share = sum(weight.numel() for weight in weights) / max(1, total)
     if share < MIN_SHARE:
@@ -203,7 +203,7 @@ def check_quantizable(layer: torch.nn.Module, kind: str) -> None:
         )
 
 
-def _is_quantizable(name: str, module: torch.nn.Module, kind: str) -> TypeGuard[torch.nn.Linear]:
+def _is_quantizable(module: torch.nn.Module, name: str, kind: str) -> TypeGuard[torch.nn.Linear]:
     return name != EXPANSION and type(module) is torch.nn.Linear and KINDS[kind].fits(module.weight.shape)
 
 
