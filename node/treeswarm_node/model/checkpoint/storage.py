@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from treeswarm.model_files import BLOCK, read_config, read_header, tensor_shapes, weight_files
-from treeswarm.model_sources.gguf_files import GGUFEntry, is_gguf_folder, read_table
+from treeswarm.model_sources.gguf_files import is_gguf_folder, read_table
 from treeswarm.programs.units import format_bytes
 from treeswarm_node.model.checkpoint.dequantize.recognition import StoredWeight, TensorEntry
 from treeswarm_node.model.checkpoint.dequantize.stored_weights import find_stored_weights
@@ -34,7 +33,7 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def stored_sizes(folder: Path) -> dict[str, int]:
     """Return the number of bytes of every tensor in the checkpoint's files, by its name there.  Raises ModelError."""
     if is_gguf_folder(folder):
-        return {name: _gguf_size(tensor) for name, tensor in read_table(folder).items()}
+        return {name: tensor.size for name, tensor in read_table(folder).items()}
     return {name: entry.size for name, entry in _read_entries(folder).items()}
 
 
@@ -45,11 +44,6 @@ def _read_entries(folder: Path) -> dict[str, TensorEntry]:
             if name != "__metadata__":
                 entries[name] = TensorEntry(entry["dtype"], tuple(entry["shape"]))
     return entries
-
-
-def _gguf_size(tensor: GGUFEntry) -> int:
-    values, size = (int(count) for count in GGML_QUANT_SIZES[GGMLQuantizationType[tensor.kind]])
-    return math.prod(tensor.shape) // values * size
 
 
 def describe_storage(weights: Iterable[StoredWeight], dtype: torch.dtype, quantization: str) -> str | None:
