@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -23,18 +22,19 @@ from treeswarm_node.dry_run.node_plan import NodePlan, NumberFormat, Room, plan_
 from treeswarm_node.engine.loaded_stage import find_device
 from treeswarm_node.model.automatic import with_device, with_numerics
 from treeswarm_node.model.checkpoint.formats import PLAIN, weight_format
+from treeswarm_node.model.checkpoint.fused_experts import fuse_in_place
 from treeswarm_node.model.checkpoint.gguf_tensors import GGUFTensors
 from treeswarm_node.model.checkpoint.loader import hosted_parts
 from treeswarm_node.model.checkpoint.skeleton import ALIASES, build_skeleton
 from treeswarm_node.model.checkpoint.storage import describe_storage, stored_sizes
 from treeswarm_node.model.checkpoint.tensors import HostedTensors, check_complete, find_tensors
-from treeswarm_node.model.families.kv_shapes import allowed_cuts, kv_givers
+from treeswarm_node.model.families.blocks import find_blocks
+from treeswarm_node.model.families.kv_shapes import allowed_cuts, kv_givers, kv_shapes
+from treeswarm_node.model.families.reasons import explain_blocks
 from treeswarm_node.model.families.tested_types import TypeTest, find_type_test
-from treeswarm_node.model.loaded_span import LoadedSpan
 from treeswarm_node.model.memory_fit import free_memory, offload_room, read_footprint
 from treeswarm_node.model.quantization.quantized_linear import check_quantizable
 from treeswarm_node.model.quantization.weight_kinds import KINDS
-from treeswarm_node.model.span_model import SpanModel
 
 # Dtypes that are compared if the owner names none, and the one in which models of few bits are computed then.
 COMPARED, WITH_FEW_BITS = ("float32", "bfloat16"), "bfloat16"
@@ -137,7 +137,7 @@ def _measure(known: Appraisal, config: NodeConfig, headed: HeadedModel) -> Appra
     sizes = Sizes(
         shape=shape,
         parameters=_count_parameters(skeleton, span),
-        kv_rows=_describe_kv(skeleton, span, dtype),
+        kv_rows=_describe_kv(skeleton),
         published=_published_size(headed, tensors) if headed.is_published else None,
         room=room,
         device="" if device.memory else device.name,
@@ -152,7 +152,7 @@ def _find_tensors(headed: HeadedModel, skeleton: PreTrainedModel, span: Span) ->
     folder = headed.folder
     gguf = GGUFTensors.open(folder, skeleton) if is_gguf_folder(folder) else None
     files = weight_files(folder) if gguf is None else {WEIGHTS: list(gguf.stored)}
-    conversions = get_model_conversion_mapping(skeleton)
+    conversions = fuse_in_place(get_model_conversion_mapping(skeleton))
     tensors = find_tensors(folder, files, skeleton, hosted_parts(skeleton, span), conversions)
     tied = skeleton.all_tied_weights_keys
     missing = set(tensors.expected) - set(tensors.targets.values())
@@ -160,21 +160,16 @@ def _find_tensors(headed: HeadedModel, skeleton: PreTrainedModel, span: Span) ->
     return tensors
 
 
-def _describe_kv(skeleton: PreTrainedModel, span: Span, dtype: torch.dtype) -> list[str]:
-    """Return the shapes of KV rows, by building what serves the span, with no memory behind it.
-
-    Raises UnsupportedModel if the model's layers are not of a kind that is served.
-    """
+def _describe_kv(skeleton: PreTrainedModel) -> list[str]:
+    """Return the shapes of KV rows.  Raises UnsupportedModel if blocks are known to keep something else."""
     try:
-        model = SpanModel(LoadedSpan(skeleton, span, dtype, torch.device("meta")), kv_tokens=1)
-    except SwarmError:
-        raise
-    except Exception as error:  # a model class of transformers may raise anything
-        reason = next(iter(str(error).splitlines()), "")
-        raise UnsupportedModel(
-            f"models of type '{skeleton.config.model_type}' are not supported: {type(error).__name__} {reason}".rstrip()
-        ) from error
-    return [str(shape) for shape in model.kv_shapes]
+        shapes = kv_shapes(list(find_blocks(skeleton).layers))
+    except UnsupportedModel as error:
+        if reason := explain_blocks(skeleton.config):
+            model_type = skeleton.config.model_type
+            raise UnsupportedModel(f"models of type '{model_type}' are not supported: {reason}") from error
+        return ["rows whose shape is seen when blocks are loaded; planned as keys and values of the hidden size,"]
+    return [str(shape) for shape in dict.fromkeys(shapes.values())]
 
 
 def _count_parameters(skeleton: PreTrainedModel, span: Span) -> int:
@@ -215,7 +210,7 @@ def _formats(config: NodeConfig, chosen: NumberFormat) -> list[NumberFormat]:
 
 def _plan(numbers: NumberFormat, folder: Path, skeleton: PreTrainedModel, room: Room, device: str) -> NodePlan:
     footprint = read_footprint(folder, getattr(torch, numbers.dtype), numbers.quantization, skeleton)
-    layers: Any = skeleton.base_model.layers
+    layers = find_blocks(skeleton).layers
     refusal = None
     if numbers.quantization != "none":
         refusal = KINDS[numbers.quantization].explain_unsupported(torch.device(device))
