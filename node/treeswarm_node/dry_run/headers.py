@@ -93,12 +93,25 @@ def _write_stub(folder: Path, stub: Path, headers: Headers) -> None:
         if file.name != INDEX:
             shutil.copy(file, stub)
     for name, entries in headers.items():
-        header: dict[str, Any] = {
-            tensor: {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [0, 0]}
-            for tensor, entry in entries.items()
-        }
-        content = json.dumps(header).encode()
-        (stub / name).write_bytes(len(content).to_bytes(8, "little") + content)
+        _write_headers(stub / name, entries)
     if list(headers) != [SINGLE]:
         weight_map = {tensor: name for name, entries in headers.items() for tensor in entries}
         (stub / INDEX).write_text(json.dumps({"weight_map": weight_map}), "utf-8")
+
+
+def _write_headers(path: Path, entries: Mapping[str, TensorEntry]) -> None:
+    """Write a file with headers, and with no data: all tensors are said to be at its start.
+
+    Only biases beside GPTQ's codes are looked into when tensors are matched, so such a file has its size, as a hole
+    that reads as zeros.  Old tools write biases of zeros.
+    """
+    is_sized = any(name.endswith(".qweight") for name in entries)
+    header: dict[str, Any] = {}
+    end = 0
+    for name, entry in entries.items():
+        start, end = end, end + (entry.size if is_sized else 0)
+        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [start, end]}
+    content = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(content).to_bytes(8, "little") + content)
+        file.truncate(8 + len(content) + end)

@@ -86,8 +86,8 @@ def test_config_alone_gives_the_sizes_of_a_large_model(tmp_path: Path) -> None:
     assert appraisal.test.result == "exact"
     assert "float-quantized" in appraisal.weights
     assert "expanded to bfloat16" in appraisal.weights
-    halves = [len(plan_of(sizes, "bfloat16", kind).spans) for kind in ("none", "int8")]
-    assert halves[0] > halves[1] > 4, "four such nodes hold it in no format"
+    # A block is held in 16 bits before it is quantized, so 8 bits make no room for a third one.
+    assert [len(plan_of(sizes, "bfloat16", kind).spans) for kind in ("none", "int8")] == [46, 46]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
@@ -166,7 +166,7 @@ def test_refusal_is_that_of_a_start(
     assert appraisal.refusal == str(refused.value)
     assert appraisal.sizes is None
     assert not appraisal.can_start
-    assert f"no: {refused.value}" in as_text(appraisal)
+    assert f"no: {refused.value}" in " ".join(as_text(appraisal).split())
 
 
 def test_recurrent_model_is_refused_from_its_config(tmp_path: Path) -> None:
@@ -219,8 +219,8 @@ def hub_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return whole
 
 
-def test_headers_of_a_hub_model_are_read_at_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = hub_model(tmp_path, monkeypatch)
+def serve_headers(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the hub's client return the headers of the files in `whole`."""
 
     def read(_: HfApi, name: str, *, revision: str | None, token: Any) -> Any:
         assert (name, revision, token) == ("org/model", None, None)
@@ -230,15 +230,34 @@ def test_headers_of_a_hub_model_are_read_at_the_hub(tmp_path: Path, monkeypatch:
             entries.pop("__metadata__", None)
             tensors = {key: SimpleNamespace(dtype=e["dtype"], shape=e["shape"]) for key, e in entries.items()}
             files[file.name] = SimpleNamespace(tensors=tensors)
-        assert len(files) > 1
         return SimpleNamespace(files_metadata=files)
 
     monkeypatch.setattr(HfApi, "get_safetensors_metadata", read)
+
+
+def test_headers_of_a_hub_model_are_read_at_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = hub_model(tmp_path, monkeypatch)
+    assert len(list(whole.glob("*.safetensors"))) > 1
+    serve_headers(whole, monkeypatch)
     appraisal = look_at("org/model")
     monkeypatch.undo()
     from_weights = sizes_of(look_at(whole))
     assert appraisal.source == AT_HUB
     assert sizes_of(appraisal) == from_weights
+
+
+def test_biases_beside_gptq_codes_count_as_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, here = tmp_path / "gptq", tmp_path / "here"
+    write_checkpoint(tiny_model("llama"), FORMATS["gptq"], whole)
+    tensors = load_file(whole / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.bias"] = torch.zeros(64)
+    save_file(tensors, whole / "model.safetensors")
+    shutil.copytree(whole, here, ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.setattr("treeswarm_node.dry_run.appraisal.resolve_model", lambda *_, **__: here)
+    serve_headers(whole, monkeypatch)
+    appraisal = look_at("org/model")
+    assert appraisal.refusal is None
+    assert "GPTQ int4" in appraisal.weights
 
 
 def test_hub_without_headers_leaves_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
