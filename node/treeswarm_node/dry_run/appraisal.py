@@ -18,7 +18,7 @@ from treeswarm.progress import Progress
 from treeswarm.protocol.spans import Span
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.dry_run.headers import HeadedModel, with_headers
-from treeswarm_node.dry_run.node_plan import NodePlan, NumberFormat, Room, plan_nodes
+from treeswarm_node.dry_run.node_plan import NodePlan, NodeRoom, NumberFormat, plan_nodes
 from treeswarm_node.engine.loaded_stage import find_device
 from treeswarm_node.model.automatic import with_device, with_numerics
 from treeswarm_node.model.checkpoint.formats import PLAIN, weight_format
@@ -61,7 +61,7 @@ class Sizes:
     """Shapes of KV rows that occur, in words."""
     published: PublishedSize | None
     """Sizes in the files, or None if their headers are not known."""
-    room: Room
+    room: NodeRoom
     device: str
     """Name of the device whose memory is planned with, or an empty string if the owner gave a size."""
     plans: Sequence[NodePlan]
@@ -133,7 +133,7 @@ def _measure(known: Appraisal, config: NodeConfig, headed: HeadedModel) -> Appra
     device = config.device
     store = offload_room(device.offload)
     memory = device.memory or free_memory(find_device(device.name))
-    room = Room(memory, store, device.kv_tokens, config.limits.budget.rows)
+    room = NodeRoom(memory, store, device.kv_tokens, config.limits.budget.rows)
     sizes = Sizes(
         shape=shape,
         parameters=_count_parameters(skeleton, span),
@@ -208,7 +208,7 @@ def _formats(config: NodeConfig, chosen: NumberFormat) -> list[NumberFormat]:
     return formats if chosen in formats else [*formats, chosen]
 
 
-def _plan(numbers: NumberFormat, folder: Path, skeleton: PreTrainedModel, room: Room, device: str) -> NodePlan:
+def _plan(numbers: NumberFormat, folder: Path, skeleton: PreTrainedModel, room: NodeRoom, device: str) -> NodePlan:
     footprint = read_footprint(folder, getattr(torch, numbers.dtype), numbers.quantization, skeleton)
     layers = find_blocks(skeleton).layers
     refusal = None

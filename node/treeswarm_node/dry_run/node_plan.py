@@ -23,7 +23,7 @@ class NumberFormat:
 
 
 @dataclass(frozen=True)
-class Room:
+class NodeRoom:
     """Holds what a node has for its blocks."""
 
     memory: int
@@ -51,7 +51,7 @@ class NodePlan:
 
 
 def plan_nodes(
-    numbers: NumberFormat, footprint: Footprint, room: Room, cuts: Sequence[int], refusal: str | None = None
+    numbers: NumberFormat, footprint: Footprint, room: NodeRoom, cuts: Sequence[int], refusal: str | None = None
 ) -> NodePlan:
     """Return the plan for a model whose spans begin and end at `cuts`, which rise from 0 to the number of blocks.
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treeswarm_node.dry_run.node_plan import NodePlan, NumberFormat, Room, plan_nodes
+from treeswarm_node.dry_run.node_plan import NodePlan, NodeRoom, NumberFormat, plan_nodes
 from treeswarm_node.model.memory_fit import USABLE_SHARE, Footprint
 
 FORMAT = NumberFormat("bfloat16")
@@ -11,7 +11,7 @@ FORMAT = NumberFormat("bfloat16")
 
 def plan_for(fit: int, cuts: list[int], refusal: str | None = None) -> NodePlan:
     """Return the plan of nodes with room for `fit` blocks of 1000 bytes."""
-    room = Room(memory=int((fit * 1000 + 500) / USABLE_SHARE), store=None, kv_tokens=1, forward_rows=1)
+    room = NodeRoom(memory=int((fit * 1000 + 500) / USABLE_SHARE), store=None, kv_tokens=1, forward_rows=1)
     return plan_nodes(FORMAT, Footprint(block=990, ends=0, kv_row=10, forward_row=0), room, cuts, refusal)
 
 
