@@ -194,5 +194,5 @@ async def test_python_of_readme_runs(swarm: StartedSwarm) -> None:
     )
     printed = (await asyncio.wait_for(process.communicate(), START_S))[0].decode()
     assert process.returncode == 0
-    assert printed.startswith("def main(")
+    assert printed.startswith("def read(self, size=-1):")
     assert len(printed) > len("def main(") + 20

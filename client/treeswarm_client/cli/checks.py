@@ -11,7 +11,7 @@ from pathlib import Path
 
 from treeswarm.errors import BadRequest
 from treeswarm.extras import require
-from treeswarm.model_files import HubOptions, check_model_name, is_at_hand, read_shape, resolve_model
+from treeswarm.model_files import HubOptions, check_model_name, is_at_hand, is_path, read_shape, resolve_model
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.registry import check_client_spec
 from treeswarm.transport.emulated import LinkShape
@@ -40,7 +40,8 @@ def check_client_flags(args: argparse.Namespace) -> None:
     if args.model is None:
         where = f"--peers {args.peers}" if args.peers else f"--registry {shlex.quote(args.registry)}"
         raise BadRequest(f"no model is given: add --model NAME; `swarm models {where}` lists what a swarm serves")
-    check_model_name(args.model)
+    if is_path(args.model):  # A name that is no path may be one of the swarm's: its error names those that are served.
+        check_model_name(args.model)
     if is_at_hand(args.model):
         read_shape(resolve_model(args.model))
     _check_draft(args.draft, args.tree_size)

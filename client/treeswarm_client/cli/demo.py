@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from treeswarm.errors import BadRequest
 from treeswarm.extras import require
 from treeswarm.model_files import read_shape
 from treeswarm.programs.process import run_until_terminated
@@ -76,6 +77,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _command(args: argparse.Namespace) -> int:
     check_at_least("--max-new-tokens", args.max_new_tokens, 1)
     largest_tree(args.tree_size)
+    if args.prompt == "":
+        raise BadRequest("the prompt is empty: give a question, or leave --prompt out")
     require("node", "swarm demo")
     with show_download(args.model or CHAT_MODEL) as progress:
         setup, problem = choose_setup(args.model, args.prompt, progress)

@@ -291,7 +291,7 @@ async def test_text_from_nodes_is_never_markup(context: BrowserContext, served: 
         }""",
         evil,
     )
-    assert shown == [0, f"2 records refused: {evil}{evil} sends no records: {evil}"]
+    assert shown == [0, f"2 records refused as {evil}{evil} sends no records: {evil}"]
     assert watched.problems == []
 
 

@@ -99,11 +99,12 @@ def test_a_tail_in_16_bits_holds_its_head_once() -> None:
     folder = resolve_model("demo")
     for span, dtype in ((Span(7, 8), torch.bfloat16), (Span(7, 8), torch.float32), (Span(0, 8), torch.bfloat16)):
         model = SpanModel(load_span(folder, span, dtype, torch.device("cpu")), 128)
-        skeleton = model.loaded.skeleton
-        head = skeleton.get_output_embeddings().weight
+        assert model._head is not None
+        head = model._head.output_embeddings.weight
         assert head.dtype == torch.float32
-        others = {p.data_ptr() for p in skeleton.parameters() if p.shape == head.shape and p.device.type != "meta"}
-        assert len(others) == (1 if span.start else 2), "the hosted embedding is another matrix in 16 bits"
+        parameters = [head, *model.loaded.skeleton.parameters()]
+        matrices = {p.data_ptr() for p in parameters if p.shape == head.shape and p.device.type != "meta"}
+        assert len(matrices) == (1 if span.start else 2), "the hosted embedding is another matrix in 16 bits"
 
 
 def test_free_memory_of_this_machine_is_plausible() -> None:
