@@ -197,10 +197,16 @@ def needed_files(folder: Path, span: Span | None) -> list[str]:
     needed = set()
     for file, tensors in weight_files(folder).items():
         for tensor in tensors:
-            block = BLOCK.search(tensor)
-            if span is None or block is None or span.start <= int(block[1]) < span.end:
+            block = block_of(tensor)
+            if span is None or block is None or span.start <= block < span.end:
                 needed.add(file)
     return sorted(needed)
+
+
+def block_of(tensor: str) -> int | None:
+    """Return the decoder block to which a tensor belongs, by its name, or None."""
+    match = BLOCK.search(tensor)
+    return int(match[1]) if match else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
 
 from treeswarm.errors import SwarmError, UnsupportedModel
-from treeswarm.model_files import BLOCK, HubOptions, ModelShape, read_config, read_shape, resolve_model, weight_files
-from treeswarm.model_sources.gguf_files import WEIGHTS, is_gguf_folder
+from treeswarm.model_files import HubOptions, ModelShape, block_of, read_config, read_shape, resolve_model
+from treeswarm.model_sources.gguf_files import is_gguf_folder
 from treeswarm.programs.devices import QUANTIZATIONS, Machine, checkpoint_dtype
 from treeswarm.progress import Progress
 from treeswarm.protocol.spans import Span
@@ -22,12 +21,10 @@ from treeswarm_node.dry_run.node_plan import NodePlan, NodeRoom, NumberFormat, p
 from treeswarm_node.engine.loaded_stage import find_device
 from treeswarm_node.model.automatic import with_device, with_numerics
 from treeswarm_node.model.checkpoint.formats import PLAIN, weight_format
-from treeswarm_node.model.checkpoint.fused_experts import fuse_in_place
-from treeswarm_node.model.checkpoint.gguf_tensors import GGUFTensors
-from treeswarm_node.model.checkpoint.loader import hosted_parts
+from treeswarm_node.model.checkpoint.loader import hosted_parts, match_tensors
 from treeswarm_node.model.checkpoint.skeleton import ALIASES, build_skeleton
 from treeswarm_node.model.checkpoint.storage import describe_storage, stored_sizes
-from treeswarm_node.model.checkpoint.tensors import HostedTensors, check_complete, find_tensors
+from treeswarm_node.model.checkpoint.tensors import HostedTensors, check_complete
 from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.families.kv_shapes import allowed_cuts, kv_givers, kv_shapes
 from treeswarm_node.model.families.reasons import explain_blocks
@@ -149,14 +146,10 @@ def _measure(known: Appraisal, config: NodeConfig, headed: HeadedModel) -> Appra
 
 def _find_tensors(headed: HeadedModel, skeleton: PreTrainedModel, span: Span) -> HostedTensors:
     """Match the weights with the modules as loading does.  Raises ModelError, and UnsupportedModel."""
-    folder = headed.folder
-    gguf = GGUFTensors.open(folder, skeleton) if is_gguf_folder(folder) else None
-    files = weight_files(folder) if gguf is None else {WEIGHTS: list(gguf.stored)}
-    conversions = fuse_in_place(get_model_conversion_mapping(skeleton))
-    tensors = find_tensors(folder, files, skeleton, hosted_parts(skeleton, span), conversions)
+    tensors = match_tensors(headed.folder, skeleton, span).tensors
     tied = skeleton.all_tied_weights_keys
     missing = set(tensors.expected) - set(tensors.targets.values())
-    check_complete(folder, skeleton, tensors.expected, missing.difference(tied, tied.values()))
+    check_complete(headed.folder, skeleton, tensors.expected, missing.difference(tied, tied.values()))
     return tensors
 
 
@@ -185,8 +178,9 @@ def _published_size(headed: HeadedModel, tensors: HostedTensors) -> PublishedSiz
     total = 0
     for name in loaded:
         total += sizes[name]
-        if block := BLOCK.search(name):
-            by_block[int(block[1])] += sizes[name]
+        block = block_of(name)
+        if block is not None:
+            by_block[block] += sizes[name]
     return PublishedSize(total, max(by_block.values(), default=0))
 
 

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from treeswarm.errors import BadRequest, UnsupportedModel
-from treeswarm.model_files import BLOCK
+from treeswarm.model_files import block_of
 from treeswarm.programs.units import format_bytes
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.checkpoint.storage import weight_shapes
@@ -96,10 +96,10 @@ def read_footprint(
     embedding_shape = tuple(skeleton.get_output_embeddings().weight.shape)
     for name, shape in weight_shapes(folder).items():
         size = math.prod(shape) * width
-        block = BLOCK.search(name)
-        if block:
-            unquantized[int(block[1])] += size
-            by_block[int(block[1])] += _quantized_size(shape, size, quantization)
+        block = block_of(name)
+        if block is not None:
+            unquantized[block] += size
+            by_block[block] += _quantized_size(shape, size, quantization)
         else:
             ends += size
             embeddings += tuple(shape) == embedding_shape

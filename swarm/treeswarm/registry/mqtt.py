@@ -236,7 +236,7 @@ class MqttRegistry(BookRegistry):
                     first.set_exception(error)
                     return
                 log.info("%s; trying again in %.1f s", error, pause_s)
-            except Exception as error:  # a bug: whoever starts the registry waits for the first connection
+            except Exception as error:  # A bug: the caller waits for the first connection and must learn of it.
                 if not first.done():
                     first.set_exception(error)
                     return

@@ -1,4 +1,4 @@
-"""Of a GGUF file on the hub, a client downloads the beginning and a node the tensors of its span."""
+"""A client downloads the beginning of a GGUF file on the hub, and a node the tensors of its span."""
 
 import hashlib
 import threading

@@ -52,12 +52,12 @@ def _compare(model: SpanModel, block: int | None, stock: PreTrainedModel) -> int
     loaded = model.loaded
     if block is not None:
         loaded.load_block(block)
-    path = f"{model.frame.blocks.path}."
-    names = [name for name in stock.state_dict() if name.startswith(f"{path}{block}.")]
+    path, tensors = f"{model.frame.blocks.path}.", stock.state_dict()
+    names = [name for name in tensors if name.startswith(f"{path}{block}.")]
     if block is None:
-        names = [name for name in stock.state_dict() if not name.startswith(path) and _is_held(loaded.skeleton, name)]
+        names = [name for name in tensors if not name.startswith(path) and _is_held(loaded.skeleton, name)]
     for name in names:
-        problem = _find_difference(loaded.skeleton, name, stock.state_dict()[name])
+        problem = _find_difference(loaded.skeleton, name, tensors[name])
         if problem:
             raise UnsupportedModel(f"models of type '{loaded.config.model_type}' are not supported: {problem}")
     return len(names)

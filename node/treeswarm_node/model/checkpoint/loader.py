@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from treeswarm.errors import BadRequest, ModelError
-from treeswarm.model_files import BLOCK, weight_files
+from treeswarm.model_files import block_of, weight_files
 from treeswarm.model_sources.gguf_files import WEIGHTS, is_gguf_folder
 from treeswarm.progress import Progress
 from treeswarm.protocol.spans import Span
@@ -23,7 +24,7 @@ from treeswarm_node.model.checkpoint.gguf_tensors import GGUFTensors
 from treeswarm_node.model.checkpoint.lazy_weights import open_weights
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.checkpoint.storage import describe_storage
-from treeswarm_node.model.checkpoint.tensors import check_complete, check_report, find_tensors
+from treeswarm_node.model.checkpoint.tensors import HostedTensors, check_complete, check_report, find_tensors
 from treeswarm_node.model.families.blocks import find_blocks, modules_besides
 from treeswarm_node.model.families.extra_inputs import ExtraInputs
 from treeswarm_node.model.families.kv_shapes import check_cuts, kv_givers
@@ -32,6 +33,29 @@ from treeswarm_node.model.offload import Offload
 from treeswarm_node.model.quantization.quantized_linear import quantize
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedCheckpoint:
+    """Holds the tensors of a checkpoint that a span needs, and how they become those of its modules."""
+
+    tensors: HostedTensors
+    conversions: list[Any]
+    """Transformers' renamings and conversions of the model's type."""
+    gguf: GGUFTensors | None
+    """Reader of the weights, or None if they are safetensors."""
+
+
+def match_tensors(folder: Path, skeleton: PreTrainedModel, span: Span) -> MatchedCheckpoint:
+    """Match a checkpoint's tensors with the modules of a span; only headers are read.
+
+    Raises ModelError, and UnsupportedModel.
+    """
+    conversions = fuse_in_place(get_model_conversion_mapping(skeleton))
+    gguf = GGUFTensors.open(folder, skeleton) if is_gguf_folder(folder) else None
+    files = weight_files(folder) if gguf is None else {WEIGHTS: list(gguf.stored)}
+    tensors = find_tensors(folder, files, skeleton, hosted_parts(skeleton, span), conversions)
+    return MatchedCheckpoint(tensors, conversions, gguf)
 
 
 def load_span(
@@ -59,10 +83,8 @@ def load_span(
     if span.end > blocks:
         raise BadRequest(f"blocks {span} exceed the model, which has {blocks}: give --blocks within {Span(0, blocks)}")
     check_cuts(span, kv_givers(layers), blocks)
-    conversions = fuse_in_place(get_model_conversion_mapping(skeleton))
-    gguf = GGUFTensors.open(folder, skeleton) if is_gguf_folder(folder) else None
-    files = weight_files(folder) if gguf is None else {WEIGHTS: list(gguf.stored)}
-    tensors = find_tensors(folder, files, skeleton, hosted_parts(skeleton, span), conversions)
+    matched = match_tensors(folder, skeleton, span)
+    tensors = matched.tensors
     if loaded_type := _wrapped_type(skeleton):
         log.info("%s is a multimodal wrapper: its text decoder is hosted, for text only", loaded_type)
     if storage := describe_storage(tensors.stored.values(), dtype, quantization):
@@ -71,18 +93,18 @@ def load_span(
         buffer.data = buffer.data.to(device)
     skeleton.eval().requires_grad_(False)
     dtypes = {name: tensor.dtype for name, tensor in skeleton.state_dict().items()}
-    open_again = partial(open_weights, folder, tensors, dtypes, device, None, gguf)
-    state = open_weights(folder, tensors, dtypes, device, progress, gguf)
+    open_again = partial(open_weights, folder, tensors, dtypes, device, None, matched.gguf)
+    state = open_weights(folder, tensors, dtypes, device, progress, matched.gguf)
     config = LoadStateDictConfig(
         device_map={"": device},
         dtype=dtype,
         dtype_plan=skeleton._get_dtype_plan(dtype),
-        weight_mapping=conversions,
+        weight_mapping=matched.conversions,
     )
     by_block = quantization != "none" or offload is not None
     for block, part in _split_by_block(state, tensors.targets, span) if by_block else [(None, state)]:
         missing = _read_tensors(folder, skeleton, part, config)
-        expected = tensors.expected if not by_block else {n for n in tensors.expected if _block_of(n) == block}
+        expected = tensors.expected if not by_block else {n for n in tensors.expected if block_of(n) == block}
         if block is None:
             missing = _tie_weights(skeleton, missing, expected)
         check_complete(folder, skeleton, expected, missing)
@@ -117,19 +139,13 @@ def _tie_weights(skeleton: PreTrainedModel, missing: set[str], expected: Iterabl
     return missing
 
 
-def _block_of(name: str) -> int | None:
-    """Return the block to which a tensor of the model belongs, or None."""
-    match = BLOCK.search(name)
-    return int(match[1]) if match else None
-
-
 def _split_by_block(
     state: dict[str, Any], targets: dict[str, str], span: Span
 ) -> list[tuple[int | None, dict[str, Any]]]:
     """Return the tensors of each block, and last, under None, those that belong to no block."""
     parts: dict[int | None, dict[str, Any]] = {block: {} for block in [*range(span.start, span.end), None]}
     for name, tensor in state.items():
-        parts[_block_of(targets[name])][name] = tensor
+        parts[block_of(targets[name])][name] = tensor
     return list(parts.items())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from treeswarm.model_files import BLOCK, read_config, read_header, tensor_shapes, weight_files
+from treeswarm.model_files import block_of, read_config, read_header, tensor_shapes, weight_files
 from treeswarm.model_sources.gguf_files import is_gguf_folder, read_table
 from treeswarm.programs.units import format_bytes
 from treeswarm_node.model.checkpoint.dequantize.recognition import StoredWeight, TensorEntry
@@ -48,13 +48,14 @@ def _read_entries(folder: Path) -> dict[str, TensorEntry]:
 
 def describe_storage(weights: Iterable[StoredWeight], dtype: torch.dtype, quantization: str) -> str | None:
     """Say in one line what loading makes of blocks that are stored in fewer bits, or None if there are none."""
-    stored, expanded = Counter[str](), Counter[str]()
+    stored, expanded = Counter[int](), Counter[int]()
     kinds = set()
     for weight in weights:
-        if block := BLOCK.search(weight.name):
+        block = block_of(weight.name)
+        if block is not None:
             kinds.add(weight.kind)
-            stored[block[1]] += weight.stored_bytes
-            expanded[block[1]] += math.prod(weight.shape) * dtype.itemsize
+            stored[block] += weight.stored_bytes
+            expanded[block] += math.prod(weight.shape) * dtype.itemsize
     if not kinds:
         return None
     again = "" if quantization == "none" else f", block by block, and quantized to {quantization}"

@@ -56,8 +56,8 @@ class Frame:
         self.sessions = SessionRows()
         self.device = device
         self._visit: Visit = lambda _index, _arguments: None
-        self._parts_of_result = 0
-        """Number of parts of a block's result, or 0 if it is the activations themselves."""
+        self.parts_of_result = 0
+        """Number of parts of a block's result, or 0 if it is the activations themselves; known after `run`."""
         stand_ins = [_StandIn(self, index, layer) for index, layer in enumerate(self.blocks.layers)]
         copies = _Copies(device, dtype, unused, {id(self.blocks.layers): stand_ins}, self.sessions)
         self.model: PreTrainedModel = copies.module(skeleton)
@@ -106,9 +106,9 @@ class Frame:
             if index == span.start:
                 arguments[next(iter(arguments))] = state
             result = run_layer(index, arguments)
-            self._parts_of_result = len(result) if isinstance(result, tuple | list) else 0
+            self.parts_of_result = len(result) if isinstance(result, tuple | list) else 0
             if index == span.end - 1:
-                raise _Left(result[0] if self._parts_of_result else result)
+                raise _Left(result[0] if self.parts_of_result else result)
             return result
 
         self.sessions.rows = list(sessions)
@@ -130,11 +130,6 @@ class Frame:
         zeros = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
         logits: torch.Tensor = self._forward(visit, zeros, zeros).logits[0]
         return logits
-
-    @property
-    def parts_of_result(self) -> int:
-        """Number of parts of a block's result, or 0 if it is the activations themselves; known after `run`."""
-        return self._parts_of_result
 
     def _run_until_left(
         self,
@@ -263,10 +258,10 @@ class _Copies:
             dtype = self._dtype if self._dtype is not None and original.is_floating_point() else original.dtype
             if original.device.type == "meta" or id(original) in self._unused:
                 # One zero for all values: lookups and products work, and take no memory.
-                tensor = torch.zeros((), dtype=dtype, device=self._device).expand(original.shape)
+                zero = torch.zeros((), dtype=dtype, device=self._device).expand(original.shape)
+                self._tensors[id(original)] = torch.nn.Parameter(zero, requires_grad=False)
+            elif original.dtype == dtype:
+                self._tensors[id(original)] = original
             else:
-                tensor = original.data.to(dtype)
-            is_same = tensor is original.data or (tensor.dtype == original.dtype and tensor.device == original.device)
-            is_shared = is_same and original.device.type != "meta" and id(original) not in self._unused
-            self._tensors[id(original)] = original if is_shared else torch.nn.Parameter(tensor, requires_grad=False)
+                self._tensors[id(original)] = torch.nn.Parameter(original.data.to(dtype), requires_grad=False)
         return self._tensors[id(original)]
