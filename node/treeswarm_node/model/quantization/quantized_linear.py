@@ -17,15 +17,11 @@ MIN_SHARE = 0.5
 class QuantizedWeight(torch.nn.Module):
     """Holds a matrix, or one per expert, packed in a kind; the parts are its buffers."""
 
-    def __init__(self, kind: str, shape: torch.Size, parts: Parts) -> None:
+    def __init__(self, packing: WeightKind, shape: torch.Size, parts: Parts) -> None:
         super().__init__()
-        self.kind, self.shape = kind, shape
+        self.packing, self.kind, self.shape = packing, packing.name, shape
         for name, tensor in parts.items():
             self.register_buffer(name, tensor, persistent=False)
-
-    @property
-    def packing(self) -> WeightKind:
-        return KINDS[self.kind]
 
     def parts(self) -> dict[str, torch.Tensor]:
         return dict(self.named_buffers())
@@ -51,11 +47,9 @@ class SharedProduct(Protocol):
 class QuantizedLinear(torch.nn.Module):
     """Computes a linear layer from rows [..., in] to [..., out] in their dtype."""
 
-    def __init__(self, linear: torch.nn.Linear, kind: str) -> None:
+    def __init__(self, weight: QuantizedWeight, bias: torch.nn.Parameter | None) -> None:
         super().__init__()
-        weight = linear.weight.data
-        self.weight = QuantizedWeight(kind, weight.shape, KINDS[kind].pack(weight))
-        self.bias = linear.bias
+        self.weight, self.bias = weight, bias
         self._product: tuple[SharedProduct, int] | None = None
 
     def use_product(self, product: "SharedProduct", part: int) -> None:
@@ -107,12 +101,23 @@ class QuantizedExperts(QuantizedWeight):
     Layers index it by expert, as they index the parameter, so only experts that are hit are computed.
     """
 
-    def __init__(self, parameter: torch.Tensor, kind: str, *, transposed: bool) -> None:
-        matrices = [KINDS[kind].pack(weight.t() if transposed else weight) for weight in parameter]
+    def __init__(
+        self, packing: WeightKind, shape: torch.Size, parts: Parts, dtype: torch.dtype, *, transposed: bool
+    ) -> None:
+        """`shape` is one matrix's [out, in], `parts` have a first dimension of experts, `dtype` is the parameter's.
+
+        If the parameter is `transposed`, it has the matrices as [in, out].
+        """
+        super().__init__(packing, shape, parts)
+        self.transposed, self.dtype = transposed, dtype
+
+    @classmethod
+    def pack(cls, parameter: torch.Tensor, packing: WeightKind, *, transposed: bool) -> "QuantizedExperts":
+        """Pack the matrices of a parameter one by one."""
+        matrices = [packing.pack(weight.t() if transposed else weight) for weight in parameter]
         stacked = {name: torch.stack([parts[name] for parts in matrices]) for name in matrices[0]}
         shape = parameter[0].t().shape if transposed else parameter[0].shape
-        super().__init__(kind, shape, stacked)
-        self.transposed, self.dtype = transposed, parameter.dtype
+        return cls(packing, shape, stacked, parameter.dtype, transposed=transposed)
 
     def __getitem__(self, expert: Any) -> "ExpertWeight":
         return ExpertWeight(self, {name: tensor[int(expert)] for name, tensor in self.parts().items()})
@@ -174,15 +179,23 @@ def quantize(layer: torch.nn.Module, kind: str) -> None:
     of the layer's weights can be quantized.
     """
     check_quantizable(layer, kind)
+    packing = KINDS[kind]
     for parent in list(layer.modules()):
         for name, child in list(parent.named_children()):
             if _is_quantizable(child, name, kind):
-                setattr(parent, name, QuantizedLinear(child, kind))
+                weight = child.weight.data
+                packed = QuantizedWeight(packing, weight.shape, packing.pack(weight))
+                setattr(parent, name, QuantizedLinear(packed, child.bias))
         for name, parameter in _expert_weights(parent, kind):
             delattr(parent, name)
-            setattr(parent, name, QuantizedExperts(parameter.data, kind, transposed=bool(parent.is_transposed)))
-            config: Any = parent.config
-            config._experts_implementation = "eager"  # the one that computes expert by expert
+            setattr(parent, name, QuantizedExperts.pack(parameter.data, packing, transposed=bool(parent.is_transposed)))
+            compute_expert_by_expert(parent)
+
+
+def compute_expert_by_expert(experts: torch.nn.Module) -> None:
+    """Let a module of fused experts index its parameters by expert, and multiply with those that are hit."""
+    config: Any = experts.config
+    config._experts_implementation = "eager"
 
 
 def check_quantizable(layer: torch.nn.Module, kind: str) -> None:

@@ -27,6 +27,8 @@ MAX_INPUTS = (1 << 31) // (127 * 128)
 class WeightKind(Protocol):
     """Stores a matrix [out, in] in few bits."""
 
+    name: str
+    """Name of the kind, as `--quantization` takes it."""
     bits: int
     """Number of bits per weight, without scales."""
 
@@ -63,6 +65,7 @@ class Int8:
     the matrix is dequantized per call.
     """
 
+    name = "int8"
     bits = 8
 
     def explain_unsupported(self, device: torch.device) -> str | None:
@@ -138,6 +141,7 @@ class Int4:
     The kernel computes every row by itself: a row's product is the same beside any other rows.
     """
 
+    name = "int4"
     bits = 4
     group = 32
 
@@ -191,6 +195,7 @@ class Nf4:
     The product is torch's own.  CPU and GPU dequantize to the same numbers.
     """
 
+    name = "nf4"
     bits = 4
     block = 64
 
