@@ -162,7 +162,8 @@ class SpanModel:
     def _make_head(self) -> Frame:
         """Return the frame that computes logits.
 
-        The head exists once: in 16 bits the skeleton's own is freed, unless it is an embedding that the span needs.
+        The head exists once: if it is a float32 copy, the skeleton's own in 16 bits is freed, unless it is an embedding
+        that the span needs.
         """
         head = Frame.for_head(self.loaded.skeleton, self.device)
         skeleton: Any = self.loaded.skeleton

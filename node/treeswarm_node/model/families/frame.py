@@ -9,7 +9,8 @@ given, the first of the span continues with the activations that came from upstr
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from treeswarm.protocol.spans import Span
 from treeswarm_node.attention.interface import IMPLEMENTATION
 from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.families.extra_inputs import ExtraInputs
+from treeswarm_node.model.families.lm_head import SlicedHead, keeps_16_bits
 from treeswarm_node.model.families.rotary import SessionRows, rotary_by_session
 
 # Names by which layers take the cache of keys and values.
@@ -42,14 +44,22 @@ class Frame:
     @classmethod
     def for_head(cls, skeleton: PreTrainedModel, device: torch.device) -> "Frame":
         """Return a frame that computes logits in float32; it does not embed."""
-        frame = cls.__new__(cls)
-        tied = {id(p) for p in skeleton.get_output_embeddings().parameters()}
-        unused = {id(p) for p in skeleton.get_input_embeddings().parameters()} - tied
-        frame._build(skeleton, device, torch.float32, unused)
+        frame, head = cls.__new__(cls), skeleton.get_output_embeddings()
+        sliced = {id(head): SlicedHead(head)} if keeps_16_bits(head) else {}
+        used = set() if sliced else {id(parameter) for parameter in head.parameters()}
+        embeddings = [module for module in skeleton.modules() if isinstance(module, torch.nn.Embedding)]
+        embeddings.append(skeleton.get_input_embeddings())
+        unused = {id(parameter) for module in embeddings for parameter in module.parameters()} - used
+        frame._build(skeleton, device, torch.float32, unused, sliced)
         return frame
 
     def _build(
-        self, skeleton: PreTrainedModel, device: torch.device, dtype: torch.dtype | None, unused: set[int]
+        self,
+        skeleton: PreTrainedModel,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        unused: set[int],
+        replaced: Mapping[int, torch.nn.Module] = MappingProxyType({}),
     ) -> None:
         self.blocks = find_blocks(skeleton)
         self.extra_inputs = ExtraInputs(skeleton, self.blocks)
@@ -59,7 +69,7 @@ class Frame:
         self.parts_of_result = 0
         """Number of parts of a block's result, or 0 if it is the activations themselves; known after `run`."""
         stand_ins = [_StandIn(self, index, layer) for index, layer in enumerate(self.blocks.layers)]
-        copies = _Copies(device, dtype, unused, {id(self.blocks.layers): stand_ins}, self.sessions)
+        copies = _Copies(device, dtype, unused, {id(self.blocks.layers): stand_ins}, replaced, self.sessions)
         self.model: PreTrainedModel = copies.module(skeleton)
         self.depends_on_room = copies.depends_on_room
         self.configs = _configs_of(skeleton)
@@ -67,9 +77,9 @@ class Frame:
         self._arguments = set(inspect.signature(type(skeleton).forward).parameters)
 
     @property
-    def output_embeddings(self) -> torch.nn.Linear:
-        """The LM head."""
-        head: torch.nn.Linear = self.model.get_output_embeddings()
+    def output_embeddings(self) -> Any:
+        """The LM head, a linear layer or one that computes in slices."""
+        head: Any = self.model.get_output_embeddings()
         return head
 
     def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -223,12 +233,13 @@ class _Copies:
         dtype: torch.dtype | None,
         unused: set[int],
         lists: dict[int, list[Any]],
+        replaced: Mapping[int, torch.nn.Module],
         sessions: SessionRows,
     ) -> None:
         self._device, self._dtype, self._unused = device, dtype, unused
         self._lists = lists
         """Lists that replace lists of modules: a plain list is sliced in no time, a ModuleList in 0.2 ms."""
-        self._modules: dict[int, torch.nn.Module] = {}
+        self._modules: dict[int, torch.nn.Module] = dict(replaced)
         self._tensors: dict[int, torch.nn.Parameter] = {}
         self._sessions = sessions
         self.depends_on_room = False
