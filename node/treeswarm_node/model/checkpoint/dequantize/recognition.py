@@ -10,7 +10,7 @@ import torch
 
 from treeswarm.errors import ModelError, UnsupportedModel
 from treeswarm_node.model.checkpoint.dequantize import formulas
-from treeswarm_node.model.checkpoint.dequantize.formulas import Unpack
+from treeswarm_node.model.checkpoint.dequantize.formulas import Codes, Parts
 
 FP8 = {"F8_E4M3", "F8_E5M2"}
 ONE_BYTE_POWERS = {"U8", "F8_E8M0"}
@@ -47,11 +47,16 @@ class StoredWeight:
     shape: tuple[int, ...]
     """Shape of the weight; of a 4-bit weight of bitsandbytes the headers say only how many numbers it has."""
     parts: Mapping[str, str]
-    """Name of each tensor that is read, by its role for `unpack`."""
-    unpack: Unpack
-    """Computes the weight."""
+    """Name of each tensor that is read, by its role for `read`."""
+    read: Callable[[Parts], Codes]
+    """Reads the tensors, by role, into the form in which the weight is expanded, or held in its bits."""
     stored_bytes: int
     """Number of bytes of its tensors in the files."""
+
+    def unpack(self, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+        """Compute the weight from its tensors by role."""
+        codes = self.read(parts)
+        return codes.expand(codes.parts, dtype)
 
 
 @dataclass(frozen=True)
@@ -72,14 +77,16 @@ class _Group:
             )
         return self.entries[self.parts[role]]
 
-    def weight(self, kind: str, sizes: tuple[int, ...], unpack: Unpack, /, **roles: str) -> StoredWeight:
+    def weight(
+        self, kind: str, sizes: tuple[int, ...], read: Callable[[Parts], Codes], /, **roles: str
+    ) -> StoredWeight:
         """Return the weight, read from the tensors that `roles` names.  Raises UnsupportedModel if one is left over."""
         used = {role: self.parts[of] for role, of in roles.items() if of in self.parts}
         unknown = sorted(set(self.parts.values()) - set(used.values()))
         if unknown:
             raise UnsupportedModel(f"tensor {unknown[0]} is not known in {kind} weights: use another checkpoint")
         size = sum(self.entries[name].size for name in used.values())
-        return StoredWeight(self.name, kind, sizes, used, unpack, size)
+        return StoredWeight(self.name, kind, sizes, used, read, size)
 
     def mismatch(self, role: str, expected: str) -> ModelError:
         """Return the error about a tensor whose shape does not fit the weight."""
@@ -134,6 +141,11 @@ def recognize(
     return _read_codes(group)
 
 
+def _as_stored(expand: Callable[..., torch.Tensor], **options: Any) -> Callable[[Parts], Codes]:
+    """Return how to read a weight that is expanded from its tensors as they are stored."""
+    return lambda parts: Codes(parts, partial(expand, **options))
+
+
 def _read_codes(group: _Group) -> StoredWeight:
     """Return a weight `…weight` with a scale: FP8, int8 or FP4 by its dtype."""
     codes, scale = group.entry("weight"), group.entry("scale")
@@ -144,11 +156,13 @@ def _read_codes(group: _Group) -> StoredWeight:
         group.entry("second")
         _check_groups(group, "weight", NVFP4_GROUP)
         shape = (*codes.shape[:-1], 2 * codes.shape[-1])
-        return group.weight("NVFP4", shape, formulas.packed_fp4, weight="weight", scale="scale", second="second")
+        return group.weight(
+            "NVFP4", shape, _as_stored(formulas.packed_fp4), weight="weight", scale="scale", second="second"
+        )
     if codes.dtype in {"U8", "I8", "F4"} and powers:
         _check_groups(group, "weight", MX_GROUP)
         shape = (*codes.shape[:-1], 2 * codes.shape[-1])
-        return group.weight("MXFP4", shape, formulas.packed_fp4, weight="weight", scale="scale")
+        return group.weight("MXFP4", shape, _as_stored(formulas.packed_fp4), weight="weight", scale="scale")
     raise _unknown(group)
 
 
@@ -162,9 +176,9 @@ def _read_scaled(group: _Group) -> StoredWeight:
     # compressed-tensors multiplies in the dtype of its scales, and so does transformers, except for fused experts in
     # FP8; block-scaled FP8 (`weight_scale_inv`) is multiplied in float32.
     exact = not group.parts["scale"].endswith("_scale") or (bits == "FP8" and ".experts." in group.name)
-    unpack = partial(formulas.block_scaled, block=block, product=torch.float32 if exact else None)
+    read = _as_stored(formulas.block_scaled, block=block, product=torch.float32 if exact else None)
     kind = f"{bits} {_describe_block(block, codes.shape)}"
-    return group.weight(kind, codes.shape, unpack, weight="weight", scale="scale", zero_point="zero_point")
+    return group.weight(kind, codes.shape, read, weight="weight", scale="scale", zero_point="zero_point")
 
 
 def _find_block(group: _Group, shape: tuple[int, ...], scale: TensorEntry) -> tuple[int, int]:
@@ -230,13 +244,13 @@ def _read_packed(group: _Group) -> StoredWeight:
     shape = (packed.shape[0], 2 * packed.shape[1])
     if packed.dtype == "U8" and scale.dtype in ONE_BYTE_POWERS:
         _check_groups(group, "packed", MX_GROUP)
-        return group.weight("MXFP4", shape, formulas.packed_fp4, weight="packed", scale="scale")
+        return group.weight("MXFP4", shape, _as_stored(formulas.packed_fp4), weight="packed", scale="scale")
     if packed.dtype == "U8" and scale.dtype == "F8_E4M3":
         group.entry("divisor")
         _check_groups(group, "packed", NVFP4_GROUP)
         # The library computes this format in bfloat16.
-        unpack = partial(formulas.packed_fp4, divide=True, rounded=torch.bfloat16)
-        return group.weight("NVFP4", shape, unpack, weight="packed", scale="scale", second="divisor")
+        read = _as_stored(formulas.packed_fp4, divide=True, rounded=torch.bfloat16)
+        return group.weight("NVFP4", shape, read, weight="packed", scale="scale", second="divisor")
     raise _unknown(group)
 
 
@@ -293,9 +307,9 @@ def _read_words(group: _Group) -> StoredWeight:
     if layout not in {"gptq", "gptq_v2"}:
         raise UnsupportedModel(f"GPTQ weights in the layout '{layout}': only 'gptq' and 'gptq_v2' are supported")
     # The first version of the format stores zeros that are smaller by one.
-    unpack = partial(formulas.gptq, bits=bits, zero_offset=0 if layout == "gptq_v2" else 1)
+    read = partial(formulas.gptq, bits=bits, zero_offset=0 if layout == "gptq_v2" else 1)
     return group.weight(
-        f"GPTQ int{bits}", (words[1], inputs), unpack,
+        f"GPTQ int{bits}", (words[1], inputs), read,
         weight="words", scale="group_scale", zero_point="zeros", group_of="group_of",
     )  # fmt: skip
 
@@ -306,7 +320,7 @@ def _read_blocks(group: _Group) -> StoredWeight:
     if len(blocks) != 4 or scales != blocks[:3]:  # experts, outputs, groups, bytes
         raise group.mismatch("scales", f"{list(blocks[:3])}")
     shape = (blocks[0], 2 * blocks[2] * blocks[3], blocks[1])
-    return group.weight("MXFP4", shape, formulas.mxfp4_experts, blocks="blocks", scale="scales")
+    return group.weight("MXFP4", shape, _as_stored(formulas.mxfp4_experts), blocks="blocks", scale="scales")
 
 
 def _read_bitsandbytes_4bit(group: _Group) -> StoredWeight:
