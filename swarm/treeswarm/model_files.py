@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from treeswarm.errors import ModelError
+from treeswarm.errors import ModelError, UnsupportedModel
 from treeswarm.model_sources import gguf_files
 from treeswarm.model_sources.gguf_files import gguf_folder, is_converted, is_gguf, is_gguf_folder
 from treeswarm.model_sources.hub_gguf import fetch_tensors, hub_gguf_folder, is_hub_gguf
@@ -36,6 +36,10 @@ SIZE_NAMES = {
     "max_positions": ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
     "vocab_size": ("vocab_size",),
 }
+# Name of the list of every block's kind, which is all that transformers' configs of Nemotron-H say of their number.
+BLOCK_KINDS = "layers_block_type"
+# Field of a config whose model has no chain of blocks with one row per token, and what it does instead.
+OTHER_SHAPES = {"patcher_config": "they group bytes into patches, whose ends another model chooses"}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -218,13 +222,20 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_shape(folder: Path) -> ModelShape:
-    """Read the model's shape from its config.  Raises ModelError that names a missing field."""
+    """Read the model's shape from its config.  Raises ModelError that names a missing field, and UnsupportedModel."""
     config = read_config(folder)
+    for name, reason in OTHER_SHAPES.items():
+        if name in config:
+            raise UnsupportedModel(
+                f"models of type '{config['model_type']}' are not supported: {reason}, which is not supported yet"
+            )
     text = text_settings(config)
     sizes = {
         size: next((text[name] for name in names if text.get(name) is not None), None)
         for size, names in SIZE_NAMES.items()
     }
+    if sizes["blocks"] is None and isinstance(text.get(BLOCK_KINDS), list):
+        sizes["blocks"] = len(text[BLOCK_KINDS])
     sizes["max_positions"] = sizes["max_positions"] or 2**20
     try:
         for size, value in sizes.items():

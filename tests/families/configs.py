@@ -96,6 +96,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 # Forms of a type that published models have too, as `type@form`.  They are tested, and not counted as types.
 FORMS: dict[str, dict[str, Any]] = {
+    "falcon@alibi": {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
     "falcon@new": {"new_decoder_architecture": True, "bias": True},
     "gpt2@scaled": {"scale_attn_by_inverse_layer_idx": True},
     "gpt_bigcode@heads": {"multi_query": False},

@@ -28,6 +28,8 @@ NF4_VALUES = np.array(
     ],
     np.float32,
 )  # fmt: skip
+# bitsandbytes' table of the 16 values of fp4: sign, two bits of exponent, one of mantissa, divided by the largest.
+FP4_TWELFTHS = np.array([0, 1 / 16, 8, 12, 4, 6, 2, 3, 0, -1 / 16, -8, -12, -4, -6, -2, -3], np.float32)
 AWQ_COLUMNS = [0, 2, 4, 6, 1, 3, 5, 7]
 
 Tensors = dict[str, torch.Tensor]
@@ -116,6 +118,21 @@ def fp8_tensor(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     return {name: codes, f"{name}_scale": scale, name.replace("weight", "input_scale"): scale}, codes.float() * scale
 
 
+def fp8_inverse_tensor(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    """Store one scale per weight under DeepSeek's name, and a static scale of activations."""
+    scale = weight.abs().max() / 448
+    codes = _fp8((weight / scale).numpy())
+    static = name.replace("weight", "activation_scale")
+    return {name: codes, f"{name}_scale_inv": scale, static: torch.tensor(0.5)}, codes.float() * scale
+
+
+def fp8_rows(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    """Store a float32 scale per row, as FBGEMM does for Llama 3.1 405B."""
+    scales = weight.abs().amax(1, keepdim=True) / 448
+    codes = _fp8((weight / scales).numpy())
+    return {name: codes, f"{name}_scale": scales}, codes.float() * scales
+
+
 def int8_channels(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     """Store int8 codes with a scale per row, as compressed-tensors' int-quantized format does."""
     scales = weight.abs().amax(1, keepdim=True) / 127
@@ -132,15 +149,15 @@ def _pack(codes: NDArray[np.int64], bits: int) -> torch.Tensor:
     return torch.from_numpy(words.view(np.int32))
 
 
-def int4_groups(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-    """Store signed 4-bit codes plus 8 in words, with a bfloat16 scale per 32 columns, as Kimi-K2-Thinking is."""
-    grouped = weight.unflatten(1, (-1, GROUP))
-    scales = (grouped.abs().amax(2, keepdim=True) / 7).bfloat16()
-    codes = (grouped / scales.float()).round().clamp(-8, 7)
+def packed_groups(name: str, weight: torch.Tensor, *, bits: int = 4) -> tuple[Tensors, torch.Tensor]:
+    """Store signed codes plus 2^(bits-1) in words, with a bfloat16 scale per 32 columns (Kimi-K2-Thinking: 4)."""
+    grouped, middle = weight.unflatten(1, (-1, GROUP)), 2 ** (bits - 1)
+    scales = (grouped.abs().amax(2, keepdim=True) / (middle - 1)).bfloat16()
+    codes = (grouped / scales.float()).round().clamp(-middle, middle - 1)
     meant = (codes.bfloat16() * scales).float().flatten(1)
     stem = name.removesuffix("weight")
     return {
-        f"{stem}weight_packed": _pack(codes.flatten(1).numpy().astype(np.int64) + 8, 4),
+        f"{stem}weight_packed": _pack(codes.flatten(1).numpy().astype(np.int64) + middle, bits),
         f"{stem}weight_scale": scales[..., 0],
         f"{stem}weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
     }, meant
@@ -254,6 +271,18 @@ def mxfp4_experts(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tenso
     return {f"{name}_blocks": blocks, f"{name}_scales": (exponents + 127).to(torch.uint8)}, meant
 
 
+def mxfp4_packed(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    """Store FP4 codes with a power of two per 32 columns, as compressed-tensors does."""
+    grouped = weight.unflatten(1, (-1, 32))
+    exponents = torch.floor(torch.log2(grouped.abs().amax(2))) - 2
+    scales = torch.exp2(exponents)[..., None]
+    codes = _nearest(grouped / scales, FP4_VALUES)
+    meant = (torch.from_numpy(FP4_VALUES[codes]) * scales).flatten(1)
+    flat = codes.reshape(weight.shape)
+    packed = torch.from_numpy((flat[:, 0::2] | flat[:, 1::2] << 4).astype(np.uint8))
+    return {f"{name}_packed": packed, f"{name}_scale": (exponents + 127).to(torch.uint8)}, meant
+
+
 def mxfp8(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     """Store FP8 codes with a power of two per 32 columns."""
     grouped = weight.unflatten(1, (-1, 32))
@@ -273,11 +302,14 @@ def bitsandbytes_8bit(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.T
     return {name: codes, f"{stem}SCB": largest, f"{stem}weight_format": layout}, codes.float() * largest[:, None] / 127
 
 
-def bitsandbytes_nf4(name: str, weight: torch.Tensor, *, nested: bool = False) -> tuple[Tensors, torch.Tensor]:
-    """Store nf4 codes, higher bits first, with a scale per 64 weights, which `nested` stores in 8 bits itself."""
+def bitsandbytes_4bit(
+    name: str, weight: torch.Tensor, *, kind: str = "nf4", nested: bool = False
+) -> tuple[Tensors, torch.Tensor]:
+    """Store 4-bit codes, higher bits first, with a scale per 64 weights, which `nested` stores in 8 bits itself."""
+    values = {"nf4": NF4_VALUES, "fp4": FP4_TWELFTHS / 12}[kind]
     flat = weight.reshape(-1, 64)
     scales = flat.abs().amax(1)
-    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": list(weight.shape)}
+    state: dict[str, Any] = {"quant_type": kind, "blocksize": 64, "dtype": "float32", "shape": list(weight.shape)}
     extra: Tensors = {}
     stored = scales
     if nested:
@@ -290,15 +322,15 @@ def bitsandbytes_nf4(name: str, weight: torch.Tensor, *, nested: bool = False) -
         scales = table[stored.long()] * per_scale + offset
         extra = {f"{name}.nested_absmax": torch.stack(blocks), f"{name}.nested_quant_map": table}
         state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": offset}
-    codes = _nearest(flat / scales[:, None], NF4_VALUES).reshape(-1)
-    meant = (torch.from_numpy(NF4_VALUES[codes]).reshape(-1, 64) * scales[:, None]).reshape(weight.shape)
+    codes = _nearest(flat / scales[:, None], values).reshape(-1)
+    meant = (torch.from_numpy(values[codes]).reshape(-1, 64) * scales[:, None]).reshape(weight.shape)
     packed = torch.from_numpy((codes[0::2] << 4 | codes[1::2]).astype(np.uint8))[:, None]
     described = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
     return {
         name: packed,
         f"{name}.absmax": stored,
-        f"{name}.quant_map": torch.from_numpy(NF4_VALUES),
-        f"{name}.quant_state.bitsandbytes__nf4": described,
+        f"{name}.quant_map": torch.from_numpy(values),
+        f"{name}.quant_state.bitsandbytes__{kind}": described,
         **extra,
     }, meant
 
@@ -325,13 +357,15 @@ FORMATS: dict[str, PublishedFormat] = {
         },
         fp8_blocks,
     ),
+    "fp8 tensors": PublishedFormat({"quant_method": "fp8", "activation_scheme": "static"}, fp8_inverse_tensor),
+    "fbgemm fp8": PublishedFormat({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, fp8_rows),
     "mxfp8": PublishedFormat({"quant_method": "mxfp8", "scale_fmt": "ue8m0", "weight_block_size": [1, 32]}, mxfp8),
     "compressed fp8": PublishedFormat(
         _compressed("float-quantized", type="float", strategy="channel"), fp8_channels
     ),
     "compressed int8": PublishedFormat(_compressed("int-quantized", type="int", strategy="channel"), int8_channels),
     "compressed int4": PublishedFormat(
-        _compressed("pack-quantized", type="int", num_bits=4, strategy="group", group_size=GROUP), int4_groups
+        _compressed("pack-quantized", type="int", num_bits=4, strategy="group", group_size=GROUP), packed_groups
     ),
     "compressed int4 asymmetric": PublishedFormat(
         _compressed(
@@ -340,6 +374,13 @@ FORMATS: dict[str, PublishedFormat] = {
         ),
         int4_asymmetric,
     ),
+    "compressed int8 packed": PublishedFormat(
+        _compressed("pack-quantized", type="int", num_bits=8, strategy="group", group_size=GROUP),
+        lambda name, weight: packed_groups(name, weight, bits=8),
+    ),
+    "compressed mxfp4": PublishedFormat(
+        _compressed("mxfp4-pack-quantized", type="float", num_bits=4, strategy="group", group_size=32), mxfp4_packed
+    ),
     "compressed nvfp4": PublishedFormat(
         _compressed("nvfp4-pack-quantized", type="float", num_bits=4, strategy="tensor_group", group_size=16),
         nvfp4_packed,
@@ -347,6 +388,10 @@ FORMATS: dict[str, PublishedFormat] = {
     "modelopt fp8": PublishedFormat({"quant_method": "modelopt", "quant_algo": "FP8"}, fp8_tensor),
     "modelopt nvfp4": PublishedFormat({"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4),
     "gptq": PublishedFormat({"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": True}, gptq),
+    "gptq 2 bits": PublishedFormat(
+        {"quant_method": "gptq", "bits": 2, "group_size": GROUP, "desc_act": True},
+        lambda name, weight: gptq(name, weight, bits=2),
+    ),
     "gptq 8 bits, v2": PublishedFormat(
         {"quant_method": "gptq", "bits": 8, "group_size": GROUP, "checkpoint_format": "gptq_v2"},
         lambda name, weight: gptq(name, weight, bits=8, offset=0),
@@ -358,11 +403,15 @@ FORMATS: dict[str, PublishedFormat] = {
         {"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}, bitsandbytes_8bit
     ),
     "bitsandbytes nf4": PublishedFormat(
-        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, bitsandbytes_nf4
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, bitsandbytes_4bit
+    ),
+    "bitsandbytes fp4": PublishedFormat(
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+        lambda name, weight: bitsandbytes_4bit(name, weight, kind="fp4"),
     ),
     "bitsandbytes nf4, nested": PublishedFormat(
         {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
-        lambda name, weight: bitsandbytes_nf4(name, weight, nested=True),
+        lambda name, weight: bitsandbytes_4bit(name, weight, nested=True),
     ),
 }  # fmt: skip
 MXFP4_EXPERTS = PublishedFormat(

@@ -20,6 +20,7 @@ from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.families.extra_inputs import ExtraInputs
 from treeswarm_node.model.families.frame import Frame, RunLayer, set_implementation
 from treeswarm_node.model.families.kv_shapes import check_cuts, kv_givers, latent_attentions
+from treeswarm_node.model.families.mask_tables import without_tables
 from treeswarm_node.model.families.observation import observe_shapes
 from treeswarm_node.model.families.routes import AttentionRoute, CacheRoute, InterfaceRoute
 from treeswarm_node.model.loaded_span import LoadedSpan
@@ -188,6 +189,6 @@ class SpanModel:
 
 
 def run_block(block: torch.nn.Module, arguments: dict[str, Any]) -> Any:
-    """Run a decoder block so that latent attention hands on its latents."""
-    with unexpanded(latent_attentions(block)):
+    """Run a decoder block so that latent attention hands on its latents, and only the given mask hides keys."""
+    with unexpanded(latent_attentions(block)), without_tables(block):
         return block(**arguments)

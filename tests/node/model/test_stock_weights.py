@@ -9,6 +9,7 @@ from tests.node.model.test_completeness import BIAS, MOE, save_tiny
 
 from treeswarm.errors import UnsupportedModel
 from treeswarm.protocol.spans import Span
+from treeswarm_node.model.check import weights
 from treeswarm_node.model.check.weights import check_weights
 from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.loaded_span import LoadedSpan
@@ -58,4 +59,16 @@ def test_planted_mistake_in_loaded_weights_is_refused(tmp_path: Path, planted: s
     with torch.no_grad():
         spoil(loaded)
     with pytest.raises(UnsupportedModel, match=f"'glm4_moe' are not supported: tensor .*{name}.* is not what"):
+        check_weights(model)
+
+
+def test_weights_that_cannot_be_compared_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny(tmp_path, "llama")
+    model = SpanModel(load_span(tmp_path, Span(1, 2), torch.float32, CPU), 256)
+
+    def fail(*_: object) -> None:
+        raise ValueError("this constructor needs all blocks\nsecond line")
+
+    monkeypatch.setattr(weights, "load_slice", fail)
+    with pytest.raises(UnsupportedModel, match=r"does not load block 1 alone, .* \(ValueError: .* needs all blocks\)$"):
         check_weights(model)

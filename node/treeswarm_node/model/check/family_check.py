@@ -24,6 +24,7 @@ from treeswarm.session.steps import Step
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.model.families.frame import RunLayer
+from treeswarm_node.model.families.mask_tables import short_tables
 from treeswarm_node.model.families.reasons import explain_blocks
 from treeswarm_node.model.families.routes import CacheRoute
 from treeswarm_node.model.quantization.quantized_linear import dequantized_copy
@@ -119,17 +120,17 @@ def _check_layer(model: SpanModel, index: int) -> float:
 def _compare_layer(model: SpanModel, index: int) -> float:
     """Return the largest difference of a layer, which runs behind the layer whose keys and values it reads, if any."""
     indices = [model.kv_givers[index], index] if index in model.kv_givers else [index]
-    layers = {}
+    originals = {i: model.frame.blocks.layers[i] for i in indices}
     for i in indices:
         model.loaded.load_block(i)
-        layers[i] = _plain_copy(model.frame.blocks.layers[i])
     generator = torch.Generator().manual_seed(SEED)
     rows = _Rows(
         torch.randn(TRUNK_ROWS + TREE_ROWS, model.hidden_size, generator=generator).to(model.device),
         np.random.default_rng(SEED).integers(model.loaded.config.vocab_size, size=TRUNK_ROWS + TREE_ROWS),
     )
     steps, parents = _make_steps(rows.tokens)
-    with _short_windows(model.frame.configs):
+    with _short_windows(model.frame.configs), short_tables(originals.values(), CHECK_WINDOW):
+        layers = {i: _plain_copy(layer) for i, layer in originals.items()}
         outputs = _run_tree(model, layers, steps, rows)
         worst = 0.0
         for node in range(-1, TREE_ROWS):

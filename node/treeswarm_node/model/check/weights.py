@@ -1,19 +1,17 @@
 """Compare the weights that this node holds with those that transformers loads from the same checkpoint."""
 
-import logging
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from treeswarm.errors import UnsupportedModel
+from treeswarm.errors import SwarmError, UnsupportedModel
 from treeswarm_node.model.check.family_check import layer_kind
 from treeswarm_node.model.check.stock_slice import load_slice, spread
 from treeswarm_node.model.quantization.quantized_linear import PackedLinear, QuantizedExperts, QuantizedLinear
 from treeswarm_node.model.quantization.weight_kinds import KINDS
 from treeswarm_node.model.span_model import SpanModel
 
-log = logging.getLogger(__name__)
 # Largest accepted error of quantized weights by their bits, relative to their norm.  Seen for normally distributed
 # weights: 0.007 to 0.01 in 8 bits, 0.09 to 0.12 in 4 bits; weights of another matrix have an error of about 1.4.
 QUANTIZED_TOLERANCE = {8: 0.03, 4: 0.3}
@@ -33,19 +31,23 @@ def check_weights(model: SpanModel) -> int:
     for block in [*kinds.values(), None]:
         if block is None and not (model.loaded.span.start == 0 or model.loaded.is_tail):
             continue
-        stock = _try_to_load(model, block)
-        if stock is not None:
-            compared += _compare(model, block, stock)
+        compared += _compare(model, block, _load_stock(model, block))
     return compared
 
 
-def _try_to_load(model: SpanModel, block: int | None) -> PreTrainedModel | None:
-    """Return a slice of the model, or None if transformers cannot load one of this type."""
+def _load_stock(model: SpanModel, block: int | None) -> PreTrainedModel:
+    """Return a slice of the model as transformers loads it.  Raises UnsupportedModel if it cannot."""
     try:
         return load_slice(model.loaded, block)
+    except SwarmError:
+        raise
     except Exception as error:  # A model's own constructor raises errors of every kind when blocks are left out.
-        log.warning("weights are not compared with transformers' own loading (%s: %s)", type(error).__name__, error)
-        return None
+        part = "what is besides blocks" if block is None else f"block {block}"
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")[:200]
+        raise UnsupportedModel(
+            f"models of type '{model.loaded.config.model_type}' are not supported: transformers does not load {part} "
+            f"alone, so weights cannot be compared with its own ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def _compare(model: SpanModel, block: int | None, stock: PreTrainedModel) -> int:

@@ -22,6 +22,9 @@ from treeswarm_node.model.checkpoint.formats import quantization_settings
 
 # Tensors that old checkpoints store although they are computed from the config, as `from_pretrained` ignores them too.
 COMPUTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
+# Names of causal masks in old checkpoints, and of the value that hides a score.
+MASKED_VALUE = "masked_bias"
+MASKS = ("bias", "causal_mask", MASKED_VALUE)
 # Scales of activations and of the KV cache.  Products here take activations as they are, as transformers does when it
 # dequantizes, so these tensors are not needed.
 OF_ACTIVATIONS = (
@@ -79,7 +82,7 @@ def find_tensors(
                 by_file.setdefault(file, []).append(tensor)
             elif name in state or not _is_below(name, prefixes) or ignored.search(name):
                 continue
-            elif not _is_zero_bias(folder / file, tensor):
+            elif not (_is_zero_bias(folder / file, tensor) or _is_mask(folder / file, tensor)):
                 raise _left_over(folder, tensor)
     stored, plain = _read_stored(folder, by_file)
     for tensor in plain:
@@ -120,6 +123,14 @@ def _is_zero_bias(path: Path, tensor: str) -> bool:
         return False
     with safe_open(path, framework="pt") as opened:
         return not opened.get_tensor(tensor).any()
+
+
+def _is_mask(path: Path, tensor: str) -> bool:
+    """Return whether a tensor is a causal mask [1, 1, n, n], or its value; old checkpoints of GPT-J have both."""
+    end = tensor.rpartition(".")[2]
+    header = read_header(path) if end in MASKS and path.exists() else {}
+    shape = header[tensor]["shape"] if tensor in header else [0]
+    return shape == [] if end == MASKED_VALUE else len(shape) == 4 and shape[:2] == [1, 1] and shape[2] == shape[3]
 
 
 def _left_over(folder: Path, tensor: str) -> ModelError:

@@ -13,6 +13,7 @@ from treeswarm_node.attention.metadata import Batch
 from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.model.families.frame import CACHES, Frame, RunLayer
 from treeswarm_node.model.families.kv_shapes import latent_shape
+from treeswarm_node.model.families.mask_tables import window_of
 
 # Names by which blocks take a bias of scores by the key's position.
 BIASES = ("alibi", "position_bias")
@@ -80,7 +81,8 @@ class CacheRoute:
     def over(self, batch: Batch, _: Attention, run: RunLayer) -> RunLayer:
         def run_with_cache(index: int, arguments: dict[str, Any]) -> Any:
             mask = arguments.get("attention_mask")
-            window = mask.window if isinstance(mask, TreeMask) else None
+            given = mask.window if isinstance(mask, TreeMask) else None
+            window = window_of(self._frame.blocks.layers[index]) or given
             keys = batch.gathered(window)
             with self._computing_itself(arguments, _TreeCache(batch, keys.rows), keys.visible, keys.positions):
                 return run(index, arguments)
