@@ -16,10 +16,11 @@ from tests.support.quantized_checkpoints import (
 )
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from treeswarm.errors import ModelError
+from treeswarm.errors import ModelError, UnsupportedModel
 from treeswarm.identity import config_digest, weights_digest
 from treeswarm.model_files import read_config
 from treeswarm.protocol.spans import Span
+from treeswarm_node.model.check.weights import check_weights
 from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.memory_fit import read_footprint
 from treeswarm_node.model.offload import open_offload
@@ -86,6 +87,16 @@ def test_offloaded_blocks_are_expanded_too(tmp_path: Path) -> None:
             loaded.load_block(block)
             for name, parameter in loaded.skeleton.base_model.layers[block].named_parameters():
                 assert torch.equal(parameter, expected[f"model.layers.{block}.{name}"]), name
+
+
+@pytest.mark.parametrize("published", ["fp8 blocks", "compressed int4", "gptq", "bitsandbytes nf4"])
+def test_weights_are_compared_with_a_slice_of_transformers(published: str, tmp_path: Path) -> None:
+    folder, _ = save_in(FORMATS[published], "qwen3-moe", tmp_path)
+    model = SpanModel(load_span(folder, Span(1, 2), torch.float32, CPU), 256)
+    assert check_weights(model) == 11
+    model.layers[0].mlp.experts.down_proj[1, 2, 3] += 0.01
+    with pytest.raises(UnsupportedModel, match=r"experts\.down_proj is not what transformers loads"):
+        check_weights(model)
 
 
 @pytest.mark.parametrize("published", ["fp8 blocks", "compressed int4", "gptq", "bitsandbytes nf4"])

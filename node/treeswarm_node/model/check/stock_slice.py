@@ -37,12 +37,21 @@ def load_slice(loaded: LoadedSpan, block: int | None) -> PreTrainedModel:
     with _silence():
         model: PreTrainedModel = pruned.from_pretrained(
             None,
-            config=copy.deepcopy(loaded.skeleton.config),
+            config=_plain_config(loaded.skeleton.config),
             state_dict=state,
             dtype=loaded.dtype,
             attn_implementation="eager",
         )
     return model.eval().requires_grad_(False)
+
+
+def _plain_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Return a copy of a config that says nothing of published formats, as its weights are given as plain numbers."""
+    plain = copy.deepcopy(config)
+    for part in (plain, plain.get_text_config(decoder=True)):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    return plain
 
 
 def spread(vocabulary: int) -> list[int]:
