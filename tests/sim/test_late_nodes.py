@@ -101,6 +101,28 @@ def test_the_only_holder_goes_on_at_once_after_a_stop(place: int) -> None:
     assert waits[-1].reason is None
 
 
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["head", "middle", "tail"])
+def test_the_last_holder_is_kept_while_it_opens_the_session_late(place: int) -> None:
+    """The other one hangs, so the node that is left is not given up because its machine is loaded."""
+
+    async def stop(swarm: ToySwarm, chain: Chain) -> None:
+        lost = chain.hops[place]
+        last = next(a for a, span in swarm.spans.items() if span == lost.span and a != lost.address)
+        swarm.network.freeze(lost.address)
+        while not any(stream.host == last for stream in swarm.network.streams):
+            await asyncio.sleep(0.001)
+        for _ in range(3):
+            await freeze(swarm, last, 4.0)
+            await asyncio.sleep(0.2)
+        await asyncio.sleep(20.0)
+        await swarm.network.thaw(lost.address)
+
+    chain, _ = generate(stop, TWICE, patience_s=60.0)
+    (repair,) = chain.repairs
+    assert len(repair.lost) == 1
+    assert repair.seconds < 15.0
+
+
 def test_the_only_holder_is_given_up_in_the_end() -> None:
     async def stop(swarm: ToySwarm, chain: Chain) -> None:
         swarm.network.freeze(chain.hops[1].address)

@@ -17,6 +17,7 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
 from treeswarm.session.session import incoming_rows
 from treeswarm.session.walk import Walk
+from treeswarm.topology.bans import BanList
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_client.chain.chain import Chain, open_chain
@@ -187,7 +188,7 @@ class ToyRouter:
     """Routes over all nodes of the swarm, by the longest spans, and avoids nodes that failed."""
 
     swarm: "ToySwarm"
-    banned: dict[str, float] = field(default_factory=dict)
+    bans: BanList = BanList()
     traversed: set[str] = field(default_factory=set)
     """Nodes that an answer has passed through."""
     forgetful: bool = False
@@ -197,11 +198,14 @@ class ToyRouter:
         self, blocks: Span, *, before: str | None, after: str | None, room: int, avoid: Collection[str]
     ) -> list[Hop]:
         now = asyncio.get_running_loop().time()
-        usable = [
-            (address, span)
-            for address, span in self.swarm.spans.items()
-            if address not in avoid and self.banned.get(address, 0.0) <= now
-        ]
+        banned, last_resort = self.bans.banned(now), self.bans.last_resort(now)
+        try:
+            return self._longest(blocks, {*avoid, *banned})
+        except MissingBlocks:
+            return self._longest(blocks, {*avoid, *banned - last_resort})
+
+    def _longest(self, blocks: Span, avoid: Collection[str]) -> list[Hop]:
+        usable = [(address, span) for address, span in self.swarm.spans.items() if address not in avoid]
         hops: list[Hop] = []
         reached = blocks.start
         while reached < blocks.end:
@@ -212,12 +216,19 @@ class ToyRouter:
             reached = hops[-1].span.end
         return hops
 
+    def has_spare(self, blocks: Span, *, avoid: Collection[str]) -> bool:
+        try:
+            self._longest(blocks, {*avoid, *self.bans.banned(asyncio.get_running_loop().time())})
+        except MissingBlocks:
+            return False
+        return True
+
     def nodes_to_leave(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
         return ()
 
     def report_failure(self, node: str, error: SwarmError) -> None:
         if not self.forgetful:
-            self.banned[node] = asyncio.get_running_loop().time() + 15.0
+            self.bans = self.bans.with_failure(node, asyncio.get_running_loop().time())
 
     def report_silence(self, node: str) -> None:
         pass

@@ -107,7 +107,7 @@ class Chain:
             attempts = RepairAttempts(until=loop.time() + self.options.patience_s)
             self._supervisor.failures.attempts = attempts
         else:
-            await attempts.pause()
+            await attempts.pause(self._supervisor.failures.last)
         with self.waits.ending_on_exit():
             while not await self._attempt_repair(trunk, tip, attempts):
                 pass
@@ -132,7 +132,7 @@ class Chain:
             self._supervisor.begin_epoch(members)
             await self._connect_head(plan.head, trunk)
         except Interrupted:  # another node failed meanwhile: the next attempt leaves it out
-            await attempts.pause()
+            await attempts.pause(self._supervisor.failures.last)
             return False
         except (MissingBlocks, Refused) as error:
             remaining_s = attempts.until - loop.time()

@@ -36,8 +36,9 @@ class RepairAttempts:
     failed: int = 0
     """Number of attempts that failed because another node failed meanwhile."""
 
-    async def pause(self) -> None:
-        """Count a failed attempt, and wait before the next one unless there were few so far.
+    async def pause(self, last: SwarmError | None) -> None:
+        """Count an attempt that failed, at last by the error `last`, and wait before the next one unless there were few
+        so far.
 
         The first attempts follow each other at once, since each finds another record out of date.  A router that names
         the same dead nodes again and again must neither keep this client busy nor make it wait for ever.  Raises
@@ -46,7 +47,9 @@ class RepairAttempts:
         self.failed += 1
         if self.failed > QUICK_ATTEMPTS:
             if asyncio.get_running_loop().time() > self.until:
-                raise MissingBlocks(f"no chain held: {self.failed} times a node failed while the chain was repaired")
+                reason = f" (at last: {last})" if last else ""
+                words = f"no chain held: {self.failed} times a node failed while the chain was repaired{reason}"
+                raise MissingBlocks(words)
             await asyncio.sleep(PAUSE_S)
 
 
@@ -60,6 +63,8 @@ class FailureCounts:
     """Number of downstream nodes lost on a node's complaint about the link to them, by the complaining node's id."""
     breaks: Counter[str] = field(default_factory=Counter)
     """Number of breaks of control streams, by node id."""
+    last: SwarmError | None = None
+    """Why a node failed last."""
 
 
 @dataclass(eq=False)
@@ -79,7 +84,11 @@ class ChainSupervisor:
         return NodeControl(hop, self.options.session, handlers)
 
     def drop_node(self, hop: Hop, error: SwarmError) -> None:
-        """Stop using a node of the chain, report its failure to the router, and interrupt the epoch."""
+        """Stop using a node of the chain, report its failure to the router, and interrupt the epoch.
+
+        Of a node that only opens the session, nothing but the error is kept.
+        """
+        self.failures.last = error
         member = next((member for member in self.epoch.members if member.hop == hop), None)
         if member is not None and self.epoch.loss_of(hop) is None:
             log.info("%s", error)
@@ -87,16 +96,12 @@ class ChainSupervisor:
             self.router.report_failure(hop.node, member.failure_to_report(error))
 
     def is_replaceable(self, hop: Hop) -> bool:
-        """Return whether nodes outside the chain could serve the blocks of one of its nodes now."""
-        hops, rows = self.epoch.hops, self.options.reservation.rows
-        index = hops.index(hop)
-        before = hops[index - 1].node if index else None
-        after = hops[index + 1].node if index + 1 < len(hops) else None
-        try:
-            self.router.route(hop.span, before=before, after=after, room=rows, avoid={other.node for other in hops})
-        except (MissingBlocks, Refused):
-            return False
-        return True
+        """Return whether nodes outside the chain could serve the blocks of one of its nodes, or of a new one, now.
+
+        A node that has failed lately is no replacement: where the one that was lost hangs, the one that opens the
+        session in its place would be given up for it as soon as its machine is late.
+        """
+        return self.router.has_spare(hop.span, avoid={hop.node, *(other.node for other in self.epoch.hops)})
 
     def overdue_holder(self, now: float) -> tuple[Hop, float] | None:
         """Return a node that is kept although it is silent, with the seconds of its silence, or None."""
@@ -208,9 +213,11 @@ class ChainSupervisor:
         self.epoch.in_flight.interrupt()
 
     def _on_silence(self, control: NodeControl, silence_s: float) -> bool:
-        """Return whether to give up a node that is silent: not soon, if it alone serves its blocks."""
-        index = self.epoch.index_of(control)
-        if index is None or silence_s > ONLY_HOLDER_SILENCE_S or self.is_replaceable(control.hop):
+        """Return whether to give up a node that is silent: not soon, if it alone serves its blocks.
+
+        The node may be one that opens the session now.
+        """
+        if silence_s > ONLY_HOLDER_SILENCE_S or self.is_replaceable(control.hop):
             return True
         self.router.report_silence(control.hop.node)
         return False

@@ -56,6 +56,13 @@ class Router(Protocol):
         """
         ...
 
+    def has_spare(self, blocks: Span, *, avoid: Collection[str]) -> bool:
+        """Return whether nodes besides those of `avoid` (node ids) could serve `blocks` now.
+
+        A node that failed lately or is full does not count: it may hang.
+        """
+        ...
+
     def nodes_to_leave(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
         """Return the ids of the nodes of a working chain that a faster chain would leave out.
 

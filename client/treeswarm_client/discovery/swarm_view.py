@@ -79,6 +79,13 @@ class SwarmView:
                 raise self._explain_gap(missing) from None
             raise MissingBlocks(f"{missing}{self._recent_errors(blocks)}") from None
 
+    def has_spare(self, blocks: Span, *, avoid: Collection[str]) -> bool:
+        """Return whether nodes that have not failed lately could serve `blocks`; see `Router.has_spare`."""
+        now = asyncio.get_running_loop().time()
+        out = {*avoid, *self.failures.full(now), *self.failures.banned(now)}
+        spans = [record.span for node, record in self._usable().items() if node not in out]
+        return not any(gap.overlaps(blocks) for gap in missing_blocks(spans, self.target.blocks))
+
     def nodes_to_leave(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
         """Return the nodes that a faster chain would leave out; see `Router.nodes_to_leave`."""
         records, own = self._usable(), {hop.node: hop for hop in hops}

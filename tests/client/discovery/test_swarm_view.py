@@ -182,6 +182,18 @@ def test_missing_blocks_come_with_their_nodes_last_errors() -> None:
     virtually(test)
 
 
+def test_a_spare_node_is_one_that_has_not_failed_lately() -> None:
+    def test() -> None:
+        head, tail, other = record(0, 4), record(4, 8), record(2, 8, port=4002)
+        view, avoid = view_of(head, tail, other), {tail.record.node}
+        assert view.has_spare(Span(4, 8), avoid=avoid)
+        assert not view.has_spare(Span(1, 8), avoid={head.record.node})
+        view.report_failure(other.record.node, NodeLost("it fell silent", "127.0.0.1:4002"))
+        assert not view.has_spare(Span(4, 8), avoid=avoid)
+
+    virtually(test)
+
+
 def test_a_node_announced_full_is_tried_if_there_is_no_other() -> None:
     """Otherwise a node that was full for a second would be avoided for a minute, until its next record."""
 
