@@ -56,7 +56,9 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self.special,
             )
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        except (
+            TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
+        ) as error:  # fmt: skip
             raise BadRequest(f"the model's chat template refuses these messages: {error}") from None
 
 
@@ -67,12 +69,12 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
     """
     config = _tokenizer_config(folder)
     file = folder / "chat_template.jinja"
-    source = file.read_text("utf-8") if file.exists() else _default_of(config.get("chat_template"))
-    if source is None:
-        return None
     try:
+        source = file.read_text("utf-8") if file.exists() else _default_of(config.get("chat_template"))
+        if source is None:
+            return None
         return ChatTemplate(_environment().from_string(source), _special_of(_legacy_special(folder) | config))
-    except (TemplateError, RecursionError) as error:
+    except (TemplateError, RecursionError, SyntaxError, ValueError) as error:  # Jinja compiles to Python.
         return ChatTemplate(None, {}, f"the chat template of '{folder}' does not compile ({error})")
 
 

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from treeswarm.errors import ModelError, UnsupportedModel
 from treeswarm.model_sources import gguf_files
 from treeswarm.model_sources.gguf_files import gguf_folder, is_converted, is_gguf, is_gguf_folder
+from treeswarm.model_sources.hub_errors import explain_hub_error
 from treeswarm.model_sources.hub_gguf import fetch_tensors, hub_gguf_folder, is_hub_gguf
 from treeswarm.model_sources.named_models import NAMED, fetch_named, is_fetched
 from treeswarm.model_sources.text_configs import text_settings
@@ -116,7 +117,11 @@ def resolve_model(
     if is_gguf(name):
         return gguf_folder(Path(name), progress)
     folder = _from_hub(name, CLIENT_FILES, hub)
-    return _from_hub(name, needed_files(folder, span), hub, progress) if weights else folder
+    if weights:
+        needed = needed_files(folder, span)
+        _from_hub(name, needed, hub, progress)
+        check_published(name, all((folder / file).exists() for file in needed))
+    return folder
 
 
 def is_path(name: str) -> bool:
@@ -185,10 +190,16 @@ def _from_hub(name: str, patterns: Sequence[str], hub: HubOptions, progress: Pro
                 f"{described} is not in the cache ({hub.cache_dir or constants.HF_HUB_CACHE}), and asking the hub is "
                 "switched off (local_files_only or HF_HUB_OFFLINE): download it once while online, or give a directory"
             ) from error
+        raise ModelError(explain_hub_error(error, name, revision=hub.revision)) from error
+
+
+def check_published(name: str, has_safetensors: bool) -> None:
+    """Raise ModelError if a repository of the hub has no weights that are ever read."""
+    if not has_safetensors:
         raise ModelError(
-            f"cannot get {described} from the hub ({type(error).__name__}: {str(error).splitlines()[0]}): check the "
-            "name and the network, or give a local directory"
-        ) from error
+            f"'{name}' has no complete weights as safetensors on the hub, and .bin files are never loaded: choose a "
+            "repository with safetensors, or a GGUF file as org/model:file.gguf"
+        )
 
 
 def needed_files(folder: Path, span: Span | None) -> list[str]:

@@ -76,11 +76,28 @@ def test_a_model_without_a_template_has_none(tmp_path: Path) -> None:
     assert load_chat_template(model_with(tmp_path / "m")) is None
 
 
-def test_a_template_that_does_not_compile_stops_chats_alone(tmp_path: Path) -> None:
-    folder = model_with(tmp_path / "m", chat_template="{% for %}")
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for %}", r"Expected an expression, got 'end of statement block'"),
+        ("{% for a in messages %}" * 30 + "{% endfor %}" * 30, "too many statically nested blocks"),
+        (b"{{ messages }} \xff", "invalid start byte"),
+    ],
+    ids=["syntax", "loops", "no text"],
+)
+def test_a_template_that_does_not_compile_stops_chats_alone(tmp_path: Path, template: str | bytes, reason: str) -> None:
+    folder = model_with(tmp_path / "m")
+    (folder / "chat_template.jinja").write_bytes(template if isinstance(template, bytes) else template.encode())
     encoder = load_prompt_encoder("m", folder)
     assert encoder.encode("import os")
-    with pytest.raises(BadRequest, match=r"does not compile \(Expected an expression, got 'end of statement block'\)"):
+    with pytest.raises(BadRequest, match=rf"does not compile \(.*{reason}.*`swarm generate` does"):
+        encoder.encode_chat(TALK)
+
+
+def test_a_template_that_calls_itself_without_end_is_refused(tmp_path: Path) -> None:
+    endless = "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}"
+    encoder = load_prompt_encoder("m", model_with(tmp_path / "m", chat_template=endless))
+    with pytest.raises(BadRequest, match="refuses these messages: maximum recursion depth"):
         encoder.encode_chat(TALK)
 
 

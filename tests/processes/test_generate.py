@@ -3,12 +3,14 @@
 import asyncio
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from treeswarm.model_files import resolve_model
 from treeswarm_client import SwarmClient
 from treeswarm_client.local_swarm import LocalSwarm
 
@@ -49,6 +51,17 @@ async def test_prompt_may_be_an_argument_a_file_or_piped_in(three_nodes: LocalSw
     for result in results:
         assert (result.returncode, result.stdout) == (0, f"{expected}\n"), result.stderr
         assert "12 tokens in" in result.stderr
+
+
+async def test_chat_template_that_does_not_compile_stops_no_generation(three_nodes: LocalSwarm, tmp_path: Path) -> None:
+    folder = shutil.copytree(resolve_model("demo"), tmp_path / "demo")
+    (folder / "chat_template.jinja").write_text("{% for %}")
+    where = ["--model", folder, "--peers", three_nodes.peers, "--draft", "ngram", "--max-new-tokens", "12"]
+    generated, plain = (
+        await run_swarm("generate", PROMPT, *where),
+        await run_swarm("generate", PROMPT, *flags_for(three_nodes)),
+    )
+    assert (generated.returncode, generated.stdout) == (0, plain.stdout), generated.stderr
 
 
 async def test_automatic_choice_of_a_draft_is_said(three_nodes: LocalSwarm) -> None:

@@ -15,7 +15,15 @@ from typing import Any
 
 import torch
 
-from treeswarm.model_files import INDEX, SINGLE, HubOptions, is_hub_id, needed_files, weight_files
+from treeswarm.model_files import (
+    INDEX,
+    SINGLE,
+    HubOptions,
+    check_published,
+    is_hub_id,
+    needed_files,
+    weight_files,
+)
 from treeswarm.model_sources.gguf_files import is_gguf_folder
 from treeswarm_node.model.checkpoint.dequantize.recognition import TensorEntry
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
@@ -67,12 +75,16 @@ def _weights_missing(folder: Path) -> bool:
 
 
 def _read_at_hub(name: str, hub: HubOptions) -> tuple[Headers | None, str]:
-    """Return the headers of a model's files at the hub, or None and the reason why they cannot be read."""
+    """Return the headers of a model's files at the hub, or None and the reason why they cannot be read.
+
+    Raises ModelError if the repository has none.
+    """
     try:
         from huggingface_hub import HfApi  # noqa: PLC0415  # Only needed for hub ids.
 
         found = HfApi().get_safetensors_metadata(name, revision=hub.revision, token=hub.token)
     except Exception as error:  # The hub's client raises errors of requests, of httpx and its own.
+        check_published(name, type(error).__name__ != "NotASafetensorsRepoError")
         reason = next(iter(str(error).splitlines()), "")[:160]
         return None, f"their headers cannot be read at the hub: {type(error).__name__} {reason}".rstrip()
     return {

@@ -16,6 +16,7 @@ from treeswarm.extras import require
 from treeswarm.model_sources.cache import cache_folder, fill_once
 from treeswarm.model_sources.conversion import convert
 from treeswarm.model_sources.gguf_files import BLOCK, VERSION, WEIGHTS, read_table
+from treeswarm.model_sources.hub_errors import explain_hub_error
 from treeswarm.progress import CONVERTING, DOWNLOADING, Progress
 from treeswarm.protocol.spans import Span
 
@@ -152,10 +153,7 @@ def _find(name: str, revision: str | None, token: str | bool | None, *, offline:
         found = get_hf_file_metadata(url, token=token)
         at_commit = hf_hub_url(match[1], match[2], revision=found.commit_hash)
     except Exception as error:  # The hub's client raises errors of requests, of httpx and its own.
-        raise ModelError(
-            f"cannot get '{name}' from the hub ({type(error).__name__}: {str(error).splitlines()[0]}): check the name "
-            "and the network, or give the path of a local GGUF file"
-        ) from error
+        raise ModelError(explain_hub_error(error, match[1], file=match[2], revision=revision)) from error
     if not found.size or not found.etag or not re.fullmatch(r"[0-9a-f]{64}", found.etag):
         raise ModelError(f"the hub gives no size and SHA-256 of '{name}': download it, and give its path")
     return HubFile(at_commit, found.size, found.etag)

@@ -1,10 +1,8 @@
 """`--dry-run` says what a start would say: its refusals, its sizes and its number of blocks."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from tests.node.conftest import SMALL, random_model, tiny_model
 from tests.support.gguf_models import write_gguf
+from tests.support.local_hub import local_hub
 from tests.support.quantized_checkpoints import FORMATS, write_checkpoint
 
 from treeswarm.errors import ModelError, SwarmError
@@ -22,7 +21,7 @@ from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.spans import Span
 from treeswarm_node.config import DeviceConfig, ModelConfig, NodeConfig
 from treeswarm_node.dry_run.appraisal import Appraisal, Sizes, appraise
-from treeswarm_node.dry_run.headers import AT_HUB, FROM_CONFIG, HERE
+from treeswarm_node.dry_run.headers import FROM_CONFIG, HERE
 from treeswarm_node.dry_run.node_plan import NodePlan, NumberFormat
 from treeswarm_node.dry_run.report import as_dict, as_text
 from treeswarm_node.engine.loaded_stage import ModelInfo
@@ -210,64 +209,30 @@ def test_latent_attention_keeps_latents(tmp_path: Path) -> None:
     assert sizes.kv_rows == ["latents of 32 + 24"]
 
 
-def hub_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let `org/model` be a hub id of which only small files are here; return a directory with its weights."""
-    whole, here = tmp_path / "whole", tmp_path / "here"
-    tiny_model("llama").save_pretrained(whole, max_shard_size="60KB")
-    shutil.copytree(whole, here, ignore=shutil.ignore_patterns("*.safetensors"))
-    monkeypatch.setattr("treeswarm_node.dry_run.appraisal.resolve_model", lambda *_, **__: here)
-    return whole
-
-
-def serve_headers(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the hub's client return the headers of the files in `whole`."""
-
-    def read(_: HfApi, name: str, *, revision: str | None, token: Any) -> Any:
-        assert (name, revision, token) == ("org/model", None, None)
-        files = {}
-        for file in whole.glob("*.safetensors"):
-            entries = read_header(file)
-            entries.pop("__metadata__", None)
-            tensors = {key: SimpleNamespace(dtype=e["dtype"], shape=e["shape"]) for key, e in entries.items()}
-            files[file.name] = SimpleNamespace(tensors=tensors)
-        return SimpleNamespace(files_metadata=files)
-
-    monkeypatch.setattr(HfApi, "get_safetensors_metadata", read)
-
-
-def test_headers_of_a_hub_model_are_read_at_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = hub_model(tmp_path, monkeypatch)
-    assert len(list(whole.glob("*.safetensors"))) > 1
-    serve_headers(whole, monkeypatch)
-    appraisal = look_at("org/model")
-    monkeypatch.undo()
-    from_weights = sizes_of(look_at(whole))
-    assert appraisal.source == AT_HUB
-    assert sizes_of(appraisal) == from_weights
-
-
 def test_biases_beside_gptq_codes_count_as_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, here = tmp_path / "gptq", tmp_path / "here"
+    whole = tmp_path / "gptq"
     write_checkpoint(tiny_model("llama"), FORMATS["gptq"], whole)
     tensors = load_file(whole / "model.safetensors")
     tensors["model.layers.0.mlp.down_proj.bias"] = torch.zeros(64)
     save_file(tensors, whole / "model.safetensors")
-    shutil.copytree(whole, here, ignore=shutil.ignore_patterns("*.safetensors"))
-    monkeypatch.setattr("treeswarm_node.dry_run.appraisal.resolve_model", lambda *_, **__: here)
-    serve_headers(whole, monkeypatch)
-    appraisal = look_at("org/model")
+    with local_hub() as hub:
+        hub.add_folder("org/model", whole)
+        hub.use_here(tmp_path, monkeypatch)
+        appraisal = look_at("org/model")
     assert appraisal.refusal is None
     assert "GPTQ int4" in appraisal.weights
 
 
 def test_hub_without_headers_leaves_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub_model(tmp_path, monkeypatch)
-
     def fail(*_: Any, **__: Any) -> Any:
         raise ConnectionError("no network")
 
+    tiny_model("llama").save_pretrained(tmp_path / "whole")
     monkeypatch.setattr(HfApi, "get_safetensors_metadata", fail)
-    appraisal = look_at("org/model")
+    with local_hub() as hub:
+        hub.add_folder("org/model", tmp_path / "whole")
+        hub.use_here(tmp_path, monkeypatch)
+        appraisal = look_at("org/model")
     assert sizes_of(appraisal).published is None
     assert FROM_CONFIG in appraisal.source
     assert "ConnectionError no network" in appraisal.source

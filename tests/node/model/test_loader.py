@@ -166,47 +166,6 @@ def test_weights_digest_depends_on_content_not_on_names(folder: Path, monkeypatc
     assert config_digest(read_config(folder)) != config_digest(tiny_model("llama").config.to_dict())
 
 
-def test_partial_download_has_the_digest_of_the_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub is replaced by a local directory.  Only the span's files are downloaded."""
-    import hashlib
-    import shutil
-    from types import SimpleNamespace
-
-    import huggingface_hub
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    origin = tmp_path / "origin"
-    snapshot = tmp_path / "models--some--model" / "snapshots" / "abc123"
-    snapshot.mkdir(parents=True)
-    tiny_model("llama").save_pretrained(origin, max_shard_size="40KB")
-
-    def download(name: str, allow_patterns: list[str]) -> str:
-        assert name == "some/model"
-        for pattern in allow_patterns:
-            for file in origin.glob(pattern):
-                shutil.copy(file, snapshot / file.name)
-        return str(snapshot)
-
-    class FakeHubApi:
-        def model_info(self, name: str, revision: str, files_metadata: bool) -> SimpleNamespace:
-            assert (name, revision, files_metadata) == ("some/model", "abc123", True)
-            digests = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in origin.glob("*.safetensors")}
-            return SimpleNamespace(
-                siblings=[
-                    SimpleNamespace(rfilename=name, lfs=SimpleNamespace(sha256=digest))
-                    for name, digest in digests.items()
-                ]
-            )
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHubApi)
-    assert not list(resolve_model("some/model").glob("*.safetensors"))
-    folder = resolve_model("some/model", weights=True, span=Span(1, 3))
-    assert 0 < len(list(folder.glob("*.safetensors"))) < len(list(origin.glob("*.safetensors")))
-    load_span(folder, Span(1, 3), torch.float32, CPU)
-    assert weights_digest(folder, read_config(folder)) == weights_digest(origin, read_config(origin))
-
-
 def test_tokenizer_digest_and_missing_tokenizer(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"no tokenizer\.json"):
         load_tokenizer(folder)
