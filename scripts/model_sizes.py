@@ -122,7 +122,7 @@ def table_row(model: PublicModel) -> str:
 
 
 def _nodes(plan: NodePlan) -> str:
-    return str(len(plan.spans)) if plan.fit else "none fits"
+    return str(len(plan.spans)) if plan.spans else "none fits"
 
 
 def describe() -> str:

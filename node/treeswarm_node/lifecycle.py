@@ -11,23 +11,27 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
 from treeswarm.errors import SwarmError
 from treeswarm.progress import Progress
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm.tasks import cancelled
 from treeswarm.topology.placements import placements
-from treeswarm.topology.tables import Placed
+from treeswarm.topology.tables import Placed, PlacementTable
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.counters import Counters
 from treeswarm_node.engine.loaded_stage import LoadedStage, free_unused_memory, load_stage
 from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.membership.hole_watch import HoleWatch
 from treeswarm_node.membership.liveness_monitor import LivenessMonitor
+from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.own_record import OwnRecord
 from treeswarm_node.reachability.reachability import PublicAddress
 from treeswarm_node.sessions.server import NodeServer
-from treeswarm_node.span_choice import SETTLE_S, SpanChooser
+from treeswarm_node.span_choice import SETTLE_S, HostingLimits, SpanChooser, read_hosting_limits
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,10 @@ class Lifecycle:
     liveness: LivenessMonitor = field(init=False)
     """What this node knows of the life of others; its `run` must be running."""
     holes: HoleWatch = field(init=False)
+    _hosting: HostingLimits | None = None
+    """Spans that this node can host, or None if the owner has named its blocks."""
+    _skeleton: PreTrainedModel | None = None
+    """The model without weights, built to choose blocks, until the chosen ones are loaded into it."""
     _failed: bool = False
     """Whether the node is paused because nothing could be loaded, rather than by an order of its owner."""
     _stage: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
@@ -71,7 +79,7 @@ class Lifecycle:
             numerics=lambda: record.numerics_class,
             learn=lambda sealed: records.add_records([sealed]),
         )
-        self.holes = HoleWatch(self.liveness, lambda: records.lag_s)
+        self.holes = HoleWatch(self.liveness, lambda: records.lag_s, self._fit)
         record.survey.on_visit = self.liveness.note_visit
 
     @property
@@ -108,14 +116,17 @@ class Lifecycle:
 
     async def join(self) -> LoadedStage:
         """Choose a span, announce it, load it and serve it.  Raises ModelError, BadRequest."""
-        fixed, chooser = self.config.model.span, self._chooser()
+        fixed = self.config.model.span
         if fixed is None:
+            config, model = self.config, self.record.model
+            self._skeleton = await asyncio.to_thread(build_skeleton, model.folder, getattr(torch, config.model.dtype))
+            self._hosting = read_hosting_limits(config, model, self._skeleton)
             await self.liveness.prove()
-        self.record.span = fixed or await chooser.choose()
+        self.record.span = fixed or await self._chooser().choose()
         self.node.state = NodeState.JOINING
         await self.membership.announce()
         if fixed is None:
-            self.record.span = await chooser.settle(self.record.span, self._announce_span)
+            self.record.span = await self._chooser().settle(self.record.span, self._announce_span)
         return await self._serve(self.record.span)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -196,7 +207,8 @@ class Lifecycle:
     async def _serve(self, span: Span) -> LoadedStage:
         self.record.span = span
         began = asyncio.get_running_loop().time()
-        loading = load_stage(self.config, self.record.model, span, self.counters, self.progress)
+        skeleton, self._skeleton = self._skeleton, None
+        loading = load_stage(self.config, self.record.model, span, self.counters, self.progress, skeleton)
         stage = await self._stage.enter_async_context(loading)
         log.info("loaded blocks %s in %.2f s", span, asyncio.get_running_loop().time() - began)
         self.node.stage, self.node.state, self.record.numerics = stage, NodeState.ONLINE, stage.served.numerics
@@ -273,9 +285,19 @@ class Lifecycle:
 
     def _chooser(self) -> SpanChooser:
         record = self.record
+        assert self._hosting is not None
         return SpanChooser(
-            self.config, record.model, record.identity.node_id, self.liveness.living, record.numerics_class
+            self.config,
+            record.model,
+            record.identity.node_id,
+            self.liveness.living,
+            record.numerics_class,
+            self._hosting,
         )
+
+    def _fit(self, target: Span, swarm: PlacementTable) -> Span | None:
+        """Return what this node can host of blocks that it should take over."""
+        return target if self._hosting is None else self._hosting.fit(target, swarm)
 
     async def _announce_span(self, span: Span) -> None:
         self.record.span = span

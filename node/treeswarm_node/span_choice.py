@@ -1,27 +1,27 @@
 """Choose the blocks that a node hosts: at start, when others choose at the same time, and when to move."""
 
 import asyncio
-import functools
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span
-from treeswarm.topology.placement import choose_again, choose_span, plan_move
+from treeswarm.topology.placement import choose_again, choose_span, fit_move, plan_move
 from treeswarm.topology.placements import PLACED, placements
-from treeswarm.topology.tables import Placed
+from treeswarm.topology.span_limits import SpanLimits
+from treeswarm.topology.tables import Placed, PlacementTable
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.engine.loaded_stage import ModelInfo, find_device
-from treeswarm_node.model.checkpoint.skeleton import build_skeleton
+from treeswarm_node.engine.loaded_stage import ModelInfo, find_device, node_room
 from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.families.kv_shapes import allowed_cuts, fit_to_cuts, kv_givers
-from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
+from treeswarm_node.model.footprint import read_footprint
+from treeswarm_node.model.memory_fit import count_blocks_that_fit
 from treeswarm_node.own_record import GUESSED_RATE
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,36 @@ log = logging.getLogger(__name__)
 # All nodes see a record within one poll of the DHT, three seconds; the rest is room for a slow one.
 SETTLE_S = 5.0
 CHOICES = 4
+
+
+@dataclass(frozen=True)
+class HostingLimits:
+    """Says which spans of a model this node can host."""
+
+    spans: SpanLimits
+    """Number of blocks that fit, or that the owner gave."""
+    cuts: Sequence[int]
+    """Where spans may begin and end; rises from 0 to the number of blocks."""
+
+    def fit(self, target: Span, swarm: PlacementTable | Sequence[Placed]) -> Span | None:
+        """Return what this node can host of blocks that the swarm would have it take, or None if that helps nothing."""
+        span = fit_move(target, self.spans, swarm, self.cuts[-1])
+        return span if span is not None and {span.start, span.end} <= {*self.cuts} else None
+
+
+def read_hosting_limits(config: NodeConfig, model: ModelInfo, skeleton: PreTrainedModel) -> HostingLimits:
+    """Return the limits of a node that holds no weights yet; `skeleton` is the model without weights.
+
+    Raises BadRequest if not one block fits.
+    """
+    settings = config.model
+    dtype = getattr(torch, settings.dtype)
+    layers, blocks = find_blocks(skeleton).layers, model.shape.blocks
+    cuts = allowed_cuts(kv_givers(layers), len(layers))
+    if settings.num_blocks is not None:
+        return HostingLimits(SpanLimits.same(min(settings.num_blocks, blocks), blocks), cuts)
+    footprint = read_footprint(skeleton, dtype, settings.quantization, find_device(config.device.name).type)
+    return HostingLimits(count_blocks_that_fit(node_room(config), footprint, blocks), cuts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +72,14 @@ class SpanChooser:
     """Returns the records of all other nodes."""
     numerics: NumericsClass
     """Class of this node: blocks of nodes of other classes serve it nothing."""
+    hosting: HostingLimits
+    """Spans that this node can host."""
 
     async def choose(self) -> Span:
         """Return the window of blocks that helps the swarm most, as long as fits here.  Raises BadRequest."""
-        blocks = self.model.shape.blocks
-        length = self.config.model.num_blocks
-        if length is None:
-            length = await asyncio.to_thread(self._count_fitting)
+        blocks, limits = self.model.shape.blocks, self.hosting.spans
         others = await self._others()
-        span = choose_span(others, blocks, min(length, blocks), self.node_id)
-        span = fit_to_cuts(span, await self._cuts(), length)
+        span = fit_to_cuts(choose_span(others, blocks, limits, self.node_id), self.hosting.cuts, limits)
         log.info("choosing blocks %s of %d among %d nodes", span, blocks, len(others))
         return span
 
@@ -67,8 +95,8 @@ class SpanChooser:
             await asyncio.sleep(SETTLE_S * random.uniform(1.0, 1.5))
             others = await self._others()
             mine = Placed(self.node_id, span, _typical_rate(others), "joining")
-            again = choose_again(mine, [*others, mine], self.model.shape.blocks)
-            if again == span or not {again.start, again.end} <= {*await self._cuts()}:
+            again = choose_again(mine, [*others, mine], self.model.shape.blocks, self.hosting.spans)
+            if again == span or not {again.start, again.end} <= {*self.hosting.cuts}:
                 return span
             span = again
             await announce(span)
@@ -77,32 +105,12 @@ class SpanChooser:
     async def plan_move(self, span: Span, rate: float, state: NodeState) -> Span | None:
         """Return the blocks to move to from `span`, or None if the swarm gains too little or would lack blocks."""
         mine = Placed(self.node_id, span, rate, PLACED[state])
-        target = plan_move(mine, [*await self._others(), mine], self.model.shape.blocks)
-        return target if target and {target.start, target.end} <= {*await self._cuts()} else None
-
-    async def _cuts(self) -> list[int]:
-        """Return where spans may begin and end."""
-        return await asyncio.to_thread(_read_cuts, self.model.folder)
+        others = await self._others()
+        target = plan_move(mine, [*others, mine], self.model.shape.blocks)
+        return target and self.hosting.fit(target, others)
 
     async def _others(self) -> list[Placed]:
         return placements(await self.read_records(), self.model.config_digest, self.numerics)
-
-    def _count_fitting(self) -> int:
-        settings, device = self.config.model, self.config.device
-        return count_blocks_that_fit(
-            device.memory or free_memory(find_device(device.name)),
-            read_footprint(self.model.folder, getattr(torch, settings.dtype), settings.quantization),
-            kv_tokens=device.kv_tokens,
-            forward_rows=self.config.limits.budget.rows,
-            store=offload_room(device.offload),
-            blocks=self.model.shape.blocks,
-        )
-
-
-@functools.lru_cache(maxsize=4)
-def _read_cuts(folder: Path) -> list[int]:
-    layers = find_blocks(build_skeleton(folder, torch.float32)).layers
-    return allowed_cuts(kv_givers(layers), len(layers))
 
 
 def _typical_rate(others: Sequence[Placed]) -> float:

@@ -295,21 +295,6 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
     raise ModelError(f"'{folder}' has no {SINGLE} and no {INDEX}: the download is not complete, download it again")
 
 
-def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Return the shape of every tensor of the checkpoint, by its name there, from the files' headers.
-
-    Raises ModelError.
-    """
-    if is_gguf_folder(folder):
-        return {name: list(tensor.shape) for name, tensor in gguf_files.read_table(folder).items()}
-    shapes = {}
-    for file in weight_files(folder):
-        for name, entry in read_header(folder / file).items():
-            if name != "__metadata__":
-                shapes[name] = list(entry["shape"])
-    return shapes
-
-
 def read_header(path: Path) -> dict[str, Any]:
     """Return a safetensors file's header: dtype, shape and offsets by tensor name.  Raises ModelError."""
     if not path.exists():

@@ -8,8 +8,10 @@ from treeswarm.protocol.messages import FaultCode, NumericsClass, Ping, Pong, Re
 from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm.tasks import TaskSet
+from treeswarm.topology.placement import fit_move
 from treeswarm.topology.placements import PLACED
-from treeswarm.topology.tables import Placed
+from treeswarm.topology.span_limits import SpanLimits
+from treeswarm.topology.tables import Placed, PlacementTable
 from treeswarm.transport.memory import MemoryListener, MemoryNetwork, MemoryTransport
 from treeswarm.transport.seam import Stream, StreamKind
 from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
@@ -55,6 +57,8 @@ class HealingNode:
     reports: int = 0
     load_s: float = LOAD_S
     numerics: NumericsClass = CLASS
+    limits: SpanLimits | None = None
+    """Number of blocks that fit, or None if any span does."""
     heard: dict[str, NodeRecord] = field(default_factory=dict)
     """Records that other nodes answered with."""
     monitor: LivenessMonitor = field(init=False)
@@ -68,7 +72,10 @@ class HealingNode:
             numerics=lambda: self.numerics,
             learn=self.learn,
         )
-        self.holes = HoleWatch(self.monitor, lambda: self.swarm.lag_s)
+        self.holes = HoleWatch(self.monitor, lambda: self.swarm.lag_s, self._fit)
+
+    def _fit(self, target: Span, swarm: PlacementTable) -> Span | None:
+        return target if self.limits is None else fit_move(target, self.limits, swarm, BLOCKS)
 
     @property
     def placed(self) -> Placed:
@@ -137,7 +144,11 @@ class HealingSwarm:
     """Addresses of nodes without the key of the swarm, which is open while there are none."""
 
     async def start(
-        self, *spans: tuple[int, int], may_move: bool = True, numerics: NumericsClass = CLASS
+        self,
+        *spans: tuple[int, int],
+        may_move: bool = True,
+        numerics: NumericsClass = CLASS,
+        limits: SpanLimits | None = None,
     ) -> list[HealingNode]:
         """Start nodes that have been online for a while."""
         started = []
@@ -151,7 +162,9 @@ class HealingSwarm:
 
             listener = await transport.listen("127.0.0.1:0", accept)
             transport.address = listener.address
-            node = HealingNode(self, FakeNode(), Span(*span), may_move, transport, listener, numerics=numerics)
+            node = HealingNode(
+                self, FakeNode(), Span(*span), may_move, transport, listener, numerics=numerics, limits=limits
+            )
             started.append(node)
         self.nodes += started
         for node in started:

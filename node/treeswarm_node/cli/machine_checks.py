@@ -22,7 +22,9 @@ from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.membership.identity_file import claim_identity
 from treeswarm_node.model.attention_selection import check_attention_choice, find_adapter_fault
 from treeswarm_node.model.check.device_check import NumericsCheck, check_numerics
-from treeswarm_node.model.memory_fit import count_blocks_that_fit, free_memory, offload_room, read_footprint
+from treeswarm_node.model.checkpoint.skeleton import build_skeleton
+from treeswarm_node.model.memory_fit import free_memory
+from treeswarm_node.span_choice import read_hosting_limits
 
 # A block of an 8B model in 16 bits takes 0.4 GiB, its embedding and LM head together 2.4: a node with less memory than
 # this is of use to small models only.
@@ -77,19 +79,14 @@ def check_memory(config: NodeConfig, device: torch.device, model: ModelInfo | No
     message = f"{format_bytes(free)} {'to use' if config.device.memory else 'free'} on {device.type}"
     if model is not None:
         try:
-            dtype = getattr(torch, config.model.dtype)
-            footprint = read_footprint(model.folder, dtype, config.model.quantization)
-        except SwarmError:
-            message += f"; how many blocks of {model.name} fit is known once its weights are downloaded"
-        else:
-            try:
-                fit = count_blocks_that_fit(
-                    free, footprint, kv_tokens=config.device.kv_tokens, forward_rows=config.limits.budget.rows,
-                    store=offload_room(config.device.offload), blocks=model.shape.blocks,
-                )  # fmt: skip
-            except SwarmError as error:
-                return Finding.of_error("memory", error)
-            return Finding.ok("memory", f"{message}: {fit} of the {model.shape.blocks} blocks of {model.name} fit")
+            skeleton = build_skeleton(model.folder, getattr(torch, config.model.dtype))
+            counting = replace(config, model=replace(config.model, num_blocks=None))
+            limits = read_hosting_limits(counting, model, skeleton).spans
+        except SwarmError as error:
+            return Finding.of_error("memory", error)
+        blocks = model.shape.blocks
+        fit = blocks if limits.whole else limits.longest
+        return Finding.ok("memory", f"{message}: {fit} of the {blocks} blocks of {model.name} fit")
     if free < LITTLE_MEMORY:
         next_step = (
             "close other programs that use it; or serve with less: --num-blocks 1, --quantization nf4, "

@@ -2,9 +2,8 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -17,8 +16,8 @@ from treeswarm.progress import Progress
 from treeswarm.protocol.spans import Span
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.dry_run.headers import HeadedModel, with_headers
-from treeswarm_node.dry_run.node_plan import NodePlan, NodeRoom, NumberFormat, plan_nodes
-from treeswarm_node.engine.loaded_stage import find_device
+from treeswarm_node.dry_run.node_plan import NodePlan, NumberFormat, plan_nodes
+from treeswarm_node.engine.loaded_stage import node_room
 from treeswarm_node.model.automatic import with_device, with_numerics
 from treeswarm_node.model.checkpoint.formats import PLAIN, weight_format
 from treeswarm_node.model.checkpoint.loader import hosted_parts, match_tensors
@@ -29,7 +28,8 @@ from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.families.kv_shapes import allowed_cuts, kv_givers, kv_shapes
 from treeswarm_node.model.families.reasons import explain_blocks
 from treeswarm_node.model.families.tested_types import TypeTest, find_type_test
-from treeswarm_node.model.memory_fit import free_memory, offload_room, read_footprint
+from treeswarm_node.model.footprint import layers_by_size, read_footprint
+from treeswarm_node.model.memory_fit import NodeRoom
 from treeswarm_node.model.quantization.quantized_linear import check_quantizable
 from treeswarm_node.model.quantization.weight_kinds import KINDS
 
@@ -127,10 +127,7 @@ def _measure(known: Appraisal, config: NodeConfig, headed: HeadedModel) -> Appra
     span = Span(0, shape.blocks)
     tensors = _find_tensors(headed, skeleton, span)
     storage = describe_storage(tensors.stored.values(), dtype, chosen.quantization)
-    device = config.device
-    store = offload_room(device.offload)
-    memory = device.memory or free_memory(find_device(device.name))
-    room = NodeRoom(memory, store, device.kv_tokens, config.limits.budget.rows)
+    device, room = config.device, node_room(config)
     sizes = Sizes(
         shape=shape,
         parameters=_count_parameters(skeleton, span),
@@ -138,7 +135,7 @@ def _measure(known: Appraisal, config: NodeConfig, headed: HeadedModel) -> Appra
         published=_published_size(headed, tensors) if headed.is_published else None,
         room=room,
         device="" if device.memory else device.name,
-        plans=[_plan(numbers, headed.folder, skeleton, room, device.name) for numbers in _formats(config, chosen)],
+        plans=[_plan(numbers, skeleton, room, device.name) for numbers in _formats(config, chosen)],
         chosen=chosen,
     )
     return replace(known, weights=storage or _describe_weights(known, headed, chosen), sizes=sizes)
@@ -202,20 +199,16 @@ def _formats(config: NodeConfig, chosen: NumberFormat) -> list[NumberFormat]:
     return formats if chosen in formats else [*formats, chosen]
 
 
-def _plan(numbers: NumberFormat, folder: Path, skeleton: PreTrainedModel, room: NodeRoom, device: str) -> NodePlan:
-    footprint = read_footprint(folder, getattr(torch, numbers.dtype), numbers.quantization, skeleton)
+def _plan(numbers: NumberFormat, skeleton: PreTrainedModel, room: NodeRoom, device: str) -> NodePlan:
+    place = torch.device(device)
+    footprint = read_footprint(skeleton, getattr(torch, numbers.dtype), numbers.quantization, place.type)
     layers = find_blocks(skeleton).layers
     refusal = None
     if numbers.quantization != "none":
-        refusal = KINDS[numbers.quantization].explain_unsupported(torch.device(device))
+        refusal = KINDS[numbers.quantization].explain_unsupported(place)
         try:
-            for layer in _layers_by_size(layers):
+            for layer in layers_by_size(layers):
                 check_quantizable(layer, numbers.quantization)
         except UnsupportedModel as error:
             refusal = str(error)
     return plan_nodes(numbers, footprint, room, allowed_cuts(kv_givers(layers), len(layers)), refusal)
-
-
-def _layers_by_size(layers: Iterable[torch.nn.Module]) -> Iterable[torch.nn.Module]:
-    """Return one layer of each number of parameters: layers of one number are alike."""
-    return {sum(p.numel() for p in layer.parameters()): layer for layer in layers}.values()

@@ -75,9 +75,14 @@ def _plan_as_dict(plan: NodePlan, sizes: Sizes) -> dict[str, Any]:
         "quantization": plan.format.quantization,
         "chosen": plan.format == sizes.chosen,
         "block_bytes": footprint.block,
-        "ends_bytes": footprint.ends,
+        "ends_bytes": footprint.ends.whole,
+        "head_bytes": footprint.ends.head,
+        "tail_bytes": footprint.ends.tail,
         "kv_bytes": footprint.kv_row,
         "blocks_per_node": plan.fit,
+        "blocks_at_head": plan.limits.head,
+        "blocks_at_tail": plan.limits.tail,
+        "peak_bytes": plan.peak,
         "refusal": plan.refusal,
         "nodes": len(plan.spans),
         "nodes_choosing": plan.nodes_choosing,
@@ -118,7 +123,7 @@ def _size_lines(sizes: Sizes) -> list[str]:
 
 
 def _table(sizes: Sizes) -> list[str]:
-    head = ("weights", "per block", "embedding, head", "KV per token, block", "blocks per node", "nodes")
+    head = ("weights", "per block", "embedding", "LM head", "KV per token, block", "blocks per node", "nodes")
     rows = [head, *(_row(plan, sizes) for plan in sizes.plans)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
     return [
@@ -132,11 +137,21 @@ def _row(plan: NodePlan, sizes: Sizes) -> tuple[str, ...]:
     return (
         f"{mark}{plan.format}",
         format_bytes(footprint.block),
-        format_bytes(footprint.ends),
+        format_bytes(footprint.ends.head),
+        format_bytes(footprint.ends.tail),
         format_bytes(footprint.kv_row),
-        str(plan.fit) if plan.fit else "none",
-        str(len(plan.spans)) if plan.fit else _short(plan.refusal or ""),
+        _blocks_per_node(plan),
+        str(len(plan.spans)) if plan.spans else _short(plan.refusal or ""),
     )
+
+
+def _blocks_per_node(plan: NodePlan) -> str:
+    limits = plan.limits
+    if not plan.fit:
+        return "none"
+    if limits.whole or limits.is_same:
+        return str(plan.fit)
+    return f"{limits.middle}, first {limits.head}, last {limits.tail}"
 
 
 def _short(refusal: str) -> str:
@@ -146,11 +161,14 @@ def _short(refusal: str) -> str:
 def _spans(plan: NodePlan) -> str:
     if not plan.fit:
         return f"It hosts nothing here: {plan.refusal}"
+    if not plan.spans:
+        return f"Such nodes alone do not hold the whole model: {plan.refusal}"
     if len(plan.spans) == 1:
-        return "One node holds the whole model."
+        return f"One node holds the whole model; it needs at most {format_bytes(plan.peak)}."
     named = ", ".join(str(span) for span in plan.spans[:LISTED_SPANS])
     more = f", … {plan.spans[-1]}" if len(plan.spans) > LISTED_SPANS else ""
-    text = f"{len(plan.spans)} nodes like this hold the whole model: {named}{more}."
+    text = f"{len(plan.spans)} nodes like this hold the whole model: {named}{more}.  "
+    text += f"Each needs at most {format_bytes(plan.peak)}."
     if plan.nodes_choosing > len(plan.spans):
         text += f"  Nodes that choose for themselves need up to {plan.nodes_choosing}; --blocks gives each its own."
     return text

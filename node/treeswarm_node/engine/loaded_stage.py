@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import logging
 import statistics
 import sys
 import threading
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from treeswarm.errors import BadRequest
 from treeswarm.identity import config_digest, weights_digest
 from treeswarm.model_files import HubOptions, ModelShape, read_config, read_shape, resolve_model
+from treeswarm.programs.units import format_bytes
 from treeswarm.progress import PROVING, Progress
 from treeswarm.protocol.messages import NumericsClass, Profile, Resumption
 from treeswarm.protocol.spans import Span
@@ -37,12 +40,17 @@ from treeswarm_node.model.check.kernel_check import check_kernels
 from treeswarm_node.model.check.weights import check_weights
 from treeswarm_node.model.checkpoint.formats import check_format
 from treeswarm_node.model.checkpoint.loader import load_span
+from treeswarm_node.model.checkpoint.skeleton import build_skeleton
+from treeswarm_node.model.footprint import read_footprint
 from treeswarm_node.model.loaded_span import ServedSpan
+from treeswarm_node.model.memory_fit import NodeRoom, free_memory, offload_room, peak_bytes
 from treeswarm_node.model.offload import Offload, open_offload
 from treeswarm_node.model.quantization.packed_products import pack_products
 from treeswarm_node.model.quantization.weight_kinds import check_kind
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.model.weight_layout import choose_layouts
+
+log = logging.getLogger(__name__)
 
 # Number of rows of a usual tree: the nodes of a swarm are compared by their rate on such trees.
 RATE_ROWS = 64
@@ -94,16 +102,20 @@ async def load_stage(
     span: Span,
     counters: Counters | None = None,
     progress: Progress | None = None,
+    skeleton: PreTrainedModel | None = None,
 ) -> AsyncIterator[LoadedStage]:
     """Load, check and measure a span, and run its engine; its memory is freed on exit.
 
-    The engine continues to count in `counters`; `progress` is called while the span loads.  Raises ModelError,
-    BadRequest.
+    The engine continues to count in `counters`; `progress` is called while the span loads.  `skeleton` is the model
+    without weights, if it has been built.  Raises ModelError, BadRequest.
     """
     with open_offload(find_device(config.device.name), config.device.offload) as offload:
         cancellable = _CancellableProgress(progress)
         try:
-            span_model, served, rate = await asyncio.to_thread(_load, config, model, span, offload, cancellable)
+            span_model, served, rate = await asyncio.to_thread(
+                _load, config, model, span, offload, cancellable, skeleton
+            )
+            del skeleton
             free_unused_memory()
         except asyncio.CancelledError:
             cancellable.cancelled.set()
@@ -169,18 +181,32 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def node_room(config: NodeConfig) -> NodeRoom:
+    """Return the memory that a node may use, and what it uses it for.  Raises BadRequest."""
+    device = config.device
+    memory = device.memory or free_memory(find_device(device.name))
+    return NodeRoom(memory, offload_room(device.offload), device.kv_tokens, config.limits.budget.rows)
+
+
 def _load(
-    config: NodeConfig, model: ModelInfo, span: Span, offload: Offload | None, progress: Progress | None
+    config: NodeConfig,
+    model: ModelInfo,
+    span: Span,
+    offload: Offload | None,
+    progress: Progress | None,
+    skeleton: PreTrainedModel | None,
 ) -> tuple[SpanModel, ServedSpan, float]:
     if config.device.threads:
         torch.set_num_threads(config.device.threads)
     device = find_device(config.device.name)
     check_kind(config.model.quantization, device)
     folder = resolve_model(model.name, weights=True, span=span, hub=model.hub, progress=progress)
-    loaded = load_span(
-        folder, span, getattr(torch, config.model.dtype), device, progress,
-        quantization=config.model.quantization, offload=offload,
-    )  # fmt: skip
+    dtype, kind = getattr(torch, config.model.dtype), config.model.quantization
+    skeleton = build_skeleton(folder, dtype) if skeleton is None else skeleton
+    footprint = read_footprint(skeleton, dtype, kind, device.type)
+    peak = peak_bytes(len(span), node_room(config), footprint, footprint.ends.of(span, model.shape.blocks))
+    log.info("blocks %s need at most %s on %s", span, format_bytes(peak), device.type)
+    loaded = load_span(folder, span, dtype, device, progress, quantization=kind, offload=offload, skeleton=skeleton)
     weights = weights_digest(folder, read_config(folder), progress)
     if progress is not None:
         progress(0, 0, PROVING)

@@ -49,6 +49,8 @@ class HoleWatch:
     monitor: LivenessMonitor
     lag_s: Callable[[], float]
     """Returns the seconds within which a record reaches all readers, as a rule."""
+    fit: Callable[[Span, PlacementTable], Span | None] = lambda target, _: target
+    """Returns what this node can host of blocks that it should take over, or None."""
     _holes: tuple[Span, ...] = ()
     _since: float = 0.0
     """Time of the loop's clock, in seconds, since which these blocks are known to be missing."""
@@ -159,7 +161,8 @@ class HoleWatch:
         self._tell([record for record in records if any(record.node in moves for moves in soon)], turn)
         around = [plan_healing(table, self.monitor.blocks, max(0, turn - 1)), *soon[:2]]
         self._rivals = tuple(node for moves in around for node in moves if node != self.monitor.node)
-        return soon[0].get(self.monitor.node)
+        target = soon[0].get(self.monitor.node)
+        return target and self.fit(target, table)
 
     def _tell_early(self, records: list[NodeRecord], placed: Placed | None) -> None:
         """Tell the nodes that would act if all suspects were dead: they can prove it in the meantime."""

@@ -1,6 +1,6 @@
 """Hold a span's modules as transformers builds them, and describe the span to clients."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.spans import Span
+from treeswarm_node.model.checkpoint.parts import LoadedPart
 from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.offload import Offload
 
@@ -21,6 +22,8 @@ class CheckpointWeights:
     """Returns lazy tensors by name in the checkpoint; each is read when it is indexed."""
     targets: Mapping[str, str]
     """Name in the model by name in the checkpoint; several tensors may be merged into one of the model."""
+    parts: Sequence[LoadedPart] = ()
+    """Parts in which the tensors were loaded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,17 +47,6 @@ class LoadedSpan:
     """Offloaded weights of the blocks, or None if the weights are in the modules."""
     weights: CheckpointWeights | None = None
     """The checkpoint's tensors, or None if the modules were not loaded from a checkpoint."""
-
-    def open_weights(self, is_wanted: Callable[[str], bool]) -> dict[str, Any]:
-        """Return lazy tensors by name in the checkpoint, as far as their names in the model are wanted."""
-        if self.weights is None:
-            return {}
-        targets = self.weights.targets
-        return {name: tensor for name, tensor in self.weights.open().items() if is_wanted(targets[name])}
-
-    def target_of(self, name: str) -> str:
-        """Return the model's name of a checkpoint's tensor."""
-        return name if self.weights is None else self.weights.targets[name]
 
     def load_block(self, block: int) -> None:
         """Make a block's weights available; must be called before the block runs and before its weights are read."""

@@ -1,35 +1,44 @@
-"""Compute how many decoder blocks fit into this machine's memory, from the checkpoint's tensor sizes."""
+"""Compute how many decoder blocks fit into this machine's memory, from the sizes of a model's parts."""
 
 import math
 import os
 import shutil
 import tempfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
-from treeswarm.errors import BadRequest, UnsupportedModel
-from treeswarm.model_files import block_of
+from treeswarm.errors import BadRequest
 from treeswarm.programs.units import format_bytes
-from treeswarm_node.model.checkpoint.skeleton import build_skeleton
-from treeswarm_node.model.checkpoint.storage import weight_shapes
-from treeswarm_node.model.families.blocks import find_blocks
-from treeswarm_node.model.families.extra_inputs import ExtraInputs
-from treeswarm_node.model.families.kv_shapes import kv_shapes
-from treeswarm_node.model.quantization.weight_kinds import KINDS
+from treeswarm.protocol.spans import Span
+from treeswarm.topology.span_limits import SpanLimits
 
 # Share of the free memory that is planned with.  The rest is for the allocator's waste and for what else the owner does
 # meanwhile.
 USABLE_SHARE = 0.85
-# Number of values per row that a forward holds in a decoder layer, as a multiple of the hidden size.  They are query,
-# key, value, gate, up and residual; the widest families seen need less than this.
-ACTIVATION_COPIES = 24
 # Number of blocks on the device when weights are offloaded: one computes while the next one is loaded.
 SLOTS = 2
+
+
+@dataclass(frozen=True)
+class EndWeights:
+    """Holds the number of bytes of weights besides the blocks, by the ends of the model that a span includes."""
+
+    middle: int = 0
+    """Bytes that every node holds: nothing in most families."""
+    head: int = 0
+    """Bytes with the first block: the embedding."""
+    tail: int = 0
+    """Bytes with the last block: final norm and LM head."""
+    whole: int = 0
+    """Bytes with both; tied embeddings may be one matrix."""
+
+    def of(self, span: Span, blocks: int) -> int:
+        """Return the bytes with a span of a model of `blocks` blocks."""
+        if len(span) == blocks:
+            return self.whole
+        return self.head if span.start == 0 else self.tail if span.end == blocks else self.middle
 
 
 @dataclass(frozen=True)
@@ -38,107 +47,83 @@ class Footprint:
 
     block: int
     """Bytes of the weights of the largest decoder block."""
-    ends: int
-    """Bytes of the weights that head and tail hold besides their blocks."""
+    ends: EndWeights
+    """Bytes of the weights that nodes hold besides their blocks."""
     kv_row: int
     """Bytes of one KV cache row in the block that keeps most."""
     forward_row: int
     """Bytes of activations per row of a forward."""
     loading: int = 0
-    """Bytes of one block before it is quantized, which must fit beside the blocks that are; 0 without quantization."""
+    """Bytes that loading needs beside the weights that are loaded already."""
+    checking: int = 0
+    """Bytes that preparing and checking the loaded blocks needs beside weights and KV cache."""
 
 
-def count_blocks_that_fit(
-    room: int, footprint: Footprint, *, kv_tokens: int, forward_rows: int, blocks: int, store: int | None = None
-) -> int:
-    """Return how many of `blocks` blocks fit into `room` bytes.
+@dataclass(frozen=True)
+class NodeRoom:
+    """Holds what a node has for its blocks, and what it computes with them."""
 
-    Each block has `kv_tokens` KV rows, and a forward at most `forward_rows` rows.  If weights are offloaded, `store` is
-    the number of bytes for them, and `room` holds the weights of only two blocks, however many are hosted.  Memory for
-    the ends is always included, because any node may become head or tail.  Raises BadRequest if not one block fits.
+    memory: int
+    """Number of bytes on the device."""
+    store: int | None
+    """Number of bytes for offloaded weights, or None if nothing is offloaded."""
+    kv_tokens: int
+    """Number of rows of the KV cache."""
+    forward_rows: int
+    """Most rows of a forward."""
+
+
+def count_blocks_that_fit(room: NodeRoom, footprint: Footprint, blocks: int) -> SpanLimits:
+    """Return how many of a model's `blocks` blocks fit at most, by the ends of the model that a span includes.
+
+    If weights are offloaded, the device holds the weights of only two blocks, however many are hosted.  Raises
+    BadRequest if not one block fits.
     """
-    available = room * USABLE_SHARE - footprint.ends - footprint.loading - footprint.forward_row * forward_rows
-    per_block = footprint.block + footprint.kv_row * kv_tokens
-    if store is None:
-        fit = min(blocks, math.floor(available / per_block))
-    else:
-        in_room = math.floor((available - SLOTS * footprint.block) / (footprint.kv_row * kv_tokens))
-        fit = min(blocks, in_room, math.floor(store * USABLE_SHARE / footprint.block))
-    if fit < 1:
-        if store is not None and store * USABLE_SHARE < footprint.block:
-            raise BadRequest(
-                f"not one block fits: {format_bytes(store)} are free to keep weights in, one block needs "
-                f"{format_bytes(footprint.block / USABLE_SHARE)}: free some, or choose a smaller --dtype"
-            )
-        weights = footprint.block * (1 if store is None else SLOTS)
-        needed = weights + footprint.kv_row * kv_tokens + footprint.ends + footprint.forward_row * forward_rows
-        needed += footprint.loading
-        raise BadRequest(
-            f"not one block fits: {format_bytes(room)} are free, one block with {kv_tokens} KV rows needs "
-            f"{format_bytes(needed / USABLE_SHARE)}: lower --kv-tokens, choose a smaller --dtype or another --device"
-        )
-    return fit
-
-
-def read_footprint(
-    folder: Path, dtype: torch.dtype, quantization: str = "none", skeleton: PreTrainedModel | None = None
-) -> Footprint:
-    """Return the footprint of a model, read from its checkpoint's headers and its modules without weights.
-
-    `skeleton` is the model without weights, in any dtype, if it has been built.  Raises ModelError, and
-    UnsupportedModel.
-    """
-    skeleton = build_skeleton(folder, dtype) if skeleton is None else skeleton
-    width = dtype.itemsize
-    by_block: Counter[int] = Counter()
-    unquantized: Counter[int] = Counter()
-    ends, embeddings = 0, 0
-    embedding_shape = tuple(skeleton.get_output_embeddings().weight.shape)
-    for name, shape in weight_shapes(folder).items():
-        size = math.prod(shape) * width
-        block = block_of(name)
-        if block is not None:
-            unquantized[block] += size
-            by_block[block] += _quantized_size(shape, size, quantization)
-        else:
-            ends += size
-            embeddings += tuple(shape) == embedding_shape
-    blocks = find_blocks(skeleton)
-    kv_numbers = [_kv_numbers(layer, skeleton.config) for layer in blocks.layers]
-    return Footprint(
-        block=max(by_block.values(), default=0),
-        ends=ends + _head_bytes(embedding_shape, embeddings, width),
-        kv_row=max(kv_numbers) * width,
-        forward_row=ACTIVATION_COPIES * int(skeleton.config.hidden_size) * ExtraInputs(skeleton, blocks).streams * 4,
-        loading=0 if quantization == "none" else max(unquantized.values(), default=0),
+    ends = footprint.ends
+    middle, head, tail = (_count(room, footprint, of_span) for of_span in (ends.middle, ends.head, ends.tail))
+    most = blocks - 1
+    limits = SpanLimits(
+        min(middle, most), min(head, most), min(tail, most), whole=_count(room, footprint, ends.whole) >= blocks
     )
+    if not (limits.longest or limits.whole):
+        raise BadRequest(_explain_no_room(room, footprint))
+    return limits
 
 
-def _kv_numbers(layer: torch.nn.Module, config: Any) -> int:
-    """Return how many numbers a block keeps per token: by its attentions, or keys and values of the hidden size."""
-    try:
-        return sum(shape.numbers for shape in kv_shapes([layer]).values())
-    except UnsupportedModel:  # Other names: what blocks keep is seen when they are loaded.
-        return 2 * int(config.hidden_size)
+def peak_bytes(blocks: int, room: NodeRoom, footprint: Footprint, ends: int) -> int:
+    """Return the most bytes that a node needs on its device, for a span with `ends` bytes besides its blocks."""
+    held = blocks if room.store is None else min(blocks, SLOTS)
+    cache = footprint.kv_row * room.kv_tokens * blocks
+    computing = max(footprint.checking, footprint.forward_row * room.forward_rows)
+    return footprint.block * held + ends + max(footprint.loading, cache + computing)
 
 
-def _head_bytes(shape: tuple[int, ...], stored: int, width: int) -> int:
-    """Return what the LM head needs besides the `stored` matrices of the embedding's shape in the checkpoint.
+def _count(room: NodeRoom, footprint: Footprint, ends: int) -> int:
+    """Return how many blocks fit beside `ends` bytes of other weights."""
+    available = room.memory * USABLE_SHARE - ends
+    computing = available - max(footprint.checking, footprint.forward_row * room.forward_rows)
+    cache = footprint.kv_row * room.kv_tokens
+    if room.store is None:
+        loaded = math.floor((available - footprint.loading) / footprint.block)
+        return max(0, min(loaded, math.floor(computing / (footprint.block + cache))))
+    if available - footprint.loading < SLOTS * footprint.block:
+        return 0
+    in_room = math.floor((computing - SLOTS * footprint.block) / cache)
+    return max(0, min(in_room, math.floor(room.store * USABLE_SHARE / footprint.block)))
 
-    It computes in float32: in 16 bits it is a copy in place of its own matrix, or beside the embedding it is tied to.
-    """
-    size = math.prod(shape)
-    return 0 if width == torch.float32.itemsize else size * torch.float32.itemsize - max(0, stored - 1) * size * width
 
-
-def _quantized_size(shape: tuple[int, ...], size: int, quantization: str) -> int:
-    """Return the bytes of a block's tensor that has `size` bytes unquantized.
-
-    Matrices are quantized, and so are those of experts, [experts, out, in].
-    """
-    if quantization == "none" or len(shape) not in (2, 3) or not KINDS[quantization].fits(torch.Size(shape[-2:])):
-        return size
-    return math.prod(shape[:-2]) * KINDS[quantization].count_bytes(shape[-2], shape[-1])
+def _explain_no_room(room: NodeRoom, footprint: Footprint) -> str:
+    if room.store is not None and room.store * USABLE_SHARE < footprint.block:
+        return (
+            f"not one block fits: {format_bytes(room.store)} are free to keep weights in, one block needs "
+            f"{format_bytes(footprint.block / USABLE_SHARE)}: free some, or choose a smaller --dtype"
+        )
+    blocks = 1 if room.store is None else SLOTS
+    needed = peak_bytes(blocks, room, footprint, min(footprint.ends.middle, footprint.ends.head, footprint.ends.tail))
+    return (
+        f"not one block fits: {format_bytes(room.memory)} are free, one block with {room.kv_tokens} KV rows needs "
+        f"{format_bytes(needed / USABLE_SHARE)}: lower --kv-tokens, choose a smaller --dtype or another --device"
+    )
 
 
 def offload_room(offload: str) -> int | None:

@@ -16,8 +16,7 @@ from treeswarm_node.attention.latent import unexpanded
 from treeswarm_node.attention.metadata import Segment, make_batch
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.kv_cache.layer_state import KVShape
-from treeswarm_node.model.families.blocks import find_blocks
-from treeswarm_node.model.families.extra_inputs import ExtraInputs
+from treeswarm_node.model.families.extra_inputs import embeds
 from treeswarm_node.model.families.frame import Frame, RunLayer, set_implementation
 from treeswarm_node.model.families.kv_shapes import check_cuts, kv_givers, latent_attentions
 from treeswarm_node.model.families.mask_tables import without_tables
@@ -152,9 +151,7 @@ class SpanModel:
 
     def _embeds(self) -> bool:
         """Return whether the span needs the embedding."""
-        skeleton = self.loaded.skeleton
-        inputs = ExtraInputs(skeleton, find_blocks(skeleton)).modules
-        return self.loaded.span.start == 0 or skeleton.get_input_embeddings() in inputs
+        return embeds(self.loaded.skeleton, self.loaded.span)
 
     def _make_store(self, shapes: dict[int, KVShape]) -> KVStore:
         kept = {index: shape for index, shape in shapes.items() if index not in self.kv_givers}

@@ -12,6 +12,7 @@ import numpy as np
 
 from treeswarm.protocol.spans import Span
 from treeswarm.topology.rebalancing import plan_moves
+from treeswarm.topology.span_limits import SpanLimits
 from treeswarm.topology.tables import DRAINING, JOINING, ONLINE, Floats, Placed, PlacementTable
 
 # At most this many choices of other joining nodes are computed, of 75 µs each; more nodes than that choose in groups of
@@ -27,19 +28,21 @@ def best_possible(rates: Floats | Sequence[float], blocks: int) -> float:
     return float(np.sum(rates)) / blocks
 
 
-def choose_span(swarm: PlacementTable | Sequence[Placed], blocks: int, length: int, node: str) -> Span:
-    """Return the window of `length` blocks in which `node` (an id) helps the weakest block most.
+def choose_span(swarm: PlacementTable | Sequence[Placed], blocks: int, length: int | SpanLimits, node: str) -> Span:
+    """Return the window of `length` blocks, or of as many as fit there, in which `node` (an id) helps most.
 
     `choose_again` decides when others chose at the same time.
     """
-    return _weakest_window(PlacementTable.of(swarm).throughput(blocks), min(length, blocks), node)
+    return _best_window(PlacementTable.of(swarm).throughput(blocks), length, node)
 
 
-def choose_again(placed: Placed, swarm: PlacementTable | Sequence[Placed], blocks: int) -> Span:
+def choose_again(
+    placed: Placed, swarm: PlacementTable | Sequence[Placed], blocks: int, limits: SpanLimits | None = None
+) -> Span:
     """Return the window of `placed`, a joining node, once other nodes have announced that they join over its blocks.
 
     They choose in turn, the lowest id first.  The node computes the choices of those before it; those after it do not
-    count, because they will compute its choice.
+    count, because they will compute its choice.  Without `limits`, the window is as long wherever it is.
     """
     table = PlacementTable.of(swarm)
     others = table.select(table.nodes != placed.node)
@@ -51,7 +54,24 @@ def choose_again(placed: Placed, swarm: PlacementTable | Sequence[Placed], block
     in_turn = np.array_split(np.argsort(before.nodes), min(len(before.nodes), TURNS))
     lengths = [int(before.end[turn[0]] - before.start[turn[0]]) for turn in in_turn]
     throughput = _after_choices(throughput, lengths, [float(before.rate[turn].sum()) for turn in in_turn])
-    return _weakest_window(throughput, len(placed.span), placed.node)
+    return _best_window(throughput, limits or len(placed.span), placed.node)
+
+
+def fit_move(target: Span, limits: SpanLimits, swarm: PlacementTable | Sequence[Placed], blocks: int) -> Span | None:
+    """Return the blocks to take of a move to `target` that others planned, or None if it would gain nothing.
+
+    Others do not know where a node can host fewer blocks.  A node takes the part of the target that fits and helps
+    the weakest blocks most; if the target has blocks that no node serves, it takes some of those.
+    """
+    if limits.allow(target, blocks):
+        return target
+    throughput = PlacementTable.of(swarm).throughput(blocks)
+    candidates = list(limits.longest_spans(target, blocks))
+    if not candidates:
+        return None
+    chosen = min(candidates, key=lambda span: _by_weakest(throughput, span, len(target)))
+    fills = throughput[chosen.start : chosen.end].min() <= 0
+    return chosen if fills or throughput[target.start : target.end].min() > 0 else None
 
 
 def plan_move(placed: Placed, swarm: PlacementTable | Sequence[Placed], blocks: int) -> Span | None:
@@ -89,6 +109,44 @@ def _after_choices(throughput: Floats, lengths: Sequence[int], rates: Sequence[f
         window = _weakest_window(throughput, length, "")
         throughput[window.start : window.end] += rate / length
     return throughput
+
+
+def _best_window(throughput: Floats, length: int | SpanLimits, node: str) -> Span:
+    """Return the window that helps most, of one length or within limits.
+
+    A node that can host an end of the model which no node serves takes it first: other nodes may not be able to.  Else
+    the window is chosen whose throughputs, sorted, are the lowest; among equal ones the longest, then those that tile
+    the model from its ends.
+    """
+    blocks = len(throughput)
+    if isinstance(length, int):
+        return _weakest_window(throughput, min(length, blocks), node)
+    if length.whole:
+        return Span(0, blocks)
+    if length.is_same:
+        return _weakest_window(throughput, min(length.middle, blocks - 1), node)
+    windows = list(length.longest_spans(Span(0, blocks), blocks))
+    ends = [w for w in windows if (w.start == 0 and throughput[0] <= 0) or (w.end == blocks and throughput[-1] <= 0)]
+    ranked = [(_by_weakest(throughput, window, length.longest), window) for window in ends or windows]
+    least = min(rank for rank, _ in ranked)
+    tied = [window for rank, window in ranked if rank == least]
+    tiling = [window for window in tied if _tiles(window, length, blocks)]
+    return min(tiling or tied, key=lambda window: _digest(f"{node} {window.start}"))
+
+
+def _by_weakest(throughput: Floats, window: Span, length: int) -> tuple[float, ...]:
+    """Return a window's throughputs from the lowest on, filled up to `length` so that longer ones come first."""
+    # Sums of floats in another order differ in the last digits.
+    sizes = np.sort(throughput[window.start : window.end]).round(9 - int(np.log10(throughput.max() + 1)))
+    return (*sizes.tolist(), *[float("inf")] * (length - len(window)))
+
+
+def _tiles(window: Span, limits: SpanLimits, blocks: int) -> bool:
+    """Return whether a window lies whole windows away from a window at an end of the model."""
+    if window.start == 0 or window.end == blocks:
+        return True
+    middle = max(1, limits.middle)
+    return (window.start - limits.head) % middle == 0 or (blocks - limits.tail - window.end) % middle == 0
 
 
 def _weakest_window(throughput: Floats, length: int, node: str) -> Span:

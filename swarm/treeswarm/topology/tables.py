@@ -116,7 +116,7 @@ class PlacementTable(NodeTable):
 def _sum_per_block(start: Ints, end: Ints, value: Floats, blocks: int) -> Floats:
     """Return for each block the sum of `value` over the spans that contain it, float64 [blocks]."""
     steps = np.bincount(start, value, blocks + 1)[: blocks + 1] - np.bincount(end, value, blocks + 1)[: blocks + 1]
-    summed: Floats = steps.cumsum()[:blocks]
+    summed: Floats = steps.cumsum()[:blocks].astype(np.float64)  # without any span numpy counts in integers
     # Adding a value and subtracting it again leaves rounding behind, and an empty block must read as empty.
     summed[np.abs(summed) < 1e-9 * max(1.0, float(value.sum()))] = 0.0
     return summed

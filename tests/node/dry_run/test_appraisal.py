@@ -17,7 +17,6 @@ from tests.support.quantized_checkpoints import FORMATS, write_checkpoint
 from treeswarm.errors import ModelError, SwarmError
 from treeswarm.model_files import read_header
 from treeswarm.programs.devices import Machine
-from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.spans import Span
 from treeswarm_node.config import DeviceConfig, ModelConfig, NodeConfig
 from treeswarm_node.dry_run.appraisal import Appraisal, Sizes, appraise
@@ -27,7 +26,8 @@ from treeswarm_node.dry_run.report import as_dict, as_text
 from treeswarm_node.engine.loaded_stage import ModelInfo
 from treeswarm_node.model.checkpoint import lazy_weights
 from treeswarm_node.model.checkpoint.loader import load_span
-from treeswarm_node.span_choice import SpanChooser
+from treeswarm_node.model.checkpoint.skeleton import build_skeleton
+from treeswarm_node.span_choice import read_hosting_limits
 
 # The public numbers of GLM-4.6, and the format of its FP8 checkpoint.
 GLM = {
@@ -79,14 +79,21 @@ def test_config_alone_gives_the_sizes_of_a_large_model(tmp_path: Path) -> None:
     mixture = 161 * expert + attention + router + norms
     dense = 3 * 5120 * 12288 + attention + norms
     assert sizes.parameters == 89 * (mixture - 160) + 3 * dense + 2 * 151552 * 5120 + 5120  # the router's bias is none
-    assert plan_of(sizes, "bfloat16").footprint.block == 2 * mixture
+    assert plan_of(sizes, "bfloat16").footprint.block == 2 * (mixture - 160)
     assert plan_of(sizes, "bfloat16").footprint.kv_row == 2 * 8 * 128 * 2
     assert appraisal.source == FROM_CONFIG
     assert appraisal.test.result == "exact"
     assert "float-quantized" in appraisal.weights
     assert "expanded to bfloat16" in appraisal.weights
-    # A block is held in 16 bits before it is quantized, so 8 bits make no room for a third one.
-    assert [len(plan_of(sizes, "bfloat16", kind).spans) for kind in ("none", "int8")] == [46, 46]
+    # Two, five and nine blocks per node, and in few bits one less beside embedding or LM head.
+    plans = [plan_of(sizes, "bfloat16", kind) for kind in ("none", "int8", "nf4")]
+    assert [(plan.limits.middle, plan.limits.head, plan.limits.tail) for plan in plans] == [
+        (2, 2, 2),
+        (5, 4, 4),
+        (9, 8, 8),
+    ]
+    assert [len(plan.spans) for plan in plans] == [46, 19, 11]
+    assert all(plan.peak < 0.85 * MEMORY for plan in plans)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
@@ -107,14 +114,10 @@ def test_config_alone_says_what_the_weights_say(family: str, tmp_path: Path) -> 
 def test_a_node_counts_the_blocks_that_the_dry_run_counts(dtype: str, kind: str, tmp_path: Path) -> None:
     tiny_model("qwen3").save_pretrained(tmp_path)
     config = config_for(tmp_path, memory=36 << 20, dtype=dtype, kind=kind)
-
-    async def no_records() -> list[Any]:
-        return []
-
-    chooser = SpanChooser(config, ModelInfo.find(str(tmp_path)), "me", no_records, NumericsClass("", dtype, kind))
     plan = sizes_of(appraise(config, Machine())).chosen_plan
     assert plan.format == NumberFormat(dtype, kind)
-    assert plan.fit == chooser._count_fitting()
+    skeleton = build_skeleton(tmp_path, getattr(torch, dtype))
+    assert plan.limits == read_hosting_limits(config, ModelInfo.find(str(tmp_path)), skeleton).spans
 
 
 def without_tensor(folder: Path) -> None:

@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from tests.support.healing_swarm import LAG_S, HealingSwarm
+from tests.support.healing_swarm import BLOCKS, LAG_S, LOAD_S, HealingSwarm
 
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.spans import Span
 from treeswarm.topology.healing import JOINING_TRUST_S
+from treeswarm.topology.span_limits import SpanLimits
 from treeswarm.transport.lost_report import report_lost
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_node.membership.hole_watch import TOLD_EACH
@@ -41,6 +42,38 @@ def test_a_spare_takes_over_from_a_killed_only_holder(spares: int) -> None:
         assert sum(node.moves for node in others) == 1, "no other spare jumps after the first"
         assert sum(node.claims for node in others) == 1
         assert swarm.covered(holder)
+
+    in_swarm(scenario)
+
+
+def test_a_hole_at_the_head_is_filled_by_as_many_blocks_as_fit_there() -> None:
+    limits = SpanLimits(4, 2, 4, whole=False)
+
+    async def scenario(swarm: HealingSwarm) -> None:
+        holder, *others = await swarm.start((0, 4), *[(4, 8)] * 4, limits=limits)
+        await asyncio.sleep(30)
+        await holder.kill()
+        assert await swarm.heal_s(holder) < 2 * MOST_S + LOAD_S
+        await asyncio.sleep(120)
+        assert swarm.covered(holder)
+        assert all(limits.allow(node.span, BLOCKS) for node in others)
+        assert Span(0, 2) in [node.span for node in others]
+
+    in_swarm(scenario)
+
+
+def test_a_node_that_cannot_hold_the_head_leaves_it_to_others() -> None:
+    async def scenario(swarm: HealingSwarm) -> None:
+        (holder,) = await swarm.start((0, 4))
+        small = await swarm.start(*[(4, 8)] * 3, limits=SpanLimits(4, 0, 4, whole=False))
+        (able,) = await swarm.start((4, 8))
+        await asyncio.sleep(30)
+        await holder.kill()
+        await swarm.heal_s(holder)
+        await asyncio.sleep(120)
+        assert swarm.covered(holder)
+        assert able.span.start == 0
+        assert all(node.span.start > 0 for node in small)
 
     in_swarm(scenario)
 

@@ -22,7 +22,6 @@ from treeswarm.model_files import read_config
 from treeswarm.protocol.spans import Span
 from treeswarm_node.model.check.weights import check_weights
 from treeswarm_node.model.checkpoint.loader import load_span
-from treeswarm_node.model.memory_fit import read_footprint
 from treeswarm_node.model.offload import open_offload
 from treeswarm_node.model.span_model import SpanModel
 
@@ -134,11 +133,6 @@ def test_numbers_of_eight_bits_without_any_settings_are_refused(tmp_path: Path) 
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(ModelError, match=r"up_proj\.weight is stored as F8_E4M3 .* without its scale"):
         load_span(tmp_path, Span(0, 4), torch.float32, CPU)
-
-
-def test_memory_is_planned_for_expanded_weights(tmp_path: Path) -> None:
-    folder, plain = save_in(FORMATS["gptq"], "qwen3-moe", tmp_path)
-    assert read_footprint(folder, torch.bfloat16) == read_footprint(plain, torch.bfloat16)
 
 
 def test_what_loading_does_and_costs_is_said_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

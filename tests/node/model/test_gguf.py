@@ -19,7 +19,8 @@ from treeswarm.protocol.spans import Span
 from treeswarm_client.prompt_encoder import load_prompt_encoder
 from treeswarm_node.model.check.family_check import check_family
 from treeswarm_node.model.checkpoint.loader import load_span
-from treeswarm_node.model.memory_fit import read_footprint
+from treeswarm_node.model.checkpoint.skeleton import build_skeleton
+from treeswarm_node.model.footprint import read_footprint
 from treeswarm_node.model.span_model import SpanModel
 
 CPU = torch.device("cpu")
@@ -125,7 +126,7 @@ def test_nothing_is_expanded_on_disk(tmp_path: Path) -> None:
     assert (folder / gguf_files.WEIGHTS).resolve() == file.resolve()
     small = [path for path in folder.iterdir() if not path.is_symlink()]
     assert sum(path.stat().st_size for path in small) < file.stat().st_size / 10
-    footprint = read_footprint(folder, torch.float32)
+    footprint = read_footprint(build_skeleton(folder, torch.float32), torch.float32, "none", "cpu")
     assert footprint.block == 4 * (4 * 256 * 256 + 2 * 128 * 256 + 256 * 256 + 2 * 256)
 
 

@@ -11,13 +11,17 @@ from tests.node.model.test_families import TOLERANCE, worst_difference
 
 from treeswarm.errors import BadRequest
 from treeswarm.protocol.spans import Span
+from treeswarm.topology.span_limits import SpanLimits
 from treeswarm_node.attention.base import Attention
+from treeswarm_node.config import ModelConfig, NodeConfig
+from treeswarm_node.engine.loaded_stage import ModelInfo
 from treeswarm_node.model.check.family_check import check_family
+from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.families.kv_shapes import fit_to_cuts, kv_shapes
 from treeswarm_node.model.loaded_span import LoadedSpan
 from treeswarm_node.model.quantization.quantized_linear import quantize
 from treeswarm_node.model.span_model import SpanModel
-from treeswarm_node.span_choice import _read_cuts
+from treeswarm_node.span_choice import read_hosting_limits
 
 SMALL: dict[str, Any] = {
     "vocab_size": 199,
@@ -107,14 +111,16 @@ def test_kv_shapes_of_quantized_layers_are_those_of_plain_ones(name: str) -> Non
     [((0, 2), 2, (0, 2)), ((0, 5), 5, (0, 2)), ((1, 6), 5, (1, 6)), ((2, 5), 4, (2, 6)), ((3, 4), 6, (2, 6))],
 )
 def test_chosen_span_is_fitted_to_allowed_cuts(chosen: tuple[int, int], length: int, fitted: tuple[int, int]) -> None:
-    assert fit_to_cuts(Span(*chosen), [0, 1, 2, 6], length) == Span(*fitted)
+    assert fit_to_cuts(Span(*chosen), [0, 1, 2, 6], SpanLimits.same(length, 6)) == Span(*fitted)
 
 
 def test_blocks_that_cannot_be_divided_must_fit_together() -> None:
     with pytest.raises(BadRequest, match=r"blocks 2:6 share keys and values.*only 3 blocks"):
-        fit_to_cuts(Span(2, 5), [0, 1, 2, 6], 3)
+        fit_to_cuts(Span(2, 5), [0, 1, 2, 6], SpanLimits.same(3, 6))
 
 
 def test_cuts_are_read_from_the_config(tmp_path: Path) -> None:
     random_model("gemma4_unified_text", **SMALL, **SHARED).config.save_pretrained(tmp_path)
-    assert _read_cuts(tmp_path) == [0, 1, 2, 6]
+    config = NodeConfig(ModelConfig(str(tmp_path), num_blocks=2, dtype="float32", quantization="none"))
+    skeleton = build_skeleton(tmp_path, torch.float32)
+    assert read_hosting_limits(config, ModelInfo.find(str(tmp_path)), skeleton).cuts == [0, 1, 2, 6]

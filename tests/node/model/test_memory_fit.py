@@ -7,59 +7,96 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.node.conftest import FAMILIES, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from treeswarm.errors import BadRequest
 from treeswarm.model_files import resolve_model
 from treeswarm.protocol.spans import Span
+from treeswarm.topology.span_limits import SpanLimits
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.model.checkpoint.loader import load_span
-from treeswarm_node.model.memory_fit import USABLE_SHARE, Footprint, count_blocks_that_fit, free_memory, read_footprint
+from treeswarm_node.model.checkpoint.skeleton import build_skeleton
+from treeswarm_node.model.families import lm_head
+from treeswarm_node.model.footprint import read_footprint
+from treeswarm_node.model.memory_fit import (
+    USABLE_SHARE,
+    EndWeights,
+    Footprint,
+    NodeRoom,
+    count_blocks_that_fit,
+    free_memory,
+    peak_bytes,
+)
 from treeswarm_node.model.span_model import SpanModel
 
-sizes = st.integers(1, 10**10)
-footprints = st.builds(Footprint, sizes, st.integers(0, 10**10), st.integers(1, 10**6), st.integers(1, 10**6))
+sizes = st.integers(0, 10**10)
+footprints = st.builds(
+    Footprint,
+    st.integers(1, 10**10),
+    st.builds(EndWeights, sizes, sizes, sizes, sizes),
+    st.integers(1, 10**6),
+    st.integers(1, 10**6),
+    sizes,
+    sizes,
+)
+rooms = st.builds(NodeRoom, st.integers(0, 10**13), st.none(), st.integers(1, 10**5), st.integers(1, 4096))
 
 
-def needed_bytes(count: int, footprint: Footprint, kv_tokens: int, forward_rows: int) -> int:
-    """Return the bytes that `count` blocks need."""
-    blocks = count * (footprint.block + footprint.kv_row * kv_tokens)
-    return blocks + footprint.ends + footprint.forward_row * forward_rows
+def needed_bytes(count: int, footprint: Footprint, ends: int, room: NodeRoom) -> int:
+    """Return the most bytes that `count` blocks need: while they are loaded, checked or computed with."""
+    weights, cache = count * footprint.block + ends, count * footprint.kv_row * room.kv_tokens
+    return max(
+        weights + footprint.loading,
+        weights + cache + footprint.checking,
+        weights + cache + footprint.forward_row * room.forward_rows,
+    )
 
 
-@given(st.integers(0, 10**13), footprints, st.integers(1, 10**5), st.integers(1, 4096), st.integers(1, 200))
-def test_fitting_blocks_fit_and_one_more_would_not(
-    room: int, footprint: Footprint, kv_tokens: int, forward_rows: int, blocks: int
-) -> None:
-    usable = room * USABLE_SHARE
-    slack = 1e-6 * room + 1  # rounding of floats
+@given(rooms, footprints, st.integers(2, 200))
+def test_fitting_blocks_fit_and_one_more_would_not(room: NodeRoom, footprint: Footprint, blocks: int) -> None:
+    usable = room.memory * USABLE_SHARE
+    slack = 1e-6 * room.memory + 1  # rounding of floats
+    ends = footprint.ends
     try:
-        fit = count_blocks_that_fit(room, footprint, kv_tokens=kv_tokens, forward_rows=forward_rows, blocks=blocks)
+        limits = count_blocks_that_fit(room, footprint, blocks)
     except BadRequest as error:
         assert "--kv-tokens" in str(error)
-        assert needed_bytes(1, footprint, kv_tokens, forward_rows) > usable - slack
+        least = min(needed_bytes(1, footprint, of, room) for of in (ends.middle, ends.head, ends.tail))
+        assert least > usable - slack
         return
-    assert 1 <= fit <= blocks
-    assert needed_bytes(fit, footprint, kv_tokens, forward_rows) <= usable + slack
-    assert fit == blocks or needed_bytes(fit + 1, footprint, kv_tokens, forward_rows) > usable - slack
+    for fit, of in ((limits.middle, ends.middle), (limits.head, ends.head), (limits.tail, ends.tail)):
+        assert 0 <= fit < blocks
+        assert fit == 0 or needed_bytes(fit, footprint, of, room) <= usable + slack
+        assert fit == blocks - 1 or needed_bytes(fit + 1, footprint, of, room) > usable - slack
+    whole = needed_bytes(blocks, footprint, ends.whole, room)
+    assert whole <= usable + slack if limits.whole else whole > usable - slack
+
+
+@given(rooms, footprints, st.integers(1, 99))
+def test_the_peak_that_is_said_is_what_is_needed(room: NodeRoom, footprint: Footprint, blocks: int) -> None:
+    for ends in (footprint.ends.middle, footprint.ends.tail):
+        assert peak_bytes(blocks, room, footprint, ends) == needed_bytes(blocks, footprint, ends, room)
 
 
 def test_missing_memory_is_named_in_units_of_its_size() -> None:
-    footprint = Footprint(block=3 << 20, ends=1 << 20, kv_row=1 << 10, forward_row=0)
+    footprint = Footprint(block=3 << 20, ends=EndWeights(1 << 20, 2 << 20, 1 << 20), kv_row=1 << 10, forward_row=0)
     with pytest.raises(BadRequest, match=r"512 KiB are free, one block with 1024 KV rows needs 5\.\d\d MiB: lower"):
-        count_blocks_that_fit(512 << 10, footprint, kv_tokens=1024, forward_rows=1, blocks=8)
+        count_blocks_that_fit(NodeRoom(512 << 10, None, 1024, 1), footprint, 8)
     with pytest.raises(BadRequest, match=r"1\.00 MiB are free to keep weights in, one block needs 3\.\d\d MiB: free"):
-        count_blocks_that_fit(1 << 30, footprint, kv_tokens=1024, forward_rows=1, blocks=8, store=1 << 20)
+        count_blocks_that_fit(NodeRoom(1 << 30, 1 << 20, 1024, 1), footprint, 8)
 
 
 @given(st.integers(0, 10**12), st.integers(0, 10**12), footprints)
 def test_more_memory_never_means_fewer_blocks(first: int, second: int, footprint: Footprint) -> None:
-    def fit(room: int) -> int:
+    def fit(memory: int) -> SpanLimits:
         try:
-            return count_blocks_that_fit(room, footprint, kv_tokens=1000, forward_rows=100, blocks=80)
+            return count_blocks_that_fit(NodeRoom(memory, None, 1000, 100), footprint, 80)
         except BadRequest:
-            return 0
+            return SpanLimits(0, 0, 0, whole=False)
 
-    assert fit(min(first, second)) <= fit(max(first, second))
+    less, more = fit(min(first, second)), fit(max(first, second))
+    assert less.at_most(more.middle).middle == less.middle
+    assert (less.head, less.tail, less.whole) <= (max(less.head, more.head), max(less.tail, more.tail), more.whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,31 +104,62 @@ def test_footprint_of_the_demo_model_matches_its_tensors(dtype: torch.dtype) -> 
     check_footprint(resolve_model("demo"), dtype, blocks=8)
 
 
+@pytest.mark.parametrize("copied", [1 << 30, 0], ids=["head copied", "head in 16 bits"])
 @pytest.mark.parametrize("family", ["llama", "mixtral", "phi3", "gemma2"])
-def test_footprint_of_a_family_matches_its_tensors(family: str, tmp_path: Path) -> None:
+def test_footprint_of_a_family_matches_its_tensors(
+    family: str, copied: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert family in FAMILIES
+    monkeypatch.setattr(lm_head, "MAX_COPY_BYTES", copied)
     tiny_model(family).save_pretrained(tmp_path)
-    check_footprint(tmp_path, torch.float32, blocks=4)
+    check_footprint(tmp_path, torch.float32 if copied else torch.bfloat16, blocks=4)
+
+
+def test_a_model_whose_blocks_need_embeddings_holds_them_everywhere() -> None:
+    config = AutoConfig.for_model("gemma3n_text", num_hidden_layers=4, num_kv_shared_layers=0)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    ends = read_footprint(skeleton, torch.bfloat16, "none", "cpu").ends
+    per_layer = config.vocab_size_per_layer_input * 4 * config.hidden_size_per_layer_input
+    assert ends.middle > 2 * (per_layer + config.vocab_size * config.hidden_size)
+    assert ends.middle <= ends.head <= ends.whole
+
+
+def test_matrices_that_stay_plain_are_counted_plain() -> None:
+    config = AutoConfig.for_model("deepseek_v3", num_hidden_layers=5)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    plain, packed = (read_footprint(skeleton, torch.bfloat16, kind, "cuda") for kind in ("none", "int8"))
+    expert, experts = 3 * 7168 * 2048, 257
+    attention = 1536 * 7168 + 128 * 192 * 1536 + 576 * 7168 + 128 * 256 * 512 + 7168 * 128 * 128
+    router, norms = 256 * 7168, 2 * 7168 + 1536 + 512
+    assert plain.block == 2 * (experts * expert + attention + router + norms)
+    assert packed.block == pytest.approx(experts * expert + attention + 128 * 256 * 512 + 2 * router, rel=0.01)
+    assert packed.loading < 1 << 30, "three copies of a part, not a block of 21 GiB"
+    assert packed.checking < 2 << 30
 
 
 def check_footprint(folder: Path, dtype: torch.dtype, *, blocks: int) -> None:
     """Compare a model's footprint with the memory of loaded spans."""
-    footprint = read_footprint(folder, dtype)
+    footprint = read_footprint(build_skeleton(folder, dtype), dtype, "none", "cpu")
     middle = [loaded_bytes(folder, Span(i, i + 1), dtype) for i in range(1, blocks - 1)]
-    assert footprint.block >= max(size for size, _ in middle)
-    assert footprint.block == pytest.approx(max(size for size, _ in middle), rel=0.02)
-    head, _ = loaded_bytes(folder, Span(0, 1), dtype)
-    tail, _ = loaded_bytes(folder, Span(blocks - 1, blocks), dtype)
-    # A node at either end has room for both ends; tied embeddings are one tensor that both ends hold.
-    assert max(head, tail) - footprint.block <= footprint.ends * 1.02
+    assert footprint.block == max(size for size, _ in middle)
+    assert footprint.ends.middle == 0
+    for span, ends in ((Span(0, 1), footprint.ends.head), (Span(blocks - 1, blocks), footprint.ends.tail)):
+        size, _ = loaded_bytes(folder, span, dtype)
+        assert size - footprint.block == pytest.approx(ends, rel=0.02)
+    whole, _ = loaded_bytes(folder, Span(0, blocks), dtype)
+    assert whole - blocks * footprint.block == pytest.approx(footprint.ends.whole, rel=0.02)
     assert footprint.kv_row == middle[0][1]
 
 
 def loaded_bytes(folder: Path, span: Span, dtype: torch.dtype) -> tuple[int, int]:
     """Return the bytes of a span's weights, and of one KV row in one block."""
     loaded = load_span(folder, span, dtype, torch.device("cpu"))
-    store: KVStore = SpanModel(loaded, 128).store  # it holds the head in float32
-    weights = {p.data_ptr(): p.nbytes for p in loaded.skeleton.parameters() if p.device.type != "meta"}
+    model = SpanModel(loaded, 128)
+    store: KVStore = model.store
+    parameters = [*loaded.skeleton.parameters(), *([model._head.output_embeddings.weight] if model._head else [])]
+    weights = {p.data_ptr(): p.nbytes for p in parameters if p.device.type != "meta"}
     return sum(weights.values()), store.row_bytes // len(span)
 
 

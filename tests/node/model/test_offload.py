@@ -10,7 +10,9 @@ from treeswarm.errors import BadRequest, UnsupportedModel
 from treeswarm.protocol.spans import Span
 from treeswarm_node.model.check.family_check import check_family
 from treeswarm_node.model.checkpoint.loader import load_span
-from treeswarm_node.model.memory_fit import Footprint, count_blocks_that_fit, read_footprint
+from treeswarm_node.model.checkpoint.skeleton import build_skeleton
+from treeswarm_node.model.footprint import read_footprint
+from treeswarm_node.model.memory_fit import EndWeights, Footprint, NodeRoom, count_blocks_that_fit
 from treeswarm_node.model.offload import Offload
 from treeswarm_node.model.quantization.quantized_linear import QuantizedLinear, dequantized_copy, quantize
 from treeswarm_node.model.span_model import SpanModel
@@ -81,12 +83,16 @@ def test_offloading_to_ram_on_a_cpu_is_refused() -> None:
 
 
 def test_offloaded_blocks_are_bounded_by_store_and_kv() -> None:
-    size = Footprint(block=100, ends=0, kv_row=1, forward_row=0)
-    assert count_blocks_that_fit(1000, size, kv_tokens=10, forward_rows=0, blocks=99) == 7
-    assert count_blocks_that_fit(1000, size, kv_tokens=10, forward_rows=0, blocks=99, store=10_000) == 65
-    assert count_blocks_that_fit(1000, size, kv_tokens=10, forward_rows=0, blocks=99, store=1_000) == 8
+    size = Footprint(block=100, ends=EndWeights(), kv_row=1, forward_row=0)
+
+    def fit(memory: int, store: int | None = None) -> int:
+        limits = count_blocks_that_fit(NodeRoom(memory, store, kv_tokens=10, forward_rows=0), size, blocks=99)
+        assert limits.is_same
+        return limits.middle
+
+    assert [fit(1000), fit(1000, 10_000), fit(1000, 1_000)] == [7, 65, 8]
     with pytest.raises(BadRequest, match="not one block fits"):
-        count_blocks_that_fit(200, size, kv_tokens=10, forward_rows=0, blocks=99, store=10_000)
+        fit(200, 10_000)
 
 
 @pytest.mark.parametrize(("quantization", "max_error"), [("int8", 0.03), ("nf4", 0.6)])
@@ -132,5 +138,6 @@ def test_layer_with_few_linear_weights_is_refused() -> None:
 
 
 def test_quantization_reduces_the_footprint(folder: Path) -> None:
-    sizes = [read_footprint(folder, torch.float32, kind).block for kind in ("none", "int8", "nf4")]
+    skeleton = build_skeleton(folder, torch.float32)
+    sizes = [read_footprint(skeleton, torch.float32, kind, "cpu").block for kind in ("none", "int8", "nf4")]
     assert sizes[0] > 3.5 * sizes[1] > 6 * sizes[2]

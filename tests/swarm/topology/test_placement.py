@@ -68,6 +68,11 @@ def test_the_fewest_possible_nodes_cover_the_model(blocks: int, length: int) -> 
         assert sorted(node.span.start for node in swarm) == list(range(0, blocks, length))
 
 
+def test_two_nodes_that_join_an_empty_swarm_at_once_divide_the_model() -> None:
+    joining = [placed("a", 0, 4, state="joining"), placed("b", 0, 4, state="joining")]
+    assert [choose_again(node, joining, 8) for node in joining] == [Span(0, 4), Span(4, 8)]
+
+
 def test_new_nodes_of_an_empty_swarm_choose_different_windows() -> None:
     chosen = {choose_span([], 32, 4, f"n{i}") for i in range(40)}
     assert chosen == {Span(start, start + 4) for start in range(0, 32, 4)}

@@ -23,11 +23,11 @@ from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm.session.steps import Step
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.kv_cache.kv_store import KVStore
+from treeswarm_node.model.check.plain_copy import is_large, plain_copy
 from treeswarm_node.model.families.frame import RunLayer
 from treeswarm_node.model.families.mask_tables import short_tables
 from treeswarm_node.model.families.reasons import explain_blocks
 from treeswarm_node.model.families.routes import CacheRoute
-from treeswarm_node.model.quantization.quantized_linear import dequantized_copy
 from treeswarm_node.model.span_model import SpanModel, run_block
 
 # Largest accepted difference, relative to the output.  float32 sums in another order differ by about 1e-6; with a
@@ -129,7 +129,9 @@ def _compare_layer(model: SpanModel, index: int) -> float:
         np.random.default_rng(SEED).integers(model.loaded.config.vocab_size, size=TRUNK_ROWS + TREE_ROWS),
     )
     steps, parents = _make_steps(rows.tokens)
-    with _short_windows(model.frame.configs), short_tables(originals.values(), CHECK_WINDOW):
+    configs = model.frame.configs
+    one_by_one = _expert_by_expert(configs if any(map(is_large, originals.values())) else ())
+    with _short_windows(configs), short_tables(originals.values(), CHECK_WINDOW), one_by_one:
         layers = {i: _plain_copy(layer) for i, layer in originals.items()}
         outputs = _run_tree(model, layers, steps, rows)
         worst = 0.0
@@ -159,7 +161,7 @@ class _Rows:
 
 def _plain_copy(layer: torch.nn.Module) -> torch.nn.Module:
     """Return a float32 copy without quantization, which shares its configs with the model."""
-    copied = dequantized_copy(layer)
+    copied = plain_copy(layer)
     for name, module in layer.named_modules():
         if isinstance(getattr(module, "config", None), PretrainedConfig):
             copied.get_submodule(name).config = module.config
@@ -182,6 +184,19 @@ def _short_windows(configs: Iterable[Any]) -> Iterator[None]:
     finally:
         for config, name, value in values:
             setattr(config, name, value)
+
+
+@contextlib.contextmanager
+def _expert_by_expert(configs: Iterable[Any]) -> Iterator[None]:
+    """Let fused experts be computed one by one in this context, as large copies need it."""
+    values = [(config, config._experts_implementation) for config in configs]
+    for config, _ in values:
+        config._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config, value in values:
+            config._experts_implementation = value
 
 
 def _make_steps(tokens: NDArray[np.int64]) -> tuple[list[Step], list[int]]:
@@ -233,7 +248,7 @@ def _run_tree(model: SpanModel, layers: dict[int, Any], steps: list[Step], rows:
     states = []
     for step, hidden in zip(steps, (rows.hidden[:TRUNK_ROWS], rows.hidden[TRUNK_ROWS:]), strict=True):
         kv.commit(step)
-        states.append(model.run_segments([Segment(kv, step, span)], hidden, store, _run_only(layers, run_block)))
+        states.append(model.run_segments([Segment(kv, step, span)], hidden, store, _run_only(model, layers, run_block)))
     return torch.cat([states[0][-1:], states[1]])
 
 
@@ -242,12 +257,19 @@ def _run_eagerly(model: SpanModel, layers: dict[int, Any], rows: _Rows) -> torch
     positions = torch.arange(len(rows.hidden), device=model.device)
     sessions = [(slice(0, len(rows.hidden)), TRUNK_ROWS + TREE_ROWS)]
     span = Span(min(layers), max(layers) + 1)
-    run = _run_only(layers, lambda layer, arguments: layer(**arguments))
+    run = _run_only(model, layers, lambda layer, arguments: layer(**arguments))
     with model.frame.attending_by("eager"):
         tokens = torch.from_numpy(rows.tokens).to(model.device)
         return model.frame.run(rows.hidden, positions, span, run, sessions, tokens=tokens)[-1]
 
 
-def _run_only(layers: dict[int, Any], run: Callable[[Any, dict[str, Any]], Any]) -> RunLayer:
+def _run_only(model: SpanModel, layers: dict[int, Any], run: Callable[[Any, dict[str, Any]], Any]) -> RunLayer:
     """Return a function that runs these layers, and returns the activations as they are for all others."""
-    return lambda index, arguments: run(layers[index], arguments) if index in layers else next(iter(arguments.values()))
+
+    def run_layer(index: int, arguments: dict[str, Any]) -> Any:
+        if index not in layers:
+            return next(iter(arguments.values()))
+        model.loaded.load_block(index)  # A copy of a large block reads the block's own weights.
+        return run(layers[index], arguments)
+
+    return run_layer

@@ -1,27 +1,37 @@
 """Load a small slice of a model with transformers' own `from_pretrained`, to compare it with what this node loaded.
 
 The slice is the whole causal LM with all decoder blocks replaced but one, or with none, and with few rows of embedding
-and LM head.  A block keeps its index and its name.  The slice needs the memory of one block.
+and LM head.  A block keeps its index and its name.  Of a large block, the slice has a part of the weights, as they were
+loaded: some modules, or some experts; the other large parameters have no rows.
 """
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
+from treeswarm_node.model.checkpoint.part_loader import pick
+from treeswarm_node.model.checkpoint.parts import LoadedPart
 from treeswarm_node.model.families.blocks import DecoderBlocks, find_blocks, text_modules
 from treeswarm_node.model.loaded_span import LoadedSpan
 
 # Rows of embedding and head that are compared: those of token ids that are spread evenly over the vocabulary.
 VOCABULARY_ROWS = 64
+# Parameters of at most this many bytes are left whole where they are not in the part that is compared.
+SMALL_BYTES = 1 << 20
 
 
-def load_slice(loaded: LoadedSpan, block: int | None) -> PreTrainedModel:
-    """Return the model as transformers loads it, with weights in decoder block `block` alone, or outside the blocks."""
+def load_slice(
+    loaded: LoadedSpan, weights: Mapping[str, Any], block: int | None, loaded_part: LoadedPart | None = None
+) -> PreTrainedModel:
+    """Return the model as transformers loads it, with weights in decoder block `block` alone, or outside the blocks.
+
+    `weights` are the checkpoint's lazy tensors.  With a part, only its weights are loaded.
+    """
     whole, path = type(loaded.skeleton), find_blocks(loaded.skeleton).path
     token_ids = spread(int(loaded.skeleton.get_input_embeddings().weight.shape[0]))
 
@@ -29,11 +39,14 @@ def load_slice(loaded: LoadedSpan, block: int | None) -> PreTrainedModel:
         whole.__init__(model, config, *arguments, **options)
         _drop_other_parts(model, DecoderBlocks(path, model.get_submodule(path)))
         _prune(model, model.get_submodule(path), block, len(token_ids))
+        if loaded_part is not None:
+            _cut_others(model.get_submodule(path)[block], f"{path}.{block}", loaded_part)
 
     pruned: Any = type(whole.__name__, (whole,), {"__init__": init, "__module__": whole.__module__})
-    state = loaded.open_weights(_wanted_by(path, block))
-    if block is None:
-        state = _few_rows(loaded, state, token_ids)
+    if loaded_part is not None:
+        state = pick(weights, loaded_part.part)
+    else:
+        state = _few_rows(loaded, weights, token_ids) if block is None else dict(weights)
     with _silence():
         model: PreTrainedModel = pruned.from_pretrained(
             None,
@@ -86,20 +99,30 @@ def _ends(model: PreTrainedModel) -> list[Any]:
     return [module for module in ends if module is not None]
 
 
-def _wanted_by(path: str, block: int | None) -> Callable[[str], bool]:
-    """Return which of the model's tensors the slice needs, by name."""
-    if block is None:
-        return lambda name: not name.startswith(f"{path}.")
-    return lambda name: name.startswith(f"{path}.{block}.")
+def _cut_others(layer: torch.nn.Module, path: str, loaded: LoadedPart) -> None:
+    """Cut a block's large parameters that are not in a part to no rows, and fused ones to the part's experts."""
+    experts = loaded.part.experts
+    for module_path, module in layer.named_modules(prefix=path):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            full_name = f"{module_path}.{name}"
+            if experts is not None and experts.parameter == full_name:
+                rows = experts.end - experts.start
+            elif full_name in loaded.names or parameter.nbytes <= SMALL_BYTES or not parameter.ndim:
+                continue
+            else:
+                rows = 0
+            setattr(module, name, torch.nn.Parameter(parameter[:rows].detach(), requires_grad=False))
 
 
-def _few_rows(loaded: LoadedSpan, state: dict[str, Any], token_ids: list[int]) -> dict[str, Any]:
-    """Return the tensors, with the rows of `token_ids` alone where a tensor belongs to embedding or head."""
-    parts = [id(module) for module in _ends(loaded.skeleton)]
+def _few_rows(loaded: LoadedSpan, weights: Mapping[str, Any], token_ids: list[int]) -> dict[str, Any]:
+    """Return the tensors outside the blocks, of embedding and head only the rows of `token_ids`."""
+    assert loaded.weights is not None
+    parts, path = [id(module) for module in _ends(loaded.skeleton)], find_blocks(loaded.skeleton).path
     ends = [name for name, module in loaded.skeleton.named_modules() if id(module) in parts]
     return {
-        name: _read_rows(tensor, token_ids) if loaded.target_of(name).rpartition(".")[0] in ends else tensor
-        for name, tensor in state.items()
+        name: _read_rows(weights[name], token_ids) if target.rpartition(".")[0] in ends else weights[name]
+        for name, target in loaded.weights.targets.items()
+        if not target.startswith(f"{path}.")
     }
 
 

@@ -86,16 +86,16 @@ class GGUFTensors:
                 )
         return cls(content, table, processor, names, stored)
 
-    def slice(self, name: str) -> "GGUFSlice":
+    def lazy(self, name: str) -> "GGUFSlice":
         """Return one tensor of the model, which is read when it is indexed."""
         return GGUFSlice(self, name)
 
-    def read(self, name: str) -> torch.Tensor:
-        """Return one tensor of the model, dequantized to float32."""
+    def read(self, name: str, some: slice | None = None) -> torch.Tensor:
+        """Return one tensor of the model, dequantized to float32; of several experts, those that `some` names."""
         parsed: dict[str, dict[str, torch.Tensor]] = {"tensors": {}}
         for tensor in self.stored[name]:
             result = self.processor.process(
-                weights=self._values(self.table[tensor]),
+                weights=self._values(self.table[tensor], some),
                 name=tensor,
                 tensor_key_mapping=self.names,
                 parsed_parameters=parsed,
@@ -104,12 +104,19 @@ class GGUFTensors:
                 parsed["tensors"][name] = torch.from_numpy(np.copy(result.weights))
         return parsed["tensors"][name]
 
-    def _values(self, entry: GGUFEntry) -> np.ndarray:
-        """Return a tensor's values as float32."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor of the model in the file; of merged ones, that of the first."""
+        return self.table[self.stored[name][0]].shape
+
+    def _values(self, entry: GGUFEntry, some: slice | None) -> np.ndarray:
+        """Return a tensor's values as float32, or those of `some` experts."""
         kind = GGMLQuantizationType[entry.kind]
         content = self.content[entry.offset : entry.offset + entry.size]
-        values: np.ndarray = dequantize(content.reshape(quant_shape_to_byte_shape(entry.shape, kind)), kind)
-        return values.reshape(entry.shape)
+        content = content.reshape(quant_shape_to_byte_shape(entry.shape, kind))
+        if some is not None:
+            content = content[some]
+        values: np.ndarray = dequantize(content, kind)
+        return values.reshape(entry.shape if some is None else (len(content), *entry.shape[1:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,4 +127,6 @@ class GGUFSlice:
     name: str
 
     def __getitem__(self, index: Any) -> torch.Tensor:
+        if isinstance(index, slice) and len(self.tensors.shape(self.name)) > 2:
+            return self.tensors.read(self.name, index)
         return self.tensors.read(self.name)[index]

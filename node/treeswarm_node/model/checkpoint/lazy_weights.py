@@ -33,8 +33,8 @@ def open_weights(
     total, done = len(tensors.targets), itertools.count(1)
 
     def report() -> None:
-        if progress is not None:
-            progress(next(done), total, LOADING)
+        if progress is not None:  # A tensor of many experts is read several times.
+            progress(min(next(done), total), total, LOADING)
 
     # A GPU expands weights faster than the CPU beside it does, and needs fewer bytes from it.
     place = device if device.type == "cuda" else torch.device("cpu")
@@ -62,6 +62,16 @@ class _ReportingSlice:
         return getattr(self._tensor, name)
 
 
+class SomeExperts:
+    """Stands for some experts of a lazy weight [experts, …]: only these are read, where the format allows it."""
+
+    def __init__(self, weight: Any, start: int, end: int) -> None:
+        self._weight, self._start, self._end = weight, start, end
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._weight[self._start : self._end][index]
+
+
 class _StoredSlice:
     """Reads and expands a weight that is stored in fewer bits, when transformers' thread reads it."""
 
@@ -77,10 +87,17 @@ class _StoredSlice:
         self._slices = {role: slices[name] for role, name in weight.parts.items()}
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        parts = {role: part[...].to(self._device) for role, part in self._slices.items()}
-        value = self._weight.unpack(parts, self._dtype)[index]
+        some = index if isinstance(index, slice) and self._divides else ...
+        parts = {role: part[some].to(self._device) for role, part in self._slices.items()}
+        value = self._weight.unpack(parts, self._dtype)
         self._on_read()
-        return value
+        return value if some is index else value[index]
+
+    @property
+    def _divides(self) -> bool:
+        """Return whether every tensor of the weight has the experts as its first dimension."""
+        count = self._weight.shape[0]
+        return len(self._weight.shape) > 2 and all(part.get_shape()[:1] == [count] for part in self._slices.values())
 
 
 def _open_slices(folder: Path, by_file: Mapping[str, list[str]], gguf: GGUFTensors | None) -> dict[str, Any]:
@@ -88,7 +105,7 @@ def _open_slices(folder: Path, by_file: Mapping[str, list[str]], gguf: GGUFTenso
     slices: dict[str, Any] = {}
     for file, tensors in sorted(by_file.items()):
         if gguf is not None:
-            slices.update({tensor: gguf.slice(tensor) for tensor in tensors})
+            slices.update({tensor: gguf.lazy(tensor) for tensor in tensors})
             continue
         read_header(folder / file)
         try:

@@ -2,35 +2,34 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
-from treeswarm.errors import BadRequest, ModelError
+from treeswarm.errors import BadRequest
 from treeswarm.model_files import block_of, weight_files
 from treeswarm.model_sources.gguf_files import WEIGHTS, is_gguf_folder
 from treeswarm.progress import Progress
 from treeswarm.protocol.spans import Span
-from treeswarm_node.model.checkpoint.fused_experts import fuse_in_place
 from treeswarm_node.model.checkpoint.gguf_tensors import GGUFTensors
 from treeswarm_node.model.checkpoint.lazy_weights import open_weights
+from treeswarm_node.model.checkpoint.part_loader import PartLoader
+from treeswarm_node.model.checkpoint.parts import LoadedPart, divide
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.checkpoint.storage import describe_storage
-from treeswarm_node.model.checkpoint.tensors import HostedTensors, check_complete, check_report, find_tensors
+from treeswarm_node.model.checkpoint.tensors import HostedTensors, check_complete, find_tensors
 from treeswarm_node.model.families.blocks import find_blocks, modules_besides
 from treeswarm_node.model.families.extra_inputs import ExtraInputs
 from treeswarm_node.model.families.kv_shapes import check_cuts, kv_givers
 from treeswarm_node.model.loaded_span import CheckpointWeights, LoadedSpan
 from treeswarm_node.model.offload import Offload
-from treeswarm_node.model.quantization.quantized_linear import quantize
+from treeswarm_node.model.quantization.quantized_linear import check_quantizable
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +50,12 @@ def match_tensors(folder: Path, skeleton: PreTrainedModel, span: Span) -> Matche
 
     Raises ModelError, and UnsupportedModel.
     """
-    conversions = fuse_in_place(get_model_conversion_mapping(skeleton))
+    conversions = get_model_conversion_mapping(skeleton)
     gguf = GGUFTensors.open(folder, skeleton) if is_gguf_folder(folder) else None
     files = weight_files(folder) if gguf is None else {WEIGHTS: list(gguf.stored)}
     tensors = find_tensors(folder, files, skeleton, hosted_parts(skeleton, span), conversions)
+    if gguf is not None:
+        tensors = replace(tensors, shapes={name: gguf.shape(name) for name in tensors.targets})
     return MatchedCheckpoint(tensors, conversions, gguf)
 
 
@@ -67,17 +68,19 @@ def load_span(
     *,
     quantization: str = "none",
     offload: Offload | None = None,
+    skeleton: PreTrainedModel | None = None,
 ) -> LoadedSpan:
     """Load the decoder blocks `span`, with the embedding at the head and with norm and LM head at the tail.
 
     Only these tensors are read, and only the files that hold them.  If names or layouts in the checkpoint differ from
-    those of the modules (fused experts), transformers' own conversions are applied.  With `quantization` or `offload`,
-    blocks are loaded one by one, so that the device holds one unquantized block at a time.
+    those of the modules (fused experts), transformers' own conversions are applied.  Tensors are read in small parts,
+    each of which is quantized before the next one is read; with `offload`, the device holds one block at a time.
+    `skeleton` is the model without weights in `dtype`, if it has been built; it becomes the loaded one.
 
     Raises BadRequest for a span that the model does not have, ModelError for files that are missing or corrupt, and
     UnsupportedModel.
     """
-    skeleton = build_skeleton(folder, dtype)
+    skeleton = build_skeleton(folder, dtype) if skeleton is None else skeleton
     layers = find_blocks(skeleton).layers
     blocks = len(layers)
     if span.end > blocks:
@@ -101,34 +104,26 @@ def load_span(
         dtype_plan=skeleton._get_dtype_plan(dtype),
         weight_mapping=matched.conversions,
     )
-    by_block = quantization != "none" or offload is not None
-    for block, part in _split_by_block(state, tensors.targets, span) if by_block else [(None, state)]:
-        missing = _read_tensors(folder, skeleton, part, config)
-        expected = tensors.expected if not by_block else {n for n in tensors.expected if block_of(n) == block}
+    if quantization != "none":
+        for layer in layers[span.start : span.end]:
+            check_quantizable(layer, quantization)
+    loader = PartLoader(folder, skeleton, config, quantization)
+    parts: list[LoadedPart] = []
+    for block, of_block in divide(tensors, skeleton, range(span.start, span.end)).items():
+        parts += [loader.load(part, state) for part in of_block]
+        expected = {name for name in tensors.expected if block_of(name) == block}
         if block is None:
+            missing = set(skeleton.state_dict()).difference(*(loaded.names for loaded in parts))
             missing = _tie_weights(skeleton, missing, expected)
+        else:
+            missing = expected.difference(*(loaded.names for loaded in parts))
         check_complete(folder, skeleton, expected, missing)
         if block is not None:
-            layer = layers[block]
-            layer.requires_grad_(False)
-            if quantization != "none":
-                quantize(layer, quantization)
+            layers[block].requires_grad_(False)
             if offload is not None:
-                offload.store_layer(layer)
-    weights = CheckpointWeights(open_again, tensors.targets)
+                offload.store_layer(layers[block])
+    weights = CheckpointWeights(open_again, tensors.targets, parts)
     return LoadedSpan(skeleton.eval().requires_grad_(False), span, dtype, device, offload, weights)
-
-
-def _read_tensors(
-    folder: Path, skeleton: PreTrainedModel, tensors: dict[str, Any], config: LoadStateDictConfig
-) -> set[str]:
-    """Read tensors into the skeleton's modules, and return the model's names of all tensors that were not loaded."""
-    try:
-        info, _ = convert_and_load_state_dict_in_model(skeleton, tensors, config)
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ModelError(f"the weights in '{folder}' cannot be read ({error}): download them again") from None
-    check_report(folder, info)
-    return set(info.missing_keys)
 
 
 def _tie_weights(skeleton: PreTrainedModel, missing: set[str], expected: Iterable[str]) -> set[str]:
@@ -137,16 +132,6 @@ def _tie_weights(skeleton: PreTrainedModel, missing: set[str], expected: Iterabl
     if any(name in tied or name in tied.values() for name in expected):
         skeleton.tie_weights(missing_keys=missing, recompute_mapping=False)
     return missing
-
-
-def _split_by_block(
-    state: dict[str, Any], targets: dict[str, str], span: Span
-) -> list[tuple[int | None, dict[str, Any]]]:
-    """Return the tensors of each block, and last, under None, those that belong to no block."""
-    parts: dict[int | None, dict[str, Any]] = {block: {} for block in [*range(span.start, span.end), None]}
-    for name, tensor in state.items():
-        parts[block_of(targets[name])][name] = tensor
-    return list(parts.items())
 
 
 def _wrapped_type(skeleton: PreTrainedModel) -> str | None:

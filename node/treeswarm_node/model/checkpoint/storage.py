@@ -2,47 +2,34 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
-from treeswarm.model_files import block_of, read_config, read_header, tensor_shapes, weight_files
+from treeswarm.errors import ModelError
+from treeswarm.model_files import block_of, read_header, weight_files
 from treeswarm.model_sources.gguf_files import is_gguf_folder, read_table
 from treeswarm.programs.units import format_bytes
 from treeswarm_node.model.checkpoint.dequantize.recognition import StoredWeight, TensorEntry
-from treeswarm_node.model.checkpoint.dequantize.stored_weights import find_stored_weights
-from treeswarm_node.model.checkpoint.formats import quantization_settings
-
-
-def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every weight of the checkpoint by name, from the files' headers.
-
-    A weight that is stored in fewer bits has its full shape.  Raises ModelError, and UnsupportedModel for a format that
-    is not known.
-    """
-    if is_gguf_folder(folder):
-        return {name: tuple(shape) for name, shape in tensor_shapes(folder).items()}
-    entries = _read_entries(folder)
-    found = find_stored_weights(entries, quantization_settings(read_config(folder)) or {})
-    return {name: entries[name].shape for name in found.plain} | {
-        name: weight.shape for name, weight in found.weights.items()
-    }
 
 
 def stored_sizes(folder: Path) -> dict[str, int]:
     """Return the number of bytes of every tensor in the checkpoint's files, by its name there.  Raises ModelError."""
     if is_gguf_folder(folder):
         return {name: tensor.size for name, tensor in read_table(folder).items()}
-    return {name: entry.size for name, entry in _read_entries(folder).items()}
+    return {name: entry.size for name, entry in read_entries(folder, weight_files(folder)).items()}
 
 
-def _read_entries(folder: Path) -> dict[str, TensorEntry]:
+def read_entries(folder: Path, names_of: Mapping[str, Iterable[str]]) -> dict[str, TensorEntry]:
+    """Return the headers' entries of the tensors that are named by file.  Raises ModelError if one is missing."""
     entries: dict[str, TensorEntry] = {}
-    for file in weight_files(folder):
-        for name, entry in read_header(folder / file).items():
-            if name != "__metadata__":
-                entries[name] = TensorEntry(entry["dtype"], tuple(entry["shape"]))
+    for file, tensors in names_of.items():
+        header = read_header(folder / file)
+        for tensor in tensors:
+            if tensor not in header:
+                raise ModelError(f"tensor {tensor} is missing in {folder / file}: download it again")
+            entries[tensor] = TensorEntry(header[tensor]["dtype"], tuple(header[tensor]["shape"]))
     return entries
 
 

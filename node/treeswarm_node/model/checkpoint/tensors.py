@@ -16,9 +16,10 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from treeswarm.errors import ModelError
 from treeswarm.model_files import read_config, read_header
 from treeswarm.model_sources.gguf_files import is_gguf_folder
-from treeswarm_node.model.checkpoint.dequantize.recognition import StoredWeight, TensorEntry
+from treeswarm_node.model.checkpoint.dequantize.recognition import StoredWeight
 from treeswarm_node.model.checkpoint.dequantize.stored_weights import find_stored_weights, role_of
 from treeswarm_node.model.checkpoint.formats import quantization_settings
+from treeswarm_node.model.checkpoint.storage import read_entries
 
 # Tensors that old checkpoints store although they are computed from the config, as `from_pretrained` ignores them too.
 COMPUTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
@@ -48,6 +49,8 @@ class HostedTensors:
     """Weights that several tensors store in fewer bits, by the name that they would have in 16 bits."""
     expected: frozenset[str]
     """Names in the model of the hosted modules' parameters and persistent buffers."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Shape of each weight by its name in the checkpoint; a GGUF file's own reader knows those of its tensors."""
 
 
 def find_tensors(
@@ -84,7 +87,7 @@ def find_tensors(
                 continue
             elif not (_is_zero_bias(folder / file, tensor) or _is_mask(folder / file, tensor)):
                 raise _left_over(folder, tensor)
-    stored, plain = _read_stored(folder, by_file)
+    stored, plain, shapes = _read_stored(folder, by_file)
     for tensor in plain:
         if target(tensor) not in expected:
             raise _left_over(folder, tensor)
@@ -94,25 +97,23 @@ def find_tensors(
         {name: target(name) for name in (*plain, *stored)},
         stored,
         expected,
+        shapes,
     )
 
 
-def _read_stored(folder: Path, by_file: dict[str, list[str]]) -> tuple[Mapping[str, StoredWeight], frozenset[str]]:
-    """Return the weights that the tensors store in fewer bits, and the tensors that are weights as they are.
+def _read_stored(
+    folder: Path, by_file: dict[str, list[str]]
+) -> tuple[Mapping[str, StoredWeight], frozenset[str], Mapping[str, tuple[int, ...]]]:
+    """Return the weights that the tensors store in fewer bits, the tensors that are weights as they are, and shapes.
 
     A GGUF file's own reader expands its weights.
     """
     if is_gguf_folder(folder):
-        return {}, frozenset(itertools.chain.from_iterable(by_file.values()))
-    entries: dict[str, TensorEntry] = {}
-    for file, tensors in by_file.items():
-        header = read_header(folder / file)
-        for tensor in tensors:
-            if tensor not in header:
-                raise ModelError(f"tensor {tensor} is missing in {folder / file}: download it again")
-            entries[tensor] = TensorEntry(header[tensor]["dtype"], tuple(header[tensor]["shape"]))
+        return {}, frozenset(itertools.chain.from_iterable(by_file.values())), {}
+    entries = read_entries(folder, by_file)
     found = find_stored_weights(entries, quantization_settings(read_config(folder)) or {})
-    return found.weights, found.plain
+    shapes = {name: entries[name].shape for name in found.plain}
+    return found.weights, found.plain, shapes | {name: weight.shape for name, weight in found.weights.items()}
 
 
 def _is_zero_bias(path: Path, tensor: str) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from treeswarm_node.model.families.blocks import DecoderBlocks
+from treeswarm.protocol.spans import Span
+from treeswarm_node.model.families.blocks import DecoderBlocks, find_blocks
 
 # Modules of the model that inputs per layer are computed with.
 MODULES = ("embed_tokens", "embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
@@ -45,3 +46,9 @@ class ExtraInputs:
     def to_rows(self, state: torch.Tensor) -> torch.Tensor:
         """Return what layers pass on as rows of activations [n, streams · dim]."""
         return state[0] if self.streams == 1 else state[:, 0].transpose(0, 1).flatten(1)
+
+
+def embeds(skeleton: PreTrainedModel, span: Span) -> bool:
+    """Return whether a span needs the embedding of tokens."""
+    inputs = ExtraInputs(skeleton, find_blocks(skeleton)).modules
+    return span.start == 0 or skeleton.get_input_embeddings() in inputs

@@ -65,7 +65,7 @@ class Frame:
         self.extra_inputs = ExtraInputs(skeleton, self.blocks)
         self.sessions = SessionRows()
         self.device = device
-        self._visit: Visit = lambda _index, _arguments: None
+        self._visit: Visit = _visit_nothing
         self.parts_of_result = 0
         """Number of parts of a block's result, or 0 if it is the activations themselves; known after `run`."""
         stand_ins = [_StandIn(self, index, layer) for index, layer in enumerate(self.blocks.layers)]
@@ -170,7 +170,10 @@ class Frame:
         inputs = {"input_ids": tokens[None]}
         if embedded is not None and "inputs_embeds" in self._arguments:
             inputs = {"inputs_embeds": embedded}
-        return self.model(**inputs, **{k: v for k, v in options.items() if k in self._arguments})
+        try:
+            return self.model(**inputs, **{k: v for k, v in options.items() if k in self._arguments})
+        finally:
+            self._visit = _visit_nothing  # It may hold blocks that are no longer needed, as the check's copies are.
 
     @contextlib.contextmanager
     def attending_by(self, implementation: str) -> Iterator[None]:
@@ -180,6 +183,10 @@ class Frame:
             yield
         finally:
             set_implementation(self.configs, IMPLEMENTATION)
+
+
+def _visit_nothing(_index: int, _arguments: dict[str, Any]) -> None:
+    """Stand for the visit of blocks while no forward runs."""
 
 
 def set_implementation(configs: list[PretrainedConfig], implementation: str) -> None:

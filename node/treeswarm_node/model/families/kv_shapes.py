@@ -7,6 +7,7 @@ import torch
 
 from treeswarm.errors import BadRequest, UnsupportedModel
 from treeswarm.protocol.spans import Span
+from treeswarm.topology.span_limits import SpanLimits
 from treeswarm_node.attention.latent import is_latent
 from treeswarm_node.kv_cache.layer_state import KVShape
 
@@ -90,19 +91,19 @@ def allowed_cuts(givers: Mapping[int, int], blocks: int) -> list[int]:
     return [cut for cut in range(blocks + 1) if not any(giver < cut <= taker for taker, giver in givers.items())]
 
 
-def fit_to_cuts(span: Span, cuts: Sequence[int], length: int) -> Span:
+def fit_to_cuts(span: Span, cuts: Sequence[int], limits: SpanLimits) -> Span:
     """Return the span with its ends at allowed cuts: within `span` if possible, else around it.
 
-    This function is pure.  Raises BadRequest if the blocks around it are more than `length`, which is what fits.
+    This function is pure.  Raises BadRequest if the blocks around it are more than fit.
     """
     inside = [cut for cut in cuts if span.start <= cut <= span.end]
     if len(inside) > 1:
         return Span(inside[0], inside[-1])
     around = Span(max(cut for cut in cuts if cut <= span.start), min(cut for cut in cuts if cut >= span.end))
-    if len(around) > length:
+    if not limits.allow(around, cuts[-1]):
         raise BadRequest(
-            f"blocks {around} share keys and values and cannot be divided, but only {length} blocks are to be hosted "
-            "here: give this node more memory, or --blocks elsewhere"
+            f"blocks {around} share keys and values and cannot be divided, but only {limits.longest} blocks are to be "
+            "hosted here: give this node more memory, or --blocks elsewhere"
         )
     return around
 

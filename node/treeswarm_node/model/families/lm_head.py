@@ -34,11 +34,9 @@ class SlicedHead(torch.nn.Module):
 
 def keeps_16_bits(head: Any) -> bool:
     """Return whether an LM head is computed in slices, rather than held as a float32 copy."""
-    if type(head) is not torch.nn.Linear or head.weight.dtype.itemsize != 2:
-        return False
-    return copy_bytes(head.weight.numel()) > MAX_COPY_BYTES
+    return type(head) is torch.nn.Linear and not is_copied(head.weight.numel(), head.weight.dtype.itemsize)
 
 
-def copy_bytes(numbers: int) -> int:
-    """Return the bytes of a float32 copy of an LM head with so many numbers."""
-    return numbers * torch.float32.itemsize
+def is_copied(numbers: int, width: int) -> bool:
+    """Return whether an LM head with so many numbers of `width` bytes is held as a float32 copy, or is float32."""
+    return width != 2 or numbers * torch.float32.itemsize <= MAX_COPY_BYTES

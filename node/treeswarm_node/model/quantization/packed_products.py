@@ -19,6 +19,8 @@ from treeswarm_node.model.quantization.weight_kinds import has_integer_products,
 SHARED_ROWS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # Number of rows for which oneDNN chooses the layout of bfloat16 weights; 1 and 64 rows were as fast with this one.
 PACKED_FOR_ROWS = 16
+# Number of a matrix's columns that are read at once.
+UNIT_ROWS = 256
 
 Packable = QuantizedLinear | torch.nn.Linear
 
@@ -38,8 +40,8 @@ class PackedProduct(abc.ABC):
         """Return the products [n, sum of outputs] of rows [n, in] with all matrices, in the rows' dtype."""
 
     @abc.abstractmethod
-    def dequantize_all(self) -> torch.Tensor:
-        """Return all matrices [in, sum of outputs]; products with unit rows read the kernel's layout."""
+    def multiply_units(self, units: torch.Tensor) -> torch.Tensor:
+        """Return the exact products [n, sum of outputs] of int8 rows [n, in] of zeros and a one with all matrices."""
 
     def multiply(self, rows: torch.Tensor, part: int) -> torch.Tensor:
         """Return the product [..., out] of rows [..., in] with the `part`-th matrix, in the rows' dtype.
@@ -58,8 +60,14 @@ class PackedProduct(abc.ABC):
         return product
 
     def dequantize(self, part: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return the `part`-th matrix [out, in] in `dtype`."""
-        return torch.split(self.dequantize_all(), self._sizes, -1)[part].t().contiguous().to(dtype)
+        """Return the `part`-th matrix [out, in] in `dtype`; products with unit rows read the kernel's layout."""
+        weight = torch.empty(self._sizes[part], self._inputs, dtype=dtype)
+        for start in range(0, self._inputs, UNIT_ROWS):
+            units = torch.zeros(min(UNIT_ROWS, self._inputs - start), self._inputs, dtype=torch.int8)
+            units.diagonal(start).fill_(1)
+            columns = self.multiply_units(units).narrow(-1, self._starts[part], self._sizes[part])
+            weight[:, start : start + len(units)] = columns.t()
+        return weight
 
     def __deepcopy__(self, memo: object) -> "PackedProduct":
         return self  # the matrices never change, and oneDNN's tensors cannot be copied
@@ -79,8 +87,8 @@ class IntegerProduct(PackedProduct):
         digits, steps = split_digits(rows)
         return join_digits(self._sum(digits), steps).to(rows.dtype)
 
-    def dequantize_all(self) -> torch.Tensor:
-        return self._sum(torch.eye(self._inputs, dtype=torch.int8))
+    def multiply_units(self, units: torch.Tensor) -> torch.Tensor:
+        return self._sum(units)
 
     def _sum(self, digits: torch.Tensor) -> torch.Tensor:
         """Return the products float32 [n, out] of int8 rows [n, in] with the matrices."""
@@ -102,8 +110,8 @@ class Bfloat16Product(PackedProduct):
         products: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, None, "none", [], "")
         return products
 
-    def dequantize_all(self) -> torch.Tensor:
-        return self.multiply_all(torch.eye(self._inputs, dtype=torch.bfloat16))
+    def multiply_units(self, units: torch.Tensor) -> torch.Tensor:
+        return self.multiply_all(units.bfloat16())
 
 
 @torch.no_grad()

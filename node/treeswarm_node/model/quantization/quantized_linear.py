@@ -111,14 +111,6 @@ class QuantizedExperts(QuantizedWeight):
         super().__init__(packing, shape, parts)
         self.transposed, self.dtype = transposed, dtype
 
-    @classmethod
-    def pack(cls, parameter: torch.Tensor, packing: WeightKind, *, transposed: bool) -> "QuantizedExperts":
-        """Pack the matrices of a parameter one by one."""
-        matrices = [packing.pack(weight.t() if transposed else weight) for weight in parameter]
-        stacked = {name: torch.stack([parts[name] for parts in matrices]) for name in matrices[0]}
-        shape = parameter[0].t().shape if transposed else parameter[0].shape
-        return cls(packing, shape, stacked, parameter.dtype, transposed=transposed)
-
     def __getitem__(self, expert: Any) -> "ExpertWeight":
         return ExpertWeight(self, {name: tensor[int(expert)] for name, tensor in self.parts().items()})
 
@@ -167,6 +159,33 @@ class ExpertWeight:
         return function(*plain, **kwargs)
 
 
+class ExpertPacker:
+    """Packs the matrices of a fused parameter [experts, …], some experts at a time."""
+
+    def __init__(self, parameter: torch.Tensor, kind: str, *, transposed: bool) -> None:
+        """`parameter` may be on meta: its matrices are given to `put`."""
+        self._packing, self._count, self._dtype = KINDS[kind], len(parameter), parameter.dtype
+        self._transposed = transposed
+        self._shape = torch.Size(parameter.shape[:0:-1] if transposed else parameter.shape[1:])
+        self._parts: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def put(self, start: int, matrices: torch.Tensor) -> None:
+        """Pack the matrices of the experts from `start` on."""
+        for expert, weight in enumerate(matrices, start):
+            for name, part in self._packing.pack(weight.t() if self._transposed else weight).items():
+                if name not in self._parts:
+                    self._parts[name] = part.new_empty(self._count, *part.shape)
+                self._parts[name][expert] = part
+
+    def replace(self, module: torch.nn.Module, name: str) -> None:
+        """Replace a module's parameter by the packed matrices."""
+        delattr(module, name)
+        packed = QuantizedExperts(self._packing, self._shape, self._parts, self._dtype, transposed=self._transposed)
+        setattr(module, name, packed)
+        compute_expert_by_expert(module)
+
+
 MATRIX_PRODUCTS = (torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
@@ -179,17 +198,34 @@ def quantize(layer: torch.nn.Module, kind: str) -> None:
     of the layer's weights can be quantized.
     """
     check_quantizable(layer, kind)
-    packing = KINDS[kind]
-    for parent in list(layer.modules()):
-        for name, child in list(parent.named_children()):
-            if _is_quantizable(child, name, kind):
-                weight = child.weight.data
-                packed = QuantizedWeight(packing, weight.shape, packing.pack(weight))
-                setattr(parent, name, QuantizedLinear(packed, child.bias))
-        for name, parameter in _expert_weights(parent, kind):
-            delattr(parent, name)
-            setattr(parent, name, QuantizedExperts.pack(parameter.data, packing, transposed=bool(parent.is_transposed)))
-            compute_expert_by_expert(parent)
+    for path, _ in list(layer.named_modules()):
+        owner, _, name = path.rpartition(".")
+        if path:
+            quantize_loaded(layer.get_submodule(owner), name, kind)
+    _quantize_experts(layer, kind)
+
+
+@torch.no_grad()
+def quantize_loaded(parent: torch.nn.Module, name: str, kind: str) -> None:
+    """Replace a module's child by a quantized one if it is a linear layer, or the child's fused experts if it has some.
+
+    Weights that are not loaded, and those that the kind cannot pack, stay as they are.
+    """
+    child = parent.get_submodule(name)
+    if _is_quantizable(child, name, kind) and not child.weight.is_meta:
+        weight = child.weight.data
+        packed = QuantizedWeight(KINDS[kind], weight.shape, KINDS[kind].pack(weight))
+        setattr(parent, name, QuantizedLinear(packed, child.bias))
+    else:
+        _quantize_experts(child, kind)
+
+
+def _quantize_experts(module: torch.nn.Module, kind: str) -> None:
+    for name, parameter in expert_weights(module, kind):
+        if not parameter.is_meta:
+            packer = ExpertPacker(parameter, kind, transposed=bool(module.is_transposed))
+            packer.put(0, parameter.data)
+            packer.replace(module, name)
 
 
 def compute_expert_by_expert(experts: torch.nn.Module) -> None:
@@ -204,11 +240,8 @@ def check_quantizable(layer: torch.nn.Module, kind: str) -> None:
     The layer's weights may be on meta.
     """
     total = sum(parameter.numel() for parameter in layer.parameters())
-    weights: list[torch.Tensor] = []
-    for parent in layer.modules():
-        weights += [child.weight for name, child in parent.named_children() if _is_quantizable(child, name, kind)]
-        weights += [parameter for _, parameter in _expert_weights(parent, kind)]
-    share = sum(weight.numel() for weight in weights) / max(1, total)
+    quantized = sum(count * shape.numel() for count, shape in quantizable_matrices(layer, kind))
+    share = quantized / max(1, total)
     if share < MIN_SHARE:
         raise UnsupportedModel(
             f"only {share:.0%} of a decoder layer's weights can be quantized to {kind}: give another --quantization, "
@@ -216,18 +249,31 @@ def check_quantizable(layer: torch.nn.Module, kind: str) -> None:
         )
 
 
+def quantizable_matrices(layer: torch.nn.Module, kind: str) -> list[tuple[int, torch.Size]]:
+    """Return the matrices of a layer that a kind packs, each as [out, in] and with how many of them are one tensor."""
+    matrices: list[tuple[int, torch.Size]] = []
+    for parent in layer.modules():
+        linears = [child for name, child in parent.named_children() if _is_quantizable(child, name, kind)]
+        matrices += [(1, linear.weight.shape) for linear in linears]
+        matrices += [(len(experts), _matrix_shape(parent, experts)) for _, experts in expert_weights(parent, kind)]
+    return matrices
+
+
 def _is_quantizable(module: torch.nn.Module, name: str, kind: str) -> TypeGuard[torch.nn.Linear]:
     return name != EXPANSION and type(module) is torch.nn.Linear and KINDS[kind].fits(module.weight.shape)
 
 
-def _expert_weights(module: torch.nn.Module, kind: str) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def expert_weights(module: torch.nn.Module, kind: str) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """Yield the stacked matrices of a module whose experts transformers can compute in several ways."""
     if hasattr(module, "is_transposed"):
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.ndim == 3:
-                shape = parameter.shape[:0:-1] if module.is_transposed else parameter.shape[1:]
-                if KINDS[kind].fits(shape):
-                    yield name, parameter
+            if parameter.ndim == 3 and KINDS[kind].fits(_matrix_shape(module, parameter)):
+                yield name, parameter
+
+
+def _matrix_shape(module: torch.nn.Module, experts: torch.Tensor) -> torch.Size:
+    """Return the shape [out, in] of the matrices of a fused parameter."""
+    return torch.Size(experts.shape[:0:-1] if module.is_transposed else experts.shape[1:])
 
 
 def dequantized_copy(layer: torch.nn.Module) -> torch.nn.Module:

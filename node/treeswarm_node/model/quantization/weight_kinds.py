@@ -24,6 +24,10 @@ ROW_STEPS = 127 * DIGIT
 MAX_INPUTS = (1 << 31) // (127 * 128)
 
 
+# Number of weights that are packed at once, so that packing needs little memory beside the weight.
+CHUNK = 1 << 22
+
+
 class WeightKind(Protocol):
     """Stores a matrix [out, in] in few bits."""
 
@@ -57,6 +61,12 @@ class WeightKind(Protocol):
         ...
 
 
+def _row_chunks(weight: torch.Tensor) -> list[slice]:
+    """Return slices of a matrix's rows that are packed one after another, in float32: of 64 rows, or multiples."""
+    rows = max(1, CHUNK // (64 * weight.shape[1])) * 64
+    return [slice(start, start + rows) for start in range(0, len(weight), rows)]
+
+
 class Int8:
     """Stores 8-bit integers with one scale per output.  CPUs multiply them as integers, by oneDNN.
 
@@ -75,9 +85,13 @@ class Int8:
         return shape[1] <= MAX_INPUTS
 
     def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        weight = weight.float()
-        scales = weight.abs().amax(1).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
-        return {"integers": weight.div(scales[:, None]).round_().to(torch.int8), "scales": scales}
+        scales = weight.new_empty(len(weight), dtype=torch.float32)
+        integers = torch.empty_like(weight, dtype=torch.int8, memory_format=torch.contiguous_format)
+        for rows in _row_chunks(weight):
+            part = weight[rows].float()
+            scales[rows] = part.abs().amax(1).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
+            integers[rows] = part.div(scales[rows, None]).round_()
+        return {"integers": integers, "scales": scales}
 
     def dequantize(self, parts: Parts, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         return parts["integers"].float().mul_(parts["scales"][:, None]).to(dtype)
@@ -154,14 +168,18 @@ class Int4:
         return shape[0] % 16 == 0 and shape[1] % self.group == 0
 
     def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        grouped = weight.float().view(weight.shape[0], -1, self.group)
-        least, most = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
-        # The kernel computes `(integer - 8) · scale + offset`, with both in bfloat16.
-        scales = ((most - least) / 15).clamp_min_(1e-30).bfloat16()
-        offsets = (least + 8 * scales.float()).bfloat16()
-        integers = ((grouped - offsets.float()) / scales.float() + 8).round_().clamp_(0, 15)
-        packed = torch._convert_weight_to_int4pack_for_cpu(integers.view(weight.shape).to(torch.int32), 1)
-        both = torch.cat([scales, offsets], -1).transpose(0, 1).contiguous()
+        integers = torch.empty_like(weight, dtype=torch.int32, memory_format=torch.contiguous_format)
+        both = torch.empty(len(weight), weight.shape[1] // self.group, 2, dtype=torch.bfloat16, device=weight.device)
+        for rows in _row_chunks(weight):
+            grouped = weight[rows].float().view(-1, weight.shape[1] // self.group, self.group)
+            least, most = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+            # The kernel computes `(integer - 8) · scale + offset`, with both in bfloat16.
+            scales = ((most - least) / 15).clamp_min_(1e-30).bfloat16()
+            offsets = (least + 8 * scales.float()).bfloat16()
+            codes = ((grouped - offsets.float()) / scales.float() + 8).round_().clamp_(0, 15)
+            integers[rows], both[rows] = codes.flatten(1), torch.cat([scales, offsets], -1)
+        packed = torch._convert_weight_to_int4pack_for_cpu(integers, 1)
+        both = both.transpose(0, 1).contiguous()
         return {"packed": packed, "scales": both}
 
     def dequantize(self, parts: Parts, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
@@ -208,10 +226,13 @@ class Nf4:
         return True
 
     def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        packed, state = _bitsandbytes().quantize_4bit(
-            weight.contiguous().float(), blocksize=self.block, quant_type="nf4"
-        )
-        return {"packed": packed, "scales": state.absmax, "code": state.code}
+        quantize = _bitsandbytes().quantize_4bit
+        each = [
+            quantize(weight[rows].contiguous().float(), blocksize=self.block, quant_type="nf4")
+            for rows in _row_chunks(weight)
+        ]
+        packed = torch.cat([packed for packed, _ in each])
+        return {"packed": packed, "scales": torch.cat([state.absmax for _, state in each]), "code": each[0][1].code}
 
     def dequantize(self, parts: Parts, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         functional = _bitsandbytes()
