@@ -9,7 +9,7 @@ from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import LinkBroken, Malformed, SwarmError, Unreachable
 from treeswarm.protocol.address import Address
 from treeswarm.protocol.node_messages import IncomingConnection, LeasePort, PortLeased
-from treeswarm.tasks import TaskSet
+from treeswarm.tasks import STAGGER_S, TaskSet
 from treeswarm.transport.seam import Stream, StreamKind, Transport
 from treeswarm_node.reachability.tcp_splice import SpliceEnd, new_buffer, splice
 
@@ -86,7 +86,7 @@ class LeasedPort:
     async def _dial(self, address: Address, on_lost: Callable[[SpliceEnd], None]) -> SpliceEnd:
         loop = asyncio.get_running_loop()
         end = SpliceEnd(self._buffer, on_lost=on_lost)
-        await loop.create_connection(lambda: end, address.host, address.port)
+        await loop.create_connection(lambda: end, address.host, address.port, happy_eyeballs_delay=STAGGER_S)
         self._ends.add(end)
         return end
 

@@ -24,7 +24,7 @@ from treeswarm.extras import require
 from treeswarm.protocol.records import SealedRecord
 from treeswarm.registry.book import MAX_NODES, BookRegistry
 from treeswarm.registry.spec import Broker
-from treeswarm.tasks import TaskSet, keep_running
+from treeswarm.tasks import STAGGER_S, TaskSet, keep_running
 
 if TYPE_CHECKING:
     import aiomqtt
@@ -118,7 +118,9 @@ class BrokerConnection:
         address = f"{self.broker.host}:{self.broker.port}"
         try:
             async with asyncio.timeout(ANSWER_S):
-                _, writer = await asyncio.open_connection(self.broker.host, self.broker.port, ssl=tls)
+                _, writer = await asyncio.open_connection(
+                    self.broker.host, self.broker.port, ssl=tls, happy_eyeballs_delay=STAGGER_S
+                )
         except ssl.SSLCertVerificationError as error:
             raise BadRequest(
                 f"the certificate of {address} is not trusted ({error.verify_message}): "

@@ -7,6 +7,8 @@ compared with the pin, and then given to gRPC as the only root.  gRPC then conne
 import asyncio
 import hashlib
 import hmac
+import os
+import socket
 import ssl
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,6 +17,7 @@ from treeswarm.errors import BadRequest, Impostor, Refused, Unreachable
 from treeswarm.keys import SERVER_NAME, Identity, pin_of
 from treeswarm.protocol.address import Address
 from treeswarm.protocol.messages import FaultCode
+from treeswarm.tasks import STAGGER_S
 
 PROOF_KEY = "treeswarm-swarm-key"
 GRPC_PROTOCOL = "h2"
@@ -119,15 +122,16 @@ async def fetch_certificate(address: Address, within_s: float) -> Certificate:
     context.set_alpn_protocols([GRPC_PROTOCOL])
     try:
         async with asyncio.timeout(within_s):
+            # A name may have several addresses, of which one is a black hole: often the one for IPv6.
             _, writer = await asyncio.open_connection(
-                address.host, address.port, ssl=context, server_hostname=SERVER_NAME
+                address.host, address.port, ssl=context, server_hostname=SERVER_NAME, happy_eyeballs_delay=STAGGER_S
             )
     except TimeoutError:
         raise unreachable(address.bare, "no answer in time") from None
     except ssl.SSLError as error:
         raise _not_a_node(address, error.reason or str(error)) from None
     except OSError as error:
-        raise unreachable(address.bare, error.strerror or str(error)) from None
+        raise unreachable(address.bare, _reason(error)) from None
     try:
         connection: ssl.SSLObject = writer.get_extra_info("ssl_object")
         der = connection.getpeercert(binary_form=True)
@@ -138,6 +142,13 @@ async def fetch_certificate(address: Address, within_s: float) -> Certificate:
         raise _not_a_node(address, str(error)) from None
     finally:
         writer.transport.abort()  # An orderly close would wait for the other end.
+
+
+def _reason(error: OSError) -> str:
+    """Return the system's words for a failed connection; asyncio puts "Connect call failed" in their place."""
+    if error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno).lower()
+    return error.strerror or str(error)
 
 
 def _not_a_node(address: Address, reason: str) -> Unreachable:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from treeswarm.protocol.address import Address
 from treeswarm.protocol.messages import Ping, Pong
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm.transport.seam import Stream, StreamKind
-from treeswarm.transport.tls import Security
+from treeswarm.transport.tls import Security, fetch_certificate
 
 CONTROL = StreamKind.CONTROL
 KEY, OTHER_KEY = new_swarm_key().encode(), new_swarm_key().encode()
@@ -120,6 +121,27 @@ async def test_pinned_address_reaches_its_node(host: str) -> None:
         await ping(client, f"{address}#{pin}")
         await ping(client, address)
         assert pin_seen(client, address) == pin_seen(client, f"{address}#{pin}") == pin
+
+
+async def test_a_black_hole_before_a_living_address_of_a_name_is_raced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name has an IPv6 address that no packet comes back from, and an IPv4 address at which the node listens."""
+    loop, dialled, hole = asyncio.get_running_loop(), list[str](), "2001:db8::1"
+    connect = loop.sock_connect
+
+    async def resolve(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        kinds = ((socket.AF_INET6, (hole, port, 0, 0)), (socket.AF_INET, ("127.0.0.1", port)))
+        return [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address) for family, address in kinds]
+
+    async def connect_or_hang(own: socket.socket, address: tuple[str, int]) -> None:
+        dialled.append(address[0])
+        await (asyncio.Event().wait() if address[0] == hole else connect(own, address))
+
+    async with node() as (address, pin, _):
+        monkeypatch.setattr(loop, "getaddrinfo", resolve)
+        monkeypatch.setattr(loop, "sock_connect", connect_or_hang)
+        port = Address.parse(address).port
+        assert (await fetch_certificate(Address("node.example.org", port), within_s=30.0)).pin == pin
+    assert dialled == [hole, "127.0.0.1"]
 
 
 async def test_node_with_another_key_than_the_pin_is_an_impostor() -> None:
