@@ -6,6 +6,7 @@ import pty
 import select
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,10 @@ class TerminalSession:
             if not self._read_more(end):
                 raise AssertionError("nothing more was shown")
         return self._unread
+
+    def echoes(self) -> bool:
+        """Return whether the terminal shows what is typed by itself."""
+        return bool(termios.tcgetattr(self._screen)[3] & termios.ECHO)
 
     def wait_for_exit(self, within_s: float = 60.0) -> int:
         """Wait for the program to end, and return its exit status."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
@@ -19,12 +19,15 @@ from treeswarm.programs.units import format_bytes, format_duration
 from treeswarm.protocol.records import NodeState
 from treeswarm.tasks import keep_running
 from treeswarm_node.cli.progress_bar import LoadingProgress
+from treeswarm_node.cli.qr_code import draw_qr
 from treeswarm_node.cli.terminal import TerminalWriter
 from treeswarm_node.monitoring.snapshot import NodeSnapshot
 
 # People read no faster than this.
 REDRAW_S = 1.0
 EVENTS = 5
+CODE_KEY = "c"
+LEAVE = "Ctrl-C: leave the swarm"
 COLOURS = {NodeState.ONLINE: "green", NodeState.JOINING: "yellow", NodeState.DRAINING: "yellow"}
 
 
@@ -66,8 +69,9 @@ def render_panel(
     loading: LoadingProgress | None = None,
     *,
     leaving: bool = False,
+    has_code_key: bool = False,
 ) -> RenderableType:
-    """Return what the owner sees; `leaving` after their Ctrl-C.  Pure."""
+    """Return what the owner sees; `leaving` after their Ctrl-C, `has_code_key` if a key shows the join code.  Pure."""
     about, sessions, kv, network = snapshot.about, snapshot.sessions, snapshot.kv, snapshot.network
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim")
@@ -90,9 +94,18 @@ def render_panel(
     rows.add_row("peers", f"{network.peers} known{borrowers}")
     for i, event in enumerate(events):
         rows.add_row("" if i else "events", Text(event))
-    title = Text(f" {about.model} at {about.address} ", "bold")
-    key = "Ctrl-C again: end at once" if leaving else "Ctrl-C: leave the swarm"
-    return Panel(rows, title=title, title_align="left", subtitle=key, subtitle_align="right")
+    keys = "Ctrl-C again: end at once" if leaving else LEAVE
+    return _frame(snapshot, rows, f"{CODE_KEY}: join code   {keys}" if has_code_key else keys)
+
+
+def render_code(snapshot: NodeSnapshot, code: str) -> RenderableType:
+    """Return the join code as text and as a QR code, in place of the panel.  Pure."""
+    return _frame(snapshot, Group(Text(code, no_wrap=True), draw_qr(code)), f"{CODE_KEY}: back   {LEAVE}")
+
+
+def _frame(snapshot: NodeSnapshot, content: RenderableType, keys: str) -> Panel:
+    title = Text(f" {snapshot.about.model} at {snapshot.about.address} ", "bold")
+    return Panel(content, title=title, title_align="left", subtitle=keys, subtitle_align="right")
 
 
 def _render_state(snapshot: NodeSnapshot, loading: LoadingProgress | None) -> Text:
@@ -131,7 +144,11 @@ class LivePanel:
     """What is being loaded, or None if nothing was loaded yet."""
     leaving: bool = False
     """Whether the owner has pressed Ctrl-C."""
+    code: str | None = None
+    """Join code that a key shows, or None without a keyboard."""
     terminal: TerminalWriter = field(default_factory=TerminalWriter)
+    _shows_code: bool = False
+    _pressed: asyncio.Event = field(default_factory=asyncio.Event)
     _events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS))
     _live: Live | None = None
 
@@ -164,6 +181,12 @@ class LivePanel:
             await asyncio.gather(drawing, return_exceptions=True)
             self.terminal.put(live.stop)
 
+    def press(self, key: str) -> None:
+        """Do what a key of the owner asks for."""
+        if key.lower() == CODE_KEY:
+            self._shows_code = not self._shows_code
+            self._pressed.set()
+
     def end(self, line: str) -> None:
         """Remove the picture, and leave one closing line: the process is about to end."""
         if self._live is not None:
@@ -176,9 +199,17 @@ class LivePanel:
         while True:
             new = await read()
             if self.terminal.idle:
-                picture = render_panel(
-                    new, Throughput.between(old, new), list(self._events), self.loading, leaving=self.leaving
-                )
-                self.terminal.put(partial(live.update, picture, refresh=True))
+                self.terminal.put(partial(live.update, self._picture(old, new), refresh=True))
             old = new
-            await asyncio.sleep(REDRAW_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._pressed.wait(), REDRAW_S)
+            self._pressed.clear()
+
+    def _picture(self, old: NodeSnapshot, new: NodeSnapshot) -> RenderableType:
+        if self.code and self._shows_code and not self.leaving:
+            return render_code(new, self.code)
+        has_key = self.code is not None and not self.leaving
+        events = list(self._events)
+        return render_panel(
+            new, Throughput.between(old, new), events, self.loading, leaving=self.leaving, has_code_key=has_key
+        )

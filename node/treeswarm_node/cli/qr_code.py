@@ -11,12 +11,19 @@ HALVES = {(False, False): " ", (True, False): "▀", (False, True): "▄", (True
 BORDER = 2
 
 
-def check_qr() -> None:
-    """Raise BadRequest, with what to install, if QR codes cannot be drawn."""
+def can_draw_qr() -> bool:
+    """Return whether the library that makes QR codes is installed."""
     try:
         import segno  # noqa: F401, PLC0415
     except ImportError:
-        raise BadRequest(f"--qr needs segno: {install_command('node')}, or start without --qr") from None
+        return False
+    return True
+
+
+def check_qr() -> None:
+    """Raise BadRequest, with what to install, if QR codes cannot be drawn."""
+    if not can_draw_qr():
+        raise BadRequest(f"--qr needs segno: {install_command('node')}, or start without --qr")
 
 
 def draw_qr(code: str) -> Text:
@@ -24,7 +31,7 @@ def draw_qr(code: str) -> Text:
 
     It is written in capitals, which take half the room; join codes are read in either.
     """
-    import segno  # noqa: PLC0415  # only with --qr
+    import segno  # noqa: PLC0415  # only when a code is drawn
 
     rows = [[bool(dark) for dark in row] for row in segno.make_qr(code.upper(), error="l").matrix_iter(border=BORDER)]
     if len(rows) % 2:

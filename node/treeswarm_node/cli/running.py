@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -17,7 +17,8 @@ from treeswarm.programs.interrupts import INTERRUPTED, STOPPED, end_process
 from treeswarm_node.cli.logs import set_up_logging
 from treeswarm_node.cli.panel import LivePanel
 from treeswarm_node.cli.progress_bar import LoadingBar, LoadingLog
-from treeswarm_node.cli.qr_code import draw_qr
+from treeswarm_node.cli.qr_code import can_draw_qr, draw_qr
+from treeswarm_node.cli.terminal import Keyboard
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.serve import RunningNode, run_node
 
@@ -76,12 +77,7 @@ async def _serve_until_stopped(config: NodeConfig, panel: LivePanel | None) -> i
         if bar:
             bar.stop()
         if panel:
-            panel.print_above(str(node.ready))
-            if config.operations.qr:
-                panel.print_above(draw_qr(node.ready.code))
-            node.lifecycle.progress = panel.progress
-            signals.before_end = lambda: panel.end(CUT)
-            await stack.enter_async_context(panel.watching(node.collector.read))
+            await stack.enter_async_context(_shown(node, panel, signals, qr=config.operations.qr))
         else:
             print(json.dumps(node.ready.as_dict()) if log_json else node.ready, flush=True)
             if config.operations.qr and not log_json:
@@ -93,6 +89,29 @@ async def _serve_until_stopped(config: NodeConfig, panel: LivePanel | None) -> i
     if panel:
         panel.print_above(LEFT)
     return None
+
+
+@contextlib.asynccontextmanager
+async def _shown(node: RunningNode, panel: LivePanel, signals: "_StopSignals", *, qr: bool) -> AsyncIterator[None]:
+    """Show the ready lines and the panel, whose keys are read."""
+    panel.print_above(str(node.ready))
+    if qr:
+        panel.print_above(draw_qr(node.ready.code))
+    node.lifecycle.progress = panel.progress
+    keyboard = Keyboard(panel.press)
+    if can_draw_qr() and keyboard.open():
+        panel.code = node.ready.code
+
+    def clear() -> None:
+        keyboard.close()
+        panel.end(CUT)
+
+    signals.before_end = clear
+    try:
+        async with panel.watching(node.collector.read):
+            yield
+    finally:
+        keyboard.close()
 
 
 def _say_what_is_waited_for(node: RunningNode, config: NodeConfig, panel: LivePanel | None) -> None:

@@ -1,13 +1,23 @@
-"""Write to a terminal that may not be reading.
+"""The owner's terminal: write to one that may not be reading, and read its keys.
 
 After Ctrl-S, or on a sleeping connection, a terminal reads nothing and the writer has to wait: so a thread writes.
 """
 
+import asyncio
 import contextlib
+import os
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
+
+try:
+    import termios
+    import tty
+except ImportError:  # Windows
+    termios = None  # type: ignore[assignment]
 
 # Number of calls that may wait: a warning or two beside the picture.  Output that comes faster than a terminal
 # takes it is not worth showing.
@@ -53,3 +63,48 @@ class TerminalWriter:
             while (call := self._calls.get()) is not None:
                 call()
                 self._calls.task_done()
+
+
+@dataclass(eq=False)
+class Keyboard:
+    """Reads single keys from the terminal, without their echo.  Ctrl-C and the like work as before."""
+
+    on_key: Callable[[str], None]
+    _settings: list[Any] | None = None
+    """Settings of the terminal before, or None while nothing is read."""
+
+    def open(self) -> bool:
+        """Begin; return whether there is a keyboard: a terminal as input, in whose foreground this process runs."""
+        if termios is None or not sys.stdin.isatty() or not _in_foreground():
+            return False
+        self._settings = termios.tcgetattr(0)
+        tty.setcbreak(0, termios.TCSADRAIN)
+        asyncio.get_running_loop().add_reader(0, self._read)
+        return True
+
+    def close(self) -> None:
+        """Give the terminal back as it was."""
+        if self._settings is None:
+            return
+        asyncio.get_running_loop().remove_reader(0)
+        settings, self._settings = self._settings, None
+        with contextlib.suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(0, termios.TCSANOW, settings)
+
+    def _read(self) -> None:
+        try:
+            keys = os.read(0, 64)
+        except OSError:
+            keys = b""
+        if not keys:  # the terminal is gone
+            self.close()
+        for key in keys.decode(errors="ignore"):
+            self.on_key(key)
+
+
+def _in_foreground() -> bool:
+    """Return whether this process may read the terminal that is its input: else the system would stop it."""
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:  # it is the terminal of another session
+        return False

@@ -21,6 +21,8 @@ import pytest
 import torch
 from rich.console import Console
 from tests.support.registry_media import free_port
+from tests.support.terminal import CTRL_C
+from tests.support.terminal import run_on_terminal as terminal_session
 
 from treeswarm.model_files import resolve_model
 from treeswarm.progress import CHECKING, DOWNLOADING, LOADING, PROVING
@@ -30,6 +32,7 @@ from treeswarm_node.cli import panel
 from treeswarm_node.cli.logs import PanelHandler, set_up_logging
 from treeswarm_node.cli.panel import Throughput, render_blocks, render_panel
 from treeswarm_node.cli.progress_bar import LoadingBar, LoadingLog, LoadingProgress
+from treeswarm_node.cli.qr_code import draw_qr
 from treeswarm_node.cli.terminal import WAITING, TerminalWriter
 from treeswarm_node.engine.counters import Counters
 from treeswarm_node.model.checkpoint.loader import load_span
@@ -155,12 +158,24 @@ NODE = [sys.executable, "-m", "treeswarm_node.cli.main", "demo", "--blocks", "0:
 NODE += ["--registry", "none", "--threads", "1", "--kv-tokens", "1024"]
 
 
-def test_terminal_shows_ready_lines_and_then_the_panel(tmp_path: Path) -> None:
-    written = run_on_terminal([*NODE, "--identity", str(tmp_path / "id")], until="Ctrl-C: leave")
-    ready, picture_begins = written.index("clients ask with: swarm generate"), written.index("╭")
-    assert ready < picture_begins
-    assert "online" in written[picture_begins:]
-    assert "0:1 of 8" in written[picture_begins:]
+def test_terminal_shows_ready_lines_then_the_panel_and_on_a_key_the_code(tmp_path: Path) -> None:
+    environment = {"TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
+    with terminal_session([*NODE, "--identity", str(tmp_path / "id")], environment) as terminal:
+        code = re.findall(r"join code: +(\S+)\r", terminal.read_until("clients ask with: swarm generate"))[0]
+        picture = terminal.read_until("c: join code   Ctrl-C: leave the swarm").rpartition("╭")[2]
+        assert "online" in picture
+        assert "0:1 of 8" in picture
+        terminal.press(b"c")
+        shown = terminal.read_until("c: back   Ctrl-C: leave the swarm")
+        assert code in shown
+        for line in draw_qr(code).plain.splitlines():
+            assert line in shown
+        terminal.press(b"xC")
+        assert "0:1 of 8" in terminal.read_until("c: join code")
+        while_shown = terminal.echoes()
+        terminal.press(CTRL_C)
+        assert terminal.wait_for_exit() == 0
+        assert (while_shown, terminal.echoes()) == (False, True)
 
 
 def test_no_panel_flag_prints_lines_run_on_terminal(tmp_path: Path) -> None:
