@@ -23,7 +23,14 @@ from treeswarm_client.gateway.backend import Backend, PreparedRequest
 from treeswarm_client.gateway.errors import Failure, NoSuchModel, WrongKey, failure_of, failure_of_body
 from treeswarm_client.gateway.events import FinishEvent, GenerationEvent, TokenEvent, count_usage, drain
 from treeswarm_client.gateway.middleware import BodyLimit, LocalHostOnly, RequestCounter, run_unless_disconnected
-from treeswarm_client.gateway.page import describe_gateway, docs_page, front_page, make_files_app, make_schema
+from treeswarm_client.gateway.page import (
+    describe_gateway,
+    docs_page,
+    front_page,
+    make_files_app,
+    make_schema,
+    map_page,
+)
 from treeswarm_client.gateway.requests import (
     ChatRequest,
     CompletionRequest,
@@ -156,7 +163,11 @@ def _add_routes_without_key(app: FastAPI, backend: Backend) -> None:
     async def docs() -> Response:
         return docs_page()
 
-    # Mounted after the route of its events, which it would otherwise hide.
+    @app.get("/map/", include_in_schema=False)
+    async def swarm_map() -> Response:
+        return map_page()
+
+    # Mounted after the routes of the page and its events, which it would otherwise hide.
     app.mount("/map", make_files_app("web"), name="map")
     app.mount("/pages", make_files_app("pages"), name="pages")
 

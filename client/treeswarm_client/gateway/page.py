@@ -1,13 +1,16 @@
-"""The pages for browsers, which load nothing from elsewhere: those in `pages`, and the map in `web`."""
+"""The pages for browsers, which load nothing from elsewhere: their text in `pages`, the map's programs in `web`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.datastructures import MutableHeaders
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,18 +33,58 @@ HEADERS = {
 VARY = {"Vary": "Accept"}
 ROUTES = {"map": "/map/", "openai": "/v1", "docs": "/docs", "health": "/health", "ready": "/ready"}
 HOME = Path(str(files("treeswarm_client.gateway")))
+# What stands in the file of a page between the bar and the rest, and where the figures of the swarm belong.
+MAIN, TILES = "<!-- main -->\n", "<!-- tiles -->\n"
 
 
 def front_page(request: Request) -> Response:
     """Return the first page for browsers, and links to everything here as JSON for other programs."""
     if "text/html" in request.headers.get("accept", ""):
-        return FileResponse(HOME / "pages" / "front.html", headers=HEADERS | VARY)
+        return HTMLResponse(_page("front", "treeswarm", "pages/front.js"), headers=HEADERS | VARY)
     return JSONResponse(ROUTES, headers=VARY)
 
 
 def docs_page() -> Response:
     """Return the page of the API, which draws the OpenAPI schema."""
-    return FileResponse(HOME / "pages" / "docs.html", headers=HEADERS)
+    return HTMLResponse(_page("docs", "treeswarm · API", "pages/docs.js", needs_key=False), headers=HEADERS)
+
+
+def map_page() -> Response:
+    """Return the map."""
+    page = _page("map", "treeswarm · map", "map/map.js", styles=("map/map.css",), root="../")
+    return HTMLResponse(page, headers=HEADERS)
+
+
+@cache
+def _page(
+    name: str,
+    title: str,
+    script: str,
+    *,
+    styles: Sequence[str] = ("map/map.css", "pages/pages.css"),
+    root: str = "",
+    needs_key: bool = True,
+) -> str:
+    """Return a page in the shell that all share; `root` leads from its address to the first page.
+
+    The file of a page holds its part of the bar at the top, and what is below it.  With `needs_key` the page asks for
+    an API key where the gateway has keys.
+    """
+    bar, _, main = _read(name).partition(MAIN)
+    links = "\n".join(f'<link rel="stylesheet" href="{root}{style}">' for style in styles)
+    return Template(_read("shell")).substitute(
+        title=title,
+        root=root,
+        script=script,
+        styles=links,
+        bar=bar,
+        main=main.replace(TILES, _read("tiles")),
+        dialog=_read("key") if needs_key else "",
+    )
+
+
+def _read(name: str) -> str:
+    return (HOME / "pages" / f"{name}.html").read_text("utf-8")
 
 
 def describe_gateway(config: GatewayConfig, client: SwarmClient | None) -> dict[str, Any]:
@@ -96,4 +139,4 @@ class SecurityHeaders:
 
 def make_files_app(folder: str) -> ASGIApp:
     """Return the files of a folder of this package as an application to mount."""
-    return SecurityHeaders(StaticFiles(directory=HOME / folder, html=True))
+    return SecurityHeaders(StaticFiles(directory=HOME / folder))

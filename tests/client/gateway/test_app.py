@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx2
 import pytest
@@ -201,3 +202,18 @@ def test_stream_has_the_same_offsets_as_the_whole(tokens: list[int]) -> None:
     assert whole is not None
     assert [chunk["text_offset"][0] for chunk in chunks] == whole["text_offset"]
     assert "".join(chunk["tokens"][0] for chunk in chunks) == "".join(whole["tokens"]) == decode(tokens)
+
+
+async def test_pages_share_one_shell_whose_links_work() -> None:
+    async with http(backend()) as client:
+        heads = set()
+        for path in ("/", "/docs", "/map/"):
+            page = await client.get(path, headers={"Accept": "text/html"})
+            assert (page.status_code, page.text.count("<!doctype html>"), "$" in page.text) == (200, 1, False)
+            for link in re.findall(r'(?:href|src)="([^"]+)"', page.text):
+                answer = await client.get(urljoin(f"http://127.0.0.1:8000{path}", link))
+                assert answer.status_code == (503 if link == "ready" else 200), (path, link)
+            assert len(set(re.findall(r' id="([^"]+)"', page.text))) == page.text.count(' id="')
+            heads.add(re.sub(r'"(?:\.\./)+', '"', page.text.partition("<title>")[0]))
+        assert len(heads) == 1
+        assert (await client.get("/map")).headers["location"].endswith("/map/")

@@ -309,7 +309,7 @@ async def test_key_is_asked_for_and_kept_for_the_tab(context: BrowserContext, sw
             await page.keyboard.press("Enter")
             await expect(page.locator("#key-error")).to_have_text("That key was refused.")
             await page.get_by_label("API key").fill(KEY)
-            await page.get_by_role("button", name="Show the map").click()
+            await page.get_by_role("button", name="Unlock").click()
             await expect(dialog).to_be_hidden()
             await expect(page.locator("#link")).to_have_text("live")
             await expect(page.locator(".nodes .bar")).to_have_count(3, timeout=SEEN_MS)
