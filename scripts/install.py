@@ -113,6 +113,8 @@ def main() -> None:
     run("install 2/3: PyTorch", [*pip, *index, torch])
     packages = ["-c", "constraints.txt", "-e", f".[{args.extras}]", "-e", "./bench"]
     run("install 3/3: treeswarm and the other packages", [*pip, *packages])
+    # Programs of an environment with this folder keep in it what they fetch, not in the user's home.
+    (args.environment / "cache").mkdir(exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,7 @@ def test_node_mistakes_are_found_before_grpc_and_torch_are_loaded(tmp_path: Path
             [["swarm-node", "demo"], ["swarm-node", "doctor"], ["swarm", "demo"], ["swarm", "bench", "exact"]],
         ),
         ("draft", [["swarm", "generate", "x", *DEMO, "--draft", "demo-draft"]]),
+        ("gguf", [["swarm", "generate", "x", "--model", "smollm2", *PEERS]]),  # before 98 MB are downloaded
         ("serve", [["swarm", "serve", *DEMO]]),
         ("mqtt", [["swarm", "models", "--registry", "mqtt://127.0.0.1:9/x"]]),
         ("plot", [["swarm", "simulate", "--nodes", "3", "--plot", "x.png"]]),

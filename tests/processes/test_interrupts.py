@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -75,6 +76,9 @@ def test_interrupt_during_imports_is_one_line(
     [
         (["generate", "x", "--model", "demo", "--draft", "none", "--peers", "PEER"], "finding nodes"),
         (["chat", "--model", "demo", "--draft", "none", "--peers", "PEER"], "finding nodes"),
+        (["status", "--peers", "PEER"], "asking the swarm"),
+        (["models", "--peers", "PEER"], "asking the swarm"),
+        (["doctor", "--peers", "PEER"], "checking"),
         (["simulate", "--nodes", "3000"], "simulated hours"),
         (["demo"], "starting three nodes"),
     ],
@@ -91,7 +95,7 @@ def test_interrupt_while_something_is_shown_clears_it(
             assert terminal.wait_for_exit() == 130
             left = terminal.read_rest()
     assert "Traceback" not in left
-    after_erasing = left.rpartition("\x1b[2K")[2]
+    after_erasing = re.split(r"\x1b\[2?K", left)[-1]
     assert after_erasing.split() == ["stopped"]
 
 

@@ -46,7 +46,8 @@ def run_programs(commands: Sequence[Sequence[str]], home: Path, *, hidden: Seque
     result = subprocess.run(
         [sys.executable, "-c", RUNNER, json.dumps([commands, hidden, HEAVY])],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280, check=False,
-        env={**environment, "HOME": str(home), "XDG_STATE_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+        env={**environment, "HOME": str(home), "XDG_STATE_HOME": str(home), "XDG_CACHE_HOME": str(home),
+             "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()

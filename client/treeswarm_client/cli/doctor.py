@@ -14,6 +14,7 @@ from treeswarm.identity import config_digest
 from treeswarm.model_files import HubOptions, load_tokenizer, read_config, resolve_model
 from treeswarm.programs.health import Finding, check_free_space, check_open_files, check_python_version
 from treeswarm.programs.health_report import print_findings
+from treeswarm.programs.interrupts import SLOW_S, ticking
 from treeswarm.programs.process import run_until_terminated
 from treeswarm.programs.swarm_health import examine_swarm, peers_opener
 from treeswarm.protocol.records import NodeRecord
@@ -59,7 +60,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _run(args: argparse.Namespace) -> int:
     named = args.peers is not None or args.registry is not None
     checks = run_checks(check_route(args) if named else None, args.model, security_of(args).swarm_key, args.revision)
-    findings = run_until_terminated(checks)
+    with ticking("checking", SLOW_S):
+        findings = run_until_terminated(checks)
     return print_findings(Console(highlight=False), findings, as_json=args.json)
 
 

@@ -4,15 +4,21 @@ import os
 import sys
 from collections.abc import Sequence
 
-from treeswarm.programs.interrupts import INTERRUPTED, STOPPED, TERMINATED, end_process, interrupt_ends_process, ticking
+from treeswarm.programs.interrupts import (
+    INTERRUPTED,
+    SLOW_S,
+    STOPPED,
+    TERMINATED,
+    end_process,
+    interrupt_ends_process,
+    ticking,
+)
 
 # All else is imported within functions, while Ctrl-C has no traceback: even the parser takes a tenth of a second.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
-# Seconds after which a start counts as slow: on a busy machine the parser alone takes two.
-SLOW_S = 0.5
 # Exit status if the reader of the output has gone.
 BROKEN_PIPE = 141
 # Module of each command, in the order of the help.  Only the module of the command that is given is imported.

@@ -9,6 +9,7 @@ from treeswarm.errors import ModelError
 from treeswarm.identity import config_digest
 from treeswarm.model_files import BUNDLED, HUB_ID, is_at_hand, read_config, read_shape, resolve_model
 from treeswarm.model_sources.named_models import NAMED
+from treeswarm.programs.interrupts import ASKING, SLOW_S, ticking
 from treeswarm.programs.process import run_until_terminated
 from treeswarm.registry import client_registry
 from treeswarm.transport.seam import Transport
@@ -47,7 +48,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 async def _run(args: argparse.Namespace) -> int:
     spec, transport = check_route(args), open_transport(args)
     try:
-        overview = await read_overview(spec, transport)
+        with ticking(ASKING, SLOW_S):
+            overview = await read_overview(spec, transport)
     finally:
         await transport.close()
     contexts = await asyncio.to_thread(_context_lengths, overview)

@@ -12,6 +12,7 @@ from rich.live import Live
 
 from treeswarm.identity import config_digest
 from treeswarm.model_files import HubOptions, read_config, read_shape, resolve_model
+from treeswarm.programs.interrupts import ASKING, SLOW_S, ticking
 from treeswarm.programs.process import run_until_terminated
 from treeswarm.registry import Registry, client_registry, registry_kind
 from treeswarm.registry.spec import redacted
@@ -69,12 +70,14 @@ async def run_status(args: argparse.Namespace, transport: Transport, console: Co
     """Run the command over the given transport and return the exit status.  Raises SwarmError."""
     model_filter = await asyncio.to_thread(_make_filter, args.model, args.revision) if args.model else None
     spec = registry_of(args)
-    registry = await _open(spec, model_filter, transport)
+    with ticking(ASKING, SLOW_S):
+        registry = await _open(spec, model_filter, transport)
     try:
         prober = Prober(registry, transport, model_filter)
         if args.watch:
             return await _watch(prober, console, shown_registry(spec), as_json=args.json)
-        overview = await prober.fresh_overview()
+        with ticking(ASKING, SLOW_S):
+            overview = await prober.fresh_overview()
     finally:
         await registry.close()
     if args.json:

@@ -13,6 +13,7 @@ from treeswarm.model_files import read_config
 from treeswarm.programs.devices import checkpoint_dtype
 from treeswarm.programs.health import Finding, check_open_files, check_python_version
 from treeswarm.programs.health_report import print_findings
+from treeswarm.programs.interrupts import ticking
 from treeswarm.programs.swarm_health import examine_swarm, peers_opener
 from treeswarm.protocol.address import Address
 from treeswarm.registry import Registry, client_registry, open_registry, registry_kind
@@ -50,7 +51,8 @@ from treeswarm_node.reachability.reachability import (
 
 def doctor(config: NodeConfig, *, as_json: bool = False) -> int:
     """Run all checks, print the findings, and return the exit status."""
-    findings = asyncio.run(examine(config))
+    with ticking("checking this machine and its swarm"):
+        findings = asyncio.run(examine(config))
     return print_findings(Console(highlight=False), findings, as_json=as_json)
 
 

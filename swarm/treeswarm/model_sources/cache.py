@@ -1,6 +1,7 @@
-"""The user's cache directory: what can be fetched or computed again."""
+"""The cache directory: what can be fetched or computed again."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,14 @@ from treeswarm.errors import ModelError
 
 
 def cache_folder(*parts: str) -> Path:
-    """Return the path of a folder of this project in the user's cache directory, which may not exist yet."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache").joinpath("treeswarm", *parts)
+    """Return the path of a folder of this project in the cache directory, which may not exist yet.
+
+    The cache is the user's, or that of this Python environment if `make` has given it one: then nothing outside the
+    clone is written.
+    """
+    own = Path(sys.prefix) / "cache"
+    base = os.environ.get("XDG_CACHE_HOME") or (own if own.is_dir() else Path.home() / ".cache")
+    return Path(base).joinpath("treeswarm", *parts)
 
 
 def fill_once(folder: Path, fill: Callable[[Path], None]) -> Path:

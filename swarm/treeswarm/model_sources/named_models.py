@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from treeswarm.errors import ModelError
+from treeswarm.extras import require
 from treeswarm.model_sources.cache import cache_folder, fill_once
 from treeswarm.progress import DOWNLOADING, Progress
 
@@ -68,9 +69,11 @@ def is_fetched(name: str) -> bool:
 def fetch_named(name: str, progress: Progress | None = None) -> Path:
     """Return the GGUF file of a model with a short name; the first time, it is downloaded and verified.
 
-    Raises ModelError that says what to do, if there is neither the file nor a way to fetch it.
+    Raises ModelError or BadRequest that says what to do, if there is neither the file nor a way to fetch or read it.
     """
     model = NAMED[name]
+    if not model.folder.is_dir():
+        require("gguf", f"the model {name}")  # what reads the file is missed before it is downloaded
     fill_once(model.folder, lambda target: _fetch(name, model, target, progress))
     return model.file
 

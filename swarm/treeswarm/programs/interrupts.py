@@ -21,6 +21,10 @@ TERMINATED = 143
 STOPPED = "stopped"
 """The one line after either."""
 ERASE_LINE = b"\r\x1b[K"
+# Seconds after which a step counts as slow, and is shown: on a busy machine the parser alone takes two.
+SLOW_S = 0.5
+ASKING = "asking the swarm"
+"""What a command that reads the state of a swarm does meanwhile."""
 
 
 @contextlib.contextmanager
@@ -42,7 +46,7 @@ def interrupt_ends_process() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ticking(text: str, after_s: float = 0.0) -> Iterator[None]:
-    """Show on a terminal, while something large is imported, what is being done and for how long.
+    """Show on a terminal, while something large is imported or others are asked, what is being done and for how long.
 
     Nothing is shown of what takes less than `after_s` seconds.
     """
