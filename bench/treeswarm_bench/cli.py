@@ -365,7 +365,7 @@ async def _busy(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
     from treeswarm_bench.benchmarks import busy  # noqa: PLC0415
 
     return await busy.bench_busy(
-        runs=args.runs, load=args.load, programs=args.programs, seed=args.seed, tokens=args.max_new_tokens
+        args.model, runs=args.runs, load=args.load, programs=args.programs, seed=args.seed, tokens=args.max_new_tokens
     )
 
 

@@ -27,6 +27,9 @@ PAUSE_S, BURST_S = (0.2, 3.0), (0.5, 6.0)
 # A busy machine takes a minute or two per run.  A run that takes longer hangs.
 RUN_S = 900.0
 
+# The demo's name for the bundled pair.
+BUNDLED = "bundled"
+
 # Both end with their parent, even if that is killed.
 LOOP = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(1_000_000))"
 BURST = """import os, sys, time
@@ -38,9 +41,15 @@ while os.getppid() == parent and time.time() < end:
     weights @ weights"""
 
 
-async def bench_busy(*, runs: int, load: Load, programs: int, seed: int, tokens: int | None) -> dict[str, Any]:
-    """Run the demo `runs` times beside a load of `programs` programs (of bursts, at most so many at a time)."""
-    demo = ["demo", "--model", "bundled", "--json", *(["--max-new-tokens", str(tokens)] if tokens else [])]
+async def bench_busy(
+    model: str, *, runs: int, load: Load, programs: int, seed: int, tokens: int | None
+) -> dict[str, Any]:
+    """Run the demo of a model `runs` times beside a load of `programs` programs (of bursts, at most so many at once).
+
+    `demo` is the bundled pair.
+    """
+    name = BUNDLED if model == "demo" else model
+    demo = ["demo", "--model", name, "--json", *(["--max-new-tokens", str(tokens)] if tokens else [])]
     done: list[dict[str, Any]] = []
     failed: list[str] = []
     async with _loaded(load, programs, random.Random(seed)):
@@ -54,6 +63,7 @@ async def bench_busy(*, runs: int, load: Load, programs: int, seed: int, tokens:
             print(f"{number:3d} of {runs}: {outcome}", file=sys.stderr, flush=True)
     return {
         "bench": "busy",
+        "model": name,
         "load": load,
         "programs": programs,
         "seed": seed,

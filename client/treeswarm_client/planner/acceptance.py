@@ -37,6 +37,11 @@ class AcceptanceEstimate:
     fit: float = FIRST_FIT
     """Chance that the draft fits this text at all.  A calibration by bins needs dozens of rounds to tell."""
 
+    @property
+    def trust(self) -> float:
+        """Factor for what the draft promises: 1 where it fits the text as surely as can be known, else less."""
+        return self.fit / MOST_FIT
+
     def chances(self, tree: DraftTree) -> NDArray[np.float64]:
         """Return the chance of each node to be on the target's path, float64 [n]; never above its parent's."""
         return _products_along_paths(tree, self.steps.chances(_step_scores(tree)))

@@ -3,8 +3,8 @@
 A round either waits for its draft, or leaves plain and the nodes follow it.  Waiting costs every round its time.
 Following costs a round more only if the text enters the nodes, but is possible only where drafting goes on while a
 round travels.  So a draft that is seldom right, or of which nothing is known, follows.  Where nodes share the client's
-cores, a draft in flight is slow and comes late: there only a slow draft follows, and a round waits for others as long
-as the draft seems to fit the text.
+cores, a draft in flight is slow and comes late: there only a slow draft follows.  Everywhere chances count only as far
+as the draft seems to fit the text: their calibration needs dozens of rounds to tell that it does not.
 
 A round without a tree drafts a few nodes in flight all the same.  They tell what drafting takes now, and whether the
 guesses would have been right, so that a wrong "no" lasts a few rounds and costs nothing.
@@ -85,9 +85,9 @@ def _wait_or_follow(estimates: Estimates, costs: Costs, limit: int, largest: int
     """Decide where drafting in flight is free: learning costs nothing, and tries are not needed."""
     if not estimates.acceptance.trees:
         return DraftDecision(0, largest, FIRST_FOLLOWS)
-    chances = estimates.budget.discounted(estimates.acceptance.usual_chances(limit))
+    chances = estimates.believed(estimates.acceptance.usual_chances(limit))
     draft_s = estimates.levels.draft_s(limit)
-    entered = estimates.acceptance.usual_entry()
+    entered = estimates.acceptance.trust * estimates.acceptance.usual_entry()
     following = plan_following(chances, costs, draft_s=draft_s, entered=entered)
     level_s, wait_s = estimates.levels.level_s, longest_draft_wait_s(costs)
     if wait_s < level_s < FOLLOWS_SHARE * costs.plain_s and following.size:

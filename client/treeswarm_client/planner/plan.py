@@ -67,6 +67,10 @@ class Estimates:
     outgrown: int = 0
     """Number of nodes of the last round's tree if the text followed it down to a leaf and beyond; 0 otherwise."""
 
+    def believed(self, chances: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the calibrated `chances`, float64 [n], as far as the draft seems to fit the text, and less in debt."""
+        return self.acceptance.trust * self.budget.discounted(chances)
+
 
 def plan_round(
     chances: NDArray[np.float64],

@@ -348,7 +348,7 @@ class AutoPolicy:
         if len(both) == len(shipped) or planned is None:
             return shipped
         estimates = self.memory.estimates
-        chances = estimates.budget.discounted(estimates.acceptance.chances(both))
+        chances = estimates.believed(estimates.acceptance.chances(both))
         departures, in_flight = planned.departures, planned.in_flight or planned.plan.size
         if len(shipped) > in_flight:  # the extension considered last has left
             departures = (*departures, (in_flight, planned.considered_s))

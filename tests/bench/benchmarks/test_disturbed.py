@@ -88,7 +88,13 @@ def test_planner_holds_its_bounds_on_a_poor_text_at_25_ms(fault: str) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "text"),
-    [("none", "good"), ("loaded first 5 s, client", "good"), ("none", "poor"), ("burst 5 s, all", "poor")],
+    [
+        ("none", "good"),
+        ("loaded first 5 s, client", "good"),
+        ("none", "poor"),
+        ("burst 5 s, all", "poor"),
+        ("loaded first 5 s, one node", "changing"),
+    ],
 )
 def test_planner_holds_its_bounds_at_1_ms(fault: str, text: str) -> None:
     """Nodes and client have cores of their own, so that drafting beside a round takes no time from it."""

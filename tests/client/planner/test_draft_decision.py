@@ -101,12 +101,14 @@ def test_few_nodes_before_a_round_mean_few_in_flight_on_shared_cores() -> None:
     assert few.in_flight == 2 * EXPLORE_NODES
 
 
-def test_a_draft_that_seems_not_to_fit_is_not_waited_for_on_shared_cores() -> None:
+@pytest.mark.parametrize("follows", [False, True], ids=["shared cores", "own cores"])
+def test_a_draft_that_seems_not_to_fit_is_neither_waited_for_nor_sent(*, follows: bool) -> None:
     known = seldom_right(0.004)
     unfit = replace(known, acceptance=replace(known.acceptance, fit=LEAST_FIT))
-    decision = decide(unfit, follows=False)
+    decision = decide(unfit, 0.01, follows=follows)
     assert (decision.before, decision.in_flight) == (0, EXPLORE_NODES)
-    assert decide(unfit, 0.002, overlaps=False, follows=False).before == 0
+    assert decide(unfit, 0.002, overlaps=False, follows=follows).before == 0
+    assert decide(known, 0.01, follows=follows).in_flight > EXPLORE_NODES
 
 
 def seldom_right(level_s: float) -> Estimates:

@@ -8,13 +8,15 @@ import numpy as np
 from treeswarm_bench.benchmarks.disturbed.world import (
     CLIENT,
     EVERYWHERE,
-    FORWARD_S,
     MESSAGE_S,
     NODES,
+    SMALL,
+    SMOLLM2,
     LinkChange,
     Replacement,
     Script,
     Slowdown,
+    Speeds,
 )
 
 LINKS = {"1ms": 0.001, "25ms": 0.025, "100ms": 0.1}
@@ -44,13 +46,13 @@ class DisturbedCase:
     @property
     def until_s(self) -> float:
         """Time of the script after which the planner has settled, in seconds."""
-        return self.script.changes_s[-1] + SETTLING_ROUNDS * plain_round_s(self.script.delay_s)
+        return self.script.changes_s[-1] + SETTLING_ROUNDS * plain_round_s(self.script.delay_s, self.script.speeds)
 
 
-def plain_round_s(delay_s: float) -> float:
+def plain_round_s(delay_s: float, speeds: Speeds = SMALL) -> float:
     """Return how long a plain round takes where nothing is disturbed."""
     links = len(NODES) + 1
-    return links * (delay_s + MESSAGE_S) + len(NODES) * float(FORWARD_S[0])
+    return links * (delay_s + MESSAGE_S) + len(NODES) * speeds.forward_s[0]
 
 
 def _begin_s(delay_s: float) -> float:
@@ -96,6 +98,15 @@ FAULTS: dict[str, Callable[[float], Script]] = {
         cold_nodes=COLD_NODES,
     ),
     "cold nodes 5x": lambda delay_s: Script(delay_s, cold_nodes=COLD_NODES),
+    # The first chat model of most users, with an n-gram draft and all nodes on the client's own machine: `swarm demo`.
+    "SmolLM2": lambda delay_s: Script(delay_s, speeds=SMOLLM2, shares_cores=True),
+    "SmolLM2, loaded": lambda delay_s: Script(
+        delay_s,
+        speeds=SMOLLM2,
+        shares_cores=True,
+        slowdowns=(Slowdown(EVERYWHERE, LOADED, -np.inf, np.inf),),
+    ),
+    "SmolLM2, noise": lambda delay_s: Script(delay_s, speeds=SMOLLM2, shares_cores=True, noisy=True),
 }
 
 

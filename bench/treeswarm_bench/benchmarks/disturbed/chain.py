@@ -19,11 +19,11 @@ from treeswarm_bench.benchmarks.disturbed.world import (
     BYTES_PER_S,
     CLIENT,
     CLIENT_ROW_BYTES,
-    FORWARD_ROWS,
-    FORWARD_S,
     NODES,
     REPAIR_S,
     ROW_BYTES,
+    SMALL,
+    Speeds,
     World,
     sleep_until,
 )
@@ -124,7 +124,11 @@ class ScriptedEpoch:
 
     @property
     def profiled_hops(self) -> tuple[ChainHop, ...]:
-        return tuple(ChainHop(node.name, profile(node.factor), node.world.script.shares_cores) for node in self.nodes)
+        scripts = [node.world.script for node in self.nodes]
+        return tuple(
+            ChainHop(node.name, profile(node.factor, script.speeds), script.shares_cores)
+            for node, script in zip(self.nodes, scripts, strict=True)
+        )
 
     @property
     def answered(self) -> int:
@@ -135,10 +139,10 @@ class ScriptedEpoch:
         return self.credit_rows - self.in_flight.rows
 
 
-def profile(factor: float) -> Profile:
+def profile(factor: float, speeds: Speeds = SMALL) -> Profile:
     """Return the profile that an undisturbed node would measure and send."""
-    rows = [1, 2, 4, *(int(count) for count in FORWARD_ROWS[1:])]
-    return tuple((count, int(1e6 * factor * float(np.interp(count, FORWARD_ROWS, FORWARD_S)))) for count in rows)
+    rows = sorted({1, 2, 4, *(int(count) for count in speeds.rows)})
+    return tuple((count, int(1e6 * factor * float(np.interp(count, speeds.rows, speeds.forward_s)))) for count in rows)
 
 
 @dataclass(eq=False)

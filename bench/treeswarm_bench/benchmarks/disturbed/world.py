@@ -15,11 +15,6 @@ CLIENT = "client"
 NODES = ("node0", "node1", "node2")
 EVERYWHERE = (CLIENT, *NODES)
 
-# A forward of a node, by rows: three nodes of a small target on CPUs, as in `planner_replay`.
-FORWARD_ROWS = np.array([1.0, 16.0, 64.0, 256.0])
-FORWARD_S = np.array([0.004, 0.005, 0.009, 0.026])
-# A forward of the draft, and what each row adds to it: the bundled draft on a CPU takes 2 ms and 0.04 to 0.06 per row.
-LEVEL_S, LEVEL_ROW_S = 0.002, 0.00005
 # What a machine spends on a message besides the model and the wire: `swarm bench overhead`, docs/benchmarks.md.
 MESSAGE_S = 0.0019
 # One row between nodes: the activations of SmolLM2-135M in float32.  A row on the client's links is a few numbers.
@@ -29,6 +24,26 @@ BYTES_PER_S = 12.5e6
 REPAIR_S = 0.4
 # Heavy-tailed noise: every time is multiplied by a lognormal factor, and one in 25 by a Pareto factor besides.
 NOISE_SIGMA, TAIL_CHANCE, TAIL_SHAPE, TAIL_MOST = 0.25, 0.04, 1.2, 10.0
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What forwards take on machines that nothing disturbs."""
+
+    rows: tuple[float, ...]
+    forward_s: tuple[float, ...]
+    """Seconds of a node's forward of so many rows."""
+    level_s: float
+    """Seconds of a level of drafting."""
+    level_row_s: float
+    """Seconds that each of its rows adds."""
+
+
+# Three nodes of a small target on CPUs, as in `planner_replay`; the bundled draft takes 2 ms and 0.04 to 0.06 per row.
+SMALL = Speeds((1.0, 16.0, 64.0, 256.0), (0.004, 0.005, 0.009, 0.026), 0.002, 0.00005)
+# A third of SmolLM2-135M in float32 on one thread (docs/results/2026-11-30/cpu-kinds-smollm2.json; 256 rows by the last
+# slope), and a draft from tables, which takes almost nothing.
+SMOLLM2 = Speeds((1.0, 2.0, 4.0, 16.0, 64.0, 256.0), (0.0229, 0.0256, 0.0353, 0.0552, 0.0946, 0.252), 0.0003, 0.00001)
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,7 @@ class Script:
     """Factor on the draft's forwards until the first tree is drafted."""
     cold_nodes: float = 1.0
     """Factor on each node's first forward, the prompt's, and on its first round's."""
+    speeds: Speeds = SMALL
 
     @cached_property
     def changes_s(self) -> list[float]:
@@ -82,7 +98,7 @@ class Script:
         times = {0.0, *(change.start_s for change in self.links)}
         times |= {time for slow in self.slowdowns for time in (slow.start_s, slow.end_s)}
         times |= {self.replacement.start_s} if self.replacement else set()
-        return sorted(time for time in times if time >= 0)
+        return sorted(time for time in times if 0 <= time < np.inf)
 
     def delay_at(self, now: float) -> float:
         return [self.delay_s, *(change.delay_s for change in self.links if change.start_s <= now)][-1]
@@ -107,6 +123,7 @@ class Script:
             replacement=replace(lost, start_s=-np.inf) if lost and lost.start_s <= now else None,
             shares_cores=self.shares_cores,
             noisy=self.noisy,
+            speeds=self.speeds,
         )
 
 
@@ -144,11 +161,11 @@ class World:
     def draft_level(self, rows: int) -> None:
         """Let the time of a forward of the draft pass, in the drafter's thread."""
         factor = self.script.first_draft if self.drafting_first else 1.0
-        self._pass(CLIENT, factor * (LEVEL_S + LEVEL_ROW_S * rows))
+        self._pass(CLIENT, factor * (self.script.speeds.level_s + self.script.speeds.level_row_s * rows))
 
     def forward_base_s(self, rows: int) -> float:
         """Return how long a forward takes on an undisturbed node."""
-        return float(np.interp(rows, FORWARD_ROWS, FORWARD_S))
+        return float(np.interp(rows, self.script.speeds.rows, self.script.speeds.forward_s))
 
     def _pass(self, machine: str, seconds: float) -> None:
         spent_s = self.work_s(machine, seconds)
