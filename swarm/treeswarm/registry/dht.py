@@ -205,10 +205,11 @@ class DhtRegistry(BookRegistry):
             if await peer.is_useless():
                 with contextlib.suppress(SwarmError):
                     await self._replace_daemon(peer)
-        raise Unreachable(
-            f"no other peer of the DHT has the record of {sealed.record.node} yet, as "
-            f"none of {', '.join(self.daemon.known_peers()) or 'its peers'} answers: check this machine's network"
-        )
+        problem = f"no other peer of the DHT has the record of {sealed.record.node} yet"
+        if self.daemon.current is not None and not self.daemon.current.alone:
+            raise Unreachable(f"{problem}, although peers answer: compare this machine's clock with others'")
+        peers = ", ".join(self.daemon.known_peers()) or "its peers"
+        raise Unreachable(f"{problem}, as none of {peers} answers: check this machine's network")
 
     async def _try_store(self, peer: DhtPeer, sealed: SealedRecord) -> bool:
         """Store a record, and return whether other peers have it.

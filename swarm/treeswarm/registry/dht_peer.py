@@ -39,6 +39,8 @@ START_S = 20.0
 # Both halves of an Ed25519 key.
 ED25519_BYTES = 64
 DIAL_S = 5.0
+# Of so many connected peers one answers, unless the daemon or the network has failed.
+MAX_PINGED = 8
 # No honest record has an expiry further in the future.
 FARTHEST_S = 2 * LIFETIME_S
 # A program of Python's that becomes the program it is given, in a process group of its own.
@@ -172,10 +174,11 @@ class DhtPeer:
         """Return whether a new daemon may do better, when nothing gets through this one.
 
         That is so if the daemon is dead, or if it has connections that do not work.  Without any connection, a new
-        daemon would reach no more peers than this one.
+        daemon would reach no more peers than this one; and peers that answer refuse what they refuse.
         """
         try:
-            return bool(await self.connected())
+            connected = await self.connected()
+            return bool(connected) and not await self.connect_any(connected[:MAX_PINGED])
         except TransportError:
             return True
 
@@ -309,19 +312,24 @@ class DhtPeer:
 
         The caller may be cancelled, but the call goes on: a cancelled search leaves tasks behind that wait without end.
         """
-        task = self._calls.start(call)
-        task.add_done_callback(_retrieve_exception)  # its caller may be cancelled before it ends
+        task = self._calls.start(_translated(call))  # the set looks at its error if the caller is cancelled before
         try:
             async with asyncio.timeout(timeout):
                 return await asyncio.shield(task)
-        except Exception as error:  # OSError, RuntimeError, KeyError and the daemon's own; none may reach the caller.
-            raise TransportError(f"the DHT's daemon does not respond ({error or type(error).__name__})") from error
+        except TimeoutError as error:
+            raise _no_response(error) from error
 
 
-def _retrieve_exception(task: "asyncio.Task[Any]") -> None:
-    """Keep asyncio from logging that nobody looked at the exception of a task."""
-    if not task.cancelled():
-        task.exception()
+async def _translated(call: Coroutine[Any, Any, Any]) -> Any:
+    """Await a call into hivemind.  Raises TransportError: peers and daemons that are gone are no bugs to log."""
+    try:
+        return await call
+    except Exception as error:  # OSError, RuntimeError, KeyError and the daemon's own
+        raise _no_response(error) from error
+
+
+def _no_response(error: Exception) -> TransportError:
+    return TransportError(f"the DHT's daemon does not respond ({error or type(error).__name__})")
 
 
 def _daemon_class() -> Any:

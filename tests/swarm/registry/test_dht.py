@@ -17,7 +17,7 @@ import pytest
 from tests.support.registry_media import LOOPBACK, DhtMedium, all_ended, kill_daemon, until, until_known
 
 from treeswarm.errors import BadRequest, DamagedFile, TransportError, Unreachable
-from treeswarm.protocol.records import NodeState, SealedRecord
+from treeswarm.protocol.records import LIFETIME_S, NodeState, SealedRecord
 from treeswarm.registry import open_registry
 from treeswarm.registry.dht import DhtRegistry
 from treeswarm.registry.dht_peer import DIAL_S, DhtPeer, check_hivemind, shard_key
@@ -41,7 +41,7 @@ async def member(dht: DhtMedium) -> DhtRegistry:
     return registry
 
 
-async def test_dead_daemon_is_replaced_at_the_same_address(dht: DhtMedium) -> None:
+async def test_dead_daemon_is_replaced_at_the_same_address(dht: DhtMedium, caplog: pytest.LogCaptureFixture) -> None:
     writer, reader, node = await member(dht), await member(dht), FakeNode()
     await writer.announce(node.record(4001))
     await until_known(reader, "127.0.0.1:4001")
@@ -53,7 +53,18 @@ async def test_dead_daemon_is_replaced_at_the_same_address(dht: DhtMedium) -> No
     await writer.announce(node.record(4003))
     await until_known(reader, "127.0.0.1:4003")
     assert (writer.spec, writer.visible_maddrs) == (spec, address)
+    assert "a bug" not in caplog.text, "a daemon or a peer that is gone is no bug"
+    assert "Traceback" not in caplog.text
     assert re.fullmatch(r"dht:/ip4/127\.0\.0\.1/tcp/\d+/p2p/\w+", spec)
+
+
+async def test_daemon_is_kept_where_peers_refuse_a_record(dht: DhtMedium) -> None:
+    """The clock of this node is an hour ahead of theirs, for example."""
+    writer, node = await member(dht), FakeNode()
+    peer, signed = writer.daemon.current, int(time.time()) + 3600
+    with pytest.raises(Unreachable, match="although peers answer: compare this machine's clock"):
+        await writer.announce(node.record(4001, generation=signed * 1_000_000, expires=signed + LIFETIME_S))
+    assert writer.daemon.current is peer
 
 
 async def test_ctrl_c_on_the_terminal_does_not_reach_the_daemon(dht: DhtMedium) -> None:
