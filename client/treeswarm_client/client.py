@@ -107,7 +107,8 @@ class SwarmClient:
         swarm_key: Key of a private swarm, as `treeswarm.keys.read_swarm_key` reads it.
         transport: Transport to use in place of gRPC with TLS.  It stays open afterwards.
         dtype: Dtype in which nodes must compute; None takes the numerics class with most nodes.
-        quantization: Quantization of the nodes' weights, `none`, `int8`, `int4` or `nf4`; None as for `dtype`.
+        quantization: Quantization of the nodes' weights, `none`, `published`, `int8`, `int4` or `nf4`; None as for
+            `dtype`.
         patience: Seconds a generation waits for nodes to appear when no chain can be formed.
         opening_patience: Seconds that entering the client waits for nodes that do not answer, and for missing blocks;
             None waits as long as `patience`.

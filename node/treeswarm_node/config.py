@@ -51,9 +51,10 @@ class ModelConfig:
         str,
         Flag(
             "--quantization",
-            "keep the weights of the hosted blocks in 8 bits (int8) or 4 bits (int4 on a CPU, else nf4), or not (none) "
+            "quantize the weights of the hosted blocks to 8 bits (int8) or 4 bits (int4 on a CPU, else nf4), or not "
+            "(none); published: let a CPU multiply with the integers of 8 or 4 bits in which weights are published "
             "(default: auto, as the swarm that is joined, none in a new one)",
-            choices=("auto", "none", "int8", "int4", "nf4"),
+            choices=("auto", "none", "published", "int8", "int4", "nf4"),
         ),
     ] = "auto"  # fmt: skip
     activations: Annotated[
@@ -120,6 +121,16 @@ class DeviceConfig:
             "implementation of attention: torch, or flash, which uses torch's flash kernels for long texts; "
             "auto: flash on CUDA where its results are right (default: auto)",
             choices=("auto", "torch", "flash"),
+        ),
+    ] = "auto"
+    expand: Annotated[
+        str,
+        Flag(
+            "--expand",
+            "when weights that are published in fewer bits become numbers of --dtype: while they are loaded (load), or "
+            "one matrix at a time in every forward (use), which holds them in the published bits and takes more time; "
+            "auto: load if the blocks fit so (default: auto)",
+            choices=("auto", "load", "use"),
         ),
     ] = "auto"
 

@@ -77,6 +77,16 @@ class HostedModel:
     """Reasons of the automatic choices of device and dtype, or None if the owner made both."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub, or None for the main branch."""
+    quantization: str = "none"
+    """Kind in which this node has packed the weights, or `none`."""
+    holds_codes: bool = False
+    """Whether weights are held in the bits in which they were published, and expanded where they are used."""
+
+    @property
+    def numbers(self) -> str:
+        """The dtype, and how weights are held, in words."""
+        packed = "" if self.quantization == "none" else f", weights in {self.quantization}"
+        return f"{self.dtype}{packed}{', weights as published' if self.holds_codes else ''}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ class Ready:
         lines = [
             f"swarm-node ready on {self.address}",
             f"  blocks:           {hosted.blocks} of {hosted.of} of {hosted.model}",
-            f"  computes:         on {hosted.device} in {hosted.dtype}, attention {hosted.attention}",
+            f"  computes:         on {hosted.device} in {hosted.numbers}, attention {hosted.attention}",
             f"  KV cache:         {hosted.kv_tokens} tokens of {format_bytes(hosted.kv_row_bytes)}",
             f"  identity:         {self.node}",
             f"  pin:              {self.pin}",
@@ -319,6 +329,8 @@ def _describe_ready(record: OwnRecord, opened: OpenedRegistry, marker: str, metr
             rate=stage.rate,
             automatic=", ".join(filter(None, (config.automatic.device, config.automatic.numerics))) or None,
             revision=config.model.revision,
+            quantization=served.numerics.quantization,
+            holds_codes=stage.holds_codes,
         ),
         code=code,
         join=opened.join_spec(code),

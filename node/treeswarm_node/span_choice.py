@@ -6,7 +6,6 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel
 
 from treeswarm.protocol.messages import NumericsClass
@@ -17,10 +16,10 @@ from treeswarm.topology.placements import PLACED, placements
 from treeswarm.topology.span_limits import SpanLimits
 from treeswarm.topology.tables import Placed, PlacementTable
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.engine.loaded_stage import ModelInfo, find_device, node_room
+from treeswarm_node.engine.loaded_stage import ModelInfo, node_room
+from treeswarm_node.model.block_fit import choose_holding
 from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.families.kv_shapes import allowed_cuts, fit_to_cuts, kv_givers
-from treeswarm_node.model.footprint import read_footprint
 from treeswarm_node.model.memory_fit import count_blocks_that_fit
 from treeswarm_node.own_record import GUESSED_RATE
 
@@ -52,13 +51,13 @@ def read_hosting_limits(config: NodeConfig, model: ModelInfo, skeleton: PreTrain
     Raises BadRequest if not one block fits.
     """
     settings = config.model
-    dtype = getattr(torch, settings.dtype)
     layers, blocks = find_blocks(skeleton).layers, model.shape.blocks
     cuts = allowed_cuts(kv_givers(layers), len(layers))
     if settings.num_blocks is not None:
         return HostingLimits(SpanLimits.same(min(settings.num_blocks, blocks), blocks), cuts)
-    footprint = read_footprint(skeleton, dtype, settings.quantization, find_device(config.device.name).type)
-    return HostingLimits(count_blocks_that_fit(node_room(config), footprint, blocks), cuts)
+    room = node_room(config)
+    holding = choose_holding(config, room, model.folder, skeleton)
+    return HostingLimits(count_blocks_that_fit(room, holding.footprint, blocks), cuts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -187,9 +187,11 @@ def int4_asymmetric(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Ten
     }, meant
 
 
-def gptq(name: str, weight: torch.Tensor, *, bits: int = 4, offset: int = 1) -> tuple[Tensors, torch.Tensor]:
-    """Store GPTQ's layout with float16 scales; zeros are stored smaller by `offset`; groups are interleaved."""
-    codes, scales, zeros, group_of, meant = _quantize_groups(weight, 2**bits - 1, interleaved=True)
+def gptq(
+    name: str, weight: torch.Tensor, *, bits: int = 4, offset: int = 1, interleaved: bool = True
+) -> tuple[Tensors, torch.Tensor]:
+    """Store GPTQ's layout with float16 scales; zeros are stored smaller by `offset`; groups may be interleaved."""
+    codes, scales, zeros, group_of, meant = _quantize_groups(weight, 2**bits - 1, interleaved=interleaved)
     stem = name.removesuffix("weight")
     return {
         f"{stem}qweight": _pack(codes.numpy().astype(np.int64), bits).t(),

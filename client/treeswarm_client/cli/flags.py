@@ -71,7 +71,7 @@ def add_client_flags(parser: argparse.ArgumentParser, *, patience_s: float = DEF
     )
     parser.add_argument(
         "--quantization",
-        choices=["none", "int8", "int4", "nf4"],
+        choices=["none", "published", "int8", "int4", "nf4"],
         help="use only nodes with weights of this quantization",
     )
     parser.add_argument(

@@ -19,10 +19,11 @@ from treeswarm_node.dry_run.headers import HeadedModel, with_headers
 from treeswarm_node.dry_run.node_plan import NodePlan, NumberFormat, plan_nodes
 from treeswarm_node.engine.loaded_stage import node_room
 from treeswarm_node.model.automatic import with_device, with_numerics
+from treeswarm_node.model.checkpoint.dequantize.recognition import StoredWeight
 from treeswarm_node.model.checkpoint.formats import PLAIN, weight_format
 from treeswarm_node.model.checkpoint.loader import hosted_parts, match_tensors
 from treeswarm_node.model.checkpoint.skeleton import ALIASES, build_skeleton
-from treeswarm_node.model.checkpoint.storage import describe_storage, stored_sizes
+from treeswarm_node.model.checkpoint.storage import describe_storage, explain_no_kernel, held_blocks, stored_sizes
 from treeswarm_node.model.checkpoint.tensors import HostedTensors, check_complete
 from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.families.kv_shapes import allowed_cuts, kv_givers, kv_shapes
@@ -31,7 +32,7 @@ from treeswarm_node.model.families.tested_types import TypeTest, find_type_test
 from treeswarm_node.model.footprint import layers_by_size, read_footprint
 from treeswarm_node.model.memory_fit import NodeRoom
 from treeswarm_node.model.quantization.quantized_linear import check_quantizable
-from treeswarm_node.model.quantization.weight_kinds import KINDS
+from treeswarm_node.model.quantization.weight_kinds import KINDS, explain_unsupported
 
 # Dtypes that are compared if the owner names none, and the one in which models of few bits are computed then.
 COMPARED, WITH_FEW_BITS = ("float32", "bfloat16"), "bfloat16"
@@ -126,8 +127,11 @@ def _measure(known: Appraisal, config: NodeConfig, headed: HeadedModel) -> Appra
     skeleton = build_skeleton(headed.folder, dtype)
     span = Span(0, shape.blocks)
     tensors = _find_tensors(headed, skeleton, span)
-    storage = describe_storage(tensors.stored.values(), dtype, chosen.quantization)
     device, room = config.device, node_room(config)
+    stored = list(tensors.stored.values())
+    formats = _formats(config, chosen, stored)
+    plans = [_plan(numbers, skeleton, room, device.name, stored) for numbers in formats]
+    chosen = _choose_expansion(config, chosen, plans)
     sizes = Sizes(
         shape=shape,
         parameters=_count_parameters(skeleton, span),
@@ -135,8 +139,11 @@ def _measure(known: Appraisal, config: NodeConfig, headed: HeadedModel) -> Appra
         published=_published_size(headed, tensors) if headed.is_published else None,
         room=room,
         device="" if device.memory else device.name,
-        plans=[_plan(numbers, skeleton, room, device.name) for numbers in _formats(config, chosen)],
+        plans=plans,
         chosen=chosen,
+    )
+    storage = describe_storage(
+        stored, dtype, chosen.quantization, holds_codes=chosen.holds_codes or chosen.quantization == "published"
     )
     return replace(known, weights=storage or _describe_weights(known, headed, chosen), sizes=sizes)
 
@@ -189,25 +196,49 @@ def _describe_weights(known: Appraisal, headed: HeadedModel, chosen: NumberForma
     return f"{known.weights}, expanded to {chosen.dtype} while they are loaded"
 
 
-def _formats(config: NodeConfig, chosen: NumberFormat) -> list[NumberFormat]:
+def _choose_expansion(config: NodeConfig, chosen: NumberFormat, plans: Sequence[NodePlan]) -> NumberFormat:
+    """Return the chosen format, with codes that are held if a start would hold them."""
+    held = replace(chosen, holds_codes=True)
+    if config.device.expand == "load" or not any(plan.format == held for plan in plans):
+        return chosen
+    expanded, wanted = next(plan for plan in plans if plan.format == chosen), config.model
+    fits = expanded.fit >= (wanted.num_blocks or 1)
+    if wanted.span is not None:
+        fits = expanded.limits.allow(wanted.span, expanded.spans[-1].end if expanded.spans else wanted.span.end + 1)
+    return held if config.device.expand == "use" or not fits else chosen
+
+
+def _formats(config: NodeConfig, chosen: NumberFormat, stored: Sequence[StoredWeight]) -> list[NumberFormat]:
     """Return the formats to compare: all of them, in the owner's dtype if they named one."""
+    has_kernel = any(weight.has_kernel for weight in stored)
     named = not config.automatic.numerics
     dtypes = [chosen.dtype] if named else [*COMPARED, *({chosen.dtype} - set(COMPARED))]
     few_bits = chosen.dtype if named else WITH_FEW_BITS
-    kinds = [kind for kind in QUANTIZATIONS if kind != "none"]
-    formats = [NumberFormat(dtype) for dtype in dtypes] + [NumberFormat(few_bits, kind) for kind in kinds]
+    kinds = [kind for kind in QUANTIZATIONS if kind != "none" and (kind != "published" or has_kernel)]
+    formats = [NumberFormat(dtype) for dtype in dtypes]
+    if stored:
+        formats += [NumberFormat(dtype, holds_codes=True) for dtype in {few_bits: 0, chosen.dtype: 0}]
+    formats += [NumberFormat(few_bits, kind) for kind in kinds]
     return formats if chosen in formats else [*formats, chosen]
 
 
-def _plan(numbers: NumberFormat, skeleton: PreTrainedModel, room: NodeRoom, device: str) -> NodePlan:
+def _plan(
+    numbers: NumberFormat,
+    skeleton: PreTrainedModel,
+    room: NodeRoom,
+    device: str,
+    stored: Sequence[StoredWeight],
+) -> NodePlan:
     place = torch.device(device)
-    footprint = read_footprint(skeleton, getattr(torch, numbers.dtype), numbers.quantization, place.type)
+    is_published = numbers.quantization == "published"
+    held = held_blocks(stored) if numbers.holds_codes or is_published else {}
+    footprint = read_footprint(skeleton, getattr(torch, numbers.dtype), numbers.quantization, place.type, held)
     layers = find_blocks(skeleton).layers
-    refusal = None
-    if numbers.quantization != "none":
-        refusal = KINDS[numbers.quantization].explain_unsupported(place)
+    refusal = explain_no_kernel(stored) if is_published else None
+    if refusal is None and numbers.quantization != "none":
+        refusal = explain_unsupported(numbers.quantization, place)
         try:
-            for layer in layers_by_size(layers):
+            for layer in layers_by_size(layers) if numbers.quantization in KINDS else ():
                 check_quantizable(layer, numbers.quantization)
         except UnsupportedModel as error:
             refusal = str(error)

@@ -20,8 +20,12 @@ class NumberFormat:
 
     dtype: str
     quantization: str = "none"
+    holds_codes: bool = False
+    """Whether weights are held in the bits in which they were published."""
 
     def __str__(self) -> str:
+        if self.holds_codes:
+            return f"{self.dtype}, expanded at use"
         return self.dtype if self.quantization == "none" else f"{self.quantization}, {self.dtype}"
 
 

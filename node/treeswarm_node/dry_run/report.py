@@ -73,6 +73,7 @@ def _plan_as_dict(plan: NodePlan, sizes: Sizes) -> dict[str, Any]:
     return {
         "dtype": plan.format.dtype,
         "quantization": plan.format.quantization,
+        "holds_codes": plan.format.holds_codes,
         "chosen": plan.format == sizes.chosen,
         "block_bytes": footprint.block,
         "ends_bytes": footprint.ends.whole,

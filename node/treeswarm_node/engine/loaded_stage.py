@@ -35,13 +35,13 @@ from treeswarm_node.engine.model_runner import ModelRunner, Runner, ThrottledRun
 from treeswarm_node.engine.sampler import Sampler
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.model.attention_selection import choose_attention
+from treeswarm_node.model.block_fit import choose_holding
 from treeswarm_node.model.check.family_check import check_family
 from treeswarm_node.model.check.kernel_check import check_kernels
 from treeswarm_node.model.check.weights import check_weights
 from treeswarm_node.model.checkpoint.formats import check_format
 from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
-from treeswarm_node.model.footprint import read_footprint
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.model.memory_fit import NodeRoom, free_memory, offload_room, peak_bytes
 from treeswarm_node.model.offload import Offload, open_offload
@@ -70,6 +70,8 @@ class LoadedStage:
     """Latency profile of a forward through the whole span, which clients receive."""
     shares_prefixes: bool = True
     """Whether K and V depend on the text alone, so that sessions may share them."""
+    holds_codes: bool = False
+    """Whether weights are held in the bits in which they were published."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,10 @@ async def load_stage(
         engine = Engine(runner, config.limits.budget, counters or Counters())
         running = asyncio.create_task(engine.run())
         try:
-            yield LoadedStage(served, engine, span_model.store, rate, profile, span_model.depends_on_text_alone)
+            yield LoadedStage(
+                served, engine, span_model.store, rate, profile, span_model.depends_on_text_alone,
+                span_model.loaded.holds_codes,
+            )  # fmt: skip
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
@@ -201,12 +206,15 @@ def _load(
     device = find_device(config.device.name)
     check_kind(config.model.quantization, device)
     folder = resolve_model(model.name, weights=True, span=span, hub=model.hub, progress=progress)
-    dtype, kind = getattr(torch, config.model.dtype), config.model.quantization
+    dtype, kind, room = getattr(torch, config.model.dtype), config.model.quantization, node_room(config)
     skeleton = build_skeleton(folder, dtype) if skeleton is None else skeleton
-    footprint = read_footprint(skeleton, dtype, kind, device.type)
-    peak = peak_bytes(len(span), node_room(config), footprint, footprint.ends.of(span, model.shape.blocks))
+    holding = choose_holding(config, room, folder, skeleton, span)
+    peak = peak_bytes(len(span), room, holding.footprint, holding.footprint.ends.of(span, model.shape.blocks))
     log.info("blocks %s need at most %s on %s", span, format_bytes(peak), device.type)
-    loaded = load_span(folder, span, dtype, device, progress, quantization=kind, offload=offload, skeleton=skeleton)
+    loaded = load_span(
+        folder, span, dtype, device, progress,
+        quantization=kind, offload=offload, skeleton=skeleton, holds_codes=holding.holds_codes,
+    )  # fmt: skip
     weights = weights_digest(folder, read_config(folder), progress)
     if progress is not None:
         progress(0, 0, PROVING)

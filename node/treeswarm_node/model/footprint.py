@@ -1,6 +1,7 @@
 """Find how much memory the parts of a model need, from its modules without weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from treeswarm_node.model.check.plain_copy import copy_bytes
 from treeswarm_node.model.check.weights import COMPARED_BYTES
 from treeswarm_node.model.checkpoint.loader import hosted_parts
 from treeswarm_node.model.checkpoint.parts import PART_BYTES, fused_experts
+from treeswarm_node.model.checkpoint.storage import HeldBlock
 from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.families.extra_inputs import ExtraInputs, embeds
 from treeswarm_node.model.families.kv_shapes import kv_shapes
@@ -29,14 +31,24 @@ COPIES_OF_PART = 3
 COPIES_OF_MATRIX = 2
 
 
-def read_footprint(skeleton: PreTrainedModel, dtype: torch.dtype, quantization: str, device: str) -> Footprint:
+def read_footprint(
+    skeleton: PreTrainedModel,
+    dtype: torch.dtype,
+    quantization: str,
+    device: str,
+    held: Mapping[int, HeldBlock] = MappingProxyType({}),
+) -> Footprint:
     """Return the footprint of a model, from its modules without weights.
 
-    `skeleton` may have been built in any dtype; `device` is the type of the device that computes.
+    `skeleton` may have been built in any dtype; `device` is the type of the device that computes.  `held` has the sizes
+    of weights that are held in the bits in which they were published, by block.
     """
     blocks = find_blocks(skeleton)
     width = dtype.itemsize
-    sizes = [_block_bytes(layer, width, quantization) for layer in layers_by_size(blocks.layers)]
+    if held:
+        sizes = [_held_bytes(layer, width, held.get(index, HeldBlock())) for index, layer in enumerate(blocks.layers)]
+    else:
+        sizes = [_block_bytes(layer, width, quantization) for layer in layers_by_size(blocks.layers)]
     loading = max(_loading_bytes(layer, width, quantization) for layer in layers_by_size(blocks.layers))
     return Footprint(
         block=max(sizes),
@@ -49,6 +61,7 @@ def read_footprint(skeleton: PreTrainedModel, dtype: torch.dtype, quantization: 
             *(copy_bytes(layer) for layer in layers_by_size(blocks.layers)),
             *(_packing_bytes(layer, width, quantization, device) for layer in layers_by_size(blocks.layers)),
         ),
+        expanding=max((of_block.largest for of_block in held.values()), default=0) * width,
     )
 
 
@@ -57,10 +70,15 @@ def layers_by_size(layers: Iterable[torch.nn.Module]) -> Iterable[torch.nn.Modul
     return {sum(p.numel() for p in layer.parameters()): layer for layer in layers}.values()
 
 
+def _held_bytes(layer: torch.nn.Module, width: int, held: HeldBlock) -> int:
+    """Return the bytes of a decoder block some of whose weights are held in the bits in which they were published."""
+    return (sum(parameter.numel() for parameter in layer.parameters()) - held.numbers) * width + held.size
+
+
 def _block_bytes(layer: torch.nn.Module, width: int, quantization: str) -> int:
     """Return the bytes of a decoder block as it is held."""
     total = sum(parameter.numel() for parameter in layer.parameters()) * width
-    if quantization == "none":
+    if quantization not in KINDS:
         return total
     kind = KINDS[quantization]
     for count, (outputs, inputs) in quantizable_matrices(layer, quantization):

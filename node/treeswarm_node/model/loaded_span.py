@@ -47,6 +47,8 @@ class LoadedSpan:
     """Offloaded weights of the blocks, or None if the weights are in the modules."""
     weights: CheckpointWeights | None = None
     """The checkpoint's tensors, or None if the modules were not loaded from a checkpoint."""
+    holds_codes: bool = False
+    """Whether weights are held in the bits in which they were published, as far as that is possible."""
 
     def load_block(self, block: int) -> None:
         """Make a block's weights available; must be called before the block runs and before its weights are read."""

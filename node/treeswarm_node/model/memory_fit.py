@@ -57,6 +57,8 @@ class Footprint:
     """Bytes that loading needs beside the weights that are loaded already."""
     checking: int = 0
     """Bytes that preparing and checking the loaded blocks needs beside weights and KV cache."""
+    expanding: int = 0
+    """Bytes of the largest matrix that is expanded where it is used; 0 if all are expanded while they are loaded."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,14 @@ def peak_bytes(blocks: int, room: NodeRoom, footprint: Footprint, ends: int) -> 
     """Return the most bytes that a node needs on its device, for a span with `ends` bytes besides its blocks."""
     held = blocks if room.store is None else min(blocks, SLOTS)
     cache = footprint.kv_row * room.kv_tokens * blocks
-    computing = max(footprint.checking, footprint.forward_row * room.forward_rows)
+    computing = max(footprint.checking, footprint.forward_row * room.forward_rows + footprint.expanding)
     return footprint.block * held + ends + max(footprint.loading, cache + computing)
 
 
 def _count(room: NodeRoom, footprint: Footprint, ends: int) -> int:
     """Return how many blocks fit beside `ends` bytes of other weights."""
     available = room.memory * USABLE_SHARE - ends
-    computing = available - max(footprint.checking, footprint.forward_row * room.forward_rows)
+    computing = available - max(footprint.checking, footprint.forward_row * room.forward_rows + footprint.expanding)
     cache = footprint.kv_row * room.kv_tokens
     if room.store is None:
         loaded = math.floor((available - footprint.loading) / footprint.block)

@@ -14,7 +14,7 @@ AUTO = "auto"
 CPU_BF16_FEATURES = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
 """Names by which torch's CPU capabilities call bfloat16 arithmetic on x86 and Arm."""
 DTYPES = ("float32", "bfloat16", "float16")
-QUANTIZATIONS = ("none", "int8", "int4", "nf4")
+QUANTIZATIONS = ("none", "published", "int8", "int4", "nf4")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Machine:
         """Return what to do before this machine can use weights of a kind on the device; empty if it can."""
         if quantization == "nf4" and not self.bitsandbytes:
             return "install bitsandbytes"
-        if quantization == "int4" and not (device == "cpu" and self.cpu_int4):
+        if quantization in ("int4", "published") and not (device == "cpu" and self.cpu_int4):
             return "give --device cpu, with a torch that has this kernel,"
         return ""
 

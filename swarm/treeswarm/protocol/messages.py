@@ -113,7 +113,7 @@ class NumericsClass:
     dtype: str
     """Type of the weights, the KV cache and the activations on the wire: `float32`, `bfloat16` or `float16`."""
     quantization: str = "none"
-    """Quantization of the weights: `none`, `int8`, `int4` or `nf4`."""
+    """Quantization of the weights: `none`, `published`, `int8`, `int4` or `nf4`."""
     activations: str = ""
     """How rows travel between nodes: `int8`, which changes the text, or empty for `dtype`."""
 

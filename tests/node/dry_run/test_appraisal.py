@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,26 @@ def test_a_node_counts_the_blocks_that_the_dry_run_counts(dtype: str, kind: str,
     assert plan.format == NumberFormat(dtype, kind)
     skeleton = build_skeleton(tmp_path, getattr(torch, dtype))
     assert plan.limits == read_hosting_limits(config, ModelInfo.find(str(tmp_path)), skeleton).spans
+
+
+def test_weights_that_keep_their_published_bits_are_rows_of_the_table(tmp_path: Path) -> None:
+    fp8 = tmp_path / "fp8"
+    write_checkpoint(tiny_model("qwen3"), FORMATS["modelopt fp8"], fp8)
+    write_checkpoint(tiny_model("qwen3"), FORMATS["awq"], tmp_path / "model")
+    config = config_for(tmp_path / "model", dtype="bfloat16")
+    appraisal = appraise(config, Machine(cpu_int4=True))
+    sizes = sizes_of(appraisal)
+    held = next(plan for plan in sizes.plans if plan.format == NumberFormat("bfloat16", holds_codes=True))
+    kernels, expanded = plan_of(sizes, "bfloat16", "published"), plan_of(sizes, "bfloat16")
+    assert held.footprint.block == kernels.footprint.block < 0.6 * expanded.footprint.block
+    assert sizes.chosen == NumberFormat("bfloat16"), "it fits expanded, which computes faster"
+    text = as_text(appraise(replace(config, device=replace(config.device, expand="use")), Machine()))
+    assert "* bfloat16, expanded at use" in text
+    assert "published, bfloat16" in text
+    assert "held so, and expanded to bfloat16 one matrix at a time in every forward" in " ".join(text.split())
+    refused = plan_of(sizes_of(look_at(fp8, dtype="bfloat16", kind="published")), "bfloat16", "published")
+    assert "no kernel multiplies with FP8 per tensor" in str(refused.refusal)
+    assert {"holds_codes": True}.items() <= as_dict(appraisal)["formats"][1].items()
 
 
 def without_tensor(folder: Path) -> None:

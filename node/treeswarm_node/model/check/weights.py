@@ -12,12 +12,12 @@ from treeswarm_node.model.check.stock_slice import load_slice, spread
 from treeswarm_node.model.checkpoint.parts import LoadedPart, join
 from treeswarm_node.model.loaded_span import LoadedSpan
 from treeswarm_node.model.quantization.quantized_linear import PackedLinear, QuantizedExperts, QuantizedLinear
-from treeswarm_node.model.quantization.weight_kinds import KINDS
 from treeswarm_node.model.span_model import SpanModel
 
-# Largest accepted error of quantized weights by their bits, relative to their norm.  Seen for normally distributed
-# weights: 0.007 to 0.01 in 8 bits, 0.09 to 0.12 in 4 bits; weights of another matrix have an error of about 1.4.
-QUANTIZED_TOLERANCE = {8: 0.03, 4: 0.3}
+# Largest accepted error of quantized weights by their kind, relative to their norm.  Published codes are expanded to
+# the very numbers.  Seen for normally distributed weights: 0.007 to 0.01 in 8 bits, 0.09 to 0.12 in 4 bits; weights of
+# another matrix have an error of about 1.4.
+QUANTIZED_TOLERANCE = {"published": 0.0, "int8": 0.03, "int4": 0.3, "nf4": 0.3}
 # Bytes of a block that are compared at once, unless one tensor is larger.  Transformers builds all modules of the model
 # for each slice, so few large slices take less time than many small ones.
 COMPARED_BYTES = 128 << 20
@@ -29,8 +29,8 @@ ERROR_ROWS = 1024
 def check_weights(model: SpanModel) -> int:
     """Compare one block of each kind, and embedding and head where they are hosted; return the number of tensors.
 
-    Parameters and persistent buffers must be those of `from_pretrained`, bit for bit unless they are quantized.  Raises
-    UnsupportedModel, which names the tensor.
+    Parameters and persistent buffers must be those of `from_pretrained`, bit for bit unless this node quantized them.
+    Raises UnsupportedModel, which names the tensor.
     """
     kinds: dict[object, int] = {}
     for index in range(model.loaded.span.start, model.loaded.span.end):
@@ -134,6 +134,6 @@ def _squared_error(held: torch.Tensor, expected: torch.Tensor) -> float:
 
 def _describe_error(name: str, kind: str, squared_error: float, expected: torch.Tensor) -> str | None:
     error = (squared_error / max(float(torch.linalg.vector_norm(expected, dtype=torch.float32)) ** 2, 1e-30)) ** 0.5
-    if error <= QUANTIZED_TOLERANCE[KINDS[kind].bits]:
+    if error <= QUANTIZED_TOLERANCE[kind]:
         return None
     return f"tensor {name} in {kind} differs by {error:.1e} from the checkpoint's"

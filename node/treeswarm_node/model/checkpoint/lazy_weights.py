@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from treeswarm.errors import ModelError
 from treeswarm.model_files import read_header
 from treeswarm.progress import LOADING, Progress
+from treeswarm_node.model.checkpoint.dequantize.formulas import Codes
 from treeswarm_node.model.checkpoint.dequantize.recognition import StoredWeight
 from treeswarm_node.model.checkpoint.gguf_tensors import GGUFTensors
 from treeswarm_node.model.checkpoint.tensors import HostedTensors
@@ -88,10 +89,15 @@ class _StoredSlice:
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         some = index if isinstance(index, slice) and self._divides else ...
-        parts = {role: part[some].to(self._device) for role, part in self._slices.items()}
-        value = self._weight.unpack(parts, self._dtype)
-        self._on_read()
+        codes = self.read_codes(some)
+        value = codes.expand(codes.parts, self._dtype)
         return value if some is index else value[index]
+
+    def read_codes(self, some: Any = ...) -> Codes:
+        """Read the weight, or some of its experts, in the bits in which it is stored."""
+        codes = self._weight.read({role: part[some].to(self._device) for role, part in self._slices.items()})
+        self._on_read()
+        return codes
 
     @property
     def _divides(self) -> bool:

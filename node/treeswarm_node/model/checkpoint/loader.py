@@ -12,17 +12,18 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_utils import LoadStateDictConfig
 
-from treeswarm.errors import BadRequest
+from treeswarm.errors import BadRequest, UnsupportedModel
 from treeswarm.model_files import block_of, weight_files
 from treeswarm.model_sources.gguf_files import WEIGHTS, is_gguf_folder
 from treeswarm.progress import Progress
 from treeswarm.protocol.spans import Span
 from treeswarm_node.model.checkpoint.gguf_tensors import GGUFTensors
+from treeswarm_node.model.checkpoint.held_weights import HeldWeights
 from treeswarm_node.model.checkpoint.lazy_weights import open_weights
 from treeswarm_node.model.checkpoint.part_loader import PartLoader
 from treeswarm_node.model.checkpoint.parts import LoadedPart, divide
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
-from treeswarm_node.model.checkpoint.storage import describe_storage
+from treeswarm_node.model.checkpoint.storage import describe_storage, explain_no_kernel
 from treeswarm_node.model.checkpoint.tensors import HostedTensors, check_complete, find_tensors
 from treeswarm_node.model.families.blocks import find_blocks, modules_besides
 from treeswarm_node.model.families.extra_inputs import ExtraInputs
@@ -30,6 +31,7 @@ from treeswarm_node.model.families.kv_shapes import check_cuts, kv_givers
 from treeswarm_node.model.loaded_span import CheckpointWeights, LoadedSpan
 from treeswarm_node.model.offload import Offload
 from treeswarm_node.model.quantization.quantized_linear import check_quantizable
+from treeswarm_node.model.quantization.weight_kinds import KINDS
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +71,16 @@ def load_span(
     quantization: str = "none",
     offload: Offload | None = None,
     skeleton: PreTrainedModel | None = None,
+    holds_codes: bool = False,
 ) -> LoadedSpan:
     """Load the decoder blocks `span`, with the embedding at the head and with norm and LM head at the tail.
 
     Only these tensors are read, and only the files that hold them.  If names or layouts in the checkpoint differ from
     those of the modules (fused experts), transformers' own conversions are applied.  Tensors are read in small parts,
     each of which is quantized before the next one is read; with `offload`, the device holds one block at a time.
-    `skeleton` is the model without weights in `dtype`, if it has been built; it becomes the loaded one.
+    `skeleton` is the model without weights in `dtype`, if it has been built; it becomes the loaded one.  With
+    `holds_codes` weights that are published in fewer bits are held so where that is possible, and expanded one by one
+    where they are used; with the quantization `published`, kernels multiply with the codes.
 
     Raises BadRequest for a span that the model does not have, ModelError for files that are missing or corrupt, and
     UnsupportedModel.
@@ -90,7 +95,7 @@ def load_span(
     tensors = matched.tensors
     if loaded_type := _wrapped_type(skeleton):
         log.info("%s is a multimodal wrapper: its text decoder is hosted, for text only", loaded_type)
-    if storage := describe_storage(tensors.stored.values(), dtype, quantization):
+    if storage := describe_storage(tensors.stored.values(), dtype, quantization, holds_codes=holds_codes):
         log.info("%s", storage)
     for buffer in skeleton.buffers():
         buffer.data = buffer.data.to(device)
@@ -104,10 +109,11 @@ def load_span(
         dtype_plan=skeleton._get_dtype_plan(dtype),
         weight_mapping=matched.conversions,
     )
-    if quantization != "none":
+    if quantization in KINDS:
         for layer in layers[span.start : span.end]:
             check_quantizable(layer, quantization)
-    loader = PartLoader(folder, skeleton, config, quantization)
+    held = _hold_weights(skeleton, tensors, quantization) if holds_codes or quantization == "published" else None
+    loader = PartLoader(folder, skeleton, config, quantization, held)
     parts: list[LoadedPart] = []
     for block, of_block in divide(tensors, skeleton, range(span.start, span.end)).items():
         parts += [loader.load(part, state) for part in of_block]
@@ -123,7 +129,15 @@ def load_span(
             if offload is not None:
                 offload.store_layer(layers[block])
     weights = CheckpointWeights(open_again, tensors.targets, parts)
-    return LoadedSpan(skeleton.eval().requires_grad_(False), span, dtype, device, offload, weights)
+    has_codes = held is not None and bool(held.names)
+    return LoadedSpan(skeleton.eval().requires_grad_(False), span, dtype, device, offload, weights, has_codes)
+
+
+def _hold_weights(skeleton: PreTrainedModel, tensors: HostedTensors, quantization: str) -> HeldWeights:
+    """Return what holds weights in their published bits.  Raises UnsupportedModel if no kernel multiplies with them."""
+    if quantization == "published" and (reason := explain_no_kernel(tensors.stored.values())):
+        raise UnsupportedModel(reason)
+    return HeldWeights(skeleton, tensors, by_kernel=quantization == "published")
 
 
 def _tie_weights(skeleton: PreTrainedModel, missing: set[str], expected: Iterable[str]) -> set[str]:

@@ -1,7 +1,7 @@
 """Load a span's tensors part by part: each is converted as transformers converts it, and quantized at once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from treeswarm.errors import ModelError
+from treeswarm_node.model.checkpoint.held_weights import HeldWeights
 from treeswarm_node.model.checkpoint.lazy_weights import SomeExperts
 from treeswarm_node.model.checkpoint.parts import ExpertRange, LoadedPart, LoadPart
 from treeswarm_node.model.checkpoint.tensors import check_report
@@ -20,6 +21,7 @@ from treeswarm_node.model.quantization.quantized_linear import (
     expert_weights,
     quantize_loaded,
 )
+from treeswarm_node.model.quantization.weight_kinds import KINDS
 
 
 def pick(weights: Mapping[str, Any], part: LoadPart) -> dict[str, Any]:
@@ -38,6 +40,8 @@ class PartLoader:
     skeleton: PreTrainedModel
     config: LoadStateDictConfig
     quantization: str
+    held: HeldWeights | None = None
+    """Takes the weights that are held in the bits in which they were published, or None if all are expanded."""
     _fused: dict[str, "torch.Tensor | ExpertPacker"] = field(default_factory=dict)
     """Fused experts of which some are loaded, by the parameter's name."""
 
@@ -46,13 +50,22 @@ class PartLoader:
 
         Raises ModelError if the files cannot be read, or do not fit the modules.
         """
+        names = self.held.take(part.tensors, weights) if self.held is not None else set()
+        rest = replace(part, tensors=tuple(name for name in part.tensors if name not in self._held_names))
         if part.experts is not None:
-            return LoadedPart(part, frozenset(self._load_experts(part, part.experts, weights)))
-        names = self._convert(pick(weights, part))
-        if self.quantization != "none" and part.block is not None:
+            if rest.tensors:
+                names |= self._load_experts(part, part.experts, weights)
+            return LoadedPart(part, frozenset(names))
+        if rest.tensors:
+            names |= self._convert(pick(weights, rest))
+        if self.quantization in KINDS and part.block is not None:
             for path in {name.rpartition(".")[0] for name in names}:
                 self._quantize(path)
         return LoadedPart(part, frozenset(names))
+
+    @property
+    def _held_names(self) -> frozenset[str]:
+        return self.held.names if self.held is not None else frozenset()
 
     def _quantize(self, path: str) -> None:
         owner, _, name = path.rpartition(".")
@@ -92,7 +105,7 @@ class PartLoader:
         self, module: torch.nn.Module, whole: torch.Tensor, loaded: torch.Tensor
     ) -> "torch.Tensor | ExpertPacker":
         kind = self.quantization
-        if kind != "none" and any(whole is weight for _, weight in expert_weights(module, kind)):
+        if kind in KINDS and any(whole is weight for _, weight in expert_weights(module, kind)):
             return ExpertPacker(whole, kind, transposed=bool(module.is_transposed))
         return torch.empty(whole.shape, dtype=loaded.dtype, device=loaded.device)
 

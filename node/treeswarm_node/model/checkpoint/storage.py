@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,7 +12,56 @@ from treeswarm.errors import ModelError
 from treeswarm.model_files import block_of, read_header, weight_files
 from treeswarm.model_sources.gguf_files import is_gguf_folder, read_table
 from treeswarm.programs.units import format_bytes
+from treeswarm_node.attention.latent import EXPANSION
 from treeswarm_node.model.checkpoint.dequantize.recognition import StoredWeight, TensorEntry
+
+
+@dataclass(frozen=True)
+class HeldBlock:
+    """Holds the sizes of a block's weights that can be held in the bits in which they were published."""
+
+    numbers: int = 0
+    """How many numbers they are."""
+    size: int = 0
+    """Number of their bytes."""
+    largest: int = 0
+    """How many numbers the largest matrix has."""
+
+
+def held_blocks(weights: Iterable[StoredWeight]) -> dict[int, HeldBlock]:
+    """Return the sizes of those of the weights that can be held in their published bits, by block."""
+    blocks: dict[int, HeldBlock] = {}
+    for weight in weights:
+        block = block_of(weight.name)
+        if block is not None and can_hold(weight):
+            held, numbers = blocks.get(block, HeldBlock()), math.prod(weight.shape)
+            matrix = numbers if len(weight.shape) < 3 else numbers // weight.shape[0]
+            blocks[block] = HeldBlock(
+                held.numbers + numbers, held.size + weight.stored_bytes, max(held.largest, matrix)
+            )
+    return blocks
+
+
+def explain_no_kernel(weights: Iterable[StoredWeight]) -> str | None:
+    """Return why no kernel multiplies with any of these weights as they are published, or None if one does."""
+    kinds: set[str] = set()
+    for weight in weights:
+        if weight.has_kernel:
+            return None
+        kinds.add(weight.kind)
+    formats = " and ".join(sorted(kinds)) or "plain numbers"
+    return (
+        f"--quantization published: no kernel multiplies with {formats}: leave it out; --expand use holds weights of "
+        "fewer bits as they are"
+    )
+
+
+def can_hold(weight: StoredWeight) -> bool:
+    """Return whether a weight of a block can be held in its bits, by its name.
+
+    The expansion of latents is expanded: attention multiplies with it from both sides.
+    """
+    return block_of(weight.name) is not None and f".{EXPANSION}." not in weight.name
 
 
 def stored_sizes(folder: Path) -> dict[str, int]:
@@ -33,7 +83,9 @@ def read_entries(folder: Path, names_of: Mapping[str, Iterable[str]]) -> dict[st
     return entries
 
 
-def describe_storage(weights: Iterable[StoredWeight], dtype: torch.dtype, quantization: str) -> str | None:
+def describe_storage(
+    weights: Iterable[StoredWeight], dtype: torch.dtype, quantization: str, *, holds_codes: bool = False
+) -> str | None:
     """Say in one line what loading makes of blocks that are stored in fewer bits, or None if there are none."""
     stored, expanded = Counter[int](), Counter[int]()
     kinds = set()
@@ -45,9 +97,15 @@ def describe_storage(weights: Iterable[StoredWeight], dtype: torch.dtype, quanti
             expanded[block] += math.prod(weight.shape) * dtype.itemsize
     if not kinds:
         return None
-    again = "" if quantization == "none" else f", block by block, and quantized to {quantization}"
-    return (
-        f"weights are published as {' and '.join(sorted(kinds))}: {format_bytes(max(stored.values()))} per block, "
-        f"expanded while they are loaded to {str(dtype).removeprefix('torch.')}, "
-        f"{format_bytes(max(expanded.values()))} per block{again}"
+    published = (
+        f"weights are published as {' and '.join(sorted(kinds))}: {format_bytes(max(stored.values()))} per block"
     )
+    to, size = str(dtype).removeprefix("torch."), format_bytes(max(expanded.values()))
+    if quantization == "published":
+        return (
+            f"{published}, held so: kernels multiply with the integers, and what has none is expanded where it is used"
+        )
+    if holds_codes:
+        return f"{published}, held so, and expanded to {to} one matrix at a time in every forward, instead of {size}"
+    again = "" if quantization == "none" else f", block by block, and quantized to {quantization}"
+    return f"{published}, expanded while they are loaded to {to}, {size} per block{again}"

@@ -8,7 +8,7 @@ import torch
 
 from treeswarm.errors import UnsupportedModel
 from treeswarm_node.attention.latent import EXPANSION
-from treeswarm_node.model.quantization.weight_kinds import KINDS, Parts, WeightKind
+from treeswarm_node.model.quantization.weight_kinds import KINDS, HeldMatrix, Parts
 
 # Smallest share of a layer's weights that must be quantized; below it, quantization would save little.
 MIN_SHARE = 0.5
@@ -17,7 +17,7 @@ MIN_SHARE = 0.5
 class QuantizedWeight(torch.nn.Module):
     """Holds a matrix, or one per expert, packed in a kind; the parts are its buffers."""
 
-    def __init__(self, packing: WeightKind, shape: torch.Size, parts: Parts) -> None:
+    def __init__(self, packing: HeldMatrix, shape: torch.Size, parts: Parts) -> None:
         super().__init__()
         self.packing, self.kind, self.shape = packing, packing.name, shape
         for name, tensor in parts.items():
@@ -102,7 +102,7 @@ class QuantizedExperts(QuantizedWeight):
     """
 
     def __init__(
-        self, packing: WeightKind, shape: torch.Size, parts: Parts, dtype: torch.dtype, *, transposed: bool
+        self, packing: HeldMatrix, shape: torch.Size, parts: Parts, dtype: torch.dtype, *, transposed: bool
     ) -> None:
         """`shape` is one matrix's [out, in], `parts` have a first dimension of experts, `dtype` is the parameter's.
 

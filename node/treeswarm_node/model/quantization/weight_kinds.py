@@ -6,6 +6,7 @@ product depends on the rows beside a row more than it would with plain weights.
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -22,17 +23,32 @@ DIGIT = 128
 ROW_STEPS = 127 * DIGIT
 # Largest number of inputs for which the sum of products of two 8-bit numbers stays below 2^31.
 MAX_INPUTS = (1 << 31) // (127 * 128)
+# Sizes of groups that torch's kernel for 4 bits takes.
+INT4_GROUPS = (32, 64, 128, 256)
 
 
 # Number of weights that are packed at once, so that packing needs little memory beside the weight.
 CHUNK = 1 << 22
 
 
-class WeightKind(Protocol):
-    """Stores a matrix [out, in] in few bits."""
+class HeldMatrix(Protocol):
+    """Multiplies with a matrix [out, in] that is held in few bits."""
 
     name: str
-    """Name of the kind, as `--quantization` takes it."""
+    """Name of the kind."""
+
+    def dequantize(self, parts: Parts, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """Return the matrix [out, in] in `dtype`."""
+        ...
+
+    def multiply(self, rows: torch.Tensor, parts: Parts, shape: torch.Size) -> torch.Tensor:
+        """Return the product [..., out] of rows [..., in] with the matrix, in the rows' dtype."""
+        ...
+
+
+class WeightKind(HeldMatrix, Protocol):
+    """Packs a matrix [out, in] in few bits; `name` is what `--quantization` takes."""
+
     bits: int
     """Number of bits per weight, without scales."""
 
@@ -46,14 +62,6 @@ class WeightKind(Protocol):
 
     def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the parts of a matrix [out, in]."""
-        ...
-
-    def dequantize(self, parts: Parts, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-        """Return the matrix [out, in] in `dtype`."""
-        ...
-
-    def multiply(self, rows: torch.Tensor, parts: Parts, shape: torch.Size) -> torch.Tensor:
-        """Return the product [..., out] of rows [..., in] with the matrix, in the rows' dtype."""
         ...
 
     def count_bytes(self, outputs: int, inputs: int) -> int:
@@ -149,15 +157,18 @@ def has_integer_products() -> bool:
     return torch.equal(products.double(), expected) and torch.equal(linear.double(), expected)
 
 
+@dataclass(frozen=True)
 class Int4:
-    """Stores 4-bit integers with a scale and an offset per 32 weights; torch's CPU kernel multiplies rows in bfloat16.
+    """Stores 4-bit integers with a scale and an offset per group; torch's CPU kernel multiplies rows in bfloat16.
 
     The kernel computes every row by itself: a row's product is the same beside any other rows.
     """
 
+    group: int = 32
+    """Number of neighbouring weights that share a scale."""
+
     name = "int4"
     bits = 4
-    group = 32
 
     def explain_unsupported(self, device: torch.device) -> str | None:
         if device.type != "cpu":
@@ -165,7 +176,7 @@ class Int4:
         return None if _has_int4_kernel() else "this torch or this processor has no kernel for it"
 
     def fits(self, shape: torch.Size) -> bool:
-        return shape[0] % 16 == 0 and shape[1] % self.group == 0
+        return shape[0] % 16 == 0 and shape[1] % self.group == 0 and self.group in INT4_GROUPS
 
     def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         integers = torch.empty_like(weight, dtype=torch.int32, memory_format=torch.contiguous_format)
@@ -178,9 +189,12 @@ class Int4:
             offsets = (least + 8 * scales.float()).bfloat16()
             codes = ((grouped - offsets.float()) / scales.float() + 8).round_().clamp_(0, 15)
             integers[rows], both[rows] = codes.flatten(1), torch.cat([scales, offsets], -1)
-        packed = torch._convert_weight_to_int4pack_for_cpu(integers, 1)
-        both = both.transpose(0, 1).contiguous()
-        return {"packed": packed, "scales": both}
+        return self.pack_integers(integers, both)
+
+    def pack_integers(self, integers: torch.Tensor, both: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the parts of a matrix of integers 0 to 15, with scales and offsets bfloat16 [out, groups, 2]."""
+        packed = torch._convert_weight_to_int4pack_for_cpu(integers.to(torch.int32), 1)
+        return {"packed": packed, "scales": both.transpose(0, 1).contiguous()}
 
     def dequantize(self, parts: Parts, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         # The kernel's own layout depends on the processor: products with unit rows read it.
@@ -259,8 +273,18 @@ KINDS: Mapping[str, WeightKind] = {"int8": Int8(), "int4": Int4(), "nf4": Nf4()}
 """The kinds by the name that `--quantization` takes; each is a numerics class."""
 
 
+def explain_unsupported(quantization: str, device: torch.device) -> str | None:
+    """Return why a quantization cannot be used on the device, or None if it can.
+
+    Published integers of 4 bits have the kernel of int4.
+    """
+    if quantization == "none":
+        return None
+    return KINDS["int4" if quantization == "published" else quantization].explain_unsupported(device)
+
+
 def check_kind(quantization: str, device: torch.device) -> None:
     """Raise BadRequest if weights of this kind cannot be used on the device; `none` always can."""
-    reason = None if quantization == "none" else KINDS[quantization].explain_unsupported(device)
+    reason = explain_unsupported(quantization, device)
     if reason is not None:
         raise BadRequest(f"--quantization {quantization} cannot be used ({reason}): give another or none")

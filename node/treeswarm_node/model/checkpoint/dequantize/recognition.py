@@ -52,6 +52,13 @@ class StoredWeight:
     """Reads the tensors, by role, into the form in which the weight is expanded, or held in its bits."""
     stored_bytes: int
     """Number of bytes of its tensors in the files."""
+    is_stacked: bool = False
+    """Whether it is the weight of several experts, and every tensor has them as its first dimension."""
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether a CPU's kernel may multiply with its codes: 4-bit integers in groups, or 8-bit ones by rows."""
+        return "int4" in self.kind or self.kind in {"bitsandbytes int8", "int8 per channel"}
 
     def unpack(self, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
         """Compute the weight from its tensors by role."""
@@ -85,8 +92,9 @@ class _Group:
         unknown = sorted(set(self.parts.values()) - set(used.values()))
         if unknown:
             raise UnsupportedModel(f"tensor {unknown[0]} is not known in {kind} weights: use another checkpoint")
-        size = sum(self.entries[name].size for name in used.values())
-        return StoredWeight(self.name, kind, sizes, used, read, size)
+        tensors = [self.entries[name] for name in used.values()]
+        is_stacked = len(sizes) == 3 and all(entry.shape[:1] == sizes[:1] for entry in tensors)
+        return StoredWeight(self.name, kind, sizes, used, read, sum(entry.size for entry in tensors), is_stacked)
 
     def mismatch(self, role: str, expected: str) -> ModelError:
         """Return the error about a tensor whose shape does not fit the weight."""
@@ -320,7 +328,7 @@ def _read_blocks(group: _Group) -> StoredWeight:
     if len(blocks) != 4 or scales != blocks[:3]:  # experts, outputs, groups, bytes
         raise group.mismatch("scales", f"{list(blocks[:3])}")
     shape = (blocks[0], 2 * blocks[2] * blocks[3], blocks[1])
-    return group.weight("MXFP4", shape, _as_stored(formulas.mxfp4_experts), blocks="blocks", scale="scales")
+    return group.weight("MXFP4", shape, formulas.mxfp4, blocks="blocks", scale="scales")
 
 
 def _read_bitsandbytes_4bit(group: _Group) -> StoredWeight:

@@ -1,0 +1,74 @@
+"""Decide whether a node holds published weights in their bits, so that its blocks fit into its memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from treeswarm.errors import BadRequest
+from treeswarm.model_files import HubOptions, read_config
+from treeswarm.protocol.spans import Span
+from treeswarm_node.config import NodeConfig
+from treeswarm_node.dry_run.headers import with_headers
+from treeswarm_node.model.checkpoint.formats import PLAIN, weight_format
+from treeswarm_node.model.checkpoint.loader import match_tensors
+from treeswarm_node.model.checkpoint.storage import HeldBlock, held_blocks
+from treeswarm_node.model.families.blocks import find_blocks
+from treeswarm_node.model.footprint import read_footprint
+from treeswarm_node.model.memory_fit import Footprint, NodeRoom, count_blocks_that_fit
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Says how a node holds its weights, and what they need."""
+
+    footprint: Footprint
+    holds_codes: bool = False
+    """Whether weights are held in the bits in which they were published, and expanded where they are used."""
+
+
+def choose_holding(
+    config: NodeConfig, room: NodeRoom, folder: Path, skeleton: PreTrainedModel, span: Span | None = None
+) -> Holding:
+    """Return how a node holds weights that is to host `span`, or as many blocks as fit.
+
+    Weights in fewer bits are expanded while they are loaded if what is to be hosted fits so, because that computes
+    faster.
+    """
+    settings, device = config.model, torch.device(config.device.name).type
+    dtype = getattr(torch, settings.dtype)
+    plain = Holding(read_footprint(skeleton, dtype, settings.quantization, device))
+    expand = when_to_expand(config, folder)
+    if expand == "load" or (expand == "auto" and _fits(room, plain.footprint, skeleton, span)):
+        return plain
+    held = _read_held_blocks(config, folder, skeleton)
+    if not held:
+        return plain
+    return Holding(read_footprint(skeleton, dtype, settings.quantization, device, held), holds_codes=True)
+
+
+def when_to_expand(config: NodeConfig, folder: Path) -> str:
+    """Return when weights are expanded: `load`, `use`, or `auto` if memory decides.
+
+    Weights that are plain numbers, or are quantized again, are never held in published bits.
+    """
+    if config.model.quantization not in {"none", "published"} or weight_format(read_config(folder)) == PLAIN:
+        return "load"
+    return "use" if config.model.quantization == "published" else config.device.expand
+
+
+def _fits(room: NodeRoom, footprint: Footprint, skeleton: PreTrainedModel, span: Span | None) -> bool:
+    blocks = len(find_blocks(skeleton).layers)
+    try:
+        limits = count_blocks_that_fit(room, footprint, blocks)
+    except BadRequest:
+        return False
+    return span is None or limits.allow(span, blocks)
+
+
+def _read_held_blocks(config: NodeConfig, folder: Path, skeleton: PreTrainedModel) -> dict[int, HeldBlock]:
+    """Return the sizes of weights that can be held in their bits, from headers that are here or at the hub."""
+    with with_headers(config.model.name, folder, HubOptions(config.model.revision)) as headed:
+        whole = Span(0, len(find_blocks(skeleton).layers))
+        return held_blocks(match_tensors(headed.folder, skeleton, whole).tensors.stored.values())
