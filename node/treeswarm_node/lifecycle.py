@@ -118,9 +118,7 @@ class Lifecycle:
         """Choose a span, announce it, load it and serve it.  Raises ModelError, BadRequest."""
         fixed = self.config.model.span
         if fixed is None:
-            config, model = self.config, self.record.model
-            self._skeleton = await asyncio.to_thread(build_skeleton, model.folder, getattr(torch, config.model.dtype))
-            self._hosting = read_hosting_limits(config, model, self._skeleton)
+            await asyncio.to_thread(self._read_limits)
             await self.liveness.prove()
         self.record.span = fixed or await self._chooser().choose()
         self.node.state = NodeState.JOINING
@@ -282,6 +280,12 @@ class Lifecycle:
         assert self.record.span is not None
         assert self.node.stage is not None
         return await self._chooser().plan_move(self.record.span, self.node.stage.rate, self.node.state)
+
+    def _read_limits(self) -> None:
+        """Find which spans this node can host; the model without weights is kept for the span that is chosen."""
+        config, model = self.config, self.record.model
+        self._skeleton = build_skeleton(model.folder, getattr(torch, config.model.dtype))
+        self._hosting = read_hosting_limits(config, model, self._skeleton)
 
     def _chooser(self) -> SpanChooser:
         record = self.record

@@ -210,11 +210,12 @@ def _load(
     skeleton = build_skeleton(folder, dtype) if skeleton is None else skeleton
     holding = choose_holding(config, room, folder, skeleton, span)
     peak = peak_bytes(len(span), room, holding.footprint, holding.footprint.ends.of(span, model.shape.blocks))
-    log.info("blocks %s need at most %s on %s", span, format_bytes(peak), device.type)
+    log.info("blocks %s need at most %s on %s, beside the program", span, format_bytes(peak), device.type)
     loaded = load_span(
         folder, span, dtype, device, progress,
         quantization=kind, offload=offload, skeleton=skeleton, holds_codes=holding.holds_codes,
     )  # fmt: skip
+    free_unused_memory()
     weights = weights_digest(folder, read_config(folder), progress)
     if progress is not None:
         progress(0, 0, PROVING)
