@@ -199,7 +199,7 @@ def _load(
     span: Span,
     offload: Offload | None,
     progress: Progress | None,
-    skeleton: PreTrainedModel | None,
+    skeleton: PreTrainedModel | None = None,
 ) -> tuple[SpanModel, ServedSpan, float]:
     if config.device.threads:
         torch.set_num_threads(config.device.threads)
