@@ -43,7 +43,7 @@ def read_footprint(
     `skeleton` may have been built in any dtype; `device` is the type of the device that computes.  `held` has the sizes
     of weights that are held in the bits in which they were published, by block.
     """
-    blocks = find_blocks(skeleton)
+    blocks, config = find_blocks(skeleton), skeleton.config.get_text_config(decoder=True)
     width = dtype.itemsize
     if held:
         sizes = [_held_bytes(layer, width, held.get(index, HeldBlock())) for index, layer in enumerate(blocks.layers)]
@@ -53,8 +53,8 @@ def read_footprint(
     return Footprint(
         block=max(sizes),
         ends=_end_weights(skeleton, width),
-        kv_row=max(_kv_numbers(layer, skeleton.config) for layer in blocks.layers) * width,
-        forward_row=ACTIVATION_COPIES * int(skeleton.config.hidden_size) * ExtraInputs(skeleton, blocks).streams * 4,
+        kv_row=max(_kv_numbers(layer, config) for layer in blocks.layers) * width,
+        forward_row=ACTIVATION_COPIES * int(config.hidden_size) * ExtraInputs(skeleton, blocks).streams * 4,
         loading=loading,
         checking=max(
             *(_comparing_bytes(layer, width) for layer in layers_by_size(blocks.layers)),
