@@ -244,7 +244,7 @@ class HopEstimate:
     @classmethod
     def begin(cls, profile: Profile = ()) -> "HopEstimate":
         """Begin with the profile that a node sent when it opened the session, or without one."""
-        rows, micros = np.array(profile or UNKNOWN, np.float64).T
+        rows, micros = np.array(_completed(profile) if profile else UNKNOWN, np.float64).T
         return cls(rows, micros / 1e6, bool(profile))
 
     def updated(self, timing: HopTiming) -> "HopEstimate":
@@ -305,6 +305,17 @@ class HopEstimate:
         residual = compute_s / (paced.pace * by_table_s)
         log_factor = min(max(math.log(residual), -math.log(BENDS)), math.log(BENDS))
         return replace(paced, table_s=self.table_s * np.exp(STEP * near * log_factor))
+
+
+def _completed(profile: Profile) -> Profile:
+    """Return a profile that reaches as far as UNKNOWN, in the shape of that beyond its last point.
+
+    A loaded node has time to measure one or two rows of itself.  Straight on, all trees would seem to be free.
+    """
+    last_rows, last_us = profile[-1]
+    known_rows, known_us = np.array(UNKNOWN, np.float64).T
+    factor = last_us / float(np.interp(last_rows, known_rows, known_us))
+    return (*profile, *((rows, round(factor * micros)) for rows, micros in UNKNOWN if rows > last_rows))
 
 
 # ---------------------------------------------------------------- a traversal

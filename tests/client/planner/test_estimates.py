@@ -281,3 +281,14 @@ def test_exploration_counts_plain_rounds_down_to_the_next_try() -> None:
 def test_a_hit_while_exploring_makes_the_next_try_due_at_once() -> None:
     assert Exploration().after_tree(found_hit=True).is_due()
     assert Exploration().skip(4).skipped_rounds == 4
+
+
+def test_a_profile_of_one_row_says_nothing_of_free_trees() -> None:
+    """A loaded node has no time to measure more, and straight on 256 rows would cost as much as one."""
+    hop = HopEstimate.begin(((1, 40_000),))
+    assert hop.duration.at(np.array([1.0, 16.0, 256.0])) == pytest.approx([0.04, 0.052, 0.2])
+    for _ in range(8):
+        hop = hop.updated(HopTiming(0, 320_000, 64, 1))
+    assert float(hop.duration.at(64.0)) == pytest.approx(0.32, rel=0.05)
+    assert float(hop.duration.at(1.0)) < 0.2
+    assert HopEstimate.begin(((1, 40_000), (256, 50_000))).duration.at(256.0) == pytest.approx(0.05)

@@ -1,7 +1,7 @@
 """The injected faults of speed: one script per fault and link.  Pure data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -102,7 +102,7 @@ FAULTS: dict[str, Callable[[float], Script]] = {
     "SmolLM2": lambda delay_s: Script(delay_s, speeds=SMOLLM2, shares_cores=True),
     "SmolLM2, loaded": lambda delay_s: Script(
         delay_s,
-        speeds=SMOLLM2,
+        speeds=replace(SMOLLM2, profiled=1),
         shares_cores=True,
         slowdowns=(Slowdown(EVERYWHERE, LOADED, -np.inf, np.inf),),
     ),

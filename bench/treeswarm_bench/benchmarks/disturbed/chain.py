@@ -141,7 +141,7 @@ class ScriptedEpoch:
 
 def profile(factor: float, speeds: Speeds = SMALL) -> Profile:
     """Return the profile that an undisturbed node would measure and send."""
-    rows = sorted({1, 2, 4, *(int(count) for count in speeds.rows)})
+    rows = sorted({1, 2, 4, *(int(count) for count in speeds.rows)})[: speeds.profiled]
     return tuple((count, int(1e6 * factor * float(np.interp(count, speeds.rows, speeds.forward_s)))) for count in rows)
 
 

@@ -37,6 +37,8 @@ class Speeds:
     """Seconds of a level of drafting."""
     level_row_s: float
     """Seconds that each of its rows adds."""
+    profiled: int | None = None
+    """Number of sizes that a node had time to measure of itself, from one row on; None for all."""
 
 
 # Three nodes of a small target on CPUs, as in `planner_replay`; the bundled draft takes 2 ms and 0.04 to 0.06 per row.
