@@ -22,6 +22,10 @@ from treeswarm.model_files import read_json
 MessageDict = Mapping[str, Any]
 """A message, with `role` and `content` at least."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
+# Text that no template writes of its own.
+PROBE = "6f9a2c text of a user"
+# Errors of templates, which are programs of the model's publisher.
+FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 # Special tokens of a tokenizer's config that templates write by name.
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -35,6 +39,8 @@ class ChatTemplate:
     special: Mapping[str, str]
     problem: str = ""
     """Why the template does not compile."""
+    takes_parts: bool = False
+    """Whether the template reads the content of a message as a list of parts, as those of multimodal models do."""
 
     def render(self, messages: Sequence[MessageDict], *, add_generation_prompt: bool = True) -> str:
         """Return the conversation as text.  Raises BadRequest if it is invalid, or if the template refuses it."""
@@ -47,50 +53,71 @@ class ChatTemplate:
             raise BadRequest("there are no messages: give at least one of role user")
         if self.template is None:
             raise BadRequest(f"{self.problem}: this model only continues texts, as `swarm generate` does")
+        if self.takes_parts:
+            messages = [_in_parts(message) for message in messages]
         try:
-            # Transformers passes tools and documents to every template, and templates ask whether they are none.
-            return self.template.render(
-                messages=list(messages),
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self.special,
-            )
-        except (
-            TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
-        ) as error:  # fmt: skip
+            return _write(self.template, messages, self.special, add_generation_prompt=add_generation_prompt)
+        except FAILURES as error:
             raise BadRequest(f"the model's chat template refuses these messages: {error}") from None
 
 
 def load_chat_template(folder: Path) -> ChatTemplate | None:
-    """Read `chat_template.jinja` or `tokenizer_config.json`, or return None if there is none.  Raises ModelError.
+    """Read the template of a model's tokenizer or processor, or return None if there is none.  Raises ModelError.
 
     A template that does not compile raises only when a conversation is to be written.
     """
-    config = _tokenizer_config(folder)
+    config = _read_object(folder, "tokenizer_config.json")
     file = folder / "chat_template.jinja"
     try:
-        source = file.read_text("utf-8") if file.exists() else _default_of(config.get("chat_template"))
+        if file.exists():
+            source: str | None = file.read_text("utf-8")
+        else:  # Processors of multimodal models had a file of their own.
+            of_processor = _default_of(_read_object(folder, "chat_template.json").get("chat_template"))
+            source = of_processor or _default_of(config.get("chat_template"))
         if source is None:
             return None
-        return ChatTemplate(_environment().from_string(source), _special_of(_legacy_special(folder) | config))
+        special = _special_of(_read_object(folder, "special_tokens_map.json") | config)  # older tokenizers have both
+        template = _environment().from_string(source)
+        return ChatTemplate(template, special, takes_parts=_takes_parts(template, special))
     except (TemplateError, RecursionError, SyntaxError, ValueError) as error:  # Jinja compiles to Python.
         return ChatTemplate(None, {}, f"the chat template of '{folder}' does not compile ({error})")
 
 
-def _legacy_special(folder: Path) -> dict[str, Any]:
-    """Return the special tokens of `special_tokens_map.json`, where older tokenizers have them."""
-    path = folder / "special_tokens_map.json"
-    special = read_json(path, "") if path.exists() else {}
-    return special if isinstance(special, dict) else {}
+def _write(
+    template: Template, messages: Sequence[MessageDict], special: Mapping[str, str], *, add_generation_prompt: bool
+) -> str:
+    # Transformers passes tools and documents to every template, and templates ask whether they are none.
+    return template.render(
+        messages=list(messages),
+        tools=None,
+        documents=None,
+        add_generation_prompt=add_generation_prompt,
+        **special,
+    )
 
 
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    if not path.exists():
-        return {}
-    config = read_json(path, "")
-    return config if isinstance(config, dict) else {}
+def _takes_parts(template: Template, special: Mapping[str, str]) -> bool:
+    """Return whether a template writes a message's text only if its content is a list of parts."""
+    message = {"role": "user", "content": PROBE}
+    return not _writes_text(template, message, special) and _writes_text(template, _in_parts(message), special)
+
+
+def _writes_text(template: Template, message: MessageDict, special: Mapping[str, str]) -> bool:
+    try:
+        return PROBE in _write(template, [message], special, add_generation_prompt=True)
+    except FAILURES:
+        return False
+
+
+def _in_parts(message: MessageDict) -> MessageDict:
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
+
+
+def _read_object(folder: Path, name: str) -> dict[str, Any]:
+    """Return the content of a JSON file, or an empty dict if there is no such file or it holds no object."""
+    path = folder / name
+    content = read_json(path, "") if path.exists() else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _default_of(templates: Any) -> str | None:

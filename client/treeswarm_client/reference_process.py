@@ -25,9 +25,11 @@ def main() -> None:
     torch.set_num_threads(int(request.get("threads", 1)))
     # A directory whose weights are in a GGUF file: transformers reads config and weights from that file alone.
     gguf = {"gguf_file": "model.gguf"} if Path(request["model"], "model.gguf").exists() else {}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        request["model"], dtype=getattr(torch, request["dtype"]), **gguf
-    ).eval()
+    config = transformers.AutoConfig.from_pretrained(request["model"], **gguf)
+    auto_class = transformers.AutoModelForCausalLM
+    if config.get_text_config(decoder=True) is not config:  # a multimodal model, whose own class is asked for text
+        auto_class = transformers.AutoModelForMultimodalLM
+    model = auto_class.from_pretrained(request["model"], dtype=getattr(torch, request["dtype"]), **gguf).eval()
     texts: list[list[int]] = []
     gaps: list[list[float]] = []
     with torch.inference_mode():

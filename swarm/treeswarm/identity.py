@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,23 @@ def config_digest(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
-def weights_digest(folder: Path, config: dict[str, Any], progress: Progress | None = None) -> str:
+def weights_digest(
+    folder: Path,
+    config: dict[str, Any],
+    progress: Progress | None = None,
+    is_loaded: Callable[[str], bool] | None = None,
+) -> str:
     """Return the hex SHA-256 of the config and the content of every weight file.
+
+    Files without a tensor of which `is_loaded` says that nodes load it are left out (None: no file is).
 
     It covers every byte, so that replicas with the same digest agree to the last bit.  A file's SHA-256 is cached in
     the user's cache directory until its size or modification time changes.  For files of a hub snapshot that were not
     downloaded, the hub is asked for the SHA-256.  `progress` is called after each file.  Raises ModelError.
     """
-    names = sorted(weight_files(folder))
+    names = sorted(
+        name for name, tensors in weight_files(folder).items() if is_loaded is None or any(map(is_loaded, tensors))
+    )
     if is_hub_folder(folder):  # the copy has only the tensors that were needed
         hub_digests = {WEIGHTS: file_digest(folder)}
     else:

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -92,6 +92,7 @@ def resolve_model(
     *,
     weights: bool = False,
     span: Span | None = None,
+    is_loaded: Callable[[str], bool] | None = None,
     hub: HubOptions = DEFAULT_HUB,
     progress: Progress | None = None,
 ) -> Path:
@@ -99,7 +100,8 @@ def resolve_model(
 
     A directory is used as it is, offline.  A GGUF file has its directory in the cache.  A model with a short name is
     fetched once, and is a GGUF file then.  From the hub, config and tokenizer are downloaded.  With `weights`, so are
-    the files that contain tensors of the blocks in `span` (None: all blocks) or of no block.  Raises ModelError.
+    the files that contain tensors of the blocks in `span` (None: all blocks) or of no block, as far as `is_loaded` says
+    of a tensor's name that nodes load it (None: all tensors).  Raises ModelError.
     """
     check_model_name(name)
     if name and Path(name).is_dir():
@@ -118,7 +120,7 @@ def resolve_model(
         return gguf_folder(Path(name), progress)
     folder = _from_hub(name, CLIENT_FILES, hub)
     if weights:
-        needed = needed_files(folder, span)
+        needed = needed_files(folder, span, is_loaded)
         _from_hub(name, needed, hub, progress)
         check_published(name, all((folder / file).exists() for file in needed))
     return folder
@@ -202,20 +204,25 @@ def check_published(name: str, has_safetensors: bool) -> None:
         )
 
 
-def needed_files(folder: Path, span: Span | None) -> list[str]:
+def needed_files(folder: Path, span: Span | None, is_loaded: Callable[[str], bool] | None = None) -> list[str]:
     """Return the names of the weight files that a node of `span` (None: all blocks) reads, sorted.
 
-    They follow from the index; a model without an index has a single file.
+    They follow from the index; a model without an index has a single file.  `is_loaded` says of a tensor's name whether
+    nodes load it (None: all tensors): of a multimodal wrapper they load the text decoder alone.
     """
     if not (folder / INDEX).exists():
         return [SINGLE]
     needed = set()
     for file, tensors in weight_files(folder).items():
-        for tensor in tensors:
+        for tensor in filter(is_loaded or _is_any, tensors):
             block = block_of(tensor)
             if span is None or block is None or span.start <= block < span.end:
                 needed.add(file)
     return sorted(needed)
+
+
+def _is_any(_: str) -> bool:
+    return True
 
 
 def block_of(tensor: str) -> int | None:

@@ -72,6 +72,23 @@ def test_named_templates_and_a_file_are_found(tmp_path: Path) -> None:
     assert from_file.render(TALK[-1:]) == "file: So?"
 
 
+OF_PARTS = """{% for m in messages %}<|{{ m['role'] }}|>{% if m['content'][0]['type'] == 'image' %}!{% endif %}
+{%- for part in m['content'] %}{% if part['type'] == 'text' %} {{ part['text'] | trim }}{% endif %}{% endfor %}
+{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+def test_a_multimodal_template_is_given_text_in_parts(tmp_path: Path) -> None:
+    folder = model_with(tmp_path / "m")
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": OF_PARTS}))
+    ours = load_chat_template(folder)
+    assert ours is not None
+    in_parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in TALK]
+    theirs = AutoTokenizer.from_pretrained(folder)
+    expected = theirs.apply_chat_template(in_parts, chat_template=OF_PARTS, tokenize=False, add_generation_prompt=True)
+    assert "Was gibt's, 世界?" in expected
+    assert ours.render(TALK) == expected
+
+
 def test_a_model_without_a_template_has_none(tmp_path: Path) -> None:
     assert load_chat_template(model_with(tmp_path / "m")) is None
 

@@ -4,9 +4,16 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    PreTrainedModel,
+)
 
 from tests.families.configs import tiny_config
+from tests.families.wrapper_configs import tiny_wrapper_config, wrapper_types
 
 SEED = 20261130
 # Standard deviation of weights: large enough that a mistake anywhere changes the logits.
@@ -18,8 +25,13 @@ NUDGE_STD = 0.1
 def write_checkpoint(case: str, folder: Path) -> None:
     """Write the tiny checkpoint of a type, or of a form `type@form` of it, as a directory of Hugging Face."""
     torch.manual_seed(SEED)
-    config = tiny_config(case)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if case.partition("@")[0] in wrapper_types():
+        config = tiny_wrapper_config(case)
+        classes = (AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq)
+        auto_class = next(each for each in classes if type(config) in each._model_mapping)
+    else:
+        config, auto_class = tiny_config(case), AutoModelForCausalLM
+    model = auto_class.from_config(config, dtype=torch.float32)
     randomise(model)
     model.generation_config = transformers.GenerationConfig()
     model.save_pretrained(folder)

@@ -115,8 +115,14 @@ FORMS: dict[str, dict[str, Any]] = {
 def tiny_config(case: str) -> PretrainedConfig:
     """Return the tiny config of a type, or of a form `type@form` of it."""
     model_type = case.partition("@")[0]
-    names = {field.name for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
+    sizes = sizes_of(CONFIG_MAPPING[model_type])
+    return AutoConfig.for_model(model_type, **sizes | CHANGES.get(model_type, {}) | FORMS.get(case, {}))
+
+
+def sizes_of(config_class: Any) -> dict[str, Any]:
+    """Return the values of `SIZES` that a config class of a text decoder has names for."""
+    names = {field.name for field in dataclasses.fields(config_class)}
     sizes = {name: value for name, value in SIZES.items() if name in names}
     if "kv_lora_rank" in names and "num_key_value_heads" in names:
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]  # latent attention has keys for every head
-    return AutoConfig.for_model(model_type, **sizes | CHANGES.get(model_type, {}) | FORMS.get(case, {}))
+    return sizes

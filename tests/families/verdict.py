@@ -1,5 +1,6 @@
 """Load a checkpoint as a node does, in three spans, and compare its texts with those of stock transformers."""
 
+import json
 import tempfile
 import traceback
 from dataclasses import dataclass
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+import transformers
+from transformers import PreTrainedModel
 
 from tests.families.checkpoint import write_checkpoint
 from tests.families.configs import LAYERS, VOCAB
@@ -21,6 +23,8 @@ from treeswarm_node.engine import loaded_stage
 SPANS = (Span(0, 2), Span(2, 4), Span(4, LAYERS))
 # Largest accepted difference of logits, relative to the largest logit.  Exact types differ by 2e-5 at most.
 TOLERANCE = 1e-4
+# The last token of the vocabulary stands for an image or a sound in wrappers, so texts do not contain it.
+TEXT_VOCAB = VOCAB - 1
 # The long prompt is longer than every window and chunk of the tiny configs; both are prefilled in chunks.
 PROMPTS = {"short": 9, "long": 61}
 PREFILL_ROWS = 29
@@ -63,8 +67,9 @@ def judge(case: str) -> Verdict:
 
 
 def load_stock(folder: Path) -> PreTrainedModel:
-    """Load the checkpoint with nothing but transformers."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    """Load the checkpoint with nothing but transformers, as the class that saved it: of a wrapper its own."""
+    (name,) = json.loads((folder / "config.json").read_text("utf-8"))["architectures"]
+    model: PreTrainedModel = getattr(transformers, name).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     return model.eval().requires_grad_(False)
@@ -77,14 +82,14 @@ def load_chain(folder: Path) -> SpanChain:
         DeviceConfig("cpu", kv_tokens=KV_TOKENS),
     )
     model = loaded_stage.ModelInfo.find(str(folder))
-    return SpanChain([loaded_stage._load(config, model, span, None, None)[0] for span in SPANS])
+    return SpanChain([loaded_stage._load(config, model, span, None, None, None)[0] for span in SPANS])
 
 
 @torch.inference_mode()
 def compare(stock: PreTrainedModel, chain: SpanChain) -> Verdict:
     """Run two sessions in each batch: chunked prefill, committed trees, then greedy tokens one by one."""
     random = np.random.default_rng(1)
-    texts = {name: Text(random.integers(3, VOCAB, n).tolist(), random, VOCAB) for name, n in PROMPTS.items()}
+    texts = {name: Text(random.integers(3, TEXT_VOCAB, n).tolist(), random, TEXT_VOCAB) for name, n in PROMPTS.items()}
     for name, text in texts.items():
         chain.open(name, trunk_room=len(text.trunk) + TREES * TREE_ROWS + GREEDY_TOKENS)
     prefills = {name: text.prefill(PREFILL_ROWS) for name, text in texts.items()}
@@ -127,7 +132,7 @@ def _greedy_agreement(stock: PreTrainedModel, chain: SpanChain, text: Text, comm
     """Decode greedily token by token, and return how many tokens stock transformers would have chosen too."""
     text.trunk += commit
     first = len(text.path(text.trunk[-1]))
-    token, tip, chosen = int(text.random.integers(3, VOCAB)), text.trunk[-1], []
+    token, tip, chosen = int(text.random.integers(3, TEXT_VOCAB)), text.trunk[-1], []
     tokens = [text.tokens[i] for i in text.path(tip)]
     for count in range(GREEDY_TOKENS):
         node, text.next_id = text.next_id, text.next_id + 1

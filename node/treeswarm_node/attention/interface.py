@@ -41,6 +41,8 @@ class TreeMask:
     dtype: torch.dtype | None = None
     """Dtype that the model converts its masks to, or None if it does not."""
     ndim = 0
+    shape = (1 << 40,)
+    """Numbers of rows and keys, which are never fewer than a model asks for: no mask is padded."""
 
     def to(self, *options: Any, **_: Any) -> "TreeMask":
         """Return the mask with the dtype that is among the options."""
@@ -128,22 +130,42 @@ def _attend_from_transformers(
     return handle(call)[None], None
 
 
-def _make_tree_mask(mask_function: Callable[..., Any], local_size: int | None = None, **_: Any) -> TreeMask:
+def _make_tree_mask(
+    mask_function: Callable[..., Any], local_size: int | None = None, attention_mask: Any = None, **_: Any
+) -> TreeMask:
     """Return the mask that stands for transformers' mask function; raise UnsupportedModel if it is none of the usual.
 
-    Transformers builds windows and chunks as an overlay over the causal mask, and says their size.
+    Transformers builds windows and chunks as an overlay over the causal mask, and says their size.  A mask that was
+    made before is used as it is, as transformers does.
     """
+    if isinstance(attention_mask, TreeMask):
+        return attention_mask
+    mask_function = _without_images(mask_function)
     if local_size is None and mask_function is causal_mask_function:
         return TreeMask(None)
-    overlays = [cell.cell_contents for cell in mask_function.__closure__ or ()]
-    names = [getattr(part, "__qualname__", "") for part in overlays[0]] if len(overlays) == 1 else []
-    is_overlay = mask_function.__qualname__.startswith("and_masks.") and len(names) == 2
-    if local_size is not None and is_overlay and names[1] == causal_mask_function.__qualname__:
+    names = [getattr(part, "__qualname__", "") for part in _parts_of(mask_function, "and_masks")]
+    if local_size is not None and len(names) == 2 and names[1] == causal_mask_function.__qualname__:
         if names[0].startswith("sliding_window_overlay."):
             return TreeMask(int(local_size))
         if names[0].startswith("chunked_overlay."):
             return TreeMask(Chunk(int(local_size)))
     raise UnsupportedModel("its attention takes a mask of its own, which this node does not implement")
+
+
+def _without_images(mask_function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a mask function without what it adds for images, if there are none: blocks whose rows see each other."""
+    parts = _parts_of(mask_function, "or_masks")
+    if len(parts) != 2 or not getattr(parts[1], "__qualname__", "").startswith("blockwise_overlay."):
+        return mask_function
+    (block_of_row,) = (cell.cell_contents for cell in parts[1].__closure__)
+    return mask_function if (block_of_row >= 0).any() else parts[0]
+
+
+def _parts_of(mask_function: Callable[..., Any], combination: str) -> tuple[Any, ...]:
+    """Return the mask functions that transformers combined to this one, or nothing if it is no such combination."""
+    contents = [cell.cell_contents for cell in mask_function.__closure__ or ()]
+    is_combination = mask_function.__qualname__.startswith(f"{combination}.") and len(contents) == 1
+    return tuple(contents[0]) if is_combination else ()
 
 
 def register() -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from treeswarm.errors import SwarmError, UnsupportedModel
 from treeswarm.model_files import HubOptions, ModelShape, block_of, read_config, read_shape, resolve_model
 from treeswarm.model_sources.gguf_files import is_gguf_folder
+from treeswarm.model_sources.text_configs import TEXT_TYPES
 from treeswarm.programs.devices import QUANTIZATIONS, Machine, checkpoint_dtype
 from treeswarm.progress import Progress
 from treeswarm.protocol.spans import Span
@@ -25,6 +26,7 @@ from treeswarm_node.model.checkpoint.loader import hosted_parts, match_tensors
 from treeswarm_node.model.checkpoint.skeleton import ALIASES, build_skeleton
 from treeswarm_node.model.checkpoint.storage import describe_storage, explain_no_kernel, held_blocks, stored_sizes
 from treeswarm_node.model.checkpoint.tensors import HostedTensors, check_complete
+from treeswarm_node.model.checkpoint.text_part import loaded_tensors
 from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.families.kv_shapes import allowed_cuts, kv_givers, kv_shapes
 from treeswarm_node.model.families.reasons import explain_blocks
@@ -108,8 +110,9 @@ def appraise(config: NodeConfig, machine: Machine, progress: Progress | None = N
     content = read_config(folder)
     model_type = str(content["model_type"])
     text = content.get("text_config")
-    text_type = str(text.get("model_type", model_type)) if isinstance(text, dict) else model_type
-    test = find_type_test(ALIASES.get(text_type, text_type))
+    named = text.get("model_type") or TEXT_TYPES.get(model_type) if isinstance(text, dict) else None
+    text_type = str(named or model_type)
+    test = find_type_test(ALIASES.get(model_type, model_type))
     unread = Appraisal(config.model.name, model_type, text_type, weight_format(content).name, "", test, None, None)
     config = with_numerics(config, machine, checkpoint_dtype(content))
     try:
@@ -136,7 +139,7 @@ def _measure(known: Appraisal, config: NodeConfig, headed: HeadedModel) -> Appra
         shape=shape,
         parameters=_count_parameters(skeleton, span),
         kv_rows=_describe_kv(skeleton),
-        published=_published_size(headed, tensors) if headed.is_published else None,
+        published=_published_size(headed, tensors, skeleton) if headed.is_published else None,
         room=room,
         device="" if device.memory else device.name,
         plans=plans,
@@ -162,7 +165,7 @@ def _describe_kv(skeleton: PreTrainedModel) -> list[str]:
     try:
         shapes = kv_shapes(list(find_blocks(skeleton).layers))
     except UnsupportedModel as error:
-        if reason := explain_blocks(skeleton.config):
+        if reason := explain_blocks(skeleton.config.get_text_config(decoder=True)):
             model_type = skeleton.config.model_type
             raise UnsupportedModel(f"models of type '{model_type}' are not supported: {reason}") from error
         return ["rows whose shape is seen when blocks are loaded; planned as keys and values of the hidden size,"]
@@ -174,8 +177,8 @@ def _count_parameters(skeleton: PreTrainedModel, span: Span) -> int:
     return sum(found.values())
 
 
-def _published_size(headed: HeadedModel, tensors: HostedTensors) -> PublishedSize:
-    sizes = stored_sizes(headed.folder)
+def _published_size(headed: HeadedModel, tensors: HostedTensors, skeleton: PreTrainedModel) -> PublishedSize:
+    sizes = stored_sizes(headed.folder, loaded_tensors(skeleton))
     # A GGUF file's tensors have other names there than in the model.
     loaded = sizes if is_gguf_folder(headed.folder) else itertools.chain.from_iterable(tensors.by_file.values())
     by_block: Counter[int] = Counter()

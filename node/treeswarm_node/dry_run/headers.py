@@ -27,6 +27,7 @@ from treeswarm.model_files import (
 from treeswarm.model_sources.gguf_files import is_gguf_folder
 from treeswarm_node.model.checkpoint.dequantize.recognition import TensorEntry
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
+from treeswarm_node.model.checkpoint.text_part import tensors_to_load
 
 Headers = Mapping[str, Mapping[str, TensorEntry]]
 """Entry of each tensor by its name, by file."""
@@ -71,7 +72,7 @@ def _weights_missing(folder: Path) -> bool:
         return False
     if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         weight_files(folder)  # raises the error that a start would raise
-    return not all((folder / file).exists() for file in needed_files(folder, None))
+    return not all((folder / file).exists() for file in needed_files(folder, None, tensors_to_load(folder)))
 
 
 def _read_at_hub(name: str, hub: HubOptions) -> tuple[Headers | None, str]:

@@ -26,7 +26,8 @@ TESTED = {
 
 def as_text(appraisal: Appraisal) -> str:
     """Return the report for a terminal."""
-    lines = [f"{appraisal.model}, a model of type {appraisal.model_type}{_inner_type(appraisal)}"]
+    title = f"{appraisal.model}, a model of type {appraisal.model_type}{_inner_type(appraisal)}"
+    lines = [textwrap.fill(title, SCREEN, break_long_words=False, break_on_hyphens=False)]
     lines.append(_line("can be hosted", _verdict(appraisal)))
     tested = TESTED[appraisal.test.result] + (f": {appraisal.test.reason}" if appraisal.test.reason else "")
     lines.append(_line("in our tests", tested))
@@ -92,7 +93,9 @@ def _plan_as_dict(plan: NodePlan, sizes: Sizes) -> dict[str, Any]:
 
 
 def _inner_type(appraisal: Appraisal) -> str:
-    return f" around {appraisal.text_type}" if appraisal.text_type != appraisal.model_type else ""
+    if appraisal.text_type == appraisal.model_type:
+        return ""
+    return f": the text part of a multimodal model ({appraisal.text_type}) is hosted"
 
 
 def _verdict(appraisal: Appraisal) -> str:

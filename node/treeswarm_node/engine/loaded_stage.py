@@ -42,6 +42,7 @@ from treeswarm_node.model.check.weights import check_weights
 from treeswarm_node.model.checkpoint.formats import check_format
 from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
+from treeswarm_node.model.checkpoint.text_part import tensors_to_load
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.model.memory_fit import NodeRoom, free_memory, offload_room, peak_bytes
 from treeswarm_node.model.offload import Offload, open_offload
@@ -205,7 +206,8 @@ def _load(
         torch.set_num_threads(config.device.threads)
     device = find_device(config.device.name)
     check_kind(config.model.quantization, device)
-    folder = resolve_model(model.name, weights=True, span=span, hub=model.hub, progress=progress)
+    is_loaded = tensors_to_load(model.folder)
+    folder = resolve_model(model.name, weights=True, span=span, is_loaded=is_loaded, hub=model.hub, progress=progress)
     dtype, kind, room = getattr(torch, config.model.dtype), config.model.quantization, node_room(config)
     skeleton = build_skeleton(folder, dtype) if skeleton is None else skeleton
     holding = choose_holding(config, room, folder, skeleton, span)
@@ -216,7 +218,7 @@ def _load(
         quantization=kind, offload=offload, skeleton=skeleton, holds_codes=holding.holds_codes,
     )  # fmt: skip
     free_unused_memory()
-    weights = weights_digest(folder, read_config(folder), progress)
+    weights = weights_digest(folder, read_config(folder), progress, is_loaded)
     if progress is not None:
         progress(0, 0, PROVING)
     span_model = SpanModel(loaded, config.device.kv_tokens)

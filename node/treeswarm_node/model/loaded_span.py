@@ -62,6 +62,11 @@ class LoadedSpan:
         return config
 
     @property
+    def model_type(self) -> str:
+        """Type of the model, as its config names it: of a multimodal wrapper the wrapper's own."""
+        return str(self.skeleton.config.model_type)
+
+    @property
     def blocks(self) -> int:
         """Number of decoder blocks of the whole model."""
         return len(find_blocks(self.skeleton).layers)

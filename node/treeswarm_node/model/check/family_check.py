@@ -57,6 +57,7 @@ def check_family(model: SpanModel) -> FamilyCheck:
     attention interface, the model is changed to give blocks their keys by a cache.  Raises UnsupportedModel, which
     names the model type, the block and the difference.
     """
+    _check_ends(model)
     try:
         return _check_blocks(model)
     except UnsupportedModel as error:
@@ -67,6 +68,31 @@ def check_family(model: SpanModel) -> FamilyCheck:
             return _check_blocks(model)
         except UnsupportedModel:
             raise error from None
+
+
+def _check_ends(model: SpanModel) -> None:
+    """Raise UnsupportedModel if embeddings differ from those of a text in order, or if embeddings or logits are NaN.
+
+    Parameters of a multimodal model's other parts are NaN.
+    """
+    results, reason = [], None
+    rows = torch.arange(TREE_ROWS, device=model.device)
+    try:
+        if model.loaded.span.start == 0:
+            tokens = rows + min(TREE_ROWS, int(model.loaded.config.vocab_size) - TREE_ROWS)
+            own = model.frame.embed(tokens, None).to(model.dtype)
+            results.append(model.embed(tokens.flip(0), rows.flip(0)).flip(0))
+            if not torch.allclose(own, results[0], atol=TOLERANCE, rtol=TOLERANCE, equal_nan=True):
+                reason = "embeddings do not follow from token and position alone"
+        if model.loaded.is_tail:
+            results.append(model.logits(torch.ones(1, model.hidden_size, dtype=model.dtype, device=model.device)))
+    except Exception as error:  # Whatever a model's own code raises, it cannot be run around its blocks.
+        reason = f"embedding and LM head do not run without blocks ({type(error).__name__}: {error})"
+    if any(result.isnan().any() for result in results):
+        reason = "their text passes through parts that are for images or sound, and are not hosted"
+    if reason is not None:
+        model_type = model.loaded.model_type
+        raise UnsupportedModel(f"models of type '{model_type}' are not supported: {reason}; see docs/models.md")
 
 
 def _check_blocks(model: SpanModel) -> FamilyCheck:
@@ -103,7 +129,7 @@ def _settings_of(module: torch.nn.Module) -> list[str]:
 
 def _check_layer(model: SpanModel, index: int) -> float:
     block = f"block {index} ({type(model.frame.blocks.layers[index]).__name__})"
-    model_type = model.loaded.config.model_type
+    model_type = model.loaded.model_type
     try:
         worst = _compare_layer(model, index)
         seen = f"{block} differs from plain attention by {worst:.1e} in the tree check, more than {TOLERANCE:.0e}"
@@ -253,14 +279,13 @@ def _run_tree(model: SpanModel, layers: dict[int, Any], steps: list[Step], rows:
 
 
 def _run_eagerly(model: SpanModel, layers: dict[int, Any], rows: _Rows) -> torch.Tensor:
-    """Return the last row [hidden] of a causal pass with transformers' own masks and eager attention."""
-    positions = torch.arange(len(rows.hidden), device=model.device)
+    """Return the last row [hidden] of a causal pass with transformers' own positions, masks and eager attention."""
     sessions = [(slice(0, len(rows.hidden)), TRUNK_ROWS + TREE_ROWS)]
     span = Span(min(layers), max(layers) + 1)
     run = _run_only(model, layers, lambda layer, arguments: layer(**arguments))
     with model.frame.attending_by("eager"):
         tokens = torch.from_numpy(rows.tokens).to(model.device)
-        return model.frame.run(rows.hidden, positions, span, run, sessions, tokens=tokens)[-1]
+        return model.frame.run(rows.hidden, None, span, run, sessions, tokens=tokens)[-1]
 
 
 def _run_only(model: SpanModel, layers: dict[int, Any], run: Callable[[Any, dict[str, Any]], Any]) -> RunLayer:

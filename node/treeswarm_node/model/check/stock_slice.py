@@ -7,6 +7,7 @@ loaded: some modules, or some experts; the other large parameters have no rows.
 
 import contextlib
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from treeswarm_node.model.checkpoint.part_loader import pick
 from treeswarm_node.model.checkpoint.parts import LoadedPart
-from treeswarm_node.model.families.blocks import DecoderBlocks, find_blocks, text_modules
+from treeswarm_node.model.families.blocks import find_blocks, text_modules
 from treeswarm_node.model.loaded_span import LoadedSpan
 
 # Rows of embedding and head that are compared: those of token ids that are spread evenly over the vocabulary.
@@ -33,12 +34,12 @@ def load_slice(
     `weights` are the checkpoint's lazy tensors.  With a part, only its weights are loaded.
     """
     whole, path = type(loaded.skeleton), find_blocks(loaded.skeleton).path
-    token_ids = spread(int(loaded.skeleton.get_input_embeddings().weight.shape[0]))
+    kept = _rows_of_ends(loaded)
 
     def init(model: Any, config: PretrainedConfig, *arguments: Any, **options: Any) -> None:
         whole.__init__(model, config, *arguments, **options)
-        _drop_other_parts(model, DecoderBlocks(path, model.get_submodule(path)))
-        _prune(model, model.get_submodule(path), block, len(token_ids))
+        _drop_other_parts(model)
+        _prune(model, model.get_submodule(path), block, [len(rows) for rows in kept.values()])
         if loaded_part is not None:
             _cut_others(model.get_submodule(path)[block], f"{path}.{block}", loaded_part)
 
@@ -46,7 +47,7 @@ def load_slice(
     if loaded_part is not None:
         state = pick(weights, loaded_part.part)
     else:
-        state = _few_rows(loaded, weights, token_ids) if block is None else dict(weights)
+        state = _few_rows(loaded, weights, kept) if block is None else dict(weights)
     with _silence():
         model: PreTrainedModel = pruned.from_pretrained(
             None,
@@ -73,20 +74,20 @@ def spread(vocabulary: int) -> list[int]:
     return sorted({round(index * (vocabulary - 1) / max(1, count - 1)) for index in range(count)})
 
 
-def _prune(model: PreTrainedModel, layers: Any, block: int | None, rows: int) -> None:
-    """Replace all decoder blocks but `block`, and cut embedding and head to their first `rows` rows."""
+def _prune(model: PreTrainedModel, layers: Any, block: int | None, counts: list[int]) -> None:
+    """Replace all decoder blocks but `block`, and keep as many first rows of embedding and head as counts say."""
     for index in range(len(layers)):
         if index != block:
             layers[index] = torch.nn.Identity()
-    for module in _ends(model):
+    for module, rows in zip(_ends(model), counts, strict=True):
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, torch.nn.Parameter(parameter[:rows].detach(), requires_grad=False))
         module.padding_idx = None  # It may be the number of a row that was cut off.
 
 
-def _drop_other_parts(model: PreTrainedModel, blocks: DecoderBlocks) -> None:
+def _drop_other_parts(model: PreTrainedModel) -> None:
     """Remove the weights of what a multimodal wrapper has beside its text decoder."""
-    kept = {id(module) for module in text_modules(model, blocks)}
+    kept = {id(module) for module in text_modules(model)}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if not any(id(module) in kept for module in child.modules()):
@@ -114,13 +115,29 @@ def _cut_others(layer: torch.nn.Module, path: str, loaded: LoadedPart) -> None:
             setattr(module, name, torch.nn.Parameter(parameter[:rows].detach(), requires_grad=False))
 
 
-def _few_rows(loaded: LoadedSpan, weights: Mapping[str, Any], token_ids: list[int]) -> dict[str, Any]:
-    """Return the tensors outside the blocks, of embedding and head only the rows of `token_ids`."""
+def _rows_of_ends(loaded: LoadedSpan) -> dict[str, list[int]]:
+    """Return the token ids whose rows of embedding and head are compared, by the module's name.
+
+    They are all of them if several of the checkpoint's tensors are merged into a module's weight.
+    """
+    targets = loaded.weights.targets.values() if loaded.weights is not None else ()
+    sources = Counter(target.rpartition(".")[0] for target in targets)
+    rows: dict[str, list[int]] = {}
+    for module in _ends(loaded.skeleton):
+        name = next(name for name, each in loaded.skeleton.named_modules() if each is module)
+        count = int(module.weight.shape[0])
+        has_bias = getattr(module, "bias", None) is not None
+        rows[name] = list(range(count)) if sources[name] > 1 + has_bias else spread(count)
+    return rows
+
+
+def _few_rows(loaded: LoadedSpan, weights: Mapping[str, Any], kept: Mapping[str, list[int]]) -> dict[str, Any]:
+    """Return the tensors outside the blocks, of embedding and head only few rows."""
     assert loaded.weights is not None
-    parts, path = [id(module) for module in _ends(loaded.skeleton)], find_blocks(loaded.skeleton).path
-    ends = [name for name, module in loaded.skeleton.named_modules() if id(module) in parts]
+    path = find_blocks(loaded.skeleton).path
+    few = {name: kept.get(target.rpartition(".")[0], []) for name, target in loaded.weights.targets.items()}
     return {
-        name: _read_rows(weights[name], token_ids) if target.rpartition(".")[0] in ends else weights[name]
+        name: _read_rows(weights[name], few[name]) if 0 < len(few[name]) <= VOCABULARY_ROWS else weights[name]
         for name, target in loaded.weights.targets.items()
         if not target.startswith(f"{path}.")
     }

@@ -25,7 +25,7 @@ from treeswarm_node.model.checkpoint.parts import LoadedPart, divide
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.checkpoint.storage import describe_storage, explain_no_kernel
 from treeswarm_node.model.checkpoint.tensors import HostedTensors, check_complete, find_tensors
-from treeswarm_node.model.families.blocks import find_blocks, modules_besides
+from treeswarm_node.model.families.blocks import find_blocks, is_wrapper, modules_besides
 from treeswarm_node.model.families.extra_inputs import ExtraInputs
 from treeswarm_node.model.families.kv_shapes import check_cuts, kv_givers
 from treeswarm_node.model.loaded_span import CheckpointWeights, LoadedSpan
@@ -93,8 +93,8 @@ def load_span(
     check_cuts(span, kv_givers(layers), blocks)
     matched = match_tensors(folder, skeleton, span)
     tensors = matched.tensors
-    if loaded_type := _wrapped_type(skeleton):
-        log.info("%s is a multimodal wrapper: its text decoder is hosted, for text only", loaded_type)
+    if is_wrapper(skeleton.config):
+        log.info("'%s' is a multimodal model: its text part alone is hosted", skeleton.config.model_type)
     if storage := describe_storage(tensors.stored.values(), dtype, quantization, holds_codes=holds_codes):
         log.info("%s", storage)
     for buffer in skeleton.buffers():
@@ -146,12 +146,6 @@ def _tie_weights(skeleton: PreTrainedModel, missing: set[str], expected: Iterabl
     if any(name in tied or name in tied.values() for name in expected):
         skeleton.tie_weights(missing_keys=missing, recompute_mapping=False)
     return missing
-
-
-def _wrapped_type(skeleton: PreTrainedModel) -> str | None:
-    """Return the name of the model's type if it is a multimodal wrapper."""
-    wrapped = skeleton.config.get_text_config(decoder=True) is not skeleton.config
-    return str(skeleton.config.model_type) if wrapped else None
 
 
 def hosted_parts(skeleton: PreTrainedModel, span: Span) -> list[torch.nn.Module]:

@@ -1,5 +1,6 @@
 """Build the modules of a model from its config, without weights."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,39 @@ import transformers
 from accelerate import init_empty_weights
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+from transformers.utils import is_timm_available
 
 from treeswarm.errors import UnsupportedModel
 from treeswarm.model_files import read_config
 from treeswarm_node.model.checkpoint.formats import check_format
-from treeswarm_node.model.families.blocks import find_blocks
+from treeswarm_node.model.families.blocks import find_blocks, is_wrapper
+from treeswarm_node.model.families.reasons import explain_blocks
 
 # Model types that other programs write, and the type of transformers that has the same modules and tensor names.
 ALIASES = {"kimi_k2": "deepseek_v3"}
+
+
+def _register_towers_of_timm() -> None:
+    """Let an empty module stand for vision towers that only the package timm could build: no text needs them."""
+    if is_timm_available():
+        return
+    empty = type("UnbuiltTower", (PreTrainedModel,), {"__module__": __name__})
+    for built_type, class_name in MODEL_MAPPING_NAMES.items():
+        if class_name == "TimmWrapperModel":
+            AutoModel._model_mapping.register(CONFIG_MAPPING[built_type], empty, exist_ok=True)
+
+
+_register_towers_of_timm()
 
 
 def read_model_config(folder: Path) -> PretrainedConfig:
@@ -58,13 +77,41 @@ def build_skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         return skeleton
 
     skeleton: PreTrainedModel = _call(model_type, build)
+    _check_text_alone(skeleton)
     find_blocks(skeleton)
     return skeleton
 
 
+def _check_text_alone(skeleton: PreTrainedModel) -> None:
+    """Raise UnsupportedModel if the model cannot compute logits from text alone."""
+    model_type = skeleton.config.model_type
+    if type(skeleton).forward is torch.nn.Module.forward:
+        raise UnsupportedModel(
+            f"models of type '{model_type}' are not supported: they are several models, without a forward of their own"
+        )
+    required = [
+        name
+        for name, parameter in inspect.signature(type(skeleton).forward).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    missing = [name for name in required if name not in ("self", "input_ids")]
+    if missing:
+        raise UnsupportedModel(
+            f"models of type '{model_type}' are not supported: they compute no text without {', '.join(missing)}"
+        )
+    if skeleton.get_output_embeddings() is None:
+        reason = explain_blocks(skeleton.config.get_text_config(decoder=True)) or "they have no LM head of their own"
+        raise UnsupportedModel(f"models of type '{model_type}' are not supported: {reason}")
+
+
 def _auto_class(config: PretrainedConfig) -> Any:
-    """Return the class of transformers that builds models of this config with an LM head, wrappers included."""
-    for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    """Return the class of transformers that builds models of this config with an LM head.
+
+    Of a multimodal wrapper it is the wrapper's own: for some, AutoModelForCausalLM would build the text decoder alone.
+    """
+    wrappers = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    others = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)
+    for auto_class in (*wrappers, *others) if is_wrapper(config) else (AutoModelForCausalLM, *wrappers):
         if type(config) in auto_class._model_mapping:
             return auto_class
     raise ValueError("no class of it writes text")

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,11 +64,13 @@ def can_hold(weight: StoredWeight) -> bool:
     return block_of(weight.name) is not None and f".{EXPANSION}." not in weight.name
 
 
-def stored_sizes(folder: Path) -> dict[str, int]:
-    """Return the number of bytes of every tensor in the checkpoint's files, by its name there.  Raises ModelError."""
+def stored_sizes(folder: Path, is_loaded: Callable[[str], bool]) -> dict[str, int]:
+    """Return the number of bytes in the files of each tensor that nodes load, by its name there.  Raises ModelError."""
     if is_gguf_folder(folder):
         return {name: tensor.size for name, tensor in read_table(folder).items()}
-    return {name: entry.size for name, entry in read_entries(folder, weight_files(folder)).items()}
+    loaded = {file: [name for name in tensors if is_loaded(name)] for file, tensors in weight_files(folder).items()}
+    entries = read_entries(folder, {file: tensors for file, tensors in loaded.items() if tensors})
+    return {name: entry.size for name, entry in entries.items()}
 
 
 def read_entries(folder: Path, names_of: Mapping[str, Iterable[str]]) -> dict[str, TensorEntry]:

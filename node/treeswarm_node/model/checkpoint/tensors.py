@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -53,6 +53,20 @@ class HostedTensors:
     """Shape of each weight by its name in the checkpoint; a GGUF file's own reader knows those of its tensors."""
 
 
+def name_mapping(skeleton: PreTrainedModel, conversions: list[Any]) -> Callable[[str], str]:
+    """Return a function that maps a tensor's name in the checkpoint to its name in the model."""
+    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
+    converters = [c for c in conversions if isinstance(c, WeightConverter)]
+    state = skeleton.state_dict(keep_vars=True)
+
+    @cache
+    def target(tensor: str) -> str:
+        name, _ = rename_source_key(tensor, renamings, converters, skeleton.base_model_prefix, state)
+        return tensor if name not in state and tensor in state else name
+
+    return target
+
+
 def find_tensors(
     folder: Path,
     files: Mapping[str, Iterable[str]],
@@ -64,18 +78,12 @@ def find_tensors(
 
     Raises ModelError if the checkpoint has a tensor below a hosted module that the module does not have.
     """
-    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
-    converters = [c for c in conversions if isinstance(c, WeightConverter)]
     modules = {id(module) for part in hosted for module in part.modules()}
     state = skeleton.state_dict(keep_vars=True)
+    target = name_mapping(skeleton, conversions)
     expected = frozenset(_names_of(skeleton, modules, state))
     prefixes = {f"{name}." for name, module in skeleton.named_modules() if id(module) in modules}
     ignored = re.compile("|".join((*(skeleton._keys_to_ignore_on_load_unexpected or ()), *COMPUTED, *OF_ACTIVATIONS)))
-
-    @cache
-    def target(tensor: str) -> str:
-        name, _ = rename_source_key(tensor, renamings, converters, skeleton.base_model_prefix, state)
-        return tensor if name not in state and tensor in state else name
 
     by_file: dict[str, list[str]] = {}
     for file, tensors in files.items():
@@ -83,7 +91,7 @@ def find_tensors(
             name = target(tensor)
             if name in expected or target(role_of(tensor)[0]) in expected:
                 by_file.setdefault(file, []).append(tensor)
-            elif name in state or not _is_below(name, prefixes) or ignored.search(name):
+            elif name in state or not is_below(name, prefixes) or ignored.search(name):
                 continue
             elif not (_is_zero_bias(folder / file, tensor) or _is_mask(folder / file, tensor)):
                 raise _left_over(folder, tensor)
@@ -152,7 +160,7 @@ def _names_of(skeleton: PreTrainedModel, modules: set[int], state: dict[str, Any
     return [name for name, tensor in state.items() if id(tensor) in tensors]
 
 
-def _is_below(name: str, prefixes: set[str]) -> bool:
+def is_below(name: str, prefixes: set[str]) -> bool:
     """Return whether a tensor's name is that of a module in `prefixes`, or below one of them."""
     parts = name.split(".")
     return any(".".join(parts[:length]) + "." in prefixes for length in range(1, len(parts)))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from treeswarm.errors import UnsupportedModel
 
@@ -18,27 +18,43 @@ class DecoderBlocks:
     layers: torch.nn.ModuleList
 
 
+def is_wrapper(config: PretrainedConfig) -> bool:
+    """Return whether a config is that of a multimodal wrapper: one with a text decoder that has a config of its own."""
+    return config.get_text_config(decoder=True) is not config
+
+
+def text_decoder(skeleton: PreTrainedModel) -> tuple[str, torch.nn.Module]:
+    """Return the part that writes text, with its name: of a wrapper the module with the text decoder's config."""
+    if not is_wrapper(skeleton.config):
+        return "", skeleton
+    config = skeleton.config.get_text_config(decoder=True)
+    found = ((name, module) for name, module in skeleton.named_modules() if getattr(module, "config", None) is config)
+    for name, module in found:
+        return name, module
+    raise UnsupportedModel(f"models of type '{skeleton.config.model_type}' have no text decoder that is known here")
+
+
 def find_blocks(skeleton: PreTrainedModel) -> DecoderBlocks:
-    """Return the decoder blocks: of all lists of modules, the one with the most parameters.
+    """Return the decoder blocks: of all lists of modules of the text decoder, the one with the most parameters.
 
     Raises UnsupportedModel if there is none, or several of the same size.
     """
-    lists = [(name, module) for name, module in skeleton.named_modules() if isinstance(module, torch.nn.ModuleList)]
+    path, decoder = text_decoder(skeleton)
+    lists = [(name, module) for name, module in decoder.named_modules() if isinstance(module, torch.nn.ModuleList)]
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in lists}
     largest = [(name, module) for name, module in lists if sizes[name] == max(sizes.values())]
     if len(largest) != 1:
         found = "several lists" if largest else "no list"
         raise UnsupportedModel(f"models of type '{skeleton.config.model_type}' have {found} of decoder blocks")
-    return DecoderBlocks(*largest[0])
+    name, layers = largest[0]
+    return DecoderBlocks(f"{path}.{name}" if path else name, layers)
 
 
-def text_modules(skeleton: PreTrainedModel, blocks: DecoderBlocks) -> Iterator[torch.nn.Module]:
+def text_modules(skeleton: PreTrainedModel) -> Iterator[torch.nn.Module]:
     """Yield all modules, or of a multimodal wrapper those of its text decoder and its LM head."""
-    if skeleton.config.get_text_config(decoder=True) is skeleton.config:
-        yield from skeleton.modules()
-        return
-    yield from skeleton.get_submodule(blocks.path.rpartition(".")[0]).modules()
-    yield from skeleton.get_output_embeddings().modules()
+    yield from text_decoder(skeleton)[1].modules()
+    if is_wrapper(skeleton.config):
+        yield from skeleton.get_output_embeddings().modules()
 
 
 def modules_besides(skeleton: PreTrainedModel, blocks: DecoderBlocks) -> Iterator[torch.nn.Module]:
@@ -47,7 +63,7 @@ def modules_besides(skeleton: PreTrainedModel, blocks: DecoderBlocks) -> Iterato
     Of a multimodal wrapper, only those of its text decoder are meant.
     """
     inside = {id(module) for module in blocks.layers.modules()}
-    text = {id(module) for module in text_modules(skeleton, blocks)}
+    text = {id(module) for module in text_modules(skeleton)}
     for module in skeleton.modules():
         if id(module) in text and id(module) not in inside and (module._parameters or module._buffers):
             yield module

@@ -24,7 +24,7 @@ class ExtraInputs:
 
     def __init__(self, skeleton: PreTrainedModel, blocks: DecoderBlocks) -> None:
         self._base: Any = skeleton.get_submodule(blocks.path.rpartition(".")[0])
-        config: Any = skeleton.config
+        config: Any = skeleton.config.get_text_config(decoder=True)
         self.streams = int(getattr(config, "altup_num_inputs", 1))
         """Number of rows of activations per token that layers pass on (AltUp in Gemma 3n); 1 in all other families."""
         names = inspect.signature(type(blocks.layers[0]).forward).parameters

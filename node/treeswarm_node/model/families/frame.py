@@ -18,13 +18,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from treeswarm.protocol.spans import Span
 from treeswarm_node.attention.interface import IMPLEMENTATION
-from treeswarm_node.model.families.blocks import find_blocks
+from treeswarm_node.model.families.blocks import find_blocks, is_wrapper, text_decoder, text_modules
 from treeswarm_node.model.families.extra_inputs import ExtraInputs
 from treeswarm_node.model.families.lm_head import SlicedHead, keeps_16_bits
 from treeswarm_node.model.families.rotary import SessionRows, rotary_by_session
 
 # Names by which layers take the cache of keys and values.
 CACHES = ("past_key_values", "layer_past")
+# Names by which a text decoder takes what a forward is run with besides tokens and mask.
+OPTIONS = {"position_ids", "use_cache"}
 
 RunLayer = Callable[[int, dict[str, Any]], Any]
 """Runs the block with this index with the arguments that the model gave it, and returns the block's result."""
@@ -70,11 +72,12 @@ class Frame:
         """Number of parts of a block's result, or 0 if it is the activations themselves; known after `run`."""
         stand_ins = [_StandIn(self, index, layer) for index, layer in enumerate(self.blocks.layers)]
         copies = _Copies(device, dtype, unused, {id(self.blocks.layers): stand_ins}, replaced, self.sessions)
+        copies.not_hosted = _parameters_besides_text(skeleton)
         self.model: PreTrainedModel = copies.module(skeleton)
         self.depends_on_room = copies.depends_on_room
         self.configs = _configs_of(skeleton)
         self.names_of_block = {name for stand_in in stand_ins for name in stand_in.__dict__["_names"]}
-        self._arguments = set(inspect.signature(type(skeleton).forward).parameters)
+        self._arguments = _arguments_of(skeleton)
 
     @property
     def output_embeddings(self) -> Any:
@@ -82,8 +85,11 @@ class Frame:
         head: Any = self.model.get_output_embeddings()
         return head
 
-    def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Return what block 0 is given [n, hidden], for tokens int64 [n] at positions int64 [n]."""
+    def embed(self, tokens: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        """Return what block 0 is given [n, hidden], for tokens int64 [n] at positions int64 [n].
+
+        Without positions, the model counts them itself.
+        """
 
         def visit(_: int, arguments: dict[str, Any]) -> Any:
             raise _Left(_activations_in(arguments))
@@ -93,7 +99,7 @@ class Frame:
     def run(
         self,
         hidden: torch.Tensor,
-        positions: torch.Tensor,
+        positions: torch.Tensor | None,
         span: Span,
         run_layer: RunLayer,
         sessions: Sequence[tuple[slice, int]] = (),
@@ -103,9 +109,10 @@ class Frame:
     ) -> torch.Tensor:
         """Run the blocks of `span` on activations [n, hidden] at positions int64 [n], and return the activations.
 
-        `sessions` are as in `SessionRows`.  `length` is the number of keys that a position bias must cover, if it is
-        more than n.  `before` is what embedding and blocks before the span return instead of `hidden`; it must not
-        matter.  `tokens`, int64 [n], are only needed if blocks take inputs of their own.
+        Without positions, the model counts them itself.  `sessions` are as in `SessionRows`.  `length` is the number of
+        keys that a position bias must cover, if it is more than n.  `before` is what embedding and blocks before the
+        span return instead of `hidden`; it must not matter.  `tokens`, int64 [n], are only needed if blocks take inputs
+        of their own.
         """
 
         state = self.extra_inputs.to_state(hidden)
@@ -124,7 +131,8 @@ class Frame:
         self.sessions.rows = list(sessions)
         try:
             embedded = None if before is None or self.extra_inputs.per_layer else before[None]
-            inputs = torch.zeros_like(positions) if tokens is None else tokens
+            zeros = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+            inputs = zeros if tokens is None else tokens
             return self._run_until_left(visit, inputs, positions, length, embedded)
         finally:
             self.sessions.rows = []
@@ -145,7 +153,7 @@ class Frame:
         self,
         visit: Visit,
         tokens: torch.Tensor,
-        positions: torch.Tensor,
+        positions: torch.Tensor | None,
         length: int = 0,
         embedded: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -159,14 +167,16 @@ class Frame:
         self,
         visit: Visit,
         tokens: torch.Tensor,
-        positions: torch.Tensor,
+        positions: torch.Tensor | None,
         length: int = 0,
         embedded: torch.Tensor | None = None,
     ) -> Any:
         self._visit = visit
         # A mask of ones says that nothing is padded.  Without it, transformers looks for packed texts in positions.
         ones = torch.ones((), dtype=torch.int64, device=self.device).expand(1, max(length, len(tokens)))
-        options = {"position_ids": positions[None], "attention_mask": ones, "use_cache": False, "return_dict": True}
+        options: dict[str, Any] = {"attention_mask": ones, "use_cache": False, "return_dict": True}
+        if positions is not None:
+            options["position_ids"] = positions[None]
         inputs = {"input_ids": tokens[None]}
         if embedded is not None and "inputs_embeds" in self._arguments:
             inputs = {"inputs_embeds": embedded}
@@ -198,6 +208,24 @@ def set_implementation(configs: list[PretrainedConfig], implementation: str) -> 
 def _configs_of(skeleton: PreTrainedModel) -> list[PretrainedConfig]:
     configs = (getattr(module, "config", None) for module in skeleton.modules())
     return list({id(config): config for config in configs if isinstance(config, PretrainedConfig)}.values())
+
+
+def _parameters_besides_text(skeleton: PreTrainedModel) -> set[int]:
+    """Return the ids of the parameters that a multimodal model has for images and sound."""
+    text = {id(parameter) for module in text_modules(skeleton) for parameter in module._parameters.values()}
+    return {id(parameter) for parameter in skeleton.parameters()} - text
+
+
+def _arguments_of(skeleton: PreTrainedModel) -> set[str]:
+    """Return the names of the arguments that a model's forward takes.
+
+    The forward of some multimodal models hands on to the text decoder what it does not know.
+    """
+    parameters = inspect.signature(type(skeleton).forward).parameters
+    names = set(parameters)
+    if is_wrapper(skeleton.config) and any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        names |= set(inspect.signature(type(text_decoder(skeleton)[1]).forward).parameters) & OPTIONS
+    return names
 
 
 def _activations_in(arguments: dict[str, Any]) -> torch.Tensor:
@@ -249,6 +277,8 @@ class _Copies:
         self._modules: dict[int, torch.nn.Module] = dict(replaced)
         self._tensors: dict[int, torch.nn.Parameter] = {}
         self._sessions = sessions
+        self.not_hosted: set[int] = set()
+        """Ids of parameters that must not matter: they are copied as NaN, which shows in what is computed with them."""
         self.depends_on_room = False
 
     def module(self, original: torch.nn.Module) -> Any:
@@ -275,9 +305,10 @@ class _Copies:
         if id(original) not in self._tensors:
             dtype = self._dtype if self._dtype is not None and original.is_floating_point() else original.dtype
             if original.device.type == "meta" or id(original) in self._unused:
-                # One zero for all values: lookups and products work, and take no memory.
-                zero = torch.zeros((), dtype=dtype, device=self._device).expand(original.shape)
-                self._tensors[id(original)] = torch.nn.Parameter(zero, requires_grad=False)
+                # One number for all values: lookups and products work, and take no memory.
+                is_nan = id(original) in self.not_hosted and dtype.is_floating_point
+                value = torch.full((), float("nan") if is_nan else 0, dtype=dtype, device=self._device)
+                self._tensors[id(original)] = torch.nn.Parameter(value.expand(original.shape), requires_grad=False)
             elif original.dtype == dtype:
                 self._tensors[id(original)] = original
             else:

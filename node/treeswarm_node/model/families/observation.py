@@ -36,7 +36,7 @@ def observe_shapes(frame: Frame, loaded: LoadedSpan, route: AttentionRoute, run_
     positions = torch.arange(ROWS, device=loaded.device)
     shapes: dict[int, KVShape] = {}
     run = route.observing(shapes, run_layer)
-    model_type = loaded.config.model_type
+    model_type = loaded.model_type
     try:
         outputs = [frame.run(hidden, positions, loaded.span, run, before=before).float() for before in surroundings]
     except Exception as error:  # Whatever a model's own code raises, it says that its blocks need something else.

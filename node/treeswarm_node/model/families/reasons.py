@@ -6,6 +6,8 @@ from typing import Any
 ATTENTION_TYPES = {
     "full_attention", "sliding_attention", "chunked_attention", "attention", "global", "local", "mlp", "moe",
 }  # fmt: skip
+# Layer type whose blocks keep a recurrent state although it is called attention.
+LINEAR = "linear_attention"
 # Fields of configs that a kind of block has, and what such blocks need.
 NEEDS = {
     # Falcon: with ALiBi, a tiny random model's logits in transformers 5.23 differ by a tenth between eager and sdpa.
@@ -14,6 +16,8 @@ NEEDS = {
     "index_topk_blocks": "choose their keys by a learned indexer (sparse attention)",
     "compress_rates": "attend to compressed keys (sparse attention)",
     "hc_mult": "have several streams of activations (hyper-connections)",
+    "cross_attention_layers": "attend to an image in layers of their own (cross attention)",
+    "cross_layer_interval": "attend to an image in layers of their own (cross attention)",
     "prompt_types": "see later tokens, and have prompts and segments besides the text",
     "rel_extent": "take a learned bias of scores by position",
 }
@@ -36,6 +40,8 @@ def explain_blocks(config: Any) -> str | None:
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or []
     others = sorted({str(kind) for kind in kinds} - ATTENTION_TYPES)
     needs = next((need for field, need in NEEDS.items() if getattr(config, field, None)), None)
+    if needs is None and others and all(kind.endswith("_attention") and kind != LINEAR for kind in others):
+        needs = f"attend in a way of their own ({', '.join(others)})"
     if needs is None and (others or any(getattr(config, field, None) for field in RECURRENT)):
         named = f" ({', '.join(others)})" if others else ""
         return f"some of their blocks keep a recurrent state{named}, which is not supported yet"

@@ -1,6 +1,6 @@
-"""Say what the tests of this release found of a model type, from the table that they keep.
+"""Say what the tests of this release found of a model type, from the tables that they keep.
 
-Nothing is allowed or refused by this table: a node checks every model when it loads it.
+Nothing is allowed or refused by these tables: a node checks every model when it loads it.
 """
 
 import tomllib
@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-TABLE = Path(__file__).with_suffix(".toml")
+TYPES = Path(__file__).with_suffix(".toml")
+WRAPPERS = TYPES.with_name("tested_wrappers.toml")
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,19 @@ class TypeTest:
 
 
 def find_type_test(model_type: str) -> TypeTest:
-    """Return what the tests found of a type of transformers."""
-    content = _content()
-    if model_type in content["exact"]:
-        return TypeTest("exact")
-    for entry in content["refused"]:
-        if model_type in entry["types"]:
-            return TypeTest("refused", entry["reason"])
-    return TypeTest("open" if model_type in content["open"] else "untested")
+    """Return what the tests found of a type of transformers, which may be a multimodal wrapper."""
+    for file in (TYPES, WRAPPERS):
+        content = _content(file)
+        if model_type in content["exact"]:
+            return TypeTest("exact")
+        for entry in content["refused"]:
+            if model_type in entry["types"]:
+                return TypeTest("refused", entry["reason"])
+        if model_type in content["open"]:
+            return TypeTest("open")
+    return TypeTest("untested")
 
 
 @cache
-def _content() -> dict[str, Any]:
-    return tomllib.loads(TABLE.read_text("utf-8"))
+def _content(file: Path) -> dict[str, Any]:
+    return tomllib.loads(file.read_text("utf-8"))
