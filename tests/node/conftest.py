@@ -17,6 +17,7 @@ from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm_node.attention.base import Attention, TorchReference
 from treeswarm_node.attention.flash import FlashAttention
 from treeswarm_node.attention.metadata import Segment
+from treeswarm_node.attention.sdpa import SdpaAttention
 from treeswarm_node.kv_cache.kv_store import SessionKV
 from treeswarm_node.kv_cache.page_pool import PAGE
 from treeswarm_node.model.loaded_span import LoadedSpan
@@ -118,7 +119,11 @@ class SpanChain:
 
 
 CPU = torch.device("cpu")
-ADAPTERS: dict[str, Callable[[], Attention]] = {"torch": TorchReference, "flash": lambda: FlashAttention(CPU)}
+ADAPTERS: dict[str, Callable[[], Attention]] = {
+    "torch": TorchReference,
+    "sdpa": SdpaAttention,
+    "flash": lambda: FlashAttention(CPU),
+}
 
 
 @pytest.fixture

@@ -165,7 +165,7 @@ async def test_stop_during_the_first_load_withdraws_the_record(
     assert last_states == [NodeState.GONE]
 
 
-@pytest.mark.parametrize(("attention", "name"), [("auto", "torch-reference"), ("flash", "torch-flash")])
+@pytest.mark.parametrize(("attention", "name"), [("auto", "torch-sdpa"), ("flash", "torch-flash")])
 async def test_stage_names_its_attention(config: NodeConfig, attention: str, name: str) -> None:
     async with load_stage(_with_attention(config, attention), ModelInfo.find("demo"), Span(0, 1)) as stage:
         assert stage.served.attention == name

@@ -130,6 +130,16 @@ def _attend_from_transformers(
     return handle(call)[None], None
 
 
+def attend_tree(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: TreeMask, scaling: float
+) -> torch.Tensor:
+    """Compute plain attention of rows [heads, ΣT, dim] over the batch's trees; return [ΣT, heads, value_dim]."""
+    handle = _handler.get()
+    assert handle is not None
+    options = {"scaling": scaling, "window": mask.window}
+    return handle(AttentionCall(module.layer_idx, module, query, key, value, options))
+
+
 def _make_tree_mask(
     mask_function: Callable[..., Any], local_size: int | None = None, attention_mask: Any = None, **_: Any
 ) -> TreeMask:

@@ -43,6 +43,16 @@ class VisibleKeys:
     """Runs of the trunk as (first pool row, rows, mask); the mask is bool [T, rows], or None if all rows are seen."""
     local_mask: torch.Tensor
     """Mask of the local rows, bool [T, C]."""
+    _additive: dict[torch.dtype, torch.Tensor | None] = field(default_factory=dict)
+
+    def additive_mask(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """Return what is added to scores of trunk and local rows [1, 1, T, keys], or None if all keys are seen."""
+        if dtype not in self._additive:
+            masks = [self.local_mask.new_ones(len(self.local_mask), n) if m is None else m for _, n, m in self.runs]
+            seen = torch.cat([*masks, self.local_mask], -1)
+            added = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+            self._additive[dtype] = None if bool(seen.all()) else added[None, None]
+        return self._additive[dtype]
 
 
 @dataclass(eq=False)

@@ -37,6 +37,7 @@ from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.model.attention_selection import choose_attention
 from treeswarm_node.model.block_fit import choose_holding
 from treeswarm_node.model.check.family_check import check_family
+from treeswarm_node.model.check.fused_check import fuse_blocks
 from treeswarm_node.model.check.kernel_check import check_kernels
 from treeswarm_node.model.check.weights import check_weights
 from treeswarm_node.model.checkpoint.formats import check_format
@@ -229,6 +230,7 @@ def _load(
     check_weights(span_model)
     check_kernels(span_model)
     choose_attention(span_model, config.device.attention)
+    fuse_blocks(span_model)
     numerics = NumericsClass(weights, config.model.dtype, config.model.quantization, config.model.activations)
     served = ServedSpan(
         span=span,

@@ -8,6 +8,7 @@ from treeswarm.errors import BadRequest
 from treeswarm_node.attention.adapter_check import TOLERANCES, measure_disagreement
 from treeswarm_node.attention.base import Attention
 from treeswarm_node.attention.flash import FlashAttention, KernelInputs, explain_unsupported, get_capability
+from treeswarm_node.attention.sdpa import SdpaAttention
 from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.model.span_model import SpanModel
 
@@ -42,6 +43,8 @@ def choose_attention(model: SpanModel, choice: str) -> None:
     best = next((each for each in inputs if explain_unsupported(each) is None), inputs[0])
     if should_use_flash(choice, best):
         use_if_correct(model, FlashAttention(model.device), required=choice == "flash")
+    elif choice == "auto" and model.device.type == "cpu":
+        use_if_correct(model, SdpaAttention(), required=False)
 
 
 def _kernel_inputs(model: SpanModel, shape: KVShape) -> KernelInputs:

@@ -96,6 +96,6 @@ class ServedSpan:
     numerics: NumericsClass
     """Numerics class that this node computes in."""
     attention: str
-    """Name of the attention adapter: `torch-reference` or `torch-flash`."""
+    """Name of the attention adapter: `torch-sdpa`, `torch-reference` or `torch-flash`."""
     activation_bytes: int
     """Number of bytes of one row on a link."""

@@ -22,6 +22,7 @@ from treeswarm_node.model.families.kv_shapes import check_cuts, kv_givers, laten
 from treeswarm_node.model.families.mask_tables import without_tables
 from treeswarm_node.model.families.observation import observe_shapes
 from treeswarm_node.model.families.routes import AttentionRoute, CacheRoute, InterfaceRoute
+from treeswarm_node.model.fused_block import FusedBlock
 from treeswarm_node.model.loaded_span import LoadedSpan
 
 
@@ -45,6 +46,8 @@ class SpanModel:
         hosted = range(loaded.span.start, loaded.span.end)
         self.kv_givers = {taker: giver for taker, giver in givers.items() if taker in hosted}
         """Layer whose keys and values each layer of the span reads that keeps none of its own."""
+        self.fused: dict[int, FusedBlock] = {}
+        """Blocks that are computed in few operations, by index."""
         self._kv_tokens = kv_tokens
         self.route, shapes = self._choose_route()
         self.store = self._make_store(shapes)
@@ -100,6 +103,8 @@ class SpanModel:
     def run_layer(self, index: int, arguments: dict[str, Any]) -> Any:
         """Run a block with its own weights."""
         self.loaded.load_block(index)
+        if index in self.fused:
+            return self.fused[index].run(arguments)
         return run_block(self.frame.blocks.layers[index], arguments)
 
     @torch.inference_mode()

@@ -133,7 +133,7 @@ class TestAttentionSelection:
         return model
 
     @pytest.mark.parametrize(
-        ("choice", "name"), [("auto", "torch-reference"), ("torch", "torch-reference"), ("flash", "torch-flash")]
+        ("choice", "name"), [("auto", "torch-sdpa"), ("torch", "torch-reference"), ("flash", "torch-flash")]
     )
     def test_choice_on_a_cpu(self, model: SpanModel, choice: str, name: str) -> None:
         choose_attention(model, choice)

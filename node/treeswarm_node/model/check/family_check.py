@@ -149,17 +149,13 @@ def _compare_layer(model: SpanModel, index: int) -> float:
     originals = {i: model.frame.blocks.layers[i] for i in indices}
     for i in indices:
         model.loaded.load_block(i)
-    generator = torch.Generator().manual_seed(SEED)
-    rows = _Rows(
-        torch.randn(TRUNK_ROWS + TREE_ROWS, model.hidden_size, generator=generator).to(model.device),
-        np.random.default_rng(SEED).integers(model.loaded.config.vocab_size, size=TRUNK_ROWS + TREE_ROWS),
-    )
+    rows = _make_rows(model, torch.float32)
     steps, parents = _make_steps(rows.tokens)
     configs = model.frame.configs
     one_by_one = _expert_by_expert(configs if any(map(is_large, originals.values())) else ())
     with _short_windows(configs), short_tables(originals.values(), CHECK_WINDOW), one_by_one:
-        layers = {i: _plain_copy(layer) for i, layer in originals.items()}
-        outputs = _run_tree(model, layers, steps, rows)
+        layers = {i: float32_copy(layer) for i, layer in originals.items()}
+        outputs = _run_tree(model, layers, steps, rows, run_block)
         worst = 0.0
         for node in range(-1, TREE_ROWS):
             path = [node]
@@ -185,7 +181,23 @@ class _Rows:
         return _Rows(self.hidden[rows], self.tokens[rows])
 
 
-def _plain_copy(layer: torch.nn.Module) -> torch.nn.Module:
+def _make_rows(model: SpanModel, dtype: torch.dtype) -> _Rows:
+    generator = torch.Generator().manual_seed(SEED)
+    return _Rows(
+        torch.randn(TRUNK_ROWS + TREE_ROWS, model.hidden_size, generator=generator).to(model.device, dtype),
+        np.random.default_rng(SEED).integers(model.loaded.config.vocab_size, size=TRUNK_ROWS + TREE_ROWS),
+    )
+
+
+def run_random_tree(
+    model: SpanModel, layers: dict[int, Any], run: Callable[[Any, dict[str, Any]], Any], dtype: torch.dtype
+) -> torch.Tensor:
+    """Return the activations [1 + TREE_ROWS, hidden] of a random tree behind layers, each run by `run`, in `dtype`."""
+    rows = _make_rows(model, dtype)
+    return _run_tree(model, layers, _make_steps(rows.tokens)[0], rows, run)
+
+
+def float32_copy(layer: torch.nn.Module) -> torch.nn.Module:
     """Return a float32 copy without quantization, which shares its configs with the model."""
     copied = plain_copy(layer)
     for name, module in layer.named_modules():
@@ -265,16 +277,22 @@ def _make_append(
     )
 
 
-def _run_tree(model: SpanModel, layers: dict[int, Any], steps: list[Step], rows: _Rows) -> torch.Tensor:
+def _run_tree(
+    model: SpanModel,
+    layers: dict[int, Any],
+    steps: list[Step],
+    rows: _Rows,
+    run: Callable[[Any, dict[str, Any]], Any],
+) -> torch.Tensor:
     """Return the trunk's last row and the tree's rows [1 + TREE_ROWS, hidden] as this node computes them."""
     shapes = {i: state.shape for i, state in model.store.layers.items() if i not in model.kv_givers}
-    store = KVStore(shapes, 4 * (TRUNK_ROWS + TREE_ROWS) + 256, torch.float32, model.device, model.kv_givers)
+    store = KVStore(shapes, 4 * (TRUNK_ROWS + TREE_ROWS) + 256, rows.hidden.dtype, model.device, model.kv_givers)
     kv = store.open(TRUNK_ROWS + TREE_ROWS, TREE_ROWS)
     span = Span(min(layers), max(layers) + 1)
     states = []
     for step, hidden in zip(steps, (rows.hidden[:TRUNK_ROWS], rows.hidden[TRUNK_ROWS:]), strict=True):
         kv.commit(step)
-        states.append(model.run_segments([Segment(kv, step, span)], hidden, store, _run_only(model, layers, run_block)))
+        states.append(model.run_segments([Segment(kv, step, span)], hidden, store, _run_only(model, layers, run)))
     return torch.cat([states[0][-1:], states[1]])
 
 
