@@ -119,7 +119,7 @@ class DeviceConfig:
         Flag(
             "--attention",
             "implementation of attention: torch, or flash, which uses torch's flash kernels for long texts; "
-            "auto: flash on CUDA where its results are right (default: auto)",
+            "auto: flash on CUDA, a fused kernel on CPUs, where their results are right (default: auto)",
             choices=("auto", "torch", "flash"),
         ),
     ] = "auto"
