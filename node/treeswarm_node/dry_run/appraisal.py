@@ -173,7 +173,7 @@ def _describe_kv(skeleton: PreTrainedModel) -> list[str]:
 
 
 def _count_parameters(skeleton: PreTrainedModel, span: Span) -> int:
-    found = {id(p): p.numel() for part in hosted_parts(skeleton, span) for p in part.parameters()}
+    found = {id(p): p.numel() for module in hosted_parts(skeleton, span) for p in module.parameters(recurse=False)}
     return sum(found.values())
 
 

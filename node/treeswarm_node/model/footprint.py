@@ -122,7 +122,8 @@ def _end_weights(skeleton: PreTrainedModel, width: int) -> EndWeights:
 def _bytes_besides_blocks(skeleton: PreTrainedModel, span: Span, width: int) -> int:
     """Return the bytes of the weights that a span holds besides its blocks."""
     inside = {id(parameter) for parameter in find_blocks(skeleton).layers.parameters()}
-    parameters = {id(p): p for part in hosted_parts(skeleton, span) for p in part.parameters() if id(p) not in inside}
+    hosted = (p for module in hosted_parts(skeleton, span) for p in module.parameters(recurse=False))
+    parameters = {id(p): p for p in hosted if id(p) not in inside}
     total = sum(parameter.numel() for parameter in parameters.values()) * width
     head: Any = skeleton.get_output_embeddings()
     if id(head.weight) not in parameters or span.end < len(find_blocks(skeleton).layers):

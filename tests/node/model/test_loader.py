@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.families.checkpoint import write_checkpoint
 from tests.node.conftest import tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from treeswarm.errors import BadRequest, ModelError, UnsupportedModel
 from treeswarm.identity import config_digest, weights_digest
-from treeswarm.model_files import load_tokenizer, read_config, read_shape, resolve_model, tokenizer_digest
+from treeswarm.model_files import block_of, load_tokenizer, read_config, read_shape, resolve_model, tokenizer_digest
 from treeswarm.protocol.spans import Span
 from treeswarm_node.model.check.family_check import check_family
 from treeswarm_node.model.checkpoint.loader import hosted_parts, load_span
@@ -42,7 +43,7 @@ def test_loaded_span_has_only_its_own_tensors(family: str, changes: dict[str, An
     whole.save_pretrained(tmp_path, max_shard_size="40KB")
     loaded = load_span(tmp_path, span, torch.float32, CPU)
     expected = dict(whole.named_parameters(remove_duplicate=False))
-    hosted = {id(p) for part in hosted_parts(loaded.skeleton, span) for p in part.parameters()}
+    hosted = {id(p) for module in hosted_parts(loaded.skeleton, span) for p in module.parameters(recurse=False)}
     seen = 0
     for name, parameter in loaded.skeleton.named_parameters(remove_duplicate=False):
         if id(parameter) in hosted:
@@ -178,3 +179,10 @@ def test_tokenizer_digest_and_missing_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="no tokenizer"):
         load_tokenizer(folder)
+
+
+def test_buffer_of_the_whole_model_does_not_load_every_block(tmp_path: Path) -> None:
+    write_checkpoint("ctrl", tmp_path)  # its table of positions is a buffer of the module that has the blocks
+    loaded = load_span(tmp_path, Span(0, 2), torch.float32, torch.device("cpu"))
+    blocks = [block_of(name) for name, parameter in loaded.skeleton.named_parameters() if not parameter.is_meta]
+    assert {block for block in blocks if block is not None} == {0, 1}

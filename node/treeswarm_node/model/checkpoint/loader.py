@@ -149,15 +149,16 @@ def _tie_weights(skeleton: PreTrainedModel, missing: set[str], expected: Iterabl
 
 
 def hosted_parts(skeleton: PreTrainedModel, span: Span) -> list[torch.nn.Module]:
-    """Return the modules whose tensors `span` needs: its blocks, and at the model's ends what is besides blocks.
+    """Return the modules whose own tensors `span` needs: its blocks', and at the model's ends those besides blocks.
 
-    The embedding is needed at the head and the LM head at the tail; the rest is small, and loaded at both ends.
+    Tensors of a module's children are not meant: a model that has a buffer of its own would bring all its blocks.  The
+    embedding is needed at the head and the LM head at the tail; the rest is small, and loaded at both ends.
     """
     blocks = find_blocks(skeleton)
     at_head, at_tail = span.start == 0, span.end == len(blocks.layers)
     embedding, lm_head = skeleton.get_input_embeddings(), skeleton.get_output_embeddings()
     inputs = ExtraInputs(skeleton, blocks).modules
-    needed = [*blocks.layers[span.start : span.end], *inputs]
+    needed = [module for part in (*blocks.layers[span.start : span.end], *inputs) for module in part.modules()]
     for module in modules_besides(skeleton, blocks):
         if at_head if module is embedding else at_tail if module is lm_head else at_head or at_tail:
             needed.append(module)

@@ -76,9 +76,11 @@ def find_tensors(
 ) -> HostedTensors:
     """Find the checkpoint's tensors that are loaded into the hosted modules; `files` has their names by file.
 
+    Tensors of a hosted module's children are not meant.
+
     Raises ModelError if the checkpoint has a tensor below a hosted module that the module does not have.
     """
-    modules = {id(module) for part in hosted for module in part.modules()}
+    modules = {id(module) for module in hosted}
     state = skeleton.state_dict(keep_vars=True)
     target = name_mapping(skeleton, conversions)
     expected = frozenset(_names_of(skeleton, modules, state))
