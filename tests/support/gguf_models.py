@@ -33,8 +33,12 @@ def write_gguf(
     metadata: Mapping[str, Any] | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
     change: Callable[[str, np.ndarray], np.ndarray] = lambda _, tensor: tensor,
+    rename: Callable[[str], str | None] = lambda name: name,
 ) -> Path:
-    """Write a model whose matrices are stored as `kind`, with further metadata and tensors, and return the path."""
+    """Write a model whose matrices are stored as `kind`, with further metadata and tensors, and return the path.
+
+    Tensors for which `rename` returns None are left out.
+    """
     writer, random = GGUFWriter(path, architecture), np.random.default_rng(7)
     writer.add_block_count(BLOCKS)
     writer.add_context_length(CONTEXT)
@@ -57,11 +61,14 @@ def write_gguf(
         writer.add_key_value(name, value, _type_of(value))
     for name, shape in tensor_shapes(architecture, expert_width).items():
         tensor = change(name, random.normal(1.0 if "norm" in name else 0.0, 0.1, shape).astype(np.float32))
+        written = rename(name)
+        if written is None:
+            continue
         if len(shape) == 1 or "gate_inp" in name:
-            writer.add_tensor(name, tensor)
+            writer.add_tensor(written, tensor)
         else:
             data, stored = _stored(tensor, kind, random)
-            writer.add_tensor(name, data, raw_dtype=stored)
+            writer.add_tensor(written, data, raw_dtype=stored)
     for name, tensor in (extra or {}).items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()

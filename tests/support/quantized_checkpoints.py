@@ -395,7 +395,9 @@ FORMATS: dict[str, PublishedFormat] = {
         lambda name, weight: gptq(name, weight, bits=2),
     ),
     "gptq 8 bits, v2": PublishedFormat(
-        {"quant_method": "gptq", "bits": 8, "group_size": GROUP, "checkpoint_format": "gptq_v2"},
+        {
+            "quant_method": "gptq", "bits": 8, "group_size": GROUP, "desc_act": True, "checkpoint_format": "gptq_v2",
+        },
         lambda name, weight: gptq(name, weight, bits=8, offset=0),
     ),
     "awq": PublishedFormat(
