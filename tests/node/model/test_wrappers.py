@@ -45,7 +45,7 @@ def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Path:
             files[name] = "third.safetensors"
     for file in {*files.values()} - {"images.safetensors"}:
         save_file({name: tensors[name] for name in tensors if files[name] == file}, folder / file, {"format": "pt"})
-    (folder / INDEX).write_text(json.dumps({"weight_map": files}))
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
     return folder
 
 
