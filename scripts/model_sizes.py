@@ -35,6 +35,8 @@ class PublicModel:
     published: str
     """Formats in which it is published."""
     model_type: str
+    billions: float
+    """Number of parameters that its publisher names, in units of 10^9, of the text decoder alone."""
     numbers: dict[str, Any] = field(default_factory=dict)
     """Fields of its config where they are not the defaults of transformers."""
 
@@ -52,41 +54,55 @@ GLM = _attention(
 )  # fmt: skip
 KIMI = {"num_attention_heads": 64, "num_key_value_heads": 64, "n_routed_experts": 384, "first_k_dense_replace": 1,
         "vocab_size": 163840, "n_group": 1, "topk_group": 1}  # fmt: skip
+GEMMA4 = {"head_dim": 256, "global_head_dim": 512, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0,
+          "final_logit_softcapping": 30.0, "sliding_window": 1024, "max_position_embeddings": 262144,
+          "tie_word_embeddings": True}  # fmt: skip
 MODELS = [
-    PublicModel("Qwen3-32B", "bf16, FP8, AWQ, GGUF", "qwen3",
+    PublicModel("Qwen3-32B", "bf16, FP8, AWQ, GGUF", "qwen3", 32.8,
                 _attention(64, 5120, 64, 8, 151936, head_dim=128, intermediate_size=25600)),
-    PublicModel("Llama 3.3 70B", "bf16, GGUF", "llama", _attention(80, 8192, 64, 8, 128256, intermediate_size=28672)),
-    PublicModel("Llama 3.1 405B", "bf16, FP8", "llama",
+    PublicModel("Llama 3.3 70B", "bf16, GGUF", "llama", 70.6,
+                _attention(80, 8192, 64, 8, 128256, intermediate_size=28672)),
+    PublicModel("Llama 3.1 405B", "bf16, FP8", "llama", 405,
                 _attention(126, 16384, 128, 8, 128256, intermediate_size=53248)),
-    PublicModel("Mistral Large 2", "bf16", "mistral",
+    PublicModel("Mistral Large 2", "bf16", "mistral", 123,
                 _attention(88, 12288, 96, 8, 32768, head_dim=128, intermediate_size=28672)),
-    PublicModel("Command A", "bf16", "cohere2",
+    PublicModel("Command A", "bf16", "cohere2", 111,
                 {**_attention(64, 12288, 96, 8, 256000, head_dim=128, intermediate_size=36864),
                  "tie_word_embeddings": True}),
-    PublicModel("Seed-OSS-36B", "bf16", "seed_oss",
+    PublicModel("Seed-OSS-36B", "bf16", "seed_oss", 36.2,
                 _attention(64, 5120, 80, 8, 155136, head_dim=128, intermediate_size=27648)),
-    PublicModel("gpt-oss-120b", "MXFP4", "gpt_oss", {}),
-    PublicModel("GLM-4.5-Air", "bf16, FP8", "glm4_moe",
+    PublicModel("gpt-oss-120b", "MXFP4", "gpt_oss", 117, {}),
+    PublicModel("GLM-4.5-Air", "bf16, FP8", "glm4_moe", 106,
                 _attention(46, 4096, 96, 8, 151552, head_dim=128, intermediate_size=10944, moe_intermediate_size=1408)),
-    PublicModel("GLM-4.5, 4.6, 4.7", "bf16, FP8", "glm4_moe", GLM),
-    PublicModel("MiniMax-M2", "FP8", "minimax_m2",
+    PublicModel("GLM-4.5, 4.6, 4.7", "bf16, FP8", "glm4_moe", 355, GLM),
+    PublicModel("MiniMax-M2, M2.1, M2.5", "FP8", "minimax_m2", 230,
                 _attention(62, 3072, 48, 8, 200064, head_dim=128, intermediate_size=1536, num_local_experts=256)),
-    PublicModel("Qwen3-235B-A22B", "bf16, FP8", "qwen3_moe",
+    PublicModel("Qwen3-235B-A22B", "bf16, FP8", "qwen3_moe", 235,
                 _attention(94, 4096, 64, 4, 151936, head_dim=128, moe_intermediate_size=1536, num_experts=128)),
-    PublicModel("Qwen3-Coder-480B-A35B", "bf16, FP8", "qwen3_moe",
+    PublicModel("Qwen3-Coder-480B-A35B", "bf16, FP8", "qwen3_moe", 480,
                 _attention(62, 6144, 96, 8, 151936, head_dim=128, moe_intermediate_size=2560, num_experts=160)),
-    PublicModel("dots.llm1", "bf16", "dots1",
+    PublicModel("dots.llm1", "bf16", "dots1", 142,
                 _attention(62, 4096, 32, 32, 152064, intermediate_size=10944, moe_intermediate_size=1408,
                            n_routed_experts=128, n_shared_experts=2, first_k_dense_replace=1)),
-    PublicModel("ERNIE-4.5-300B-A47B", "bf16", "ernie4_5_moe",
+    PublicModel("ERNIE-4.5-300B-A47B", "bf16", "ernie4_5_moe", 300,
                 _attention(54, 8192, 64, 8, 103424, intermediate_size=28672, moe_intermediate_size=3584,
                            moe_num_experts=64, moe_num_shared_experts=0, moe_layer_start_index=3)),
-    PublicModel("DeepSeek-V3, R1, V3.1", "FP8", "deepseek_v3", {}),
-    PublicModel("Kimi-K2", "FP8, int4", "kimi_k2", KIMI),
-    PublicModel("DeepSeek-V3.2", "FP8", "deepseek_v32", {}),
-    PublicModel("GLM-5", "bf16, FP8", "glm_moe_dsa", {}),
-    PublicModel("Qwen3-Next-80B-A3B", "bf16, FP8", "qwen3_next", {}),
-    PublicModel("Nemotron-H", "bf16", "nemotron_h", {}),
+    PublicModel("DeepSeek-V3, R1, V3.1", "FP8", "deepseek_v3", 671, {}),
+    PublicModel("Kimi-K2", "FP8, int4", "kimi_k2", 1026, KIMI),
+    PublicModel("Gemma 3 27B", "bf16", "gemma3", 27.0, {"text_config": {
+        **_attention(62, 5376, 32, 16, 262208, head_dim=128, intermediate_size=21504, sliding_window=1024),
+        "model_type": "gemma3_text", "tie_word_embeddings": True}}),
+    PublicModel("Gemma 4 31B", "bf16", "gemma4", 30.7, {"text_config": {
+        **_attention(60, 5376, 32, 16, 262144, intermediate_size=21504, num_global_key_value_heads=4),
+        "model_type": "gemma4_text", **GEMMA4}}),
+    PublicModel("Gemma 4 26B-A4B", "bf16", "gemma4", 25.2, {"text_config": {
+        **_attention(30, 2816, 16, 8, 262144, intermediate_size=2112, num_global_key_value_heads=2,
+                     enable_moe_block=True, num_experts=128, moe_intermediate_size=704, top_k_experts=8),
+        "model_type": "gemma4_text", **GEMMA4}}),
+    PublicModel("DeepSeek-V3.2", "FP8", "deepseek_v32", 671, {}),
+    PublicModel("GLM-5", "bf16, FP8", "glm_moe_dsa", 744, {}),
+    PublicModel("Qwen3-Next-80B-A3B", "bf16, FP8", "qwen3_next", 80, {}),
+    PublicModel("Nemotron-H", "bf16", "nemotron_h", 56, {}),
 ]  # fmt: skip
 HEAD = (
     "| model | type | published as | parameters | blocks | per block in 16, 8, 4 bits | KV per token and block "
@@ -106,9 +122,8 @@ def appraise_numbers(model: PublicModel) -> Appraisal:
         return appraise(NodeConfig(ModelConfig(folder), DeviceConfig("cuda", memory=MEMORY)), CARDS)
 
 
-def table_row(model: PublicModel) -> str:
+def table_row(model: PublicModel, found: Appraisal) -> str:
     """Return the model's row."""
-    found = appraise_numbers(model)
     cells = [model.name, model.model_type, model.published]
     today = {"exact": "works", "refused": f"refused: {found.test.reason}", "open": "not exact yet"}
     if found.sizes is None:
@@ -129,7 +144,7 @@ def describe() -> str:
     """Return the section of the page."""
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
-    return "\n".join([HEAD, *map(table_row, MODELS)]) + "\n"
+    return "\n".join([HEAD, *(table_row(model, appraise_numbers(model)) for model in MODELS)]) + "\n"
 
 
 def main() -> int:
