@@ -93,7 +93,7 @@ class SwarmClient:
     ) -> None:
         """Keep the settings; nothing is read or connected before the client is entered.
 
-        model: Directory, hub id or `demo`.  Only its config and tokenizer are read.
+        model: Directory, GGUF file, hub id, `smollm2` or `demo`.  Only its config and tokenizer are read.
         peers: Addresses of nodes, separated by commas.  An address is `HOST:PORT`, or `HOST:PORT#PIN` as the node's
             ready line shows it: then no other node can answer there.
         registry: In place of `peers`: the join code that nodes print, `HOST:PORT` of any node, or an MQTT broker.

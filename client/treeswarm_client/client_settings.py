@@ -28,7 +28,7 @@ class NodeSelection:
     """The model, and the nodes that may serve it."""
 
     model: str
-    """Directory, hub id, or `demo`."""
+    """Directory, GGUF file, hub id, `smollm2` or `demo`."""
     peers: str | None = None
     """Addresses of the nodes, separated by commas, or None if a registry names them."""
     registry: str | None = None

@@ -20,7 +20,7 @@ LEAST_SHARE = 0.05
 class ModelConfig:
     """The model, the blocks to host, and the numbers they are computed in."""
 
-    name: Annotated[str, Flag("model", "model directory, hub id, or `demo`", metavar="MODEL")]
+    name: Annotated[str, Flag("model", "model directory, GGUF file, hub id, `smollm2` or `demo`", metavar="MODEL")]
     revision: Annotated[
         str | None,
         Flag("--revision", "branch, tag or commit of a model on the hub (default: the main branch)", metavar="REV"),

@@ -51,7 +51,9 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_route_flags(parser)
-    parser.add_argument("--model", help="check this model too: directory, hub id or `demo` (default: none)")
+    parser.add_argument(
+        "--model", help="check this model too: directory, GGUF file, hub id, `smollm2` or `demo` (default: none)"
+    )
     add_revision_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_run)

@@ -40,7 +40,7 @@ def add_client_flags(parser: argparse.ArgumentParser, *, patience_s: float = DEF
     """Add the flags for the model, the nodes and the drafting."""
     parser.add_argument(
         "--model",
-        help="model directory, hub id or `demo`; only its config and tokenizer are read (required)",
+        help="model directory, GGUF file, hub id, `smollm2` or `demo`; only config and tokenizer are read (required)",
     )
     add_revision_flag(parser)
     add_route_flags(parser)

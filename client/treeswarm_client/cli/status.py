@@ -49,7 +49,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     add_route_flags(parser)
     parser.add_argument(
-        "--model", help="show only this model: directory, hub id or `demo` (default: all that are served)"
+        "--model",
+        help="show only this model: directory, GGUF file, hub id, `smollm2` or `demo` (default: all that are served)",
     )
     add_revision_flag(parser)
     parser.add_argument("--watch", action="store_true", help="redraw at every change, until Ctrl-C")

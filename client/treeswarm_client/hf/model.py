@@ -68,7 +68,7 @@ class AutoSwarmModelForCausalLM:
         local_files_only: bool = False,
         **options: Any,
     ) -> Self:
-        """Find the nodes that serve a model, given as a directory, a hub id or `demo`, and return the model.
+        """Find the nodes that serve a model, given as `SwarmClient` takes it, and return the model.
 
         `registry` or `peers` say where the nodes are.  `swarm_key` is a private swarm's key, or the file that holds it.
         The other swarm options are those of `SwarmClient`.  `revision`, `cache_dir`, `token` and `local_files_only`

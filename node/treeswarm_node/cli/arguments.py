@@ -35,8 +35,8 @@ EXAMPLES = """examples:
   swarm-node demo --emulate-link delay=25ms,rate=100mbit
       send as if 25 ms away on a 100 Mbit/s line
 
-MODEL is a Hugging Face causal-LM directory, a hub id, or demo.  Every flag can also be set by a variable such as
-TREESWARM_MAX_SESSIONS, or by a line in the file given by --config or TREESWARM_CONFIG."""
+MODEL is a Hugging Face causal-LM directory, a GGUF file, a hub id, smollm2 or demo.  Every flag can also be set by a
+variable such as TREESWARM_MAX_SESSIONS, or by a line in the file given by --config or TREESWARM_CONFIG."""
 
 USAGE = """swarm-node MODEL [flags]
   swarm-node demo                    start a swarm with the bundled model
@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="model directory, hub id, or `demo`")
+    parser.add_argument("model", metavar="MODEL", help="model directory, GGUF file, hub id, `smollm2` or `demo`")
     add_node_flags(parser)
     parser.add_argument(
         "--dry-run",
