@@ -26,10 +26,10 @@ PROGRAM = 768 << 20
 
 
 def save_mixture(folder: Path) -> None:
-    """Save a model whose blocks have 128 experts: 1.2 GiB in float32, an eighth of that in 4 bits."""
+    """Save a model whose second block has 128 experts: 1.2 GB in float32, a seventh of that in 4 bits."""
     config = AutoConfig.for_model(
         "qwen3_moe", hidden_size=1024, moe_intermediate_size=768, num_experts=128, num_experts_per_tok=4,
-        num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2, head_dim=64, intermediate_size=512,
+        num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2, head_dim=64, intermediate_size=512,
         mlp_only_layers=[0], vocab_size=save_tokenizer(folder), max_position_embeddings=512, eos_token_id=0,
         bos_token_id=0,
     )  # fmt: skip
@@ -47,25 +47,27 @@ def save_dequantized(folder: Path, plain: Path, blocks: Span) -> None:
     model.save_pretrained(plain)
 
 
-@pytest.mark.slow  # two processes load torch, and 1.2 GB are written
+@pytest.mark.slow  # two processes load torch, and 2 GB are written
 async def test_a_node_with_room_for_quantized_blocks_alone_serves_exact_text(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     folder, plain = tmp_path / "model", tmp_path / "plain"
     folder.mkdir()
     save_mixture(folder)
-    save_dequantized(folder, plain, Span(0, 3))
+    save_dequantized(folder, plain, Span(0, 2))
     save_tokenizer(plain)
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
     unquantized = read_footprint(skeleton, torch.float32, "none", "cpu").block
     footprint = read_footprint(skeleton, torch.float32, KIND, "cpu")
-    needed = peak_bytes(2, NodeRoom(0, None, KV_TOKENS, 2048), footprint, footprint.ends.tail)
-    assert needed < unquantized - (100 << 20), "what is said before loading is less than one block unquantized"
-    hosts = [HostCommand(), HostCommand(through=("prlimit", f"--data={PROGRAM + needed}"))]
+    needed = peak_bytes(1, NodeRoom(0, None, KV_TOKENS, 2048), footprint, footprint.ends.tail)
+    assert needed < unquantized - (400 << 20), "what is said before loading is less than one block unquantized"
+    mapped = (folder / "model.safetensors").stat().st_size  # The limit counts it, although no page of it is written.
+    limit = PROGRAM + mapped + needed
+    hosts = [HostCommand(), HostCommand(through=("prlimit", f"--data={limit}"))]
     flags = ["--quantization", KIND, "--kv-tokens", str(KV_TOKENS)]
     async with (
-        local_swarm(str(folder), [Span(0, 1), Span(1, 3)], hosts=hosts, flags=flags) as swarm,
+        local_swarm(str(folder), [Span(0, 1), Span(1, 2)], hosts=hosts, flags=flags) as swarm,
         SwarmClient(str(folder), peers=swarm.peers) as client,
     ):
         prompt = client.encode("the 7 quick brown foxes jump")
@@ -74,4 +76,4 @@ async def test_a_node_with_room_for_quantized_blocks_alone_serves_exact_text(tmp
             run = await client.generate(prompt, max_new_tokens=TOKENS, tree_size=size, ignore_eos=True)
             assert run.token_ids == stock
     errors = (await swarm.nodes[1].errors).decode()
-    assert "blocks 1:3 need at most" in errors
+    assert "blocks 1:2 need at most" in errors
