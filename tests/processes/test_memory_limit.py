@@ -19,14 +19,14 @@ from treeswarm_node.model.quantization.quantized_linear import dequantized_copy
 CPU = torch.device("cpu")
 TOKENS = 12
 KV_TOKENS = 512
-KIND = "nf4"
+KIND = "int8"
 # Bytes of data that a node's process has besides the model, its threads' stacks among them: less than 700 MiB were seen
 # (2026-11-30).
 PROGRAM = 768 << 20
 
 
 def save_mixture(folder: Path) -> None:
-    """Save a model whose second block has 128 experts: 1.2 GB in float32, a seventh of that in 4 bits."""
+    """Save a model whose second block has 128 experts: 1.2 GB in float32, a quarter of that in 8 bits."""
     config = AutoConfig.for_model(
         "qwen3_moe", hidden_size=1024, moe_intermediate_size=768, num_experts=128, num_experts_per_tok=4,
         num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2, head_dim=64, intermediate_size=512,
@@ -47,9 +47,9 @@ def save_dequantized(folder: Path, plain: Path, blocks: Span) -> None:
     model.save_pretrained(plain)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow  # two processes load torch, and 2 GB are written
 async def test_a_node_with_room_for_quantized_blocks_alone_serves_exact_text(tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
     folder, plain = tmp_path / "model", tmp_path / "plain"
     folder.mkdir()
     save_mixture(folder)
@@ -75,5 +75,3 @@ async def test_a_node_with_room_for_quantized_blocks_alone_serves_exact_text(tmp
         for size in (0, 6):
             run = await client.generate(prompt, max_new_tokens=TOKENS, tree_size=size, ignore_eos=True)
             assert run.token_ids == stock
-    errors = (await swarm.nodes[1].errors).decode()
-    assert "blocks 1:2 need at most" in errors
