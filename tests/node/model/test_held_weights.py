@@ -1,6 +1,7 @@
 """Weights that are held in their published bits are, where they are used, the very numbers that loading expands to."""
 
 import contextlib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,13 @@ from treeswarm_node.model.check.family_check import check_family
 from treeswarm_node.model.check.kernel_check import check_kernels
 from treeswarm_node.model.check.weights import check_weights
 from treeswarm_node.model.checkpoint import parts
+from treeswarm_node.model.checkpoint.dequantize.formulas import Codes, block_scaled
 from treeswarm_node.model.checkpoint.loader import load_span, match_tensors
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.checkpoint.storage import held_blocks
 from treeswarm_node.model.footprint import read_footprint
 from treeswarm_node.model.offload import open_offload
+from treeswarm_node.model.quantization.published_codes import hold
 from treeswarm_node.model.quantization.quantized_linear import QuantizedExperts, QuantizedLinear, QuantizedWeight
 from treeswarm_node.model.span_model import SpanModel
 
@@ -92,6 +95,32 @@ def test_a_scale_that_changes_in_memory_is_noticed(tmp_path: Path) -> None:
         check_weights(model)
 
 
+def test_a_zero_that_changes_in_a_kernels_weight_is_noticed(tmp_path: Path) -> None:
+    folder, _ = save("awq", tmp_path)
+    model = SpanModel(load_span(folder, Span(1, 2), torch.float32, CPU, quantization="published"), 1024)
+    both = model.layers[0].self_attn.q_proj.weight.scales
+    both[..., 1] += both[..., 0]  # as if zeros were stored smaller by one
+    with pytest.raises(UnsupportedModel, match=r"q_proj.weight in int4 differs"):
+        check_weights(model)
+
+
+@pytest.mark.parametrize("published", ["compressed int8", "bitsandbytes 8 bits", "awq"])
+def test_what_16_bits_round_in_a_kernels_weight_is_accepted(published: str, tmp_path: Path) -> None:
+    folder, _ = save(published, tmp_path)
+    model = SpanModel(load_span(folder, Span(1, 2), torch.bfloat16, CPU, quantization="published"), 1024)
+    assert {m.kind for m in model.layers[0].modules() if isinstance(m, QuantizedWeight)} <= {"int8", "int4"}
+    assert check_weights(model) > 0
+
+
+def test_a_kernel_takes_no_scales_of_blocks_for_those_of_rows() -> None:
+    codes = torch.randint(-127, 128, (4, 8), dtype=torch.int8)
+    scale = torch.rand(2, 2) + 0.5  # as many numbers as there are rows
+    blocks = Codes({"weight": codes, "scale": scale}, partial(block_scaled, block=(2, 4), product=torch.float32))
+    matrix, held = hold(blocks, torch.float32, by_kernel=True)
+    expected = blocks.expand(blocks.parts, torch.float32)
+    assert torch.equal(matrix.dequantize(held, codes.shape, torch.float32), expected)
+
+
 def test_experts_that_are_stored_in_another_way_than_the_first_are_refused(tmp_path: Path) -> None:
     folder, _ = save("gptq", tmp_path)
     path, name = folder / "model.safetensors", "model.layers.1.mlp.experts.2.up_proj.g_idx"
@@ -102,7 +131,7 @@ def test_experts_that_are_stored_in_another_way_than_the_first_are_refused(tmp_p
 
 
 def test_the_footprint_is_what_a_block_takes(tmp_path: Path) -> None:
-    for published in ("fp8 blocks", "mxfp4", "gptq", "bitsandbytes nf4"):
+    for published in ("fp8 blocks", "mxfp4", "gptq", "gptq 2 bits", "bitsandbytes nf4"):
         folder, _ = save(published, tmp_path / published.replace(" ", "-"))
         layer = load_span(folder, Span(1, 2), torch.bfloat16, CPU, holds_codes=True).skeleton.base_model.layers[1]
         size = sum(tensor.nbytes for tensor in (*layer.parameters(), *layer.buffers()))

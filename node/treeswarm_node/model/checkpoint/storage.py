@@ -36,9 +36,7 @@ def held_blocks(weights: Iterable[StoredWeight]) -> dict[int, HeldBlock]:
         if block is not None and can_hold(weight):
             held, numbers = blocks.get(block, HeldBlock()), math.prod(weight.shape)
             matrix = numbers if len(weight.shape) < 3 else numbers // weight.shape[0]
-            blocks[block] = HeldBlock(
-                held.numbers + numbers, held.size + weight.stored_bytes, max(held.largest, matrix)
-            )
+            blocks[block] = HeldBlock(held.numbers + numbers, held.size + weight.held_bytes, max(held.largest, matrix))
     return blocks
 
 

@@ -73,16 +73,18 @@ def hold(codes: Codes, dtype: torch.dtype, *, by_kernel: bool) -> tuple[HeldMatr
 def _for_kernel(codes: Codes) -> tuple[HeldMatrix, Parts] | None:
     """Return the codes as a kernel reads them, or None if there is none for them."""
     if codes.expand.func is formulas.block_scaled:
-        return _as_int8(codes.parts)
+        return _as_int8(codes.parts, codes.expand.keywords["block"])
     if codes.expand.func is formulas.grouped_integers and codes.expand.keywords["bits"] == 4:
         return _as_int4(codes.parts, codes.expand.keywords["inputs"])
     return None
 
 
-def _as_int8(parts: Parts) -> tuple[HeldMatrix, Parts] | None:
-    """Return int8 codes with a scale per row."""
+def _as_int8(parts: Parts, block: tuple[int, int]) -> tuple[HeldMatrix, Parts] | None:
+    """Return int8 codes with a scale per row, or None if `block` is not a row of a matrix."""
     integers, scale, kind = parts["weight"], parts["scale"], KINDS["int8"]
     if integers.dtype != torch.int8 or "zero_point" in parts or scale.numel() != len(integers):
+        return None
+    if integers.ndim != 2 or block != (1, integers.shape[1]):
         return None
     return (kind, {"integers": integers, "scales": scale.flatten().float()}) if kind.fits(integers.shape) else None
 

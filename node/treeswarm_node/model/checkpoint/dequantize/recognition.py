@@ -56,6 +56,11 @@ class StoredWeight:
     """Whether it is the weight of several experts, and every tensor has them as its first dimension."""
 
     @property
+    def held_bytes(self) -> int:
+        """Number of bytes of its tensors where they are held: codes of 2 bits take a byte each."""
+        return self.stored_bytes + (math.prod(self.shape) * 3 // 4 if "int2" in self.kind else 0)
+
+    @property
     def has_kernel(self) -> bool:
         """Whether a CPU's kernel may multiply with its codes: 4-bit integers in groups, or 8-bit ones by rows."""
         return "int4" in self.kind or self.kind in {"bitsandbytes int8", "int8 per channel"}
