@@ -31,7 +31,7 @@ class Holding:
 def choose_holding(
     config: NodeConfig, room: NodeRoom, folder: Path, skeleton: PreTrainedModel, span: Span | None = None
 ) -> Holding:
-    """Return how a node holds weights that is to host `span`, or as many blocks as fit.
+    """Return how a node holds weights that is to host `span`, whose files are here, or as many blocks as fit.
 
     Weights in fewer bits are expanded while they are loaded if what is to be hosted fits so, because that computes
     faster.
@@ -42,10 +42,10 @@ def choose_holding(
     expand = when_to_expand(config, folder)
     if expand == "load" or (expand == "auto" and _fits(room, plain.footprint, skeleton, span)):
         return plain
-    held = _read_held_blocks(config, folder, skeleton)
+    held = _read_held_blocks(config, folder, skeleton, span)
     if not held:
         return plain
-    return Holding(read_footprint(skeleton, dtype, settings.quantization, device, held), holds_codes=True)
+    return Holding(read_footprint(skeleton, dtype, settings.quantization, device, held, span), holds_codes=True)
 
 
 def when_to_expand(config: NodeConfig, folder: Path) -> str:
@@ -67,8 +67,15 @@ def _fits(room: NodeRoom, footprint: Footprint, skeleton: PreTrainedModel, span:
     return span is None or limits.allow(span, blocks)
 
 
-def _read_held_blocks(config: NodeConfig, folder: Path, skeleton: PreTrainedModel) -> dict[int, HeldBlock]:
-    """Return the sizes of weights that can be held in their bits, from headers that are here or at the hub."""
+def _read_held_blocks(
+    config: NodeConfig, folder: Path, skeleton: PreTrainedModel, span: Span | None
+) -> dict[int, HeldBlock]:
+    """Return the sizes of weights that can be held in their bits.
+
+    Without a span, headers of all files are read, here or at the hub.
+    """
+    if span is not None:  # a hub that does not answer must not change how its weights are held
+        return held_blocks(match_tensors(folder, skeleton, span).tensors.stored.values())
     with with_headers(config.model.name, folder, HubOptions(config.model.revision)) as headed:
         whole = Span(0, len(find_blocks(skeleton).layers))
         return held_blocks(match_tensors(headed.folder, skeleton, whole).tensors.stored.values())

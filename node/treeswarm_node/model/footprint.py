@@ -37,16 +37,19 @@ def read_footprint(
     quantization: str,
     device: str,
     held: Mapping[int, HeldBlock] = MappingProxyType({}),
+    span: Span | None = None,
 ) -> Footprint:
     """Return the footprint of a model, from its modules without weights.
 
     `skeleton` may have been built in any dtype; `device` is the type of the device that computes.  `held` has the sizes
-    of weights that are held in the bits in which they were published, by block.
+    of weights that are held in the bits in which they were published, by block of `span` (None: all blocks).
     """
     blocks, config = find_blocks(skeleton), skeleton.config.get_text_config(decoder=True)
     width = dtype.itemsize
     if held:
-        sizes = [_held_bytes(layer, width, held.get(index, HeldBlock())) for index, layer in enumerate(blocks.layers)]
+        hosted = span or Span(0, len(blocks.layers))
+        layers = enumerate(blocks.layers[hosted.start : hosted.end], hosted.start)
+        sizes = [_held_bytes(layer, width, held.get(index, HeldBlock())) for index, layer in layers]
     else:
         sizes = [_block_bytes(layer, width, quantization) for layer in layers_by_size(blocks.layers)]
     loading = max(_loading_bytes(layer, width, quantization) for layer in layers_by_size(blocks.layers))

@@ -1,12 +1,15 @@
 """A node holds published weights in their bits if the owner says so, or if its blocks do not fit otherwise."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.node.conftest import tiny_model
 from tests.support.quantized_checkpoints import FORMATS, write_checkpoint
 
+from treeswarm.model_files import INDEX, SINGLE, block_of
 from treeswarm.protocol.spans import Span
 from treeswarm_node.config import DeviceConfig, ModelConfig, NodeConfig
 from treeswarm_node.model.block_fit import Holding, choose_holding
@@ -48,6 +51,17 @@ def test_memory_decides_unless_the_owner_does(folder: Path) -> None:
     assert holding(folder, needed(expanded) - 2, None) == expanded, "some blocks fit"
     assert holding(folder, 1 << 10, None) == held, "no block fits"
     assert holding(folder, 1 << 10, expand="load") == expanded
+
+
+def test_a_node_with_the_files_of_its_own_blocks_alone_holds_codes(folder: Path) -> None:
+    whole = holding(folder, PLENTY, expand="use")
+    tensors = load_file(folder / SINGLE)
+    own = {name: tensor for name, tensor in tensors.items() if block_of(name) == PART.start}
+    save_file(own, folder / "own.safetensors", {"format": "pt"})
+    files = {name: "own.safetensors" if name in own else "others.safetensors" for name in tensors}
+    (folder / INDEX).write_text(json.dumps({"weight_map": files}))
+    (folder / SINGLE).unlink()
+    assert holding(folder, PLENTY, PART, expand="use") == whole
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
