@@ -107,5 +107,5 @@ def describe_storage(
         )
     if holds_codes:
         return f"{published}, held so, and expanded to {to} one matrix at a time in every forward, instead of {size}"
-    again = "" if quantization == "none" else f", block by block, and quantized to {quantization}"
+    again = "" if quantization == "none" else f", and quantized to {quantization} part by part"
     return f"{published}, expanded while they are loaded to {to}, {size} per block{again}"
