@@ -1,4 +1,4 @@
-"""The hub's own client, against a hub on loopback: what is fetched, what is not, and what is said when it fails."""
+"""The hub's own client fetches from a hub on loopback what a node needs and no more, and failures are explained."""
 
 import json
 import subprocess

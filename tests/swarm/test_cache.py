@@ -1,4 +1,4 @@
-"""Where what can be fetched again is kept."""
+"""What can be fetched again is kept in a cache: of the environment that `make` made, or of the user."""
 
 import sys
 from pathlib import Path

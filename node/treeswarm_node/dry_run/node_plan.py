@@ -38,13 +38,13 @@ class NodePlan:
     limits: SpanLimits
     """Number of blocks that fit on one node, by the ends of the model that its span includes."""
     fit: int
-    """Most blocks that one node hosts, or 0 if it hosts none."""
+    """Largest number of blocks that one node hosts, or 0 if it hosts none."""
     refusal: str | None
     """Why a node hosts no block in this format, or None if it does."""
     spans: Sequence[Span]
     """Blocks of each of the fewest nodes that host the whole model."""
     peak: int
-    """Most bytes that one of these nodes needs."""
+    """Largest number of bytes that one of these nodes needs."""
     nodes_choosing: int
     """Number of nodes after which the model is whole if each node chooses its blocks for itself, as nodes do."""
 

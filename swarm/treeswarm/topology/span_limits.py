@@ -1,4 +1,4 @@
-"""How many blocks a node can host, where the model's first and last block come with weights of their own.  Pure.
+"""Describe how many blocks a node can host, where the model's first and last block come with weights of their own.  Pure.
 
 The node of the first block holds the embedding, the node of the last block the LM head.  Of a wide model these are as
 large as several blocks, so a node may hold fewer blocks at an end of the model than in its middle.
@@ -15,11 +15,11 @@ class SpanLimits:
     """Holds the most blocks of a span, by the ends of the model that it includes; 0 if no such span fits."""
 
     middle: int
-    """Most blocks of a span with neither end."""
+    """Largest number of blocks of a span with neither end."""
     head: int
-    """Most blocks of a span that begins with block 0 and does not end with the last one."""
+    """Largest number of blocks of a span that begins with block 0 and does not end with the last one."""
     tail: int
-    """Most blocks of a span that ends with the last block and does not begin with block 0."""
+    """Largest number of blocks of a span that ends with the last block and does not begin with block 0."""
     whole: bool
     """Whether the whole model fits."""
 
@@ -30,7 +30,7 @@ class SpanLimits:
 
     @property
     def longest(self) -> int:
-        """Most blocks of any span that is not the whole model."""
+        """Largest number of blocks of any span that is not the whole model."""
         return max(self.middle, self.head, self.tail)
 
     @property

@@ -21,11 +21,11 @@ class HeldBlock:
     """Holds the sizes of a block's weights that can be held in the bits in which they were published."""
 
     numbers: int = 0
-    """How many numbers they are."""
+    """Number of values that they have."""
     size: int = 0
     """Number of their bytes."""
     largest: int = 0
-    """How many numbers the largest matrix has."""
+    """Number of values of the largest matrix."""
 
 
 def held_blocks(weights: Iterable[StoredWeight]) -> dict[int, HeldBlock]:
