@@ -1,4 +1,4 @@
-"""Describe how many blocks a node can host, where the model's first and last block come with weights of their own.  Pure.
+"""Say how many blocks a node can host, where the model's first and last block come with weights of their own.  Pure.
 
 The node of the first block holds the embedding, the node of the last block the LM head.  Of a wide model these are as
 large as several blocks, so a node may hold fewer blocks at an end of the model than in its middle.
