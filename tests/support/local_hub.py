@@ -32,7 +32,7 @@ class Repository:
 
     files: Mapping[str, bytes]
     is_gated: bool = False
-    """Whether only the account of `TOKEN` may read files; about gated repositories everybody may ask."""
+    """Whether only the account of `TOKEN` may read files; every client may ask about a gated repository."""
 
 
 @dataclass(frozen=True)

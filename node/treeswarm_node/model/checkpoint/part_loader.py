@@ -84,7 +84,8 @@ class PartLoader:
         finally:
             module._parameters[name] = whole
         if loaded.is_meta:
-            raise ModelError(f"tensors {', '.join(part.tensors[:3])}, … in '{self.folder}' became no experts' weights")
+            listed = ", ".join(part.tensors[:3])
+            raise ModelError(f"tensors {listed}, … in '{self.folder}' are no experts' weights: use another checkpoint")
         if experts.parameter not in self._fused:
             self._fused[experts.parameter] = self._make_room(module, whole, loaded)
         fused = self._fused[experts.parameter]
