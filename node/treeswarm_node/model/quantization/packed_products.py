@@ -13,7 +13,7 @@ import torch
 
 from treeswarm_node.attention.latent import EXPANSION
 from treeswarm_node.model.quantization.quantized_linear import PackedLinear, QuantizedLinear
-from treeswarm_node.model.quantization.weight_kinds import has_integer_products, join_digits, split_digits
+from treeswarm_node.model.quantization.weight_kinds import has_packed_integer_products, join_digits, split_digits
 
 # Names by which transformers' layers call the linear layers that take the same rows.
 SHARED_ROWS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -162,7 +162,7 @@ def _groups(parent: torch.nn.Module) -> list[Sequence[str]]:
 def _can_be_packed(module: torch.nn.Module) -> TypeGuard[Packable]:
     if isinstance(module, QuantizedLinear):
         integers = module.weight.parts().get("integers")
-        return integers is not None and integers.device.type == "cpu" and has_integer_products()
+        return integers is not None and integers.device.type == "cpu" and has_packed_integer_products()
     if type(module) is not torch.nn.Linear or module.weight.device.type != "cpu":
         return False
     return module.weight.dtype == torch.bfloat16 and _has_bfloat16_products()

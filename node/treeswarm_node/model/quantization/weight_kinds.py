@@ -76,7 +76,7 @@ def _row_chunks(weight: torch.Tensor) -> list[slice]:
 
 
 class Int8:
-    """Stores 8-bit integers with one scale per output.  CPUs multiply them as integers, by oneDNN.
+    """Stores 8-bit integers with one scale per output.  CPUs with VNNI or AMX multiply them as integers, by oneDNN.
 
     A row is rounded to `ROW_STEPS` steps of its largest value and multiplied as two digits of 8 bits.  Sums of integers
     do not depend on their order, so a row's product is the same beside any other rows and on any processor.  Elsewhere
@@ -138,15 +138,31 @@ def join_digits(sums: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def has_integer_products() -> bool:
-    """Return whether this CPU multiplies 8-bit integers exactly.
+    """Return whether this CPU multiplies 8-bit integers exactly, and has instructions for it: VNNI or AMX.
 
-    Processors without VNNI add pairs of products in 16 bits, where large ones are cut off.
+    Without them oneDNN adds pairs of products in 16 bits, where large ones are cut off, or loops over single numbers.
     """
-    inputs = 64
-    rows = torch.tensor([[127] * inputs, [-128] * inputs, [127, -128] * (inputs // 2)], dtype=torch.int8)
-    expected = rows.int().double() @ rows.double().t()
+    rows, expected = _test_integers()
     try:
         products = torch._int_mm(rows, rows.t())
+        capable = _has_integer_instructions()
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return capable and torch.equal(products.double(), expected)
+
+
+@functools.cache
+def has_packed_integer_products() -> bool:
+    """Return whether this CPU multiplies 8-bit integers that oneDNN has packed: with AMX.
+
+    Torch packs for unsigned rows.  Only AMX's kernel takes signed ones there as well; elsewhere, with VNNI too, oneDNN
+    uses its reference kernel: 60 to 110 ms for two rows and a matrix of 1,536 x 576, where `torch._int_mm` takes
+    0.05 ms (torch 2.13 with ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI, 2026-11-30).
+    """
+    rows, expected = _test_integers()
+    try:
+        if not (has_integer_products() and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()):
+            return False
         packed = torch.ops.onednn.qlinear_prepack(rows, None)
         ones, zeros = torch.ones(len(rows)), torch.zeros(len(rows), dtype=torch.int64)
         linear = torch.ops.onednn.qlinear_pointwise(
@@ -154,7 +170,22 @@ def has_integer_products() -> bool:
         )
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
-    return torch.equal(products.double(), expected) and torch.equal(linear.double(), expected)
+    return torch.equal(linear.double(), expected)
+
+
+def _test_integers() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows of the largest numbers, int8 [3, in], and their products with each other, float64 [3, 3]."""
+    inputs = 64
+    rows = torch.tensor([[127] * inputs, [-128] * inputs, [127, -128] * (inputs // 2)], dtype=torch.int8)
+    return rows, rows.double() @ rows.double().t()
+
+
+def _has_integer_instructions() -> bool:
+    """Return whether this CPU has VNNI, which every CPU with AMX has too."""
+    if hasattr(torch.cpu, "get_capabilities"):  # older ones do not tell VNNI without AVX512
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_vnni") or found.get("avx_vnni"))
+    return bool(torch.cpu._is_vnni_supported())
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from treeswarm_node.model.check.kernel_check import check_kernels
 from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.quantization.packed_products import IntegerProduct, _has_bfloat16_products, pack_products
 from treeswarm_node.model.quantization.quantized_linear import dequantized_copy, quantize
-from treeswarm_node.model.quantization.weight_kinds import has_integer_products
+from treeswarm_node.model.quantization.weight_kinds import has_integer_products, has_packed_integer_products
 from treeswarm_node.model.span_model import SpanModel
 
-integers = pytest.mark.skipif(not has_integer_products(), reason="this CPU does not multiply integers exactly")
+integers = pytest.mark.skipif(not has_packed_integer_products(), reason="this CPU does not multiply packed integers")
 bfloat16 = pytest.mark.skipif(not _has_bfloat16_products(), reason="this CPU has no bfloat16 kernels")
 
 
@@ -43,6 +43,15 @@ def test_packed_products_are_the_same_to_the_last_bit() -> None:
         for name in ("q_proj", "v_proj", "k_proj", "o_proj", "q_proj"):
             assert torch.equal(getattr(packed, name)(rows), getattr(plain, name)(rows))
     assert not list(packed.q_proj.weight.buffers()), "the weight is not held twice"
+
+
+@integers
+def test_integers_are_packed_with_amx_alone_and_multiplied_with_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert has_integer_products.__wrapped__()
+    assert not has_packed_integer_products.__wrapped__(), "oneDNN would use its reference kernel"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True}, raising=False)
+    assert not has_integer_products.__wrapped__()
 
 
 @integers
