@@ -41,8 +41,7 @@ class HostingLimits:
 
     def fit(self, target: Span, swarm: PlacementTable | Sequence[Placed]) -> Span | None:
         """Return what this node can host of blocks that the swarm would have it take, or None if that helps nothing."""
-        span = fit_move(target, self.spans, swarm, self.cuts[-1])
-        return span if span is not None and {span.start, span.end} <= {*self.cuts} else None
+        return fit_move(target, self.spans, swarm, self.cuts[-1], self.cuts)
 
 
 def read_hosting_limits(config: NodeConfig, model: ModelInfo, skeleton: PreTrainedModel) -> HostingLimits:

@@ -51,11 +51,19 @@ def choose_holding(
 def when_to_expand(config: NodeConfig, folder: Path) -> str:
     """Return when weights are expanded: `load`, `use`, or `auto` if memory decides.
 
-    Weights that are plain numbers, or are quantized again, are never held in published bits.
+    Weights that are plain numbers, or are quantized again, are never held in published bits, nor are any on mps: codes
+    are read where they are expanded, which is the CPU there.  Raises BadRequest if the owner asks for it.
     """
+    expand, device = config.device.expand, torch.device(config.device.name).type
+    if device == "mps":
+        if expand == "use":
+            raise BadRequest(
+                "--expand use does not work on mps, where published codes stay on the CPU: give --expand load"
+            )
+        return "load"
     if config.model.quantization not in {"none", "published"} or weight_format(read_config(folder)) == PLAIN:
         return "load"
-    return "use" if config.model.quantization == "published" else config.device.expand
+    return "use" if config.model.quantization == "published" else expand
 
 
 def _fits(room: NodeRoom, footprint: Footprint, skeleton: PreTrainedModel, span: Span | None) -> bool:

@@ -57,21 +57,37 @@ def choose_again(
     return _best_window(throughput, limits or len(placed.span), placed.node)
 
 
-def fit_move(target: Span, limits: SpanLimits, swarm: PlacementTable | Sequence[Placed], blocks: int) -> Span | None:
+def fit_move(
+    target: Span,
+    limits: SpanLimits,
+    swarm: PlacementTable | Sequence[Placed],
+    blocks: int,
+    cuts: Sequence[int] | None = None,
+) -> Span | None:
     """Return the blocks to take of a move to `target` that others planned, or None if it would gain nothing.
 
     Others do not know where a node can host fewer blocks.  A node takes the part of the target that fits and helps
-    the weakest blocks most; if the target has blocks that no node serves, it takes some of those.
+    the weakest blocks most; if the target has blocks that no node serves, it takes some of those.  Where `cuts` are
+    given, spans begin and end there; they rise from 0 to `blocks`.
     """
-    if limits.allow(target, blocks):
+    longest = [target] if limits.allow(target, blocks) else limits.longest_spans(target, blocks)
+    candidates = [span for span in (_within_cuts(span, cuts) for span in longest) if span is not None]
+    if target in candidates:
         return target
     throughput = PlacementTable.of(swarm).throughput(blocks)
-    candidates = list(limits.longest_spans(target, blocks))
     if not candidates:
         return None
     chosen = min(candidates, key=lambda span: _by_weakest(throughput, span, len(target)))
     fills = throughput[chosen.start : chosen.end].min() <= 0
     return chosen if fills or throughput[target.start : target.end].min() > 0 else None
+
+
+def _within_cuts(span: Span, cuts: Sequence[int] | None) -> Span | None:
+    """Return the longest span within `span` that begins and ends at cuts, or None if there is none."""
+    if cuts is None:
+        return span
+    inside = [cut for cut in cuts if span.start <= cut <= span.end]
+    return Span(inside[0], inside[-1]) if len(inside) > 1 else None
 
 
 def plan_move(placed: Placed, swarm: PlacementTable | Sequence[Placed], blocks: int) -> Span | None:

@@ -1,6 +1,7 @@
 """A node holds published weights in their bits if the owner says so, or if its blocks do not fit otherwise."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from tests.node.conftest import tiny_model
 from tests.support.quantized_checkpoints import FORMATS, write_checkpoint
 
+from treeswarm.errors import BadRequest
 from treeswarm.model_files import INDEX, SINGLE, block_of
 from treeswarm.protocol.spans import Span
 from treeswarm_node.config import DeviceConfig, ModelConfig, NodeConfig
-from treeswarm_node.model.block_fit import Holding, choose_holding
+from treeswarm_node.model.block_fit import Holding, choose_holding, when_to_expand
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.memory_fit import USABLE_SHARE, NodeRoom, peak_bytes
 
@@ -71,6 +73,13 @@ def test_weights_that_are_quantized_again_are_expanded_for_it(kind: str, folder:
 
 def test_weights_for_kernels_always_keep_their_bits(folder: Path) -> None:
     assert holding(folder, PLENTY, expand="load", kind="published").holds_codes
+
+
+def test_codes_are_never_held_on_mps(folder: Path) -> None:
+    config = NodeConfig(ModelConfig(str(folder)), DeviceConfig("mps"))
+    assert when_to_expand(config, folder) == "load"
+    with pytest.raises(BadRequest, match=r"--expand use does not work on mps.*--expand load"):
+        when_to_expand(replace(config, device=DeviceConfig("mps", expand="use")), folder)
 
 
 def test_plain_weights_are_never_held_otherwise(tmp_path: Path) -> None:

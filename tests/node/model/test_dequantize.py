@@ -72,6 +72,18 @@ def test_weight_without_one_of_its_tensors_is_refused(published: PublishedFormat
                 find(without, published.settings)
 
 
+@pytest.mark.parametrize("published", ["gptq", "awq"])
+def test_groups_of_another_size_than_the_config_names_are_refused(published: str) -> None:
+    tensors, _ = FORMATS[published].write(NAME, a_weight(96, 128))
+    in_order = {name: tensor for name, tensor in tensors.items() if not name.endswith("g_idx")}
+    settings = {**FORMATS[published].settings, "desc_act": False}
+    assert find(in_order, settings).weights[NAME].shape == (96, 128)
+    with pytest.raises(UnsupportedModel, match=r"q_proj.weight has 128 inputs in 4 groups.* groups of 48"):
+        find(in_order, {**settings, "group_size": 48})
+    mixed = {**settings, "group_size": 48, "dynamic": {"q_proj": {"group_size": 32}}}
+    assert find(in_order, mixed).weights[NAME].shape == (96, 128)
+
+
 @pytest.mark.parametrize("published", FORMATS.values(), ids=FORMATS)
 def test_scale_of_another_shape_is_refused(published: PublishedFormat) -> None:
     tensors, _ = published.write(NAME, a_weight(96, 128))

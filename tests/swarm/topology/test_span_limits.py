@@ -84,6 +84,16 @@ def test_a_move_takes_the_part_that_fits_and_helps(target: Span, swarm: list[Pla
     assert fit_move(target, SpanLimits(4, 2, 1, whole=False), swarm, 20) == fitted
 
 
+def test_a_move_takes_the_next_part_that_begins_and_ends_at_cuts() -> None:
+    cuts = [*range(5), 8, *range(10, 21)]  # blocks 4 to 7, and 8 and 9, cannot be divided
+    limits = SpanLimits.same(4, 20)
+    hole = [placed("a", 0, 3), placed("b", 9, 20)]
+    assert fit_move(Span(3, 9), limits, hole, 20) in {Span(3, 7), Span(4, 8), Span(5, 9)}
+    assert fit_move(Span(3, 9), limits, hole, 20, cuts) == Span(4, 8)
+    assert fit_move(Span(3, 7), limits, hole, 20, cuts) == Span(3, 4), "the part that can be cut off"
+    assert fit_move(Span(5, 8), limits, hole, 20, cuts) is None
+
+
 def test_a_move_that_would_fill_no_hole_is_not_made() -> None:
     hole_at_the_head = [placed("a", 1, 20)]
     assert fit_move(Span(0, 4), SpanLimits(4, 0, 1, whole=False), hole_at_the_head, 20) is None

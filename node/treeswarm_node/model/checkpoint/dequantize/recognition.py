@@ -305,6 +305,7 @@ def _read_words(group: _Group) -> StoredWeight:
         if zeros != (scale[0], words[1]) or words[0] % scale[0]:
             raise group.mismatch("zeros", f"{[scale[0], words[1]]}")
         shape = (scale[1], words[0])
+        _check_group_size(group, words[0], scale[0])
         return group.weight("AWQ int4", shape, formulas.awq, weight="words", scale="group_scale", zero_point="zeros")
     if words[1] != scale[1]:
         raise group.mismatch("group_scale", f"[groups, {words[1]}]")
@@ -316,6 +317,8 @@ def _read_words(group: _Group) -> StoredWeight:
     inputs = words[0] * formulas.BITS_PER_WORD // bits
     if "group_of" in group.parts and group.entry("group_of").shape != (inputs,):
         raise group.mismatch("group_of", f"[{inputs}]")
+    if "group_of" not in group.parts:
+        _check_group_size(group, inputs, scale[0])
     layout = str(group.settings.get("checkpoint_format") or "gptq").lower()
     if layout not in {"gptq", "gptq_v2"}:
         raise UnsupportedModel(f"GPTQ weights in the layout '{layout}': only 'gptq' and 'gptq_v2' are supported")
@@ -325,6 +328,20 @@ def _read_words(group: _Group) -> StoredWeight:
         f"GPTQ int{bits}", (words[1], inputs), read,
         weight="words", scale="group_scale", zero_point="zeros", group_of="group_of",
     )  # fmt: skip
+
+
+def _check_group_size(group: _Group, inputs: int, groups: int) -> None:
+    """Raise UnsupportedModel unless inputs in groups of neighbours have a size that the config names."""
+    settings = group.settings
+    parts = [settings, *(settings.get("dynamic") or {}).values(), *(settings.get("extra_config") or {}).values()]
+    named = [part.get("group_size", part.get("q_group_size")) for part in parts if isinstance(part, Mapping)]
+    sizes = {int(size) for size in named if size is not None}
+    fits = any(groups == 1 if size <= 0 or size >= inputs else groups * size == inputs for size in sizes)
+    if inputs % groups or (sizes and not fits):
+        raise UnsupportedModel(
+            f"weight {group.name} has {inputs} inputs in {groups} groups, but quantization_config has groups of "
+            f"{' or '.join(map(str, sorted(sizes))) or 'no size'}: use another checkpoint"
+        )
 
 
 def _read_blocks(group: _Group) -> StoredWeight:
