@@ -219,7 +219,7 @@ def _formats(config: NodeConfig, chosen: NumberFormat, stored: Sequence[StoredWe
     few_bits = chosen.dtype if named else WITH_FEW_BITS
     kinds = [kind for kind in QUANTIZATIONS if kind != "none" and (kind != "published" or has_kernel)]
     formats = [NumberFormat(dtype) for dtype in dtypes]
-    if stored:
+    if stored and torch.device(config.device.name).type != "mps":  # codes are not held there
         formats += [NumberFormat(dtype, holds_codes=True) for dtype in {few_bits: 0, chosen.dtype: 0}]
     formats += [NumberFormat(few_bits, kind) for kind in kinds]
     return formats if chosen in formats else [*formats, chosen]

@@ -14,7 +14,7 @@ from tests.support.quantized_checkpoints import FORMATS, MXFP4_EXPERTS, Publishe
 
 from treeswarm.errors import ModelError, UnsupportedModel
 from treeswarm.protocol.spans import Span
-from treeswarm_node.model.check.family_check import check_family
+from treeswarm_node.model.check.family_check import check_family, layer_kind
 from treeswarm_node.model.check.kernel_check import check_kernels
 from treeswarm_node.model.check.weights import check_weights
 from treeswarm_node.model.checkpoint import parts
@@ -92,6 +92,19 @@ def test_a_scale_that_changes_in_memory_is_noticed(tmp_path: Path) -> None:
     model = SpanModel(load_span(folder, Span(1, 3), torch.float32, CPU, holds_codes=True), 1024)
     model.layers[0].mlp.experts.gate_up_proj.scale_1[2] *= 1.01
     with pytest.raises(UnsupportedModel, match=r"gate_up_proj in published differs"):
+        check_weights(model)
+
+
+def test_blocks_that_are_stored_in_other_bits_are_compared_too(tmp_path: Path) -> None:
+    def write(name: str, weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        return gptq(name, weight, bits=8 if ".layers.2." in name else 4)
+
+    folder, _ = save_in(PublishedFormat(FORMATS["gptq"].settings, write), "qwen3-moe", tmp_path)
+    model = SpanModel(load_span(folder, Span(0, 4), torch.float32, CPU, holds_codes=True), 1024)
+    assert len({layer_kind(model, index) for index in (0, 1, 3)}) == 1
+    assert check_weights(model) > 0
+    model.layers[2].self_attn.q_proj.weight.scale[0] *= 1.01
+    with pytest.raises(UnsupportedModel, match=r"layers\.2\.self_attn\.q_proj.weight in published differs"):
         check_weights(model)
 
 

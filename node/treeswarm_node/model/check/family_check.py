@@ -28,6 +28,7 @@ from treeswarm_node.model.families.frame import RunLayer
 from treeswarm_node.model.families.mask_tables import short_tables
 from treeswarm_node.model.families.reasons import explain_blocks
 from treeswarm_node.model.families.routes import CacheRoute
+from treeswarm_node.model.quantization.quantized_linear import QuantizedWeight
 from treeswarm_node.model.span_model import SpanModel, run_block
 
 # Largest accepted difference, relative to the output.  float32 sums in another order differ by about 1e-6; with a
@@ -118,8 +119,12 @@ def layer_kind(model: SpanModel, index: int) -> tuple[str, ...]:
 
 
 def _settings_of(module: torch.nn.Module) -> list[str]:
-    """Return the numbers and words that a module's computation may depend on, except its index."""
-    return [
+    """Return the numbers and words that a module's computation may depend on, except its index.
+
+    Of a quantized weight that is also how it is packed: a checkpoint may mix formats by layer.
+    """
+    packed = [f"packing={module.packing!r} of {sorted(module.parts())}"] if isinstance(module, QuantizedWeight) else []
+    return packed + [
         f"{name}={value}"
         for name, value in sorted(vars(module).items())
         if isinstance(value, bool | int | float | str) and name not in ("layer_idx", "layer_id", "training")

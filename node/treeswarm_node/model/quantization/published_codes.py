@@ -49,6 +49,9 @@ class Stacked:
         self._pieces = tuple(pieces)
         self.name = pieces[0][0].name
 
+    def __repr__(self) -> str:
+        return f"Stacked({self._pieces!r})"
+
     def dequantize(self, parts: Parts, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         return torch.cat([piece.dequantize(parts, shape, dtype) for piece, shape, parts in self._each(parts)])
 
