@@ -234,7 +234,7 @@ def _plan(
 ) -> NodePlan:
     place = torch.device(device)
     is_published = numbers.quantization == "published"
-    held = held_blocks(stored) if numbers.holds_codes or is_published else {}
+    held = held_blocks(stored, by_kernel=is_published) if numbers.holds_codes or is_published else {}
     footprint = read_footprint(skeleton, getattr(torch, numbers.dtype), numbers.quantization, place.type, held)
     layers = find_blocks(skeleton).layers
     refusal = explain_no_kernel(stored) if is_published else None

@@ -82,8 +82,11 @@ def _read_held_blocks(
 
     Without a span, headers of all files are read, here or at the hub.
     """
+    by_kernel = config.model.quantization == "published"
     if span is not None:  # a hub that does not answer must not change how its weights are held
-        return held_blocks(match_tensors(folder, skeleton, span).tensors.stored.values())
+        stored = match_tensors(folder, skeleton, span).tensors.stored
+        return held_blocks(stored.values(), by_kernel=by_kernel)
     with with_headers(config.model.name, folder, HubOptions(config.model.revision)) as headed:
         whole = Span(0, len(find_blocks(skeleton).layers))
-        return held_blocks(match_tensors(headed.folder, skeleton, whole).tensors.stored.values())
+        stored = match_tensors(headed.folder, skeleton, whole).tensors.stored
+        return held_blocks(stored.values(), by_kernel=by_kernel)

@@ -130,7 +130,7 @@ def test_weights_that_keep_their_published_bits_are_rows_of_the_table(tmp_path: 
     sizes = sizes_of(appraisal)
     held = next(plan for plan in sizes.plans if plan.format == NumberFormat("bfloat16", holds_codes=True))
     kernels, expanded = plan_of(sizes, "bfloat16", "published"), plan_of(sizes, "bfloat16")
-    assert held.footprint.block == kernels.footprint.block < 0.6 * expanded.footprint.block
+    assert held.footprint.block < kernels.footprint.block < 0.6 * expanded.footprint.block, "offsets beside scales"
     assert sizes.chosen == NumberFormat("bfloat16"), "it fits expanded, which computes faster"
     text = as_text(appraise(replace(config, device=replace(config.device, expand="use")), Machine()))
     assert "* bfloat16, expanded at use" in text

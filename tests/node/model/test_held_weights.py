@@ -156,6 +156,20 @@ def test_the_footprint_is_what_a_block_takes(tmp_path: Path) -> None:
         assert footprint.block < 0.75 * read_footprint(skeleton, torch.bfloat16, "none", "cpu").block
 
 
+@pytest.mark.parametrize(
+    ("published", "kind"),
+    [("bitsandbytes nf4, nested", "none"), ("bitsandbytes fp4", "none"), ("gptq 2 bits", "none"), ("awq", "none")]
+    + [(published, "published") for published in ("awq", "compressed int4")],
+)
+def test_bytes_of_a_held_weight_are_those_of_its_parts(published: str, kind: str, tmp_path: Path) -> None:
+    folder, _ = save(published, tmp_path)
+    loaded = load_span(folder, Span(1, 2), torch.bfloat16, CPU, holds_codes=kind == "none", quantization=kind)
+    modules = [m for m in loaded.skeleton.base_model.layers[1].modules() if isinstance(m, QuantizedWeight)]
+    size = sum(tensor.nbytes for module in modules for tensor in module.parts().values())
+    stored = match_tensors(folder, build_skeleton(folder, torch.bfloat16), Span(1, 2)).tensors.stored.values()
+    assert held_blocks(stored, by_kernel=kind == "published")[1].size == size
+
+
 def test_held_weights_can_be_offloaded(tmp_path: Path) -> None:
     folder, plain = save("fp8 blocks", tmp_path)
     with contextlib.ExitStack() as stack:

@@ -28,15 +28,19 @@ class HeldBlock:
     """Number of values of the largest matrix."""
 
 
-def held_blocks(weights: Iterable[StoredWeight]) -> dict[int, HeldBlock]:
-    """Return the sizes of those of the weights that can be held in their published bits, by block."""
+def held_blocks(weights: Iterable[StoredWeight], *, by_kernel: bool = False) -> dict[int, HeldBlock]:
+    """Return the sizes of those of the weights that can be held in their published bits, by block.
+
+    `by_kernel` says whether kernels multiply with codes where there are some.
+    """
     blocks: dict[int, HeldBlock] = {}
     for weight in weights:
         block = block_of(weight.name)
         if block is not None and can_hold(weight):
             held, numbers = blocks.get(block, HeldBlock()), math.prod(weight.shape)
             matrix = numbers if len(weight.shape) < 3 else numbers // weight.shape[0]
-            blocks[block] = HeldBlock(held.numbers + numbers, held.size + weight.held_bytes, max(held.largest, matrix))
+            size = weight.count_held(by_kernel=by_kernel)
+            blocks[block] = HeldBlock(held.numbers + numbers, held.size + size, max(held.largest, matrix))
     return blocks
 
 

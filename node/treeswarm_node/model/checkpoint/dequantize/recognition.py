@@ -55,10 +55,22 @@ class StoredWeight:
     is_stacked: bool = False
     """Whether it is the weight of several experts, and every tensor has them as its first dimension."""
 
-    @property
-    def held_bytes(self) -> int:
-        """Number of bytes of its tensors where they are held: codes of 2 bits take a byte each."""
-        return self.stored_bytes + (math.prod(self.shape) * 3 // 4 if "int2" in self.kind else 0)
+    scales: int = 0
+    """Number of its scales."""
+    unpacked_bytes: int = 0
+    """Number of bytes that its tensors but for its codes take more where they are held than in the files."""
+
+    def count_held(self, *, by_kernel: bool = False) -> int:
+        """Return the number of bytes of its tensors where they are held, also `by_kernel` where one takes its codes.
+
+        Codes of 2 bits take a byte each.  The kernel for 4 bits takes a scale and an offset of 16 bits per group.
+        """
+        numbers = math.prod(self.shape)
+        held = self.stored_bytes + self.unpacked_bytes + (numbers * 3 // 4 if "int2" in self.kind else 0)
+        if not by_kernel or "int4" not in self.kind:
+            return held
+        packed = numbers // 2 + 4 * self.scales
+        return max(packed, held) if "group_of" in self.parts else packed  # groups that are no neighbours have no kernel
 
     @property
     def has_kernel(self) -> bool:
@@ -99,7 +111,21 @@ class _Group:
             raise UnsupportedModel(f"tensor {unknown[0]} is not known in {kind} weights: use another checkpoint")
         tensors = [self.entries[name] for name in used.values()]
         is_stacked = len(sizes) == 3 and all(entry.shape[:1] == sizes[:1] for entry in tensors)
-        return StoredWeight(self.name, kind, sizes, used, read, sum(entry.size for entry in tensors), is_stacked)
+        scales = math.prod(self.entries[used["scale"]].shape)
+        stored, unpacked = sum(entry.size for entry in tensors), self._unpacked_bytes(kind, used, scales)
+        return StoredWeight(self.name, kind, sizes, used, read, stored, is_stacked, scales, unpacked)
+
+    def _unpacked_bytes(self, kind: str, used: Mapping[str, str], scales: int) -> int:
+        """Return the bytes that a weight's tensors take more where they are held, but for its codes.
+
+        Zeros take one byte each.  Scales of bitsandbytes in 4 bits take four, and what they are nested in is dropped.
+        """
+        if "state" in used:
+            sizes = {role: self.entries[name].size for role, name in used.items()}
+            return 4 * scales - sum(size for role, size in sizes.items() if role not in {"weight", "code"})
+        if "zero_point" in used and self.entries[used["zero_point"]].dtype == "I32":
+            return scales - self.entries[used["zero_point"]].size
+        return scales if "int2" in kind else 0
 
     def mismatch(self, role: str, expected: str) -> ModelError:
         """Return the error about a tensor whose shape does not fit the weight."""
