@@ -29,6 +29,7 @@ from treeswarm_node.model.memory_fit import (
 )
 from treeswarm_node.model.span_model import SpanModel
 
+EXPERTS = ("num_experts", "num_local_experts")
 sizes = st.integers(0, 10**10)
 footprints = st.builds(
     Footprint,
@@ -137,6 +138,24 @@ def test_matrices_that_stay_plain_are_counted_plain() -> None:
     assert packed.block == pytest.approx(experts * expert + attention + 128 * 256 * 512 + 2 * router, rel=0.01)
     assert packed.loading < 1 << 30, "three copies of a part, not a block of 21 GiB"
     assert packed.checking < 2 << 30
+
+
+@pytest.mark.parametrize("model_type", ["llama4_text", "qwen3_moe"])  # filled with zeros, and not
+def test_skeleton_needs_no_memory_for_its_weights(tmp_path: Path, model_type: str) -> None:
+    config = AutoConfig.for_model(
+        model_type,
+        num_hidden_layers=2,
+        hidden_size=8192,
+        intermediate_size=8192,
+        num_experts=4096,
+        num_local_experts=4096,
+    )
+    config.save_pretrained(tmp_path)
+    skeleton = build_skeleton(tmp_path, torch.bfloat16)
+    experts = max(skeleton.parameters(), key=torch.Tensor.numel)
+    assert experts.numel() >= 4096 * 2**20 * 2
+    assert {parameter.device.type for parameter in skeleton.parameters()} == {"meta"}
+    assert "meta" not in {buffer.device.type for buffer in skeleton.buffers()}
 
 
 def check_footprint(folder: Path, dtype: torch.dtype, *, blocks: int) -> None:

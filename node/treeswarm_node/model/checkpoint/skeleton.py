@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -30,6 +31,30 @@ from treeswarm_node.model.families.reasons import explain_blocks
 
 # Model types that other programs write, and the type of transformers that has the same modules and tensor names.
 ALIASES = {"kimi_k2": "deepseek_v3"}
+
+# Functions with which constructors make the tensors of their parameters.
+FACTORIES = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
+# A tensor with more numbers is a parameter (experts, embeddings), never a buffer that is computed from the config: the
+# largest of those, a table of masks over 2,048 x 2,048 positions, has 4 million.
+LARGEST_BUFFER = 2**26
+
+
+class _LargeTensorsOnMeta(TorchFunctionMode):
+    """Makes large tensors on meta at once.
+
+    `init_empty_weights` moves a parameter to meta after it was made in memory.  Llama 4 fills the experts of a block
+    with zeros: 2.5 GiB per block, and a minute of a dry run.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in FACTORIES and given.get("device") is None and "out" not in given:
+            sized = func(*args, **{**given, "device": "meta"})
+            if sized.numel() > LARGEST_BUFFER:
+                return sized
+        return func(*args, **given)
 
 
 def _register_towers_of_timm() -> None:
@@ -69,7 +94,7 @@ def build_skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     transformers.utils.logging.disable_progress_bar()
 
     def build() -> Any:
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), _LargeTensorsOnMeta():
             skeleton = _auto_class(config).from_config(
                 config, dtype=dtype, attn_implementation="eager", trust_remote_code=False
             )
