@@ -99,18 +99,21 @@ async def test_paused_node_hands_sessions_over_and_resumes_on_order(swarm: Repli
 
     disturbed = await swarm.survive(pause, 1, **SAMPLED)
     target = disturbed.target
-    disturbed.check_replaced("it asked to leave")
-    await disturbed.check_resumed(swarm)
-    async with asyncio.timeout(30):
-        while state_of(swarm, target) != "paused":
-            await swarm.client.view.wait_for_change(0.5)
-    with pytest.raises(Refused, match="paused"):
-        await swarm.client.describe_nodes([target.node.pinned])
     alone = ",".join(replica.address for replica in (target, *disturbed.others))
-    with pytest.raises(MissingBlocks, match=f"{target.span}"):
-        async with SwarmClient(model="demo", peers=alone, tree_size=0, patience=0.5) as client:
-            await client.generate(PROMPT, max_new_tokens=2)
-    assert "serves again" in await run_order("resume", target.identity)
+    try:
+        disturbed.check_replaced("it asked to leave")
+        await disturbed.check_resumed(swarm)
+        async with asyncio.timeout(30):
+            while state_of(swarm, target) != "paused":
+                await swarm.client.view.wait_for_change(0.5)
+        with pytest.raises(Refused, match="paused"):
+            await swarm.client.describe_nodes([target.node.pinned])
+        with pytest.raises(MissingBlocks, match=f"{target.span}"):
+            async with SwarmClient(model="demo", peers=alone, tree_size=0, patience=0.5) as client:
+                await client.generate(PROMPT, max_new_tokens=2)
+    finally:  # whatever failed, the tests that follow need the node
+        resumed = await run_order("resume", target.identity)
+    assert "serves again" in resumed
     await swarm.wait_until_online(target)
     async with SwarmClient(model="demo", peers=alone, tree_size=0) as client:
         again = await client.generate(PROMPT, max_new_tokens=8, ignore_eos=True)

@@ -34,7 +34,7 @@ async def test_the_load_ends_with_the_runs(load: Load, monkeypatch: pytest.Monke
     monkeypatch.setattr(busy, "_start", start)
     monkeypatch.setattr(busy, "_run_demo", run_demo)
     monkeypatch.setattr(busy, "PAUSE_S", (0.001, 0.002))
-    result = await bench_busy(runs=2, load=load, programs=2, seed=0, tokens=None)
+    result = await bench_busy("demo", runs=2, load=load, programs=2, seed=0, tokens=None)
     assert result["well"]
     assert len(result["runs"]) == 2
     assert len(started) == 2
