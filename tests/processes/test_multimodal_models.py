@@ -75,11 +75,12 @@ async def test_text_is_stocks_without_the_image_part(tmp_path: Path) -> None:
             for size in (0, 8):
                 run = await client.generate(prompt, max_new_tokens=TOKENS, tree_size=size, ignore_eos=True)
                 assert run.token_ids == expected, f"tree size {size}"
-        ask = served.openai().chat.completions.create
-        reply = await ask(model="x", messages=[{"role": "user", "content": QUESTION}], max_tokens=TOKENS, temperature=0)
+        ask, name = served.openai().chat.completions.create, str(hosted)
+        asked = [{"role": "user", "content": QUESTION}]
+        reply = await ask(model=name, messages=asked, max_tokens=TOKENS, temperature=0)  # type: ignore[arg-type]
         assert reply.choices[0].message.content == (await client.generate(chat, max_new_tokens=TOKENS)).text
         image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
         with pytest.raises(BadRequestError, match="image_url cannot be honoured: this model reads text only"):
-            await ask(model="x", messages=[{"role": "user", "content": [image]}])  # type: ignore[list-item]
+            await ask(model=name, messages=[{"role": "user", "content": [image]}])  # type: ignore[list-item]
     for node in swarm.nodes:
         assert "'gemma3' is a multimodal model: its text part alone is hosted" in (await node.errors).decode()
