@@ -1,31 +1,18 @@
 """The checkout keeps the structure that `scripts/house.py` measures."""
 
-import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from tests.support.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 
 
 @cache
-def house_script() -> ModuleType:
-    """Import scripts/house.py, which is in no package."""
-    spec = importlib.util.spec_from_file_location("house", ROOT / "scripts" / "house.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@cache
 def figures() -> Any:
-    return house_script().measure(ROOT)
+    return load_script("house").measure(ROOT)
 
 
 def listed(places: Sequence[object] | Mapping[str, object]) -> str:
@@ -35,7 +22,7 @@ def listed(places: Sequence[object] | Mapping[str, object]) -> str:
 
 
 def test_no_folder_has_too_many_files() -> None:
-    limit = house_script().MOST_FILES
+    limit = load_script("house").MOST_FILES
     large = [(files, folder) for files, folder in figures().largest_folders if files > limit]
     assert not large, f"folders with more than {limit} files:{listed(large)}"
 
@@ -57,4 +44,4 @@ def test_no_docstring_starts_as_a_fragment() -> None:
 
 def test_no_file_is_too_long() -> None:
     files = figures().many_lines
-    assert not files, f"files with more than {house_script().MOST_LINES} lines:{listed(files)}"
+    assert not files, f"files with more than {load_script('house').MOST_LINES} lines:{listed(files)}"

@@ -1,30 +1,13 @@
 """The table of models in docs/models.md is what `scripts/model_sizes.py` computes."""
 
-import importlib.util
-import sys
 import warnings
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import transformers
+from tests.support.scripts import load_script
 
-SCRIPT = Path(__file__).parents[3] / "scripts" / "model_sizes.py"
-
-
-def load_script() -> ModuleType:
-    """Import scripts/model_sizes.py, which is in no package."""
-    spec = importlib.util.spec_from_file_location("model_sizes", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+script = load_script("model_sizes")
 # Largest accepted distance from the number of parameters that the publisher names, as a share of it.  Publishers round,
 # and some count layers for several tokens at once.
 TOLERANCE = 0.04

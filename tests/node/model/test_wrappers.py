@@ -1,4 +1,4 @@
-"""Of a multimodal model only the text part is fetched, loaded and counted; tests/families has what it computes."""
+"""Of a multimodal model only the text part is fetched, loaded and counted.  tests/families tests what it computes."""
 
 import json
 import logging
