@@ -10,7 +10,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -184,11 +184,11 @@ class DhtPeer:
 
     async def maddrs(self) -> tuple[str, ...]:
         """Return the multiaddresses of this peer that others can see."""
-        return tuple(map(str, await self._call(self.p2p.get_visible_maddrs(latest=True))))
+        return tuple(map(str, await self._call(partial(self.p2p.get_visible_maddrs, latest=True))))
 
     async def connected(self) -> list[str]:
         """Return the multiaddresses of the peers connected now.  Raises TransportError when the daemon is dead."""
-        peers = await self._call(self.p2p.list_peers())
+        peers = await self._call(self.p2p.list_peers)
         return [f"{maddr}/p2p/{peer.peer_id}" for peer in peers for maddr in peer.addrs[:1]]
 
     def missing(self, maddrs: Iterable[str]) -> list[str]:
@@ -200,7 +200,7 @@ class DhtPeer:
         """Connect to the missing peers among `maddrs`.  Return how many of `maddrs` are known and answer."""
         answers = await asyncio.gather(*map(self._connect_one, self.missing(maddrs)))
         if any(answers):  # A peer that answered knows other peers.
-            await self._call(self.node.find_nearest_nodes([self.node.node_id]))
+            await self._call(partial(self.node.find_nearest_nodes, [self.node.node_id]))
         return sum(answers) + len(maddrs) - len(answers)
 
     async def connect_any(self, maddrs: Sequence[str]) -> bool:
@@ -219,7 +219,7 @@ class DhtPeer:
             await first_success([partial(connect, maddr) for maddr in maddrs])
         except ExceptionGroup:
             return False
-        await self._call(self.node.find_nearest_nodes([self.node.node_id]))
+        await self._call(partial(self.node.find_nearest_nodes, [self.node.node_id]))
         return True
 
     async def _connect_one(self, maddr: str) -> bool:
@@ -230,8 +230,8 @@ class DhtPeer:
         with contextlib.suppress(TransportError):
             peer = PeerID.from_base58(name)
             # P2P has no public method to dial an address after its start.
-            await self._call(self.p2p._client.connect(peer, [Multiaddr(address)]), DIAL_S)
-            return await self._call(self.node.protocol.call_ping(peer)) is not None
+            await self._call(partial(self.p2p._client.connect, peer, [Multiaddr(address)]), DIAL_S)
+            return await self._call(partial(self.node.protocol.call_ping, peer)) is not None
         return False
 
     async def ask_clocks(self, most: int) -> dict[str, float]:
@@ -243,7 +243,7 @@ class DhtPeer:
         async def ask(peer: Any) -> float | None:
             with contextlib.suppress(TransportError):
                 request = dht_pb2.PingRequest(peer=protocol.node_info, validate=False)
-                reply = await self._call(protocol.get_stub(peer).rpc_ping(request, timeout=DIAL_S), DIAL_S)
+                reply = await self._call(partial(protocol.get_stub(peer).rpc_ping, request, timeout=DIAL_S), DIAL_S)
                 return float(reply.dht_time) - time.time() if reply.dht_time else None
             return None
 
@@ -259,16 +259,18 @@ class DhtPeer:
         """
         record = sealed.record
         key, expiry = shard_key(record.model, record.node), dht_expiry(record.generation)
-        await self._call(self.node.store(key, sealed.sealed, expiry, subkey=record.node))
+        await self._call(partial(self.node.store, key, sealed.sealed, expiry, subkey=record.node))
         return await self._others_have(key, record.node, expiry)
 
     async def _others_have(self, key: str, subkey: str, expiry: float) -> bool:
         from hivemind.dht.routing import DHTID  # noqa: PLC0415
 
         key_id = DHTID.generate(key)
-        nearest = await self._call(self.node.find_nearest_nodes([key_id], k_nearest=REPLICAS, exclude_self=True))
+        nearest = await self._call(
+            partial(self.node.find_nearest_nodes, [key_id], k_nearest=REPLICAS, exclude_self=True)
+        )
         for peer in nearest[key_id].values():
-            answer = await self._call(self.node.protocol.call_find(peer, [key_id]))
+            answer = await self._call(partial(self.node.protocol.call_find, peer, [key_id]))
             entries = answer[key_id][0] if answer else None
             entry = entries.value.get(subkey) if entries else None
             if entry is not None and entry.expiration_time >= expiry:
@@ -281,7 +283,7 @@ class DhtPeer:
         `known` returns the believed record of a node id, or None.
         """
         self._limit_shards()
-        answer = await self._call(self.node.get_many(keys, sufficient_expiration_time=float("inf")))
+        answer = await self._call(partial(self.node.get_many, keys, sufficient_expiration_time=float("inf")))
         shards = [entries.value for entries in answer.values() if entries and isinstance(entries.value, dict)]
         return {
             node: sealed
@@ -307,10 +309,11 @@ class DhtPeer:
         await _end(self.p2p)
         await self._calls.close()
 
-    async def _call(self, call: Coroutine[Any, Any, Any], timeout: float = STUCK_S) -> Any:
-        """Await a call into hivemind.  Raises TransportError whatever it raises.
+    async def _call(self, call: Callable[[], Awaitable[Any]], timeout: float = STUCK_S) -> Any:
+        """Make a call into hivemind.  Raises TransportError whatever it raises.
 
         The caller may be cancelled, but the call goes on: a cancelled search leaves tasks behind that wait without end.
+        It is made in the task, not before: a peer that closes may end the task before its first step.
         """
         task = self._calls.start(_translated(call))  # the set looks at its error if the caller is cancelled before
         try:
@@ -320,10 +323,10 @@ class DhtPeer:
             raise _no_response(error) from error
 
 
-async def _translated(call: Coroutine[Any, Any, Any]) -> Any:
-    """Await a call into hivemind.  Raises TransportError: peers and daemons that are gone are no bugs to log."""
+async def _translated(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Make a call into hivemind.  Raises TransportError: peers and daemons that are gone are no bugs to log."""
     try:
-        return await call
+        return await call()
     except Exception as error:  # OSError, RuntimeError, KeyError and the daemon's own
         raise _no_response(error) from error
 

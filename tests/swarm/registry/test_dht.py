@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import re
@@ -56,6 +57,18 @@ async def test_dead_daemon_is_replaced_at_the_same_address(dht: DhtMedium, caplo
     assert "a bug" not in caplog.text, "a daemon or a peer that is gone is no bug"
     assert "Traceback" not in caplog.text
     assert re.fullmatch(r"dht:/ip4/127\.0\.0\.1/tcp/\d+/p2p/\w+", spec)
+
+
+async def test_peer_closes_before_a_call_has_begun(dht: DhtMedium) -> None:
+    """A coroutine that is never awaited is a warning at some later time, and warnings are errors in tests."""
+    peer = (await member(dht)).daemon.peer
+    work = peer.connected(), peer.maddrs(), peer.read(["shard"], lambda _: None)
+    calls = [asyncio.create_task(call) for call in work]
+    await asyncio.sleep(0)  # Each has started its task, and none of these has taken its first step.
+    await peer._calls.close()
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(end) for end in ends] == [asyncio.CancelledError] * 3
+    gc.collect()
 
 
 async def test_daemon_is_kept_where_peers_refuse_a_record(dht: DhtMedium) -> None:
