@@ -134,7 +134,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 def _add_matrix_flags(parser: argparse.ArgumentParser) -> None:
     for name, choices, more in (
         ("cells", "1ms,25ms,50ms,100ms,slow-node", ""),
-        ("texts", "code,prose,copying,zero", "; exact: chat asks questions instead of continuing code"),
+        ("texts", "code,prose,copying,zero", "; chat asks a chat model questions, in exact too"),
     ):
         parser.add_argument(
             f"--{name}", type=_words, metavar="A,B", help=f"wan, virtual-wan: some of {choices} (default all){more}"

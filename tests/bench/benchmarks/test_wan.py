@@ -3,7 +3,7 @@
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,16 @@ from treeswarm.errors import BadRequest
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import walk
 from treeswarm_bench.benchmarks.common import BenchSetup
+from treeswarm_bench.benchmarks.texts import QUESTIONS
 from treeswarm_bench.benchmarks.wan.cells import CELLS, Cell
-from treeswarm_bench.benchmarks.wan.corpora import STARTED, prose_passages, shared_tokens, write_twice
+from treeswarm_bench.benchmarks.wan.corpora import (
+    STARTED,
+    TextSource,
+    make_corpora,
+    prose_passages,
+    shared_tokens,
+    write_twice,
+)
 from treeswarm_bench.benchmarks.wan.draw import draw
 from treeswarm_bench.benchmarks.wan.goals import FIXED, MatrixCase, SamplesByCase, check_goals
 from treeswarm_bench.benchmarks.wan.matrix import MatrixPlan, MatrixProgress
@@ -183,6 +191,22 @@ def test_copying_text_is_the_same_twice() -> None:
     assert text == [*start, *more, *start, *more[:STARTED]]
     assert shared_tokens(more, [*more[:5], 99]) == 5
     assert shared_tokens([], more) == 0
+
+
+class SpellingClient:
+    """A client whose chat template is one token before the characters of the question."""
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        return [0, *(ord(character) for message in messages for character in message["content"])]
+
+
+async def test_chat_text_is_questions_in_the_template_of_the_model() -> None:
+    """The bundled target has no chat template, so these texts are measured only where they are asked for."""
+    source = TextSource(SpellingClient(), Path("model"), "float32", 3)  # type: ignore[arg-type]
+    [corpus] = await make_corpora(source, ["chat"])
+    assert corpus.prompts == [[0, *map(ord, question)] for question in QUESTIONS[:3]]
+    assert MatrixPlan.of(texts=["chat"]).texts == ["chat"]
+    assert "chat" not in MatrixPlan.of().texts
 
 
 def test_prose_has_at_least_six_long_passages() -> None:

@@ -1,4 +1,4 @@
-"""The four kinds of text that `swarm bench wan` continues."""
+"""The kinds of text that `swarm bench wan` continues."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from treeswarm_bench.benchmarks.texts import PROMPT_TOKENS, held_out_prompts
+from treeswarm_bench.benchmarks.texts import PROMPT_TOKENS, chat_prompts, held_out_prompts
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.reference import stock_greedy
 
@@ -98,16 +98,27 @@ async def _zero(source: TextSource) -> Corpus:
     return Corpus("zero", description, prompts, misled=True)
 
 
+async def _chat(source: TextSource) -> Corpus:
+    prompts = chat_prompts(source.client, source.count)
+    return Corpus("chat", "questions in English, as the model's chat template writes them", prompts)
+
+
 MAKERS: dict[str, Callable[[TextSource], Awaitable[Corpus]]] = {
     "code": _code,
     "prose": _prose,
     "copying": _copying,
     "zero": _zero,
+    "chat": _chat,
 }
+# The bundled target has no chat template.
+DEFAULT_TEXTS = ("code", "prose", "copying", "zero")
 
 
 async def make_corpora(source: TextSource, names: Sequence[str]) -> list[Corpus]:
-    """Make the corpora of these names.  Raises ModelError if the target cannot be run to find what it copies."""
+    """Make the corpora of these names.
+
+    Raises ModelError if the target cannot be run to find what it copies, BadRequest if it has no chat template.
+    """
     return [await MAKERS[name](source) for name in names]
 
 

@@ -19,7 +19,7 @@ from treeswarm_bench.bench_client import BenchClient
 from treeswarm_bench.benchmarks.common import BenchSetup, BenchSwarm
 from treeswarm_bench.benchmarks.texts import repeated_4grams
 from treeswarm_bench.benchmarks.wan.cells import CELLS, Cell
-from treeswarm_bench.benchmarks.wan.corpora import MAKERS, Corpus, TextSource, make_corpora, spare_prompt
+from treeswarm_bench.benchmarks.wan.corpora import DEFAULT_TEXTS, MAKERS, Corpus, TextSource, make_corpora, spare_prompt
 from treeswarm_bench.benchmarks.wan.goals import MatrixCase, check_goals
 from treeswarm_bench.benchmarks.wan.star_baseline import star_transport
 from treeswarm_bench.benchmarks.wan.statistics import Sample, Samples, paired, same_text, summary
@@ -57,7 +57,7 @@ class MatrixPlan:
         temperatures: Sequence[float] | None = None,
         strategies: Sequence[str] | None = None,
     ) -> "MatrixPlan":
-        """Choose by name; None chooses all.
+        """Choose by name; None chooses all, and of texts those of DEFAULT_TEXTS.
 
         `plain` is always among the strategies, since all figures are relative to it.  Raises BadRequest for an unknown
         name.
@@ -66,7 +66,7 @@ class MatrixPlan:
         chosen = dict.fromkeys(["plain", *_check_names("strategy", strategies, by_strategy)])
         return cls(
             [by_cell[name] for name in _check_names("cell", cells, by_cell)],
-            _check_names("text", texts, MAKERS),
+            _check_names("text", texts or DEFAULT_TEXTS, MAKERS),
             list(dict.fromkeys(temperatures or TEMPERATURES)),
             [by_strategy[name] for name in chosen],
         )
