@@ -19,7 +19,7 @@ from treeswarm.programs.devices import Machine
 from treeswarm.protocol.spans import Span
 from treeswarm_node.config import DeviceConfig, ModelConfig, NodeConfig
 from treeswarm_node.dry_run.appraisal import Appraisal, appraise
-from treeswarm_node.dry_run.headers import AT_HUB
+from treeswarm_node.model.checkpoint.headers import AT_HUB
 from treeswarm_node.model.checkpoint.loader import load_span
 
 HEADER_BYTES = 100_001

@@ -16,12 +16,12 @@ from treeswarm.programs.devices import QUANTIZATIONS, Machine, checkpoint_dtype
 from treeswarm.progress import Progress
 from treeswarm.protocol.spans import Span
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.dry_run.headers import HeadedModel, with_headers
 from treeswarm_node.dry_run.node_plan import NodePlan, NumberFormat, plan_nodes
 from treeswarm_node.engine.loaded_stage import node_room
 from treeswarm_node.model.automatic import with_device, with_numerics
 from treeswarm_node.model.checkpoint.dequantize.recognition import StoredWeight
 from treeswarm_node.model.checkpoint.formats import PLAIN, weight_format
+from treeswarm_node.model.checkpoint.headers import HeadedModel, with_headers
 from treeswarm_node.model.checkpoint.loader import hosted_parts, match_tensors
 from treeswarm_node.model.checkpoint.skeleton import ALIASES, build_skeleton
 from treeswarm_node.model.checkpoint.storage import describe_storage, explain_no_kernel, held_blocks, stored_sizes

@@ -10,8 +10,8 @@ from treeswarm.errors import BadRequest
 from treeswarm.model_files import HubOptions, read_config
 from treeswarm.protocol.spans import Span
 from treeswarm_node.config import NodeConfig
-from treeswarm_node.dry_run.headers import with_headers
 from treeswarm_node.model.checkpoint.formats import PLAIN, weight_format
+from treeswarm_node.model.checkpoint.headers import with_headers
 from treeswarm_node.model.checkpoint.loader import match_tensors
 from treeswarm_node.model.checkpoint.storage import HeldBlock, held_blocks
 from treeswarm_node.model.families.blocks import find_blocks

@@ -21,11 +21,11 @@ from treeswarm.programs.devices import Machine
 from treeswarm.protocol.spans import Span
 from treeswarm_node.config import DeviceConfig, ModelConfig, NodeConfig
 from treeswarm_node.dry_run.appraisal import Appraisal, Sizes, appraise
-from treeswarm_node.dry_run.headers import FROM_CONFIG, HERE
 from treeswarm_node.dry_run.node_plan import NodePlan, NumberFormat
 from treeswarm_node.dry_run.report import as_dict, as_text
 from treeswarm_node.engine.loaded_stage import ModelInfo
 from treeswarm_node.model.checkpoint import lazy_weights
+from treeswarm_node.model.checkpoint.headers import FROM_CONFIG, HERE
 from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.span_choice import read_hosting_limits

@@ -56,7 +56,7 @@ def with_headers(name: str, folder: Path, hub: HubOptions) -> Iterator[HeadedMod
     if not _weights_missing(folder):
         yield HeadedModel(folder, HERE, is_published=True)
         return
-    with TemporaryDirectory(prefix="treeswarm-dry-run-") as directory:
+    with TemporaryDirectory(prefix="treeswarm-headers-") as directory:
         stub, source = Path(directory), FROM_CONFIG
         headers, why_not = _read_at_hub(name, hub) if is_hub_id(name) and not Path(name).is_dir() else (None, "")
         if headers is None:
