@@ -76,8 +76,8 @@ class DhtRegistry(BookRegistry):
     """Announces in the DHT, polls it, and reconnects to it when the daemon or other peers fail."""
 
     daemon: DhtDaemon = field(init=False)
-    temporary: tempfile.TemporaryDirectory[str] = field(kw_only=True)
-    """Directory for the daemon's key where the caller gives no key file."""
+    temporary: contextlib.ExitStack = field(kw_only=True)
+    """Removes, when it is closed, the key that was made because the caller gave no key file."""
     poll_s: float = POLL_S
     """Least number of seconds between polls."""
     _pause_s: float = POLL_S
@@ -105,12 +105,14 @@ class DhtRegistry(BookRegistry):
         long as this registry.  Raises BadRequest or Unreachable.
         """
         check_hivemind()
-        temporary = tempfile.TemporaryDirectory(prefix="treeswarm-dht-")
+        temporary = contextlib.ExitStack()
+        if identity is None:
+            identity = Path(temporary.enter_context(tempfile.TemporaryDirectory(prefix="treeswarm-dht-"))) / "identity"
         registry = cls(model, clock, temporary=temporary, poll_s=poll_s)
         registry.daemon = DhtDaemon(
             tuple(initial_peers),
             tuple(listen),
-            identity or Path(temporary.name) / "identity",
+            identity,
             registry._is_believable,
         )
         registry.daemon.remember(remembered)
@@ -191,7 +193,7 @@ class DhtRegistry(BookRegistry):
     async def close(self) -> None:
         await self._tasks.close()
         await self.daemon.close()
-        self.temporary.cleanup()
+        self.temporary.close()
 
     # ---- records in and out ------------------------------------------------------------------------------------
 

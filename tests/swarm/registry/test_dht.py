@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -69,6 +70,24 @@ async def test_peer_closes_before_a_call_has_begun(dht: DhtMedium) -> None:
     ends = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(end) for end in ends] == [asyncio.CancelledError] * 3
     gc.collect()
+
+
+async def test_only_a_registry_without_key_file_makes_a_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node has a key file: one that is killed leaves nothing behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with_file = await DhtRegistry.start(MODEL, (), LOOPBACK, tmp_path / "identity")
+    assert count_temporary(tmp_path) == 0
+    without_file = await DhtRegistry.start(MODEL, with_file.visible_maddrs, LOOPBACK)
+    assert count_temporary(tmp_path) == 1
+    await without_file.close()
+    await with_file.close()
+    assert count_temporary(tmp_path) == 0
+
+
+def count_temporary(folder: Path) -> int:
+    return len(list(folder.glob("treeswarm-dht-*")))
 
 
 async def test_daemon_is_kept_where_peers_refuse_a_record(dht: DhtMedium) -> None:
