@@ -50,8 +50,28 @@ QUESTIONS = (
     "If a train travels 60 km in 45 minutes, how fast is it?",
     "Give two arguments for and two against working from home.",
     "What is photosynthesis?",
+    "How does a refrigerator keep food cold?",
+    "Write a thank-you note to a neighbour who watered my plants.",
+    "What is the largest ocean, and how deep is it?",
+    "Explain the difference between weather and climate.",
+    "Give me a simple recipe for pancakes.",
+    "Write a SQL query that counts the orders of each customer.",
+    "What should I consider before I adopt a cat?",
+    "Why do leaves change colour in autumn?",
+    "Write a limerick about a programmer.",
+    "What is inflation, in plain words?",
+    "Describe how a bill becomes a law in the United States.",
+    "How many minutes are there in a week? Show the steps.",
+    "What are the symptoms of dehydration?",
+    "Suggest names for a small bakery by the sea.",
+    "Who was Marie Curie, and why is she remembered?",
+    "Correct the grammar: me and him goes to school yesterday.",
+    "How do I change the oil of a car?",
+    "What is the difference between RAM and a hard disk?",
+    "Tell a very short story about a lighthouse keeper.",
+    "Write a bash command that finds all files larger than 100 MB.",
 )
-"""Questions to a chat model."""
+"""Questions to a chat model.  Heads and drafts that are measured on them never train on them."""
 
 
 class Encoder(Protocol):
