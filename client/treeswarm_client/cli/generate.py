@@ -24,6 +24,7 @@ from treeswarm_client.cli.flags import (
     sampling_of,
 )
 from treeswarm_client.cli.prompts import read_prompt, read_prompts
+from treeswarm_client.cli.render.draft_offer import offer_draft
 from treeswarm_client.cli.render.live import LiveText, escape_controls, stdout_console, summary_line
 from treeswarm_client.cli.render.route_lines import route_as_dict, route_lines
 from treeswarm_client.client import SwarmClient
@@ -99,11 +100,14 @@ def _checked_prompts(args: argparse.Namespace) -> list[str]:
     check_client_flags(args)
     check_sampling_flags(args)
     if args.prompts_file is not None:
-        return read_prompts(args.prompts_file, sys.stdin)
-    prompt = read_prompt(args.prompt, args.prompt_file, sys.stdin)
+        prompts = read_prompts(args.prompts_file, sys.stdin)
+    else:
+        prompts = [read_prompt(args.prompt, args.prompt_file, sys.stdin)]
     with report_served_models(args):
-        check_prompt(args, prompt)
-    return [prompt]
+        if args.prompts_file is None:
+            check_prompt(args, prompts[0])
+        offer_draft(args)
+    return prompts
 
 
 async def _generate_one(args: argparse.Namespace, prompt: str) -> int:

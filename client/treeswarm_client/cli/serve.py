@@ -14,7 +14,8 @@ from treeswarm.programs.process import run_until_terminated
 from treeswarm.programs.settings import add_config_flag
 from treeswarm.protocol.address import Address
 from treeswarm_client.cli.checks import check_at_least, check_client_flags
-from treeswarm_client.cli.flags import OPENING, add_client_flags, client_of, show_progress
+from treeswarm_client.cli.flags import OPENING, add_client_flags, client_of, report_served_models, show_progress
+from treeswarm_client.cli.render.draft_offer import offer_draft
 
 if TYPE_CHECKING:
     from treeswarm_client.gateway.config import GatewayConfig
@@ -105,6 +106,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _run(args: argparse.Namespace) -> int:
     with interrupt_ends_process():
         config = _checked_config(args)
+        with report_served_models(args):
+            offer_draft(args)
         # Imported here, because the other commands need no web server.
         from treeswarm_client.gateway.backend import Backend  # noqa: PLC0415
         from treeswarm_client.gateway.server import run_gateway  # noqa: PLC0415

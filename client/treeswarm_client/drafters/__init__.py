@@ -3,20 +3,24 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from treeswarm.errors import BadRequest, Mismatch
+from treeswarm.errors import BadRequest, Mismatch, ModelError
 from treeswarm.extras import install_command
-from treeswarm.model_files import DEFAULT_HUB, HubOptions, read_shape, resolve_model, tokenizer_digest
+from treeswarm.model_files import DEFAULT_HUB, HubOptions, read_shape, resolve_model
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.seam import Drafter
+from treeswarm_client.drafters.selection.find_draft import MissingDraft, find_draft
+from treeswarm_client.drafters.selection.vocabulary import share_vocabulary
 from treeswarm_client.drafters.suffix import SuffixDrafter
 from treeswarm_client.drafters.token_recycling import TokenRecyclingDrafter
 from treeswarm_client.drafters.union import UnionDrafter, UnionMember
 
+if TYPE_CHECKING:
+    from treeswarm_client.drafters.model import ModelDrafter
+
 log = logging.getLogger(__name__)
 
-KNOWN_DRAFTS = ("demo-draft",)
-"""Bundled draft models, for targets with the same tokenizer."""
 WITH_NGRAM = "+ngram"
 MODELLESS = ("none", "ngram", "auto")
 """Drafts that need no model."""
@@ -53,7 +57,8 @@ def load_drafter(
 
     `none` drafts nothing.  `ngram` needs no model: it drafts what this client's texts and the target's own tokens
     repeat.  A directory, hub id or bundled name is a draft model; with `+ngram` behind it, both draft into one tree.
-    `auto` is a bundled draft model that fits this target, with `ngram`, or `ngram` alone if there is none or no torch.
+    `auto` is `ngram` with a draft model that has the target's vocabulary: a bundled one, or its family's if that is on
+    this machine; `ngram` alone if there is none or no torch.  It never downloads anything.
 
     Raises BadRequest for any other name, ModelError for a bad directory, Mismatch if draft and target have different
     tokenizers.
@@ -71,7 +76,7 @@ def choose_drafter(
     if name == "ngram":
         return UnionDrafter(_ngram(), name), named
     if name == "auto":
-        return _auto(target, model, device, dtype)
+        return _auto(target, model, device, dtype, hub)
     if name.endswith(WITH_NGRAM):
         loaded = _model(name.removesuffix(WITH_NGRAM), target, device, dtype, hub)
         return UnionDrafter([*_ngram(), loaded], name), named
@@ -82,17 +87,19 @@ def _ngram() -> list[UnionMember]:
     return [SuffixDrafter(), TokenRecyclingDrafter()]
 
 
-def _auto(target: Path, model: str, device: str, dtype: str) -> tuple[Drafter, DraftChoice]:
+def _auto(target: Path, model: str, device: str, dtype: str, hub: HubOptions) -> tuple[Drafter, DraftChoice]:
     """Choose a drafter for the target, and log the choice: as a warning if it is a fallback."""
-    draft = next((name for name in KNOWN_DRAFTS if _fits(resolve_model(name), target)), None)
     drafter = UnionDrafter(_ngram(), "ngram")
-    if draft is None:
-        choice = _fall_back(f"because no draft model is known for {model}: name one of the same family with --draft")
+    found = find_draft(target, model, hub)
+    if isinstance(found, MissingDraft):
+        choice = _fall_back(f"because {found.why}")
     else:
+        name = found.name
         try:
-            drafter = UnionDrafter([*_ngram(), _model(draft, target, device, dtype)], "auto")
-            choice = DraftChoice(draft + WITH_NGRAM, f"because {draft} has the tokenizer of {model}", automatic=True)
-        except BadRequest as error:
+            loaded = _load_model(found.folder, target, device, dtype)
+            drafter = UnionDrafter([*_ngram(), loaded], "auto")
+            choice = DraftChoice(name + WITH_NGRAM, f"because {name} has the tokenizer of {model}", automatic=True)
+        except (BadRequest, ModelError) as error:
             choice = _fall_back(f"because {error}")
     log.log(logging.WARNING if choice.fallback else logging.INFO, "%s", choice)
     return drafter, choice
@@ -102,24 +109,28 @@ def _fall_back(why: str) -> DraftChoice:
     return DraftChoice("ngram", why, automatic=True, fallback=True)
 
 
-def _fits(draft: Path, target: Path) -> bool:
-    # Vocabulary sizes are compared first, because reading a tokenizer takes a while.
-    same_size = read_shape(draft).vocab_size == read_shape(target).vocab_size
-    return same_size and tokenizer_digest(draft) == tokenizer_digest(target)
-
-
 def _model(name: str, target: Path, device: str, dtype: str, hub: HubOptions = DEFAULT_HUB) -> UnionMember:
     folder = resolve_model(name, hub=hub)
-    if tokenizer_digest(folder) != tokenizer_digest(target):
+    if not share_vocabulary(folder, target):
         raise Mismatch(
             f"the tokenizer of draft model '{name}' differs from the target's, so its guesses would be other tokens: "
             "name a draft model of the same family, or ngram"
         )
+    _model_drafter()  # what computes it is missed before it is downloaded
+    return _load_model(resolve_model(name, weights=True, hub=hub), target, device, dtype)
+
+
+def _load_model(folder: Path, target: Path, device: str, dtype: str) -> UnionMember:
+    vocab_size = read_shape(target).vocab_size
+    return _model_drafter().load(folder, device=device, dtype=dtype, vocab_size=vocab_size)
+
+
+def _model_drafter() -> "type[ModelDrafter]":
+    """Import the drafter that brings torch.  Raises BadRequest without torch."""
     try:
-        from treeswarm_client.drafters.model import ModelDrafter  # noqa: PLC0415  # brings torch
+        from treeswarm_client.drafters.model import ModelDrafter  # noqa: PLC0415
     except ImportError as error:
         raise BadRequest(
             f"a draft model needs torch, but {error.name} is missing: {install_command('draft')}, or --draft ngram"
         ) from error
-    folder = resolve_model(name, weights=True, hub=hub)
-    return ModelDrafter.load(folder, device=device, dtype=dtype, vocab_size=read_shape(target).vocab_size)
+    return ModelDrafter

@@ -116,6 +116,7 @@ class DraftModel:
 
     def __post_init__(self) -> None:
         self._cache = TreeCache(device=self.model.device)
+        self._embedded = int(self.model.get_input_embeddings().weight.shape[0])
         self._is_small = sum(weight.numel() for weight in self.model.parameters()) < ONE_THREAD_PARAMETERS
 
     @contextlib.contextmanager
@@ -171,6 +172,8 @@ class DraftModel:
         """Compute the rows last added to the cache.  Returns their logits, float32 [n, vocab], or those of the last
         row, float32 [1, vocab]."""
         device = self.model.device
+        # A target of the same family may have special tokens that the draft lacks: it reads any token in their place.
+        tokens = np.minimum(tokens, self._embedded - 1)
         with self.fitting_threads():
             output = self.model(
                 input_ids=torch.from_numpy(tokens).to(device)[None],

@@ -303,6 +303,16 @@ def test_a_text_longer_than_the_first_cache_is_drafted() -> None:
     np.testing.assert_allclose(tree.scores, expected_scores(model, text, tree, GREEDY, drafter.ranking_tau), atol=5e-4)
 
 
+def test_tokens_that_the_draft_lacks_do_not_stop_it() -> None:
+    """A target's special tokens may lie beyond the embeddings of a draft of the same family."""
+    _, drafter = pair()
+    drafter.begin([*PROMPT, VOCAB, VOCAB + 7, 3], GREEDY)
+    assert len(drafter.propose(8, 3)) == 8
+    tree = drafter.propose(8, 3)
+    drafter.observe(Verification(tree, np.full(9, VOCAB + 1), (), VOCAB + 1))
+    assert len(drafter.propose(8, 3)) == 8
+
+
 def test_the_largest_tree_has_all_its_nodes() -> None:
     _, drafter = pair(options=DraftOptions(tree=ModelTreeOptions(beam=256)))
     drafter.begin(PROMPT, SAMPLED)

@@ -18,6 +18,7 @@ from treeswarm_client.cli.flags import (
     report_served_models,
     sampling_of,
 )
+from treeswarm_client.cli.render.draft_offer import offer_draft
 from treeswarm_client.cli.render.live import stdout_console
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.loop_thread import LoopThread
@@ -90,6 +91,7 @@ def _check(args: argparse.Namespace) -> None:
     check_sampling_flags(args)
     with report_served_models(args):
         check_chat(args, Conversation(args.system).messages("?"))
+        offer_draft(args)
 
 
 def _greet(notes: Console, client: SwarmClient) -> None:
