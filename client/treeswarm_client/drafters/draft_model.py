@@ -6,7 +6,7 @@ those below it move up in place, so that no token is computed twice.
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +26,57 @@ PREFILL_ROWS = 512
 # each thread waits for the others to be scheduled: a tree of 32 nodes of the bundled draft took 8 ms of processor time
 # with one thread and 190 ms with two (24 and 580 ms by the clock), on two cores at a load of 14 (2026-11-30).
 ONE_THREAD_PARAMETERS = 50_000_000
+# Positions that a draft model uses at most: K and V of so many take 1 GiB for Llama-3.2-1B in float32.
+LARGEST_CONTEXT = 16_384
+# Tokens from a text's beginning that are never forgotten: attention rests on them (StreamingLLM found four enough).
+SINK = 4
+# Tokens that are read again when the others are forgotten: half a context, and no more than a second or two of reading.
+LARGEST_RECENT = 2048
+# Positions kept free below a text for the levels of a tree, where the context is large enough.
+LEVELS = 48
 # Largest difference between the logits of a tree's rows and of the same text, relative to the largest logit.
 TREE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+@dataclass(frozen=True)
+class DraftMemory:
+    """Which tokens of a text a draft model remembers: all, or its first ones and those since `start`.  Pure.
+
+    A text that outgrows the context is read anew: its first tokens and its latest ones, as if nothing had been between
+    them.  Keys are so never farther away than the model was trained for (LM-Infinite, arXiv 2308.16137), whatever way
+    it has of telling positions.
+    """
+
+    context: int
+    """Number of positions that the model may use."""
+    start: int = 0
+    """Index in the text of the first token after the gap, or 0 if there is no gap."""
+
+    @property
+    def sink(self) -> int:
+        """Number of the text's first tokens that are remembered."""
+        return min(SINK, self.context // 8)
+
+    @property
+    def longest(self) -> int:
+        """Largest number of remembered tokens; the other positions are for the tree."""
+        return self.context - min(LEVELS, self.context // 4)
+
+    def rows(self, length: int) -> int:
+        """Return how many tokens of a text of that length are remembered."""
+        return self.sink + length - self.start if self.start else length
+
+    def of(self, text: list[int]) -> list[int]:
+        """Return the remembered tokens of a text."""
+        return [*text[: self.sink], *text[self.start :]] if self.start else text
+
+    def for_length(self, length: int) -> "DraftMemory":
+        """Return this memory if it holds a text of that length, else one with the text's latest tokens."""
+        if self.start < length and self.rows(length) <= self.longest:
+            return self
+        if length <= self.longest:
+            return replace(self, start=0)
+        return replace(self, start=length - max(min(self.context // 2, LARGEST_RECENT) - self.sink, 1))
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ from treeswarm.model_files import read_config
 from treeswarm.programs.devices import AUTO, checkpoint_dtype, choose_device, choose_dtype, describe_machine
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.noise import NoiseRows
-from treeswarm_client.drafters.draft_model import DraftModel, load_weights
+from treeswarm_client.drafters.draft_model import LARGEST_CONTEXT, DraftMemory, DraftModel, load_weights
 from treeswarm_client.drafters.expanded_tree import NO_ROW, CandidateNodes, ExpandedTree
 from treeswarm_client.drafters.model_tree import BEAM, ModelTree, ModelTreeOptions
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
@@ -67,11 +67,14 @@ class ModelDrafter:
     vocab_size: int
     """Upper bound of the token ids that are guessed."""
     max_positions: int
+    """Number of positions of the model's context."""
     options: DraftOptions = DraftOptions()
     name: str = "model"
     alternatives: int = 0
     _settings: SamplingSettings = field(default_factory=SamplingSettings)
     _text: list[int] = field(default_factory=list)
+    _memory: DraftMemory = field(init=False)
+    """Which of its tokens the model remembers."""
     _tau_estimates: dict[bool, TauEstimate] = field(
         default_factory=lambda: {True: TauEstimate.fresh(GREEDY_PRIOR), False: TauEstimate.fresh(SAMPLED_PRIOR)}
     )
@@ -92,6 +95,7 @@ class ModelDrafter:
     def __post_init__(self) -> None:
         self._noise = NoiseRows(self.vocab_size)
         self._draft = DraftModel(self.model, self.vocab_size)
+        self._memory = DraftMemory(min(self.max_positions, LARGEST_CONTEXT))
 
     @classmethod
     def load(
@@ -140,21 +144,43 @@ class ModelDrafter:
         """See `Drafter`."""
         self._settings = settings
         self._text = list(prompt)
-        common = next(
-            (i for i, (old, new) in enumerate(zip(self._draft.text, self._text, strict=False)) if old != new),
-            min(len(self._draft.text), len(self._text)),
-        )
+        # The text may continue the last one, of which the model remembers a part.
+        fresh, kept = DraftMemory(self._memory.context), self._memory
+        memories = [memory.for_length(len(self._text)) for memory in (fresh, kept)]
+        self._remember(max(memories, key=self._known_rows))
+        self._draft.feed(self._unread[:-1])
+
+    def _remember(self, memory: DraftMemory) -> None:
+        """Remember the tokens that `memory` holds, and forget the rows of all others."""
+        self._memory = memory
         # The last token is the root of the next tree: its row is computed when its children are asked for.
-        self._forget_after(max(min(common, len(self._text) - 1), 0))
-        if len(self._text) < self.max_positions:
-            self._draft.feed(self._text[len(self._draft.text) : -1])
+        self._forget_after(max(min(self._known_rows(memory), self._remembered - 1), 0))
+
+    def _known_rows(self, memory: DraftMemory) -> int:
+        """Return how many rows of the cache are those of the tokens of the text that `memory` holds."""
+        known, tokens = self._draft.text, memory.of(self._text)
+        return next(
+            (i for i, (old, new) in enumerate(zip(known, tokens, strict=False)) if old != new),
+            min(len(known), len(tokens)),
+        )
+
+    @property
+    def _remembered(self) -> int:
+        """Number of tokens of the text that the model remembers."""
+        return self._memory.rows(len(self._text))
+
+    @property
+    def _unread(self) -> list[int]:
+        """The last remembered tokens of the text, which the model has not read yet."""
+        return self._memory.of(self._text)[len(self._draft.text) :]
 
     def propose(self, size: int, depth: int, should_stop: ShouldStop = never_stop) -> DraftTree:
         """See `Drafter`."""
         options, chain = self.options.tree, self.options.chain
-        depth = min(depth, size if chain else options.depth, self.max_positions - len(self._text))
         if size < 1 or depth < 1 or not self._text:
             return NO_TREE
+        self._forget_the_middle()
+        depth = min(depth, size if chain else options.depth, self._memory.context - self._remembered)
         options = replace(options, width=1 if chain else options.width, depth=depth)
         if self._tree is None or (self._tree.size, self._tree.options) != (size, options):
             expanded, width = self._expanded_tree(), options.width
@@ -165,6 +191,12 @@ class ModelDrafter:
             return should_stop(visits / self._forwards.location(FIRST_FORWARD_S))
 
         return self._tree.grow(self._expander, stop, self._expander.is_free)
+
+    def _forget_the_middle(self) -> None:
+        """Make room for a tree, if the text has outgrown the model's context."""
+        memory = self._memory.for_length(len(self._text))
+        if memory != self._memory:
+            self._remember(memory)
 
     def observe(self, verification: Verification) -> None:
         """See `Drafter`."""
@@ -181,14 +213,14 @@ class ModelDrafter:
         self._draft.keep(walked, moves.to_trunk, moves.kept if reusable else moves.kept[:0])
         if reusable:
             self._expanded = expanded.rerooted(moves)
-        elif len(self._draft.text) == len(self._text):
-            self._forget_after(len(self._text) - 1)  # The root's logits are gone, so its row is computed again.
+        elif len(self._draft.text) == self._remembered:
+            self._forget_after(self._remembered - 1)  # The root's logits are gone, so its row is computed again.
 
     def _expanded_tree(self) -> ExpandedTree:
         """Return the nodes expanded below the text's last token, at least that token itself."""
         if self._expanded is None:
             self.ranking_tau = self.tau
-            unread, start = self._text[len(self._draft.text) :], self.clock()
+            unread, start = self._unread, self.clock()
             logits = self._draft.feed(unread)
             if len(unread) <= BEAM:
                 self._record_forward(self.clock() - start)
@@ -207,9 +239,8 @@ class ModelDrafter:
         The nodes are below the rows `parents` and on the levels `depth` below the root, [n] each.
         """
         start = self.clock()
-        positions = len(self._text) - 1 + depth
-        logits = self._draft.add_nodes(expanded.add(parents, tokens), tokens, positions)
-        expanded.add_candidates(self.children(logits, positions + 1))
+        logits = self._draft.add_nodes(expanded.add(parents, tokens), tokens, self._remembered - 1 + depth)
+        expanded.add_candidates(self.children(logits, len(self._text) + depth))
         self._record_forward(self.clock() - start)
 
     def _record_forward(self, seconds: float) -> None:

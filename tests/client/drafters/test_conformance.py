@@ -279,17 +279,17 @@ def test_a_new_prompt_that_shares_a_prefix_gives_the_same_trees(make: Make) -> N
         assert used.propose(5, 5).tokens.tolist() == fresh.propose(5, 5).tokens.tolist()
 
 
-def test_no_node_lies_beyond_the_context_of_the_draft(make_model: Make) -> None:
+def test_trees_grow_below_texts_longer_than_the_context(make_model: Make) -> None:
     drafter = make_model()
     drafter.begin(list(range(VOCAB)) + [1] * (CONTEXT - VOCAB - 3), SamplingSettings())
-    for _ in range(5):
+    for _ in range(2 * CONTEXT):
         tree = drafter.propose(4, depth=50)
-        check_tree(tree, 4, depth=3)
+        check_tree(tree, 4, depth=50)
+        assert len(tree) == 4
         drafter.observe(Verification(tree, np.zeros(len(tree) + 1, np.int64), [], 0))
-    assert len(drafter.propose(4, depth=50)) == 0
     drafter.begin([1] * 500, SamplingSettings())
     drafter.observe(Verification(NO_TREE, np.zeros(1, np.int64), (), 0))
-    assert len(drafter.propose(4, depth=50)) == 0
+    assert len(drafter.propose(4, depth=50)) == 4
 
 
 def test_no_size_or_no_depth_gives_an_empty_tree(make: Make) -> None:

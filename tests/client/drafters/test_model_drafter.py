@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.client.drafters.conftest import (
     VOCAB,
     drafter_of,
@@ -21,6 +23,7 @@ from treeswarm.errors import ModelError, UnsupportedModel
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import walk
 from treeswarm_client.drafters import draft_model, load_drafter
+from treeswarm_client.drafters.draft_model import DraftMemory
 from treeswarm_client.drafters.model import RAW_DECAY, DraftOptions, ModelDrafter
 from treeswarm_client.drafters.model_tree import ModelTreeOptions
 from treeswarm_client.drafters.seam import NO_TREE, DraftTree, Verification
@@ -301,6 +304,79 @@ def test_a_text_longer_than_the_first_cache_is_drafted() -> None:
     drafter.begin(text, GREEDY)
     tree = drafter.propose(6, 3)
     np.testing.assert_allclose(tree.scores, expected_scores(model, text, tree, GREEDY, drafter.ranking_tau), atol=5e-4)
+
+
+# ---------------------------------------------------------------- texts longer than the draft's context
+
+
+def remembered(text: list[int], start: int) -> list[int]:
+    """Return the first four tokens of a text and those from `start` on."""
+    return text if start == 0 else [*text[:4], *text[start:]]
+
+
+def scores_from(model: PreTrainedModel, text: list[int], start: int, tree: DraftTree, tau: float) -> list[float]:
+    """Return what `expected_scores` does for a model that remembers only some tokens, each time read from scratch.
+
+    The noise is that of the places in the whole text.
+    """
+    scores = []
+    for path in paths_of(tree):
+        total = 0.0
+        for i, token in enumerate(path):
+            own = plain_logprobs(model, [*remembered(text, start), *path[:i]], SAMPLED)
+            ranked = torch.from_numpy(noised(own, len(text) + i, SAMPLED) / tau)
+            total += float(torch.log_softmax(ranked, -1)[token])
+        scores.append(total)
+    return scores
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"], ids=["rotary", "learned positions"])
+def test_a_draft_of_64_positions_drafts_to_any_length(family: str) -> None:
+    model, drafter = pair(family, DraftOptions(tree=ModelTreeOptions(width=3)), max_position_embeddings=64)
+    rng, text, start = np.random.default_rng(7), list(PROMPT), 0
+    drafter.begin(text, SAMPLED)
+    while len(text) < 300:
+        if len(remembered(text, start)) > 48:  # 16 positions are for the tree
+            start = len(text) - 28
+        tree = drafter.propose(12, 20)
+        assert len(tree) == 12
+        assert drafter._draft._cache.trunk == len(remembered(text, start)) <= 48
+        expected = scores_from(model, text, start, tree, drafter.ranking_tau)
+        np.testing.assert_allclose(tree.scores, expected, atol=5e-4)
+        answers = half_agreeing(tree, rng)
+        walked = walk(tree.parents, tree.tokens, answers)
+        drafter.observe(Verification(tree, answers, walked.accepted, walked.bonus))
+        text += [*(int(tree.tokens[i]) for i in walked.accepted), walked.bonus]
+    rows = {pool.shape[1] for pair_ in drafter._draft._cache._layers.values() for pool in pair_}
+    assert rows == {draft_model.FIRST_ROWS}, "the K and V of 300 tokens take no more room than those of 64"
+
+
+def test_a_long_prompt_that_goes_on_is_not_read_again() -> None:
+    _, drafter = pair(max_position_embeddings=64)
+    prompt = np.random.default_rng(1).integers(0, VOCAB, 200).tolist()
+    drafter.begin(prompt, GREEDY)
+    first = paths_of(drafter.propose(6, 3))
+    watch = Watch(drafter)
+    drafter.begin([*prompt, 5], GREEDY)
+    drafter.propose(6, 1)
+    assert sum(watch.forwards) <= 2, "the last token of the prompt and the new one"
+    drafter.begin([9, 9], GREEDY)
+    drafter.propose(6, 3)
+    drafter.begin(prompt, GREEDY)
+    assert paths_of(drafter.propose(6, 3)) == first, "a text between them leaves nothing behind"
+
+
+@given(st.integers(16, 200), st.lists(st.integers(1, 400), min_size=1, max_size=8))
+def test_a_memory_holds_the_beginning_and_the_end(context: int, lengths: list[int]) -> None:
+    memory = DraftMemory(context)
+    for length in lengths:
+        memory = memory.for_length(length)
+        held = memory.of(list(range(length)))
+        assert len(held) == memory.rows(length) <= memory.longest < context
+        assert held[-1] == length - 1
+        assert held == sorted(set(held))
+        assert held[: memory.sink] == list(range(min(memory.sink, length)))
+        assert memory.for_length(length) == memory
 
 
 def test_tokens_that_the_draft_lacks_do_not_stop_it() -> None:
