@@ -1,8 +1,9 @@
 """Several drafters in one tree: the best of all their nodes.
 
 A node's chance is the largest that any member gives it; each member's scores are read by how often such scores turned
-out right.  So the best `size` nodes of the union are among the best `size` of each member.  A member that is wrong in
-this text loses its share of the tree by its own record alone.
+out right.  So the best `size` nodes of the union are among the best `size` of each member.  Nodes that a member alone
+has found are read by a record of their own: tables are right where the draft model is right too, and their other nodes
+must not displace its own.  A member that is wrong in this text loses its share of the tree by its own record alone.
 """
 
 from collections.abc import Sequence
@@ -36,6 +37,32 @@ class UnionMember(Drafter, Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class MemberRecord:
+    """How often a member's nodes turned out right, by their scores."""
+
+    every: Calibration = field(default_factory=Calibration)
+    """Record of all its nodes."""
+    alone: Calibration = field(default_factory=Calibration)
+    """Record of the nodes that no other member had found."""
+
+    def chances(self, scores: NDArray[np.float32], is_alone: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the chance of each of the member's nodes, float64 [n]; it never rises along a path.
+
+        `is_alone` [n] says which nodes no other member has found.
+        """
+        usual = member_chances(self.every, scores)
+        return np.where(is_alone, np.minimum(usual, self.alone.chances(scores)), usual)
+
+    def with_round(
+        self, scores: NDArray[np.float32], is_alone: NDArray[np.bool_], on_path: NDArray[np.bool_]
+    ) -> "MemberRecord":
+        """Return the record after one more round; the arrays [n] are for the member's nodes that were judged."""
+        return MemberRecord(
+            self.every.with_round(scores, on_path), self.alone.with_round(scores[is_alone], on_path[is_alone])
+        )
+
+
 @dataclass(eq=False)
 class UnionDrafter:
     """A drafter that merges the trees of its members."""
@@ -43,7 +70,7 @@ class UnionDrafter:
     members: Sequence[UnionMember]
     """Drafters in the order in which they are asked: the quick ones first."""
     name: str = "union"
-    _calibrations: list[Calibration] = field(init=False)
+    _records: list[MemberRecord] = field(init=False)
     _trees: list[DraftTree] = field(default_factory=list)
     """The tree that each member proposed last, below the present root."""
     _tree: DraftTree = NO_TREE
@@ -51,7 +78,7 @@ class UnionDrafter:
     _depth: int = 0
 
     def __post_init__(self) -> None:
-        self._calibrations = [Calibration() for _ in self.members]
+        self._records = [MemberRecord() for _ in self.members]
 
     @property
     def alternatives(self) -> int:
@@ -61,7 +88,7 @@ class UnionDrafter:
     def copy_for_new_generation(self) -> "UnionDrafter":
         """See `CopyableDrafter`."""
         copied = UnionDrafter([member.copy_for_new_generation() for member in self.members], self.name)
-        copied._calibrations = list(self._calibrations)
+        copied._records = list(self._records)
         return copied
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
@@ -78,7 +105,8 @@ class UnionDrafter:
             return self._tree.best(max(size, 0))
         watched = _WatchedStop(should_stop)
         self._trees = [member.propose(size, depth, watched) for member in self.members]
-        chances = [member_chances(c, tree.scores) for c, tree in zip(self._calibrations, self._trees, strict=True)]
+        found = zip(self._records, self._trees, found_alone(self._trees), strict=True)
+        chances = [record.chances(tree.scores, is_alone) for record, tree, is_alone in found]
         tree = best_of_all(self._tree, self._trees, chances, size)
         # If drafting was stopped, some nodes are in the tree only because better ones, further down, are missing.
         self._tree = NO_TREE if watched.stopped else tree
@@ -87,10 +115,12 @@ class UnionDrafter:
     def observe(self, verification: Verification) -> None:
         """See `Drafter`."""
         judged, on_path = walk_outcomes(verification)
-        for i, tree in enumerate(self._trees):
-            nodes = verification.tree.match(tree.index)
+        nodes_of = [verification.tree.match(tree.index) for tree in self._trees]
+        finders = sum((nodes != NO_NODE for nodes in nodes_of), np.zeros(len(judged), np.int64))
+        for i, (tree, nodes) in enumerate(zip(self._trees, nodes_of, strict=True)):
             counted = judged & (nodes != NO_NODE)
-            self._calibrations[i] = self._calibrations[i].with_round(tree.scores[nodes[counted]], on_path[counted])
+            scores = tree.scores[nodes[counted]]
+            self._records[i] = self._records[i].with_round(scores, finders[counted] == 1, on_path[counted])
         for member in self.members:
             member.observe(verification)
         self._trees, self._tree = [], NO_TREE
@@ -116,6 +146,15 @@ def member_chances(calibration: Calibration, scores: NDArray[np.float32]) -> NDA
     some bins.  The record knows how well they do in this text.  Either alone was seen to be worth some percent less.
     """
     return np.sqrt(calibration.chances(scores) * np.exp(scores.astype(np.float64)))
+
+
+def found_alone(trees: Sequence[DraftTree]) -> list[NDArray[np.bool_]]:
+    """Return for each tree which of its nodes no other tree has, bool [nodes of the tree]."""
+    alone = []
+    for tree in trees:
+        others = (other for other in trees if other is not tree)
+        alone.append(np.all([np.ones(len(tree), np.bool_), *(tree.match(o.index) == NO_NODE for o in others)], axis=0))
+    return alone
 
 
 def best_of_all(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters.seam import NO_NODE, NO_TREE, UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
-from treeswarm_client.drafters.union import UnionDrafter, best_of_all, walk_outcomes
+from treeswarm_client.drafters.union import MemberRecord, UnionDrafter, best_of_all, found_alone, walk_outcomes
 
 
 def random_tree(random: np.random.Generator, size: int) -> DraftTree:
@@ -150,6 +150,42 @@ def test_a_member_that_is_wrong_loses_its_share() -> None:
     assert len(wrong.seen) == len(right.seen) == 40
     union.begin([0], SamplingSettings())
     assert union.propose(2, 9).tokens.tolist() == [5, 6], "what was learned outlives a generation"
+
+
+def test_a_member_counts_by_what_it_alone_found() -> None:
+    """A table that is right where the model is right too does not displace the model's own nodes."""
+    model = Fixed(DraftTree(np.array([-1, 0]), np.array([1, 2]), np.array([-0.1, -1.2], np.float32)))
+    table = Fixed(DraftTree(np.array([-1, -1]), np.array([1, 9]), np.array([-0.1, -0.2], np.float32)))
+    union = UnionDrafter([table, model])
+    union.begin([0], SamplingSettings())
+    for _ in range(20):
+        tree = union.propose(3, 9)
+        answers = np.full(4, 8)
+        answers[[0, tree.index[-1, 1] + 1]] = 1, 2
+        union.observe(Verification(tree, answers, (tree.index[-1, 1], tree.index[tree.index[-1, 1], 2]), 8))
+    assert by_path(union.propose(2, 9)).keys() == {(1,), (1, 2)}
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 3))
+def test_nodes_found_alone_are_in_no_other_tree(seed: int, count: int) -> None:
+    random = np.random.default_rng(seed)
+    trees = [random_tree(random, int(random.integers(0, 20))) for _ in range(count)]
+    for i, (tree, alone) in enumerate(zip(trees, found_alone(trees), strict=True)):
+        others = {path for j, other in enumerate(trees) if j != i for path in by_path(other)}
+        assert [path not in others for path in by_path(tree)] == alone.tolist()
+
+
+@given(seed=st.integers(0, 10_000))
+def test_chances_never_rise_along_a_path(seed: int) -> None:
+    """Whatever the records say, a node found by one member alone has no better chance than its parent."""
+    random = np.random.default_rng(seed)
+    tree, other = random_tree(random, 20), random_tree(random, 20)
+    record = MemberRecord()
+    for _ in range(5):
+        on_path = random.random(len(tree)) < random.random()
+        record = record.with_round(tree.scores, random.random(len(tree)) < 0.5, on_path)
+    chances = np.append(record.chances(tree.scores, found_alone([tree, other])[0]), 1.0)
+    assert (chances[:-1] <= chances[tree.parents] + 1e-12).all()
 
 
 def test_alternatives_are_the_largest_of_all_members() -> None:
