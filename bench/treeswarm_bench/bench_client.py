@@ -15,8 +15,8 @@ class BenchClient(SwarmClient):
     """The product's client, with other drafters and other loops."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """Take the arguments of `SwarmClient`."""
-        super().__init__(*args, **options)
+        """Take the arguments of `SwarmClient`; no node drives unless `drive` says so."""
+        super().__init__(*args, **{"drive": "self"} | options)
         self._adapt: Callable[[Generation], Generation] = lambda usual: usual
 
     def use_drafter(self, drafter: Drafter) -> None:

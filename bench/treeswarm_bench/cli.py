@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ EXAMPLES = """examples:
   swarm bench draw wan.json --out wan.svg    the figures of wan --json as pictures
   swarm bench virtual-wan --json             wan on a virtual clock, as if every node had a machine of its own
   swarm bench virtual-wan --swift 10 --cells 25ms --texts code --json   the same with nodes 10 times as fast
+  swarm bench driver --json                  the loop at a far user, on a node, and where auto puts it; virtual clock
   swarm bench busy --runs 20 --json          swarm demo again and again, beside eight busy loops
   swarm bench busy --load bursts --seed 1 --json   beside programs that import torch, start and end at random
   swarm bench disturbed --json               the planner when machines and links change their speed; virtual clock
@@ -59,11 +62,11 @@ EXAMPLES = """examples:
   swarm bench exact --model smollm2 --draft ngram --texts chat   the same on a chat model, with questions"""
 
 # With these, the whole matrix of wan takes some 40 minutes on two idle cores.
-PROMPTS = {"exact": 20, "sampling": 16, "wan": 3, "virtual-wan": 4, "disturbed": 2}
-TOKENS = {"exact": 128, "faults": 96, "wan": 20, "virtual-wan": 32}
+PROMPTS = {"driver": 3, "exact": 20, "sampling": 16, "wan": 3, "virtual-wan": 4, "disturbed": 2}
+TOKENS = {"driver": 48, "exact": 128, "faults": 96, "wan": 20, "virtual-wan": 32}
 # A node of two or three blocks, streamed through two slots, would keep most of them in memory.
 NODES = {"offload": 1}
-DRAFTS = {"wan": "auto", "virtual-wan": "auto"}
+DRAFTS = {"driver": "auto", "wan": "auto", "virtual-wan": "auto"}
 PEERS_BENCHES = ("overhead", "wan")
 """Benches that can measure nodes that they did not start."""
 LAB_BENCHES = (*PEERS_BENCHES, "ports")
@@ -326,6 +329,7 @@ def _benches() -> dict[str, RunBench]:
         "busy": _busy,
         "disturbed": _disturbed,
         "draw": _draw,
+        "driver": _driver,
         "exact": _exact,
         "faults": _faults,
         "flips": _flips,
@@ -335,11 +339,11 @@ def _benches() -> dict[str, RunBench]:
         "node": _node,
         "offload": _offload,
         "overhead": _overhead,
-        "planner": _planner,
+        "planner": partial(_alone, "parts.planner_time", "bench_planner"),
         "ports": _ports,
-        "registry": _registry,
+        "registry": partial(_alone, "parts.registry", "bench_registry"),
         "sampling": _sampling,
-        "tls": _tls,
+        "tls": partial(_alone, "parts.tls", "bench_tls"),
         "trees": _trees,
         "virtual-wan": _virtual_wan,
         "wan": _wan,
@@ -347,6 +351,13 @@ def _benches() -> dict[str, RunBench]:
 
 
 # Each bench is imported when it runs, so that it loads only what it uses: many of them bring torch or matplotlib.
+
+
+async def _alone(module: str, bench: str, setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    """Run a bench that takes neither setup nor flags."""
+    imported = import_module(f"treeswarm_bench.benchmarks.{module}")
+    result: dict[str, Any] = await getattr(imported, bench)()
+    return result
 
 
 async def _attention(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
@@ -382,6 +393,12 @@ async def _draw(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
     if args.file is None or args.out is None:
         raise BadRequest("draw needs a file to read and one to write: swarm bench draw FILE.json --out FILE.svg")
     return {"bench": "draw", "wrote": [str(path) for path in draw.draw(args.file, args.out)]}
+
+
+async def _driver(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks.wan import driver  # noqa: PLC0415
+
+    return await driver.bench_driver(setup)
 
 
 async def _exact(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
@@ -447,22 +464,10 @@ async def _overhead(setup: BenchSetup, args: argparse.Namespace) -> dict[str, An
     return await overhead.bench_overhead(setup)
 
 
-async def _planner(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks.parts import planner_time  # noqa: PLC0415
-
-    return await planner_time.bench_planner()
-
-
 async def _ports(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
     from treeswarm_bench.benchmarks.parts import ports  # noqa: PLC0415
 
     return await ports.bench_ports(link=LabLink.parse(args.lab) if args.lab else None, beside=args.beside)
-
-
-async def _registry(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks.parts import registry  # noqa: PLC0415
-
-    return await registry.bench_registry()
 
 
 async def _sampling(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
@@ -470,12 +475,6 @@ async def _sampling(setup: BenchSetup, args: argparse.Namespace) -> dict[str, An
 
     temperatures = args.temperatures or sampling.TEMPERATURES
     return await sampling.bench_sampling(setup, sizes=args.sizes or sampling.SIZES, temperatures=temperatures)
-
-
-async def _tls(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
-    from treeswarm_bench.benchmarks.parts import tls  # noqa: PLC0415
-
-    return await tls.bench_tls()
 
 
 async def _trees(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from treeswarm.errors import BadRequest
 from treeswarm.model_files import HubOptions
+from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.protocol.messages import Description
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.registry import check_swarm_key
@@ -36,8 +37,9 @@ from treeswarm_client.discovery.overview import Overview
 from treeswarm_client.discovery.prober import Prober
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.discovery.swarm_view import SwarmView
-from treeswarm_client.drafters import DraftChoice
+from treeswarm_client.drafters import MODELLESS, DraftChoice
 from treeswarm_client.drafters.seam import Drafter
+from treeswarm_client.driving.drivers import Drivers
 from treeswarm_client.generation.drafter_pool import MOST_GENERATIONS
 from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.generation.run import Request, Run, Token, TreeSize
@@ -68,6 +70,7 @@ class SwarmClient:
     """The swarm as this client sees it, once the client is open."""
     _opened: OpenedClient
     _drafters: LoadedDrafters
+    _drivers: Drivers
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class SwarmClient:
         hub: HubOptions = DEFAULT_HUB,
         concurrency: int = MOST_GENERATIONS,
         clock: Callable[[], float] = time.perf_counter,
+        drive: str = "auto",
     ) -> None:
         """Keep the settings; nothing is read or connected before the client is entered.
 
@@ -119,12 +123,20 @@ class SwarmClient:
         hub: Where and how a model named by a hub id is found.
         concurrency: Number of generations that may run at once; more of them wait for their turn.
         clock: Clock in seconds from which a generation's times are read.
+        drive: Where the generation loop runs.  `self`: here.  The id or address of a node that offers it: there, so
+            that this client drafts nothing, and goes on by itself when that node is lost.  `auto`: on the node from
+            which a traversal is fastest by measured distances, or here.
         """
         self.nodes = NodeSelection(model, peers, registry, dtype, quantization, hub)
         self.drafting = DraftSettings(draft, tree_size, draft_device, drafter, concurrency)
         self.connection = ConnectionSettings(transport, swarm_key, emulate_link)
         self.sessions = SessionSettings(
-            patience, patience if opening_patience is None else opening_patience, on_wait, prefix_scope, clock=clock
+            patience,
+            patience if opening_patience is None else opening_patience,
+            on_wait,
+            prefix_scope,
+            clock=clock,
+            drive=drive,
         )
         self._on_exit = AsyncExitStack()
         self._runs: set[Run] = set()
@@ -134,14 +146,23 @@ class SwarmClient:
         """Open the client."""
         self.drafting.check()
         self.sessions.check()
+        if self.sessions.is_driven_by_name and self.nodes.are_named:
+            raise BadRequest(
+                f"{self.sessions.drive} would choose the nodes by itself, and you named them: give a registry in place "
+                "of peers, or drive by yourself"
+            )
         check_swarm_key(self.nodes.registry_spec, self.connection.swarm_key)  # refused before anything is loaded
         async with AsyncExitStack() as undo:
             self._opened = await asyncio.to_thread(OpenedClient.load, self.nodes, self.connection)
             if self.connection.transport is None:
                 undo.push_async_callback(self._opened.transport.close)
-            load = partial(LoadedDrafters.load, self.nodes, self.drafting, self._opened.folder)
+            # A client whose texts a node drives goes on with n-grams when that node is lost, and needs no torch.
+            drafting = self.drafting.without_model() if self.sessions.is_driven_by_name else self.drafting
+            load = partial(LoadedDrafters.load, self.nodes, drafting, self._opened.folder)
             self.view, self._drafters = await load_beside(self._find_swarm(undo), load)
             self.target = self.view.target
+            self._drivers = self._make_drivers()
+            self._drivers.check()
             undo.push_async_callback(
                 cancelled, asyncio.create_task(keep_running("following the registry", self.view.watch))
             )
@@ -160,6 +181,15 @@ class SwarmClient:
         undo.push_async_callback(reporter.close)
         view.on_lost = reporter.report
         return view
+
+    def _make_drivers(self) -> Drivers:
+        wanted, why = self.sessions.drive, "as asked for"
+        if wanted == "auto" and self.nodes.are_named:  # a driver chooses nodes by itself
+            wanted, why = "self", "because the nodes were named one by one"
+        elif wanted == "auto" and self.drafting.drafter is not None:
+            wanted, why = "self", "because a drafter was given"
+        draft = DriverKind.TABLES if self._drafters.choice.name in MODELLESS else DriverKind.MODEL
+        return Drivers(wanted, self.view, self._opened.transport, draft, self.target.vocab_size, why)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -279,7 +309,7 @@ class SwarmClient:
         limits = GenerationLimits(max_new_tokens, ends)
         run = Run(tokens=_no_tokens(), prompt_ids=prompt_ids)
         secret = prefix_secret or self.sessions.prefix_secret
-        run.tokens = self._run(run, Request(settings, limits, stops, tree_size, on_round, secret))
+        run.tokens = self._run(run, Request(settings, limits, stops, tree_size, on_round, secret, self.sessions.clock))
         return run
 
     async def generate(self, prompt: str | Sequence[int], **options: Any) -> Run:
@@ -321,6 +351,7 @@ class SwarmClient:
             self.target,
             self._drafters.pool,
             opened.prompts.tokenizer,
+            self._drivers,
             self._adapt_generation,
         )
         self._runs.add(run)

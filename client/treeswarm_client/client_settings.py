@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from treeswarm.errors import BadRequest
 from treeswarm.model_files import HubOptions
@@ -18,6 +18,8 @@ from treeswarm_client.generation.run import TreeSize
 from treeswarm_client.planner.policy import LARGEST
 
 LARGEST_TREE = 2048
+# Number of digits of a node's id that name it: tables show so many.
+LEAST_ID = 8
 # A volunteer who restarts a node, or another one who joins, takes about so long to serve.
 DEFAULT_PATIENCE_S = 30.0
 DEFAULT_HUB = HubOptions()
@@ -63,6 +65,10 @@ class DraftSettings:
     concurrency: int = MOST_GENERATIONS
     """Number of generations that may run at once."""
 
+    def without_model(self) -> "DraftSettings":
+        """Return these settings for a client that has a driver: it loads no draft model that the user did not name."""
+        return replace(self, draft="ngram") if self.draft == "auto" else self
+
     def check(self) -> None:
         """Raise BadRequest for a tree size or a concurrency out of range."""
         largest_tree(self.tree_size)
@@ -96,10 +102,28 @@ class SessionSettings:
     """Secret that keys the prefixes of this client.  A program that knows it could share them."""
     clock: Callable[[], float] = time.perf_counter
     """Clock in seconds from which a generation's times are read."""
+    drive: str = "auto"
+    """Where the generation loop runs: `auto`, `self`, or the id or address of a node."""
+
+    @property
+    def is_driven_by_name(self) -> bool:
+        """Whether the user named a node that drives."""
+        return self.drive not in ("auto", "self")
 
     def check(self) -> None:
-        """Raise BadRequest for an unknown prefix scope."""
+        """Raise BadRequest for an unknown prefix scope, or a driver that is no name of a node."""
         check_scope(self.prefix_scope)
+        check_drive(self.drive)
+
+
+def check_drive(drive: str) -> None:
+    """Raise BadRequest unless `drive` is `auto`, `self`, an address, or the beginning of a node's id."""
+    is_id = LEAST_ID <= len(drive) <= 32 and all(digit in "0123456789abcdef" for digit in drive)
+    if drive not in ("auto", "self") and not is_id and ":" not in drive:
+        raise BadRequest(
+            f"unknown driver '{drive}': give auto, self, or a node by its HOST:PORT or at least {LEAST_ID} digits of "
+            "its id"
+        )
 
 
 def largest_tree(tree_size: TreeSize) -> int:

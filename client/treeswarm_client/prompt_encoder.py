@@ -65,10 +65,10 @@ def check_request(prompt: Sequence[int], max_new_tokens: int, vocab_size: int, m
         raise BadRequest("the prompt is empty: give some text to continue")
     if max_new_tokens < 1:
         raise BadRequest(f"max_new_tokens is {max_new_tokens}: give at least 1")
-    if any(not 0 <= token < vocab_size for token in prompt):
-        raise BadRequest(f"the prompt has token ids outside the vocabulary of {vocab_size}")
     if (total := len(prompt) + max_new_tokens) > max_positions:
         raise TooLong(
             f"{len(prompt)} prompt tokens and {max_new_tokens} new ones are {total}, the model's context is "
             f"{max_positions}: shorten the prompt or ask for fewer new tokens"
         )
+    if any(not 0 <= token < vocab_size for token in prompt):
+        raise BadRequest(f"the prompt has token ids outside the vocabulary of {vocab_size}")

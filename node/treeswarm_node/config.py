@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from treeswarm.errors import BadRequest
+from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.protocol.spans import Span
 from treeswarm.transport.emulated import parse_rate
 from treeswarm.transport.rate_limit import LEAST_RATE
@@ -254,6 +255,47 @@ class LendingConfig:
 
 
 @dataclass(frozen=True)
+class DrivingConfig:
+    """Texts driven for clients that are far away: the generation loop runs on this node."""
+
+    offered: Annotated[
+        bool,
+        Flag(
+            "--drive",
+            "run the generation loop for clients that are farther from the nodes than this one is; they send it their "
+            "prompts (default: no)",
+            action="store_true",
+        ),
+    ] = False
+    draft: Annotated[
+        str,
+        Flag(
+            "--drive-draft",
+            "drafter for the texts driven: ngram, none, or a draft model (directory, hub id or `demo-draft`), with or "
+            "without `+ngram` (default: ngram)",
+            metavar="DRAFT",
+        ),
+    ] = "ngram"  # fmt: skip
+    texts: Annotated[int, Flag("--max-driven", "number of texts driven at once (default: 8)", "N")] = 8
+
+    def __post_init__(self) -> None:
+        if self.texts < 1:
+            raise BadRequest(f"--max-driven is {self.texts}: give at least 1, or leave out --drive")
+
+    @property
+    def draft_model(self) -> str:
+        """Name of the draft model, or "" if there is none."""
+        return "" if self.draft in ("ngram", "none") else self.draft.removesuffix("+ngram")
+
+    @property
+    def kind(self) -> DriverKind:
+        """What the node's record says of its driver."""
+        if not self.offered:
+            return DriverKind.NONE
+        return DriverKind.MODEL if self.draft_model else DriverKind.TABLES
+
+
+@dataclass(frozen=True)
 class OperationsConfig:
     """When the node serves, and what it shows of itself."""
 
@@ -349,6 +391,7 @@ class NodeConfig:
     device: DeviceConfig = DeviceConfig()
     network: NetworkConfig = NetworkConfig()
     lending: LendingConfig = LendingConfig()
+    driving: DrivingConfig = DrivingConfig()
     operations: OperationsConfig = OperationsConfig()
     limits: NodeLimits = NodeLimits()
     automatic: AutomaticChoices = AutomaticChoices()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from treeswarm import __version__
 from treeswarm.keys import Identity
 from treeswarm.protocol.address import Address
+from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.protocol.join_code import JoinCode
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import UNKNOWN_WEIGHTS, NodeRecord
@@ -75,4 +76,5 @@ class OwnRecord:
             total_tokens=self.config.device.kv_tokens,
             coordinate=self.survey.coordinate_values(),
             software=f"treeswarm {__version__}",
+            driver=DriverKind.NONE if self.node.driver is None else self.config.driving.kind,
         )

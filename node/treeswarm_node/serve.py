@@ -223,6 +223,8 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
         # The clock is compared before the node joins: a wrong one is why others refuse its first record.
         stack.push_async_callback(cancelled, asyncio.create_task(keep_running("comparing clocks", clocks.run)))
         stack.push_async_callback(lifecycle.leave)
+        # Ended before the node leaves: its texts go on elsewhere.
+        await stack.enter_async_context(_driving(record, grpc, f"{local_address(listener.address)}#{identity.pin}"))
         # The stage that it joins with is not kept here: a paused node would keep the weights of its first span.
         await lifecycle.join()
         stack.enter_context(record_running(identity_path, f"{local_address(listener.address)}#{identity.pin}"))
@@ -249,6 +251,29 @@ async def run_node(config: NodeConfig, progress: Progress | None = None) -> Asyn
         for what, work in background.items():
             stack.push_async_callback(cancelled, asyncio.create_task(keep_running(what, work)))
         yield RunningNode(_describe_ready(record, opened, marker, metrics), lifecycle, collector)
+
+
+@contextlib.asynccontextmanager
+async def _driving(record: OwnRecord, direct: Transport, local: str) -> AsyncIterator[None]:
+    """Have the node drive texts within the context, if its owner offers that.
+
+    `direct` dials without an emulated link; `local` is the node's address on this machine, with its pin.
+    """
+    if not record.config.driving.offered:
+        yield
+        return
+    # Imported here, because a node that drives nothing needs no client.
+    from treeswarm_node.driving import ShortWay, make_driver  # noqa: PLC0415
+
+    transport = ShortWay(record.node.transport, direct, lambda: record.public.address, local)
+    record.node.driver = driver = make_driver(record.config, transport, local)
+    closing = asyncio.create_task(keep_running("closing the idle driver", driver.run))
+    try:
+        yield
+    finally:
+        record.node.driver = None
+        await cancelled(closing)
+        await driver.close()
 
 
 async def _take_address(lifecycle: Lifecycle, marker: str, public: PublicAddress) -> None:

@@ -18,7 +18,7 @@ from treeswarm.transport.emulated import LinkShape
 from treeswarm_client.chat_template import MessageDict
 from treeswarm_client.cli.flags import registry_of, security_of
 from treeswarm_client.cli.render.download import show_download
-from treeswarm_client.client_settings import largest_tree
+from treeswarm_client.client_settings import check_drive, largest_tree
 from treeswarm_client.drafters import MODELLESS, WITH_NGRAM
 from treeswarm_client.prompt_encoder import check_request, load_prompt_encoder
 
@@ -45,6 +45,7 @@ def check_client_flags(args: argparse.Namespace) -> None:
     if is_at_hand(args.model):
         read_shape(resolve_model(args.model))
     _check_draft(args.draft, args.tree_size)
+    check_drive(args.drive)
     if args.emulate_link:
         LinkShape.parse(args.emulate_link)
     if not 0.0 <= args.patience < math.inf:

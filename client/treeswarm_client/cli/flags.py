@@ -67,6 +67,14 @@ def add_client_flags(parser: argparse.ArgumentParser, *, patience_s: float = DEF
         "second",
     )
     parser.add_argument(
+        "--drive",
+        default="auto",
+        metavar="WHERE",
+        help="where the generation loop runs: self, here; a node that offers it, by HOST:PORT or the first digits of "
+        "its id: there, with its drafter; auto (default): on the node from which a traversal is clearly faster by "
+        "measured distances, else here",
+    )
+    parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="use only nodes that compute in this dtype"
     )
     parser.add_argument(
@@ -195,6 +203,7 @@ def client_of(args: argparse.Namespace, **options: Any) -> SwarmClient:
         dtype=args.dtype,
         quantization=args.quantization,
         hub=HubOptions(args.revision),
+        drive=args.drive,
         **options,
     )
 

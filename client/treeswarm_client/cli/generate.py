@@ -26,7 +26,7 @@ from treeswarm_client.cli.flags import (
 from treeswarm_client.cli.prompts import read_prompt, read_prompts
 from treeswarm_client.cli.render.draft_offer import offer_draft
 from treeswarm_client.cli.render.live import LiveText, escape_controls, stdout_console, summary_line
-from treeswarm_client.cli.render.route_lines import route_as_dict, route_lines
+from treeswarm_client.cli.render.route_lines import driver_lines, drivers_as_dict, route_as_dict, route_lines
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run
 from treeswarm_client.planner.explain import explain_lines
@@ -119,7 +119,7 @@ async def _generate_one(args: argparse.Namespace, prompt: str) -> int:
             return await _print_live(prompt, run, client.target.numerics, show_route=args.show_route)
         finally:
             if args.explain:
-                print(*explain_lines(run.recorder.reports), sep="\n", file=sys.stderr)
+                print(*driver_lines(run), *explain_lines(run.recorder.reports), sep="\n", file=sys.stderr)
 
 
 async def _print_live(prompt: str, run: Run, numerics: NumericsClass, *, show_route: bool) -> int:
@@ -137,8 +137,8 @@ async def _print_live(prompt: str, run: Run, numerics: NumericsClass, *, show_ro
             notes.print(summary_line(run.stats), soft_wrap=not notes.is_terminal)
             if not numerics.plain:
                 notes.print(f"computed with {numerics}: the published weights may give another text", style="dim")
-        if show_route and run.chain is not None:
-            for line in route_lines(run.chain):
+        if show_route:
+            for line in (*driver_lines(run), *(route_lines(run.chain) if run.chain is not None else ())):
                 notes.print(line)
     return 0
 
@@ -197,6 +197,7 @@ def _as_dict(run: Run, client: SwarmClient, failure: SwarmError | None) -> dict[
         "numerics": asdict(client.target.numerics),
         "draft": client.draft_choice.as_dict(),
         "route": route_as_dict(run.chain) if run.chain else None,
+        "drivers": drivers_as_dict(run),
     }
     if failure is not None:
         result["error"] = {"type": type(failure).__name__, "message": str(failure)}

@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import accumulate, groupby
 from typing import Any
 
+from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import UNKNOWN_WEIGHTS, NodeRecord, NodeState
 from treeswarm.protocol.spans import Span, missing_blocks
@@ -53,6 +54,8 @@ class NodeView:
     free_tokens: int
     total_tokens: int
     software: str
+    driver: DriverKind = DriverKind.NONE
+    """Whether the node drives texts for clients, and with what it drafts."""
     probe: Probe | None = None
     """Result of the last ping, or None if the node was not pinged yet."""
 
@@ -101,6 +104,7 @@ class NodeView:
             "hop_s": self.hop_s,
             "rate": self.rate,
             "software": self.software,
+            "driver": self.driver.name.lower(),
         }
 
 
@@ -299,5 +303,6 @@ def _node(record: NodeRecord, probe: Probe | None) -> NodeView:
         free_tokens=record.free_tokens,
         total_tokens=record.total_tokens,
         software=clean(record.software),
+        driver=record.driver,
         probe=None if probe is None else Probe(probe.latency_s, clean(probe.reason)),
     )

@@ -13,7 +13,7 @@ from treeswarm.protocol.records import NodeRecord, NodeState
 from treeswarm.protocol.spans import Span, missing_blocks
 from treeswarm.registry.seam import Registry, Snapshot
 from treeswarm.topology.coordinates import Coordinate
-from treeswarm.topology.routing import Candidate, CandidateTable, fastest_chain, worth_changing
+from treeswarm.topology.routing import END, Candidate, CandidateTable, fastest_chain, worth_changing
 from treeswarm_client.discovery.distances import Distances
 from treeswarm_client.discovery.failures import NodeFailures
 from treeswarm_client.discovery.gap import explain_gap
@@ -78,6 +78,31 @@ class SwarmView:
             if missing.gaps:
                 raise self._explain_gap(missing) from None
             raise MissingBlocks(f"{missing}{self._recent_errors(blocks)}") from None
+
+    def fastest_hops(self) -> Sequence[Hop]:
+        """Return the fastest chain for a loop at this client, or nothing if blocks are missing."""
+        with contextlib.suppress(MissingBlocks, Refused):
+            return self.route(Span(0, self.target.blocks), before=None, after=None, room=0, avoid=())
+        return ()
+
+    def traversals_s(self, loops: Sequence[str | None], rows: int) -> list[float]:
+        """Predict the seconds of a traversal of `rows` rows, for loops at nodes (their ids) and at this client (None).
+
+        Raises MissingBlocks.
+        """
+        records, now = self._usable(), asyncio.get_running_loop().time()
+        table = CandidateTable.of([_candidate(record, rows) for record in records.values()])
+        avoid = {*self.failures.full(now), *self.failures.banned(now)}
+
+        def predict(node: str | None) -> float:
+            position = self.distances.position_of(records.get(node) if node is not None else None)
+            measured = self.distances.measured(start=True, end=True)
+            if node is not None:
+                measured = {(END, node): 0.0, (node, END): 0.0}
+            whole = Span(0, self.target.blocks)
+            return fastest_chain(table, whole, position, position, room=0, avoid=avoid, measured=measured).seconds
+
+        return [predict(node) for node in loops]
 
     def has_spare(self, blocks: Span, *, avoid: Collection[str]) -> bool:
         """Return whether nodes that have not failed lately could serve `blocks`; see `Router.has_spare`."""

@@ -46,6 +46,7 @@ def _attributes_of(runs: Sequence[Run]) -> dict[str, Any]:
         "treeswarm.cached_tokens": sum(run.prefix_tokens for run in runs),
         "treeswarm.traversals": sum(run.recorder.traversals for run in runs),
         "treeswarm.failovers": sum(len(run.recorder.recoveries) for run in runs),
+        "treeswarm.driven_tokens": sum(use.tokens for run in runs for use in run.drivers),
         "treeswarm.tree_nodes": sum(run.recorder.drafted for run in runs),
         "gen_ai.response.finish_reasons": [run.finish_reason or "broken" for run in runs],
     }

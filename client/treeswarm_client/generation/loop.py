@@ -117,6 +117,7 @@ class Generation:
     async def rounds(self, prompt: Sequence[int], settings: SamplingSettings) -> AsyncGenerator[Committed, None]:
         """Yield what each traversal commits, until a stop token or the limit.  Raises SwarmErrors."""
         self.policy.begin(self.chain.epoch.profiled_hops)
+        before = len(prompt) - self.recorder.committed  # a driver may have committed a part of the prompt
         self._drafter_work = asyncio.create_task(self._in_thread(self.drafter.begin, prompt, settings))
         try:
             flight, walk = await self._traverse(self.builder.prefill(prompt))
@@ -128,9 +129,7 @@ class Generation:
                 flight, walk = await self._traverse(shipment)
                 committed = await self._commit(flight, walk)
                 yield committed
-                self.chain.reroute_if_faster(
-                    trunk=len(prompt) + self.recorder.committed, rounds_left=self._rounds_left()
-                )
+                self.chain.reroute_if_faster(trunk=before + self.recorder.committed, rounds_left=self._rounds_left())
         finally:
             self._cancelled.set()
             await self._drafter_work

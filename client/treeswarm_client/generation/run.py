@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from treeswarm.protocol.drive_messages import DrivenHop, DrivenTokens
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.chain.chain import Chain
 from treeswarm_client.generation.loop import FinishReason, GenerationLimits
@@ -39,7 +40,33 @@ class Request:
     stops: tuple[str, ...]
     tree_size: TreeSize
     on_round: Callable[[Round], None] | None
+    """Called with every round that this client drove."""
     prefix_secret: bytes
+    clock: Callable[[], float]
+    """Clock in seconds from which the generation's times are read."""
+
+
+@dataclass(eq=False)
+class DriverUse:
+    """A node that drove a part of a text."""
+
+    node: str
+    """Id of the node."""
+    address: str
+    """Address of the node, without a pin."""
+    why: str
+    """Reason why it drives, as a clause."""
+    tokens: int = 0
+    """Number of tokens that it brought."""
+    hops: tuple[DrivenHop, ...] = ()
+    """The nodes that computed last, as the driver names them."""
+    ended: str | None = None
+    """Why it drove no longer, or None if it drove to the end."""
+
+    def add(self, message: DrivenTokens, kept: int) -> None:
+        """Note what one traversal brought."""
+        self.tokens += kept
+        self.hops = message.hops or self.hops
 
 
 @dataclass(eq=False)
@@ -75,9 +102,17 @@ class Run:
     """Seconds from the call to the first token, waiting for room included; None before it."""
     recorder: StatsRecorder = field(default_factory=StatsRecorder)
     """Figures of every traversal so far."""
+    drivers: list[DriverUse] = field(default_factory=list)
+    """The nodes that drove parts of the text, in order; empty if this client drove all of it."""
+    drive_why: str = ""
+    """Why the last of them drives, or why this client drives by itself, as a clause."""
+    lost_driver_at: float | None = field(default=None, repr=False)
+    """Time at which a driver was lost whose text has not gone on yet, or None."""
     iteration: Iteration = field(default_factory=Iteration, repr=False)
     chain: Chain | None = field(default=None, repr=False)
-    """The chain, or None before the first nodes are found.  Its `hops` and `repairs` name the nodes that computed."""
+    """The chain of this client, or None before the first nodes are found, and where a driver has the chain.
+
+    Its `hops` and `repairs` name the nodes that computed."""
 
     def __aiter__(self) -> AsyncIterator[Token]:
         return self.tokens

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Protocol
 
 from tokenizers import Tokenizer
 
@@ -10,7 +11,7 @@ from treeswarm.protocol.messages import MAX_ROWS, SEGMENT_BYTES
 from treeswarm.transport.seam import Transport
 from treeswarm_client.chain.chain import Chain, open_chain
 from treeswarm_client.chain.options import Reservation
-from treeswarm_client.chain.shared_prompt import SharedPrompt
+from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt
 from treeswarm_client.client_settings import SessionSettings, largest_tree
 from treeswarm_client.discovery.route import Router, Target
 from treeswarm_client.generation.append_builder import AppendBuilder
@@ -19,6 +20,14 @@ from treeswarm_client.generation.loop import Committed, Generation
 from treeswarm_client.generation.run import Request, Run, Token
 from treeswarm_client.generation.text_stream import StopText, TextStream
 from treeswarm_client.planner.policy import AutoPolicy
+
+
+class DrivesRuns(Protocol):
+    """Has runs driven by nodes."""
+
+    def rounds(self, run: Run, request: Request, scope: PrefixScope) -> AsyncGenerator[Committed, None]:
+        """Yield what drivers commit to `run`, up to its end or until no driver is left or wanted."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +39,7 @@ class GenerationRunner:
     target: Target
     drafters: DrafterPool
     tokenizer: Tokenizer
+    drivers: DrivesRuns
     adapt: Callable[[Generation], Generation] = lambda usual: usual
     """Returns the loop to run in place of the usual one."""
 
@@ -39,7 +49,33 @@ class GenerationRunner:
         Raises NodeLost, Refused and the other SwarmErrors.
         """
         writer = RunWriter(run, TextStream(self.tokenizer, run.prompt_ids), StopText(request.stops), session.clock)
-        largest = largest_tree(request.tree_size)
+        try:
+            async with aclosing(self._rounds(run, request, session)) as rounds:
+                async for committed in rounds:
+                    for token in writer.add(committed):
+                        yield token
+                    if writer.stopped:
+                        return
+        finally:
+            if run.chain is not None or run.recorder.traversals:
+                writer.finish()
+
+    async def _rounds(self, run: Run, request: Request, session: SessionSettings) -> AsyncGenerator[Committed, None]:
+        """Yield what drivers commit, while there are any, and then what this client's own loop commits."""
+        async with aclosing(self.drivers.rounds(run, request, session.prefix_scope)) as driven:
+            async for committed in driven:
+                yield committed
+                if committed.finish is not None:
+                    return
+        async with aclosing(self._own_rounds(run, request, session)) as rounds:
+            async for committed in rounds:
+                yield committed
+
+    async def _own_rounds(
+        self, run: Run, request: Request, session: SessionSettings
+    ) -> AsyncGenerator[Committed, None]:
+        """Yield what this client's own loop commits after the text so far.  Noise depends on positions alone."""
+        prompt, largest = [*run.prompt_ids, *run.token_ids], largest_tree(request.tree_size)
         async with (
             self.drafters.borrow() as pooled,
             open_chain(
@@ -48,22 +84,18 @@ class GenerationRunner:
                 self.target,
                 Reservation(len(run.prompt_ids) + request.limits.max_new_tokens, largest + 1),
                 patience_s=session.patience_s,
-                shared=SharedPrompt(run.prompt_ids, session.prefix_scope, request.prefix_secret),
+                shared=SharedPrompt(prompt, session.prefix_scope, request.prefix_secret),
                 alternatives=pooled.drafter.alternatives if largest else 0,
                 on_wait=session.on_wait,
             ) as chain,
         ):
-            run.chain, run.prefix_tokens = chain, chain.epoch.prefix_rows
+            run.chain = chain
+            if not run.token_ids:  # otherwise a driver's chain has prefilled the prompt
+                run.prefix_tokens = chain.epoch.prefix_rows
             generation = self.adapt(self._generation(chain, pooled, run, request, session))
-            async with aclosing(generation.rounds(run.prompt_ids, request.settings)) as rounds:
-                try:
-                    async for committed in rounds:
-                        for token in writer.add(committed):
-                            yield token
-                        if writer.stopped:
-                            return
-                finally:
-                    writer.finish()
+            async with aclosing(generation.rounds(prompt, request.settings)) as rounds:
+                async for committed in rounds:
+                    yield committed
 
     def _generation(
         self, chain: Chain, pooled: PooledDrafter, run: Run, request: Request, session: SessionSettings
@@ -116,6 +148,9 @@ class RunWriter:
             elif committed.finish is not None and not following:
                 piece += self._stop.flush()
                 run.finish_reason = committed.finish
+            if run.lost_driver_at is not None:
+                run.recorder.recoveries.append((run.lost_driver_at, self._clock()))
+                run.lost_driver_at = None
             run.first_token_s = run.first_token_s or self._clock() - self._started
             run.token_ids.append(token)
             run.logprobs.append(logprob)

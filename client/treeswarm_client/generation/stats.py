@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from treeswarm.protocol.drive_messages import DrivenTraversal
 from treeswarm.protocol.messages import HopTiming
 from treeswarm_client.planner.explain import RoundReport
 from treeswarm_client.planner.policy import Round
@@ -103,6 +104,16 @@ class StatsRecorder:
             self.drafted += len(finished.draft)
             self.accepted += len(finished.walk.accepted)
             self.misses += 1
+
+    def add_driven(self, costs: DrivenTraversal, committed: int) -> None:
+        """Count one traversal that a driver made, and the tokens that it brought."""
+        seconds, compute_s, queue_s = costs.seconds_us / 1e6, costs.compute_us / 1e6, costs.queue_us / 1e6
+        self.traversal_times.append(TraversalTime(seconds, compute_s, costs.rows, queue_s))
+        self.committed += committed
+        self.drafted += costs.drafted
+        self.accepted += costs.accepted
+        self.misses += costs.missed
+        self.draft_s += costs.draft_us / 1e6
 
     def summary(self, seconds: float) -> Stats:
         """Return the statistics after `seconds` of generation."""

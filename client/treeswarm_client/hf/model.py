@@ -62,6 +62,7 @@ class AutoSwarmModelForCausalLM:
         dtype: str | torch.dtype | None = None,
         quantization: str | None = None,
         emulate_link: str | None = None,
+        drive: str = "auto",
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
@@ -89,6 +90,7 @@ class AutoSwarmModelForCausalLM:
             dtype=str(dtype).removeprefix("torch.") if dtype not in (None, "auto") else None,
             quantization=quantization,
             emulate_link=emulate_link,
+            drive=drive,
             hub=HubOptions(revision, cache_dir, token, local_files_only),
         )
         client.__enter__()

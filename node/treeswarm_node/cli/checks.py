@@ -44,6 +44,8 @@ def find_refusals(config: NodeConfig) -> Iterator[SwarmError]:
         checks.append(partial(LinkShape.parse, network.emulate_link))
     if operations.qr:
         checks.append(check_qr)
+    if config.driving.offered and (draft := config.driving.draft_model):
+        checks.append(partial(check_model_name, draft))
     checks += [partial(check_code, network), partial(_check_limits, limits)]
     said: set[str] = set()
     for check in checks:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Protocol
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Refused, SwarmError, TransportError
+from treeswarm.protocol.drive_messages import Drive
 from treeswarm.protocol.messages import (
     MAX_RECORDS,
     Close,
@@ -34,8 +36,21 @@ from treeswarm_node.reachability.port_lender import PortLender
 from treeswarm_node.sessions.server_session import ServerSession
 from treeswarm_node.sessions.session_table import SessionTable
 
+log = logging.getLogger(__name__)
+
 # Most requests of one stream that may be under way.  A client has one session or a few, each resumed once at a time.
 MAX_TASKS = 64
+
+
+class DrivesTexts(Protocol):
+    """Runs the generation loop for clients."""
+
+    async def drive(self, request: Drive, stream: Stream) -> None:
+        """Drive one text and send its tokens on `stream`, until its end.  Cancelling ends it at once.
+
+        Raises Refused with the reason if the text is not driven, and the SwarmErrors of generating.
+        """
+        ...
 
 
 class NodeServices(Protocol):
@@ -44,6 +59,7 @@ class NodeServices(Protocol):
     membership: Membership | None
     port_lender: PortLender | None
     registry_spec: Callable[[], str] | None
+    driver: DrivesTexts | None
 
 
 @dataclass(eq=False)
@@ -60,6 +76,8 @@ class ControlStream:
     dial_back: DialBackResponder
     services: NodeServices
     _background_tasks: TaskSet = field(default_factory=TaskSet)
+    _driving: dict[bytes, "asyncio.Task[None]"] = field(default_factory=dict)
+    """Tasks that drive texts for this stream, by the id of the text."""
     _watching: bool = False
     """Whether the stream watches records.  It may watch once: every watch remembers the records of all nodes."""
 
@@ -94,6 +112,8 @@ class ControlStream:
             case Close(session_id):
                 if (session := self._find(session_id)) is not None:
                     session.begin_end()
+                elif session_id in self._driving:
+                    self._driving[session_id].cancel()
             case Watch():
                 if self._watching:
                     raise Refused("this stream watches already: a stream watches once", FaultCode.TOO_MANY)
@@ -119,6 +139,12 @@ class ControlStream:
                 await self.stream.send(SwarmFound(self._require_registry_spec()))
             case LeasePort():
                 self._spawn(self._lend(message))
+            case Drive():
+                if message.text in self._driving:
+                    raise Refused("this text is driven already: give each text an id of its own", FaultCode.REFUSED)
+                driving = self._driving[message.text] = self._spawn(self._drive(message))
+                # A task that is cancelled before it begins runs none of its own code.
+                driving.add_done_callback(lambda _: self._driving.pop(message.text))
             case _:
                 raise Refused(f"{type(message).__name__} does not belong on a control stream", FaultCode.MALFORMED)
 
@@ -143,9 +169,7 @@ class ControlStream:
             session = await self.sessions.resume(request, self.stream)
             await session.send_opened()
         except Refused as error:
-            fault = Fault(request.session, FaultCode(error.code), str(error), fatal=True)
-            with contextlib.suppress(TransportError):
-                await self.stream.send(fault)
+            await self._send_fault(Fault(request.session, FaultCode(error.code), str(error), fatal=True))
         except TransportError:
             pass
 
@@ -169,6 +193,23 @@ class ControlStream:
         except SwarmError as error:
             await self.stream.end(error)
 
+    async def _drive(self, request: Drive) -> None:
+        """Drive a text; an error is told to the client, which can go on with the text by itself."""
+        try:
+            if self.services.driver is None:
+                raise Refused("this node drives no texts: drive by yourself, or ask another", FaultCode.REFUSED)
+            await self.services.driver.drive(request, self.stream)
+        except SwarmError as error:
+            code = FaultCode(error.code) if isinstance(error, Refused) else FaultCode.DOWNSTREAM
+            await self._send_fault(Fault(request.text, code, str(error), fatal=True))
+        except Exception:
+            log.exception("driving a text failed unexpectedly")
+            await self._send_fault(Fault(request.text, FaultCode.INTERNAL, "internal error", fatal=True))
+
+    async def _send_fault(self, fault: Fault) -> None:
+        with contextlib.suppress(TransportError):
+            await self.stream.send(fault)
+
     def _require_membership(self) -> Membership:
         if self.services.membership is None:
             raise Refused("this node keeps no records", FaultCode.REFUSED)
@@ -179,10 +220,10 @@ class ControlStream:
             raise Refused("this node has yet to find its own swarm: try again in a moment", FaultCode.DRAINING)
         return self.services.registry_spec()
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
         if len(self._background_tasks) >= MAX_TASKS:
             work.close()
             raise Refused(
                 f"{MAX_TASKS} requests are under way on this stream: wait until some are answered", FaultCode.TOO_MANY
             )
-        self._background_tasks.start(work)
+        return self._background_tasks.start(work)

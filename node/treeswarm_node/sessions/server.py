@@ -15,7 +15,7 @@ from treeswarm_node.engine.loaded_stage import LoadedStage
 from treeswarm_node.membership.announcer import Membership
 from treeswarm_node.reachability.dial_back import DialBackResponder
 from treeswarm_node.reachability.port_lender import PortLender
-from treeswarm_node.sessions.control_stream import ControlStream
+from treeswarm_node.sessions.control_stream import ControlStream, DrivesTexts
 from treeswarm_node.sessions.server_session import ServerSession
 from treeswarm_node.sessions.session_table import SessionTable
 
@@ -35,6 +35,8 @@ class NodeServer:
     stage: LoadedStage | None = None
     state: NodeState = NodeState.JOINING
     port_lender: PortLender | None = None
+    driver: DrivesTexts | None = None
+    """Runs the generation loop for clients, or None if this node drives no texts."""
     registry_spec: Callable[[], str] | None = None
     """Returns the registry that this node is announced in, "" for none; None while the node has yet to find it."""
     forwarded_ports: set[int] = field(default_factory=set)

@@ -7,9 +7,9 @@ all are one-dimensional except `Answer.alternatives`.
 Two kinds of stream carry the messages:
 
     control  client → node: Describe, Open, Resume, Hint, Ping, Close; Watch, DialBack, Manage, LeasePort, ReportLost,
-             FindSwarm
+             FindSwarm, Drive
              node → client: Description, Opened, Answer (from the tail), Pong, Fault; Records, DialledBack, Managed,
-             PortLeased, IncomingConnection, SwarmFound
+             PortLeased, IncomingConnection, SwarmFound, DrivenTokens
     link     upstream → downstream: LinkHello once, then Append after Append (the client is upstream of the head)
              downstream → upstream: LinkWelcome once if the hello asked for it, then nothing until the stream ends
 """
@@ -20,6 +20,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from treeswarm.protocol.drive_messages import Drive, DrivenTokens
 from treeswarm.protocol.node_messages import (
     DialBack,
     DialledBack,
@@ -31,6 +32,10 @@ from treeswarm.protocol.node_messages import (
     PortLeased,
     SwarmFound,
 )
+
+# Parts of this contract in a file of their own, so that the messages about driven texts can have them too.
+from treeswarm.protocol.numerics import ACTIVATION_BLOCK as ACTIVATION_BLOCK  # noqa: PLC0414
+from treeswarm.protocol.numerics import NumericsClass as NumericsClass  # noqa: PLC0414
 from treeswarm.protocol.prefix import Prefix
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
@@ -41,9 +46,6 @@ SEGMENT_BYTES = 1 << 20
 # Larger than any segment with its ids, timings and headers; gRPC refuses larger frames before parsing.
 MAX_MESSAGE_BYTES = 4 << 20
 MAX_ROWS = 4096
-# Number of values that share a scale in 8-bit activations.  A scale costs 3 % of the bytes, and an outlier makes the 63
-# other values of its block less precise.
-ACTIVATION_BLOCK = 64
 MAX_CROWN = 4096
 MAX_TRUNK = 1 << 22
 MAX_HOPS = 256
@@ -102,47 +104,6 @@ class FaultCode(StrEnum):
     TOO_MANY = "too-many"
     INTERNAL = "internal"
     REFUSED = "refused"
-
-
-@dataclass(frozen=True)
-class NumericsClass:
-    """What all nodes of one chain must have in common, because it decides which text the model generates."""
-
-    weights: str
-    """Hex digest of the model's config and every weight file."""
-    dtype: str
-    """Type of the weights, the KV cache and the activations on the wire: `float32`, `bfloat16` or `float16`."""
-    quantization: str = "none"
-    """Quantization of the weights: `none`, `published`, `int8`, `int4` or `nf4`."""
-    activations: str = ""
-    """How rows travel between nodes: `int8`, which changes the text, or empty for `dtype`."""
-
-    def row_bytes(self, hidden_size: int) -> int:
-        """Return the number of bytes of one row of activations on a link, before compression."""
-        if self.activations == "int8":
-            return hidden_size + 2 * -(-hidden_size // ACTIVATION_BLOCK)
-        return hidden_size * (4 if self.dtype == "float32" else 2)
-
-    @property
-    def plain(self) -> bool:
-        """True if neither weights nor activations are stored in fewer bits than `dtype` has."""
-        return self.quantization in {"", "none"} and not self.activations
-
-    def difference(self, other: "NumericsClass") -> str:
-        """Name the first thing in which `other`, which is not equal, differs from this class."""
-        if self.weights != other.weights:
-            return f"their weights differ ({self.weights[:12]} and {other.weights[:12]})"
-        if self.dtype != other.dtype:
-            return f"they compute in {self.dtype} and {other.dtype}"
-        if self.quantization != other.quantization:
-            return f"their quantization differs ({self.quantization} and {other.quantization})"
-        return f"their activations differ ({self.activations or 'native'} and {other.activations or 'native'})"
-
-    def __str__(self) -> str:
-        """Describe the class for people; weights are named by the first digits of their digest."""
-        quantization = f", {self.quantization} weights" if self.quantization not in ("", "none") else ""
-        activations = f", {self.activations} activations" if self.activations else ""
-        return f"{self.dtype}{quantization}{activations} ({self.weights[:12]})"
 
 
 @dataclass(frozen=True)
@@ -256,7 +217,7 @@ class Ping:
 
 @dataclass(frozen=True)
 class Close:
-    """Tell a node to free the session now."""
+    """Tell a node to free the session, or to end the driven text of that id, now."""
 
     session: bytes
 
@@ -464,10 +425,11 @@ class Append:
 
 ControlUp = (
     Describe | Open | Resume | Hint | Ping | Close | Watch | DialBack | Manage | LeasePort | ReportLost | FindSwarm
-)
+    | Drive
+)  # fmt: skip
 ControlDown = (
     Description | Opened | Answer | Pong | Fault | Records | DialledBack | Managed | PortLeased | IncomingConnection
-    | SwarmFound
+    | SwarmFound | DrivenTokens
 )  # fmt: skip
 LinkUp = LinkHello | Append
 LinkDown = LinkWelcome

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from hashlib import sha256
 
+from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.spans import Span
 from treeswarm.topology.coordinates import Coordinate
@@ -70,6 +71,8 @@ class NodeRecord:
     coordinate: tuple[float, ...]
     """Network coordinate, in the order of the fields of `coordinates.Coordinate`; empty if none was measured."""
     software: str
+    driver: DriverKind = DriverKind.NONE
+    """Whether the node drives texts for clients, and with what it drafts."""
 
     @property
     def position(self) -> Coordinate | None:

@@ -5,6 +5,7 @@ raise Malformed, which names the field, and nothing else.
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from google.protobuf.message import Message as Proto
 from numpy.typing import NDArray
 
 from treeswarm.errors import BadRequest, Malformed
+from treeswarm.protocol import drive_messages as d
 from treeswarm.protocol import messages as m
 from treeswarm.protocol import node_messages as n
 from treeswarm.protocol.prefix import DIGEST_BYTES, MAX_PREFIX_UNITS, SCOPE_BYTES, Prefix
@@ -252,7 +254,6 @@ def _append_in(message: pb.Append) -> m.Append:
     _require(len(parents) == rows, "parents", f"{len(parents)} parents for {rows} tokens")
     _require(message.first_id + rows <= U32_LIMIT, "first_id", "node ids run past 32 bits")
     _require(message.answers in ANSWERS, "answers", f"{message.answers} is unknown")
-    sampling = message.settings
     return m.Append(
         epoch=message.epoch,
         seq=message.seq,
@@ -262,7 +263,7 @@ def _append_in(message: pb.Append) -> m.Append:
         tokens=tokens,
         prefill=message.prefill,
         answers=ANSWERS[message.answers],
-        settings=SamplingSettings(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed, sampling.sample),
+        settings=_settings_in(message.settings),
         skipped=_bits(message.skipped, rows),
         hidden=message.hidden,
         timings=_timings_in(message.timings),
@@ -271,6 +272,56 @@ def _append_in(message: pb.Append) -> m.Append:
         prefix=_count(message.prefix, "prefix", 0, m.MAX_TRUNK),
         planes=_planes_in(message),
     )
+
+
+def _settings_in(settings: pb.SamplingSettings) -> SamplingSettings:
+    return SamplingSettings(settings.temperature, settings.top_k, settings.top_p, settings.seed, settings.sample)
+
+
+def _drive_in(message: pb.Drive) -> d.Drive:
+    prompt = _array(message.prompt, "prompt", "<u4", d.MAX_DRIVEN_PROMPT)
+    _require(len(prompt) > 0, "prompt", "it is empty")
+    secret = message.prefix_secret
+    return d.Drive(
+        version=message.version,
+        text=_id_bytes(message.text, "text", m.SESSION_ID_BYTES),
+        numerics=_numerics_in(message.numerics),
+        prompt=prompt,
+        settings=_settings_in(message.settings),
+        max_new_tokens=_count(message.max_new_tokens, "max_new_tokens", 1, m.MAX_TRUNK),
+        stop_ids=_array(message.stop_ids, "stop_ids", "<u4", d.MAX_STOP_IDS),
+        tree_size=None if message.auto_tree else _count(message.tree_size, "tree_size", 0, m.MAX_CROWN),
+        prefix_secret=_id_bytes(secret, "prefix_secret", SCOPE_BYTES) if secret else b"",
+    )
+
+
+def _driven_in(message: pb.DrivenTokens) -> d.DrivenTokens:
+    tokens, logprobs = _array(message.tokens, "tokens", "<u4"), _array(message.logprobs, "logprobs", "<f4")
+    _require(len(tokens) == len(logprobs), "driven tokens", "tokens and logprobs differ in length")
+    _require(len(message.hops) <= m.MAX_HOPS, "hops", f"{len(message.hops)} hops, at most {m.MAX_HOPS}")
+    return d.DrivenTokens(
+        text=_id_bytes(message.text, "text", m.SESSION_ID_BYTES),
+        tokens=tokens,
+        logprobs=logprobs,
+        traversal=_driven_traversal_in(message.traversal),
+        hops=tuple(
+            d.DrivenHop(
+                _text(hop.node, "hops.node", 64),
+                _text(hop.address, "hops.address", 512),
+                Span(hop.span.start, hop.span.end),
+            )
+            for hop in message.hops
+        ),
+        prefix_rows=_count(message.prefix_rows, "prefix_rows", 0, m.MAX_TRUNK),
+    )
+
+
+def _driven_traversal_in(message: pb.DrivenTraversal) -> d.DrivenTraversal:
+    for name in ("seconds_us", "compute_us", "queue_us", "draft_us"):
+        _count(getattr(message, name), name, 0, d.MAX_TRAVERSAL_US)
+    _count(message.accepted, "accepted", 0, message.drafted)
+    _count(message.repairs, "repairs", 0, d.MAX_REPAIRS)
+    return d.DrivenTraversal(**{field.name: getattr(message, field.name) for field in fields(d.DrivenTraversal)})
 
 
 def _planes_in(message: pb.Append) -> int:
@@ -292,7 +343,7 @@ def _bits(data: bytes, rows: int) -> NDArray[np.bool_]:
 
 
 _IN: dict[str, Callable[[Any], m.Message]] = {
-    "describe": lambda d: m.Describe(d.version),
+    "describe": lambda q: m.Describe(q.version),
     "open": _open_in,
     "hint": lambda h: m.Hint(_session(h.session), h.trunk_length, h.tip),
     "ping": lambda p: m.Ping(p.stamp, _session(p.session) if p.session else b""),
@@ -310,12 +361,12 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "resume": _resume_in,
     "watch": lambda w: m.Watch(w.version, w.everyone, w.clock),
     "records": _records_in,
-    "dial_back": lambda d: n.DialBack(_text(d.address, "address", 512)),
-    "dialled_back": lambda d: n.DialledBack(d.reached, _text(d.why, "why")),
+    "dial_back": lambda b: n.DialBack(_text(b.address, "address", 512)),
+    "dialled_back": lambda b: n.DialledBack(b.reached, _text(b.why, "why")),
     "manage": lambda o: n.Manage(
         _text(o.action, "action", 32), o.stamp, _id_bytes(o.signature, "signature", m.SIGNATURE_BYTES)
     ),
-    "managed": lambda d: n.Managed(_text(d.message, "message")),
+    "managed": lambda o: n.Managed(_text(o.message, "message")),
     "find_swarm": lambda f: n.FindSwarm(f.version),
     "swarm_found": lambda f: n.SwarmFound(_text(f.registry, "registry")),
     "report_lost": _report_lost_in,
@@ -325,6 +376,8 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     ),
     "incoming_connection": lambda i: n.IncomingConnection(_id_bytes(i.token, "token", m.TICKET_BYTES)),
     "fault": _fault_in,
+    "drive": _drive_in,
+    "driven_tokens": _driven_in,
     "hello": lambda h: m.LinkHello(
         h.version, _session(h.session), h.epoch, _id_bytes(h.ticket, "ticket", m.TICKET_BYTES), h.warm_up, h.packs
     ),

@@ -1,14 +1,17 @@
 """Converts messages to bytes."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import Message as Proto
 from numpy.typing import NDArray
 
+from treeswarm.protocol import drive_messages as d
 from treeswarm.protocol import messages as m
 from treeswarm.protocol import node_messages as n
+from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
 from treeswarm.wire import treeswarm_pb2 as pb
 
@@ -140,7 +143,6 @@ def _answer_out(message: m.Answer) -> pb.Answer:
 
 
 def _append_out(message: m.Append) -> pb.Append:
-    sampling = message.settings
     return pb.Append(
         epoch=message.epoch,
         seq=message.seq,
@@ -150,13 +152,7 @@ def _append_out(message: m.Append) -> pb.Append:
         tokens=_array_out(message.tokens, "<u4"),
         prefill=message.prefill,
         answers=ANSWERS_OUT[message.answers],
-        settings=pb.SamplingSettings(
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-            sample=sampling.sample,
-        ),
+        settings=_settings_out(message.settings),
         skipped=np.packbits(message.skipped, bitorder="little").tobytes() if message.skipped.any() else b"",
         hidden=message.hidden,
         timings=_timings_out(message.timings),
@@ -167,8 +163,45 @@ def _append_out(message: m.Append) -> pb.Append:
     )
 
 
+def _settings_out(settings: SamplingSettings) -> pb.SamplingSettings:
+    return pb.SamplingSettings(
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        seed=settings.seed,
+        sample=settings.sample,
+    )
+
+
+def _drive_out(message: d.Drive) -> pb.Drive:
+    return pb.Drive(
+        version=message.version,
+        text=message.text,
+        numerics=_numerics_out(message.numerics),
+        prompt=_array_out(message.prompt, "<u4"),
+        settings=_settings_out(message.settings),
+        max_new_tokens=message.max_new_tokens,
+        stop_ids=_array_out(message.stop_ids, "<u4"),
+        auto_tree=message.tree_size is None,
+        tree_size=message.tree_size or 0,
+        prefix_secret=message.prefix_secret,
+    )
+
+
+def _driven_out(message: d.DrivenTokens) -> pb.DrivenTokens:
+    hops = [pb.DrivenHop(node=hop.node, address=hop.address, span=_span_out(hop.span)) for hop in message.hops]
+    return pb.DrivenTokens(
+        text=message.text,
+        tokens=_array_out(message.tokens, "<u4"),
+        logprobs=_array_out(message.logprobs, "<f4"),
+        traversal=pb.DrivenTraversal(**{f.name: getattr(message.traversal, f.name) for f in fields(d.DrivenTraversal)}),
+        hops=hops,
+        prefix_rows=message.prefix_rows,
+    )
+
+
 _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
-    m.Describe: (pb.ControlUp, "describe", lambda d: pb.Describe(version=d.version)),
+    m.Describe: (pb.ControlUp, "describe", lambda q: pb.Describe(version=q.version)),
     m.Open: (pb.ControlUp, "open", _open_out),
     m.Hint: (pb.ControlUp, "hint", lambda h: pb.Hint(session=h.session, trunk_length=h.trunk_length, tip=h.tip)),
     m.Ping: (pb.ControlUp, "ping", lambda p: pb.Ping(stamp=p.stamp, session=p.session)),
@@ -201,11 +234,11 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
     m.Resume: (pb.ControlUp, "resume", _resume_out),
     m.Watch: (pb.ControlUp, "watch", lambda w: pb.Watch(version=w.version, everyone=w.everyone, clock=w.clock)),
     m.Records: (pb.ControlDown, "records", lambda r: pb.Records(sealed=r.sealed, clock=r.clock)),
-    n.DialBack: (pb.ControlUp, "dial_back", lambda d: pb.DialBack(address=d.address)),
+    n.DialBack: (pb.ControlUp, "dial_back", lambda b: pb.DialBack(address=b.address)),
     n.DialledBack: (
         pb.ControlDown,
         "dialled_back",
-        lambda d: pb.DialledBack(reached=d.reached, why=_clipped(d.why)),
+        lambda b: pb.DialledBack(reached=b.reached, why=_clipped(b.why)),
     ),
     n.Manage: (
         pb.ControlUp,
@@ -213,12 +246,14 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
         lambda o: pb.Manage(action=o.action, stamp=o.stamp, signature=o.signature),
     ),
     m.ReportLost: (pb.ControlUp, "report_lost", lambda r: pb.ReportLost(nodes=r.nodes)),
-    n.Managed: (pb.ControlDown, "managed", lambda d: pb.Managed(message=_clipped(d.message))),
+    n.Managed: (pb.ControlDown, "managed", lambda o: pb.Managed(message=_clipped(o.message))),
     n.FindSwarm: (pb.ControlUp, "find_swarm", lambda f: pb.FindSwarm(version=f.version)),
     n.SwarmFound: (pb.ControlDown, "swarm_found", lambda f: pb.SwarmFound(registry=f.registry)),
     n.LeasePort: (pb.ControlUp, "lease_port", lambda r: pb.LeasePort(version=r.version)),
     n.PortLeased: (pb.ControlDown, "port_leased", lambda r: pb.PortLeased(port=r.port, fetch_port=r.fetch_port)),
     n.IncomingConnection: (pb.ControlDown, "incoming_connection", lambda i: pb.IncomingConnection(token=i.token)),
+    d.Drive: (pb.ControlUp, "drive", _drive_out),
+    d.DrivenTokens: (pb.ControlDown, "driven_tokens", _driven_out),
     m.LinkHello: (
         pb.LinkUp,
         "hello",

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from treeswarm.errors import BadRequest, Malformed
 from treeswarm.keys import Signer, verify
 from treeswarm.protocol.address import Address
+from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.protocol.messages import MAX_RECORD_BYTES, SIGNATURE_BYTES, NumericsClass
 from treeswarm.protocol.records import COORDINATE_LENGTH, RECORD_VERSION, NodeRecord, NodeState, SealedRecord
 from treeswarm.protocol.spans import Span
@@ -62,6 +63,7 @@ def seal(record: NodeRecord, signer: Signer) -> SealedRecord:
         total_tokens=record.total_tokens,
         coordinate=record.coordinate,
         software=record.software,
+        driver=int(record.driver),
     ).SerializeToString()
     signature = signer.sign(RECORD_PREFIX + body)
     sealed = pb.SealedRecord(record=body, key=signer.public_key, signature=signature).SerializeToString()
@@ -131,6 +133,8 @@ def _read(body: pb.NodeRecord, key: bytes) -> NodeRecord:
         total_tokens=body.total_tokens,
         coordinate=tuple(body.coordinate),
         software=body.software,
+        # A later release may know more kinds: all of them drive.
+        driver=DriverKind(min(body.driver, max(DriverKind))),
     )
 
 

@@ -16,7 +16,7 @@ LAST: Answers
 ALL: Answers
 
 class ControlUp(_message.Message):
-    __slots__ = ("describe", "open", "hint", "ping", "close", "resume", "watch", "dial_back", "manage", "lease_port", "report_lost", "find_swarm")
+    __slots__ = ("describe", "open", "hint", "ping", "close", "resume", "watch", "dial_back", "manage", "lease_port", "report_lost", "find_swarm", "drive")
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     HINT_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class ControlUp(_message.Message):
     LEASE_PORT_FIELD_NUMBER: _ClassVar[int]
     REPORT_LOST_FIELD_NUMBER: _ClassVar[int]
     FIND_SWARM_FIELD_NUMBER: _ClassVar[int]
+    DRIVE_FIELD_NUMBER: _ClassVar[int]
     describe: Describe
     open: Open
     hint: Hint
@@ -41,10 +42,11 @@ class ControlUp(_message.Message):
     lease_port: LeasePort
     report_lost: ReportLost
     find_swarm: FindSwarm
-    def __init__(self, describe: _Optional[_Union[Describe, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., hint: _Optional[_Union[Hint, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., dial_back: _Optional[_Union[DialBack, _Mapping]] = ..., manage: _Optional[_Union[Manage, _Mapping]] = ..., lease_port: _Optional[_Union[LeasePort, _Mapping]] = ..., report_lost: _Optional[_Union[ReportLost, _Mapping]] = ..., find_swarm: _Optional[_Union[FindSwarm, _Mapping]] = ...) -> None: ...
+    drive: Drive
+    def __init__(self, describe: _Optional[_Union[Describe, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., hint: _Optional[_Union[Hint, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., dial_back: _Optional[_Union[DialBack, _Mapping]] = ..., manage: _Optional[_Union[Manage, _Mapping]] = ..., lease_port: _Optional[_Union[LeasePort, _Mapping]] = ..., report_lost: _Optional[_Union[ReportLost, _Mapping]] = ..., find_swarm: _Optional[_Union[FindSwarm, _Mapping]] = ..., drive: _Optional[_Union[Drive, _Mapping]] = ...) -> None: ...
 
 class ControlDown(_message.Message):
-    __slots__ = ("description", "opened", "answer", "pong", "fault", "records", "dialled_back", "managed", "port_leased", "incoming_connection", "swarm_found")
+    __slots__ = ("description", "opened", "answer", "pong", "fault", "records", "dialled_back", "managed", "port_leased", "incoming_connection", "swarm_found", "driven_tokens")
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +58,7 @@ class ControlDown(_message.Message):
     PORT_LEASED_FIELD_NUMBER: _ClassVar[int]
     INCOMING_CONNECTION_FIELD_NUMBER: _ClassVar[int]
     SWARM_FOUND_FIELD_NUMBER: _ClassVar[int]
+    DRIVEN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     description: Description
     opened: Opened
     answer: Answer
@@ -67,7 +70,8 @@ class ControlDown(_message.Message):
     port_leased: PortLeased
     incoming_connection: IncomingConnection
     swarm_found: SwarmFound
-    def __init__(self, description: _Optional[_Union[Description, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., dialled_back: _Optional[_Union[DialledBack, _Mapping]] = ..., managed: _Optional[_Union[Managed, _Mapping]] = ..., port_leased: _Optional[_Union[PortLeased, _Mapping]] = ..., incoming_connection: _Optional[_Union[IncomingConnection, _Mapping]] = ..., swarm_found: _Optional[_Union[SwarmFound, _Mapping]] = ...) -> None: ...
+    driven_tokens: DrivenTokens
+    def __init__(self, description: _Optional[_Union[Description, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., dialled_back: _Optional[_Union[DialledBack, _Mapping]] = ..., managed: _Optional[_Union[Managed, _Mapping]] = ..., port_leased: _Optional[_Union[PortLeased, _Mapping]] = ..., incoming_connection: _Optional[_Union[IncomingConnection, _Mapping]] = ..., swarm_found: _Optional[_Union[SwarmFound, _Mapping]] = ..., driven_tokens: _Optional[_Union[DrivenTokens, _Mapping]] = ...) -> None: ...
 
 class LinkUp(_message.Message):
     __slots__ = ("hello", "append")
@@ -398,7 +402,7 @@ class Append(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., commit: _Optional[bytes] = ..., first_id: _Optional[int] = ..., parents: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., prefill: bool = ..., answers: _Optional[_Union[Answers, str]] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., skipped: _Optional[bytes] = ..., hidden: _Optional[bytes] = ..., planes: _Optional[int] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., fresh: bool = ..., replay: bool = ..., prefix: _Optional[int] = ...) -> None: ...
 
 class NodeRecord(_message.Message):
-    __slots__ = ("version", "generation", "expires", "state", "address", "pin", "reachable", "name", "model", "weights", "dtype", "quantization", "span", "blocks", "rate", "hop_s", "free_tokens", "total_tokens", "coordinate", "software", "activations")
+    __slots__ = ("version", "generation", "expires", "state", "address", "pin", "reachable", "name", "model", "weights", "dtype", "quantization", "span", "blocks", "rate", "hop_s", "free_tokens", "total_tokens", "coordinate", "software", "activations", "driver")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_FIELD_NUMBER: _ClassVar[int]
@@ -420,6 +424,7 @@ class NodeRecord(_message.Message):
     COORDINATE_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
+    DRIVER_FIELD_NUMBER: _ClassVar[int]
     version: int
     generation: int
     expires: int
@@ -441,7 +446,8 @@ class NodeRecord(_message.Message):
     coordinate: _containers.RepeatedScalarFieldContainer[float]
     software: str
     activations: str
-    def __init__(self, version: _Optional[int] = ..., generation: _Optional[int] = ..., expires: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., pin: _Optional[bytes] = ..., reachable: bool = ..., name: _Optional[str] = ..., model: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., rate: _Optional[float] = ..., hop_s: _Optional[float] = ..., free_tokens: _Optional[int] = ..., total_tokens: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ..., software: _Optional[str] = ..., activations: _Optional[str] = ...) -> None: ...
+    driver: int
+    def __init__(self, version: _Optional[int] = ..., generation: _Optional[int] = ..., expires: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., pin: _Optional[bytes] = ..., reachable: bool = ..., name: _Optional[str] = ..., model: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., rate: _Optional[float] = ..., hop_s: _Optional[float] = ..., free_tokens: _Optional[int] = ..., total_tokens: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ..., software: _Optional[str] = ..., activations: _Optional[str] = ..., driver: _Optional[int] = ...) -> None: ...
 
 class SealedRecord(_message.Message):
     __slots__ = ("record", "key", "signature")
@@ -538,3 +544,75 @@ class IncomingConnection(_message.Message):
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     token: bytes
     def __init__(self, token: _Optional[bytes] = ...) -> None: ...
+
+class Drive(_message.Message):
+    __slots__ = ("version", "text", "numerics", "prompt", "settings", "max_new_tokens", "stop_ids", "auto_tree", "tree_size", "prefix_secret")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STOP_IDS_FIELD_NUMBER: _ClassVar[int]
+    AUTO_TREE_FIELD_NUMBER: _ClassVar[int]
+    TREE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_SECRET_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    text: bytes
+    numerics: NumericsClass
+    prompt: bytes
+    settings: SamplingSettings
+    max_new_tokens: int
+    stop_ids: bytes
+    auto_tree: bool
+    tree_size: int
+    prefix_secret: bytes
+    def __init__(self, version: _Optional[int] = ..., text: _Optional[bytes] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., prompt: _Optional[bytes] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., stop_ids: _Optional[bytes] = ..., auto_tree: bool = ..., tree_size: _Optional[int] = ..., prefix_secret: _Optional[bytes] = ...) -> None: ...
+
+class DrivenTokens(_message.Message):
+    __slots__ = ("text", "tokens", "logprobs", "traversal", "hops", "prefix_rows")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TRAVERSAL_FIELD_NUMBER: _ClassVar[int]
+    HOPS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_ROWS_FIELD_NUMBER: _ClassVar[int]
+    text: bytes
+    tokens: bytes
+    logprobs: bytes
+    traversal: DrivenTraversal
+    hops: _containers.RepeatedCompositeFieldContainer[DrivenHop]
+    prefix_rows: int
+    def __init__(self, text: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., traversal: _Optional[_Union[DrivenTraversal, _Mapping]] = ..., hops: _Optional[_Iterable[_Union[DrivenHop, _Mapping]]] = ..., prefix_rows: _Optional[int] = ...) -> None: ...
+
+class DrivenTraversal(_message.Message):
+    __slots__ = ("seconds_us", "compute_us", "queue_us", "draft_us", "rows", "drafted", "accepted", "missed", "repairs")
+    SECONDS_US_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_US_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_US_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    REPAIRS_FIELD_NUMBER: _ClassVar[int]
+    seconds_us: int
+    compute_us: int
+    queue_us: int
+    draft_us: int
+    rows: int
+    drafted: int
+    accepted: int
+    missed: bool
+    repairs: int
+    def __init__(self, seconds_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., draft_us: _Optional[int] = ..., rows: _Optional[int] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., missed: bool = ..., repairs: _Optional[int] = ...) -> None: ...
+
+class DrivenHop(_message.Message):
+    __slots__ = ("node", "address", "span")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SPAN_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    address: str
+    span: Span
+    def __init__(self, node: _Optional[str] = ..., address: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ...) -> None: ...

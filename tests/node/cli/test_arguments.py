@@ -9,6 +9,7 @@ from treeswarm.protocol.spans import Span
 from treeswarm_node.cli.arguments import read_config
 from treeswarm_node.config import (
     DeviceConfig,
+    DrivingConfig,
     LendingConfig,
     ModelConfig,
     NetworkConfig,
@@ -57,18 +58,21 @@ def test_every_flag_reaches_its_field() -> None:
     flags += ["--swarm-key", "key", "--compression", "lossless", "--bandwidth", "20mbit", "--emulate-link", "delay=1ms"]
     flags += ["--lend-ports", "1", "--lend-from", "5000", "--hours", "22:00-07:00", "--metrics", "h:3", "--no-panel"]
     flags += ["--log-format", "json", "--verbose", "--max-sessions", "9", "--grace", "1.5"]
+    flags += ["--drive", "--drive-draft", "none", "--max-driven", "3"]
     assert read_config(["demo", *flags], {}) == NodeConfig(
         ModelConfig("demo", "v1", Span(0, 3), 2, "auto", "nf4", "int8"),
         DeviceConfig("cuda", 0.5, 6 << 30, "ram", 512, 3, "flash"),
         NetworkConfig("127.0.0.1:1", "h:2", "none", Path("id.pem"), Path("key"), "lossless", 20e6, "delay=1ms"),
         LendingConfig(1, 5000),
+        DrivingConfig(True, "none", 3),
         OperationsConfig(Schedule.parse("22:00-07:00"), "h:3", panel=False, log_json=True, verbose=True),
         NodeLimits(sessions=9, drain_grace_s=1.5),
     )
 
 
 @pytest.mark.parametrize(
-    "flags", [["--kv-tokens", "0"], ["--threads", "-1"], ["--num-blocks", "0"], ["--lend-ports", "-1"]]
+    "flags",
+    [["--kv-tokens", "0"], ["--threads", "-1"], ["--num-blocks", "0"], ["--lend-ports", "-1"], ["--max-driven", "0"]],
 )
 def test_error_for_a_wrong_number_names_its_flag(flags: list[str]) -> None:
     with pytest.raises(BadRequest, match=flags[0]):

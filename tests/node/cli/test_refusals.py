@@ -58,6 +58,7 @@ def taken_port() -> Iterator[int]:
         ["demo", "--registry", "dht:nonsense"],
         ["demo", "--announce", "nonsense"],
         ["demo", "--listen", "nonsense"],
+        ["demo", "--drive", "--drive-draft", "./nowhere+ngram"],
         ["demo", "--metrics", "nonsense"],
         ["demo", "--emulate-link", "fast"],
         ["demo", "--max-sessions", "0"],

@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treeswarm.errors import BadRequest, Malformed
-from treeswarm.protocol.messages import MAX_RECORD_BYTES
+from treeswarm.protocol.drive_messages import DriverKind
+from treeswarm.protocol.messages import MAX_RECORD_BYTES, NumericsClass
 from treeswarm.protocol.records import NodeRecord, NodeState, SealedRecord
 from treeswarm.protocol.spans import Span
 from treeswarm.registry.book import RecordBook
 from treeswarm.topology.coordinates import Coordinate
-from treeswarm.wire.sealing import Forged, seal, unseal
+from treeswarm.wire import treeswarm_pb2 as pb
+from treeswarm.wire.sealing import RECORD_PREFIX, Forged, seal, unseal
 from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 
 NODES = [FakeNode() for _ in range(4)]
@@ -90,6 +92,37 @@ def test_a_position_needs_all_numbers_of_a_coordinate(
 ) -> None:
     record: NodeRecord = NODES[0].record(coordinate=coordinate).record
     assert record.position == position
+
+
+def largest_record(**changes: Any) -> SealedRecord:
+    """Return a record whose fields are as long as they become in use."""
+    fields: dict[str, Any] = {
+        "address": "some-machine.of-a-volunteer.example.org:65535",
+        "name": "organisation/Some-Model-With-A-Long-Name-Instruct-2511-GGUF-Q4KM",
+        "numerics": NumericsClass("ab" * 32, "bfloat16", "published", "int8"),
+        "coordinate": (0.123, 0.456, 0.012, 0.5),
+        "free_tokens": 2**40,
+        "total_tokens": 2**40,
+        "software": "treeswarm 0.10.10",
+    }
+    return NODES[0].record(**fields | changes)
+
+
+@pytest.mark.parametrize("kind", list(DriverKind))
+def test_a_record_says_whether_its_node_drives(kind: DriverKind) -> None:
+    sealed = largest_record(driver=kind)
+    assert len(sealed.sealed) <= MAX_RECORD_BYTES
+    assert unseal(sealed.sealed).record.driver is kind
+
+
+def test_a_kind_of_driver_of_a_later_release_drives() -> None:
+    node = NODES[0]
+    envelope = pb.SealedRecord.FromString(node.record(driver=DriverKind.MODEL).sealed)
+    body = pb.NodeRecord.FromString(envelope.record)
+    body.driver = 7
+    envelope.record = body.SerializeToString()
+    envelope.signature = node.sign(RECORD_PREFIX + envelope.record)
+    assert unseal(envelope.SerializeToString()).record.driver is DriverKind.MODEL
 
 
 @st.composite

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treeswarm.errors import Malformed
+from treeswarm.protocol import drive_messages as d
 from treeswarm.protocol import messages as m
 from treeswarm.protocol import node_messages as n
 from treeswarm.protocol.prefix import MAX_PREFIX_UNITS, PREFIX_TOKENS, Prefix
@@ -67,6 +68,36 @@ def answers(draw: st.DrawFn) -> m.Answer:
     )
 
 
+@st.composite
+def drives(draw: st.DrawFn) -> d.Drive:
+    return d.Drive(
+        version=draw(u32),
+        text=draw(ids16),
+        numerics=draw(numerics),
+        prompt=draw(arrays(draw(st.integers(1, 9)))),
+        settings=draw(sampling),
+        max_new_tokens=draw(st.integers(1, m.MAX_TRUNK)),
+        stop_ids=draw(arrays(draw(st.integers(0, 9)))),
+        tree_size=draw(st.none() | st.integers(0, m.MAX_CROWN)),
+        prefix_secret=draw(st.just(b"") | ids16),
+    )
+
+
+@st.composite
+def driven_tokens(draw: st.DrawFn) -> d.DrivenTokens:
+    count, drafted = draw(st.integers(0, 9)), draw(u32)
+    micros = [draw(st.integers(0, d.MAX_TRAVERSAL_US)) for _ in range(4)]
+    accepted, missed = draw(st.integers(0, drafted)), draw(st.booleans())
+    return d.DrivenTokens(
+        draw(ids16),
+        draw(arrays(count)),
+        np.array(draw(st.lists(st.floats(width=32), min_size=count, max_size=count)), np.float32),
+        d.DrivenTraversal(*micros, draw(u32), drafted, accepted, missed, draw(st.integers(0, d.MAX_REPAIRS))),
+        draw(st.lists(st.builds(d.DrivenHop, short, short, spans), max_size=3).map(tuple)),
+        draw(st.integers(0, m.MAX_TRUNK)),
+    )
+
+
 hops = st.none() | st.builds(m.NextHop, short, ids16)
 rooms = st.integers(1, m.MAX_CROWN)
 prefixes = st.none() | st.builds(Prefix, ids16, st.lists(ids16, max_size=5).map(tuple))
@@ -115,6 +146,7 @@ UP = st.one_of(
     st.builds(m.Ping, u64),
     st.builds(m.Close, ids16),
     st.builds(n.FindSwarm, u32),
+    drives(),
 )
 DOWN = st.one_of(
     descriptions,
@@ -122,6 +154,7 @@ DOWN = st.one_of(
     answers(),
     st.builds(m.Pong, u64),
     st.builds(n.SwarmFound, short),
+    driven_tokens(),
     st.builds(m.Fault, ids16, st.sampled_from(m.FaultCode), short, st.booleans()),
 )
 LINK = st.one_of(
@@ -168,6 +201,60 @@ def test_hostile_bytes_raise_only_malformed(data: bytes, message: m.Message, pla
                 decode(candidate)
             except Malformed as error:
                 assert str(error)
+
+
+def drive_bytes(**changes: Any) -> bytes:
+    """Return the bytes of a Drive with the given fields, and valid defaults for the rest."""
+    fields_of_drive: dict[str, Any] = {
+        "text": bytes(16),
+        "numerics": pb.NumericsClass(dtype="float32"),
+        "prompt": bytes(4),
+        "settings": pb.SamplingSettings(top_p=1.0),
+        "max_new_tokens": 1,
+        "auto_tree": True,
+    }
+    return bytes(pb.ControlUp(drive=pb.Drive(**{**fields_of_drive, **changes})).SerializeToString())
+
+
+def driven_bytes(**changes: Any) -> bytes:
+    """Return the bytes of DrivenTokens with the given fields."""
+    return bytes(pb.ControlDown(driven_tokens=pb.DrivenTokens(text=bytes(16), **changes)).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"text": b"short"}, "text: 5 bytes"),
+        ({"prompt": b""}, "prompt: it is empty"),
+        ({"prompt": bytes(4 * (d.MAX_DRIVEN_PROMPT + 1))}, "prompt: 524289 elements"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"stop_ids": bytes(4 * 257)}, "stop_ids: 257 elements"),
+        ({"auto_tree": False, "tree_size": 5000}, "tree_size"),
+        ({"prefix_secret": b"x"}, "prefix_secret: 1 bytes"),
+        ({"settings": pb.SamplingSettings(temperature=-1.0, top_p=1.0)}, "temperature"),
+    ],
+)
+def test_a_request_to_drive_out_of_bounds_is_malformed(changes: dict[str, Any], field: str) -> None:
+    assert decode_control_up(drive_bytes())
+    with pytest.raises(Malformed, match=field):
+        decode_control_up(drive_bytes(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"tokens": bytes(8), "logprobs": bytes(4)}, "tokens and logprobs differ"),
+        ({"tokens": bytes(4 * 5000), "logprobs": bytes(4 * 5000)}, "at most 4096"),
+        ({"hops": [pb.DrivenHop(span=pb.Span(start=0, end=1))] * 300}, "300 hops"),
+        ({"hops": [pb.DrivenHop(node="0" * 65, span=pb.Span(start=0, end=1))]}, "hops.node"),
+        ({"traversal": pb.DrivenTraversal(seconds_us=2**63)}, "seconds_us"),
+        ({"traversal": pb.DrivenTraversal(drafted=1, accepted=2)}, "accepted"),
+        ({"traversal": pb.DrivenTraversal(repairs=2**31)}, "repairs"),
+    ],
+)
+def test_driven_tokens_out_of_bounds_are_malformed(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(Malformed, match=field):
+        decode_control_down(driven_bytes(**changes))
 
 
 def append_bytes(**fields_of_append: Any) -> bytes:

@@ -19,8 +19,7 @@ import torch
 from treeswarm.keys import Identity
 from treeswarm.model_files import read_shape, resolve_model
 from treeswarm.protocol.spans import Span
-from treeswarm.registry import open_registry
-from treeswarm.registry.book import BookRegistry
+from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm_bench.bench_client import BenchClient
@@ -36,7 +35,7 @@ from treeswarm_client.drafters.seam import Drafter, DraftTree, ShouldStop, never
 from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts
 from treeswarm_node.attention.metadata import Segment
-from treeswarm_node.config import DeviceConfig, ModelConfig, NetworkConfig, NodeConfig
+from treeswarm_node.config import DeviceConfig, DrivingConfig, ModelConfig, NetworkConfig, NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo
 from treeswarm_node.engine.model_runner import Computed, Runner, ThrottledRunner
 from treeswarm_node.lifecycle import Lifecycle
@@ -49,6 +48,7 @@ from treeswarm_node.sessions.server import NodeServer
 # What a hop takes besides the model and the wire: `swarm bench overhead`, docs/benchmarks.md.
 HOP_S = 0.0019
 KV_TOKENS = 16_384
+NO_DRIVER = DrivingConfig()
 
 
 async def bench_virtual_wan(setup: BenchSetup, plan: MatrixPlan, *, swift: float) -> dict[str, Any]:
@@ -115,12 +115,25 @@ class VirtualNetwork:
         return EmulatedTransport(self.network.transport(), self.shape)
 
     @contextlib.asynccontextmanager
-    async def node(self, setup: BenchSetup, span: Span, share: float) -> AsyncIterator[str]:
-        """Run a node that serves `span` and lends a share of its device; yield its address."""
+    async def node(
+        self,
+        setup: BenchSetup,
+        span: Span,
+        share: float = 1.0,
+        *,
+        registry: MemoryRegistry | None = None,
+        driving: DrivingConfig = NO_DRIVER,
+    ) -> AsyncIterator["VirtualNode"]:
+        """Run a node that serves `span` and lends a share of its device.
+
+        It announces itself in `registry`, or where no other node looks.  What `driving` says is in its record; the
+        driver itself is the caller's to make.
+        """
         config = NodeConfig(
             ModelConfig(setup.model, span=span, dtype=setup.dtype, quantization="none", activations=""),
             DeviceConfig("cpu", kv_tokens=KV_TOKENS, threads=1),
             NetworkConfig(listen="127.0.0.1:0", registry="none"),
+            driving=driving,
         )
         async with contextlib.AsyncExitStack() as stack:
             transport, identity = self.transport(), Identity.ephemeral()
@@ -129,8 +142,7 @@ class VirtualNetwork:
             listener = await transport.listen(config.network.listen, node.accept)
             stack.push_async_callback(listener.close)
             model = ModelInfo.find(setup.model)
-            registry = await open_registry("none", model.config_digest, identity.node_id)
-            assert isinstance(registry, BookRegistry)
+            registry = registry or MemoryRegistry(model.config_digest)
             public = PublicAddress(listener.address, Basis.ASSUMED, False)
             record = OwnRecord(config, identity, model, node, DistanceSurvey(transport), public)
             membership = Membership(identity, record.make, registry, registry)
@@ -146,7 +158,16 @@ class VirtualNetwork:
                 stage.engine.runner = ThrottledRunner(stage.engine.runner, share, clock, sleep)
             for work in (node.sweep(), membership.run()):
                 stack.push_async_callback(_end, asyncio.create_task(work))
-            yield listener.address
+            yield VirtualNode(listener.address, node, lifecycle)
+
+
+@dataclass(frozen=True, eq=False)
+class VirtualNode:
+    """A running node."""
+
+    address: str
+    server: NodeServer
+    lifecycle: Lifecycle
 
 
 @contextlib.asynccontextmanager
@@ -159,7 +180,7 @@ async def virtual_cell_swarm(swift: float, setup: BenchSetup, cell: Cell, plan: 
     async with contextlib.AsyncExitStack() as stack:
         spans = even_cuts(read_shape(model).blocks, setup.nodes)
         nodes = [network.node(setup, span, shares.get(i, 1.0)) for i, span in enumerate(spans)]
-        peers = ",".join([await stack.enter_async_context(node) for node in nodes])
+        peers = ",".join([(await stack.enter_async_context(node)).address for node in nodes])
         options: dict[str, Any] = {"model": setup.model, "peers": peers, "prefix_scope": "none", "clock": clock}
         transport = network.transport()
         stack.push_async_callback(transport.close)
@@ -174,6 +195,14 @@ async def virtual_cell_swarm(swift: float, setup: BenchSetup, cell: Cell, plan: 
                 model_drafter.clock = clock
             contestant.drafter = ClockReadingDrafter(contestant.drafter, clock)
         yield swarm
+
+
+def virtual_drafter(setup: BenchSetup, clock: Callable[[], float]) -> Drafter:
+    """Load the setup's drafter, which reads the virtual clock."""
+    drafter = load_drafter(setup.draft, resolve_model(setup.model))
+    for model_drafter in draft_models(drafter):
+        model_drafter.clock = clock
+    return ClockReadingDrafter(drafter, clock)
 
 
 def draft_models(drafter: Drafter) -> list[ModelDrafter]:

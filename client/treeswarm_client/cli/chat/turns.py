@@ -12,6 +12,7 @@ from treeswarm.errors import BadRequest, SwarmError
 from treeswarm_client.cli.chat.conversation import COMMANDS, Conversation, Entry, PartialEntry, unknown_command
 from treeswarm_client.cli.chat.line_reader import LineReader
 from treeswarm_client.cli.render.live import LiveText, summary_line
+from treeswarm_client.cli.render.route_lines import drivers_as_dict
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run
 from treeswarm_client.loop_thread import LoopThread
@@ -262,6 +263,7 @@ def _as_dict(attempt: Attempt, run: Run, failure: SwarmError | None) -> dict[str
         "prefix_tokens": run.prefix_tokens,
         "first_token_s": run.first_token_s,
         "stats": run.stats.as_dict() if run.stats else None,
+        "drivers": drivers_as_dict(run),
     }
     if failure is not None:
         result["error"] = {"type": type(failure).__name__, "message": str(failure)}

@@ -1,4 +1,4 @@
-"""Describes a chain and its repairs, for `--show-route`."""
+"""Describes drivers, a chain and its repairs, for `--show-route`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,39 @@ from rich.text import Text
 
 from treeswarm.protocol.address import without_pin
 from treeswarm_client.chain.chain import Chain
+from treeswarm_client.cli.render.live import escape_controls
 from treeswarm_client.discovery.route import Hop
+from treeswarm_client.generation.run import Run
+
+
+def driver_lines(run: Run) -> Iterator[Text]:
+    """Yield who drove the text and why, with the nodes that a driver named."""
+    for use in run.drivers:
+        yield Text(f"driver: {use.node[:8]} at {use.address}, {use.why}: {use.tokens} tokens", style="dim")
+        for hop in use.hops:
+            yield Text(escape_controls(f"blocks {hop.span}: {hop.node[:8]} at {hop.address}"), style="dim")
+        if use.ended is not None:
+            yield Text(escape_controls(f"this driver ended: {use.ended}"), style="yellow")
+    if run.chain is not None:
+        yield Text(f"driver: this client, {run.drive_why}", style="dim")
+
+
+def drivers_as_dict(run: Run) -> dict[str, Any]:
+    """Return the same as an object for JSON."""
+    return {
+        "nodes": [
+            {
+                "node": use.node,
+                "address": use.address,
+                "why": use.why,
+                "tokens": use.tokens,
+                "hops": [{"node": hop.node, "address": hop.address, "blocks": str(hop.span)} for hop in use.hops],
+                "ended": use.ended,
+            }
+            for use in run.drivers
+        ],
+        "why": run.drive_why,
+    }
 
 
 def route_lines(chain: Chain) -> Iterator[Text]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from treeswarm.errors import MissingBlocks
+from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.protocol.records import UNKNOWN_WEIGHTS
 from treeswarm.protocol.spans import Span
 from treeswarm_client.cli.render.block_map import SHORT_ID, STYLES, draw_block_map, node_condition
@@ -47,6 +48,7 @@ COLUMNS = (
     Column("ping ms", 7, lambda node: "-" if node.latency_ms is None else f"{node.latency_ms:.1f}"),
     Column("rows/s", 5, lambda node: _abbreviate(node.rate)),
     Column("queue ms", 4, lambda node: f"{node.hop_s * 1e3:.1f}"),
+    Column("drives", 1, lambda node: "" if node.driver is DriverKind.NONE else "yes", "left"),
     Column("reachable", 2, lambda node: "yes" if node.reachable else "no", "left"),
     Column("software", 3, lambda node: node.software, "left"),
 )
