@@ -86,8 +86,8 @@ def _circumstances(args: argparse.Namespace) -> Circumstances:
 def _agrees(notes: Console, family: DraftFamily, model: str) -> bool:
     """Ask until the answer is yes or no.  The end of the input is a no."""
     question = (
-        f"A small model guesses what {model} will say, which makes it several times faster over slow links. Download "
-        f"{family.draft} ({family.gigabytes:.1f} GB) once? [Y/n] "
+        f"A small model can guess what {model} says next, which saves round trips. Download {family.draft} "
+        f"({family.gigabytes:.1f} GB) once? [Y/n] "
     )
     while True:
         notes.print(question, end="", markup=False, soft_wrap=True)
