@@ -113,6 +113,10 @@ class ScriptedDraft:
         """Return no weights."""
         return ()
 
+    def get_input_embeddings(self) -> SimpleNamespace:
+        """Return what has one row per token."""
+        return SimpleNamespace(weight=torch.empty(VOCAB, 1))
+
     def __call__(
         self,
         *,
