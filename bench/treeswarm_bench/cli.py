@@ -31,6 +31,7 @@ from treeswarm_client.cli.flags import add_swarm_key_flag, parse_tree_size
 EXAMPLES = """examples:
   swarm bench exact --json                   20 prompts, 1 to 3 nodes, five tree sizes, against stock transformers
   swarm bench trees --prompts 4 --json       tokens per traversal by tree size, beside three baselines
+  swarm bench proposals --speculator DIR --json   what the tail proposes beside other drafters; virtual clock
   swarm bench sampling --json                shared noise beside trees sampled from the draft; one process, ten minutes
   swarm bench wan --json > wan.json          nine ways to decode over five kinds of links; some 40 minutes
   swarm bench wan --cells 25ms --texts code --strategies plain,star,auto   a part of the same in a few minutes
@@ -118,6 +119,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
         choices=["int8", "int4", "nf4"],
         help="batch: format of the nodes' weights (default: as they are)",
     )
+    parser.add_argument("--speculator", default="auto", help="proposals: folder that swarm train-speculator wrote")
     parser.add_argument("--nodes", type=int, metavar="N", help="number of node processes (default 3; offload: 1)")
     parser.add_argument(
         "--prompts",
@@ -137,7 +139,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 def _add_matrix_flags(parser: argparse.ArgumentParser) -> None:
     for name, choices, more in (
         ("cells", "1ms,25ms,50ms,100ms,slow-node", ""),
-        ("texts", "code,prose,copying,zero", "; chat asks a chat model questions, in exact too"),
+        ("texts", "code,prose,copying,zero", "; chat asks a chat model questions, in exact and proposals too"),
     ):
         parser.add_argument(
             f"--{name}", type=_words, metavar="A,B", help=f"wan, virtual-wan: some of {choices} (default all){more}"
@@ -156,7 +158,7 @@ def _add_matrix_flags(parser: argparse.ArgumentParser) -> None:
         "--temperatures",
         type=_decimals,
         metavar="A,B",
-        help="wan, virtual-wan: default 0,1; sampling: default 0.3,0.7,1",
+        help="wan, virtual-wan, proposals: default 0,1; sampling: default 0.3,0.7,1",
     )
     parser.add_argument(
         "--swift",
@@ -173,7 +175,10 @@ def _add_matrix_flags(parser: argparse.ArgumentParser) -> None:
         help="wan with --lab or --peers: number of nodes per tree, or auto (default 64)",
     )
     parser.add_argument(
-        "--sizes", type=_numbers, metavar="N,M", help="exact, trees, sampling, offload: tree sizes, such as 8,64"
+        "--sizes",
+        type=_numbers,
+        metavar="N,M",
+        help="exact, trees, proposals, sampling, offload: tree sizes, such as 8,64",
     )
 
 
@@ -259,6 +264,7 @@ def _run(args: argparse.Namespace) -> int:
         prompt_tokens=args.prompt_tokens,
         peers=args.peers,
         quantization=args.quantization,
+        speculator=args.speculator,
     )
     bench = _in_lab if args.lab and args.which in PEERS_BENCHES else _benches()[args.which]
 
@@ -341,6 +347,7 @@ def _benches() -> dict[str, RunBench]:
         "overhead": _overhead,
         "planner": partial(_alone, "parts.planner_time", "bench_planner"),
         "ports": _ports,
+        "proposals": _proposals,
         "registry": partial(_alone, "parts.registry", "bench_registry"),
         "sampling": _sampling,
         "tls": partial(_alone, "parts.tls", "bench_tls"),
@@ -468,6 +475,14 @@ async def _ports(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
     from treeswarm_bench.benchmarks.parts import ports  # noqa: PLC0415
 
     return await ports.bench_ports(link=LabLink.parse(args.lab) if args.lab else None, beside=args.beside)
+
+
+async def _proposals(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    from treeswarm_bench.benchmarks import proposals  # noqa: PLC0415
+
+    sizes, chat = args.sizes or proposals.SIZES, args.texts == ["chat"]
+    temperatures = args.temperatures or proposals.TEMPERATURES
+    return await proposals.bench_proposals(setup, sizes=sizes, temperatures=temperatures, chat=chat)
 
 
 async def _sampling(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:

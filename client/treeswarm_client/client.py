@@ -1,6 +1,7 @@
 """The client library: `SwarmClient`, asynchronous; `treeswarm_client.sync` is its synchronous form."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
@@ -37,7 +38,7 @@ from treeswarm_client.discovery.overview import Overview
 from treeswarm_client.discovery.prober import Prober
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.discovery.swarm_view import SwarmView
-from treeswarm_client.drafters import MODELLESS, DraftChoice
+from treeswarm_client.drafters import MODELLESS, TAIL, DraftChoice
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.driving.drivers import Drivers
 from treeswarm_client.generation.drafter_pool import MOST_GENERATIONS
@@ -47,6 +48,8 @@ from treeswarm_client.generation.runner import GenerationRunner
 from treeswarm_client.opened_client import LoadedDrafters, OpenedClient, OpeningWait, load_beside, open_lookout
 from treeswarm_client.planner.policy import Round
 from treeswarm_client.prompt_encoder import check_request
+
+log = logging.getLogger(__name__)
 
 # A drafter's forward is waited for until its end.
 LEAVE_S = 10.0
@@ -101,8 +104,8 @@ class SwarmClient:
         peers: Addresses of nodes, separated by commas.  An address is `HOST:PORT`, or `HOST:PORT#PIN` as the node's
             ready line shows it: then no other node can answer there.
         registry: In place of `peers`: the join code that nodes print, `HOST:PORT` of any node, or an MQTT broker.
-        draft: `auto`, `ngram`, `none`, or a draft model (a directory, a hub id or `demo-draft`); with `+ngram` appended
-            it uses both.
+        draft: `auto`, `ngram`, `none`, `tail` (what the chain's tail proposes, if that has a speculator), or a draft
+            model (a directory, a hub id or `demo-draft`); with `+ngram` appended it uses both.
         tree_size: Number of drafted nodes per traversal.  0 is plain decoding; with `auto` it is chosen each round for
             most tokens per second.
         draft_device: Device of the draft model; `auto` is a GPU if there is one, else the CPU.
@@ -163,6 +166,9 @@ class SwarmClient:
             self.target = self.view.target
             self._drivers = self._make_drivers()
             self._drivers.check()
+            if self.draft_choice.name.startswith(TAIL) and not self.view.has_speculator:
+                words = "no tail of this swarm has a speculator now, so --draft %s guesses without one"
+                log.warning(words, self.draft_choice.name)
             undo.push_async_callback(
                 cancelled, asyncio.create_task(keep_running("following the registry", self.view.watch))
             )

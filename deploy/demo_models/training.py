@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from muon import Muon
+from treeswarm_bench.speculators.muon import Muon
 
 TOKENS_PER_STEP = 4096
 SHORT, LONG = 256, 512

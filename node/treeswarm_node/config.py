@@ -69,6 +69,16 @@ class ModelConfig:
         ),
     ] = "auto"  # fmt: skip
 
+    speculator: Annotated[
+        str,
+        Flag(
+            "--speculator",
+            "guess the next tokens beside the last block: folder that `swarm train-speculator` wrote, or none; auto: "
+            "the folder `speculator` of the model's directory, if there is one (default: auto)",
+            metavar="DIR",
+        ),
+    ] = "auto"
+
     def __post_init__(self) -> None:
         if self.num_blocks is not None and self.num_blocks < 1:
             raise BadRequest(f"--num-blocks {self.num_blocks} hosts nothing: give at least 1")

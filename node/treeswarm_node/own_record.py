@@ -77,4 +77,5 @@ class OwnRecord:
             coordinate=self.survey.coordinate_values(),
             software=f"treeswarm {__version__}",
             driver=DriverKind.NONE if self.node.driver is None else self.config.driving.kind,
+            speculator=stage.speculator.name if stage and stage.speculator else "",
         )

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,11 +25,19 @@ from treeswarm_client.chain.options import Reservation
 from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt
 from treeswarm_client.chain.wait_events import OnWait
 from treeswarm_client.discovery.route import Hop, Target
-from treeswarm_client.drafters.seam import UNANSWERED, DraftTree, ShouldStop, Verification, never_stop
+from treeswarm_client.drafters.seam import (
+    UNANSWERED,
+    Drafter,
+    DraftTree,
+    ProposalReceiver,
+    ShouldStop,
+    Verification,
+    never_stop,
+)
 from treeswarm_client.generation.append_builder import AppendBuilder
 from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.planner.costs import ChainHop
-from treeswarm_client.planner.policy import Round
+from treeswarm_client.planner.policy import Round, TreePolicy
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.engine import Engine
@@ -40,8 +48,10 @@ from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.kv_cache.page_pool import PAGE
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.sessions.server import NodeServer
+from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
 
 VOCAB, STATE = 5, 16
+CONTEXT = 256
 NUMERICS = NumericsClass("toy", "float32")
 BLOCKS = 4
 # The spans are of unequal lengths on purpose.
@@ -98,7 +108,12 @@ class ToyRunner:
             return Computed(hidden=b"".join(states))
         tokens = np.array([states[i][0] % VOCAB for i in step.answered], np.int64)
         best = (tokens[:, None] + np.arange(step.alternatives)) % VOCAB
-        return Computed(tokens=tokens, logprobs=np.zeros(len(tokens), np.float32), alternatives=best)
+        return Computed(
+            tokens=tokens,
+            logprobs=np.zeros(len(tokens), np.float32),
+            alternatives=best,
+            states=context_states(contexts) if segment.speculates else None,
+        )
 
     def _read(self, kv: SessionKV, rows: NDArray[np.int64]) -> list[int]:
         return [int(token) for token in kv.store.layers[0].keys[0, torch.from_numpy(rows), 0].tolist()]
@@ -143,6 +158,56 @@ class GuessingDrafter:
         assert verification.alternatives.shape == (len(verification.tree) + 1, self.alternatives)
         assert (verification.alternatives[answered, 0] == verification.answers[answered]).all()
         self._text += [*(int(verification.tree.tokens[i]) for i in verification.accepted), verification.bonus]
+
+
+def context_states(contexts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Return a state per row that holds its whole context: the number of tokens, and then the tokens."""
+    longest = max(map(len, contexts), default=0)
+    assert longest < CONTEXT
+    return torch.tensor([[len(row), *row, *[0] * (CONTEXT - len(row))] for row in contexts]).reshape(-1, CONTEXT + 1)
+
+
+@dataclass
+class ToySpeculator:
+    """Guesses with the toy model's own token by chance (`luck`).
+
+    A row's state is its whole context, so that every row that is read can be checked.
+    """
+
+    luck: float = 0.8
+    window: int = 64
+    taps: tuple[int, ...] = (BLOCKS - 1,)
+    name: str = "toy"
+    rows_read: list[int] = field(default_factory=list)
+    """Number of rows that each proposal read."""
+    roots: list[list[int]] = field(default_factory=list)
+    """Text up to the root of each proposal."""
+
+    def new_memory(self) -> list[int]:
+        return []
+
+    def propose(self, request: SpeculationRequest) -> Iterator[SpeculatedTree]:
+        memory: list[int] = request.memory
+        first = request.first_position
+        self.rows_read.append(len(request.next_tokens))
+        # The memory holds the position of every row that was read and still counts.
+        del memory[next((i for i, position in enumerate(memory) if position >= first), len(memory)) :]
+        assert not memory or memory[-1] + 1 == first, "a row was left out"
+        memory += range(first, first + len(request.next_tokens))
+        contexts = [row[1 : 1 + row[0]] for row in request.states.tolist()]
+        for position, context in enumerate(contexts, first):
+            assert len(context) == position + 1
+        for context, token, longer in zip(contexts, request.next_tokens.tolist(), contexts[1:], strict=False):
+            assert [*context, token] == longer
+        text = [*contexts[-1], int(request.next_tokens[-1])]
+        self.roots.append(text)
+        random = np.random.default_rng(len(text))
+        tokens: list[int] = []
+        for node in range(min(request.size, 6)):
+            truth = toy_token([*text, *tokens])
+            tokens.append(truth if random.random() < self.luck else (truth + 1) % VOCAB)
+            scores = -np.arange(node + 1, dtype=np.float32)
+            yield SpeculatedTree(np.arange(-1, node), np.array(tokens, np.int64), scores)
 
 
 @dataclass
@@ -212,7 +277,8 @@ class ToyRouter:
             best = max(((s.end, a) for a, s in usable if s.start <= reached < s.end), default=None)
             if best is None:
                 raise MissingBlocks(f"no node serves block {reached}")
-            hops.append(Hop(best[1], best[1], Span(reached, min(best[0], blocks.end))))
+            speculator = "toy" if self.swarm.speculator is not None and best[0] == BLOCKS else ""
+            hops.append(Hop(best[1], best[1], Span(reached, min(best[0], blocks.end)), speculator))
             reached = hops[-1].span.end
         return hops
 
@@ -255,7 +321,11 @@ class ToySwarm:
     devices: dict[str, ToyRunner] = field(default_factory=dict)
     kept: list[int] = field(default_factory=list)
     """Tokens that the last generation committed, also if it failed."""
+    traversals: int = 0
+    """Number of traversals of the last generation."""
     chain: Chain | None = None
+    speculator: ToySpeculator | None = None
+    """Speculator of every tail, or None for none."""
     _stops: dict[str, contextlib.AsyncExitStack] = field(default_factory=dict)
 
     async def start(self, span: Span) -> str:
@@ -266,7 +336,8 @@ class ToySwarm:
         engine = Engine(device, self.limits.budget)
         served = ServedSpan(span, BLOCKS, VOCAB, 4, 2048, "toy", NUMERICS, "toy", STATE)
         transport = self.network.transport()
-        node = NodeServer(transport, self.limits, stage=LoadedStage(served, engine, store, 1.0), state=NodeState.ONLINE)
+        stage = LoadedStage(served, engine, store, 1.0, speculator=self.speculator if span.end == BLOCKS else None)
+        node = NodeServer(transport, self.limits, stage=stage, state=NodeState.ONLINE)
         listener = await transport.listen("127.0.0.1:0", node.accept)
         running = [asyncio.create_task(engine.run()), asyncio.create_task(node.sweep())]
 
@@ -316,6 +387,8 @@ class ToySwarm:
         shared: PrefixScope = "none",
         secret: bytes = b"s" * 16,
         on_wait: OnWait = lambda _: None,
+        drafter: Drafter | None = None,
+        policy: TreePolicy | None = None,
     ) -> list[int]:
         """Run one generation.  What was committed before an error is in `self.kept`."""
         kept: list[int] = []
@@ -323,7 +396,7 @@ class ToySwarm:
         target = Target(NUMERICS, BLOCKS, VOCAB, 4, 2048)
         room = Reservation(len(prompt) + count, tree_size + 1)
         router = ToyRouter(self, forgetful=forgetful)
-        drafter = GuessingDrafter(seed)
+        drafter = drafter or GuessingDrafter(seed)
         async with open_chain(
             self.network.transport(),
             router,
@@ -333,14 +406,16 @@ class ToySwarm:
             on_wait=on_wait,
             shared=SharedPrompt(prompt, shared, secret),
             alternatives=drafter.alternatives,
+            proposal_nodes=drafter.proposal_nodes if isinstance(drafter, ProposalReceiver) else 0,
         ) as chain:
             self.chain = chain
             builder = AppendBuilder(SamplingSettings(), segment_rows, chain.epoch.number, chain.epoch.prefix_rows)
             limits = GenerationLimits(count, frozenset())
-            policy = HastyPolicy(tree_size) if tree_size else FixedSizePolicy(0)
+            policy = policy or (HastyPolicy(tree_size) if tree_size else FixedSizePolicy(0))
             generation = Generation(chain=chain, drafter=drafter, builder=builder, limits=limits, policy=policy)
             async for news in generation.rounds(prompt, SamplingSettings()):
                 kept += news.tokens
+                self.traversals = news.traversal
         return kept
 
     def check_idle(self) -> None:
@@ -359,10 +434,13 @@ class ToySwarm:
 
 @contextlib.asynccontextmanager
 async def toy_swarm(
-    network: MemoryNetwork, limits: NodeLimits | None = None, spans: Sequence[Span] = SPANS
+    network: MemoryNetwork,
+    limits: NodeLimits | None = None,
+    spans: Sequence[Span] = SPANS,
+    speculator: ToySpeculator | None = None,
 ) -> AsyncIterator[ToySwarm]:
     """Start toy nodes; stop them on leaving the context."""
-    swarm = ToySwarm(network, limits or NodeLimits())
+    swarm = ToySwarm(network, limits or NodeLimits(), speculator=speculator)
     for span in spans:
         await swarm.start(span)
     try:
@@ -372,4 +450,4 @@ async def toy_swarm(
             await swarm.stop(address)
 
 
-__all__ = ["GuessingDrafter", "ToySwarm", "Walk", "plain_text", "toy_swarm"]
+__all__ = ["GuessingDrafter", "ToySpeculator", "ToySwarm", "Walk", "plain_text", "toy_swarm"]

@@ -40,6 +40,8 @@ class BenchSetup:
     """Addresses of nodes that run already, or None if the bench starts its own on this machine."""
     quantization: str | None = None
     """Format of the weights of nodes that the bench starts, or None for weights as they are."""
+    speculator: str = "auto"
+    """Speculator of the tail, as `swarm-node --speculator` takes it."""
     widened: WidenedModel | None = None
     """The wider copy that `model` names, or None if `model` is the original."""
 

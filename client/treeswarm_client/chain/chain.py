@@ -20,6 +20,7 @@ from treeswarm_client.chain.epoch import Epoch
 from treeswarm_client.chain.head_link import HeadLink
 from treeswarm_client.chain.in_flight import Interrupted
 from treeswarm_client.chain.options import Reservation, SessionOptions
+from treeswarm_client.chain.proposals import ProposalInbox
 from treeswarm_client.chain.repair import PlannedNode, Repair
 from treeswarm_client.chain.repair_executor import RepairExecutor
 from treeswarm_client.chain.shared_prompt import SharedPrompt
@@ -66,6 +67,17 @@ class Chain:
     def hops(self) -> tuple[Hop, ...]:
         """Nodes of the chain and their spans, head first."""
         return self.epoch.hops
+
+    @property
+    def proposals(self) -> ProposalInbox:
+        """What the tail's speculator has proposed."""
+        return self._supervisor.proposals
+
+    @property
+    def proposes(self) -> bool:
+        """Whether the tail was asked for proposals, and has a speculator."""
+        members = self.epoch.members
+        return bool(self.options.proposal_nodes and members and members[-1].hop.speculator)
 
     def send_hint(self, trunk_length: int, tip: int) -> None:
         """Tell every node how far the walk has come, in the background.
@@ -229,15 +241,17 @@ async def open_chain(
     patience_s: float = 0.0,
     shared: SharedPrompt | None = None,
     alternatives: int = 0,
+    proposal_nodes: int = 0,
     on_wait: OnWait = lambda _: None,
 ) -> AsyncIterator[Chain]:
     """Open a session on a chain of nodes that `router` chooses; close it on leaving the context.
 
     `reservation` is what every node reserves; `shared` is the prompt, if its KV may be shared.  The tail sends the best
-    `alternatives` tokens with every answered row.  `on_wait` is called for every wait.  Raises MissingBlocks or Refused
-    (full) if no chain could be formed within `patience_s` seconds.
+    `alternatives` tokens with every answered row, and proposes trees of up to `proposal_nodes` nodes if it has a
+    speculator.  `on_wait` is called for every wait.  Raises MissingBlocks or Refused (full) if no chain could be formed
+    within `patience_s` seconds.
     """
-    options = SessionOptions(target, reservation, patience_s, shared, alternatives)
+    options = SessionOptions(target, reservation, patience_s, shared, alternatives, proposal_nodes)
     chain = Chain(options, router, transport, on_wait)
     watching = asyncio.create_task(chain.watch())
     try:

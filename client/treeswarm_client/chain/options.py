@@ -35,5 +35,7 @@ class SessionOptions:
     """Prompt whose KV may be shared with other sessions, or None."""
     alternatives: int = 0
     """Number of the target's best tokens that come with every answered row."""
+    proposal_nodes: int = 0
+    """Largest number of nodes of the trees that the tail's speculator should propose, or 0 for no proposals."""
     session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_ID_BYTES))
     """Id of the session."""

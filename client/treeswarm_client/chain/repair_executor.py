@@ -155,12 +155,17 @@ class RepairExecutor:
                 forwards_replay=attempt.plan.nodes[index].sends_trunk,
                 prefix=prefix,
                 alternatives=options.alternatives,
+                proposal_nodes=options.proposal_nodes if self._asks_for_proposals(attempt, index) else 0,
             )
         )
         member.credit_rows, member.profile = granted.credit_rows, granted.profile
         member.prefix_rows = granted.prefix_rows
         if granted.prefix_rows % PREFIX_TOKENS or granted.prefix_rows > (prefix.rows if prefix else 0):
             raise Malformed(f"{member.hop} claims {granted.prefix_rows} tokens of the prompt, which were not asked for")
+
+    def _asks_for_proposals(self, attempt: "_Attempt", index: int) -> bool:
+        """Return whether a node is the tail and has a speculator: others, older releases included, are never asked."""
+        return index + 1 == len(attempt.members) and bool(attempt.members[index].hop.speculator)
 
     async def _resume(self, attempt: "_Attempt", index: int) -> None:
         member = attempt.members[index]

@@ -6,11 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from treeswarm.errors import Malformed, MissingBlocks, NodeLost, Refused, SwarmError, TransportError
-from treeswarm.protocol.messages import Answer, ControlDown, Fault, FaultCode, Opened
+from treeswarm.protocol.messages import Answer, ControlDown, Fault, FaultCode, Opened, Proposal
 from treeswarm_client.chain.control_stream import GRANT_S, ControlHandlers, NodeControl
 from treeswarm_client.chain.epoch import Epoch
 from treeswarm_client.chain.member import ChainMember
 from treeswarm_client.chain.options import SessionOptions
+from treeswarm_client.chain.proposals import ProposalInbox
 from treeswarm_client.discovery.route import Hop, Router
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ class ChainSupervisor:
     router: Router
     epoch: Epoch = field(default_factory=Epoch)
     failures: FailureCounts = field(default_factory=FailureCounts)
+    proposals: ProposalInbox = field(default_factory=ProposalInbox)
+    """What the tail's speculator has proposed."""
 
     def control_of(self, hop: Hop) -> NodeControl:
         """Return a control stream, not connected yet, for a node of this chain."""
@@ -137,6 +140,8 @@ class ChainSupervisor:
         match message:
             case Answer():
                 self._on_answer(control, message)
+            case Proposal() if self.options.proposal_nodes:
+                self._on_proposal(control, message)
             case Fault(code=FaultCode.REPLAYED):
                 pass  # the node ignored a doubled frame: nothing was lost
             case Opened():
@@ -161,6 +166,21 @@ class ChainSupervisor:
         self.router.report_traversal([hop.node for hop in epoch.hops])
         self.failures = FailureCounts()
         epoch.record_answer(answer)
+
+    def _on_proposal(self, control: NodeControl, proposal: Proposal) -> None:
+        epoch = self.epoch
+        if proposal.session != self.options.session or proposal.epoch != epoch.number or epoch.forming:
+            return
+        if control is not epoch.members[-1].control:
+            problem = "proposed a tree, and is not the tail"
+        elif len(proposal.tokens) > self.options.proposal_nodes:
+            problem = f"proposed {len(proposal.tokens)} nodes, {self.options.proposal_nodes} were asked for"
+        elif int(proposal.tokens.max(initial=0)) >= self.options.target.vocab_size:
+            problem = "proposed a token outside the vocabulary"
+        else:
+            self.proposals.add(proposal)
+            return
+        self.drop_node(control.hop, Malformed(f"{control.hop} {problem}"))
 
     def _problem_of(self, control: NodeControl, answer: Answer) -> str | None:
         """Return how an answer breaks the contract, or None."""

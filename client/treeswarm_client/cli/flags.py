@@ -49,8 +49,9 @@ def add_client_flags(parser: argparse.ArgumentParser, *, patience_s: float = DEF
         default="auto",
         metavar="DRAFT",
         help="drafter: a draft model (directory, hub id or `demo-draft`); the same with `+ngram`, which adds n-gram "
-        "lookup; ngram (n-gram lookup only, needs no torch); none; or auto (default): ngram with the small model of "
-        "the target's family, if that is downloaded, else ngram",
+        "lookup; ngram (n-gram lookup only, needs no torch); tail (what the chain's last node proposes, if it has a "
+        "speculator) or tail+ngram; none; or auto (default): ngram with the small model of the target's family, if "
+        "that is downloaded, else ngram",
     )
     parser.add_argument(
         "--draft-device",

@@ -1,4 +1,4 @@
-"""The commands `swarm bench` and `swarm simulate`, which live in the separate package `treeswarm_bench`."""
+"""The commands `bench`, `simulate` and `train-speculator`, which live in the separate package `treeswarm_bench`."""
 
 import argparse
 from importlib import import_module
@@ -11,11 +11,15 @@ PACKAGE = "treeswarm_bench"
 COMMANDS = {
     "bench": ("treeswarm_bench.cli", "measure exactness and speed with real nodes on this machine"),
     "simulate": ("treeswarm_bench.simulate.cli", "see how a swarm of thousands of nodes places blocks and routes"),
+    "train-speculator": (
+        "treeswarm_bench.speculators.command",
+        "train a head that guesses a model's next tokens beside its last block",
+    ),
 }
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add both commands; where the package is not installed, each says how to install it."""
+    """Add these commands; where the package is not installed, each says how to install it."""
     installed = find_spec(PACKAGE) is not None
     for name, (module, summary) in COMMANDS.items():
         if installed:

@@ -1,7 +1,7 @@
 """Routes: the nodes of a chain, the blocks each computes, and the model they serve."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from treeswarm.errors import SwarmError
@@ -21,6 +21,8 @@ class Hop:
     address: str
     """Address of the node, as a transport dials it."""
     span: Span
+    speculator: str = field(default="", compare=False)
+    """Kind of the speculator that proposes trees there, if the node is a tail that has one, or ""."""
 
     def __str__(self) -> str:
         return f"{self.address.partition('#')[0]} with blocks {self.span}"

@@ -188,6 +188,11 @@ class SwarmView:
         unanswered = self.registry.report().unanswered
         return [address for address, error in unanswered.items() if not isinstance(error, Refused)]
 
+    @property
+    def has_speculator(self) -> bool:
+        """Whether a node that may be a tail proposes trees."""
+        return any(record.speculator and record.span.end == record.blocks for record in self._usable().values())
+
     def _usable(self) -> dict[str, NodeRecord]:
         return {
             s.record.node: s.record
@@ -218,7 +223,10 @@ class SwarmView:
             measured=self.distances.measured(start=before is None, end=after is None),
             jitter_seed=self._seed,
         )
-        return [Hop(node, self.dials.get(node) or records[node].dial, span) for node, span in chain.hops]
+        return [
+            Hop(node, self.dials.get(node) or records[node].dial, span, records[node].speculator)
+            for node, span in chain.hops
+        ]
 
     def _candidates_of(self, records: Mapping[str, NodeRecord]) -> CandidateTable:
         """Return the table of candidates, made once per snapshot: with ten thousand nodes that outlasts the search."""

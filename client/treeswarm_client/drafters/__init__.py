@@ -13,6 +13,7 @@ from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.drafters.selection.find_draft import MissingDraft, find_draft
 from treeswarm_client.drafters.selection.vocabulary import share_vocabulary
 from treeswarm_client.drafters.suffix import SuffixDrafter
+from treeswarm_client.drafters.tail.tail_drafter import TailDrafter
 from treeswarm_client.drafters.token_recycling import TokenRecyclingDrafter
 from treeswarm_client.drafters.union import UnionDrafter, UnionMember
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WITH_NGRAM = "+ngram"
-MODELLESS = ("none", "ngram", "auto")
+TAIL = "tail"
+"""Names the trees that the chain's tail proposes."""
+MODELLESS = ("none", "ngram", "auto", TAIL, TAIL + WITH_NGRAM)
 """Drafts that need no model."""
 
 
@@ -42,6 +45,7 @@ class DraftChoice:
     def __str__(self) -> str:
         model, plus, _ = self.name.partition(WITH_NGRAM)
         ngrams = "n-grams from the text"
+        model = "the tail's proposals" if model == TAIL else model
         words = f"{model} and {ngrams}" if plus else ngrams if model == "ngram" else model
         return f"draft: {words}, {self.why}"
 
@@ -55,8 +59,9 @@ def load_drafter(
 ) -> Drafter:
     """Load the drafter `name` for a target (a model directory).
 
-    `none` drafts nothing.  `ngram` needs no model: it drafts what this client's texts and the target's own tokens
-    repeat.  A directory, hub id or bundled name is a draft model; with `+ngram` behind it, both draft into one tree.
+    `none` drafts nothing.  `tail` takes what the chain's tail proposes, if that has a speculator.  `ngram` needs no
+    model: it drafts what this client's texts and the target's own tokens repeat.  A directory, hub id or bundled name
+    is a draft model; with `+ngram` behind it, both draft into one tree.
     `auto` is `ngram` with a draft model that has the target's vocabulary: a bundled one, or its family's if that is on
     this machine; `ngram` alone if there is none or no torch.  It never downloads anything.
 
@@ -75,6 +80,8 @@ def choose_drafter(
         return NoneDrafter(), named
     if name == "ngram":
         return UnionDrafter(_ngram(), name), named
+    if name in (TAIL, TAIL + WITH_NGRAM):
+        return TailDrafter() if name == TAIL else UnionDrafter([*_ngram(), TailDrafter()], name), named
     if name == "auto":
         return _auto(target, model, device, dtype, hub)
     if name.endswith(WITH_NGRAM):

@@ -1,7 +1,8 @@
 """The drafter seam: a context goes in, a scored tree comes out.
 
-Adapters are `none.py`, `model.py`, `suffix.py`, `token_recycling.py` and `union.py`; one conformance suite runs against
-all of them.  One generation at a time uses a drafter, in a worker thread and never in the event loop.
+Adapters are `none.py`, `model.py`, `suffix.py`, `token_recycling.py`, `tail/tail_drafter.py` and `union.py`; one
+conformance suite runs against all of them.  One generation at a time uses a drafter, in a worker thread and never in
+the event loop.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -165,6 +166,20 @@ class Drafter(Protocol):
 
         What was drafted below the bonus is kept.
         """
+        ...
+
+
+@runtime_checkable
+class ProposalReceiver(Protocol):
+    """A drafter that uses what the chain's tail proposes."""
+
+    @property
+    def proposal_nodes(self) -> int:
+        """Largest number of nodes that a proposal of the tail should have; 0 for no proposals."""
+        ...
+
+    def receive(self, tree: DraftTree) -> None:
+        """Take the tree that the tail proposed below the context's last token."""
         ...
 
 

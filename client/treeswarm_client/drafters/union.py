@@ -21,6 +21,7 @@ from treeswarm_client.drafters.seam import (
     UNANSWERED,
     Drafter,
     DraftTree,
+    ProposalReceiver,
     ShouldStop,
     Verification,
     never_stop,
@@ -84,6 +85,20 @@ class UnionDrafter:
     def alternatives(self) -> int:
         """The largest number that any member needs."""
         return max((member.alternatives for member in self.members), default=0)
+
+    @property
+    def proposal_nodes(self) -> int:
+        """The largest number that any member needs; see `ProposalReceiver`."""
+        return max((member.proposal_nodes for member in self._receivers), default=0)
+
+    @property
+    def _receivers(self) -> list[ProposalReceiver]:
+        return [member for member in self.members if isinstance(member, ProposalReceiver)]
+
+    def receive(self, tree: DraftTree) -> None:
+        """See `ProposalReceiver`."""
+        for member in self._receivers:
+            member.receive(tree)
 
     def copy_for_new_generation(self) -> "UnionDrafter":
         """See `CopyableDrafter`."""

@@ -46,6 +46,11 @@ class AppendBuilder:
     _path: list[int] = field(default_factory=list)
     """Ids of the nodes that were walked and are not yet committed on the nodes of the chain."""
 
+    @property
+    def end(self) -> int:
+        """Id of the last node of the text that the nodes have computed: the end of the last walk."""
+        return self._path[-1] if self._path else self._tip
+
     def prefill(self, prompt: Sequence[int]) -> Shipment:
         """Ship the prompt, without what the nodes have of it, as rows that join the trunk.
 

@@ -16,13 +16,15 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from treeswarm.errors import Malformed
-from treeswarm.protocol.messages import Answer
+from treeswarm.protocol.messages import Answer, Proposal
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import Walk
 from treeswarm_client.chain.chain import Chain
 from treeswarm_client.chain.in_flight import Interrupted
-from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, ShouldStop
+from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, ProposalReceiver, ShouldStop
 from treeswarm_client.generation.append_builder import AppendBuilder, Shipment
 from treeswarm_client.generation.round_in_flight import RoundInFlight
 from treeswarm_client.generation.stats import StatsRecorder
@@ -111,6 +113,10 @@ class Generation:
     """Whether the draft of the present round was ready before it left."""
     _shipping: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while an extension is shipped: a walk is not over in the middle of that."""
+    _root: tuple[int, int] | None = None
+    """Id of the last walk's last node and the bonus token after it, below which the tail may propose a tree."""
+    _received: tuple[int, int] | None = None
+    """The one of these whose proposal the drafter has."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
     """Set when the generation is cancelled: the drafter may stop."""
 
@@ -124,6 +130,7 @@ class Generation:
             committed = await self._commit(flight, walk)
             yield committed
             while committed.finish is None:
+                self._root = (self.builder.end, walk.bonus)
                 tree = await self._draft()
                 shipment = self.builder.round(walk.bonus, tree)
                 flight, walk = await self._traverse(shipment)
@@ -132,6 +139,8 @@ class Generation:
                 self.chain.reroute_if_faster(trunk=before + self.recorder.committed, rounds_left=self._rounds_left())
         finally:
             self._cancelled.set()
+            if self._proposal_receiver is not None:
+                self.chain.proposals.close()
             await self._drafter_work
 
     # ---------------------------------------------------------------- draft
@@ -150,8 +159,8 @@ class Generation:
         if self._overdue is not None and not self._overdue.done():
             self._has_draft = True  # nothing new is drafted for this round
             return self.policy.choose(NO_TREE, is_late=True)
-        drafting = self._queue(
-            self._propose, size, self._levels_left(), lambda promise: must_stop(promise) or self._cancelled.is_set()
+        drafting = self._queue_proposal(
+            size, self._levels_left(), lambda promise: must_stop(promise) or self._cancelled.is_set(), waits=True
         )
         await asyncio.wait({drafting}, timeout=self.policy.longest_wait_s())
         self.recorder.draft_s += self.clock() - start
@@ -209,7 +218,7 @@ class Generation:
         is_first, is_complete = late is not None or not self._has_draft, False
         while not is_complete and not walk_is_over.is_set():
             stride = _Stride(self.clock, walk_is_over)
-            drafted = await (late or self._queue(self._propose, size, self._levels_left(), stride))
+            drafted = await (late or self._queue_proposal(size, self._levels_left(), stride, waits=False))
             is_complete = not stride.ended if late is None else not size
             late = None
             if is_first and len(drafted.tree):
@@ -239,6 +248,39 @@ class Generation:
                 # After the appends are sent: a walk that leads into these nodes then finds the answers to wait for.
                 flight.extend(extension)
                 pending.extend(answers)
+
+    def _queue_proposal(
+        self, size: int, depth: int, should_stop: ShouldStop, *, waits: bool
+    ) -> "asyncio.Task[TimedTree]":
+        """Queue a proposal of the drafter, which first receives what the tail proposed below the same root.
+
+        With `waits`, that is waited for as long as it usually takes, if it has not come yet.
+        """
+        before, root = self._drafter_work, self._root
+
+        async def run() -> TimedTree:
+            await before
+            await self._receive_proposal(root, waits=waits)
+            return await self._in_thread(self._propose, size, depth, should_stop)
+
+        task = asyncio.create_task(run())
+        self._drafter_work = task
+        return task
+
+    async def _receive_proposal(self, root: tuple[int, int] | None, *, waits: bool) -> None:
+        receiver, chain = self._proposal_receiver, self.chain
+        if receiver is None or root is None or root == self._received or not chain.proposes:
+            return
+        proposal = await chain.proposals.wait(*root) if waits else chain.proposals.get(*root)
+        if proposal is not None:
+            self._received = root
+            await self._in_thread(receiver.receive, proposed_tree(proposal))
+
+    @property
+    def _proposal_receiver(self) -> ProposalReceiver | None:
+        """The drafter, if it uses what the tail proposes."""
+        drafter = self.drafter
+        return drafter if isinstance(drafter, ProposalReceiver) and drafter.proposal_nodes else None
 
     def _queue(self, job: Callable[..., T], *args: Any) -> "asyncio.Task[T]":
         """Run a job of the drafter in a thread after all that were queued before."""
@@ -364,3 +406,9 @@ class Generation:
         return (
             (self.limits.max_new_tokens - self.recorder.committed) * self.recorder.traversals / self.recorder.committed
         )
+
+
+def proposed_tree(proposal: Proposal) -> DraftTree:
+    """Return a proposal as a tree of drafters."""
+    parents = proposal.parents.astype(np.int64) - 1
+    return DraftTree(parents, proposal.tokens.astype(np.int64), proposal.scores)

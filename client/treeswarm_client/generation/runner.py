@@ -14,6 +14,7 @@ from treeswarm_client.chain.options import Reservation
 from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt
 from treeswarm_client.client_settings import SessionSettings, largest_tree
 from treeswarm_client.discovery.route import Router, Target
+from treeswarm_client.drafters.seam import Drafter, ProposalReceiver
 from treeswarm_client.generation.append_builder import AppendBuilder
 from treeswarm_client.generation.drafter_pool import DrafterPool, PooledDrafter
 from treeswarm_client.generation.loop import Committed, Generation
@@ -86,6 +87,7 @@ class GenerationRunner:
                 patience_s=session.patience_s,
                 shared=SharedPrompt(prompt, session.prefix_scope, request.prefix_secret),
                 alternatives=pooled.drafter.alternatives if largest else 0,
+                proposal_nodes=min(largest, _proposal_nodes(pooled.drafter)),
                 on_wait=session.on_wait,
             ) as chain,
         ):
@@ -119,6 +121,11 @@ class GenerationRunner:
             on_round=request.on_round,
             clock=session.clock,
         )
+
+
+def _proposal_nodes(drafter: Drafter) -> int:
+    """Return how many nodes the proposals of the tail should have at most."""
+    return drafter.proposal_nodes if isinstance(drafter, ProposalReceiver) else 0
 
 
 class RunWriter:

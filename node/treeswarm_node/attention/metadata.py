@@ -33,6 +33,8 @@ class Segment:
     step: Step
     span: Span
     """Blocks to run: all hosted blocks, or a part of them."""
+    speculates: bool = False
+    """Whether the states of the step's rows are kept for a speculator."""
 
 
 @dataclass(frozen=True, eq=False)

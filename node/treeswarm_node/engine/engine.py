@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from treeswarm.errors import Refused
 from treeswarm.protocol.messages import FaultCode, HopTiming
@@ -45,6 +46,8 @@ class WaitingStep:
     on_computed: OnComputed
     arrived: float
     """Time at which the step arrived, in seconds of the event loop's clock."""
+    speculates: bool = False
+    """Whether the states of its rows are kept for a speculator."""
 
     @property
     def rows(self) -> int:
@@ -59,6 +62,22 @@ class WaitingStep:
         return self.step.commits
 
 
+class SpareTimeJob(Protocol):
+    """Work for the device that waits until no step does, in slices of a small forward each."""
+
+    def begin(self) -> None:
+        """Prepare the work; called in the event loop, right before the first slice."""
+        ...
+
+    def run_slice(self) -> bool:
+        """Do the next slice in the device thread, and return whether it was the last one."""
+        ...
+
+    def finish(self) -> None:
+        """Deliver the result; called in the event loop after the last slice, unless the job was discarded."""
+        ...
+
+
 @dataclass(eq=False)
 class Engine:
     """Owns the queue of steps and the device thread.
@@ -71,11 +90,17 @@ class Engine:
     counters: Counters = field(default_factory=Counters)
     clock: Callable[[], float] = time.perf_counter
     """Clock of the device thread, in seconds."""
+    share: float = 1.0
+    """Share of the time in which jobs may use the device; the runner keeps to it by itself."""
     _waiting: deque[WaitingStep] = field(default_factory=deque)
     _arrival: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a step arrives."""
     _running: list[WaitingStep] = field(default_factory=list)
     """Steps of the running forward."""
+    _jobs: dict[int, SpareTimeJob] = field(default_factory=dict)
+    """Jobs that wait or are under way, by the id of their session, oldest first."""
+    _begun: set[SpareTimeJob] = field(default_factory=set)
+    """Jobs of which a slice was run."""
     _forward_done: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the running forward has ended, and then replaced."""
 
@@ -89,9 +114,21 @@ class Engine:
         self._waiting.append(step)
         self._arrival.set()
 
+    def submit_job(self, session: NodeSession, job: SpareTimeJob) -> None:
+        """Let a job run when no step waits.  It replaces the session's last job, if that is not finished."""
+        self._discard_job(session)
+        self._jobs[id(session)] = job
+        self._arrival.set()
+
     def discard_waiting(self, session: NodeSession) -> None:
-        """Remove a session's steps from the queue."""
+        """Remove a session's steps from the queue, and its job."""
         self._waiting = deque(step for step in self._waiting if step.session is not session)
+        self._discard_job(session)
+
+    def _discard_job(self, session: NodeSession) -> None:
+        job = self._jobs.pop(id(session), None)
+        if job is not None:
+            self._begun.discard(job)
 
     async def wait_until_idle(self, session: NodeSession) -> None:
         """Wait until no running forward uses the session, so that its KV rows can be freed."""
@@ -105,10 +142,12 @@ class Engine:
                 while True:
                     await self._arrival.wait()
                     self._running = self._take_batch()
-                    if not self._running:
+                    if self._running:
+                        await self._forward(thread)
+                    elif self._jobs:
+                        await self._run_slice(thread)
+                    else:
                         self._arrival.clear()
-                        continue
-                    await self._forward(thread)
         finally:
             # The executor has waited for the thread's last forward: wake those that wait to free its rows.
             self._end_forward()
@@ -138,11 +177,39 @@ class Engine:
         self.counters.skipped_rows += sum(waiting[i].rows for i in chosen) - sum(step.rows for step in batch)
         return batch
 
+    async def _run_slice(self, thread: ThreadPoolExecutor) -> None:
+        """Run one slice of the oldest job.  Steps that arrive meanwhile wait for no more than that."""
+        session, job = next(iter(self._jobs.items()))
+        is_last = False
+        try:
+            if job not in self._begun:
+                job.begin()
+                self._begun.add(job)
+            is_last = await asyncio.get_running_loop().run_in_executor(thread, self._run_throttled, job)
+        except Exception:  # what nobody waits for must not end the node
+            log.exception("a job in the device's spare time failed")
+            self._begun.discard(job)
+            if self._jobs.get(session) is job:
+                del self._jobs[session]
+            return
+        if is_last and self._jobs.get(session) is job:
+            del self._jobs[session]
+            self._begun.discard(job)
+            job.finish()
+
+    def _run_throttled(self, job: SpareTimeJob) -> bool:
+        """Run a slice in the device thread, and rest so that other programs can use the device."""
+        start = self.clock()
+        is_last = job.run_slice()
+        if self.share < 1.0:
+            time.sleep((self.clock() - start) * (1.0 / self.share - 1.0))
+        return is_last
+
     async def _forward(self, thread: ThreadPoolExecutor) -> None:
         """Compute the batch in `_running` and deliver its results."""
         loop = asyncio.get_running_loop()
         started = loop.time()
-        segments = [Segment(step.kv, step.step, step.span) for step in self._running]
+        segments = [Segment(step.kv, step.step, step.span, step.speculates) for step in self._running]
         try:
             results, compute_us = await loop.run_in_executor(thread, self._run_timed, segments)
         except Exception as error:  # a forward that fails ends its own sessions, never the node

@@ -51,6 +51,8 @@ from treeswarm_node.model.quantization.packed_products import pack_products
 from treeswarm_node.model.quantization.weight_kinds import check_kind
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.model.weight_layout import choose_layouts
+from treeswarm_node.speculator.loading import load_speculator, speculator_bytes
+from treeswarm_node.speculator.seam import Speculator
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,8 @@ class LoadedStage:
     """Whether K and V depend on the text alone, so that sessions may share them."""
     holds_codes: bool = False
     """Whether weights are held in the bits in which they were published."""
+    speculator: Speculator | None = None
+    """Speculator that proposes trees below the ends of walks, or None unless this node is a tail that has one."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ async def load_stage(
     with open_offload(find_device(config.device.name), config.device.offload) as offload:
         cancellable = _CancellableProgress(progress)
         try:
-            span_model, served, rate = await asyncio.to_thread(
+            span_model, served, rate, speculator = await asyncio.to_thread(
                 _load, config, model, span, offload, cancellable, skeleton
             )
             del skeleton
@@ -125,20 +129,22 @@ async def load_stage(
             cancellable.cancelled.set()
             raise
         codec = make_row_codec(config.model.activations, served.hidden_size)
-        runner = _throttled(ModelRunner(span_model, Sampler(served.vocab_size), codec), config.device.share)
+        taps = speculator.taps if speculator else ()
+        model_runner = ModelRunner(span_model, Sampler(served.vocab_size), codec, taps)
+        runner = _throttled(model_runner, config.device.share)
         profile = await asyncio.to_thread(measure_profile, runner, served, span_model.store)
         cancellable(1, 1, PROVING)
-        engine = Engine(runner, config.limits.budget, counters or Counters())
+        engine = Engine(runner, config.limits.budget, counters or Counters(), share=config.device.share)
         running = asyncio.create_task(engine.run())
         try:
             yield LoadedStage(
                 served, engine, span_model.store, rate, profile, span_model.depends_on_text_alone,
-                span_model.loaded.holds_codes,
+                span_model.loaded.holds_codes, speculator,
             )  # fmt: skip
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            del engine, runner, span_model
+            del engine, runner, model_runner, span_model, speculator
     free_unused_memory()
 
 
@@ -192,6 +198,7 @@ def node_room(config: NodeConfig) -> NodeRoom:
     """Return the memory that a node may use, and what it uses it for.  Raises BadRequest."""
     device = config.device
     memory = device.memory or free_memory(find_device(device.name))
+    memory = max(0, memory - speculator_bytes(config.model.speculator))
     return NodeRoom(memory, offload_room(device.offload), device.kv_tokens, config.limits.budget.rows)
 
 
@@ -202,7 +209,7 @@ def _load(
     offload: Offload | None,
     progress: Progress | None,
     skeleton: PreTrainedModel | None = None,
-) -> tuple[SpanModel, ServedSpan, float]:
+) -> tuple[SpanModel, ServedSpan, float, Speculator | None]:
     if config.device.threads:
         torch.set_num_threads(config.device.threads)
     device = find_device(config.device.name)
@@ -243,7 +250,8 @@ def _load(
         attention=span_model.attention_name,
         activation_bytes=numerics.row_bytes(model.shape.hidden_size),
     )
-    return span_model, served, measure_rate(span_model) * config.device.share
+    speculator = load_speculator(config.model.speculator, span_model, folder, served)
+    return span_model, served, measure_rate(span_model) * config.device.share, speculator
 
 
 def _throttled(runner: Runner, share: float) -> Runner:

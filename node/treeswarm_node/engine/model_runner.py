@@ -5,7 +5,7 @@ The engine calls the runner in its device thread.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.engine.activation_codec import NativeCodec, RowCodec
 from treeswarm_node.engine.sampler import Sampler, best_tokens
 from treeswarm_node.model.span_model import SpanModel
+from treeswarm_node.model.taps import Taps
 
 # The LM head is larger than many blocks: its weights are read once for all sessions of a forward, for up to this many
 # rows.  With more rows the head is bound by its products, and logits in float32 for each row take much memory.
@@ -37,6 +38,8 @@ class Computed:
     """Log-probabilities of `tokens`, float32 [answered]."""
     alternatives: NDArray[np.int64] | None = None
     """Most likely tokens, int64 [answered, k], or None if the session did not ask for them."""
+    states: torch.Tensor | None = None
+    """Results of the tapped blocks, [rows, taps · hidden], or None if the segment does not speculate."""
     error: ProtocolError | None = None
 
 
@@ -73,8 +76,12 @@ class ThrottledRunner:
 class ModelRunner:
     """Runs forwards on the model, and the sampler on the tail's logits."""
 
-    def __init__(self, model: SpanModel, sampler: Sampler, codec: RowCodec | None = None) -> None:
+    def __init__(
+        self, model: SpanModel, sampler: Sampler, codec: RowCodec | None = None, taps: Sequence[int] = ()
+    ) -> None:
+        """`taps` are the blocks whose results segments that speculate get."""
         self._model = model
+        self._taps = taps
         self._codec = codec or NativeCodec(model.hidden_size)
         self._sampler = sampler
 
@@ -89,12 +96,14 @@ class ModelRunner:
         for segment, rows in zip(segments, inputs, strict=True):
             segment.kv.invalid |= not bool(torch.isfinite(rows).all())
         valid = [i for i, segment in enumerate(segments) if not segment.kv.invalid]
-        outputs = self._forward([segments[i] for i in valid], [inputs[i] for i in valid])
+        taps = Taps(self._taps) if any(segments[i].speculates and segments[i].step.rows for i in valid) else None
+        outputs = self._forward([segments[i] for i in valid], [inputs[i] for i in valid], taps)
         not_finite = Refused("activations from upstream are not finite", FaultCode.NOT_FINITE)
         results = [Computed(error=not_finite)] * len(segments)
         computed = self._results([segments[i] for i in valid], outputs)
-        for i, result in zip(valid, computed, strict=True):
-            results[i] = result
+        states = self._states([segments[i] for i in valid], taps)
+        for i, result, tapped in zip(valid, computed, states, strict=True):
+            results[i] = replace(result, states=tapped) if segments[i].speculates else result
         return results
 
     def _input(self, segment: Segment) -> torch.Tensor:
@@ -110,11 +119,19 @@ class ModelRunner:
             rows = rows[torch.from_numpy(incoming_rows(step))]
         return rows.to(self._model.device)
 
-    def _forward(self, segments: list[Segment], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _forward(self, segments: list[Segment], inputs: list[torch.Tensor], taps: Taps | None) -> list[torch.Tensor]:
         if not segments:
             return []
-        hidden = self._model.forward(segments, torch.cat(inputs))
+        hidden = self._model.forward(segments, torch.cat(inputs), taps)
         return list(torch.split(hidden, [segment.step.rows for segment in segments]))
+
+    def _states(self, segments: list[Segment], taps: Taps | None) -> list[torch.Tensor | None]:
+        """Return the tapped rows of each segment, or None for each if no block was tapped."""
+        if taps is None:
+            return [None] * len(segments)
+        # Clones, because a part of the batch would keep the rows of all sessions.
+        parts = torch.split(taps.states(), [segment.step.rows for segment in segments])
+        return [part.clone() if segment.speculates else None for segment, part in zip(segments, parts, strict=True)]
 
     def _results(self, segments: list[Segment], outputs: list[torch.Tensor]) -> list[Computed]:
         """Encode the outputs, or sample from them if the span ends with the last block.

@@ -24,6 +24,7 @@ from treeswarm_node.model.families.observation import observe_shapes
 from treeswarm_node.model.families.routes import AttentionRoute, CacheRoute, InterfaceRoute
 from treeswarm_node.model.fused_block import FusedBlock
 from treeswarm_node.model.loaded_span import LoadedSpan
+from treeswarm_node.model.taps import Taps
 
 
 class SpanModel:
@@ -115,18 +116,19 @@ class SpanModel:
         return self.frame.embed(tokens, positions).to(self.dtype)
 
     @torch.inference_mode()
-    def forward(self, segments: Sequence[Segment], hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, segments: Sequence[Segment], hidden: torch.Tensor, taps: Taps | None = None) -> torch.Tensor:
         """Run the segments' blocks on their concatenated rows, and return the activations; both are [ΣT, hidden].
 
         All segments must have the same span.  Every segment's commit happens first.  In each layer, all K and V of the
         batch are written before any row attends.  A step may therefore see rows of an earlier step of its session in
-        the same forward.
+        the same forward.  `taps` record what blocks return, unless there are no rows.
         """
         for segment in segments:
             segment.kv.commit(segment.step)
         if not len(hidden):
             return hidden
-        return self.run_segments(segments, hidden, self.store, self.run_layer)
+        run_layer = self.run_layer if taps is None else taps.recording(self.run_layer, self.frame.extra_inputs)
+        return self.run_segments(segments, hidden, self.store, run_layer)
 
     def run_segments(
         self, segments: Sequence[Segment], hidden: torch.Tensor, store: KVStore, run_layer: RunLayer
@@ -146,6 +148,13 @@ class SpanModel:
         """Return the logits float32 [n, vocab] of final activations [n, hidden]; norm and head run in float32."""
         assert self._head is not None
         return self._head.finish(hidden.float(), self.frame.parts_of_result).float()
+
+    def lm_head(self) -> tuple[torch.Tensor, bool]:
+        """Return the LM head [vocab, hidden] as logits are computed with it, and whether the embedding is the same."""
+        assert self._head is not None
+        skeleton: Any = self.loaded.skeleton
+        weight: torch.Tensor = self._head.output_embeddings.weight
+        return weight, bool(skeleton.config.get_text_config(decoder=True).tie_word_embeddings)
 
     def _unused_weights(self) -> set[int]:
         """Return ids of the weights of embedding and LM head that blocks and embedding do not read."""

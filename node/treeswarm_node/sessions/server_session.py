@@ -10,7 +10,16 @@ import logging
 from dataclasses import dataclass, field
 
 from treeswarm.errors import Refused, SwarmError, TransportError
-from treeswarm.protocol.messages import Append, FaultCode, HopTiming, LinkWelcome, NextHop, Opened, Resume
+from treeswarm.protocol.messages import (
+    Append,
+    FaultCode,
+    HopTiming,
+    LinkWelcome,
+    NextHop,
+    Opened,
+    Proposal,
+    Resume,
+)
 from treeswarm.session.session import NodeSession
 from treeswarm.session.steps import Step
 from treeswarm.tasks import TaskSet, cancelled
@@ -20,6 +29,7 @@ from treeswarm_node.engine.model_runner import Computed
 from treeswarm_node.sessions.compression import decompress_rows, run_by_size
 from treeswarm_node.sessions.downstream import Downstream, ToClient, ToNextNode
 from treeswarm_node.sessions.session_parts import Opening, SessionClient, SessionEpoch, SessionMemory
+from treeswarm_node.sessions.speculation import SessionSpeculation
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +46,8 @@ class ServerSession:
     """State machine that turns appends into steps."""
     memory: SessionMemory
     client: SessionClient
+    speculation: SessionSpeculation | None = None
+    """Proposes trees below the ends of walks, or None unless this node is the tail and was asked for proposals."""
     epoch: SessionEpoch = field(init=False)
     _tasks: TaskSet = field(default_factory=TaskSet)
     _link_readers: set[asyncio.Task[None]] = field(default_factory=set)
@@ -109,6 +121,8 @@ class ServerSession:
             if previous.forwarding is not None:
                 previous.forwarding.cancel()
             self.memory.truncate(length)
+            if self.speculation is not None:
+                self.speculation.truncate(length)
             self.memory.prefix_recorder = None
             self.state.resume(request.epoch, request.resumption)
             if request.replays and self.memory.replay_log is None:
@@ -186,7 +200,10 @@ class ServerSession:
         if offered and steps and steps[0].append.prefix < offered:
             self.memory.truncate(steps[0].append.prefix)
         for step in steps:
-            work = WaitingStep(self.state, self.memory.kv, self.opening.span, step, self._take_result, arrived)
+            speculates = self.speculation is not None
+            work = WaitingStep(
+                self.state, self.memory.kv, self.opening.span, step, self._take_result, arrived, speculates
+            )
             self.opening.engine.submit(work)
 
     def _take_result(self, step: Step, computed: Computed, timing: HopTiming) -> None:
@@ -208,6 +225,7 @@ class ServerSession:
                 if epoch.forwards_replay or not step.append.replay:
                     await epoch.downstream.send(step, computed, (*step.append.timings, timing))
                 self.state.finish(step)
+                self._speculate(step, computed)
                 if step.append.replay:
                     epoch.replayed += 1
                 else:
@@ -217,6 +235,25 @@ class ServerSession:
             self._report_broken_link(error)
         except SwarmError as error:
             await self.fail(error)
+
+    def _speculate(self, step: Step, computed: Computed) -> None:
+        """Let the speculator read a computed step, whose answer is sent, and propose a tree if the walk has an end."""
+        if self.speculation is None:
+            return
+        try:
+            if not self.speculation.follow(step, computed):
+                return
+        except Exception:  # what only guesses must not end a session
+            log.exception("session %s speculates no more", self.opening.name)
+            self.speculation = None
+            return
+
+        def deliver(proposal: Proposal) -> None:
+            if not self.ended and proposal.epoch == self.epoch.number:
+                self._tasks.start(self.client.send_proposal(proposal))
+
+        job = self.speculation.make_job(self.opening.id, self.epoch.number, deliver)
+        self.opening.engine.submit_job(self.state, job)
 
     def _make_downstream(self, next_hop: NextHop | None) -> Downstream:
         if next_hop is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from treeswarm.errors import Malformed, Refused, SwarmError, TransportError
-from treeswarm.protocol.messages import Fault, FaultCode, HopTiming, NextHop, Open, Profile, Resume
+from treeswarm.protocol.messages import Fault, FaultCode, HopTiming, NextHop, Open, Profile, Proposal, Resume
 from treeswarm.protocol.spans import Span
 from treeswarm.session.steps import Step
 from treeswarm.transport.seam import Stream, Transport
@@ -108,6 +108,12 @@ class SessionClient:
             async with asyncio.timeout(SEND_FAULT_S):
                 message = str(error)[:MAX_FAULT_CHARACTERS]
                 await self.control.send(Fault(session, fault_code(error), message, fatal))
+
+    async def send_proposal(self, proposal: Proposal) -> None:
+        """Send a proposal on the control stream, if that is still open: nothing depends on it."""
+        with contextlib.suppress(SwarmError, TimeoutError):
+            async with asyncio.timeout(SEND_FAULT_S):
+                await self.control.send(proposal)
 
 
 def fault_code(error: SwarmError) -> FaultCode:

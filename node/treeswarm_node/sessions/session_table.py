@@ -27,6 +27,8 @@ from treeswarm_node.sessions.admission import check_open
 from treeswarm_node.sessions.compression import LinkCompression
 from treeswarm_node.sessions.server_session import ServerSession
 from treeswarm_node.sessions.session_parts import Opening, SessionClient, SessionMemory
+from treeswarm_node.sessions.speculation import SessionSpeculation
+from treeswarm_node.speculator.seam import can_tap
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +101,7 @@ class SessionTable(Mapping[bytes, ServerSession]):
             NodeSession(_session_terms(request, stage, self.limits, len(units) * PREFIX_TOKENS)),
             SessionMemory(kv, _open_replay_log(request, stage, self.replay_logs, units), recorder),
             SessionClient(control, last_request_at=asyncio.get_running_loop().time()),
+            _speculation(request, stage),
         )
         self._sessions[request.session] = session
         self.counters.opened += 1
@@ -212,6 +215,16 @@ def _session_terms(request: Open, stage: LoadedStage, limits: NodeLimits, offere
         offered=offered,
         alternatives=request.alternatives,
     )
+
+
+def _speculation(request: Open, stage: LoadedStage) -> SessionSpeculation | None:
+    """Return what proposes trees for a session, if it asks for them and this node computes the blocks that count."""
+    speculator, span = stage.speculator, request.span
+    if speculator is None or not request.proposal_nodes or request.next_hop is not None:
+        return None
+    if not can_tap(speculator.taps, span.start, span.end):
+        return None
+    return SessionSpeculation(speculator, request.proposal_nodes)
 
 
 def _find_prefix(request: Open, stage: LoadedStage) -> list[PrefixUnit]:

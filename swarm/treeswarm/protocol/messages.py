@@ -8,8 +8,8 @@ Two kinds of stream carry the messages:
 
     control  client → node: Describe, Open, Resume, Hint, Ping, Close; Watch, DialBack, Manage, LeasePort, ReportLost,
              FindSwarm, Drive
-             node → client: Description, Opened, Answer (from the tail), Pong, Fault; Records, DialledBack, Managed,
-             PortLeased, IncomingConnection, SwarmFound, DrivenTokens
+             node → client: Description, Opened, Answer and Proposal (from the tail), Pong, Fault; Records, DialledBack,
+             Managed, PortLeased, IncomingConnection, SwarmFound, DrivenTokens
     link     upstream → downstream: LinkHello once, then Append after Append (the client is upstream of the head)
              downstream → upstream: LinkWelcome once if the hello asked for it, then nothing until the stream ends
 """
@@ -60,6 +60,8 @@ MAX_PROFILE_POINTS = 16
 MAX_PROFILE_US = 3_600_000_000  # one hour: longer than any forward that a client would wait for
 # The token recycling drafter keeps eight successors of a token; more were never worth their bytes.
 MAX_ALTERNATIVES = 8
+# A speculator expands some dozens of nodes, so larger proposals would only add nodes that are hardly ever right.
+MAX_PROPOSAL = 256
 
 Ids = NDArray[np.uint32]
 """Ids of tree nodes or of tokens."""
@@ -176,6 +178,8 @@ class Open:
     """The prompt's prefix whose KV may be shared, or None if it may not be."""
     alternatives: int = 0
     """Number of the target's best tokens that the tail sends with every answered row."""
+    proposal_nodes: int = 0
+    """Most nodes of the trees that the tail's speculator proposes, or 0 for no proposals."""
 
 
 @dataclass(frozen=True)
@@ -319,6 +323,24 @@ class Answer:
     """The best tokens by raw logit at the same rows, best first: uint32 [n, k], or [0, 0] if none were requested."""
 
 
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A tree that the tail's speculator guesses below the end of a walk, best nodes first."""
+
+    session: bytes
+    epoch: int
+    tip: int
+    """Id of the last node of the walk."""
+    root: int
+    """The target's token after it, which is the root of the tree."""
+    parents: Ids
+    """Place of each node's parent, uint32 [n]: 0 for the root, else 1 + its index, which is less than the node's."""
+    tokens: Ids
+    """Token of each node, uint32 [n]."""
+    scores: NDArray[np.float32]
+    """Log of the chance that the target's choices follow the path to each node, float32 [n]; they never rise."""
+
+
 @dataclass(frozen=True)
 class Pong:
     """Answer a Ping, with the progress of its session in the session's present epoch."""
@@ -428,8 +450,8 @@ ControlUp = (
     | Drive
 )  # fmt: skip
 ControlDown = (
-    Description | Opened | Answer | Pong | Fault | Records | DialledBack | Managed | PortLeased | IncomingConnection
-    | SwarmFound | DrivenTokens
+    Description | Opened | Answer | Proposal | Pong | Fault | Records | DialledBack | Managed | PortLeased
+    | IncomingConnection | SwarmFound | DrivenTokens
 )  # fmt: skip
 LinkUp = LinkHello | Append
 LinkDown = LinkWelcome

@@ -73,6 +73,8 @@ class NodeRecord:
     software: str
     driver: DriverKind = DriverKind.NONE
     """Whether the node drives texts for clients, and with what it drafts."""
+    speculator: str = ""
+    """Kind of the speculator that proposes trees at this node, if it is a tail that has one, or ""."""
 
     @property
     def position(self) -> Coordinate | None:

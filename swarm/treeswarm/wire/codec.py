@@ -168,6 +168,7 @@ def _open_in(message: pb.Open) -> m.Open:
         forwards_replay=message.forwards_replay,
         prefix=_prefix_in(message),
         alternatives=_count(message.alternatives, "alternatives", 0, m.MAX_ALTERNATIVES),
+        proposal_nodes=_count(message.proposal_nodes, "proposal_nodes", 0, m.MAX_PROPOSAL),
     )
 
 
@@ -239,6 +240,24 @@ def _alternatives_in(data: bytes, rows: int) -> NDArray[Any]:
     divisible = rows > 0 and len(flat) % rows == 0
     _require(divisible, "alternatives", f"{len(flat)} tokens cannot be divided evenly among {rows} rows")
     return flat.reshape(rows, _count(len(flat) // rows, "alternatives", 1, m.MAX_ALTERNATIVES))
+
+
+def _proposal_in(message: pb.Proposal) -> m.Proposal:
+    parents, tokens, scores = (
+        _array(data, name, dtype, m.MAX_PROPOSAL)
+        for data, name, dtype in (
+            (message.parents, "parents", "<u4"),
+            (message.tokens, "tokens", "<u4"),
+            (message.scores, "scores", "<f4"),
+        )
+    )
+    _require(len(parents) == len(tokens) == len(scores), "proposal", "parents, tokens and scores differ in length")
+    _require(bool((parents <= np.arange(len(parents))).all()), "parents", "a node comes before its parent")
+    falling = bool(np.isfinite(scores).all()) and bool((np.diff(scores, prepend=np.float32(0)) <= 0).all())
+    _require(falling, "scores", "not finite, above 0 or rising")
+    siblings = set(zip(parents.tolist(), tokens.tolist(), strict=True))
+    _require(len(siblings) == len(tokens), "tokens", "two siblings have the same token")
+    return m.Proposal(_session(message.session), message.epoch, message.tip, message.root, parents, tokens, scores)
 
 
 def _fault_in(message: pb.Fault) -> m.Fault:
@@ -357,6 +376,7 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
         _count(o.prefix_rows, "prefix_rows", 0, m.MAX_TRUNK),
     ),
     "answer": _answer_in,
+    "proposal": _proposal_in,
     "pong": lambda p: m.Pong(p.stamp, p.received, p.passed_on, p.replayed),
     "resume": _resume_in,
     "watch": lambda w: m.Watch(w.version, w.everyone, w.clock),

@@ -97,6 +97,7 @@ def _open_out(message: m.Open) -> pb.Open:
         ticket=message.ticket,
         forwards_replay=message.forwards_replay,
         alternatives=message.alternatives,
+        proposal_nodes=message.proposal_nodes,
     )
     if message.next_hop is not None:
         proto.next_hop.CopyFrom(_hop_out(message.next_hop))
@@ -139,6 +140,18 @@ def _answer_out(message: m.Answer) -> pb.Answer:
         logprobs=_array_out(message.logprobs, "<f4"),
         timings=_timings_out(message.timings),
         alternatives=_array_out(message.alternatives, "<u4"),
+    )
+
+
+def _proposal_out(message: m.Proposal) -> pb.Proposal:
+    return pb.Proposal(
+        session=message.session,
+        epoch=message.epoch,
+        tip=message.tip,
+        root=message.root,
+        parents=_array_out(message.parents, "<u4"),
+        tokens=_array_out(message.tokens, "<u4"),
+        scores=_array_out(message.scores, "<f4"),
     )
 
 
@@ -219,6 +232,7 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
         ),
     ),
     m.Answer: (pb.ControlDown, "answer", _answer_out),
+    m.Proposal: (pb.ControlDown, "proposal", _proposal_out),
     m.Pong: (
         pb.ControlDown,
         "pong",

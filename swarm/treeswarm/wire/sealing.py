@@ -64,6 +64,7 @@ def seal(record: NodeRecord, signer: Signer) -> SealedRecord:
         coordinate=record.coordinate,
         software=record.software,
         driver=int(record.driver),
+        speculator=record.speculator,
     ).SerializeToString()
     signature = signer.sign(RECORD_PREFIX + body)
     sealed = pb.SealedRecord(record=body, key=signer.public_key, signature=signature).SerializeToString()
@@ -135,6 +136,7 @@ def _read(body: pb.NodeRecord, key: bytes) -> NodeRecord:
         software=body.software,
         # A later release may know more kinds: all of them drive.
         driver=DriverKind(min(body.driver, max(DriverKind))),
+        speculator=body.speculator,
     )
 
 

@@ -46,7 +46,7 @@ class ControlUp(_message.Message):
     def __init__(self, describe: _Optional[_Union[Describe, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., hint: _Optional[_Union[Hint, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., dial_back: _Optional[_Union[DialBack, _Mapping]] = ..., manage: _Optional[_Union[Manage, _Mapping]] = ..., lease_port: _Optional[_Union[LeasePort, _Mapping]] = ..., report_lost: _Optional[_Union[ReportLost, _Mapping]] = ..., find_swarm: _Optional[_Union[FindSwarm, _Mapping]] = ..., drive: _Optional[_Union[Drive, _Mapping]] = ...) -> None: ...
 
 class ControlDown(_message.Message):
-    __slots__ = ("description", "opened", "answer", "pong", "fault", "records", "dialled_back", "managed", "port_leased", "incoming_connection", "swarm_found", "driven_tokens")
+    __slots__ = ("description", "opened", "answer", "pong", "fault", "records", "dialled_back", "managed", "port_leased", "incoming_connection", "swarm_found", "driven_tokens", "proposal")
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class ControlDown(_message.Message):
     INCOMING_CONNECTION_FIELD_NUMBER: _ClassVar[int]
     SWARM_FOUND_FIELD_NUMBER: _ClassVar[int]
     DRIVEN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROPOSAL_FIELD_NUMBER: _ClassVar[int]
     description: Description
     opened: Opened
     answer: Answer
@@ -71,7 +72,8 @@ class ControlDown(_message.Message):
     incoming_connection: IncomingConnection
     swarm_found: SwarmFound
     driven_tokens: DrivenTokens
-    def __init__(self, description: _Optional[_Union[Description, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., dialled_back: _Optional[_Union[DialledBack, _Mapping]] = ..., managed: _Optional[_Union[Managed, _Mapping]] = ..., port_leased: _Optional[_Union[PortLeased, _Mapping]] = ..., incoming_connection: _Optional[_Union[IncomingConnection, _Mapping]] = ..., swarm_found: _Optional[_Union[SwarmFound, _Mapping]] = ..., driven_tokens: _Optional[_Union[DrivenTokens, _Mapping]] = ...) -> None: ...
+    proposal: Proposal
+    def __init__(self, description: _Optional[_Union[Description, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., dialled_back: _Optional[_Union[DialledBack, _Mapping]] = ..., managed: _Optional[_Union[Managed, _Mapping]] = ..., port_leased: _Optional[_Union[PortLeased, _Mapping]] = ..., incoming_connection: _Optional[_Union[IncomingConnection, _Mapping]] = ..., swarm_found: _Optional[_Union[SwarmFound, _Mapping]] = ..., driven_tokens: _Optional[_Union[DrivenTokens, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ...) -> None: ...
 
 class LinkUp(_message.Message):
     __slots__ = ("hello", "append")
@@ -170,7 +172,7 @@ class NextHop(_message.Message):
     def __init__(self, address: _Optional[str] = ..., ticket: _Optional[bytes] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("version", "session", "epoch", "span", "numerics", "trunk_room", "crown_room", "ticket", "next_hop", "resumption", "forwards_replay", "alternatives", "prefix_scope", "prefix_digests")
+    __slots__ = ("version", "session", "epoch", "span", "numerics", "trunk_room", "crown_room", "ticket", "next_hop", "resumption", "forwards_replay", "alternatives", "prefix_scope", "prefix_digests", "proposal_nodes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -185,6 +187,7 @@ class Open(_message.Message):
     ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     PREFIX_SCOPE_FIELD_NUMBER: _ClassVar[int]
     PREFIX_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    PROPOSAL_NODES_FIELD_NUMBER: _ClassVar[int]
     version: int
     session: bytes
     epoch: int
@@ -199,7 +202,8 @@ class Open(_message.Message):
     alternatives: int
     prefix_scope: bytes
     prefix_digests: bytes
-    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., trunk_room: _Optional[int] = ..., crown_room: _Optional[int] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., forwards_replay: bool = ..., alternatives: _Optional[int] = ..., prefix_scope: _Optional[bytes] = ..., prefix_digests: _Optional[bytes] = ...) -> None: ...
+    proposal_nodes: int
+    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., trunk_room: _Optional[int] = ..., crown_room: _Optional[int] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., forwards_replay: bool = ..., alternatives: _Optional[int] = ..., prefix_scope: _Optional[bytes] = ..., prefix_digests: _Optional[bytes] = ..., proposal_nodes: _Optional[int] = ...) -> None: ...
 
 class Resumption(_message.Message):
     __slots__ = ("trunk_length", "tip")
@@ -317,6 +321,24 @@ class Answer(_message.Message):
     alternatives: bytes
     def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., ids: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., alternatives: _Optional[bytes] = ...) -> None: ...
 
+class Proposal(_message.Message):
+    __slots__ = ("session", "epoch", "tip", "root", "parents", "tokens", "scores")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TIP_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: int
+    tip: int
+    root: int
+    parents: bytes
+    tokens: bytes
+    scores: bytes
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., tip: _Optional[int] = ..., root: _Optional[int] = ..., parents: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., scores: _Optional[bytes] = ...) -> None: ...
+
 class Fault(_message.Message):
     __slots__ = ("session", "code", "message", "fatal")
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -402,7 +424,7 @@ class Append(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., commit: _Optional[bytes] = ..., first_id: _Optional[int] = ..., parents: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., prefill: bool = ..., answers: _Optional[_Union[Answers, str]] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., skipped: _Optional[bytes] = ..., hidden: _Optional[bytes] = ..., planes: _Optional[int] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., fresh: bool = ..., replay: bool = ..., prefix: _Optional[int] = ...) -> None: ...
 
 class NodeRecord(_message.Message):
-    __slots__ = ("version", "generation", "expires", "state", "address", "pin", "reachable", "name", "model", "weights", "dtype", "quantization", "span", "blocks", "rate", "hop_s", "free_tokens", "total_tokens", "coordinate", "software", "activations", "driver")
+    __slots__ = ("version", "generation", "expires", "state", "address", "pin", "reachable", "name", "model", "weights", "dtype", "quantization", "span", "blocks", "rate", "hop_s", "free_tokens", "total_tokens", "coordinate", "software", "activations", "driver", "speculator")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_FIELD_NUMBER: _ClassVar[int]
@@ -425,6 +447,7 @@ class NodeRecord(_message.Message):
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
     DRIVER_FIELD_NUMBER: _ClassVar[int]
+    SPECULATOR_FIELD_NUMBER: _ClassVar[int]
     version: int
     generation: int
     expires: int
@@ -447,7 +470,8 @@ class NodeRecord(_message.Message):
     software: str
     activations: str
     driver: int
-    def __init__(self, version: _Optional[int] = ..., generation: _Optional[int] = ..., expires: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., pin: _Optional[bytes] = ..., reachable: bool = ..., name: _Optional[str] = ..., model: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., rate: _Optional[float] = ..., hop_s: _Optional[float] = ..., free_tokens: _Optional[int] = ..., total_tokens: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ..., software: _Optional[str] = ..., activations: _Optional[str] = ..., driver: _Optional[int] = ...) -> None: ...
+    speculator: str
+    def __init__(self, version: _Optional[int] = ..., generation: _Optional[int] = ..., expires: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., pin: _Optional[bytes] = ..., reachable: bool = ..., name: _Optional[str] = ..., model: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., rate: _Optional[float] = ..., hop_s: _Optional[float] = ..., free_tokens: _Optional[int] = ..., total_tokens: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ..., software: _Optional[str] = ..., activations: _Optional[str] = ..., driver: _Optional[int] = ..., speculator: _Optional[str] = ...) -> None: ...
 
 class SealedRecord(_message.Message):
     __slots__ = ("record", "key", "signature")

@@ -27,6 +27,7 @@ from treeswarm_client.drafters.model_tree import ModelTree, ModelTreeOptions
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, Drafter, DraftTree, Verification
 from treeswarm_client.drafters.suffix import SuffixDrafter
+from treeswarm_client.drafters.tail.tail_drafter import TailDrafter
 from treeswarm_client.drafters.tau import GRID, TauEstimate
 from treeswarm_client.drafters.token_recycling import TokenRecyclingDrafter
 from treeswarm_client.drafters.union import UnionDrafter
@@ -58,6 +59,35 @@ def draft_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class FedTailDrafter(TailDrafter):
+    """A drafter that gets a tree of the tail below every root: the same one for the same text."""
+
+    def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
+        super().begin(prompt, settings)
+        self._text = list(prompt)
+        self.receive(random_tree(self._text))
+
+    def observe(self, verification: Verification) -> None:
+        super().observe(verification)
+        tokens = verification.tree.tokens
+        self._text += [*(int(tokens[node]) for node in verification.accepted), verification.bonus]
+        self.receive(random_tree(self._text))
+
+    def copy_for_new_generation(self) -> "FedTailDrafter":
+        return FedTailDrafter()
+
+
+def random_tree(text: Sequence[int]) -> DraftTree:
+    """Return a tree of up to 50 nodes that depends on the text alone."""
+    random = np.random.default_rng(list(text))
+    places: dict[tuple[int, int], int] = {}
+    for _ in range(50):
+        node = int(random.integers(-1, len(places))), int(random.integers(VOCAB))
+        places.setdefault(node, len(places))
+    parents, tokens = (np.array(column, np.int64) for column in zip(*places, strict=True))
+    return DraftTree(parents, tokens, np.sort(-random.random(len(places)).astype(np.float32))[::-1].copy())
+
+
 Make = Callable[[], Drafter]
 
 
@@ -79,12 +109,14 @@ def maker(kind: str, draft_folder: Path) -> Make:
         "suffix": SuffixDrafter,
         "recycling": TokenRecyclingDrafter,
         "ngram": lambda: UnionDrafter([SuffixDrafter(), TokenRecyclingDrafter()]),
+        "tail": FedTailDrafter,
+        "tail+ngram": lambda: UnionDrafter([SuffixDrafter(), TokenRecyclingDrafter(), FedTailDrafter()]),
         "all": lambda: UnionDrafter([SuffixDrafter(), TokenRecyclingDrafter(), model()]),
     }
     return makers.get(kind, model)
 
 
-@pytest.fixture(params=["none", *OPTIONS, "suffix", "recycling", "ngram", "all"])
+@pytest.fixture(params=["none", *OPTIONS, "suffix", "recycling", "ngram", "tail", "tail+ngram", "all"])
 def make(request: pytest.FixtureRequest, draft_folder: Path) -> Make:
     return maker(request.param, draft_folder)
 

@@ -38,6 +38,7 @@ def records(draw: st.DrawFn) -> tuple[FakeNode, NodeRecord]:
         "span": Span(start, start + draw(st.integers(1, 20))),
         "blocks": 200,
         "free_tokens": draw(st.integers(0, 2**32 - 1)),
+        "speculator": draw(st.sampled_from(["", "autoregressive"])),
         "coordinate": tuple(draw(st.lists(floats, max_size=6))),
     }
     return node, replace(node.record().record, **changes)

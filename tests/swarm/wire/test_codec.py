@@ -98,6 +98,15 @@ def driven_tokens(draw: st.DrawFn) -> d.DrivenTokens:
     )
 
 
+@st.composite
+def proposals(draw: st.DrawFn) -> m.Proposal:
+    rows = draw(st.integers(0, 20))
+    parents = np.array([draw(st.integers(0, i)) for i in range(rows)], np.uint32)
+    scores = sorted(draw(st.lists(st.floats(-100, 0, width=32), min_size=rows, max_size=rows)), reverse=True)
+    tokens = np.arange(rows, dtype=np.uint32)
+    return m.Proposal(draw(ids16), draw(u32), draw(u32), draw(u32), parents, tokens, np.array(scores, np.float32))
+
+
 hops = st.none() | st.builds(m.NextHop, short, ids16)
 rooms = st.integers(1, m.MAX_CROWN)
 prefixes = st.none() | st.builds(Prefix, ids16, st.lists(ids16, max_size=5).map(tuple))
@@ -114,6 +123,7 @@ opens = st.builds(
     hops,
     prefix=prefixes,
     alternatives=st.integers(0, m.MAX_ALTERNATIVES),
+    proposal_nodes=st.integers(0, m.MAX_PROPOSAL),
 )
 descriptions = st.builds(
     m.Description,
@@ -152,6 +162,7 @@ DOWN = st.one_of(
     descriptions,
     st.builds(m.Opened, ids16, u32, u32, profiles, st.integers(0, m.MAX_TRUNK)),
     answers(),
+    proposals(),
     st.builds(m.Pong, u64),
     st.builds(n.SwarmFound, short),
     driven_tokens(),
@@ -400,3 +411,25 @@ def test_a_report_of_lost_nodes_has_a_limit() -> None:
         decode_control_up(encode(m.ReportLost((*report.nodes, "0" * 32))))
     with pytest.raises(Malformed, match="at most 64"):
         decode_control_up(encode(m.ReportLost(("0" * 65,))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"parents": [0, 2]}, "a node comes before its parent"),
+        ({"scores": [-2.0, -1.0]}, "not finite, above 0 or rising"),
+        ({"scores": [0.5, 0.0]}, "not finite, above 0 or rising"),
+        ({"scores": [0.0, float("nan")]}, "not finite, above 0 or rising"),
+        ({"tokens": [7, 7]}, "two siblings have the same token"),
+        ({"tokens": [7]}, "differ in length"),
+        ({"parents": [0] * 300, "tokens": list(range(300)), "scores": [0.0] * 300}, "at most 256"),
+    ],
+)
+def test_a_proposal_that_is_no_tree_is_malformed(changes: dict[str, list[float]], problem: str) -> None:
+    values: dict[str, list[float]] = {"parents": [0, 0], "tokens": [7, 8], "scores": [-1.0, -2.0], **changes}
+    packed = {
+        name: np.array(value, np.float32 if name == "scores" else np.uint32).tobytes() for name, value in values.items()
+    }
+    data = pb.ControlDown(proposal=pb.Proposal(session=bytes(16), **packed)).SerializeToString()
+    with pytest.raises(Malformed, match=problem):
+        decode_control_down(data)

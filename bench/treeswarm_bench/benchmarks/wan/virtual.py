@@ -130,7 +130,14 @@ class VirtualNetwork:
         driver itself is the caller's to make.
         """
         config = NodeConfig(
-            ModelConfig(setup.model, span=span, dtype=setup.dtype, quantization="none", activations=""),
+            ModelConfig(
+                setup.model,
+                span=span,
+                dtype=setup.dtype,
+                quantization="none",
+                activations="",
+                speculator=setup.speculator,
+            ),
             DeviceConfig("cpu", kv_tokens=KV_TOKENS, threads=1),
             NetworkConfig(listen="127.0.0.1:0", registry="none"),
             driving=driving,

@@ -47,4 +47,5 @@ def orthogonal(batch: torch.Tensor) -> torch.Tensor:
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    nearest: torch.Tensor = x.mT if tall else x
+    return nearest

@@ -1,0 +1,1 @@
+"""Training of speculators: `swarm train-speculator`."""

@@ -1,0 +1,1 @@
+"""Drafting with what the tail's speculator proposes."""

@@ -1,0 +1,108 @@
+"""Proposals of one session at the tail: follow its steps, and let the speculator work while no step waits."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from treeswarm.protocol.messages import Proposal
+from treeswarm.session.steps import Step
+from treeswarm_node.engine.model_runner import Computed
+from treeswarm_node.speculator.followed_text import FollowedText, WalkEnd
+from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest, Speculator
+
+
+@dataclass(eq=False)
+class SessionSpeculation:
+    """What a session at the tail remembers for its proposals."""
+
+    speculator: Speculator
+    size: int
+    """Largest number of nodes of a proposal."""
+    text: FollowedText = field(init=False)
+    memory: Any = field(init=False)
+    """What the speculator remembers of the session; only the device thread touches it."""
+    _proposed_tip: int | None = None
+    """Id of the node below which a tree was proposed last, or None before the first and after a repair."""
+
+    def __post_init__(self) -> None:
+        self.text = FollowedText(self.speculator.window)
+        self.memory = self.speculator.new_memory()
+
+    def follow(self, step: Step, computed: Computed) -> bool:
+        """Take note of a computed step, and return whether the walk has an end below which no tree was proposed."""
+        states = torch.empty(0) if computed.states is None else computed.states
+        answers = np.empty(0, np.int64) if computed.tokens is None else computed.tokens
+        self.text.add(step, answers, states)
+        end = self.text.walk_end()
+        return end is not None and end.tip != self._proposed_tip
+
+    def truncate(self, length: int) -> None:
+        """Cut the text back to `length` rows, for a new epoch."""
+        self.text.truncate(length)
+        self._proposed_tip = None
+
+    def take_end(self) -> WalkEnd | None:
+        """Return the walk's end, below which a tree is then proposed, or None if there is none any more."""
+        end = self.text.walk_end()
+        if end is not None:
+            self.text.mark_read(end)
+            self._proposed_tip = end.tip
+        return end
+
+    def request_at(self, end: WalkEnd) -> SpeculationRequest:
+        """Return what the speculator needs to propose a tree below a walk's end."""
+        return SpeculationRequest(
+            memory=self.memory,
+            first_position=end.first_position,
+            states=end.states,
+            next_tokens=end.next_tokens,
+            settings=end.settings,
+            size=self.size,
+        )
+
+    def make_job(self, session: bytes, epoch: int, deliver: Callable[[Proposal], None]) -> "SpeculationJob":
+        """Return the work that proposes a tree below the walk's end as it is when the work begins."""
+        return SpeculationJob(self, session, epoch, deliver)
+
+
+@dataclass(eq=False)
+class SpeculationJob:
+    """One proposal, for the device's spare time; see `engine.SpareTimeJob`."""
+
+    speculation: SessionSpeculation
+    session: bytes
+    epoch: int
+    deliver: Callable[[Proposal], None]
+    _end: WalkEnd | None = None
+    _steps: Iterator[SpeculatedTree] = field(default_factory=lambda: iter(()))
+    _tree: SpeculatedTree | None = None
+
+    def begin(self) -> None:
+        """Take the rows that the speculator reads."""
+        self._end = self.speculation.take_end()
+        if self._end is not None:
+            self._steps = self.speculation.speculator.propose(self.speculation.request_at(self._end))
+
+    def run_slice(self) -> bool:
+        """Let the tree grow by one forward, and return whether it is complete."""
+        tree = next(self._steps, None)
+        self._tree = tree or self._tree
+        return tree is None
+
+    def finish(self) -> None:
+        """Deliver the tree, if there is one."""
+        if self._end is not None and self._tree is not None and len(self._tree):
+            self.deliver(
+                Proposal(
+                    session=self.session,
+                    epoch=self.epoch,
+                    tip=self._end.tip,
+                    root=self._end.bonus,
+                    parents=(self._tree.parents + 1).astype(np.uint32),
+                    tokens=self._tree.tokens.astype(np.uint32),
+                    scores=self._tree.scores.astype(np.float32),
+                )
+            )

@@ -1,0 +1,264 @@
+"""The autoregressive kind of speculator: `head.py` with a window of keys and values per session."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from treeswarm.errors import ModelError
+from treeswarm.session.noise import NoiseRows
+from treeswarm_node.speculator.files import (
+    AUTOREGRESSIVE,
+    SpeculatorConfig,
+    read_speculator_config,
+    read_speculator_weights,
+)
+from treeswarm_node.speculator.growth import grow
+from treeswarm_node.speculator.head import HeadShape, SpeculatorHead
+from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
+
+# Number of children of a node.  Deeper in a tree of 64 nodes, no node was seen with more than a dozen.
+WIDTH = 16
+VOCABULARY = "vocabulary"
+"""Name of the tensor with the token ids that the head can guess."""
+EMBEDDING = "embedding"
+"""Name of the tensor with the target's embedding, where its LM head is another matrix."""
+# Sampling below this temperature is practically greedy, and logits divided by it would overflow.
+COLDEST = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class HeadWeights:
+    """The matrices that a head shares with the target."""
+
+    vocabulary: torch.Tensor
+    """Token ids that the head can guess, int64 [n]."""
+    lm_head: torch.Tensor
+    """Rows of the target's LM head for these ids, [n, hidden]."""
+    embedding: torch.Tensor
+    """The target's embedding, [vocabulary, hidden]."""
+
+
+@dataclass(eq=False)
+class HeadMemory:
+    """Keys and values of the last rows of one session, [kv_heads, rows, dim] each."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    start: int = 0
+    """Position in the text of the first row."""
+
+    @property
+    def end(self) -> int:
+        """Position in the text after the last row."""
+        return self.start + self.keys.shape[1]
+
+    def cut(self, position: int) -> None:
+        """Forget the rows from `position` on, and all rows if the next one would not follow on them."""
+        kept = position - self.start if self.start <= position <= self.end else 0
+        self.start = position - kept
+        self.keys, self.values = self.keys[:, :kept], self.values[:, :kept]
+
+    def extend(self, keys: torch.Tensor, values: torch.Tensor, window: int) -> None:
+        """Add rows, and forget those that no later row attends to."""
+        self.keys = torch.cat([self.keys, keys], 1)
+        self.values = torch.cat([self.values, values], 1)
+        if (surplus := self.keys.shape[1] - window) > 0:
+            self.start += surplus
+            # Copies, because a view would keep the whole of what it is a part of.
+            self.keys, self.values = self.keys[:, surplus:].clone(), self.values[:, surplus:].clone()
+
+
+class AutoregressiveSpeculator:
+    """A trained head that proposes trees."""
+
+    name = AUTOREGRESSIVE
+
+    def __init__(self, config: SpeculatorConfig, head: SpeculatorHead, weights: HeadWeights) -> None:
+        self.config = config
+        self.head = head.eval().requires_grad_(False)
+        self.weights = weights
+        self._noise = NoiseRows(config.vocab_size)
+
+    @classmethod
+    def load(cls, folder: Path, lm_head: torch.Tensor, *, is_tied: bool, dtype: torch.dtype) -> Self:
+        """Load a folder that `swarm train-speculator` wrote, for a target with this LM head [vocabulary, hidden].
+
+        Raises ModelError.
+        """
+        config, tensors = read_speculator_config(folder), read_speculator_weights(folder)
+        if tuple(lm_head.shape) != (config.vocab_size, config.hidden_size):
+            raise ModelError(
+                f"the speculator in '{folder}' is for an LM head of {config.vocab_size} tokens and "
+                f"{config.hidden_size} values, this model's has {lm_head.shape[0]} and {lm_head.shape[1]}"
+            )
+        ids = tensors.pop(VOCABULARY, torch.arange(config.vocab_size)).to(torch.int64)
+        embedding = tensors.pop(EMBEDDING, None)
+        if embedding is None and not is_tied:
+            raise ModelError(f"the speculator in '{folder}' lacks the target's embedding: train it again")
+        if ids.ndim != 1 or not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= config.vocab_size:
+            raise ModelError(f"the speculator in '{folder}' guesses tokens outside the vocabulary: train it again")
+        head = SpeculatorHead(head_shape(config))
+        try:
+            head.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ModelError(f"the weights in '{folder}' are not those of its config: {error}") from None
+        device = lm_head.device
+        rows = lm_head if len(ids) == len(lm_head) and bool((ids == torch.arange(len(ids))).all()) else lm_head[ids]
+        shared = HeadWeights(ids.to(device), rows.to(dtype), lm_head if embedding is None else embedding.to(device))
+        return cls(config, head.to(device, dtype), shared)
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """See `Speculator`."""
+        return self.config.taps
+
+    @property
+    def window(self) -> int:
+        """See `Speculator`."""
+        return self.config.window
+
+    def new_memory(self) -> HeadMemory:
+        """See `Speculator`."""
+        empty = self.weights.lm_head.new_empty(self.config.kv_heads, 0, self.config.head_dim)
+        return HeadMemory(empty, empty)
+
+    @torch.inference_mode()
+    def propose(self, request: SpeculationRequest) -> Iterator[SpeculatedTree]:
+        """See `Speculator`."""
+        memory: HeadMemory = request.memory
+        memory.cut(request.first_position)
+        result = self._read(memory, request)
+        tree = _GrowingTree(self, memory, request, result[-1:])
+        tokens, scores = self.children(result[-1:], np.array([request.root_position + 1]), request)
+        yield from grow(request.size, tokens[0], scores[0], tree.expand)
+
+    def _read(self, memory: HeadMemory, request: SpeculationRequest) -> torch.Tensor:
+        """Add the new rows to the memory, and return their results [n, hidden]."""
+        head, device = self.head, self.weights.lm_head.device
+        state = head.fused(request.states.to(device))[None]
+        first, count = request.first_position, len(request.next_tokens)
+        positions = torch.arange(first, first + count, device=device)
+        query, key, value = head.attention_inputs(state, self._embed(request.next_tokens), positions)
+        keys, values = torch.cat([memory.keys, key[0]], 1), torch.cat([memory.values, value[0]], 1)
+        seen = torch.arange(memory.start, memory.start + keys.shape[1], device=device)
+        mask = (seen <= positions[:, None]) & (seen > positions[:, None] - self.window)
+        result = head.result(state, query, keys[None], values[None], mask)[0]
+        memory.extend(key[0], value[0], self.window)
+        return result
+
+    def _embed(self, tokens: NDArray[np.int64]) -> torch.Tensor:
+        """Return the embeddings [1, n, hidden] of tokens."""
+        ids = torch.from_numpy(tokens).to(self.weights.embedding.device)
+        return self.weights.embedding[ids].to(self.weights.lm_head.dtype)[None]
+
+    def children(
+        self, result: torch.Tensor, positions: NDArray[np.int64], request: SpeculationRequest
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the best tokens at `positions` [n], and their log-scores, [n, WIDTH] each, best first.
+
+        The noise with which the target will choose is added before the best are taken, because a target that samples
+        often chooses tokens that are not among the likeliest few.
+        """
+        settings, config = request.settings, self.config
+        scores = self.head.logits(result, self.weights.lm_head).float()
+        tau = config.greedy_tau if settings.greedy else config.sampled_tau
+        if not settings.greedy:
+            ids = self.weights.vocabulary.cpu().numpy()
+            noise = np.stack([self._noise.row(settings, int(position))[ids] for position in positions])
+            scores = scores / max(settings.temperature, COLDEST) + torch.from_numpy(noise).to(scores.device)
+        best = scores.topk(min(WIDTH, scores.shape[-1]))
+        logprobs = best.values / tau - torch.logsumexp(scores / tau, -1, keepdim=True)
+        return self.weights.vocabulary[best.indices].cpu().numpy(), logprobs.cpu().numpy()
+
+    def attend(
+        self,
+        state: torch.Tensor,
+        tokens: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        memory: HeadMemory,
+        crown: "_Crown",
+    ) -> torch.Tensor:
+        """Compute nodes below a root, add them to the crown, and return their results [n, hidden].
+
+        `crown.visible` must have a row for each of them already.
+        """
+        device = state.device
+        at = torch.from_numpy(positions).to(device)
+        query, key, value = self.head.attention_inputs(state[None], self._embed(tokens), at)
+        crown.keys.append(key[0])
+        crown.values.append(value[0])
+        seen = torch.arange(memory.start, memory.end, device=device)
+        trunk = seen > at[:, None] - self.window
+        mask = torch.cat([trunk, torch.from_numpy(crown.visible[-len(tokens) :]).to(device)], 1)
+        keys, values = torch.cat([memory.keys, *crown.keys], 1), torch.cat([memory.values, *crown.values], 1)
+        return self.head.result(state[None], query, keys[None], values[None], mask)[0]
+
+
+@dataclass(eq=False)
+class _Crown:
+    """Keys, values and ancestors of the nodes computed below a root."""
+
+    keys: list[torch.Tensor] = field(default_factory=list)
+    values: list[torch.Tensor] = field(default_factory=list)
+    visible: NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 0), np.bool_))
+    """Nodes that each node sees, itself included, bool [nodes, nodes]."""
+
+    def add(self, rows: NDArray[np.int64]) -> None:
+        """Add nodes below the computed nodes `rows`, int64 [n]; -1 is the root."""
+        old, new = len(self.visible), len(rows)
+        visible = np.zeros((old + new, old + new), np.bool_)
+        visible[:old, :old] = self.visible
+        visible[old:, :old] = np.where(rows[:, None] >= 0, self.visible[rows], False) if old else False
+        visible[old:, old:] = np.eye(new, dtype=np.bool_)
+        self.visible = visible
+
+
+class _GrowingTree:
+    """The nodes of one tree as far as they are computed."""
+
+    def __init__(
+        self,
+        speculator: AutoregressiveSpeculator,
+        memory: HeadMemory,
+        request: SpeculationRequest,
+        root_result: torch.Tensor,
+    ) -> None:
+        self._speculator, self._memory, self._request = speculator, memory, request
+        self._crown = _Crown()
+        self._results = root_result
+        """Results of the root and, after it, of the computed nodes, [1 + nodes, hidden]."""
+        self._row_of = {-1: -1}
+        """Row of each computed node, by its number in the tree."""
+
+    def expand(
+        self, nodes: NDArray[np.int64], parents: NDArray[np.int64], tokens: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """See `growth.ExpandNodes`."""
+        above = np.array([self._row_of[parent] for parent in parents.tolist()], np.int64)
+        self._row_of.update({node: len(self._results) - 1 + i for i, node in enumerate(nodes.tolist())})
+        self._crown.add(above)
+        depth = self._crown.visible[-len(nodes) :].sum(1)
+        # The head's row of a node stands one position before the node: it pairs a state with the token after it.
+        positions = self._request.root_position - 1 + depth
+        state = self._results[torch.from_numpy(above + 1).to(self._results.device)]
+        result = self._speculator.attend(state, tokens, positions, self._memory, self._crown)
+        self._results = torch.cat([self._results, result])
+        return self._speculator.children(result, positions + 2, self._request)
+
+
+def head_shape(config: SpeculatorConfig) -> HeadShape:
+    """Return the sizes of a config's head."""
+    return HeadShape(
+        hidden_size=config.hidden_size,
+        taps=len(config.taps),
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.intermediate_size,
+        window=config.window,
+    )

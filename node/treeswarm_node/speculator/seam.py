@@ -1,0 +1,88 @@
+"""The seam between a session at the tail and what guesses its next tokens there.
+
+A session gives a speculator the states of its rows, and asks for the tree below the end of its walk.  The speculator
+keeps a memory per session.  `autoregressive.py` is the first kind; every kind is one file behind `Speculator`.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from treeswarm.protocol.sampling import SamplingSettings
+
+
+@dataclass(frozen=True, eq=False)
+class SpeculatedTree:
+    """Guesses below a root, best first: parents come before their children, and scores never rise along the array."""
+
+    parents: NDArray[np.int64]
+    """Index of each node's parent, or -1 for the root, int64 [n]."""
+    tokens: NDArray[np.int64]
+    """Token of each node, int64 [n]."""
+    scores: NDArray[np.float32]
+    """Log of the probability that the target's choices follow the path to each node, float32 [n]."""
+
+    def __len__(self) -> int:
+        """Return the number of nodes."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class SpeculationRequest:
+    """Everything that one proposal needs.  It is complete, so that the session may go on meanwhile."""
+
+    memory: Any
+    """The session's memory, as `Speculator.new_memory` made it."""
+    first_position: int
+    """Position in the text of the first new row; the memory forgets what it has from there on."""
+    states: torch.Tensor
+    """States of the new rows, float [n, taps · hidden], n at least 1."""
+    next_tokens: NDArray[np.int64]
+    """Token after each of these rows, int64 [n].  The last one is the root of the tree."""
+    settings: SamplingSettings
+    size: int
+    """Largest number of nodes of the tree."""
+
+    @property
+    def root_position(self) -> int:
+        """Position in the text of the tree's root."""
+        return self.first_position + len(self.next_tokens)
+
+
+class Speculator(Protocol):
+    """Proposes trees.  It is used in the device thread, by one proposal at a time."""
+
+    @property
+    def name(self) -> str:
+        """Name of the kind, which the node's record and its clients show."""
+        ...
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Indices of the blocks whose results are the states, rising."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Number of rows before the root that matter: sessions keep no more states than that."""
+        ...
+
+    def new_memory(self) -> Any:
+        """Return the memory of a new session."""
+        ...
+
+    def propose(self, request: SpeculationRequest) -> Iterator[SpeculatedTree]:
+        """Read the new rows, and yield the tree as it grows: after each step a better one.
+
+        Each step is one small forward.  Between two steps other sessions may compute, and the caller may stop.
+        """
+        ...
+
+
+def can_tap(taps: Collection[int], start: int, end: int) -> bool:
+    """Return whether a span of blocks start up to, not including, end computes all the tapped blocks."""
+    return all(start <= tap < end for tap in taps)

@@ -1,0 +1,29 @@
+"""The bench of proposals, with a head that was never trained: the texts are exact all the same."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+
+from treeswarm.identity import config_digest
+from treeswarm.model_files import read_config, resolve_model
+from treeswarm_bench.benchmarks.common import BenchSetup
+from treeswarm_bench.benchmarks.proposals import bench_proposals
+from treeswarm_node.speculator.autoregressive import head_shape
+from treeswarm_node.speculator.files import SpeculatorConfig, save_speculator
+from treeswarm_node.speculator.head import SpeculatorHead
+
+
+@pytest.mark.slow
+def test_texts_are_exact_with_an_untrained_head(tmp_path: Path) -> None:
+    digest = config_digest(read_config(resolve_model("demo")))
+    config = SpeculatorConfig("autoregressive", digest, "", 256, 4096, (5, 6, 7), 4, 2, 64, 64, window=64)
+    torch.manual_seed(1)
+    save_speculator(tmp_path, config, SpeculatorHead(head_shape(config)).state_dict())
+    setup = BenchSetup(draft="none", nodes=2, prompts=1, tokens=12, speculator=str(tmp_path))
+    result = asyncio.run(bench_proposals(setup, sizes=(8,)))
+    assert result["mismatches"] == 0
+    assert [(row["draft"], row["temperature"]) for row in result["rows"]] == [
+        (draft, temperature) for temperature in (0.0, 1.0) for draft in ("tail", "tail+ngram", "ngram")
+    ]

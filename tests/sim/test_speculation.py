@@ -1,0 +1,164 @@
+"""Trees that the tail's speculator proposes, on a virtual clock: exact text, and as many tokens as they guess right."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from tests.sim.test_recovery import TWICE, at_token, check_idle_after_leases, slow_links
+from tests.support.toy_swarm import ToySpeculator, ToySwarm, plain_text, toy_swarm
+
+from treeswarm.protocol.messages import Proposal
+from treeswarm.transport.memory import MemoryNetwork
+from treeswarm_bench.fixed_size import FixedSizePolicy
+from treeswarm_bench.virtual_clock import run_virtually
+from treeswarm_client.drafters.suffix import SuffixDrafter
+from treeswarm_client.drafters.tail.tail_drafter import TailDrafter
+from treeswarm_client.drafters.union import UnionDrafter
+
+PROMPT = [1, 2, 3, 4, 0, 1, 2]
+COUNT = 60
+
+
+def generate(
+    speculator: ToySpeculator | None, *, segment_rows: int = 16, drafter: TailDrafter | UnionDrafter | None = None
+) -> ToySwarm:
+    """Generate with the tail's proposals alone, or another drafter; the text must be the plain one."""
+
+    async def run() -> ToySwarm:
+        network = MemoryNetwork(1)
+        slow_links(network)
+        async with toy_swarm(network, speculator=speculator) as swarm:
+            text = await swarm.generate(
+                PROMPT,
+                COUNT,
+                tree_size=6,
+                segment_rows=segment_rows,
+                drafter=drafter or TailDrafter(),
+                policy=FixedSizePolicy(6),
+            )
+            assert text == plain_text(PROMPT, COUNT)
+            await check_idle_after_leases(swarm)
+            return swarm
+
+    return run_virtually(run())
+
+
+def test_right_proposals_bring_seven_tokens_per_traversal() -> None:
+    speculator = ToySpeculator(luck=1.0)
+    swarm = generate(speculator)
+    assert swarm.traversals == 1 + -(-(COUNT - 1) // 7)
+    # The prompt is read once, and then each walk's rows alone.
+    assert speculator.rows_read[0] == len(PROMPT)
+    assert set(speculator.rows_read[1:-1]) == {7}
+
+
+def test_a_walk_that_goes_on_in_a_later_append_is_proposed_for_again() -> None:
+    """Rows that were read for the shorter walk are not read again."""
+    speculator = ToySpeculator(luck=1.0)
+    assert generate(speculator, segment_rows=4).traversals == 1 + -(-(COUNT - 1) // 7)
+    assert set(speculator.rows_read[1:-2]) == {3, 4}
+
+
+def test_text_is_exact_whatever_is_proposed() -> None:
+    wrong = ToySpeculator(luck=0.0)
+    assert generate(wrong).traversals == COUNT
+    lucky = ToySpeculator(luck=0.7)
+    assert generate(lucky).traversals < COUNT
+    full = [*PROMPT, *plain_text(PROMPT, COUNT)]
+    assert all(text == full[: len(text)] for text in lucky.roots)
+
+
+def test_a_tail_without_a_speculator_is_not_asked() -> None:
+    assert generate(None).traversals == COUNT
+
+
+def test_other_drafters_get_no_proposals() -> None:
+    async def run() -> None:
+        speculator = ToySpeculator()
+        async with toy_swarm(MemoryNetwork(1), speculator=speculator) as swarm:
+            assert await swarm.generate(PROMPT, COUNT) == plain_text(PROMPT, COUNT)
+        assert not speculator.roots
+
+    run_virtually(run())
+
+
+def test_a_union_merges_proposals() -> None:
+    drafter = UnionDrafter([SuffixDrafter(), TailDrafter()])
+    assert generate(ToySpeculator(luck=1.0), drafter=drafter).traversals < COUNT // 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("victim", ["tail", "head", "control"])
+def test_a_new_tail_reads_the_replayed_rows(victim: str, seed: int) -> None:
+    """The speculator of a tail that replaces another one knows the whole text, and proposes in the next round."""
+    speculator = ToySpeculator(luck=1.0)
+
+    async def run() -> int:
+        network = MemoryNetwork(seed)
+        slow_links(network)
+        async with toy_swarm(network, spans=TWICE, speculator=speculator) as swarm:
+            generating = asyncio.create_task(
+                swarm.generate(
+                    PROMPT, COUNT, tree_size=6, patience_s=60.0, drafter=TailDrafter(), policy=FixedSizePolicy(6)
+                )
+            )
+            await at_token(swarm, 20, generating)
+            assert swarm.chain is not None
+            hop = swarm.chain.hops[0 if victim == "head" else -1]
+            if victim == "control":
+                await swarm.nodes[hop.address].sessions[swarm.chain.options.session].client.control.end()
+            else:
+                await swarm.kill(hop.address)
+            assert await asyncio.wait_for(generating, 600) == plain_text(PROMPT, COUNT)
+            await check_idle_after_leases(swarm)
+            return swarm.traversals
+
+    traversals = run_virtually(run())
+    full = [*PROMPT, *plain_text(PROMPT, COUNT)]
+    assert all(text == full[: len(text)] for text in speculator.roots)
+    assert traversals <= 1 + -(-(COUNT - 1) // 7) + 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"tokens": np.array([5], np.uint32)}, "proposed a token outside the vocabulary"),
+        (
+            {
+                "parents": np.arange(200, dtype=np.uint32),
+                "tokens": np.zeros(200, np.uint32),
+                "scores": np.zeros(200, np.float32),
+            },
+            "proposed 200 nodes, 128 were asked for",
+        ),
+    ],
+)
+def test_a_tail_that_proposes_what_was_not_asked_for_is_dropped(changes: dict[str, np.ndarray], problem: str) -> None:
+    async def run() -> None:
+        network = MemoryNetwork(1)
+        slow_links(network)
+        async with toy_swarm(network, spans=TWICE, speculator=ToySpeculator()) as swarm:
+            generating = asyncio.create_task(
+                swarm.generate(
+                    PROMPT, COUNT, tree_size=6, patience_s=60.0, drafter=TailDrafter(), policy=FixedSizePolicy(6)
+                )
+            )
+            await at_token(swarm, 20, generating)
+            assert swarm.chain is not None
+            chain, tail = swarm.chain, swarm.chain.hops[-1]
+            session = swarm.nodes[tail.address].sessions[chain.options.session]
+            fields = {
+                "parents": np.zeros(1, np.uint32),
+                "tokens": np.zeros(1, np.uint32),
+                "scores": np.zeros(1, np.float32),
+            }
+            await session.client.send_proposal(
+                Proposal(chain.options.session, session.epoch.number, 1, 1, **fields | changes)
+            )
+            assert await asyncio.wait_for(generating, 600) == plain_text(PROMPT, COUNT)
+            (repair,) = chain.repairs
+            ((lost, reason),) = repair.lost
+            assert lost == tail
+            assert problem in reason
+
+    run_virtually(run())
