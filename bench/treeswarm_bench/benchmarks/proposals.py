@@ -73,9 +73,10 @@ async def _measure(
         client = await stack.enter_async_context(
             BenchClient(
                 model=setup.model,
-                peers=",".join(nodes),
+                peers=",".join(node.address for node in nodes),
                 draft="none",
                 prefix_scope="none",
+                drive="self",
                 transport=transport,
                 clock=network.loop.clock,
             )
