@@ -205,7 +205,7 @@ async def test_generate_prints_json(three_nodes: LocalSwarm) -> None:
     result = await asyncio.to_thread(subprocess.run, [*command, *options], capture_output=True, text=True, check=True)
     output = json.loads(result.stdout)
     keys = {"text", "token_ids", "finish_reason", "prefix_tokens", "stats", "route", "rounds", "numerics", "draft"}
-    assert set(output) == keys
+    assert set(output) == keys | {"drivers"}
     assert len(output["token_ids"]) == output["stats"]["committed"] <= 20
     assert {"traversals", "tokens_per_traversal", "acceptance", "seconds", "tokens_per_second", "time"} <= set(
         output["stats"]

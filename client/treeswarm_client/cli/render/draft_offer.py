@@ -29,13 +29,11 @@ class Circumstances:
     """Whether nothing is drafted, because the tree size is 0."""
     at_terminal: bool
     """Whether a user can read the question and answer it."""
-    offline: bool
-    """Whether the hub must not be asked."""
 
 
 def may_ask(now: Circumstances) -> bool:
     """Return whether the user may be asked about a download.  Pure."""
-    return now.draft == "auto" and not now.plain and now.at_terminal and not now.offline
+    return now.draft == "auto" and not now.plain and now.at_terminal
 
 
 def offer_draft(args: argparse.Namespace) -> None:
@@ -44,7 +42,7 @@ def offer_draft(args: argparse.Namespace) -> None:
     A "no" is remembered.  Where nobody can be asked, nothing is downloaded: the line that names the draft then says how
     to get it.  Raises what finding the target's config and tokenizer raises.
     """
-    if not may_ask(_circumstances(args)):
+    if not may_ask(_circumstances(args)) or _is_offline():
         return
     target = fetch_model(args)
     hub = HubOptions(args.revision).for_another_model()
@@ -68,19 +66,21 @@ def offer_draft(args: argparse.Namespace) -> None:
 
 
 def _circumstances(args: argparse.Namespace) -> Circumstances:
-    try:
-        from huggingface_hub import constants  # noqa: PLC0415  # an optional dependency
-    except ImportError:
-        offline = True
-    else:
-        offline = constants.HF_HUB_OFFLINE
     as_json = getattr(args, "json", False)
     return Circumstances(
         draft=args.draft,
         plain=args.tree_size == 0,
         at_terminal=sys.stdin.isatty() and sys.stderr.isatty() and not as_json,
-        offline=offline,
     )
+
+
+def _is_offline() -> bool:
+    """Return whether the hub must not, or cannot, be asked.  Importing its client takes a while."""
+    try:
+        from huggingface_hub import constants  # noqa: PLC0415  # an optional dependency
+    except ImportError:
+        return True
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def _agrees(notes: Console, family: DraftFamily, model: str) -> bool:

@@ -15,7 +15,7 @@ from treeswarm_client.drafters.selection.families import FAMILIES
 from treeswarm_client.drafters.selection.find_draft import FoundDraft, MissingDraft
 
 FAMILY = FAMILIES[0]
-ASKED = Circumstances(draft="auto", plain=False, at_terminal=True, offline=False)
+ASKED = Circumstances(draft="auto", plain=False, at_terminal=True)
 ARGS = argparse.Namespace(draft="auto", tree_size="auto", model="org/large", revision=None, json=False)
 
 
@@ -30,6 +30,7 @@ def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str,
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(draft_offer, "_circumstances", lambda _: ASKED)
+    monkeypatch.setattr(draft_offer, "_is_offline", lambda: False)
     monkeypatch.setattr(draft_offer, "fetch_model", lambda _: tmp_path)
     monkeypatch.setattr(draft_offer, "find_draft", lambda *_: MissingDraft("it is not here", FAMILY))
     monkeypatch.setattr(draft_offer, "share_vocabulary", lambda *_: True)
@@ -41,9 +42,9 @@ def answer(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
 
-def test_the_question_needs_a_terminal_and_the_hub() -> None:
+def test_the_question_needs_a_terminal() -> None:
     assert may_ask(ASKED)
-    for change in ({"draft": "ngram"}, {"plain": True}, {"at_terminal": False}, {"offline": True}):
+    for change in ({"draft": "ngram"}, {"plain": True}, {"at_terminal": False}):
         assert not may_ask(replace(ASKED, **change))  # type: ignore[arg-type]
 
 
@@ -90,6 +91,14 @@ def test_weights_of_another_tokenizer_are_not_fetched(
     offer_draft(ARGS)
     assert [request["weights"] for request in downloads] == [False]
     assert "differs from that of org/large" in capsys.readouterr().err
+
+
+def test_nothing_is_asked_where_the_hub_must_not_be(
+    downloads: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(draft_offer, "_is_offline", lambda: True)
+    offer_draft(ARGS)
+    assert (capsys.readouterr().err, downloads) == ("", [])
 
 
 def test_nothing_is_asked_where_a_draft_is_there(
