@@ -23,6 +23,9 @@ from treeswarm_node.engine import loaded_stage
 SPANS = (Span(0, 2), Span(2, 4), Span(4, LAYERS))
 # Largest accepted difference of logits, relative to the largest logit.  Exact types differ by 2e-5 at most.
 TOLERANCE = 1e-4
+# The same for types that magnify rounding.  Stock logits of Muse Spark differ by up to 8e-5 between one forward and a
+# KV cache, and by up to 7e-5 between eager and fused attention (four random texts of 90 tokens, 2026-11-30).
+TOLERANCES = {"muse_spark": 3e-4}
 # The last token of the vocabulary stands for an image or a sound in wrappers, so texts do not contain it.
 TEXT_VOCAB = VOCAB - 1
 # The long prompt is longer than every window and chunk of the tiny configs; both are prefilled in chunks.
@@ -61,7 +64,7 @@ def judge(case: str) -> Verdict:
         except Exception as error:  # Any other error is the crash that this looks for.
             return Verdict("crash", _describe(error))
         try:
-            return compare(stock, chain)
+            return compare(stock, chain, TOLERANCES.get(case, TOLERANCE))
         except Exception as error:
             return Verdict("crash", f"while serving, {_describe(error)}")
 
@@ -86,7 +89,7 @@ def load_chain(folder: Path) -> SpanChain:
 
 
 @torch.inference_mode()
-def compare(stock: PreTrainedModel, chain: SpanChain) -> Verdict:
+def compare(stock: PreTrainedModel, chain: SpanChain, tolerance: float) -> Verdict:
     """Run two sessions in each batch: chunked prefill, committed trees, then greedy tokens one by one."""
     random = np.random.default_rng(1)
     texts = {name: Text(random.integers(3, TEXT_VOCAB, n).tolist(), random, TEXT_VOCAB) for name, n in PROMPTS.items()}
@@ -107,7 +110,7 @@ def compare(stock: PreTrainedModel, chain: SpanChain) -> Verdict:
             commits[name] = [i for i in texts[name].path(int(random.choice(ids))) if i in ids]
     greedy = _greedy_agreement(stock, chain, texts["long"], commits["long"])
     rows = TREES * TREE_ROWS * len(PROMPTS)
-    exact = worst < TOLERANCE and greedy == GREEDY_TOKENS
+    exact = worst < tolerance and greedy == GREEDY_TOKENS
     detail = f"worst {worst:.1e}, argmax {agreeing}/{rows}, greedy {greedy}/{GREEDY_TOKENS}"
     return Verdict("exact" if exact else "wrong", detail)
 

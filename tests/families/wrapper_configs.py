@@ -47,6 +47,8 @@ _SMALL_SPEECH: Changes = {
     "encoder_config": {"hidden_dim": 32, "num_layers": 1, "dim_head": 16, "num_heads": 2},
     "projector_config": {"encoder_hidden_size": 32},
 }
+# Published configs have this field; transformers' class reads it and has no default.  Texts have no such token.
+_VISION_START: Changes = {"": {"vision_start_token_id": MEDIA_TOKEN}}
 _IMAGE_NAME: dict[str, Any] = {"vocabulary_map": {"<image>": MEDIA_TOKEN}}
 # Changes to the generic sizes that a type needs to be built, or to be as small as the others.
 WRAPPER_CHANGES: dict[str, Changes] = {
@@ -99,7 +101,7 @@ WRAPPER_CHANGES: dict[str, Changes] = {
     "phi4_multimodal": {
         "audio_config": {"num_blocks": 1, "ext_pw_out_channel": 32, "nemo_conv_channels": 32, "hidden_size": 32},
     },
-    "qwen2_5_omni_thinker": _axes(2, 3, 3),
+    "qwen2_5_omni_thinker": _axes(2, 3, 3) | _VISION_START,
     "qwen2_5_vl": _axes(2, 3, 3),
     "qwen2_vl": _axes(2, 3, 3),
     "qwen3_omni_moe": {
@@ -107,6 +109,7 @@ WRAPPER_CHANGES: dict[str, Changes] = {
         "talker_config": {"spatial_merge_size": 2},
         "talker_config.text_config": {"shared_expert_intermediate_size": 48, "num_experts": 4, "hidden_size": HIDDEN},
     },
+    "qwen3_omni_moe_thinker": _VISION_START,
     "qwen3_vl": _axes(2, 3, 3),
     "qwen3_vl_moe": _axes(2, 3, 3),
     "vibevoice": dict.fromkeys(("semantic_model_config", "audio_config"), _SMALL_CODEC),

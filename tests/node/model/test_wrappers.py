@@ -25,7 +25,7 @@ from treeswarm_node.dry_run.report import as_text
 from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.checkpoint.text_part import tensors_to_load
-from treeswarm_node.model.families.blocks import find_blocks
+from treeswarm_node.model.families.blocks import DecoderBlocks, find_blocks
 from treeswarm_node.model.footprint import read_footprint
 
 CPU = torch.device("cpu")
@@ -141,3 +141,11 @@ def test_refusal_names_its_reason_in_one_line(tmp_path: Path, model_type: str, r
     with pytest.raises(UnsupportedModel, match=reason) as info:
         build_skeleton(tmp_path, torch.float32)
     assert len(str(info.value).splitlines()) == 1
+
+
+def test_layers_of_other_parts_are_no_decoder_blocks() -> None:
+    """GIT's decoder has `layer`, its image part has `layers`; Phi-4 has its image part at the embedding."""
+    blocks = DecoderBlocks("git.encoder.layer", torch.nn.ModuleList())
+    assert blocks.block_of("git.encoder.layer.13.attention.self.query.weight") == 13
+    assert blocks.block_of("git.encoder.layer_norm.weight") is None
+    assert blocks.block_of("git.image_encoder.vision_model.encoder.layers.1.mlp.fc1.weight") is None

@@ -13,7 +13,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_utils import LoadStateDictConfig
 
 from treeswarm.errors import BadRequest, UnsupportedModel
-from treeswarm.model_files import block_of, weight_files
+from treeswarm.model_files import weight_files
 from treeswarm.model_sources.gguf_files import WEIGHTS, is_gguf_folder
 from treeswarm.progress import Progress
 from treeswarm.protocol.spans import Span
@@ -86,8 +86,8 @@ def load_span(
     UnsupportedModel.
     """
     skeleton = build_skeleton(folder, dtype) if skeleton is None else skeleton
-    layers = find_blocks(skeleton).layers
-    blocks = len(layers)
+    decoder = find_blocks(skeleton)
+    layers, blocks = decoder.layers, len(decoder.layers)
     if span.end > blocks:
         raise BadRequest(f"blocks {span} exceed the model, which has {blocks}: give --blocks within {Span(0, blocks)}")
     check_cuts(span, kv_givers(layers), blocks)
@@ -117,7 +117,7 @@ def load_span(
     parts: list[LoadedPart] = []
     for block, of_block in divide(tensors, skeleton, range(span.start, span.end)).items():
         parts += [loader.load(part, state) for part in of_block]
-        expected = {name for name in tensors.expected if block_of(name) == block}
+        expected = {name for name in tensors.expected if decoder.block_of(name) == block}
         if block is None:
             missing = set(skeleton.state_dict()).difference(*(loaded.names for loaded in parts))
             missing = _tie_weights(skeleton, missing, expected)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from transformers import PreTrainedModel
 
-from treeswarm.model_files import block_of
 from treeswarm_node.model.checkpoint.tensors import HostedTensors
+from treeswarm_node.model.families.blocks import find_blocks
 
 # Bytes of a part's tensors in the model's dtype, unless one tensor or one expert's matrix is larger.  Merging experts
 # takes three times as much, and every part takes some 10 ms beyond its reading.
@@ -74,8 +74,9 @@ def divide(
     A module's tensors are in one part, unless they are its fused experts.
     """
     by_block: dict[int | None, list[str]] = {block: [] for block in (*blocks, None)}
+    decoder = find_blocks(skeleton)
     for name, target in tensors.targets.items():
-        by_block[block_of(target)].append(name)
+        by_block[decoder.block_of(target)].append(name)
     sizes = {name: tensor.nbytes for name, tensor in skeleton.state_dict().items()}
     experts = fused_experts(skeleton)
     return {block: list(_divide_block(block, names, tensors, sizes, experts)) for block, names in by_block.items()}

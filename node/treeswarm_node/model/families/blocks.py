@@ -17,6 +17,15 @@ class DecoderBlocks:
     """Name of the list within the causal LM, such as `model.layers` or `transformer.h`."""
     layers: torch.nn.ModuleList
 
+    def block_of(self, tensor: str) -> int | None:
+        """Return the number of the block that a tensor of the causal LM belongs to, by its name, or None.
+
+        Parts that read images have lists of layers too, with names like those of decoder blocks elsewhere.
+        """
+        inside = tensor.removeprefix(f"{self.path}.")
+        number = inside.partition(".")[0]
+        return int(number) if inside != tensor and number.isdigit() else None
+
 
 def is_wrapper(config: PretrainedConfig) -> bool:
     """Return whether a config is that of a multimodal wrapper: one with a text decoder that has a config of its own."""
