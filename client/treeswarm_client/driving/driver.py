@@ -15,12 +15,12 @@ from typing import Literal
 
 import numpy as np
 
-from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import BadRequest, LinkBroken, Refused, SwarmError, TransportError
 from treeswarm.protocol.address import host_of, without_pin
 from treeswarm.protocol.drive_messages import MAX_REPAIRS, Drive, DrivenHop, DrivenTokens, DrivenTraversal
 from treeswarm.protocol.messages import FaultCode
 from treeswarm.protocol.prefix import SCOPE_BYTES
+from treeswarm.protocol.version import check_version
 from treeswarm.transport.seam import Stream
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.generation.run import Run, Token
@@ -111,12 +111,7 @@ class TextDriver:
 
     def _admit(self, request: Drive, host: str) -> None:
         """Raise Refused if the text is not driven here, with the first rule that it breaks."""
-        if request.version != PROTOCOL_VERSION:
-            raise Refused(
-                f"the client uses protocol {request.version}, this node protocol {PROTOCOL_VERSION}: "
-                "install the same release on both",
-                FaultCode.WRONG_VERSION,
-            )
+        check_version("the client", request.version)
         if self.hosts.total() >= self.limits.texts:
             raise Refused(f"this node drives {self.hosts.total()} texts and takes no more", FaultCode.FULL)
         if self.hosts[host] >= self.limits.texts_per_host:

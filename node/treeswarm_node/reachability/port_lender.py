@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Refused
 from treeswarm.protocol.address import host_of
 from treeswarm.protocol.messages import TICKET_BYTES, FaultCode
 from treeswarm.protocol.node_messages import IncomingConnection, LeasePort, PortLeased
+from treeswarm.protocol.version import check_version
 from treeswarm.transport.rate_limit import RateLimiter
 from treeswarm.transport.seam import Stream
 from treeswarm_node.config import LendingConfig
@@ -168,12 +168,7 @@ class PortLender:
     def _check(self, request: LeasePort, stream: Stream) -> None:
         most, most_of_host = self.limits.ports, self.limits.ports_to_host
         hosts = Counter(lease.host for lease in self._leases)
-        if request.version != PROTOCOL_VERSION:
-            raise Refused(
-                f"the borrower uses protocol {request.version}, this node protocol {PROTOCOL_VERSION}: "
-                "install the same release on both",
-                FaultCode.WRONG_VERSION,
-            )
+        check_version("the borrower", request.version)
         if not most or not self.reachable:
             raise Refused("this node lends no ports: ask another", FaultCode.REFUSED)
         if any(lease.stream is stream for lease in self._leases):

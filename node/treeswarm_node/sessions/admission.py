@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Refused
 from treeswarm.protocol.messages import MAX_CROWN, FaultCode, Open
 from treeswarm.protocol.records import NodeState
+from treeswarm.protocol.version import check_version
 from treeswarm_node.config import NodeLimits
 from treeswarm_node.model.loaded_span import ServedSpan
 
@@ -17,13 +17,8 @@ def check_open(
 
     `host` is the client's host, and `session_hosts` has the host of every session open on this node.
     """
+    check_version("the client", request.version)
     for broken, code, reason in (
-        (
-            request.version != PROTOCOL_VERSION,
-            FaultCode.WRONG_VERSION,
-            f"the client uses protocol {request.version}, this node protocol {PROTOCOL_VERSION}: "
-            "install the same release on both",
-        ),
         (state is not NodeState.ONLINE, FaultCode.DRAINING, f"this node is {state} and opens no session"),
         (
             request.numerics != served.numerics,

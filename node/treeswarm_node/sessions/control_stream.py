@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Refused, SwarmError, TransportError
 from treeswarm.protocol.drive_messages import Drive
 from treeswarm.protocol.messages import (
@@ -28,6 +27,7 @@ from treeswarm.protocol.messages import (
     Watch,
 )
 from treeswarm.protocol.node_messages import DialBack, FindSwarm, LeasePort, Manage, Managed, SwarmFound
+from treeswarm.protocol.version import check_version
 from treeswarm.tasks import TaskSet
 from treeswarm.transport.seam import Stream
 from treeswarm_node.membership.announcer import Membership
@@ -130,12 +130,7 @@ class ControlStream:
                 for node in nodes:
                     self._require_membership().records.hint(node)
             case FindSwarm(version):
-                if version != PROTOCOL_VERSION:
-                    raise Refused(
-                        f"the node that joins uses protocol {version}, this node protocol {PROTOCOL_VERSION}: "
-                        "install the same release on both",
-                        FaultCode.WRONG_VERSION,
-                    )
+                check_version("the node that joins", version)
                 await self.stream.send(SwarmFound(self._require_registry_spec()))
             case LeasePort():
                 self._spawn(self._lend(message))

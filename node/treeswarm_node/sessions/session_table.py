@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import Refused
 from treeswarm.protocol.address import host_of
 from treeswarm.protocol.messages import FaultCode, LinkHello, Open, Resume
 from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm.protocol.records import NodeState
+from treeswarm.protocol.version import check_version
 from treeswarm.session.session import NodeSession, SessionTerms
 from treeswarm.tasks import TaskSet
 from treeswarm.transport.seam import Stream, Transport
@@ -136,12 +136,7 @@ class SessionTable(Mapping[bytes, ServerSession]):
 
         A neighbour may dial before the client's own request has arrived here, so this waits for it up to `hello_s`.
         """
-        if hello.version != PROTOCOL_VERSION:
-            raise Refused(
-                f"the upstream node uses protocol {hello.version}, this node protocol {PROTOCOL_VERSION}: "
-                "install the same release on both",
-                FaultCode.WRONG_VERSION,
-            )
+        check_version("the upstream node", hello.version)
         try:
             async with asyncio.timeout(self.limits.hello_s), self._changed:
                 await self._changed.wait_for(lambda: _has_begun(self.get(hello.session), hello.epoch))

@@ -45,7 +45,7 @@ class DriverFigures:
     seconds: float = 0.0
     texts: list[list[int]] = field(default_factory=list)
     drivers: list[str] = field(default_factory=list)
-    """Who drove each text, and why."""
+    """Node that drove each text, or the client itself, and the reason."""
 
     def add(self, run: Run) -> None:
         """Count a run that has ended."""
