@@ -24,7 +24,7 @@ Runs = Mapping[str, Mapping[int, Sequence[Run]]]
 """Generations by placement and tree size, in the order of the prompts."""
 
 
-async def bench_offload(setup: BenchSetup, *, sizes: Sequence[int]) -> dict[str, Any]:
+async def bench_offload(setup: BenchSetup, *, sizes: Sequence[int] = SIZES) -> dict[str, Any]:
     """Run the same prompts on nodes with `--offload disk` and on plain ones, in turn.
 
     Both swarms run throughout.  For each prompt and tree size, one generates right after the other, and they alternate

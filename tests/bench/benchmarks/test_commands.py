@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from treeswarm.errors import BadRequest
-from treeswarm_bench import cli
+from treeswarm_bench import cli, commands
 from treeswarm_bench.benchmarks.parts import planner_time, ports, registry
 
 
@@ -39,7 +39,7 @@ def test_flag_that_does_not_fit_is_refused(arguments: list[str], message: str) -
 
 
 def test_every_bench_has_an_example() -> None:
-    assert all(f"swarm bench {name} " in cli.EXAMPLES for name in cli._benches())
+    assert all(f"swarm bench {name} " in commands.EXAMPLES for name in commands.BENCHES)
 
 
 @pytest.mark.parametrize("name", ["node", "planner"])

@@ -140,7 +140,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> BenchSetup:
         setups.append(setup)
         return {}
 
-    monkeypatch.setattr(cli, "_benches", lambda: dict.fromkeys(("batch", "offload", "exact"), record_setup))
+    monkeypatch.setattr(cli, "BENCHES", dict.fromkeys(("batch", "offload", "exact"), record_setup))
     parser = argparse.ArgumentParser()
     cli.add_command(parser.add_subparsers())
     args = parser.parse_args(["bench", *arguments, "--json"])

@@ -13,6 +13,13 @@ FORMATS: dict[str, dict[str, None]] = {".svg": {"Date": None}, ".png": {"Softwar
 """Formats by suffix, each with the metadata to leave out because it differs between runs or versions."""
 
 
+async def bench_draw(source: Path | None, out: Path | None) -> dict[str, Any]:
+    """Draw the figures in `source`, and return the paths of the pictures.  Raises BadRequest without both paths."""
+    if source is None or out is None:
+        raise BadRequest("draw needs a file to read and one to write: swarm bench draw FILE.json --out FILE.svg")
+    return {"bench": "draw", "wrote": [str(path) for path in draw(source, out)]}
+
+
 def draw(source: Path, out: Path) -> list[Path]:
     """Write one picture per temperature, and return the paths.
 
