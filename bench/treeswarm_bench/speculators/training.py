@@ -20,8 +20,9 @@ from treeswarm.errors import BadRequest
 from treeswarm_bench.speculators.learning import BATCH, HeadLearner
 from treeswarm_bench.speculators.samples import InputTexts, PromptSource, Samples, padded
 from treeswarm_bench.speculators.target import TappedTarget
-from treeswarm_node.speculator.autoregressive import EMBEDDING, VOCABULARY, head_shape
+from treeswarm_node.speculator.autoregressive import head_shape
 from treeswarm_node.speculator.files import AUTOREGRESSIVE, SpeculatorConfig, save_speculator
+from treeswarm_node.speculator.guesses import EMBEDDING, VOCABULARY
 from treeswarm_node.speculator.head import SpeculatorHead
 
 # Shares of the minutes: for the target's own texts, and of the steps for input text.

@@ -9,38 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from treeswarm.errors import ModelError
-from treeswarm.session.noise import NoiseRows
-from treeswarm_node.speculator.files import (
-    AUTOREGRESSIVE,
-    SpeculatorConfig,
-    read_speculator_config,
-    read_speculator_weights,
-)
+from treeswarm_node.speculator.files import AUTOREGRESSIVE, SpeculatorConfig
 from treeswarm_node.speculator.growth import grow
+from treeswarm_node.speculator.guesses import GuessScorer, HeadWeights, read_saved_head
 from treeswarm_node.speculator.head import HeadShape, SpeculatorHead
 from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
-
-# Number of children of a node.  Deeper in a tree of 64 nodes, no node was seen with more than a dozen.
-WIDTH = 16
-VOCABULARY = "vocabulary"
-"""Name of the tensor with the token ids that the head can guess."""
-EMBEDDING = "embedding"
-"""Name of the tensor with the target's embedding, where its LM head is another matrix."""
-# Sampling below this temperature is practically greedy, and logits divided by it would overflow.
-COLDEST = 1e-4
-
-
-@dataclass(frozen=True, eq=False)
-class HeadWeights:
-    """The matrices that a head shares with the target."""
-
-    vocabulary: torch.Tensor
-    """Token ids that the head can guess, int64 [n]."""
-    lm_head: torch.Tensor
-    """Rows of the target's LM head for these ids, [n, hidden]."""
-    embedding: torch.Tensor
-    """The target's embedding, [vocabulary, hidden]."""
 
 
 @dataclass(eq=False)
@@ -82,7 +55,7 @@ class AutoregressiveSpeculator:
         self.config = config
         self.head = head.eval().requires_grad_(False)
         self.weights = weights
-        self._noise = NoiseRows(config.vocab_size)
+        self._scorer = GuessScorer(config, weights.vocabulary)
 
     @classmethod
     def load(cls, folder: Path, lm_head: torch.Tensor, *, is_tied: bool, dtype: torch.dtype) -> Self:
@@ -90,27 +63,9 @@ class AutoregressiveSpeculator:
 
         Raises ModelError.
         """
-        config, tensors = read_speculator_config(folder), read_speculator_weights(folder)
-        if tuple(lm_head.shape) != (config.vocab_size, config.hidden_size):
-            raise ModelError(
-                f"the speculator in '{folder}' is for an LM head of {config.vocab_size} tokens and "
-                f"{config.hidden_size} values, this model's has {lm_head.shape[0]} and {lm_head.shape[1]}"
-            )
-        ids = tensors.pop(VOCABULARY, torch.arange(config.vocab_size)).to(torch.int64)
-        embedding = tensors.pop(EMBEDDING, None)
-        if embedding is None and not is_tied:
-            raise ModelError(f"the speculator in '{folder}' lacks the target's embedding: train it again")
-        if ids.ndim != 1 or not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= config.vocab_size:
-            raise ModelError(f"the speculator in '{folder}' guesses tokens outside the vocabulary: train it again")
-        head = SpeculatorHead(head_shape(config))
-        try:
-            head.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ModelError(f"the weights in '{folder}' are not those of its config: {error}") from None
-        device = lm_head.device
-        rows = lm_head if len(ids) == len(lm_head) and bool((ids == torch.arange(len(ids))).all()) else lm_head[ids]
-        shared = HeadWeights(ids.to(device), rows.to(dtype), lm_head if embedding is None else embedding.to(device))
-        return cls(config, head.to(device, dtype), shared)
+        saved = read_saved_head(folder, lm_head, is_tied=is_tied, dtype=dtype)
+        head = saved.fill(SpeculatorHead(head_shape(saved.config)))
+        return cls(saved.config, head, saved.weights)
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -143,7 +98,7 @@ class AutoregressiveSpeculator:
         state = head.fused(request.states.to(device))[None]
         first, count = request.first_position, len(request.next_tokens)
         positions = torch.arange(first, first + count, device=device)
-        query, key, value = head.attention_inputs(state, self._embed(request.next_tokens), positions)
+        query, key, value = head.attention_inputs(state, self.weights.embed(request.next_tokens), positions)
         keys, values = torch.cat([memory.keys, key[0]], 1), torch.cat([memory.values, value[0]], 1)
         seen = torch.arange(memory.start, memory.start + keys.shape[1], device=device)
         mask = (seen <= positions[:, None]) & (seen > positions[:, None] - self.window)
@@ -151,29 +106,12 @@ class AutoregressiveSpeculator:
         memory.extend(key[0], value[0], self.window)
         return result
 
-    def _embed(self, tokens: NDArray[np.int64]) -> torch.Tensor:
-        """Return the embeddings [1, n, hidden] of tokens."""
-        ids = torch.from_numpy(tokens).to(self.weights.embedding.device)
-        return self.weights.embedding[ids].to(self.weights.lm_head.dtype)[None]
-
     def children(
         self, result: torch.Tensor, positions: NDArray[np.int64], request: SpeculationRequest
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the best tokens at `positions` [n], and their log-scores, [n, WIDTH] each, best first.
-
-        The noise with which the target will choose is added before the best are taken, because a target that samples
-        often chooses tokens that are not among the likeliest few.
-        """
-        settings, config = request.settings, self.config
-        scores = self.head.logits(result, self.weights.lm_head).float()
-        tau = config.greedy_tau if settings.greedy else config.sampled_tau
-        if not settings.greedy:
-            ids = self.weights.vocabulary.cpu().numpy()
-            noise = np.stack([self._noise.row(settings, int(position))[ids] for position in positions])
-            scores = scores / max(settings.temperature, COLDEST) + torch.from_numpy(noise).to(scores.device)
-        best = scores.topk(min(WIDTH, scores.shape[-1]))
-        logprobs = best.values / tau - torch.logsumexp(scores / tau, -1, keepdim=True)
-        return self.weights.vocabulary[best.indices].cpu().numpy(), logprobs.cpu().numpy()
+        """Return the best tokens at `positions` [n], and their log-scores, [n, WIDTH] each, best first."""
+        logits = self.head.logits(result, self.weights.lm_head)
+        return self._scorer.children(logits, positions, request.settings)
 
     def attend(
         self,
@@ -189,7 +127,7 @@ class AutoregressiveSpeculator:
         """
         device = state.device
         at = torch.from_numpy(positions).to(device)
-        query, key, value = self.head.attention_inputs(state[None], self._embed(tokens), at)
+        query, key, value = self.head.attention_inputs(state[None], self.weights.embed(tokens), at)
         crown.keys.append(key[0])
         crown.values.append(value[0])
         seen = torch.arange(memory.start, memory.end, device=device)

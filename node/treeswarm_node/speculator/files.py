@@ -47,8 +47,8 @@ class SpeculatorConfig:
     agreement: tuple[float, ...] = ()
     """Share of held-out tokens that the speculator's first guess names, by level below the root."""
 
-    def check(self) -> None:
-        """Raise ModelError for values that no speculator can have."""
+    def check(self, kinds: tuple[str, ...] = KINDS) -> None:
+        """Raise ModelError for values that no speculator of these kinds can have."""
         sizes = (self.hidden_size, self.vocab_size, self.heads, self.kv_heads, self.head_dim, self.intermediate_size)
         valid = all(isinstance(size, int) and 0 < size <= LARGEST_SIZE for size in (*sizes, self.window))
         valid &= 0 < len(self.taps) <= MOST_TAPS and list(self.taps) == sorted(set(self.taps)) and self.taps[0] >= 0
@@ -56,8 +56,8 @@ class SpeculatorConfig:
         valid &= 0.01 <= self.greedy_tau <= 10 and 0.01 <= self.sampled_tau <= 10
         if not valid:
             raise ModelError(f"{CONFIG} describes no speculator that can be built: train it again")
-        if self.kind not in KINDS:
-            raise ModelError(f"speculators of kind '{self.kind}' are not known here: known are {', '.join(KINDS)}")
+        if self.kind not in kinds:
+            raise ModelError(f"speculators of kind '{self.kind}' are not known here: known are {', '.join(kinds)}")
 
 
 def save_speculator(folder: Path, config: SpeculatorConfig, tensors: dict[str, torch.Tensor]) -> None:
@@ -70,8 +70,8 @@ def save_speculator(folder: Path, config: SpeculatorConfig, tensors: dict[str, t
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
-def read_speculator_config(folder: Path) -> SpeculatorConfig:
-    """Read the config of a speculator.  Raises ModelError."""
+def read_speculator_config(folder: Path, kinds: tuple[str, ...] = KINDS) -> SpeculatorConfig:
+    """Read the config of a speculator of one of these kinds.  Raises ModelError."""
     try:
         content: dict[str, Any] = json.loads((folder / CONFIG).read_text("utf-8"))
         if content.get("version") != FORMAT_VERSION:
@@ -80,7 +80,7 @@ def read_speculator_config(folder: Path) -> SpeculatorConfig:
             )
         known = {field.name: content[field.name] for field in fields(SpeculatorConfig) if field.name in content}
         config = SpeculatorConfig(**known | {name: tuple(known.get(name, ())) for name in ("taps", "agreement")})
-        config.check()
+        config.check(kinds)
     except FileNotFoundError:
         raise ModelError(
             f"there is no speculator in '{folder}', as {CONFIG} is missing: give a folder that "

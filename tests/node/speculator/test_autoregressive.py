@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from treeswarm.errors import ModelError
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.noise import gumbel_row
-from treeswarm_node.speculator.autoregressive import AutoregressiveSpeculator, HeadWeights, head_shape
+from treeswarm_node.speculator.autoregressive import AutoregressiveSpeculator, head_shape
 from treeswarm_node.speculator.files import CONFIG, WEIGHTS, SpeculatorConfig, read_speculator_config, save_speculator
+from treeswarm_node.speculator.guesses import HeadWeights
 from treeswarm_node.speculator.head import SpeculatorHead
 from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
 
