@@ -1,6 +1,6 @@
 """One training step of the autoregressive head: training-time test, losses and agreement."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 
 from treeswarm.session.noise import gumbel_row
 from treeswarm_bench.speculators.muon import Muon
-from treeswarm_bench.speculators.samples import Samples
+from treeswarm_bench.speculators.reads import TextReading
 from treeswarm_bench.speculators.target import TappedTarget
 from treeswarm_node.speculator.head import SpeculatorHead
 
@@ -17,8 +17,6 @@ STEPS = 3
 # Muon trains the matrices, AdamW the norms, at the rates of the bundled pair's recipe.
 MUON_LR, ADAM_LR = 0.02, 4e-3
 WARM_UP = 0.02
-BATCH = 16
-"""Number of texts of a step."""
 # Values of τ of which the likeliest is written into the config.
 TAUS = np.geomspace(0.2, 2.0, 25)
 
@@ -40,13 +38,13 @@ class HeadLearner:
         self._adam = torch.optim.AdamW(self._others.values(), lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0)
         self._lm_head = self.target.lm_head[self.vocabulary.to(self.target.lm_head.device)].float()
 
-    def learn(self, samples: Samples, indices: np.ndarray, progress: float) -> float:
+    def learn(self, reading: TextReading, progress: float) -> float:
         """Make one step on some texts, and return its loss, in nats per token and level."""
         scale = min(progress / WARM_UP, (1.0 - progress) / (1.0 - WARM_UP)) if progress < 1 else 0.0
         for optimizer, peak in ((self._muon, MUON_LR), (self._adam, ADAM_LR)):
             for group in optimizer.param_groups:
                 group["lr"] = peak * max(scale, 1e-3)
-        loss = self.loss(samples, indices)
+        loss = self.loss(reading)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
         for each in (self._muon, self._adam):
@@ -54,29 +52,28 @@ class HeadLearner:
             each.zero_grad(set_to_none=True)
         return float(loss.detach())
 
-    def loss(self, samples: Samples, indices: np.ndarray) -> torch.Tensor:
+    def loss(self, reading: TextReading) -> torch.Tensor:
         """Return the mean cross-entropy of the head's guesses and the target's distribution, over all levels."""
-        tokens, real = samples.batch(indices)
-        levels, expected, _ = self._unrolled(tokens)
-        probabilities = torch.softmax(expected[..., self.vocabulary.to(expected.device)].float(), -1)
+        likely, probabilities = reading.likely[:, 1:].long(), reading.probabilities[:, 1:].float()
         losses = []
-        for level, logits in enumerate(levels):
-            counted = self._counted(real, level).to(logits.device)
-            entropies = -(probabilities * torch.log_softmax(logits, -1)).sum(-1)
-            losses.append((entropies * counted).sum() / counted.sum().clamp_min(1))
+        for level, logits in enumerate(self._guesses(reading)):
+            counted = self._counted(reading.real, level)
+            logprobs = torch.log_softmax(logits, -1).gather(-1, likely)
+            losses.append((-(probabilities * logprobs).sum(-1) * counted).sum() / counted.sum().clamp_min(1))
         return torch.stack(losses).mean()
 
-    def _unrolled(self, tokens: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Return the head's logits per level, the target's logits [batch, n - 1, vocabulary], and their tokens.
+    def _guesses(self, reading: TextReading) -> list[torch.Tensor]:
+        """Return the head's logits per level, float32 [batch, n - 1, head's vocabulary].
 
-        Row i of both guesses the token after next of row i of `tokens`.
+        Row i guesses the token after next of row i of the texts.
         """
-        device = self.target.model.device
-        tokens = tokens.to(device)
-        states, logits = self.target.read(tokens)
-        embedded = self.target.embedding[tokens[:, 1:]].float()
-        results = self.head.unroll(states[:, :-1].float(), embedded, STEPS)
-        return [self.head.logits(result, self._lm_head) for result in results], logits[:, 1:], tokens
+        embedded = self.target.embedding[reading.tokens[:, 1:]].float()
+        # The head computes in bfloat16 where the target does: with it, a step takes half as long on a CPU that
+        # multiplies such matrices itself.
+        dtype = self.target.model.dtype
+        with torch.autocast(embedded.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            results = self.head.unroll(reading.states[:, :-1].float(), embedded, STEPS)
+            return [self.head.logits(result, self._lm_head).float() for result in results]
 
     @staticmethod
     def _counted(real: torch.Tensor, level: int) -> torch.Tensor:
@@ -86,31 +83,27 @@ class HeadLearner:
         return counted
 
     @torch.no_grad()
-    def agreement(self, samples: Samples, batch: int = BATCH) -> list[float]:
+    def agreement(self, readings: Iterable[TextReading]) -> list[float]:
         """Return the share of tokens that the head's first guess names, by level."""
         hits, rows = np.zeros(STEPS), np.zeros(STEPS)
-        for indices in _batches(len(samples), batch):
-            tokens, real = samples.batch(indices)
-            levels, expected, _ = self._unrolled(tokens)
-            best = expected.argmax(-1)
-            for level, logits in enumerate(levels):
-                counted = self._counted(real, level).to(logits.device)
+        for reading in readings:
+            for level, logits in enumerate(self._guesses(reading)):
+                counted = self._counted(reading.real, level)
                 guess = self.vocabulary.to(logits.device)[logits.argmax(-1)]
-                hits[level] += int(((guess == best) & counted).sum())
+                hits[level] += int(((guess == reading.best[:, 1:]) & counted).sum())
                 rows[level] += int(counted.sum())
         return [float(share) for share in hits / np.maximum(rows, 1)]
 
     @torch.no_grad()
-    def fitted_taus(self, samples: Samples) -> tuple[float, float]:
+    def fitted_taus(self, readings: Iterable[TextReading]) -> tuple[float, float]:
         """Return the τ with which the first level's scores are likeliest, for greedy and for sampling targets."""
         losses = np.zeros((2, len(TAUS)))
         ids = self.vocabulary.cpu().numpy()
-        for indices in _batches(len(samples), 4):
-            tokens, real = samples.batch(indices)
-            levels, expected, _ = self._unrolled(tokens)
-            counted = self._counted(real, 0)
-            guesses = levels[0].float().cpu()[counted]
-            target = expected.float().cpu()[counted]
+        for reading in readings:
+            counted = self._counted(reading.real, 0).cpu()
+            guesses = self._guesses(reading)[0].cpu()[counted]
+            _, logits = self.target.read(reading.tokens)
+            target = logits[:, 1:].float().cpu()[counted]
             noise = torch.stack([torch.from_numpy(gumbel_row(1, 0, i, target.shape[-1])) for i in range(len(target))])
             for row, (scores, answers) in enumerate(
                 ((guesses, target.argmax(-1)), (guesses + noise[:, ids], (target + noise).argmax(-1)))
@@ -146,8 +139,3 @@ class HeadLearner:
             keys = ("step", "exp_avg", "exp_avg_sq")
             if f"adam.{name}.step" in tensors:
                 self._adam.state[parameter] = {key: tensors[f"adam.{name}.{key}"] for key in keys}
-
-
-def _batches(count: int, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, count, size):
-        yield np.arange(start, min(start + size, count))

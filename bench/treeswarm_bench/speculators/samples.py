@@ -113,8 +113,12 @@ class PromptSource:
         if self.chats:
             questions = chat_questions(held_out=held_out)
             chosen = [questions[i % len(questions)] for i in range(first, first + count)]
-            return [self.encoder.encode_chat([{"role": "user", "content": question}]) for question in chosen]
+            return [self.of_question(question) for question in chosen]
         samples = [
             self.texts.windows(1, PROMPT_TOKENS, 7_000_003 + i, held_out=held_out) for i in range(first, first + count)
         ]
         return [sample.tokens[0, : sample.lengths[0]].tolist() for sample in samples]
+
+    def of_question(self, question: str) -> list[int]:
+        """Return a conversation that begins with a question."""
+        return self.encoder.encode_chat([{"role": "user", "content": question}])

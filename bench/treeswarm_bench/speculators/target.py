@@ -1,4 +1,4 @@
-"""The target of a speculator's training: its states and logits over whole texts, and what it writes itself."""
+"""The target of a speculator's training: its states and logits over whole texts."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from treeswarm.errors import ModelError
@@ -79,36 +77,3 @@ class TappedTarget:
 
                 stack.callback(layers[tap].register_forward_hook(keep).remove)
             yield results
-
-    @torch.no_grad()
-    def write(self, prompts: Sequence[Sequence[int]], length: int, *, sampled: bool, seed: int) -> list[list[int]]:
-        """Continue prompts until each text has `length` tokens or ends.  Return the whole texts."""
-        torch.manual_seed(seed)
-        longest = max(map(len, prompts))
-        end = self.model.generation_config.eos_token_id
-        ends = set(end if isinstance(end, list) else [] if end is None else [end])
-        padding = next(iter(ends), 0)
-        rows = np.full((len(prompts), longest), padding, np.int64)
-        mask = np.zeros_like(rows)
-        for row, seen, prompt in zip(rows, mask, prompts, strict=True):
-            row[longest - len(prompt) :] = prompt
-            seen[longest - len(prompt) :] = 1
-        device = self.model.device
-        written: NDArray[np.int64] = (
-            self.model.generate(
-                torch.from_numpy(rows).to(device),
-                attention_mask=torch.from_numpy(mask).to(device),
-                max_new_tokens=max(1, length - min(map(len, prompts))),
-                do_sample=sampled,
-                pad_token_id=padding,
-                **({"top_k": 0, "top_p": 1.0, "temperature": 1.0} if sampled else {"top_p": None, "temperature": None}),
-            )
-            .cpu()
-            .numpy()
-        )
-        texts = []
-        for prompt, row in zip(prompts, written, strict=True):
-            added = row[longest:].tolist()
-            stop = next((i + 1 for i, token in enumerate(added) if token in ends), len(added))
-            texts.append([*prompt, *added[:stop]][:length])
-        return texts

@@ -7,7 +7,7 @@ that a run that was interrupted ends with the same weights.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,19 +17,25 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from treeswarm.errors import BadRequest
-from treeswarm_bench.speculators.learning import BATCH, HeadLearner
+from treeswarm_bench.speculators.learning import HeadLearner
+from treeswarm_bench.speculators.own_questions import own_questions
+from treeswarm_bench.speculators.reads import BATCH, KeptReadings, TextReading, read_texts
 from treeswarm_bench.speculators.samples import InputTexts, PromptSource, Samples, padded
 from treeswarm_bench.speculators.target import TappedTarget
+from treeswarm_bench.speculators.writing import WRITTEN_AT_ONCE, write_texts
 from treeswarm_node.speculator.autoregressive import head_shape
 from treeswarm_node.speculator.files import AUTOREGRESSIVE, SpeculatorConfig, save_speculator
 from treeswarm_node.speculator.guesses import EMBEDDING, VOCABULARY
 from treeswarm_node.speculator.head import SpeculatorHead
 
-# Shares of the minutes: for the target's own texts, and of the steps for input text.
-WRITING_SHARE, INPUT_SHARE = 0.3, 0.35
+# Share of the minutes in which the target writes its own texts.
+WRITING_SHARE = 0.4
+# Share of the steps on input text, for targets that continue texts and for those that answer questions: input text is
+# no conversation, and the target reads it anew for each step.
+INPUT_SHARE, CHAT_INPUT_SHARE = 0.35, 0.08
 # Number of texts that are only used to measure agreement.
 HELD_OUT = 16
-SAVE_EVERY_S, REPORT_EVERY_S = 60.0, 15.0
+SAVE_EVERY_S, REPORT_EVERY_S = 60.0, 60.0
 # A head guesses among so many tokens, those that the texts use most: scoring a whole vocabulary of 128,000 tokens takes
 # longer than the layer.
 MOST_TOKENS = 8192
@@ -58,7 +64,12 @@ class TrainingPlan:
     @property
     def input_steps(self) -> int:
         """Number of steps on input text, which come first."""
-        return round(self.steps * INPUT_SHARE)
+        return round(self.steps * self.input_share)
+
+    @property
+    def input_share(self) -> float:
+        """Share of the steps on input text."""
+        return CHAT_INPUT_SHARE if self.chats else INPUT_SHARE
 
 
 @dataclass(frozen=True)
@@ -92,17 +103,18 @@ class SpeculatorTraining:
         """Train to the end, from where the last run was interrupted.  Return the config of the speculator."""
         held_out, own = self._own_texts()
         learner = self._learner(own)
+        readings = KeptReadings(self.target, learner.vocabulary, own)
+        judged = list(KeptReadings(self.target, learner.vocabulary, held_out).groups())
         if not self.plan.steps:
-            self._plan_steps(learner, own)
+            self._plan_steps(learner, readings)
         step = self._restore(learner)
         reported = saved = self.clock()
         while step < self.plan.steps:
-            samples, indices = self._batch(step, own)
-            loss = learner.learn(samples, indices, step / self.plan.steps)
+            loss = learner.learn(self._reading(step, learner, readings), step / self.plan.steps)
             step += 1
             now = self.clock()
             if now - reported > REPORT_EVERY_S:
-                agreement = ", ".join(f"{share:.3f}" for share in learner.agreement(held_out))
+                agreement = ", ".join(f"{share:.3f}" for share in learner.agreement(judged))
                 stage = "input text" if step <= self.plan.input_steps else "the target's own texts"
                 self._tell(f"step {step} of {self.plan.steps} on {stage}: loss {loss:.3f}, agreement {agreement}")
                 reported = self.clock()
@@ -110,7 +122,7 @@ class SpeculatorTraining:
                 self._save(learner, step)
                 saved = self.clock()
         self._save(learner, step)
-        return self._finish(learner, held_out)
+        return self._finish(learner, judged)
 
     # ---------------------------------------------------------------- plan
 
@@ -141,16 +153,21 @@ class SpeculatorTraining:
         self.plan = replace(self.plan, own_texts=own_texts, steps=steps, spent_s=self.clock() - self._began)
         self._write_plan()
 
-    def _plan_steps(self, learner: HeadLearner, own: Samples) -> None:
+    def _plan_steps(self, learner: HeadLearner, own: KeptReadings) -> None:
         """Measure how long a step takes, and plan as many as the minutes allow.  No weight changes."""
-        indices = np.arange(min(BATCH, len(own)))
-        torch.autograd.backward(learner.loss(own, indices))
+        tokens, real = own.samples.batch(np.arange(min(BATCH, len(own.samples))))
         start = self.clock()
-        torch.autograd.backward(learner.loss(own, indices))
+        reading = read_texts(self.target, learner.vocabulary, tokens, real)
+        read_s = self.clock() - start
+        torch.autograd.backward(learner.loss(reading))
+        start = self.clock()
+        torch.autograd.backward(learner.loss(reading))
         step_s = max(self.clock() - start, 1e-3)
         learner.head.zero_grad(set_to_none=True)
-        left_s = 60 * self.plan.minutes - (self.clock() - self._began)
-        self._advance(steps=max(10, round(0.9 * left_s / step_s)))
+        # Input text is read for each step, an own text once.
+        left_s = 60 * self.plan.minutes - (self.clock() - self._began) - read_s * len(own.samples) / BATCH
+        input_share = self.plan.input_share
+        self._advance(steps=max(10, round(0.9 * left_s / (step_s + input_share * read_s))))
         self._tell(f"{self.plan.steps} steps fit into {self.plan.minutes:g} minutes")
 
     # ---------------------------------------------------------------- texts
@@ -165,7 +182,7 @@ class SpeculatorTraining:
             _write_samples(file, {"held_out": held_out})
         while not self.plan.own_texts or own is None:
             first = 0 if own is None else len(own)
-            written = self._write_texts(first, BATCH, held_out=False)
+            written = self._write_texts(first, WRITTEN_AT_ONCE, held_out=False)
             own = written if own is None else own.joined(written)
             _write_samples(file, {"held_out": held_out, "own": own})
             self._tell(f"the target has written {len(own)} texts")
@@ -177,19 +194,25 @@ class SpeculatorTraining:
 
     def _write_texts(self, first: int, count: int, *, held_out: bool) -> Samples:
         """Let the target write texts, greedily and by sampling in turn."""
-        sampled = not held_out and first // BATCH % 2 == 1
-        prompts = self.prompts.prompts(first, count, held_out=held_out)
+        sampled = not held_out and first // WRITTEN_AT_ONCE % 2 == 1
         seed = self.plan.seed * 1_000_003 + first
-        texts = self.target.write(prompts, self.plan.window, sampled=sampled, seed=seed)
+        prompts = self.prompts.prompts(first, count, held_out=held_out)
+        if self.plan.chats and not held_out:
+            # Every other prompt is a question of the target's own.
+            questions = own_questions(self.target.model, self.prompts.encoder, count // 2, seed)
+            prompts[: len(questions)] = [self.prompts.of_question(question) for question in questions]
+        texts = write_texts(
+            self.target.model, prompts, self.plan.window, temperature=1.0 if sampled else 0.0, seed=seed
+        )
         return padded([[*text, *text[-1:]] if len(text) < 2 else text for text in texts], self.plan.window)
 
-    def _batch(self, step: int, own: Samples) -> tuple[Samples, np.ndarray]:
-        """Return the texts of a step, the same ones every time."""
+    def _reading(self, step: int, learner: HeadLearner, own: KeptReadings) -> TextReading:
+        """Return the texts of a step, the same ones every time, as the target reads them."""
         if step < self.plan.input_steps:
             samples = self.texts.windows(BATCH, self.plan.window, self.plan.seed * 1_000_003 + step)
-            return samples, np.arange(len(samples))
+            return read_texts(self.target, learner.vocabulary, *samples.batch(np.arange(len(samples))))
         random = np.random.default_rng([self.plan.seed, step])
-        return own, random.integers(0, len(own), min(BATCH, len(own)))
+        return own.of(random.integers(0, len(own.samples), min(BATCH, len(own.samples))))
 
     # ---------------------------------------------------------------- head
 
@@ -244,7 +267,7 @@ class SpeculatorTraining:
         partial.replace(self._work / "state.safetensors")
         self._advance()
 
-    def _finish(self, learner: HeadLearner, held_out: Samples) -> SpeculatorConfig:
+    def _finish(self, learner: HeadLearner, held_out: Sequence[TextReading]) -> SpeculatorConfig:
         """Measure the head on held-out texts, and write its files."""
         agreement = learner.agreement(held_out)
         greedy, sampled = learner.fitted_taus(held_out)

@@ -17,7 +17,8 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_bench.benchmarks.texts import QUESTIONS
 from treeswarm_bench.speculators.learning import HeadLearner
 from treeswarm_bench.speculators.prompts import chat_questions
-from treeswarm_bench.speculators.samples import InputTexts, PromptSource, Samples, padded, read_input_texts
+from treeswarm_bench.speculators.reads import KeptReadings, TextReading
+from treeswarm_bench.speculators.samples import InputTexts, PromptSource, padded, read_input_texts
 from treeswarm_bench.speculators.target import TappedTarget
 from treeswarm_bench.speculators.training import SpeculatorTraining, TargetIdentity, TrainingPlan
 from treeswarm_client.prompt_encoder import PromptEncoder
@@ -26,7 +27,7 @@ from treeswarm_node.speculator.files import WEIGHTS, read_speculator_config
 from treeswarm_node.speculator.seam import SpeculationRequest
 
 WINDOW = 40
-PLAN = TrainingPlan(seed=1, minutes=1.0, window=WINDOW, taps=(2, 3), chats=False, own_texts=32, steps=24)
+PLAN = TrainingPlan(seed=1, minutes=1.0, window=WINDOW, taps=(2, 3), chats=False, own_texts=64, steps=24)
 
 
 class Stopped(Exception):
@@ -79,21 +80,15 @@ def make(out: Path, *, plan: TrainingPlan = PLAN, stop_at: int | None = None) ->
 
 def _stop_at(training: SpeculatorTraining, last: int) -> None:
     """Let a training end as if it were killed after it has saved a step."""
-    make_learner, make_batch = training._learner, training._batch
-    learners: list[HeadLearner] = []
+    make_reading = training._reading
 
-    def keep_learner(own: Samples) -> HeadLearner:
-        learners.append(make_learner(own))
-        return learners[0]
-
-    def stop(step: int, own: Samples) -> tuple[Samples, np.ndarray]:
+    def stop(step: int, learner: HeadLearner, own: KeptReadings) -> TextReading:
         if step == last:
-            training._save(learners[0], step)
+            training._save(learner, step)
             raise Stopped
-        return make_batch(step, own)
+        return make_reading(step, learner, own)
 
-    training._learner = keep_learner  # type: ignore[method-assign]
-    training._batch = stop  # type: ignore[method-assign]
+    training._reading = stop  # type: ignore[method-assign]
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> None:
@@ -115,13 +110,13 @@ def test_loss_falls_and_the_head_comes_to_agree(tmp_path: Path) -> None:
     training = make(tmp_path)
     _, own = training._own_texts()
     learner, texts = training._learner(own), np.arange(6)
-    few = Samples(own.tokens[texts], own.lengths[texts])
-    before, agreement = float(learner.loss(few, texts).detach()), learner.agreement(few)
+    few = KeptReadings(training.target, learner.vocabulary, own).of(texts)
+    before, agreement = float(learner.loss(few).detach()), learner.agreement([few])
     for step in range(60):
-        learner.learn(few, texts, step / 60)
-    after = float(learner.loss(few, texts).detach())
+        learner.learn(few, step / 60)
+    after = float(learner.loss(few).detach())
     assert after < 0.6 * before
-    assert all(late > early + 0.3 for early, late in zip(agreement, learner.agreement(few), strict=True))
+    assert all(late > early + 0.3 for early, late in zip(agreement, learner.agreement([few]), strict=True))
 
 
 def test_a_trained_head_scores_in_the_node_as_in_training(tmp_path: Path) -> None:
