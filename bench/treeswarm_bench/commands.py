@@ -13,6 +13,7 @@ EXAMPLES = """examples:
   swarm bench exact --json                   20 prompts, 1 to 3 nodes, five tree sizes, against stock transformers
   swarm bench trees --prompts 4 --json       tokens per traversal by tree size, beside three baselines
   swarm bench proposals --speculator DIR --json   what the tail proposes beside other drafters; virtual clock
+  swarm bench speculators --speculator DIR,DIR --json   kinds of speculators on the same texts; one process
   swarm bench sampling --json                shared noise beside trees sampled from the draft; one process, ten minutes
   swarm bench wan --json > wan.json          nine ways to decode over five kinds of links; some 40 minutes
   swarm bench wan --cells 25ms --texts code --strategies plain,star,auto   a part of the same in a few minutes
@@ -159,6 +160,7 @@ BENCHES: Mapping[str, RunBench] = {
     "proposals": _bench("proposals:bench_proposals", _proposals),
     "registry": _bench("parts.registry:bench_registry", _nothing),
     "sampling": _bench("sampling.sampling:bench_sampling", _sizes_and_temperatures),
+    "speculators": _bench("parts.speculators:bench_speculators", _proposals),
     "tls": _bench("parts.tls:bench_tls", _nothing),
     "trees": _bench("trees:bench_trees", _sizes),
     "virtual-wan": _bench(

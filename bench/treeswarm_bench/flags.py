@@ -38,7 +38,12 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
         choices=["int8", "int4", "nf4"],
         help="batch: format of the nodes' weights (default: as they are)",
     )
-    parser.add_argument("--speculator", default="auto", help="proposals: folder that swarm train-speculator wrote")
+    parser.add_argument(
+        "--speculator",
+        default="auto",
+        metavar="DIR",
+        help="proposals, speculators: folder that swarm train-speculator wrote; several with commas in speculators",
+    )
     parser.add_argument("--nodes", type=int, metavar="N", help="number of node processes (default 3; offload: 1)")
     parser.add_argument(
         "--prompts",

@@ -21,6 +21,8 @@ EXAMPLES = """examples:
   swarm generate "…" --model smollm2 --draft tail+ngram --registry CODE
 
 An interrupted training goes on when the same command is given again."""
+KINDS = ("autoregressive", "mlp", "lattice", "parallel")
+"""Names of the kinds in `kinds/table.py`, which imports torch."""
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -40,6 +42,12 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the speculator (required)")
     parser.add_argument(
         "--minutes", type=float, default=60.0, metavar="N", help="minutes to take, of all threads on a CPU (default 60)"
+    )
+    parser.add_argument(
+        "--kind",
+        choices=KINDS,
+        default=KINDS[0],
+        help="what to train: nodes serve autoregressive (default), the others are for `swarm bench speculators`",
     )
     parser.add_argument(
         "--prompts",
@@ -143,7 +151,7 @@ def _train(args: argparse.Namespace, taps: tuple[int, ...]) -> dict[str, object]
         identity,
         texts,
         PromptSource(encoder, texts, chats),
-        TrainingPlan(args.seed, args.minutes, args.window, target.taps, chats),
+        TrainingPlan(args.seed, args.minutes, args.window, target.taps, chats, args.kind),
         args.out,
         lambda line: print(line, file=sys.stderr, flush=True),
         clock,

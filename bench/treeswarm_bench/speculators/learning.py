@@ -1,16 +1,18 @@
-"""One training step of the autoregressive head: training-time test, losses and agreement."""
+"""One training step of a head that goes on below its own guesses: training-time test, losses and agreement."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from treeswarm.session.noise import gumbel_row
 from treeswarm_bench.speculators.muon import Muon
 from treeswarm_bench.speculators.reads import TextReading
 from treeswarm_bench.speculators.target import TappedTarget
-from treeswarm_node.speculator.head import SpeculatorHead
 
 # Number of levels below a root that the training unrolls.  Deeper ones were seen to agree as often as the third.
 STEPS = 3
@@ -21,12 +23,24 @@ WARM_UP = 0.02
 TAUS = np.geomspace(0.2, 2.0, 25)
 
 
+class UnrolledHead(Protocol):
+    """The weights of a head that takes its own results for states."""
+
+    def unroll(self, states: torch.Tensor, embedded: torch.Tensor, steps: int) -> list[torch.Tensor]:
+        """Return the results of some steps over whole texts, as in drafting."""
+        ...
+
+    def logits(self, result: torch.Tensor, lm_head: torch.Tensor) -> torch.Tensor:
+        """Return the scores of the token after each row's next one."""
+        ...
+
+
 @dataclass(eq=False)
 class HeadLearner:
     """A head, its target, and the optimizers."""
 
     target: TappedTarget
-    head: SpeculatorHead
+    head: torch.nn.Module
     vocabulary: torch.Tensor
     """Token ids that the head can guess, int64 [n], rising."""
 
@@ -37,6 +51,11 @@ class HeadLearner:
         self._muon = Muon(self._matrices.values(), lr=MUON_LR)
         self._adam = torch.optim.AdamW(self._others.values(), lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0)
         self._lm_head = self.target.lm_head[self.vocabulary.to(self.target.lm_head.device)].float()
+
+    @property
+    def levels(self) -> int:
+        """Number of levels below a root that are learned."""
+        return STEPS
 
     def learn(self, reading: TextReading, progress: float) -> float:
         """Make one step on some texts, and return its loss, in nats per token and level."""
@@ -62,18 +81,23 @@ class HeadLearner:
             losses.append((-(probabilities * logprobs).sum(-1) * counted).sum() / counted.sum().clamp_min(1))
         return torch.stack(losses).mean()
 
-    def _guesses(self, reading: TextReading) -> list[torch.Tensor]:
+    def _guesses(self, reading: TextReading) -> Iterable[torch.Tensor]:
         """Return the head's logits per level, float32 [batch, n - 1, head's vocabulary].
 
         Row i guesses the token after next of row i of the texts.
         """
-        embedded = self.target.embedding[reading.tokens[:, 1:]].float()
-        # The head computes in bfloat16 where the target does: with it, a step takes half as long on a CPU that
-        # multiplies such matrices itself.
-        dtype = self.target.model.dtype
-        with torch.autocast(embedded.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            results = self.head.unroll(reading.states[:, :-1].float(), embedded, STEPS)
-            return [self.head.logits(result, self._lm_head).float() for result in results]
+        embedded, head = self.target.embedding[reading.tokens[:, 1:]].float(), cast(UnrolledHead, self.head)
+        with self._autocast():
+            results = head.unroll(reading.states[:, :-1].float(), embedded, self.levels)
+            return [head.logits(result, self._lm_head).float() for result in results]
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """Let the head compute in bfloat16 where the target does.
+
+        With it, a step takes half as long on a CPU that multiplies such matrices itself.
+        """
+        model = self.target.model
+        return torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
 
     @staticmethod
     def _counted(real: torch.Tensor, level: int) -> torch.Tensor:
@@ -85,7 +109,7 @@ class HeadLearner:
     @torch.no_grad()
     def agreement(self, readings: Iterable[TextReading]) -> list[float]:
         """Return the share of tokens that the head's first guess names, by level."""
-        hits, rows = np.zeros(STEPS), np.zeros(STEPS)
+        hits, rows = np.zeros(self.levels), np.zeros(self.levels)
         for reading in readings:
             for level, logits in enumerate(self._guesses(reading)):
                 counted = self._counted(reading.real, level)
@@ -101,7 +125,7 @@ class HeadLearner:
         ids = self.vocabulary.cpu().numpy()
         for reading in readings:
             counted = self._counted(reading.real, 0).cpu()
-            guesses = self._guesses(reading)[0].cpu()[counted]
+            guesses = next(iter(self._guesses(reading))).cpu()[counted]
             _, logits = self.target.read(reading.tokens)
             target = logits[:, 1:].float().cpu()[counted]
             noise = torch.stack([torch.from_numpy(gumbel_row(1, 0, i, target.shape[-1])) for i in range(len(target))])
@@ -115,6 +139,15 @@ class HeadLearner:
                     losses[row, column] -= float(logprobs.gather(-1, place[known][:, None]).sum())
         greedy, sampled = (float(TAUS[i]) for i in losses.argmin(1))
         return greedy, sampled
+
+    def extra_tensors(
+        self, texts: Sequence[NDArray[np.int64]], readings: Iterable[TextReading], greedy_tau: float
+    ) -> dict[str, torch.Tensor]:
+        """Return what the speculator's file holds besides the weights: this kind has nothing else.
+
+        `texts` are those that were learned from, and `readings` those held out.
+        """
+        return {}
 
     # ---------------------------------------------------------------- state
 

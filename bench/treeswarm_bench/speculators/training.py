@@ -17,16 +17,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from treeswarm.errors import BadRequest
+from treeswarm_bench.speculators.kinds.table import TRAINED_KINDS
 from treeswarm_bench.speculators.learning import HeadLearner
 from treeswarm_bench.speculators.own_questions import own_questions
 from treeswarm_bench.speculators.reads import BATCH, KeptReadings, TextReading, read_texts
 from treeswarm_bench.speculators.samples import InputTexts, PromptSource, Samples, padded
 from treeswarm_bench.speculators.target import TappedTarget
 from treeswarm_bench.speculators.writing import WRITTEN_AT_ONCE, write_texts
-from treeswarm_node.speculator.autoregressive import head_shape
 from treeswarm_node.speculator.files import AUTOREGRESSIVE, SpeculatorConfig, save_speculator
 from treeswarm_node.speculator.guesses import EMBEDDING, VOCABULARY
-from treeswarm_node.speculator.head import SpeculatorHead
 
 # Share of the minutes in which the target writes its own texts.
 WRITING_SHARE = 0.4
@@ -39,6 +38,8 @@ SAVE_EVERY_S, REPORT_EVERY_S = 60.0, 60.0
 # A head guesses among so many tokens, those that the texts use most: scoring a whole vocabulary of 128,000 tokens takes
 # longer than the layer.
 MOST_TOKENS = 8192
+# Tokens of input text that are counted for kinds with n-grams.
+COUNTED_TOKENS = 1_000_000
 WORK = "training"
 """Folder in which a training keeps what it needs to go on."""
 
@@ -54,6 +55,8 @@ class TrainingPlan:
     taps: tuple[int, ...]
     chats: bool
     """Whether the target's own texts are replies to questions."""
+    kind: str = AUTOREGRESSIVE
+    """Kind of the speculator, one of `kinds.table.TRAINED_KINDS`."""
     own_texts: int = 0
     """Number of texts that the target writes, or 0 until that is known."""
     steps: int = 0
@@ -122,7 +125,7 @@ class SpeculatorTraining:
                 self._save(learner, step)
                 saved = self.clock()
         self._save(learner, step)
-        return self._finish(learner, judged)
+        return self._finish(learner, own, judged)
 
     # ---------------------------------------------------------------- plan
 
@@ -218,8 +221,9 @@ class SpeculatorTraining:
 
     def _learner(self, own: Samples) -> HeadLearner:
         torch.manual_seed(self.plan.seed)
-        head = SpeculatorHead(head_shape(self._config())).to(self.target.model.device)
-        return HeadLearner(self.target, head, self._vocabulary(own))
+        kind = TRAINED_KINDS[self.plan.kind]
+        head = kind.make(self._config()).to(self.target.model.device)
+        return kind.learner(self.target, head, self._vocabulary(own))
 
     def _config(self) -> SpeculatorConfig:
         """Return the config of a head like one of the target's blocks."""
@@ -227,7 +231,7 @@ class SpeculatorTraining:
         heads = int(config.num_attention_heads)
         hidden = int(config.hidden_size)
         return SpeculatorConfig(
-            kind=AUTOREGRESSIVE,
+            kind=self.plan.kind,
             config_digest=self.identity.config,
             weights_digest=self.identity.weights,
             hidden_size=hidden,
@@ -267,13 +271,15 @@ class SpeculatorTraining:
         partial.replace(self._work / "state.safetensors")
         self._advance()
 
-    def _finish(self, learner: HeadLearner, held_out: Sequence[TextReading]) -> SpeculatorConfig:
+    def _finish(self, learner: HeadLearner, own: Samples, held_out: Sequence[TextReading]) -> SpeculatorConfig:
         """Measure the head on held-out texts, and write its files."""
         agreement = learner.agreement(held_out)
         greedy, sampled = learner.fitted_taus(held_out)
         rounded = tuple(round(share, 4) for share in agreement)
         config = replace(self._config(), greedy_tau=round(greedy, 3), sampled_tau=round(sampled, 3), agreement=rounded)
         tensors = {name: tensor.to(torch.bfloat16) for name, tensor in learner.head.state_dict().items()}
+        texts = [row[:length].astype(np.int64) for row, length in zip(own.tokens, own.lengths, strict=True)]
+        tensors |= learner.extra_tensors([*texts, self.texts.train[:COUNTED_TOKENS]], held_out, greedy)
         if len(learner.vocabulary) < config.vocab_size:
             tensors[VOCABULARY] = learner.vocabulary.to(torch.int32)
         if not self.target.is_tied:
