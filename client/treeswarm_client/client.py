@@ -13,7 +13,6 @@ from typing import Any, Self
 
 from treeswarm.errors import BadRequest
 from treeswarm.model_files import HubOptions
-from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.protocol.messages import Description
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.registry import check_swarm_key
@@ -38,8 +37,9 @@ from treeswarm_client.discovery.overview import Overview
 from treeswarm_client.discovery.prober import Prober
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.discovery.swarm_view import SwarmView
-from treeswarm_client.drafters import MODELLESS, TAIL, DraftChoice
 from treeswarm_client.drafters.seam import Drafter
+from treeswarm_client.drafters.selection.automatic import TAIL, DraftChoice, TailOffer, follow_tail
+from treeswarm_client.driving.choice import kind_of_draft
 from treeswarm_client.driving.drivers import Drivers
 from treeswarm_client.generation.drafter_pool import MOST_GENERATIONS
 from treeswarm_client.generation.loop import Generation, GenerationLimits
@@ -74,6 +74,8 @@ class SwarmClient:
     _opened: OpenedClient
     _drafters: LoadedDrafters
     _drivers: Drivers
+    _announced: DraftChoice
+    """The choice of a drafter that was logged last."""
 
     def __init__(
         self,
@@ -105,7 +107,8 @@ class SwarmClient:
             ready line shows it: then no other node can answer there.
         registry: In place of `peers`: the join code that nodes print, `HOST:PORT` of any node, or an MQTT broker.
         draft: `auto`, `ngram`, `none`, `tail` (what the chain's tail proposes, if that has a speculator), or a draft
-            model (a directory, a hub id or `demo-draft`); with `+ngram` appended it uses both.
+            model (a directory, a hub id or `demo-draft`); with `+ngram` appended it uses both.  `auto` is the first of
+            these that is there: `tail+ngram`, a draft model on this machine with `ngram`, `ngram`.
         tree_size: Number of drafted nodes per traversal.  0 is plain decoding; with `auto` it is chosen each round for
             most tokens per second.
         draft_device: Device of the draft model; `auto` is a GPU if there is one, else the CPU.
@@ -162,11 +165,16 @@ class SwarmClient:
             # A client whose texts a node drives goes on with n-grams when that node is lost, and needs no torch.
             drafting = self.drafting.without_model() if self.sessions.is_driven_by_name else self.drafting
             load = partial(LoadedDrafters.load, self.nodes, drafting, self._opened.folder)
-            self.view, self._drafters = await load_beside(self._find_swarm(undo), load)
+            if drafting.draft == "auto" and drafting.drafter is None:  # the swarm's records decide what is loaded
+                self.view = await self._find_swarm(undo)
+                self._drafters = await asyncio.to_thread(load, self.tail_offer)
+            else:
+                self.view, self._drafters = await load_beside(self._find_swarm(undo), partial(load, None))
             self.target = self.view.target
             self._drivers = self._make_drivers()
             self._drivers.check()
-            if self.draft_choice.name.startswith(TAIL) and not self.view.has_speculator:
+            self._announced = self.draft_choice
+            if self.draft_choice.name.startswith(TAIL) and self.tail_offer is None:
                 words = "no tail of this swarm has a speculator now, so --draft %s guesses without one"
                 log.warning(words, self.draft_choice.name)
             undo.push_async_callback(
@@ -194,7 +202,7 @@ class SwarmClient:
             wanted, why = "self", "because the nodes were named one by one"
         elif wanted == "auto" and self.drafting.drafter is not None:
             wanted, why = "self", "because a drafter was given"
-        draft = DriverKind.TABLES if self._drafters.choice.name in MODELLESS else DriverKind.MODEL
+        draft = kind_of_draft(self._drafters.choice)
         return Drivers(wanted, self.view, self._opened.transport, draft, self.target.vocab_size, why)
 
     async def __aexit__(
@@ -220,8 +228,14 @@ class SwarmClient:
 
     @property
     def draft_choice(self) -> DraftChoice:
-        """Which drafter this client uses, and why."""
-        return self._drafters.choice
+        """Which drafter this client uses with the nodes of now, and why."""
+        return follow_tail(self._drafters.choice, self.tail_offer)
+
+    @property
+    def tail_offer(self) -> TailOffer | None:
+        """What the tail of the fastest chain has to propose with, or None if it has nothing."""
+        record = self.view.tail_speculator()
+        return TailOffer.of(record) if record is not None else None
 
     @property
     def patience(self) -> float:
@@ -360,6 +374,9 @@ class SwarmClient:
             self._drivers,
             self._adapt_generation,
         )
+        if (choice := self.draft_choice) != self._announced:
+            log.warning("%s", choice)
+            self._announced = choice
         self._runs.add(run)
         run.iteration.task = asyncio.current_task()
         try:

@@ -64,10 +64,12 @@ class DraftSettings:
     """Drafter to use instead of the one that `draft` names."""
     concurrency: int = MOST_GENERATIONS
     """Number of generations that may run at once."""
+    loads_models: bool = True
+    """Whether `auto` may load a draft model."""
 
     def without_model(self) -> "DraftSettings":
         """Return these settings for a client that has a driver: it loads no draft model that the user did not name."""
-        return replace(self, draft="ngram") if self.draft == "auto" else self
+        return replace(self, loads_models=False)
 
     def check(self) -> None:
         """Raise BadRequest for a tree size or a concurrency out of range."""

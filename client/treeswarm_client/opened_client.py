@@ -23,9 +23,10 @@ from treeswarm_client.discovery.overview import ModelFilter
 from treeswarm_client.discovery.prober import Prober
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.discovery.target import choose_target
-from treeswarm_client.drafters import DraftChoice, choose_drafter
+from treeswarm_client.drafters import choose_drafter, choose_without_model
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.seam import Drafter
+from treeswarm_client.drafters.selection.automatic import DraftChoice, TailOffer
 from treeswarm_client.generation.drafter_pool import DrafterPool
 from treeswarm_client.prompt_encoder import PromptEncoder, load_prompt_encoder
 
@@ -176,12 +177,14 @@ class LoadedDrafters:
     choice: DraftChoice
 
     @classmethod
-    def load(cls, nodes: NodeSelection, drafting: DraftSettings, folder: Path) -> "LoadedDrafters":
+    def load(
+        cls, nodes: NodeSelection, drafting: DraftSettings, folder: Path, offer: TailOffer | None
+    ) -> "LoadedDrafters":
         """Load the drafter for the target in `folder`.  Blocks for as long as that takes: torch alone takes seconds.
 
-        Raises ModelError, BadRequest or Mismatch.
+        `offer` is what the chain's tail has to propose with.  Raises ModelError, BadRequest or Mismatch.
         """
-        drafter, choice = _load_drafter(nodes, drafting, folder)
+        drafter, choice = _load_drafter(nodes, drafting, folder, offer)
         return cls(DrafterPool(drafter, drafting.concurrency), choice)
 
 
@@ -211,13 +214,17 @@ def _retrieve(loading: "asyncio.Future[Any]") -> None:
         loading.exception()
 
 
-def _load_drafter(nodes: NodeSelection, drafting: DraftSettings, folder: Path) -> tuple[Drafter, DraftChoice]:
+def _load_drafter(
+    nodes: NodeSelection, drafting: DraftSettings, folder: Path, offer: TailOffer | None
+) -> tuple[Drafter, DraftChoice]:
     if drafting.drafter is not None:
         return drafting.drafter, DraftChoice(drafting.drafter.name, "as given")
     if drafting.tree_size == 0:
         return NoneDrafter(), DraftChoice("none", "because a tree size of 0 is plain decoding")
+    if drafting.draft == "auto" and not drafting.loads_models:
+        return choose_without_model("a node drives the texts", offer)
     hub = nodes.hub.for_another_model()
-    return choose_drafter(drafting.draft, folder, nodes.model, drafting.device, hub=hub)
+    return choose_drafter(drafting.draft, folder, nodes.model, drafting.device, hub=hub, offer=offer)
 
 
 def _grpc_transport(connection: ConnectionSettings) -> Transport:

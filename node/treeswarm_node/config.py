@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 from treeswarm.errors import BadRequest
-from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.protocol.spans import Span
 from treeswarm.transport.emulated import parse_rate
 from treeswarm.transport.rate_limit import LEAST_RATE
@@ -264,6 +263,10 @@ class LendingConfig:
             )
 
 
+MODELLESS_DRAFTS = ("auto", "ngram", "tail", "tail+ngram", "none")
+"""Drafters that name no draft model."""
+
+
 @dataclass(frozen=True)
 class DrivingConfig:
     """Texts driven for clients that are far away: the generation loop runs on this node."""
@@ -281,11 +284,11 @@ class DrivingConfig:
         str,
         Flag(
             "--drive-draft",
-            "drafter for the texts driven: ngram, none, or a draft model (directory, hub id or `demo-draft`), with or "
-            "without `+ngram` (default: ngram)",
+            "drafter for the texts driven: auto, ngram, tail, tail+ngram, none, or a draft model (directory, hub id or "
+            "`demo-draft`), with or without `+ngram` (default: auto, chosen as a client chooses)",
             metavar="DRAFT",
         ),
-    ] = "ngram"  # fmt: skip
+    ] = "auto"  # fmt: skip
     texts: Annotated[int, Flag("--max-driven", "number of texts driven at once (default: 8)", "N")] = 8
 
     def __post_init__(self) -> None:
@@ -294,15 +297,8 @@ class DrivingConfig:
 
     @property
     def draft_model(self) -> str:
-        """Name of the draft model, or "" if there is none."""
-        return "" if self.draft in ("ngram", "none") else self.draft.removesuffix("+ngram")
-
-    @property
-    def kind(self) -> DriverKind:
-        """What the node's record says of its driver."""
-        if not self.offered:
-            return DriverKind.NONE
-        return DriverKind.MODEL if self.draft_model else DriverKind.TABLES
+        """Name of the draft model, or "" if none is named."""
+        return "" if self.draft in MODELLESS_DRAFTS else self.draft.removesuffix("+ngram")
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class OwnRecord:
             total_tokens=self.config.device.kv_tokens,
             coordinate=self.survey.coordinate_values(),
             software=f"treeswarm {__version__}",
-            driver=DriverKind.NONE if self.node.driver is None else self.config.driving.kind,
+            driver=DriverKind.NONE if self.node.driver is None else self.node.driver.kind,
             speculator=stage.speculator.name if stage and stage.speculator else "",
+            agreement=stage.speculator.agreement if stage and stage.speculator else 0.0,
         )

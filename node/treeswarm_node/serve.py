@@ -266,7 +266,8 @@ async def _driving(record: OwnRecord, direct: Transport, local: str) -> AsyncIte
     from treeswarm_node.driving import ShortWay, make_driver  # noqa: PLC0415
 
     transport = ShortWay(record.node.transport, direct, lambda: record.public.address, local)
-    record.node.driver = driver = make_driver(record.config, transport, local)
+    driver = await asyncio.to_thread(make_driver, record.config, record.model.folder, transport, local)
+    record.node.driver = driver
     closing = asyncio.create_task(keep_running("closing the idle driver", driver.run))
     try:
         yield

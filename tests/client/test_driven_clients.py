@@ -3,8 +3,10 @@
 import pytest
 
 from treeswarm.errors import BadRequest
+from treeswarm.model_files import resolve_model
 from treeswarm_client.client import SwarmClient
-from treeswarm_client.client_settings import DraftSettings, check_drive
+from treeswarm_client.client_settings import DraftSettings, NodeSelection, check_drive
+from treeswarm_client.opened_client import LoadedDrafters
 
 
 @pytest.mark.parametrize(
@@ -27,5 +29,9 @@ async def test_named_nodes_and_a_named_driver_contradict_each_other() -> None:
 
 
 def test_a_client_with_a_driver_loads_no_draft_model_by_itself() -> None:
-    assert DraftSettings("auto").without_model().draft == "ngram"
-    assert DraftSettings("demo-draft").without_model().draft == "demo-draft"
+    nodes, folder = NodeSelection("demo", registry="127.0.0.1:1"), resolve_model("demo")
+    modelless = LoadedDrafters.load(nodes, DraftSettings("auto").without_model(), folder, None)
+    assert str(modelless.choice) == "draft: n-grams from the text, because a node drives the texts"
+    named = LoadedDrafters.load(nodes, DraftSettings("tail").without_model(), folder, None)
+    assert named.choice.name == "tail"
+    assert LoadedDrafters.load(nodes, DraftSettings("auto"), folder, None).choice.name == "demo-draft+ngram"

@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 from tests.sim.test_recovery import TWICE, at_token, check_idle_after_leases, slow_links
-from tests.support.toy_swarm import ToySpeculator, ToySwarm, plain_text, toy_swarm
+from tests.support.toy_swarm import SPANS, ToySpeculator, ToySwarm, plain_text, toy_swarm
 
 from treeswarm.protocol.messages import Proposal
 from treeswarm.transport.memory import MemoryNetwork
@@ -117,6 +117,57 @@ def test_a_new_tail_reads_the_replayed_rows(victim: str, seed: int) -> None:
     full = [*PROMPT, *plain_text(PROMPT, COUNT)]
     assert all(text == full[: len(text)] for text in speculator.roots)
     assert traversals <= 1 + -(-(COUNT - 1) // 7) + 3
+
+
+@pytest.mark.parametrize("first_proposes", [True, False])
+def test_a_drafter_goes_on_when_only_one_of_two_tails_proposes(first_proposes: bool) -> None:
+    """The union proposes n-grams without waiting, and takes what a tail proposes as soon as one does."""
+    speculator = ToySpeculator(luck=1.0)
+
+    async def run() -> tuple[int, int]:
+        network = MemoryNetwork(1)
+        slow_links(network)
+        async with toy_swarm(network, spans=SPANS[:2]) as swarm:
+            tails = []
+            for proposes in (first_proposes, not first_proposes):
+                swarm.speculator = speculator if proposes else None
+                tails.append(await swarm.start(SPANS[-1]))
+            second = swarm.spans.pop(tails[1])  # the first one is used as long as it lives
+            drafter = UnionDrafter([SuffixDrafter(), TailDrafter()])
+            generating = asyncio.create_task(
+                swarm.generate(PROMPT, COUNT, tree_size=6, patience_s=60.0, drafter=drafter, policy=FixedSizePolicy(6))
+            )
+            await at_token(swarm, 30, generating)
+            swarm.spans[tails[1]] = second
+            assert swarm.chain is not None
+            proposed, traversals = len(speculator.roots), swarm.traversals
+            assert swarm.chain.proposes is first_proposes
+            await swarm.kill(tails[0])
+            assert await asyncio.wait_for(generating, 600) == plain_text(PROMPT, COUNT)
+            assert swarm.chain.proposes is not first_proposes
+            await check_idle_after_leases(swarm)
+            assert (proposed > 0) is first_proposes
+            return traversals, swarm.traversals - traversals
+
+    before, after = run_virtually(run())
+    right, alone = (before, after) if first_proposes else (after, before)
+    assert right < alone, "a right proposal brings seven tokens"
+
+
+def test_a_tail_that_says_that_it_proposes_nothing_is_not_waited_for() -> None:
+    """Its record promises a speculator, and its span in this session lacks a block that the speculator reads."""
+
+    async def seconds(speculator: ToySpeculator | None) -> float:
+        network, loop = MemoryNetwork(1), asyncio.get_running_loop()
+        async with toy_swarm(network, speculator=speculator) as swarm:
+            start = loop.time()
+            text = await swarm.generate(PROMPT, COUNT, drafter=TailDrafter(), policy=FixedSizePolicy(6))
+            assert text == plain_text(PROMPT, COUNT)
+            return loop.time() - start
+
+    blind = ToySpeculator(taps=(0,))
+    assert run_virtually(seconds(blind)) == run_virtually(seconds(None))
+    assert not blind.roots
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,7 @@ class ToySpeculator:
     window: int = 64
     taps: tuple[int, ...] = (BLOCKS - 1,)
     name: str = "toy"
+    agreement: float = 0.5
     rows_read: list[int] = field(default_factory=list)
     """Number of rows that each proposal read."""
     roots: list[list[int]] = field(default_factory=list)
@@ -277,7 +278,7 @@ class ToyRouter:
             best = max(((s.end, a) for a, s in usable if s.start <= reached < s.end), default=None)
             if best is None:
                 raise MissingBlocks(f"no node serves block {reached}")
-            speculator = "toy" if self.swarm.speculator is not None and best[0] == BLOCKS else ""
+            speculator = "toy" if best[1] in self.swarm.speculating and best[0] == BLOCKS else ""
             hops.append(Hop(best[1], best[1], Span(reached, min(best[0], blocks.end)), speculator))
             reached = hops[-1].span.end
         return hops
@@ -325,7 +326,9 @@ class ToySwarm:
     """Number of traversals of the last generation."""
     chain: Chain | None = None
     speculator: ToySpeculator | None = None
-    """Speculator of every tail, or None for none."""
+    """Speculator of every tail that is started, or None for none."""
+    speculating: set[str] = field(default_factory=set)
+    """Addresses of the nodes whose records say that they have a speculator."""
     _stops: dict[str, contextlib.AsyncExitStack] = field(default_factory=dict)
 
     async def start(self, span: Span) -> str:
@@ -336,7 +339,8 @@ class ToySwarm:
         engine = Engine(device, self.limits.budget)
         served = ServedSpan(span, BLOCKS, VOCAB, 4, 2048, "toy", NUMERICS, "toy", STATE)
         transport = self.network.transport()
-        stage = LoadedStage(served, engine, store, 1.0, speculator=self.speculator if span.end == BLOCKS else None)
+        speculator = self.speculator if span.end == BLOCKS else None
+        stage = LoadedStage(served, engine, store, 1.0, speculator=speculator)
         node = NodeServer(transport, self.limits, stage=stage, state=NodeState.ONLINE)
         listener = await transport.listen("127.0.0.1:0", node.accept)
         running = [asyncio.create_task(engine.run()), asyncio.create_task(node.sweep())]
@@ -352,6 +356,8 @@ class ToySwarm:
         address = listener.address
         self.nodes[address], self.spans[address], self.devices[address] = node, span, device
         self._stops[address] = stop
+        if speculator is not None:
+            self.speculating.add(address)
         return address
 
     async def stop(self, address: str) -> None:

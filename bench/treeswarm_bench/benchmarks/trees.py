@@ -17,9 +17,10 @@ from treeswarm.model_files import resolve_model
 from treeswarm_bench.benchmarks.common import BenchSetup, BenchSwarm, bench_swarm
 from treeswarm_bench.benchmarks.texts import held_out_prompts, repeated_4grams
 from treeswarm_bench.benchmarks.wan.statistics import RESAMPLES, Ratio
-from treeswarm_client.drafters import WITH_NGRAM, load_drafter
+from treeswarm_client.drafters import load_drafter
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.seam import Drafter
+from treeswarm_client.drafters.selection.automatic import WITH_NGRAM
 
 TEMPERATURES = (0.0, 0.7, 1.0)
 SIZES = (1, 4, 16, 64, 256, 1024)

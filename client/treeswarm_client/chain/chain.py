@@ -75,9 +75,9 @@ class Chain:
 
     @property
     def proposes(self) -> bool:
-        """Whether the tail was asked for proposals, and has a speculator."""
+        """Whether the tail has said that it proposes trees: otherwise none is waited for."""
         members = self.epoch.members
-        return bool(self.options.proposal_nodes and members and members[-1].hop.speculator)
+        return bool(self.options.proposal_nodes and members and members[-1].proposal_nodes)
 
     def send_hint(self, trunk_length: int, tip: int) -> None:
         """Tell every node how far the walk has come, in the background.

@@ -28,6 +28,8 @@ class ChainMember:
     """Duration of the node's forwards, as it reported them when it opened the session."""
     prefix_rows: int = 0
     """Number of the prompt's first tokens that the node already had when it opened the session."""
+    proposal_nodes: int = 0
+    """Most nodes of the trees that this node proposes as the tail, as it granted them; 0 if it proposes none."""
     proven: bool = False
     """Whether an answer has passed through this node: then it has the whole trunk."""
     leaving: bool = False

@@ -159,7 +159,7 @@ class RepairExecutor:
             )
         )
         member.credit_rows, member.profile = granted.credit_rows, granted.profile
-        member.prefix_rows = granted.prefix_rows
+        member.prefix_rows, member.proposal_nodes = granted.prefix_rows, granted.proposal_nodes
         if granted.prefix_rows % PREFIX_TOKENS or granted.prefix_rows > (prefix.rows if prefix else 0):
             raise Malformed(f"{member.hop} claims {granted.prefix_rows} tokens of the prompt, which were not asked for")
 

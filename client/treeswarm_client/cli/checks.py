@@ -19,7 +19,7 @@ from treeswarm_client.chat_template import MessageDict
 from treeswarm_client.cli.flags import registry_of, security_of
 from treeswarm_client.cli.render.download import show_download
 from treeswarm_client.client_settings import check_drive, largest_tree
-from treeswarm_client.drafters import MODELLESS, WITH_NGRAM
+from treeswarm_client.drafters.selection.automatic import MODELLESS, WITH_NGRAM
 from treeswarm_client.prompt_encoder import check_request, load_prompt_encoder
 
 

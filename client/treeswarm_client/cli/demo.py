@@ -26,7 +26,8 @@ from treeswarm_client.cli.render.live import stdout_console
 from treeswarm_client.cli.render.steps import show_step
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.client_settings import largest_tree
-from treeswarm_client.drafters import DraftChoice, choose_drafter
+from treeswarm_client.drafters import choose_drafter
+from treeswarm_client.drafters.selection.automatic import DraftChoice, follow_tail
 from treeswarm_client.generation.comparison import Comparison, compare_with_plain
 from treeswarm_client.local_swarm import LocalNode, even_cuts, local_swarm
 from treeswarm_client.prompt_encoder import check_request, load_prompt_encoder
@@ -140,7 +141,7 @@ async def _start(
         await stack.enter_async_context(client)
     for node in nodes.nodes:
         console.print(f"[bold]swarm-node[/bold] {node.address}  blocks {node.ready['blocks']} of {node.ready['of']}")
-    return client, choice
+    return client, follow_tail(choice, client.tail_offer)
 
 
 async def _compare(

@@ -15,6 +15,7 @@ from rich.console import Console
 from treeswarm.errors import BadRequest, ModelError, SwarmError
 from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import HubOptions
+from treeswarm.protocol.records import NodeRecord
 from treeswarm.registry import check_swarm_key, client_registry
 from treeswarm.transport.seam import Transport
 from treeswarm.transport.tls import Security
@@ -32,8 +33,8 @@ log = logging.getLogger(__name__)
 
 # Number of models that an error names: the hint must not become longer than the error itself.
 MAX_NAMED_MODELS = 5
-# Seconds that an error waits for these names.
-NAMES_S = 3.0
+# Seconds that an error waits for these names, and a question for the records that make it needless.
+RECORDS_S = 3.0
 
 
 def add_client_flags(parser: argparse.ArgumentParser, *, patience_s: float = DEFAULT_PATIENCE_S) -> None:
@@ -50,8 +51,8 @@ def add_client_flags(parser: argparse.ArgumentParser, *, patience_s: float = DEF
         metavar="DRAFT",
         help="drafter: a draft model (directory, hub id or `demo-draft`); the same with `+ngram`, which adds n-gram "
         "lookup; ngram (n-gram lookup only, needs no torch); tail (what the chain's last node proposes, if it has a "
-        "speculator) or tail+ngram; none; or auto (default): ngram with the small model of the target's family, if "
-        "that is downloaded, else ngram",
+        "speculator) or tail+ngram; none; or auto (default): tail+ngram if the last node has a speculator, else ngram "
+        "with the small model of the target's family, if that is downloaded, else ngram",
     )
     parser.add_argument(
         "--draft-device",
@@ -274,12 +275,20 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
 
 async def _served_models(args: argparse.Namespace) -> list[str]:
     """Return the names of the swarm's models as its nodes announce them, or none if no node answers."""
+    return sorted({clean(record.name) for record in await first_records(args)})[:MAX_NAMED_MODELS]
+
+
+async def first_records(args: argparse.Namespace, model: str | None = None) -> list[NodeRecord]:
+    """Return the records of the swarm that the flags name, or none if no node answers within some seconds.
+
+    `model` is the digest of a model's config, or None for every model.
+    """
     transport = open_transport(args)
-    names: list[str] = []
+    records: list[NodeRecord] = []
     with contextlib.suppress(SwarmError, TimeoutError):
-        async with asyncio.timeout(NAMES_S):
-            registry = await client_registry(registry_of(args), None, transport)
-            names = sorted({clean(sealed.record.name) for sealed in await registry.snapshot()})
+        async with asyncio.timeout(RECORDS_S):
+            registry = await client_registry(registry_of(args), model, transport)
+            records = [sealed.record for sealed in await registry.snapshot()]
             await registry.close()
     await transport.close()
-    return names[:MAX_NAMED_MODELS]
+    return records

@@ -188,10 +188,14 @@ class SwarmView:
         unanswered = self.registry.report().unanswered
         return [address for address, error in unanswered.items() if not isinstance(error, Refused)]
 
-    @property
-    def has_speculator(self) -> bool:
-        """Whether a node that may be a tail proposes trees."""
-        return any(record.speculator and record.span.end == record.blocks for record in self._usable().values())
+    def tail_speculator(self) -> NodeRecord | None:
+        """Return the record of the tail of the fastest chain if that proposes trees, else None.
+
+        While blocks are missing it is the record of any node that may be a tail and proposes trees.
+        """
+        tails = {node: r for node, r in self._usable().items() if r.speculator and r.span.end == r.blocks}
+        route = self.fastest_hops() if tails else ()
+        return tails.get(route[-1].node) if route else next(iter(tails.values()), None)
 
     def _usable(self) -> dict[str, NodeRecord]:
         return {

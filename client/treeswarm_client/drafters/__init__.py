@@ -1,7 +1,6 @@
 """Drafters: they guess which tokens the target will generate."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,16 @@ from treeswarm.extras import install_command
 from treeswarm.model_files import DEFAULT_HUB, HubOptions, read_shape, resolve_model
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.seam import Drafter
+from treeswarm_client.drafters.selection.automatic import (
+    TAIL,
+    TAIL_NGRAM,
+    WITH_NGRAM,
+    DraftChoice,
+    TailOffer,
+    choose_model,
+    choose_ngrams,
+    choose_tail,
+)
 from treeswarm_client.drafters.selection.find_draft import MissingDraft, find_draft
 from treeswarm_client.drafters.selection.vocabulary import share_vocabulary
 from treeswarm_client.drafters.suffix import SuffixDrafter
@@ -22,37 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WITH_NGRAM = "+ngram"
-TAIL = "tail"
-"""Names the trees that the chain's tail proposes."""
-MODELLESS = ("none", "ngram", "auto", TAIL, TAIL + WITH_NGRAM)
-"""Drafts that need no model."""
-
-
-@dataclass(frozen=True)
-class DraftChoice:
-    """Which drafter a client uses, and why."""
-
-    name: str
-    """What `--draft` would name it."""
-    why: str
-    """Reason, as the end of a sentence."""
-    automatic: bool = False
-    """Whether the client chose it, not the user."""
-    fallback: bool = False
-    """Whether a draft model would be better, but there is none that fits or can be loaded."""
-
-    def __str__(self) -> str:
-        model, plus, _ = self.name.partition(WITH_NGRAM)
-        ngrams = "n-grams from the text"
-        model = "the tail's proposals" if model == TAIL else model
-        words = f"{model} and {ngrams}" if plus else ngrams if model == "ngram" else model
-        return f"draft: {words}, {self.why}"
-
-    def as_dict(self) -> dict[str, str]:
-        """Return what programs are told."""
-        return {"name": self.name, "why": self.why}
-
 
 def load_drafter(
     name: str, target: Path, device: str = "cpu", dtype: str = "float32", hub: HubOptions = DEFAULT_HUB
@@ -62,8 +40,9 @@ def load_drafter(
     `none` drafts nothing.  `tail` takes what the chain's tail proposes, if that has a speculator.  `ngram` needs no
     model: it drafts what this client's texts and the target's own tokens repeat.  A directory, hub id or bundled name
     is a draft model; with `+ngram` behind it, both draft into one tree.
-    `auto` is `ngram` with a draft model that has the target's vocabulary: a bundled one, or its family's if that is on
-    this machine; `ngram` alone if there is none or no torch.  It never downloads anything.
+    `auto` is `tail+ngram` where a tail has a speculator (see `choose_drafter`), else `ngram` with a draft model that
+    has the target's vocabulary: a bundled one, or its family's if that is on this machine; `ngram` alone if there is
+    none or no torch.  It never downloads anything.
 
     Raises BadRequest for any other name, ModelError for a bad directory, Mismatch if draft and target have different
     tokenizers.
@@ -72,18 +51,29 @@ def load_drafter(
 
 
 def choose_drafter(
-    name: str, target: Path, model: str, device: str = "cpu", dtype: str = "float32", hub: HubOptions = DEFAULT_HUB
+    name: str,
+    target: Path,
+    model: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+    hub: HubOptions = DEFAULT_HUB,
+    offer: TailOffer | None = None,
 ) -> tuple[Drafter, DraftChoice]:
-    """Load a drafter as `load_drafter` does, and say which it is and why; `model` is the target as users name it."""
+    """Load a drafter as `load_drafter` does, and say which it is and why.
+
+    `model` is the target as users name it, `offer` what the tail of a chain has to propose with, if it has anything.
+    """
     named = DraftChoice(name, "as named")
     if name == "none":
         return NoneDrafter(), named
     if name == "ngram":
         return UnionDrafter(_ngram(), name), named
-    if name in (TAIL, TAIL + WITH_NGRAM):
+    if name in (TAIL, TAIL_NGRAM):
         return TailDrafter() if name == TAIL else UnionDrafter([*_ngram(), TailDrafter()], name), named
     if name == "auto":
-        return _auto(target, model, device, dtype, hub)
+        drafter, choice = _auto(target, model, device, dtype, hub, offer)
+        log.log(logging.WARNING if choice.fallback else logging.INFO, "%s", choice)
+        return drafter, choice
     if name.endswith(WITH_NGRAM):
         loaded = _model(name.removesuffix(WITH_NGRAM), target, device, dtype, hub)
         return UnionDrafter([*_ngram(), loaded], name), named
@@ -94,26 +84,30 @@ def _ngram() -> list[UnionMember]:
     return [SuffixDrafter(), TokenRecyclingDrafter()]
 
 
-def _auto(target: Path, model: str, device: str, dtype: str, hub: HubOptions) -> tuple[Drafter, DraftChoice]:
-    """Choose a drafter for the target, and log the choice: as a warning if it is a fallback."""
-    drafter = UnionDrafter(_ngram(), "ngram")
+def choose_without_model(why: str, offer: TailOffer | None) -> tuple[Drafter, DraftChoice]:
+    """Return a drafter that needs no model, and say which it is; `why` says as a clause why no model is used.
+
+    It is the same drafter whether the tail has a speculator or not: a tail that proposes nothing costs it nothing, and
+    another tail may take its place.
+    """
+    drafter = UnionDrafter([*_ngram(), TailDrafter()], "auto")
+    return drafter, choose_ngrams(why) if offer is None else choose_tail(offer)
+
+
+def _auto(
+    target: Path, model: str, device: str, dtype: str, hub: HubOptions, offer: TailOffer | None
+) -> tuple[Drafter, DraftChoice]:
+    """Choose a drafter for the target."""
+    if offer is not None and not offer.is_weak:
+        return choose_without_model("the tail proposes", offer)
     found = find_draft(target, model, hub)
     if isinstance(found, MissingDraft):
-        choice = _fall_back(f"because {found.why}")
-    else:
-        name = found.name
-        try:
-            loaded = _load_model(found.folder, target, device, dtype)
-            drafter = UnionDrafter([*_ngram(), loaded], "auto")
-            choice = DraftChoice(name + WITH_NGRAM, f"because {name} has the tokenizer of {model}", automatic=True)
-        except (BadRequest, ModelError) as error:
-            choice = _fall_back(f"because {error}")
-    log.log(logging.WARNING if choice.fallback else logging.INFO, "%s", choice)
-    return drafter, choice
-
-
-def _fall_back(why: str) -> DraftChoice:
-    return DraftChoice("ngram", why, automatic=True, fallback=True)
+        return choose_without_model(found.why, offer)
+    try:
+        loaded = _load_model(found.folder, target, device, dtype)
+    except (BadRequest, ModelError) as error:
+        return choose_without_model(str(error), offer)
+    return UnionDrafter([*_ngram(), loaded], "auto"), choose_model(found.name, model, offer)
 
 
 def _model(name: str, target: Path, device: str, dtype: str, hub: HubOptions = DEFAULT_HUB) -> UnionMember:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.topology.routing import LEAST_GAIN
 from treeswarm_client.discovery.route import Hop
+from treeswarm_client.drafters.selection.automatic import MODELLESS, TAIL, DraftChoice
 
 # A draft model that fits its target brought at most this many times the tokens of n-grams per traversal: 5.2 to 7.4
 # against 3.0 to 3.75 on the bundled pair (2026-11-30).  A client with such a model gives it up for less distance only
-# where the distance is worth more.
+# where the distance is worth more.  A speculator beside the tail counts like such a model.
 MODEL_OVER_TABLES = 2.5
 
 
@@ -24,21 +25,39 @@ class DriverOffer:
     """Predicted seconds of one traversal that begins and ends at this node."""
 
 
-def choose_driver(
-    self_s: float, offers: Sequence[DriverOffer], own_draft: DriverKind, *, plain: bool
-) -> DriverOffer | None:
+@dataclass(frozen=True)
+class DraftsHere:
+    """What a client that drives by itself has to draft with."""
+
+    kind: DriverKind
+    plain: bool = False
+    """Whether nothing is drafted."""
+    tail_proposes: bool = False
+    """Whether the tail of the chain has a speculator, for whatever drives."""
+
+    def weigh(self, offer: DriverOffer) -> float:
+        """Return the seconds of a traversal that is driven so, times the tokens that worse drafts lose."""
+        loses = not self.plain and self._is_good(self.kind) and not self._is_good(offer.kind)
+        return offer.traversal_s * (MODEL_OVER_TABLES if loses else 1.0)
+
+    def _is_good(self, kind: DriverKind) -> bool:
+        return kind is DriverKind.MODEL or (kind is DriverKind.TAIL and self.tail_proposes)
+
+
+def choose_driver(self_s: float, offers: Sequence[DriverOffer], here: DraftsHere) -> DriverOffer | None:
     """Return the offer with which a text is expected to end soonest, or None if the client drives as fast itself.
 
-    `self_s` are the predicted seconds of one traversal that begins and ends at the client, which drafts with
-    `own_draft`; `plain` says that nothing is drafted.  A driver must gain a tenth: estimates are off by some percent.
+    `self_s` are the predicted seconds of one traversal that begins and ends at the client, which drafts with what is
+    `here`.  A driver must gain a tenth: estimates are off by some percent.
     """
-    best = min(offers, key=lambda offer: _weighted(offer, own_draft, plain), default=None)
-    if best is None or _weighted(best, own_draft, plain) >= (1 - LEAST_GAIN) * self_s:
+    best = min(offers, key=here.weigh, default=None)
+    if best is None or here.weigh(best) >= (1 - LEAST_GAIN) * self_s:
         return None
     return best
 
 
-def _weighted(offer: DriverOffer, own_draft: DriverKind, plain: bool) -> float:
-    """Return the seconds of a traversal, times the tokens that worse drafts lose."""
-    loses_model = own_draft is DriverKind.MODEL and offer.kind is DriverKind.TABLES and not plain
-    return offer.traversal_s * (MODEL_OVER_TABLES if loses_model else 1.0)
+def kind_of_draft(choice: DraftChoice) -> DriverKind:
+    """Return what a driver that drafts so announces of itself."""
+    if choice.name.startswith(TAIL) or (choice.automatic and choice.name == "ngram"):
+        return DriverKind.TAIL  # n-grams that were chosen make room for what a tail proposes
+    return DriverKind.TABLES if choice.name in MODELLESS else DriverKind.MODEL

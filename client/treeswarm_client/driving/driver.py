@@ -17,7 +17,14 @@ import numpy as np
 
 from treeswarm.errors import BadRequest, LinkBroken, Refused, SwarmError, TransportError
 from treeswarm.protocol.address import host_of, without_pin
-from treeswarm.protocol.drive_messages import MAX_REPAIRS, Drive, DrivenHop, DrivenTokens, DrivenTraversal
+from treeswarm.protocol.drive_messages import (
+    MAX_REPAIRS,
+    Drive,
+    DrivenHop,
+    DrivenTokens,
+    DrivenTraversal,
+    DriverKind,
+)
 from treeswarm.protocol.messages import FaultCode
 from treeswarm.protocol.prefix import SCOPE_BYTES
 from treeswarm.protocol.version import check_version
@@ -51,6 +58,8 @@ class TextDriver:
     make_client: Callable[[], SwarmClient]
     """Returns a client of the node's swarm that is not open yet, and drives by itself."""
     limits: DriverLimits = DriverLimits()
+    kind: DriverKind = DriverKind.TABLES
+    """What it announces of the drafts that it has."""
     hosts: Counter[str] = field(default_factory=Counter)
     """Number of texts driven now, by the host of their client."""
     driven: int = 0

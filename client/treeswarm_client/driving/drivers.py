@@ -29,7 +29,7 @@ from treeswarm.transport.seam import Transport
 from treeswarm_client.chain.shared_prompt import PrefixScope
 from treeswarm_client.discovery.route import Hop
 from treeswarm_client.discovery.swarm_view import SwarmView
-from treeswarm_client.driving.choice import DriverOffer, choose_driver
+from treeswarm_client.driving.choice import DraftsHere, DriverOffer, choose_driver
 from treeswarm_client.driving.remote_text import RemoteText
 from treeswarm_client.generation.loop import Committed, FinishReason
 from treeswarm_client.generation.run import DriverUse, Request, Run
@@ -165,7 +165,8 @@ class Drivers:
             offers = [DriverOffer(self._hop(r), r.driver, s) for r, s in zip(near, driver_s, strict=True)]
         except MissingBlocks:
             return Pick(None, "blocks are missing")
-        best = choose_driver(self_s, offers, self.own_draft, plain=request.tree_size == 0)
+        tail_proposes = self.view.tail_speculator() is not None
+        best = choose_driver(self_s, offers, DraftsHere(self.own_draft, request.tree_size == 0, tail_proposes))
         fastest_s = min(offer.traversal_s for offer in offers) if best is None else best.traversal_s
         why = f"a traversal from there takes about {1e3 * fastest_s:.0f} ms, from here {1e3 * self_s:.0f} ms"
         return Pick(best.hop if best is not None else None, why)

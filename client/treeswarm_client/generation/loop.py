@@ -271,7 +271,8 @@ class Generation:
         receiver, chain = self._proposal_receiver, self.chain
         if receiver is None or root is None or root == self._received or not chain.proposes:
             return
-        proposal = await chain.proposals.wait(*root) if waits else chain.proposals.get(*root)
+        interrupted = chain.epoch.in_flight.interrupted
+        proposal = await chain.proposals.wait(*root, interrupted) if waits else chain.proposals.get(*root)
         if proposal is not None:
             self._received = root
             await self._in_thread(receiver.receive, proposed_tree(proposal))

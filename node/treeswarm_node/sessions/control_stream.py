@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from treeswarm.errors import Refused, SwarmError, TransportError
-from treeswarm.protocol.drive_messages import Drive
+from treeswarm.protocol.drive_messages import Drive, DriverKind
 from treeswarm.protocol.messages import (
     MAX_RECORDS,
     Close,
@@ -44,6 +44,11 @@ MAX_TASKS = 64
 
 class DrivesTexts(Protocol):
     """Runs the generation loop for clients."""
+
+    @property
+    def kind(self) -> DriverKind:
+        """With what it drafts, as the node's record says."""
+        ...
 
     async def drive(self, request: Drive, stream: Stream) -> None:
         """Drive one text and send its tokens on `stream`, until its end.  Cancelling ends it at once.

@@ -173,7 +173,10 @@ class ServerSession:
     async def send_opened(self) -> None:
         """Tell the client that the session is open in its current epoch."""
         terms = self.state.terms
-        opened = Opened(self.opening.id, terms.epoch, terms.credit_rows, self.opening.profile, self.state.offered)
+        proposal_nodes = self.speculation.size if self.speculation is not None else 0
+        opened = Opened(
+            self.opening.id, terms.epoch, terms.credit_rows, self.opening.profile, self.state.offered, proposal_nodes
+        )
         await self.client.control.send(opened)
 
     async def _take(self, append: Append) -> None:

@@ -68,6 +68,11 @@ class AutoregressiveSpeculator:
         return cls(saved.config, head, saved.weights)
 
     @property
+    def agreement(self) -> float:
+        """See `Speculator`."""
+        return self.config.agreement[0] if self.config.agreement else 0.0
+
+    @property
     def taps(self) -> tuple[int, ...]:
         """See `Speculator`."""
         return self.config.taps

@@ -62,6 +62,11 @@ class Speculator(Protocol):
         ...
 
     @property
+    def agreement(self) -> float:
+        """Share of held-out tokens that its first guess names, or 0 if that is not known."""
+        ...
+
+    @property
     def taps(self) -> tuple[int, ...]:
         """Indices of the blocks whose results are the states, rising."""
         ...

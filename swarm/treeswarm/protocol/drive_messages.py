@@ -28,6 +28,8 @@ class DriverKind(IntEnum):
     """The node drives texts and drafts without a model."""
     MODEL = 2
     """The node drives texts and drafts with a model."""
+    TAIL = 3
+    """The node drives texts and drafts with what the tail proposes, and without a model where no tail proposes."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -301,6 +301,8 @@ class Opened:
     """Forward times for the session's own blocks, measured at load: a planner's first estimate."""
     prefix_rows: int = 0
     """Number of the prompt's first tokens whose KV the node has already, in whole units."""
+    proposal_nodes: int = 0
+    """Most nodes of the trees that this tail may propose in the session, or 0 if it proposes none."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,6 +75,8 @@ class NodeRecord:
     """Whether the node drives texts for clients, and with what it drafts."""
     speculator: str = ""
     """Kind of the speculator that proposes trees at this node, if it is a tail that has one, or ""."""
+    agreement: float = 0.0
+    """Share of held-out tokens that the speculator's first guess names, or 0 if that is not known."""
 
     @property
     def position(self) -> Coordinate | None:

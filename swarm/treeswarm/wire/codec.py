@@ -374,6 +374,7 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
         o.credit_rows,
         _profile_in(o.profile),
         _count(o.prefix_rows, "prefix_rows", 0, m.MAX_TRUNK),
+        _count(o.proposal_nodes, "proposal_nodes", 0, m.MAX_PROPOSAL),
     ),
     "answer": _answer_in,
     "proposal": _proposal_in,

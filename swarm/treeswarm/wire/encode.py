@@ -229,6 +229,7 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
             credit_rows=o.credit_rows,
             profile=[pb.ProfilePoint(rows=rows, microseconds=micros) for rows, micros in o.profile],
             prefix_rows=o.prefix_rows,
+            proposal_nodes=o.proposal_nodes,
         ),
     ),
     m.Answer: (pb.ControlDown, "answer", _answer_out),

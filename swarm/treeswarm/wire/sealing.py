@@ -65,6 +65,7 @@ def seal(record: NodeRecord, signer: Signer) -> SealedRecord:
         software=record.software,
         driver=int(record.driver),
         speculator=record.speculator,
+        agreement=record.agreement,
     ).SerializeToString()
     signature = signer.sign(RECORD_PREFIX + body)
     sealed = pb.SealedRecord(record=body, key=signer.public_key, signature=signature).SerializeToString()
@@ -110,6 +111,7 @@ def _read(body: pb.NodeRecord, key: bytes) -> NodeRecord:
     _require(body.span.end <= body.blocks <= MAX_BLOCKS, "span is outside the model")
     _require(len(body.coordinate) <= COORDINATE_LENGTH, "coordinate is too long")
     _require(all(map(math.isfinite, [*body.coordinate, body.rate, body.hop_s])), "a number is not finite")
+    _require(0 <= body.agreement <= 1, "agreement is out of bounds")
     _require(0 <= body.rate <= MAX_RATE, "rate is out of bounds")
     _require(0 <= body.hop_s <= MAX_SECONDS, "hop_s is out of bounds")
     _require(max(body.free_tokens, body.total_tokens) <= MAX_TOKENS, "tokens are out of bounds")
@@ -135,8 +137,9 @@ def _read(body: pb.NodeRecord, key: bytes) -> NodeRecord:
         coordinate=tuple(body.coordinate),
         software=body.software,
         # A later release may know more kinds: all of them drive.
-        driver=DriverKind(min(body.driver, max(DriverKind))),
+        driver=DriverKind(body.driver) if body.driver in tuple(DriverKind) else DriverKind.MODEL,
         speculator=body.speculator,
+        agreement=body.agreement,
     )
 
 

@@ -232,18 +232,20 @@ class Resume(_message.Message):
     def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., replays: bool = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "epoch", "credit_rows", "profile", "prefix_rows")
+    __slots__ = ("session", "epoch", "credit_rows", "profile", "prefix_rows", "proposal_nodes")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CREDIT_ROWS_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     PREFIX_ROWS_FIELD_NUMBER: _ClassVar[int]
+    PROPOSAL_NODES_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     credit_rows: int
     profile: _containers.RepeatedCompositeFieldContainer[ProfilePoint]
     prefix_rows: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., credit_rows: _Optional[int] = ..., profile: _Optional[_Iterable[_Union[ProfilePoint, _Mapping]]] = ..., prefix_rows: _Optional[int] = ...) -> None: ...
+    proposal_nodes: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., credit_rows: _Optional[int] = ..., profile: _Optional[_Iterable[_Union[ProfilePoint, _Mapping]]] = ..., prefix_rows: _Optional[int] = ..., proposal_nodes: _Optional[int] = ...) -> None: ...
 
 class ProfilePoint(_message.Message):
     __slots__ = ("rows", "microseconds")
@@ -424,7 +426,7 @@ class Append(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., commit: _Optional[bytes] = ..., first_id: _Optional[int] = ..., parents: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., prefill: bool = ..., answers: _Optional[_Union[Answers, str]] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., skipped: _Optional[bytes] = ..., hidden: _Optional[bytes] = ..., planes: _Optional[int] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., fresh: bool = ..., replay: bool = ..., prefix: _Optional[int] = ...) -> None: ...
 
 class NodeRecord(_message.Message):
-    __slots__ = ("version", "generation", "expires", "state", "address", "pin", "reachable", "name", "model", "weights", "dtype", "quantization", "span", "blocks", "rate", "hop_s", "free_tokens", "total_tokens", "coordinate", "software", "activations", "driver", "speculator")
+    __slots__ = ("version", "generation", "expires", "state", "address", "pin", "reachable", "name", "model", "weights", "dtype", "quantization", "span", "blocks", "rate", "hop_s", "free_tokens", "total_tokens", "coordinate", "software", "activations", "driver", "speculator", "agreement")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_FIELD_NUMBER: _ClassVar[int]
@@ -448,6 +450,7 @@ class NodeRecord(_message.Message):
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
     DRIVER_FIELD_NUMBER: _ClassVar[int]
     SPECULATOR_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     version: int
     generation: int
     expires: int
@@ -471,7 +474,8 @@ class NodeRecord(_message.Message):
     activations: str
     driver: int
     speculator: str
-    def __init__(self, version: _Optional[int] = ..., generation: _Optional[int] = ..., expires: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., pin: _Optional[bytes] = ..., reachable: bool = ..., name: _Optional[str] = ..., model: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., rate: _Optional[float] = ..., hop_s: _Optional[float] = ..., free_tokens: _Optional[int] = ..., total_tokens: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ..., software: _Optional[str] = ..., activations: _Optional[str] = ..., driver: _Optional[int] = ..., speculator: _Optional[str] = ...) -> None: ...
+    agreement: float
+    def __init__(self, version: _Optional[int] = ..., generation: _Optional[int] = ..., expires: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., pin: _Optional[bytes] = ..., reachable: bool = ..., name: _Optional[str] = ..., model: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., rate: _Optional[float] = ..., hop_s: _Optional[float] = ..., free_tokens: _Optional[int] = ..., total_tokens: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ..., software: _Optional[str] = ..., activations: _Optional[str] = ..., driver: _Optional[int] = ..., speculator: _Optional[str] = ..., agreement: _Optional[float] = ...) -> None: ...
 
 class SealedRecord(_message.Message):
     __slots__ = ("record", "key", "signature")

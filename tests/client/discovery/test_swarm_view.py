@@ -297,3 +297,16 @@ def test_a_banned_node_without_a_replica_is_tried_again_soon() -> None:
         assert route(view) == [only.record.node, second.record.node]
 
     run_virtually(run())
+
+
+def test_what_the_tail_of_the_route_proposes_counts() -> None:
+    def test() -> None:
+        head, plain = record(0, 4), record(4, 8, port=4002, rate=1e6)
+        good = record(4, 8, port=4003, rate=1e3, speculator="autoregressive")
+        middle = record(0, 7, port=4004, speculator="autoregressive")
+        assert view_of(head, plain, middle).tail_speculator() is None
+        assert view_of(head, plain, good).tail_speculator() is None, "the faster tail has none"
+        assert view_of(head, good).tail_speculator() == good.record
+        assert view_of(good).tail_speculator() == good.record, "blocks are missing still"
+
+    virtually(test)

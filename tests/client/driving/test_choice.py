@@ -5,17 +5,18 @@ import pytest
 from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.protocol.spans import Span
 from treeswarm_client.discovery.route import Hop
-from treeswarm_client.driving.choice import DriverOffer, choose_driver
+from treeswarm_client.drafters.selection.automatic import DraftChoice, choose_model, choose_ngrams
+from treeswarm_client.driving.choice import DraftsHere, DriverOffer, choose_driver, kind_of_draft
 
-NONE, TABLES, MODEL = DriverKind.NONE, DriverKind.TABLES, DriverKind.MODEL
+TABLES, MODEL, TAIL = DriverKind.TABLES, DriverKind.MODEL, DriverKind.TAIL
 
 
 def offer(name: str, kind: DriverKind, traversal_s: float) -> DriverOffer:
     return DriverOffer(Hop(name, f"{name}:1", Span(0, 4)), kind, traversal_s)
 
 
-def chosen(self_s: float, *offers: DriverOffer, own: DriverKind = DriverKind.TABLES, plain: bool = False) -> str | None:
-    best = choose_driver(self_s, offers, own, plain=plain)
+def chosen(self_s: float, *offers: DriverOffer, own: DriverKind = TABLES, **here: bool) -> str | None:
+    best = choose_driver(self_s, offers, DraftsHere(own, **here))
     return best.hop.node if best is not None else None
 
 
@@ -43,3 +44,28 @@ def test_plain_decoding_is_a_matter_of_distance_alone() -> None:
 def test_a_driver_with_a_model_is_preferred_only_by_distance() -> None:
     """What its model is worth for this text is not known."""
     assert chosen(0.22, offer("model", MODEL, 0.05), offer("tables", TABLES, 0.04)) == "tables"
+
+
+def test_what_the_tail_proposes_counts_like_a_model_for_all_that_take_it() -> None:
+    tables, tail = offer("tables", TABLES, 0.06), offer("tail", TAIL, 0.07)
+    assert chosen(0.1, tables, tail, own=TAIL, tail_proposes=True) == "tail"
+    assert chosen(0.1, tables, tail, own=MODEL, tail_proposes=True) == "tail"
+    assert chosen(0.1, tables, own=TAIL, tail_proposes=True) is None
+    assert chosen(0.1, tables, tail, own=TAIL) == "tables"
+    assert chosen(0.1, tail, own=MODEL) is None
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind"),
+    [
+        (DraftChoice("ngram", "as named"), TABLES),
+        (DraftChoice("none", "as named"), TABLES),
+        (DraftChoice("tail", "as named"), TAIL),
+        (DraftChoice("tail+ngram", "as named"), TAIL),
+        (choose_ngrams("there is no other"), TAIL),
+        (DraftChoice("demo-draft", "as named"), MODEL),
+        (choose_model("demo-draft", "demo", None), MODEL),
+    ],
+)
+def test_a_driver_announces_what_it_drafts_with(choice: DraftChoice, kind: DriverKind) -> None:
+    assert kind_of_draft(choice) is kind

@@ -39,6 +39,7 @@ def records(draw: st.DrawFn) -> tuple[FakeNode, NodeRecord]:
         "blocks": 200,
         "free_tokens": draw(st.integers(0, 2**32 - 1)),
         "speculator": draw(st.sampled_from(["", "autoregressive"])),
+        "agreement": draw(st.sampled_from([0.0, 0.5, 1.0])),
         "coordinate": tuple(draw(st.lists(floats, max_size=6))),
     }
     return node, replace(node.record().record, **changes)

@@ -22,6 +22,7 @@ u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 ids16 = st.binary(min_size=16, max_size=16)
 short = st.text(max_size=40)
+node_ids = st.text("0123456789abcdef", max_size=64)
 spans = st.tuples(st.integers(0, 100), st.integers(1, 100)).map(lambda pair: Span(pair[0], pair[0] + pair[1]))
 numerics = st.builds(m.NumericsClass, short, st.sampled_from(["float32", "bfloat16", "float16"]), st.text(max_size=16))
 timings = st.lists(st.builds(m.HopTiming, u32, u32, u32, u32), max_size=4).map(tuple)
@@ -93,7 +94,7 @@ def driven_tokens(draw: st.DrawFn) -> d.DrivenTokens:
         draw(arrays(count)),
         np.array(draw(st.lists(st.floats(width=32), min_size=count, max_size=count)), np.float32),
         d.DrivenTraversal(*micros, draw(u32), drafted, accepted, missed, draw(st.integers(0, d.MAX_REPAIRS))),
-        draw(st.lists(st.builds(d.DrivenHop, short, short, spans), max_size=3).map(tuple)),
+        draw(st.lists(st.builds(d.DrivenHop, node_ids, short, spans), max_size=3).map(tuple)),
         draw(st.integers(0, m.MAX_TRUNK)),
     )
 
@@ -160,7 +161,7 @@ UP = st.one_of(
 )
 DOWN = st.one_of(
     descriptions,
-    st.builds(m.Opened, ids16, u32, u32, profiles, st.integers(0, m.MAX_TRUNK)),
+    st.builds(m.Opened, ids16, u32, u32, profiles, st.integers(0, m.MAX_TRUNK), st.integers(0, m.MAX_PROPOSAL)),
     answers(),
     proposals(),
     st.builds(m.Pong, u64),

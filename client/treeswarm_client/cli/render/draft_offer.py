@@ -1,16 +1,21 @@
 """Ask once, at a terminal, whether to download the draft model that `--draft auto` would use."""
 
 import argparse
+import asyncio
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 
 from treeswarm.errors import BadRequest, ModelError
-from treeswarm.model_files import HubOptions, resolve_model
+from treeswarm.identity import config_digest
+from treeswarm.model_files import HubOptions, read_config, resolve_model
 from treeswarm.model_sources.cache import cache_folder
 from treeswarm_client.cli.checks import fetch_model
+from treeswarm_client.cli.flags import first_records
 from treeswarm_client.cli.render.download import show_download
+from treeswarm_client.drafters.selection.automatic import TailOffer
 from treeswarm_client.drafters.selection.families import DraftFamily
 from treeswarm_client.drafters.selection.find_draft import MissingDraft, find_draft
 from treeswarm_client.drafters.selection.vocabulary import share_vocabulary
@@ -39,8 +44,9 @@ def may_ask(now: Circumstances) -> bool:
 def offer_draft(args: argparse.Namespace) -> None:
     """Download the draft model of the target's family if it is missing and the user at the terminal agrees.
 
-    A "no" is remembered.  Where nobody can be asked, nothing is downloaded: the line that names the draft then says how
-    to get it.  Raises what finding the target's config and tokenizer raises.
+    Where the tail of the swarm proposes trees, nothing is asked.  A "no" is remembered.  Where nobody can be asked,
+    nothing is downloaded: the line that names the draft then says how to get it.  Raises what finding the target's
+    config and tokenizer raises.
     """
     if not may_ask(_circumstances(args)) or _is_offline():
         return
@@ -51,7 +57,7 @@ def offer_draft(args: argparse.Namespace) -> None:
         return
     name, refused = missing.family.draft, cache_folder("refused-drafts", missing.family.draft.replace("/", "--"))
     notes = Console(stderr=True, highlight=False)
-    if refused.exists():
+    if refused.exists() or _tail_proposes(args, target):
         return
     if not _agrees(notes, missing.family, args.model):
         refused.mkdir(parents=True, exist_ok=True)
@@ -63,6 +69,12 @@ def offer_draft(args: argparse.Namespace) -> None:
             resolve_model(name, weights=True, hub=hub, progress=progress)
     except (BadRequest, ModelError) as error:
         notes.print(f"{error}; going on without it", markup=False, soft_wrap=True)
+
+
+def _tail_proposes(args: argparse.Namespace, target: Path) -> bool:
+    """Return whether a tail of the model's swarm guesses well by itself, so that no draft model is needed."""
+    records = asyncio.run(first_records(args, config_digest(read_config(target))))
+    return any(record.speculator and not TailOffer.of(record).is_weak for record in records)
 
 
 def _circumstances(args: argparse.Namespace) -> Circumstances:

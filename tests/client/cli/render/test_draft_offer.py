@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from treeswarm.errors import ModelError
+from treeswarm.protocol.records import NodeRecord
+from treeswarm_bench.benchmarks.parts.fake_node import FakeNode
 from treeswarm_client.cli.render import draft_offer
 from treeswarm_client.cli.render.draft_offer import Circumstances, may_ask, offer_draft
 from treeswarm_client.drafters.selection.families import FAMILIES
@@ -34,6 +36,7 @@ def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str,
     monkeypatch.setattr(draft_offer, "fetch_model", lambda _: tmp_path)
     monkeypatch.setattr(draft_offer, "find_draft", lambda *_: MissingDraft("it is not here", FAMILY))
     monkeypatch.setattr(draft_offer, "share_vocabulary", lambda *_: True)
+    monkeypatch.setattr(draft_offer, "_tail_proposes", lambda *_: False)
     monkeypatch.setattr(draft_offer, "resolve_model", resolve)
     return asked
 
@@ -108,3 +111,26 @@ def test_nothing_is_asked_where_a_draft_is_there(
         monkeypatch.setattr(draft_offer, "find_draft", lambda *_, found=found: found)
         offer_draft(ARGS)
     assert (capsys.readouterr().err, downloads) == ("", [])
+
+
+def test_nothing_is_asked_where_the_tail_proposes(
+    downloads: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(draft_offer, "_tail_proposes", lambda *_: True)
+    offer_draft(ARGS)
+    assert (capsys.readouterr().err, downloads) == ("", [])
+
+
+@pytest.mark.parametrize(
+    ("tails", "proposes"), [([], False), ([("", 0.0)], False), ([("a", 0.0)], True), ([("a", 0.2), ("a", 0.6)], True)]
+)
+def test_a_weak_tail_needs_a_draft(
+    tails: list[tuple[str, float]], proposes: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def records(*_: object) -> list[NodeRecord]:
+        plain = FakeNode().record().record
+        return [replace(plain, speculator=kind, agreement=agreement) for kind, agreement in tails]
+
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    monkeypatch.setattr(draft_offer, "first_records", records)
+    assert draft_offer._tail_proposes(ARGS, tmp_path) is proposes
