@@ -70,7 +70,7 @@ class AutoregressiveSpeculator:
     @property
     def agreement(self) -> float:
         """See `Speculator`."""
-        return self.config.agreement[0] if self.config.agreement else 0.0
+        return self.config.first_agreement
 
     @property
     def taps(self) -> tuple[int, ...]:

@@ -47,6 +47,11 @@ class SpeculatorConfig:
     agreement: tuple[float, ...] = ()
     """Share of held-out tokens that the speculator's first guess names, by level below the root."""
 
+    @property
+    def first_agreement(self) -> float:
+        """Share of held-out tokens that the first guess names, or 0 if that is not known."""
+        return self.agreement[0] if self.agreement else 0.0
+
     def check(self, kinds: tuple[str, ...] = KINDS) -> None:
         """Raise ModelError for values that no speculator of these kinds can have."""
         sizes = (self.hidden_size, self.vocab_size, self.heads, self.kv_heads, self.head_dim, self.intermediate_size)

@@ -95,6 +95,11 @@ class LatticeSpeculator:
         return cls(saved.config, saved.fill(BlockHeads.of(saved.config)), saved.weights, trigrams, ngram_weight)
 
     @property
+    def agreement(self) -> float:
+        """See `Speculator`."""
+        return self.config.first_agreement
+
+    @property
     def taps(self) -> tuple[int, ...]:
         """See `Speculator`."""
         return self.config.taps

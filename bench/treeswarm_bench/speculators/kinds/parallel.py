@@ -100,6 +100,11 @@ class ParallelSpeculator:
         return cls(saved.config, saved.fill(ParallelHead.of(saved.config)), saved.weights)
 
     @property
+    def agreement(self) -> float:
+        """See `Speculator`."""
+        return self.config.first_agreement
+
+    @property
     def taps(self) -> tuple[int, ...]:
         """See `Speculator`."""
         return self.config.taps

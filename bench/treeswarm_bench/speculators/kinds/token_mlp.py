@@ -84,6 +84,11 @@ class MlpSpeculator:
         return cls(saved.config, saved.fill(TokenMlp.of(saved.config)), saved.weights)
 
     @property
+    def agreement(self) -> float:
+        """See `Speculator`."""
+        return self.config.first_agreement
+
+    @property
     def taps(self) -> tuple[int, ...]:
         """See `Speculator`."""
         return self.config.taps
