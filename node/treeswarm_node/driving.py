@@ -5,34 +5,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from treeswarm.errors import ModelError
 from treeswarm.model_files import HubOptions
 from treeswarm.protocol.address import without_pin
-from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.transport.seam import Accept, Listener, Stream, StreamKind, Transport
 from treeswarm_client.client import SwarmClient
-from treeswarm_client.drafters.selection.automatic import DraftChoice
-from treeswarm_client.drafters.selection.find_draft import FoundDraft, find_draft
-from treeswarm_client.driving.choice import kind_of_draft
-from treeswarm_client.driving.driver import DriverLimits, TextDriver
-from treeswarm_node.config import ModelConfig, NodeConfig
+from treeswarm_client.driving.driver import DriverLimits, TextDriver, find_kind
+from treeswarm_node.config import NodeConfig
 
 # Seconds that a driver waits for missing blocks: its client can wait longer by itself, and says so to its user.
 PATIENCE_S = 10.0
-
-
-def find_kind(draft: str, folder: Path, model: ModelConfig) -> DriverKind:
-    """Return what a driver announces that drafts as `draft` says, for the model in `folder`.
-
-    `auto` takes what the tail proposes or a draft model that is on this machine, as it does for every client.
-    """
-    if draft != "auto":
-        return kind_of_draft(DraftChoice(draft, "as named"))
-    try:
-        found = find_draft(folder, model.name, HubOptions(model.revision).for_another_model())
-    except ModelError:  # of the tokenizer; the text driven first says so
-        return DriverKind.TAIL
-    return DriverKind.MODEL if isinstance(found, FoundDraft) else DriverKind.TAIL
 
 
 def make_driver(config: NodeConfig, folder: Path, transport: Transport, local: str) -> TextDriver:
@@ -55,7 +36,7 @@ def make_driver(config: NodeConfig, folder: Path, transport: Transport, local: s
         hub=HubOptions(model.revision),
         concurrency=config.driving.texts,
     )
-    kind = find_kind(config.driving.draft, folder, model)
+    kind = find_kind(config.driving.draft, folder, model.name, HubOptions(model.revision).for_another_model())
     return TextDriver(client, DriverLimits(config.driving.texts), kind)
 
 

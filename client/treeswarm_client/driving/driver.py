@@ -11,11 +11,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from treeswarm.errors import BadRequest, LinkBroken, Refused, SwarmError, TransportError
+from treeswarm.errors import BadRequest, LinkBroken, ModelError, Refused, SwarmError, TransportError
+from treeswarm.model_files import HubOptions
 from treeswarm.protocol.address import host_of, without_pin
 from treeswarm.protocol.drive_messages import (
     MAX_REPAIRS,
@@ -30,6 +32,9 @@ from treeswarm.protocol.prefix import SCOPE_BYTES
 from treeswarm.protocol.version import check_version
 from treeswarm.transport.seam import Stream
 from treeswarm_client.client import SwarmClient
+from treeswarm_client.drafters.selection.automatic import DraftChoice
+from treeswarm_client.drafters.selection.find_draft import FoundDraft, find_draft
+from treeswarm_client.driving.choice import kind_of_draft
 from treeswarm_client.generation.run import Run, Token
 
 log = logging.getLogger(__name__)
@@ -165,6 +170,20 @@ class TextDriver:
                 await stream.send(message)
         except TimeoutError:
             raise LinkBroken(f"{stream.peer} took no tokens for {self.limits.send_s:.0f} s") from None
+
+
+def find_kind(draft: str, folder: Path, model: str, hub: HubOptions) -> DriverKind:
+    """Return what a driver announces that drafts as `draft` says, for the model in `folder`; it blocks for a moment.
+
+    `auto` takes what the tail proposes or a draft model that is on this machine, as it does for every client.
+    """
+    if draft != "auto":
+        return kind_of_draft(DraftChoice(draft, "as named"))
+    try:
+        found = find_draft(folder, model, hub)
+    except ModelError:  # of the tokenizer; the text driven first says so
+        return DriverKind.TAIL
+    return DriverKind.MODEL if isinstance(found, FoundDraft) else DriverKind.TAIL
 
 
 def _begin(request: Drive, client: SwarmClient) -> Run:

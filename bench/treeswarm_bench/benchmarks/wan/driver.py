@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from treeswarm.model_files import read_shape, resolve_model
+from treeswarm.model_files import HubOptions, read_shape, resolve_model
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.memory import MemoryNetwork
@@ -23,7 +23,7 @@ from treeswarm_bench.benchmarks.texts import held_out_prompts
 from treeswarm_bench.benchmarks.wan.virtual import HOP_S, VirtualNetwork, VirtualNode, virtual_drafter
 from treeswarm_bench.virtual_clock import VirtualClockLoop, run_virtually_in_thread
 from treeswarm_client.client import SwarmClient
-from treeswarm_client.driving.driver import TextDriver
+from treeswarm_client.driving.driver import TextDriver, find_kind
 from treeswarm_client.generation.run import Run, TreeSize
 from treeswarm_client.local_swarm import even_cuts
 from treeswarm_node.config import DrivingConfig
@@ -144,7 +144,9 @@ def _make_driver(setup: BenchSetup, network: VirtualNetwork, node: VirtualNode) 
         transport=ShortWay(node.server.transport, direct, lambda: node.address, node.address),
         clock=clock,
     )
-    node.server.driver = driver = TextDriver(client)
+    folder = resolve_model(setup.model)
+    kind = find_kind(setup.draft, folder, setup.model, HubOptions())
+    node.server.driver = driver = TextDriver(client, kind=kind)
     return driver
 
 
