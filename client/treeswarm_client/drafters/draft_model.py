@@ -5,7 +5,7 @@ those below it move up in place, so that no token is computed twice.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +34,9 @@ SINK = 4
 LARGEST_RECENT = 2048
 # Positions kept free below a text for the levels of a tree, where the context is large enough.
 LEVELS = 48
-# Largest difference between the logits of a tree's rows and of the same text, relative to the largest logit.
+# Number of tokens whose logits are compared with those of the model's own attention, when it is loaded.
+CHECKED_TOKENS = 24
+# Largest difference between logits that should be equal, relative to the largest logit.
 TREE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
@@ -79,6 +81,36 @@ class DraftMemory:
         return replace(self, start=length - max(min(self.context // 2, LARGEST_RECENT) - self.sink, 1))
 
 
+@dataclass(frozen=True)
+class LocalMask:
+    """Stands for the masks of transformers' layers that see only near rows: a window, or the chunk that a row is in."""
+
+    size: int
+    """Number of positions in the window, the row's own included, or in a chunk."""
+    is_chunk: bool = False
+    ndim = 0
+    shape = (1 << 40,)
+    """Numbers of rows and keys, which are never fewer than a model asks for: no mask is padded."""
+
+    def to(self, *_: Any, **__: Any) -> "LocalMask":
+        """Return the mask itself: layers convert masks to their dtype."""
+        return self
+
+    def __getitem__(self, _: Any) -> "LocalMask":
+        """Return the mask itself: layers cut masks to the keys that they have."""
+        return self
+
+    def applied(self, mask: torch.Tensor) -> torch.Tensor:
+        """Return `mask`, bool [new rows, rows], without the rows that are too far back.
+
+        A row's position is the number of rows that it sees before itself: rows stand in the order of their depth.
+        """
+        seen = mask.cumsum(1)
+        position = seen[:, -1:] - 1
+        reach = position % self.size if self.is_chunk else self.size - 1
+        return mask & (position + 1 - seen <= reach)
+
+
 @dataclass(eq=False)
 class TreeCache:
     """The K and V of each layer, [kv_heads, rows, dim] each; their room doubles when it is full."""
@@ -89,6 +121,8 @@ class TreeCache:
     """Number of rows in use, trunk and crown."""
     mask: torch.Tensor | None = None
     """Mask of the present forward, bool [new rows, used], or None for a single row that sees all rows before it."""
+    _local_masks: dict[LocalMask, torch.Tensor] = field(default_factory=dict)
+    """Masks of the present forward in layers that see only near rows."""
     device: torch.device = torch.device("cpu")
     _layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
@@ -99,6 +133,7 @@ class TreeCache:
         self.used = self.trunk = before + count
         causal = torch.ones(count, self.used, dtype=torch.bool, device=self.device).tril(before)
         self.mask = causal if count > 1 else None
+        self._local_masks = {}
 
     def add_crown(self, visible: NDArray[np.bool_]) -> None:
         """Prepare a forward that adds crown rows.
@@ -110,6 +145,16 @@ class TreeCache:
         mask = np.ones((new, self.used), np.bool_)
         mask[:, self.trunk :] = visible
         self.mask = torch.from_numpy(mask).to(self.device)
+        self._local_masks = {}
+
+    def mask_in(self, local: LocalMask | None) -> torch.Tensor | None:
+        """Return the forward's mask, bool [new rows, used], in layers that see near rows only if `local` says so."""
+        if local is None or local.size >= self.used:
+            return self.mask
+        if local not in self._local_masks:
+            whole = torch.ones(1, self.used, dtype=torch.bool, device=self.device) if self.mask is None else self.mask
+            self._local_masks[local] = local.applied(whole)
+        return self._local_masks[local]
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the forward's rows, [kv_heads, new, dim] each, at the end.  Returns views of all rows in use."""
@@ -235,28 +280,53 @@ class DraftModel:
         return logits
 
     def check_trees(self, name: str) -> None:
-        """Check that a node of a tree gets the logits that the same tokens get as a text, and forget both.
+        """Check that rows get the logits of the model's own attention, in a tree those of the same tokens as a text.
 
-        Layers that keep their state elsewhere than in K and V would draft wrong tokens without any error.  Raises
-        UnsupportedModel with the `name` of the model.
+        Layers that keep their state elsewhere than in K and V, or compute attention in a way of their own, would draft
+        wrong tokens without any error.  The text is forgotten.  Raises UnsupportedModel with the `name` of the model.
         """
-        text, sibling = [1 % self.vocab_size, 2 % self.vocab_size], 3 % self.vocab_size
+        text = [(1 + 7 * i) % self.vocab_size for i in range(CHECKED_TOKENS)]
+        sibling = 3 % self.vocab_size
         try:
             self.feed(text[:1])
             visible = np.array([[True, False, False], [False, True, False], [False, True, True]])
             in_tree = self.add_nodes(visible, np.array([sibling, text[1], sibling]), np.array([1, 1, 2]))[-1]
             self.cut(0)
-            in_text = self.feed([*text, sibling])[-1]
+            in_text = self.feed([*text[:2], sibling])[-1]
+            self.cut(0)
+            ours, own = self.feed(text)[-1], self._logits_by_own_attention(text)
         except Exception as error:  # a layer that meets our attention may raise anything
             raise UnsupportedModel(f"the draft model '{name}' cannot draft trees: {error}") from error
         finally:
             self.cut(0)
-        difference = float((in_tree - in_text).abs().max() / in_text.abs().max().clamp_min(1e-6))
-        if not difference <= TREE_TOLERANCE.get(self.model.dtype, 1e-3):
+        tolerance = TREE_TOLERANCE.get(self.model.dtype, 1e-3)
+        if not (difference := _difference(in_tree, in_text)) <= tolerance:
             raise UnsupportedModel(
                 f"the draft model '{name}' cannot draft trees: logits in a tree differ by {difference:.1%} from "
                 "those of the same text, so some layers are not plain attention: name another draft model, or none"
             )
+        if not (difference := _difference(ours, own)) <= tolerance:
+            raise UnsupportedModel(
+                f"the draft model '{name}' cannot draft: its logits differ from transformers' own attention by "
+                f"{difference:.1%}, so it has a kind of attention that is not computed here: name another draft model, "
+                "or none"
+            )
+
+    @torch.inference_mode()
+    def _logits_by_own_attention(self, text: list[int]) -> torch.Tensor:
+        """Return the logits after a text, float32 [vocab], by transformers' eager attention."""
+        self.model.set_attn_implementation("eager")
+        try:
+            output = self.model(input_ids=torch.tensor([text], device=self.model.device), use_cache=False)
+        finally:
+            self.model.set_attn_implementation(IMPLEMENTATION)
+        logits: torch.Tensor = output.logits[0, -1, : self.vocab_size].float()
+        return logits
+
+
+def _difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest difference between two rows of logits, relative to the largest expected one."""
+    return float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
 
 
 def load_weights(folder: Path, device: str, dtype: str) -> Any:
@@ -275,7 +345,28 @@ def load_weights(folder: Path, device: str, dtype: str) -> Any:
 def register() -> None:
     """Register the attention implementation with transformers; calling this again changes nothing."""
     AttentionInterface.register(IMPLEMENTATION, _attend)
-    AttentionMaskInterface.register(IMPLEMENTATION, lambda *_, **__: None)
+    AttentionMaskInterface.register(IMPLEMENTATION, _make_mask)
+
+
+def _make_mask(
+    mask_function: Callable[..., Any] | None = None, local_size: int | None = None, **_: Any
+) -> LocalMask | None:
+    """Return what stands for transformers' mask: None where rows see their whole path.
+
+    Transformers says the size of windows and chunks, and builds them as an overlay over the causal mask.
+    """
+    return None if local_size is None else LocalMask(int(local_size), _has_chunks(mask_function))
+
+
+def _has_chunks(part: Any) -> bool:
+    """Return whether a mask function is that of chunks, or a combination of others with it.
+
+    Positions of a tree look to transformers like several texts in one row, so it combines its masks once more.
+    """
+    if isinstance(part, tuple | list):
+        return any(map(_has_chunks, part))
+    is_overlay = getattr(part, "__qualname__", "").startswith("chunked_overlay.")
+    return is_overlay or any(_has_chunks(cell.cell_contents) for cell in getattr(part, "__closure__", None) or ())
 
 
 def _attend(
@@ -283,24 +374,32 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: LocalMask | None,
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     treeswarm_cache: TreeCache | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Compute attention for transformers' layers.
-
-    Sliding windows and soft caps of the draft model are ignored: that can cost guesses, but never exactness.
-    """
+    """Compute attention for transformers' layers, with soft caps of the scores and with sinks (`s_aux`) per head."""
     if treeswarm_cache is None:
         raise UnsupportedModel("its layers do not pass keyword arguments to attention")
     keys, values = treeswarm_cache.write(int(cast(int, module.layer_idx)), key[0], value[0])
-    output = torch.nn.functional.scaled_dot_product_attention(
-        query,
-        keys[None],
-        values[None],
-        attn_mask=treeswarm_cache.mask,
-        scale=scaling,
-        enable_gqa=query.shape[1] != keys.shape[0],
-    )
-    return output.transpose(1, 2), None
+    mask = treeswarm_cache.mask_in(attention_mask)
+    grouped = query.shape[1] != keys.shape[0]
+    if softcap is None and s_aux is None:
+        output = torch.nn.functional.scaled_dot_product_attention(
+            query, keys[None], values[None], attn_mask=mask, scale=scaling, enable_gqa=grouped
+        )
+        return output.transpose(1, 2), None
+    if grouped:
+        keys, values = (rows.repeat_interleave(query.shape[1] // keys.shape[0], 0) for rows in (keys, values))
+    scores = query[0] @ keys.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    if s_aux is not None:
+        scores = torch.cat([scores, s_aux.to(scores.dtype)[:, None, None].expand(-1, scores.shape[1], 1)], -1)
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype)[..., : keys.shape[1]]
+    return (weights @ values).transpose(0, 1)[None], None

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ PROMPT = [5, 3, 40, 7, 7, 19, 22]
 
 
 def pair(
-    family: str = "llama", options: DraftOptions | None = None, **changes: int
+    family: str = "llama", options: DraftOptions | None = None, **changes: Any
 ) -> tuple[PreTrainedModel, ModelDrafter]:
     """Return a model that no drafter uses, and a drafter with the same weights."""
     model = tiny_model(family, **changes)
@@ -106,6 +107,46 @@ def test_scores_follow_the_formula_after_many_rounds(family: str, settings: Samp
     np.testing.assert_allclose(
         tree.scores, expected_scores(model, text, tree, settings, drafter.ranking_tau), atol=2e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("mistral", {"sliding_window": 8}),
+        ("gemma3_text", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+        ("gemma2", {"sliding_window": 8, "attn_logit_softcapping": 2.0}),
+        ("gpt_oss", {"sliding_window": 8, "num_local_experts": 2, "num_experts_per_tok": 1}),
+        ("llama4_text", {"attention_chunk_size": 8, "num_local_experts": 2, "intermediate_size_mlp": 48}),
+    ],
+)
+def test_rows_see_no_farther_than_the_draft_models_own_attention(family: str, changes: dict[str, Any]) -> None:
+    """Windows, chunks, soft caps and sinks count in the trunk, in the tree and across both."""
+    model, drafter = pair(family, DraftOptions(tree=ModelTreeOptions(width=3)), **changes)
+    text = [*PROMPT, *PROMPT]
+    drafter.begin(text, GREEDY)
+    play(drafter, text, rounds=4, size=16)
+    tree = drafter.propose(24, 12)
+    assert max(map(len, paths_of(tree))) > 2
+    expected = expected_scores(model, text, tree, GREEDY, drafter.ranking_tau)
+    np.testing.assert_allclose(tree.scores, expected, atol=5e-4)
+
+
+def test_a_draft_whose_attention_is_not_computed_here_is_refused() -> None:
+    model = tiny_model("mistral", sliding_window=8)
+    drafter = drafter_of(copy.deepcopy(model))
+    drafter._draft.check_trees("windowed")
+    drafter.model.model.layers[0].self_attn.scaling *= 1.5  # as an argument that our attention does not take would do
+    unscaled = draft_model._attend
+
+    def forgets_scaling(*args: Any, **options: Any) -> Any:
+        return unscaled(*args, **options | {"scaling": None})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draft_model, "_attend", forgets_scaling)
+        draft_model.register()
+        with pytest.raises(UnsupportedModel, match="differ from transformers' own attention by"):
+            drafter._draft.check_trees("rescaled")
+    draft_model.register()
 
 
 def test_raw_ranking_is_the_probability_discounted_by_depth() -> None:
