@@ -26,6 +26,7 @@ from treeswarm_bench.speculators.target import TappedTarget
 from treeswarm_bench.speculators.writing import WRITTEN_AT_ONCE, write_texts
 from treeswarm_node.speculator.files import AUTOREGRESSIVE, SpeculatorConfig, save_speculator
 from treeswarm_node.speculator.guesses import EMBEDDING, VOCABULARY
+from treeswarm_node.speculator.packing import packed, unpacked
 
 # Share of the minutes in which the target writes its own texts.
 WRITING_SHARE = 0.4
@@ -272,18 +273,19 @@ class SpeculatorTraining:
         self._advance()
 
     def _finish(self, learner: HeadLearner, own: Samples, held_out: Sequence[TextReading]) -> SpeculatorConfig:
-        """Measure the head on held-out texts, and write its files."""
+        """Measure the head on held-out texts, as its files have it, and write them."""
+        learner.head.load_state_dict(unpacked(packed(learner.head.state_dict())))
         agreement = learner.agreement(held_out)
         greedy, sampled = learner.fitted_taus(held_out)
         rounded = tuple(round(share, 4) for share in agreement)
         config = replace(self._config(), greedy_tau=round(greedy, 3), sampled_tau=round(sampled, 3), agreement=rounded)
-        tensors = {name: tensor.to(torch.bfloat16) for name, tensor in learner.head.state_dict().items()}
+        tensors = dict(learner.head.state_dict())
         texts = [row[:length].astype(np.int64) for row, length in zip(own.tokens, own.lengths, strict=True)]
         tensors |= learner.extra_tensors([*texts, self.texts.train[:COUNTED_TOKENS]], held_out, greedy)
         if len(learner.vocabulary) < config.vocab_size:
             tensors[VOCABULARY] = learner.vocabulary.to(torch.int32)
         if not self.target.is_tied:
-            tensors[EMBEDDING] = self.target.embedding.to(torch.bfloat16)
+            tensors[EMBEDDING] = self.target.embedding
         save_speculator(self.out, config, tensors)
         shares = ", ".join(f"{share:.3f}" for share in agreement)
         self._tell(f"done: the first guess is right at {shares} of the held-out tokens, by level")

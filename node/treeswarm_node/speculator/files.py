@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from treeswarm.errors import ModelError
+from treeswarm_node.speculator.packing import packed, unpacked
 
 CONFIG, WEIGHTS = "speculator.json", "speculator.safetensors"
 FORMAT_VERSION = 1
@@ -66,10 +67,13 @@ class SpeculatorConfig:
 
 
 def save_speculator(folder: Path, config: SpeculatorConfig, tensors: dict[str, torch.Tensor]) -> None:
-    """Write both files.  The weights are written first, so that a config never describes weights that are missing."""
+    """Write both files, matrices in eight bits.
+
+    The weights are written first, so that a config never describes weights that are missing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{WEIGHTS}.part"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in packed(tensors).items()}, partial)
     partial.replace(folder / WEIGHTS)
     content = {"format": "treeswarm speculator", "version": FORMAT_VERSION, **asdict(config)}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
@@ -100,6 +104,6 @@ def read_speculator_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Read the weights of a speculator.  Raises ModelError."""
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            return unpacked({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # no mapping
     except (OSError, SafetensorError) as error:
         raise ModelError(f"'{folder / WEIGHTS}' cannot be read: {error}") from None

@@ -65,6 +65,6 @@ def speculator_bytes(choice: str) -> int:
     if choice in ("auto", "none"):
         return 0
     try:
-        return 2 * (Path(choice) / WEIGHTS).stat().st_size
+        return 4 * (Path(choice) / WEIGHTS).stat().st_size
     except OSError:
         return 0

@@ -17,6 +17,7 @@ from treeswarm_node.speculator.autoregressive import AutoregressiveSpeculator, h
 from treeswarm_node.speculator.files import CONFIG, WEIGHTS, SpeculatorConfig, read_speculator_config, save_speculator
 from treeswarm_node.speculator.guesses import HeadWeights
 from treeswarm_node.speculator.head import SpeculatorHead
+from treeswarm_node.speculator.packing import packed, unpacked
 from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
 
 VOCAB, HIDDEN = 50, 16
@@ -177,6 +178,7 @@ def load(folder: Path, lm_head: torch.Tensor | None = None, *, is_tied: bool = T
 
 def test_a_saved_speculator_proposes_the_same_tree(tmp_path: Path) -> None:
     speculator, (tokens, states) = make(), text(6)
+    speculator.head.load_state_dict(unpacked(packed(speculator.head.state_dict())))
     loaded = load(saved(tmp_path))
     before, after = (propose(s, request(s.new_memory(), tokens, states, 0, 6)) for s in (speculator, loaded))
     assert before.tokens.tolist() == after.tokens.tolist()

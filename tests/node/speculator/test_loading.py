@@ -57,7 +57,7 @@ def test_a_tail_loads_the_speculator_that_is_named(models: list[SpanModel], tmp_
     assert isinstance(speculator, AutoregressiveSpeculator)
     assert speculator.taps == (3,)
     assert torch.equal(speculator.weights.lm_head, models[2].lm_head()[0])
-    assert speculator_bytes(str(tmp_path)) == 2 * (tmp_path / WEIGHTS).stat().st_size
+    assert speculator_bytes(str(tmp_path)) == 4 * (tmp_path / WEIGHTS).stat().st_size
 
 
 def test_auto_takes_the_one_beside_the_model(models: list[SpanModel], tmp_path: Path) -> None:
