@@ -13,7 +13,7 @@ from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import StreamKind
 from treeswarm_bench.virtual_clock import run_virtually
-from treeswarm_client.chain.chain import Chain
+from treeswarm_client.chain.chain import RELIEVED, Chain
 from treeswarm_client.chain.wait_events import ChainWait
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
@@ -223,6 +223,61 @@ def test_one_of_three_replacements_dies_during_the_replay() -> None:
 
     chain = survive(kill, spans=SPANS)
     assert chain.epoch.number >= 2
+
+
+@pytest.mark.parametrize(
+    ("hosted", "place", "taker"),
+    [
+        ([Span(0, 1), Span(1, 3), Span(1, 4)], 1, 2),
+        ([Span(0, 3), Span(1, 3), Span(3, 4)], 1, 0),
+        ([Span(0, 1), Span(1, 4), Span(3, 4)], 2, 1),
+        ([Span(0, 4), Span(1, 3), Span(3, 4)], 2, 0),
+        ([Span(0, 1), Span(1, 3), Span(0, 4)], 0, 2),
+    ],
+)
+@pytest.mark.parametrize("harm", ["kill", "freeze", "drain"])
+def test_blocks_that_only_a_node_of_the_chain_serves_move_to_it(
+    hosted: list[Span], place: int, taker: int, harm: str
+) -> None:
+    """Two replicas share a span; one is lost, and the other one opens the session again for all of it."""
+    started: list[str] = []
+
+    async def disturb(swarm: ToySwarm, chain: Chain) -> None:
+        assert chain.hops[taker].address == started[taker]
+        swarm.spans[started[taker]] = hosted[taker]
+        if harm == "kill":
+            await swarm.kill(started[place])
+        elif harm == "drain":
+            await swarm.nodes[started[place]].drain(grace_s=30.0)
+        else:
+            swarm.network.freeze(started[place])
+            asyncio.get_running_loop().call_later(30, lambda: asyncio.ensure_future(swarm.network.thaw(started[place])))
+
+    async def run() -> Chain:
+        network = MemoryNetwork(1)
+        slow_links(network)
+        async with toy_swarm(network, spans=hosted) as swarm:
+            started.extend(swarm.spans)
+            # Until then every node is asked for a part of its span.
+            swarm.spans.update(zip(started, SPANS, strict=True))
+            generating = asyncio.create_task(swarm.generate(PROMPT, COUNT, patience_s=60.0))
+            await at_token(swarm, 20, generating)
+            assert swarm.chain is not None
+            await disturb(swarm, swarm.chain)
+            assert await asyncio.wait_for(generating, 600) == plain_text(PROMPT, COUNT)
+            chain = swarm.chain
+            await check_idle_after_leases(swarm)
+            return chain
+
+    chain = run_virtually(run())
+    (repair,) = chain.repairs
+    kept = {hop.address for hop in chain.hops}
+    reasons = {hop.address: reason for hop, reason in repair.lost}
+    assert reasons.keys() == {*started} - kept
+    assert reasons.pop(started[place]) != RELIEVED
+    assert set(reasons.values()) <= {RELIEVED}
+    assert started[taker] in kept
+    assert repair.seconds < 5.0, "it waited for the node that was lost"
 
 
 def test_a_client_waits_for_a_node_and_reports_the_wait() -> None:

@@ -139,9 +139,13 @@ def _stored(tensor: np.ndarray, kind: str, random: np.random.Generator) -> tuple
         return quants.quantize(tensor, stored), stored
     shape = quants.quant_shape_to_byte_shape(tensor.shape, stored)
     data = random.integers(0, 256, shape, dtype=np.uint8).reshape(-1, {"Q4_K": 144, "Q6_K": 210}[kind])
-    scale = np.full(len(data), 2e-4, np.float16).view(np.uint8).reshape(-1, 2)
-    if kind == "Q4_K":  # scale and minimum at the start of each block of 256
-        data[:, 0:2], data[:, 2:4] = scale, scale
+
+    def repeat(value: float) -> np.ndarray:
+        return np.full(len(data), value, np.float16).view(np.uint8).reshape(-1, 2)
+
+    # Matrices of mean zero and a deviation of 0.26: with another mean, every text is a single token.
+    if kind == "Q4_K":  # scale and minimum at the start of each block of 256; codes are 0 to 15
+        data[:, 0:2], data[:, 2:4] = repeat(1e-3), repeat(7.5e-3)
     else:
-        data[:, 208:210] = scale
+        data[:, 208:210] = repeat(2e-4)
     return data.reshape(shape), stored

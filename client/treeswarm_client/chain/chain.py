@@ -19,6 +19,7 @@ from treeswarm_client.chain.control_stream import CLOSE_S
 from treeswarm_client.chain.epoch import Epoch
 from treeswarm_client.chain.head_link import HeadLink
 from treeswarm_client.chain.in_flight import Interrupted
+from treeswarm_client.chain.member import ChainMember
 from treeswarm_client.chain.options import Reservation, SessionOptions
 from treeswarm_client.chain.proposals import ProposalInbox
 from treeswarm_client.chain.repair import PlannedNode, Repair
@@ -33,6 +34,8 @@ from treeswarm_client.discovery.route import Hop, Router, Target
 
 # Seconds between checks for appends that are stuck.
 WATCH_EVERY_S = 0.25
+# Why a node that did not fail is not in the chain any more.
+LEFT, RELIEVED = "it asked to leave", "other nodes of the chain serve its blocks now"
 
 
 class Chain:
@@ -111,7 +114,7 @@ class Chain:
         or Refused (full) if all nodes that serve them are full.
         """
         loop = asyncio.get_running_loop()
-        before, started = self.hops, self.epoch.in_flight.interrupted_at or loop.time()
+        before, started = self.epoch.members, self.epoch.in_flight.interrupted_at or loop.time()
         attempts = self._supervisor.failures.attempts
         # Nodes that open a session and then fail at once must not occupy a client for ever: all repairs share one
         # patience until an answer comes.
@@ -123,13 +126,21 @@ class Chain:
         with self.waits.ending_on_exit():
             while not await self._attempt_repair(trunk, tip, attempts):
                 pass
-        reasons = self.epoch.loss_reasons
         if before:
-            left = [hop for hop in before if hop not in self.hops]
-            lost = tuple((hop, str(reasons.get(hop.address, "it asked to leave"))) for hop in left)
-            gained = tuple(hop for hop in self.hops if hop not in before)
-            self.repairs.append(Repair(self.epoch.number, lost, gained, loop.time() - started))
-        reasons.clear()
+            self.repairs.append(self._describe_repair(before, loop.time() - started))
+        self.epoch.loss_reasons.clear()
+
+    def _describe_repair(self, before: Sequence[ChainMember], seconds: float) -> Repair:
+        """Return the repair that has taken `seconds`, of a chain that had the nodes `before`."""
+        nodes, served = {hop.node for hop in self.hops}, {member.hop for member in before}
+        reasons = {
+            member.hop: self.epoch.loss_reasons.get(member.hop.address, LEFT if member.leaving else RELIEVED)
+            for member in before
+            if member.hop.node not in nodes
+        }
+        lost = tuple((hop, str(reason)) for hop, reason in reasons.items())
+        gained = tuple(hop for hop in self.hops if hop not in served)
+        return Repair(self.epoch.number, lost, gained, seconds)
 
     async def _attempt_repair(self, trunk: Sequence[int], tip: int, attempts: RepairAttempts) -> bool:
         """Attempt the repair once, in a new epoch; return whether the chain is whole.

@@ -73,7 +73,7 @@ class NodeControl:
 
     async def connect(self, transport: Transport) -> None:
         """Connect to the node.  May be called again after the stream broke.  Raises Unreachable."""
-        await self._stop()
+        await self.end()
         start = asyncio.get_running_loop().time()
         self.stream = await transport.connect(self.hop.address, StreamKind.CONTROL)
         now = asyncio.get_running_loop().time()
@@ -120,9 +120,10 @@ class NodeControl:
         if self.stream is not None and self.broken is None:
             with contextlib.suppress(SwarmError, TimeoutError):
                 await asyncio.wait_for(self.stream.send(Close(self.session)), CLOSE_S)
-        await self._stop()
+        await self.end()
 
-    async def _stop(self) -> None:
+    async def end(self) -> None:
+        """End the stream, and nothing of the session on the node."""
         await self._tasks.close()
         if self.stream is not None:
             with contextlib.suppress(SwarmError, TimeoutError):

@@ -7,12 +7,15 @@ gaps           blocks between the survivors; the router names new nodes for each
 open           new nodes open the session and wait for the trunk to be replayed
 resume         survivors cut their trunks back to the same length; the one before a gap sends its replay log to the
                first new node, and each new node forwards it to the next new one
+
+If no other nodes serve a gap, the survivors beside it may: their nodes are opened again, for more blocks.
 """
 
-from collections.abc import Callable, Collection, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from treeswarm.errors import MissingBlocks, Refused
+from treeswarm.errors import MissingBlocks, Refused, SwarmError
 from treeswarm.protocol.spans import Span
 from treeswarm_client.chain.member import CLIENT, Upstream
 from treeswarm_client.discovery.route import Hop, gaps
@@ -31,7 +34,7 @@ class Repair:
     lost: tuple[tuple[Hop, str], ...]
     """Nodes that left the chain, each with the reason."""
     gained: tuple[Hop, ...]
-    """Nodes that joined the chain."""
+    """Nodes that joined the chain, or serve other blocks of it than before."""
     seconds: float
     """Seconds from the first sign of a failure to a chain that takes appends again.  The replay may still run."""
 
@@ -71,6 +74,10 @@ class RepairPlan:
     """Nodes of the chain, head first."""
     closed: tuple[Hop, ...]
     """Nodes of the chain before the repair whose session is closed."""
+    reopened: tuple[Hop, ...] = ()
+    """Nodes of the chain before the repair that open the session again, as they were then.
+
+    Opening ends what they had of it, and closing it would end what they open."""
 
     @property
     def head(self) -> PlannedNode:
@@ -83,17 +90,38 @@ def plan_repair(
 ) -> RepairPlan:
     """Plan how to make the chain of `members` (in order) whole again over all `blocks` blocks.
 
-    `lost` are the addresses of nodes that must not be used.  A node that asked to leave is left out if others can serve
-    its blocks; otherwise it stays.  Raises MissingBlocks or Refused (full) if `find_route` does.
+    `lost` are the addresses of nodes that must not be used.  Survivors stay where others serve the gaps.  A node that
+    asked to leave is left out if the others can serve its blocks; otherwise it stays.  Raises MissingBlocks or Refused
+    (full) if `find_route` does.
     """
     survivors = [m for m in members if m.proven and m.hop.address not in lost]
     staying = [m for m in survivors if not m.leaving]
-    try:
-        return _plan(members, lost, staying, blocks, find_route)
-    except (MissingBlocks, Refused):
-        if len(staying) == len(survivors):
-            raise
-    return _plan(members, lost, survivors, blocks, find_route)
+    missing: SwarmError | None = None
+    for kept in [staying] if len(staying) == len(survivors) else [staying, survivors]:
+        try:
+            return _plan(members, lost, kept, blocks, find_route)
+        except (MissingBlocks, Refused) as error:
+            missing = error
+        for fewer in _with_wider_gaps(kept, blocks):
+            with contextlib.suppress(MissingBlocks, Refused):
+                return _plan(members, lost, fewer, blocks, find_route)
+    assert missing is not None
+    raise missing
+
+
+def _with_wider_gaps(staying: Sequence[MemberState], blocks: int) -> Iterator[list[MemberState]]:
+    """Yield what is left of the survivors without those after the gaps, before the gaps, both, and all of them.
+
+    A node is visited once per traversal, so one that has other blocks may fill a gap only together with these.
+    """
+    edges = [index for index, _ in gaps([member.hop.span for member in staying], blocks)]
+    after, before = {*edges}, {index - 1 for index in edges}
+    tried = [[*staying]]
+    for out in (after, before, after | before, set(range(len(staying)))):
+        fewer = [member for index, member in enumerate(staying) if index not in out]
+        if fewer not in tried:
+            tried.append(fewer)
+            yield fewer
 
 
 def _plan(
@@ -118,4 +146,7 @@ def _plan(
         downstream_is_new = index + 1 < len(chain) and chain[index + 1][1] is None
         new_link = survivor is None or upstream_is_new or survivor.upstream != upstream_hop
         nodes.append(PlannedNode(hop, survivor is None, new_link, downstream_is_new))
-    return RepairPlan(tuple(nodes), tuple(member.hop for member in members if member not in staying))
+    opened = {node.hop.node for node in nodes if node.new}
+    left = [member.hop for member in members if member not in staying]
+    reopened = tuple(hop for hop in left if hop.node in opened)
+    return RepairPlan(tuple(nodes), tuple(hop for hop in left if hop not in reopened), reopened)

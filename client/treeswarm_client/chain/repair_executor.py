@@ -67,6 +67,9 @@ class RepairExecutor:
         new = [index for index, node in enumerate(plan.nodes) if node.new]
         old = [index for index, node in enumerate(plan.nodes) if not node.new]
         opened = [members[index] for index in new]
+        reopened = [member for member in before if member.hop in plan.reopened]
+        for member in reopened:
+            member.proven = False  # Its node drops the trunk as soon as it opens the session again.
         try:
             await self._all(opened, [self._open(attempt, index) for index in new])
             await self._all([members[index] for index in old], [self._resume(attempt, index) for index in old])
@@ -74,6 +77,8 @@ class RepairExecutor:
             self.close_control(opened)
             raise
         self.close_control([member for member in before if member.hop in plan.closed])
+        for member in reopened:
+            self.background.start(member.control.end())
         members[0].upstream = CLIENT
         for upstream, member in itertools.pairwise(members):
             member.upstream = upstream.hop

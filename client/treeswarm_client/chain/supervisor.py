@@ -99,12 +99,14 @@ class ChainSupervisor:
             self.router.report_failure(hop.node, member.failure_to_report(error))
 
     def is_replaceable(self, hop: Hop) -> bool:
-        """Return whether nodes outside the chain could serve the blocks of one of its nodes, or of a new one, now.
+        """Return whether other nodes could serve the blocks of one of the chain's nodes, or of a new one, now.
 
-        A node that has failed lately is no replacement: where the one that was lost hangs, the one that opens the
-        session in its place would be given up for it as soon as its machine is late.
+        They may be nodes of the chain, which open the session again then.  A node that has failed lately is no
+        replacement: where the one that was lost hangs, the one that opens the session in its place would be given up
+        for it as soon as its machine is late.
         """
-        return self.router.has_spare(hop.span, avoid={hop.node, *(other.node for other in self.epoch.hops)})
+        lost = {other.node for other in self.epoch.hops if self.epoch.loss_of(other) is not None}
+        return self.router.has_spare(hop.span, avoid={hop.node, *lost})
 
     def overdue_holder(self, now: float) -> tuple[Hop, float] | None:
         """Return a node that is kept although it is silent, with the seconds of its silence, or None."""

@@ -190,10 +190,16 @@ class _Graph:
     def between(self, senders: Ints, receivers: Ints) -> Floats:
         """Return the seconds from each of `senders` to each of `receivers`, float64 [senders, receivers].
 
-        They are infinite from a node to itself.
+        They are infinite from a node to itself.  A path by way of another node is at least as long as the direct one:
+        what is measured to two nodes says how near to each other they can be, whatever the coordinates predict.
+        Without this, two replicas would share a span that each of them serves alone, only because one seems to be
+        nearer to an end of the chain than the other one.
         """
         one_way = distances(self.table.points[senders], self.table.points[receivers])
         one_way /= 2
+        for to_end in (self.first_s, self.last_s):
+            apart = np.subtract.outer(to_end[senders], to_end[receivers])
+            np.maximum(one_way, np.abs(apart, out=apart), out=one_way)
         row = np.full(len(self.table.nodes), -1)
         column = row.copy()
         row[senders], column[receivers] = np.arange(len(senders)), np.arange(len(receivers))

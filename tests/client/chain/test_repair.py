@@ -144,7 +144,7 @@ def test_an_unproven_node_chosen_again_gets_a_new_link() -> None:
     members = [*working_chain(HEAD, MIDDLE), MemberState(TAIL, proven=False, upstream=MIDDLE)]
     plan = plan_repair(members, (), BLOCKS, FakeRouter([TAIL]))
     assert plan.nodes == (kept(HEAD), kept(MIDDLE, sends_trunk=True), opened(TAIL))
-    assert plan.closed == (TAIL,)
+    assert (plan.closed, plan.reopened) == ((), (TAIL,))
 
 
 def test_a_broken_link_between_survivors_is_renewed() -> None:
@@ -163,6 +163,53 @@ def test_a_leaving_node_leaves_only_if_it_can_be_replaced(replaceable: bool) -> 
     assert (plan.nodes[1].hop, plan.closed) == ((new, (MIDDLE,)) if replaceable else (MIDDLE, ()))
 
 
+@pytest.mark.parametrize(
+    ("place", "wider", "nodes"),
+    [
+        (1, hop("tail", 3, 8), (kept(HEAD, sends_trunk=True), opened(hop("tail", 3, 8)))),
+        (1, hop("head", 0, 5), (opened(hop("head", 0, 5)), kept(TAIL, new_link=True))),
+        (2, hop("middle", 3, 8), (kept(HEAD, sends_trunk=True), opened(hop("middle", 3, 8)))),
+        (0, hop("middle", 0, 5), (opened(hop("middle", 0, 5)), kept(TAIL, new_link=True))),
+    ],
+)
+def test_a_neighbour_that_alone_can_fill_the_gap_is_opened_again(
+    place: int, wider: Hop, nodes: tuple[PlannedNode, ...]
+) -> None:
+    chain = (HEAD, MIDDLE, TAIL)
+    plan = plan_repair(working_chain(*chain), lost(chain[place]), BLOCKS, FakeRouter([wider]))
+    assert plan.nodes == nodes
+    assert plan.closed == (chain[place],)
+    assert [again.node for again in plan.reopened] == [wider.node]
+
+
+def test_a_node_between_two_visits_of_another_one_is_left_out() -> None:
+    wide = hop("head", 0, 8)
+    plan = plan_repair(working_chain(HEAD, MIDDLE, TAIL), lost(TAIL), BLOCKS, FakeRouter([wide]))
+    assert plan == RepairPlan((opened(wide),), (MIDDLE, TAIL), (HEAD,))
+
+
+def test_both_neighbours_of_a_gap_are_opened_again_if_that_helps() -> None:
+    first, second, third = hop("tail", 2, 6), hop("other", 6, 7), hop("last", 7, 8)
+    chain = (hop("start", 0, 2), hop("before", 2, 3), MIDDLE, hop("tail", 5, 7), third)
+    plan = plan_repair(working_chain(*chain), lost(MIDDLE), BLOCKS, FakeRouter([first, second]))
+    assert plan.nodes == (
+        kept(chain[0], sends_trunk=True),
+        opened(first, sends_trunk=True),
+        opened(second),
+        kept(third, new_link=True),
+    )
+    assert (plan.closed, plan.reopened) == ((chain[1], MIDDLE), (chain[3],))
+
+
+def test_a_leaving_node_leaves_if_its_neighbour_can_serve_its_blocks() -> None:
+    members = working_chain(HEAD, MIDDLE, TAIL)
+    members[1] = replace(members[1], leaving=True)
+    plan = plan_repair(members, (), BLOCKS, FakeRouter([hop("tail", 3, 8)]))
+    assert (plan.closed, plan.reopened) == ((MIDDLE,), (TAIL,))
+
+
 def test_blocks_without_nodes_raise_the_routers_error() -> None:
+    router = FakeRouter()
     with pytest.raises(MissingBlocks, match="3:5"):
-        plan_repair(working_chain(HEAD, MIDDLE, TAIL), lost(MIDDLE), BLOCKS, FakeRouter())
+        plan_repair(working_chain(HEAD, MIDDLE, TAIL), lost(MIDDLE), BLOCKS, router)
+    assert [gap for gap, *_ in router.requests] == [Span(3, 5), Span(3, 8), Span(0, 5), Span(0, 8)]

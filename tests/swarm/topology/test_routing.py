@@ -35,12 +35,18 @@ def seconds(path: list[Candidate], start: Coordinate, end: Coordinate, measured:
         both = measured.get((one, other), predicted if END in (one, other) else measured.get((other, one), predicted))
         return both / 2
 
-    total = half(END, path[0].node, distance(start, path[0].coordinate)) + path[0].hop_s
+    def first(one: Candidate) -> float:
+        return half(END, one.node, distance(start, one.coordinate))
+
+    def last(one: Candidate) -> float:
+        return half(one.node, END, distance(one.coordinate, end))
+
+    total = first(path[0]) + path[0].hop_s
     for one, other in pairwise(path):
         if one != other:
-            total += half(one.node, other.node, distance(one.coordinate, other.coordinate)) + other.hop_s
-    total += half(path[-1].node, END, distance(path[-1].coordinate, end))
-    return total + sum(one.block_s for one in path)
+            detour = 2 * max(abs(first(one) - first(other)), abs(last(one) - last(other)))
+            total += half(one.node, other.node, max(distance(one.coordinate, other.coordinate), detour)) + other.hop_s
+    return total + last(path[-1]) + sum(one.block_s for one in path)
 
 
 def all_paths(candidates: list[Candidate], span: Span) -> Iterator[list[Candidate]]:
@@ -96,6 +102,26 @@ def test_no_other_chain_is_faster(
     assert len({node for node, _ in route.hops}) == len(route.hops)
     assert route.seconds == pytest.approx(seconds(path, HERE, end, measured), rel=1e-12)
     assert route.seconds == pytest.approx(best, rel=1e-12)
+
+
+@pytest.mark.parametrize("jitter_seed", [None, 1])
+def test_replicas_never_share_their_span(jitter_seed: int | None) -> None:
+    """It would be one more visit, and one more node that can fail."""
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        replicas = [
+            candidate(node, 0, 8, random.uniform(0.005, 0.01), random.uniform(0, 0.005), hop_s=0.0005) for node in "abc"
+        ]
+        measured = {pair: random.uniform(0.005, 0.05) for node in "abc" for pair in ((END, node), (node, END))}
+        assert len(chain(replicas, 0, 8, measured=measured, jitter_seed=jitter_seed).hops) == 1
+
+
+def test_a_replica_near_the_end_does_not_share_a_span() -> None:
+    """As measured on a busy machine: one replica computes faster, and the other one answers pings sooner."""
+    fast, near = candidate("fast", 5, 8, 0.0100), candidate("near", 5, 8, 0.0127, x=0.002)
+    round_trips = {("fast", END): 0.030, ("near", END): 0.010}
+    route = chain([candidate("head", 0, 5), fast, near], 0, 8, measured=round_trips)
+    assert route.hops == (("head", Span(0, 5)), ("near", Span(5, 8)))
 
 
 def test_no_node_is_visited_twice_even_if_that_is_faster() -> None:
