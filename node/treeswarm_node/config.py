@@ -72,9 +72,10 @@ class ModelConfig:
         str,
         Flag(
             "--speculator",
-            "guess the next tokens beside the last block: folder that `swarm train-speculator` wrote, or none; auto: "
-            "the folder `speculator` of the model's directory, if there is one (default: auto)",
-            metavar="DIR",
+            "guess the next tokens beside the last block: folder that `swarm train-speculator` wrote, published "
+            "EAGLE-3 head (its folder or its hub id), or none; auto: the folder `speculator` of the model's directory, "
+            "or a known head that is on this machine (default: auto)",
+            metavar="HEAD",
         ),
     ] = "auto"
 

@@ -54,7 +54,7 @@ def read_hosting_limits(config: NodeConfig, model: ModelInfo, skeleton: PreTrain
     cuts = allowed_cuts(kv_givers(layers), len(layers))
     if settings.num_blocks is not None:
         return HostingLimits(SpanLimits.same(min(settings.num_blocks, blocks), blocks), cuts)
-    room = node_room(config)
+    room = node_room(config, model.folder)
     holding = choose_holding(config, room, model.folder, skeleton)
     return HostingLimits(count_blocks_that_fit(room, holding.footprint, blocks), cuts)
 

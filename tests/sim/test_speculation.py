@@ -14,6 +14,7 @@ from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.drafters.suffix import SuffixDrafter
 from treeswarm_client.drafters.tail.tail_drafter import TailDrafter
 from treeswarm_client.drafters.union import UnionDrafter
+from treeswarm_node.speculator.self_check import CHECKED_TOKENS, CheckedSpeculator, HeadVerdict
 
 PROMPT = [1, 2, 3, 4, 0, 1, 2]
 COUNT = 60
@@ -66,6 +67,33 @@ def test_text_is_exact_whatever_is_proposed() -> None:
     assert generate(lucky).traversals < COUNT
     full = [*PROMPT, *plain_text(PROMPT, COUNT)]
     assert all(text == full[: len(text)] for text in lucky.roots)
+
+
+def seconds_without_proposals(speculator: CheckedSpeculator | None) -> float:
+    """Return the virtual time that a text takes if nothing is guessed right."""
+
+    async def run() -> float:
+        network = MemoryNetwork(1)
+        slow_links(network)
+        async with toy_swarm(network, speculator=speculator) as swarm:
+            before = asyncio.get_running_loop().time()
+            text = await swarm.generate(
+                PROMPT, CHECKED_TOKENS + 40, tree_size=6, drafter=TailDrafter(), policy=FixedSizePolicy(6)
+            )
+            assert text == plain_text(PROMPT, CHECKED_TOKENS + 40)
+            return asyncio.get_running_loop().time() - before
+
+    return run_virtually(run())
+
+
+def test_a_refused_head_stops_and_its_clients_do_not_wait_for_it() -> None:
+    """The whole text takes as long as with a tail that is not asked for proposals."""
+    toy = ToySpeculator(luck=0.0)
+    checked = CheckedSpeculator(toy, "org/head")
+    seconds = seconds_without_proposals(checked)
+    assert checked.comparison.verdict is HeadVerdict.REFUSED
+    assert CHECKED_TOKENS <= len(toy.roots) < CHECKED_TOKENS + 10
+    assert seconds == pytest.approx(seconds_without_proposals(None))
 
 
 def test_a_tail_without_a_speculator_is_not_asked() -> None:

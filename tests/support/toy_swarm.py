@@ -48,7 +48,7 @@ from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.kv_cache.page_pool import PAGE
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.sessions.server import NodeServer
-from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
+from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest, Speculator
 
 VOCAB, STATE = 5, 16
 CONTEXT = 256
@@ -325,7 +325,7 @@ class ToySwarm:
     traversals: int = 0
     """Number of traversals of the last generation."""
     chain: Chain | None = None
-    speculator: ToySpeculator | None = None
+    speculator: Speculator | None = None
     """Speculator of every tail that is started, or None for none."""
     speculating: set[str] = field(default_factory=set)
     """Addresses of the nodes whose records say that they have a speculator."""
@@ -443,7 +443,7 @@ async def toy_swarm(
     network: MemoryNetwork,
     limits: NodeLimits | None = None,
     spans: Sequence[Span] = SPANS,
-    speculator: ToySpeculator | None = None,
+    speculator: Speculator | None = None,
 ) -> AsyncIterator[ToySwarm]:
     """Start toy nodes; stop them on leaving the context."""
     swarm = ToySwarm(network, limits or NodeLimits(), speculator=speculator)

@@ -4,6 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -117,20 +118,20 @@ def appraise(config: NodeConfig, machine: Machine, progress: Progress | None = N
     config = with_numerics(config, machine, checkpoint_dtype(content))
     try:
         with with_headers(config.model.name, folder, hub) as headed:
-            return _measure(replace(unread, source=headed.source), config, headed)
+            return _measure(replace(unread, source=headed.source), config, headed, folder)
     except SwarmError as error:
         return replace(unread, refusal=str(error).replace(f"'{folder}'", f"'{config.model.name}'"))
 
 
-def _measure(known: Appraisal, config: NodeConfig, headed: HeadedModel) -> Appraisal:
-    """Return the appraisal with sizes.  Raises what a start would raise."""
+def _measure(known: Appraisal, config: NodeConfig, headed: HeadedModel, folder: Path) -> Appraisal:
+    """Return the appraisal with sizes; `folder` is the model's own directory.  Raises what a start would raise."""
     shape = read_shape(headed.folder)
     chosen = NumberFormat(config.model.dtype, config.model.quantization)
     dtype = getattr(torch, chosen.dtype)
     skeleton = build_skeleton(headed.folder, dtype)
     span = Span(0, shape.blocks)
     tensors = _find_tensors(headed, skeleton, span)
-    device, room = config.device, node_room(config)
+    device, room = config.device, node_room(config, folder)
     stored = list(tensors.stored.values())
     formats = _formats(config, chosen, stored)
     plans = [_plan(numbers, skeleton, room, device.name, stored) for numbers in formats]

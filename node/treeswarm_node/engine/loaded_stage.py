@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from treeswarm.errors import BadRequest
+from treeswarm.errors import BadRequest, ModelError
 from treeswarm.identity import config_digest, weights_digest
 from treeswarm.model_files import HubOptions, ModelShape, read_config, read_shape, resolve_model
 from treeswarm.programs.units import format_bytes
@@ -45,13 +45,14 @@ from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.checkpoint.text_part import tensors_to_load
 from treeswarm_node.model.loaded_span import ServedSpan
-from treeswarm_node.model.memory_fit import NodeRoom, free_memory, offload_room, peak_bytes
+from treeswarm_node.model.memory_fit import NodeRoom, free_memory, offload_room, peak_bytes, room_for_speculator
 from treeswarm_node.model.offload import Offload, open_offload
 from treeswarm_node.model.quantization.packed_products import pack_products
 from treeswarm_node.model.quantization.weight_kinds import check_kind
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.model.weight_layout import choose_layouts
-from treeswarm_node.speculator.loading import load_speculator, speculator_bytes
+from treeswarm_node.speculator.finding import AUTO, NONE, find_speculator
+from treeswarm_node.speculator.loading import load_speculator
 from treeswarm_node.speculator.seam import Speculator
 
 log = logging.getLogger(__name__)
@@ -194,12 +195,30 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def node_room(config: NodeConfig) -> NodeRoom:
-    """Return the memory that a node may use, and what it uses it for.  Raises BadRequest."""
+def node_room(config: NodeConfig, folder: Path) -> NodeRoom:
+    """Return the memory that a node may use for the model in a directory, and what it uses it for.
+
+    Raises BadRequest, and ModelError if there is no such speculator.
+    """
     device = config.device
-    memory = device.memory or free_memory(find_device(device.name))
-    memory = max(0, memory - speculator_bytes(config.model.speculator))
-    return NodeRoom(memory, offload_room(device.offload), device.kv_tokens, config.limits.budget.rows)
+    place = find_device(device.name)
+    memory = device.memory or free_memory(place)
+    speculator, is_automatic = _speculator_bytes(config, folder, place), config.model.speculator == AUTO
+    return NodeRoom(
+        memory, offload_room(device.offload), device.kv_tokens, config.limits.budget.rows, speculator, is_automatic
+    )
+
+
+def _speculator_bytes(config: NodeConfig, folder: Path, device: torch.device) -> int:
+    """Return the bytes that the node's speculator needs beside the last block.  Raises ModelError unless it is auto."""
+    width: int = getattr(torch, config.model.dtype).itemsize
+    try:
+        found = find_speculator(config.model.speculator, folder, HubOptions(config.model.revision))
+        return 0 if found is None else found.memory_bytes(4 if device.type == "cpu" else width, width)
+    except ModelError:
+        if config.model.speculator != AUTO:
+            raise
+        return 0  # loading says why it takes none
 
 
 def _load(
@@ -216,10 +235,12 @@ def _load(
     check_kind(config.model.quantization, device)
     is_loaded = tensors_to_load(model.folder)
     folder = resolve_model(model.name, weights=True, span=span, is_loaded=is_loaded, hub=model.hub, progress=progress)
-    dtype, kind, room = getattr(torch, config.model.dtype), config.model.quantization, node_room(config)
+    dtype, kind, room = getattr(torch, config.model.dtype), config.model.quantization, node_room(config, folder)
     skeleton = build_skeleton(folder, dtype) if skeleton is None else skeleton
     holding = choose_holding(config, room, folder, skeleton, span)
-    peak = peak_bytes(len(span), room, holding.footprint, holding.footprint.ends.of(span, model.shape.blocks))
+    beside = room_for_speculator(room, holding.footprint, model.shape.blocks) if span.end == model.shape.blocks else 0
+    ends = holding.footprint.ends.of(span, model.shape.blocks) + beside
+    peak = peak_bytes(len(span), room, holding.footprint, ends)
     log.info("blocks %s need at most %s on %s, beside the program", span, format_bytes(peak), device.type)
     loaded = load_span(
         folder, span, dtype, device, progress,
@@ -250,7 +271,10 @@ def _load(
         attention=span_model.attention_name,
         activation_bytes=numerics.row_bytes(model.shape.hidden_size),
     )
-    speculator = load_speculator(config.model.speculator, span_model, folder, served)
+    if room.speculator and not beside and span_model.loaded.is_tail:
+        log.info("the speculator is left out: the last block would not fit beside it")
+    choice = config.model.speculator if beside or not room.speculator else NONE
+    speculator = load_speculator(choice, span_model, folder, served, model.name, model.hub, progress)
     return span_model, served, measure_rate(span_model) * config.device.share, speculator
 
 

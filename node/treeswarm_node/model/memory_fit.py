@@ -73,6 +73,10 @@ class NodeRoom:
     """Number of rows of the KV cache."""
     forward_rows: int
     """Most rows of a forward."""
+    speculator: int = 0
+    """Number of bytes of a speculator, which the node needs with the last block."""
+    speculator_gives_way: bool = False
+    """Whether the speculator is left out where the last block, or the whole model, would not fit with it."""
 
 
 def count_blocks_that_fit(room: NodeRoom, footprint: Footprint, blocks: int) -> SpanLimits:
@@ -81,15 +85,25 @@ def count_blocks_that_fit(room: NodeRoom, footprint: Footprint, blocks: int) -> 
     If weights are offloaded, the device holds the weights of only two blocks, however many are hosted.  Raises
     BadRequest if not one block fits.
     """
-    ends = footprint.ends
-    middle, head, tail = (_count(room, footprint, of_span) for of_span in (ends.middle, ends.head, ends.tail))
-    most = blocks - 1
-    limits = SpanLimits(
-        min(middle, most), min(head, most), min(tail, most), whole=_count(room, footprint, ends.whole) >= blocks
-    )
+    ends, speculator, most = footprint.ends, room_for_speculator(room, footprint, blocks), blocks - 1
+    middle, head = (_count(room, footprint, of_span) for of_span in (ends.middle, ends.head))
+    tail, whole = (_count(room, footprint, of_span + speculator) for of_span in (ends.tail, ends.whole))
+    limits = SpanLimits(min(middle, most), min(head, most), min(tail, most), whole=whole >= blocks)
     if not (limits.longest or limits.whole):
         raise BadRequest(_explain_no_room(room, footprint))
     return limits
+
+
+def room_for_speculator(room: NodeRoom, footprint: Footprint, blocks: int) -> int:
+    """Return the bytes that are planned for the speculator, or 0 if it gives way."""
+    ends = footprint.ends
+    if not room.speculator_gives_way:
+        return room.speculator
+    for of_span, needed in ((ends.tail, 1), (ends.whole, blocks)):
+        without, beside = (_count(room, footprint, of_span + more) for more in (0, room.speculator))
+        if without >= needed > beside:
+            return 0
+    return room.speculator
 
 
 def peak_bytes(blocks: int, room: NodeRoom, footprint: Footprint, ends: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from treeswarm.transport.grpc import GrpcTransport
+from treeswarm_node.engine.loaded_stage import LoadedStage
 from treeswarm_node.kv_cache.page_pool import PAGE
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.monitoring.snapshot import (
@@ -58,6 +59,7 @@ class SnapshotCollector:
             rate=stage.rate if stage else 0.0,
             moves=lifecycle.moves,
             grace_left_s=lifecycle.node.grace_left_s,
+            speculator=_speculator_state(stage),
         )
 
     def _compute(self) -> ComputeSnapshot:
@@ -105,6 +107,13 @@ class SnapshotCollector:
             port_borrowers=lender.lease_count if lender else 0,
             lent_connections=lender.connections if lender else 0,
         )
+
+
+def _speculator_state(stage: LoadedStage | None) -> str:
+    """Return the state of a stage's speculator; one that was refused has lost its name."""
+    if stage is None or stage.speculator is None:
+        return ""
+    return "proposing" if stage.speculator.name else "refused"
 
 
 def memory_used(device: torch.device) -> int:

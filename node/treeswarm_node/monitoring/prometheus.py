@@ -100,6 +100,13 @@ METRICS = (
         lambda s: s.compute.memory_bytes,
     ),
     NodeMetric("moves", "counter", "Moves to other blocks", lambda s: s.hosting.moves),
+    NodeMetric(
+        "speculator",
+        "gauge",
+        "1 for the state of the speculator: it proposes, or was refused because n-grams guess better; none without one",
+        lambda s: {(s.hosting.speculator,): 1.0} if s.hosting.speculator else {},
+        labels=("state",),
+    ),
     NodeMetric("sessions", "gauge", "Sessions open now", lambda s: s.sessions.open),
     NodeMetric("sessions_opened", "counter", "Sessions opened", lambda s: s.sessions.opened),
     NodeMetric(

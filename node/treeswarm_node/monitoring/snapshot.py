@@ -42,6 +42,8 @@ class SpanSnapshot:
     """Number of moves to other blocks."""
     grace_left_s: float | None = None
     """Seconds that open sessions still have to move to other nodes, or None unless the node drains."""
+    speculator: str = ""
+    """State of the speculator, `proposing` or `refused`, or an empty string if there is none."""
 
 
 @dataclass(frozen=True)

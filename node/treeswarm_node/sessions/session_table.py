@@ -215,7 +215,7 @@ def _session_terms(request: Open, stage: LoadedStage, limits: NodeLimits, offere
 def _speculation(request: Open, stage: LoadedStage) -> SessionSpeculation | None:
     """Return what proposes trees for a session, if it asks for them and this node computes the blocks that count."""
     speculator, span = stage.speculator, request.span
-    if speculator is None or not request.proposal_nodes or request.next_hop is not None:
+    if speculator is None or not speculator.name or not request.proposal_nodes or request.next_hop is not None:
         return None
     if not can_tap(speculator.taps, span.start, span.end):
         return None

@@ -89,12 +89,12 @@ class SpeculationJob:
     def run_slice(self) -> bool:
         """Let the tree grow by one forward, and return whether it is complete."""
         tree = next(self._steps, None)
-        self._tree = tree or self._tree
+        self._tree = self._tree if tree is None else tree
         return tree is None
 
     def finish(self) -> None:
-        """Deliver the tree, if there is one."""
-        if self._end is not None and self._tree is not None and len(self._tree):
+        """Deliver the tree, if there is one.  An empty one tells the client not to wait."""
+        if self._end is not None and self._tree is not None:
             self.deliver(
                 Proposal(
                     session=self.session,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from treeswarm_node.speculator.files import AUTOREGRESSIVE, SpeculatorConfig
+from treeswarm_node.speculator.files import SpeculatorConfig
 from treeswarm_node.speculator.growth import grow
 from treeswarm_node.speculator.guesses import GuessScorer, HeadWeights, read_saved_head
 from treeswarm_node.speculator.head import HeadShape, SpeculatorHead
@@ -47,12 +47,11 @@ class HeadMemory:
 
 
 class AutoregressiveSpeculator:
-    """A trained head that proposes trees."""
-
-    name = AUTOREGRESSIVE
+    """A head that proposes trees: one that was trained here, or a published one."""
 
     def __init__(self, config: SpeculatorConfig, head: SpeculatorHead, weights: HeadWeights) -> None:
         self.config = config
+        self.name = config.kind
         self.head = head.eval().requires_grad_(False)
         self.weights = weights
         self._scorer = GuessScorer(config, weights.vocabulary)

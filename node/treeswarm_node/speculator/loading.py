@@ -1,70 +1,125 @@
-"""Load the speculator of a node: the one that its owner names, or the one that lies beside the model."""
+"""Load the speculator of a node: the one that its owner names, or the one that lies at hand."""
 
 import logging
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from treeswarm.errors import ModelError
+from treeswarm.model_files import DEFAULT_HUB, HubOptions, resolve_model
+from treeswarm.progress import Progress
+from treeswarm_node.model.checkpoint.embedding import read_embedding
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.speculator.autoregressive import AutoregressiveSpeculator
-from treeswarm_node.speculator.files import CONFIG, WEIGHTS, read_speculator_config
+from treeswarm_node.speculator.eagle3.loading import HeadTarget, load_eagle3
+from treeswarm_node.speculator.files import read_speculator_config
+from treeswarm_node.speculator.finding import AUTO, NONE, TRAINED, FoundSpeculator, find_speculator
+from treeswarm_node.speculator.load_check import check_at_load
 from treeswarm_node.speculator.seam import Speculator, can_tap
+from treeswarm_node.speculator.self_check import CheckedSpeculator
 
 log = logging.getLogger(__name__)
 
-BESIDE = "speculator"
-"""Folder in a model's directory in which `auto` looks for a speculator."""
 
+def load_speculator(
+    choice: str,
+    model: SpanModel,
+    folder: Path,
+    served: ServedSpan,
+    name: str = "",
+    hub: HubOptions = DEFAULT_HUB,
+    progress: Progress | None = None,
+) -> Speculator | None:
+    """Load the speculator for a span: `none`, `auto`, a folder or a hub id.
 
-def load_speculator(choice: str, model: SpanModel, folder: Path, served: ServedSpan) -> Speculator | None:
-    """Load the speculator for a span: `none`, `auto`, or its folder.  `folder` is the model's directory.
-
-    Return None for a span that does not end with the last block, and where `auto` finds none that fits.  Raises
-    ModelError if a speculator that was named does not fit.
+    `folder` is the directory of the model called `name`.  Return None for a span that does not end with the last block,
+    and where `auto` finds none that fits.  Raises ModelError if a speculator that was named does not fit.
     """
-    if choice == "none" or not model.loaded.is_tail:
-        return None
-    automatic = choice == "auto"
-    place = folder / BESIDE if automatic else Path(choice)
-    if automatic and not (place / CONFIG).exists():
+    if choice == NONE or not model.loaded.is_tail:
         return None
     try:
-        return _load(place, model, served)
+        found = find_speculator(choice, folder, hub)
+        if found is None:
+            return None
+        speculator = _load(found, model, folder, served, name, hub, progress)
     except ModelError as error:
-        if not automatic:
+        if choice != AUTO:
             raise
         log.warning("this node speculates nothing: %s", error)
         return None
+    log.info("the speculator in '%s' proposes trees at this tail", found.folder)
+    return speculator
 
 
-def _load(place: Path, model: SpanModel, served: ServedSpan) -> Speculator:
-    config, span = read_speculator_config(place), served.span
+def _load(
+    found: FoundSpeculator,
+    model: SpanModel,
+    folder: Path,
+    served: ServedSpan,
+    name: str,
+    hub: HubOptions,
+    progress: Progress | None,
+) -> Speculator:
+    lm_head, is_tied = model.lm_head()
+    dtype = torch.float32 if model.device.type == "cpu" else model.dtype
+    if found.kind == TRAINED:
+        _check_trained(found.folder, served)
+        return AutoregressiveSpeculator.load(found.folder, lm_head, is_tied=is_tied, dtype=dtype)
+    if found.hub_id:
+        resolve_model(found.hub_id, weights=True, hub=hub.for_another_model(), progress=progress)
+    skeleton: Any = model.loaded.skeleton
+    target = HeadTarget(
+        name=name,
+        architectures=tuple(skeleton.config.architectures or ()),
+        blocks=served.blocks,
+        hidden_size=served.hidden_size,
+        lm_head=lm_head,
+        read_embedding=partial(_embedding, model, folder),
+        dtype=model.dtype,
+        config_digest=served.config,
+        weights_digest=served.numerics.weights,
+    )
+    speculator = load_eagle3(found.folder, target, dtype)
+    _check_taps(found.folder, speculator.taps, served)
+    log.info("the head in '%s' reads the results of blocks %s", found.folder, _listed(speculator.taps))
+    checked = CheckedSpeculator(speculator, found.hub_id or str(found.folder))
+    if len(served.span) == served.blocks:
+        check_at_load(model, checked, folder)
+    return checked
+
+
+def _embedding(model: SpanModel, folder: Path) -> torch.Tensor:
+    """Return the target's embedding [vocabulary, hidden], from memory where it is."""
+    lm_head, is_tied = model.lm_head()
+    skeleton: Any = model.loaded.skeleton
+    weight: torch.Tensor = lm_head if is_tied else skeleton.get_input_embeddings().weight
+    return weight if weight.device.type != "meta" else read_embedding(folder, skeleton, model.dtype)
+
+
+def _check_trained(place: Path, served: ServedSpan) -> None:
+    """Raise ModelError if a speculator that was trained here does not fit."""
+    config = read_speculator_config(place)
     if config.config_digest != served.config:
         raise ModelError(f"the speculator in '{place}' is for another model: its config's digest differs")
-    if not can_tap(config.taps, span.start, span.end):
-        raise ModelError(
-            f"the speculator in '{place}' reads the results of blocks {', '.join(map(str, config.taps))}, and this "
-            f"node hosts {span}: host from block {config.taps[0]} on, or give --speculator none"
-        )
+    _check_taps(place, config.taps, served)
     if config.weights_digest != served.numerics.weights:
         log.warning(
             "the speculator in '%s' was trained on other weights: it may guess worse, but the text is exact",
             place,
         )
-    lm_head, is_tied = model.lm_head()
-    dtype = torch.float32 if model.device.type == "cpu" else model.dtype
-    speculator = AutoregressiveSpeculator.load(place, lm_head, is_tied=is_tied, dtype=dtype)
-    log.info("the speculator in '%s' proposes trees at this tail", place)
-    return speculator
 
 
-def speculator_bytes(choice: str) -> int:
-    """Return the memory to set aside for a speculator that is named: what its weights take in float32."""
-    if choice in ("auto", "none"):
-        return 0
-    try:
-        return 4 * (Path(choice) / WEIGHTS).stat().st_size
-    except OSError:
-        return 0
+def _check_taps(place: Path, taps: tuple[int, ...], served: ServedSpan) -> None:
+    if not can_tap(taps, served.span.start, served.span.end):
+        raise ModelError(
+            f"the speculator in '{place}' reads the results of blocks {_listed(taps)}, and this node hosts "
+            f"{served.span}: host from block {taps[0]} on (--blocks {taps[0]}:{served.blocks}), or give "
+            "--speculator none"
+        )
+
+
+def _listed(taps: tuple[int, ...]) -> str:
+    return ", ".join(map(str, taps))

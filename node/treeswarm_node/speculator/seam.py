@@ -58,7 +58,7 @@ class Speculator(Protocol):
 
     @property
     def name(self) -> str:
-        """Name of the kind, which the node's record and its clients show."""
+        """Name of the kind, which the node's record and its clients show, or an empty string if it proposes no more."""
         ...
 
     @property

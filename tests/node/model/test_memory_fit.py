@@ -196,3 +196,20 @@ def test_a_tail_in_16_bits_holds_its_head_once() -> None:
 
 def test_free_memory_of_this_machine_is_plausible() -> None:
     assert 2**20 < free_memory(torch.device("cpu")) < 2**50
+
+
+def test_a_speculator_is_counted_with_the_last_block() -> None:
+    footprint = Footprint(block=100, ends=EndWeights(), kv_row=0, forward_row=0)
+
+    def limits(memory: int, speculator: int, *, gives_way: bool = False) -> SpanLimits:
+        room = NodeRoom(int(memory / USABLE_SHARE) + 1, None, 1, 1, speculator, gives_way)
+        return count_blocks_that_fit(room, footprint, 8)
+
+    assert limits(800, 0) == SpanLimits(7, 7, 7, whole=True)
+    assert limits(700, 250) == SpanLimits(7, 7, 4, whole=False)
+    assert limits(800, 250) == SpanLimits(7, 7, 5, whole=False)
+    # A speculator that nobody asked for by name does not cost the whole model, nor the last block.
+    assert limits(800, 250, gives_way=True) == SpanLimits(7, 7, 7, whole=True)
+    assert limits(700, 250, gives_way=True) == SpanLimits(7, 7, 4, whole=False)
+    assert limits(300, 250, gives_way=True) == SpanLimits(3, 3, 3, whole=False)
+    assert limits(300, 250) == SpanLimits(3, 3, 0, whole=False)

@@ -27,7 +27,7 @@ from treeswarm_node.monitoring.snapshot import (
 
 SNAPSHOT = NodeSnapshot(
     about=NodeDescription("demo", "abc", "cpu", "127.0.0.1:4001", blocks=8),
-    hosting=SpanSnapshot(NodeState.ONLINE, Span(2, 5), NumericsClass("ab" * 32, "float32")),
+    hosting=SpanSnapshot(NodeState.ONLINE, Span(2, 5), NumericsClass("ab" * 32, "float32"), speculator="refused"),
     uptime_s=12.5,
     compute=ComputeSnapshot(Counters(rows=70, tokens=30, compute_s=1.5, waited_s=0.25)),
     sessions=SessionsSnapshot(open=3, refusals={"full": 2, "mismatch": 1}),
@@ -63,6 +63,7 @@ async def test_prometheus_reads_the_nodes_figures() -> None:
         assert values["treeswarm_node_state", labelled(state="online")] == 1
         assert values["treeswarm_node_state", labelled(state="paused")] == 0
         assert values["treeswarm_node_sessions_refused_total", labelled(reason="full")] == 2
+        assert values["treeswarm_node_speculator", labelled(state="refused")] == 1
         assert values["treeswarm_node_rows_total", labelled()] == 70
         assert values["treeswarm_node_queue_seconds_total", labelled()] == 0.25
         assert values["treeswarm_node_kv_tokens_free", labelled()] == 256

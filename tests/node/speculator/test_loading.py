@@ -1,5 +1,6 @@
 """A node loads a speculator that fits its model and its span, and says why another one does not."""
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,18 +9,26 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.node.conftest import SpanChain, tiny_model
+from tests.support.eagle3_heads import FLAT, NESTED, HeadFiles
+from tests.support.local_hub import Repository, local_hub
 from transformers import PreTrainedModel
 
 from treeswarm.errors import ModelError
+from treeswarm.model_files import DEFAULT_HUB
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.speculator.autoregressive import AutoregressiveSpeculator, head_shape
+from treeswarm_node.speculator.eagle3 import known_heads
+from treeswarm_node.speculator.eagle3.known_heads import KnownHead
 from treeswarm_node.speculator.files import WEIGHTS, SpeculatorConfig, save_speculator
+from treeswarm_node.speculator.finding import BESIDE, find_speculator
 from treeswarm_node.speculator.head import SpeculatorHead
-from treeswarm_node.speculator.loading import BESIDE, load_speculator, speculator_bytes
+from treeswarm_node.speculator.loading import load_speculator
 from treeswarm_node.speculator.seam import Speculator
+from treeswarm_node.speculator.self_check import CheckedSpeculator
 
 FITTING = SpeculatorConfig("autoregressive", "c", "w", 64, 199, (3,), 4, 2, 16, 96, window=32)
 
@@ -30,13 +39,23 @@ def save(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def write_target(folder: Path, **changes: Any) -> Path:
+    """Write the config of a target, by which published heads are looked for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {"num_hidden_layers": 4, "hidden_size": 64, "max_position_embeddings": 512, "vocab_size": 199}
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **sizes, **changes}), "utf-8")
+    return folder
+
+
 @pytest.fixture
 def models(cut_in_three: Callable[[PreTrainedModel], SpanChain]) -> list[SpanModel]:
     """Return spans 0:1, 1:3 and 3:4 of a tiny model with a tied head; none of these tests runs a block."""
     return cut_in_three(tiny_model("llama", tie_word_embeddings=True)).models
 
 
-def load(models: list[SpanModel], choice: str, folder: Path = Path("none"), place: int = 2) -> Speculator | None:
+def load(
+    models: list[SpanModel], choice: str, folder: Path = Path("none"), place: int = 2, name: str = ""
+) -> Speculator | None:
     model = models[place]
     served = ServedSpan(
         span=model.loaded.span,
@@ -49,7 +68,7 @@ def load(models: list[SpanModel], choice: str, folder: Path = Path("none"), plac
         attention="",
         activation_bytes=256,
     )
-    return load_speculator(choice, model, folder, served)
+    return load_speculator(choice, model, folder, served, name)
 
 
 def test_a_tail_loads_the_speculator_that_is_named(models: list[SpanModel], tmp_path: Path) -> None:
@@ -57,10 +76,13 @@ def test_a_tail_loads_the_speculator_that_is_named(models: list[SpanModel], tmp_
     assert isinstance(speculator, AutoregressiveSpeculator)
     assert speculator.taps == (3,)
     assert torch.equal(speculator.weights.lm_head, models[2].lm_head()[0])
-    assert speculator_bytes(str(tmp_path)) == 4 * (tmp_path / WEIGHTS).stat().st_size
+    found = find_speculator(str(tmp_path), Path("none"), DEFAULT_HUB)
+    assert found is not None
+    assert found.memory_bytes(4, 4) == 4 * (tmp_path / WEIGHTS).stat().st_size
 
 
 def test_auto_takes_the_one_beside_the_model(models: list[SpanModel], tmp_path: Path) -> None:
+    write_target(tmp_path)
     assert load(models, "auto", tmp_path) is None
     save(tmp_path / BESIDE)
     assert load(models, "auto", tmp_path) is not None
@@ -94,3 +116,101 @@ def test_one_of_other_weights_is_loaded_with_a_warning(
     with caplog.at_level(logging.WARNING):
         assert load(models, str(save(tmp_path, weights_digest="v"))) is not None
     assert "was trained on other weights" in caplog.text
+
+
+# ---------------------------------------------------------------- published heads
+
+
+TAIL_HEAD = HeadFiles(tap_ids=(4,), taps=1)
+"""A head that taps the last block alone."""
+
+
+def published(speculator: Speculator | None) -> AutoregressiveSpeculator:
+    """Return the head that is checked behind the seam."""
+    assert isinstance(speculator, CheckedSpeculator)
+    assert isinstance(speculator.inner, AutoregressiveSpeculator)
+    return speculator.inner
+
+
+@pytest.mark.parametrize("form", [FLAT, NESTED])
+def test_a_published_head_is_loaded_from_its_folder(form: str, models: list[SpanModel], tmp_path: Path) -> None:
+    speculator = published(load(models, str(TAIL_HEAD.write(tmp_path, form))))
+    assert (speculator.name, speculator.taps) == ("eagle3", (3,))
+    assert speculator.weights.embedding is models[2].lm_head()[0], "the target's matrices are tied"
+
+
+def test_a_tail_that_lacks_a_tapped_block_says_so(models: list[SpanModel], tmp_path: Path) -> None:
+    folder = HeadFiles(tap_ids=(2, 3, 4)).write(tmp_path, NESTED)
+    with pytest.raises(ModelError, match=r"reads the results of blocks 1, 2, 3, and this node hosts 3:4: host from"):
+        load(models, str(folder))
+
+
+def test_a_target_without_a_tied_head_reads_its_embedding_from_the_files(
+    cut_in_three: Callable[[PreTrainedModel], SpanChain], tmp_path: Path
+) -> None:
+    model = tiny_model("llama", tie_word_embeddings=False)
+    model.save_pretrained(tmp_path / "target")
+    tail = cut_in_three(model).models
+    for part in tail:
+        skeleton: Any = part.loaded.skeleton
+        skeleton.get_input_embeddings().weight = torch.nn.Parameter(torch.empty(199, 64, device="meta"), False)
+    speculator = published(load(tail, str(TAIL_HEAD.write(tmp_path / "head", FLAT)), tmp_path / "target"))
+    assert torch.equal(speculator.weights.embedding, model.get_input_embeddings().weight)  # type: ignore[union-attr]
+
+
+def test_auto_takes_a_known_head_that_is_here_and_names_one_that_is_not(
+    models: list[SpanModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(known_heads, "KNOWN_HEADS", (KnownHead("org/tiny-eagle3", 0.1, "llama", 4, 64),))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    target = write_target(tmp_path / "target")
+    with caplog.at_level(logging.INFO):
+        assert load(models, "auto", target) is None
+        assert "--speculator org/tiny-eagle3 fetches it (0.1 GB)" in caplog.text
+        TAIL_HEAD.write(tmp_path / "tiny-eagle3", NESTED)
+        assert load(models, "auto", target) is not None
+        assert "the head org/tiny-eagle3 is on this machine: it is taken" in caplog.text
+    assert load(models, "auto", write_target(tmp_path / "wider", hidden_size=128)) is None
+    TAIL_HEAD.write(target / BESIDE, FLAT)
+    found = find_speculator("auto", target, DEFAULT_HUB)
+    assert found is not None
+    assert found.folder == target / BESIDE
+
+
+def test_a_head_is_planned_by_its_config_and_then_fetched(
+    models: list[SpanModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with local_hub() as hub:
+        hub.add_folder("org/head", TAIL_HEAD.write(tmp_path / "published", NESTED))
+        hub.use_here(tmp_path, monkeypatch)
+        found = find_speculator("org/head", Path("none"), DEFAULT_HUB)
+        assert found is not None
+        assert found.memory_bytes(4, 2) > 0
+        assert hub.sent == {"config.json"}
+        speculator = load(models, "org/head")
+        assert speculator is not None
+        assert speculator.name == "eagle3"
+        assert hub.sent == {"config.json", "model.safetensors"}
+        content = (tmp_path / "published" / "config.json").read_bytes()
+        hub.repositories["org/pickled"] = Repository({"config.json": content, "pytorch_model.bin": b"x"})
+        with pytest.raises(ModelError, match=r"'org/pickled' has no complete weights as safetensors"):
+            load(models, "org/pickled")
+
+
+def test_a_name_of_nothing_is_refused(models: list[SpanModel], tmp_path: Path) -> None:
+    for choice in (str(tmp_path), "nothing", "/no/such/folder"):
+        with pytest.raises(ModelError, match=f"there is no speculator in '{choice}': give a folder"):
+            load(models, choice)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_a_heads_memory_is_counted_before_it_is_here(tmp_path: Path) -> None:
+    folder = HeadFiles(own_embedding=True).write(tmp_path, FLAT)
+    found = find_speculator(str(folder), Path("none"), DEFAULT_HUB)
+    assert found is not None
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    matrices = sum(t.numel() for name, t in tensors.items() if t.ndim > 1 and "embed" not in name)
+    assert found.memory_bytes(4, 2) == 4 * matrices + 2 * 199 * 64

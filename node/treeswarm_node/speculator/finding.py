@@ -1,0 +1,100 @@
+"""Find the speculator of a node: a folder, a published head on the hub, or what lies at hand.  No weights are read."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from treeswarm.errors import BadRequest, ModelError
+from treeswarm.model_files import HubOptions, is_hub_id, needed_files, read_shape, resolve_model
+from treeswarm_node.speculator.eagle3.config import EAGLE3
+from treeswarm_node.speculator.eagle3.known_heads import KnownHead, known_heads
+from treeswarm_node.speculator.eagle3.loading import read_head_config
+from treeswarm_node.speculator.files import CONFIG, WEIGHTS
+
+log = logging.getLogger(__name__)
+
+AUTO, NONE = "auto", "none"
+BESIDE = "speculator"
+"""Folder in a model's directory in which `auto` looks for a speculator."""
+TRAINED = "trained"
+"""Kind of the folders that `swarm train-speculator` writes."""
+
+
+@dataclass(frozen=True)
+class FoundSpeculator:
+    """A speculator that is on this machine, or whose weights can be fetched."""
+
+    folder: Path
+    kind: str
+    """TRAINED or EAGLE3."""
+    hub_id: str = ""
+    """Hub id whose weights may have to be fetched, or an empty string."""
+
+    def memory_bytes(self, width: int, target_width: int) -> int:
+        """Return the bytes that it takes beside the last block, with values of `width` bytes.
+
+        An embedding has values of `target_width` bytes; one that the target has already is counted, too.
+        """
+        if self.kind == TRAINED:  # stored in 8 bits or more, held in 32 at most
+            return 4 * (self.folder / WEIGHTS).stat().st_size
+        config = read_head_config(self.folder)
+        return config.weights * width + config.vocab_size * config.hidden_size * target_width
+
+
+def find_speculator(choice: str, model_folder: Path, hub: HubOptions) -> FoundSpeculator | None:
+    """Find the speculator that `--speculator` names for a model in a directory; None if there is none.
+
+    A head that is named by its hub id has its config fetched; `auto` fetches nothing.  Raises ModelError.
+    """
+    if choice == NONE:
+        return None
+    if choice == AUTO:
+        beside = _kind_of(model_folder / BESIDE)
+        return FoundSpeculator(model_folder / BESIDE, beside) if beside else _find_known(model_folder, hub)
+    if kind := _kind_of(Path(choice)):
+        return FoundSpeculator(Path(choice), kind)
+    if Path(choice).is_dir() or not is_hub_id(choice):
+        raise ModelError(
+            f"there is no speculator in '{choice}': give a folder that `swarm train-speculator` wrote, an EAGLE-3 head "
+            "(its folder or its hub id), auto or none"
+        )
+    return FoundSpeculator(resolve_model(choice, hub=hub.for_another_model()), EAGLE3, choice)
+
+
+def _kind_of(folder: Path) -> str | None:
+    if (folder / CONFIG).is_file():
+        return TRAINED
+    return EAGLE3 if (folder / "config.json").is_file() else None
+
+
+def _find_known(model_folder: Path, hub: HubOptions) -> FoundSpeculator | None:
+    """Return a published head for models of this shape if one is on this machine, and otherwise say which there is."""
+    heads: Sequence[KnownHead] = known_heads(read_shape(model_folder))
+    for head in heads:
+        folder = _copy_here(head.hub_id, model_folder, hub)
+        if folder is not None:
+            log.info("the head %s is on this machine: it is taken (--speculator none: it is not)", head.hub_id)
+            return FoundSpeculator(folder, EAGLE3)
+    if heads:
+        log.info(
+            "for models of this shape %s is published: --speculator %s fetches it (%.1f GB), and texts come faster",
+            heads[0].hub_id, heads[0].hub_id, heads[0].gigabytes,
+        )  # fmt: skip
+    return None
+
+
+def _copy_here(hub_id: str, model_folder: Path, hub: HubOptions) -> Path | None:
+    """Return the directory of a complete copy: beside the model's own, or in the hub's cache; or None."""
+    beside = model_folder.absolute().parent / hub_id.rpartition("/")[2]
+    if _is_complete(beside):
+        return beside
+    try:
+        cached = resolve_model(hub_id, hub=replace(hub.for_another_model(), local_files_only=True))
+    except (BadRequest, ModelError):  # it is not in the cache, or there is no huggingface_hub
+        return None
+    return cached if _is_complete(cached) else None
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and all((folder / file).is_file() for file in needed_files(folder, None))
