@@ -81,6 +81,7 @@ class Lifecycle:
         )
         self.holes = HoleWatch(self.liveness, lambda: records.lag_s, self._fit)
         record.survey.on_visit = self.liveness.note_visit
+        record.survey.on_settling = self.membership.announce_soon
 
     @property
     def config(self) -> NodeConfig:

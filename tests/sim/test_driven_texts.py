@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import numpy as np
 import pytest
+from tests.sim.test_recovery import slow_links
 from tests.support.driven_swarm import DrivenSwarm, finish
 from tests.support.toy_swarm import NUMERICS, SPANS, VOCAB, plain_text, toy_swarm
 
@@ -14,6 +15,7 @@ from treeswarm.protocol.drive_messages import Drive, DrivenTokens, DrivenTravers
 from treeswarm.protocol.messages import Close, Fault, FaultCode, NumericsClass
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
+from treeswarm.topology.coordinates import Coordinate
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm.transport.seam import StreamKind
@@ -153,6 +155,40 @@ def test_auto_drives_itself_where_that_is_as_fast() -> None:
         assert "from here" in run.drive_why
 
     in_swarm(test)
+
+
+@pytest.mark.parametrize("tree_size", [0, 4])
+@pytest.mark.parametrize(("far_s", "near_s"), [(0.025, 0.025), (0.1, 0.01), (0.025, 0.01), (0.01, 0.025)])
+def test_auto_is_never_slower_than_driving_oneself(far_s: float, near_s: float, tree_size: int) -> None:
+    """Plain or with trees, with every link of 25 ms too; and it is as much faster as the links say."""
+
+    async def seconds(drive: str) -> tuple[float, float, bool]:
+        network, loop = MemoryNetwork(), asyncio.get_running_loop()
+        direct = network.transport
+        slow_links(network, near_s)
+        async with toy_swarm(network) as toys:
+            swarm = DrivenSwarm(toys)
+            swarm.offer(head_of(swarm))
+            # A round trip between two nodes is the sum of their heights.
+            swarm.positions = dict.fromkeys(toys.spans, Coordinate(height_s=near_s, error=0.1))
+            user = EmulatedTransport(direct(), LinkShape(2 * far_s - near_s))  # the nodes' own half takes near_s
+            start = loop.time()
+            run = swarm.client(drive, user).stream(PROMPT, max_new_tokens=COUNT, tree_size=tree_size)
+            assert await finish(run) == plain_text(PROMPT, COUNT)
+            assert run.first_token_s is not None
+            whole_s = loop.time() - start
+            return whole_s, whole_s - run.first_token_s, bool(run.drivers)
+
+    alone_s, alone_after_first_s, _ = run_virtually(seconds("self"))
+    auto_s, auto_after_first_s, driven = run_virtually(seconds("auto"))
+    hops = len(SPANS)
+    gain = (2 * far_s + (hops - 1) * near_s) / (hops * near_s)
+    assert driven == (gain > 1.2)
+    # Closing a driven text takes a round trip.
+    most_s = 1.05 * alone_after_first_s / gain + 2 * far_s if driven else 1.01 * alone_after_first_s
+    assert auto_after_first_s <= most_s
+    # The first text of a client waits for two pings, in which it learns its distances.
+    assert auto_s < alone_s + (0.0 if driven else 6 * far_s)
 
 
 def test_self_drives_itself_and_says_so() -> None:

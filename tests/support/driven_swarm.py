@@ -13,10 +13,12 @@ from treeswarm.protocol.records import NodeRecord, NodeState, SealedRecord
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.topology.coordinates import Coordinate
+from treeswarm.transport.memory import MemoryTransport
 from treeswarm.transport.seam import Transport
 from treeswarm_client.client_settings import SessionSettings
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.discovery.swarm_view import SwarmView
+from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.driving.driver import DriverLimits, TextDriver
 from treeswarm_client.driving.drivers import Drivers
 from treeswarm_client.generation.drafter_pool import DrafterPool
@@ -24,6 +26,7 @@ from treeswarm_client.generation.loop import GenerationLimits
 from treeswarm_client.generation.run import Request, Run
 from treeswarm_client.generation.runner import GenerationRunner
 from treeswarm_client.prompt_encoder import check_request
+from treeswarm_node.driving import ShortWay
 
 TARGET = Target(NUMERICS, BLOCKS, VOCAB, 4, 2048)
 
@@ -52,7 +55,9 @@ class DrivenSwarm:
 
     def offer(self, address: str, kind: DriverKind = DriverKind.TABLES, **limits: Any) -> TextDriver:
         """Have the node at `address` drive texts."""
-        driver = TextDriver(lambda: self.client("self"), DriverLimits(**limits))  # type: ignore[arg-type, return-value]
+        # As in the product, the node dials itself without a link.
+        way = ShortWay(self.toys.network.transport(), MemoryTransport(self.toys.network), lambda: address, address)
+        driver = TextDriver(lambda: self.client("self", way), DriverLimits(**limits))  # type: ignore[arg-type, return-value]
         self.toys.nodes[address].driver = driver
         self.offers[address], self.drivers[address] = kind, driver
         return driver
@@ -138,7 +143,7 @@ class DrivenClient:
             self.transport,
             drivers.view,
             TARGET,
-            DrafterPool(GuessingDrafter(seed, self.luck)),
+            DrafterPool(GuessingDrafter(seed, self.luck) if tree_size else NoneDrafter()),
             SpokenTokens(),  # type: ignore[arg-type]
             drivers,
         )
