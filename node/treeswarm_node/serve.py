@@ -18,7 +18,7 @@ from treeswarm.programs.devices import checkpoint_dtype
 from treeswarm.programs.units import format_bytes
 from treeswarm.progress import Progress
 from treeswarm.protocol.address import Address, is_loopback
-from treeswarm.protocol.records import NodeState
+from treeswarm.protocol.records import NodeState, speculator_words
 from treeswarm.registry.book import BookRegistry
 from treeswarm.tasks import cancelled, keep_running
 from treeswarm.transport.emulated import EmulatedTransport, LinkShape
@@ -81,6 +81,10 @@ class HostedModel:
     """Kind in which this node has packed the weights, or `none`."""
     holds_codes: bool = False
     """Whether weights are held in the bits in which they were published, and expanded where they are used."""
+    speculator: str | None = None
+    """Kind of the speculator that proposes trees, or None if there is none."""
+    agreement: float | None = None
+    """Share of held-out tokens that its first guess names, or None if that is not known."""
 
     @property
     def numbers(self) -> str:
@@ -127,6 +131,8 @@ class Ready:
             f"  identity:         {self.node}",
             f"  pin:              {self.pin}",
         ]
+        if hosted.speculator:
+            lines.insert(4, f"  proposes trees:   {speculator_words(hosted.speculator, hosted.agreement or 0.0)}")
         if hosted.automatic:
             why = textwrap.wrap(f"auto: {hosted.automatic}", SCREEN - INDENT)
             lines[3:3] = [" " * INDENT + line for line in why]
@@ -357,6 +363,8 @@ def _describe_ready(record: OwnRecord, opened: OpenedRegistry, marker: str, metr
             revision=config.model.revision,
             quantization=served.numerics.quantization,
             holds_codes=stage.holds_codes,
+            speculator=(stage.speculator.name or None) if stage.speculator is not None else None,
+            agreement=(stage.speculator.agreement or None) if stage.speculator is not None else None,
         ),
         code=code,
         join=opened.join_spec(code),

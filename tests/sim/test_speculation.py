@@ -1,6 +1,7 @@
 """Trees that the tail's speculator proposes, on a virtual clock: exact text, and as many tokens as they guess right."""
 
 import asyncio
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ from tests.sim.test_recovery import TWICE, at_token, check_idle_after_leases, sl
 from tests.support.toy_swarm import SPANS, ToySpeculator, ToySwarm, plain_text, toy_swarm
 
 from treeswarm.protocol.messages import Proposal
+from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.transport.memory import MemoryNetwork
 from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_bench.virtual_clock import run_virtually
+from treeswarm_client.drafters.seam import DraftTree, Verification
 from treeswarm_client.drafters.suffix import SuffixDrafter
 from treeswarm_client.drafters.tail.tail_drafter import TailDrafter
 from treeswarm_client.drafters.union import UnionDrafter
@@ -53,11 +56,55 @@ def test_right_proposals_bring_seven_tokens_per_traversal() -> None:
     assert set(speculator.rows_read[1:-1]) == {7}
 
 
+def test_the_tail_counts_its_trees_and_what_they_got_right() -> None:
+    async def run(luck: float) -> tuple[int, int]:
+        async with toy_swarm(MemoryNetwork(1), speculator=ToySpeculator(luck=luck)) as swarm:
+            await swarm.generate(PROMPT, COUNT, segment_rows=16, drafter=TailDrafter(), policy=FixedSizePolicy(6))
+            stage = swarm.nodes[next(iter(swarm.speculating))].stage
+            assert stage is not None
+            assert swarm.recorder.proposals >= swarm.traversals - 2, "all rounds but the prompt's and perhaps the last"
+            return stage.engine.counters.proposals, stage.engine.counters.proposed_right
+
+    assert run_virtually(run(0.0))[1] == 0
+    proposals, right = run_virtually(run(1.0))
+    # The walk's tokens after the bonus token that the proposal stands below; the last proposal is judged by none.
+    assert right >= 6 * (proposals - 2)
+
+
 def test_a_walk_that_goes_on_in_a_later_append_is_proposed_for_again() -> None:
     """Rows that were read for the shorter walk are not read again."""
     speculator = ToySpeculator(luck=1.0)
     assert generate(speculator, segment_rows=4).traversals == 1 + -(-(COUNT - 1) // 7)
     assert set(speculator.rows_read[1:-2]) == {3, 4}
+
+
+class ListeningTail(TailDrafter):
+    """A drafter that checks what it receives against the text so far: a right speculator must name what follows."""
+
+    def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
+        super().begin(prompt, settings)
+        self.text, self.received = list(prompt), 0
+
+    def receive(self, tree: DraftTree) -> None:
+        super().receive(tree)
+        assert tree.tokens.tolist() == plain_text(self.text, len(tree))
+        self.received += 1
+
+    def observe(self, verification: Verification) -> None:
+        super().observe(verification)
+        self.text += [*verification.tree.tokens[list(verification.accepted)].tolist(), verification.bonus]
+
+
+@pytest.mark.parametrize("segment_rows", [1, 2, 4, 16])
+def test_a_proposal_follows_the_walk_of_the_whole_tree(segment_rows: int) -> None:
+    """A tree is cut into appends; the tail may propose too early, below the walk of the first ones alone."""
+    drafter, speculator = ListeningTail(), ToySpeculator(luck=1.0)
+    swarm = generate(speculator, segment_rows=segment_rows, drafter=drafter)
+    assert swarm.traversals == 1 + -(-(COUNT - 1) // 7)
+    assert drafter.received >= swarm.traversals - 2
+    assert len(speculator.roots) >= drafter.received
+    if segment_rows == 16:
+        assert len(speculator.roots) <= swarm.traversals, "nothing is proposed in vain where a tree is one append"
 
 
 def test_text_is_exact_whatever_is_proposed() -> None:

@@ -36,6 +36,7 @@ from treeswarm_client.drafters.seam import (
 )
 from treeswarm_client.generation.append_builder import AppendBuilder
 from treeswarm_client.generation.loop import Generation, GenerationLimits
+from treeswarm_client.generation.stats import StatsRecorder
 from treeswarm_client.planner.costs import ChainHop
 from treeswarm_client.planner.policy import Round, TreePolicy
 from treeswarm_node.attention.metadata import Segment
@@ -324,6 +325,8 @@ class ToySwarm:
     """Tokens that the last generation committed, also if it failed."""
     traversals: int = 0
     """Number of traversals of the last generation."""
+    recorder: StatsRecorder = field(default_factory=StatsRecorder)
+    """Figures of the last generation."""
     chain: Chain | None = None
     speculator: Speculator | None = None
     """Speculator of every tail that is started, or None for none."""
@@ -419,6 +422,7 @@ class ToySwarm:
             limits = GenerationLimits(count, frozenset())
             policy = policy or (HastyPolicy(tree_size) if tree_size else FixedSizePolicy(0))
             generation = Generation(chain=chain, drafter=drafter, builder=builder, limits=limits, policy=policy)
+            self.recorder = generation.recorder
             async for news in generation.rounds(prompt, SamplingSettings()):
                 kept += news.tokens
                 self.traversals = news.traversal

@@ -56,6 +56,10 @@ class NodeView:
     software: str
     driver: DriverKind = DriverKind.NONE
     """Whether the node drives texts for clients, and with what it drafts."""
+    speculator: str = ""
+    """Kind of the speculator that proposes trees there, or "" if there is none."""
+    agreement: float = 0.0
+    """Share of held-out tokens that its first guess names, or 0 if that is not known."""
     probe: Probe | None = None
     """Result of the last ping, or None if the node was not pinged yet."""
 
@@ -105,6 +109,8 @@ class NodeView:
             "rate": self.rate,
             "software": self.software,
             "driver": self.driver.name.lower(),
+            "speculator": self.speculator or None,
+            "agreement": self.agreement or None,
         }
 
 
@@ -304,5 +310,7 @@ def _node(record: NodeRecord, probe: Probe | None) -> NodeView:
         total_tokens=record.total_tokens,
         software=clean(record.software),
         driver=record.driver,
+        speculator=clean(record.speculator),
+        agreement=record.agreement,
         probe=None if probe is None else Probe(probe.latency_s, clean(probe.reason)),
     )

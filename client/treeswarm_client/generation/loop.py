@@ -275,6 +275,7 @@ class Generation:
         proposal = await chain.proposals.wait(*root, interrupted) if waits else chain.proposals.get(*root)
         if proposal is not None:
             self._received = root
+            self.recorder.proposals += 1
             await self._in_thread(receiver.receive, proposed_tree(proposal))
 
     @property

@@ -40,6 +40,8 @@ class Stats:
     seconds: float
     tokens_per_second: float
     time: TimeSplit
+    proposals: int = 0
+    """Number of trees that the tail proposed and that came in time for a round of this client."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -73,6 +75,8 @@ class StatsRecorder:
     """Number of walks that left a shipped tree."""
     draft_s: float = 0.0
     """Seconds for which rounds waited for their draft while nothing travelled."""
+    proposals: int = 0
+    """Number of trees that the tail proposed and that came in time for a round."""
     traversal_times: list[TraversalTime] = field(default_factory=list)
     """One entry per traversal, the prompt's first."""
     reports: list[RoundReport] = field(default_factory=list)
@@ -130,4 +134,5 @@ class StatsRecorder:
             seconds=seconds,
             tokens_per_second=self.committed / seconds if seconds else 0.0,
             time=TimeSplit(self.draft_s, wire_s, queue_s, compute_s),
+            proposals=self.proposals,
         )

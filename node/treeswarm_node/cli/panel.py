@@ -86,6 +86,8 @@ def render_panel(
     )
     queue_ms = 1000 * snapshot.compute.counters.queue_s
     rows.add_row("queue", f"{snapshot.compute.queue} waiting, {queue_ms:.0f} ms on average")
+    if snapshot.hosting.proposes:
+        rows.add_row("proposes", _render_proposals(snapshot))
     rows.add_row("KV cache", f"{kv.free_tokens} of {kv.tokens} rows free")
     rows.add_row("memory", f"{format_bytes(snapshot.compute.memory_bytes)} on {about.device}")
     sent, received = format_bytes(throughput.sent), format_bytes(throughput.received)
@@ -119,6 +121,12 @@ def _render_state(snapshot: NodeSnapshot, loading: LoadingProgress | None) -> Te
     if loading and not loading.finished:
         return line.append(f"  {loading}", "default")
     return line.append("  swarm-node resume: serve again" if state is NodeState.PAUSED else "", "default")
+
+
+def _render_proposals(snapshot: NodeSnapshot) -> str:
+    counters = snapshot.compute.counters
+    right = f", {counters.proposed_right / counters.proposals:.1f} tokens right per tree" if counters.proposals else ""
+    return f"{counters.proposals} trees by {snapshot.hosting.proposes}{right}"
 
 
 def render_blocks(snapshot: NodeSnapshot) -> Text:

@@ -25,3 +25,7 @@ class Counters:
     """Seconds that all appends together waited before their forwards."""
     queue_s: float = 0.0
     """Seconds that an append waits before its forward: a moving average over the last dozens of appends."""
+    proposals: int = 0
+    """Number of trees that the speculator proposed."""
+    proposed_right: int = 0
+    """Number of tokens of later walks that the last proposal before them had named."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from treeswarm.protocol.records import speculator_words
 from treeswarm.transport.grpc import GrpcTransport
 from treeswarm_node.engine.loaded_stage import LoadedStage
 from treeswarm_node.kv_cache.page_pool import PAGE
@@ -57,6 +58,7 @@ class SnapshotCollector:
             span=lifecycle.record.span,
             numerics=lifecycle.record.numerics,
             rate=stage.rate if stage else 0.0,
+            proposes=_speculator_words(stage),
             moves=lifecycle.moves,
             grace_left_s=lifecycle.node.grace_left_s,
             speculator=_speculator_state(stage),
@@ -78,6 +80,7 @@ class SnapshotCollector:
             opened=sessions.counters.opened,
             resumed=sessions.counters.resumed,
             refusals=dict(sessions.counters.refused),
+            driven=node.driver.driven if node.driver is not None else 0,
             replay_log_bytes=sessions.replay_logs.used_bytes,
             replay_log_limit=sessions.replay_logs.total_bytes,
         )
@@ -114,6 +117,12 @@ def _speculator_state(stage: LoadedStage | None) -> str:
     if stage is None or stage.speculator is None:
         return ""
     return "proposing" if stage.speculator.name else "refused"
+
+
+def _speculator_words(stage: LoadedStage | None) -> str:
+    if stage is None or stage.speculator is None or not stage.speculator.name:
+        return ""
+    return speculator_words(stage.speculator.name, stage.speculator.agreement)
 
 
 def memory_used(device: torch.device) -> int:

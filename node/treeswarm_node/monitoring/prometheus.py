@@ -118,6 +118,7 @@ METRICS = (
     NodeMetric(
         "sessions_refused", "counter", "Sessions refused", lambda s: _by_label(s.sessions.refusals), ("reason",)
     ),
+    NodeMetric("texts_driven", "counter", "Texts driven for clients", lambda s: s.sessions.driven),
     NodeMetric("streams", "gauge", "Control and link streams open now", lambda s: s.network.streams),
     NodeMetric(
         "peers_turned_away",
@@ -170,6 +171,13 @@ METRICS = (
         "gauge",
         "Seconds that an append waits for the device, as a moving average over the last dozens",
         lambda s: s.compute.counters.queue_s,
+    ),
+    NodeMetric("proposals", "counter", "Trees that the speculator proposed", lambda s: s.compute.counters.proposals),
+    NodeMetric(
+        "proposed_tokens_right",
+        "counter",
+        "Tokens that the target chose later and the proposal before them had named",
+        lambda s: s.compute.counters.proposed_right,
     ),
     NodeMetric("kv_pages", "gauge", "KV pages in all", lambda s: s.kv.pages),
     NodeMetric("kv_pages_free", "gauge", "KV pages that a new session could have", lambda s: s.kv.free),

@@ -38,6 +38,8 @@ class SpanSnapshot:
     """Numerics class of the hosted blocks, or None if nothing was loaded yet."""
     rate: float = 0.0
     """Block-rows per second, as measured; 0 while nothing is loaded."""
+    proposes: str = ""
+    """Speculator that proposes trees, in words, or "" if there is none."""
     moves: int = 0
     """Number of moves to other blocks."""
     grace_left_s: float | None = None
@@ -72,6 +74,8 @@ class SessionsSnapshot:
     """Number of sessions that continued here after another node was lost."""
     refusals: Mapping[str, int] = field(default_factory=dict)
     """Number of sessions refused, by reason."""
+    driven: int = 0
+    """Number of texts driven for clients."""
     replay_log_bytes: int = 0
     """Bytes kept or reserved for replay logs."""
     replay_log_limit: int = 0

@@ -50,6 +50,11 @@ class DrivesTexts(Protocol):
         """With what it drafts, as the node's record says."""
         ...
 
+    @property
+    def driven(self) -> int:
+        """Number of texts driven since start."""
+        ...
+
     async def drive(self, request: Drive, stream: Stream) -> None:
         """Drive one text and send its tokens on `stream`, until its end.  Cancelling ends it at once.
 

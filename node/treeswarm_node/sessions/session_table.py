@@ -219,7 +219,7 @@ def _speculation(request: Open, stage: LoadedStage) -> SessionSpeculation | None
         return None
     if not can_tap(speculator.taps, span.start, span.end):
         return None
-    return SessionSpeculation(speculator, request.proposal_nodes)
+    return SessionSpeculation(speculator, request.proposal_nodes, stage.engine.counters)
 
 
 def _find_prefix(request: Open, stage: LoadedStage) -> list[PrefixUnit]:

@@ -1,6 +1,6 @@
 """Proposals of one session at the tail: follow its steps, and let the speculator work while no step waits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +9,14 @@ import torch
 
 from treeswarm.protocol.messages import Proposal
 from treeswarm.session.steps import Step
+from treeswarm.session.walk import child_index
+from treeswarm_node.engine.counters import Counters
 from treeswarm_node.engine.model_runner import Computed
 from treeswarm_node.speculator.followed_text import FollowedText, WalkEnd
 from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest, Speculator
+
+# Stands for a token that a tree does not have at its place.
+NO_NODE = -2
 
 
 @dataclass(eq=False)
@@ -21,9 +26,13 @@ class SessionSpeculation:
     speculator: Speculator
     size: int
     """Largest number of nodes of a proposal."""
+    counters: Counters = field(default_factory=Counters)
+    """Totals of the node."""
     text: FollowedText = field(init=False)
     memory: Any = field(init=False)
     """What the speculator remembers of the session; only the device thread touches it."""
+    _proposed: "_Proposed | None" = None
+    """The last proposal, until a walk has judged it."""
     _proposed_tip: int | None = None
     """Id of the node below which a tree was proposed last, or None before the first and after a repair."""
 
@@ -42,15 +51,23 @@ class SessionSpeculation:
     def truncate(self, length: int) -> None:
         """Cut the text back to `length` rows, for a new epoch."""
         self.text.truncate(length)
-        self._proposed_tip = None
+        self._proposed_tip = self._proposed = None
 
     def take_end(self) -> WalkEnd | None:
         """Return the walk's end, below which a tree is then proposed, or None if there is none any more."""
         end = self.text.walk_end()
         if end is not None:
+            if self._proposed is not None:
+                self.counters.proposed_right += self._proposed.tokens_right(end)
+                self._proposed = None
             self.text.mark_read(end)
             self._proposed_tip = end.tip
         return end
+
+    def record_proposal(self, end: WalkEnd, tree: SpeculatedTree) -> None:
+        """Remember what was proposed below a walk's end: the next walk judges it."""
+        self.counters.proposals += 1
+        self._proposed = _Proposed(end.first_position + len(end.rows), child_index(tree.parents, tree.tokens))
 
     def request_at(self, end: WalkEnd) -> SpeculationRequest:
         """Return what the speculator needs to propose a tree below a walk's end."""
@@ -66,6 +83,24 @@ class SessionSpeculation:
     def make_job(self, session: bytes, epoch: int, deliver: Callable[[Proposal], None]) -> "SpeculationJob":
         """Return the work that proposes a tree below the walk's end as it is when the work begins."""
         return SpeculationJob(self, session, epoch, deliver)
+
+
+@dataclass(frozen=True, eq=False)
+class _Proposed:
+    """A proposed tree, and where in the text its root stands."""
+
+    root_position: int
+    index: Mapping[tuple[int, int], int]
+    """Index of each node, by its parent's index (-1 for the root) and its token."""
+
+    def tokens_right(self, end: WalkEnd) -> int:
+        """Return how many of the tokens after the root, up to a later walk's end, the tree names."""
+        first = self.root_position - end.first_position
+        node = -1
+        for count, token in enumerate(end.next_tokens[first:].tolist() if first >= 0 else []):
+            if (node := self.index.get((node, token), NO_NODE)) == NO_NODE:
+                return count
+        return max(0, len(end.next_tokens) - first) if first >= 0 else 0
 
 
 @dataclass(eq=False)
@@ -95,6 +130,8 @@ class SpeculationJob:
     def finish(self) -> None:
         """Deliver the tree, if there is one.  An empty one tells the client not to wait."""
         if self._end is not None and self._tree is not None:
+            if len(self._tree):
+                self.speculation.record_proposal(self._end, self._tree)
             self.deliver(
                 Proposal(
                     session=self.session,

@@ -102,6 +102,11 @@ class SealedRecord:
     sealed: bytes
 
 
+def speculator_words(kind: str, agreement: float) -> str:
+    """Return a speculator as people read it: its kind, and how often its first guess is right if that is known."""
+    return f"{kind}, first guess right in {agreement:.0%} of cases" if agreement else kind
+
+
 def node_id(key: bytes) -> str:
     """Return the id of the node with this public key: half of the key's SHA-256, in hex.
 

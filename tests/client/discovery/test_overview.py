@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import UNKNOWN_WEIGHTS, NodeRecord, NodeState
 from treeswarm.protocol.spans import Span, missing_blocks
@@ -238,3 +240,15 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     _, left_out = fit_columns(only(make_overview(records, {})).nodes, width)
     assert bool(left_out) == (width == 80)
+
+
+def test_columns_for_speculators_and_drivers_are_shown_where_there_are_any() -> None:
+    plain = [record(1, Span(0, 1)), record(2, Span(1, 2))]
+    tail = replace(plain[1], speculator="autoregressive", agreement=0.53, driver=DriverKind.TAIL)
+    views = [only(make_overview(records, {})).nodes for records in (plain, [plain[0], tail])]
+    titles = [[column.title for column in fit_columns(nodes, 200)[0]] for nodes in views]
+    assert set(titles[1]) - set(titles[0]) == {"proposes", "drives"}
+    text = drawn(make_overview([plain[0], tail], {}), 200)
+    assert "autoregressive 53%" in text
+    shown = [(node.as_dict()["speculator"], node.as_dict()["agreement"], node.as_dict()["driver"]) for node in views[1]]
+    assert sorted(shown, key=str) == [("autoregressive", 0.53, "tail"), (None, None, "none")]

@@ -95,6 +95,14 @@ def test_panel_shows_state_load_and_events() -> None:
     assert "loading" not in panel_text(NOW, Throughput(), loading=LoadingProgress(9, 9, LOADING))
 
 
+def test_panel_says_what_the_speculator_is_worth() -> None:
+    hosting = replace(NOW.hosting, proposes="autoregressive, first guess right in 53% of cases")
+    proposing = replace(NOW, hosting=hosting, compute=ComputeSnapshot(Counters(proposals=20, proposed_right=31)))
+    line = "20 trees by autoregressive, first guess right in 53% of cases, 1.6 tokens right per tree"
+    assert line in panel_text(proposing, Throughput())
+    assert "proposes" not in panel_text(NOW, Throughput())
+
+
 def test_text_written_by_a_peer_is_not_parsed_as_markup() -> None:
     assert "[red]x[/nothing]" in panel_text(NOW, Throughput(), "[red]x[/nothing]")
 

@@ -11,7 +11,15 @@ from treeswarm_bench.bench_client import BenchClient
 from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
 from treeswarm_client.drafters.none import NoneDrafter
-from treeswarm_client.drafters.seam import CopyableDrafter, Drafter, DraftTree, ShouldStop, Verification, never_stop
+from treeswarm_client.drafters.seam import (
+    CopyableDrafter,
+    Drafter,
+    DraftTree,
+    ProposalReceiver,
+    ShouldStop,
+    Verification,
+    never_stop,
+)
 from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.generation.loop import Generation
 from treeswarm_client.generation.round_in_flight import RoundInFlight
@@ -138,6 +146,14 @@ class WrappedDrafter:
     @property
     def alternatives(self) -> int:
         return self.inner.alternatives
+
+    @property
+    def proposal_nodes(self) -> int:
+        return self.inner.proposal_nodes if isinstance(self.inner, ProposalReceiver) else 0
+
+    def receive(self, tree: DraftTree) -> None:
+        if isinstance(self.inner, ProposalReceiver):
+            self.inner.receive(tree)
 
     def begin(self, prompt: Sequence[int], settings: SamplingSettings) -> None:
         self.inner.begin(prompt, settings)

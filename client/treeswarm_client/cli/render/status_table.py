@@ -39,6 +39,11 @@ class Column:
     justify: Literal["left", "right"] = "right"
 
 
+def _proposes(node: NodeView) -> str:
+    """Return the kind of a node's speculator, and how often its first guess is right if that is known."""
+    return f"{node.speculator} {node.agreement:.0%}" if node.speculator and node.agreement else node.speculator
+
+
 COLUMNS = (
     Column("node", 9, lambda node: node.id[:SHORT_ID], "left"),
     Column("address", 8, lambda node: node.address, "left"),
@@ -48,6 +53,7 @@ COLUMNS = (
     Column("ping ms", 7, lambda node: "-" if node.latency_ms is None else f"{node.latency_ms:.1f}"),
     Column("rows/s", 5, lambda node: _abbreviate(node.rate)),
     Column("queue ms", 4, lambda node: f"{node.hop_s * 1e3:.1f}"),
+    Column("proposes", 0, _proposes, "left"),
     Column("drives", 1, lambda node: "" if node.driver is DriverKind.NONE else "yes", "left"),
     Column("reachable", 2, lambda node: "yes" if node.reachable else "no", "left"),
     Column("software", 3, lambda node: node.software, "left"),
@@ -111,8 +117,11 @@ def _table(nodes: Sequence[NodeView], width: int) -> RenderableType:
 
 
 def fit_columns(nodes: Sequence[NodeView], width: int) -> tuple[list[Column], list[str]]:
-    """Return the columns that fit into `width`, in order, and the titles of the others."""
-    columns, left_out = list(COLUMNS), []
+    """Return the columns that fit into `width`, in order, and the titles of the others.
+
+    A column that is empty for every node is neither.
+    """
+    columns, left_out = [column for column in COLUMNS if any(map(column.cell, nodes))], []
     while len(columns) > 1 and sum(_width(column, nodes) + BETWEEN for column in columns) - BETWEEN > width:
         least = min(columns, key=lambda column: column.rank)
         columns.remove(least)

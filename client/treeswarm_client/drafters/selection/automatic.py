@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from treeswarm.protocol.records import NodeRecord
+from treeswarm.protocol.records import NodeRecord, speculator_words
 
 WITH_NGRAM = "+ngram"
 TAIL = "tail"
@@ -39,8 +39,7 @@ class TailOffer:
         return 0 < self.agreement < WEAK_AGREEMENT
 
     def __str__(self) -> str:
-        named = f", whose first guess is right in {self.agreement:.0%} of cases" if self.agreement else ""
-        return f"a speculator ({self.kind}){named}"
+        return f"a speculator ({speculator_words(self.kind, self.agreement)})"
 
 
 @dataclass(frozen=True)

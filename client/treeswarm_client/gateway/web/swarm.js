@@ -139,7 +139,7 @@ function updateRow(row, nodes, served, crowd) {
   if (crowd) return;
   const [node] = nodes;
   setText(row.querySelector("b"), node.address);
-  setText(row.querySelector("small"), node.why_silent ?? `${node.id.slice(0, 10)}${node.reachable ? " · reachable" : ""}`);
+  setText(row.querySelector("small"), node.why_silent ?? `${node.id.slice(0, 10)}${node.reachable ? " · reachable" : ""}${node.speculator ? " · proposes" : ""}`);
   row.title = describe(node);
   const figures = row.lastElementChild;
   setText(figures.querySelector(".latency"), latency(node));
@@ -175,6 +175,8 @@ const load = (node) => (node.load === null ? "–" : `${Math.round(100 * node.lo
 
 function describe(node) {
   const parts = [`${node.address}, blocks ${node.blocks}, ${state(node)}`, `latency ${latency(node)}`, `load ${load(node)}`, node.software];
+  if (node.driver !== "none") parts.push("drives texts");
+  if (node.speculator) parts.push(`proposes trees (${node.speculator}${node.agreement ? `, first guess right in ${Math.round(100 * node.agreement)} %` : ""})`);
   if (node.why_silent !== null) parts.push(node.why_silent);
   return parts.filter(Boolean).join(", ");
 }

@@ -26,15 +26,14 @@ DEMO = resolve_model("demo")
         (
             GOOD,
             "tail+ngram",
-            "because the last node of the chain has a speculator (autoregressive), whose first guess is right in 53% "
-            "of cases",
+            "because the last node of the chain has a speculator (autoregressive, first guess right in 53% of cases)",
         ),
         (UNKNOWN, "tail+ngram", "because the last node of the chain has a speculator (other)"),
         (
             WEAK,
             "demo-draft+ngram",
             "because demo-draft has the tokenizer of demo, and the last node of the chain only has a speculator "
-            "(autoregressive), whose first guess is right in 17% of cases",
+            "(autoregressive, first guess right in 17% of cases)",
         ),
         (None, "demo-draft+ngram", "because demo-draft has the tokenizer of demo"),
     ],
