@@ -73,8 +73,9 @@ class ModelConfig:
         Flag(
             "--speculator",
             "guess the next tokens beside the last block: folder that `swarm train-speculator` wrote, published "
-            "EAGLE-3 head (its folder or its hub id), or none; auto: the folder `speculator` of the model's directory, "
-            "or a known head that is on this machine (default: auto)",
+            "EAGLE-3 head (its folder or its hub id), mtp (the layer for this in the model's own checkpoint), or none; "
+            "auto: the folder `speculator` of the model's directory, the checkpoint's own layer, or a known head, if "
+            "it is on this machine (default: auto)",
             metavar="HEAD",
         ),
     ] = "auto"

@@ -213,7 +213,7 @@ def _speculator_bytes(config: NodeConfig, folder: Path, device: torch.device) ->
     """Return the bytes that the node's speculator needs beside the last block.  Raises ModelError unless it is auto."""
     width: int = getattr(torch, config.model.dtype).itemsize
     try:
-        found = find_speculator(config.model.speculator, folder, HubOptions(config.model.revision))
+        found = find_speculator(config.model.speculator, folder, HubOptions(config.model.revision), config.model.name)
         return 0 if found is None else found.memory_bytes(4 if device.type == "cpu" else width, width)
     except ModelError:
         if config.model.speculator != AUTO:

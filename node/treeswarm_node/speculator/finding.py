@@ -7,10 +7,13 @@ from pathlib import Path
 
 from treeswarm.errors import BadRequest, ModelError
 from treeswarm.model_files import HubOptions, is_hub_id, needed_files, read_shape, resolve_model
+from treeswarm.protocol.spans import Span
 from treeswarm_node.speculator.eagle3.config import EAGLE3
 from treeswarm_node.speculator.eagle3.known_heads import KnownHead, known_heads
 from treeswarm_node.speculator.eagle3.loading import read_head_config
 from treeswarm_node.speculator.files import CONFIG, WEIGHTS
+from treeswarm_node.speculator.mtp import MTP
+from treeswarm_node.speculator.mtp_loading import can_read_mtp, mtp_bytes
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ class FoundSpeculator:
 
     folder: Path
     kind: str
-    """TRAINED or EAGLE3."""
+    """TRAINED, EAGLE3 or MTP."""
     hub_id: str = ""
     """Hub id whose weights may have to be fetched, or an empty string."""
 
@@ -38,26 +41,39 @@ class FoundSpeculator:
         """
         if self.kind == TRAINED:  # stored in 8 bits or more, held in 32 at most
             return 4 * (self.folder / WEIGHTS).stat().st_size
+        if self.kind == MTP:
+            shape = read_shape(self.folder)
+            layer = mtp_bytes(self.folder, shape.blocks, target_width)
+            return layer + shape.vocab_size * shape.hidden_size * target_width
         config = read_head_config(self.folder)
         return config.weights * width + config.vocab_size * config.hidden_size * target_width
 
 
-def find_speculator(choice: str, model_folder: Path, hub: HubOptions) -> FoundSpeculator | None:
-    """Find the speculator that `--speculator` names for a model in a directory; None if there is none.
+def find_speculator(choice: str, model_folder: Path, hub: HubOptions, model: str = "") -> FoundSpeculator | None:
+    """Find the speculator that `--speculator` names for `model`, whose directory is given; None if there is none.
 
-    A head that is named by its hub id has its config fetched; `auto` fetches nothing.  Raises ModelError.
+    A head that is named by its hub id has its config fetched, and `mtp` the files of the model's own layer; `auto`
+    fetches nothing.  Raises ModelError.
     """
     if choice == NONE:
         return None
     if choice == AUTO:
         beside = _kind_of(model_folder / BESIDE)
-        return FoundSpeculator(model_folder / BESIDE, beside) if beside else _find_known(model_folder, hub)
+        if beside is not None:
+            return FoundSpeculator(model_folder / BESIDE, beside)
+        own = _find_mtp(model_folder)
+        return own or _find_known(model_folder, hub)
+    if choice == MTP:
+        after_last = read_shape(model_folder).blocks
+        if is_hub_id(model) and not Path(model).is_dir():
+            resolve_model(model, weights=True, span=Span(after_last, after_last + 1), hub=hub)
+        return FoundSpeculator(model_folder, MTP)
     if kind := _kind_of(Path(choice)):
         return FoundSpeculator(Path(choice), kind)
     if Path(choice).is_dir() or not is_hub_id(choice):
         raise ModelError(
             f"there is no speculator in '{choice}': give a folder that `swarm train-speculator` wrote, an EAGLE-3 head "
-            "(its folder or its hub id), auto or none"
+            "(its folder or its hub id), mtp, auto or none"
         )
     return FoundSpeculator(resolve_model(choice, hub=hub.for_another_model()), EAGLE3, choice)
 
@@ -66,6 +82,16 @@ def _kind_of(folder: Path) -> str | None:
     if (folder / CONFIG).is_file():
         return TRAINED
     return EAGLE3 if (folder / "config.json").is_file() else None
+
+
+def _find_mtp(model_folder: Path) -> FoundSpeculator | None:
+    """Return the MTP layer of the model's own checkpoint, if its files are here and it can be read."""
+    blocks = read_shape(model_folder).blocks
+    try:
+        is_here = mtp_bytes(model_folder, blocks, 1) > 0 and can_read_mtp(model_folder)
+    except ModelError:  # the weights are not here
+        return None
+    return FoundSpeculator(model_folder, MTP) if is_here else None
 
 
 def _find_known(model_folder: Path, hub: HubOptions) -> FoundSpeculator | None:

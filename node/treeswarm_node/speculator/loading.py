@@ -18,6 +18,8 @@ from treeswarm_node.speculator.eagle3.loading import HeadTarget, load_eagle3
 from treeswarm_node.speculator.files import read_speculator_config
 from treeswarm_node.speculator.finding import AUTO, NONE, TRAINED, FoundSpeculator, find_speculator
 from treeswarm_node.speculator.load_check import check_at_load
+from treeswarm_node.speculator.mtp import MTP
+from treeswarm_node.speculator.mtp_loading import load_mtp
 from treeswarm_node.speculator.seam import Speculator, can_tap
 from treeswarm_node.speculator.self_check import CheckedSpeculator
 
@@ -41,7 +43,7 @@ def load_speculator(
     if choice == NONE or not model.loaded.is_tail:
         return None
     try:
-        found = find_speculator(choice, folder, hub)
+        found = find_speculator(choice, folder, hub, name)
         if found is None:
             return None
         speculator = _load(found, model, folder, served, name, hub, progress)
@@ -68,6 +70,9 @@ def _load(
     if found.kind == TRAINED:
         _check_trained(found.folder, served)
         return AutoregressiveSpeculator.load(found.folder, lm_head, is_tied=is_tied, dtype=dtype)
+    if found.kind == MTP:
+        layer = load_mtp(folder, model, served, partial(_embedding, model, folder))
+        return _checked(layer, f"{folder} (its MTP layer)", model, folder, served)
     if found.hub_id:
         resolve_model(found.hub_id, weights=True, hub=hub.for_another_model(), progress=progress)
     skeleton: Any = model.loaded.skeleton
@@ -85,7 +90,14 @@ def _load(
     speculator = load_eagle3(found.folder, target, dtype)
     _check_taps(found.folder, speculator.taps, served)
     log.info("the head in '%s' reads the results of blocks %s", found.folder, _listed(speculator.taps))
-    checked = CheckedSpeculator(speculator, found.hub_id or str(found.folder))
+    return _checked(speculator, found.hub_id or str(found.folder), model, folder, served)
+
+
+def _checked(
+    speculator: Speculator, source: str, model: SpanModel, folder: Path, served: ServedSpan
+) -> CheckedSpeculator:
+    """Return a speculator under its check, which a node of the whole model begins now.  Raises ModelError."""
+    checked = CheckedSpeculator(speculator, source)
     if len(served.span) == served.blocks:
         check_at_load(model, checked, folder)
     return checked
