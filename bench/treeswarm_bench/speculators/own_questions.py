@@ -11,7 +11,7 @@ from treeswarm_bench.speculators.writing import end_tokens, write_texts
 from treeswarm_client.prompt_encoder import PromptEncoder
 
 # SmolLM2-135M asks sensible questions at 0.7, and at 1.0 every third one is noise.
-TEMPERATURE = 0.7
+TEMPERATURE = 0.8
 # Questions of other lengths are dropped: the shorter are greetings, the longer leave no room for an answer.
 FEWEST_TOKENS, MOST_TOKENS = 4, 64
 

@@ -1,7 +1,7 @@
 """What the target computes over texts, kept in memory: it reads its own texts once, and they are learned from often."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -39,6 +39,13 @@ class TextReading:
     def bytes(self) -> int:
         """Memory that it takes."""
         return sum(getattr(self, each.name).nbytes for each in fields(self))
+
+    def with_noise(self, share: float, seed: int) -> "TextReading":
+        """Return the reading with noise on its states, `share` of their root mean square, from a seed."""
+        generator = torch.Generator(self.states.device).manual_seed(seed)
+        noise = torch.randn(self.states.shape, generator=generator, device=self.states.device)
+        scale = share * self.states.float().square().mean(-1, keepdim=True).sqrt()
+        return replace(self, states=(self.states + scale * noise).to(self.states.dtype))
 
 
 def read_texts(target: TappedTarget, vocabulary: torch.Tensor, tokens: torch.Tensor, real: torch.Tensor) -> TextReading:

@@ -29,10 +29,12 @@ from treeswarm_node.speculator.guesses import EMBEDDING, VOCABULARY
 from treeswarm_node.speculator.packing import packed, unpacked
 
 # Share of the minutes in which the target writes its own texts.
-WRITING_SHARE = 0.4
+WRITING_SHARE = 0.58
 # Share of the steps on input text, for targets that continue texts and for those that answer questions: input text is
 # no conversation, and the target reads it anew for each step.
 INPUT_SHARE, CHAT_INPUT_SHARE = 0.35, 0.08
+# Noise on the states of own texts, which are learned from several times, as a share of their root mean square.
+NOISE = 0.1
 # Number of texts that are only used to measure agreement.
 HELD_OUT = 16
 SAVE_EVERY_S, REPORT_EVERY_S = 60.0, 60.0
@@ -202,8 +204,8 @@ class SpeculatorTraining:
         seed = self.plan.seed * 1_000_003 + first
         prompts = self.prompts.prompts(first, count, held_out=held_out)
         if self.plan.chats and not held_out:
-            # Every other prompt is a question of the target's own.
-            questions = own_questions(self.target.model, self.prompts.encoder, count // 2, seed)
+            # Most prompts are questions of the target's own: they are of more kinds than those of any list.
+            questions = own_questions(self.target.model, self.prompts.encoder, 3 * count // 4, seed)
             prompts[: len(questions)] = [self.prompts.of_question(question) for question in questions]
         texts = write_texts(
             self.target.model, prompts, self.plan.window, temperature=1.0 if sampled else 0.0, seed=seed
@@ -216,7 +218,8 @@ class SpeculatorTraining:
             samples = self.texts.windows(BATCH, self.plan.window, self.plan.seed * 1_000_003 + step)
             return read_texts(self.target, learner.vocabulary, *samples.batch(np.arange(len(samples))))
         random = np.random.default_rng([self.plan.seed, step])
-        return own.of(random.integers(0, len(own.samples), min(BATCH, len(own.samples))))
+        reading = own.of(random.integers(0, len(own.samples), min(BATCH, len(own.samples))))
+        return reading.with_noise(NOISE, self.plan.seed * 1_000_003 + step)
 
     # ---------------------------------------------------------------- head
 

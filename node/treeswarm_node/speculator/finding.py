@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import treeswarm
 from treeswarm.errors import BadRequest, ModelError
 from treeswarm.model_files import HubOptions, is_hub_id, needed_files, read_shape, resolve_model
 from treeswarm.protocol.spans import Span
 from treeswarm_node.speculator.eagle3.config import EAGLE3
 from treeswarm_node.speculator.eagle3.known_heads import KnownHead, known_heads
 from treeswarm_node.speculator.eagle3.loading import read_head_config
-from treeswarm_node.speculator.files import CONFIG, WEIGHTS
+from treeswarm_node.speculator.files import CONFIG, WEIGHTS, read_speculator_config
 from treeswarm_node.speculator.mtp import MTP
 from treeswarm_node.speculator.mtp_loading import can_read_mtp, mtp_bytes
 
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 AUTO, NONE = "auto", "none"
 BESIDE = "speculator"
 """Folder in a model's directory in which `auto` looks for a speculator."""
+BUNDLED = Path(treeswarm.__file__).parent / "models" / "speculators"
+"""Folder with the speculators that are part of the package, one folder each."""
 TRAINED = "trained"
 """Kind of the folders that `swarm train-speculator` writes."""
 
@@ -61,8 +64,7 @@ def find_speculator(choice: str, model_folder: Path, hub: HubOptions, model: str
         beside = _kind_of(model_folder / BESIDE)
         if beside is not None:
             return FoundSpeculator(model_folder / BESIDE, beside)
-        own = _find_mtp(model_folder)
-        return own or _find_known(model_folder, hub)
+        return _find_mtp(model_folder) or _find_bundled(model_folder) or _find_known(model_folder, hub)
     if choice == MTP:
         after_last = read_shape(model_folder).blocks
         if is_hub_id(model) and not Path(model).is_dir():
@@ -92,6 +94,21 @@ def _find_mtp(model_folder: Path) -> FoundSpeculator | None:
     except ModelError:  # the weights are not here
         return None
     return FoundSpeculator(model_folder, MTP) if is_here else None
+
+
+def _find_bundled(model_folder: Path) -> FoundSpeculator | None:
+    """Return the bundled speculator for models of this shape.
+
+    The same model is published with several configs, as safetensors and as GGUF, so digests say too little; another
+    model of the same shape is found out by the check.
+    """
+    shape = read_shape(model_folder)
+    for folder in sorted(BUNDLED.iterdir()) if BUNDLED.is_dir() else ():
+        config = read_speculator_config(folder)
+        sizes = (config.hidden_size, config.vocab_size, config.taps[-1] + 1)
+        if sizes == (shape.hidden_size, shape.vocab_size, shape.blocks):
+            return FoundSpeculator(folder, TRAINED)
+    return None
 
 
 def _find_known(model_folder: Path, hub: HubOptions) -> FoundSpeculator | None:

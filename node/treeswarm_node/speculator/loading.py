@@ -68,8 +68,9 @@ def _load(
     lm_head, is_tied = model.lm_head()
     dtype = torch.float32 if model.device.type == "cpu" else model.dtype
     if found.kind == TRAINED:
-        _check_trained(found.folder, served)
-        return AutoregressiveSpeculator.load(found.folder, lm_head, is_tied=is_tied, dtype=dtype)
+        is_certain = _check_trained(found.folder, served)
+        trained = AutoregressiveSpeculator.load(found.folder, lm_head, is_tied=is_tied, dtype=dtype)
+        return trained if is_certain else _checked(trained, str(found.folder), model, folder, served)
     if found.kind == MTP:
         layer = load_mtp(folder, model, served, partial(_embedding, model, folder))
         return _checked(layer, f"{folder} (its MTP layer)", model, folder, served)
@@ -111,17 +112,22 @@ def _embedding(model: SpanModel, folder: Path) -> torch.Tensor:
     return weight if weight.device.type != "meta" else read_embedding(folder, skeleton, model.dtype)
 
 
-def _check_trained(place: Path, served: ServedSpan) -> None:
-    """Raise ModelError if a speculator that was trained here does not fit."""
+def _check_trained(place: Path, served: ServedSpan) -> bool:
+    """Return whether a speculator that was trained here is for this very model.  Raises ModelError if it cannot serve.
+
+    One model has several configs and digests, as safetensors, as GGUF and in other numbers of bits.
+    """
     config = read_speculator_config(place)
-    if config.config_digest != served.config:
-        raise ModelError(f"the speculator in '{place}' is for another model: its config's digest differs")
     _check_taps(place, config.taps, served)
+    if config.config_digest != served.config:
+        log.warning("the speculator in '%s' was trained on a model with another config: its guesses are checked", place)
+        return False
     if config.weights_digest != served.numerics.weights:
         log.warning(
             "the speculator in '%s' was trained on other weights: it may guess worse, but the text is exact",
             place,
         )
+    return True
 
 
 def _check_taps(place: Path, taps: tuple[int, ...], served: ServedSpan) -> None:

@@ -20,6 +20,7 @@ from treeswarm.model_files import DEFAULT_HUB
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.model.span_model import SpanModel
+from treeswarm_node.speculator import finding
 from treeswarm_node.speculator.autoregressive import AutoregressiveSpeculator, head_shape
 from treeswarm_node.speculator.eagle3 import known_heads
 from treeswarm_node.speculator.eagle3.known_heads import KnownHead
@@ -97,7 +98,7 @@ def test_only_a_tail_loads_one(models: list[SpanModel], tmp_path: Path) -> None:
     ("changes", "problem"),
     [
         ({"taps": (2, 3)}, "reads the results of blocks 2, 3, and this node hosts 3:4: host from block 2 on"),
-        ({"config_digest": "d"}, "is for another model"),
+        ({"vocab_size": 300}, "is for an LM head of 300 tokens and 64 values, this model's has 199 and 64"),
     ],
 )
 def test_one_that_does_not_fit_is_refused(
@@ -108,6 +109,27 @@ def test_one_that_does_not_fit_is_refused(
     with caplog.at_level(logging.WARNING):
         assert load(models, "auto", tmp_path) is None
     assert problem in caplog.text
+
+
+def test_one_of_another_config_is_checked(
+    models: list[SpanModel], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(load(models, str(save(tmp_path, config_digest="d"))), CheckedSpeculator)
+    assert "was trained on a model with another config: its guesses are checked" in caplog.text
+
+
+def test_auto_takes_a_bundled_one_for_models_of_its_shape(
+    models: list[SpanModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "BUNDLED", tmp_path / "bundled")
+    model = write_target(tmp_path / "model")
+    assert load(models, "auto", model) is None
+    save(tmp_path / "bundled" / "a", hidden_size=32)
+    save(tmp_path / "bundled" / "b", taps=(2,))
+    assert load(models, "auto", model) is None
+    save(tmp_path / "bundled" / "c", config_digest="of the same model as GGUF")
+    assert isinstance(load(models, "auto", model), CheckedSpeculator)
 
 
 def test_one_of_other_weights_is_loaded_with_a_warning(
