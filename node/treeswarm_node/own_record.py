@@ -79,4 +79,6 @@ class OwnRecord:
             driver=DriverKind.NONE if self.node.driver is None else self.node.driver.kind,
             speculator=stage.speculator.name if stage and stage.speculator else "",
             agreement=stage.speculator.agreement if stage and stage.speculator else 0.0,
+            tap_head=stage.tap_slice.head if stage and stage.tap_slice else "",
+            taps=stage.tap_slice.taps if stage and stage.tap_slice else (),
         )

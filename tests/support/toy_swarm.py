@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tests.support.toy_taps import ToyTapSpeculator, tap_states, toy_slice
 
 from treeswarm.errors import MissingBlocks, SwarmError
 from treeswarm.protocol.messages import HopTiming, NumericsClass
 from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
+from treeswarm.protocol.tap_sums import TapSums
 from treeswarm.session.session import incoming_rows
 from treeswarm.session.walk import Walk
 from treeswarm.topology.bans import BanList
@@ -44,6 +46,7 @@ from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.loaded_stage import LoadedStage
 from treeswarm_node.engine.model_runner import Computed
+from treeswarm_node.engine.tap_slice import TapSlice, add_taps
 from treeswarm_node.kv_cache.kv_store import KVStore, SessionKV
 from treeswarm_node.kv_cache.layer_state import KVShape
 from treeswarm_node.kv_cache.page_pool import PAGE
@@ -84,6 +87,10 @@ class ToyRunner:
     """Stores tokens where a KV cache stores rows, and hashes the tokens that each row sees."""
 
     blocks: int = 4
+    tap_slice: TapSlice | None = None
+    """The node's part of a head, or None for none."""
+    sums_sent: list[int] = field(default_factory=list)
+    """Number of rows with sums of taps in each step that has any."""
 
     def run(self, segments: Sequence[Segment]) -> list[Computed]:
         return [self._step(segment) for segment in segments]
@@ -105,16 +112,27 @@ class ToyRunner:
         states = [sent[i] if segment.span.start else b"" for i in range(len(contexts))]
         for block in range(segment.span.start, segment.span.end):
             states = [mix(block, context, state) for context, state in zip(contexts, states, strict=True)]
+        taps = self.tap_slice.blocks_in(segment.span.start, segment.span.end) if self.tap_slice else ()
         if segment.span.end < self.blocks:
-            return Computed(hidden=b"".join(states))
+            return Computed(hidden=b"".join(states), tap_sums=self._tap_sums(segment, contexts, taps))
         tokens = np.array([states[i][0] % VOCAB for i in step.answered], np.int64)
         best = (tokens[:, None] + np.arange(step.alternatives)) % VOCAB
         return Computed(
             tokens=tokens,
             logprobs=np.zeros(len(tokens), np.float32),
             alternatives=best,
-            states=context_states(contexts) if segment.speculates else None,
+            states=self._kept_states(contexts, taps) if segment.speculates else None,
         )
+
+    def _kept_states(self, contexts: Sequence[Sequence[int]], taps: tuple[int, ...]) -> torch.Tensor:
+        return context_states(contexts) if self.tap_slice is None else tap_states(taps, contexts)
+
+    def _tap_sums(self, segment: Segment, contexts: Sequence[Sequence[int]], taps: tuple[int, ...]) -> TapSums | None:
+        if self.tap_slice is None or segment.sums_from is None:
+            return None
+        sums = add_taps(self.tap_slice, segment.step, tap_states(taps, contexts), taps, segment.sums_from)
+        self.sums_sent += [sums.count] if sums is not None else []
+        return sums
 
     def _read(self, kv: SessionKV, rows: NDArray[np.int64]) -> list[int]:
         return [int(token) for token in kv.store.layers[0].keys[0, torch.from_numpy(rows), 0].tolist()]
@@ -280,7 +298,9 @@ class ToyRouter:
             if best is None:
                 raise MissingBlocks(f"no node serves block {reached}")
             speculator = "toy" if best[1] in self.swarm.speculating and best[0] == BLOCKS else ""
-            hops.append(Hop(best[1], best[1], Span(reached, min(best[0], blocks.end)), speculator))
+            part = self.swarm.devices[best[1]].tap_slice
+            head, taps = (part.head, part.taps) if part else ("", ())
+            hops.append(Hop(best[1], best[1], Span(reached, min(best[0], blocks.end)), speculator, head, taps))
             reached = hops[-1].span.end
         return hops
 
@@ -334,16 +354,18 @@ class ToySwarm:
     """Addresses of the nodes whose records say that they have a speculator."""
     _stops: dict[str, contextlib.AsyncExitStack] = field(default_factory=dict)
 
-    async def start(self, span: Span) -> str:
-        """Start one more node and return its address."""
+    async def start(self, span: Span, *, has_head: bool = True) -> str:
+        """Start one more node and return its address.  It has its part of the tail's head, if that has parts."""
         stop = contextlib.AsyncExitStack()
         store = KVStore({0: KVShape(1, 1, 1)}, 4096, torch.float32, torch.device("cpu"))
-        device = ToyRunner()
+        tapping = self.speculator if has_head and isinstance(self.speculator, ToyTapSpeculator) else None
+        part = toy_slice(span, tapping.window) if tapping is not None else None
+        device = ToyRunner(tap_slice=part)
         engine = Engine(device, self.limits.budget)
         served = ServedSpan(span, BLOCKS, VOCAB, 4, 2048, "toy", NUMERICS, "toy", STATE)
         transport = self.network.transport()
         speculator = self.speculator if span.end == BLOCKS else None
-        stage = LoadedStage(served, engine, store, 1.0, speculator=speculator)
+        stage = LoadedStage(served, engine, store, 1.0, speculator=speculator, tap_slice=part)
         node = NodeServer(transport, self.limits, stage=stage, state=NodeState.ONLINE)
         listener = await transport.listen("127.0.0.1:0", node.accept)
         running = [asyncio.create_task(engine.run()), asyncio.create_task(node.sweep())]

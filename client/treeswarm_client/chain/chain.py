@@ -7,6 +7,7 @@ plans it, `repair_executor.py` carries it out, and `supervisor.py` judges which 
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Sequence
 
 from treeswarm import PROTOCOL_VERSION
@@ -31,6 +32,9 @@ from treeswarm_client.chain.wait_events import OnWait, WaitEvents
 from treeswarm_client.discovery.reroute import RerouteTimer
 from treeswarm_client.discovery.round_trip import RoundTrip
 from treeswarm_client.discovery.route import Hop, Router, Target
+from treeswarm_client.discovery.tapping import hops_without_head
+
+log = logging.getLogger(__name__)
 
 # Seconds between checks for appends that are stuck.
 WATCH_EVERY_S = 0.25
@@ -53,6 +57,8 @@ class Chain:
         self._executor = RepairExecutor(options, router, transport, self._supervisor, self._background)
         self._head_link = HeadLink(transport, self._supervisor.on_head_link_break, self._background)
         self._reroute_timer = RerouteTimer()
+        self._without_head: tuple[Hop, ...] = ()
+        """Nodes of the chain that lack the tail's head, as the user was told of them last."""
         self._traversal_time = RoundTrip()
         """Estimate of the duration of a traversal, by which stalls are recognised."""
 
@@ -78,9 +84,10 @@ class Chain:
 
     @property
     def proposes(self) -> bool:
-        """Whether the tail has said that it proposes trees: otherwise none is waited for."""
+        """Whether the tail has said that it proposes trees, and gets what it reads: otherwise none is waited for."""
         members = self.epoch.members
-        return bool(self.options.proposal_nodes and members and members[-1].proposal_nodes)
+        granted = bool(self.options.proposal_nodes and members and members[-1].proposal_nodes)
+        return granted and not hops_without_head(self.hops)
 
     def send_hint(self, trunk_length: int, tip: int) -> None:
         """Tell every node how far the walk has come, in the background.
@@ -165,7 +172,21 @@ class Chain:
             await self.router.wait_for_change(remaining_s)
             self._executor.close_control(self.epoch.forget_losses())
             return False
+        if self.options.proposal_nodes:
+            self._warn_of_missing_heads()
         return True
+
+    def _warn_of_missing_heads(self) -> None:
+        """Say which nodes keep the tail from proposing, once as long as they are the same."""
+        lacking, before = hops_without_head(self.hops), self._without_head
+        self._without_head = lacking
+        if lacking and lacking != before:
+            log.warning(
+                "nothing is proposed: the tail's speculator reads the results of blocks %s, and %s cannot add theirs: "
+                "start them with the same --speculator",
+                ", ".join(map(str, self.hops[-1].taps)),
+                ", ".join(map(str, lacking)),
+            )
 
     async def _connect_head(self, head: PlannedNode, trunk: Sequence[int]) -> None:
         """Connect to the head if its link is new; replay the trunk to it if the node is new.  Raises Interrupted."""

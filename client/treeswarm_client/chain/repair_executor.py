@@ -11,6 +11,7 @@ from treeswarm.errors import LinkBroken, Malformed, MissingBlocks, NodeLost, Ref
 from treeswarm.protocol.messages import TICKET_BYTES, NextHop, Open, Resume, Resumption
 from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm.protocol.spans import Span
+from treeswarm.protocol.tap_sums import TapRequest
 from treeswarm.tasks import TaskSet
 from treeswarm.transport.seam import Transport
 from treeswarm_client.chain.control_stream import GRANT_S
@@ -20,6 +21,7 @@ from treeswarm_client.chain.options import SessionOptions
 from treeswarm_client.chain.repair import MemberState, RepairPlan, plan_repair
 from treeswarm_client.chain.supervisor import ChainSupervisor
 from treeswarm_client.discovery.route import Hop, Router
+from treeswarm_client.discovery.tapping import hops_without_head, tapping_hops
 
 # A living node whose stream broke answers within a few round trips; on a busy machine not much sooner than this.
 LEAST_REATTACH_S = 1.0
@@ -161,6 +163,7 @@ class RepairExecutor:
                 prefix=prefix,
                 alternatives=options.alternatives,
                 proposal_nodes=options.proposal_nodes if self._asks_for_proposals(attempt, index) else 0,
+                taps=self._taps_to_add(attempt, index),
             )
         )
         member.credit_rows, member.profile = granted.credit_rows, granted.profile
@@ -171,6 +174,13 @@ class RepairExecutor:
     def _asks_for_proposals(self, attempt: "_Attempt", index: int) -> bool:
         """Return whether a node is the tail and has a speculator: others, older releases included, are never asked."""
         return index + 1 == len(attempt.members) and bool(attempt.members[index].hop.speculator)
+
+    def _taps_to_add(self, attempt: "_Attempt", index: int) -> TapRequest | None:
+        """Return what a node adds to the sums of taps, or None where the chain has none: others are never asked."""
+        hops, options = [member.hop for member in attempt.members], self.options
+        if not options.proposal_nodes or hops_without_head(hops) or hops[index] not in tapping_hops(hops):
+            return None
+        return TapRequest(hops[-1].tap_head, len(options.shared.prompt) if options.shared else 0)
 
     async def _resume(self, attempt: "_Attempt", index: int) -> None:
         member = attempt.members[index]
@@ -183,6 +193,7 @@ class RepairExecutor:
                 ticket=member.ticket,
                 next_hop=attempt.next_hop(index),
                 replays=attempt.plan.nodes[index].sends_trunk,
+                taps=self._taps_to_add(attempt, index),
             )
         )
         member.credit_rows = granted.credit_rows

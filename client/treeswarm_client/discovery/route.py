@@ -23,6 +23,10 @@ class Hop:
     span: Span
     speculator: str = field(default="", compare=False)
     """Kind of the speculator that proposes trees there, if the node is a tail that has one, or ""."""
+    tap_head: str = field(default="", compare=False)
+    """Digest of the head whose taps the node adds where they are among its blocks, and reads if it is a tail, or ""."""
+    taps: tuple[int, ...] = field(default=(), compare=False)
+    """Blocks that this head taps, rising."""
 
     def __str__(self) -> str:
         return f"{self.address.partition('#')[0]} with blocks {self.span}"

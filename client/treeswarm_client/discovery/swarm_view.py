@@ -18,6 +18,7 @@ from treeswarm_client.discovery.distances import Distances
 from treeswarm_client.discovery.failures import NodeFailures
 from treeswarm_client.discovery.gap import explain_gap
 from treeswarm_client.discovery.route import Hop, Target
+from treeswarm_client.discovery.tapping import hops_without_head
 
 # Seconds that a node without a rate is assumed to need for a tree in one block: a slow CPU.
 UNKNOWN_BLOCK_S = 0.05
@@ -191,10 +192,13 @@ class SwarmView:
     def tail_speculator(self) -> NodeRecord | None:
         """Return the record of the tail of the fastest chain if that proposes trees, else None.
 
+        A tail whose speculator needs taps of other nodes proposes trees only if these have its head.
         While blocks are missing it is the record of any node that may be a tail and proposes trees.
         """
         tails = {node: r for node, r in self._usable().items() if r.speculator and r.span.end == r.blocks}
         route = self.fastest_hops() if tails else ()
+        if hops_without_head(route):
+            return None
         return tails.get(route[-1].node) if route else next(iter(tails.values()), None)
 
     def _usable(self) -> dict[str, NodeRecord]:
@@ -227,10 +231,11 @@ class SwarmView:
             measured=self.distances.measured(start=before is None, end=after is None),
             jitter_seed=self._seed,
         )
-        return [
-            Hop(node, self.dials.get(node) or records[node].dial, span, records[node].speculator)
-            for node, span in chain.hops
-        ]
+        return [self._hop(records[node], span) for node, span in chain.hops]
+
+    def _hop(self, record: NodeRecord, span: Span) -> Hop:
+        address = self.dials.get(record.node) or record.dial
+        return Hop(record.node, address, span, record.speculator, record.tap_head, record.taps)
 
     def _candidates_of(self, records: Mapping[str, NodeRecord]) -> CandidateTable:
         """Return the table of candidates, made once per snapshot: with ten thousand nodes that outlasts the search."""

@@ -35,6 +35,8 @@ class Segment:
     """Blocks to run: all hosted blocks, or a part of them."""
     speculates: bool = False
     """Whether the states of the step's rows are kept for a speculator."""
+    sums_from: int | None = None
+    """Position in the text from which rows get sums of taps for the next node, or None if none is sent on."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,6 +48,8 @@ class WaitingStep:
     """Time at which the step arrived, in seconds of the event loop's clock."""
     speculates: bool = False
     """Whether the states of its rows are kept for a speculator."""
+    sums_from: int | None = None
+    """Position in the text from which rows get sums of taps for the next node, or None if none is sent on."""
 
     @property
     def rows(self) -> int:
@@ -209,7 +211,7 @@ class Engine:
         """Compute the batch in `_running` and deliver its results."""
         loop = asyncio.get_running_loop()
         started = loop.time()
-        segments = [Segment(step.kv, step.step, step.span, step.speculates) for step in self._running]
+        segments = [Segment(step.kv, step.step, step.span, step.speculates, step.sums_from) for step in self._running]
         try:
             results, compute_us = await loop.run_in_executor(thread, self._run_timed, segments)
         except Exception as error:  # a forward that fails ends its own sessions, never the node

@@ -33,6 +33,7 @@ from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.latency_profile import measure_profile
 from treeswarm_node.engine.model_runner import ModelRunner, Runner, ThrottledRunner
 from treeswarm_node.engine.sampler import Sampler
+from treeswarm_node.engine.tap_slice import TapSlice
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.model.attention_selection import choose_attention
 from treeswarm_node.model.block_fit import choose_holding
@@ -52,7 +53,7 @@ from treeswarm_node.model.quantization.weight_kinds import check_kind
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.model.weight_layout import choose_layouts
 from treeswarm_node.speculator.finding import AUTO, NONE, find_speculator
-from treeswarm_node.speculator.loading import load_speculator
+from treeswarm_node.speculator.loading import load_speculator, load_tap_slice
 from treeswarm_node.speculator.seam import Speculator
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ class LoadedStage:
     """Whether weights are held in the bits in which they were published."""
     speculator: Speculator | None = None
     """Speculator that proposes trees below the ends of walks, or None unless this node is a tail that has one."""
+    tap_slice: TapSlice | None = None
+    """Part of a head's first matrix by which this node adds its taps to those of other nodes, or None for none."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ async def load_stage(
     with open_offload(find_device(config.device.name), config.device.offload) as offload:
         cancellable = _CancellableProgress(progress)
         try:
-            span_model, served, rate, speculator = await asyncio.to_thread(
+            span_model, served, rate, speculator, tap_slice = await asyncio.to_thread(
                 _load, config, model, span, offload, cancellable, skeleton
             )
             del skeleton
@@ -130,8 +133,8 @@ async def load_stage(
             cancellable.cancelled.set()
             raise
         codec = make_row_codec(config.model.activations, served.hidden_size)
-        taps = speculator.taps if speculator else ()
-        model_runner = ModelRunner(span_model, Sampler(served.vocab_size), codec, taps)
+        taps = tap_slice.taps if tap_slice else speculator.taps if speculator else ()
+        model_runner = ModelRunner(span_model, Sampler(served.vocab_size), codec, taps, tap_slice)
         runner = _throttled(model_runner, config.device.share)
         profile = await asyncio.to_thread(measure_profile, runner, served, span_model.store)
         cancellable(1, 1, PROVING)
@@ -140,12 +143,12 @@ async def load_stage(
         try:
             yield LoadedStage(
                 served, engine, span_model.store, rate, profile, span_model.depends_on_text_alone,
-                span_model.loaded.holds_codes, speculator,
+                span_model.loaded.holds_codes, speculator, tap_slice,
             )  # fmt: skip
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            del engine, runner, model_runner, span_model, speculator
+            del engine, runner, model_runner, span_model, speculator, tap_slice
     free_unused_memory()
 
 
@@ -203,22 +206,32 @@ def node_room(config: NodeConfig, folder: Path) -> NodeRoom:
     device = config.device
     place = find_device(device.name)
     memory = device.memory or free_memory(place)
-    speculator, is_automatic = _speculator_bytes(config, folder, place), config.model.speculator == AUTO
+    (speculator, taps), is_automatic = _speculator_bytes(config, folder, place), config.model.speculator == AUTO
     return NodeRoom(
-        memory, offload_room(device.offload), device.kv_tokens, config.limits.budget.rows, speculator, is_automatic
+        memory,
+        offload_room(device.offload),
+        device.kv_tokens,
+        config.limits.budget.rows,
+        speculator,
+        is_automatic,
+        taps,
     )
 
 
-def _speculator_bytes(config: NodeConfig, folder: Path, device: torch.device) -> int:
-    """Return the bytes that the node's speculator needs beside the last block.  Raises ModelError unless it is auto."""
+def _speculator_bytes(config: NodeConfig, folder: Path, device: torch.device) -> tuple[int, int]:
+    """Return the bytes that the node's speculator needs beside the last block, and its taps without that at most.
+
+    Raises ModelError unless it is auto.
+    """
     width: int = getattr(torch, config.model.dtype).itemsize
+    computed = 4 if device.type == "cpu" else width
     try:
         found = find_speculator(config.model.speculator, folder, HubOptions(config.model.revision), config.model.name)
-        return 0 if found is None else found.memory_bytes(4 if device.type == "cpu" else width, width)
+        return (0, 0) if found is None else (found.memory_bytes(computed, width), found.tap_bytes(computed))
     except ModelError:
         if config.model.speculator != AUTO:
             raise
-        return 0  # loading says why it takes none
+        return 0, 0  # loading says why it takes none
 
 
 def _load(
@@ -228,7 +241,7 @@ def _load(
     offload: Offload | None,
     progress: Progress | None,
     skeleton: PreTrainedModel | None = None,
-) -> tuple[SpanModel, ServedSpan, float, Speculator | None]:
+) -> tuple[SpanModel, ServedSpan, float, Speculator | None, TapSlice | None]:
     if config.device.threads:
         torch.set_num_threads(config.device.threads)
     device = find_device(config.device.name)
@@ -238,7 +251,8 @@ def _load(
     dtype, kind, room = getattr(torch, config.model.dtype), config.model.quantization, node_room(config, folder)
     skeleton = build_skeleton(folder, dtype) if skeleton is None else skeleton
     holding = choose_holding(config, room, folder, skeleton, span)
-    beside = room_for_speculator(room, holding.footprint, model.shape.blocks) if span.end == model.shape.blocks else 0
+    is_tail = span.end == model.shape.blocks
+    beside = room_for_speculator(room, holding.footprint, model.shape.blocks) if is_tail else room.taps
     ends = holding.footprint.ends.of(span, model.shape.blocks) + beside
     peak = peak_bytes(len(span), room, holding.footprint, ends)
     log.info("blocks %s need at most %s on %s, beside the program", span, format_bytes(peak), device.type)
@@ -271,11 +285,13 @@ def _load(
         attention=span_model.attention_name,
         activation_bytes=numerics.row_bytes(model.shape.hidden_size),
     )
-    if room.speculator and not beside and span_model.loaded.is_tail:
+    gives_way = is_tail and room.speculator and not beside
+    if gives_way:
         log.info("the speculator is left out: the last block would not fit beside it")
-    choice = config.model.speculator if beside or not room.speculator else NONE
+    choice = NONE if gives_way else config.model.speculator
     speculator = load_speculator(choice, span_model, folder, served, model.name, model.hub, progress)
-    return span_model, served, measure_rate(span_model) * config.device.share, speculator
+    tap_slice = load_tap_slice(choice, span_model, folder, served, speculator, model.name, model.hub)
+    return span_model, served, measure_rate(span_model) * config.device.share, speculator, tap_slice
 
 
 def _throttled(runner: Runner, share: float) -> Runner:

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from treeswarm.errors import ProtocolError, Refused
 from treeswarm.protocol.messages import FaultCode
+from treeswarm.protocol.tap_sums import TapSums
 from treeswarm.session.session import incoming_rows
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.engine.activation_codec import NativeCodec, RowCodec
 from treeswarm_node.engine.sampler import Sampler, best_tokens
+from treeswarm_node.engine.tap_slice import TapSlice, add_taps
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.model.taps import Taps
 
@@ -39,7 +41,9 @@ class Computed:
     alternatives: NDArray[np.int64] | None = None
     """Most likely tokens, int64 [answered, k], or None if the session did not ask for them."""
     states: torch.Tensor | None = None
-    """Results of the tapped blocks, [rows, taps · hidden], or None if the segment does not speculate."""
+    """Results of the tapped blocks of its span, [rows, taps · hidden], or None if the segment does not speculate."""
+    tap_sums: TapSums | None = None
+    """Sums of taps for the next node, or None if no row has one."""
     error: ProtocolError | None = None
 
 
@@ -77,11 +81,17 @@ class ModelRunner:
     """Runs forwards on the model, and the sampler on the tail's logits."""
 
     def __init__(
-        self, model: SpanModel, sampler: Sampler, codec: RowCodec | None = None, taps: Sequence[int] = ()
+        self,
+        model: SpanModel,
+        sampler: Sampler,
+        codec: RowCodec | None = None,
+        taps: Sequence[int] = (),
+        tap_slice: TapSlice | None = None,
     ) -> None:
-        """`taps` are the blocks whose results segments that speculate get."""
+        """`taps` are the blocks whose results segments that speculate get, or add to sums with `tap_slice`."""
         self._model = model
         self._taps = taps
+        self._tap_slice = tap_slice
         self._codec = codec or NativeCodec(model.hidden_size)
         self._sampler = sampler
 
@@ -96,14 +106,14 @@ class ModelRunner:
         for segment, rows in zip(segments, inputs, strict=True):
             segment.kv.invalid |= not bool(torch.isfinite(rows).all())
         valid = [i for i, segment in enumerate(segments) if not segment.kv.invalid]
-        taps = Taps(self._taps) if any(segments[i].speculates and segments[i].step.rows for i in valid) else None
+        taps = self._needed_taps([segments[i] for i in valid])
         outputs = self._forward([segments[i] for i in valid], [inputs[i] for i in valid], taps)
         not_finite = Refused("activations from upstream are not finite", FaultCode.NOT_FINITE)
         results = [Computed(error=not_finite)] * len(segments)
         computed = self._results([segments[i] for i in valid], outputs)
         states = self._states([segments[i] for i in valid], taps)
         for i, result, tapped in zip(valid, computed, states, strict=True):
-            results[i] = replace(result, states=tapped) if segments[i].speculates else result
+            results[i] = self._with_taps(segments[i], result, tapped, taps)
         return results
 
     def _input(self, segment: Segment) -> torch.Tensor:
@@ -125,13 +135,31 @@ class ModelRunner:
         hidden = self._model.forward(segments, torch.cat(inputs), taps)
         return list(torch.split(hidden, [segment.step.rows for segment in segments]))
 
-    def _states(self, segments: list[Segment], taps: Taps | None) -> list[torch.Tensor | None]:
-        """Return the tapped rows of each segment, or None for each if no block was tapped."""
+    def _needed_taps(self, segments: list[Segment]) -> Taps | None:
+        """Return the taps of a forward, or None if no segment needs any.  All segments run the same blocks."""
+        if not any(segment.step.rows and (segment.speculates or segment.sums_from is not None) for segment in segments):
+            return None
+        span = segments[0].span
+        return Taps([tap for tap in self._taps if span.start <= tap < span.end])
+
+    def _states(self, segments: list[Segment], taps: Taps | None) -> Sequence[torch.Tensor]:
+        """Return the tapped rows of each segment, which are empty where no block was tapped."""
+        rows = [segment.step.rows for segment in segments]
+        if taps is None or not taps.blocks:
+            return [torch.empty(count, 0, device=self._model.device) for count in rows]
+        return torch.split(taps.states(), rows)
+
+    def _with_taps(self, segment: Segment, result: Computed, states: torch.Tensor, taps: Taps | None) -> Computed:
+        """Return a segment's result with what its taps are for."""
         if taps is None:
-            return [None] * len(segments)
-        # Clones, because a part of the batch would keep the rows of all sessions.
-        parts = torch.split(taps.states(), [segment.step.rows for segment in segments])
-        return [part.clone() if segment.speculates else None for segment, part in zip(segments, parts, strict=True)]
+            return result
+        if segment.speculates:
+            # A clone, because a part of the batch would keep the rows of all sessions.
+            return replace(result, states=states.clone())
+        if segment.sums_from is None or self._tap_slice is None:
+            return result
+        sums = add_taps(self._tap_slice, segment.step, states, taps.blocks, segment.sums_from)
+        return replace(result, tap_sums=sums)
 
     def _results(self, segments: list[Segment], outputs: list[torch.Tensor]) -> list[Computed]:
         """Encode the outputs, or sample from them if the span ends with the last block.

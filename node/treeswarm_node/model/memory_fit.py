@@ -77,6 +77,8 @@ class NodeRoom:
     """Number of bytes of a speculator, which the node needs with the last block."""
     speculator_gives_way: bool = False
     """Whether the speculator is left out where the last block, or the whole model, would not fit with it."""
+    taps: int = 0
+    """Number of bytes that a node without the last block may need to add its taps to those of other nodes."""
 
 
 def count_blocks_that_fit(room: NodeRoom, footprint: Footprint, blocks: int) -> SpanLimits:
@@ -86,7 +88,7 @@ def count_blocks_that_fit(room: NodeRoom, footprint: Footprint, blocks: int) -> 
     BadRequest if not one block fits.
     """
     ends, speculator, most = footprint.ends, room_for_speculator(room, footprint, blocks), blocks - 1
-    middle, head = (_count(room, footprint, of_span) for of_span in (ends.middle, ends.head))
+    middle, head = (_count(room, footprint, of_span + room.taps) for of_span in (ends.middle, ends.head))
     tail, whole = (_count(room, footprint, of_span + speculator) for of_span in (ends.tail, ends.whole))
     limits = SpanLimits(min(middle, most), min(head, most), min(tail, most), whole=whole >= blocks)
     if not (limits.longest or limits.whole):

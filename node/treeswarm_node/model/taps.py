@@ -31,5 +31,5 @@ class Taps:
         return run
 
     def states(self) -> torch.Tensor:
-        """Return the results side by side, [rows, blocks · hidden]."""
+        """Return the results side by side, [rows, blocks · hidden]; there must be a tapped block."""
         return torch.cat([self._results[block] for block in self.blocks], -1)

@@ -98,7 +98,8 @@ class ToNextNode:
         self._link = asyncio.create_task(self._dial())
 
     async def send(self, step: Step, computed: Computed, timings: tuple[HopTiming, ...]) -> None:
-        await self._send(replace(step.append, skipped=~step.computed, hidden=computed.hidden, timings=timings))
+        append = replace(step.append, skipped=~step.computed, hidden=computed.hidden, timings=timings)
+        await self._send(replace(append, tap_sums=computed.tap_sums))
 
     async def replay(self, append: Append) -> None:
         await self._send(append)

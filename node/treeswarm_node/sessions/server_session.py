@@ -204,8 +204,9 @@ class ServerSession:
             self.memory.truncate(steps[0].append.prefix)
         for step in steps:
             speculates = self.speculation is not None
+            sums_from = self.epoch.sums_from(self.opening.tap_slice, replay=append.replay)
             work = WaitingStep(
-                self.state, self.memory.kv, self.opening.span, step, self._take_result, arrived, speculates
+                self.state, self.memory.kv, self.opening.span, step, self._take_result, arrived, speculates, sums_from
             )
             self.opening.engine.submit(work)
 
@@ -218,7 +219,7 @@ class ServerSession:
         try:
             if epoch.replays and self.memory.replay_log is not None:
                 for append in self.memory.replay_log.replay(epoch.number):
-                    await epoch.downstream.replay(append)
+                    await epoch.downstream.replay(self.memory.with_sums(append) if epoch.request.taps else append)
                     epoch.replayed += 1
             while True:
                 step, computed, timing = await epoch.results.get()

@@ -6,16 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from treeswarm.errors import Malformed, Refused, SwarmError, TransportError
-from treeswarm.protocol.messages import Fault, FaultCode, HopTiming, NextHop, Open, Profile, Proposal, Resume
+from treeswarm.protocol.messages import Append, Fault, FaultCode, HopTiming, NextHop, Open, Profile, Proposal, Resume
 from treeswarm.protocol.spans import Span
 from treeswarm.session.steps import Step
 from treeswarm.transport.seam import Stream, Transport
 from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.model_runner import Computed
+from treeswarm_node.engine.tap_slice import TapSlice
 from treeswarm_node.kv_cache.kv_store import SessionKV
 from treeswarm_node.kv_cache.prefix_recorder import PrefixRecorder
 from treeswarm_node.kv_cache.replay_log import ReplayLog
 from treeswarm_node.sessions.downstream import Downstream
+from treeswarm_node.sessions.tap_log import TapLog
 
 # A client that does not read its control stream is given up after this time, so that nothing else waits for it.
 SEND_FAULT_S = 5.0
@@ -33,6 +35,8 @@ class Opening:
     """Latency profile of a forward through the session's span, by which the client plans."""
     value_bytes_to: Callable[[str], int] = lambda _: 0
     """Return the bytes per value of rows to compress for the node at an address, or 0 for none."""
+    tap_slice: TapSlice | None = None
+    """What this node adds to the sums of a head's taps, or None if it has no part of a head."""
     on_end: Callable[[], None] = lambda: None
     """Called once, when the session begins to end."""
 
@@ -59,17 +63,27 @@ class SessionMemory:
     """Replay log, or None at the tail and where the budget had no room for one."""
     prefix_recorder: PrefixRecorder | None = None
     """Recorder of the prefix, or None if the session shares no prefix and after its first resumption."""
+    tap_log: TapLog | None = None
+    """Sums of taps that go with the replay log, or None where none are sent on."""
 
     def record(self, step: Step, computed: Computed) -> None:
         """Take note of a computed step; steps come in order."""
         if self.replay_log is not None:
             self.replay_log.record(step, computed.hidden)
+        if self.tap_log is not None:
+            self.tap_log.record(step, computed.tap_sums)
         if self.prefix_recorder is not None:
             self.prefix_recorder.record(step, self.kv, self.replay_log)
+
+    def with_sums(self, append: Append) -> Append:
+        """Return an append of the replay log with the sums of taps that its rows had."""
+        return append if self.tap_log is None else self.tap_log.attach(append)
 
     def truncate(self, length: int) -> None:
         """Cut the trunk back to `length` rows.  The replay log is lost if its budget has no room for that."""
         self.kv.truncate(length)
+        if self.tap_log is not None:
+            self.tap_log.truncate(length)
         if self.replay_log is not None and not self.replay_log.truncate(length):
             self.replay_log = None
 
@@ -161,6 +175,17 @@ class SessionEpoch:
     @property
     def next_hop(self) -> NextHop | None:
         return self.request.next_hop
+
+    def sums_from(self, part: TapSlice | None, *, replay: bool) -> int | None:
+        """Return the position in the text from which rows of a prompt or replay get sums of taps, or None for none.
+
+        `part` is what this node has of a head.  It must be the one that the client asked for.
+        """
+        asked = self.request.taps
+        if part is None or asked is None or asked.head != part.head or self.next_hop is None:
+            return None
+        resumption = self.request.resumption if replay else None
+        return max(0, (resumption.trunk_length if resumption else asked.prompt_rows) - part.window)
 
     @property
     def replays(self) -> bool:

@@ -28,7 +28,8 @@ from treeswarm_node.sessions.compression import LinkCompression
 from treeswarm_node.sessions.server_session import ServerSession
 from treeswarm_node.sessions.session_parts import Opening, SessionClient, SessionMemory
 from treeswarm_node.sessions.speculation import SessionSpeculation
-from treeswarm_node.speculator.seam import can_tap
+from treeswarm_node.sessions.tap_log import TapLog
+from treeswarm_node.speculator.seam import ReadsTapSums, can_tap
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class SessionTable(Mapping[bytes, ServerSession]):
             self._report_room(full=True)
             raise
         recorder = make_recorder(request, stage.store.prefixes) if stage.shares_prefixes else None
+        log_of_rows = _open_replay_log(request, stage, self.replay_logs, units)
         session = ServerSession(
             Opening(
                 request,
@@ -97,9 +99,10 @@ class SessionTable(Mapping[bytes, ServerSession]):
                 profile=scale_profile(stage.profile, request.span, stage.served.span),
                 value_bytes_to=partial(self.compression.value_bytes, stage.served.numerics),
                 on_end=lambda: self._remove(session),
+                tap_slice=stage.tap_slice,
             ),
             NodeSession(_session_terms(request, stage, self.limits, len(units) * PREFIX_TOKENS)),
-            SessionMemory(kv, _open_replay_log(request, stage, self.replay_logs, units), recorder),
+            SessionMemory(kv, log_of_rows, recorder, _open_tap_log(stage, log_of_rows)),
             SessionClient(control, last_request_at=asyncio.get_running_loop().time()),
             _speculation(request, stage),
         )
@@ -217,9 +220,14 @@ def _speculation(request: Open, stage: LoadedStage) -> SessionSpeculation | None
     speculator, span = stage.speculator, request.span
     if speculator is None or not speculator.name or not request.proposal_nodes or request.next_hop is not None:
         return None
-    if not can_tap(speculator.taps, span.start, span.end):
+    if not isinstance(speculator, ReadsTapSums) and not can_tap(speculator.taps, span.start, span.end):
         return None
-    return SessionSpeculation(speculator, request.proposal_nodes, stage.engine.counters)
+    return SessionSpeculation(speculator, request.proposal_nodes, span, stage.engine.counters)
+
+
+def _open_tap_log(stage: LoadedStage, log_of_rows: ReplayLog | None) -> TapLog | None:
+    """Return the log of sums of taps that goes with a replay log, or None if there is none or no sum is ever sent."""
+    return None if log_of_rows is None or stage.tap_slice is None else TapLog(stage.tap_slice.window)
 
 
 def _find_prefix(request: Open, stage: LoadedStage) -> list[PrefixUnit]:

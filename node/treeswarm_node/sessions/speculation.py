@@ -8,12 +8,14 @@ import numpy as np
 import torch
 
 from treeswarm.protocol.messages import Proposal
+from treeswarm.protocol.spans import Span
 from treeswarm.session.steps import Step
 from treeswarm.session.walk import child_index
 from treeswarm_node.engine.counters import Counters
 from treeswarm_node.engine.model_runner import Computed
+from treeswarm_node.engine.tap_slice import read_sums
 from treeswarm_node.speculator.followed_text import FollowedText, WalkEnd
-from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest, Speculator
+from treeswarm_node.speculator.seam import ReadsTapSums, RowSums, SpeculatedTree, SpeculationRequest, Speculator
 
 # Stands for a token that a tree does not have at its place.
 NO_NODE = -2
@@ -26,6 +28,8 @@ class SessionSpeculation:
     speculator: Speculator
     size: int
     """Largest number of nodes of a proposal."""
+    span: Span
+    """Blocks that this node computes for the session."""
     counters: Counters = field(default_factory=Counters)
     """Totals of the node."""
     text: FollowedText = field(init=False)
@@ -35,18 +39,35 @@ class SessionSpeculation:
     """The last proposal, until a walk has judged it."""
     _proposed_tip: int | None = None
     """Id of the node below which a tree was proposed last, or None before the first and after a repair."""
+    _blocks: tuple[int, ...] = field(init=False)
+    """Tapped blocks that this node computes for the session."""
 
     def __post_init__(self) -> None:
-        self.text = FollowedText(self.speculator.window)
+        self._blocks = tuple(tap for tap in self.speculator.taps if self.span.start <= tap < self.span.end)
+        self.text = FollowedText(self.speculator.window, len(self._blocks) < len(self.speculator.taps))
         self.memory = self.speculator.new_memory()
 
     def follow(self, step: Step, computed: Computed) -> bool:
         """Take note of a computed step, and return whether the walk has an end below which no tree was proposed."""
         states = torch.empty(0) if computed.states is None else computed.states
         answers = np.empty(0, np.int64) if computed.tokens is None else computed.tokens
-        self.text.add(step, answers, states)
+        self.text.add(step, answers, states, self._sums_of(step))
         end = self.text.walk_end()
         return end is not None and end.tip != self._proposed_tip
+
+    def _sums_of(self, step: Step) -> list[torch.Tensor | None] | None:
+        """Return the sum of other nodes' taps at each of a step's rows, or None if this node taps all blocks.
+
+        Sums that lack a block, or have one of this node's, count as missing.
+        """
+        if not self.text.needs_sums or not isinstance(self.speculator, ReadsTapSums):
+            return None
+        part, came = self.speculator.tap_slice, step.append.tap_sums
+        others = tuple(tap for tap in part.taps if tap not in self._blocks)
+        if came is None or came.blocks != others:
+            return [None] * step.rows
+        values, known = read_sums(part, step)
+        return [value if is_known else None for value, is_known in zip(values, known.tolist(), strict=True)]
 
     def truncate(self, length: int) -> None:
         """Cut the text back to `length` rows, for a new epoch."""
@@ -78,6 +99,7 @@ class SessionSpeculation:
             next_tokens=end.next_tokens,
             settings=end.settings,
             size=self.size,
+            sums=RowSums(*end.sums, self._blocks) if self.text.needs_sums else None,
         )
 
     def make_job(self, session: bytes, epoch: int, deliver: Callable[[Proposal], None]) -> "SpeculationJob":

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from treeswarm_node.engine.tap_slice import TapSlice, head_digest
 from treeswarm_node.speculator.files import SpeculatorConfig
 from treeswarm_node.speculator.growth import grow
 from treeswarm_node.speculator.guesses import GuessScorer, HeadWeights, read_saved_head
-from treeswarm_node.speculator.head import HeadShape, SpeculatorHead
+from treeswarm_node.speculator.head import EPSILON, FIRST_MATRIX, HeadShape, SpeculatorHead
 from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
 
 
@@ -49,22 +50,39 @@ class HeadMemory:
 class AutoregressiveSpeculator:
     """A head that proposes trees: one that was trained here, or a published one."""
 
-    def __init__(self, config: SpeculatorConfig, head: SpeculatorHead, weights: HeadWeights) -> None:
+    def __init__(
+        self,
+        config: SpeculatorConfig,
+        head: SpeculatorHead,
+        weights: HeadWeights,
+        digest: str = "",
+        hosted: range | None = None,
+    ) -> None:
+        """`hosted` are the places, in the config's taps, of those that this node hosts; None is for all.
+
+        `digest` is that of the head's first matrix, by which nodes with other taps know it.
+        """
         self.config = config
         self.name = config.kind
         self.head = head.eval().requires_grad_(False)
         self.weights = weights
         self._scorer = GuessScorer(config, weights.vocabulary)
+        hosted = range(len(config.taps)) if hosted is None else hosted
+        columns = dict(zip((config.taps[i] for i in hosted), head.keep_columns(hosted), strict=True))
+        self.tap_slice = TapSlice(digest, config.taps, columns, config.hidden_size, config.window, EPSILON)
 
     @classmethod
-    def load(cls, folder: Path, lm_head: torch.Tensor, *, is_tied: bool, dtype: torch.dtype) -> Self:
+    def load(
+        cls, folder: Path, lm_head: torch.Tensor, *, is_tied: bool, dtype: torch.dtype, hosted: range | None = None
+    ) -> Self:
         """Load a folder that `swarm train-speculator` wrote, for a target with this LM head [vocabulary, hidden].
 
-        Raises ModelError.
+        `hosted` are the places of the taps that this node hosts, or None for all.  Raises ModelError.
         """
         saved = read_saved_head(folder, lm_head, is_tied=is_tied, dtype=dtype)
         head = saved.fill(SpeculatorHead(head_shape(saved.config)))
-        return cls(saved.config, head, saved.weights)
+        digest = head_digest(saved.tensors[FIRST_MATRIX], saved.config.taps, EPSILON)
+        return cls(saved.config, head, saved.weights, digest, hosted)
 
     @property
     def agreement(self) -> float:
@@ -98,11 +116,26 @@ class AutoregressiveSpeculator:
 
     def _read(self, memory: HeadMemory, request: SpeculationRequest) -> torch.Tensor:
         """Add the new rows to the memory, and return their results [n, hidden]."""
-        head, device = self.head, self.weights.lm_head.device
-        state = head.fused(request.states.to(device))[None]
-        first, count = request.first_position, len(request.next_tokens)
-        positions = torch.arange(first, first + count, device=device)
-        query, key, value = head.attention_inputs(state, self.weights.embed(request.next_tokens), positions)
+        device, sums = self.weights.lm_head.device, request.sums
+        states, first, tokens = request.states.to(device), request.first_position, request.next_tokens
+        if sums is None:
+            return self._read_rows(memory, self.head.fused(states), first, tokens)
+        fused = sums.values.to(device) + self.tap_slice.contribution(states, sums.blocks)
+        fused = fused.to(self.weights.lm_head.dtype)
+        results: list[torch.Tensor] = []
+        for start, end in known_runs(sums.known):
+            # A row without a sum takes the result of the row before for its state, as a node below the root does.
+            state = fused[start:end] if sums.known[start] else results[-1][-1:]
+            results.append(self._read_rows(memory, state, first + start, tokens[start:end]))
+        return torch.cat(results)
+
+    def _read_rows(
+        self, memory: HeadMemory, fused: torch.Tensor, first: int, next_tokens: NDArray[np.int64]
+    ) -> torch.Tensor:
+        """Add rows with these states [n, hidden] to the memory, from position `first` on, and return their results."""
+        head, device, state = self.head, fused.device, fused[None]
+        positions = torch.arange(first, first + len(next_tokens), device=device)
+        query, key, value = head.attention_inputs(state, self.weights.embed(next_tokens), positions)
         keys, values = torch.cat([memory.keys, key[0]], 1), torch.cat([memory.values, value[0]], 1)
         seen = torch.arange(memory.start, memory.start + keys.shape[1], device=device)
         mask = (seen <= positions[:, None]) & (seen > positions[:, None] - self.window)
@@ -191,6 +224,12 @@ class _GrowingTree:
         result = self._speculator.attend(state, tokens, positions, self._memory, self._crown)
         self._results = torch.cat([self._results, result])
         return self._speculator.children(result, positions + 2, self._request)
+
+
+def known_runs(known: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the rows that are read in one forward each: runs of known rows, and every other row by itself."""
+    starts = [i for i in range(len(known)) if not i or not known[i] or not known[i - 1]]
+    return list(zip(starts, [*starts[1:], len(known)], strict=True))
 
 
 def head_shape(config: SpeculatorConfig) -> HeadShape:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from treeswarm.errors import ModelError
-from treeswarm_node.speculator.packing import packed, unpacked
+from treeswarm_node.speculator.packing import SCALES, packed, unpacked
 
 CONFIG, WEIGHTS = "speculator.json", "speculator.safetensors"
 FORMAT_VERSION = 1
@@ -100,10 +100,11 @@ def read_speculator_config(folder: Path, kinds: tuple[str, ...] = KINDS) -> Spec
     return config
 
 
-def read_speculator_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Read the weights of a speculator.  Raises ModelError."""
+def read_speculator_weights(folder: Path, only: str | None = None) -> dict[str, torch.Tensor]:
+    """Read the weights of a speculator, or one of them, if it is there.  Raises ModelError."""
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
-            return unpacked({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # no mapping
+            names = [name for name in file.keys() if only in (None, name, name.removesuffix(SCALES))]  # noqa: SIM118
+            return unpacked({name: file.get_tensor(name) for name in names})
     except (OSError, SafetensorError) as error:
         raise ModelError(f"'{folder / WEIGHTS}' cannot be read: {error}") from None

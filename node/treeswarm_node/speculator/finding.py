@@ -51,6 +51,17 @@ class FoundSpeculator:
         config = read_head_config(self.folder)
         return config.weights * width + config.vocab_size * config.hidden_size * target_width
 
+    def tap_bytes(self, width: int) -> int:
+        """Return the bytes that a node before the last block may need for its taps, with values of `width` bytes.
+
+        Heads that are trained here may have taps on several nodes, others have them all on the node of the last block.
+        Raises ModelError.
+        """
+        if self.kind != TRAINED:
+            return 0
+        config = read_speculator_config(self.folder)
+        return len(config.taps) * config.hidden_size**2 * width
+
 
 def find_speculator(choice: str, model_folder: Path, hub: HubOptions, model: str = "") -> FoundSpeculator | None:
     """Find the speculator that `--speculator` names for `model`, whose directory is given; None if there is none.

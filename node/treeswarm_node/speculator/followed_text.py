@@ -18,6 +18,9 @@ from treeswarm.session.steps import Step
 # Number of rows that are kept although the speculator has read them: a repair cuts the text back to what the last
 # answered append committed, which is a walk or two.
 KEPT_ROWS = 64
+# Number of rows of a text that may lack the sums of other nodes' taps.  The head goes on from its own results there,
+# each of them one forward, and with every row it knows less of what the target computed.
+MOST_UNKNOWN = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +34,8 @@ class TextRow:
     """Results of the tapped blocks, [taps · hidden]."""
     answer: int | None = None
     """The target's token after this row, or None if it was not computed."""
+    sum: torch.Tensor | None = None
+    """Sum of other nodes' taps, [size], or None if none came."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +49,8 @@ class WalkEnd:
     first_position: int
     """Position in the text of the first of the new rows."""
     rows: tuple[TextRow, ...]
-    """Rows that the speculator has not read, up to the walk's end; at least one."""
+    """Rows that the speculator has not read, up to the walk's end; at least one.  If other nodes tap blocks too, the
+    first one has a sum."""
     settings: SamplingSettings
 
     @property
@@ -57,6 +63,13 @@ class WalkEnd:
         """States of the rows, [rows, taps · hidden]."""
         return torch.stack([row.state for row in self.rows])
 
+    @property
+    def sums(self) -> tuple[torch.Tensor, NDArray[np.bool_]]:
+        """Sums of the rows, [rows, size], with 0 where none came, and which of them came, bool [rows]."""
+        empty = torch.zeros_like(next(row.sum for row in self.rows if row.sum is not None))
+        known = np.array([row.sum is not None for row in self.rows])
+        return torch.stack([empty if row.sum is None else row.sum for row in self.rows]), known
+
 
 @dataclass(eq=False)
 class FollowedText:
@@ -64,6 +77,8 @@ class FollowedText:
 
     window: int
     """Number of rows before the end of the text that a speculator reads at most."""
+    needs_sums: bool = False
+    """Whether other nodes tap blocks too, so that rows need their sums."""
     _trunk: deque[TextRow] = field(default_factory=deque)
     """Last rows of the trunk, without gaps."""
     _length: int = 0
@@ -79,8 +94,17 @@ class FollowedText:
     _read_end: int = 0
     """Position in the text after the last row that the speculator has read."""
 
-    def add(self, step: Step, answers: NDArray[np.int64], states: torch.Tensor) -> None:
-        """Take note of a computed step: `answers` are the tail's, int64 [answered], `states` those of all its rows."""
+    def add(
+        self,
+        step: Step,
+        answers: NDArray[np.int64],
+        states: torch.Tensor,
+        sums: Sequence[torch.Tensor | None] | None = None,
+    ) -> None:
+        """Take note of a computed step: `answers` are the tail's, int64 [answered].
+
+        `states` are those of all its rows, and `sums` what other nodes' taps add up to at each of them.
+        """
         append = step.append
         self._commit(append.commit.tolist(), step.trunk_length)
         if append.fresh or append.prefill:
@@ -88,7 +112,7 @@ class FollowedText:
         answer_of = dict(zip(step.answered.tolist(), answers.tolist(), strict=True))
         ids = (append.first_id + np.flatnonzero(step.computed)).tolist()
         rows = [
-            TextRow(node, token, states[i], answer_of.get(i))
+            TextRow(node, token, states[i], answer_of.get(i), None if sums is None else sums[i])
             for i, (node, token) in enumerate(zip(ids, step.tokens.tolist(), strict=True))
         ]
         self._settings = append.settings
@@ -113,7 +137,7 @@ class FollowedText:
     def walk_end(self) -> WalkEnd | None:
         """Follow the answers to the end of the walk.
 
-        Return None if an answer on the way is missing, or before there is an answer.
+        Return None if an answer on the way is missing, or before there is an answer, or if too many sums are missing.
         """
         path: list[TextRow] = []
         if self._root:
@@ -131,6 +155,11 @@ class FollowedText:
         first = self._length - len(self._trunk)
         skipped = self._rows_read(rows, first, last.answer)
         surplus = max(skipped, len(rows) - self.window)
+        if self.needs_sums:
+            start = first_to_read([row.sum is not None for row in rows], surplus)
+            if start is None:
+                return None
+            surplus = start
         return WalkEnd(last.id, last.answer, first + surplus, tuple(rows[surplus:]), self._settings)
 
     def mark_read(self, end: WalkEnd) -> None:
@@ -179,3 +208,16 @@ class FollowedText:
         kept = min(self.window, needed + KEPT_ROWS)
         while len(self._trunk) > kept:
             self._trunk.popleft()
+
+
+def first_to_read(known: Sequence[bool], first: int) -> int | None:
+    """Return the row with which a speculator begins to read if it needs no row before `first`, or None for none.
+
+    It begins at a row with a sum, if possible not after `first`, and leaves so much out that at most MOST_UNKNOWN of
+    the rows have none.
+    """
+    rows = np.array(known, np.bool_)
+    missing_after = np.cumsum(~rows[::-1])[::-1]
+    usable = np.flatnonzero(rows & (missing_after <= MOST_UNKNOWN))
+    early = usable[usable <= first]
+    return int(early[-1]) if len(early) else int(usable[0]) if len(usable) else None

@@ -23,6 +23,8 @@ from transformers.models.llama.modeling_llama import (
 )
 
 EPSILON = 1e-6
+FIRST_MATRIX = "fuse.weight"
+"""Name of the matrix over the states of all taps."""
 
 
 class TapNorm(StrEnum):
@@ -137,6 +139,18 @@ class SpeculatorHead(torch.nn.Module):
             case TapNorm.JOINED:
                 return torch.as_tensor(self.joined_norm(each.flatten(-2)))
         return each.flatten(-2)
+
+    def keep_columns(self, taps: range) -> list[torch.Tensor]:
+        """Return the columns of `fuse` for these taps, [hidden, state] each, and forget the others.
+
+        If some are forgotten, `fused` cannot be used any more.
+        """
+        columns = self.fuse.weight.data
+        size = columns.shape[1] // self.shape.taps
+        if len(taps) < self.shape.taps:
+            columns = columns[:, taps.start * size : taps.stop * size].clone()
+            self.fuse.weight = torch.nn.Parameter(columns, requires_grad=False)
+        return [columns[:, start : start + size] for start in range(0, columns.shape[1], size)]
 
     def attention_inputs(
         self, state: torch.Tensor, embedded: torch.Tensor, positions: torch.Tensor

@@ -10,17 +10,20 @@ import torch
 from treeswarm.errors import ModelError
 from treeswarm.model_files import DEFAULT_HUB, HubOptions, resolve_model
 from treeswarm.progress import Progress
+from treeswarm.protocol.spans import Span
+from treeswarm_node.engine.tap_slice import TapSlice, head_digest
 from treeswarm_node.model.checkpoint.embedding import read_embedding
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.speculator.autoregressive import AutoregressiveSpeculator
 from treeswarm_node.speculator.eagle3.loading import HeadTarget, load_eagle3
-from treeswarm_node.speculator.files import read_speculator_config
+from treeswarm_node.speculator.files import SpeculatorConfig, read_speculator_config, read_speculator_weights
 from treeswarm_node.speculator.finding import AUTO, NONE, TRAINED, FoundSpeculator, find_speculator
+from treeswarm_node.speculator.head import EPSILON, FIRST_MATRIX
 from treeswarm_node.speculator.load_check import check_at_load
 from treeswarm_node.speculator.mtp import MTP
 from treeswarm_node.speculator.mtp_loading import load_mtp
-from treeswarm_node.speculator.seam import Speculator, can_tap
+from treeswarm_node.speculator.seam import ReadsTapSums, Speculator, can_tap
 from treeswarm_node.speculator.self_check import CheckedSpeculator
 
 log = logging.getLogger(__name__)
@@ -68,8 +71,12 @@ def _load(
     lm_head, is_tied = model.lm_head()
     dtype = torch.float32 if model.device.type == "cpu" else model.dtype
     if found.kind == TRAINED:
-        is_certain = _check_trained(found.folder, served)
-        trained = AutoregressiveSpeculator.load(found.folder, lm_head, is_tied=is_tied, dtype=dtype)
+        config = _read_trained(found.folder, served)
+        is_certain = config.config_digest == served.config
+        if not is_certain:  # what is checked has all its taps on one node
+            _check_taps(found.folder, config.taps, served)
+        hosted = hosted_taps(config.taps, served.span)
+        trained = AutoregressiveSpeculator.load(found.folder, lm_head, is_tied=is_tied, dtype=dtype, hosted=hosted)
         return trained if is_certain else _checked(trained, str(found.folder), model, folder, served)
     if found.kind == MTP:
         layer = load_mtp(folder, model, served, partial(_embedding, model, folder))
@@ -112,22 +119,26 @@ def _embedding(model: SpanModel, folder: Path) -> torch.Tensor:
     return weight if weight.device.type != "meta" else read_embedding(folder, skeleton, model.dtype)
 
 
-def _check_trained(place: Path, served: ServedSpan) -> bool:
-    """Return whether a speculator that was trained here is for this very model.  Raises ModelError if it cannot serve.
+def _read_trained(place: Path, served: ServedSpan) -> SpeculatorConfig:
+    """Return the config of a speculator that was trained here, and say how it differs.  Raises ModelError.
 
     One model has several configs and digests, as safetensors, as GGUF and in other numbers of bits.
     """
     config = read_speculator_config(place)
-    _check_taps(place, config.taps, served)
     if config.config_digest != served.config:
         log.warning("the speculator in '%s' was trained on a model with another config: its guesses are checked", place)
-        return False
+        return config
+    if config.taps[0] < served.span.start:
+        log.info(
+            "the speculator in '%s' reads the results of blocks %s: every node from block %d on must have it",
+            place, _listed(config.taps), config.taps[0],
+        )  # fmt: skip
     if config.weights_digest != served.numerics.weights:
         log.warning(
             "the speculator in '%s' was trained on other weights: it may guess worse, but the text is exact",
             place,
         )
-    return True
+    return config
 
 
 def _check_taps(place: Path, taps: tuple[int, ...], served: ServedSpan) -> None:
@@ -141,3 +152,60 @@ def _check_taps(place: Path, taps: tuple[int, ...], served: ServedSpan) -> None:
 
 def _listed(taps: tuple[int, ...]) -> str:
     return ", ".join(map(str, taps))
+
+
+def load_tap_slice(
+    choice: str,
+    model: SpanModel,
+    folder: Path,
+    served: ServedSpan,
+    speculator: Speculator | None,
+    name: str = "",
+    hub: HubOptions = DEFAULT_HUB,
+) -> TapSlice | None:
+    """Load this node's part of a head's first matrix, by which it adds its taps to those of other nodes.
+
+    `speculator` is the node's own, if it hosts the last block; its part is here already.  Return None where there is no
+    head whose taps may lie on several nodes.  Raises ModelError if a speculator that was named does not fit.
+    """
+    if model.loaded.is_tail:
+        part = speculator.tap_slice if isinstance(speculator, ReadsTapSums) else None
+        return part if part is not None and part.head else None
+    try:
+        found = find_speculator(choice, folder, hub, name)
+        if found is None or found.kind != TRAINED:
+            return None
+        config = read_speculator_config(found.folder)
+        if config.config_digest != served.config:
+            log.info(
+                "the speculator in '%s' was trained on a model with another config: this node adds no taps",
+                found.folder,
+            )
+            return None
+        dtype = torch.float32 if model.device.type == "cpu" else model.dtype
+        part = read_tap_slice(found.folder, config, hosted_taps(config.taps, served.span), model.device, dtype)
+    except ModelError as error:
+        if choice != AUTO:
+            raise
+        log.warning("this node adds no taps: %s", error)
+        return None
+    blocks = _listed(tuple(part.columns)) or "none, and it passes sums on"
+    log.info("this node adds taps to what the speculator in '%s' reads at the tail: blocks %s", found.folder, blocks)
+    return part
+
+
+def read_tap_slice(
+    place: Path, config: SpeculatorConfig, hosted: range, device: torch.device, dtype: torch.dtype
+) -> TapSlice:
+    """Read the columns of the taps at the places `hosted`.  Raises ModelError."""
+    matrix, size = read_speculator_weights(place, FIRST_MATRIX).get(FIRST_MATRIX), config.hidden_size
+    if matrix is None or tuple(matrix.shape) != (size, size * len(config.taps)):
+        raise ModelError(f"the weights in '{place}' are not those of its config: train it again")
+    columns = {config.taps[i]: matrix[:, i * size : (i + 1) * size].to(device, dtype, copy=True) for i in hosted}
+    digest = head_digest(matrix, config.taps, EPSILON)
+    return TapSlice(digest, config.taps, columns, size, config.window, EPSILON)
+
+
+def hosted_taps(taps: tuple[int, ...], span: Span) -> range:
+    """Return the places of the taps that lie in a span."""
+    return range(sum(tap < span.start for tap in taps), sum(tap < span.end for tap in taps))

@@ -6,13 +6,14 @@ keeps a memory per session.  `autoregressive.py` is the first kind; every kind i
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm_node.engine.tap_slice import TapSlice
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,17 +41,32 @@ class SpeculationRequest:
     first_position: int
     """Position in the text of the first new row; the memory forgets what it has from there on."""
     states: torch.Tensor
-    """States of the new rows, float [n, taps · hidden], n at least 1."""
+    """States of the new rows, float [n, taps · hidden], n at least 1.  Where sums came with the rows, these are the
+    taps of `blocks` alone."""
     next_tokens: NDArray[np.int64]
     """Token after each of these rows, int64 [n].  The last one is the root of the tree."""
     settings: SamplingSettings
     size: int
     """Largest number of nodes of the tree."""
+    sums: "RowSums | None" = None
+    """What other nodes' taps add up to at these rows, or None if this node taps all blocks itself."""
 
     @property
     def root_position(self) -> int:
         """Position in the text of the tree's root."""
         return self.first_position + len(self.next_tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class RowSums:
+    """What the taps of other nodes add up to at some rows of a text."""
+
+    values: torch.Tensor
+    """Sums of the rows, float32 [n, size]; 0 where none came."""
+    known: NDArray[np.bool_]
+    """Rows whose sums came, bool [n].  The first one is among them.  The speculator does without the others' states."""
+    blocks: tuple[int, ...]
+    """Tapped blocks of this node, which are to be added, rising."""
 
 
 class Speculator(Protocol):
@@ -85,6 +101,16 @@ class Speculator(Protocol):
 
         Each step is one small forward.  Between two steps other sessions may compute, and the caller may stop.
         """
+        ...
+
+
+@runtime_checkable
+class ReadsTapSums(Speculator, Protocol):
+    """A speculator whose taps may lie on several nodes, as it takes `SpeculationRequest.sums`."""
+
+    @property
+    def tap_slice(self) -> TapSlice:
+        """The part of its first matrix that belongs to this node."""
         ...
 
 

@@ -39,6 +39,7 @@ from treeswarm.protocol.numerics import NumericsClass as NumericsClass  # noqa: 
 from treeswarm.protocol.prefix import Prefix
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
+from treeswarm.protocol.tap_sums import TapRequest, TapSums
 
 # One append carries at most this many bytes of activations, so that a node computes while the next segment uploads.  A
 # client cuts larger trees and prompts into several appends.
@@ -180,6 +181,8 @@ class Open:
     """Number of the target's best tokens that the tail sends with every answered row."""
     proposal_nodes: int = 0
     """Most nodes of the trees that the tail's speculator proposes, or 0 for no proposals."""
+    taps: TapRequest | None = None
+    """What the node adds to the sums of a head's taps, or None if it sends no sums on."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,8 @@ class Resume:
     next_hop: NextHop | None
     replays: bool
     """True if the downstream node is new: the node first sends it the rows of its replay log."""
+    taps: TapRequest | None = None
+    """What the node adds to the sums of a head's taps in the new epoch, or None if it sends no sums on."""
 
 
 @dataclass(frozen=True)
@@ -440,6 +445,8 @@ class Append:
     """Number of bytes per value in `hidden` if it is compressed (`wire/byte_planes.py`), or 0; 0 inside a node."""
     prefix: int = 0
     """Number of rows at the beginning of the trunk that all nodes reported to have, in a session's first append."""
+    tap_sums: TapSums | None = None
+    """Sums of the taps of the blocks before, or None if no row has one."""
 
     @property
     def rows(self) -> int:

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 ACTIVATION_BLOCK = 64
 
 
+def int8_row_bytes(size: int) -> int:
+    """Return the number of bytes of `size` values in 8 bits each, with their scales."""
+    return size + 2 * -(-size // ACTIVATION_BLOCK)
+
+
 @dataclass(frozen=True)
 class NumericsClass:
     """What all nodes of one chain must have in common, because it decides which text the model generates."""
@@ -23,7 +28,7 @@ class NumericsClass:
     def row_bytes(self, hidden_size: int) -> int:
         """Return the number of bytes of one row of activations on a link, before compression."""
         if self.activations == "int8":
-            return hidden_size + 2 * -(-hidden_size // ACTIVATION_BLOCK)
+            return int8_row_bytes(hidden_size)
         return hidden_size * (4 if self.dtype == "float32" else 2)
 
     @property

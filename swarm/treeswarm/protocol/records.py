@@ -77,6 +77,10 @@ class NodeRecord:
     """Kind of the speculator that proposes trees at this node, if it is a tail that has one, or ""."""
     agreement: float = 0.0
     """Share of held-out tokens that the speculator's first guess names, or 0 if that is not known."""
+    tap_head: str = ""
+    """Digest of the head whose taps the node adds where they are among its blocks, and reads if it is a tail, or ""."""
+    taps: tuple[int, ...] = ()
+    """Blocks that this head taps, rising."""
 
     @property
     def position(self) -> Coordinate | None:

@@ -21,6 +21,7 @@ from treeswarm.protocol import node_messages as n
 from treeswarm.protocol.prefix import DIGEST_BYTES, MAX_PREFIX_UNITS, SCOPE_BYTES, Prefix
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
+from treeswarm.protocol.tap_sums import HEAD_DIGEST_BYTES, MAX_TAPS, TapRequest, TapSums
 from treeswarm.wire import treeswarm_pb2 as pb
 from treeswarm.wire.encode import encode
 
@@ -169,6 +170,7 @@ def _open_in(message: pb.Open) -> m.Open:
         prefix=_prefix_in(message),
         alternatives=_count(message.alternatives, "alternatives", 0, m.MAX_ALTERNATIVES),
         proposal_nodes=_count(message.proposal_nodes, "proposal_nodes", 0, m.MAX_PROPOSAL),
+        taps=_tap_request_in(message),
     )
 
 
@@ -181,7 +183,15 @@ def _resume_in(message: pb.Resume) -> m.Resume:
         ticket=_id_bytes(message.ticket, "ticket", m.TICKET_BYTES),
         next_hop=_hop_in(message),
         replays=message.replays,
+        taps=_tap_request_in(message),
     )
+
+
+def _tap_request_in(message: pb.Open | pb.Resume) -> TapRequest | None:
+    if not message.HasField("taps"):
+        return None
+    head = _id_bytes(message.taps.head, "taps.head", HEAD_DIGEST_BYTES)
+    return TapRequest(head.hex(), _count(message.taps.prompt_rows, "taps.prompt_rows", 0, m.MAX_TRUNK))
 
 
 def _hop_in(message: pb.Open | pb.Resume) -> m.NextHop | None:
@@ -273,6 +283,7 @@ def _append_in(message: pb.Append) -> m.Append:
     _require(len(parents) == rows, "parents", f"{len(parents)} parents for {rows} tokens")
     _require(message.first_id + rows <= U32_LIMIT, "first_id", "node ids run past 32 bits")
     _require(message.answers in ANSWERS, "answers", f"{message.answers} is unknown")
+    skipped = _bits(message.skipped, "skipped", rows)
     return m.Append(
         epoch=message.epoch,
         seq=message.seq,
@@ -283,14 +294,28 @@ def _append_in(message: pb.Append) -> m.Append:
         prefill=message.prefill,
         answers=ANSWERS[message.answers],
         settings=_settings_in(message.settings),
-        skipped=_bits(message.skipped, rows),
+        skipped=skipped,
         hidden=message.hidden,
         timings=_timings_in(message.timings),
         fresh=message.fresh,
         replay=message.replay,
         prefix=_count(message.prefix, "prefix", 0, m.MAX_TRUNK),
         planes=_planes_in(message),
+        tap_sums=_tap_sums_in(message.tap_sums, skipped) if message.HasField("tap_sums") else None,
     )
+
+
+def _tap_sums_in(message: pb.TapSums, skipped: NDArray[np.bool_]) -> TapSums:
+    """Return the sums, whose size only the session knows."""
+    _require(1 <= len(message.blocks) <= MAX_TAPS, "tap_sums.blocks", f"{len(message.blocks)} blocks")
+    _require(all(a < b for a, b in pairwise(message.blocks)), "tap_sums.blocks", "blocks do not rise")
+    _count(message.blocks[-1], "tap_sums.blocks", 0, 2**16)
+    sums = TapSums(_bits(message.rows, "tap_sums.rows", len(skipped)), tuple(message.blocks), message.data)
+    _require(sums.count > 0, "tap_sums.rows", "no row has a sum")
+    _require(not (sums.rows & skipped).any(), "tap_sums.rows", "a row that is skipped has a sum")
+    divisible = len(sums.data) > 0 and len(sums.data) % sums.count == 0
+    _require(divisible, "tap_sums.data", f"{len(sums.data)} bytes cannot be divided evenly among {sums.count} rows")
+    return sums
 
 
 def _settings_in(settings: pb.SamplingSettings) -> SamplingSettings:
@@ -354,10 +379,10 @@ def _planes_in(message: pb.Append) -> int:
     return message.planes
 
 
-def _bits(data: bytes, rows: int) -> NDArray[np.bool_]:
+def _bits(data: bytes, field: str, rows: int) -> NDArray[np.bool_]:
     if not data:
         return np.zeros(rows, np.bool_)
-    _require(len(data) == (rows + 7) // 8, "skipped", f"{len(data)} bytes for {rows} rows")
+    _require(len(data) == (rows + 7) // 8, field, f"{len(data)} bytes for {rows} rows")
     return np.unpackbits(np.frombuffer(data, np.uint8), count=rows, bitorder="little").astype(np.bool_)
 
 

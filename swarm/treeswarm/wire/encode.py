@@ -13,6 +13,7 @@ from treeswarm.protocol import messages as m
 from treeswarm.protocol import node_messages as n
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
+from treeswarm.protocol.tap_sums import TapRequest, TapSums
 from treeswarm.wire import treeswarm_pb2 as pb
 
 U32_LIMIT = 2**32
@@ -105,6 +106,8 @@ def _open_out(message: m.Open) -> pb.Open:
         proto.resumption.CopyFrom(_resumption_out(message.resumption))
     if message.prefix is not None:
         proto.prefix_scope, proto.prefix_digests = message.prefix.scope, b"".join(message.prefix.digests)
+    if message.taps is not None:
+        proto.taps.CopyFrom(_tap_request_out(message.taps))
     return proto
 
 
@@ -119,7 +122,13 @@ def _resume_out(message: m.Resume) -> pb.Resume:
     )
     if message.next_hop is not None:
         proto.next_hop.CopyFrom(_hop_out(message.next_hop))
+    if message.taps is not None:
+        proto.taps.CopyFrom(_tap_request_out(message.taps))
     return proto
+
+
+def _tap_request_out(request: TapRequest) -> pb.TapRequest:
+    return pb.TapRequest(head=bytes.fromhex(request.head), prompt_rows=request.prompt_rows)
 
 
 def _hop_out(hop: m.NextHop) -> pb.NextHop:
@@ -156,7 +165,7 @@ def _proposal_out(message: m.Proposal) -> pb.Proposal:
 
 
 def _append_out(message: m.Append) -> pb.Append:
-    return pb.Append(
+    proto = pb.Append(
         epoch=message.epoch,
         seq=message.seq,
         commit=_array_out(message.commit, "<u4"),
@@ -174,6 +183,13 @@ def _append_out(message: m.Append) -> pb.Append:
         prefix=message.prefix,
         planes=message.planes,
     )
+    if message.tap_sums is not None:
+        proto.tap_sums.CopyFrom(_tap_sums_out(message.tap_sums))
+    return proto
+
+
+def _tap_sums_out(sums: TapSums) -> pb.TapSums:
+    return pb.TapSums(rows=np.packbits(sums.rows, bitorder="little").tobytes(), blocks=sums.blocks, data=sums.data)
 
 
 def _settings_out(settings: SamplingSettings) -> pb.SamplingSettings:

@@ -4,6 +4,7 @@ A record that `unseal` returns was signed by its node, and every field is in bou
 """
 
 import math
+from itertools import pairwise
 
 from google.protobuf.message import DecodeError
 
@@ -14,6 +15,7 @@ from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.protocol.messages import MAX_RECORD_BYTES, SIGNATURE_BYTES, NumericsClass
 from treeswarm.protocol.records import COORDINATE_LENGTH, RECORD_VERSION, NodeRecord, NodeState, SealedRecord
 from treeswarm.protocol.spans import Span
+from treeswarm.protocol.tap_sums import HEAD_DIGEST_BYTES, MAX_TAPS
 from treeswarm.wire import treeswarm_pb2 as pb
 
 # Prefix of the signed bytes, so that a record's signature is never valid for anything else.
@@ -66,6 +68,8 @@ def seal(record: NodeRecord, signer: Signer) -> SealedRecord:
         driver=int(record.driver),
         speculator=record.speculator,
         agreement=record.agreement,
+        tap_head=bytes.fromhex(record.tap_head),
+        taps=record.taps,
     ).SerializeToString()
     signature = signer.sign(RECORD_PREFIX + body)
     sealed = pb.SealedRecord(record=body, key=signer.public_key, signature=signature).SerializeToString()
@@ -116,6 +120,10 @@ def _read(body: pb.NodeRecord, key: bytes) -> NodeRecord:
     _require(0 <= body.hop_s <= MAX_SECONDS, "hop_s is out of bounds")
     _require(max(body.free_tokens, body.total_tokens) <= MAX_TOKENS, "tokens are out of bounds")
     _require(all(abs(length) <= MAX_SECONDS for length in body.coordinate), "coordinate is out of bounds")
+    _require(len(body.tap_head) in {0, HEAD_DIGEST_BYTES}, "tap_head is no digest")
+    _require(bool(body.taps) == bool(body.tap_head), "a head and its taps must come together")
+    _require(len(body.taps) <= MAX_TAPS and all(a < b for a, b in pairwise(body.taps)), "taps do not rise")
+    _require(all(tap < body.blocks for tap in body.taps), "a tap is outside the model")
     _require(all(length > 0 for length in body.coordinate[2:]), "coordinate has a height or error that is not positive")
     return NodeRecord(
         key=key,
@@ -140,6 +148,8 @@ def _read(body: pb.NodeRecord, key: bytes) -> NodeRecord:
         driver=DriverKind(body.driver) if body.driver in tuple(DriverKind) else DriverKind.MODEL,
         speculator=body.speculator,
         agreement=body.agreement,
+        tap_head=body.tap_head.hex(),
+        taps=tuple(body.taps),
     )
 
 

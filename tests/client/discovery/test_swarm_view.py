@@ -308,5 +308,9 @@ def test_what_the_tail_of_the_route_proposes_counts() -> None:
         assert view_of(head, plain, good).tail_speculator() is None, "the faster tail has none"
         assert view_of(head, good).tail_speculator() == good.record
         assert view_of(good).tail_speculator() == good.record, "blocks are missing still"
+        taps = {"tap_head": "0f" * 8, "taps": (1, 7)}
+        reads_both = record(4, 8, port=4003, speculator="autoregressive", **taps)
+        assert view_of(head, reads_both).tail_speculator() is None, "the head's node has not its part"
+        assert view_of(record(0, 4, **taps), reads_both).tail_speculator() == reads_both.record
 
     virtually(test)

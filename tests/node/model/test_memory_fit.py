@@ -213,3 +213,9 @@ def test_a_speculator_is_counted_with_the_last_block() -> None:
     assert limits(700, 250, gives_way=True) == SpanLimits(7, 7, 4, whole=False)
     assert limits(300, 250, gives_way=True) == SpanLimits(3, 3, 3, whole=False)
     assert limits(300, 250) == SpanLimits(3, 3, 0, whole=False)
+
+
+def test_taps_are_counted_where_the_speculator_is_not() -> None:
+    footprint = Footprint(block=100, ends=EndWeights(), kv_row=0, forward_row=0)
+    room = NodeRoom(int(500 / USABLE_SHARE) + 1, None, 1, 1, speculator=250, taps=150)
+    assert count_blocks_that_fit(room, footprint, 8) == SpanLimits(3, 3, 2, whole=False)

@@ -1,6 +1,7 @@
 """The head computes in steps what it computes over a whole text, and its files are checked before they are used."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from treeswarm.errors import ModelError
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.noise import gumbel_row
-from treeswarm_node.speculator.autoregressive import AutoregressiveSpeculator, head_shape
+from treeswarm_node.speculator.autoregressive import AutoregressiveSpeculator, head_shape, known_runs
 from treeswarm_node.speculator.files import CONFIG, WEIGHTS, SpeculatorConfig, read_speculator_config, save_speculator
 from treeswarm_node.speculator.guesses import HeadWeights
 from treeswarm_node.speculator.head import SpeculatorHead
 from treeswarm_node.speculator.packing import packed, unpacked
-from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
+from treeswarm_node.speculator.seam import RowSums, SpeculatedTree, SpeculationRequest
 
 VOCAB, HIDDEN = 50, 16
 CONFIG_OF_TEST = SpeculatorConfig("autoregressive", "c", "w", HIDDEN, VOCAB, (1, 2), 4, 2, 4, 32, window=9)
@@ -160,6 +161,46 @@ def test_a_small_vocabulary_guesses_only_its_tokens() -> None:
     for settings in (SamplingSettings(), SamplingSettings(temperature=1.0, seed=3)):
         tree = propose(small, request(small.new_memory(), tokens, states, 0, 6, settings))
         assert set(tree.tokens.tolist()) <= {3, 7, 20, 41}
+
+
+def with_sums(
+    speculator: AutoregressiveSpeculator, asked: SpeculationRequest, known: Sequence[bool]
+) -> SpeculationRequest:
+    """Return the request as a tail gets it that has the last tap alone; rows may lack what the other one adds."""
+    part, mask = speculator.tap_slice, np.array(known)
+    values = part.contribution(asked.states[:, :HIDDEN], part.taps[:1])
+    values[torch.from_numpy(~mask)] = 0
+    return replace(asked, states=asked.states[:, HIDDEN:], sums=RowSums(values, mask, part.taps[1:]))
+
+
+def test_taps_of_other_nodes_count_as_its_own() -> None:
+    speculator, (tokens, states) = make(), text(12)
+    asked = request(speculator.new_memory(), tokens, states, 0, 12)
+    alone = propose(speculator, asked)
+    together = propose(speculator, with_sums(speculator, replace(asked, memory=speculator.new_memory()), [True] * 12))
+    assert together.tokens.tolist() == alone.tokens.tolist()
+    assert together.scores == pytest.approx(alone.scores, abs=1e-4)
+
+
+def test_a_row_without_a_sum_goes_on_from_the_row_before() -> None:
+    """It is computed as the head computes its own guesses: as the second step of training-time test."""
+    speculator, (tokens, states) = make(), text(6)
+    embedded = speculator.weights.embedding[torch.from_numpy(tokens[1:])]
+    steps = speculator.head.unroll(states[None], embedded[None], 3)
+    for unknown in (1, 2):
+        known = [True] * (6 - unknown) + [False] * unknown
+        asked = with_sums(speculator, request(speculator.new_memory(), tokens, states, 0, 6), known)
+        result = speculator._read(asked.memory, asked)
+        assert torch.allclose(result[-1], steps[unknown][0, -1], atol=TOLERANCE)
+        assert asked.memory.end == 6
+
+
+@pytest.mark.parametrize(
+    ("known", "runs"),
+    [("1", [(0, 1)]), ("111", [(0, 3)]), ("1100", [(0, 2), (2, 3), (3, 4)]), ("1011", [(0, 1), (1, 2), (2, 4)])],
+)
+def test_known_rows_are_read_in_one_forward(known: str, runs: list[tuple[int, int]]) -> None:
+    assert known_runs(np.array([row == "1" for row in known])) == runs
 
 
 # ---------------------------------------------------------------- files

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import torch
 
 from treeswarm.protocol.messages import Answers, Append, Resumption
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.session import NodeSession, SessionTerms, prune
 from treeswarm.session.steps import Step
-from treeswarm_node.speculator.followed_text import KEPT_ROWS, FollowedText, WalkEnd
+from treeswarm_node.speculator.followed_text import KEPT_ROWS, MOST_UNKNOWN, FollowedText, WalkEnd, first_to_read
 
 WINDOW = 32
 
@@ -175,3 +176,60 @@ def test_a_text_that_begins_in_the_prefix_cache_is_read_from_there() -> None:
     )
     tail.text.add(moved, np.array([13]), states_of(moved))
     assert tail.read() == [(64, 10, 11), (65, 11, 12), (66, 12, 13)]
+
+
+# ---------------------------------------------------------------- sums of other nodes' taps
+
+
+@pytest.mark.parametrize(
+    ("known", "first", "start"),
+    [
+        ("11111", 0, 0),
+        ("11111", 3, 3),
+        ("11100", 3, 2),
+        ("10000", 3, 0),
+        ("00110", 0, 2),
+        ("00110", 4, 3),
+        ("00000", 0, None),
+        ("1" + "0" * MOST_UNKNOWN, 3, 0),
+        ("1" + "0" * (MOST_UNKNOWN + 1), 3, None),
+        ("1" + "0" * MOST_UNKNOWN + "10", 0, MOST_UNKNOWN + 1),
+        ("", 0, None),
+    ],
+)
+def test_reading_begins_at_a_row_with_a_sum(known: str, first: int, start: int | None) -> None:
+    assert first_to_read([row == "1" for row in known], first) == start
+
+
+def take_with_sums(tail: Tail, message: Append, answers: Sequence[int], summed: Sequence[bool]) -> WalkEnd | None:
+    """Take an append of which some rows have sums: each sum is the row's token."""
+    (step,) = tail.session.receive(message)
+    sums = [torch.tensor([float(token)]) if has else None for token, has in zip(step.tokens, summed, strict=True)]
+    tail.text.add(step, np.array(answers, np.int64), states_of(step), sums)
+    tail.session.finish(step)
+    return tail.text.walk_end()
+
+
+def test_rows_without_a_sum_are_read_after_the_last_one_that_has_one() -> None:
+    tail = Tail()
+    tail.text.needs_sums = True
+    take_with_sums(tail, append(0, 1, [0, 1, 2], [10, 11, 12], prefill=True), [13], [False, True, True])
+    assert tail.read() == [(1, 11, 12), (2, 12, 13)]
+    end = take_with_sums(tail, append(1, 4, [3, 4, 5], [13, 14, 15], fresh=True), [14, 15, 16], [True, False, False])
+    assert end is not None
+    assert end.sums[0].flatten().tolist() == [13.0, 0.0, 0.0]
+    assert end.sums[1].tolist() == [True, False, False]
+    assert tail.read() == [(3, 13, 14), (4, 14, 15), (5, 15, 16)]
+    # The next walk begins with a row without a sum: row 3 is read once more, as the last one that has one.
+    take_with_sums(tail, append(2, 7, [6], [16], commit=[4, 5, 6], fresh=True), [17], [False])
+    assert tail.read() == [(3, 13, 14), (4, 14, 15), (5, 15, 16), (6, 16, 17)]
+
+
+def test_nothing_is_proposed_where_no_sums_come() -> None:
+    tail = Tail()
+    tail.text.needs_sums = True
+    assert take_with_sums(tail, append(0, 1, [0, 1], [10, 11], prefill=True), [13], [False, False]) is None
+    assert take_with_sums(tail, append(1, 3, [2], [13], fresh=True), [14], [False]) is None
+    end = take_with_sums(tail, append(2, 4, [3], [14], commit=[3], fresh=True), [15], [True])
+    assert end is not None
+    assert (end.first_position, len(end.rows)) == (3, 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.node.conftest import SpanChain, tiny_model
 from tests.support.eagle3_heads import FLAT, NESTED, HeadFiles
 from tests.support.local_hub import Repository, local_hub
@@ -18,16 +18,17 @@ from transformers import PreTrainedModel
 from treeswarm.errors import ModelError
 from treeswarm.model_files import DEFAULT_HUB
 from treeswarm.protocol.messages import NumericsClass
+from treeswarm_node.engine.tap_slice import TapSlice
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.speculator import finding
 from treeswarm_node.speculator.autoregressive import AutoregressiveSpeculator, head_shape
 from treeswarm_node.speculator.eagle3 import known_heads
 from treeswarm_node.speculator.eagle3.known_heads import KnownHead
-from treeswarm_node.speculator.files import WEIGHTS, SpeculatorConfig, save_speculator
+from treeswarm_node.speculator.files import WEIGHTS, SpeculatorConfig, read_speculator_weights, save_speculator
 from treeswarm_node.speculator.finding import BESIDE, find_speculator
 from treeswarm_node.speculator.head import SpeculatorHead
-from treeswarm_node.speculator.loading import load_speculator
+from treeswarm_node.speculator.loading import load_speculator, load_tap_slice
 from treeswarm_node.speculator.seam import Speculator
 from treeswarm_node.speculator.self_check import CheckedSpeculator
 
@@ -57,8 +58,17 @@ def models(cut_in_three: Callable[[PreTrainedModel], SpanChain]) -> list[SpanMod
 def load(
     models: list[SpanModel], choice: str, folder: Path = Path("none"), place: int = 2, name: str = ""
 ) -> Speculator | None:
-    model = models[place]
-    served = ServedSpan(
+    return load_speculator(choice, models[place], folder, served_by(models[place]), name)
+
+
+def load_part(
+    models: list[SpanModel], choice: str, place: int, tail: Speculator | None, folder: Path = Path("none")
+) -> TapSlice | None:
+    return load_tap_slice(choice, models[place], folder, served_by(models[place]), tail)
+
+
+def served_by(model: SpanModel) -> ServedSpan:
+    return ServedSpan(
         span=model.loaded.span,
         blocks=4,
         vocab_size=199,
@@ -69,7 +79,6 @@ def load(
         attention="",
         activation_bytes=256,
     )
-    return load_speculator(choice, model, folder, served, name)
 
 
 def test_a_tail_loads_the_speculator_that_is_named(models: list[SpanModel], tmp_path: Path) -> None:
@@ -97,7 +106,10 @@ def test_only_a_tail_loads_one(models: list[SpanModel], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"taps": (2, 3)}, "reads the results of blocks 2, 3, and this node hosts 3:4: host from block 2 on"),
+        (
+            {"taps": (2, 3), "config_digest": "d"},
+            "reads the results of blocks 2, 3, and this node hosts 3:4: host from block 2 on",
+        ),
         ({"vocab_size": 300}, "is for an LM head of 300 tokens and 64 values, this model's has 199 and 64"),
     ],
 )
@@ -130,6 +142,45 @@ def test_auto_takes_a_bundled_one_for_models_of_its_shape(
     assert load(models, "auto", model) is None
     save(tmp_path / "bundled" / "c", config_digest="of the same model as GGUF")
     assert isinstance(load(models, "auto", model), CheckedSpeculator)
+
+
+def test_each_node_loads_the_columns_of_its_own_taps(models: list[SpanModel], tmp_path: Path) -> None:
+    """A tail whose head taps blocks of other nodes says which, and all of them know the head by the same digest."""
+    choice = str(save(tmp_path, taps=(0, 1, 2, 3)))
+    tail = load(models, choice)
+    parts = [load_part(models, choice, place, tail) for place in range(3)]
+    assert [sorted(part.columns) for part in parts if part] == [[0], [1, 2], [3]]
+    assert len({part.head for part in parts if part}) == 1
+    matrix = read_speculator_weights(tmp_path)["fuse.weight"]
+    for part in parts:
+        assert part is not None
+        assert (part.size, part.window, part.taps) == (64, 32, (0, 1, 2, 3))
+        for tap, columns in part.columns.items():
+            assert torch.equal(columns, matrix[:, 64 * tap : 64 * (tap + 1)])
+    assert isinstance(tail, AutoregressiveSpeculator)
+    assert tail.head.fuse.weight.shape == (64, 64)
+    found = find_speculator(choice, tmp_path, DEFAULT_HUB)
+    assert found is not None
+    assert found.tap_bytes(4) == 4 * 64 * 64 * 4
+
+
+def test_a_node_without_a_fitting_head_adds_no_taps(models: list[SpanModel], tmp_path: Path) -> None:
+    assert load_part(models, "auto", 1, None, tmp_path) is None
+    save(tmp_path / BESIDE, config_digest="d")
+    assert load_part(models, "auto", 1, None, tmp_path) is None
+    assert load_part(models, str(tmp_path / BESIDE), 1, None) is None
+    save(tmp_path / BESIDE)
+    assert load_part(models, "none", 1, None, tmp_path) is None
+    part = load_part(models, "auto", 1, None, tmp_path)
+    assert part is not None
+    assert not part.columns, "block 3 is not hosted here"
+    weights = load_file(tmp_path / BESIDE / WEIGHTS)
+    save_file({"fuse.weight": weights["fuse.weight"][:, :9].contiguous()}, tmp_path / BESIDE / WEIGHTS)
+    with pytest.raises(ModelError, match="are not those of its config"):
+        load_part(models, str(tmp_path / BESIDE), 1, None)
+    (tmp_path / BESIDE / WEIGHTS).write_bytes(b"no tensors")
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_part(models, str(tmp_path / BESIDE), 1, None)
 
 
 def test_one_of_other_weights_is_loaded_with_a_warning(

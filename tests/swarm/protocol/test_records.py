@@ -1,6 +1,7 @@
 """Signed records survive sealing unchanged, altered ones are refused, and the newest counts whatever the order."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +41,8 @@ def records(draw: st.DrawFn) -> tuple[FakeNode, NodeRecord]:
         "free_tokens": draw(st.integers(0, 2**32 - 1)),
         "speculator": draw(st.sampled_from(["", "autoregressive"])),
         "agreement": draw(st.sampled_from([0.0, 0.5, 1.0])),
+        "tap_head": (head := draw(st.sampled_from(["", "0123456789abcdef"]))),
+        "taps": tuple(sorted(draw(st.sets(st.integers(0, 199), min_size=1, max_size=16)))) if head else (),
         "coordinate": tuple(draw(st.lists(floats, max_size=6))),
     }
     return node, replace(node.record().record, **changes)
@@ -115,6 +118,37 @@ def test_a_record_says_whether_its_node_drives(kind: DriverKind) -> None:
     sealed = largest_record(driver=kind)
     assert len(sealed.sealed) <= MAX_RECORD_BYTES
     assert unseal(sealed.sealed).record.driver is kind
+
+
+def test_a_record_with_the_most_taps_can_be_passed_on() -> None:
+    taps = tuple(range(184, 200))
+    changes = {"span": Span(150, 200), "blocks": 200, "driver": DriverKind.MODEL, "speculator": "autoregressive"}
+    sealed = largest_record(tap_head="ab" * 8, taps=taps, **changes)
+    assert len(sealed.sealed) <= MAX_RECORD_BYTES
+    assert unseal(sealed.sealed).record.taps == taps
+
+
+@pytest.mark.parametrize(
+    ("head", "taps", "problem"),
+    [
+        (bytes(8), [], "must come together"),
+        (b"", [1], "must come together"),
+        (bytes(7), [1], "tap_head is no digest"),
+        (bytes(8), [2, 1], "taps do not rise"),
+        (bytes(8), range(17), "taps do not rise"),
+        (bytes(8), [8], "a tap is outside the model"),
+    ],
+)
+def test_a_head_without_possible_taps_is_malformed(head: bytes, taps: Sequence[int], problem: str) -> None:
+    node = NODES[0]
+    envelope = pb.SealedRecord.FromString(node.record().sealed)
+    body = pb.NodeRecord.FromString(envelope.record)
+    body.tap_head = head
+    body.taps.extend(taps)
+    envelope.record = body.SerializeToString()
+    envelope.signature = node.sign(RECORD_PREFIX + envelope.record)
+    with pytest.raises(Malformed, match=problem):
+        unseal(envelope.SerializeToString())
 
 
 def test_a_kind_of_driver_of_a_later_release_drives() -> None:

@@ -15,6 +15,7 @@ from treeswarm.protocol import node_messages as n
 from treeswarm.protocol.prefix import MAX_PREFIX_UNITS, PREFIX_TOKENS, Prefix
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
+from treeswarm.protocol.tap_sums import MAX_TAPS, TapRequest, TapSums
 from treeswarm.wire import treeswarm_pb2 as pb
 from treeswarm.wire.codec import decode_control_down, decode_control_up, decode_link_down, decode_link_up, encode
 
@@ -33,6 +34,17 @@ sampling = st.builds(
 
 def arrays(count: int) -> st.SearchStrategy[Any]:
     return st.lists(u32, min_size=count, max_size=count).map(lambda values: np.array(values, np.uint32))
+
+
+tap_requests = st.none() | st.builds(TapRequest, st.binary(min_size=8, max_size=8).map(bytes.hex), st.integers(0, 9))
+
+
+@st.composite
+def tap_sums(draw: st.DrawFn, skipped: list[bool]) -> TapSums | None:
+    rows = np.array([draw(st.booleans()) and not dead for dead in skipped], np.bool_)
+    blocks = draw(st.lists(st.integers(0, 99), min_size=1, max_size=MAX_TAPS, unique=True).map(sorted))
+    size = draw(st.integers(1, 5))
+    return TapSums(rows, tuple(blocks), bytes(size * int(rows.sum()))) if rows.any() else None
 
 
 @st.composite
@@ -55,6 +67,7 @@ def appends(draw: st.DrawFn) -> m.Append:
         fresh=draw(st.booleans()),
         prefix=draw(st.integers(0, m.MAX_TRUNK)),
         planes=draw(st.sampled_from([0, 1, 2, 4])) if hidden else 0,
+        tap_sums=draw(tap_sums(skipped)),
     )
 
 
@@ -125,6 +138,7 @@ opens = st.builds(
     prefix=prefixes,
     alternatives=st.integers(0, m.MAX_ALTERNATIVES),
     proposal_nodes=st.integers(0, m.MAX_PROPOSAL),
+    taps=tap_requests,
 )
 descriptions = st.builds(
     m.Description,
@@ -434,3 +448,33 @@ def test_a_proposal_that_is_no_tree_is_malformed(changes: dict[str, list[float]]
     data = pb.ControlDown(proposal=pb.Proposal(session=bytes(16), **packed)).SerializeToString()
     with pytest.raises(Malformed, match=problem):
         decode_control_down(data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"rows": b"\0"}, "no row has a sum"),
+        ({"rows": b"\3\0"}, "2 bytes for 3 rows"),
+        ({"rows": b"\6"}, "a row that is skipped has a sum"),
+        ({"blocks": []}, "0 blocks"),
+        ({"blocks": range(17)}, "17 blocks"),
+        ({"blocks": [4, 2]}, "blocks do not rise"),
+        ({"blocks": [1 << 20]}, "is not between"),
+        ({"data": b""}, "0 bytes cannot be divided evenly among 2 rows"),
+        ({"data": b"abc"}, "3 bytes cannot be divided evenly among 2 rows"),
+    ],
+)
+def test_sums_of_taps_that_fit_no_rows_are_malformed(changes: dict[str, Any], problem: str) -> None:
+    sums = pb.TapSums(**{"rows": b"\3", "blocks": [2, 4], "data": bytes(8), **changes})
+    tokens, settings = np.zeros(3, np.uint32).tobytes(), pb.SamplingSettings(top_p=1)
+    append = pb.Append(parents=tokens, tokens=tokens, settings=settings, skipped=b"\4", tap_sums=sums)
+    with pytest.raises(Malformed, match=problem):
+        decode_link_up(pb.LinkUp(append=append).SerializeToString())
+
+
+@pytest.mark.parametrize("head", [b"", bytes(7), bytes(9)])
+def test_a_head_without_a_digest_is_malformed(head: bytes) -> None:
+    taps = TapRequest(head.hex())
+    resume = m.Resume(1, bytes(16), 1, m.Resumption(1, 1), bytes(16), None, replays=False, taps=taps)
+    with pytest.raises(Malformed, match=r"taps\.head"):
+        decode_control_up(encode(resume))
