@@ -19,6 +19,11 @@ from treeswarm_client.client_settings import SessionSettings
 from treeswarm_client.discovery.route import Target
 from treeswarm_client.discovery.swarm_view import SwarmView
 from treeswarm_client.drafters.none import NoneDrafter
+from treeswarm_client.drafters.seam import Drafter
+from treeswarm_client.drafters.suffix import SuffixDrafter
+from treeswarm_client.drafters.tail.tail_drafter import TailDrafter
+from treeswarm_client.drafters.token_recycling import TokenRecyclingDrafter
+from treeswarm_client.drafters.union import UnionDrafter, UnionMember
 from treeswarm_client.driving.driver import DriverLimits, TextDriver
 from treeswarm_client.driving.drivers import Drivers
 from treeswarm_client.generation.drafter_pool import DrafterPool
@@ -53,11 +58,13 @@ class DrivenSwarm:
     """Network coordinate of each node, by address."""
     drivers: dict[str, TextDriver] = field(default_factory=dict)
 
-    def offer(self, address: str, kind: DriverKind = DriverKind.TABLES, **limits: Any) -> TextDriver:
+    def offer(
+        self, address: str, kind: DriverKind = DriverKind.TABLES, *, draft: str = "guessing", **limits: Any
+    ) -> TextDriver:
         """Have the node at `address` drive texts."""
         # As in the product, the node dials itself without a link.
         way = ShortWay(self.toys.network.transport(), MemoryTransport(self.toys.network), lambda: address, address)
-        driver = TextDriver(lambda: self.client("self", way), DriverLimits(**limits))  # type: ignore[arg-type, return-value]
+        driver = TextDriver(lambda: self.client("self", way, draft=draft), DriverLimits(**limits))  # type: ignore[arg-type, return-value]
         self.toys.nodes[address].driver = driver
         self.offers[address], self.drivers[address] = kind, driver
         return driver
@@ -88,11 +95,12 @@ class DrivenSwarm:
             coordinate=(place.x, place.y, place.height_s, place.error),
             software="toy",
             driver=self.offers.get(address, DriverKind.NONE),
+            speculator="toy" if address in self.toys.speculating else "",
         )
 
-    def client(self, drive: str, transport: Transport | None = None, luck: float = 0.7) -> "DrivenClient":
+    def client(self, drive: str, transport: Transport | None = None, draft: str = "guessing") -> "DrivenClient":
         """Return a client whose texts are driven as `drive` says."""
-        return DrivenClient(self, drive, transport or self.toys.network.transport(), luck)
+        return DrivenClient(self, drive, transport or self.toys.network.transport(), draft)
 
     def check_idle(self) -> None:
         """Check that no text is driven, and that nothing is left of any session."""
@@ -107,7 +115,8 @@ class DrivenClient:
     swarm: DrivenSwarm
     drive: str
     transport: Transport
-    luck: float
+    drafter: str
+    """`guessing`, `ngram`, `tail` or `tail+ngram`."""
     draft: DriverKind = DriverKind.TABLES
     target: Target = TARGET
     runs: list[Run] = field(default_factory=list)
@@ -143,7 +152,7 @@ class DrivenClient:
             self.transport,
             drivers.view,
             TARGET,
-            DrafterPool(GuessingDrafter(seed, self.luck) if tree_size else NoneDrafter()),
+            DrafterPool(make_drafter(self.drafter, seed) if tree_size else NoneDrafter()),
             SpokenTokens(),  # type: ignore[arg-type]
             drivers,
         )
@@ -164,6 +173,16 @@ class DrivenClient:
                     yield token
         finally:
             run.iteration.ended.set()
+
+
+def make_drafter(name: str, seed: int) -> Drafter:
+    """Return a drafter that needs no model."""
+    if name == "guessing":
+        return GuessingDrafter(seed)
+    if name == "tail":
+        return TailDrafter()
+    tables: list[UnionMember] = [SuffixDrafter(), TokenRecyclingDrafter()]
+    return UnionDrafter([*tables, TailDrafter()] if name == "tail+ngram" else tables)
 
 
 async def finish(run: Run) -> list[int]:
