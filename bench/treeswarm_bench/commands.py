@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   swarm bench busy --load bursts --seed 1 --json   beside programs that import torch, start and end at random
   swarm bench disturbed --json               the planner when machines and links change their speed; virtual clock
   swarm bench disturbed --cells 25ms --cases "first draft 50x;noise" --texts good   a part of the same
+  swarm bench concurrent --cells 25ms --json   1, 4 and 16 clients at once, by tree size; virtual clock
   swarm bench overhead --json                what a hop costs besides the model and the wire
   swarm bench node --profile --json          what an append costs a node besides the model, in one process
   swarm bench planner --json                 how much of a round the planner takes, on simulated links
@@ -143,6 +144,7 @@ BENCHES: Mapping[str, RunBench] = {
     "attention": _bench("parts.attention:bench_attention", _attention),
     "batch": _bench("batching:bench_batch", _setup),
     "busy": _bench("busy:bench_busy", _demos),
+    "concurrent": _bench("disturbed.concurrent:bench_concurrent", lambda _, a: {"links": a.cells, "seed": a.seed}),
     "disturbed": _bench("disturbed.bench:bench_disturbed", _cases),
     "draw": _bench("wan.draw:bench_draw", lambda _, args: {"source": args.file, "out": args.out}),
     "driver": _bench("wan.driver:bench_driver", _setup),

@@ -53,6 +53,10 @@ PRIOR_LATENCY_S = 0.05
 UNKNOWN: Profile = ((1, 10_000), (2, 10_500), (4, 11_000), (16, 13_000), (64, 20_000), (256, 50_000))
 # Weight of one timing in an estimate that has several.
 STEP = 1 / 8
+# A node is busy with other sessions if our rows wait for them this share of a single row's forward, or if so many
+# sessions share a forward.  Four clients of three nodes wait 0.4 to 0.8 of it; at 0.2, late rows of a client's own made
+# an idle node look busy now and then (19.4 tokens per second instead of 21.1; `swarm bench concurrent`, 2026-11-30).
+BUSY_WAIT, BUSY_SESSIONS = 0.3, 1.1
 # A waiting time that is off by a larger factor than this counts as this factor: one stall is no slow node.
 FARTHEST = 3.0
 # The same for a forward, when it bends the table near its number of rows.  Machines that are slow today are slow for
@@ -280,6 +284,11 @@ class HopEstimate:
         return Curve(self.duration.rows, single + self.sessions * (self.duration.seconds - single))
 
     @property
+    def is_busy(self) -> bool:
+        """Whether other sessions use the node so much that each further forward keeps one of them waiting."""
+        return self.sessions > BUSY_SESSIONS or self.queue_s > BUSY_WAIT * float(self.duration.at(1.0))
+
+    @property
     def pace(self) -> float:
         """Factor by which forwards take longer than the table says."""
         if self.from_profile or not self.paces.values:
@@ -343,6 +352,11 @@ class Costs:
     def price(self) -> Curve:
         """Seconds that the forwards of all nodes cost all sessions together, by rows (see the module's docstring)."""
         return sum_curves([hop.price for hop in self.hops])
+
+    @cached_property
+    def is_busy(self) -> bool:
+        """Whether any node is busy with other sessions."""
+        return any(hop.is_busy for hop in self.hops)
 
     @cached_property
     def queue_s(self) -> float:

@@ -274,7 +274,7 @@ class AutoPolicy:
                 largest=self.largest,
                 overlaps=self._overlaps_now,
                 has_kept=self._has_kept,
-                follows=not self._is_local,
+                follows=self._may_follow,
             )
             memory.exploration = memory.exploration.skip(self._decision.skipped_rounds)
         return self._decision.before
@@ -345,7 +345,7 @@ class AutoPolicy:
         both = shipped.union(wider, self.largest) if self.fixed_size is None else shipped
         self._drafted = both
         planned = self._planned
-        if len(both) == len(shipped) or planned is None:
+        if len(both) == len(shipped) or planned is None or self.costs.is_busy:
             return shipped
         estimates = self.memory.estimates
         chances = estimates.believed(estimates.acceptance.chances(both))
@@ -420,6 +420,14 @@ class AutoPolicy:
         """
         links_leave_time = self.costs.link.latency_s > float(self.costs.duration.at(1.0))
         return self.overlaps and (links_leave_time or not self._is_local)
+
+    @property
+    def _may_follow(self) -> bool:
+        """Whether a round may leave plain and its tree follow.
+
+        The further forward takes the client's own cores where a hop is local, and other sessions' time at busy nodes.
+        """
+        return not self._is_local and not self.costs.is_busy
 
     @property
     def _tries_nothing(self) -> bool:

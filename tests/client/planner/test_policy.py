@@ -14,12 +14,14 @@ TREE = DraftTree(np.arange(-1, 15), np.arange(16), np.log(0.9) * np.arange(1, 17
 COMPUTE_US = 5_000
 
 
-def after_rounds(latency_s: float, *, overlaps: bool = True, is_local: bool = False) -> AutoPolicy:
+def after_rounds(
+    latency_s: float, *, overlaps: bool = True, is_local: bool = False, queue_us: int = 0, sessions: int = 1
+) -> AutoPolicy:
     """Return a policy that has learned from some rounds whose trees were always right."""
     policy = AutoPolicy(PlannerMemory(), 1024, 1024, overlaps=overlaps)
     policy.begin([ChainHop("a", is_local=is_local), ChainHop("b")])
-    timing = (HopTiming(0, COMPUTE_US, 17, 1), HopTiming(0, COMPUTE_US, 17, 1))
-    seconds = latency_s + 2 * COMPUTE_US / 1e6
+    timing = (HopTiming(0, COMPUTE_US, 17, 1), HopTiming(queue_us, COMPUTE_US, 17, sessions))
+    seconds = latency_s + (2 * COMPUTE_US + queue_us) / 1e6
     policy.learn_prefill(seconds, [timing], unbroken=True)
     for _ in range(12):
         if policy.nodes_to_draft():
@@ -73,6 +75,20 @@ def test_extensions_shrink_the_longer_a_tree_is_in_flight() -> None:
     sent = [len(policy.extension(shipped, TREE, elapsed_s)) for elapsed_s in (0.0, 0.15, 2.0)]
     assert sent[0] >= sent[1] >= sent[2] == len(shipped)
     assert sent[0] > len(shipped)
+
+
+@pytest.mark.parametrize(
+    ("queue_us", "sessions", "follows"),
+    [(0, 1, True), (COMPUTE_US // 10, 1, True), (COMPUTE_US, 1, False), (0, 2, False)],
+    ids=["idle", "seldom waiting", "rows wait", "shared forwards"],
+)
+def test_nothing_follows_a_tree_where_other_sessions_wait(queue_us: int, sessions: int, follows: bool) -> None:
+    """A further forward costs the others its fixed part too: at busy nodes a tree travels as one append."""
+    policy = after_rounds(0.2, queue_us=queue_us, sessions=sessions)
+    policy.stop_drafting()
+    shipped = policy.choose(TREE.best(2))
+    assert (len(policy.extension(shipped, TREE, 0.0)) > len(shipped)) == follows
+    assert policy.nodes_to_draft_in_flight() > len(shipped), "drafting in flight costs the nodes nothing"
 
 
 def test_drafting_ends_when_it_promises_less_than_its_time() -> None:

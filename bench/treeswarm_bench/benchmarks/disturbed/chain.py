@@ -38,6 +38,8 @@ class _Travelling:
     """An append on its way."""
 
     append: Append
+    session: object
+    """Whose rows these are."""
     timings: tuple[HopTiming, ...] = ()
     is_dead: bool = False
     """Whether the walk has left all of its rows."""
@@ -56,6 +58,9 @@ class ScriptedNode:
     """How many times as long its forwards take as those of the others."""
     cold_forwards: int = 0
     """Number of coming forwards that are cold."""
+    forwards: int = 0
+    sessions: int = 0
+    """Number of sessions in all forwards together."""
     _waiting: list[_Travelling] = field(default_factory=list)
     _arrival: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -92,9 +97,11 @@ class ScriptedNode:
             self.world.at_work.add(self.machine)
             await asyncio.sleep(seconds)
             self.world.at_work.discard(self.machine)
+        sessions = len({id(each.session) for each in batch})
+        self.forwards, self.sessions = self.forwards + 1, self.sessions + sessions
         for each, count in zip(batch, rows, strict=True):
             queue_us = int(1e6 * (started - each.arrived_s))
-            each.timings += (HopTiming(queue_us, int(1e6 * seconds), count, 1),)
+            each.timings += (HopTiming(queue_us, int(1e6 * seconds), count, sessions),)
             each.computed.set()
 
 
@@ -110,6 +117,28 @@ class _Uplink:
         self.free_s = max(now, self.free_s) + byte_count / BYTES_PER_S
         self.last_arrival_s = max(self.last_arrival_s, self.free_s + delay_s)
         return self.last_arrival_s
+
+
+@dataclass(eq=False)
+class SharedNodes:
+    """Nodes that several chains lead through, with what each of them sends; `start` runs them until `close`."""
+
+    nodes: list[ScriptedNode]
+    uplinks: list[_Uplink] = field(init=False)
+    _running: list["asyncio.Task[None]"] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.uplinks = [_Uplink() for _ in self.nodes]
+
+    def start(self) -> None:
+        """Let the nodes compute."""
+        self._running = [asyncio.create_task(node.run()) for node in self.nodes]
+
+    async def close(self) -> None:
+        """End the nodes."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
 
 
 @dataclass(eq=False)
@@ -152,6 +181,8 @@ class ScriptedChain:
     text: ScriptedText
     world: World
     hops: tuple[Any, ...] = NODES
+    shared: SharedNodes | None = None
+    """Nodes that other chains use too, or None if this chain has nodes of its own."""
     _background: TaskSet = field(default_factory=TaskSet)
     _running: list["asyncio.Task[None]"] = field(default_factory=list)
     _places: dict[int, tuple[int, bool]] = field(default_factory=lambda: {0: (-1, True)})
@@ -160,7 +191,10 @@ class ScriptedChain:
     _epochs: int = -1
 
     def start(self) -> None:
-        """Start the nodes, and the replacement of one if the script has it."""
+        """Start the nodes, and the replacement of one if the script has it; nodes that are shared run already."""
+        if self.shared is not None:
+            self._begin_epoch(self.shared.nodes)
+            return
         lost = self.world.script.replacement
         cold = 2 if self.world.script.cold_nodes > 1 else 0
         already = lost is not None and lost.start_s < 0
@@ -179,7 +213,7 @@ class ScriptedChain:
         if self.epoch.in_flight.interrupted.is_set():
             raise Interrupted("the chain lost a node")
         answer = self.epoch.in_flight.add(append)
-        travelling = _Travelling(append)
+        travelling = _Travelling(append, self)
         self._travelling.append(travelling)
         self._background.start(self._travel(travelling, self.epoch))
         return answer
@@ -223,8 +257,11 @@ class ScriptedChain:
     def _begin_epoch(self, nodes: list[ScriptedNode]) -> None:
         self._epochs += 1
         self.epoch = ScriptedEpoch(self._epochs, nodes)
-        self._uplinks = [_Uplink() for _ in range(len(nodes) + 1)]
         self._travelling = []
+        if self.shared is not None:
+            self._uplinks = [_Uplink(), *self.shared.uplinks]
+            return
+        self._uplinks = [_Uplink() for _ in range(len(nodes) + 1)]
         self._running = [asyncio.create_task(node.run()) for node in nodes]
 
     async def _end_nodes(self) -> None:

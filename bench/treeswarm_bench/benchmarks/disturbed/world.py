@@ -43,6 +43,8 @@ class Speeds:
 
 # Three nodes of a small target on CPUs, as in `planner_replay`; the bundled draft takes 2 ms and 0.04 to 0.06 per row.
 SMALL = Speeds((1.0, 16.0, 64.0, 256.0), (0.004, 0.005, 0.009, 0.026), 0.002, 0.00005)
+# Nodes in the shape of a GPU, assumed: bound by reading weights up to 64 rows, then by products.
+FLAT = Speeds((1.0, 64.0, 256.0), (0.010, 0.011, 0.019), 0.002, 0.00005)
 # A third of SmolLM2-135M in float32 on one thread (docs/results/2026-11-30/cpu-kinds-smollm2.json; 256 rows by the last
 # slope), and a draft from tables, which takes almost nothing.
 SMOLLM2 = Speeds((1.0, 2.0, 4.0, 16.0, 64.0, 256.0), (0.0229, 0.0256, 0.0353, 0.0552, 0.0946, 0.252), 0.0003, 0.00001)
@@ -166,8 +168,10 @@ class World:
         self._pass(CLIENT, factor * (self.script.speeds.level_s + self.script.speeds.level_row_s * rows))
 
     def forward_base_s(self, rows: int) -> float:
-        """Return how long a forward takes on an undisturbed node."""
-        return float(np.interp(rows, self.script.speeds.rows, self.script.speeds.forward_s))
+        """Return how long a forward takes on an undisturbed node; beyond the table, its last slope continues."""
+        sizes, seconds = self.script.speeds.rows, self.script.speeds.forward_s
+        slope = (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2])
+        return float(np.interp(rows, sizes, seconds)) + slope * max(0.0, rows - sizes[-1])
 
     def _pass(self, machine: str, seconds: float) -> None:
         spent_s = self.work_s(machine, seconds)
