@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+from treeswarm_bench.benchmarks.wan.virtual import charged
+from treeswarm_bench.fixed_size import FixedSizePolicy
 from treeswarm_bench.virtual_clock import VirtualClockLoop, run_virtually, run_virtually_in_thread
 
 
@@ -41,6 +43,22 @@ async def test_cancelled_caller_waits_until_the_coroutine_has_ended() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended
+
+
+def test_the_planners_own_time_counts() -> None:
+    class SlowPolicy(FixedSizePolicy):
+        def nodes_to_draft(self) -> int:
+            spin(0.004)
+            return self.size
+
+    async def ask() -> tuple[int, float]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualClockLoop)
+        return charged(loop, SlowPolicy(3)).nodes_to_draft(), loop.time()
+
+    nodes, seconds = run_virtually(ask(), work_s=None)
+    assert nodes == 3
+    assert 0.004 <= seconds < 0.4
 
 
 def test_measured_work_takes_its_processor_time_in_parallel() -> None:

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +146,10 @@ def test_goals_that_were_not_measured_are_named() -> None:
 
 
 def test_every_fixed_setting_is_a_strategy() -> None:
-    assert {*FIXED, "auto", "auto-sync", "star"} <= {strategy.name for strategy in STRATEGIES}
+    by_name = {strategy.name: strategy for strategy in STRATEGIES}
+    assert {*FIXED, "auto", "auto-sync", "star"} <= by_name.keys()
+    ring, star = by_name["chain-10-no-bonus"], by_name["star-chain-10-no-bonus"]
+    assert star == replace(ring, name=star.name, description=star.description, star=True)
 
 
 # ---------------------------------------------------------------- what is measured

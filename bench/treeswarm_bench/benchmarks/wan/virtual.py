@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -34,6 +34,7 @@ from treeswarm_client.drafters.model import ModelDrafter
 from treeswarm_client.drafters.seam import Drafter, DraftTree, ShouldStop, never_stop
 from treeswarm_client.drafters.union import UnionDrafter
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts
+from treeswarm_client.planner.policy import TreePolicy
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.config import DeviceConfig, DrivingConfig, ModelConfig, NetworkConfig, NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo
@@ -45,8 +46,9 @@ from treeswarm_node.own_record import OwnRecord
 from treeswarm_node.reachability.reachability import Basis, PublicAddress
 from treeswarm_node.sessions.server import NodeServer
 
-# What a hop takes besides the model and the wire: `swarm bench overhead`, docs/benchmarks.md.
-HOP_S = 0.0019
+# What a message takes on each of the four links of three nodes besides the model and the link: 2.87 ms per node outside
+# the device, by `swarm bench overhead` (docs/benchmarks.md).
+HOP_S = 0.00287 * 3 / 4
 KV_TOKENS = 16_384
 NO_DRIVER = DrivingConfig()
 
@@ -76,6 +78,29 @@ class ClockReadingDrafter(WrappedDrafter):
             return should_stop(promise)
 
         return self.inner.propose(size, depth, read_clock_first)
+
+
+@dataclass(frozen=True, eq=False)
+class ChargedPolicy:
+    """A policy whose decisions take the processor time that they really take, as the client's own loop would wait.
+
+    The whole network stands still meanwhile, which is a little more than the planner costs where nodes compute.
+    """
+
+    inner: TreePolicy
+    loop: VirtualClockLoop
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.inner, name)
+
+        def timed(*args: Any, **options: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return method(*args, **options)
+            finally:
+                self.loop.now += time.thread_time() - start
+
+        return timed
 
 
 @dataclass(frozen=True)
@@ -201,7 +226,13 @@ async def virtual_cell_swarm(swift: float, setup: BenchSetup, cell: Cell, plan: 
             for model_drafter in draft_models(contestant.drafter):
                 model_drafter.clock = clock
             contestant.drafter = ClockReadingDrafter(contestant.drafter, clock)
+            contestant.charged = partial(charged, network.loop)
         yield swarm
+
+
+def charged(loop: VirtualClockLoop, policy: TreePolicy) -> TreePolicy:
+    """Return a policy that decides as `policy` does, and whose own time counts."""
+    return cast(TreePolicy, ChargedPolicy(policy, loop))
 
 
 def virtual_drafter(setup: BenchSetup, clock: Callable[[], float]) -> Drafter:
