@@ -93,6 +93,7 @@ def resolve_model(
     weights: bool = False,
     span: Span | None = None,
     is_loaded: Callable[[str], bool] | None = None,
+    block_of: Callable[[str], int | None] | None = None,
     hub: HubOptions = DEFAULT_HUB,
     progress: Progress | None = None,
 ) -> Path:
@@ -101,7 +102,8 @@ def resolve_model(
     A directory is used as it is, offline.  A GGUF file has its directory in the cache.  A model with a short name is
     fetched once, and is a GGUF file then.  From the hub, config and tokenizer are downloaded.  With `weights`, so are
     the files that contain tensors of the blocks in `span` (None: all blocks) or of no block, as far as `is_loaded` says
-    of a tensor's name that nodes load it (None: all tensors).  Raises ModelError.
+    of a tensor's name that nodes load it (None: all tensors) and `block_of` to which block it belongs (None: as such
+    names usually say).  Raises ModelError.
     """
     check_model_name(name)
     if name and Path(name).is_dir():
@@ -120,7 +122,7 @@ def resolve_model(
         return gguf_folder(Path(name), progress)
     folder = _from_hub(name, CLIENT_FILES, hub)
     if weights:
-        needed = needed_files(folder, span, is_loaded)
+        needed = needed_files(folder, span, is_loaded, block_of)
         _from_hub(name, needed, hub, progress)
         check_published(name, all((folder / file).exists() for file in needed))
     return folder
@@ -204,18 +206,24 @@ def check_published(name: str, has_safetensors: bool) -> None:
         )
 
 
-def needed_files(folder: Path, span: Span | None, is_loaded: Callable[[str], bool] | None = None) -> list[str]:
+def needed_files(
+    folder: Path,
+    span: Span | None,
+    is_loaded: Callable[[str], bool] | None = None,
+    block_of: Callable[[str], int | None] | None = None,
+) -> list[str]:
     """Return the names of the weight files that a node of `span` (None: all blocks) reads, sorted.
 
     They follow from the index; a model without an index has a single file.  `is_loaded` says of a tensor's name whether
-    nodes load it (None: all tensors): of a multimodal wrapper they load the text decoder alone.
+    nodes load it (None: all tensors): of a multimodal wrapper they load the text decoder alone.  `block_of` says to
+    which block a tensor belongs (None: by its name's usual form).
     """
     if not (folder / INDEX).exists():
         return [SINGLE]
     needed = set()
     for file, tensors in weight_files(folder).items():
         for tensor in filter(is_loaded or _is_any, tensors):
-            block = block_of(tensor)
+            block = (block_of or usual_block_of)(tensor)
             if span is None or block is None or span.start <= block < span.end:
                 needed.add(file)
     return sorted(needed)
@@ -225,8 +233,11 @@ def _is_any(_: str) -> bool:
     return True
 
 
-def block_of(tensor: str) -> int | None:
-    """Return the decoder block to which a tensor belongs, by its name, or None."""
+def usual_block_of(tensor: str) -> int | None:
+    """Return the decoder block to which a tensor belongs by the usual form of its name, or None.
+
+    Parts that read images have such names too: what knows the model's modules tells their layers apart.
+    """
     match = BLOCK.search(tensor)
     return int(match[1]) if match else None
 

@@ -56,6 +56,19 @@ def random_model(model_type: str, *sizes: Mapping[str, Any]) -> PreTrainedModel:
     return model.requires_grad_(False)
 
 
+def random_git() -> PreTrainedModel:
+    """Return a model whose decoder blocks have an unusual name, and whose image part has layers with the usual one."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}
+    image = {**sizes, "num_hidden_layers": 5, "image_size": 32, "patch_size": 16}
+    tokens = {"vocab_size": 128, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}
+    return random_model("git", sizes, tokens, {"num_hidden_layers": 3, "vision_config": image})
+
+
+def is_git_projection(name: str) -> bool:
+    """Return whether a tensor is a matrix of a decoder block of `random_git`."""
+    return "git.encoder.layer." in name and name.endswith(".weight") and "LayerNorm" not in name
+
+
 def write_checkpoint(
     model: PreTrainedModel, published: PublishedFormat, folder: Path, chosen: Callable[[str], bool] | None = None
 ) -> Path:

@@ -1,6 +1,5 @@
 """Find out what a node would do with a model, by the functions that a start calls, without loading a weight."""
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from treeswarm.errors import SwarmError, UnsupportedModel
-from treeswarm.model_files import HubOptions, ModelShape, block_of, read_config, read_shape, resolve_model
+from treeswarm.model_files import HubOptions, ModelShape, read_config, read_shape, resolve_model
 from treeswarm.model_sources.gguf_files import is_gguf_folder
 from treeswarm.model_sources.text_configs import TEXT_TYPES
 from treeswarm.programs.devices import QUANTIZATIONS, Machine, checkpoint_dtype
@@ -23,10 +22,10 @@ from treeswarm_node.model.automatic import with_device, with_numerics
 from treeswarm_node.model.checkpoint.dequantize.recognition import StoredWeight
 from treeswarm_node.model.checkpoint.formats import PLAIN, weight_format
 from treeswarm_node.model.checkpoint.headers import HeadedModel, with_headers
-from treeswarm_node.model.checkpoint.loader import hosted_parts, match_tensors
+from treeswarm_node.model.checkpoint.loader import MatchedCheckpoint, hosted_parts, match_tensors
 from treeswarm_node.model.checkpoint.skeleton import ALIASES, build_skeleton
 from treeswarm_node.model.checkpoint.storage import describe_storage, explain_no_kernel, held_blocks, stored_sizes
-from treeswarm_node.model.checkpoint.tensors import HostedTensors, check_complete
+from treeswarm_node.model.checkpoint.tensors import check_complete
 from treeswarm_node.model.checkpoint.text_part import loaded_tensors
 from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.families.kv_shapes import allowed_cuts, kv_givers, kv_shapes
@@ -130,35 +129,38 @@ def _measure(known: Appraisal, config: NodeConfig, headed: HeadedModel, folder: 
     dtype = getattr(torch, chosen.dtype)
     skeleton = build_skeleton(headed.folder, dtype)
     span = Span(0, shape.blocks)
-    tensors = _find_tensors(headed, skeleton, span)
+    matched = _match_tensors(headed, skeleton, span)
     device, room = config.device, node_room(config, folder)
-    stored = list(tensors.stored.values())
-    formats = _formats(config, chosen, stored)
-    plans = [_plan(numbers, skeleton, room, device.name, stored) for numbers in formats]
+    formats = _formats(config, chosen, list(matched.tensors.stored.values()))
+    plans = [_plan(numbers, skeleton, room, device.name, matched) for numbers in formats]
     chosen = _choose_expansion(config, chosen, plans)
     sizes = Sizes(
         shape=shape,
         parameters=_count_parameters(skeleton, span),
         kv_rows=_describe_kv(skeleton),
-        published=_published_size(headed, tensors, skeleton) if headed.is_published else None,
+        published=_published_size(headed, matched, skeleton) if headed.is_published else None,
         room=room,
         device="" if device.memory else device.name,
         plans=plans,
         chosen=chosen,
     )
     storage = describe_storage(
-        stored, dtype, chosen.quantization, holds_codes=chosen.holds_codes or chosen.quantization == "published"
+        matched.block_weights,
+        dtype,
+        chosen.quantization,
+        holds_codes=chosen.holds_codes or chosen.quantization == "published",
     )
     return replace(known, weights=storage or _describe_weights(known, headed, chosen), sizes=sizes)
 
 
-def _find_tensors(headed: HeadedModel, skeleton: PreTrainedModel, span: Span) -> HostedTensors:
+def _match_tensors(headed: HeadedModel, skeleton: PreTrainedModel, span: Span) -> MatchedCheckpoint:
     """Match the weights with the modules as loading does.  Raises ModelError, and UnsupportedModel."""
-    tensors = match_tensors(headed.folder, skeleton, span).tensors
+    matched = match_tensors(headed.folder, skeleton, span)
+    tensors = matched.tensors
     tied = skeleton.all_tied_weights_keys
     missing = set(tensors.expected) - set(tensors.targets.values())
     check_complete(headed.folder, skeleton, tensors.expected, missing.difference(tied, tied.values()))
-    return tensors
+    return matched
 
 
 def _describe_kv(skeleton: PreTrainedModel) -> list[str]:
@@ -178,17 +180,13 @@ def _count_parameters(skeleton: PreTrainedModel, span: Span) -> int:
     return sum(found.values())
 
 
-def _published_size(headed: HeadedModel, tensors: HostedTensors, skeleton: PreTrainedModel) -> PublishedSize:
+def _published_size(headed: HeadedModel, matched: MatchedCheckpoint, skeleton: PreTrainedModel) -> PublishedSize:
     sizes = stored_sizes(headed.folder, loaded_tensors(skeleton))
-    # A GGUF file's tensors have other names there than in the model.
-    loaded = sizes if is_gguf_folder(headed.folder) else itertools.chain.from_iterable(tensors.by_file.values())
-    by_block: Counter[int] = Counter()
-    total = 0
-    for name in loaded:
-        total += sizes[name]
-        block = block_of(name)
-        if block is not None:
-            by_block[block] += sizes[name]
+    by_block: Counter[int | None] = Counter()
+    for name, target in matched.file_targets.items():
+        by_block[matched.decoder.block_of(target)] += sizes[name]
+    total = by_block.total()
+    del by_block[None]
     return PublishedSize(total, max(by_block.values(), default=0))
 
 
@@ -231,14 +229,14 @@ def _plan(
     skeleton: PreTrainedModel,
     room: NodeRoom,
     device: str,
-    stored: Sequence[StoredWeight],
+    matched: MatchedCheckpoint,
 ) -> NodePlan:
     place = torch.device(device)
     is_published = numbers.quantization == "published"
-    held = held_blocks(stored, by_kernel=is_published) if numbers.holds_codes or is_published else {}
+    held = held_blocks(matched.block_weights, by_kernel=is_published) if numbers.holds_codes or is_published else {}
     footprint = read_footprint(skeleton, getattr(torch, numbers.dtype), numbers.quantization, place.type, held)
     layers = find_blocks(skeleton).layers
-    refusal = explain_no_kernel(stored) if is_published else None
+    refusal = explain_no_kernel(matched.tensors.stored.values()) if is_published else None
     if refusal is None and numbers.quantization != "none":
         refusal = explain_unsupported(numbers.quantization, place)
         try:

@@ -44,7 +44,7 @@ from treeswarm_node.model.check.weights import check_weights
 from treeswarm_node.model.checkpoint.formats import check_format
 from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
-from treeswarm_node.model.checkpoint.text_part import tensors_to_load
+from treeswarm_node.model.checkpoint.text_part import find_block_of, tensors_to_load
 from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.model.memory_fit import NodeRoom, free_memory, offload_room, peak_bytes, room_for_speculator
 from treeswarm_node.model.offload import Offload, open_offload
@@ -246,10 +246,14 @@ def _load(
         torch.set_num_threads(config.device.threads)
     device = find_device(config.device.name)
     check_kind(config.model.quantization, device)
+    dtype, kind = getattr(torch, config.model.dtype), config.model.quantization
+    skeleton = build_skeleton(model.folder, dtype) if skeleton is None else skeleton
     is_loaded = tensors_to_load(model.folder)
-    folder = resolve_model(model.name, weights=True, span=span, is_loaded=is_loaded, hub=model.hub, progress=progress)
-    dtype, kind, room = getattr(torch, config.model.dtype), config.model.quantization, node_room(config, folder)
-    skeleton = build_skeleton(folder, dtype) if skeleton is None else skeleton
+    folder = resolve_model(
+        model.name, weights=True, span=span,
+        is_loaded=is_loaded, block_of=find_block_of(skeleton), hub=model.hub, progress=progress,
+    )  # fmt: skip
+    room = node_room(config, folder)
     holding = choose_holding(config, room, folder, skeleton, span)
     is_tail = span.end == model.shape.blocks
     beside = room_for_speculator(room, holding.footprint, model.shape.blocks) if is_tail else room.taps
@@ -259,6 +263,7 @@ def _load(
     loaded = load_span(
         folder, span, dtype, device, progress,
         quantization=kind, offload=offload, skeleton=skeleton, holds_codes=holding.holds_codes,
+        matched=holding.matched,
     )  # fmt: skip
     free_unused_memory()
     weights = weights_digest(folder, read_config(folder), progress, is_loaded)

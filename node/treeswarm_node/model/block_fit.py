@@ -1,6 +1,6 @@
 """Decide whether a node holds published weights in their bits, so that its blocks fit into its memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,8 +12,8 @@ from treeswarm.protocol.spans import Span
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.model.checkpoint.formats import PLAIN, weight_format
 from treeswarm_node.model.checkpoint.headers import with_headers
-from treeswarm_node.model.checkpoint.loader import match_tensors
-from treeswarm_node.model.checkpoint.storage import HeldBlock, held_blocks
+from treeswarm_node.model.checkpoint.loader import MatchedCheckpoint, match_tensors
+from treeswarm_node.model.checkpoint.storage import held_blocks
 from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.footprint import read_footprint
 from treeswarm_node.model.memory_fit import Footprint, NodeRoom, count_blocks_that_fit
@@ -26,6 +26,8 @@ class Holding:
     footprint: Footprint
     holds_codes: bool = False
     """Whether weights are held in the bits in which they were published, and expanded where they are used."""
+    matched: MatchedCheckpoint | None = field(default=None, compare=False)
+    """Tensors of the span, if they had to be matched to find that out."""
 
 
 def choose_holding(
@@ -42,10 +44,17 @@ def choose_holding(
     expand = when_to_expand(config, folder)
     if expand == "load" or (expand == "auto" and _fits(room, plain.footprint, skeleton, span)):
         return plain
-    held = _read_held_blocks(config, folder, skeleton, span)
+    if span is not None:  # a hub that does not answer must not change how its weights are held
+        matched = match_tensors(folder, skeleton, span)
+    else:  # headers of all files are read, here or at the hub
+        with with_headers(config.model.name, folder, HubOptions(config.model.revision)) as headed:
+            matched = match_tensors(headed.folder, skeleton, Span(0, len(find_blocks(skeleton).layers)))
+    held = held_blocks(matched.block_weights, by_kernel=settings.quantization == "published")
+    of_span = None if span is None else matched
     if not held:
-        return plain
-    return Holding(read_footprint(skeleton, dtype, settings.quantization, device, held, span), holds_codes=True)
+        return replace(plain, matched=of_span)
+    footprint = read_footprint(skeleton, dtype, settings.quantization, device, held, span)
+    return Holding(footprint, holds_codes=True, matched=of_span)
 
 
 def when_to_expand(config: NodeConfig, folder: Path) -> str:
@@ -73,20 +82,3 @@ def _fits(room: NodeRoom, footprint: Footprint, skeleton: PreTrainedModel, span:
     except BadRequest:
         return False
     return span is None or limits.allow(span, blocks)
-
-
-def _read_held_blocks(
-    config: NodeConfig, folder: Path, skeleton: PreTrainedModel, span: Span | None
-) -> dict[int, HeldBlock]:
-    """Return the sizes of weights that can be held in their bits.
-
-    Without a span, headers of all files are read, here or at the hub.
-    """
-    by_kernel = config.model.quantization == "published"
-    if span is not None:  # a hub that does not answer must not change how its weights are held
-        stored = match_tensors(folder, skeleton, span).tensors.stored
-        return held_blocks(stored.values(), by_kernel=by_kernel)
-    with with_headers(config.model.name, folder, HubOptions(config.model.revision)) as headed:
-        whole = Span(0, len(find_blocks(skeleton).layers))
-        stored = match_tensors(headed.folder, skeleton, whole).tensors.stored
-        return held_blocks(stored.values(), by_kernel=by_kernel)

@@ -13,7 +13,7 @@ from transformers.modeling_layers import MtpModel
 from transformers.modeling_utils import LoadStateDictConfig
 
 from treeswarm.errors import ModelError
-from treeswarm.model_files import block_of, read_config, read_header, weight_files
+from treeswarm.model_files import read_config, read_header, usual_block_of, weight_files
 from treeswarm.model_sources.gguf_files import is_gguf_folder
 from treeswarm_node.model.checkpoint.formats import PLAIN, weight_format
 from treeswarm_node.model.checkpoint.skeleton import read_model_config
@@ -36,7 +36,7 @@ def mtp_tensors(folder: Path, blocks: int) -> dict[str, list[str]]:
     if is_gguf_folder(folder):
         return found
     for file, tensors in weight_files(folder).items():
-        names = [name for name in tensors if block_of(name) == blocks or OF_MTP.match(name)]
+        names = [name for name in tensors if usual_block_of(name) == blocks or OF_MTP.match(name)]
         if names := [name for name in names if not SHARED.search(name)]:
             found[file] = names
     return found

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.node.conftest import SMALL, random_model, tiny_model
 from tests.support.gguf_models import write_gguf
 from tests.support.local_hub import local_hub
-from tests.support.quantized_checkpoints import FORMATS, write_checkpoint
+from tests.support.quantized_checkpoints import FORMATS, is_git_projection, random_git, write_checkpoint
 
 from treeswarm.errors import ModelError, SwarmError
 from treeswarm.model_files import read_header
@@ -209,6 +209,20 @@ def test_published_format_is_told_from_the_headers(tmp_path: Path) -> None:
     assert sizes.published.total == sum(end - start for start, end in stored)
     assert sizes.published.block < plan_of(sizes, "float32").footprint.block / 3
     assert "FP8 in blocks of 32×32" in appraisal.weights
+
+
+@pytest.mark.parametrize("is_fp8", [False, True], ids=["plain", "fp8"])
+def test_blocks_are_those_that_loading_finds_whatever_their_names(is_fp8: bool, tmp_path: Path) -> None:
+    """GIT's decoder has `layer`; the layers of its image part are larger here, and are no blocks."""
+    plain = write_checkpoint(random_git(), FORMATS["fp8 blocks"], tmp_path / "fp8", is_git_projection)
+    appraisal = look_at(tmp_path / "fp8" if is_fp8 else plain, dtype="float32")
+    sizes, rest = sizes_of(appraisal), 4 * (2 * 2 * 64 + 6 * 64)  # norms and biases
+    assert sizes.published is not None
+    assert sizes.published.block == rest + (6 * (64 * 64 + 4 * 4) if is_fp8 else 4 * 6 * 64 * 64)
+    if is_fp8:
+        held = next(plan for plan in sizes.plans if plan.format == NumberFormat("float32", holds_codes=True))
+        assert held.footprint.block == sizes.published.block
+        assert "FP8 in blocks of 32×32" in appraisal.weights
 
 
 def test_gguf_file_is_appraised_from_its_own_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

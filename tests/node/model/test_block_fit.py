@@ -11,7 +11,7 @@ from tests.node.conftest import tiny_model
 from tests.support.quantized_checkpoints import FORMATS, write_checkpoint
 
 from treeswarm.errors import BadRequest
-from treeswarm.model_files import INDEX, SINGLE, block_of
+from treeswarm.model_files import INDEX, SINGLE, usual_block_of
 from treeswarm.protocol.spans import Span
 from treeswarm_node.config import DeviceConfig, ModelConfig, NodeConfig
 from treeswarm_node.model.block_fit import Holding, choose_holding, when_to_expand
@@ -58,7 +58,7 @@ def test_memory_decides_unless_the_owner_does(folder: Path) -> None:
 def test_a_node_with_the_files_of_its_own_blocks_alone_holds_codes(folder: Path) -> None:
     whole = holding(folder, PLENTY, expand="use")
     tensors = load_file(folder / SINGLE)
-    own = {name: tensor for name, tensor in tensors.items() if block_of(name) == PART.start}
+    own = {name: tensor for name, tensor in tensors.items() if usual_block_of(name) == PART.start}
     save_file(own, folder / "own.safetensors", {"format": "pt"})
     files = {name: "own.safetensors" if name in own else "others.safetensors" for name in tensors}
     (folder / INDEX).write_text(json.dumps({"weight_map": files}))

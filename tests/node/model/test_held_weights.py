@@ -10,7 +10,15 @@ from safetensors.torch import load_file, save_file
 from tests.node.conftest import SpanChain
 from tests.node.model.test_families import worst_difference
 from tests.node.model.test_formats import SPANS, TOLERANCE, save_in, stock
-from tests.support.quantized_checkpoints import FORMATS, MXFP4_EXPERTS, PublishedFormat, gptq
+from tests.support.quantized_checkpoints import (
+    FORMATS,
+    MXFP4_EXPERTS,
+    PublishedFormat,
+    gptq,
+    is_git_projection,
+    random_git,
+    write_checkpoint,
+)
 
 from treeswarm.errors import ModelError, UnsupportedModel
 from treeswarm.protocol.spans import Span
@@ -150,10 +158,21 @@ def test_the_footprint_is_what_a_block_takes(tmp_path: Path) -> None:
         layer = load_span(folder, Span(1, 2), torch.bfloat16, CPU, holds_codes=True).skeleton.base_model.layers[1]
         size = sum(tensor.nbytes for tensor in (*layer.parameters(), *layer.buffers()))
         skeleton = build_skeleton(folder, torch.bfloat16)
-        held = held_blocks(match_tensors(folder, skeleton, Span(0, 4)).tensors.stored.values())
+        held = held_blocks(match_tensors(folder, skeleton, Span(0, 4)).block_weights)
         footprint = read_footprint(skeleton, torch.bfloat16, "none", "cpu", held)
         assert footprint.block == pytest.approx(size, rel=0.12)
         assert footprint.block < 0.75 * read_footprint(skeleton, torch.bfloat16, "none", "cpu").block
+
+
+def test_weights_of_blocks_with_an_unusual_name_are_held(tmp_path: Path) -> None:
+    plain = write_checkpoint(random_git(), FORMATS["fp8 blocks"], tmp_path / "git", is_git_projection)
+    loaded = load_span(tmp_path / "git", Span(1, 2), torch.float32, CPU, holds_codes=True)
+    expected = load_span(plain, Span(1, 2), torch.float32, CPU)
+    held = {path: m for path, m in loaded.skeleton.named_modules() if isinstance(m, QuantizedLinear)}
+    assert len(held) == 6
+    for path, module in held.items():
+        assert path.startswith("git.encoder.layer.1.")
+        torch.testing.assert_close(module.dequantize(torch.float32), expected.skeleton.get_parameter(f"{path}.weight"))
 
 
 @pytest.mark.parametrize(
@@ -166,8 +185,8 @@ def test_bytes_of_a_held_weight_are_those_of_its_parts(published: str, kind: str
     loaded = load_span(folder, Span(1, 2), torch.bfloat16, CPU, holds_codes=kind == "none", quantization=kind)
     modules = [m for m in loaded.skeleton.base_model.layers[1].modules() if isinstance(m, QuantizedWeight)]
     size = sum(tensor.nbytes for module in modules for tensor in module.parts().values())
-    stored = match_tensors(folder, build_skeleton(folder, torch.bfloat16), Span(1, 2)).tensors.stored.values()
-    assert held_blocks(stored, by_kernel=kind == "published")[1].size == size
+    weights = match_tensors(folder, build_skeleton(folder, torch.bfloat16), Span(1, 2)).block_weights
+    assert held_blocks(weights, by_kernel=kind == "published")[1].size == size
 
 
 def test_held_weights_can_be_offloaded(tmp_path: Path) -> None:

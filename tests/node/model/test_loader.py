@@ -14,7 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from treeswarm.errors import BadRequest, ModelError, UnsupportedModel
 from treeswarm.identity import config_digest, weights_digest
-from treeswarm.model_files import block_of, load_tokenizer, read_config, read_shape, resolve_model, tokenizer_digest
+from treeswarm.model_files import (
+    load_tokenizer,
+    read_config,
+    read_shape,
+    resolve_model,
+    tokenizer_digest,
+    usual_block_of,
+)
 from treeswarm.protocol.spans import Span
 from treeswarm_node.model.check.family_check import check_family
 from treeswarm_node.model.checkpoint.loader import hosted_parts, load_span
@@ -184,5 +191,5 @@ def test_tokenizer_digest_and_missing_tokenizer(folder: Path) -> None:
 def test_buffer_of_the_whole_model_does_not_load_every_block(tmp_path: Path) -> None:
     write_checkpoint("ctrl", tmp_path)  # its table of positions is a buffer of the module that has the blocks
     loaded = load_span(tmp_path, Span(0, 2), torch.float32, torch.device("cpu"))
-    blocks = [block_of(name) for name, parameter in loaded.skeleton.named_parameters() if not parameter.is_meta]
+    blocks = [usual_block_of(name) for name, parameter in loaded.skeleton.named_parameters() if not parameter.is_meta]
     assert {block for block in blocks if block is not None} == {0, 1}

@@ -11,6 +11,7 @@ from tests.families.checkpoint import write_checkpoint
 from tests.families.configs import LAYERS
 from tests.families.table import WRAPPER_SWEEP, read_table
 from tests.families.wrapper_configs import tiny_wrapper_config
+from tests.support.quantized_checkpoints import random_git
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from treeswarm.errors import UnsupportedModel
@@ -24,7 +25,7 @@ from treeswarm_node.dry_run.appraisal import appraise
 from treeswarm_node.dry_run.report import as_text
 from treeswarm_node.model.checkpoint.loader import load_span
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
-from treeswarm_node.model.checkpoint.text_part import tensors_to_load
+from treeswarm_node.model.checkpoint.text_part import find_block_of, tensors_to_load
 from treeswarm_node.model.families.blocks import DecoderBlocks, find_blocks
 from treeswarm_node.model.footprint import read_footprint
 
@@ -149,3 +150,18 @@ def test_layers_of_other_parts_are_no_decoder_blocks() -> None:
     assert blocks.block_of("git.encoder.layer.13.attention.self.query.weight") == 13
     assert blocks.block_of("git.encoder.layer_norm.weight") is None
     assert blocks.block_of("git.image_encoder.vision_model.encoder.layers.1.mlp.fc1.weight") is None
+
+
+def test_an_image_part_with_more_layers_is_not_the_decoder() -> None:
+    """As in GIT's published models: 12 layers that read images, and 6 decoder blocks."""
+    blocks = find_blocks(random_git())
+    assert (blocks.path, len(blocks.layers)) == ("git.encoder.layer", 3)
+
+
+def test_files_of_blocks_are_told_by_the_decoder_and_not_by_their_usual_names(tmp_path: Path) -> None:
+    """The head loads GIT's image part, whose layers have the usual names of blocks, and its decoder's have not."""
+    git = random_git()
+    files = {name: ".".join(name.split(".")[1:5]) for name in git.state_dict()}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": files}))
+    needed = {*needed_files(tmp_path, Span(1, 2), None, find_block_of(git))}
+    assert needed == {file for file in files.values() if not file.startswith(("encoder.layer.0", "encoder.layer.2"))}

@@ -23,8 +23,9 @@ from treeswarm.errors import ModelError
 from treeswarm_node.model.checkpoint.dequantize import formulas
 from treeswarm_node.model.checkpoint.dequantize.formulas import Codes
 from treeswarm_node.model.checkpoint.dequantize.recognition import StoredWeight
-from treeswarm_node.model.checkpoint.storage import can_hold
+from treeswarm_node.model.checkpoint.storage import find_block_weights
 from treeswarm_node.model.checkpoint.tensors import HostedTensors
+from treeswarm_node.model.families.blocks import find_blocks
 from treeswarm_node.model.quantization.published_codes import Stacked, hold
 from treeswarm_node.model.quantization.quantized_linear import (
     QuantizedExperts,
@@ -171,10 +172,12 @@ def _find_places(skeleton: PreTrainedModel, tensors: HostedTensors) -> dict[str,
     by_target: dict[str, list[str]] = {}
     for name, target in tensors.targets.items():
         by_target.setdefault(target, []).append(name)
+    in_blocks = find_block_weights(tensors.stored, tensors.targets, find_blocks(skeleton))
+    held_targets = {weight.target for weight in in_blocks if weight.can_be_held}
     places: dict[str, _Place] = {}
     for target, names in by_target.items():
         stored = [tensors.stored[name] for name in names if name in tensors.stored]
-        if len(stored) < len(names) or not all(can_hold(weight) for weight in stored):
+        if len(stored) < len(names) or target not in held_targets:
             continue
         patterns = {
             name: rename_source_key(name, renamings, converters, skeleton.base_model_prefix, state)[1] for name in names

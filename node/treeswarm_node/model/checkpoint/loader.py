@@ -23,9 +23,14 @@ from treeswarm_node.model.checkpoint.lazy_weights import open_weights
 from treeswarm_node.model.checkpoint.part_loader import PartLoader
 from treeswarm_node.model.checkpoint.parts import LoadedPart, divide
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
-from treeswarm_node.model.checkpoint.storage import describe_storage, explain_no_kernel
+from treeswarm_node.model.checkpoint.storage import (
+    BlockWeight,
+    describe_storage,
+    explain_no_kernel,
+    find_block_weights,
+)
 from treeswarm_node.model.checkpoint.tensors import HostedTensors, check_complete, find_tensors
-from treeswarm_node.model.families.blocks import find_blocks, is_wrapper, modules_besides
+from treeswarm_node.model.families.blocks import DecoderBlocks, find_blocks, is_wrapper, modules_besides
 from treeswarm_node.model.families.extra_inputs import ExtraInputs
 from treeswarm_node.model.families.kv_shapes import check_cuts, kv_givers
 from treeswarm_node.model.loaded_span import CheckpointWeights, LoadedSpan
@@ -45,6 +50,21 @@ class MatchedCheckpoint:
     """Transformers' renamings and conversions of the model's type."""
     gguf: GGUFTensors | None
     """Reader of the weights, or None if they are safetensors."""
+    decoder: DecoderBlocks
+
+    @property
+    def block_weights(self) -> list[BlockWeight]:
+        """Weights of decoder blocks that are stored in fewer bits."""
+        return find_block_weights(self.tensors.stored, self.tensors.targets, self.decoder)
+
+    @property
+    def file_targets(self) -> dict[str, str]:
+        """Name in the model of what a tensor becomes, or a part of, by the tensor's name in the files."""
+        if self.gguf is not None:
+            return {name: target for target, names in self.gguf.stored.items() for name in names}
+        targets, stored = self.tensors.targets, self.tensors.stored
+        parts = {part: targets[name] for name, weight in stored.items() for part in weight.parts.values()}
+        return parts | {name: target for name, target in targets.items() if name not in stored}
 
 
 def match_tensors(folder: Path, skeleton: PreTrainedModel, span: Span) -> MatchedCheckpoint:
@@ -58,7 +78,7 @@ def match_tensors(folder: Path, skeleton: PreTrainedModel, span: Span) -> Matche
     tensors = find_tensors(folder, files, skeleton, hosted_parts(skeleton, span), conversions)
     if gguf is not None:
         tensors = replace(tensors, shapes={name: gguf.shape(name) for name in tensors.targets})
-    return MatchedCheckpoint(tensors, conversions, gguf)
+    return MatchedCheckpoint(tensors, conversions, gguf, find_blocks(skeleton))
 
 
 def load_span(
@@ -72,13 +92,15 @@ def load_span(
     offload: Offload | None = None,
     skeleton: PreTrainedModel | None = None,
     holds_codes: bool = False,
+    matched: MatchedCheckpoint | None = None,
 ) -> LoadedSpan:
     """Load the decoder blocks `span`, with the embedding at the head and with norm and LM head at the tail.
 
     Only these tensors are read, and only the files that hold them.  If names or layouts in the checkpoint differ from
     those of the modules (fused experts), transformers' own conversions are applied.  Tensors are read in small parts,
     each of which is quantized before the next one is read; with `offload`, the device holds one block at a time.
-    `skeleton` is the model without weights in `dtype`, if it has been built; it becomes the loaded one.  With
+    `skeleton` is the model without weights in `dtype`, if it has been built; it becomes the loaded one.  `matched` are
+    the span's tensors, if they have been matched with it.  With
     `holds_codes` weights that are published in fewer bits are held so where that is possible, and expanded one by one
     where they are used; with the quantization `published`, kernels multiply with the codes.
 
@@ -91,11 +113,11 @@ def load_span(
     if span.end > blocks:
         raise BadRequest(f"blocks {span} exceed the model, which has {blocks}: give --blocks within {Span(0, blocks)}")
     check_cuts(span, kv_givers(layers), blocks)
-    matched = match_tensors(folder, skeleton, span)
+    matched = match_tensors(folder, skeleton, span) if matched is None else matched
     tensors = matched.tensors
     if is_wrapper(skeleton.config):
         log.info("'%s' is a multimodal model: its text part alone is hosted", skeleton.config.model_type)
-    if storage := describe_storage(tensors.stored.values(), dtype, quantization, holds_codes=holds_codes):
+    if storage := describe_storage(matched.block_weights, dtype, quantization, holds_codes=holds_codes):
         log.info("%s", storage)
     for buffer in skeleton.buffers():
         buffer.data = buffer.data.to(device)

@@ -2,18 +2,46 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from treeswarm.errors import ModelError
-from treeswarm.model_files import block_of, read_header, weight_files
+from treeswarm.model_files import read_header, weight_files
 from treeswarm.model_sources.gguf_files import is_gguf_folder, read_table
 from treeswarm.programs.units import format_bytes
 from treeswarm_node.attention.latent import EXPANSION
 from treeswarm_node.model.checkpoint.dequantize.recognition import StoredWeight, TensorEntry
+from treeswarm_node.model.families.blocks import DecoderBlocks
+
+
+@dataclass(frozen=True)
+class BlockWeight:
+    """Names a weight of a decoder block that is stored in fewer bits."""
+
+    block: int
+    """Number of the block."""
+    target: str
+    """Name in the model of what the weight becomes, or a part of."""
+    stored: StoredWeight
+
+    @property
+    def can_be_held(self) -> bool:
+        """Whether the weight can be held in its bits, by its name.
+
+        The expansion of latents is expanded: attention multiplies with it from both sides.
+        """
+        return f".{EXPANSION}." not in self.target
+
+
+def find_block_weights(
+    stored: Mapping[str, StoredWeight], targets: Mapping[str, str], blocks: DecoderBlocks
+) -> list[BlockWeight]:
+    """Return those of the weights that belong to decoder blocks; `targets` has their names in the model."""
+    found = ((blocks.block_of(targets[name]), targets[name], weight) for name, weight in stored.items())
+    return [BlockWeight(block, target, weight) for block, target, weight in found if block is not None]
 
 
 @dataclass(frozen=True)
@@ -28,19 +56,19 @@ class HeldBlock:
     """Number of values of the largest matrix."""
 
 
-def held_blocks(weights: Iterable[StoredWeight], *, by_kernel: bool = False) -> dict[int, HeldBlock]:
+def held_blocks(weights: Iterable[BlockWeight], *, by_kernel: bool = False) -> dict[int, HeldBlock]:
     """Return the sizes of those of the weights that can be held in their published bits, by block.
 
     `by_kernel` says whether kernels multiply with codes where there are some.
     """
     blocks: dict[int, HeldBlock] = {}
     for weight in weights:
-        block = block_of(weight.name)
-        if block is not None and can_hold(weight):
-            held, numbers = blocks.get(block, HeldBlock()), math.prod(weight.shape)
-            matrix = numbers if len(weight.shape) < 3 else numbers // weight.shape[0]
-            size = weight.count_held(by_kernel=by_kernel)
-            blocks[block] = HeldBlock(held.numbers + numbers, held.size + size, max(held.largest, matrix))
+        if weight.can_be_held:
+            held, shape = blocks.get(weight.block, HeldBlock()), weight.stored.shape
+            numbers = math.prod(shape)
+            matrix = numbers if len(shape) < 3 else numbers // shape[0]
+            size = weight.stored.count_held(by_kernel=by_kernel)
+            blocks[weight.block] = HeldBlock(held.numbers + numbers, held.size + size, max(held.largest, matrix))
     return blocks
 
 
@@ -56,14 +84,6 @@ def explain_no_kernel(weights: Iterable[StoredWeight]) -> str | None:
         f"--quantization published: no kernel multiplies with {formats}: leave it out; --expand use holds weights of "
         "fewer bits as they are"
     )
-
-
-def can_hold(weight: StoredWeight) -> bool:
-    """Return whether a weight of a block can be held in its bits, by its name.
-
-    The expansion of latents is expanded: attention multiplies with it from both sides.
-    """
-    return block_of(weight.name) is not None and f".{EXPANSION}." not in weight.name
 
 
 def stored_sizes(folder: Path, is_loaded: Callable[[str], bool]) -> dict[str, int]:
@@ -88,19 +108,16 @@ def read_entries(folder: Path, names_of: Mapping[str, Iterable[str]]) -> dict[st
 
 
 def describe_storage(
-    weights: Iterable[StoredWeight], dtype: torch.dtype, quantization: str, *, holds_codes: bool = False
+    weights: Sequence[BlockWeight], dtype: torch.dtype, quantization: str, *, holds_codes: bool = False
 ) -> str | None:
     """Say in one line what loading makes of blocks that are stored in fewer bits, or None if there are none."""
-    stored, expanded = Counter[int](), Counter[int]()
-    kinds = set()
-    for weight in weights:
-        block = block_of(weight.name)
-        if block is not None:
-            kinds.add(weight.kind)
-            stored[block] += weight.stored_bytes
-            expanded[block] += math.prod(weight.shape) * dtype.itemsize
-    if not kinds:
+    if not weights:
         return None
+    stored, expanded = Counter[int](), Counter[int]()
+    for weight in weights:
+        stored[weight.block] += weight.stored.stored_bytes
+        expanded[weight.block] += math.prod(weight.stored.shape) * dtype.itemsize
+    kinds = {weight.stored.kind for weight in weights}
     published = (
         f"weights are published as {' and '.join(sorted(kinds))}: {format_bytes(max(stored.values()))} per block"
     )

@@ -1,4 +1,7 @@
-"""Tell which tensors of a checkpoint nodes load: of a multimodal wrapper, those of its text decoder and LM head."""
+"""Tell which tensors of a checkpoint nodes load, and to which block they belong, by their names alone.
+
+Of a multimodal wrapper nodes load the tensors of its text decoder and LM head.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +14,7 @@ from treeswarm.model_files import read_config
 from treeswarm_node.model.checkpoint.dequantize.stored_weights import role_of
 from treeswarm_node.model.checkpoint.skeleton import build_skeleton
 from treeswarm_node.model.checkpoint.tensors import is_below, name_mapping
-from treeswarm_node.model.families.blocks import is_wrapper, text_modules
+from treeswarm_node.model.families.blocks import find_blocks, is_wrapper, text_modules
 
 
 def tensors_to_load(folder: Path) -> Callable[[str], bool] | None:
@@ -39,3 +42,16 @@ def loaded_tensors(skeleton: PreTrainedModel) -> Callable[[str], bool]:
         return is_below(target(tensor), prefixes) or is_below(target(role_of(tensor)[0]), prefixes)
 
     return is_loaded
+
+
+def find_block_of(skeleton: PreTrainedModel) -> Callable[[str], int | None]:
+    """Return what says of a tensor's name in the checkpoint to which decoder block it belongs, or None."""
+    decoder, prefix = find_blocks(skeleton), skeleton.base_model_prefix
+    target = name_mapping(skeleton, get_model_conversion_mapping(skeleton))
+
+    def block_of(tensor: str) -> int | None:
+        # Old checkpoints lack the base model's prefix, also in names that belong to no parameter.
+        names = (target(tensor), target(role_of(tensor)[0]), f"{prefix}.{tensor}")
+        return next((block for block in map(decoder.block_of, names) if block is not None), None)
+
+    return block_of

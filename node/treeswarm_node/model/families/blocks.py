@@ -46,10 +46,19 @@ def text_decoder(skeleton: PreTrainedModel) -> tuple[str, torch.nn.Module]:
 def find_blocks(skeleton: PreTrainedModel) -> DecoderBlocks:
     """Return the decoder blocks: of all lists of modules of the text decoder, the one with the most parameters.
 
-    Raises UnsupportedModel if there is none, or several of the same size.
+    A part whose config is of another class reads images or sound, such as GIT's, which may have more layers than the
+    decoder.  Raises UnsupportedModel if there is no list, or several of the same size.
     """
     path, decoder = text_decoder(skeleton)
-    lists = [(name, module) for name, module in decoder.named_modules() if isinstance(module, torch.nn.ModuleList)]
+    config, modules = skeleton.config.get_text_config(decoder=True), dict(decoder.named_modules())
+    others = tuple(
+        f"{name}." for name, module in modules.items() if type(getattr(module, "config", config)) is not type(config)
+    )
+    lists = [
+        (name, module)
+        for name, module in modules.items()
+        if isinstance(module, torch.nn.ModuleList) and not name.startswith(others)
+    ]
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in lists}
     largest = [(name, module) for name, module in lists if sizes[name] == max(sizes.values())]
     if len(largest) != 1:
