@@ -47,7 +47,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--kind",
         choices=KINDS,
         default=KINDS[0],
-        help="what to train: nodes serve autoregressive (default), the others are for `swarm bench speculators`",
+        help="what to train: nodes serve autoregressive (default) and parallel, `swarm bench speculators` compares all",
     )
     parser.add_argument(
         "--prompts",

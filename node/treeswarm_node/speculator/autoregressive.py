@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from treeswarm_node.engine.tap_slice import TapSlice, head_digest
-from treeswarm_node.speculator.files import SpeculatorConfig
+from treeswarm_node.speculator.files import AUTOREGRESSIVE, SpeculatorConfig
 from treeswarm_node.speculator.growth import grow
 from treeswarm_node.speculator.guesses import GuessScorer, HeadWeights, read_saved_head
 from treeswarm_node.speculator.head import EPSILON, FIRST_MATRIX, HeadShape, SpeculatorHead
@@ -79,7 +79,7 @@ class AutoregressiveSpeculator:
 
         `hosted` are the places of the taps that this node hosts, or None for all.  Raises ModelError.
         """
-        saved = read_saved_head(folder, lm_head, is_tied=is_tied, dtype=dtype)
+        saved = read_saved_head(folder, lm_head, is_tied=is_tied, dtype=dtype, kinds=(AUTOREGRESSIVE,))
         head = saved.fill(SpeculatorHead(head_shape(saved.config)))
         digest = head_digest(saved.tensors[FIRST_MATRIX], saved.config.taps, EPSILON)
         return cls(saved.config, head, saved.weights, digest, hosted)

@@ -15,7 +15,9 @@ from treeswarm_node.speculator.packing import SCALES, packed, unpacked
 CONFIG, WEIGHTS = "speculator.json", "speculator.safetensors"
 FORMAT_VERSION = 1
 AUTOREGRESSIVE = "autoregressive"
-KINDS = (AUTOREGRESSIVE,)
+PARALLEL = "parallel"
+KINDS = (AUTOREGRESSIVE, PARALLEL)
+"""Kinds that nodes serve."""
 # Sizes above these are mistakes: they are refused before any memory is taken for them.
 MOST_TAPS, LARGEST_SIZE = 16, 1 << 20
 

@@ -17,12 +17,13 @@ from treeswarm_node.model.loaded_span import ServedSpan
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.speculator.autoregressive import AutoregressiveSpeculator
 from treeswarm_node.speculator.eagle3.loading import HeadTarget, load_eagle3
-from treeswarm_node.speculator.files import SpeculatorConfig, read_speculator_config, read_speculator_weights
+from treeswarm_node.speculator.files import PARALLEL, SpeculatorConfig, read_speculator_config, read_speculator_weights
 from treeswarm_node.speculator.finding import AUTO, NONE, TRAINED, FoundSpeculator, find_speculator
 from treeswarm_node.speculator.head import EPSILON, FIRST_MATRIX
 from treeswarm_node.speculator.load_check import check_at_load
 from treeswarm_node.speculator.mtp import MTP
 from treeswarm_node.speculator.mtp_loading import load_mtp
+from treeswarm_node.speculator.parallel.speculator import ParallelSpeculator
 from treeswarm_node.speculator.seam import ReadsTapSums, Speculator, can_tap
 from treeswarm_node.speculator.self_check import CheckedSpeculator
 
@@ -73,10 +74,15 @@ def _load(
     if found.kind == TRAINED:
         config = _read_trained(found.folder, served)
         is_certain = config.config_digest == served.config
-        if not is_certain:  # what is checked has all its taps on one node
+        # What is checked, or reads no sums of other nodes' taps, has all its taps on one node.
+        if not is_certain or config.kind == PARALLEL:
             _check_taps(found.folder, config.taps, served)
-        hosted = hosted_taps(config.taps, served.span)
-        trained = AutoregressiveSpeculator.load(found.folder, lm_head, is_tied=is_tied, dtype=dtype, hosted=hosted)
+        trained: Speculator
+        if config.kind == PARALLEL:
+            trained = ParallelSpeculator.load(found.folder, lm_head, is_tied=is_tied, dtype=dtype)
+        else:
+            hosted = hosted_taps(config.taps, served.span)
+            trained = AutoregressiveSpeculator.load(found.folder, lm_head, is_tied=is_tied, dtype=dtype, hosted=hosted)
         return trained if is_certain else _checked(trained, str(found.folder), model, folder, served)
     if found.kind == MTP:
         layer = load_mtp(folder, model, served, partial(_embedding, model, folder))

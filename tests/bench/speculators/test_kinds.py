@@ -13,10 +13,10 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_bench.speculators.command import KINDS
 from treeswarm_bench.speculators.kinds.block_heads import LatticeSpeculator
 from treeswarm_bench.speculators.kinds.block_learning import BlockModule
-from treeswarm_bench.speculators.kinds.parallel import ParallelSpeculator
 from treeswarm_bench.speculators.kinds.table import TRAINED_KINDS, unrefined
 from treeswarm_bench.speculators.kinds.token_mlp import MlpSpeculator
 from treeswarm_bench.speculators.reads import KeptReadings
+from treeswarm_node.speculator.parallel.speculator import ParallelSpeculator
 from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest, Speculator
 
 NEW_KINDS = tuple(kind for kind in KINDS if kind != "autoregressive")

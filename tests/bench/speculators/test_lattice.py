@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from treeswarm_bench.speculators.kinds.lattice import CANDIDATES, LatticeTree, make_lattice
 from treeswarm_bench.speculators.kinds.ngram_model import TrigramModel
+from treeswarm_node.speculator.parallel.lattice import CANDIDATES, LatticeTree, make_lattice
 from treeswarm_node.speculator.seam import SpeculatedTree
 
 VOCAB = 100

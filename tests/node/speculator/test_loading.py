@@ -29,6 +29,7 @@ from treeswarm_node.speculator.files import WEIGHTS, SpeculatorConfig, read_spec
 from treeswarm_node.speculator.finding import BESIDE, find_speculator
 from treeswarm_node.speculator.head import SpeculatorHead
 from treeswarm_node.speculator.loading import load_speculator, load_tap_slice
+from treeswarm_node.speculator.parallel.speculator import ParallelHead, ParallelSpeculator
 from treeswarm_node.speculator.seam import Speculator
 from treeswarm_node.speculator.self_check import CheckedSpeculator
 
@@ -89,6 +90,21 @@ def test_a_tail_loads_the_speculator_that_is_named(models: list[SpanModel], tmp_
     found = find_speculator(str(tmp_path), Path("none"), DEFAULT_HUB)
     assert found is not None
     assert found.memory_bytes(4, 4) == 4 * (tmp_path / WEIGHTS).stat().st_size
+
+
+def test_a_tail_loads_the_kind_that_the_config_names(models: list[SpanModel], tmp_path: Path) -> None:
+    """Weights of another kind are refused."""
+    config = replace(FITTING, kind="parallel")
+    save_speculator(tmp_path, config, ParallelHead.of(config).state_dict())
+    speculator = load(models, str(tmp_path))
+    assert isinstance(speculator, ParallelSpeculator)
+    assert speculator.name == "parallel"
+    save_speculator(tmp_path, replace(config, taps=(2, 3)), ParallelHead.of(replace(config, taps=(2, 3))).state_dict())
+    with pytest.raises(ModelError, match="host from block 2 on"):
+        load(models, str(tmp_path))
+    save_speculator(tmp_path, FITTING, ParallelHead.of(config).state_dict())
+    with pytest.raises(ModelError, match="are not those of its config"):
+        load(models, str(tmp_path))
 
 
 def test_auto_takes_the_one_beside_the_model(models: list[SpanModel], tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Kinds of speculators that nodes do not serve: they are trained and compared here."""
+"""Kinds of speculators that nodes do not serve, and how all kinds are compared (docs/decisions/078)."""

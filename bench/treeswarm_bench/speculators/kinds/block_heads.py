@@ -13,16 +13,14 @@ from numpy.typing import NDArray
 from torch.nn.functional import linear, rms_norm, silu
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from treeswarm_bench.speculators.kinds.lattice import CorrectScores, LatticeTree, make_lattice
 from treeswarm_bench.speculators.kinds.ngram_model import TrigramModel
 from treeswarm_node.speculator.files import SpeculatorConfig
 from treeswarm_node.speculator.guesses import GuessScorer, HeadWeights, read_saved_head
 from treeswarm_node.speculator.head import EPSILON
+from treeswarm_node.speculator.parallel.lattice import LEVELS, CorrectScores, LatticeTree, make_lattice
 from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
 
 LATTICE = "lattice"
-LEVELS = 8
-"""Number of positions that are guessed at once, and so the largest depth of a tree."""
 NGRAM_WEIGHT = "ngram_weight"
 """Name of the tensor with what the trigrams' log-chances count beside the heads' logits."""
 

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from treeswarm_bench.speculators.kinds.block_heads import NGRAM_WEIGHT
-from treeswarm_bench.speculators.kinds.lattice import make_lattice
 from treeswarm_bench.speculators.kinds.ngram_model import TrigramModel
 from treeswarm_bench.speculators.learning import HeadLearner
 from treeswarm_bench.speculators.reads import TextReading
+from treeswarm_node.speculator.parallel.lattice import make_lattice
 
 # Every so many rows of a text a block begins.  A step then scores as many guesses as one of the autoregressive head.
 STRIDE = 4

@@ -8,12 +8,12 @@ import torch
 
 from treeswarm_bench.speculators.kinds.block_heads import LATTICE, BlockHeads, LatticeSpeculator
 from treeswarm_bench.speculators.kinds.block_learning import BlockLearner, LatticeLearner
-from treeswarm_bench.speculators.kinds.parallel import PARALLEL, ParallelHead, ParallelSpeculator
 from treeswarm_bench.speculators.kinds.token_mlp import MLP, MlpSpeculator, TokenMlp
 from treeswarm_bench.speculators.learning import HeadLearner
 from treeswarm_node.speculator.autoregressive import AutoregressiveSpeculator, head_shape
-from treeswarm_node.speculator.files import AUTOREGRESSIVE, SpeculatorConfig
+from treeswarm_node.speculator.files import AUTOREGRESSIVE, PARALLEL, SpeculatorConfig
 from treeswarm_node.speculator.head import SpeculatorHead
+from treeswarm_node.speculator.parallel.speculator import ParallelHead, ParallelSpeculator
 from treeswarm_node.speculator.seam import Speculator
 
 

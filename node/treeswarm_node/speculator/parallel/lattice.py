@@ -17,6 +17,8 @@ from treeswarm_node.speculator.growth import grow
 from treeswarm_node.speculator.guesses import WIDTH
 from treeswarm_node.speculator.seam import SpeculatedTree
 
+LEVELS = 8
+"""Number of positions that are guessed at once, and so the largest depth of a tree."""
 # Number of tokens per position among which a correction chooses.
 CANDIDATES = 64
 

@@ -15,15 +15,12 @@ from numpy.typing import NDArray
 from torch.nn.functional import silu
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from treeswarm_bench.speculators.kinds.block_heads import LEVELS
-from treeswarm_bench.speculators.kinds.lattice import CorrectScores, LatticeTree, make_lattice
 from treeswarm_node.speculator.autoregressive import HeadMemory, head_shape
-from treeswarm_node.speculator.files import SpeculatorConfig
+from treeswarm_node.speculator.files import PARALLEL, SpeculatorConfig
 from treeswarm_node.speculator.guesses import GuessScorer, HeadWeights, read_saved_head
 from treeswarm_node.speculator.head import EPSILON, HeadShape, SpeculatorHead
+from treeswarm_node.speculator.parallel.lattice import LEVELS, CorrectScores, LatticeTree, make_lattice
 from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
-
-PARALLEL = "parallel"
 
 
 class ParallelHead(SpeculatorHead):
@@ -46,7 +43,11 @@ class ParallelHead(SpeculatorHead):
         return cls(head_shape(config))
 
     def block(self, states: torch.Tensor, embedded: torch.Tensor, roots: slice = slice(None)) -> torch.Tensor:
-        """Return the results [batch, roots, levels, hidden] below some rows of texts; see `BlockHeads.block`."""
+        """Return the results [batch, roots, levels, hidden] below some rows of texts.
+
+        `states` [batch, n, taps · hidden] are the target's, and `embedded` [batch, n, hidden] are the embeddings of the
+        token after each row.
+        """
         rows = torch.arange(states.shape[1], device=states.device)
         state = self.fused(states)
         _, keys, values = self.attention_inputs(state, embedded, rows)
