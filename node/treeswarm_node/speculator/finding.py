@@ -1,7 +1,7 @@
 """Find the speculator of a node: a folder, a published head on the hub, or what lies at hand.  No weights are read."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,11 +63,13 @@ class FoundSpeculator:
         return len(config.taps) * config.hidden_size**2 * width
 
 
-def find_speculator(choice: str, model_folder: Path, hub: HubOptions, model: str = "") -> FoundSpeculator | None:
+def find_speculator(
+    choice: str, model_folder: Path, hub: HubOptions, model: str = "", *, logs: bool = False
+) -> FoundSpeculator | None:
     """Find the speculator that `--speculator` names for `model`, whose directory is given; None if there is none.
 
     A head that is named by its hub id has its config fetched, and `mtp` the files of the model's own layer; `auto`
-    fetches nothing.  Raises ModelError.
+    fetches nothing, and logs what it took, or what there is to fetch.  Raises ModelError.
     """
     if choice == NONE:
         return None
@@ -75,7 +77,8 @@ def find_speculator(choice: str, model_folder: Path, hub: HubOptions, model: str
         beside = _kind_of(model_folder / BESIDE)
         if beside is not None:
             return FoundSpeculator(model_folder / BESIDE, beside)
-        return _find_mtp(model_folder) or _find_bundled(model_folder) or _find_known(model_folder, hub)
+        say = log.info if logs else log.debug
+        return _find_mtp(model_folder) or _find_bundled(model_folder) or _find_known(model_folder, hub, say)
     if choice == MTP:
         after_last = read_shape(model_folder).blocks
         if is_hub_id(model) and not Path(model).is_dir():
@@ -122,16 +125,16 @@ def _find_bundled(model_folder: Path) -> FoundSpeculator | None:
     return None
 
 
-def _find_known(model_folder: Path, hub: HubOptions) -> FoundSpeculator | None:
+def _find_known(model_folder: Path, hub: HubOptions, say: Callable[..., None]) -> FoundSpeculator | None:
     """Return a published head for models of this shape if one is on this machine, and otherwise say which there is."""
     heads: Sequence[KnownHead] = known_heads(read_shape(model_folder))
     for head in heads:
         folder = _copy_here(head.hub_id, model_folder, hub)
         if folder is not None:
-            log.info("the head %s is on this machine: it is taken (--speculator none: it is not)", head.hub_id)
+            say("the head %s is on this machine: it is taken (--speculator none: it is not)", head.hub_id)
             return FoundSpeculator(folder, EAGLE3)
     if heads:
-        log.info(
+        say(
             "for models of this shape %s is published: --speculator %s fetches it (%.1f GB), and texts come faster",
             heads[0].hub_id, heads[0].hub_id, heads[0].gigabytes,
         )  # fmt: skip

@@ -47,7 +47,7 @@ def load_speculator(
     if choice == NONE or not model.loaded.is_tail:
         return None
     try:
-        found = find_speculator(choice, folder, hub, name)
+        found = find_speculator(choice, folder, hub, name, logs=True)
         if found is None:
             return None
         speculator = _load(found, model, folder, served, name, hub, progress)

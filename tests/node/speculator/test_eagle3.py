@@ -231,9 +231,13 @@ def test_guesses_are_the_targets_tokens(form: str, llama: PreTrainedModel, tmp_p
 
 
 def test_a_whole_vocabulary_needs_no_table(llama: PreTrainedModel, tmp_path: Path) -> None:
-    speculator = load(HeadFiles(draft_vocab=199).write(tmp_path, FLAT), llama)
+    files = HeadFiles(draft_vocab=199)
+    speculator = load(files.write(tmp_path, FLAT), llama)
     assert speculator.weights.vocabulary.tolist() == list(range(199))
     assert differences(tmp_path, llama, speculator) == []
+    unfilled = {"d2t": torch.zeros(199, dtype=torch.int64), "t2d": torch.zeros(199, dtype=torch.bool)}
+    speculator = load(files.write(tmp_path / "unfilled", NESTED, files.tensors() | unfilled), llama)
+    assert speculator.weights.vocabulary.tolist() == list(range(199))
 
 
 @pytest.mark.parametrize(

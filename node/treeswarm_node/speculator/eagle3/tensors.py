@@ -94,7 +94,8 @@ def find_vocabulary(
         ids = ids + offsets.to(torch.int64)
     if int(ids.min()) < 0 or int(ids.max()) >= config.vocab_size or len(set(ids.tolist())) < count:
         raise ModelError(f"d2t in '{folder}' names tokens twice or outside the vocabulary: download it again")
-    if offsets is not None and chosen is not None:
+    # Trainers leave `t2d` unfilled where the head guesses every token.
+    if offsets is not None and chosen is not None and count < config.vocab_size:
         named = torch.zeros(config.vocab_size, dtype=torch.bool)
         named[ids] = True
         if tuple(chosen.shape) != tuple(named.shape) or not torch.equal(chosen.to(torch.bool), named):
