@@ -27,8 +27,8 @@ from treeswarm_bench.lab.shape import LabLink
 from treeswarm_client.cli.checks import check_at_least
 
 # With these, the whole matrix of wan takes some 40 minutes on two idle cores.
-PROMPTS = {"driver": 3, "exact": 20, "sampling": 16, "wan": 3, "virtual-wan": 4, "disturbed": 2}
-TOKENS = {"driver": 48, "exact": 128, "faults": 96, "wan": 20, "virtual-wan": 32}
+PROMPTS = {"driver": 3, "exact": 20, "online": 3, "sampling": 16, "wan": 3, "virtual-wan": 4, "disturbed": 2}
+TOKENS = {"driver": 48, "exact": 128, "faults": 96, "online": 2000, "wan": 20, "virtual-wan": 32}
 # A node of two or three blocks, streamed through two slots, would keep most of them in memory.
 NODES = {"offload": 1}
 DRAFTS = {"driver": "auto", "wan": "auto", "virtual-wan": "auto"}

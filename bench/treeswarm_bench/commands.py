@@ -26,6 +26,8 @@ EXAMPLES = """examples:
   swarm bench disturbed --json               the planner when machines and links change their speed; virtual clock
   swarm bench disturbed --cells 25ms --cases "first draft 50x;noise" --texts good   a part of the same
   swarm bench concurrent --cells 25ms --json   1, 4 and 16 clients at once, by tree size; virtual clock
+  swarm bench online --json                  a draft that learns from the target's answers in long texts; one process
+  swarm bench outside --json                 rules, discounts and pools that stay outside, beside ours; one process
   swarm bench overhead --json                what a hop costs besides the model and the wire
   swarm bench node --profile --json          what an append costs a node besides the model, in one process
   swarm bench planner --json                 how much of a round the planner takes, on simulated links
@@ -156,6 +158,8 @@ BENCHES: Mapping[str, RunBench] = {
     "load": _bench("load:bench_load", lambda setup, args: {"setup": setup, "clients": args.clients}),
     "node": _bench("parts.node_append:bench_node", lambda _, a: {"rounds": a.rounds, "profile": a.profile}),
     "offload": _bench("offload:bench_offload", _sizes),
+    "online": _bench("sampling.online:bench_online", _setup),
+    "outside": _bench("sampling.outside:bench_outside", _sizes_and_temperatures),
     "overhead": _bench("overhead:bench_overhead", _setup),
     "planner": _bench("parts.planner_time:bench_planner", _nothing),
     "ports": _bench("parts.ports:bench_ports", _lab_link),

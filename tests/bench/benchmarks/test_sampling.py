@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tests.client.drafters.conftest import drafter_of, noised, plain_logprobs, tiny_model
+from tests.client.drafters.conftest import VOCAB, drafter_of, noised, plain_logprobs, tiny_model
 
 from treeswarm.errors import BadRequest
 from treeswarm.protocol.sampling import SamplingSettings
@@ -31,7 +31,7 @@ TEMPERATURE, SAMPLE = 0.8, 3
 @pytest.mark.parametrize("shared", [True, False])
 def test_our_text_is_the_targets_argmax_with_noise(shared: bool) -> None:
     model = tiny_model()
-    rule = ArgmaxRule(drafter_of(tiny_model(num_hidden_layers=1), DraftOptions(shared_noise=shared)))
+    rule = ArgmaxRule(drafter_of(tiny_model(num_hidden_layers=1), DraftOptions(shared_noise=shared)), VOCAB)
     rule.begin(PROMPT, TEMPERATURE, SAMPLE)
     text = generate(CachedModel.of(copy.deepcopy(model)), rule, PROMPT, 12, 20)
     settings = SamplingSettings(temperature=TEMPERATURE, seed=SEED, sample=SAMPLE)

@@ -25,7 +25,7 @@ from treeswarm_bench.benchmarks.sampling.tree_model import CachedModel
 from treeswarm_bench.benchmarks.texts import held_out_prompts, repeated_4grams
 from treeswarm_bench.benchmarks.wan.statistics import RESAMPLES, Ratio, same_text
 from treeswarm_client.drafters.model import DraftOptions, ModelDrafter
-from treeswarm_client.drafters.seam import DraftTree, Verification
+from treeswarm_client.drafters.seam import Drafter, DraftTree, Verification
 from treeswarm_client.provenance import machine_provenance
 
 TEMPERATURES = (0.3, 0.7, 1.0)
@@ -110,9 +110,8 @@ async def bench_sampling(
 
 def _fresh_rules(draft: Path) -> dict[str, Rule]:
     """Return rules that have learned nothing: what a rule learns belongs to one temperature and size."""
-    ours: dict[str, Rule] = {
-        name: ArgmaxRule(ModelDrafter.load(draft, options=options)) for name, options in OURS.items()
-    }
+    drafters = {name: ModelDrafter.load(draft, options=options) for name, options in OURS.items()}
+    ours: dict[str, Rule] = {name: ArgmaxRule(drafter, drafter.vocab_size) for name, drafter in drafters.items()}
     return ours | {name: RejectionRule(CachedModel.load(draft), shape) for name, shape in RIVALS.items()}
 
 
@@ -141,15 +140,16 @@ def generate(target: CachedModel, rule: Rule, prompt: Sequence[int], size: int, 
 
 @dataclass(eq=False)
 class ArgmaxRule:
-    """The product's drafter and the product's rule: follow argmax(log p̃ + gumbel) through the tree."""
+    """A drafter and the product's rule: follow argmax(log p̃ + gumbel) through the tree, or argmax p̃ if greedy."""
 
-    drafter: ModelDrafter
+    drafter: Drafter
+    vocab_size: int
     _length: int = 0
     _settings: SamplingSettings = field(default_factory=SamplingSettings)
     _tree: DraftTree | None = None
 
     def __post_init__(self) -> None:
-        self._noise = NoiseRows(self.drafter.vocab_size)
+        self._noise = NoiseRows(self.vocab_size)
 
     def begin(self, prompt: Sequence[int], temperature: float, sample: int) -> None:
         self._settings = SamplingSettings(temperature=temperature, seed=SEED, sample=sample)
@@ -163,17 +163,24 @@ class ArgmaxRule:
     def decide(self, logits: torch.Tensor) -> Walk:
         tree = self._tree
         assert tree is not None, "decided before it proposed"
+        answers = self._answers(tree, logits)
+        decided = walk(tree.parents, tree.tokens, answers)
+        best = logits.topk(self.drafter.alternatives).indices.numpy()
+        self.drafter.observe(Verification(tree, answers, decided.accepted, decided.bonus, best))
+        self._length += len(decided.accepted) + 1
+        return decided
+
+    def _answers(self, tree: DraftTree, logits: torch.Tensor) -> NDArray[np.int64]:
+        """Return the target's token after the root and after each node, int64 [nodes + 1]."""
+        if self._settings.greedy:
+            return np.asarray(logits.argmax(1).numpy())
         levels = [0]
         """Number of levels below the root, for each row of `logits`."""
         for parent in tree.parents.tolist():
             levels.append(levels[parent + 1] + 1)
         noise = np.stack([self._noise.row(self._settings, self._length + level) for level in levels])
         logprobs = torch.log_softmax(logits / self._settings.temperature, -1).numpy()
-        answers = (logprobs + noise).argmax(1)
-        decided = walk(tree.parents, tree.tokens, answers)
-        self.drafter.observe(Verification(tree, answers, decided.accepted, decided.bonus))
-        self._length += len(decided.accepted) + 1
-        return decided
+        return np.asarray((logprobs + noise).argmax(1))
 
 
 @dataclass(eq=False)
