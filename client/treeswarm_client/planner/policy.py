@@ -423,10 +423,7 @@ class AutoPolicy:
 
     @property
     def _may_follow(self) -> bool:
-        """Whether a round may leave plain and its tree follow.
-
-        The further forward takes the client's own cores where a hop is local, and other sessions' time at busy nodes.
-        """
+        """Whether a round may leave plain and its tree follow: not where that takes cores or time from others."""
         return not self._is_local and not self.costs.is_busy
 
     @property
