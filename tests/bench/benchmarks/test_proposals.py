@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.eagle3_heads import FLAT, NESTED, HeadFiles
 
 from treeswarm.identity import config_digest
 from treeswarm.model_files import read_config, resolve_model
@@ -27,3 +28,15 @@ def test_texts_are_exact_with_an_untrained_head(tmp_path: Path) -> None:
     assert [(row["draft"], row["temperature"]) for row in result["rows"]] == [
         (draft, temperature) for temperature in (0.0, 1.0) for draft in ("tail", "tail+ngram", "ngram")
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [FLAT, NESTED])
+def test_texts_are_exact_with_a_published_head(form: str, tmp_path: Path) -> None:
+    head = HeadFiles(
+        hidden=256, target_hidden=256, vocab=4096, head_dim=64, intermediate=64, draft_vocab=512, tap_ids=(6, 7, 8)
+    ).with_flags("norm_before_residual", "fc_norm", "norm_output")
+    setup = BenchSetup(draft="none", nodes=2, prompts=1, tokens=12, speculator=str(head.write(tmp_path, form)))
+    result = asyncio.run(bench_proposals(setup, sizes=(8,)))
+    assert result["mismatches"] == 0
+    assert len(result["rows"]) == 6
