@@ -3,10 +3,12 @@
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 import pytest
+from tests.support.untrained_head import save_untrained_head
 
-from treeswarm_client.local_swarm import LocalSwarm
+from treeswarm_client.local_swarm import LocalSwarm, local_swarm
 
 HEAVY = {"torch", "transformers", "huggingface_hub"}
 PROGRAM = f"""
@@ -39,3 +41,23 @@ async def test_client_without_a_draft_model_does_not_load_torch(three_nodes: Loc
     stats = drafted["stats"]
     assert isinstance(stats, dict)
     assert (stats["drafted"] > 0) == (draft == "ngram")
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_tail_that_proposes_makes_torch_needless(tmp_path: Path) -> None:
+    """`auto` takes what the tail proposes, although the bundled draft model is there."""
+    save_untrained_head(tmp_path)
+    async with local_swarm("demo", []) as swarm:
+        node = await swarm.start("--blocks", "0:8", "--speculator", str(tmp_path))
+        assert node.ready["speculator"] == "autoregressive"
+        plain, _ = await run_generate(node.pinned, "--tree-size", "0")
+        for draft in ("auto", "tail+ngram", "tail"):
+            drafted, loaded = await run_generate(node.pinned, "--draft", draft, "--tree-size", "8")
+            assert loaded == "[]"
+            assert drafted["token_ids"] == plain["token_ids"]
+            choice, stats = drafted["draft"], drafted["stats"]
+            assert isinstance(choice, dict)
+            assert isinstance(stats, dict)
+            assert choice["name"] == ("tail" if draft == "tail" else "tail+ngram")
+            assert stats["proposals"] > 0
