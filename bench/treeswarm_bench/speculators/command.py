@@ -16,7 +16,7 @@ from treeswarm_client.cli.flags import add_revision_flag
 
 EXAMPLES = """examples:
   swarm train-speculator smollm2 --out my-speculator               an hour on a CPU
-  swarm train-speculator demo --out demo-speculator --minutes 8    the bundled model, which continues code
+  swarm train-speculator demo --out demo-head --prompts text    the bundled model, which continues code
   swarm-node smollm2 --speculator my-speculator                    serve it
   swarm generate "…" --model smollm2 --draft tail+ngram --registry CODE
 

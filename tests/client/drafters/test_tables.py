@@ -1,14 +1,17 @@
 """Drafters without a model agree with plain searching, and learn and forget what they should."""
 
+from collections import Counter
+from itertools import pairwise
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm_client.drafters.ngram_index import SEPARATOR, IndexedText
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Verification
-from treeswarm_client.drafters.suffix import LEAD, LONGER, LONGEST, SuffixDrafter, branches
+from treeswarm_client.drafters.suffix import LEAD, LONGER, LONGEST, LOOKED_AT, SuffixDrafter, branches
 from treeswarm_client.drafters.table_tree import WORTHLESS, HitRates, TableTree
 from treeswarm_client.drafters.token_recycling import SUCCESSORS, TokenRecyclingDrafter
 
@@ -80,6 +83,9 @@ def test_occurrences_are_returned_latest_first(tokens: list[int], most: int) -> 
 @settings(max_examples=100)
 @given(tokens=st.lists(st.integers(0, 2), min_size=2, max_size=16), more=st.lists(st.integers(0, 2), max_size=8))
 def test_a_growing_text_is_matched_like_a_complete_one(tokens: list[int], more: list[int]) -> None:
+    """As long as all occurrences are looked at: beyond that, a growing text still follows older ones that it found."""
+    text = [*tokens, *more]
+    assume(max(Counter(pairwise(text)).values()) <= LOOKED_AT)
     grown, whole = SuffixDrafter(), SuffixDrafter()
     grown.begin(tokens, GREEDY)
     whole.begin([*tokens, *more], GREEDY)
