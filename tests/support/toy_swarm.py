@@ -298,7 +298,8 @@ class ToyRouter:
             if best is None:
                 raise MissingBlocks(f"no node serves block {reached}")
             speculator = "toy" if best[1] in self.swarm.speculating and best[0] == BLOCKS else ""
-            part = self.swarm.devices[best[1]].tap_slice
+            device = self.swarm.devices.get(best[1])
+            part = device.tap_slice if device is not None else None
             head, taps = (part.head, part.taps) if part else ("", ())
             hops.append(Hop(best[1], best[1], Span(reached, min(best[0], blocks.end)), speculator, head, taps))
             reached = hops[-1].span.end

@@ -196,7 +196,9 @@ def _field_changed(case: HostileCase) -> bytes:
     while field.message_type is not None and not _repeated(inner, field):
         inner = getattr(inner, field.name)
         field = case.random.choice(inner.DESCRIPTOR.fields)
-    if field.message_type is None:
+    if field.message_type is None and hasattr(getattr(inner, field.name), "extend"):
+        getattr(inner, field.name).extend([_anything(case.random, field)] * case.random.choice((1, 64)))
+    elif field.message_type is None:
         setattr(inner, field.name, _anything(case.random, field))
     else:
         inner.timings.extend([pb.HopTiming(queue_us=2**32 - 1)] * case.random.choice((1, m.MAX_HOPS, m.MAX_HOPS + 1)))

@@ -45,9 +45,12 @@ class SwarmView:
     """Candidates of a snapshot, computed once for it."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _seed: int = field(default_factory=lambda: random.getrandbits(32))
+    _loop: asyncio.AbstractEventLoop | None = None
+    """Loop that follows the registry.  Its time counts, because blocking clients ask for routes from other threads."""
 
     async def watch(self) -> None:
         """Follow the registry until cancelled."""
+        self._loop = asyncio.get_running_loop()
         async for snapshot in self.registry.watch():
             self.snapshot = snapshot
             self._changed.set()
@@ -56,7 +59,7 @@ class SwarmView:
         self, blocks: Span, *, before: str | None, after: str | None, room: int, avoid: Collection[str]
     ) -> Sequence[Hop]:
         """Return the fastest chain for `blocks`; see `Router.route`."""
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         records = self._usable()
         full, banned = self.failures.full(now), self.failures.banned(now)
         try:
@@ -80,6 +83,9 @@ class SwarmView:
                 raise self._explain_gap(missing) from None
             raise MissingBlocks(f"{missing}{self._recent_errors(blocks)}") from None
 
+    def _now(self) -> float:
+        return (self._loop or asyncio.get_running_loop()).time()
+
     def fastest_hops(self) -> Sequence[Hop]:
         """Return the fastest chain for a loop at this client, or nothing if blocks are missing."""
         with contextlib.suppress(MissingBlocks, Refused):
@@ -91,7 +97,7 @@ class SwarmView:
 
         Raises MissingBlocks.
         """
-        records, now = self._usable(), asyncio.get_running_loop().time()
+        records, now = self._usable(), self._now()
         table = CandidateTable.of([_candidate(record, rows) for record in records.values()])
         avoid = {*self.failures.full(now), *self.failures.banned(now)}
 
@@ -107,7 +113,7 @@ class SwarmView:
 
     def has_spare(self, blocks: Span, *, avoid: Collection[str]) -> bool:
         """Return whether nodes that have not failed lately could serve `blocks`; see `Router.has_spare`."""
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         out = {*avoid, *self.failures.full(now), *self.failures.banned(now)}
         spans = [record.span for node, record in self._usable().items() if node not in out]
         return not any(gap.overlaps(blocks) for gap in missing_blocks(spans, self.target.blocks))
@@ -117,7 +123,7 @@ class SwarmView:
         records, own = self._usable(), {hop.node: hop for hop in hops}
         if not own.keys() <= records.keys():
             return ()
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         whole = Span(0, self.target.blocks)
         current_nodes = [replace(_candidate(records[node], self.rows), span=hop.span) for node, hop in own.items()]
         all_nodes = [_candidate(record, self.rows) for record in records.values()]
@@ -140,7 +146,7 @@ class SwarmView:
 
     def report_failure(self, node: str, error: SwarmError) -> None:
         """Avoid a node for a while: longer with each failure, and only some seconds if it was full."""
-        self.failures.add(node, error, asyncio.get_running_loop().time())
+        self.failures.add(node, error, self._now())
         if isinstance(error, TransportError | NodeLost):
             self.on_lost(node)
 
@@ -155,7 +161,7 @@ class SwarmView:
 
     def report_traversal(self, nodes: Collection[str]) -> None:
         """Clear earlier failures of `nodes`, which computed and forwarded a traversal; see `topology.bans`."""
-        self.failures.add_traversal(nodes, asyncio.get_running_loop().time())
+        self.failures.add_traversal(nodes, self._now())
 
     def serving(self) -> Sequence[NodeRecord]:
         """Return the records of the nodes that are online in the numerics class of this client."""

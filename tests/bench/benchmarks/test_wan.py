@@ -149,7 +149,7 @@ def test_every_fixed_setting_is_a_strategy() -> None:
     by_name = {strategy.name: strategy for strategy in STRATEGIES}
     assert {*FIXED, "auto", "auto-sync", "star"} <= by_name.keys()
     ring, star = by_name["chain-10-no-bonus"], by_name["star-chain-10-no-bonus"]
-    assert star == replace(ring, name=star.name, description=star.description, star=True)
+    assert star == replace(ring, name=star.name, description=star.description, policy=star.policy, star=True)
 
 
 # ---------------------------------------------------------------- what is measured

@@ -314,3 +314,16 @@ def test_what_the_tail_of_the_route_proposes_counts() -> None:
         assert view_of(record(0, 4, **taps), reads_both).tail_speculator() == reads_both.record
 
     virtually(test)
+
+
+def test_a_blocking_client_asks_what_the_tail_proposes_from_its_own_thread() -> None:
+    async def test() -> None:
+        good = record(4, 8, speculator="autoregressive")
+        view = view_of()
+        following = asyncio.create_task(view.watch())
+        await asyncio.sleep(0.01)
+        view.snapshot = (record(0, 4, port=4002), good)
+        assert await asyncio.to_thread(view.tail_speculator) == good.record
+        following.cancel()
+
+    asyncio.run(test())
