@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from treeswarm_node.engine.tap_slice import TapSlice, head_digest
 from treeswarm_node.speculator.files import AUTOREGRESSIVE, SpeculatorConfig
 from treeswarm_node.speculator.growth import grow
-from treeswarm_node.speculator.guesses import GuessScorer, HeadWeights, read_saved_head
+from treeswarm_node.speculator.guesses import ConfiguredSpeculator, GuessScorer, HeadWeights, read_saved_head
 from treeswarm_node.speculator.head import EPSILON, FIRST_MATRIX, HeadShape, SpeculatorHead
 from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
 
@@ -25,6 +25,12 @@ class HeadMemory:
     values: torch.Tensor
     start: int = 0
     """Position in the text of the first row."""
+
+    @classmethod
+    def empty(cls, config: SpeculatorConfig, like: torch.Tensor) -> Self:
+        """Return a memory without rows, of the dtype and on the device of `like`."""
+        rows = like.new_empty(config.kv_heads, 0, config.head_dim)
+        return cls(rows, rows)
 
     @property
     def end(self) -> int:
@@ -47,7 +53,7 @@ class HeadMemory:
             self.keys, self.values = self.keys[:, surplus:].clone(), self.values[:, surplus:].clone()
 
 
-class AutoregressiveSpeculator:
+class AutoregressiveSpeculator(ConfiguredSpeculator):
     """A head that proposes trees: one that was trained here, or a published one."""
 
     def __init__(
@@ -84,25 +90,9 @@ class AutoregressiveSpeculator:
         digest = head_digest(saved.tensors[FIRST_MATRIX], saved.config.taps, EPSILON)
         return cls(saved.config, head, saved.weights, digest, hosted)
 
-    @property
-    def agreement(self) -> float:
-        """See `Speculator`."""
-        return self.config.first_agreement
-
-    @property
-    def taps(self) -> tuple[int, ...]:
-        """See `Speculator`."""
-        return self.config.taps
-
-    @property
-    def window(self) -> int:
-        """See `Speculator`."""
-        return self.config.window
-
     def new_memory(self) -> HeadMemory:
         """See `Speculator`."""
-        empty = self.weights.lm_head.new_empty(self.config.kv_heads, 0, self.config.head_dim)
-        return HeadMemory(empty, empty)
+        return HeadMemory.empty(self.config, self.weights.lm_head)
 
     @torch.inference_mode()
     def propose(self, request: SpeculationRequest) -> Iterator[SpeculatedTree]:

@@ -82,6 +82,27 @@ class GuessScorer:
         return self.vocabulary[best.indices].cpu().numpy(), logprobs.cpu().numpy()
 
 
+class ConfiguredSpeculator:
+    """What a speculator that was trained here says of itself: its config knows it."""
+
+    config: SpeculatorConfig
+
+    @property
+    def agreement(self) -> float:
+        """See `Speculator`."""
+        return self.config.first_agreement
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """See `Speculator`."""
+        return self.config.taps
+
+    @property
+    def window(self) -> int:
+        """See `Speculator`."""
+        return self.config.window
+
+
 @dataclass(frozen=True, eq=False)
 class SavedHead:
     """What the two files of a speculator hold, checked against a target."""

@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from treeswarm_bench.speculators.kinds.ngram_model import TrigramModel
 from treeswarm_node.speculator.files import SpeculatorConfig
-from treeswarm_node.speculator.guesses import GuessScorer, HeadWeights, read_saved_head
+from treeswarm_node.speculator.guesses import ConfiguredSpeculator, GuessScorer, HeadWeights, read_saved_head
 from treeswarm_node.speculator.head import EPSILON
 from treeswarm_node.speculator.parallel.lattice import LEVELS, CorrectScores, LatticeTree, make_lattice
 from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
@@ -63,7 +63,7 @@ class BlockHeads(torch.nn.Module):
         return linear(self.result_norm(result), lm_head)
 
 
-class LatticeSpeculator:
+class LatticeSpeculator(ConfiguredSpeculator):
     """Trained heads that propose trees."""
 
     name = LATTICE
@@ -91,16 +91,6 @@ class LatticeSpeculator:
         trigrams = TrigramModel.from_tensors(saved.tensors)
         ngram_weight = float(saved.tensors.pop(NGRAM_WEIGHT))
         return cls(saved.config, saved.fill(BlockHeads.of(saved.config)), saved.weights, trigrams, ngram_weight)
-
-    @property
-    def agreement(self) -> float:
-        """See `Speculator`."""
-        return self.config.first_agreement
-
-    @property
-    def taps(self) -> tuple[int, ...]:
-        """See `Speculator`."""
-        return self.config.taps
 
     @property
     def window(self) -> int:

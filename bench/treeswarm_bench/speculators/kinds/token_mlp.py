@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from treeswarm_node.speculator.files import SpeculatorConfig
 from treeswarm_node.speculator.growth import grow
-from treeswarm_node.speculator.guesses import GuessScorer, HeadWeights, read_saved_head
+from treeswarm_node.speculator.guesses import ConfiguredSpeculator, GuessScorer, HeadWeights, read_saved_head
 from treeswarm_node.speculator.head import EPSILON
 from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
 
@@ -66,11 +66,10 @@ class TokenMlp(torch.nn.Module):
         return results
 
 
-class MlpSpeculator:
+class MlpSpeculator(ConfiguredSpeculator):
     """A trained network that proposes trees."""
 
     name = MLP
-    window = 1
 
     def __init__(self, config: SpeculatorConfig, head: TokenMlp, weights: HeadWeights) -> None:
         self.config, self.weights = config, weights
@@ -84,14 +83,9 @@ class MlpSpeculator:
         return cls(saved.config, saved.fill(TokenMlp.of(saved.config)), saved.weights)
 
     @property
-    def agreement(self) -> float:
-        """See `Speculator`."""
-        return self.config.first_agreement
-
-    @property
-    def taps(self) -> tuple[int, ...]:
-        """See `Speculator`."""
-        return self.config.taps
+    def window(self) -> int:
+        """See `Speculator`: the last row alone."""
+        return 1
 
     def new_memory(self) -> None:
         """See `Speculator`: there is none."""

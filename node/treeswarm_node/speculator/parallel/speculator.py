@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from treeswarm_node.speculator.autoregressive import HeadMemory, head_shape
 from treeswarm_node.speculator.files import PARALLEL, SpeculatorConfig
-from treeswarm_node.speculator.guesses import GuessScorer, HeadWeights, read_saved_head
+from treeswarm_node.speculator.guesses import ConfiguredSpeculator, GuessScorer, HeadWeights, read_saved_head
 from treeswarm_node.speculator.head import EPSILON, HeadShape, SpeculatorHead
 from treeswarm_node.speculator.parallel.lattice import LEVELS, CorrectScores, LatticeTree, make_lattice
 from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
@@ -82,7 +82,7 @@ class ParallelHead(SpeculatorHead):
         return followed
 
 
-class ParallelSpeculator:
+class ParallelSpeculator(ConfiguredSpeculator):
     """A trained layer that proposes trees."""
 
     name = PARALLEL
@@ -100,25 +100,9 @@ class ParallelSpeculator:
         saved = read_saved_head(folder, lm_head, is_tied=is_tied, dtype=dtype, kinds=(PARALLEL,))
         return cls(saved.config, saved.fill(ParallelHead.of(saved.config)), saved.weights)
 
-    @property
-    def agreement(self) -> float:
-        """See `Speculator`."""
-        return self.config.first_agreement
-
-    @property
-    def taps(self) -> tuple[int, ...]:
-        """See `Speculator`."""
-        return self.config.taps
-
-    @property
-    def window(self) -> int:
-        """See `Speculator`."""
-        return self.config.window
-
     def new_memory(self) -> HeadMemory:
         """See `Speculator`."""
-        empty = self.weights.lm_head.new_empty(self.config.kv_heads, 0, self.config.head_dim)
-        return HeadMemory(empty, empty)
+        return HeadMemory.empty(self.config, self.weights.lm_head)
 
     @torch.inference_mode()
     def propose(self, request: SpeculationRequest) -> Iterator[SpeculatedTree]:
