@@ -22,7 +22,7 @@ from tests.support.deploy_files import (
 from treeswarm.protocol.address import Address
 from treeswarm_client.gateway.admission import Admission
 from treeswarm_client.gateway.config import GatewayLimits
-from treeswarm_client.gateway.metrics import GatewayMetrics
+from treeswarm_client.gateway.monitoring.metrics import GatewayMetrics
 from treeswarm_node.monitoring.prometheus import METRICS
 
 MONITORING = DEPLOY / "monitoring"

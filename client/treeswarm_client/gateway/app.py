@@ -18,12 +18,8 @@ from starlette.exceptions import HTTPException
 
 from treeswarm import __version__
 from treeswarm.errors import SwarmError
-from treeswarm_client.gateway.answers import AnswerMetadata, AnswerWriter, ChatWriter, CompletionWriter
 from treeswarm_client.gateway.backend import Backend, PreparedRequest
-from treeswarm_client.gateway.errors import Failure, NoSuchModel, WrongKey, failure_of, failure_of_body
-from treeswarm_client.gateway.events import FinishEvent, GenerationEvent, TokenEvent, count_usage, drain
-from treeswarm_client.gateway.middleware import BodyLimit, LocalHostOnly, RequestCounter, run_unless_disconnected
-from treeswarm_client.gateway.page import (
+from treeswarm_client.gateway.browser.page import (
     describe_gateway,
     docs_page,
     front_page,
@@ -31,13 +27,17 @@ from treeswarm_client.gateway.page import (
     make_schema,
     map_page,
 )
-from treeswarm_client.gateway.requests import (
+from treeswarm_client.gateway.browser.watchers import MapEvent
+from treeswarm_client.gateway.errors import Failure, NoSuchModel, WrongKey, failure_of, failure_of_body
+from treeswarm_client.gateway.events import FinishEvent, GenerationEvent, TokenEvent, count_usage, drain
+from treeswarm_client.gateway.middleware import BodyLimit, LocalHostOnly, RequestCounter, run_unless_disconnected
+from treeswarm_client.gateway.openai.answers import AnswerMetadata, AnswerWriter, ChatWriter, CompletionWriter
+from treeswarm_client.gateway.openai.requests import (
     ChatRequest,
     CompletionRequest,
     parse_chat_request,
     parse_completion_request,
 )
-from treeswarm_client.gateway.watchers import MapEvent
 
 log = logging.getLogger(__name__)
 

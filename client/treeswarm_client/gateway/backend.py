@@ -16,13 +16,13 @@ from treeswarm_client.client import SwarmClient
 from treeswarm_client.discovery.prober import Prober
 from treeswarm_client.discovery.swarm_view import SwarmView
 from treeswarm_client.gateway.admission import Admission
+from treeswarm_client.gateway.browser.watchers import POLL_S, MapEvent, WatchedGeneration, Watchers
 from treeswarm_client.gateway.config import GatewayConfig
 from treeswarm_client.gateway.errors import NotReady
 from treeswarm_client.gateway.events import GenerationEvent, TokenEvent, merge_runs
-from treeswarm_client.gateway.metrics import GatewayMetrics
-from treeswarm_client.gateway.requests import GenerationRequest
-from treeswarm_client.gateway.tracing import Tracing
-from treeswarm_client.gateway.watchers import POLL_S, MapEvent, WatchedGeneration, Watchers
+from treeswarm_client.gateway.generation_request import GenerationRequest
+from treeswarm_client.gateway.monitoring.metrics import GatewayMetrics
+from treeswarm_client.gateway.monitoring.tracing import Tracing
 from treeswarm_client.generation.run import Run
 from treeswarm_client.planner.policy import Round
 

@@ -20,7 +20,7 @@ from treeswarm.errors import (
 )
 from treeswarm_client.discovery.failures import FULL
 from treeswarm_client.gateway.events import AnswerAborted
-from treeswarm_client.gateway.requests import Unsupported
+from treeswarm_client.gateway.generation_request import Unsupported
 
 # Number of characters of a caller's Content-Type that an error quotes.
 LONGEST_TYPE = 60

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from treeswarm.errors import Unreachable
 from treeswarm.protocol.address import Address
 from treeswarm_client.client import SwarmClient
-from treeswarm_client.gateway.answers import AnswerMetadata, CompletionWriter
 from treeswarm_client.gateway.app import make_app
 from treeswarm_client.gateway.backend import Backend
 from treeswarm_client.gateway.config import ApiKeys, GatewayConfig, GatewayLimits
-from treeswarm_client.gateway.requests import CompletionRequest, Unsupported, parse_completion_request
+from treeswarm_client.gateway.generation_request import Unsupported
+from treeswarm_client.gateway.openai.answers import AnswerMetadata, CompletionWriter
+from treeswarm_client.gateway.openai.requests import CompletionRequest, parse_completion_request
 from treeswarm_client.generation.run import Token
 
 KEY = "sk-a-key-for-tests"

@@ -12,8 +12,8 @@ import pytest
 from treeswarm.errors import BadRequest, MissingBlocks, SwarmError
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.gateway.backend import FIRST_PAUSE_S, SwarmConnection
+from treeswarm_client.gateway.browser.watchers import POLL_S
 from treeswarm_client.gateway.errors import NotReady, failure_of
-from treeswarm_client.gateway.watchers import POLL_S
 
 
 @dataclass(eq=False)

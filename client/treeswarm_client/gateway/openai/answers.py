@@ -1,24 +1,14 @@
 """The answers to callers: OpenAI's objects, whole or as the chunks of a stream.  Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Protocol
 
 from treeswarm_client.gateway.events import Usage
+from treeswarm_client.gateway.token_text import Decode, bytes_of, token_text
 from treeswarm_client.generation.loop import FinishReason
 from treeswarm_client.generation.run import Run, Token
-
-Decode = Callable[[Sequence[int]], str]
-"""A function that turns token ids into text."""
-
-
-def token_text(token: int, decode: Decode) -> str:
-    """Return what a token adds to a text.
-
-    Decoded alone, a token may lack the space before it, so it is decoded after a copy of itself.
-    """
-    return decode([token, token])[len(decode([token])) :]
 
 
 @dataclass(frozen=True)
@@ -172,8 +162,3 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.prompt + usage.completion,
         "prompt_tokens_details": {"cached_tokens": usage.cached},
     }
-
-
-def bytes_of(text: str) -> list[int] | None:
-    """Return the UTF-8 bytes of a token's text, or None if the token is part of a character and has no text."""
-    return None if "\ufffd" in text else list(text.encode())

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from treeswarm_client.gateway.admission import Admission
 from treeswarm_client.gateway.config import GatewayLimits
-from treeswarm_client.gateway.metrics import PREFIX, GatewayMetrics
+from treeswarm_client.gateway.monitoring.metrics import PREFIX, GatewayMetrics
 
-DOCS = Path(__file__).parents[3] / "docs"
+DOCS = Path(__file__).parents[4] / "docs"
 
 
 def test_documented_metrics_are_those_of_the_gateway() -> None:

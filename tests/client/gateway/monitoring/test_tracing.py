@@ -6,7 +6,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from treeswarm.errors import NodeLost
-from treeswarm_client.gateway.tracing import Tracing
+from treeswarm_client.gateway.monitoring.tracing import Tracing
 from treeswarm_client.generation.run import Run
 
 

@@ -1,0 +1,1 @@
+"""OpenAI's chat and text completions: their requests and their answers."""
