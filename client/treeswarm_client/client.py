@@ -15,6 +15,7 @@ from treeswarm.errors import BadRequest
 from treeswarm.model_files import HubOptions
 from treeswarm.protocol.messages import Description
 from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.protocol.text_rules import RulesRequest, TextRules
 from treeswarm.registry import check_swarm_key
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.tasks import cancelled, keep_running
@@ -35,7 +36,7 @@ from treeswarm_client.discovery.describe import describe_all
 from treeswarm_client.discovery.lost_reports import LostReporter
 from treeswarm_client.discovery.overview import Overview
 from treeswarm_client.discovery.prober import Prober
-from treeswarm_client.discovery.route import Target
+from treeswarm_client.discovery.route import ANY_TAIL, TailNeeds, Target, needs_of
 from treeswarm_client.discovery.swarm_view import SwarmView
 from treeswarm_client.drafters.seam import Drafter
 from treeswarm_client.drafters.selection.automatic import TAIL, DraftChoice, TailOffer, follow_tail
@@ -51,6 +52,7 @@ from treeswarm_client.prompt_encoder import check_request
 
 log = logging.getLogger(__name__)
 
+NO_RULES = TextRules()
 # A drafter's forward is waited for until its end.
 LEAVE_S = 10.0
 
@@ -308,14 +310,18 @@ class SwarmClient:
         ignore_eos: bool = False,
         on_round: Callable[[Round], None] | None = None,
         prefix_secret: bytes | None = None,
+        rules: TextRules = NO_RULES,
+        generated_tokens: int = 0,
     ) -> Run:
         """Start a generation: an asynchronous iterator of Tokens that also keeps text, ids and statistics.
 
         `prompt` is text or token ids; `sample` numbers several samples of one prompt and seed.  The generation ends at
         the model's own end tokens (unless `ignore_eos`), at `stop_token_ids`, and before any text in `stop`.
         `on_round` is called with every tree that came back.  The beginning of the prompt is shared with generations of
-        the same `prefix_secret` (16 bytes; by default this client's).  Raises BadRequest at once if the request is
-        invalid, and while iterating NodeLost, Refused and the other SwarmErrors.
+        the same `prefix_secret` (16 bytes; by default this client's).  `rules` are penalties, biases, bans and a
+        grammar that the tail applies; the last `generated_tokens` of the prompt count as output for them.  Raises
+        BadRequest at once if the request is invalid or no tail applies its rules, and while iterating NodeLost, Refused
+        and the other SwarmErrors.
         """
         settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, sample=sample)
         prompt_ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
@@ -329,8 +335,34 @@ class SwarmClient:
         limits = GenerationLimits(max_new_tokens, ends)
         run = Run(tokens=_no_tokens(), prompt_ids=prompt_ids)
         secret = prefix_secret or self.sessions.prefix_secret
-        run.tokens = self._run(run, Request(settings, limits, stops, tree_size, on_round, secret, self.sessions.clock))
+        clock, (request, needs) = self.sessions.clock, self._rules_for(rules, len(prompt_ids), generated_tokens, ends)
+        run.tokens = self._run(
+            run, Request(settings, limits, stops, tree_size, on_round, secret, clock, request, needs)
+        )
         return run
+
+    def _rules_for(
+        self, rules: TextRules, prompt: int, generated: int, ends: frozenset[int]
+    ) -> tuple[RulesRequest | None, TailNeeds]:
+        """Return the rules of a text as its tail gets them, and what they need of it.
+
+        Raises BadRequest if rules name tokens outside the vocabulary, or if there are tails and none applies the rules.
+        """
+        if not 0 <= generated <= prompt:
+            raise BadRequest(f"generated_tokens is {generated}: give 0 up to the prompt's {prompt} tokens")
+        if rules.neutral:
+            return None, ANY_TAIL
+        if not rules.end_tokens:
+            rules = replace(rules, end_tokens=tuple(sorted(ends)))
+        rules.check_vocabulary(self.target.vocab_size)
+        tails = self.view.tails()
+        needs = needs_of(rules, [record.grammar for record in tails])
+        if tails and not any(map(needs.are_met_by, tails)):
+            raise BadRequest(
+                f"no node that serves the last block applies {needs}: leave them out, or update a node "
+                f"({', '.join(record.address for record in tails)})"
+            )
+        return RulesRequest(rules, prompt - generated), needs
 
     async def generate(self, prompt: str | Sequence[int], **options: Any) -> Run:
         """Generate the whole text and return its run.  Takes the options of `stream`."""

@@ -17,6 +17,7 @@ from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
 from treeswarm.protocol.tap_sums import TapSums
+from treeswarm.protocol.text_rules import RulesRequest, TextRules
 from treeswarm.session.session import incoming_rows
 from treeswarm.session.walk import Walk
 from treeswarm.topology.bans import BanList
@@ -26,7 +27,7 @@ from treeswarm_client.chain.chain import Chain, open_chain
 from treeswarm_client.chain.options import Reservation
 from treeswarm_client.chain.shared_prompt import PrefixScope, SharedPrompt
 from treeswarm_client.chain.wait_events import OnWait
-from treeswarm_client.discovery.route import Hop, Target
+from treeswarm_client.discovery.route import ANY_TAIL, Hop, TailNeeds, Target
 from treeswarm_client.drafters.seam import (
     UNANSWERED,
     Drafter,
@@ -280,7 +281,14 @@ class ToyRouter:
     """Whether failures are ignored, as a planted mistake."""
 
     def route(
-        self, blocks: Span, *, before: str | None, after: str | None, room: int, avoid: Collection[str]
+        self,
+        blocks: Span,
+        *,
+        before: str | None,
+        after: str | None,
+        room: int,
+        avoid: Collection[str],
+        needs: TailNeeds = ANY_TAIL,
     ) -> list[Hop]:
         now = asyncio.get_running_loop().time()
         banned, last_resort = self.bans.banned(now), self.bans.last_resort(now)
@@ -305,14 +313,16 @@ class ToyRouter:
             reached = hops[-1].span.end
         return hops
 
-    def has_spare(self, blocks: Span, *, avoid: Collection[str]) -> bool:
+    def has_spare(self, blocks: Span, *, avoid: Collection[str], needs: TailNeeds = ANY_TAIL) -> bool:
         try:
             self._longest(blocks, {*avoid, *self.bans.banned(asyncio.get_running_loop().time())})
         except MissingBlocks:
             return False
         return True
 
-    def nodes_to_leave(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
+    def nodes_to_leave(
+        self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float, needs: TailNeeds = ANY_TAIL
+    ) -> Collection[str]:
         return ()
 
     def report_failure(self, node: str, error: SwarmError) -> None:
@@ -421,6 +431,7 @@ class ToySwarm:
         on_wait: OnWait = lambda _: None,
         drafter: Drafter | None = None,
         policy: TreePolicy | None = None,
+        rules: TextRules | None = None,
     ) -> list[int]:
         """Run one generation.  What was committed before an error is in `self.kept`."""
         kept: list[int] = []
@@ -439,6 +450,7 @@ class ToySwarm:
             shared=SharedPrompt(prompt, shared, secret),
             alternatives=drafter.alternatives,
             proposal_nodes=drafter.proposal_nodes if isinstance(drafter, ProposalReceiver) else 0,
+            rules=None if rules is None else RulesRequest(rules, len(prompt)),
         ) as chain:
             self.chain = chain
             builder = AppendBuilder(SamplingSettings(), segment_rows, chain.epoch.number, chain.epoch.prefix_rows)

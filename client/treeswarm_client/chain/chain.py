@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import MissingBlocks, NodeLost, Refused, SwarmError
 from treeswarm.protocol.messages import Answer, Append, Hint, LinkHello
+from treeswarm.protocol.text_rules import RulesRequest
 from treeswarm.session.replay import replay
 from treeswarm.tasks import TaskSet
 from treeswarm.transport.seam import Transport
@@ -31,7 +32,7 @@ from treeswarm_client.chain.supervisor import ONLY_HOLDER_SILENCE_S, ChainSuperv
 from treeswarm_client.chain.wait_events import OnWait, WaitEvents
 from treeswarm_client.discovery.reroute import RerouteTimer
 from treeswarm_client.discovery.round_trip import RoundTrip
-from treeswarm_client.discovery.route import Hop, Router, Target
+from treeswarm_client.discovery.route import ANY_TAIL, Hop, Router, TailNeeds, Target
 from treeswarm_client.discovery.tapping import hops_without_head
 
 log = logging.getLogger(__name__)
@@ -215,7 +216,9 @@ class Chain:
         if not self._reroute_timer.is_due(asyncio.get_running_loop().time()):
             return
         rows = self.options.reservation.rows
-        candidates = self.router.nodes_to_leave(self.hops, room=rows, trunk=trunk, rounds_left=rounds_left)
+        candidates = self.router.nodes_to_leave(
+            self.hops, room=rows, trunk=trunk, rounds_left=rounds_left, needs=self.options.needs
+        )
         leaving = self._reroute_timer.confirm(candidates)
         for member in self.epoch.members:
             member.leaving |= member.hop.node in leaving
@@ -274,16 +277,18 @@ async def open_chain(
     shared: SharedPrompt | None = None,
     alternatives: int = 0,
     proposal_nodes: int = 0,
+    rules: RulesRequest | None = None,
+    needs: TailNeeds = ANY_TAIL,
     on_wait: OnWait = lambda _: None,
 ) -> AsyncIterator[Chain]:
     """Open a session on a chain of nodes that `router` chooses; close it on leaving the context.
 
     `reservation` is what every node reserves; `shared` is the prompt, if its KV may be shared.  The tail sends the best
     `alternatives` tokens with every answered row, and proposes trees of up to `proposal_nodes` nodes if it has a
-    speculator.  `on_wait` is called for every wait.  Raises MissingBlocks or Refused (full) if no chain could be formed
-    within `patience_s` seconds.
+    speculator.  It applies `rules`, and every tail meets `needs`.  `on_wait` is called for every wait.  Raises
+    MissingBlocks or Refused (full) if no chain could be formed within `patience_s` seconds.
     """
-    options = SessionOptions(target, reservation, patience_s, shared, alternatives, proposal_nodes)
+    options = SessionOptions(target, reservation, patience_s, shared, alternatives, proposal_nodes, rules, needs)
     chain = Chain(options, router, transport, on_wait)
     watching = asyncio.create_task(chain.watch())
     try:

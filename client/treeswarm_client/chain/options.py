@@ -4,8 +4,9 @@ import secrets
 from dataclasses import dataclass, field
 
 from treeswarm.protocol.messages import SESSION_ID_BYTES
+from treeswarm.protocol.text_rules import RulesRequest
 from treeswarm_client.chain.shared_prompt import SharedPrompt
-from treeswarm_client.discovery.route import Target
+from treeswarm_client.discovery.route import ANY_TAIL, TailNeeds, Target
 
 
 @dataclass(frozen=True)
@@ -37,5 +38,9 @@ class SessionOptions:
     """Number of the target's best tokens that come with every answered row."""
     proposal_nodes: int = 0
     """Largest number of nodes of the trees that the tail's speculator should propose, or 0 for no proposals."""
+    rules: RulesRequest | None = None
+    """What the tail does to logits before it chooses tokens, or None for nothing."""
+    needs: TailNeeds = ANY_TAIL
+    """What every tail of the session must be able to do."""
     session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_ID_BYTES))
     """Id of the session."""

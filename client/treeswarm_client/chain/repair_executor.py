@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from treeswarm import PROTOCOL_VERSION
 from treeswarm.errors import LinkBroken, Malformed, MissingBlocks, NodeLost, Refused, SwarmError
-from treeswarm.protocol.messages import TICKET_BYTES, NextHop, Open, Resume, Resumption
+from treeswarm.protocol.messages import TICKET_BYTES, NextHop, Open, Opened, Resume, Resumption
 from treeswarm.protocol.prefix import PREFIX_TOKENS
 from treeswarm.protocol.spans import Span
 from treeswarm.protocol.tap_sums import TapRequest
@@ -125,8 +125,8 @@ class RepairExecutor:
         return plan
 
     def _find_route(self, gap: Span, before: str | None, after: str | None, avoid: Collection[str]) -> Sequence[Hop]:
-        rows = self.options.reservation.rows
-        return self.router.route(gap, before=before, after=after, room=rows, avoid=avoid)
+        rows, needs = self.options.reservation.rows, self.options.needs
+        return self.router.route(gap, before=before, after=after, room=rows, avoid=avoid, needs=needs)
 
     def _members_of(self, plan: RepairPlan, survivors: Sequence[ChainMember]) -> list[ChainMember]:
         """Return the plan's nodes as members, with new tickets for new links."""
@@ -141,7 +141,7 @@ class RepairExecutor:
 
     # ---------------------------------------------------------------- open and resume
 
-    async def _open(self, attempt: "_Attempt", index: int) -> None:
+    async def _open(self, attempt: _Attempt, index: int) -> None:
         options, member = self.options, attempt.members[index]
         await member.control.connect(self.transport)
         prefix = None
@@ -164,25 +164,33 @@ class RepairExecutor:
                 alternatives=options.alternatives,
                 proposal_nodes=options.proposal_nodes if self._asks_for_proposals(attempt, index) else 0,
                 taps=self._taps_to_add(attempt, index),
+                rules=options.rules if _is_tail(attempt, index) else None,
             )
         )
+        self._check_rules(attempt, index, granted)
         member.credit_rows, member.profile = granted.credit_rows, granted.profile
         member.prefix_rows, member.proposal_nodes = granted.prefix_rows, granted.proposal_nodes
         if granted.prefix_rows % PREFIX_TOKENS or granted.prefix_rows > (prefix.rows if prefix else 0):
             raise Malformed(f"{member.hop} claims {granted.prefix_rows} tokens of the prompt, which were not asked for")
 
-    def _asks_for_proposals(self, attempt: "_Attempt", index: int) -> bool:
+    def _asks_for_proposals(self, attempt: _Attempt, index: int) -> bool:
         """Return whether a node is the tail and has a speculator: others, older releases included, are never asked."""
-        return index + 1 == len(attempt.members) and bool(attempt.members[index].hop.speculator)
+        return _is_tail(attempt, index) and bool(attempt.members[index].hop.speculator)
 
-    def _taps_to_add(self, attempt: "_Attempt", index: int) -> TapRequest | None:
+    def _check_rules(self, attempt: _Attempt, index: int, granted: Opened) -> None:
+        """Raise Malformed if a tail does not confirm the rules of the request: its text would not obey them."""
+        rules, hop = self.options.rules, attempt.members[index].hop
+        if rules is not None and _is_tail(attempt, index) and granted.rules_digest != rules.digest:
+            raise Malformed(f"{hop} does not apply the rules of this request: its release may differ from this one")
+
+    def _taps_to_add(self, attempt: _Attempt, index: int) -> TapRequest | None:
         """Return what a node adds to the sums of taps, or None where the chain has none: others are never asked."""
         hops, options = [member.hop for member in attempt.members], self.options
         if not options.proposal_nodes or hops_without_head(hops) or hops[index] not in tapping_hops(hops):
             return None
         return TapRequest(hops[-1].tap_head, len(options.shared.prompt) if options.shared else 0)
 
-    async def _resume(self, attempt: "_Attempt", index: int) -> None:
+    async def _resume(self, attempt: _Attempt, index: int) -> None:
         member = attempt.members[index]
         granted = await member.control.request(
             Resume(
@@ -196,6 +204,7 @@ class RepairExecutor:
                 taps=self._taps_to_add(attempt, index),
             )
         )
+        self._check_rules(attempt, index, granted)
         member.credit_rows = granted.credit_rows
 
     async def _all(self, members: Sequence[ChainMember], requests: Sequence[Coroutine[None, None, None]]) -> None:
@@ -216,6 +225,10 @@ class RepairExecutor:
                 self.router.report_failure(member.hop.node, member.failure_to_report(error))
         if failed:
             raise Interrupted("a node failed while the chain was repaired")
+
+
+def _is_tail(attempt: _Attempt, index: int) -> bool:
+    return index + 1 == len(attempt.members)
 
 
 def _keep(members: Sequence[ChainMember]) -> None:

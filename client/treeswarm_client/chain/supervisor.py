@@ -106,7 +106,7 @@ class ChainSupervisor:
         for it as soon as its machine is late.
         """
         lost = {other.node for other in self.epoch.hops if self.epoch.loss_of(other) is not None}
-        return self.router.has_spare(hop.span, avoid={hop.node, *lost})
+        return self.router.has_spare(hop.span, avoid={hop.node, *lost}, needs=self.options.needs)
 
     def overdue_holder(self, now: float) -> tuple[Hop, float] | None:
         """Return a node that is kept although it is silent, with the seconds of its silence, or None."""

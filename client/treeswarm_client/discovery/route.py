@@ -6,7 +6,9 @@ from typing import Protocol
 
 from treeswarm.errors import SwarmError
 from treeswarm.protocol.messages import FaultCode, NumericsClass
+from treeswarm.protocol.records import NodeRecord
 from treeswarm.protocol.spans import Span
+from treeswarm.protocol.text_rules import RULES_VERSION, TextRules
 
 # A node that had a session and has it no more is no reason to avoid that node.
 FORGOTTEN = {FaultCode.NO_JOURNAL, FaultCode.UNKNOWN_SESSION, FaultCode.EXPIRED}
@@ -49,27 +51,72 @@ class Target:
         return self.numerics.row_bytes(self.hidden_size)
 
 
+@dataclass(frozen=True)
+class TailNeeds:
+    """What a tail must be able to do for one text, by its record."""
+
+    rules: int = 0
+    """Least version of the rules that it applies, or 0 if there are none."""
+    grammar: str = ""
+    """Library, with its version, that applies the text's grammar, or "" if there is none.  Another one may allow other
+    tokens, so all tails of one text use the same."""
+
+    def are_met_by(self, record: NodeRecord) -> bool:
+        """Return whether a node can be the tail."""
+        return record.rules >= self.rules and (not self.grammar or record.grammar == self.grammar)
+
+    def __str__(self) -> str:
+        """Name the needs for people."""
+        return f"grammars with {self.grammar}" if self.grammar else "the rules of this request"
+
+
+ANY_TAIL = TailNeeds()
+
+
+def needs_of(rules: TextRules, libraries: Collection[str]) -> TailNeeds:
+    """Return what rules need of a tail; `libraries` names the grammar library of every tail that serves now.
+
+    Of several libraries the most common one is taken, and of equally common ones the first by name.
+    """
+    if rules.neutral:
+        return ANY_TAIL
+    if rules.grammar is None:
+        return TailNeeds(RULES_VERSION)
+    known = [library for library in libraries if library]
+    return TailNeeds(RULES_VERSION, max(sorted(set(known)), key=known.count, default="") or "a grammar library")
+
+
 class Router(Protocol):
     """Chooses nodes for chains, and learns how they did."""
 
     def route(
-        self, blocks: Span, *, before: str | None, after: str | None, room: int, avoid: Collection[str]
+        self,
+        blocks: Span,
+        *,
+        before: str | None,
+        after: str | None,
+        room: int,
+        avoid: Collection[str],
+        needs: TailNeeds = ANY_TAIL,
     ) -> Sequence[Hop]:
         """Return nodes for `blocks`, in order, with room for `room` tokens each, and none of `avoid` (node ids).
 
-        `before` and `after` are the ids of the neighbouring nodes, or None for the client itself.  Raises
-        MissingBlocks, or Refused (full) if only a lack of room excludes nodes.
+        `before` and `after` are the ids of the neighbouring nodes, or None for the client itself.  The model's last
+        block is given to a node that meets `needs`.  Raises MissingBlocks, or Refused (full) if only a lack of room
+        excludes nodes.
         """
         ...
 
-    def has_spare(self, blocks: Span, *, avoid: Collection[str]) -> bool:
+    def has_spare(self, blocks: Span, *, avoid: Collection[str], needs: TailNeeds = ANY_TAIL) -> bool:
         """Return whether nodes besides those of `avoid` (node ids) could serve `blocks` now.
 
         A node that failed lately or is full does not count: it may hang.
         """
         ...
 
-    def nodes_to_leave(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
+    def nodes_to_leave(
+        self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float, needs: TailNeeds = ANY_TAIL
+    ) -> Collection[str]:
         """Return the ids of the nodes of a working chain that a faster chain would leave out.
 
         Return none unless the change pays within `rounds_left` rounds; `trunk` tokens would have to be replayed.

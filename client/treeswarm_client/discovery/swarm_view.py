@@ -17,7 +17,7 @@ from treeswarm.topology.routing import END, Candidate, CandidateTable, fastest_c
 from treeswarm_client.discovery.distances import Distances
 from treeswarm_client.discovery.failures import NodeFailures
 from treeswarm_client.discovery.gap import explain_gap
-from treeswarm_client.discovery.route import Hop, Target
+from treeswarm_client.discovery.route import ANY_TAIL, Hop, TailNeeds, Target
 from treeswarm_client.discovery.tapping import hops_without_head
 
 # Seconds that a node without a rate is assumed to need for a tree in one block: a slow CPU.
@@ -41,8 +41,8 @@ class SwarmView:
     """Called with the id of a node that seems to be lost."""
     distances: Distances = field(default_factory=Distances)
     failures: NodeFailures = field(default_factory=NodeFailures)
-    _candidates: tuple[Snapshot, CandidateTable | None] = ((), None)
-    """Candidates of a snapshot, computed once for it."""
+    _candidates: tuple[Snapshot, TailNeeds, CandidateTable | None] = ((), ANY_TAIL, None)
+    """Candidates of a snapshot for tails with some needs, computed once for both."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _seed: int = field(default_factory=lambda: random.getrandbits(32))
     _loop: asyncio.AbstractEventLoop | None = None
@@ -56,29 +56,41 @@ class SwarmView:
             self._changed.set()
 
     def route(
-        self, blocks: Span, *, before: str | None, after: str | None, room: int, avoid: Collection[str]
+        self,
+        blocks: Span,
+        *,
+        before: str | None,
+        after: str | None,
+        room: int,
+        avoid: Collection[str],
+        needs: TailNeeds = ANY_TAIL,
     ) -> Sequence[Hop]:
         """Return the fastest chain for `blocks`; see `Router.route`."""
         now = self._now()
-        records = self._usable()
         full, banned = self.failures.full(now), self.failures.banned(now)
+
+        def fastest(room: int, avoid: Collection[str], last_resort: Collection[str] = ()) -> Sequence[Hop]:
+            return self._fastest(needs, blocks, before, after, room, avoid, last_resort)
+
         try:
-            return self._fastest(records, blocks, before, after, room, {*avoid, *full, *banned})
+            return fastest(room, {*avoid, *full, *banned})
         except MissingBlocks as missing:
             with contextlib.suppress(MissingBlocks):
                 # A record may be a minute old: a node that has not refused lately may have room again.
-                return self._fastest(records, blocks, before, after, 0, {*avoid, *full, *banned})
+                return fastest(0, {*avoid, *full, *banned})
             with contextlib.suppress(MissingBlocks):
                 # There is no other: a node that was stopped or cut off for a moment may answer again.
                 last_resort = self.failures.last_resort(now) - {*avoid, *full}
-                return self._fastest(records, blocks, before, after, 0, {*avoid, *full, *banned}, last_resort)
+                return fastest(0, {*avoid, *full, *banned}, last_resort)
             with contextlib.suppress(MissingBlocks):
-                self._fastest(records, blocks, before, after, 0, {*avoid, *banned})
+                fastest(0, {*avoid, *banned})
                 raise Refused(
                     f"every node that serves blocks {blocks} is full: wait with --patience SECONDS, ask for fewer "
                     "tokens, or try again later",
                     FaultCode.FULL,
                 ) from None
+            if missing.gaps and needs != ANY_TAIL and not missing_blocks(self._spans(ANY_TAIL), self.target.blocks):
+                raise MissingBlocks(f"no node that serves the last block applies {needs}: {self._tails()}") from None
             if missing.gaps:
                 raise self._explain_gap(missing) from None
             raise MissingBlocks(f"{missing}{self._recent_errors(blocks)}") from None
@@ -111,16 +123,18 @@ class SwarmView:
 
         return [predict(node) for node in loops]
 
-    def has_spare(self, blocks: Span, *, avoid: Collection[str]) -> bool:
+    def has_spare(self, blocks: Span, *, avoid: Collection[str], needs: TailNeeds = ANY_TAIL) -> bool:
         """Return whether nodes that have not failed lately could serve `blocks`; see `Router.has_spare`."""
         now = self._now()
         out = {*avoid, *self.failures.full(now), *self.failures.banned(now)}
-        spans = [record.span for node, record in self._usable().items() if node not in out]
+        spans = self._spans(needs, out)
         return not any(gap.overlaps(blocks) for gap in missing_blocks(spans, self.target.blocks))
 
-    def nodes_to_leave(self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float) -> Collection[str]:
+    def nodes_to_leave(
+        self, hops: Sequence[Hop], *, room: int, trunk: int, rounds_left: float, needs: TailNeeds = ANY_TAIL
+    ) -> Collection[str]:
         """Return the nodes that a faster chain would leave out; see `Router.nodes_to_leave`."""
-        records, own = self._usable(), {hop.node: hop for hop in hops}
+        records, own = self._usable(needs), {hop.node: hop for hop in hops}
         if not own.keys() <= records.keys():
             return ()
         now = self._now()
@@ -207,18 +221,39 @@ class SwarmView:
             return None
         return tails.get(route[-1].node) if route else next(iter(tails.values()), None)
 
-    def _usable(self) -> dict[str, NodeRecord]:
-        return {
+    def tails(self) -> list[NodeRecord]:
+        """Return the records of the nodes that could be the tail."""
+        return [record for record in self._usable().values() if record.span.end == record.blocks]
+
+    def _tails(self) -> str:
+        """Return the nodes that could be the tail, as the end of a message."""
+        return f"{', '.join(record.address for record in self.tails())} would need a newer release, or its extras"
+
+    def _usable(self, needs: TailNeeds = ANY_TAIL) -> dict[str, NodeRecord]:
+        """Return the records of the nodes that serve the target, by id.
+
+        Nodes with the last block that do not meet `needs` appear without that block.
+        """
+        records = {
             s.record.node: s.record
             for s in self.snapshot
             if s.record.state is NodeState.ONLINE
             and s.record.numerics == self.target.numerics
             and s.record.blocks == self.target.blocks
         }
+        for node, record in list(records.items()) if needs != ANY_TAIL else ():
+            if record.span.end == record.blocks and not needs.are_met_by(record):
+                del records[node]
+                if len(record.span) > 1:
+                    records[node] = replace(record, span=Span(record.span.start, record.span.end - 1))
+        return records
+
+    def _spans(self, needs: TailNeeds, avoid: Collection[str] = ()) -> list[Span]:
+        return [record.span for node, record in self._usable(needs).items() if node not in avoid]
 
     def _fastest(
         self,
-        records: Mapping[str, NodeRecord],
+        needs: TailNeeds,
         blocks: Span,
         before: str | None,
         after: str | None,
@@ -226,8 +261,9 @@ class SwarmView:
         avoid: Collection[str],
         last_resort: Collection[str] = (),
     ) -> Sequence[Hop]:
+        records = self._usable(needs)
         chain = fastest_chain(
-            self._candidates_of(records),
+            self._candidates_of(records, needs),
             blocks,
             self.distances.position_of(records.get(before) if before is not None else None),
             self.distances.position_of(records.get(after) if after is not None else None),
@@ -243,12 +279,12 @@ class SwarmView:
         address = self.dials.get(record.node) or record.dial
         return Hop(record.node, address, span, record.speculator, record.tap_head, record.taps)
 
-    def _candidates_of(self, records: Mapping[str, NodeRecord]) -> CandidateTable:
+    def _candidates_of(self, records: Mapping[str, NodeRecord], needs: TailNeeds) -> CandidateTable:
         """Return the table of candidates, made once per snapshot: with ten thousand nodes that outlasts the search."""
-        snapshot, table = self._candidates
-        if table is None or snapshot is not self.snapshot:
+        snapshot, for_needs, table = self._candidates
+        if table is None or snapshot is not self.snapshot or for_needs != needs:
             table = CandidateTable.of([_candidate(record, self.rows) for record in records.values()])
-            self._candidates = (self.snapshot, table)
+            self._candidates = (self.snapshot, needs, table)
         return table
 
     def _recent_errors(self, blocks: Span) -> str:

@@ -29,6 +29,7 @@ from treeswarm.protocol.drive_messages import (
 )
 from treeswarm.protocol.messages import FaultCode
 from treeswarm.protocol.prefix import SCOPE_BYTES
+from treeswarm.protocol.text_rules import TextRules
 from treeswarm.protocol.version import check_version
 from treeswarm.transport.seam import Stream
 from treeswarm_client.client import SwarmClient
@@ -202,6 +203,8 @@ def _begin(request: Drive, client: SwarmClient) -> Run:
             tree_size=auto if request.tree_size is None else request.tree_size,
             stop_token_ids=request.stop_ids.tolist(),
             ignore_eos=True,
+            rules=TextRules() if request.rules is None else request.rules.rules,
+            generated_tokens=0 if request.rules is None else len(request.prompt) - request.rules.prompt_length,
             # Nobody else knows a secret of its own, so nothing is shared.
             prefix_secret=request.prefix_secret or secrets.token_bytes(SCOPE_BYTES),
         )

@@ -134,6 +134,8 @@ class Drivers:
             record = self._named()
             if record is None or record.driver is DriverKind.NONE:
                 return Pick(None, f"{self.wanted} drives no texts at the moment")
+            if record.rules < request.needs.rules:
+                return Pick(None, f"{self.wanted} drives no texts under the rules of this request")
             return Pick(self._hop(record), "as named")
         return await self._fastest(request, tried)
 
@@ -152,7 +154,7 @@ class Drivers:
         return None
 
     async def _fastest(self, request: Request, tried: Sequence[str]) -> Pick:
-        offering = [record for record in self._offering() if record.node not in tried]
+        offering = [r for r in self._offering() if r.node not in tried and r.rules >= request.needs.rules]
         if not offering:
             return Pick(None, "no other node drives" if tried else "no node drives")
         near = [r for r in offering if r.position is not None and r.position.error <= LARGEST_ERROR]
@@ -218,6 +220,7 @@ def _drive(hop: Hop, run: Run, request: Request, scope: PrefixScope, view: Swarm
         stop_ids=np.array(sorted(request.limits.stop_ids), np.uint32),
         tree_size=None if request.tree_size == "auto" else request.tree_size,
         prefix_secret=_secret_for(hop.node, request.prefix_secret, scope),
+        rules=request.rules,
     )
 
 

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from treeswarm.protocol.drive_messages import DrivenHop, DrivenTokens
 from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.protocol.text_rules import RulesRequest
 from treeswarm_client.chain.chain import Chain
+from treeswarm_client.discovery.route import ANY_TAIL, TailNeeds
 from treeswarm_client.generation.loop import FinishReason, GenerationLimits
 from treeswarm_client.generation.stats import Stats, StatsRecorder
 from treeswarm_client.planner.policy import Round
@@ -44,6 +46,10 @@ class Request:
     prefix_secret: bytes
     clock: Callable[[], float]
     """Clock in seconds from which the generation's times are read."""
+    rules: RulesRequest | None = None
+    """What the tail does to logits before it chooses tokens, or None for nothing."""
+    needs: TailNeeds = ANY_TAIL
+    """What every tail must be able to do."""
 
 
 @dataclass(eq=False)

@@ -88,6 +88,8 @@ class GenerationRunner:
                 shared=SharedPrompt(prompt, session.prefix_scope, request.prefix_secret),
                 alternatives=pooled.drafter.alternatives if largest else 0,
                 proposal_nodes=min(largest, _proposal_nodes(pooled.drafter)),
+                rules=request.rules,
+                needs=request.needs,
                 on_wait=session.on_wait,
             ) as chain,
         ):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from treeswarm.protocol.numerics import NumericsClass
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
+from treeswarm.protocol.text_rules import RulesRequest
 
 # Half of what a message may have: prompts of half a million tokens.
 MAX_DRIVEN_PROMPT = 1 << 19
@@ -50,6 +51,8 @@ class Drive:
     """Number of draft nodes per traversal, or None if the driver chooses it each round."""
     prefix_secret: bytes = field(default=b"", repr=False)
     """Secret of the texts that share the KV of their beginnings, SCOPE_BYTES long, or empty for none."""
+    rules: RulesRequest | None = None
+    """Rules of the text, or None for none; their prompt is the client's, without what other drivers generated."""
 
 
 @dataclass(frozen=True)

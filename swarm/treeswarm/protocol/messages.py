@@ -40,6 +40,7 @@ from treeswarm.protocol.prefix import Prefix
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
 from treeswarm.protocol.tap_sums import TapRequest, TapSums
+from treeswarm.protocol.text_rules import RulesRequest
 
 # One append carries at most this many bytes of activations, so that a node computes while the next segment uploads.  A
 # client cuts larger trees and prompts into several appends.
@@ -183,6 +184,8 @@ class Open:
     """Most nodes of the trees that the tail's speculator proposes, or 0 for no proposals."""
     taps: TapRequest | None = None
     """What the node adds to the sums of a head's taps, or None if it sends no sums on."""
+    rules: RulesRequest | None = None
+    """What the tail does to logits before it chooses tokens, or None for nothing."""
 
 
 @dataclass(frozen=True)
@@ -308,6 +311,8 @@ class Opened:
     """Number of the prompt's first tokens whose KV the node has already, in whole units."""
     proposal_nodes: int = 0
     """Most nodes of the trees that this tail may propose in the session, or 0 if it proposes none."""
+    rules_digest: bytes = b""
+    """Digest of the rules that this tail applies (`RulesRequest.digest`), or empty for none."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,6 +81,10 @@ class NodeRecord:
     """Digest of the head whose taps the node adds where they are among its blocks, and reads if it is a tail, or ""."""
     taps: tuple[int, ...] = ()
     """Blocks that this head taps, rising."""
+    rules: int = 0
+    """Version of the rules that the node applies as a tail and takes as a driver, or 0 for none."""
+    grammar: str = ""
+    """Library that applies grammars at the node, with its version, or ""."""
 
     @property
     def position(self) -> Coordinate | None:

@@ -22,8 +22,10 @@ from treeswarm.protocol.prefix import DIGEST_BYTES, MAX_PREFIX_UNITS, SCOPE_BYTE
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
 from treeswarm.protocol.tap_sums import HEAD_DIGEST_BYTES, MAX_TAPS, TapRequest, TapSums
+from treeswarm.protocol.text_rules import DIGEST_BYTES as RULES_DIGEST_BYTES
 from treeswarm.wire import treeswarm_pb2 as pb
 from treeswarm.wire.encode import encode
+from treeswarm.wire.rules_codec import rules_in
 
 __all__ = ["decode_control_down", "decode_control_up", "decode_link_down", "decode_link_up", "encode"]
 
@@ -171,6 +173,7 @@ def _open_in(message: pb.Open) -> m.Open:
         alternatives=_count(message.alternatives, "alternatives", 0, m.MAX_ALTERNATIVES),
         proposal_nodes=_count(message.proposal_nodes, "proposal_nodes", 0, m.MAX_PROPOSAL),
         taps=_tap_request_in(message),
+        rules=rules_in(message.rules) if message.HasField("rules") else None,
     )
 
 
@@ -336,6 +339,7 @@ def _drive_in(message: pb.Drive) -> d.Drive:
         stop_ids=_array(message.stop_ids, "stop_ids", "<u4", d.MAX_STOP_IDS),
         tree_size=None if message.auto_tree else _count(message.tree_size, "tree_size", 0, m.MAX_CROWN),
         prefix_secret=_id_bytes(secret, "prefix_secret", SCOPE_BYTES) if secret else b"",
+        rules=rules_in(message.rules) if message.HasField("rules") else None,
     )
 
 
@@ -400,6 +404,7 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
         _profile_in(o.profile),
         _count(o.prefix_rows, "prefix_rows", 0, m.MAX_TRUNK),
         _count(o.proposal_nodes, "proposal_nodes", 0, m.MAX_PROPOSAL),
+        _id_bytes(o.rules_digest, "rules_digest", RULES_DIGEST_BYTES) if o.rules_digest else b"",
     ),
     "answer": _answer_in,
     "proposal": _proposal_in,

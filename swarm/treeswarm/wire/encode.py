@@ -15,6 +15,7 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
 from treeswarm.protocol.tap_sums import TapRequest, TapSums
 from treeswarm.wire import treeswarm_pb2 as pb
+from treeswarm.wire.rules_codec import rules_out
 
 U32_LIMIT = 2**32
 ANSWERS_OUT = {m.Answers.NONE: pb.NONE, m.Answers.LAST: pb.LAST, m.Answers.ALL: pb.ALL}
@@ -108,6 +109,8 @@ def _open_out(message: m.Open) -> pb.Open:
         proto.prefix_scope, proto.prefix_digests = message.prefix.scope, b"".join(message.prefix.digests)
     if message.taps is not None:
         proto.taps.CopyFrom(_tap_request_out(message.taps))
+    if message.rules is not None:
+        proto.rules.CopyFrom(rules_out(message.rules))
     return proto
 
 
@@ -214,6 +217,7 @@ def _drive_out(message: d.Drive) -> pb.Drive:
         auto_tree=message.tree_size is None,
         tree_size=message.tree_size or 0,
         prefix_secret=message.prefix_secret,
+        rules=None if message.rules is None else rules_out(message.rules),
     )
 
 
@@ -246,6 +250,7 @@ _OUT: dict[type, tuple[Callable[..., Proto], str, Callable[[Any], Proto]]] = {
             profile=[pb.ProfilePoint(rows=rows, microseconds=micros) for rows, micros in o.profile],
             prefix_rows=o.prefix_rows,
             proposal_nodes=o.proposal_nodes,
+            rules_digest=o.rules_digest,
         ),
     ),
     m.Answer: (pb.ControlDown, "answer", _answer_out),

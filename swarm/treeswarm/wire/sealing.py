@@ -70,6 +70,8 @@ def seal(record: NodeRecord, signer: Signer) -> SealedRecord:
         agreement=record.agreement,
         tap_head=bytes.fromhex(record.tap_head),
         taps=record.taps,
+        rules=record.rules,
+        grammar=record.grammar,
     ).SerializeToString()
     signature = signer.sign(RECORD_PREFIX + body)
     sealed = pb.SealedRecord(record=body, key=signer.public_key, signature=signature).SerializeToString()
@@ -150,6 +152,8 @@ def _read(body: pb.NodeRecord, key: bytes) -> NodeRecord:
         agreement=body.agreement,
         tap_head=body.tap_head.hex(),
         taps=tuple(body.taps),
+        rules=body.rules,
+        grammar=body.grammar,
     )
 
 

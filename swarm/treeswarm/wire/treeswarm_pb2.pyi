@@ -172,7 +172,7 @@ class NextHop(_message.Message):
     def __init__(self, address: _Optional[str] = ..., ticket: _Optional[bytes] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("version", "session", "epoch", "span", "numerics", "trunk_room", "crown_room", "ticket", "next_hop", "resumption", "forwards_replay", "alternatives", "prefix_scope", "prefix_digests", "proposal_nodes", "taps")
+    __slots__ = ("version", "session", "epoch", "span", "numerics", "trunk_room", "crown_room", "ticket", "next_hop", "resumption", "forwards_replay", "alternatives", "prefix_scope", "prefix_digests", "proposal_nodes", "taps", "rules")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +189,7 @@ class Open(_message.Message):
     PREFIX_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     PROPOSAL_NODES_FIELD_NUMBER: _ClassVar[int]
     TAPS_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
     version: int
     session: bytes
     epoch: int
@@ -205,7 +206,42 @@ class Open(_message.Message):
     prefix_digests: bytes
     proposal_nodes: int
     taps: TapRequest
-    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., trunk_room: _Optional[int] = ..., crown_room: _Optional[int] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., forwards_replay: bool = ..., alternatives: _Optional[int] = ..., prefix_scope: _Optional[bytes] = ..., prefix_digests: _Optional[bytes] = ..., proposal_nodes: _Optional[int] = ..., taps: _Optional[_Union[TapRequest, _Mapping]] = ...) -> None: ...
+    rules: RulesRequest
+    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., trunk_room: _Optional[int] = ..., crown_room: _Optional[int] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., forwards_replay: bool = ..., alternatives: _Optional[int] = ..., prefix_scope: _Optional[bytes] = ..., prefix_digests: _Optional[bytes] = ..., proposal_nodes: _Optional[int] = ..., taps: _Optional[_Union[TapRequest, _Mapping]] = ..., rules: _Optional[_Union[RulesRequest, _Mapping]] = ...) -> None: ...
+
+class RulesRequest(_message.Message):
+    __slots__ = ("prompt_length", "repetition_penalty", "presence_penalty", "frequency_penalty", "bias_tokens", "biases", "min_p", "typical_p", "no_repeat_ngram_size", "bad_word_lengths", "bad_word_tokens", "min_tokens", "end_tokens", "grammar_kind", "grammar")
+    PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    BIAS_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BIASES_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    TYPICAL_P_FIELD_NUMBER: _ClassVar[int]
+    NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: _ClassVar[int]
+    BAD_WORD_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    BAD_WORD_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    END_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_KIND_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
+    prompt_length: int
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    bias_tokens: bytes
+    biases: _containers.RepeatedScalarFieldContainer[float]
+    min_p: float
+    typical_p: float
+    no_repeat_ngram_size: int
+    bad_word_lengths: bytes
+    bad_word_tokens: bytes
+    min_tokens: int
+    end_tokens: bytes
+    grammar_kind: str
+    grammar: str
+    def __init__(self, prompt_length: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., bias_tokens: _Optional[bytes] = ..., biases: _Optional[_Iterable[float]] = ..., min_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., no_repeat_ngram_size: _Optional[int] = ..., bad_word_lengths: _Optional[bytes] = ..., bad_word_tokens: _Optional[bytes] = ..., min_tokens: _Optional[int] = ..., end_tokens: _Optional[bytes] = ..., grammar_kind: _Optional[str] = ..., grammar: _Optional[str] = ...) -> None: ...
 
 class TapRequest(_message.Message):
     __slots__ = ("head", "prompt_rows")
@@ -244,20 +280,22 @@ class Resume(_message.Message):
     def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., replays: bool = ..., taps: _Optional[_Union[TapRequest, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "epoch", "credit_rows", "profile", "prefix_rows", "proposal_nodes")
+    __slots__ = ("session", "epoch", "credit_rows", "profile", "prefix_rows", "proposal_nodes", "rules_digest")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CREDIT_ROWS_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     PREFIX_ROWS_FIELD_NUMBER: _ClassVar[int]
     PROPOSAL_NODES_FIELD_NUMBER: _ClassVar[int]
+    RULES_DIGEST_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     credit_rows: int
     profile: _containers.RepeatedCompositeFieldContainer[ProfilePoint]
     prefix_rows: int
     proposal_nodes: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., credit_rows: _Optional[int] = ..., profile: _Optional[_Iterable[_Union[ProfilePoint, _Mapping]]] = ..., prefix_rows: _Optional[int] = ..., proposal_nodes: _Optional[int] = ...) -> None: ...
+    rules_digest: bytes
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., credit_rows: _Optional[int] = ..., profile: _Optional[_Iterable[_Union[ProfilePoint, _Mapping]]] = ..., prefix_rows: _Optional[int] = ..., proposal_nodes: _Optional[int] = ..., rules_digest: _Optional[bytes] = ...) -> None: ...
 
 class ProfilePoint(_message.Message):
     __slots__ = ("rows", "microseconds")
@@ -450,7 +488,7 @@ class TapSums(_message.Message):
     def __init__(self, rows: _Optional[bytes] = ..., blocks: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class NodeRecord(_message.Message):
-    __slots__ = ("version", "generation", "expires", "state", "address", "pin", "reachable", "name", "model", "weights", "dtype", "quantization", "span", "blocks", "rate", "hop_s", "free_tokens", "total_tokens", "coordinate", "software", "activations", "driver", "speculator", "agreement", "tap_head", "taps")
+    __slots__ = ("version", "generation", "expires", "state", "address", "pin", "reachable", "name", "model", "weights", "dtype", "quantization", "span", "blocks", "rate", "hop_s", "free_tokens", "total_tokens", "coordinate", "software", "activations", "driver", "speculator", "agreement", "tap_head", "taps", "rules", "grammar")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_FIELD_NUMBER: _ClassVar[int]
@@ -477,6 +515,8 @@ class NodeRecord(_message.Message):
     AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     TAP_HEAD_FIELD_NUMBER: _ClassVar[int]
     TAPS_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     version: int
     generation: int
     expires: int
@@ -503,7 +543,9 @@ class NodeRecord(_message.Message):
     agreement: float
     tap_head: bytes
     taps: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, version: _Optional[int] = ..., generation: _Optional[int] = ..., expires: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., pin: _Optional[bytes] = ..., reachable: bool = ..., name: _Optional[str] = ..., model: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., rate: _Optional[float] = ..., hop_s: _Optional[float] = ..., free_tokens: _Optional[int] = ..., total_tokens: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ..., software: _Optional[str] = ..., activations: _Optional[str] = ..., driver: _Optional[int] = ..., speculator: _Optional[str] = ..., agreement: _Optional[float] = ..., tap_head: _Optional[bytes] = ..., taps: _Optional[_Iterable[int]] = ...) -> None: ...
+    rules: int
+    grammar: str
+    def __init__(self, version: _Optional[int] = ..., generation: _Optional[int] = ..., expires: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., pin: _Optional[bytes] = ..., reachable: bool = ..., name: _Optional[str] = ..., model: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., blocks: _Optional[int] = ..., rate: _Optional[float] = ..., hop_s: _Optional[float] = ..., free_tokens: _Optional[int] = ..., total_tokens: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ..., software: _Optional[str] = ..., activations: _Optional[str] = ..., driver: _Optional[int] = ..., speculator: _Optional[str] = ..., agreement: _Optional[float] = ..., tap_head: _Optional[bytes] = ..., taps: _Optional[_Iterable[int]] = ..., rules: _Optional[int] = ..., grammar: _Optional[str] = ...) -> None: ...
 
 class SealedRecord(_message.Message):
     __slots__ = ("record", "key", "signature")
@@ -602,7 +644,7 @@ class IncomingConnection(_message.Message):
     def __init__(self, token: _Optional[bytes] = ...) -> None: ...
 
 class Drive(_message.Message):
-    __slots__ = ("version", "text", "numerics", "prompt", "settings", "max_new_tokens", "stop_ids", "auto_tree", "tree_size", "prefix_secret")
+    __slots__ = ("version", "text", "numerics", "prompt", "settings", "max_new_tokens", "stop_ids", "auto_tree", "tree_size", "prefix_secret", "rules")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_FIELD_NUMBER: _ClassVar[int]
@@ -613,6 +655,7 @@ class Drive(_message.Message):
     AUTO_TREE_FIELD_NUMBER: _ClassVar[int]
     TREE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PREFIX_SECRET_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
     version: int
     text: bytes
     numerics: NumericsClass
@@ -623,7 +666,8 @@ class Drive(_message.Message):
     auto_tree: bool
     tree_size: int
     prefix_secret: bytes
-    def __init__(self, version: _Optional[int] = ..., text: _Optional[bytes] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., prompt: _Optional[bytes] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., stop_ids: _Optional[bytes] = ..., auto_tree: bool = ..., tree_size: _Optional[int] = ..., prefix_secret: _Optional[bytes] = ...) -> None: ...
+    rules: RulesRequest
+    def __init__(self, version: _Optional[int] = ..., text: _Optional[bytes] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., prompt: _Optional[bytes] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., stop_ids: _Optional[bytes] = ..., auto_tree: bool = ..., tree_size: _Optional[int] = ..., prefix_secret: _Optional[bytes] = ..., rules: _Optional[_Union[RulesRequest, _Mapping]] = ...) -> None: ...
 
 class DrivenTokens(_message.Message):
     __slots__ = ("text", "tokens", "logprobs", "traversal", "hops", "prefix_rows")

@@ -14,12 +14,13 @@ from treeswarm.model_files import ModelShape, read_shape, resolve_model
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import NodeState, SealedRecord
 from treeswarm.protocol.spans import Span
+from treeswarm.protocol.text_rules import Grammar, TextRules
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.topology.bans import FIRST_RETRY_S, BanList
 from treeswarm_bench.benchmarks.parts.fake_node import MODEL, FakeNode
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.discovery.gap import explain_gap
-from treeswarm_client.discovery.route import Target
+from treeswarm_client.discovery.route import ANY_TAIL, TailNeeds, Target, needs_of
 from treeswarm_client.discovery.swarm_view import SwarmView
 from treeswarm_client.discovery.target import choose_target
 
@@ -161,6 +162,49 @@ def test_unusable_nodes_are_not_routed_to(changes: dict[str, Any]) -> None:
             route(view_of(record(0, 4), record(4, 8, **changes)))
 
     virtually(test)
+
+
+RULED = TailNeeds(1)
+
+
+def test_only_a_node_that_applies_the_rules_is_the_tail() -> None:
+    """A node without rules still computes blocks before the last one."""
+
+    def test() -> None:
+        old, new = record(0, 8), record(6, 8, port=4002, rules=1)
+        view = view_of(old, new)
+        assert route(view) == [old.record.node]
+        hops = view.route(Span(0, 8), before=None, after=None, room=100, avoid=(), needs=RULED)
+        assert [(hop.node, hop.span.end) for hop in hops][-1] == (new.record.node, 8)
+        assert hops[0].node == old.record.node
+        assert view.has_spare(Span(6, 8), avoid={new.record.node})
+        assert not view.has_spare(Span(6, 8), avoid={new.record.node}, needs=RULED)
+        assert not view.nodes_to_leave(hops, room=100, trunk=1, rounds_left=1e9, needs=RULED)
+
+    virtually(test)
+
+
+def test_a_missing_tail_for_rules_is_named_as_that() -> None:
+    def test() -> None:
+        old = record(0, 8)
+        with pytest.raises(MissingBlocks, match=r"applies the rules of this request: 127\.0\.0\.1:4001 would need"):
+            view_of(old).route(Span(0, 8), before=None, after=None, room=100, avoid=(), needs=RULED)
+        needs = TailNeeds(1, "llguidance 2")
+        with pytest.raises(MissingBlocks, match="applies grammars with llguidance 2"):
+            view_of(record(0, 8, rules=1, grammar="llguidance 1")).route(
+                Span(0, 8), before=None, after=None, room=100, avoid=(), needs=needs
+            )
+
+    virtually(test)
+
+
+def test_the_commonest_grammar_library_is_asked_for() -> None:
+    grammar = TextRules(grammar=Grammar("json_object"))
+    assert needs_of(TextRules(end_tokens=(1,)), ["a"]) == ANY_TAIL
+    assert needs_of(TextRules(min_p=0.5), ["a"]) == TailNeeds(1)
+    assert needs_of(grammar, ["b", "", "a", "b", ""]) == TailNeeds(1, "b")
+    assert needs_of(grammar, ["b", "a"]) == TailNeeds(1, "a")
+    assert not needs_of(grammar, ["", ""]).are_met_by(record(0, 8, rules=1).record)
 
 
 def test_missing_blocks_come_with_their_nodes_last_errors() -> None:

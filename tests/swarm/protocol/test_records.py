@@ -43,6 +43,8 @@ def records(draw: st.DrawFn) -> tuple[FakeNode, NodeRecord]:
         "agreement": draw(st.sampled_from([0.0, 0.5, 1.0])),
         "tap_head": (head := draw(st.sampled_from(["", "0123456789abcdef"]))),
         "taps": tuple(sorted(draw(st.sets(st.integers(0, 199), min_size=1, max_size=16)))) if head else (),
+        "rules": draw(st.integers(0, 2)),
+        "grammar": draw(st.sampled_from(["", "llguidance 1.3.0"])),
         "coordinate": tuple(draw(st.lists(floats, max_size=6))),
     }
     return node, replace(node.record().record, **changes)

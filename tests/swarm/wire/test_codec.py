@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.random_rules import rules_requests
 
 from treeswarm.errors import Malformed
 from treeswarm.protocol import drive_messages as d
@@ -94,6 +95,7 @@ def drives(draw: st.DrawFn) -> d.Drive:
         stop_ids=draw(arrays(draw(st.integers(0, 9)))),
         tree_size=draw(st.none() | st.integers(0, m.MAX_CROWN)),
         prefix_secret=draw(st.just(b"") | ids16),
+        rules=draw(st.none() | rules_requests),
     )
 
 
@@ -139,6 +141,7 @@ opens = st.builds(
     alternatives=st.integers(0, m.MAX_ALTERNATIVES),
     proposal_nodes=st.integers(0, m.MAX_PROPOSAL),
     taps=tap_requests,
+    rules=st.none() | rules_requests,
 )
 descriptions = st.builds(
     m.Description,
@@ -175,7 +178,16 @@ UP = st.one_of(
 )
 DOWN = st.one_of(
     descriptions,
-    st.builds(m.Opened, ids16, u32, u32, profiles, st.integers(0, m.MAX_TRUNK), st.integers(0, m.MAX_PROPOSAL)),
+    st.builds(
+        m.Opened,
+        ids16,
+        u32,
+        u32,
+        profiles,
+        st.integers(0, m.MAX_TRUNK),
+        st.integers(0, m.MAX_PROPOSAL),
+        st.just(b"") | ids16,
+    ),
     answers(),
     proposals(),
     st.builds(m.Pong, u64),
