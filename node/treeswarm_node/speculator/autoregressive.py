@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from treeswarm_node.engine.tap_slice import TapSlice, head_digest
 from treeswarm_node.speculator.files import AUTOREGRESSIVE, SpeculatorConfig
 from treeswarm_node.speculator.growth import grow
-from treeswarm_node.speculator.guesses import ConfiguredSpeculator, GuessScorer, HeadWeights, read_saved_head
+from treeswarm_node.speculator.guesses import (
+    ConfiguredSpeculator,
+    GuessScorer,
+    HeadWeights,
+    compute_in_eight_bits,
+    read_saved_head,
+)
 from treeswarm_node.speculator.head import EPSILON, FIRST_MATRIX, HeadShape, SpeculatorHead
 from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
 
@@ -90,6 +96,10 @@ class AutoregressiveSpeculator(ConfiguredSpeculator):
         digest = head_digest(saved.tensors[FIRST_MATRIX], saved.config.taps, EPSILON)
         return cls(saved.config, head, saved.weights, digest, hosted)
 
+    def compute_in_eight_bits(self) -> None:
+        """Compute with 8-bit weights from now on, where this processor is faster with them."""
+        self.weights = compute_in_eight_bits(self.head, self.weights)
+
     def new_memory(self) -> HeadMemory:
         """See `Speculator`."""
         return HeadMemory.empty(self.config, self.weights.lm_head)
@@ -137,7 +147,7 @@ class AutoregressiveSpeculator(ConfiguredSpeculator):
         self, result: torch.Tensor, positions: NDArray[np.int64], request: SpeculationRequest
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the best tokens at `positions` [n], and their log-scores, [n, WIDTH] each, best first."""
-        logits = self.head.logits(result, self.weights.lm_head)
+        logits = self.weights.score(self.head.normed(result))
         return self._scorer.children(logits, positions, request.settings)
 
     def attend(

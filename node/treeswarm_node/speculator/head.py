@@ -185,9 +185,14 @@ class SpeculatorHead(torch.nn.Module):
         result: torch.Tensor = state + self.mlp(self.mlp_norm(state))
         return self.result_norm(result) if self.recipe.norm_output else result
 
+    def normed(self, result: torch.Tensor) -> torch.Tensor:
+        """Return results [..., hidden] as the LM head scores them."""
+        normed: torch.Tensor = result if self.recipe.norm_output else self.result_norm(result)
+        return normed
+
     def logits(self, result: torch.Tensor, lm_head: torch.Tensor) -> torch.Tensor:
         """Return the scores [..., tokens] of the token after each row's next one, by an LM head [tokens, hidden]."""
-        return linear(result if self.recipe.norm_output else self.result_norm(result), lm_head)
+        return linear(self.normed(result), lm_head)
 
     def unroll(self, states: torch.Tensor, embedded: torch.Tensor, steps: int) -> list[torch.Tensor]:
         """Return the results of `steps` steps over whole texts, [batch, n, hidden] each, as in drafting.

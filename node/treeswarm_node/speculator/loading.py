@@ -77,12 +77,13 @@ def _load(
         # What is checked, or reads no sums of other nodes' taps, has all its taps on one node.
         if not is_certain or config.kind == PARALLEL:
             _check_taps(found.folder, config.taps, served)
-        trained: Speculator
+        trained: ParallelSpeculator | AutoregressiveSpeculator
         if config.kind == PARALLEL:
             trained = ParallelSpeculator.load(found.folder, lm_head, is_tied=is_tied, dtype=dtype)
         else:
             hosted = hosted_taps(config.taps, served.span)
             trained = AutoregressiveSpeculator.load(found.folder, lm_head, is_tied=is_tied, dtype=dtype, hosted=hosted)
+        trained.compute_in_eight_bits()
         return trained if is_certain else _checked(trained, str(found.folder), model, folder, served)
     if found.kind == MTP:
         layer = load_mtp(folder, model, served, partial(_embedding, model, folder))
@@ -103,6 +104,7 @@ def _load(
     )
     speculator = load_eagle3(found.folder, target, dtype)
     _check_taps(found.folder, speculator.taps, served)
+    speculator.compute_in_eight_bits()
     log.info("the head in '%s' reads the results of blocks %s", found.folder, _listed(speculator.taps))
     return _checked(speculator, found.hub_id or str(found.folder), model, folder, served)
 

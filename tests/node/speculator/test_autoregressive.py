@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from treeswarm.errors import ModelError
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.noise import gumbel_row
+from treeswarm_node.model.quantization.quantized_linear import QuantizedLinear
+from treeswarm_node.model.quantization.weight_kinds import has_integer_products
 from treeswarm_node.speculator.autoregressive import AutoregressiveSpeculator, head_shape, known_runs
 from treeswarm_node.speculator.files import CONFIG, WEIGHTS, SpeculatorConfig, read_speculator_config, save_speculator
 from treeswarm_node.speculator.guesses import HeadWeights
@@ -225,6 +227,33 @@ def test_a_saved_speculator_proposes_the_same_tree(tmp_path: Path) -> None:
     assert before.tokens.tolist() == after.tokens.tolist()
     assert before.scores.tolist() == after.scores.tolist()
     assert read_speculator_config(tmp_path) == CONFIG_OF_TEST
+
+
+def test_eight_bits_compute_with_the_rounded_weights() -> None:
+    tokens, states = text(12)
+    plain, rounded = make(), make()
+    fuse = rounded.head.fuse.weight
+    weights = {name: value for name, value in plain.head.state_dict().items() if name != "fuse.weight"}
+    plain.head.load_state_dict(unpacked(packed(weights)), strict=False)
+    plain.weights = replace(plain.weights, lm_head=unpacked(packed({"": plain.weights.lm_head}))[""])
+    rounded.compute_in_eight_bits()
+    before, after = (propose(one, request(one.new_memory(), tokens, states, 0, 12)) for one in (plain, rounded))
+    kinds = {type(module) for module in rounded.head.modules()}
+    assert (QuantizedLinear in kinds) == (rounded.weights.integers is not None) == has_integer_products()
+    assert rounded.head.fuse.weight is fuse
+    assert before.tokens[:8].tolist() == after.tokens[:8].tolist()
+    # Where there are no integer products, the weights are not rounded at all.
+    np.testing.assert_allclose(before.scores[:8], after.scores[:8], atol=1e-3 if has_integer_products() else 0.2)
+
+
+def test_processors_without_integer_products_keep_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("treeswarm_node.speculator.guesses.has_integer_products", lambda: False)
+    tokens, states = text(12)
+    plain, same = make(), make()
+    same.compute_in_eight_bits()
+    trees = [propose(one, request(one.new_memory(), tokens, states, 0, 12)) for one in (plain, same)]
+    assert trees[0].tokens.tolist() == trees[1].tokens.tolist()
+    assert trees[0].scores.tolist() == trees[1].scores.tolist()
 
 
 @pytest.mark.parametrize(

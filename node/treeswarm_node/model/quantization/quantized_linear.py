@@ -189,6 +189,11 @@ class ExpertPacker:
 MATRIX_PRODUCTS = (torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
+def quantized_weight(weight: torch.Tensor, kind: str) -> QuantizedWeight:
+    """Return a matrix [out, in], packed in a kind."""
+    return QuantizedWeight(KINDS[kind], weight.shape, KINDS[kind].pack(weight))
+
+
 @torch.no_grad()
 def quantize(layer: torch.nn.Module, kind: str) -> None:
     """Replace a decoder layer's linear layers and fused experts with quantized ones.
@@ -213,9 +218,7 @@ def quantize_loaded(parent: torch.nn.Module, name: str, kind: str) -> None:
     """
     child = parent.get_submodule(name)
     if _is_quantizable(child, name, kind) and not child.weight.is_meta:
-        weight = child.weight.data
-        packed = QuantizedWeight(KINDS[kind], weight.shape, KINDS[kind].pack(weight))
-        setattr(parent, name, QuantizedLinear(packed, child.bias))
+        setattr(parent, name, QuantizedLinear(quantized_weight(child.weight.data, kind), child.bias))
     else:
         _quantize_experts(child, kind)
 

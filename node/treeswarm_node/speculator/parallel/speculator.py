@@ -17,7 +17,13 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from treeswarm_node.speculator.autoregressive import HeadMemory, head_shape
 from treeswarm_node.speculator.files import PARALLEL, SpeculatorConfig
-from treeswarm_node.speculator.guesses import ConfiguredSpeculator, GuessScorer, HeadWeights, read_saved_head
+from treeswarm_node.speculator.guesses import (
+    ConfiguredSpeculator,
+    GuessScorer,
+    HeadWeights,
+    compute_in_eight_bits,
+    read_saved_head,
+)
 from treeswarm_node.speculator.head import EPSILON, HeadShape, SpeculatorHead
 from treeswarm_node.speculator.parallel.lattice import LEVELS, CorrectScores, LatticeTree, make_lattice
 from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest
@@ -100,6 +106,10 @@ class ParallelSpeculator(ConfiguredSpeculator):
         saved = read_saved_head(folder, lm_head, is_tied=is_tied, dtype=dtype, kinds=(PARALLEL,))
         return cls(saved.config, saved.fill(ParallelHead.of(saved.config)), saved.weights)
 
+    def compute_in_eight_bits(self) -> None:
+        """Compute with 8-bit weights from now on, where this processor is faster with them."""
+        self.weights = compute_in_eight_bits(self.head, self.weights)
+
     def new_memory(self) -> HeadMemory:
         """See `Speculator`."""
         return HeadMemory.empty(self.config, self.weights.lm_head)
@@ -108,7 +118,7 @@ class ParallelSpeculator(ConfiguredSpeculator):
     def propose(self, request: SpeculationRequest) -> Iterator[SpeculatedTree]:
         """See `Speculator`."""
         results = self._read(request)
-        logits = self.head.logits(results, self.weights.lm_head)
+        logits = self.weights.score(self.head.normed(results))
         positions = request.root_position + 1 + np.arange(len(results))
         scores = self._scorer.scores(logits, positions, request.settings)
         lattice = make_lattice(scores, self.weights.vocabulary)
