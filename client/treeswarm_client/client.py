@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import replace
 from functools import partial
@@ -285,12 +285,23 @@ class SwarmClient:
         """Whether the model can chat; otherwise it only continues texts."""
         return self._opened.prompts.chat is not None
 
-    def encode_chat(self, messages: Sequence[MessageDict]) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[MessageDict],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool | str = False,
+    ) -> list[int]:
         """Return the token ids of a conversation, as the model's chat template writes it, up to where the reply begins.
 
-        Raises BadRequest if there is no chat template, or if it refuses the messages.
+        `tools` are OpenAI's objects that describe functions, `template_kwargs` variables that the template reads, such
+        as `enable_thinking`.  With `continue_final_message` the model goes on with the last message's content, or with
+        the field that it names.  Raises BadRequest if there is no chat template, or if it refuses the messages.
         """
-        return self._opened.prompts.encode_chat(messages)
+        return self._opened.prompts.encode_chat(
+            messages, tools=tools, template_kwargs=template_kwargs, continue_final_message=continue_final_message
+        )
 
     # ---------------------------------------------------------------- generations
 

@@ -1,9 +1,10 @@
 """Texts and conversations to token ids, and token ids to text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -30,14 +31,24 @@ class PromptEncoder:
         """Return the text of token ids, special tokens included."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
-    def encode_chat(self, messages: Sequence[MessageDict]) -> list[int]:
-        """Return the token ids of a conversation, up to where the model's reply begins.
+    def encode_chat(
+        self,
+        messages: Sequence[MessageDict],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool | str = False,
+    ) -> list[int]:
+        """Return the token ids of a conversation, up to where the model's reply begins; see `ChatTemplate.render`.
 
         Raises BadRequest if there is no chat template, or if it refuses the messages.
         """
         if self.chat is None:
             raise BadRequest(f"'{self.model}' has no chat template: it only continues texts, as `swarm generate` does")
-        return self._ids(self.chat.render(messages), special=False)
+        text = self.chat.render(
+            messages, tools=tools, template_kwargs=template_kwargs, continue_final_message=continue_final_message
+        )
+        return self._ids(text, special=False)
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
         try:
