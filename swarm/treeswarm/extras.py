@@ -36,6 +36,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "tokenizers": ("transformers", "sentencepiece", "tiktoken"),
     "dht": ("hivemind",),
     "mqtt": ("aiomqtt",),
+    "grammar": ("llguidance",),
     "quantization": ("bitsandbytes",),
     "plot": ("matplotlib",),
     "bench": ("treeswarm_bench",),

@@ -1,0 +1,1 @@
+"""Structured output by llguidance: which tokens a grammar allows after every path of a tree."""
