@@ -11,8 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tokenizers import Tokenizer
+
 from treeswarm.errors import BadRequest
 from treeswarm.model_files import HubOptions
+from treeswarm.model_sources.generation_config import GenerationDefaults
 from treeswarm.protocol.messages import Description
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.text_rules import RulesRequest, TextRules
@@ -272,13 +275,26 @@ class SwarmClient:
 
     # ---------------------------------------------------------------- text
 
-    def encode(self, prompt: str) -> list[int]:
-        """Return the prompt's token ids, special tokens included.  Raises BadRequest for text that is not Unicode."""
-        return self._opened.prompts.encode(prompt)
+    def encode(self, prompt: str, *, special: bool = True) -> list[int]:
+        """Return the prompt's token ids, with `special` after those that begin every text of the model.
+
+        Raises BadRequest for text that is not Unicode.
+        """
+        return self._opened.prompts.encode(prompt, special=special)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens included."""
         return self._opened.prompts.decode(token_ids)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._opened.prompts.tokenizer
+
+    @property
+    def generation_defaults(self) -> GenerationDefaults:
+        """The sampling that the model's publisher recommends; `stream` has defaults of its own."""
+        return self._opened.defaults
 
     @property
     def has_chat_template(self) -> bool:

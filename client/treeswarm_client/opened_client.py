@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from treeswarm.errors import MissingBlocks, NodeLost, RouteError, SwarmError, Unreachable
 from treeswarm.identity import config_digest
-from treeswarm.model_files import ModelShape, read_config, read_shape, resolve_model
+from treeswarm.model_files import ModelShape, read_config, read_generation_defaults, read_shape, resolve_model
+from treeswarm.model_sources.generation_config import GenerationDefaults
 from treeswarm.registry import Registry, client_registry, peers_registry, registry_kind
 from treeswarm.registry.diagnosis import explain_no_nodes
 from treeswarm.registry.seam import Snapshot
@@ -52,6 +53,8 @@ class OpenedClient:
     config: str
     """Digest of the model's config."""
     prompts: PromptEncoder
+    defaults: GenerationDefaults
+    """The sampling that the model's publisher recommends."""
     transport: Transport
 
     @classmethod
@@ -69,6 +72,7 @@ class OpenedClient:
             read_shape(folder),
             config_digest(read_config(folder)),
             load_prompt_encoder(nodes.model, folder),
+            read_generation_defaults(folder),
             transport,
         )
 

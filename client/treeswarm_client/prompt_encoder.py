@@ -23,9 +23,12 @@ class PromptEncoder:
     chat: ChatTemplate | None
     """The model's chat template, or None if it has none."""
 
-    def encode(self, prompt: str) -> list[int]:
-        """Return the prompt's token ids, special tokens included.  Raises BadRequest for text that is not Unicode."""
-        return self._ids(prompt, special=True)
+    def encode(self, prompt: str, *, special: bool = True) -> list[int]:
+        """Return the prompt's token ids, with `special` after those that begin every text of the model.
+
+        Raises BadRequest for text that is not Unicode.
+        """
+        return self._ids(prompt, special=special)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens included."""

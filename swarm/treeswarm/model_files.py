@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 
 from treeswarm.errors import ModelError, UnsupportedModel
 from treeswarm.model_sources import gguf_files
+from treeswarm.model_sources.generation_config import FILE as GENERATION_CONFIG
+from treeswarm.model_sources.generation_config import GenerationDefaults, parse_generation_config
 from treeswarm.model_sources.gguf_files import gguf_folder, is_converted, is_gguf, is_gguf_folder
 from treeswarm.model_sources.hub_errors import explain_hub_error
 from treeswarm.model_sources.hub_gguf import fetch_tensors, hub_gguf_folder, is_hub_gguf
@@ -284,8 +286,14 @@ def read_shape(folder: Path) -> ModelShape:
         ) from None
 
 
+def read_generation_defaults(folder: Path) -> GenerationDefaults:
+    """Return the sampling defaults that the model's publisher recommends.  Raises ModelError."""
+    path = folder / GENERATION_CONFIG
+    return parse_generation_config(read_json(path, ""), path) if path.exists() else GenerationDefaults()
+
+
 def _eos_ids(folder: Path, config: dict[str, Any]) -> Iterable[int]:
-    path = folder / "generation_config.json"
+    path = folder / GENERATION_CONFIG
     generation = read_json(path, "") if path.exists() else {}
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
     return [] if eos is None else [int(e) for e in eos] if isinstance(eos, list) else [int(eos)]

@@ -122,6 +122,17 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, max_new_tokens: int) 
     )
 
 
+def add_generation_config_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that says whether the publisher's sampling defaults are used."""
+    parser.add_argument(
+        "--generation-config",
+        choices=["auto", "none"],
+        default="auto",
+        help="what decides about sampling that is not given: auto (default), the model's generation_config.json; none, "
+        "nothing",
+    )
+
+
 def parse_tree_size(word: str) -> TreeSize:
     """Parse `auto` or a number of draft nodes."""
     if word == "auto":

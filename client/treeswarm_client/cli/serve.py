@@ -14,7 +14,14 @@ from treeswarm.programs.process import run_until_terminated
 from treeswarm.programs.settings import add_config_flag
 from treeswarm.protocol.address import Address
 from treeswarm_client.cli.checks import check_at_least, check_client_flags
-from treeswarm_client.cli.flags import OPENING, add_client_flags, client_of, report_served_models, show_progress
+from treeswarm_client.cli.flags import (
+    OPENING,
+    add_client_flags,
+    add_generation_config_flag,
+    client_of,
+    report_served_models,
+    show_progress,
+)
 from treeswarm_client.cli.render.draft_offer import offer_draft
 
 if TYPE_CHECKING:
@@ -83,10 +90,11 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument(
         "--default-max-tokens",
         type=int,
-        default=1024,
         metavar="N",
-        help="max_tokens of a chat request without it (default 1024)",
+        help="max_tokens of a chat request without it (default: what fits into the model's context, at most an eighth "
+        "of the room that is free on the nodes)",
     )
+    add_generation_config_flag(parser)
     parser.add_argument(
         "--cors-origin",
         action="append",
@@ -122,8 +130,8 @@ def _run(args: argparse.Namespace) -> int:
 def _checked_config(args: argparse.Namespace) -> "GatewayConfig":
     """Return the gateway's settings, once everything that can be checked without the swarm is right."""
     check_client_flags(args)
-    for name in ("max_concurrent", "default_max_tokens"):
-        check_at_least(f"--{name.replace('_', '-')}", getattr(args, name), 1)
+    check_at_least("--max-concurrent", args.max_concurrent, 1)
+    check_at_least("--default-max-tokens", args.default_max_tokens, 1)
     check_at_least("--max-waiting", args.max_waiting, 0)
     if not 0.0 <= args.max_wait < math.inf:
         raise BadRequest(f"--max-wait is {args.max_wait:g}: give the seconds to wait, 0 or more")
@@ -145,6 +153,7 @@ def _checked_config(args: argparse.Namespace) -> "GatewayConfig":
         cors_origins=tuple(args.cors_origin),
         map_text=not keys.digests if args.map_text is None else args.map_text,
         limits=limits,
+        model_defaults=args.generation_config == "auto",
     )
 
 

@@ -4,25 +4,30 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import InitVar, dataclass, field
 from functools import partial
 from hashlib import blake2b
 
 from treeswarm.errors import BadRequest, ModelError, SwarmError
+from treeswarm.model_sources.generation_config import GenerationDefaults
 from treeswarm.protocol.prefix import SCOPE_BYTES
 from treeswarm.tasks import cancelled, keep_running
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.discovery.prober import Prober
 from treeswarm_client.discovery.swarm_view import SwarmView
 from treeswarm_client.gateway.admission import Admission
+from treeswarm_client.gateway.answers.token_text import TokenBytes
 from treeswarm_client.gateway.browser.watchers import POLL_S, MapEvent, WatchedGeneration, Watchers
 from treeswarm_client.gateway.config import GatewayConfig
 from treeswarm_client.gateway.errors import NotReady
 from treeswarm_client.gateway.events import GenerationEvent, TokenEvent, merge_runs
 from treeswarm_client.gateway.generation_request import GenerationRequest
+from treeswarm_client.gateway.length import default_length, free_room
 from treeswarm_client.gateway.monitoring.metrics import GatewayMetrics
 from treeswarm_client.gateway.monitoring.tracing import Tracing
+from treeswarm_client.gateway.sampling import sampling_options
 from treeswarm_client.generation.run import Run
 from treeswarm_client.planner.policy import Round
 
@@ -43,6 +48,8 @@ class PreparedRequest:
     """The runs prompt by prompt, `n` of each."""
     watched: list[WatchedGeneration]
     """The same generations as the map shows them."""
+    reserved: int
+    """Number of tokens for which the nodes reserve room."""
 
 
 @dataclass(eq=False)
@@ -165,6 +172,11 @@ class Backend:
     watchers: Watchers = field(init=False)
     admission: Admission = field(init=False)
     _secret: bytes = field(default_factory=lambda: secrets.token_bytes(SCOPE_BYTES), repr=False)
+    started: int = field(default_factory=lambda: int(time.time()))
+    """Time of the start, in seconds since 1970."""
+    _token_bytes: TokenBytes | None = None
+    _reserved: int = 0
+    """Number of tokens for which nodes reserve room for the answers under way."""
     _shutdown: "asyncio.Future[None] | None" = None
     """Done when answers under way must end."""
 
@@ -205,25 +217,24 @@ class Backend:
     async def prepare(self, request: GenerationRequest, caller: bytes) -> PreparedRequest:
         """Return the request with its runs, prompt by prompt, not yet begun.  Raises BadRequest and NotReady."""
         client = self.client
-        if request.messages:
-            prompts: list[Sequence[int]] = [await asyncio.to_thread(client.encode_chat, request.messages)]
-        else:
-            prompts = [await self._encode(prompt) for prompt in request.prompts]
-        runs, watched = [], []
+        prompts = await self.encode_prompts(request)
+        options = {
+            **sampling_options(request.sampling, self._defaults(), partial(client.encode, special=False)),
+            "stop": request.ends.stops,
+            "stop_token_ids": request.ends.stop_token_ids,
+            "ignore_eos": request.ends.ignore_eos,
+            # The time to an answer must not reveal to one caller what another has sent.
+            "prefix_secret": blake2b(caller, key=self._secret, digest_size=SCOPE_BYTES).digest(),
+        }
+        runs, watched, reserved = [], [], 0
         for prompt in prompts:
+            length = self._length(request, len(prompt))
+            reserved += request.n * (len(prompt) + length)
             for sample in range(request.n):
                 watched.append(self.watchers.add_generation(client.decode if self.config.map_text else None))
-                run = client.stream(
-                    prompt,
-                    sample=sample,
-                    max_new_tokens=request.max_new_tokens(client.target.max_positions - len(prompt)),
-                    on_round=self._round_observer(watched[-1]),
-                    # The time to an answer must not reveal to one caller what another has sent.
-                    prefix_secret=blake2b(caller, key=self._secret, digest_size=SCOPE_BYTES).digest(),
-                    **request.options,
-                )
-                runs.append(run)
-        return PreparedRequest(request, runs, watched)
+                observer = self._round_observer(watched[-1])
+                runs.append(client.stream(prompt, sample=sample, max_new_tokens=length, on_round=observer, **options))
+        return PreparedRequest(request, runs, watched, reserved)
 
     async def generate(self, prepared: PreparedRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Wait for a turn, then yield the events of all generations.  Raises Busy and what generating raises."""
@@ -233,6 +244,7 @@ class Backend:
             slots = await stack.enter_async_context(self.admission.hold_slots(len(prepared.runs)))
             for watched, run in zip(prepared.watched, prepared.runs, strict=True):
                 watched.begin(len(run.prompt_ids))
+            self._reserved += prepared.reserved
             try:
                 async with contextlib.aclosing(
                     merge_runs(prepared.runs, prepared.request.n, on_all_ended=slots.release, shutdown=self._shutdown)
@@ -243,9 +255,37 @@ class Backend:
                             prepared.watched[event.choice].add_token(event.token)
                         yield event
             finally:
+                self._reserved -= prepared.reserved
                 self.metrics.observe_runs(prepared.runs, prepared.request.n)
                 for watched, run in zip(prepared.watched, prepared.runs, strict=True):
                     watched.end(run.finish_reason)
+
+    async def encode_prompts(self, request: GenerationRequest) -> list[Sequence[int]]:
+        """Return the token ids of a request's prompts, or of its conversation.  Raises BadRequest and NotReady."""
+        if request.chat is not None:
+            return [await asyncio.to_thread(self.client.encode_chat, request.chat.messages)]
+        return [await self._encode(prompt) for prompt in request.prompts]
+
+    @property
+    def token_bytes(self) -> TokenBytes:
+        """The bytes of the model's tokens.  Raises NotReady."""
+        tokenizer = self.client.tokenizer
+        if self._token_bytes is None or self._token_bytes.tokenizer is not tokenizer:
+            self._token_bytes = TokenBytes(tokenizer)
+        return self._token_bytes
+
+    def _defaults(self) -> GenerationDefaults:
+        return self.client.generation_defaults if self.config.model_defaults else GenerationDefaults()
+
+    def _length(self, request: GenerationRequest, prompt_tokens: int) -> int:
+        """Return the number of new tokens after a prompt of so many."""
+        ends, target = request.ends, self.client.target
+        if ends.max_tokens is not None:
+            return ends.max_tokens
+        left = target.max_positions - prompt_tokens
+        if (named := ends.default_max_tokens or self._defaults().max_new_tokens) is not None:
+            return max(1, min(named, left))
+        return default_length(left, free_room(self.client.view.serving(), target.blocks, self._reserved))
 
     async def _encode(self, prompt: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(prompt, str):

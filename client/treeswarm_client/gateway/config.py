@@ -24,8 +24,8 @@ class GatewayLimits:
     """Seconds that a request waits for its turn."""
     choices: int = 16
     """Number of choices of one request: its prompts times `n`."""
-    max_tokens: int = 1024
-    """Number of new tokens of a chat request that names none: room for them is reserved on the nodes beforehand."""
+    max_tokens: int | None = None
+    """Number of new tokens of a chat that names none, or None for as many as fit; nodes reserve room for them."""
     body_bytes: int = 4 << 20
     """Number of bytes of a request's body."""
     viewers: int = 32
@@ -81,10 +81,13 @@ class GatewayConfig:
     map_text: bool = False
     """Whether the map shows the text of generations, not only the shapes of their trees."""
     limits: GatewayLimits = GatewayLimits()
+    model_defaults: bool = True
+    """Whether the model's generation config decides about sampling where a request does not."""
 
     def __post_init__(self) -> None:
         limits = self.limits
-        if min(limits.generations, limits.choices, limits.max_tokens, limits.body_bytes) < 1 or limits.waiting < 0:
+        least = min(limits.generations, limits.choices, limits.max_tokens or 1, limits.body_bytes)
+        if least < 1 or limits.waiting < 0:
             raise BadRequest(f"a gateway's limits must be at least 1, those for waiting at least 0: {limits}")
         if not self.keys.digests and not is_loopback(self.listen.host):
             raise BadRequest(

@@ -1,6 +1,5 @@
 """Errors as callers receive them: OpenAI's error envelope, and the matching HTTP status."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,10 +19,7 @@ from treeswarm.errors import (
 )
 from treeswarm_client.discovery.failures import FULL
 from treeswarm_client.gateway.events import AnswerAborted
-from treeswarm_client.gateway.generation_request import Unsupported
-
-# Number of characters of a caller's Content-Type that an error quotes.
-LONGEST_TYPE = 60
+from treeswarm_client.gateway.generation_request import ParameterError
 
 
 class Busy(SwarmError):
@@ -40,6 +36,10 @@ class NotReady(SwarmError):
 
 class WrongKey(SwarmError):
     """The request has no API key, or an unknown one."""
+
+
+class MalformedBody(BadRequest):
+    """The body of a request is no JSON object."""
 
 
 class NoSuchModel(SwarmError):
@@ -74,6 +74,8 @@ class Failure:
                 return {}
 
 
+INTERNAL = Failure(500, "server_error", "an internal error occurred: see the gateway's log")
+
 # Error class, status, type, code and parameter.  The first match counts: a class stands before its parents.
 _RESPONSES: tuple[tuple[type[SwarmError], int, str, str | None, str | None], ...] = (
     (BadRequest, 400, "invalid_request_error", None, None),
@@ -96,8 +98,8 @@ _RESPONSES: tuple[tuple[type[SwarmError], int, str, str | None, str | None], ...
 
 def failure_of(error: SwarmError, text_param: str | None = None) -> Failure:
     """Return the response for an error; `text_param` is the parameter that holds the text, if it is known."""
-    if isinstance(error, Unsupported):
-        return Failure(400, "invalid_request_error", str(error), "unsupported_parameter", error.param)
+    if isinstance(error, ParameterError):
+        return Failure(400, "invalid_request_error", str(error), error.code, error.param)
     if isinstance(error, Refused) and error.code in FULL:
         return Failure(429, "rate_limit_error", str(error), "swarm_full")
     if isinstance(error, NotReady) and error.reason is not None:
@@ -106,22 +108,3 @@ def failure_of(error: SwarmError, text_param: str | None = None) -> Failure:
         return Failure(400, "invalid_request_error", str(error), "context_length_exceeded", text_param)
     _, status, kind, code, param = next(response for response in _RESPONSES if isinstance(error, response[0]))
     return Failure(status, kind, str(error), code, param)
-
-
-def failure_of_body(error: Mapping[str, Any], content_type: str | None) -> Failure:
-    """Return the response for the first of FastAPI's errors about a body that has this Content-Type.  Pure."""
-    # The outermost name is the parameter; pydantic adds the types of a union that it tried.
-    names = [str(part) for part in error["loc"] if part != "body"]
-    if error["type"] == "json_invalid":  # its place is a position in the body, not a name
-        problem = error["ctx"]["error"].removesuffix(" at")  # as in "Unterminated string starting at"
-        message = f"the body is not JSON: {problem} at character {names[0]}"
-    elif names:
-        return Failure(400, "invalid_request_error", f"{'.'.join(names)}: {error['msg']}", None, names[0])
-    elif isinstance(error["input"], bytes):  # FastAPI parses a body only if its header says JSON
-        message = (
-            f"the Content-Type is {(content_type or 'missing')[:LONGEST_TYPE]}: "
-            "send a JSON object with the header Content-Type: application/json"
-        )
-    else:
-        message = "the body is no JSON object: send one, with the header Content-Type: application/json"
-    return Failure(400, "invalid_request_error", message)

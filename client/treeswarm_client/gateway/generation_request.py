@@ -1,45 +1,98 @@
 """The one form of request that the gateway works on; the requests of every API are translated into it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from treeswarm.errors import BadRequest
 
+# Number of characters of a parameter's name that an error repeats.
+LONGEST_NAME = 80
 
-class Unsupported(BadRequest):
+
+class ParameterError(BadRequest):
+    """A parameter that is wrong; `param` is its outermost name."""
+
+    code: str | None = None
+    """OpenAI's `code` of the error."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        # JSON can carry lone surrogates, which UTF-8 cannot.
+        self.param = re.split(r"[.\[]", name, maxsplit=1)[0][:LONGEST_NAME].encode("utf-8", "replace").decode()
+
+
+class InvalidParameter(ParameterError):
+    """A parameter whose value has another type, or is out of range."""
+
+
+class Unsupported(ParameterError):
     """A parameter that this gateway cannot honour."""
 
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(message)
-        self.param = param
+    code = "unsupported_parameter"
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation, and how the model's template writes it."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    """Messages as the template takes them."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are chosen.  What a request does not name is decided by the model's generation config."""
+
+    settings: Mapping[str, Any]
+    """Those of `temperature`, `top_p` and `top_k` that the request names, as options of `SwarmClient.stream`."""
+    seed: int
+    rules: Mapping[str, Any]
+    """Fields of `TextRules` that the request names."""
+    bad_words: tuple[str, ...] = ()
+    """Texts that must not occur; their tokens become part of the rules."""
+
+
+@dataclass(frozen=True)
+class EndOptions:
+    """What ends an answer."""
+
+    max_tokens: int | None = None
+    """Number of new tokens, or None if the request names none."""
+    default_max_tokens: int | None = None
+    """Number of new tokens where the request names none, or None for as many as fit."""
+    stops: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    """Whether to continue past the model's end token."""
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What of an answer is sent, and how."""
+
+    stream: bool = False
+    """Whether the answer is sent as server-sent events."""
+    include_usage: bool = False
+    """Whether a stream ends with a chunk that counts its tokens."""
+    logprobs: bool = False
+    """Whether the answer has the log-probability of each token."""
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
     """One request as the gateway works on it: every prompt is continued `n` times."""
 
-    prompts: tuple[str | tuple[int, ...], ...]
-    """Prompts as texts or token ids; empty if there are messages."""
-    messages: tuple[Mapping[str, Any], ...]
-    """Messages of a chat, or none."""
-    n: int
+    sampling: SamplingOptions
+    ends: EndOptions
+    answer: AnswerOptions
+    prompts: tuple[str | tuple[int, ...], ...] = ()
+    """Prompts as texts or token ids; empty if there is a conversation."""
+    chat: ChatPrompt | None = None
+    """The conversation to continue, or None if there are prompts."""
+    n: int = 1
     """Number of choices per prompt."""
-    options: Mapping[str, Any]
-    """Options of `SwarmClient.stream`."""
-    max_tokens: int | None
-    """Number of new tokens, or None for as many as fit, up to `default_max_tokens`."""
-    default_max_tokens: int
-    stream: bool
-    """Whether the answer is sent as server-sent events."""
-    include_usage: bool
-    """Whether a stream ends with a chunk that counts its tokens."""
-    logprobs: bool
-    """Whether the answer has the log-probability of each token."""
-
-    def max_new_tokens(self, room: int) -> int:
-        """Return how many tokens to generate where the context has room for `room` more."""
-        return self.max_tokens or max(1, min(self.default_max_tokens, room))
 
     @property
     def choices(self) -> int:

@@ -1,17 +1,30 @@
 """ASGI middleware: limits the size of requests, checks the host they name, counts them, notices callers who leave."""
 
 import asyncio
+import logging
+import re
+import secrets
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from treeswarm.protocol.address import is_loopback
 from treeswarm_client.gateway.errors import Failure
+
+log = logging.getLogger(__name__)
+
+# Ids of callers that are taken over: short, and without anything that a log or a header could take for more.
+SENDABLE_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
+# Status that is counted where the caller left before one was sent.
+CLIENT_LEFT = 499
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,7 @@ class RequestCounter:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status = 499
+        status = CLIENT_LEFT
 
         async def send_noted(message: Message) -> None:
             nonlocal status
@@ -98,6 +111,45 @@ class RequestCounter:
             raise
         finally:
             self.count(getattr(scope.get("route"), "path", "other"), status)
+
+
+@dataclass(frozen=True)
+class RequestLog:
+    """Gives every request an id, which its answer has in a header, and logs requests.
+
+    The id is that of the caller's header `x-request-id`, if it has one that can be sent back.
+    """
+
+    app: ASGIApp
+    log_requests: bool
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if SENDABLE_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        started, status = time.monotonic(), CLIENT_LEFT
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).update(id_headers(request_id))
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            if self.log_requests:
+                method, path, seconds = scope["method"], scope["path"], time.monotonic() - started
+                log.info("%s %s %d in %.3f s, request %s", method, quote(path), status, seconds, request_id)
+
+
+def id_headers(request_id: str) -> dict[str, str]:
+    """Return the headers that name a request, under OpenAI's name and under Anthropic's."""
+    return {"x-request-id": request_id, "request-id": request_id}
 
 
 async def run_unless_disconnected(request: Request, work: Awaitable[None]) -> bool:

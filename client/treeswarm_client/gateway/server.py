@@ -40,10 +40,10 @@ async def run_gateway(
     """
     with _listening(backend.config.listen) as (listener, address):
         settings = uvicorn.Config(
-            make_app(backend),
+            make_app(backend, log_requests=log_requests),
             lifespan="off",
             log_level="info" if log_requests else "warning",
-            access_log=log_requests,
+            access_log=False,
             timeout_graceful_shutdown=int(GRACE_S) + LAST_EVENTS_S,
             server_header=False,
         )

@@ -100,6 +100,8 @@ class Run:
     """Text generated so far.  It ends before a stop string; `token_ids` has the tokens that completed it."""
     finish_reason: FinishReason | None = None
     """`stop` at a stop token or string, `length` at the limit; None while it runs and after an error."""
+    stop_string: str | None = None
+    """The stop string that has ended the text, or None."""
     stats: Stats | None = None
     """Statistics of the generation, or None while it runs."""
     prefix_tokens: int = 0

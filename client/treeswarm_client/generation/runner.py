@@ -153,7 +153,7 @@ class RunWriter:
             following -= 1
             piece = self._stop.add(self._text.add(token))
             if self.stopped:
-                run.finish_reason = "stop"
+                run.finish_reason, run.stop_string = "stop", self._stop.hit
             elif committed.finish is not None and not following:
                 piece += self._stop.flush()
                 run.finish_reason = committed.finish

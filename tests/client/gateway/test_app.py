@@ -8,8 +8,6 @@ from urllib.parse import urljoin
 
 import httpx2
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from treeswarm.errors import Unreachable
 from treeswarm.protocol.address import Address
@@ -18,9 +16,7 @@ from treeswarm_client.gateway.app import make_app
 from treeswarm_client.gateway.backend import Backend
 from treeswarm_client.gateway.config import ApiKeys, GatewayConfig, GatewayLimits
 from treeswarm_client.gateway.generation_request import Unsupported
-from treeswarm_client.gateway.openai.answers import AnswerMetadata, CompletionWriter
-from treeswarm_client.gateway.openai.requests import CompletionRequest, parse_completion_request
-from treeswarm_client.generation.run import Token
+from treeswarm_client.gateway.openai.requests import parse_completion_request
 
 KEY = "sk-a-key-for-tests"
 NO_KEYS = ApiKeys()
@@ -174,7 +170,7 @@ async def test_invalid_prompt_gets_a_short_error(prompt: Any) -> None:
 
 
 def parse(prompt: Any) -> tuple[Any, ...]:
-    return parse_completion_request(CompletionRequest(model="demo", prompt=prompt), GatewayLimits()).prompts
+    return parse_completion_request({"model": "demo", "prompt": prompt}, GatewayLimits()).prompts
 
 
 def test_prompts_are_texts_or_ids_or_lists_of_either() -> None:
@@ -183,26 +179,6 @@ def test_prompts_are_texts_or_ids_or_lists_of_either() -> None:
     assert parse(["x", [3]]) == ("x", (3,))
     with pytest.raises(Unsupported, match="at most 16"):
         parse(["x"] * 17)
-
-
-def test_without_a_limit_an_answer_takes_what_fits() -> None:
-    unlimited = parse_completion_request(CompletionRequest(model="demo", prompt="x"), GatewayLimits())
-    assert (unlimited.max_new_tokens(1000), unlimited.max_new_tokens(5), unlimited.max_new_tokens(-3)) == (16, 5, 1)
-    limited = parse_completion_request(CompletionRequest(model="demo", prompt="x", max_tokens=50), GatewayLimits())
-    assert limited.max_new_tokens(5) == 50
-
-
-@given(tokens=st.lists(st.integers(0, 25), min_size=1, max_size=30))
-def test_stream_has_the_same_offsets_as_the_whole(tokens: list[int]) -> None:
-    def decode(ids: Any) -> str:
-        return "".join("abcdefghijklmnopqrstuvwxyz"[token] * (token % 3 + 1) for token in ids)
-
-    writer = CompletionWriter(AnswerMetadata("cmpl-1", 0, "demo", "f"), decode, logprobs=True)
-    whole = writer._logprobs(tokens, [0.0] * len(tokens))
-    chunks = [writer.token_chunk(0, Token(token, "", 0.0, 0))["choices"][0]["logprobs"] for token in tokens]
-    assert whole is not None
-    assert [chunk["text_offset"][0] for chunk in chunks] == whole["text_offset"]
-    assert "".join(chunk["tokens"][0] for chunk in chunks) == "".join(whole["tokens"]) == decode(tokens)
 
 
 async def test_pages_share_one_shell_whose_links_work() -> None:

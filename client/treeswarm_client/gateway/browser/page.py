@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.gateway.config import GatewayConfig
+from treeswarm_client.gateway.parameters.documents import request_schemas
 
 # The map shows text from unknown nodes.  Even if it were taken for markup by mistake, it could do nothing.
 POLICY = "default-src 'none'; {}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'".format(
@@ -113,6 +114,7 @@ def make_schema(app: FastAPI, *, needs_key: bool) -> dict[str, Any]:
         components.get("schemas", {}).pop(name, None)
     error = {name: {"type": ["string", "null"]} for name in ("message", "type", "param", "code")}
     body = {"type": "object", "properties": {"error": {"type": "object", "properties": error}}}
+    components.setdefault("schemas", {}).update(request_schemas())
     components["responses"] = {
         "Error": {"description": "An error as OpenAI sends it", "content": {"application/json": {"schema": body}}}
     }

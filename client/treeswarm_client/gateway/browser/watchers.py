@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from treeswarm.errors import SwarmError
+from treeswarm_client.gateway.answers.token_text import Decode, token_text
 from treeswarm_client.gateway.errors import Busy
-from treeswarm_client.gateway.token_text import Decode, token_text
 from treeswarm_client.generation.loop import FinishReason
 from treeswarm_client.generation.run import Token
 from treeswarm_client.planner.policy import Round

@@ -1,101 +1,89 @@
-"""The answers to callers: OpenAI's objects, whole or as the chunks of a stream.  Pure."""
+"""OpenAI's answers to chats and completions, whole or as the chunks of a stream."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
+from treeswarm_client.gateway.answers.pieces import CallPiece, ChoiceAnswer, Piece, TextPiece, ThoughtPiece
+from treeswarm_client.gateway.answers.token_text import TokenBytes
+from treeswarm_client.gateway.answers.writer import AnswerMetadata, data_frame
+from treeswarm_client.gateway.errors import Failure
 from treeswarm_client.gateway.events import Usage
-from treeswarm_client.gateway.token_text import Decode, bytes_of, token_text
-from treeswarm_client.generation.loop import FinishReason
-from treeswarm_client.generation.run import Run, Token
+from treeswarm_client.gateway.openai.logprobs import CompletionLogprobs, ShownTokens, chat_logprobs
+from treeswarm_client.generation.run import Token
+
+Event = dict[str, Any]
+LAST_FRAME = "data: [DONE]\n\n"
 
 
-@dataclass(frozen=True)
-class AnswerMetadata:
-    """What all objects of one answer have in common."""
-
-    id: str
-    created: int
-    """Time of creation, in seconds since 1970."""
-    model: str
-    fingerprint: str
-    """Value of `system_fingerprint`."""
-
-
-class AnswerWriter(Protocol):
-    """Writes the objects of one kind of answer."""
-
-    def answer(self, runs: Sequence[Run], usage: Usage) -> dict[str, Any]:
-        """Return the whole answer as one object."""
-        ...
-
-    def first_chunk(self, choice: int) -> dict[str, Any] | None:
-        """Return the chunk that opens a choice, or None if its text comes at once."""
-        ...
-
-    def token_chunk(self, choice: int, token: Token) -> dict[str, Any]:
-        """Return the chunk of one token."""
-        ...
-
-    def finish_chunk(self, choice: int, finish: FinishReason) -> dict[str, Any]:
-        """Return the chunk that ends a choice."""
-        ...
-
-    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
-        """Return the last chunk of a stream, which counts its tokens."""
-        ...
-
-
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ChatWriter:
     """Writes `chat.completion` and its chunks."""
 
     metadata: AnswerMetadata
-    decode: Decode
-    logprobs: bool
+    include_usage: bool
+    token_bytes: TokenBytes | None
+    """The bytes of tokens, or None if the answer has no log-probabilities."""
+    last_frame: str = LAST_FRAME
+    _shown: dict[int, ShownTokens] = field(default_factory=dict)
 
-    def answer(self, runs: Sequence[Run], usage: Usage) -> dict[str, Any]:
+    def whole(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Event:
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": run.text, "refusal": None},
-                "logprobs": self._logprobs(run.token_ids, run.logprobs),
-                "finish_reason": run.finish_reason,
+                "message": _message(answer),
+                "logprobs": self._all_logprobs(answer),
+                "finish_reason": _finish(answer),
+                "stop_reason": answer.stop,
             }
-            for index, run in enumerate(runs)
+            for index, answer in enumerate(answers)
         ]
-        return _object(self.metadata, "chat.completion", choices) | {"usage": _usage(usage)}
+        return _object(self.metadata, "chat.completion", choices) | {"usage": usage_object(usage)}
 
-    def first_chunk(self, choice: int) -> dict[str, Any] | None:
-        return self._chunk(choice, {"role": "assistant", "content": ""})
+    def begin(self, choices: int, usage: Usage) -> Iterator[Event]:
+        for choice in range(choices):
+            yield self._chunk(choice, {"role": "assistant", "content": ""})
 
-    def token_chunk(self, choice: int, token: Token) -> dict[str, Any]:
-        return self._chunk(choice, {"content": token.text}, self._logprobs([token.id], [token.logprob]))
+    def token(self, choice: int, token: Token, pieces: Sequence[Piece]) -> Iterator[Event]:
+        logprobs = None
+        if self.token_bytes is not None:
+            shown = self._shown.setdefault(choice, ShownTokens(self.token_bytes))
+            logprobs = chat_logprobs(tokens) if (tokens := shown.add(token)) else None
+        deltas = [_delta(piece) for piece in pieces] or ([{"content": ""}] if logprobs else [])
+        for delta in deltas:
+            yield self._chunk(choice, delta, logprobs)
+            logprobs = None
 
-    def finish_chunk(self, choice: int, finish: FinishReason) -> dict[str, Any]:
-        return self._chunk(choice, {}, None, finish)
+    def end_choice(self, choice: int, answer: ChoiceAnswer, pieces: Sequence[Piece]) -> Iterator[Event]:
+        for piece in pieces:
+            yield self._chunk(choice, _delta(piece))
+        if choice in self._shown and (cut := self._shown[choice].end()):
+            yield self._chunk(choice, {"content": ""}, chat_logprobs(cut))
+        yield self._chunk(choice, {}, finish=_finish(answer), stop=answer.stop)
 
-    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
-        return _object(self.metadata, "chat.completion.chunk", []) | {"usage": _usage(usage)}
+    def end(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Iterator[Event]:
+        if self.include_usage:
+            yield _object(self.metadata, "chat.completion.chunk", []) | {"usage": usage_object(usage)}
+
+    def fail(self, failure: Failure) -> Iterator[Event]:
+        yield failure.body
+
+    def frame(self, event: Event) -> str:
+        return data_frame(event)
 
     def _chunk(
-        self, choice: int, delta: dict[str, Any], logprobs: Any = None, finish: FinishReason | None = None
-    ) -> dict[str, Any]:
+        self, choice: int, delta: Event, logprobs: Any = None, finish: str | None = None, stop: str | None = None
+    ) -> Event:
         content = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        if finish is not None:
+            content["stop_reason"] = stop
         return _object(self.metadata, "chat.completion.chunk", [content])
 
-    def _logprobs(self, ids: Sequence[int], logprobs: Sequence[float]) -> dict[str, Any] | None:
-        if not self.logprobs:
+    def _all_logprobs(self, answer: ChoiceAnswer) -> Event | None:
+        if self.token_bytes is None:
             return None
-        texts = [token_text(token, self.decode) for token in ids]
-        return {
-            "content": [
-                {"token": text, "logprob": float(logprob), "bytes": bytes_of(text), "top_logprobs": []}
-                for text, logprob in zip(texts, logprobs, strict=True)
-            ],
-            "refusal": None,
-        }
+        shown = ShownTokens(self.token_bytes)
+        return chat_logprobs([*(one for token in answer.tokens for one in shown.add(token)), *shown.end()])
 
 
 @dataclass(eq=False)
@@ -103,44 +91,54 @@ class CompletionWriter:
     """Writes `text_completion` objects, whole and as chunks."""
 
     metadata: AnswerMetadata
-    decode: Decode
-    logprobs: bool
-    _lengths: dict[int, int] = field(default_factory=dict)
-    """Number of characters of each choice's tokens so far."""
+    include_usage: bool
+    token_bytes: TokenBytes | None
+    """The bytes of tokens, or None if the answer has no log-probabilities."""
+    last_frame: str = LAST_FRAME
+    _logprobs: dict[int, CompletionLogprobs] = field(default_factory=dict)
 
-    def answer(self, runs: Sequence[Run], usage: Usage) -> dict[str, Any]:
-        choices = [
-            _text_choice(index, run.text, self._logprobs(run.token_ids, run.logprobs), run.finish_reason)
-            for index, run in enumerate(runs)
-        ]
-        return _object(self.metadata, "text_completion", choices) | {"usage": _usage(usage)}
+    def whole(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Event:
+        choices = []
+        for index, answer in enumerate(answers):
+            logprobs = CompletionLogprobs(self.token_bytes).of(answer.tokens) if self.token_bytes is not None else None
+            choices.append(_text_choice(index, answer.text, logprobs, answer))
+        return _object(self.metadata, "text_completion", choices) | {"usage": usage_object(usage)}
 
-    def first_chunk(self, choice: int) -> dict[str, Any] | None:
-        return None
+    def begin(self, choices: int, usage: Usage) -> Iterator[Event]:
+        return iter(())
 
-    def token_chunk(self, choice: int, token: Token) -> dict[str, Any]:
-        start = self._lengths.get(choice, 0)
-        logprobs = self._logprobs([token.id], [token.logprob], start)
-        if logprobs is not None:
-            self._lengths[choice] = start + len(logprobs["tokens"][0])
-        return _object(self.metadata, "text_completion", [_text_choice(choice, token.text, logprobs)])
+    def token(self, choice: int, token: Token, pieces: Sequence[Piece]) -> Iterator[Event]:
+        logprobs = None
+        if self.token_bytes is not None:
+            logprobs = self._logprobs.setdefault(choice, CompletionLogprobs(self.token_bytes)).of([token])
+        if token.text or logprobs:
+            yield _object(self.metadata, "text_completion", [_text_choice(choice, token.text, logprobs)])
 
-    def finish_chunk(self, choice: int, finish: FinishReason) -> dict[str, Any]:
-        return _object(self.metadata, "text_completion", [_text_choice(choice, "", None, finish)])
+    def end_choice(self, choice: int, answer: ChoiceAnswer, pieces: Sequence[Piece]) -> Iterator[Event]:
+        yield _object(self.metadata, "text_completion", [_text_choice(choice, "", None, answer)])
 
-    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
-        return _object(self.metadata, "text_completion", []) | {"usage": _usage(usage)}
+    def end(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Iterator[Event]:
+        if self.include_usage:
+            yield _object(self.metadata, "text_completion", []) | {"usage": usage_object(usage)}
 
-    def _logprobs(self, ids: Sequence[int], logprobs: Sequence[float], start: int = 0) -> dict[str, Any] | None:
-        if not self.logprobs:
-            return None
-        texts = [token_text(token, self.decode) for token in ids]
-        *offsets, _ = accumulate(map(len, texts), initial=start)
-        values = [float(logprob) for logprob in logprobs]
-        return {"tokens": texts, "token_logprobs": values, "top_logprobs": None, "text_offset": offsets}
+    def fail(self, failure: Failure) -> Iterator[Event]:
+        yield failure.body
+
+    def frame(self, event: Event) -> str:
+        return data_frame(event)
 
 
-def _object(metadata: AnswerMetadata, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+def usage_object(usage: Usage) -> Event:
+    """Return the object that counts the tokens of an answer."""
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+    }
+
+
+def _object(metadata: AnswerMetadata, kind: str, choices: list[Event]) -> Event:
     return {
         "id": metadata.id,
         "object": kind,
@@ -151,14 +149,35 @@ def _object(metadata: AnswerMetadata, kind: str, choices: list[dict[str, Any]]) 
     }
 
 
-def _text_choice(index: int, text: str, logprobs: Any, finish: FinishReason | None = None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+def _message(answer: ChoiceAnswer) -> Event:
+    message: Event = {"role": "assistant", "content": answer.text or (None if answer.calls else ""), "refusal": None}
+    if answer.thoughts:
+        message["reasoning_content"] = answer.thoughts
+    if answer.calls:
+        message["tool_calls"] = [
+            {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in answer.calls
+        ]
+    return message
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": usage.prompt,
-        "completion_tokens": usage.completion,
-        "total_tokens": usage.prompt + usage.completion,
-        "prompt_tokens_details": {"cached_tokens": usage.cached},
-    }
+def _delta(piece: Piece) -> Event:
+    match piece:
+        case TextPiece(text):
+            return {"content": text}
+        case ThoughtPiece(text):
+            return {"reasoning_content": text}
+        case CallPiece(index, call_id, name, arguments, begins):
+            call: Event = {"index": index, "function": {"arguments": arguments}}
+            if begins:
+                call |= {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+            return {"tool_calls": [call]}
+
+
+def _finish(answer: ChoiceAnswer) -> str | None:
+    return "tool_calls" if answer.calls_tools else answer.finish
+
+
+def _text_choice(index: int, text: str, logprobs: Any, answer: ChoiceAnswer | None = None) -> Event:
+    choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": answer.finish if answer else None}
+    return choice | ({"stop_reason": answer.stop} if answer else {})

@@ -13,6 +13,7 @@ from treeswarm.errors import RouteError
 from treeswarm.session.walk import Walk
 from treeswarm_bench.virtual_clock import run_virtually
 from treeswarm_client.drafters.seam import DraftTree
+from treeswarm_client.gateway.answers.token_text import token_text
 from treeswarm_client.gateway.browser.watchers import (
     KEEPALIVE_S,
     MAX_DRAWN_NODES,
@@ -22,7 +23,6 @@ from treeswarm_client.gateway.browser.watchers import (
     round_as_dict,
 )
 from treeswarm_client.gateway.errors import Busy
-from treeswarm_client.gateway.token_text import token_text
 from treeswarm_client.generation.run import Token
 from treeswarm_client.planner.policy import Round
 

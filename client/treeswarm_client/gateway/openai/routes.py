@@ -1,0 +1,69 @@
+"""The routes of OpenAI's API: models, chats and completions."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from treeswarm_client.gateway.access import CallerOf
+from treeswarm_client.gateway.answers.serving import answer, check_model, make_metadata, read_json_object
+from treeswarm_client.gateway.backend import Backend
+from treeswarm_client.gateway.openai.answers import ChatWriter, CompletionWriter
+from treeswarm_client.gateway.openai.requests import parse_chat_request, parse_completion_request
+from treeswarm_client.gateway.parameters.documents import body_of
+from treeswarm_client.gateway.parameters.parameter import Api
+
+
+def openai_routes(backend: Backend, caller_of: CallerOf) -> APIRouter:
+    """Return the routes, which need the key that `caller_of` checks."""
+    router = APIRouter()
+    names = backend.config.model_names
+    caller_type = Annotated[bytes, Depends(caller_of)]
+
+    def model_object(name: str) -> dict[str, Any]:
+        client = backend.connection.open_client
+        return {
+            "id": name,
+            "object": "model",
+            "created": backend.started,
+            "owned_by": "swarm",
+            "root": backend.config.model_names[0],
+            "max_model_len": client.target.max_positions if client is not None else None,
+        }
+
+    @router.get("/v1/models", dependencies=[Depends(caller_of)])
+    async def models() -> dict[str, Any]:
+        """List the model, under each of its names."""
+        return {"object": "list", "data": [model_object(name) for name in names]}
+
+    @router.get("/v1/models/{model:path}", dependencies=[Depends(caller_of)])
+    async def model(model: str) -> dict[str, Any]:
+        """Return the model, or 404 if another one is named."""
+        check_model({"model": model}, backend)
+        return model_object(model)
+
+    @router.post("/v1/chat/completions", openapi_extra=body_of(Api.CHAT))
+    async def chat(caller: caller_type, request: Request) -> Response:
+        """Continue a conversation in the model's own chat template."""
+        body = await read_json_object(request)
+        check_model(body, backend)
+        parsed = parse_chat_request(body, backend.config.limits)
+        metadata = make_metadata("chatcmpl-", backend)
+        prepared = await backend.prepare(parsed, caller)
+        token_bytes = backend.token_bytes if parsed.answer.logprobs else None
+        return await answer(backend, prepared, ChatWriter(metadata, parsed.answer.include_usage, token_bytes), request)
+
+    @router.post("/v1/completions", openapi_extra=body_of(Api.COMPLETIONS))
+    async def completions(caller: caller_type, request: Request) -> Response:
+        """Continue texts or token ids, one or several."""
+        body = await read_json_object(request)
+        check_model(body, backend)
+        parsed = parse_completion_request(body, backend.config.limits)
+        metadata = make_metadata("cmpl-", backend)
+        prepared = await backend.prepare(parsed, caller)
+        token_bytes = backend.token_bytes if parsed.answer.logprobs else None
+        return await answer(
+            backend, prepared, CompletionWriter(metadata, parsed.answer.include_usage, token_bytes), request
+        )
+
+    return router
