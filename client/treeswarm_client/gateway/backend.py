@@ -263,7 +263,14 @@ class Backend:
     async def encode_prompts(self, request: GenerationRequest) -> list[Sequence[int]]:
         """Return the token ids of a request's prompts, or of its conversation.  Raises BadRequest and NotReady."""
         if request.chat is not None:
-            return [await asyncio.to_thread(self.client.encode_chat, request.chat.messages)]
+            chat = request.chat
+            encode = partial(
+                self.client.encode_chat,
+                chat.messages,
+                template_kwargs=chat.template_kwargs,
+                continue_final_message=chat.continues,
+            )
+            return [await asyncio.to_thread(encode)]
         return [await self._encode(prompt) for prompt in request.prompts]
 
     @property

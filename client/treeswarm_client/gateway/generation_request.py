@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from treeswarm.errors import BadRequest
@@ -39,6 +39,10 @@ class ChatPrompt:
 
     messages: tuple[Mapping[str, Any], ...]
     """Messages as the template takes them."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the template."""
+    continues: bool = False
+    """Whether the answer goes on with the last message."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from treeswarm_client.gateway.parameters.parameter import Api
 from treeswarm_client.gateway.parameters.table import FORM, NEUTRAL, REFUSED, TABLE, parameters_of, read_request
 
 CHAT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "x"}]}
+LIMITS = GatewayLimits()
 COMPLETION: dict[str, Any] = {"model": "demo", "prompt": "x"}
 BODIES: dict[Api, dict[str, Any]] = {Api.CHAT: CHAT, Api.COMPLETIONS: COMPLETION}
 
@@ -106,7 +107,7 @@ def test_errors_are_in_plain_words() -> None:
 )
 def test_what_a_message_cannot_be_is_named(message: Any, words: str) -> None:
     with pytest.raises(ParameterError) as refused:
-        parse_chat_request(CHAT | {"messages": [message]}, GatewayLimits())
+        parse_chat_request(CHAT | {"messages": [message]}, LIMITS)
     assert words in str(refused.value)
     assert refused.value.param == "messages"
 
@@ -127,12 +128,12 @@ def test_messages_reach_the_template_with_what_it_may_read() -> None:
             {"role": "tool", "content": "4", "tool_call_id": "1"},
         ]
     }
-    chat = parse_chat_request(body, GatewayLimits()).chat
+    chat = parse_chat_request(body, LIMITS).chat
     assert chat is not None
     assert [dict(message) for message in chat.messages] == [
         {"role": "system", "content": "s"},
         {"role": "user", "content": "ab", "name": "Ada"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "assistant", "tool_calls": [call]},
         {"role": "tool", "content": "4", "tool_call_id": "1"},
     ]
 
@@ -144,7 +145,7 @@ def test_knobs_become_rules_and_settings() -> None:
     }  # fmt: skip
     request = parse_completion_request(
         COMPLETION | knobs | {"top_p": 0, "top_k": -1, "seed": -1, "bad_words": ["no"], "stop_token_ids": [4]},
-        GatewayLimits(),
+        LIMITS,
     )
     assert request.sampling.rules == knobs | {"logit_bias": ((3, 1.0), (7, -100.0))}
     assert request.sampling.settings == {"top_p": 1e-6, "top_k": 0}
@@ -164,9 +165,27 @@ def test_knobs_become_rules_and_settings() -> None:
 )
 def test_messages_of_any_shape_are_read_or_refused(body: Any) -> None:
     try:
-        parsed = parse_chat_request(json.loads(json.dumps(CHAT | {"messages": body})), GatewayLimits())
+        parsed = parse_chat_request(json.loads(json.dumps(CHAT | {"messages": body})), LIMITS)
     except ParameterError as error:
         assert error.param == "messages"
     else:
         assert parsed.chat is not None
-        assert all(isinstance(message["content"], str) for message in parsed.chat.messages)
+        assert all(isinstance(message.get("content", ""), str) for message in parsed.chat.messages)
+
+
+def test_answer_is_a_new_message_or_goes_on_with_the_last_one() -> None:
+    talk = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "I"}]
+    body = CHAT | {"messages": talk, "chat_template_kwargs": {"enable_thinking": False}}
+    chat = parse_chat_request(body, LIMITS).chat
+    assert chat is not None
+    assert (chat.continues, chat.template_kwargs) == (False, {"enable_thinking": False})
+    chat = parse_chat_request(body | {"continue_final_message": True, "add_generation_prompt": False}, LIMITS).chat
+    assert chat is not None
+    assert chat.continues
+    for refused in (
+        {"add_generation_prompt": False},
+        {"continue_final_message": True, "add_generation_prompt": True},
+        {"continue_final_message": True, "messages": talk[:1]},
+    ):
+        with pytest.raises(ParameterError, match="continue_final_message"):
+            parse_chat_request(body | refused, LIMITS)

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
+from treeswarm_client.chat_template.messages import REASONING_NAMES
 from treeswarm_client.gateway.config import GatewayLimits
 from treeswarm_client.gateway.generation_request import (
     AnswerOptions,
@@ -20,6 +21,8 @@ from treeswarm_client.gateway.parameters.table import read_request
 # Number of new tokens of a completion that names no limit: OpenAI's default.
 DEFAULT_COMPLETION_TOKENS = 16
 LARGEST_SEED = 2**63
+# What an assistant's message may have in place of content.
+SAID_OTHERWISE = {"tool_calls", *REASONING_NAMES}
 # Parameters with the names of fields of `TextRules`.
 RULES = (
     "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_p", "typical_p",
@@ -40,7 +43,7 @@ def parse_chat_request(body: Mapping[str, Any], limits: GatewayLimits) -> Genera
     return make_request(
         values,
         limits,
-        chat=ChatPrompt(tuple(_as_template_message(at, message) for at, message in enumerate(values["messages"]))),
+        chat=_chat_of(values),
         max_tokens=values.get("max_completion_tokens", values.get("max_tokens")),
         default_max_tokens=limits.max_tokens,
         logprobs=bool(values.get("logprobs")),
@@ -114,12 +117,30 @@ def _sampling_of(values: Mapping[str, Any]) -> SamplingOptions:
     )
 
 
+def _chat_of(values: Mapping[str, Any]) -> ChatPrompt:
+    messages = tuple(_as_template_message(at, message) for at, message in enumerate(values["messages"]))
+    continues = values.get("continue_final_message", False)
+    if continues and messages[-1]["role"] != "assistant":
+        raise InvalidParameter(
+            "continue_final_message",
+            f"continue_final_message is true, but the last message is one of {messages[-1]['role']}: end with one of "
+            "assistant",
+        )
+    if values.get("add_generation_prompt", not continues) == continues:
+        raise Unsupported(
+            "add_generation_prompt",
+            "add_generation_prompt and continue_final_message are the same: an answer is a new message or goes on with "
+            "the last one",
+        )
+    return ChatPrompt(messages, values.get("chat_template_kwargs", {}), continues)
+
+
 def _as_template_message(at: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
-    if "content" not in message and not (message.keys() & {"tool_calls", "reasoning_content"}):
+    if "content" not in message and not (message["role"] == "assistant" and message.keys() & SAID_OTHERWISE):
         raise InvalidParameter(f"messages[{at}].content", f"messages[{at}].content is missing: give the message's text")
     # OpenAI's role `developer` is called `system` in chat templates.
     role = "system" if message["role"] == "developer" else message["role"]
-    return {**message, "role": role, "content": message.get("content", "")}
+    return {**message, "role": role}
 
 
 def _parse_prompts(prompt: Any, limits: GatewayLimits) -> tuple[str | tuple[int, ...], ...]:

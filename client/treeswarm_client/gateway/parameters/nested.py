@@ -3,7 +3,7 @@
 from typing import Any
 
 from treeswarm.protocol.text_rules import MAX_BIAS
-from treeswarm_client.chat_template import ROLES
+from treeswarm_client.chat_template.messages import REASONING_NAMES, ROLES
 from treeswarm_client.gateway.generation_request import InvalidParameter, Unsupported
 from treeswarm_client.gateway.parameters.checks import AnyObject, ByFunction, Flag, ListOf, Number, Text, quote
 from treeswarm_client.gateway.parameters.parameter import EVERY_API, Fields, Parameter, read_parameters
@@ -68,7 +68,7 @@ MESSAGE = (
         ListOf(AnyObject(), "calls", MAX_PARTS),
     ),
     Parameter("tool_call_id", EVERY_API, "call that a message of role `tool` answers", Text()),
-    Parameter("reasoning_content", EVERY_API, "the assistant's thoughts, passed to the model's template", Text()),
+    *(Parameter(name, EVERY_API, "the assistant's thoughts, for the template", Text()) for name in REASONING_NAMES),
     Parameter("refusal", EVERY_API, "write what the assistant said into `content`", neutral=("",)),
     Parameter("audio", EVERY_API, "the model reads text only"),
     Parameter("annotations", EVERY_API, "the model reads text only", neutral=([],)),

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 from treeswarm.protocol.text_rules import MAX_BAD_WORDS, MAX_MIN_TOKENS, MAX_NGRAM, MAX_PENALTY, MAX_REPETITION_PENALTY
-from treeswarm_client.gateway.parameters.checks import Anything, Flag, ListOf, Number, Seed, Text, Whole
+from treeswarm_client.gateway.parameters.checks import AnyObject, Anything, Flag, ListOf, Number, Seed, Text, Whole
 from treeswarm_client.gateway.parameters.nested import LOGIT_BIAS, MESSAGES, STOPS, STREAM_OPTIONS
 from treeswarm_client.gateway.parameters.parameter import EVERY_API, Api, Fields, Parameter, read_parameters
 
@@ -43,6 +43,16 @@ HONOURED = (
     Parameter("n", OPENAI, "number of samples, generated side by side with one prefill", Whole(1, MAX_SAMPLES)),
     Parameter("stream", EVERY_API, "whether the answer comes as server-sent events", Flag()),
     Parameter("stream_options", OPENAI, "`include_usage`: a last chunk counts the tokens", Fields(STREAM_OPTIONS)),
+    Parameter("chat_template_kwargs", CHAT, "variables that the model's template reads, by name", AnyObject()),
+    Parameter(
+        "continue_final_message", CHAT, "whether the answer goes on with the last message, one of `assistant`", Flag()
+    ),
+    Parameter(
+        "add_generation_prompt",
+        CHAT,
+        "`false` together with `continue_final_message`, in place of which it is set",
+        Flag(),
+    ),
     Parameter("temperature", EVERY_API, "sampling temperature; 0 is greedy", Number(0, 2)),
     Parameter("top_p", EVERY_API, "smallest set of tokens with this probability is sampled from", Number(0, 1)),
     Parameter("top_k", OPENAI, "number of best tokens that are sampled from; 0 and -1 stand for all", Whole(-1)),
@@ -95,12 +105,9 @@ REFUSED = (
     Parameter("reasoning_effort", CHAT, "this model has no such setting"),
     Parameter("verbosity", CHAT, "say in a message how long the answer should be", neutral=("medium",)),
     Parameter("chat_template", CHAT, _TEMPLATE),
-    Parameter("chat_template_kwargs", CHAT, _TEMPLATE, neutral=({},)),
     Parameter("documents", CHAT, _TEMPLATE, neutral=([],)),
     Parameter("add_special_tokens", CHAT, "the template writes special tokens", neutral=(False,)),
     Parameter("add_special_tokens", COMPLETIONS, "send token ids for a prompt without them", neutral=(True,)),
-    Parameter("add_generation_prompt", CHAT, _TEMPLATE, neutral=(True,)),
-    Parameter("continue_final_message", CHAT, "use /v1/completions to continue a text", neutral=(False,)),
     Parameter("truncate_prompt_tokens", OPENAI, "shorten the prompt yourself"),
     Parameter("allowed_token_ids", OPENAI, _SAMPLER),
     Parameter("logits_processors", OPENAI, "code of callers is never run", neutral=([],)),
