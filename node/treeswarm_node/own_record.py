@@ -10,6 +10,7 @@ from treeswarm.protocol.join_code import JoinCode
 from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import UNKNOWN_WEIGHTS, NodeRecord
 from treeswarm.protocol.spans import Span
+from treeswarm.protocol.text_rules import RULES_VERSION
 from treeswarm_node.config import NodeConfig
 from treeswarm_node.engine.loaded_stage import ModelInfo
 from treeswarm_node.membership.distances import DistanceSurvey
@@ -81,4 +82,6 @@ class OwnRecord:
             agreement=stage.speculator.agreement if stage and stage.speculator else 0.0,
             tap_head=stage.tap_slice.head if stage and stage.tap_slice else "",
             taps=stage.tap_slice.taps if stage and stage.tap_slice else (),
+            rules=RULES_VERSION,
+            grammar=stage.grammars.library.name if stage and stage.grammars else "",
         )

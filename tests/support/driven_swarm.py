@@ -11,6 +11,7 @@ from tests.support.toy_swarm import BLOCKS, NUMERICS, VOCAB, GuessingDrafter, To
 from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.protocol.records import NodeRecord, NodeState, SealedRecord
 from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.protocol.text_rules import RULES_VERSION
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.topology.coordinates import Coordinate
 from treeswarm.transport.memory import MemoryTransport
@@ -96,6 +97,7 @@ class DrivenSwarm:
             software="toy",
             driver=self.offers.get(address, DriverKind.NONE),
             speculator="toy" if address in self.toys.speculating else "",
+            rules=RULES_VERSION,
         )
 
     def client(self, drive: str, transport: Transport | None = None, draft: str = "guessing") -> "DrivenClient":

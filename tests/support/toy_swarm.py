@@ -47,6 +47,7 @@ from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.loaded_stage import LoadedStage
 from treeswarm_node.engine.model_runner import Computed
+from treeswarm_node.engine.sampler import Sampler, best_tokens
 from treeswarm_node.engine.tap_slice import TapSlice, add_taps
 from treeswarm_node.kv_cache.kv_store import KVStore, SessionKV
 from treeswarm_node.kv_cache.layer_state import KVShape
@@ -59,6 +60,7 @@ VOCAB, STATE = 5, 16
 CONTEXT = 256
 NUMERICS = NumericsClass("toy", "float32")
 BLOCKS = 4
+GREEDY = SamplingSettings()
 # The spans are of unequal lengths on purpose.
 SPANS = [Span(0, 1), Span(1, 3), Span(3, 4)]
 
@@ -76,6 +78,25 @@ def toy_token(context: Sequence[int]) -> int:
     return state[0] % VOCAB
 
 
+def toy_logits(states: Sequence[bytes]) -> torch.Tensor:
+    """Return the logits that rules and sampling see, float32 [rows, VOCAB], by the last activations of each row.
+
+    The largest one is that of the token which the model predicts.
+    """
+    noise = np.array([list(state[1 : 1 + VOCAB]) for state in states], np.float32).reshape(-1, VOCAB) / 128 - 1
+    best = np.array([state[0] % VOCAB for state in states], np.int64)
+    noise[np.arange(len(states)), best] = 1.25
+    return torch.from_numpy(noise)
+
+
+def context_logits(context: Sequence[int]) -> torch.Tensor:
+    """Return the logits of the whole model after `context`, float32 [VOCAB]."""
+    state = b""
+    for block in range(BLOCKS):
+        state = mix(block, context, state)
+    return toy_logits([state])[0]
+
+
 def plain_text(prompt: Sequence[int], count: int) -> list[int]:
     text = list(prompt)
     for _ in range(count):
@@ -90,6 +111,7 @@ class ToyRunner:
     blocks: int = 4
     tap_slice: TapSlice | None = None
     """The node's part of a head, or None for none."""
+    sampler: Sampler = field(default_factory=lambda: Sampler(VOCAB))
     sums_sent: list[int] = field(default_factory=list)
     """Number of rows with sums of taps in each step that has any."""
 
@@ -116,6 +138,8 @@ class ToyRunner:
         taps = self.tap_slice.blocks_in(segment.span.start, segment.span.end) if self.tap_slice else ()
         if segment.span.end < self.blocks:
             return Computed(hidden=b"".join(states), tap_sums=self._tap_sums(segment, contexts, taps))
+        if segment.rules is not None or not step.append.settings.greedy:
+            return self._sampled(segment, [states[i] for i in step.answered])
         tokens = np.array([states[i][0] % VOCAB for i in step.answered], np.int64)
         best = (tokens[:, None] + np.arange(step.alternatives)) % VOCAB
         return Computed(
@@ -124,6 +148,15 @@ class ToyRunner:
             alternatives=best,
             states=self._kept_states(contexts, taps) if segment.speculates else None,
         )
+
+    def _sampled(self, segment: Segment, states: Sequence[bytes]) -> Computed:
+        """Choose tokens as a node does, under rules and with noise."""
+        step, logits = segment.step, toy_logits(states)
+        best = best_tokens(logits, step.alternatives) if step.alternatives else None
+        edits = segment.rules.edits(step) if segment.rules is not None and states else None
+        positions = step.positions[step.answered] + 1
+        tokens, logprobs = self.sampler.choose(logits, positions, step.append.settings, edits)
+        return Computed(tokens=tokens, logprobs=logprobs, alternatives=best)
 
     def _kept_states(self, contexts: Sequence[Sequence[int]], taps: tuple[int, ...]) -> torch.Tensor:
         return context_states(contexts) if self.tap_slice is None else tap_states(taps, contexts)
@@ -432,6 +465,7 @@ class ToySwarm:
         drafter: Drafter | None = None,
         policy: TreePolicy | None = None,
         rules: TextRules | None = None,
+        settings: SamplingSettings = GREEDY,
     ) -> list[int]:
         """Run one generation.  What was committed before an error is in `self.kept`."""
         kept: list[int] = []
@@ -453,12 +487,12 @@ class ToySwarm:
             rules=None if rules is None else RulesRequest(rules, len(prompt)),
         ) as chain:
             self.chain = chain
-            builder = AppendBuilder(SamplingSettings(), segment_rows, chain.epoch.number, chain.epoch.prefix_rows)
+            builder = AppendBuilder(settings, segment_rows, chain.epoch.number, chain.epoch.prefix_rows)
             limits = GenerationLimits(count, frozenset())
             policy = policy or (HastyPolicy(tree_size) if tree_size else FixedSizePolicy(0))
             generation = Generation(chain=chain, drafter=drafter, builder=builder, limits=limits, policy=policy)
             self.recorder = generation.recorder
-            async for news in generation.rounds(prompt, SamplingSettings()):
+            async for news in generation.rounds(prompt, settings):
                 kept += news.tokens
                 self.traversals = news.traversal
         return kept

@@ -119,8 +119,10 @@ class Chain:
         """Make the chain whole: every node then has, or is sent, the tokens `trunk`, whose last one has the id `tip`.
 
         Waits up to the session's patience for nodes to appear.  Raises MissingBlocks naming the blocks without nodes,
-        or Refused (full) if all nodes that serve them are full.
+        Refused (full) if all nodes that serve them are full, or BadRequest if no tail can apply the request's rules.
         """
+        if self._supervisor.rejection is not None:
+            raise self._supervisor.rejection
         loop = asyncio.get_running_loop()
         before, started = self.epoch.members, self.epoch.in_flight.interrupted_at or loop.time()
         attempts = self._supervisor.failures.attempts

@@ -5,8 +5,8 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
-from treeswarm.errors import Malformed, MissingBlocks, NodeLost, Refused, SwarmError, TransportError
-from treeswarm.protocol.messages import Answer, ControlDown, Fault, FaultCode, Opened, Proposal
+from treeswarm.errors import BadRequest, Malformed, MissingBlocks, NodeLost, Refused, SwarmError, TransportError
+from treeswarm.protocol.messages import NO_TOKEN, Answer, ControlDown, Fault, FaultCode, Opened, Proposal
 from treeswarm_client.chain.control_stream import GRANT_S, ControlHandlers, NodeControl
 from treeswarm_client.chain.epoch import Epoch
 from treeswarm_client.chain.member import ChainMember
@@ -77,6 +77,8 @@ class ChainSupervisor:
     epoch: Epoch = field(default_factory=Epoch)
     failures: FailureCounts = field(default_factory=FailureCounts)
     proposals: ProposalInbox = field(default_factory=ProposalInbox)
+    rejection: BadRequest | None = None
+    """Why no chain can serve the request, or None: its rules cannot be applied by any tail."""
     """What the tail's speculator has proposed."""
 
     def control_of(self, hop: Hop) -> NodeControl:
@@ -191,7 +193,8 @@ class ChainSupervisor:
             return "answered, and is not the tail"
         if not self.epoch.in_flight.is_due(answer.seq):
             return f"answered append {answer.seq} out of turn"
-        if answer.tokens.size and int(answer.tokens.max()) >= vocab_size:
+        tokens = answer.tokens if self.options.rules is None else answer.tokens[answer.tokens != NO_TOKEN]
+        if tokens.size and int(tokens.max()) >= vocab_size:
             return "answered a token outside the vocabulary"
         if int(answer.alternatives.max(initial=0)) >= vocab_size:
             return "sent an alternative outside the vocabulary"
@@ -210,6 +213,11 @@ class ChainSupervisor:
             epoch.postponed.setdefault((control, fault.code), fault)
             return
         error = Refused(f"{control.hop} says: {fault.message}", fault.code)
+        if fault.code == FaultCode.BAD_RULES and self.options.rules is not None:
+            # Another tail would say the same.  The repair that follows ends the request.
+            self.rejection = BadRequest(f"the rules of this request cannot be applied: {fault.message}")
+            epoch.in_flight.interrupt()
+            return
         if fault.code == FaultCode.DOWNSTREAM and index + 1 < len(epoch.members):
             self._on_complaint(control, epoch.members[index + 1], error)
             return

@@ -18,8 +18,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from treeswarm.errors import Malformed
-from treeswarm.protocol.messages import Answer, Proposal
+from treeswarm.errors import BadRequest, Malformed
+from treeswarm.protocol.messages import NO_TOKEN, Answer, Proposal
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.walk import Walk
 from treeswarm_client.chain.chain import Chain
@@ -130,6 +130,7 @@ class Generation:
             committed = await self._commit(flight, walk)
             yield committed
             while committed.finish is None:
+                self._check_bonus(walk)
                 self._root = (self.builder.end, walk.bonus)
                 tree = await self._draft()
                 shipment = self.builder.round(walk.bonus, tree)
@@ -392,16 +393,25 @@ class Generation:
         if flight.shipment.draft is not None:
             self.builder.accept(flight.shipment, walk.accepted)
         tokens, logprobs = flight.tokens_along(walk)
+        if walk.bonus == NO_TOKEN:
+            tokens, logprobs = tokens[:-1], logprobs[:-1]
         left = self.limits.max_new_tokens - self.recorder.committed
         stop = next((i + 1 for i, token in enumerate(tokens) if token in self.limits.stop_ids), len(tokens))
         kept = min(left, stop)
         self.recorder.committed += kept
         finish: FinishReason | None = "length" if self.recorder.committed >= self.limits.max_new_tokens else None
-        if tokens[kept - 1] in self.limits.stop_ids:
+        if kept and tokens[kept - 1] in self.limits.stop_ids:
             finish = "stop"
-        # The generation goes on meanwhile.
-        self._queue(self.drafter.observe, flight.verification(walk))
+        if walk.bonus != NO_TOKEN:  # The generation goes on meanwhile.
+            self._queue(self.drafter.observe, flight.verification(walk))
         return Committed(tuple(tokens[:kept]), tuple(logprobs[:kept]), self.recorder.traversals, finish)
+
+    def _check_bonus(self, walk: Walk) -> None:
+        """Raise BadRequest if the rules allow no token after the text so far."""
+        if walk.bonus == NO_TOKEN:
+            raise BadRequest(
+                f"the rules of this request allow no token after {self.recorder.committed} generated ones: loosen them"
+            )
 
     def _rounds_left(self) -> float:
         """Estimate the number of rounds left, from the tokens per traversal so far."""

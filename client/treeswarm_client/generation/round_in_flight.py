@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.errors import Malformed
-from treeswarm.protocol.messages import Answer, Answers, Append, HopTiming
+from treeswarm.protocol.messages import NO_TOKEN, Answer, Answers, Append, HopTiming
 from treeswarm.session.walk import Walk, walk
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Verification
 from treeswarm_client.generation.append_builder import Shipment
@@ -91,7 +91,8 @@ class RoundInFlight:
     def verification(self, path: Walk) -> Verification:
         """Return what a drafter may learn from the answers; of a prefill, those below an empty tree."""
         draft = NO_TREE if self.shipment.draft is None else self.shipment.draft
-        return Verification(draft, self.answers, path.accepted, path.bonus, self.alternatives)
+        answers = np.where(self.answers == NO_TOKEN, UNANSWERED, self.answers)
+        return Verification(draft, answers, path.accepted, path.bonus, self.alternatives)
 
 
 def _answer_count(append: Append) -> int:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from treeswarm.protocol.spans import Span
 from treeswarm.session.steps import Step
 from treeswarm_node.attention.padded import PaddedBatch, group_by_size
+from treeswarm_node.engine.step_rules import StepRules
 from treeswarm_node.kv_cache.kv_store import KVStore, SessionKV
 
 
@@ -37,6 +38,8 @@ class Segment:
     """Whether the states of the step's rows are kept for a speculator."""
     sums_from: int | None = None
     """Position in the text from which rows get sums of taps for the next node, or None if none is sent on."""
+    rules: StepRules | None = None
+    """Rules for the logits of the answered rows, or None for none."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from treeswarm_node.config import BatchBudget
 from treeswarm_node.engine.counters import Counters
 from treeswarm_node.engine.model_runner import Computed, Runner
 from treeswarm_node.engine.scheduler import next_batch
+from treeswarm_node.engine.step_rules import StepRules
 from treeswarm_node.kv_cache.kv_store import SessionKV
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,13 @@ class WaitingStep:
     """Whether the states of its rows are kept for a speculator."""
     sums_from: int | None = None
     """Position in the text from which rows get sums of taps for the next node, or None if none is sent on."""
+    rules: StepRules | None = None
+    """Rules for the logits of its answered rows, or None for none."""
+
+    @property
+    def segment(self) -> Segment:
+        """The step as a part of a forward."""
+        return Segment(self.kv, self.step, self.span, self.speculates, self.sums_from, self.rules)
 
     @property
     def rows(self) -> int:
@@ -211,7 +219,7 @@ class Engine:
         """Compute the batch in `_running` and deliver its results."""
         loop = asyncio.get_running_loop()
         started = loop.time()
-        segments = [Segment(step.kv, step.step, step.span, step.speculates, step.sums_from) for step in self._running]
+        segments = [step.segment for step in self._running]
         try:
             results, compute_us = await loop.run_in_executor(thread, self._run_timed, segments)
         except Exception as error:  # a forward that fails ends its own sessions, never the node

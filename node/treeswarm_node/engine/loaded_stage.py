@@ -33,6 +33,7 @@ from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.latency_profile import measure_profile
 from treeswarm_node.engine.model_runner import ModelRunner, Runner, ThrottledRunner
 from treeswarm_node.engine.sampler import Sampler
+from treeswarm_node.engine.step_rules import GrammarThread
 from treeswarm_node.engine.tap_slice import TapSlice
 from treeswarm_node.kv_cache.kv_store import KVStore
 from treeswarm_node.model.attention_selection import choose_attention
@@ -82,6 +83,8 @@ class LoadedStage:
     """Speculator that proposes trees below the ends of walks, or None unless this node is a tail that has one."""
     tap_slice: TapSlice | None = None
     """Part of a head's first matrix by which this node adds its taps to those of other nodes, or None for none."""
+    grammars: GrammarThread | None = None
+    """What applies grammars at a tail, or None without a library for them."""
 
 
 @dataclass(frozen=True)

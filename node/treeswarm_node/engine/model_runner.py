@@ -37,7 +37,7 @@ class Computed:
     tokens: NDArray[np.int64] | None = None
     """Tokens chosen at the tail, int64 [answered]; None at other nodes."""
     logprobs: NDArray[np.float32] | None = None
-    """Log-probabilities of `tokens`, float32 [answered]."""
+    """Log-probabilities of `tokens` under the model's own distribution, float32 [answered]."""
     alternatives: NDArray[np.int64] | None = None
     """Most likely tokens, int64 [answered, k], or None if the session did not ask for them."""
     states: torch.Tensor | None = None
@@ -184,11 +184,14 @@ class ModelRunner:
 
     def _sample(self, segment: Segment, logits: torch.Tensor) -> Computed:
         step = segment.step
+        # Before rules and filters: these are the model's own.
+        alternatives = best_tokens(logits, step.alternatives) if step.alternatives else None
         try:
-            tokens, logprobs = self._sampler.choose(logits, step.positions[step.answered] + 1, step.append.settings)
+            edits = None if segment.rules is None or not len(step.answered) else segment.rules.edits(step)
+            positions = step.positions[step.answered] + 1
+            tokens, logprobs = self._sampler.choose(logits, positions, step.append.settings, edits)
         except Refused as error:
             return Computed(error=error)
-        alternatives = best_tokens(logits, step.alternatives) if step.alternatives else None
         return Computed(tokens=tokens, logprobs=logprobs, alternatives=alternatives)
 
 

@@ -1,6 +1,8 @@
 """Choose tokens at the tail: `argmax(log p̃ + gumbel)`.
 
-p̃ is the target's distribution after temperature, top-k and top-p, in Hugging Face's order.
+p̃ is the target's distribution after a request's rules, temperature, top-k, top-p, min-p and typical-p, in Hugging
+Face's order.  The log-probability of a token is the model's own, before all of them: so it means the same at every
+temperature.
 """
 
 import numpy as np
@@ -8,9 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from treeswarm.errors import Refused
-from treeswarm.protocol.messages import FaultCode
+from treeswarm.protocol.messages import NO_TOKEN, FaultCode
 from treeswarm.protocol.sampling import SamplingSettings
+from treeswarm.protocol.text_rules import TextRules
+from treeswarm.session.logit_edits import LogitEdits
 from treeswarm.session.noise import NoiseRows
+from treeswarm_node.engine.edited_logits import edited
+
+NO_RULES = TextRules()
 
 # Sorting a whole vocabulary takes some ten times as long as a top-k of this size, which nearly always holds the mass
 # that top-p requires.
@@ -24,13 +31,18 @@ class Sampler:
         self._noise = NoiseRows(vocab_size)
 
     def choose(
-        self, logits: torch.Tensor, positions: NDArray[np.int64], settings: SamplingSettings
+        self,
+        logits: torch.Tensor,
+        positions: NDArray[np.int64],
+        settings: SamplingSettings,
+        edits: LogitEdits | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the chosen tokens int64 [n], and their log-probabilities under p̃, float32 [n].
+        """Return the chosen tokens int64 [n], and their log-probabilities under the model's own distribution, float32
+        [n].
 
-        `logits` are float32 [n, vocab]; `positions[i]` is the position in the text of the token that row i chooses.
-        Ties go to the lowest id.  A row's result does not depend on the other rows.  Raises Refused if a row is not
-        finite.
+        `logits` are float32 [n, vocab], and may be changed where `edits` say so; `positions[i]` is the position in the
+        text of the token that row i chooses.  Ties go to the lowest id.  A row's result does not depend on the other
+        rows.  A row whose rules allow no token gets NO_TOKEN.  Raises Refused if a row is not finite.
         """
         if not len(positions):
             return np.empty(0, np.int64), np.empty(0, np.float32)
@@ -40,11 +52,18 @@ class Sampler:
                 "nodes or another dtype",
                 FaultCode.NOT_FINITE,
             )
-        logprobs = filtered_logprobs(logits, settings)
-        scores = logprobs if settings.greedy else logprobs + self._noise_rows(positions, settings, logits.device)
-        tokens = first_argmax(scores)
-        chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
-        return tokens.cpu().numpy(), chosen.cpu().numpy()
+        totals = torch.logsumexp(logits, -1)
+        with edited(logits, edits) as ruled:
+            none_allowed = None if edits is None else ruled.amax(-1) == -torch.inf
+            scores = ruled
+            if not settings.greedy:
+                noise = self._noise_rows(positions, settings, logits.device)
+                scores = filtered_logprobs(ruled, settings, NO_RULES if edits is None else edits.rules) + noise
+            tokens = first_argmax(scores)
+        logprobs = logits.gather(-1, tokens[:, None])[:, 0] - totals
+        if none_allowed is not None and bool(none_allowed.any()):
+            tokens, logprobs = tokens.masked_fill(none_allowed, NO_TOKEN), logprobs.masked_fill(none_allowed, 0.0)
+        return tokens.cpu().numpy(), logprobs.cpu().numpy()
 
     def _noise_rows(
         self, positions: NDArray[np.int64], settings: SamplingSettings, device: torch.device
@@ -55,7 +74,7 @@ class Sampler:
         return torch.from_numpy(rows).to(device)[torch.from_numpy(inverse).to(device)]
 
 
-def filtered_logprobs(logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+def filtered_logprobs(logits: torch.Tensor, settings: SamplingSettings, rules: TextRules = NO_RULES) -> torch.Tensor:
     """Return log p̃, float32 [n, vocab]; it is −inf for tokens that a filter removed.
 
     Greedy settings filter nothing.
@@ -68,6 +87,11 @@ def filtered_logprobs(logits: torch.Tensor, settings: SamplingSettings) -> torch
         scaled = scaled.masked_fill(scaled < smallest, -torch.inf)
     if settings.top_p < 1.0:
         scaled = scaled.masked_fill(~_nucleus(scaled, settings.top_p), -torch.inf)
+    if rules.min_p > 0.0:
+        chances = torch.softmax(scaled, -1)
+        scaled = scaled.masked_fill(chances < rules.min_p * chances.amax(-1, keepdim=True), -torch.inf)
+    if rules.typical_p < 1.0:
+        scaled = scaled.masked_fill(~_typical(scaled, rules.typical_p), -torch.inf)
     return torch.log_softmax(scaled, -1)
 
 
@@ -97,14 +121,29 @@ def _apply_temperature(logits: torch.Tensor, temperature: float) -> torch.Tensor
     """Return logits / temperature.
 
     Rows that would overflow are shifted first, so that their largest logit is 0.  Their distribution stays the same,
-    and no other row's rounding changes.
+    and no other row's rounding changes.  A token at −inf stays there.
     """
     scaled = logits / temperature
-    if bool(torch.isfinite(scaled).all()):
+    overflows = ~torch.isfinite(scaled.amax(-1, keepdim=True))
+    if not bool(overflows.any()):
         return scaled
     shifted = logits - logits.amax(-1, keepdim=True)
     shifted_scaled = shifted / max(temperature, torch.finfo(torch.float32).tiny)
-    return torch.where(torch.isfinite(scaled).all(-1, keepdim=True), scaled, shifted_scaled)
+    return torch.where(overflows, shifted_scaled, scaled)
+
+
+def _typical(logits: torch.Tensor, typical_p: float) -> torch.Tensor:
+    """Return a mask of the tokens whose information is nearest to the entropy, up to mass `typical_p`, bool [n, vocab].
+
+    It is transformers' own filter; of equally typical tokens it keeps all.
+    """
+    logprobs = torch.log_softmax(logits, -1)
+    entropy = -(logprobs * logprobs.exp()).nansum(-1, keepdim=True)
+    distance, order = (-logprobs - entropy).abs().sort(-1)
+    mass = logits.gather(-1, order).softmax(-1).cumsum(-1)
+    last = (mass < typical_p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+    included = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, distance <= distance.gather(-1, last))
+    return included.scatter(-1, order[:, :1], True)  # of a tensor's method
 
 
 def _nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:

@@ -35,6 +35,8 @@ class PrefixUnit:
     """Pages that hold the rows."""
     chunk: ReplayChunk | None
     """Activations that were sent on for the rows, or None if the session kept no replay log."""
+    tokens: tuple[int, ...] = ()
+    """Token of each row, which rules at a tail count."""
 
 
 @dataclass(eq=False)

@@ -24,19 +24,23 @@ class TrunkDigests:
     _crown: dict[int, int] = field(default_factory=dict)
     """Token by crown slot."""
 
-    def record(self, step: Step) -> int:
-        """Add a step's commits and rows, and return how many units became whole.  Steps must come in order."""
+    def record(self, step: Step) -> list[tuple[int, ...]]:
+        """Add a step's commits and rows, and return the tokens of the units that became whole.
+
+        Steps must come in order.
+        """
         self._tokens += [self._crown[slot] for slot in step.commit_slots.tolist()]
         if step.append.prefill:
             self._tokens += step.tokens.tolist()
         else:
             self._crown.update(zip(step.slots.tolist(), step.tokens.tolist(), strict=True))
-        before = len(self.digests)
+        units: list[tuple[int, ...]] = []
         while len(self._tokens) >= PREFIX_TOKENS:
             last = self.digests[-1] if self.digests else b""
             self.digests.append(next_digest(self.scope, last, self._tokens[:PREFIX_TOKENS]))
+            units.append(tuple(self._tokens[:PREFIX_TOKENS]))
             del self._tokens[:PREFIX_TOKENS]
-        return len(self.digests) - before
+        return units
 
 
 @dataclass(eq=False)
@@ -66,11 +70,12 @@ class PrefixRecorder:
         new_units = self._trunk.record(step)
         if not new_units:
             return
-        first = (len(self._trunk.digests) - new_units) * UNIT_PAGES
-        starts = range(first, first + new_units * UNIT_PAGES, UNIT_PAGES)
+        first = (len(self._trunk.digests) - len(new_units)) * UNIT_PAGES
+        starts = range(first, first + len(new_units) * UNIT_PAGES, UNIT_PAGES)
         pages = [tuple(kv.trunk_pages[start : start + UNIT_PAGES]) for start in starts]
         chunks = [replay_log.freeze(PREFIX_TOKENS) if replay_log is not None else None for _ in pages]
-        self.cache.keep(self.span, self._trunk.digests, [PrefixUnit(*unit) for unit in zip(pages, chunks, strict=True)])
+        kept = [PrefixUnit(*unit) for unit in zip(pages, chunks, new_units, strict=True)]
+        self.cache.keep(self.span, self._trunk.digests, kept)
 
 
 def starts_from_prompt(request: Open) -> bool:

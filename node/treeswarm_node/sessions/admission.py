@@ -11,11 +11,19 @@ from treeswarm_node.model.loaded_span import ServedSpan
 
 
 def check_open(
-    request: Open, served: ServedSpan, limits: NodeLimits, state: NodeState, host: str, session_hosts: Sequence[str]
+    request: Open,
+    served: ServedSpan,
+    limits: NodeLimits,
+    state: NodeState,
+    host: str,
+    session_hosts: Sequence[str],
+    *,
+    has_grammars: bool = False,
 ) -> None:
     """Raise Refused if the session cannot be opened, with the code and reason of the first rule that it breaks.
 
-    `host` is the client's host, and `session_hosts` has the host of every session open on this node.
+    `host` is the client's host, and `session_hosts` has the host of every session open on this node.  `has_grammars`
+    says whether the node has a library that applies grammars.
     """
     check_version("the client", request.version)
     for broken, code, reason in (
@@ -35,6 +43,16 @@ def check_open(
             (request.span.end == served.blocks) != (request.next_hop is None),
             FaultCode.MISMATCH,
             "the node with the last block, and only that node, has no next hop",
+        ),
+        (
+            request.rules is not None and request.next_hop is not None,
+            FaultCode.MISMATCH,
+            "rules are for the tail, and this node is not the tail of the session",
+        ),
+        (
+            request.rules is not None and request.rules.rules.grammar is not None and not has_grammars,
+            FaultCode.MISMATCH,
+            "this node applies no grammars: its owner installs them with the extra `grammar`",
         ),
         (
             len(session_hosts) >= limits.sessions,

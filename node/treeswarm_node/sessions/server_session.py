@@ -26,6 +26,7 @@ from treeswarm.tasks import TaskSet, cancelled
 from treeswarm.transport.seam import Stream
 from treeswarm_node.engine.engine import WaitingStep
 from treeswarm_node.engine.model_runner import Computed
+from treeswarm_node.engine.step_rules import SessionRules
 from treeswarm_node.sessions.compression import decompress_rows, run_by_size
 from treeswarm_node.sessions.downstream import Downstream, ToClient, ToNextNode
 from treeswarm_node.sessions.session_parts import Opening, SessionClient, SessionEpoch, SessionMemory
@@ -48,6 +49,8 @@ class ServerSession:
     client: SessionClient
     speculation: SessionSpeculation | None = None
     """Proposes trees below the ends of walks, or None unless this node is the tail and was asked for proposals."""
+    rules: SessionRules | None = None
+    """Rules of the text, or None unless this node is the tail and was given some."""
     epoch: SessionEpoch = field(init=False)
     _tasks: TaskSet = field(default_factory=TaskSet)
     _link_readers: set[asyncio.Task[None]] = field(default_factory=set)
@@ -174,9 +177,11 @@ class ServerSession:
         """Tell the client that the session is open in its current epoch."""
         terms = self.state.terms
         proposal_nodes = self.speculation.size if self.speculation is not None else 0
+        digest = self.rules.request.digest if self.rules is not None else b""
         opened = Opened(
-            self.opening.id, terms.epoch, terms.credit_rows, self.opening.profile, self.state.offered, proposal_nodes
-        )
+            self.opening.id, terms.epoch, terms.credit_rows, self.opening.profile, self.state.offered, proposal_nodes,
+            digest,
+        )  # fmt: skip
         await self.client.control.send(opened)
 
     async def _take(self, append: Append) -> None:
@@ -206,8 +211,9 @@ class ServerSession:
             speculates = self.speculation is not None
             sums_from = self.epoch.sums_from(self.opening.tap_slice, replay=append.replay)
             work = WaitingStep(
-                self.state, self.memory.kv, self.opening.span, step, self._take_result, arrived, speculates, sums_from
-            )
+                self.state, self.memory.kv, self.opening.span, step, self._take_result, arrived, speculates, sums_from,
+                None if self.rules is None else self.rules.prepare(step),
+            )  # fmt: skip
             self.opening.engine.submit(work)
 
     def _take_result(self, step: Step, computed: Computed, timing: HopTiming) -> None:

@@ -20,6 +20,7 @@ from treeswarm.transport.seam import Stream, Transport
 from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.latency_profile import scale_profile
 from treeswarm_node.engine.loaded_stage import LoadedStage
+from treeswarm_node.engine.step_rules import SessionRules
 from treeswarm_node.kv_cache.prefix_cache import PrefixUnit
 from treeswarm_node.kv_cache.prefix_recorder import make_recorder, starts_from_prompt
 from treeswarm_node.kv_cache.replay_log import ReplayLog, ReplayLogBudget
@@ -81,7 +82,10 @@ class SessionTable(Mapping[bytes, ServerSession]):
         """Open a session on `stage` for the client behind `control`.  Raises Refused."""
         hosts = [host_of(session.client.control.peer) for session in self.values()]
         try:
-            check_open(request, stage.served, self.limits, state, host_of(control.peer), hosts)
+            with_grammars = stage.grammars is not None
+            check_open(
+                request, stage.served, self.limits, state, host_of(control.peer), hosts, has_grammars=with_grammars
+            )
             units = _find_prefix(request, stage)
             pages = [page for unit in units for page in unit.pages]
             kv = stage.store.open(request.trunk_room, request.crown_room, pages)
@@ -101,10 +105,11 @@ class SessionTable(Mapping[bytes, ServerSession]):
                 on_end=lambda: self._remove(session),
                 tap_slice=stage.tap_slice,
             ),
-            NodeSession(_session_terms(request, stage, self.limits, len(units) * PREFIX_TOKENS)),
+            NodeSession(_session_terms(request, stage, self.limits, units)),
             SessionMemory(kv, log_of_rows, recorder, _open_tap_log(stage, log_of_rows)),
             SessionClient(control, last_request_at=asyncio.get_running_loop().time()),
             _speculation(request, stage),
+            _rules(request, stage),
         )
         self._sessions[request.session] = session
         self.counters.opened += 1
@@ -201,7 +206,7 @@ async def _fail_all(sessions: Sequence[ServerSession], error: Refused) -> None:
     await asyncio.gather(*(session.fail(error) for session in sessions))
 
 
-def _session_terms(request: Open, stage: LoadedStage, limits: NodeLimits, offered: int) -> SessionTerms:
+def _session_terms(request: Open, stage: LoadedStage, limits: NodeLimits, units: Sequence[PrefixUnit]) -> SessionTerms:
     return SessionTerms(
         epoch=request.epoch,
         trunk_room=request.trunk_room,
@@ -210,8 +215,10 @@ def _session_terms(request: Open, stage: LoadedStage, limits: NodeLimits, offere
         vocab_size=stage.served.vocab_size,
         row_bytes=0 if request.span.start == 0 else stage.served.activation_bytes,
         resumption=request.resumption,
-        offered=offered,
+        offered=len(units) * PREFIX_TOKENS,
         alternatives=request.alternatives,
+        keeps_text=request.rules is not None,
+        offered_tokens=tuple(token for unit in units for token in unit.tokens),
     )
 
 
@@ -223,6 +230,15 @@ def _speculation(request: Open, stage: LoadedStage) -> SessionSpeculation | None
     if not isinstance(speculator, ReadsTapSums) and not can_tap(speculator.taps, span.start, span.end):
         return None
     return SessionSpeculation(speculator, request.proposal_nodes, span, stage.engine.counters)
+
+
+def _rules(request: Open, stage: LoadedStage) -> SessionRules | None:
+    """Return the rules of a session, if it has some."""
+    if request.rules is None:
+        return None
+    if request.rules.rules.grammar is None or stage.grammars is None:
+        return SessionRules(request.rules)
+    return SessionRules(request.rules, stage.grammars.open(request.rules))
 
 
 def _open_tap_log(stage: LoadedStage, log_of_rows: ReplayLog | None) -> TapLog | None:

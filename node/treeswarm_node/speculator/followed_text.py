@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from treeswarm.protocol.messages import NO_TOKEN
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.session.steps import Step
 
@@ -149,7 +150,7 @@ class FollowedText:
                 path.append(row)
                 node = self._children.get((node, row.answer))
         last = path[-1] if path else self._trunk[-1] if self._trunk else None
-        if last is None or last.answer is None:
+        if last is None or last.answer is None or last.answer == NO_TOKEN:
             return None
         rows = [*self._trunk, *path]
         first = self._length - len(self._trunk)

@@ -65,6 +65,9 @@ MAX_ALTERNATIVES = 8
 # A speculator expands some dozens of nodes, so larger proposals would only add nodes that are hardly ever right.
 MAX_PROPOSAL = 256
 
+NO_TOKEN = 2**32 - 1
+"""Answer for a row after which the rules of the request allow no token at all."""
+
 Ids = NDArray[np.uint32]
 """Ids of tree nodes or of tokens."""
 Profile = tuple[tuple[int, int], ...]
@@ -108,6 +111,8 @@ class FaultCode(StrEnum):
     TOO_MANY = "too-many"
     INTERNAL = "internal"
     REFUSED = "refused"
+    BAD_RULES = "bad-rules"
+    """The rules of the request cannot be applied, at this node or any other."""
 
 
 @dataclass(frozen=True)
@@ -326,9 +331,9 @@ class Answer:
     ids: Ids
     """Ids of the tree nodes answered, uint32 [n], in the append's order; skipped rows are missing."""
     tokens: Ids
-    """The target's token after each of these nodes, uint32 [n]."""
+    """The target's token after each of these nodes, uint32 [n]; NO_TOKEN where the rules allow none."""
     logprobs: NDArray[np.float32]
-    """Log-probability of each token under the target's filtered distribution, float32 [n]."""
+    """Log-probability of each token under the model's own distribution, before rules and filters, float32 [n]."""
     timings: tuple[HopTiming, ...]
     """Timings of the append at every node of the chain, in order."""
     alternatives: Ids = field(default_factory=no_alternatives)

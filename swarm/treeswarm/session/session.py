@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from treeswarm.errors import Refused
 from treeswarm.protocol.messages import Answers, Append, FaultCode, Hint, Resumption
 from treeswarm.protocol.prefix import PREFIX_TOKENS
+from treeswarm.session.paths import RowPaths
 from treeswarm.session.steps import Step
-from treeswarm.session.tree import TokenTree
+from treeswarm.session.tree import Indices, TokenTree
 
 # Largest number of appends that may overtake a late one and wait for it.  A stream keeps the order, so only a transport
 # that does not keep it needs this.  If an append is further ahead, the missing one is lost.
@@ -46,6 +47,10 @@ class SessionTerms:
     """Number of rows of the prompt that the node has in its prefix cache; the first append says how many are used."""
     alternatives: int = 0
     """Number of the target's best tokens that go with every answered row."""
+    keeps_text: bool = False
+    """Whether steps come with the path to each row, because the tail applies rules."""
+    offered_tokens: tuple[int, ...] = ()
+    """Tokens of the offered rows, if the text is kept."""
 
 
 @dataclass(eq=False)
@@ -80,11 +85,13 @@ class NodeSession:
         self.terms = terms
         self.late_frames = 0
         """Number of appends of an old epoch, which are dropped."""
-        self._begin(TokenTree(), terms.resumption)
+        self._begin(TokenTree(), terms.resumption, [])
         self.offered = terms.offered
 
-    def _begin(self, tree: TokenTree, goal: Resumption | None) -> None:
+    def _begin(self, tree: TokenTree, goal: Resumption | None, text: list[int]) -> None:
         self.tree = tree
+        self._text = text
+        """Tokens of the trunk, if the text is kept.  Paths refer to the list, so that it may only grow."""
         self._replay_goal = goal
         """The text whose rows must all be replayed before an append is applied, or None once that is done."""
         self._appends, self._replays = _AppendOrder(), _AppendOrder()
@@ -138,7 +145,7 @@ class NodeSession:
         """
         self.check_resumption(epoch, resumption)
         self.terms = replace(self.terms, epoch=epoch)
-        self._begin(_resumed(resumption), None)
+        self._begin(_resumed(resumption), None, self._text[: resumption.trunk_length])
 
     def check_resumption(self, epoch: int, resumption: Resumption) -> None:
         """Raise Refused if `resume` would."""
@@ -224,6 +231,7 @@ class NodeSession:
             raise Refused(f"a prefix of {prefix} rows was named, but {offered} were offered", FaultCode.MALFORMED)
         if prefix:
             self.tree = replace(self.tree, trunk_length=prefix)
+            self._text += self.terms.offered_tokens[:prefix]
 
     def _check(self, append: Append) -> None:
         if append.rows and int(append.tokens.max()) >= self.terms.vocab_size:
@@ -246,6 +254,8 @@ class NodeSession:
         if lost := self._skipped.intersection(path):
             raise Refused(f"commit names node {min(lost)}, which a hint declared dead", FaultCode.BAD_TREE)
         indices = self.tree.indices_of(path)
+        if self.terms.keeps_text:
+            self._text += self.tree.tokens[indices].tolist()
         if append.fresh:
             self.tree, kept = self.tree.commit_alone(path), np.empty(0, np.int64)
         else:
@@ -262,18 +272,23 @@ class NodeSession:
             raise Refused("prefill rows cannot be skipped", FaultCode.BAD_TREE)
         before = self.tree.trunk_length
         self.tree = self.tree.join(append.first_id, append.parents)
+        rows, tokens = np.arange(append.rows), append.tokens.astype(np.int64)
+        paths = self._paths(before, rows - 1, tokens, rows)
+        if self.terms.keeps_text:
+            self._text += append.tokens.tolist()
         self._slots = self._slots[:0] if append.rows else self._slots
         return Step(
             append=append,
             commit_slots=commit_slots,
             trunk_length=before,
             positions=np.arange(before, before + append.rows),
-            tokens=append.tokens.astype(np.int64),
+            tokens=tokens,
             slots=np.empty(0, np.int64),
             visible=np.tri(append.rows, dtype=np.bool_),
             computed=np.ones(append.rows, np.bool_),
             answered=_answered(append.answers, append.rows),
             alternatives=self.terms.alternatives,
+            paths=paths,
         )
 
     def _grow(self, append: Append, commit_slots: NDArray[np.int64]) -> Step:
@@ -295,7 +310,16 @@ class NodeSession:
             computed=computed,
             answered=_answered(append.answers, len(new)),
             alternatives=self.terms.alternatives,
+            paths=self._paths(self.tree.trunk_length, self.tree.parents, self.tree.tokens, new),
         )
+
+    def _paths(self, length: int, parents: Indices, tokens: Indices, rows: Indices) -> RowPaths | None:
+        """Return the paths of rows that end at these nodes below a trunk of `length` tokens, if the text is kept."""
+        if not self.terms.keeps_text:
+            return None
+        if len(self._text) != length:
+            raise Refused(f"{len(self._text)} of {length} tokens of the text are known", FaultCode.INTERNAL)
+        return RowPaths(self._text, length, parents, tokens, rows)
 
     def _free_slots(self, count: int) -> NDArray[np.int64]:
         if (needed := len(self._slots) + count) > self.terms.crown_room:
@@ -342,6 +366,7 @@ def prune(step: Step, needed: NDArray[np.bool_]) -> Step:
         visible=step.visible[needed],
         computed=computed,
         answered=renumbered[step.answered[needed[step.answered]]],
+        paths=None if step.paths is None else step.paths.select(needed),
     )
 
 

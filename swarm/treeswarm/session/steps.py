@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treeswarm.protocol.messages import Append
+from treeswarm.session.paths import RowPaths
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,8 @@ class Step:
     """Rows (indices into `positions`) for which the tail computes the target's token, in order."""
     alternatives: int = 0
     """Number of the target's best tokens that the tail sends with each of them."""
+    paths: RowPaths | None = None
+    """Path to each row, or None unless the session keeps its text."""
 
     @property
     def rows(self) -> int:
