@@ -11,13 +11,13 @@ from tests.support.toy_swarm import BLOCKS, NUMERICS, VOCAB, GuessingDrafter, To
 from treeswarm.protocol.drive_messages import DriverKind
 from treeswarm.protocol.records import NodeRecord, NodeState, SealedRecord
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm.protocol.text_rules import RULES_VERSION
+from treeswarm.protocol.text_rules import RULES_VERSION, RulesRequest, TextRules
 from treeswarm.registry.memory import MemoryRegistry
 from treeswarm.topology.coordinates import Coordinate
 from treeswarm.transport.memory import MemoryTransport
 from treeswarm.transport.seam import Transport
 from treeswarm_client.client_settings import SessionSettings
-from treeswarm_client.discovery.route import Target
+from treeswarm_client.discovery.route import Target, needs_of
 from treeswarm_client.discovery.swarm_view import SwarmView
 from treeswarm_client.drafters.none import NoneDrafter
 from treeswarm_client.drafters.seam import Drafter
@@ -146,6 +146,8 @@ class DrivenClient:
         prefix_secret: bytes = b"s" * 16,
         patience: float = 30.0,
         stops: tuple[str, ...] = (),
+        rules: TextRules = TextRules(),  # noqa: B008  # frozen
+        generated_tokens: int = 0,
         **settings: Any,
     ) -> Run:
         check_request(prompt, max_new_tokens, VOCAB, TARGET.max_positions)
@@ -160,7 +162,18 @@ class DrivenClient:
         )
         limits = GenerationLimits(max_new_tokens, frozenset(stop_token_ids))
         sampling = SamplingSettings(seed=seed, sample=sample)
-        request = Request(sampling, limits, stops, tree_size, None, prefix_secret, loop.time)  # type: ignore[arg-type]
+        asked = None if rules.neutral else RulesRequest(rules, len(prompt) - generated_tokens)
+        request = Request(
+            sampling,
+            limits,
+            stops,
+            tree_size,
+            None,
+            prefix_secret,
+            loop.time,
+            asked,
+            needs_of(rules, ()),  # type: ignore[arg-type]
+        )
         run = Run(tokens=None, prompt_ids=list(prompt))  # type: ignore[arg-type]
         session = SessionSettings(patience, patience, prefix_scope="none", clock=loop.time)
         run.tokens = self._tokens(runner, run, request, session)

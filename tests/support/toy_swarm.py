@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from tests.support.toy_taps import ToyTapSpeculator, tap_states, toy_slice
 
-from treeswarm.errors import MissingBlocks, SwarmError
+from treeswarm.errors import MissingBlocks, Refused, SwarmError
 from treeswarm.protocol.messages import HopTiming, NumericsClass
 from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
 from treeswarm.protocol.tap_sums import TapSums
 from treeswarm.protocol.text_rules import RulesRequest, TextRules
+from treeswarm.session.grammars import GrammarLibrary
 from treeswarm.session.session import incoming_rows
 from treeswarm.session.walk import Walk
 from treeswarm.topology.bans import BanList
@@ -48,6 +49,7 @@ from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.loaded_stage import LoadedStage
 from treeswarm_node.engine.model_runner import Computed
 from treeswarm_node.engine.sampler import Sampler, best_tokens
+from treeswarm_node.engine.step_rules import GrammarThread
 from treeswarm_node.engine.tap_slice import TapSlice, add_taps
 from treeswarm_node.kv_cache.kv_store import KVStore, SessionKV
 from treeswarm_node.kv_cache.layer_state import KVShape
@@ -153,7 +155,10 @@ class ToyRunner:
         """Choose tokens as a node does, under rules and with noise."""
         step, logits = segment.step, toy_logits(states)
         best = best_tokens(logits, step.alternatives) if step.alternatives else None
-        edits = segment.rules.edits(step) if segment.rules is not None and states else None
+        try:
+            edits = segment.rules.edits(step) if segment.rules is not None and states else None
+        except Refused as error:
+            return Computed(error=error)
         positions = step.positions[step.answered] + 1
         tokens, logprobs = self.sampler.choose(logits, positions, step.append.settings, edits)
         return Computed(tokens=tokens, logprobs=logprobs, alternatives=best)
@@ -193,7 +198,7 @@ class GuessingDrafter:
             parent = (
                 int(self._random.integers(-1, len(tokens))) if self._random.random() > self.luck else len(tokens) - 1
             )
-            truth = toy_token(paths[parent])
+            truth = self.truth(paths[parent])
             token = truth if self._random.random() < self.luck else int(self._random.integers(VOCAB))
             taken = any(p == parent and t == token for p, t in zip(parents, tokens, strict=True))
             if taken or depths[parent] >= depth:
@@ -205,6 +210,10 @@ class GuessingDrafter:
             depths[node], paths[node] = depths[parent] + 1, [*paths[parent], token]
         scores = -np.arange(len(tokens), dtype=np.float32)
         return DraftTree(np.array(parents, np.int64), np.array(tokens, np.int64), scores)
+
+    def truth(self, path: Sequence[int]) -> int:
+        """Return the model's own token after a path."""
+        return toy_token(path)
 
     def observe(self, verification: Verification) -> None:
         answered = verification.answers != UNANSWERED
@@ -394,6 +403,8 @@ class ToySwarm:
     chain: Chain | None = None
     speculator: Speculator | None = None
     """Speculator of every tail that is started, or None for none."""
+    grammars: GrammarLibrary | None = None
+    """What applies grammars at every node that is started, or None for nothing."""
     speculating: set[str] = field(default_factory=set)
     """Addresses of the nodes whose records say that they have a speculator."""
     _stops: dict[str, contextlib.AsyncExitStack] = field(default_factory=dict)
@@ -409,7 +420,8 @@ class ToySwarm:
         served = ServedSpan(span, BLOCKS, VOCAB, 4, 2048, "toy", NUMERICS, "toy", STATE)
         transport = self.network.transport()
         speculator = self.speculator if span.end == BLOCKS else None
-        stage = LoadedStage(served, engine, store, 1.0, speculator=speculator, tap_slice=part)
+        grammars = None if self.grammars is None else GrammarThread(self.grammars)
+        stage = LoadedStage(served, engine, store, 1.0, speculator=speculator, tap_slice=part, grammars=grammars)
         node = NodeServer(transport, self.limits, stage=stage, state=NodeState.ONLINE)
         listener = await transport.listen("127.0.0.1:0", node.accept)
         running = [asyncio.create_task(engine.run()), asyncio.create_task(node.sweep())]
@@ -419,6 +431,8 @@ class ToySwarm:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
+        if grammars is not None:
+            stop.callback(grammars.close)
         stop.push_async_callback(end)
         stop.push_async_callback(listener.close)
         stop.push_async_callback(node.close)
@@ -466,6 +480,7 @@ class ToySwarm:
         policy: TreePolicy | None = None,
         rules: TextRules | None = None,
         settings: SamplingSettings = GREEDY,
+        stop_ids: Collection[int] = (),
     ) -> list[int]:
         """Run one generation.  What was committed before an error is in `self.kept`."""
         kept: list[int] = []
@@ -488,7 +503,7 @@ class ToySwarm:
         ) as chain:
             self.chain = chain
             builder = AppendBuilder(settings, segment_rows, chain.epoch.number, chain.epoch.prefix_rows)
-            limits = GenerationLimits(count, frozenset())
+            limits = GenerationLimits(count, frozenset(stop_ids))
             policy = policy or (HastyPolicy(tree_size) if tree_size else FixedSizePolicy(0))
             generation = Generation(chain=chain, drafter=drafter, builder=builder, limits=limits, policy=policy)
             self.recorder = generation.recorder
@@ -517,9 +532,10 @@ async def toy_swarm(
     limits: NodeLimits | None = None,
     spans: Sequence[Span] = SPANS,
     speculator: Speculator | None = None,
+    grammars: GrammarLibrary | None = None,
 ) -> AsyncIterator[ToySwarm]:
     """Start toy nodes; stop them on leaving the context."""
-    swarm = ToySwarm(network, limits or NodeLimits(), speculator=speculator)
+    swarm = ToySwarm(network, limits or NodeLimits(), speculator=speculator, grammars=grammars)
     for span in spans:
         await swarm.start(span)
     try:
