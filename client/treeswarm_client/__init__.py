@@ -8,6 +8,7 @@ TYPE_CHECKING = False  # typing's own takes as long to import as all else that t
 if TYPE_CHECKING:
     from typing import Any
 
+    from treeswarm.protocol.text_rules import Grammar, TextRules
     from treeswarm_client.client import SwarmClient
     from treeswarm_client.discovery.overview import Overview
     from treeswarm_client.discovery.prober import swarm_overview
@@ -18,24 +19,28 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AutoSwarmModelForCausalLM",
+    "Grammar",
     "Overview",
     "Run",
     "Stats",
     "SwarmClient",
     "SyncSwarmClient",
+    "TextRules",
     "Token",
     "swarm_overview",
 ]
 
 MODULES = {
-    "AutoSwarmModelForCausalLM": "hf",
-    "Overview": "discovery.overview",
-    "Run": "generation.run",
-    "Stats": "generation.stats",
-    "SwarmClient": "client",
-    "SyncSwarmClient": "sync",
-    "Token": "generation.run",
-    "swarm_overview": "discovery.prober",
+    "AutoSwarmModelForCausalLM": "treeswarm_client.hf",
+    "Grammar": "treeswarm.protocol.text_rules",
+    "Overview": "treeswarm_client.discovery.overview",
+    "Run": "treeswarm_client.generation.run",
+    "Stats": "treeswarm_client.generation.stats",
+    "SwarmClient": "treeswarm_client.client",
+    "SyncSwarmClient": "treeswarm_client.sync",
+    "TextRules": "treeswarm.protocol.text_rules",
+    "Token": "treeswarm_client.generation.run",
+    "swarm_overview": "treeswarm_client.discovery.prober",
 }
 """Module that defines each name."""
 
@@ -51,7 +56,7 @@ def __getattr__(name: str) -> "Any":
     try:
         # torch and transformers take 6 s on an idle machine.
         with ticking(f"importing what {name} needs", 0.5):
-            value = getattr(import_module(f"treeswarm_client.{MODULES[name]}"), name)
+            value = getattr(import_module(MODULES[name]), name)
     except ImportError as error:
         from treeswarm.extras import install_command, missing_modules  # noqa: PLC0415
 
