@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tests.support.hasty_policy import HastyPolicy
 from tests.support.toy_taps import ToyTapSpeculator, tap_states, toy_slice
 
 from treeswarm.errors import MissingBlocks, Refused, SwarmError
-from treeswarm.protocol.messages import HopTiming, NumericsClass
+from treeswarm.protocol.messages import NumericsClass
 from treeswarm.protocol.records import NodeState
 from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.protocol.spans import Span
@@ -41,8 +42,7 @@ from treeswarm_client.drafters.seam import (
 from treeswarm_client.generation.append_builder import AppendBuilder
 from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.generation.stats import StatsRecorder
-from treeswarm_client.planner.costs import ChainHop
-from treeswarm_client.planner.policy import Round, TreePolicy
+from treeswarm_client.planner.policy import TreePolicy
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.engine import Engine
@@ -271,44 +271,6 @@ class ToySpeculator:
             tokens.append(truth if random.random() < self.luck else (truth + 1) % VOCAB)
             scores = -np.arange(node + 1, dtype=np.float32)
             yield SpeculatedTree(np.arange(-1, node), np.array(tokens, np.int64), scores)
-
-
-@dataclass
-class HastyPolicy:
-    """Ships a part of the nodes at once, and the others in two further appends."""
-
-    size: int
-
-    def begin(self, hops: Sequence[ChainHop]) -> None:
-        assert hops
-
-    def learn_prefill(self, seconds: float, timings: Sequence[Sequence[HopTiming]], *, unbroken: bool) -> None:
-        assert timings
-
-    def nodes_to_draft(self) -> int:
-        return (self.size + 1) // 2
-
-    def stop_drafting(self) -> ShouldStop:
-        return never_stop
-
-    def longest_wait_s(self) -> None:
-        """Return None: every round waits for its tree."""
-
-    def record_draft(self, tree: DraftTree, seconds: float) -> None:
-        assert len(tree)
-
-    def choose(self, tree: DraftTree, *, is_late: bool = False) -> DraftTree:
-        return tree.best(len(tree) - 1)
-
-    def nodes_to_draft_in_flight(self) -> int:
-        return 4 * self.size
-
-    def extension(self, shipped: DraftTree, wider: DraftTree, elapsed_s: float) -> DraftTree:
-        return shipped.union(wider, min(self.size, len(shipped) + 1 + self.size // 4))
-
-    def learn(self, finished: Round) -> None:
-        assert finished.first_shipped <= len(finished.draft) <= self.size
-        assert len(finished.walk.accepted) <= finished.answered <= len(finished.draft)
 
 
 @dataclass
