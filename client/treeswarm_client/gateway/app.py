@@ -18,6 +18,8 @@ from treeswarm.errors import SwarmError
 from treeswarm_client.gateway.access import key_check
 from treeswarm_client.gateway.answers.serving import EVENT_HEADERS
 from treeswarm_client.gateway.answers.writer import data_frame
+from treeswarm_client.gateway.anthropic.errors import error_body
+from treeswarm_client.gateway.anthropic.routes import anthropic_routes
 from treeswarm_client.gateway.backend import Backend
 from treeswarm_client.gateway.browser.page import (
     describe_gateway,
@@ -31,6 +33,8 @@ from treeswarm_client.gateway.browser.watchers import MapEvent
 from treeswarm_client.gateway.errors import INTERNAL, Failure, failure_of
 from treeswarm_client.gateway.middleware import BodyLimit, LocalHostOnly, RequestCounter, RequestLog, id_headers
 from treeswarm_client.gateway.openai.routes import openai_routes
+from treeswarm_client.gateway.openai.tokenize import tokenize_routes
+from treeswarm_client.gateway.responses.routes import responses_routes
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +44,17 @@ KEEPALIVE = ": nothing new\n\n"
 NOT_FOUND, NOT_ALLOWED = 404, 405
 # Number of characters of a path that an error quotes.
 LONGEST_PATH = 80
-API_ROUTES = ("GET /v1/models", "POST /v1/chat/completions", "POST /v1/completions")
-TEXT_PARAMS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
+ANTHROPIC_PATH = "/v1/messages"
+API_ROUTES = (
+    "GET /v1/models", "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses", "POST /v1/messages",
+    "POST /tokenize", "POST /detokenize",
+)  # fmt: skip
+TEXT_PARAMS = {
+    "/v1/chat/completions": "messages",
+    "/v1/completions": "prompt",
+    "/v1/responses": "input",
+    "/v1/messages": "messages",
+}
 """Parameter that holds the text, by route."""
 
 
@@ -71,7 +84,8 @@ def make_app(backend: Backend, *, log_requests: bool = False) -> FastAPI:
 def _add_routes_with_key(app: FastAPI, backend: Backend) -> None:
     caller_of = key_check(backend.config.keys)
     needs_key = [Depends(caller_of)]
-    app.include_router(openai_routes(backend, caller_of))
+    for routes in (openai_routes, responses_routes, anthropic_routes, tokenize_routes):
+        app.include_router(routes(backend, caller_of))
 
     @app.get("/metrics", dependencies=needs_key, include_in_schema=False)
     async def metrics() -> Response:
@@ -127,26 +141,26 @@ async def _map_events(events: AsyncGenerator[MapEvent | None, None]) -> AsyncIte
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(SwarmError)
     async def swarm_error(request: Request, error: SwarmError) -> Response:
-        return _respond(failure_of(error, TEXT_PARAMS.get(request.url.path)))
+        return _respond(request, failure_of(error, TEXT_PARAMS.get(request.url.path)))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return _respond(Failure(400, "invalid_request_error", str(error.errors()[0]["msg"])))
+        return _respond(request, Failure(400, "invalid_request_error", str(error.errors()[0]["msg"])))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == NOT_FOUND and error.detail == "Not Found":
-            return _respond(describe_missing(request.method, request.url.path))
+            return _respond(request, describe_missing(request.method, request.url.path))
         if error.status_code == NOT_ALLOWED:
             allowed = (error.headers or {}).get("Allow", "another method")
             message = f"{request.method} {request.url.path[:LONGEST_PATH]} is not served here: use {allowed}"
-            return _respond(Failure(error.status_code, "invalid_request_error", message))
-        return _respond(Failure(error.status_code, "invalid_request_error", str(error.detail)))
+            return _respond(request, Failure(error.status_code, "invalid_request_error", message))
+        return _respond(request, Failure(error.status_code, "invalid_request_error", str(error.detail)))
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         log.error("request %s failed unexpectedly", request.state.request_id, exc_info=error)
-        response = _respond(INTERNAL)
+        response = _respond(request, INTERNAL)
         response.headers.update(id_headers(request.state.request_id))
         return response
 
@@ -159,7 +173,11 @@ def describe_missing(method: str, path: str) -> Failure:
     return Failure(NOT_FOUND, "invalid_request_error", message)
 
 
-def _respond(failure: Failure) -> Response:
+def _respond(request: Request, failure: Failure) -> Response:
+    """Return the response for a failure, in the form of the API that the request is for."""
     # A message may quote what a caller sent, and JSON can carry lone surrogates, which UTF-8 cannot.
     failure = replace(failure, message=failure.message.encode("utf-8", "replace").decode())
-    return JSONResponse(failure.body, failure.status, failure.headers)
+    body = failure.body
+    if request.url.path.startswith(ANTHROPIC_PATH):
+        body = error_body(failure, request.state.request_id)
+    return JSONResponse(body, failure.status, failure.headers)

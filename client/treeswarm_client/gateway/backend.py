@@ -23,7 +23,7 @@ from treeswarm_client.gateway.browser.watchers import POLL_S, MapEvent, WatchedG
 from treeswarm_client.gateway.config import GatewayConfig
 from treeswarm_client.gateway.errors import NotReady
 from treeswarm_client.gateway.events import GenerationEvent, TokenEvent, merge_runs
-from treeswarm_client.gateway.generation_request import GenerationRequest
+from treeswarm_client.gateway.generation_request import ChatPrompt, GenerationRequest
 from treeswarm_client.gateway.length import default_length, free_room
 from treeswarm_client.gateway.monitoring.metrics import GatewayMetrics
 from treeswarm_client.gateway.monitoring.tracing import Tracing
@@ -263,15 +263,25 @@ class Backend:
     async def encode_prompts(self, request: GenerationRequest) -> list[Sequence[int]]:
         """Return the token ids of a request's prompts, or of its conversation.  Raises BadRequest and NotReady."""
         if request.chat is not None:
-            chat = request.chat
-            encode = partial(
-                self.client.encode_chat,
-                chat.messages,
-                template_kwargs=chat.template_kwargs,
-                continue_final_message=chat.continues,
-            )
-            return [await asyncio.to_thread(encode)]
-        return [await self._encode(prompt) for prompt in request.prompts]
+            return [await self.encode_chat(request.chat)]
+        texts = [await self.encode_text(prompt) if isinstance(prompt, str) else prompt for prompt in request.prompts]
+        return list(texts)
+
+    async def encode_chat(self, chat: ChatPrompt) -> list[int]:
+        """Return the token ids of a conversation, up to where the answer begins.  Raises BadRequest and NotReady."""
+        encode = partial(
+            self.client.encode_chat,
+            chat.messages,
+            template_kwargs=chat.template_kwargs,
+            continue_final_message=chat.continues,
+        )
+        return await asyncio.to_thread(encode)
+
+    async def encode_text(self, text: str, *, special: bool = True) -> list[int]:
+        """Return the token ids of a text, with `special` after those of every text.  Raises BadRequest and NotReady."""
+        if len(text) > MAX_INLINE_CHARACTERS:
+            return await asyncio.to_thread(partial(self.client.encode, text, special=special))
+        return self.client.encode(text, special=special)
 
     @property
     def token_bytes(self) -> TokenBytes:
@@ -293,13 +303,6 @@ class Backend:
         if (named := ends.default_max_tokens or self._defaults().max_new_tokens) is not None:
             return max(1, min(named, left))
         return default_length(left, free_room(self.client.view.serving(), target.blocks, self._reserved))
-
-    async def _encode(self, prompt: str | Sequence[int]) -> Sequence[int]:
-        if not isinstance(prompt, str):
-            return prompt
-        if len(prompt) > MAX_INLINE_CHARACTERS:
-            return await asyncio.to_thread(self.client.encode, prompt)
-        return self.client.encode(prompt)
 
     def _round_observer(self, watched: WatchedGeneration) -> Callable[[Round], None]:
         def observe(round_: Round) -> None:

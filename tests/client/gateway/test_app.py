@@ -87,7 +87,7 @@ async def test_schema_says_what_is_really_answered() -> None:
         assert (await client.get("/redoc")).status_code == 404
         schema = (await client.get("/openapi.json")).json()
     routes = [route for methods in schema["paths"].values() for route in methods.values()]
-    assert len(routes) == 6
+    assert len(routes) == 11
     assert all(route["description"] and set(route["responses"]) == {"200", "default"} for route in routes)
     fields = schema["components"]["schemas"]["CompletionRequest"]["properties"]
     assert all("description" in field for name, field in fields.items() if name != "stream_options")

@@ -18,7 +18,12 @@ from treeswarm_client.gateway.parameters.table import FORM, NEUTRAL, REFUSED, TA
 CHAT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "x"}]}
 LIMITS = GatewayLimits()
 COMPLETION: dict[str, Any] = {"model": "demo", "prompt": "x"}
-BODIES: dict[Api, dict[str, Any]] = {Api.CHAT: CHAT, Api.COMPLETIONS: COMPLETION}
+BODIES: dict[Api, dict[str, Any]] = {
+    Api.CHAT: CHAT,
+    Api.COMPLETIONS: COMPLETION,
+    Api.RESPONSES: {"model": "demo", "input": "x"},
+    Api.MESSAGES: CHAT | {"max_tokens": 5},
+}
 
 
 def refusal(api: Api, **more: Any) -> str:

@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from treeswarm.errors import SwarmError
-from treeswarm_client.gateway.answers.pieces import AnswerSplitter, ChoiceAnswer, PlainSplitter
+from treeswarm_client.gateway.answers.pieces import AnswerSplitter, ChoiceAnswer, Piece, PlainSplitter
 from treeswarm_client.gateway.answers.writer import AnswerMetadata, AnswerWriter
 from treeswarm_client.gateway.backend import Backend, PreparedRequest
 from treeswarm_client.gateway.errors import INTERNAL, MalformedBody, NoSuchModel, failure_of
@@ -97,22 +97,28 @@ class Answering:
         runs = self.prepared.runs
         return self.writer.begin(len(runs), count_usage(runs, self.prepared.request.n))
 
-    def take(self, event: GenerationEvent) -> Iterable[dict[str, Any]]:
-        """Add what has come to its choice, and return the events of a stream for it."""
+    def take(self, event: GenerationEvent) -> list[Piece]:
+        """Add what has come to its choice, and return the pieces that are new."""
         answer, splitter = self.answers[event.choice], self._splitters[event.choice]
         match event:
-            case TokenEvent(choice, token):
+            case TokenEvent(_, token):
                 pieces = splitter.add(token.text)
                 answer.tokens.append(token)
-                for piece in pieces:
-                    answer.add(piece)
-                return self.writer.token(choice, token, pieces)
             case FinishEvent(choice, finish):
                 pieces = splitter.end()
-                for piece in pieces:
-                    answer.add(piece)
                 answer.finish, answer.stop = finish, self.prepared.runs[choice].stop_string
-                return self.writer.end_choice(choice, answer, pieces)
+        for piece in pieces:
+            answer.add(piece)
+        return pieces
+
+    def go_on(self, event: GenerationEvent) -> Iterable[dict[str, Any]]:
+        """Add what has come to its choice, and return the events of a stream for it."""
+        pieces = self.take(event)
+        match event:
+            case TokenEvent(choice, token):
+                return self.writer.token(choice, token, pieces)
+            case FinishEvent(choice, _):
+                return self.writer.end_choice(choice, self.answers[choice], pieces)
 
     def end(self) -> Iterable[dict[str, Any]]:
         """Return the events that end a stream."""
@@ -143,8 +149,7 @@ async def answer(backend: Backend, prepared: PreparedRequest, writer: AnswerWrit
 async def _take_all(events: AsyncGenerator[GenerationEvent, None], answering: Answering) -> None:
     async with aclosing(events):
         async for event in events:
-            for _ in answering.take(event):
-                pass
+            answering.take(event)
 
 
 async def _read_first(events: AsyncGenerator[GenerationEvent, None], into: list[GenerationEvent]) -> None:
@@ -161,10 +166,10 @@ async def _stream(
             for sent in answering.begin():
                 yield frame(sent)
             for event in first_events:
-                for sent in answering.take(event):
+                for sent in answering.go_on(event):
                     yield frame(sent)
             async for event in events:
-                for sent in answering.take(event):
+                for sent in answering.go_on(event):
                     yield frame(sent)
             for sent in answering.end():
                 yield frame(sent)

@@ -33,17 +33,12 @@ RULES = (
 def parse_chat_request(body: Mapping[str, Any], limits: GatewayLimits) -> GenerationRequest:
     """Translate a chat request.  Raises InvalidParameter and Unsupported."""
     values = read_request(body, Api.CHAT)
-    if values.get("top_logprobs"):
-        raise Unsupported(
-            "top_logprobs",
-            f"top_logprobs is {values['top_logprobs']}: nodes send the probability of the chosen token only; give 0",
-        )
     if "top_logprobs" in values and not values.get("logprobs"):
         raise Unsupported("top_logprobs", "top_logprobs is given without logprobs: add logprobs: true, or leave it out")
     return make_request(
         values,
         limits,
-        chat=_chat_of(values),
+        chat=chat_of(values),
         max_tokens=values.get("max_completion_tokens", values.get("max_tokens")),
         default_max_tokens=limits.max_tokens,
         logprobs=bool(values.get("logprobs")),
@@ -79,6 +74,11 @@ def make_request(
     chat: ChatPrompt | None = None,
 ) -> GenerationRequest:
     """Return the request for checked parameters that have the names of OpenAI.  Raises Unsupported."""
+    if values.get("top_logprobs"):
+        raise Unsupported(
+            "top_logprobs",
+            f"top_logprobs is {values['top_logprobs']}: nodes send the probability of the chosen token only; give 0",
+        )
     request = GenerationRequest(
         sampling=_sampling_of(values),
         ends=EndOptions(
@@ -117,7 +117,8 @@ def _sampling_of(values: Mapping[str, Any]) -> SamplingOptions:
     )
 
 
-def _chat_of(values: Mapping[str, Any]) -> ChatPrompt:
+def chat_of(values: Mapping[str, Any]) -> ChatPrompt:
+    """Return the conversation of checked parameters.  Raises InvalidParameter and Unsupported."""
     messages = tuple(_as_template_message(at, message) for at, message in enumerate(values["messages"]))
     continues = values.get("continue_final_message", False)
     if continues and messages[-1]["role"] != "assistant":

@@ -99,7 +99,7 @@ class Seed:
 
 
 @dataclass(frozen=True)
-class Flag:
+class TrueOrFalse:
     """True or false."""
 
     def __call__(self, name: str, value: Any) -> bool:

@@ -6,11 +6,18 @@ from treeswarm_client.gateway.parameters.checks import quote
 from treeswarm_client.gateway.parameters.parameter import Api, Parameter, schema_of
 from treeswarm_client.gateway.parameters.table import FORM, HONOURED, NEUTRAL, REFUSED, parameters_of
 
-SCHEMAS = {Api.CHAT: "ChatRequest", Api.COMPLETIONS: "CompletionRequest"}
+SCHEMAS = {
+    Api.CHAT: "ChatRequest",
+    Api.COMPLETIONS: "CompletionRequest",
+    Api.RESPONSES: "ResponseRequest",
+    Api.MESSAGES: "MessageRequest",
+}
 """Names of the schemas of requests."""
 EXAMPLES: dict[Api, dict[str, Any]] = {
     Api.CHAT: {"model": "demo", "messages": [{"role": "user", "content": "def main("}], "max_tokens": 32},
     Api.COMPLETIONS: {"model": "demo", "prompt": "def main(", "max_tokens": 32, "temperature": 0},
+    Api.RESPONSES: {"model": "demo", "input": "def main(", "max_output_tokens": 32},
+    Api.MESSAGES: {"model": "demo", "messages": [{"role": "user", "content": "def main("}], "max_tokens": 32},
 }
 
 

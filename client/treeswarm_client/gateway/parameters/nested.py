@@ -5,7 +5,7 @@ from typing import Any
 from treeswarm.protocol.text_rules import MAX_BIAS
 from treeswarm_client.chat_template.messages import REASONING_NAMES, ROLES
 from treeswarm_client.gateway.generation_request import InvalidParameter, Unsupported
-from treeswarm_client.gateway.parameters.checks import AnyObject, ByFunction, Flag, ListOf, Number, Text, quote
+from treeswarm_client.gateway.parameters.checks import AnyObject, ByFunction, ListOf, Number, Text, TrueOrFalse, quote
 from treeswarm_client.gateway.parameters.parameter import EVERY_API, Fields, Parameter, read_parameters
 
 MAX_MESSAGES = 4096
@@ -77,7 +77,7 @@ MESSAGE = (
 )
 
 STREAM_OPTIONS = (
-    Parameter("include_usage", EVERY_API, "whether the stream ends with a chunk that counts the tokens", Flag()),
+    Parameter("include_usage", EVERY_API, "whether the stream ends with a chunk that counts the tokens", TrueOrFalse()),
     Parameter("include_obfuscation", EVERY_API, "the padding changes no text", neutral=None),
     Parameter("continuous_usage_stats", EVERY_API, "ask for include_usage", neutral=(False,)),
 )

@@ -5,22 +5,42 @@ from functools import cache
 from typing import Any
 
 from treeswarm.protocol.text_rules import MAX_BAD_WORDS, MAX_MIN_TOKENS, MAX_NGRAM, MAX_PENALTY, MAX_REPETITION_PENALTY
-from treeswarm_client.gateway.parameters.checks import AnyObject, Anything, Flag, ListOf, Number, Seed, Text, Whole
-from treeswarm_client.gateway.parameters.nested import LOGIT_BIAS, MESSAGES, STOPS, STREAM_OPTIONS
+from treeswarm_client.gateway.parameters.checks import (
+    AnyObject,
+    Anything,
+    ListOf,
+    Number,
+    Seed,
+    Text,
+    TrueOrFalse,
+    Whole,
+)
+from treeswarm_client.gateway.parameters.conversations import ANTHROPIC_MESSAGES, INPUT
+from treeswarm_client.gateway.parameters.nested import CONTENT, LOGIT_BIAS, MESSAGES, STOPS, STREAM_OPTIONS
 from treeswarm_client.gateway.parameters.parameter import EVERY_API, Api, Fields, Parameter, read_parameters
 
-CHAT, COMPLETIONS = (Api.CHAT,), (Api.COMPLETIONS,)
+CHAT, COMPLETIONS, RESPONSES, ANTHROPIC = ((api,) for api in Api)
 OPENAI = CHAT + COMPLETIONS
+CONVERSATIONS = CHAT + RESPONSES + ANTHROPIC
 MOST_TOKENS = 2**31 - 1
 MAX_STOP_IDS = 256
 MAX_SAMPLES = 128
+PLAIN_TEXT: tuple[dict[str, Any], ...] = tuple(
+    {**form, **verbosity}
+    for form in ({}, {"format": {"type": "text"}})
+    for verbosity in ({}, {"verbosity": None}, {"verbosity": "medium"})
+)
+INCLUDE = ListOf(Text(("message.output_text.logprobs", "reasoning.encrypted_content")), "things", 8)
 PENALTY = Number(-MAX_PENALTY, MAX_PENALTY)
 
 _SAMPLER = "nodes do not sample in this way"
 _TOOLS = "no tools yet"
 _GRAMMAR = "no structured output yet"
 _TEMPLATE = "the model's own template writes the conversation"
+_REASONING = "give chat_template_kwargs as the model's template reads them"
+_CONVERSATION = "the gateway keeps no conversations: send all messages each time"
 _BOOKKEEPING = "changes no text"
+_CACHE = "nodes keep what they have computed by themselves"
 _SERVICE = "the gateway has one class of service"
 _STATE = "nothing is stored"
 _TEXT_ONLY = "the model reads and writes text only"
@@ -29,60 +49,84 @@ _ANSWER = "the answer has one form"
 HONOURED = (
     Parameter("model", EVERY_API, "name of the model, one of `/v1/models`", Text(), required=True),
     Parameter("messages", CHAT, "the conversation so far: give at least one message", MESSAGES, required=True),
+    Parameter(
+        "messages",
+        ANTHROPIC,
+        "the conversation so far; the answer goes on with a last message of `assistant`",
+        ANTHROPIC_MESSAGES,
+        required=True,
+    ),
+    Parameter("system", ANTHROPIC, "text that precedes the conversation", CONTENT),
+    Parameter("input", RESPONSES, "a text, or the items of the conversation so far", INPUT, required=True),
+    Parameter("instructions", RESPONSES, "text that precedes the conversation", Text()),
     Parameter("prompt", COMPLETIONS, "text, token ids, or a list of either", Anything(), required=True),
     Parameter(
         "max_tokens", CHAT, "largest number of new tokens; without it, [as many as fit](#length)", Whole(1, MOST_TOKENS)
     ),
     Parameter("max_completion_tokens", CHAT, "newer name of `max_tokens`", Whole(1, MOST_TOKENS)),
     Parameter("max_tokens", COMPLETIONS, "largest number of new tokens, 16 by default", Whole(1, MOST_TOKENS)),
+    Parameter("max_output_tokens", RESPONSES, "the same as `max_tokens` in chats", Whole(1, MOST_TOKENS)),
+    Parameter("max_tokens", ANTHROPIC, "largest number of new tokens", Whole(1, MOST_TOKENS), required=True),
     Parameter("stop", OPENAI, "texts, at most 16; the answer ends before the first one that occurs", STOPS),
     Parameter(
-        "stop_token_ids", OPENAI, "further token ids that end the answer", ListOf(Whole(0), "token ids", MAX_STOP_IDS)
+        "stop_token_ids",
+        EVERY_API,
+        "further token ids that end the answer",
+        ListOf(Whole(0), "token ids", MAX_STOP_IDS),
     ),
-    Parameter("ignore_eos", OPENAI, "whether to continue past the model's end token", Flag()),
+    Parameter("stop_sequences", ANTHROPIC, "the same as `stop`", STOPS),
+    Parameter("ignore_eos", EVERY_API, "whether to continue past the model's end token", TrueOrFalse()),
     Parameter("n", OPENAI, "number of samples, generated side by side with one prefill", Whole(1, MAX_SAMPLES)),
-    Parameter("stream", EVERY_API, "whether the answer comes as server-sent events", Flag()),
+    Parameter("stream", EVERY_API, "whether the answer comes as server-sent events", TrueOrFalse()),
     Parameter("stream_options", OPENAI, "`include_usage`: a last chunk counts the tokens", Fields(STREAM_OPTIONS)),
-    Parameter("chat_template_kwargs", CHAT, "variables that the model's template reads, by name", AnyObject()),
+    Parameter("chat_template_kwargs", CONVERSATIONS, "variables that the model's template reads, by name", AnyObject()),
     Parameter(
-        "continue_final_message", CHAT, "whether the answer goes on with the last message, one of `assistant`", Flag()
+        "continue_final_message",
+        CHAT,
+        "whether the answer goes on with the last message, one of `assistant`",
+        TrueOrFalse(),
     ),
     Parameter(
         "add_generation_prompt",
         CHAT,
         "`false` together with `continue_final_message`, in place of which it is set",
-        Flag(),
+        TrueOrFalse(),
     ),
     Parameter("temperature", EVERY_API, "sampling temperature; 0 is greedy", Number(0, 2)),
     Parameter("top_p", EVERY_API, "smallest set of tokens with this probability is sampled from", Number(0, 1)),
-    Parameter("top_k", OPENAI, "number of best tokens that are sampled from; 0 and -1 stand for all", Whole(-1)),
-    Parameter("seed", OPENAI, "the same seed gives the same text; without one, each answer differs", Seed()),
-    Parameter("presence_penalty", OPENAI, "subtracted from the logits of tokens that the answer has", PENALTY),
+    Parameter("top_k", EVERY_API, "number of best tokens that are sampled from; 0 and -1 stand for all", Whole(-1)),
+    Parameter("seed", EVERY_API, "the same seed gives the same text; without one, each answer differs", Seed()),
+    Parameter("presence_penalty", EVERY_API, "subtracted from the logits of tokens that the answer has", PENALTY),
     Parameter(
-        "frequency_penalty", OPENAI, "subtracted from a token's logit for each time that the answer has it", PENALTY
+        "frequency_penalty", EVERY_API, "subtracted from a token's logit for each time that the answer has it", PENALTY
     ),
     Parameter(
         "repetition_penalty",
-        OPENAI,
+        EVERY_API,
         "divides positive logits of tokens of prompt and answer, multiplies negative ones",
         Number(1 / MAX_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
     ),
-    Parameter("logit_bias", OPENAI, "token ids as texts, and what is added to their logits", LOGIT_BIAS),
-    Parameter("min_p", OPENAI, "least probability of a token, as a share of the likeliest one's", Number(0, 1)),
-    Parameter("typical_p", OPENAI, "probability that the most typical tokens kept have together", Number(1e-6, 1)),
+    Parameter("logit_bias", EVERY_API, "token ids as texts, and what is added to their logits", LOGIT_BIAS),
+    Parameter("min_p", EVERY_API, "least probability of a token, as a share of the likeliest one's", Number(0, 1)),
+    Parameter("typical_p", EVERY_API, "probability that the most typical tokens kept have together", Number(1e-6, 1)),
     Parameter(
         "no_repeat_ngram_size",
-        OPENAI,
+        EVERY_API,
         "length of n-grams that occur at most once in prompt and answer",
         Whole(0, MAX_NGRAM),
     ),
     Parameter(
-        "bad_words", OPENAI, "texts that the answer never has", ListOf(Text(longest=256), "bad words", MAX_BAD_WORDS)
+        "bad_words", EVERY_API, "texts that the answer never has", ListOf(Text(longest=256), "bad words", MAX_BAD_WORDS)
     ),
-    Parameter("min_tokens", OPENAI, "number of tokens before which no end token is chosen", Whole(0, MAX_MIN_TOKENS)),
-    Parameter("logprobs", CHAT, "whether the answer has the log-probability of each token", Flag()),
+    Parameter(
+        "min_tokens", EVERY_API, "number of tokens before which no end token is chosen", Whole(0, MAX_MIN_TOKENS)
+    ),
+    Parameter("logprobs", CHAT, "whether the answer has the log-probability of each token", TrueOrFalse()),
     Parameter("logprobs", COMPLETIONS, "0 for the log-probabilities of the answer's tokens", Whole(0, 20)),
-    Parameter("top_logprobs", CHAT, "number of other tokens with their log-probabilities: 0", Whole(0, 20)),
+    Parameter(
+        "include", RESPONSES, "`message.output_text.logprobs`: log-probabilities of the answer's tokens", INCLUDE
+    ),
+    Parameter("top_logprobs", CHAT + RESPONSES, "number of other tokens with their log-probabilities: 0", Whole(0, 20)),
 )
 
 # What would change the text and is not honoured, with the values that change nothing.
@@ -90,8 +134,9 @@ REFUSED = (
     Parameter("prompt_logprobs", OPENAI, "nodes send those of new tokens", neutral=()),
     Parameter("echo", COMPLETIONS, "put the prompt before the answer yourself", neutral=(False,)),
     Parameter("suffix", COMPLETIONS, "models continue texts at their end", neutral=("",)),
-    Parameter("tools", CHAT, _TOOLS, neutral=([],)),
-    Parameter("tool_choice", CHAT, _TOOLS, neutral=("none", "auto")),
+    Parameter("tools", CONVERSATIONS, _TOOLS, neutral=([],)),
+    Parameter("tool_choice", CHAT + RESPONSES, _TOOLS, neutral=("none", "auto")),
+    Parameter("tool_choice", ANTHROPIC, _TOOLS, neutral=({"type": "none"}, {"type": "auto"})),
     Parameter("functions", CHAT, _TOOLS, neutral=([],)),
     Parameter("function_call", CHAT, _TOOLS, neutral=("none", "auto")),
     Parameter("response_format", OPENAI, _GRAMMAR, neutral=({"type": "text"},)),
@@ -102,7 +147,7 @@ REFUSED = (
     Parameter("guided_grammar", OPENAI, _GRAMMAR),
     Parameter("grammar", OPENAI, _GRAMMAR, neutral=("",)),
     Parameter("json_schema", OPENAI, _GRAMMAR, neutral=({},)),
-    Parameter("reasoning_effort", CHAT, "this model has no such setting"),
+    Parameter("reasoning_effort", CHAT, _REASONING),
     Parameter("verbosity", CHAT, "say in a message how long the answer should be", neutral=("medium",)),
     Parameter("chat_template", CHAT, _TEMPLATE),
     Parameter("documents", CHAT, _TEMPLATE, neutral=([],)),
@@ -126,7 +171,23 @@ REFUSED = (
     Parameter("repeat_penalty", OPENAI, "llama.cpp's looks at the last tokens only", neutral=(1,)),
     Parameter("samplers", OPENAI, _SAMPLER, neutral=([],)),
     Parameter("n_predict", OPENAI, "use max_tokens", neutral=(-1,)),
-    Parameter("store", CHAT, _STATE, neutral=(False,)),
+    Parameter("store", CHAT + RESPONSES, _STATE, neutral=(False,)),
+    Parameter("previous_response_id", RESPONSES, _CONVERSATION),
+    Parameter("conversation", RESPONSES, _CONVERSATION),
+    Parameter("prompt", RESPONSES, "the gateway keeps no prompts: send the text"),
+    Parameter("background", RESPONSES, _STATE, neutral=(False,)),
+    Parameter("context_management", RESPONSES + ANTHROPIC, _CONVERSATION, neutral=([], {})),
+    Parameter("truncation", RESPONSES, "shorten the conversation yourself", neutral=("disabled",)),
+    Parameter("max_tool_calls", RESPONSES, _TOOLS),
+    Parameter("text", RESPONSES, _GRAMMAR, neutral=PLAIN_TEXT),
+    Parameter("reasoning", RESPONSES, _REASONING, neutral=({}, {"effort": None}, {"effort": None, "summary": None})),
+    Parameter("moderation", RESPONSES, "the gateway moderates nothing"),
+    Parameter("output_config", ANTHROPIC, _GRAMMAR, neutral=({},)),
+    Parameter("output_format", ANTHROPIC, _GRAMMAR),
+    Parameter("thinking", ANTHROPIC, _REASONING, neutral=({"type": "disabled"},)),
+    Parameter("container", ANTHROPIC, "the gateway runs no code"),
+    Parameter("mcp_servers", ANTHROPIC, "the gateway calls no servers", neutral=([],)),
+    Parameter("speed", ANTHROPIC, _SERVICE, neutral=("standard",)),
 )
 
 # What changes the form of the answer alone, and is not honoured.
@@ -143,23 +204,26 @@ FORM = (
 )
 
 NEUTRAL = (
-    Parameter("user", OPENAI, _BOOKKEEPING, neutral=None),
-    Parameter("metadata", OPENAI, _BOOKKEEPING, neutral=None),
-    Parameter("safety_identifier", OPENAI, _BOOKKEEPING, neutral=None),
-    Parameter("service_tier", OPENAI, _SERVICE, neutral=None),
-    Parameter("priority", OPENAI, _SERVICE, neutral=None),
-    Parameter("request_id", OPENAI, "send the header x-request-id", neutral=None),
-    Parameter("prompt_cache_key", OPENAI, "nodes keep what they have computed by themselves", neutral=None),
-    Parameter("prompt_cache_retention", OPENAI, "nodes keep what they have computed by themselves", neutral=None),
-    Parameter("prompt_cache_options", OPENAI, "nodes keep what they have computed by themselves", neutral=None),
-    Parameter("cache_prompt", OPENAI, "nodes keep what they have computed by themselves", neutral=None),
-    Parameter("cache_salt", OPENAI, "every API key has a cache of its own", neutral=None),
+    Parameter("user", OPENAI + RESPONSES, _BOOKKEEPING, neutral=None),
+    Parameter("metadata", EVERY_API, _BOOKKEEPING, neutral=None),
+    Parameter("safety_identifier", OPENAI + RESPONSES, _BOOKKEEPING, neutral=None),
+    Parameter("service_tier", EVERY_API, _SERVICE, neutral=None),
+    Parameter("priority", EVERY_API, _SERVICE, neutral=None),
+    Parameter("request_id", EVERY_API, "send the header x-request-id", neutral=None),
+    Parameter("prompt_cache_key", OPENAI + RESPONSES, _CACHE, neutral=None),
+    Parameter("prompt_cache_retention", OPENAI + RESPONSES, _CACHE, neutral=None),
+    Parameter("prompt_cache_options", OPENAI + RESPONSES, _CACHE, neutral=None),
+    Parameter("cache_prompt", OPENAI, _CACHE, neutral=None),
+    Parameter("cache_salt", EVERY_API, "every API key has a cache of its own", neutral=None),
     Parameter("id_slot", OPENAI, "nodes choose where a text is computed", neutral=None),
     Parameter("repeat_last_n", OPENAI, "has no effect without repeat_penalty", neutral=None),
     Parameter("length_penalty", OPENAI, "has no effect without beam search", neutral=None),
     Parameter("early_stopping", OPENAI, "has no effect without beam search", neutral=None),
     Parameter("prediction", CHAT, "trees of tokens are drafted anyway", neutral=None),
-    Parameter("parallel_tool_calls", CHAT, "has no effect without tools", neutral=None),
+    Parameter("stream_options", RESPONSES, "the padding changes no text", neutral=None),
+    Parameter("cache_control", ANTHROPIC, _CACHE, neutral=None),
+    Parameter("inference_geo", ANTHROPIC, "nodes are where they are", neutral=None),
+    Parameter("parallel_tool_calls", CHAT + RESPONSES, "has no effect without tools", neutral=None),
 )
 
 TABLE = (*HONOURED, *REFUSED, *FORM, *NEUTRAL)

@@ -1,0 +1,1 @@
+"""Anthropic's messages: their requests and their answers."""

@@ -1,0 +1,31 @@
+"""Anthropic's requests for messages, translated into a `GenerationRequest`.  Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from treeswarm_client.gateway.config import GatewayLimits
+from treeswarm_client.gateway.generation_request import ChatPrompt, GenerationRequest
+from treeswarm_client.gateway.openai.requests import make_request
+from treeswarm_client.gateway.parameters.parameter import Api
+from treeswarm_client.gateway.parameters.table import read_request
+
+
+def parse_messages_request(
+    body: Mapping[str, Any], limits: GatewayLimits, *, counts: bool = False
+) -> GenerationRequest:
+    """Translate a request; one that only counts its tokens need not say how long the answer may be.
+
+    Raises InvalidParameter and Unsupported.
+    """
+    values = read_request({"max_tokens": 1, **body} if counts else body, Api.MESSAGES)
+    system = [{"role": "system", "content": values["system"]}] if values.get("system") else []
+    messages = (*system, *values["messages"])
+    return make_request(
+        values | {"stop": values.get("stop_sequences", [])},
+        limits,
+        # As in Anthropic's API, the answer goes on with a last message of the assistant.
+        chat=ChatPrompt(messages, continues=messages[-1]["role"] == "assistant"),
+        max_tokens=values["max_tokens"],
+        default_max_tokens=None,
+        logprobs=False,
+    )

@@ -1,0 +1,29 @@
+"""OpenAI's requests for responses, translated into a `GenerationRequest`.  Pure."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from treeswarm_client.gateway.config import GatewayLimits
+from treeswarm_client.gateway.generation_request import ChatPrompt, GenerationRequest
+from treeswarm_client.gateway.openai.requests import make_request
+from treeswarm_client.gateway.parameters.parameter import Api
+from treeswarm_client.gateway.parameters.table import read_request
+
+# Value of `include` that asks for log-probabilities.
+LOGPROBS = "message.output_text.logprobs"
+
+
+def parse_responses_request(body: Mapping[str, Any], limits: GatewayLimits) -> GenerationRequest:
+    """Translate a request.  Raises InvalidParameter and Unsupported."""
+    values = read_request(body, Api.RESPONSES)
+    instructions = [{"role": "system", "content": values["instructions"]}] if values.get("instructions") else []
+    request = make_request(
+        values,
+        limits,
+        chat=ChatPrompt((*instructions, *values["input"])),
+        max_tokens=values.get("max_output_tokens"),
+        default_max_tokens=limits.max_tokens,
+        logprobs=LOGPROBS in values.get("include", ()) or bool(values.get("top_logprobs")),
+    )
+    return replace(request, answer=replace(request.answer, include_usage=True))
