@@ -11,6 +11,7 @@ import httpx2
 import openai
 import pytest
 import pytest_asyncio
+from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 from tests.support.gateway_process import Gateway, gateway
 
@@ -95,6 +96,19 @@ async def test_stream_has_the_same_text_and_ends(api: AsyncOpenAI, library: Swar
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 24
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+async def test_responses_and_messages_have_the_same_text(
+    api: AsyncOpenAI, served: Gateway, library: SwarmClient
+) -> None:
+    expected = await library.generate(library.encode_chat(AS_TEXT), max_new_tokens=24)
+    options: dict[str, Any] = {"model": "demo", "temperature": 0}
+    response = await api.responses.create(**options, input=AS_TEXT, max_output_tokens=24)
+    assert response.output_text == expected.text
+    claude = AsyncAnthropic(base_url=served.url, api_key="none", max_retries=0)
+    talk: dict[str, Any] = {"model": "demo", "messages": TALK[1:], "system": "import os", "max_tokens": 24}
+    async with claude.messages.stream(**talk, extra_body={"temperature": 0}) as stream:
+        assert "".join([text async for text in stream.text_stream]) == expected.text
 
 
 async def test_completions_of_texts_and_of_token_ids(api: AsyncOpenAI, library: SwarmClient) -> None:
