@@ -16,7 +16,7 @@ from treeswarm.protocol.sampling import SamplingSettings
 from treeswarm.registry import check_client_spec
 from treeswarm.transport.emulated import LinkShape
 from treeswarm_client.chat_template import MessageDict
-from treeswarm_client.cli.flags import registry_of, security_of
+from treeswarm_client.cli.flags import named_sampling, registry_of, security_of
 from treeswarm_client.cli.render.download import show_download
 from treeswarm_client.client_settings import check_drive, largest_tree
 from treeswarm_client.drafters.selection.automatic import MODELLESS, WITH_NGRAM
@@ -55,7 +55,7 @@ def check_client_flags(args: argparse.Namespace) -> None:
 def check_sampling_flags(args: argparse.Namespace) -> None:
     """Check the flags of `add_sampling_flags`."""
     check_at_least("--max-new-tokens", args.max_new_tokens, 1)
-    SamplingSettings(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
+    SamplingSettings(**named_sampling(args), seed=args.seed)
     if not all(args.stop):
         raise BadRequest("--stop is empty: leave it out")
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from treeswarm.errors import BadRequest, ModelError, SwarmError
 from treeswarm.keys import read_swarm_key
 from treeswarm.model_files import HubOptions
+from treeswarm.model_sources.generation_config import GenerationDefaults, rules_from
 from treeswarm.protocol.records import NodeRecord
 from treeswarm.registry import check_swarm_key, client_registry
 from treeswarm.transport.seam import Transport
@@ -106,14 +107,14 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, max_new_tokens: int) 
         help=f"maximum number of tokens to generate (default {max_new_tokens})",
     )
     parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="sampling temperature; 0 is greedy (default)"
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="sampling temperature; 0 is greedy (default: greedy, unless the model's config says otherwise)",
     )
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="sample from this probability mass (default 1.0: all)"
-    )
-    parser.add_argument(
-        "--top-k", type=int, default=0, metavar="K", help="sample from the K most likely tokens (default 0: all)"
-    )
+    parser.add_argument("--top-p", type=float, metavar="P", help="sample from this probability mass (1.0: all)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens (0: all)")
+    add_generation_config_flag(parser)
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of sampling: the same seed repeats a text (default 0)"
     )
@@ -238,6 +239,8 @@ async def open_client(args: argparse.Namespace) -> AsyncIterator[SwarmClient]:
             raise _naming_served_models(error, await _served_models(args)) from None
         if client.draft_choice.automatic and not args.json:
             notes.print(str(client.draft_choice), style="dim", markup=False, soft_wrap=True)
+        if "temperature" in args and (decided := describe_defaults(args, client.generation_defaults)) and not args.json:
+            notes.print(decided, style="dim", markup=False, soft_wrap=True)
         yield client
 
 
@@ -278,10 +281,37 @@ def show_progress(text: str) -> Iterator[Rename]:
         yield rename
 
 
-def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the flags of `add_sampling_flags` as options of `SwarmClient.stream`."""
-    names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop")
-    return {name: getattr(args, name) for name in names}
+def sampling_of(args: argparse.Namespace, defaults: GenerationDefaults) -> dict[str, Any]:
+    """Return the flags of `add_sampling_flags` as options of `SwarmClient.stream`.
+
+    `defaults` are those of the model's publisher.  With a temperature they say what else is not given; without one, how
+    the text is chosen at all.
+    """
+    always = {name: getattr(args, name) for name in ("max_new_tokens", "seed", "stop")}
+    if args.generation_config == "none":
+        defaults = GenerationDefaults()
+    given = named_sampling(args)
+    settings = {**(defaults.settings if "temperature" in given else defaults.transformers_settings()), **given}
+    return {**always, **settings, "rules": rules_from(defaults.rules, temperature=settings["temperature"])}
+
+
+def named_sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the sampling that the command line names, as options of `SwarmClient.stream`."""
+    values = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def describe_defaults(args: argparse.Namespace, defaults: GenerationDefaults) -> str | None:
+    """Return what the model's generation config decides about a text's tokens, for people, or None if it is nothing."""
+    options = sampling_of(args, defaults)
+    decided = [f"{name} {options[name]:g}" for name in ("temperature", "top_p", "top_k") if name in options]
+    ruled = [f"{name} {value:g}" for name, value in defaults.rules.items() if getattr(options["rules"], name) == value]
+    if args.generation_config == "none" or not (
+        ruled or (defaults.samples and "temperature" not in named_sampling(args))
+    ):
+        return None
+    words = ", ".join([*(decided if options["temperature"] else ["greedy"]), *ruled])
+    return f"as the model's generation_config.json says: {words} (--generation-config none ignores it)"
 
 
 async def _served_models(args: argparse.Namespace) -> list[str]:

@@ -112,7 +112,7 @@ def _checked_prompts(args: argparse.Namespace) -> list[str]:
 
 async def _generate_one(args: argparse.Namespace, prompt: str) -> int:
     async with open_client(args) as client:
-        run = client.stream(prompt, **sampling_of(args))
+        run = client.stream(prompt, **sampling_of(args, client.generation_defaults))
         try:
             if args.json:
                 return await _print_json(run, client)
@@ -146,13 +146,13 @@ async def _print_live(prompt: str, run: Run, numerics: NumericsClass, *, show_ro
 async def _generate_many(args: argparse.Namespace, prompts: list[str]) -> int:
     """Print JSON lines, or the samples as plain text if there is one prompt and no --json."""
     console, failed = stdout_console(), False
-    if args.n > 1 and not args.temperature:
-        print("swarm: all samples will be the same text: add --temperature 0.8 for different ones", file=sys.stderr)
-    async with (
-        open_client(args) as client,
-        contextlib.aclosing(generate_concurrently(client, prompts, n=args.n, options=sampling_of(args))) as results,
-    ):
-        async for result in results:
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(open_client(args))
+        options = sampling_of(args, client.generation_defaults)
+        if args.n > 1 and not options["temperature"]:
+            print("swarm: all samples will be the same text: add --temperature 0.8 for different ones", file=sys.stderr)
+        answers = generate_concurrently(client, prompts, n=args.n, options=options)
+        async for result in await stack.enter_async_context(contextlib.aclosing(answers)):
             if result.error is not None:
                 failed = True
                 prefix = f"prompt {result.index}: " if args.prompts_file else ""

@@ -72,7 +72,8 @@ def _command(args: argparse.Namespace) -> int:
     with contextlib.closing(background):
         try:
             output = ChatOutput(out, notes, interactive, as_json=args.json, colours=args.colours)
-            chat = Chat(client, background, sampling_of(args), output, Conversation(args.system))
+            options = sampling_of(args, client.generation_defaults)
+            chat = Chat(client, background, options, output, Conversation(args.system))
             if not interactive:
                 chat.run(PipeReader())
                 return 1 if chat.failed else 0

@@ -105,9 +105,11 @@ async def test_responses_and_messages_have_the_same_text(
     options: dict[str, Any] = {"model": "demo", "temperature": 0}
     response = await api.responses.create(**options, input=AS_TEXT, max_output_tokens=24)
     assert response.output_text == expected.text
-    claude = AsyncAnthropic(base_url=served.url, api_key="none", max_retries=0)
     talk: dict[str, Any] = {"model": "demo", "messages": TALK[1:], "system": "import os", "max_tokens": 24}
-    async with claude.messages.stream(**talk, extra_body={"temperature": 0}) as stream:
+    async with (
+        AsyncAnthropic(base_url=served.url, api_key="none", max_retries=0) as anthropic,
+        anthropic.messages.stream(**talk, extra_body={"temperature": 0}) as stream,
+    ):
         assert "".join([text async for text in stream.text_stream]) == expected.text
 
 
