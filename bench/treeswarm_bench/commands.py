@@ -115,6 +115,10 @@ def _sizes_and_temperatures(setup: BenchSetup, args: argparse.Namespace) -> dict
 
 
 def _proposals(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
+    return _kinds(setup, args) | {"flat_ms": args.flat_ms} | _given(cells=args.cells)
+
+
+def _kinds(setup: BenchSetup, args: argparse.Namespace) -> dict[str, Any]:
     return _sizes_and_temperatures(setup, args) | {"chat": _is_chat(args)}
 
 
@@ -166,7 +170,7 @@ BENCHES: Mapping[str, RunBench] = {
     "proposals": _bench("proposals:bench_proposals", _proposals),
     "registry": _bench("parts.registry:bench_registry", _nothing),
     "sampling": _bench("sampling.sampling:bench_sampling", _sizes_and_temperatures),
-    "speculators": _bench("parts.speculators:bench_speculators", _proposals),
+    "speculators": _bench("parts.speculators:bench_speculators", _kinds),
     "tls": _bench("parts.tls:bench_tls", _nothing),
     "trees": _bench("trees:bench_trees", _sizes),
     "virtual-wan": _bench(

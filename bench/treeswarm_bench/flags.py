@@ -62,7 +62,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_matrix_flags(parser: argparse.ArgumentParser) -> None:
     for name, choices, more in (
-        ("cells", "1ms,25ms,50ms,100ms,slow-node", ""),
+        ("cells", "1ms,25ms,50ms,100ms,slow-node", "; proposals: default 25ms"),
         ("texts", "code,prose,copying,zero", "; chat asks a chat model questions, in exact and proposals too"),
     ):
         parser.add_argument(
@@ -90,6 +90,13 @@ def _add_matrix_flags(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         metavar="FACTOR",
         help="virtual-wan: nodes so many times as fast as this machine (default 1)",
+    )
+    parser.add_argument(
+        "--flat-ms",
+        type=float,
+        default=0.0,
+        metavar="MS",
+        help="proposals: milliseconds of a node's forward whatever its rows (default: as on this machine)",
     )
     parser.add_argument(
         "--tree-size",

@@ -1,28 +1,30 @@
-"""`swarm bench proposals`: tokens per traversal with what the tail's speculator proposes, beside other drafters.
+"""`swarm bench proposals`: tokens per traversal and second with what the tail proposes, beside other drafters.
 
 It runs the product's own client and nodes in one process on a virtual clock, as `swarm bench virtual-wan` does: so the
-tokens per second are those of machines of their own, whatever else this machine does.  Every greedy text must be the
-stock model's, and every sampled one that of plain decoding.
+tokens per second are those of machines of their own, whatever else this machine does.  With a flat time, a node's
+forward takes that long whatever its rows, as on a GPU that is not full, and a forward of the head as long as one block.
+Every greedy text must be the stock model's, and every sampled one that of plain decoding.
 """
 
 import contextlib
 import statistics
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from treeswarm.errors import BadRequest
 from treeswarm.model_files import read_shape, resolve_model
 from treeswarm_bench.bench_client import BenchClient
 from treeswarm_bench.benchmarks.common import BenchSetup
 from treeswarm_bench.benchmarks.texts import chat_prompts, held_out_prompts, repeated_4grams
 from treeswarm_bench.benchmarks.trees import LOOPING
-from treeswarm_bench.benchmarks.wan.cells import CELLS
+from treeswarm_bench.benchmarks.wan.cells import CELLS, Cell
 from treeswarm_bench.benchmarks.wan.virtual import VirtualNetwork
 from treeswarm_bench.virtual_clock import run_virtually_in_thread
 from treeswarm_client.drafters import load_drafter
-from treeswarm_client.generation.run import Run
+from treeswarm_client.generation.run import Run, TreeSize
 from treeswarm_client.local_swarm import even_cuts
 from treeswarm_client.prompt_encoder import load_prompt_encoder
 from treeswarm_client.provenance import machine_provenance
@@ -31,8 +33,18 @@ from treeswarm_client.reference import stock_greedy
 SIZES = (16, 64)
 TEMPERATURES = (0.0, 1.0)
 DRAFTS = ("tail", "tail+ngram", "ngram")
-LINK = next(cell for cell in CELLS if cell.name == "25ms")
+PLAIN = "plain"
+CELL = "25ms"
 SEED = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One drafter, tree size and temperature."""
+
+    draft: str
+    size: TreeSize
+    temperature: float
 
 
 async def bench_proposals(
@@ -41,58 +53,75 @@ async def bench_proposals(
     sizes: Sequence[int] = SIZES,
     temperatures: Sequence[float] = TEMPERATURES,
     chat: bool = False,
+    cells: Sequence[str] = (CELL,),
+    flat_ms: float = 0.0,
 ) -> dict[str, Any]:
-    """Return tokens per traversal and per second by drafter, size and temperature; count `mismatches`.
+    """Return tokens per traversal and per second by cell, drafter, size and temperature; count `mismatches`.
 
-    The prompts are held-out code, or with `chat` questions that the model's chat template writes.
+    Besides `sizes`, each drafter runs with the size that the client chooses, and one row is plain decoding.  The
+    prompts are held-out code, or with `chat` questions that the model's chat template writes.  Raises BadRequest if
+    there is no such cell.
     """
+    by_name = {cell.name: cell for cell in CELLS}
+    if unknown := set(cells) - set(by_name):
+        raise BadRequest(f"unknown cell '{min(unknown)}': choose from {', '.join(by_name)}")
+    chosen = [by_name[name] for name in cells]
     torch.set_num_threads(1)
     folder = resolve_model(setup.model)
     encoder = load_prompt_encoder(setup.model, folder)
     prompts = chat_prompts(encoder, setup.prompts) if chat else held_out_prompts(encoder, setup.prompts)
     stock = await stock_greedy(folder, prompts, setup.tokens, setup.dtype)
     drafts = [*DRAFTS, *([] if setup.draft in (*DRAFTS, "none", "auto") else [setup.draft])]
-    cases = [(temperature, size, draft) for temperature in temperatures for size in sizes for draft in drafts]
-    measuring = _measure(setup, prompts, stock.token_ids, cases)
-    rows = await run_virtually_in_thread(measuring, work_s=None)
+    chosen_sizes: list[TreeSize] = [*sizes, "auto"]
+    cases = []
+    for temperature in temperatures:
+        cases += [Case(PLAIN, 0, temperature)]
+        cases += [Case(draft, size, temperature) for draft in drafts for size in chosen_sizes]
+    rows: list[dict[str, Any]] = []
+    for cell in chosen:
+        measuring = _measure(setup, cell, flat_ms / 1e3, prompts, stock.token_ids, cases)
+        rows += await run_virtually_in_thread(measuring, work_s=None)
     mismatches = sum(row["mismatches"] for row in rows)
     about = machine_provenance() | setup.model_provenance() | {"speculator": setup.speculator, "dtype": setup.dtype}
-    return {"bench": "proposals", "link": LINK.link, "rows": rows, "mismatches": mismatches, "provenance": about}
+    return {"bench": "proposals", "flat_ms": flat_ms, "rows": rows, "mismatches": mismatches, "provenance": about}
 
 
 async def _measure(
-    setup: BenchSetup, prompts: list[list[int]], stock: list[list[int]], cases: Sequence[tuple[float, int, str]]
+    setup: BenchSetup,
+    cell: Cell,
+    flat_s: float,
+    prompts: list[list[int]],
+    stock: list[list[int]],
+    cases: Sequence[Case],
 ) -> list[dict[str, Any]]:
     """Run every case on one swarm; the virtual clock's loop must be running."""
-    network, model = VirtualNetwork.of(LINK, 1.0), resolve_model(setup.model)
+    network, model = VirtualNetwork.of(cell, 1.0, flat_s), resolve_model(setup.model)
+    expected: dict[float, list[list[int]]] = {0.0: stock}
+    rows = []
     async with contextlib.AsyncExitStack() as stack:
         spans = even_cuts(read_shape(model).blocks, setup.nodes)
         nodes = [await stack.enter_async_context(network.node(setup, span, 1.0)) for span in spans]
-        transport = network.transport()
-        stack.push_async_callback(transport.close)
-        client = await stack.enter_async_context(
-            BenchClient(
-                model=setup.model,
-                peers=",".join(node.address for node in nodes),
-                draft="none",
-                prefix_scope="none",
-                drive="self",
-                transport=transport,
-                clock=network.loop.clock,
-            )
-        )
-        generate = partial(client.generate, max_new_tokens=setup.tokens, ignore_eos=True, seed=SEED)
-        plain: dict[float, list[list[int]]] = {0.0: stock}
-        rows = []
-        for temperature, size, draft in cases:
-            if temperature not in plain:
-                texts = [await generate(prompt, tree_size=0, temperature=temperature) for prompt in prompts]
-                plain[temperature] = [run.token_ids for run in texts]
-            client.use_drafter(load_drafter(draft, model))
-            runs = [await generate(prompt, tree_size=size, temperature=temperature) for prompt in prompts]
-            figures = {"draft": draft, "size": size, "temperature": temperature}
-            rows.append(figures | _figures(runs, plain[temperature]))
-        return rows
+        for case in cases:
+            async with _client_of(setup, network, [node.address for node in nodes]) as client:
+                client.use_drafter(load_drafter("none" if case.draft == PLAIN else case.draft, model))
+                options = {"max_new_tokens": setup.tokens, "temperature": case.temperature, "tree_size": case.size}
+                runs = [await client.generate(prompt, ignore_eos=True, seed=SEED, **options) for prompt in prompts]
+            # Plain decoding comes first at each temperature: its sampled texts are what the others must repeat.
+            texts = expected.setdefault(case.temperature, [run.token_ids for run in runs])
+            rows.append({"cell": cell.name} | asdict(case) | _figures(runs, texts))
+    return rows
+
+
+@contextlib.asynccontextmanager
+async def _client_of(setup: BenchSetup, network: VirtualNetwork, peers: Sequence[str]) -> AsyncIterator[BenchClient]:
+    """Open a client that knows nothing of earlier cases."""
+    transport = network.transport()
+    options = {"prefix_scope": "none", "drive": "self", "transport": transport, "clock": network.loop.clock}
+    try:
+        async with BenchClient(model=setup.model, peers=",".join(peers), draft="none", **options) as client:
+            yield client
+    finally:
+        await transport.close()
 
 
 def _figures(runs: Sequence[Run], expected: Sequence[Sequence[int]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ the figures are those of separate machines, whatever else this machine does mean
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -37,7 +37,7 @@ from treeswarm_client.local_swarm import LocalSwarm, even_cuts
 from treeswarm_client.planner.policy import TreePolicy
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.config import DeviceConfig, DrivingConfig, ModelConfig, NetworkConfig, NodeConfig
-from treeswarm_node.engine.loaded_stage import ModelInfo
+from treeswarm_node.engine.loaded_stage import LoadedStage, ModelInfo
 from treeswarm_node.engine.model_runner import Computed, Runner, ThrottledRunner
 from treeswarm_node.lifecycle import Lifecycle
 from treeswarm_node.membership.announcer import Membership
@@ -45,6 +45,7 @@ from treeswarm_node.membership.distances import DistanceSurvey
 from treeswarm_node.own_record import OwnRecord
 from treeswarm_node.reachability.reachability import Basis, PublicAddress
 from treeswarm_node.sessions.server import NodeServer
+from treeswarm_node.speculator.seam import SpeculatedTree, SpeculationRequest, Speculator
 
 # What a message takes on each of the four links of three nodes besides the model and the link: 2.87 ms per node outside
 # the device, by `swarm bench overhead` (docs/benchmarks.md).
@@ -119,21 +120,61 @@ class FasterRunner:
 
 
 @dataclass(frozen=True)
+class FlatRunner:
+    """A model runner whose forwards take the same time, however many rows they have: the shape of a GPU's."""
+
+    runner: Runner
+    forward_s: float
+    loop: VirtualClockLoop
+
+    def run(self, segments: Sequence[Segment]) -> list[Computed]:
+        start = time.thread_time()
+        computed = self.runner.run(segments)
+        self.loop.discount(time.thread_time() - start)
+        self.loop.sleep_in_work(self.forward_s)
+        return computed
+
+
+class FlatSpeculator:
+    """A speculator whose forwards take the same time each; all else is the inner one's."""
+
+    def __init__(self, inner: Speculator, forward_s: float, loop: VirtualClockLoop) -> None:
+        self._inner, self._forward_s, self._loop = inner, forward_s, loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def propose(self, request: SpeculationRequest) -> Iterator[SpeculatedTree]:
+        trees = self._inner.propose(request)
+        while True:
+            start = time.thread_time()
+            tree = next(trees, None)
+            self._loop.discount(time.thread_time() - start)
+            if tree is None:
+                return
+            self._loop.sleep_in_work(self._forward_s)
+            yield tree
+
+
+@dataclass(frozen=True)
 class VirtualNetwork:
-    """The network of one cell, and how many times as fast as this machine its nodes are."""
+    """The network of one cell, and how fast its nodes are."""
 
     network: MemoryNetwork
     shape: LinkShape
     loop: VirtualClockLoop
     swift: float
+    """How many times as fast as this machine the nodes are."""
+    flat_s: float = 0.0
+    """Seconds that a node's forward takes whatever its rows, or 0 if it takes what it takes on this machine."""
 
     @classmethod
-    def of(cls, cell: Cell, swift: float) -> "VirtualNetwork":
+    def of(cls, cell: Cell, swift: float, flat_s: float = 0.0) -> "VirtualNetwork":
         """Return a network with the cell's links; the virtual clock's loop must be running."""
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualClockLoop)
         link = LinkShape.parse(cell.link)
-        return cls(MemoryNetwork(), replace(link, delay_s=link.delay_s + HOP_S), loop, swift)
+        return cls(MemoryNetwork(), replace(link, delay_s=link.delay_s + HOP_S), loop, swift, flat_s)
 
     def transport(self) -> EmulatedTransport:
         """Return a transport of one program, which no other one shares."""
@@ -185,12 +226,27 @@ class VirtualNetwork:
             stage.engine.clock = self.loop.clock
             if self.swift > 1.0:
                 stage.engine.runner = FasterRunner(stage.engine.runner, self.swift, self.loop)
+            if self.flat_s:
+                stage.engine.runner = FlatRunner(stage.engine.runner, self.flat_s, self.loop)
+                node.stage = flat_stage(stage, len(span), self.flat_s, self.loop)
             if share < 1.0:
                 clock, sleep = self.loop.clock, self.loop.sleep_in_work
                 stage.engine.runner = ThrottledRunner(stage.engine.runner, share, clock, sleep)
             for work in (node.sweep(), membership.run()):
                 stack.push_async_callback(_end, asyncio.create_task(work))
             yield VirtualNode(listener.address, node, lifecycle)
+
+
+def flat_stage(stage: LoadedStage, blocks: int, forward_s: float, loop: VirtualClockLoop) -> LoadedStage:
+    """Return a stage that says that its forwards take `forward_s` each, and whose speculator's take as one block does.
+
+    Heads have one layer.
+    """
+    profile = tuple((rows, round(forward_s * 1e6)) for rows, _ in stage.profile)
+    if stage.speculator is None:
+        return replace(stage, profile=profile)
+    flat = cast(Speculator, FlatSpeculator(stage.speculator, forward_s / blocks, loop))
+    return replace(stage, profile=profile, speculator=flat)
 
 
 @dataclass(frozen=True, eq=False)
