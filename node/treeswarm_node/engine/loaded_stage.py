@@ -189,11 +189,15 @@ class _CancellableProgress:
             self._progress(done, total, what)
 
 
-def find_device(name: str) -> torch.device:
-    """Return the torch device with this name.  Raises BadRequest if it cannot be used on this machine."""
+def find_device(name: str, *, is_used: bool = True) -> torch.device:
+    """Return the torch device with this name.
+
+    Raises BadRequest if there is no such device, or if it `is_used` and this machine has none.
+    """
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        if is_used:
+            torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BadRequest(
             f"device '{name}' cannot be used here ({str(error).splitlines()[0]}): try --device cpu"
@@ -207,7 +211,8 @@ def node_room(config: NodeConfig, folder: Path) -> NodeRoom:
     Raises BadRequest, and ModelError if there is no such speculator.
     """
     device = config.device
-    place = find_device(device.name)
+    # A dry run may plan for a device of another machine, if its memory is given.
+    place = find_device(device.name, is_used=not device.memory)
     memory = device.memory or free_memory(place)
     (speculator, taps), is_automatic = _speculator_bytes(config, folder, place), config.model.speculator == AUTO
     return NodeRoom(

@@ -192,6 +192,18 @@ def test_refusal_is_that_of_a_start(
     assert f"no: {refused.value}" in " ".join(as_text(appraisal).split())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without the device that is planned for")
+def test_given_memory_plans_for_a_device_of_another_machine(tmp_path: Path) -> None:
+    tiny_model("qwen3").save_pretrained(tmp_path)
+    machine = Machine(cuda=1, cuda_bf16=True)
+    config = NodeConfig(ModelConfig(str(tmp_path), dtype="bfloat16"), DeviceConfig("cuda", memory=1 << 30))
+    assert sizes_of(appraise(config, machine)).room.memory == 1 << 30
+    free = appraise(replace(config, device=DeviceConfig("cuda")), machine)
+    assert free.refusal.startswith("device 'cuda' cannot be used here")
+    unknown = appraise(replace(config, device=DeviceConfig("abacus", memory=1 << 30)), machine)
+    assert unknown.refusal.startswith("device 'abacus' cannot be used here")
+
+
 def test_recurrent_model_is_refused_from_its_config(tmp_path: Path) -> None:
     appraisal = look_at(write_config(tmp_path / "next", {"model_type": "qwen3_next", **SMALL}))
     assert appraisal.test.result == "refused"
