@@ -297,9 +297,9 @@ class Backend:
     def _length(self, request: GenerationRequest, prompt_tokens: int) -> int:
         """Return the number of new tokens after a prompt of so many."""
         ends, target = request.ends, self.client.target
-        if ends.max_tokens is not None:
-            return ends.max_tokens
         left = target.max_positions - prompt_tokens
+        if ends.max_tokens is not None and (ends.max_tokens <= left or not ends.is_wish):
+            return ends.max_tokens
         if (named := ends.default_max_tokens or self._defaults().max_new_tokens) is not None:
             return max(1, min(named, left))
         return default_length(left, free_room(self.client.view.serving(), target.blocks, self._reserved))

@@ -64,6 +64,8 @@ class EndOptions:
 
     max_tokens: int | None = None
     """Number of new tokens, or None if the request names none."""
+    is_wish: bool = False
+    """Whether `max_tokens` counts as not named where the context has no room for so many."""
     default_max_tokens: int | None = None
     """Number of new tokens where the request names none, or None for as many as fit."""
     stops: tuple[str, ...] = ()

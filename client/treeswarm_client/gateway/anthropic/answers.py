@@ -20,6 +20,8 @@ class MessageWriter:
     """Writes a `message` and the events of its stream: blocks of text, thoughts and calls, one after the other."""
 
     metadata: AnswerMetadata
+    max_tokens: int | None
+    """Number of tokens that the request asks for."""
     last_frame: str = ""
     _open: str | None = None
     """What the block is that goes on: `text`, `thinking` or the id of a call; None where none does."""
@@ -44,7 +46,7 @@ class MessageWriter:
 
     def end(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> Iterator[Event]:
         (answer,) = answers
-        yield {"type": "message_delta", "delta": _stop_of(answer), "usage": _usage(usage)}
+        yield {"type": "message_delta", "delta": self._stop_of(answer), "usage": _usage(usage)}
         yield {"type": "message_stop"}
 
     def fail(self, failure: Failure) -> Iterator[Event]:
@@ -83,9 +85,21 @@ class MessageWriter:
             "role": "assistant",
             "model": self.metadata.model,
             "content": content,
-            **_stop_of(answer),
+            **self._stop_of(answer),
             "usage": _usage(usage),
         }
+
+    def _stop_of(self, answer: ChoiceAnswer) -> Event:
+        if answer.finish is None:
+            return {"stop_reason": None, "stop_sequence": None}
+        if answer.calls_tools:
+            reason = "tool_use"
+        elif answer.finish == "length":
+            fits = len(answer.tokens) >= (self.max_tokens or 0)
+            reason = "max_tokens" if fits else "model_context_window_exceeded"
+        else:
+            reason = "end_turn" if answer.stop is None else "stop_sequence"
+        return {"stop_reason": reason, "stop_sequence": answer.stop}
 
 
 def _content(answer: ChoiceAnswer) -> list[Event]:
@@ -96,13 +110,6 @@ def _content(answer: ChoiceAnswer) -> list[Event]:
         for call in answer.calls
     ]
     return [*thoughts, *text, *calls]
-
-
-def _stop_of(answer: ChoiceAnswer) -> Event:
-    if answer.calls_tools:
-        return {"stop_reason": "tool_use", "stop_sequence": None}
-    reasons = {None: None, "length": "max_tokens", "stop": "end_turn" if answer.stop is None else "stop_sequence"}
-    return {"stop_reason": reasons[answer.finish], "stop_sequence": answer.stop}
 
 
 def _usage(usage: Usage) -> Event:

@@ -1,6 +1,7 @@
 """Anthropic's requests for messages, translated into a `GenerationRequest`.  Pure."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from treeswarm_client.gateway.config import GatewayLimits
@@ -20,12 +21,16 @@ def parse_messages_request(
     values = read_request({"max_tokens": 1, **body} if counts else body, Api.MESSAGES)
     system = [{"role": "system", "content": values["system"]}] if values.get("system") else []
     messages = (*system, *values["messages"])
-    return make_request(
+    request = make_request(
         values | {"stop": values.get("stop_sequences", [])},
         limits,
         # As in Anthropic's API, the answer goes on with a last message of the assistant.
-        chat=ChatPrompt(messages, continues=messages[-1]["role"] == "assistant"),
+        chat=ChatPrompt(
+            messages, values.get("chat_template_kwargs", {}), continues=messages[-1]["role"] == "assistant"
+        ),
         max_tokens=values["max_tokens"],
-        default_max_tokens=None,
+        default_max_tokens=limits.max_tokens,
         logprobs=False,
     )
+    # Programs must give `max_tokens`, and give what Anthropic's models take: 4,096, 16,384 or 128,000 by default.
+    return replace(request, ends=replace(request.ends, is_wish=True))

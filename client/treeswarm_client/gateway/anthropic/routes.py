@@ -26,7 +26,9 @@ def anthropic_routes(backend: Backend, caller_of: CallerOf) -> APIRouter:
         check_model(body, backend)
         parsed = parse_messages_request(body, backend.config.limits)
         metadata = make_metadata("msg_", backend)
-        return await answer(backend, await backend.prepare(parsed, caller), MessageWriter(metadata), request)
+        return await answer(
+            backend, await backend.prepare(parsed, caller), MessageWriter(metadata, parsed.ends.max_tokens), request
+        )
 
     @router.post("/v1/messages/count_tokens", dependencies=[Depends(caller_of)], openapi_extra=body_of(Api.MESSAGES))
     async def count_tokens(request: Request) -> dict[str, Any]:

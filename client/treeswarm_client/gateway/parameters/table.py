@@ -66,7 +66,13 @@ HONOURED = (
     Parameter("max_completion_tokens", CHAT, "newer name of `max_tokens`", Whole(1, MOST_TOKENS)),
     Parameter("max_tokens", COMPLETIONS, "largest number of new tokens, 16 by default", Whole(1, MOST_TOKENS)),
     Parameter("max_output_tokens", RESPONSES, "the same as `max_tokens` in chats", Whole(1, MOST_TOKENS)),
-    Parameter("max_tokens", ANTHROPIC, "largest number of new tokens", Whole(1, MOST_TOKENS), required=True),
+    Parameter(
+        "max_tokens",
+        ANTHROPIC,
+        "largest number of new tokens, [as far as they fit](#length)",
+        Whole(1, MOST_TOKENS),
+        required=True,
+    ),
     Parameter("stop", OPENAI, "texts, at most 16; the answer ends before the first one that occurs", STOPS),
     Parameter(
         "stop_token_ids",

@@ -21,7 +21,7 @@ def parse_responses_request(body: Mapping[str, Any], limits: GatewayLimits) -> G
     request = make_request(
         values,
         limits,
-        chat=ChatPrompt((*instructions, *values["input"])),
+        chat=ChatPrompt((*instructions, *values["input"]), values.get("chat_template_kwargs", {})),
         max_tokens=values.get("max_output_tokens"),
         default_max_tokens=limits.max_tokens,
         logprobs=LOGPROBS in values.get("include", ()) or bool(values.get("top_logprobs")),

@@ -14,6 +14,7 @@ from treeswarm_client.gateway.anthropic.answers import MessageWriter
 from treeswarm_client.gateway.anthropic.requests import parse_messages_request
 from treeswarm_client.gateway.config import ApiKeys, GatewayLimits
 from treeswarm_client.gateway.events import Usage
+from treeswarm_client.gateway.length import LEAST
 
 ANSWER = "    return self.read(size)"
 KEY = "sk-a-key-for-tests"
@@ -65,6 +66,17 @@ async def test_stop_reasons_say_what_ended_the_text() -> None:
     stopped = await api_of(ScriptedClient(ANSWER)).messages.create(**BODY, stop_sequences=["self", "size"])
     assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "self")
     assert [block.text for block in stopped.content if block.type == "text"] == ["    return "]
+
+
+async def test_length_that_the_context_cannot_hold_is_a_wish() -> None:
+    """Programs ask for as many tokens as Anthropic's models take, whatever the model."""
+    client = ScriptedClient(ANSWER)
+    message = await api_of(client).messages.create(**BODY | {"max_tokens": 16384})
+    assert message.stop_reason == "end_turn"
+    assert client.calls[0]["max_new_tokens"] == LEAST
+    client = ScriptedClient("x = 1\n" * 600)
+    cut = await api_of(client).messages.create(**BODY | {"max_tokens": 16384})
+    assert (cut.stop_reason, cut.usage.output_tokens) == ("model_context_window_exceeded", LEAST)
 
 
 async def test_answer_goes_on_with_a_last_message_of_the_assistant() -> None:
@@ -146,7 +158,7 @@ def test_thoughts_text_and_calls_are_blocks_of_their_own() -> None:
     answer = ChoiceAnswer(finish="stop")
     for piece in pieces:
         answer.add(piece)
-    writer = MessageWriter(AnswerMetadata("msg_1", 0, "demo", ""))
+    writer = MessageWriter(AnswerMetadata("msg_1", 0, "demo", ""), 100)
     sent = [
         *writer.begin(1, Usage(3, 0, 0)),
         *writer.end_choice(0, answer, pieces),
