@@ -18,7 +18,7 @@ from treeswarm.model_files import HubOptions
 from treeswarm.model_sources.generation_config import GenerationDefaults
 from treeswarm.protocol.messages import Description
 from treeswarm.protocol.sampling import SamplingSettings
-from treeswarm.protocol.text_rules import RulesRequest, TextRules
+from treeswarm.protocol.text_rules import RULES_VERSION, RulesRequest, TextRules
 from treeswarm.registry import check_swarm_key
 from treeswarm.registry.peers import PeersRegistry
 from treeswarm.tasks import cancelled, keep_running
@@ -49,6 +49,7 @@ from treeswarm_client.generation.drafter_pool import MOST_GENERATIONS
 from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.generation.run import Request, Run, Token, TreeSize
 from treeswarm_client.generation.runner import GenerationRunner
+from treeswarm_client.generation.token_logprobs import LogprobWishes
 from treeswarm_client.opened_client import LoadedDrafters, OpenedClient, OpeningWait, load_beside, open_lookout
 from treeswarm_client.planner.policy import Round
 from treeswarm_client.prompt_encoder import check_request
@@ -339,6 +340,8 @@ class SwarmClient:
         prefix_secret: bytes | None = None,
         rules: TextRules = NO_RULES,
         generated_tokens: int = 0,
+        top_logprobs: int = 0,
+        prompt_logprobs: int | None = None,
     ) -> Run:
         """Start a generation: an asynchronous iterator of Tokens that also keeps text, ids and statistics.
 
@@ -346,13 +349,16 @@ class SwarmClient:
         the model's own end tokens (unless `ignore_eos`), at `stop_token_ids`, and before any text in `stop`.
         `on_round` is called with every tree that came back.  The beginning of the prompt is shared with generations of
         the same `prefix_secret` (16 bytes; by default this client's).  `rules` are penalties, biases, bans and a
-        grammar that the tail applies; the last `generated_tokens` of the prompt count as output for them.  Raises
-        BadRequest at once if the request is invalid or no tail applies its rules, and while iterating NodeLost, Refused
-        and the other SwarmErrors.
+        grammar that the tail applies; the last `generated_tokens` of the prompt count as output for them.  Tokens come
+        with the `top_logprobs` likeliest ones at their place.  With `prompt_logprobs` the prompt's tokens are scored
+        too, with so many likeliest ones; `max_new_tokens` may then be 0.  Raises BadRequest at once if the request is
+        invalid or no tail applies its rules, and while iterating NodeLost, Refused and the other SwarmErrors.
         """
         settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, sample=sample)
         prompt_ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        check_request(prompt_ids, max_new_tokens, self.target.vocab_size, self.target.max_positions)
+        wishes = LogprobWishes(top_logprobs, prompt_logprobs)
+        least = 1 if prompt_logprobs is None else 0
+        check_request(prompt_ids, max_new_tokens, self.target.vocab_size, self.target.max_positions, least=least)
         tree_size = self.drafting.tree_size if tree_size is None else tree_size
         largest_tree(tree_size)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -362,14 +368,14 @@ class SwarmClient:
         limits = GenerationLimits(max_new_tokens, ends)
         run = Run(tokens=_no_tokens(), prompt_ids=prompt_ids)
         secret = prefix_secret or self.sessions.prefix_secret
-        clock, (request, needs) = self.sessions.clock, self._rules_for(rules, len(prompt_ids), generated_tokens, ends)
-        run.tokens = self._run(
-            run, Request(settings, limits, stops, tree_size, on_round, secret, clock, request, needs)
-        )
+        asked, needs = self._rules_for(rules, len(prompt_ids), generated_tokens, ends, wishes)
+        clock = self.sessions.clock
+        request = Request(settings, limits, stops, tree_size, on_round, secret, clock, asked, needs, wishes)
+        run.tokens = self._run(run, request)
         return run
 
     def _rules_for(
-        self, rules: TextRules, prompt: int, generated: int, ends: frozenset[int]
+        self, rules: TextRules, prompt: int, generated: int, ends: frozenset[int], wishes: LogprobWishes
     ) -> tuple[RulesRequest | None, TailNeeds]:
         """Return the rules of a text as its tail gets them, and what they need of it.
 
@@ -377,19 +383,21 @@ class SwarmClient:
         """
         if not 0 <= generated <= prompt:
             raise BadRequest(f"generated_tokens is {generated}: give 0 up to the prompt's {prompt} tokens")
-        if rules.neutral:
+        tails = self.view.tails()
+        needs = needs_of(rules, [record.grammar for record in tails])
+        if wishes.wanted:  # releases without rules send no log-probabilities but those of the chosen tokens
+            needs = replace(needs, rules=RULES_VERSION)
+        if needs == ANY_TAIL:
             return None, ANY_TAIL
         if not rules.end_tokens:
             rules = replace(rules, end_tokens=tuple(sorted(ends)))
         rules.check_vocabulary(self.target.vocab_size)
-        tails = self.view.tails()
-        needs = needs_of(rules, [record.grammar for record in tails])
         if tails and not any(map(needs.are_met_by, tails)):
             raise BadRequest(
                 f"no node that serves the last block applies {needs}: leave them out, or update a node "
                 f"({', '.join(record.address for record in tails)})"
             )
-        return RulesRequest(rules, prompt - generated), needs
+        return None if rules.neutral else RulesRequest(rules, prompt - generated), needs
 
     async def generate(self, prompt: str | Sequence[int], **options: Any) -> Run:
         """Generate the whole text and return its run.  Takes the options of `stream`."""

@@ -73,12 +73,17 @@ def _load_tokenizer(folder: Path, changed: int) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-def check_request(prompt: Sequence[int], max_new_tokens: int, vocab_size: int, max_positions: int) -> None:
-    """Raise BadRequest if a model of these sizes cannot continue the prompt with so many tokens.  Pure."""
+def check_request(
+    prompt: Sequence[int], max_new_tokens: int, vocab_size: int, max_positions: int, *, least: int = 1
+) -> None:
+    """Raise BadRequest if a model of these sizes cannot continue the prompt with so many tokens.  Pure.
+
+    At least `least` tokens are generated: none where the prompt alone is scored.
+    """
     if not prompt:
         raise BadRequest("the prompt is empty: give some text to continue")
-    if max_new_tokens < 1:
-        raise BadRequest(f"max_new_tokens is {max_new_tokens}: give at least 1")
+    if max_new_tokens < least:
+        raise BadRequest(f"max_new_tokens is {max_new_tokens}: give at least {least}")
     if (total := len(prompt) + max_new_tokens) > max_positions:
         raise TooLong(
             f"{len(prompt)} prompt tokens and {max_new_tokens} new ones are {total}, the model's context is "

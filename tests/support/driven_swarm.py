@@ -31,6 +31,7 @@ from treeswarm_client.generation.drafter_pool import DrafterPool
 from treeswarm_client.generation.loop import GenerationLimits
 from treeswarm_client.generation.run import Request, Run
 from treeswarm_client.generation.runner import GenerationRunner
+from treeswarm_client.generation.token_logprobs import LogprobWishes
 from treeswarm_client.prompt_encoder import check_request
 from treeswarm_node.driving import ShortWay
 
@@ -148,9 +149,11 @@ class DrivenClient:
         stops: tuple[str, ...] = (),
         rules: TextRules = TextRules(),  # noqa: B008  # frozen
         generated_tokens: int = 0,
+        wishes: LogprobWishes = LogprobWishes(),  # noqa: B008  # frozen
+        temperature: float = 0.0,
         **settings: Any,
     ) -> Run:
-        check_request(prompt, max_new_tokens, VOCAB, TARGET.max_positions)
+        check_request(prompt, max_new_tokens, VOCAB, TARGET.max_positions, least=0)
         loop, drivers = asyncio.get_running_loop(), self.drivers()
         runner = GenerationRunner(
             self.transport,
@@ -161,19 +164,10 @@ class DrivenClient:
             drivers,
         )
         limits = GenerationLimits(max_new_tokens, frozenset(stop_token_ids))
-        sampling = SamplingSettings(seed=seed, sample=sample)
+        sampling = SamplingSettings(temperature, seed=seed, sample=sample)
         asked = None if rules.neutral else RulesRequest(rules, len(prompt) - generated_tokens)
-        request = Request(
-            sampling,
-            limits,
-            stops,
-            tree_size,
-            None,
-            prefix_secret,
-            loop.time,
-            asked,
-            needs_of(rules, ()),  # type: ignore[arg-type]
-        )
+        clock, needs = loop.time, needs_of(rules, ())
+        request = Request(sampling, limits, stops, tree_size, None, prefix_secret, clock, asked, needs, wishes)  # type: ignore[arg-type]
         run = Run(tokens=None, prompt_ids=list(prompt))  # type: ignore[arg-type]
         session = SessionSettings(patience, patience, prefix_scope="none", clock=loop.time)
         run.tokens = self._tokens(runner, run, request, session)

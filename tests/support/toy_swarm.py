@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -47,8 +47,8 @@ from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.config import NodeLimits
 from treeswarm_node.engine.engine import Engine
 from treeswarm_node.engine.loaded_stage import LoadedStage
-from treeswarm_node.engine.model_runner import Computed
-from treeswarm_node.engine.sampler import Sampler, best_tokens
+from treeswarm_node.engine.model_runner import Computed, score_rows
+from treeswarm_node.engine.sampler import Sampler, best_logprobs, best_tokens
 from treeswarm_node.engine.step_rules import GrammarThread
 from treeswarm_node.engine.tap_slice import TapSlice, add_taps
 from treeswarm_node.kv_cache.kv_store import KVStore, SessionKV
@@ -140,8 +140,11 @@ class ToyRunner:
         taps = self.tap_slice.blocks_in(segment.span.start, segment.span.end) if self.tap_slice else ()
         if segment.span.end < self.blocks:
             return Computed(hidden=b"".join(states), tap_sums=self._tap_sums(segment, contexts, taps))
-        if segment.rules is not None or not step.append.settings.greedy:
-            return self._sampled(segment, [states[i] for i in step.answered])
+        scored = step.append.scored
+        if segment.rules is not None or step.alternative_logprobs or len(scored) or not step.append.settings.greedy:
+            result = self._sampled(segment, [states[i] for i in step.answered])
+            scores = score_rows(toy_logits(states[: len(scored)]), scored.astype(np.int64), step.alternatives)
+            return replace(result, scored=scores if len(scored) else None)
         tokens = np.array([states[i][0] % VOCAB for i in step.answered], np.int64)
         best = (tokens[:, None] + np.arange(step.alternatives)) % VOCAB
         return Computed(
@@ -160,8 +163,9 @@ class ToyRunner:
         except Refused as error:
             return Computed(error=error)
         positions = step.positions[step.answered] + 1
+        best_of = best_logprobs(logits, best) if best is not None and step.alternative_logprobs else None
         tokens, logprobs = self.sampler.choose(logits, positions, step.append.settings, edits)
-        return Computed(tokens=tokens, logprobs=logprobs, alternatives=best)
+        return Computed(tokens=tokens, logprobs=logprobs, alternatives=best, alternative_logprobs=best_of)
 
     def _kept_states(self, contexts: Sequence[Sequence[int]], taps: tuple[int, ...]) -> torch.Tensor:
         return context_states(contexts) if self.tap_slice is None else tap_states(taps, contexts)

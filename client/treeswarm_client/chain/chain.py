@@ -281,16 +281,20 @@ async def open_chain(
     proposal_nodes: int = 0,
     rules: RulesRequest | None = None,
     needs: TailNeeds = ANY_TAIL,
+    alternative_logprobs: bool = False,
     on_wait: OnWait = lambda _: None,
 ) -> AsyncIterator[Chain]:
     """Open a session on a chain of nodes that `router` chooses; close it on leaving the context.
 
     `reservation` is what every node reserves; `shared` is the prompt, if its KV may be shared.  The tail sends the best
-    `alternatives` tokens with every answered row, and proposes trees of up to `proposal_nodes` nodes if it has a
-    speculator.  It applies `rules`, and every tail meets `needs`.  `on_wait` is called for every wait.  Raises
-    MissingBlocks or Refused (full) if no chain could be formed within `patience_s` seconds.
+    `alternatives` tokens with every answered row, with `alternative_logprobs` also theirs, and proposes trees of up to
+    `proposal_nodes` nodes if it has a speculator.  It applies `rules`, and every tail meets `needs`.  `on_wait` is
+    called for every wait.  Raises MissingBlocks or Refused (full) if no chain could be formed within `patience_s`
+    seconds.
     """
-    options = SessionOptions(target, reservation, patience_s, shared, alternatives, proposal_nodes, rules, needs)
+    options = SessionOptions(
+        target, reservation, patience_s, shared, alternatives, proposal_nodes, rules, needs, alternative_logprobs
+    )
     chain = Chain(options, router, transport, on_wait)
     watching = asyncio.create_task(chain.watch())
     try:

@@ -42,5 +42,7 @@ class SessionOptions:
     """What the tail does to logits before it chooses tokens, or None for nothing."""
     needs: TailNeeds = ANY_TAIL
     """What every tail of the session must be able to do."""
+    alternative_logprobs: bool = False
+    """Whether the log-probabilities of the alternatives come too."""
     session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_ID_BYTES))
     """Id of the session."""

@@ -165,6 +165,7 @@ class RepairExecutor:
                 proposal_nodes=options.proposal_nodes if self._asks_for_proposals(attempt, index) else 0,
                 taps=self._taps_to_add(attempt, index),
                 rules=options.rules if _is_tail(attempt, index) else None,
+                alternative_logprobs=options.alternative_logprobs,
             )
         )
         self._check_rules(attempt, index, granted)

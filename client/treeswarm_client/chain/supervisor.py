@@ -196,8 +196,11 @@ class ChainSupervisor:
         tokens = answer.tokens if self.options.rules is None else answer.tokens[answer.tokens != NO_TOKEN]
         if tokens.size and int(tokens.max()) >= vocab_size:
             return "answered a token outside the vocabulary"
-        if int(answer.alternatives.max(initial=0)) >= vocab_size:
+        best = [answer.alternatives] if answer.scored is None else [answer.alternatives, answer.scored.alternatives]
+        if max(int(ids.max(initial=0)) for ids in best) >= vocab_size:
             return "sent an alternative outside the vocabulary"
+        if self.options.alternative_logprobs and answer.alternative_logprobs.size < len(answer.ids):
+            return "sent no log-probabilities of the best tokens"
         return None
 
     def _on_fault(self, control: NodeControl, fault: Fault) -> None:

@@ -147,10 +147,17 @@ class Drivers:
             return f"{self.wanted} drives no longer"
         if len(tried) >= MOST_TRIES:
             return f"{len(tried)} drivers failed"
-        if len(run.prompt_ids) + request.limits.max_new_tokens > MAX_DRIVEN_PROMPT:
-            return f"a driver takes at most {MAX_DRIVEN_PROMPT} tokens"
-        if len(request.limits.stop_ids) > MAX_STOP_IDS:
-            return f"a driver takes at most {MAX_STOP_IDS} stop tokens"
+        limits = request.limits
+        for holds, reason in (
+            (request.wishes.wanted, "the log-probabilities of other tokens are asked for"),
+            (
+                len(run.prompt_ids) + limits.max_new_tokens > MAX_DRIVEN_PROMPT,
+                f"a driver takes at most {MAX_DRIVEN_PROMPT} tokens",
+            ),
+            (len(limits.stop_ids) > MAX_STOP_IDS, f"a driver takes at most {MAX_STOP_IDS} stop tokens"),
+        ):
+            if holds:
+                return reason
         return None
 
     async def _fastest(self, request: Request, tried: Sequence[str]) -> Pick:

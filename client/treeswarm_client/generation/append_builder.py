@@ -35,6 +35,10 @@ class AppendBuilder:
     epoch: int
     prefix_rows: int = 0
     """Number of the prompt's first tokens that every node has in its prefix cache, if they are used at once."""
+    scores_prompt: bool = False
+    """Whether the tail sends the log-probabilities of the prompt's tokens."""
+    _scored: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
+    """Position of the first token that an append has scored and all of them, by its sequence number in this epoch."""
     _text: list[int] = field(default_factory=list)
     """All tokens known: prompt, what walks accepted, and the bonus token that the present round ships."""
     _initial_length: int = 0
@@ -82,6 +86,10 @@ class AppendBuilder:
         self._path = [int(shipment.answer_ids[0]), *(int(shipment.answer_ids[i + 1]) for i in accepted)]
         self._text += shipment.draft.tokens[list(accepted)].tolist()
 
+    def scored_by(self, seq: int) -> tuple[int, list[int]]:
+        """Return the tokens that an append of this epoch has scored, and the position of the first one."""
+        return self._scored.get(seq, (0, []))
+
     def hint_after(self, shipment: Shipment, accepted: Sequence[int]) -> tuple[int, int]:
         """Return the trunk's length and tip, as they will be once this walk is committed.
 
@@ -96,6 +104,7 @@ class AppendBuilder:
         """
         self._initial_length = self._trunk_lengths[answered - 1] if answered else self._initial_length
         self._tip, self._path, self._trunk_lengths, self.prefix_rows = self._next_id, [], [], 0
+        self._scored = {}
         self._next_id += 1
         return self._text[: self._initial_length], self._tip
 
@@ -120,10 +129,17 @@ class AppendBuilder:
             tokens = self._text[begin : min(begin + self.segment_rows, length)]
             parents = np.array([self._tip, *range(self._next_id, self._next_id + len(tokens) - 1)])
             last = begin + len(tokens) == length
+            scored = self._text[begin + 1 : begin + len(tokens) + 1] if self._scores(answers) else []
+            self._scored[len(self._trunk_lengths)] = (begin + 1, scored)
             self._trunk_lengths.append(begin + len(tokens))
-            appends.append(self._append([], parents, np.array(tokens), answers if last else Answers.NONE, prefill=True))
+            appended = answers if last else Answers.NONE
+            appends.append(self._append([], parents, np.array(tokens), appended, prefill=True, scored=scored))
             self._tip = self._next_id - 1
         return appends
+
+    def _scores(self, answers: Answers) -> bool:
+        """Return whether the appends of a prefill score its tokens: only those of the prompt have an answer."""
+        return self.scores_prompt and answers is Answers.LAST
 
     def _tree(self, ids: NDArray[np.int64], draft: DraftTree) -> list[Append]:
         """Return the mandatory token and the tree below it; the first segment commits the path walked before."""
@@ -154,6 +170,7 @@ class AppendBuilder:
         *,
         prefill: bool = False,
         fresh: bool = False,
+        scored: Sequence[int] = (),
     ) -> Append:
         append = Append(
             epoch=self.epoch,
@@ -168,6 +185,7 @@ class AppendBuilder:
             skipped=np.zeros(len(tokens), np.bool_),
             fresh=fresh,
             prefix=self.prefix_rows if len(self._trunk_lengths) == 1 else 0,
+            scored=np.array(scored, np.uint32),
         )
         self._next_id += len(tokens)
         return append

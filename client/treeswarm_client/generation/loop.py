@@ -28,6 +28,7 @@ from treeswarm_client.drafters.seam import NO_TREE, Drafter, DraftTree, Proposal
 from treeswarm_client.generation.append_builder import AppendBuilder, Shipment
 from treeswarm_client.generation.round_in_flight import RoundInFlight
 from treeswarm_client.generation.stats import StatsRecorder
+from treeswarm_client.generation.token_logprobs import LogprobWishes, TokenLogprobs, TopLogprobs
 from treeswarm_client.planner.policy import Round, TreePolicy
 
 T = TypeVar("T")
@@ -56,11 +57,13 @@ class Committed:
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """The target's log-probability of each token."""
+    """The model's own log-probability of each token."""
     traversal: int
     """Number of the traversal, from 1 for the prompt's."""
     finish: FinishReason | None
     """Why the generation ends with these tokens, or None if it goes on."""
+    top: tuple[TopLogprobs, ...] = ()
+    """The likeliest tokens at the place of each, or empty if they were not asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +105,9 @@ class Generation:
     recorder: StatsRecorder = field(default_factory=StatsRecorder)
     on_round: Callable[[Round], None] | None = None
     """Called with every round that came back."""
+    wishes: LogprobWishes = LogprobWishes()
+    prompt_scores: dict[int, TokenLogprobs] = field(default_factory=dict)
+    """What the model thought of the prompt's tokens, by position, if that is asked for."""
     clock: Callable[[], float] = time.perf_counter
     _drafter_work: "asyncio.Task[Any]" = field(init=False)
     """Task that ends when all of the drafter's work queued so far is done, in the order in which it was queued."""
@@ -360,8 +366,10 @@ class Generation:
         return walk, first_s
 
     def _accept_answer(self, flight: RoundInFlight, answer: Answer) -> None:
+        start, tokens = self.builder.scored_by(answer.seq)
         try:
             flight.add_answer(answer)
+            self.prompt_scores.update(enumerate(self.wishes.scored(tokens, answer.scored), start))
         except Malformed as error:
             # Either the tail is wrong, or a node before it skipped rows that it should have sent.  The client cannot
             # tell which, so it drops the tail, which sent the answer.
@@ -404,7 +412,8 @@ class Generation:
             finish = "stop"
         if walk.bonus != NO_TOKEN:  # The generation goes on meanwhile.
             self._queue(self.drafter.observe, flight.verification(walk))
-        return Committed(tuple(tokens[:kept]), tuple(logprobs[:kept]), self.recorder.traversals, finish)
+        top = tuple(flight.top_along(walk, self.wishes.top)[:kept]) if self.wishes.top else ()
+        return Committed(tuple(tokens[:kept]), tuple(logprobs[:kept]), self.recorder.traversals, finish, top)
 
     def _check_bonus(self, walk: Walk) -> None:
         """Raise BadRequest if the rules allow no token after the text so far."""

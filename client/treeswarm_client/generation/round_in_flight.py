@@ -11,6 +11,7 @@ from treeswarm.protocol.messages import NO_TOKEN, Answer, Answers, Append, HopTi
 from treeswarm.session.walk import Walk, walk
 from treeswarm_client.drafters.seam import NO_TREE, UNANSWERED, DraftTree, Verification
 from treeswarm_client.generation.append_builder import Shipment
+from treeswarm_client.generation.token_logprobs import TopLogprobs
 
 
 @dataclass(eq=False)
@@ -30,6 +31,7 @@ class RoundInFlight:
     _tokens: list[int] = field(default_factory=list)
     _logprobs: list[float] = field(default_factory=list)
     _alternatives: list[NDArray[np.uint32]] = field(default_factory=list)
+    _alternative_logprobs: list[NDArray[np.float32]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._due.extend(_answer_count(append) for append in self.shipment.appends)
@@ -75,6 +77,7 @@ class RoundInFlight:
         self._tokens += answer.tokens.tolist()
         self._logprobs += answer.logprobs.tolist()
         self._alternatives.append(answer.alternatives)
+        self._alternative_logprobs.append(answer.alternative_logprobs)
 
     def finished_walk(self) -> Walk | None:
         """Return the whole walk, or None while it leads to a node that is not answered yet."""
@@ -87,6 +90,17 @@ class RoundInFlight:
         """Return the target's tokens along the walk, and their log-probabilities."""
         places = [0, *(node + 1 for node in path.accepted)]
         return [self._tokens[place] for place in places], [self._logprobs[place] for place in places]
+
+    def top_along(self, path: Walk, count: int) -> list[TopLogprobs]:
+        """Return the likeliest `count` tokens at each place of the walk, which came with every answer."""
+        places = [0, *(node + 1 for node in path.accepted)]
+        if not count:
+            return [()] * len(places)
+        rows: list[TopLogprobs] = []
+        for ids, logprobs in zip(self._alternatives, self._alternative_logprobs, strict=True):
+            pairs = zip(ids[:, :count].tolist(), logprobs[:, :count].tolist(), strict=True)
+            rows += [tuple(zip(*pair, strict=True)) for pair in pairs]
+        return [rows[place] for place in places]
 
     def verification(self, path: Walk) -> Verification:
         """Return what a drafter may learn from the answers; of a prefill, those below an empty tree."""

@@ -13,6 +13,7 @@ from treeswarm_client.chain.chain import Chain
 from treeswarm_client.discovery.route import ANY_TAIL, TailNeeds
 from treeswarm_client.generation.loop import FinishReason, GenerationLimits
 from treeswarm_client.generation.stats import Stats, StatsRecorder
+from treeswarm_client.generation.token_logprobs import LogprobWishes, TokenLogprobs, TopLogprobs
 from treeswarm_client.planner.policy import Round
 
 TreeSize = int | Literal["auto"]
@@ -26,11 +27,13 @@ class Token:
     text: str
     """Text that this token adds; may be empty while a character is incomplete."""
     logprob: float
-    """The target's log-probability of this token."""
+    """The model's own log-probability of this token, before rules, temperature and filters."""
     traversal: int
     """Number of the traversal that brought it: tokens of one traversal came in one round trip."""
     following: int = 0
     """Number of tokens of the same traversal that come right after this one."""
+    top_logprobs: TopLogprobs = ()
+    """The likeliest tokens at its place and their log-probabilities, best first, as many as were asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +53,8 @@ class Request:
     """What the tail does to logits before it chooses tokens, or None for nothing."""
     needs: TailNeeds = ANY_TAIL
     """What every tail must be able to do."""
+    wishes: LogprobWishes = LogprobWishes()
+    """Which log-probabilities come beside those of the generated tokens."""
 
 
 @dataclass(eq=False)
@@ -96,6 +101,11 @@ class Run:
     prompt_ids: list[int]
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
+    """The likeliest tokens at the place of each, best first, as many as were asked for."""
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    """Log-probabilities of the prompt's tokens, None for the first one; None if they were not asked for or have not
+    come."""
     text: str = ""
     """Text generated so far.  It ends before a stop string; `token_ids` has the tokens that completed it."""
     finish_reason: FinishReason | None = None

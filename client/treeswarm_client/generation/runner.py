@@ -22,6 +22,9 @@ from treeswarm_client.generation.run import Request, Run, Token
 from treeswarm_client.generation.text_stream import StopText, TextStream
 from treeswarm_client.planner.policy import AutoPolicy
 
+# Logits of a large vocabulary take half a megabyte per row, and the tail computes those of every scored row.
+MOST_SCORED_ROWS = 256
+
 
 class DrivesRuns(Protocol):
     """Has runs driven by nodes."""
@@ -77,6 +80,7 @@ class GenerationRunner:
     ) -> AsyncGenerator[Committed, None]:
         """Yield what this client's own loop commits after the text so far.  Noise depends on positions alone."""
         prompt, largest = [*run.prompt_ids, *run.token_ids], largest_tree(request.tree_size)
+        scores = request.wishes.prompt is not None
         async with (
             self.drafters.borrow() as pooled,
             open_chain(
@@ -85,8 +89,10 @@ class GenerationRunner:
                 self.target,
                 Reservation(len(run.prompt_ids) + request.limits.max_new_tokens, largest + 1),
                 patience_s=session.patience_s,
-                shared=SharedPrompt(prompt, session.prefix_scope, request.prefix_secret),
-                alternatives=pooled.drafter.alternatives if largest else 0,
+                # Rows that nodes have already are not computed, and could not be scored.
+                shared=SharedPrompt(prompt, "none" if scores else session.prefix_scope, request.prefix_secret),
+                alternatives=max(request.wishes.alternatives, pooled.drafter.alternatives if largest else 0),
+                alternative_logprobs=request.wishes.alternatives > 0,
                 proposal_nodes=min(largest, _proposal_nodes(pooled.drafter)),
                 rules=request.rules,
                 needs=request.needs,
@@ -99,12 +105,16 @@ class GenerationRunner:
             generation = self.adapt(self._generation(chain, pooled, run, request, session))
             async with aclosing(generation.rounds(prompt, request.settings)) as rounds:
                 async for committed in rounds:
+                    if scores and run.prompt_logprobs is None:
+                        run.prompt_logprobs = [generation.prompt_scores.get(i) for i in range(len(prompt))]
                     yield committed
 
     def _generation(
         self, chain: Chain, pooled: PooledDrafter, run: Run, request: Request, session: SessionSettings
     ) -> Generation:
-        segment_rows = max(1, min(MAX_ROWS, SEGMENT_BYTES // self.target.row_bytes))
+        scores = request.wishes.prompt is not None
+        most_rows = MOST_SCORED_ROWS if scores else MAX_ROWS
+        segment_rows = max(1, min(most_rows, SEGMENT_BYTES // self.target.row_bytes))
         policy = AutoPolicy(
             pooled.memory,
             self.target.row_bytes,
@@ -116,11 +126,12 @@ class GenerationRunner:
         return Generation(
             chain=chain,
             drafter=pooled.drafter,
-            builder=AppendBuilder(request.settings, segment_rows, chain.epoch.number, chain.epoch.prefix_rows),
+            builder=AppendBuilder(request.settings, segment_rows, chain.epoch.number, chain.epoch.prefix_rows, scores),
             limits=request.limits,
             policy=policy,
             recorder=run.recorder,
             on_round=request.on_round,
+            wishes=request.wishes,
             clock=session.clock,
         )
 
@@ -149,7 +160,10 @@ class RunWriter:
     def add(self, committed: Committed) -> Iterator[Token]:
         """Yield the tokens of one traversal, each once the run has it, up to the one that completes a stop string."""
         run, following = self._run, len(committed.tokens)
-        for token, logprob in zip(committed.tokens, committed.logprobs, strict=True):
+        tops = committed.top or ((),) * following
+        if not following:  # a prompt was scored, and nothing was to be generated
+            run.finish_reason = committed.finish
+        for token, logprob, top in zip(committed.tokens, committed.logprobs, tops, strict=True):
             following -= 1
             piece = self._stop.add(self._text.add(token))
             if self.stopped:
@@ -163,8 +177,9 @@ class RunWriter:
             run.first_token_s = run.first_token_s or self._clock() - self._started
             run.token_ids.append(token)
             run.logprobs.append(logprob)
+            run.top_logprobs.append(top)
             run.text += piece
-            yield Token(token, piece, logprob, committed.traversal, 0 if self.stopped else following)
+            yield Token(token, piece, logprob, committed.traversal, 0 if self.stopped else following, top)
             if self.stopped:
                 return
 

@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from treeswarm.errors import ProtocolError, Refused
-from treeswarm.protocol.messages import FaultCode
+from treeswarm.protocol.messages import FaultCode, ScoredRows
 from treeswarm.protocol.tap_sums import TapSums
 from treeswarm.session.session import incoming_rows
+from treeswarm.session.steps import Step
 from treeswarm_node.attention.metadata import Segment
 from treeswarm_node.engine.activation_codec import NativeCodec, RowCodec
-from treeswarm_node.engine.sampler import Sampler, best_tokens
+from treeswarm_node.engine.sampler import Sampler, best_logprobs, best_tokens
 from treeswarm_node.engine.tap_slice import TapSlice, add_taps
 from treeswarm_node.model.span_model import SpanModel
 from treeswarm_node.model.taps import Taps
@@ -40,6 +41,10 @@ class Computed:
     """Log-probabilities of `tokens` under the model's own distribution, float32 [answered]."""
     alternatives: NDArray[np.int64] | None = None
     """Most likely tokens, int64 [answered, k], or None if the session did not ask for them."""
+    alternative_logprobs: NDArray[np.float32] | None = None
+    """Log-probabilities of these, float32 [answered, k], or None if the session did not ask for them."""
+    scored: ScoredRows | None = None
+    """Log-probabilities of the tokens that the append named, or None if it named none."""
     states: torch.Tensor | None = None
     """Results of the tapped blocks of its span, [rows, taps · hidden], or None if the segment does not speculate."""
     tap_sums: TapSums | None = None
@@ -180,19 +185,53 @@ class ModelRunner:
             results += [
                 self._sample(segment, rows) for segment, rows in zip(segments[group], logits_by_segment, strict=True)
             ]
+        for i, (segment, hidden) in enumerate(zip(segments, outputs, strict=True)):
+            if len(segment.step.append.scored) and results[i].error is None:
+                results[i] = replace(results[i], scored=self._score(segment.step, hidden))
         return results
+
+    def _score(self, step: Step, hidden: torch.Tensor) -> ScoredRows:
+        """Return the log-probabilities of the tokens that a prompt's append names, as many rows at once as the head
+        takes."""
+        tokens = step.append.scored.astype(np.int64)
+        parts = []
+        for start in range(0, len(tokens), HEAD_ROWS):
+            logits = self._model.logits(hidden[start : min(start + HEAD_ROWS, len(tokens))])
+            parts.append(score_rows(logits, tokens[start : start + HEAD_ROWS], step.alternatives))
+        return ScoredRows(
+            np.concatenate([part.logprobs for part in parts]),
+            np.concatenate([part.alternatives for part in parts]),
+            np.concatenate([part.alternative_logprobs for part in parts]),
+        )
 
     def _sample(self, segment: Segment, logits: torch.Tensor) -> Computed:
         step = segment.step
         # Before rules and filters: these are the model's own.
         alternatives = best_tokens(logits, step.alternatives) if step.alternatives else None
+        alternative_logprobs = None
+        if alternatives is not None and step.alternative_logprobs:
+            alternative_logprobs = best_logprobs(logits, alternatives)
         try:
             edits = None if segment.rules is None or not len(step.answered) else segment.rules.edits(step)
             positions = step.positions[step.answered] + 1
             tokens, logprobs = self._sampler.choose(logits, positions, step.append.settings, edits)
         except Refused as error:
             return Computed(error=error)
-        return Computed(tokens=tokens, logprobs=logprobs, alternatives=alternatives)
+        return Computed(
+            tokens=tokens, logprobs=logprobs, alternatives=alternatives, alternative_logprobs=alternative_logprobs
+        )
+
+
+def score_rows(logits: torch.Tensor, tokens: NDArray[np.int64], alternatives: int) -> ScoredRows:
+    """Return the log-probability of a token after each row, and of the best `alternatives` tokens there.
+
+    `logits` are float32 [n, vocab], `tokens` int64 [n].
+    """
+    logprobs = best_logprobs(logits, tokens[:, None])[:, 0]
+    if not alternatives:
+        return ScoredRows(logprobs)
+    best = best_tokens(logits, alternatives)
+    return ScoredRows(logprobs, best.astype(np.uint32), best_logprobs(logits, best))
 
 
 def _group_rows(rows: Sequence[int], max_rows: int) -> list[slice]:

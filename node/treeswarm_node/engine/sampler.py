@@ -105,6 +105,15 @@ def first_argmax(scores: torch.Tensor) -> torch.Tensor:
     return torch.where(scores == best, ids, scores.shape[-1]).amin(-1)
 
 
+def best_logprobs(logits: torch.Tensor, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the log-probability of some tokens of each row under the model's own distribution, float32 [n, k].
+
+    `logits` are float32 [n, vocab], `tokens` int64 [n, k].
+    """
+    chosen = logits.gather(-1, torch.from_numpy(tokens).to(logits.device))
+    return np.asarray((chosen - torch.logsumexp(logits, -1, keepdim=True)).cpu().numpy(), np.float32)
+
+
 def best_tokens(logits: torch.Tensor, count: int) -> NDArray[np.int64]:
     """Return the tokens of each row's largest logits, int64 [n, min(count, vocab)].
 

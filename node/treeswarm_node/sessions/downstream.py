@@ -19,6 +19,7 @@ from treeswarm.protocol.messages import (
     LinkWelcome,
     NextHop,
     no_alternatives,
+    no_logprobs,
 )
 from treeswarm.session.session import answered_ids
 from treeswarm.session.steps import Step
@@ -51,7 +52,7 @@ class ToClient:
     async def send(self, step: Step, computed: Computed, timings: tuple[HopTiming, ...]) -> None:
         assert computed.tokens is not None
         assert computed.logprobs is not None
-        best = computed.alternatives
+        best, best_logprobs = computed.alternatives, computed.alternative_logprobs
         await self.control.send(
             Answer(
                 session=self.session,
@@ -62,6 +63,8 @@ class ToClient:
                 logprobs=computed.logprobs,
                 timings=timings,
                 alternatives=no_alternatives() if best is None else best.astype(np.uint32),
+                alternative_logprobs=no_logprobs() if best_logprobs is None else best_logprobs,
+                scored=computed.scored,
             )
         )
 

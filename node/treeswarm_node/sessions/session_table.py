@@ -217,6 +217,7 @@ def _session_terms(request: Open, stage: LoadedStage, limits: NodeLimits, units:
         resumption=request.resumption,
         offered=len(units) * PREFIX_TOKENS,
         alternatives=request.alternatives,
+        alternative_logprobs=request.alternative_logprobs,
         keeps_text=request.rules is not None,
         offered_tokens=tuple(token for unit in units for token in unit.tokens),
     )

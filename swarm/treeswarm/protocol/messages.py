@@ -60,8 +60,8 @@ SESSION_ID_BYTES = 16
 TICKET_BYTES = 16
 MAX_PROFILE_POINTS = 16
 MAX_PROFILE_US = 3_600_000_000  # one hour: longer than any forward that a client would wait for
-# The token recycling drafter keeps eight successors of a token; more were never worth their bytes.
-MAX_ALTERNATIVES = 8
+# As many log-probabilities per token as OpenAI's API gives.  Drafters keep eight successors of a token.
+MAX_ALTERNATIVES = 20
 # A speculator expands some dozens of nodes, so larger proposals would only add nodes that are hardly ever right.
 MAX_PROPOSAL = 256
 
@@ -72,6 +72,16 @@ Ids = NDArray[np.uint32]
 """Ids of tree nodes or of tokens."""
 Profile = tuple[tuple[int, int], ...]
 """How long a node's forward takes, as (rows, microseconds) with rising rows; empty if the node has not measured it."""
+
+
+def no_logprobs() -> NDArray[np.float32]:
+    """Return the log-probabilities of no alternatives: float32 [0, 0]."""
+    return np.empty((0, 0), np.float32)
+
+
+def no_tokens() -> Ids:
+    """Return no tokens: uint32 [0]."""
+    return np.empty(0, np.uint32)
 
 
 def no_alternatives() -> Ids:
@@ -191,6 +201,8 @@ class Open:
     """What the node adds to the sums of a head's taps, or None if it sends no sums on."""
     rules: RulesRequest | None = None
     """What the tail does to logits before it chooses tokens, or None for nothing."""
+    alternative_logprobs: bool = False
+    """True if the tail sends the log-probabilities of the alternatives too."""
 
 
 @dataclass(frozen=True)
@@ -321,6 +333,18 @@ class Opened:
 
 
 @dataclass(frozen=True, eq=False)
+class ScoredRows:
+    """The model's own log-probabilities of the tokens that an append named, before rules and filters."""
+
+    logprobs: NDArray[np.float32]
+    """Log-probability of each token, float32 [n]."""
+    alternatives: Ids = field(default_factory=no_alternatives)
+    """The best tokens at the same rows, best first, as in an Answer."""
+    alternative_logprobs: NDArray[np.float32] = field(default_factory=no_logprobs)
+    """Log-probability of each of these, float32 [n, k], or [0, 0] if none were requested."""
+
+
+@dataclass(frozen=True, eq=False)
 class Answer:
     """The target's own tokens for rows of one append; the tail sends it."""
 
@@ -338,6 +362,10 @@ class Answer:
     """Timings of the append at every node of the chain, in order."""
     alternatives: Ids = field(default_factory=no_alternatives)
     """The best tokens by raw logit at the same rows, best first: uint32 [n, k], or [0, 0] if none were requested."""
+    alternative_logprobs: NDArray[np.float32] = field(default_factory=no_logprobs)
+    """Log-probability of each of these under the model's own distribution, float32 [n, k], or [0, 0]."""
+    scored: ScoredRows | None = None
+    """Log-probabilities of the tokens that the append named, or None if it named none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -457,6 +485,8 @@ class Append:
     """Number of rows at the beginning of the trunk that all nodes reported to have, in a session's first append."""
     tap_sums: TapSums | None = None
     """Sums of the taps of the blocks before, or None if no row has one."""
+    scored: Ids = field(default_factory=no_tokens)
+    """In a prefill, the tokens after its first rows whose log-probabilities the tail sends, uint32 [up to rows]."""
 
     @property
     def rows(self) -> int:

@@ -47,6 +47,8 @@ class SessionTerms:
     """Number of rows of the prompt that the node has in its prefix cache; the first append says how many are used."""
     alternatives: int = 0
     """Number of the target's best tokens that go with every answered row."""
+    alternative_logprobs: bool = False
+    """Whether their log-probabilities go with them."""
     keeps_text: bool = False
     """Whether steps come with the path to each row, because the tail applies rules."""
     offered_tokens: tuple[int, ...] = ()
@@ -239,6 +241,11 @@ class NodeSession:
                 f"token {int(append.tokens.max())} is outside the vocabulary of {self.terms.vocab_size}",
                 FaultCode.MALFORMED,
             )
+        if len(append.scored) and int(append.scored.max()) >= self.terms.vocab_size:
+            raise Refused(
+                f"token {int(append.scored.max())}, to be scored, is outside the vocabulary of {self.terms.vocab_size}",
+                FaultCode.MALFORMED,
+            )
         expected = int((~append.skipped).sum()) * self.terms.row_bytes
         if len(append.hidden) != expected:
             raise Refused(f"{len(append.hidden)} bytes of activations, but {expected} expected", FaultCode.MALFORMED)
@@ -288,6 +295,7 @@ class NodeSession:
             computed=np.ones(append.rows, np.bool_),
             answered=_answered(append.answers, append.rows),
             alternatives=self.terms.alternatives,
+            alternative_logprobs=self.terms.alternative_logprobs,
             paths=paths,
         )
 
@@ -310,6 +318,7 @@ class NodeSession:
             computed=computed,
             answered=_answered(append.answers, len(new)),
             alternatives=self.terms.alternatives,
+            alternative_logprobs=self.terms.alternative_logprobs,
             paths=self._paths(self.tree.trunk_length, self.tree.parents, self.tree.tokens, new),
         )
 

@@ -42,6 +42,8 @@ class Step:
     """Rows (indices into `positions`) for which the tail computes the target's token, in order."""
     alternatives: int = 0
     """Number of the target's best tokens that the tail sends with each of them."""
+    alternative_logprobs: bool = False
+    """Whether the tail sends the log-probabilities of these too."""
     paths: RowPaths | None = None
     """Path to each row, or None unless the session keeps its text."""
 

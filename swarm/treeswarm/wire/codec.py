@@ -174,6 +174,7 @@ def _open_in(message: pb.Open) -> m.Open:
         proposal_nodes=_count(message.proposal_nodes, "proposal_nodes", 0, m.MAX_PROPOSAL),
         taps=_tap_request_in(message),
         rules=rules_in(message.rules) if message.HasField("rules") else None,
+        alternative_logprobs=message.alternative_logprobs,
     )
 
 
@@ -234,6 +235,7 @@ def _answer_in(message: pb.Answer) -> m.Answer:
     ids, tokens = _array(message.ids, "ids", "<u4"), _array(message.tokens, "tokens", "<u4")
     logprobs = _array(message.logprobs, "logprobs", "<f4")
     _require(len(ids) == len(tokens) == len(logprobs), "answer", "ids, tokens and logprobs differ in length")
+    best = _alternatives_in(message.alternatives, len(ids))
     return m.Answer(
         session=_session(message.session),
         epoch=message.epoch,
@@ -242,8 +244,24 @@ def _answer_in(message: pb.Answer) -> m.Answer:
         tokens=tokens,
         logprobs=logprobs,
         timings=_timings_in(message.timings),
-        alternatives=_alternatives_in(message.alternatives, len(ids)),
+        alternatives=best,
+        alternative_logprobs=_alternative_logprobs_in(message.alternative_logprobs, best),
+        scored=_scored_in(message.scored) if message.HasField("scored") else None,
     )
+
+
+def _scored_in(message: pb.ScoredRows) -> m.ScoredRows:
+    logprobs = _array(message.logprobs, "scored.logprobs", "<f4")
+    best = _alternatives_in(message.alternatives, len(logprobs))
+    return m.ScoredRows(logprobs, best, _alternative_logprobs_in(message.alternative_logprobs, best))
+
+
+def _alternative_logprobs_in(data: bytes, best: NDArray[Any]) -> NDArray[Any]:
+    flat = _array(data, "alternative_logprobs", "<f4", m.MAX_ROWS * m.MAX_ALTERNATIVES)
+    if not len(flat):
+        return m.no_logprobs()
+    _require(len(flat) == best.size, "alternative_logprobs", f"{len(flat)} for {best.size} alternatives")
+    return flat.reshape(best.shape)
 
 
 def _alternatives_in(data: bytes, rows: int) -> NDArray[Any]:
@@ -287,6 +305,7 @@ def _append_in(message: pb.Append) -> m.Append:
     _require(message.first_id + rows <= U32_LIMIT, "first_id", "node ids run past 32 bits")
     _require(message.answers in ANSWERS, "answers", f"{message.answers} is unknown")
     skipped = _bits(message.skipped, "skipped", rows)
+    scored = _array(message.scored, "scored", "<u4", rows if message.prefill else 0)
     return m.Append(
         epoch=message.epoch,
         seq=message.seq,
@@ -305,6 +324,7 @@ def _append_in(message: pb.Append) -> m.Append:
         prefix=_count(message.prefix, "prefix", 0, m.MAX_TRUNK),
         planes=_planes_in(message),
         tap_sums=_tap_sums_in(message.tap_sums, skipped) if message.HasField("tap_sums") else None,
+        scored=scored,
     )
 
 

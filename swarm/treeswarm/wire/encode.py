@@ -100,6 +100,7 @@ def _open_out(message: m.Open) -> pb.Open:
         forwards_replay=message.forwards_replay,
         alternatives=message.alternatives,
         proposal_nodes=message.proposal_nodes,
+        alternative_logprobs=message.alternative_logprobs,
     )
     if message.next_hop is not None:
         proto.next_hop.CopyFrom(_hop_out(message.next_hop))
@@ -152,6 +153,16 @@ def _answer_out(message: m.Answer) -> pb.Answer:
         logprobs=_array_out(message.logprobs, "<f4"),
         timings=_timings_out(message.timings),
         alternatives=_array_out(message.alternatives, "<u4"),
+        alternative_logprobs=_array_out(message.alternative_logprobs, "<f4"),
+        scored=None if message.scored is None else _scored_out(message.scored),
+    )
+
+
+def _scored_out(scored: m.ScoredRows) -> pb.ScoredRows:
+    return pb.ScoredRows(
+        logprobs=_array_out(scored.logprobs, "<f4"),
+        alternatives=_array_out(scored.alternatives, "<u4"),
+        alternative_logprobs=_array_out(scored.alternative_logprobs, "<f4"),
     )
 
 
@@ -185,6 +196,7 @@ def _append_out(message: m.Append) -> pb.Append:
         replay=message.replay,
         prefix=message.prefix,
         planes=message.planes,
+        scored=_array_out(message.scored, "<u4"),
     )
     if message.tap_sums is not None:
         proto.tap_sums.CopyFrom(_tap_sums_out(message.tap_sums))

@@ -172,7 +172,7 @@ class NextHop(_message.Message):
     def __init__(self, address: _Optional[str] = ..., ticket: _Optional[bytes] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("version", "session", "epoch", "span", "numerics", "trunk_room", "crown_room", "ticket", "next_hop", "resumption", "forwards_replay", "alternatives", "prefix_scope", "prefix_digests", "proposal_nodes", "taps", "rules")
+    __slots__ = ("version", "session", "epoch", "span", "numerics", "trunk_room", "crown_room", "ticket", "next_hop", "resumption", "forwards_replay", "alternatives", "prefix_scope", "prefix_digests", "proposal_nodes", "taps", "rules", "alternative_logprobs")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +190,7 @@ class Open(_message.Message):
     PROPOSAL_NODES_FIELD_NUMBER: _ClassVar[int]
     TAPS_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVE_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     version: int
     session: bytes
     epoch: int
@@ -207,7 +208,8 @@ class Open(_message.Message):
     proposal_nodes: int
     taps: TapRequest
     rules: RulesRequest
-    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., trunk_room: _Optional[int] = ..., crown_room: _Optional[int] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., forwards_replay: bool = ..., alternatives: _Optional[int] = ..., prefix_scope: _Optional[bytes] = ..., prefix_digests: _Optional[bytes] = ..., proposal_nodes: _Optional[int] = ..., taps: _Optional[_Union[TapRequest, _Mapping]] = ..., rules: _Optional[_Union[RulesRequest, _Mapping]] = ...) -> None: ...
+    alternative_logprobs: bool
+    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., numerics: _Optional[_Union[NumericsClass, _Mapping]] = ..., trunk_room: _Optional[int] = ..., crown_room: _Optional[int] = ..., ticket: _Optional[bytes] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., resumption: _Optional[_Union[Resumption, _Mapping]] = ..., forwards_replay: bool = ..., alternatives: _Optional[int] = ..., prefix_scope: _Optional[bytes] = ..., prefix_digests: _Optional[bytes] = ..., proposal_nodes: _Optional[int] = ..., taps: _Optional[_Union[TapRequest, _Mapping]] = ..., rules: _Optional[_Union[RulesRequest, _Mapping]] = ..., alternative_logprobs: bool = ...) -> None: ...
 
 class RulesRequest(_message.Message):
     __slots__ = ("prompt_length", "repetition_penalty", "presence_penalty", "frequency_penalty", "bias_tokens", "biases", "min_p", "typical_p", "no_repeat_ngram_size", "bad_word_lengths", "bad_word_tokens", "min_tokens", "end_tokens", "grammar_kind", "grammar")
@@ -354,7 +356,7 @@ class HopTiming(_message.Message):
     def __init__(self, queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., rows: _Optional[int] = ..., batch_sessions: _Optional[int] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("session", "epoch", "seq", "ids", "tokens", "logprobs", "timings", "alternatives")
+    __slots__ = ("session", "epoch", "seq", "ids", "tokens", "logprobs", "timings", "alternatives", "alternative_logprobs", "scored")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -363,6 +365,8 @@ class Answer(_message.Message):
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVE_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    SCORED_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     seq: int
@@ -371,7 +375,19 @@ class Answer(_message.Message):
     logprobs: bytes
     timings: _containers.RepeatedCompositeFieldContainer[HopTiming]
     alternatives: bytes
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., ids: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., alternatives: _Optional[bytes] = ...) -> None: ...
+    alternative_logprobs: bytes
+    scored: ScoredRows
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., ids: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., alternatives: _Optional[bytes] = ..., alternative_logprobs: _Optional[bytes] = ..., scored: _Optional[_Union[ScoredRows, _Mapping]] = ...) -> None: ...
+
+class ScoredRows(_message.Message):
+    __slots__ = ("logprobs", "alternatives", "alternative_logprobs")
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVE_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    logprobs: bytes
+    alternatives: bytes
+    alternative_logprobs: bytes
+    def __init__(self, logprobs: _Optional[bytes] = ..., alternatives: _Optional[bytes] = ..., alternative_logprobs: _Optional[bytes] = ...) -> None: ...
 
 class Proposal(_message.Message):
     __slots__ = ("session", "epoch", "tip", "root", "parents", "tokens", "scores")
@@ -440,7 +456,7 @@ class SamplingSettings(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., sample: _Optional[int] = ...) -> None: ...
 
 class Append(_message.Message):
-    __slots__ = ("epoch", "seq", "commit", "first_id", "parents", "tokens", "prefill", "answers", "settings", "skipped", "hidden", "planes", "timings", "fresh", "replay", "prefix", "tap_sums")
+    __slots__ = ("epoch", "seq", "commit", "first_id", "parents", "tokens", "prefill", "answers", "settings", "skipped", "hidden", "planes", "timings", "fresh", "replay", "prefix", "tap_sums", "scored")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
@@ -458,6 +474,7 @@ class Append(_message.Message):
     REPLAY_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     TAP_SUMS_FIELD_NUMBER: _ClassVar[int]
+    SCORED_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     seq: int
     commit: bytes
@@ -475,7 +492,8 @@ class Append(_message.Message):
     replay: bool
     prefix: int
     tap_sums: TapSums
-    def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., commit: _Optional[bytes] = ..., first_id: _Optional[int] = ..., parents: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., prefill: bool = ..., answers: _Optional[_Union[Answers, str]] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., skipped: _Optional[bytes] = ..., hidden: _Optional[bytes] = ..., planes: _Optional[int] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., fresh: bool = ..., replay: bool = ..., prefix: _Optional[int] = ..., tap_sums: _Optional[_Union[TapSums, _Mapping]] = ...) -> None: ...
+    scored: bytes
+    def __init__(self, epoch: _Optional[int] = ..., seq: _Optional[int] = ..., commit: _Optional[bytes] = ..., first_id: _Optional[int] = ..., parents: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., prefill: bool = ..., answers: _Optional[_Union[Answers, str]] = ..., settings: _Optional[_Union[SamplingSettings, _Mapping]] = ..., skipped: _Optional[bytes] = ..., hidden: _Optional[bytes] = ..., planes: _Optional[int] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., fresh: bool = ..., replay: bool = ..., prefix: _Optional[int] = ..., tap_sums: _Optional[_Union[TapSums, _Mapping]] = ..., scored: _Optional[bytes] = ...) -> None: ...
 
 class TapSums(_message.Message):
     __slots__ = ("rows", "blocks", "data")

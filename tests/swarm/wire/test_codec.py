@@ -59,7 +59,8 @@ def appends(draw: st.DrawFn) -> m.Append:
         first_id=draw(st.integers(0, 2**32 - 1 - rows)),
         parents=draw(arrays(rows)),
         tokens=draw(arrays(rows)),
-        prefill=draw(st.booleans()),
+        prefill=(prefill := draw(st.booleans())),
+        scored=draw(arrays(draw(st.integers(0, rows)))) if prefill else m.no_tokens(),
         answers=draw(st.sampled_from(m.Answers)),
         settings=draw(sampling),
         skipped=np.array(skipped, np.bool_),
@@ -78,9 +79,12 @@ def answers(draw: st.DrawFn) -> m.Answer:
     logprobs = np.array(draw(st.lists(st.floats(width=32), min_size=rows, max_size=rows)), np.float32)
     width = draw(st.integers(0, m.MAX_ALTERNATIVES)) if rows else 0
     best = draw(arrays(rows * width)).reshape(rows, width) if width else m.no_alternatives()
+    best_logprobs = best.astype(np.float32) if draw(st.booleans()) else m.no_logprobs()
+    scored = m.ScoredRows(logprobs, best, best_logprobs) if draw(st.booleans()) else None
     return m.Answer(
-        draw(ids16), draw(u32), draw(u32), draw(arrays(rows)), draw(arrays(rows)), logprobs, draw(timings), best
-    )
+        draw(ids16), draw(u32), draw(u32), draw(arrays(rows)), draw(arrays(rows)), logprobs, draw(timings), best,
+        best_logprobs, scored,
+    )  # fmt: skip
 
 
 @st.composite
@@ -142,6 +146,7 @@ opens = st.builds(
     proposal_nodes=st.integers(0, m.MAX_PROPOSAL),
     taps=tap_requests,
     rules=st.none() | rules_requests,
+    alternative_logprobs=st.booleans(),
 )
 descriptions = st.builds(
     m.Description,
@@ -314,6 +319,8 @@ ROWS4 = np.zeros(4, "<u4").tobytes()
         (append_bytes(tokens=ROWS4, parents=ROWS4, first_id=2**32 - 2), "32 bits"),
         (append_bytes(tokens=ROWS4, parents=ROWS4, skipped=b"\x00\x00"), "skipped"),
         (append_bytes(answers=9), "answers"),
+        (append_bytes(tokens=ROWS4, parents=ROWS4, scored=ROWS4), "scored"),
+        (append_bytes(tokens=ROWS4, parents=ROWS4, scored=bytes(20), prefill=True), "scored"),
         (append_bytes(planes=3, hidden=b"packed"), "planes: values of 3"),
         (append_bytes(planes=2), "planes: there are no rows"),
         (append_bytes(settings=pb.SamplingSettings(temperature=float("nan"), top_p=1)), "temperature"),
@@ -323,14 +330,14 @@ ROWS4 = np.zeros(4, "<u4").tobytes()
         (b"", "without a message"),
         (bytes(m.MAX_MESSAGE_BYTES + 1), "limit"),
     ],
-    ids=range(15),
+    ids=range(17),
 )
 def test_error_names_the_field_that_is_out_of_bounds(data: bytes, field: str) -> None:
     with pytest.raises(Malformed, match=field):
         decode_link_up(data)
 
 
-@pytest.mark.parametrize("count", [1, 3, 5, 18], ids=["too few", "uneven", "more uneven", "nine per row"])
+@pytest.mark.parametrize("count", [1, 3, 5, 42], ids=["too few", "uneven", "more uneven", "21 per row"])
 def test_uneven_alternatives_are_malformed(count: int) -> None:
     answer = pb.Answer(session=bytes(16), ids=ROWS4[:8], tokens=ROWS4[:8], logprobs=ROWS4[:8])
     answer.alternatives = bytes(4 * count)
