@@ -486,7 +486,7 @@ class Append:
     tap_sums: TapSums | None = None
     """Sums of the taps of the blocks before, or None if no row has one."""
     scored: Ids = field(default_factory=no_tokens)
-    """In a prefill, the tokens after its first rows whose log-probabilities the tail sends, uint32 [up to rows]."""
+    """Tokens after the first rows of a prefill whose log-probabilities the tail sends, uint32 [up to rows]."""
 
     @property
     def rows(self) -> int:

@@ -353,9 +353,9 @@ def test_alternatives_without_rows_are_malformed() -> None:
 
 def test_open_with_too_many_alternatives_is_malformed() -> None:
     request = m.Open(1, bytes(16), 0, Span(0, 1), m.NumericsClass("w", "float32"), 1, 1, bytes(16), None)
-    assert decode_control_up(encode(replace(request, alternatives=8)))
+    assert decode_control_up(encode(replace(request, alternatives=m.MAX_ALTERNATIVES)))
     with pytest.raises(Malformed, match="alternatives"):
-        decode_control_up(encode(replace(request, alternatives=9)))
+        decode_control_up(encode(replace(request, alternatives=m.MAX_ALTERNATIVES + 1)))
 
 
 def open_bytes(**changes: Any) -> bytes:
