@@ -25,7 +25,7 @@ from treeswarm.tasks import cancelled, keep_running
 from treeswarm.transport.seam import Transport
 from treeswarm_client.chain.shared_prompt import PrefixScope
 from treeswarm_client.chain.wait_events import OnWait
-from treeswarm_client.chat_template import MessageDict
+from treeswarm_client.chat_template import ChatTemplate, MessageDict
 from treeswarm_client.client_settings import (
     DEFAULT_HUB,
     DEFAULT_PATIENCE_S,
@@ -49,6 +49,7 @@ from treeswarm_client.generation.drafter_pool import MOST_GENERATIONS
 from treeswarm_client.generation.loop import Generation, GenerationLimits
 from treeswarm_client.generation.run import Request, Run, Token, TreeSize
 from treeswarm_client.generation.runner import GenerationRunner
+from treeswarm_client.generation.text_stream import hidden_tokens
 from treeswarm_client.generation.token_logprobs import LogprobWishes
 from treeswarm_client.opened_client import LoadedDrafters, OpenedClient, OpeningWait, load_beside, open_lookout
 from treeswarm_client.planner.policy import Round
@@ -302,6 +303,11 @@ class SwarmClient:
         """Whether the model can chat; otherwise it only continues texts."""
         return self._opened.prompts.chat is not None
 
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """The model's chat template, or None if it only continues texts."""
+        return self._opened.prompts.chat
+
     def encode_chat(
         self,
         messages: Sequence[MessageDict],
@@ -342,6 +348,7 @@ class SwarmClient:
         generated_tokens: int = 0,
         top_logprobs: int = 0,
         prompt_logprobs: int | None = None,
+        shown_special: Sequence[str] = (),
     ) -> Run:
         """Start a generation: an asynchronous iterator of Tokens that also keeps text, ids and statistics.
 
@@ -349,8 +356,9 @@ class SwarmClient:
         the model's own end tokens (unless `ignore_eos`), at `stop_token_ids`, and before any text in `stop`.
         `on_round` is called with every tree that came back.  The beginning of the prompt is shared with generations of
         the same `prefix_secret` (16 bytes; by default this client's).  `rules` are penalties, biases, bans and a
-        grammar that the tail applies; the last `generated_tokens` of the prompt count as output for them.  Tokens come
-        with the `top_logprobs` likeliest ones at their place.  With `prompt_logprobs` the prompt's tokens are scored
+        grammar that the tail applies; the last `generated_tokens` of the prompt count as output for them.  Special
+        tokens are left out of the text, except those that are part of a text in `shown_special`.  Tokens come with the
+        `top_logprobs` likeliest ones at their place.  With `prompt_logprobs` the prompt's tokens are scored
         too, with so many likeliest ones; `max_new_tokens` may then be 0.  Raises BadRequest at once if the request is
         invalid or no tail applies its rules, and while iterating NodeLost, Refused and the other SwarmErrors.
         """
@@ -370,7 +378,8 @@ class SwarmClient:
         secret = prefix_secret or self.sessions.prefix_secret
         asked, needs = self._rules_for(rules, len(prompt_ids), generated_tokens, ends, wishes)
         clock = self.sessions.clock
-        request = Request(settings, limits, stops, tree_size, on_round, secret, clock, asked, needs, wishes)
+        hidden = hidden_tokens(self.tokenizer, shown_special)
+        request = Request(settings, limits, stops, tree_size, on_round, secret, clock, asked, needs, wishes, hidden)
         run.tokens = self._run(run, request)
         return run
 

@@ -42,6 +42,7 @@ class ScriptedClient:
         self.target = SimpleNamespace(
             numerics=NumericsClass("ab" * 32, "float32", "none"), max_positions=CONTEXT, vocab_size=4096, blocks=8
         )
+        self.chat_template = self.prompts.chat
         self.view = SimpleNamespace(serving=tuple, missing=lambda: None)
         self.calls: list[Mapping[str, Any]] = []
         """Arguments of every call of `stream`."""

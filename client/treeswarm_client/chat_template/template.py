@@ -1,6 +1,7 @@
 """A model's chat template: it writes a conversation as text, as `apply_chat_template` of transformers does."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -49,6 +50,17 @@ class CompiledTemplate:
         message = {"role": "user", "content": PROBE}
         return not self._writes_text(message) and self._writes_text(_in_parts(message))
 
+    @cached_property
+    def writes_tools(self) -> bool:
+        """Whether the template writes the tools that it is given, so that the model knows them."""
+        described = {"name": "f", "description": PROBE, "parameters": {"type": "object", "properties": {}}}
+        talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+        for messages in (talk, talk[1:]):
+            given = [_in_parts(message) for message in messages] if self.takes_parts else messages
+            with suppress(*FAILURES):
+                return PROBE in self.write(given, {"tools": [{"type": "function", "function": described}]})
+        return False
+
     def write(self, messages: Sequence[MessageDict], variables: Mapping[str, Any]) -> str:
         """Return what the template writes.  Raises one of FAILURES."""
         # Templates ask whether tools and documents are none, not whether they are defined.
@@ -74,6 +86,12 @@ class ChatTemplate:
         """Text of the template that writes tools, or an empty text if it does not compile."""
         template = self.with_tools or self.plain
         return template.source if isinstance(template, CompiledTemplate) else ""
+
+    @property
+    def writes_tools(self) -> bool:
+        """Whether the template for tools writes them, so that the model knows them."""
+        template = self.with_tools or self.plain
+        return isinstance(template, CompiledTemplate) and template.writes_tools
 
     def render(
         self,

@@ -23,6 +23,7 @@ from treeswarm_client.cli.flags import (
     show_progress,
 )
 from treeswarm_client.cli.render.draft_offer import offer_draft
+from treeswarm_client.tool_calls.formats import AUTO, CALL_FORMAT_NAMES, NONE, REASONING_FORMAT_NAMES
 
 if TYPE_CHECKING:
     from treeswarm_client.gateway.config import GatewayConfig
@@ -96,6 +97,15 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     add_generation_config_flag(parser)
     parser.add_argument(
+        "--tool-parser", default=AUTO, choices=(AUTO, NONE, *CALL_FORMAT_NAMES), metavar="NAME",
+        help="format of the model's tool calls (default: the one that its chat template shows); hermes describes tools "
+        "in the system message where the template leaves them out; none reads no calls",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reasoning-parser", default=AUTO, choices=(AUTO, NONE, *REASONING_FORMAT_NAMES), metavar="NAME",
+        help="format of the model's thinking (default: the one that its chat template shows); none leaves it in texts",
+    )  # fmt: skip
+    parser.add_argument(
         "--cors-origin",
         action="append",
         default=[],
@@ -153,6 +163,8 @@ def _checked_config(args: argparse.Namespace) -> "GatewayConfig":
         cors_origins=tuple(args.cors_origin),
         map_text=not keys.digests if args.map_text is None else args.map_text,
         limits=limits,
+        tool_parser=args.tool_parser,
+        reasoning_parser=args.reasoning_parser,
         model_defaults=args.generation_config == "auto",
     )
 

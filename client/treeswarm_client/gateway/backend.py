@@ -18,6 +18,8 @@ from treeswarm_client.client import SwarmClient
 from treeswarm_client.discovery.prober import Prober
 from treeswarm_client.discovery.swarm_view import SwarmView
 from treeswarm_client.gateway.admission import Admission
+from treeswarm_client.gateway.answers.chat_plan import ChatPlan, plan_chat
+from treeswarm_client.gateway.answers.pieces import AnswerSplitter, PlainSplitter
 from treeswarm_client.gateway.answers.token_text import TokenBytes
 from treeswarm_client.gateway.browser.watchers import POLL_S, MapEvent, WatchedGeneration, Watchers
 from treeswarm_client.gateway.config import GatewayConfig
@@ -30,11 +32,14 @@ from treeswarm_client.gateway.monitoring.tracing import Tracing
 from treeswarm_client.gateway.sampling import sampling_options
 from treeswarm_client.generation.run import Run
 from treeswarm_client.planner.policy import Round
+from treeswarm_client.tool_calls.formats import find_format
 
 log = logging.getLogger(__name__)
 
 # Number of characters that are tokenized within the event loop, which takes a millisecond; longer texts go to a thread.
 MAX_INLINE_CHARACTERS = 4096
+# Number of tokens at a prompt's end that tell whether the model is to think at once.
+PROMPT_END = 16
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
 
@@ -50,6 +55,8 @@ class PreparedRequest:
     """The same generations as the map shows them."""
     reserved: int
     """Number of tokens for which the nodes reserve room."""
+    make_splitter: Callable[[Run], AnswerSplitter]
+    """Function that returns what divides a run's text into text, thoughts and calls."""
 
 
 @dataclass(eq=False)
@@ -217,12 +224,14 @@ class Backend:
     async def prepare(self, request: GenerationRequest, caller: bytes) -> PreparedRequest:
         """Return the request with its runs, prompt by prompt, not yet begun.  Raises BadRequest and NotReady."""
         client = self.client
-        prompts = await self.encode_prompts(request)
+        plan = self._plan(request.chat) if request.chat is not None else None
+        prompts = await self._encode_prompts(request, plan)
         options = {
             **sampling_options(request.sampling, self._defaults(), partial(client.encode, special=False)),
             "stop": request.ends.stops,
             "stop_token_ids": request.ends.stop_token_ids,
             "ignore_eos": request.ends.ignore_eos,
+            "shown_special": plan.shown_special if plan is not None else (),
             # The time to an answer must not reveal to one caller what another has sent.
             "prefix_secret": blake2b(caller, key=self._secret, digest_size=SCOPE_BYTES).digest(),
         }
@@ -234,7 +243,7 @@ class Backend:
                 watched.append(self.watchers.add_generation(client.decode if self.config.map_text else None))
                 observer = self._round_observer(watched[-1])
                 runs.append(client.stream(prompt, sample=sample, max_new_tokens=length, on_round=observer, **options))
-        return PreparedRequest(request, runs, watched, reserved)
+        return PreparedRequest(request, runs, watched, reserved, partial(self._make_splitter, plan))
 
     async def generate(self, prepared: PreparedRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Wait for a turn, then yield the events of all generations.  Raises Busy and what generating raises."""
@@ -262,26 +271,45 @@ class Backend:
 
     async def encode_prompts(self, request: GenerationRequest) -> list[Sequence[int]]:
         """Return the token ids of a request's prompts, or of its conversation.  Raises BadRequest and NotReady."""
-        if request.chat is not None:
-            return [await self.encode_chat(request.chat)]
-        texts = [await self.encode_text(prompt) if isinstance(prompt, str) else prompt for prompt in request.prompts]
-        return list(texts)
+        return await self._encode_prompts(request, self._plan(request.chat) if request.chat is not None else None)
 
     async def encode_chat(self, chat: ChatPrompt) -> list[int]:
         """Return the token ids of a conversation, up to where the answer begins.  Raises BadRequest and NotReady."""
-        encode = partial(
-            self.client.encode_chat,
-            chat.messages,
-            template_kwargs=chat.template_kwargs,
-            continue_final_message=chat.continues,
-        )
-        return await asyncio.to_thread(encode)
+        return await self._encode_plan(self._plan(chat))
 
     async def encode_text(self, text: str, *, special: bool = True) -> list[int]:
         """Return the token ids of a text, with `special` after those of every text.  Raises BadRequest and NotReady."""
         if len(text) > MAX_INLINE_CHARACTERS:
             return await asyncio.to_thread(partial(self.client.encode, text, special=special))
         return self.client.encode(text, special=special)
+
+    async def _encode_prompts(self, request: GenerationRequest, plan: ChatPlan | None) -> list[Sequence[int]]:
+        if plan is not None:
+            return [await self._encode_plan(plan)]
+        texts = [await self.encode_text(prompt) if isinstance(prompt, str) else prompt for prompt in request.prompts]
+        return list(texts)
+
+    async def _encode_plan(self, plan: ChatPlan) -> list[int]:
+        encode = partial(
+            self.client.encode_chat,
+            plan.messages,
+            tools=plan.tools,
+            template_kwargs=plan.variables,
+            continue_final_message=plan.continued is not None,
+        )
+        return await asyncio.to_thread(encode)
+
+    def _plan(self, chat: ChatPrompt) -> ChatPlan:
+        """Return what a chat means for the model.  Raises Unsupported and NotReady."""
+        template = self.client.chat_template
+        source = template.source if template is not None else ""
+        form = find_format(source, self.config.tool_parser, self.config.reasoning_parser)
+        return plan_chat(chat, template, form)
+
+    def _make_splitter(self, plan: ChatPlan | None, run: Run) -> AnswerSplitter:
+        if plan is None:
+            return PlainSplitter()
+        return plan.splitter(self.client.decode(run.prompt_ids[-PROMPT_END:]))
 
     @property
     def token_bytes(self) -> TokenBytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from treeswarm.errors import BadRequest
 from treeswarm.protocol.address import Address, is_loopback
+from treeswarm_client.tool_calls.formats import AUTO, find_format
 
 LONGEST_KEY = 512
 
@@ -81,10 +82,15 @@ class GatewayConfig:
     map_text: bool = False
     """Whether the map shows the text of generations, not only the shapes of their trees."""
     limits: GatewayLimits = GatewayLimits()
+    tool_parser: str = AUTO
+    """Name of the format of tool calls, `auto` to find it from the chat template, or `none`."""
+    reasoning_parser: str = AUTO
+    """Name of the format of thinking, `auto` to find it from the chat template, or `none`."""
     model_defaults: bool = True
     """Whether the model's generation config decides about sampling where a request does not."""
 
     def __post_init__(self) -> None:
+        find_format("", self.tool_parser, self.reasoning_parser)  # refuses names that are not known
         limits = self.limits
         least = min(limits.generations, limits.choices, limits.max_tokens or 1, limits.body_bytes)
         if least < 1 or limits.waiting < 0:

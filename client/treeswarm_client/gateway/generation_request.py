@@ -43,6 +43,16 @@ class ChatPrompt:
     """Variables of the template."""
     continues: bool = False
     """Whether the answer goes on with the last message."""
+    reasoning_effort: str | None = None
+    """OpenAI's word for how much the model thinks, or None."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Functions that the model may call, as OpenAI's objects."""
+    tool_choice: str = "auto"
+    """One of `auto`, `none` and `required`."""
+    required_tool: str | None = None
+    """Name of the one tool that must be called, or None."""
+    parallel_tool_calls: bool = True
+    """Whether an answer may call several tools."""
 
 
 @dataclass(frozen=True)

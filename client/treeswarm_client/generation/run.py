@@ -55,6 +55,8 @@ class Request:
     """What every tail must be able to do."""
     wishes: LogprobWishes = LogprobWishes()
     """Which log-probabilities come beside those of the generated tokens."""
+    hidden: frozenset[int] | None = None
+    """Special tokens that are left out of the text, or None for all of them."""
 
 
 @dataclass(eq=False)

@@ -52,7 +52,8 @@ class GenerationRunner:
 
         Raises NodeLost, Refused and the other SwarmErrors.
         """
-        writer = RunWriter(run, TextStream(self.tokenizer, run.prompt_ids), StopText(request.stops), session.clock)
+        text = TextStream(self.tokenizer, run.prompt_ids, request.hidden)
+        writer = RunWriter(run, text, StopText(request.stops), session.clock)
         try:
             async with aclosing(self._rounds(run, request, session)) as rounds:
                 async for committed in rounds:

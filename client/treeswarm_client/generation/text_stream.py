@@ -23,6 +23,8 @@ class TextStream:
     tokenizer: Tokenizer
     prompt: Sequence[int] = ()
     """Ids of the tokens before the first one."""
+    hidden: frozenset[int] | None = None
+    """Special tokens that are left out of the text, or None for all of them."""
     _ids: list[int] = field(init=False)
     """Ids of the last tokens that added text, then of those that have not added any yet."""
     _shown: int = field(init=False)
@@ -46,7 +48,19 @@ class TextStream:
         return piece
 
     def _text(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        if self.hidden is None:
+            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        shown = [token for token in ids if token not in self.hidden]
+        return str(self.tokenizer.decode(shown, skip_special_tokens=False))
+
+
+def hidden_tokens(tokenizer: Tokenizer, shown: Sequence[str]) -> frozenset[int] | None:
+    """Return the special tokens that are part of none of the texts `shown`, or None if that is true of all of them."""
+    if not shown:
+        return None
+    special = {token: added.content for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
+    hidden = {token for token, content in special.items() if not any(content in text for text in shown)}
+    return frozenset(hidden) if len(hidden) < len(special) else None
 
 
 @dataclass(eq=False)

@@ -15,14 +15,14 @@ class AnswerParser:
     none becomes content; once a call has begun, its arguments are what the model wrote, whole or not.
     """
 
-    def __init__(self, form: AnswerFormat, tools: OfferedTools | None, prompt_end: str = "") -> None:
+    def __init__(self, form: AnswerFormat, tools: OfferedTools | None, *, is_thinking: bool = False) -> None:
         """`tools` are those that the model may call, or None to read calls as text.
 
-        `prompt_end` is the end of the prompt, in which thinking may have begun.
+        `is_thinking` says whether the answer begins within thinking, because its prompt ends there.
         """
         self._text = TextReader()
         self._calls = CallReader(self._text, EventCollector(), tools or OfferedTools())
-        self._parser = self._read(form, tools is not None, prompt_end)
+        self._parser = self._read(form, tools is not None, is_thinking)
         self._is_done = False
 
     @property
@@ -47,12 +47,12 @@ class AnswerParser:
         if not self._is_done:
             self._is_done = next(self._parser, True) is True
 
-    def _read(self, form: AnswerFormat, may_call: bool, prompt_end: str) -> Reading[None]:
+    def _read(self, form: AnswerFormat, may_call: bool, is_thinking: bool) -> Reading[None]:
         if form.is_harmony:
             yield from read_harmony(self._calls)
             return
         if form.reasoning is not None:
-            yield from form.reasoning.read_first(self._calls, is_open=form.reasoning.is_open_in(prompt_end))
+            yield from form.reasoning.read_first(self._calls, is_open=is_thinking)
         openers = dict(form.calls.openers) if form.calls is not None and may_call else {}
         dropped = form.calls.dropped if form.calls is not None and may_call else ()
         if form.calls is not None and may_call:

@@ -21,9 +21,13 @@ class ReasoningFormat:
         """All texts of the format; special tokens that are part of one must stay in the text."""
         return (self.opener, self.closer)
 
-    def is_open_in(self, prompt: str) -> bool:
-        """Return whether a prompt ends within thinking, as many templates leave it."""
-        return prompt.rfind(self.opener) > prompt.rfind(self.closer) and self.opener in prompt
+    def ends(self, prompt: str) -> bool:
+        """Return whether a prompt ends with the mark that begins thinking, as many templates write it."""
+        return prompt.rstrip().endswith(self.opener.rstrip())
+
+    def is_open_in(self, answer: str) -> bool:
+        """Return whether an answer that is to go on ends within thinking."""
+        return answer.rfind(self.opener) > answer.rfind(self.closer)
 
     def read_first(self, calls: CallReader, *, is_open: bool) -> Reading[None]:
         """Read thinking at the beginning of an answer, if there is any."""

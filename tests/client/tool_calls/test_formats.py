@@ -250,12 +250,16 @@ def test_calls_are_text_where_no_tools_are_offered() -> None:
 
 def test_thinking_that_the_prompt_begins_goes_on() -> None:
     form = find_format("<think></think>")
-    for prompt, expected in (("a<think>\n", "Hm."), ("<think>\n\n</think>\n\n", ""), ("", "")):
-        parser = AnswerParser(form, None, prompt)
+    assert form.reasoning is not None
+    ends = {"a<think>\n": True, "<think>\n\n</think>\n\n": False, "what is <think>?<assistant>": False, "": False}
+    assert {prompt: form.reasoning.ends(prompt) for prompt in ends} == ends
+    opened = {"<think>Let": True, "<think>Let</think>So": False, "So": False}
+    assert {answer: form.reasoning.is_open_in(answer) for answer in opened} == opened
+    for is_thinking in (True, False):
+        parser = AnswerParser(form, None, is_thinking=is_thinking)
         events = [*parser.feed("Hm.</think> Sun."), *parser.finish()]
-        assert "".join(event.text for event in events if isinstance(event, ReasoningText)) == expected
-        assert isinstance(events[-1], ContentText)
-        assert events[-1].text == ("Sun." if expected else "Hm.</think> Sun.")
+        expected = [ReasoningText("Hm."), ContentText("Sun.")] if is_thinking else [ContentText("Hm.</think> Sun.")]
+        assert events == expected
 
 
 def test_values_have_the_types_of_the_schema() -> None:

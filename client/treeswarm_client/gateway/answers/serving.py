@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from treeswarm.errors import SwarmError
-from treeswarm_client.gateway.answers.pieces import AnswerSplitter, ChoiceAnswer, Piece, PlainSplitter
+from treeswarm_client.gateway.answers.pieces import AnswerSplitter, ChoiceAnswer, Piece
 from treeswarm_client.gateway.answers.writer import AnswerMetadata, AnswerWriter
 from treeswarm_client.gateway.backend import Backend, PreparedRequest
 from treeswarm_client.gateway.errors import INTERNAL, MalformedBody, NoSuchModel, failure_of
@@ -90,7 +90,7 @@ class Answering:
 
     def __post_init__(self) -> None:
         self.answers = [ChoiceAnswer() for _ in self.prepared.runs]
-        self._splitters = [PlainSplitter() for _ in self.prepared.runs]
+        self._splitters = [self.prepared.make_splitter(run) for run in self.prepared.runs]
 
     def begin(self) -> Iterable[dict[str, Any]]:
         """Return the events that open a stream."""

@@ -133,7 +133,22 @@ def chat_of(values: Mapping[str, Any]) -> ChatPrompt:
             "add_generation_prompt and continue_final_message are the same: an answer is a new message or goes on with "
             "the last one",
         )
-    return ChatPrompt(messages, values.get("chat_template_kwargs", {}), continues)
+    choice, name = values.get("tool_choice", ("auto", None))
+    tools = tuple(values.get("tools", ()))
+    if choice == "required" and not tools:
+        raise InvalidParameter("tool_choice", "tool_choice asks for a call, but there are no tools: give tools")
+    if name is not None and name not in (known := [tool["function"]["name"] for tool in tools]):
+        raise InvalidParameter("tool_choice", f"tool_choice names {name}: give one of {', '.join(known)}")
+    return ChatPrompt(
+        messages,
+        values.get("chat_template_kwargs", {}),
+        continues,
+        reasoning_effort=values.get("reasoning_effort"),
+        tools=tools,
+        tool_choice=choice,
+        required_tool=name,
+        parallel_tool_calls=values.get("parallel_tool_calls", True),
+    )
 
 
 def _as_template_message(at: int, message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from treeswarm_client.gateway.parameters.checks import (
 from treeswarm_client.gateway.parameters.conversations import ANTHROPIC_MESSAGES, INPUT
 from treeswarm_client.gateway.parameters.nested import CONTENT, LOGIT_BIAS, MESSAGES, STOPS, STREAM_OPTIONS
 from treeswarm_client.gateway.parameters.parameter import EVERY_API, Api, Fields, Parameter, read_parameters
+from treeswarm_client.gateway.parameters.tools import TOOL_CHOICE, TOOLS
 
 CHAT, COMPLETIONS, RESPONSES, ANTHROPIC = ((api,) for api in Api)
 OPENAI = CHAT + COMPLETIONS
@@ -31,10 +32,11 @@ PLAIN_TEXT: tuple[dict[str, Any], ...] = tuple(
     for verbosity in ({}, {"verbosity": None}, {"verbosity": "medium"})
 )
 INCLUDE = ListOf(Text(("message.output_text.logprobs", "reasoning.encrypted_content")), "things", 8)
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 PENALTY = Number(-MAX_PENALTY, MAX_PENALTY)
 
 _SAMPLER = "nodes do not sample in this way"
-_TOOLS = "no tools yet"
+_TOOLS = "ask /v1/chat/completions for calls of tools"
 _GRAMMAR = "no structured output yet"
 _TEMPLATE = "the model's own template writes the conversation"
 _REASONING = "give chat_template_kwargs as the model's template reads them"
@@ -98,6 +100,22 @@ HONOURED = (
         "`false` together with `continue_final_message`, in place of which it is set",
         TrueOrFalse(),
     ),
+    Parameter("tools", CHAT, "[functions](#tools) that the model may call", TOOLS),
+    Parameter(
+        "tool_choice",
+        CHAT,
+        "`auto`, `none`, `required`, or the function that must be called",
+        TOOL_CHOICE,
+    ),
+    Parameter(
+        "parallel_tool_calls", CHAT, "whether an answer may call several functions, as by default", TrueOrFalse()
+    ),
+    Parameter(
+        "reasoning_effort",
+        CHAT,
+        f"{', '.join(f'`{effort}`' for effort in EFFORTS)}, for models whose template has such a setting",
+        Text(EFFORTS),
+    ),
     Parameter("temperature", EVERY_API, "sampling temperature; 0 is greedy", Number(0, 2)),
     Parameter("top_p", EVERY_API, "smallest set of tokens with this probability is sampled from", Number(0, 1)),
     Parameter("top_k", EVERY_API, "number of best tokens that are sampled from; 0 and -1 stand for all", Whole(-1)),
@@ -140,11 +158,11 @@ REFUSED = (
     Parameter("prompt_logprobs", OPENAI, "nodes send those of new tokens", neutral=()),
     Parameter("echo", COMPLETIONS, "put the prompt before the answer yourself", neutral=(False,)),
     Parameter("suffix", COMPLETIONS, "models continue texts at their end", neutral=("",)),
-    Parameter("tools", CONVERSATIONS, _TOOLS, neutral=([],)),
-    Parameter("tool_choice", CHAT + RESPONSES, _TOOLS, neutral=("none", "auto")),
+    Parameter("tools", RESPONSES + ANTHROPIC, _TOOLS, neutral=([],)),
+    Parameter("tool_choice", RESPONSES, _TOOLS, neutral=("none", "auto")),
     Parameter("tool_choice", ANTHROPIC, _TOOLS, neutral=({"type": "none"}, {"type": "auto"})),
-    Parameter("functions", CHAT, _TOOLS, neutral=([],)),
-    Parameter("function_call", CHAT, _TOOLS, neutral=("none", "auto")),
+    Parameter("functions", CHAT, "use tools", neutral=([],)),
+    Parameter("function_call", CHAT, "use tool_choice", neutral=("none", "auto")),
     Parameter("response_format", OPENAI, _GRAMMAR, neutral=({"type": "text"},)),
     Parameter("structured_outputs", OPENAI, _GRAMMAR, neutral=({},)),
     Parameter("guided_json", OPENAI, _GRAMMAR),
@@ -153,7 +171,6 @@ REFUSED = (
     Parameter("guided_grammar", OPENAI, _GRAMMAR),
     Parameter("grammar", OPENAI, _GRAMMAR, neutral=("",)),
     Parameter("json_schema", OPENAI, _GRAMMAR, neutral=({},)),
-    Parameter("reasoning_effort", CHAT, _REASONING),
     Parameter("verbosity", CHAT, "say in a message how long the answer should be", neutral=("medium",)),
     Parameter("chat_template", CHAT, _TEMPLATE),
     Parameter("documents", CHAT, _TEMPLATE, neutral=([],)),
@@ -229,7 +246,7 @@ NEUTRAL = (
     Parameter("stream_options", RESPONSES, "the padding changes no text", neutral=None),
     Parameter("cache_control", ANTHROPIC, _CACHE, neutral=None),
     Parameter("inference_geo", ANTHROPIC, "nodes are where they are", neutral=None),
-    Parameter("parallel_tool_calls", CHAT + RESPONSES, "has no effect without tools", neutral=None),
+    Parameter("parallel_tool_calls", RESPONSES, "has no effect without tools", neutral=None),
 )
 
 TABLE = (*HONOURED, *REFUSED, *FORM, *NEUTRAL)

@@ -178,7 +178,7 @@ async def test_logprobs_are_those_of_the_library(api: AsyncOpenAI, library: Swar
     ("arguments", "param", "words"),
     [
         ({"frequency_penalty": 3}, "frequency_penalty", "from -2 to 2"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "leave it out"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "shows no format of tool calls"),
         ({"response_format": {"type": "json_object"}}, "response_format", "leave it out"),
         ({"logprobs": True, "top_logprobs": 3}, "top_logprobs", "chosen token only"),
         ({"n": 99}, "n", "at most 16"),
