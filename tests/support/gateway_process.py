@@ -36,11 +36,14 @@ class Gateway:
 
 
 @contextlib.asynccontextmanager
-async def gateway(peers: str, *flags: str) -> AsyncIterator[Gateway]:
-    """Start a gateway, wait until it listens, and end it with SIGTERM.  Fails if it does not end with status 0."""
+async def gateway(nodes: str, *flags: str, named_by: str = "--peers") -> AsyncIterator[Gateway]:
+    """Start a gateway, wait until it listens, and end it with SIGTERM.  Fails if it does not end with status 0.
+
+    `named_by` is the flag that takes `nodes`.
+    """
     program = Path(sys.executable).with_name("swarm")
     process = await asyncio.create_subprocess_exec(
-        *(program, "serve", "--model", "demo", "--peers", peers, "--listen", "127.0.0.1:0", *flags),
+        *(program, "serve", "--model", "demo", named_by, nodes, "--listen", "127.0.0.1:0", *flags),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
