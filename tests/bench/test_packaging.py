@@ -82,7 +82,8 @@ def test_product_wheel_holds_no_measuring_code(tmp_path: Path) -> None:
     product, bench = sorted(tmp_path.glob("*.whl"), key=lambda wheel: "bench" in wheel.name)
     names = zipfile.ZipFile(product).namelist()
     gateway = Path("client/treeswarm_client/gateway")
-    pages = [file for folder in ("pages", "web") for file in (ROOT / gateway / folder).iterdir()]
+    folders = (ROOT / gateway / "pages", ROOT / gateway / "web")
+    pages = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     assert {str(file.relative_to(ROOT / "client")) for file in pages} <= set(names)
     names = [name for name in names if name.endswith(".py")]
     assert {name.split("/")[0] for name in names} == {"treeswarm", "treeswarm_client", "treeswarm_node"}

@@ -26,8 +26,9 @@ from treeswarm_client.cli.flags import (
 from treeswarm_client.cli.prompts import read_prompt, read_prompts
 from treeswarm_client.cli.render.draft_offer import offer_draft
 from treeswarm_client.cli.render.live import LiveText, escape_controls, stdout_console, summary_line
-from treeswarm_client.cli.render.route_lines import driver_lines, drivers_as_dict, route_as_dict, route_lines
+from treeswarm_client.cli.render.route_lines import driver_lines, route_lines
 from treeswarm_client.client import SwarmClient
+from treeswarm_client.generation.route_dict import drivers_as_dict, route_as_dict
 from treeswarm_client.generation.run import Run
 from treeswarm_client.planner.explain import explain_lines
 

@@ -39,7 +39,7 @@ EXAMPLES = """examples:
 
 Every flag can also be given as an environment variable, such as TREESWARM_MAX_CONCURRENT, or in the --config file.
 
-  http://127.0.0.1:8000/         the state of the swarm, a prompt to try, snippets; /docs for every route
+  http://127.0.0.1:8000/         a page to chat on; /docs for every route, with programs to copy
   http://127.0.0.1:8000/map/     the nodes, their blocks, and draft trees as they grow
   http://127.0.0.1:8000/metrics  metrics for Prometheus; /health and /ready for supervisors"""
 

@@ -93,7 +93,7 @@ def _add_routes_with_key(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/about", dependencies=needs_key, include_in_schema=False)
     async def about() -> dict[str, Any]:
-        return describe_gateway(backend.config, backend.connection.open_client)
+        return describe_gateway(backend.config, backend.connection.open_client, backend.why_not_ready)
 
     @app.get("/map/events", dependencies=needs_key, include_in_schema=False)
     async def events() -> Response:

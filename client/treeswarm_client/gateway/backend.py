@@ -21,6 +21,7 @@ from treeswarm_client.gateway.admission import Admission
 from treeswarm_client.gateway.answers.chat_plan import ChatPlan, plan_chat
 from treeswarm_client.gateway.answers.pieces import AnswerSplitter, PlainSplitter
 from treeswarm_client.gateway.answers.token_text import TokenBytes
+from treeswarm_client.gateway.browser.trace import AnswerTrace
 from treeswarm_client.gateway.browser.watchers import POLL_S, MapEvent, WatchedGeneration, Watchers
 from treeswarm_client.gateway.config import GatewayConfig
 from treeswarm_client.gateway.errors import NotReady
@@ -57,6 +58,8 @@ class PreparedRequest:
     """Number of tokens for which the nodes reserve room."""
     make_splitter: Callable[[Run], AnswerSplitter]
     """Function that returns what divides a run's text into text, thoughts and calls."""
+    traces: list[AnswerTrace]
+    """Traces of the runs, for a caller who asked for them, or none."""
 
 
 @dataclass(eq=False)
@@ -221,6 +224,15 @@ class Backend:
         if missing := self.client.view.missing():
             raise missing
 
+    @property
+    def why_not_ready(self) -> str:
+        """Reason why nothing can be generated now, or an empty string."""
+        try:
+            self.check_ready()
+        except SwarmError as error:
+            return str(error)
+        return ""
+
     async def prepare(self, request: GenerationRequest, caller: bytes) -> PreparedRequest:
         """Return the request with its runs, prompt by prompt, not yet begun.  Raises BadRequest and NotReady."""
         client = self.client
@@ -235,15 +247,19 @@ class Backend:
             # The time to an answer must not reveal to one caller what another has sent.
             "prefix_secret": blake2b(caller, key=self._secret, digest_size=SCOPE_BYTES).digest(),
         }
-        runs, watched, reserved = [], [], 0
+        runs, watched, traces, reserved = [], [], [], 0
         for prompt in prompts:
             length = self._length(request, len(prompt))
             reserved += request.n * (len(prompt) + length)
             for sample in range(request.n):
                 watched.append(self.watchers.add_generation(client.decode if self.config.map_text else None))
-                observer = self._round_observer(watched[-1])
+                trace = AnswerTrace(client.decode) if request.answer.include_traversals else None
+                observer = self._round_observer(watched[-1], trace)
                 runs.append(client.stream(prompt, sample=sample, max_new_tokens=length, on_round=observer, **options))
-        return PreparedRequest(request, runs, watched, reserved, partial(self._make_splitter, plan))
+                if trace is not None:
+                    trace.run = runs[-1]
+                    traces.append(trace)
+        return PreparedRequest(request, runs, watched, reserved, partial(self._make_splitter, plan), traces)
 
     async def generate(self, prepared: PreparedRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Wait for a turn, then yield the events of all generations.  Raises Busy and what generating raises."""
@@ -332,10 +348,12 @@ class Backend:
             return max(1, min(named, left))
         return default_length(left, free_room(self.client.view.serving(), target.blocks, self._reserved))
 
-    def _round_observer(self, watched: WatchedGeneration) -> Callable[[Round], None]:
+    def _round_observer(self, watched: WatchedGeneration, trace: AnswerTrace | None) -> Callable[[Round], None]:
         def observe(round_: Round) -> None:
             self.metrics.rounds.observe(round_)
             watched.add_round(round_)
+            if trace is not None:
+                trace.add_round(round_)
 
         return observe
 

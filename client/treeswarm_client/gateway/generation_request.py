@@ -92,6 +92,8 @@ class AnswerOptions:
     """Whether the answer is sent as server-sent events."""
     include_usage: bool = False
     """Whether a stream ends with a chunk that counts its tokens."""
+    include_traversals: bool = False
+    """Whether each chunk of a stream says which traversal brought it, with the trees and the route."""
     logprobs: bool = False
     """Whether the answer has the log-probability of each token."""
 

@@ -60,9 +60,10 @@ async def test_front_page_links_work_and_404_is_an_openai_error() -> None:
         assert "default-src 'none'" in page.headers["content-security-policy"]
         assert "/v1" in page.text
         links = set(re.findall(r'(?:href|src)="([^"]+)"', page.text))
-        assert {"map/", "docs", "health", "ready"} < links
+        links.remove("#new")  # within the page
+        assert {"map/", "docs", "pages/chat/main.js"} < links
         statuses = {link: (await client.get(f"/{link}".replace("/./", "/"))).status_code for link in links}
-        assert statuses == {link: 503 if link == "ready" else 200 for link in links}
+        assert statuses == dict.fromkeys(links, 200)
         for accept in ("*/*", "application/json"):
             answer = await client.get("/", headers={"Accept": accept})
             assert (answer.status_code, answer.json()["map"], answer.json()["openai"]) == (200, "/map/", "/v1")
@@ -75,7 +76,12 @@ async def test_front_page_is_told_of_the_gateway_with_a_key() -> None:
     async with http(backend(ApiKeys.of([KEY]))) as client:
         assert (await client.get("/about")).status_code == 401
         answer = await client.get("/about", headers={"Authorization": f"Bearer {KEY}"})
-        assert answer.json() == {"model": "demo", "locked": True, "ready": False}
+        known = answer.json()
+        assert (known["model"], known["locked"], known["ready"]) == ("demo", True, False)
+        assert known["why"] == "the gateway has just begun to look for nodes"
+        # The page offers the settings that requests may have.
+        assert {"temperature", "presence_penalty", "max_tokens"} < set(known["parameters"])
+        assert "prompt" not in known["parameters"]
 
 
 async def test_schema_says_what_is_really_answered() -> None:

@@ -12,8 +12,8 @@ from treeswarm.errors import BadRequest, SwarmError
 from treeswarm_client.cli.chat.conversation import COMMANDS, Conversation, Entry, PartialEntry, unknown_command
 from treeswarm_client.cli.chat.line_reader import LineReader
 from treeswarm_client.cli.render.live import LiveText, summary_line
-from treeswarm_client.cli.render.route_lines import drivers_as_dict
 from treeswarm_client.client import SwarmClient
+from treeswarm_client.generation.route_dict import drivers_as_dict
 from treeswarm_client.generation.run import Run
 from treeswarm_client.loop_thread import LoopThread
 

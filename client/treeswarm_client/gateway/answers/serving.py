@@ -113,7 +113,10 @@ class Answering:
 
     def go_on(self, event: GenerationEvent) -> Iterable[dict[str, Any]]:
         """Add what has come to its choice, and return the events of a stream for it."""
-        pieces = self.take(event)
+        sent = self._write(event, self.take(event))
+        return self.prepared.traces[event.choice].add_to(sent, event) if self.prepared.traces else sent
+
+    def _write(self, event: GenerationEvent, pieces: list[Piece]) -> Iterable[dict[str, Any]]:
         match event:
             case TokenEvent(choice, token):
                 return self.writer.token(choice, token, pieces)

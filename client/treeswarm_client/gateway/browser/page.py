@@ -1,4 +1,4 @@
-"""The pages for browsers, which load nothing from elsewhere: their text in `pages`, the map's programs in `web`."""
+"""The pages for browsers, which load nothing from elsewhere: in `pages`, and the map's programs in `web`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +18,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from treeswarm_client.client import SwarmClient
 from treeswarm_client.gateway.config import GatewayConfig
 from treeswarm_client.gateway.parameters.documents import request_schemas
+from treeswarm_client.gateway.parameters.parameter import Api
+from treeswarm_client.gateway.parameters.table import parameters_of
 
-# The map shows text from unknown nodes.  Even if it were taken for markup by mistake, it could do nothing.
-POLICY = "default-src 'none'; {}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'".format(
-    "; ".join(f"{kind}-src 'self'" for kind in ("script", "style", "img", "connect"))
+# The pages show text from unknown nodes.  Even if it were taken for markup by mistake, it could do nothing; and where a
+# browser knows trusted types, it refuses to take any text for markup.
+POLICY = "default-src 'none'; {}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; {}".format(
+    "; ".join(f"{kind}-src 'self'" for kind in ("script", "style", "img", "connect")),
+    "require-trusted-types-for 'script'; trusted-types 'none'",
 )
 HEADERS = {
     "Content-Security-Policy": POLICY,
@@ -34,53 +38,42 @@ HEADERS = {
 VARY = {"Vary": "Accept"}
 ROUTES = {"map": "/map/", "openai": "/v1", "docs": "/docs", "health": "/health", "ready": "/ready"}
 HOME = Path(str(files("treeswarm_client.gateway")))
-# What stands in the file of a page between the bar and the rest, and where the figures of the swarm belong.
-MAIN, TILES = "<!-- main -->\n", "<!-- tiles -->\n"
+# What stands in the file of a page between the bar at its top and the rest.
+MAIN = "<!-- main -->\n"
 
 
 def front_page(request: Request) -> Response:
-    """Return the first page for browsers, and links to everything here as JSON for other programs."""
+    """Return the page to chat on for browsers, and links to everything here as JSON for other programs."""
     if "text/html" in request.headers.get("accept", ""):
-        return HTMLResponse(_page("front", "treeswarm", "pages/front.js"), headers=HEADERS | VARY)
+        page = _page("chat", "treeswarm", "pages/chat/main.js", ("pages/chat/chat.css", "pages/chat/prose.css"))
+        return HTMLResponse(page, headers=HEADERS | VARY)
     return JSONResponse(ROUTES, headers=VARY)
 
 
 def docs_page() -> Response:
     """Return the page of the API, which draws the OpenAPI schema."""
-    return HTMLResponse(_page("docs", "treeswarm · API", "pages/docs.js", needs_key=False), headers=HEADERS)
+    page = _page("docs", "treeswarm · API", "pages/docs.js", ("pages/docs.css",), needs_key=False)
+    return HTMLResponse(page, headers=HEADERS)
 
 
 def map_page() -> Response:
     """Return the map."""
-    page = _page("map", "treeswarm · map", "map/map.js", styles=("map/map.css",), root="../")
+    page = _page("map", "treeswarm · map", "map/map.js", ("map/map.css",), root="../")
     return HTMLResponse(page, headers=HEADERS)
 
 
 @cache
-def _page(
-    name: str,
-    title: str,
-    script: str,
-    *,
-    styles: Sequence[str] = ("map/map.css", "pages/pages.css"),
-    root: str = "",
-    needs_key: bool = True,
-) -> str:
+def _page(name: str, title: str, script: str, styles: Sequence[str], *, root: str = "", needs_key: bool = True) -> str:
     """Return a page in the shell that all share; `root` leads from its address to the first page.
 
-    The file of a page holds its part of the bar at the top, and what is below it.  With `needs_key` the page asks for
-    an API key where the gateway has keys.
+    The file of a page is its body, or its part of the bar at the top and what is below it.  With `needs_key` the page
+    asks for an API key where the gateway has keys.
     """
-    bar, _, main = _read(name).partition(MAIN)
-    links = "\n".join(f'<link rel="stylesheet" href="{root}{style}">' for style in styles)
+    bar, marker, main = _read(name).partition(MAIN)
+    body = Template(_read("frame")).substitute(root=root, bar=bar, main=main) if marker else bar
+    links = "\n".join(f'<link rel="stylesheet" href="{root}{style}">' for style in ("pages/shared/base.css", *styles))
     return Template(_read("shell")).substitute(
-        title=title,
-        root=root,
-        script=script,
-        styles=links,
-        bar=bar,
-        main=main.replace(TILES, _read("tiles")),
-        dialog=_read("key") if needs_key else "",
+        title=title, root=root, script=script, styles=links, body=body, dialog=_read("key") if needs_key else ""
     )
 
 
@@ -88,12 +81,22 @@ def _read(name: str) -> str:
     return (HOME / "pages" / f"{name}.html").read_text("utf-8")
 
 
-def describe_gateway(config: GatewayConfig, client: SwarmClient | None) -> dict[str, Any]:
-    """Return what the first page says about the gateway; `client` is None while there is no complete swarm."""
-    known = {"model": config.model_names[0], "locked": bool(config.keys.digests), "ready": client is not None}
+def describe_gateway(config: GatewayConfig, client: SwarmClient | None, why: str) -> dict[str, Any]:
+    """Return what the pages say about the gateway.
+
+    `client` is None while there is no complete swarm; `why` says why there is none now, or is empty.
+    """
+    known = {
+        "model": config.model_names[0],
+        "locked": bool(config.keys.digests),
+        "ready": client is not None,
+        "why": why,
+        "parameters": [one.name for one in parameters_of(Api.CHAT) if one.check is not None],
+    }
     if client is None:
         return known
     return known | {
+        "nodes": len(client.view.snapshot),
         "blocks": client.target.blocks,
         "context": client.target.max_positions,
         "numerics": str(client.target.numerics),

@@ -91,6 +91,7 @@ def make_request(
         answer=AnswerOptions(
             stream=values.get("stream", False),
             include_usage=values.get("stream_options", {}).get("include_usage", False),
+            include_traversals=values.get("stream_options", {}).get("include_traversals", False),
             logprobs=logprobs,
         ),
         prompts=prompts,

@@ -1,7 +1,8 @@
 // Draws the gateway's OpenAPI schema: every route with its parameters, and a form to try it.
 
-import { byId, el, setText } from "../map/dom.js";
-import { keyHeaders } from "../map/feed.js";
+import { byId, el, setText } from "./shared/dom.js";
+import { keyHeaders } from "./shared/key.js";
+import { drawSnippets } from "./snippets.js";
 
 const base = new URL(".", document.baseURI);
 
@@ -113,13 +114,15 @@ let model = null;
 
 async function draw() {
   const document_ = await load("openapi.json");
-  if (document_["x-needs-key"] !== true || Object.keys(keyHeaders()).length) {
-    model = await load("v1/models").then((models) => models.data[0].id, () => null);
-  }
+  const locked = document_["x-needs-key"] === true;
+  let about = {};
+  if (!locked || Object.keys(keyHeaders()).length) about = await load("about").catch(() => ({}));
+  model = about.model ?? null;
+  drawSnippets({ base: new URL("v1", base).href, model: model ?? "MODEL", chat: about.chat ?? true, locked });
   const schema = new Schema(document_);
   setText(byId("version"), document_.info.version);
-  setText(byId("about"), `${document_.info.description} The base URL for clients of the OpenAI API is ${new URL("v1", base).href}.`);
-  byId("key").closest("p").hidden = document_["x-needs-key"] !== true;
+  setText(byId("about"), `${document_.info.description} Its base URL is ${new URL("v1", base).href}.`);
+  byId("key").closest("p").hidden = !locked;
   const routes = Object.entries(document_.paths).flatMap(([path, methods]) => Object.entries(methods).map(([method, route]) => drawRoute(schema, path, method, route)));
   byId("routes").replaceChildren(...routes);
 }

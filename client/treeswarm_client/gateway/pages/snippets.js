@@ -1,9 +1,13 @@
-// Programs that ask this gateway, with its real base URL and model.
+// Programs to copy that ask this gateway, with its real base URL and model.
+
+import { byId, el, setText } from "./shared/dom.js";
+
+const COPIED_MS = 1500;
 
 const quoteForShell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /** Return snippets, each with a `name` and its `code`; without a chat template, programs continue texts. */
-export function makeSnippets({ base, model, chat, locked }) {
+function makeSnippets({ base, model, chat, locked }) {
   const text = "Why do trees branch?";
   const body = chat ? { model, messages: [{ role: "user", content: text }], max_tokens: 64 } : { model, prompt: text, max_tokens: 64 };
   const route = chat ? "chat/completions" : "completions";
@@ -20,3 +24,28 @@ export function makeSnippets({ base, model, chat, locked }) {
     },
   ];
 }
+
+/** Show the programs, one at a time. */
+export function drawSnippets(gateway) {
+  const snippets = makeSnippets(gateway);
+  const tabs = snippets.map((snippet) => el("button", { type: "button" }, snippet.name));
+  const choose = (chosen) => {
+    tabs.forEach((tab, i) => tab.setAttribute("aria-pressed", i === chosen));
+    setText(byId("snippet"), snippets[chosen].code);
+  };
+  tabs.forEach((tab, i) => tab.addEventListener("click", () => choose(i)));
+  byId("snippet-tabs").replaceChildren(...tabs);
+  choose(0);
+}
+
+byId("copy").addEventListener("click", async () => {
+  const button = byId("copy");
+  try {
+    await navigator.clipboard.writeText(byId("snippet").textContent);
+    setText(button, "Copied");
+  } catch {
+    getSelection().selectAllChildren(byId("snippet")); // without TLS, browsers have no clipboard
+    setText(button, "Selected");
+  }
+  setTimeout(() => setText(button, "Copy"), COPIED_MS);
+});

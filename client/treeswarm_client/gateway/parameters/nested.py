@@ -78,6 +78,7 @@ MESSAGE = (
 
 STREAM_OPTIONS = (
     Parameter("include_usage", EVERY_API, "whether the stream ends with a chunk that counts the tokens", TrueOrFalse()),
+    Parameter("include_traversals", EVERY_API, "whether chunks say which traversal brought them", TrueOrFalse()),
     Parameter("include_obfuscation", EVERY_API, "the padding changes no text", neutral=None),
     Parameter("continuous_usage_stats", EVERY_API, "ask for include_usage", neutral=(False,)),
 )

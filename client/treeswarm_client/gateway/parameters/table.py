@@ -86,7 +86,12 @@ HONOURED = (
     Parameter("ignore_eos", EVERY_API, "whether to continue past the model's end token", TrueOrFalse()),
     Parameter("n", OPENAI, "number of samples, generated side by side with one prefill", Whole(1, MAX_SAMPLES)),
     Parameter("stream", EVERY_API, "whether the answer comes as server-sent events", TrueOrFalse()),
-    Parameter("stream_options", OPENAI, "`include_usage`: a last chunk counts the tokens", Fields(STREAM_OPTIONS)),
+    Parameter(
+        "stream_options",
+        OPENAI,
+        "`include_usage`: a last chunk counts the tokens; `include_traversals`: [which came together](#traversals)",
+        Fields(STREAM_OPTIONS),
+    ),
     Parameter("chat_template_kwargs", CONVERSATIONS, "variables that the model's template reads, by name", AnyObject()),
     Parameter(
         "continue_final_message",

@@ -1,16 +1,11 @@
 // Reads the gateway's events with fetch, because an EventSource cannot send an API key.
 
+import { forgetKey, keyHeaders } from "../pages/shared/key.js";
+
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 15000;
 // The connection counts as lost after this time; the gateway sends something every 15 s.
 const SILENCE_MS = 40000;
-const STORAGE_KEY = "treeswarm-key";
-
-/** Return the header with the API key that was entered in this tab, or none. */
-export function keyHeaders() {
-  const key = sessionStorage.getItem(STORAGE_KEY);
-  return key === null ? {} : { Authorization: `Bearer ${key}` };
-}
 
 /**
  * Reads `events`, an address, forever and passes each to `onEvent`.  `onState` receives `live`, `connecting`, `waiting` with the seconds
@@ -33,9 +28,7 @@ export class Feed {
       try {
         const response = await this.connect();
         if (response.status === 401) {
-          const hadKey = sessionStorage.getItem(STORAGE_KEY) !== null;
-          sessionStorage.removeItem(STORAGE_KEY);
-          this.onState("locked", hadKey);
+          this.onState("locked", forgetKey());
           await this.sleep(null);
           continue;
         }
@@ -52,8 +45,8 @@ export class Feed {
     }
   }
 
-  unlock(key) {
-    sessionStorage.setItem(STORAGE_KEY, key);
+  /** Try again at once, with the key that was entered. */
+  unlock() {
     this.pause = FIRST_PAUSE_MS;
     this.wake();
   }

@@ -1,8 +1,8 @@
 // Keeps all generations, and decides which get a large picture and which a line.
 
-import { el, plural, setText, svg, updateChildren } from "./dom.js";
+import { el, plural, setText, svg, updateChildren } from "../pages/shared/dom.js";
 import { Panel } from "./panel.js";
-import { bars } from "./bars.js";
+import { bars } from "../pages/shared/bars.js";
 
 // Number of large pictures at once: more would be too small.
 const MOST_LARGE = { wide: 4, narrow: 2 };

@@ -1,7 +1,7 @@
 // The page: passes the gateway's events to the parts that draw them.
 
 import { connect } from "./connection.js";
-import { byId, setText } from "./dom.js";
+import { byId, setText } from "../pages/shared/dom.js";
 import { GenerationList } from "./generations.js";
 import { drawSwarm } from "./swarm.js";
 import { Tiles } from "./tiles.js";

@@ -1,6 +1,6 @@
 // Draws the map of blocks and nodes: one column per block, one row per node, and blocks that no node serves in red.
 
-import { byId, el, ends, plural, setText, updateChildren } from "./dom.js";
+import { byId, el, ends, plural, setText, updateChildren } from "../pages/shared/dom.js";
 
 // With more nodes than this, nodes share rows, and their details appear as tooltips.
 const MOST_ROWS = 32;

@@ -1,6 +1,6 @@
 // Draws the tiles: nodes, blocks, and how fast tokens come since the page was opened.
 
-import { byId, setText, svg } from "./dom.js";
+import { byId, setText, svg } from "../pages/shared/dom.js";
 import { Totals, line } from "./totals.js";
 
 const REDRAW_MS = 500;

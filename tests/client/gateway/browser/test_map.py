@@ -4,72 +4,23 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 
 import httpx2
 import pytest
 import pytest_asyncio
-from playwright.async_api import (
-    Browser,
-    BrowserContext,
-    Page,
-    Response,
-    Route,
-    ViewportSize,
-    async_playwright,
-    expect,
-)
+from playwright.async_api import Browser, BrowserContext, expect
+from tests.support.browser import DESK, PHONE, WatchedPage, open_page
 from tests.support.gateway_process import KEY, Gateway, gateway
 from tests.support.registry_media import free_port
 
 from treeswarm_client.local_swarm import LocalSwarm, even_cuts, local_swarm
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-DESK = ViewportSize(width=1280, height=900)
-PHONE = ViewportSize(width=360, height=740)
 # Timeout for changes of the swarm: a dead node is pinged again every ten seconds, on a machine busy with other tests.
 SEEN_MS = 60_000
 PROMPT = "class Queue:\n    def __init__(self"
-
-
-@dataclass(eq=False)
-class WatchedPage:
-    """A page, and the errors and warnings that occurred in it."""
-
-    page: Page
-    problems: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        def note_response(response: Response) -> None:
-            if response.status >= 400:
-                self.problems.append(f"{response.status} {response.url}")
-
-        self.page.on(
-            "console",
-            lambda message: self.problems.append(message.text) if message.type in {"error", "warning"} else None,
-        )
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.problems.append(f"failed: {request.url}"))
-        self.page.on("response", note_response)
-
-    async def number(self, selector: str) -> float:
-        """Return the number that an element shows."""
-        return float((await self.page.locator(selector).inner_text()).replace(",", ""))
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    program = shutil.which("chromium")
-    if program is None:
-        # In CI a missing browser must not look like a passed suite.
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("chromium is not installed: apt install chromium")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        await browser.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -84,23 +35,8 @@ async def served(swarm: LocalSwarm) -> AsyncIterator[Gateway]:
         yield served
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
-    context = await browser.new_context(viewport=DESK)
-    yield context
-    await context.close()
-
-
 async def open_map(context: BrowserContext, served: Gateway, path: str = "/map/") -> WatchedPage:
-    """Open a page of the gateway.  What it loads from elsewhere fails, as without a network, and is a problem."""
-
-    async def load(route: Route) -> None:
-        await (route.continue_() if route.request.url.startswith(served.url) else route.abort())
-
-    await context.route("**/*", load)
-    watched = WatchedPage(await context.new_page())
-    await watched.page.goto(f"{served.url}{path}")
-    return watched
+    return await open_page(context, served.url, path)
 
 
 async def generate(served: Gateway, tokens: int = 48) -> str:
@@ -179,7 +115,7 @@ async def test_phone_needs_no_horizontal_scrolling(browser: Browser, served: Gat
     await expect(page.locator(".nodes .bar")).to_have_count(3, timeout=SEEN_MS)
     await asyncio.gather(*(generate(served) for _ in range(4)))
     await expect(page.locator(".panel")).to_have_count(2)
-    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert await watched.fits()
     assert await page.evaluate("document.documentElement.dataset.theme") == "dark"
     await page.get_by_role("button", name="Change between light and dark").click()
     assert await page.evaluate("document.documentElement.dataset.theme") == "light"
@@ -187,37 +123,45 @@ async def test_phone_needs_no_horizontal_scrolling(browser: Browser, served: Gat
     await context.close()
 
 
-async def test_front_page_shows_the_swarm_and_answers_a_prompt(context: BrowserContext, served: Gateway) -> None:
+async def test_conversation_with_a_real_swarm(context: BrowserContext, served: Gateway, swarm: LocalSwarm) -> None:
     watched = await open_map(context, served, "/")
     page = watched.page
-    await expect(page.locator("#link")).to_have_text("live")
-    await expect(page.locator("#t-blocks")).to_have_text("8 / 8", timeout=SEEN_MS)
-    await expect(page.locator("#t-nodes")).to_have_text("3")
-    await expect(page.locator("#strip .cell")).to_have_count(8)
-    await expect(page.locator("#name")).to_have_text("demo")
-    await expect(page.locator("#facts")).to_contain_text("8 blocks · context 2,048 tokens · float32")
+    await expect(page.locator("#link")).to_have_text("ready")
+    await expect(page.locator("#facts")).to_contain_text("8 blocks on 3 nodes · context 2,048 tokens · float32")
     await expect(page.locator("#facts")).to_contain_text("draft demo-draft")
-    prompt = "<b>import</b> os\n"
+    prompt = "<b>import</b> os"
     async with served.openai() as api:
-        completion = await api.completions.create(model="demo", prompt=prompt, max_tokens=160, temperature=0)
-    await page.get_by_role("button", name="Continue").click()
-    await page.get_by_label("Prompt").fill(prompt)
-    await page.get_by_role("button", name="Send").click()
-    await expect(page.locator("#answer")).to_have_text(prompt + completion.choices[0].text, timeout=SEEN_MS)
-    await expect(page.get_by_role("button", name="Send")).to_be_visible()
-    await expect(page.locator("#figures")).to_have_text(re.compile(r"^\d+ tokens · [\d.]+ tokens/s · first after "))
-    assert await watched.number("#t-per") > 1
-    assert await page.locator("#answer b").count() == 0
+        completion = await api.completions.create(model="demo", prompt=prompt, max_tokens=60, temperature=0)
+    await page.get_by_role("button", name="Settings", exact=True).click()
+    await page.get_by_label("Kind of request").select_option("Continue my text")
+    await page.get_by_label("Temperature").fill("0")
+    await page.get_by_label("Longest answer").fill("60")
+    await page.get_by_role("textbox", name="Message").fill(prompt)
+    await page.keyboard.press("Enter")
+    answer = page.get_by_role("article", name="Answer")
+    await expect(answer).to_have_attribute("aria-busy", "false", timeout=SEEN_MS)
+    assert await answer.locator(".prose").evaluate("(home) => home.textContent") == completion.choices[0].text
+    await page.get_by_role("tab", name="This answer").click()
+    side = page.get_by_role("complementary")
+    # Each piece of text is drawn in the colour of the traversal that brought it.
+    trips = await answer.locator(".trip").evaluate_all("(pieces) => pieces.map((piece) => Number(piece.dataset.trip))")
+    assert trips == sorted(trips)
+    assert 1 < len(set(trips)) < 60
+    per_traversal = await watched.number('[data-figure="per"] dd')
+    assert per_traversal == pytest.approx(60 / max(trips), abs=0.01)
+    assert int(await side.locator(".tree").get_attribute("data-nodes") or 0) > 0
+    addresses = await side.locator('[data-kind="hop"] b').all_inner_texts()
+    assert addresses == [node.address for node in swarm.nodes]
+    await expect(side.get_by_role("img", name=re.compile("computing .* seconds"))).to_be_visible()
     assert watched.problems == []
 
 
-async def test_snippets_of_the_front_page_run(context: BrowserContext, served: Gateway) -> None:
-    watched = await open_map(context, served, "/")
+async def test_snippets_of_the_api_page_run(context: BrowserContext, served: Gateway) -> None:
+    watched = await open_map(context, served, "/docs")
     page = watched.page
-    await expect(page.locator("#base")).to_have_text(f"{served.url}/v1")
     snippets = []
     for name in ("curl", "Python"):
-        await page.get_by_role("button", name=name).click()
+        await page.get_by_role("button", name=name, exact=True).click()
         snippets.append(await page.locator("#snippet").inner_text())
     assert all(served.url in code and "demo" in code for code in snippets)
     for command in (["sh", "-c", snippets[0]], [sys.executable, "-c", snippets[1]]):
@@ -244,14 +188,13 @@ async def test_page_of_the_api_works_without_a_network(context: BrowserContext, 
     assert watched.problems == []
 
 
-@pytest.mark.parametrize("path", ["/", "/docs"])
-async def test_other_pages_fit_a_phone_in_both_themes(browser: Browser, served: Gateway, path: str) -> None:
+async def test_page_of_the_api_fits_a_phone_in_both_themes(browser: Browser, served: Gateway) -> None:
     context = await browser.new_context(viewport=PHONE, color_scheme="dark")
-    watched = await open_map(context, served, path)
+    watched = await open_map(context, served, "/docs")
     page = watched.page
-    await expect(page.locator("#strip .cell, .route").first).to_be_visible(timeout=SEEN_MS)
+    await expect(page.locator(".route").first).to_be_visible(timeout=SEEN_MS)
     await page.evaluate("document.querySelectorAll('details').forEach((route) => { route.open = true; })")
-    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert await watched.fits()
     colours = [await page.evaluate("getComputedStyle(document.documentElement).backgroundColor")]
     await page.get_by_role("button", name="Change between light and dark").click()
     colours.append(await page.evaluate("getComputedStyle(document.documentElement).backgroundColor"))
@@ -261,11 +204,13 @@ async def test_other_pages_fit_a_phone_in_both_themes(browser: Browser, served: 
 
 
 async def test_page_may_load_from_this_gateway_only(served: Gateway) -> None:
-    async with httpx2.AsyncClient() as http:
-        answers = [await http.get(f"{served.url}/map/{name}") for name in ("", "map.js", "../pages/front.js")]
+    async with httpx2.AsyncClient(headers={"Accept": "text/html"}) as http:
+        answers = [
+            await http.get(f"{served.url}/map/{name}") for name in ("", "map.js", "../pages/chat/main.js", "../")
+        ]
         missing = await http.get(f"{served.url}/map/../nothing")
         moved = await http.get(f"{served.url}/map")
-    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert [answer.status_code for answer in answers] == [200] * 4
     assert missing.status_code == 404
     for answer in answers:
         policy = answer.headers["content-security-policy"]
@@ -318,15 +263,19 @@ async def test_key_is_asked_for_and_kept_for_the_tab(context: BrowserContext, sw
             watched.problems.clear()  # the old page's connection was cut off
             await expect(page.locator("#link")).to_have_text("live")
             await expect(dialog).to_be_hidden()
-            # The first page, and the page of the API, use the same key.
+            # The page to chat on, and the page of the API, use the same key.
             await page.goto(f"{locked.url}/")
             watched.problems.clear()
-            await expect(page.locator("#link")).to_have_text("live")
-            await expect(page.locator("#snippet")).to_contain_text("YOUR_KEY")
-            await page.get_by_role("button", name="Send").click()
-            await expect(page.locator("#figures")).to_contain_text("first after", timeout=SEEN_MS)
+            await expect(page.locator("#link")).to_have_text("ready")
+            await page.get_by_role("textbox", name="Message").fill(PROMPT)
+            await page.keyboard.press("Enter")
+            answer = page.get_by_role("article", name="Answer")
+            await expect(answer).to_have_attribute("aria-busy", "false", timeout=SEEN_MS)
+            # A caller's own words are theirs to see, although the map shows none.
+            await expect(answer.locator(".trip").first).to_be_visible()
             await page.goto(f"{locked.url}/docs")
             watched.problems.clear()
+            await expect(page.locator("#snippet")).to_contain_text("YOUR_KEY")
             await page.locator(".route summary").first.click()
             await page.locator(".route").first.get_by_role("button", name="Send").click()
             await expect(page.locator(".route").first.locator(".answer")).to_contain_text('"id": "demo"')

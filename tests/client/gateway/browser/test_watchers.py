@@ -1,18 +1,16 @@
 """Viewers of the map receive the swarm, and generations from their beginning to their end."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.rounds import decode, make_round
 
 from treeswarm.errors import RouteError
-from treeswarm.session.walk import Walk
 from treeswarm_bench.virtual_clock import run_virtually
-from treeswarm_client.drafters.seam import DraftTree
 from treeswarm_client.gateway.answers.token_text import token_text
 from treeswarm_client.gateway.browser.watchers import (
     KEEPALIVE_S,
@@ -24,21 +22,6 @@ from treeswarm_client.gateway.browser.watchers import (
 )
 from treeswarm_client.gateway.errors import Busy
 from treeswarm_client.generation.run import Token
-from treeswarm_client.planner.policy import Round
-
-
-def decode(tokens: Sequence[int]) -> str:
-    """Decode as sentencepiece does, without a space before the first word."""
-    return " ".join(f"w{token}" for token in tokens)
-
-
-def make_round(parents: Sequence[int], accepted: Sequence[int] = (), first: int | None = None) -> Round:
-    tree = DraftTree(
-        np.array(parents, np.int64), np.arange(len(parents)), -np.arange(1, len(parents) + 1, dtype=np.float32)
-    )
-    return Round(
-        tree, Walk(tuple(accepted), 99), len(parents), len(parents) if first is None else first, 0.05, 0.05, (), True
-    )
 
 
 def test_token_text_has_the_space_before_it() -> None:
