@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 import torch
 from tests.support.hub_cache import COMMIT, add_to_cache
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextIteratorStreamer, TextStreamer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+    TextStreamer,
+    pipeline,
+)
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
@@ -92,6 +100,49 @@ def test_stop_strings_end_as_in_transformers(model: Any, stock: Any, tokenizer: 
     assert model.generate(**batch, max_new_tokens=30, stop_strings=stops).tolist() == out.tolist(), (
         "the model uses its own tokenizer"
     )
+
+
+def test_criteria_end_rows_as_in_transformers(model: Any, stock: Any, tokenizer: Any) -> None:
+    def has_a_bracket(ids: torch.Tensor, scores: Any) -> torch.Tensor:
+        return torch.tensor([")" in tokenizer.decode(row[-1:]) for row in ids])
+
+    batch = tokenizer(PROMPTS[:3], return_tensors="pt", padding=True)
+    criteria = StoppingCriteriaList([has_a_bracket])
+    ended = generate_same(model, stock, batch, max_new_tokens=30, stopping_criteria=criteria)
+    assert (ended[:, batch["input_ids"].shape[1] :] == tokenizer.pad_token_id).any() or ended.shape[1] < 30
+    at_once = model.generate(**batch, max_new_tokens=30, max_time=0.0)
+    assert at_once.shape[1] == batch["input_ids"].shape[1] + 1
+    assert generate_same(model, stock, batch, max_new_tokens=9, max_time=1e6).shape == (3, at_once.shape[1] + 8)
+
+
+def test_transition_scores_are_those_of_transformers(model: Any, stock: Any, tokenizer: Any) -> None:
+    batch = tokenizer(PROMPTS[:3], return_tensors="pt", padding=True)
+    options = {"max_new_tokens": 12, "return_dict_in_generate": True, "output_scores": True}
+    results = [
+        one.compute_transition_scores(out.sequences, out.scores, normalize_logits=True)
+        for one in (model, stock)
+        for out in [one.generate(**batch, **options)]
+    ]
+    assert torch.allclose(*results, atol=1e-4)
+    sampled = model.generate(**batch, **options, do_sample=True, seed=1)
+    for wrong in ({"normalize_logits": True}, {}):
+        with pytest.raises(BadRequest):
+            model.compute_transition_scores(sampled.sequences, sampled.scores, **wrong)
+    assert (model.dtype, model.can_generate()) == (torch.float32, True)
+
+
+def test_pipeline_of_transformers_works(
+    model: Any, stock: Any, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is transformers' own pipeline, batches and chats included."""
+    texts = []
+    for one in (model, stock):
+        pipe = pipeline("text-generation", model=one, tokenizer=tokenizer)
+        texts.append(
+            [pipe(PROMPTS[0], max_new_tokens=9, do_sample=False), pipe(PROMPTS[:2], max_new_tokens=5, do_sample=False)]
+        )
+    assert texts[0] == texts[1]
+    assert "not supported" not in caplog.text
 
 
 def test_generation_config_of_the_model_is_honoured(three_nodes: LocalSwarm, tmp_path: Path, stock: Any) -> None:

@@ -1,7 +1,7 @@
 """The arguments of a `generate` call, laid over the given generation config and over the model's own."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -52,6 +52,11 @@ class SamplingArguments:
     top_p: float
     """Probability mass of the most likely tokens to choose from; 1.0 for all."""
 
+    @property
+    def changes_scores(self) -> bool:
+        """Whether transformers' scores, which come after temperature and filters, are not those of the model itself."""
+        return self.temperature not in (0.0, 1.0) or self.top_k > 0 or self.top_p < 1.0
+
 
 @dataclass(frozen=True)
 class SpecialTokens:
@@ -66,6 +71,21 @@ class SpecialTokens:
 
 
 @dataclass(frozen=True)
+class StopArguments:
+    """What ends a text besides end tokens and its length."""
+
+    strings: tuple[str, ...] = ()
+    """Strings that end a text as soon as it contains one of them."""
+    criteria: tuple[Callable[..., Any], ...] = ()
+    """transformers' stopping criteria, which are called with one row and without scores."""
+    max_time: float | None = None
+    """Seconds after which texts end with the token that they have, or None."""
+
+    def __bool__(self) -> bool:
+        return bool(self.strings or self.criteria or self.max_time is not None)
+
+
+@dataclass(frozen=True)
 class GenerateArguments:
     """The settings of one `generate` call, all of which a swarm honours."""
 
@@ -74,10 +94,11 @@ class GenerateArguments:
     samples: int
     """Number of samples of each row."""
     special: SpecialTokens
-    stop_strings: tuple[str, ...]
-    """Strings that end a text as soon as it contains one of them."""
+    stops: StopArguments
     as_output: bool
     """Whether to return an output object instead of token ids."""
+    with_scores: bool
+    """Whether that has the scores that `compute_transition_scores` takes."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +138,6 @@ def read_arguments(
     refuse_limited(effective, lambda name, value, limit: _refuse_model_value(name, value, limit, where))
     if not sampling:
         _check_greedy(given)
-    stops = layers.get("stop_strings") or ()
     samples = _whole_number("num_return_sequences", layers.get("num_return_sequences"))
     return GenerateArguments(
         lengths=LengthLimits(
@@ -127,8 +147,9 @@ def read_arguments(
         sampling=_read_sampling(layers) if sampling else SamplingArguments(temperature=0.0, top_k=0, top_p=1.0),
         samples=_check_samples(samples, sampling=sampling),
         special=_read_special_tokens(layers),
-        stop_strings=(stops,) if isinstance(stops, str) else tuple(stops),
+        stops=_read_stops(layers),
         as_output=bool(layers.get("return_dict_in_generate", False)),
+        with_scores=bool(layers.get("output_scores", False)),
     )
 
 
@@ -164,6 +185,19 @@ def _read_sampling(layers: _Layers) -> SamplingArguments:
         temperature=_check_temperature(layers.get("temperature", 1.0)),
         top_k=_whole_number("top_k", layers.get("top_k", DEFAULT_TOP_K)) or 0,
         top_p=_number("top_p", layers.get("top_p", 1.0), 1.0),
+    )
+
+
+def _read_stops(layers: _Layers) -> StopArguments:
+    strings, criteria = layers.get("stop_strings") or (), layers.get("stopping_criteria") or ()
+    criteria = (criteria,) if callable(criteria) and not isinstance(criteria, Sequence) else tuple(criteria)
+    if not all(map(callable, criteria)):
+        raise BadRequest(f"stopping_criteria is {_abbreviate(criteria)}: give transformers' StoppingCriteriaList")
+    max_time = layers.get("max_time")
+    return StopArguments(
+        strings=(strings,) if isinstance(strings, str) else tuple(strings),
+        criteria=criteria,
+        max_time=None if max_time is None else _number("max_time", max_time, 0.0),
     )
 
 

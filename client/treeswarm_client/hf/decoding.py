@@ -1,6 +1,7 @@
 """Rows and samples generated side by side, each in a session of its own."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -29,6 +30,27 @@ def stop_at_strings(stops: Sequence[str], tokenizer: Any) -> StopCheck:
         return bool(criterion(tail, None).any())
 
     return stops_here
+
+
+def stop_by_criteria(criteria: Sequence[Callable[..., Any]]) -> StopCheck:
+    """Return transformers' stopping criteria as a check; they see one row, and None for its scores."""
+
+    def stops_here(text: Sequence[int]) -> bool:
+        row = torch.tensor([text])
+        return any(bool(torch.as_tensor(criterion(row, None)).all()) for criterion in criteria)
+
+    return stops_here
+
+
+def stop_after(seconds: float) -> StopCheck:
+    """Return a check that ends texts so long after now."""
+    end = time.monotonic() + seconds
+    return lambda _: time.monotonic() >= end
+
+
+def any_of(checks: Sequence[StopCheck]) -> StopCheck:
+    """Return a check that ends a text where one of these does."""
+    return lambda text: any(check(text) for check in checks)
 
 
 async def stream_traversals(run: Run, prompt: Sequence[int], stops_here: StopCheck) -> AsyncGenerator[list[int], None]:

@@ -32,7 +32,8 @@ class Limit:
 HONOURED = frozenset(
     {
         "max_length", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "num_return_sequences",
-        "pad_token_id", "bos_token_id", "eos_token_id", "stop_strings", "return_dict_in_generate",
+        "pad_token_id", "bos_token_id", "eos_token_id", "stop_strings", "return_dict_in_generate", "output_scores",
+        "stopping_criteria", "max_time",
     }
 )  # fmt: skip
 
@@ -94,8 +95,6 @@ LIMITED: dict[str, Limit] = {
     "typical_p": Limit(f"sample with top_p or top_k, or {LOCAL}", (1.0,), sampling_only=True),
     "epsilon_cutoff": Limit(f"sample with top_p or top_k, or {LOCAL}", (0.0,), sampling_only=True),
     "eta_cutoff": Limit(f"sample with top_p or top_k, or {LOCAL}", (0.0,), sampling_only=True),
-    "stopping_criteria": Limit("use max_new_tokens, eos_token_id or stop_strings, or watch the text with a streamer"),
-    "max_time": Limit("use max_new_tokens: how long a swarm takes depends on its nodes"),
     "token_healing": Limit("cut the prompt's last token yourself", (False,)),
     "assistant_model": Limit(_DRAFT),
     "assistant_tokenizer": Limit(_DRAFT),
@@ -109,7 +108,6 @@ LIMITED: dict[str, Limit] = {
     "cache_config": Limit("nodes keep KV caches unquantised: leave it out"),
     "past_key_values": Limit("the nodes keep the KV cache: use model.inference_session()"),
     "logits_to_keep": Limit(_OUTPUTS),
-    "output_scores": Limit(_OUTPUTS, (False,)),
     "output_logits": Limit(_OUTPUTS, (False,)),
     "output_attentions": Limit(_OUTPUTS, (False,)),
     "output_hidden_states": Limit(_OUTPUTS, (False,)),

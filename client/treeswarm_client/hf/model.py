@@ -1,7 +1,8 @@
 """`AutoSwarmModelForCausalLM`: the interface of transformers' `generate`, computed by a swarm."""
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,15 +16,32 @@ from treeswarm.model_files import HubOptions
 from treeswarm_client.chain.shared_prompt import PrefixScope
 from treeswarm_client.client_settings import DEFAULT_PATIENCE_S
 from treeswarm_client.generation.run import Run, TreeSize
-from treeswarm_client.hf.arguments import GenerateArguments, check_loading, read_arguments
-from treeswarm_client.hf.decoding import StopCheck, generate_rows, never_stop, stop_at_strings, stream_traversals
+from treeswarm_client.hf.arguments import GenerateArguments, StopArguments, check_loading, read_arguments
+from treeswarm_client.hf.decoding import (
+    StopCheck,
+    any_of,
+    generate_rows,
+    never_stop,
+    stop_after,
+    stop_at_strings,
+    stop_by_criteria,
+    stream_traversals,
+)
 from treeswarm_client.hf.inference_session import InferenceSession
-from treeswarm_client.hf.output import SwarmGenerateOutput
+from treeswarm_client.hf.output import SwarmGenerateOutput, TransitionScores
 from treeswarm_client.hf.prompts import PromptBatch, check_token_types, join_continuations, make_batch, unpack_inputs
 from treeswarm_client.sync import SyncSwarmClient
 
 # Number of seeds that torch can draw from a generator in one call.
 SEEDS = 2**63 - 1
+
+
+def _is_no_complaint(record: logging.LogRecord) -> bool:
+    """Return whether a line of a pipeline's log is another than that it does not know this class: it works with it."""
+    return f"'{AutoSwarmModelForCausalLM.__name__}' is not supported" not in record.getMessage()
+
+
+logging.getLogger("transformers.pipelines.base").addFilter(_is_no_complaint)
 
 
 class AutoSwarmModelForCausalLM:
@@ -106,6 +124,11 @@ class AutoSwarmModelForCausalLM:
         return torch.device("cpu")
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the nodes compute."""
+        return getattr(torch, self._client.client.target.numerics.dtype)  # type: ignore[no-any-return]
+
+    @property
     def folder(self) -> Path:
         """Directory with config and tokenizer of the revision in use: `AutoTokenizer.from_pretrained(model.folder)`."""
         return self._client.client.folder
@@ -143,7 +166,7 @@ class AutoSwarmModelForCausalLM:
         check_token_types(token_type_ids)
         arguments = self._read_arguments(generation_config, options)
         prompts = make_batch(*unpack_inputs(inputs, input_ids, attention_mask), arguments.special)
-        stops_here = self._make_stop_check(arguments.stop_strings, tokenizer)
+        stops_here = self._make_stop_check(arguments.stops, tokenizer)
         runs = self._run(arguments, prompts, streamer, stops_here, _choose_seed(arguments, seed, generator))
         sequences = join_continuations(
             prompts, [run.token_ids for run in runs], samples=arguments.samples, pad_id=arguments.special.pad_id
@@ -151,7 +174,34 @@ class AutoSwarmModelForCausalLM:
         if not arguments.as_output:
             return sequences
         logprobs = tuple(tuple(run.logprobs) for run in runs)
-        return SwarmGenerateOutput(sequences=sequences, logprobs=logprobs, runs=tuple(runs))
+        scores = TransitionScores(logprobs, arguments.sampling.changes_scores) if arguments.with_scores else None
+        return SwarmGenerateOutput(sequences=sequences, logprobs=logprobs, scores=scores, runs=tuple(runs))
+
+    def compute_transition_scores(
+        self, sequences: Any, scores: Any, beam_indices: Any = None, normalize_logits: bool = False
+    ) -> torch.Tensor:
+        """Return the log-probability of each new token, float32 [rows × samples, new tokens].
+
+        `scores` are those of `generate(…, return_dict_in_generate=True, output_scores=True)`.  Raises BadRequest where
+        transformers' result would be another one: without `normalize_logits`, and after filters.
+        """
+        if not isinstance(scores, TransitionScores) or beam_indices is not None:
+            raise BadRequest(
+                "compute_transition_scores() takes the `scores` that this model's generate() returns with "
+                "output_scores=True, and no beam_indices"
+            )
+        if not normalize_logits:
+            raise BadRequest("nodes send log-probabilities, no logits: give normalize_logits=True")
+        if scores.are_processed:
+            raise BadRequest(
+                "transformers' scores are those after temperature and filters, which nodes do not send: generate with "
+                "do_sample=False, or with temperature=1.0, top_k=0 and top_p=1.0"
+            )
+        return scores.as_tensor()
+
+    def can_generate(self) -> bool:
+        """Return True: this is what the model is for."""
+        return True
 
     def inference_session(self) -> InferenceSession:
         """Return a text that several calls of `generate` continue; the nodes keep its KV cache between the calls.
@@ -188,20 +238,25 @@ class AutoSwarmModelForCausalLM:
         where = f"the generation_config.json of '{self.name_or_path}'"
         return read_arguments(options, passed, _values_of(self.generation_config), where)
 
-    def _make_stop_check(self, stop_strings: Sequence[str], tokenizer: Any) -> StopCheck:
-        if not stop_strings:
-            return never_stop
-        if not all(isinstance(stop, str) and stop for stop in stop_strings):
-            raise BadRequest(f"stop_strings is {list(stop_strings)!r}: give strings, none of them empty")
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        return stop_at_strings(stop_strings, tokenizer)
+    def _make_stop_check(self, stops: StopArguments, tokenizer: Any) -> StopCheck:
+        checks = []
+        if stops.strings:
+            if not all(isinstance(stop, str) and stop for stop in stops.strings):
+                raise BadRequest(f"stop_strings is {list(stops.strings)!r}: give strings, none of them empty")
+            if tokenizer is None:
+                tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            checks.append(stop_at_strings(stops.strings, tokenizer))
+        if stops.criteria:
+            checks.append(stop_by_criteria(stops.criteria))
+        if stops.max_time is not None:
+            checks.append(stop_after(stops.max_time))
+        return any_of(checks) if checks else never_stop
 
     def _run(
         self, arguments: GenerateArguments, prompts: PromptBatch, streamer: Any, stops_here: StopCheck, seed: int
     ) -> list[Run]:
         several = len(prompts.rows) * arguments.samples > 1
-        if several and arguments.stop_strings and arguments.special.pad_id is None:
+        if several and arguments.stops and arguments.special.pad_id is None:
             raise BadRequest(
                 "the texts of this batch may end at different lengths, and there is no pad token: give pad_token_id"
             )

@@ -44,7 +44,6 @@ def test_neutral_values_are_accepted_from_every_layer(limit: str) -> None:
 REFUSED: list[tuple[str, Any, str]] = [
     ("logits_processor", LogitsProcessorList([lambda ids, scores: scores]), "temperature, top_k and top_p alone"),
     ("logits_processor", [lambda ids, scores: scores], "AutoModelForCausalLM"),
-    ("stopping_criteria", StoppingCriteriaList([lambda ids, scores: True]), "stop_strings"),
     ("prefix_allowed_tokens_fn", lambda batch, ids: [1], "temperature, top_k and top_p alone"),
     ("num_beams", 4, "use num_beams=1"),
     ("num_beam_groups", 2, "beam search"),
@@ -61,7 +60,6 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("output_attentions", True, "log-probabilities"),
     ("output_hidden_states", True, "log-probabilities"),
     ("output_logits", True, "log-probabilities"),
-    ("output_scores", True, "log-probabilities"),
     ("min_p", 0.05, "top_p or top_k"),
     ("typical_p", 0.9, "top_p or top_k"),
     ("epsilon_cutoff", 1e-4, "top_p or top_k"),
@@ -69,7 +67,6 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("top_h", 0.4, "top_p or top_k"),
     ("min_new_tokens", 5, "end token"),
     ("min_length", 5, "end token"),
-    ("max_time", 3.0, "max_new_tokens"),
     ("past_key_values", object(), "inference_session"),
     ("inputs_embeds", torch.zeros(1, 2, 3), "give token ids"),
     ("position_ids", torch.zeros(1, 2), "give token ids"),
@@ -153,6 +150,27 @@ def test_max_length_counts_the_padding() -> None:
 def test_contradictory_arguments_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRequest, match=message):
         read(**given)
+
+
+def test_what_ends_texts_is_read() -> None:
+    def criterion(ids: Any, scores: Any) -> bool:
+        return True
+
+    assert not read().stops
+    stops = read(stop_strings="x", stopping_criteria=StoppingCriteriaList([criterion]), max_time=3).stops
+    assert (stops.strings, stops.criteria, stops.max_time) == (("x",), (criterion,), 3.0)
+    assert read(passed={"max_time": 2.0}).stops.max_time == 2.0
+    assert not read(stopping_criteria=StoppingCriteriaList()).stops
+    for wrong in ({"stopping_criteria": [5]}, {"max_time": "soon"}):
+        with pytest.raises(BadRequest, match=next(iter(wrong))):
+            read(**wrong)
+
+
+def test_scores_are_those_of_the_model_only_without_filters() -> None:
+    assert read(output_scores=True).with_scores
+    assert not read(top_k=5, do_sample=False).sampling.changes_scores
+    assert not read(do_sample=True, top_k=0).sampling.changes_scores
+    assert read(do_sample=True).sampling.changes_scores  # transformers' default is top_k=50
 
 
 def test_do_sample_false_ignores_sampling_arguments() -> None:
